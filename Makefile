@@ -1,0 +1,27 @@
+# What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-fetched lint
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+install: ## Redis, PostgreSQL and a C compiler, where they are missing
+	@scripts/install-servers
+
+run: install ## the service on 127.0.0.1:8080, with a private Redis and PostgreSQL under .firstcome/
+	cargo run --release --locked -- dev $(ARGS)
+
+test: install ## every test, each on private servers of its own
+	cargo test --locked $(ARGS)
+
+CACHE = $(abspath $(or $(FIRSTCOME_CACHE_DIR),.firstcome/cache))
+
+test-fetched: ## the same on the newest servers (Valkey 9, PostgreSQL 18), fetched into the cache
+	@scripts/install-servers --fetch
+	REDIS_SERVER_BIN="$(CACHE)/valkey/bin/valkey-server" POSTGRES_BIN_DIR="$(CACHE)/postgres/bin" \
+		cargo test --locked $(ARGS)
+
+lint: ## formatting, and clippy with warnings as errors
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings

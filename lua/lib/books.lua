@@ -1,0 +1,31 @@
+-- Shared by every script that decides. Rust inserts this file after the `#!lua` line of a script that names it.
+
+-- The partition's epoch, and the number that the next decision gets; nothing if the partition must not decide
+-- (never initialised, so lost or foreign; or frozen).
+local function open_books(meta)
+  local m = redis.call('HMGET', meta, 'epoch', 'seq', 'frozen')
+  if not m[1] or m[3] then return nil end
+  return m[1], tonumber(m[2]) + 1
+end
+
+-- The stored reply to an earlier request under the same idempotency key, marked as such; nothing if there is none.
+-- The record is a list: fingerprint, then the reply (or the one word RUNNING).
+local function replay(record, fingerprint)
+  if fingerprint == '' then return nil end
+  local prior = redis.call('LRANGE', record, 0, -1)
+  if #prior == 0 then return nil end
+  if prior[1] ~= fingerprint then return { 'KEY_REUSED' } end
+  if prior[2] == 'RUNNING' then return { 'IN_PROGRESS' } end
+  prior[1] = 'REPLAYED'
+  return prior
+end
+
+-- Files the reply under the idempotency key, if the request had one, and returns it. Below the line only.
+local function remember(record, fingerprint, ttl_ms, reply)
+  if fingerprint ~= '' then
+    redis.call('DEL', record)
+    redis.call('RPUSH', record, fingerprint, unpack(reply))
+    redis.call('PEXPIRE', record, ttl_ms)
+  end
+  return reply
+end

@@ -1,0 +1,105 @@
+#!lua
+-- Ends an order and gives back what it holds: a PENDING one by its user, by expiry or because a gateway declined; a PAID
+-- one by its user, refunded the way it was paid.
+--
+-- KEYS 1 meta        hash    the partition's books
+--      2 outbox      stream
+--      3 record      list    the idempotency record
+--      4 user        hash    name balance entries tail open
+--      5 coupons     hash    the user's coupons
+--      6 order       hash
+--      7 expiry      zset    order id by the end of its hold (ms)
+--      8 stock       hash    product id -> units on sale
+--      9 held        hash    product id -> units held
+--     10 sold        hash    product id -> units sold
+--     11 rank_units  zset    units by product of the day of the sale
+--     12 rank_won    zset    won by product of that day
+--     13 gateway     zset    order id by when its gateway payment is looked at next (ms)
+-- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id
+--      7 CANCEL | EXPIRE | DECLINE  8 the day of the sale that KEYS 11 and 12 are of, YYYYMMDD, or ''
+--      9 '1' where that day's rankings still count, else '0'
+--     10 the receipt that was declined, or ''  11 when to ask the gateway again (ms), '' to forget the payment
+-- Returns {'CLOSED', epoch, seq, status, reason, closed at}
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
+--      or ORDER_NOT_FOUND | ALREADY_CLOSED | ALREADY_PAID (EXPIRE and DECLINE only) | NOT_DUE | STALE (the day is another)
+-- Emits order_closed
+--@include books
+--@include holds
+local meta, outbox, record, user, coupons, order, expiry, stock, held, sold, rank_units, rank_won, gateway =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local now, fingerprint, ttl, request_id, order_id, user_id, why, day, day_counts, declined, ask_again =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1', ARGV[10], ARGV[11]
+
+local epoch, seq = open_books(meta)
+if not epoch then return { 'CLOSED_BOOKS' } end
+-- The verdict on a gateway payment answers the request that is RUNNING under this record.
+local prior = why ~= 'DECLINE' and replay(record, fingerprint)
+if prior then return prior end
+local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'expires_at', 'gateway',
+  'receipt', 'day', 'method')
+if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
+local from, final, lines, far, coupon_id, gateway_state, receipt = o[2], tonumber(o[3]), o[4], o[5], o[6], o[8], o[9] or ''
+if from ~= 'PENDING' and from ~= 'PAID' then return { 'ALREADY_CLOSED' } end
+local status, reason = 'CANCELLED', 'CANCELLED_BY_USER'
+if why == 'CANCEL' then
+  if from == 'PAID' then
+    reason = 'REFUNDED'
+    if o[10] ~= day then return { 'STALE' } end
+  elseif gateway_state == 'STARTED' then
+    return { 'IN_PROGRESS' }
+  end
+else
+  if from == 'PAID' then return { 'ALREADY_PAID' } end
+  if why == 'EXPIRE' then
+    reason = 'EXPIRED'
+    if gateway_state == 'STARTED' or tonumber(o[7]) > tonumber(now) then return { 'NOT_DUE' } end
+  else
+    status, reason = 'FAILED', 'PAYMENT_DECLINED'
+    if gateway_state ~= 'STARTED' or receipt ~= declined then return { 'NOT_DUE' } end
+  end
+end
+local u = redis.call('HMGET', user, 'balance', 'entries', 'tail')
+local before, entry_no = tonumber(u[1]), tonumber(u[2])
+local ids, units, prices = unpack_lines(lines)
+local by_gateway = o[11] == 'GATEWAY'
+-- What comes back to the balance: a refund of what was paid from it.
+local credit = (from == 'PAID' and not by_gateway) and final or 0
+local after = before + credit
+if credit > 0 then entry_no = entry_no + 1 end
+---- checks above, writes below -------------------------------------------------------------------------------------
+local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
+  'rid', request_id, 'order', order_id, 'user', user_id, 'from', from, 'status', status, 'reason', reason,
+  'lines', lines, 'far', far, 'coupon', coupon_id, 'receipt', receipt, 'method', o[11] or '',
+  'day', day, 'credit', credit, 'before', before, 'after', after, 'entry_no', entry_no, 'prev', u[3])
+redis.call('HSET', meta, 'seq', seq)
+redis.call('HSET', order, 'status', status, 'reason', reason, 'closed_at', now)
+if from == 'PENDING' then
+  redis.call('ZREM', expiry, order_id)
+  redis.call('HINCRBY', user, 'open', -1)
+  move_units(ids, units, held, stock)
+  if why == 'DECLINE' then
+    if ask_again == '' then
+      redis.call('HSET', order, 'gateway', 'DECLINED')
+      redis.call('ZREM', gateway, order_id)
+    else
+      -- Nobody could say for certain: the gateway is asked for a while yet, so that late money goes back.
+      redis.call('HSET', order, 'gateway', 'WATCHED')
+      redis.call('ZADD', gateway, ask_again, order_id)
+    end
+  end
+else
+  if credit > 0 then redis.call('HSET', user, 'balance', after, 'entries', entry_no, 'tail', id) end
+  move_units(ids, units, sold, stock)
+  if by_gateway then
+    redis.call('HSET', order, 'gateway', 'REFUND_DUE')
+    redis.call('ZADD', gateway, now, order_id)
+  end
+  if day_counts then
+    rank(ids, units, prices, -1, rank_units, rank_won)
+    redis.call('ZREMRANGEBYSCORE', rank_units, '-inf', 0)
+    redis.call('ZREMRANGEBYSCORE', rank_won, '-inf', 0)
+  end
+end
+mark_coupon(coupons, coupon_id, 'A', '', '')
+if why == 'DECLINE' then return remember(record, fingerprint, ttl, { 'DECLINED', epoch, seq }) end
+return remember(record, fingerprint, ttl, { 'CLOSED', epoch, seq, status, reason, now })

@@ -1,0 +1,43 @@
+#!lua
+-- Marks a PENDING order as being paid through an external gateway, before the gateway is asked: from here on neither
+-- cancel nor expiry can end it, only the gateway's verdict (order_pay, order_close), however long that takes.
+--
+-- KEYS 1 meta     hash    the partition's books
+--      2 outbox   stream
+--      3 record   list    the idempotency record
+--      4 order    hash
+--      5 expiry   zset    order id by the end of its hold (ms)
+--      6 gateway  zset    order id by when its gateway payment is looked at next (ms)
+-- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id  7 amount (won)
+--      8 payment type  9 payment id  10 receipt  11 when to ask the gateway (ms)  12 the key's digest or ''
+-- Returns {'STARTED', epoch, seq}
+--      or {'REPLAYED', ...the settled reply} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
+--      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
+-- Emits payment_started
+--@include books
+local meta, outbox, record, order, expiry, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local now, fingerprint, ttl, request_id, order_id, user_id, amount =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
+local payment_type, payment_id, receipt, due, key_digest = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+
+local epoch, seq = open_books(meta)
+if not epoch then return { 'CLOSED_BOOKS' } end
+local prior = replay(record, fingerprint)
+if prior then return prior end
+local o = redis.call('HMGET', order, 'user', 'status', 'final', 'gateway')
+if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
+if o[2] == 'PAID' then return { 'ALREADY_PAID' } end
+if o[2] ~= 'PENDING' then return { 'CLOSED' } end
+if o[4] == 'STARTED' then return { 'IN_PROGRESS' } end
+if amount ~= tonumber(o[3]) then return { 'WRONG_AMOUNT' } end
+---- checks above, writes below -------------------------------------------------------------------------------------
+redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'payment_started', 'epoch', epoch, 'seq', seq, 'at', now,
+  'rid', request_id, 'order', order_id, 'user', user_id, 'amount', amount, 'type', payment_type,
+  'payment', payment_id, 'receipt', receipt)
+redis.call('HSET', meta, 'seq', seq)
+redis.call('HSET', order, 'gateway', 'STARTED', 'gateway_at', now, 'type', payment_type, 'payment', payment_id,
+  'receipt', receipt, 'key', key_digest, 'fingerprint', fingerprint)
+redis.call('ZREM', expiry, order_id)
+redis.call('ZADD', gateway, due, order_id)
+remember(record, fingerprint, ttl, { 'RUNNING' })
+return { 'STARTED', epoch, seq }

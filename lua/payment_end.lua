@@ -1,0 +1,25 @@
+#!lua
+-- Writes down how a gateway payment that outlived its order ended: its money went back, or there was none.
+--
+-- KEYS 1 meta     hash    the partition's books
+--      2 outbox   stream
+--      3 order    hash
+--      4 gateway  zset    order id by when its gateway payment is looked at next (ms)
+-- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 receipt  6 REFUNDED | DECLINED
+-- Returns {'ENDED', epoch, seq} or NOT_OPEN | CLOSED_BOOKS
+-- Emits payment_ended
+--@include books
+local meta, outbox, order, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local now, request_id, order_id, user_id, receipt, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+
+local epoch, seq = open_books(meta)
+if not epoch then return { 'CLOSED_BOOKS' } end
+local o = redis.call('HMGET', order, 'gateway', 'receipt')
+if o[2] ~= receipt or (o[1] ~= 'REFUND_DUE' and o[1] ~= 'WATCHED') then return { 'NOT_OPEN' } end
+---- checks above, writes below -------------------------------------------------------------------------------------
+redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'payment_ended', 'epoch', epoch, 'seq', seq, 'at', now,
+  'rid', request_id, 'order', order_id, 'user', user_id, 'receipt', receipt, 'outcome', outcome)
+redis.call('HSET', meta, 'seq', seq)
+redis.call('HSET', order, 'gateway', outcome)
+redis.call('ZREM', gateway, order_id)
+return { 'ENDED', epoch, seq }

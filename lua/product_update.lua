@@ -1,0 +1,42 @@
+#!lua
+-- Changes a product: its name, its price (orders already placed keep theirs), its category, its units on sale.
+--
+-- KEYS 1 meta          hash    the partition's books
+--      2 outbox        stream
+--      3 product       hash    name category stocked
+--      4 price         hash    product id -> won
+--      5 stock         hash    product id -> units on sale
+--      6 old_category  zset    product ids of the category it has
+--      7 new_category  zset    product ids of the category it gets (the same if unchanged)
+-- ARGV 1 now (ms)  2 request id  3 product id  4 name or ''  5 price (won) or ''
+--      6 the category it has  7 the category it gets  8 units to add (or, negative, to take off)
+--      9 the most units of a product
+-- Returns {'UPDATED', epoch, seq, name, price, units on sale}
+--      or PRODUCT_NOT_FOUND | STALE (it has another category) | INSUFFICIENT_STOCK | LIMIT | CLOSED_BOOKS
+-- Emits product_updated
+--@include books
+local meta, outbox, product, price, stock, old_category, new_category =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local now, request_id, product_id, name, won, had, category, delta, limit =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+
+local epoch, seq = open_books(meta)
+if not epoch then return { 'CLOSED_BOOKS' } end
+local p = redis.call('HMGET', product, 'name', 'category', 'stocked')
+if not p[1] then return { 'PRODUCT_NOT_FOUND' } end
+if p[2] ~= had then return { 'STALE' } end
+local units, stocked = tonumber(redis.call('HGET', stock, product_id)) + delta, tonumber(p[3]) + delta
+if units < 0 then return { 'INSUFFICIENT_STOCK' } end
+if stocked > limit then return { 'LIMIT' } end
+if name == '' then name = p[1] end
+if won == '' then won = redis.call('HGET', price, product_id) end
+---- checks above, writes below -------------------------------------------------------------------------------------
+redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'product_updated', 'epoch', epoch, 'seq', seq, 'at', now,
+  'rid', request_id, 'product', product_id, 'name', name, 'price', won, 'category', category, 'delta', delta)
+redis.call('HSET', meta, 'seq', seq)
+redis.call('HSET', product, 'name', name, 'category', category, 'stocked', stocked)
+redis.call('HSET', price, product_id, won)
+redis.call('HSET', stock, product_id, units)
+redis.call('ZREM', old_category, product_id)
+redis.call('ZADD', new_category, product_id, product_id)
+return { 'UPDATED', epoch, seq, name, won, units }

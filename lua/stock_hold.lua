@@ -1,0 +1,47 @@
+#!lua
+-- Holds stock of this partition for an order at home in another one, which then decides. The hold ends with the order, or,
+-- if no order came of it, when it is due and the home partition has been told so.
+--
+-- KEYS 1 meta    hash    the partition's books
+--      2 outbox  stream
+--      3 hold    hash    state (HELD SETTLED RELEASED REFUNDED) lines user
+--      4 holds   zset    "order:user" by when the hold is looked at (ms)
+--      5 price   hash    product id -> won
+--      6 stock   hash    product id -> units on sale
+--      7 held    hash    product id -> units held
+-- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 when to look at the hold (ms)  6 n, then n pairs: product id, quantity
+-- Returns {'HELD', epoch, seq, lines} (also when repeated) | RELEASED (it came back before)
+--      or {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id} | CLOSED_BOOKS
+-- Emits stock_held
+--@include books
+--@include holds
+local meta, outbox, hold, holds, price, stock, held = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local now, request_id, order_id, user_id, due, n = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+
+local epoch, seq = open_books(meta)
+if not epoch then return { 'CLOSED_BOOKS' } end
+local h = redis.call('HMGET', hold, 'state', 'lines')
+if h[1] == 'HELD' then return { 'HELD', epoch, seq - 1, h[2] } end
+if h[1] then return { 'RELEASED' } end
+local ids, units = {}, {}
+for i = 1, n do ids[i], units[i] = ARGV[5 + 2 * i], tonumber(ARGV[6 + 2 * i]) end
+local prices, on_sale = redis.call('HMGET', price, unpack(ids)), redis.call('HMGET', stock, unpack(ids))
+local lines = {}
+for i = 1, n do
+  if not prices[i] then return { 'PRODUCT_NOT_FOUND', ids[i] } end
+  lines[i] = ids[i] .. ':' .. ARGV[6 + 2 * i] .. ':' .. prices[i]
+end
+for i = 1, n do
+  local left = tonumber(on_sale[i])
+  if left == 0 then return { 'SOLD_OUT', ids[i] } end
+  if left < units[i] then return { 'INSUFFICIENT_STOCK', ids[i] } end
+end
+local packed = table.concat(lines, ',')
+---- checks above, writes below -------------------------------------------------------------------------------------
+redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'stock_held', 'epoch', epoch, 'seq', seq, 'at', now,
+  'rid', request_id, 'order', order_id, 'user', user_id, 'lines', packed)
+redis.call('HSET', meta, 'seq', seq)
+redis.call('HSET', hold, 'state', 'HELD', 'lines', packed, 'user', user_id)
+redis.call('ZADD', holds, due, order_id .. ':' .. user_id)
+move_units(ids, units, stock, held)
+return { 'HELD', epoch, seq, packed }

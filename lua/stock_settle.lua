@@ -1,0 +1,62 @@
+#!lua
+-- Carries what became of an order into the stock held for it in this partition. Repeating it changes nothing, and an end
+-- that comes before its beginning leaves a mark that the beginning obeys.
+--
+-- KEYS 1 meta        hash    the partition's books
+--      2 outbox      stream
+--      3 hold        hash    state (HELD SETTLED RELEASED REFUNDED) lines user
+--      4 holds       zset    "order:user" by when the hold is looked at (ms)
+--      5 stock       hash    product id -> units on sale
+--      6 held        hash    product id -> units held
+--      7 sold        hash    product id -> units sold
+--      8 rank_units  zset    units by product of the day of the sale
+--      9 rank_won    zset    won by product of that day
+-- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 SETTLED | RELEASED | REFUNDED
+--      6 '1' where the day of the sale still counts, else '0'  7 when its rankings may go (s)
+--      8 the life of an ended hold's mark (ms)
+-- Returns {'MOVED', epoch, seq} or UNCHANGED | CLOSED_BOOKS
+-- Emits stock_settled
+--@include books
+--@include holds
+local meta, outbox, hold, holds, stock, held, sold, rank_units, rank_won =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local now, request_id, order_id, user_id, state, day_counts, rank_until, mark_life =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8]
+
+local epoch, seq = open_books(meta)
+if not epoch then return { 'CLOSED_BOOKS' } end
+local h = redis.call('HMGET', hold, 'state', 'lines')
+local was, lines = h[1] or '', h[2] or ''
+local moves = (was == '' and state == 'RELEASED') or (was == 'HELD') or (was == 'SETTLED' and state == 'REFUNDED')
+if not moves then return { 'UNCHANGED' } end
+local ids, units, prices = unpack_lines(lines)
+---- checks above, writes below -------------------------------------------------------------------------------------
+if was ~= '' then
+  redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'stock_settled', 'epoch', epoch, 'seq', seq, 'at', now,
+    'rid', request_id, 'order', order_id, 'user', user_id, 'lines', lines, 'from', was, 'to', state)
+  redis.call('HSET', meta, 'seq', seq)
+end
+redis.call('HSET', hold, 'state', state, 'lines', lines, 'user', user_id)
+redis.call('ZREM', holds, order_id .. ':' .. user_id)
+if state ~= 'SETTLED' then redis.call('PEXPIRE', hold, mark_life) end
+if was == 'HELD' then
+  if state == 'SETTLED' then
+    move_units(ids, units, held, sold)
+    if day_counts then
+      rank(ids, units, prices, 1, rank_units, rank_won)
+      redis.call('EXPIREAT', rank_units, rank_until)
+      redis.call('EXPIREAT', rank_won, rank_until)
+    end
+  else
+    -- A refund that overtook its settlement ends where both would have ended.
+    move_units(ids, units, held, stock)
+  end
+elseif was == 'SETTLED' then
+  move_units(ids, units, sold, stock)
+  if day_counts then
+    rank(ids, units, prices, -1, rank_units, rank_won)
+    redis.call('ZREMRANGEBYSCORE', rank_units, '-inf', 0)
+    redis.call('ZREMRANGEBYSCORE', rank_won, '-inf', 0)
+  end
+end
+return { 'MOVED', epoch, seq }

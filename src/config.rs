@@ -1,0 +1,166 @@
+//! The configuration: one struct per concern, each field naming its environment variable, read once at start.
+//!
+//! Secrets are [`Secret`]s, which print as `***`.
+
+use std::{fmt, net::SocketAddr, str::FromStr};
+
+use clap::Args;
+
+use crate::domain::types::{MAX_SAFE_INTEGER, PaymentType, Won};
+
+/// A value that is never printed: a URL with a password in it, a token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Secret(value.into())
+    }
+
+    /// The value, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(value: &str) -> Result<Self, Self::Err> {
+        Ok(Secret(value.to_owned()))
+    }
+}
+
+/// Redis, which decides.
+#[derive(Args, Clone, Debug)]
+pub struct RedisConfig {
+    /// Redis: redis://, rediss:// or redis+unix://
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: Secret,
+    /// Connections that all requests share; concurrent requests pipeline on each
+    #[arg(long, env = "REDIS_LANES", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub redis_lanes: u8,
+    /// Milliseconds to wait for Redis before answering 503
+    #[arg(long, env = "REDIS_TIMEOUT_MS", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub redis_timeout_ms: u64,
+}
+
+/// Postgres, which remembers.
+#[derive(Args, Clone, Debug)]
+pub struct PostgresConfig {
+    /// PostgreSQL: postgres://user:password@host/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Secret,
+    /// Connections to PostgreSQL at most
+    #[arg(long, env = "DATABASE_CONNECTIONS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub database_connections: u32,
+    /// Milliseconds to wait for a connection to PostgreSQL before answering 503
+    #[arg(long, env = "DATABASE_TIMEOUT_MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub database_timeout_ms: u64,
+}
+
+/// How the shop works.
+#[derive(Args, Clone, Debug)]
+pub struct ShopConfig {
+    /// The zone of the API's times and of the rankings' days
+    #[arg(long, env = "TIME_ZONE", default_value = "Asia/Seoul")]
+    pub time_zone: chrono_tz::Tz,
+    /// Seconds that an unpaid order holds its stock and coupon
+    #[arg(long, env = "ORDER_HOLD_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(i64).range(1..=31_536_000))]
+    pub order_hold_seconds: i64,
+    /// The most PENDING orders of one user
+    #[arg(long, env = "MAX_OPEN_ORDERS_PER_USER", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_open_orders_per_user: u32,
+    /// The most won that a charge may bring a balance to
+    #[arg(long, env = "MAX_BALANCE", default_value_t = MAX_SAFE_INTEGER, hide_default_value = true, value_parser = clap::value_parser!(i64).range(1..=MAX_SAFE_INTEGER))]
+    pub max_balance: Won,
+    /// Partitions of a new store, fixed from its first start on; a number that an existing store does not have is refused
+    /// [default: 1, or what the store has]
+    #[arg(long, env = "PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub partitions: Option<u16>,
+}
+
+/// External payment gateways; a payment type without one is settled from the balance.
+#[derive(Args, Clone, Debug, Default)]
+pub struct GatewayConfig {
+    /// The gateway for CARD payments
+    #[arg(long, env = "PAYMENT_GATEWAY_CARD_URL", hide_env_values = true)]
+    pub payment_gateway_card_url: Option<Secret>,
+    /// The gateway for KAKAO_PAY payments
+    #[arg(long, env = "PAYMENT_GATEWAY_KAKAO_PAY_URL", hide_env_values = true)]
+    pub payment_gateway_kakao_pay_url: Option<Secret>,
+    /// The gateway for TOSS payments
+    #[arg(long, env = "PAYMENT_GATEWAY_TOSS_URL", hide_env_values = true)]
+    pub payment_gateway_toss_url: Option<Secret>,
+    /// Milliseconds to wait for a gateway before a payment's outcome counts as unknown
+    #[arg(long, env = "PAYMENT_GATEWAY_TIMEOUT_MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub payment_gateway_timeout_ms: u64,
+    /// A bearer token sent to the gateways
+    #[arg(long, env = "PAYMENT_GATEWAY_TOKEN", hide_env_values = true)]
+    pub payment_gateway_token: Option<Secret>,
+    /// Seconds after which a payment that a gateway has never heard of counts as declined
+    #[arg(long, env = "PAYMENT_GATEWAY_GIVE_UP_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(i64).range(0..=86_400))]
+    pub payment_gateway_give_up_seconds: i64,
+    /// Seconds for which such a gateway is still asked, to give back money that it took late
+    #[arg(long, env = "PAYMENT_GATEWAY_WATCH_SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(i64).range(0..=2_592_000))]
+    pub payment_gateway_watch_seconds: i64,
+}
+
+impl GatewayConfig {
+    /// The configured gateways' URLs.
+    pub fn urls(&self) -> impl Iterator<Item = (PaymentType, &Secret)> {
+        [
+            (PaymentType::Card, &self.payment_gateway_card_url),
+            (PaymentType::KakaoPay, &self.payment_gateway_kakao_pay_url),
+            (PaymentType::Toss, &self.payment_gateway_toss_url),
+        ]
+        .into_iter()
+        .filter_map(|(kind, url)| Some((kind, url.as_ref()?)))
+    }
+}
+
+/// The HTTP server.
+#[derive(Args, Clone, Debug)]
+pub struct HttpConfig {
+    /// The address to serve on
+    #[arg(long, env = "BIND_ADDR", default_value = "127.0.0.1:8080")]
+    pub bind_addr: SocketAddr,
+    /// The operators' token; without it the operators' API answers 401
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
+    pub admin_token: Option<Secret>,
+    /// Milliseconds for one request before it is answered 503
+    #[arg(long, env = "REQUEST_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub request_timeout_ms: u64,
+    /// The largest request body, in bytes
+    #[arg(long, env = "BODY_LIMIT_BYTES", default_value_t = 65_536, value_parser = clap::value_parser!(u64).range(1024..=16_777_216))]
+    pub body_limit_bytes: u64,
+    /// Connections served at once; more wait to be accepted
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// Milliseconds for a client to send its request's head
+    #[arg(long, env = "HEADER_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub header_timeout_ms: u64,
+    /// Seconds, after a stop signal, for requests to finish and the outbox to drain
+    #[arg(long, env = "DRAIN_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub drain_seconds: u64,
+}
+
+/// The projector, which carries the outbox to Postgres.
+#[derive(Args, Clone, Debug)]
+pub struct ProjectorConfig {
+    /// Events per transaction at most
+    #[arg(long, env = "PROJECTOR_BATCH", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub projector_batch: u32,
+}
+
+impl Default for ProjectorConfig {
+    fn default() -> Self {
+        ProjectorConfig { projector_batch: 1000 }
+    }
+}

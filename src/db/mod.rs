@@ -1,0 +1,102 @@
+//! Postgres, read: the entities, the reads behind history and listings, and the migrations.
+//!
+//! Writing is the projector's alone, but for the row that says whose store this is.
+
+pub mod entities;
+pub mod reads;
+
+use std::{borrow::Cow, time::Duration};
+
+use anyhow::Context;
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
+use sqlx::{
+    AssertSqlSafe, SqlSafeStr,
+    migrate::{Migration, MigrationType, Migrator},
+};
+
+use crate::{config::PostgresConfig, domain::Error};
+
+/// The migrations, oldest first: version, what it is about, the SQL.
+const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "initial", include_str!("../../migrations/0001_initial.sql"))];
+
+/// Makes the pool.
+///
+/// # Errors
+/// Postgres that can't be reached within `DATABASE_TIMEOUT_MS`, or does not let us in.
+pub async fn connect(config: &PostgresConfig) -> anyhow::Result<DatabaseConnection> {
+    let timeout = Duration::from_millis(config.database_timeout_ms);
+    let mut options = ConnectOptions::new(config.database_url.expose());
+    options
+        .max_connections(config.database_connections)
+        .connect_timeout(timeout)
+        .acquire_timeout(timeout)
+        .sqlx_logging(false)
+        .record_stmt_in_spans(false)
+        .set_application_name("firstcome");
+    Database::connect(options).await.context("can't reach PostgreSQL at DATABASE_URL")
+}
+
+fn migrator() -> Migrator {
+    let migration = |(version, about, sql): &(i64, &'static str, &'static str)| {
+        let sql = AssertSqlSafe(*sql).into_sql_str();
+        Migration::new(*version, Cow::Borrowed(*about), MigrationType::Simple, sql, false)
+    };
+    Migrator::with_migrations(MIGRATIONS.iter().map(migration).collect())
+}
+
+/// Brings the schema up to date; several at once wait for each other.
+///
+/// # Errors
+/// A migration that fails, or that was changed since it ran.
+pub async fn migrate(db: &DatabaseConnection) -> anyhow::Result<()> {
+    migrator().run(db.get_postgres_connection_pool()).await.context("the migrations can't be run")
+}
+
+/// Checks that every migration of this program has run.
+///
+/// # Errors
+/// The schema is older than this program, or not there.
+pub async fn check_schema(db: &DatabaseConnection) -> anyhow::Result<()> {
+    let have: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+        .fetch_one(db.get_postgres_connection_pool())
+        .await
+        .context("the database has no schema of ours: run `firstcome migrate`")?;
+    let need = MIGRATIONS.iter().map(|(version, ..)| *version).max();
+    anyhow::ensure!(have >= need, "the database's schema is older than this program: run `firstcome migrate`");
+    Ok(())
+}
+
+/// Whether a failure is Postgres being away, slow or busy: worth trying again, and no fault of the data.
+pub fn is_transient(error: &DbErr) -> bool {
+    let runtime = match error {
+        DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => return true,
+        DbErr::Exec(runtime) | DbErr::Query(runtime) => runtime,
+        _ => return false,
+    };
+    let RuntimeErr::SqlxError(error) = runtime else { return false };
+    match error.as_ref() {
+        sqlx::Error::Database(error) => {
+            // Classes: 08 connection, 25 read-only, 40 rolled back, 53 resources, 55 not now, 57 intervention, 58 system.
+            error
+                .code()
+                .is_some_and(|code| ["08", "25", "40", "53", "55", "57", "58"].iter().any(|c| code.starts_with(c)))
+        }
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
+/// A failed read as the domain's error.
+pub fn translate(error: DbErr) -> Error {
+    if is_transient(&error) {
+        tracing::warn!(%error, "PostgreSQL can't answer");
+        Error::unavailable("PostgreSQL can't answer")
+    } else {
+        Error::Internal(anyhow::Error::new(error).context("PostgreSQL refused a query"))
+    }
+}

@@ -1,0 +1,167 @@
+//! The reads that Postgres answers: history, listings, orders that Redis no longer keeps, and how far it is itself.
+
+use std::collections::HashMap;
+
+use anyhow::anyhow;
+use sea_orm::{
+    ColumnTrait, Condition, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+};
+
+use super::{
+    entities::{balance_entries, dead_letters, order_lines, orders, payments, positions},
+    translate,
+};
+use crate::domain::{Error, model::*, types::*};
+
+/// How far Postgres is with a partition.
+#[derive(Clone, Debug)]
+pub struct ProjectedPosition {
+    pub partition: u16,
+    pub epoch: i64,
+    pub seq: i64,
+    pub stream_id: String,
+}
+
+/// A user's balance changes, newest first: at most `limit`, before entry `before`.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn history(
+    db: &DatabaseConnection,
+    user: UserId,
+    limit: u64,
+    before: Option<i64>,
+) -> Result<Vec<BalanceEntry>, Error> {
+    use balance_entries::{Column, Entity};
+    let mut find = Entity::find().filter(Column::UserId.eq(user.get()));
+    if let Some(before) = before {
+        find = find.filter(Column::EntryNo.lt(before));
+    }
+    let rows = find.order_by_desc(Column::EntryNo).limit(limit).all(db).await.map_err(translate)?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(BalanceEntry {
+                user_id: user,
+                entry_no: row.entry_no,
+                kind: word(&row.transaction_type)?,
+                amount: row.amount,
+                before: row.before_balance,
+                after: row.after_balance,
+                order_id: row.order_id.and_then(OrderId::new),
+                at: row.created_at.into(),
+            })
+        })
+        .collect()
+}
+
+/// One order, or `None`.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn order(db: &DatabaseConnection, order: OrderId) -> Result<Option<Order>, Error> {
+    let row = orders::Entity::find_by_id(order.get()).one(db).await.map_err(translate)?;
+    Ok(whole_orders(db, row.into_iter().collect()).await?.pop())
+}
+
+/// A page of orders, newest first.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn orders(db: &DatabaseConnection, filter: &OrderFilter) -> Result<OrderPage, Error> {
+    use orders::{Column, Entity};
+    let mut matching = Condition::all();
+    if let Some(status) = filter.status {
+        matching = matching.add(Column::Status.eq(status.as_str()));
+    }
+    if let Some(user) = filter.user_id {
+        matching = matching.add(Column::UserId.eq(user.get()));
+    }
+    let find = Entity::find().filter(matching);
+    let total = find.clone().count(db).await.map_err(translate)? as i64;
+    let (offset, size) = ((filter.page * filter.size) as u64, filter.size as u64);
+    let rows = find.order_by_desc(Column::Id).offset(offset).limit(size).all(db).await.map_err(translate)?;
+    Ok(OrderPage { orders: whole_orders(db, rows).await?, page: filter.page, size: filter.size, total })
+}
+
+/// Adds lines and payments to orders, keeping their order: two queries however many they are.
+async fn whole_orders(db: &DatabaseConnection, rows: Vec<orders::Model>) -> Result<Vec<Order>, Error> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    let lines = order_lines::Entity::find().filter(order_lines::Column::OrderId.is_in(ids.clone()));
+    let lines = lines.order_by_asc(order_lines::Column::ProductId).all(db).await.map_err(translate)?;
+    let paid = payments::Entity::find().filter(payments::Column::OrderId.is_in(ids));
+    let paid = paid.filter(payments::Column::PaidAt.is_not_null()).all(db).await.map_err(translate)?;
+    let mut lines_of: HashMap<i64, Vec<OrderLine>> = HashMap::new();
+    for line in lines {
+        let Some(product_id) = ProductId::new(line.product_id) else { continue };
+        let line_of_order = OrderLine { product_id, quantity: line.quantity, price: line.price };
+        lines_of.entry(line.order_id).or_default().push(line_of_order);
+    }
+    let mut payment_of: HashMap<i64, payments::Model> = paid.into_iter().map(|row| (row.order_id, row)).collect();
+    rows.into_iter()
+        .map(|row| {
+            let payment = payment_of.remove(&row.id).map(order_payment).transpose()?.flatten();
+            Ok(Order {
+                order_id: OrderId::new(row.id).ok_or_else(|| Error::Internal(anyhow!("an order without an id")))?,
+                user_id: UserId::new(row.user_id).ok_or_else(|| Error::Internal(anyhow!("an order without a user")))?,
+                status: word(&row.status)?,
+                lines: lines_of.remove(&row.id).unwrap_or_default(),
+                total: row.total,
+                discount: row.discount,
+                final_price: row.final_price,
+                coupon_id: row.coupon_id.and_then(CouponId::new),
+                ordered_at: row.placed_at.into(),
+                expires_at: row.expires_at.into(),
+                payment,
+                closed_at: row.closed_at.map(Millis::from),
+                close_reason: row.close_reason.as_deref().map(word).transpose()?,
+            })
+        })
+        .collect()
+}
+
+fn order_payment(row: payments::Model) -> Result<Option<OrderPayment>, Error> {
+    let (Some(payment_id), Some(paid_at)) = (PaymentId::new(row.id), row.paid_at) else { return Ok(None) };
+    let payment_type = word(&row.payment_type)?;
+    Ok(Some(OrderPayment { payment_id, payment_type, receipt: row.receipt, paid_at: paid_at.into() }))
+}
+
+/// How far each partition is projected, by partition.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn positions(db: &DatabaseConnection) -> Result<Vec<ProjectedPosition>, Error> {
+    use positions::{Column, Entity};
+    let rows = Entity::find().order_by_asc(Column::Partition).all(db).await.map_err(translate)?;
+    let position = |row: positions::Model| ProjectedPosition {
+        partition: row.partition as u16,
+        epoch: row.epoch,
+        seq: row.seq,
+        stream_id: row.stream_id,
+    };
+    Ok(rows.into_iter().map(position).collect())
+}
+
+/// Dead letters by partition, of those that have any.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn dead_letters(db: &DatabaseConnection) -> Result<HashMap<u16, i64>, Error> {
+    use dead_letters::{Column, Entity};
+    let rows: Vec<(i32, i64)> = Entity::find()
+        .select_only()
+        .column(Column::Partition)
+        .column_as(Column::StreamId.count(), "letters")
+        .group_by(Column::Partition)
+        .into_tuple()
+        .all(db)
+        .await
+        .map_err(translate)?;
+    Ok(rows.into_iter().map(|(partition, letters)| (partition as u16, letters)).collect())
+}
+
+fn word<T: std::str::FromStr<Err = UnknownWord>>(word: &str) -> Result<T, Error> {
+    word.parse().map_err(|error: UnknownWord| Error::Internal(anyhow!("{word:?} in PostgreSQL: {error}")))
+}

@@ -1,0 +1,165 @@
+//! Finds the server programs. Installs nothing: that is `scripts/install-servers`, which looks in
+//! the same places in the same order.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// The scripts begin with `#!lua`, which older Redis takes for a syntax error.
+const OLDEST_REDIS: u32 = 7;
+/// The oldest major version that the tests run on.
+const OLDEST_POSTGRES: u32 = 15;
+
+const HOW_TO_INSTALL: &str = "run `make install`, or install them yourself: \
+     `apt-get install -y --no-install-recommends redis-server postgresql`";
+
+/// The Redis (or Valkey) server program: `REDIS_SERVER_BIN`, else `redis-server` or
+/// `valkey-server` on `PATH`, else the one in the project's cache.
+///
+/// # Errors
+/// When none of them is Redis 7 or newer; the message says how to install one.
+pub fn redis_server() -> Result<PathBuf> {
+    if let Some(given) = env_path("REDIS_SERVER_BIN") {
+        let found = major_version(&given);
+        if found.is_none_or(|major| major < OLDEST_REDIS) {
+            bail!(
+                "REDIS_SERVER_BIN={} is not a Redis or Valkey server of version {OLDEST_REDIS} or newer",
+                given.display()
+            );
+        }
+        return Ok(given);
+    }
+    let mut candidates: Vec<PathBuf> = ["redis-server", "valkey-server"]
+        .into_iter()
+        .flat_map(|name| path_dirs().map(move |dir| dir.join(name)))
+        .collect();
+    candidates.push(cache_dir()?.join("valkey/bin/valkey-server"));
+    candidates.into_iter().find(|path| major_version(path).is_some_and(|major| major >= OLDEST_REDIS)).with_context(
+        || {
+            format!(
+                "no redis-server or valkey-server of version {OLDEST_REDIS} or newer found: {HOW_TO_INSTALL}, \
+                 or set REDIS_SERVER_BIN to the program"
+            )
+        },
+    )
+}
+
+/// The directory that holds PostgreSQL's `postgres` and `initdb`: `POSTGRES_BIN_DIR`, else the
+/// newest of Debian's `/usr/lib/postgresql/*/bin`, else one on `PATH`, else the project's cache.
+/// With `data_version`, the first of them that is of this major version: a data directory can only
+/// be opened by the major version that made it.
+///
+/// # Errors
+/// When none is PostgreSQL 15 or newer, or none is of `data_version`; the message says what to do.
+pub fn postgres_bin_dir(data_version: Option<u32>) -> Result<PathBuf> {
+    if let Some(given) = env_path("POSTGRES_BIN_DIR") {
+        let found = postgres_version(&given);
+        if found.is_none_or(|major| major < OLDEST_POSTGRES) {
+            bail!(
+                "POSTGRES_BIN_DIR={} does not hold `postgres` and `initdb` of PostgreSQL {OLDEST_POSTGRES} or newer",
+                given.display()
+            );
+        }
+        return Ok(given);
+    }
+    let mut debian: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let major = entry.file_name().to_str()?.parse().ok()?;
+            Some((major, entry.path().join("bin")))
+        })
+        .collect();
+    debian.sort_by_key(|(major, _)| std::cmp::Reverse(*major));
+
+    let found: Vec<(u32, PathBuf)> = debian
+        .into_iter()
+        .map(|(_, dir)| dir)
+        .chain(path_dirs())
+        .chain([cache_dir()?.join("postgres/bin")])
+        .filter_map(|dir| Some((postgres_version(&dir)?, dir)))
+        .filter(|(major, _)| *major >= OLDEST_POSTGRES)
+        .collect();
+    let newest = found.first().with_context(|| {
+        format!(
+            "no PostgreSQL {OLDEST_POSTGRES} or newer found: {HOW_TO_INSTALL}, \
+             or set POSTGRES_BIN_DIR to the directory that holds `postgres` and `initdb`"
+        )
+    })?;
+    match data_version {
+        None => Ok(newest.1.clone()),
+        Some(wanted) => {
+            found.iter().find(|(major, _)| *major == wanted).map(|(_, dir)| dir.clone()).with_context(|| {
+                format!(
+                    "the data was made by PostgreSQL {wanted}, but only {} was found, in {}: install \
+                     PostgreSQL {wanted}, or set POSTGRES_BIN_DIR, or remove the data directory to begin anew",
+                    newest.0,
+                    newest.1.display()
+                )
+            })
+        }
+    }
+}
+
+fn env_path(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// The directories of `PATH`. A relative one is left out: it would mean another directory after
+/// the server's change of working directory.
+fn path_dirs() -> impl Iterator<Item = PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).filter(|dir| dir.is_absolute()).collect::<Vec<_>>().into_iter()
+}
+
+/// Where `scripts/install-servers` unpacks what it had to fetch itself.
+fn cache_dir() -> Result<PathBuf> {
+    let dir = env_path("FIRSTCOME_CACHE_DIR").unwrap_or_else(|| ".firstcome/cache".into());
+    std::path::absolute(&dir).with_context(|| format!("cannot resolve {}", dir.display()))
+}
+
+fn postgres_version(bin_dir: &Path) -> Option<u32> {
+    is_executable(&bin_dir.join("initdb")).then_some(())?;
+    major_version(&bin_dir.join("postgres"))
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// What `PROGRAM --version` says: `Redis server v=7.0.15 ...`, `Valkey server v=9.1.2 ...` or
+/// `postgres (PostgreSQL) 15.18 ...`. `None` when it is not there, does not run, or says nothing of
+/// the kind.
+fn major_version(program: &Path) -> Option<u32> {
+    is_executable(program).then_some(())?;
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
+    parse_major_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn parse_major_version(text: &str) -> Option<u32> {
+    let version = text.split_once(" v=").or_else(|| text.split_once("(PostgreSQL) "))?.1;
+    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+    version[..digits].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_major_version;
+
+    #[test]
+    fn versions_are_read_from_what_the_servers_say() {
+        let redis = "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64";
+        assert_eq!(parse_major_version(redis), Some(7));
+        let valkey = "Valkey server v=9.1.2 sha=00000000:0 malloc=libc bits=64";
+        assert_eq!(parse_major_version(valkey), Some(9));
+        let debian = "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n";
+        assert_eq!(parse_major_version(debian), Some(15));
+        assert_eq!(parse_major_version("postgres (PostgreSQL) 18beta1\n"), Some(18));
+        assert_eq!(parse_major_version("something else 9.1"), None);
+    }
+}

@@ -1,0 +1,376 @@
+//! The outbox's vocabulary: what a decision wrote down, whole, so that nobody has to look at Redis to understand it.
+//!
+//! An event is a flat list of fields under a version. Decoding trusts nothing: an entry that does not fit is an error with
+//! the reason, which the projector files as a dead letter.
+
+use std::{collections::HashMap, str::FromStr};
+
+use super::{model::*, types::*};
+
+/// The version of the fields that this code writes and reads.
+pub const VERSION: i64 = 1;
+/// The most users that one event creates.
+pub const MAX_USERS_PER_EVENT: i64 = 10_000;
+
+/// A decision, and where it stands in its partition's books.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub epoch: i64,
+    pub seq: i64,
+    pub at: Millis,
+    pub body: Body,
+}
+
+/// What was decided. Lines named `lines` are of products at home in the event's partition, `far` of others.
+#[derive(Clone, Debug)]
+pub enum Body {
+    UsersCreated { first: UserId, step: i64, count: i64, balance: Won, name: String, prefixed: bool },
+    ProductCreated { product: ProductId, name: String, price: Won, units: i64, category: String },
+    ProductUpdated { product: ProductId, name: String, price: Won, category: String, delta: i64 },
+    CampaignCreated(CampaignTerms),
+    CouponIssued { coupon: CouponId, user: UserId, issue_no: i64, at_home: bool },
+    CouponGranted { coupon: CouponId, user: UserId, issue_no: i64, issued_at: Millis },
+    BalanceCharged(BalanceEntry),
+    OrderPlaced(Placed),
+    PaymentStarted(Started),
+    OrderPaid(Paid),
+    OrderClosed(Closed),
+    PaymentEnded { order: OrderId, receipt: String, refunded: bool },
+    StockHeld { lines: Vec<OrderLine> },
+    StockSettled { lines: Vec<OrderLine>, from: HoldState, to: HoldState },
+}
+
+/// `order_placed`
+#[derive(Clone, Debug)]
+pub struct Placed {
+    pub order: OrderId,
+    pub user: UserId,
+    pub lines: Vec<OrderLine>,
+    pub far: Vec<OrderLine>,
+    pub total: Won,
+    pub discount: Won,
+    pub final_price: Won,
+    pub coupon: Option<CouponId>,
+    pub expires_at: Millis,
+}
+
+/// `payment_started`
+#[derive(Clone, Debug)]
+pub struct Started {
+    pub order: OrderId,
+    pub user: UserId,
+    pub payment: PaymentId,
+    pub payment_type: PaymentType,
+    pub amount: Won,
+    pub receipt: String,
+}
+
+/// `order_paid`
+#[derive(Clone, Debug)]
+pub struct Paid {
+    pub order: OrderId,
+    pub user: UserId,
+    pub payment: PaymentId,
+    pub payment_type: PaymentType,
+    pub amount: Won,
+    pub receipt: String,
+    /// The gateway's transaction; `None` where the balance paid.
+    pub transaction: Option<String>,
+    pub lines: Vec<OrderLine>,
+    pub far: Vec<OrderLine>,
+    pub coupon: Option<CouponId>,
+    /// What left the balance; `None` where nothing did.
+    pub entry: Option<BalanceEntry>,
+    /// The day of the sale, `%Y%m%d` in the service's zone.
+    pub day: String,
+}
+
+/// `order_closed`
+#[derive(Clone, Debug)]
+pub struct Closed {
+    pub order: OrderId,
+    pub user: UserId,
+    /// PENDING or PAID.
+    pub from: OrderStatus,
+    pub status: OrderStatus,
+    pub reason: CloseReason,
+    pub lines: Vec<OrderLine>,
+    pub far: Vec<OrderLine>,
+    pub coupon: Option<CouponId>,
+    /// The payment that was declined or refunded.
+    pub receipt: Option<String>,
+    pub by_gateway: bool,
+    /// What came back to the balance.
+    pub entry: Option<BalanceEntry>,
+    /// The day of the sale, `%Y%m%d`; empty where there was none.
+    pub day: String,
+}
+
+/// Where stock stands that is held for an order at home in another partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldState {
+    Held,
+    Settled,
+    /// Back on sale: released or refunded.
+    Back,
+}
+
+/// Why an entry of the outbox is no event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadEvent(pub String);
+
+struct Fields<'a>(HashMap<&'a str, &'a str>);
+
+impl<'a> Fields<'a> {
+    fn text(&self, name: &str) -> Result<&'a str, BadEvent> {
+        self.0.get(name).copied().ok_or_else(|| BadEvent(format!("field {name} is missing")))
+    }
+
+    fn bad(name: &str, value: &str) -> BadEvent {
+        BadEvent(format!("field {name} is {:?}", value.chars().take(40).collect::<String>()))
+    }
+
+    fn int(&self, name: &str) -> Result<i64, BadEvent> {
+        let text = self.text(name)?;
+        text.parse().ok().filter(|n: &i64| n.abs() <= MAX_SAFE_INTEGER).ok_or_else(|| Self::bad(name, text))
+    }
+
+    fn count(&self, name: &str) -> Result<i64, BadEvent> {
+        let n = self.int(name)?;
+        if n >= 0 { Ok(n) } else { Err(BadEvent(format!("field {name} is negative"))) }
+    }
+
+    fn id<T>(&self, name: &str, new: fn(i64) -> Option<T>) -> Result<T, BadEvent> {
+        new(self.int(name)?).ok_or_else(|| BadEvent(format!("field {name} is no id")))
+    }
+
+    fn optional_id<T>(&self, name: &str, new: fn(i64) -> Option<T>) -> Result<Option<T>, BadEvent> {
+        if self.text(name)?.is_empty() { Ok(None) } else { self.id(name, new).map(Some) }
+    }
+
+    fn word<T: FromStr>(&self, name: &str) -> Result<T, BadEvent> {
+        let text = self.text(name)?;
+        text.parse().map_err(|_| Self::bad(name, text))
+    }
+
+    fn optional(&self, name: &str) -> Result<Option<String>, BadEvent> {
+        self.text(name).map(|text| (!text.is_empty()).then(|| text.to_owned()))
+    }
+
+    fn time(&self, name: &str) -> Result<Millis, BadEvent> {
+        let at = Millis(self.count(name)?);
+        if at <= Millis::MAX { Ok(at) } else { Err(BadEvent(format!("field {name} is no time"))) }
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, BadEvent> {
+        match self.text(name)? {
+            "1" => Ok(true),
+            "0" => Ok(false),
+            other => Err(Self::bad(name, other)),
+        }
+    }
+
+    fn lines(&self, name: &str) -> Result<Vec<OrderLine>, BadEvent> {
+        unpack_lines(self.text(name)?).ok_or_else(|| BadEvent(format!("field {name} is no list of lines")))
+    }
+
+    fn hold_state(&self, name: &str) -> Result<HoldState, BadEvent> {
+        match self.text(name)? {
+            "HELD" => Ok(HoldState::Held),
+            "SETTLED" => Ok(HoldState::Settled),
+            "RELEASED" | "REFUNDED" => Ok(HoldState::Back),
+            other => Err(Self::bad(name, other)),
+        }
+    }
+
+    fn entry(&self, kind: TransactionType, amount: &str, at: Millis) -> Result<BalanceEntry, BadEvent> {
+        Ok(BalanceEntry {
+            user_id: self.id("user", UserId::new)?,
+            entry_no: self.count("entry_no")?,
+            kind,
+            amount: self.count(amount)?,
+            before: self.count("before")?,
+            after: self.count("after")?,
+            order_id: if kind == TransactionType::Charge { None } else { Some(self.id("order", OrderId::new)?) },
+            at,
+        })
+    }
+}
+
+/// Reads lines packed as `product:quantity:price,...`; `None` where they are not.
+pub fn unpack_lines(packed: &str) -> Option<Vec<OrderLine>> {
+    if packed.is_empty() {
+        return Some(Vec::new());
+    }
+    let lines: Vec<OrderLine> = packed.split(',').take(MAX_ORDER_LINES + 1).map(unpack_line).collect::<Option<_>>()?;
+    (lines.len() <= MAX_ORDER_LINES).then_some(lines)
+}
+
+fn unpack_line(packed: &str) -> Option<OrderLine> {
+    let mut parts = packed.split(':');
+    let product_id = ProductId::new(parts.next()?.parse().ok()?)?;
+    let quantity = parts.next()?.parse().ok().filter(|q| (1..=MAX_LINE_QUANTITY).contains(q))?;
+    let price = parts.next()?.parse().ok().filter(|p| (0..=MAX_PRICE).contains(p))?;
+    parts.next().is_none().then_some(OrderLine { product_id, quantity, price })
+}
+
+/// The `(epoch, seq)` of an entry, even of one that is otherwise no event.
+pub fn position(fields: &[(String, String)]) -> Option<(i64, i64)> {
+    let find = |name: &str| fields.iter().find(|(field, _)| field == name).and_then(|(_, value)| value.parse().ok());
+    Some((find("epoch")?, find("seq")?))
+}
+
+impl Event {
+    /// Decodes a stream entry's fields.
+    ///
+    /// # Errors
+    /// [`BadEvent`] says which field does not fit.
+    pub fn decode(fields: &[(String, String)]) -> Result<Event, BadEvent> {
+        let f = Fields(fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect());
+        let version = f.int("v")?;
+        if version != VERSION {
+            return Err(BadEvent(format!("version {version} is unknown")));
+        }
+        let at = f.time("at")?;
+        Ok(Event { epoch: f.count("epoch")?, seq: f.count("seq")?, at, body: Body::decode(&f, at)? })
+    }
+
+    /// What the event did to `user`'s balance, if anything.
+    pub fn entry_of(&self, user: UserId) -> Option<BalanceEntry> {
+        let entry = match &self.body {
+            Body::BalanceCharged(entry) => Some(entry.clone()),
+            Body::OrderPaid(paid) => paid.entry.clone(),
+            Body::OrderClosed(closed) => closed.entry.clone(),
+            Body::UsersCreated { balance, .. } if *balance > 0 => Some(opening_entry(user, *balance, self.at)),
+            _ => None,
+        };
+        entry.filter(|entry| entry.user_id == user)
+    }
+}
+
+/// The first entry of a user that was created with a balance.
+pub fn opening_entry(user_id: UserId, balance: Won, at: Millis) -> BalanceEntry {
+    let kind = TransactionType::Charge;
+    BalanceEntry { user_id, entry_no: 1, kind, amount: balance, before: 0, after: balance, order_id: None, at }
+}
+
+impl Body {
+    fn decode(f: &Fields<'_>, at: Millis) -> Result<Body, BadEvent> {
+        Ok(match f.text("kind")? {
+            "users_created" => {
+                let (count, step) = (f.count("count")?, f.count("step")?);
+                if !(1..=MAX_USERS_PER_EVENT).contains(&count) || step < 1 {
+                    return Err(BadEvent("the batch of users is out of bounds".into()));
+                }
+                Body::UsersCreated {
+                    first: f.id("first", UserId::new)?,
+                    step,
+                    count,
+                    balance: f.count("balance")?,
+                    name: f.text("name")?.to_owned(),
+                    prefixed: f.flag("prefixed")?,
+                }
+            }
+            "product_created" => Body::ProductCreated {
+                product: f.id("product", ProductId::new)?,
+                name: f.text("name")?.to_owned(),
+                price: f.count("price")?,
+                units: f.count("units")?,
+                category: f.text("category")?.to_owned(),
+            },
+            "product_updated" => Body::ProductUpdated {
+                product: f.id("product", ProductId::new)?,
+                name: f.text("name")?.to_owned(),
+                price: f.count("price")?,
+                category: f.text("category")?.to_owned(),
+                delta: f.int("delta")?,
+            },
+            "campaign_created" => Body::CampaignCreated(CampaignTerms {
+                coupon_id: f.id("coupon", CouponId::new)?,
+                code: f.text("code")?.to_owned(),
+                discount: Discount { kind: f.word("type")?, amount: f.count("amount")? },
+                total: f.count("total")?,
+                opens_at: f.time("opens_at")?,
+                closes_at: f.time("closes_at")?,
+                expires_at: f.time("expires_at")?,
+            }),
+            "coupon_issued" => Body::CouponIssued {
+                coupon: f.id("coupon", CouponId::new)?,
+                user: f.id("user", UserId::new)?,
+                issue_no: f.count("issue_no")?,
+                at_home: f.flag("at_home")?,
+            },
+            "coupon_granted" => Body::CouponGranted {
+                coupon: f.id("coupon", CouponId::new)?,
+                user: f.id("user", UserId::new)?,
+                issue_no: f.count("issue_no")?,
+                issued_at: f.time("issued_at")?,
+            },
+            "balance_charged" => Body::BalanceCharged(f.entry(TransactionType::Charge, "amount", at)?),
+            "order_placed" => Body::OrderPlaced(Placed {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                lines: f.lines("lines")?,
+                far: f.lines("far")?,
+                total: f.count("total")?,
+                discount: f.count("discount")?,
+                final_price: f.count("final")?,
+                coupon: f.optional_id("coupon", CouponId::new)?,
+                expires_at: f.time("expires_at")?,
+            }),
+            "payment_started" => Body::PaymentStarted(Started {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                payment: f.id("payment", PaymentId::new)?,
+                payment_type: f.word("type")?,
+                amount: f.count("amount")?,
+                receipt: f.text("receipt")?.to_owned(),
+            }),
+            "order_paid" => Body::OrderPaid(Paid {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                payment: f.id("payment", PaymentId::new)?,
+                payment_type: f.word("type")?,
+                amount: f.count("amount")?,
+                receipt: f.text("receipt")?.to_owned(),
+                transaction: f.optional("transaction")?,
+                lines: f.lines("lines")?,
+                far: f.lines("far")?,
+                coupon: f.optional_id("coupon", CouponId::new)?,
+                entry: match f.count("debit")? {
+                    0 => None,
+                    _ => Some(f.entry(TransactionType::Payment, "debit", at)?),
+                },
+                day: f.text("day")?.to_owned(),
+            }),
+            "order_closed" => Body::OrderClosed(Closed {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                from: f.word("from")?,
+                status: f.word("status")?,
+                reason: f.word("reason")?,
+                lines: f.lines("lines")?,
+                far: f.lines("far")?,
+                coupon: f.optional_id("coupon", CouponId::new)?,
+                receipt: f.optional("receipt")?,
+                by_gateway: f.text("method")? == "GATEWAY",
+                entry: match f.count("credit")? {
+                    0 => None,
+                    _ => Some(f.entry(TransactionType::Refund, "credit", at)?),
+                },
+                day: f.text("day")?.to_owned(),
+            }),
+            "payment_ended" => Body::PaymentEnded {
+                order: f.id("order", OrderId::new)?,
+                receipt: f.text("receipt")?.to_owned(),
+                refunded: f.text("outcome")? == "REFUNDED",
+            },
+            "stock_held" => Body::StockHeld { lines: f.lines("lines")? },
+            "stock_settled" => {
+                Body::StockSettled { lines: f.lines("lines")?, from: f.hold_state("from")?, to: f.hold_state("to")? }
+            }
+            other => return Err(Fields::bad("kind", other)),
+        })
+    }
+}

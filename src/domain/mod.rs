@@ -1,0 +1,133 @@
+//! The verbs and their outcomes.
+//!
+//! [`Engine`] has one method per thing that a client or an operator can do, in a file per resource. It validates nothing
+//! about shape (that is `http`'s) and decides nothing about state (that is the scripts'): it fetches ids, fills in times
+//! and terms, calls the one script that decides, and makes sense of its words.
+//!
+//! [`types`], [`model`], [`error`] and [`event`] are the vocabulary that the other modules share.
+
+pub mod error;
+pub mod event;
+pub mod model;
+pub mod types;
+
+mod balances;
+mod coupons;
+mod ids;
+mod operators;
+mod orders;
+mod payments;
+mod products;
+pub mod startup;
+mod sweeper;
+
+use std::time::Duration;
+
+use chrono::NaiveDate;
+use chrono_tz::Tz;
+use sea_orm::DatabaseConnection;
+
+pub use error::Error;
+pub use model::*;
+pub use types::*;
+
+use crate::{
+    config::{GatewayConfig, ShopConfig},
+    db,
+    gateway::Gateways,
+    store::{Store, decisions::Context},
+};
+
+/// A verb's outcome where an idempotency key may replay it.
+pub type Outcome<T> = Result<Reply<T>, Error>;
+
+/// How long a listing from Postgres waits for the projection of what was decided before it was asked for.
+const PROJECTION_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The engine: every verb of the API, on one Redis and one Postgres.
+pub struct Engine {
+    store: Store,
+    db: DatabaseConnection,
+    clock: Clock,
+    zone: Tz,
+    hold_ms: i64,
+    max_open_orders: u32,
+    max_balance: Won,
+    gateways: Gateways,
+    give_up_ms: i64,
+    watch_ms: i64,
+    gateway_timeout_ms: i64,
+    orders_seq: ids::Sequence,
+    payments_seq: ids::Sequence,
+    campaigns: coupons::CampaignCache,
+    popular: products::PopularCache,
+}
+
+impl Engine {
+    pub fn new(
+        store: Store,
+        db: DatabaseConnection,
+        clock: Clock,
+        shop: &ShopConfig,
+        gateways: Gateways,
+        gateway: &GatewayConfig,
+    ) -> Self {
+        Engine {
+            store,
+            db,
+            clock,
+            zone: shop.time_zone,
+            hold_ms: shop.order_hold_seconds * 1000,
+            max_open_orders: shop.max_open_orders_per_user,
+            max_balance: shop.max_balance,
+            gateways,
+            give_up_ms: gateway.payment_gateway_give_up_seconds * 1000,
+            watch_ms: gateway.payment_gateway_watch_seconds * 1000,
+            gateway_timeout_ms: gateway.payment_gateway_timeout_ms as i64,
+            orders_seq: ids::Sequence::new("order"),
+            payments_seq: ids::Sequence::new("payment"),
+            campaigns: coupons::CampaignCache::default(),
+            popular: products::PopularCache::default(),
+        }
+    }
+
+    /// The zone of the API's wall-clock times.
+    pub fn zone(&self) -> Tz {
+        self.zone
+    }
+
+    /// The engine's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    fn today(&self) -> NaiveDate {
+        self.clock.now().day(self.zone)
+    }
+
+    fn context<'a>(&self, call: &'a Call) -> Context<'a> {
+        Context { now: self.clock.now(), call }
+    }
+
+    /// Waits until Postgres has what was decided before now, or for [`PROJECTION_PATIENCE`]: a listing then shows what its
+    /// reader was told before, unless the projection lags.
+    async fn projected(&self) -> Result<(), Error> {
+        let mut decided = Vec::new();
+        for here in self.store.all() {
+            decided.push(self.store.position(here).await?);
+        }
+        let mut pause = Duration::from_millis(2);
+        let waiting = async {
+            loop {
+                let positions = db::reads::positions(&self.db).await?;
+                let behind = positions.iter().zip(&decided).any(|(p, d)| (p.epoch, p.seq) < (d.epoch, d.seq));
+                if !behind && positions.len() == decided.len() {
+                    return Ok(());
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+        };
+        tokio::time::timeout(PROJECTION_PATIENCE, waiting).await.unwrap_or(Ok(()))
+    }
+}

@@ -1,0 +1,348 @@
+//! What the verbs take and give: plain values, already validated, in the domain's own types.
+
+use sha2::{Digest, Sha256};
+
+use super::types::*;
+
+/// What accompanies every write: who asked, and under which idempotency key.
+#[derive(Clone, Debug, Default)]
+pub struct Call {
+    /// `x-request-id`, at most 64 visible ASCII characters; carried into the event.
+    pub request_id: String,
+    /// The request's idempotency key, if it had one.
+    pub key: Option<IdempotencyKey>,
+}
+
+/// An `Idempotency-Key` bound to the request that it came with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// SHA-256 of the key, hex, shortened to 128 bits: what the record is filed under.
+    pub digest: String,
+    /// The same of the method, the path and the decoded body: what a repeat must match.
+    pub fingerprint: String,
+}
+
+impl IdempotencyKey {
+    /// `request` is any canonical form of the request: equal requests give equal bytes.
+    pub fn new(key: &str, request: &[u8]) -> Self {
+        IdempotencyKey { digest: digest(key.as_bytes()), fingerprint: digest(request) }
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An answer, and whether it is the stored answer to an earlier request under the same idempotency key.
+#[derive(Clone, Debug)]
+pub struct Reply<T> {
+    pub value: T,
+    pub replayed: bool,
+}
+
+impl<T> Reply<T> {
+    /// The answer to a request seen for the first time.
+    pub fn first(value: T) -> Self {
+        Reply { value, replayed: false }
+    }
+
+    /// The same reply about something else.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Reply<U> {
+        Reply { value: f(self.value), replayed: self.replayed }
+    }
+}
+
+/// A user's balance.
+#[derive(Clone, Debug)]
+pub struct Balance {
+    pub user_id: UserId,
+    pub user_name: String,
+    pub balance: Won,
+}
+
+/// One change of a balance. `entry_no` counts a user's entries from 1 without gaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BalanceEntry {
+    pub user_id: UserId,
+    pub entry_no: i64,
+    pub kind: TransactionType,
+    pub amount: Won,
+    pub before: Won,
+    pub after: Won,
+    /// The order paid or refunded.
+    pub order_id: Option<OrderId>,
+    pub at: Millis,
+}
+
+/// A campaign's terms: everything that never changes once it exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CampaignTerms {
+    pub coupon_id: CouponId,
+    pub code: String,
+    pub discount: Discount,
+    pub total: i64,
+    /// First instant of the window.
+    pub opens_at: Millis,
+    /// First instant after the window.
+    pub closes_at: Millis,
+    /// First instant at which its coupons can no longer be used.
+    pub expires_at: Millis,
+}
+
+/// A campaign and how far it is given out.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    pub terms: CampaignTerms,
+    pub issued: i64,
+}
+
+/// A campaign to create. Times that were left out: open at once, and until `expires_at`.
+#[derive(Clone, Debug)]
+pub struct NewCampaign {
+    /// 1–64 characters.
+    pub code: String,
+    pub discount: Discount,
+    /// 1–1,000,000,000.
+    pub total: i64,
+    pub opens_at: Option<Millis>,
+    pub closes_at: Option<Millis>,
+    pub expires_at: Millis,
+}
+
+/// A coupon just given out.
+#[derive(Clone, Debug)]
+pub struct IssuedCoupon {
+    pub terms: std::sync::Arc<CampaignTerms>,
+    /// The place in the order of arrival, from 1.
+    pub issue_no: i64,
+    pub issued_at: Millis,
+}
+
+/// A coupon that a user holds.
+#[derive(Clone, Debug)]
+pub struct UserCoupon {
+    pub terms: std::sync::Arc<CampaignTerms>,
+    pub issue_no: i64,
+    pub issued_at: Millis,
+    /// As shown now: held or used coupons are USED, unused ones past their time EXPIRED.
+    pub status: CouponStatus,
+    pub used_at: Option<Millis>,
+    /// The PENDING order that holds it.
+    pub held_by: Option<OrderId>,
+}
+
+/// A product as a storefront shows it.
+#[derive(Clone, Debug)]
+pub struct Product {
+    pub product_id: ProductId,
+    pub name: String,
+    pub price: Won,
+    /// Units on sale: neither held nor sold.
+    pub stock: i64,
+    pub category: String,
+}
+
+/// A page of the catalogue, by product id.
+#[derive(Clone, Debug)]
+pub struct ProductPage {
+    pub products: Vec<Product>,
+    /// From 0.
+    pub page: i64,
+    pub size: i64,
+    /// Products in all (of the category).
+    pub total: i64,
+}
+
+/// A product to create.
+#[derive(Clone, Debug)]
+pub struct NewProduct {
+    /// 1–200 characters.
+    pub name: String,
+    /// 0–[`MAX_PRICE`].
+    pub price: Won,
+    /// 0–[`MAX_STOCK`].
+    pub stock: i64,
+    pub category: Category,
+}
+
+/// What to change about a product; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default)]
+pub struct ProductPatch {
+    pub name: Option<String>,
+    pub price: Option<Won>,
+    pub category: Option<Category>,
+    /// Units to put on sale, or (negative) to take off; never below zero on sale.
+    pub stock_delta: Option<i64>,
+}
+
+/// The dearest price of one unit: a trillion won. An order's total stays exact all the same (see `order_place.lua`).
+pub const MAX_PRICE: Won = 1_000_000_000_000;
+/// The most units of one product that may be on sale, held and sold together.
+pub const MAX_STOCK: i64 = 1_000_000_000;
+/// The largest opening balance of a user.
+pub const MAX_OPENING_BALANCE: Won = 1_000_000_000_000;
+/// The most that one charge may add.
+pub const MAX_CHARGE: Won = 100_000;
+/// The most lines in one order, before summing.
+pub const MAX_ORDER_LINES: usize = 100;
+/// The most units of one product in one order, after summing.
+pub const MAX_LINE_QUANTITY: i64 = 10_000;
+
+/// A place in the ranking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankedProduct {
+    pub product_id: ProductId,
+    /// Units of paid orders, net of refunds.
+    pub units: i64,
+    /// Won at list price, net of refunds.
+    pub won: Won,
+    /// From 1.
+    pub position: i64,
+}
+
+/// An order to place.
+#[derive(Clone, Debug)]
+pub struct NewOrder {
+    pub user_id: UserId,
+    /// Distinct products, each 1–[`MAX_LINE_QUANTITY`] units, 1–[`MAX_ORDER_LINES`] of them.
+    pub lines: Vec<(ProductId, i64)>,
+    pub coupon_id: Option<CouponId>,
+}
+
+/// An order just placed.
+#[derive(Clone, Debug)]
+pub struct PlacedOrder {
+    pub order_id: OrderId,
+    pub final_price: Won,
+    pub ordered_at: Millis,
+}
+
+/// A line of an order, its price frozen when it was placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrderLine {
+    pub product_id: ProductId,
+    pub quantity: i64,
+    /// Won for one unit.
+    pub price: Won,
+}
+
+/// An order, whole.
+#[derive(Clone, Debug)]
+pub struct Order {
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    pub status: OrderStatus,
+    pub lines: Vec<OrderLine>,
+    pub total: Won,
+    pub discount: Won,
+    pub final_price: Won,
+    pub coupon_id: Option<CouponId>,
+    pub ordered_at: Millis,
+    /// When its hold ends if it is still PENDING.
+    pub expires_at: Millis,
+    pub payment: Option<OrderPayment>,
+    pub closed_at: Option<Millis>,
+    pub close_reason: Option<CloseReason>,
+}
+
+/// The payment that settled an order.
+#[derive(Clone, Debug)]
+pub struct OrderPayment {
+    pub payment_id: PaymentId,
+    pub payment_type: PaymentType,
+    pub receipt: String,
+    pub paid_at: Millis,
+}
+
+/// A payment to make.
+#[derive(Clone, Debug)]
+pub struct NewPayment {
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    pub payment_type: PaymentType,
+    /// Must equal the order's final price.
+    pub amount: Won,
+}
+
+/// A payment made.
+#[derive(Clone, Debug)]
+pub struct Payment {
+    pub payment_id: PaymentId,
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    pub payment_type: PaymentType,
+    pub amount: Won,
+    pub receipt: String,
+    pub paid_at: Millis,
+}
+
+/// A user to create.
+#[derive(Clone, Debug)]
+pub struct NewUser {
+    /// 1–100 characters.
+    pub name: String,
+    /// 0–[`MAX_OPENING_BALANCE`]; more than 0 is the first entry of the history.
+    pub balance: Won,
+}
+
+/// Users to create: `count` of them, named `prefix` and their id, each with `balance`.
+#[derive(Clone, Debug)]
+pub struct NewUsers {
+    /// 1–1,000,000.
+    pub count: i64,
+    /// 0–80 characters.
+    pub prefix: String,
+    pub balance: Won,
+}
+
+/// Users created, with consecutive ids.
+#[derive(Clone, Copy, Debug)]
+pub struct CreatedUsers {
+    pub first: UserId,
+    pub count: i64,
+}
+
+/// Which orders to list, newest first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OrderFilter {
+    pub status: Option<OrderStatus>,
+    pub user_id: Option<UserId>,
+    /// From 0.
+    pub page: i64,
+    /// 1–100.
+    pub size: i64,
+}
+
+/// A page of orders as Postgres has them.
+#[derive(Clone, Debug)]
+pub struct OrderPage {
+    pub orders: Vec<Order>,
+    pub page: i64,
+    pub size: i64,
+    /// Orders in all that match.
+    pub total: i64,
+}
+
+/// How far the projection is behind the decisions.
+#[derive(Clone, Debug)]
+pub struct ProjectionStatus {
+    /// Decisions not yet in Postgres.
+    pub lag_events: i64,
+    /// Age of the oldest of them.
+    pub lag_seconds: f64,
+    pub dead_letters: i64,
+    pub partitions: Vec<PartitionStatus>,
+}
+
+/// The same for one partition.
+#[derive(Clone, Debug)]
+pub struct PartitionStatus {
+    pub partition: u16,
+    pub epoch: i64,
+    /// The last decision taken in Redis.
+    pub decided_seq: i64,
+    /// The last decision committed to Postgres.
+    pub projected_seq: i64,
+    pub lag_seconds: f64,
+    pub dead_letters: i64,
+}

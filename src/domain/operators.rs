@@ -1,0 +1,160 @@
+//! What operators do: create users, products and campaigns, restock, list orders, watch the projection.
+//!
+//! Creating takes two steps: reserve the id (under the idempotency key, if there is one: a repeat gets the same id), then
+//! create under it (which leaves alone what is there already). So a repeat finishes what the first left unfinished, and
+//! nothing is created twice.
+
+use super::*;
+use crate::store::{decisions::UserBatch, keys::Partition};
+
+/// Users created by one script: some hundred microseconds of Redis's time.
+const USERS_AT_ONCE: i64 = 250;
+/// How often a product's change is tried when its category changes under our eyes.
+const UPDATE_ATTEMPTS: usize = 5;
+
+impl Engine {
+    /// Creates a user.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn create_user(&self, call: &Call, new: NewUser) -> Outcome<Balance> {
+        let reserved = self.store.ids_reserve(call, "user", 1).await?;
+        let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
+        let batch =
+            UserBatch { first: user_id, step: 1, count: 1, name: &new.name, prefixed: false, balance: new.balance };
+        self.store.users_create(self.context(call), self.store.home(user_id.get()), &batch).await?;
+        Ok(reserved.map(|_| Balance { user_id, user_name: new.name, balance: new.balance }))
+    }
+
+    /// Creates users with consecutive ids, a few at a time.
+    ///
+    /// # Errors
+    /// The shared refusals. Users created before the error stay; a repeat under the same idempotency key creates the rest.
+    pub async fn create_users(&self, call: &Call, new: NewUsers) -> Outcome<CreatedUsers> {
+        let reserved = self.store.ids_reserve(call, "user", new.count).await?;
+        let first = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
+        let step = i64::from(self.store.partitions());
+        let end = first.get() + new.count;
+        for offset in 0..step.min(new.count) {
+            let mut next = first.get() + offset;
+            let home: Partition = self.store.home(next);
+            while next < end {
+                let left = (end - next + step - 1) / step;
+                let batch = UserBatch {
+                    first: UserId::new(next).ok_or_else(ids_used_up)?,
+                    step,
+                    count: left.min(USERS_AT_ONCE),
+                    name: &new.prefix,
+                    prefixed: true,
+                    balance: new.balance,
+                };
+                self.store.users_create(self.context(call), home, &batch).await?;
+                next += batch.count * step;
+            }
+        }
+        Ok(reserved.map(|_| CreatedUsers { first, count: new.count }))
+    }
+
+    /// Creates a product.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn create_product(&self, call: &Call, new: NewProduct) -> Outcome<Product> {
+        let reserved = self.store.ids_reserve(call, "product", 1).await?;
+        let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
+        self.store.product_create(self.context(call), product_id, &new).await?;
+        let NewProduct { name, price, stock, category } = new;
+        Ok(reserved.map(|_| Product { product_id, name, price, stock, category: category.as_str().to_owned() }))
+    }
+
+    /// Changes a product.
+    ///
+    /// # Errors
+    /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where there is less on sale than is to be taken off.
+    pub async fn update_product(&self, call: &Call, id: ProductId, patch: ProductPatch) -> Outcome<Product> {
+        for _ in 0..UPDATE_ATTEMPTS {
+            let had = self.store.product(id).await?.category;
+            if let Some((name, price, stock)) = self.store.product_update(self.context(call), id, &had, &patch).await? {
+                let category = patch.category.map_or(had, |category| category.as_str().to_owned());
+                return Ok(Reply::first(Product { product_id: id, name, price, stock, category }));
+            }
+        }
+        Err(Error::InProgress)
+    }
+
+    /// Creates a campaign.
+    ///
+    /// # Errors
+    /// The shared refusals; [`Error::InvalidRequest`] where a window that was left out in part is no window.
+    pub async fn create_campaign(&self, call: &Call, new: NewCampaign) -> Outcome<Campaign> {
+        let opens_at = new.opens_at.unwrap_or(self.clock.now());
+        let closes_at = new.closes_at.unwrap_or(new.expires_at);
+        if opens_at >= closes_at || closes_at > new.expires_at {
+            return Err(Error::InvalidRequest("the campaign's window is no window"));
+        }
+        let reserved = self.store.ids_reserve(call, "coupon", 1).await?;
+        let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
+        let NewCampaign { code, discount, total, expires_at, .. } = new;
+        let terms = CampaignTerms { coupon_id, code, discount, total, opens_at, closes_at, expires_at };
+        self.store.campaign_create(self.context(call), &terms).await?;
+        // A repeat is answered as the first time, whatever was issued since.
+        let terms = if reserved.replayed { self.campaign(coupon_id).await?.terms } else { terms };
+        Ok(reserved.map(|_| Campaign { terms, issued: 0 }))
+    }
+
+    /// A page of orders, newest first, from Postgres, once it has what was decided before (or two seconds later).
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while Postgres is.
+    pub async fn orders(&self, filter: OrderFilter) -> Result<OrderPage, Error> {
+        self.projected().await?;
+        db::reads::orders(&self.db, &filter).await
+    }
+
+    /// How far the projection is behind the decisions.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while Redis or Postgres is.
+    pub async fn projection(&self) -> Result<ProjectionStatus, Error> {
+        let positions = db::reads::positions(&self.db).await?;
+        let letters = db::reads::dead_letters(&self.db).await?;
+        let now = self.clock.now();
+        let mut partitions = Vec::with_capacity(positions.len());
+        for projected in positions {
+            let here = Partition(projected.partition);
+            let decided = self.store.position(here).await?;
+            let last = projected.stream_id.parse().map_err(Error::Internal)?;
+            let oldest = self.store.outbox_oldest_after(here, last).await?;
+            partitions.push(PartitionStatus {
+                partition: projected.partition,
+                epoch: decided.epoch,
+                decided_seq: decided.seq,
+                projected_seq: projected.seq,
+                lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
+                dead_letters: letters.get(&projected.partition).copied().unwrap_or(0),
+            });
+        }
+        Ok(ProjectionStatus {
+            lag_events: partitions.iter().map(|p| (p.decided_seq - p.projected_seq).max(0)).sum(),
+            lag_seconds: partitions.iter().map(|p| p.lag_seconds).fold(0.0, f64::max),
+            dead_letters: letters.values().sum(),
+            partitions,
+        })
+    }
+
+    /// `Ok` when requests can be served; otherwise every reason why not. Postgres being away is none: the API goes on, and
+    /// the outbox keeps what it misses.
+    pub async fn ready(&self) -> Result<(), Vec<String>> {
+        let mut reasons = Vec::new();
+        for here in self.store.all() {
+            if let Err(error) = self.store.position(here).await {
+                reasons.push(format!("partition {}: {error}", here.0));
+            }
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+}
+
+fn ids_used_up() -> Error {
+    Error::Internal(anyhow::anyhow!("ids are used up"))
+}

@@ -1,0 +1,176 @@
+//! Orders: placing, showing, cancelling.
+
+use std::collections::BTreeMap;
+
+use chrono::NaiveDate;
+
+use super::*;
+use crate::{
+    db,
+    store::{
+        decisions::{Closed, Closing, DAY_FORMAT, Decision, FarEnd, Placing},
+        keys::Partition,
+        ranking::ranked_until,
+        reads::OrderRecord,
+    },
+};
+
+/// How much later than its order a far hold is looked at: the order's end has been relayed by then, as a rule.
+const FAR_HOLD_GRACE_MS: i64 = 60_000;
+/// How often closing an order is tried when it changes under our eyes.
+const CLOSE_ATTEMPTS: usize = 5;
+
+impl Engine {
+    /// Places an order: PENDING, its stock and coupon held.
+    ///
+    /// # Errors
+    /// The refusals of `POST /orders`; nothing is held then.
+    pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
+        self.store.key_claim(call).await?;
+        let home = self.store.home(order.user_id.get());
+        let id = self.orders_seq.next(&self.store, home).await?;
+        let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
+        let terms = match order.coupon_id {
+            Some(coupon) => self.terms(coupon).await?,
+            None => None,
+        };
+        let context = self.context(call);
+        let expires_at = context.now.plus(self.hold_ms);
+        let far = self.far_lines(home, &order);
+        let placing = |far| Placing {
+            order_id,
+            expires_at,
+            max_open: self.max_open_orders,
+            must_afford: self.gateways.is_empty(),
+            terms: terms.as_deref(),
+            far,
+        };
+        if far.is_empty() {
+            return Ok(self.store.order_place(context, &order, &placing("")).await?.reply());
+        }
+        self.check_far(&order).await?;
+        let due = expires_at.plus(FAR_HOLD_GRACE_MS);
+        let mut held = Vec::new();
+        let mut holds = Ok(());
+        for (partition, lines) in &far {
+            match self.store.stock_hold(context, *partition, order_id, order.user_id, due, lines).await {
+                Ok(packed) => held.push(packed),
+                Err(error) => {
+                    holds = Err(error);
+                    break;
+                }
+            }
+        }
+        let packed = held.join(",");
+        let placed = match holds {
+            Ok(()) => self.store.order_place(context, &order, &placing(&packed)).await,
+            Err(error) => Err(error),
+        };
+        // Given back unless the order is there with these very holds. An unknown outcome is left to the holds' own end.
+        let ours = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
+        let unknown = matches!(&placed, Err(Error::Unavailable { .. } | Error::Internal(_)));
+        if !ours && !unknown {
+            for partition in far.keys() {
+                let back =
+                    self.store.stock_settle(context, *partition, order_id, order.user_id, FarEnd::Released, None);
+                if let Err(error) = back.await {
+                    tracing::warn!(%order_id, partition = partition.0, %error, "a far hold ends later, by itself");
+                }
+            }
+        }
+        Ok(placed?.reply())
+    }
+
+    /// The lines whose products are at home elsewhere, by partition.
+    fn far_lines(&self, home: Partition, order: &NewOrder) -> BTreeMap<Partition, Vec<(ProductId, i64)>> {
+        let mut far: BTreeMap<Partition, Vec<_>> = BTreeMap::new();
+        for (product, quantity) in &order.lines {
+            let partition = self.store.home(product.get());
+            if partition != home {
+                far.entry(partition).or_default().push((*product, *quantity));
+            }
+        }
+        far
+    }
+
+    /// The refusals that can be told before anything is held in another partition, in the order that one script tells them.
+    async fn check_far(&self, order: &NewOrder) -> Result<(), Error> {
+        self.store.balance(order.user_id).await?;
+        let mut found = Vec::with_capacity(order.lines.len());
+        for (product, quantity) in &order.lines {
+            found.push((self.store.product(*product).await?.stock, *quantity));
+        }
+        for (stock, quantity) in found {
+            match stock {
+                0 => return Err(Error::SoldOut),
+                stock if stock < quantity => return Err(Error::InsufficientStock),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// An order, of this user if one is named.
+    ///
+    /// # Errors
+    /// [`Error::OrderNotFound`].
+    pub async fn order(&self, order: OrderId, user: Option<UserId>) -> Result<Order, Error> {
+        let found = match self.store.order(order).await? {
+            Some(record) => Some(record.order),
+            None => db::reads::order(&self.db, order).await?,
+        };
+        found.filter(|found| user.is_none_or(|user| found.user_id == user)).ok_or(Error::OrderNotFound)
+    }
+
+    /// Cancels a PENDING order of this user, or refunds a PAID one the way it was paid.
+    ///
+    /// # Errors
+    /// [`Error::OrderNotFound`]; [`Error::OrderAlreadyClosed`]; [`Error::InProgress`] while a gateway is being asked.
+    pub async fn cancel_order(&self, call: &Call, order: OrderId, user: UserId) -> Outcome<Order> {
+        self.store.key_claim(call).await?;
+        for _ in 0..CLOSE_ATTEMPTS {
+            let record = self.store.order(order).await?.filter(|record| record.order.user_id == user);
+            let record = record.ok_or(Error::OrderNotFound)?;
+            if let Some(closed) = self.close(call, &record, by_user(&record, self.clock.now())).await? {
+                let order = Order {
+                    status: closed.value.status,
+                    closed_at: Some(closed.value.closed_at),
+                    close_reason: Some(closed.value.reason),
+                    ..record.order
+                };
+                return Ok(Reply { value: order, replayed: closed.replayed });
+            }
+        }
+        Err(Error::InProgress)
+    }
+
+    /// Closes an order and carries its end to other partitions. `None` where the order is not what the record says.
+    pub(super) async fn close(
+        &self,
+        call: &Call,
+        record: &OrderRecord,
+        closing: Closing<'_>,
+    ) -> Result<Option<Decision<Closed>>, Error> {
+        let (order, user) = (record.order.order_id, record.order.user_id);
+        let context = self.context(call);
+        let Some(closed) = self.store.order_close(context, order, user, closing).await? else { return Ok(None) };
+        let refunded = closed.value.reason == CloseReason::Refunded;
+        if refunded {
+            self.popular.sold();
+        }
+        if !record.far.is_empty() {
+            let end = if refunded { FarEnd::Refunded } else { FarEnd::Released };
+            let day = record.day.as_deref().unwrap_or("");
+            if let Err(error) = self.store.end_far(context, order, user, &record.far, end, day).await {
+                tracing::warn!(%order, %error, "the order's end is relayed later");
+            }
+        }
+        Ok(Some(closed))
+    }
+}
+
+/// A user's wish to end an order, as the record shows it.
+fn by_user(record: &OrderRecord, now: Millis) -> Closing<'static> {
+    let paid_on = record.day.as_deref().and_then(|day| NaiveDate::parse_from_str(day, DAY_FORMAT).ok());
+    Closing::Cancel { paid_on, counts: paid_on.is_some_and(|day| ranked_until(day) > now) }
+}

@@ -1,0 +1,243 @@
+//! Payments: from the balance in one step, or through an external gateway in three: begin, ask, settle.
+//!
+//! A gateway's outcome may be unknown (a timeout, garbage). The order then stays as it is, out of reach of cancel and
+//! expiry, and the sweeper asks again until it is known; see [`Engine::look_at_payment`].
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::{
+    gateway::{CancelOutcome, Charge, PayOutcome, PaymentGateway, StatusOutcome},
+    store::{
+        decisions::{Closing, FarEnd, Settled, Settling},
+        ranking::ranked_until,
+        reads::{GatewayRecord, GatewayState, OrderRecord},
+    },
+};
+
+/// How long after a gateway's own timeout the sweeper looks at a payment that was begun.
+const RESOLVE_AFTER_MS: i64 = 2_000;
+/// How often a gateway is asked about a payment it could not tell about.
+const ASK_EVERY_MS: i64 = 2_000;
+/// How often a gateway is asked about a payment whose order is closed.
+const WATCH_EVERY_MS: i64 = 60_000;
+/// What a gateway is told when money goes back.
+const REFUND_REASON: &str = "order refunded";
+const LATE_REASON: &str = "order closed before the payment was known";
+
+impl Engine {
+    /// Pays a PENDING order.
+    ///
+    /// # Errors
+    /// The refusals of `POST /payments`. [`Error::PaymentDeclined`] after the order became FAILED;
+    /// [`Error::Unavailable`] where a gateway's outcome is not known yet.
+    pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
+        self.store.key_claim(call).await?;
+        let id = self.payments_seq.next(&self.store, self.store.home(payment.order_id.get())).await?;
+        let payment_id = PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))?;
+        let receipt = Uuid::now_v7().to_string();
+        // Nothing to pay is nothing to ask a gateway for.
+        let gateway = self.gateways.get(payment.payment_type).filter(|_| payment.amount > 0).cloned();
+        let settled = match gateway {
+            Some(gateway) => self.pay_by_gateway(call, &payment, payment_id, &receipt, &gateway).await?,
+            None => self.settle(call, &payment, payment_id, &receipt, None).await?,
+        };
+        match settled.value {
+            Settled::Declined => Err(Error::PaymentDeclined { replayed: settled.replayed }),
+            Settled::Paid { payment_id, receipt, paid_at } => {
+                let NewPayment { order_id, user_id, payment_type, amount } = payment;
+                let value = Payment { payment_id, order_id, user_id, payment_type, amount, receipt, paid_at };
+                Ok(Reply { value, replayed: settled.replayed })
+            }
+        }
+    }
+
+    /// Settles an order, and carries its end to other partitions.
+    async fn settle(
+        &self,
+        call: &Call,
+        payment: &NewPayment,
+        payment_id: PaymentId,
+        receipt: &str,
+        transaction: Option<&str>,
+    ) -> Outcome<Settled> {
+        let context = self.context(call);
+        let day = context.now.day(self.zone);
+        let settling = Settling { payment, payment_id, receipt, transaction, day, rank_until: ranked_until(day) };
+        let settled = self.store.order_pay(context, &settling).await?;
+        self.popular.sold();
+        if self.store.partitions() > 1 && !settled.replayed {
+            self.settle_far(call, payment.order_id).await;
+        }
+        Ok(settled.reply())
+    }
+
+    /// Carries a settled order's end to other partitions; what fails here is relayed later.
+    async fn settle_far(&self, call: &Call, order: OrderId) {
+        let settle = async {
+            let Some(record) = self.store.order(order).await? else { return Ok(()) };
+            let end = if record.order.status == OrderStatus::Paid { FarEnd::Settled } else { FarEnd::Released };
+            let (user, day) = (record.order.user_id, record.day.as_deref().unwrap_or(""));
+            self.store.end_far(self.context(call), order, user, &record.far, end, day).await
+        };
+        if let Err(error) = settle.await {
+            let error: Error = error;
+            tracing::warn!(%order, %error, "the order's end is relayed later");
+        }
+    }
+
+    async fn pay_by_gateway(
+        &self,
+        call: &Call,
+        payment: &NewPayment,
+        payment_id: PaymentId,
+        receipt: &str,
+        gateway: &Arc<dyn PaymentGateway>,
+    ) -> Outcome<Settled> {
+        let context = self.context(call);
+        let ask_at = context.now.plus(self.gateway_timeout_ms + RESOLVE_AFTER_MS);
+        if let Some(settled) = self.store.payment_begin(context, payment, payment_id, receipt, ask_at).await? {
+            return Ok(Reply { value: settled, replayed: true });
+        }
+        let charge = Charge {
+            merchant_uid: receipt.to_owned(),
+            order_id: payment.order_id,
+            user_id: payment.user_id,
+            amount: payment.amount,
+        };
+        match gateway.pay(&charge).await {
+            PayOutcome::Approved { transaction_id } => {
+                self.settle(call, payment, payment_id, receipt, Some(&transaction_id)).await
+            }
+            PayOutcome::Declined { reason } => {
+                tracing::info!(order = %payment.order_id, reason, "the gateway declined");
+                self.decline(call, payment.order_id, receipt, None).await?;
+                Ok(Reply::first(Settled::Declined))
+            }
+            PayOutcome::Unknown { why } => {
+                tracing::warn!(order = %payment.order_id, receipt, why, "a payment's outcome is unknown");
+                Err(Error::unavailable("the payment's outcome is not known yet"))
+            }
+        }
+    }
+
+    /// Fails an order whose payment a gateway declined, or (with `ask_again`) has never heard of.
+    async fn decline(
+        &self,
+        call: &Call,
+        order: OrderId,
+        receipt: &str,
+        ask_again: Option<Millis>,
+    ) -> Result<(), Error> {
+        let Some(record) = self.store.order(order).await? else { return Err(Error::OrderNotFound) };
+        self.close(call, &record, Closing::Decline { receipt, ask_again }).await.map(drop)
+    }
+
+    /// Looks at a gateway payment that is due: finds out what became of it, and does what follows from that. Looking twice,
+    /// or from two processes at once, does nothing twice: the scripts check where the payment stands, and a gateway's
+    /// cancel is idempotent.
+    ///
+    /// # Errors
+    /// Redis can't answer; the payment stays due.
+    pub(super) async fn look_at_payment(&self, order: OrderId) -> Result<(), Error> {
+        let Some(record) = self.store.order(order).await? else { return Ok(()) };
+        let Some(payment) = record.gateway.clone() else { return Ok(()) };
+        let now = self.clock.now();
+        let Some(gateway) = self.gateways.get(payment.payment_type).cloned() else {
+            tracing::error!(%order, kind = %payment.payment_type, "a payment's gateway is no longer configured");
+            return self.store.postpone_payment(order, now.plus(WATCH_EVERY_MS)).await;
+        };
+        // Not looked at by two at once, as a rule.
+        self.store.postpone_payment(order, now.plus(self.gateway_timeout_ms + ASK_EVERY_MS)).await?;
+        match payment.state {
+            GatewayState::Started => self.resolve(&record, &payment, &gateway).await,
+            GatewayState::Watched => self.watch(&record, &payment, &gateway).await,
+            GatewayState::RefundDue => self.give_back(&record, &payment, &gateway, REFUND_REASON, ASK_EVERY_MS).await,
+            GatewayState::Ended => Ok(()),
+        }
+    }
+
+    async fn resolve(
+        &self,
+        record: &OrderRecord,
+        payment: &GatewayRecord,
+        gateway: &Arc<dyn PaymentGateway>,
+    ) -> Result<(), Error> {
+        let order = &record.order;
+        let call = Call { request_id: format!("resolve-{}", payment.receipt), key: payment.key.clone() };
+        let now = self.clock.now();
+        match gateway.status(&payment.receipt).await {
+            StatusOutcome::Approved { transaction_id } => {
+                let new = NewPayment {
+                    order_id: order.order_id,
+                    user_id: order.user_id,
+                    payment_type: payment.payment_type,
+                    amount: order.final_price,
+                };
+                let settled =
+                    self.settle(&call, &new, payment.payment_id, &payment.receipt, Some(&transaction_id)).await;
+                match settled {
+                    // Somebody else resolved it between our read and now.
+                    Ok(_) | Err(Error::InvalidPayment) => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
+            StatusOutcome::Declined { reason } => {
+                tracing::info!(order = %order.order_id, reason, "the gateway declined");
+                self.decline(&call, order.order_id, &payment.receipt, None).await
+            }
+            StatusOutcome::NotFound if now.0 - payment.started_at.0 >= self.give_up_ms => {
+                // It may still be on its way. The order fails now, and the gateway is watched, so that late money goes back.
+                tracing::warn!(order = %order.order_id, "the gateway has never heard of a payment");
+                let ask_again = now.plus(ASK_EVERY_MS);
+                self.decline(&call, order.order_id, &payment.receipt, Some(ask_again)).await
+            }
+            StatusOutcome::NotFound | StatusOutcome::Unknown { .. } => {
+                self.store.postpone_payment(order.order_id, now.plus(ASK_EVERY_MS)).await
+            }
+        }
+    }
+
+    async fn watch(
+        &self,
+        record: &OrderRecord,
+        payment: &GatewayRecord,
+        gateway: &Arc<dyn PaymentGateway>,
+    ) -> Result<(), Error> {
+        let now = self.clock.now();
+        let over = now.0 - payment.started_at.0 >= self.give_up_ms + self.watch_ms;
+        match gateway.status(&payment.receipt).await {
+            StatusOutcome::Approved { .. } => self.give_back(record, payment, gateway, LATE_REASON, ASK_EVERY_MS).await,
+            StatusOutcome::Declined { .. } => self.end_payment(record, payment, false).await,
+            StatusOutcome::NotFound if over => self.end_payment(record, payment, false).await,
+            StatusOutcome::NotFound | StatusOutcome::Unknown { .. } => {
+                self.store.postpone_payment(record.order.order_id, now.plus(WATCH_EVERY_MS)).await
+            }
+        }
+    }
+
+    async fn give_back(
+        &self,
+        record: &OrderRecord,
+        payment: &GatewayRecord,
+        gateway: &Arc<dyn PaymentGateway>,
+        reason: &str,
+        again_ms: i64,
+    ) -> Result<(), Error> {
+        match gateway.cancel(&payment.receipt, record.order.final_price, reason).await {
+            CancelOutcome::Cancelled => self.end_payment(record, payment, true).await,
+            outcome => {
+                tracing::warn!(order = %record.order.order_id, ?outcome, "a gateway has not given money back yet");
+                self.store.postpone_payment(record.order.order_id, self.clock.now().plus(again_ms)).await
+            }
+        }
+    }
+
+    async fn end_payment(&self, record: &OrderRecord, payment: &GatewayRecord, refunded: bool) -> Result<(), Error> {
+        let call = Call { request_id: format!("resolve-{}", payment.receipt), key: None };
+        let (order, user) = (record.order.order_id, record.order.user_id);
+        self.store.payment_end(self.context(&call), order, user, &payment.receipt, refunded).await.map(drop)
+    }
+}

@@ -1,0 +1,191 @@
+//! Creating and watching campaigns.
+
+use axum::{Json, extract::State};
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    domain::{CouponId, Discount, DiscountType, NewCampaign},
+    http::{
+        AppState,
+        body::{RequestBody, Write},
+        coupons::CampaignResponse,
+        decode::{LocalTime, int, optional_word, text, word},
+        error::Code,
+        openapi::documented_errors,
+        params::PathId,
+        reply::{Answer, Done, Found},
+    },
+};
+
+/// This resource's routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(create)).routes(routes!(campaign))
+}
+
+/// The largest fixed discount, in won.
+const MAX_FIXED_DISCOUNT: i64 = 1_000_000_000_000;
+/// The largest campaign, in coupons.
+const MAX_CAMPAIGN: i64 = 1_000_000_000;
+
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "쿠폰 캠페인 생성 요청")]
+pub struct CreateCampaignRequest {
+    /// 쿠폰 코드
+    #[serde(deserialize_with = "text::<_, 64>")]
+    #[schema(min_length = 1, max_length = 64, example = "HANGHAE8888")]
+    coupon_code: String,
+    /// 할인 유형
+    #[serde(deserialize_with = "word")]
+    discount_type: DiscountType,
+    /// 할인 값: PERCENTAGE는 1–100 퍼센트, FIXED는 원
+    #[serde(deserialize_with = "int::<_, 1, MAX_FIXED_DISCOUNT>")]
+    #[schema(minimum = 1, maximum = 1000000000000_i64, example = 1000)]
+    discount_amount: i64,
+    /// 총 발급 수량
+    #[serde(deserialize_with = "int::<_, 1, MAX_CAMPAIGN>")]
+    #[schema(minimum = 1, maximum = 1000000000, example = 100)]
+    total_quantity: i64,
+    /// 발급 시작 시각: 없으면 지금부터
+    #[serde(default, deserialize_with = "optional_word")]
+    #[schema(value_type = Option<String>, nullable = false, example = "2024-04-01T10:00:00")]
+    opens_at: Option<LocalTime>,
+    /// 발급 종료 시각: 없으면 쿠폰 만료 시각까지
+    #[serde(default, deserialize_with = "optional_word")]
+    #[schema(value_type = Option<String>, nullable = false, example = "2024-06-30T23:59:59")]
+    closes_at: Option<LocalTime>,
+    /// 쿠폰 만료 시각
+    #[serde(deserialize_with = "word")]
+    #[schema(value_type = String, example = "2024-06-30T23:59:59")]
+    expired_at: LocalTime,
+}
+
+impl RequestBody for CreateCampaignRequest {
+    type Valid = NewCampaign;
+
+    const INVALID: Code = Code::InvalidRequest;
+
+    fn validate(self, zone: Tz) -> Option<NewCampaign> {
+        if self.discount_type == DiscountType::Percentage && self.discount_amount > 100 {
+            return None;
+        }
+        let instant = |time: LocalTime| time.instant(zone);
+        let opens_at = self.opens_at.map(|time| instant(time).ok_or(())).transpose().ok()?;
+        let closes_at = self.closes_at.map(|time| instant(time).ok_or(())).transpose().ok()?;
+        let expires_at = instant(self.expired_at)?;
+        let closing = closes_at.unwrap_or(expires_at);
+        if closing > expires_at || opens_at.is_some_and(|opening| opening >= closing) {
+            return None;
+        }
+        Some(NewCampaign {
+            code: self.coupon_code,
+            discount: Discount { kind: self.discount_type, amount: self.discount_amount },
+            total: self.total_quantity,
+            opens_at,
+            closes_at,
+            expires_at,
+        })
+    }
+}
+
+documented_errors! { CreateErrors {
+    "잘못된 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidRequest],
+}}
+
+#[utoipa::path(
+    post,
+    path = "/admin/v1/coupons",
+    operation_id = "createCampaign",
+    tag = "운영",
+    summary = "쿠폰 캠페인 생성",
+    description = "선착순 쿠폰 캠페인을 생성합니다. 발급 기간을 지정하지 않으면 바로 시작되어 쿠폰이 만료될 때까지 발급됩니다.",
+    request_body(content = CreateCampaignRequest),
+    responses((status = 201, description = "캠페인 생성 성공", body = CampaignResponse), CreateErrors)
+)]
+async fn create(
+    State(app): State<AppState>,
+    Write { call, body: campaign }: Write<CreateCampaignRequest>,
+) -> Done<CampaignResponse> {
+    let created = app.engine.create_campaign(&call, campaign).await?;
+    Ok(Answer::created(created.map(|campaign| CampaignResponse::new(campaign, app.engine.zone()))))
+}
+
+documented_errors! { CampaignErrors {
+    "쿠폰을 찾을 수 없음" => [CouponNotFound],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/admin/v1/coupons/{couponId}",
+    operation_id = "campaign",
+    tag = "운영",
+    summary = "쿠폰 캠페인 조회",
+    description = "쿠폰 캠페인의 조건과 발급 현황을 조회합니다.",
+    params(("couponId" = i64, Path, description = "couponId")),
+    responses((status = 200, description = "캠페인 조회 성공", body = CampaignResponse), CampaignErrors)
+)]
+async fn campaign(State(app): State<AppState>, coupon: PathId<CouponId>) -> Found<CampaignResponse> {
+    let campaign = app.engine.campaign(coupon.valid()?).await?;
+    Ok(Json(CampaignResponse::new(campaign, app.engine.zone())))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn campaign(changes: Value) -> Option<NewCampaign> {
+        let mut body = json!({
+            "couponCode": "OPEN", "discountType": "FIXED", "discountAmount": 1000, "totalQuantity": 10,
+            "opensAt": "2024-04-01T10:00:00", "closesAt": "2024-04-02T10:00:00", "expiredAt": "2024-04-03T10:00:00",
+        });
+        let fields = body.as_object_mut().unwrap();
+        for (name, value) in changes.as_object().unwrap() {
+            if value == "absent" {
+                fields.remove(name)
+            } else {
+                fields.insert(name.clone(), value.clone())
+            };
+        }
+        let request: CreateCampaignRequest = serde_json::from_value(body).ok()?;
+        request.validate(chrono_tz::Asia::Seoul)
+    }
+
+    #[test]
+    fn windows_may_be_left_out() {
+        assert!(campaign(json!({})).is_some());
+        let open = campaign(json!({ "opensAt": "absent", "closesAt": "absent" })).unwrap();
+        assert!(open.opens_at.is_none() && open.closes_at.is_none());
+        assert!(campaign(json!({ "closesAt": "2024-04-03T10:00:00" })).is_some());
+    }
+
+    #[test]
+    fn campaigns_have_bounds() {
+        for hostile in [
+            json!({ "opensAt": "2024-04-02T10:00:00" }),
+            json!({ "opensAt": "2024-04-03T10:00:00", "closesAt": "absent" }),
+            json!({ "closesAt": "2024-04-03T10:00:01" }),
+            json!({ "expiredAt": "2024-04-03" }),
+            json!({ "expiredAt": "absent" }),
+            json!({ "opensAt": null }),
+            json!({ "discountType": "PERCENTAGE", "discountAmount": 101 }),
+            json!({ "discountAmount": 0 }),
+            json!({ "discountAmount": 1_000_000_000_001_i64 }),
+            json!({ "totalQuantity": 0 }),
+            json!({ "totalQuantity": 1_000_000_001 }),
+            json!({ "couponCode": "" }),
+            json!({ "couponCode": " " }),
+            json!({ "couponCode": "A\u{0}" }),
+            json!({ "couponCode": "쿠".repeat(65) }),
+        ] {
+            assert!(campaign(hostile.clone()).is_none(), "{hostile}");
+        }
+        assert!(campaign(json!({ "discountType": "PERCENTAGE", "discountAmount": 100 })).is_some());
+        assert!(campaign(json!({ "couponCode": "쿠".repeat(64) })).is_some());
+    }
+}

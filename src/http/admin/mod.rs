@@ -1,0 +1,34 @@
+//! 운영: everything behind the operators' token.
+//!
+//! The whole of `/admin` is, also what does not exist: a stranger learns nothing from a 404.
+
+mod coupons;
+mod orders;
+mod products;
+mod projection;
+mod users;
+
+use axum::{middleware::from_fn_with_state, routing::any};
+use utoipa_axum::router::OpenApiRouter;
+
+pub use users::BULK_PATH;
+
+use super::{
+    AppState,
+    auth::{AdminToken, operators_only},
+    not_found,
+};
+
+/// The operators' routes, open to bearers of `token`.
+pub fn router(token: Option<AdminToken>) -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .merge(users::router())
+        .merge(products::router())
+        .merge(coupons::router())
+        .merge(orders::router())
+        .merge(projection::router())
+        .route("/admin", any(not_found))
+        .route("/admin/", any(not_found))
+        .route("/admin/{*rest}", any(not_found))
+        .layer(from_fn_with_state(token, operators_only))
+}

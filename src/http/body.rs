@@ -1,0 +1,308 @@
+//! The one way in for writes: body, idempotency key and request id become a typed request and its
+//! [`Call`](crate::domain::Call).
+//!
+//! Order matters: whatever is wrong with a body is told before anything else (the path, the key), so the extractor
+//! that reads it is the first thing in a write that can fail.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRef, FromRequest, Request},
+    http::{HeaderMap, HeaderName, header::CONTENT_TYPE, request::Parts},
+};
+use chrono_tz::Tz;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    decode::Object,
+    edge::RequestId,
+    error::{ApiError, Code},
+};
+use crate::domain::{Call, IdempotencyKey};
+
+/// The request header that names a write, so that repeating it has no further effect.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What decoding needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoding {
+    /// Bytes of the largest body let in.
+    pub body_limit: usize,
+    /// The zone of the wall-clock times in requests.
+    pub zone: Tz,
+}
+
+/// The body of a write.
+///
+/// Its `Serialize` is the canonical form of the request: what an idempotency key is bound to.
+pub trait RequestBody: DeserializeOwned + Serialize + Send {
+    /// What the handler gets.
+    type Valid: Send;
+
+    /// The endpoint's own 400.
+    const INVALID: Code;
+
+    /// What the fields' own types can't say: bounds that take two fields, times in the zone. `None` is refused.
+    fn validate(self, zone: Tz) -> Option<Self::Valid>;
+}
+
+/// A decoded write.
+#[derive(Debug)]
+pub struct Write<T: RequestBody> {
+    /// Who asks, and under which key.
+    pub call: Call,
+    /// What for.
+    pub body: T::Valid,
+}
+
+impl<S, T> FromRequest<S> for Write<T>
+where
+    S: Send + Sync,
+    T: RequestBody,
+    Decoding: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let decoding = Decoding::from_ref(state);
+        let (parts, body) = request.into_parts();
+        if !is_json(&parts.headers) {
+            return Err(Code::UnsupportedMediaType.into());
+        }
+        let bytes = read(body, decoding.body_limit).await?.ok_or(T::INVALID)?;
+        let Object(request) = serde_json::from_slice::<Object<T>>(&bytes).map_err(|error| {
+            tracing::debug!(%error, "body refused");
+            T::INVALID
+        })?;
+        let canonical =
+            if parts.headers.contains_key(IDEMPOTENCY_KEY) { canonical(&parts, &request)? } else { Vec::new() };
+        let body = request.validate(decoding.zone).ok_or(T::INVALID)?;
+        let request_id = RequestId::of(&parts.extensions);
+        let key = idempotency_key(&parts.headers)?.map(|key| IdempotencyKey::new(key, &canonical));
+        Ok(Write { call: Call { request_id, key }, body })
+    }
+}
+
+/// The whole body; `None` if it breaks off.
+async fn read(body: Body, limit: usize) -> Result<Option<Bytes>, ApiError> {
+    if body.size_hint().lower() > limit as u64 {
+        return Err(Code::PayloadTooLarge.into());
+    }
+    match Limited::new(body, limit).collect().await {
+        Ok(read) => Ok(Some(read.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Err(Code::PayloadTooLarge.into()),
+        Err(error) => {
+            tracing::debug!(%error, "body broke off");
+            Ok(None)
+        }
+    }
+}
+
+/// `application/json` or `application/<anything>+json`, with any parameters; said once.
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let Ok(value) = value.to_str() else { return false };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence.strip_prefix("application/").is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
+}
+
+/// Method, path and decoded body, so that two spellings of a request are one.
+fn canonical<T: Serialize>(parts: &Parts, request: &T) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = format!("{} {}\n", parts.method, parts.uri.path()).into_bytes();
+    serde_json::to_writer(&mut bytes, request).map_err(|error| crate::domain::Error::Internal(error.into()))?;
+    Ok(bytes)
+}
+
+/// 1–255 printable ASCII characters, said once, or not at all.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let printable = value.as_bytes().iter().all(|byte| (0x20..=0x7e).contains(byte));
+    if values.next().is_some() || !printable || !(1..=255).contains(&value.len()) {
+        return Err(Code::InvalidIdempotencyKey.into());
+    }
+    value.to_str().map(Some).map_err(|_| Code::InvalidIdempotencyKey.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use axum::http::{HeaderValue, Method};
+
+    use super::*;
+    use crate::{
+        domain::{NewOrder, NewPayment},
+        http::{
+            balances::ChargeRequest, coupons::UserCouponRequest, orders::OrderCreateRequest, payments::PaymentRequest,
+        },
+    };
+
+    const DECODING: Decoding = Decoding { body_limit: 4096, zone: chrono_tz::Asia::Seoul };
+
+    impl FromRef<()> for Decoding {
+        fn from_ref((): &()) -> Decoding {
+            DECODING
+        }
+    }
+
+    fn request(body: impl Into<Body>) -> Request {
+        Request::builder()
+            .method(Method::POST)
+            .uri("/api/v1/orders")
+            .header(CONTENT_TYPE, "application/json")
+            .body(body.into())
+            .unwrap()
+    }
+
+    async fn write<T: RequestBody>(request: Request) -> Result<Write<T>, Code> {
+        Write::<T>::from_request(request, &()).await.map_err(|error| error.code())
+    }
+
+    async fn body<T: RequestBody>(json: &str) -> Result<T::Valid, Code> {
+        write::<T>(request(json.to_owned())).await.map(|write| write.body)
+    }
+
+    async fn order(json: &str) -> Result<NewOrder, Code> {
+        body::<OrderCreateRequest>(json).await
+    }
+
+    async fn payment(json: &str) -> Result<NewPayment, Code> {
+        body::<PaymentRequest>(json).await
+    }
+
+    #[tokio::test]
+    async fn a_body_problem_is_the_endpoint_s_own_400() {
+        let deep = "[".repeat(2_000);
+        for hostile in
+            ["", "{", "null", "[]", "[1,1]", "\"\"", "{}", "{}{}", "\u{feff}{}", &deep, "{\"amount\":1,\"amount\":1}"]
+        {
+            assert_eq!(body::<ChargeRequest>(hostile).await.unwrap_err(), Code::InvalidAmount, "{hostile}");
+            assert_eq!(body::<UserCouponRequest>(hostile).await.unwrap_err(), Code::InvalidCoupon, "{hostile}");
+            assert_eq!(order(hostile).await.unwrap_err(), Code::InvalidOrder, "{hostile}");
+            assert_eq!(payment(hostile).await.unwrap_err(), Code::InvalidPaymentRequest, "{hostile}");
+        }
+        let latin1: &[u8] = b"{\"amount\":1,\"\xe9\":1}";
+        assert_eq!(write::<ChargeRequest>(request(latin1)).await.unwrap_err(), Code::InvalidAmount);
+    }
+
+    #[tokio::test]
+    async fn charges_are_1_to_100_000_won() {
+        for (amount, won) in [("1", 1), ("100000", 100_000), ("1000.0", 1_000), ("1e3", 1_000)] {
+            assert_eq!(body::<ChargeRequest>(&format!("{{\"amount\":{amount},\"unknown\":[{{}}]}}")).await, Ok(won));
+        }
+        for hostile in ["0", "-1", "100001", "0.5", "\"1000\"", "null", "true", "9223372036854775808"] {
+            let refused = body::<ChargeRequest>(&format!("{{\"amount\":{hostile}}}")).await;
+            assert_eq!(refused, Err(Code::InvalidAmount), "{hostile}");
+        }
+    }
+
+    #[tokio::test]
+    async fn payments_of_nothing_are_legal_and_types_are_words() {
+        let json = |kind: &str, amount: &str| {
+            format!("{{\"orderId\":1,\"userId\":2,\"paymentType\":{kind},\"amount\":{amount}}}")
+        };
+        assert_eq!(payment(&json("\"CARD\"", "0")).await.unwrap().amount, 0);
+        for (kind, amount) in [
+            ("\"CARD\"", "-1"),
+            ("\"card\"", "1"),
+            ("\"CASH\"", "1"),
+            ("{\"CARD\":null}", "1"),
+            ("null", "1"),
+            ("0", "1"),
+            ("\"CARD\"", "9007199254740992"),
+        ] {
+            assert_eq!(payment(&json(kind, amount)).await.unwrap_err(), Code::InvalidPaymentRequest, "{kind} {amount}");
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_of_one_product_are_summed_where_it_first_appears() {
+        let placed = order(
+            "{\"userId\":1,\"orderProducts\":[{\"productId\":7,\"quantity\":2},{\"productId\":3,\"quantity\":1},\
+             {\"productId\":7,\"quantity\":9998}],\"userCouponId\":null}",
+        )
+        .await
+        .unwrap();
+        let lines: Vec<_> = placed.lines.iter().map(|(product, quantity)| (product.get(), *quantity)).collect();
+        assert_eq!(lines, [(7, 10_000), (3, 1)]);
+        assert!(placed.coupon_id.is_none());
+    }
+
+    #[tokio::test]
+    async fn orders_have_bounds() {
+        let json = |lines: &[String]| format!("{{\"userId\":1,\"orderProducts\":[{}]}}", lines.join(","));
+        let line = |product: i64, quantity: i64| format!("{{\"productId\":{product},\"quantity\":{quantity}}}");
+        let many = |count: i64| (1..=count).map(|product| line(product, 1)).collect::<Vec<_>>();
+        assert_eq!(order(&json(&many(100))).await.unwrap().lines.len(), 100);
+        let hostile = [
+            json(&[]),
+            json(&many(101)),
+            json(&[line(1, 0)]),
+            json(&[line(1, 2), line(1, -1)]),
+            json(&[line(0, 1)]),
+            json(&[line(1, 10_001)]),
+            json(&[line(1, 10_000), line(1, 1)]),
+            json(&["[1,1]".to_owned()]),
+            json(&["null".to_owned()]),
+            "{\"userId\":1,\"orderProducts\":{}}".to_owned(),
+            "{\"userId\":1,\"orderProducts\":null}".to_owned(),
+            format!("{{\"userId\":1,\"userCouponId\":0,\"orderProducts\":[{}]}}", line(1, 1)),
+        ];
+        for hostile in hostile {
+            assert_eq!(order(&hostile).await.unwrap_err(), Code::InvalidOrder, "{hostile}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_json_comes_in_and_not_too_much_of_it() {
+        let typed = |kind: &'static str| {
+            let mut request = request("{\"amount\":1}");
+            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            request
+        };
+        for json in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.firstcome+json"] {
+            assert!(write::<ChargeRequest>(typed(json)).await.is_ok(), "{json}");
+        }
+        for other in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", ""] {
+            assert_eq!(write::<ChargeRequest>(typed(other)).await.unwrap_err(), Code::UnsupportedMediaType, "{other}");
+        }
+        let mut untyped = request("{\"amount\":1}");
+        untyped.headers_mut().remove(CONTENT_TYPE);
+        assert_eq!(write::<ChargeRequest>(untyped).await.unwrap_err(), Code::UnsupportedMediaType);
+
+        let padded = format!("{{\"amount\":1{}}}", " ".repeat(DECODING.body_limit));
+        assert_eq!(body::<ChargeRequest>(&padded).await, Err(Code::PayloadTooLarge));
+        let chunks =
+            padded.into_bytes().chunks(100).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect::<Vec<_>>();
+        let chunked = Body::from_stream(futures_util::stream::iter(chunks));
+        assert_eq!(write::<ChargeRequest>(request(chunked)).await.unwrap_err(), Code::PayloadTooLarge);
+    }
+
+    #[tokio::test]
+    async fn keys_are_bound_to_what_the_request_means() {
+        let keyed = |json: &str, keys: &[&'static [u8]]| {
+            let mut request = request(json.to_owned());
+            for key in keys {
+                request.headers_mut().append(IDEMPOTENCY_KEY, HeaderValue::from_bytes(key).unwrap());
+            }
+            write::<ChargeRequest>(request)
+        };
+        let plain = keyed("{\"amount\":1000}", &[b"k 1"]).await.unwrap().call.key.unwrap();
+        let spelled = keyed(" {\"x\":0, \"amount\" : 1e3 }", &[b"k 1"]).await.unwrap().call.key.unwrap();
+        let other = keyed("{\"amount\":1001}", &[b"k 1"]).await.unwrap().call.key.unwrap();
+        assert_eq!(plain, spelled);
+        assert_eq!(plain.digest, other.digest);
+        assert_ne!(plain.fingerprint, other.fingerprint);
+        assert!(keyed("{\"amount\":1}", &[]).await.unwrap().call.key.is_none());
+
+        static LONG: [u8; 256] = [b'k'; 256];
+        assert!(keyed("{\"amount\":1}", &[&LONG[..255]]).await.is_ok());
+        let refused: [&[&'static [u8]]; 5] = [&[b""], &[&LONG], &[b"\xed\x82\xa4"], &[b"a\tb"], &[b"k", b"k"]];
+        for keys in refused {
+            assert_eq!(keyed("{\"amount\":1}", keys).await.unwrap_err(), Code::InvalidIdempotencyKey, "{keys:?}");
+        }
+        assert_eq!(keyed("{}", &[b""]).await.unwrap_err(), Code::InvalidAmount, "the body comes first");
+    }
+}

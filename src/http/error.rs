@@ -1,0 +1,276 @@
+//! The one status table: every way in which a request can fail, its status, its `errorCode` and its Korean message.
+//!
+//! Owns the table, how a [`domain::Error`](crate::domain::Error) finds its row, and the reply made of a row. The
+//! OpenAPI document takes its error examples from the same rows, so that the two cannot drift. Logging is left to
+//! [`edge`](super::edge), which knows the request id.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    },
+    response::{IntoResponse, Response},
+};
+
+use super::reply::IDEMPOTENT_REPLAYED;
+use crate::domain::Error;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $status:ident $code:literal $message:literal;)*) => {
+        /// A row of the table.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// Every row: the page's first, then ours.
+            pub const ALL: &[Code] = &[$(Code::$name),*];
+
+            /// The HTTP status.
+            pub const fn status(self) -> StatusCode {
+                match self { $(Code::$name => StatusCode::$status,)* }
+            }
+
+            /// The `errorCode`.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Code::$name => $code,)* }
+            }
+
+            /// The `message`.
+            pub const fn message(self) -> &'static str {
+                match self { $(Code::$name => $message,)* }
+            }
+
+            /// The whole reply: no text of the table needs escaping (a test says so).
+            const fn body(self) -> &'static str {
+                match self {
+                    $(Code::$name => concat!("{\"errorCode\":\"", $code, "\",\"message\":\"", $message, "\"}"),)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    InvalidPaymentRequest = BAD_REQUEST "INVALID_PAYMENT_REQUEST" "결제 요청 데이터가 유효하지 않습니다.";
+    InsufficientBalance = PAYMENT_REQUIRED "INSUFFICIENT_BALANCE" "사용자의 잔액이 부족합니다.";
+    OrderNotFound = NOT_FOUND "ORDER_NOT_FOUND" "해당 주문을 찾을 수 없습니다.";
+    OrderAlreadyPaid = CONFLICT "ORDER_ALREADY_PAID" "해당 주문은 이미 결제되었습니다.";
+    UserNotFound = NOT_FOUND "USER_NOT_FOUND" "해당 사용자를 찾을 수 없습니다.";
+    InvalidAmount = BAD_REQUEST "INVALID_AMOUNT" "충전 금액은 1 이상 100,000 이하만 가능합니다.";
+    InvalidCoupon = BAD_REQUEST "INVALID_COUPON" "해당 쿠폰을 발급할 수 없습니다.";
+    CouponOutOfStock = CONFLICT "COUPON_OUT_OF_STOCK" "모든 쿠폰이 발급 완료되었습니다.";
+    ProductNotFound = NOT_FOUND "PRODUCT_NOT_FOUND" "해당 상품을 찾을 수 없습니다.";
+    InvalidScope = BAD_REQUEST "INVALID_SCOPE" "유효하지 않은 랭킹 범위입니다.";
+    InvalidOrder = BAD_REQUEST "INVALID_ORDER" "주문 요청 데이터가 유효하지 않습니다.";
+    SoldOut = CONFLICT "SOLD_OUT" "해당 상품이 품절되었습니다.";
+    InsufficientStock = CONFLICT "INSUFFICIENT_STOCK" "선택한 상품의 재고가 부족합니다.";
+    Internal = INTERNAL_SERVER_ERROR "INTERNAL_SERVER_ERROR" "서버 내부 오류가 발생했습니다.";
+    // Ours.
+    OrderAlreadyClosed = CONFLICT "ORDER_ALREADY_CLOSED" "해당 주문은 이미 종료되었습니다.";
+    CouponNotFound = NOT_FOUND "COUPON_NOT_FOUND" "해당 쿠폰을 찾을 수 없습니다.";
+    InvalidRequest = BAD_REQUEST "INVALID_REQUEST" "요청 데이터가 유효하지 않습니다.";
+    InvalidIdempotencyKey = BAD_REQUEST "INVALID_IDEMPOTENCY_KEY" "멱등성 키가 유효하지 않습니다.";
+    IdempotencyKeyReused = UNPROCESSABLE_ENTITY "IDEMPOTENCY_KEY_REUSED" "이미 다른 요청에 사용된 멱등성 키입니다.";
+    RequestInProgress = CONFLICT "REQUEST_IN_PROGRESS" "동일한 요청이 아직 처리 중입니다.";
+    Unauthorized = UNAUTHORIZED "UNAUTHORIZED" "운영자 인증이 필요합니다.";
+    NotFound = NOT_FOUND "NOT_FOUND" "요청한 경로를 찾을 수 없습니다.";
+    MethodNotAllowed = METHOD_NOT_ALLOWED "METHOD_NOT_ALLOWED" "지원하지 않는 요청 메서드입니다.";
+    PayloadTooLarge = PAYLOAD_TOO_LARGE "PAYLOAD_TOO_LARGE" "요청 본문이 너무 큽니다.";
+    UnsupportedMediaType = UNSUPPORTED_MEDIA_TYPE "UNSUPPORTED_MEDIA_TYPE" "지원하지 않는 콘텐츠 형식입니다.";
+    TooManyRequests = TOO_MANY_REQUESTS "TOO_MANY_REQUESTS" "요청이 너무 많습니다. 잠시 후 다시 시도해 주세요.";
+    Unavailable = SERVICE_UNAVAILABLE "SERVICE_UNAVAILABLE" "서비스를 일시적으로 이용할 수 없습니다. 잠시 후 다시 시도해 주세요.";
+}
+
+impl Code {
+    /// The row for a failure that somebody else (axum, a layer) put into nothing but a status.
+    pub fn of_status(status: StatusCode) -> Code {
+        match status {
+            StatusCode::UNAUTHORIZED => Code::Unauthorized,
+            StatusCode::NOT_FOUND => Code::NotFound,
+            StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
+            StatusCode::PAYLOAD_TOO_LARGE => Code::PayloadTooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::UnsupportedMediaType,
+            StatusCode::TOO_MANY_REQUESTS => Code::TooManyRequests,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE => {
+                Code::Unavailable
+            }
+            status if status.is_server_error() => Code::Internal,
+            _ => Code::InvalidRequest,
+        }
+    }
+
+    /// What `Retry-After` says where nobody knows better, in seconds.
+    const fn retry_after(self) -> Option<u64> {
+        match self {
+            Code::RequestInProgress | Code::TooManyRequests | Code::Unavailable => Some(1),
+            _ => None,
+        }
+    }
+}
+
+impl From<&Error> for Code {
+    fn from(error: &Error) -> Code {
+        match error {
+            Error::InvalidPayment => Code::InvalidPaymentRequest,
+            Error::InsufficientBalance | Error::PaymentDeclined { .. } => Code::InsufficientBalance,
+            Error::OrderNotFound => Code::OrderNotFound,
+            Error::OrderAlreadyPaid => Code::OrderAlreadyPaid,
+            Error::OrderAlreadyClosed => Code::OrderAlreadyClosed,
+            Error::UserNotFound => Code::UserNotFound,
+            Error::InvalidAmount => Code::InvalidAmount,
+            Error::InvalidCoupon => Code::InvalidCoupon,
+            Error::CampaignNotFound => Code::CouponNotFound,
+            Error::CouponOutOfStock => Code::CouponOutOfStock,
+            Error::ProductNotFound => Code::ProductNotFound,
+            Error::InvalidScope => Code::InvalidScope,
+            Error::InvalidOrder => Code::InvalidOrder,
+            Error::SoldOut => Code::SoldOut,
+            Error::InsufficientStock => Code::InsufficientStock,
+            Error::TooManyOpenOrders => Code::TooManyRequests,
+            Error::InvalidRequest(_) => Code::InvalidRequest,
+            Error::IdempotencyKeyReused => Code::IdempotencyKeyReused,
+            Error::InProgress => Code::RequestInProgress,
+            Error::Unavailable { .. } => Code::Unavailable,
+            Error::Internal(_) => Code::Internal,
+        }
+    }
+}
+
+/// A failed request, ready to be answered.
+#[derive(Debug)]
+pub struct ApiError {
+    code: Code,
+    /// Seconds for `Retry-After`.
+    retry_after: Option<u64>,
+    replayed: bool,
+    cause: Option<Arc<Error>>,
+}
+
+/// Left in the extensions of every reply made here: what it says, and what the log should say about it.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The row.
+    pub code: Code,
+    /// What the client is not told: only for [`Code::Internal`] and [`Code::Unavailable`].
+    pub cause: Option<Arc<Error>>,
+}
+
+impl ApiError {
+    /// The row of this failure.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+}
+
+impl From<Code> for ApiError {
+    fn from(code: Code) -> Self {
+        ApiError { code, retry_after: code.retry_after(), replayed: false, cause: None }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        let mut failed = ApiError::from(Code::from(&error));
+        match error {
+            Error::PaymentDeclined { replayed } => failed.replayed = replayed,
+            Error::Unavailable { retry_after, .. } => {
+                failed.retry_after = Some(whole_seconds(retry_after));
+                failed.cause = Some(Arc::new(error));
+            }
+            Error::Internal(_) => failed.cause = Some(Arc::new(error)),
+            Error::InvalidRequest(why) => tracing::debug!(why, "request refused"),
+            _ => {}
+        }
+        failed
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let json = HeaderValue::from_static("application/json");
+        let mut response = (self.code.status(), [(CONTENT_TYPE, json)], self.code.body()).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.replayed {
+            headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+        }
+        if self.code == Code::Unauthorized {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(Failure { code: self.code, cause: self.cause });
+        response
+    }
+}
+
+/// Rounded up, at least one.
+fn whole_seconds(duration: Duration) -> u64 {
+    let up = u64::from(duration.subsec_nanos() > 0);
+    duration.as_secs().saturating_add(up).max(1)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    /// The contract's table, copied from it: code, message.
+    const CONTRACT: [(&str, &str); 14] = [
+        ("INVALID_PAYMENT_REQUEST", "결제 요청 데이터가 유효하지 않습니다."),
+        ("INSUFFICIENT_BALANCE", "사용자의 잔액이 부족합니다."),
+        ("ORDER_NOT_FOUND", "해당 주문을 찾을 수 없습니다."),
+        ("ORDER_ALREADY_PAID", "해당 주문은 이미 결제되었습니다."),
+        ("USER_NOT_FOUND", "해당 사용자를 찾을 수 없습니다."),
+        ("INVALID_AMOUNT", "충전 금액은 1 이상 100,000 이하만 가능합니다."),
+        ("INVALID_COUPON", "해당 쿠폰을 발급할 수 없습니다."),
+        ("COUPON_OUT_OF_STOCK", "모든 쿠폰이 발급 완료되었습니다."),
+        ("PRODUCT_NOT_FOUND", "해당 상품을 찾을 수 없습니다."),
+        ("INVALID_SCOPE", "유효하지 않은 랭킹 범위입니다."),
+        ("INVALID_ORDER", "주문 요청 데이터가 유효하지 않습니다."),
+        ("SOLD_OUT", "해당 상품이 품절되었습니다."),
+        ("INSUFFICIENT_STOCK", "선택한 상품의 재고가 부족합니다."),
+        ("INTERNAL_SERVER_ERROR", "서버 내부 오류가 발생했습니다."),
+    ];
+
+    #[test]
+    fn the_page_s_rows_are_the_contract_s_to_the_letter() {
+        let rows: Vec<_> = Code::ALL.iter().take(14).map(|code| (code.as_str(), code.message())).collect();
+        assert_eq!(rows, CONTRACT);
+    }
+
+    #[test]
+    fn every_body_is_the_envelope_and_nothing_else() {
+        for code in Code::ALL {
+            let body: serde_json::Value = serde_json::from_str(code.body()).unwrap();
+            assert_eq!(body, serde_json::json!({ "errorCode": code.as_str(), "message": code.message() }));
+        }
+    }
+
+    #[test]
+    fn codes_are_distinct_and_survive_a_bare_status() {
+        let distinct: std::collections::HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        assert_eq!(distinct.len(), Code::ALL.len());
+        for status in [401, 404, 405, 413, 415, 429, 500, 503] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(Code::of_status(status).status(), status);
+        }
+    }
+
+    #[test]
+    fn headers_say_when_to_come_back_and_what_was_replayed() {
+        let unavailable = Error::Unavailable { reason: "Redis".into(), retry_after: Duration::from_millis(2_500) };
+        let response = ApiError::from(unavailable).into_response();
+        assert_eq!(response.headers()[RETRY_AFTER], "3");
+        assert_eq!(ApiError::from(Error::TooManyOpenOrders).into_response().headers()[RETRY_AFTER], "1");
+        assert_eq!(ApiError::from(Error::InProgress).into_response().headers()[RETRY_AFTER], "1");
+
+        let declined = ApiError::from(Error::PaymentDeclined { replayed: true }).into_response();
+        assert_eq!(declined.status(), 402);
+        assert_eq!(declined.headers()[IDEMPOTENT_REPLAYED], "true");
+        let declined = ApiError::from(Error::PaymentDeclined { replayed: false }).into_response();
+        assert!(!declined.headers().contains_key(IDEMPOTENT_REPLAYED));
+    }
+}

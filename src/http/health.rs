@@ -1,0 +1,77 @@
+//! 상태: whether the process lives, and whether it can serve.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderValue, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    AppState,
+    error::{Code, Failure},
+};
+
+/// This resource's routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(description = "서비스 상태")]
+struct HealthResponse {
+    /// 정상일 때 UP
+    #[schema(example = "UP")]
+    status: &'static str,
+}
+
+const UP: Json<HealthResponse> = Json(HealthResponse { status: "UP" });
+
+/// The envelope, and what is missing.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "요청을 처리할 수 없는 이유")]
+struct NotReadyResponse {
+    /// 오류 코드
+    #[schema(example = "SERVICE_UNAVAILABLE")]
+    error_code: &'static str,
+    /// 오류 메시지
+    message: &'static str,
+    /// 처리할 수 없는 이유 목록
+    reasons: Vec<String>,
+}
+
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "상태",
+    summary = "프로세스 생존 확인",
+    description = "프로세스가 살아 있으면 항상 200을 반환합니다.",
+    responses((status = 200, description = "살아 있음", body = HealthResponse, example = json!({ "status": "UP" })))
+)]
+async fn healthz() -> Json<HealthResponse> {
+    UP
+}
+
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "상태",
+    summary = "요청 처리 가능 확인",
+    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다.",
+    responses(
+        (status = 200, description = "처리 가능", body = HealthResponse, example = json!({ "status": "UP" })),
+        (status = 503, description = "처리 불가", body = NotReadyResponse),
+    )
+)]
+async fn readyz(State(app): State<AppState>) -> Response {
+    let Err(reasons) = app.engine.ready().await else { return UP.into_response() };
+    let code = Code::Unavailable;
+    let body = NotReadyResponse { error_code: code.as_str(), message: code.message(), reasons };
+    let mut response = (code.status(), [(RETRY_AFTER, HeaderValue::from_static("1"))], Json(body)).into_response();
+    response.extensions_mut().insert(Failure { code, cause: None });
+    response
+}

@@ -1,0 +1,107 @@
+//! The API over HTTP.
+//!
+//! Owns everything between a TCP connection and a verb of the [`Engine`]: decoding and its refusals, the status table,
+//! the OpenAPI document, the operators' token, time limits and the accept loop. Every decision about goods and money is
+//! left to the engine.
+//!
+//! One file per resource ([`payments`], [`balances`], [`coupons`], [`products`], [`orders`], [`admin`], [`health`]),
+//! each with its routes first, then its bodies, then its handlers; [`error`] is the one status table, [`edge`] what
+//! happens to every request, [`server`] the sockets.
+
+mod admin;
+mod auth;
+mod balances;
+mod body;
+mod coupons;
+mod decode;
+mod edge;
+pub mod error;
+mod health;
+mod openapi;
+mod orders;
+mod params;
+mod payments;
+mod products;
+mod reply;
+pub mod server;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, extract::FromRef, middleware::from_fn_with_state};
+use utoipa_axum::router::OpenApiRouter;
+
+pub use auth::AdminToken;
+pub use server::{ServerLimits, serve};
+
+use self::error::{ApiError, Code};
+use crate::domain::Engine;
+
+/// Every route.
+pub fn router(state: AppState) -> Router {
+    let (routes, document) = routes(state.admin).split_for_parts();
+    routes
+        .merge(openapi::router(&openapi::complete(document)))
+        .fallback(not_found)
+        .layer(from_fn_with_state(state.config.time_limits(), edge::edge))
+        .with_state(state)
+}
+
+/// Every documented route, with its documentation.
+fn routes(admin: Option<AdminToken>) -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .merge(payments::router())
+        .merge(balances::router())
+        .merge(coupons::router())
+        .merge(products::router())
+        .merge(orders::router())
+        .merge(admin::router(admin))
+        .merge(health::router())
+}
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct AppState {
+    /// Decides.
+    pub engine: Arc<Engine>,
+    /// Opens `/admin`; without one it stays shut.
+    pub admin: Option<AdminToken>,
+    /// Limits.
+    pub config: HttpConfig,
+}
+
+/// The limits on a request.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpConfig {
+    /// Bytes of the largest body let in.
+    pub body_limit: usize,
+    /// From a request's head to its reply's; then 503.
+    pub request_timeout: Duration,
+    /// The same for creating users in bulk.
+    pub bulk_timeout: Duration,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        HttpConfig {
+            body_limit: 64 * 1024,
+            request_timeout: Duration::from_secs(10),
+            bulk_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+impl HttpConfig {
+    fn time_limits(self) -> edge::TimeLimits {
+        edge::TimeLimits { request: self.request_timeout, long: self.bulk_timeout, long_path: admin::BULK_PATH }
+    }
+}
+
+impl FromRef<AppState> for body::Decoding {
+    fn from_ref(state: &AppState) -> Self {
+        body::Decoding { body_limit: state.config.body_limit, zone: state.engine.zone() }
+    }
+}
+
+async fn not_found() -> ApiError {
+    Code::NotFound.into()
+}

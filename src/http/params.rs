@@ -1,0 +1,80 @@
+//! Path ids and query strings.
+//!
+//! Both extractors always succeed and are asked for their value by the handler, in the order in which a client is told
+//! what is wrong: the body, then the path, then the query.
+
+use std::convert::Infallible;
+
+use axum::{
+    extract::{FromRequestParts, Path, Query},
+    http::request::Parts,
+};
+use serde::de::DeserializeOwned;
+
+use super::{
+    decode::{Id, decimal},
+    error::{ApiError, Code},
+};
+
+/// The deepest that a listing pages: elements skipped.
+pub const MAX_PAGED_ELEMENTS: i64 = 1_000_000;
+
+/// The one id in the path.
+#[derive(Clone, Copy, Debug)]
+pub struct PathId<T>(Option<T>);
+
+impl<T: Id> PathId<T> {
+    /// The id; what can't be one names nothing that exists.
+    pub fn valid(self) -> Result<T, ApiError> {
+        self.0.ok_or_else(|| T::UNKNOWN.into())
+    }
+}
+
+impl<S: Send + Sync, T: Id> FromRequestParts<S> for PathId<T> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let segment = Path::<String>::from_request_parts(parts, state).await.ok();
+        Ok(PathId(segment.and_then(|Path(segment)| decimal(&segment)).and_then(T::new)))
+    }
+}
+
+/// The parameters of an endpoint.
+pub trait QueryParams: DeserializeOwned {
+    /// What a query string that can't be read answers.
+    const INVALID: Code = Code::InvalidRequest;
+
+    /// What takes two parameters to say.
+    fn in_bounds(&self) -> bool {
+        true
+    }
+}
+
+/// The query string.
+#[derive(Debug)]
+pub struct Params<T>(Option<T>);
+
+impl<T: QueryParams> Params<T> {
+    /// The parameters.
+    pub fn valid(self) -> Result<T, ApiError> {
+        self.0.filter(T::in_bounds).ok_or_else(|| T::INVALID.into())
+    }
+}
+
+impl<S: Send + Sync, T: QueryParams> FromRequestParts<S> for Params<T> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Params(Query::<T>::try_from_uri(&parts.uri).ok().map(|Query(params)| params)))
+    }
+}
+
+/// Whether a page is within [`MAX_PAGED_ELEMENTS`].
+pub fn page_in_bounds(page: i64, size: i64) -> bool {
+    page.checked_mul(size).is_some_and(|skipped| skipped <= MAX_PAGED_ELEMENTS)
+}
+
+/// The `size` of a page where none is named.
+pub fn default_size() -> i64 {
+    20
+}

@@ -1,0 +1,49 @@
+//! What handlers answer with.
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue, StatusCode},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::error::ApiError;
+use crate::domain::Reply;
+
+/// Marks the stored answer to an earlier request under the same idempotency key.
+pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// A read's outcome.
+pub type Found<T> = Result<Json<T>, ApiError>;
+
+/// A write's outcome.
+pub type Done<T> = Result<Answer<T>, ApiError>;
+
+/// The answer to a write, which may be a replay.
+#[derive(Debug)]
+pub struct Answer<T> {
+    status: StatusCode,
+    reply: Reply<T>,
+}
+
+impl<T> Answer<T> {
+    /// 200.
+    pub fn ok(reply: Reply<T>) -> Self {
+        Answer { status: StatusCode::OK, reply }
+    }
+
+    /// 201.
+    pub fn created(reply: Reply<T>) -> Self {
+        Answer { status: StatusCode::CREATED, reply }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.reply.value)).into_response();
+        if self.reply.replayed {
+            response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+        }
+        response
+    }
+}

@@ -1,0 +1,330 @@
+//! A folded batch as SQL: one statement per table for what is new, one for what changed, all values bound as arrays, so
+//! that each statement's text is the same for every batch.
+//!
+//! Every statement must touch exactly the rows that the batch names. One that does not (an order that is not there, a
+//! coupon issued twice) fails the transaction, and the projector finds out which event it was.
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement, Value};
+
+use super::batch::Batch;
+use crate::domain::types::Millis;
+
+/// Why a batch could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error(transparent)]
+    Db(#[from] DbErr),
+    #[error("{what}: {named} named, {touched} there")]
+    Missing { what: &'static str, named: usize, touched: u64 },
+}
+
+/// Times travel as milliseconds.
+fn ms(at: Millis) -> i64 {
+    at.0
+}
+
+fn optional_ms(at: Option<Millis>) -> i64 {
+    at.map_or(0, ms)
+}
+
+struct Apply<'a>(&'a DatabaseTransaction);
+
+impl Apply<'_> {
+    /// Runs one statement over `rows` rows, if there are any; it must touch as many.
+    async fn run(&self, what: &'static str, rows: usize, sql: &str, values: Vec<Value>) -> Result<(), ApplyError> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let done = self.0.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?;
+        let touched = done.rows_affected();
+        if touched == rows as u64 { Ok(()) } else { Err(ApplyError::Missing { what, named: rows, touched }) }
+    }
+}
+
+macro_rules! column {
+    ($rows:expr, $row:pat => $value:expr) => {
+        $rows.iter().map(|$row| $value).collect::<Vec<_>>().into()
+    };
+}
+
+/// Applies a batch.
+///
+/// # Errors
+/// A row that violates a constraint, or that is not there, or Postgres being away.
+pub async fn apply(transaction: &DatabaseTransaction, batch: &Batch) -> Result<(), ApplyError> {
+    let db = Apply(transaction);
+    users(&db, batch).await?;
+    products(&db, batch).await?;
+    campaigns(&db, batch).await?;
+    orders(&db, batch).await?;
+    coupons(&db, batch).await?;
+    payments(&db, batch).await
+}
+
+async fn users(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let new = &batch.new_users;
+    db.run(
+        "new users",
+        new.len(),
+        "INSERT INTO users (id, name, balance, created_at)
+         SELECT id, name, 0, to_timestamp(at / 1000.0)
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS new (id, name, at)",
+        vec![column!(new, u => u.id), column!(new, u => u.name.clone()), column!(new, u => ms(u.at))],
+    )
+    .await?;
+    let balances: Vec<_> = batch.balances.iter().collect();
+    db.run(
+        "users",
+        balances.len(),
+        "UPDATE users SET balance = new.balance FROM unnest($1::bigint[], $2::bigint[]) AS new (id, balance)
+         WHERE users.id = new.id",
+        vec![column!(balances, (id, _) => **id), column!(balances, (_, balance) => **balance)],
+    )
+    .await?;
+    let entries = &batch.entries;
+    db.run(
+        "balance entries",
+        entries.len(),
+        "INSERT INTO balance_entries
+             (user_id, entry_no, transaction_type, amount, before_balance, after_balance, order_id, created_at)
+         SELECT user_id, entry_no, type, amount, before, after, NULLIF(order_id, 0), to_timestamp(at / 1000.0)
+         FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[]) AS new (user_id, entry_no, type, amount, before, after, order_id, at)",
+        vec![
+            column!(entries, e => e.user_id.get()),
+            column!(entries, e => e.entry_no),
+            column!(entries, e => e.kind.as_str().to_owned()),
+            column!(entries, e => e.amount),
+            column!(entries, e => e.before),
+            column!(entries, e => e.after),
+            column!(entries, e => e.order_id.map_or(0, |id| id.get())),
+            column!(entries, e => ms(e.at)),
+        ],
+    )
+    .await
+}
+
+async fn products(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let new = &batch.new_products;
+    db.run(
+        "new products",
+        new.len(),
+        "INSERT INTO products (id, name, category, price, on_sale, held, sold, stocked, created_at)
+         SELECT id, name, category, price, 0, 0, 0, 0, to_timestamp(at / 1000.0)
+         FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[])
+             AS new (id, name, category, price, at)",
+        vec![
+            column!(new, p => p.id),
+            column!(new, p => p.name.clone()),
+            column!(new, p => p.category.clone()),
+            column!(new, p => p.price),
+            column!(new, p => ms(p.at)),
+        ],
+    )
+    .await?;
+    let described: Vec<_> = batch.descriptions.iter().collect();
+    db.run(
+        "products",
+        described.len(),
+        "UPDATE products SET name = new.name, price = new.price, category = new.category
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[]) AS new (id, name, price, category)
+         WHERE products.id = new.id",
+        vec![
+            column!(described, (id, _) => **id),
+            column!(described, (_, (name, ..)) => name.clone()),
+            column!(described, (_, (_, price, _)) => *price),
+            column!(described, (.., (_, _, category)) => category.clone()),
+        ],
+    )
+    .await?;
+    let units: Vec<_> = batch.units.iter().collect();
+    db.run(
+        "products",
+        units.len(),
+        "UPDATE products SET on_sale = products.on_sale + new.on_sale, held = products.held + new.held,
+             sold = products.sold + new.sold, stocked = products.stocked + new.stocked
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+             AS new (id, on_sale, held, sold, stocked)
+         WHERE products.id = new.id",
+        vec![
+            column!(units, (id, _) => **id),
+            column!(units, (_, u) => u.on_sale),
+            column!(units, (_, u) => u.held),
+            column!(units, (_, u) => u.sold),
+            column!(units, (_, u) => u.stocked),
+        ],
+    )
+    .await
+}
+
+async fn campaigns(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let new = &batch.new_campaigns;
+    db.run(
+        "new campaigns",
+        new.len(),
+        "INSERT INTO campaigns
+             (id, code, discount_type, discount_amount, total, issued, opens_at, closes_at, expires_at, created_at)
+         SELECT id, code, type, amount, total, 0, to_timestamp(opens / 1000.0), to_timestamp(closes / 1000.0),
+             to_timestamp(expires / 1000.0), to_timestamp(at / 1000.0)
+         FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[], $9::bigint[]) AS new (id, code, type, amount, total, opens, closes, expires, at)",
+        vec![
+            column!(new, (t, _) => t.coupon_id.get()),
+            column!(new, (t, _) => t.code.clone()),
+            column!(new, (t, _) => t.discount.kind.as_str().to_owned()),
+            column!(new, (t, _) => t.discount.amount),
+            column!(new, (t, _) => t.total),
+            column!(new, (t, _) => ms(t.opens_at)),
+            column!(new, (t, _) => ms(t.closes_at)),
+            column!(new, (t, _) => ms(t.expires_at)),
+            column!(new, (_, at) => ms(*at)),
+        ],
+    )
+    .await?;
+    let issued: Vec<_> = batch.issued.iter().collect();
+    db.run(
+        "campaigns",
+        issued.len(),
+        "UPDATE campaigns SET issued = campaigns.issued + new.issued
+         FROM unnest($1::bigint[], $2::bigint[]) AS new (id, issued) WHERE campaigns.id = new.id",
+        vec![column!(issued, (id, _) => **id), column!(issued, (_, issued) => **issued)],
+    )
+    .await
+}
+
+async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let new = &batch.new_coupons;
+    db.run(
+        "new coupons",
+        new.len(),
+        "INSERT INTO user_coupons (coupon_id, user_id, issue_no, status, issued_at)
+         SELECT coupon, user_id, issue_no, 'AVAILABLE', to_timestamp(at / 1000.0)
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (coupon, user_id, issue_no, at)",
+        vec![
+            column!(new, c => c.coupon),
+            column!(new, c => c.user),
+            column!(new, c => c.issue_no),
+            column!(new, c => ms(c.at)),
+        ],
+    )
+    .await?;
+    let states: Vec<_> = batch.coupons.iter().collect();
+    db.run(
+        "coupons",
+        states.len(),
+        "UPDATE user_coupons SET status = new.status, order_id = NULLIF(new.order_id, 0),
+             used_at = to_timestamp(NULLIF(new.used_at, 0) / 1000.0)
+         FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[])
+             AS new (coupon, user_id, status, order_id, used_at)
+         WHERE user_coupons.coupon_id = new.coupon AND user_coupons.user_id = new.user_id",
+        vec![
+            column!(states, ((coupon, _), _) => *coupon),
+            column!(states, ((_, user), _) => *user),
+            column!(states, (_, state) => state.status.to_owned()),
+            column!(states, (_, state) => state.order.unwrap_or(0)),
+            column!(states, (_, state) => optional_ms(state.used_at)),
+        ],
+    )
+    .await
+}
+
+async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let new = &batch.new_orders;
+    db.run(
+        "new orders",
+        new.len(),
+        "INSERT INTO orders (id, user_id, status, total, discount, final_price, coupon_id, placed_at, expires_at)
+         SELECT id, user_id, 'PENDING', total, discount, final, NULLIF(coupon, 0), to_timestamp(at / 1000.0),
+             to_timestamp(expires / 1000.0)
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[]) AS new (id, user_id, total, discount, final, coupon, at, expires)",
+        vec![
+            column!(new, (o, _) => o.order.get()),
+            column!(new, (o, _) => o.user.get()),
+            column!(new, (o, _) => o.total),
+            column!(new, (o, _) => o.discount),
+            column!(new, (o, _) => o.final_price),
+            column!(new, (o, _) => o.coupon.map_or(0, |id| id.get())),
+            column!(new, (_, at) => ms(*at)),
+            column!(new, (o, _) => ms(o.expires_at)),
+        ],
+    )
+    .await?;
+    let lines: Vec<_> =
+        new.iter().flat_map(|(o, _)| o.lines.iter().chain(&o.far).map(|line| (o.order.get(), line))).collect();
+    db.run(
+        "new order lines",
+        lines.len(),
+        "INSERT INTO order_lines (order_id, product_id, quantity, price)
+         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])",
+        vec![
+            column!(lines, (order, _) => *order),
+            column!(lines, (_, line) => line.product_id.get()),
+            column!(lines, (_, line) => line.quantity),
+            column!(lines, (_, line) => line.price),
+        ],
+    )
+    .await?;
+    let states: Vec<_> = batch.orders.iter().collect();
+    db.run(
+        "orders",
+        states.len(),
+        "UPDATE orders SET status = new.status,
+             paid_at = coalesce(to_timestamp(NULLIF(new.paid_at, 0) / 1000.0), orders.paid_at),
+             closed_at = to_timestamp(NULLIF(new.closed_at, 0) / 1000.0), close_reason = NULLIF(new.reason, '')
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
+             AS new (id, status, paid_at, closed_at, reason)
+         WHERE orders.id = new.id",
+        vec![
+            column!(states, (id, _) => **id),
+            column!(states, (_, state) => state.status.as_str().to_owned()),
+            column!(states, (_, state) => optional_ms(state.paid_at)),
+            column!(states, (_, state) => optional_ms(state.closed_at)),
+            column!(states, (_, state) => state.reason.map_or("", |reason| reason.as_str()).to_owned()),
+        ],
+    )
+    .await
+}
+
+async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let new = &batch.new_payments;
+    db.run(
+        "new payments",
+        new.len(),
+        "INSERT INTO payments (id, order_id, user_id, payment_type, method, status, amount, receipt, started_at)
+         SELECT id, order_id, user_id, type, method, 'STARTED', amount, receipt, to_timestamp(at / 1000.0)
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[],
+                     $8::bigint[]) AS new (id, order_id, user_id, type, method, amount, receipt, at)",
+        vec![
+            column!(new, p => p.id),
+            column!(new, p => p.order),
+            column!(new, p => p.user),
+            column!(new, p => p.payment_type.as_str().to_owned()),
+            column!(new, p => p.method.to_owned()),
+            column!(new, p => p.amount),
+            column!(new, p => p.receipt.clone()),
+            column!(new, p => ms(p.at)),
+        ],
+    )
+    .await?;
+    let states: Vec<_> = batch.payments.iter().collect();
+    db.run(
+        "payments",
+        states.len(),
+        "UPDATE payments SET status = new.status,
+             transaction_id = coalesce(NULLIF(new.transaction_id, ''), payments.transaction_id),
+             paid_at = coalesce(to_timestamp(NULLIF(new.paid_at, 0) / 1000.0), payments.paid_at),
+             ended_at = coalesce(to_timestamp(NULLIF(new.ended_at, 0) / 1000.0), payments.ended_at)
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[])
+             AS new (receipt, status, transaction_id, paid_at, ended_at)
+         WHERE payments.receipt = new.receipt",
+        vec![
+            column!(states, (receipt, _) => (*receipt).clone()),
+            column!(states, (_, state) => state.status.to_owned()),
+            column!(states, (_, state) => state.transaction.clone().unwrap_or_default()),
+            column!(states, (_, state) => optional_ms(state.paid_at)),
+            column!(states, (_, state) => optional_ms(state.ended_at)),
+        ],
+    )
+    .await
+}

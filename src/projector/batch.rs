@@ -1,0 +1,288 @@
+//! A batch of events folded into what it does to each table, so that each table takes one statement for what is new and
+//! one for what changed, however many events there are.
+//!
+//! Within a batch the last word on a row counts (an order placed and paid is inserted PENDING, then updated once to PAID),
+//! and counters are sums.
+
+use std::collections::HashMap;
+
+use crate::domain::{
+    event::{self, Body, Event, HoldState},
+    model::{BalanceEntry, CampaignTerms, OrderLine},
+    types::*,
+};
+
+/// What a batch does.
+#[derive(Default)]
+pub struct Batch {
+    pub new_users: Vec<NewUser>,
+    /// Final balance by user.
+    pub balances: HashMap<i64, Won>,
+    pub new_products: Vec<NewProduct>,
+    /// Name, price, category by product.
+    pub descriptions: HashMap<i64, (String, Won, String)>,
+    /// What is added to the counters of a product.
+    pub units: HashMap<i64, Units>,
+    pub new_campaigns: Vec<(CampaignTerms, Millis)>,
+    /// Coupons given out, by campaign.
+    pub issued: HashMap<i64, i64>,
+    pub new_coupons: Vec<NewCoupon>,
+    /// By coupon and user.
+    pub coupons: HashMap<(i64, i64), CouponState>,
+    pub new_orders: Vec<(event::Placed, Millis)>,
+    /// By order.
+    pub orders: HashMap<i64, OrderState>,
+    pub new_payments: Vec<NewPayment>,
+    /// By receipt.
+    pub payments: HashMap<String, PaymentState>,
+    pub entries: Vec<BalanceEntry>,
+}
+
+pub struct NewUser {
+    pub id: i64,
+    pub name: String,
+    pub at: Millis,
+}
+
+pub struct NewProduct {
+    pub id: i64,
+    pub name: String,
+    pub category: String,
+    pub price: Won,
+    pub at: Millis,
+}
+
+/// Changes of a product's counters, in units.
+#[derive(Clone, Copy, Default)]
+pub struct Units {
+    pub on_sale: i64,
+    pub held: i64,
+    pub sold: i64,
+    pub stocked: i64,
+}
+
+pub struct NewCoupon {
+    pub coupon: i64,
+    pub user: i64,
+    pub issue_no: i64,
+    pub at: Millis,
+}
+
+pub struct CouponState {
+    pub status: &'static str,
+    pub order: Option<i64>,
+    pub used_at: Option<Millis>,
+}
+
+#[derive(Clone, Copy)]
+pub struct OrderState {
+    pub status: OrderStatus,
+    pub paid_at: Option<Millis>,
+    pub closed_at: Option<Millis>,
+    pub reason: Option<CloseReason>,
+}
+
+pub struct NewPayment {
+    pub id: i64,
+    pub order: i64,
+    pub user: i64,
+    pub payment_type: PaymentType,
+    pub method: &'static str,
+    pub amount: Won,
+    pub receipt: String,
+    pub at: Millis,
+}
+
+#[derive(Clone, Default)]
+pub struct PaymentState {
+    pub status: &'static str,
+    pub transaction: Option<String>,
+    pub paid_at: Option<Millis>,
+    pub ended_at: Option<Millis>,
+}
+
+/// From where to where a line's units go.
+#[derive(Clone, Copy)]
+enum Shelf {
+    OnSale,
+    Held,
+    Sold,
+}
+
+impl Batch {
+    /// Folds events of one partition, in their order.
+    pub fn fold<'a>(events: impl IntoIterator<Item = &'a Event>) -> Self {
+        let mut batch = Batch::default();
+        for event in events {
+            batch.add(event);
+        }
+        batch
+    }
+
+    fn add(&mut self, event: &Event) {
+        let at = event.at;
+        match &event.body {
+            Body::UsersCreated { first, step, count, balance, name, prefixed } => {
+                for id in (0..*count).map(|n| first.get().saturating_add(n.saturating_mul(*step))) {
+                    let name = if *prefixed { format!("{name}{id}") } else { name.clone() };
+                    self.new_users.push(NewUser { id, name, at });
+                    if let Some(user) = UserId::new(id).filter(|_| *balance > 0) {
+                        self.entry(&event::opening_entry(user, *balance, at));
+                    }
+                }
+            }
+            Body::ProductCreated { product, name, price, units, category } => {
+                let (id, name, category) = (product.get(), name.clone(), category.clone());
+                self.new_products.push(NewProduct { id, name, category, price: *price, at });
+                self.restock(*product, *units);
+            }
+            Body::ProductUpdated { product, name, price, category, delta } => {
+                self.descriptions.insert(product.get(), (name.clone(), *price, category.clone()));
+                self.restock(*product, *delta);
+            }
+            Body::CampaignCreated(terms) => self.new_campaigns.push((terms.clone(), at)),
+            Body::CouponIssued { coupon, user, issue_no, at_home } => {
+                *self.issued.entry(coupon.get()).or_default() += 1;
+                if *at_home {
+                    self.coupon(*coupon, *user, *issue_no, at);
+                }
+            }
+            Body::CouponGranted { coupon, user, issue_no, issued_at } => {
+                self.coupon(*coupon, *user, *issue_no, *issued_at);
+            }
+            Body::BalanceCharged(entry) => self.entry(entry),
+            Body::OrderPlaced(placed) => {
+                self.shift(&placed.lines, Shelf::OnSale, Shelf::Held);
+                self.mark(placed.coupon, placed.user, "HELD", Some(placed.order), None);
+                self.new_orders.push((placed.clone(), at));
+            }
+            Body::PaymentStarted(started) => self.new_payments.push(NewPayment {
+                id: started.payment.get(),
+                order: started.order.get(),
+                user: started.user.get(),
+                payment_type: started.payment_type,
+                method: "GATEWAY",
+                amount: started.amount,
+                receipt: started.receipt.clone(),
+                at,
+            }),
+            Body::OrderPaid(paid) => self.paid(paid, at),
+            Body::OrderClosed(closed) => self.closed(closed, at),
+            Body::PaymentEnded { receipt, refunded, .. } => {
+                let state = self.payments.entry(receipt.clone()).or_default();
+                state.status = if *refunded { "REFUNDED" } else { "DECLINED" };
+                state.ended_at = Some(at);
+            }
+            Body::StockHeld { lines } => self.shift(lines, Shelf::OnSale, Shelf::Held),
+            Body::StockSettled { lines, from, to } => self.shift(lines, shelf(*from), shelf(*to)),
+        }
+    }
+
+    fn paid(&mut self, paid: &event::Paid, at: Millis) {
+        self.shift(&paid.lines, Shelf::Held, Shelf::Sold);
+        self.mark(paid.coupon, paid.user, "USED", Some(paid.order), Some(at));
+        let state = OrderState { status: OrderStatus::Paid, paid_at: Some(at), closed_at: None, reason: None };
+        self.orders.insert(paid.order.get(), state);
+        if paid.transaction.is_none() {
+            self.new_payments.push(NewPayment {
+                id: paid.payment.get(),
+                order: paid.order.get(),
+                user: paid.user.get(),
+                payment_type: paid.payment_type,
+                method: "BALANCE",
+                amount: paid.amount,
+                receipt: paid.receipt.clone(),
+                at,
+            });
+        }
+        let state = self.payments.entry(paid.receipt.clone()).or_default();
+        state.status = "PAID";
+        state.transaction.clone_from(&paid.transaction);
+        state.paid_at = Some(at);
+        if let Some(entry) = &paid.entry {
+            self.entry(entry);
+        }
+    }
+
+    fn closed(&mut self, closed: &event::Closed, at: Millis) {
+        let from = if closed.from == OrderStatus::Paid { Shelf::Sold } else { Shelf::Held };
+        self.shift(&closed.lines, from, Shelf::OnSale);
+        self.mark(closed.coupon, closed.user, "AVAILABLE", None, None);
+        let state = self.orders.entry(closed.order.get()).or_insert(OrderState {
+            status: closed.status,
+            paid_at: None,
+            closed_at: None,
+            reason: None,
+        });
+        state.status = closed.status;
+        state.closed_at = Some(at);
+        state.reason = Some(closed.reason);
+        if let Some(receipt) = &closed.receipt {
+            let state = self.payments.entry(receipt.clone()).or_default();
+            state.status = match (closed.reason, closed.by_gateway) {
+                (CloseReason::Refunded, true) => "REFUND_DUE",
+                (CloseReason::Refunded, false) => "REFUNDED",
+                _ => "DECLINED",
+            };
+            state.ended_at = Some(at);
+        }
+        if let Some(entry) = &closed.entry {
+            self.entry(entry);
+        }
+    }
+
+    fn restock(&mut self, product: ProductId, delta: i64) {
+        let units = self.units.entry(product.get()).or_default();
+        units.on_sale += delta;
+        units.stocked += delta;
+    }
+
+    fn shift(&mut self, lines: &[OrderLine], from: Shelf, to: Shelf) {
+        for line in lines {
+            let units = self.units.entry(line.product_id.get()).or_default();
+            *units.on(from) -= line.quantity;
+            *units.on(to) += line.quantity;
+        }
+    }
+
+    fn coupon(&mut self, coupon: CouponId, user: UserId, issue_no: i64, at: Millis) {
+        self.new_coupons.push(NewCoupon { coupon: coupon.get(), user: user.get(), issue_no, at });
+    }
+
+    fn mark(
+        &mut self,
+        coupon: Option<CouponId>,
+        user: UserId,
+        status: &'static str,
+        order: Option<OrderId>,
+        used_at: Option<Millis>,
+    ) {
+        if let Some(coupon) = coupon {
+            let state = CouponState { status, order: order.map(OrderId::get), used_at };
+            self.coupons.insert((coupon.get(), user.get()), state);
+        }
+    }
+
+    fn entry(&mut self, entry: &BalanceEntry) {
+        self.balances.insert(entry.user_id.get(), entry.after);
+        self.entries.push(entry.clone());
+    }
+}
+
+impl Units {
+    fn on(&mut self, shelf: Shelf) -> &mut i64 {
+        match shelf {
+            Shelf::OnSale => &mut self.on_sale,
+            Shelf::Held => &mut self.held,
+            Shelf::Sold => &mut self.sold,
+        }
+    }
+}
+
+fn shelf(state: HoldState) -> Shelf {
+    match state {
+        HoldState::Held => Shelf::Held,
+        HoldState::Settled => Shelf::Sold,
+        HoldState::Back => Shelf::OnSale,
+    }
+}

@@ -1,0 +1,327 @@
+//! The only code that writes to Postgres: it carries each partition's outbox there, in order, exactly once.
+//!
+//! A batch is one transaction, which also moves the partition's position with `WHERE` it stands where this projector read
+//! from. A projector that was overtaken changes nothing and starts over from the new position. Only what is committed is
+//! trimmed from the stream. An event that can't be applied becomes a dead letter; Postgres being away is waited out.
+//!
+//! With many partitions, an order's end is also carried to stock that it held in other partitions ([`relay`]), after the
+//! commit and before the trim, so that a crash between two steps is made good by the next reading.
+
+pub mod apply;
+pub mod batch;
+pub mod relay;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, Statement, TransactionTrait,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    apply::{ApplyError, apply},
+    batch::Batch,
+};
+use crate::{
+    config::ProjectorConfig,
+    db::{self, reads::ProjectedPosition},
+    domain::{
+        Error,
+        event::{self, Event},
+        types::Clock,
+    },
+    store::{
+        Store,
+        keys::Partition,
+        outbox::{Entry, StreamId},
+    },
+};
+
+/// How long one reading of an idle outbox waits.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// The first and the longest pause after a failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Carries outboxes to Postgres.
+#[derive(Clone)]
+pub struct Projector {
+    store: Store,
+    db: DatabaseConnection,
+    clock: Clock,
+    batch: usize,
+    /// Rung after every commit.
+    committed: Arc<tokio::sync::Notify>,
+}
+
+/// Why a batch was not committed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Another projector moved the position meanwhile.
+    #[error("overtaken by another projector")]
+    Overtaken,
+    /// The outbox lacks decisions that were taken: Redis lost them. Nothing more is projected from this partition.
+    #[error(
+        "the outbox of partition {partition} goes from ({epoch}, {seq}) to ({found_epoch}, {found_seq}): decisions are lost"
+    )]
+    Gap { partition: u16, epoch: i64, seq: i64, found_epoch: i64, found_seq: i64 },
+    /// Redis or Postgres is away.
+    #[error("{0}")]
+    Away(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Away(error.to_string())
+    }
+}
+
+impl From<DbErr> for Failure {
+    fn from(error: DbErr) -> Self {
+        Failure::Away(error.to_string())
+    }
+}
+
+impl Projector {
+    pub fn new(store: Store, db: DatabaseConnection, clock: Clock, config: &ProjectorConfig) -> Self {
+        let committed = Arc::new(tokio::sync::Notify::new());
+        Projector { store, db, clock, batch: config.projector_batch as usize, committed }
+    }
+
+    /// Rung after every commit.
+    pub fn committed(&self) -> Arc<tokio::sync::Notify> {
+        self.committed.clone()
+    }
+
+    /// Follows every partition until `stop`, each in a task of its own.
+    pub fn follow(&self, tasks: &TaskTracker, stop: &CancellationToken) {
+        for here in self.store.all() {
+            let (this, stop) = (self.clone(), stop.clone());
+            tasks.spawn(async move { this.follow_one(here, &stop).await });
+        }
+    }
+
+    async fn follow_one(&self, here: Partition, stop: &CancellationToken) {
+        let mut pause = FIRST_PAUSE;
+        while !stop.is_cancelled() {
+            // Dropping a step half way is safe: what is not committed did not happen, and what is not trimmed is skipped.
+            let step = tokio::select! {
+                step = self.step(here, IDLE_WAIT) => step,
+                () = stop.cancelled() => return,
+            };
+            match step {
+                Ok(_) => pause = FIRST_PAUSE,
+                Err(Failure::Overtaken) => tracing::debug!(partition = here.0, "overtaken by another projector"),
+                Err(failure) => {
+                    tracing::warn!(partition = here.0, %failure, "the projection waits");
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = stop.cancelled() => return,
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Projects until every outbox is empty, with no waiting for more.
+    ///
+    /// # Errors
+    /// Redis or Postgres is away, or decisions are lost.
+    pub async fn drain(&self) -> anyhow::Result<()> {
+        for here in self.store.all() {
+            loop {
+                match self.step(here, Duration::ZERO).await {
+                    Ok(0) => break,
+                    Ok(_) | Err(Failure::Overtaken) => {}
+                    Err(failure) => return Err(anyhow!(failure)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One batch: read, commit, relay, trim. Returns how many entries it carried.
+    async fn step(&self, here: Partition, wait: Duration) -> Result<usize, Failure> {
+        let from = self.position(here).await?;
+        let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Away(format!("{error}")))?;
+        // What an earlier projector committed but did not live to trim.
+        loop {
+            let left = self.store.outbox_until(here, last, self.batch).await?;
+            let Some(end) = left.last().map(|entry| entry.id) else { break };
+            self.after_commit(here, &left, end).await?;
+        }
+        let entries = self.store.outbox_after(here, last, self.batch, wait).await?;
+        let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(0) };
+        self.commit(here, &from, &entries).await?;
+        self.committed.notify_waiters();
+        self.after_commit(here, &entries, end).await?;
+        Ok(entries.len())
+    }
+
+    async fn after_commit(&self, here: Partition, entries: &[Entry], end: StreamId) -> Result<(), Failure> {
+        relay::relay(&self.store, &self.clock, here, entries).await?;
+        self.store.outbox_trim(here, end).await?;
+        Ok(())
+    }
+
+    async fn position(&self, here: Partition) -> Result<ProjectedPosition, Failure> {
+        let positions = db::reads::positions(&self.db).await?;
+        let missing = || Failure::Away(format!("PostgreSQL has no position of partition {}", here.0));
+        positions.into_iter().find(|position| position.partition == here.0).ok_or_else(missing)
+    }
+
+    /// Commits entries in as few transactions as it takes: all at once, or, where one of them can't be applied, the good
+    /// ones around it and a dead letter for it.
+    async fn commit(&self, here: Partition, from: &ProjectedPosition, entries: &[Entry]) -> Result<(), Failure> {
+        let read: Vec<Read> = entries.iter().map(Read::new).collect();
+        check_gapless(from, &read)?;
+        let mut from = from.clone();
+        // Ranges still to be committed, the next one last.
+        let mut ranges = vec![0..read.len()];
+        while let Some(range) = ranges.pop() {
+            let part = &read[range.clone()];
+            match self.commit_part(here, &from, part).await {
+                Ok(to) => from = to,
+                Err(CommitError::Bad(_)) if part.len() > 1 => {
+                    let middle = range.start + range.len() / 2;
+                    ranges.push(middle..range.end);
+                    ranges.push(range.start..middle);
+                }
+                Err(CommitError::Bad(reason)) => {
+                    let letter = Read { event: Err(reason), ..part[0].clone() };
+                    match self.commit_part(here, &from, &[letter]).await {
+                        Ok(to) => from = to,
+                        Err(CommitError::Failed(failure)) => return Err(failure),
+                        Err(CommitError::Bad(reason)) => {
+                            return Err(Failure::Away(format!("a dead letter can't be filed: {reason}")));
+                        }
+                    }
+                }
+                Err(CommitError::Failed(failure)) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// One transaction: the position, the effects, the dead letters. Returns the new position.
+    async fn commit_part(
+        &self,
+        here: Partition,
+        from: &ProjectedPosition,
+        part: &[Read<'_>],
+    ) -> Result<ProjectedPosition, CommitError> {
+        let mut to = from.clone();
+        for read in part {
+            to.stream_id = read.entry.id.to_string();
+            if let Some((epoch, seq)) = read.position {
+                (to.epoch, to.seq) = (epoch, seq);
+            }
+        }
+        let transaction = self.db.begin().await?;
+        // First the position: it locks the row, so that a second projector waits here and then finds itself overtaken.
+        let moved = transaction
+            .execute_raw(Statement::from_sql_and_values(
+                DbBackend::Postgres,
+                "UPDATE projection_positions SET epoch = $1, seq = $2, stream_id = $3, updated_at = now()
+                 WHERE partition = $4 AND stream_id = $5",
+                [
+                    to.epoch.into(),
+                    to.seq.into(),
+                    to.stream_id.as_str().into(),
+                    i32::from(here.0).into(),
+                    from.stream_id.as_str().into(),
+                ],
+            ))
+            .await?;
+        if moved.rows_affected() != 1 {
+            return Err(CommitError::Failed(Failure::Overtaken));
+        }
+        let events = part.iter().filter_map(|read| read.event.as_ref().ok());
+        apply(&transaction, &Batch::fold(events)).await?;
+        for read in part {
+            if let Err(reason) = &read.event {
+                tracing::error!(partition = here.0, id = %read.entry.id, reason, "an event can't be applied");
+                dead_letter(&transaction, here, read, reason).await?;
+            }
+        }
+        transaction.commit().await?;
+        Ok(to)
+    }
+}
+
+/// An entry, read: an event or the reason why it is none.
+#[derive(Clone)]
+struct Read<'a> {
+    entry: &'a Entry,
+    position: Option<(i64, i64)>,
+    event: Result<Event, String>,
+}
+
+impl<'a> Read<'a> {
+    fn new(entry: &'a Entry) -> Self {
+        let event = Event::decode(&entry.fields).map_err(|error| error.to_string());
+        Read { entry, position: event::position(&entry.fields), event }
+    }
+}
+
+enum CommitError {
+    /// The data does not fit.
+    Bad(String),
+    Failed(Failure),
+}
+
+impl From<DbErr> for CommitError {
+    fn from(error: DbErr) -> Self {
+        if db::is_transient(&error) { CommitError::Failed(error.into()) } else { CommitError::Bad(error.to_string()) }
+    }
+}
+
+impl From<ApplyError> for CommitError {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Db(error) => error.into(),
+            missing @ ApplyError::Missing { .. } => CommitError::Bad(missing.to_string()),
+        }
+    }
+}
+
+/// Decisions are numbered without gaps; a new epoch starts wherever its rebuild left off.
+fn check_gapless(from: &ProjectedPosition, read: &[Read<'_>]) -> Result<(), Failure> {
+    let (mut epoch, mut seq) = (from.epoch, from.seq);
+    for (found_epoch, found_seq) in read.iter().filter_map(|read| read.position) {
+        if found_epoch < epoch || (found_epoch == epoch && found_seq != seq + 1) {
+            return Err(Failure::Gap { partition: from.partition, epoch, seq, found_epoch, found_seq });
+        }
+        (epoch, seq) = (found_epoch, found_seq);
+    }
+    Ok(())
+}
+
+async fn dead_letter(
+    transaction: &DatabaseTransaction,
+    here: Partition,
+    read: &Read<'_>,
+    reason: &str,
+) -> Result<(), CommitError> {
+    // Postgres can't keep a NUL in text or JSON.
+    let clean = |text: &str| text.replace('\0', "\u{fffd}");
+    let fields: serde_json::Map<String, serde_json::Value> =
+        read.entry.fields.iter().map(|(name, value)| (clean(name), clean(value).into())).collect();
+    transaction
+        .execute_raw(Statement::from_sql_and_values(
+            DbBackend::Postgres,
+            "INSERT INTO dead_letters (partition, stream_id, epoch, seq, reason, fields) VALUES ($1, $2, $3, $4, $5, $6)",
+            [
+                i32::from(here.0).into(),
+                read.entry.id.to_string().into(),
+                read.position.map(|(epoch, _)| epoch).into(),
+                read.position.map(|(_, seq)| seq).into(),
+                clean(reason).into(),
+                serde_json::Value::Object(fields).into(),
+            ],
+        ))
+        .await?;
+    Ok(())
+}

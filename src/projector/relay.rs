@@ -1,0 +1,49 @@
+//! What an event of one partition does in another: an issued coupon goes to its user, an order's end to the stock that
+//! other partitions held for it.
+//!
+//! The request that decided has taken these steps itself, as a rule; here they are taken again, and change nothing then.
+//! With one partition there is nothing to relay.
+
+use crate::{
+    domain::{
+        Error,
+        event::{Body, Event},
+        model::Call,
+        types::*,
+    },
+    store::{
+        Store,
+        decisions::{Context, FarEnd, Issued},
+        keys::Partition,
+        outbox::Entry,
+    },
+};
+
+/// Relays committed entries.
+///
+/// # Errors
+/// A partition that can't answer; everything may be relayed again.
+pub async fn relay(store: &Store, clock: &Clock, here: Partition, entries: &[Entry]) -> Result<(), Error> {
+    if store.partitions() == 1 {
+        return Ok(());
+    }
+    for event in entries.iter().filter_map(|entry| Event::decode(&entry.fields).ok()) {
+        let call = Call { request_id: format!("relay-{}-{}-{}", here.0, event.epoch, event.seq), key: None };
+        let context = Context { now: clock.now(), call: &call };
+        match &event.body {
+            Body::CouponIssued { coupon, user, issue_no, at_home: false } => {
+                let issued = Issued { issue_no: *issue_no, issued_at: event.at };
+                store.coupon_grant(context, *user, *coupon, issued).await?;
+            }
+            Body::OrderPaid(paid) => {
+                store.end_far(context, paid.order, paid.user, &paid.far, FarEnd::Settled, &paid.day).await?;
+            }
+            Body::OrderClosed(closed) => {
+                let end = if closed.from == OrderStatus::Paid { FarEnd::Refunded } else { FarEnd::Released };
+                store.end_far(context, closed.order, closed.user, &closed.far, end, &closed.day).await?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What operators put in: users and products.
+
+use super::{Context, Created};
+use crate::{
+    domain::{
+        Error,
+        model::{MAX_STOCK, NewProduct, ProductPatch},
+        types::{Category, ProductId, UserId, Won},
+    },
+    store::{
+        Store,
+        keys::{Keys, Partition},
+        scripts,
+    },
+};
+
+/// Users to create in one step: all at home in one partition.
+pub struct UserBatch<'a> {
+    pub first: UserId,
+    /// From one id to the next: the number of partitions.
+    pub step: i64,
+    pub count: i64,
+    /// The name, or what comes before the id in each name.
+    pub name: &'a str,
+    /// Whether `name` is only the beginning.
+    pub prefixed: bool,
+    pub balance: Won,
+}
+
+impl UserBatch<'_> {
+    fn ids(&self) -> impl Iterator<Item = i64> {
+        let (first, step) = (self.first.get(), self.step);
+        (0..self.count).map(move |n| first + n * step)
+    }
+}
+
+impl Store {
+    /// `users_create.lua`.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn users_create(
+        &self,
+        context: Context<'_>,
+        home: Partition,
+        batch: &UserBatch<'_>,
+    ) -> Result<Created, Error> {
+        let mut call = context
+            .begin_unrecorded(&scripts::USERS_CREATE, home)
+            .arg(batch.balance)
+            .arg(batch.first.get())
+            .arg(batch.step)
+            .arg(if batch.prefixed { "1" } else { "0" })
+            .arg(batch.name);
+        for id in batch.ids() {
+            let Some(user) = UserId::new(id) else { return Err(Error::InvalidRequest("ids are used up")) };
+            call = call.key(Keys(home).user(user));
+            call = if batch.prefixed { call.arg(format!("{}{id}", batch.name)) } else { call.arg(batch.name) };
+        }
+        Created::read(&self.call(home, &call).await?)
+    }
+
+    /// `product_create.lua`.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn product_create(
+        &self,
+        context: Context<'_>,
+        id: ProductId,
+        new: &NewProduct,
+    ) -> Result<Created, Error> {
+        let here = self.home(id.get());
+        let keys = Keys(here);
+        let call = context
+            .begin_unrecorded(&scripts::PRODUCT_CREATE, here)
+            .key(keys.product(id))
+            .key(keys.price())
+            .key(keys.stock())
+            .key(keys.catalogue())
+            .key(keys.of_category(&new.category))
+            .arg(id.get())
+            .arg(&new.name)
+            .arg(new.price)
+            .arg(new.stock)
+            .arg(new.category.as_str());
+        Created::read(&self.call(here, &call).await?)
+    }
+
+    /// `product_update.lua`: the name, price and units on sale that the product now has; `None` where its category is no
+    /// longer `had`, and nothing was changed.
+    ///
+    /// # Errors
+    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where there is less to take off, and the shared refusals.
+    pub async fn product_update(
+        &self,
+        context: Context<'_>,
+        id: ProductId,
+        had: &str,
+        patch: &ProductPatch,
+    ) -> Result<Option<(String, Won, i64)>, Error> {
+        let here = self.home(id.get());
+        let keys = Keys(here);
+        let category = patch.category.as_ref().map_or(had, Category::as_str);
+        let call = context
+            .begin_unrecorded(&scripts::PRODUCT_UPDATE, here)
+            .key(keys.product(id))
+            .key(keys.price())
+            .key(keys.stock())
+            .key(keys.category(had))
+            .key(keys.category(category))
+            .arg(id.get())
+            .arg(patch.name.as_deref().unwrap_or(""))
+            .arg(patch.price.map(|price| price.to_string()).unwrap_or_default())
+            .arg(had)
+            .arg(category)
+            .arg(patch.stock_delta.unwrap_or(0))
+            .arg(MAX_STOCK);
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "UPDATED" => Ok(Some((answer.get(2)?, answer.get(3)?, answer.get(4)?))),
+            "STALE" => Ok(None),
+            "PRODUCT_NOT_FOUND" => Err(Error::ProductNotFound),
+            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
+            "LIMIT" => Err(Error::InvalidRequest("the product would have too many units")),
+            _ => Err(answer.unknown()),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Coupons: opening a campaign, giving one out.
+
+use super::{Context, Decision};
+use crate::{
+    domain::{
+        Error,
+        model::CampaignTerms,
+        types::{CouponId, Millis, UserId},
+    },
+    store::{
+        Store,
+        keys::Keys,
+        scripts::{self, Answer},
+    },
+};
+
+/// A coupon given out: its place in the order of arrival, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Issued {
+    pub issue_no: i64,
+    pub issued_at: Millis,
+}
+
+/// Whether a thing was created, or was there already (and was left as it is).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    Now,
+    Before,
+}
+
+impl Created {
+    pub(super) fn read(answer: &Answer) -> Result<Self, Error> {
+        match answer.word.as_str() {
+            "CREATED" => Ok(Created::Now),
+            "EXISTS" => Ok(Created::Before),
+            _ => Err(answer.unknown()),
+        }
+    }
+}
+
+impl Store {
+    /// `coupon_issue.lua`. Where user and campaign share no partition, the user must have been looked up before, and gets
+    /// the coupon by [`Store::coupon_grant`] after.
+    ///
+    /// # Errors
+    /// [`Error::UserNotFound`], [`Error::InvalidCoupon`], [`Error::CouponOutOfStock`], and the shared refusals.
+    pub async fn coupon_issue(
+        &self,
+        context: Context<'_>,
+        user: UserId,
+        coupon: CouponId,
+    ) -> Result<Decision<Issued>, Error> {
+        let (home, here) = (self.home(user.get()), self.home(coupon.get()));
+        let keys = Keys(here);
+        let call = context
+            .begin(&scripts::COUPON_ISSUE, here)
+            .key(keys.campaign(coupon))
+            .key(keys.holders(coupon))
+            // Elsewhere these two are named, in this partition, but not touched.
+            .key(keys.user(user))
+            .key(keys.user_coupons(user))
+            .arg(user.get())
+            .arg(coupon.get())
+            .arg(if home == here { "1" } else { "0" });
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "ISSUED" => {
+                let issued = Issued { issue_no: answer.get(2)?, issued_at: Millis(answer.get(3)?) };
+                Decision::new(here, &answer, issued)
+            }
+            "USER_NOT_FOUND" => Err(Error::UserNotFound),
+            "UNKNOWN_CAMPAIGN" | "NOT_OPEN" | "ALREADY_HOLDS" => Err(Error::InvalidCoupon),
+            "OUT_OF_STOCK" => Err(Error::CouponOutOfStock),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// `campaign_create.lua`.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn campaign_create(&self, context: Context<'_>, terms: &CampaignTerms) -> Result<Created, Error> {
+        let here = self.home(terms.coupon_id.get());
+        let keys = Keys(here);
+        let call = context
+            .begin_unrecorded(&scripts::CAMPAIGN_CREATE, here)
+            .key(keys.campaign(terms.coupon_id))
+            .key(keys.campaigns())
+            .arg(terms.coupon_id.get())
+            .arg(&terms.code)
+            .arg(terms.discount.kind.as_str())
+            .arg(terms.discount.amount)
+            .arg(terms.total)
+            .arg(terms.opens_at.0)
+            .arg(terms.closes_at.0)
+            .arg(terms.expires_at.0);
+        Created::read(&self.call(here, &call).await?)
+    }
+}

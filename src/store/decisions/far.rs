@@ -1,0 +1,184 @@
+//! The steps that an operation takes in a partition that is not its user's home. With one partition none is ever called.
+
+use chrono::NaiveDate;
+
+use super::{
+    Context, Issued, MARK_LIFE_MS,
+    orders::{DAY_FORMAT, no_stock},
+};
+use crate::{
+    domain::{Error, model::OrderLine, types::*},
+    store::{
+        Store,
+        keys::{Keys, Partition},
+        ranking::ranked_until,
+        scripts::{self, Invocation},
+    },
+};
+
+/// What became of an order that stock is held for in another partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarEnd {
+    Settled,
+    Released,
+    Refunded,
+}
+
+/// What an order's home partition says of it.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// `None`: there is no such order, and never will be.
+    pub status: Option<OrderStatus>,
+    pub refunded: bool,
+    /// `%Y%m%d`, of a paid order.
+    pub day: String,
+}
+
+impl Store {
+    /// `coupon_grant.lua`.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn coupon_grant(
+        &self,
+        context: Context<'_>,
+        user: UserId,
+        coupon: CouponId,
+        issued: Issued,
+    ) -> Result<(), Error> {
+        let home = self.home(user.get());
+        let call = context
+            .begin_unrecorded(&scripts::COUPON_GRANT, home)
+            .key(Keys(home).user_coupons(user))
+            .arg(user.get())
+            .arg(coupon.get())
+            .arg(issued.issue_no)
+            .arg(issued.issued_at.0);
+        let answer = self.call(home, &call).await?;
+        match answer.word.as_str() {
+            "GRANTED" | "ALREADY_GRANTED" => Ok(()),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// `stock_hold.lua`: the lines with their prices, packed.
+    ///
+    /// # Errors
+    /// [`Error::ProductNotFound`], [`Error::SoldOut`], [`Error::InsufficientStock`], and the shared refusals.
+    pub async fn stock_hold(
+        &self,
+        context: Context<'_>,
+        partition: Partition,
+        order: OrderId,
+        user: UserId,
+        due: Millis,
+        lines: &[(ProductId, i64)],
+    ) -> Result<String, Error> {
+        let keys = Keys(partition);
+        let mut call = context
+            .begin_unrecorded(&scripts::STOCK_HOLD, partition)
+            .key(keys.hold(order))
+            .key(keys.holds())
+            .key(keys.price())
+            .key(keys.stock())
+            .key(keys.held())
+            .arg(order.get())
+            .arg(user.get())
+            .arg(due.0)
+            .arg(lines.len());
+        for (product, quantity) in lines {
+            call = call.arg(product.get()).arg(quantity);
+        }
+        let answer = self.call(partition, &call).await?;
+        match answer.word.as_str() {
+            "HELD" => answer.get(2),
+            "RELEASED" => Err(Error::unavailable("the order took too long and was given up")),
+            word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
+        }
+    }
+
+    /// `stock_settle.lua`. `day` is the day of the sale with the time its rankings may go, where it still counts.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn stock_settle(
+        &self,
+        context: Context<'_>,
+        partition: Partition,
+        order: OrderId,
+        user: UserId,
+        end: FarEnd,
+        day: Option<(NaiveDate, Millis)>,
+    ) -> Result<(), Error> {
+        let keys = Keys(partition);
+        let (ranked, until) = day.unwrap_or((NaiveDate::MIN, Millis(0)));
+        let call = context
+            .begin_unrecorded(&scripts::STOCK_SETTLE, partition)
+            .key(keys.hold(order))
+            .key(keys.holds())
+            .key(keys.stock())
+            .key(keys.held())
+            .key(keys.sold())
+            .key(keys.rank_units(ranked))
+            .key(keys.rank_won(ranked))
+            .arg(order.get())
+            .arg(user.get())
+            .arg(match end {
+                FarEnd::Settled => "SETTLED",
+                FarEnd::Released => "RELEASED",
+                FarEnd::Refunded => "REFUNDED",
+            })
+            .arg(if day.is_some() { "1" } else { "0" })
+            .arg(until.0 / 1000)
+            .arg(MARK_LIFE_MS);
+        let answer = self.call(partition, &call).await?;
+        match answer.word.as_str() {
+            "MOVED" | "UNCHANGED" => Ok(()),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// Carries an order's end to every partition that holds some of its lines, all of them `far`. `day` is the day of the
+    /// sale, `%Y%m%d`, or empty.
+    ///
+    /// # Errors
+    /// The shared refusals; every step may be taken again.
+    pub async fn end_far(
+        &self,
+        context: Context<'_>,
+        order: OrderId,
+        user: UserId,
+        far: &[OrderLine],
+        end: FarEnd,
+        day: &str,
+    ) -> Result<(), Error> {
+        let mut partitions: Vec<Partition> = far.iter().map(|line| self.home(line.product_id.get())).collect();
+        partitions.sort_unstable();
+        partitions.dedup();
+        let day = NaiveDate::parse_from_str(day, DAY_FORMAT).ok();
+        let day = day.map(|day| (day, ranked_until(day))).filter(|(_, until)| *until > context.now);
+        for partition in partitions {
+            self.stock_settle(context, partition, order, user, end, day).await?;
+        }
+        Ok(())
+    }
+
+    /// `order_verdict.lua`.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn order_verdict(&self, order: OrderId) -> Result<Verdict, Error> {
+        let home = self.home(order.get());
+        let call = Invocation::new(&scripts::ORDER_VERDICT)
+            .key(Keys(home).meta())
+            .key(Keys(home).order(order))
+            .arg(MARK_LIFE_MS);
+        let answer = self.call(home, &call).await?;
+        if answer.word != "VERDICT" {
+            return Err(answer.unknown());
+        }
+        let (status, reason): (String, String) = (answer.get(0)?, answer.get(1)?);
+        let refunded = reason == CloseReason::Refunded.as_str();
+        Ok(Verdict { status: status.parse().ok(), refunded, day: answer.get(2)? })
+    }
+}

@@ -1,0 +1,152 @@
+//! One typed function per deciding script: its keys and arguments in, its words turned into the domain's outcomes.
+//!
+//! A word that a script's header does not document is an error, never a default.
+
+mod catalogue;
+mod coupons;
+mod far;
+mod orders;
+
+pub use catalogue::*;
+pub use coupons::*;
+pub use far::*;
+pub use orders::*;
+
+use super::{
+    Position, Store,
+    keys::{Keys, Partition},
+    scripts::{Answer, Invocation, Script},
+};
+use crate::domain::{
+    Error, Reply,
+    model::Call,
+    types::{Millis, UserId, Won},
+};
+
+/// How long an idempotency record lives: 24 hours.
+pub const RECORD_LIFE_MS: i64 = 24 * 60 * 60 * 1000;
+/// How long the mark of an ended far hold, or of an order that never was, is kept: a week, longer than any relay lags.
+pub const MARK_LIFE_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+
+/// When and for whom a script decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    pub now: Millis,
+    pub call: &'a Call,
+}
+
+impl Context<'_> {
+    /// A call with the keys and arguments that every script with an idempotency record starts with.
+    fn begin(&self, script: &'static Script, partition: Partition) -> Invocation {
+        let keys = Keys(partition);
+        let (digest, fingerprint) = match &self.call.key {
+            Some(key) => (key.digest.as_str(), key.fingerprint.as_str()),
+            None => ("", ""),
+        };
+        Invocation::new(script)
+            .key(keys.meta())
+            .key(keys.outbox())
+            .key(keys.record(digest))
+            .arg(self.now.0)
+            .arg(fingerprint)
+            .arg(RECORD_LIFE_MS)
+            .arg(&self.call.request_id)
+    }
+
+    /// The same for scripts without one.
+    fn begin_unrecorded(&self, script: &'static Script, partition: Partition) -> Invocation {
+        let keys = Keys(partition);
+        Invocation::new(script).key(keys.meta()).key(keys.outbox()).arg(self.now.0).arg(&self.call.request_id)
+    }
+}
+
+/// A decision taken: what it was, and where it stands in its partition's books.
+#[derive(Clone, Debug)]
+pub struct Decision<T> {
+    pub value: T,
+    pub replayed: bool,
+    pub partition: Partition,
+    pub position: Position,
+}
+
+impl<T> Decision<T> {
+    fn new(partition: Partition, answer: &Answer, value: T) -> Result<Self, Error> {
+        Ok(Decision { value, replayed: answer.replayed, partition, position: answer.position()? })
+    }
+
+    /// What the API needs of it.
+    pub fn reply(self) -> Reply<T> {
+        Reply { value: self.value, replayed: self.replayed }
+    }
+}
+
+impl Store {
+    /// `balance_charge.lua`: the user's name and new balance.
+    ///
+    /// # Errors
+    /// [`Error::UserNotFound`], [`Error::InvalidAmount`] where the balance would pass `limit`, and the shared refusals.
+    pub async fn balance_charge(
+        &self,
+        context: Context<'_>,
+        user: UserId,
+        amount: Won,
+        limit: Won,
+    ) -> Result<Decision<(String, Won)>, Error> {
+        let home = self.home(user.get());
+        let call = context
+            .begin(&super::scripts::BALANCE_CHARGE, home)
+            .key(Keys(home).user(user))
+            .arg(user.get())
+            .arg(amount)
+            .arg(limit);
+        let answer = self.call(home, &call).await?;
+        match answer.word.as_str() {
+            "CHARGED" => Decision::new(home, &answer, (answer.get(2)?, answer.get(3)?)),
+            "USER_NOT_FOUND" => Err(Error::UserNotFound),
+            "LIMIT" => Err(Error::InvalidAmount),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// `key_claim.lua`: with many partitions, where a request under the same key may be decided in another one. (With one,
+    /// the record of the decision says it all.)
+    ///
+    /// # Errors
+    /// [`Error::IdempotencyKeyReused`].
+    pub async fn key_claim(&self, call: &Call) -> Result<(), Error> {
+        let Some(key) = call.key.as_ref().filter(|_| self.partitions() > 1) else { return Ok(()) };
+        let home = self.home_of_key(&key.digest);
+        let claim = Invocation::new(&super::scripts::KEY_CLAIM)
+            .key(Keys(home).meta())
+            .key(Keys(home).claim(&key.digest))
+            .arg(&key.fingerprint)
+            .arg(RECORD_LIFE_MS);
+        let answer = self.call(home, &claim).await?;
+        if answer.word == "CLAIMED" { Ok(()) } else { Err(answer.unknown()) }
+    }
+
+    /// `ids_reserve.lua`: the first of `count` consecutive ids, and whether they were reserved before under this key.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn ids_reserve(&self, call: &Call, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
+        let first = Partition(0);
+        let (digest, fingerprint) = match &call.key {
+            Some(key) => (key.digest.as_str(), key.fingerprint.as_str()),
+            None => ("", ""),
+        };
+        let reserve = Invocation::new(&super::scripts::IDS_RESERVE)
+            .key(Keys(first).meta())
+            .key(Keys(first).ids())
+            .key(Keys(first).record(digest))
+            .arg(fingerprint)
+            .arg(RECORD_LIFE_MS)
+            .arg(sequence)
+            .arg(count);
+        let answer = self.call(first, &reserve).await?;
+        match answer.word.as_str() {
+            "RESERVED" => Ok(Reply { value: answer.get(0)?, replayed: answer.replayed }),
+            _ => Err(answer.unknown()),
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Orders: placing, paying, ending them.
+
+use chrono::NaiveDate;
+
+use super::{Context, Decision};
+use crate::{
+    domain::{
+        Error,
+        model::{CampaignTerms, NewOrder, NewPayment, PlacedOrder},
+        types::*,
+    },
+    store::{
+        Store,
+        keys::{Keys, Partition},
+        scripts::{self, Invocation},
+    },
+};
+
+/// How a day is written in keys and events.
+pub const DAY_FORMAT: &str = "%Y%m%d";
+
+/// What decides about an order beside the order itself.
+pub struct Placing<'a> {
+    pub order_id: OrderId,
+    pub expires_at: Millis,
+    pub max_open: u32,
+    /// Whether the balance must suffice (no gateway could settle it).
+    pub must_afford: bool,
+    /// The terms of the order's coupon, if there is such a campaign.
+    pub terms: Option<&'a CampaignTerms>,
+    /// The lines held before in other partitions, packed; empty for none.
+    pub far: &'a str,
+}
+
+/// A payment about to be settled.
+pub struct Settling<'a> {
+    pub payment: &'a NewPayment,
+    pub payment_id: PaymentId,
+    pub receipt: &'a str,
+    /// The gateway's transaction id, where a gateway took the money.
+    pub transaction: Option<&'a str>,
+    pub day: NaiveDate,
+    /// When the day's rankings may go.
+    pub rank_until: Millis,
+}
+
+/// How a payment ended.
+#[derive(Clone, Debug)]
+pub enum Settled {
+    Paid { payment_id: PaymentId, receipt: String, paid_at: Millis },
+    Declined,
+}
+
+/// Why an order is to be closed.
+#[derive(Clone, Copy, Debug)]
+pub enum Closing<'a> {
+    /// By its user; a PAID one is refunded, and was paid on this day. Whether that day's rankings still count.
+    Cancel { paid_on: Option<NaiveDate>, counts: bool },
+    /// By the clock.
+    Expire,
+    /// By the gateway's word on this receipt; `ask_again` where the gateway could not say for certain.
+    Decline { receipt: &'a str, ask_again: Option<Millis> },
+}
+
+/// How an order was closed.
+#[derive(Clone, Copy, Debug)]
+pub struct Closed {
+    pub status: OrderStatus,
+    pub reason: CloseReason,
+    pub closed_at: Millis,
+}
+
+impl Store {
+    /// `order_place.lua`. Of the order's lines, those at home in its user's partition; the others come as `far`.
+    ///
+    /// # Errors
+    /// The refusals of `POST /orders`, and the shared ones.
+    pub async fn order_place(
+        &self,
+        context: Context<'_>,
+        order: &NewOrder,
+        placing: &Placing<'_>,
+    ) -> Result<Decision<PlacedOrder>, Error> {
+        let home = self.home(order.user_id.get());
+        let keys = Keys(home);
+        let mut call = context
+            .begin(&scripts::ORDER_PLACE, home)
+            .key(keys.user(order.user_id))
+            .key(keys.user_coupons(order.user_id))
+            .key(keys.order(placing.order_id))
+            .key(keys.expiry())
+            .key(keys.price())
+            .key(keys.stock())
+            .key(keys.held())
+            .arg(placing.order_id.get())
+            .arg(order.user_id.get())
+            .arg(placing.expires_at.0)
+            .arg(placing.max_open)
+            .arg(if placing.must_afford { "1" } else { "0" })
+            .arg(order.coupon_id.map(|id| id.to_string()).unwrap_or_default());
+        call = match placing.terms {
+            Some(terms) => call.arg(terms.discount.kind.as_str()).arg(terms.discount.amount).arg(terms.expires_at.0),
+            None => call.arg("").arg("").arg(""),
+        };
+        let near: Vec<_> = order.lines.iter().filter(|(product, _)| self.home(product.get()) == home).collect();
+        call = call.arg(near.len());
+        for (product, quantity) in near {
+            call = call.arg(product.get()).arg(quantity);
+        }
+        let answer = self.call(home, &call.arg(placing.far)).await?;
+        match answer.word.as_str() {
+            "PLACED" => {
+                let order_id = OrderId::new(answer.get(2)?).ok_or_else(|| answer.unknown())?;
+                let placed = PlacedOrder { order_id, final_price: answer.get(3)?, ordered_at: Millis(answer.get(4)?) };
+                Decision::new(home, &answer, placed)
+            }
+            "USER_NOT_FOUND" => Err(Error::UserNotFound),
+            "TOO_MANY_OPEN" => Err(Error::TooManyOpenOrders),
+            "INVALID_COUPON" => Err(Error::InvalidCoupon),
+            "OVERFLOW" => Err(Error::InvalidOrder),
+            "INSUFFICIENT_BALANCE" => Err(Error::InsufficientBalance),
+            "ABANDONED" => Err(Error::unavailable("the order took too long and was given up")),
+            word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
+        }
+    }
+
+    /// `order_pay.lua`.
+    ///
+    /// # Errors
+    /// The refusals of `POST /payments`, and the shared ones. [`Settled::Declined`] is no error here: it has an effect.
+    pub async fn order_pay(&self, context: Context<'_>, settling: &Settling<'_>) -> Result<Decision<Settled>, Error> {
+        let payment = settling.payment;
+        let home = self.home(payment.order_id.get());
+        let keys = Keys(home);
+        let call = closing_keys(context.begin(&scripts::ORDER_PAY, home), home, payment.order_id, payment.user_id)
+            .key(keys.rank_units(settling.day))
+            .key(keys.rank_won(settling.day))
+            .key(keys.gateway())
+            .arg(payment.order_id.get())
+            .arg(payment.user_id.get())
+            .arg(payment.amount)
+            .arg(payment.payment_type.as_str())
+            .arg(settling.payment_id.get())
+            .arg(settling.receipt)
+            .arg(if settling.transaction.is_some() { "GATEWAY" } else { "BALANCE" })
+            .arg(settling.transaction.unwrap_or(""))
+            .arg(settling.day.format(DAY_FORMAT).to_string())
+            .arg(settling.rank_until.0 / 1000);
+        let answer = self.call(home, &call).await?;
+        let settled = match answer.word.as_str() {
+            "PAID" => Settled::Paid {
+                payment_id: PaymentId::new(answer.get(2)?).ok_or_else(|| answer.unknown())?,
+                receipt: answer.get(3)?,
+                paid_at: Millis(answer.get(4)?),
+            },
+            "DECLINED" => Settled::Declined,
+            word => return Err(no_payment(word).unwrap_or_else(|| answer.unknown())),
+        };
+        Decision::new(home, &answer, settled)
+    }
+
+    /// `payment_begin.lua`. `Some` is the settled reply to an earlier request under the same idempotency key.
+    ///
+    /// # Errors
+    /// The refusals of `POST /payments`, and the shared ones.
+    pub async fn payment_begin(
+        &self,
+        context: Context<'_>,
+        payment: &NewPayment,
+        payment_id: PaymentId,
+        receipt: &str,
+        ask_at: Millis,
+    ) -> Result<Option<Settled>, Error> {
+        let home = self.home(payment.order_id.get());
+        let keys = Keys(home);
+        let call = context
+            .begin(&scripts::PAYMENT_BEGIN, home)
+            .key(keys.order(payment.order_id))
+            .key(keys.expiry())
+            .key(keys.gateway())
+            .arg(payment.order_id.get())
+            .arg(payment.user_id.get())
+            .arg(payment.amount)
+            .arg(payment.payment_type.as_str())
+            .arg(payment_id.get())
+            .arg(receipt)
+            .arg(ask_at.0)
+            .arg(context.call.key.as_ref().map_or("", |key| &key.digest));
+        let answer = self.call(home, &call).await?;
+        match answer.word.as_str() {
+            "STARTED" => Ok(None),
+            "PAID" => Ok(Some(Settled::Paid {
+                payment_id: PaymentId::new(answer.get(2)?).ok_or_else(|| answer.unknown())?,
+                receipt: answer.get(3)?,
+                paid_at: Millis(answer.get(4)?),
+            })),
+            "DECLINED" => Ok(Some(Settled::Declined)),
+            word => Err(no_payment(word).unwrap_or_else(|| answer.unknown())),
+        }
+    }
+
+    /// `payment_end.lua`: true if the payment was still to be ended.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn payment_end(
+        &self,
+        context: Context<'_>,
+        order: OrderId,
+        user: UserId,
+        receipt: &str,
+        refunded: bool,
+    ) -> Result<bool, Error> {
+        let home = self.home(order.get());
+        let call = context
+            .begin_unrecorded(&scripts::PAYMENT_END, home)
+            .key(Keys(home).order(order))
+            .key(Keys(home).gateway())
+            .arg(order.get())
+            .arg(user.get())
+            .arg(receipt)
+            .arg(if refunded { "REFUNDED" } else { "DECLINED" });
+        let answer = self.call(home, &call).await?;
+        match answer.word.as_str() {
+            "ENDED" => Ok(true),
+            "NOT_OPEN" => Ok(false),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// `order_close.lua`; `None` where the order is no longer what the caller took it for (not due, paid meanwhile, another
+    /// day of sale), and nothing was changed.
+    ///
+    /// # Errors
+    /// [`Error::OrderNotFound`], [`Error::OrderAlreadyClosed`], and the shared refusals.
+    pub async fn order_close(
+        &self,
+        context: Context<'_>,
+        order: OrderId,
+        user: UserId,
+        closing: Closing<'_>,
+    ) -> Result<Option<Decision<Closed>>, Error> {
+        let home = self.home(order.get());
+        let keys = Keys(home);
+        let (why, day, counts, receipt, ask_again) = match closing {
+            Closing::Cancel { paid_on, counts } => ("CANCEL", paid_on, counts, "", None),
+            Closing::Expire => ("EXPIRE", None, false, "", None),
+            Closing::Decline { receipt, ask_again } => ("DECLINE", None, false, receipt, ask_again),
+        };
+        let ranked = day.unwrap_or(NaiveDate::MIN);
+        let call = closing_keys(context.begin(&scripts::ORDER_CLOSE, home), home, order, user)
+            .key(keys.rank_units(ranked))
+            .key(keys.rank_won(ranked))
+            .key(keys.gateway())
+            .arg(order.get())
+            .arg(user.get())
+            .arg(why)
+            .arg(day.map(|day| day.format(DAY_FORMAT).to_string()).unwrap_or_default())
+            .arg(if counts { "1" } else { "0" })
+            .arg(receipt)
+            .arg(ask_again.map(|at| at.0.to_string()).unwrap_or_default());
+        let answer = self.call(home, &call).await?;
+        let closed = match answer.word.as_str() {
+            "CLOSED" => Closed {
+                status: word(&answer.get::<String>(2)?)?,
+                reason: word(&answer.get::<String>(3)?)?,
+                closed_at: Millis(answer.get(4)?),
+            },
+            "DECLINED" => {
+                Closed { status: OrderStatus::Failed, reason: CloseReason::PaymentDeclined, closed_at: context.now }
+            }
+            "STALE" | "NOT_DUE" | "ALREADY_PAID" => return Ok(None),
+            "ORDER_NOT_FOUND" => return Err(Error::OrderNotFound),
+            "ALREADY_CLOSED" => return Err(Error::OrderAlreadyClosed),
+            _ => return Err(answer.unknown()),
+        };
+        Ok(Some(Decision::new(home, &answer, closed)?))
+    }
+}
+
+/// Keys 4 to 10 of the scripts that end a hold.
+fn closing_keys(call: Invocation, home: Partition, order: OrderId, user: UserId) -> Invocation {
+    let keys = Keys(home);
+    call.key(keys.user(user))
+        .key(keys.user_coupons(user))
+        .key(keys.order(order))
+        .key(keys.expiry())
+        .key(keys.stock())
+        .key(keys.held())
+        .key(keys.sold())
+}
+
+/// The refusals that holding stock has, near or far.
+pub(super) fn no_stock(word: &str) -> Option<Error> {
+    match word {
+        "PRODUCT_NOT_FOUND" => Some(Error::ProductNotFound),
+        "SOLD_OUT" => Some(Error::SoldOut),
+        "INSUFFICIENT_STOCK" => Some(Error::InsufficientStock),
+        _ => None,
+    }
+}
+
+/// The refusals that a payment has, from the balance or through a gateway.
+fn no_payment(word: &str) -> Option<Error> {
+    match word {
+        "ORDER_NOT_FOUND" => Some(Error::OrderNotFound),
+        "ALREADY_PAID" => Some(Error::OrderAlreadyPaid),
+        "CLOSED" | "WRONG_AMOUNT" => Some(Error::InvalidPayment),
+        _ => None,
+    }
+}
+
+fn word<T: std::str::FromStr<Err = UnknownWord>>(word: &str) -> Result<T, Error> {
+    word.parse().map_err(|error: UnknownWord| Error::Internal(anyhow::anyhow!("{word:?}: {error}")))
+}

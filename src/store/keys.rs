@@ -1,0 +1,147 @@
+//! Every key of Redis, and the partition that it is in.
+//!
+//! A key starts with its partition's hash tag (`{p0}`), so that all keys of a partition share one Redis Cluster slot and
+//! one script may touch them together. What each key holds is written where it is built; scripts never build keys.
+
+use chrono::NaiveDate;
+
+use crate::domain::types::{Category, CouponId, OrderId, ProductId, UserId};
+
+/// A partition: the unit of atomicity. Whatever has this number as `id mod N` is at home in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partition(pub u16);
+
+/// The builder of one partition's keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys(pub Partition);
+
+impl Keys {
+    fn key(self, rest: std::fmt::Arguments<'_>) -> String {
+        format!("{{p{}}}:{rest}", self.0.0)
+    }
+
+    /// hash: `store partitions epoch seq`, and `frozen` while the partition must not decide.
+    pub fn meta(self) -> String {
+        self.key(format_args!("meta"))
+    }
+
+    /// stream: the events of every decision, until Postgres has them.
+    pub fn outbox(self) -> String {
+        self.key(format_args!("outbox"))
+    }
+
+    /// hash: sequence name → last id reserved (first partition only).
+    pub fn ids(self) -> String {
+        self.key(format_args!("ids"))
+    }
+
+    /// list: fingerprint, then the reply, for an idempotency key's digest.
+    pub fn record(self, digest: &str) -> String {
+        self.key(format_args!("idem:{digest}"))
+    }
+
+    /// string: the fingerprint that an idempotency key is bound to, in the key's own partition.
+    pub fn claim(self, digest: &str) -> String {
+        self.key(format_args!("claim:{digest}"))
+    }
+
+    /// hash: `name balance entries tail open`.
+    pub fn user(self, id: UserId) -> String {
+        self.key(format_args!("user:{id}"))
+    }
+
+    /// hash: coupon id → `issue_no|issued_at|state|order|used_at`.
+    pub fn user_coupons(self, id: UserId) -> String {
+        self.key(format_args!("user:{id}:coupons"))
+    }
+
+    /// hash: `code type amount total issued opens_at closes_at expires_at`.
+    pub fn campaign(self, id: CouponId) -> String {
+        self.key(format_args!("coupon:{id}"))
+    }
+
+    /// set: the user ids that hold one of its coupons.
+    pub fn holders(self, id: CouponId) -> String {
+        self.key(format_args!("coupon:{id}:holders"))
+    }
+
+    /// zset: coupon id by the end of its window, ms.
+    pub fn campaigns(self) -> String {
+        self.key(format_args!("coupons"))
+    }
+
+    /// hash: `name category stocked`.
+    pub fn product(self, id: ProductId) -> String {
+        self.key(format_args!("product:{id}"))
+    }
+
+    /// zset: product id by itself.
+    pub fn catalogue(self) -> String {
+        self.key(format_args!("catalogue"))
+    }
+
+    /// zset: product id by itself, of one category.
+    pub fn category(self, category: &str) -> String {
+        self.key(format_args!("catalogue:{category}"))
+    }
+
+    /// hash: product id → won.
+    pub fn price(self) -> String {
+        self.key(format_args!("price"))
+    }
+
+    /// hash: product id → units on sale.
+    pub fn stock(self) -> String {
+        self.key(format_args!("stock"))
+    }
+
+    /// hash: product id → units held by PENDING orders.
+    pub fn held(self) -> String {
+        self.key(format_args!("held"))
+    }
+
+    /// hash: product id → units sold by PAID orders.
+    pub fn sold(self) -> String {
+        self.key(format_args!("sold"))
+    }
+
+    /// hash: `user status total discount final coupon lines far placed_at expires_at`, then what happened to it.
+    pub fn order(self, id: OrderId) -> String {
+        self.key(format_args!("order:{id}"))
+    }
+
+    /// zset: PENDING order id by the end of its hold, ms.
+    pub fn expiry(self) -> String {
+        self.key(format_args!("expiry"))
+    }
+
+    /// zset: order id by when its gateway payment is looked at next, ms.
+    pub fn gateway(self) -> String {
+        self.key(format_args!("gateway"))
+    }
+
+    /// hash: `state lines user` of the stock held here for an order at home elsewhere.
+    pub fn hold(self, order: OrderId) -> String {
+        self.key(format_args!("hold:{order}"))
+    }
+
+    /// zset: `order:user` by when its far hold is looked at, ms.
+    pub fn holds(self) -> String {
+        self.key(format_args!("holds"))
+    }
+
+    /// zset: product id by units of paid orders, of one day.
+    pub fn rank_units(self, day: NaiveDate) -> String {
+        self.key(format_args!("rank:units:{}", day.format("%Y%m%d")))
+    }
+
+    /// zset: product id by won of paid orders, of one day.
+    pub fn rank_won(self, day: NaiveDate) -> String {
+        self.key(format_args!("rank:won:{}", day.format("%Y%m%d")))
+    }
+
+    /// [`Keys::category`] of a validated category.
+    pub fn of_category(self, category: &Category) -> String {
+        self.category(category.as_str())
+    }
+}

@@ -1,0 +1,180 @@
+//! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
+//!
+//! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua;
+//! - [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip;
+//! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets.
+//!
+//! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
+
+pub mod decisions;
+pub mod keys;
+pub mod lanes;
+pub mod outbox;
+pub mod ranking;
+pub mod reads;
+pub mod scripts;
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use redis::FromRedisValue;
+
+use self::{
+    keys::{Keys, Partition},
+    lanes::Lanes,
+};
+use crate::{config::RedisConfig, domain::Error};
+
+/// How many partitions a store may have.
+pub const MAX_PARTITIONS: u16 = 256;
+
+/// Who a store is: kept in Redis and in Postgres, and compared at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Minted when the store was first initialised.
+    pub store: String,
+    /// Fixed from then on.
+    pub partitions: u16,
+    /// Raised by every rebuild.
+    pub epoch: i64,
+}
+
+/// One partition's books: its epoch and the number of its last decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Position {
+    pub epoch: i64,
+    pub seq: i64,
+}
+
+/// A handle to Redis; clones share the connections.
+#[derive(Clone)]
+pub struct Store {
+    lanes: Arc<Lanes>,
+    partitions: u16,
+}
+
+impl Store {
+    /// Makes the connections. Does not say anything about what is behind them: see [`Store::identity`].
+    ///
+    /// # Errors
+    /// A URL that is none; Redis that can't be reached.
+    pub async fn connect(config: &RedisConfig) -> anyhow::Result<Self> {
+        let lanes = Lanes::connect(config).await.context("can't reach Redis at REDIS_URL")?;
+        Ok(Store { lanes: Arc::new(lanes), partitions: 1 })
+    }
+
+    /// The same store, known to have this many partitions.
+    pub fn with_partitions(self, partitions: u16) -> Self {
+        Store { partitions: partitions.max(1), ..self }
+    }
+
+    /// How many partitions there are.
+    pub fn partitions(&self) -> u16 {
+        self.partitions
+    }
+
+    /// Every partition.
+    pub fn all(&self) -> impl Iterator<Item = Partition> + use<> {
+        (0..self.partitions).map(Partition)
+    }
+
+    /// The partition that an id is at home in.
+    pub fn home(&self, id: i64) -> Partition {
+        Partition((id % i64::from(self.partitions)) as u16)
+    }
+
+    /// The partition of an idempotency key itself, by its digest.
+    pub fn home_of_key(&self, digest: &str) -> Partition {
+        let spread = digest.bytes().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        Partition((spread % u64::from(self.partitions)) as u16)
+    }
+
+    /// Who this Redis is: `None` if it was never initialised. Reads the first partition, and checks that every other one
+    /// says the same.
+    ///
+    /// # Errors
+    /// Redis can't be reached, or holds something that is no store of ours.
+    pub async fn identity(&self) -> anyhow::Result<Option<Identity>> {
+        let first = self.meta(Partition(0)).await?;
+        let Some(first) = first else { return Ok(None) };
+        for other in (1..first.partitions).map(Partition) {
+            let here = self.meta(other).await?;
+            if here.as_ref().map(|m| (&m.store, m.partitions)) != Some((&first.store, first.partitions)) {
+                bail!("partition {} of Redis is not of the same store as partition 0", other.0);
+            }
+        }
+        Ok(Some(first))
+    }
+
+    async fn meta(&self, partition: Partition) -> anyhow::Result<Option<Identity>> {
+        let mut read = redis::cmd("HMGET");
+        read.arg(Keys(partition).meta()).arg(&["store", "partitions", "epoch"]);
+        let (store, partitions, epoch): (Option<String>, Option<u16>, Option<i64>) =
+            self.query(partition, &read).await?;
+        match (store, partitions, epoch) {
+            (None, None, None) => Ok(None),
+            (Some(store), Some(partitions), Some(epoch)) => Ok(Some(Identity { store, partitions, epoch })),
+            _ => bail!("{} in Redis is incomplete", Keys(partition).meta()),
+        }
+    }
+
+    /// Opens the books of an empty store. Each partition's are opened only if they are not open.
+    ///
+    /// # Errors
+    /// Redis can't be reached.
+    pub async fn initialise(&self, identity: &Identity) -> anyhow::Result<()> {
+        for partition in (0..identity.partitions).map(Partition) {
+            let meta = Keys(partition).meta();
+            let mut open = redis::pipe();
+            open.atomic();
+            for (field, value) in [
+                ("store", identity.store.clone()),
+                ("partitions", identity.partitions.to_string()),
+                ("seq", "0".to_owned()),
+                ("epoch", identity.epoch.to_string()),
+            ] {
+                open.cmd("HSETNX").arg(&meta).arg(field).arg(value).ignore();
+            }
+            self.pipe::<()>(partition, &open).await?;
+        }
+        Ok(())
+    }
+
+    /// True when Redis holds no key at all.
+    pub async fn is_empty(&self) -> anyhow::Result<bool> {
+        let size: i64 = self.query(Partition(0), &redis::cmd("DBSIZE")).await?;
+        Ok(size == 0)
+    }
+
+    /// The last decision of a partition.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; also where the books are not open.
+    pub async fn position(&self, partition: Partition) -> Result<Position, Error> {
+        let mut read = redis::cmd("HMGET");
+        read.arg(Keys(partition).meta()).arg(&["epoch", "seq"]);
+        match self.query(partition, &read).await? {
+            (Some(epoch), Some(seq)) => Ok(Position { epoch, seq }),
+            _ => Err(closed_books()),
+        }
+    }
+
+    /// Runs one command on the lanes.
+    async fn query<T: FromRedisValue>(&self, partition: Partition, command: &redis::Cmd) -> Result<T, Error> {
+        let (lane, mut link) = self.lanes.get(partition).await?;
+        let result = command.query_async(&mut link).await;
+        self.lanes.settle(&lane, result)
+    }
+
+    /// Runs a pipeline of one partition's commands in one round trip.
+    async fn pipe<T: FromRedisValue>(&self, partition: Partition, pipeline: &redis::Pipeline) -> Result<T, Error> {
+        let (lane, mut link) = self.lanes.get(partition).await?;
+        let result = pipeline.query_async(&mut link).await;
+        self.lanes.settle(&lane, result)
+    }
+}
+
+/// What a partition without open books answers: Redis was lost, or is another store's, or the partition is frozen.
+fn closed_books() -> Error {
+    Error::unavailable("the partition's books are not open in Redis")
+}

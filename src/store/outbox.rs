@@ -1,0 +1,126 @@
+//! The outbox stream of each partition: read after a position, trimmed only once Postgres has it.
+
+use std::time::Duration;
+
+use redis::streams::{StreamId as StreamEntry, StreamRangeReply, StreamReadReply};
+
+use super::{
+    Store,
+    keys::{Keys, Partition},
+};
+use crate::domain::{Error, types::Millis};
+
+/// The place of an entry in its stream: `milliseconds-number`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId {
+    pub ms: u64,
+    pub no: u64,
+}
+
+impl StreamId {
+    /// Before every entry.
+    pub const ZERO: StreamId = StreamId { ms: 0, no: 0 };
+
+    /// The next place: the first that a trim up to and including this one keeps.
+    fn next(self) -> StreamId {
+        match self.no.checked_add(1) {
+            Some(no) => StreamId { ms: self.ms, no },
+            None => StreamId { ms: self.ms + 1, no: 0 },
+        }
+    }
+}
+
+impl std::fmt::Display for StreamId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.ms, self.no)
+    }
+}
+
+impl std::str::FromStr for StreamId {
+    type Err = anyhow::Error;
+
+    fn from_str(id: &str) -> Result<Self, anyhow::Error> {
+        let (ms, no) = id.split_once('-').ok_or_else(|| anyhow::anyhow!("{id:?} is no stream id"))?;
+        Ok(StreamId { ms: ms.parse()?, no: no.parse()? })
+    }
+}
+
+/// An entry as it stands in the stream, not yet understood.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub id: StreamId,
+    /// Bytes that are no UTF-8 are replaced: such an entry is a dead letter anyway.
+    pub fields: Vec<(String, String)>,
+}
+
+impl Entry {
+    fn read(entry: StreamEntry) -> Result<Self, Error> {
+        let id = entry.id.parse().map_err(Error::Internal)?;
+        let text = |value: redis::Value| match value {
+            redis::Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            redis::Value::SimpleString(text) => text,
+            redis::Value::Int(number) => number.to_string(),
+            other => format!("{other:?}"),
+        };
+        Ok(Entry { id, fields: entry.map.into_iter().map(|(name, value)| (name, text(value))).collect() })
+    }
+}
+
+impl Store {
+    /// Up to `count` entries up to and including `last`, oldest first.
+    pub async fn outbox_until(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
+        let mut read = redis::cmd("XRANGE");
+        read.arg(Keys(here).outbox()).arg("-").arg(last.to_string()).arg("COUNT").arg(count);
+        let reply: StreamRangeReply = self.query(here, &read).await?;
+        reply.ids.into_iter().map(Entry::read).collect()
+    }
+
+    /// Up to `count` entries after `last`, oldest first; waits up to `wait` for the first, on a connection of its own.
+    pub async fn outbox_after(
+        &self,
+        here: Partition,
+        last: StreamId,
+        count: usize,
+        wait: Duration,
+    ) -> Result<Vec<Entry>, Error> {
+        let mut link = self.lanes.blocking().await?;
+        let mut read = redis::cmd("XREAD");
+        read.arg("COUNT").arg(count);
+        // BLOCK 0 would wait for ever.
+        if wait.as_millis() > 0 {
+            read.arg("BLOCK").arg(wait.as_millis() as u64);
+        }
+        read.arg("STREAMS").arg(Keys(here).outbox()).arg(last.to_string());
+        // Redis may answer a little after its BLOCK time; a server that hangs is not waited for.
+        let patience = wait + Duration::from_secs(5);
+        let reply = match tokio::time::timeout(patience, read.query_async::<Option<StreamReadReply>>(&mut link)).await {
+            Ok(Ok(reply)) => reply,
+            failed => {
+                // Whatever comes now would be taken for the answer to the next question.
+                drop(deadpool_redis::Connection::take(link));
+                return Err(match failed {
+                    Ok(Err(error)) => super::lanes::translate(error),
+                    _ => Error::unavailable("Redis does not answer a blocking read"),
+                });
+            }
+        };
+        let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
+        entries.map(Entry::read).collect()
+    }
+
+    /// Forgets every entry up to and including `last`. Only ever called with a position that Postgres has committed.
+    pub async fn outbox_trim(&self, here: Partition, last: StreamId) -> Result<(), Error> {
+        let mut trim = redis::cmd("XTRIM");
+        trim.arg(Keys(here).outbox()).arg("MINID").arg("=").arg(last.next().to_string());
+        self.query::<i64>(here, &trim).await.map(drop)
+    }
+
+    /// When the oldest entry after `last` was written, by Redis's clock; `None` where there is none.
+    pub async fn outbox_oldest_after(&self, here: Partition, last: StreamId) -> Result<Option<Millis>, Error> {
+        let mut read = redis::cmd("XRANGE");
+        read.arg(Keys(here).outbox()).arg(format!("({last}")).arg("+").arg("COUNT").arg(1);
+        let reply: StreamRangeReply = self.query(here, &read).await?;
+        let first = reply.ids.into_iter().next().map(Entry::read).transpose()?;
+        Ok(first.map(|entry| Millis(entry.id.ms as i64)))
+    }
+}

@@ -1,0 +1,194 @@
+//! The Lua scripts: embedded, loaded when Redis does not know them, called by hash.
+
+use std::sync::LazyLock;
+
+use anyhow::anyhow;
+use redis::{FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
+
+use super::{Position, Store, closed_books, keys::Partition};
+use crate::domain::Error;
+
+/// One business operation's script.
+pub struct Script {
+    /// The file's name, which is also the function's and the log's.
+    pub name: &'static str,
+    script: LazyLock<redis::Script>,
+    source: fn() -> String,
+}
+
+macro_rules! scripts {
+    ($($static:ident = $name:literal;)*) => {
+        $(
+            #[doc = concat!("`lua/", $name, ".lua`")]
+            pub static $static: Script = Script {
+                name: $name,
+                script: LazyLock::new(|| redis::Script::new(&$static.source())),
+                source: || assemble(include_str!(concat!("../../lua/", $name, ".lua"))),
+            };
+        )*
+
+        /// Every script.
+        pub static ALL: &[&Script] = &[$(&$static),*];
+    };
+}
+
+scripts! {
+    COUPON_ISSUE = "coupon_issue";
+    COUPON_GRANT = "coupon_grant";
+    BALANCE_CHARGE = "balance_charge";
+    ORDER_PLACE = "order_place";
+    ORDER_PAY = "order_pay";
+    ORDER_CLOSE = "order_close";
+    ORDER_VERDICT = "order_verdict";
+    PAYMENT_BEGIN = "payment_begin";
+    PAYMENT_END = "payment_end";
+    STOCK_HOLD = "stock_hold";
+    STOCK_SETTLE = "stock_settle";
+    USERS_CREATE = "users_create";
+    PRODUCT_CREATE = "product_create";
+    PRODUCT_UPDATE = "product_update";
+    CAMPAIGN_CREATE = "campaign_create";
+    IDS_RESERVE = "ids_reserve";
+    KEY_CLAIM = "key_claim";
+    HISTORY_TAIL = "history_tail";
+}
+
+/// The file with the parts that it includes in front, below its `#!lua` line.
+fn assemble(file: &str) -> String {
+    let (shebang, body) = file.split_once('\n').unwrap_or((file, ""));
+    let mut source = format!("{shebang}\n");
+    for (mark, part) in
+        [("books", include_str!("../../lua/lib/books.lua")), ("holds", include_str!("../../lua/lib/holds.lua"))]
+    {
+        if body.contains(&format!("--@include {mark}\n")) {
+            source.push_str(part);
+        }
+    }
+    source.push_str(body);
+    source
+}
+
+impl Script {
+    /// The whole source, as Redis gets it.
+    pub fn source(&self) -> String {
+        (self.source)()
+    }
+}
+
+/// A script call being put together: keys and arguments in the order of the script's header.
+pub struct Invocation {
+    script: &'static Script,
+    keys: Vec<String>,
+    args: Vec<Vec<u8>>,
+}
+
+impl Invocation {
+    pub fn new(script: &'static Script) -> Self {
+        Invocation { script, keys: Vec::with_capacity(16), args: Vec::with_capacity(16) }
+    }
+
+    pub fn key(mut self, key: String) -> Self {
+        self.keys.push(key);
+        self
+    }
+
+    pub fn arg(mut self, arg: impl ToRedisArgs) -> Self {
+        self.args.extend(arg.to_redis_args());
+        self
+    }
+
+    fn command(&self) -> redis::Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(self.script.script.get_hash()).arg(self.keys.len());
+        for key in &self.keys {
+            command.arg(key);
+        }
+        for arg in &self.args {
+            command.arg(arg);
+        }
+        command
+    }
+}
+
+/// A script's answer: a word, and what goes with it.
+#[derive(Debug)]
+pub struct Answer {
+    pub word: String,
+    fields: Vec<Value>,
+    /// The stored answer to an earlier request under the same idempotency key.
+    pub replayed: bool,
+    script: &'static str,
+}
+
+impl Answer {
+    fn read(script: &'static str, value: Value) -> Result<Self, Error> {
+        let Value::Array(mut fields) = value else {
+            return Err(Error::Internal(anyhow!("{script} answered something that is no list")));
+        };
+        let mut word = take_word(script, &mut fields)?;
+        let replayed = word == "REPLAYED";
+        if replayed {
+            word = take_word(script, &mut fields)?;
+        }
+        match word.as_str() {
+            "CLOSED_BOOKS" => Err(closed_books()),
+            "KEY_REUSED" => Err(Error::IdempotencyKeyReused),
+            "IN_PROGRESS" => Err(Error::InProgress),
+            _ => Ok(Answer { word, fields, replayed, script }),
+        }
+    }
+
+    /// The `index`-th value after the word.
+    pub fn get<T: FromRedisValue>(&self, index: usize) -> Result<T, Error> {
+        let value = self.fields.get(index).cloned().unwrap_or(Value::Nil);
+        T::from_redis_value(value).map_err(|error| {
+            Error::Internal(anyhow!("{} answered {} with a bad value {index}: {error}", self.script, self.word))
+        })
+    }
+
+    /// Where the decision stands in its partition's books, for words that start with epoch and seq.
+    pub fn position(&self) -> Result<Position, Error> {
+        Ok(Position { epoch: self.get(0)?, seq: self.get(1)? })
+    }
+
+    /// The values after the first `skip`.
+    pub fn rest(self, skip: usize) -> impl Iterator<Item = Value> {
+        self.fields.into_iter().skip(skip)
+    }
+
+    /// The answer has a word that its script does not document.
+    pub fn unknown(&self) -> Error {
+        Error::Internal(anyhow!("{} answered an unknown word {:?}", self.script, self.word))
+    }
+}
+
+fn take_word(script: &'static str, fields: &mut Vec<Value>) -> Result<String, Error> {
+    if fields.is_empty() {
+        return Err(Error::Internal(anyhow!("{script} answered nothing")));
+    }
+    String::from_redis_value(fields.remove(0))
+        .map_err(|error| Error::Internal(anyhow!("{script} answered without a word: {error}")))
+}
+
+impl Store {
+    /// Calls a script on its partition: one round trip, unless Redis has forgotten the script.
+    ///
+    /// # Errors
+    /// The three refusals that all scripts share; [`Error::Unavailable`] where Redis can't answer, after which the script
+    /// may have run or not.
+    pub async fn call(&self, partition: Partition, call: &Invocation) -> Result<Answer, Error> {
+        let (ticket, mut link) = self.lanes.get(partition).await?;
+        let command = call.command();
+        let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
+        if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
+            // Nothing has run, so this one may be sent again.
+            tracing::info!(script = call.script.name, "loading a script that Redis does not know");
+            let mut load = redis::cmd("SCRIPT");
+            load.arg("LOAD").arg(call.script.source());
+            let loaded: Result<String, RedisError> = load.query_async(&mut link).await;
+            self.lanes.settle(&ticket, loaded)?;
+            result = command.query_async(&mut link).await;
+        }
+        Answer::read(call.script.name, self.lanes.settle(&ticket, result)?)
+    }
+}
