@@ -17,7 +17,7 @@
 --     13 gateway     zset    order id by when its gateway payment is looked at next (ms)
 -- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id  7 amount (won)
 --      8 payment type  9 payment id  10 receipt  11 BALANCE | GATEWAY  12 the gateway's transaction id or ''
---     13 today, YYYYMMDD  14 when today's rankings may go (s)
+--     13 today, YYYYMMDD  14 the life of today's rankings from now (s)
 -- Returns {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
@@ -28,7 +28,7 @@ local meta, outbox, record, user, coupons, order, expiry, stock, held, sold, ran
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local now, fingerprint, ttl, request_id, order_id, user_id, amount =
   ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
-local payment_type, payment_id, receipt, by_gateway, transaction, day, rank_until =
+local payment_type, payment_id, receipt, by_gateway, transaction, day, rank_life =
   ARGV[8], ARGV[9], ARGV[10], ARGV[11] == 'GATEWAY', ARGV[12], ARGV[13], ARGV[14]
 
 local epoch, seq = open_books(meta)
@@ -89,7 +89,7 @@ move_units(ids, units, held, sold)
 mark_coupon(coupons, coupon_id, 'U', order_id, now)
 if #ids > 0 then
   rank(ids, units, prices, 1, rank_units, rank_won)
-  redis.call('EXPIREAT', rank_units, rank_until)
-  redis.call('EXPIREAT', rank_won, rank_until)
+  redis.call('EXPIRE', rank_units, rank_life)
+  redis.call('EXPIRE', rank_won, rank_life)
 end
 return remember(record, fingerprint, ttl, { 'PAID', epoch, seq, payment_id, receipt, now })

@@ -12,7 +12,7 @@
 --      8 rank_units  zset    units by product of the day of the sale
 --      9 rank_won    zset    won by product of that day
 -- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 SETTLED | RELEASED | REFUNDED
---      6 '1' where the day of the sale still counts, else '0'  7 when its rankings may go (s)
+--      6 '1' where the day of the sale still counts, else '0'  7 the life of its rankings from now (s)
 --      8 the life of an ended hold's mark (ms)
 -- Returns {'MOVED', epoch, seq} or UNCHANGED | CLOSED_BOOKS
 -- Emits stock_settled
@@ -20,7 +20,7 @@
 --@include holds
 local meta, outbox, hold, holds, stock, held, sold, rank_units, rank_won =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local now, request_id, order_id, user_id, state, day_counts, rank_until, mark_life =
+local now, request_id, order_id, user_id, state, day_counts, rank_life, mark_life =
   ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8]
 
 local epoch, seq = open_books(meta)
@@ -44,8 +44,8 @@ if was == 'HELD' then
     move_units(ids, units, held, sold)
     if day_counts then
       rank(ids, units, prices, 1, rank_units, rank_won)
-      redis.call('EXPIREAT', rank_units, rank_until)
-      redis.call('EXPIREAT', rank_won, rank_until)
+      redis.call('EXPIRE', rank_units, rank_life)
+      redis.call('EXPIRE', rank_won, rank_life)
     end
   else
     -- A refund that overtook its settlement ends where both would have ended.

@@ -1,4 +1,21 @@
-//! firstcome: a flash-sale commerce engine. First come, first served, exactly once.
+//! firstcome: a flash-sale commerce engine. *First come, first served, exactly once.*
+//!
+//! ```text
+//! request → http → domain → store (one Lua script: checks, writes, XADD) → reply
+//!                             └→ outbox stream → projector → Postgres
+//! ```
+//!
+//! Redis decides; Postgres remembers. The map:
+//!
+//! - [`http`] speaks the API: routes, bodies, errors, the OpenAPI document. It knows `domain`.
+//! - [`domain`] is the verbs and their outcomes, and the vocabulary. It knows `store`, `gateway` and `db`'s reads.
+//! - [`store`] is the only code that speaks Redis; the decisions themselves are in `lua/`.
+//! - [`projector`] is the only code that writes to Postgres; [`db`] reads it.
+//! - [`gateway`] asks external payment gateways.
+//! - [`dev`] starts private servers for the quick start and the tests.
+//! - [`config`] is the configuration, [`app`] puts the parts together, [`seed`] is the demo catalogue.
+
+pub mod app;
 pub mod config;
 pub mod db;
 pub mod dev;
@@ -6,4 +23,5 @@ pub mod domain;
 pub mod gateway;
 pub mod http;
 pub mod projector;
+pub mod seed;
 pub mod store;

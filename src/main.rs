@@ -1,1 +1,288 @@
-fn main(){}
+//! The program: one binary, a role per subcommand.
+
+use std::{
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use firstcome::{app::App, config::*, db, dev::Stack, domain::Clock, seed};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// A flash-sale commerce engine: first come, first served, exactly once.
+///
+/// New here? `firstcome dev` starts everything at once, with a Redis and a PostgreSQL of its own and a demo catalogue. In
+/// a real deployment run `firstcome migrate` once, then `firstcome serve` with REDIS_URL and DATABASE_URL. Every option can
+/// be given as the environment variable named beside it. RUST_LOG sets what is logged (default: info).
+#[derive(Parser)]
+#[command(version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Everything at once, to try it: private Redis and PostgreSQL, migrations, a demo catalogue, and the API
+    Dev(Box<Dev>),
+    /// The API, and (unless --no-projector) the projector
+    Serve(Box<Serve>),
+    /// The projector alone: carries what Redis decided to PostgreSQL
+    Project(Box<Project>),
+    /// Brings PostgreSQL's schema up to date, and ends
+    Migrate(Migrate),
+    /// Puts the demo catalogue into a store without products, and ends
+    Seed(Box<Seed>),
+}
+
+#[derive(Parser)]
+struct Dev {
+    /// Where the servers keep their data; the next run goes on with it
+    #[arg(long, env = "FIRSTCOME_DIR", default_value = ".firstcome")]
+    dir: PathBuf,
+    #[command(flatten)]
+    shop: ShopConfig,
+    #[command(flatten)]
+    gateway: GatewayConfig,
+    #[command(flatten)]
+    http: HttpConfig,
+}
+
+#[derive(Parser)]
+struct Serve {
+    #[command(flatten)]
+    redis: RedisConfig,
+    #[command(flatten)]
+    postgres: PostgresConfig,
+    #[command(flatten)]
+    shop: ShopConfig,
+    #[command(flatten)]
+    gateway: GatewayConfig,
+    #[command(flatten)]
+    http: HttpConfig,
+    #[command(flatten)]
+    projector: ProjectorConfig,
+    /// Leave the projection to `firstcome project`
+    #[arg(long, env = "NO_PROJECTOR")]
+    no_projector: bool,
+}
+
+#[derive(Parser)]
+struct Project {
+    #[command(flatten)]
+    redis: RedisConfig,
+    #[command(flatten)]
+    postgres: PostgresConfig,
+    #[command(flatten)]
+    shop: ShopConfig,
+    #[command(flatten)]
+    gateway: GatewayConfig,
+    #[command(flatten)]
+    projector: ProjectorConfig,
+    /// Seconds, after a stop signal, for the outbox to drain
+    #[arg(long, env = "DRAIN_SECONDS", default_value_t = 30)]
+    drain_seconds: u64,
+}
+
+#[derive(Parser)]
+struct Migrate {
+    #[command(flatten)]
+    postgres: PostgresConfig,
+}
+
+#[derive(Parser)]
+struct Seed {
+    #[command(flatten)]
+    redis: RedisConfig,
+    #[command(flatten)]
+    postgres: PostgresConfig,
+    #[command(flatten)]
+    shop: ShopConfig,
+    #[command(flatten)]
+    gateway: GatewayConfig,
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.init();
+    } else {
+        log.json().init();
+    }
+    // The one TLS implementation, for rediss://, PostgreSQL and https gateways alike.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("a TLS implementation is installed already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.role {
+            Role::Dev(options) => dev(*options).await,
+            Role::Serve(options) => serve(*options).await,
+            Role::Project(options) => project(*options).await,
+            Role::Migrate(options) => db::migrate(&db::connect(&options.postgres).await?).await,
+            Role::Seed(options) => {
+                let projector = ProjectorConfig::default();
+                let Seed { redis, postgres, shop, gateway } = *options;
+                let app = App::open(&redis, &postgres, &shop, &gateway, &projector, Clock::system()).await?;
+                let did = seed::demo(&app.engine).await?;
+                say(if did { "The demo catalogue is in." } else { "There are products already: nothing was changed." })
+            }
+        }
+    })
+}
+
+async fn serve(options: Serve) -> anyhow::Result<()> {
+    let Serve { redis, postgres, shop, gateway, http, projector, no_projector } = options;
+    let listener = bind(http.bind_addr).await?;
+    let app = App::open(&redis, &postgres, &shop, &gateway, &projector, Clock::system()).await?;
+    if http.admin_token.is_none() {
+        tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
+    }
+    run(app, listener, &http, !no_projector, stop_signal()?).await
+}
+
+/// Serves until the stop signal, then ends in order: requests, background work, outbox.
+async fn run(
+    app: App,
+    listener: TcpListener,
+    http: &HttpConfig,
+    projects: bool,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    if projects {
+        app.project();
+    }
+    app.sweep();
+    tracing::info!(address = %listener.local_addr()?, "serving");
+    app.serve(listener, http, stop).await?;
+    app.stop(projects.then(|| Duration::from_secs(http.drain_seconds))).await;
+    Ok(())
+}
+
+async fn project(options: Project) -> anyhow::Result<()> {
+    let Project { redis, postgres, shop, gateway, projector, drain_seconds } = options;
+    let app = App::open(&redis, &postgres, &shop, &gateway, &projector, Clock::system()).await?;
+    let stop = stop_signal()?;
+    app.project();
+    app.sweep();
+    tracing::info!("projecting");
+    stop.cancelled().await;
+    app.stop(Some(Duration::from_secs(drain_seconds))).await;
+    Ok(())
+}
+
+async fn dev(options: Dev) -> anyhow::Result<()> {
+    let Dev { dir, shop, gateway, mut http } = options;
+    let stop = stop_signal()?;
+    // First the port: it is what is most likely taken, and the servers take a while.
+    let listener = bind(http.bind_addr).await?;
+    let stack = tokio::select! {
+        stack = Stack::start(&dir) => stack?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let served = dev_on(&stack, &dir, &shop, &gateway, &mut http, listener, stop).await;
+    let stopped = stack.stop().await;
+    served.and(stopped)
+}
+
+async fn dev_on(
+    stack: &Stack,
+    dir: &Path,
+    shop: &ShopConfig,
+    gateway: &GatewayConfig,
+    http: &mut HttpConfig,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let postgres = |url: String| PostgresConfig {
+        database_url: Secret::new(url),
+        database_connections: 10,
+        database_timeout_ms: 30_000,
+    };
+    let redis = RedisConfig { redis_url: Secret::new(stack.redis_url()), redis_lanes: 4, redis_timeout_ms: 10_000 };
+    db::create_database(&postgres(stack.admin_database_url()), "firstcome").await?;
+    let postgres = postgres(stack.database_url());
+    db::migrate(&db::connect(&postgres).await?).await?;
+    let app = App::open(&redis, &postgres, shop, gateway, &ProjectorConfig::default(), Clock::system()).await?;
+    seed::demo(&app.engine).await?;
+    let token = match &http.admin_token {
+        Some(token) => token.expose().to_owned(),
+        None => quick_start_token(&dir.join("admin-token"))?,
+    };
+    http.admin_token = Some(Secret::new(token.clone()));
+    let address = listener.local_addr()?;
+    say(&format!(
+        "\n  firstcome is up.\n\n  \
+         API          http://{address}\n  \
+         Swagger UI   http://{address}/swagger-ui/index.html\n  \
+         Admin token  {token}   (also in {token_file})\n  \
+         Redis        redis-cli -s {redis}\n  \
+         PostgreSQL   psql -h {postgres} -U firstcome firstcome\n\n  \
+         Ctrl-C stops everything; the next run goes on with the same data.\n",
+        token_file = dir.join("admin-token").display(),
+        redis = stack.redis_socket().display(),
+        postgres = stack.postgres_socket_dir().display(),
+    ))?;
+    run(app, listener, http, true, stop).await
+}
+
+/// The quick start's own token, minted once and kept beside its data, readable by its owner alone.
+fn quick_start_token(path: &Path) -> anyhow::Result<String> {
+    use std::os::unix::fs::OpenOptionsExt;
+    match std::fs::read_to_string(path) {
+        Ok(token) if !token.trim().is_empty() => return Ok(token.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("{} can't be read", path.display())),
+    }
+    let token = uuid::Uuid::new_v4().simple().to_string();
+    let mut file = std::fs::OpenOptions::new();
+    let file = file.write(true).create(true).truncate(true).mode(0o600).open(path);
+    let mut file = file.with_context(|| format!("{} can't be written", path.display()))?;
+    writeln!(file, "{token}")?;
+    Ok(token)
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let next = SocketAddr::new(address.ip(), address.port().checked_add(1).unwrap_or(8081));
+        match error.kind() {
+            std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+                "{address} is taken: stop what uses it (`ss -ltnp` shows it), or serve elsewhere with BIND_ADDR={next}"
+            ),
+            _ => anyhow::Error::new(error).context(format!("can't serve on {address} (BIND_ADDR)")),
+        }
+    })
+}
+
+/// Cancelled by SIGINT or SIGTERM.
+fn stop_signal() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("stopping");
+        stopped.cancel();
+    });
+    Ok(stop)
+}
+
+/// To the person at the terminal.
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}

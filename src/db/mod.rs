@@ -36,6 +36,27 @@ pub async fn connect(config: &PostgresConfig) -> anyhow::Result<DatabaseConnecti
     Database::connect(options).await.context("can't reach PostgreSQL at DATABASE_URL")
 }
 
+/// Makes a database, if the server has none of that name; over a connection to another one. `name` is ours, never a
+/// client's.
+///
+/// # Errors
+/// Postgres can't be reached, or does not let us.
+pub async fn create_database(config: &PostgresConfig, name: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{name:?}");
+    let db = connect(config).await?;
+    let pool = db.get_postgres_connection_pool();
+    let found: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+        .bind(name)
+        .fetch_one(pool)
+        .await?;
+    if !found {
+        // A name can't be bound.
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(pool).await?;
+    }
+    db.close().await?;
+    Ok(())
+}
+
 fn migrator() -> Migrator {
     let migration = |(version, about, sql): &(i64, &'static str, &'static str)| {
         let sql = AssertSqlSafe(*sql).into_sql_str();

@@ -167,24 +167,19 @@ fn parse_passwd(line: &str, name: &str) -> Option<User> {
     Some(User { name: name.to_owned(), uid: numbers.next()?.parse().ok()?, gid: numbers.next()?.parse().ok()? })
 }
 
-/// Makes `path`, and what is missing above it, and returns it absolute and without symbolic links.
+/// Makes `path`, and what is missing above it, and returns it absolute and without symbolic links. Ours
+/// alone, except that if there is a `user` who has data in it, others may pass through to what is theirs.
 ///
 /// # Errors
 /// When it cannot be made, or belongs to someone else.
-pub(super) fn make_own(path: &Path) -> Result<PathBuf> {
+pub(super) fn make_own(path: &Path, user: Option<&User>) -> Result<PathBuf> {
     fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
     let path = path.canonicalize()?;
     ensure_owner(&path, geteuid().as_raw())?;
-    fs::set_permissions(&path, Permissions::from_mode(0o700))?;
+    // In one step: a server that an earlier run left behind may be at work below.
+    let mode = if user.is_some() { 0o711 } else { 0o700 };
+    fs::set_permissions(&path, Permissions::from_mode(mode))?;
     Ok(path)
-}
-
-/// Lets other users pass through `path`, a directory of our own, to what in it is theirs.
-///
-/// # Errors
-/// When the system refuses.
-pub(super) fn make_passable(path: &Path) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(0o711))
 }
 
 /// Makes `path`, or takes it over, for `owner` (or us) alone.
@@ -193,7 +188,19 @@ pub(super) fn make_passable(path: &Path) -> io::Result<()> {
 /// When it cannot be made, is a symbolic link, or belongs to a third party: in a directory like
 /// `/tmp` anyone could have put it there.
 pub(super) fn make_private(path: &Path, owner: Option<&User>) -> Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
+    claim(path, owner, 0o700)
+}
+
+/// Makes `path`, or takes it over, for us, and lets others pass through to what in it is theirs.
+///
+/// # Errors
+/// As [`make_private`].
+pub(super) fn make_passable(path: &Path) -> Result<()> {
+    claim(path, None, 0o711)
+}
+
+fn claim(path: &Path, owner: Option<&User>, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let meta = fs::symlink_metadata(path)?;
@@ -203,7 +210,7 @@ pub(super) fn make_private(path: &Path, owner: Option<&User>) -> Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
     }
-    fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
     if let Some(user) = owner {
         chown(path, Some(user.uid), Some(user.gid))
             .with_context(|| format!("cannot give {} to user {}", path.display(), user.name))?;

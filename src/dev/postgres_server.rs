@@ -75,15 +75,11 @@ impl PostgresServer {
     /// When no server program is found, the data were made by another major version, another server
     /// uses them, or it does not start; the message then shows the end of its log.
     pub async fn start(mut config: PostgresConfig) -> Result<Self> {
-        config.dir = make_own(&config.dir)?;
         let user = User::for_postgres()?;
+        config.dir = make_own(&config.dir, user.as_ref())?;
         let base = base_dir(&config.dir, user.as_ref())?;
         if base != config.dir {
             use_elsewhere(&config.dir, &base)?;
-        }
-        if user.is_some() {
-            make_passable(&config.dir)?;
-            make_passable(&base)?;
         }
         let socket = SocketDir::new(&base.join("run"), &socket_name(config.port), user.as_ref())?;
         let mut server = Self { config, user, process: None, socket, data: base.join("data") };
@@ -320,7 +316,7 @@ fn base_dir(dir: &Path, user: Option<&User>) -> Result<PathBuf> {
 
 /// Makes `base`, for the data that should be in `dir`.
 fn use_elsewhere(dir: &Path, base: &Path) -> Result<()> {
-    make_private(base, None)?;
+    make_passable(base)?;
     let (link, data) = (dir.join("data"), base.join("data"));
     if !link.is_symlink() {
         // Without their link, what is there belonged to a directory that was removed since.

@@ -73,7 +73,7 @@ impl RedisServer {
     /// When no server program is found, another server uses the directory, or it does not start;
     /// the message then shows the end of its log.
     pub async fn start(mut config: RedisConfig) -> Result<Self> {
-        config.dir = make_own(&config.dir)?;
+        config.dir = make_own(&config.dir, None)?;
         let socket = SocketDir::new(&config.dir, SOCKET, None)?;
         let mut server = Self { config, process: None, socket };
         server.spawn().await?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::dirs::make_own;
+use super::dirs::{User, make_own};
 use super::postgres_server::{self, PostgresConfig, PostgresServer};
 use super::redis_server::{self, RedisConfig, RedisServer};
 
@@ -35,9 +35,9 @@ impl Stack {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         // First of all: only under the lock are servers that run here nobody's.
         let lock = lock(&dir.join("lock"))?;
-        let redis = make_own(&dir.join("redis"))?;
-        let postgres = make_own(&dir.join("postgres"))?;
-        tokio::try_join!(redis_server::stop_leftovers(&redis), postgres_server::stop_leftovers(&postgres),)?;
+        let redis = make_own(&dir.join("redis"), None)?;
+        let postgres = make_own(&dir.join("postgres"), User::for_postgres()?.as_ref())?;
+        tokio::try_join!(redis_server::stop_leftovers(&redis), postgres_server::stop_leftovers(&postgres))?;
         let (redis, postgres) = tokio::try_join!(
             RedisServer::start(RedisConfig::new(redis)),
             PostgresServer::start(PostgresConfig::new(postgres)),

@@ -28,7 +28,7 @@ pub struct ChargeRequest {
     /// 충전 금액(원)
     #[serde(deserialize_with = "int::<_, 1, MAX_CHARGE>")]
     #[schema(minimum = 1, maximum = 100000, example = 1000)]
-    amount: Won,
+    amount: i64,
 }
 
 impl RequestBody for ChargeRequest {
@@ -50,9 +50,9 @@ struct UserBalanceResponse {
     /// 사용자 이름
     user_name: String,
     /// 현재 잔액(원)
-    amount: Won,
+    amount: i64,
     /// 현재 잔액(원): amount와 같은 값입니다.
-    balance: Won,
+    balance: i64,
 }
 
 impl From<Balance> for UserBalanceResponse {
@@ -75,13 +75,13 @@ struct UserBalanceHistoryResponse {
     /// 변동 유형
     transaction_type: TransactionType,
     /// 변동 금액(원)
-    amount: Won,
+    amount: i64,
     /// 변동 전 잔액(원)
     #[serde(rename = "before_balance")]
-    before_balance: Won,
+    before_balance: i64,
     /// 변동 후 잔액(원)
     #[serde(rename = "after_balance")]
-    after_balance: Won,
+    after_balance: i64,
     /// 변동 시각
     #[schema(example = "2024-04-03T12:34:56")]
     created_at: String,

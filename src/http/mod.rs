@@ -40,7 +40,7 @@ use crate::domain::Engine;
 pub fn router(state: AppState) -> Router {
     let (routes, document) = routes(state.admin).split_for_parts();
     routes
-        .merge(openapi::router(&openapi::complete(document)))
+        .merge(openapi::router(document))
         .fallback(not_found)
         .layer(from_fn_with_state(state.config.time_limits(), edge::edge))
         .with_state(state)

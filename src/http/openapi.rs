@@ -8,14 +8,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Router,
+    body::Bytes,
     extract::Path,
     http::header::{CONTENT_ENCODING, CONTENT_TYPE},
     response::{IntoResponse, Redirect, Response},
     routing::get,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::openapi::{
-    Components, ContentBuilder, Header, HeaderBuilder, InfoBuilder, ObjectBuilder, OpenApiBuilder, Ref, RefOr,
+    Components, ContentBuilder, Header, HeaderBuilder, InfoBuilder, Object, ObjectBuilder, OpenApiBuilder, Ref, RefOr,
     Required, ResponseBuilder, Schema, ServerBuilder,
     example::ExampleBuilder,
     path::{Operation, ParameterBuilder, ParameterIn, PathItem},
@@ -27,7 +28,9 @@ use utoipa::openapi::{
 use utoipa_swagger_ui::Config;
 
 use super::error::{ApiError, Code};
-use crate::domain::Error;
+use crate::domain::{
+    CloseReason, CouponStatus, DiscountType, Error, OrderStatus, PaymentType, RankingScope, TransactionType,
+};
 
 /// Where the document is.
 const DOCUMENT_PATH: &str = "/v3/api-docs";
@@ -120,28 +123,74 @@ fn error_schema() -> RefOr<Schema> {
         .into()
 }
 
-/// Adds what is common to many operations.
-pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+/// The document as served: what the handlers say, and what is common to many of them.
+fn complete(mut document: utoipa::openapi::OpenApi) -> Value {
     for (path, item) in &mut document.paths.paths {
         for operation in operations(item) {
             complete_operation(path, operation);
         }
     }
-    for (name, description) in [
-        ("PaymentType", "결제 수단"),
-        ("OrderStatus", "주문 상태"),
-        ("CloseReason", "주문 종료 사유"),
-        ("CouponStatus", "쿠폰 상태"),
-        ("DiscountType", "할인 유형"),
-        ("TransactionType", "잔액 변동 유형"),
-        ("RankingScope", "랭킹 범위"),
-    ] {
-        let schema = document.components.as_mut().and_then(|components| components.schemas.get_mut(name));
-        if let Some(RefOr::T(Schema::Object(object))) = schema {
-            object.description = Some(description.to_owned());
-        }
+    if let Some(components) = &mut document.components {
+        components.schemas.extend([
+            words("PaymentType", "결제 수단", PaymentType::ALL),
+            words("OrderStatus", "주문 상태", OrderStatus::ALL),
+            words("CloseReason", "주문 종료 사유", CloseReason::ALL),
+            words("CouponStatus", "쿠폰 상태", CouponStatus::ALL),
+            words("DiscountType", "할인 유형", DiscountType::ALL),
+            words("TransactionType", "잔액 변동 유형", TransactionType::ALL),
+            words("RankingScope", "랭킹 범위", RankingScope::ALL),
+        ]);
     }
+    let mut document = serde_json::to_value(document).unwrap_or_default();
+    in_table_order(&mut document);
     document
+}
+
+/// Puts named examples into the order of the table, in which the one that the page shows comes first. (utoipa keeps
+/// them by name; serde_json keeps the new order only with its `preserve_order`.)
+fn in_table_order(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(Value::Object(examples)) = fields.get_mut("examples") {
+                let mut ordered = serde_json::Map::new();
+                for code in Code::ALL {
+                    ordered.extend(examples.remove(code.as_str()).map(|example| (code.as_str().to_owned(), example)));
+                }
+                ordered.append(examples);
+                *examples = ordered;
+            }
+            fields.values_mut().for_each(in_table_order);
+        }
+        Value::Array(items) => items.iter_mut().for_each(in_table_order),
+        _ => {}
+    }
+}
+
+/// The schema of an enumeration of the domain, by the words that it really uses.
+fn words<T: ToString>(name: &str, description: &str, all: &[T]) -> (String, RefOr<Schema>) {
+    let schema = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(description))
+        .enum_values(Some(all.iter().map(ToString::to_string)));
+    (name.to_owned(), schema.into())
+}
+
+/// The schema of `sortBy`.
+pub fn ranking_scope() -> Object {
+    let words = RankingScope::ALL.iter().map(|scope| scope.as_str());
+    let default = RankingScope::ThreeDays.as_str();
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("랭킹 범위 (대소문자 구분 없음)"))
+        .enum_values(Some(words))
+        .default(Some(default.into()))
+        .build()
+}
+
+/// The schema of an order's `status` in a query.
+pub fn order_status() -> Object {
+    let words = OrderStatus::ALL.iter().map(|status| status.as_str());
+    ObjectBuilder::new().schema_type(Type::String).description(Some("주문 상태")).enum_values(Some(words)).build()
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
@@ -212,12 +261,12 @@ fn add_headers(status: &str, response: &mut DocumentedResponse, writes: bool) {
 }
 
 /// Serves the document and the page; the page's assets are in the binary.
-pub fn router<S: Clone + Send + Sync + 'static>(document: &utoipa::openapi::OpenApi) -> Router<S> {
-    let document: Arc<str> = serde_json::to_string(document).unwrap_or_default().into();
+pub fn router<S: Clone + Send + Sync + 'static>(document: utoipa::openapi::OpenApi) -> Router<S> {
+    let document = Bytes::from(complete(document).to_string());
     // Without a validator: the page must not ask the network for anything.
     let config = Arc::new(Config::new([DOCUMENT_PATH]).validator_url("none").use_base_layout());
     Router::new()
-        .route(DOCUMENT_PATH, get(async move || ([(CONTENT_TYPE, JSON)], document.to_string())))
+        .route(DOCUMENT_PATH, get(async move || ([(CONTENT_TYPE, JSON)], document)))
         .route("/swagger-ui", get(to_page))
         .route("/swagger-ui/", get(to_page))
         .route("/swagger-ui.html", get(to_page))
@@ -239,5 +288,134 @@ fn asset(file: &str, config: Arc<Config<'static>>) -> Response {
         }
         Ok(None) => ApiError::from(Code::NotFound).into_response(),
         Err(error) => ApiError::from(Error::Internal(anyhow::anyhow!("{error}"))).into_response(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn document() -> Value {
+        let (_, document) = crate::http::routes(None).split_for_parts();
+        complete(document)
+    }
+
+    /// Operations of the page, with every status that it documents.
+    const PAGE: [(&str, &str, &[&str]); 9] = [
+        ("post", "/api/v1/payments", &["200", "400", "402", "404", "409", "500"]),
+        ("get", "/api/v1/balances/{userId}", &["200", "404", "500"]),
+        ("put", "/api/v1/balances/{userId}", &["200", "400", "404"]),
+        ("get", "/api/v1/balances/{userId}/history", &["200", "404", "500"]),
+        ("post", "/api/v1/coupons/issue", &["200", "400", "404", "409"]),
+        ("get", "/api/v1/coupons/{userId}", &["200", "404"]),
+        ("get", "/api/v1/products/{productId}", &["200", "404"]),
+        ("get", "/api/v1/products/popular", &["200", "400", "500"]),
+        ("post", "/api/v1/orders", &["200", "400", "402", "404", "409", "500"]),
+    ];
+
+    /// Every operation: method, path and itself.
+    fn operations(document: &Value) -> impl Iterator<Item = (&String, &String, &Value)> {
+        let paths = document["paths"].as_object().unwrap().iter();
+        paths.flat_map(|(path, item)| item.as_object().unwrap().iter().map(move |(method, op)| (method, path, op)))
+    }
+
+    #[test]
+    fn it_is_the_page() {
+        let document = document();
+        assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+        assert_eq!(document["info"]["title"], "E-commerce API");
+        assert_eq!(document["info"]["version"], "v1.0.0");
+        assert_eq!(document["info"]["description"], "이커머스 API 문서");
+        assert_eq!(document["servers"][0]["url"], "http://localhost:8080");
+        let tags: Vec<_> =
+            document["tags"].as_array().unwrap().iter().map(|tag| tag["name"].as_str().unwrap()).collect();
+        assert_eq!(tags[..5], ["결제", "잔액", "쿠폰", "상품", "주문"]);
+        for (method, path, statuses) in PAGE {
+            let operation = &document["paths"][path][method];
+            for status in statuses {
+                let response = &operation["responses"][status];
+                assert!(response["description"].is_string(), "{method} {path} {status}");
+                let content = &response["content"]["application/json"];
+                assert!(content["example"] != content["examples"], "{method} {path} {status} has no example");
+            }
+            if method != "get" {
+                assert!(operation["requestBody"]["content"]["application/json"]["example"].is_object());
+                assert_eq!(operation["requestBody"]["required"], true);
+            }
+        }
+        let both =
+            &document["paths"]["/api/v1/orders"]["post"]["responses"]["409"]["content"]["application/json"]["examples"];
+        assert_eq!(both["SOLD_OUT"]["value"]["message"], "해당 상품이 품절되었습니다.");
+        assert_eq!(both["INSUFFICIENT_STOCK"]["value"]["message"], "선택한 상품의 재고가 부족합니다.");
+    }
+
+    #[test]
+    fn every_schema_of_the_page_is_there_under_its_name() {
+        let document = document();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        for name in [
+            "ChargeRequest",
+            "UserBalanceResponse",
+            "ErrorResponse",
+            "PaymentRequest",
+            "PaymentResponse",
+            "OrderCreateRequest",
+            "OrderProductRequest",
+            "OrderResponse",
+            "UserCouponRequest",
+            "CouponIssueResponse",
+            "ProductResponse",
+            "ProductSalesRankResponse",
+            "UserCouponResponse",
+            "UserBalanceHistoryResponse",
+        ] {
+            assert_eq!(schemas[name]["type"], "object", "{name}");
+        }
+        assert_eq!(schemas["PaymentType"]["enum"], json!(["CARD", "KAKAO_PAY", "TOSS", "BALANCE"]));
+        assert_eq!(schemas["UserCouponResponse"]["properties"]["usedAt"]["type"], json!(["string", "null"]));
+        assert_eq!(schemas["ChargeRequest"]["properties"]["amount"]["maximum"], 100_000);
+        assert_eq!(schemas["ChargeRequest"]["properties"]["amount"]["format"], "int64");
+        assert!(!schemas.contains_key("i64"));
+    }
+
+    #[test]
+    fn references_lead_somewhere_and_operation_ids_are_distinct() {
+        let document = document();
+        let text = document.to_string();
+        for reference in text.split("\"$ref\":\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+        let mut ids: Vec<_> = operations(&document).map(|(.., op)| op["operationId"].as_str().unwrap()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), operations(&document).count());
+    }
+
+    #[test]
+    fn what_any_request_can_meet_is_documented() {
+        let document = document();
+        for (method, path, operation) in operations(&document) {
+            let has = |status: &str| operation["responses"].get(status).is_some();
+            if path.starts_with("/api/") || path.starts_with("/admin/") {
+                assert!(has("429") && has("500") && has("503"), "{method} {path}");
+            }
+            assert_eq!(path.starts_with("/admin/"), has("401"), "{method} {path}");
+            assert_eq!(path.starts_with("/admin/"), operation.get("security").is_some(), "{method} {path}");
+            let writes = method != "get";
+            assert_eq!(writes, ["409", "413", "415", "422"].into_iter().all(has), "{method} {path}");
+            let keyed = operation["parameters"].to_string().contains("Idempotency-Key");
+            assert_eq!(writes, keyed, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn the_page_s_assets_are_in_the_binary() {
+        let config = Arc::new(Config::new([DOCUMENT_PATH]));
+        for file in ["index.html", "swagger-ui-bundle.js", "swagger-ui.css", "swagger-initializer.js"] {
+            assert_eq!(asset(file, config.clone()).status(), 200, "{file}");
+        }
+        assert_eq!(asset("../Cargo.toml", config).status(), 404);
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::domain::{
     CloseReason, CouponId, MAX_LINE_QUANTITY, MAX_ORDER_LINES, NewOrder, Order, OrderId, OrderStatus, PaymentType,
-    PlacedOrder, ProductId, UserId, Won,
+    PlacedOrder, ProductId, UserId,
 };
 
 /// This resource's routes.
@@ -90,7 +90,7 @@ struct OrderResponse {
     /// 주문 ID
     order_id: i64,
     /// 최종 결제 금액(원)
-    final_price: Won,
+    final_price: i64,
     /// 주문 시각
     #[schema(example = "2024-04-04T14:30:00")]
     ordered_at: String,
@@ -152,7 +152,7 @@ struct OrderLineResponse {
     /// 주문 수량
     quantity: i64,
     /// 주문 시점의 상품 한 개 가격(원)
-    price: Won,
+    price: i64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -168,11 +168,11 @@ pub struct OrderDetailResponse {
     /// 주문 상품 목록
     order_products: Vec<OrderLineResponse>,
     /// 할인 전 금액(원)
-    total_price: Won,
+    total_price: i64,
     /// 할인 금액(원)
-    discount_price: Won,
+    discount_price: i64,
     /// 최종 결제 금액(원)
-    final_price: Won,
+    final_price: i64,
     /// 사용한 쿠폰 ID
     #[schema(required = true)]
     user_coupon_id: Option<i64>,

@@ -14,7 +14,7 @@ use super::{
     openapi::documented_errors,
     reply::{Answer, Done},
 };
-use crate::domain::{MAX_SAFE_INTEGER, NewPayment, OrderId, OrderStatus, Payment, PaymentType, UserId, Won};
+use crate::domain::{MAX_SAFE_INTEGER, NewPayment, OrderId, OrderStatus, Payment, PaymentType, UserId};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -39,7 +39,7 @@ pub struct PaymentRequest {
     /// 결제 금액(원): 주문의 finalPrice와 같아야 합니다.
     #[serde(deserialize_with = "int::<_, 0, MAX_SAFE_INTEGER>")]
     #[schema(minimum = 0, maximum = 9007199254740991_i64, example = 49900)]
-    amount: Won,
+    amount: i64,
 }
 
 impl RequestBody for PaymentRequest {
@@ -66,7 +66,7 @@ struct PaymentResponse {
     /// 결제 수단
     payment_type: PaymentType,
     /// 결제 금액(원)
-    amount: Won,
+    amount: i64,
     /// 결제마다 유일한 영수증 번호
     receipt: String,
     /// 결제 시각

@@ -9,11 +9,11 @@ use super::{
     AppState,
     decode::{decimal, optional_word, query_int},
     error::{ApiError, Code},
-    openapi::documented_errors,
+    openapi::{documented_errors, ranking_scope},
     params::{MAX_PAGED_ELEMENTS, Params, PathId, QueryParams, default_size, page_in_bounds},
     reply::Found,
 };
-use crate::domain::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope, Won};
+use crate::domain::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -29,7 +29,7 @@ pub struct ProductResponse {
     /// 상품 이름
     product_name: String,
     /// 가격(원)
-    price: Won,
+    price: i64,
     /// 판매 가능한 재고 수량
     stock_quantity: i64,
     /// 카테고리: OUTER, TOP, BOTTOM, SHOES 또는 그 밖의 분류
@@ -80,7 +80,7 @@ struct ProductSalesRankResponse {
     /// 판매 수량
     sales_count: i64,
     /// 총 판매 금액(원)
-    total_sales_price: Won,
+    total_sales_price: i64,
     /// 랭킹 범위
     ranking_scope: RankingScope,
     /// 순위
@@ -105,7 +105,7 @@ impl ProductSalesRankResponse {
 struct PopularParams {
     /// 랭킹 범위 (대소문자 구분 없음)
     #[serde(default)]
-    #[param(value_type = Option<RankingScope>, inline, default = "THREE_DAYS", nullable = false)]
+    #[param(schema_with = ranking_scope, required = false)]
     sort_by: Option<String>,
     /// 조회할 최대 상품 수
     #[serde(default = "popular_limit")]
@@ -231,4 +231,61 @@ documented_errors! { ProductsErrors {
 async fn products(State(app): State<AppState>, params: Params<ProductsParams>) -> Found<ProductPageResponse> {
     let ProductsParams { page, size, category } = params.valid()?;
     Ok(Json(app.engine.products(page, size, category).await?.into()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use axum::{
+        extract::FromRequestParts,
+        http::{Request, Uri},
+    };
+
+    use super::*;
+
+    async fn params<T: QueryParams>(query: &str) -> Result<T, Code> {
+        let uri: Uri = format!("/api/v1/products?{query}").parse().unwrap();
+        let (mut parts, ()) = Request::builder().uri(uri).body(()).unwrap().into_parts();
+        let Ok(params) = Params::<T>::from_request_parts(&mut parts, &()).await;
+        params.valid().map_err(|error| error.code())
+    }
+
+    async fn popular(query: &str) -> Result<(RankingScope, usize), Code> {
+        params::<PopularParams>(query).await?.decode().map_err(|error| error.code())
+    }
+
+    #[tokio::test]
+    async fn scopes_are_judged_before_limits() {
+        assert_eq!(popular("").await, Ok((RankingScope::ThreeDays, 5)));
+        assert_eq!(popular("sortBy=wEEkly&limit=100&other=1").await, Ok((RankingScope::Weekly, 100)));
+        assert_eq!(popular("sortBy=three%5Fdays").await, Ok((RankingScope::ThreeDays, 5)));
+        for query in ["sortBy=", "sortBy=YEARLY", "sortBy=%FF&limit=0", "sortBy=%zz", "sortBy=TODAY&sortBy=TODAY"] {
+            assert_eq!(popular(query).await, Err(Code::InvalidScope), "{query}");
+        }
+        for query in
+            ["limit=0", "limit=101", "limit=-1", "limit=", "limit=5.0", "limit=%00", "limit=99999999999999999999"]
+        {
+            assert_eq!(popular(query).await, Err(Code::InvalidRequest), "{query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn pages_have_bounds() {
+        let first = params::<ProductsParams>("").await.unwrap();
+        assert_eq!((first.page, first.size, first.category), (0, 20, None));
+        let deepest = params::<ProductsParams>("page=10000&size=100&category=SHOES").await.unwrap();
+        assert_eq!((deepest.page, deepest.size), (10_000, 100));
+        for query in [
+            "page=10001&size=100",
+            "page=-1",
+            "size=0",
+            "size=101",
+            "page=",
+            "page=1&page=1",
+            "category=shoes",
+            "category=",
+        ] {
+            assert_eq!(params::<ProductsParams>(query).await.unwrap_err(), Code::InvalidRequest, "{query}");
+        }
+    }
 }

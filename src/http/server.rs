@@ -142,3 +142,100 @@ fn is_of_connection(error: &io::Error) -> bool {
             | ErrorKind::Interrupted
     )
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        task::JoinHandle,
+        time::Instant,
+    };
+
+    use super::*;
+
+    struct Server {
+        address: SocketAddr,
+        shutdown: CancellationToken,
+        task: JoinHandle<io::Result<()>>,
+    }
+
+    async fn start(limits: ServerLimits) -> Server {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new()
+            .route("/peer", get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { peer.to_string() }))
+            .route("/slow", get(async || sleep(Duration::from_millis(300)).await))
+            .route("/stuck", get(async || sleep(Duration::from_secs(3600)).await));
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, router, limits, shutdown.clone()));
+        Server { address, shutdown, task }
+    }
+
+    async fn send(stream: &mut TcpStream, path: &str) {
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await.unwrap();
+    }
+
+    /// Whatever comes within a second; empty if the connection is closed.
+    async fn read(stream: &mut TcpStream) -> Option<String> {
+        let mut bytes = vec![0; 4096];
+        let read = timeout(Duration::from_secs(1), stream.read(&mut bytes)).await.ok()?.unwrap_or(0);
+        Some(String::from_utf8_lossy(&bytes[..read]).into_owned())
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_and_know_their_peer() {
+        let server = start(ServerLimits::default()).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        for _ in 0..2 {
+            send(&mut stream, "/peer").await;
+            let reply = read(&mut stream).await.unwrap();
+            assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+            assert!(reply.ends_with(&stream.local_addr().unwrap().to_string()), "{reply}");
+        }
+        server.shutdown.cancel();
+        server.task.await.unwrap().unwrap();
+        assert_eq!(read(&mut stream).await.unwrap(), "", "idle connections end at once");
+    }
+
+    #[tokio::test]
+    async fn a_connection_more_than_allowed_waits() {
+        let server = start(ServerLimits { max_connections: 1, ..ServerLimits::default() }).await;
+        let first = TcpStream::connect(server.address).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        let mut second = TcpStream::connect(server.address).await.unwrap();
+        send(&mut second, "/peer").await;
+        assert_eq!(timeout(Duration::from_millis(200), read(&mut second)).await.ok(), None);
+        drop(first);
+        assert!(read(&mut second).await.unwrap().starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_head_has_to_come_in_time() {
+        let limits = ServerLimits { header_read_timeout: Duration::from_millis(100), ..ServerLimits::default() };
+        let server = start(limits).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /peer HTTP/1.1\r\nhost: te").await.unwrap();
+        let reply = read(&mut stream).await.unwrap();
+        assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 408"), "{reply}");
+    }
+
+    #[tokio::test]
+    async fn shutdown_finishes_what_has_begun_and_no_more() {
+        let limits = ServerLimits { drain: Duration::from_millis(800), ..ServerLimits::default() };
+        let server = start(limits).await;
+        let mut slow = TcpStream::connect(server.address).await.unwrap();
+        let mut stuck = TcpStream::connect(server.address).await.unwrap();
+        send(&mut slow, "/slow").await;
+        send(&mut stuck, "/stuck").await;
+        sleep(Duration::from_millis(100)).await;
+        let began = Instant::now();
+        server.shutdown.cancel();
+        assert!(read(&mut slow).await.unwrap().starts_with("HTTP/1.1 200"));
+        server.task.await.unwrap().unwrap();
+        assert!((700..3_000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+        assert_eq!(read(&mut stuck).await.unwrap(), "");
+        assert!(TcpStream::connect(server.address).await.is_err());
+    }
+}

@@ -1,1 +1,11 @@
-fn main(){}
+//! The one integration-test binary: everything runs against real servers, private to each test.
+//!
+//! A test starts a [`harness::World`], does what it is about, and ends with `world.finish().await`, which drains the
+//! outbox and checks the books ([`books`]). A test that forgets to fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::large_futures)]
+
+mod books;
+mod fake_gateway;
+mod gateway_http;
+mod harness;
+mod smoke;

@@ -11,7 +11,7 @@ use crate::{
     http::{
         AppState,
         decode::{optional_query_id, optional_word, query_int},
-        openapi::documented_errors,
+        openapi::{documented_errors, order_status},
         orders::OrderDetailResponse,
         params::{MAX_PAGED_ELEMENTS, Params, QueryParams, default_size, page_in_bounds},
         reply::Found,
@@ -29,7 +29,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 struct OrdersParams {
     /// 주문 상태
     #[serde(default, deserialize_with = "optional_word")]
-    #[param(inline, nullable = false)]
+    #[param(schema_with = order_status, required = false)]
     status: Option<OrderStatus>,
     /// 사용자 ID
     #[serde(default, deserialize_with = "optional_query_id")]

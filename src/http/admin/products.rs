@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch, Won},
+    domain::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -36,7 +36,7 @@ struct CreateProductRequest {
     /// 가격(원)
     #[serde(deserialize_with = "int::<_, 0, MAX_PRICE>")]
     #[schema(minimum = 0, maximum = 1000000000000_i64, example = 990000)]
-    price: Won,
+    price: i64,
     /// 처음 재고 수량
     #[serde(deserialize_with = "int::<_, 0, MAX_STOCK>")]
     #[schema(minimum = 0, maximum = 1000000000, example = 50)]
@@ -91,7 +91,7 @@ struct UpdateProductRequest {
     /// 가격(원)
     #[serde(default, deserialize_with = "optional_int::<_, 0, MAX_PRICE>")]
     #[schema(minimum = 0, maximum = 1000000000000_i64, nullable = false)]
-    price: Option<Won>,
+    price: Option<i64>,
     /// 카테고리
     #[serde(default, deserialize_with = "optional_word")]
     #[schema(value_type = Option<String>, pattern = "^[A-Z][A-Z0-9_]{0,31}$", nullable = false)]

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers, Won},
+    domain::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -37,7 +37,7 @@ struct CreateUserRequest {
     /// 처음 잔액(원)
     #[serde(default, deserialize_with = "int::<_, 0, MAX_OPENING_BALANCE>")]
     #[schema(minimum = 0, maximum = 1000000000000_i64, default = 0, example = 10000)]
-    balance: Won,
+    balance: i64,
 }
 
 impl RequestBody for CreateUserRequest {
@@ -59,7 +59,7 @@ struct CreatedUserResponse {
     /// 사용자 이름
     user_name: String,
     /// 잔액(원)
-    balance: Won,
+    balance: i64,
 }
 
 impl From<Balance> for CreatedUserResponse {
@@ -105,7 +105,7 @@ struct CreateUsersRequest {
     /// 처음 잔액(원)
     #[serde(default, deserialize_with = "int::<_, 0, MAX_OPENING_BALANCE>")]
     #[schema(minimum = 0, maximum = 1000000000000_i64, default = 0, example = 10000)]
-    balance: Won,
+    balance: i64,
 }
 
 impl RequestBody for CreateUsersRequest {

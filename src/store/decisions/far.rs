@@ -111,7 +111,7 @@ impl Store {
         day: Option<(NaiveDate, Millis)>,
     ) -> Result<(), Error> {
         let keys = Keys(partition);
-        let (ranked, until) = day.unwrap_or((NaiveDate::MIN, Millis(0)));
+        let (ranked, until) = day.unwrap_or((NaiveDate::MIN, context.now));
         let call = context
             .begin_unrecorded(&scripts::STOCK_SETTLE, partition)
             .key(keys.hold(order))
@@ -129,7 +129,7 @@ impl Store {
                 FarEnd::Refunded => "REFUNDED",
             })
             .arg(if day.is_some() { "1" } else { "0" })
-            .arg(until.0 / 1000)
+            .arg((until.0 - context.now.0) / 1000)
             .arg(MARK_LIFE_MS);
         let answer = self.call(partition, &call).await?;
         match answer.word.as_str() {

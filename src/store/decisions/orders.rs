@@ -145,7 +145,7 @@ impl Store {
             .arg(if settling.transaction.is_some() { "GATEWAY" } else { "BALANCE" })
             .arg(settling.transaction.unwrap_or(""))
             .arg(settling.day.format(DAY_FORMAT).to_string())
-            .arg(settling.rank_until.0 / 1000);
+            .arg((settling.rank_until.0 - context.now.0) / 1000);
         let answer = self.call(home, &call).await?;
         let settled = match answer.word.as_str() {
             "PAID" => Settled::Paid {

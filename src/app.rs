@@ -1,0 +1,116 @@
+//! The parts put together: connect, open the store, run the background work, serve, and stop in the right order.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use sea_orm::DatabaseConnection;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::{GatewayConfig, HttpConfig, PostgresConfig, ProjectorConfig, RedisConfig, ShopConfig},
+    db,
+    domain::{Clock, Engine, startup},
+    gateway::{self, Gateways},
+    http::{self, AdminToken, AppState, server},
+    projector::Projector,
+    store::Store,
+};
+
+/// A process's parts, connected.
+pub struct App {
+    pub engine: Arc<Engine>,
+    pub projector: Projector,
+    pub store: Store,
+    pub db: DatabaseConnection,
+    background: TaskTracker,
+    stop_background: CancellationToken,
+}
+
+impl App {
+    /// Connects to both stores and opens them.
+    ///
+    /// # Errors
+    /// The reason why they can't be served from, and what to do about it.
+    pub async fn open(
+        redis: &RedisConfig,
+        postgres: &PostgresConfig,
+        shop: &ShopConfig,
+        gateway: &GatewayConfig,
+        projector: &ProjectorConfig,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
+        let gateways = Gateways::connect(gateway.urls().map(|(kind, url)| {
+            let config = gateway::GatewayConfig {
+                url: url.expose().to_owned(),
+                timeout: Duration::from_millis(gateway.payment_gateway_timeout_ms),
+                token: gateway.payment_gateway_token.as_ref().map(|token| token.expose().to_owned()),
+            };
+            (kind, config)
+        }))
+        .context("the payment gateways can't be set up")?;
+        let db = db::connect(postgres).await?;
+        let store = startup::open(Store::connect(redis).await?, &db, shop.partitions).await?;
+        let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway);
+        Ok(App {
+            engine: Arc::new(engine),
+            projector: Projector::new(store.clone(), db.clone(), clock, projector),
+            store,
+            db,
+            background: TaskTracker::new(),
+            stop_background: CancellationToken::new(),
+        })
+    }
+
+    /// Starts the projection.
+    pub fn project(&self) {
+        self.projector.follow(&self.background, &self.stop_background);
+    }
+
+    /// Starts ending what is due.
+    pub fn sweep(&self) {
+        self.engine.keep_sweeping(&self.background, &self.stop_background);
+    }
+
+    /// The router with everything in it.
+    pub fn router(&self, http: &HttpConfig) -> axum::Router {
+        http::router(AppState {
+            engine: self.engine.clone(),
+            admin: http.admin_token.as_ref().and_then(|token| AdminToken::new(token.expose())),
+            config: http::HttpConfig {
+                body_limit: http.body_limit_bytes as usize,
+                request_timeout: Duration::from_millis(http.request_timeout_ms),
+                ..http::HttpConfig::default()
+            },
+        })
+    }
+
+    /// Serves until `stop`, then finishes the requests that have begun.
+    ///
+    /// # Errors
+    /// The listener fails.
+    pub async fn serve(&self, listener: TcpListener, http: &HttpConfig, stop: CancellationToken) -> anyhow::Result<()> {
+        let limits = server::ServerLimits {
+            max_connections: http.max_connections as usize,
+            header_read_timeout: Duration::from_millis(http.header_timeout_ms),
+            drain: Duration::from_secs(http.drain_seconds),
+            ..server::ServerLimits::default()
+        };
+        Ok(server::serve(listener, self.router(http), limits, stop).await?)
+    }
+
+    /// Ends the background work; the last requests must have been answered before. With `drain`, what they decided is
+    /// carried to Postgres first, for as long as that: what does not make it waits in the outbox for the next start.
+    pub async fn stop(self, drain: Option<Duration>) {
+        self.stop_background.cancel();
+        self.background.close();
+        self.background.wait().await;
+        if let Some(patience) = drain {
+            match tokio::time::timeout(patience, self.projector.drain()).await {
+                Ok(Ok(())) => tracing::info!("the outbox is drained"),
+                Ok(Err(error)) => tracing::warn!(%error, "the outbox keeps what is not in PostgreSQL yet"),
+                Err(_) => tracing::warn!("the outbox keeps what is not in PostgreSQL yet"),
+            }
+        }
+    }
+}

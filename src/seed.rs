@@ -1,0 +1,50 @@
+//! The demo catalogue of `make run` and `firstcome seed`: made through the engine, like any operator's.
+
+use crate::domain::*;
+
+/// The demo's users, with their opening balances (won).
+const USERS: &[(&str, Won)] = &[("이다은", 10_000), ("김하늘", 500_000), ("박준서", 0)];
+
+/// The demo's products: name, price (won), units, category.
+const PRODUCTS: &[(&str, Won, i64, &str)] = &[
+    ("나이키 에어포스", 139_000, 50, "SHOES"),
+    ("아디다스 삼바", 149_000, 30, "SHOES"),
+    ("한정판 조던 1", 990_000, 1, "SHOES"),
+    ("오버핏 후드 집업", 59_000, 200, "OUTER"),
+    ("옥스포드 셔츠", 39_900, 300, "TOP"),
+    ("와이드 데님 팬츠", 49_900, 300, "BOTTOM"),
+];
+
+/// The demo's campaigns: code, discount, how many.
+const CAMPAIGNS: &[(&str, DiscountType, i64, i64)] =
+    &[("HANGHAE8888", DiscountType::Fixed, 1_000, 100), ("SPARTA1000", DiscountType::Percentage, 20, 1000)];
+
+/// Days for which the demo's coupons are good.
+const COUPON_DAYS: i64 = 90;
+
+/// Puts the demo catalogue into a store without products; returns whether it did.
+///
+/// # Errors
+/// The engine can't.
+pub async fn demo(engine: &Engine) -> Result<bool, Error> {
+    if engine.products(0, 1, None).await?.total > 0 {
+        return Ok(false);
+    }
+    let call = Call { request_id: "seed".to_owned(), key: None };
+    for (name, balance) in USERS {
+        engine.create_user(&call, NewUser { name: (*name).to_owned(), balance: *balance }).await?;
+    }
+    for (name, price, stock, category) in PRODUCTS {
+        let category = category.parse().map_err(|_| Error::InvalidRequest("category"))?;
+        let new = NewProduct { name: (*name).to_owned(), price: *price, stock: *stock, category };
+        engine.create_product(&call, new).await?;
+    }
+    let expires_at = engine.clock().now().plus(COUPON_DAYS * 24 * 60 * 60 * 1000);
+    for (code, kind, amount, total) in CAMPAIGNS {
+        let discount = Discount { kind: *kind, amount: *amount };
+        let (opens_at, closes_at) = (None, None);
+        let new = NewCampaign { code: (*code).to_owned(), discount, total: *total, opens_at, closes_at, expires_at };
+        engine.create_campaign(&call, new).await?;
+    }
+    Ok(true)
+}
