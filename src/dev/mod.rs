@@ -16,6 +16,7 @@
 
 mod binaries;
 mod dirs;
+mod postgres_data;
 mod postgres_server;
 mod process;
 mod reaper;

@@ -1,26 +1,17 @@
-//! A private PostgreSQL. Owns the process, the data directory and who runs it; databases, tables
-//! and every other word of SQL are for whoever connects.
+//! A private PostgreSQL. Owns the process and its settings; the data directory is `postgres_data`'s, and
+//! databases, tables and every other word of SQL are for whoever connects.
 
-use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown, symlink};
-use std::os::unix::process::CommandExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 
-use super::binaries;
-use super::dirs::{SocketDir, User, make_own, make_passable, make_private, percent_encode, run, short_hash};
+use super::dirs::{SocketDir, User, make_own, percent_encode};
+use super::postgres_data::{self, PASSWORD_FILE, ROLE};
 use super::process::{self, Process, StopSignal};
 
-/// The superuser, and the only role.
-const ROLE: &str = "firstcome";
 /// Without TCP the port is only a part of the socket's name.
 const SOCKET_PORT: u16 = 5432;
-/// The superuser's password for TCP, kept in the data directory, so that it moves with the data.
-const PASSWORD_FILE: &str = "firstcome.password";
 
 /// What a [`PostgresServer`] is started with.
 #[derive(Clone, Debug)]
@@ -77,9 +68,9 @@ impl PostgresServer {
     pub async fn start(mut config: PostgresConfig) -> Result<Self> {
         let user = User::for_postgres()?;
         config.dir = make_own(&config.dir, user.as_ref())?;
-        let base = base_dir(&config.dir, user.as_ref())?;
+        let base = postgres_data::base_dir(&config.dir, user.as_ref())?;
         if base != config.dir {
-            use_elsewhere(&config.dir, &base)?;
+            postgres_data::use_elsewhere(&config.dir, &base)?;
         }
         let socket = SocketDir::new(&base.join("run"), &socket_name(config.port), user.as_ref())?;
         let mut server = Self { config, user, process: None, socket, data: base.join("data") };
@@ -88,8 +79,8 @@ impl PostgresServer {
     }
 
     async fn spawn(&mut self) -> Result<()> {
-        let bin = self.prepare_data().await?;
-        let mut command = server_command(&bin.join("postgres"), self.user.as_ref());
+        let bin = postgres_data::prepare(&self.data, &self.config, self.user.as_ref(), &self.log_path()).await?;
+        let mut command = postgres_data::server_command(&bin.join("postgres"), self.user.as_ref());
         command.arg("-D").arg(&self.data);
         let mut set = |name: &str, value: &str| {
             command.arg("-c").arg(format!("{name}={value}"));
@@ -117,76 +108,13 @@ impl PostgresServer {
         }
 
         let when_dropped = if self.config.fsync { StopSignal::Int } else { StopSignal::Quit };
-        forget_killed(&self.data);
+        postgres_data::forget_killed(&self.data);
         let process = Process::spawn("PostgreSQL", &mut command, &self.data, &self.log_path(), when_dropped)?;
         let pid = process.pid();
         let data = &self.data;
         // Kept from here on: given up while it starts, it is ended by its drop.
         self.process.insert(process).until_ready(|| async { is_ready(data, pid) }).await?;
         tracing::debug!(pid, dir = %self.data.display(), "PostgreSQL is ready");
-        Ok(())
-    }
-
-    /// Makes the data directory if there is none, and returns the programs that can open it.
-    async fn prepare_data(&self) -> Result<PathBuf> {
-        let (data, user) = (&self.data, self.user.as_ref());
-        let version = fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|text| text.trim().parse().ok());
-        let bin = binaries::postgres_bin_dir(version)?;
-        if let Some(user) = user {
-            ensure!(
-                user.can_reach(&bin.join("postgres")),
-                "PostgreSQL has to run as user {}, who cannot reach its programs in {}: install them \
-                 elsewhere, or set POSTGRES_BIN_DIR or FIRSTCOME_CACHE_DIR",
-                user.name,
-                bin.display()
-            );
-        }
-        if version.is_none() {
-            match self.config.template.clone() {
-                Some(template) => {
-                    let data = data.clone();
-                    tokio::task::spawn_blocking(move || copy_data(&template, &data)).await??;
-                }
-                None => self.init_data(&bin).await?,
-            }
-        }
-        // An earlier run may have been another user's: `nobody`, before there was a `postgres`.
-        if let Some(user) = user
-            && fs::metadata(data)?.uid() != user.uid
-        {
-            let owner = format!("{}:{}", user.uid, user.gid);
-            let args = ["-R", owner.as_str(), "--"].map(OsStr::new);
-            run("chown", &[&args, &[data.as_os_str()][..]].concat())?;
-        }
-        Ok(bin)
-    }
-
-    /// Makes a data directory. Under another name until it is complete, so that there is never half a one.
-    async fn init_data(&self, bin: &Path) -> Result<()> {
-        let (data, user) = (&self.data, self.user.as_ref());
-        let unfinished = unfinished(data);
-        if unfinished.exists() {
-            fs::remove_dir_all(&unfinished)?;
-        }
-        make_private(&unfinished, user)?;
-        // `initdb` wants the directory empty, so the password waits beside it.
-        let password_file = data.with_extension("password");
-        write_password(&password_file, user)?;
-        let mut command = server_command(&bin.join("initdb"), user);
-        command
-            .arg("-D")
-            .arg(&unfinished)
-            .arg(format!("--username={ROLE}"))
-            .args(["--encoding=UTF8", "--locale=C"])
-            .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
-            .arg("--pwfile")
-            .arg(&password_file)
-            .args(["--no-sync", "--no-instructions"])
-            // Throwaway data are copied and removed often: in MiB, their log's first file is most of them.
-            .args((!self.config.fsync).then_some("--wal-segsize=1"));
-        Process::spawn("initdb", &mut command, &unfinished, &self.log_path(), StopSignal::Wait)?.finish().await?;
-        fs::rename(&password_file, unfinished.join(PASSWORD_FILE))?;
-        fs::rename(&unfinished, data)?;
         Ok(())
     }
 
@@ -249,10 +177,12 @@ impl PostgresServer {
     /// # Errors
     /// When they are not, half a minute later.
     pub async fn kill(&mut self) -> Result<()> {
-        match self.process.take() {
-            Some(process) => process.kill().await,
-            None => Ok(()),
+        if let Some(process) = self.process.take() {
+            process.kill().await?;
+            // At once: a test may remove the data next, and with them what tells of it.
+            postgres_data::forget_killed(&self.data);
         }
+        Ok(())
     }
 
     /// Freezes all its processes (SIGSTOP): its connections stay open, and nothing answers.
@@ -287,136 +217,16 @@ impl PostgresServer {
 impl Drop for PostgresServer {
     fn drop(&mut self) {
         self.process = None;
-        forget_killed(&self.data);
+        postgres_data::forget_killed(&self.data);
     }
 }
 
 /// Ends what a killed earlier run left behind in `dir`.
 pub(super) async fn stop_leftovers(dir: &Path) -> Result<()> {
-    let base = base_dir(dir, User::for_postgres()?.as_ref())?;
+    let base = postgres_data::base_dir(dir, User::for_postgres()?.as_ref())?;
     let data = base.join("data");
-    process::stop_leftovers(&unfinished(&data), StopSignal::Wait).await?;
+    process::stop_leftovers(&postgres_data::unfinished(&data), StopSignal::Wait).await?;
     process::stop_leftovers(&data, StopSignal::Int).await
-}
-
-/// Where data and socket go: `dir` (absolute), or a directory below `/var/tmp` if `user` cannot reach
-/// it. Once there, they stay there: the link in `dir` tells.
-fn base_dir(dir: &Path, user: Option<&User>) -> Result<PathBuf> {
-    let elsewhere = Path::new("/var/tmp").join(format!("firstcome-{}", short_hash(dir, &[])));
-    let data = fs::symlink_metadata(dir.join("data")).ok();
-    match (data, user) {
-        (Some(data), _) if data.is_symlink() => Ok(elsewhere),
-        (Some(_), Some(user)) if !user.can_reach(dir) => {
-            bail!("PostgreSQL has to run as user {}, who cannot reach {} any more", user.name, dir.display())
-        }
-        (None, Some(user)) if !user.can_reach(dir) => Ok(elsewhere),
-        _ => Ok(dir.to_owned()),
-    }
-}
-
-/// Makes `base`, for the data that should be in `dir`.
-fn use_elsewhere(dir: &Path, base: &Path) -> Result<()> {
-    make_passable(base)?;
-    let (link, data) = (dir.join("data"), base.join("data"));
-    if !link.is_symlink() {
-        // Without their link, what is there belonged to a directory that was removed since.
-        if data.exists() {
-            tracing::warn!(dir = %data.display(), "removing the data of a directory that is gone");
-            fs::remove_dir_all(&data)?;
-        }
-        symlink(&data, &link)?;
-    }
-    tracing::info!(
-        "PostgreSQL's data are in {}: the user that it runs as cannot reach {}",
-        base.display(),
-        dir.display()
-    );
-    Ok(())
-}
-
-/// Copies the data of a stopped server. Under another name until they are complete, likewise.
-fn copy_data(template: &Path, data: &Path) -> Result<()> {
-    ensure!(
-        !template.join("postmaster.pid").exists(),
-        "the server of the template {} runs, or was killed",
-        template.display()
-    );
-    let unfinished = unfinished(data);
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished)?;
-    }
-    let args = [OsStr::new("-a"), OsStr::new("--")];
-    let paths = [template.as_os_str(), unfinished.as_os_str()];
-    run("cp", &[args, paths].concat())?;
-    fs::rename(&unfinished, data)?;
-    Ok(())
-}
-
-/// The name under which data are made.
-fn unfinished(data: &Path) -> PathBuf {
-    data.with_extension("unfinished")
-}
-
-fn write_password(path: &Path, user: Option<&User>) -> Result<()> {
-    let mut bytes = [0; 16];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    let password: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
-    file.write_all(password.as_bytes())?;
-    if let Some(user) = user {
-        chown(path, Some(user.uid), Some(user.gid))?;
-    }
-    Ok(())
-}
-
-/// `program` run by `user`, in an environment in which no `PG…` variable or locale of the caller's
-/// changes what it does.
-fn server_command(program: &Path, user: Option<&User>) -> Command {
-    let mut command = Command::new(program);
-    command.env_clear().env("LC_ALL", "C").env("TZ", "UTC");
-    for name in ["PATH", "LD_LIBRARY_PATH"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
-    if let Some(user) = user {
-        command.uid(user.uid).gid(user.gid);
-    }
-    command
-}
-
-/// Clears away what a killed server left: a small segment of shared memory, which would stay as long
-/// as the machine runs, and its status file. That one would keep the next server from starting if some
-/// other process had got its process id by then, as after the machine's restart.
-fn forget_killed(data: &Path) {
-    let file = data.join("postmaster.pid");
-    let Ok(status) = fs::read_to_string(&file) else {
-        return;
-    };
-    if !process::servers_in(data).is_empty() {
-        return;
-    }
-    let mut lines = status.lines();
-    let pid = lines.next().unwrap_or_default();
-    let segment = lines.nth(5).and_then(|line| line.split_whitespace().nth(1));
-    if let Some(segment) = segment
-        && is_abandoned(segment, pid)
-    {
-        let _ = run("ipcrm", &["-m", segment].map(OsStr::new));
-    }
-    let _ = fs::remove_file(file);
-}
-
-/// Whether the shared memory `segment` was made by process `pid` and is attached to by none: after
-/// the machine's restart another server's may have the same number.
-fn is_abandoned(segment: &str, pid: &str) -> bool {
-    fs::read_to_string("/proc/sysvipc/shm").is_ok_and(|table| {
-        table.lines().any(|row| {
-            // key shmid perms size cpid lpid nattch ...
-            let columns: Vec<&str> = row.split_whitespace().collect();
-            matches!(columns[..], [_, id, _, _, maker, _, "0", ..] if id == segment && maker == pid)
-        })
-    })
 }
 
 fn socket_name(port: Option<u16>) -> String {

@@ -69,7 +69,9 @@ impl Drop for Entry {
 /// The pipe's writing end is close-on-exec, as all that std opens: no server holds it open.
 fn spawn() -> io::Result<Child> {
     Command::new("/bin/sh")
-        .args(["-c", include_str!("reaper.sh"), "firstcome-reaper"])
+        // By the environment, so that a list of processes does not show all of it.
+        .args(["-c", "eval \"$FIRSTCOME_REAPER\"", "firstcome-reaper"])
+        .env("FIRSTCOME_REAPER", include_str!("reaper.sh"))
         .current_dir("/")
         .stdin(Stdio::piped())
         // Whoever reads our output waits for its end, and must not wait for the reaper.

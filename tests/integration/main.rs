@@ -8,4 +8,5 @@ mod books;
 mod fake_gateway;
 mod gateway_http;
 mod harness;
+mod model;
 mod smoke;
