@@ -101,7 +101,7 @@ impl App {
 
     /// Ends the background work; the last requests must have been answered before. With `drain`, what they decided is
     /// carried to Postgres first, for as long as that: what does not make it waits in the outbox for the next start.
-    pub async fn stop(self, drain: Option<Duration>) {
+    pub async fn stop(&self, drain: Option<Duration>) {
         self.stop_background.cancel();
         self.background.close();
         self.background.wait().await;

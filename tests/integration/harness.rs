@@ -267,6 +267,10 @@ impl World {
         self.post("/api/v1/payments", body).await
     }
 
+    pub async fn put_charge(&self, user: i64, amount: i64) -> Reply {
+        self.put(&format!("/api/v1/balances/{user}"), serde_json::json!({"amount": amount})).await
+    }
+
     pub async fn cancel(&self, order: i64, user: i64) -> Reply {
         self.post(&format!("/api/v1/orders/{order}/cancel"), serde_json::json!({"userId": user})).await
     }
@@ -288,6 +292,8 @@ impl World {
 
     /// Drains the outbox, checks the books, and ends the world. Every test ends with this.
     pub async fn finish(mut self) {
+        // The books are read key by key: nothing may move meanwhile.
+        self.app.stop(None).await;
         self.drain().await;
         books::check(&mut self.raw().await, &self.db, self.options.partitions, self.options.dead_letters).await;
         self.end().await;

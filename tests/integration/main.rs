@@ -6,7 +6,10 @@
 
 mod books;
 mod fake_gateway;
+mod gateway_flow;
 mod gateway_http;
 mod harness;
 mod model;
+mod partitions;
+mod races;
 mod smoke;

@@ -574,7 +574,7 @@ fn summed(lines: &[(usize, i64)]) -> (BTreeMap<usize, i64>, Vec<usize>) {
 
 fn agree(partitions: u16, cases: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut config = proptest::test_runner::Config { max_shrink_iters: 200, ..Default::default() };
+    let mut config = proptest::test_runner::Config { max_shrink_iters: 60, ..Default::default() };
     if std::env::var("PROPTEST_CASES").is_err() {
         config.cases = cases;
     }
