@@ -3,25 +3,29 @@
 --
 -- KEYS 1 meta          hash    the partition's books
 --      2 outbox        stream
---      3 product       hash    name category stocked
---      4 price         hash    product id -> won
---      5 stock         hash    product id -> units on sale
---      6 old_category  zset    product ids of the category it has
---      7 new_category  zset    product ids of the category it gets (the same if unchanged)
--- ARGV 1 now (ms)  2 request id  3 product id  4 name or ''  5 price (won) or ''
---      6 the category it has  7 the category it gets  8 units to add (or, negative, to take off)
---      9 the most units of a product
--- Returns {'UPDATED', epoch, seq, name, price, units on sale}
---      or PRODUCT_NOT_FOUND | STALE (it has another category) | INSUFFICIENT_STOCK | LIMIT | CLOSED_BOOKS
+--      3 record        list    the idempotency record
+--      4 product       hash    name category stocked
+--      5 price         hash    product id -> won
+--      6 stock         hash    product id -> units on sale
+--      7 old_category  zset    product ids of the category it has
+--      8 new_category  zset    product ids of the category it gets (the same if unchanged)
+-- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 product id  6 name or ''
+--      7 price (won) or ''  8 the category it has  9 the category it gets
+--      10 units to add (or, negative, to take off)  11 the most units of a product
+-- Returns {'UPDATED', epoch, seq, name, price, units on sale, category}
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
+--      or PRODUCT_NOT_FOUND | STALE (it has another category) | INSUFFICIENT_STOCK | LIMIT
 -- Emits product_updated
 --@include books
-local meta, outbox, product, price, stock, old_category, new_category =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local now, request_id, product_id, name, won, had, category, delta, limit =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+local meta, outbox, record, product, price, stock, old_category, new_category =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local now, fingerprint, ttl, request_id, product_id, name, won, had, category, delta, limit =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
+local prior = replay(record, fingerprint)
+if prior then return prior end
 local p = redis.call('HMGET', product, 'name', 'category', 'stocked')
 if not p[1] then return { 'PRODUCT_NOT_FOUND' } end
 if p[2] ~= had then return { 'STALE' } end
@@ -39,4 +43,4 @@ redis.call('HSET', price, product_id, won)
 redis.call('HSET', stock, product_id, units)
 redis.call('ZREM', old_category, product_id)
 redis.call('ZADD', new_category, product_id, product_id)
-return { 'UPDATED', epoch, seq, name, won, units }
+return remember(record, fingerprint, ttl, { 'UPDATED', epoch, seq, name, won, units, category })

@@ -1,4 +1,4 @@
-//! The reads that Postgres answers: history, listings, orders that Redis no longer keeps, and how far it is itself.
+//! The reads that Postgres answers: history, listings, and how far it is itself.
 
 use std::collections::HashMap;
 
@@ -52,15 +52,6 @@ pub async fn history(
             })
         })
         .collect()
-}
-
-/// One order, or `None`.
-///
-/// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn order(db: &DatabaseConnection, order: OrderId) -> Result<Option<Order>, Error> {
-    let row = orders::Entity::find_by_id(order.get()).one(db).await.map_err(translate)?;
-    Ok(whole_orders(db, row.into_iter().collect()).await?.pop())
 }
 
 /// A page of orders, newest first.

@@ -72,11 +72,11 @@ impl Engine {
     /// # Errors
     /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where there is less on sale than is to be taken off.
     pub async fn update_product(&self, call: &Call, id: ProductId, patch: ProductPatch) -> Outcome<Product> {
+        self.store.key_claim(call).await?;
         for _ in 0..UPDATE_ATTEMPTS {
             let had = self.store.product(id).await?.category;
-            if let Some((name, price, stock)) = self.store.product_update(self.context(call), id, &had, &patch).await? {
-                let category = patch.category.map_or(had, |category| category.as_str().to_owned());
-                return Ok(Reply::first(Product { product_id: id, name, price, stock, category }));
+            if let Some(updated) = self.store.product_update(self.context(call), id, &had, &patch).await? {
+                return Ok(updated);
             }
         }
         Err(Error::InProgress)
@@ -89,10 +89,15 @@ impl Engine {
     pub async fn create_campaign(&self, call: &Call, new: NewCampaign) -> Outcome<Campaign> {
         let opens_at = new.opens_at.unwrap_or(self.clock.now());
         let closes_at = new.closes_at.unwrap_or(new.expires_at);
-        if opens_at >= closes_at || closes_at > new.expires_at {
+        // A repeat may come when the window is over that was open the first time.
+        let before = self.store.ids_reserved_before(call).await?;
+        if before.is_none() && (opens_at >= closes_at || closes_at > new.expires_at) {
             return Err(Error::InvalidRequest("the campaign's window is no window"));
         }
-        let reserved = self.store.ids_reserve(call, "coupon", 1).await?;
+        let reserved = match before {
+            Some(first) => Reply { value: first, replayed: true },
+            None => self.store.ids_reserve(call, "coupon", 1).await?,
+        };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
         let NewCampaign { code, discount, total, expires_at, .. } = new;
         let terms = CampaignTerms { coupon_id, code, discount, total, opens_at, closes_at, expires_at };

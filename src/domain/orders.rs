@@ -5,14 +5,11 @@ use std::collections::BTreeMap;
 use chrono::NaiveDate;
 
 use super::*;
-use crate::{
-    db,
-    store::{
-        decisions::{Closed, Closing, DAY_FORMAT, Decision, FarEnd, Placing},
-        keys::Partition,
-        ranking::ranked_until,
-        reads::OrderRecord,
-    },
+use crate::store::{
+    decisions::{Closed, Closing, DAY_FORMAT, Decision, FarEnd, Placing},
+    keys::Partition,
+    ranking::ranked_until,
+    reads::OrderRecord,
 };
 
 /// How much later than its order a far hold is looked at: the order's end has been relayed by then, as a rule.
@@ -47,6 +44,10 @@ impl Engine {
         };
         if far.is_empty() {
             return Ok(self.store.order_place(context, &order, &placing("")).await?.reply());
+        }
+        // A repeat is answered before anything is looked at or held elsewhere.
+        if let Some(placed) = self.store.order_placed_before(call, home).await? {
+            return Ok(placed);
         }
         self.check_far(&order).await?;
         let due = expires_at.plus(FAR_HOLD_GRACE_MS);
@@ -115,10 +116,7 @@ impl Engine {
     /// # Errors
     /// [`Error::OrderNotFound`].
     pub async fn order(&self, order: OrderId, user: Option<UserId>) -> Result<Order, Error> {
-        let found = match self.store.order(order).await? {
-            Some(record) => Some(record.order),
-            None => db::reads::order(&self.db, order).await?,
-        };
+        let found = self.store.order(order).await?.map(|record| record.order);
         found.filter(|found| user.is_none_or(|user| found.user_id == user)).ok_or(Error::OrderNotFound)
     }
 

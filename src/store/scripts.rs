@@ -5,8 +5,11 @@ use std::sync::LazyLock;
 use anyhow::anyhow;
 use redis::{FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
 
-use super::{Position, Store, closed_books, keys::Partition};
-use crate::domain::Error;
+use super::{
+    Position, Store, closed_books,
+    keys::{Keys, Partition},
+};
+use crate::domain::{Error, model::Call};
 
 /// One business operation's script.
 pub struct Script {
@@ -133,7 +136,7 @@ impl Answer {
         match word.as_str() {
             "CLOSED_BOOKS" => Err(closed_books()),
             "KEY_REUSED" => Err(Error::IdempotencyKeyReused),
-            "IN_PROGRESS" => Err(Error::InProgress),
+            "IN_PROGRESS" | "RUNNING" => Err(Error::InProgress),
             _ => Ok(Answer { word, fields, replayed, script }),
         }
     }
@@ -171,6 +174,30 @@ fn take_word(script: &'static str, fields: &mut Vec<Value>) -> Result<String, Er
 }
 
 impl Store {
+    /// What an idempotency record in `here` holds of an earlier answer of this script; reads, and calls nothing.
+    ///
+    /// # Errors
+    /// [`Error::IdempotencyKeyReused`] and [`Error::InProgress`], as the script itself would say.
+    pub(super) async fn recorded(
+        &self,
+        call: &Call,
+        here: Partition,
+        script: &'static Script,
+    ) -> Result<Option<Answer>, Error> {
+        let Some(key) = &call.key else { return Ok(None) };
+        let mut read = redis::cmd("LRANGE");
+        read.arg(Keys(here).record(&key.digest)).arg(0).arg(-1);
+        let mut record: Vec<Value> = self.query(here, &read).await?;
+        if record.is_empty() {
+            return Ok(None);
+        }
+        if take_word(script.name, &mut record)? != key.fingerprint {
+            return Err(Error::IdempotencyKeyReused);
+        }
+        let answer = Answer::read(script.name, Value::Array(record))?;
+        Ok(Some(Answer { replayed: true, ..answer }))
+    }
+
     /// Calls a script on its partition: one round trip, unless Redis has forgotten the script.
     ///
     /// # Errors

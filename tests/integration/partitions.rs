@@ -206,3 +206,16 @@ async fn a_key_that_another_partition_knows_is_refused_to_another_request() {
     assert!(engine.charge(&first, apart.user, 100).await.unwrap().replayed);
     apart.world.finish().await;
 }
+
+#[tokio::test]
+async fn a_repeated_order_is_answered_before_anything_is_held_elsewhere() {
+    let apart = Apart::start().await;
+    let engine = apart.world.engine.clone();
+    let all = NewOrder { lines: vec![(apart.product, 5)], ..apart.new_order() };
+    let keyed = call(Some(("k", "all of it")));
+    let first = engine.place_order(&keyed, all.clone()).await.unwrap();
+    let again = engine.place_order(&keyed, all).await.unwrap();
+    assert_eq!((again.replayed, again.value.order_id), (true, first.value.order_id), "and not: sold out");
+    assert_eq!(apart.stock().await, 0);
+    apart.world.finish().await;
+}

@@ -4,7 +4,7 @@ use super::{Context, Created};
 use crate::{
     domain::{
         Error,
-        model::{MAX_STOCK, NewProduct, ProductPatch},
+        model::{MAX_STOCK, NewProduct, Product, ProductPatch, Reply},
         types::{Category, ProductId, UserId, Won},
     },
     store::{
@@ -87,8 +87,7 @@ impl Store {
         Created::read(&self.call(here, &call).await?)
     }
 
-    /// `product_update.lua`: the name, price and units on sale that the product now has; `None` where its category is no
-    /// longer `had`, and nothing was changed.
+    /// `product_update.lua`: the product as it now is; `None` where its category is no longer `had`, and nothing was changed.
     ///
     /// # Errors
     /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where there is less to take off, and the shared refusals.
@@ -98,12 +97,12 @@ impl Store {
         id: ProductId,
         had: &str,
         patch: &ProductPatch,
-    ) -> Result<Option<(String, Won, i64)>, Error> {
+    ) -> Result<Option<Reply<Product>>, Error> {
         let here = self.home(id.get());
         let keys = Keys(here);
         let category = patch.category.as_ref().map_or(had, Category::as_str);
         let call = context
-            .begin_unrecorded(&scripts::PRODUCT_UPDATE, here)
+            .begin(&scripts::PRODUCT_UPDATE, here)
             .key(keys.product(id))
             .key(keys.price())
             .key(keys.stock())
@@ -118,7 +117,11 @@ impl Store {
             .arg(MAX_STOCK);
         let answer = self.call(here, &call).await?;
         match answer.word.as_str() {
-            "UPDATED" => Ok(Some((answer.get(2)?, answer.get(3)?, answer.get(4)?))),
+            "UPDATED" => {
+                let (name, price, stock, category) = (answer.get(2)?, answer.get(3)?, answer.get(4)?, answer.get(5)?);
+                let value = Product { product_id: id, name, price, stock, category };
+                Ok(Some(Reply { value, replayed: answer.replayed }))
+            }
             "STALE" => Ok(None),
             "PRODUCT_NOT_FOUND" => Err(Error::ProductNotFound),
             "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),

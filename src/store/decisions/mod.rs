@@ -149,4 +149,16 @@ impl Store {
             _ => Err(answer.unknown()),
         }
     }
+
+    /// The first of the ids that an earlier `ids_reserve.lua` reserved under this idempotency key, if there are any.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn ids_reserved_before(&self, call: &Call) -> Result<Option<i64>, Error> {
+        match self.recorded(call, Partition(0), &super::scripts::IDS_RESERVE).await? {
+            Some(answer) if answer.word == "RESERVED" => answer.get(0).map(Some),
+            Some(answer) => Err(answer.unknown()),
+            None => Ok(None),
+        }
+    }
 }

@@ -6,13 +6,13 @@ use super::{Context, Decision};
 use crate::{
     domain::{
         Error,
-        model::{CampaignTerms, NewOrder, NewPayment, PlacedOrder},
+        model::{Call, CampaignTerms, NewOrder, NewPayment, PlacedOrder, Reply},
         types::*,
     },
     store::{
         Store,
         keys::{Keys, Partition},
-        scripts::{self, Invocation},
+        scripts::{self, Answer, Invocation},
     },
 };
 
@@ -109,11 +109,7 @@ impl Store {
         }
         let answer = self.call(home, &call.arg(placing.far)).await?;
         match answer.word.as_str() {
-            "PLACED" => {
-                let order_id = OrderId::new(answer.get(2)?).ok_or_else(|| answer.unknown())?;
-                let placed = PlacedOrder { order_id, final_price: answer.get(3)?, ordered_at: Millis(answer.get(4)?) };
-                Decision::new(home, &answer, placed)
-            }
+            "PLACED" => Decision::new(home, &answer, placed(&answer)?),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
             "TOO_MANY_OPEN" => Err(Error::TooManyOpenOrders),
             "INVALID_COUPON" => Err(Error::InvalidCoupon),
@@ -121,6 +117,18 @@ impl Store {
             "INSUFFICIENT_BALANCE" => Err(Error::InsufficientBalance),
             "ABANDONED" => Err(Error::unavailable("the order took too long and was given up")),
             word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
+        }
+    }
+
+    /// What an earlier `order_place.lua` answered under this idempotency key, if there is one.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn order_placed_before(&self, call: &Call, home: Partition) -> Result<Option<Reply<PlacedOrder>>, Error> {
+        let Some(answer) = self.recorded(call, home, &scripts::ORDER_PLACE).await? else { return Ok(None) };
+        match answer.word.as_str() {
+            "PLACED" => Ok(Some(Reply { value: placed(&answer)?, replayed: true })),
+            _ => Err(answer.unknown()),
         }
     }
 
@@ -276,6 +284,11 @@ impl Store {
         };
         Ok(Some(Decision::new(home, &answer, closed)?))
     }
+}
+
+fn placed(answer: &Answer) -> Result<PlacedOrder, Error> {
+    let order_id = OrderId::new(answer.get(2)?).ok_or_else(|| answer.unknown())?;
+    Ok(PlacedOrder { order_id, final_price: answer.get(3)?, ordered_at: Millis(answer.get(4)?) })
 }
 
 /// Keys 4 to 10 of the scripts that end a hold.
