@@ -19,7 +19,7 @@
 --      7 CANCEL | EXPIRE | DECLINE  8 the day of the sale that KEYS 11 and 12 are of, YYYYMMDD, or ''
 --      9 '1' where that day's rankings still count, else '0'
 --     10 the receipt that was declined, or ''  11 when to ask the gateway again (ms), '' to forget the payment
--- Returns {'CLOSED', epoch, seq, status, reason, closed at}
+-- Returns {'CLOSED', epoch, seq, status, reason, closed at}, after DECLINE {'DECLINED', epoch, seq}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or ORDER_NOT_FOUND | ALREADY_CLOSED | ALREADY_PAID (EXPIRE and DECLINE only) | NOT_DUE | STALE (the day is another)
 -- Emits order_closed

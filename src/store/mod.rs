@@ -13,6 +13,7 @@ pub mod outbox;
 pub mod ranking;
 pub mod reads;
 pub mod scripts;
+mod topology;
 
 use std::sync::Arc;
 
@@ -138,12 +139,6 @@ impl Store {
             self.pipe::<()>(partition, &open).await?;
         }
         Ok(())
-    }
-
-    /// True when Redis holds no key at all.
-    pub async fn is_empty(&self) -> anyhow::Result<bool> {
-        let size: i64 = self.query(Partition(0), &redis::cmd("DBSIZE")).await?;
-        Ok(size == 0)
     }
 
     /// The last decision of a partition.

@@ -83,7 +83,7 @@ impl Store {
         count: usize,
         wait: Duration,
     ) -> Result<Vec<Entry>, Error> {
-        let mut link = self.lanes.blocking().await?;
+        let mut link = self.lanes.blocking(here).await?;
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(count);
         // BLOCK 0 would wait for ever.
@@ -99,7 +99,7 @@ impl Store {
                 // Whatever comes now would be taken for the answer to the next question.
                 drop(deadpool_redis::Connection::take(link));
                 return Err(match failed {
-                    Ok(Err(error)) => super::lanes::translate(error),
+                    Ok(Err(error)) => self.lanes.translate(error),
                     _ => Error::unavailable("Redis does not answer a blocking read"),
                 });
             }

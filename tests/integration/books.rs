@@ -70,8 +70,16 @@ pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, Str
     all
 }
 
-pub async fn read(redis: &mut MultiplexedConnection) -> Redis {
+/// Reads every server's keys.
+pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
     let mut all = Redis::default();
+    for redis in servers {
+        read_server(&mut all, redis).await;
+    }
+    all
+}
+
+async fn read_server(all: &mut Redis, redis: &mut MultiplexedConnection) {
     for key in keys(redis).await {
         let (tag, rest) = key.split_once(':').unwrap();
         let partition: u16 = tag.trim_start_matches("{p").trim_end_matches('}').parse().unwrap();
@@ -119,7 +127,6 @@ pub async fn read(redis: &mut MultiplexedConnection) -> Redis {
             _ => panic!("an unknown key {key}"),
         }
     }
-    all
 }
 
 async fn scores(redis: &mut MultiplexedConnection, key: &str) -> Vec<(i64, f64)> {
@@ -143,8 +150,8 @@ fn int(hash: &Hash, field: &str) -> i64 {
 }
 
 /// Checks every law. The outbox must be empty.
-pub async fn check(redis: &mut MultiplexedConnection, db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
-    let all = read(redis).await;
+pub async fn check(servers: &mut [MultiplexedConnection], db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
+    let all = read(servers).await;
     assert_eq!(all.outbox, 0, "the outbox is not drained");
     redis_against_itself(&all, partitions);
     let pool = db.get_postgres_connection_pool();

@@ -103,8 +103,10 @@ pub struct World {
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
     finished: bool,
-    // Last, and in this order: the server is ended before its directory goes.
+    // Last, and in this order: the servers are ended before their directory goes.
     pub redis: RedisServer,
+    /// The other nodes of a cluster.
+    pub others: Vec<RedisServer>,
     _dir: ScratchDir,
 }
 
@@ -201,6 +203,7 @@ impl World {
             serving,
             finished: false,
             redis,
+            others: Vec::new(),
             _dir: dir,
         }
     }
@@ -295,7 +298,11 @@ impl World {
         // The books are read key by key: nothing may move meanwhile.
         self.app.stop(None).await;
         self.drain().await;
-        books::check(&mut self.raw().await, &self.db, self.options.partitions, self.options.dead_letters).await;
+        let mut servers = vec![self.raw().await];
+        for other in &self.others {
+            servers.push(raw_redis(&other.url()).await);
+        }
+        books::check(&mut servers, &self.db, self.options.partitions, self.options.dead_letters).await;
         self.end().await;
     }
 

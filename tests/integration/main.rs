@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::large_futures)]
 
 mod books;
+mod cluster;
 mod fake_gateway;
 mod gateway_flow;
 mod gateway_http;

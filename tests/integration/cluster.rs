@@ -1,0 +1,131 @@
+//! The same service on a Redis Cluster of three nodes: each partition on the node that owns its slot.
+
+use std::time::{Duration, Instant};
+
+use firstcome::dev::{self, RedisServer, ScratchDir};
+use serde_json::json;
+
+use crate::harness::{Options, World, fresh_database, raw_redis};
+
+/// Three nodes that know each other, with a third of the slots each.
+async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
+    let mut nodes = Vec::new();
+    for n in 0..3 {
+        let mut config = dev::RedisConfig::new(dir.path().join(format!("node-{n}")));
+        config.port = Some(dev::free_port().unwrap());
+        let bus = dev::free_port().unwrap().to_string();
+        let args = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-require-full-coverage", "yes"];
+        config.extra_args = args.map(str::to_owned).to_vec();
+        nodes.push((RedisServer::start(config.clone()).await.unwrap(), config.port.unwrap(), bus));
+    }
+    let mut first = raw_redis(&nodes[0].0.url()).await;
+    for (n, (node, port, bus)) in nodes.iter().enumerate() {
+        let (from, to) = (n * 5462, (n * 5462 + 5461).min(16_383));
+        let mut link = raw_redis(&node.url()).await;
+        redis::cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(from).arg(to).exec_async(&mut link).await.unwrap();
+        redis::cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(n + 1).exec_async(&mut link).await.unwrap();
+        if n > 0 {
+            let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(*port).arg(bus).clone();
+            meet.exec_async(&mut first).await.unwrap();
+        }
+    }
+    // They gossip at their own pace; this waits for the fact, not for a time.
+    let started = Instant::now();
+    for (node, ..) in &nodes {
+        let mut link = raw_redis(&node.url()).await;
+        loop {
+            let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut link).await.unwrap();
+            if info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3") {
+                break;
+            }
+            assert!(started.elapsed() < Duration::from_secs(600), "the cluster does not come up: {info}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    nodes.into_iter().map(|(node, ..)| node).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_works_on_a_redis_cluster() {
+    let dir = ScratchDir::new().unwrap();
+    let mut nodes = cluster(&dir).await;
+    let first = nodes.remove(0);
+    let mut world =
+        World::on(Options { partitions: 8, ..Options::default() }, dir, first, fresh_database().await).await;
+    world.others = nodes;
+    let mut products = Vec::new();
+    for _ in 0..8 {
+        products.push(world.product(1_000, 10).await);
+    }
+    let coupon = world.campaign("PERCENTAGE", 10, 6).await;
+    let mut orders = Vec::new();
+    for _ in 0..8 {
+        let user = world.user(100_000).await;
+        world.put_charge(user, 1_000).await.ok();
+        world.issue(coupon, user).await;
+        let lines: Vec<_> = products.iter().map(|product| json!({"productId": product, "quantity": 1})).collect();
+        let order = world.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
+        orders.push((order["orderId"].as_i64().unwrap(), user));
+    }
+    for (n, (order, user)) in orders.iter().enumerate() {
+        if n % 2 == 0 {
+            world.pay(*order, *user, "CARD", 8_000).await.ok();
+        }
+        if n % 4 < 2 {
+            world.cancel(*order, *user).await.ok();
+        }
+    }
+    let popular = world.get("/api/v1/products/popular?sortBy=TODAY&limit=100").await.ok();
+    assert_eq!(popular.as_array().unwrap().len(), 8);
+    assert!(popular.as_array().unwrap().iter().all(|product| product["salesCount"] == 2));
+    // Every node has some of it.
+    for node in std::iter::once(&world.redis).chain(&world.others) {
+        let keys: i64 = redis::cmd("DBSIZE").query_async(&mut raw_redis(&node.url()).await).await.unwrap();
+        assert!(keys > 0, "a node has nothing");
+    }
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_moved_is_found_again() {
+    let dir = ScratchDir::new().unwrap();
+    let mut nodes = cluster(&dir).await;
+    let first = nodes.remove(0);
+    let mut world =
+        World::on(Options { partitions: 2, ..Options::default() }, dir, first, fresh_database().await).await;
+    world.others = nodes;
+    let user = world.user(1_000).await;
+    // The slot of this user's partition goes, empty-handed but for its keys, to the next node.
+    let mut links = vec![raw_redis(&world.redis.url()).await];
+    for other in &world.others {
+        links.push(raw_redis(&other.url()).await);
+    }
+    let meta = format!("{{p{}}}:meta", user % 2);
+    let slot: u16 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(&meta).query_async(&mut links[0]).await.unwrap();
+    let (from, to) = (usize::from(slot / 5462), (usize::from(slot / 5462) + 1) % 3);
+    let id = |mut link: redis::aio::MultiplexedConnection| async move {
+        redis::cmd("CLUSTER").arg("MYID").query_async::<String>(&mut link).await.unwrap()
+    };
+    let (from_id, to_id) = (id(links[from].clone()).await, id(links[to].clone()).await);
+    let set = |state: &str, node: &str| redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(node).clone();
+    set("IMPORTING", &from_id).exec_async(&mut links[to]).await.unwrap();
+    set("MIGRATING", &to_id).exec_async(&mut links[from]).await.unwrap();
+    let target = std::iter::once(&world.redis).chain(&world.others).nth(to).unwrap().url();
+    let port = target.trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
+    let mut get = redis::cmd("CLUSTER");
+    let keys: Vec<String> = get.arg("GETKEYSINSLOT").arg(slot).arg(1000).query_async(&mut links[from]).await.unwrap();
+    let mut migrate = redis::cmd("MIGRATE");
+    migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(60_000).arg("KEYS").arg(keys);
+    migrate.exec_async(&mut links[from]).await.unwrap();
+    for node in [to, from, 3 - to - from] {
+        set("NODE", &to_id).exec_async(&mut links[node]).await.unwrap();
+    }
+    // Whoever asks at the old place is told "unavailable" once per lane at most, and then finds the new one.
+    let mut refused = 0;
+    while world.put_charge(user, 100).await.status != 200 {
+        refused += 1;
+        assert!(refused < 10);
+    }
+    assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
+    world.finish().await;
+}
