@@ -3,7 +3,7 @@
 use crate::domain::*;
 
 /// The demo's users, with their opening balances (won).
-const USERS: &[(&str, Won)] = &[("이다은", 10_000), ("김하늘", 500_000), ("박준서", 0)];
+const USERS: &[(&str, Won)] = &[("이다은", 10_000), ("김하늘", 1_000_000), ("박준서", 0)];
 
 /// The demo's products: name, price (won), units, category.
 const PRODUCTS: &[(&str, Won, i64, &str)] = &[

@@ -13,4 +13,5 @@ mod harness;
 mod model;
 mod partitions;
 mod races;
+mod readme;
 mod smoke;
