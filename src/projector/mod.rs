@@ -178,16 +178,14 @@ impl Projector {
         let read: Vec<Read> = entries.iter().map(Read::new).collect();
         check_gapless(from, &read)?;
         let mut from = from.clone();
-        // Ranges still to be committed, the next one last.
-        let mut ranges = vec![0..read.len()];
-        while let Some(range) = ranges.pop() {
-            let part = &read[range.clone()];
+        // What is still to be committed, the next part last.
+        let mut parts: Vec<&[Read<'_>]> = vec![&read];
+        while let Some(part) = parts.pop() {
             match self.commit_part(here, &from, part).await {
                 Ok(to) => from = to,
                 Err(CommitError::Bad(_)) if part.len() > 1 => {
-                    let middle = range.start + range.len() / 2;
-                    ranges.push(middle..range.end);
-                    ranges.push(range.start..middle);
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
                 }
                 Err(CommitError::Bad(reason)) => {
                     let letter = Read { event: Err(reason), ..part[0].clone() };

@@ -28,7 +28,7 @@ const IMPATIENT_MS: u64 = 200;
 impl Shop {
     async fn start(timeout_ms: u64) -> Shop {
         let gateway = FakeGateway::start().await;
-        let mut config = gateways(&[("KAKAO_PAY", &gateway.url())]);
+        let mut config = gateways(&[("KAKAO_PAY", gateway.url())]);
         config.payment_gateway_timeout_ms = timeout_ms;
         config.payment_gateway_give_up_seconds = 300;
         let world = World::with(Options { gateway: config, ..Options::default() }).await;

@@ -2,7 +2,7 @@
 //!
 //! A test starts a [`harness::World`], does what it is about, and ends with `world.finish().await`, which drains the
 //! outbox and checks the books ([`books`]). A test that forgets to fails.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::large_futures)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::large_futures, clippy::type_complexity)]
 
 mod books;
 mod cluster;

@@ -580,7 +580,7 @@ fn agree(partitions: u16, cases: u32) {
     }
     config.failure_persistence = None;
     // A few of each from the start, so that short sequences get somewhere.
-    let start = vec![
+    let start = [
         Op::User { balance: 5_000 },
         Op::User { balance: 300_000 },
         Op::Product { price: 100, stock: 5 },
