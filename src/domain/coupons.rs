@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::store::reads::CouponRecord;
+use crate::store::records::CouponRecord;
 
 /// Campaigns whose terms a process keeps in memory.
 const CACHED_CAMPAIGNS: usize = 10_000;

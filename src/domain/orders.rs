@@ -9,7 +9,7 @@ use crate::store::{
     decisions::{Closed, Closing, DAY_FORMAT, Decision, FarEnd, Placing},
     keys::Partition,
     ranking::ranked_until,
-    reads::OrderRecord,
+    records::OrderRecord,
 };
 
 /// How much later than its order a far hold is looked at: the order's end has been relayed by then, as a rule.

@@ -13,7 +13,7 @@ use crate::{
     store::{
         decisions::{Closing, FarEnd, Settled, Settling},
         ranking::ranked_until,
-        reads::{GatewayRecord, GatewayState, OrderRecord},
+        records::{GatewayRecord, GatewayState, OrderRecord},
     },
 };
 

@@ -1,7 +1,7 @@
 //! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
 //!
 //! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua;
-//! - [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip;
+//! - [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets.
 //!
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
@@ -12,6 +12,7 @@ pub mod lanes;
 pub mod outbox;
 pub mod ranking;
 pub mod reads;
+pub mod records;
 pub mod scripts;
 mod topology;
 
