@@ -67,6 +67,7 @@ pub async fn open(store: Store, db: &DatabaseConnection, partitions: Option<u16>
     }
     let store = store.with_partitions(identity.partitions);
     check_positions(&store, db).await?;
+    store.load_scripts().await?;
     Ok(store)
 }
 

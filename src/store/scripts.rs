@@ -198,6 +198,22 @@ impl Store {
         Ok(Some(Answer { replayed: true, ..answer }))
     }
 
+    /// Loads every script into every server, so that a script which Redis does not know later is a sign that it was
+    /// restarted or replaced.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn load_scripts(&self) -> Result<(), Error> {
+        let mut load = redis::pipe();
+        for script in ALL {
+            load.cmd("SCRIPT").arg("LOAD").arg(script.source()).ignore();
+        }
+        for here in self.all() {
+            self.pipe::<()>(here, &load).await?;
+        }
+        Ok(())
+    }
+
     /// Calls a script on its partition: one round trip, unless Redis has forgotten the script.
     ///
     /// # Errors
@@ -209,7 +225,7 @@ impl Store {
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
         if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
             // Nothing has run, so this one may be sent again.
-            tracing::info!(script = call.script.name, "loading a script that Redis does not know");
+            tracing::warn!(script = call.script.name, "Redis has forgotten a script: it was restarted or replaced");
             let mut load = redis::cmd("SCRIPT");
             load.arg("LOAD").arg(call.script.source());
             let loaded: Result<String, RedisError> = load.query_async(&mut link).await;
