@@ -24,8 +24,14 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "initial", include_str!("../../mi
 /// # Errors
 /// Postgres that can't be reached within `DATABASE_TIMEOUT_MS`, or does not let us in.
 pub async fn connect(config: &PostgresConfig) -> anyhow::Result<DatabaseConnection> {
+    let url = config.database_url.expose();
+    // Checked here, because the library would put the whole URL, password and all, into its message.
+    anyhow::ensure!(
+        url.starts_with("postgres://") || url.starts_with("postgresql://"),
+        "DATABASE_URL is no PostgreSQL URL: postgres://user:password@host/database"
+    );
     let timeout = Duration::from_millis(config.database_timeout_ms);
-    let mut options = ConnectOptions::new(config.database_url.expose());
+    let mut options = ConnectOptions::new(url);
     options
         .max_connections(config.database_connections)
         .connect_timeout(timeout)

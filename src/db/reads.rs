@@ -22,6 +22,13 @@ pub struct ProjectedPosition {
     pub stream_id: String,
 }
 
+impl ProjectedPosition {
+    /// The last decision that Postgres has: epoch and seq.
+    pub fn at(&self) -> (i64, i64) {
+        (self.epoch, self.seq)
+    }
+}
+
 /// A user's balance changes, newest first: at most `limit`, before entry `before`.
 ///
 /// # Errors

@@ -18,6 +18,7 @@ impl Engine {
     /// # Errors
     /// The shared refusals.
     pub async fn create_user(&self, call: &Call, new: NewUser) -> Outcome<Balance> {
+        self.store.key_claim(call).await?;
         let reserved = self.store.ids_reserve(call, "user", 1).await?;
         let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
         let batch =
@@ -31,6 +32,7 @@ impl Engine {
     /// # Errors
     /// The shared refusals. Users created before the error stay; a repeat under the same idempotency key creates the rest.
     pub async fn create_users(&self, call: &Call, new: NewUsers) -> Outcome<CreatedUsers> {
+        self.store.key_claim(call).await?;
         let reserved = self.store.ids_reserve(call, "user", new.count).await?;
         let first = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
         let step = i64::from(self.store.partitions());
@@ -60,6 +62,7 @@ impl Engine {
     /// # Errors
     /// The shared refusals.
     pub async fn create_product(&self, call: &Call, new: NewProduct) -> Outcome<Product> {
+        self.store.key_claim(call).await?;
         let reserved = self.store.ids_reserve(call, "product", 1).await?;
         let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
         self.store.product_create(self.context(call), product_id, &new).await?;
@@ -74,6 +77,8 @@ impl Engine {
     pub async fn update_product(&self, call: &Call, id: ProductId, patch: ProductPatch) -> Outcome<Product> {
         self.store.key_claim(call).await?;
         for _ in 0..UPDATE_ATTEMPTS {
+            // The key comes before the product: it may belong to another request.
+            self.store.check_key(call, self.store.home(id.get())).await?;
             let had = self.store.product(id).await?.category;
             if let Some(updated) = self.store.product_update(self.context(call), id, &had, &patch).await? {
                 return Ok(updated);
@@ -96,7 +101,10 @@ impl Engine {
         }
         let reserved = match before {
             Some(first) => Reply { value: first, replayed: true },
-            None => self.store.ids_reserve(call, "coupon", 1).await?,
+            None => {
+                self.store.key_claim(call).await?;
+                self.store.ids_reserve(call, "coupon", 1).await?
+            }
         };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
         let NewCampaign { code, discount, total, expires_at, .. } = new;
@@ -152,7 +160,7 @@ impl Engine {
     pub async fn ready(&self) -> Result<(), Vec<String>> {
         let mut reasons = Vec::new();
         for here in self.store.all() {
-            if let Err(error) = self.store.position(here).await {
+            if let Err(error) = self.store.check_open(here).await {
                 reasons.push(format!("partition {}: {error}", here.0));
             }
         }

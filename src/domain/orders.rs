@@ -126,6 +126,8 @@ impl Engine {
     /// [`Error::OrderNotFound`]; [`Error::OrderAlreadyClosed`]; [`Error::InProgress`] while a gateway is being asked.
     pub async fn cancel_order(&self, call: &Call, order: OrderId, user: UserId) -> Outcome<Order> {
         self.store.key_claim(call).await?;
+        // The key comes before the order: it may belong to another request.
+        self.store.check_key(call, self.store.home(order.get())).await?;
         for _ in 0..CLOSE_ATTEMPTS {
             let record = self.store.order(order).await?.filter(|record| record.order.user_id == user);
             let record = record.ok_or(Error::OrderNotFound)?;

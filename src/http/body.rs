@@ -71,7 +71,9 @@ where
             return Err(Code::UnsupportedMediaType.into());
         }
         let bytes = read(body, decoding.body_limit).await?.ok_or(T::INVALID)?;
-        let Object(request) = serde_json::from_slice::<Object<T>>(&bytes).map_err(|error| {
+        // As text first: the decoder does not look into the strings that it skips.
+        let text = std::str::from_utf8(&bytes).map_err(|_| T::INVALID)?;
+        let Object(request) = serde_json::from_str::<Object<T>>(text).map_err(|error| {
             tracing::debug!(%error, "body refused");
             T::INVALID
         })?;

@@ -22,7 +22,10 @@ use axum::{
 use futures_util::FutureExt;
 use uuid::Uuid;
 
-use super::error::{ApiError, Code, Failure};
+use super::{
+    error::{ApiError, Code, Failure},
+    leftover,
+};
 
 /// Names the request, in both directions.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -69,6 +72,7 @@ pub async fn edge(State(limits): State<TimeLimits>, mut request: Request, next: 
     let route = route.as_ref().map_or("-", MatchedPath::as_str);
     let limit = if route == limits.long_path { limits.long } else { limits.request };
 
+    let (request, leftover) = leftover::keep(request);
     let answer = AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await;
     let mut response = match answer {
         Ok(Ok(response)) => enveloped(response),
@@ -81,6 +85,11 @@ pub async fn edge(State(limits): State<TimeLimits>, mut request: Request, next: 
             ApiError::from(Code::Internal).into_response()
         }
     };
+
+    if let Some(leftover) = leftover.filter(|_| !response.status().is_success()) {
+        // A client that does not get on with it gets no longer than for any request.
+        let _ = tokio::time::timeout(limit, leftover.forget()).await;
+    }
 
     if let Some(Failure { code, cause: Some(cause) }) = response.extensions().get() {
         match code {

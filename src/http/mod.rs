@@ -17,6 +17,7 @@ mod decode;
 mod edge;
 pub mod error;
 mod health;
+mod leftover;
 mod openapi;
 mod orders;
 mod params;

@@ -154,7 +154,13 @@ impl Projector {
         }
         let entries = self.store.outbox_after(here, last, self.batch, wait).await?;
         let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(0) };
-        self.commit(here, &from, &entries).await?;
+        match self.commit(here, &from, &entries).await {
+            // What lacks may have been committed and trimmed by another projector since we read the position.
+            Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
+                return Err(Failure::Overtaken);
+            }
+            done => done?,
+        }
         self.committed.notify_waiters();
         self.after_commit(here, &entries, end).await?;
         Ok(entries.len())
@@ -175,11 +181,15 @@ impl Projector {
     /// Commits entries in as few transactions as it takes: all at once, or, where one of them can't be applied, the good
     /// ones around it and a dead letter for it.
     async fn commit(&self, here: Partition, from: &ProjectedPosition, entries: &[Entry]) -> Result<(), Failure> {
-        let read: Vec<Read> = entries.iter().map(Read::new).collect();
-        check_gapless(from, &read)?;
+        let mut read: Vec<Read> = entries.iter().map(Read::new).collect();
+        // What is before a gap is sound, and a rebuild from Postgres will need it.
+        let (sound, gap) = match check_gapless(from, &mut read) {
+            Ok(()) => (read.len(), None),
+            Err((at, gap)) => (at, Some(gap)),
+        };
         let mut from = from.clone();
         // What is still to be committed, the next part last.
-        let mut parts: Vec<&[Read<'_>]> = vec![&read];
+        let mut parts: Vec<&[Read<'_>]> = if sound == 0 { Vec::new() } else { vec![&read[..sound]] };
         while let Some(part) = parts.pop() {
             match self.commit_part(here, &from, part).await {
                 Ok(to) => from = to,
@@ -200,7 +210,7 @@ impl Projector {
                 Err(CommitError::Failed(failure)) => return Err(failure),
             }
         }
-        Ok(())
+        gap.map_or(Ok(()), Err)
     }
 
     /// One transaction: the position, the effects, the dead letters. Returns the new position.
@@ -285,12 +295,20 @@ impl From<ApplyError> for CommitError {
     }
 }
 
-/// Decisions are numbered without gaps; a new epoch starts wherever its rebuild left off.
-fn check_gapless(from: &ProjectedPosition, read: &[Read<'_>]) -> Result<(), Failure> {
-    let (mut epoch, mut seq) = (from.epoch, from.seq);
-    for (found_epoch, found_seq) in read.iter().filter_map(|read| read.position) {
-        if found_epoch < epoch || (found_epoch == epoch && found_seq != seq + 1) {
-            return Err(Failure::Gap { partition: from.partition, epoch, seq, found_epoch, found_seq });
+/// Decisions are numbered without gaps; a new epoch starts wherever its rebuild left off. An error is the index of the first
+/// entry that does not follow. An entry that is no event counts where its number is the next, and nowhere else: what a
+/// decision wrote may be unreadable, but it has its place, and what none wrote has none.
+fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), (usize, Failure)> {
+    let (mut epoch, mut seq) = from.at();
+    for (at, read) in read.iter_mut().enumerate() {
+        let Some((found_epoch, found_seq)) = read.position else { continue };
+        let next = found_epoch == epoch && found_seq == seq + 1;
+        if !next && read.event.is_err() {
+            read.position = None;
+            continue;
+        }
+        if !next && found_epoch <= epoch {
+            return Err((at, Failure::Gap { partition: from.partition, epoch, seq, found_epoch, found_seq }));
         }
         (epoch, seq) = (found_epoch, found_seq);
     }

@@ -120,12 +120,13 @@ impl Store {
         }
     }
 
-    /// Opens the books of an empty store. Each partition's are opened only if they are not open.
+    /// Opens the books of an empty store. Each partition's are opened only if they are not open; the first one's last, for
+    /// they say that all are.
     ///
     /// # Errors
     /// Redis can't be reached.
     pub async fn initialise(&self, identity: &Identity) -> anyhow::Result<()> {
-        for partition in (0..identity.partitions).map(Partition) {
+        for partition in (0..identity.partitions).rev().map(Partition) {
             let meta = Keys(partition).meta();
             let mut open = redis::pipe();
             open.atomic();
@@ -153,6 +154,17 @@ impl Store {
             (Some(epoch), Some(seq)) => Ok(Position { epoch, seq }),
             _ => Err(closed_books()),
         }
+    }
+
+    /// Whether a partition decides: its books are open and not frozen.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if it does not.
+    pub async fn check_open(&self, partition: Partition) -> Result<(), Error> {
+        let mut read = redis::cmd("HMGET");
+        read.arg(Keys(partition).meta()).arg(&["epoch", "frozen"]);
+        let (epoch, frozen): (Option<i64>, Option<String>) = self.query(partition, &read).await?;
+        if epoch.is_some() && frozen.is_none() { Ok(()) } else { Err(closed_books()) }
     }
 
     /// Runs one command on the lanes.

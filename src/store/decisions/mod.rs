@@ -125,6 +125,15 @@ impl Store {
         if answer.word == "CLAIMED" { Ok(()) } else { Err(answer.unknown()) }
     }
 
+    /// Whether an idempotency key is free, or this very request's, where something has to be read before the script that
+    /// says so can be called.
+    ///
+    /// # Errors
+    /// [`Error::IdempotencyKeyReused`]; [`Error::InProgress`].
+    pub async fn check_key(&self, call: &Call, here: Partition) -> Result<(), Error> {
+        self.recorded(call, here, &super::scripts::KEY_CLAIM).await.map(drop)
+    }
+
     /// `ids_reserve.lua`: the first of `count` consecutive ids, and whether they were reserved before under this key.
     ///
     /// # Errors
