@@ -69,16 +69,19 @@ impl Engine {
         let settled = self.store.order_pay(context, &settling).await?;
         self.popular.sold();
         if self.store.partitions() > 1 && !settled.replayed {
-            self.settle_far(call, payment.order_id).await;
+            let end = match settled.value {
+                Settled::Paid { .. } => FarEnd::Settled,
+                Settled::Declined => FarEnd::Released,
+            };
+            self.settle_far(call, payment.order_id, end).await;
         }
         Ok(settled.reply())
     }
 
     /// Carries a settled order's end to other partitions; what fails here is relayed later.
-    async fn settle_far(&self, call: &Call, order: OrderId) {
+    async fn settle_far(&self, call: &Call, order: OrderId, end: FarEnd) {
         let settle = async {
             let Some(record) = self.store.order(order).await? else { return Ok(()) };
-            let end = if record.order.status == OrderStatus::Paid { FarEnd::Settled } else { FarEnd::Released };
             let (user, day) = (record.order.user_id, record.day.as_deref().unwrap_or(""));
             self.store.end_far(self.context(call), order, user, &record.far, end, day).await
         };

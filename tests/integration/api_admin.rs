@@ -309,7 +309,6 @@ async fn health_is_told() {
 }
 
 #[tokio::test]
-#[ignore = "readyz does not look whether a partition is frozen"]
 async fn a_frozen_partition_is_not_ready() {
     on_1_and_3(async |world| {
         let user = world.user(0).await;

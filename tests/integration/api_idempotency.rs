@@ -298,7 +298,6 @@ async fn a_campaign_that_is_over_is_still_the_one_that_was_created() {
 }
 
 #[tokio::test]
-#[ignore = "with one partition it is 404: the order's user is checked before the key"]
 async fn a_cancel_s_key_is_bound_to_its_user() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(1_000).await, world.product(1_000, 5).await);
@@ -312,7 +311,6 @@ async fn a_cancel_s_key_is_bound_to_its_user() {
 }
 
 #[tokio::test]
-#[ignore = "creating reserves ids in the first partition without claiming the key"]
 async fn a_key_is_bound_across_partitions() {
     let world = World::with(Options { partitions: 3, ..Options::default() }).await;
     let first = id(&post(&world, "/admin/v1/users/bulk", json!({"count": 3})).await.created(), "firstUserId");

@@ -2,8 +2,24 @@
 //!
 //! A test starts a [`harness::World`], does what it is about, and ends with `world.finish().await`, which drains the
 //! outbox and checks the books ([`books`]). A test that forgets to fails.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::large_futures, clippy::type_complexity)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::large_futures,
+    clippy::type_complexity
+)]
 
+mod api_admin;
+mod api_balances;
+mod api_coupons;
+mod api_errors;
+mod api_idempotency;
+mod api_kit;
+mod api_openapi;
+mod api_orders;
+mod api_payments;
+mod api_products;
 mod books;
 mod cluster;
 mod fake_gateway;
