@@ -94,11 +94,7 @@ else
     redis.call('HSET', order, 'gateway', 'REFUND_DUE')
     redis.call('ZADD', gateway, now, order_id)
   end
-  if day_counts then
-    rank(ids, units, prices, -1, rank_units, rank_won)
-    redis.call('ZREMRANGEBYSCORE', rank_units, '-inf', 0)
-    redis.call('ZREMRANGEBYSCORE', rank_won, '-inf', 0)
-  end
+  if day_counts then unrank(ids, units, prices, rank_units, rank_won) end
 end
 mark_coupon(coupons, coupon_id, 'A', '', '')
 if why == 'DECLINE' then return remember(record, fingerprint, ttl, { 'DECLINED', epoch, seq }) end

@@ -87,9 +87,5 @@ redis.call('HINCRBY', user, 'open', -1)
 if debit > 0 then redis.call('HSET', user, 'balance', after, 'entries', entry_no, 'tail', id) end
 move_units(ids, units, held, sold)
 mark_coupon(coupons, coupon_id, 'U', order_id, now)
-if #ids > 0 then
-  rank(ids, units, prices, 1, rank_units, rank_won)
-  redis.call('EXPIRE', rank_units, rank_life)
-  redis.call('EXPIRE', rank_won, rank_life)
-end
+rank(ids, units, prices, rank_units, rank_won, rank_life)
 return remember(record, fingerprint, ttl, { 'PAID', epoch, seq, payment_id, receipt, now })

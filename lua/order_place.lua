@@ -49,14 +49,8 @@ local prices, on_sale = {}, {}
 if n > 0 then
   prices, on_sale = redis.call('HMGET', price, unpack(ids)), redis.call('HMGET', stock, unpack(ids))
 end
-for i = 1, n do
-  if not prices[i] then return { 'PRODUCT_NOT_FOUND', ids[i] } end
-end
-for i = 1, n do
-  local left = tonumber(on_sale[i])
-  if left == 0 then return { 'SOLD_OUT', ids[i] } end
-  if left < units[i] then return { 'INSUFFICIENT_STOCK', ids[i] } end
-end
+local short = shortage(ids, units, prices, on_sale)
+if short then return short end
 
 if coupon_id ~= '' then
   local coupon = redis.call('HGET', coupons, coupon_id)

@@ -26,16 +26,10 @@ if h[1] then return { 'RELEASED' } end
 local ids, units = {}, {}
 for i = 1, n do ids[i], units[i] = ARGV[5 + 2 * i], tonumber(ARGV[6 + 2 * i]) end
 local prices, on_sale = redis.call('HMGET', price, unpack(ids)), redis.call('HMGET', stock, unpack(ids))
+local short = shortage(ids, units, prices, on_sale)
+if short then return short end
 local lines = {}
-for i = 1, n do
-  if not prices[i] then return { 'PRODUCT_NOT_FOUND', ids[i] } end
-  lines[i] = ids[i] .. ':' .. ARGV[6 + 2 * i] .. ':' .. prices[i]
-end
-for i = 1, n do
-  local left = tonumber(on_sale[i])
-  if left == 0 then return { 'SOLD_OUT', ids[i] } end
-  if left < units[i] then return { 'INSUFFICIENT_STOCK', ids[i] } end
-end
+for i = 1, n do lines[i] = ids[i] .. ':' .. ARGV[6 + 2 * i] .. ':' .. prices[i] end
 local packed = table.concat(lines, ',')
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'stock_held', 'epoch', epoch, 'seq', seq, 'at', now,

@@ -42,21 +42,13 @@ if state ~= 'SETTLED' then redis.call('PEXPIRE', hold, mark_life) end
 if was == 'HELD' then
   if state == 'SETTLED' then
     move_units(ids, units, held, sold)
-    if day_counts then
-      rank(ids, units, prices, 1, rank_units, rank_won)
-      redis.call('EXPIRE', rank_units, rank_life)
-      redis.call('EXPIRE', rank_won, rank_life)
-    end
+    if day_counts then rank(ids, units, prices, rank_units, rank_won, rank_life) end
   else
     -- A refund that overtook its settlement ends where both would have ended.
     move_units(ids, units, held, stock)
   end
 elseif was == 'SETTLED' then
   move_units(ids, units, sold, stock)
-  if day_counts then
-    rank(ids, units, prices, -1, rank_units, rank_won)
-    redis.call('ZREMRANGEBYSCORE', rank_units, '-inf', 0)
-    redis.call('ZREMRANGEBYSCORE', rank_won, '-inf', 0)
-  end
+  if day_counts then unrank(ids, units, prices, rank_units, rank_won) end
 end
 return { 'MOVED', epoch, seq }

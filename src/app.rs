@@ -3,12 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use sea_orm::DatabaseConnection;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::{GatewayConfig, HttpConfig, PostgresConfig, ProjectorConfig, RedisConfig, ShopConfig},
+    config::{EngineConfig, HttpConfig, ProjectorConfig},
     db,
     domain::{Clock, Engine, startup},
     gateway::{self, Gateways},
@@ -22,7 +21,7 @@ pub struct App {
     pub engine: Arc<Engine>,
     pub projector: Projector,
     pub store: Store,
-    pub db: DatabaseConnection,
+    pub db: db::Connection,
     background: TaskTracker,
     stop_background: CancellationToken,
 }
@@ -32,14 +31,8 @@ impl App {
     ///
     /// # Errors
     /// The reason why they can't be served from, and what to do about it.
-    pub async fn open(
-        redis: &RedisConfig,
-        postgres: &PostgresConfig,
-        shop: &ShopConfig,
-        gateway: &GatewayConfig,
-        projector: &ProjectorConfig,
-        clock: Clock,
-    ) -> anyhow::Result<Self> {
+    pub async fn open(config: &EngineConfig, projector: &ProjectorConfig, clock: Clock) -> anyhow::Result<Self> {
+        let EngineConfig { redis, postgres, shop, gateway } = config;
         let gateways = Gateways::connect(gateway.urls().map(|(kind, url)| {
             let config = gateway::GatewayConfig {
                 url: url.expose().to_owned(),

@@ -125,6 +125,19 @@ impl GatewayConfig {
     }
 }
 
+/// What every role that opens the store needs.
+#[derive(Args, Clone, Debug)]
+pub struct EngineConfig {
+    #[command(flatten)]
+    pub redis: RedisConfig,
+    #[command(flatten)]
+    pub postgres: PostgresConfig,
+    #[command(flatten)]
+    pub shop: ShopConfig,
+    #[command(flatten)]
+    pub gateway: GatewayConfig,
+}
+
 /// The HTTP server.
 #[derive(Args, Clone, Debug)]
 pub struct HttpConfig {

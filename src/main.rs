@@ -59,13 +59,7 @@ struct Dev {
 #[derive(Parser)]
 struct Serve {
     #[command(flatten)]
-    redis: RedisConfig,
-    #[command(flatten)]
-    postgres: PostgresConfig,
-    #[command(flatten)]
-    shop: ShopConfig,
-    #[command(flatten)]
-    gateway: GatewayConfig,
+    engine: EngineConfig,
     #[command(flatten)]
     http: HttpConfig,
     #[command(flatten)]
@@ -78,13 +72,7 @@ struct Serve {
 #[derive(Parser)]
 struct Project {
     #[command(flatten)]
-    redis: RedisConfig,
-    #[command(flatten)]
-    postgres: PostgresConfig,
-    #[command(flatten)]
-    shop: ShopConfig,
-    #[command(flatten)]
-    gateway: GatewayConfig,
+    engine: EngineConfig,
     #[command(flatten)]
     projector: ProjectorConfig,
     /// Seconds, after a stop signal, for the outbox to drain
@@ -101,13 +89,7 @@ struct Migrate {
 #[derive(Parser)]
 struct Seed {
     #[command(flatten)]
-    redis: RedisConfig,
-    #[command(flatten)]
-    postgres: PostgresConfig,
-    #[command(flatten)]
-    shop: ShopConfig,
-    #[command(flatten)]
-    gateway: GatewayConfig,
+    engine: EngineConfig,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -131,9 +113,7 @@ fn main() -> anyhow::Result<()> {
             Role::Project(options) => project(*options).await,
             Role::Migrate(options) => db::migrate(&db::connect(&options.postgres).await?).await,
             Role::Seed(options) => {
-                let projector = ProjectorConfig::default();
-                let Seed { redis, postgres, shop, gateway } = *options;
-                let app = App::open(&redis, &postgres, &shop, &gateway, &projector, Clock::system()).await?;
+                let app = App::open(&options.engine, &ProjectorConfig::default(), Clock::system()).await?;
                 let did = seed::demo(&app.engine).await?;
                 say(if did { "The demo catalogue is in." } else { "There are products already: nothing was changed." })
             }
@@ -142,9 +122,9 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn serve(options: Serve) -> anyhow::Result<()> {
-    let Serve { redis, postgres, shop, gateway, http, projector, no_projector } = options;
+    let Serve { engine, http, projector, no_projector } = options;
     let listener = bind(http.bind_addr).await?;
-    let app = App::open(&redis, &postgres, &shop, &gateway, &projector, Clock::system()).await?;
+    let app = App::open(&engine, &projector, Clock::system()).await?;
     if http.admin_token.is_none() {
         tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
     }
@@ -170,8 +150,8 @@ async fn run(
 }
 
 async fn project(options: Project) -> anyhow::Result<()> {
-    let Project { redis, postgres, shop, gateway, projector, drain_seconds } = options;
-    let app = App::open(&redis, &postgres, &shop, &gateway, &projector, Clock::system()).await?;
+    let Project { engine, projector, drain_seconds } = options;
+    let app = App::open(&engine, &projector, Clock::system()).await?;
     let stop = stop_signal()?;
     app.project();
     app.sweep();
@@ -213,7 +193,8 @@ async fn dev_on(
     db::create_database(&postgres(stack.admin_database_url()), "firstcome").await?;
     let postgres = postgres(stack.database_url());
     db::migrate(&db::connect(&postgres).await?).await?;
-    let app = App::open(&redis, &postgres, shop, gateway, &ProjectorConfig::default(), Clock::system()).await?;
+    let engine = EngineConfig { redis, postgres, shop: shop.clone(), gateway: gateway.clone() };
+    let app = App::open(&engine, &ProjectorConfig::default(), Clock::system()).await?;
     seed::demo(&app.engine).await?;
     let token = match &http.admin_token {
         Some(token) => token.expose().to_owned(),

@@ -10,6 +10,19 @@ local function unpack_lines(lines)
   return ids, units, prices
 end
 
+-- Why these units can't be held, as a reply; nothing if they can. In the order of the lines: first what does not exist, then
+-- what there is too little of.
+local function shortage(ids, units, prices, on_sale)
+  for i = 1, #ids do
+    if not prices[i] then return { 'PRODUCT_NOT_FOUND', ids[i] } end
+  end
+  for i = 1, #ids do
+    local left = tonumber(on_sale[i])
+    if left == 0 then return { 'SOLD_OUT', ids[i] } end
+    if left < units[i] then return { 'INSUFFICIENT_STOCK', ids[i] } end
+  end
+end
+
 -- Moves units from one hash of counters to another (stock, held, sold). Below the line only.
 local function move_units(ids, units, from, to)
   if #ids == 0 then return end
@@ -32,10 +45,23 @@ local function mark_coupon(coupons, coupon_id, state, order_id, used_at)
     issue_no .. '|' .. issued_at .. '|' .. state .. '|' .. order_id .. '|' .. used_at)
 end
 
--- Adds (or, with sign -1, takes off) units and won to a day's two rankings. Below the line only.
-local function rank(ids, units, prices, sign, rank_units, rank_won)
+-- Adds units and won to a day's two rankings, which live for `life` seconds from now. Below the line only.
+local function rank(ids, units, prices, rank_units, rank_won, life)
+  if #ids == 0 then return end
   for i = 1, #ids do
-    redis.call('ZINCRBY', rank_units, sign * units[i], ids[i])
-    redis.call('ZINCRBY', rank_won, sign * units[i] * prices[i], ids[i])
+    redis.call('ZINCRBY', rank_units, units[i], ids[i])
+    redis.call('ZINCRBY', rank_won, units[i] * prices[i], ids[i])
   end
+  redis.call('EXPIRE', rank_units, life)
+  redis.call('EXPIRE', rank_won, life)
+end
+
+-- Takes them off again, and what is then at nothing out. Below the line only.
+local function unrank(ids, units, prices, rank_units, rank_won)
+  for i = 1, #ids do
+    redis.call('ZINCRBY', rank_units, -units[i], ids[i])
+    redis.call('ZINCRBY', rank_won, -units[i] * prices[i], ids[i])
+  end
+  redis.call('ZREMRANGEBYSCORE', rank_units, '-inf', 0)
+  redis.call('ZREMRANGEBYSCORE', rank_won, '-inf', 0)
 end

@@ -1,14 +1,19 @@
 //! Postgres, read: the entities, the reads behind history and listings, and the migrations.
 //!
-//! Writing is the projector's alone, but for the row that says whose store this is.
+//! Writing is the projector's alone, but for the rows that say whose store this is ([`identity`]).
 
 pub mod entities;
+pub mod identity;
 pub mod reads;
 
 use std::{borrow::Cow, time::Duration};
 
 use anyhow::Context;
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
+use sea_orm::{ConnectOptions, Database, DbErr, RuntimeErr};
+
+/// A pool of connections; clones share it.
+pub use sea_orm::DatabaseConnection as Connection;
+
 use sqlx::{
     AssertSqlSafe, SqlSafeStr,
     migrate::{Migration, MigrationType, Migrator},
@@ -23,7 +28,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "initial", include_str!("../../mi
 ///
 /// # Errors
 /// Postgres that can't be reached within `DATABASE_TIMEOUT_MS`, or does not let us in.
-pub async fn connect(config: &PostgresConfig) -> anyhow::Result<DatabaseConnection> {
+pub async fn connect(config: &PostgresConfig) -> anyhow::Result<Connection> {
     let url = config.database_url.expose();
     // Checked here, because the library would put the whole URL, password and all, into its message.
     anyhow::ensure!(
@@ -75,7 +80,7 @@ fn migrator() -> Migrator {
 ///
 /// # Errors
 /// A migration that fails, or that was changed since it ran.
-pub async fn migrate(db: &DatabaseConnection) -> anyhow::Result<()> {
+pub async fn migrate(db: &Connection) -> anyhow::Result<()> {
     migrator().run(db.get_postgres_connection_pool()).await.context("the migrations can't be run")
 }
 
@@ -83,7 +88,7 @@ pub async fn migrate(db: &DatabaseConnection) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The schema is older than this program, or not there.
-pub async fn check_schema(db: &DatabaseConnection) -> anyhow::Result<()> {
+pub async fn check_schema(db: &Connection) -> anyhow::Result<()> {
     let have: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(db.get_postgres_connection_pool())
         .await

@@ -25,7 +25,6 @@ use std::time::Duration;
 
 use chrono::NaiveDate;
 use chrono_tz::Tz;
-use sea_orm::DatabaseConnection;
 
 pub use error::Error;
 pub use model::*;
@@ -47,7 +46,7 @@ const PROJECTION_PATIENCE: Duration = Duration::from_secs(2);
 /// The engine: every verb of the API, on one Redis and one Postgres.
 pub struct Engine {
     store: Store,
-    db: DatabaseConnection,
+    db: db::Connection,
     clock: Clock,
     zone: Tz,
     hold_ms: i64,
@@ -66,7 +65,7 @@ pub struct Engine {
 impl Engine {
     pub fn new(
         store: Store,
-        db: DatabaseConnection,
+        db: db::Connection,
         clock: Clock,
         shop: &ShopConfig,
         gateways: Gateways,

@@ -4,11 +4,10 @@
 //! Redis at or past the position that Postgres has of each partition. What does not match is refused, never repaired here.
 
 use anyhow::{Context, bail};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, Statement};
 use uuid::Uuid;
 
 use crate::{
-    db::{self, entities::stores},
+    db::{self, identity},
     store::{Identity, Store, keys::Partition},
 };
 
@@ -19,17 +18,18 @@ const FIRST_EPOCH: i64 = 1;
 ///
 /// # Errors
 /// The reason why these two can't be served from, and what to do about it.
-pub async fn open(store: Store, db: &DatabaseConnection, partitions: Option<u16>) -> anyhow::Result<Store> {
+pub async fn open(store: Store, db: &db::Connection, partitions: Option<u16>) -> anyhow::Result<Store> {
     db::check_schema(db).await?;
     let here = store.identity().await?;
-    let there = identity(db).await?;
+    let there = identity::read(db).await?.map(identity_of);
     let identity = match (here, there) {
         (None, None) => {
             let mint =
                 Identity { store: Uuid::new_v4().to_string(), partitions: partitions.unwrap_or(1), epoch: FIRST_EPOCH };
-            remember(db, &mint).await?;
+            identity::remember(db, &mint.store, mint.partitions, mint.epoch).await?;
             // Whoever came first, if several start at once.
-            let agreed = self::identity(db).await?.context("the new store's identity did not stay")?;
+            let agreed = identity::read(db).await?.context("the new store's identity did not stay")?;
+            let agreed = identity_of(agreed);
             store.initialise(&agreed).await?;
             tracing::info!(store = agreed.store, partitions = agreed.partitions, "a new store");
             agreed
@@ -72,7 +72,7 @@ pub async fn open(store: Store, db: &DatabaseConnection, partitions: Option<u16>
 }
 
 /// Redis must be at or past what Postgres has of each partition; behind it, decisions were lost.
-async fn check_positions(store: &Store, db: &DatabaseConnection) -> anyhow::Result<()> {
+async fn check_positions(store: &Store, db: &db::Connection) -> anyhow::Result<()> {
     for projected in db::reads::positions(db).await? {
         let decided = store.position(Partition(projected.partition)).await?;
         if (decided.epoch, decided.seq) < (projected.epoch, projected.seq) {
@@ -90,23 +90,7 @@ async fn check_positions(store: &Store, db: &DatabaseConnection) -> anyhow::Resu
     Ok(())
 }
 
-async fn identity(db: &DatabaseConnection) -> anyhow::Result<Option<Identity>> {
-    let row = stores::Entity::find().one(db).await.context("the store's identity can't be read")?;
-    Ok(row.map(|row| Identity { store: row.store, partitions: row.partitions as u16, epoch: FIRST_EPOCH }))
-}
-
-/// Writes a new store's identity and positions, unless another process was first.
-async fn remember(db: &DatabaseConnection, identity: &Identity) -> anyhow::Result<()> {
-    db.execute_raw(Statement::from_sql_and_values(
-        DbBackend::Postgres,
-        "WITH first AS (
-             INSERT INTO store (store, partitions) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING partitions
-         )
-         INSERT INTO projection_positions (partition, epoch, seq, stream_id)
-         SELECT partition, $3, 0, '0-0' FROM first, generate_series(0, first.partitions - 1) AS partition",
-        [identity.store.as_str().into(), i32::from(identity.partitions).into(), identity.epoch.into()],
-    ))
-    .await
-    .context("the new store's identity can't be written")?;
-    Ok(())
+/// What Postgres knows of a store that Redis has lost or not had yet.
+fn identity_of((store, partitions): (String, u16)) -> Identity {
+    Identity { store, partitions, epoch: FIRST_EPOCH }
 }

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::{body::Body, extract::Request};
+use axum::{body::Body, extract::Request, http::header::EXPECT};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Bytes, Frame, SizeHint};
 
@@ -28,7 +28,9 @@ struct Lent(Arc<Mutex<Body>>);
 /// Keeps hold of a request's body if it is large.
 pub fn keep(request: Request) -> (Request, Option<Leftover>) {
     let length = request.body().size_hint();
-    if length.exact().is_some_and(|length| length < SMALLEST) {
+    let small = length.exact().is_some_and(|length| length < SMALLEST);
+    // A client that asked whether to go on has not sent anything yet, and reading would tell it to.
+    if small || request.headers().contains_key(EXPECT) {
         return (request, None);
     }
     let (parts, body) = request.into_parts();

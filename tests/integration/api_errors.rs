@@ -404,7 +404,8 @@ async fn bodies_have_a_limit() {
         raw(&world, &write.method, &write.path, over).await.refused(413, "PAYLOAD_TOO_LARGE");
         let admin = format!("authorization: Bearer {ADMIN}\r\n");
         let head = format!(
-            "{} {} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-request-id: big-1\r\ncontent-type: application/json\r\n{admin}",
+            "{} {} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-request-id: big-1\r\n\
+             content-type: application/json\r\n{admin}",
             write.method, write.path
         );
         let ten = || (0..160).map(|_| vec![b' '; 65_536]);
@@ -429,11 +430,21 @@ async fn bodies_have_a_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_sends_too_much_hears_why() {
     let (world, writes) = shop().await;
-    for _ in 0..50 {
+    let before = world.snapshot().await;
+    let ten_megabytes = || vec![b' '; 10_000_000];
+    for _ in 0..5 {
         for write in &writes {
-            raw(&world, &write.method, &write.path, vec![b' '; 10_000_000]).await.refused(413, "PAYLOAD_TOO_LARGE");
+            raw(&world, &write.method, &write.path, ten_megabytes()).await.refused(413, "PAYLOAD_TOO_LARGE");
         }
+        // So it is where nobody ever looks at the body.
+        raw(&world, &Method::POST, "/nothing", ten_megabytes()).await.refused(404, "NOT_FOUND");
+        raw(&world, &Method::PATCH, "/api/v1/orders", ten_megabytes()).await.refused(405, "METHOD_NOT_ALLOWED");
+        let untyped = headed(&world, &Method::POST, "/api/v1/orders", &[], ten_megabytes()).await;
+        untyped.refused(415, "UNSUPPORTED_MEDIA_TYPE");
+        let stranger = world.client.post(format!("{}/admin/v1/users", world.base)).body(ten_megabytes());
+        read(stranger).await.refused(401, "UNAUTHORIZED");
     }
+    assert_eq!(world.snapshot().await, before);
     world.finish().await;
 }
 
@@ -444,7 +455,8 @@ async fn a_body_that_breaks_off_does_nothing() {
     for write in &writes {
         let body = write.body(None);
         let head = format!(
-            "{} {} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nauthorization: Bearer {ADMIN}\r\ncontent-length: {}\r\n\r\n{body}",
+            "{} {} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+             authorization: Bearer {ADMIN}\r\ncontent-length: {}\r\n\r\n{body}",
             write.method,
             write.path,
             body.len() + 1

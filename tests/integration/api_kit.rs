@@ -49,6 +49,7 @@ const CODES: &[(&str, u16, &str)] = &[
 /// The same test on a store of one partition and of three.
 pub async fn on_1_and_3(test: impl AsyncFn(&World)) {
     for partitions in [1, 3] {
+        println!("with {partitions} partitions");
         let world = World::with(Options { partitions, ..Options::default() }).await;
         test(&world).await;
         world.finish().await;

@@ -329,15 +329,24 @@ impl Drop for World {
 
 /// The parts of a service on these stores.
 pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) -> anyhow::Result<App> {
-    let shop = ShopConfig {
-        time_zone: chrono_tz::Asia::Seoul,
-        order_hold_seconds: options.hold_seconds,
-        max_open_orders_per_user: options.max_open_orders,
-        max_balance: options.max_balance.unwrap_or(firstcome::domain::MAX_SAFE_INTEGER),
-        partitions: Some(options.partitions),
-    };
     let projector = ProjectorConfig { projector_batch: options.batch };
-    App::open(&redis_config(redis), &postgres_config(postgres), &shop, &options.gateway, &projector, clock).await
+    App::open(&engine_config(options, redis, postgres), &projector, clock).await
+}
+
+/// What these options say of the engine, on these stores.
+pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineConfig {
+    EngineConfig {
+        redis: redis_config(redis),
+        postgres: postgres_config(postgres),
+        shop: ShopConfig {
+            time_zone: chrono_tz::Asia::Seoul,
+            order_hold_seconds: options.hold_seconds,
+            max_open_orders_per_user: options.max_open_orders,
+            max_balance: options.max_balance.unwrap_or(firstcome::domain::MAX_SAFE_INTEGER),
+            partitions: Some(options.partitions),
+        },
+        gateway: options.gateway.clone(),
+    }
 }
 
 /// Timeouts that a stalled machine does not reach.

@@ -1,0 +1,263 @@
+//! The house rules of `lua/`, checked on the text: no clock, no random, no key built in Lua; checks, then writes, with the
+//! line between them, and the event first of the writes.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use firstcome::store::scripts;
+
+/// Commands that change nothing.
+const READS: [&str; 9] = ["EXISTS", "GET", "HEXISTS", "HGET", "HMGET", "LRANGE", "SISMEMBER", "XRANGE", "ZSCORE"];
+const LINE: &str = "---- checks above, writes below --";
+
+/// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
+const EFFECTS: [(&str, &[&str]); 17] = [
+    ("balance_charge", &["CHARGED"]),
+    ("campaign_create", &["CREATED"]),
+    ("coupon_grant", &["GRANTED"]),
+    ("coupon_issue", &["ISSUED"]),
+    ("ids_reserve", &["RESERVED"]),
+    ("key_claim", &["CLAIMED"]),
+    ("order_close", &["CLOSED", "DECLINED"]),
+    ("order_pay", &["DECLINED", "PAID"]),
+    ("order_place", &["PLACED"]),
+    ("order_verdict", &["VERDICT"]),
+    ("payment_begin", &["RUNNING", "STARTED"]),
+    ("payment_end", &["ENDED"]),
+    ("product_create", &["CREATED"]),
+    ("product_update", &["UPDATED"]),
+    ("stock_hold", &["HELD"]),
+    ("stock_settle", &["MOVED"]),
+    ("users_create", &["CREATED"]),
+];
+
+fn files(dir: &str) -> BTreeMap<String, String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir);
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            assert_eq!(path.extension().unwrap(), "lua", "{}", path.display());
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            files.insert(name, fs::read_to_string(&path).unwrap());
+        }
+    }
+    files
+}
+
+/// The code, without comments.
+fn code(source: &str) -> String {
+    source.lines().map(|line| line.split("--").next().unwrap()).collect::<Vec<_>>().join("\n")
+}
+
+/// Every `redis.call` in order: the command, and what it names as its key.
+fn calls(code: &str) -> Vec<(String, String)> {
+    let call = |rest: &str| {
+        let command = rest.strip_prefix('\'').expect("a command is written out").split('\'').next().unwrap();
+        let key = rest[command.len() + 2..].trim_start_matches([',', ' ']);
+        let key = key.split([',', ')']).next().unwrap().trim();
+        (command.to_owned(), key.to_owned())
+    };
+    code.split("redis.call(").skip(1).map(call).collect()
+}
+
+/// The functions of `lua/lib`, as they are called: those that write, and those that refuse.
+fn shared() -> (Vec<String>, Vec<String>) {
+    let (mut writers, mut refusers) = (Vec::new(), Vec::new());
+    for source in files("lua/lib").values() {
+        for function in code(source).split("local function ").skip(1) {
+            let call = format!("{}(", function.split('(').next().unwrap());
+            let writes = calls(function).iter().any(|(command, _)| !READS.contains(&command.as_str()));
+            let refuses = !replies(function).is_empty();
+            assert!(!(writes && refuses), "{call}) both writes and refuses");
+            if writes {
+                writers.push(call.clone());
+            }
+            if refuses {
+                refusers.push(call);
+            }
+        }
+    }
+    (writers, refusers)
+}
+
+/// The code above and below the line.
+fn halves(name: &str, source: &str) -> (String, String) {
+    let parts: Vec<&str> = source.split(LINE).collect();
+    assert_eq!(parts.len(), 2, "{name}: one line between checks and writes");
+    let (rest, below) = parts[1].split_once('\n').unwrap();
+    assert!(rest.bytes().all(|byte| byte == b'-'), "{name}: {rest}");
+    (code(parts[0]), code(below))
+}
+
+/// The words of `{ 'WORD'`, the replies that are made.
+fn replies(code: &str) -> Vec<String> {
+    let word = |rest: &str| rest.split('\'').next().unwrap().to_owned();
+    let words = code.split("{ '").skip(1).map(word);
+    words.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') && word.len() > 1).collect()
+}
+
+#[test]
+fn every_file_is_a_script_and_every_script_a_file() {
+    let mut names: Vec<&str> = scripts::ALL.iter().map(|script| script.name).collect();
+    names.sort_unstable();
+    assert_eq!(files("lua").keys().collect::<Vec<_>>(), names);
+    for script in scripts::ALL {
+        let source = script.source();
+        assert!(source.starts_with("#!lua"), "{}", script.name);
+        assert_eq!(source.lines().filter(|line| line.starts_with("#!")).count(), 1, "{}", script.name);
+        // What it asks to include is there.
+        for (include, function) in [("books", "local function open_books"), ("holds", "local function unpack_lines")] {
+            let asks = source.contains(&format!("--@include {include}\n"));
+            assert_eq!(asks, source.contains(function), "{} {include}", script.name);
+        }
+    }
+}
+
+#[test]
+fn scripts_start_with_the_shebang() {
+    for (name, source) in files("lua") {
+        assert!(source.starts_with("#!lua\n") || source.starts_with("#!lua flags=no-writes\n"), "{name}");
+    }
+}
+
+#[test]
+fn nothing_that_depends_on_anything_but_keys_and_arguments() {
+    for (name, source) in files("lua").into_iter().chain(files("lua/lib")) {
+        let code = code(&source);
+        for banned in [
+            "cjson",
+            "cmsgpack",
+            "struct.",
+            "'TIME'",
+            "os.",
+            "XTRIM",
+            "MAXLEN",
+            "MINID",
+            "random",
+            "RANDOM",
+            "SPOP",
+            "pcall",
+            "loadstring",
+            "while true",
+            "redis.log",
+            "redis.setresp",
+            "SCAN",
+            "'KEYS'",
+            "SORT",
+            "FLUSH",
+        ] {
+            assert!(!code.contains(banned), "{name} has {banned}");
+        }
+        assert!(code.lines().all(|line| !line.starts_with("function ")), "{name} defines a global");
+    }
+}
+
+#[test]
+fn no_key_is_built_in_lua() {
+    for (name, source) in files("lua").into_iter().chain(files("lua/lib")) {
+        for (command, key) in calls(&code(&source)) {
+            let named = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !key.is_empty();
+            assert!(named || key == "KEYS[i]" || key == "KEYS[3]", "{name}: {command} on {key}");
+        }
+        // No name of a key is put together anywhere.
+        for line in code(&source).lines().filter(|line| line.contains("local") && line.contains("KEYS[")) {
+            assert!(!line.contains(".."), "{name}: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_header_says_all_and_names_its_event() {
+    for (name, source) in files("lua") {
+        let header: Vec<&str> =
+            source.lines().take_while(|line| line.starts_with("#!") || line.starts_with("--")).collect();
+        let says = |start: &str| header.iter().find(|line| line.starts_with(start));
+        assert!(header[1].starts_with("-- ") && header[1].len() > 20, "{name} does not say what it is for");
+        for part in ["-- KEYS 1 ", "-- ARGV 1 ", "-- Returns "] {
+            assert!(says(part).is_some(), "{name} has no {part:?}");
+        }
+        // KEYS and ARGV are used by the numbers that the header has, and no others.
+        let code = code(&source);
+        for array in ["KEYS", "ARGV"] {
+            let numbered = |text: &str| -> Option<usize> {
+                let used = text.split(array).filter_map(|rest| rest.strip_prefix('['));
+                used.filter_map(|rest| rest.split(']').next()?.parse::<usize>().ok()).max()
+            };
+            let listing = header.iter().skip_while(|line| !line.starts_with(&format!("-- {array} ")));
+            let listing = listing
+                .enumerate()
+                .take_while(|(n, line)| *n == 0 || (!line.starts_with("-- ARGV") && !line.starts_with("-- Returns")));
+            let words: Vec<&str> = listing.flat_map(|(_, line)| line.split_whitespace()).collect();
+            let described = words.iter().filter_map(|word| word.trim_end_matches('.').parse::<usize>().ok());
+            // Numbers in the prose are larger than the list's, so the list is what counts up from 1.
+            let described: std::collections::BTreeSet<usize> = described.collect();
+            let described = (1..).take_while(|n| described.contains(n)).last();
+            assert!(described >= numbered(&code), "{name}: {array} to {described:?}, used to {:?}", numbered(&code));
+        }
+        let emits = calls(&code).iter().any(|(command, _)| command == "XADD");
+        let kinds: std::collections::BTreeSet<&str> =
+            code.split("'kind', '").skip(1).map(|rest| rest.split('\'').next().unwrap()).collect();
+        assert_eq!(emits, !kinds.is_empty(), "{name}");
+        match says("-- Emits ") {
+            Some(line) => {
+                for kind in &kinds {
+                    assert!(line.contains(kind), "{name} does not say that it emits {kind}");
+                }
+                assert!(!kinds.is_empty(), "{name} emits nothing");
+            }
+            None => assert!(kinds.is_empty(), "{name} does not say that it emits {kinds:?}"),
+        }
+    }
+}
+
+#[test]
+fn checks_then_writes() {
+    let effects: BTreeMap<&str, &[&str]> = EFFECTS.into();
+    let (writers, refusers) = shared();
+    for (some, of) in [("move_units(", &writers), ("remember(", &writers), ("replay(", &refusers)] {
+        assert!(of.iter().any(|call| call == some), "{of:?}");
+    }
+    for (name, source) in files("lua") {
+        if source.starts_with("#!lua flags=no-writes\n") {
+            assert!(!source.contains(LINE), "{name} has nothing to write");
+            for (command, _) in calls(&code(&source)) {
+                assert!(READS.contains(&command.as_str()), "{name} reads by {command}");
+            }
+            continue;
+        }
+        let (above, below) = halves(&name, &source);
+        for (command, key) in calls(&above) {
+            assert!(READS.contains(&command.as_str()), "{name} writes {key} by {command} above the line");
+        }
+        for writer in &writers {
+            assert!(!above.contains(writer.as_str()), "{name} calls {writer}) above the line");
+        }
+        let effects = effects.get(name.as_str()).unwrap_or_else(|| panic!("what are the effects of {name}?"));
+        for word in replies(&below) {
+            assert!(effects.contains(&word.as_str()), "{name} answers {word} below the line");
+        }
+        for refusal in refusers.iter().map(String::as_str).chain(["error(", "error_reply", "assert("]) {
+            assert!(!below.contains(refusal), "{name} refuses by {refusal}) below the line");
+        }
+        if source.contains("-- Emits ") {
+            // The event is the first of the writes, in whatever branch.
+            let (command, key) = calls(&below).into_iter().next().unwrap();
+            assert_eq!((command.as_str(), key.as_str()), ("XADD", "outbox"), "{name}: the first write");
+            let first = below.find("redis.call(").unwrap();
+            for writer in &writers {
+                assert!(
+                    below.find(writer.as_str()).is_none_or(|at| at > first),
+                    "{name} calls {writer}) before the event"
+                );
+            }
+            // And the number of the decision moves with it.
+            let sequence: Vec<_> = calls(&below);
+            for (at, _) in sequence.iter().enumerate().filter(|(_, (command, _))| command == "XADD") {
+                assert_eq!(sequence[at + 1], ("HSET".to_owned(), "meta".to_owned()), "{name}: after the event");
+            }
+        } else {
+            assert!(!code(&source).contains("XADD"), "{name}");
+        }
+        assert!(code(&source).contains("open_books(meta)"), "{name} decides with closed books");
+    }
+}
