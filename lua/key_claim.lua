@@ -13,5 +13,5 @@ if not open_books(meta) then return { 'CLOSED_BOOKS' } end
 local bound = redis.call('GET', claim)
 if bound and bound ~= ARGV[1] then return { 'KEY_REUSED' } end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-if not bound then redis.call('SET', claim, ARGV[1], 'PX', ARGV[2]) end
+redis.call('SET', claim, ARGV[1], 'PX', ARGV[2])
 return { 'CLAIMED' }

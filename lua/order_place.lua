@@ -37,8 +37,8 @@ local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
--- Only an order whose far holds were already given back leaves this mark.
-if far ~= '' and redis.call('EXISTS', order) == 1 then return { 'ABANDONED' } end
+-- The mark of an order whose far holds were given back already; or, after a loss, an id that was given out before.
+if redis.call('EXISTS', order) == 1 then return { 'ABANDONED' } end
 local u = redis.call('HMGET', user, 'name', 'balance', 'open')
 if not u[1] then return { 'USER_NOT_FOUND' } end
 if tonumber(u[3]) >= max_open then return { 'TOO_MANY_OPEN' } end
@@ -54,7 +54,7 @@ if short then return short end
 
 if coupon_id ~= '' then
   local coupon = redis.call('HGET', coupons, coupon_id)
-  if not coupon or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A' or tonumber(now) >= coupon_ends then
+  if not coupon or not coupon_ends or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A' or tonumber(now) >= coupon_ends then
     return { 'INVALID_COUPON' }
   end
 end

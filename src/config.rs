@@ -99,7 +99,7 @@ pub struct GatewayConfig {
     #[arg(long, env = "PAYMENT_GATEWAY_TOSS_URL", hide_env_values = true)]
     pub payment_gateway_toss_url: Option<Secret>,
     /// Milliseconds to wait for a gateway before a payment's outcome counts as unknown
-    #[arg(long, env = "PAYMENT_GATEWAY_TIMEOUT_MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    #[arg(long, env = "PAYMENT_GATEWAY_TIMEOUT_MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub payment_gateway_timeout_ms: u64,
     /// A bearer token sent to the gateways
     #[arg(long, env = "PAYMENT_GATEWAY_TOKEN", hide_env_values = true)]

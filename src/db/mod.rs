@@ -98,8 +98,8 @@ pub async fn check_schema(db: &Connection) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a failure is Postgres being away, slow or busy: worth trying again, and no fault of the data.
-pub fn is_transient(error: &DbErr) -> bool {
+/// Whether a failure is Postgres being away, slow or busy: worth trying again.
+fn is_transient(error: &DbErr) -> bool {
     let runtime = match error {
         DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => return true,
         DbErr::Exec(runtime) | DbErr::Query(runtime) => runtime,
@@ -121,6 +121,16 @@ pub fn is_transient(error: &DbErr) -> bool {
         | sqlx::Error::WorkerCrashed => true,
         _ => false,
     }
+}
+
+/// Whether a failure says that the data itself does not fit: a data exception (class 22) or a violated constraint (23).
+/// Everything else, a missing column or a broken statement included, is about Postgres or about us, and may pass.
+pub fn is_data_fault(error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return false;
+    };
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }
 
 /// A failed read as the domain's error.

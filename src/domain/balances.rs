@@ -3,7 +3,7 @@
 use super::{Balance, BalanceEntry, Call, Engine, Error, Outcome, Reply, UserId, Won};
 use crate::db;
 
-/// The longest tail of unprojected entries that one request walks.
+/// The longest tail of unprojected entries that paging back walks.
 const LONGEST_TAIL: usize = 2000;
 
 impl Engine {
@@ -35,9 +35,10 @@ impl Engine {
     /// entries can't be walked.
     pub async fn history(&self, user: UserId, limit: i64, before: Option<i64>) -> Result<Vec<BalanceEntry>, Error> {
         // First the outbox, then Postgres: the other way round, a commit and trim in between would hide an entry.
-        let (mut entries, more) = self.store.history_tail(user, LONGEST_TAIL).await?;
-        entries.retain(|entry| before.is_none_or(|before| entry.entry_no < before));
         let wanted = limit.max(0) as usize;
+        let most = if before.is_none() { wanted } else { LONGEST_TAIL };
+        let (mut entries, more) = self.store.history_tail(user, most).await?;
+        entries.retain(|entry| before.is_none_or(|before| entry.entry_no < before));
         if more && entries.len() < wanted {
             return Err(Error::unavailable("the history is still being written down"));
         }

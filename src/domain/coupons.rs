@@ -43,12 +43,15 @@ impl Engine {
         if far {
             self.store.balance(user).await?;
         }
+        // Read before the decision: afterwards nothing may fail that the answer needs.
+        let terms = self.terms(coupon).await?;
         let issued = self.store.coupon_issue(self.context(call), user, coupon).await?;
         if far {
             // If this fails the coupon is issued all the same, and the relay grants it.
             self.store.coupon_grant(self.context(call), user, coupon, issued.value).await?;
         }
-        let terms = self.terms(coupon).await?.ok_or(Error::InvalidCoupon)?;
+        let terms =
+            terms.ok_or_else(|| Error::Internal(anyhow::anyhow!("coupon {coupon} was issued without terms")))?;
         let (issue_no, issued_at) = (issued.value.issue_no, issued.value.issued_at);
         Ok(Reply { value: IssuedCoupon { terms, issue_no, issued_at }, replayed: issued.replayed })
     }

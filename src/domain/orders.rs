@@ -1,6 +1,6 @@
 //! Orders: placing, showing, cancelling.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::NaiveDate;
 
@@ -63,13 +63,14 @@ impl Engine {
             }
         }
         let packed = held.join(",");
+        let asked = holds.is_ok();
         let placed = match holds {
             Ok(()) => self.store.order_place(context, &order, &placing(&packed)).await,
             Err(error) => Err(error),
         };
         // Given back unless the order is there with these very holds. An unknown outcome is left to the holds' own end.
         let ours = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
-        let unknown = matches!(&placed, Err(Error::Unavailable { .. } | Error::Internal(_)));
+        let unknown = asked && matches!(&placed, Err(Error::Unavailable { .. } | Error::Internal(_)));
         if !ours && !unknown {
             for partition in far.keys() {
                 let back =
@@ -97,14 +98,18 @@ impl Engine {
     /// The refusals that can be told before anything is held in another partition, in the order that one script tells them.
     async fn check_far(&self, order: &NewOrder) -> Result<(), Error> {
         self.store.balance(order.user_id).await?;
-        let mut found = Vec::with_capacity(order.lines.len());
-        for (product, quantity) in &order.lines {
-            found.push((self.store.product(*product).await?.stock, *quantity));
+        let mut stock = HashMap::new();
+        for here in self.store.all() {
+            let mine = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.home(id.get()) == here);
+            for found in self.store.products_of(here, &mine.collect::<Vec<_>>()).await? {
+                let found = found.ok_or(Error::ProductNotFound)?;
+                stock.insert(found.product_id, found.stock);
+            }
         }
-        for (stock, quantity) in found {
-            match stock {
+        for (product, quantity) in &order.lines {
+            match stock.get(product).copied().unwrap_or(0) {
                 0 => return Err(Error::SoldOut),
-                stock if stock < quantity => return Err(Error::InsufficientStock),
+                stock if stock < *quantity => return Err(Error::InsufficientStock),
                 _ => {}
             }
         }
@@ -155,15 +160,15 @@ impl Engine {
         let context = self.context(call);
         let Some(closed) = self.store.order_close(context, order, user, closing).await? else { return Ok(None) };
         let refunded = closed.value.reason == CloseReason::Refunded;
-        if refunded {
-            self.popular.sold();
-        }
         if !record.far.is_empty() {
             let end = if refunded { FarEnd::Refunded } else { FarEnd::Released };
             let day = record.day.as_deref().unwrap_or("");
             if let Err(error) = self.store.end_far(context, order, user, &record.far, end, day).await {
                 tracing::warn!(%order, %error, "the order's end is relayed later");
             }
+        }
+        if refunded {
+            self.popular.sold();
         }
         Ok(Some(closed))
     }

@@ -67,7 +67,6 @@ impl Engine {
         let day = context.now.day(self.zone);
         let settling = Settling { payment, payment_id, receipt, transaction, day, rank_until: ranked_until(day) };
         let settled = self.store.order_pay(context, &settling).await?;
-        self.popular.sold();
         if self.store.partitions() > 1 && !settled.replayed {
             let end = match settled.value {
                 Settled::Paid { .. } => FarEnd::Settled,
@@ -75,6 +74,8 @@ impl Engine {
             };
             self.settle_far(call, payment.order_id, end).await;
         }
+        // Last: a ranking merged before the far step would lack it.
+        self.popular.sold();
         Ok(settled.reply())
     }
 
@@ -112,7 +113,13 @@ impl Engine {
         };
         match gateway.pay(&charge).await {
             PayOutcome::Approved { transaction_id } => {
-                self.settle(call, payment, payment_id, receipt, Some(&transaction_id)).await
+                let settled = self.settle(call, payment, payment_id, receipt, Some(&transaction_id)).await;
+                if matches!(settled, Err(Error::InvalidPayment)) {
+                    // The order was given up meanwhile. If this fails too, the order's watch gives the money back.
+                    let outcome = gateway.cancel(receipt, payment.amount, LATE_REASON).await;
+                    tracing::warn!(order = %payment.order_id, ?outcome, "approved too late");
+                }
+                settled
             }
             PayOutcome::Declined { reason } => {
                 tracing::info!(order = %payment.order_id, reason, "the gateway declined");
@@ -135,7 +142,11 @@ impl Engine {
         ask_again: Option<Millis>,
     ) -> Result<(), Error> {
         let Some(record) = self.store.order(order).await? else { return Err(Error::OrderNotFound) };
-        self.close(call, &record, Closing::Decline { receipt, ask_again }).await.map(drop)
+        match self.close(call, &record, Closing::Decline { receipt, ask_again }).await {
+            // Somebody else, asking about the same payment, was first.
+            Ok(_) | Err(Error::OrderAlreadyClosed) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Looks at a gateway payment that is due: finds out what became of it, and does what follows from that. Looking twice,
@@ -145,15 +156,15 @@ impl Engine {
     /// # Errors
     /// Redis can't answer; the payment stays due.
     pub(super) async fn look_at_payment(&self, order: OrderId) -> Result<(), Error> {
+        let now = self.clock.now();
+        // Not looked at by two at once, as a rule; and one that can't be looked at does not stand in the others' way.
+        self.store.postpone_payment(order, now.plus(self.gateway_timeout_ms + ASK_EVERY_MS)).await?;
         let Some(record) = self.store.order(order).await? else { return Ok(()) };
         let Some(payment) = record.gateway.clone() else { return Ok(()) };
-        let now = self.clock.now();
         let Some(gateway) = self.gateways.get(payment.payment_type).cloned() else {
             tracing::error!(%order, kind = %payment.payment_type, "a payment's gateway is no longer configured");
             return self.store.postpone_payment(order, now.plus(WATCH_EVERY_MS)).await;
         };
-        // Not looked at by two at once, as a rule.
-        self.store.postpone_payment(order, now.plus(self.gateway_timeout_ms + ASK_EVERY_MS)).await?;
         match payment.state {
             GatewayState::Started => self.resolve(&record, &payment, &gateway).await,
             GatewayState::Watched => self.watch(&record, &payment, &gateway).await,

@@ -1,6 +1,8 @@
 //! What the clock brings about: holds that end, far holds whose order never came, gateway payments that are not known yet.
 //!
-//! Any number of processes may sweep at once: each step is decided by a script that checks whether it is still due.
+//! Each of these goes its own way in each partition, so that a gateway that hangs, or a partition that is away, holds up
+//! nothing else; and one that can't be ended now does not keep the next from ending. Any number of processes may sweep at
+//! once: each step is decided by a script that checks whether it is still due, so that a step may also be dropped half way.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,39 +24,72 @@ const AT_ONCE: usize = 32;
 /// How much later a far hold is looked at again whose order is still open.
 const FAR_AGAIN_MS: i64 = 60_000;
 
+/// A kind of thing that comes due.
+#[derive(Clone, Copy)]
+enum Due {
+    Orders,
+    Payments,
+    FarHolds,
+}
+
 impl Engine {
     /// Sweeps until `stop`.
     pub fn keep_sweeping(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
-        let (this, stop) = (self.clone(), stop.clone());
-        tasks.spawn(async move {
-            let mut ticks = tokio::time::interval(EVERY);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
+        for (here, due) in self.sweeps() {
+            let (this, stop) = (self.clone(), stop.clone());
+            tasks.spawn(async move {
+                let mut ticks = tokio::time::interval(EVERY);
+                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                let sweeping = async {
+                    loop {
+                        ticks.tick().await;
+                        if let Err(error) = this.sweep_one(here, due).await {
+                            tracing::warn!(partition = here.0, %error, "something due waits");
+                        }
+                    }
+                };
                 tokio::select! {
-                    _ = ticks.tick() => {}
-                    () = stop.cancelled() => return,
+                    () = sweeping => {}
+                    () = stop.cancelled() => {}
                 }
-                if let Err(error) = this.sweep().await {
-                    tracing::warn!(%error, "sweeping waits");
-                }
-            }
-        });
+            });
+        }
     }
 
-    /// Ends everything that is due now. Returns how many orders expired.
+    /// Ends everything that is due now, once. Returns how many orders expired.
     ///
     /// # Errors
-    /// Redis can't answer; what is due stays due.
+    /// The first thing that can't be ended now, after everything else was tried; it stays due.
     pub async fn sweep(&self) -> Result<usize, Error> {
-        let mut expired = 0;
-        for here in self.store.all() {
-            expired += self.sweep_orders(here).await?;
-            self.sweep_payments(here).await?;
-            if self.store.partitions() > 1 {
-                self.sweep_far_holds(here).await?;
+        let mut outcome = Ok(0);
+        for (here, due) in self.sweeps() {
+            outcome = match (outcome, self.sweep_one(here, due).await) {
+                (Ok(before), Ok(ended)) => Ok(before + ended),
+                (Err(first), _) | (_, Err(first)) => Err(first),
+            };
+        }
+        outcome
+    }
+
+    fn sweeps(&self) -> impl Iterator<Item = (Partition, Due)> + use<> {
+        let far = self.store.partitions() > 1;
+        let kinds = if far { &[Due::Orders, Due::Payments, Due::FarHolds][..] } else { &[Due::Orders, Due::Payments] };
+        self.store.all().flat_map(move |here| kinds.iter().map(move |due| (here, *due)))
+    }
+
+    /// Returns how many orders expired.
+    async fn sweep_one(&self, here: Partition, due: Due) -> Result<usize, Error> {
+        match due {
+            Due::Orders => self.sweep_orders(here).await,
+            Due::Payments => {
+                let orders = self.store.due_payments(here, self.clock.now(), MOST).await?;
+                all(orders, |order| self.look_at_payment(order)).await.map(|_| 0)
+            }
+            Due::FarHolds => {
+                let holds = self.store.due_holds(here, self.clock.now(), MOST).await?;
+                all(holds, |(order, user)| self.look_at_far_hold(here, order, user)).await.map(|_| 0)
             }
         }
-        Ok(expired)
     }
 
     async fn sweep_orders(&self, here: Partition) -> Result<usize, Error> {
@@ -62,12 +97,7 @@ impl Engine {
         loop {
             let due = self.store.due_orders(here, self.clock.now(), MOST).await?;
             let found = due.len();
-            let outcomes: Vec<Result<bool, Error>> =
-                stream::iter(due).map(|(order, _)| self.expire(order)).buffer_unordered(AT_ONCE).collect().await;
-            let mut ended = 0;
-            for outcome in outcomes {
-                ended += usize::from(outcome?);
-            }
+            let ended = all(due, |order| self.expire(order)).await?.into_iter().filter(|ended| *ended).count();
             expired += ended;
             // A full look that ended nothing would find the same again.
             if found < MOST || ended == 0 {
@@ -87,31 +117,29 @@ impl Engine {
         }
     }
 
-    async fn sweep_payments(&self, here: Partition) -> Result<(), Error> {
-        let due = self.store.due_payments(here, self.clock.now(), MOST).await?;
-        let looks: Vec<Result<(), Error>> =
-            stream::iter(due).map(|order| self.look_at_payment(order)).buffer_unordered(AT_ONCE).collect().await;
-        looks.into_iter().collect()
-    }
-
-    async fn sweep_far_holds(&self, here: Partition) -> Result<(), Error> {
+    async fn look_at_far_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
+        let call = Call { request_id: format!("expire-{order}"), key: None };
         let now = self.clock.now();
-        for (order, user) in self.store.due_holds(here, now, MOST).await? {
-            let call = Call { request_id: format!("expire-{order}"), key: None };
-            let verdict = self.store.order_verdict(order).await?;
-            let end = match verdict.status {
-                Some(OrderStatus::Pending) => {
-                    self.store.postpone_hold(here, order, user, now.plus(FAR_AGAIN_MS)).await?;
-                    continue;
-                }
-                Some(OrderStatus::Paid) => FarEnd::Settled,
-                _ if verdict.refunded => FarEnd::Refunded,
-                _ => FarEnd::Released,
-            };
-            let day = NaiveDate::parse_from_str(&verdict.day, crate::store::decisions::DAY_FORMAT).ok();
-            let day = day.map(|day| (day, crate::store::ranking::ranked_until(day))).filter(|(_, until)| *until > now);
-            self.store.stock_settle(self.context(&call), here, order, user, end, day).await?;
-        }
-        Ok(())
+        let verdict = self.store.order_verdict(order).await?;
+        let end = match verdict.status {
+            Some(OrderStatus::Pending) => {
+                return self.store.postpone_hold(here, order, user, now.plus(FAR_AGAIN_MS)).await;
+            }
+            Some(OrderStatus::Paid) => FarEnd::Settled,
+            _ if verdict.refunded => FarEnd::Refunded,
+            _ => FarEnd::Released,
+        };
+        let day = NaiveDate::parse_from_str(&verdict.day, crate::store::decisions::DAY_FORMAT).ok();
+        let day = day.map(|day| (day, crate::store::ranking::ranked_until(day))).filter(|(_, until)| *until > now);
+        self.store.stock_settle(self.context(&call), here, order, user, end, day).await
     }
+}
+
+/// Does all of these, some at once; the first error is returned after all were tried.
+async fn all<I, T, F: Future<Output = Result<T, Error>>>(
+    items: Vec<I>,
+    step: impl Fn(I) -> F,
+) -> Result<Vec<T>, Error> {
+    let outcomes: Vec<Result<T, Error>> = stream::iter(items).map(step).buffer_unordered(AT_ONCE).collect().await;
+    outcomes.into_iter().collect()
 }

@@ -11,7 +11,7 @@ pub mod apply;
 pub mod batch;
 pub mod relay;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use sea_orm::{
@@ -51,8 +51,14 @@ pub struct Projector {
     db: DatabaseConnection,
     clock: Clock,
     batch: usize,
-    /// Rung after every commit.
-    committed: Arc<tokio::sync::Notify>,
+}
+
+/// What a batch came to.
+struct Step {
+    /// Entries committed.
+    carried: usize,
+    /// Whether everything committed was relayed and trimmed.
+    relayed: Result<(), Failure>,
 }
 
 /// Why a batch was not committed.
@@ -85,13 +91,7 @@ impl From<DbErr> for Failure {
 
 impl Projector {
     pub fn new(store: Store, db: DatabaseConnection, clock: Clock, config: &ProjectorConfig) -> Self {
-        let committed = Arc::new(tokio::sync::Notify::new());
-        Projector { store, db, clock, batch: config.projector_batch as usize, committed }
-    }
-
-    /// Rung after every commit.
-    pub fn committed(&self) -> Arc<tokio::sync::Notify> {
-        self.committed.clone()
+        Projector { store, db, clock, batch: config.projector_batch as usize }
     }
 
     /// Follows every partition until `stop`, each in a task of its own.
@@ -110,8 +110,8 @@ impl Projector {
                 step = self.step(here, IDLE_WAIT) => step,
                 () = stop.cancelled() => return,
             };
-            match step {
-                Ok(_) => pause = FIRST_PAUSE,
+            match step.and_then(|step| if step.carried > 0 { Ok(()) } else { step.relayed }) {
+                Ok(()) => pause = FIRST_PAUSE,
                 Err(Failure::Overtaken) => tracing::debug!(partition = here.0, "overtaken by another projector"),
                 Err(failure) => {
                     tracing::warn!(partition = here.0, %failure, "the projection waits");
@@ -133,7 +133,7 @@ impl Projector {
         for here in self.store.all() {
             loop {
                 match self.step(here, Duration::ZERO).await {
-                    Ok(0) => break,
+                    Ok(Step { carried: 0, relayed }) => break relayed.map_err(|failure| anyhow!(failure))?,
                     Ok(_) | Err(Failure::Overtaken) => {}
                     Err(failure) => return Err(anyhow!(failure)),
                 }
@@ -142,18 +142,14 @@ impl Projector {
         Ok(())
     }
 
-    /// One batch: read, commit, relay, trim. Returns how many entries it carried.
-    async fn step(&self, here: Partition, wait: Duration) -> Result<usize, Failure> {
+    /// One batch: read, commit, relay, trim. A relay that fails (another partition is away) keeps its events in the outbox,
+    /// and does not keep the next ones from Postgres.
+    async fn step(&self, here: Partition, wait: Duration) -> Result<Step, Failure> {
         let from = self.position(here).await?;
         let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Away(format!("{error}")))?;
-        // What an earlier projector committed but did not live to trim.
-        loop {
-            let left = self.store.outbox_until(here, last, self.batch).await?;
-            let Some(end) = left.last().map(|entry| entry.id) else { break };
-            self.after_commit(here, &left, end).await?;
-        }
+        let mut relayed = self.finish_leftovers(here, last).await;
         let entries = self.store.outbox_after(here, last, self.batch, wait).await?;
-        let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(0) };
+        let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(Step { carried: 0, relayed }) };
         match self.commit(here, &from, &entries).await {
             // What lacks may have been committed and trimmed by another projector since we read the position.
             Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
@@ -161,9 +157,20 @@ impl Projector {
             }
             done => done?,
         }
-        self.committed.notify_waiters();
-        self.after_commit(here, &entries, end).await?;
-        Ok(entries.len())
+        // A trim takes everything before it along.
+        if relayed.is_ok() {
+            relayed = self.after_commit(here, &entries, end).await;
+        }
+        Ok(Step { carried: entries.len(), relayed })
+    }
+
+    /// What was committed before but not relayed and trimmed, by an earlier projector or by this one.
+    async fn finish_leftovers(&self, here: Partition, last: StreamId) -> Result<(), Failure> {
+        loop {
+            let left = self.store.outbox_until(here, last, self.batch).await?;
+            let Some(end) = left.last().map(|entry| entry.id) else { return Ok(()) };
+            self.after_commit(here, &left, end).await?;
+        }
     }
 
     async fn after_commit(&self, here: Partition, entries: &[Entry], end: StreamId) -> Result<(), Failure> {
@@ -282,7 +289,7 @@ enum CommitError {
 
 impl From<DbErr> for CommitError {
     fn from(error: DbErr) -> Self {
-        if db::is_transient(&error) { CommitError::Failed(error.into()) } else { CommitError::Bad(error.to_string()) }
+        if db::is_data_fault(&error) { CommitError::Bad(error.to_string()) } else { CommitError::Failed(error.into()) }
     }
 }
 

@@ -7,9 +7,12 @@
 //! A lane that broke is replaced by the next request that needs it; the request that found it broken is answered
 //! "unavailable", never sent again: it may have run.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, aio::MultiplexedConnection};
@@ -20,14 +23,17 @@ use super::{
 };
 use crate::{config::RedisConfig, domain::Error};
 
+/// How long a failed attempt to connect stands for those that come after it.
+const FAILURE_SHARED: Duration = Duration::from_millis(200);
+
 /// The shared connections.
 pub struct Lanes {
     connecting: Connecting,
     topology: RwLock<Arc<Topology>>,
     /// A server was not where it was thought to be: look again before the next command.
     astray: AtomicBool,
-    /// Held by the one request that looks.
-    looking: tokio::sync::Mutex<()>,
+    /// Held by the one request that looks; when the last look found nothing.
+    looking: tokio::sync::Mutex<Option<Instant>>,
     next: AtomicUsize,
 }
 
@@ -36,8 +42,8 @@ pub struct Lanes {
 pub(super) struct Lane {
     /// The connection, and how many there were up to it.
     current: RwLock<(u64, Option<MultiplexedConnection>)>,
-    /// Held by the one request that makes the new connection.
-    connecting: tokio::sync::Mutex<()>,
+    /// Held by the one request that makes the new connection; when the last attempt failed.
+    connecting: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// Which connection a command went over, to report how it went.
@@ -59,7 +65,7 @@ impl Lanes {
             connecting,
             topology: RwLock::new(Arc::new(topology)),
             astray: AtomicBool::new(false),
-            looking: tokio::sync::Mutex::new(()),
+            looking: tokio::sync::Mutex::new(None),
             next: AtomicUsize::new(0),
         })
     }
@@ -67,8 +73,9 @@ impl Lanes {
     /// The server that `partition` is on.
     async fn node(&self, partition: Partition) -> Result<Arc<Node>, Error> {
         if self.astray.load(Ordering::Acquire) {
-            let _looking = self.looking.lock().await;
+            let mut failed = self.looking.lock().await;
             if self.astray.load(Ordering::Acquire) {
+                fail_fast(*failed)?;
                 let before = self.current();
                 match self.connecting.discover(Some(&before)).await {
                     Ok(found) => {
@@ -77,6 +84,7 @@ impl Lanes {
                     }
                     Err(error) => {
                         tracing::warn!(%error, "no server of Redis can be reached");
+                        *failed = Some(Instant::now());
                         return Err(Error::unavailable("no connection to Redis"));
                     }
                 }
@@ -101,12 +109,14 @@ impl Lanes {
     }
 
     async fn open(&self, node: &Node, lane: &Lane) -> Result<(u64, MultiplexedConnection), Error> {
-        let _connecting = lane.connecting.lock().await;
+        let mut failed = lane.connecting.lock().await;
         if let Some(found) = lane.link() {
             return Ok(found);
         }
+        fail_fast(*failed)?;
         let fresh = node.pool.get().await.map_err(|error| {
             tracing::warn!(%error, "no connection to Redis");
+            *failed = Some(Instant::now());
             self.astray.store(true, Ordering::Release);
             Error::unavailable("no connection to Redis")
         })?;
@@ -164,6 +174,14 @@ impl Lanes {
         } else {
             Error::Internal(anyhow::Error::new(error).context("Redis refused a command"))
         }
+    }
+}
+
+/// Those that waited for an attempt which failed share its failure, rather than each waiting for one of their own.
+fn fail_fast(failed: Option<Instant>) -> Result<(), Error> {
+    match failed {
+        Some(at) if at.elapsed() < FAILURE_SHARED => Err(Error::unavailable("no connection to Redis")),
+        _ => Ok(()),
     }
 }
 

@@ -96,7 +96,7 @@ impl Store {
         let reply = match tokio::time::timeout(patience, read.query_async::<Option<StreamReadReply>>(&mut link)).await {
             Ok(Ok(reply)) => reply,
             failed => {
-                // Whatever comes now would be taken for the answer to the next question.
+                // The connection may still be blocked, or broken: the pool must not give it to anybody else.
                 drop(deadpool_redis::Connection::take(link));
                 return Err(match failed {
                     Ok(Err(error)) => self.lanes.translate(error),

@@ -205,19 +205,10 @@ impl Store {
         order_record(order, &fields).map(Some).ok_or_else(|| Error::Internal(anyhow!("order {order} is not readable")))
     }
 
-    /// Orders whose hold ended at or before `now`, longest due first, with their users.
-    pub async fn due_orders(&self, here: Partition, now: Millis, most: usize) -> Result<Vec<(OrderId, UserId)>, Error> {
+    /// Orders whose hold ended at or before `now`, longest due first.
+    pub async fn due_orders(&self, here: Partition, now: Millis, most: usize) -> Result<Vec<OrderId>, Error> {
         let ids = self.due(here, &Keys(here).expiry(), now, most).await?;
-        let ids: Vec<OrderId> = ids.iter().filter_map(|id| id.parse().ok()).filter_map(OrderId::new).collect();
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut read = redis::pipe();
-        for id in &ids {
-            read.cmd("HGET").arg(Keys(here).order(*id)).arg("user");
-        }
-        let users: Vec<Option<i64>> = self.pipe(here, &read).await?;
-        Ok(ids.into_iter().zip(users).filter_map(|(id, user)| Some((id, UserId::new(user?)?))).collect())
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).filter_map(OrderId::new).collect())
     }
 
     /// Orders whose gateway payment is to be looked at by `now`.

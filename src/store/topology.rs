@@ -89,7 +89,8 @@ impl Connecting {
             None => self.node(self.info.addr().clone())?,
         };
         let mut failure = anyhow::anyhow!("no server is known");
-        for seed in std::iter::once(&configured).chain(known.iter().filter(|node| !Arc::ptr_eq(node, &configured))) {
+        // Those known to have been there first: the configured one may be the very one that is gone.
+        for seed in known.iter().filter(|node| !Arc::ptr_eq(node, &configured)).chain([&configured]) {
             match self.ask(seed, &known).await {
                 Ok(topology) => return Ok(topology),
                 Err(error) => failure = error,
