@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use firstcome::{
@@ -15,23 +15,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-use crate::{books, harness};
+use crate::{
+    books,
+    harness::{self, until},
+};
 
 /// What no output may show.
 const SECRET: &str = "hunter2-is-a-secret";
 const ADMIN: &str = "a-token-for-tests";
-
-/// Looks until it is so; a machine may stall, so that only minutes without it are a failure.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(300), "not in five minutes: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// The program with these arguments, in an environment without our variables but for where the servers' programs are.
 fn program(args: &[&str]) -> Command {

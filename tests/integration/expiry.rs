@@ -1,28 +1,13 @@
 //! Holds end by themselves: not early, and their stock, their coupon and their place among the open orders come back
 //! exactly once, whoever sweeps and whatever comes between.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
 
 use firstcome::{app::App, domain::CloseReason, domain::event::Body, domain::event::Event};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{self, Options, World};
-
-/// Looks until it is so; a machine may stall, so that only minutes without it are a failure.
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(300), "not in five minutes: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+use crate::harness::{self, Options, World, until};
 
 async fn order(world: &World, order: i64, user: i64) -> Value {
     world.get(&format!("/api/v1/orders/{order}?userId={user}")).await.ok()

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     fake_gateway::{Behaviour, FakeGateway, Manner},
-    harness::{Options, World, gateways, open, postgres_url},
+    harness::{Options, World, gateways, open, postgres_url, until},
 };
 
 /// A world whose KAKAO_PAY goes to a fake gateway, with an order of 5,000 won to be paid through it.
@@ -295,4 +295,26 @@ async fn types_without_a_gateway_are_paid_from_the_balance() {
     assert_eq!(shop.world.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
     assert_eq!(shop.gateway.total_posts(), 0);
     shop.finish(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_hangs_holds_up_no_other_order_s_expiry() {
+    let shop = Shop::start(PATIENT_MS).await;
+    shop.gateway.next(Behaviour::CutAfterApproval);
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    let (buyer, cheap) = (shop.world.user(1_000).await, shop.world.product(100, 1).await);
+    let order = shop.world.order(buyer, cheap, 1).await.ok()["orderId"].as_i64().unwrap();
+    shop.gateway.status_queries_are(Manner::Hang);
+    shop.world.clock.advance(700_000);
+    shop.world.app.sweep();
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    shop.gateway.queried(uid, 1).await;
+    let path = format!("/api/v1/orders/{order}");
+    until("the other order expires", async || {
+        (shop.world.get(&path).await.ok()["orderStatus"] == "CANCELLED").then_some(())
+    })
+    .await;
+    assert_eq!(shop.gateway.status_queries(uid), 1, "the gateway still hangs on the first");
+    assert_eq!(shop.status().await.0, "PENDING");
+    shop.finish(5_000).await;
 }

@@ -1,10 +1,7 @@
 //! The projection: exactly once whatever is read twice, the same whatever the batches are, past what can't be applied,
 //! never past what is missing, and with Postgres away.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use firstcome::{
     app::App,
@@ -24,25 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     books,
-    harness::{self, ADMIN, Options, Reply, World},
+    harness::{self, ADMIN, Options, Reply, World, until},
 };
 
 const OUTBOX: &str = "{p0}:outbox";
 const META: &str = "{p0}:meta";
 
 type Entry = (String, Vec<(String, String)>);
-
-/// Looks until it is so; a machine may stall, so that only minutes without it are a failure.
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(300), "not in five minutes: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 async fn entries(redis: &mut MultiplexedConnection) -> Vec<Entry> {
     redis::cmd("XRANGE").arg(OUTBOX).arg("-").arg("+").query_async(redis).await.unwrap()
@@ -825,4 +810,26 @@ async fn postgres_goes_away_and_comes_back() {
     db.close().await.unwrap();
     redis.kill().await.unwrap();
     postgres.kill().await.unwrap();
+}
+
+/// A database that is not as this program knows it (a deploy half way, say) is no fault of the events: they wait.
+#[tokio::test]
+async fn what_is_wrong_with_the_database_makes_no_dead_letters() {
+    let world = World::start().await;
+    let user = world.user(1_000).await;
+    world.drain().await;
+    let pool = world.db.get_postgres_connection_pool();
+    let rename = |from: &str, to: &str| {
+        let sql = format!("ALTER TABLE balance_entries RENAME COLUMN {from} TO {to}");
+        async move { sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.unwrap() }
+    };
+    rename("amount", "sum").await;
+    world.put_charge(user, 100).await.ok();
+    world.put_charge(user, 200).await.ok();
+    let failed = world.app.projector.drain().await.unwrap_err().to_string();
+    assert!(failed.contains("amount"), "{failed}");
+    let letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
+    assert_eq!(letters, 0);
+    rename("sum", "amount").await;
+    world.finish().await;
 }
