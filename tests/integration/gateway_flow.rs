@@ -23,7 +23,7 @@ struct Shop {
 /// What a gateway gets to answer where it answers: more than any stall.
 const PATIENT_MS: u64 = 60_000;
 /// What it gets where it never does.
-const IMPATIENT_MS: u64 = 200;
+const IMPATIENT_MS: u64 = 3_000;
 
 impl Shop {
     async fn start(timeout_ms: u64) -> Shop {

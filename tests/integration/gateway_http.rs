@@ -16,7 +16,7 @@ use crate::fake_gateway::{Behaviour, FakeGateway, Manner};
 const PATIENT: Duration = Duration::from_secs(20);
 
 /// For calls that are never answered, whether they arrive in time or not.
-const HASTY: Duration = Duration::from_millis(200);
+const HASTY: Duration = Duration::from_secs(2);
 
 fn gateway_at(url: &str, timeout: Duration) -> HttpGateway {
     HttpGateway::new(PaymentType::Toss, &GatewayConfig { url: url.to_owned(), timeout, token: None }).unwrap()

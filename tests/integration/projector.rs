@@ -690,17 +690,8 @@ impl Shop {
         let migrating = db::connect(&harness::postgres_config(&url)).await.unwrap();
         db::migrate(&migrating).await.unwrap();
         migrating.close().await.unwrap();
-        let options = Options::default();
-        let shop = ShopConfig {
-            time_zone: chrono_tz::Asia::Seoul,
-            order_hold_seconds: options.hold_seconds,
-            max_open_orders_per_user: options.max_open_orders,
-            max_balance: firstcome::domain::MAX_SAFE_INTEGER,
-            partitions: Some(1),
-        };
-        let impatient = PostgresConfig { database_timeout_ms: 1_500, ..harness::postgres_config(&url) };
-        let redis_config = harness::redis_config(&redis.url());
-        let config = EngineConfig { redis: redis_config, postgres: impatient, shop, gateway: options.gateway };
+        let mut config = harness::engine_config(&Options::default(), &redis.url(), &url);
+        config.postgres.database_timeout_ms = 5_000;
         let app = App::open(&config, &ProjectorConfig { projector_batch: 3 }, Clock::system()).await.unwrap();
         app.project();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -74,16 +74,8 @@ impl Pair {
 }
 
 async fn open(redis: &str, postgres: &str, partitions: Option<u16>) -> anyhow::Result<App> {
-    let options = Options::default();
-    let shop = ShopConfig {
-        time_zone: chrono_tz::Asia::Seoul,
-        order_hold_seconds: options.hold_seconds,
-        max_open_orders_per_user: options.max_open_orders,
-        max_balance: firstcome::domain::MAX_SAFE_INTEGER,
-        partitions,
-    };
-    let (redis, postgres) = (harness::redis_config(redis), harness::postgres_config(postgres));
-    let config = EngineConfig { redis, postgres, shop, gateway: options.gateway };
+    let mut config = harness::engine_config(&Options::default(), redis, postgres);
+    config.shop.partitions = partitions;
     App::open(&config, &ProjectorConfig::default(), Clock::standing(START)).await
 }
 
