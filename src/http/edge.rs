@@ -156,7 +156,7 @@ mod tests {
     fn app() -> Router {
         let limits =
             TimeLimits { request: Duration::from_millis(20), long: Duration::from_secs(60), long_path: "/long" };
-        let hang = || tokio::time::sleep(Duration::from_millis(200));
+        let longer_than_a_request = || tokio::time::sleep(Duration::from_millis(200));
         Router::new()
             .route("/fine", get(|| async { "fine" }))
             .route("/echo", get(|request: Request| async move { RequestId::of(request.extensions()) }))
@@ -168,8 +168,8 @@ mod tests {
                     }
                 }),
             )
-            .route("/hang", get(hang))
-            .route("/long", get(hang))
+            .route("/hang", get(std::future::pending::<()>))
+            .route("/long", get(longer_than_a_request))
             .route("/axum", post(|_: Json<u8>| async {}))
             .route("/teapot", get(|| async { (StatusCode::IM_A_TEAPOT, "short and stout") }))
             .route("/bad-gateway", get(|| async { (StatusCode::BAD_GATEWAY, "plain text") }))

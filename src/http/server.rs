@@ -159,28 +159,40 @@ mod tests {
         address: SocketAddr,
         shutdown: CancellationToken,
         task: JoinHandle<io::Result<()>>,
+        /// A permit for each request to `/slow` and `/stuck` that has begun.
+        begun: Arc<Semaphore>,
+        /// Lets `/slow` go on; `/stuck` never does.
+        go: CancellationToken,
     }
 
     async fn start(limits: ServerLimits) -> Server {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let (begun, go) = (Arc::new(Semaphore::new(0)), CancellationToken::new());
+        let begins = |go: CancellationToken| {
+            let begun = begun.clone();
+            get(async move || {
+                begun.add_permits(1);
+                go.cancelled().await;
+            })
+        };
         let router = Router::new()
             .route("/peer", get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { peer.to_string() }))
-            .route("/slow", get(async || sleep(Duration::from_millis(300)).await))
-            .route("/stuck", get(async || sleep(Duration::from_secs(3600)).await));
+            .route("/slow", begins(go.clone()))
+            .route("/stuck", begins(CancellationToken::new()));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(serve(listener, router, limits, shutdown.clone()));
-        Server { address, shutdown, task }
+        Server { address, shutdown, task, begun, go }
     }
 
     async fn send(stream: &mut TcpStream, path: &str) {
         stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await.unwrap();
     }
 
-    /// Whatever comes within a second; empty if the connection is closed.
+    /// Whatever comes, however long that takes on a stalled machine; empty if the connection is closed.
     async fn read(stream: &mut TcpStream) -> Option<String> {
         let mut bytes = vec![0; 4096];
-        let read = timeout(Duration::from_secs(1), stream.read(&mut bytes)).await.ok()?.unwrap_or(0);
+        let read = timeout(Duration::from_secs(300), stream.read(&mut bytes)).await.ok()?.unwrap_or(0);
         Some(String::from_utf8_lossy(&bytes[..read]).into_owned())
     }
 
@@ -202,8 +214,10 @@ mod tests {
     #[tokio::test]
     async fn a_connection_more_than_allowed_waits() {
         let server = start(ServerLimits { max_connections: 1, ..ServerLimits::default() }).await;
-        let first = TcpStream::connect(server.address).await.unwrap();
-        sleep(Duration::from_millis(50)).await;
+        let mut first = TcpStream::connect(server.address).await.unwrap();
+        // Answered, and kept: it has the one slot.
+        send(&mut first, "/peer").await;
+        assert!(read(&mut first).await.unwrap().starts_with("HTTP/1.1 200"));
         let mut second = TcpStream::connect(server.address).await.unwrap();
         send(&mut second, "/peer").await;
         assert_eq!(timeout(Duration::from_millis(200), read(&mut second)).await.ok(), None);
@@ -223,18 +237,21 @@ mod tests {
 
     #[tokio::test]
     async fn shutdown_finishes_what_has_begun_and_no_more() {
-        let limits = ServerLimits { drain: Duration::from_millis(800), ..ServerLimits::default() };
+        let drain = Duration::from_secs(3);
+        let limits = ServerLimits { drain, ..ServerLimits::default() };
         let server = start(limits).await;
         let mut slow = TcpStream::connect(server.address).await.unwrap();
         let mut stuck = TcpStream::connect(server.address).await.unwrap();
         send(&mut slow, "/slow").await;
         send(&mut stuck, "/stuck").await;
-        sleep(Duration::from_millis(100)).await;
+        drop(server.begun.acquire_many(2).await.unwrap());
         let began = Instant::now();
         server.shutdown.cancel();
+        server.go.cancel();
         assert!(read(&mut slow).await.unwrap().starts_with("HTTP/1.1 200"));
         server.task.await.unwrap().unwrap();
-        assert!((700..3_000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+        // The stuck one was given its time, and no more: it would never have ended by itself.
+        assert!(began.elapsed() >= drain, "{:?}", began.elapsed());
         assert_eq!(read(&mut stuck).await.unwrap(), "");
         assert!(TcpStream::connect(server.address).await.is_err());
     }

@@ -1,11 +1,9 @@
 //! The same service on a Redis Cluster of three nodes: each partition on the node that owns its slot.
 
-use std::time::{Duration, Instant};
-
 use firstcome::dev::{self, RedisServer, ScratchDir};
 use serde_json::json;
 
-use crate::harness::{Options, World, fresh_database, raw_redis};
+use crate::harness::{Options, World, fresh_database, raw_redis, until};
 
 /// Three nodes that know each other, with a third of the slots each.
 async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
@@ -30,17 +28,13 @@ async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
         }
     }
     // They gossip at their own pace; this waits for the fact, not for a time.
-    let started = Instant::now();
     for (node, ..) in &nodes {
         let mut link = raw_redis(&node.url()).await;
-        loop {
+        until("the cluster comes up", async || {
             let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut link).await.unwrap();
-            if info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3") {
-                break;
-            }
-            assert!(started.elapsed() < Duration::from_secs(600), "the cluster does not come up: {info}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            (info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")).then_some(())
+        })
+        .await;
     }
     nodes.into_iter().map(|(node, ..)| node).collect()
 }

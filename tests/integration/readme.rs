@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeSet,
     process::{Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use firstcome::dev::{ScratchDir, free_port};
+
+use crate::harness::{client, until};
 
 const README: &str = include_str!("../../README.md");
 
@@ -69,13 +70,12 @@ async fn the_tour_runs_as_printed() {
         .stderr(Stdio::null())
         .spawn();
     let mut program = Running(program.unwrap());
-    let (ready, started) = (format!("http://127.0.0.1:{port}/readyz"), Instant::now());
-    let client = crate::harness::client();
-    while client.get(&ready).send().await.is_err() {
+    let (ready, client) = (format!("http://127.0.0.1:{port}/readyz"), client());
+    until("`firstcome dev` comes up", async || {
         assert!(program.0.try_wait().unwrap().is_none(), "`firstcome dev` ended");
-        assert!(started.elapsed() < Duration::from_secs(1200), "`firstcome dev` does not come up");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        client.get(&ready).send().await.ok()
+    })
+    .await;
     let steps = tour();
     assert!(steps.len() > 10);
     // One shell for all, as a reader has; a line of its own before each output.
