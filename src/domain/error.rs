@@ -37,8 +37,6 @@ pub enum Error {
     CouponOutOfStock,
     #[error("no such product")]
     ProductNotFound,
-    #[error("no such ranking scope")]
-    InvalidScope,
     #[error("the order request is not valid")]
     InvalidOrder,
     #[error("a product is sold out")]

@@ -101,8 +101,13 @@ impl Engine {
         let mut stock = HashMap::new();
         for here in self.store.all() {
             let mine = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.home(id.get()) == here);
-            for found in self.store.products_of(here, &mine.collect::<Vec<_>>()).await? {
-                let found = found.ok_or(Error::ProductNotFound)?;
+            let mine: Vec<ProductId> = mine.collect();
+            for (id, found) in mine.iter().zip(self.store.products_of(here, &mine).await?) {
+                let found = match found {
+                    Some(found) => found,
+                    // Asked for by itself, it is told apart from a partition that lost its data.
+                    None => self.store.product(*id).await?,
+                };
                 stock.insert(found.product_id, found.stock);
             }
         }

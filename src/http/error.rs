@@ -124,7 +124,6 @@ impl From<&Error> for Code {
             Error::CampaignNotFound => Code::CouponNotFound,
             Error::CouponOutOfStock => Code::CouponOutOfStock,
             Error::ProductNotFound => Code::ProductNotFound,
-            Error::InvalidScope => Code::InvalidScope,
             Error::InvalidOrder => Code::InvalidOrder,
             Error::SoldOut => Code::SoldOut,
             Error::InsufficientStock => Code::InsufficientStock,

@@ -5,7 +5,7 @@
 
 use chrono::NaiveDate;
 
-use crate::domain::types::{Category, CouponId, OrderId, ProductId, UserId};
+use crate::domain::types::{CouponId, OrderId, ProductId, UserId};
 
 /// A partition: the unit of atomicity. Whatever has this number as `id mod N` is at home in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,10 +138,5 @@ impl Keys {
     /// zset: product id by won of paid orders, of one day.
     pub fn rank_won(self, day: NaiveDate) -> String {
         self.key(format_args!("rank:won:{}", day.format("%Y%m%d")))
-    }
-
-    /// [`Keys::category`] of a validated category.
-    pub fn of_category(self, category: &Category) -> String {
-        self.category(category.as_str())
     }
 }

@@ -164,7 +164,7 @@ impl Store {
         let (mut ids, mut total) = (Vec::new(), 0);
         for here in self.all() {
             let set = match category {
-                Some(category) => Keys(here).of_category(category),
+                Some(category) => Keys(here).category(category.as_str()),
                 None => Keys(here).catalogue(),
             };
             // With one partition the page itself; with many, each one's share of everything up to the page's end.

@@ -78,7 +78,7 @@ impl Store {
             .key(keys.price())
             .key(keys.stock())
             .key(keys.catalogue())
-            .key(keys.of_category(&new.category))
+            .key(keys.category(new.category.as_str()))
             .arg(id.get())
             .arg(&new.name)
             .arg(new.price)
