@@ -25,10 +25,11 @@ if not u[1] then return { 'USER_NOT_FOUND' } end
 local before, entry_no = tonumber(u[2]), tonumber(u[3]) + 1
 local after = before + amount
 if after > limit then return { 'LIMIT' } end
+local reply = { 'CHARGED', epoch, seq, u[1], after }
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'balance_charged', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'user', user_id, 'entry_no', entry_no, 'amount', amount, 'before', before, 'after', after,
-  'prev', u[4])
+  'prev', u[4], record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', user, 'balance', after, 'entries', entry_no, 'tail', id)
-return remember(record, fingerprint, ttl, { 'CHARGED', epoch, seq, u[1], after })
+return remember(record, fingerprint, ttl, reply)

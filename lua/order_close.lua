@@ -66,11 +66,13 @@ local by_gateway = o[11] == 'GATEWAY'
 local credit = (from == 'PAID' and not by_gateway) and final or 0
 local after = before + credit
 if credit > 0 then entry_no = entry_no + 1 end
+local reply = why == 'DECLINE' and { 'DECLINED', epoch, seq } or { 'CLOSED', epoch, seq, status, reason, now }
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'from', from, 'status', status, 'reason', reason,
   'lines', lines, 'far', far, 'coupon', coupon_id, 'receipt', receipt, 'method', o[11] or '',
-  'day', day, 'credit', credit, 'before', before, 'after', after, 'entry_no', entry_no, 'prev', u[3])
+  'day', day, 'watch', ask_again ~= '' and '1' or '0', 'credit', credit, 'before', before, 'after', after,
+  'entry_no', entry_no, 'prev', u[3], record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', order, 'status', status, 'reason', reason, 'closed_at', now)
 if from == 'PENDING' then
@@ -97,5 +99,4 @@ else
   if day_counts then unrank(ids, units, prices, rank_units, rank_won) end
 end
 mark_coupon(coupons, coupon_id, 'A', '', '')
-if why == 'DECLINE' then return remember(record, fingerprint, ttl, { 'DECLINED', epoch, seq }) end
-return remember(record, fingerprint, ttl, { 'CLOSED', epoch, seq, status, reason, now })
+return remember(record, fingerprint, ttl, reply)

@@ -19,6 +19,7 @@
 --      8 payment type  9 payment id  10 receipt  11 BALANCE | GATEWAY  12 the gateway's transaction id or ''
 --     13 today, YYYYMMDD  14 the life of today's rankings from now (s)
 -- Returns {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
+--      or {'PAID_BEFORE', payment id, receipt, paid at} (a gateway's verdict, told again)
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
 -- Emits order_paid, or order_closed (FAILED, PAYMENT_DECLINED)
@@ -42,7 +43,7 @@ if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
 local status, final, lines, far, coupon_id, gateway_state = o[2], tonumber(o[3]), o[4], o[5], o[6], o[8]
 if by_gateway then
   if o[7] ~= receipt then return { 'CLOSED' } end
-  if status == 'PAID' then return { 'PAID', epoch, seq - 1, o[9], receipt, o[10] } end
+  if status == 'PAID' then return { 'PAID_BEFORE', o[9], receipt, o[10] } end
   if status ~= 'PENDING' or gateway_state ~= 'STARTED' then return { 'CLOSED' } end
 else
   if status == 'PAID' then return { 'ALREADY_PAID' } end
@@ -55,26 +56,30 @@ local before, entry_no = tonumber(u[1]), tonumber(u[2])
 local ids, units, prices = unpack_lines(lines)
 ---- checks above, writes below -------------------------------------------------------------------------------------
 if not by_gateway and before < final then
+  local reply = { 'DECLINED', epoch, seq }
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
     'rid', request_id, 'order', order_id, 'user', user_id, 'from', 'PENDING', 'status', 'FAILED',
     'reason', 'PAYMENT_DECLINED', 'lines', lines, 'far', far, 'coupon', coupon_id, 'receipt', '', 'method', '',
-    'day', '', 'credit', 0, 'before', before, 'after', before, 'entry_no', entry_no, 'prev', u[3])
+    'day', '', 'watch', '0', 'credit', 0, 'before', before, 'after', before, 'entry_no', entry_no, 'prev', u[3],
+    record_of(record, fingerprint, reply))
   redis.call('HSET', meta, 'seq', seq)
   redis.call('HSET', order, 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now)
   redis.call('ZREM', expiry, order_id)
   redis.call('HINCRBY', user, 'open', -1)
   move_units(ids, units, held, stock)
   mark_coupon(coupons, coupon_id, 'A', '', '')
-  return remember(record, fingerprint, ttl, { 'DECLINED', epoch, seq })
+  return remember(record, fingerprint, ttl, reply)
 end
 -- What leaves the balance: nothing if a gateway took the money, or if there was nothing to pay.
 local debit = by_gateway and 0 or final
 local after, method = before - debit, by_gateway and 'GATEWAY' or 'BALANCE'
 if debit > 0 then entry_no = entry_no + 1 end
+local reply = { 'PAID', epoch, seq, payment_id, receipt, now }
 local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_paid', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'amount', final, 'type', payment_type, 'method', method,
   'payment', payment_id, 'receipt', receipt, 'transaction', transaction, 'lines', lines, 'far', far,
-  'coupon', coupon_id, 'day', day, 'debit', debit, 'before', before, 'after', after, 'entry_no', entry_no, 'prev', u[3])
+  'coupon', coupon_id, 'day', day, 'debit', debit, 'before', before, 'after', after, 'entry_no', entry_no, 'prev', u[3],
+  record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', order, 'status', 'PAID', 'payment', payment_id, 'type', payment_type, 'method', method,
   'receipt', receipt, 'paid_at', now, 'day', day)
@@ -88,4 +93,4 @@ if debit > 0 then redis.call('HSET', user, 'balance', after, 'entries', entry_no
 move_units(ids, units, held, sold)
 mark_coupon(coupons, coupon_id, 'U', order_id, now)
 rank(ids, units, prices, rank_units, rank_won, rank_life)
-return remember(record, fingerprint, ttl, { 'PAID', epoch, seq, payment_id, receipt, now })
+return remember(record, fingerprint, ttl, reply)

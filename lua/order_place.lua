@@ -85,10 +85,12 @@ if coupon_id ~= '' then
 end
 local final = total - discount
 if must_afford and tonumber(u[2]) < final then return { 'INSUFFICIENT_BALANCE' } end
+local reply = { 'PLACED', epoch, seq, order_id, final, now }
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_placed', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'lines', packed, 'far', far, 'total', total,
-  'discount', discount, 'final', final, 'coupon', coupon_id, 'expires_at', expires_at)
+  'discount', discount, 'final', final, 'coupon', coupon_id, 'expires_at', expires_at,
+  record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', order, 'user', user_id, 'status', 'PENDING', 'lines', packed, 'far', far, 'total', total,
   'discount', discount, 'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at)
@@ -96,4 +98,4 @@ redis.call('ZADD', expiry, expires_at, order_id)
 redis.call('HINCRBY', user, 'open', 1)
 move_units(ids, units, stock, held)
 mark_coupon(coupons, coupon_id, 'H', order_id, '')
-return remember(record, fingerprint, ttl, { 'PLACED', epoch, seq, order_id, final, now })
+return remember(record, fingerprint, ttl, reply)

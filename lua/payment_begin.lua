@@ -33,7 +33,7 @@ if amount ~= tonumber(o[3]) then return { 'WRONG_AMOUNT' } end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'payment_started', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'amount', amount, 'type', payment_type,
-  'payment', payment_id, 'receipt', receipt)
+  'payment', payment_id, 'receipt', receipt, record_of(record, fingerprint, { 'RUNNING' }))
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', order, 'gateway', 'STARTED', 'gateway_at', now, 'type', payment_type, 'payment', payment_id,
   'receipt', receipt, 'key', key_digest, 'fingerprint', fingerprint)

@@ -34,13 +34,15 @@ if units < 0 then return { 'INSUFFICIENT_STOCK' } end
 if stocked > limit then return { 'LIMIT' } end
 if name == '' then name = p[1] end
 if won == '' then won = redis.call('HGET', price, product_id) end
+local reply = { 'UPDATED', epoch, seq, name, won, units, category }
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'product_updated', 'epoch', epoch, 'seq', seq, 'at', now,
-  'rid', request_id, 'product', product_id, 'name', name, 'price', won, 'category', category, 'delta', delta)
+  'rid', request_id, 'product', product_id, 'name', name, 'price', won, 'category', category, 'delta', delta,
+  record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', product, 'name', name, 'category', category, 'stocked', stocked)
 redis.call('HSET', price, product_id, won)
 redis.call('HSET', stock, product_id, units)
 redis.call('ZREM', old_category, product_id)
 redis.call('ZADD', new_category, product_id, product_id)
-return remember(record, fingerprint, ttl, { 'UPDATED', epoch, seq, name, won, units, category })
+return remember(record, fingerprint, ttl, reply)

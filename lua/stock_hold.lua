@@ -10,7 +10,7 @@
 --      6 stock   hash    product id -> units on sale
 --      7 held    hash    product id -> units held
 -- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 when to look at the hold (ms)  6 n, then n pairs: product id, quantity
--- Returns {'HELD', epoch, seq, lines} (also when repeated) | RELEASED (it came back before)
+-- Returns {'HELD', epoch, seq, lines} | {'HELD_BEFORE', lines} | RELEASED (it came back before)
 --      or {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id} | CLOSED_BOOKS
 -- Emits stock_held
 --@include books
@@ -21,7 +21,7 @@ local now, request_id, order_id, user_id, due, n = ARGV[1], ARGV[2], ARGV[3], AR
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
 local h = redis.call('HMGET', hold, 'state', 'lines')
-if h[1] == 'HELD' then return { 'HELD', epoch, seq - 1, h[2] } end
+if h[1] == 'HELD' then return { 'HELD_BEFORE', h[2] } end
 if h[1] then return { 'RELEASED' } end
 local ids, units = {}, {}
 for i = 1, n do ids[i], units[i] = ARGV[5 + 2 * i], tonumber(ARGV[6 + 2 * i]) end

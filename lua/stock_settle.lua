@@ -14,7 +14,7 @@
 -- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 SETTLED | RELEASED | REFUNDED
 --      6 '1' where the day of the sale still counts, else '0'  7 the life of its rankings from now (s)
 --      8 the life of an ended hold's mark (ms)
--- Returns {'MOVED', epoch, seq} or UNCHANGED | CLOSED_BOOKS
+-- Returns {'MOVED', epoch, seq} or MARKED (there was nothing yet, and now nothing can come) | UNCHANGED | CLOSED_BOOKS
 -- Emits stock_settled
 --@include books
 --@include holds
@@ -51,4 +51,5 @@ elseif was == 'SETTLED' then
   move_units(ids, units, sold, stock)
   if day_counts then unrank(ids, units, prices, rank_units, rank_won) end
 end
+if was == '' then return { 'MARKED' } end
 return { 'MOVED', epoch, seq }

@@ -32,7 +32,7 @@ impl App {
     /// # Errors
     /// The reason why they can't be served from, and what to do about it.
     pub async fn open(config: &EngineConfig, projector: &ProjectorConfig, clock: Clock) -> anyhow::Result<Self> {
-        let EngineConfig { redis, postgres, shop, gateway } = config;
+        let EngineConfig { redis, postgres, shop, gateway, durability } = config;
         let gateways = Gateways::connect(gateway.urls().map(|(kind, url)| {
             let config = gateway::GatewayConfig {
                 url: url.expose().to_owned(),
@@ -43,8 +43,8 @@ impl App {
         }))
         .context("the payment gateways can't be set up")?;
         let db = db::connect(postgres).await?;
-        let store = startup::open(Store::connect(redis).await?, &db, shop.partitions).await?;
-        let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway);
+        let store = startup::open(Store::connect(redis).await?, &db, shop.partitions, redis.allow_unsafe_redis).await?;
+        let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
         Ok(App {
             engine: Arc::new(engine),
             projector: Projector::new(store.clone(), db.clone(), clock, projector),
@@ -63,6 +63,11 @@ impl App {
     /// Starts ending what is due.
     pub fn sweep(&self) {
         self.engine.keep_sweeping(&self.background, &self.stop_background);
+    }
+
+    /// Starts watching over the stores. `projects`: this process also runs the projection.
+    pub fn watch(&self, projects: bool) {
+        self.engine.keep_watch(projects, &self.background, &self.stop_background);
     }
 
     /// The router with everything in it.

@@ -4,7 +4,7 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::domain::types::{MAX_SAFE_INTEGER, PaymentType, Won};
 
@@ -49,6 +49,38 @@ pub struct RedisConfig {
     /// Milliseconds to wait for Redis before answering 503
     #[arg(long, env = "REDIS_TIMEOUT_MS", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub redis_timeout_ms: u64,
+    /// Serve from a Redis whose settings may lose what was acknowledged (no AOF, another appendfsync than always, an
+    /// evicting maxmemory-policy), with a warning rather than not at all
+    #[arg(long, env = "ALLOW_UNSAFE_REDIS")]
+    pub allow_unsafe_redis: bool,
+}
+
+/// What must have happened before a write is answered.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ack {
+    /// Redis has it on its disk.
+    #[default]
+    Redis,
+    /// Postgres has it too: what was acknowledged survives the loss of Redis's disk.
+    Postgres,
+}
+
+/// How much may be lost, and how much may be under way.
+#[derive(Args, Clone, Debug)]
+pub struct DurabilityConfig {
+    /// What a write's reply waits for: Redis's disk, or also PostgreSQL's commit (what was acknowledged then survives the
+    /// loss of Redis's disk)
+    #[arg(long, env = "ACK", value_enum, default_value_t)]
+    pub ack: Ack,
+    /// Decisions that PostgreSQL may be behind before writes are answered 503
+    #[arg(long, env = "MAX_BACKLOG", default_value_t = 1_000_000, value_parser = clap::value_parser!(i64).range(1..=MAX_SAFE_INTEGER))]
+    pub max_backlog: i64,
+}
+
+impl Default for DurabilityConfig {
+    fn default() -> Self {
+        DurabilityConfig { ack: Ack::default(), max_backlog: 1_000_000 }
+    }
 }
 
 /// Postgres, which remembers.
@@ -136,6 +168,8 @@ pub struct EngineConfig {
     pub shop: ShopConfig,
     #[command(flatten)]
     pub gateway: GatewayConfig,
+    #[command(flatten)]
+    pub durability: DurabilityConfig,
 }
 
 /// The HTTP server.

@@ -53,6 +53,8 @@ struct Dev {
     #[command(flatten)]
     gateway: GatewayConfig,
     #[command(flatten)]
+    durability: DurabilityConfig,
+    #[command(flatten)]
     http: HttpConfig,
 }
 
@@ -143,6 +145,7 @@ async fn run(
         app.project();
     }
     app.sweep();
+    app.watch(projects);
     tracing::info!(address = %listener.local_addr()?, "serving");
     app.serve(listener, http, stop).await?;
     app.stop(projects.then(|| Duration::from_secs(http.drain_seconds))).await;
@@ -155,6 +158,7 @@ async fn project(options: Project) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     app.project();
     app.sweep();
+    app.watch(true);
     tracing::info!("projecting");
     stop.cancelled().await;
     app.stop(Some(Duration::from_secs(drain_seconds))).await;
@@ -162,7 +166,7 @@ async fn project(options: Project) -> anyhow::Result<()> {
 }
 
 async fn dev(options: Dev) -> anyhow::Result<()> {
-    let Dev { dir, shop, gateway, mut http } = options;
+    let Dev { dir, shop, gateway, durability, mut http } = options;
     let stop = stop_signal()?;
     // First the port: it is what is most likely taken, and the servers take a while.
     let listener = bind(http.bind_addr).await?;
@@ -170,7 +174,7 @@ async fn dev(options: Dev) -> anyhow::Result<()> {
         stack = Stack::start(&dir) => stack?,
         () = stop.cancelled() => return Ok(()),
     };
-    let served = dev_on(&stack, &dir, &shop, &gateway, &mut http, listener, stop).await;
+    let served = dev_on(&stack, &dir, (shop, gateway, durability), &mut http, listener, stop).await;
     let stopped = stack.stop().await;
     served.and(stopped)
 }
@@ -178,8 +182,7 @@ async fn dev(options: Dev) -> anyhow::Result<()> {
 async fn dev_on(
     stack: &Stack,
     dir: &Path,
-    shop: &ShopConfig,
-    gateway: &GatewayConfig,
+    (shop, gateway, durability): (ShopConfig, GatewayConfig, DurabilityConfig),
     http: &mut HttpConfig,
     listener: TcpListener,
     stop: CancellationToken,
@@ -189,11 +192,16 @@ async fn dev_on(
         database_connections: 10,
         database_timeout_ms: 30_000,
     };
-    let redis = RedisConfig { redis_url: Secret::new(stack.redis_url()), redis_lanes: 4, redis_timeout_ms: 10_000 };
+    let redis = RedisConfig {
+        redis_url: Secret::new(stack.redis_url()),
+        redis_lanes: 4,
+        redis_timeout_ms: 10_000,
+        allow_unsafe_redis: false,
+    };
     db::create_database(&postgres(stack.admin_database_url()), "firstcome").await?;
     let postgres = postgres(stack.database_url());
     db::migrate(&db::connect(&postgres).await?).await?;
-    let engine = EngineConfig { redis, postgres, shop: shop.clone(), gateway: gateway.clone() };
+    let engine = EngineConfig { redis, postgres, shop, gateway, durability };
     let app = App::open(&engine, &ProjectorConfig::default(), Clock::system()).await?;
     seed::demo(&app.engine).await?;
     let token = match &http.admin_token {

@@ -20,6 +20,19 @@ local function replay(record, fingerprint)
   return prior
 end
 
+-- The fields by which an event carries the idempotency record of its decision, so that it outlives Redis: nothing if the
+-- request had no key. Each part of the reply is preceded by its length ("4:PAID2:17").
+local function record_of(record, fingerprint, reply)
+  if fingerprint == '' then return end
+  local parts = {}
+  for i = 1, #reply do
+    local part = reply[i]
+    if type(part) == 'number' then part = string.format('%.0f', part) end
+    parts[i] = #part .. ':' .. part
+  end
+  return 'key', string.match(record, ':idem:(.*)$'), 'print', fingerprint, 'reply', table.concat(parts)
+end
+
 -- Files the reply under the idempotency key, if the request had one, and returns it. Below the line only.
 local function remember(record, fingerprint, ttl_ms, reply)
   if fingerprint ~= '' then

@@ -112,3 +112,21 @@ entity! {
         created_at: DateTimeUtc,
     }
 }
+
+entity! {
+    /// What a rebuild keeps of products.
+    products = "products" {
+        #[sea_orm(primary_key, auto_increment = false)]
+        id: i64,
+        withheld: i64,
+    }
+}
+
+entity! {
+    /// The same of campaigns.
+    campaigns = "campaigns" {
+        #[sea_orm(primary_key, auto_increment = false)]
+        id: i64,
+        withheld: i64,
+    }
+}

@@ -22,7 +22,10 @@ use sqlx::{
 use crate::{config::PostgresConfig, domain::Error};
 
 /// The migrations, oldest first: version, what it is about, the SQL.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "initial", include_str!("../../migrations/0001_initial.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "initial", include_str!("../../migrations/0001_initial.sql")),
+    (2, "rebuild", include_str!("../../migrations/0002_rebuild.sql")),
+];
 
 /// Makes the pool.
 ///

@@ -8,7 +8,7 @@ use sea_orm::{
 };
 
 use super::{
-    entities::{balance_entries, dead_letters, order_lines, orders, payments, positions},
+    entities::{balance_entries, campaigns, dead_letters, order_lines, orders, payments, positions, products},
     translate,
 };
 use crate::domain::{Error, model::*, types::*};
@@ -158,6 +158,37 @@ pub async fn dead_letters(db: &DatabaseConnection) -> Result<HashMap<u16, i64>, 
         .await
         .map_err(translate)?;
     Ok(rows.into_iter().map(|(partition, letters)| (partition as u16, letters)).collect())
+}
+
+/// What a rebuild keeps off sale: the first `most` products and campaigns by id.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn withheld(db: &DatabaseConnection, most: u64) -> Result<Withheld, Error> {
+    let products: Vec<(i64, i64)> = products::Entity::find()
+        .select_only()
+        .columns([products::Column::Id, products::Column::Withheld])
+        .filter(products::Column::Withheld.gt(0))
+        .order_by_asc(products::Column::Id)
+        .limit(most)
+        .into_tuple()
+        .all(db)
+        .await
+        .map_err(translate)?;
+    let campaigns: Vec<(i64, i64)> = campaigns::Entity::find()
+        .select_only()
+        .columns([campaigns::Column::Id, campaigns::Column::Withheld])
+        .filter(campaigns::Column::Withheld.gt(0))
+        .order_by_asc(campaigns::Column::Id)
+        .limit(most)
+        .into_tuple()
+        .all(db)
+        .await
+        .map_err(translate)?;
+    Ok(Withheld {
+        products: products.into_iter().filter_map(|(id, n)| Some((ProductId::new(id)?, n))).collect(),
+        coupons: campaigns.into_iter().filter_map(|(id, n)| Some((CouponId::new(id)?, n))).collect(),
+    })
 }
 
 fn word<T: std::str::FromStr<Err = UnknownWord>>(word: &str) -> Result<T, Error> {

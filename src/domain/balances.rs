@@ -31,8 +31,8 @@ impl Engine {
     /// outbox is in Postgres.
     ///
     /// # Errors
-    /// [`Error::UserNotFound`]; [`Error::Unavailable`] while Postgres is, or while it lags so far that the user's own
-    /// entries can't be walked.
+    /// [`Error::UserNotFound`]; [`Error::Unavailable`] while Postgres is and the outbox does not have all that is asked for,
+    /// or while it lags so far that the user's own entries can't be walked.
     pub async fn history(&self, user: UserId, limit: i64, before: Option<i64>) -> Result<Vec<BalanceEntry>, Error> {
         // First the outbox, then Postgres: the other way round, a commit and trim in between would hide an entry.
         let wanted = limit.max(0) as usize;
@@ -42,9 +42,11 @@ impl Engine {
         if more && entries.len() < wanted {
             return Err(Error::unavailable("the history is still being written down"));
         }
-        let written = db::reads::history(&self.db, user, limit.max(0) as u64, before).await?;
         let oldest = entries.last().map_or(i64::MAX, |entry| entry.entry_no);
-        entries.extend(written.into_iter().filter(|entry| entry.entry_no < oldest));
+        if entries.len() < wanted && oldest > 1 {
+            let written = db::reads::history(&self.db, user, limit.max(0) as u64, before).await?;
+            entries.extend(written.into_iter().filter(|entry| entry.entry_no < oldest));
+        }
         entries.truncate(wanted);
         entries.reverse();
         Ok(entries)

@@ -19,25 +19,96 @@ pub struct Event {
     pub seq: i64,
     pub at: Millis,
     pub body: Body,
+    /// What is to be answered to a repeat of the request.
+    pub record: Option<Record>,
+}
+
+/// The idempotency record of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Of the key, as in the record's name.
+    pub digest: String,
+    /// Of the request.
+    pub fingerprint: String,
+    /// The script's reply, packed: see [`unpack_reply`].
+    pub reply: String,
 }
 
 /// What was decided. Lines named `lines` are of products at home in the event's partition, `far` of others.
 #[derive(Clone, Debug)]
 pub enum Body {
-    UsersCreated { first: UserId, step: i64, count: i64, balance: Won, name: String, prefixed: bool },
-    ProductCreated { product: ProductId, name: String, price: Won, units: i64, category: String },
-    ProductUpdated { product: ProductId, name: String, price: Won, category: String, delta: i64 },
+    UsersCreated {
+        first: UserId,
+        step: i64,
+        count: i64,
+        balance: Won,
+        name: String,
+        prefixed: bool,
+    },
+    ProductCreated {
+        product: ProductId,
+        name: String,
+        price: Won,
+        units: i64,
+        category: String,
+    },
+    ProductUpdated {
+        product: ProductId,
+        name: String,
+        price: Won,
+        category: String,
+        delta: i64,
+    },
     CampaignCreated(CampaignTerms),
-    CouponIssued { coupon: CouponId, user: UserId, issue_no: i64, at_home: bool },
-    CouponGranted { coupon: CouponId, user: UserId, issue_no: i64, issued_at: Millis },
+    CouponIssued {
+        coupon: CouponId,
+        user: UserId,
+        issue_no: i64,
+        at_home: bool,
+    },
+    CouponGranted {
+        coupon: CouponId,
+        user: UserId,
+        issue_no: i64,
+        issued_at: Millis,
+    },
     BalanceCharged(BalanceEntry),
     OrderPlaced(Placed),
     PaymentStarted(Started),
     OrderPaid(Paid),
     OrderClosed(Closed),
-    PaymentEnded { order: OrderId, receipt: String, refunded: bool },
-    StockHeld { lines: Vec<OrderLine> },
-    StockSettled { lines: Vec<OrderLine>, from: HoldState, to: HoldState },
+    PaymentEnded {
+        order: OrderId,
+        receipt: String,
+        refunded: bool,
+    },
+    StockHeld {
+        order: OrderId,
+        user: UserId,
+        lines: Vec<OrderLine>,
+    },
+    StockSettled {
+        order: OrderId,
+        user: UserId,
+        lines: Vec<OrderLine>,
+        from: HoldState,
+        to: HoldState,
+    },
+    /// Nothing but the record.
+    IdsReserved,
+    /// A rebuild: what it keeps off sale.
+    Rebuilt {
+        units: Vec<(ProductId, i64)>,
+        coupons: Vec<(CouponId, i64)>,
+    },
+    StockReleased {
+        product: ProductId,
+        units: i64,
+    },
+    CouponsReleased {
+        coupon: CouponId,
+        count: i64,
+    },
 }
 
 /// `order_placed`
@@ -99,6 +170,8 @@ pub struct Closed {
     pub coupon: Option<CouponId>,
     /// The payment that was declined or refunded.
     pub receipt: Option<String>,
+    /// The gateway could not say for certain that it took nothing, and is asked for a while yet.
+    pub watched: bool,
     pub by_gateway: bool,
     /// What came back to the balance.
     pub entry: Option<BalanceEntry>,
@@ -111,8 +184,21 @@ pub struct Closed {
 pub enum HoldState {
     Held,
     Settled,
-    /// Back on sale: released or refunded.
-    Back,
+    /// Back on sale, as is the next.
+    Released,
+    Refunded,
+}
+
+impl HoldState {
+    /// As Redis and Postgres have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HoldState::Held => "HELD",
+            HoldState::Settled => "SETTLED",
+            HoldState::Released => "RELEASED",
+            HoldState::Refunded => "REFUNDED",
+        }
+    }
 }
 
 /// Why an entry of the outbox is no event.
@@ -179,9 +265,30 @@ impl<'a> Fields<'a> {
         match self.text(name)? {
             "HELD" => Ok(HoldState::Held),
             "SETTLED" => Ok(HoldState::Settled),
-            "RELEASED" | "REFUNDED" => Ok(HoldState::Back),
+            "RELEASED" => Ok(HoldState::Released),
+            "REFUNDED" => Ok(HoldState::Refunded),
             other => Err(Self::bad(name, other)),
         }
+    }
+
+    /// `id:count,...`
+    fn counts<T>(&self, name: &str, new: fn(i64) -> Option<T>) -> Result<Vec<(T, i64)>, BadEvent> {
+        let text = self.text(name)?;
+        let pair = |packed: &str| {
+            let (id, count) = packed.split_once(':')?;
+            Some((new(id.parse().ok()?)?, count.parse().ok().filter(|n| (1..=MAX_SAFE_INTEGER).contains(n))?))
+        };
+        let pairs = text.split(',').filter(|packed| !packed.is_empty()).map(pair);
+        pairs.collect::<Option<_>>().ok_or_else(|| Self::bad(name, text))
+    }
+
+    fn record(&self) -> Result<Option<Record>, BadEvent> {
+        if !self.0.contains_key("key") {
+            return Ok(None);
+        }
+        let (digest, fingerprint, reply) = (self.text("key")?, self.text("print")?, self.text("reply")?);
+        unpack_reply(reply).ok_or_else(|| Self::bad("reply", reply))?;
+        Ok(Some(Record { digest: digest.into(), fingerprint: fingerprint.into(), reply: reply.into() }))
     }
 
     fn entry(&self, kind: TransactionType, amount: &str, at: Millis) -> Result<BalanceEntry, BadEvent> {
@@ -207,6 +314,24 @@ pub fn unpack_lines(packed: &str) -> Option<Vec<OrderLine>> {
     (lines.len() <= MAX_ORDER_LINES).then_some(lines)
 }
 
+/// Packs lines as `product:quantity:price,...`.
+pub fn pack_lines(lines: &[OrderLine]) -> String {
+    let packed = lines.iter().map(|line| format!("{}:{}:{}", line.product_id, line.quantity, line.price));
+    packed.collect::<Vec<_>>().join(",")
+}
+
+/// The words of a packed reply, each preceded by its length in bytes (`4:PAID2:17`); `None` where it is none.
+pub fn unpack_reply(mut packed: &str) -> Option<Vec<&str>> {
+    let mut words = Vec::new();
+    while !packed.is_empty() {
+        let (length, rest) = packed.split_once(':')?;
+        let (word, rest) = rest.split_at_checked(length.parse().ok()?)?;
+        words.push(word);
+        packed = rest;
+    }
+    Some(words)
+}
+
 fn unpack_line(packed: &str) -> Option<OrderLine> {
     let mut parts = packed.split(':');
     let product_id = ProductId::new(parts.next()?.parse().ok()?)?;
@@ -221,6 +346,12 @@ pub fn position(fields: &[(String, String)]) -> Option<(i64, i64)> {
     Some((find("epoch")?, find("seq")?))
 }
 
+/// Whether an entry was written by a program newer than this one, which has to wait for it.
+pub fn is_newer(fields: &[(String, String)]) -> bool {
+    let version = fields.iter().find(|(field, _)| field == "v").and_then(|(_, value)| value.parse().ok());
+    version.is_some_and(|version: i64| version > VERSION)
+}
+
 impl Event {
     /// Decodes a stream entry's fields.
     ///
@@ -233,7 +364,8 @@ impl Event {
             return Err(BadEvent(format!("version {version} is unknown")));
         }
         let at = f.time("at")?;
-        Ok(Event { epoch: f.count("epoch")?, seq: f.count("seq")?, at, body: Body::decode(&f, at)? })
+        let (epoch, seq, body) = (f.count("epoch")?, f.count("seq")?, Body::decode(&f, at)?);
+        Ok(Event { epoch, seq, at, body, record: f.record()? })
     }
 
     /// What the event did to `user`'s balance, if anything.
@@ -354,6 +486,7 @@ impl Body {
                 far: f.lines("far")?,
                 coupon: f.optional_id("coupon", CouponId::new)?,
                 receipt: f.optional("receipt")?,
+                watched: f.0.contains_key("watch") && f.flag("watch")?,
                 by_gateway: f.text("method")? == "GATEWAY",
                 entry: match f.count("credit")? {
                     0 => None,
@@ -366,9 +499,28 @@ impl Body {
                 receipt: f.text("receipt")?.to_owned(),
                 refunded: f.text("outcome")? == "REFUNDED",
             },
-            "stock_held" => Body::StockHeld { lines: f.lines("lines")? },
-            "stock_settled" => {
-                Body::StockSettled { lines: f.lines("lines")?, from: f.hold_state("from")?, to: f.hold_state("to")? }
+            "stock_held" => Body::StockHeld {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                lines: f.lines("lines")?,
+            },
+            "stock_settled" => Body::StockSettled {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                lines: f.lines("lines")?,
+                from: f.hold_state("from")?,
+                to: f.hold_state("to")?,
+            },
+            "ids_reserved" => Body::IdsReserved,
+            "rebuilt" => Body::Rebuilt {
+                units: f.counts("units", ProductId::new)?,
+                coupons: f.counts("coupons", CouponId::new)?,
+            },
+            "stock_released" => {
+                Body::StockReleased { product: f.id("product", ProductId::new)?, units: f.count("units")? }
+            }
+            "coupons_released" => {
+                Body::CouponsReleased { coupon: f.id("coupon", CouponId::new)?, count: f.count("count")? }
             }
             other => return Err(Fields::bad("kind", other)),
         })

@@ -5,8 +5,11 @@
 
 use std::sync::Mutex;
 
-use super::{Call, Error, types::MAX_SAFE_INTEGER};
-use crate::store::{Store, keys::Partition};
+use super::{
+    Call, Error,
+    types::{MAX_SAFE_INTEGER, Millis},
+};
+use crate::store::{Store, decisions::Context, keys::Partition};
 
 /// Numbers reserved at once.
 const BLOCK: i64 = 1000;
@@ -29,7 +32,7 @@ impl Sequence {
     ///
     /// # Errors
     /// Redis can't answer.
-    pub(super) async fn next(&self, store: &Store, home: Partition) -> Result<i64, Error> {
+    pub(super) async fn next(&self, store: &Store, home: Partition, now: Millis) -> Result<i64, Error> {
         let n = match self.take() {
             Some(n) => n,
             None => {
@@ -37,7 +40,8 @@ impl Sequence {
                 match self.take() {
                     Some(n) => n,
                     None => {
-                        let first = store.ids_reserve(&Call::default(), self.name, BLOCK).await?.value;
+                        let context = Context { now, call: &Call::default() };
+                        let first = store.ids_reserve(context, self.name, BLOCK).await?.value;
                         *self.left.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = (first + 1, first + BLOCK);
                         first
                     }

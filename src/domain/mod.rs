@@ -20,6 +20,7 @@ mod payments;
 mod products;
 pub mod startup;
 mod sweeper;
+mod vigil;
 
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub use model::*;
 pub use types::*;
 
 use crate::{
-    config::{GatewayConfig, ShopConfig},
+    config::{DurabilityConfig, GatewayConfig, ShopConfig},
     db,
     gateway::Gateways,
     store::{Store, decisions::Context},
@@ -60,6 +61,7 @@ pub struct Engine {
     payments_seq: ids::Sequence,
     campaigns: coupons::CampaignCache,
     popular: products::PopularCache,
+    durability: vigil::Durability,
 }
 
 impl Engine {
@@ -70,6 +72,7 @@ impl Engine {
         shop: &ShopConfig,
         gateways: Gateways,
         gateway: &GatewayConfig,
+        durability: &DurabilityConfig,
     ) -> Self {
         Engine {
             store,
@@ -87,6 +90,7 @@ impl Engine {
             payments_seq: ids::Sequence::new("payment"),
             campaigns: coupons::CampaignCache::default(),
             popular: products::PopularCache::default(),
+            durability: vigil::Durability::new(durability.ack, durability.max_backlog),
         }
     }
 

@@ -94,6 +94,8 @@ pub struct CampaignTerms {
 pub struct Campaign {
     pub terms: CampaignTerms,
     pub issued: i64,
+    /// Kept back by a rebuild, until an operator releases them.
+    pub withheld: i64,
 }
 
 /// A campaign to create. Times that were left out: open at once, and until `expires_at`.
@@ -330,8 +332,19 @@ pub struct ProjectionStatus {
     pub lag_events: i64,
     /// Age of the oldest of them.
     pub lag_seconds: f64,
+    /// How many decisions Postgres may be behind before writes are turned away.
+    pub max_backlog: i64,
     pub dead_letters: i64,
     pub partitions: Vec<PartitionStatus>,
+}
+
+/// What a rebuild keeps off sale, until an operator releases it: the first of each by id.
+#[derive(Clone, Debug)]
+pub struct Withheld {
+    /// Units by product.
+    pub products: Vec<(ProductId, i64)>,
+    /// Coupons by campaign.
+    pub coupons: Vec<(CouponId, i64)>,
 }
 
 /// The same for one partition.

@@ -9,6 +9,8 @@ use crate::store::{decisions::UserBatch, keys::Partition};
 
 /// Users created by one script: some hundred microseconds of Redis's time.
 const USERS_AT_ONCE: i64 = 250;
+/// What is shown, and released at once, of the products and of the campaigns that a rebuild keeps something of.
+const MOST_WITHHELD: u64 = 1000;
 /// How often a product's change is tried when its category changes under our eyes.
 const UPDATE_ATTEMPTS: usize = 5;
 
@@ -19,7 +21,7 @@ impl Engine {
     /// The shared refusals.
     pub async fn create_user(&self, call: &Call, new: NewUser) -> Outcome<Balance> {
         self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(call, "user", 1).await?;
+        let reserved = self.store.ids_reserve(self.context(call), "user", 1).await?;
         let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
         let batch =
             UserBatch { first: user_id, step: 1, count: 1, name: &new.name, prefixed: false, balance: new.balance };
@@ -33,7 +35,7 @@ impl Engine {
     /// The shared refusals. Users created before the error stay; a repeat under the same idempotency key creates the rest.
     pub async fn create_users(&self, call: &Call, new: NewUsers) -> Outcome<CreatedUsers> {
         self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(call, "user", new.count).await?;
+        let reserved = self.store.ids_reserve(self.context(call), "user", new.count).await?;
         let first = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
         let step = i64::from(self.store.partitions());
         let end = first.get() + new.count;
@@ -63,7 +65,7 @@ impl Engine {
     /// The shared refusals.
     pub async fn create_product(&self, call: &Call, new: NewProduct) -> Outcome<Product> {
         self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(call, "product", 1).await?;
+        let reserved = self.store.ids_reserve(self.context(call), "product", 1).await?;
         let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
         self.store.product_create(self.context(call), product_id, &new).await?;
         let NewProduct { name, price, stock, category } = new;
@@ -103,7 +105,7 @@ impl Engine {
             Some(first) => Reply { value: first, replayed: true },
             None => {
                 self.store.key_claim(call).await?;
-                self.store.ids_reserve(call, "coupon", 1).await?
+                self.store.ids_reserve(self.context(call), "coupon", 1).await?
             }
         };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
@@ -112,7 +114,57 @@ impl Engine {
         self.store.campaign_create(self.context(call), &terms).await?;
         // A repeat is answered as the first time, whatever was issued since.
         let terms = if reserved.replayed { self.campaign(coupon_id).await?.terms } else { terms };
-        Ok(reserved.map(|_| Campaign { terms, issued: 0 }))
+        Ok(reserved.map(|_| Campaign { terms, issued: 0, withheld: 0 }))
+    }
+
+    /// What a rebuild keeps off sale, once Postgres has what was decided before (or two seconds later).
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while Postgres is.
+    pub async fn withheld(&self) -> Result<Withheld, Error> {
+        self.projected().await?;
+        db::reads::withheld(&self.db, MOST_WITHHELD).await
+    }
+
+    /// Puts units of a product back on sale that a rebuild kept off it: how many it still keeps.
+    ///
+    /// # Errors
+    /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where it keeps less.
+    pub async fn release_units(&self, call: &Call, product: ProductId, units: i64) -> Outcome<i64> {
+        self.store.key_claim(call).await?;
+        self.store.stock_release(self.context(call), product, units).await
+    }
+
+    /// Lets coupons be issued again that a rebuild kept back: how many it still keeps.
+    ///
+    /// # Errors
+    /// [`Error::CampaignNotFound`]; [`Error::InsufficientStock`] where it keeps less.
+    pub async fn release_coupons(&self, call: &Call, coupon: CouponId, count: i64) -> Outcome<i64> {
+        self.store.key_claim(call).await?;
+        self.store.coupon_release(self.context(call), coupon, count).await
+    }
+
+    /// Releases all that a rebuild keeps, or as much of it as is released at once: what is left. Repeating it goes on.
+    ///
+    /// # Errors
+    /// The shared refusals; what was released before stays so.
+    pub async fn release_all(&self, call: &Call) -> Result<Withheld, Error> {
+        let call = Call { request_id: call.request_id.clone(), key: None };
+        let withheld = self.withheld().await?;
+        for (product, units) in withheld.products {
+            match self.release_units(&call, product, units).await {
+                // Another operator was at it.
+                Ok(_) | Err(Error::InsufficientStock) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (coupon, count) in withheld.coupons {
+            match self.release_coupons(&call, coupon, count).await {
+                Ok(_) | Err(Error::InsufficientStock) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.withheld().await
     }
 
     /// A page of orders, newest first, from Postgres, once it has what was decided before (or two seconds later).
@@ -150,6 +202,7 @@ impl Engine {
         Ok(ProjectionStatus {
             lag_events: partitions.iter().map(|p| (p.decided_seq - p.projected_seq).max(0)).sum(),
             lag_seconds: partitions.iter().map(|p| p.lag_seconds).fold(0.0, f64::max),
+            max_backlog: self.durability.max_backlog,
             dead_letters: letters.values().sum(),
             partitions,
         })
@@ -160,8 +213,12 @@ impl Engine {
     pub async fn ready(&self) -> Result<(), Vec<String>> {
         let mut reasons = Vec::new();
         for here in self.store.all() {
-            if let Err(error) = self.store.check_open(here).await {
-                reasons.push(format!("partition {}: {error}", here.0));
+            if let Err(error) = self.store.look(here).await {
+                let reason = match error {
+                    Error::Unavailable { reason, .. } => reason,
+                    other => other.to_string(),
+                };
+                reasons.push(format!("partition {}: {reason}", here.0));
             }
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }

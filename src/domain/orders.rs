@@ -6,7 +6,7 @@ use chrono::NaiveDate;
 
 use super::*;
 use crate::store::{
-    decisions::{Closed, Closing, DAY_FORMAT, Decision, FarEnd, Placing},
+    decisions::{Closed, Closing, DAY_FORMAT, FarEnd, Placing},
     keys::Partition,
     ranking::ranked_until,
     records::OrderRecord,
@@ -25,7 +25,7 @@ impl Engine {
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
         self.store.key_claim(call).await?;
         let home = self.store.home(order.user_id.get());
-        let id = self.orders_seq.next(&self.store, home).await?;
+        let id = self.orders_seq.next(&self.store, home, self.clock.now()).await?;
         let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
         let terms = match order.coupon_id {
             Some(coupon) => self.terms(coupon).await?,
@@ -43,7 +43,7 @@ impl Engine {
             far,
         };
         if far.is_empty() {
-            return Ok(self.store.order_place(context, &order, &placing("")).await?.reply());
+            return self.store.order_place(context, &order, &placing("")).await;
         }
         // A repeat is answered before anything is looked at or held elsewhere.
         if let Some(placed) = self.store.order_placed_before(call, home).await? {
@@ -80,7 +80,7 @@ impl Engine {
                 }
             }
         }
-        Ok(placed?.reply())
+        placed
     }
 
     /// The lines whose products are at home elsewhere, by partition.
@@ -160,7 +160,7 @@ impl Engine {
         call: &Call,
         record: &OrderRecord,
         closing: Closing<'_>,
-    ) -> Result<Option<Decision<Closed>>, Error> {
+    ) -> Result<Option<Reply<Closed>>, Error> {
         let (order, user) = (record.order.order_id, record.order.user_id);
         let context = self.context(call);
         let Some(closed) = self.store.order_close(context, order, user, closing).await? else { return Ok(None) };

@@ -35,7 +35,7 @@ impl Engine {
     /// [`Error::Unavailable`] where a gateway's outcome is not known yet.
     pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
         self.store.key_claim(call).await?;
-        let id = self.payments_seq.next(&self.store, self.store.home(payment.order_id.get())).await?;
+        let id = self.payments_seq.next(&self.store, self.store.home(payment.order_id.get()), self.clock.now()).await?;
         let payment_id = PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))?;
         let receipt = Uuid::now_v7().to_string();
         // Nothing to pay is nothing to ask a gateway for.
@@ -76,7 +76,7 @@ impl Engine {
         }
         // Last: a ranking merged before the far step would lack it.
         self.popular.sold();
-        Ok(settled.reply())
+        Ok(settled)
     }
 
     /// Carries a settled order's end to other partitions; what fails here is relayed later.

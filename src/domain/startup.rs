@@ -3,14 +3,21 @@
 //! An empty Redis beside an empty Postgres is a new store. Everything else must match: the identity, the partitions, and
 //! Redis at or past the position that Postgres has of each partition. What does not match is refused, never repaired here.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use uuid::Uuid;
 
+use super::Error;
 use crate::{
     db::{self, identity},
-    store::{Identity, Store, keys::Partition},
+    store::{Identity, Position, Store, keys::Partition, vigil::Witness},
 };
 
+/// How long the store waits for Postgres's word when Redis was restarted.
+const WITNESS_PATIENCE: Duration = Duration::from_secs(2);
+/// The way on.
+const REBUILD: &str = "bring back the Redis that knows them, or run `firstcome rebuild`: see docs/operations.md";
 /// The epoch of a store that was never rebuilt.
 const FIRST_EPOCH: i64 = 1;
 
@@ -18,8 +25,14 @@ const FIRST_EPOCH: i64 = 1;
 ///
 /// # Errors
 /// The reason why these two can't be served from, and what to do about it.
-pub async fn open(store: Store, db: &db::Connection, partitions: Option<u16>) -> anyhow::Result<Store> {
+pub async fn open(
+    store: Store,
+    db: &db::Connection,
+    partitions: Option<u16>,
+    allow_unsafe_redis: bool,
+) -> anyhow::Result<Store> {
     db::check_schema(db).await?;
+    store.check_settings(allow_unsafe_redis).await?;
     let here = store.identity().await?;
     let there = identity::read(db).await?.map(identity_of);
     let identity = match (here, there) {
@@ -66,9 +79,39 @@ pub async fn open(store: Store, db: &db::Connection, partitions: Option<u16>) ->
         bail!("PARTITIONS is {wanted}, but this store has {} and that can't be changed", identity.partitions);
     }
     let store = store.with_partitions(identity.partitions);
+    if identity.partitions > 1 {
+        store.check_settings(allow_unsafe_redis).await?;
+    }
     check_positions(&store, db).await?;
     store.load_scripts().await?;
+    store.guard(&identity.store, allow_unsafe_redis, witness(db));
+    for here in store.all() {
+        store.look(here).await.map_err(|error| match error {
+            Error::Unavailable { reason, .. } => anyhow::anyhow!("{reason} ({REBUILD})"),
+            other => other.into(),
+        })?;
+    }
     Ok(store)
+}
+
+/// Postgres, asked by the store how far the partitions had decided.
+fn witness(db: &db::Connection) -> Witness {
+    let db = db.clone();
+    Box::new(move || {
+        let db = db.clone();
+        Box::pin(async move {
+            match tokio::time::timeout(WITNESS_PATIENCE, db::reads::positions(&db)).await {
+                Ok(Ok(positions)) => positions
+                    .into_iter()
+                    .map(|at| (Partition(at.partition), Position { epoch: at.epoch, seq: at.seq }))
+                    .collect(),
+                _ => {
+                    tracing::warn!("PostgreSQL can't say how far it is: only what this process was told counts");
+                    Vec::new()
+                }
+            }
+        })
+    })
 }
 
 /// Redis must be at or past what Postgres has of each partition; behind it, decisions were lost.
@@ -78,7 +121,7 @@ async fn check_positions(store: &Store, db: &db::Connection) -> anyhow::Result<(
         if (decided.epoch, decided.seq) < (projected.epoch, projected.seq) {
             bail!(
                 "partition {} of Redis is at ({}, {}), behind PostgreSQL's ({}, {}): Redis lost decisions that were \
-                 acknowledged, and serving on would contradict them",
+                 acknowledged, and serving on would contradict them ({REBUILD})",
                 projected.partition,
                 decided.epoch,
                 decided.seq,

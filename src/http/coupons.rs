@@ -236,14 +236,14 @@ pub struct CampaignResponse {
 
 impl CampaignResponse {
     pub fn new(campaign: Campaign, zone: Tz) -> Self {
-        let Campaign { terms, issued } = campaign;
+        let Campaign { terms, issued, withheld } = campaign;
         CampaignResponse {
             coupon_id: terms.coupon_id.get(),
             discount_type: terms.discount.kind,
             discount_amount: terms.discount.amount,
             total_quantity: terms.total,
             issued_quantity: issued,
-            remaining_quantity: terms.total - issued,
+            remaining_quantity: terms.total - issued - withheld,
             opens_at: terms.opens_at.local(zone),
             closes_at: terms.closes_at.local(zone),
             expired_at: terms.expires_at.local(zone),

@@ -14,6 +14,7 @@ mod balances;
 mod body;
 mod coupons;
 mod decode;
+mod durable;
 mod edge;
 pub mod error;
 mod health;
@@ -43,6 +44,7 @@ pub fn router(state: AppState) -> Router {
     routes
         .merge(openapi::router(document))
         .fallback(not_found)
+        .layer(from_fn_with_state(state.engine.clone(), durable::durable))
         .layer(from_fn_with_state(state.config.time_limits(), edge::edge))
         .with_state(state)
 }

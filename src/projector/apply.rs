@@ -7,7 +7,10 @@
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement, Value};
 
 use super::batch::Batch;
-use crate::domain::types::Millis;
+use crate::{
+    domain::{event::pack_lines, types::Millis},
+    store::{decisions::RECORD_LIFE_MS, keys::Partition},
+};
 
 /// Why a batch could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -47,18 +50,20 @@ macro_rules! column {
     };
 }
 
-/// Applies a batch.
+/// Applies a batch of a partition.
 ///
 /// # Errors
 /// A row that violates a constraint, or that is not there, or Postgres being away.
-pub async fn apply(transaction: &DatabaseTransaction, batch: &Batch) -> Result<(), ApplyError> {
+pub async fn apply(transaction: &DatabaseTransaction, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
     let db = Apply(transaction);
     users(&db, batch).await?;
     products(&db, batch).await?;
     campaigns(&db, batch).await?;
     orders(&db, batch).await?;
     coupons(&db, batch).await?;
-    payments(&db, batch).await
+    payments(&db, batch).await?;
+    holds(&db, here, batch).await?;
+    records(&db, here, batch).await
 }
 
 async fn users(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
@@ -142,15 +147,17 @@ async fn products(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         "products",
         units.len(),
         "UPDATE products SET on_sale = products.on_sale + new.on_sale, held = products.held + new.held,
-             sold = products.sold + new.sold, stocked = products.stocked + new.stocked
-         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
-             AS new (id, on_sale, held, sold, stocked)
+             sold = products.sold + new.sold, withheld = products.withheld + new.withheld,
+             stocked = products.stocked + new.stocked
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+             AS new (id, on_sale, held, sold, withheld, stocked)
          WHERE products.id = new.id",
         vec![
             column!(units, (id, _) => **id),
             column!(units, (_, u) => u.on_sale),
             column!(units, (_, u) => u.held),
             column!(units, (_, u) => u.sold),
+            column!(units, (_, u) => u.withheld),
             column!(units, (_, u) => u.stocked),
         ],
     )
@@ -185,9 +192,14 @@ async fn campaigns(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     db.run(
         "campaigns",
         issued.len(),
-        "UPDATE campaigns SET issued = campaigns.issued + new.issued
-         FROM unnest($1::bigint[], $2::bigint[]) AS new (id, issued) WHERE campaigns.id = new.id",
-        vec![column!(issued, (id, _) => **id), column!(issued, (_, issued) => **issued)],
+        "UPDATE campaigns SET issued = campaigns.issued + new.issued, withheld = campaigns.withheld + new.withheld
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (id, issued, withheld)
+         WHERE campaigns.id = new.id",
+        vec![
+            column!(issued, (id, _) => **id),
+            column!(issued, (_, n) => n.issued),
+            column!(issued, (_, n) => n.withheld),
+        ],
     )
     .await
 }
@@ -205,6 +217,21 @@ async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
             column!(new, c => c.user),
             column!(new, c => c.issue_no),
             column!(new, c => ms(c.at)),
+        ],
+    )
+    .await?;
+    let far = &batch.far_coupons;
+    db.run(
+        "far coupons",
+        far.len(),
+        "INSERT INTO far_coupons (coupon_id, user_id, issue_no, issued_at)
+         SELECT coupon, user_id, issue_no, to_timestamp(at / 1000.0)
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (coupon, user_id, issue_no, at)",
+        vec![
+            column!(far, c => c.coupon),
+            column!(far, c => c.user),
+            column!(far, c => c.issue_no),
+            column!(far, c => ms(c.at)),
         ],
     )
     .await?;
@@ -271,9 +298,10 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         states.len(),
         "UPDATE orders SET status = new.status,
              paid_at = coalesce(to_timestamp(NULLIF(new.paid_at, 0) / 1000.0), orders.paid_at),
-             closed_at = to_timestamp(NULLIF(new.closed_at, 0) / 1000.0), close_reason = NULLIF(new.reason, '')
-         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
-             AS new (id, status, paid_at, closed_at, reason)
+             closed_at = to_timestamp(NULLIF(new.closed_at, 0) / 1000.0), close_reason = NULLIF(new.reason, ''),
+             sold_on = coalesce(NULLIF(new.sold_on, '')::date, orders.sold_on)
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[])
+             AS new (id, status, paid_at, closed_at, reason, sold_on)
          WHERE orders.id = new.id",
         vec![
             column!(states, (id, _) => **id),
@@ -281,6 +309,7 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
             column!(states, (_, state) => optional_ms(state.paid_at)),
             column!(states, (_, state) => optional_ms(state.closed_at)),
             column!(states, (_, state) => state.reason.map_or("", |reason| reason.as_str()).to_owned()),
+            column!(states, (_, state) => state.sold_on.map(|day| day.to_string()).unwrap_or_default()),
         ],
     )
     .await
@@ -291,10 +320,13 @@ async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     db.run(
         "new payments",
         new.len(),
-        "INSERT INTO payments (id, order_id, user_id, payment_type, method, status, amount, receipt, started_at)
-         SELECT id, order_id, user_id, type, method, 'STARTED', amount, receipt, to_timestamp(at / 1000.0)
+        "INSERT INTO payments
+             (id, order_id, user_id, payment_type, method, status, amount, receipt, started_at, key_digest, key_fingerprint)
+         SELECT id, order_id, user_id, type, method, 'STARTED', amount, receipt, to_timestamp(at / 1000.0),
+             NULLIF(digest, ''), NULLIF(fingerprint, '')
          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[],
-                     $8::bigint[]) AS new (id, order_id, user_id, type, method, amount, receipt, at)",
+                     $8::bigint[], $9::text[], $10::text[])
+             AS new (id, order_id, user_id, type, method, amount, receipt, at, digest, fingerprint)",
         vec![
             column!(new, p => p.id),
             column!(new, p => p.order),
@@ -304,6 +336,8 @@ async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
             column!(new, p => p.amount),
             column!(new, p => p.receipt.clone()),
             column!(new, p => ms(p.at)),
+            column!(new, p => p.key.as_ref().map_or("", |(digest, _)| digest).to_owned()),
+            column!(new, p => p.key.as_ref().map_or("", |(_, fingerprint)| fingerprint).to_owned()),
         ],
     )
     .await?;
@@ -324,6 +358,48 @@ async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
             column!(states, (_, state) => state.transaction.clone().unwrap_or_default()),
             column!(states, (_, state) => optional_ms(state.paid_at)),
             column!(states, (_, state) => optional_ms(state.ended_at)),
+        ],
+    )
+    .await
+}
+
+async fn holds(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
+    let holds: Vec<_> = batch.holds.iter().collect();
+    db.run(
+        "stock holds",
+        holds.len(),
+        "INSERT INTO stock_holds (partition, order_id, user_id, state, lines)
+         SELECT $1, order_id, user_id, state, lines
+         FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::text[]) AS new (order_id, user_id, state, lines)
+         ON CONFLICT (partition, order_id) DO UPDATE SET state = excluded.state",
+        vec![
+            i32::from(here.0).into(),
+            column!(holds, (order, _) => **order),
+            column!(holds, (_, hold) => hold.user),
+            column!(holds, (_, hold) => hold.state.as_str().to_owned()),
+            column!(holds, (_, hold) => pack_lines(&hold.lines)),
+        ],
+    )
+    .await
+}
+
+async fn records(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
+    let records: Vec<_> = batch.records.values().collect();
+    db.run(
+        "idempotency records",
+        records.len(),
+        // A key may be used again once its record has ended; a payment's record is first RUNNING, then its outcome.
+        "INSERT INTO idempotency_records (partition, digest, fingerprint, reply, expires_at)
+         SELECT $1, digest, fingerprint, reply, to_timestamp(until / 1000.0)
+         FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) AS new (digest, fingerprint, reply, until)
+         ON CONFLICT (partition, digest) DO UPDATE
+             SET fingerprint = excluded.fingerprint, reply = excluded.reply, expires_at = excluded.expires_at",
+        vec![
+            i32::from(here.0).into(),
+            column!(records, (record, _) => record.digest.clone()),
+            column!(records, (record, _) => record.fingerprint.clone()),
+            column!(records, (record, _) => record.reply.clone()),
+            column!(records, (_, at) => ms(at.plus(RECORD_LIFE_MS))),
         ],
     )
     .await

@@ -6,10 +6,15 @@
 
 use std::collections::HashMap;
 
-use crate::domain::{
-    event::{self, Body, Event, HoldState},
-    model::{BalanceEntry, CampaignTerms, OrderLine},
-    types::*,
+use chrono::NaiveDate;
+
+use crate::{
+    domain::{
+        event::{self, Body, Event, HoldState},
+        model::{BalanceEntry, CampaignTerms, OrderLine},
+        types::*,
+    },
+    store::decisions::DAY_FORMAT,
 };
 
 /// What a batch does.
@@ -24,9 +29,11 @@ pub struct Batch {
     /// What is added to the counters of a product.
     pub units: HashMap<i64, Units>,
     pub new_campaigns: Vec<(CampaignTerms, Millis)>,
-    /// Coupons given out, by campaign.
-    pub issued: HashMap<i64, i64>,
+    /// What is added to the counters of a campaign.
+    pub issued: HashMap<i64, Issued>,
     pub new_coupons: Vec<NewCoupon>,
+    /// Issued to users at home elsewhere.
+    pub far_coupons: Vec<NewCoupon>,
     /// By coupon and user.
     pub coupons: HashMap<(i64, i64), CouponState>,
     pub new_orders: Vec<(event::Placed, Millis)>,
@@ -36,6 +43,10 @@ pub struct Batch {
     /// By receipt.
     pub payments: HashMap<String, PaymentState>,
     pub entries: Vec<BalanceEntry>,
+    /// Stock held for orders at home elsewhere, by order.
+    pub holds: HashMap<i64, Hold>,
+    /// By the key's digest.
+    pub records: HashMap<String, (event::Record, Millis)>,
 }
 
 pub struct NewUser {
@@ -58,7 +69,21 @@ pub struct Units {
     pub on_sale: i64,
     pub held: i64,
     pub sold: i64,
+    pub withheld: i64,
     pub stocked: i64,
+}
+
+/// Changes of a campaign's counters, in coupons.
+#[derive(Clone, Copy, Default)]
+pub struct Issued {
+    pub issued: i64,
+    pub withheld: i64,
+}
+
+pub struct Hold {
+    pub user: i64,
+    pub state: HoldState,
+    pub lines: Vec<OrderLine>,
 }
 
 pub struct NewCoupon {
@@ -80,6 +105,8 @@ pub struct OrderState {
     pub paid_at: Option<Millis>,
     pub closed_at: Option<Millis>,
     pub reason: Option<CloseReason>,
+    /// The day of the sale.
+    pub sold_on: Option<NaiveDate>,
 }
 
 pub struct NewPayment {
@@ -90,6 +117,8 @@ pub struct NewPayment {
     pub method: &'static str,
     pub amount: Won,
     pub receipt: String,
+    /// The key of the request that waits for a gateway's verdict: digest and fingerprint.
+    pub key: Option<(String, String)>,
     pub at: Millis,
 }
 
@@ -121,6 +150,9 @@ impl Batch {
 
     fn add(&mut self, event: &Event) {
         let at = event.at;
+        if let Some(record) = &event.record {
+            self.records.insert(record.digest.clone(), (record.clone(), at));
+        }
         match &event.body {
             Body::UsersCreated { first, step, count, balance, name, prefixed } => {
                 for id in (0..*count).map(|n| first.get().saturating_add(n.saturating_mul(*step))) {
@@ -142,14 +174,16 @@ impl Batch {
             }
             Body::CampaignCreated(terms) => self.new_campaigns.push((terms.clone(), at)),
             Body::CouponIssued { coupon, user, issue_no, at_home } => {
-                *self.issued.entry(coupon.get()).or_default() += 1;
-                if *at_home {
-                    self.coupon(*coupon, *user, *issue_no, at);
-                }
+                self.issued.entry(coupon.get()).or_default().issued += 1;
+                let coupons = if *at_home { &mut self.new_coupons } else { &mut self.far_coupons };
+                coupons.push(NewCoupon { coupon: coupon.get(), user: user.get(), issue_no: *issue_no, at });
             }
-            Body::CouponGranted { coupon, user, issue_no, issued_at } => {
-                self.coupon(*coupon, *user, *issue_no, *issued_at);
-            }
+            Body::CouponGranted { coupon, user, issue_no, issued_at } => self.new_coupons.push(NewCoupon {
+                coupon: coupon.get(),
+                user: user.get(),
+                issue_no: *issue_no,
+                at: *issued_at,
+            }),
             Body::BalanceCharged(entry) => self.entry(entry),
             Body::OrderPlaced(placed) => {
                 self.shift(&placed.lines, Shelf::OnSale, Shelf::Held);
@@ -164,6 +198,7 @@ impl Batch {
                 method: "GATEWAY",
                 amount: started.amount,
                 receipt: started.receipt.clone(),
+                key: event.record.as_ref().map(|record| (record.digest.clone(), record.fingerprint.clone())),
                 at,
             }),
             Body::OrderPaid(paid) => self.paid(paid, at),
@@ -173,15 +208,31 @@ impl Batch {
                 state.status = if *refunded { "REFUNDED" } else { "DECLINED" };
                 state.ended_at = Some(at);
             }
-            Body::StockHeld { lines } => self.shift(lines, Shelf::OnSale, Shelf::Held),
-            Body::StockSettled { lines, from, to } => self.shift(lines, shelf(*from), shelf(*to)),
+            Body::StockHeld { order, user, lines } => {
+                self.shift(lines, Shelf::OnSale, Shelf::Held);
+                self.hold(*order, *user, HoldState::Held, lines);
+            }
+            Body::StockSettled { order, user, lines, from, to } => {
+                self.shift(lines, shelf(*from), shelf(*to));
+                self.hold(*order, *user, *to, lines);
+            }
+            Body::IdsReserved => {}
+            Body::Rebuilt { units, coupons } => {
+                units.iter().for_each(|(product, units)| self.withhold(*product, *units));
+                coupons.iter().for_each(|(coupon, n)| self.issued.entry(coupon.get()).or_default().withheld += n);
+            }
+            Body::StockReleased { product, units } => self.withhold(*product, -units),
+            Body::CouponsReleased { coupon, count } => {
+                self.issued.entry(coupon.get()).or_default().withheld -= count;
+            }
         }
     }
 
     fn paid(&mut self, paid: &event::Paid, at: Millis) {
         self.shift(&paid.lines, Shelf::Held, Shelf::Sold);
         self.mark(paid.coupon, paid.user, "USED", Some(paid.order), Some(at));
-        let state = OrderState { status: OrderStatus::Paid, paid_at: Some(at), closed_at: None, reason: None };
+        let sold_on = NaiveDate::parse_from_str(&paid.day, DAY_FORMAT).ok();
+        let state = OrderState { status: OrderStatus::Paid, paid_at: Some(at), closed_at: None, reason: None, sold_on };
         self.orders.insert(paid.order.get(), state);
         if paid.transaction.is_none() {
             self.new_payments.push(NewPayment {
@@ -192,6 +243,7 @@ impl Batch {
                 method: "BALANCE",
                 amount: paid.amount,
                 receipt: paid.receipt.clone(),
+                key: None,
                 at,
             });
         }
@@ -213,6 +265,7 @@ impl Batch {
             paid_at: None,
             closed_at: None,
             reason: None,
+            sold_on: None,
         });
         state.status = closed.status;
         state.closed_at = Some(at);
@@ -222,6 +275,7 @@ impl Batch {
             state.status = match (closed.reason, closed.by_gateway) {
                 (CloseReason::Refunded, true) => "REFUND_DUE",
                 (CloseReason::Refunded, false) => "REFUNDED",
+                _ if closed.watched => "WATCHED",
                 _ => "DECLINED",
             };
             state.ended_at = Some(at);
@@ -245,8 +299,14 @@ impl Batch {
         }
     }
 
-    fn coupon(&mut self, coupon: CouponId, user: UserId, issue_no: i64, at: Millis) {
-        self.new_coupons.push(NewCoupon { coupon: coupon.get(), user: user.get(), issue_no, at });
+    fn withhold(&mut self, product: ProductId, count: i64) {
+        let units = self.units.entry(product.get()).or_default();
+        units.on_sale -= count;
+        units.withheld += count;
+    }
+
+    fn hold(&mut self, order: OrderId, user: UserId, state: HoldState, lines: &[OrderLine]) {
+        self.holds.insert(order.get(), Hold { user: user.get(), state, lines: lines.to_vec() });
     }
 
     fn mark(
@@ -283,6 +343,6 @@ fn shelf(state: HoldState) -> Shelf {
     match state {
         HoldState::Held => Shelf::Held,
         HoldState::Settled => Shelf::Sold,
-        HoldState::Back => Shelf::OnSale,
+        HoldState::Released | HoldState::Refunded => Shelf::OnSale,
     }
 }

@@ -11,7 +11,7 @@ pub mod apply;
 pub mod batch;
 pub mod relay;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use sea_orm::{
@@ -32,7 +32,7 @@ use crate::{
         types::Clock,
     },
     store::{
-        Store,
+        Position, Store,
         keys::Partition,
         outbox::{Entry, StreamId},
     },
@@ -43,6 +43,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// The first and the longest pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often idempotency records whose life is over are removed, and how many at most.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+const FORGET_AT_ONCE: i64 = 20_000;
 
 /// Carries outboxes to Postgres.
 #[derive(Clone)]
@@ -72,6 +75,9 @@ enum Failure {
         "the outbox of partition {partition} goes from ({epoch}, {seq}) to ({found_epoch}, {found_seq}): decisions are lost"
     )]
     Gap { partition: u16, epoch: i64, seq: i64, found_epoch: i64, found_seq: i64 },
+    /// What comes next was written by a newer program, and waits for one.
+    #[error("the next event was written by a newer version of this program")]
+    Newer,
     /// Redis or Postgres is away.
     #[error("{0}")]
     Away(String),
@@ -100,21 +106,61 @@ impl Projector {
             let (this, stop) = (self.clone(), stop.clone());
             tasks.spawn(async move { this.follow_one(here, &stop).await });
         }
+        let (this, stop) = (self.clone(), stop.clone());
+        tasks.spawn(async move {
+            let forgetting = async {
+                loop {
+                    tokio::time::sleep(FORGET_EVERY).await;
+                    if let Err(error) = this.forget_records().await {
+                        tracing::debug!(%error, "ended idempotency records stay a while");
+                    }
+                }
+            };
+            tokio::select! {
+                () = forgetting => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// Removes idempotency records whose life is over, a bounded number at a time.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn forget_records(&self) -> Result<u64, DbErr> {
+        let sql = "DELETE FROM idempotency_records WHERE (partition, digest) IN (
+                       SELECT partition, digest FROM idempotency_records
+                       WHERE expires_at <= to_timestamp($1 / 1000.0) LIMIT $2)";
+        let values = [self.clock.now().0.into(), FORGET_AT_ONCE.into()];
+        Ok(self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?.rows_affected())
     }
 
     async fn follow_one(&self, here: Partition, stop: &CancellationToken) {
         let mut pause = FIRST_PAUSE;
+        // Since when it waits for a store that is away, and what it has carried since that is back.
+        let mut waiting: Option<(Instant, usize)> = None;
         while !stop.is_cancelled() {
             // Dropping a step half way is safe: what is not committed did not happen, and what is not trimmed is skipped.
             let step = tokio::select! {
                 step = self.step(here, IDLE_WAIT) => step,
                 () = stop.cancelled() => return,
             };
-            match step.and_then(|step| if step.carried > 0 { Ok(()) } else { step.relayed }) {
-                Ok(()) => pause = FIRST_PAUSE,
+            match step.and_then(|step| if step.carried > 0 { Ok(step.carried) } else { step.relayed.map(|()| 0) }) {
+                Ok(carried) => {
+                    pause = FIRST_PAUSE;
+                    if let Some((since, events)) = &mut waiting {
+                        *events += carried;
+                        if carried < self.batch {
+                            let seconds = since.elapsed().as_secs_f64();
+                            tracing::info!(partition = here.0, events, seconds, "the projection has caught up");
+                            waiting = None;
+                        }
+                    }
+                }
                 Err(Failure::Overtaken) => tracing::debug!(partition = here.0, "overtaken by another projector"),
                 Err(failure) => {
                     tracing::warn!(partition = here.0, %failure, "the projection waits");
+                    waiting.get_or_insert((Instant::now(), 0));
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = stop.cancelled() => return,
@@ -148,12 +194,22 @@ impl Projector {
         let from = self.position(here).await?;
         let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Away(format!("{error}")))?;
         let mut relayed = self.finish_leftovers(here, last).await;
-        let entries = self.store.outbox_after(here, last, self.batch, wait).await?;
+        let mut entries = self.store.outbox_after(here, last, self.batch, wait).await?;
+        if let Some(newer) = entries.iter().position(|entry| event::is_newer(&entry.fields)) {
+            entries.truncate(newer);
+            if newer == 0 {
+                return Err(Failure::Newer);
+            }
+        }
         let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(Step { carried: 0, relayed }) };
         match self.commit(here, &from, &entries).await {
             // What lacks may have been committed and trimmed by another projector since we read the position.
             Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
                 return Err(Failure::Overtaken);
+            }
+            Err(gap @ Failure::Gap { .. }) => {
+                self.store.freeze(here, &gap.to_string()).await?;
+                return Err(gap);
             }
             done => done?,
         }
@@ -182,7 +238,14 @@ impl Projector {
     async fn position(&self, here: Partition) -> Result<ProjectedPosition, Failure> {
         let positions = db::reads::positions(&self.db).await?;
         let missing = || Failure::Away(format!("PostgreSQL has no position of partition {}", here.0));
-        positions.into_iter().find(|position| position.partition == here.0).ok_or_else(missing)
+        let position = positions.into_iter().find(|position| position.partition == here.0).ok_or_else(missing)?;
+        self.note(here, &position);
+        Ok(position)
+    }
+
+    fn note(&self, here: Partition, projected: &ProjectedPosition) {
+        let (epoch, seq) = projected.at();
+        self.store.projected(here, Position { epoch, seq });
     }
 
     /// Commits entries in as few transactions as it takes: all at once, or, where one of them can't be applied, the good
@@ -254,7 +317,7 @@ impl Projector {
             return Err(CommitError::Failed(Failure::Overtaken));
         }
         let events = part.iter().filter_map(|read| read.event.as_ref().ok());
-        apply(&transaction, &Batch::fold(events)).await?;
+        apply(&transaction, here, &Batch::fold(events)).await?;
         for read in part {
             if let Err(reason) = &read.event {
                 tracing::error!(partition = here.0, id = %read.entry.id, reason, "an event can't be applied");
@@ -262,6 +325,7 @@ impl Projector {
             }
         }
         transaction.commit().await?;
+        self.note(here, &to);
         Ok(to)
     }
 }

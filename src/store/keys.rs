@@ -55,7 +55,7 @@ impl Keys {
         self.key(format_args!("user:{id}:coupons"))
     }
 
-    /// hash: `code type amount total issued opens_at closes_at expires_at`.
+    /// hash: `code type amount total issued opens_at closes_at expires_at`, and `withheld` where a rebuild keeps some back.
     pub fn campaign(self, id: CouponId) -> String {
         self.key(format_args!("coupon:{id}"))
     }
@@ -103,6 +103,11 @@ impl Keys {
     /// hash: product id → units sold by PAID orders.
     pub fn sold(self) -> String {
         self.key(format_args!("sold"))
+    }
+
+    /// hash: product id → units that a rebuild keeps off sale.
+    pub fn withheld(self) -> String {
+        self.key(format_args!("withheld"))
     }
 
     /// hash: `user status total discount final coupon lines far placed_at expires_at`, then what happened to it.

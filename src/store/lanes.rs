@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, aio::MultiplexedConnection};
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, aio::MultiplexedConnection};
 
 use super::{
     keys::Partition,
@@ -35,6 +35,8 @@ pub struct Lanes {
     /// Held by the one request that looks; when the last look found nothing.
     looking: tokio::sync::Mutex<Option<Instant>>,
     next: AtomicUsize,
+    /// Called when there is a new connection, or another server: what is behind it may not be what was there before.
+    changed: Box<dyn Fn() + Send + Sync>,
 }
 
 /// One shared connection of a server.
@@ -58,7 +60,7 @@ impl Lanes {
     ///
     /// # Errors
     /// A URL that is none; Redis that can't be reached.
-    pub async fn connect(config: &RedisConfig) -> anyhow::Result<Self> {
+    pub async fn connect(config: &RedisConfig, changed: impl Fn() + Send + Sync + 'static) -> anyhow::Result<Self> {
         let connecting = Connecting::new(config)?;
         let topology = connecting.discover(None).await?;
         Ok(Lanes {
@@ -67,6 +69,7 @@ impl Lanes {
             astray: AtomicBool::new(false),
             looking: tokio::sync::Mutex::new(None),
             next: AtomicUsize::new(0),
+            changed: Box::new(changed),
         })
     }
 
@@ -80,6 +83,7 @@ impl Lanes {
                 match self.connecting.discover(Some(&before)).await {
                     Ok(found) => {
                         *self.topology.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+                        (self.changed)();
                         self.astray.store(false, Ordering::Release);
                     }
                     Err(error) => {
@@ -121,6 +125,8 @@ impl Lanes {
             Error::unavailable("no connection to Redis")
         })?;
         let link = deadpool_redis::Connection::take(fresh);
+        // Before anybody can use it.
+        (self.changed)();
         let mut current = lane.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = (current.0 + 1, Some(link.clone()));
         Ok((current.0, link))
@@ -137,7 +143,7 @@ impl Lanes {
 
     /// Takes note of how a command went: a lane that broke is given up, a server that is not where it was is looked for,
     /// and the error becomes the domain's.
-    pub fn settle<T: FromRedisValue>(&self, ticket: &Ticket, result: RedisResult<T>) -> Result<T, Error> {
+    pub fn settle<T>(&self, ticket: &Ticket, result: RedisResult<T>) -> Result<T, Error> {
         result.map_err(|error| {
             if error.is_unrecoverable_error() || error.is_connection_dropped() || error.is_io_error() {
                 let lane = &ticket.node.lanes[ticket.lane];

@@ -2,6 +2,7 @@
 //!
 //! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua;
 //! - [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
+//! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets.
 //!
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
@@ -14,16 +15,21 @@ pub mod ranking;
 pub mod reads;
 pub mod records;
 pub mod scripts;
+mod settings;
 mod topology;
+pub mod vigil;
+pub mod watermarks;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, bail};
-use redis::FromRedisValue;
+use redis::{FromRedisValue, aio::MultiplexedConnection};
 
 use self::{
     keys::{Keys, Partition},
-    lanes::Lanes,
+    lanes::{Lanes, Ticket},
+    vigil::{Guard, Known},
+    watermarks::Watermark,
 };
 use crate::{config::RedisConfig, domain::Error};
 
@@ -51,8 +57,17 @@ pub struct Position {
 /// A handle to Redis; clones share the connections.
 #[derive(Clone)]
 pub struct Store {
-    lanes: Arc<Lanes>,
+    shared: Arc<Shared>,
     partitions: u16,
+}
+
+struct Shared {
+    lanes: Lanes,
+    /// By partition, as many as there can be.
+    watermarks: Arc<[Watermark]>,
+    /// Set when the store is opened: from then on no partition is used that was not looked at.
+    guard: OnceLock<Guard>,
+    known: Arc<Known>,
 }
 
 impl Store {
@@ -61,8 +76,16 @@ impl Store {
     /// # Errors
     /// A URL that is none; Redis that can't be reached.
     pub async fn connect(config: &RedisConfig) -> anyhow::Result<Self> {
-        let lanes = Lanes::connect(config).await.context("can't reach Redis at REDIS_URL")?;
-        Ok(Store { lanes: Arc::new(lanes), partitions: 1 })
+        let watermarks: Arc<[Watermark]> = (0..MAX_PARTITIONS).map(|_| Watermark::default()).collect();
+        let known = Arc::<Known>::default();
+        let (doubted, forgotten) = (watermarks.clone(), known.clone());
+        let lanes = Lanes::connect(config, move || {
+            forgotten.forget();
+            doubted.iter().for_each(Watermark::doubt);
+        })
+        .await;
+        let lanes = lanes.context("can't reach Redis at REDIS_URL")?;
+        Ok(Store { shared: Arc::new(Shared { lanes, watermarks, guard: OnceLock::new(), known }), partitions: 1 })
     }
 
     /// The same store, known to have this many partitions.
@@ -112,7 +135,7 @@ impl Store {
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(partition).meta()).arg(&["store", "partitions", "epoch"]);
         let (store, partitions, epoch): (Option<String>, Option<u16>, Option<i64>) =
-            self.query(partition, &read).await?;
+            self.query_unseen(partition, &read).await?;
         match (store, partitions, epoch) {
             (None, None, None) => Ok(None),
             (Some(store), Some(partitions), Some(epoch)) => Ok(Some(Identity { store, partitions, epoch })),
@@ -138,47 +161,64 @@ impl Store {
             ] {
                 open.cmd("HSETNX").arg(&meta).arg(field).arg(value).ignore();
             }
-            self.pipe::<()>(partition, &open).await?;
+            self.pipe_unseen::<()>(partition, &open).await?;
         }
         Ok(())
     }
 
-    /// The last decision of a partition.
+    /// The last decision of a partition, even of one that is closed.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; also where the books are not open.
+    /// [`Error::Unavailable`]; also where the books are not there.
     pub async fn position(&self, partition: Partition) -> Result<Position, Error> {
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(partition).meta()).arg(&["epoch", "seq"]);
-        match self.query(partition, &read).await? {
+        match self.query_unseen(partition, &read).await? {
             (Some(epoch), Some(seq)) => Ok(Position { epoch, seq }),
             _ => Err(closed_books()),
         }
     }
 
-    /// Whether a partition decides: its books are open and not frozen.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] if it does not.
-    pub async fn check_open(&self, partition: Partition) -> Result<(), Error> {
-        let mut read = redis::cmd("HMGET");
-        read.arg(Keys(partition).meta()).arg(&["epoch", "frozen"]);
-        let (epoch, frozen): (Option<i64>, Option<String>) = self.query(partition, &read).await?;
-        if epoch.is_some() && frozen.is_none() { Ok(()) } else { Err(closed_books()) }
+    fn lanes(&self) -> &Lanes {
+        &self.shared.lanes
+    }
+
+    /// A connection that leads to `partition`, which may be used.
+    async fn lane(&self, partition: Partition) -> Result<(Ticket, MultiplexedConnection), Error> {
+        let (ticket, mut link) = self.lanes().get(partition).await?;
+        self.admit(partition, &ticket, &mut link).await?;
+        Ok((ticket, link))
     }
 
     /// Runs one command on the lanes.
     async fn query<T: FromRedisValue>(&self, partition: Partition, command: &redis::Cmd) -> Result<T, Error> {
-        let (lane, mut link) = self.lanes.get(partition).await?;
+        let (ticket, mut link) = self.lane(partition).await?;
         let result = command.query_async(&mut link).await;
-        self.lanes.settle(&lane, result)
+        self.lanes().settle(&ticket, result)
     }
 
     /// Runs a pipeline of one partition's commands in one round trip.
     async fn pipe<T: FromRedisValue>(&self, partition: Partition, pipeline: &redis::Pipeline) -> Result<T, Error> {
-        let (lane, mut link) = self.lanes.get(partition).await?;
+        let (ticket, mut link) = self.lane(partition).await?;
         let result = pipeline.query_async(&mut link).await;
-        self.lanes.settle(&lane, result)
+        self.lanes().settle(&ticket, result)
+    }
+
+    /// The same two whether or not the partition may be used: for what finds that out, and for what is sound all the same.
+    async fn query_unseen<T: FromRedisValue>(&self, partition: Partition, command: &redis::Cmd) -> Result<T, Error> {
+        let (ticket, mut link) = self.lanes().get(partition).await?;
+        let result = command.query_async(&mut link).await;
+        self.lanes().settle(&ticket, result)
+    }
+
+    async fn pipe_unseen<T: FromRedisValue>(
+        &self,
+        partition: Partition,
+        pipeline: &redis::Pipeline,
+    ) -> Result<T, Error> {
+        let (ticket, mut link) = self.lanes().get(partition).await?;
+        let result = pipeline.query_async(&mut link).await;
+        self.lanes().settle(&ticket, result)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The outbox stream of each partition: read after a position, trimmed only once Postgres has it.
+//! The outbox stream of each partition: read after a position, trimmed only once Postgres has it. Also of a partition that
+//! is closed: what it decided before is sound.
 
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ impl Store {
     pub async fn outbox_until(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
         let mut read = redis::cmd("XRANGE");
         read.arg(Keys(here).outbox()).arg("-").arg(last.to_string()).arg("COUNT").arg(count);
-        let reply: StreamRangeReply = self.query(here, &read).await?;
+        let reply: StreamRangeReply = self.query_unseen(here, &read).await?;
         reply.ids.into_iter().map(Entry::read).collect()
     }
 
@@ -83,7 +84,7 @@ impl Store {
         count: usize,
         wait: Duration,
     ) -> Result<Vec<Entry>, Error> {
-        let mut link = self.lanes.blocking(here).await?;
+        let mut link = self.lanes().blocking(here).await?;
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(count);
         // BLOCK 0 would wait for ever.
@@ -99,7 +100,7 @@ impl Store {
                 // The connection may still be blocked, or broken: the pool must not give it to anybody else.
                 drop(deadpool_redis::Connection::take(link));
                 return Err(match failed {
-                    Ok(Err(error)) => self.lanes.translate(error),
+                    Ok(Err(error)) => self.lanes().translate(error),
                     _ => Error::unavailable("Redis does not answer a blocking read"),
                 });
             }
@@ -112,14 +113,14 @@ impl Store {
     pub async fn outbox_trim(&self, here: Partition, last: StreamId) -> Result<(), Error> {
         let mut trim = redis::cmd("XTRIM");
         trim.arg(Keys(here).outbox()).arg("MINID").arg("=").arg(last.next().to_string());
-        self.query::<i64>(here, &trim).await.map(drop)
+        self.query_unseen::<i64>(here, &trim).await.map(drop)
     }
 
     /// When the oldest entry after `last` was written, by Redis's clock; `None` where there is none.
     pub async fn outbox_oldest_after(&self, here: Partition, last: StreamId) -> Result<Option<Millis>, Error> {
         let mut read = redis::cmd("XRANGE");
         read.arg(Keys(here).outbox()).arg(format!("({last}")).arg("+").arg("COUNT").arg(1);
-        let reply: StreamRangeReply = self.query(here, &read).await?;
+        let reply: StreamRangeReply = self.query_unseen(here, &read).await?;
         let first = reply.ids.into_iter().next().map(Entry::read).transpose()?;
         Ok(first.map(|entry| Millis(entry.id.ms as i64)))
     }

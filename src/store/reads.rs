@@ -260,6 +260,10 @@ impl Store {
     }
 
     async fn check_books(&self, here: Partition) -> Result<(), Error> {
-        self.position(here).await.map(drop)
+        let found = self.position(here).await;
+        if found.is_err() {
+            self.watermark(here).doubt();
+        }
+        found.map(drop)
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) ->
             closes_at: Millis(int("closes_at")?),
             expires_at: Millis(int("expires_at")?),
         };
-        Some(Campaign { terms, issued: int("issued")? })
+        Some(Campaign { terms, issued: int("issued")?, withheld: int("withheld").unwrap_or(0) })
     };
     read().ok_or_else(|| Error::Internal(anyhow!("campaign {coupon_id} is not readable")))
 }

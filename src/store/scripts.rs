@@ -8,8 +8,9 @@ use redis::{FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
 use super::{
     Position, Store, closed_books,
     keys::{Keys, Partition},
+    watermarks,
 };
-use crate::domain::{Error, model::Call};
+use crate::domain::{Error, Reply, model::Call};
 
 /// One business operation's script.
 pub struct Script {
@@ -53,6 +54,9 @@ scripts! {
     CAMPAIGN_CREATE = "campaign_create";
     IDS_RESERVE = "ids_reserve";
     KEY_CLAIM = "key_claim";
+    STOCK_RELEASE = "stock_release";
+    COUPON_RELEASE = "coupon_release";
+    BOOKS_FREEZE = "books_freeze";
     HISTORY_TAIL = "history_tail";
 }
 
@@ -100,9 +104,19 @@ impl Invocation {
         self
     }
 
+    /// Called by its hash, which Redis knows as a rule.
     fn command(&self) -> redis::Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(self.script.script.get_hash()).arg(self.keys.len());
+        self.as_command(redis::cmd("EVALSHA").arg(self.script.script.get_hash()))
+    }
+
+    /// Sent with its source, whether Redis knows it or not.
+    pub(super) fn whole(&self) -> redis::Cmd {
+        self.as_command(redis::cmd("EVAL").arg(self.script.source()))
+    }
+
+    fn as_command(&self, eval: &redis::Cmd) -> redis::Cmd {
+        let mut command = eval.clone();
+        command.arg(self.keys.len());
         for key in &self.keys {
             command.arg(key);
         }
@@ -112,6 +126,26 @@ impl Invocation {
         command
     }
 }
+
+/// The words that say that something was decided: epoch and seq follow each.
+pub const DECIDED: &[&str] = &[
+    "CHARGED",
+    "CLOSED",
+    "COUPONS_RELEASED",
+    "CREATED",
+    "DECLINED",
+    "ENDED",
+    "GRANTED",
+    "HELD",
+    "ISSUED",
+    "MOVED",
+    "PAID",
+    "PLACED",
+    "RESERVED",
+    "STARTED",
+    "UNITS_RELEASED",
+    "UPDATED",
+];
 
 /// A script's answer: a word, and what goes with it.
 #[derive(Debug)]
@@ -134,7 +168,6 @@ impl Answer {
             word = take_word(script, &mut fields)?;
         }
         match word.as_str() {
-            "CLOSED_BOOKS" => Err(closed_books()),
             "KEY_REUSED" => Err(Error::IdempotencyKeyReused),
             "IN_PROGRESS" | "RUNNING" => Err(Error::InProgress),
             _ => Ok(Answer { word, fields, replayed, script }),
@@ -149,9 +182,17 @@ impl Answer {
         })
     }
 
-    /// Where the decision stands in its partition's books, for words that start with epoch and seq.
-    pub fn position(&self) -> Result<Position, Error> {
-        Ok(Position { epoch: self.get(0)?, seq: self.get(1)? })
+    /// Where the decision stands in its partition's books, for words that start with epoch and seq; `None` where nothing was
+    /// decided.
+    fn position(&self) -> Option<Position> {
+        DECIDED
+            .contains(&self.word.as_str())
+            .then(|| Some(Position { epoch: self.get(0).ok()?, seq: self.get(1).ok()? }))?
+    }
+
+    /// What the answer came to.
+    pub fn reply<T>(&self, value: T) -> Reply<T> {
+        Reply { value, replayed: self.replayed }
     }
 
     /// The values after the first `skip`.
@@ -194,8 +235,11 @@ impl Store {
         if take_word(script.name, &mut record)? != key.fingerprint {
             return Err(Error::IdempotencyKeyReused);
         }
-        let answer = Answer::read(script.name, Value::Array(record))?;
-        Ok(Some(Answer { replayed: true, ..answer }))
+        let answer = Answer { replayed: true, ..Answer::read(script.name, Value::Array(record))? };
+        if let Some(position) = answer.position() {
+            watermarks::note(here, position);
+        }
+        Ok(Some(answer))
     }
 
     /// Loads every script into every server, so that a script which Redis does not know later is a sign that it was
@@ -218,20 +262,37 @@ impl Store {
     ///
     /// # Errors
     /// The three refusals that all scripts share; [`Error::Unavailable`] where Redis can't answer, after which the script
-    /// may have run or not.
+    /// may have run or not; the same where the partition is closed, or turns out to have lost decisions.
     pub async fn call(&self, partition: Partition, call: &Invocation) -> Result<Answer, Error> {
-        let (ticket, mut link) = self.lanes.get(partition).await?;
+        let (ticket, mut link) = self.lane(partition).await?;
+        let watermark = self.watermark(partition);
+        // Before the call: whatever it decides comes later than all that was told by now.
+        let told = watermark.told();
         let command = call.command();
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
         if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
             // Nothing has run, so this one may be sent again.
             tracing::warn!(script = call.script.name, "Redis has forgotten a script: it was restarted or replaced");
+            self.doubt();
+            self.admit(partition, &ticket, &mut link).await?;
             let mut load = redis::cmd("SCRIPT");
             load.arg("LOAD").arg(call.script.source());
             let loaded: Result<String, RedisError> = load.query_async(&mut link).await;
-            self.lanes.settle(&ticket, loaded)?;
+            self.lanes().settle(&ticket, loaded)?;
             result = command.query_async(&mut link).await;
         }
-        Answer::read(call.script.name, self.lanes.settle(&ticket, result)?)
+        let answer = Answer::read(call.script.name, self.lanes().settle(&ticket, result)?)?;
+        if answer.word == "CLOSED_BOOKS" {
+            watermark.doubt();
+            return Err(closed_books());
+        }
+        if let Some(position) = answer.position() {
+            if !answer.replayed && position <= told {
+                return Err(self.lost(partition, &mut link, position, told).await);
+            }
+            watermark.raise(position);
+            watermarks::note(partition, position);
+        }
+        Ok(answer)
     }
 }

@@ -27,6 +27,10 @@ async fn strangers_are_kept_out_and_change_nothing() {
         (Method::GET, "/admin/v1/coupons/1", &Value::Null),
         (Method::GET, "/admin/v1/orders", &Value::Null),
         (Method::GET, "/admin/v1/projection", &Value::Null),
+        (Method::GET, "/admin/v1/withheld", &Value::Null),
+        (Method::POST, "/admin/v1/withheld/release", &json!({})),
+        (Method::POST, "/admin/v1/products/1/release", &json!({"quantity": 1})),
+        (Method::POST, "/admin/v1/coupons/1/release", &json!({"quantity": 1})),
         // What does not exist is no business of theirs either, nor is what is wrong with their request.
         (Method::GET, "/admin/v1/nothing", &Value::Null),
         (Method::GET, "/admin", &Value::Null),
@@ -255,7 +259,7 @@ async fn the_projection_tells_how_far_it_is() {
         world.drain().await;
         let projection = async || get(world, "/admin/v1/projection").await.ok();
         let start = projection().await;
-        fields(&start, "lagEvents lagSeconds deadLetters partitions");
+        fields(&start, "lagEvents lagSeconds maxBacklog deadLetters partitions");
         assert_eq!(json!([start["lagEvents"], start["lagSeconds"], start["deadLetters"]]), json!([0, 0.0, 0]));
         let partitions = start["partitions"].as_array().unwrap();
         assert_eq!(partitions.len(), usize::from(world.options.partitions));
@@ -321,6 +325,77 @@ async fn a_frozen_partition_is_not_ready() {
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
         get(world, "/readyz").await.ok();
         assert_eq!(balance(world, user).await, 0);
+    })
+    .await;
+}
+
+/// What a rebuild kept off sale is shown, and sold again when an operator says so.
+#[tokio::test]
+async fn what_was_kept_back_is_shown_and_released() {
+    on_1_and_3(async |world| {
+        let (user, product) = (world.user(10_000).await, world.product(10, 100).await);
+        let coupon = world.campaign("FIXED", 1, 50).await;
+        world.drain().await;
+        let nothing = json!({"products": [], "coupons": []});
+        assert_eq!(get(world, "/admin/v1/withheld").await.ok(), nothing);
+        // As a rebuild leaves it, in both stores.
+        let mut redis = world.raw().await;
+        let here = product % i64::from(world.options.partitions);
+        for (key, field, value) in [
+            (format!("{{p{here}}}:stock"), product.to_string(), 60),
+            (format!("{{p{here}}}:withheld"), product.to_string(), 40),
+            (format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(world.options.partitions)), "withheld".into(), 20),
+        ] {
+            let set = redis::cmd("HSET").arg(key).arg(field).arg(value).query_async(&mut redis).await;
+            let _: i64 = set.unwrap();
+        }
+        for sql in ["UPDATE products SET on_sale = 60, withheld = 40", "UPDATE campaigns SET withheld = 20"] {
+            sqlx::query(sql).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+        }
+        let kept = |units: i64, coupons: i64| {
+            json!({"products": [{"productId": product, "withheldQuantity": units}],
+                "coupons": [{"couponId": coupon, "withheldQuantity": coupons}]})
+        };
+        assert_eq!(get(world, "/admin/v1/withheld").await.ok(), kept(40, 20));
+        assert_eq!(get(world, &format!("/admin/v1/coupons/{coupon}")).await.ok()["remainingQuantity"], 30);
+        assert_eq!(get(world, &format!("/api/v1/products/{product}")).await.ok()["stockQuantity"], 60);
+        world.order(user, product, 61).await.refused(409, "INSUFFICIENT_STOCK");
+
+        let of_product = format!("/admin/v1/products/{product}/release");
+        let of_coupon = format!("/admin/v1/coupons/{coupon}/release");
+        for path in [&of_product, &of_coupon] {
+            for hostile in [json!({}), json!({"quantity": 0}), json!({"quantity": -1}), json!({"quantity": "1"})] {
+                post(world, path, hostile).await.refused(400, "INVALID_REQUEST");
+            }
+            post(world, path, json!({"quantity": 41})).await.refused(409, "INSUFFICIENT_STOCK");
+        }
+        let one = json!({"quantity": 1});
+        post(world, "/admin/v1/products/999/release", one.clone()).await.refused(404, "PRODUCT_NOT_FOUND");
+        post(world, "/admin/v1/coupons/999/release", one.clone()).await.refused(404, "COUPON_NOT_FOUND");
+        let send = async |path| world.send(Method::POST, path, Some(&json!({"quantity": 15})), Some("k")).await;
+        let first = send(&of_product).await;
+        let again = send(&of_product).await;
+        assert!(again.replayed() && !first.replayed());
+        assert_eq!(first.ok(), json!({"productId": product, "withheldQuantity": 25}));
+        assert_eq!(again.ok(), json!({"productId": product, "withheldQuantity": 25}));
+        let left = post(world, &of_coupon, one).await.ok();
+        assert_eq!(left, json!({"couponId": coupon, "withheldQuantity": 19}));
+        assert_eq!(get(world, &format!("/api/v1/products/{product}")).await.ok()["stockQuantity"], 75);
+        world.drain().await;
+        assert_eq!(get(world, "/admin/v1/withheld").await.ok(), kept(25, 19));
+        let all = post(world, "/admin/v1/withheld/release", json!({}));
+        let (all, ()) = tokio::join!(all, async {
+            // The answer waits for what it released to be written down.
+            crate::harness::until("it is all released", async || {
+                world.drain().await;
+                let shown = get(world, &format!("/admin/v1/coupons/{coupon}")).await.ok();
+                (shown["remainingQuantity"] == 50).then_some(())
+            })
+            .await;
+            world.drain().await;
+        });
+        assert_eq!(all.ok(), nothing);
+        world.order(user, product, 100).await.ok();
     })
     .await;
 }

@@ -323,6 +323,10 @@ const OURS: &[(&str, &str)] = &[
     ("get", "/admin/v1/coupons/{couponId}"),
     ("get", "/admin/v1/orders"),
     ("get", "/admin/v1/projection"),
+    ("get", "/admin/v1/withheld"),
+    ("post", "/admin/v1/withheld/release"),
+    ("post", "/admin/v1/products/{productId}/release"),
+    ("post", "/admin/v1/coupons/{couponId}/release"),
     ("get", "/healthz"),
     ("get", "/readyz"),
 ];

@@ -21,6 +21,7 @@ pub struct Redis {
     pub stock: BTreeMap<i64, i64>,
     pub held: BTreeMap<i64, i64>,
     pub sold: BTreeMap<i64, i64>,
+    pub withheld: BTreeMap<i64, i64>,
     pub orders: BTreeMap<i64, Hash>,
     pub expiry: BTreeMap<i64, f64>,
     pub gateway: BTreeMap<i64, f64>,
@@ -106,6 +107,7 @@ async fn read_server(all: &mut Redis, redis: &mut MultiplexedConnection) {
             ["stock"] => all.stock.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["held"] => all.held.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["sold"] => all.sold.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["withheld"] => all.withheld.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["order", order] => drop(all.orders.insert(id(order), get(redis, "HGETALL", &[&key]).await)),
             ["expiry"] => all.expiry.extend(scores(redis, &key).await),
             ["gateway"] => all.gateway.extend(scores(redis, &key).await),
@@ -147,6 +149,11 @@ fn lines(packed: &str) -> Vec<(i64, i64, i64)> {
 
 fn int(hash: &Hash, field: &str) -> i64 {
     hash.get(field).unwrap_or_else(|| panic!("no {field} in {hash:?}")).parse().unwrap()
+}
+
+/// Coupons that a rebuild keeps back.
+fn withheld(campaign: &Hash) -> i64 {
+    campaign.get("withheld").map_or(0, |n| n.parse().unwrap())
 }
 
 /// Checks every law. The outbox must be empty.
@@ -242,10 +249,12 @@ fn redis_against_itself(all: &Redis, partitions: u16) {
     assert!(far_state.is_empty(), "orders without their far holds: {far_state:?}");
     // Products.
     for (id, product) in &all.products {
-        let (on_sale, held, sold) =
-            (all.stock[id], all.held.get(id).copied().unwrap_or(0), all.sold.get(id).copied().unwrap_or(0));
-        assert!(on_sale >= 0 && held >= 0 && sold >= 0, "product {id}: {on_sale} {held} {sold}");
-        assert_eq!(int(product, "stocked"), on_sale + held + sold, "product {id}: stocked = on sale + held + sold");
+        let counter = |counters: &BTreeMap<i64, i64>| counters.get(id).copied().unwrap_or(0);
+        let (on_sale, held, sold) = (all.stock[id], counter(&all.held), counter(&all.sold));
+        let withheld = counter(&all.withheld);
+        assert!(on_sale >= 0 && held >= 0 && sold >= 0 && withheld >= 0, "product {id}: {on_sale} {held} {sold}");
+        let units = on_sale + held + sold + withheld;
+        assert_eq!(int(product, "stocked"), units, "product {id}: stocked = on sale + held + sold + withheld");
         assert!(all.price.contains_key(id), "product {id} has no price");
     }
     assert_eq!(all.stock.len(), all.products.len());
@@ -267,7 +276,9 @@ fn redis_against_itself(all: &Redis, partitions: u16) {
     assert!(coupon_held.is_empty() && coupon_used.is_empty(), "orders without their coupon");
     for (id, campaign) in &all.campaigns {
         let issued = int(campaign, "issued");
-        assert!((0..=int(campaign, "total")).contains(&issued), "campaign {id} issued {issued}");
+        let withheld = withheld(campaign);
+        assert!(withheld >= 0, "campaign {id} withheld {withheld}");
+        assert!((0..=int(campaign, "total") - withheld).contains(&issued), "campaign {id} issued {issued}");
         let places: Vec<i64> = records.get(id).map(|places| places.keys().copied().collect()).unwrap_or_default();
         assert_eq!(places, (1..=issued).collect::<Vec<_>>(), "campaign {id}: places 1 to issued, each once");
         let users: BTreeSet<i64> = records.get(id).map(|p| p.values().copied().collect()).unwrap_or_default();
@@ -358,27 +369,29 @@ async fn redis_against_postgres(all: &Redis, pool: &PgPool) {
         assert_eq!(int(user, "entries"), entries.get(id).copied().unwrap_or(0), "user {id}: entries");
     }
 
-    type ProductRow = (i64, String, String, i64, i64, i64, i64, i64);
-    let there: Vec<ProductRow> =
-        sqlx::query_as("SELECT id, name, category, price, on_sale, held, sold, stocked FROM products ORDER BY id")
-            .fetch_all(pool)
-            .await
-            .unwrap();
+    type ProductRow = (i64, String, String, i64, i64, i64, i64, i64, i64);
+    let there: Vec<ProductRow> = sqlx::query_as(
+        "SELECT id, name, category, price, on_sale, held, sold, withheld, stocked FROM products ORDER BY id",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
     let counter = |counters: &BTreeMap<i64, i64>, id: &i64| counters.get(id).copied().unwrap_or(0);
     let here: Vec<ProductRow> = all
         .products
         .iter()
         .map(|(id, p)| {
             let (on_sale, held, sold) = (all.stock[id], counter(&all.held, id), counter(&all.sold, id));
-            (*id, p["name"].clone(), p["category"].clone(), all.price[id], on_sale, held, sold, int(p, "stocked"))
+            let (name, category, back) = (p["name"].clone(), p["category"].clone(), counter(&all.withheld, id));
+            (*id, name, category, all.price[id], on_sale, held, sold, back, int(p, "stocked"))
         })
         .collect();
     assert_eq!(here, there, "products");
 
-    let there: Vec<(i64, i64, i64)> =
-        sqlx::query_as("SELECT id, total, issued FROM campaigns ORDER BY id").fetch_all(pool).await.unwrap();
-    let here: Vec<(i64, i64, i64)> =
-        all.campaigns.iter().map(|(id, c)| (*id, int(c, "total"), int(c, "issued"))).collect();
+    let there: Vec<(i64, i64, i64, i64)> =
+        sqlx::query_as("SELECT id, total, issued, withheld FROM campaigns ORDER BY id").fetch_all(pool).await.unwrap();
+    let here: Vec<(i64, i64, i64, i64)> =
+        all.campaigns.iter().map(|(id, c)| (*id, int(c, "total"), int(c, "issued"), withheld(c))).collect();
     assert_eq!(here, there, "campaigns");
 
     type CouponRow = (i64, i64, i64, String, Option<i64>);

@@ -230,6 +230,7 @@ async fn what_could_not_be_swept_stays_due() {
     }
     assert!(before == world.snapshot().await, "a sweep that failed changed something");
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
+    world.engine.look().await;
     assert_eq!(world.engine.sweep().await.unwrap(), 1);
     assert_eq!(order(&world, placed, user).await["closeReason"], "EXPIRED");
     world.finish().await;

@@ -49,6 +49,7 @@ pub struct Options {
     pub max_open_orders: u32,
     pub max_balance: Option<i64>,
     pub gateway: GatewayConfig,
+    pub durability: DurabilityConfig,
     pub batch: u32,
     pub request_timeout: Duration,
     pub body_limit: u64,
@@ -67,6 +68,7 @@ impl Default for Options {
             max_open_orders: 20,
             max_balance: None,
             gateway: gateways(&[]),
+            durability: DurabilityConfig::default(),
             batch: 1000,
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
@@ -346,12 +348,13 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
             partitions: Some(options.partitions),
         },
         gateway: options.gateway.clone(),
+        durability: options.durability.clone(),
     }
 }
 
 /// Timeouts that a stalled machine does not reach.
 pub fn redis_config(url: &str) -> RedisConfig {
-    RedisConfig { redis_url: Secret::new(url), redis_lanes: 2, redis_timeout_ms: 300_000 }
+    RedisConfig { redis_url: Secret::new(url), redis_lanes: 2, redis_timeout_ms: 300_000, allow_unsafe_redis: false }
 }
 
 /// Likewise.

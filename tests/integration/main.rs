@@ -23,6 +23,7 @@ mod api_products;
 mod binary;
 mod books;
 mod cluster;
+mod durability;
 mod expiry;
 mod fake_gateway;
 mod gateway_flow;

@@ -340,8 +340,8 @@ async fn what_can_t_be_applied_is_kept_aside_and_blocks_nothing() {
             "no_such_kind",
         );
         bad.insert(
-            poison(&mut redis, true, &[("v", b"2"), ("at", b"1"), ("kind", b"users_created")]).await,
-            "version 2",
+            poison(&mut redis, true, &[("v", b"0"), ("at", b"1"), ("kind", b"users_created")]).await,
+            "version 0",
         );
         world.pay(order, user, "CARD", 300).await.ok();
         // Of an order that is not there: none of its units must have moved either.
@@ -485,13 +485,16 @@ async fn a_step_back_stops_it_too() {
     let user = world.user(1_000).await;
     world.put(&format!("/api/v1/balances/{user}"), json!({"amount": 1})).await.ok();
     world.drain().await;
-    // A replica that was behind took over, and decided the same number again.
-    let _: i64 = redis::cmd("HINCRBY").arg(META).arg("seq").arg(-1).query_async(&mut redis).await.unwrap();
-    world.put(&format!("/api/v1/balances/{user}"), json!({"amount": 2})).await.ok();
+    // A replica that was behind took over, and decided the same number again for somebody who was not told before.
+    let stamp = [("v", "1"), ("kind", "ids_reserved"), ("epoch", "1"), ("seq", "2"), ("at", "1")];
+    let _: String = redis::cmd("XADD").arg(OUTBOX).arg("*").arg(&stamp).query_async(&mut redis).await.unwrap();
     let before = tables(&world.db).await;
     let error = world.app.projector.drain().await.unwrap_err().to_string();
     assert!(error.contains("(1, 2) to (1, 2)"), "{error}");
     assert_eq!(before, tables(&world.db).await);
+    // Nobody decides on what is left of it.
+    let frozen: String = redis::cmd("HGET").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
+    assert!(frozen.contains("decisions are lost"), "{frozen}");
     world.end_in_disorder().await;
 }
 
@@ -514,12 +517,31 @@ async fn what_is_before_a_gap_is_projected() {
             assert_eq!(count(&world.db, "SELECT balance FROM users").await, 1_007);
         }
         assert_eq!(entries(&mut redis).await, stream[5..], "what is projected is trimmed, and nothing else");
-        assert_eq!(world.get(&path).await.ok()["balance"], 1_031);
+        world.get(&path).await.refused(503, "SERVICE_UNAVAILABLE");
         put_back(&mut redis, &stream[4..]).await;
+        let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
+        world.engine.look().await;
+        assert_eq!(world.get(&path).await.ok()["balance"], 1_031);
         world.drain().await;
         assert_eq!(count(&world.db, "SELECT balance FROM users").await, 1_031);
         world.finish().await;
     }
+}
+
+/// While servers are replaced one after the other, what the new ones write waits for a projector that understands it.
+#[tokio::test]
+async fn what_a_newer_program_wrote_waits_for_one() {
+    let world = World::start().await;
+    let mut redis = world.raw().await;
+    world.user(1_000).await;
+    poison(&mut redis, true, &[("v", b"2"), ("at", b"1"), ("kind", b"from_the_future")]).await;
+    for _ in 0..2 {
+        let error = world.app.projector.drain().await.unwrap_err().to_string();
+        assert!(error.contains("newer"), "{error}");
+        assert_eq!(count(&world.db, "SELECT count(*) FROM users").await, 1, "what is before it is projected");
+        assert_eq!(count(&world.db, "SELECT count(*) FROM dead_letters").await, 0);
+    }
+    world.end_in_disorder().await;
 }
 
 /// What a request could not carry to another partition is carried by the projector, before it forgets the event.
@@ -549,6 +571,7 @@ async fn an_end_that_another_partition_did_not_hear_of_is_relayed() {
     // Postgres has heard of it all the same.
     assert_eq!(count(&world.db, "SELECT count(*) FROM orders WHERE status = 'PAID'").await, 1);
     let _: i64 = redis::cmd("HDEL").arg("{p1}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
+    world.engine.look().await;
     world.drain().await;
     let held: i64 = redis::cmd("HGET").arg("{p1}:held").arg(far).query_async(&mut redis).await.unwrap();
     assert_eq!(held, 2, "two of the four have ended");

@@ -8,7 +8,7 @@ use chrono::NaiveDate;
 use firstcome::{
     domain::{
         CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, UserId,
-        event::{Body, Event, HoldState},
+        event::{Body, Event, HoldState, unpack_reply},
     },
     store::{
         keys::{Keys, Partition},
@@ -40,7 +40,7 @@ impl Raw {
 
     /// The same under an idempotency key (one per partition), as the request `fingerprint`.
     fn keyed(&self, key: &str, fingerprint: &str) -> Raw {
-        let mut other = self.with(if self.script.name == "ids_reserve" { 1 } else { 2 }, fingerprint);
+        let mut other = self.with(2, fingerprint);
         other.keys[2] = Keys(self.partition()).record(key);
         other
     }
@@ -217,6 +217,10 @@ impl Bench {
             let (reply, event) = self.decides(word, &raw).await;
             let life: i64 = redis::cmd("PTTL").arg(&raw.keys[2]).query_async(&mut self.redis).await.unwrap();
             assert!((1..=86_400_000).contains(&life), "the record's life is {life} at {place}");
+            // The event carries what the record says, so that it outlives Redis.
+            let record = event.record.as_ref().unwrap_or_else(|| panic!("no record in the event at {place}"));
+            assert_eq!((record.digest.as_str(), record.fingerprint.as_str()), (&*format!("key-{seq}"), "mine"));
+            assert_eq!(unpack_reply(&record.reply).unwrap(), reply, "at {place}");
             let again = self.leaves_all("REPLAYED", &raw).await;
             assert_eq!(again[1..], reply, "at {place}");
             self.leaves_all("KEY_REUSED", &raw.keyed(&format!("key-{seq}"), "another")).await;
@@ -403,8 +407,10 @@ impl Bench {
 
     fn ids_reserve(&self, sequence: &str, count: i64) -> Raw {
         let keys = Keys(Partition(0));
-        let args = strings([&"", &86_400_000, &sequence, &count]);
-        Raw { script: &scripts::IDS_RESERVE, keys: vec![keys.meta(), keys.ids(), keys.record("")], args }
+        let mut raw = self.begin(&scripts::IDS_RESERVE, keys);
+        raw.keys.push(keys.ids());
+        raw.args.extend(strings([&sequence, &count]));
+        raw
     }
 
     fn key_claim(&self, digest: &str, fingerprint: &str) -> Raw {
@@ -462,7 +468,7 @@ fn the_words_of_a_header_are_found() {
     assert!(close.starts_with("ALREADY_CLOSED ALREADY_PAID CLOSED CLOSED_BOOKS"), "{close}");
     assert_eq!(words(&scripts::HISTORY_TAIL), "TAIL USER_NOT_FOUND");
     assert_eq!(words(&scripts::ORDER_VERDICT), "CLOSED_BOOKS VERDICT");
-    assert_eq!(words(&scripts::IDS_RESERVE), "CLOSED_BOOKS KEY_REUSED REPLAYED RESERVED");
+    assert_eq!(words(&scripts::IDS_RESERVE), "CLOSED_BOOKS KEY_REUSED REPLAYED RESERVED TAKEN");
 }
 
 #[tokio::test]
@@ -526,18 +532,71 @@ async fn what_operators_create() {
 }
 
 #[tokio::test]
+async fn what_a_rebuild_kept_back_is_released() {
+    let mut bench = Bench::start(1).await;
+    let (product, campaign) = (bench.product_create(1, 10, 100), bench.campaign_create(1, "FIXED", 10, 5));
+    for raw in [&product, &campaign, &bench.users_create(1, 3, 0)] {
+        bench.run(raw).await;
+    }
+    bench.world.drain().await;
+    // As a rebuild leaves it, in both stores.
+    let keys = bench.keys(1);
+    for (key, field, value) in
+        [(keys.stock(), "1", 93), (keys.withheld(), "1", 7), (campaign_key(keys, 1), "withheld", 4)]
+    {
+        let set = redis::cmd("HSET").arg(key).arg(field).arg(value).query_async(&mut bench.redis).await;
+        let _: i64 = set.unwrap();
+    }
+    for sql in ["UPDATE products SET on_sale = 93, withheld = 7", "UPDATE campaigns SET withheld = 4"] {
+        sqlx::query(sql).execute(bench.world.db.get_postgres_connection_pool()).await.unwrap();
+    }
+    // What is kept back is not given out.
+    bench.decides("ISSUED", &bench.coupon_issue(1, 1)).await;
+    bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 2)).await;
+
+    let mut units = bench.begin(&scripts::STOCK_RELEASE, keys);
+    units.keys.extend([keys.stock(), keys.withheld()]);
+    units.args.extend(strings([&1, &5]));
+    bench.needs_open_books(&units).await;
+    bench.needs_its_own_key(&units, true).await;
+    bench.leaves_all("PRODUCT_NOT_FOUND", &units.with(5, 2)).await;
+    bench.leaves_all("INSUFFICIENT_STOCK", &units.with(6, 8)).await;
+    let (reply, event) = bench.decides_once("UNITS_RELEASED", &units).await;
+    assert_eq!(reply[3], "2");
+    assert!(matches!(&event.body, Body::StockReleased { units: 5, .. }), "{event:?}");
+    let mut coupons = bench.begin(&scripts::COUPON_RELEASE, keys);
+    coupons.keys.push(campaign_key(keys, 1));
+    coupons.args.extend(strings([&1, &1]));
+    bench.needs_open_books(&coupons).await;
+    bench.needs_its_own_key(&coupons, true).await;
+    let mut unknown = coupons.clone();
+    unknown.keys[3] = campaign_key(keys, 2);
+    bench.leaves_all("UNKNOWN_CAMPAIGN", &unknown).await;
+    bench.leaves_all("INSUFFICIENT_STOCK", &coupons.with(6, 5)).await;
+    let (reply, event) = bench.decides_once("COUPONS_RELEASED", &coupons).await;
+    assert_eq!(reply[3], "3");
+    assert!(matches!(&event.body, Body::CouponsReleased { count: 1, .. }), "{event:?}");
+    bench.decides("ISSUED", &bench.coupon_issue(1, 2)).await;
+    bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 3)).await;
+    bench.covers(&[&scripts::STOCK_RELEASE, &scripts::COUPON_RELEASE]);
+    bench.finish().await;
+}
+
+#[tokio::test]
 async fn ids_and_keys() {
     let mut bench = Bench::start(1).await;
     let reserve = bench.ids_reserve("user", 10);
     bench.needs_open_books(&reserve).await;
     // Its records are never of a request that runs.
     bench.needs_its_own_key(&reserve, false).await;
-    assert_eq!(bench.run(&reserve).await, ["RESERVED", "1"]);
-    assert_eq!(bench.run(&reserve.keyed("k", "mine")).await, ["RESERVED", "11"]);
-    assert_eq!(bench.leaves_all("REPLAYED", &reserve.keyed("k", "mine")).await, ["REPLAYED", "RESERVED", "11"]);
-    bench.leaves_all("KEY_REUSED", &reserve.keyed("k", "another")).await;
-    assert_eq!(bench.run(&reserve.with(4, 1)).await, ["RESERVED", "21"]);
+    assert_eq!(bench.run(&reserve).await, ["TAKEN", "1"]);
+    assert_eq!(bench.books(Partition(0)).await, (0, 0), "without a key it is no decision");
+    let (reply, event) = bench.decides_once("RESERVED", &reserve).await;
+    assert_eq!(reply[3], "11");
+    assert!(matches!(event.body, Body::IdsReserved), "{event:?}");
+    assert_eq!(bench.run(&reserve.with(6, 1)).await, ["TAKEN", "21"]);
 
+    let books = bench.books(Partition(0)).await;
     let claim = bench.key_claim("digest", "mine");
     bench.needs_open_books(&claim).await;
     assert_eq!(bench.run(&claim).await, ["CLAIMED"]);
@@ -545,7 +604,7 @@ async fn ids_and_keys() {
     let other = bench.key_claim("digest", "another");
     bench.leaves_all("KEY_REUSED", &other).await;
     bench.covers(&[&scripts::IDS_RESERVE, &scripts::KEY_CLAIM]);
-    assert_eq!(bench.books(Partition(0)).await, (0, 0), "neither is a decision");
+    assert_eq!(bench.books(Partition(0)).await, books, "a claim is no decision");
     bench.finish().await;
 }
 
@@ -749,6 +808,11 @@ async fn order_pay_from_the_balance() {
     }
     let (_, event) = bench.decides_once("PAID", &bench.pay(13, 1, 0)).await;
     assert!(matches!(&event.body, Body::OrderPaid(paid) if paid.entry.is_none()), "{event:?}");
+    // A gateway's verdict told again.
+    for raw in [bench.place(14, 1, &[(5, 1)], ""), bench.payment_begin(14, 1, 0), bench.pay_by_gateway(14, 1, 0)] {
+        bench.run(&raw).await;
+    }
+    bench.leaves_all("PAID_BEFORE", &bench.pay_by_gateway(14, 1, 0)).await;
     bench.covers(&[&scripts::ORDER_PAY]);
     bench.finish().await;
 }
@@ -849,7 +913,7 @@ async fn a_gateway_payment_from_begin_to_end() {
     let Body::OrderPaid(paid) = &event.body else { panic!("{event:?}") };
     assert_eq!((paid.transaction.as_deref(), paid.entry.is_none()), (Some("tx-10"), true));
     // Said twice it is the same answer; the client's repeat finds it under its key.
-    assert_eq!(bench.leaves_all("PAID", &settle).await, reply);
+    assert_eq!(bench.leaves_all("PAID_BEFORE", &settle).await[1..], reply[3..]);
     let replayed = bench.leaves_all("REPLAYED", &begin).await;
     assert_eq!(replayed[1..], reply);
     bench.leaves_all("ALREADY_PAID", &bench.payment_begin(10, 1, 2_000)).await;
@@ -918,8 +982,9 @@ async fn stock_held_in_another_partition() {
     }
     let (reply, event) = bench.decides("HELD", &hold).await;
     assert_eq!(reply[3], "1:2:1000,5:3:10");
-    assert!(matches!(&event.body, Body::StockHeld { lines } if lines.len() == 2), "{event:?}");
-    assert_eq!(bench.leaves_all("HELD", &hold).await, reply, "said twice, held once");
+    assert!(matches!(&event.body, Body::StockHeld { lines, .. } if lines.len() == 2), "{event:?}");
+    let again = bench.leaves_all("HELD_BEFORE", &hold).await;
+    assert_eq!(again[1], reply[3], "said twice, held once");
     let place = bench.place(10, 2, &[], "1:2:1000,5:3:10");
     let (placed, event) = bench.decides_once("PLACED", &place).await;
     assert_eq!(placed[4], "2030");
@@ -933,7 +998,7 @@ async fn stock_held_in_another_partition() {
     let settle = bench.settle(1, 10, 2, "SETTLED");
     bench.needs_open_books(&settle).await;
     let (_, event) = bench.decides("MOVED", &settle).await;
-    let Body::StockSettled { lines, from, to } = &event.body else { panic!("{event:?}") };
+    let Body::StockSettled { lines, from, to, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((lines.len(), *from, *to), (2, HoldState::Held, HoldState::Settled));
     bench.leaves_all("UNCHANGED", &settle).await;
     bench.leaves_all("UNCHANGED", &bench.settle(1, 10, 2, "RELEASED")).await;
@@ -944,7 +1009,7 @@ async fn stock_held_in_another_partition() {
     let refund = bench.settle(1, 10, 2, "REFUNDED");
     let (_, event) = bench.decides("MOVED", &refund).await;
     let Body::StockSettled { from, to, .. } = &event.body else { panic!("{event:?}") };
-    assert_eq!((*from, *to), (HoldState::Settled, HoldState::Back));
+    assert_eq!((*from, *to), (HoldState::Settled, HoldState::Refunded));
     bench.leaves_all("UNCHANGED", &refund).await;
     bench.leaves_all("UNCHANGED", &settle).await;
 
@@ -962,7 +1027,7 @@ async fn stock_held_in_another_partition() {
     for end in ["SETTLED", "REFUNDED"] {
         bench.leaves_all("UNCHANGED", &bench.settle(1, 14, 2, end)).await;
     }
-    assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await[0], "MOVED");
+    assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await, ["MARKED"]);
     assert_eq!(bench.books(Partition(1)).await, books);
     bench.leaves_all("RELEASED", &bench.hold(14, 2, &[(1, 1)])).await;
 

@@ -10,12 +10,14 @@ const READS: [&str; 9] = ["EXISTS", "GET", "HEXISTS", "HGET", "HMGET", "LRANGE",
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 17] = [
+const EFFECTS: [(&str, &[&str]); 20] = [
     ("balance_charge", &["CHARGED"]),
+    ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
     ("coupon_grant", &["GRANTED"]),
     ("coupon_issue", &["ISSUED"]),
-    ("ids_reserve", &["RESERVED"]),
+    ("ids_reserve", &["RESERVED", "TAKEN"]),
+    ("coupon_release", &["COUPONS_RELEASED"]),
     ("key_claim", &["CLAIMED"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
@@ -26,7 +28,8 @@ const EFFECTS: [(&str, &[&str]); 17] = [
     ("product_create", &["CREATED"]),
     ("product_update", &["UPDATED"]),
     ("stock_hold", &["HELD"]),
-    ("stock_settle", &["MOVED"]),
+    ("stock_release", &["UNITS_RELEASED"]),
+    ("stock_settle", &["MARKED", "MOVED"]),
     ("users_create", &["CREATED"]),
 ];
 
@@ -260,4 +263,20 @@ fn checks_then_writes() {
         }
         assert!(code(&source).contains("open_books(meta)"), "{name} decides with closed books");
     }
+}
+
+/// The program takes what follows these words for a decision's number.
+#[test]
+fn the_words_that_a_decision_s_number_follows_are_known() {
+    let mut words = std::collections::BTreeSet::new();
+    for source in files("lua").into_values() {
+        for rest in code(&source).split("{ '").skip(1) {
+            if let Some((word, rest)) = rest.split_once("', ") {
+                if rest.starts_with("epoch, seq") {
+                    words.insert(word.to_owned());
+                }
+            }
+        }
+    }
+    assert_eq!(words.iter().map(String::as_str).collect::<Vec<_>>(), scripts::DECIDED);
 }

@@ -7,6 +7,7 @@ mod orders;
 mod products;
 mod projection;
 mod users;
+mod withheld;
 
 use axum::{middleware::from_fn_with_state, routing::any};
 use utoipa_axum::router::OpenApiRouter;
@@ -27,6 +28,7 @@ pub fn router(token: Option<AdminToken>) -> OpenApiRouter<AppState> {
         .merge(coupons::router())
         .merge(orders::router())
         .merge(projection::router())
+        .merge(withheld::router())
         .route("/admin", any(not_found))
         .route("/admin/", any(not_found))
         .route("/admin/{*rest}", any(not_found))

@@ -23,6 +23,8 @@ struct ProjectionResponse {
     lag_events: i64,
     /// 그중 가장 오래된 이벤트의 나이(초)
     lag_seconds: f64,
+    /// 반영되지 않은 이벤트의 한도: 넘으면 쓰기 요청에 503을 반환합니다
+    max_backlog: i64,
     /// 반영할 수 없어 따로 보관된 이벤트 수
     dead_letters: i64,
     /// 파티션별 현황
@@ -52,6 +54,7 @@ impl From<ProjectionStatus> for ProjectionResponse {
         ProjectionResponse {
             lag_events: status.lag_events,
             lag_seconds: status.lag_seconds,
+            max_backlog: status.max_backlog,
             dead_letters: status.dead_letters,
             partitions: status.partitions.into_iter().map(PartitionResponse::from).collect(),
         }

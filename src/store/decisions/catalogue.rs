@@ -87,6 +87,28 @@ impl Store {
         Created::read(&self.call(here, &call).await?)
     }
 
+    /// `stock_release.lua`: how many units are still kept back.
+    ///
+    /// # Errors
+    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
+    pub async fn stock_release(&self, context: Context<'_>, id: ProductId, units: i64) -> Result<Reply<i64>, Error> {
+        let here = self.home(id.get());
+        let keys = Keys(here);
+        let call = context
+            .begin(&scripts::STOCK_RELEASE, here)
+            .key(keys.stock())
+            .key(keys.withheld())
+            .arg(id.get())
+            .arg(units);
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "UNITS_RELEASED" => Ok(answer.reply(answer.get(2)?)),
+            "PRODUCT_NOT_FOUND" => Err(Error::ProductNotFound),
+            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
+            _ => Err(answer.unknown()),
+        }
+    }
+
     /// `product_update.lua`: the product as it now is; `None` where its category is no longer `had`, and nothing was changed.
     ///
     /// # Errors
@@ -119,8 +141,7 @@ impl Store {
         match answer.word.as_str() {
             "UPDATED" => {
                 let (name, price, stock, category) = (answer.get(2)?, answer.get(3)?, answer.get(4)?, answer.get(5)?);
-                let value = Product { product_id: id, name, price, stock, category };
-                Ok(Some(Reply { value, replayed: answer.replayed }))
+                Ok(Some(answer.reply(Product { product_id: id, name, price, stock, category })))
             }
             "STALE" => Ok(None),
             "PRODUCT_NOT_FOUND" => Err(Error::ProductNotFound),

@@ -1,9 +1,9 @@
 //! Coupons: opening a campaign, giving one out.
 
-use super::{Context, Decision};
+use super::Context;
 use crate::{
     domain::{
-        Error,
+        Error, Reply,
         model::CampaignTerms,
         types::{CouponId, Millis, UserId},
     },
@@ -49,7 +49,7 @@ impl Store {
         context: Context<'_>,
         user: UserId,
         coupon: CouponId,
-    ) -> Result<Decision<Issued>, Error> {
+    ) -> Result<Reply<Issued>, Error> {
         let (home, here) = (self.home(user.get()), self.home(coupon.get()));
         let keys = Keys(here);
         let call = context
@@ -66,11 +66,27 @@ impl Store {
         match answer.word.as_str() {
             "ISSUED" => {
                 let issued = Issued { issue_no: answer.get(2)?, issued_at: Millis(answer.get(3)?) };
-                Decision::new(here, &answer, issued)
+                Ok(answer.reply(issued))
             }
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
             "UNKNOWN_CAMPAIGN" | "NOT_OPEN" | "ALREADY_HOLDS" => Err(Error::InvalidCoupon),
             "OUT_OF_STOCK" => Err(Error::CouponOutOfStock),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// `coupon_release.lua`: how many coupons are still kept back.
+    ///
+    /// # Errors
+    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
+    pub async fn coupon_release(&self, context: Context<'_>, id: CouponId, count: i64) -> Result<Reply<i64>, Error> {
+        let here = self.home(id.get());
+        let call = context.begin(&scripts::COUPON_RELEASE, here).key(Keys(here).campaign(id)).arg(id.get()).arg(count);
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "COUPONS_RELEASED" => Ok(answer.reply(answer.get(2)?)),
+            "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
+            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
             _ => Err(answer.unknown()),
         }
     }

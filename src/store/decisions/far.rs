@@ -92,6 +92,7 @@ impl Store {
         let answer = self.call(partition, &call).await?;
         match answer.word.as_str() {
             "HELD" => answer.get(2),
+            "HELD_BEFORE" => answer.get(0),
             "RELEASED" => Err(Error::unavailable("the order took too long and was given up")),
             word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
         }
@@ -133,7 +134,7 @@ impl Store {
             .arg(MARK_LIFE_MS);
         let answer = self.call(partition, &call).await?;
         match answer.word.as_str() {
-            "MOVED" | "UNCHANGED" => Ok(()),
+            "MOVED" | "MARKED" | "UNCHANGED" => Ok(()),
             _ => Err(answer.unknown()),
         }
     }

@@ -13,9 +13,9 @@ pub use far::*;
 pub use orders::*;
 
 use super::{
-    Position, Store,
+    Store,
     keys::{Keys, Partition},
-    scripts::{Answer, Invocation, Script},
+    scripts::{Invocation, Script},
 };
 use crate::domain::{
     Error, Reply,
@@ -60,26 +60,6 @@ impl Context<'_> {
     }
 }
 
-/// A decision taken: what it was, and where it stands in its partition's books.
-#[derive(Clone, Debug)]
-pub struct Decision<T> {
-    pub value: T,
-    pub replayed: bool,
-    pub partition: Partition,
-    pub position: Position,
-}
-
-impl<T> Decision<T> {
-    fn new(partition: Partition, answer: &Answer, value: T) -> Result<Self, Error> {
-        Ok(Decision { value, replayed: answer.replayed, partition, position: answer.position()? })
-    }
-
-    /// What the API needs of it.
-    pub fn reply(self) -> Reply<T> {
-        Reply { value: self.value, replayed: self.replayed }
-    }
-}
-
 impl Store {
     /// `balance_charge.lua`: the user's name and new balance.
     ///
@@ -91,7 +71,7 @@ impl Store {
         user: UserId,
         amount: Won,
         limit: Won,
-    ) -> Result<Decision<(String, Won)>, Error> {
+    ) -> Result<Reply<(String, Won)>, Error> {
         let home = self.home(user.get());
         let call = context
             .begin(&super::scripts::BALANCE_CHARGE, home)
@@ -101,7 +81,7 @@ impl Store {
             .arg(limit);
         let answer = self.call(home, &call).await?;
         match answer.word.as_str() {
-            "CHARGED" => Decision::new(home, &answer, (answer.get(2)?, answer.get(3)?)),
+            "CHARGED" => Ok(answer.reply((answer.get(2)?, answer.get(3)?))),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
             "LIMIT" => Err(Error::InvalidAmount),
             _ => Err(answer.unknown()),
@@ -138,23 +118,14 @@ impl Store {
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn ids_reserve(&self, call: &Call, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
+    pub async fn ids_reserve(&self, context: Context<'_>, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
         let first = Partition(0);
-        let (digest, fingerprint) = match &call.key {
-            Some(key) => (key.digest.as_str(), key.fingerprint.as_str()),
-            None => ("", ""),
-        };
-        let reserve = Invocation::new(&super::scripts::IDS_RESERVE)
-            .key(Keys(first).meta())
-            .key(Keys(first).ids())
-            .key(Keys(first).record(digest))
-            .arg(fingerprint)
-            .arg(RECORD_LIFE_MS)
-            .arg(sequence)
-            .arg(count);
+        let reserve =
+            context.begin(&super::scripts::IDS_RESERVE, first).key(Keys(first).ids()).arg(sequence).arg(count);
         let answer = self.call(first, &reserve).await?;
         match answer.word.as_str() {
-            "RESERVED" => Ok(Reply { value: answer.get(0)?, replayed: answer.replayed }),
+            "RESERVED" => Ok(answer.reply(answer.get(2)?)),
+            "TAKEN" => Ok(answer.reply(answer.get(0)?)),
             _ => Err(answer.unknown()),
         }
     }
@@ -165,7 +136,7 @@ impl Store {
     /// The shared refusals.
     pub async fn ids_reserved_before(&self, call: &Call) -> Result<Option<i64>, Error> {
         match self.recorded(call, Partition(0), &super::scripts::IDS_RESERVE).await? {
-            Some(answer) if answer.word == "RESERVED" => answer.get(0).map(Some),
+            Some(answer) if answer.word == "RESERVED" => answer.get(2).map(Some),
             Some(answer) => Err(answer.unknown()),
             None => Ok(None),
         }

@@ -2,7 +2,7 @@
 
 use chrono::NaiveDate;
 
-use super::{Context, Decision};
+use super::Context;
 use crate::{
     domain::{
         Error,
@@ -80,7 +80,7 @@ impl Store {
         context: Context<'_>,
         order: &NewOrder,
         placing: &Placing<'_>,
-    ) -> Result<Decision<PlacedOrder>, Error> {
+    ) -> Result<Reply<PlacedOrder>, Error> {
         let home = self.home(order.user_id.get());
         let keys = Keys(home);
         let mut call = context
@@ -109,7 +109,7 @@ impl Store {
         }
         let answer = self.call(home, &call.arg(placing.far)).await?;
         match answer.word.as_str() {
-            "PLACED" => Decision::new(home, &answer, placed(&answer)?),
+            "PLACED" => Ok(answer.reply(placed(&answer)?)),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
             "TOO_MANY_OPEN" => Err(Error::TooManyOpenOrders),
             "INVALID_COUPON" => Err(Error::InvalidCoupon),
@@ -136,7 +136,7 @@ impl Store {
     ///
     /// # Errors
     /// The refusals of `POST /payments`, and the shared ones. [`Settled::Declined`] is no error here: it has an effect.
-    pub async fn order_pay(&self, context: Context<'_>, settling: &Settling<'_>) -> Result<Decision<Settled>, Error> {
+    pub async fn order_pay(&self, context: Context<'_>, settling: &Settling<'_>) -> Result<Reply<Settled>, Error> {
         let payment = settling.payment;
         let home = self.home(payment.order_id.get());
         let keys = Keys(home);
@@ -161,10 +161,15 @@ impl Store {
                 receipt: answer.get(3)?,
                 paid_at: Millis(answer.get(4)?),
             },
+            "PAID_BEFORE" => Settled::Paid {
+                payment_id: PaymentId::new(answer.get(0)?).ok_or_else(|| answer.unknown())?,
+                receipt: answer.get(1)?,
+                paid_at: Millis(answer.get(2)?),
+            },
             "DECLINED" => Settled::Declined,
             word => return Err(no_payment(word).unwrap_or_else(|| answer.unknown())),
         };
-        Decision::new(home, &answer, settled)
+        Ok(answer.reply(settled))
     }
 
     /// `payment_begin.lua`. `Some` is the settled reply to an earlier request under the same idempotency key.
@@ -247,7 +252,7 @@ impl Store {
         order: OrderId,
         user: UserId,
         closing: Closing<'_>,
-    ) -> Result<Option<Decision<Closed>>, Error> {
+    ) -> Result<Option<Reply<Closed>>, Error> {
         let home = self.home(order.get());
         let keys = Keys(home);
         let (why, day, counts, receipt, ask_again) = match closing {
@@ -282,7 +287,7 @@ impl Store {
             "ALREADY_CLOSED" => return Err(Error::OrderAlreadyClosed),
             _ => return Err(answer.unknown()),
         };
-        Ok(Some(Decision::new(home, &answer, closed)?))
+        Ok(Some(answer.reply(closed)))
     }
 }
 

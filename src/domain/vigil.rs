@@ -1,0 +1,126 @@
+//! The watch over both stores while a process runs: whether each partition still knows all that was told of it, how far
+//! Postgres is, and when there is more for Postgres to catch up with than there may be.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Engine, Error};
+use crate::{
+    config::Ack,
+    db,
+    store::{Position, keys::Partition},
+};
+
+/// How often the partitions are looked at, and Postgres is asked how far it is.
+const EVERY: Duration = Duration::from_millis(500);
+/// How often Postgres is asked while replies wait for it, where another process carries the decisions there.
+const WHILE_WAITING: Duration = Duration::from_millis(10);
+/// When a write that was shed may try again.
+const SHED_RETRY: Duration = Duration::from_secs(2);
+
+/// What must have happened before a write is answered, and how many may be under way.
+pub(super) struct Durability {
+    ack: Ack,
+    pub(super) max_backlog: i64,
+    shedding: AtomicBool,
+}
+
+impl Durability {
+    pub(super) fn new(ack: Ack, max_backlog: i64) -> Self {
+        Durability { ack, max_backlog, shedding: AtomicBool::new(false) }
+    }
+}
+
+impl Engine {
+    /// Lets a write begin, unless Postgres has too much to catch up with.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; nothing has happened.
+    pub fn admit_write(&self) -> Result<(), Error> {
+        let Durability { max_backlog, shedding, .. } = &self.durability;
+        let backlog = self.store.backlog();
+        // Once it sheds it goes on until there is room worth the name, not for one write at a time.
+        let room = if shedding.load(Ordering::Relaxed) { max_backlog - max_backlog / 10 } else { *max_backlog };
+        let full = backlog >= room;
+        if shedding.swap(full, Ordering::Relaxed) != full {
+            match full {
+                true => tracing::error!(backlog, max_backlog, "PostgreSQL is too far behind: writes are shed"),
+                false => tracing::info!(backlog, "PostgreSQL has caught up: writes are let in again"),
+            }
+        }
+        if full {
+            let reason = format!("PostgreSQL is {backlog} decisions behind");
+            return Err(Error::Unavailable { reason, retry_after: SHED_RETRY });
+        }
+        Ok(())
+    }
+
+    /// Waits for what has to happen before these decisions are told to whoever asked for them: with `ACK=postgres`, that
+    /// Postgres has them. Has no end of its own: the request's time limit is one, and its outcome then unknown.
+    pub async fn acknowledge(&self, decided: &[(Partition, Position)]) {
+        if self.durability.ack == Ack::Postgres {
+            self.store.wait_projected(decided).await;
+        }
+    }
+
+    /// Watches until `stop`. `projects`: this process carries the decisions to Postgres itself, and knows how far it is.
+    pub fn keep_watch(self: &Arc<Self>, projects: bool, tasks: &TaskTracker, stop: &CancellationToken) {
+        let (this, stop) = (self.clone(), stop.clone());
+        tasks.spawn(async move {
+            let asks = !projects && this.durability.ack == Ack::Postgres;
+            let watching = async {
+                let mut looked = tokio::time::Instant::now();
+                loop {
+                    if asks && this.store.backlog() > 0 {
+                        tokio::time::sleep(WHILE_WAITING).await;
+                    } else {
+                        tokio::time::sleep_until(looked + EVERY).await;
+                    }
+                    this.look_at_postgres().await;
+                    if looked.elapsed() >= EVERY {
+                        looked = tokio::time::Instant::now();
+                        this.look_at_redis().await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = watching => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// One look at everything.
+    pub async fn look(&self) {
+        self.look_at_postgres().await;
+        self.look_at_redis().await;
+    }
+
+    async fn look_at_postgres(&self) {
+        match db::reads::positions(&self.db).await {
+            Ok(positions) => {
+                for projected in positions {
+                    let (epoch, seq) = projected.at();
+                    self.store.projected(Partition(projected.partition), Position { epoch, seq });
+                }
+            }
+            Err(error) => tracing::debug!(%error, "nobody knows how far PostgreSQL is"),
+        }
+    }
+
+    async fn look_at_redis(&self) {
+        for here in self.store.all() {
+            // What it finds is logged where it is found.
+            if let Err(error) = self.store.look(here).await {
+                tracing::debug!(partition = here.0, %error, "a partition can't be used");
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The look at a partition before it is used: is this Redis still the one, and does it still know all that it said?
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::BoxFuture;
+use redis::{RedisError, aio::MultiplexedConnection};
+
+use super::{
+    Position, Store,
+    keys::{Keys, Partition},
+    lanes::Ticket,
+    scripts::{self, Invocation},
+    settings::{self, Server},
+    watermarks::{Looked, State, Watermark},
+};
+use crate::domain::Error;
+
+/// How long a look that failed, or found the partition closed, stands for those that come after it.
+const LOOK_SHARED: Duration = Duration::from_millis(200);
+
+/// Asks whoever else knows how far the partitions had decided: Postgres. Nothing where it can't be asked.
+pub type Witness = Box<dyn Fn() -> BoxFuture<'static, Vec<(Partition, Position)>> + Send + Sync>;
+
+/// What an opened store must stay.
+pub(super) struct Guard {
+    /// The store's identity.
+    store: String,
+    /// Whether Redis may be set up in a way that loses what was acknowledged.
+    allow_unsafe: bool,
+    witness: Witness,
+}
+
+/// Servers, by run id, whose settings were looked at since the last new connection.
+#[derive(Default)]
+pub(super) struct Known(Mutex<HashSet<String>>);
+
+impl Known {
+    fn has(&self, run_id: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(run_id)
+    }
+
+    fn add(&self, run_id: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(run_id);
+    }
+
+    pub(super) fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Store {
+    /// Looks at the settings of every server, before anything is written to any.
+    ///
+    /// # Errors
+    /// What has to be changed; with `allow_unsafe` that is a warning, but for a server that can't be used at all.
+    pub async fn check_settings(&self, allow_unsafe: bool) -> anyhow::Result<()> {
+        let mut seen = HashSet::new();
+        for here in self.all() {
+            let (ticket, mut link) = self.lanes().get(here).await?;
+            let looked = look_at_settings(&mut link).await;
+            let (server, role, problems) = self.lanes().settle(&ticket, looked)?;
+            if !seen.insert(server.run_id.clone()) {
+                continue;
+            }
+            if let Some(why) = server.unusable(&role) {
+                anyhow::bail!(why);
+            }
+            for problem in &problems {
+                tracing::warn!(problem, "Redis may lose what was acknowledged");
+            }
+            if !problems.is_empty() && !allow_unsafe {
+                anyhow::bail!(
+                    "Redis may lose what was acknowledged: {}. Change its settings, or accept that with \
+                     ALLOW_UNSAFE_REDIS=true",
+                    problems.join("; ")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on no partition is used that was not looked at. Once for a store.
+    pub fn guard(&self, store: &str, allow_unsafe: bool, witness: Witness) {
+        let guard = Guard { store: store.to_owned(), allow_unsafe, witness };
+        let _ = self.shared.guard.set(guard);
+    }
+
+    /// Looks at a partition now.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with the reason why it may not be used.
+    pub async fn look(&self, here: Partition) -> Result<(), Error> {
+        let Some(guard) = self.shared.guard.get() else { return Ok(()) };
+        let (ticket, mut link) = self.lanes().get(here).await?;
+        let mut looked = self.watermark(here).looking.lock().await;
+        self.examine(guard, here, (&ticket, &mut link), &mut looked).await
+    }
+
+    /// Lets a command through to a partition that may be used.
+    pub(super) async fn admit(
+        &self,
+        here: Partition,
+        ticket: &Ticket,
+        link: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        let Some(guard) = self.shared.guard.get() else { return Ok(()) };
+        let watermark = self.watermark(here);
+        if watermark.is_open() {
+            return Ok(());
+        }
+        let mut looked = watermark.looking.lock().await;
+        let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < LOOK_SHARED);
+        match watermark.state() {
+            State::Open => Ok(()),
+            State::Closed(reason) if lately(looked.found_closed) => Err(Error::unavailable(reason)),
+            State::Unseen if lately(looked.failed) => Err(Error::unavailable("Redis can't answer")),
+            _ => self.examine(guard, here, (ticket, link), &mut looked).await,
+        }
+    }
+
+    async fn examine(
+        &self,
+        guard: &Guard,
+        here: Partition,
+        (ticket, link): (&Ticket, &mut MultiplexedConnection),
+        looked: &mut Looked,
+    ) -> Result<(), Error> {
+        let found = self.find(guard, here, link).await;
+        looked.failed = found.is_err().then(Instant::now);
+        let state = self.lanes().settle(ticket, found)?;
+        looked.found_closed = matches!(state, State::Closed(_)).then(Instant::now);
+        let before = self.watermark(here).set(state.clone());
+        match state {
+            State::Closed(reason) => {
+                if before != State::Closed(reason.clone()) {
+                    tracing::error!(partition = here.0, reason, "a partition is closed");
+                }
+                Err(Error::unavailable(reason))
+            }
+            _ => {
+                if matches!(before, State::Closed(_)) {
+                    tracing::info!(partition = here.0, "the partition is open again");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the partition may be used, as Redis says now.
+    async fn find(
+        &self,
+        guard: &Guard,
+        here: Partition,
+        link: &mut MultiplexedConnection,
+    ) -> Result<State, RedisError> {
+        let watermark = self.watermark(here);
+        // Before the books are read: they must know it all.
+        let mut told = watermark.told();
+        let mut read = redis::pipe();
+        read.cmd("INFO").arg("server");
+        read.add_command(books(here));
+        let (info, mut found): (String, Books) = read.query_async(link).await?;
+        let server = Server::read(&info);
+        if !self.shared.known.has(&server.run_id) {
+            // Another server, another start of it, or the same one after a connection was lost.
+            let (server, role, problems) = look_at_settings(link).await?;
+            if let Some(why) = server.unusable(&role) {
+                return Ok(State::Closed(why));
+            }
+            if !problems.is_empty() && !guard.allow_unsafe {
+                return Ok(State::Closed(format!("Redis may lose what is acknowledged: {}", problems.join("; "))));
+            }
+            for (partition, position) in (guard.witness)().await {
+                self.watermark(partition).projected(position);
+            }
+            told = watermark.told();
+            found = books(here).query_async(link).await?;
+            self.shared.known.add(server.run_id);
+        }
+        let (store, epoch, seq, frozen) = found;
+        let (Some(store), Some(epoch), Some(seq)) = (store, epoch, seq) else {
+            return Ok(State::Closed(format!("Redis has lost the books of partition {}", here.0)));
+        };
+        if store != guard.store {
+            return Ok(State::Closed(format!("this Redis has store {store}, not {}", guard.store)));
+        }
+        if let Some(reason) = frozen {
+            return Ok(State::Closed(reason));
+        }
+        let position = Position { epoch, seq };
+        if position < told {
+            let reason = self.freeze_over(here, link, &behind(here, position, told)).await?;
+            return Ok(State::Closed(reason));
+        }
+        watermark.raise(position);
+        Ok(State::Open)
+    }
+
+    /// A script decided under a number that was told before: decisions were lost between the two.
+    pub(super) async fn lost(
+        &self,
+        here: Partition,
+        link: &mut MultiplexedConnection,
+        found: Position,
+        told: Position,
+    ) -> Error {
+        let reason = behind(here, found, told);
+        tracing::error!(partition = here.0, reason, "a partition is closed");
+        self.watermark(here).set(State::Closed(reason.clone()));
+        if let Err(error) = self.freeze_over(here, link, &reason).await {
+            tracing::error!(partition = here.0, %error, "the partition can't be frozen for others");
+        }
+        Error::unavailable(reason)
+    }
+
+    /// Stops a partition from deciding, everywhere, until a rebuild.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn freeze(&self, here: Partition, reason: &str) -> Result<(), Error> {
+        tracing::error!(partition = here.0, reason, "a partition is frozen");
+        self.watermark(here).set(State::Closed(reason.to_owned()));
+        let (ticket, mut link) = self.lanes().get(here).await?;
+        let frozen = self.freeze_over(here, &mut link, reason).await;
+        self.lanes().settle(&ticket, frozen).map(drop)
+    }
+
+    async fn freeze_over(
+        &self,
+        here: Partition,
+        link: &mut MultiplexedConnection,
+        reason: &str,
+    ) -> Result<String, RedisError> {
+        let freeze = Invocation::new(&scripts::BOOKS_FREEZE).key(Keys(here).meta()).arg(reason);
+        freeze.whole().query_async::<redis::Value>(link).await?;
+        Ok(reason.to_owned())
+    }
+
+    pub(super) fn watermark(&self, here: Partition) -> &Watermark {
+        &self.shared.watermarks[usize::from(here.0) % self.shared.watermarks.len()]
+    }
+
+    /// Every partition is to be looked at before it is used again.
+    pub(super) fn doubt(&self) {
+        self.shared.known.forget();
+        self.shared.watermarks.iter().for_each(Watermark::doubt);
+    }
+
+    /// Takes note of how far Postgres is.
+    pub fn projected(&self, here: Partition, position: Position) {
+        self.watermark(here).projected(position);
+    }
+
+    /// Waits until Postgres has all of these, as somebody in this process notes.
+    pub async fn wait_projected(&self, decided: &[(Partition, Position)]) {
+        for (here, position) in decided {
+            let mut projection = self.watermark(*here).projection();
+            // The sender lives as long as the store.
+            let _ = projection.wait_for(|projected| projected >= position).await;
+        }
+    }
+
+    /// Decisions that Postgres does not have yet, as far as this process knows.
+    pub fn backlog(&self) -> i64 {
+        self.all().map(|here| self.watermark(here).backlog()).sum()
+    }
+}
+
+type Books = (Option<String>, Option<i64>, Option<i64>, Option<String>);
+
+fn books(here: Partition) -> redis::Cmd {
+    let mut read = redis::cmd("HMGET");
+    read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen"]);
+    read
+}
+
+fn behind(here: Partition, found: Position, told: Position) -> String {
+    format!(
+        "partition {} of Redis is at ({}, {}), behind ({}, {}) that was told before: decisions that were acknowledged are lost",
+        here.0, found.epoch, found.seq, told.epoch, told.seq
+    )
+}
+
+/// The server, its role, and what is wrong with its settings.
+async fn look_at_settings(link: &mut MultiplexedConnection) -> Result<(Server, String, Vec<String>), RedisError> {
+    let mut read = redis::pipe();
+    read.cmd("INFO").arg("server");
+    read.cmd("INFO").arg("replication");
+    let (info, replication): (String, String) = read.query_async(link).await?;
+    let role = replication.lines().find_map(|line| line.strip_prefix("role:")).unwrap_or("server of no role");
+    Ok((Server::read(&info), role.trim().to_owned(), settings::problems(link).await?))
+}

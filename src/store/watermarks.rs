@@ -1,0 +1,152 @@
+//! What this process was told of each partition: how far it has decided, how far Postgres is, and whether it may be
+//! believed.
+//!
+//! Decisions are numbered, `(epoch, seq)`, and a process remembers the highest number that it was told of each partition: by
+//! a script's answer, by a look at the books, or by Postgres's position. Redis answering below it has lost decisions that
+//! were acknowledged. The partition is then *closed* here, and frozen in Redis so that nobody decides on what is left of it;
+//! a rebuild, which starts a new epoch, opens it again.
+//!
+//! A partition is looked at before its first use, after every new connection (it may lead to another server, or to the same
+//! one with less in it), when Redis has forgotten its scripts, when a script finds the books closed, and twice a second.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio::sync::watch;
+
+use super::{Position, keys::Partition};
+
+tokio::task_local! {
+    /// What was decided, or found decided, for the request that runs in this task.
+    static TOLD: RefCell<Vec<(Partition, Position)>>;
+}
+
+/// Runs `work`, and returns beside what it came to everything that scripts told it they had decided, repeats included.
+pub async fn telling<T>(work: impl Future<Output = T>) -> (T, Vec<(Partition, Position)>) {
+    let told = RefCell::new(Vec::new());
+    TOLD.scope(told, async {
+        let done = work.await;
+        (done, TOLD.with(RefCell::take))
+    })
+    .await
+}
+
+/// Whether a partition may be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Open,
+    /// To be looked at first.
+    Unseen,
+    /// Closed, for this reason.
+    Closed(String),
+}
+
+const OPEN: u8 = 0;
+const UNSEEN: u8 = 1;
+const CLOSED: u8 = 2;
+
+pub(super) struct Watermark {
+    /// One of the three above; the reason is in `reason`.
+    state: AtomicU8,
+    reason: Mutex<String>,
+    /// The highest decision that this process was told of.
+    told: Mutex<Position>,
+    /// The last decision that Postgres has, as far as this process knows.
+    projected: watch::Sender<Position>,
+    /// Held by the one that looks.
+    pub(super) looking: tokio::sync::Mutex<Looked>,
+}
+
+/// How the last look went, which those share that waited for it.
+#[derive(Default)]
+pub(super) struct Looked {
+    pub found_closed: Option<Instant>,
+    /// Redis did not answer.
+    pub failed: Option<Instant>,
+}
+
+impl Default for Watermark {
+    fn default() -> Self {
+        Watermark {
+            state: AtomicU8::new(UNSEEN),
+            reason: Mutex::default(),
+            told: Mutex::default(),
+            projected: watch::Sender::default(),
+            looking: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+impl Watermark {
+    pub(super) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Acquire) == OPEN
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            OPEN => State::Open,
+            UNSEEN => State::Unseen,
+            _ => State::Closed(self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+        }
+    }
+
+    /// Returns the state before.
+    pub(super) fn set(&self, state: State) -> State {
+        let before = self.state();
+        let number = match state {
+            State::Open => OPEN,
+            State::Unseen => UNSEEN,
+            State::Closed(reason) => {
+                *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+                CLOSED
+            }
+        };
+        self.state.store(number, Ordering::Release);
+        before
+    }
+
+    /// What was believed has to be looked at again; what was closed stays so until then.
+    pub(super) fn doubt(&self) {
+        let _ = self.state.compare_exchange(OPEN, UNSEEN, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    pub(super) fn told(&self) -> Position {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn raise(&self, position: Position) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        *told = position.max(*told);
+    }
+
+    /// Postgres has everything up to here. What it has was decided.
+    pub(super) fn projected(&self, position: Position) {
+        self.raise(position);
+        self.projected.send_if_modified(|known| {
+            let further = position > *known;
+            *known = position.max(*known);
+            further
+        });
+    }
+
+    pub(super) fn projection(&self) -> watch::Receiver<Position> {
+        self.projected.subscribe()
+    }
+
+    /// Decisions that Postgres does not have yet.
+    pub(super) fn backlog(&self) -> i64 {
+        // seq goes on over a rebuild.
+        (self.told().seq - self.projected.borrow().seq).max(0)
+    }
+}
+
+/// Notes a decision for the request that runs in this task, if one does.
+pub(super) fn note(partition: Partition, position: Position) {
+    let _ = TOLD.try_with(|told| told.borrow_mut().push((partition, position)));
+}
