@@ -34,7 +34,12 @@ async fn main() {
     }
     let dir = ScratchDir::new().unwrap();
     let mut redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
-    let config = RedisConfig { redis_url: Secret::new(redis.url()), redis_lanes: 4, redis_timeout_ms: 60_000, allow_unsafe_redis: false };
+    let config = RedisConfig {
+        redis_url: Secret::new(redis.url()),
+        redis_lanes: 4,
+        redis_timeout_ms: 60_000,
+        allow_unsafe_redis: false,
+    };
     let store = Store::connect(&config).await.unwrap();
     store.initialise(&Identity { store: "bench".into(), partitions: 1, epoch: 1 }).await.unwrap();
     let call = Call::default();
