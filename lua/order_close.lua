@@ -15,6 +15,7 @@
 --     11 rank_units  zset    units by product of the day of the sale
 --     12 rank_won    zset    won by product of that day
 --     13 gateway     zset    order id by when its gateway payment is looked at next (ms)
+--     14 withheld    hash    product id -> units kept off sale after a loss
 -- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id
 --      7 CANCEL | EXPIRE | DECLINE  8 the day of the sale that KEYS 11 and 12 are of, YYYYMMDD, or ''
 --      9 '1' where that day's rankings still count, else '0'
@@ -25,8 +26,9 @@
 -- Emits order_closed
 --@include books
 --@include holds
-local meta, outbox, record, user, coupons, order, expiry, stock, held, sold, rank_units, rank_won, gateway =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local meta, outbox, record, user, coupons, order, expiry, stock, held, sold, rank_units, rank_won, gateway, withheld =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13],
+  KEYS[14]
 local now, fingerprint, ttl, request_id, order_id, user_id, why, day, day_counts, declined, ask_again =
   ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1', ARGV[10], ARGV[11]
 
@@ -36,7 +38,7 @@ if not epoch then return { 'CLOSED_BOOKS' } end
 local prior = why ~= 'DECLINE' and replay(record, fingerprint)
 if prior then return prior end
 local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'expires_at', 'gateway',
-  'receipt', 'day', 'method')
+  'receipt', 'day', 'method', 'doubt')
 if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
 local from, final, lines, far, coupon_id, gateway_state, receipt = o[2], tonumber(o[3]), o[4], o[5], o[6], o[8], o[9] or ''
 if from ~= 'PENDING' and from ~= 'PAID' then return { 'ALREADY_CLOSED' } end
@@ -61,6 +63,8 @@ end
 local u = redis.call('HMGET', user, 'balance', 'entries', 'tail')
 local before, entry_no = tonumber(u[1]), tonumber(u[2])
 local ids, units, prices = unpack_lines(lines)
+-- In doubt: decisions that were lost may have paid it, and its user was told so.
+local doubtful = o[12] == '1' and why == 'EXPIRE'
 local by_gateway = o[11] == 'GATEWAY'
 -- What comes back to the balance: a refund of what was paid from it.
 local credit = (from == 'PAID' and not by_gateway) and final or 0
@@ -71,14 +75,14 @@ local reply = why == 'DECLINE' and { 'DECLINED', epoch, seq } or { 'CLOSED', epo
 local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'from', from, 'status', status, 'reason', reason,
   'lines', lines, 'far', far, 'coupon', coupon_id, 'receipt', receipt, 'method', o[11] or '',
-  'day', day, 'watch', ask_again ~= '' and '1' or '0', 'credit', credit, 'before', before, 'after', after,
+  'day', day, 'watch', ask_again ~= '' and '1' or '0', 'withheld', doubtful and '1' or '0', 'credit', credit, 'before', before, 'after', after,
   'entry_no', entry_no, 'prev', u[3], record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', order, 'status', status, 'reason', reason, 'closed_at', now)
 if from == 'PENDING' then
   redis.call('ZREM', expiry, order_id)
   redis.call('HINCRBY', user, 'open', -1)
-  move_units(ids, units, held, stock)
+  move_units(ids, units, held, doubtful and withheld or stock)
   if why == 'DECLINE' then
     if ask_again == '' then
       redis.call('HSET', order, 'gateway', 'DECLINED')

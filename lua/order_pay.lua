@@ -15,6 +15,7 @@
 --     11 rank_units  zset    today's units by product
 --     12 rank_won    zset    today's won by product
 --     13 gateway     zset    order id by when its gateway payment is looked at next (ms)
+--     14 withheld    hash    product id -> units kept off sale after a loss
 -- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id  7 amount (won)
 --      8 payment type  9 payment id  10 receipt  11 BALANCE | GATEWAY  12 the gateway's transaction id or ''
 --     13 today, YYYYMMDD  14 the life of today's rankings from now (s)
@@ -25,8 +26,9 @@
 -- Emits order_paid, or order_closed (FAILED, PAYMENT_DECLINED)
 --@include books
 --@include holds
-local meta, outbox, record, user, coupons, order, expiry, stock, held, sold, rank_units, rank_won, gateway =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local meta, outbox, record, user, coupons, order, expiry, stock, held, sold, rank_units, rank_won, gateway, withheld =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13],
+  KEYS[14]
 local now, fingerprint, ttl, request_id, order_id, user_id, amount =
   ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
 local payment_type, payment_id, receipt, by_gateway, transaction, day, rank_life =
@@ -38,7 +40,7 @@ if not epoch then return { 'CLOSED_BOOKS' } end
 local prior = not by_gateway and replay(record, fingerprint)
 if prior then return prior end
 local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'receipt', 'gateway',
-  'payment', 'paid_at')
+  'payment', 'paid_at', 'doubt')
 if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
 local status, final, lines, far, coupon_id, gateway_state = o[2], tonumber(o[3]), o[4], o[5], o[6], o[8]
 if by_gateway then
@@ -54,19 +56,21 @@ end
 local u = redis.call('HMGET', user, 'balance', 'entries', 'tail')
 local before, entry_no = tonumber(u[1]), tonumber(u[2])
 local ids, units, prices = unpack_lines(lines)
+-- In doubt: decisions that were lost may have paid it, and its user was told so.
+local doubtful = o[11] == '1'
 ---- checks above, writes below -------------------------------------------------------------------------------------
 if not by_gateway and before < final then
   local reply = { 'DECLINED', epoch, seq }
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
     'rid', request_id, 'order', order_id, 'user', user_id, 'from', 'PENDING', 'status', 'FAILED',
     'reason', 'PAYMENT_DECLINED', 'lines', lines, 'far', far, 'coupon', coupon_id, 'receipt', '', 'method', '',
-    'day', '', 'watch', '0', 'credit', 0, 'before', before, 'after', before, 'entry_no', entry_no, 'prev', u[3],
+    'day', '', 'watch', '0', 'withheld', doubtful and '1' or '0', 'credit', 0, 'before', before, 'after', before, 'entry_no', entry_no, 'prev', u[3],
     record_of(record, fingerprint, reply))
   redis.call('HSET', meta, 'seq', seq)
   redis.call('HSET', order, 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now)
   redis.call('ZREM', expiry, order_id)
   redis.call('HINCRBY', user, 'open', -1)
-  move_units(ids, units, held, stock)
+  move_units(ids, units, held, doubtful and withheld or stock)
   mark_coupon(coupons, coupon_id, 'A', '', '')
   return remember(record, fingerprint, ttl, reply)
 end

@@ -11,6 +11,7 @@
 --      7 sold        hash    product id -> units sold
 --      8 rank_units  zset    units by product of the day of the sale
 --      9 rank_won    zset    won by product of that day
+--     10 withheld    hash    product id -> units kept off sale after a loss
 -- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 SETTLED | RELEASED | REFUNDED
 --      6 '1' where the day of the sale still counts, else '0'  7 the life of its rankings from now (s)
 --      8 the life of an ended hold's mark (ms)
@@ -18,22 +19,25 @@
 -- Emits stock_settled
 --@include books
 --@include holds
-local meta, outbox, hold, holds, stock, held, sold, rank_units, rank_won =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local meta, outbox, hold, holds, stock, held, sold, rank_units, rank_won, withheld =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local now, request_id, order_id, user_id, state, day_counts, rank_life, mark_life =
   ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8]
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
-local h = redis.call('HMGET', hold, 'state', 'lines')
+local h = redis.call('HMGET', hold, 'state', 'lines', 'doubt')
 local was, lines = h[1] or '', h[2] or ''
 local moves = (was == '' and state == 'RELEASED') or (was == 'HELD') or (was == 'SETTLED' and state == 'REFUNDED')
 if not moves then return { 'UNCHANGED' } end
 local ids, units, prices = unpack_lines(lines)
+-- In doubt: decisions that were lost may have paid the order, and its user was told so.
+local doubtful = h[3] == '1' and was == 'HELD' and state == 'RELEASED'
 ---- checks above, writes below -------------------------------------------------------------------------------------
 if was ~= '' then
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'stock_settled', 'epoch', epoch, 'seq', seq, 'at', now,
-    'rid', request_id, 'order', order_id, 'user', user_id, 'lines', lines, 'from', was, 'to', state)
+    'rid', request_id, 'order', order_id, 'user', user_id, 'lines', lines, 'from', was, 'to', state,
+    'withheld', doubtful and '1' or '0')
   redis.call('HSET', meta, 'seq', seq)
 end
 redis.call('HSET', hold, 'state', state, 'lines', lines, 'user', user_id)
@@ -45,7 +49,7 @@ if was == 'HELD' then
     if day_counts then rank(ids, units, prices, rank_units, rank_won, rank_life) end
   else
     -- A refund that overtook its settlement ends where both would have ended.
-    move_units(ids, units, held, stock)
+    move_units(ids, units, held, doubtful and withheld or stock)
   end
 elseif was == 'SETTLED' then
   move_units(ids, units, sold, stock)

@@ -60,3 +60,27 @@ CREATE TABLE far_coupons (
     CONSTRAINT far_coupons_pk PRIMARY KEY (coupon_id, user_id),
     CONSTRAINT far_coupons_issue_no_unique UNIQUE (coupon_id, issue_no)
 );
+
+-- The last id of each sequence that was reserved under an idempotency key: its repeat creates under it, so nothing else may.
+CREATE TABLE id_sequences (
+    name text   NOT NULL,
+    last bigint NOT NULL,
+    CONSTRAINT id_sequences_pk PRIMARY KEY (name)
+);
+
+-- What the least careful process that ever served this store waits for before it answers a write. While that is
+-- PostgreSQL's commit ('postgres'), nothing that anybody was told can be missing here.
+ALTER TABLE store
+    ADD COLUMN ack text NOT NULL DEFAULT 'redis',
+    ADD CONSTRAINT store_ack CHECK (ack IN ('redis', 'postgres'));
+
+-- The highest decision that any process was told of, as far as it could be written down: twice a second, by every process
+-- whose Redis is sound. A Redis that knows less has lost decisions, whoever is left to remember them; and where the time
+-- moves on, somebody is at work.
+CREATE TABLE watermarks (
+    partition integer     NOT NULL,
+    epoch     bigint      NOT NULL,
+    seq       bigint      NOT NULL,
+    told_at   timestamptz NOT NULL,
+    CONSTRAINT watermarks_pk PRIMARY KEY (partition)
+);

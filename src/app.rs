@@ -13,6 +13,7 @@ use crate::{
     gateway::{self, Gateways},
     http::{self, AdminToken, AppState, server},
     projector::Projector,
+    rebuild::Rebuild,
     store::Store,
 };
 
@@ -27,7 +28,7 @@ pub struct App {
 }
 
 impl App {
-    /// Connects to both stores and opens them.
+    /// Connects to both stores and opens them; a Redis that lost everything is rebuilt first.
     ///
     /// # Errors
     /// The reason why they can't be served from, and what to do about it.
@@ -43,7 +44,17 @@ impl App {
         }))
         .context("the payment gateways can't be set up")?;
         let db = db::connect(postgres).await?;
-        let store = startup::open(Store::connect(redis).await?, &db, shop.partitions, redis.allow_unsafe_redis).await?;
+        let store = Store::connect(redis).await?;
+        let rebuild = Rebuild {
+            store: store.clone(),
+            db: db.clone(),
+            projector: Projector::new(store.clone(), db.clone(), clock.clone(), projector),
+            clock: clock.clone(),
+            zone: shop.time_zone,
+            allow_unsafe_redis: redis.allow_unsafe_redis,
+        };
+        rebuild.run_if_needed().await?;
+        let store = startup::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
         Ok(App {
             engine: Arc::new(engine),

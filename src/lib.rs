@@ -11,6 +11,7 @@
 //! - [`domain`] is the verbs and their outcomes, and the vocabulary. It knows `store`, `gateway` and `db`'s reads.
 //! - [`store`] is the only code that speaks Redis; the decisions themselves are in `lua/`.
 //! - [`projector`] is the only code that writes to Postgres; [`db`] reads it.
+//! - [`rebuild`] puts Redis back together from Postgres.
 //! - [`gateway`] asks external payment gateways.
 //! - [`dev`] starts private servers for the quick start and the tests.
 //! - [`config`] is the configuration, [`app`] puts the parts together, [`seed`] is the demo catalogue.
@@ -23,5 +24,6 @@ pub mod domain;
 pub mod gateway;
 pub mod http;
 pub mod projector;
+pub mod rebuild;
 pub mod seed;
 pub mod store;

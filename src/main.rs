@@ -9,7 +9,17 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use firstcome::{app::App, config::*, db, dev::Stack, domain::Clock, seed};
+use firstcome::{
+    app::App,
+    config::*,
+    db,
+    dev::Stack,
+    domain::Clock,
+    projector::Projector,
+    rebuild::{self, Rebuild, Summary},
+    seed,
+    store::Store,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -41,6 +51,8 @@ enum Role {
     Migrate(Migrate),
     /// Puts the demo catalogue into a store without products, and ends
     Seed(Box<Seed>),
+    /// Puts Redis back together from PostgreSQL, after a loss, and ends
+    Rebuild(Box<RebuildRole>),
 }
 
 #[derive(Parser)]
@@ -94,6 +106,25 @@ struct Seed {
     engine: EngineConfig,
 }
 
+#[derive(Parser)]
+struct RebuildRole {
+    #[command(flatten)]
+    redis: RedisConfig,
+    #[command(flatten)]
+    postgres: PostgresConfig,
+    #[command(flatten)]
+    projector: ProjectorConfig,
+    /// The zone of the rankings' days
+    #[arg(long, env = "TIME_ZONE", default_value = "Asia/Seoul")]
+    time_zone: chrono_tz::Tz,
+    /// Go on where decisions would be discarded that Redis has and PostgreSQL does not
+    #[arg(long)]
+    discard: bool,
+    /// The most decisions that were lost in each partition, where somebody knows: keeps less off sale (0: nothing)
+    #[arg(long, value_parser = clap::value_parser!(i64).range(0..))]
+    lost_at_most: Option<i64>,
+}
+
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
@@ -119,6 +150,7 @@ fn main() -> anyhow::Result<()> {
                 let did = seed::demo(&app.engine).await?;
                 say(if did { "The demo catalogue is in." } else { "There are products already: nothing was changed." })
             }
+            Role::Rebuild(options) => rebuild(*options).await,
         }
     })
 }
@@ -153,7 +185,9 @@ async fn run(
 }
 
 async fn project(options: Project) -> anyhow::Result<()> {
-    let Project { engine, projector, drain_seconds } = options;
+    let Project { mut engine, projector, drain_seconds } = options;
+    // Nobody is told anything by it.
+    engine.durability.ack = Ack::Postgres;
     let app = App::open(&engine, &projector, Clock::system()).await?;
     let stop = stop_signal()?;
     app.project();
@@ -163,6 +197,41 @@ async fn project(options: Project) -> anyhow::Result<()> {
     stop.cancelled().await;
     app.stop(Some(Duration::from_secs(drain_seconds))).await;
     Ok(())
+}
+
+async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
+    let RebuildRole { redis, postgres, projector, time_zone, discard, lost_at_most } = options;
+    let (store, db, clock) = (Store::connect(&redis).await?, db::connect(&postgres).await?, Clock::system());
+    let rebuild = Rebuild {
+        projector: Projector::new(store.clone(), db.clone(), clock.clone(), &projector),
+        store,
+        db,
+        clock,
+        zone: time_zone,
+        allow_unsafe_redis: redis.allow_unsafe_redis,
+    };
+    let Summary {
+        epoch,
+        rows,
+        seconds,
+        discarded,
+        lost_at_least,
+        doubtful,
+        repaired,
+        withheld_units,
+        withheld_coupons,
+    } = rebuild.run(rebuild::Options { discard, lost_at_most }).await?;
+    say(&format!(
+        "Redis is rebuilt from PostgreSQL: {rows} rows in {seconds:.1} s. Epoch {epoch} has begun.\n\
+         Discarded decisions: {discarded}. Lost at least: {lost_at_least}. Steps between partitions finished: {repaired}."
+    ))?;
+    if doubtful.is_empty() {
+        return say("Nothing that anybody was told can be missing: everything is on sale.");
+    }
+    say(&format!(
+        "Decisions may be lost in partitions {doubtful:?}: {withheld_units} units and {withheld_coupons} coupons are kept off \
+         sale.\nLook at them with GET /admin/v1/withheld, and release them with POST /admin/v1/withheld/release."
+    ))
 }
 
 async fn dev(options: Dev) -> anyhow::Result<()> {

@@ -25,6 +25,7 @@ entity! {
         singleton: bool,
         store: String,
         partitions: i32,
+        ack: String,
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod entities;
 pub mod identity;
 pub mod reads;
+pub mod snapshot;
 
 use std::{borrow::Cow, time::Duration};
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use anyhow::anyhow;
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, Statement,
 };
 
 use super::{
@@ -158,6 +159,24 @@ pub async fn dead_letters(db: &DatabaseConnection) -> Result<HashMap<u16, i64>, 
         .await
         .map_err(translate)?;
     Ok(rows.into_iter().map(|(partition, letters)| (partition as u16, letters)).collect())
+}
+
+/// Dead letters by partition, of the epoch that each partition is in: decisions that Redis has and Postgres does not. (A rebuild
+/// ends an epoch, and with it what only Redis knew.)
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn dead_letters_of_current_epoch(db: &DatabaseConnection) -> Result<HashMap<u16, i64>, Error> {
+    let sql =
+        "SELECT d.partition, count(*) FROM dead_letters AS d JOIN projection_positions AS p USING (partition, epoch)
+               GROUP BY d.partition";
+    let rows = db.query_all_raw(Statement::from_string(DbBackend::Postgres, sql)).await.map_err(translate)?;
+    rows.iter()
+        .map(|row| {
+            let partition: i32 = row.try_get_by_index(0).map_err(translate)?;
+            Ok((partition as u16, row.try_get_by_index(1).map_err(translate)?))
+        })
+        .collect()
 }
 
 /// What a rebuild keeps off sale: the first `most` products and campaigns by id.

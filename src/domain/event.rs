@@ -93,9 +93,14 @@ pub enum Body {
         lines: Vec<OrderLine>,
         from: HoldState,
         to: HoldState,
+        /// What was held is kept off sale, as in [`Closed`].
+        withheld: bool,
     },
-    /// Nothing but the record.
-    IdsReserved,
+    /// Ids that a request will create under, however often it is repeated.
+    IdsReserved {
+        sequence: String,
+        last: i64,
+    },
     /// A rebuild: what it keeps off sale.
     Rebuilt {
         units: Vec<(ProductId, i64)>,
@@ -172,6 +177,8 @@ pub struct Closed {
     pub receipt: Option<String>,
     /// The gateway could not say for certain that it took nothing, and is asked for a while yet.
     pub watched: bool,
+    /// What the order held is kept off sale: decisions that were lost may have paid it.
+    pub withheld: bool,
     pub by_gateway: bool,
     /// What came back to the balance.
     pub entry: Option<BalanceEntry>,
@@ -255,6 +262,11 @@ impl<'a> Fields<'a> {
             "0" => Ok(false),
             other => Err(Self::bad(name, other)),
         }
+    }
+
+    /// One that events have not had from the beginning.
+    fn optional_flag(&self, name: &str) -> Result<bool, BadEvent> {
+        if self.0.contains_key(name) { self.flag(name) } else { Ok(false) }
     }
 
     fn lines(&self, name: &str) -> Result<Vec<OrderLine>, BadEvent> {
@@ -486,7 +498,8 @@ impl Body {
                 far: f.lines("far")?,
                 coupon: f.optional_id("coupon", CouponId::new)?,
                 receipt: f.optional("receipt")?,
-                watched: f.0.contains_key("watch") && f.flag("watch")?,
+                watched: f.optional_flag("watch")?,
+                withheld: f.optional_flag("withheld")?,
                 by_gateway: f.text("method")? == "GATEWAY",
                 entry: match f.count("credit")? {
                     0 => None,
@@ -510,8 +523,12 @@ impl Body {
                 lines: f.lines("lines")?,
                 from: f.hold_state("from")?,
                 to: f.hold_state("to")?,
+                withheld: f.optional_flag("withheld")?,
             },
-            "ids_reserved" => Body::IdsReserved,
+            "ids_reserved" => {
+                let (first, count) = (f.count("first")?, f.count("count")?);
+                Body::IdsReserved { sequence: f.text("sequence")?.to_owned(), last: first + count - 1 }
+            }
             "rebuilt" => Body::Rebuilt {
                 units: f.counts("units", ProductId::new)?,
                 coupons: f.counts("coupons", CouponId::new)?,

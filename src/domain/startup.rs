@@ -1,7 +1,8 @@
 //! Opening the store: who Redis is, who Postgres is, and whether they belong together.
 //!
 //! An empty Redis beside an empty Postgres is a new store. Everything else must match: the identity, the partitions, and
-//! Redis at or past the position that Postgres has of each partition. What does not match is refused, never repaired here.
+//! Redis at or past the position that Postgres has of each partition, and past what any process was told. What does not match
+//! is refused, never repaired here: see [`crate::rebuild`].
 
 use std::time::Duration;
 
@@ -10,8 +11,13 @@ use uuid::Uuid;
 
 use super::Error;
 use crate::{
-    db::{self, identity},
-    store::{Identity, Position, Store, keys::Partition, vigil::Witness},
+    config::Ack,
+    db::{self, identity, reads::ProjectedPosition},
+    store::{
+        Identity, Position, Store,
+        keys::Partition,
+        vigil::{Testimony, Witness},
+    },
 };
 
 /// How long the store waits for Postgres's word when Redis was restarted.
@@ -30,6 +36,7 @@ pub async fn open(
     db: &db::Connection,
     partitions: Option<u16>,
     allow_unsafe_redis: bool,
+    ack: Ack,
 ) -> anyhow::Result<Store> {
     db::check_schema(db).await?;
     store.check_settings(allow_unsafe_redis).await?;
@@ -51,8 +58,8 @@ pub async fn open(
             let positions = db::reads::positions(db).await?;
             if positions.iter().any(|position| position.seq > 0) {
                 bail!(
-                    "Redis is empty, but PostgreSQL has what store {} decided: bring that Redis back with its data \
-                     (or point REDIS_URL and DATABASE_URL at a pair that belongs together)",
+                    "Redis is empty, but PostgreSQL has what store {} decided: bring that Redis back with its data, or run \
+                     `firstcome rebuild`",
                     there.store
                 );
             }
@@ -91,6 +98,9 @@ pub async fn open(
             other => other.into(),
         })?;
     }
+    if ack == Ack::Redis {
+        identity::acknowledges_before_postgres(db).await?;
+    }
     Ok(store)
 }
 
@@ -100,11 +110,8 @@ fn witness(db: &db::Connection) -> Witness {
     Box::new(move || {
         let db = db.clone();
         Box::pin(async move {
-            match tokio::time::timeout(WITNESS_PATIENCE, db::reads::positions(&db)).await {
-                Ok(Ok(positions)) => positions
-                    .into_iter()
-                    .map(|at| (Partition(at.partition), Position { epoch: at.epoch, seq: at.seq }))
-                    .collect(),
+            match tokio::time::timeout(WITNESS_PATIENCE, testimony(&db)).await {
+                Ok(Ok(testimony)) => testimony,
                 _ => {
                     tracing::warn!("PostgreSQL can't say how far it is: only what this process was told counts");
                     Vec::new()
@@ -114,20 +121,36 @@ fn witness(db: &db::Connection) -> Witness {
     })
 }
 
-/// Redis must be at or past what Postgres has of each partition; behind it, decisions were lost.
+async fn testimony(db: &db::Connection) -> Result<Vec<Testimony>, Error> {
+    let told = identity::told(db).await?;
+    let of = |projected: ProjectedPosition| {
+        let told = told.iter().find(|told| told.partition == i32::from(projected.partition));
+        Testimony {
+            partition: Partition(projected.partition),
+            projected: Position { epoch: projected.epoch, seq: projected.seq },
+            told: told.map(identity::Told::position).unwrap_or_default(),
+        }
+    };
+    Ok(db::reads::positions(db).await?.into_iter().map(of).collect())
+}
+
+/// Redis must be at or past what Postgres has of each partition, and what any process was told; behind it, decisions were
+/// lost.
 async fn check_positions(store: &Store, db: &db::Connection) -> anyhow::Result<()> {
-    for projected in db::reads::positions(db).await? {
-        let decided = store.position(Partition(projected.partition)).await?;
-        if (decided.epoch, decided.seq) < (projected.epoch, projected.seq) {
-            bail!(
-                "partition {} of Redis is at ({}, {}), behind PostgreSQL's ({}, {}): Redis lost decisions that were \
-                 acknowledged, and serving on would contradict them ({REBUILD})",
-                projected.partition,
-                decided.epoch,
-                decided.seq,
-                projected.epoch,
-                projected.seq
-            );
+    for Testimony { partition, projected, told } in testimony(db).await? {
+        let decided = store.position(partition).await?;
+        for (known, of) in [(projected, "behind PostgreSQL's"), (told, "behind what was told:")] {
+            if decided < known {
+                bail!(
+                    "partition {} of Redis is at ({}, {}), {of} ({}, {}): Redis lost decisions that were acknowledged, and \
+                     serving on would contradict them ({REBUILD})",
+                    partition.0,
+                    decided.epoch,
+                    decided.seq,
+                    known.epoch,
+                    known.seq
+                );
+            }
         }
     }
     Ok(())

@@ -72,35 +72,38 @@ impl Engine {
 
     /// Watches until `stop`. `projects`: this process carries the decisions to Postgres itself, and knows how far it is.
     pub fn keep_watch(self: &Arc<Self>, projects: bool, tasks: &TaskTracker, stop: &CancellationToken) {
-        let (this, stop) = (self.clone(), stop.clone());
-        tasks.spawn(async move {
-            let asks = !projects && this.durability.ack == Ack::Postgres;
-            let watching = async {
-                let mut looked = tokio::time::Instant::now();
-                loop {
-                    if asks && this.store.backlog() > 0 {
-                        tokio::time::sleep(WHILE_WAITING).await;
-                    } else {
-                        tokio::time::sleep_until(looked + EVERY).await;
-                    }
-                    this.look_at_postgres().await;
-                    if looked.elapsed() >= EVERY {
-                        looked = tokio::time::Instant::now();
-                        this.look_at_redis().await;
-                    }
+        // Each store by itself: one that hangs must not keep the other from being looked at.
+        let this = self.clone();
+        let asks = !projects && this.durability.ack == Ack::Postgres;
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+            let mut told = tokio::time::Instant::now();
+            loop {
+                if asks && this.store.backlog() > 0 {
+                    tokio::time::sleep(WHILE_WAITING).await;
+                } else {
+                    tokio::time::sleep_until(told + EVERY).await;
                 }
-            };
-            tokio::select! {
-                () = watching => {}
-                () = stop.cancelled() => {}
+                this.look_at_postgres().await;
+                if told.elapsed() >= EVERY {
+                    told = tokio::time::Instant::now();
+                    this.tell_postgres().await;
+                }
             }
-        });
+        }));
+        let this = self.clone();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(EVERY).await;
+                this.look_at_redis().await;
+            }
+        }));
     }
 
     /// One look at everything.
     pub async fn look(&self) {
         self.look_at_postgres().await;
         self.look_at_redis().await;
+        self.tell_postgres().await;
     }
 
     async fn look_at_postgres(&self) {
@@ -112,6 +115,13 @@ impl Engine {
                 }
             }
             Err(error) => tracing::debug!(%error, "nobody knows how far PostgreSQL is"),
+        }
+    }
+
+    /// For whoever finds a Redis that knows less when nobody is left who was told.
+    async fn tell_postgres(&self) {
+        if let Err(error) = db::identity::tell(&self.db, &self.store.told()).await {
+            tracing::debug!(%error, "how far Redis had decided is not written down");
         }
     }
 

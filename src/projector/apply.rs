@@ -63,7 +63,8 @@ pub async fn apply(transaction: &DatabaseTransaction, here: Partition, batch: &B
     coupons(&db, batch).await?;
     payments(&db, batch).await?;
     holds(&db, here, batch).await?;
-    records(&db, here, batch).await
+    records(&db, here, batch).await?;
+    sequences(&db, batch).await
 }
 
 async fn users(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
@@ -401,6 +402,18 @@ async fn records(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), A
             column!(records, (record, _) => record.reply.clone()),
             column!(records, (_, at) => ms(at.plus(RECORD_LIFE_MS))),
         ],
+    )
+    .await
+}
+
+async fn sequences(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let sequences: Vec<_> = batch.sequences.iter().collect();
+    db.run(
+        "id sequences",
+        sequences.len(),
+        "INSERT INTO id_sequences (name, last) SELECT * FROM unnest($1::text[], $2::bigint[])
+         ON CONFLICT (name) DO UPDATE SET last = greatest(id_sequences.last, excluded.last)",
+        vec![column!(sequences, (name, _) => (*name).clone()), column!(sequences, (_, last) => **last)],
     )
     .await
 }

@@ -47,6 +47,8 @@ pub struct Batch {
     pub holds: HashMap<i64, Hold>,
     /// By the key's digest.
     pub records: HashMap<String, (event::Record, Millis)>,
+    /// The last id reserved under a key, by sequence.
+    pub sequences: HashMap<String, i64>,
 }
 
 pub struct NewUser {
@@ -136,6 +138,7 @@ enum Shelf {
     OnSale,
     Held,
     Sold,
+    Withheld,
 }
 
 impl Batch {
@@ -212,11 +215,14 @@ impl Batch {
                 self.shift(lines, Shelf::OnSale, Shelf::Held);
                 self.hold(*order, *user, HoldState::Held, lines);
             }
-            Body::StockSettled { order, user, lines, from, to } => {
-                self.shift(lines, shelf(*from), shelf(*to));
+            Body::StockSettled { order, user, lines, from, to, withheld } => {
+                self.shift(lines, shelf(*from), if *withheld { Shelf::Withheld } else { shelf(*to) });
                 self.hold(*order, *user, *to, lines);
             }
-            Body::IdsReserved => {}
+            Body::IdsReserved { sequence, last } => {
+                let known = self.sequences.entry(sequence.clone()).or_default();
+                *known = (*last).max(*known);
+            }
             Body::Rebuilt { units, coupons } => {
                 units.iter().for_each(|(product, units)| self.withhold(*product, *units));
                 coupons.iter().for_each(|(coupon, n)| self.issued.entry(coupon.get()).or_default().withheld += n);
@@ -258,7 +264,7 @@ impl Batch {
 
     fn closed(&mut self, closed: &event::Closed, at: Millis) {
         let from = if closed.from == OrderStatus::Paid { Shelf::Sold } else { Shelf::Held };
-        self.shift(&closed.lines, from, Shelf::OnSale);
+        self.shift(&closed.lines, from, if closed.withheld { Shelf::Withheld } else { Shelf::OnSale });
         self.mark(closed.coupon, closed.user, "AVAILABLE", None, None);
         let state = self.orders.entry(closed.order.get()).or_insert(OrderState {
             status: closed.status,
@@ -335,6 +341,7 @@ impl Units {
             Shelf::OnSale => &mut self.on_sale,
             Shelf::Held => &mut self.held,
             Shelf::Sold => &mut self.sold,
+            Shelf::Withheld => &mut self.withheld,
         }
     }
 }

@@ -188,6 +188,36 @@ impl Projector {
         Ok(())
     }
 
+    /// The same projector on the same store, whose partitions are known by now.
+    pub fn on(self, store: Store) -> Self {
+        Projector { store, ..self }
+    }
+
+    /// Projects what the outbox of one partition has, as far as that goes: up to a gap, and without relaying what other
+    /// partitions can't take now. Returns what there is of a gap.
+    ///
+    /// # Errors
+    /// Redis or Postgres is away, or a newer program has been here.
+    pub async fn carry(&self, here: Partition) -> anyhow::Result<Option<String>> {
+        loop {
+            match self.step(here, Duration::ZERO).await {
+                Ok(Step { carried: 0, .. }) => return Ok(None),
+                Err(gap @ Failure::Gap { .. }) => return Ok(Some(gap.to_string())),
+                Ok(_) | Err(Failure::Overtaken) => {}
+                Err(failure) => return Err(anyhow!(failure)),
+            }
+        }
+    }
+
+    /// Takes the outboxes for new ones, whose entries' ids may be lower than any before: for a rebuild, after it has emptied
+    /// them.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn rewind(&self) -> Result<(), DbErr> {
+        self.db.execute_unprepared("UPDATE projection_positions SET stream_id = '0-0'").await.map(drop)
+    }
+
     /// One batch: read, commit, relay, trim. A relay that fails (another partition is away) keeps its events in the outbox,
     /// and does not keep the next ones from Postgres.
     async fn step(&self, here: Partition, wait: Duration) -> Result<Step, Failure> {

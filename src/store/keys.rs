@@ -20,7 +20,8 @@ impl Keys {
         format!("{{p{}}}:{rest}", self.0.0)
     }
 
-    /// hash: `store partitions epoch seq`, and `frozen` while the partition must not decide.
+    /// hash: `store partitions epoch seq`; `frozen` while the partition must not decide, and `rebuilding` while what is in it is
+    /// no more than a part of what Postgres has.
     pub fn meta(self) -> String {
         self.key(format_args!("meta"))
     }
@@ -55,7 +56,8 @@ impl Keys {
         self.key(format_args!("user:{id}:coupons"))
     }
 
-    /// hash: `code type amount total issued opens_at closes_at expires_at`, and `withheld` where a rebuild keeps some back.
+    /// hash: `code type amount total issued opens_at closes_at expires_at`, and where a rebuild keeps some
+    /// back `withheld`, and `skipped`: how many places of the order of arrival are not given out.
     pub fn campaign(self, id: CouponId) -> String {
         self.key(format_args!("coupon:{id}"))
     }
@@ -110,7 +112,8 @@ impl Keys {
         self.key(format_args!("withheld"))
     }
 
-    /// hash: `user status total discount final coupon lines far placed_at expires_at`, then what happened to it.
+    /// hash: `user status total discount final coupon lines far placed_at expires_at`, then what happened to it; `doubt` where
+    /// decisions that were lost may have paid it.
     pub fn order(self, id: OrderId) -> String {
         self.key(format_args!("order:{id}"))
     }
@@ -125,7 +128,7 @@ impl Keys {
         self.key(format_args!("gateway"))
     }
 
-    /// hash: `state lines user` of the stock held here for an order at home elsewhere.
+    /// hash: `state lines user` of the stock held here for an order at home elsewhere; `doubt` as in the order.
     pub fn hold(self, order: OrderId) -> String {
         self.key(format_args!("hold:{order}"))
     }

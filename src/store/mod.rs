@@ -3,10 +3,12 @@
 //! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua;
 //! - [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
 //! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
-//! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets.
+//! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
+//! - [`bulk`] writes a whole store back for a rebuild.
 //!
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
 
+pub mod bulk;
 pub mod decisions;
 pub mod keys;
 pub mod lanes;

@@ -109,6 +109,14 @@ impl Store {
         entries.map(Entry::read).collect()
     }
 
+    /// Up to `count` entries after `last`, oldest first, without waiting.
+    pub async fn outbox_page(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
+        let mut read = redis::cmd("XRANGE");
+        read.arg(Keys(here).outbox()).arg(format!("({last}")).arg("+").arg("COUNT").arg(count);
+        let reply: StreamRangeReply = self.query_unseen(here, &read).await?;
+        reply.ids.into_iter().map(Entry::read).collect()
+    }
+
     /// Forgets every entry up to and including `last`. Only ever called with a position that Postgres has committed.
     pub async fn outbox_trim(&self, here: Partition, last: StreamId) -> Result<(), Error> {
         let mut trim = redis::cmd("XTRIM");
@@ -118,10 +126,7 @@ impl Store {
 
     /// When the oldest entry after `last` was written, by Redis's clock; `None` where there is none.
     pub async fn outbox_oldest_after(&self, here: Partition, last: StreamId) -> Result<Option<Millis>, Error> {
-        let mut read = redis::cmd("XRANGE");
-        read.arg(Keys(here).outbox()).arg(format!("({last}")).arg("+").arg("COUNT").arg(1);
-        let reply: StreamRangeReply = self.query_unseen(here, &read).await?;
-        let first = reply.ids.into_iter().next().map(Entry::read).transpose()?;
+        let first = self.outbox_page(here, last, 1).await?.pop();
         Ok(first.map(|entry| Millis(entry.id.ms as i64)))
     }
 }

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use redis::FromRedisValue;
 
 use super::{
-    Store,
+    Store, closed_books,
     keys::{Keys, Partition},
     records::{CouponRecord, OrderRecord, campaign, coupon_record, order_record},
     scripts::{self, Invocation},
@@ -260,10 +260,11 @@ impl Store {
     }
 
     async fn check_books(&self, here: Partition) -> Result<(), Error> {
-        let found = self.position(here).await;
-        if found.is_err() {
+        let books = self.books(here).await?;
+        if books.position.is_none() || books.frozen.is_some() {
             self.watermark(here).doubt();
+            return Err(closed_books());
         }
-        found.map(drop)
+        Ok(())
     }
 }

@@ -65,6 +65,18 @@ pub(super) fn coupon_record(id: i64, record: &str) -> Option<CouponRecord> {
     Some(CouponRecord { coupon_id: CouponId::new(id)?, issue_no, issued_at, held_by, used_at, free: state == "A" })
 }
 
+/// The same the other way round, in the scripts' notation: `state` is A(vailable), H(eld by the order) or U(sed).
+pub fn pack_coupon(
+    issue_no: i64,
+    issued_at: Millis,
+    state: &str,
+    order: Option<i64>,
+    used_at: Option<Millis>,
+) -> String {
+    let shown = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
+    format!("{issue_no}|{}|{state}|{}|{}", issued_at.0, shown(order), shown(used_at.map(|at| at.0)))
+}
+
 pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) -> Result<Campaign, Error> {
     let read = || {
         let int = |name: &str| fields.get(name)?.parse::<i64>().ok();

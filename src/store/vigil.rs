@@ -22,8 +22,16 @@ use crate::domain::Error;
 /// How long a look that failed, or found the partition closed, stands for those that come after it.
 const LOOK_SHARED: Duration = Duration::from_millis(200);
 
+/// What Postgres knows of a partition: how far it is itself, and how far any process was told that Redis had decided.
+#[derive(Clone, Copy, Debug)]
+pub struct Testimony {
+    pub partition: Partition,
+    pub projected: Position,
+    pub told: Position,
+}
+
 /// Asks whoever else knows how far the partitions had decided: Postgres. Nothing where it can't be asked.
-pub type Witness = Box<dyn Fn() -> BoxFuture<'static, Vec<(Partition, Position)>> + Send + Sync>;
+pub type Witness = Box<dyn Fn() -> BoxFuture<'static, Vec<Testimony>> + Send + Sync>;
 
 /// What an opened store must stay.
 pub(super) struct Guard {
@@ -174,8 +182,9 @@ impl Store {
             if !problems.is_empty() && !guard.allow_unsafe {
                 return Ok(State::Closed(format!("Redis may lose what is acknowledged: {}", problems.join("; "))));
             }
-            for (partition, position) in (guard.witness)().await {
-                self.watermark(partition).projected(position);
+            for known in (guard.witness)().await {
+                self.watermark(known.partition).projected(known.projected);
+                self.watermark(known.partition).raise(known.told);
             }
             told = watermark.told();
             found = books(here).query_async(link).await?;
@@ -248,6 +257,12 @@ impl Store {
     pub(super) fn doubt(&self) {
         self.shared.known.forget();
         self.shared.watermarks.iter().for_each(Watermark::doubt);
+    }
+
+    /// What this process was told of each partition that may be used.
+    pub fn told(&self) -> Vec<(Partition, Position)> {
+        let open = self.all().filter(|here| self.watermark(*here).is_open());
+        open.map(|here| (here, self.watermark(here).told())).collect()
     }
 
     /// Takes note of how far Postgres is.

@@ -34,6 +34,7 @@ mod partitions;
 mod projector;
 mod races;
 mod readme;
+mod rebuild;
 mod scripts;
 mod scripts_numbers;
 mod scripts_redis;

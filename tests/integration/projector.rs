@@ -84,7 +84,7 @@ fn ids(reply: &Value) -> i64 {
 }
 
 /// One of everything that a shop sees in a day: every kind of event, and every end of an order.
-async fn busy_day(world: &World) {
+pub async fn busy_day(world: &World) {
     let (user, poor) = (world.user(500_000).await, world.user(0).await);
     world.post("/admin/v1/users/bulk", json!({"count": 7, "namePrefix": "손님", "balance": 3_000})).await.created();
     let (shoes, shirt, free) =
@@ -123,7 +123,7 @@ async fn busy_day(world: &World) {
     world.put(&format!("/api/v1/balances/{user}"), json!({"amount": 20_000})).await.ok();
     order(one(shirt, 1), Some(fixed)).await.ok();
     world.clock.advance(700_000);
-    assert_eq!(world.engine.sweep().await.unwrap(), 1);
+    assert!(world.engine.sweep().await.unwrap() >= 1);
     order(one(free, 1), None).await.ok();
     let patch = json!({"productName": "새 이름", "price": 13_000, "category": "TOP", "stockDelta": 5});
     world.send(Method::PATCH, &format!("/admin/v1/products/{shirt}"), Some(&patch), None).await.ok();

@@ -593,7 +593,7 @@ async fn ids_and_keys() {
     assert_eq!(bench.books(Partition(0)).await, (0, 0), "without a key it is no decision");
     let (reply, event) = bench.decides_once("RESERVED", &reserve).await;
     assert_eq!(reply[3], "11");
-    assert!(matches!(event.body, Body::IdsReserved), "{event:?}");
+    assert!(matches!(event.body, Body::IdsReserved { .. }), "{event:?}");
     assert_eq!(bench.run(&reserve.with(6, 1)).await, ["TAKEN", "21"]);
 
     let books = bench.books(Partition(0)).await;

@@ -248,17 +248,6 @@ async fn stores_that_do_not_belong_together_are_refused() {
 }
 
 #[tokio::test]
-async fn an_empty_redis_beside_a_full_postgres_is_refused() {
-    let pair = used().await;
-    let (stores, _) = pair.in_postgres().await;
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut pair.raw().await).await.unwrap();
-    pair.is_refused(None, &["Redis is empty", &stores[0].0, "bring that Redis back"]).await;
-    pair.is_refused(Some(1), &["Redis is empty"]).await;
-    assert!(pair.in_redis().await.is_empty());
-    pair.end().await;
-}
-
-#[tokio::test]
 async fn an_empty_postgres_beside_a_full_redis_is_refused() {
     let mut pair = used().await;
     let new = harness::fresh_database().await;

@@ -122,6 +122,7 @@ impl Store {
             .key(keys.sold())
             .key(keys.rank_units(ranked))
             .key(keys.rank_won(ranked))
+            .key(keys.withheld())
             .arg(order.get())
             .arg(user.get())
             .arg(match end {

@@ -1,0 +1,365 @@
+//! Putting Redis back together from Postgres, after its data are lost or no longer to be believed.
+//!
+//! In this order, each step safe to be the last one that is taken:
+//!
+//! 1. every partition is frozen, and what its outbox still has goes to Postgres;
+//! 2. what can't go there would be discarded: refused, unless the operator says so;
+//! 3. every partition is marked as being rebuilt, in a new epoch, and emptied;
+//! 4. everything is written back, as Postgres has it ([`load`]), and what stood between two partitions is finished
+//!    ([`repair`]);
+//! 5. what lost decisions may have taken is kept off sale ([`withhold`]);
+//! 6. what the rebuild itself decided goes to Postgres, and the partitions are opened.
+//!
+//! A rebuild that is interrupted after 3 is begun again, by the next start or by hand. One runs at a time.
+//!
+//! **What may be lost.** Decisions that Redis took and Postgres does not have: orders that were placed or paid, coupons that
+//! were issued. How many there were, nobody can say for certain once Redis is gone; so everything that was on sale stays off
+//! sale until an operator releases it, unless the operator knows a bound (`lost_at_most`), or everything that anybody was ever
+//! told waited for Postgres (`ACK=postgres`). Orders that are still PENDING may have been paid: when they expire, what they
+//! held stays off sale as well. Undersold for a while, never oversold.
+
+mod load;
+mod progress;
+mod repair;
+mod withhold;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use chrono_tz::Tz;
+
+use crate::{
+    db::{self, identity, snapshot::Snapshot},
+    domain::types::Clock,
+    projector::Projector,
+    store::{Identity, Position, Store, bulk::Books, bulk::Bulk, keys::Partition},
+};
+
+/// Why a partition is frozen meanwhile.
+const REASON: &str = "a rebuild from PostgreSQL is under way";
+/// How long nobody may be heard of before an empty Redis is taken for a lost one, and how long whoever is at work gets to
+/// see that a partition is frozen: four times as long as the pause between two looks.
+const SILENCE: Duration = Duration::from_secs(2);
+/// One rebuild of a database at a time.
+const LOCK: i64 = 0x6669_7273_7463_6f6d;
+
+/// What an operator decides about a rebuild.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Go on where decisions would be discarded that Redis has and Postgres does not.
+    pub discard: bool,
+    /// The most decisions that were lost, where somebody knows; in each partition.
+    pub lost_at_most: Option<i64>,
+}
+
+/// What a rebuild did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// The epoch that has begun.
+    pub epoch: i64,
+    /// Rows of Postgres that were written back.
+    pub rows: i64,
+    pub seconds: f64,
+    /// Decisions that Redis had, and that are gone now.
+    pub discarded: i64,
+    /// Decisions that somebody was told of, and that neither Redis nor Postgres has.
+    pub lost_at_least: i64,
+    /// Partitions that may have lost decisions.
+    pub doubtful: Vec<u16>,
+    /// Steps between partitions that were finished.
+    pub repaired: i64,
+    /// Kept off sale, by this rebuild.
+    pub withheld_units: i64,
+    pub withheld_coupons: i64,
+}
+
+/// What a rebuild needs.
+#[derive(Clone)]
+pub struct Rebuild {
+    pub store: Store,
+    pub db: db::Connection,
+    pub projector: Projector,
+    pub clock: Clock,
+    pub zone: Tz,
+    pub allow_unsafe_redis: bool,
+}
+
+/// A partition before its rebuild.
+struct Found {
+    here: Partition,
+    books: Books,
+    /// How far Postgres is.
+    projected: Position,
+    /// How far Redis had decided, as far as anybody knows.
+    decided: Position,
+    /// Decisions that would be discarded.
+    discarded: i64,
+}
+
+impl Rebuild {
+    /// Rebuilds a Redis that is empty beside a Postgres that is not, or that an earlier rebuild left half done.
+    ///
+    /// # Errors
+    /// Somebody else is at work on this store, with another Redis; and as [`Rebuild::run`].
+    pub async fn run_if_needed(mut self) -> anyhow::Result<Option<Summary>> {
+        db::check_schema(&self.db).await?;
+        let Some(there) = identity::read(&self.db).await? else { return Ok(None) };
+        self.of_partitions(there.1);
+        if !self.is_needed(&there.0).await? {
+            return Ok(None);
+        }
+        let lock = self.lock().await?;
+        // Somebody else may have done it while we waited.
+        let summary = if self.is_needed(&there.0).await? {
+            tracing::warn!(store = there.0, "Redis is empty, and is rebuilt from PostgreSQL");
+            self.hear_nobody().await?;
+            Some(self.run_locked(there, Options::default()).await?)
+        } else {
+            None
+        };
+        lock.release().await;
+        Ok(summary)
+    }
+
+    /// Rebuilds Redis, whatever is in it.
+    ///
+    /// # Errors
+    /// What would be discarded, unless the options allow it; a Redis that is another store's, or a Postgres that is none's;
+    /// either of them being away. What was frozen is let go again unless it is too late for that: then the partitions stay
+    /// marked, and the next start, or the next rebuild, begins again.
+    pub async fn run(mut self, options: Options) -> anyhow::Result<Summary> {
+        db::check_schema(&self.db).await?;
+        let there = identity::read(&self.db).await?;
+        let there = there.context("this PostgreSQL database has no store: there is nothing to rebuild Redis from")?;
+        self.of_partitions(there.1);
+        let lock = self.lock().await?;
+        let summary = self.run_locked(there, options).await?;
+        lock.release().await;
+        Ok(summary)
+    }
+
+    fn of_partitions(&mut self, partitions: u16) {
+        self.store = self.store.clone().with_partitions(partitions);
+        self.projector = self.projector.clone().on(self.store.clone());
+    }
+
+    async fn is_needed(&self, store: &str) -> anyhow::Result<bool> {
+        let decided = db::reads::positions(&self.db).await?.iter().any(|position| position.seq > 0)
+            || identity::told(&self.db).await?.iter().any(|told| told.seq > 0);
+        let (mut empty, mut begun) = (true, false);
+        for here in self.store.all() {
+            let books = self.store.books(here).await?;
+            empty &= books.store.is_none();
+            begun |= books.rebuilding && books.store.as_deref() == Some(store);
+        }
+        Ok(decided && (empty || begun))
+    }
+
+    /// An empty Redis beside somebody who is at work is not lost: it is the wrong one.
+    async fn hear_nobody(&self) -> anyhow::Result<()> {
+        let before = identity::told(&self.db).await?;
+        tokio::time::sleep(SILENCE).await;
+        let moved = identity::told(&self.db).await?.into_iter().any(|now| {
+            let was = before.iter().find(|was| was.partition == now.partition);
+            was.is_none_or(|was| was.told_at != now.told_at)
+        });
+        ensure!(
+            !moved,
+            "Redis is empty, but another process is at work on this store, with a Redis that is not: REDIS_URL leads to the \
+             wrong one"
+        );
+        Ok(())
+    }
+
+    async fn lock(&self) -> anyhow::Result<Lock> {
+        let mut connection = self.db.get_postgres_connection_pool().acquire().await?;
+        sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
+        Ok(Lock(connection))
+    }
+
+    async fn run_locked(&self, (name, partitions): (String, u16), options: Options) -> anyhow::Result<Summary> {
+        self.store.check_settings(self.allow_unsafe_redis).await?;
+        let began = Instant::now();
+        let identity = Identity { store: name, partitions, epoch: 0 };
+        let mut frozen = Vec::new();
+        let found = match self.prepare(&identity, options, &mut frozen).await {
+            Ok(found) => found,
+            Err(error) => {
+                // Nothing has happened yet.
+                for here in frozen {
+                    self.store.reopen(here).await?;
+                }
+                return Err(error);
+            }
+        };
+        let mut summary = self.replace(&identity, &found, options).await?;
+        summary.seconds = began.elapsed().as_secs_f64();
+        tracing::warn!(?summary, "Redis is rebuilt from PostgreSQL");
+        Ok(summary)
+    }
+
+    /// Freezes everything, carries to Postgres what can be, and finds out what is left. `frozen`: what to let go again.
+    async fn prepare(
+        &self,
+        identity: &Identity,
+        options: Options,
+        frozen: &mut Vec<Partition>,
+    ) -> anyhow::Result<Vec<Found>> {
+        let mut all = Vec::new();
+        for here in self.store.all() {
+            let books = self.store.books(here).await?;
+            if let Some(other) = books.store.as_ref().filter(|store| **store != identity.store) {
+                bail!(
+                    "Redis has store {other}, and PostgreSQL has store {}: they do not belong together",
+                    identity.store
+                );
+            }
+            // Books that are not there, or not worth reading, let nobody decide anyway.
+            if let Some(position) = books.position.filter(|_| books.store.is_some()) {
+                self.store.shut(here, identity, position, REASON).await?;
+                if books.frozen.is_none() {
+                    frozen.push(here);
+                }
+            }
+            all.push((here, books));
+        }
+        if !frozen.is_empty() {
+            // Nobody at work may read on while the data go: by then they have all looked.
+            tokio::time::sleep(SILENCE).await;
+        }
+        for (here, books) in &all {
+            if !books.rebuilding
+                && let Some(gap) = self.projector.carry(*here).await?
+            {
+                // That is a loss, whatever becomes of the rebuild.
+                self.store.keep_shut(*here, &gap).await?;
+                frozen.retain(|frozen| frozen != here);
+            }
+        }
+        let (projected, told) = (db::reads::positions(&self.db).await?, identity::told(&self.db).await?);
+        let letters = db::reads::dead_letters_of_current_epoch(&self.db).await?;
+        let mut found = Vec::new();
+        for (here, books) in all {
+            let projected = projected.iter().find(|position| position.partition == here.0);
+            let projected = projected.with_context(|| format!("PostgreSQL has no position of partition {}", here.0))?;
+            let projected = Position { epoch: projected.epoch, seq: projected.seq };
+            let told = told.iter().find(|told| told.partition == i32::from(here.0)).map(identity::Told::position);
+            let (entries, highest) = self.store.unprojected(here, projected).await?;
+            let mut decided = highest.max(told.unwrap_or_default()).max(projected);
+            let mut discarded = letters.get(&here.0).copied().unwrap_or(0);
+            if !books.rebuilding {
+                decided = decided.max(books.position.unwrap_or_default());
+                // What the books count and the outbox does not have is lost just the same.
+                let counted =
+                    books.position.filter(|at| at.epoch == projected.epoch).map_or(0, |at| at.seq - projected.seq);
+                discarded += counted.max(entries as i64);
+            }
+            found.push(Found { here, books, projected, decided, discarded });
+        }
+        let discarded: i64 = found.iter().map(|found| found.discarded).sum();
+        if discarded > 0 && !options.discard {
+            let of = |found: &Found| format!("{} in partition {}", found.discarded, found.here.0);
+            let each: Vec<String> = found.iter().filter(|found| found.discarded > 0).map(of).collect();
+            bail!(
+                "a rebuild would discard {discarded} decisions that Redis has and PostgreSQL does not ({}): look at the dead \
+                 letters and at the projector's log first; --discard rebuilds all the same",
+                each.join(", ")
+            );
+        }
+        Ok(found)
+    }
+
+    async fn replace(&self, identity: &Identity, found: &[Found], options: Options) -> anyhow::Result<Summary> {
+        let careful = identity::only_postgres_acknowledged(&self.db).await?;
+        let doubt: Vec<bool> = found.iter().map(|found| !careful && found.is_doubtful(options)).collect();
+        let epoch = found.iter().map(|found| found.decided.epoch).max().unwrap_or(0) + 1;
+        let positions: Vec<Position> = found.iter().map(|found| Position { epoch, seq: found.decided.seq }).collect();
+        let mut summary = Summary {
+            epoch,
+            discarded: found.iter().map(|found| found.discarded).sum(),
+            lost_at_least: found.iter().map(Found::lost_at_least).sum(),
+            doubtful: found.iter().zip(&doubt).filter(|(_, doubt)| **doubt).map(|(found, _)| found.here.0).collect(),
+            ..Summary::default()
+        };
+        for (found, position) in found.iter().zip(&positions) {
+            self.store.mark_rebuilding(found.here, identity, *position, REASON).await?;
+        }
+        self.store.empty().await?;
+        self.projector.rewind().await?;
+
+        let now = self.clock.now();
+        let mut snapshot = Snapshot::begin(&self.db).await?;
+        let mut progress = progress::Progress::new(snapshot.size().await?);
+        let mut bulk = Bulk::new(&self.store, positions);
+        let loading = load::Loading { store: &self.store, zone: self.zone, now, doubt: &doubt };
+        loading.load(&mut snapshot, &mut bulk, &mut progress).await?;
+        bulk.flush().await?;
+        let repair = repair::Repair { store: &self.store, now, doubt: &doubt };
+        summary.repaired = repair.run(&mut snapshot, &mut bulk).await?;
+        snapshot.end().await?;
+        let withhold =
+            withhold::Withhold { store: &self.store, now, doubt: &doubt, lost_at_most: options.lost_at_most };
+        (summary.withheld_units, summary.withheld_coupons) = withhold.run(&mut bulk).await?;
+        bulk.flush().await?;
+        summary.rows = progress.done();
+
+        self.catch_up().await?;
+        for here in self.store.all() {
+            self.store.reopen(here).await?;
+        }
+        Ok(summary)
+    }
+
+    /// Postgres gets what the rebuild decided before anybody else decides anything.
+    async fn catch_up(&self) -> anyhow::Result<()> {
+        for here in self.store.all() {
+            self.projector.carry(here).await?;
+        }
+        for projected in db::reads::positions(&self.db).await? {
+            let decided = self.store.position(Partition(projected.partition)).await?;
+            ensure!(
+                projected.at() == (decided.epoch, decided.seq),
+                "PostgreSQL is at {:?} of partition {}, and not at {decided:?} where its rebuild ended",
+                projected.at(),
+                projected.partition
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Found {
+    /// Whether decisions may be lost that somebody was told of.
+    fn is_doubtful(&self, options: Options) -> bool {
+        let sound = self.books.position == Some(self.projected)
+            && self.decided == self.projected
+            && self.books.frozen.is_none()
+            && !self.books.rebuilding
+            && self.discarded == 0;
+        !sound && options.lost_at_most != Some(0)
+    }
+
+    fn lost_at_least(&self) -> i64 {
+        // An epoch's numbers go on where the last one's ended.
+        (self.decided.seq - self.projected.seq - self.discarded).max(0)
+    }
+}
+
+/// Held while a rebuild runs; the end of its connection lets it go too.
+struct Lock(sqlx::pool::PoolConnection<sqlx::Postgres>);
+
+impl Lock {
+    async fn release(mut self) {
+        if let Err(error) = sqlx::query("SELECT pg_advisory_unlock($1)").bind(LOCK).execute(&mut *self.0).await {
+            tracing::debug!(%error, "the lock goes with its connection");
+            self.0.close_on_drop();
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Given up half way, or released: either way the next one must not find it held by an idle connection.
+        self.0.close_on_drop();
+    }
+}

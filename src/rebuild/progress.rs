@@ -1,0 +1,38 @@
+//! How far a rebuild is, for whoever watches its log.
+
+use std::time::{Duration, Instant};
+
+/// How often it is said.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Rows done, of how many.
+pub(super) struct Progress {
+    total: i64,
+    done: i64,
+    began: Instant,
+    told: Instant,
+}
+
+impl Progress {
+    pub(super) fn new(total: i64) -> Self {
+        let now = Instant::now();
+        Progress { total, done: 0, began: now, told: now }
+    }
+
+    pub(super) fn done(&self) -> i64 {
+        self.done
+    }
+
+    /// One more row, of this kind.
+    pub(super) fn row(&mut self, kind: &'static str) {
+        self.done += 1;
+        // The clock is looked at now and then.
+        if self.done % 1024 == 0 && self.told.elapsed() >= EVERY {
+            self.told = Instant::now();
+            let per_second = self.done as f64 / self.began.elapsed().as_secs_f64();
+            let eta_seconds = ((self.total - self.done).max(0) as f64 / per_second.max(1.0)).ceil() as i64;
+            let (done, total) = (self.done, self.total);
+            tracing::info!(kind, done, total, per_second = per_second as i64, eta_seconds, "rebuilding");
+        }
+    }
+}
