@@ -7,6 +7,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    audit::Audit,
     config::{EngineConfig, HttpConfig, ProjectorConfig},
     db,
     domain::{Clock, Engine, startup},
@@ -81,10 +82,18 @@ impl App {
         self.engine.keep_watch(projects, &self.background, &self.stop_background);
     }
 
+    /// What recomputes the books of these stores.
+    pub fn audit(&self) -> Audit {
+        let (clock, zone) = (self.engine.clock().clone(), self.engine.zone());
+        Audit { store: self.store.clone(), db: self.db.clone(), clock, zone }
+    }
+
     /// The router with everything in it.
     pub fn router(&self, http: &HttpConfig) -> axum::Router {
         http::router(AppState {
             engine: self.engine.clone(),
+            audit: self.audit(),
+            auditing: Arc::default(),
             admin: http.admin_token.as_ref().and_then(|token| AdminToken::new(token.expose())),
             config: http::HttpConfig {
                 body_limit: http.body_limit_bytes as usize,

@@ -11,12 +11,13 @@
 //! - [`domain`] is the verbs and their outcomes, and the vocabulary. It knows `store`, `gateway` and `db`'s reads.
 //! - [`store`] is the only code that speaks Redis; the decisions themselves are in `lua/`.
 //! - [`projector`] is the only code that writes to Postgres; [`db`] reads it.
-//! - [`rebuild`] puts Redis back together from Postgres.
+//! - [`rebuild`] puts Redis back together from Postgres; [`audit`] recomputes every conservation law.
 //! - [`gateway`] asks external payment gateways.
 //! - [`dev`] starts private servers for the quick start and the tests.
 //! - [`config`] is the configuration, [`app`] puts the parts together, [`seed`] is the demo catalogue.
 
 pub mod app;
+pub mod audit;
 pub mod config;
 pub mod db;
 pub mod dev;

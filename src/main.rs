@@ -4,6 +4,7 @@ use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -11,6 +12,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use firstcome::{
     app::App,
+    audit::Audit,
     config::*,
     db,
     dev::Stack,
@@ -53,6 +55,9 @@ enum Role {
     Seed(Box<Seed>),
     /// Puts Redis back together from PostgreSQL, after a loss, and ends
     Rebuild(Box<RebuildRole>),
+    /// Recomputes every conservation law from Redis and PostgreSQL, while they work, and ends: with status 0 if the books
+    /// balance, 1 if not, 2 if that could not be found out
+    Audit(Box<AuditRole>),
 }
 
 #[derive(Parser)]
@@ -125,7 +130,21 @@ struct RebuildRole {
     lost_at_most: Option<i64>,
 }
 
-fn main() -> anyhow::Result<()> {
+#[derive(Parser)]
+struct AuditRole {
+    #[command(flatten)]
+    redis: RedisConfig,
+    #[command(flatten)]
+    postgres: PostgresConfig,
+    /// The zone of the rankings' days
+    #[arg(long, env = "TIME_ZONE", default_value = "Asia/Seoul")]
+    time_zone: chrono_tz::Tz,
+    /// For programs: one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -151,7 +170,9 @@ fn main() -> anyhow::Result<()> {
                 say(if did { "The demo catalogue is in." } else { "There are products already: nothing was changed." })
             }
             Role::Rebuild(options) => rebuild(*options).await,
+            Role::Audit(options) => return audit(*options).await,
         }
+        .map(|()| ExitCode::SUCCESS)
     })
 }
 
@@ -197,6 +218,26 @@ async fn project(options: Project) -> anyhow::Result<()> {
     stop.cancelled().await;
     app.stop(Some(Duration::from_secs(drain_seconds))).await;
     Ok(())
+}
+
+/// The status tells books that do not balance from books that could not be looked at.
+async fn audit(options: AuditRole) -> anyhow::Result<ExitCode> {
+    let AuditRole { redis, postgres, time_zone, json } = options;
+    let audited = async {
+        let (store, db) = (Store::connect(&redis).await?, db::connect(&postgres).await?);
+        db::check_schema(&db).await?;
+        Audit { store, db, clock: Clock::system(), zone: time_zone }.run().await
+    };
+    match audited.await {
+        Ok(report) => {
+            say(&if json { report.json().to_string() } else { report.to_string() })?;
+            Ok(if report.balanced { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        }
+        Err(error) => {
+            tracing::error!("{error:#}");
+            Ok(ExitCode::from(2))
+        }
+    }
 }
 
 async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 
 pub mod entities;
 pub mod identity;
+pub mod pages;
 pub mod reads;
 pub mod snapshot;
 

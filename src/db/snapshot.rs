@@ -7,7 +7,7 @@ use anyhow::Context;
 use futures_util::stream::BoxStream;
 use sqlx::{Executor, FromRow, PgConnection, Postgres, Row, postgres::PgRow};
 
-use super::Connection;
+use super::{Connection, reads::ProjectedPosition};
 
 /// Declares a row, read by its columns' names.
 macro_rules! row {
@@ -23,6 +23,33 @@ macro_rules! row {
         }
     };
 }
+
+/// The orders that `filter` lets through. `$1`: how many partitions there are. `$2`: the zone of the days.
+macro_rules! orders_sql {
+    ($filter:literal) => {
+        concat!(
+            "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, o.coupon_id,
+                 (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
+                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
+                 (extract(epoch FROM o.closed_at) * 1000)::bigint AS closed_at, o.close_reason,
+                 to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $2)::date), 'YYYYMMDD') AS day,
+                 coalesce(l.near, '') AS near, coalesce(l.far, '') AS far,
+                 p.id AS payment_id, p.payment_type, p.method, p.status AS payment_status, p.receipt, p.transaction_id,
+                 (extract(epoch FROM p.started_at) * 1000)::bigint AS started_at,
+                 (extract(epoch FROM p.paid_at) * 1000)::bigint AS paid_at, p.key_digest, p.key_fingerprint
+             FROM orders AS o
+             LEFT JOIN payments AS p ON p.order_id = o.id
+             LEFT JOIN LATERAL (
+                 SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY product_id)
+                         FILTER (WHERE product_id % $1 = o.id % $1) AS near,
+                     string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY product_id)
+                         FILTER (WHERE product_id % $1 <> o.id % $1) AS far
+                 FROM order_lines WHERE order_id = o.id) AS l ON true ",
+            $filter
+        )
+    };
+}
+pub(super) use orders_sql;
 
 row! {
     /// A user; `open` counts the PENDING orders.
@@ -112,6 +139,25 @@ impl Snapshot {
         Ok(Snapshot(begun.context("PostgreSQL can't be read")?))
     }
 
+    /// Begins one that keeps a partition's projection where it is until it ends, so that what is read here can be compared with
+    /// what the outbox has beyond. Only what that partition decided is as of one moment.
+    ///
+    /// # Errors
+    /// Postgres can't answer, or a projector does not get done with its batch.
+    pub async fn standing(db: &Connection, partition: u16) -> anyhow::Result<(Self, ProjectedPosition)> {
+        let pool = db.get_postgres_connection_pool();
+        let mut standing = Snapshot(pool.begin().await.context("PostgreSQL can't be read")?);
+        standing.0.execute("SET LOCAL lock_timeout = '30s'").await?;
+        let row: Option<(i64, i64, String)> =
+            sqlx::query_as("SELECT epoch, seq, stream_id FROM projection_positions WHERE partition = $1 FOR SHARE")
+                .bind(i32::from(partition))
+                .fetch_optional(&mut *standing.0)
+                .await?;
+        let (epoch, seq, stream_id) =
+            row.with_context(|| format!("PostgreSQL has no position of partition {partition}"))?;
+        Ok((standing, ProjectedPosition { partition, epoch, seq, stream_id }))
+    }
+
     /// The connection, for reads of one's own.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.0
@@ -185,25 +231,7 @@ impl Snapshot {
 
     /// Every order, with days in `zone` where the day of the sale was not written down.
     pub fn orders(&mut self, partitions: u16, zone: &str) -> Rows<'_, OrderRow> {
-        let query = sqlx::query_as(
-            "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, o.coupon_id,
-                 (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
-                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
-                 (extract(epoch FROM o.closed_at) * 1000)::bigint AS closed_at, o.close_reason,
-                 to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $2)::date), 'YYYYMMDD') AS day,
-                 coalesce(l.near, '') AS near, coalesce(l.far, '') AS far,
-                 p.id AS payment_id, p.payment_type, p.method, p.status AS payment_status, p.receipt, p.transaction_id,
-                 (extract(epoch FROM p.started_at) * 1000)::bigint AS started_at,
-                 (extract(epoch FROM p.paid_at) * 1000)::bigint AS paid_at, p.key_digest, p.key_fingerprint
-             FROM orders AS o
-             LEFT JOIN payments AS p ON p.order_id = o.id
-             LEFT JOIN LATERAL (
-                 SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY product_id)
-                         FILTER (WHERE product_id % $1 = o.id % $1) AS near,
-                     string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY product_id)
-                         FILTER (WHERE product_id % $1 <> o.id % $1) AS far
-                 FROM order_lines WHERE order_id = o.id) AS l ON true",
-        );
+        let query = sqlx::query_as(orders_sql!(""));
         self.rows(query.bind(i64::from(partitions)).bind(zone.to_owned()))
     }
 
@@ -295,7 +323,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// Postgres can't answer.
-    pub async fn end(mut self) -> sqlx::Result<()> {
-        (&mut *self.0).execute("COMMIT").await.map(drop)
+    pub async fn end(self) -> sqlx::Result<()> {
+        self.0.commit().await
     }
 }

@@ -35,10 +35,10 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct TimeLimits {
     /// Any request, from its head to the head of its reply.
     pub request: Duration,
-    /// Requests to `long_path`, which are expected to take long.
+    /// Requests to `long_paths`, which are expected to take long.
     pub long: Duration,
-    /// A route, as registered.
-    pub long_path: &'static str,
+    /// Routes, as registered.
+    pub long_paths: &'static [&'static str],
 }
 
 /// The id of a request, in its extensions: 1–64 characters `[A-Za-z0-9._-]`.
@@ -70,7 +70,7 @@ pub async fn edge(State(limits): State<TimeLimits>, mut request: Request, next: 
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("-", MatchedPath::as_str);
-    let limit = if route == limits.long_path { limits.long } else { limits.request };
+    let limit = if limits.long_paths.contains(&route) { limits.long } else { limits.request };
 
     let (request, leftover) = leftover::keep(request);
     let answer = AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await;
@@ -155,7 +155,7 @@ mod tests {
 
     fn app() -> Router {
         let limits =
-            TimeLimits { request: Duration::from_millis(20), long: Duration::from_secs(60), long_path: "/long" };
+            TimeLimits { request: Duration::from_millis(20), long: Duration::from_secs(60), long_paths: &["/long"] };
         let longer_than_a_request = || tokio::time::sleep(Duration::from_millis(200));
         Router::new()
             .route("/fine", get(|| async { "fine" }))

@@ -36,7 +36,7 @@ pub use auth::AdminToken;
 pub use server::{ServerLimits, serve};
 
 use self::error::{ApiError, Code};
-use crate::domain::Engine;
+use crate::{audit::Audit, domain::Engine};
 
 /// Every route.
 pub fn router(state: AppState) -> Router {
@@ -68,6 +68,10 @@ pub struct AppState {
     pub engine: Arc<Engine>,
     /// Opens `/admin`; without one it stays shut.
     pub admin: Option<AdminToken>,
+    /// Recomputes the books.
+    pub audit: Audit,
+    /// Held by the one request that has them recomputed.
+    pub auditing: Arc<tokio::sync::Mutex<()>>,
     /// Limits.
     pub config: HttpConfig,
 }
@@ -79,8 +83,8 @@ pub struct HttpConfig {
     pub body_limit: usize,
     /// From a request's head to its reply's; then 503.
     pub request_timeout: Duration,
-    /// The same for creating users in bulk.
-    pub bulk_timeout: Duration,
+    /// The same for what goes through many things: creating users in bulk, an audit.
+    pub long_timeout: Duration,
 }
 
 impl Default for HttpConfig {
@@ -88,14 +92,14 @@ impl Default for HttpConfig {
         HttpConfig {
             body_limit: 64 * 1024,
             request_timeout: Duration::from_secs(10),
-            bulk_timeout: Duration::from_secs(600),
+            long_timeout: Duration::from_secs(600),
         }
     }
 }
 
 impl HttpConfig {
     fn time_limits(self) -> edge::TimeLimits {
-        edge::TimeLimits { request: self.request_timeout, long: self.bulk_timeout, long_path: admin::BULK_PATH }
+        edge::TimeLimits { request: self.request_timeout, long: self.long_timeout, long_paths: admin::LONG_PATHS }
     }
 }
 

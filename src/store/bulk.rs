@@ -3,20 +3,17 @@
 //! Nothing here is atomic, and nothing needs to be: a partition is marked `rebuilding` from before its first key goes to
 //! after its last is back, and one that is found so marked is rebuilt again from the beginning.
 
-use std::{collections::HashSet, fmt::Display};
+use std::fmt::Display;
 
 use super::{
     Identity, Position, Store,
     keys::{Keys, Partition},
     outbox::StreamId,
-    settings::Server,
 };
 use crate::domain::{Error, event, types::Millis};
 
 /// Commands sent at once.
 const AT_ONCE: usize = 1000;
-/// Keys looked at in one step while a store is emptied.
-const SCANNED_AT_ONCE: usize = 1000;
 
 /// What a partition's `meta` says, as far as it says anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,20 +127,11 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn empty(&self) -> Result<u64, Error> {
-        let (mut seen, mut gone) = (HashSet::new(), 0);
-        for here in self.all() {
-            let mut ask = redis::cmd("INFO");
-            ask.arg("server");
-            let info: String = self.query_unseen(here, &ask).await?;
-            // Several partitions may be on one server.
-            if !seen.insert(Server::read(&info).run_id) {
-                continue;
-            }
-            let mut cursor = "0".to_owned();
-            loop {
-                let mut scan = redis::cmd("SCAN");
-                scan.arg(&cursor).arg("MATCH").arg("{p*}:*").arg("COUNT").arg(SCANNED_AT_ONCE);
-                let (next, page): (String, Vec<String>) = self.query_unseen(here, &scan).await?;
+        let mut gone = 0;
+        for server in self.servers().await? {
+            let mut cursor = Some("0".to_owned());
+            while let Some(from) = cursor {
+                let (page, next) = self.scan_page(server, &from).await?;
                 for of in self.all() {
                     let (tag, meta) = (format!("{{p{}}}:", of.0), Keys(of).meta());
                     let mine: Vec<&String> = page.iter().filter(|key| key.starts_with(&tag) && **key != meta).collect();
@@ -154,9 +142,6 @@ impl Store {
                     }
                 }
                 cursor = next;
-                if cursor == "0" {
-                    break;
-                }
             }
         }
         Ok(gone)
@@ -204,7 +189,13 @@ impl Store {
         Ok(ids.into_iter().zip(left).collect())
     }
 
-    async fn page_of(&self, here: Partition, index: String, offset: usize, size: usize) -> Result<Vec<i64>, Error> {
+    pub(super) async fn page_of(
+        &self,
+        here: Partition,
+        index: String,
+        offset: usize,
+        size: usize,
+    ) -> Result<Vec<i64>, Error> {
         let mut read = redis::cmd("ZRANGE");
         read.arg(index).arg(offset).arg(offset + size - 1);
         self.query_unseen(here, &read).await

@@ -4,12 +4,13 @@
 //! - [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
 //! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
-//! - [`bulk`] writes a whole store back for a rebuild.
+//! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit.
 //!
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
 
 pub mod bulk;
 pub mod decisions;
+pub mod inspect;
 pub mod keys;
 pub mod lanes;
 pub mod outbox;

@@ -55,7 +55,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn read(entry: StreamEntry) -> Result<Self, Error> {
+    pub(super) fn read(entry: StreamEntry) -> Result<Self, Error> {
         let id = entry.id.parse().map_err(Error::Internal)?;
         let text = |value: redis::Value| match value {
             redis::Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),

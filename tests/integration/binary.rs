@@ -163,13 +163,14 @@ async fn help_names_every_variable_and_shows_no_secret() {
         ["BIND_ADDR", "ADMIN_TOKEN", "REQUEST_TIMEOUT_MS", "BODY_LIMIT_BYTES", "MAX_CONNECTIONS", "DRAIN_SECONDS"];
     let stores = ["REDIS_URL", "REDIS_TIMEOUT_MS", "DATABASE_URL", "DATABASE_CONNECTIONS", "DATABASE_TIMEOUT_MS"];
     let serve = [&shop[..], &gateway, &http, &stores, &["PROJECTOR_BATCH", "NO_PROJECTOR"]].concat();
-    let roles: [(&str, Vec<&str>); 6] = [
+    let roles: [(&str, Vec<&str>); 7] = [
         ("dev", [&["FIRSTCOME_DIR"][..], &shop, &gateway, &http].concat()),
         ("serve", serve),
         ("project", [&shop[..], &gateway, &stores, &["PROJECTOR_BATCH", "DRAIN_SECONDS"]].concat()),
         ("migrate", vec!["DATABASE_URL", "DATABASE_TIMEOUT_MS"]),
         ("seed", [&shop[..], &stores].concat()),
         ("rebuild", [&["TIME_ZONE"][..], &stores].concat()),
+        ("audit", [&["TIME_ZONE"][..], &stores].concat()),
     ];
     for help in ["--help", "-h"] {
         let (status, said) = run(with_secrets(&mut program(&[help]))).await;

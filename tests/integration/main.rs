@@ -20,6 +20,7 @@ mod api_openapi;
 mod api_orders;
 mod api_payments;
 mod api_products;
+mod audit;
 mod binary;
 mod books;
 mod cluster;

@@ -472,6 +472,7 @@ async fn a_gap_stops_the_projection() {
         // The lost one came back: it all goes on.
         let all: Vec<Entry> = std::iter::once(lost).chain(stream).collect();
         put_back(&mut redis, &all).await;
+        let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
         world.drain().await;
         assert_eq!(count(&world.db, "SELECT balance FROM users").await, 1_007);
         world.finish().await;
@@ -487,7 +488,9 @@ async fn a_step_back_stops_it_too() {
     world.drain().await;
     // A replica that was behind took over, and decided the same number again for somebody who was not told before.
     let stamp = [("v", "1"), ("kind", "ids_reserved"), ("epoch", "1"), ("seq", "2"), ("at", "1")];
-    let _: String = redis::cmd("XADD").arg(OUTBOX).arg("*").arg(&stamp).query_async(&mut redis).await.unwrap();
+    let reserved = [("sequence", "user"), ("first", "2"), ("count", "1")];
+    let _: String =
+        redis::cmd("XADD").arg(OUTBOX).arg("*").arg(&stamp).arg(&reserved).query_async(&mut redis).await.unwrap();
     let before = tables(&world.db).await;
     let error = world.app.projector.drain().await.unwrap_err().to_string();
     assert!(error.contains("(1, 2) to (1, 2)"), "{error}");

@@ -2,6 +2,7 @@
 //!
 //! The whole of `/admin` is, also what does not exist: a stranger learns nothing from a 404.
 
+mod audit;
 mod coupons;
 mod orders;
 mod products;
@@ -12,13 +13,14 @@ mod withheld;
 use axum::{middleware::from_fn_with_state, routing::any};
 use utoipa_axum::router::OpenApiRouter;
 
-pub use users::BULK_PATH;
-
 use super::{
     AppState,
     auth::{AdminToken, operators_only},
     not_found,
 };
+
+/// What takes as long as there is much to do.
+pub const LONG_PATHS: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH];
 
 /// The operators' routes, open to bearers of `token`.
 pub fn router(token: Option<AdminToken>) -> OpenApiRouter<AppState> {
@@ -29,6 +31,7 @@ pub fn router(token: Option<AdminToken>) -> OpenApiRouter<AppState> {
         .merge(orders::router())
         .merge(projection::router())
         .merge(withheld::router())
+        .merge(audit::router())
         .route("/admin", any(not_found))
         .route("/admin/", any(not_found))
         .route("/admin/{*rest}", any(not_found))

@@ -1,0 +1,543 @@
+//! Things of Redis and of Postgres, side by side.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{Days, NaiveDate};
+
+use super::{
+    Audit,
+    delta::{Delta, Moment},
+    report::Findings,
+};
+use crate::{
+    db::{
+        pages::Kind,
+        snapshot::{CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, UserRow},
+    },
+    domain::{
+        event::{Body, pack_lines, unpack_lines},
+        model::OrderLine,
+        types::{CouponId, Millis, OrderStatus, RankingScope},
+    },
+    store::{
+        decisions::DAY_FORMAT,
+        inspect::{CampaignSeen, Fields, HoldSeen, OrderSeen, ProductSeen, UserSeen},
+        keys::Partition,
+        records::pack_coupon,
+    },
+};
+
+/// What one side says of a field, and the other.
+fn differ<A: ToString, B: ToString>(what: &str, redis: A, postgres: B) -> Option<String> {
+    let (redis, postgres) = (redis.to_string(), postgres.to_string());
+    (redis != postgres).then(|| format!("{what} is {redis:?} in Redis and {postgres:?} in PostgreSQL"))
+}
+
+fn field<'f>(fields: &'f Fields, name: &str) -> &'f str {
+    fields.get(name).map_or("", String::as_str)
+}
+
+fn int(fields: &Fields, name: &str) -> i64 {
+    field(fields, name).parse().unwrap_or(0)
+}
+
+/// Adds what is wrong with one thing.
+fn file(findings: &mut Findings, thing: &str, id: impl std::fmt::Display, wrong: Vec<Option<String>>) {
+    findings.look();
+    for wrong in wrong.into_iter().flatten() {
+        findings.add(format!("{thing} {id}: {wrong}"));
+    }
+}
+
+/// Whether a thing is on one side only; `None` if on both, or on neither.
+fn one_sided(in_redis: bool, in_postgres: bool) -> Option<String> {
+    match (in_redis, in_postgres) {
+        (true, false) => Some("it is in Redis and not in PostgreSQL".into()),
+        (false, true) => Some("it is in PostgreSQL and not in Redis".into()),
+        _ => None,
+    }
+}
+
+impl Audit {
+    /// Compares things at home in a partition (holds: those of these orders).
+    pub(super) async fn compare(
+        &self,
+        kind: Kind,
+        here: Partition,
+        ids: &[i64],
+        findings: &mut Findings,
+    ) -> anyhow::Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        match kind {
+            Kind::Users => self.users(here, ids, findings).await,
+            Kind::Products => self.products(here, ids, findings).await,
+            Kind::Campaigns => self.campaigns(here, ids, findings).await,
+            Kind::Orders => self.orders(here, ids, findings).await,
+            Kind::Holds => self.holds(here, ids, findings).await,
+        }
+    }
+
+    async fn users(&self, here: Partition, ids: &[i64], findings: &mut Findings) -> anyhow::Result<()> {
+        let Moment { rows: (users, coupons), seen, since } = self
+            .moment(
+                here,
+                async |snapshot| Ok((snapshot.users_of(ids).await?, snapshot.coupons_of(ids).await?)),
+                async |outbox| self.store.inspect_users(here, outbox, ids).await,
+            )
+            .await?;
+        let expected = expected_users(users, &since);
+        let mut expected_coupons = expected_coupons(coupons, &since);
+        // Whoever has a coupon is among its campaign's holders, who only ever become more.
+        let mut holders: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+        for (id, UserSeen { fields, coupons }) in ids.iter().zip(&seen) {
+            let row = expected.get(id);
+            let mut wrong = vec![one_sided(!fields.is_empty(), row.is_some())];
+            if let (Some(row), false) = (row, fields.is_empty()) {
+                wrong.extend([
+                    differ("the name", field(fields, "name"), &row.name),
+                    differ("the balance", field(fields, "balance"), row.balance),
+                    differ("the number of balance entries", field(fields, "entries"), row.entries),
+                    differ("the number of open orders", field(fields, "open"), row.open),
+                    (row.balance < 0).then(|| "the balance is negative".to_owned()),
+                ]);
+            }
+            let should: BTreeMap<i64, String> = expected_coupons.remove(id).unwrap_or_default();
+            for coupon in coupons.keys().chain(should.keys().filter(|coupon| !coupons.contains_key(coupon))) {
+                let (redis, postgres) = (coupons.get(coupon), should.get(coupon));
+                let shown = |record: Option<&String>| record.cloned().unwrap_or_default();
+                wrong.push(differ(&format!("coupon {coupon}"), shown(redis), shown(postgres)));
+                if redis.is_some() {
+                    holders.entry(*coupon).or_default().push(*id);
+                }
+            }
+            file(findings, "user", id, wrong);
+        }
+        for (coupon, users) in holders {
+            let Some(id) = CouponId::new(coupon) else { continue };
+            for (user, holds) in users.iter().zip(self.store.are_holders(id, &users).await?) {
+                if !holds {
+                    findings.add(format!("user {user}: has coupon {coupon} and is not among its holders"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn products(&self, here: Partition, ids: &[i64], findings: &mut Findings) -> anyhow::Result<()> {
+        let Moment { rows, seen, since } = self
+            .moment(
+                here,
+                async |snapshot| snapshot.products_of(ids).await,
+                async |outbox| self.store.inspect_products(here, outbox, ids).await,
+            )
+            .await?;
+        let expected = expected_products(rows, &since);
+        for (id, seen) in ids.iter().zip(&seen) {
+            let ProductSeen { fields, price, on_sale, held, sold, withheld, listed } = seen;
+            let row = expected.get(id);
+            let mut wrong = vec![one_sided(!fields.is_empty(), row.is_some())];
+            if let (Some(row), false) = (row, fields.is_empty()) {
+                let on_sale = on_sale.unwrap_or(i64::MIN);
+                let units = [on_sale, *held, *sold, *withheld];
+                let sum = units.iter().fold(0i64, |sum, units| sum.saturating_add(*units));
+                wrong.extend([
+                    differ("the name", field(fields, "name"), &row.name),
+                    differ("the category", field(fields, "category"), &row.category),
+                    differ("the price", price.unwrap_or(-1), row.price),
+                    differ("on sale", on_sale, row.on_sale),
+                    differ("held", held, row.held),
+                    differ("sold", sold, row.sold),
+                    differ("withheld", withheld, row.withheld),
+                    differ("stocked", field(fields, "stocked"), row.stocked),
+                    (sum != int(fields, "stocked")).then(|| {
+                        format!(
+                            "{units:?} on sale, held, sold and withheld are not {} stocked",
+                            field(fields, "stocked")
+                        )
+                    }),
+                    units.iter().any(|units| *units < 0).then(|| format!("{units:?} has a negative number of units")),
+                    (!listed).then(|| "it is not in the catalogue".to_owned()),
+                ]);
+            }
+            file(findings, "product", id, wrong);
+        }
+        Ok(())
+    }
+
+    async fn campaigns(&self, here: Partition, ids: &[i64], findings: &mut Findings) -> anyhow::Result<()> {
+        let Moment { rows, seen, since } = self
+            .moment(
+                here,
+                async |snapshot| snapshot.campaigns_of(ids).await,
+                async |outbox| self.store.inspect_campaigns(here, outbox, ids).await,
+            )
+            .await?;
+        let expected = expected_campaigns(rows, &since);
+        for (id, CampaignSeen { fields, holders, listed }) in ids.iter().zip(&seen) {
+            let row = expected.get(id);
+            let mut wrong = vec![one_sided(!fields.is_empty(), row.is_some())];
+            if let (Some(row), false) = (row, fields.is_empty()) {
+                let (issued, withheld) = (int(fields, "issued"), int(fields, "withheld"));
+                wrong.extend([
+                    differ("the code", field(fields, "code"), &row.code),
+                    differ("the discount", field(fields, "type"), &row.discount_type),
+                    differ("the discount", field(fields, "amount"), row.discount_amount),
+                    differ("the total", field(fields, "total"), row.total),
+                    differ("issued", issued, row.issued),
+                    differ("withheld", withheld, row.withheld),
+                    differ("the opening", field(fields, "opens_at"), row.opens_at),
+                    differ("the closing", field(fields, "closes_at"), row.closes_at),
+                    differ("the end", field(fields, "expires_at"), row.expires_at),
+                    (issued != *holders).then(|| format!("{issued} coupons are issued to {holders} holders")),
+                    (issued + withheld > int(fields, "total"))
+                        .then(|| format!("{issued} issued and {withheld} withheld are more than there are")),
+                    (!listed).then(|| "it is not among the campaigns".to_owned()),
+                ]);
+            }
+            file(findings, "campaign", id, wrong);
+        }
+        Ok(())
+    }
+
+    async fn orders(&self, here: Partition, ids: &[i64], findings: &mut Findings) -> anyhow::Result<()> {
+        let (partitions, zone) = (self.store.partitions(), self.zone.name());
+        let Moment { rows, seen, since } = self
+            .moment(
+                here,
+                async |snapshot| snapshot.orders_of(ids, partitions, zone).await,
+                async |outbox| self.store.inspect_orders(here, outbox, ids).await,
+            )
+            .await?;
+        let expected = expected_orders(rows, &since);
+        for (id, OrderSeen { fields, expires, watched }) in ids.iter().zip(&seen) {
+            let row = expected.get(id);
+            // The mark of an order that never was.
+            let there = fields.contains_key("user");
+            let mut wrong = vec![one_sided(there, row.is_some())];
+            if let (Some(row), true) = (row, there) {
+                wrong.extend([
+                    differ("the user", field(fields, "user"), row.user),
+                    differ("the status", field(fields, "status"), &row.status),
+                    differ("the reason of its end", field(fields, "reason"), &row.reason),
+                    differ("the total", field(fields, "total"), row.total),
+                    differ("the price", field(fields, "final"), row.final_price),
+                    differ("the coupon", field(fields, "coupon"), &row.coupon),
+                    differ("the lines", sorted(field(fields, "lines")), sorted(&row.near)),
+                    differ("the far lines", sorted(field(fields, "far")), sorted(&row.far)),
+                    differ("the time of payment", field(fields, "paid_at"), &row.paid_at),
+                    differ("the time of its end", field(fields, "closed_at"), &row.closed_at),
+                ]);
+            }
+            if there {
+                let lines =
+                    [field(fields, "lines"), field(fields, "far")].map(|lines| unpack_lines(lines).unwrap_or_default());
+                let sum: i64 = lines.iter().flatten().map(|line| line.quantity.saturating_mul(line.price)).sum();
+                let gateway = field(fields, "gateway");
+                let pending = field(fields, "status") == OrderStatus::Pending.as_str();
+                wrong.extend([
+                    (sum != int(fields, "total"))
+                        .then(|| format!("its lines are worth {sum}, and its total is another")),
+                    (int(fields, "total") - int(fields, "discount") != int(fields, "final"))
+                        .then(|| "its price is not its total less its discount".to_owned()),
+                    (*expires != (pending && gateway != "STARTED")).then(|| match expires {
+                        true => "the clock will end it, and must not".to_owned(),
+                        false => "it is PENDING, and the clock will not end it".to_owned(),
+                    }),
+                    (*watched != matches!(gateway, "STARTED" | "WATCHED" | "REFUND_DUE")).then(|| match watched {
+                        true => "its gateway is asked about a payment that has ended".to_owned(),
+                        false => "its gateway is not asked about a payment that has not ended".to_owned(),
+                    }),
+                ]);
+            } else if *expires || *watched {
+                wrong.push(Some("something comes due, and there is no such order".into()));
+            }
+            file(findings, "order", id, wrong);
+        }
+        Ok(())
+    }
+
+    async fn holds(&self, here: Partition, ids: &[i64], findings: &mut Findings) -> anyhow::Result<()> {
+        // The user of a hold never changes, and names its entry in the index.
+        let mut snapshot = crate::db::snapshot::Snapshot::begin(&self.db).await?;
+        let known = snapshot.holds_of(here.0, ids).await?;
+        snapshot.end().await?;
+        let users: HashMap<i64, i64> = known.iter().map(|hold| (hold.order_id, hold.user_id)).collect();
+        let pairs: Vec<(i64, i64)> = ids.iter().map(|order| (*order, users.get(order).copied().unwrap_or(0))).collect();
+        let Moment { rows, seen, since } = self
+            .moment(
+                here,
+                async |snapshot| snapshot.holds_of(here.0, ids).await,
+                async |outbox| self.store.inspect_holds(here, outbox, &pairs).await,
+            )
+            .await?;
+        let expected = expected_holds(rows, &since);
+        for (id, HoldSeen { fields, due }) in ids.iter().zip(&seen) {
+            // Given back, and forgotten after a while, is the same.
+            let back = |state: &str| !matches!(state, "HELD" | "SETTLED");
+            let (state, row) = (field(fields, "state"), expected.get(id));
+            let should = row.map_or("", |(state, _)| state.as_str());
+            let mut wrong = Vec::new();
+            if !(back(state) && back(should)) {
+                wrong.push(differ("the hold", state, should));
+                wrong.push(differ("its lines", field(fields, "lines"), row.map_or("", |(_, lines)| lines.as_str())));
+            }
+            if users.contains_key(id) {
+                wrong.push((*due != (state == "HELD")).then(|| "the clock does not look at it as it must".to_owned()));
+            }
+            file(findings, "stock held for order", id, wrong);
+        }
+        Ok(())
+    }
+
+    /// The rankings of every day that counts. Returns the number of places, and what is wrong.
+    pub(super) async fn rankings(&self) -> anyhow::Result<(i64, Vec<String>)> {
+        let today = self.clock.now().day(self.zone);
+        let days: Vec<NaiveDate> = (0..u64::from(RankingScope::LONGEST_DAYS))
+            .filter_map(|back| today.checked_sub_days(Days::new(back)))
+            .collect();
+        let first = days.last().copied().unwrap_or(today).format(DAY_FORMAT).to_string();
+        let (partitions, zone) = (self.store.partitions(), self.zone.name());
+        let (mut moments, mut sales) = (Vec::new(), Vec::new());
+        for here in self.store.all() {
+            let Moment { rows, seen, since } = self
+                .moment(
+                    here,
+                    async |snapshot| snapshot.ranks_of(here.0, partitions, zone, &first).await,
+                    async |outbox| self.store.inspect_ranks(here, outbox, &days).await,
+                )
+                .await?;
+            for event in since.events {
+                sales.extend(match event.body {
+                    Body::OrderPaid(paid) => Some((paid.day, paid.lines, paid.far, 1)),
+                    Body::OrderClosed(closed) if closed.from == OrderStatus::Paid => {
+                        Some((closed.day, closed.lines, closed.far, -1))
+                    }
+                    _ => None,
+                });
+            }
+            moments.push((here, rows, seen));
+        }
+        let (mut places, mut wrong) = (0, Vec::new());
+        for (here, rows, seen) in moments {
+            // By day and product: units and won.
+            let mut expected: BTreeMap<(String, i64), (i64, i64)> =
+                rows.into_iter().map(|row| ((row.day, row.product_id), (row.units, row.won))).collect();
+            for (day, near, far, sign) in &sales {
+                let lines = near.iter().chain(far).filter(|line| self.store.home(line.product_id.get()) == here);
+                for OrderLine { product_id, quantity, price } in lines {
+                    let (units, won) = expected.entry((day.clone(), product_id.get())).or_default();
+                    *units += sign * quantity;
+                    *won += sign * quantity * price;
+                }
+            }
+            for (day, seen) in days.iter().zip(seen) {
+                let day = day.format(DAY_FORMAT).to_string();
+                for (product, units) in seen.units {
+                    places += 1;
+                    let won = seen.won.get(&product).copied().unwrap_or(0);
+                    let (should, should_won) = expected.remove(&(day.clone(), product)).unwrap_or_default();
+                    let what = format!("product {product} on {day}:");
+                    wrong.extend(differ(&format!("{what} units"), units, should));
+                    wrong.extend(differ(&format!("{what} won"), won, should_won));
+                }
+            }
+            let counts = |day: &String| days.iter().any(|counted| counted.format(DAY_FORMAT).to_string() == *day);
+            for ((day, product), (units, _)) in expected {
+                if units != 0 && counts(&day) {
+                    wrong.extend(differ(&format!("product {product} on {day}: units"), 0, units));
+                }
+            }
+        }
+        Ok((places, wrong))
+    }
+}
+
+fn sorted(lines: &str) -> String {
+    let mut lines: Vec<&str> = lines.split(',').collect();
+    lines.sort_unstable();
+    lines.join(",")
+}
+
+fn expected_users(rows: Vec<UserRow>, since: &Delta) -> HashMap<i64, UserRow> {
+    let mut users: HashMap<i64, UserRow> = rows.into_iter().map(|row| (row.id, row)).collect();
+    for new in &since.batch.new_users {
+        let (id, name) = (new.id, new.name.clone());
+        users.insert(id, UserRow { id, name, balance: 0, entries: 0, open: 0 });
+    }
+    for (id, balance) in &since.batch.balances {
+        users.entry(*id).and_modify(|user| user.balance = *balance);
+    }
+    for entry in &since.batch.entries {
+        users.entry(entry.user_id.get()).and_modify(|user| user.entries += 1);
+    }
+    for (id, change) in since.open_orders() {
+        users.entry(id).and_modify(|user| user.open += change);
+    }
+    users
+}
+
+/// By user and campaign, as Redis writes them.
+fn expected_coupons(rows: Vec<CouponRow>, since: &Delta) -> HashMap<i64, BTreeMap<i64, String>> {
+    let mut coupons: HashMap<(i64, i64), CouponRow> =
+        rows.into_iter().map(|row| ((row.coupon_id, row.user_id), row)).collect();
+    for new in &since.batch.new_coupons {
+        let row = CouponRow {
+            coupon_id: new.coupon,
+            user_id: new.user,
+            issue_no: new.issue_no,
+            status: "AVAILABLE".into(),
+            order_id: None,
+            issued_at: new.at.0,
+            used_at: None,
+        };
+        coupons.insert((new.coupon, new.user), row);
+    }
+    for (key, state) in &since.batch.coupons {
+        coupons.entry(*key).and_modify(|row| {
+            row.status = state.status.to_owned();
+            row.order_id = state.order;
+            row.used_at = state.used_at.map(|at| at.0);
+        });
+    }
+    let mut by_user: HashMap<i64, BTreeMap<i64, String>> = HashMap::new();
+    for ((coupon, user), row) in coupons {
+        let state = row.status.get(..1).unwrap_or("?");
+        let record = pack_coupon(row.issue_no, Millis(row.issued_at), state, row.order_id, row.used_at.map(Millis));
+        by_user.entry(user).or_default().insert(coupon, record);
+    }
+    by_user
+}
+
+fn expected_products(rows: Vec<ProductRow>, since: &Delta) -> HashMap<i64, ProductRow> {
+    let mut products: HashMap<i64, ProductRow> = rows.into_iter().map(|row| (row.id, row)).collect();
+    for new in &since.batch.new_products {
+        let row = ProductRow {
+            id: new.id,
+            name: new.name.clone(),
+            category: new.category.clone(),
+            price: new.price,
+            on_sale: 0,
+            held: 0,
+            sold: 0,
+            withheld: 0,
+            stocked: 0,
+        };
+        products.insert(new.id, row);
+    }
+    for (id, (name, price, category)) in &since.batch.descriptions {
+        products.entry(*id).and_modify(|row| {
+            row.name.clone_from(name);
+            row.price = *price;
+            row.category.clone_from(category);
+        });
+    }
+    for (id, units) in &since.batch.units {
+        products.entry(*id).and_modify(|row| {
+            row.on_sale += units.on_sale;
+            row.held += units.held;
+            row.sold += units.sold;
+            row.withheld += units.withheld;
+            row.stocked += units.stocked;
+        });
+    }
+    products
+}
+
+fn expected_campaigns(rows: Vec<CampaignRow>, since: &Delta) -> HashMap<i64, CampaignRow> {
+    let mut campaigns: HashMap<i64, CampaignRow> = rows.into_iter().map(|row| (row.id, row)).collect();
+    for (terms, _) in &since.batch.new_campaigns {
+        let id = terms.coupon_id.get();
+        let row = CampaignRow {
+            id,
+            code: terms.code.clone(),
+            discount_type: terms.discount.kind.as_str().to_owned(),
+            discount_amount: terms.discount.amount,
+            total: terms.total,
+            issued: 0,
+            withheld: 0,
+            opens_at: terms.opens_at.0,
+            closes_at: terms.closes_at.0,
+            expires_at: terms.expires_at.0,
+            last_no: 0,
+        };
+        campaigns.insert(id, row);
+    }
+    for (id, change) in &since.batch.issued {
+        campaigns.entry(*id).and_modify(|row| {
+            row.issued += change.issued;
+            row.withheld += change.withheld;
+        });
+    }
+    campaigns
+}
+
+/// What Redis must say of an order; what is absent is empty.
+struct ExpectedOrder {
+    user: i64,
+    status: String,
+    reason: String,
+    total: i64,
+    final_price: i64,
+    coupon: String,
+    near: String,
+    far: String,
+    paid_at: String,
+    closed_at: String,
+}
+
+fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64, ExpectedOrder> {
+    fn shown<T: ToString>(value: Option<T>) -> String {
+        value.map(|value| value.to_string()).unwrap_or_default()
+    }
+    let as_expected = |row: OrderRow| ExpectedOrder {
+        user: row.user_id,
+        status: row.status,
+        reason: row.close_reason.unwrap_or_default(),
+        total: row.total,
+        final_price: row.final_price,
+        coupon: shown(row.coupon_id),
+        near: row.near,
+        far: row.far,
+        paid_at: shown(row.paid_at),
+        closed_at: shown(row.closed_at),
+    };
+    let mut orders: HashMap<i64, ExpectedOrder> = rows.into_iter().map(|row| (row.id, as_expected(row))).collect();
+    for (placed, _) in &since.batch.new_orders {
+        let order = ExpectedOrder {
+            user: placed.user.get(),
+            status: OrderStatus::Pending.as_str().to_owned(),
+            reason: String::new(),
+            total: placed.total,
+            final_price: placed.final_price,
+            coupon: shown(placed.coupon),
+            near: pack_lines(&placed.lines),
+            far: pack_lines(&placed.far),
+            paid_at: String::new(),
+            closed_at: String::new(),
+        };
+        orders.insert(placed.order.get(), order);
+    }
+    for (id, state) in &since.batch.orders {
+        orders.entry(*id).and_modify(|order| {
+            order.status = state.status.as_str().to_owned();
+            order.reason = shown(state.reason.map(|reason| reason.as_str()));
+            if let Some(at) = state.paid_at {
+                order.paid_at = at.0.to_string();
+            }
+            order.closed_at = shown(state.closed_at.map(|at| at.0));
+        });
+    }
+    orders
+}
+
+/// State and lines by order.
+fn expected_holds(rows: Vec<HoldRow>, since: &Delta) -> HashMap<i64, (String, String)> {
+    let mut holds: HashMap<i64, (String, String)> =
+        rows.into_iter().map(|row| (row.order_id, (row.state, row.lines))).collect();
+    for (order, hold) in &since.batch.holds {
+        holds.insert(*order, (hold.state.as_str().to_owned(), pack_lines(&hold.lines)));
+    }
+    holds
+}

@@ -1,0 +1,202 @@
+//! Postgres against itself: each law a query that finds nothing where it holds. With several partitions each law is about
+//! rows that the same partition's stream wrote, so that it holds at every moment; what is between two partitions is
+//! [`between`].
+
+use sqlx::AssertSqlSafe;
+
+use super::{
+    Audit,
+    report::{Findings, Report},
+};
+use crate::db::snapshot::Snapshot;
+
+/// Discrepancies that Postgres names.
+const NAMED: i64 = 20;
+
+/// A law: its name, what it is about and how many of them there are, and what is wrong (`what`, a text with the ids).
+/// `$1`: how many partitions there are.
+struct Law {
+    name: &'static str,
+    noun: &'static str,
+    count: &'static str,
+    wrong: &'static str,
+}
+
+const LAWS: [Law; 10] = [
+    Law {
+        name: "histories: each entry begins where the last one ended, without gaps",
+        noun: "balance entries",
+        count: "SELECT count(*) FROM balance_entries",
+        wrong: "SELECT format('user %s, entry %s: begins with %s after %s', user_id, entry_no, before_balance, previous) AS what
+                FROM (SELECT user_id, entry_no, before_balance, lag(after_balance, 1, 0) OVER w AS previous,
+                          row_number() OVER w AS place
+                      FROM balance_entries WINDOW w AS (PARTITION BY user_id ORDER BY entry_no)) AS e
+                WHERE before_balance <> previous OR entry_no <> place",
+    },
+    Law {
+        name: "balances: the sum of the history",
+        noun: "users",
+        count: "SELECT count(*) FROM users",
+        wrong: "SELECT format('user %s: balance %s, history %s', id, balance, coalesce(sum, 0)) AS what
+                FROM users LEFT JOIN (
+                    SELECT user_id, sum(CASE transaction_type WHEN 'PAYMENT' THEN -amount ELSE amount END) AS sum
+                    FROM balance_entries GROUP BY user_id) AS e ON user_id = id
+                WHERE balance <> coalesce(sum, 0) OR balance < 0",
+    },
+    Law {
+        name: "products: stocked = on sale + held + sold + withheld",
+        noun: "products",
+        count: "SELECT count(*) FROM products",
+        wrong: "SELECT format('product %s: %s + %s + %s + %s is not %s', id, on_sale, held, sold, withheld, stocked) AS what
+                FROM products
+                WHERE on_sale + held + sold + withheld <> stocked OR least(on_sale, held, sold, withheld) < 0",
+    },
+    Law {
+        name: "products: held and sold are the lines of PENDING and PAID orders",
+        noun: "products",
+        count: "SELECT count(*) FROM products",
+        // Lines at home elsewhere than their order are known here by the stock that was held for them.
+        wrong: "SELECT format('product %s: held %s of %s, sold %s of %s', id, held, coalesce(h, 0), sold, coalesce(s, 0)) AS what
+                FROM products LEFT JOIN (
+                    SELECT product_id, sum(quantity) FILTER (WHERE state = 'HELD') AS h,
+                        sum(quantity) FILTER (WHERE state = 'SETTLED') AS s
+                    FROM (
+                        SELECT product_id, quantity, CASE status WHEN 'PENDING' THEN 'HELD' ELSE 'SETTLED' END AS state
+                        FROM orders JOIN order_lines ON order_id = id
+                        WHERE status IN ('PENDING', 'PAID') AND product_id % $1 = id % $1
+                        UNION ALL
+                        SELECT split_part(line, ':', 1)::bigint, split_part(line, ':', 2)::bigint, state
+                        FROM stock_holds, string_to_table(lines, ',') AS line WHERE state IN ('HELD', 'SETTLED')) AS lines
+                    GROUP BY product_id) AS l ON product_id = id
+                WHERE held <> coalesce(h, 0) OR sold <> coalesce(s, 0)",
+    },
+    Law {
+        name: "campaigns: issued is the number of coupons, and never more than there are",
+        noun: "campaigns",
+        count: "SELECT count(*) FROM campaigns",
+        wrong: "SELECT format('campaign %s: issued %s, coupons %s, of %s', id, issued, coalesce(coupons, 0), total) AS what
+                FROM campaigns LEFT JOIN (
+                    SELECT coupon_id, count(*) AS coupons FROM (
+                        SELECT coupon_id FROM user_coupons WHERE coupon_id % $1 = user_id % $1
+                        UNION ALL SELECT coupon_id FROM far_coupons) AS c GROUP BY coupon_id) AS c ON coupon_id = id
+                WHERE issued <> coalesce(coupons, 0) OR issued + withheld > total",
+    },
+    Law {
+        name: "orders: the total is the lines', the price is the total less the discount",
+        noun: "orders",
+        count: "SELECT count(*) FROM orders",
+        wrong: "SELECT format('order %s: total %s, lines %s', id, total, lines) AS what
+                FROM orders LEFT JOIN (
+                    SELECT order_id, sum(quantity * price) AS lines FROM order_lines GROUP BY order_id) AS l ON order_id = id
+                WHERE total IS DISTINCT FROM lines OR final_price <> total - discount",
+    },
+    Law {
+        name: "payments: each PAID order has one of its price, and each payment its entry",
+        noun: "orders",
+        count: "SELECT count(*) FROM orders WHERE paid_at IS NOT NULL",
+        wrong: "SELECT format('order %s: %s, payment %s', o.id, o.status, p.status) AS what
+                FROM orders AS o LEFT JOIN payments AS p ON p.order_id = o.id
+                LEFT JOIN LATERAL (
+                    SELECT count(*) FILTER (WHERE transaction_type = 'PAYMENT' AND amount = final_price) AS paid,
+                        count(*) FILTER (WHERE transaction_type = 'REFUND' AND amount = final_price) AS refunded,
+                        count(*) AS entries
+                    FROM balance_entries AS e WHERE e.user_id = o.user_id AND e.order_id = o.id) AS e ON true
+                WHERE (o.paid_at IS NOT NULL AND (p.id IS NULL OR p.amount <> o.final_price
+                        OR (o.status = 'PAID') <> (p.status = 'PAID')))
+                   OR (o.status IN ('PENDING', 'FAILED') AND p.status IN ('PAID', 'REFUNDED', 'REFUND_DUE')
+                        AND p.method = 'BALANCE')
+                   OR e.paid <> CASE WHEN p.method = 'BALANCE' AND o.paid_at IS NOT NULL AND o.final_price > 0 THEN 1 ELSE 0 END
+                   OR e.refunded <> CASE WHEN p.method = 'BALANCE' AND o.close_reason = 'REFUNDED' AND o.final_price > 0
+                                         THEN 1 ELSE 0 END
+                   OR e.entries <> e.paid + e.refunded",
+    },
+    Law {
+        name: "coupons: each says what its order says",
+        noun: "coupons",
+        count: "SELECT count(*) FROM user_coupons",
+        wrong: "SELECT format('user %s, coupon %s: %s by order %s, which is %s', c.user_id, c.coupon_id, c.status, c.order_id,
+                    o.status) AS what
+                FROM user_coupons AS c LEFT JOIN orders AS o ON o.id = c.order_id
+                WHERE (c.status = 'HELD') <> (coalesce(o.status, '') = 'PENDING')
+                   OR (c.status = 'USED') <> (coalesce(o.status, '') = 'PAID')
+                   OR (o.id IS NOT NULL AND (o.user_id <> c.user_id OR o.coupon_id <> c.coupon_id))
+                UNION ALL
+                SELECT format('order %s: its coupon %s is not its own', o.id, o.coupon_id)
+                FROM orders AS o LEFT JOIN user_coupons AS c ON c.coupon_id = o.coupon_id AND c.user_id = o.user_id
+                WHERE o.coupon_id IS NOT NULL AND o.status IN ('PENDING', 'PAID') AND c.order_id IS DISTINCT FROM o.id",
+    },
+    Law {
+        name: "lines: each is of a product that exists, at home where its order's partition can tell",
+        noun: "lines",
+        count: "SELECT count(*) FROM order_lines",
+        wrong: "SELECT format('order %s: there is no product %s', order_id, product_id) AS what FROM order_lines AS l
+                WHERE product_id % $1 = order_id % $1 AND NOT EXISTS (SELECT FROM products WHERE id = l.product_id)",
+    },
+    Law {
+        name: "dead letters: every decision could be applied",
+        noun: "partitions",
+        count: "SELECT count(*) FROM projection_positions",
+        // Of the epoch that each partition is in: a rebuild has made good for those before.
+        wrong: "SELECT format('partition %s, entry %s: %s', partition, d.stream_id, reason) AS what
+                FROM dead_letters AS d JOIN projection_positions USING (partition, epoch)
+                UNION ALL
+                SELECT format('partition %s, entry %s: %s', partition, d.stream_id, reason)
+                FROM dead_letters AS d WHERE epoch IS NULL",
+    },
+];
+
+/// Checks every law, as of one moment.
+pub(super) async fn check(audit: &Audit, report: &mut Report) -> anyhow::Result<()> {
+    let mut snapshot = Snapshot::begin(&audit.db).await?;
+    let partitions = i64::from(audit.store.partitions());
+    for law in &LAWS {
+        let mut findings = Findings::new(law.name, law.noun);
+        let count: i64 = sqlx::query_scalar(law.count).fetch_one(snapshot.connection()).await?;
+        findings.looked_at(count);
+        // Nothing in it comes from outside: the laws are above, and the number is bound.
+        let sql = format!(
+            "WITH wrong AS MATERIALIZED (SELECT what FROM ({}) AS law WHERE $1 > 0)
+             SELECT (SELECT count(*) FROM wrong), ARRAY(SELECT what FROM wrong ORDER BY what LIMIT {NAMED})",
+            law.wrong
+        );
+        let (found, named): (i64, Vec<String>) =
+            sqlx::query_as(AssertSqlSafe(sql)).bind(partitions).fetch_one(snapshot.connection()).await?;
+        findings.add_all(found, named);
+        report.add(findings);
+    }
+    snapshot.end().await?;
+    Ok(())
+}
+
+/// What stands between two partitions, as far as Postgres knows: each step is taken soon after the one before, so what is
+/// found here counts only if it stays. Stock that is HELD is looked at by the clock, and is none of this.
+pub(super) async fn between(audit: &Audit) -> anyhow::Result<(i64, Vec<String>)> {
+    let mut snapshot = Snapshot::begin(&audit.db).await?;
+    let sql = "
+        WITH wanted AS (
+            SELECT (l.product_id % $1)::int AS partition, o.id AS order_id, o.status
+            FROM orders AS o JOIN order_lines AS l ON l.order_id = o.id WHERE l.product_id % $1 <> o.id % $1 GROUP BY 1, 2, 3)
+        SELECT format('order %s is %s, and partition %s has its stock %s', coalesce(w.order_id, h.order_id),
+            coalesce(w.status, 'not there'), coalesce(w.partition, h.partition), coalesce(h.state, 'not held'))
+        FROM wanted AS w FULL JOIN stock_holds AS h ON h.partition = w.partition AND h.order_id = w.order_id
+        WHERE (h.state = 'SETTLED' AND w.status IS DISTINCT FROM 'PAID')
+           OR (w.status IN ('PENDING', 'PAID') AND coalesce(h.state, 'RELEASED') IN ('RELEASED', 'REFUNDED'))
+        UNION ALL
+        SELECT format('coupon %s was issued to user %s, who does not have it', coupon_id, user_id)
+        FROM far_coupons AS f WHERE NOT EXISTS (
+            SELECT FROM user_coupons AS c WHERE c.coupon_id = f.coupon_id AND c.user_id = f.user_id)
+        UNION ALL
+        SELECT format('coupon %s is in the hands of user %s, to whom it was not issued', coupon_id, user_id)
+        FROM user_coupons AS c WHERE coupon_id % $1 <> user_id % $1 AND NOT EXISTS (
+            SELECT FROM far_coupons AS f WHERE f.coupon_id = c.coupon_id AND f.user_id = c.user_id)
+        UNION ALL
+        SELECT format('order %s: there is no product %s', order_id, product_id) FROM order_lines AS l
+        WHERE NOT EXISTS (SELECT FROM products WHERE id = l.product_id)
+        LIMIT 1000";
+    let found =
+        sqlx::query_scalar(sql).bind(i64::from(audit.store.partitions())).fetch_all(snapshot.connection()).await?;
+    let sql = "SELECT (SELECT count(*) FROM stock_holds) + (SELECT count(*) FROM far_coupons)";
+    let count = sqlx::query_scalar(sql).fetch_one(snapshot.connection()).await?;
+    snapshot.end().await?;
+    Ok((count, found))
+}

@@ -1,0 +1,232 @@
+//! The audit: every conservation law recomputed, Redis against itself, Postgres against itself, and the two against each
+//! other, while traffic runs.
+//!
+//! There is no false alarm, because nothing is ever compared across a moment: the projection of a partition is kept where it
+//! is for the few milliseconds in which some things are read from Postgres; then the same things are read from Redis, in one
+//! step with every decision that Redis has taken since (they are in the outbox); and what Postgres has, with those decisions
+//! applied, must be exactly what Redis has. Only what is between two partitions can't be read at one moment: there a
+//! difference counts that stays the same while it is looked at again and again.
+//!
+//! Memory is bounded: things are taken a page at a time ([`compare`]), laws about many rows are left to Postgres ([`laws`]),
+//! and of many discrepancies the first few are named.
+
+mod compare;
+mod delta;
+mod laws;
+mod report;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use chrono_tz::Tz;
+
+pub use report::{Check, Position, Report};
+
+use self::report::Findings;
+use crate::{
+    db::{
+        self, identity,
+        pages::{Kind, Page},
+        snapshot::Snapshot,
+    },
+    domain::types::Clock,
+    store::{Store, inspect::sort_keys, keys::Partition},
+};
+
+/// Things compared at once.
+const PAGE: i64 = 500;
+/// How often what is between two partitions is looked at, and how long is waited in between.
+const LOOKS: usize = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+
+/// What an audit needs. Clones share the connections.
+#[derive(Clone)]
+pub struct Audit {
+    pub store: Store,
+    pub db: db::Connection,
+    pub clock: Clock,
+    pub zone: Tz,
+}
+
+impl Audit {
+    /// Recomputes everything. Discrepancies are in the report.
+    ///
+    /// # Errors
+    /// Redis or Postgres can't answer, or Postgres is so far behind that the two can't be compared.
+    pub async fn run(mut self) -> anyhow::Result<Report> {
+        let mut report = Report::begin(self.clock.now());
+        let Some((name, partitions)) = identity::read(&self.db).await? else {
+            anyhow::bail!("this PostgreSQL database has no store");
+        };
+        self.store = self.store.with_partitions(partitions);
+        let belong = self.belong_together(&name).await?;
+        let sound = belong.is_ok();
+        report.add(belong);
+        laws::check(&self, &mut report).await?;
+        // What is not ours, or not whole, can't be compared with anything.
+        if sound {
+            self.compare_all(&mut report).await?;
+        }
+        report.positions = self.positions().await?;
+        Ok(report.end())
+    }
+
+    /// The two stores are the same one, and every partition is open.
+    async fn belong_together(&self, name: &str) -> anyhow::Result<Findings> {
+        let mut findings = Findings::new("stores belong together", "partitions");
+        for here in self.store.all() {
+            let books = self.store.books(here).await?;
+            findings.look();
+            match (&books.store, &books.frozen) {
+                (None, _) => findings.add(format!("partition {}: Redis has lost its books", here.0)),
+                (Some(other), _) if other != name => {
+                    findings.add(format!("partition {}: Redis has store {other}, PostgreSQL has {name}", here.0));
+                }
+                (_, Some(reason)) => findings.add(format!("partition {} is frozen: {reason}", here.0)),
+                _ => {}
+            }
+        }
+        Ok(findings)
+    }
+
+    async fn compare_all(&self, report: &mut Report) -> anyhow::Result<()> {
+        for (kind, name, noun) in [
+            (Kind::Users, "users: Redis = PostgreSQL", "users"),
+            (Kind::Products, "products: Redis = PostgreSQL, stocked = on sale + held + sold + withheld", "products"),
+            (
+                Kind::Campaigns,
+                "campaigns: Redis = PostgreSQL, issued = holders, issued + withheld <= total",
+                "campaigns",
+            ),
+            (Kind::Orders, "orders: Redis = PostgreSQL, total = lines, every hold has an end", "orders"),
+            (Kind::Holds, "stock held for other partitions: Redis = PostgreSQL", "holds"),
+        ] {
+            if kind == Kind::Holds && self.store.partitions() == 1 {
+                continue;
+            }
+            let mut findings = Findings::new(name, noun);
+            let mut snapshot = Snapshot::begin(&self.db).await?;
+            let until = snapshot.last_id(kind).await?;
+            snapshot.end().await?;
+            for here in self.store.all() {
+                let mut page =
+                    Page { partition: here.0, partitions: self.store.partitions(), after: 0, until, size: PAGE };
+                loop {
+                    let mut snapshot = Snapshot::begin(&self.db).await?;
+                    let ids = snapshot.ids(kind, page).await?;
+                    snapshot.end().await?;
+                    let Some(last) = ids.last() else { break };
+                    page.after = *last;
+                    self.compare(kind, here, &ids, &mut findings).await?;
+                }
+            }
+            report.add(findings);
+        }
+        report.add(self.indexed().await?);
+        report.add(self.scanned().await?);
+        report.add(self.stays("rankings = lines of paid orders", "places", async || self.rankings().await).await?);
+        if self.store.partitions() > 1 {
+            report.add(self.stays("what is between partitions", "steps", async || laws::between(self).await).await?);
+        }
+        Ok(())
+    }
+
+    /// With one partition: what `look` finds. With several: what it finds again and again.
+    async fn stays(
+        &self,
+        name: &'static str,
+        noun: &'static str,
+        look: impl AsyncFn() -> anyhow::Result<(i64, Vec<String>)>,
+    ) -> anyhow::Result<Findings> {
+        let (mut looked_at, first) = look().await?;
+        let mut found: BTreeSet<String> = first.into_iter().collect();
+        if self.store.partitions() > 1 {
+            for _ in 1..LOOKS {
+                if found.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+                let (again, now) = look().await?;
+                looked_at = again;
+                let now: BTreeSet<String> = now.into_iter().collect();
+                found.retain(|what| now.contains(what));
+            }
+        }
+        let mut findings = Findings::new(name, noun);
+        findings.looked_at(looked_at);
+        found.into_iter().for_each(|what| findings.add(what));
+        Ok(findings)
+    }
+
+    /// What the clock and the gateways' watch go by are orders, and these are as they say.
+    async fn indexed(&self) -> anyhow::Result<Findings> {
+        let mut findings = Findings::new("what comes due: is an order that waits for it", "entries");
+        for here in self.store.all() {
+            for gateway in [false, true] {
+                let size = self.store.index_size(here, gateway).await?;
+                for offset in (0..size).step_by(PAGE as usize) {
+                    let ids = self.store.index_page(here, gateway, offset, PAGE as usize).await?;
+                    self.compare(Kind::Orders, here, &ids, &mut findings).await?;
+                }
+            }
+        }
+        Ok(findings)
+    }
+
+    /// Every key of Redis is of something that Postgres has, or is about to have.
+    async fn scanned(&self) -> anyhow::Result<Findings> {
+        let mut findings = Findings::new("keys of Redis: each is of something in PostgreSQL", "keys");
+        for server in self.store.servers().await? {
+            let mut cursor = Some("0".to_owned());
+            while let Some(from) = cursor {
+                let (keys, next) = self.store.scan_page(server, &from).await?;
+                cursor = next;
+                findings.looked_at(keys.len() as i64);
+                for (partition, scanned) in sort_keys(&keys) {
+                    for key in scanned.unknown {
+                        findings.add(format!("{key} is nothing of ours"));
+                    }
+                    let here = Partition(partition);
+                    let kinds = [
+                        (Kind::Users, scanned.users),
+                        (Kind::Products, scanned.products),
+                        (Kind::Campaigns, scanned.campaigns),
+                        (Kind::Orders, scanned.orders),
+                        (Kind::Holds, scanned.holds),
+                    ];
+                    for (kind, mut ids) in kinds {
+                        ids.sort_unstable();
+                        ids.dedup();
+                        if kind != Kind::Holds {
+                            for id in ids.extract_if(.., |id| self.store.home(*id) != here) {
+                                findings
+                                    .add(format!("{kind:?} {id} is in partition {partition}, where it is not at home"));
+                            }
+                        }
+                        let mut snapshot = Snapshot::begin(&self.db).await?;
+                        let there = snapshot.existing(kind, partition, &ids).await?;
+                        snapshot.end().await?;
+                        ids.retain(|id| there.binary_search(id).is_err());
+                        let mut strays = Findings::new("", "");
+                        self.compare(kind, here, &ids, &mut strays).await?;
+                        findings.take(strays);
+                    }
+                }
+            }
+        }
+        Ok(findings)
+    }
+
+    async fn positions(&self) -> anyhow::Result<Vec<report::Position>> {
+        let mut positions = Vec::new();
+        for projected in db::reads::positions(&self.db).await? {
+            let decided = self.store.books(Partition(projected.partition)).await?.position.unwrap_or_default();
+            positions.push(report::Position {
+                partition: projected.partition,
+                epoch: decided.epoch,
+                decided_seq: decided.seq,
+                projected_seq: projected.seq,
+            });
+        }
+        Ok(positions)
+    }
+}

@@ -1,0 +1,146 @@
+//! What an audit found, for people and for programs.
+
+use std::{fmt, time::Instant};
+
+use crate::domain::types::Millis;
+
+/// Discrepancies named of each check.
+const NAMED: usize = 20;
+
+/// One law, and whether it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    pub name: &'static str,
+    pub ok: bool,
+    /// How much was looked at; where it does not hold, what is wrong, with the ids.
+    pub detail: String,
+}
+
+/// How far a partition had decided, and Postgres was, when the audit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub partition: u16,
+    pub epoch: i64,
+    pub decided_seq: i64,
+    pub projected_seq: i64,
+}
+
+/// A whole audit.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Whether every law holds.
+    pub balanced: bool,
+    pub checks: Vec<Check>,
+    pub positions: Vec<Position>,
+    /// When it began.
+    pub at: Millis,
+    pub seconds: f64,
+    began: Instant,
+}
+
+impl Report {
+    pub(super) fn begin(at: Millis) -> Self {
+        let (checks, positions) = (Vec::new(), Vec::new());
+        Report { balanced: true, checks, positions, at, seconds: 0.0, began: Instant::now() }
+    }
+
+    pub(super) fn add(&mut self, findings: Findings) {
+        let check = findings.check();
+        self.balanced &= check.ok;
+        self.checks.push(check);
+    }
+
+    pub(super) fn end(mut self) -> Self {
+        self.seconds = self.began.elapsed().as_secs_f64();
+        self
+    }
+
+    /// For programs; the HTTP API's shape.
+    pub fn json(&self) -> serde_json::Value {
+        let check = |check: &Check| serde_json::json!({"name": check.name, "ok": check.ok, "detail": check.detail});
+        let position = |at: &Position| {
+            serde_json::json!({"partition": at.partition, "epoch": at.epoch, "decidedSeq": at.decided_seq,
+                "projectedSeq": at.projected_seq})
+        };
+        serde_json::json!({
+            "balanced": self.balanced,
+            "checks": self.checks.iter().map(check).collect::<Vec<_>>(),
+            "partitions": self.positions.iter().map(position).collect::<Vec<_>>(),
+            "seconds": (self.seconds * 1000.0).round() / 1000.0,
+        })
+    }
+}
+
+/// A table.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+        for check in &self.checks {
+            let word = if check.ok { "ok   " } else { "WRONG" };
+            writeln!(f, "{word}  {:width$}  {}", check.name, check.detail)?;
+        }
+        for at in &self.positions {
+            let Position { partition, epoch, decided_seq, projected_seq } = at;
+            writeln!(f, "partition {partition}: epoch {epoch}, decided {decided_seq}, in PostgreSQL {projected_seq}")?;
+        }
+        let word = if self.balanced { "The books balance" } else { "THE BOOKS DO NOT BALANCE" };
+        write!(f, "{word} ({:.1} s).", self.seconds)
+    }
+}
+
+/// What one check has come to so far.
+pub(super) struct Findings {
+    name: &'static str,
+    noun: &'static str,
+    looked_at: i64,
+    found: usize,
+    named: Vec<String>,
+}
+
+impl Findings {
+    pub(super) fn new(name: &'static str, noun: &'static str) -> Self {
+        Findings { name, noun, looked_at: 0, found: 0, named: Vec::new() }
+    }
+
+    pub(super) fn is_ok(&self) -> bool {
+        self.found == 0
+    }
+
+    pub(super) fn look(&mut self) {
+        self.looked_at += 1;
+    }
+
+    pub(super) fn looked_at(&mut self, more: i64) {
+        self.looked_at += more;
+    }
+
+    pub(super) fn add(&mut self, what: String) {
+        self.found += 1;
+        if self.named.len() < NAMED {
+            self.named.push(what);
+        }
+    }
+
+    /// More of them than are named.
+    pub(super) fn add_all(&mut self, found: i64, named: Vec<String>) {
+        let before = self.found;
+        named.into_iter().for_each(|what| self.add(what));
+        self.found = self.found.max(before + found as usize);
+    }
+
+    /// Another check's discrepancies, and not what it looked at.
+    pub(super) fn take(&mut self, other: Findings) {
+        self.add_all(other.found as i64, other.named);
+    }
+
+    fn check(self) -> Check {
+        let Findings { name, noun, looked_at, found, named } = self;
+        let more = found.saturating_sub(named.len());
+        let detail = match (found, more) {
+            (0, _) => format!("{looked_at} {noun}"),
+            (_, 0) => format!("{looked_at} {noun}, {found} wrong: {}", named.join("; ")),
+            _ => format!("{looked_at} {noun}, {found} wrong: {}; and {more} more", named.join("; ")),
+        };
+        Check { name, ok: found == 0, detail }
+    }
+}
