@@ -1,7 +1,7 @@
 # What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched lint
+.PHONY: help install run test test-fetched test-large lint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -21,6 +21,9 @@ test-fetched: ## the same on the newest servers (Valkey 9, PostgreSQL 18), fetch
 	@scripts/install-servers --fetch
 	REDIS_SERVER_BIN="$(CACHE)/valkey/bin/valkey-server" POSTGRES_BIN_DIR="$(CACHE)/postgres/bin" \
 		cargo test --locked $(ARGS)
+
+test-large: install ## rebuild and audit of a million users and 200,000 orders
+	LARGE_USERS=1000000 LARGE_ORDERS=200000 cargo test --locked --test integration -- large:: --nocapture
 
 lint: ## formatting, and clippy with warnings as errors
 	cargo fmt --check

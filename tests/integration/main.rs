@@ -30,6 +30,7 @@ mod fake_gateway;
 mod gateway_flow;
 mod gateway_http;
 mod harness;
+mod large;
 mod model;
 mod partitions;
 mod projector;
