@@ -14,6 +14,7 @@ use crate::{
         decisions::{Closing, FarEnd, Settled, Settling},
         ranking::ranked_until,
         records::{GatewayRecord, GatewayState, OrderRecord},
+        watermarks::told_so_far,
     },
 };
 
@@ -105,6 +106,8 @@ impl Engine {
         if let Some(settled) = self.store.payment_begin(context, payment, payment_id, receipt, ask_at).await? {
             return Ok(Reply { value: settled, replayed: true });
         }
+        // The gateway is told, too: money must not be taken for a payment that a loss of Redis could take back.
+        self.acknowledge(&told_so_far()).await;
         let charge = Charge {
             merchant_uid: receipt.to_owned(),
             order_id: payment.order_id,

@@ -37,6 +37,11 @@ pub async fn telling<T>(work: impl Future<Output = T>) -> (T, Vec<(Partition, Po
     .await
 }
 
+/// What was told to the request that runs in this task, up to now.
+pub fn told_so_far() -> Vec<(Partition, Position)> {
+    TOLD.try_with(|told| told.borrow().clone()).unwrap_or_default()
+}
+
 /// Whether a partition may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {

@@ -12,7 +12,10 @@ use firstcome::{
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{self, Options, START, World, until};
+use crate::{
+    fake_gateway::FakeGateway,
+    harness::{self, Options, START, World, until},
+};
 
 async fn reopen(config: &EngineConfig) -> anyhow::Result<App> {
     App::open(config, &ProjectorConfig::default(), Clock::standing(START)).await
@@ -296,6 +299,40 @@ async fn with_ack_postgres_a_declined_payment_waits_too() {
     world.pay(orders[1], user, "CARD", 60).await.refused(402, "INSUFFICIENT_BALANCE");
     // Nothing is under way any more: it was all waited for.
     assert_eq!(world.get("/admin/v1/projection").await.ok()["lagEvents"], 0);
+    world.finish().await;
+}
+
+/// Nor is a gateway asked for money before Postgres knows for what.
+#[tokio::test]
+async fn with_ack_postgres_a_gateway_is_asked_after_the_commit() {
+    let gateway = FakeGateway::start().await;
+    let gateways = harness::gateways(&[("CARD", gateway.url())]);
+    let world = World::with(Options { gateway: gateways, ..acknowledged_by_postgres() }).await;
+    let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
+    lag(&world, 2).await;
+    let product = json!({"productName": "A", "price": 60, "stockQuantity": 5, "category": "TOP"});
+    let stocking = send(&world, Method::POST, "/admin/v1/products", product, "b");
+    lag(&world, 4).await;
+    world.drain().await;
+    let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
+    let product = stocking.await.unwrap().created()["productId"].as_i64().unwrap();
+    let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 1}]});
+    let ordering = send(&world, Method::POST, "/api/v1/orders", order, "c");
+    lag(&world, 1).await;
+    world.drain().await;
+    let order = ordering.await.unwrap().ok()["orderId"].as_i64().unwrap();
+    let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 60});
+    let paying = send(&world, Method::POST, "/api/v1/payments", body, "d");
+    lag(&world, 1).await;
+    assert_eq!(gateway.total_posts(), 0, "it was asked before PostgreSQL had the payment");
+    world.drain().await;
+    gateway.any_posted().await;
+    until("the payment is settled, and in PostgreSQL", async || {
+        world.drain().await;
+        paying.is_finished().then_some(())
+    })
+    .await;
+    assert_eq!(paying.await.unwrap().ok()["orderStatus"], "PAID");
     world.finish().await;
 }
 
