@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, aio::MultiplexedConnection};
+use redis::{ErrorKind, RedisError, RedisResult, aio::MultiplexedConnection};
 
 use super::{
     keys::Partition,
@@ -164,15 +164,7 @@ impl Lanes {
         }
         let unavailable = match error.kind() {
             ErrorKind::Io | ErrorKind::AuthenticationFailed => true,
-            ErrorKind::Server(kind) => {
-                // NoScript: forgotten again between loading and calling; nothing has run.
-                use ServerErrorKind::{BusyLoading, NoScript, ReadOnly};
-                error.is_cluster_error() || matches!(kind, BusyLoading | ReadOnly | NoScript)
-            }
-            ErrorKind::Extension => {
-                matches!(error.code(), Some("OOM" | "MISCONF" | "BUSY" | "NOREPLICAS" | "UNKILLABLE"))
-            }
-            _ => error.is_unrecoverable_error() || error.is_timeout(),
+            _ => is_not_now(&error) || error.is_unrecoverable_error() || error.is_timeout(),
         };
         if unavailable {
             tracing::warn!(%error, "Redis can't answer");
@@ -181,6 +173,31 @@ impl Lanes {
             Error::Internal(anyhow::Error::new(error).context("Redis refused a command"))
         }
     }
+}
+
+/// With what a server says that it can't work now, whatever it was asked: nothing has run. `NOSCRIPT`: forgotten again between
+/// loading and calling.
+const NOT_NOW: &[&str] = &[
+    "ASK",
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "MOVED",
+    "NOAUTH",
+    "NOREPLICAS",
+    "NOSCRIPT",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNKILLABLE",
+];
+
+/// Whether a server refused for a reason of its own. A pipeline's error has no code, only those of its commands.
+pub(super) fn is_not_now(error: &RedisError) -> bool {
+    let refused = error.clone().into_server_errors();
+    refused.iter().flat_map(|errors| errors.iter()).any(|(_, error)| NOT_NOW.contains(&error.code()))
 }
 
 /// Those that waited for an attempt which failed share its failure, rather than each waiting for one of their own.

@@ -33,6 +33,9 @@ impl Store {
                 union.arg("WITHSCORES");
             }
             let (units, won): (Vec<(i64, f64)>, HashMap<i64, f64>) = self.pipe(here, &read).await?;
+            if units.is_empty() {
+                self.check_books(here).await?;
+            }
             ranked.extend(units.into_iter().filter(|(_, units)| *units > 0.0).filter_map(|(id, units)| {
                 let won = won.get(&id).copied().unwrap_or(0.0) as Won;
                 Some(RankedProduct { product_id: ProductId::new(id)?, units: units as i64, won, position: 0 })

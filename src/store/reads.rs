@@ -101,6 +101,9 @@ impl Store {
             read.arg(Keys(here).campaigns()).arg(format!("({}", now.0)).arg("+inf");
             read.arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
             let ids: Vec<i64> = self.query(here, &read).await?;
+            if ids.is_empty() {
+                self.check_books(here).await?;
+            }
             let ids: Vec<CouponId> = ids.into_iter().filter_map(CouponId::new).collect();
             let mut read = redis::pipe();
             for id in &ids {
@@ -259,7 +262,7 @@ impl Store {
         self.check_books(here).await.err().unwrap_or(absent)
     }
 
-    async fn check_books(&self, here: Partition) -> Result<(), Error> {
+    pub(super) async fn check_books(&self, here: Partition) -> Result<(), Error> {
         let books = self.books(here).await?;
         if books.position.is_none() || books.frozen.is_some() {
             self.watermark(here).doubt();

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use redis::{RedisError, aio::MultiplexedConnection};
 
+use super::lanes::is_not_now;
+
 /// The oldest server whose scripts are refused, rather than stopped half way, when memory is out (`#!lua`), and whose
 /// append-only file survives a crash while it is rewritten.
 const OLDEST: (u64, u64) = (7, 0);
@@ -57,7 +59,7 @@ pub(super) async fn problems(link: &mut MultiplexedConnection) -> Result<Vec<Str
     let found: HashMap<String, String> = match read.query_async(link).await {
         Ok(found) => found,
         // Refused, as managed services do: not the same as unreachable.
-        Err(error) if error.code().is_some() => {
+        Err(error) if error.code().is_some() && !is_not_now(&error) => {
             return Ok(vec![format!("its settings can't be read ({error}), so nobody knows what it keeps")]);
         }
         Err(error) => return Err(error),

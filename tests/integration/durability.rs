@@ -207,6 +207,18 @@ async fn a_redis_that_was_emptied_or_swapped_is_closed() {
     }
 }
 
+/// Nor is a list believed that has nothing in it, before anybody looked.
+#[tokio::test]
+async fn an_emptied_redis_has_no_empty_lists() {
+    for path in ["/api/v1/products/popular", "/api/v1/campaigns", "/api/v1/products"] {
+        let world = World::start().await;
+        world.campaign("FIXED", 1, 10).await;
+        let _: () = redis::cmd("FLUSHALL").query_async(&mut world.raw().await).await.unwrap();
+        world.get(path).await.refused(503, "SERVICE_UNAVAILABLE");
+        world.end_in_disorder().await;
+    }
+}
+
 /// A process that decided nothing itself believes Postgres, when Redis comes back, rather than a Redis that knows less.
 #[tokio::test]
 async fn postgres_is_asked_when_redis_comes_back() {

@@ -28,7 +28,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::books;
+use crate::{books, proxy::Proxy};
 
 /// The operators' token of every test.
 pub const ADMIN: &str = "a-token-for-tests";
@@ -53,6 +53,10 @@ pub struct Options {
     pub batch: u32,
     pub request_timeout: Duration,
     pub body_limit: u64,
+    /// The service's patience with Redis; a test that shortens it must bear with a 503 that only a stall explains.
+    pub redis_timeout_ms: u64,
+    /// The service reaches Redis through [`World::proxy`].
+    pub proxied: bool,
     /// How many dead letters the books may have at the end.
     pub dead_letters: i64,
 }
@@ -72,6 +76,8 @@ impl Default for Options {
             batch: 1000,
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
+            redis_timeout_ms: 300_000,
+            proxied: false,
             dead_letters: 0,
         }
     }
@@ -105,6 +111,8 @@ pub struct World {
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
     finished: bool,
+    /// Between the service and Redis, where a test asked for it.
+    pub proxy: Option<Proxy>,
     // Last, and in this order: the servers are ended before their directory goes.
     pub redis: RedisServer,
     /// The other nodes of a cluster.
@@ -167,7 +175,9 @@ impl World {
     /// A world on these servers and this database; also to come back after a restart.
     pub async fn on(options: Options, dir: ScratchDir, redis: RedisServer, database: String) -> World {
         let clock = options.clock.map_or(Clock::system(), Clock::standing);
-        let app = open(&options, &redis.url(), &postgres_url(&database), clock.clone()).await.unwrap();
+        let proxy = if options.proxied { Some(Proxy::before(redis.socket_path()).await) } else { None };
+        let redis_url = proxy.as_ref().map_or(redis.url(), Proxy::url);
+        let app = open(&options, &redis_url, &postgres_url(&database), clock.clone()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         let http = HttpConfig {
@@ -204,6 +214,7 @@ impl World {
             stop,
             serving,
             finished: false,
+            proxy,
             redis,
             others: Vec::new(),
             _dir: dir,
@@ -343,7 +354,7 @@ pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) 
 /// What these options say of the engine, on these stores.
 pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineConfig {
     EngineConfig {
-        redis: redis_config(redis),
+        redis: RedisConfig { redis_timeout_ms: options.redis_timeout_ms, ..redis_config(redis) },
         postgres: postgres_config(postgres),
         shop: ShopConfig {
             time_zone: chrono_tz::Asia::Seoul,

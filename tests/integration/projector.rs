@@ -29,7 +29,7 @@ const META: &str = "{p0}:meta";
 
 type Entry = (String, Vec<(String, String)>);
 
-async fn entries(redis: &mut MultiplexedConnection) -> Vec<Entry> {
+pub async fn entries(redis: &mut MultiplexedConnection) -> Vec<Entry> {
     redis::cmd("XRANGE").arg(OUTBOX).arg("-").arg("+").query_async(redis).await.unwrap()
 }
 
@@ -295,7 +295,7 @@ async fn two_projectors_follow_while_requests_run() {
 // --- what can't be applied -------------------------------------------------------------------------------------------
 
 /// Adds an entry as if a script had decided it: with the next number, unless `position` is false.
-async fn poison(redis: &mut MultiplexedConnection, position: bool, fields: &[(&str, &[u8])]) -> String {
+pub async fn poison(redis: &mut MultiplexedConnection, position: bool, fields: &[(&str, &[u8])]) -> String {
     let mut add = redis::cmd("XADD");
     add.arg(OUTBOX).arg("*");
     if position {
@@ -693,19 +693,19 @@ async fn the_lag_is_counted_while_nothing_is_projected() {
 // --- Postgres away ---------------------------------------------------------------------------------------------------
 
 /// A service on a Postgres of its own, which may be killed. Its patience with Postgres is short.
-struct Shop {
-    app: App,
+pub struct Shop {
+    pub app: App,
     base: String,
     client: reqwest::Client,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
-    postgres: PostgresServer,
-    redis: RedisServer,
+    pub postgres: PostgresServer,
+    pub redis: RedisServer,
     _dir: ScratchDir,
 }
 
 impl Shop {
-    async fn open() -> Shop {
+    pub async fn open() -> Shop {
         let dir = ScratchDir::new().unwrap();
         let mut config = dev::PostgresConfig::new(dir.path().join("postgres"));
         config.fsync = false;
@@ -740,7 +740,7 @@ impl Shop {
         Shop { app, base, client: harness::client(), stop, serving, postgres, redis, _dir: dir }
     }
 
-    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Reply {
+    pub async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Reply {
         let mut request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(ADMIN);
         if let Some(body) = &body {
             request = request.json(body);
@@ -748,16 +748,30 @@ impl Shop {
         harness::read(request).await
     }
 
-    async fn get(&self, path: &str) -> Reply {
+    pub async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, None).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> Reply {
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
         self.send(Method::POST, path, Some(body)).await
     }
 
-    async fn charge(&self, user: i64, amount: i64) -> Reply {
+    pub async fn charge(&self, user: i64, amount: i64) -> Reply {
         self.send(Method::PUT, &format!("/api/v1/balances/{user}"), Some(json!({"amount": amount}))).await
+    }
+
+    /// Drains the outbox, checks the books, and ends it all.
+    pub async fn finish(self) {
+        let Shop { app, stop, serving, mut postgres, mut redis, .. } = self;
+        stop.cancel();
+        serving.await.unwrap();
+        let (projector, db) = (app.projector.clone(), app.db.clone());
+        app.stop(Some(Duration::from_secs(300))).await;
+        until("the outbox is drained", async || projector.drain().await.ok()).await;
+        books::check(&mut [harness::raw_redis(&redis.url()).await], &db, 1, 0).await;
+        db.close().await.unwrap();
+        redis.kill().await.unwrap();
+        postgres.kill().await.unwrap();
     }
 }
 
@@ -817,16 +831,7 @@ async fn postgres_goes_away_and_comes_back() {
     })
     .await;
     assert_eq!(entries.as_array().unwrap().len(), 2 + 5 + 1);
-    let Shop { app, stop, serving, mut postgres, mut redis, .. } = shop;
-    stop.cancel();
-    serving.await.unwrap();
-    let (store, db) = (app.projector.clone(), app.db.clone());
-    app.stop(Some(Duration::from_secs(300))).await;
-    until("the outbox is drained", async || store.drain().await.ok()).await;
-    books::check(&mut [harness::raw_redis(&redis.url()).await], &db, 1, 0).await;
-    db.close().await.unwrap();
-    redis.kill().await.unwrap();
-    postgres.kill().await.unwrap();
+    shop.finish().await;
 }
 
 /// A database that is not as this program knows it (a deploy half way, say) is no fault of the events: they wait.

@@ -2,21 +2,24 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Reply, World};
+use crate::harness::{Reply, World, until};
 
 /// One of each write, with the state that lets all of them succeed.
-struct Writes {
-    world: World,
-    user: i64,
-    product: i64,
-    coupon: i64,
-    pending: i64,
-    payable: i64,
+pub struct Writes {
+    pub world: World,
+    pub user: i64,
+    pub product: i64,
+    pub coupon: i64,
+    pub pending: i64,
+    pub payable: i64,
 }
 
 impl Writes {
     async fn ready() -> Writes {
-        let world = World::start().await;
+        Writes::on(World::start().await).await
+    }
+
+    pub async fn on(world: World) -> Writes {
         let (user, product) = (world.user(100_000).await, world.product(1_000, 100).await);
         let coupon = world.campaign("FIXED", 100, 10).await;
         let pending = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
@@ -27,7 +30,7 @@ impl Writes {
         Writes { world, user, product, coupon, pending, payable }
     }
 
-    fn all(&self) -> Vec<(&'static str, String, Value)> {
+    pub fn all(&self) -> Vec<(&'static str, String, Value)> {
         let Writes { user, product, coupon, pending, payable, .. } = self;
         let lines = json!([{"productId": product, "quantity": 1}]);
         vec![
@@ -57,13 +60,76 @@ impl Writes {
         ]
     }
 
-    async fn send(&self, (method, path, body): &(&'static str, String, Value), key: Option<&str>) -> Reply {
+    /// Reads of what is there, from Redis alone.
+    pub async fn reads_go_on(&self) {
+        let Writes { user, product, .. } = self;
+        for path in [
+            format!("/api/v1/balances/{user}"),
+            format!("/api/v1/balances/{user}/history"),
+            format!("/api/v1/products/{product}"),
+            "/api/v1/products/popular".to_owned(),
+        ] {
+            self.world.get(&path).await.ok();
+        }
+    }
+
+    /// Every read that asks Redis answers 503 and says when to come back, of what is there and of what is not.
+    pub async fn reads_are_turned_away(&self) {
+        let Writes { user, product, coupon, pending, .. } = self;
+        self.are_turned_away([
+            format!("/api/v1/balances/{user}"),
+            format!("/api/v1/balances/{user}/history"),
+            format!("/api/v1/coupons/{user}"),
+            format!("/api/v1/products/{product}"),
+            format!("/api/v1/orders/{pending}"),
+            format!("/admin/v1/coupons/{coupon}"),
+            "/api/v1/products".to_owned(),
+            "/api/v1/campaigns".to_owned(),
+            "/api/v1/products/popular?sortBy=MONTHLY".to_owned(),
+            "/admin/v1/projection".to_owned(),
+            "/admin/v1/orders".to_owned(),
+        ])
+        .await;
+        self.absence_is_not_believed().await;
+        self.world.get("/healthz").await.ok();
+    }
+
+    /// What is not found may have been lost: never "no such thing", never a list with nothing in it.
+    pub async fn absence_is_not_believed(&self) {
+        self.are_turned_away(
+            [
+                "/api/v1/balances/999",
+                "/api/v1/balances/999/history",
+                "/api/v1/coupons/999",
+                "/api/v1/products/999",
+                "/api/v1/orders/999?userId=1",
+                "/admin/v1/coupons/999",
+                "/api/v1/products?category=NONE",
+                "/readyz",
+            ]
+            .map(str::to_owned),
+        )
+        .await;
+    }
+
+    async fn are_turned_away(&self, paths: impl IntoIterator<Item = String>) {
+        for path in paths {
+            let reply = self.world.get(&path).await;
+            assert_eq!(reply.status, 503, "{path}: {}", reply.text);
+            reply.refused(503, "SERVICE_UNAVAILABLE");
+            assert!(reply.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1, "{path}");
+        }
+    }
+
+    pub async fn send(&self, (method, path, body): &(&'static str, String, Value), key: Option<&str>) -> Reply {
         self.world.send(method.parse().unwrap(), path, Some(body), key).await
     }
 
-    /// Every write answers 503 and says when to come back, and leaves everything as it is.
-    async fn all_are_turned_away(&self, restore: impl AsyncFn()) {
+    /// Once Redis is degraded every write answers 503 and says when to come back; once it is restored, everything is as it
+    /// was, and every write is carried out.
+    pub async fn all_are_turned_away(&self, degrade: impl AsyncFnOnce(), restore: impl AsyncFnOnce()) {
         let before = self.world.snapshot().await;
+        degrade().await;
         let writes = self.all();
         for (n, write) in writes.iter().enumerate() {
             for key in [None, Some(format!("key-{n}"))] {
@@ -72,9 +138,13 @@ impl Writes {
                 assert!(reply.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1, "{write:?}");
             }
         }
-        assert!(before == self.world.snapshot().await, "a write that was turned away changed something");
         restore().await;
-        self.world.engine.look().await;
+        assert!(before == self.world.snapshot().await, "a write that was turned away changed something");
+        until("it is served again", async || {
+            self.world.engine.look().await;
+            (self.world.get("/readyz").await.status == 200).then_some(())
+        })
+        .await;
         // Nothing was used up: the same requests under the same keys are now carried out.
         for (n, write) in writes.iter().enumerate() {
             let reply = self.send(write, Some(&format!("key-{n}"))).await;
@@ -86,68 +156,56 @@ impl Writes {
     }
 }
 
-async fn config(world: &World, name: &str, value: &str) {
+pub async fn config(world: &World, name: &str, value: &str) {
     let _: () = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async(&mut world.raw().await).await.unwrap();
 }
 
 #[tokio::test]
 async fn out_of_memory_is_a_refusal_before_the_first_write() {
     let writes = Writes::ready().await;
-    config(&writes.world, "maxmemory", "1").await;
-    // Reads go on.
-    let (user, product) = (writes.user, writes.product);
-    writes.world.get(&format!("/api/v1/balances/{user}")).await.ok();
-    writes.world.get(&format!("/api/v1/balances/{user}/history")).await.ok();
-    writes.world.get(&format!("/api/v1/products/{product}")).await.ok();
-    writes.world.get("/api/v1/products/popular").await.ok();
-    // The projection does too: it is what makes room.
-    writes.world.drain().await;
-    writes.all_are_turned_away(async || config(&writes.world, "maxmemory", "0").await).await;
+    let world = &writes.world;
+    // The projection goes on: it is what makes room.
+    config(world, "maxmemory", "1").await;
+    world.drain().await;
+    config(world, "maxmemory", "0").await;
+    let degrade = async || {
+        config(world, "maxmemory", "1").await;
+        writes.reads_go_on().await;
+    };
+    writes.all_are_turned_away(degrade, async || config(world, "maxmemory", "0").await).await;
     writes.world.finish().await;
 }
 
 #[tokio::test]
 async fn frozen_books_are_503() {
     let writes = Writes::ready().await;
-    let mut redis = writes.world.raw().await;
-    let _: i64 = redis::cmd("HSET").arg("{p0}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
-    let user = writes.user;
-    writes.world.get(&format!("/api/v1/balances/{user}")).await.ok();
-    let redis = tokio::sync::Mutex::new(redis);
-    writes
-        .all_are_turned_away(async || {
-            let mut redis = redis.lock().await;
-            let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut *redis).await.unwrap();
-        })
-        .await;
+    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let degrade = async || {
+        let _: i64 = redis::cmd("HSET").arg("{p0}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
+        writes.reads_go_on().await;
+    };
+    let restore = async || {
+        let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
     writes.world.finish().await;
 }
 
 #[tokio::test]
 async fn books_that_are_gone_are_503_and_never_no_such_thing() {
     let writes = Writes::ready().await;
-    let mut redis = writes.world.raw().await;
-    let _: () = redis::cmd("RENAME").arg("{p0}:meta").arg("{p0}:claim:aside").query_async(&mut redis).await.unwrap();
-    for path in [
-        "/api/v1/balances/999",
-        "/api/v1/balances/999/history",
-        "/api/v1/coupons/999",
-        "/api/v1/products/999",
-        "/api/v1/orders/999?userId=1",
-        "/admin/v1/coupons/999",
-        "/readyz",
-    ] {
-        writes.world.get(path).await.refused(503, "SERVICE_UNAVAILABLE");
-    }
-    let redis = tokio::sync::Mutex::new(redis);
-    writes
-        .all_are_turned_away(async || {
-            let mut redis = redis.lock().await;
-            let mut back = redis::cmd("RENAME");
-            let _: () = back.arg("{p0}:claim:aside").arg("{p0}:meta").query_async(&mut *redis).await.unwrap();
-        })
-        .await;
-    writes.world.engine.look().await;
+    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
+    let degrade = async || {
+        let away = rename("{p0}:meta", "{p0}:claim:aside");
+        let _: () = away.query_async(&mut redis).await.unwrap();
+        writes.absence_is_not_believed().await;
+    };
+    let restore = async || {
+        let back = rename("{p0}:claim:aside", "{p0}:meta");
+        let _: () = back.query_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
     for path in ["/api/v1/balances/999", "/api/v1/balances/999/history", "/api/v1/coupons/999"] {
         writes.world.get(path).await.refused(404, "USER_NOT_FOUND");
     }

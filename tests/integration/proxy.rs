@@ -1,0 +1,191 @@
+//! A breakable proxy between the service and Redis: what is hard to bring about with a real server, exactly and at once.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{TcpListener, TcpStream, UnixStream, tcp::OwnedWriteHalf, unix},
+    sync::Notify,
+    task::JoinHandle,
+};
+
+/// What becomes of commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// They do not get through; each is answered with this error (without the `-`).
+    Answer(String),
+    /// They get through, and so many replies do; the next is lost, and its connection is cut.
+    LoseReplies {
+        after: usize,
+    },
+}
+
+/// Dropped, every connection through it is cut.
+pub struct Proxy {
+    address: SocketAddr,
+    state: Arc<State>,
+    accepting: JoinHandle<()>,
+}
+
+struct State {
+    fault: Mutex<Fault>,
+    /// Replies since the fault was set.
+    replies: AtomicUsize,
+    /// Told to cut all connections.
+    cut: Notify,
+}
+
+impl State {
+    fn fault(&self) -> Fault {
+        self.fault.lock().unwrap().clone()
+    }
+}
+
+impl Proxy {
+    /// A proxy before the Redis at this socket.
+    pub async fn before(socket: PathBuf) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state =
+            Arc::new(State { fault: Mutex::new(Fault::None), replies: AtomicUsize::new(0), cut: Notify::new() });
+        let shared = state.clone();
+        let accepting = tokio::spawn(async move {
+            let mut links = tokio::task::JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let (state, socket) = (shared.clone(), socket.clone());
+                links.spawn(async move {
+                    let cut = state.cut.notified();
+                    tokio::select! {
+                        // However it ends, both sides are closed.
+                        _ = carry(client, socket, &state) => {}
+                        () = cut => {}
+                    }
+                });
+            }
+        });
+        Proxy { address, state, accepting }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}/", self.address)
+    }
+
+    /// From now on.
+    pub fn set(&self, fault: Fault) {
+        *self.state.fault.lock().unwrap() = fault;
+        self.state.replies.store(0, Ordering::SeqCst);
+    }
+
+    /// Cuts every connection that is there now.
+    pub fn cut(&self) {
+        self.state.cut.notify_waiters();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn carry(client: TcpStream, socket: PathBuf, state: &State) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let (mut from_client, to_client) = client.into_split();
+    let to_client = tokio::sync::Mutex::new(to_client);
+    let (mut from_redis, mut to_redis) = UnixStream::connect(socket).await?.into_split();
+    let there = async {
+        let (mut buffer, mut commands) = ([0; 16_384], Commands::default());
+        loop {
+            let length = from_client.read(&mut buffer).await?;
+            if length == 0 {
+                return io::Result::Ok(());
+            }
+            let whole = commands.count(&buffer[..length]);
+            match state.fault() {
+                Fault::Answer(error) => {
+                    let errors = format!("-{error}\r\n").repeat(whole);
+                    to_client.lock().await.write_all(errors.as_bytes()).await?;
+                }
+                Fault::None | Fault::LoseReplies { .. } => to_redis.write_all(&buffer[..length]).await?,
+            }
+        }
+    };
+    let back = replies(&mut from_redis, &to_client, state);
+    tokio::select! {
+        done = there => done,
+        done = back => done,
+    }
+}
+
+async fn replies(
+    from_redis: &mut unix::OwnedReadHalf,
+    to_client: &tokio::sync::Mutex<OwnedWriteHalf>,
+    state: &State,
+) -> io::Result<()> {
+    let mut buffer = [0; 16_384];
+    loop {
+        let length = from_redis.read(&mut buffer).await?;
+        let told = state.replies.fetch_add(1, Ordering::SeqCst);
+        let lost = matches!(state.fault(), Fault::LoseReplies { after } if told >= after);
+        if length == 0 || lost {
+            return Ok(());
+        }
+        copy(&mut &buffer[..length], &mut *to_client.lock().await).await?;
+    }
+}
+
+/// Counts the commands in what a client sends: arrays of bulk strings, in pieces of any size.
+#[derive(Default)]
+struct Commands {
+    line: Vec<u8>,
+    /// Bytes of a bulk string, and its end, that are still to come.
+    skip: usize,
+    /// Bulk strings of the command that are still to come.
+    left: usize,
+}
+
+impl Commands {
+    /// How many commands end in this piece.
+    fn count(&mut self, piece: &[u8]) -> usize {
+        let mut whole = 0;
+        for byte in piece {
+            if self.skip > 0 {
+                self.skip -= 1;
+                if self.skip == 0 {
+                    self.left -= 1;
+                    whole += usize::from(self.left == 0);
+                }
+                continue;
+            }
+            self.line.push(*byte);
+            if self.line.ends_with(b"\r\n") {
+                let number = std::str::from_utf8(&self.line[1..self.line.len() - 2]).unwrap().parse().unwrap();
+                match self.line[0] {
+                    b'*' => self.left = number,
+                    b'$' => self.skip = number + 2,
+                    other => panic!("a client sent {other}"),
+                }
+                self.line.clear();
+            }
+        }
+        whole
+    }
+}
+
+#[test]
+fn commands_are_counted_however_they_are_cut() {
+    let sent = b"*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n*1\r\n$4\r\nPING\r\n";
+    for at in 0..sent.len() {
+        let mut commands = Commands::default();
+        assert_eq!(commands.count(&sent[..at]) + commands.count(&sent[at..]), 2, "{at}");
+    }
+}
