@@ -12,7 +12,7 @@ use super::{
     decode::{id, query_int},
     error::Code,
     openapi::documented_errors,
-    params::{MAX_PAGED_ELEMENTS, Params, PathId, QueryParams, default_size, page_in_bounds},
+    params::{LAST_PAGE, Params, PathId, QueryParams, default_size},
     reply::{Answer, Done, Found},
 };
 use crate::domain::{
@@ -256,8 +256,8 @@ impl CampaignResponse {
 #[into_params(parameter_in = Query)]
 struct CampaignsParams {
     /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, MAX_PAGED_ELEMENTS>")]
-    #[param(minimum = 0, maximum = 1000000, default = 0)]
+    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
+    #[param(minimum = 0, maximum = 10000, default = 0)]
     page: i64,
     /// 페이지 크기
     #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
@@ -265,11 +265,7 @@ struct CampaignsParams {
     size: i64,
 }
 
-impl QueryParams for CampaignsParams {
-    fn in_bounds(&self) -> bool {
-        page_in_bounds(self.page, self.size)
-    }
-}
+impl QueryParams for CampaignsParams {}
 
 documented_errors! { CampaignsErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],

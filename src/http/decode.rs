@@ -120,6 +120,14 @@ pub fn optional_word<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> 
     word(deserializer).map(Some)
 }
 
+/// What [`text`] lets in, as the document says it. Written out so that every dialect of patterns takes it for the same.
+pub const TEXT_PATTERN: &str =
+    concat!(r"^[^\u0000-\u001F\u007F-\u009F]*[^\s\u0000-\u001F\u007F-\u009F]", r"[^\u0000-\u001F\u007F-\u009F]*$");
+/// The same of [`optional_prefix`].
+pub const PREFIX_PATTERN: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
+/// The same of a [`LocalTime`], but for days and hours that no calendar and no zone has.
+pub const TIME_PATTERN: &str = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?$";
+
 /// A text of 1 to `MAX` characters, not blank and free of control characters.
 pub fn text<'de, D: Deserializer<'de>, const MAX: usize>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
@@ -293,6 +301,19 @@ mod tests {
             "",
         ] {
             assert_eq!(whole(hostile), None, "{hostile}");
+        }
+    }
+
+    proptest::proptest! {
+        /// What the document's patterns describe is let in. (That nothing else is, `make fuzz` looks for.)
+        #[test]
+        fn texts_of_the_documented_looks_are_let_in(
+            name in TEXT_PATTERN.trim_matches(['^', '$']),
+            prefix in PREFIX_PATTERN.trim_matches(['^', '$']),
+        ) {
+            let json = |text: &str| serde_json::Value::from(text);
+            proptest::prop_assert_eq!(text::<_, 1_000>(json(&name)).ok(), Some(name));
+            proptest::prop_assert_eq!(optional_prefix::<_, 1_000>(json(&prefix)).ok(), Some(Some(prefix)));
         }
     }
 

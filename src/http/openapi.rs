@@ -27,7 +27,10 @@ use utoipa::openapi::{
 };
 use utoipa_swagger_ui::Config;
 
-use super::error::{ApiError, Code};
+use super::{
+    decode::{PREFIX_PATTERN, TEXT_PATTERN, TIME_PATTERN},
+    error::{ApiError, Code},
+};
 use crate::domain::{
     CloseReason, CouponStatus, DiscountType, Error, OrderStatus, PaymentType, RankingScope, TransactionType,
 };
@@ -143,7 +146,27 @@ fn complete(mut document: utoipa::openapi::OpenApi) -> Value {
     }
     let mut document = serde_json::to_value(document).unwrap_or_default();
     in_table_order(&mut document);
+    let schemas = document["components"]["schemas"].as_object_mut();
+    for (_, schema) in schemas.into_iter().flatten().filter(|(name, _)| name.ends_with("Request")) {
+        let fields = schema["properties"].as_object_mut();
+        fields.into_iter().flatten().for_each(|(name, field)| say_what_is_let_in(name, field));
+    }
     document
+}
+
+/// A request's texts and times are let in by their looks, which is said with them: texts have a length, times do not.
+fn say_what_is_let_in(name: &str, field: &mut Value) {
+    let Value::Object(field) = field else { return };
+    if field.get("type") != Some(&json!("string")) || field.contains_key("pattern") {
+        return;
+    }
+    let pattern = match (field.contains_key("maxLength"), field.contains_key("minLength")) {
+        (true, true) => TEXT_PATTERN,
+        (true, false) => PREFIX_PATTERN,
+        (false, _) if name.ends_with("At") => TIME_PATTERN,
+        _ => return,
+    };
+    field.insert("pattern".to_owned(), pattern.into());
 }
 
 /// Puts named examples into the order of the table, in which the one that the page shows comes first. (utoipa keeps
@@ -376,6 +399,12 @@ mod tests {
         assert_eq!(schemas["UserCouponResponse"]["properties"]["usedAt"]["type"], json!(["string", "null"]));
         assert_eq!(schemas["ChargeRequest"]["properties"]["amount"]["maximum"], 100_000);
         assert_eq!(schemas["ChargeRequest"]["properties"]["amount"]["format"], "int64");
+        // Every text that a client may send, but for those of an enumeration, says what it looks like.
+        for (name, schema) in schemas.iter().filter(|(name, _)| name.ends_with("Request")) {
+            for (field, schema) in schema["properties"].as_object().into_iter().flatten() {
+                assert!(schema["type"] != "string" || schema["pattern"].is_string(), "{name}.{field}");
+            }
+        }
         assert!(!schemas.contains_key("i64"));
     }
 

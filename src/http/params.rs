@@ -16,8 +16,8 @@ use super::{
     error::{ApiError, Code},
 };
 
-/// The deepest that a listing pages: elements skipped.
-pub const MAX_PAGED_ELEMENTS: i64 = 1_000_000;
+/// The last page of a listing, whatever its size: a bound of two parameters together could not be said in the document.
+pub const LAST_PAGE: i64 = 10_000;
 
 /// The one id in the path.
 #[derive(Clone, Copy, Debug)]
@@ -43,11 +43,6 @@ impl<S: Send + Sync, T: Id> FromRequestParts<S> for PathId<T> {
 pub trait QueryParams: DeserializeOwned {
     /// What a query string that can't be read answers.
     const INVALID: Code = Code::InvalidRequest;
-
-    /// What takes two parameters to say.
-    fn in_bounds(&self) -> bool {
-        true
-    }
 }
 
 /// The query string.
@@ -57,7 +52,7 @@ pub struct Params<T>(Option<T>);
 impl<T: QueryParams> Params<T> {
     /// The parameters.
     pub fn valid(self) -> Result<T, ApiError> {
-        self.0.filter(T::in_bounds).ok_or_else(|| T::INVALID.into())
+        self.0.ok_or_else(|| T::INVALID.into())
     }
 }
 
@@ -67,11 +62,6 @@ impl<S: Send + Sync, T: QueryParams> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
         Ok(Params(Query::<T>::try_from_uri(&parts.uri).ok().map(|Query(params)| params)))
     }
-}
-
-/// Whether a page is within [`MAX_PAGED_ELEMENTS`].
-pub fn page_in_bounds(page: i64, size: i64) -> bool {
-    page.checked_mul(size).is_some_and(|skipped| skipped <= MAX_PAGED_ELEMENTS)
 }
 
 /// The `size` of a page where none is named.

@@ -10,7 +10,7 @@ use super::{
     decode::{decimal, optional_word, query_int},
     error::{ApiError, Code},
     openapi::{documented_errors, ranking_scope},
-    params::{MAX_PAGED_ELEMENTS, Params, PathId, QueryParams, default_size, page_in_bounds},
+    params::{LAST_PAGE, Params, PathId, QueryParams, default_size},
     reply::Found,
 };
 use crate::domain::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope};
@@ -196,8 +196,8 @@ impl From<ProductPage> for ProductPageResponse {
 #[into_params(parameter_in = Query)]
 struct ProductsParams {
     /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, MAX_PAGED_ELEMENTS>")]
-    #[param(minimum = 0, maximum = 1000000, default = 0)]
+    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
+    #[param(minimum = 0, maximum = 10000, default = 0)]
     page: i64,
     /// 페이지 크기
     #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
@@ -209,11 +209,7 @@ struct ProductsParams {
     category: Option<Category>,
 }
 
-impl QueryParams for ProductsParams {
-    fn in_bounds(&self) -> bool {
-        page_in_bounds(self.page, self.size)
-    }
-}
+impl QueryParams for ProductsParams {}
 
 documented_errors! { ProductsErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
@@ -276,7 +272,7 @@ mod tests {
         let deepest = params::<ProductsParams>("page=10000&size=100&category=SHOES").await.unwrap();
         assert_eq!((deepest.page, deepest.size), (10_000, 100));
         for query in [
-            "page=10001&size=100",
+            "page=10001&size=1",
             "page=-1",
             "size=0",
             "size=101",

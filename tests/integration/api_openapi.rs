@@ -78,6 +78,13 @@ impl Document {
         }
     }
 
+    /// Whether the document calls this body wrong.
+    pub fn rejects(&self, method: &str, path: &str, body: &Value) -> bool {
+        let (_, operation) = self.operation(method, path).unwrap();
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+        self.check(schema, body, false).is_err()
+    }
+
     /// What is wrong with `value`, and where. `strict`: fields that the schema does not name are.
     pub fn check(&self, schema: &Value, value: &Value, strict: bool) -> Result<(), String> {
         let schema = schema.as_object().ok_or(" has no schema")?;
@@ -139,14 +146,30 @@ impl Document {
             "maxLength" => must(length.is_none_or(|length| length <= rule.as_u64().unwrap())),
             "minItems" => must(value.as_array().is_none_or(|items| items.len() as u64 >= rule.as_u64().unwrap())),
             "maxItems" => must(value.as_array().is_none_or(|items| items.len() as u64 <= rule.as_u64().unwrap())),
-            // The one pattern of bodies is that of categories.
-            "pattern" => {
-                assert_eq!(rule, "^[A-Z][A-Z0-9_]{0,31}$");
-                must(value.as_str().is_none_or(|text| text.parse::<firstcome::domain::Category>().is_ok()))
-            }
+            "pattern" => must(value.as_str().is_none_or(|text| fits(rule.as_str().unwrap(), text))),
             annotation if ANNOTATIONS.contains(&annotation) => Ok(()),
             unknown => Err(format!(" has a keyword that the checker does not know: {unknown} in {schema:?}")),
         }
+    }
+}
+
+/// Whether a text has the looks of one of the patterns that the document knows.
+fn fits(pattern: &str, text: &str) -> bool {
+    let plain = !text.contains(char::is_control);
+    match pattern {
+        "^[A-Z][A-Z0-9_]{0,31}$" => text.parse::<firstcome::domain::Category>().is_ok(),
+        r"^[^\u0000-\u001F\u007F-\u009F]*$" => plain,
+        r"^[^\u0000-\u001F\u007F-\u009F]*[^\s\u0000-\u001F\u007F-\u009F][^\u0000-\u001F\u007F-\u009F]*$" => {
+            plain && !text.trim().is_empty()
+        }
+        r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?$" => {
+            let shape = |c: char| if c.is_ascii_digit() { '0' } else { c };
+            let (time, fraction) = text.split_once('.').unwrap_or((text, "0"));
+            time.chars().map(shape).collect::<String>() == "0000-00-00T00:00:00"
+                && (1..=9).contains(&fraction.len())
+                && fraction.bytes().all(|byte| byte.is_ascii_digit())
+        }
+        unknown => panic!("a pattern that the checker does not know: {unknown}"),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         decode::{optional_query_id, optional_word, query_int},
         openapi::{documented_errors, order_status},
         orders::OrderDetailResponse,
-        params::{MAX_PAGED_ELEMENTS, Params, QueryParams, default_size, page_in_bounds},
+        params::{LAST_PAGE, Params, QueryParams, default_size},
         reply::Found,
     },
 };
@@ -36,8 +36,8 @@ struct OrdersParams {
     #[param(value_type = Option<i64>, minimum = 1, maximum = 9007199254740991_i64, nullable = false)]
     user_id: Option<UserId>,
     /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, MAX_PAGED_ELEMENTS>")]
-    #[param(minimum = 0, maximum = 1000000, default = 0)]
+    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
+    #[param(minimum = 0, maximum = 10000, default = 0)]
     page: i64,
     /// 페이지 크기
     #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
@@ -45,11 +45,7 @@ struct OrdersParams {
     size: i64,
 }
 
-impl QueryParams for OrdersParams {
-    fn in_bounds(&self) -> bool {
-        page_in_bounds(self.page, self.size)
-    }
-}
+impl QueryParams for OrdersParams {}
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
