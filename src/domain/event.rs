@@ -226,7 +226,19 @@ impl<'a> Fields<'a> {
 
     fn int(&self, name: &str) -> Result<i64, BadEvent> {
         let text = self.text(name)?;
-        text.parse().ok().filter(|n: &i64| n.abs() <= MAX_SAFE_INTEGER).ok_or_else(|| Self::bad(name, text))
+        let safe = |n: &i64| (-MAX_SAFE_INTEGER..=MAX_SAFE_INTEGER).contains(n);
+        text.parse().ok().filter(safe).ok_or_else(|| Self::bad(name, text))
+    }
+
+    /// A change of units or coupons: never more than there may be of one thing, so that no batch's sum overflows.
+    fn change(&self, name: &str) -> Result<i64, BadEvent> {
+        let n = self.int(name)?;
+        if (-MAX_STOCK..=MAX_STOCK).contains(&n) { Ok(n) } else { Err(BadEvent(format!("field {name} is too much"))) }
+    }
+
+    fn units(&self, name: &str) -> Result<i64, BadEvent> {
+        self.count(name)?;
+        self.change(name)
     }
 
     fn count(&self, name: &str) -> Result<i64, BadEvent> {
@@ -288,7 +300,7 @@ impl<'a> Fields<'a> {
         let text = self.text(name)?;
         let pair = |packed: &str| {
             let (id, count) = packed.split_once(':')?;
-            Some((new(id.parse().ok()?)?, count.parse().ok().filter(|n| (1..=MAX_SAFE_INTEGER).contains(n))?))
+            Some((new(id.parse().ok()?)?, count.parse().ok().filter(|n| (1..=MAX_STOCK).contains(n))?))
         };
         let pairs = text.split(',').filter(|packed| !packed.is_empty()).map(pair);
         pairs.collect::<Option<_>>().ok_or_else(|| Self::bad(name, text))
@@ -420,7 +432,7 @@ impl Body {
                 product: f.id("product", ProductId::new)?,
                 name: f.text("name")?.to_owned(),
                 price: f.count("price")?,
-                units: f.count("units")?,
+                units: f.units("units")?,
                 category: f.text("category")?.to_owned(),
             },
             "product_updated" => Body::ProductUpdated {
@@ -428,7 +440,7 @@ impl Body {
                 name: f.text("name")?.to_owned(),
                 price: f.count("price")?,
                 category: f.text("category")?.to_owned(),
-                delta: f.int("delta")?,
+                delta: f.change("delta")?,
             },
             "campaign_created" => Body::CampaignCreated(CampaignTerms {
                 coupon_id: f.id("coupon", CouponId::new)?,
@@ -534,10 +546,10 @@ impl Body {
                 coupons: f.counts("coupons", CouponId::new)?,
             },
             "stock_released" => {
-                Body::StockReleased { product: f.id("product", ProductId::new)?, units: f.count("units")? }
+                Body::StockReleased { product: f.id("product", ProductId::new)?, units: f.units("units")? }
             }
             "coupons_released" => {
-                Body::CouponsReleased { coupon: f.id("coupon", CouponId::new)?, count: f.count("count")? }
+                Body::CouponsReleased { coupon: f.id("coupon", CouponId::new)?, count: f.units("count")? }
             }
             other => return Err(Fields::bad("kind", other)),
         })

@@ -29,6 +29,7 @@ mod degraded_postgres;
 mod durability;
 mod expiry;
 mod fake_gateway;
+mod fuzz_events;
 mod gateway_flow;
 mod gateway_http;
 mod harness;
