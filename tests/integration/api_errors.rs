@@ -16,8 +16,8 @@ use crate::{
 };
 
 /// What a field of a request may be.
-#[derive(Clone, Copy)]
-enum Kind {
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
     /// A whole number in these bounds.
     Int(i64, i64),
     /// An enumeration's word, a category or a time.
@@ -28,30 +28,32 @@ enum Kind {
     Lines,
 }
 
-struct Field {
-    name: &'static str,
+#[derive(Clone, Debug)]
+pub struct Field {
+    pub name: &'static str,
     /// JSON that is right.
-    right: String,
+    pub right: String,
     kind: Kind,
     optional: bool,
     nullable: bool,
 }
 
 /// A write of the API, and a body for it that is right.
-struct Write {
-    method: Method,
-    path: String,
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub method: Method,
+    pub path: String,
     /// The endpoint's own 400.
-    invalid: &'static str,
-    fields: Vec<Field>,
+    pub invalid: &'static str,
+    pub fields: Vec<Field>,
 }
 
 impl Write {
-    fn new(method: Method, path: impl Into<String>, invalid: &'static str) -> Self {
+    pub fn new(method: Method, path: impl Into<String>, invalid: &'static str) -> Self {
         Write { method, path: path.into(), invalid, fields: Vec::new() }
     }
 
-    fn field(mut self, name: &'static str, kind: Kind, right: impl ToString) -> Self {
+    pub fn field(mut self, name: &'static str, kind: Kind, right: impl ToString) -> Self {
         let right = right.to_string();
         self.fields.push(Field { name, right, kind, optional: false, nullable: false });
         self
@@ -65,7 +67,7 @@ impl Write {
     }
 
     /// The right body, with one field replaced (or, with nothing, left out).
-    fn body(&self, other: Option<(&str, Option<&str>)>) -> String {
+    pub fn body(&self, other: Option<(&str, Option<&str>)>) -> String {
         let fields = self.fields.iter().filter_map(|field| match other {
             Some((name, json)) if name == field.name => json.map(|json| format!("\"{name}\":{json}")),
             _ => Some(format!("\"{}\":{}", field.name, field.right)),
@@ -77,7 +79,7 @@ impl Write {
 const ID: Kind = Kind::Int(1, 9_007_199_254_740_991);
 
 /// A world with something in it, and every write that can be made there.
-async fn shop() -> (World, Vec<Write>) {
+pub async fn shop() -> (World, Vec<Write>) {
     let world = World::start().await;
     let (user, product) = (world.user(1_000_000).await, world.product(1_000, 1_000).await);
     let campaign = world.campaign("FIXED", 100, 10).await;

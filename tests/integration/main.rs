@@ -30,6 +30,8 @@ mod durability;
 mod expiry;
 mod fake_gateway;
 mod fuzz_events;
+mod fuzz_gateway;
+mod fuzz_http;
 mod gateway_flow;
 mod gateway_http;
 mod harness;
