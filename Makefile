@@ -1,7 +1,7 @@
 # What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large fuzz lint
+.PHONY: help install run test test-fetched test-large fuzz chaos lint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -27,6 +27,10 @@ test-large: install ## rebuild and audit of a million users and 200,000 orders
 
 fuzz: install ## the running service against its own OpenAPI document, and every decoder, under fuzzers (see scripts/fuzz)
 	@scripts/fuzz
+
+chaos: install ## crashes, cuts and full disks at random moments, and what is left of the promises (CHAOS_SEED=1 replays)
+	CHAOS_SEED="$${CHAOS_SEED:-$$(date +%s)}" CHAOS_FAULTS="$${CHAOS_FAULTS:-64}" \
+		cargo test --locked --test integration -- chaos:: --nocapture --test-threads=1 $(ARGS)
 
 lint: ## formatting, and clippy with warnings as errors
 	cargo fmt --check

@@ -204,6 +204,15 @@ impl PostgresServer {
         Ok(())
     }
 
+    /// Makes every write beyond this size of a file fail, as on a full disk, until it is lifted with `None` or the server
+    /// is started anew.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
+        self.process.as_mut().context("PostgreSQL is not running")?.limit_file_size(bytes)
+    }
+
     /// Starts it again on the same data, at the same URL, after stopping it in good order if it runs.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::reaper::Entry;
 
@@ -183,6 +183,24 @@ impl Process {
     /// SIGCONT to all of the server's processes.
     pub(super) fn resume(&self) {
         send_to_all(&self.dir, Signal::CONT);
+    }
+
+    /// What none of the server's processes can write a file beyond: the same to them as a full disk. `None`: no limit.
+    ///
+    /// # Errors
+    /// When the server has ended, or is another user's and we are not root.
+    pub(super) fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
+        ensure!(!self.has_ended()?, "{} has ended", self.name);
+        let limit = Rlimit { current: bytes, maximum: getrlimit(Resource::Fsize).maximum };
+        for pid in servers_in(&self.dir) {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            match prlimit(pid, Resource::Fsize, limit.clone()) {
+                // One of PostgreSQL's that ended meanwhile.
+                Err(rustix::io::Errno::SRCH) => {}
+                limited => drop(limited.with_context(|| format!("cannot limit the files of {}", self.name))?),
+            }
+        }
+        Ok(())
     }
 
     /// Asks it to end, and waits for it.

@@ -39,6 +39,9 @@ pub struct RedisConfig {
     pub append_fsync: AppendFsync,
     /// `maxmemory`. `None`: no limit. Nothing is ever evicted.
     pub max_memory_bytes: Option<u64>,
+    /// Whether [`limit_file_size`](RedisServer::limit_file_size) will be used: a write beyond the limit is then an error to
+    /// the server, as on a full disk, and not a signal that ends it.
+    pub full_disks: bool,
     /// Further arguments; they override what the fields above say (`["--appendonly", "no"]`).
     pub extra_args: Vec<String>,
 }
@@ -51,6 +54,7 @@ impl RedisConfig {
             port: None,
             append_fsync: AppendFsync::default(),
             max_memory_bytes: None,
+            full_disks: false,
             extra_args: Vec::new(),
         }
     }
@@ -84,7 +88,15 @@ impl RedisServer {
         let config = &self.config;
         let data = self.data_dir();
         make_private(&data, None)?;
-        let mut command = Command::new(binaries::redis_server()?);
+        let mut command = match config.full_disks {
+            // PostgreSQL ignores this signal by itself; Redis needs somebody to do it before.
+            true => {
+                let mut env = Command::new("env");
+                env.arg("--ignore-signal=XFSZ").arg(binaries::redis_server()?);
+                env
+            }
+            false => Command::new(binaries::redis_server()?),
+        };
         let mut set = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
             command.arg(format!("--{name}")).arg(value.as_ref());
         };
@@ -189,6 +201,15 @@ impl RedisServer {
         let process = self.process.as_ref().context("Redis is not running")?;
         process.resume();
         Ok(())
+    }
+
+    /// Makes every write beyond this size of a file fail, as on a full disk, until it is lifted with `None` or the server
+    /// is started anew. Only with [`full_disks`](RedisConfig::full_disks).
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
+        self.process.as_mut().context("Redis is not running")?.limit_file_size(bytes)
     }
 
     /// Starts it again on the same data, at the same URL, after stopping it in good order if it runs.

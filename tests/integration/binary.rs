@@ -25,7 +25,7 @@ const SECRET: &str = "hunter2-is-a-secret";
 const ADMIN: &str = "a-token-for-tests";
 
 /// The program with these arguments, in an environment without our variables but for where the servers' programs are.
-fn program(args: &[&str]) -> Command {
+pub fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firstcome"));
     command.args(args).env_clear().stdin(Stdio::null()).kill_on_drop(true);
     for name in ["PATH", "HOME", "TMPDIR", "REDIS_SERVER_BIN", "POSTGRES_BIN_DIR", "FIRSTCOME_CACHE_DIR"] {

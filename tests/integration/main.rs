@@ -23,6 +23,7 @@ mod api_products;
 mod audit;
 mod binary;
 mod books;
+mod chaos;
 mod cluster;
 mod degraded;
 mod degraded_postgres;

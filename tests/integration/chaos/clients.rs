@@ -1,0 +1,219 @@
+//! The shop's clients: who asks for what, under which key, and what they note down of it.
+//!
+//! They share users, products, campaigns and orders, so that they get into each other's way; what each asks for follows from
+//! the seed. An object is retired after a while and the next takes its place: its history stays short enough to be checked.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::{
+    history::{Ask, Attempt, History, Operation, Outcome, Random, now},
+    shop::{self, Goods},
+};
+
+/// Objects of a kind that are asked for at a time, and how often each is before it is retired.
+const USERS: (usize, u32) = (10, 50);
+const PRODUCTS: (usize, u32) = (3, 40);
+const CAMPAIGNS: (usize, u32) = (2, 30);
+/// Orders that are still of interest.
+const ORDERS: usize = 24;
+
+/// Objects that come and go.
+struct Rotation {
+    ids: Vec<i64>,
+    asked: Vec<AtomicU32>,
+    at_once: usize,
+    often: u32,
+}
+
+impl Rotation {
+    fn new(ids: &[i64], (at_once, often): (usize, u32)) -> Self {
+        Rotation { ids: ids.to_vec(), asked: ids.iter().map(|_| AtomicU32::new(0)).collect(), at_once, often }
+    }
+
+    fn pick(&self, random: &mut Random) -> i64 {
+        let fresh = |place: &usize| self.asked[*place].load(Ordering::Relaxed) < self.often;
+        let mut open: Vec<usize> = (0..self.ids.len()).filter(fresh).take(self.at_once).collect();
+        if open.is_empty() {
+            open = (0..self.ids.len()).collect();
+        }
+        let place = *random.pick(&open);
+        self.asked[place].fetch_add(1, Ordering::Relaxed);
+        self.ids[place]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Placed {
+    order: i64,
+    user: i64,
+    price: i64,
+}
+
+/// What the clients share.
+pub struct Market {
+    pub history: History,
+    /// How many more attempts may be made; closed when it is over.
+    pub permits: Semaphore,
+    bases: Vec<String>,
+    users: Rotation,
+    products: Rotation,
+    campaigns: Rotation,
+    orders: Mutex<Vec<Placed>>,
+    /// The campaigns that a user has a coupon of.
+    wallets: Mutex<HashMap<i64, Vec<i64>>>,
+    /// Operations to try again.
+    again: Mutex<Vec<usize>>,
+    seed: u64,
+    keys: AtomicU64,
+}
+
+impl Market {
+    pub fn new(goods: &Goods, bases: Vec<String>, seed: u64) -> Arc<Market> {
+        Arc::new(Market {
+            history: History::default(),
+            permits: Semaphore::new(0),
+            bases,
+            users: Rotation::new(&goods.users, USERS),
+            products: Rotation::new(&goods.products, PRODUCTS),
+            campaigns: Rotation::new(&goods.campaigns, CAMPAIGNS),
+            orders: Mutex::default(),
+            wallets: Mutex::default(),
+            again: Mutex::default(),
+            seed,
+            keys: AtomicU64::new(0),
+        })
+    }
+
+    /// Starts so many clients; they end when the permits are closed.
+    pub fn start(self: &Arc<Self>, clients: u64) -> Vec<tokio::task::JoinHandle<()>> {
+        let client = |number: u64| tokio::spawn(self.clone().client(Random::new(self.seed ^ ((number + 1) << 32))));
+        (0..clients).map(client).collect()
+    }
+
+    async fn client(self: Arc<Self>, mut random: Random) {
+        let http = shop::client();
+        loop {
+            let Ok(permit) = self.permits.acquire().await else { return };
+            permit.forget();
+            let waiting = { self.again.lock().unwrap().pop() };
+            let number = match waiting.filter(|_| random.percent(50)) {
+                Some(number) => number,
+                None => {
+                    self.again.lock().unwrap().extend(waiting);
+                    self.begin(self.choose(&mut random))
+                }
+            };
+            let known = self.attempt(&http, number, &mut random).await;
+            // Half of what nobody knows is tried again at some time, and some of what is known all the same.
+            if (!known && random.percent(50)) || (known && random.percent(8)) {
+                let ask = self.history.get(number).ask;
+                if ask.is_write() {
+                    self.again.lock().unwrap().push(number);
+                }
+            }
+        }
+    }
+
+    pub fn begin(&self, ask: Ask) -> usize {
+        let key = format!("{:x}-{}", self.seed, self.keys.fetch_add(1, Ordering::Relaxed));
+        self.history.begin(Operation::new(ask, key))
+    }
+
+    /// Sends a request to one of the services, and notes down what came of it. Returns whether that is known.
+    pub async fn attempt(&self, http: &reqwest::Client, number: usize, random: &mut Random) -> bool {
+        let operation = self.history.get(number);
+        let (method, path, body) = operation.ask.request();
+        let mut request = http.request(method, format!("{}{path}", random.pick(&self.bases)));
+        if let Some(body) = &body {
+            request = request.json(body).header("Idempotency-Key", &operation.key);
+        }
+        let began = now();
+        let outcome = match send(request).await {
+            Ok((status, text, replayed)) => Outcome::read(&operation.ask, status, &text, replayed),
+            Err(error) => Outcome::Unknown(format!("{error:?}")),
+        };
+        let known = outcome.is_known();
+        if let Outcome::Done { body, .. } = &outcome {
+            self.learn(&operation.ask, body);
+        }
+        self.history.add(number, Attempt { began, ended: now(), outcome });
+        known
+    }
+
+    /// Asks one thing, to its known end; for runs in which nothing is at random.
+    pub async fn ask(&self, http: &reqwest::Client, ask: Ask) -> Outcome {
+        let number = self.begin(ask);
+        self.attempt(http, number, &mut Random::new(0)).await;
+        self.history.get(number).attempts.pop().unwrap().outcome
+    }
+
+    fn learn(&self, ask: &Ask, body: &Value) {
+        match ask {
+            Ask::Place { user, .. } => {
+                let (order, price) = (body["orderId"].as_i64().unwrap(), body["finalPrice"].as_i64().unwrap());
+                let mut orders = self.orders.lock().unwrap();
+                if orders.iter().all(|placed| placed.order != order) {
+                    orders.push(Placed { order, user: *user, price });
+                }
+                let surplus = orders.len().saturating_sub(ORDERS);
+                orders.drain(..surplus);
+            }
+            Ask::Issue { campaign, user } => {
+                self.wallets.lock().unwrap().entry(*user).or_default().push(*campaign);
+            }
+            _ => {}
+        }
+    }
+
+    fn choose(&self, random: &mut Random) -> Ask {
+        let user = self.users.pick(random);
+        let placed = {
+            let orders = self.orders.lock().unwrap();
+            (!orders.is_empty()).then(|| *random.pick(&orders))
+        };
+        match (random.within(0, 99), placed) {
+            (0..18, _) => Ask::Issue { campaign: self.campaigns.pick(random), user },
+            (18..32, _) => Ask::Charge { user, amount: random.within(1, 400) },
+            (32..48, Some(Placed { order, user, price })) => {
+                let amount = if random.percent(4) { price + 1 } else { price };
+                Ask::Pay { order, user, price, amount }
+            }
+            (48..57, Some(Placed { order, user, .. })) => Ask::Cancel { order, user },
+            (57..64, _) => Ask::Balance { user },
+            (64..66, _) => Ask::Entries { user },
+            (66..71, _) => Ask::Product { product: self.products.pick(random) },
+            (71..74, Some(Placed { order, user, .. })) => Ask::Order { order, user },
+            (74..77, _) => Ask::Coupons { user },
+            _ => self.place(user, random),
+        }
+    }
+
+    fn place(&self, user: i64, random: &mut Random) -> Ask {
+        let mut lines: Vec<(i64, i64)> = Vec::new();
+        for _ in 0..[1, 1, 1, 2, 3][random.within(0, 4) as usize] {
+            let line = (self.products.pick(random), random.within(1, 3));
+            if lines.iter().all(|(product, _)| *product != line.0) {
+                lines.push(line);
+            }
+        }
+        let wallets = self.wallets.lock().unwrap();
+        let coupon = wallets.get(&user).filter(|_| random.percent(40)).map(|mine| *random.pick(mine));
+        Ask::Place { user, lines, coupon }
+    }
+}
+
+async fn send(request: reqwest::RequestBuilder) -> reqwest::Result<(u16, String, bool)> {
+    let response = request.send().await?;
+    let status = response.status().as_u16();
+    let replayed = response.headers().get("idempotent-replayed").is_some_and(|value| value == "true");
+    Ok((status, response.text().await?, replayed))
+}

@@ -1,0 +1,245 @@
+//! What the stores hold in the end, and whether it is what the clients were told: every acknowledged effect once, and no
+//! other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use sqlx::PgPool;
+
+use super::{
+    history::{Ask, Operation, Outcome},
+    shop::Goods,
+};
+
+/// An order's row and lines.
+#[derive(Clone, Debug)]
+pub struct OrderFact {
+    pub user: i64,
+    pub status: String,
+    pub price: i64,
+    pub coupon: Option<i64>,
+    pub reason: String,
+    /// Nanoseconds; 0 where it did not happen.
+    pub placed_at: u64,
+    pub paid_at: u64,
+    pub closed_at: u64,
+    pub lines: BTreeMap<i64, i64>,
+}
+
+/// A balance entry: type, amount, before, after, order.
+pub type Entry = (String, i64, i64, i64, Option<i64>);
+
+/// What PostgreSQL holds; that Redis holds the same is the books' business.
+#[derive(Default)]
+pub struct Facts {
+    pub orders: BTreeMap<i64, OrderFact>,
+    /// Payment id → order, user, amount, receipt.
+    pub payments: BTreeMap<i64, (i64, i64, i64, String)>,
+    /// User, number → entry.
+    pub entries: BTreeMap<(i64, i64), Entry>,
+    /// Campaign, user → place, when.
+    pub coupons: BTreeMap<(i64, i64), (i64, u64)>,
+    pub balances: BTreeMap<i64, i64>,
+    pub on_sale: BTreeMap<i64, i64>,
+}
+
+impl Facts {
+    pub async fn read(pool: &PgPool) -> Facts {
+        let mut facts = Facts::default();
+        type Row = (i64, i64, String, i64, Option<i64>, String, i64, i64, i64);
+        let ns = |column: &str| format!("coalesce(extract(epoch FROM {column}) * 1000000000, 0)::bigint");
+        let orders = format!(
+            "SELECT id, user_id, status, final_price, coupon_id, coalesce(close_reason, ''), {}, {}, {} FROM orders",
+            ns("placed_at"),
+            ns("paid_at"),
+            ns("closed_at")
+        );
+        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(orders)).fetch_all(pool).await.unwrap();
+        for (id, user, status, price, coupon, reason, placed, paid, closed) in rows {
+            let (placed_at, paid_at, closed_at) = (placed as u64, paid as u64, closed as u64);
+            let lines = BTreeMap::new();
+            let order = OrderFact { user, status, price, coupon, reason, placed_at, paid_at, closed_at, lines };
+            facts.orders.insert(id, order);
+        }
+        let sql = "SELECT order_id, product_id, quantity FROM order_lines";
+        for (order, product, quantity) in sqlx::query_as::<_, (i64, i64, i64)>(sql).fetch_all(pool).await.unwrap() {
+            facts.orders.get_mut(&order).unwrap().lines.insert(product, quantity);
+        }
+        let sql = "SELECT id, order_id, user_id, amount, receipt FROM payments";
+        let rows: Vec<(i64, i64, i64, i64, String)> = sqlx::query_as(sql).fetch_all(pool).await.unwrap();
+        facts.payments =
+            rows.into_iter().map(|(id, order, user, won, paper)| (id, (order, user, won, paper))).collect();
+        let sql = "SELECT user_id, entry_no, transaction_type, amount, before_balance, after_balance, order_id
+                   FROM balance_entries";
+        let rows: Vec<(i64, i64, String, i64, i64, i64, Option<i64>)> =
+            sqlx::query_as(sql).fetch_all(pool).await.unwrap();
+        let entry = |(user, no, kind, amount, before, after, order)| ((user, no), (kind, amount, before, after, order));
+        facts.entries = rows.into_iter().map(entry).collect();
+        let coupons = format!("SELECT coupon_id, user_id, issue_no, {} FROM user_coupons", ns("issued_at"));
+        let rows: Vec<(i64, i64, i64, i64)> =
+            sqlx::query_as(sqlx::AssertSqlSafe(coupons)).fetch_all(pool).await.unwrap();
+        facts.coupons = rows.into_iter().map(|(coupon, user, no, at)| ((coupon, user), (no, at as u64))).collect();
+        let pairs = async |sql: &'static str| -> BTreeMap<i64, i64> {
+            sqlx::query_as::<_, (i64, i64)>(sql).fetch_all(pool).await.unwrap().into_iter().collect()
+        };
+        facts.balances = pairs("SELECT id, balance FROM users").await;
+        facts.on_sale = pairs("SELECT id, on_sale FROM products").await;
+        facts
+    }
+}
+
+/// Two collections that must be the same, each element as often.
+struct Ledger<T> {
+    what: &'static str,
+    told: BTreeMap<T, i64>,
+}
+
+impl<T: Ord + std::fmt::Debug> Ledger<T> {
+    fn new(what: &'static str) -> Self {
+        Ledger { what, told: BTreeMap::new() }
+    }
+
+    fn told(&mut self, item: T) {
+        *self.told.entry(item).or_default() += 1;
+    }
+
+    /// Compares with what is there.
+    fn close(mut self, there: impl IntoIterator<Item = T>, wrong: &mut Vec<String>) {
+        for item in there {
+            *self.told.entry(item).or_default() -= 1;
+        }
+        for (item, difference) in self.told.into_iter().filter(|(_, difference)| *difference != 0) {
+            wrong.push(match difference > 0 {
+                true => format!("{}: acknowledged and not there ({difference}): {item:?}", self.what),
+                false => format!("{}: there and never acknowledged ({}): {item:?}", self.what, -difference),
+            });
+        }
+    }
+}
+
+fn int(body: &Value, field: &str) -> i64 {
+    body[field].as_i64().unwrap_or(-1)
+}
+
+fn text(body: &Value, field: &str) -> String {
+    body[field].as_str().unwrap_or("").to_owned()
+}
+
+/// What differs between what was acknowledged and what is there.
+pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut coupons = Ledger::new("coupons (campaign, user, place)");
+    let mut orders = Ledger::new("orders (id, user, price, coupon, lines)");
+    let mut payments = Ledger::new("payments (id, order, user, amount, receipt)");
+    let mut entries = Ledger::new("balance entries (user, type, amount, after if told, order)");
+    let mut failed = Ledger::new("failed orders");
+    let mut closed = Ledger::new("closed orders (id, reason)");
+    for user in &goods.users {
+        entries.told((*user, "CHARGE", Goods::BALANCE, Some(Goods::BALANCE), None));
+    }
+    for operation in operations {
+        if let (Ask::Pay { order, .. }, true) = (&operation.ask, operation.declined()) {
+            failed.told(*order);
+        }
+        let Some(body) = operation.done() else { continue };
+        match &operation.ask {
+            Ask::Issue { campaign, user } => coupons.told((*campaign, *user, int(body, "issueNo"))),
+            Ask::Charge { user, amount } => {
+                entries.told((*user, "CHARGE", *amount, Some(int(body, "balance")), None));
+            }
+            Ask::Place { user, lines, coupon } => {
+                let lines: BTreeMap<i64, i64> = lines.iter().copied().collect();
+                orders.told((int(body, "orderId"), *user, int(body, "finalPrice"), *coupon, lines));
+            }
+            Ask::Pay { order, user, price, .. } => {
+                payments.told((int(body, "paymentId"), *order, *user, *price, text(body, "receipt")));
+                if *price > 0 {
+                    entries.told((*user, "PAYMENT", *price, None, Some(*order)));
+                }
+            }
+            Ask::Cancel { order, user } => {
+                let (reason, price) = (text(body, "closeReason"), int(body, "finalPrice"));
+                if reason == "REFUNDED" && price > 0 {
+                    entries.told((*user, "REFUND", price, None, Some(*order)));
+                }
+                closed.told((*order, reason));
+            }
+            _ => {}
+        }
+    }
+    coupons.close(facts.coupons.iter().map(|((campaign, user), (no, _))| (*campaign, *user, *no)), &mut wrong);
+    let order = |(id, o): (&i64, &OrderFact)| (*id, o.user, o.price, o.coupon, o.lines.clone());
+    orders.close(facts.orders.iter().map(order), &mut wrong);
+    let payment = |(id, (order, user, amount, receipt)): (&i64, &(i64, i64, i64, String))| {
+        (*id, *order, *user, *amount, receipt.clone())
+    };
+    payments.close(facts.payments.iter().map(payment), &mut wrong);
+    let entry = |((user, _), (kind, amount, _, after, order)): (&(i64, i64), &Entry)| {
+        let kind = ["CHARGE", "PAYMENT", "REFUND"].into_iter().find(|known| known == kind).unwrap_or("?");
+        (*user, kind, *amount, (kind == "CHARGE").then_some(*after), *order)
+    };
+    entries.close(facts.entries.iter().map(entry), &mut wrong);
+    let of_status = |status: &'static str| facts.orders.iter().filter(move |(_, order)| order.status == status);
+    failed.close(of_status("FAILED").map(|(id, _)| *id), &mut wrong);
+    let by_users = of_status("CANCELLED").filter(|(_, order)| order.reason != "EXPIRED");
+    closed.close(by_users.map(|(id, order)| (*id, order.reason.clone())), &mut wrong);
+    wrong.extend(reads(operations, facts));
+    wrong
+}
+
+/// Histories and lists of coupons that were read while it all went on: nothing in them that is not so in the end, and nothing
+/// missing that was acknowledged before.
+fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut issued: BTreeMap<i64, Vec<(u64, i64)>> = BTreeMap::new();
+    let mut charged: BTreeMap<i64, Vec<(u64, i64, i64)>> = BTreeMap::new();
+    for operation in operations {
+        let (Some(effect), Some(body)) = (operation.effect(), operation.done()) else { continue };
+        match operation.ask {
+            Ask::Issue { campaign, user } => issued.entry(user).or_default().push((effect.ended, campaign)),
+            Ask::Charge { user, amount } => {
+                charged.entry(user).or_default().push((effect.ended, amount, int(body, "balance")));
+            }
+            _ => {}
+        }
+    }
+    for operation in operations {
+        for attempt in &operation.attempts {
+            let Outcome::Done { body, .. } = &attempt.outcome else { continue };
+            let list = body.as_array().map(Vec::as_slice).unwrap_or_default();
+            match operation.ask {
+                Ask::Coupons { user } => {
+                    let shown: BTreeSet<i64> = list.iter().map(|coupon| int(coupon, "couponId")).collect();
+                    for coupon in list {
+                        let there = facts.coupons.get(&(int(coupon, "couponId"), user)).map(|(place, _)| *place);
+                        if there != Some(int(coupon, "issueNo")) {
+                            wrong.push(format!("user {user} was shown a coupon that is not there: {coupon}"));
+                        }
+                    }
+                    let before = issued.get(&user).into_iter().flatten().filter(|(told, _)| *told < attempt.began);
+                    for (_, campaign) in before.filter(|(_, campaign)| !shown.contains(campaign)) {
+                        wrong.push(format!("user {user} has a coupon of {campaign} and was not shown it"));
+                    }
+                }
+                Ask::Entries { user } => {
+                    let mut shown = BTreeSet::new();
+                    for entry in list {
+                        let (kind, order) = (text(entry, "transactionType"), entry["orderId"].as_i64());
+                        let (amount, after) = (int(entry, "amount"), int(entry, "after_balance"));
+                        let told = (kind, amount, int(entry, "before_balance"), after, order);
+                        if facts.entries.get(&(user, int(entry, "entryNo"))) != Some(&told) {
+                            wrong.push(format!("user {user} was shown an entry that is not there: {entry}"));
+                        }
+                        shown.insert((amount, after));
+                    }
+                    let before = charged.get(&user).into_iter().flatten().filter(|(told, ..)| *told < attempt.began);
+                    for (_, amount, after) in before.filter(|(_, amount, after)| !shown.contains(&(*amount, *after))) {
+                        wrong.push(format!("user {user} charged {amount} to {after} and was not shown it"));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    wrong
+}

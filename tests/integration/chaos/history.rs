@@ -1,0 +1,390 @@
+//! What was asked and what came of it: every request, every reply, and when.
+//!
+//! An operation is one request under one idempotency key; it is attempted until its outcome is known. Times are nanoseconds
+//! since 1970 that never step back within a run, so that they can be compared with those that the stores hold.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, OnceLock},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// Now.
+pub fn now() -> u64 {
+    static ORIGIN: OnceLock<(Instant, u64)> = OnceLock::new();
+    let (begun, at) = ORIGIN.get_or_init(|| {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        (Instant::now(), at.as_nanos() as u64)
+    });
+    at + begun.elapsed().as_nanos() as u64
+}
+
+/// Numbers that follow from a seed (SplitMix64).
+#[derive(Clone)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Random(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// From `least` to `most`.
+    pub fn within(&mut self, least: i64, most: i64) -> i64 {
+        least + (self.next() % (most - least + 1) as u64) as i64
+    }
+
+    pub fn percent(&mut self, percent: u64) -> bool {
+        self.next() % 100 < percent
+    }
+
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[(self.next() % from.len() as u64) as usize]
+    }
+
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for place in (1..items.len()).rev() {
+            items.swap(place, self.within(0, place as i64) as usize);
+        }
+    }
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ask {
+    Issue {
+        campaign: i64,
+        user: i64,
+    },
+    Charge {
+        user: i64,
+        amount: i64,
+    },
+    Place {
+        user: i64,
+        lines: Vec<(i64, i64)>,
+        coupon: Option<i64>,
+    },
+    /// `price` is the order's, `amount` what is offered.
+    Pay {
+        order: i64,
+        user: i64,
+        price: i64,
+        amount: i64,
+    },
+    Cancel {
+        order: i64,
+        user: i64,
+    },
+    Balance {
+        user: i64,
+    },
+    Entries {
+        user: i64,
+    },
+    Product {
+        product: i64,
+    },
+    Order {
+        order: i64,
+        user: i64,
+    },
+    Coupons {
+        user: i64,
+    },
+}
+
+impl Ask {
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Ask::Issue { .. } => "issue",
+            Ask::Charge { .. } => "charge",
+            Ask::Place { .. } => "place",
+            Ask::Pay { .. } => "pay",
+            Ask::Cancel { .. } => "cancel",
+            Ask::Balance { .. } => "read balance",
+            Ask::Entries { .. } => "read history",
+            Ask::Product { .. } => "read product",
+            Ask::Order { .. } => "read order",
+            Ask::Coupons { .. } => "read coupons",
+        }
+    }
+
+    pub fn is_write(&self) -> bool {
+        !self.verb().starts_with("read")
+    }
+
+    /// Method, path, body.
+    pub fn request(&self) -> (Method, String, Option<Value>) {
+        let (method, path, body) = match self {
+            Ask::Issue { campaign, user } => {
+                (Method::POST, "/api/v1/coupons/issue".to_owned(), json!({"couponId": campaign, "userId": user}))
+            }
+            Ask::Charge { user, amount } => {
+                (Method::PUT, format!("/api/v1/balances/{user}"), json!({"amount": amount}))
+            }
+            Ask::Place { user, lines, coupon } => {
+                let line = |(product, quantity): &(i64, i64)| json!({"productId": product, "quantity": quantity});
+                let lines: Vec<Value> = lines.iter().map(line).collect();
+                let body = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
+                (Method::POST, "/api/v1/orders".to_owned(), body)
+            }
+            Ask::Pay { order, user, amount, .. } => {
+                let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": amount});
+                (Method::POST, "/api/v1/payments".to_owned(), body)
+            }
+            Ask::Cancel { order, user } => {
+                (Method::POST, format!("/api/v1/orders/{order}/cancel"), json!({"userId": user}))
+            }
+            Ask::Balance { user } => return (Method::GET, format!("/api/v1/balances/{user}"), None),
+            Ask::Entries { user } => return (Method::GET, format!("/api/v1/balances/{user}/history?limit=1000"), None),
+            Ask::Product { product } => return (Method::GET, format!("/api/v1/products/{product}"), None),
+            Ask::Order { order, user } => return (Method::GET, format!("/api/v1/orders/{order}?userId={user}"), None),
+            Ask::Coupons { user } => return (Method::GET, format!("/api/v1/coupons/{user}"), None),
+        };
+        (method, path, Some(body))
+    }
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Done {
+        body: Value,
+        replayed: bool,
+    },
+    /// A payment that the balance did not suffice for: the order has failed, which is an effect.
+    Declined {
+        replayed: bool,
+    },
+    /// Nothing was changed.
+    Refused {
+        status: u16,
+        code: String,
+    },
+    /// It may have had its effect or not: no reply, or a 503.
+    Unknown(String),
+    /// A reply that nothing explains.
+    Wrong(String),
+}
+
+impl Outcome {
+    /// The reply to this request.
+    pub fn read(ask: &Ask, status: u16, body: &str, replayed: bool) -> Outcome {
+        let Ok(json) = serde_json::from_str::<Value>(body) else { return Outcome::Wrong(format!("{status} {body}")) };
+        let code = json["errorCode"].as_str().unwrap_or("").to_owned();
+        match (status, code.as_str(), ask) {
+            (200, ..) => Outcome::Done { body: json, replayed },
+            (402, "INSUFFICIENT_BALANCE", Ask::Pay { .. }) => Outcome::Declined { replayed },
+            (503, ..) | (409, "REQUEST_IN_PROGRESS", _) => Outcome::Unknown(format!("{status} {code}")),
+            // Everything that is asked for was acknowledged to be there, and no key is used for two requests.
+            (404 | 405 | 413 | 415 | 422 | 500.., ..) => Outcome::Wrong(format!("{status} {body}")),
+            (400..500, ..) if !code.is_empty() => Outcome::Refused { status, code },
+            _ => Outcome::Wrong(format!("{status} {body}")),
+        }
+    }
+
+    /// Whether it was acknowledged that something happened.
+    pub fn took_effect(&self) -> bool {
+        matches!(self, Outcome::Done { .. } | Outcome::Declined { .. })
+    }
+
+    pub fn is_known(&self) -> bool {
+        self.took_effect() || matches!(self, Outcome::Refused { .. })
+    }
+
+    fn replayed(&self) -> bool {
+        matches!(self, Outcome::Done { replayed: true, .. } | Outcome::Declined { replayed: true })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub began: u64,
+    pub ended: u64,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug)]
+pub struct Operation {
+    pub ask: Ask,
+    pub key: String,
+    pub attempts: Vec<Attempt>,
+    /// Its last reply was given when nothing of it could be on its way any more.
+    pub settled: bool,
+}
+
+impl Operation {
+    pub fn new(ask: Ask, key: String) -> Self {
+        Operation { ask, key, attempts: Vec::new(), settled: false }
+    }
+
+    /// The first attempt that was told of an effect.
+    pub fn effect(&self) -> Option<&Attempt> {
+        self.attempts.iter().find(|attempt| attempt.outcome.took_effect())
+    }
+
+    /// The body of its 200.
+    pub fn done(&self) -> Option<&Value> {
+        self.attempts.iter().find_map(|attempt| match &attempt.outcome {
+            Outcome::Done { body, .. } => Some(body),
+            _ => None,
+        })
+    }
+
+    pub fn declined(&self) -> bool {
+        self.attempts.iter().any(|attempt| matches!(attempt.outcome, Outcome::Declined { .. }))
+    }
+
+    /// From when to when its effect came about: within the attempt that was told so, unless that was told of an earlier one's.
+    pub fn effect_within(&self) -> Option<(u64, u64)> {
+        let told = self.effect()?;
+        let first = if told.outcome.replayed() { self.attempts.first()? } else { told };
+        Some((first.began, told.ended))
+    }
+
+    /// Whether nobody can say yet what came of it. A refusal after an unknown outcome does not say: the request before it
+    /// may still be on its way.
+    pub fn is_open(&self) -> bool {
+        !self.settled && self.effect().is_none() && self.attempts.iter().any(|attempt| !attempt.outcome.is_known())
+    }
+
+    /// What is wrong with its replies taken together.
+    pub fn contradictions(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let mut said = |what: &str| wrong.push(format!("{what}: {:?} {} {:#?}", self.ask, self.key, self.attempts));
+        let mut told: Option<&Outcome> = None;
+        let mut unknown = false;
+        for attempt in &self.attempts {
+            match (&attempt.outcome, told) {
+                (Outcome::Wrong(_), _) => said("a reply that nothing explains"),
+                (Outcome::Unknown(_), _) => {}
+                (Outcome::Refused { .. }, Some(_)) if self.ask.is_write() => said("refused after it was acknowledged"),
+                (Outcome::Refused { .. }, _) => {}
+                (outcome, None) => {
+                    if outcome.replayed() && !unknown {
+                        said("the first to be told of it is told that it is a repeat");
+                    }
+                    told = Some(outcome);
+                }
+                (outcome, Some(first)) => {
+                    let same = match (first, outcome) {
+                        (Outcome::Done { body: a, .. }, Outcome::Done { body: b, .. }) => a == b,
+                        (Outcome::Declined { .. }, Outcome::Declined { .. }) => true,
+                        _ => false,
+                    };
+                    if !same {
+                        said("two replies under one key differ");
+                    }
+                    if !outcome.replayed() {
+                        said("a repeat that is not said to be one");
+                    }
+                }
+            }
+            unknown |= !attempt.outcome.is_known();
+        }
+        wrong
+    }
+}
+
+/// All operations of a run.
+#[derive(Default)]
+pub struct History(Mutex<Vec<Operation>>);
+
+impl History {
+    /// Returns its number.
+    pub fn begin(&self, operation: Operation) -> usize {
+        let mut all = self.0.lock().unwrap();
+        all.push(operation);
+        all.len() - 1
+    }
+
+    pub fn add(&self, number: usize, attempt: Attempt) {
+        self.0.lock().unwrap()[number].attempts.push(attempt);
+    }
+
+    /// Nothing of what was asked before is on its way any more, and this was the last word on it.
+    pub fn settle(&self, number: usize) {
+        self.0.lock().unwrap()[number].settled = true;
+    }
+
+    pub fn get(&self, number: usize) -> Operation {
+        self.0.lock().unwrap()[number].clone()
+    }
+
+    pub fn all(&self) -> Vec<Operation> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// The numbers of those whose outcome nobody knows.
+    pub fn open(&self) -> Vec<usize> {
+        let all = self.0.lock().unwrap();
+        (0..all.len()).filter(|number| all[*number].ask.is_write() && all[*number].is_open()).collect()
+    }
+
+    /// Whether a write that began after `at` was acknowledged.
+    pub fn wrote_since(&self, at: u64) -> bool {
+        let all = self.0.lock().unwrap();
+        let new = |operation: &Operation| {
+            operation.ask.is_write() && operation.effect().is_some_and(|attempt| attempt.began > at)
+        };
+        all.iter().rev().take(2000).any(new)
+    }
+}
+
+/// Counted: what happened to the operations.
+#[derive(Default)]
+pub struct Counts {
+    pub operations: usize,
+    pub writes: usize,
+    pub attempts: usize,
+    pub done: usize,
+    pub declined: usize,
+    pub refused: usize,
+    pub unknown: usize,
+    pub settled_done: usize,
+    pub settled_refused: usize,
+    pub replays: usize,
+    pub open: usize,
+    pub verbs: BTreeMap<&'static str, usize>,
+}
+
+impl Counts {
+    pub fn of(operations: &[Operation]) -> Counts {
+        let mut counts = Counts::default();
+        for operation in operations {
+            counts.operations += 1;
+            counts.attempts += operation.attempts.len();
+            *counts.verbs.entry(operation.ask.verb()).or_default() += 1;
+            if !operation.ask.is_write() {
+                continue;
+            }
+            counts.writes += 1;
+            let unknown = operation.attempts.iter().any(|attempt| !attempt.outcome.is_known());
+            let effect = operation.effect().is_some();
+            counts.unknown += usize::from(unknown);
+            counts.replays += operation.attempts.iter().filter(|attempt| attempt.outcome.replayed()).count();
+            match (effect, operation.is_open()) {
+                (true, _) if operation.declined() => counts.declined += 1,
+                (true, _) => counts.done += 1,
+                (false, true) => counts.open += 1,
+                (false, false) => counts.refused += 1,
+            }
+            match (unknown, effect) {
+                (true, true) => counts.settled_done += 1,
+                (true, false) if operation.settled => counts.settled_refused += 1,
+                _ => {}
+            }
+        }
+        counts
+    }
+}

@@ -1,0 +1,303 @@
+//! Whether what was told of single objects can have happened one after the other: campaigns, balances, products, orders.
+//!
+//! Each object's history is laid before stateright's checker with a sequential model of the object. What is known of the
+//! order in time goes in: an operation took effect between its request and its reply, and not before the moment that the
+//! stores note for it. Expiry, which nobody asks for, is an operation that begins when it is due.
+
+use std::{cell::Cell, collections::BTreeMap};
+
+use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
+
+/// An operation on one object, which took effect between these two moments.
+#[derive(Clone)]
+pub struct Interval<S: SequentialSpec> {
+    pub began: u64,
+    pub ended: u64,
+    pub op: S::Op,
+    pub ret: S::Ret,
+}
+
+/// What the checker says.
+pub enum Verdict {
+    Linearizable,
+    Not(String),
+    /// It took too many steps to say.
+    Undecided,
+}
+
+/// Steps that one object's check may take.
+const STEPS: u64 = 300_000;
+
+thread_local! {
+    static STEPS_LEFT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A model whose steps are counted: when they are used up nothing is valid any more, and the search ends.
+#[derive(Clone)]
+struct Counted<S>(S);
+
+impl<S: SequentialSpec> SequentialSpec for Counted<S>
+where
+    S::Ret: PartialEq,
+{
+    type Op = S::Op;
+    type Ret = S::Ret;
+
+    fn invoke(&mut self, op: &S::Op) -> S::Ret {
+        self.0.invoke(op)
+    }
+
+    fn is_valid_step(&mut self, op: &S::Op, ret: &S::Ret) -> bool {
+        STEPS_LEFT.with(|left| left.replace(left.get().saturating_sub(1)) > 0) && self.0.is_valid_step(op, ret)
+    }
+}
+
+/// Checks one object's history.
+pub fn check<S>(object: &str, start: S, mut intervals: Vec<Interval<S>>) -> Verdict
+where
+    S: SequentialSpec + Clone,
+    S::Op: Clone + std::fmt::Debug,
+    S::Ret: Clone + std::fmt::Debug + PartialEq,
+{
+    // Each is a thread of its own, in the order of beginning: the search then tries the likely order first.
+    intervals.sort_by_key(|interval| interval.began);
+    let mut moments: Vec<(u64, bool, usize)> = Vec::new();
+    for (thread, interval) in intervals.iter().enumerate() {
+        assert!(interval.began <= interval.ended, "{object}: {:?} ends before it begins", interval.op);
+        moments.push((interval.began, false, thread));
+        moments.push((interval.ended, true, thread));
+    }
+    moments.sort();
+    STEPS_LEFT.with(|left| left.set(STEPS));
+    let mut tester = LinearizabilityTester::new(Counted(start));
+    for (_, ends, thread) in moments {
+        let interval = &intervals[thread];
+        match ends {
+            false => tester.on_invoke(thread, interval.op.clone()).map(drop).unwrap(),
+            true => tester.on_return(thread, interval.ret.clone()).map(drop).unwrap(),
+        }
+    }
+    if tester.is_consistent() {
+        return Verdict::Linearizable;
+    }
+    if STEPS_LEFT.with(Cell::get) == 0 {
+        return Verdict::Undecided;
+    }
+    let first = intervals.first().map_or(0, |interval| interval.began);
+    let line = |interval: &Interval<S>| {
+        let ms = |at: u64| (at - first) as f64 / 1e6;
+        format!("  {:9.1}–{:9.1} ms  {:?} → {:?}\n", ms(interval.began), ms(interval.ended), interval.op, interval.ret)
+    };
+    Verdict::Not(format!("{object}: no order explains\n{}", intervals.iter().map(line).collect::<String>()))
+}
+
+/// A campaign: places in the order of arrival, one per user, until they are gone.
+#[derive(Clone)]
+pub struct Campaign {
+    pub total: i64,
+    pub issued: BTreeMap<i64, i64>,
+}
+
+#[derive(Clone, Debug)]
+pub enum CampaignOp {
+    Issue(i64),
+    /// Which place this user has.
+    Look(i64),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum CampaignRet {
+    Issued(i64),
+    HoldsOne,
+    SoldOut,
+    Has(Option<i64>),
+}
+
+impl SequentialSpec for Campaign {
+    type Op = CampaignOp;
+    type Ret = CampaignRet;
+
+    fn invoke(&mut self, op: &CampaignOp) -> CampaignRet {
+        match op {
+            CampaignOp::Look(user) => CampaignRet::Has(self.issued.get(user).copied()),
+            CampaignOp::Issue(user) if self.issued.contains_key(user) => CampaignRet::HoldsOne,
+            CampaignOp::Issue(_) if self.issued.len() as i64 >= self.total => CampaignRet::SoldOut,
+            CampaignOp::Issue(user) => {
+                let place = self.issued.len() as i64 + 1;
+                self.issued.insert(*user, place);
+                CampaignRet::Issued(place)
+            }
+        }
+    }
+}
+
+/// A user's balance.
+#[derive(Clone)]
+pub struct Balance(pub i64);
+
+#[derive(Clone, Debug)]
+pub enum BalanceOp {
+    Charge(i64),
+    Pay(i64),
+    Refund(i64),
+    Look,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum BalanceRet {
+    Is(i64),
+    Moved,
+    Declined,
+}
+
+impl SequentialSpec for Balance {
+    type Op = BalanceOp;
+    type Ret = BalanceRet;
+
+    fn invoke(&mut self, op: &BalanceOp) -> BalanceRet {
+        match op {
+            BalanceOp::Charge(amount) => {
+                self.0 += amount;
+                BalanceRet::Is(self.0)
+            }
+            BalanceOp::Pay(amount) if self.0 < *amount => BalanceRet::Declined,
+            BalanceOp::Pay(amount) => {
+                self.0 -= amount;
+                BalanceRet::Moved
+            }
+            BalanceOp::Refund(amount) => {
+                self.0 += amount;
+                BalanceRet::Moved
+            }
+            BalanceOp::Look => BalanceRet::Is(self.0),
+        }
+    }
+}
+
+/// A product's units on sale.
+#[derive(Clone)]
+pub struct Stock(pub i64);
+
+#[derive(Clone, Debug)]
+pub enum StockOp {
+    Hold(i64),
+    GiveBack(i64),
+    Look,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum StockRet {
+    Moved,
+    SoldOut,
+    TooFew,
+    Are(i64),
+}
+
+impl SequentialSpec for Stock {
+    type Op = StockOp;
+    type Ret = StockRet;
+
+    fn invoke(&mut self, op: &StockOp) -> StockRet {
+        match op {
+            StockOp::Hold(_) if self.0 == 0 => StockRet::SoldOut,
+            StockOp::Hold(units) if self.0 < *units => StockRet::TooFew,
+            StockOp::Hold(units) => {
+                self.0 -= units;
+                StockRet::Moved
+            }
+            StockOp::GiveBack(units) => {
+                self.0 += units;
+                StockRet::Moved
+            }
+            StockOp::Look => StockRet::Are(self.0),
+        }
+    }
+}
+
+/// What became of an order that was placed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Order {
+    Pending,
+    Paid,
+    Failed,
+    Cancelled,
+    Refunded,
+    Expired,
+}
+
+#[derive(Clone, Debug)]
+pub enum OrderOp {
+    /// Whether the amount is the order's, and whether the balance suffices, which is another object's business.
+    Pay {
+        right: bool,
+        affordable: bool,
+    },
+    Cancel,
+    Expire,
+    Look,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum OrderRet {
+    Is(Order),
+    AlreadyPaid,
+    Invalid,
+    AlreadyClosed,
+}
+
+impl SequentialSpec for Order {
+    type Op = OrderOp;
+    type Ret = OrderRet;
+
+    fn invoke(&mut self, op: &OrderOp) -> OrderRet {
+        let to = match (*self, op) {
+            (now, OrderOp::Look) => now,
+            (Order::Paid, OrderOp::Pay { .. }) => return OrderRet::AlreadyPaid,
+            (Order::Pending, OrderOp::Pay { right: true, affordable: true }) => Order::Paid,
+            (Order::Pending, OrderOp::Pay { right: true, affordable: false }) => Order::Failed,
+            (_, OrderOp::Pay { .. }) => return OrderRet::Invalid,
+            (Order::Pending, OrderOp::Cancel) => Order::Cancelled,
+            (Order::Paid, OrderOp::Cancel) => Order::Refunded,
+            (Order::Pending, OrderOp::Expire) => Order::Expired,
+            (_, OrderOp::Cancel | OrderOp::Expire) => return OrderRet::AlreadyClosed,
+        };
+        *self = to;
+        OrderRet::Is(to)
+    }
+}
+
+// --- the checker itself, tested --------------------------------------------------------------------------------------
+
+fn at<S: SequentialSpec>(began: u64, ended: u64, op: S::Op, ret: S::Ret) -> Interval<S> {
+    Interval { began, ended, op, ret }
+}
+
+#[test]
+fn what_overlaps_may_change_places_and_what_does_not_may_not() {
+    let charged = || at(5, 30, BalanceOp::Charge(7), BalanceRet::Is(17));
+    let look = |began, ended, is| at(began, ended, BalanceOp::Look, BalanceRet::Is(is));
+    let verdict = |last| check("a balance", Balance(10), vec![charged(), look(10, 20, 17), last]);
+    assert!(matches!(verdict(look(15, 18, 10)), Verdict::Linearizable));
+    assert!(matches!(verdict(look(21, 25, 10)), Verdict::Not(_)));
+    assert!(matches!(verdict(look(31, 35, 17)), Verdict::Linearizable));
+}
+
+#[test]
+fn two_cannot_have_one_place() {
+    let issue = |user, place| at(user as u64, 100, CampaignOp::Issue(user), CampaignRet::Issued(place));
+    let campaign = || Campaign { total: 2, issued: BTreeMap::new() };
+    assert!(matches!(check("a", campaign(), vec![issue(1, 2), issue(2, 1)]), Verdict::Linearizable));
+    assert!(matches!(check("a", campaign(), vec![issue(1, 1), issue(2, 1)]), Verdict::Not(_)));
+    let late = at(150, 160, CampaignOp::Issue(3), CampaignRet::Issued(3));
+    assert!(matches!(check("a", campaign(), vec![issue(1, 2), issue(2, 1), late]), Verdict::Not(_)));
+}
+
+#[test]
+fn units_given_back_twice_are_seen() {
+    let look = |at_ms, units| at(at_ms, at_ms + 1, StockOp::Look, StockRet::Are(units));
+    let held = at(1, 2, StockOp::Hold(2), StockRet::Moved);
+    let back = at(3, 9, StockOp::GiveBack(2), StockRet::Moved);
+    let stock = |after| check("a", Stock(5), vec![held.clone(), look(5, 3), back.clone(), look(10, after)]);
+    assert!(matches!(stock(5), Verdict::Linearizable));
+    assert!(matches!(stock(7), Verdict::Not(_)));
+}

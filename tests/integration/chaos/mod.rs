@@ -1,0 +1,189 @@
+//! Crash tests: a shop of real processes, clients that note down every reply, and a nemesis that breaks everything in turn.
+//!
+//! Afterwards everything is started anew, what nobody knew the outcome of is asked for again under its key, the outbox is
+//! drained, and the record of the run is held against the stores: what was acknowledged is there exactly once, what was
+//! refused left no trace, the books balance, and what was told of each single object can have happened in one order.
+//!
+//! `make test` runs a short form, `make chaos` a long one. The seed decides what is asked, what is broken and when, counted in
+//! what the clients have done; how the machine interleaves it is its own affair. A run that fails prints how to run it again:
+//! `CHAOS_SEED=… CHAOS_FAULTS=… make chaos`. `CHAOS_CLIENTS` is how many ask at once.
+//!
+//! - [`proxy`] is what lies on every way and breaks; [`shop`] the processes; [`clients`] who asks, [`nemesis`] who breaks;
+//! - [`history`] is the record; [`facts`] compares it with the stores, [`objects`] and [`linear`] look at single objects;
+//! - [`mutations`] shows that all this would notice: each breaks the product itself in one place.
+
+mod clients;
+mod facts;
+mod history;
+mod linear;
+mod mutations;
+mod nemesis;
+mod objects;
+mod proxy;
+mod shop;
+
+use std::time::Instant;
+
+use sea_orm::DatabaseConnection;
+
+use self::{
+    clients::Market,
+    facts::Facts,
+    history::{Counts, Operation},
+    nemesis::Damage,
+    objects::Verdicts,
+    shop::{Options, Shop},
+};
+use crate::books;
+
+/// Something that is not as it was promised, and which check found it.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub by: &'static str,
+    pub what: String,
+}
+
+/// The end of a run.
+struct Conclusion {
+    operations: Vec<Operation>,
+    verdicts: Verdicts,
+    findings: Vec<Finding>,
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(value) => value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")),
+        Err(_) => default,
+    }
+}
+
+/// Says how to run it again if the run ends in a panic, or finds something.
+struct Replay {
+    seed: u64,
+    faults: u64,
+    clients: u64,
+    clean: bool,
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if !self.clean {
+            let Replay { seed, faults, clients, .. } = self;
+            println!("to run it again: CHAOS_SEED={seed} CHAOS_FAULTS={faults} CHAOS_CLIENTS={clients} make chaos");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_shop_under_fire_keeps_what_it_acknowledged() {
+    under_fire(1, number("CHAOS_FAULTS", 10)).await;
+}
+
+#[tokio::test]
+async fn a_shop_in_three_partitions_under_fire() {
+    under_fire(3, number("CHAOS_FAULTS", 10).div_ceil(2)).await;
+}
+
+async fn under_fire(partitions: u16, faults: u64) {
+    let (seed, clients) = (number("CHAOS_SEED", 20_260_302), number("CHAOS_CLIENTS", 8));
+    let begun = Instant::now();
+    let mut replay = Replay { seed, faults: number("CHAOS_FAULTS", 10), clients, clean: false };
+    println!("seed {seed}, {partitions} partition(s), {faults} faults, {clients} clients");
+    let each = 12 + faults as i64;
+    let (services, safe, hold_seconds) = (2, true, 3);
+    let options =
+        Options { partitions, services, hold_seconds, safe, users: 2 * each, products: each, campaigns: each };
+    let mut shop = Shop::open(options, None).await;
+    let market = Market::new(&shop.goods, shop.bases(), seed);
+    let asking = market.start(clients);
+    let damage = nemesis::rage(&mut shop, &market, faults as usize, seed).await;
+    market.permits.close();
+    for client in asking {
+        client.await.unwrap();
+    }
+    let conclusion = conclude(&mut shop, &market).await;
+    report(seed, partitions, &damage, &conclusion, begun);
+    if !conclusion.findings.is_empty() {
+        println!("{}", shop.logs());
+        for Finding { by, what } in &conclusion.findings {
+            println!("{by}: {what}");
+        }
+    }
+    assert!(conclusion.findings.is_empty(), "{} violations", conclusion.findings.len());
+    replay.clean = true;
+}
+
+/// Starts everything anew, settles what is open, drains, and checks.
+async fn conclude(shop: &mut Shop, market: &Market) -> Conclusion {
+    let mut findings = Vec::new();
+    let mut found = |by: &'static str, what: String| findings.push(Finding { by, what });
+    if let Err(loss) = settle(shop, market).await {
+        found("the service", loss);
+    }
+    shop.drain().await.into_iter().for_each(|what| found("the drain", what));
+    let operations = market.history.all();
+    let db = shop.db().await;
+    let facts = Facts::read(db.get_postgres_connection_pool()).await;
+    operations.iter().flat_map(Operation::contradictions).for_each(|what| found("the replies", what));
+    facts::compare(&operations, &facts, &shop.goods).into_iter().for_each(|what| found("the effects", what));
+    recompute(shop, &db).await.into_iter().for_each(|what| found("the books", what));
+    let verdicts = objects::check_all(&operations, &facts, shop.options.partitions);
+    verdicts.violations.iter().for_each(|what| found("linearizability", what.clone()));
+    db.close().await.unwrap();
+    Conclusion { operations, verdicts, findings }
+}
+
+async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
+    shop.start_anew().await?;
+    let http = shop::client();
+    for number in market.history.open() {
+        while !market.attempt(&http, number, &mut history::Random::new(0)).await {
+            shop.ready().await?;
+        }
+        market.history.settle(number);
+    }
+    Ok(())
+}
+
+/// Recomputes every law of conservation from the raw stores: here `firstcome audit --json` joins in, which does the same from
+/// within the product.
+async fn recompute(shop: &Shop, db: &DatabaseConnection) -> Vec<String> {
+    let (mut servers, db, partitions) = (vec![shop.raw().await], db.clone(), shop.options.partitions);
+    let checked = tokio::spawn(async move { books::check(&mut servers, &db, partitions, 0).await }).await;
+    let said = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => (*panic.downcast::<&str>().map_or("?", |text| *text)).to_owned(),
+    };
+    checked.err().map(|error| said(error.into_panic())).into_iter().collect()
+}
+
+fn report(seed: u64, partitions: u16, damage: &Damage, conclusion: &Conclusion, begun: Instant) {
+    let counts = Counts::of(&conclusion.operations);
+    let verdicts = &conclusion.verdicts;
+    let total: usize = damage.faults.values().map(|(times, _)| times).sum();
+    println!("\n--- seed {seed}, {partitions} partition(s), {:.0} s ---", begun.elapsed().as_secs_f64());
+    for (name, count) in [
+        ("operations", counts.operations),
+        ("  attempts at them", counts.attempts),
+        ("writes", counts.writes),
+        ("  2xx", counts.done),
+        ("  declined payments", counts.declined),
+        ("  refused", counts.refused),
+        ("  with an unknown outcome at first", counts.unknown),
+        ("    settled: had taken effect, or did", counts.settled_done),
+        ("    settled: refused, no effect", counts.settled_refused),
+        ("    never settled", counts.open),
+        ("  replies that were repeats", counts.replays),
+        ("objects checked for linearizability", verdicts.checked.values().sum()),
+        ("  the longest history", verdicts.longest),
+        ("  undecided", verdicts.undecided),
+        ("faults", total),
+    ] {
+        println!("{name:<40}{count:>8}");
+    }
+    for (name, (times, longest)) in &damage.faults {
+        println!("  {name:<38}{times:>8}   recovered within {:.1} s", longest.as_secs_f64());
+    }
+    println!("{:<40}{:>8}", "violations", conclusion.findings.len());
+    println!("by verb {:?}; by object {:?}", counts.verbs, verdicts.checked);
+}

@@ -1,0 +1,262 @@
+//! The histories of single objects, taken from the history of the run and from what the stores note of times.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{
+    facts::{Facts, OrderFact},
+    history::{Ask, Operation, Outcome, now},
+    linear::*,
+    shop::Goods,
+};
+
+/// How much the stores' notes of time may differ from ours; they are in milliseconds.
+const SLACK: u64 = 20_000_000;
+
+/// What the checker said of all of them.
+#[derive(Default)]
+pub struct Verdicts {
+    pub checked: BTreeMap<&'static str, usize>,
+    pub longest: usize,
+    pub undecided: usize,
+    pub violations: Vec<String>,
+}
+
+impl Verdicts {
+    fn check<S>(&mut self, kind: &'static str, id: i64, start: S, intervals: Vec<Interval<S>>)
+    where
+        S: stateright::semantics::SequentialSpec + Clone,
+        S::Op: Clone + std::fmt::Debug,
+        S::Ret: Clone + std::fmt::Debug + PartialEq,
+    {
+        *self.checked.entry(kind).or_default() += 1;
+        self.longest = self.longest.max(intervals.len());
+        match check(&format!("{kind} {id}"), start, intervals) {
+            Verdict::Linearizable => {}
+            Verdict::Not(why) => self.violations.push(why),
+            Verdict::Undecided => self.undecided += 1,
+        }
+    }
+}
+
+/// Histories by object, as they grow.
+struct Objects<'a> {
+    facts: &'a Facts,
+    end: u64,
+    campaigns: BTreeMap<i64, Vec<Interval<Campaign>>>,
+    balances: BTreeMap<i64, Vec<Interval<Balance>>>,
+    products: BTreeMap<i64, Vec<Interval<Stock>>>,
+    orders: BTreeMap<i64, Vec<Interval<Order>>>,
+}
+
+/// Checks every object. With several partitions an order's holds elsewhere are taken before it is decided, and a coupon is in
+/// its user's hands after it is given out: then products, and who holds what, are no single objects.
+pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> Verdicts {
+    let mut objects = Objects {
+        facts,
+        end: now(),
+        campaigns: BTreeMap::new(),
+        balances: BTreeMap::new(),
+        products: BTreeMap::new(),
+        orders: BTreeMap::new(),
+    };
+    let mut holders: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+    for operation in operations.iter().filter(|operation| operation.done().is_some()) {
+        if let Ask::Issue { campaign, user } = operation.ask {
+            holders.entry(user).or_default().push(campaign);
+        }
+    }
+    for operation in operations {
+        objects.effect(operation);
+        objects.refusals_and_reads(operation, &holders);
+    }
+    objects.expiries();
+    objects.last_looks();
+    let mut verdicts = Verdicts::default();
+    for (id, mut intervals) in objects.campaigns {
+        if partitions > 1 {
+            intervals.retain(|interval| !matches!(interval.op, CampaignOp::Look(_)));
+        }
+        let start = Campaign { total: Goods::COUPONS, issued: BTreeMap::new() };
+        verdicts.check("campaign", id, start, intervals);
+    }
+    for (id, intervals) in objects.balances {
+        verdicts.check("balance", id, Balance(Goods::BALANCE), intervals);
+    }
+    for (id, intervals) in objects.products.into_iter().filter(|_| partitions == 1) {
+        verdicts.check("product", id, Stock(Goods::STOCK), intervals);
+    }
+    for (id, intervals) in objects.orders {
+        verdicts.check("order", id, Order::Pending, intervals);
+    }
+    verdicts
+}
+
+impl Objects<'_> {
+    fn effect(&mut self, operation: &Operation) {
+        let Some((began, ended)) = operation.effect_within() else { return };
+        // Not before the moment that is noted for it.
+        let since = |noted: u64| began.max(noted.saturating_sub(SLACK)).min(ended);
+        let none = Value::Null;
+        let body = operation.done().unwrap_or(&none);
+        match &operation.ask {
+            Ask::Issue { campaign, user } => {
+                let noted = self.facts.coupons.get(&(*campaign, *user)).map_or(0, |(_, at)| *at);
+                let ret = CampaignRet::Issued(body["issueNo"].as_i64().unwrap_or(-1));
+                let interval = Interval { began: since(noted), ended, op: CampaignOp::Issue(*user), ret };
+                self.campaigns.entry(*campaign).or_default().push(interval);
+            }
+            Ask::Charge { user, amount } => {
+                let ret = BalanceRet::Is(body["balance"].as_i64().unwrap_or(-1));
+                self.balance(*user, (began, ended), BalanceOp::Charge(*amount), ret);
+            }
+            Ask::Place { .. } => {
+                let id = body["orderId"].as_i64().unwrap_or(-1);
+                let Some(order) = self.facts.orders.get(&id) else { return };
+                self.stock(order, (since(order.placed_at), ended), StockOp::Hold);
+            }
+            Ask::Pay { order: id, user, price, amount } => {
+                let Some(order) = self.facts.orders.get(id) else { return };
+                let affordable = !operation.declined();
+                let within = (since(if affordable { order.paid_at } else { order.closed_at }), ended);
+                let ret = if affordable { BalanceRet::Moved } else { BalanceRet::Declined };
+                if *price > 0 {
+                    self.balance(*user, within, BalanceOp::Pay(*price), ret);
+                }
+                let to = if affordable { Order::Paid } else { Order::Failed };
+                self.order(*id, within, OrderOp::Pay { right: price == amount, affordable }, OrderRet::Is(to));
+                if !affordable {
+                    self.stock(order, within, StockOp::GiveBack);
+                }
+            }
+            Ask::Cancel { order: id, user } => {
+                let Some(order) = self.facts.orders.get(id) else { return };
+                let (within, refunded) = ((since(order.closed_at), ended), body["closeReason"] == "REFUNDED");
+                if refunded && order.price > 0 {
+                    self.balance(*user, within, BalanceOp::Refund(order.price), BalanceRet::Moved);
+                }
+                let to = if refunded { Order::Refunded } else { Order::Cancelled };
+                self.order(*id, within, OrderOp::Cancel, OrderRet::Is(to));
+                self.stock(order, within, StockOp::GiveBack);
+            }
+            _ => {}
+        }
+    }
+
+    /// What changed nothing tells something all the same, each attempt for itself.
+    fn refusals_and_reads(&mut self, operation: &Operation, holders: &BTreeMap<i64, Vec<i64>>) {
+        for attempt in &operation.attempts {
+            let within = (attempt.began, attempt.ended);
+            match (&operation.ask, &attempt.outcome) {
+                (Ask::Issue { campaign, user }, Outcome::Refused { code, .. }) => {
+                    let ret = if code == "COUPON_OUT_OF_STOCK" { CampaignRet::SoldOut } else { CampaignRet::HoldsOne };
+                    self.campaign(*campaign, within, CampaignOp::Issue(*user), ret);
+                }
+                (Ask::Place { lines, .. }, Outcome::Refused { code, .. }) if lines.len() == 1 => {
+                    let ret = match code.as_str() {
+                        "SOLD_OUT" => StockRet::SoldOut,
+                        "INSUFFICIENT_STOCK" => StockRet::TooFew,
+                        _ => continue,
+                    };
+                    let (began, ended) = within;
+                    let interval = Interval { began, ended, op: StockOp::Hold(lines[0].1), ret };
+                    self.products.entry(lines[0].0).or_default().push(interval);
+                }
+                (Ask::Pay { order, price, amount, .. }, Outcome::Refused { code, .. }) => {
+                    let op = OrderOp::Pay { right: price == amount, affordable: true };
+                    let paid = code == "ORDER_ALREADY_PAID";
+                    self.order(*order, within, op, if paid { OrderRet::AlreadyPaid } else { OrderRet::Invalid });
+                }
+                (Ask::Cancel { order, .. }, Outcome::Refused { .. }) => {
+                    self.order(*order, within, OrderOp::Cancel, OrderRet::AlreadyClosed);
+                }
+                (Ask::Balance { user }, Outcome::Done { body, .. }) => {
+                    let ret = BalanceRet::Is(body["balance"].as_i64().unwrap_or(-1));
+                    self.balance(*user, within, BalanceOp::Look, ret);
+                }
+                (Ask::Entries { user }, Outcome::Done { body, .. }) => {
+                    let last = body.as_array().and_then(|list| list.last());
+                    let ret = BalanceRet::Is(last.and_then(|last| last["after_balance"].as_i64()).unwrap_or(-1));
+                    self.balance(*user, within, BalanceOp::Look, ret);
+                }
+                (Ask::Product { product }, Outcome::Done { body, .. }) => {
+                    let ret = StockRet::Are(body["stockQuantity"].as_i64().unwrap_or(-1));
+                    let interval = Interval { began: within.0, ended: within.1, op: StockOp::Look, ret };
+                    self.products.entry(*product).or_default().push(interval);
+                }
+                (Ask::Order { order, .. }, Outcome::Done { body, .. }) => {
+                    let text = |field: &str| body[field].as_str().unwrap_or("").to_owned();
+                    let shown = status(&text("orderStatus"), &text("closeReason"));
+                    self.order(*order, within, OrderOp::Look, OrderRet::Is(shown));
+                }
+                (Ask::Coupons { user }, Outcome::Done { body, .. }) => {
+                    for campaign in holders.get(user).into_iter().flatten() {
+                        let list = body.as_array().map(Vec::as_slice).unwrap_or_default();
+                        let shown = list.iter().find(|coupon| coupon["couponId"] == *campaign);
+                        let place = shown.and_then(|coupon| coupon["issueNo"].as_i64());
+                        self.campaign(*campaign, within, CampaignOp::Look(*user), CampaignRet::Has(place));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Nobody asked for these: they happened when they were noted to have, or somewhat later.
+    fn expiries(&mut self) {
+        let facts = self.facts;
+        for (id, order) in facts.orders.iter().filter(|(_, order)| order.reason == "EXPIRED") {
+            let within = (order.closed_at.saturating_sub(SLACK), self.end);
+            self.order(*id, within, OrderOp::Expire, OrderRet::Is(Order::Expired));
+            self.stock(order, within, StockOp::GiveBack);
+        }
+    }
+
+    /// What the stores hold in the end is what everybody would be shown next.
+    fn last_looks(&mut self) {
+        let (facts, last) = (self.facts, (self.end + 1, self.end + 2));
+        for (user, balance) in &facts.balances {
+            self.balance(*user, last, BalanceOp::Look, BalanceRet::Is(*balance));
+        }
+        for (product, units) in &facts.on_sale {
+            let interval = Interval { began: last.0, ended: last.1, op: StockOp::Look, ret: StockRet::Are(*units) };
+            self.products.entry(*product).or_default().push(interval);
+        }
+        for (id, order) in &facts.orders {
+            let shown = status(&order.status, &order.reason);
+            self.order(*id, last, OrderOp::Look, OrderRet::Is(shown));
+        }
+    }
+
+    fn campaign(&mut self, id: i64, (began, ended): (u64, u64), op: CampaignOp, ret: CampaignRet) {
+        self.campaigns.entry(id).or_default().push(Interval { began, ended, op, ret });
+    }
+
+    fn balance(&mut self, id: i64, (began, ended): (u64, u64), op: BalanceOp, ret: BalanceRet) {
+        self.balances.entry(id).or_default().push(Interval { began, ended, op, ret });
+    }
+
+    fn order(&mut self, id: i64, (began, ended): (u64, u64), op: OrderOp, ret: OrderRet) {
+        self.orders.entry(id).or_default().push(Interval { began, ended, op, ret });
+    }
+
+    /// The same for each product of an order.
+    fn stock(&mut self, order: &OrderFact, (began, ended): (u64, u64), op: fn(i64) -> StockOp) {
+        for (product, units) in &order.lines {
+            let interval = Interval { began, ended, op: op(*units), ret: StockRet::Moved };
+            self.products.entry(*product).or_default().push(interval);
+        }
+    }
+}
+
+fn status(status: &str, reason: &str) -> Order {
+    match (status, reason) {
+        ("PENDING", _) => Order::Pending,
+        ("PAID", _) => Order::Paid,
+        ("FAILED", _) => Order::Failed,
+        (_, "REFUNDED") => Order::Refunded,
+        (_, "EXPIRED") => Order::Expired,
+        _ => Order::Cancelled,
+    }
+}

@@ -1,0 +1,319 @@
+//! A TCP proxy that breaks on command: it refuses, delays, holds back, swallows replies, cuts, or falls silent for good.
+//!
+//! It knows nothing of what passes through it, but that it can put one text for another of the same length in what clients
+//! send: that is how the mutations exchange a script for a mutant of it.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::watch,
+};
+
+/// Where a proxy leads.
+#[derive(Clone, Debug)]
+pub enum Upstream {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// What a proxy does with what comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Mode {
+    #[default]
+    Pass,
+    /// Cuts what is connected, and closes what connects.
+    Refuse,
+    /// Passes everything on, this much later: to the server, and back from it.
+    Delay { up: Duration, down: Duration },
+    /// Takes bytes and connections, and passes nothing on until the mode changes.
+    Stall,
+    /// Passes requests on; what is answered is thrown away, and the connection cut. So what was asked for has happened.
+    DropReplies,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    mode: Mode,
+    /// Connections made under a lower number are cut.
+    cut: u64,
+    /// On connections made under a lower number nothing passes any more, and nobody is told.
+    silenced: u64,
+}
+
+struct Shared {
+    state: watch::Sender<State>,
+    upstream: Mutex<Option<Upstream>>,
+    exchanges: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
+}
+
+/// A listening proxy; dropped, it cuts everything.
+pub struct Proxy {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens on a port of its own. Without an upstream every connection is closed.
+    pub async fn start(upstream: Option<Upstream>) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            state: watch::Sender::new(State::default()),
+            upstream: Mutex::new(upstream),
+            exchanges: Mutex::default(),
+        });
+        let accepting = tokio::spawn(accept(listener, shared.clone()));
+        Proxy { address, shared, accepting }
+    }
+
+    pub fn lead_to(&self, upstream: Upstream) {
+        *self.shared.upstream.lock().unwrap() = Some(upstream);
+    }
+
+    pub fn set(&self, mode: Mode) {
+        self.shared.state.send_modify(|state| state.mode = mode);
+    }
+
+    /// Cuts what is connected now.
+    pub fn cut(&self) {
+        self.shared.state.send_modify(|state| state.cut += 1);
+    }
+
+    /// What is connected now stays so, and nothing passes on it ever again: as where the other machine, or a firewall
+    /// between, has forgotten the connection. New ones are as good as any.
+    pub fn silence(&self) {
+        self.shared.state.send_modify(|state| state.silenced += 1);
+    }
+
+    /// From the next connection on, clients' `from` arrives as `to`.
+    pub fn exchange(&self, from: &str, to: &str) {
+        assert_eq!(from.len(), to.len());
+        self.shared.exchanges.lock().unwrap().push((from.into(), to.into()));
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.set(Mode::Refuse);
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let Ok((client, _)) = listener.accept().await else { continue };
+        let state = shared.state.subscribe();
+        if state.borrow().mode != Mode::Refuse {
+            tokio::spawn(serve(client, shared.clone(), state));
+        }
+    }
+}
+
+async fn serve(client: TcpStream, shared: Arc<Shared>, mut state: watch::Receiver<State>) {
+    let born = *state.borrow_and_update();
+    let upstream = shared.upstream.lock().unwrap().clone();
+    let server: Box<dyn Stream> = match upstream {
+        Some(Upstream::Tcp(address)) => match TcpStream::connect(address).await {
+            Ok(stream) if stream.set_nodelay(true).is_ok() => Box::new(stream),
+            _ => return,
+        },
+        Some(Upstream::Unix(path)) => match UnixStream::connect(path).await {
+            Ok(stream) => Box::new(stream),
+            Err(_) => return,
+        },
+        None => return,
+    };
+    let _ = client.set_nodelay(true);
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = tokio::io::split(server);
+    let exchange = Exchange::new(shared.exchanges.lock().unwrap().clone());
+    tokio::select! {
+        () = pump(from_client, to_server, Way::Up, state.clone(), born, exchange) => {}
+        () = pump(from_server, to_client, Way::Down, state, born, Exchange::default()) => {}
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Up,
+    Down,
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    way: Way,
+    mut state: watch::Receiver<State>,
+    born: State,
+    mut exchange: Exchange,
+) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let mut watched = state.clone();
+        let length = tokio::select! {
+            read = from.read(&mut buffer) => match read {
+                Ok(length) if length > 0 => length,
+                _ => return,
+            },
+            _ = watched.wait_for(|state| is_cut(state, &born)) => return,
+        };
+        if !may_pass(&mut state, &born, way).await || to.write_all(&exchange.feed(&buffer[..length])).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn is_cut(state: &State, born: &State) -> bool {
+    state.cut != born.cut || state.mode == Mode::Refuse
+}
+
+/// Returns once what was read may be passed on; `false`: the connection ends instead.
+async fn may_pass(state: &mut watch::Receiver<State>, born: &State, way: Way) -> bool {
+    let mut delayed = false;
+    loop {
+        let now = *state.borrow_and_update();
+        if is_cut(&now, born) {
+            return false;
+        }
+        let wait = match now.mode {
+            _ if now.silenced != born.silenced => None,
+            Mode::Stall => None,
+            Mode::Delay { up, down } if !delayed => Some(if way == Way::Up { up } else { down }),
+            Mode::DropReplies if way == Way::Down => return false,
+            _ => return true,
+        };
+        tokio::select! {
+            () = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            } => delayed = true,
+            changed = state.changed() => if changed.is_err() { return false },
+        }
+    }
+}
+
+/// Puts texts for others in a stream, also where one comes in two pieces.
+#[derive(Default)]
+struct Exchange {
+    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What came last, if it may be the beginning of a text to exchange.
+    kept: Vec<u8>,
+}
+
+impl Exchange {
+    fn new(pairs: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
+        Exchange { pairs, kept: Vec::new() }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = std::mem::take(&mut self.kept);
+        out.extend_from_slice(bytes);
+        for (from, to) in &self.pairs {
+            let mut at = 0;
+            while at + from.len() <= out.len() {
+                if out[at..at + from.len()] == from[..] {
+                    out[at..at + from.len()].copy_from_slice(to);
+                }
+                at += 1;
+            }
+        }
+        let begins = |(from, _): &(Vec<u8>, Vec<u8>)| {
+            (1..from.len().min(out.len() + 1)).rev().find(|length| out.ends_with(&from[..*length]))
+        };
+        let keep = self.pairs.iter().filter_map(begins).max().unwrap_or(0);
+        self.kept = out.split_off(out.len() - keep);
+        out
+    }
+}
+
+// --- the proxy itself, tested ----------------------------------------------------------------------------------------
+
+/// A server that answers every byte with its successor.
+async fn successor() -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                while let Ok(byte) = stream.read_u8().await {
+                    if stream.write_u8(byte + 1).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, serving)
+}
+
+/// The answer to a byte; `None`: the connection ended.
+async fn ask(stream: &mut TcpStream, byte: u8) -> Option<u8> {
+    stream.write_u8(byte).await.ok()?;
+    stream.read_u8().await.ok()
+}
+
+#[tokio::test]
+async fn a_proxy_passes_refuses_cuts_and_swallows() {
+    let (address, serving) = successor().await;
+    let proxy = Proxy::start(Some(Upstream::Tcp(address))).await;
+    let connect = async || TcpStream::connect(proxy.address).await.unwrap();
+    let mut stream = connect().await;
+    assert_eq!(ask(&mut stream, 1).await, Some(2));
+    proxy.cut();
+    assert_eq!(ask(&mut stream, 1).await, None);
+    let mut stream = connect().await;
+    assert_eq!(ask(&mut stream, 3).await, Some(4));
+    proxy.set(Mode::DropReplies);
+    assert_eq!(ask(&mut stream, 1).await, None);
+    proxy.set(Mode::Refuse);
+    assert_eq!(ask(&mut connect().await, 1).await, None);
+    let delay = Duration::from_millis(20);
+    proxy.set(Mode::Delay { up: delay, down: delay });
+    let begun = std::time::Instant::now();
+    assert_eq!(ask(&mut connect().await, 5).await, Some(6));
+    assert!(begun.elapsed() >= 2 * delay);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn what_a_stall_holds_back_comes_later_and_what_is_silenced_never() {
+    let (address, serving) = successor().await;
+    let proxy = Proxy::start(Some(Upstream::Tcp(address))).await;
+    let (mut held, mut silenced) =
+        (TcpStream::connect(proxy.address).await.unwrap(), TcpStream::connect(proxy.address).await.unwrap());
+    assert_eq!((ask(&mut held, 1).await, ask(&mut silenced, 1).await), (Some(2), Some(2)));
+    proxy.set(Mode::Stall);
+    held.write_u8(7).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(30), held.read_u8()).await;
+    assert!(early.is_err(), "{early:?}");
+    proxy.set(Mode::Pass);
+    assert_eq!(held.read_u8().await.unwrap(), 8);
+    proxy.silence();
+    silenced.write_u8(7).await.unwrap();
+    assert_eq!(ask(&mut TcpStream::connect(proxy.address).await.unwrap(), 9).await, Some(10));
+    assert!(tokio::time::timeout(Duration::from_millis(30), silenced.read_u8()).await.is_err());
+    serving.abort();
+}
+
+#[test]
+fn a_text_is_exchanged_however_it_is_cut_up() {
+    let whole = b"xabcabcdabcx".to_vec();
+    for size in 1..whole.len() {
+        let mut exchange = Exchange::new(vec![(b"abcd".to_vec(), b"ABCD".to_vec())]);
+        let out: Vec<u8> = whole.chunks(size).flat_map(|chunk| exchange.feed(chunk)).collect();
+        assert_eq!(out, b"xabcABCDabcx", "{size}");
+    }
+}

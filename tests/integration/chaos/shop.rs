@@ -1,0 +1,324 @@
+//! The shop under fire: Redis, PostgreSQL and `firstcome serve` as processes of their own, with a proxy on every way between.
+//!
+//! Owns starting, stopping and bringing back; what is broken when is the nemesis's, and what is asked is the clients'.
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom},
+    path::PathBuf,
+    process::ExitStatus,
+    time::Duration,
+};
+
+use firstcome::{
+    db,
+    dev::{AppendFsync, PostgresConfig, PostgresServer, RedisConfig, RedisServer, ScratchDir},
+};
+use redis::aio::MultiplexedConnection;
+use reqwest::Method;
+use rustix::process::{Pid, Signal, kill_process};
+use sea_orm::DatabaseConnection;
+use serde_json::{Value, json};
+use tokio::process::Child;
+
+use super::proxy::{Mode, Proxy, Upstream};
+use crate::{
+    binary,
+    harness::{self, ADMIN, until},
+};
+
+const DATABASE: &str = "shop";
+
+/// What a shop is like.
+#[derive(Clone)]
+pub struct Options {
+    pub partitions: u16,
+    pub services: usize,
+    pub hold_seconds: u32,
+    /// Redis flushes each decision to its disk; otherwise the service is told to put up with it.
+    pub safe: bool,
+    /// What is on sale and given out.
+    pub users: i64,
+    pub products: i64,
+    pub campaigns: i64,
+}
+
+/// What the shop sells, and to whom.
+#[derive(Clone, Debug)]
+pub struct Goods {
+    pub users: Vec<i64>,
+    pub products: Vec<i64>,
+    pub campaigns: Vec<i64>,
+}
+
+impl Goods {
+    pub const BALANCE: i64 = 3000;
+    pub const STOCK: i64 = 20;
+    pub const COUPONS: i64 = 8;
+}
+
+/// One `firstcome serve`.
+pub struct Service {
+    child: Option<Child>,
+    log: PathBuf,
+    /// Where its clients find it, whichever port it has.
+    pub proxy: Proxy,
+}
+
+/// All of it. Dropped, it is gone.
+pub struct Shop {
+    pub options: Options,
+    pub services: Vec<Service>,
+    pub to_redis: Proxy,
+    pub to_postgres: Proxy,
+    pub goods: Goods,
+    // The servers are ended before their directory goes.
+    pub redis: RedisServer,
+    pub postgres: PostgresServer,
+    dir: ScratchDir,
+}
+
+impl Shop {
+    /// Starts everything and fills the shelves. `template` is the data of a stopped PostgreSQL server, to save time.
+    pub async fn open(options: Options, template: Option<PathBuf>) -> Shop {
+        let dir = ScratchDir::new().unwrap();
+        let mut redis = RedisConfig::new(dir.path().join("redis"));
+        redis.full_disks = true;
+        if !options.safe {
+            redis.append_fsync = AppendFsync::Never;
+        }
+        let redis = RedisServer::start(redis).await.unwrap();
+        let mut postgres = PostgresConfig::new(dir.path().join("postgres"));
+        postgres.template = template;
+        let postgres = PostgresServer::start(postgres).await.unwrap();
+        let to_redis = Proxy::start(Some(Upstream::Unix(redis.socket_path()))).await;
+        let to_postgres = Proxy::start(Some(Upstream::Unix(postgres.socket_dir().join(".s.PGSQL.5432")))).await;
+        let goods = Goods { users: Vec::new(), products: Vec::new(), campaigns: Vec::new() };
+        let mut shop = Shop { options, services: Vec::new(), to_redis, to_postgres, goods, redis, postgres, dir };
+        db::create_database(&harness::postgres_config(&shop.postgres.url("postgres")), DATABASE).await.unwrap();
+        let migrating = shop.db().await;
+        db::migrate(&migrating).await.unwrap();
+        migrating.close().await.unwrap();
+        for number in 0..shop.options.services {
+            let log = shop.dir.path().join(format!("service-{number}.log"));
+            shop.services.push(Service { child: None, log, proxy: Proxy::start(None).await });
+            shop.start(number).await.unwrap();
+        }
+        shop.stock_up().await;
+        shop
+    }
+
+    async fn stock_up(&mut self) {
+        let users = json!({"count": self.options.users, "balance": Goods::BALANCE});
+        let users = self.operate(Method::POST, "/admin/v1/users/bulk", users).await;
+        let first = users["firstUserId"].as_i64().unwrap();
+        self.goods.users = (first..first + self.options.users).collect();
+        for number in 0..self.options.products {
+            let (price, stock) = (100 + 50 * (number % 7), Goods::STOCK);
+            let body = json!({"productName": "신발", "price": price, "stockQuantity": stock, "category": "SHOES"});
+            let product = self.operate(Method::POST, "/admin/v1/products", body).await;
+            self.goods.products.push(product["productId"].as_i64().unwrap());
+        }
+        for number in 0..self.options.campaigns {
+            let (kind, amount) = if number % 2 == 0 { ("FIXED", 150) } else { ("PERCENTAGE", 30) };
+            let body = json!({"couponCode": "FIRE", "discountType": kind, "discountAmount": amount,
+                "totalQuantity": Goods::COUPONS, "expiredAt": "2099-01-01T00:00:00"});
+            let campaign = self.operate(Method::POST, "/admin/v1/coupons", body).await;
+            self.goods.campaigns.push(campaign["couponId"].as_i64().unwrap());
+        }
+    }
+
+    /// What an operator asks for, before anything is broken.
+    async fn operate(&self, method: Method, path: &str, body: Value) -> Value {
+        let request = harness::client().request(method, format!("{}{path}", self.bases()[0]));
+        harness::read(request.bearer_auth(ADMIN).json(&body)).await.created()
+    }
+
+    /// Where the services are.
+    pub fn bases(&self) -> Vec<String> {
+        self.services.iter().map(|service| format!("http://{}", service.proxy.address)).collect()
+    }
+
+    /// Straight to Redis, past the proxy.
+    pub async fn raw(&self) -> MultiplexedConnection {
+        harness::raw_redis(&self.redis.url()).await
+    }
+
+    /// Straight to PostgreSQL.
+    pub async fn db(&self) -> DatabaseConnection {
+        db::connect(&harness::postgres_config(&self.postgres.url(DATABASE))).await.unwrap()
+    }
+
+    /// Starts a service; one that ends at once, because something it needs is not there yet, again.
+    ///
+    /// # Errors
+    /// It says that acknowledged decisions are lost.
+    pub async fn start(&mut self, number: usize) -> Result<(), String> {
+        let url = format!("postgres://firstcome@{}/{DATABASE}?sslmode=disable", self.to_postgres.address);
+        let (redis, service) = (format!("redis://{}/", self.to_redis.address), &mut self.services[number]);
+        let mut said = 0;
+        until("a service serves", async || {
+            let Some(child) = &mut service.child else {
+                let log = fs::OpenOptions::new().create(true).append(true).open(&service.log).unwrap();
+                said = log.metadata().unwrap().len();
+                let mut command = binary::program(&["serve"]);
+                command.env("REDIS_URL", &redis).env("DATABASE_URL", &url).env("ADMIN_TOKEN", ADMIN);
+                command.env("BIND_ADDR", "127.0.0.1:0").env("PARTITIONS", self.options.partitions.to_string());
+                command.env("ORDER_HOLD_SECONDS", self.options.hold_seconds.to_string());
+                command.env("REDIS_TIMEOUT_MS", "1000").env("DATABASE_TIMEOUT_MS", "1500");
+                command.env("REQUEST_TIMEOUT_MS", "3000").env("DRAIN_SECONDS", "120").env("MAX_BACKLOG", "500");
+                command.env("ALLOW_UNSAFE_REDIS", (!self.options.safe).to_string());
+                command.stdout(log.try_clone().unwrap()).stderr(log);
+                service.child = Some(command.spawn().unwrap());
+                return None;
+            };
+            if let Some(address) = serving(&service.log, said) {
+                service.proxy.lead_to(Upstream::Tcp(address.parse().unwrap()));
+                return Some(Ok(()));
+            }
+            child.try_wait().unwrap()?;
+            service.child = None;
+            tells_of_loss(&tail(&service.log, said)).map(Err)
+        })
+        .await
+    }
+
+    /// `kill -9`.
+    pub async fn kill(&mut self, number: usize) {
+        if let Some(mut child) = self.services[number].child.take() {
+            child.kill().await.unwrap();
+        }
+    }
+
+    /// SIGSTOP, SIGCONT or SIGTERM to a service.
+    pub fn signal(&self, number: usize, signal: Signal) {
+        let pid = self.services[number].child.as_ref().and_then(Child::id);
+        if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid as i32)) {
+            kill_process(pid, signal).unwrap();
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(&mut self, number: usize) -> Option<ExitStatus> {
+        self.signal(number, Signal::TERM);
+        let mut child = self.services[number].child.take()?;
+        Some(tokio::time::timeout(Duration::from_secs(300), child.wait()).await.expect("it does not end").unwrap())
+    }
+
+    /// Everything is mended, and started anew: nothing that was asked before is on its way any more.
+    ///
+    /// # Errors
+    /// A service says that acknowledged decisions are lost.
+    pub async fn start_anew(&mut self) -> Result<(), String> {
+        for number in 0..self.services.len() {
+            self.kill(number).await;
+            self.services[number].proxy.set(Mode::Pass);
+            self.services[number].proxy.cut();
+        }
+        for proxy in [&self.to_redis, &self.to_postgres] {
+            proxy.set(Mode::Pass);
+            proxy.cut();
+        }
+        self.redis.restart().await.unwrap();
+        self.postgres.restart().await.unwrap();
+        for number in 0..self.services.len() {
+            self.start(number).await?;
+        }
+        self.ready().await
+    }
+
+    /// Waits until every service is ready.
+    ///
+    /// # Errors
+    /// One says that acknowledged decisions are lost.
+    pub async fn ready(&self) -> Result<(), String> {
+        let client = client();
+        for base in self.bases() {
+            until("a service is ready", async || {
+                let response = client.get(format!("{base}/readyz")).send().await.ok()?;
+                let ready = response.status() == 200;
+                let text = response.text().await.ok()?;
+                if ready { Some(Ok(())) } else { tells_of_loss(&text).map(Err) }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until PostgreSQL has all that was decided, while nobody asks for anything.
+    pub async fn caught_up(&self) {
+        let client = client();
+        until("PostgreSQL has caught up", async || {
+            let request = client.get(format!("{}/admin/v1/projection", self.bases()[0])).bearer_auth(ADMIN);
+            let response = request.send().await.ok()?;
+            let lag = response.json::<Value>().await.ok()?["lagEvents"].as_i64()?;
+            (lag == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Stops every service in good order, which drains the outbox. Returns what went wrong.
+    pub async fn drain(&mut self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for number in 0..self.services.len() {
+            match self.stop(number).await {
+                Some(status) if status.success() => {}
+                ended => wrong.push(format!("service {number} ended with {ended:?}")),
+            }
+        }
+        let mut redis = self.raw().await;
+        for partition in 0..self.options.partitions {
+            let left: i64 = redis::cmd("XLEN").arg(outbox(partition)).query_async(&mut redis).await.unwrap();
+            if left > 0 {
+                let log = tail(&self.services[0].log, 0);
+                let said = log.lines().rfind(|line| line.contains("outbox keeps") || line.contains("projection waits"));
+                wrong.push(format!("the outbox of partition {partition} keeps {left} events: {}", said.unwrap_or("")));
+            }
+        }
+        wrong
+    }
+
+    /// The ends of the services' logs, for a person who looks for what went wrong.
+    pub fn logs(&self) -> String {
+        let end = |service: &Service| {
+            let log = tail(&service.log, 0);
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains("\"INFO\"")).collect();
+            lines[lines.len().saturating_sub(25)..].join("\n")
+        };
+        self.services.iter().map(end).collect::<Vec<_>>().join("\n--\n")
+    }
+}
+
+/// A partition's stream of decisions.
+pub fn outbox(partition: u16) -> String {
+    format!("{{p{partition}}}:outbox")
+}
+
+/// A client that does not wait for ever.
+pub fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(4)).build().unwrap()
+}
+
+fn tail(log: &PathBuf, from: u64) -> String {
+    let mut text = Vec::new();
+    if let Ok(mut file) = fs::File::open(log) {
+        file.seek(SeekFrom::Start(from)).unwrap();
+        file.read_to_end(&mut text).unwrap();
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The address that a service says it serves, since this place in its log.
+fn serving(log: &PathBuf, from: u64) -> Option<String> {
+    let said = tail(log, from);
+    let line = said.lines().find(|line| line.contains("\"message\":\"serving\"") && line.ends_with('}'))?;
+    let line: Value = serde_json::from_str(line).ok()?;
+    Some(line["fields"]["address"].as_str()?.to_owned())
+}
+
+/// What is said about a loss, if anything is.
+fn tells_of_loss(said: &str) -> Option<String> {
+    let signs = ["are lost", "Redis lost decisions", "lost the books", "books are not open"];
+    said.lines().find(|line| signs.iter().any(|sign| line.contains(sign))).map(str::to_owned)
+}
