@@ -210,7 +210,8 @@ impl PostgresServer {
     /// # Errors
     /// When it is not running.
     pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
-        self.process.as_mut().context("PostgreSQL is not running")?.limit_file_size(bytes)
+        let process = self.process.as_mut().context("PostgreSQL is not running")?;
+        process.limit_file_size(bytes, self.user.as_ref())
     }
 
     /// Starts it again on the same data, at the same URL, after stopping it in good order if it runs.

@@ -9,9 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+use rustix::process::{Pid, Signal, kill_process};
 
-use super::reaper::Entry;
+use super::{dirs::User, reaper::Entry};
 
 /// A starting server may replay a long log. It is given up on when it ends, not when it is slow;
 /// this only bounds one that neither ends nor gets ready.
@@ -187,18 +187,23 @@ impl Process {
 
     /// What none of the server's processes can write a file beyond: the same to them as a full disk. `None`: no limit.
     ///
+    /// By the program `prlimit`, as the server's own user: in a container root may not limit another user's processes.
+    ///
     /// # Errors
-    /// When the server has ended, or is another user's and we are not root.
-    pub(super) fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
+    /// When the server has ended, or there is no such program.
+    pub(super) fn limit_file_size(&mut self, bytes: Option<u64>, user: Option<&User>) -> Result<()> {
         ensure!(!self.has_ended()?, "{} has ended", self.name);
-        let limit = Rlimit { current: bytes, maximum: getrlimit(Resource::Fsize).maximum };
+        let bytes = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
         for pid in servers_in(&self.dir) {
-            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-            match prlimit(pid, Resource::Fsize, limit.clone()) {
-                // One of PostgreSQL's that ended meanwhile.
-                Err(rustix::io::Errno::SRCH) => {}
-                limited => drop(limited.with_context(|| format!("cannot limit the files of {}", self.name))?),
+            let mut limit = Command::new("prlimit");
+            limit.arg(format!("--pid={pid}")).arg(format!("--fsize={bytes}:")).stdin(Stdio::null());
+            if let Some(user) = user {
+                limit.uid(user.uid).gid(user.gid);
             }
+            let done = limit.output().context("cannot run prlimit")?;
+            // One of PostgreSQL's may have ended meanwhile.
+            let gone = !Path::new(&format!("/proc/{pid}")).exists();
+            ensure!(done.status.success() || gone, "prlimit: {}", String::from_utf8_lossy(&done.stderr));
         }
         Ok(())
     }

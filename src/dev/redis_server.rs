@@ -209,7 +209,7 @@ impl RedisServer {
     /// # Errors
     /// When it is not running.
     pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
-        self.process.as_mut().context("Redis is not running")?.limit_file_size(bytes)
+        self.process.as_mut().context("Redis is not running")?.limit_file_size(bytes, None)
     }
 
     /// Starts it again on the same data, at the same URL, after stopping it in good order if it runs.

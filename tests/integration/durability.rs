@@ -28,7 +28,7 @@ async fn another(world: &World) -> App {
 }
 
 /// Copies a directory of files.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     let _ = std::fs::remove_dir_all(to);
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

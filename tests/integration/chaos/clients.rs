@@ -112,7 +112,7 @@ impl Market {
                     self.begin(self.choose(&mut random))
                 }
             };
-            let known = self.attempt(&http, number, &mut random).await;
+            let known = self.attempt(&http, number, &mut random).await.is_known();
             // Half of what nobody knows is tried again at some time, and some of what is known all the same.
             if (!known && random.percent(50)) || (known && random.percent(8)) {
                 let ask = self.history.get(number).ask;
@@ -128,8 +128,8 @@ impl Market {
         self.history.begin(Operation::new(ask, key))
     }
 
-    /// Sends a request to one of the services, and notes down what came of it. Returns whether that is known.
-    pub async fn attempt(&self, http: &reqwest::Client, number: usize, random: &mut Random) -> bool {
+    /// Sends a request to one of the services, and notes down what came of it.
+    pub async fn attempt(&self, http: &reqwest::Client, number: usize, random: &mut Random) -> Outcome {
         let operation = self.history.get(number);
         let (method, path, body) = operation.ask.request();
         let mut request = http.request(method, format!("{}{path}", random.pick(&self.bases)));
@@ -141,19 +141,17 @@ impl Market {
             Ok((status, text, replayed)) => Outcome::read(&operation.ask, status, &text, replayed),
             Err(error) => Outcome::Unknown(format!("{error:?}")),
         };
-        let known = outcome.is_known();
         if let Outcome::Done { body, .. } = &outcome {
             self.learn(&operation.ask, body);
         }
-        self.history.add(number, Attempt { began, ended: now(), outcome });
-        known
+        self.history.add(number, Attempt { began, ended: now(), outcome: outcome.clone() });
+        outcome
     }
 
-    /// Asks one thing, to its known end; for runs in which nothing is at random.
+    /// Asks for one thing, once: for runs in which nothing is at random.
     pub async fn ask(&self, http: &reqwest::Client, ask: Ask) -> Outcome {
         let number = self.begin(ask);
-        self.attempt(http, number, &mut Random::new(0)).await;
-        self.history.get(number).attempts.pop().unwrap().outcome
+        self.attempt(http, number, &mut Random::new(0)).await
     }
 
     fn learn(&self, ask: &Ask, body: &Value) {

@@ -29,7 +29,7 @@ use sea_orm::DatabaseConnection;
 use self::{
     clients::Market,
     facts::Facts,
-    history::{Counts, Operation},
+    history::{Counts, Operation, Outcome, Random},
     nemesis::Damage,
     objects::Verdicts,
     shop::{Options, Shop},
@@ -137,7 +137,7 @@ async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
     shop.start_anew().await?;
     let http = shop::client();
     for number in market.history.open() {
-        while !market.attempt(&http, number, &mut history::Random::new(0)).await {
+        while let Outcome::Unknown(_) = market.attempt(&http, number, &mut Random::new(0)).await {
             shop.ready().await?;
         }
         market.history.settle(number);
