@@ -18,6 +18,10 @@ use crate::{
     store::Store,
 };
 
+/// How many times `DATABASE_TIMEOUT_MS` a transaction of the projection may take before its connection counts as dead; if it
+/// was only slow, the next may take longer.
+const TRANSACTION_PATIENCE: Duration = Duration::from_millis(6);
+
 /// A process's parts, connected.
 pub struct App {
     pub engine: Arc<Engine>,
@@ -57,9 +61,10 @@ impl App {
         rebuild.run_if_needed().await?;
         let store = startup::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
+        let patience = TRANSACTION_PATIENCE * postgres.database_timeout_ms as u32;
         Ok(App {
             engine: Arc::new(engine),
-            projector: Projector::new(store.clone(), db.clone(), clock, projector),
+            projector: Projector::new(store.clone(), db.clone(), clock, projector, patience),
             store,
             db,
             background: TaskTracker::new(),

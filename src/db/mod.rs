@@ -48,7 +48,17 @@ pub async fn connect(config: &PostgresConfig) -> anyhow::Result<Connection> {
         .acquire_timeout(timeout)
         .sqlx_logging(false)
         .record_stmt_in_spans(false)
-        .set_application_name("firstcome");
+        .set_application_name("firstcome")
+        .map_sqlx_postgres_pool_opts(move |pool| {
+            // Whoever stopped waiting for an answer leaves a connection on which it is still to come. The pool waits for it
+            // without end, and has one connection less meanwhile: on one that fell silent, for ever.
+            pool.after_release(move |connection, _| {
+                Box::pin(async move {
+                    let answers = tokio::time::timeout(timeout, sqlx::Connection::ping(connection));
+                    answers.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
+                })
+            })
+        });
     Database::connect(options).await.context("can't reach PostgreSQL at DATABASE_URL")
 }
 

@@ -22,6 +22,8 @@ use crate::{
 const EVERY: Duration = Duration::from_millis(500);
 /// How often Postgres is asked while replies wait for it, where another process carries the decisions there.
 const WHILE_WAITING: Duration = Duration::from_millis(10);
+/// How long Postgres is waited for when it is asked.
+const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
 /// When a write that was shed may try again.
 const SHED_RETRY: Duration = Duration::from_secs(2);
 
@@ -107,7 +109,9 @@ impl Engine {
     }
 
     async fn look_at_postgres(&self) {
-        match db::reads::positions(&self.db).await {
+        // A connection that fell silent must not end the watch.
+        let reading = tokio::time::timeout(POSTGRES_PATIENCE, db::reads::positions(&self.db)).await;
+        match reading.unwrap_or_else(|_| Err(Error::unavailable("PostgreSQL does not answer"))) {
             Ok(positions) => {
                 for projected in positions {
                     let (epoch, seq) = projected.at();

@@ -43,6 +43,8 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// The first and the longest pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How many times longer than at first a transaction is waited for at most.
+const LONGEST_PATIENCE: u32 = 64;
 /// How often idempotency records whose life is over are removed, and how many at most.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 const FORGET_AT_ONCE: i64 = 20_000;
@@ -54,6 +56,8 @@ pub struct Projector {
     db: DatabaseConnection,
     clock: Clock,
     batch: usize,
+    /// How long a transaction may take before its connection counts as dead, if no longer one was needed before.
+    patience: Duration,
 }
 
 /// What a batch came to.
@@ -81,6 +85,10 @@ enum Failure {
     /// Redis or Postgres is away.
     #[error("{0}")]
     Away(String),
+    /// A connection that nobody answers on any more, and that nobody closes: where the other machine is gone, or a firewall
+    /// has forgotten it. Or a Postgres that needs longer.
+    #[error("PostgreSQL has not answered for {0:?}")]
+    Silent(Duration),
 }
 
 impl From<Error> for Failure {
@@ -96,8 +104,15 @@ impl From<DbErr> for Failure {
 }
 
 impl Projector {
-    pub fn new(store: Store, db: DatabaseConnection, clock: Clock, config: &ProjectorConfig) -> Self {
-        Projector { store, db, clock, batch: config.projector_batch as usize }
+    /// `patience` is how long a transaction may take before its connection counts as dead.
+    pub fn new(
+        store: Store,
+        db: DatabaseConnection,
+        clock: Clock,
+        config: &ProjectorConfig,
+        patience: Duration,
+    ) -> Self {
+        Projector { store, db, clock, batch: config.projector_batch as usize, patience }
     }
 
     /// Follows every partition until `stop`, each in a task of its own.
@@ -111,8 +126,10 @@ impl Projector {
             let forgetting = async {
                 loop {
                     tokio::time::sleep(FORGET_EVERY).await;
-                    if let Err(error) = this.forget_records().await {
-                        tracing::debug!(%error, "ended idempotency records stay a while");
+                    match tokio::time::timeout(this.patience, this.forget_records()).await {
+                        Ok(Ok(_)) => {}
+                        Ok(Err(error)) => tracing::debug!(%error, "ended idempotency records stay a while"),
+                        Err(_) => tracing::debug!("ended idempotency records stay a while: no answer"),
                     }
                 }
             };
@@ -137,17 +154,19 @@ impl Projector {
 
     async fn follow_one(&self, here: Partition, stop: &CancellationToken) {
         let mut pause = FIRST_PAUSE;
+        let mut patience = self.patience;
         // Since when it waits for a store that is away, and what it has carried since that is back.
         let mut waiting: Option<(Instant, usize)> = None;
         while !stop.is_cancelled() {
             // Dropping a step half way is safe: what is not committed did not happen, and what is not trimmed is skipped.
             let step = tokio::select! {
-                step = self.step(here, IDLE_WAIT) => step,
+                step = self.step(here, IDLE_WAIT, patience) => step,
                 () = stop.cancelled() => return,
             };
             match step.and_then(|step| if step.carried > 0 { Ok(step.carried) } else { step.relayed.map(|()| 0) }) {
                 Ok(carried) => {
                     pause = FIRST_PAUSE;
+                    patience = self.patience;
                     if let Some((since, events)) = &mut waiting {
                         *events += carried;
                         if carried < self.batch {
@@ -160,6 +179,10 @@ impl Projector {
                 Err(Failure::Overtaken) => tracing::debug!(partition = here.0, "overtaken by another projector"),
                 Err(failure) => {
                     tracing::warn!(partition = here.0, %failure, "the projection waits");
+                    if let Failure::Silent(_) = failure {
+                        // It may also be slow: no batch is ever too large.
+                        patience = (patience * 2).min(self.patience * LONGEST_PATIENCE);
+                    }
                     waiting.get_or_insert((Instant::now(), 0));
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
@@ -178,7 +201,7 @@ impl Projector {
     pub async fn drain(&self) -> anyhow::Result<()> {
         for here in self.store.all() {
             loop {
-                match self.step(here, Duration::ZERO).await {
+                match self.step(here, Duration::ZERO, self.patience * LONGEST_PATIENCE).await {
                     Ok(Step { carried: 0, relayed }) => break relayed.map_err(|failure| anyhow!(failure))?,
                     Ok(_) | Err(Failure::Overtaken) => {}
                     Err(failure) => return Err(anyhow!(failure)),
@@ -220,7 +243,7 @@ impl Projector {
 
     /// One batch: read, commit, relay, trim. A relay that fails (another partition is away) keeps its events in the outbox,
     /// and does not keep the next ones from Postgres.
-    async fn step(&self, here: Partition, wait: Duration) -> Result<Step, Failure> {
+    async fn step(&self, here: Partition, wait: Duration, patience: Duration) -> Result<Step, Failure> {
         let from = self.position(here).await?;
         let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Away(format!("{error}")))?;
         let mut relayed = self.finish_leftovers(here, last).await;
@@ -232,7 +255,7 @@ impl Projector {
             }
         }
         let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(Step { carried: 0, relayed }) };
-        match self.commit(here, &from, &entries).await {
+        match self.commit(here, &from, &entries, patience).await {
             // What lacks may have been committed and trimmed by another projector since we read the position.
             Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
                 return Err(Failure::Overtaken);
@@ -266,7 +289,8 @@ impl Projector {
     }
 
     async fn position(&self, here: Partition) -> Result<ProjectedPosition, Failure> {
-        let positions = db::reads::positions(&self.db).await?;
+        let reading = tokio::time::timeout(self.patience, db::reads::positions(&self.db)).await;
+        let positions = reading.map_err(|_| Failure::Silent(self.patience))??;
         let missing = || Failure::Away(format!("PostgreSQL has no position of partition {}", here.0));
         let position = positions.into_iter().find(|position| position.partition == here.0).ok_or_else(missing)?;
         self.note(here, &position);
@@ -280,7 +304,13 @@ impl Projector {
 
     /// Commits entries in as few transactions as it takes: all at once, or, where one of them can't be applied, the good
     /// ones around it and a dead letter for it.
-    async fn commit(&self, here: Partition, from: &ProjectedPosition, entries: &[Entry]) -> Result<(), Failure> {
+    async fn commit(
+        &self,
+        here: Partition,
+        from: &ProjectedPosition,
+        entries: &[Entry],
+        patience: Duration,
+    ) -> Result<(), Failure> {
         let mut read: Vec<Read> = entries.iter().map(Read::new).collect();
         // What is before a gap is sound, and a rebuild from Postgres will need it.
         let (sound, gap) = match check_gapless(from, &mut read) {
@@ -291,7 +321,7 @@ impl Projector {
         // What is still to be committed, the next part last.
         let mut parts: Vec<&[Read<'_>]> = if sound == 0 { Vec::new() } else { vec![&read[..sound]] };
         while let Some(part) = parts.pop() {
-            match self.commit_part(here, &from, part).await {
+            match self.commit_part(here, &from, part, patience).await {
                 Ok(to) => from = to,
                 Err(CommitError::Bad(_)) if part.len() > 1 => {
                     let (first, second) = part.split_at(part.len() / 2);
@@ -299,7 +329,7 @@ impl Projector {
                 }
                 Err(CommitError::Bad(reason)) => {
                     let letter = Read { event: Err(reason), ..part[0].clone() };
-                    match self.commit_part(here, &from, &[letter]).await {
+                    match self.commit_part(here, &from, &[letter], patience).await {
                         Ok(to) => from = to,
                         Err(CommitError::Failed(failure)) => return Err(failure),
                         Err(CommitError::Bad(reason)) => {
@@ -313,8 +343,21 @@ impl Projector {
         gap.map_or(Ok(()), Err)
     }
 
-    /// One transaction: the position, the effects, the dead letters. Returns the new position.
+    /// One transaction, if it is over within `patience`. Where it is not, nobody knows whether it was committed: the position
+    /// tells.
     async fn commit_part(
+        &self,
+        here: Partition,
+        from: &ProjectedPosition,
+        part: &[Read<'_>],
+        patience: Duration,
+    ) -> Result<ProjectedPosition, CommitError> {
+        let committing = tokio::time::timeout(patience, self.transact(here, from, part)).await;
+        committing.unwrap_or(Err(CommitError::Failed(Failure::Silent(patience))))
+    }
+
+    /// One transaction: the position, the effects, the dead letters. Returns the new position.
+    async fn transact(
         &self,
         here: Partition,
         from: &ProjectedPosition,
@@ -328,6 +371,9 @@ impl Projector {
             }
         }
         let transaction = self.db.begin().await?;
+        // If nobody hears of us any more, the server must not keep the position locked for us.
+        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.patience.as_millis());
+        transaction.execute_unprepared(&limit).await?;
         // First the position: it locks the row, so that a second projector waits here and then finds itself overtaken.
         let moved = transaction
             .execute_raw(Statement::from_sql_and_values(

@@ -29,12 +29,12 @@ use sea_orm::DatabaseConnection;
 use self::{
     clients::Market,
     facts::Facts,
-    history::{Counts, Operation, Outcome, Random},
+    history::{Ask, Counts, Operation, Outcome, Random},
     nemesis::Damage,
     objects::Verdicts,
     shop::{Options, Shop},
 };
-use crate::books;
+use crate::{books, harness::until};
 
 /// Something that is not as it was promised, and which check found it.
 #[derive(Clone, Debug)]
@@ -82,6 +82,34 @@ async fn a_shop_under_fire_keeps_what_it_acknowledged() {
 #[tokio::test]
 async fn a_shop_in_three_partitions_under_fire() {
     under_fire(3, number("CHAOS_FAULTS", 10).div_ceil(2)).await;
+}
+
+/// A connection to PostgreSQL that falls silent in the middle of a transaction, as when a firewall forgets it: the projection
+/// goes on over another one, though the server still takes the first for alive.
+#[tokio::test]
+async fn a_projection_whose_connection_falls_silent_goes_on() {
+    let options =
+        Options { partitions: 1, services: 1, hold_seconds: 600, safe: true, users: 1, products: 0, campaigns: 0 };
+    let mut shop = Shop::open(options, None).await;
+    shop.caught_up().await;
+    let market = Market::new(&shop.goods, shop.bases(), 0);
+    let db = shop.db().await;
+    let pool = db.get_postgres_connection_pool();
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();
+    market.ask(&shop::client(), Ask::Charge { user: shop.goods.users[0], amount: 1 }).await;
+    until("the projection is in the middle of it", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap();
+        (waiting > 0).then_some(())
+    })
+    .await;
+    shop.to_postgres.silence();
+    lock.rollback().await.unwrap();
+    db.close().await.unwrap();
+    shop.caught_up().await;
+    let conclusion = conclude(&mut shop, &market).await;
+    assert!(conclusion.findings.is_empty(), "{:?}", conclusion.findings);
 }
 
 async fn under_fire(partitions: u16, faults: u64) {
