@@ -44,7 +44,11 @@ const TABLE: [(Mutation, &str, &[&str]); 7] = [
     (PositionStays, "the position is not moved in the transaction", &["the service", "the books"]),
     (DiskPutBack, "appendfsync no, and Redis comes back with an older disk", &["the service", "the books"]),
     // Nobody is left who was told: only the clients know.
-    (DiskPutBackUnderNewService, "the same, the service and PostgreSQL knowing nothing", &["the effects", "linearizability"]),
+    (
+        DiskPutBackUnderNewService,
+        "the same, the service and PostgreSQL knowing nothing",
+        &["the effects", "linearizability"],
+    ),
     (GiveBackTwice, "order_close.lua gives a hold back twice", &["the books", "linearizability"]),
 ];
 
@@ -65,8 +69,7 @@ async fn what_is_broken_in_the_product_is_noticed() {
 /// A short day of business with something broken in the middle of it: what notices.
 async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
     let safe = !matches!(mutation, DiskPutBack | DiskPutBackUnderNewService);
-    let options =
-        Options { partitions: 1, services: 1, hold_seconds: 600, safe, users: 2, products: 2, campaigns: 1 };
+    let options = Options { partitions: 1, services: 1, hold_seconds: 600, safe, users: 2, products: 2, campaigns: 1 };
     let mut shop = Shop::open(options, Some(template)).await;
     let market = Market::new(&shop.goods, shop.bases(), 0);
     trade(&shop, &market, 0).await;

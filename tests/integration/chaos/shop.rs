@@ -52,7 +52,7 @@ pub struct Goods {
 }
 
 impl Goods {
-    pub const BALANCE: i64 = 3000;
+    pub const BALANCE: i64 = 1200;
     pub const STOCK: i64 = 20;
     pub const COUPONS: i64 = 8;
 }
@@ -278,14 +278,16 @@ impl Shop {
         wrong
     }
 
-    /// The ends of the services' logs, for a person who looks for what went wrong.
+    /// What the services said of errors, and last: for a person who looks for what went wrong.
     pub fn logs(&self) -> String {
-        let end = |service: &Service| {
+        let said = |service: &Service| {
             let log = tail(&service.log, 0);
-            let lines: Vec<&str> = log.lines().filter(|line| !line.contains("\"INFO\"")).collect();
-            lines[lines.len().saturating_sub(25)..].join("\n")
+            let (errors, rest): (Vec<&str>, Vec<&str>) =
+                log.lines().filter(|line| !line.contains("\"INFO\"")).partition(|line| line.contains("\"ERROR\""));
+            let last = &rest[rest.len().saturating_sub(15)..];
+            [&errors[..errors.len().min(15)], last].concat().join("\n")
         };
-        self.services.iter().map(end).collect::<Vec<_>>().join("\n--\n")
+        self.services.iter().map(said).collect::<Vec<_>>().join("\n--\n")
     }
 }
 
