@@ -18,10 +18,6 @@ use crate::{
     store::Store,
 };
 
-/// How many times `DATABASE_TIMEOUT_MS` a transaction of the projection may take before its connection counts as dead; if it
-/// was only slow, the next may take longer.
-const TRANSACTION_PATIENCE: Duration = Duration::from_millis(6);
-
 /// A process's parts, connected.
 pub struct App {
     pub engine: Arc<Engine>,
@@ -50,10 +46,11 @@ impl App {
         .context("the payment gateways can't be set up")?;
         let db = db::connect(postgres).await?;
         let store = Store::connect(redis).await?;
+        let patience = postgres.transaction_patience();
         let rebuild = Rebuild {
             store: store.clone(),
             db: db.clone(),
-            projector: Projector::new(store.clone(), db.clone(), clock.clone(), projector),
+            projector: Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience),
             clock: clock.clone(),
             zone: shop.time_zone,
             allow_unsafe_redis: redis.allow_unsafe_redis,
@@ -61,7 +58,6 @@ impl App {
         rebuild.run_if_needed().await?;
         let store = startup::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
-        let patience = TRANSACTION_PATIENCE * postgres.database_timeout_ms as u32;
         Ok(App {
             engine: Arc::new(engine),
             projector: Projector::new(store.clone(), db.clone(), clock, projector, patience),

@@ -2,7 +2,7 @@
 //!
 //! Secrets are [`Secret`]s, which print as `***`.
 
-use std::{fmt, net::SocketAddr, str::FromStr};
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use clap::{Args, ValueEnum};
 
@@ -95,6 +95,14 @@ pub struct PostgresConfig {
     /// Milliseconds to wait for a connection to PostgreSQL before answering 503
     #[arg(long, env = "DATABASE_TIMEOUT_MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub database_timeout_ms: u64,
+}
+
+impl PostgresConfig {
+    /// How long a transaction of the projection may take before its connection counts as dead; if it was only slow, the next may
+    /// take longer.
+    pub fn transaction_patience(&self) -> Duration {
+        Duration::from_millis(self.database_timeout_ms) * 6
+    }
 }
 
 /// How the shop works.

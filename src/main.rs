@@ -244,7 +244,13 @@ async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
     let RebuildRole { redis, postgres, projector, time_zone, discard, lost_at_most } = options;
     let (store, db, clock) = (Store::connect(&redis).await?, db::connect(&postgres).await?, Clock::system());
     let rebuild = Rebuild {
-        projector: Projector::new(store.clone(), db.clone(), clock.clone(), &projector),
+        projector: Projector::new(
+            store.clone(),
+            db.clone(),
+            clock.clone(),
+            &projector,
+            postgres.transaction_patience(),
+        ),
         store,
         db,
         clock,

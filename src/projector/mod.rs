@@ -223,7 +223,7 @@ impl Projector {
     /// Redis or Postgres is away, or a newer program has been here.
     pub async fn carry(&self, here: Partition) -> anyhow::Result<Option<String>> {
         loop {
-            match self.step(here, Duration::ZERO).await {
+            match self.step(here, Duration::ZERO, self.patience * LONGEST_PATIENCE).await {
                 Ok(Step { carried: 0, .. }) => return Ok(None),
                 Err(gap @ Failure::Gap { .. }) => return Ok(Some(gap.to_string())),
                 Ok(_) | Err(Failure::Overtaken) => {}

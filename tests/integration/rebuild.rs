@@ -31,7 +31,8 @@ fn projecting() -> Options {
 async fn rebuilder(world: &World) -> Rebuild {
     let store = Store::connect(&harness::redis_config(&world.redis.url())).await.unwrap();
     let db = firstcome::db::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
-    let projector = Projector::new(store.clone(), db.clone(), world.clock.clone(), &Default::default());
+    let patience = std::time::Duration::from_secs(600);
+    let projector = Projector::new(store.clone(), db.clone(), world.clock.clone(), &Default::default(), patience);
     Rebuild { store, db, projector, clock: world.clock.clone(), zone: world.engine.zone(), allow_unsafe_redis: false }
 }
 
