@@ -155,6 +155,7 @@ async fn conclude(shop: &mut Shop, market: &Market) -> Conclusion {
     operations.iter().flat_map(Operation::contradictions).for_each(|what| found("the replies", what));
     facts::compare(&operations, &facts, &shop.goods).into_iter().for_each(|what| found("the effects", what));
     recompute(shop, &db).await.into_iter().for_each(|what| found("the books", what));
+    shop.audit().await.into_iter().for_each(|what| found("the audit", what));
     let verdicts = objects::check_all(&operations, &facts, shop.options.partitions);
     verdicts.violations.iter().for_each(|what| found("linearizability", what.clone()));
     db.close().await.unwrap();
@@ -173,8 +174,7 @@ async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
     Ok(())
 }
 
-/// Recomputes every law of conservation from the raw stores: here `firstcome audit --json` joins in, which does the same from
-/// within the product.
+/// Recomputes every law of conservation from the raw stores, as `firstcome audit` does from within the product.
 async fn recompute(shop: &Shop, db: &DatabaseConnection) -> Vec<String> {
     let (mut servers, db, partitions) = (vec![shop.raw().await], db.clone(), shop.options.partitions);
     let checked = tokio::spawn(async move { books::check(&mut servers, &db, partitions, 0).await }).await;

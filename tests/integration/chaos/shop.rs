@@ -278,6 +278,23 @@ impl Shop {
         wrong
     }
 
+    /// `firstcome audit`: what is wrong with the books, or why that can't be said.
+    pub async fn audit(&self) -> Vec<String> {
+        let mut command = binary::program(&["audit", "--json"]);
+        command.env("REDIS_URL", self.redis.url()).env("DATABASE_URL", self.postgres.url(DATABASE));
+        let output = command.output().await.unwrap();
+        let (said, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        match output.status.code() {
+            Some(0) => Vec::new(),
+            Some(1) => {
+                let report: Value = serde_json::from_str(&said).unwrap();
+                let checks = report["checks"].as_array().unwrap().iter();
+                checks.filter(|check| check["ok"] == false).map(Value::to_string).collect()
+            }
+            _ => vec![log],
+        }
+    }
+
     /// What the services said of errors, and last: for a person who looks for what went wrong.
     pub fn logs(&self) -> String {
         let said = |service: &Service| {
