@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::Audit;
 use crate::{
-    db::snapshot::Snapshot,
+    db::snapshot::{Read, Snapshot},
     domain::{
         Error,
         event::{self, Body, Event},
@@ -73,7 +73,7 @@ impl Audit {
     pub(super) async fn moment<R, T>(
         &self,
         here: Partition,
-        rows: impl AsyncFn(&mut Snapshot) -> sqlx::Result<R>,
+        rows: impl AsyncFn(&mut Snapshot) -> Read<R>,
         look: impl AsyncFn((StreamId, usize)) -> Result<Inspected<T>, Error>,
     ) -> anyhow::Result<Moment<R, T>> {
         for _ in 0..ATTEMPTS {

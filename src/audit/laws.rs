@@ -2,8 +2,6 @@
 //! rows that the same partition's stream wrote, so that it holds at every moment; what is between two partitions is
 //! [`between`].
 
-use sqlx::AssertSqlSafe;
-
 use super::{
     Audit,
     report::{Findings, Report},
@@ -11,7 +9,9 @@ use super::{
 use crate::db::snapshot::Snapshot;
 
 /// Discrepancies that Postgres names.
-const NAMED: i64 = 20;
+const NAMED: usize = 20;
+/// Steps between partitions that it names: those that stay are few.
+const NAMED_STEPS: usize = 1000;
 
 /// A law: its name, what it is about and how many of them there are, and what is wrong (`what`, a text with the ids).
 /// `$1`: how many partitions there are.
@@ -148,19 +148,10 @@ const LAWS: [Law; 10] = [
 /// Checks every law, as of one moment.
 pub(super) async fn check(audit: &Audit, report: &mut Report) -> anyhow::Result<()> {
     let mut snapshot = Snapshot::begin(&audit.db).await?;
-    let partitions = i64::from(audit.store.partitions());
     for law in &LAWS {
         let mut findings = Findings::new(law.name, law.noun);
-        let count: i64 = sqlx::query_scalar(law.count).fetch_one(snapshot.connection()).await?;
-        findings.looked_at(count);
-        // Nothing in it comes from outside: the laws are above, and the number is bound.
-        let sql = format!(
-            "WITH wrong AS MATERIALIZED (SELECT what FROM ({}) AS law WHERE $1 > 0)
-             SELECT (SELECT count(*) FROM wrong), ARRAY(SELECT what FROM wrong ORDER BY what LIMIT {NAMED})",
-            law.wrong
-        );
-        let (found, named): (i64, Vec<String>) =
-            sqlx::query_as(AssertSqlSafe(sql)).bind(partitions).fetch_one(snapshot.connection()).await?;
+        findings.looked_at(snapshot.count(law.count).await?);
+        let (found, named) = snapshot.wrong(law.wrong, audit.store.partitions(), NAMED).await?;
         findings.add_all(found, named);
         report.add(findings);
     }
@@ -172,12 +163,19 @@ pub(super) async fn check(audit: &Audit, report: &mut Report) -> anyhow::Result<
 /// found here counts only if it stays. Stock that is HELD is looked at by the clock, and is none of this.
 pub(super) async fn between(audit: &Audit) -> anyhow::Result<(i64, Vec<String>)> {
     let mut snapshot = Snapshot::begin(&audit.db).await?;
-    let sql = "
+    let (_, found) = snapshot.wrong(BETWEEN, audit.store.partitions(), NAMED_STEPS).await?;
+    let count =
+        snapshot.count("SELECT (SELECT count(*) FROM stock_holds) + (SELECT count(*) FROM far_coupons)").await?;
+    snapshot.end().await?;
+    Ok((count, found))
+}
+
+const BETWEEN: &str = "
         WITH wanted AS (
             SELECT (l.product_id % $1)::int AS partition, o.id AS order_id, o.status
             FROM orders AS o JOIN order_lines AS l ON l.order_id = o.id WHERE l.product_id % $1 <> o.id % $1 GROUP BY 1, 2, 3)
         SELECT format('order %s is %s, and partition %s has its stock %s', coalesce(w.order_id, h.order_id),
-            coalesce(w.status, 'not there'), coalesce(w.partition, h.partition), coalesce(h.state, 'not held'))
+            coalesce(w.status, 'not there'), coalesce(w.partition, h.partition), coalesce(h.state, 'not held')) AS what
         FROM wanted AS w FULL JOIN stock_holds AS h ON h.partition = w.partition AND h.order_id = w.order_id
         WHERE (h.state = 'SETTLED' AND w.status IS DISTINCT FROM 'PAID')
            OR (w.status IN ('PENDING', 'PAID') AND coalesce(h.state, 'RELEASED') IN ('RELEASED', 'REFUNDED'))
@@ -191,12 +189,4 @@ pub(super) async fn between(audit: &Audit) -> anyhow::Result<(i64, Vec<String>)>
             SELECT FROM far_coupons AS f WHERE f.coupon_id = c.coupon_id AND f.user_id = c.user_id)
         UNION ALL
         SELECT format('order %s: there is no product %s', order_id, product_id) FROM order_lines AS l
-        WHERE NOT EXISTS (SELECT FROM products WHERE id = l.product_id)
-        LIMIT 1000";
-    let found =
-        sqlx::query_scalar(sql).bind(i64::from(audit.store.partitions())).fetch_all(snapshot.connection()).await?;
-    let sql = "SELECT (SELECT count(*) FROM stock_holds) + (SELECT count(*) FROM far_coupons)";
-    let count = sqlx::query_scalar(sql).fetch_one(snapshot.connection()).await?;
-    snapshot.end().await?;
-    Ok((count, found))
-}
+        WHERE NOT EXISTS (SELECT FROM products WHERE id = l.product_id)";

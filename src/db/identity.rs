@@ -112,3 +112,27 @@ pub async fn told(db: &Connection) -> Result<Vec<Told>, Error> {
     let rows = db.query_all_raw(Statement::from_string(DbBackend::Postgres, sql)).await.map_err(super::translate)?;
     rows.iter().map(|row| Told::from_query_result(row, "").map_err(super::translate)).collect()
 }
+
+/// What the one lock of a database is known by.
+const LOCK: i64 = 0x6669_7273_7463_6f6d;
+
+/// Held by the one process that rebuilds; the end of its connection lets it go.
+pub struct Lock(sqlx::pool::PoolConnection<sqlx::Postgres>);
+
+impl Lock {
+    /// Waits until nobody else holds it.
+    ///
+    /// # Errors
+    /// Postgres can't answer.
+    pub async fn take(db: &Connection) -> anyhow::Result<Lock> {
+        let mut connection = db.get_postgres_connection_pool().acquire().await?;
+        sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
+        Ok(Lock(connection))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.0.close_on_drop();
+    }
+}

@@ -1,5 +1,7 @@
 //! Postgres as of one moment, a few things at a time: for the audit, in bounded memory however much there is.
 
+use sqlx::AssertSqlSafe;
+
 use super::snapshot::{CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, RankRow, Snapshot, UserRow, orders_sql};
 
 /// What the audit goes through.
@@ -48,6 +50,27 @@ impl Snapshot {
         };
         let query = sqlx::query_scalar(sql).bind(page.after).bind(i64::from(page.partitions));
         query.bind(i64::from(page.partition)).bind(page.size).bind(page.until).fetch_all(self.connection()).await
+    }
+
+    /// What a query without parameters counts.
+    pub async fn count(&mut self, sql: &'static str) -> sqlx::Result<i64> {
+        sqlx::query_scalar(sql).fetch_one(self.connection()).await
+    }
+
+    /// How many rows `wrong` finds, and what it says of the first `named` of them in its one column, `what`. `$1`: how many
+    /// partitions there are.
+    pub async fn wrong(
+        &mut self,
+        wrong: &'static str,
+        partitions: u16,
+        named: usize,
+    ) -> sqlx::Result<(i64, Vec<String>)> {
+        // Put together of what is written in the program alone.
+        let sql = format!(
+            "WITH wrong AS MATERIALIZED (SELECT what FROM ({wrong}) AS law WHERE $1 > 0)
+             SELECT (SELECT count(*) FROM wrong), ARRAY(SELECT what FROM wrong ORDER BY what LIMIT {named})"
+        );
+        sqlx::query_as(AssertSqlSafe(sql)).bind(i64::from(partitions)).fetch_one(self.connection()).await
     }
 
     /// The last id of a kind.

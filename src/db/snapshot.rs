@@ -122,6 +122,8 @@ row! {
     RankRow { day: String, product_id: i64, units: i64, won: i64, }
 }
 
+/// What a read comes to.
+pub type Read<T> = sqlx::Result<T>;
 /// A stream of rows.
 pub type Rows<'c, T> = BoxStream<'c, sqlx::Result<T>>;
 

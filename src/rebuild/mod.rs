@@ -40,8 +40,6 @@ const REASON: &str = "a rebuild from PostgreSQL is under way";
 /// How long nobody may be heard of before an empty Redis is taken for a lost one, and how long whoever is at work gets to
 /// see that a partition is frozen: four times as long as the pause between two looks.
 const SILENCE: Duration = Duration::from_secs(2);
-/// One rebuild of a database at a time.
-const LOCK: i64 = 0x6669_7273_7463_6f6d;
 
 /// What an operator decides about a rebuild.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,17 +106,14 @@ impl Rebuild {
         if !self.is_needed(&there.0).await? {
             return Ok(None);
         }
-        let lock = self.lock().await?;
+        let _one = identity::Lock::take(&self.db).await?;
         // Somebody else may have done it while we waited.
-        let summary = if self.is_needed(&there.0).await? {
-            tracing::warn!(store = there.0, "Redis is empty, and is rebuilt from PostgreSQL");
-            self.hear_nobody().await?;
-            Some(self.run_locked(there, Options::default()).await?)
-        } else {
-            None
-        };
-        lock.release().await;
-        Ok(summary)
+        if !self.is_needed(&there.0).await? {
+            return Ok(None);
+        }
+        tracing::warn!(store = there.0, "Redis is empty, and is rebuilt from PostgreSQL");
+        self.hear_nobody().await?;
+        self.run_locked(there, Options::default()).await.map(Some)
     }
 
     /// Rebuilds Redis, whatever is in it.
@@ -132,10 +127,8 @@ impl Rebuild {
         let there = identity::read(&self.db).await?;
         let there = there.context("this PostgreSQL database has no store: there is nothing to rebuild Redis from")?;
         self.of_partitions(there.1);
-        let lock = self.lock().await?;
-        let summary = self.run_locked(there, options).await?;
-        lock.release().await;
-        Ok(summary)
+        let _one = identity::Lock::take(&self.db).await?;
+        self.run_locked(there, options).await
     }
 
     fn of_partitions(&mut self, partitions: u16) {
@@ -170,12 +163,6 @@ impl Rebuild {
              wrong one"
         );
         Ok(())
-    }
-
-    async fn lock(&self) -> anyhow::Result<Lock> {
-        let mut connection = self.db.get_postgres_connection_pool().acquire().await?;
-        sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
-        Ok(Lock(connection))
     }
 
     async fn run_locked(&self, (name, partitions): (String, u16), options: Options) -> anyhow::Result<Summary> {
@@ -343,24 +330,5 @@ impl Found {
     fn lost_at_least(&self) -> i64 {
         // An epoch's numbers go on where the last one's ended.
         (self.decided.seq - self.projected.seq - self.discarded).max(0)
-    }
-}
-
-/// Held while a rebuild runs; the end of its connection lets it go too.
-struct Lock(sqlx::pool::PoolConnection<sqlx::Postgres>);
-
-impl Lock {
-    async fn release(mut self) {
-        if let Err(error) = sqlx::query("SELECT pg_advisory_unlock($1)").bind(LOCK).execute(&mut *self.0).await {
-            tracing::debug!(%error, "the lock goes with its connection");
-            self.0.close_on_drop();
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Given up half way, or released: either way the next one must not find it held by an idle connection.
-        self.0.close_on_drop();
     }
 }

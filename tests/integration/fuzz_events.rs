@@ -34,11 +34,12 @@ const RARE: &[&str] = &[
     "kind payment_ended order 7 receipt r-1 outcome REFUNDED",
     "kind order_closed order 7 user 3 from PENDING status FAILED reason PAYMENT_DECLINED lines 1:2:300 far  coupon  \
      receipt r-1 watch 1 method GATEWAY credit 0 day ",
-    "kind ids_reserved key 0a print 0b reply 8:RESERVED1:12:50",
+    "kind ids_reserved sequence user first 5 count 3 key 0a print 0b reply 8:RESERVED1:12:50",
     "kind rebuilt units 1:5,2:7 coupons 1:3",
     "kind stock_released product 1 units 5",
     "kind coupons_released coupon 1 count 3",
     "kind stock_settled order 7 user 3 lines 1:2:300 from SETTLED to REFUNDED",
+    "kind stock_settled order 7 user 3 lines 1:2:300 from HELD to RELEASED withheld 1",
 ];
 
 fn rare(n: usize) -> Fields {
