@@ -50,7 +50,7 @@ async fn traffic_raises_no_false_alarm() {
                 world.put_charge(user, 1_000).await.ok();
                 world.issue(coupons[round % coupons.len()], user).await;
                 let lines = json!([{"productId": products[round % 4], "quantity": 1}, {"productId": products[(round + 1) % 4], "quantity": 2}]);
-                let coupon = (round % 3 == 0).then_some(coupons[0]);
+                let coupon = round.is_multiple_of(3).then_some(coupons[0]);
                 let order = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
                 let placed = world.post("/api/v1/orders", order).await;
                 if placed.status != 200 {
@@ -58,10 +58,10 @@ async fn traffic_raises_no_false_alarm() {
                 }
                 let placed = placed.ok();
                 let (order, price) = (placed["orderId"].as_i64().unwrap(), placed["finalPrice"].as_i64().unwrap());
-                if round % 5 > 0 {
+                if !round.is_multiple_of(5) {
                     world.pay(order, user, "CARD", price).await;
                 }
-                if round % 3 == 0 {
+                if round.is_multiple_of(3) {
                     world.cancel(order, user).await;
                 }
             }

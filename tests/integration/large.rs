@@ -91,7 +91,8 @@ async fn run(args: &[&str], redis: &str, postgres: &str) -> (i32, String, String
     let reading = tokio::spawn(async move {
         let (mut printed, mut log) = (String::new(), String::new());
         let (one, other) = tokio::join!(out.read_to_string(&mut printed), err.read_to_string(&mut log));
-        (one.unwrap(), other.unwrap());
+        one.unwrap();
+        other.unwrap();
         (printed, log)
     });
     let mut peak = 0;

@@ -271,10 +271,10 @@ fn the_words_that_a_decision_s_number_follows_are_known() {
     let mut words = std::collections::BTreeSet::new();
     for source in files("lua").into_values() {
         for rest in code(&source).split("{ '").skip(1) {
-            if let Some((word, rest)) = rest.split_once("', ") {
-                if rest.starts_with("epoch, seq") {
-                    words.insert(word.to_owned());
-                }
+            if let Some((word, rest)) = rest.split_once("', ")
+                && rest.starts_with("epoch, seq")
+            {
+                words.insert(word.to_owned());
             }
         }
     }
