@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     harness::{Options, World, until},
-    proxy::Fault,
+    redis_proxy::Fault,
     scripts_redis::{Writes, config},
 };
 

@@ -28,7 +28,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{books, proxy::Proxy};
+use crate::{books, redis_proxy::Proxy};
 
 /// The operators' token of every test.
 pub const ADMIN: &str = "a-token-for-tests";
