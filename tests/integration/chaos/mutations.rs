@@ -65,6 +65,7 @@ async fn what_is_broken_in_the_product_is_noticed() {
     let dir = ScratchDir::new().unwrap();
     let mut template = PostgresServer::start(PostgresConfig::new(dir.path().join("postgres"))).await.unwrap();
     template.stop().await.unwrap();
+    println!("(What the books find is also printed as a panic.)");
     for (mutation, what, expected) in TABLE {
         let caught = run(mutation, template.data_dir().to_owned()).await;
         println!("{what:<66}caught by {caught:?}");

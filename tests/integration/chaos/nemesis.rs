@@ -296,10 +296,13 @@ async fn mend(shop: &mut Shop, broken: Broken) {
             start(shop, service).await;
         }
         On(target, _) => way(shop, target, service).set(Mode::Pass),
-        // Whether it ended of it or not: a full disk is made room on, and what ended is started.
-        DiskFull(Redis) => shop.redis.restart().await.unwrap(),
+        // Room is made on the disk, and what ended of it is started.
+        DiskFull(Redis) => {
+            println!("  Redis {}", if shop.redis.limit_file_size(None).is_err() { "ended" } else { "went on" });
+            shop.redis.restart().await.unwrap();
+        }
         DiskFull(_) => {
-            let _ = shop.postgres.limit_file_size(None);
+            println!("  PostgreSQL {}", if shop.postgres.limit_file_size(None).is_err() { "ended" } else { "went on" });
             shop.postgres.restart().await.unwrap();
         }
         OutOfMemory => config(shop, "maxmemory", "0").await,
