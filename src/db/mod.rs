@@ -17,7 +17,7 @@ use sea_orm::{ConnectOptions, Database, DbErr, RuntimeErr};
 pub use sea_orm::DatabaseConnection as Connection;
 
 use sqlx::{
-    AssertSqlSafe, SqlSafeStr,
+    AssertSqlSafe, PgConnection, SqlSafeStr,
     migrate::{Migration, MigrationType, Migrator},
 };
 
@@ -54,12 +54,20 @@ pub async fn connect(config: &PostgresConfig) -> anyhow::Result<Connection> {
             // without end, and has one connection less meanwhile: on one that fell silent, for ever.
             pool.after_release(move |connection, _| {
                 Box::pin(async move {
-                    let answers = tokio::time::timeout(timeout, sqlx::Connection::ping(connection));
-                    answers.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
+                    let answers = tokio::time::timeout(timeout, is_at_rest(connection));
+                    answers.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
                 })
             })
         });
     Database::connect(options).await.context("can't reach PostgreSQL at DATABASE_URL")
+}
+
+/// Whether a connection has answered everything and is in no transaction; one that is must not be used again. (Whoever stops
+/// waiting for the answer to a BEGIN leaves one that sqlx knows nothing of: whatever is read or written next would be in it.)
+async fn is_at_rest(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    // Outside of a transaction a statement is one of its own, and begins it: as long as it comes alone, in the simple protocol.
+    let asked = sqlx::raw_sql("SELECT transaction_timestamp() = statement_timestamp()");
+    sqlx::Row::try_get(&asked.fetch_one(connection).await?, 0)
 }
 
 /// Makes a database, if the server has none of that name; over a connection to another one. `name` is ours, never a

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
+use sqlx::Connection;
 
 use crate::{
-    harness::{postgres_config, until},
+    harness::{World, postgres_config, until},
     projector::Shop,
 };
 
@@ -95,4 +96,36 @@ async fn a_postgres_that_lets_nobody_in_is_away() {
     }
     drop(admin);
     shop.finish().await;
+}
+
+/// Whoever stops waiting for a transaction to begin leaves it open, and nobody knows of it: the connection is not used again.
+#[tokio::test]
+async fn a_transaction_that_nobody_waited_for_is_not_inherited() {
+    let world = World::start().await;
+    let pool = world.db.get_postgres_connection_pool();
+    let open = async |pids: i64| {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in %'";
+        (sqlx::query_scalar::<_, i64>(sql).fetch_one(pool).await.unwrap() == pids).then_some(())
+    };
+    for statement in ["BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"] {
+        let mut connection = pool.acquire().await.unwrap();
+        until("it is given up half way", async || {
+            // As far as the sending of it; unless the answer is there already.
+            let beginning = connection.begin_with(statement);
+            tokio::pin!(beginning);
+            futures_util::poll!(beginning).is_pending().then_some(())
+        })
+        .await;
+        until("the transaction is open", async || open(1).await).await;
+        drop(connection);
+        until("it is gone", async || open(0).await).await;
+        // All connections there are, at once: none is in a transaction, and none is missing.
+        let all: Vec<_> = futures_util::future::join_all((0..6).map(|_| pool.acquire())).await;
+        for connection in all {
+            let mut connection = connection.unwrap();
+            let begun = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.unwrap();
+            begun.rollback().await.unwrap();
+        }
+    }
+    world.finish().await;
 }
