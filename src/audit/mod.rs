@@ -12,6 +12,7 @@
 
 mod compare;
 mod delta;
+mod expected;
 mod laws;
 mod report;
 
