@@ -6,14 +6,12 @@ use chrono::NaiveDate;
 
 use super::*;
 use crate::store::{
-    decisions::{Closed, Closing, DAY_FORMAT, FarEnd, Placing},
+    decisions::{Closed, Closing, DAY_FORMAT, FAR_HOLD_GRACE_MS, FarEnd, Placing},
     keys::Partition,
     ranking::ranked_until,
     records::OrderRecord,
 };
 
-/// How much later than its order a far hold is looked at: the order's end has been relayed by then, as a rule.
-const FAR_HOLD_GRACE_MS: i64 = 60_000;
 /// How often closing an order is tried when it changes under our eyes.
 const CLOSE_ATTEMPTS: usize = 5;
 

@@ -14,7 +14,7 @@ use crate::{
     store::{
         Store,
         bulk::Bulk,
-        decisions::DAY_FORMAT,
+        decisions::{DAY_FORMAT, FAR_HOLD_GRACE_MS},
         keys::{Keys, Partition},
         ranking::ranked_until,
         records::pack_coupon,
@@ -25,8 +25,6 @@ use crate::{
 const IDS_IN_HAND: i64 = 100_000;
 /// Ids that lost decisions may have used beyond those that are known.
 const IDS_IN_DOUBT: i64 = 10_000_000;
-/// How much later than its order a far hold is looked at.
-const FAR_HOLD_GRACE_MS: i64 = 60_000;
 
 pub(super) struct Loading<'a> {
     pub(super) store: &'a Store,

@@ -18,13 +18,11 @@ use crate::{
     store::{
         Store,
         bulk::Bulk,
+        decisions::FAR_HOLD_GRACE_MS,
         keys::{Keys, Partition},
         records::pack_coupon,
     },
 };
-
-/// How long from now a far hold that was put back is looked at, where its order does not say.
-const LOOK_AGAIN_MS: i64 = 60_000;
 
 pub(super) struct Repair<'a> {
     pub(super) store: &'a Store,
@@ -147,7 +145,7 @@ impl Repair<'_> {
             bulk.count(here, from.clone(), line.product_id.get(), -line.quantity).await?;
             bulk.count(here, to.clone(), line.product_id.get(), line.quantity).await?;
         }
-        let due = row.expires_at.map_or(self.now, Millis).plus(LOOK_AGAIN_MS);
+        let due = row.expires_at.map_or(self.now, Millis).plus(FAR_HOLD_GRACE_MS);
         let held = Held { here, order, user: row.user_id, lines: &row.lines, state: &row.wanted, due, doubt };
         held.write(bulk).await?;
         Ok(true)

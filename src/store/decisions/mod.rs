@@ -28,6 +28,9 @@ pub const RECORD_LIFE_MS: i64 = 24 * 60 * 60 * 1000;
 /// How long the mark of an ended far hold, or of an order that never was, is kept: a week, longer than any relay lags.
 pub const MARK_LIFE_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
+/// How much later than its order a far hold is looked at: the order's end has been relayed by then, as a rule.
+pub const FAR_HOLD_GRACE_MS: i64 = 60_000;
+
 /// When and for whom a script decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
