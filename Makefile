@@ -1,7 +1,7 @@
 # What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large fuzz chaos lint
+.PHONY: help install run test test-fetched test-large fuzz chaos lint bench
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -34,4 +34,7 @@ chaos: install ## crashes, cuts and full disks at random moments, and what is le
 
 lint: ## formatting, and clippy with warnings as errors
 	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --all-targets --all-features --locked -- -D warnings
+
+bench: install ## what the README says about speed, measured here: a table, and target/bench/report.md
+	cargo bench --locked --profile dist --features floor --bench bench -- $(ARGS)

@@ -51,7 +51,7 @@ impl RequestBody for UserCouponRequest {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "발급된 쿠폰")]
-struct CouponIssueResponse {
+pub struct CouponIssueResponse {
     /// 쿠폰 ID
     coupon_id: i64,
     /// 쿠폰 코드
@@ -75,7 +75,7 @@ struct CouponIssueResponse {
 }
 
 impl CouponIssueResponse {
-    fn new(coupon: IssuedCoupon, zone: Tz) -> Self {
+    pub fn new(coupon: IssuedCoupon, zone: Tz) -> Self {
         CouponIssueResponse {
             coupon_id: coupon.terms.coupon_id.get(),
             coupon_code: coupon.terms.code.clone(),

@@ -17,6 +17,8 @@ mod decode;
 mod durable;
 mod edge;
 pub mod error;
+#[cfg(feature = "floor")]
+mod floor;
 mod health;
 mod leftover;
 mod openapi;
@@ -41,6 +43,8 @@ use crate::{audit::Audit, domain::Engine};
 /// Every route.
 pub fn router(state: AppState) -> Router {
     let (routes, document) = routes(state.admin).split_for_parts();
+    #[cfg(feature = "floor")]
+    let routes = routes.merge(floor::router());
     routes
         .merge(openapi::router(document))
         .fallback(not_found)

@@ -1,0 +1,163 @@
+//! A load generator for HTTP/1.1 on one thread: each connection sends its next request when it has the last reply (a closed
+//! loop), with as little work per request as it takes to check the reply. Its CPU time is accounted apart from the servers'.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use futures_util::future::try_join_all;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// What one kind of request is, and what has to come back.
+pub struct Load<'a> {
+    /// Writes the `n`-th request.
+    pub request: Box<dyn Fn(u64, &mut Vec<u8>) + 'a>,
+    /// The status that every reply must have.
+    pub status: u16,
+    /// Gets the number of the request and its reply's body.
+    pub body: Option<Box<dyn Fn(u64, &[u8]) + 'a>>,
+}
+
+/// How a round went.
+#[derive(Clone, Debug, Default)]
+pub struct Round {
+    pub requests: u64,
+    pub seconds: f64,
+    /// Microseconds from sending to the last byte of the reply, sorted.
+    pub latencies: Vec<u32>,
+}
+
+impl Round {
+    pub fn rate(&self) -> f64 {
+        self.requests as f64 / self.seconds
+    }
+
+    /// Microseconds; `share` from 0 to 1.
+    pub fn percentile(&self, share: f64) -> f64 {
+        let last = self.latencies.len().saturating_sub(1);
+        self.latencies.get((last as f64 * share).round() as usize).map_or(0.0, |us| f64::from(*us))
+    }
+}
+
+pub fn get(path: &str, request: &mut Vec<u8>) {
+    request.extend_from_slice(format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n").as_bytes());
+}
+
+pub fn send(method: &str, path: &str, body: &str, request: &mut Vec<u8>) {
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    request.extend_from_slice(head.as_bytes());
+    request.extend_from_slice(body.as_bytes());
+}
+
+/// A connection that is kept.
+struct Connection {
+    stream: TcpStream,
+    request: Vec<u8>,
+    reply: Vec<u8>,
+}
+
+impl Connection {
+    async fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address).await.context("the service does not accept")?;
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream, request: Vec::with_capacity(512), reply: Vec::with_capacity(4096) })
+    }
+
+    /// Sends what is in `request`; the status, and where in `reply` the body starts.
+    async fn ask(&mut self) -> Result<(u16, usize)> {
+        self.stream.write_all(&self.request).await?;
+        self.reply.clear();
+        loop {
+            if self.stream.read_buf(&mut self.reply).await? == 0 {
+                bail!("the service closed the connection");
+            }
+            if let Some((status, body, end)) = parse(&self.reply)?
+                && self.reply.len() >= end
+            {
+                return Ok((status, body));
+            }
+        }
+    }
+}
+
+/// Status, start and end of the body, once the head is there.
+fn parse(reply: &[u8]) -> Result<Option<(u16, usize, usize)>> {
+    let Some(head) = reply.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Ok(None) };
+    let text = std::str::from_utf8(&reply[..head])?;
+    let status = text.get(9..12).and_then(|code| code.parse().ok()).context("no status")?;
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length: usize = length.context("a reply of no known length")?.parse()?;
+    Ok(Some((status, head + 4, head + 4 + length)))
+}
+
+/// Sends requests from `first` on over `connections` connections until `duration` is over (or `last` is reached), and waits
+/// for every reply.
+pub async fn run(
+    address: SocketAddr,
+    connections: usize,
+    load: &Load<'_>,
+    numbers: std::ops::Range<u64>,
+    duration: Duration,
+) -> Result<Round> {
+    let open = try_join_all((0..connections).map(|_| Connection::open(address))).await?;
+    let next = RefCell::new(numbers);
+    let started = Instant::now();
+    let rounds = try_join_all(open.into_iter().map(async |mut connection| -> Result<Vec<u32>> {
+        let mut latencies = Vec::with_capacity(4096);
+        while started.elapsed() < duration {
+            let Some(number) = next.borrow_mut().next() else { break };
+            connection.request.clear();
+            (load.request)(number, &mut connection.request);
+            let sent = Instant::now();
+            let (status, body) = connection.ask().await?;
+            latencies.push(sent.elapsed().as_micros() as u32);
+            if status != load.status {
+                let (request, reply) = (&connection.request, &connection.reply[body..]);
+                let (request, reply) = (String::from_utf8_lossy(request), String::from_utf8_lossy(reply));
+                bail!("{status} instead of {}: {reply} to {request}", load.status);
+            }
+            if let Some(look) = &load.body {
+                look(number, &connection.reply[body..]);
+            }
+        }
+        Ok(latencies)
+    }))
+    .await?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut latencies: Vec<u32> = rounds.into_iter().flatten().collect();
+    latencies.sort_unstable();
+    Ok(Round { requests: latencies.len() as u64, seconds, latencies })
+}
+
+/// All connections are there before the first request, and then all requests at once, one each.
+pub async fn burst(address: SocketAddr, connections: usize, load: &Load<'_>) -> Result<Round> {
+    run(address, connections, load, 0..connections as u64, Duration::MAX).await
+}
+
+/// One request of the operators.
+pub async fn operate(address: SocketAddr, token: &str, method: &str, path: &str, body: &Value) -> Result<Value> {
+    let mut connection = Connection::open(address).await?;
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    connection.request.extend_from_slice(head.as_bytes());
+    let (status, start) = connection.ask().await?;
+    let reply = String::from_utf8_lossy(&connection.reply[start..]);
+    if !(200..300).contains(&status) {
+        bail!("{method} {path}: {status} {reply}");
+    }
+    Ok(serde_json::from_str(&reply)?)
+}

@@ -1,0 +1,251 @@
+//! What is measured: a private Redis and PostgreSQL, durable as in production, and the service in a process of its own (this
+//! program, started again), so that the CPU time of each can be told apart.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use firstcome::{
+    app::App,
+    config::*,
+    db,
+    dev::{self, PostgresServer, RedisServer, ScratchDir},
+    domain::{Clock, types::Millis},
+    store::Store,
+};
+use sea_orm::DatabaseConnection;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{client, cpu, cpu::Cpu};
+
+const TOKEN: &str = "bench";
+
+/// The roles in which this program starts itself.
+pub const SERVE: &str = "serve";
+pub const PROJECT: &str = "project";
+pub const PEER: &str = "peer";
+
+pub struct Servers {
+    pub store: Store,
+    pub db: DatabaseConnection,
+    // Last, and in this order: the servers are ended before their directory goes.
+    pub redis: RedisServer,
+    pub postgres: PostgresServer,
+    _dir: ScratchDir,
+}
+
+/// A process of this program.
+pub struct Process {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Servers {
+    pub async fn start() -> Result<Self> {
+        let dir = ScratchDir::new()?;
+        let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await?;
+        let postgres = PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await?;
+        let admin = postgres_config(postgres.url("postgres"));
+        for database in ["firstcome", "peer"] {
+            db::create_database(&admin, database).await?;
+            db::migrate(&db::connect(&postgres_config(postgres.url(database))).await?).await?;
+        }
+        let db = db::connect(&postgres_config(postgres.url("firstcome"))).await?;
+        let store = Store::connect(&redis_config(redis.url())).await?;
+        Ok(Servers { store, db, redis, postgres, _dir: dir })
+    }
+
+    /// Starts this program in another role, and waits until it says where it listens.
+    pub fn process(&self, role: &str, args: &[&str]) -> Result<Process> {
+        let database = if role == PEER { "peer" } else { "firstcome" };
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(role)
+            .args(args)
+            .env("REDIS_URL", self.redis.url())
+            .env("DATABASE_URL", self.postgres.url(database))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut said)?;
+        let address = said.trim().parse().with_context(|| format!("{role} did not start: {said:?}"))?;
+        Ok(Process { child, address })
+    }
+
+    pub fn cpu(&self, service: u32) -> Cpu {
+        Cpu {
+            service: cpu::of(service),
+            redis: self.redis.pid().map_or(0.0, cpu::of_family),
+            postgres: self.postgres.pid().map_or(0.0, cpu::of_family),
+            generator: cpu::of(std::process::id()),
+        }
+    }
+
+    /// Decisions that Postgres does not have yet.
+    pub async fn lag(&self) -> Result<i64> {
+        let mut lag = 0;
+        let positions = db::reads::positions(&self.db).await?;
+        for here in self.store.all() {
+            let projected = positions.iter().find(|p| p.partition == here.0).map_or(0, |p| p.seq);
+            lag += self.store.position(here).await?.seq - projected;
+        }
+        Ok(lag)
+    }
+
+    /// Waits until Postgres has everything; bounded by progress, for the machine may stall.
+    pub async fn drain(&self) -> Result<()> {
+        let (mut least, mut since) = (i64::MAX, Instant::now());
+        loop {
+            let lag = self.lag().await?;
+            if lag == 0 {
+                return Ok(());
+            }
+            if lag < least {
+                (least, since) = (lag, Instant::now());
+            }
+            ensure!(since.elapsed() < Duration::from_secs(120), "the projection stands still, {lag} behind");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// One number of Redis's own report.
+    pub async fn redis_info(&self, name: &str) -> Result<f64> {
+        let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.redis_link().await?).await?;
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Ok(line.with_context(|| format!("Redis does not say its {name}"))?.trim().parse()?)
+    }
+
+    pub async fn redis_link(&self) -> Result<redis::aio::MultiplexedConnection> {
+        let client = redis::Client::open(self.redis.url())?;
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        Ok(client.get_multiplexed_async_connection_with_config(&patient).await?)
+    }
+}
+
+impl Process {
+    pub async fn operate(&self, method: &str, path: &str, body: Value) -> Result<Value> {
+        client::operate(self.address, TOKEN, method, path, &body).await
+    }
+
+    /// The first of `count` new users.
+    pub async fn users(&self, count: u64, balance: i64) -> Result<u64> {
+        let users = json!({ "count": count, "namePrefix": "user-", "balance": balance });
+        let made = self.operate("POST", "/admin/v1/users/bulk", users).await?;
+        made["firstUserId"].as_u64().context("no firstUserId")
+    }
+
+    pub async fn product(&self, units: i64) -> Result<u64> {
+        let product =
+            json!({ "productName": "나이키 에어포스", "price": 139_000, "stockQuantity": units, "category": "SHOES" });
+        self.operate("POST", "/admin/v1/products", product).await?["productId"].as_u64().context("no productId")
+    }
+
+    pub async fn campaign(&self, total: u64) -> Result<u64> {
+        let campaign = json!({
+            "couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1000, "totalQuantity": total,
+            "expiredAt": "2099-12-31T23:59:59",
+        });
+        self.operate("POST", "/admin/v1/coupons", campaign).await?["couponId"].as_u64().context("no couponId")
+    }
+}
+
+pub fn redis_config(url: String) -> RedisConfig {
+    RedisConfig { redis_url: Secret::new(url), redis_lanes: 4, redis_timeout_ms: 120_000, allow_unsafe_redis: true }
+}
+
+pub fn postgres_config(url: String) -> PostgresConfig {
+    PostgresConfig { database_url: Secret::new(url), database_connections: 10, database_timeout_ms: 120_000 }
+}
+
+fn engine_config() -> Result<EngineConfig> {
+    Ok(EngineConfig {
+        redis: redis_config(std::env::var("REDIS_URL")?),
+        postgres: postgres_config(std::env::var("DATABASE_URL")?),
+        shop: ShopConfig {
+            time_zone: chrono_tz::Asia::Seoul,
+            order_hold_seconds: 24 * 3600,
+            max_open_orders_per_user: u32::MAX,
+            max_balance: 9_007_199_254_740_991,
+            partitions: None,
+        },
+        gateway: GatewayConfig::default(),
+        durability: DurabilityConfig { max_backlog: 100_000_000, ..DurabilityConfig::default() },
+    })
+}
+
+/// The service as `firstcome serve` runs it, with its limits out of the way, and the floor's routes beside its own.
+pub async fn serve(projects: bool) -> Result<()> {
+    let app = App::open(&engine_config()?, &ProjectorConfig::default(), Clock::system()).await?;
+    let http = HttpConfig {
+        bind_addr: ([127, 0, 0, 1], 0).into(),
+        admin_token: Some(Secret::new(TOKEN)),
+        request_timeout_ms: 600_000,
+        body_limit_bytes: 65_536,
+        max_connections: 20_000,
+        header_timeout_ms: 600_000,
+        drain_seconds: 1,
+    };
+    if projects {
+        app.project();
+    }
+    app.sweep();
+    app.watch(projects);
+    let listener = listen().await?;
+    let stop = stop_with_parent();
+    app.serve(listener, &http, stop).await?;
+    app.stop(None).await;
+    Ok(())
+}
+
+/// The projector alone.
+pub async fn project() -> Result<()> {
+    let app = Arc::new(App::open(&engine_config()?, &ProjectorConfig::default(), Clock::system()).await?);
+    app.project();
+    let _listener = listen().await?;
+    stop_with_parent().cancelled().await;
+    app.stop(None).await;
+    Ok(())
+}
+
+/// A port of one's own, told to whoever started this process.
+pub async fn listen() -> Result<TcpListener> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    println!("{}", listener.local_addr()?);
+    Ok(listener)
+}
+
+/// Cancelled when the process that started this one is gone: it holds the other end of our input.
+pub fn stop_with_parent() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let gone = stop.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        gone.cancel();
+    });
+    stop
+}
+
+/// Now, by the clock that the service has.
+pub fn now() -> Millis {
+    Clock::system().now()
+}
