@@ -1,35 +1,65 @@
 #!lua
--- Adds money to a user's balance.
+-- Adds money to users' balances: any number of requests in one call, decided in their order.
 --
 -- KEYS 1 meta    hash    the partition's books
 --      2 outbox  stream
---      3 record  list    the idempotency record
---      4 user    hash    name balance entries tail open
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 user id  6 amount (won)
---      7 the most that the balance may be (won)
--- Returns {'CHARGED', epoch, seq, user name, balance}
---      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
+--      then of each request
+--        record  list    the idempotency record
+--        user    hash    name balance entries tail open ...
+-- ARGV 1 record's life (ms)  2 the most that a balance may be (won)
+--      then of each request: now (ms), fingerprint or '', request id, user id, amount (won)
+-- Returns of each request {'CHARGED', epoch, seq, user name, balance}
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | LIMIT
--- Emits balance_charged
+--      of them all CLOSED_BOOKS
+-- Emits balance_charged for each
 --@include books
-local meta, outbox, record, user = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local now, fingerprint, ttl, request_id, user_id, amount, limit =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+--@include batches
+local meta, outbox = KEYS[1], KEYS[2]
+local ttl, limit = ARGV[1], tonumber(ARGV[2])
+local n = (#KEYS - 2) / 2
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
-local prior = replay(record, fingerprint)
-if prior then return prior end
-local u = redis.call('HMGET', user, 'name', 'balance', 'entries', 'tail')
-if not u[1] then return { 'USER_NOT_FOUND' } end
-local before, entry_no = tonumber(u[2]), tonumber(u[3]) + 1
-local after = before + amount
-if after > limit then return { 'LIMIT' } end
-local reply = { 'CHARGED', epoch, seq, u[1], after }
+local records, users, charged, replies, events = new_records(), {}, {}, {}, {}
+for i = 1, n do
+  local record, key = KEYS[2 * i + 1], KEYS[2 * i + 2]
+  local now, fingerprint, request_id, user_id, amount = unpack(ARGV, 5 * i - 2, 5 * i + 2)
+  local reply = records.replay(record, fingerprint)
+  if not reply then
+    local user = users[key]
+    if not user then
+      local u = redis.call('HMGET', key, 'name', 'balance', 'entries', 'tail')
+      user = { name = u[1], balance = tonumber(u[2]), entries = tonumber(u[3]), tail = u[4] }
+      users[key] = user
+    end
+    if not user.name then
+      reply = { 'USER_NOT_FOUND' }
+    elseif user.balance + amount > limit then
+      reply = { 'LIMIT' }
+    else
+      local before, after = user.balance, user.balance + amount
+      reply = { 'CHARGED', epoch, seq, user.name, after }
+      records.file(record, fingerprint, reply)
+      user.balance, user.entries = after, user.entries + 1
+      events[#events + 1] = pack_event(
+        { 'balance_charged', whole(seq), now, request_id, user_id, whole(user.entries), amount, whole(before),
+          whole(after), user.tail },
+        record, fingerprint, reply)
+      if user.tail ~= SAME_ENTRY then charged[#charged + 1] = key end
+      user.tail = SAME_ENTRY
+      seq = seq + 1
+    end
+  end
+  replies[i] = reply
+end
+if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'balance_charged', 'epoch', epoch, 'seq', seq, 'at', now,
-  'rid', request_id, 'user', user_id, 'entry_no', entry_no, 'amount', amount, 'before', before, 'after', after,
-  'prev', u[4], record_of(record, fingerprint, reply))
-redis.call('HSET', meta, 'seq', seq)
-redis.call('HSET', user, 'balance', after, 'entries', entry_no, 'tail', id)
-return remember(record, fingerprint, ttl, reply)
+local id = emit(outbox, epoch, events)
+redis.call('HSET', meta, 'seq', seq - 1)
+for i = 1, #charged do
+  local user = users[charged[i]]
+  redis.call('HSET', charged[i], 'balance', user.balance, 'entries', user.entries, 'tail', id)
+end
+records.write(ttl)
+return replies

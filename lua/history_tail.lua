@@ -4,24 +4,58 @@
 --
 -- KEYS 1 user    hash    name balance entries tail open
 --      2 outbox  stream
--- ARGV 1 the most steps
--- Returns {'TAIL', '1' if the walk was cut short else '0', {field, value, ...}, ...} newest first, or USER_NOT_FOUND
-local user, outbox, most = KEYS[1], KEYS[2], tonumber(ARGV[1])
+-- ARGV 1 the most steps  2 user id
+-- Returns {'TAIL', '1' if the walk was cut short else '0', {field, value, ...} of an entry of one event, ...} newest first,
+--      or USER_NOT_FOUND
+--@include books
+--@include batches
+local user, outbox, most, user_id = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2]
+
+-- The parts of a packed event.
+local function unpacked(packed)
+  local parts = {}
+  for part in string.gmatch(packed .. SEPARATOR, '(.-)' .. SEPARATOR) do parts[#parts + 1] = part end
+  return parts
+end
+
+-- What a packed event says of the change before the one that it made to the user's balance; nothing if it made none.
+local function change_before(packed)
+  if not string.find(packed, SEPARATOR .. user_id .. SEPARATOR, 1, true) then return end
+  local e = unpacked(packed)
+  if e[1] == 'balance_charged' and e[5] == user_id then return e[10] end
+  if e[1] == 'order_paid' and e[6] == user_id and e[17] ~= '0' then return e[21] end
+end
 
 local u = redis.call('HMGET', user, 'name', 'tail')
 if not u[1] then return { 'USER_NOT_FOUND' } end
 local reply, id = { 'TAIL', '0' }, u[2]
 while id ~= '' do
-  if #reply >= most + 2 then
-    reply[2] = '1'
-    break
-  end
   local entry = redis.call('XRANGE', outbox, id, id)[1]
   if not entry then break end
   local fields = entry[2]
-  reply[#reply + 1], id = fields, ''
-  for i = 1, #fields, 2 do
-    if fields[i] == 'prev' then id = fields[i + 1] end
+  local changes, prev = {}, ''
+  if fields[2] == '1' then
+    changes[1] = fields
+    for i = 1, #fields, 2 do
+      if fields[i] == 'prev' then prev = fields[i + 1] end
+    end
+  else
+    for i = #fields - 1, 1, -2 do
+      local before = fields[i] == 'e' and change_before(fields[i + 1])
+      if before then
+        changes[#changes + 1] = { 'v', '2', 'epoch', fields[4], 'e', fields[i + 1] }
+        prev = before
+        if prev ~= SAME_ENTRY then break end
+      end
+    end
+  end
+  id = prev
+  for i = 1, #changes do
+    if #reply >= most + 2 then
+      reply[2], id = '1', ''
+      break
+    end
+    reply[#reply + 1] = changes[i]
   end
 end
 return reply

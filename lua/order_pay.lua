@@ -1,100 +1,190 @@
 #!lua
--- Settles a PENDING order: from the user's balance, or because a gateway took the money. A balance that does not
--- suffice is a declined payment: the order FAILED and its holds are given back, in this same step.
+-- Settles PENDING orders: from the user's balance, or because a gateway took the money; any number of requests of one day in
+-- one call, decided in their order. A balance that does not suffice is a declined payment: the order FAILED and its holds
+-- are given back, in this same step.
 --
 -- KEYS 1 meta        hash    the partition's books
 --      2 outbox      stream
---      3 record      list    the idempotency record
---      4 user        hash    name balance entries tail open
---      5 coupons     hash    the user's coupons
---      6 order       hash
---      7 expiry      zset    order id by the end of its hold (ms)
---      8 stock       hash    product id -> units on sale
---      9 held        hash    product id -> units held
---     10 sold        hash    product id -> units sold
---     11 rank_units  zset    today's units by product
---     12 rank_won    zset    today's won by product
---     13 gateway     zset    order id by when its gateway payment is looked at next (ms)
---     14 withheld    hash    product id -> units kept off sale after a loss
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id  7 amount (won)
---      8 payment type  9 payment id  10 receipt  11 BALANCE | GATEWAY  12 the gateway's transaction id or ''
---     13 today, YYYYMMDD  14 the life of today's rankings from now (s)
--- Returns {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
+--      3 expiry      zset    order id by the end of its hold (ms)
+--      4 stock       hash    product id -> units on sale
+--      5 held        hash    product id -> units held
+--      6 sold        hash    product id -> units sold
+--      7 withheld    hash    product id -> units kept off sale after a loss
+--      8 rank_units  zset    the day's units by product
+--      9 rank_won    zset    the day's won by product
+--     10 gateway     zset    order id by when its gateway payment is looked at next (ms)
+--      then of each request
+--        record      list    the idempotency record
+--        user        hash    name balance entries tail open, and by coupon id the user's coupons
+--        order       hash
+-- ARGV 1 record's life (ms)  2 the day, YYYYMMDD  3 the life of its rankings from now (s)
+--      then of each request: now (ms), fingerprint or '', request id, order id, user id, amount (won), payment type,
+--        payment id, receipt, BALANCE | GATEWAY, the gateway's transaction id or ''
+-- Returns of each request {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
 --      or {'PAID_BEFORE', payment id, receipt, paid at} (a gateway's verdict, told again)
---      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
--- Emits order_paid, or order_closed (FAILED, PAYMENT_DECLINED)
+--      of them all CLOSED_BOOKS
+-- Emits order_paid, or order_closed (FAILED, PAYMENT_DECLINED), for each
 --@include books
+--@include batches
 --@include holds
-local meta, outbox, record, user, coupons, order, expiry, stock, held, sold, rank_units, rank_won, gateway, withheld =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13],
-  KEYS[14]
-local now, fingerprint, ttl, request_id, order_id, user_id, amount =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
-local payment_type, payment_id, receipt, by_gateway, transaction, day, rank_life =
-  ARGV[8], ARGV[9], ARGV[10], ARGV[11] == 'GATEWAY', ARGV[12], ARGV[13], ARGV[14]
+local meta, outbox, expiry, rank_units, rank_won, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[8], KEYS[9], KEYS[10]
+local stock, held, sold, withheld =
+  new_counters(KEYS[4]), new_counters(KEYS[5]), new_counters(KEYS[6]), new_counters(KEYS[7])
+local ttl, day, rank_life = ARGV[1], ARGV[2], ARGV[3]
+local n = (#KEYS - 10) / 3
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
--- A gateway's verdict is told apart by its receipt instead: its request is the one that is RUNNING.
-local prior = not by_gateway and replay(record, fingerprint)
-if prior then return prior end
-local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'receipt', 'gateway',
-  'payment', 'paid_at', 'doubt')
-if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
-local status, final, lines, far, coupon_id, gateway_state = o[2], tonumber(o[3]), o[4], o[5], o[6], o[8]
-if by_gateway then
-  if o[7] ~= receipt then return { 'CLOSED' } end
-  if status == 'PAID' then return { 'PAID_BEFORE', o[9], receipt, o[10] } end
-  if status ~= 'PENDING' or gateway_state ~= 'STARTED' then return { 'CLOSED' } end
-else
-  if status == 'PAID' then return { 'ALREADY_PAID' } end
-  if status ~= 'PENDING' then return { 'CLOSED' } end
-  if gateway_state == 'STARTED' then return { 'IN_PROGRESS' } end
-  if amount ~= final then return { 'WRONG_AMOUNT' } end
+
+local records, users, orders, replies, events = new_records(), {}, {}, {}, {}
+-- What there is to write: orders with their new fields, users by key, order ids, and the day's sales by product.
+local ended, touched, expired, verdicts, ranked_units, ranked_won = {}, {}, {}, {}, {}, {}
+
+local function order_of(key)
+  local order = orders[key]
+  if not order then
+    local o = redis.call('HMGET', key, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'receipt', 'gateway',
+      'payment', 'paid_at', 'doubt')
+    order = { user = o[1], status = o[2], final = tonumber(o[3]), lines = o[4], far = o[5], coupon = o[6],
+      receipt = o[7], gateway = o[8], payment = o[9], paid_at = o[10],
+      -- Decisions that were lost may have paid it, and its user was told so.
+      doubtful = o[11] == '1' }
+    orders[key] = order
+  end
+  return order
 end
-local u = redis.call('HMGET', user, 'balance', 'entries', 'tail')
-local before, entry_no = tonumber(u[1]), tonumber(u[2])
-local ids, units, prices = unpack_lines(lines)
--- In doubt: decisions that were lost may have paid it, and its user was told so.
-local doubtful = o[11] == '1'
+
+local function user_of(key)
+  local user = users[key]
+  if not user then
+    local u = redis.call('HMGET', key, 'balance', 'entries', 'tail', 'open')
+    user = { balance = tonumber(u[1]), entries = tonumber(u[2]), tail = u[3], open = tonumber(u[4]), coupons = {} }
+    users[key] = user
+  end
+  return user
+end
+
+-- Moves an order's units, and takes down that its user has one open order less and what became of its coupon.
+local function release(order, user_key, from, to, state, order_id, used_at)
+  local user = user_of(user_key)
+  user.open = user.open - 1
+  if order.coupon ~= '' then
+    local coupon = user.coupons[order.coupon] or redis.call('HGET', user_key, order.coupon)
+    if coupon then user.coupons[order.coupon] = marked_coupon(coupon, state, order_id, used_at) end
+  end
+  local ids, units, prices = unpack_lines(order.lines)
+  from.load(ids)
+  to.load(ids)
+  for line, id in ipairs(ids) do
+    from.add(id, -units[line])
+    to.add(id, units[line])
+  end
+  if not touched[user_key] then
+    touched[user_key] = true
+    touched[#touched + 1] = user_key
+  end
+  return ids, units, prices
+end
+
+for i = 1, n do
+  local record, user_key, order_key = KEYS[3 * i + 8], KEYS[3 * i + 9], KEYS[3 * i + 10]
+  local now, fingerprint, request_id, order_id, user_id, amount, payment_type, payment_id, receipt, method, transaction =
+    unpack(ARGV, 11 * i - 7, 11 * i + 3)
+  local by_gateway = method == 'GATEWAY'
+  -- A gateway's verdict is told apart by its receipt instead: its request is the one that is RUNNING.
+  local reply = not by_gateway and records.replay(record, fingerprint) or nil
+  local order = not reply and order_of(order_key)
+  if reply then
+    -- As it was answered before.
+  elseif not order.user or order.user ~= user_id then
+    reply = { 'ORDER_NOT_FOUND' }
+  elseif by_gateway then
+    if order.receipt ~= receipt then
+      reply = { 'CLOSED' }
+    elseif order.status == 'PAID' then
+      reply = { 'PAID_BEFORE', order.payment, receipt, order.paid_at }
+    elseif order.status ~= 'PENDING' or order.gateway ~= 'STARTED' then
+      reply = { 'CLOSED' }
+    end
+  elseif order.status == 'PAID' then
+    reply = { 'ALREADY_PAID' }
+  elseif order.status ~= 'PENDING' then
+    reply = { 'CLOSED' }
+  elseif order.gateway == 'STARTED' then
+    reply = { 'IN_PROGRESS' }
+  elseif tonumber(amount) ~= order.final then
+    reply = { 'WRONG_AMOUNT' }
+  end
+
+  if not reply then
+    local user, final = user_of(user_key), order.final
+    local before = user.balance
+    expired[#expired + 1] = order_id
+    if not by_gateway and before < final then
+      reply = { 'DECLINED', epoch, seq }
+      release(order, user_key, held, order.doubtful and withheld or stock, 'A', '', '')
+      order.status = 'FAILED'
+      ended[#ended + 1] = { order_key, 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now }
+      events[#events + 1] = pack_event(
+        { 'order_closed', whole(seq), now, request_id, order_id, user_id, 'PENDING', 'FAILED', 'PAYMENT_DECLINED',
+          order.lines, order.far, order.coupon, '', '', '', '0', order.doubtful and '1' or '0', '0', whole(before),
+          whole(before), whole(user.entries), user.tail },
+        record, fingerprint, reply)
+    else
+      -- What leaves the balance: nothing if a gateway took the money, or if there was nothing to pay.
+      local debit = by_gateway and 0 or final
+      local after, prev = before - debit, user.tail
+      reply = { 'PAID', epoch, seq, payment_id, receipt, now }
+      local ids, units, prices = release(order, user_key, held, sold, 'U', order_id, now)
+      if debit > 0 then
+        user.balance, user.entries, user.tail = after, user.entries + 1, SAME_ENTRY
+      end
+      for line, id in ipairs(ids) do
+        ranked_units[id] = (ranked_units[id] or 0) + units[line]
+        ranked_won[id] = (ranked_won[id] or 0) + units[line] * prices[line]
+      end
+      order.status, order.receipt, order.payment, order.paid_at = 'PAID', receipt, payment_id, now
+      local fields = { order_key, 'status', 'PAID', 'payment', payment_id, 'type', payment_type, 'method', method,
+        'receipt', receipt, 'paid_at', now, 'day', day }
+      if by_gateway then
+        fields[#fields + 1], fields[#fields + 2], fields[#fields + 3], fields[#fields + 4] =
+          'gateway', 'SETTLED', 'transaction', transaction
+        order.gateway = 'SETTLED'
+        verdicts[#verdicts + 1] = order_id
+      end
+      ended[#ended + 1] = fields
+      events[#events + 1] = pack_event(
+        { 'order_paid', whole(seq), now, request_id, order_id, user_id, payment_id, payment_type, whole(final), receipt,
+          method, transaction, order.lines, order.far, order.coupon, day, whole(debit), whole(before), whole(after),
+          whole(user.entries), prev },
+        record, fingerprint, reply)
+    end
+    records.file(record, fingerprint, reply)
+    seq = seq + 1
+  end
+  replies[i] = reply
+end
+if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-if not by_gateway and before < final then
-  local reply = { 'DECLINED', epoch, seq }
-  redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
-    'rid', request_id, 'order', order_id, 'user', user_id, 'from', 'PENDING', 'status', 'FAILED',
-    'reason', 'PAYMENT_DECLINED', 'lines', lines, 'far', far, 'coupon', coupon_id, 'receipt', '', 'method', '',
-    'day', '', 'watch', '0', 'withheld', doubtful and '1' or '0', 'credit', 0, 'before', before, 'after', before, 'entry_no', entry_no, 'prev', u[3],
-    record_of(record, fingerprint, reply))
-  redis.call('HSET', meta, 'seq', seq)
-  redis.call('HSET', order, 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now)
-  redis.call('ZREM', expiry, order_id)
-  redis.call('HINCRBY', user, 'open', -1)
-  move_units(ids, units, held, doubtful and withheld or stock)
-  mark_coupon(coupons, coupon_id, 'A', '', '')
-  return remember(record, fingerprint, ttl, reply)
+local id = emit(outbox, epoch, events)
+redis.call('HSET', meta, 'seq', seq - 1)
+for i = 1, #ended do redis.call('HSET', unpack(ended[i])) end
+redis.call('ZREM', expiry, unpack(expired))
+if #verdicts > 0 then redis.call('ZREM', gateway, unpack(verdicts)) end
+for i = 1, #touched do
+  local user = users[touched[i]]
+  local fields = { 'open', user.open }
+  if user.tail == SAME_ENTRY then
+    fields = { 'open', user.open, 'balance', user.balance, 'entries', user.entries, 'tail', id }
+  end
+  for coupon_id, coupon in pairs(user.coupons) do
+    fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
+  end
+  redis.call('HSET', touched[i], unpack(fields))
 end
--- What leaves the balance: nothing if a gateway took the money, or if there was nothing to pay.
-local debit = by_gateway and 0 or final
-local after, method = before - debit, by_gateway and 'GATEWAY' or 'BALANCE'
-if debit > 0 then entry_no = entry_no + 1 end
-local reply = { 'PAID', epoch, seq, payment_id, receipt, now }
-local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_paid', 'epoch', epoch, 'seq', seq, 'at', now,
-  'rid', request_id, 'order', order_id, 'user', user_id, 'amount', final, 'type', payment_type, 'method', method,
-  'payment', payment_id, 'receipt', receipt, 'transaction', transaction, 'lines', lines, 'far', far,
-  'coupon', coupon_id, 'day', day, 'debit', debit, 'before', before, 'after', after, 'entry_no', entry_no, 'prev', u[3],
-  record_of(record, fingerprint, reply))
-redis.call('HSET', meta, 'seq', seq)
-redis.call('HSET', order, 'status', 'PAID', 'payment', payment_id, 'type', payment_type, 'method', method,
-  'receipt', receipt, 'paid_at', now, 'day', day)
-if by_gateway then
-  redis.call('HSET', order, 'gateway', 'SETTLED', 'transaction', transaction)
-  redis.call('ZREM', gateway, order_id)
-end
-redis.call('ZREM', expiry, order_id)
-redis.call('HINCRBY', user, 'open', -1)
-if debit > 0 then redis.call('HSET', user, 'balance', after, 'entries', entry_no, 'tail', id) end
-move_units(ids, units, held, sold)
-mark_coupon(coupons, coupon_id, 'U', order_id, now)
-rank(ids, units, prices, rank_units, rank_won, rank_life)
-return remember(record, fingerprint, ttl, reply)
+for _, counters in ipairs({ stock, held, sold, withheld }) do counters.write() end
+rank(ranked_units, ranked_won, rank_units, rank_won, rank_life)
+records.write(ttl)
+return replies

@@ -1,101 +1,174 @@
 #!lua
--- Places an order: prices it, and holds its stock and its coupon, all or nothing.
+-- Places orders: prices each, and holds its stock and its coupon, all or nothing; any number of requests in one call, decided
+-- in their order.
 --
 -- KEYS 1 meta     hash    the partition's books
 --      2 outbox   stream
---      3 record   list    the idempotency record
---      4 user     hash    name balance entries tail open
---      5 coupons  hash    the user's coupons
---      6 order    hash    the order to be
---      7 expiry   zset    order id by the end of its hold (ms)
---      8 price    hash    product id -> won
---      9 stock    hash    product id -> units on sale
---     10 held     hash    product id -> units held
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id
---      7 end of the hold (ms)  8 the most open orders of a user
---      9 '1' where the balance must suffice, '0' where a gateway may settle it
---     10 coupon id or ''  11 PERCENTAGE | FIXED  12 percent or won  13 the coupon's end (ms)
---     14 n, then n pairs: product id, quantity: distinct products of this partition
---     then "far" lines, "product:quantity:price,...", held before in their own partitions; '' for none
--- Returns {'PLACED', epoch, seq, order id, final price, now}
---      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
+--      3 expiry   zset    order id by the end of its hold (ms)
+--      4 price    hash    product id -> won
+--      5 stock    hash    product id -> units on sale
+--      6 held     hash    product id -> units held
+--      then of each request
+--        record   list    the idempotency record
+--        user     hash    name balance entries tail open, and by coupon id the user's coupons
+--        order    hash    the order to be
+-- ARGV 1 record's life (ms)  2 the most open orders of a user
+--      3 '1' where the balance must suffice, '0' where a gateway may settle it
+--      then of each request: now (ms), fingerprint or '', request id, order id, user id, end of the hold (ms),
+--        coupon id or '', PERCENTAGE | FIXED, percent or won, the coupon's end (ms),
+--        n, then n pairs: product id, quantity: distinct products of this partition,
+--        then "far" lines, "product:quantity:price,...", held before in their own partitions; '' for none
+-- Returns of each request {'PLACED', epoch, seq, order id, final price, now}
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | TOO_MANY_OPEN | {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id}
 --      or INVALID_COUPON | OVERFLOW | INSUFFICIENT_BALANCE | ABANDONED
--- Emits order_placed
+--      of them all CLOSED_BOOKS
+-- Emits order_placed for each
 --@include books
+--@include batches
 --@include holds
-local meta, outbox, record, user, coupons, order, expiry, price, stock, held =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local now, fingerprint, ttl, request_id, order_id, user_id, expires_at, max_open, must_afford =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[9] == '1'
-local coupon_id, discount_type, discount_amount, coupon_ends = ARGV[10], ARGV[11], tonumber(ARGV[12]), tonumber(ARGV[13])
-local n = tonumber(ARGV[14])
-local far = ARGV[15 + 2 * n]
+local meta, outbox, expiry = KEYS[1], KEYS[2], KEYS[3]
+local prices, stock, held = new_counters(KEYS[4]), new_counters(KEYS[5]), new_counters(KEYS[6])
+local ttl, max_open, must_afford = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local n = (#KEYS - 6) / 3
 local MAX_SAFE_INTEGER = 9007199254740991
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
-local prior = replay(record, fingerprint)
-if prior then return prior end
--- The mark of an order whose far holds were given back already; or, after a loss, an id that was given out before.
-if redis.call('EXISTS', order) == 1 then return { 'ABANDONED' } end
-local u = redis.call('HMGET', user, 'name', 'balance', 'open')
-if not u[1] then return { 'USER_NOT_FOUND' } end
-if tonumber(u[3]) >= max_open then return { 'TOO_MANY_OPEN' } end
 
-local ids, units = {}, {}
-for i = 1, n do ids[i], units[i] = ARGV[13 + 2 * i], tonumber(ARGV[14 + 2 * i]) end
-local prices, on_sale = {}, {}
-if n > 0 then
-  prices, on_sale = redis.call('HMGET', price, unpack(ids)), redis.call('HMGET', stock, unpack(ids))
-end
-local short = shortage(ids, units, prices, on_sale)
-if short then return short end
-
-if coupon_id ~= '' then
-  local coupon = redis.call('HGET', coupons, coupon_id)
-  if not coupon or not coupon_ends or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A' or tonumber(now) >= coupon_ends then
-    return { 'INVALID_COUPON' }
-  end
-end
-
--- Doubles are exact up to 2^53 and round monotonically above it, so a sum past the bound can't slip under it.
-local total, lines = 0, {}
+-- What each asks for, and what is read for all of them at once.
+local asks, products, orders = {}, {}, {}
+local at = 4
 for i = 1, n do
-  total = total + tonumber(prices[i]) * units[i]
-  if total > MAX_SAFE_INTEGER then return { 'OVERFLOW' } end
-  lines[i] = ids[i] .. ':' .. ARGV[14 + 2 * i] .. ':' .. prices[i]
+  local ask = { ids = {}, units = {} }
+  ask.now, ask.fingerprint, ask.request_id, ask.order_id, ask.user_id, ask.expires_at, ask.coupon_id, ask.discount_type =
+    unpack(ARGV, at, at + 7)
+  ask.discount, ask.coupon_ends = tonumber(ARGV[at + 8]), tonumber(ARGV[at + 9])
+  local lines = tonumber(ARGV[at + 10])
+  for line = 1, lines do
+    local id = ARGV[at + 9 + 2 * line]
+    ask.ids[line], ask.units[line] = id, tonumber(ARGV[at + 10 + 2 * line])
+    products[#products + 1] = id
+  end
+  at = at + 12 + 2 * lines
+  ask.far = ARGV[at - 1]
+  ask.record, ask.user, ask.order = KEYS[3 * i + 4], KEYS[3 * i + 5], KEYS[3 * i + 6]
+  asks[i], orders[i] = ask, ask.order
 end
-local _, far_units, far_prices = unpack_lines(far)
-for i = 1, #far_units do
-  total = total + far_units[i] * far_prices[i]
-  if total > MAX_SAFE_INTEGER then return { 'OVERFLOW' } end
-end
-local packed = table.concat(lines, ',')
+prices.load(products)
+stock.load(products)
+held.load(products)
+local none_exist = redis.call('EXISTS', unpack(orders)) == 0
 
-local discount = 0
-if coupon_id ~= '' then
-  if discount_type == 'PERCENTAGE' then
-    -- floor(total * percent / 100) without leaving the exact integers
-    local rest = total % 100
-    discount = (total - rest) / 100 * discount_amount + math.floor(rest * discount_amount / 100)
-  else
-    discount = math.min(discount_amount, total)
+local records, users, placed, replies, events = new_records(), {}, {}, {}, {}
+
+-- A user's hash, as far as orders need it and have changed it.
+local function user_of(key)
+  local user = users[key]
+  if not user then
+    local u = redis.call('HMGET', key, 'name', 'balance', 'open')
+    user = { name = u[1], balance = tonumber(u[2]), open = tonumber(u[3]), coupons = {} }
+    users[key] = user
+  end
+  return user
+end
+
+-- An order's lines, packed, and what they come to; nothing where that is too much to count.
+local function priced(ask)
+  -- Doubles are exact up to 2^53 and round monotonically above it, so a sum past the bound can't slip under it.
+  local total, lines = 0, {}
+  for line, id in ipairs(ask.ids) do
+    total = total + prices.get(id) * ask.units[line]
+    if total > MAX_SAFE_INTEGER then return end
+    lines[line] = id .. ':' .. whole(ask.units[line]) .. ':' .. whole(prices.get(id))
+  end
+  local _, units, far_prices = unpack_lines(ask.far)
+  for line = 1, #units do
+    total = total + units[line] * far_prices[line]
+    if total > MAX_SAFE_INTEGER then return end
+  end
+  return total, table.concat(lines, ',')
+end
+
+local function discounted(ask, total)
+  if ask.coupon_id == '' then return 0 end
+  if ask.discount_type ~= 'PERCENTAGE' then return math.min(ask.discount, total) end
+  -- floor(total * percent / 100) without leaving the exact integers
+  local rest = total % 100
+  return (total - rest) / 100 * ask.discount + math.floor(rest * ask.discount / 100)
+end
+
+-- Why it is refused, as a reply; nothing if it is not: then it is taken down.
+local function decide(ask)
+  if not none_exist and redis.call('EXISTS', ask.order) == 1 then
+    -- The mark of an order whose far holds were given back already; or, after a loss, an id that was given out before.
+    return { 'ABANDONED' }
+  end
+  local user = user_of(ask.user)
+  if not user.name then return { 'USER_NOT_FOUND' } end
+  if user.open >= max_open then return { 'TOO_MANY_OPEN' } end
+  local short = shortage(ask.ids, ask.units, prices.get, stock.get)
+  if short then return short end
+  local coupon
+  if ask.coupon_id ~= '' then
+    coupon = user.coupons[ask.coupon_id] or redis.call('HGET', ask.user, ask.coupon_id)
+    if not coupon or not ask.coupon_ends or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A'
+      or tonumber(ask.now) >= ask.coupon_ends then
+      return { 'INVALID_COUPON' }
+    end
+  end
+  local total, lines = priced(ask)
+  if not total then return { 'OVERFLOW' } end
+  local discount = discounted(ask, total)
+  local final = total - discount
+  if must_afford and user.balance < final then return { 'INSUFFICIENT_BALANCE' } end
+
+  local reply = { 'PLACED', epoch, seq, ask.order_id, final, ask.now }
+  records.file(ask.record, ask.fingerprint, reply)
+  user.open = user.open + 1
+  if coupon then user.coupons[ask.coupon_id] = marked_coupon(coupon, 'H', ask.order_id, '') end
+  for line, id in ipairs(ask.ids) do
+    stock.add(id, -ask.units[line])
+    held.add(id, ask.units[line])
+  end
+  ask.lines, ask.total, ask.discount, ask.final = lines, whole(total), whole(discount), whole(final)
+  placed[#placed + 1] = ask
+  events[#events + 1] = pack_event(
+    { 'order_placed', whole(seq), ask.now, ask.request_id, ask.order_id, ask.user_id, lines, ask.far, ask.total,
+      ask.discount, ask.final, ask.coupon_id, ask.expires_at },
+    ask.record, ask.fingerprint, reply)
+  seq = seq + 1
+  return reply
+end
+
+for i = 1, n do
+  local ask = asks[i]
+  replies[i] = records.replay(ask.record, ask.fingerprint) or decide(ask)
+end
+if #events == 0 then return replies end
+---- checks above, writes below -------------------------------------------------------------------------------------
+emit(outbox, epoch, events)
+redis.call('HSET', meta, 'seq', seq - 1)
+local ends = {}
+for i = 1, #placed do
+  local ask = placed[i]
+  redis.call('HSET', ask.order, 'user', ask.user_id, 'status', 'PENDING', 'lines', ask.lines, 'far', ask.far,
+    'total', ask.total, 'discount', ask.discount, 'final', ask.final, 'coupon', ask.coupon_id, 'placed_at', ask.now,
+    'expires_at', ask.expires_at)
+  ends[2 * i - 1], ends[2 * i] = ask.expires_at, ask.order_id
+  local user = users[ask.user]
+  if user.open then
+    -- Once for each, whatever it has ordered.
+    local fields = { 'open', user.open }
+    for coupon_id, coupon in pairs(user.coupons) do
+      fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
+    end
+    redis.call('HSET', ask.user, unpack(fields))
+    user.open = nil
   end
 end
-local final = total - discount
-if must_afford and tonumber(u[2]) < final then return { 'INSUFFICIENT_BALANCE' } end
-local reply = { 'PLACED', epoch, seq, order_id, final, now }
----- checks above, writes below -------------------------------------------------------------------------------------
-redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_placed', 'epoch', epoch, 'seq', seq, 'at', now,
-  'rid', request_id, 'order', order_id, 'user', user_id, 'lines', packed, 'far', far, 'total', total,
-  'discount', discount, 'final', final, 'coupon', coupon_id, 'expires_at', expires_at,
-  record_of(record, fingerprint, reply))
-redis.call('HSET', meta, 'seq', seq)
-redis.call('HSET', order, 'user', user_id, 'status', 'PENDING', 'lines', packed, 'far', far, 'total', total,
-  'discount', discount, 'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at)
-redis.call('ZADD', expiry, expires_at, order_id)
-redis.call('HINCRBY', user, 'open', 1)
-move_units(ids, units, stock, held)
-mark_coupon(coupons, coupon_id, 'H', order_id, '')
-return remember(record, fingerprint, ttl, reply)
+redis.call('ZADD', expiry, unpack(ends))
+stock.write()
+held.write()
+records.write(ttl)
+return replies

@@ -14,6 +14,7 @@
 --      or {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id} | CLOSED_BOOKS
 -- Emits stock_held
 --@include books
+--@include batches
 --@include holds
 local meta, outbox, hold, holds, price, stock, held = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local now, request_id, order_id, user_id, due, n = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
@@ -25,11 +26,13 @@ if h[1] == 'HELD' then return { 'HELD_BEFORE', h[2] } end
 if h[1] then return { 'RELEASED' } end
 local ids, units = {}, {}
 for i = 1, n do ids[i], units[i] = ARGV[5 + 2 * i], tonumber(ARGV[6 + 2 * i]) end
-local prices, on_sale = redis.call('HMGET', price, unpack(ids)), redis.call('HMGET', stock, unpack(ids))
-local short = shortage(ids, units, prices, on_sale)
+local prices, on_sale = new_counters(price), new_counters(stock)
+prices.load(ids)
+on_sale.load(ids)
+local short = shortage(ids, units, prices.get, on_sale.get)
 if short then return short end
 local lines = {}
-for i = 1, n do lines[i] = ids[i] .. ':' .. ARGV[6 + 2 * i] .. ':' .. prices[i] end
+for i = 1, n do lines[i] = ids[i] .. ':' .. ARGV[6 + 2 * i] .. ':' .. whole(prices.get(ids[i])) end
 local packed = table.concat(lines, ',')
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'stock_held', 'epoch', epoch, 'seq', seq, 'at', now,

@@ -46,7 +46,11 @@ if state ~= 'SETTLED' then redis.call('PEXPIRE', hold, mark_life) end
 if was == 'HELD' then
   if state == 'SETTLED' then
     move_units(ids, units, held, sold)
-    if day_counts then rank(ids, units, prices, rank_units, rank_won, rank_life) end
+    if day_counts then
+      local won, sold_units = {}, {}
+      for i = 1, #ids do sold_units[ids[i]], won[ids[i]] = units[i], units[i] * prices[i] end
+      rank(sold_units, won, rank_units, rank_won, rank_life)
+    end
   else
     -- A refund that overtook its settlement ends where both would have ended.
     move_units(ids, units, held, doubtful and withheld or stock)

@@ -20,9 +20,9 @@ local function replay(record, fingerprint)
   return prior
 end
 
--- The fields by which an event carries the idempotency record of its decision, so that it outlives Redis: nothing if the
--- request had no key. Each part of the reply is preceded by its length ("4:PAID2:17").
-local function record_of(record, fingerprint, reply)
+-- The idempotency record of a decision, for its event, so that it outlives Redis: the key's digest, the fingerprint and the
+-- reply, each part of which is preceded by its length ("4:PAID2:17"). Nothing if the request had no key.
+local function record_parts(record, fingerprint, reply)
   if fingerprint == '' then return end
   local parts = {}
   for i = 1, #reply do
@@ -30,7 +30,14 @@ local function record_of(record, fingerprint, reply)
     if type(part) == 'number' then part = string.format('%.0f', part) end
     parts[i] = #part .. ':' .. part
   end
-  return 'key', string.match(record, ':idem:(.*)$'), 'print', fingerprint, 'reply', table.concat(parts)
+  return string.match(record, ':idem:(.*)$'), fingerprint, table.concat(parts)
+end
+
+-- The same as the fields of an event.
+local function record_of(record, fingerprint, reply)
+  local key, print, packed = record_parts(record, fingerprint, reply)
+  if not key then return end
+  return 'key', key, 'print', print, 'reply', packed
 end
 
 -- Files the reply under the idempotency key, if the request had one, and returns it. Below the line only.

@@ -12,12 +12,12 @@ end
 
 -- Why these units can't be held, as a reply; nothing if they can. In the order of the lines: first what does not exist, then
 -- what there is too little of.
-local function shortage(ids, units, prices, on_sale)
+local function shortage(ids, units, price_of, on_sale)
   for i = 1, #ids do
-    if not prices[i] then return { 'PRODUCT_NOT_FOUND', ids[i] } end
+    if not price_of(ids[i]) then return { 'PRODUCT_NOT_FOUND', ids[i] } end
   end
   for i = 1, #ids do
-    local left = tonumber(on_sale[i])
+    local left = on_sale(ids[i])
     if left == 0 then return { 'SOLD_OUT', ids[i] } end
     if left < units[i] then return { 'INSUFFICIENT_STOCK', ids[i] } end
   end
@@ -36,21 +36,24 @@ local function move_units(ids, units, from, to)
   redis.call('HSET', to, unpack(more))
 end
 
--- Puts a user's coupon into another state, keeping its issue number and time. Below the line only.
-local function mark_coupon(coupons, coupon_id, state, order_id, used_at)
-  local coupon = coupon_id ~= '' and redis.call('HGET', coupons, coupon_id)
-  if not coupon then return end
+-- A user's coupon in another state, with its issue number and time.
+local function marked_coupon(coupon, state, order_id, used_at)
   local issue_no, issued_at = string.match(coupon, '^(%d+)|(%d+)|')
-  redis.call('HSET', coupons, coupon_id,
-    issue_no .. '|' .. issued_at .. '|' .. state .. '|' .. order_id .. '|' .. used_at)
+  return issue_no .. '|' .. issued_at .. '|' .. state .. '|' .. order_id .. '|' .. used_at
 end
 
--- Adds units and won to a day's two rankings, which live for `life` seconds from now. Below the line only.
-local function rank(ids, units, prices, rank_units, rank_won, life)
-  if #ids == 0 then return end
-  for i = 1, #ids do
-    redis.call('ZINCRBY', rank_units, units[i], ids[i])
-    redis.call('ZINCRBY', rank_won, units[i] * prices[i], ids[i])
+-- Puts a user's coupon into another state. Below the line only.
+local function mark_coupon(user, coupon_id, state, order_id, used_at)
+  local coupon = coupon_id ~= '' and redis.call('HGET', user, coupon_id)
+  if coupon then redis.call('HSET', user, coupon_id, marked_coupon(coupon, state, order_id, used_at)) end
+end
+
+-- Adds units and won, by product, to a day's two rankings, which live for `life` seconds from now. Below the line only.
+local function rank(units, won, rank_units, rank_won, life)
+  if next(units) == nil then return end
+  for id, n in pairs(units) do
+    redis.call('ZINCRBY', rank_units, n, id)
+    redis.call('ZINCRBY', rank_won, won[id], id)
   end
   redis.call('EXPIRE', rank_units, life)
   redis.call('EXPIRE', rank_won, life)

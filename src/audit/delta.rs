@@ -9,7 +9,7 @@ use crate::{
     db::snapshot::{Read, Snapshot},
     domain::{
         Error,
-        event::{self, Body, Event},
+        event::{self, Body, Decoded, Event},
         types::OrderStatus,
     },
     projector::batch::Batch,
@@ -104,16 +104,15 @@ impl Audit {
 
 fn between(projected: Position, decided: Position, entries: &[Entry]) -> Between {
     let (mut events, mut at) = (Vec::new(), projected);
-    for entry in entries {
-        let Some((epoch, seq)) = event::position(&entry.fields) else { continue };
+    for Decoded { position, event } in entries.iter().flat_map(|entry| event::decode(&entry.fields)) {
+        let Some((epoch, seq)) = position else { continue };
         let found = Position { epoch, seq };
         let next = Position { seq: at.seq + 1, ..at };
-        let decoded = Event::decode(&entry.fields);
         if found == next {
             at = found;
             // One that can't be read is going to be a dead letter, and a finding.
-            events.extend(decoded);
-        } else if found > at && decoded.is_ok() {
+            events.extend(event);
+        } else if found > at && event.is_ok() {
             return Between::AreGone;
         }
     }

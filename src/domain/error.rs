@@ -69,4 +69,14 @@ impl Error {
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Error::Unavailable { reason: reason.into(), retry_after: Duration::from_secs(1) }
     }
+
+    /// The same for another one whom it concerns: of a call that was made for several.
+    pub fn again(&self) -> Self {
+        match self {
+            Error::Unavailable { reason, retry_after } => {
+                Error::Unavailable { reason: reason.clone(), retry_after: *retry_after }
+            }
+            other => Error::Internal(anyhow::anyhow!("{other:#}")),
+        }
+    }
 }

@@ -1,14 +1,20 @@
 //! The outbox's vocabulary: what a decision wrote down, whole, so that nobody has to look at Redis to understand it.
 //!
-//! An event is a flat list of fields under a version. Decoding trusts nothing: an entry that does not fit is an error with
-//! the reason, which the projector files as a dead letter.
+//! An entry of the outbox has one event, as a flat list of fields (version 1), or those of a call that decided many requests
+//! at once, each packed into one field (version 2). Decoding trusts nothing: what does not fit is an error with the reason,
+//! which the projector files as a dead letter.
 
-use std::{collections::HashMap, str::FromStr};
+use std::str::FromStr;
 
 use super::{model::*, types::*};
 
-/// The version of the fields that this code writes and reads.
-pub const VERSION: i64 = 1;
+/// The versions of entries that this code writes and reads: of one event, and of many.
+pub const SINGLE: i64 = 1;
+pub const BATCH: i64 = 2;
+/// What separates the parts of a packed event; no part has a control character in it.
+const SEPARATOR: char = '\u{1f}';
+/// The parts that a packed event ends with where its request had an idempotency key.
+const RECORD_PARTS: [&str; 3] = ["key", "print", "reply"];
 /// The most users that one event creates.
 pub const MAX_USERS_PER_EVENT: i64 = 10_000;
 
@@ -213,11 +219,16 @@ impl HoldState {
 #[error("{0}")]
 pub struct BadEvent(pub String);
 
-struct Fields<'a>(HashMap<&'a str, &'a str>);
+/// Few enough to be searched one by one.
+struct Fields<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(field, _)| *field == name).map(|(_, value)| *value)
+    }
+
     fn text(&self, name: &str) -> Result<&'a str, BadEvent> {
-        self.0.get(name).copied().ok_or_else(|| BadEvent(format!("field {name} is missing")))
+        self.get(name).ok_or_else(|| BadEvent(format!("field {name} is missing")))
     }
 
     fn bad(name: &str, value: &str) -> BadEvent {
@@ -278,7 +289,7 @@ impl<'a> Fields<'a> {
 
     /// One that events have not had from the beginning.
     fn optional_flag(&self, name: &str) -> Result<bool, BadEvent> {
-        if self.0.contains_key(name) { self.flag(name) } else { Ok(false) }
+        if self.get(name).is_some() { self.flag(name) } else { Ok(false) }
     }
 
     fn lines(&self, name: &str) -> Result<Vec<OrderLine>, BadEvent> {
@@ -307,7 +318,7 @@ impl<'a> Fields<'a> {
     }
 
     fn record(&self) -> Result<Option<Record>, BadEvent> {
-        if !self.0.contains_key("key") {
+        if self.get("key").is_none() {
             return Ok(None);
         }
         let (digest, fingerprint, reply) = (self.text("key")?, self.text("print")?, self.text("reply")?);
@@ -364,31 +375,106 @@ fn unpack_line(packed: &str) -> Option<OrderLine> {
     parts.next().is_none().then_some(OrderLine { product_id, quantity, price })
 }
 
-/// The `(epoch, seq)` of an entry, even of one that is otherwise no event.
-pub fn position(fields: &[(String, String)]) -> Option<(i64, i64)> {
-    let find = |name: &str| fields.iter().find(|(field, _)| field == name).and_then(|(_, value)| value.parse().ok());
-    Some((find("epoch")?, find("seq")?))
-}
-
 /// Whether an entry was written by a program newer than this one, which has to wait for it.
 pub fn is_newer(fields: &[(String, String)]) -> bool {
-    let version = fields.iter().find(|(field, _)| field == "v").and_then(|(_, value)| value.parse().ok());
-    version.is_some_and(|version: i64| version > VERSION)
+    version(fields).is_some_and(|version| version > BATCH)
+}
+
+fn version(fields: &[(String, String)]) -> Option<i64> {
+    fields.iter().find(|(field, _)| field == "v").and_then(|(_, value)| value.parse().ok())
+}
+
+/// One decision of an entry.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// `(epoch, seq)`, even of one that is otherwise no event.
+    pub position: Option<(i64, i64)>,
+    /// [`BadEvent`] says which field does not fit.
+    pub event: Result<Event, BadEvent>,
+}
+
+impl Decoded {
+    fn new(f: Result<Fields<'_>, BadEvent>) -> Self {
+        let number = |name: &str| f.as_ref().ok()?.get(name)?.parse().ok();
+        Decoded { position: number("epoch").zip(number("seq")), event: f.and_then(|f| Event::read(&f)) }
+    }
+}
+
+/// Decodes a stream entry's fields: at least one, in the order of their decisions.
+pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
+    let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    match version(fields) {
+        Some(SINGLE) => vec![Decoded::new(Ok(Fields(all().collect())))],
+        Some(BATCH) => {
+            let epoch = all().find(|(name, _)| *name == "epoch");
+            let packed = all().filter(|(name, _)| *name == "e").map(|(_, packed)| packed);
+            let mut events: Vec<_> = packed.map(|packed| Decoded::new(unpack(epoch, packed))).collect();
+            if events.is_empty() {
+                events.push(Decoded { position: None, event: Err(BadEvent("a batch without events".into())) });
+            }
+            events
+        }
+        _ => {
+            let position = Decoded::new(Ok(Fields(all().collect()))).position;
+            vec![Decoded { position, event: Err(BadEvent("the version is unknown".into())) }]
+        }
+    }
+}
+
+/// The fields of an entry's `nth` decision, as if it were the only one of an entry.
+pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String)> {
+    if version(fields) != Some(BATCH) {
+        return fields.to_vec();
+    }
+    let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let epoch = all().find(|(name, _)| *name == "epoch");
+    let packed = all().filter(|(name, _)| *name == "e").nth(nth);
+    let unpacked = packed.and_then(|(_, packed)| unpack(epoch, packed).ok());
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    match unpacked {
+        Some(Fields(named)) => [("v", "1")].into_iter().chain(named).map(owned).collect(),
+        None => [("v", "2")].into_iter().chain(epoch).chain(packed).map(owned).collect(),
+    }
+}
+
+/// The parts of a packed event by their names.
+fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fields<'a>, BadEvent> {
+    let (kind, parts) = packed.split_once(SEPARATOR).unwrap_or((packed, ""));
+    let names: &[&str] = match kind {
+        "coupon_issued" => &["seq", "at", "rid", "coupon", "user", "issue_no", "at_home"],
+        "balance_charged" => &["seq", "at", "rid", "user", "entry_no", "amount", "before", "after", "prev"],
+        "order_placed" => &[
+            "seq", "at", "rid", "order", "user", "lines", "far", "total", "discount", "final", "coupon", "expires_at",
+        ],
+        "order_paid" => &[
+            "seq", "at", "rid", "order", "user", "payment", "type", "amount", "receipt", "method", "transaction", "lines",
+            "far", "coupon", "day", "debit", "before", "after", "entry_no", "prev",
+        ],
+        "order_closed" => &[
+            "seq", "at", "rid", "order", "user", "from", "status", "reason", "lines", "far", "coupon", "receipt", "method",
+            "day", "watch", "withheld", "credit", "before", "after", "entry_no", "prev",
+        ],
+        other => return Err(Fields::bad("kind", other)),
+    };
+    let mut fields = Vec::with_capacity(names.len() + RECORD_PARTS.len() + 2);
+    fields.extend(epoch);
+    fields.push(("kind", kind));
+    let mut parts = parts.split(SEPARATOR);
+    fields.extend(names.iter().copied().zip(parts.by_ref()));
+    let whole = fields.len() - 1 - usize::from(epoch.is_some()) == names.len();
+    let before = fields.len();
+    fields.extend(RECORD_PARTS.into_iter().zip(parts.by_ref()));
+    let recorded = fields.len() - before;
+    if !whole || (recorded != 0 && recorded != RECORD_PARTS.len()) || parts.next().is_some() {
+        return Err(BadEvent(format!("{kind} does not have its parts")));
+    }
+    Ok(Fields(fields))
 }
 
 impl Event {
-    /// Decodes a stream entry's fields.
-    ///
-    /// # Errors
-    /// [`BadEvent`] says which field does not fit.
-    pub fn decode(fields: &[(String, String)]) -> Result<Event, BadEvent> {
-        let f = Fields(fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect());
-        let version = f.int("v")?;
-        if version != VERSION {
-            return Err(BadEvent(format!("version {version} is unknown")));
-        }
+    fn read(f: &Fields<'_>) -> Result<Event, BadEvent> {
         let at = f.time("at")?;
-        let (epoch, seq, body) = (f.count("epoch")?, f.count("seq")?, Body::decode(&f, at)?);
+        let (epoch, seq, body) = (f.count("epoch")?, f.count("seq")?, Body::decode(f, at)?);
         Ok(Event { epoch, seq, at, body, record: f.record()? })
     }
 

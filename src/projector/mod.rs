@@ -11,7 +11,13 @@ pub mod apply;
 pub mod batch;
 pub mod relay;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 use sea_orm::{
@@ -28,7 +34,7 @@ use crate::{
     db::{self, reads::ProjectedPosition},
     domain::{
         Error,
-        event::{self, Event},
+        event::{self, Decoded, Event},
         types::Clock,
     },
     store::{
@@ -55,7 +61,10 @@ pub struct Projector {
     store: Store,
     db: DatabaseConnection,
     clock: Clock,
+    /// Events per transaction.
     batch: usize,
+    /// How many events there were in an entry lately, on average.
+    per_entry: Arc<AtomicUsize>,
     /// How long a transaction may take before its connection counts as dead, if no longer one was needed before.
     patience: Duration,
 }
@@ -64,6 +73,8 @@ pub struct Projector {
 struct Step {
     /// Entries committed.
     carried: usize,
+    /// Whether there may have been more of them.
+    more: bool,
     /// Whether everything committed was relayed and trimmed.
     relayed: Result<(), Failure>,
 }
@@ -112,7 +123,8 @@ impl Projector {
         config: &ProjectorConfig,
         patience: Duration,
     ) -> Self {
-        Projector { store, db, clock, batch: config.projector_batch as usize, patience }
+        let batch = config.projector_batch as usize;
+        Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), patience }
     }
 
     /// Follows every partition until `stop`, each in a task of its own.
@@ -163,15 +175,15 @@ impl Projector {
                 step = self.step(here, IDLE_WAIT, patience) => step,
                 () = stop.cancelled() => return,
             };
-            match step.and_then(|step| if step.carried > 0 { Ok(step.carried) } else { step.relayed.map(|()| 0) }) {
-                Ok(carried) => {
+            match step.and_then(|step| if step.carried > 0 { Ok((step.carried, step.more)) } else { step.relayed.map(|()| (0, false)) }) {
+                Ok((carried, more)) => {
                     pause = FIRST_PAUSE;
                     patience = self.patience;
-                    if let Some((since, events)) = &mut waiting {
-                        *events += carried;
-                        if carried < self.batch {
+                    if let Some((since, entries)) = &mut waiting {
+                        *entries += carried;
+                        if !more {
                             let seconds = since.elapsed().as_secs_f64();
-                            tracing::info!(partition = here.0, events, seconds, "the projection has caught up");
+                            tracing::info!(partition = here.0, entries, seconds, "the projection has caught up");
                             waiting = None;
                         }
                     }
@@ -202,7 +214,7 @@ impl Projector {
         for here in self.store.all() {
             loop {
                 match self.step(here, Duration::ZERO, self.patience * LONGEST_PATIENCE).await {
-                    Ok(Step { carried: 0, relayed }) => break relayed.map_err(|failure| anyhow!(failure))?,
+                    Ok(Step { carried: 0, relayed, .. }) => break relayed.map_err(|failure| anyhow!(failure))?,
                     Ok(_) | Err(Failure::Overtaken) => {}
                     Err(failure) => return Err(anyhow!(failure)),
                 }
@@ -247,15 +259,18 @@ impl Projector {
         let from = self.position(here).await?;
         let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Away(format!("{error}")))?;
         let mut relayed = self.finish_leftovers(here, last).await;
-        let mut entries = self.store.outbox_after(here, last, self.batch, wait).await?;
+        let count = self.entries_at_once();
+        let mut entries = self.store.outbox_after(here, last, count, wait).await?;
         if let Some(newer) = entries.iter().position(|entry| event::is_newer(&entry.fields)) {
             entries.truncate(newer);
             if newer == 0 {
                 return Err(Failure::Newer);
             }
         }
-        let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(Step { carried: 0, relayed }) };
-        match self.commit(here, &from, &entries, patience).await {
+        let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(Step { carried: 0, more: false, relayed }) };
+        let read = Read::all(&entries);
+        self.per_entry.store(read.len().div_ceil(entries.len()), Ordering::Relaxed);
+        match self.commit(here, &from, read, patience).await {
             // What lacks may have been committed and trimmed by another projector since we read the position.
             Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
                 return Err(Failure::Overtaken);
@@ -270,7 +285,12 @@ impl Projector {
         if relayed.is_ok() {
             relayed = self.after_commit(here, &entries, end).await;
         }
-        Ok(Step { carried: entries.len(), relayed })
+        Ok(Step { carried: entries.len(), more: entries.len() >= count, relayed })
+    }
+
+    /// As many as have about as many events as one transaction takes.
+    fn entries_at_once(&self) -> usize {
+        (self.batch / self.per_entry.load(Ordering::Relaxed).max(1)).max(1)
     }
 
     /// What was committed before but not relayed and trimmed, by an earlier projector or by this one.
@@ -302,34 +322,34 @@ impl Projector {
         self.store.projected(here, Position { epoch, seq });
     }
 
-    /// Commits entries in as few transactions as it takes: all at once, or, where one of them can't be applied, the good
-    /// ones around it and a dead letter for it.
+    /// Commits events in as few transactions as it takes: as many at once as one may have, or, where one of them can't be
+    /// applied, the good ones around it and a dead letter for it. What came in one entry goes in one transaction.
     async fn commit(
         &self,
         here: Partition,
         from: &ProjectedPosition,
-        entries: &[Entry],
+        mut read: Vec<Read<'_>>,
         patience: Duration,
     ) -> Result<(), Failure> {
-        let mut read: Vec<Read> = entries.iter().map(Read::new).collect();
         // What is before a gap is sound, and a rebuild from Postgres will need it.
         let (sound, gap) = match check_gapless(from, &mut read) {
             Ok(()) => (read.len(), None),
-            Err((at, gap)) => (at, Some(gap)),
+            Err((at, gap)) => (start_of_entry(&read, at), Some(gap)),
         };
         let mut from = from.clone();
         // What is still to be committed, the next part last.
         let mut parts: Vec<&[Read<'_>]> = if sound == 0 { Vec::new() } else { vec![&read[..sound]] };
         while let Some(part) = parts.pop() {
-            match self.commit_part(here, &from, part, patience).await {
-                Ok(to) => from = to,
-                Err(CommitError::Bad(_)) if part.len() > 1 => {
-                    let (first, second) = part.split_at(part.len() / 2);
-                    parts.extend([second, first]);
-                }
-                Err(CommitError::Bad(reason)) => {
-                    let letter = Read { event: Err(reason), ..part[0].clone() };
-                    match self.commit_part(here, &from, &[letter], patience).await {
+            let halves = halves(part);
+            if let Some((first, second)) = halves.filter(|_| part.len() > self.batch) {
+                parts.extend([second, first]);
+                continue;
+            }
+            match (self.commit_part(here, &from, part, patience, Care::Together).await, halves) {
+                (Ok(to), _) => from = to,
+                (Err(CommitError::Bad(_)), Some((first, second))) => parts.extend([second, first]),
+                (Err(CommitError::Bad(_)), None) => {
+                    match self.commit_part(here, &from, part, patience, Care::OneByOne).await {
                         Ok(to) => from = to,
                         Err(CommitError::Failed(failure)) => return Err(failure),
                         Err(CommitError::Bad(reason)) => {
@@ -337,7 +357,7 @@ impl Projector {
                         }
                     }
                 }
-                Err(CommitError::Failed(failure)) => return Err(failure),
+                (Err(CommitError::Failed(failure)), _) => return Err(failure),
             }
         }
         gap.map_or(Ok(()), Err)
@@ -351,8 +371,9 @@ impl Projector {
         from: &ProjectedPosition,
         part: &[Read<'_>],
         patience: Duration,
+        care: Care,
     ) -> Result<ProjectedPosition, CommitError> {
-        let committing = tokio::time::timeout(patience, self.transact(here, from, part)).await;
+        let committing = tokio::time::timeout(patience, self.transact(here, from, part, care)).await;
         committing.unwrap_or(Err(CommitError::Failed(Failure::Silent(patience))))
     }
 
@@ -362,6 +383,7 @@ impl Projector {
         here: Partition,
         from: &ProjectedPosition,
         part: &[Read<'_>],
+        care: Care,
     ) -> Result<ProjectedPosition, CommitError> {
         let mut to = from.clone();
         for read in part {
@@ -392,12 +414,20 @@ impl Projector {
         if moved.rows_affected() != 1 {
             return Err(CommitError::Failed(Failure::Overtaken));
         }
-        let events = part.iter().filter_map(|read| read.event.as_ref().ok());
-        apply(&transaction, here, &Batch::fold(events)).await?;
-        for read in part {
-            if let Err(reason) = &read.event {
-                tracing::error!(partition = here.0, id = %read.entry.id, reason, "an event can't be applied");
-                dead_letter(&transaction, here, read, reason).await?;
+        match care {
+            Care::Together => {
+                let events = part.iter().filter_map(|read| read.event.as_ref().ok());
+                apply(&transaction, here, &Batch::fold(events)).await?;
+                for read in part {
+                    if let Err(reason) = &read.event {
+                        dead_letter(&transaction, here, read, reason).await?;
+                    }
+                }
+            }
+            Care::OneByOne => {
+                for read in part {
+                    apply_carefully(&transaction, here, read).await?;
+                }
             }
         }
         transaction.commit().await?;
@@ -406,19 +436,70 @@ impl Projector {
     }
 }
 
-/// An entry, read: an event or the reason why it is none.
-#[derive(Clone)]
+/// One decision of an entry, read: an event or the reason why it is none.
 struct Read<'a> {
     entry: &'a Entry,
+    /// Which of the entry's decisions it is, from 0.
+    nth: usize,
     position: Option<(i64, i64)>,
     event: Result<Event, String>,
 }
 
 impl<'a> Read<'a> {
-    fn new(entry: &'a Entry) -> Self {
-        let event = Event::decode(&entry.fields).map_err(|error| error.to_string());
-        Read { entry, position: event::position(&entry.fields), event }
+    fn all(entries: &'a [Entry]) -> Vec<Self> {
+        let mut read = Vec::with_capacity(entries.len());
+        for entry in entries {
+            for (nth, Decoded { position, event }) in event::decode(&entry.fields).into_iter().enumerate() {
+                read.push(Read { entry, nth, position, event: event.map_err(|bad| bad.0) });
+            }
+        }
+        read
     }
+}
+
+/// The index of the first of those that came in one entry with `at`.
+fn start_of_entry(read: &[Read<'_>], at: usize) -> usize {
+    let here = read[at].entry.id;
+    read[..at].iter().rposition(|before| before.entry.id != here).map_or(0, |before| before + 1)
+}
+
+/// Two parts of about the same size, none of them with a part of an entry; nothing where there is but one entry.
+fn halves<'a, 'b>(part: &'a [Read<'b>]) -> Option<(&'a [Read<'b>], &'a [Read<'b>])> {
+    let middle = start_of_entry(part, part.len() / 2);
+    let first = part.first()?.entry.id;
+    let at = if middle > 0 { middle } else { part.iter().position(|read| read.entry.id != first)? };
+    Some(part.split_at(at))
+}
+
+/// How a transaction goes about its events.
+#[derive(Clone, Copy)]
+enum Care {
+    /// All at once; one that can't be applied fails it.
+    Together,
+    /// Each by itself; one that can't be applied becomes a dead letter.
+    OneByOne,
+}
+
+async fn apply_carefully(
+    transaction: &DatabaseTransaction,
+    here: Partition,
+    read: &Read<'_>,
+) -> Result<(), CommitError> {
+    let reason = match &read.event {
+        Ok(event) => {
+            let step = transaction.begin().await?;
+            match apply(&step, here, &Batch::fold([event])).await.map_err(CommitError::from) {
+                Ok(()) => return Ok(step.commit().await?),
+                Err(CommitError::Bad(reason)) => {
+                    step.rollback().await?;
+                    reason
+                }
+                Err(failed) => return Err(failed),
+            }
+        }
+        Err(reason) => reason.clone(),
+    };
+    dead_letter(transaction, here, read, &reason).await
 }
 
 enum CommitError {
@@ -468,10 +549,12 @@ async fn dead_letter(
     read: &Read<'_>,
     reason: &str,
 ) -> Result<(), CommitError> {
+    tracing::error!(partition = here.0, id = %read.entry.id, reason, "an event can't be applied");
     // Postgres can't keep a NUL in text or JSON.
     let clean = |text: &str| text.replace('\0', "\u{fffd}");
+    let fields = event::fields_of(&read.entry.fields, read.nth);
     let fields: serde_json::Map<String, serde_json::Value> =
-        read.entry.fields.iter().map(|(name, value)| (clean(name), clean(value).into())).collect();
+        fields.iter().map(|(name, value)| (clean(name), clean(value).into())).collect();
     transaction
         .execute_raw(Statement::from_sql_and_values(
             DbBackend::Postgres,

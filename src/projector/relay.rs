@@ -7,7 +7,7 @@
 use crate::{
     domain::{
         Error,
-        event::{Body, Event},
+        event::{self, Body},
         model::Call,
         types::*,
     },
@@ -27,7 +27,8 @@ pub async fn relay(store: &Store, clock: &Clock, here: Partition, entries: &[Ent
     if store.partitions() == 1 {
         return Ok(());
     }
-    for event in entries.iter().filter_map(|entry| Event::decode(&entry.fields).ok()) {
+    let decoded = entries.iter().flat_map(|entry| event::decode(&entry.fields));
+    for event in decoded.filter_map(|decoded| decoded.event.ok()) {
         let call = Call { request_id: format!("relay-{}-{}-{}", here.0, event.epoch, event.seq), key: None };
         let context = Context { now: clock.now(), call: &call };
         match &event.body {

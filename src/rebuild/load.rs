@@ -161,7 +161,7 @@ impl Loading<'_> {
             _ => "U",
         };
         let record = pack_coupon(row.issue_no, Millis(row.issued_at), state, row.order_id, row.used_at.map(Millis));
-        bulk.field(home, Keys(home).user_coupons(user), row.coupon_id, record).await?;
+        bulk.field(home, Keys(home).user(user), row.coupon_id, record).await?;
         self.holder(bulk, row.coupon_id, row.user_id).await
     }
 

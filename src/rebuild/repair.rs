@@ -70,7 +70,7 @@ impl Repair<'_> {
         ];
         bulk.emit(home, self.now, "coupon_granted", &fields).await?;
         let record = pack_coupon(row.issue_no, Millis(row.issued_at), "A", None, None);
-        Ok(bulk.field(home, Keys(home).user_coupons(user), row.coupon_id, record).await?)
+        Ok(bulk.field(home, Keys(home).user(user), row.coupon_id, record).await?)
     }
 
     /// The campaign remembers a coupon that a user has.

@@ -112,8 +112,8 @@ impl Store {
             let page = self.outbox_page(here, last, AT_ONCE).await?;
             let Some(end) = page.last() else { return Ok((count, highest)) };
             last = end.id;
-            for entry in &page {
-                let position = event::position(&entry.fields).map(|(epoch, seq)| Position { epoch, seq });
+            for decoded in page.iter().flat_map(|entry| event::decode(&entry.fields)) {
+                let position = decoded.position.map(|(epoch, seq)| Position { epoch, seq });
                 if position.is_none_or(|position| position > projected) {
                     count += 1;
                 }
@@ -328,7 +328,7 @@ impl<'s> Bulk<'s> {
         position.seq += 1;
         let Position { epoch, seq } = *position;
         let mut add = redis::cmd("XADD");
-        add.arg(Keys(here).outbox()).arg("*").arg("v").arg(event::VERSION).arg("kind").arg(kind);
+        add.arg(Keys(here).outbox()).arg("*").arg("v").arg(event::SINGLE).arg("kind").arg(kind);
         add.arg("epoch").arg(epoch).arg("seq").arg(seq).arg("at").arg(at.0).arg("rid").arg("rebuild");
         for (field, value) in fields {
             add.arg(*field).arg(value);

@@ -11,6 +11,7 @@ use super::{
     Position, Store,
     keys::{Keys, Partition},
     outbox::{Entry, StreamId},
+    records::take_coupons,
     settings::Server,
 };
 use crate::domain::{Error, types::*};
@@ -123,8 +124,7 @@ impl Store {
         let replies: Vec<Value> = self.pipe_unseen(here, &read).await?;
         let mut replies = Replies(replies.into_iter());
         let (epoch, seq): (Option<i64>, Option<i64>) = replies.next()?;
-        let entries: redis::streams::StreamRangeReply = replies.next()?;
-        let entries = entries.ids.into_iter().map(Entry::read).collect::<Result<_, _>>()?;
+        let entries: Vec<Entry> = replies.next()?;
         Ok((epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq }), entries, replies))
     }
 
@@ -142,11 +142,14 @@ impl Store {
         let ask = |read: &mut redis::Pipeline| {
             for user in &users {
                 read.cmd("HGETALL").arg(Keys(here).user(*user));
-                read.cmd("HGETALL").arg(Keys(here).user_coupons(*user));
             }
         };
         let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
-        let things = users.iter().map(|_| Ok(UserSeen { fields: replies.next()?, coupons: replies.next()? }));
+        let things = users.iter().map(|_| {
+            let mut fields: HashMap<String, String> = replies.next()?;
+            let coupons = take_coupons(&mut fields);
+            Ok(UserSeen { fields, coupons })
+        });
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }
 

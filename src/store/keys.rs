@@ -46,14 +46,9 @@ impl Keys {
         self.key(format_args!("claim:{digest}"))
     }
 
-    /// hash: `name balance entries tail open`.
+    /// hash: `name balance entries tail open`, and by coupon id the user's coupons: `issue_no|issued_at|state|order|used_at`.
     pub fn user(self, id: UserId) -> String {
         self.key(format_args!("user:{id}"))
-    }
-
-    /// hash: coupon id → `issue_no|issued_at|state|order|used_at`.
-    pub fn user_coupons(self, id: UserId) -> String {
-        self.key(format_args!("user:{id}:coupons"))
     }
 
     /// hash: `code type amount total issued opens_at closes_at expires_at`, and where a rebuild keeps some

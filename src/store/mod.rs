@@ -1,7 +1,7 @@
 //! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
 //!
 //! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua;
-//! - [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
+//! - [`merge`] decides concurrent requests together; [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
 //! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
 //! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit.
@@ -13,6 +13,7 @@ pub mod decisions;
 pub mod inspect;
 pub mod keys;
 pub mod lanes;
+pub mod merge;
 pub mod outbox;
 pub mod ranking;
 pub mod reads;
@@ -31,6 +32,7 @@ use redis::{FromRedisValue, aio::MultiplexedConnection};
 use self::{
     keys::{Keys, Partition},
     lanes::{Lanes, Ticket},
+    merge::Merger,
     vigil::{Guard, Known},
     watermarks::Watermark,
 };
@@ -71,6 +73,7 @@ struct Shared {
     /// Set when the store is opened: from then on no partition is used that was not looked at.
     guard: OnceLock<Guard>,
     known: Arc<Known>,
+    merger: Merger,
 }
 
 impl Store {
@@ -88,7 +91,8 @@ impl Store {
         })
         .await;
         let lanes = lanes.context("can't reach Redis at REDIS_URL")?;
-        Ok(Store { shared: Arc::new(Shared { lanes, watermarks, guard: OnceLock::new(), known }), partitions: 1 })
+        let shared = Shared { lanes, watermarks, guard: OnceLock::new(), known, merger: Merger::default() };
+        Ok(Store { shared: Arc::new(shared), partitions: 1 })
     }
 
     /// The same store, known to have this many partitions.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use redis::streams::{StreamId as StreamEntry, StreamRangeReply, StreamReadReply};
+use redis::{FromRedisValue, ParsingError, Value};
 
 use super::{
     Store,
@@ -54,16 +54,24 @@ pub struct Entry {
     pub fields: Vec<(String, String)>,
 }
 
-impl Entry {
-    pub(super) fn read(entry: StreamEntry) -> Result<Self, Error> {
-        let id = entry.id.parse().map_err(Error::Internal)?;
-        let text = |value: redis::Value| match value {
-            redis::Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            redis::Value::SimpleString(text) => text,
-            redis::Value::Int(number) => number.to_string(),
+/// The entries of an `XRANGE`. In their own order, and with every field, though several have the same name.
+impl FromRedisValue for Entry {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let (id, fields) = <(String, Vec<Value>)>::from_redis_value(value)?;
+        let id = id.parse().map_err(|error: anyhow::Error| ParsingError::from(error.to_string()))?;
+        let mut texts = fields.into_iter().map(|value| match value {
+            Value::BulkString(bytes) => {
+                String::from_utf8(bytes).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned())
+            }
+            Value::SimpleString(text) => text,
+            Value::Int(number) => number.to_string(),
             other => format!("{other:?}"),
-        };
-        Ok(Entry { id, fields: entry.map.into_iter().map(|(name, value)| (name, text(value))).collect() })
+        });
+        let mut fields = Vec::with_capacity(texts.len() / 2);
+        while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
+            fields.push((name, value));
+        }
+        Ok(Entry { id, fields })
     }
 }
 
@@ -72,8 +80,7 @@ impl Store {
     pub async fn outbox_until(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
         let mut read = redis::cmd("XRANGE");
         read.arg(Keys(here).outbox()).arg("-").arg(last.to_string()).arg("COUNT").arg(count);
-        let reply: StreamRangeReply = self.query_unseen(here, &read).await?;
-        reply.ids.into_iter().map(Entry::read).collect()
+        self.query_unseen(here, &read).await
     }
 
     /// Up to `count` entries after `last`, oldest first; waits up to `wait` for the first, on a connection of its own.
@@ -94,7 +101,7 @@ impl Store {
         read.arg("STREAMS").arg(Keys(here).outbox()).arg(last.to_string());
         // Redis may answer a little after its BLOCK time; a server that hangs is not waited for.
         let patience = wait + Duration::from_secs(5);
-        let reply = match tokio::time::timeout(patience, read.query_async::<Option<StreamReadReply>>(&mut link)).await {
+        let reply = match tokio::time::timeout(patience, read.query_async::<Option<Vec<(String, Vec<Entry>)>>>(&mut link)).await {
             Ok(Ok(reply)) => reply,
             failed => {
                 // The connection may still be blocked, or broken: the pool must not give it to anybody else.
@@ -105,16 +112,14 @@ impl Store {
                 });
             }
         };
-        let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
-        entries.map(Entry::read).collect()
+        Ok(reply.into_iter().flatten().flat_map(|(_, entries)| entries).collect())
     }
 
     /// Up to `count` entries after `last`, oldest first, without waiting.
     pub async fn outbox_page(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
         let mut read = redis::cmd("XRANGE");
         read.arg(Keys(here).outbox()).arg(format!("({last}")).arg("+").arg("COUNT").arg(count);
-        let reply: StreamRangeReply = self.query_unseen(here, &read).await?;
-        reply.ids.into_iter().map(Entry::read).collect()
+        self.query_unseen(here, &read).await
     }
 
     /// Forgets every entry up to and including `last`. Only ever called with a position that Postgres has committed.

@@ -11,10 +11,10 @@ use redis::FromRedisValue;
 use super::{
     Store, closed_books,
     keys::{Keys, Partition},
-    records::{CouponRecord, OrderRecord, campaign, coupon_record, order_record},
+    records::{CouponRecord, OrderRecord, campaign, coupon_record, order_record, take_coupons},
     scripts::{self, Invocation},
 };
-use crate::domain::{Error, event::Event, model::*, types::*};
+use crate::domain::{Error, event, model::*, types::*};
 
 impl Store {
     /// A user's name and balance.
@@ -39,7 +39,7 @@ impl Store {
     pub async fn history_tail(&self, user: UserId, most: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
         let home = self.home(user.get());
         let call =
-            Invocation::new(&scripts::HISTORY_TAIL).key(Keys(home).user(user)).key(Keys(home).outbox()).arg(most);
+            Invocation::new(&scripts::HISTORY_TAIL).key(Keys(home).user(user)).key(Keys(home).outbox()).arg(most).arg(user.get());
         let answer = self.call(home, &call).await?;
         match answer.word.as_str() {
             "TAIL" => {
@@ -48,8 +48,10 @@ impl Store {
                 for value in answer.rest(1) {
                     let fields = Vec::<(String, String)>::from_redis_value(value)
                         .map_err(|error| Error::Internal(anyhow!("an outbox entry has no fields: {error}")))?;
-                    let event = Event::decode(&fields).map_err(|error| Error::Internal(error.into()))?;
-                    entries.extend(event.entry_of(user));
+                    for decoded in event::decode(&fields) {
+                        let event = decoded.event.map_err(|bad| Error::Internal(bad.into()))?;
+                        entries.extend(event.entry_of(user));
+                    }
                 }
                 Ok((entries, more))
             }
@@ -64,11 +66,11 @@ impl Store {
     /// [`Error::UserNotFound`].
     pub async fn user_coupons(&self, user: UserId) -> Result<Vec<CouponRecord>, Error> {
         let home = self.home(user.get());
-        let mut read = redis::pipe();
-        read.cmd("EXISTS").arg(Keys(home).user(user));
-        read.cmd("HGETALL").arg(Keys(home).user_coupons(user));
-        let (exists, records): (bool, HashMap<i64, String>) = self.pipe(home, &read).await?;
-        if !exists {
+        let mut read = redis::cmd("HGETALL");
+        read.arg(Keys(home).user(user));
+        let mut fields: HashMap<String, String> = self.query(home, &read).await?;
+        let records = take_coupons(&mut fields);
+        if fields.is_empty() {
             return Err(self.absent(home, Error::UserNotFound).await);
         }
         records

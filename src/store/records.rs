@@ -71,6 +71,13 @@ pub(super) fn coupon_record(id: i64, record: &str) -> Option<CouponRecord> {
     Some(CouponRecord { coupon_id: CouponId::new(id)?, issue_no, issued_at, held_by, used_at, free: state == "A" })
 }
 
+/// Takes the coupons out of a user's hash: those of its fields that are named by a number.
+pub(super) fn take_coupons(user: &mut HashMap<String, String>) -> HashMap<i64, String> {
+    user.extract_if(|name, _| name.starts_with(|c: char| c.is_ascii_digit()))
+        .filter_map(|(id, record)| Some((id.parse().ok()?, record)))
+        .collect()
+}
+
 /// The same the other way round, in the scripts' notation: `state` is A(vailable), H(eld by the order) or U(sed).
 pub fn pack_coupon(
     issue_no: i64,

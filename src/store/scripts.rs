@@ -64,9 +64,11 @@ scripts! {
 fn assemble(file: &str) -> String {
     let (shebang, body) = file.split_once('\n').unwrap_or((file, ""));
     let mut source = format!("{shebang}\n");
-    for (mark, part) in
-        [("books", include_str!("../../lua/lib/books.lua")), ("holds", include_str!("../../lua/lib/holds.lua"))]
-    {
+    for (mark, part) in [
+        ("books", include_str!("../../lua/lib/books.lua")),
+        ("batches", include_str!("../../lua/lib/batches.lua")),
+        ("holds", include_str!("../../lua/lib/holds.lua")),
+    ] {
         if body.contains(&format!("--@include {mark}\n")) {
             source.push_str(part);
         }
@@ -79,6 +81,11 @@ impl Script {
     /// The whole source, as Redis gets it.
     pub fn source(&self) -> String {
         (self.source)()
+    }
+
+    /// What Redis knows it by.
+    pub(super) fn hash(&self) -> &str {
+        self.script.get_hash()
     }
 }
 
@@ -106,7 +113,7 @@ impl Invocation {
 
     /// Called by its hash, which Redis knows as a rule.
     fn command(&self) -> redis::Cmd {
-        self.as_command(redis::cmd("EVALSHA").arg(self.script.script.get_hash()))
+        self.as_command(redis::cmd("EVALSHA").arg(self.script.hash()))
     }
 
     /// Sent with its source, whether Redis knows it or not.
@@ -158,7 +165,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn read(script: &'static str, value: Value) -> Result<Self, Error> {
+    pub(super) fn read(script: &'static str, value: Value) -> Result<Self, Error> {
         let Value::Array(mut fields) = value else {
             return Err(Error::Internal(anyhow!("{script} answered something that is no list")));
         };
@@ -184,7 +191,7 @@ impl Answer {
 
     /// Where the decision stands in its partition's books, for words that start with epoch and seq; `None` where nothing was
     /// decided.
-    fn position(&self) -> Option<Position> {
+    pub(super) fn position(&self) -> Option<Position> {
         DECIDED
             .contains(&self.word.as_str())
             .then(|| Some(Position { epoch: self.get(0).ok()?, seq: self.get(1).ok()? }))?
@@ -264,35 +271,97 @@ impl Store {
     /// The three refusals that all scripts share; [`Error::Unavailable`] where Redis can't answer, after which the script
     /// may have run or not; the same where the partition is closed, or turns out to have lost decisions.
     pub async fn call(&self, partition: Partition, call: &Invocation) -> Result<Answer, Error> {
+        let value = self.eval(partition, call.script, &call.command()).await?;
+        let answer = Answer::read(call.script.name, value)?;
+        if let Some(position) = answer.position() {
+            watermarks::note(partition, position);
+        }
+        Ok(answer)
+    }
+
+    /// The same for a call that is put together already: the script's reply, whose decisions are taken note of.
+    pub(super) async fn eval(
+        &self,
+        partition: Partition,
+        script: &'static Script,
+        command: &redis::Cmd,
+    ) -> Result<Value, Error> {
         let (ticket, mut link) = self.lane(partition).await?;
         let watermark = self.watermark(partition);
         // Before the call: whatever it decides comes later than all that was told by now.
         let told = watermark.told();
-        let command = call.command();
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
         if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
             // Nothing has run, so this one may be sent again.
-            tracing::warn!(script = call.script.name, "Redis has forgotten a script: it was restarted or replaced");
+            tracing::warn!(script = script.name, "Redis has forgotten a script: it was restarted or replaced");
             self.doubt();
             self.admit(partition, &ticket, &mut link).await?;
             let mut load = redis::cmd("SCRIPT");
-            load.arg("LOAD").arg(call.script.source());
+            load.arg("LOAD").arg(script.source());
             let loaded: Result<String, RedisError> = load.query_async(&mut link).await;
             self.lanes().settle(&ticket, loaded)?;
             result = command.query_async(&mut link).await;
         }
-        let answer = Answer::read(call.script.name, self.lanes().settle(&ticket, result)?)?;
-        if answer.word == "CLOSED_BOOKS" {
+        let value = self.lanes().settle(&ticket, result)?;
+        let Decided { closed, first, last } = Decided::by(&value);
+        if closed {
             watermark.doubt();
             return Err(closed_books());
         }
-        if let Some(position) = answer.position() {
-            if !answer.replayed && position <= told {
-                return Err(self.lost(partition, &mut link, position, told).await);
-            }
-            watermark.raise(position);
-            watermarks::note(partition, position);
+        if let Some(found) = first.filter(|first| *first <= told) {
+            return Err(self.lost(partition, &mut link, found, told).await);
         }
-        Ok(answer)
+        if let Some(last) = last {
+            watermark.raise(last);
+        }
+        Ok(value)
+    }
+}
+
+/// What a reply says of its partition's books.
+#[derive(Default)]
+struct Decided {
+    closed: bool,
+    /// The first and the last number that were given to decisions by this very call.
+    first: Option<Position>,
+    /// Likewise, or to earlier ones that are told again.
+    last: Option<Position>,
+}
+
+impl Decided {
+    /// One answer, or a list of them.
+    fn by(value: &Value) -> Self {
+        let mut decided = Decided::default();
+        match value {
+            Value::Array(values) if matches!(values.first(), Some(Value::Array(_))) => {
+                for value in values {
+                    decided.add(value);
+                }
+            }
+            _ => decided.add(value),
+        }
+        decided
+    }
+
+    fn add(&mut self, answer: &Value) {
+        let Value::Array(fields) = answer else { return };
+        let word = |at: usize| match fields.get(at) {
+            Some(Value::BulkString(word)) => std::str::from_utf8(word).unwrap_or_default(),
+            Some(Value::SimpleString(word)) => word.as_str(),
+            _ => "",
+        };
+        let replayed = word(0) == "REPLAYED";
+        let at = usize::from(replayed);
+        self.closed |= word(at) == "CLOSED_BOOKS";
+        if !DECIDED.contains(&word(at)) {
+            return;
+        }
+        let number = |at: usize| fields.get(at).and_then(|value| i64::from_redis_value_ref(value).ok());
+        let (Some(epoch), Some(seq)) = (number(at + 1), number(at + 2)) else { return };
+        let position = Position { epoch, seq };
+        self.last = self.last.max(Some(position));
+        if !replayed {
+            self.first = Some(self.first.map_or(position, |first| first.min(position)));
+        }
     }
 }

@@ -170,7 +170,7 @@ async fn what_is_wrong_in_redis_is_named() {
             "RENAME {p0}:coupon:1:holders2 {p0}:coupon:1:holders",
             &["user 1: has coupon 1 and is not among its holders", "{p0}:coupon:1:holders2 is nothing of ours"],
         ),
-        ("HSET {p0}:user:2:coupons 1 2|1772427600000|A||", "DEL {p0}:user:2:coupons", &["user 2: coupon 1"]),
+        ("HSET {p0}:user:2 1 2|1772427600000|A||", "HDEL {p0}:user:2 1", &["user 2: coupon 1"]),
         (
             "HSET {p0}:order:1 status PENDING",
             "HSET {p0}:order:1 status PAID",

@@ -93,10 +93,11 @@ async fn read_server(all: &mut Redis, redis: &mut MultiplexedConnection) {
                 all.seqs.insert(partition, (id(&meta["epoch"]), id(&meta["seq"])));
             }
             ["outbox"] => all.outbox += get::<i64>(redis, "XLEN", &[&key]).await,
-            ["user", user] => drop(all.users.insert(id(user), get(redis, "HGETALL", &[&key]).await)),
-            ["user", user, "coupons"] => {
-                let coupons: BTreeMap<i64, String> = get(redis, "HGETALL", &[&key]).await;
-                all.coupons.extend(coupons.into_iter().map(|(coupon, record)| ((coupon, id(user)), record)));
+            ["user", user] => {
+                let mut fields: Hash = get(redis, "HGETALL", &[&key]).await;
+                let coupons = fields.extract_if(|name, _| name.parse::<i64>().is_ok());
+                all.coupons.extend(coupons.map(|(coupon, record)| ((id(&coupon), id(user)), record)));
+                all.users.insert(id(user), fields);
             }
             ["coupon", coupon] => drop(all.campaigns.insert(id(coupon), get(redis, "HGETALL", &[&key]).await)),
             ["coupon", coupon, "holders"] => {

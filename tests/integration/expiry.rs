@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use firstcome::{app::App, domain::CloseReason, domain::event::Body, domain::event::Event};
+use firstcome::{app::App, domain::CloseReason, domain::event::{self, Body}};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -25,8 +25,10 @@ async fn closed(world: &World) -> BTreeMap<i64, Vec<CloseReason>> {
         read.arg("{p0}:outbox").arg("-").arg("+").query_async(&mut world.raw().await).await.unwrap();
     let mut closed: BTreeMap<i64, Vec<CloseReason>> = BTreeMap::new();
     for (_, fields) in entries {
-        if let Body::OrderClosed(event) = Event::decode(&fields).unwrap().body {
-            closed.entry(event.order.get()).or_default().push(event.reason);
+        for decoded in event::decode(&fields) {
+            if let Body::OrderClosed(event) = decoded.event.unwrap().body {
+                closed.entry(event.order.get()).or_default().push(event.reason);
+            }
         }
     }
     closed

@@ -8,7 +8,9 @@ use std::collections::{BTreeSet, HashMap};
 use firstcome::{
     domain::{
         UserId,
-        event::{Body, Event, MAX_USERS_PER_EVENT, is_newer, pack_lines, position, unpack_lines, unpack_reply},
+        event::{
+            Body, Event, MAX_USERS_PER_EVENT, decode, fields_of, is_newer, pack_lines, unpack_lines, unpack_reply,
+        },
     },
     projector::batch::Batch,
 };
@@ -51,8 +53,18 @@ fn rare(n: usize) -> Fields {
     position.map(|(name, value)| (name.to_owned(), value)).into_iter().chain([at]).chain(pairs).collect()
 }
 
-/// Events as the scripts write them, of every kind.
+/// Events as the scripts write them, of every kind, each as the one of its entry.
 async fn real_events() -> Vec<Fields> {
+    let mut events: Vec<Fields> = real_entries().await.iter().map(|fields| fields_of(fields, 0)).collect();
+    events.extend((0..RARE.len()).map(rare));
+    let kind = |fields: &Fields| fields.iter().find(|(name, _)| name == "kind").unwrap().1.clone();
+    let kinds: BTreeSet<String> = events.iter().map(kind).collect();
+    assert_eq!(kinds.len(), 18, "{kinds:?}");
+    events
+}
+
+/// Entries as the scripts write them.
+async fn real_entries() -> Vec<Fields> {
     let world = World::with(Options { partitions: 3, ..Options::default() }).await;
     busy_day(&world).await;
     let (mut redis, mut events) = (world.raw().await, Vec::new());
@@ -63,10 +75,6 @@ async fn real_events() -> Vec<Fields> {
         events.extend(entries.into_iter().map(|(_, fields)| fields));
     }
     world.finish().await;
-    events.extend((0..RARE.len()).map(rare));
-    let kind = |fields: &Fields| fields.iter().find(|(name, _)| name == "kind").unwrap().1.clone();
-    let kinds: BTreeSet<String> = events.iter().map(kind).collect();
-    assert_eq!(kinds.len(), 18, "{kinds:?}");
     events
 }
 
@@ -145,8 +153,9 @@ fn change(mut fields: Fields, changes: &[Change]) -> Fields {
 
 /// Looks at an entry in every way in which the service does; what it decodes to, if anything.
 fn look_at(fields: &Fields) -> Option<Event> {
-    let _ = (position(fields), is_newer(fields));
-    let event = Event::decode(fields).map_err(|bad| assert!(bad.to_string().chars().count() < 300, "{bad}")).ok()?;
+    let _ = (is_newer(fields), fields_of(fields, 0), fields_of(fields, 1));
+    let event = decode(fields).pop().expect("at least one").event;
+    let event = event.map_err(|bad| assert!(bad.to_string().chars().count() < 300, "{bad}")).ok()?;
     assert!(event.epoch >= 0 && event.seq >= 0);
     for user in [1, 2, 3, 9_007_199_254_740_991] {
         let entry = event.entry_of(UserId::new(user).unwrap());
@@ -195,6 +204,50 @@ async fn events_that_no_script_wrote_do_no_harm() {
         .run(&batches, |batch| {
             let events: Vec<Event> = batch.iter().filter_map(look_at).collect();
             fold(&events);
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// Entries of many decisions, with something wrong about some of them: each stands for itself.
+#[tokio::test]
+async fn packed_events_that_no_script_wrote_do_no_harm() {
+    let packed = |fields: &Fields| fields.iter().find(|(name, _)| name == "e").map(|(_, packed)| packed.clone());
+    let real: Vec<String> = real_entries().await.iter().filter_map(packed).collect();
+    let kinds: BTreeSet<&str> = real.iter().map(|packed| packed.split('\u{1f}').next().unwrap()).collect();
+    assert_eq!(kinds.len(), 5, "{kinds:?}");
+    let change = prop_oneof![
+        3 => (any::<Index>(), texts()).prop_map(|(at, text)| (at, Some(text))),
+        1 => any::<Index>().prop_map(|at| (at, None)),
+    ];
+    let event = (any::<Index>(), prop::collection::vec(change, 0..3)).prop_map(|(at, changes)| {
+        let mut parts: Vec<String> = at.get(&real).split('\u{1f}').map(str::to_owned).collect();
+        let touched = !changes.is_empty();
+        for (at, text) in changes {
+            match (at.index(parts.len()), text) {
+                (at, Some(text)) => parts[at] = text,
+                (at, None) => drop(parts.remove(at)),
+            }
+            if parts.is_empty() {
+                break;
+            }
+        }
+        (parts.join("\u{1f}"), touched)
+    });
+    TestRunner::new(config(256, 1))
+        .run(&prop::collection::vec(event, 0..8), |events| {
+            let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+            let head = [("v", "2"), ("epoch", "1")].map(pair);
+            let fields: Fields = head.into_iter().chain(events.iter().map(|(e, _)| pair(("e", e)))).collect();
+            let decoded = decode(&fields);
+            prop_assert_eq!(decoded.len(), events.len().max(1));
+            for (nth, ((_, touched), decoded)) in events.iter().zip(&decoded).enumerate() {
+                prop_assert!(*touched || decoded.event.is_ok(), "{:?}", decoded);
+                // By itself it says the same.
+                let alone = decode(&fields_of(&fields, nth)).pop().unwrap();
+                prop_assert_eq!(format!("{:?}", &alone), format!("{decoded:?}"));
+            }
+            fold(&decoded.into_iter().filter_map(|decoded| decoded.event.ok()).collect::<Vec<_>>());
             Ok(())
         })
         .unwrap();

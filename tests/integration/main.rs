@@ -45,6 +45,7 @@ mod readme;
 mod rebuild;
 mod redis_proxy;
 mod scripts;
+mod scripts_batches;
 mod scripts_numbers;
 mod scripts_redis;
 mod scripts_rules;

@@ -3,7 +3,7 @@
 use firstcome::{
     domain::{
         CampaignTerms, CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewOrder, NewProduct, OrderId,
-        ProductId, ProductPatch, UserId, event::Body, event::Event,
+        ProductId, ProductPatch, UserId, event::{self, Body, Event},
     },
     store::{
         decisions::{Closing, Context, Placing, UserBatch},
@@ -37,7 +37,7 @@ async fn last_event(world: &World) -> Event {
     let mut last = redis::cmd("XREVRANGE");
     last.arg(Keys(Partition(0)).outbox()).arg("+").arg("-").arg("COUNT").arg(1);
     let last: Vec<(String, Vec<(String, String)>)> = last.query_async(&mut world.raw().await).await.unwrap();
-    Event::decode(&last[0].1).unwrap()
+    event::decode(&last[0].1).pop().unwrap().event.unwrap()
 }
 
 #[tokio::test]

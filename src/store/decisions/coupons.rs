@@ -1,6 +1,8 @@
 //! Coupons: opening a campaign, giving one out.
 
-use super::Context;
+use redis::Cmd;
+
+use super::{Asker, Context, RECORD_LIFE_MS};
 use crate::{
     domain::{
         Error, Reply,
@@ -10,7 +12,8 @@ use crate::{
     store::{
         Store,
         keys::Keys,
-        scripts::{self, Answer},
+        merge::{Group, Mergeable},
+        scripts::{self, Answer, Script},
     },
 };
 
@@ -38,6 +41,47 @@ impl Created {
     }
 }
 
+struct Issue {
+    asker: Asker,
+    user: UserId,
+    coupon: CouponId,
+    at_home: bool,
+}
+
+impl Mergeable for Issue {
+    fn script(&self) -> &'static Script {
+        &scripts::COUPON_ISSUE
+    }
+
+    fn group(&self) -> Group {
+        Group { script: self.script().name, here: self.asker.here, of: self.coupon.get() }
+    }
+
+    fn key_counts(&self) -> (usize, usize) {
+        (4, 2)
+    }
+
+    fn shared_keys(&self, call: &mut Cmd) {
+        let keys = self.asker.keys();
+        call.arg(keys.meta()).arg(keys.outbox()).arg(keys.campaign(self.coupon)).arg(keys.holders(self.coupon));
+    }
+
+    fn keys(&self, call: &mut Cmd) {
+        self.asker.record(call);
+        // Of one who is at home elsewhere it is named, in this partition, but not touched.
+        call.arg(self.asker.keys().user(self.user));
+    }
+
+    fn shared_args(&self, call: &mut Cmd) {
+        call.arg(RECORD_LIFE_MS).arg(self.coupon.get());
+    }
+
+    fn args(&self, call: &mut Cmd) {
+        self.asker.start(call);
+        call.arg(self.user.get()).arg(if self.at_home { "1" } else { "0" });
+    }
+}
+
 impl Store {
     /// `coupon_issue.lua`. Where user and campaign share no partition, the user must have been looked up before, and gets
     /// the coupon by [`Store::coupon_grant`] after.
@@ -51,18 +95,8 @@ impl Store {
         coupon: CouponId,
     ) -> Result<Reply<Issued>, Error> {
         let (home, here) = (self.home(user.get()), self.home(coupon.get()));
-        let keys = Keys(here);
-        let call = context
-            .begin(&scripts::COUPON_ISSUE, here)
-            .key(keys.campaign(coupon))
-            .key(keys.holders(coupon))
-            // Elsewhere these two are named, in this partition, but not touched.
-            .key(keys.user(user))
-            .key(keys.user_coupons(user))
-            .arg(user.get())
-            .arg(coupon.get())
-            .arg(if home == here { "1" } else { "0" });
-        let answer = self.call(here, &call).await?;
+        let asker = Asker::new(context, here);
+        let answer = self.merged(Issue { asker, user, coupon, at_home: home == here }).await?;
         match answer.word.as_str() {
             "ISSUED" => {
                 let issued = Issued { issue_no: answer.get(2)?, issued_at: Millis(answer.get(3)?) };

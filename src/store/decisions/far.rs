@@ -49,7 +49,7 @@ impl Store {
         let home = self.home(user.get());
         let call = context
             .begin_unrecorded(&scripts::COUPON_GRANT, home)
-            .key(Keys(home).user_coupons(user))
+            .key(Keys(home).user(user))
             .arg(user.get())
             .arg(coupon.get())
             .arg(issued.issue_no)

@@ -12,10 +12,13 @@ pub use coupons::*;
 pub use far::*;
 pub use orders::*;
 
+use redis::Cmd;
+
 use super::{
     Store,
     keys::{Keys, Partition},
-    scripts::{Invocation, Script},
+    merge::{Group, Mergeable},
+    scripts::{self, Invocation, Script},
 };
 use crate::domain::{
     Error, Reply,
@@ -63,6 +66,74 @@ impl Context<'_> {
     }
 }
 
+/// When and for whom one request of several is decided.
+struct Asker {
+    here: Partition,
+    now: Millis,
+    call: Call,
+}
+
+impl Asker {
+    fn new(context: Context<'_>, here: Partition) -> Self {
+        Asker { here, now: context.now, call: context.call.clone() }
+    }
+
+    fn keys(&self) -> Keys {
+        Keys(self.here)
+    }
+
+    /// The key that every such request starts with.
+    fn record(&self, to: &mut Cmd) {
+        to.arg(self.keys().record(self.call.key.as_ref().map_or("", |key| &key.digest)));
+    }
+
+    /// The arguments that every such request starts with.
+    fn start(&self, to: &mut Cmd) {
+        let fingerprint = self.call.key.as_ref().map_or("", |key| &key.fingerprint);
+        to.arg(self.now.0).arg(fingerprint).arg(&self.call.request_id);
+    }
+}
+
+struct Charge {
+    asker: Asker,
+    user: UserId,
+    amount: Won,
+    limit: Won,
+}
+
+impl Mergeable for Charge {
+    fn script(&self) -> &'static Script {
+        &scripts::BALANCE_CHARGE
+    }
+
+    fn group(&self) -> Group {
+        Group { script: self.script().name, here: self.asker.here, of: 0 }
+    }
+
+    fn key_counts(&self) -> (usize, usize) {
+        (2, 2)
+    }
+
+    fn shared_keys(&self, call: &mut Cmd) {
+        let keys = self.asker.keys();
+        call.arg(keys.meta()).arg(keys.outbox());
+    }
+
+    fn keys(&self, call: &mut Cmd) {
+        self.asker.record(call);
+        call.arg(self.asker.keys().user(self.user));
+    }
+
+    fn shared_args(&self, call: &mut Cmd) {
+        call.arg(RECORD_LIFE_MS).arg(self.limit);
+    }
+
+    fn args(&self, call: &mut Cmd) {
+        self.asker.start(call);
+        call.arg(self.user.get()).arg(self.amount);
+    }
+}
+
 impl Store {
     /// `balance_charge.lua`: the user's name and new balance.
     ///
@@ -75,14 +146,8 @@ impl Store {
         amount: Won,
         limit: Won,
     ) -> Result<Reply<(String, Won)>, Error> {
-        let home = self.home(user.get());
-        let call = context
-            .begin(&super::scripts::BALANCE_CHARGE, home)
-            .key(Keys(home).user(user))
-            .arg(user.get())
-            .arg(amount)
-            .arg(limit);
-        let answer = self.call(home, &call).await?;
+        let asker = Asker::new(context, self.home(user.get()));
+        let answer = self.merged(Charge { asker, user, amount, limit }).await?;
         match answer.word.as_str() {
             "CHARGED" => Ok(answer.reply((answer.get(2)?, answer.get(3)?))),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
@@ -99,7 +164,7 @@ impl Store {
     pub async fn key_claim(&self, call: &Call) -> Result<(), Error> {
         let Some(key) = call.key.as_ref().filter(|_| self.partitions() > 1) else { return Ok(()) };
         let home = self.home_of_key(&key.digest);
-        let claim = Invocation::new(&super::scripts::KEY_CLAIM)
+        let claim = Invocation::new(&scripts::KEY_CLAIM)
             .key(Keys(home).meta())
             .key(Keys(home).claim(&key.digest))
             .arg(&key.fingerprint)
@@ -114,7 +179,7 @@ impl Store {
     /// # Errors
     /// [`Error::IdempotencyKeyReused`]; [`Error::InProgress`].
     pub async fn check_key(&self, call: &Call, here: Partition) -> Result<(), Error> {
-        self.recorded(call, here, &super::scripts::KEY_CLAIM).await.map(drop)
+        self.recorded(call, here, &scripts::KEY_CLAIM).await.map(drop)
     }
 
     /// `ids_reserve.lua`: the first of `count` consecutive ids, and whether they were reserved before under this key.
@@ -124,7 +189,7 @@ impl Store {
     pub async fn ids_reserve(&self, context: Context<'_>, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
         let first = Partition(0);
         let reserve =
-            context.begin(&super::scripts::IDS_RESERVE, first).key(Keys(first).ids()).arg(sequence).arg(count);
+            context.begin(&scripts::IDS_RESERVE, first).key(Keys(first).ids()).arg(sequence).arg(count);
         let answer = self.call(first, &reserve).await?;
         match answer.word.as_str() {
             "RESERVED" => Ok(answer.reply(answer.get(2)?)),
@@ -138,7 +203,7 @@ impl Store {
     /// # Errors
     /// The shared refusals.
     pub async fn ids_reserved_before(&self, call: &Call) -> Result<Option<i64>, Error> {
-        match self.recorded(call, Partition(0), &super::scripts::IDS_RESERVE).await? {
+        match self.recorded(call, Partition(0), &scripts::IDS_RESERVE).await? {
             Some(answer) if answer.word == "RESERVED" => answer.get(2).map(Some),
             Some(answer) => Err(answer.unknown()),
             None => Ok(None),

@@ -1,8 +1,9 @@
 //! Orders: placing, paying, ending them.
 
-use chrono::NaiveDate;
+use chrono::{Datelike, NaiveDate};
+use redis::Cmd;
 
-use super::Context;
+use super::{Asker, Context, RECORD_LIFE_MS};
 use crate::{
     domain::{
         Error,
@@ -12,7 +13,8 @@ use crate::{
     store::{
         Store,
         keys::{Keys, Partition},
-        scripts::{self, Answer, Invocation},
+        merge::{Group, Mergeable},
+        scripts::{self, Answer, Invocation, Script},
     },
 };
 
@@ -70,6 +72,123 @@ pub struct Closed {
     pub closed_at: Millis,
 }
 
+struct Place {
+    asker: Asker,
+    order_id: OrderId,
+    user: UserId,
+    expires_at: Millis,
+    max_open: u32,
+    must_afford: bool,
+    coupon: Option<(CouponId, Option<CouponTerms>)>,
+    /// Those at home in the user's partition.
+    lines: Vec<(ProductId, i64)>,
+    far: String,
+}
+
+/// What a coupon is worth, and until when.
+struct CouponTerms {
+    discount: Discount,
+    expires_at: Millis,
+}
+
+impl Mergeable for Place {
+    fn script(&self) -> &'static Script {
+        &scripts::ORDER_PLACE
+    }
+
+    fn group(&self) -> Group {
+        Group { script: self.script().name, here: self.asker.here, of: 0 }
+    }
+
+    fn key_counts(&self) -> (usize, usize) {
+        (6, 3)
+    }
+
+    fn shared_keys(&self, call: &mut Cmd) {
+        let keys = self.asker.keys();
+        call.arg(keys.meta()).arg(keys.outbox()).arg(keys.expiry());
+        call.arg(keys.price()).arg(keys.stock()).arg(keys.held());
+    }
+
+    fn keys(&self, call: &mut Cmd) {
+        self.asker.record(call);
+        call.arg(self.asker.keys().user(self.user)).arg(self.asker.keys().order(self.order_id));
+    }
+
+    fn shared_args(&self, call: &mut Cmd) {
+        call.arg(RECORD_LIFE_MS).arg(self.max_open).arg(if self.must_afford { "1" } else { "0" });
+    }
+
+    fn args(&self, call: &mut Cmd) {
+        self.asker.start(call);
+        call.arg(self.order_id.get()).arg(self.user.get()).arg(self.expires_at.0);
+        match &self.coupon {
+            None => call.arg(""),
+            Some((coupon, _)) => call.arg(coupon.get()),
+        };
+        match &self.coupon {
+            Some((_, Some(terms))) => {
+                call.arg(terms.discount.kind.as_str()).arg(terms.discount.amount).arg(terms.expires_at.0)
+            }
+            _ => call.arg("").arg("").arg(""),
+        };
+        call.arg(self.lines.len());
+        for (product, quantity) in &self.lines {
+            call.arg(product.get()).arg(quantity);
+        }
+        call.arg(&self.far);
+    }
+}
+
+struct Pay {
+    asker: Asker,
+    payment: NewPayment,
+    payment_id: PaymentId,
+    receipt: String,
+    transaction: Option<String>,
+    day: NaiveDate,
+    rank_life_s: i64,
+}
+
+impl Mergeable for Pay {
+    fn script(&self) -> &'static Script {
+        &scripts::ORDER_PAY
+    }
+
+    fn group(&self) -> Group {
+        Group { script: self.script().name, here: self.asker.here, of: self.day.num_days_from_ce().into() }
+    }
+
+    fn key_counts(&self) -> (usize, usize) {
+        (10, 3)
+    }
+
+    fn shared_keys(&self, call: &mut Cmd) {
+        let keys = self.asker.keys();
+        call.arg(keys.meta()).arg(keys.outbox()).arg(keys.expiry());
+        call.arg(keys.stock()).arg(keys.held()).arg(keys.sold()).arg(keys.withheld());
+        call.arg(keys.rank_units(self.day)).arg(keys.rank_won(self.day)).arg(keys.gateway());
+    }
+
+    fn keys(&self, call: &mut Cmd) {
+        self.asker.record(call);
+        let keys = self.asker.keys();
+        call.arg(keys.user(self.payment.user_id)).arg(keys.order(self.payment.order_id));
+    }
+
+    fn shared_args(&self, call: &mut Cmd) {
+        call.arg(RECORD_LIFE_MS).arg(self.day.format(DAY_FORMAT).to_string()).arg(self.rank_life_s);
+    }
+
+    fn args(&self, call: &mut Cmd) {
+        self.asker.start(call);
+        call.arg(self.payment.order_id.get()).arg(self.payment.user_id.get()).arg(self.payment.amount);
+        call.arg(self.payment.payment_type.as_str()).arg(self.payment_id.get()).arg(&self.receipt);
+        call.arg(if self.transaction.is_some() { "GATEWAY" } else { "BALANCE" });
+        call.arg(self.transaction.as_deref().unwrap_or(""));
+    }
+}
+
 impl Store {
     /// `order_place.lua`. Of the order's lines, those at home in its user's partition; the others come as `far`.
     ///
@@ -82,32 +201,20 @@ impl Store {
         placing: &Placing<'_>,
     ) -> Result<Reply<PlacedOrder>, Error> {
         let home = self.home(order.user_id.get());
-        let keys = Keys(home);
-        let mut call = context
-            .begin(&scripts::ORDER_PLACE, home)
-            .key(keys.user(order.user_id))
-            .key(keys.user_coupons(order.user_id))
-            .key(keys.order(placing.order_id))
-            .key(keys.expiry())
-            .key(keys.price())
-            .key(keys.stock())
-            .key(keys.held())
-            .arg(placing.order_id.get())
-            .arg(order.user_id.get())
-            .arg(placing.expires_at.0)
-            .arg(placing.max_open)
-            .arg(if placing.must_afford { "1" } else { "0" })
-            .arg(order.coupon_id.map(|id| id.to_string()).unwrap_or_default());
-        call = match placing.terms {
-            Some(terms) => call.arg(terms.discount.kind.as_str()).arg(terms.discount.amount).arg(terms.expires_at.0),
-            None => call.arg("").arg("").arg(""),
+        let near = order.lines.iter().filter(|(product, _)| self.home(product.get()) == home);
+        let terms = placing.terms.map(|terms| CouponTerms { discount: terms.discount, expires_at: terms.expires_at });
+        let place = Place {
+            asker: Asker::new(context, home),
+            order_id: placing.order_id,
+            user: order.user_id,
+            expires_at: placing.expires_at,
+            max_open: placing.max_open,
+            must_afford: placing.must_afford,
+            coupon: order.coupon_id.map(|coupon| (coupon, terms)),
+            lines: near.copied().collect(),
+            far: placing.far.to_owned(),
         };
-        let near: Vec<_> = order.lines.iter().filter(|(product, _)| self.home(product.get()) == home).collect();
-        call = call.arg(near.len());
-        for (product, quantity) in near {
-            call = call.arg(product.get()).arg(quantity);
-        }
-        let answer = self.call(home, &call.arg(placing.far)).await?;
+        let answer = self.merged(place).await?;
         match answer.word.as_str() {
             "PLACED" => Ok(answer.reply(placed(&answer)?)),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
@@ -137,25 +244,16 @@ impl Store {
     /// # Errors
     /// The refusals of `POST /payments`, and the shared ones. [`Settled::Declined`] is no error here: it has an effect.
     pub async fn order_pay(&self, context: Context<'_>, settling: &Settling<'_>) -> Result<Reply<Settled>, Error> {
-        let payment = settling.payment;
-        let home = self.home(payment.order_id.get());
-        let keys = Keys(home);
-        let call = closing_keys(context.begin(&scripts::ORDER_PAY, home), home, payment.order_id, payment.user_id)
-            .key(keys.rank_units(settling.day))
-            .key(keys.rank_won(settling.day))
-            .key(keys.gateway())
-            .key(keys.withheld())
-            .arg(payment.order_id.get())
-            .arg(payment.user_id.get())
-            .arg(payment.amount)
-            .arg(payment.payment_type.as_str())
-            .arg(settling.payment_id.get())
-            .arg(settling.receipt)
-            .arg(if settling.transaction.is_some() { "GATEWAY" } else { "BALANCE" })
-            .arg(settling.transaction.unwrap_or(""))
-            .arg(settling.day.format(DAY_FORMAT).to_string())
-            .arg((settling.rank_until.0 - context.now.0) / 1000);
-        let answer = self.call(home, &call).await?;
+        let pay = Pay {
+            asker: Asker::new(context, self.home(settling.payment.order_id.get())),
+            payment: settling.payment.clone(),
+            payment_id: settling.payment_id,
+            receipt: settling.receipt.to_owned(),
+            transaction: settling.transaction.map(str::to_owned),
+            day: settling.day,
+            rank_life_s: (settling.rank_until.0 - context.now.0) / 1000,
+        };
+        let answer = self.merged(pay).await?;
         let settled = match answer.word.as_str() {
             "PAID" => Settled::Paid {
                 payment_id: PaymentId::new(answer.get(2)?).ok_or_else(|| answer.unknown())?,
@@ -302,7 +400,7 @@ fn placed(answer: &Answer) -> Result<PlacedOrder, Error> {
 fn closing_keys(call: Invocation, home: Partition, order: OrderId, user: UserId) -> Invocation {
     let keys = Keys(home);
     call.key(keys.user(user))
-        .key(keys.user_coupons(user))
+        .key(keys.user(user))
         .key(keys.order(order))
         .key(keys.expiry())
         .key(keys.stock())
