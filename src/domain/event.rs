@@ -414,9 +414,11 @@ pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
             }
             events
         }
-        _ => {
+        unknown => {
             let position = Decoded::new(Ok(Fields(all().collect()))).position;
-            vec![Decoded { position, event: Err(BadEvent("the version is unknown".into())) }]
+            let why =
+                unknown.map_or("field v is missing".to_owned(), |version| format!("version {version} is unknown"));
+            vec![Decoded { position, event: Err(BadEvent(why)) }]
         }
     }
 }
@@ -443,16 +445,34 @@ fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fiel
     let names: &[&str] = match kind {
         "coupon_issued" => &["seq", "at", "rid", "coupon", "user", "issue_no", "at_home"],
         "balance_charged" => &["seq", "at", "rid", "user", "entry_no", "amount", "before", "after", "prev"],
-        "order_placed" => &[
-            "seq", "at", "rid", "order", "user", "lines", "far", "total", "discount", "final", "coupon", "expires_at",
-        ],
+        "order_placed" => {
+            &["seq", "at", "rid", "order", "user", "lines", "far", "total", "discount", "final", "coupon", "expires_at"]
+        }
         "order_paid" => &[
-            "seq", "at", "rid", "order", "user", "payment", "type", "amount", "receipt", "method", "transaction", "lines",
-            "far", "coupon", "day", "debit", "before", "after", "entry_no", "prev",
+            "seq",
+            "at",
+            "rid",
+            "order",
+            "user",
+            "payment",
+            "type",
+            "amount",
+            "receipt",
+            "method",
+            "transaction",
+            "lines",
+            "far",
+            "coupon",
+            "day",
+            "debit",
+            "before",
+            "after",
+            "entry_no",
+            "prev",
         ],
         "order_closed" => &[
-            "seq", "at", "rid", "order", "user", "from", "status", "reason", "lines", "far", "coupon", "receipt", "method",
-            "day", "watch", "withheld", "credit", "before", "after", "entry_no", "prev",
+            "seq", "at", "rid", "order", "user", "from", "status", "reason", "lines", "far", "coupon", "receipt",
+            "method", "day", "watch", "withheld", "credit", "before", "after", "entry_no", "prev",
         ],
         other => return Err(Fields::bad("kind", other)),
     };

@@ -175,7 +175,9 @@ impl Projector {
                 step = self.step(here, IDLE_WAIT, patience) => step,
                 () = stop.cancelled() => return,
             };
-            match step.and_then(|step| if step.carried > 0 { Ok((step.carried, step.more)) } else { step.relayed.map(|()| (0, false)) }) {
+            match step.and_then(|step| {
+                if step.carried > 0 { Ok((step.carried, step.more)) } else { step.relayed.map(|()| (0, false)) }
+            }) {
                 Ok((carried, more)) => {
                     pause = FIRST_PAUSE;
                     patience = self.patience;
@@ -267,7 +269,9 @@ impl Projector {
                 return Err(Failure::Newer);
             }
         }
-        let Some(end) = entries.last().map(|entry| entry.id) else { return Ok(Step { carried: 0, more: false, relayed }) };
+        let Some(end) = entries.last().map(|entry| entry.id) else {
+            return Ok(Step { carried: 0, more: false, relayed });
+        };
         let read = Read::all(&entries);
         self.per_entry.store(read.len().div_ceil(entries.len()), Ordering::Relaxed);
         match self.commit(here, &from, read, patience).await {

@@ -101,7 +101,12 @@ impl Store {
         read.arg("STREAMS").arg(Keys(here).outbox()).arg(last.to_string());
         // Redis may answer a little after its BLOCK time; a server that hangs is not waited for.
         let patience = wait + Duration::from_secs(5);
-        let reply = match tokio::time::timeout(patience, read.query_async::<Option<Vec<(String, Vec<Entry>)>>>(&mut link)).await {
+        let reply = match tokio::time::timeout(
+            patience,
+            read.query_async::<Option<Vec<(String, Vec<Entry>)>>>(&mut link),
+        )
+        .await
+        {
             Ok(Ok(reply)) => reply,
             failed => {
                 // The connection may still be blocked, or broken: the pool must not give it to anybody else.

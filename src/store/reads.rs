@@ -38,8 +38,11 @@ impl Store {
     /// [`Error::UserNotFound`].
     pub async fn history_tail(&self, user: UserId, most: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
         let home = self.home(user.get());
-        let call =
-            Invocation::new(&scripts::HISTORY_TAIL).key(Keys(home).user(user)).key(Keys(home).outbox()).arg(most).arg(user.get());
+        let call = Invocation::new(&scripts::HISTORY_TAIL)
+            .key(Keys(home).user(user))
+            .key(Keys(home).outbox())
+            .arg(most)
+            .arg(user.get());
         let answer = self.call(home, &call).await?;
         match answer.word.as_str() {
             "TAIL" => {

@@ -3,7 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use firstcome::{app::App, domain::CloseReason, domain::event::{self, Body}};
+use firstcome::{
+    app::App,
+    domain::CloseReason,
+    domain::event::{self, Body},
+};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 

@@ -17,7 +17,7 @@ use redis::Value;
 use serde_json::json;
 
 use crate::{
-    harness::{START, World},
+    harness::{Options, START, World},
     scripts::{Bench, HOUR_MS, Raw, text},
 };
 
@@ -40,9 +40,8 @@ fn asks() -> impl Strategy<Value = (u8, Vec<Ask>)> {
     let key = prop::option::weighted(0.3, (0..6u8, 0..2u8));
     // One user more than there are, and one product, and one order.
     let ask = (1..=USERS + 1, 1..=4i64, prop::sample::select(&[0, 99, 100, 200, 290, 300][..]), 1..=3i64);
-    let ask = (ask, prop::option::weighted(0.4, 1..=2i64), key).prop_map(|((user, thing, amount, quantity), coupon, key)| {
-        Ask { user, thing, amount, quantity, coupon, key }
-    });
+    let ask = (ask, prop::option::weighted(0.4, 1..=2i64), key)
+        .prop_map(|((user, thing, amount, quantity), coupon, key)| Ask { user, thing, amount, quantity, coupon, key });
     (0..4u8, prop::collection::vec(ask, 1..9))
 }
 
@@ -50,7 +49,7 @@ fn asks() -> impl Strategy<Value = (u8, Vec<Ask>)> {
 fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64, i64, i64)]) -> Vec<Raw> {
     let one = |ask: &Ask| {
         let raw = match kind {
-            0 => bench.charge(ask.user, ask.amount),
+            0 => bench.charge(ask.user, ask.amount / 20 + 1),
             // All of one call are of one campaign.
             1 => bench.coupon_issue(1 + asks[0].thing % 2, ask.user),
             2 => {
@@ -62,9 +61,7 @@ fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64,
                 }
                 let raw = bench.place(*orders, ask.user, &lines, "");
                 match ask.coupon {
-                    Some(coupon) => {
-                        raw.with(7, coupon).with(8, "FIXED").with(9, 10).with(10, START.0 + 2 * HOUR_MS)
-                    }
+                    Some(coupon) => raw.with(7, coupon).with(8, "FIXED").with(9, 10).with(10, START.0 + 2 * HOUR_MS),
                     None => raw,
                 }
             }
@@ -109,9 +106,11 @@ async fn state(world: &World) -> BTreeMap<String, String> {
     for value in all.values_mut() {
         // A stream's id: milliseconds and a number.
         let words = value.split_inclusive(|c: char| !c.is_ascii_digit() && c != '-');
-        let is_id = |word: &&str| word.trim_end_matches(|c: char| !c.is_ascii_digit()).split_once('-').is_some_and(|(ms, no)| {
-            ms.len() == 13 && !no.is_empty()
-        });
+        let is_id = |word: &&str| {
+            word.trim_end_matches(|c: char| !c.is_ascii_digit())
+                .split_once('-')
+                .is_some_and(|(ms, no)| ms.len() == 13 && !no.is_empty())
+        };
         *value = words.filter(|word| !is_id(word)).collect();
     }
     all
@@ -135,7 +134,7 @@ async fn events(bench: &mut Bench) -> Vec<Vec<(String, String)>> {
 
 async fn open() -> Bench {
     let mut bench = Bench::start(1).await;
-    let mut raws = vec![bench.users_create(1, USERS, 1_000)];
+    let mut raws = vec![bench.users_create(1, USERS, 500)];
     raws.extend((1..=3).map(|product| bench.product_create(product, PRICE, 40)));
     raws.extend([bench.campaign_create(1, "FIXED", 10, 2), bench.campaign_create(2, "FIXED", 10, 100)]);
     for raw in &raws {
@@ -207,15 +206,43 @@ async fn requests_at_once_are_one_entry_or_few() {
     let mut numbers: Vec<i64> = given.into_iter().map(|reply| reply.ok()["issueNo"].as_i64().unwrap()).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=40).collect::<Vec<_>>());
-    refused.into_iter().for_each(|reply| drop(reply.refused(409, "COUPON_OUT_OF_STOCK")));
-    let charged = futures_util::future::join_all(users.iter().map(async |user| {
-        world.put(&format!("/api/v1/balances/{user}"), json!({"amount": 500})).await
-    }));
+    refused.into_iter().for_each(|reply| reply.refused(409, "COUPON_OUT_OF_STOCK"));
+    let charged = futures_util::future::join_all(
+        users.iter().map(async |user| world.put(&format!("/api/v1/balances/{user}"), json!({"amount": 500})).await),
+    );
     for charged in charged.await {
         assert_eq!(charged.ok()["balance"], 1_500);
     }
     let entries: i64 =
         redis::cmd("XLEN").arg(Keys(Partition(0)).outbox()).query_async(&mut world.raw().await).await.unwrap();
     assert!(entries < 100, "100 decisions in {entries} entries");
+    world.finish().await;
+}
+
+/// One of an entry's decisions can't be applied: it becomes a dead letter by itself, and the others are where they belong.
+#[tokio::test]
+async fn a_poisoned_decision_leaves_the_others_of_its_entry_alone() {
+    let world = World::with(Options { dead_letters: 1, ..Options::default() }).await;
+    let users = [world.user(1_000).await, world.user(2_000).await];
+    world.drain().await;
+    let charged = futures_util::future::join_all(
+        users.iter().map(async |user| world.put(&format!("/api/v1/balances/{user}"), json!({"amount": 500})).await),
+    );
+    charged.await.into_iter().for_each(|reply| drop(reply.ok()));
+    // The last entry, with one decision more: of a user that does not exist.
+    let (mut redis, keys) = (world.raw().await, Keys(Partition(0)));
+    let mut read = redis::cmd("XRANGE");
+    read.arg(keys.outbox()).arg("-").arg("+");
+    let mut entries: Vec<(String, Vec<(String, String)>)> = read.query_async(&mut redis).await.unwrap();
+    let seq: i64 = redis::cmd("HINCRBY").arg(keys.meta()).arg("seq").arg(1).query_async(&mut redis).await.unwrap();
+    let parts = ["balance_charged", &seq.to_string(), &START.0.to_string(), "rid", "999", "1", "5", "0", "5", ""];
+    entries.last_mut().unwrap().1.push(("e".to_owned(), parts.join("\u{1f}")));
+    let _: i64 = redis::cmd("DEL").arg(keys.outbox()).query_async(&mut redis).await.unwrap();
+    for (id, fields) in &entries {
+        let _: String =
+            redis::cmd("XADD").arg(keys.outbox()).arg(id).arg(fields).query_async(&mut redis).await.unwrap();
+    }
+    world.drain().await;
+    // Which checks that there is one dead letter.
     world.finish().await;
 }

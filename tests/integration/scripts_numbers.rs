@@ -3,7 +3,8 @@
 use firstcome::{
     domain::{
         CampaignTerms, CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewOrder, NewProduct, OrderId,
-        ProductId, ProductPatch, UserId, event::{self, Body, Event},
+        ProductId, ProductPatch, UserId,
+        event::{self, Body, Event},
     },
     store::{
         decisions::{Closing, Context, Placing, UserBatch},

@@ -188,8 +188,7 @@ impl Store {
     /// The shared refusals.
     pub async fn ids_reserve(&self, context: Context<'_>, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
         let first = Partition(0);
-        let reserve =
-            context.begin(&scripts::IDS_RESERVE, first).key(Keys(first).ids()).arg(sequence).arg(count);
+        let reserve = context.begin(&scripts::IDS_RESERVE, first).key(Keys(first).ids()).arg(sequence).arg(count);
         let answer = self.call(first, &reserve).await?;
         match answer.word.as_str() {
             "RESERVED" => Ok(answer.reply(answer.get(2)?)),
