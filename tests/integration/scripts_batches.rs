@@ -135,7 +135,7 @@ async fn events(bench: &mut Bench) -> Vec<Vec<(String, String)>> {
 async fn open() -> Bench {
     let mut bench = Bench::start(1).await;
     let mut raws = vec![bench.users_create(1, USERS, 500)];
-    raws.extend((1..=3).map(|product| bench.product_create(product, PRICE, 40)));
+    raws.extend((1..=3).map(|product| bench.product_create(product, PRICE, 14)));
     raws.extend([bench.campaign_create(1, "FIXED", 10, 2), bench.campaign_create(2, "FIXED", 10, 100)]);
     for raw in &raws {
         bench.run(raw).await;
