@@ -7,7 +7,7 @@ import { knob, seconds } from './lib/knobs.js';
 import * as prepare from './lib/prepare.js';
 import * as rules from './lib/rules.js';
 import * as shop from './lib/shop.js';
-import { plural, summarize } from './lib/summary.js';
+import { milliseconds, plural, summarize } from './lib/summary.js';
 import { watcher } from './lib/watch.js';
 
 export { watch } from './lib/watch.js';
@@ -52,7 +52,8 @@ export const options = rules.options(laws, {
         startTime: `${BASELINE}s`,
         rate: CROWD_RATE,
         duration: `${SPIKE}s`,
-        preAllocatedVUs: Math.min(MAX_VUS, 50 + Math.ceil(CROWD_RATE / 2)),
+        // A crowd is there at once.
+        preAllocatedVUs: Math.min(MAX_VUS, CROWD_RATE),
         maxVUs: MAX_VUS,
     },
     watch: watcher(DURATION),
@@ -90,7 +91,6 @@ export function quiet({ firstUser, products: [, ordinary], hold }) {
 export function crowd({ firstUser, products: [hot], campaigns: [campaign], hold }) {
     const { iterationInTest } = exec.scenario;
     if (iterationInTest >= CROWD) return;
-    exec.vu.metrics.tags.phase = 'crowd';
     const user = firstUser + QUIET + iterationInTest;
     shop.product(hot.id);
     const taken = shop.takeCoupon(user, campaign.id, { allow: ['COUPON_OUT_OF_STOCK'] });
@@ -101,8 +101,6 @@ export function crowd({ firstUser, products: [hot], campaigns: [campaign], hold 
 export function teardown(data) {
     settle(data);
 }
-
-const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
 export const handleSummary = summarize({
     name: 'spike',
@@ -122,9 +120,9 @@ export const handleSummary = summarize({
     ],
     headline: (read) => [
         { value: `${JUMP}×`, words: 'the usual crowd' },
-        { value: ms(read(quietly('baseline'), 'p(95)')), words: 'p95 before' },
-        { value: ms(read(quietly('spike'), 'p(95)')), words: 'p95 during, for bystanders' },
-        { value: ms(read(quietly('recovery'), 'p(95)')), words: 'p95 after' },
+        { value: milliseconds(read(quietly('baseline'), 'p(95)')), words: 'p95 of bystanders, before' },
+        { value: milliseconds(read(quietly('spike'), 'p(95)')), words: 'p95 during it' },
+        { value: milliseconds(read(quietly('recovery'), 'p(95)')), words: 'p95 after it' },
         { ...plural(read('units_oversold'), 'oversold', 'oversold'), ok: read('units_oversold') === 0 },
     ],
 });

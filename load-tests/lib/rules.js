@@ -31,7 +31,7 @@ export const common = (arrivals) => [
     none('server_errors', 'no 5xx, no 429'),
     none('unexpected_answers', 'every refusal was one that the customer had earned'),
     rule('errors', 'http_req_failed', `rate<=${MAX_ERRORS}`, 'failed requests'),
-    rule('errors', 'dropped_iterations', `count<=${Math.floor(arrivals * MAX_DROPPED)}`, 'customers that k6 was too busy to send'),
+    rule('errors', 'dropped_iterations', `count<=${Math.floor(arrivals * MAX_DROPPED)}`, 'arrivals that k6 could not make, as all its VUs were waiting'),
     rule('latency', 'api_latency', `p(95)<${P95}`, '95 of 100 answers'),
     rule('latency', 'api_latency', `p(99)<${P99}`, '99 of 100 answers'),
 ];

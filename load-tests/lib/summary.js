@@ -2,8 +2,12 @@
 
 import { knobs } from './knobs.js';
 
+const BOOKS = 'the books';
+
 const number = (value) => String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, ',');
 export const plural = (value, one, many = `${one}s`) => ({ value: number(value), words: value === 1 ? one : many });
+
+export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
 /** The values of a metric; none of them is missing. */
 const reader = (metrics) => (name, stat = 'count') => {
@@ -42,7 +46,7 @@ export const summarize = ({ name, title, proves, rules, comparisons = [], headli
     const balanced = read('books_balanced') === 1;
     const numbers = [
         ...headline(read),
-        { value: balanced ? 'balanced' : 'NOT BALANCED', words: 'books', ok: balanced },
+        { value: balanced ? 'balanced' : 'not balanced', words: BOOKS, ok: balanced },
     ];
     const passed = laws.every(({ ok }) => ok);
     const summary = {
@@ -62,10 +66,10 @@ export const summarize = ({ name, title, proves, rules, comparisons = [], headli
 };
 
 function text({ scenario, passed, headline, laws }, read) {
-    const said = headline.map(({ value, words }) => (words === 'books' ? `books ${value}` : `${value} ${words}`)).join(' · ');
+    const said = headline.map(({ value, words }) => (words === BOOKS ? `${words} ${value}` : `${value} ${words}`)).join(' · ');
     const shown = (value) => (value === null ? 'no value' : Number.isInteger(value) ? number(value) : value.toFixed(3));
     const lines = laws.map(({ ok, words, condition, actual }) => `  ${ok ? 'ok   ' : 'WRONG'}  ${words} (${condition}): ${shown(actual)}`);
-    const ms = (stat) => `${Math.round(read('api_latency', stat))} ms`;
+    const ms = (stat) => milliseconds(read('api_latency', stat));
     return [
         '',
         `${scenario}: ${passed ? 'PASSED' : 'FAILED'}`,
