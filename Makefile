@@ -1,7 +1,7 @@
 # What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large fuzz chaos lint
+.PHONY: help install run test test-fetched test-large fuzz chaos load-test lint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -31,6 +31,9 @@ fuzz: install ## the running service against its own OpenAPI document, and every
 chaos: install ## crashes, cuts and full disks at random moments, and what is left of the promises (CHAOS_SEED=1 replays)
 	CHAOS_SEED="$${CHAOS_SEED:-$$(date +%s)}" CHAOS_FAULTS="$${CHAOS_FAULTS:-64}" \
 		cargo test --locked --test integration -- chaos:: --nocapture --test-threads=1 $(ARGS)
+
+load-test: ## k6 against a private service, or against BASE_URL (SCENARIO=coupon-rush, flash-sale, mixed-day, spike, soak or all)
+	@scripts/load-test $(ARGS)
 
 lint: ## formatting, and clippy with warnings as errors
 	cargo fmt --check

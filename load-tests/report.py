@@ -286,6 +286,8 @@ def write(options):
     result = json.loads(Path(options.summary).read_text(encoding="utf-8"))
     result["timeline"] = json.loads(Path(options.timeline).read_text(encoding="utf-8"))
     result["machine"] = machine(options.service, options.k6, options.target)
+    if options.interrupted:
+        result["interrupted"], result["passed"] = True, False
     out = Path(options.out)
     out.with_name(out.name + ".json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     out.with_name(out.name + ".html").write_text(page(result), encoding="utf-8")
@@ -357,6 +359,7 @@ def main():
         one.add_argument(name, required=True)
     for name in ("--service", "--k6", "--target"):
         one.add_argument(name, default="")
+    one.add_argument("--interrupted", action="store_true")
     one.add_argument("out")
     one = commands.add_parser("render")
     one.add_argument("result")

@@ -8,6 +8,7 @@ import { knob } from './knobs.js';
 import { told } from './shop.js';
 import { seeLag, seeRemaining, watching } from './watch.js';
 
+const audits = new Counter('audits');
 const balanced = new Counter('books_balanced');
 const stuck = new Counter('outbox_stuck');
 const missing = new Counter('units_missing');
@@ -134,6 +135,7 @@ function audit() {
             timeout: '600s',
         });
         if (answer.ok) {
+            audits.add(1);
             for (const { name, ok, detail } of answer.body.checks) auditCheck.add(ok ? 1 : 0, { check: name, detail });
             if (answer.body.balanced) balanced.add(1);
             else console.error('THE BOOKS DO NOT BALANCE');

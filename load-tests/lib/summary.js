@@ -46,7 +46,7 @@ export const summarize = ({ name, title, proves, rules, comparisons = [], headli
     const balanced = read('books_balanced') === 1;
     const numbers = [
         ...headline(read),
-        { value: balanced ? 'balanced' : 'not balanced', words: BOOKS, ok: balanced },
+        { value: balanced ? 'balanced' : read('audits') ? 'not balanced' : 'not audited', words: BOOKS, ok: balanced },
     ];
     const passed = laws.every(({ ok }) => ok);
     const summary = {
