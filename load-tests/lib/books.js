@@ -38,25 +38,30 @@ export function drain() {
     stuck.add(1);
 }
 
-/** Every order of one of `products` since the time `since` (the deployment's wall clock). */
-function ordersOf(products, since) {
+// So many pages of older orders in a row, and there are no more of ours: ids are in the order of time only within a partition.
+const OLDER_PAGES = 10;
+
+/** The orders of one of `products` since the time `since` (the deployment's wall clock); all, or those of a status. */
+function ordersOf(products, since, status) {
     const ours = new Set(products.map(({ id }) => id));
     const found = new Map();
-    for (let page = 0; page <= 10000; page++) {
-        const answer = operator('GET admin orders', 'GET', `/admin/v1/orders?page=${page}&size=100`);
+    const filter = status ? `&status=${status}` : '';
+    for (let page = 0, older = 0; page <= 10000 && older < OLDER_PAGES; page++) {
+        const answer = operator('GET admin orders', 'GET', `/admin/v1/orders?page=${page}&size=100${filter}`);
         if (!answer.ok) break;
         const { content } = answer.body;
         for (const order of content) {
             if (order.orderProducts.some(({ productId }) => ours.has(productId))) found.set(order.orderId, order);
         }
-        if (content.length < 100 || content.every(({ orderedAt }) => orderedAt < since)) break;
+        if (content.length < 100) break;
+        older = content.every(({ orderedAt }) => orderedAt < since) ? older + 1 : 0;
     }
     return [...found.values()];
 }
 
 /** Abandoned orders expire by themselves, unless that takes too long here: then they are cancelled. */
 function endHolds({ products, hold, since }) {
-    const pending = () => ordersOf(products, since).filter(({ orderStatus }) => orderStatus === 'PENDING');
+    const pending = () => ordersOf(products, since, 'PENDING');
     let left = pending();
     if (left.length > 0 && hold > EXPIRY_WAIT) {
         console.warn(`holds last ${hold} s here: ${left.length} abandoned orders are cancelled rather than waited for`);
