@@ -1,7 +1,7 @@
 # What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large fuzz chaos lint bench
+.PHONY: help install run test test-fetched test-large fuzz chaos load-test bench lint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -32,9 +32,12 @@ chaos: install ## crashes, cuts and full disks at random moments, and what is le
 	CHAOS_SEED="$${CHAOS_SEED:-$$(date +%s)}" CHAOS_FAULTS="$${CHAOS_FAULTS:-64}" \
 		cargo test --locked --test integration -- chaos:: --nocapture --test-threads=1 $(ARGS)
 
-lint: ## formatting, and clippy with warnings as errors
-	cargo fmt --check
-	cargo clippy --all-targets --all-features --locked -- -D warnings
+load-test: ## k6 against a private service, or against BASE_URL (SCENARIO=coupon-rush, flash-sale, mixed-day, spike, soak or all)
+	@scripts/load-test $(ARGS)
 
 bench: install ## what the README says about speed, measured here: a table, and target/bench/report.md
 	cargo bench --locked --profile dist --features floor --bench bench -- $(ARGS)
+
+lint: ## formatting, and clippy with warnings as errors
+	cargo fmt --check
+	cargo clippy --all-targets --all-features --locked -- -D warnings

@@ -1,0 +1,92 @@
+// HTTP to the service: every call measured, and its answer judged.
+//
+// An answer is named by its *outcome*: OK, REPLAYED (an idempotent repeat), the `errorCode` of a refusal, HTTP_<status> where
+// there is none, NO_ANSWER where nothing came back. A call says which refusals it may get; any other answer is counted in
+// `unexpected_answers`, and each 5xx and 429 also in `server_errors`.
+
+import http from 'k6/http';
+import { Counter, Trend } from 'k6/metrics';
+
+const BASE_URL = (__ENV.BASE_URL || 'http://127.0.0.1:8080').replace(/\/+$/, '');
+const JSON_TYPE = { 'Content-Type': 'application/json' };
+
+/** Milliseconds from sending a request to the end of its answer, by `op`, `outcome` and `phase`. */
+const latency = new Trend('api_latency', true);
+const unexpected = new Counter('unexpected_answers');
+const serverErrors = new Counter('server_errors');
+
+// What the service refuses in order is not a failed request.
+http.setResponseCallback(http.expectedStatuses({ min: 200, max: 428 }, { min: 430, max: 499 }));
+
+const json = (response) => {
+    try {
+        return response.json();
+    } catch (_) {
+        return null;
+    }
+};
+
+function outcomeOf(response, body) {
+    if (response.status === 0) return 'NO_ANSWER';
+    if (response.status < 300) return response.headers['Idempotent-Replayed'] === 'true' ? 'REPLAYED' : 'OK';
+    return (body && body.errorCode) || `HTTP_${response.status}`;
+}
+
+let complaints = 0;
+function complain(op, outcome, response) {
+    unexpected.add(1, { op, outcome });
+    if (++complaints <= 3) {
+        const id = response.headers['X-Request-Id'] || '-';
+        console.error(`${op}: ${outcome} was not expected (status ${response.status}, x-request-id ${id}) ${response.error}`);
+    }
+}
+
+function judge(op, response, allow, measured) {
+    const body = json(response);
+    const outcome = outcomeOf(response, body);
+    if (measured) latency.add(response.timings.duration, { op, outcome });
+    if (response.status >= 500 || response.status === 429) serverErrors.add(1, { op, outcome });
+    const ok = outcome === 'OK' || outcome === 'REPLAYED';
+    if (!ok && !allow.includes(outcome)) complain(op, outcome, response);
+    return { ok, outcome, status: response.status, body, text: response.body, replayed: outcome === 'REPLAYED' };
+}
+
+function request(op, method, path, body, { key, headers = {}, timeout = '60s' } = {}) {
+    const params = { headers: body === undefined ? headers : { ...JSON_TYPE, ...headers }, tags: { name: op }, timeout };
+    if (key) params.headers = { ...params.headers, 'Idempotency-Key': key };
+    return { method, url: BASE_URL + path, body: body === undefined ? null : JSON.stringify(body), params };
+}
+
+/** One measured call. `allow`: the outcomes other than OK and REPLAYED that it may have. */
+export function call(op, method, path, body, { allow = [], ...options } = {}) {
+    const { url, body: text, params } = request(op, method, path, body, options);
+    return judge(op, http.request(method, url, text, params), allow, true);
+}
+
+/** The same call `times` times at the same moment. */
+export function atOnce(times, op, method, path, body, { allow = [] } = {}) {
+    const responses = http.batch(Array.from({ length: times }, () => request(op, method, path, body)));
+    return responses.map((response) => judge(op, response, allow, true));
+}
+
+/** Unmeasured GETs of many paths, some at a time; the bodies in the order of `paths`. */
+export function readAll(op, paths) {
+    const bodies = [];
+    for (let at = 0; at < paths.length; at += 50) {
+        const some = paths.slice(at, at + 50).map((path) => request(op, 'GET', path));
+        for (const response of http.batch(some)) bodies.push(judge(op, response, [], false).body);
+    }
+    return bodies;
+}
+
+/** An unmeasured call that is not part of the load. */
+export function quietly(op, method, path, body, { allow = [], ...options } = {}) {
+    const { url, body: text, params } = request(op, method, path, body, options);
+    return judge(op, http.request(method, url, text, params), allow, false);
+}
+
+/** The same, by an operator. */
+export function operator(op, method, path, body, options = {}) {
+    if (!__ENV.ADMIN_TOKEN) throw new Error('ADMIN_TOKEN, the token of the operators\' API, is not set');
+    return quietly(op, method, path, body, { ...options, headers: { Authorization: `Bearer ${__ENV.ADMIN_TOKEN}` } });
+}

@@ -1,0 +1,100 @@
+// What a customer does, and the count of what customers were told.
+//
+// `told_minus_kept` counts, per kind of thing, what was acknowledged to a customer; the end of a run (books.js) takes off it
+// what the books then have. Whatever is lost, invented or done twice leaves it other than zero.
+
+import { Counter } from 'k6/metrics';
+import { atOnce, call } from './api.js';
+
+export const told = new Counter('told_minus_kept');
+const repliesDiffer = new Counter('replay_differs');
+const replays = new Counter('replays');
+
+export const MAX_CHARGE = 100000;
+const PAYMENT_TYPES = ['CARD', 'KAKAO_PAY', 'TOSS', 'BALANCE'];
+
+export const pick = (list) => list[Math.floor(Math.random() * list.length)];
+export const chance = (share) => Math.random() < share;
+
+/** A key that nobody has used. */
+export const newKey = () => `lt-${Date.now().toString(36)}-${__VU}-${Math.random().toString(36).slice(2)}`;
+
+/** A write under an idempotency key which, with the chance `again`, is sent twice, as after a lost reply: once it was done, the
+ * repeat has to be answered with the same bytes, and marked. */
+function write(op, method, path, body, { again = 0, ...options }) {
+    if (!again) return call(op, method, path, body, options);
+    const key = newKey();
+    const first = call(op, method, path, body, { ...options, key });
+    if (first.ok && chance(again)) {
+        const repeat = call(op, method, path, body, { ...options, key });
+        replays.add(1);
+        const same = repeat.replayed && repeat.status === first.status && repeat.text === first.text;
+        if (!same) repliesDiffer.add(1, { op });
+    }
+    return first;
+}
+
+export const product = (id) => call('GET product', 'GET', `/api/v1/products/${id}`);
+export const catalogue = (category) => call('GET products', 'GET', `/api/v1/products?category=${category}&size=20`);
+export const popular = () => call('GET popular', 'GET', '/api/v1/products/popular?sortBy=TODAY');
+export const campaigns = () => call('GET campaigns', 'GET', '/api/v1/campaigns');
+export const balance = (user) => call('GET balance', 'GET', `/api/v1/balances/${user}`);
+export const history = (user) => call('GET history', 'GET', `/api/v1/balances/${user}/history?limit=50`);
+export const coupons = (user) => call('GET coupons', 'GET', `/api/v1/coupons/${user}`);
+export const order = (id, user) => call('GET order', 'GET', `/api/v1/orders/${id}?userId=${user}`);
+
+export const charge = (user, amount, options = {}) =>
+    write('PUT balance', 'PUT', `/api/v1/balances/${user}`, { amount }, options);
+
+const ISSUE = ['POST coupon', 'POST', '/api/v1/coupons/issue'];
+const NO_COUPON = ['COUPON_OUT_OF_STOCK', 'INVALID_COUPON'];
+
+export const takeCoupon = (user, coupon, { allow = NO_COUPON, ...options } = {}) =>
+    countCoupon(write(...ISSUE, { couponId: coupon, userId: user }, { allow, ...options }));
+
+/** Two taps at the same moment. */
+export const takeCouponTwice = (user, coupon) =>
+    atOnce(2, ...ISSUE, { couponId: coupon, userId: user }, { allow: NO_COUPON }).map(countCoupon);
+
+function countCoupon(answer) {
+    if (answer.ok) told.add(1, { what: 'coupons' });
+    return answer;
+}
+
+/** Orders `lines` ([product, quantity] pairs). What is returned can be paid and cancelled. */
+export function place(user, lines, { coupon, allow = [], ...options } = {}) {
+    const body = { userId: user, orderProducts: lines.map(([productId, quantity]) => ({ productId, quantity })) };
+    if (coupon) body.userCouponId = coupon;
+    const refusals = ['SOLD_OUT', 'INSUFFICIENT_STOCK', ...allow];
+    const answer = write('POST order', 'POST', '/api/v1/orders', body, { allow: refusals, ...options });
+    const units = lines.reduce((sum, [, quantity]) => sum + quantity, 0);
+    if (answer.ok) answer.order = { id: answer.body.orderId, user, price: answer.body.finalPrice, units, at: Date.now() };
+    return answer;
+}
+
+/** Whether the hold of `order` may have ended by now (where `hold` seconds are the deployment's): its customer was too slow,
+ * and is told so. */
+const overdue = (order, hold) => Date.now() - order.at > (hold - 3) * 1000;
+
+function count(order, sign) {
+    told.add(sign, { what: 'paid orders' });
+    told.add(sign * order.units, { what: 'units' });
+    told.add(sign * order.price, { what: 'won' });
+}
+
+export function pay(order, hold, options = {}) {
+    const body = { orderId: order.id, userId: order.user, paymentType: pick(PAYMENT_TYPES), amount: order.price };
+    const allow = overdue(order, hold) ? ['INVALID_PAYMENT_REQUEST'] : [];
+    const answer = write('POST payment', 'POST', '/api/v1/payments', body, { allow, ...options });
+    if (answer.ok) count(order, 1);
+    return answer;
+}
+
+/** Cancels `order`, or gives the money back where it was `paid`. */
+export function cancel(order, hold, { paid = false, ...options } = {}) {
+    const path = `/api/v1/orders/${order.id}/cancel`;
+    const allow = !paid && overdue(order, hold) ? ['ORDER_ALREADY_CLOSED'] : [];
+    const answer = write('POST cancel', 'POST', path, { userId: order.user }, { allow, ...options });
+    if (answer.ok && paid) count(order, -1);
+    return answer;
+}
