@@ -18,6 +18,7 @@ mod operators;
 mod orders;
 mod payments;
 mod products;
+pub mod retired;
 pub mod startup;
 mod sweeper;
 mod vigil;
@@ -35,7 +36,7 @@ use crate::{
     config::{DurabilityConfig, GatewayConfig, ShopConfig},
     db,
     gateway::Gateways,
-    store::{Store, decisions::Context},
+    store::{Store, decisions::Context, retire::Keep},
 };
 
 /// A verb's outcome where an idempotency key may replay it.
@@ -62,17 +63,17 @@ pub struct Engine {
     campaigns: coupons::CampaignCache,
     popular: products::PopularCache,
     durability: vigil::Durability,
+    keep: Keep,
 }
 
 impl Engine {
     pub fn new(
-        store: Store,
-        db: db::Connection,
-        clock: Clock,
+        (store, db, clock): (Store, db::Connection, Clock),
         shop: &ShopConfig,
         gateways: Gateways,
         gateway: &GatewayConfig,
         durability: &DurabilityConfig,
+        keep: Keep,
     ) -> Self {
         Engine {
             store,
@@ -91,6 +92,7 @@ impl Engine {
             campaigns: coupons::CampaignCache::default(),
             popular: products::PopularCache::default(),
             durability: vigil::Durability::new(durability.ack, durability.max_backlog),
+            keep,
         }
     }
 

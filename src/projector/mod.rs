@@ -4,12 +4,14 @@
 //! from. A projector that was overtaken changes nothing and starts over from the new position. Only what is committed is
 //! trimmed from the stream. An event that can't be applied becomes a dead letter; Postgres being away is waited out.
 //!
-//! With many partitions, an order's end is also carried to stock that it held in other partitions ([`relay`]), after the
-//! commit and before the trim, so that a crash between two steps is made good by the next reading.
+//! After the commit and before the trim, so that a crash between two steps is made good by the next reading: with many
+//! partitions, an order's end is carried to stock that it held in other partitions ([`relay`]); and Redis lets go what is over
+//! ([`retire`]).
 
 pub mod apply;
 pub mod batch;
 pub mod relay;
+pub mod retire;
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,7 @@ use crate::{
         Position, Store,
         keys::Partition,
         outbox::{Entry, StreamId},
+        retire::Keep,
     },
 };
 
@@ -58,13 +61,15 @@ pub struct Projector {
     batch: usize,
     /// How long a transaction may take before its connection counts as dead, if no longer one was needed before.
     patience: Duration,
+    /// How long what is over stays in Redis.
+    keep: Keep,
 }
 
 /// What a batch came to.
 struct Step {
     /// Entries committed.
     carried: usize,
-    /// Whether everything committed was relayed and trimmed.
+    /// Whether everything committed was relayed, let go where it is over, and trimmed.
     relayed: Result<(), Failure>,
 }
 
@@ -104,15 +109,17 @@ impl From<DbErr> for Failure {
 }
 
 impl Projector {
-    /// `patience` is how long a transaction may take before its connection counts as dead.
+    /// `patience` is how long a transaction may take before its connection counts as dead; `keep` how long what is over stays in
+    /// Redis.
     pub fn new(
         store: Store,
         db: DatabaseConnection,
         clock: Clock,
         config: &ProjectorConfig,
         patience: Duration,
+        keep: Keep,
     ) -> Self {
-        Projector { store, db, clock, batch: config.projector_batch as usize, patience }
+        Projector { store, db, clock, batch: config.projector_batch as usize, patience, keep }
     }
 
     /// Follows every partition until `stop`, each in a task of its own.
@@ -283,7 +290,9 @@ impl Projector {
     }
 
     async fn after_commit(&self, here: Partition, entries: &[Entry], end: StreamId) -> Result<(), Failure> {
-        relay::relay(&self.store, &self.clock, here, entries).await?;
+        let postgres = (&self.db, self.patience);
+        relay::relay(&self.store, postgres, self.keep, &self.clock, here, entries).await?;
+        retire::retire(&self.store, postgres, self.keep, here, entries).await?;
         self.store.outbox_trim(here, end).await?;
         Ok(())
     }

@@ -50,6 +50,7 @@ pub struct Options {
     pub max_balance: Option<i64>,
     pub gateway: GatewayConfig,
     pub durability: DurabilityConfig,
+    pub retention: RetentionConfig,
     pub batch: u32,
     pub request_timeout: Duration,
     pub body_limit: u64,
@@ -73,6 +74,7 @@ impl Default for Options {
             max_balance: None,
             gateway: gateways(&[]),
             durability: DurabilityConfig::default(),
+            retention: RetentionConfig::default(),
             batch: 1000,
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
@@ -365,6 +367,7 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
         },
         gateway: options.gateway.clone(),
         durability: options.durability.clone(),
+        retention: options.retention.clone(),
     }
 }
 

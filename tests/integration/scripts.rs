@@ -401,7 +401,7 @@ impl Bench {
         let mut raw = self.begin_unrecorded(&scripts::STOCK_SETTLE, keys);
         raw.keys.extend([hold_key(keys, order), keys.holds(), keys.stock(), keys.held(), keys.sold()]);
         raw.keys.extend([keys.rank_units(day), keys.rank_won(day)]);
-        raw.args.extend(strings([&order, &user, &state, &1, &86_400, &604_800_000]));
+        raw.args.extend(strings([&order, &user, &state, &1, &86_400, &604_800_000, &1]));
         raw
     }
 
@@ -1025,8 +1025,10 @@ async fn stock_held_in_another_partition() {
     // The end comes first: a mark, which is no decision, and the beginning obeys it.
     let books = bench.books(Partition(1)).await;
     for end in ["SETTLED", "REFUNDED"] {
-        bench.leaves_all("UNCHANGED", &bench.settle(1, 14, 2, end)).await;
+        bench.leaves_all("GONE", &bench.settle(1, 14, 2, end)).await;
     }
+    // Whoever found it held needs no mark.
+    bench.leaves_all("GONE", &bench.settle(1, 14, 2, "RELEASED").with(9, 0)).await;
     assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await, ["MARKED"]);
     assert_eq!(bench.books(Partition(1)).await, books);
     bench.leaves_all("RELEASED", &bench.hold(14, 2, &[(1, 1)])).await;

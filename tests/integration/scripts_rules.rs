@@ -10,7 +10,7 @@ const READS: [&str; 9] = ["EXISTS", "GET", "HEXISTS", "HGET", "HMGET", "LRANGE",
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 20] = [
+const EFFECTS: [(&str, &[&str]); 22] = [
     ("balance_charge", &["CHARGED"]),
     ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
@@ -22,6 +22,8 @@ const EFFECTS: [(&str, &[&str]); 20] = [
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
     ("order_place", &["PLACED"]),
+    ("order_restore", &["RESTORED"]),
+    ("order_retire", &["RETIRED"]),
     ("order_verdict", &["VERDICT"]),
     ("payment_begin", &["RUNNING", "STARTED"]),
     ("payment_end", &["ENDED"]),
