@@ -1,11 +1,12 @@
-#!lua
+#!lua flags=allow-oom
 -- Lets orders leave Redis after a while, and stock that was held for orders at home elsewhere: those that are over, and that
 -- Postgres has as they are here. One of which something else was decided since stays: Postgres does not have that yet, and
--- there will be another call when it does. So what is not here any more is in Postgres as it last was.
+-- there will be another call when it does. So what is not here any more is in Postgres as it last was. Also where memory is
+-- out: this is what makes room, and without it the outbox could not be trimmed either.
 --
--- KEYS n hashes, each an order, or a far hold
--- ARGV n pairs, in the order of the keys: what Postgres has it as (an order PAID CANCELLED FAILED, or CLOSED for either of the
---      latter two; a hold SETTLED RELEASED REFUNDED), how much longer it stays (ms)
+-- KEYS 1 to n   hash  an order, or a far hold
+-- ARGV 1 to 2n, in pairs: what Postgres has it as (an order PAID CANCELLED FAILED, or CLOSED for either of the latter two; a
+--      hold SETTLED REFUNDED), how much longer it stays (ms)
 -- Returns {'RETIRED', how many}
 local leaving = {}
 for i = 1, #KEYS do

@@ -59,8 +59,7 @@ impl App {
         };
         rebuild.run_if_needed().await?;
         let store = startup::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
-        let parts = (store.clone(), db.clone(), clock.clone());
-        let engine = Engine::new(parts, shop, gateways, gateway, durability, keep);
+        let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
         Ok(App {
             engine: Arc::new(engine),
             projector: Projector::new(store.clone(), db.clone(), clock, projector, patience, keep),

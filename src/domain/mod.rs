@@ -36,7 +36,7 @@ use crate::{
     config::{DurabilityConfig, GatewayConfig, ShopConfig},
     db,
     gateway::Gateways,
-    store::{Store, decisions::Context, retire::Keep},
+    store::{Store, decisions::Context},
 };
 
 /// A verb's outcome where an idempotency key may replay it.
@@ -63,17 +63,17 @@ pub struct Engine {
     campaigns: coupons::CampaignCache,
     popular: products::PopularCache,
     durability: vigil::Durability,
-    keep: Keep,
 }
 
 impl Engine {
     pub fn new(
-        (store, db, clock): (Store, db::Connection, Clock),
+        store: Store,
+        db: db::Connection,
+        clock: Clock,
         shop: &ShopConfig,
         gateways: Gateways,
         gateway: &GatewayConfig,
         durability: &DurabilityConfig,
-        keep: Keep,
     ) -> Self {
         Engine {
             store,
@@ -92,7 +92,6 @@ impl Engine {
             campaigns: coupons::CampaignCache::default(),
             popular: products::PopularCache::default(),
             durability: vigil::Durability::new(durability.ack, durability.max_backlog),
-            keep,
         }
     }
 

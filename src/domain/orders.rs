@@ -179,8 +179,8 @@ impl Engine {
         if !record.far.is_empty() {
             let end = if refunded { FarEnd::Refunded } else { FarEnd::Released };
             let day = record.day.as_deref().unwrap_or("");
-            let parts = (&self.store, &self.db, self.keep);
-            if let Err(error) = retired::end_far(parts, context, (order, user), &record.far, end, day).await {
+            let stores = (&self.store, &self.db);
+            if let Err(error) = retired::end_far(stores, context, (order, user), &record.far, end, day).await {
                 tracing::warn!(%order, %error, "the order's end is relayed later");
             }
         }

@@ -22,6 +22,8 @@ use crate::{
 
 /// For how long what was read in Postgres may be brought back: far less than refunded orders stay in Redis.
 const FRESH_FOR: Duration = Duration::from_secs(60);
+/// How long what was brought back stays where no decision follows.
+const BACK_FOR_MS: i64 = 60_000;
 
 /// An order, wherever it is.
 pub(super) struct Found {
@@ -73,7 +75,7 @@ impl Engine {
         }
         let order = found.record.order.order_id;
         let home = self.store.home(order.get());
-        self.store.order_restore(home, Over::Order(order), &row.fields(), self.keep.closed_ms()).await?;
+        self.store.order_restore(home, Over::Order(order), &row.fields(), BACK_FOR_MS).await?;
         Ok(true)
     }
 }
@@ -84,7 +86,7 @@ impl Engine {
 /// # Errors
 /// Redis or Postgres can't answer; every step may be taken again.
 pub async fn end_far(
-    (store, db, keep): (&Store, &db::Connection, Keep),
+    (store, db): (&Store, &db::Connection),
     context: Context<'_>,
     (order, user): (OrderId, UserId),
     far: &[OrderLine],
@@ -105,7 +107,7 @@ pub async fn end_far(
         if asked.elapsed() > FRESH_FOR {
             return Err(Error::unavailable("it took too long to bring back what an order had sold"));
         }
-        store.order_restore(here, Over::Hold(order), &fields, keep.closed_ms()).await?;
+        store.order_restore(here, Over::Hold(order), &fields, BACK_FOR_MS).await?;
         back.push(here);
     }
     let of = |line: &&OrderLine| back.contains(&store.home(line.product_id.get()));

@@ -111,8 +111,8 @@ impl Engine {
         let Some(record) = self.store.order(order).await? else { return Ok(false) };
         match self.close(&call, &record, Closing::Expire).await {
             Ok(closed) => Ok(closed.is_some()),
-            // Another sweeper, or its user, was first.
-            Err(Error::OrderAlreadyClosed) => Ok(false),
+            // Another sweeper, or its user, was first; perhaps long ago.
+            Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -291,7 +291,7 @@ impl Projector {
 
     async fn after_commit(&self, here: Partition, entries: &[Entry], end: StreamId) -> Result<(), Failure> {
         let postgres = (&self.db, self.patience);
-        relay::relay(&self.store, postgres, self.keep, &self.clock, here, entries).await?;
+        relay::relay(&self.store, postgres, &self.clock, here, entries).await?;
         retire::retire(&self.store, postgres, self.keep, here, entries).await?;
         self.store.outbox_trim(here, end).await?;
         Ok(())

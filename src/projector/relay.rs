@@ -21,7 +21,6 @@ use crate::{
         decisions::{Context, FarEnd, Issued},
         keys::Partition,
         outbox::Entry,
-        retire::Keep,
     },
 };
 
@@ -32,7 +31,6 @@ use crate::{
 pub async fn relay(
     store: &Store,
     (db, patience): (&DatabaseConnection, Duration),
-    keep: Keep,
     clock: &Clock,
     here: Partition,
     entries: &[Entry],
@@ -41,7 +39,7 @@ pub async fn relay(
         return Ok(());
     }
     let end_far = async |context: Context<'_>, of, far: &[OrderLine], end, day: &str| {
-        let ending = retired::end_far((store, db, keep), context, of, far, end, day);
+        let ending = retired::end_far((store, db), context, of, far, end, day);
         // What was sold long ago is asked for in Postgres.
         let ended = tokio::time::timeout(patience, ending).await;
         ended.unwrap_or_else(|_| Err(Error::unavailable("an order's end is not carried on in time")))

@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// The kinds of events that end something.
+const ENDS: [&str; 4] = ["order_paid", "order_closed", "payment_ended", "stock_settled"];
+
 /// Lets go what committed entries ended.
 ///
 /// # Errors
@@ -40,7 +43,9 @@ pub async fn retire(
     entries: &[Entry],
 ) -> Result<(), Error> {
     let mut over = BTreeMap::new();
-    for event in entries.iter().filter_map(|entry| Event::decode(&entry.fields).ok()) {
+    // Most entries end nothing, and are not worth being decoded once more.
+    let ends = |entry: &&Entry| entry.fields.iter().any(|(name, kind)| name == "kind" && ENDS.contains(&kind.as_str()));
+    for event in entries.iter().filter(ends).filter_map(|entry| Event::decode(&entry.fields).ok()) {
         // The last word counts.
         over.extend(ended(&event.body, keep));
     }

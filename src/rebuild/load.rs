@@ -14,7 +14,7 @@ use crate::{
     store::{
         Store,
         bulk::Bulk,
-        decisions::{DAY_FORMAT, FAR_HOLD_GRACE_MS},
+        decisions::{DAY_FORMAT, FAR_HOLD_GRACE_MS, MARK_LIFE_MS},
         keys::{Keys, Partition},
         ranking::ranked_until,
         records::pack_coupon,
@@ -280,7 +280,7 @@ pub(super) struct Held<'a> {
     pub(super) order: OrderId,
     pub(super) user: i64,
     pub(super) lines: &'a str,
-    /// HELD or SETTLED.
+    /// HELD or SETTLED; after a repair also RELEASED or REFUNDED.
     pub(super) state: &'a str,
     /// When it is looked at, while it is HELD.
     pub(super) due: Millis,
@@ -302,6 +302,10 @@ impl Held<'_> {
         match *state {
             "HELD" => bulk.ranked(*here, Keys(*here).holds(), member, due.0).await?,
             _ => bulk.unranked(*here, Keys(*here).holds(), member).await?,
+        }
+        // What has sold something leaves once Postgres has it (projector::retire).
+        if *state == "RELEASED" {
+            bulk.life(*here, Keys(*here).hold(*order), MARK_LIFE_MS).await?;
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ impl Keep {
         Keep { closed_ms: closed.saturating_mul(1000) }
     }
 
-    /// A paid order, one that never was, and what was sold by it.
+    /// A paid order, and what it sold elsewhere; one that failed or was cancelled.
     pub fn closed_ms(self) -> i64 {
         self.closed_ms
     }
@@ -93,8 +93,7 @@ impl Store {
         fields: &[(&'static str, String)],
         life_ms: i64,
     ) -> Result<bool, Error> {
-        let mut call =
-            Invocation::new(&scripts::ORDER_RESTORE).key(Keys(here).meta()).key(what.key(here)).arg(life_ms);
+        let mut call = Invocation::new(&scripts::ORDER_RESTORE).key(Keys(here).meta()).key(what.key(here)).arg(life_ms);
         for (field, value) in fields {
             call = call.arg(*field).arg(value);
         }

@@ -74,6 +74,18 @@ pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, Str
     all
 }
 
+/// How much longer each order and each far hold stays (ms), -1 for ever.
+pub async fn lives(redis: &mut MultiplexedConnection) -> BTreeMap<String, i64> {
+    let mut lives = BTreeMap::new();
+    for key in keys(redis).await {
+        if key.contains("}:order:") || key.contains("}:hold:") {
+            let life = get(redis, "PTTL", &[&key]).await;
+            lives.insert(key, life);
+        }
+    }
+    lives
+}
+
 /// Reads every server's keys.
 pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
     let mut all = Redis::default();
@@ -216,7 +228,10 @@ async fn bring_back_what_has_left(all: &mut Redis, pool: &PgPool, partitions: u1
         let (id, status): (i64, String) = (row.get(0), row.get(2));
         let payment: Option<String> = row.get(9);
         assert_ne!(status, "PENDING", "order {id} is not in Redis");
-        assert!(!matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE")), "order {id} is not in Redis");
+        assert!(
+            !matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE")),
+            "order {id} is not in Redis"
+        );
         let of: Vec<(i64, i64, i64)> = sqlx::query_as(
             "SELECT product_id, quantity, price FROM order_lines WHERE order_id = $1 ORDER BY place, product_id",
         )

@@ -298,6 +298,18 @@ impl World {
         self.app.projector.drain().await.unwrap();
     }
 
+    /// Lets every order and far hold leave Redis that is about to: as if the end of its life had come. Returns their keys.
+    pub async fn leave(&self) -> std::collections::BTreeSet<String> {
+        let mut redis = self.raw().await;
+        let lives = books::lives(&mut redis).await;
+        let gone: std::collections::BTreeSet<String> =
+            lives.into_iter().filter(|(_, life)| *life > 0).map(|(key, _)| key).collect();
+        for key in &gone {
+            let _: i64 = redis::cmd("DEL").arg(key).query_async(&mut redis).await.unwrap();
+        }
+        gone
+    }
+
     /// A raw connection to this world's Redis.
     pub async fn raw(&self) -> redis::aio::MultiplexedConnection {
         raw_redis(&self.redis.url()).await

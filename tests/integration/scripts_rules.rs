@@ -121,7 +121,8 @@ fn every_file_is_a_script_and_every_script_a_file() {
 #[test]
 fn scripts_start_with_the_shebang() {
     for (name, source) in files("lua") {
-        assert!(source.starts_with("#!lua\n") || source.starts_with("#!lua flags=no-writes\n"), "{name}");
+        let makes_room = name == "order_retire" && source.starts_with("#!lua flags=allow-oom\n");
+        assert!(makes_room || source.starts_with("#!lua\n") || source.starts_with("#!lua flags=no-writes\n"), "{name}");
     }
 }
 
@@ -263,7 +264,9 @@ fn checks_then_writes() {
         } else {
             assert!(!code(&source).contains("XADD"), "{name}");
         }
-        assert!(code(&source).contains("open_books(meta)"), "{name} decides with closed books");
+        // It decides nothing, and what Postgres has is sound: the outbox is trimmed then, too.
+        let follows = name == "order_retire";
+        assert!(follows || code(&source).contains("open_books(meta)"), "{name} decides with closed books");
     }
 }
 
