@@ -290,7 +290,7 @@ impl Audit {
                     .then(|| "it is about to leave Redis, and is not over".to_owned()),
             ];
             let has_left = may_leave && fields.is_empty();
-            if !(back(state) && back(should)) && !has_left {
+            if !(has_left || back(state) && back(should)) {
                 wrong.push(differ("the hold", state, should));
                 wrong.push(differ("its lines", field(fields, "lines"), row.map_or("", |(_, lines)| lines.as_str())));
             }
