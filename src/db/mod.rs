@@ -6,6 +6,7 @@ pub mod entities;
 pub mod identity;
 pub mod pages;
 pub mod reads;
+pub mod retired;
 pub mod snapshot;
 
 use std::{borrow::Cow, time::Duration};

@@ -1,16 +1,15 @@
 //! The reads that Postgres answers: history, listings, and how far it is itself.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use anyhow::anyhow;
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, RuntimeErr, Statement,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, Statement,
 };
 
 use super::{
     entities::{balance_entries, campaigns, dead_letters, order_lines, orders, payments, positions, products},
-    snapshot::{OrderRow, orders_sql},
     translate,
 };
 use crate::domain::{Error, model::*, types::*};
@@ -81,54 +80,6 @@ pub async fn orders(db: &DatabaseConnection, filter: &OrderFilter) -> Result<Ord
     let (offset, size) = ((filter.page * filter.size) as u64, filter.size as u64);
     let rows = find.order_by_desc(Column::Id).offset(offset).limit(size).all(db).await.map_err(translate)?;
     Ok(OrderPage { orders: whole_orders(db, rows).await?, page: filter.page, size: filter.size, total })
-}
-
-/// An order, with days in `zone` where the day of the sale was not written down; `None` if there is none (yet).
-///
-/// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn order(
-    db: &DatabaseConnection,
-    order: OrderId,
-    partitions: u16,
-    zone: &str,
-) -> Result<Option<OrderRow>, Error> {
-    let query = sqlx::query_as(orders_sql!("WHERE o.id = $3")).bind(i64::from(partitions)).bind(zone);
-    query.bind(order.get()).fetch_optional(db.get_postgres_connection_pool()).await.map_err(untranslated)
-}
-
-/// The stock that a partition sold by an order at home elsewhere, packed; `None` if it has none, or not any more.
-///
-/// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn sold_far(db: &DatabaseConnection, partition: u16, order: OrderId) -> Result<Option<String>, Error> {
-    let query = sqlx::query_scalar(
-        "SELECT lines FROM stock_holds WHERE partition = $1 AND order_id = $2 AND state = 'SETTLED'",
-    );
-    let query = query.bind(i32::from(partition)).bind(order.get());
-    query.fetch_optional(db.get_postgres_connection_pool()).await.map_err(untranslated)
-}
-
-/// Which of these orders a dead letter of the partition is about.
-///
-/// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn orders_in_dead_letters(
-    db: &DatabaseConnection,
-    partition: u16,
-    orders: &[i64],
-) -> Result<HashSet<i64>, Error> {
-    let ids: Vec<String> = orders.iter().map(i64::to_string).collect();
-    let query = sqlx::query_scalar(
-        "SELECT DISTINCT fields->>'order' FROM dead_letters WHERE partition = $1 AND fields->>'order' = ANY($2)",
-    );
-    let query = query.bind(i32::from(partition)).bind(ids);
-    let found: Vec<String> = query.fetch_all(db.get_postgres_connection_pool()).await.map_err(untranslated)?;
-    Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
-}
-
-fn untranslated(error: sqlx::Error) -> Error {
-    translate(DbErr::Query(RuntimeErr::SqlxError(error.into())))
 }
 
 /// Adds lines and payments to orders, keeping their order: two queries however many they are.

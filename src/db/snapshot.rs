@@ -103,58 +103,6 @@ row! {
     }
 }
 
-impl OrderRow {
-    /// Where its gateway payment stands, in the scripts' words; `None` where there is none.
-    pub fn gateway(&self) -> Option<&str> {
-        let status = self.payment_status.as_deref().filter(|_| self.method.as_deref() == Some("GATEWAY"));
-        // The scripts' word for a gateway's payment that is done.
-        status.map(|status| if status == "PAID" { "SETTLED" } else { status })
-    }
-
-    /// Whether its gateway is still asked about its payment.
-    pub fn is_under_way(&self) -> bool {
-        matches!(self.gateway(), Some("STARTED" | "WATCHED" | "REFUND_DUE"))
-    }
-
-    /// Whether nothing happens to it any more, unless its user has it refunded.
-    pub fn is_over(&self) -> bool {
-        self.status != "PENDING" && !self.is_under_way()
-    }
-
-    /// Its hash in Redis, as the scripts would have left it.
-    pub fn fields(&self) -> Vec<(&'static str, String)> {
-        let (pending, by_gateway) = (self.paid_at.is_none(), self.gateway().is_some());
-        let shown = |n: Option<i64>| n.map(|n| n.to_string());
-        let asked = |text: &Option<String>| by_gateway.then(|| text.clone().unwrap_or_default());
-        let fields = [
-            ("user", Some(self.user_id.to_string())),
-            ("status", Some(self.status.clone())),
-            ("lines", Some(self.near.clone())),
-            ("far", Some(self.far.clone())),
-            ("total", Some(self.total.to_string())),
-            ("discount", Some(self.discount.to_string())),
-            ("final", Some(self.final_price.to_string())),
-            ("coupon", Some(shown(self.coupon_id).unwrap_or_default())),
-            ("placed_at", Some(self.placed_at.to_string())),
-            ("expires_at", Some(self.expires_at.to_string())),
-            ("closed_at", shown(self.closed_at)),
-            ("reason", self.close_reason.clone()),
-            ("day", self.day.clone()),
-            ("payment", shown(self.payment_id)),
-            ("type", self.payment_type.clone()),
-            ("method", self.method.clone().filter(|_| !pending)),
-            ("receipt", self.receipt.clone()),
-            ("paid_at", shown(self.paid_at)),
-            ("transaction", self.transaction_id.clone()),
-            ("gateway", self.gateway().map(str::to_owned)),
-            ("gateway_at", shown(self.started_at).filter(|_| by_gateway)),
-            ("key", asked(&self.key_digest)),
-            ("fingerprint", asked(&self.key_fingerprint)),
-        ];
-        fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect()
-    }
-}
-
 row! {
     /// Stock held in a partition for an order at home in another one.
     HoldRow {

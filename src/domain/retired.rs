@@ -55,7 +55,7 @@ impl Engine {
         if let Some(record) = self.store.order(order).await? {
             return Ok(Some(Found { record, left: None }));
         }
-        let row = db::reads::order(&self.db, order, self.store.partitions(), self.zone.name()).await?;
+        let row = db::retired::order(&self.db, order, self.store.partitions(), self.zone.name()).await?;
         // One that is not over has not left: it was placed after we looked.
         let Some(row) = row.filter(OrderRow::is_over) else { return Ok(None) };
         let fields = row.fields().into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
@@ -102,7 +102,7 @@ pub async fn end_far(
     let mut back = Vec::new();
     for here in gone {
         // What Postgres does not have as sold is given back, or was never held.
-        let Some(lines) = db::reads::sold_far(db, here.0, order).await? else { continue };
+        let Some(lines) = db::retired::sold_far(db, here.0, order).await? else { continue };
         let fields = [("state", "SETTLED".to_owned()), ("lines", lines), ("user", user.to_string())];
         if asked.elapsed() > FRESH_FOR {
             return Err(Error::unavailable("it took too long to bring back what an order had sold"));

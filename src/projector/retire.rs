@@ -53,7 +53,7 @@ pub async fn retire(
         return Ok(());
     }
     let ids: Vec<i64> = over.keys().map(|(Over::Order(order) | Over::Hold(order))| order.get()).collect();
-    let letters = tokio::time::timeout(patience, db::reads::orders_in_dead_letters(db, here.0, &ids)).await;
+    let letters = tokio::time::timeout(patience, db::retired::orders_in_dead_letters(db, here.0, &ids)).await;
     let letters = letters.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
     over.retain(|(Over::Order(order) | Over::Hold(order)), _| !letters.contains(&order.get()));
     store.retire(here, &over.into_iter().collect::<Vec<_>>()).await

@@ -2,6 +2,8 @@
 //! before, whichever part of them has left, whatever is done twice, and whoever comes late.
 //!
 //! Redis ends lives by its own clock; here they end when the test says so ([`World::leave`]).
+//!
+//! One long file, because it is one invariant, seen from every side: what is not in Redis is in Postgres, as it last was.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -523,7 +525,7 @@ async fn what_was_read_too_early_brings_nothing_back() {
         world.drain().await;
         world.leave().await;
         let id = OrderId::new(order).unwrap();
-        let read = firstcome::db::reads::order(&world.db, id, partitions, "Asia/Seoul").await.unwrap().unwrap();
+        let read = firstcome::db::retired::order(&world.db, id, partitions, "Asia/Seoul").await.unwrap().unwrap();
         assert!(read.is_over() && read.status == "PAID");
         let homes: Vec<Partition> =
             world.store.all().filter(|here| shop.holds(order).contains(&Keys(*here).hold(id))).collect();
@@ -560,7 +562,7 @@ async fn what_is_brought_back_in_vain_leaves_again() {
     let shown = shop.show(order).await;
     shop.world.leave().await;
     let id = OrderId::new(order).unwrap();
-    let read = firstcome::db::reads::order(&shop.world.db, id, 1, "Asia/Seoul").await.unwrap().unwrap();
+    let read = firstcome::db::retired::order(&shop.world.db, id, 1, "Asia/Seoul").await.unwrap().unwrap();
     assert!(shop.world.store.order_restore(Partition(0), Over::Order(id), &read.fields(), 60_000).await.unwrap());
     assert!(shop.life(order).await.is_some_and(|life| (1..=60_000).contains(&life)));
     assert_eq!(shop.show(order).await, shown);
