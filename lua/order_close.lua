@@ -94,6 +94,8 @@ if from == 'PENDING' then
     end
   end
 else
+  -- It may have been about to leave; it stays until Postgres has this, too.
+  redis.call('PERSIST', order)
   if credit > 0 then redis.call('HSET', user, 'balance', after, 'entries', entry_no, 'tail', id) end
   move_units(ids, units, sold, stock)
   if by_gateway then

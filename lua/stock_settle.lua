@@ -14,21 +14,23 @@
 --     10 withheld    hash    product id -> units kept off sale after a loss
 -- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 SETTLED | RELEASED | REFUNDED
 --      6 '1' where the day of the sale still counts, else '0'  7 the life of its rankings from now (s)
---      8 the life of an ended hold's mark (ms)
--- Returns {'MOVED', epoch, seq} or MARKED (there was nothing yet, and now nothing can come) | UNCHANGED | CLOSED_BOOKS
+--      8 the life of an ended hold's mark (ms)  9 '1' where the beginning may still come, else '0'
+-- Returns {'MOVED', epoch, seq} or MARKED (there was nothing yet, and now nothing can come) | UNCHANGED
+--      or GONE (there is nothing: it never began, or is over and has left) | CLOSED_BOOKS
 -- Emits stock_settled
 --@include books
 --@include holds
 local meta, outbox, hold, holds, stock, held, sold, rank_units, rank_won, withheld =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local now, request_id, order_id, user_id, state, day_counts, rank_life, mark_life =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8]
+local now, request_id, order_id, user_id, state, day_counts, rank_life, mark_life, marks =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9] == '1'
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
 local h = redis.call('HMGET', hold, 'state', 'lines', 'doubt')
 local was, lines = h[1] or '', h[2] or ''
-local moves = (was == '' and state == 'RELEASED') or (was == 'HELD') or (was == 'SETTLED' and state == 'REFUNDED')
+if was == '' and not (marks and state == 'RELEASED') then return { 'GONE' } end
+local moves = was == '' or was == 'HELD' or (was == 'SETTLED' and state == 'REFUNDED')
 if not moves then return { 'UNCHANGED' } end
 local ids, units, prices = unpack_lines(lines)
 -- In doubt: decisions that were lost may have paid the order, and its user was told so.
@@ -42,7 +44,12 @@ if was ~= '' then
 end
 redis.call('HSET', hold, 'state', state, 'lines', lines, 'user', user_id)
 redis.call('ZREM', holds, order_id .. ':' .. user_id)
-if state ~= 'SETTLED' then redis.call('PEXPIRE', hold, mark_life) end
+if state == 'RELEASED' then
+  redis.call('PEXPIRE', hold, mark_life)
+else
+  -- It may have been about to leave; it stays until Postgres has this, too.
+  redis.call('PERSIST', hold)
+end
 if was == 'HELD' then
   if state == 'SETTLED' then
     move_units(ids, units, held, sold)

@@ -34,7 +34,8 @@ impl App {
     /// # Errors
     /// The reason why they can't be served from, and what to do about it.
     pub async fn open(config: &EngineConfig, projector: &ProjectorConfig, clock: Clock) -> anyhow::Result<Self> {
-        let EngineConfig { redis, postgres, shop, gateway, durability } = config;
+        let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
+        let keep = retention.keep();
         let gateways = Gateways::connect(gateway.urls().map(|(kind, url)| {
             let config = gateway::GatewayConfig {
                 url: url.expose().to_owned(),
@@ -50,9 +51,10 @@ impl App {
         let rebuild = Rebuild {
             store: store.clone(),
             db: db.clone(),
-            projector: Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience),
+            projector: Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep),
             clock: clock.clone(),
             zone: shop.time_zone,
+            keep,
             allow_unsafe_redis: redis.allow_unsafe_redis,
         };
         rebuild.run_if_needed().await?;
@@ -60,7 +62,7 @@ impl App {
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
         Ok(App {
             engine: Arc::new(engine),
-            projector: Projector::new(store.clone(), db.clone(), clock, projector, patience),
+            projector: Projector::new(store.clone(), db.clone(), clock, projector, patience, keep),
             store,
             db,
             background: TaskTracker::new(),

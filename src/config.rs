@@ -6,7 +6,10 @@ use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use crate::domain::types::{MAX_SAFE_INTEGER, PaymentType, Won};
+use crate::{
+    domain::types::{MAX_SAFE_INTEGER, PaymentType, Won},
+    store::retire::Keep,
+};
 
 /// A value that is never printed: a URL with a password in it, a token.
 #[derive(Clone, PartialEq, Eq)]
@@ -126,6 +129,27 @@ pub struct ShopConfig {
     pub partitions: Option<u16>,
 }
 
+/// How long Redis keeps what is over.
+#[derive(Args, Clone, Debug)]
+pub struct RetentionConfig {
+    /// Seconds that an order which is paid, failed or cancelled stays in Redis once PostgreSQL has it, and is then read there (a
+    /// refunded one: a week at least)
+    #[arg(long, env = "CLOSED_ORDER_KEEP_SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(i64).range(60..=31_536_000))]
+    pub closed_order_keep_seconds: i64,
+}
+
+impl RetentionConfig {
+    pub fn keep(&self) -> Keep {
+        Keep::seconds(self.closed_order_keep_seconds)
+    }
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        RetentionConfig { closed_order_keep_seconds: 3600 }
+    }
+}
+
 /// External payment gateways; a payment type without one is settled from the balance.
 #[derive(Args, Clone, Debug, Default)]
 pub struct GatewayConfig {
@@ -178,6 +202,8 @@ pub struct EngineConfig {
     pub gateway: GatewayConfig,
     #[command(flatten)]
     pub durability: DurabilityConfig,
+    #[command(flatten)]
+    pub retention: RetentionConfig,
 }
 
 /// The HTTP server.

@@ -72,6 +72,8 @@ struct Dev {
     #[command(flatten)]
     durability: DurabilityConfig,
     #[command(flatten)]
+    retention: RetentionConfig,
+    #[command(flatten)]
     http: HttpConfig,
 }
 
@@ -119,6 +121,8 @@ struct RebuildRole {
     postgres: PostgresConfig,
     #[command(flatten)]
     projector: ProjectorConfig,
+    #[command(flatten)]
+    retention: RetentionConfig,
     /// The zone of the rankings' days
     #[arg(long, env = "TIME_ZONE", default_value = "Asia/Seoul")]
     time_zone: chrono_tz::Tz,
@@ -241,7 +245,7 @@ async fn audit(options: AuditRole) -> anyhow::Result<ExitCode> {
 }
 
 async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
-    let RebuildRole { redis, postgres, projector, time_zone, discard, lost_at_most } = options;
+    let RebuildRole { redis, postgres, projector, retention, time_zone, discard, lost_at_most } = options;
     let (store, db, clock) = (Store::connect(&redis).await?, db::connect(&postgres).await?, Clock::system());
     let rebuild = Rebuild {
         projector: Projector::new(
@@ -250,11 +254,13 @@ async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
             clock.clone(),
             &projector,
             postgres.transaction_patience(),
+            retention.keep(),
         ),
         store,
         db,
         clock,
         zone: time_zone,
+        keep: retention.keep(),
         allow_unsafe_redis: redis.allow_unsafe_redis,
     };
     let Summary {
@@ -282,7 +288,7 @@ async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
 }
 
 async fn dev(options: Dev) -> anyhow::Result<()> {
-    let Dev { dir, shop, gateway, durability, mut http } = options;
+    let Dev { dir, shop, gateway, durability, retention, mut http } = options;
     let stop = stop_signal()?;
     // First the port: it is what is most likely taken, and the servers take a while.
     let listener = bind(http.bind_addr).await?;
@@ -290,7 +296,7 @@ async fn dev(options: Dev) -> anyhow::Result<()> {
         stack = Stack::start(&dir) => stack?,
         () = stop.cancelled() => return Ok(()),
     };
-    let served = dev_on(&stack, &dir, (shop, gateway, durability), &mut http, listener, stop).await;
+    let served = dev_on(&stack, &dir, (shop, gateway, durability, retention), &mut http, listener, stop).await;
     let stopped = stack.stop().await;
     served.and(stopped)
 }
@@ -298,7 +304,7 @@ async fn dev(options: Dev) -> anyhow::Result<()> {
 async fn dev_on(
     stack: &Stack,
     dir: &Path,
-    (shop, gateway, durability): (ShopConfig, GatewayConfig, DurabilityConfig),
+    (shop, gateway, durability, retention): (ShopConfig, GatewayConfig, DurabilityConfig, RetentionConfig),
     http: &mut HttpConfig,
     listener: TcpListener,
     stop: CancellationToken,
@@ -317,7 +323,7 @@ async fn dev_on(
     db::create_database(&postgres(stack.admin_database_url()), "firstcome").await?;
     let postgres = postgres(stack.database_url());
     db::migrate(&db::connect(&postgres).await?).await?;
-    let engine = EngineConfig { redis, postgres, shop, gateway, durability };
+    let engine = EngineConfig { redis, postgres, shop, gateway, durability, retention };
     let app = App::open(&engine, &ProjectorConfig::default(), Clock::system()).await?;
     seed::demo(&app.engine).await?;
     let token = match &http.admin_token {

@@ -9,6 +9,7 @@ use super::{
     delta::Moment,
     expected::{
         expected_campaigns, expected_coupons, expected_holds, expected_orders, expected_products, expected_users,
+        holds_that_may_leave, orders_that_may_leave,
     },
     report::Findings,
 };
@@ -209,12 +210,17 @@ impl Audit {
                 async |outbox| self.store.inspect_orders(here, outbox, ids).await,
             )
             .await?;
+        let may_leave = orders_that_may_leave(&rows, &since);
         let expected = expected_orders(rows, &since);
-        for (id, OrderSeen { fields, expires, watched }) in ids.iter().zip(&seen) {
+        for (id, OrderSeen { fields, expires, watched, leaves }) in ids.iter().zip(&seen) {
             let row = expected.get(id);
             // The mark of an order that never was.
             let there = fields.contains_key("user");
-            let mut wrong = vec![one_sided(there, row.is_some())];
+            let may_leave = may_leave.contains(id);
+            let mut wrong = vec![
+                one_sided(there, row.is_some()).filter(|_| there || !may_leave),
+                (there && *leaves && !may_leave).then(|| "it is about to leave Redis, and is not over".to_owned()),
+            ];
             if let (Some(row), true) = (row, there) {
                 wrong.extend([
                     differ("the user", field(fields, "user"), row.user),
@@ -271,14 +277,20 @@ impl Audit {
                 async |outbox| self.store.inspect_holds(here, outbox, &pairs).await,
             )
             .await?;
+        let may_leave = holds_that_may_leave(&rows, &since);
         let expected = expected_holds(rows, &since);
-        for (id, HoldSeen { fields, due }) in ids.iter().zip(&seen) {
+        for (id, HoldSeen { fields, due, leaves }) in ids.iter().zip(&seen) {
             // Given back, and forgotten after a while, is the same.
             let back = |state: &str| !matches!(state, "HELD" | "SETTLED");
             let (state, row) = (field(fields, "state"), expected.get(id));
             let should = row.map_or("", |(state, _)| state.as_str());
-            let mut wrong = Vec::new();
-            if !(back(state) && back(should)) {
+            let may_leave = may_leave.contains(id);
+            let mut wrong = vec![
+                (!back(state) && *leaves && !may_leave)
+                    .then(|| "it is about to leave Redis, and is not over".to_owned()),
+            ];
+            let has_left = may_leave && fields.is_empty();
+            if !(has_left || back(state) && back(should)) {
                 wrong.push(differ("the hold", state, should));
                 wrong.push(differ("its lines", field(fields, "lines"), row.map_or("", |(_, lines)| lines.as_str())));
             }

@@ -1,12 +1,12 @@
 //! What Postgres has, with the decisions applied that Redis has taken since: what Redis must have.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::delta::Delta;
 use crate::{
     db::snapshot::{CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, UserRow},
     domain::{
-        event::pack_lines,
+        event::{Body, pack_lines},
         types::{Millis, OrderStatus},
     },
     store::records::pack_coupon,
@@ -139,6 +139,23 @@ pub(super) struct ExpectedOrder {
     pub(super) closed_at: String,
 }
 
+/// Orders that are over in Postgres, and of which nothing was decided since: the only ones that may leave Redis, or have left.
+pub(super) fn orders_that_may_leave(rows: &[OrderRow], since: &Delta) -> HashSet<i64> {
+    let mut over: HashSet<i64> = rows.iter().filter(|row| row.is_over()).map(|row| row.id).collect();
+    for event in &since.events {
+        let order = match &event.body {
+            Body::OrderPlaced(placed) => placed.order,
+            Body::PaymentStarted(started) => started.order,
+            Body::OrderPaid(paid) => paid.order,
+            Body::OrderClosed(closed) => closed.order,
+            Body::PaymentEnded { order, .. } => *order,
+            _ => continue,
+        };
+        over.remove(&order.get());
+    }
+    over
+}
+
 pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64, ExpectedOrder> {
     fn shown<T: ToString>(value: Option<T>) -> String {
         value.map(|value| value.to_string()).unwrap_or_default()
@@ -182,6 +199,13 @@ pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64
         });
     }
     orders
+}
+
+/// Orders whose far hold has sold something, as Postgres has it, and of which nothing was decided since: the only ones that
+/// may leave Redis, or have left. (What was given back leaves by itself.)
+pub(super) fn holds_that_may_leave(rows: &[HoldRow], since: &Delta) -> HashSet<i64> {
+    let sold = rows.iter().filter(|row| row.state == "SETTLED").map(|row| row.order_id);
+    sold.filter(|order| !since.batch.holds.contains_key(order)).collect()
 }
 
 /// State and lines by order.

@@ -82,6 +82,7 @@ entity! {
         product_id: i64,
         quantity: i64,
         price: i64,
+        place: i32,
     }
 }
 

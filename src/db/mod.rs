@@ -6,6 +6,7 @@ pub mod entities;
 pub mod identity;
 pub mod pages;
 pub mod reads;
+pub mod retired;
 pub mod snapshot;
 
 use std::{borrow::Cow, time::Duration};
@@ -28,6 +29,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "rebuild", include_str!("../../migrations/0002_rebuild.sql")),
     (3, "batches", include_str!("../../migrations/0003_batches.sql")),
+    (4, "order lines place", include_str!("../../migrations/0004_order_lines_place.sql")),
 ];
 
 /// Makes the pool.

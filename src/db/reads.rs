@@ -89,7 +89,12 @@ async fn whole_orders(db: &DatabaseConnection, rows: Vec<orders::Model>) -> Resu
     }
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let lines = order_lines::Entity::find().filter(order_lines::Column::OrderId.is_in(ids.clone()));
-    let lines = lines.order_by_asc(order_lines::Column::ProductId).all(db).await.map_err(translate)?;
+    let lines = lines
+        .order_by_asc(order_lines::Column::Place)
+        .order_by_asc(order_lines::Column::ProductId)
+        .all(db)
+        .await
+        .map_err(translate)?;
     let paid = payments::Entity::find().filter(payments::Column::OrderId.is_in(ids));
     let paid = paid.filter(payments::Column::PaidAt.is_not_null()).all(db).await.map_err(translate)?;
     let mut lines_of: HashMap<i64, Vec<OrderLine>> = HashMap::new();

@@ -8,6 +8,7 @@ use futures_util::stream::BoxStream;
 use sqlx::{Executor, FromRow, PgConnection, Postgres, Row, postgres::PgRow};
 
 use super::{Connection, reads::ProjectedPosition};
+use crate::store::retire::Keep;
 
 /// Declares a row, read by its columns' names.
 macro_rules! row {
@@ -32,6 +33,7 @@ macro_rules! orders_sql {
                  (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
                  (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
                  (extract(epoch FROM o.closed_at) * 1000)::bigint AS closed_at, o.close_reason,
+                 (extract(epoch FROM greatest(o.paid_at, o.closed_at, p.ended_at)) * 1000)::bigint AS over_at,
                  to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $2)::date), 'YYYYMMDD') AS day,
                  coalesce(l.near, '') AS near, coalesce(l.far, '') AS far,
                  p.id AS payment_id, p.payment_type, p.method, p.status AS payment_status, p.receipt, p.transaction_id,
@@ -40,9 +42,9 @@ macro_rules! orders_sql {
              FROM orders AS o
              LEFT JOIN payments AS p ON p.order_id = o.id
              LEFT JOIN LATERAL (
-                 SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY product_id)
+                 SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id)
                          FILTER (WHERE product_id % $1 = o.id % $1) AS near,
-                     string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY product_id)
+                     string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id)
                          FILTER (WHERE product_id % $1 <> o.id % $1) AS far
                  FROM order_lines WHERE order_id = o.id) AS l ON true ",
             $filter
@@ -90,6 +92,8 @@ row! {
     OrderRow {
         id: i64, user_id: i64, status: String, total: i64, discount: i64, final_price: i64, coupon_id: Option<i64>,
         placed_at: i64, expires_at: i64, closed_at: Option<i64>, close_reason: Option<String>,
+        /// When last something happened to one that is paid or closed.
+        over_at: Option<i64>,
         /// `YYYYMMDD`
         day: Option<String>,
         near: String, far: String,
@@ -101,7 +105,11 @@ row! {
 
 row! {
     /// Stock held in a partition for an order at home in another one.
-    HoldRow { partition: i32, order_id: i64, user_id: i64, state: String, lines: String, expires_at: Option<i64>, }
+    HoldRow {
+        partition: i32, order_id: i64, user_id: i64, state: String, lines: String,
+        /// Of the order.
+        expires_at: Option<i64>, paid_at: Option<i64>,
+    }
 }
 
 row! {
@@ -175,17 +183,19 @@ impl Snapshot {
         query.fetch(&mut *self.0)
     }
 
-    /// How many rows a rebuild reads, of all kinds together.
+    /// How many rows a rebuild reads, of all kinds together; about, for of those that are over it reads the last ones only.
     ///
     /// # Errors
     /// Postgres can't answer.
-    pub async fn size(&mut self) -> sqlx::Result<i64> {
+    pub async fn size(&mut self, now: i64, keep: Keep) -> sqlx::Result<i64> {
         let sql =
             "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM products) + (SELECT count(*) FROM campaigns)
                        + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM far_coupons)
-                       + (SELECT count(*) FROM orders) + (SELECT count(*) FROM stock_holds)
+                       + (SELECT count(*) FROM orders WHERE status = 'PENDING'
+                              OR greatest(paid_at, closed_at) > to_timestamp(($1 - $2) / 1000.0))
+                       + (SELECT count(*) FROM stock_holds WHERE state = 'HELD')
                        + (SELECT count(*) FROM idempotency_records)";
-        sqlx::query_scalar(sql).fetch_one(&mut *self.0).await
+        sqlx::query_scalar(sql).bind(now).bind(keep.closed_ms()).fetch_one(&mut *self.0).await
     }
 
     pub fn users(&mut self) -> Rows<'_, UserRow> {
@@ -231,19 +241,28 @@ impl Snapshot {
         ))
     }
 
-    /// Every order, with days in `zone` where the day of the sale was not written down.
-    pub fn orders(&mut self, partitions: u16, zone: &str) -> Rows<'_, OrderRow> {
-        let query = sqlx::query_as(orders_sql!(""));
-        self.rows(query.bind(i64::from(partitions)).bind(zone.to_owned()))
+    /// The orders that Redis has at `now`: those that are not over, and those that have not been for so long; with days in `zone` where the day of the
+    /// sale was not written down.
+    pub fn orders(&mut self, partitions: u16, zone: &str, now: i64, keep: Keep) -> Rows<'_, OrderRow> {
+        let query = sqlx::query_as(orders_sql!(
+            "WHERE o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE')
+                OR greatest(o.paid_at, o.closed_at, p.ended_at)
+                    > to_timestamp(($3 - CASE WHEN o.close_reason = 'REFUNDED' THEN $4 ELSE $5 END) / 1000.0)"
+        ));
+        let query = query.bind(i64::from(partitions)).bind(zone.to_owned()).bind(now);
+        self.rows(query.bind(keep.refunded_ms()).bind(keep.closed_ms()))
     }
 
-    /// Far holds that hold or sold something.
-    pub fn holds(&mut self) -> Rows<'_, HoldRow> {
-        self.rows(sqlx::query_as(
+    /// Far holds that hold something, or have sold something not longer ago.
+    pub fn holds(&mut self, now: i64, keep: Keep) -> Rows<'_, HoldRow> {
+        let query = sqlx::query_as(
             "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
-                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at
-             FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id WHERE h.state IN ('HELD', 'SETTLED')",
-        ))
+                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
+                 (extract(epoch FROM o.paid_at) * 1000)::bigint AS paid_at
+             FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
+             WHERE h.state = 'HELD' OR (h.state = 'SETTLED' AND o.paid_at > to_timestamp(($1 - $2) / 1000.0))",
+        );
+        self.rows(query.bind(now).bind(keep.closed_ms()))
     }
 
     /// Far holds that do not say what their orders say: what was between two partitions when it stopped.

@@ -18,6 +18,7 @@ mod operators;
 mod orders;
 mod payments;
 mod products;
+pub mod retired;
 pub mod startup;
 mod sweeper;
 mod vigil;

@@ -122,9 +122,9 @@ impl Engine {
     /// An order, of this user if one is named.
     ///
     /// # Errors
-    /// [`Error::OrderNotFound`].
+    /// [`Error::OrderNotFound`]; [`Error::Unavailable`] while Postgres is, for one that Redis does not have.
     pub async fn order(&self, order: OrderId, user: Option<UserId>) -> Result<Order, Error> {
-        let found = self.store.order(order).await?.map(|record| record.order);
+        let found = self.find(order).await?.map(|found| found.record.order);
         found.filter(|found| user.is_none_or(|user| found.user_id == user)).ok_or(Error::OrderNotFound)
     }
 
@@ -137,16 +137,29 @@ impl Engine {
         // The key comes before the order: it may belong to another request.
         self.store.check_key(call, self.store.home(order.get())).await?;
         for _ in 0..CLOSE_ATTEMPTS {
-            let record = self.store.order(order).await?.filter(|record| record.order.user_id == user);
-            let record = record.ok_or(Error::OrderNotFound)?;
-            if let Some(closed) = self.close(call, &record, by_user(&record, self.clock.now())).await? {
-                let order = Order {
-                    status: closed.value.status,
-                    closed_at: Some(closed.value.closed_at),
-                    close_reason: Some(closed.value.reason),
-                    ..record.order
-                };
-                return Ok(Reply { value: order, replayed: closed.replayed });
+            let found = self.find(order).await?.filter(|found| found.record.order.user_id == user);
+            let found = found.ok_or(Error::OrderNotFound)?;
+            let paid = found.record.order.status == OrderStatus::Paid;
+            if paid && !self.bring_back(&found).await? {
+                continue;
+            }
+            let record = &found.record;
+            match self.close(call, record, by_user(record, self.clock.now())).await {
+                Ok(Some(closed)) => {
+                    let order = Order {
+                        status: closed.value.status,
+                        closed_at: Some(closed.value.closed_at),
+                        close_reason: Some(closed.value.reason),
+                        ..found.record.order
+                    };
+                    return Ok(Reply { value: order, replayed: closed.replayed });
+                }
+                // Not as it was found any more.
+                Ok(None) => {}
+                Err(Error::OrderNotFound) if paid => {}
+                // Closed for so long that it has left; and this is no repeat of what closed it.
+                Err(Error::OrderNotFound) if found.has_left() => return Err(Error::OrderAlreadyClosed),
+                Err(error) => return Err(error),
             }
         }
         Err(Error::InProgress)
@@ -166,7 +179,8 @@ impl Engine {
         if !record.far.is_empty() {
             let end = if refunded { FarEnd::Refunded } else { FarEnd::Released };
             let day = record.day.as_deref().unwrap_or("");
-            if let Err(error) = self.store.end_far(context, order, user, &record.far, end, day).await {
+            let stores = (&self.store, &self.db);
+            if let Err(error) = retired::end_far(stores, context, (order, user), &record.far, end, day).await {
                 tracing::warn!(%order, %error, "the order's end is relayed later");
             }
         }

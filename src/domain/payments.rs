@@ -67,7 +67,10 @@ impl Engine {
         let context = self.context(call);
         let day = context.now.day(self.zone);
         let settling = Settling { payment, payment_id, receipt, transaction, day, rank_until: ranked_until(day) };
-        let settled = self.store.order_pay(context, &settling).await?;
+        let settled = match self.store.order_pay(context, &settling).await {
+            Err(Error::OrderNotFound) => return self.settled_before(payment, transaction.and(Some(receipt))).await,
+            settled => settled?,
+        };
         if self.store.partitions() > 1 && !settled.replayed {
             let end = match settled.value {
                 Settled::Paid { .. } => FarEnd::Settled,
@@ -80,12 +83,29 @@ impl Engine {
         Ok(settled)
     }
 
+    /// What is to be said about a payment of an order that Redis does not have: what the scripts would say of one that has left.
+    /// `receipt` is of a gateway that took the money.
+    async fn settled_before(&self, payment: &NewPayment, receipt: Option<&str>) -> Outcome<Settled> {
+        let found = self.find(payment.order_id).await?.map(|found| found.record.order);
+        let order = found.filter(|order| order.user_id == payment.user_id).ok_or(Error::OrderNotFound)?;
+        match (order.status, order.payment, receipt) {
+            // Placed after we were told that it is not there.
+            (OrderStatus::Pending, ..) => Err(Error::OrderNotFound),
+            (OrderStatus::Paid, Some(paid), Some(receipt)) if paid.receipt == receipt => {
+                let OrderPayment { payment_id, receipt, paid_at, .. } = paid;
+                Ok(Reply::first(Settled::Paid { payment_id, receipt, paid_at }))
+            }
+            (OrderStatus::Paid, _, None) => Err(Error::OrderAlreadyPaid),
+            _ => Err(Error::InvalidPayment),
+        }
+    }
+
     /// Carries a settled order's end to other partitions; what fails here is relayed later.
     async fn settle_far(&self, call: &Call, order: OrderId, end: FarEnd) {
         let settle = async {
             let Some(record) = self.store.order(order).await? else { return Ok(()) };
             let (user, day) = (record.order.user_id, record.day.as_deref().unwrap_or(""));
-            self.store.end_far(self.context(call), order, user, &record.far, end, day).await
+            self.store.end_far(self.context(call), order, user, &record.far, end, day).await.map(drop)
         };
         if let Err(error) = settle.await {
             let error: Error = error;
@@ -103,8 +123,11 @@ impl Engine {
     ) -> Outcome<Settled> {
         let context = self.context(call);
         let ask_at = context.now.plus(self.gateway_timeout_ms + RESOLVE_AFTER_MS);
-        if let Some(settled) = self.store.payment_begin(context, payment, payment_id, receipt, ask_at).await? {
-            return Ok(Reply { value: settled, replayed: true });
+        match self.store.payment_begin(context, payment, payment_id, receipt, ask_at).await {
+            Ok(None) => {}
+            Ok(Some(settled)) => return Ok(Reply { value: settled, replayed: true }),
+            Err(Error::OrderNotFound) => return self.settled_before(payment, None).await,
+            Err(error) => return Err(error),
         }
         // The gateway is told, too: money must not be taken for a payment that a loss of Redis could take back.
         self.acknowledge(&told_so_far()).await;
@@ -144,10 +167,11 @@ impl Engine {
         receipt: &str,
         ask_again: Option<Millis>,
     ) -> Result<(), Error> {
-        let Some(record) = self.store.order(order).await? else { return Err(Error::OrderNotFound) };
+        // Somebody else, asking about the same payment, was first, and so long ago that the order has left.
+        let Some(record) = self.store.order(order).await? else { return Ok(()) };
         match self.close(call, &record, Closing::Decline { receipt, ask_again }).await {
             // Somebody else, asking about the same payment, was first.
-            Ok(_) | Err(Error::OrderAlreadyClosed) => Ok(()),
+            Ok(_) | Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -111,8 +111,8 @@ impl Engine {
         let Some(record) = self.store.order(order).await? else { return Ok(false) };
         match self.close(&call, &record, Closing::Expire).await {
             Ok(closed) => Ok(closed.is_some()),
-            // Another sweeper, or its user, was first.
-            Err(Error::OrderAlreadyClosed) => Ok(false),
+            // Another sweeper, or its user, was first; perhaps long ago.
+            Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -127,11 +127,12 @@ impl Engine {
             }
             Some(OrderStatus::Paid) => FarEnd::Settled,
             _ if verdict.refunded => FarEnd::Refunded,
-            _ => FarEnd::Released,
+            // It was held when we looked. If we were held up since, for so long that both have left, it is sold, and stays so.
+            _ => FarEnd::Abandoned,
         };
         let day = NaiveDate::parse_from_str(&verdict.day, crate::store::decisions::DAY_FORMAT).ok();
         let day = day.map(|day| (day, crate::store::ranking::ranked_until(day))).filter(|(_, until)| *until > now);
-        self.store.stock_settle(self.context(&call), here, order, user, end, day).await
+        self.store.stock_settle(self.context(&call), here, order, user, end, day).await.map(drop)
     }
 }
 

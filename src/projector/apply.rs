@@ -8,7 +8,10 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement,
 
 use super::batch::Batch;
 use crate::{
-    domain::{event::pack_lines, types::Millis},
+    domain::{
+        event::{self, pack_lines},
+        types::Millis,
+    },
     store::{decisions::RECORD_LIFE_MS, keys::Partition},
 };
 
@@ -278,18 +281,22 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let lines: Vec<_> =
-        new.iter().flat_map(|(o, _)| o.lines.iter().chain(&o.far).map(|line| (o.order.get(), line))).collect();
+    let lines_of = |o: &'_ event::Placed| {
+        let lines = o.lines.iter().chain(&o.far).copied().enumerate();
+        lines.map(|(place, line)| (o.order.get(), place as i64, line)).collect::<Vec<_>>()
+    };
+    let lines: Vec<_> = new.iter().flat_map(|(o, _)| lines_of(o)).collect();
     db.run(
         "new order lines",
         lines.len(),
-        "INSERT INTO order_lines (order_id, product_id, quantity, price)
-         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])",
+        "INSERT INTO order_lines (order_id, product_id, quantity, price, place)
+         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])",
         vec![
-            column!(lines, (order, _) => *order),
-            column!(lines, (_, line) => line.product_id.get()),
-            column!(lines, (_, line) => line.quantity),
-            column!(lines, (_, line) => line.price),
+            column!(lines, (order, ..) => *order),
+            column!(lines, (.., line) => line.product_id.get()),
+            column!(lines, (.., line) => line.quantity),
+            column!(lines, (.., line) => line.price),
+            column!(lines, (_, place, _) => *place),
         ],
     )
     .await?;

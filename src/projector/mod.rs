@@ -4,12 +4,14 @@
 //! from. A projector that was overtaken changes nothing and starts over from the new position. Only what is committed is
 //! trimmed from the stream. An event that can't be applied becomes a dead letter; Postgres being away is waited out.
 //!
-//! With many partitions, an order's end is also carried to stock that it held in other partitions ([`relay`]), after the
-//! commit and before the trim, so that a crash between two steps is made good by the next reading.
+//! After the commit and before the trim, so that a crash between two steps is made good by the next reading: with many
+//! partitions, an order's end is carried to stock that it held in other partitions ([`relay`]); and Redis lets go what is over
+//! ([`retire`]).
 
 pub mod apply;
 pub mod batch;
 pub mod relay;
+pub mod retire;
 
 use std::{
     sync::{
@@ -41,6 +43,7 @@ use crate::{
         Position, Store,
         keys::Partition,
         outbox::{Entry, StreamId},
+        retire::Keep,
     },
 };
 
@@ -67,6 +70,8 @@ pub struct Projector {
     per_entry: Arc<AtomicUsize>,
     /// How long a transaction may take before its connection counts as dead, if no longer one was needed before.
     patience: Duration,
+    /// How long what is over stays in Redis.
+    keep: Keep,
 }
 
 /// What a batch came to.
@@ -75,7 +80,7 @@ struct Step {
     carried: usize,
     /// Whether there may have been more of them.
     more: bool,
-    /// Whether everything committed was relayed and trimmed.
+    /// Whether everything committed was relayed, let go where it is over, and trimmed.
     relayed: Result<(), Failure>,
 }
 
@@ -115,16 +120,18 @@ impl From<DbErr> for Failure {
 }
 
 impl Projector {
-    /// `patience` is how long a transaction may take before its connection counts as dead.
+    /// `patience` is how long a transaction may take before its connection counts as dead; `keep` how long what is over stays in
+    /// Redis.
     pub fn new(
         store: Store,
         db: DatabaseConnection,
         clock: Clock,
         config: &ProjectorConfig,
         patience: Duration,
+        keep: Keep,
     ) -> Self {
         let batch = config.projector_batch as usize;
-        Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), patience }
+        Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), patience, keep }
     }
 
     /// Follows every partition until `stop`, each in a task of its own.
@@ -272,9 +279,9 @@ impl Projector {
         let Some(end) = entries.last().map(|entry| entry.id) else {
             return Ok(Step { carried: 0, more: false, relayed });
         };
-        let read = Read::all(&entries);
+        let mut read = Read::all(&entries);
         self.per_entry.store(read.len().div_ceil(entries.len()), Ordering::Relaxed);
-        match self.commit(here, &from, read, patience).await {
+        match self.commit(here, &from, &mut read, patience).await {
             // What lacks may have been committed and trimmed by another projector since we read the position.
             Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
                 return Err(Failure::Overtaken);
@@ -287,7 +294,7 @@ impl Projector {
         }
         // A trim takes everything before it along.
         if relayed.is_ok() {
-            relayed = self.after_commit(here, &entries, end).await;
+            relayed = self.after_commit(here, &read, end).await;
         }
         Ok(Step { carried: entries.len(), more: entries.len() >= count, relayed })
     }
@@ -302,12 +309,15 @@ impl Projector {
         loop {
             let left = self.store.outbox_until(here, last, self.batch).await?;
             let Some(end) = left.last().map(|entry| entry.id) else { return Ok(()) };
-            self.after_commit(here, &left, end).await?;
+            self.after_commit(here, &Read::all(&left), end).await?;
         }
     }
 
-    async fn after_commit(&self, here: Partition, entries: &[Entry], end: StreamId) -> Result<(), Failure> {
-        relay::relay(&self.store, &self.clock, here, entries).await?;
+    async fn after_commit(&self, here: Partition, read: &[Read<'_>], end: StreamId) -> Result<(), Failure> {
+        let postgres = (&self.db, self.patience);
+        let events: Vec<&Event> = read.iter().filter_map(|read| read.event.as_ref().ok()).collect();
+        relay::relay(&self.store, postgres, &self.clock, here, &events).await?;
+        retire::retire(&self.store, postgres, self.keep, here, &events).await?;
         self.store.outbox_trim(here, end).await?;
         Ok(())
     }
@@ -332,13 +342,13 @@ impl Projector {
         &self,
         here: Partition,
         from: &ProjectedPosition,
-        mut read: Vec<Read<'_>>,
+        read: &mut [Read<'_>],
         patience: Duration,
     ) -> Result<(), Failure> {
         // What is before a gap is sound, and a rebuild from Postgres will need it.
-        let (sound, gap) = match check_gapless(from, &mut read) {
+        let (sound, gap) = match check_gapless(from, read) {
             Ok(()) => (read.len(), None),
-            Err((at, gap)) => (start_of_entry(&read, at), Some(gap)),
+            Err((at, gap)) => (start_of_entry(read, at), Some(gap)),
         };
         let mut from = from.clone();
         // What is still to be committed, the next part last.

@@ -4,31 +4,46 @@
 //! The request that decided has taken these steps itself, as a rule; here they are taken again, and change nothing then.
 //! With one partition there is nothing to relay.
 
+use std::time::Duration;
+
+use sea_orm::DatabaseConnection;
+
 use crate::{
     domain::{
         Error,
-        event::{self, Body},
-        model::Call,
+        event::{Body, Event},
+        model::{Call, OrderLine},
+        retired,
         types::*,
     },
     store::{
         Store,
         decisions::{Context, FarEnd, Issued},
         keys::Partition,
-        outbox::Entry,
     },
 };
 
-/// Relays committed entries.
+/// Relays committed events.
 ///
 /// # Errors
 /// A partition that can't answer; everything may be relayed again.
-pub async fn relay(store: &Store, clock: &Clock, here: Partition, entries: &[Entry]) -> Result<(), Error> {
+pub async fn relay(
+    store: &Store,
+    (db, patience): (&DatabaseConnection, Duration),
+    clock: &Clock,
+    here: Partition,
+    events: &[&Event],
+) -> Result<(), Error> {
     if store.partitions() == 1 {
         return Ok(());
     }
-    let decoded = entries.iter().flat_map(|entry| event::decode(&entry.fields));
-    for event in decoded.filter_map(|decoded| decoded.event.ok()) {
+    let end_far = async |context: Context<'_>, of, far: &[OrderLine], end, day: &str| {
+        let ending = retired::end_far((store, db), context, of, far, end, day);
+        // What was sold long ago is asked for in Postgres.
+        let ended = tokio::time::timeout(patience, ending).await;
+        ended.unwrap_or_else(|_| Err(Error::unavailable("an order's end is not carried on in time")))
+    };
+    for event in events {
         let call = Call { request_id: format!("relay-{}-{}-{}", here.0, event.epoch, event.seq), key: None };
         let context = Context { now: clock.now(), call: &call };
         match &event.body {
@@ -37,11 +52,11 @@ pub async fn relay(store: &Store, clock: &Clock, here: Partition, entries: &[Ent
                 store.coupon_grant(context, *user, *coupon, issued).await?;
             }
             Body::OrderPaid(paid) => {
-                store.end_far(context, paid.order, paid.user, &paid.far, FarEnd::Settled, &paid.day).await?;
+                end_far(context, (paid.order, paid.user), &paid.far, FarEnd::Settled, &paid.day).await?;
             }
             Body::OrderClosed(closed) => {
                 let end = if closed.from == OrderStatus::Paid { FarEnd::Refunded } else { FarEnd::Released };
-                store.end_far(context, closed.order, closed.user, &closed.far, end, &closed.day).await?;
+                end_far(context, (closed.order, closed.user), &closed.far, end, &closed.day).await?;
             }
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! Every row of Postgres, as the scripts would have left it in Redis.
+//! Every row of Postgres, as the scripts would have left it in Redis; but for what would have left Redis by now.
 
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
@@ -14,10 +14,11 @@ use crate::{
     store::{
         Store,
         bulk::Bulk,
-        decisions::{DAY_FORMAT, FAR_HOLD_GRACE_MS},
+        decisions::{DAY_FORMAT, FAR_HOLD_GRACE_MS, MARK_LIFE_MS},
         keys::{Keys, Partition},
         ranking::ranked_until,
         records::pack_coupon,
+        retire::Keep,
     },
 };
 
@@ -30,6 +31,8 @@ pub(super) struct Loading<'a> {
     pub(super) store: &'a Store,
     pub(super) zone: Tz,
     pub(super) now: Millis,
+    /// How long what is over stays in Redis; what has been for longer is in Postgres alone.
+    pub(super) keep: Keep,
     /// By partition: whether decisions of it may be lost.
     pub(super) doubt: &'a [bool],
 }
@@ -76,13 +79,13 @@ impl Loading<'_> {
             progress.row("far coupons");
         }
         drop(rows);
-        let mut rows = snapshot.orders(self.store.partitions(), self.zone.name());
+        let mut rows = snapshot.orders(self.store.partitions(), self.zone.name(), self.now.0, self.keep);
         while let Some(row) = rows.try_next().await? {
             self.order(bulk, &row).await?;
             progress.row("orders");
         }
         drop(rows);
-        let mut rows = snapshot.holds();
+        let mut rows = snapshot.holds(self.now.0, self.keep);
         while let Some(row) = rows.try_next().await? {
             self.hold(bulk, &row).await?;
             progress.row("far holds");
@@ -175,56 +178,31 @@ impl Loading<'_> {
         let order = id(OrderId::new, row.id)?;
         let home = self.store.home(row.id);
         let keys = Keys(home);
-        let pending = row.status == "PENDING";
-        let by_gateway = row.method.as_deref() == Some("GATEWAY");
-        let gateway = match row.payment_status.as_deref().filter(|_| by_gateway) {
-            // The scripts' word for a gateway's payment that is done.
-            Some("PAID") => Some("SETTLED"),
-            other => other,
-        };
-        let doubt = (pending && self.doubt[usize::from(home.0)]).then_some(1);
-        let coupon = row.coupon_id.map(|coupon| coupon.to_string()).unwrap_or_default();
-        let digest = row.key_digest.clone().unwrap_or_default();
-        let fingerprint = row.key_fingerprint.clone().unwrap_or_default();
-        let paid = row.paid_at.is_some();
-        fn shown<T: std::fmt::Display>(value: &Option<T>) -> Option<&dyn std::fmt::Display> {
-            value.as_ref().map(|value| value as _)
+        let mut fields = row.fields();
+        if row.status == "PENDING" && self.doubt[usize::from(home.0)] {
+            fields.push(("doubt", "1".to_owned()));
         }
-        let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
-            ("user", Some(&row.user_id)),
-            ("status", Some(&row.status)),
-            ("lines", Some(&row.near)),
-            ("far", Some(&row.far)),
-            ("total", Some(&row.total)),
-            ("discount", Some(&row.discount)),
-            ("final", Some(&row.final_price)),
-            ("coupon", Some(&coupon)),
-            ("placed_at", Some(&row.placed_at)),
-            ("expires_at", Some(&row.expires_at)),
-            ("closed_at", shown(&row.closed_at)),
-            ("reason", shown(&row.close_reason)),
-            ("day", shown(&row.day)),
-            ("payment", shown(&row.payment_id)),
-            ("type", shown(&row.payment_type)),
-            ("method", shown(&row.method).filter(|_| paid)),
-            ("receipt", shown(&row.receipt)),
-            ("paid_at", shown(&row.paid_at)),
-            ("transaction", shown(&row.transaction_id)),
-            ("gateway", shown(&gateway)),
-            ("gateway_at", shown(&row.started_at).filter(|_| by_gateway)),
-            ("key", by_gateway.then_some(&digest as _)),
-            ("fingerprint", by_gateway.then_some(&fingerprint as _)),
-            ("doubt", shown(&doubt)),
-        ];
-        bulk.hash(home, keys.order(order), fields).await?;
-        if matches!(gateway, Some("STARTED" | "WATCHED" | "REFUND_DUE")) {
+        let shown: Vec<(&str, Option<&dyn std::fmt::Display>)> =
+            fields.iter().map(|(field, value)| (*field, Some(value as _))).collect();
+        bulk.hash(home, keys.order(order), &shown).await?;
+        if row.is_over() {
+            let refunded = row.close_reason.as_deref() == Some("REFUNDED");
+            let keep = if refunded { self.keep.refunded_ms() } else { self.keep.closed_ms() };
+            return Ok(bulk.life(home, keys.order(order), self.rest(row.over_at, keep)).await?);
+        }
+        if row.is_under_way() {
             // Looked at soon: nobody knows what the gateway has done meanwhile.
             bulk.ranked(home, keys.gateway(), row.id, self.now.0).await?;
         }
-        if pending && gateway != Some("STARTED") {
+        if row.status == "PENDING" && !row.is_under_way() {
             bulk.ranked(home, keys.expiry(), row.id, row.expires_at).await?;
         }
         Ok(())
+    }
+
+    /// What is left of a life that began when something was over.
+    fn rest(&self, over_at: Option<i64>, keep_ms: i64) -> i64 {
+        (over_at.unwrap_or(self.now.0) + keep_ms - self.now.0).max(1)
     }
 
     async fn hold(&self, bulk: &mut Bulk<'_>, row: &snapshot::HoldRow) -> anyhow::Result<()> {
@@ -238,7 +216,12 @@ impl Loading<'_> {
             due: row.expires_at.map_or(self.now, Millis).plus(FAR_HOLD_GRACE_MS),
             doubt: self.doubt[usize::from(self.store.home(row.order_id).0)],
         };
-        held.write(bulk).await
+        held.write(bulk).await?;
+        if row.state == "SETTLED" {
+            let rest = self.rest(row.paid_at, self.keep.closed_ms());
+            bulk.life(here, Keys(here).hold(held.order), rest).await?;
+        }
+        Ok(())
     }
 
     async fn record(&self, bulk: &mut Bulk<'_>, row: &snapshot::RecordRow) -> anyhow::Result<()> {
@@ -297,7 +280,7 @@ pub(super) struct Held<'a> {
     pub(super) order: OrderId,
     pub(super) user: i64,
     pub(super) lines: &'a str,
-    /// HELD or SETTLED.
+    /// HELD or SETTLED; after a repair also RELEASED or REFUNDED.
     pub(super) state: &'a str,
     /// When it is looked at, while it is HELD.
     pub(super) due: Millis,
@@ -319,6 +302,10 @@ impl Held<'_> {
         match *state {
             "HELD" => bulk.ranked(*here, Keys(*here).holds(), member, due.0).await?,
             _ => bulk.unranked(*here, Keys(*here).holds(), member).await?,
+        }
+        // What has sold something leaves once Postgres has it (projector::retire).
+        if *state == "RELEASED" {
+            bulk.life(*here, Keys(*here).hold(*order), MARK_LIFE_MS).await?;
         }
         Ok(())
     }

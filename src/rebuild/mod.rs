@@ -5,8 +5,8 @@
 //! 1. every partition is frozen, and what its outbox still has goes to Postgres;
 //! 2. what can't go there would be discarded: refused, unless the operator says so;
 //! 3. every partition is marked as being rebuilt, in a new epoch, and emptied;
-//! 4. everything is written back, as Postgres has it ([`load`]), and what stood between two partitions is finished
-//!    ([`repair`]);
+//! 4. everything is written back, as Postgres has it ([`load`]), but for what was over and would have left Redis; and what stood
+//!    between two partitions is finished ([`repair`]);
 //! 5. what lost decisions may have taken is kept off sale ([`withhold`]);
 //! 6. what the rebuild itself decided goes to Postgres, and the partitions are opened.
 //!
@@ -32,7 +32,7 @@ use crate::{
     db::{self, identity, snapshot::Snapshot},
     domain::types::Clock,
     projector::Projector,
-    store::{Identity, Position, Store, bulk::Books, bulk::Bulk, keys::Partition},
+    store::{Identity, Position, Store, bulk::Books, bulk::Bulk, keys::Partition, retire::Keep},
 };
 
 /// Why a partition is frozen meanwhile.
@@ -79,6 +79,8 @@ pub struct Rebuild {
     pub projector: Projector,
     pub clock: Clock,
     pub zone: Tz,
+    /// How long what is over stays in Redis.
+    pub keep: Keep,
     pub allow_unsafe_redis: bool,
 }
 
@@ -277,9 +279,9 @@ impl Rebuild {
 
         let now = self.clock.now();
         let mut snapshot = Snapshot::begin(&self.db).await?;
-        let mut progress = progress::Progress::new(snapshot.size().await?);
+        let mut progress = progress::Progress::new(snapshot.size(now.0, self.keep).await?);
         let mut bulk = Bulk::new(&self.store, positions);
-        let loading = load::Loading { store: &self.store, zone: self.zone, now, doubt: &doubt };
+        let loading = load::Loading { store: &self.store, zone: self.zone, now, keep: self.keep, doubt: &doubt };
         loading.load(&mut snapshot, &mut bulk, &mut progress).await?;
         bulk.flush().await?;
         let repair = repair::Repair { store: &self.store, now, doubt: &doubt };

@@ -69,6 +69,8 @@ pub struct OrderSeen {
     pub expires: bool,
     /// Whether its gateway payment is looked at.
     pub watched: bool,
+    /// Whether it will leave Redis.
+    pub leaves: bool,
 }
 
 /// A far hold.
@@ -77,6 +79,8 @@ pub struct HoldSeen {
     pub fields: Fields,
     /// Whether it is looked at.
     pub due: bool,
+    /// Whether it will leave Redis.
+    pub leaves: bool,
 }
 
 /// One day's rankings: units and won by product.
@@ -222,12 +226,14 @@ impl Store {
                 read.cmd("HGETALL").arg(Keys(here).order(*order));
                 read.cmd("ZSCORE").arg(Keys(here).expiry()).arg(order.get());
                 read.cmd("ZSCORE").arg(Keys(here).gateway()).arg(order.get());
+                read.cmd("PTTL").arg(Keys(here).order(*order));
             }
         };
         let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
         let things = orders.iter().map(|_| {
             let (fields, expires) = (replies.next()?, replies.next::<Option<f64>>()?.is_some());
-            Ok(OrderSeen { fields, expires, watched: replies.next::<Option<f64>>()?.is_some() })
+            let watched = replies.next::<Option<f64>>()?.is_some();
+            Ok(OrderSeen { fields, expires, watched, leaves: replies.next::<i64>()? >= 0 })
         });
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }
@@ -245,12 +251,13 @@ impl Store {
             for (order, user) in &orders {
                 read.cmd("HGETALL").arg(Keys(here).hold(*order));
                 read.cmd("ZSCORE").arg(Keys(here).holds()).arg(format!("{order}:{user}"));
+                read.cmd("PTTL").arg(Keys(here).hold(*order));
             }
         };
         let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
         let things = orders.iter().map(|_| {
-            let fields = replies.next()?;
-            Ok(HoldSeen { fields, due: replies.next::<Option<f64>>()?.is_some() })
+            let (fields, due) = (replies.next()?, replies.next::<Option<f64>>()?.is_some());
+            Ok(HoldSeen { fields, due, leaves: replies.next::<i64>()? >= 0 })
         });
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }

@@ -108,7 +108,8 @@ impl Keys {
     }
 
     /// hash: `user status total discount final coupon lines far placed_at expires_at`, then what happened to it; `doubt` where
-    /// decisions that were lost may have paid it.
+    /// decisions that were lost may have paid it. Leaves some time after it is over and in Postgres: what is not here may be
+    /// there.
     pub fn order(self, id: OrderId) -> String {
         self.key(format_args!("order:{id}"))
     }
@@ -123,7 +124,8 @@ impl Keys {
         self.key(format_args!("gateway"))
     }
 
-    /// hash: `state lines user` of the stock held here for an order at home elsewhere; `doubt` as in the order.
+    /// hash: `state lines user` of the stock held here for an order at home elsewhere; `doubt` as in the order. Leaves as orders
+    /// do.
     pub fn hold(self, order: OrderId) -> String {
         self.key(format_args!("hold:{order}"))
     }

@@ -4,6 +4,7 @@
 //! - [`merge`] decides concurrent requests together; [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
 //! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
+//! - [`retire`] lets go what is over and in Postgres;
 //! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit.
 //!
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
@@ -18,6 +19,7 @@ pub mod outbox;
 pub mod ranking;
 pub mod reads;
 pub mod records;
+pub mod retire;
 pub mod scripts;
 mod settings;
 mod topology;

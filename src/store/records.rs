@@ -109,7 +109,8 @@ pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) ->
     read().ok_or_else(|| Error::Internal(anyhow!("campaign {coupon_id} is not readable")))
 }
 
-pub(super) fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Option<OrderRecord> {
+/// An order from its fields in Redis; `None` where they are not readable.
+pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Option<OrderRecord> {
     let text = |name: &str| fields.get(name).map(String::as_str).filter(|text| !text.is_empty());
     let int = |name: &str| text(name)?.parse::<i64>().ok();
     let far = event::unpack_lines(text("far").unwrap_or(""))?;

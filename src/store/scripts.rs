@@ -44,6 +44,8 @@ scripts! {
     ORDER_PAY = "order_pay";
     ORDER_CLOSE = "order_close";
     ORDER_VERDICT = "order_verdict";
+    ORDER_RETIRE = "order_retire";
+    ORDER_RESTORE = "order_restore";
     PAYMENT_BEGIN = "payment_begin";
     PAYMENT_END = "payment_end";
     STOCK_HOLD = "stock_hold";

@@ -194,9 +194,9 @@ async fn what_is_wrong_in_redis_is_named() {
             &["order 77: something comes due, and there is no such order"],
         ),
         (
-            "RENAME {p0}:order:3 {p0}:order:9",
-            "RENAME {p0}:order:9 {p0}:order:3",
-            &["order 3: it is in PostgreSQL", "order 9: it is in Redis"],
+            "RENAME {p0}:order:2 {p0}:order:9",
+            "RENAME {p0}:order:9 {p0}:order:2",
+            &["order 2: it is in PostgreSQL", "order 9: it is in Redis"],
         ),
         (
             "ZINCRBY {p0}:rank:units:20260302 1 1",

@@ -32,6 +32,9 @@ pub struct Redis {
     pub won: BTreeMap<(String, i64), i64>,
     pub seqs: BTreeMap<u16, (i64, i64)>,
     pub outbox: i64,
+    /// Orders, and far holds, that will leave.
+    pub leaving: BTreeSet<i64>,
+    pub leaving_holds: BTreeSet<(u16, i64)>,
 }
 
 async fn get<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, command: &str, args: &[&str]) -> T {
@@ -69,6 +72,18 @@ pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, Str
         all.insert(key, value);
     }
     all
+}
+
+/// How much longer each order and each far hold stays (ms), -1 for ever.
+pub async fn lives(redis: &mut MultiplexedConnection) -> BTreeMap<String, i64> {
+    let mut lives = BTreeMap::new();
+    for key in keys(redis).await {
+        if key.contains("}:order:") || key.contains("}:hold:") {
+            let life = get(redis, "PTTL", &[&key]).await;
+            lives.insert(key, life);
+        }
+    }
+    lives
 }
 
 /// Reads every server's keys.
@@ -109,10 +124,20 @@ async fn read_server(all: &mut Redis, redis: &mut MultiplexedConnection) {
             ["held"] => all.held.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["sold"] => all.sold.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["withheld"] => all.withheld.extend(counters(get(redis, "HGETALL", &[&key]).await)),
-            ["order", order] => drop(all.orders.insert(id(order), get(redis, "HGETALL", &[&key]).await)),
+            ["order", order] => {
+                all.orders.insert(id(order), get(redis, "HGETALL", &[&key]).await);
+                if get::<i64>(redis, "PTTL", &[&key]).await > 0 {
+                    all.leaving.insert(id(order));
+                }
+            }
             ["expiry"] => all.expiry.extend(scores(redis, &key).await),
             ["gateway"] => all.gateway.extend(scores(redis, &key).await),
-            ["hold", order] => drop(all.holds.insert((partition, id(order)), get(redis, "HGETALL", &[&key]).await)),
+            ["hold", order] => {
+                all.holds.insert((partition, id(order)), get(redis, "HGETALL", &[&key]).await);
+                if get::<i64>(redis, "PTTL", &[&key]).await > 0 {
+                    all.leaving_holds.insert((partition, id(order)));
+                }
+            }
             ["holds"] => {
                 let members: Vec<String> = get(redis, "ZRANGE", &[&key, "0", "-1"]).await;
                 all.due_holds.extend(members.iter().map(|m| (partition, id(m.split_once(':').unwrap().0))));
@@ -159,14 +184,97 @@ fn withheld(campaign: &Hash) -> i64 {
 
 /// Checks every law. The outbox must be empty.
 pub async fn check(servers: &mut [MultiplexedConnection], db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
-    let all = read(servers).await;
+    let mut all = read(servers).await;
     assert_eq!(all.outbox, 0, "the outbox is not drained");
-    redis_against_itself(&all, partitions);
+    if dead_letters == 0 {
+        what_is_over_leaves(&all);
+    }
     let pool = db.get_postgres_connection_pool();
+    bring_back_what_has_left(&mut all, pool, partitions).await;
+    redis_against_itself(&all, partitions);
     let letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
     assert_eq!(letters, dead_letters, "dead letters");
     postgres_against_itself(pool).await;
     redis_against_postgres(&all, pool).await;
+}
+
+fn under_way(order: &Hash) -> bool {
+    matches!(order.get("gateway").map(String::as_str), Some("STARTED" | "WATCHED" | "REFUND_DUE"))
+}
+
+/// With everything in Postgres, what is over leaves Redis, and nothing else does.
+fn what_is_over_leaves(all: &Redis) {
+    for (id, order) in &all.orders {
+        let over = order["status"] != "PENDING" && !under_way(order);
+        assert_eq!(all.leaving.contains(id), over, "order {id} leaves: {order:?}");
+    }
+    for (key, hold) in &all.holds {
+        assert_eq!(all.leaving_holds.contains(key), hold["state"] != "HELD", "the far hold {key:?} leaves: {hold:?}");
+    }
+}
+
+/// Adds the orders, and the far holds, that Redis does not have any more, as Postgres has them: the laws are about all. Only
+/// what is over may be missing.
+async fn bring_back_what_has_left(all: &mut Redis, pool: &PgPool, partitions: u16) {
+    let home = |id: i64| id % i64::from(partitions);
+    let known: Vec<i64> =
+        all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED").map(|(id, _)| *id).collect();
+    let rows = sqlx::query(
+        "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, coalesce(o.coupon_id::text, ''),
+             to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE 'Asia/Seoul')::date), 'YYYYMMDD'), o.close_reason,
+             p.status, p.method
+         FROM orders AS o LEFT JOIN payments AS p ON p.order_id = o.id WHERE NOT o.id = ANY($1)",
+    );
+    for row in rows.bind(&known).fetch_all(pool).await.unwrap() {
+        let (id, status): (i64, String) = (row.get(0), row.get(2));
+        let payment: Option<String> = row.get(9);
+        assert_ne!(status, "PENDING", "order {id} is not in Redis");
+        assert!(
+            !matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE")),
+            "order {id} is not in Redis"
+        );
+        let of: Vec<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT product_id, quantity, price FROM order_lines WHERE order_id = $1 ORDER BY place, product_id",
+        )
+        .bind(id)
+        .fetch_all(pool)
+        .await
+        .unwrap();
+        let packed = |near: bool| {
+            let mine = of.iter().filter(|(product, ..)| (home(*product) == home(id)) == near);
+            mine.map(|(product, quantity, price)| format!("{product}:{quantity}:{price}")).collect::<Vec<_>>().join(",")
+        };
+        let mut order: Hash = [
+            ("user", row.get::<i64, _>(1).to_string()),
+            ("status", status.clone()),
+            ("total", row.get::<i64, _>(3).to_string()),
+            ("discount", row.get::<i64, _>(4).to_string()),
+            ("final", row.get::<i64, _>(5).to_string()),
+            ("coupon", row.get(6)),
+            ("lines", packed(true)),
+            ("far", packed(false)),
+        ]
+        .map(|(field, value)| (field.to_owned(), value))
+        .into();
+        if let Some(day) = row.get::<Option<String>, _>(7) {
+            order.insert("day".to_owned(), day);
+        }
+        if let Some(reason) = row.get::<Option<String>, _>(8) {
+            order.insert("reason".to_owned(), reason);
+            order.insert("closed_at".to_owned(), "in PostgreSQL".to_owned());
+        }
+        all.orders.insert(id, order);
+    }
+    let sold: Vec<(i32, i64, i64, String)> =
+        sqlx::query_as("SELECT partition, order_id, user_id, lines FROM stock_holds WHERE state = 'SETTLED'")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    for (partition, order, user, lines) in sold {
+        let hold = [("state", "SETTLED".to_owned()), ("lines", lines), ("user", user.to_string())];
+        let hold = || hold.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
+        all.holds.entry((partition as u16, order)).or_insert_with(hold);
+    }
 }
 
 fn redis_against_itself(all: &Redis, partitions: u16) {

@@ -50,6 +50,7 @@ pub struct Options {
     pub max_balance: Option<i64>,
     pub gateway: GatewayConfig,
     pub durability: DurabilityConfig,
+    pub retention: RetentionConfig,
     pub batch: u32,
     pub request_timeout: Duration,
     pub body_limit: u64,
@@ -73,6 +74,7 @@ impl Default for Options {
             max_balance: None,
             gateway: gateways(&[]),
             durability: DurabilityConfig::default(),
+            retention: RetentionConfig::default(),
             batch: 1000,
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
@@ -296,6 +298,18 @@ impl World {
         self.app.projector.drain().await.unwrap();
     }
 
+    /// Lets every order and far hold leave Redis that is about to: as if the end of its life had come. Returns their keys.
+    pub async fn leave(&self) -> std::collections::BTreeSet<String> {
+        let mut redis = self.raw().await;
+        let lives = books::lives(&mut redis).await;
+        let gone: std::collections::BTreeSet<String> =
+            lives.into_iter().filter(|(_, life)| *life > 0).map(|(key, _)| key).collect();
+        for key in &gone {
+            let _: i64 = redis::cmd("DEL").arg(key).query_async(&mut redis).await.unwrap();
+        }
+        gone
+    }
+
     /// A raw connection to this world's Redis.
     pub async fn raw(&self) -> redis::aio::MultiplexedConnection {
         raw_redis(&self.redis.url()).await
@@ -365,6 +379,7 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
         },
         gateway: options.gateway.clone(),
         durability: options.durability.clone(),
+        retention: options.retention.clone(),
     }
 }
 

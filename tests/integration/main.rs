@@ -44,6 +44,7 @@ mod races;
 mod readme;
 mod rebuild;
 mod redis_proxy;
+mod retire;
 mod scripts;
 mod scripts_batches;
 mod scripts_numbers;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use firstcome::domain::*;
+use firstcome::{domain::*, store::keys::Partition};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::harness::{Options, World, call};
@@ -57,6 +57,10 @@ enum Op {
     Advance {
         ms: i64,
     },
+    /// A partition's outbox is projected, and everything leaves Redis that is about to.
+    Leave {
+        partition: u16,
+    },
     /// An earlier operation again, under its idempotency key.
     Again {
         op: usize,
@@ -82,6 +86,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(order, user, more)| Op::Pay { order, user, more }),
         5 => (0..12usize, prop::option::weighted(0.1, pick())).prop_map(|(order, user)| Op::Cancel { order, user }),
         3 => prop_oneof![1..1_000i64, Just(600_000), 1..90_000_000i64].prop_map(|ms| Op::Advance { ms }),
+        3 => (0..3u16).prop_map(|partition| Op::Leave { partition }),
         3 => (0..60usize).prop_map(|op| Op::Again { op }),
     ]
 }
@@ -452,6 +457,12 @@ impl Run {
                 self.world.clock.advance(*ms);
                 Ok((format!("swept {}", engine.sweep().await.unwrap()), None))
             }
+            Op::Leave { partition } => {
+                let here = Partition(partition % self.world.options.partitions);
+                assert_eq!(self.world.app.projector.carry(here).await.unwrap(), None);
+                self.world.leave().await;
+                Ok(("left".into(), None))
+            }
             Op::Again { .. } => unreachable!(),
         };
         result.unwrap_or_else(|error| (name(&error), None))
@@ -510,6 +521,7 @@ impl Run {
                 self.model.cancel(*order, user)
             }
             Op::Advance { .. } => Ok(format!("swept {}", self.model.sweep(now.0))),
+            Op::Leave { .. } => Ok("left".into()),
             Op::Again { .. } => unreachable!(),
         }
     }
@@ -601,6 +613,8 @@ fn agree(partitions: u16, cases: u32) {
                 }
                 run.compare().await;
                 run.world.drain().await;
+                run.compare().await;
+                run.world.leave().await;
                 run.compare().await;
                 run.world.finish().await;
             });

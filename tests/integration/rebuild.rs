@@ -32,8 +32,9 @@ async fn rebuilder(world: &World) -> Rebuild {
     let store = Store::connect(&harness::redis_config(&world.redis.url())).await.unwrap();
     let db = firstcome::db::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
     let patience = std::time::Duration::from_secs(600);
-    let projector = Projector::new(store.clone(), db.clone(), world.clock.clone(), &Default::default(), patience);
-    Rebuild { store, db, projector, clock: world.clock.clone(), zone: world.engine.zone(), allow_unsafe_redis: false }
+    let (clock, zone, keep) = (world.clock.clone(), world.engine.zone(), world.options.retention.keep());
+    let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), patience, keep);
+    Rebuild { store, db, projector, clock, zone, keep, allow_unsafe_redis: false }
 }
 
 async fn rebuilt(world: &World, options: rebuild::Options) -> Summary {

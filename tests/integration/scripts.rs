@@ -423,6 +423,23 @@ impl Bench {
         Raw { script: &scripts::ORDER_VERDICT, keys, args, shared: None }
     }
 
+    /// Orders of one partition, each with what Postgres has it as; a life of a minute for each.
+    fn retire(&self, orders: &[(String, &str)]) -> Raw {
+        let (keys, was): (Vec<String>, Vec<&str>) = orders.iter().cloned().unzip();
+        let args = was.iter().flat_map(|was| [(*was).to_owned(), "60000".to_owned()]).collect();
+        Raw { script: &scripts::ORDER_RETIRE, keys, args, shared: None }
+    }
+
+    fn restore(&self, here: Keys, key: &str, fields: &[(&str, &str)]) -> Raw {
+        let mut args = strings([&60_000]);
+        args.extend(fields.iter().flat_map(|(field, value)| [*field, *value]).map(str::to_owned));
+        Raw { script: &scripts::ORDER_RESTORE, keys: vec![here.meta(), key.to_owned()], args, shared: None }
+    }
+
+    async fn life(&mut self, key: &str) -> i64 {
+        redis::cmd("PTTL").arg(key).query_async(&mut self.redis).await.unwrap()
+    }
+
     /// All `lines` are of products at home in one partition, which is not the order's.
     fn hold(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
         let keys = self.keys(lines[0].0);
@@ -441,7 +458,7 @@ impl Bench {
         let mut raw = self.begin_unrecorded(&scripts::STOCK_SETTLE, keys);
         raw.keys.extend([hold_key(keys, order), keys.holds(), keys.stock(), keys.held(), keys.sold()]);
         raw.keys.extend([keys.rank_units(day), keys.rank_won(day)]);
-        raw.args.extend(strings([&order, &user, &state, &1, &86_400, &604_800_000]));
+        raw.args.extend(strings([&order, &user, &state, &1, &86_400, &604_800_000, &1]));
         raw
     }
 
@@ -1062,8 +1079,10 @@ async fn stock_held_in_another_partition() {
     // The end comes first: a mark, which is no decision, and the beginning obeys it.
     let books = bench.books(Partition(1)).await;
     for end in ["SETTLED", "REFUNDED"] {
-        bench.leaves_all("UNCHANGED", &bench.settle(1, 14, 2, end)).await;
+        bench.leaves_all("GONE", &bench.settle(1, 14, 2, end)).await;
     }
+    // Whoever found it held needs no mark.
+    bench.leaves_all("GONE", &bench.settle(1, 14, 2, "RELEASED").with(9, 0)).await;
     assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await, ["MARKED"]);
     assert_eq!(bench.books(Partition(1)).await, books);
     bench.leaves_all("RELEASED", &bench.hold(14, 2, &[(1, 1)])).await;
@@ -1077,5 +1096,128 @@ async fn stock_held_in_another_partition() {
     bench.decides("MOVED", &bench.settle(5, 16, 2, "REFUNDED")).await;
     bench.leaves_all("UNCHANGED", &bench.settle(5, 16, 2, "SETTLED")).await;
     bench.covers(&[&scripts::ORDER_VERDICT, &scripts::STOCK_HOLD, &scripts::STOCK_SETTLE]);
+    bench.finish().await;
+}
+
+/// What is over leaves, as long as it is what Postgres has; what comes of it afterwards takes that back.
+#[tokio::test]
+async fn what_is_over_leaves_and_comes_back() {
+    let mut bench = Bench::start(1).await;
+    let product = bench.ordered(10, 1, 50_000, 2).await;
+    for order in 11..=16 {
+        let place = bench.place(order, 1, &[(product, 1)], "");
+        bench.decides("PLACED", &place).await;
+    }
+    // PENDING, PAID, CANCELLED, FAILED; and with a gateway still asked: about its payment, its late money, its refund.
+    for raw in [
+        bench.pay(11, 1, 1_000),
+        bench.close(12, 1, "CANCEL", ""),
+        bench.payment_begin(13, 1, 1_000),
+        bench.decline(13, 1),
+        bench.payment_begin(14, 1, 1_000),
+        bench.payment_begin(15, 1, 1_000),
+        bench.decline(15, 1).with(11, START.0 + 5_000),
+        bench.payment_begin(16, 1, 1_000),
+        bench.pay_by_gateway(16, 1, 1_000),
+        bench.close(16, 1, "CANCEL", DAY),
+    ] {
+        bench.run(&raw).await;
+    }
+    let keys = Keys(Partition(0));
+    let key = |order: i64| order_key(keys, order);
+    let states = ["PENDING", "PAID", "CANCELLED", "FAILED", "PENDING", "FAILED", "CANCELLED", ""];
+    let may = [(11, "PAID"), (12, "CANCELLED"), (12, "CLOSED"), (13, "FAILED"), (13, "CLOSED")];
+    for (order, status) in (10..=17).zip(states) {
+        for was in ["PAID", "CANCELLED", "FAILED", "CLOSED", "SETTLED", "REFUNDED", "RELEASED", "ABANDONED"] {
+            let raw = bench.retire(&[(key(order), was)]);
+            let before = bench.world.snapshot().await;
+            let retired = usize::from(may.contains(&(order, was)));
+            assert_eq!(bench.run(&raw).await, ["RETIRED".to_owned(), retired.to_string()], "{status} as {was}");
+            assert!(before == bench.world.snapshot().await);
+            assert_eq!(bench.life(&key(order)).await > 0, retired == 1, "{status} as {was}");
+            if retired == 1 {
+                let _: i64 = redis::cmd("PERSIST").arg(key(order)).query_async(&mut bench.redis).await.unwrap();
+            }
+        }
+    }
+    // Many at once: each for itself. Said again it is the same.
+    let all: Vec<(String, &str)> = (10..=17).zip(states).map(|(order, was)| (key(order), was)).collect();
+    for _ in 0..2 {
+        let raw = bench.retire(&all[1..]);
+        assert_eq!(bench.leaves_all("RETIRED", &raw).await[1], "3");
+        assert_eq!(bench.life(&key(11)).await / 60_001, 0);
+    }
+    assert_eq!(bench.run(&bench.retire(&[])).await, ["RETIRED", "0"]);
+
+    // A refund keeps the order: Postgres does not know of it yet.
+    assert!(bench.life(&key(11)).await > 0);
+    bench.decides("CLOSED", &bench.close(11, 1, "CANCEL", DAY)).await;
+    assert_eq!(bench.life(&key(11)).await, -1);
+    assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key(11), "PAID")])).await[1], "0");
+    assert_eq!(bench.life(&key(11)).await, -1);
+
+    // What has left comes back as it was, for a while; and only then.
+    let whole: Vec<(String, String)> = redis::cmd("HGETALL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
+    let whole: Vec<(&str, &str)> = whole.iter().map(|(field, value)| (field.as_str(), value.as_str())).collect();
+    let restore = bench.restore(keys, &key(13), &whole);
+    bench.leaves_all("THERE", &restore).await;
+    let before = bench.world.snapshot().await;
+    let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
+    bench.needs_open_books(&restore).await;
+    // The mark of an order that never was is wrong about it.
+    for mark in [false, true] {
+        if mark {
+            let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
+            assert_eq!(bench.run(&bench.verdict(13)).await[1], "ABANDONED");
+        }
+        let books = bench.books(Partition(0)).await;
+        assert_eq!(bench.run(&restore).await, ["RESTORED"]);
+        assert_eq!(bench.books(Partition(0)).await, books, "that decided something");
+        assert!(before == bench.world.snapshot().await);
+        assert!((1..=60_000).contains(&bench.life(&key(13)).await));
+        bench.leaves_all("THERE", &restore).await;
+    }
+    bench.covers(&[&scripts::ORDER_RETIRE, &scripts::ORDER_RESTORE]);
+    bench.finish().await;
+}
+
+/// The same of stock held in another partition.
+#[tokio::test]
+async fn what_was_sold_elsewhere_leaves_and_comes_back() {
+    let mut bench = Bench::start(2).await;
+    for raw in [bench.users_create(2, 1, 100_000), bench.product_create(1, 1_000, 5)] {
+        bench.run(&raw).await;
+    }
+    let keys = Keys(Partition(1));
+    let (key, far) = (hold_key(keys, 10), "1:2:1000");
+    for raw in [bench.hold(10, 2, &[(1, 2)]), bench.place(10, 2, &[], far), bench.pay(10, 2, 2_000)] {
+        bench.run(&raw).await;
+    }
+    // HELD: whatever Postgres is said to have.
+    for was in ["SETTLED", "REFUNDED", "RELEASED", "PAID", "CLOSED"] {
+        assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key.clone(), was)])).await[1], "0", "{was}");
+    }
+    bench.decides("MOVED", &bench.settle(1, 10, 2, "SETTLED")).await;
+    assert_eq!(bench.life(&key).await, -1);
+    assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "1");
+    let before = bench.world.snapshot().await;
+    let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut bench.redis).await.unwrap();
+    // Whatever is said of it again, there is nothing; and the refund finds out that there should be.
+    for end in ["SETTLED", "REFUNDED"] {
+        bench.leaves_all("GONE", &bench.settle(1, 10, 2, end)).await;
+    }
+    bench.leaves_all("GONE", &bench.settle(1, 10, 2, "RELEASED").with(9, 0)).await;
+    let restore = bench.restore(keys, &key, &[("state", "SETTLED"), ("lines", far), ("user", "2")]);
+    bench.needs_open_books(&restore).await;
+    assert_eq!(bench.run(&restore).await, ["RESTORED"]);
+    assert!(before == bench.world.snapshot().await);
+    assert!((1..=60_000).contains(&bench.life(&key).await));
+    bench.decides("CLOSED", &bench.close(10, 2, "CANCEL", DAY)).await;
+    // The refund keeps it: Postgres does not know of it yet.
+    bench.decides("MOVED", &bench.settle(1, 10, 2, "REFUNDED")).await;
+    assert_eq!(bench.life(&key).await, -1);
+    bench.leaves_all("THERE", &restore).await;
+    assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "0");
+    assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key.clone(), "REFUNDED")])).await[1], "1");
     bench.finish().await;
 }

@@ -11,7 +11,7 @@ const READS: [&str; 10] =
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 20] = [
+const EFFECTS: [(&str, &[&str]); 22] = [
     ("balance_charge", &["CHARGED"]),
     ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
@@ -23,6 +23,8 @@ const EFFECTS: [(&str, &[&str]); 20] = [
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
     ("order_place", &["PLACED"]),
+    ("order_restore", &["RESTORED"]),
+    ("order_retire", &["RETIRED"]),
     ("order_verdict", &["VERDICT"]),
     ("payment_begin", &["RUNNING", "STARTED"]),
     ("payment_end", &["ENDED"]),
@@ -132,7 +134,8 @@ fn every_file_is_a_script_and_every_script_a_file() {
 #[test]
 fn scripts_start_with_the_shebang() {
     for (name, source) in files("lua") {
-        assert!(source.starts_with("#!lua\n") || source.starts_with("#!lua flags=no-writes\n"), "{name}");
+        let makes_room = name == "order_retire" && source.starts_with("#!lua flags=allow-oom\n");
+        assert!(makes_room || source.starts_with("#!lua\n") || source.starts_with("#!lua flags=no-writes\n"), "{name}");
     }
 }
 
@@ -278,7 +281,9 @@ fn checks_then_writes() {
         } else {
             assert!(!code(&source).contains("XADD"), "{name}");
         }
-        assert!(code(&source).contains("open_books(meta)"), "{name} decides with closed books");
+        // It decides nothing, and what Postgres has is sound: the outbox is trimmed then, too.
+        let follows = name == "order_retire";
+        assert!(follows || code(&source).contains("open_books(meta)"), "{name} decides with closed books");
     }
 }
 

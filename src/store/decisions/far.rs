@@ -20,7 +20,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FarEnd {
     Settled,
+    /// Given back; and if it is not held yet, it never will be.
     Released,
+    /// Given back, by whoever found it held.
+    Abandoned,
     Refunded,
 }
 
@@ -98,7 +101,8 @@ impl Store {
         }
     }
 
-    /// `stock_settle.lua`. `day` is the day of the sale with the time its rankings may go, where it still counts.
+    /// `stock_settle.lua`: false if there is nothing held or sold here for the order, whether it never was or has left Redis.
+    /// `day` is the day of the sale with the time its rankings may go, where it still counts.
     ///
     /// # Errors
     /// The shared refusals.
@@ -110,7 +114,7 @@ impl Store {
         user: UserId,
         end: FarEnd,
         day: Option<(NaiveDate, Millis)>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let keys = Keys(partition);
         let (ranked, until) = day.unwrap_or((NaiveDate::MIN, context.now));
         let call = context
@@ -127,21 +131,23 @@ impl Store {
             .arg(user.get())
             .arg(match end {
                 FarEnd::Settled => "SETTLED",
-                FarEnd::Released => "RELEASED",
+                FarEnd::Released | FarEnd::Abandoned => "RELEASED",
                 FarEnd::Refunded => "REFUNDED",
             })
             .arg(if day.is_some() { "1" } else { "0" })
             .arg((until.0 - context.now.0) / 1000)
-            .arg(MARK_LIFE_MS);
+            .arg(MARK_LIFE_MS)
+            .arg(if end == FarEnd::Abandoned { "0" } else { "1" });
         let answer = self.call(partition, &call).await?;
         match answer.word.as_str() {
-            "MOVED" | "MARKED" | "UNCHANGED" => Ok(()),
+            "MOVED" | "MARKED" | "UNCHANGED" => Ok(true),
+            "GONE" => Ok(false),
             _ => Err(answer.unknown()),
         }
     }
 
     /// Carries an order's end to every partition that holds some of its lines, all of them `far`. `day` is the day of the
-    /// sale, `%Y%m%d`, or empty.
+    /// sale, `%Y%m%d`, or empty. Returns the partitions where there is nothing of it (any more).
     ///
     /// # Errors
     /// The shared refusals; every step may be taken again.
@@ -153,16 +159,19 @@ impl Store {
         far: &[OrderLine],
         end: FarEnd,
         day: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Partition>, Error> {
         let mut partitions: Vec<Partition> = far.iter().map(|line| self.home(line.product_id.get())).collect();
         partitions.sort_unstable();
         partitions.dedup();
         let day = NaiveDate::parse_from_str(day, DAY_FORMAT).ok();
         let day = day.map(|day| (day, ranked_until(day))).filter(|(_, until)| *until > context.now);
+        let mut gone = Vec::new();
         for partition in partitions {
-            self.stock_settle(context, partition, order, user, end, day).await?;
+            if !self.stock_settle(context, partition, order, user, end, day).await? {
+                gone.push(partition);
+            }
         }
-        Ok(())
+        Ok(gone)
     }
 
     /// `order_verdict.lua`.

@@ -165,6 +165,8 @@ impl Shop {
                 command.env("REDIS_URL", &redis).env("DATABASE_URL", &url).env("ADMIN_TOKEN", ADMIN);
                 command.env("BIND_ADDR", "127.0.0.1:0").env("PARTITIONS", self.options.partitions.to_string());
                 command.env("ORDER_HOLD_SECONDS", self.options.hold_seconds.to_string());
+                // As short as may be: in a long run orders leave Redis.
+                command.env("CLOSED_ORDER_KEEP_SECONDS", "60");
                 command.env("REDIS_TIMEOUT_MS", "1000").env("DATABASE_TIMEOUT_MS", "1500");
                 command.env("REQUEST_TIMEOUT_MS", "3000").env("DRAIN_SECONDS", "120").env("MAX_BACKLOG", "500");
                 command.env("ALLOW_UNSAFE_REDIS", (!self.options.safe).to_string());
