@@ -28,7 +28,7 @@ use crate::{config::PostgresConfig, domain::Error};
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "rebuild", include_str!("../../migrations/0002_rebuild.sql")),
-    (3, "order lines place", include_str!("../../migrations/0003_order_lines_place.sql")),
+    (4, "order lines place", include_str!("../../migrations/0004_order_lines_place.sql")),
 ];
 
 /// Makes the pool.
