@@ -2,6 +2,7 @@
 //!
 //! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua;
 //! - [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
+//!   `sold_out` are those by which a process refuses coupons without asking;
 //! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
 //! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit.
@@ -19,6 +20,7 @@ pub mod reads;
 pub mod records;
 pub mod scripts;
 mod settings;
+mod sold_out;
 mod topology;
 pub mod vigil;
 pub mod watermarks;

@@ -10,7 +10,7 @@ const READS: [&str; 9] = ["EXISTS", "GET", "HEXISTS", "HGET", "HMGET", "LRANGE",
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 20] = [
+const EFFECTS: [(&str, &[&str]); 21] = [
     ("balance_charge", &["CHARGED"]),
     ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
@@ -18,6 +18,7 @@ const EFFECTS: [(&str, &[&str]); 20] = [
     ("coupon_issue", &["ISSUED"]),
     ("ids_reserve", &["RESERVED", "TAKEN"]),
     ("coupon_release", &["COUPONS_RELEASED"]),
+    ("coupon_reopen", &["REOPENING"]),
     ("key_claim", &["CLAIMED"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),

@@ -4,13 +4,13 @@ use super::Context;
 use crate::{
     domain::{
         Error, Reply,
-        model::CampaignTerms,
+        model::{Call, CampaignTerms},
         types::{CouponId, Millis, UserId},
     },
     store::{
         Store,
         keys::Keys,
-        scripts::{self, Answer},
+        scripts::{self, Answer, Invocation},
     },
 };
 
@@ -75,16 +75,63 @@ impl Store {
         }
     }
 
-    /// `coupon_release.lua`: how many coupons are still kept back.
+    /// How many coupons were still kept back after an earlier `coupon_release.lua` under this idempotency key, if there was one.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn coupon_released_before(&self, call: &Call, id: CouponId) -> Result<Option<Reply<i64>>, Error> {
+        match self.recorded(call, self.home(id.get()), &scripts::COUPON_RELEASE).await? {
+            Some(answer) if answer.word == "COUPONS_RELEASED" => Ok(Some(answer.reply(answer.get(2)?))),
+            Some(answer) => Err(answer.unknown()),
+            None => Ok(None),
+        }
+    }
+
+    /// `coupon_reopen.lua`: the announcement that [`Store::coupon_release`] may follow, once nobody refuses this campaign by
+    /// himself any more.
+    ///
+    /// # Errors
+    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back; [`Error::Unavailable`].
+    pub async fn coupon_reopen(&self, id: CouponId, count: i64) -> Result<String, Error> {
+        let here = self.home(id.get());
+        let keys = Keys(here);
+        let call = Invocation::new(&scripts::COUPON_REOPEN)
+            .key(keys.meta())
+            .key(keys.campaign(id))
+            .arg(uuid::Uuid::new_v4().simple().to_string())
+            .arg(count);
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "REOPENING" => answer.get(0),
+            "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
+            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// `coupon_release.lua`: how many coupons are still kept back; `None` where the announcement no longer stands, and nothing
+    /// was changed.
     ///
     /// # Errors
     /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
-    pub async fn coupon_release(&self, context: Context<'_>, id: CouponId, count: i64) -> Result<Reply<i64>, Error> {
+    pub async fn coupon_release(
+        &self,
+        context: Context<'_>,
+        id: CouponId,
+        count: i64,
+        announcement: &str,
+    ) -> Result<Option<Reply<i64>>, Error> {
         let here = self.home(id.get());
-        let call = context.begin(&scripts::COUPON_RELEASE, here).key(Keys(here).campaign(id)).arg(id.get()).arg(count);
+        let call = context
+            .begin(&scripts::COUPON_RELEASE, here)
+            .key(Keys(here).campaign(id))
+            .arg(id.get())
+            .arg(count)
+            .arg(announcement);
         let answer = self.call(here, &call).await?;
         match answer.word.as_str() {
-            "COUPONS_RELEASED" => Ok(answer.reply(answer.get(2)?)),
+            "COUPONS_RELEASED" => Ok(Some(answer.reply(answer.get(2)?))),
+            "NOT_REOPENING" => Ok(None),
             "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
             "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
             _ => Err(answer.unknown()),
