@@ -5,7 +5,10 @@
 //! nothing is created twice.
 
 use super::*;
-use crate::store::{decisions::UserBatch, keys::Partition};
+use crate::store::{
+    decisions::{Reopening, UserBatch},
+    keys::Partition,
+};
 
 /// Users created by one script: some hundred microseconds of Redis's time.
 const USERS_AT_ONCE: i64 = 250;
@@ -145,11 +148,11 @@ impl Engine {
     /// coupons of the same campaign all the while.
     pub async fn release_coupons(&self, call: &Call, coupon: CouponId, count: i64) -> Outcome<i64> {
         self.store.key_claim(call).await?;
-        if let Some(released) = self.store.coupon_released_before(call, coupon).await? {
-            return Ok(released);
-        }
         for _ in 0..RELEASE_ATTEMPTS {
-            let announcement = self.store.coupon_reopen(coupon, count).await?;
+            let announcement = match self.store.coupon_reopen(self.context(call), coupon, count).await? {
+                Reopening::Announced(announcement) => announcement,
+                Reopening::Released(before) => return Ok(before),
+            };
             self.clock.pass(sold_out::OUTLIVED).await;
             if let Some(released) = self.store.coupon_release(self.context(call), coupon, count, &announcement).await? {
                 return Ok(released);
@@ -175,9 +178,9 @@ impl Engine {
         // All are announced first, so that one wait does for all.
         let mut announced = Vec::with_capacity(withheld.coupons.len());
         for (coupon, count) in withheld.coupons {
-            match self.store.coupon_reopen(coupon, count).await {
-                Ok(announcement) => announced.push((coupon, count, announcement)),
-                Err(Error::InsufficientStock) => {}
+            match self.store.coupon_reopen(self.context(&call), coupon, count).await {
+                Ok(Reopening::Announced(announcement)) => announced.push((coupon, count, announcement)),
+                Ok(Reopening::Released(_)) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -570,18 +570,17 @@ async fn what_a_rebuild_kept_back_is_released() {
     bench.needs_open_books(&coupons).await;
     // Not before it was announced.
     bench.leaves_all("NOT_REOPENING", &coupons).await;
-    let announce = Raw {
-        script: &scripts::COUPON_REOPEN,
-        keys: vec![keys.meta(), campaign_key(keys, 1)],
-        args: strings([&"mine", &1]),
-    };
+    let mut announce = bench.begin(&scripts::COUPON_REOPEN, keys);
+    announce.keys.push(campaign_key(keys, 1));
+    announce.args.extend(strings([&"mine", &1]));
     bench.needs_open_books(&announce).await;
-    bench.leaves_all("INSUFFICIENT_STOCK", &announce.with(2, 5)).await;
+    bench.needs_its_own_key(&announce, true).await;
+    bench.leaves_all("INSUFFICIENT_STOCK", &announce.with(6, 5)).await;
     let mut nowhere = announce.clone();
-    nowhere.keys[1] = campaign_key(keys, 2);
+    nowhere.keys[3] = campaign_key(keys, 2);
     bench.leaves_all("UNKNOWN_CAMPAIGN", &nowhere).await;
     assert_eq!(bench.run(&announce).await, ["REOPENING", "mine"]);
-    assert_eq!(bench.run(&announce.with(1, "another")).await, ["REOPENING", "mine"], "the first one stands");
+    assert_eq!(bench.run(&announce.with(5, "another")).await, ["REOPENING", "mine"], "the first one stands");
     bench.leaves_all("NOT_REOPENING", &coupons.with(7, "another")).await;
     bench.needs_its_own_key(&coupons, true).await;
     let mut unknown = coupons.clone();
@@ -591,6 +590,8 @@ async fn what_a_rebuild_kept_back_is_released() {
     let (reply, event) = bench.decides_once("COUPONS_RELEASED", &coupons).await;
     assert_eq!(reply[3], "3");
     assert!(matches!(&event.body, Body::CouponsReleased { count: 1, .. }), "{event:?}");
+    let record = event.record.as_ref().unwrap();
+    bench.leaves_all("REPLAYED", &announce.keyed(&record.digest, "mine")).await;
     bench.leaves_all("NOT_REOPENING", &coupons).await;
     bench.decides("ISSUED", &bench.coupon_issue(1, 2)).await;
     bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 3)).await;

@@ -4,13 +4,13 @@ use super::Context;
 use crate::{
     domain::{
         Error, Reply,
-        model::{Call, CampaignTerms},
+        model::CampaignTerms,
         types::{CouponId, Millis, UserId},
     },
     store::{
         Store,
         keys::Keys,
-        scripts::{self, Answer, Invocation},
+        scripts::{self, Answer},
     },
 };
 
@@ -19,6 +19,15 @@ use crate::{
 pub struct Issued {
     pub issue_no: i64,
     pub issued_at: Millis,
+}
+
+/// What comes before a release.
+#[derive(Clone, Debug)]
+pub enum Reopening {
+    /// It is announced, under this token.
+    Announced(String),
+    /// It was done before, under this idempotency key: how many coupons were then still kept back.
+    Released(Reply<i64>),
 }
 
 /// Whether a thing was created, or was there already (and was left as it is).
@@ -75,34 +84,22 @@ impl Store {
         }
     }
 
-    /// How many coupons were still kept back after an earlier `coupon_release.lua` under this idempotency key, if there was one.
-    ///
-    /// # Errors
-    /// The shared refusals.
-    pub async fn coupon_released_before(&self, call: &Call, id: CouponId) -> Result<Option<Reply<i64>>, Error> {
-        match self.recorded(call, self.home(id.get()), &scripts::COUPON_RELEASE).await? {
-            Some(answer) if answer.word == "COUPONS_RELEASED" => Ok(Some(answer.reply(answer.get(2)?))),
-            Some(answer) => Err(answer.unknown()),
-            None => Ok(None),
-        }
-    }
-
     /// `coupon_reopen.lua`: the announcement that [`Store::coupon_release`] may follow, once nobody refuses this campaign by
     /// himself any more.
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back; [`Error::Unavailable`].
-    pub async fn coupon_reopen(&self, id: CouponId, count: i64) -> Result<String, Error> {
+    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
+    pub async fn coupon_reopen(&self, context: Context<'_>, id: CouponId, count: i64) -> Result<Reopening, Error> {
         let here = self.home(id.get());
-        let keys = Keys(here);
-        let call = Invocation::new(&scripts::COUPON_REOPEN)
-            .key(keys.meta())
-            .key(keys.campaign(id))
+        let call = context
+            .begin(&scripts::COUPON_REOPEN, here)
+            .key(Keys(here).campaign(id))
             .arg(uuid::Uuid::new_v4().simple().to_string())
             .arg(count);
         let answer = self.call(here, &call).await?;
         match answer.word.as_str() {
-            "REOPENING" => answer.get(0),
+            "REOPENING" => Ok(Reopening::Announced(answer.get(0)?)),
+            "COUPONS_RELEASED" => Ok(Reopening::Released(answer.reply(answer.get(2)?))),
             "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
             "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
             _ => Err(answer.unknown()),
