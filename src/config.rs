@@ -7,7 +7,10 @@ use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    domain::types::{MAX_SAFE_INTEGER, PaymentType, Won},
+    domain::{
+        sold_out::LONGEST_LEASE_MS,
+        types::{MAX_SAFE_INTEGER, PaymentType, Won},
+    },
     store::retire::Keep,
 };
 
@@ -123,6 +126,10 @@ pub struct ShopConfig {
     /// The most won that a charge may bring a balance to
     #[arg(long, env = "MAX_BALANCE", default_value_t = MAX_SAFE_INTEGER, hide_default_value = true, value_parser = clap::value_parser!(i64).range(1..=MAX_SAFE_INTEGER))]
     pub max_balance: Won,
+    /// Milliseconds for which this process may say by itself that a campaign has no coupons left, once Redis has said so; 0:
+    /// it always asks
+    #[arg(long, env = "SOLD_OUT_LEASE_MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=LONGEST_LEASE_MS))]
+    pub sold_out_lease_ms: u64,
     /// Partitions of a new store, fixed from its first start on; a number that an existing store does not have is refused
     /// [default: 1, or what the store has]
     #[arg(long, env = "PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=256))]

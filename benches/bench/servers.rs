@@ -186,6 +186,7 @@ fn engine_config() -> Result<EngineConfig> {
             order_hold_seconds: 24 * 3600,
             max_open_orders_per_user: u32::MAX,
             max_balance: 9_007_199_254_740_991,
+            sold_out_lease_ms: 200,
             partitions: None,
         },
         gateway: GatewayConfig::default(),

@@ -32,12 +32,17 @@ impl CampaignCache {
 }
 
 impl Engine {
-    /// Gives the next coupon of a campaign to a user.
+    /// Gives the next coupon of a campaign to a user. Whoever is certain to be too late is told so without Redis being asked:
+    /// see [`sold_out`](super::sold_out).
     ///
     /// # Errors
     /// [`Error::UserNotFound`]; [`Error::InvalidCoupon`] where the campaign is unknown or not open, or the user holds one;
     /// [`Error::CouponOutOfStock`].
     pub async fn issue_coupon(&self, call: &Call, user: UserId, coupon: CouponId) -> Outcome<IssuedCoupon> {
+        // Under a key the answer may be another one than now: its record's.
+        if call.key.is_none() && self.sold_out.refuses(user, coupon, self.clock.now()) {
+            return Err(Error::CouponOutOfStock);
+        }
         self.store.key_claim(call).await?;
         let far = self.store.home(user.get()) != self.store.home(coupon.get());
         if far {
@@ -45,7 +50,11 @@ impl Engine {
         }
         // Read before the decision: afterwards nothing may fail that the answer needs.
         let terms = self.terms(coupon).await?;
-        let issued = self.store.coupon_issue(self.context(call), user, coupon).await?;
+        let issued = self.store.coupon_issue(self.context(call), user, coupon).await.inspect_err(|error| {
+            if let (Error::CouponOutOfStock, Some(terms)) = (error, &terms) {
+                self.sold_out.told(user, terms);
+            }
+        })?;
         if far {
             // If this fails the coupon is issued all the same, and the relay grants it.
             self.store.coupon_grant(self.context(call), user, coupon, issued.value).await?;

@@ -19,11 +19,12 @@ mod orders;
 mod payments;
 mod products;
 pub mod retired;
+pub mod sold_out;
 pub mod startup;
 mod sweeper;
 mod vigil;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::NaiveDate;
 use chrono_tz::Tz;
@@ -61,6 +62,7 @@ pub struct Engine {
     orders_seq: ids::Sequence,
     payments_seq: ids::Sequence,
     campaigns: coupons::CampaignCache,
+    sold_out: Arc<sold_out::SoldOut>,
     popular: products::PopularCache,
     durability: vigil::Durability,
 }
@@ -75,6 +77,7 @@ impl Engine {
         gateway: &GatewayConfig,
         durability: &DurabilityConfig,
     ) -> Self {
+        let sold_out = sold_out::SoldOut::new(store.clone(), clock.clone(), shop.sold_out_lease_ms);
         Engine {
             store,
             db,
@@ -90,6 +93,7 @@ impl Engine {
             orders_seq: ids::Sequence::new("order"),
             payments_seq: ids::Sequence::new("payment"),
             campaigns: coupons::CampaignCache::default(),
+            sold_out: Arc::new(sold_out),
             popular: products::PopularCache::default(),
             durability: vigil::Durability::new(durability.ack, durability.max_backlog),
         }
@@ -103,6 +107,11 @@ impl Engine {
     /// The engine's clock.
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// What this process says by itself, without asking Redis.
+    pub fn sold_out(&self) -> &sold_out::SoldOut {
+        &self.sold_out
     }
 
     fn today(&self) -> NaiveDate {

@@ -5,7 +5,10 @@
 //! nothing is created twice.
 
 use super::*;
-use crate::store::{decisions::UserBatch, keys::Partition};
+use crate::store::{
+    decisions::{Reopening, UserBatch},
+    keys::Partition,
+};
 
 /// Users created by one script: some hundred microseconds of Redis's time.
 const USERS_AT_ONCE: i64 = 250;
@@ -13,6 +16,8 @@ const USERS_AT_ONCE: i64 = 250;
 const MOST_WITHHELD: u64 = 1000;
 /// How often a product's change is tried when its category changes under our eyes.
 const UPDATE_ATTEMPTS: usize = 5;
+/// How often a release is announced when another one comes in between.
+const RELEASE_ATTEMPTS: usize = 5;
 
 impl Engine {
     /// Creates a user.
@@ -135,13 +140,25 @@ impl Engine {
         self.store.stock_release(self.context(call), product, units).await
     }
 
-    /// Lets coupons be issued again that a rebuild kept back: how many it still keeps.
+    /// Lets coupons be issued again that a rebuild kept back: how many it still keeps. Takes a good second: see
+    /// [`sold_out`](super::sold_out).
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`]; [`Error::InsufficientStock`] where it keeps less.
+    /// [`Error::CampaignNotFound`]; [`Error::InsufficientStock`] where it keeps less; [`Error::InProgress`] where others release
+    /// coupons of the same campaign all the while.
     pub async fn release_coupons(&self, call: &Call, coupon: CouponId, count: i64) -> Outcome<i64> {
         self.store.key_claim(call).await?;
-        self.store.coupon_release(self.context(call), coupon, count).await
+        for _ in 0..RELEASE_ATTEMPTS {
+            let announcement = match self.store.coupon_reopen(self.context(call), coupon, count).await? {
+                Reopening::Announced(announcement) => announcement,
+                Reopening::Released(before) => return Ok(before),
+            };
+            self.clock.pass(sold_out::OUTLIVED).await;
+            if let Some(released) = self.store.coupon_release(self.context(call), coupon, count, &announcement).await? {
+                return Ok(released);
+            }
+        }
+        Err(Error::InProgress)
     }
 
     /// Releases all that a rebuild keeps, or as much of it as is released at once: what is left. Repeating it goes on.
@@ -158,8 +175,21 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
+        // All are announced first, so that one wait does for all.
+        let mut announced = Vec::with_capacity(withheld.coupons.len());
         for (coupon, count) in withheld.coupons {
-            match self.release_coupons(&call, coupon, count).await {
+            match self.store.coupon_reopen(self.context(&call), coupon, count).await {
+                Ok(Reopening::Announced(announcement)) => announced.push((coupon, count, announcement)),
+                Ok(Reopening::Released(_)) | Err(Error::InsufficientStock) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !announced.is_empty() {
+            self.clock.pass(sold_out::OUTLIVED).await;
+        }
+        for (coupon, count, announcement) in announced {
+            match self.store.coupon_release(self.context(&call), coupon, count, &announcement).await {
+                // `None`, too, is another operator who was at it.
                 Ok(_) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),
             }

@@ -4,7 +4,15 @@
 //! bounds: ids are 1 to 2^53−1, money is a whole number of won from 0 to 2^53−1 (exact in Lua's and JavaScript's
 //! numbers).
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, NaiveDate, SubsecRound, Utc};
 use chrono_tz::Tz;
@@ -240,33 +248,58 @@ impl Discount {
     }
 }
 
-/// Where the time comes from: the system's clock, or one that a test sets.
+/// Where the time comes from: the system's clocks, or ones that a test sets.
 #[derive(Clone, Debug, Default)]
-pub struct Clock(Option<std::sync::Arc<std::sync::atomic::AtomicI64>>);
+pub struct Clock(Option<Arc<Standing>>);
+
+#[derive(Debug)]
+struct Standing {
+    now_ms: AtomicI64,
+    uptime_us: AtomicU64,
+}
 
 impl Clock {
-    /// The system's clock.
+    /// The system's clocks.
     pub fn system() -> Self {
         Clock(None)
     }
 
     /// A clock that stands at `at` until it is advanced; its clones share the time.
     pub fn standing(at: Millis) -> Self {
-        Clock(Some(std::sync::Arc::new(at.0.into())))
+        Clock(Some(Arc::new(Standing { now_ms: at.0.into(), uptime_us: AtomicU64::default() })))
     }
 
     /// The time.
     pub fn now(&self) -> Millis {
         match &self.0 {
-            Some(standing) => Millis(standing.load(std::sync::atomic::Ordering::SeqCst)),
+            Some(standing) => Millis(standing.now_ms.load(Ordering::SeqCst)),
             None => Utc::now().into(),
+        }
+    }
+
+    /// Microseconds since some moment of this process: for durations, since nobody sets this one.
+    pub fn uptime_us(&self) -> u64 {
+        static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        match &self.0 {
+            Some(standing) => standing.uptime_us.load(Ordering::SeqCst),
+            // Half a million years.
+            None => ORIGIN.elapsed().as_micros() as u64,
+        }
+    }
+
+    /// Lets so much time go by; with a standing clock it is gone at once, and only its uptime shows it.
+    pub async fn pass(&self, time: Duration) {
+        match &self.0 {
+            Some(standing) => drop(standing.uptime_us.fetch_add(time.as_micros() as u64, Ordering::SeqCst)),
+            None => tokio::time::sleep(time).await,
         }
     }
 
     /// Moves a standing clock on; the system's goes by itself.
     pub fn advance(&self, milliseconds: i64) {
         if let Some(standing) = &self.0 {
-            standing.fetch_add(milliseconds, std::sync::atomic::Ordering::SeqCst);
+            standing.now_ms.fetch_add(milliseconds, Ordering::SeqCst);
+            standing.uptime_us.fetch_add(milliseconds.max(0) as u64 * 1000, Ordering::SeqCst);
         }
     }
 }

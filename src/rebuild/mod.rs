@@ -30,7 +30,7 @@ use chrono_tz::Tz;
 
 use crate::{
     db::{self, identity, snapshot::Snapshot},
-    domain::types::Clock,
+    domain::{sold_out::OUTLIVED, types::Clock},
     projector::Projector,
     store::{Identity, Position, Store, bulk::Books, bulk::Bulk, keys::Partition, retire::Keep},
 };
@@ -274,6 +274,7 @@ impl Rebuild {
         for (found, position) in found.iter().zip(&positions) {
             self.store.mark_rebuilding(found.here, identity, *position, REASON).await?;
         }
+        let marked_us = self.clock.uptime_us();
         self.store.empty().await?;
         self.projector.rewind().await?;
 
@@ -294,6 +295,9 @@ impl Rebuild {
         summary.rows = progress.done();
 
         self.catch_up().await?;
+        // Nobody may still go by what was sold out in the epoch before.
+        let since = Duration::from_micros(self.clock.uptime_us() - marked_us);
+        self.clock.pass(OUTLIVED.saturating_sub(since)).await;
         for here in self.store.all() {
             self.store.reopen(here).await?;
         }

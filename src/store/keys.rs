@@ -52,7 +52,8 @@ impl Keys {
     }
 
     /// hash: `code type amount total issued opens_at closes_at expires_at`, and where a rebuild keeps some
-    /// back `withheld`, and `skipped`: how many places of the order of arrival are not given out.
+    /// back `withheld`, and `skipped`: how many places of the order of arrival are not given out; `reopening` while some of
+    /// these are about to be released.
     pub fn campaign(self, id: CouponId) -> String {
         self.key(format_args!("coupon:{id}"))
     }

@@ -1,7 +1,9 @@
 //! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
 //!
 //! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua;
-//! - [`merge`] decides concurrent requests together; [`decisions`] is one typed function per script; [`reads`] are the reads, each one round trip, and [`records`] what they read;
+//! - [`merge`] decides concurrent requests together; [`decisions`] is one typed function per script;
+//! - [`reads`] are the reads, each one round trip, and [`records`] what they read; `sold_out` are those by which a process
+//!   refuses coupons without asking;
 //! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
 //! - [`retire`] lets go what is over and in Postgres;
@@ -22,6 +24,7 @@ pub mod records;
 pub mod retire;
 pub mod scripts;
 mod settings;
+mod sold_out;
 mod topology;
 pub mod vigil;
 pub mod watermarks;

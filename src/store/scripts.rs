@@ -58,6 +58,7 @@ scripts! {
     KEY_CLAIM = "key_claim";
     STOCK_RELEASE = "stock_release";
     COUPON_RELEASE = "coupon_release";
+    COUPON_REOPEN = "coupon_reopen";
     BOOKS_FREEZE = "books_freeze";
     HISTORY_TAIL = "history_tail";
 }

@@ -51,4 +51,5 @@ mod scripts_numbers;
 mod scripts_redis;
 mod scripts_rules;
 mod smoke;
+mod sold_out;
 mod startup;

@@ -620,8 +620,22 @@ async fn what_a_rebuild_kept_back_is_released() {
     assert!(matches!(&event.body, Body::StockReleased { units: 5, .. }), "{event:?}");
     let mut coupons = bench.begin(&scripts::COUPON_RELEASE, keys);
     coupons.keys.push(campaign_key(keys, 1));
-    coupons.args.extend(strings([&1, &1]));
+    coupons.args.extend(strings([&1, &1, &"mine"]));
     bench.needs_open_books(&coupons).await;
+    // Not before it was announced.
+    bench.leaves_all("NOT_REOPENING", &coupons).await;
+    let mut announce = bench.begin(&scripts::COUPON_REOPEN, keys);
+    announce.keys.push(campaign_key(keys, 1));
+    announce.args.extend(strings([&"mine", &1]));
+    bench.needs_open_books(&announce).await;
+    bench.needs_its_own_key(&announce, true).await;
+    bench.leaves_all("INSUFFICIENT_STOCK", &announce.with(6, 5)).await;
+    let mut nowhere = announce.clone();
+    nowhere.keys[3] = campaign_key(keys, 2);
+    bench.leaves_all("UNKNOWN_CAMPAIGN", &nowhere).await;
+    assert_eq!(bench.run(&announce).await, ["REOPENING", "mine"]);
+    assert_eq!(bench.run(&announce.with(5, "another")).await, ["REOPENING", "mine"], "the first one stands");
+    bench.leaves_all("NOT_REOPENING", &coupons.with(7, "another")).await;
     bench.needs_its_own_key(&coupons, true).await;
     let mut unknown = coupons.clone();
     unknown.keys[3] = campaign_key(keys, 2);
@@ -630,9 +644,12 @@ async fn what_a_rebuild_kept_back_is_released() {
     let (reply, event) = bench.decides_once("COUPONS_RELEASED", &coupons).await;
     assert_eq!(reply[3], "3");
     assert!(matches!(&event.body, Body::CouponsReleased { count: 1, .. }), "{event:?}");
+    let record = event.record.as_ref().unwrap();
+    bench.leaves_all("REPLAYED", &announce.keyed(&record.digest, "mine")).await;
+    bench.leaves_all("NOT_REOPENING", &coupons).await;
     bench.decides("ISSUED", &bench.coupon_issue(1, 2)).await;
     bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 3)).await;
-    bench.covers(&[&scripts::STOCK_RELEASE, &scripts::COUPON_RELEASE]);
+    bench.covers(&[&scripts::STOCK_RELEASE, &scripts::COUPON_RELEASE, &scripts::COUPON_REOPEN]);
     bench.finish().await;
 }
 

@@ -11,7 +11,7 @@ const READS: [&str; 10] =
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 22] = [
+const EFFECTS: [(&str, &[&str]); 23] = [
     ("balance_charge", &["CHARGED"]),
     ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
@@ -19,6 +19,7 @@ const EFFECTS: [(&str, &[&str]); 22] = [
     ("coupon_issue", &["ISSUED"]),
     ("ids_reserve", &["RESERVED", "TAKEN"]),
     ("coupon_release", &["COUPONS_RELEASED"]),
+    ("coupon_reopen", &["REOPENING"]),
     ("key_claim", &["CLAIMED"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),

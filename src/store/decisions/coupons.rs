@@ -24,6 +24,15 @@ pub struct Issued {
     pub issued_at: Millis,
 }
 
+/// What comes before a release.
+#[derive(Clone, Debug)]
+pub enum Reopening {
+    /// It is announced, under this token.
+    Announced(String),
+    /// It was done before, under this idempotency key: how many coupons were then still kept back.
+    Released(Reply<i64>),
+}
+
 /// Whether a thing was created, or was there already (and was left as it is).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
@@ -109,16 +118,51 @@ impl Store {
         }
     }
 
-    /// `coupon_release.lua`: how many coupons are still kept back.
+    /// `coupon_reopen.lua`: the announcement that [`Store::coupon_release`] may follow, once nobody refuses this campaign by
+    /// himself any more.
     ///
     /// # Errors
     /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
-    pub async fn coupon_release(&self, context: Context<'_>, id: CouponId, count: i64) -> Result<Reply<i64>, Error> {
+    pub async fn coupon_reopen(&self, context: Context<'_>, id: CouponId, count: i64) -> Result<Reopening, Error> {
         let here = self.home(id.get());
-        let call = context.begin(&scripts::COUPON_RELEASE, here).key(Keys(here).campaign(id)).arg(id.get()).arg(count);
+        let call = context
+            .begin(&scripts::COUPON_REOPEN, here)
+            .key(Keys(here).campaign(id))
+            .arg(uuid::Uuid::new_v4().simple().to_string())
+            .arg(count);
         let answer = self.call(here, &call).await?;
         match answer.word.as_str() {
-            "COUPONS_RELEASED" => Ok(answer.reply(answer.get(2)?)),
+            "REOPENING" => Ok(Reopening::Announced(answer.get(0)?)),
+            "COUPONS_RELEASED" => Ok(Reopening::Released(answer.reply(answer.get(2)?))),
+            "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
+            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// `coupon_release.lua`: how many coupons are still kept back; `None` where the announcement no longer stands, and nothing
+    /// was changed.
+    ///
+    /// # Errors
+    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
+    pub async fn coupon_release(
+        &self,
+        context: Context<'_>,
+        id: CouponId,
+        count: i64,
+        announcement: &str,
+    ) -> Result<Option<Reply<i64>>, Error> {
+        let here = self.home(id.get());
+        let call = context
+            .begin(&scripts::COUPON_RELEASE, here)
+            .key(Keys(here).campaign(id))
+            .arg(id.get())
+            .arg(count)
+            .arg(announcement);
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "COUPONS_RELEASED" => Ok(Some(answer.reply(answer.get(2)?))),
+            "NOT_REOPENING" => Ok(None),
             "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
             "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
             _ => Err(answer.unknown()),
