@@ -183,7 +183,8 @@ fn memory(sizes: &[Size], report: &mut Report, targets: &mut Targets) {
         let bytes: Vec<Option<f64>> = sizes.iter().map(|size| size.bytes[at]).collect();
         let mut line = vec![(*thing).to_owned()];
         line.extend(bytes.iter().map(|bytes| bytes.map_or_else(|| "–".to_owned(), |bytes| format!("{bytes:.0}"))));
-        line.extend(verdict(sizes, &bytes));
+        let rounds: Vec<Vec<f64>> = bytes.iter().map(|bytes| bytes.iter().copied().collect()).collect();
+        line.extend(verdict(sizes, &rounds));
         lines.push(line);
         let most = sizes.iter().zip(&bytes).filter_map(|(size, bytes)| Some((size.size, (*bytes)?)));
         if let Some((size, most)) = most.max_by(|a, b| a.1.total_cmp(&b.1)) {
@@ -208,18 +209,22 @@ fn cpu(sizes: &[Size], report: &mut Report) {
         if kind.starts_with("floor") {
             floor = at;
         }
-        let costs: Vec<Option<f64>> = sizes
+        // The cost by that of the floor, round by round, at each size.
+        let costs: Vec<Vec<f64>> = sizes
             .iter()
             .map(|size| {
                 let cost = |measured: &Measured| measured.per_request(Cpu::servers);
-                let rounds = size.rounds[at].iter().zip(&size.rounds[floor]);
-                Some(median(rounds.map(|(round, floor)| cost(round) / cost(floor))))
+                size.rounds[at]
+                    .iter()
+                    .zip(&size.rounds[floor])
+                    .map(|(round, floor)| cost(round) / cost(floor))
+                    .collect()
             })
             .collect();
         let mut line = vec![(*kind).to_owned()];
-        for (size, cost) in sizes.iter().zip(&costs) {
+        for (size, costs) in sizes.iter().zip(&costs) {
             let us = median(size.rounds[at].iter().map(|round| round.per_request(Cpu::servers)));
-            line.push(cost.map_or_else(|| "–".to_owned(), |cost| format!("{cost:.2} ({us:.0})")));
+            line.push(format!("{:.2} ({us:.0})", median(costs.iter().copied())));
         }
         line.extend(verdict(sizes, &costs));
         lines.push(line);
@@ -227,17 +232,23 @@ fn cpu(sizes: &[Size], report: &mut Report) {
     grown("cost of", sizes, &lines, report);
 }
 
-/// The largest size's cost by the smallest's, and whether that is no more than the logarithms'.
-fn verdict(sizes: &[Size], costs: &[Option<f64>]) -> [String; 2] {
+/// The largest size's cost by the smallest's, and whether that is no more than the logarithms'. Only where the cheapest round at
+/// the largest size is too dear for the dearest at the smallest is it sure that it is more.
+fn verdict(sizes: &[Size], costs: &[Vec<f64>]) -> [String; 2] {
     let (Some(first), Some(last)) = (sizes.first(), sizes.last()) else { return Default::default() };
-    let (Some(Some(small)), Some(Some(large))) = (costs.first(), costs.last()) else {
+    let (Some(small), Some(large)) = (costs.first(), costs.last()) else { return Default::default() };
+    if small.is_empty() || large.is_empty() {
         return ["–".to_owned(), "–".to_owned()];
-    };
-    let (ratio, bound) = (large / small, (last.size as f64).ln() / (first.size as f64).ln());
+    }
+    let bound = (last.size as f64).ln() / (first.size as f64).ln();
+    let ratio = median(large.iter().copied()) / median(small.iter().copied());
+    let least = large.iter().copied().fold(f64::MAX, f64::min) / small.iter().copied().fold(f64::MIN, f64::max);
     let said = if first.size == last.size {
         "one size only".to_owned()
     } else if ratio <= bound {
         format!("no faster than log (≤ {bound:.2})")
+    } else if least <= bound {
+        format!("perhaps faster than log (> {bound:.2}): within the noise")
     } else {
         format!("**faster than log** (> {bound:.2})")
     };

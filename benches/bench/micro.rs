@@ -92,9 +92,11 @@ fn count(servers: &Servers, program: &Path, report: &mut Report) -> Result<()> {
     }
     let dir = firstcome::dev::ScratchDir::new()?;
     let mut counted = Command::new("valgrind");
-    // Counts within `counted_iterations` alone, and writes down what it came to each time that it returns.
+    // Counts within `counted_iterations` alone, and writes down what it came to each time that it returns. (Of one name or pattern
+    // callgrind heeds the last option alone: hence one of each.)
     counted
-        .args(["--tool=callgrind", "--toggle-collect=*counted_iterations*", "--dump-after=*counted_iterations*"])
+        .args(["--tool=callgrind", "--toggle-collect=*counted_iterations*"])
+        .arg(concat!("--dump-after=", module_path!(), "::counted_iterations"))
         .arg(format!("--callgrind-out-file={}", dir.path().join("out").display()))
         .arg(program)
         .args([MICRO, COUNTED]);
