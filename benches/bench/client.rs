@@ -15,14 +15,17 @@ use tokio::{
     net::TcpStream,
 };
 
+/// Writes the request of a number.
+pub type Write<'a> = Box<dyn Fn(u64, &mut Vec<u8>) + 'a>;
+/// Gets the number of a request and its reply's body.
+pub type Look<'a> = Box<dyn Fn(u64, &[u8]) + 'a>;
+
 /// What one kind of request is, and what has to come back.
 pub struct Load<'a> {
-    /// Writes the `n`-th request.
-    pub request: Box<dyn Fn(u64, &mut Vec<u8>) + 'a>,
+    pub request: Write<'a>,
     /// The status that every reply must have.
     pub status: u16,
-    /// Gets the number of the request and its reply's body.
-    pub body: Option<Box<dyn Fn(u64, &[u8]) + 'a>>,
+    pub body: Option<Look<'a>>,
 }
 
 /// How a round went.

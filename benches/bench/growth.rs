@@ -54,7 +54,6 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         for _ in 0..count {
             ask(servers, &service, &shop, duration, &mut rounds).await?;
         }
-        eprintln!("growth: {size} done");
         sizes.push(Size { size, bytes, rounds });
     }
     report.heading("Growth");
@@ -87,6 +86,7 @@ async fn grow(servers: &Servers, service: &Process, shop: &mut Shop, size: u64) 
     ensure!(first == shop.users.first + shop.users.count, "the new users' ids do not follow the others'");
     shop.users.count = size;
     let users = shop.users;
+    eprintln!("growth: {size} users");
     let user_bytes = (after - before) / joining as f64;
 
     let campaign = service.campaign(size).await?;
@@ -94,17 +94,20 @@ async fn grow(servers: &Servers, service: &Process, shop: &mut Shop, size: u64) 
     let load = loads::issue(campaign, move |n| users.scattered(n), 200);
     client::run(address, CONNECTIONS, &load, 0..size, Duration::MAX).await?;
     let after = settled(servers).await?;
+    eprintln!("growth: {size} coupons");
     let coupon_bytes = (after - before) / size as f64;
 
     let placed = RefCell::default();
     let load = loads::order(move |n| users.scattered(n), &shop.products, 1, None, Some(&placed));
     client::run(address, CONNECTIONS, &load, 0..size, Duration::MAX).await?;
     let (before, after) = (after, settled(servers).await?);
+    eprintln!("growth: {size} orders");
     let open_bytes = (after - before) / size as f64;
 
     let placed = placed.take();
     client::run(address, CONNECTIONS, &loads::pay(&placed), 0..size, Duration::MAX).await?;
     let after = settled(servers).await?;
+    eprintln!("growth: {size} payments");
     let closed_bytes = (after - before) / size as f64;
 
     let left_bytes =

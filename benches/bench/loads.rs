@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use crate::client::{self, Load};
+use crate::client::{self, Load, Look};
 
 /// What every product costs.
 pub const WON: u64 = 139_000;
@@ -67,7 +67,7 @@ pub fn order<'a>(
         let body = format!("{{\"userId\":{},\"orderProducts\":[{lines}]{coupon}}}", user(n));
         client::send("POST", "/api/v1/orders", &body, request);
     };
-    let body = placed.map(|placed| -> Box<dyn Fn(u64, &[u8]) + 'a> {
+    let body = placed.map(|placed| -> Look<'a> {
         Box::new(move |n, body| {
             if let Some(order) = number(body, "\"orderId\"") {
                 placed.borrow_mut().push((order, user(n)));

@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
 
 use self::{report::Report, servers::Servers, targets::Targets};
@@ -140,36 +140,34 @@ async fn run(options: &Options) -> Result<()> {
         report.text("A quick run: short rounds, few of them, small sizes.");
     }
     burst::raise_limit();
-    // Servers of its own for each section that leaves much behind, or looks at what is there.
-    if options.runs("endpoints") {
-        let servers = Servers::start().await?;
-        endpoints::run(&servers, options, &mut report, &mut targets).await?;
-    }
-    if ["scripts", "everysec", "connections"].iter().any(|section| options.runs(section)) {
-        let servers = Servers::start().await?;
-        if options.runs("scripts") {
-            scripts::run(&servers, options, &mut report, &mut targets).await?;
+    let mut failed = Vec::new();
+    for section in SECTIONS.iter().filter(|section| options.runs(section)) {
+        if let Err(error) = Box::pin(run_section(section, options, &mut report, &mut targets)).await {
+            // What the others measure is still worth having.
+            report.text(&format!("**`{section}` failed**: {error:#}"));
+            failed.push(*section);
         }
-        if options.runs("everysec") {
-            scripts::everysec(&servers, options, &mut report).await?;
-        }
-        if options.runs("connections") {
-            connections::run(&servers, options, &mut report).await?;
-        }
-    }
-    if options.runs("projector") {
-        projector::run(&Servers::start().await?, options, &mut report, &mut targets).await?;
-    }
-    if options.runs("burst") {
-        burst::run(&Servers::start().await?, options, &mut report, &mut targets).await?;
-    }
-    if options.runs("growth") {
-        growth::run(&Servers::start().await?, options, &mut report, &mut targets).await?;
-    }
-    if options.runs("micro") {
-        micro::run(&Servers::start().await?, options, &mut report).await?;
+        eprintln!("{section}: done after {:.0} s", started.elapsed().as_secs_f64());
     }
     targets.table(&mut report);
-    report.text(&format!("Measured in {:.0} minutes.", (started.elapsed().as_secs_f64() / 60.0).ceil()));
-    report.write(&options.output)
+    report.text(&format!("Measured in {:.1} minutes.", started.elapsed().as_secs_f64() / 60.0));
+    report.write(&options.output)?;
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+/// Each on new servers, so that none finds what another has left.
+async fn run_section(section: &str, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
+    let servers = Servers::start().await?;
+    match section {
+        "endpoints" => endpoints::run(&servers, options, report, targets).await,
+        "scripts" => scripts::run(&servers, options, report, targets).await,
+        "everysec" => scripts::everysec(&servers, options, report).await,
+        "connections" => connections::run(&servers, options, report).await,
+        "projector" => projector::run(&servers, options, report, targets).await,
+        "burst" => burst::run(&servers, options, report, targets).await,
+        "growth" => growth::run(&servers, options, report, targets).await,
+        "micro" => micro::run(&servers, options, report).await,
+        other => bail!("there is no section {other}"),
+    }
 }

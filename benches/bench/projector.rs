@@ -21,7 +21,7 @@ use crate::{
 pub const GROWING: f64 = 0.02;
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 /// Backlogs of each kind.
-const BACKLOGS: usize = 3;
+const BACKLOGS: usize = 2;
 
 /// A backlog, made and carried away.
 struct Backlog {
