@@ -52,6 +52,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         ];
         for (load, rounds) in loads.iter().zip(&rounds) {
             servers.drain().await?;
+            servers.tidy().await?;
             tokio::time::sleep(Duration::from_millis(100)).await;
             let all = crowd.ask_at_once(load).await?;
             if round > 0 {

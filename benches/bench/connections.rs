@@ -115,6 +115,7 @@ async fn round(
     rounds: &mut Rounds,
     request: impl AsyncFn(u64) -> Result<()>,
 ) -> Result<()> {
+    servers.tidy().await?;
     aside.begin().await?;
     let (cpu, commands) = (servers.cpu(0).redis, wire(aside).await?);
     let next = Cell::new(0);

@@ -123,6 +123,7 @@ async fn let_closed_leave(_servers: &Servers) -> Result<bool> {
 /// Bytes that Redis uses for what is in it, once everything is in PostgreSQL and out of the outbox.
 async fn settled(servers: &Servers) -> Result<f64> {
     servers.drain().await?;
+    servers.tidy().await?;
     let mut link = servers.redis_link().await?;
     loop {
         let mut length = redis::cmd("XLEN");

@@ -38,6 +38,7 @@ pub async fn measure(
     numbers: Range<u64>,
     duration: Duration,
 ) -> Result<Measured> {
+    servers.tidy().await?;
     let before = servers.cpu(process.pid());
     let round = client::run(process.address, CONNECTIONS, load, numbers, duration).await?;
     let generator = servers.cpu(process.pid()).generator;

@@ -123,6 +123,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
 
     let campaign = service.campaign(users.count).await?;
     servers.drain().await?;
+    servers.tidy().await?;
     let load = loads::issue(campaign, move |n| users.nth(n), 200);
     let all = client::run(service.address, CONNECTIONS, &load, 0..wanted, Duration::MAX).await?;
     let (lag, since) = (servers.lag().await?, Instant::now());
@@ -138,6 +139,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
 
 /// Has a backlog made, starts the projector, and waits until it is gone.
 async fn backlog(servers: &Servers, alone: &Process, make: impl AsyncFn() -> Result<(u64, f64)>) -> Result<Backlog> {
+    servers.tidy().await?;
     let (made, making) = make().await?;
     let projector = servers.process(PROJECT, &[])?;
     let cpu = || (cpu::of(projector.pid()), servers.cpu(alone.pid()));
@@ -201,6 +203,7 @@ async fn sustain(servers: &Servers, service: &Process, users: Users, seconds: f6
         campaigns.push(service.campaign(users.count).await?);
     }
     servers.drain().await?;
+    servers.tidy().await?;
     let campaign = |n: u64| campaigns[((n / users.count) as usize).min(campaigns.len() - 1)];
     let request = move |n: u64, request: &mut Vec<u8>| {
         let body = format!("{{\"couponId\":{},\"userId\":{}}}", campaign(n), users.nth(n));

@@ -123,6 +123,7 @@ async fn http(
 ) -> Result<(f64, f64)> {
     let campaign = service.campaign(USERS).await?;
     let load = loads::issue(campaign, move |n| users.nth(n), 200);
+    servers.tidy().await?;
     let before = servers.cpu(service.pid());
     let round = client::run(service.address, connections, &load, 0..USERS, duration).await?;
     let cpu = servers.cpu(service.pid()) - before;
@@ -138,6 +139,7 @@ async fn benchmark(
     pipeline: usize,
     calls: u64,
 ) -> Result<(f64, f64)> {
+    servers.tidy().await?;
     let before = servers.cpu(0).redis;
     let mut command = tokio::process::Command::new(program);
     command.arg("-s").arg(servers.redis.socket_path());
@@ -180,6 +182,7 @@ pub async fn everysec(servers: &Servers, options: &Options, report: &mut Report)
             let order = loads::order(move |n| users.nth(turn + n), &products, 1, None, None);
             for (kind, load, numbers) in [(0, &issue, 0..USERS), (1, &order, 0..u64::MAX)] {
                 servers.drain().await?;
+                servers.tidy().await?;
                 let round_of = client::run(service.address, CONNECTIONS, load, numbers, options.round()).await?;
                 if round > 0 {
                     rates[kind][at].push(round_of.rate());

@@ -78,7 +78,10 @@ impl Process {
 impl Servers {
     pub async fn start() -> Result<Self> {
         let dir = ScratchDir::new()?;
-        let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await?;
+        let mut config = dev::RedisConfig::new(dir.path().join("redis"));
+        // Never in the middle of a round, which would be charged with it: see `tidy`.
+        config.extra_args = vec!["--auto-aof-rewrite-percentage".to_owned(), "0".to_owned()];
+        let redis = RedisServer::start(config).await?;
         let postgres = PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await?;
         let admin = postgres_config(postgres.url("postgres"));
         for database in ["firstcome", "peer"] {
@@ -143,6 +146,20 @@ impl Servers {
             ensure!(since.elapsed() < Duration::from_secs(120), "the projection stands still, {lag} behind");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Has Redis write its append-only file anew where it would have done so by itself: when it has doubled.
+    pub async fn tidy(&self) -> Result<()> {
+        let (size, base) = (self.redis_info("aof_current_size").await?, self.redis_info("aof_base_size").await?);
+        if size < 64.0 * 1024.0 * 1024.0 || size < 2.0 * base {
+            return Ok(());
+        }
+        redis::cmd("BGREWRITEAOF").exec_async(&mut self.redis_link().await?).await?;
+        while self.redis_info("aof_rewrite_in_progress").await? + self.redis_info("aof_rewrite_scheduled").await? > 0.0
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// One number of Redis's own report.
