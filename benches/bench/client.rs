@@ -15,14 +15,17 @@ use tokio::{
     net::TcpStream,
 };
 
+/// Writes the request of a number.
+pub type Write<'a> = Box<dyn Fn(u64, &mut Vec<u8>) + 'a>;
+/// Gets the number of a request and its reply's body.
+pub type Look<'a> = Box<dyn Fn(u64, &[u8]) + 'a>;
+
 /// What one kind of request is, and what has to come back.
 pub struct Load<'a> {
-    /// Writes the `n`-th request.
-    pub request: Box<dyn Fn(u64, &mut Vec<u8>) + 'a>,
+    pub request: Write<'a>,
     /// The status that every reply must have.
     pub status: u16,
-    /// Gets the number of the request and its reply's body.
-    pub body: Option<Box<dyn Fn(u64, &[u8]) + 'a>>,
+    pub body: Option<Look<'a>>,
 }
 
 /// How a round went.
@@ -90,6 +93,21 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Whether the reply is what the load expects.
+    fn check(&self, load: &Load<'_>, number: u64, status: u16, body: usize) -> Result<()> {
+        if status != load.status {
+            let (request, reply) = (&self.request, &self.reply[body..]);
+            let (request, reply) = (String::from_utf8_lossy(request), String::from_utf8_lossy(reply));
+            bail!("{status} instead of {}: {reply} to {request}", load.status);
+        }
+        if let Some(look) = &load.body {
+            look(number, &self.reply[body..]);
+        }
+        Ok(())
+    }
+}
+
 /// Status, start and end of the body, once the head is there.
 fn parse(reply: &[u8]) -> Result<Option<(u16, usize, usize)>> {
     let Some(head) = reply.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Ok(None) };
@@ -121,14 +139,7 @@ pub async fn run(
             let sent = Instant::now();
             let (status, body) = connection.ask().await?;
             latencies.push(sent.elapsed().as_micros() as u32);
-            if status != load.status {
-                let (request, reply) = (&connection.request, &connection.reply[body..]);
-                let (request, reply) = (String::from_utf8_lossy(request), String::from_utf8_lossy(reply));
-                bail!("{status} instead of {}: {reply} to {request}", load.status);
-            }
-            if let Some(look) = &load.body {
-                look(number, &connection.reply[body..]);
-            }
+            connection.check(load, number, status, body)?;
         }
         Ok(latencies)
     }))
@@ -139,21 +150,56 @@ pub async fn run(
     Ok(Round { requests: latencies.len() as u64, seconds, latencies })
 }
 
-/// All connections are there before the first request, and then all requests at once, one each.
-pub async fn burst(address: SocketAddr, connections: usize, load: &Load<'_>) -> Result<Round> {
-    run(address, connections, load, 0..connections as u64, Duration::MAX).await
+/// Connections that are all there before the first request, and are kept.
+pub struct Crowd(Vec<Connection>);
+
+impl Crowd {
+    /// Opens them, no more at a time than a listener lets wait.
+    pub async fn gather(address: SocketAddr, people: usize) -> Result<Self> {
+        let mut crowd = Vec::with_capacity(people);
+        while crowd.len() < people {
+            let some = (people - crowd.len()).min(500);
+            crowd.extend(try_join_all((0..some).map(|_| Connection::open(address))).await?);
+        }
+        Ok(Crowd(crowd))
+    }
+
+    /// One request on each, all at once.
+    pub async fn ask_at_once(&mut self, load: &Load<'_>) -> Result<Round> {
+        for (number, connection) in self.0.iter_mut().enumerate() {
+            connection.request.clear();
+            (load.request)(number as u64, &mut connection.request);
+        }
+        let started = Instant::now();
+        let mut latencies: Vec<u32> = try_join_all(self.0.iter_mut().enumerate().map(async |(number, connection)| {
+            let sent = Instant::now();
+            let (status, body) = connection.ask().await?;
+            let latency = sent.elapsed().as_micros() as u32;
+            connection.check(load, number as u64, status, body)?;
+            anyhow::Ok(latency)
+        }))
+        .await?;
+        let seconds = started.elapsed().as_secs_f64();
+        latencies.sort_unstable();
+        Ok(Round { requests: latencies.len() as u64, seconds, latencies })
+    }
+}
+
+/// A request of the operators.
+pub fn write_operation(request: &mut Vec<u8>, token: &str, method: &str, path: &str, body: &str) {
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    request.extend_from_slice(head.as_bytes());
 }
 
 /// One request of the operators.
 pub async fn operate(address: SocketAddr, token: &str, method: &str, path: &str, body: &Value) -> Result<Value> {
     let mut connection = Connection::open(address).await?;
     let body = if body.is_null() { String::new() } else { body.to_string() };
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    connection.request.extend_from_slice(head.as_bytes());
+    write_operation(&mut connection.request, token, method, path, &body);
     let (status, start) = connection.ask().await?;
     let reply = String::from_utf8_lossy(&connection.reply[start..]);
     if !(200..300).contains(&status) {

@@ -1,154 +1,145 @@
 //! One connection per request, taken from a pool, against a few shared multiplexed ones: the measurement behind
 //! `store::lanes` (see docs/decisions.md).
 //!
-//! Both send the same script call (a balance charge, durable) to the same private Redis, in alternation, from the same
-//! number of concurrent tasks. Reported per setting: requests per second, Redis CPU and commands per request, and the ratio
-//! of the two rates in the same round, which is what counts on a machine that is not quiet.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+//! Both send the same script call (a coupon issue, durable) to the same Redis, in alternation, from the same number of
+//! concurrent tasks. Told per setting: requests per second, Redis's CPU and commands per request, and the ratio of the two
+//! rates in the same round.
 
-use std::time::{Duration, Instant};
-
-use firstcome::{
-    config::{RedisConfig, Secret},
-    dev::{self, RedisServer, ScratchDir},
-    domain::{Call, MAX_SAFE_INTEGER, Millis, UserId},
-    store::{
-        Identity, Store,
-        decisions::{Context, UserBatch},
-        keys::{Keys, Partition},
-        scripts,
-    },
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
 };
-use futures_util::future::join_all;
 
-const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_secs(2);
-const USERS: i64 = 1000;
+use anyhow::Result;
+use futures_util::future::try_join_all;
+
+use crate::{
+    Options,
+    calls::{Aside, DATABASE},
+    report::{Report, median, spread},
+    servers::Servers,
+};
+
+const CONCURRENT: &[usize] = &[1, 8, 64, 512];
+/// As many as `REDIS_LANES` by default.
+const LANES: usize = 4;
 const POOL: usize = 64;
+/// Nothing here needs longer.
+const LONGEST_ROUND: Duration = Duration::from_secs(1);
 
-#[tokio::main]
-async fn main() {
-    // `cargo bench` passes `--bench`; `cargo test --benches` runs it too, and gets nothing to wait for.
-    if !std::env::args().any(|arg| arg == "--bench") {
-        return;
-    }
-    let dir = ScratchDir::new().unwrap();
-    let mut redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
-    let config = RedisConfig {
-        redis_url: Secret::new(redis.url()),
-        redis_lanes: 4,
-        redis_timeout_ms: 60_000,
-        allow_unsafe_redis: false,
-    };
-    let store = Store::connect(&config).await.unwrap();
-    store.initialise(&Identity { store: "bench".into(), partitions: 1, epoch: 1 }).await.unwrap();
-    let call = Call::default();
-    let context = Context { now: Millis(1), call: &call };
-    let batch =
-        UserBatch { first: UserId::new(1).unwrap(), step: 1, count: USERS, name: "user-", prefixed: true, balance: 0 };
-    store.users_create(context, Partition(0), &batch).await.unwrap();
-    let pool = deadpool_redis::Config::from_url(redis.url())
-        .builder()
-        .unwrap()
-        .max_size(POOL)
-        .runtime(deadpool_redis::Runtime::Tokio1)
-        .build()
-        .unwrap();
-    let hash = redis::Script::new(&scripts::BALANCE_CHARGE.source()).get_hash().to_owned();
-    store.balance_charge(context, UserId::new(1).unwrap(), 1, MAX_SAFE_INTEGER).await.unwrap();
-
-    println!(
-        "| concurrent | lanes/s | pool/s | lanes ÷ pool | Redis µs/request lanes, pool | commands/request lanes, pool |"
-    );
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: |");
-    for concurrent in [1, 8, 64, 512] {
-        let (mut lanes, mut pooled) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            lanes.push(
-                round(&redis, concurrent, async |user| {
-                    store.balance_charge(context, user, 1, MAX_SAFE_INTEGER).await.unwrap();
-                })
-                .await,
-            );
-            pooled.push(
-                round(&redis, concurrent, async |user| {
-                    let keys = Keys(Partition(0));
-                    let mut link = pool.get().await.unwrap();
-                    let mut command = redis::cmd("EVALSHA");
-                    command
-                        .arg(&hash)
-                        .arg(4)
-                        .arg(keys.meta())
-                        .arg(keys.outbox())
-                        .arg(keys.record(""))
-                        .arg(keys.user(user));
-                    command.arg(1).arg("").arg(1).arg("").arg(user.get()).arg(1).arg(MAX_SAFE_INTEGER);
-                    command.query_async::<redis::Value>(&mut link).await.unwrap();
-                })
-                .await,
-            );
-        }
-        let median = |rounds: &[Round], of: fn(&Round) -> f64| {
-            let mut values: Vec<f64> = rounds.iter().map(of).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
-        let mut ratios: Vec<f64> = lanes.iter().zip(&pooled).map(|(a, b)| a.rate / b.rate).collect();
-        ratios.sort_by(f64::total_cmp);
-        println!(
-            "| {concurrent} | {:.0} | {:.0} | {:.2} ({:.2}–{:.2}) | {:.1}, {:.1} | {:.2}, {:.2} |",
-            median(&lanes, |r| r.rate),
-            median(&pooled, |r| r.rate),
-            ratios[ROUNDS / 2],
-            ratios[0],
-            ratios[ROUNDS - 1],
-            median(&lanes, |r| r.cpu_us),
-            median(&pooled, |r| r.cpu_us),
-            median(&lanes, |r| r.commands),
-            median(&pooled, |r| r.commands),
-        );
-    }
-    redis.kill().await.unwrap();
+#[derive(Default)]
+struct Rounds {
+    rates: Vec<f64>,
+    redis_us: Vec<f64>,
+    commands: Vec<f64>,
 }
 
-struct Round {
-    rate: f64,
-    cpu_us: f64,
-    commands: f64,
+pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> Result<()> {
+    let (mut aside, call) = Aside::open(servers).await?;
+    let mut lanes = Vec::new();
+    for _ in 0..LANES {
+        lanes.push(Aside::open(servers).await?.0.link);
+    }
+    let url = servers.redis.url();
+    let pool =
+        deadpool_redis::Config::from_url(format!("{url}{}db={DATABASE}", if url.contains('?') { '&' } else { '?' }))
+            .builder()?
+            .max_size(POOL)
+            .runtime(deadpool_redis::Runtime::Tokio1)
+            .build()?;
+    let mut lines = Vec::new();
+    for concurrent in CONCURRENT {
+        let (mut shared, mut pooled) = (Rounds::default(), Rounds::default());
+        for measured in 0..=options.rounds() {
+            let mut one = Rounds::default();
+            let over_lanes = async |user: u64| -> Result<()> {
+                let mut link = lanes[user as usize % LANES].clone();
+                Ok(call.command(user).exec_async(&mut link).await?)
+            };
+            round(servers, &mut aside, options, *concurrent, &mut one, over_lanes).await?;
+            let mut other = Rounds::default();
+            let over_pool = async |user: u64| -> Result<()> {
+                let mut link = pool.get().await?;
+                Ok(call.command(user).exec_async(&mut link).await?)
+            };
+            round(servers, &mut aside, options, *concurrent, &mut other, over_pool).await?;
+            if measured > 0 {
+                shared.take(one);
+                pooled.take(other);
+            }
+        }
+        let ratios: Vec<f64> = shared.rates.iter().zip(&pooled.rates).map(|(a, b)| a / b).collect();
+        let middle = |of: &[f64]| median(of.iter().copied());
+        lines.push(vec![
+            concurrent.to_string(),
+            format!("{:.0}", middle(&shared.rates)),
+            format!("{:.0}", middle(&pooled.rates)),
+            spread(&ratios),
+            format!("{:.1}, {:.1}", middle(&shared.redis_us), middle(&pooled.redis_us)),
+            format!("{:.2}, {:.2}", middle(&shared.commands), middle(&pooled.commands)),
+        ]);
+    }
+    report.heading("Connections: lanes and a pool");
+    report.text(&format!(
+        "The same durable script call over {LANES} shared multiplexed connections (\"lanes\") and over one connection per request \
+         from a pool of {POOL} (deadpool-redis, which sends `UNWATCH` and `PING` at each checkout). All clients share one thread."
+    ));
+    report.table(
+        &[
+            "concurrent",
+            "lanes/s",
+            "pool/s",
+            "lanes ÷ pool",
+            "Redis µs/request lanes, pool",
+            "commands/request lanes, pool",
+        ],
+        &lines,
+    );
+    Ok(())
+}
+
+impl Rounds {
+    fn take(&mut self, other: Rounds) {
+        self.rates.extend(other.rates);
+        self.redis_us.extend(other.redis_us);
+        self.commands.extend(other.commands);
+    }
 }
 
 /// Runs `request` from `concurrent` tasks for a round.
-async fn round(redis: &RedisServer, concurrent: usize, request: impl AsyncFn(UserId)) -> Round {
-    let (cpu, commands) = usage(redis).await;
+async fn round(
+    servers: &Servers,
+    aside: &mut Aside,
+    options: &Options,
+    concurrent: usize,
+    rounds: &mut Rounds,
+    request: impl AsyncFn(u64) -> Result<()>,
+) -> Result<()> {
+    servers.tidy().await?;
+    aside.begin().await?;
+    let (cpu, commands) = (servers.cpu(0).redis, wire(aside).await?);
+    let next = Cell::new(0);
     let started = Instant::now();
-    let counts = join_all((0..concurrent).map(async |task| {
-        let mut done = 0i64;
-        while started.elapsed() < ROUND {
-            request(UserId::new((task as i64 * 7919 + done) % USERS + 1).unwrap()).await;
-            done += 1;
+    try_join_all((0..concurrent).map(async |_| -> Result<()> {
+        while started.elapsed() < options.round().min(LONGEST_ROUND) {
+            let user = next.replace(next.get() + 1);
+            request(user).await?;
         }
-        done
+        Ok(())
     }))
-    .await;
-    let elapsed = started.elapsed().as_secs_f64();
-    let done = counts.iter().sum::<i64>() as f64;
-    let (cpu_after, commands_after) = usage(redis).await;
-    Round { rate: done / elapsed, cpu_us: (cpu_after - cpu) * 1e6 / done, commands: (commands_after - commands) / done }
+    .await?;
+    let (seconds, done) = (started.elapsed().as_secs_f64(), next.get() as f64);
+    rounds.rates.push(done / seconds);
+    rounds.redis_us.push((servers.cpu(0).redis - cpu) * 1e6 / done);
+    rounds.commands.push((wire(aside).await? - commands) / done);
+    aside.end(next.get()).await
 }
 
-/// Redis's own CPU seconds, and commands processed.
-async fn usage(redis: &RedisServer) -> (f64, f64) {
-    let client = redis::Client::open(redis.url()).unwrap();
-    let mut link = client.get_multiplexed_async_connection().await.unwrap();
-    let info: String = redis::cmd("INFO").arg("everything").query_async(&mut link).await.unwrap();
-    let number = |name: &str| -> f64 {
-        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap().trim().parse().unwrap()
+/// Commands that came over the wire: calls from scripts are counted as calls too.
+async fn wire(aside: &mut Aside) -> Result<f64> {
+    let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut aside.link).await?;
+    let calls = |name: &str| -> Option<f64> {
+        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":calls=")?.split(',').next()?.parse().ok())
     };
-    // Calls from scripts count as calls too; `cmdstat_evalsha` and friends count what came over the wire.
-    let wire: f64 = ["cmdstat_evalsha", "cmdstat_ping", "cmdstat_unwatch"]
-        .iter()
-        .filter_map(|name| info.lines().find_map(|line| line.strip_prefix(name)))
-        .filter_map(|stat| stat.strip_prefix(":calls=")?.split(',').next()?.parse::<f64>().ok())
-        .sum();
-    (number("used_cpu_user") + number("used_cpu_sys"), wire)
+    Ok(["cmdstat_evalsha", "cmdstat_ping", "cmdstat_unwatch"].into_iter().filter_map(calls).sum())
 }

@@ -1,8 +1,7 @@
 //! Each kind of request over HTTP, against the floor and against the peers, in alternation.
 //!
-//! A round runs one kind of request for a while in a closed loop, then waits until PostgreSQL has everything, and takes the
-//! CPU time that service, Redis and PostgreSQL have used from the first request to then: a request's whole cost, the durable
-//! part of it included. The rate counts only the time in which requests were answered.
+//! The CPU time of a round is all that it took until PostgreSQL had everything; its rate counts only the time in which requests
+//! were answered.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,19 +13,18 @@ use anyhow::Result;
 
 use crate::{
     Options,
-    client::{self, Load, Round},
+    client::{self, Load},
     cpu::Cpu,
+    loads::{self, RICH, Users},
+    measure::{CONNECTIONS, Measured, measure},
     peer,
     report::{Report, median, spread},
     servers::{PEER, Process, SERVE, Servers},
+    targets::{Target, Targets},
 };
 
-/// Concurrent connections of the closed loop.
-pub const CONNECTIONS: usize = 256;
-const WON: u64 = 139_000;
 /// Distinct users; also the most requests that one round may need distinct users for.
 const USERS: u64 = 400_000;
-const RICH: i64 = 1_000_000_000_000;
 
 /// The kinds of request, in the order of the table.
 const KINDS: &[(&str, Kind)] = &[
@@ -74,21 +72,6 @@ enum Kind {
     PeerPay { redis: bool },
 }
 
-/// A round of one kind.
-#[derive(Clone, Debug)]
-pub struct Measured {
-    pub round: Round,
-    pub cpu: Cpu,
-    /// Decisions that PostgreSQL did not have yet when the last request was answered.
-    pub lag: i64,
-}
-
-impl Measured {
-    fn per_request(&self, of: fn(Cpu) -> f64) -> f64 {
-        of(self.cpu) * 1e6 / self.round.requests as f64
-    }
-}
-
 /// All rounds of one kind.
 pub struct Row {
     pub name: &'static str,
@@ -117,21 +100,21 @@ impl Row {
 
 /// What the requests are about.
 struct Shop {
-    first_user: u64,
+    users: Users,
     products: Vec<u64>,
+    /// The peers' products.
+    peer_products: Vec<u64>,
     /// A campaign that is given out, to the first `GIVEN` users.
     sold_out: u64,
-    /// A campaign of which the users have one each, and no order has taken it yet: by how far orders have got.
-    held: Cell<Option<u64>>,
-    /// Orders that wait to be paid: id and user.
-    unpaid: RefCell<HashMap<bool, Vec<(u64, u64)>>>,
+    /// Orders that wait to be paid, by whether they are the peers'.
+    unpaid: HashMap<bool, loads::Unpaid>,
     /// The next user to order something, or to be charged.
     turn: Cell<u64>,
 }
 
 const GIVEN: u64 = 1000;
 
-pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> Result<Vec<Row>> {
+pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
     let service = servers.process(SERVE, &[])?;
     let shop = prepare(servers, &service).await?;
     let peer_url = servers.postgres.url("peer");
@@ -148,7 +131,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> R
         .map(|(name, _)| Row { name, rounds: Vec::new() })
         .collect();
     let mut campaigns = 1_000_000;
-    for round in 0..=options.rounds {
+    for round in 0..=options.rounds() {
         for row in &mut rows {
             let Some((_, kind)) = KINDS.iter().find(|(name, _)| *name == row.name) else { continue };
             let process = match (kind, &peers) {
@@ -165,16 +148,17 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> R
             if let Kind::PeerIssue { .. } = kind {
                 peer::campaign(&peer_url, campaigns, USERS).await?;
             }
-            let measured = measure(servers, process, &shop, *kind, campaigns, options).await?;
+            let measured = one(servers, process, &shop, *kind, campaigns, options).await?;
             // The first round warms up.
             if round > 0 {
                 row.rounds.push(measured);
             }
         }
-        eprintln!("endpoints: round {round} of {} done", options.rounds);
+        eprintln!("endpoints: round {round} of {} done", options.rounds());
     }
     table(&rows, report);
-    Ok(rows)
+    judge(&rows, targets);
+    Ok(())
 }
 
 fn is_peer(kind: Kind) -> bool {
@@ -182,43 +166,21 @@ fn is_peer(kind: Kind) -> bool {
 }
 
 async fn prepare(servers: &Servers, service: &Process) -> Result<Shop> {
-    let first_user = service.users(USERS, RICH).await?;
+    let users = Users { first: service.users(USERS, RICH).await?, count: USERS };
     let mut products = Vec::new();
     for _ in 0..10 {
         products.push(service.product(1_000_000_000).await?);
     }
     let sold_out = service.campaign(GIVEN).await?;
-    let winners = issue(sold_out, first_user, 200);
+    let winners = loads::issue(sold_out, |n| users.nth(n), 200);
     client::run(service.address, CONNECTIONS, &winners, 0..GIVEN, Duration::MAX).await?;
     servers.drain().await?;
-    Ok(Shop { first_user, products, sold_out, held: Cell::new(None), unpaid: RefCell::default(), turn: Cell::new(0) })
+    let unpaid = [(false, RefCell::default()), (true, RefCell::default())].into();
+    Ok(Shop { users, products, peer_products: (1..=10).collect(), sold_out, unpaid, turn: Cell::new(0) })
 }
 
-fn issue<'a>(campaign: u64, first_user: u64, status: u16) -> Load<'a> {
-    Load {
-        request: Box::new(move |n, request| {
-            let user = first_user + n % USERS;
-            client::send(
-                "POST",
-                "/api/v1/coupons/issue",
-                &format!("{{\"couponId\":{campaign},\"userId\":{user}}}"),
-                request,
-            );
-        }),
-        status,
-        body: None,
-    }
-}
-
-/// The number after `"name":` in a reply.
-fn number(body: &[u8], name: &str) -> Option<u64> {
-    let text = std::str::from_utf8(body).ok()?;
-    let rest = &text[text.find(name)? + name.len()..];
-    let digits = rest.trim_start_matches(['"', ':']);
-    digits[..digits.find(|c: char| !c.is_ascii_digit())?].parse().ok()
-}
-
-async fn measure(
+/// A round of one kind, with what it needs made before the clock runs.
+async fn one(
     servers: &Servers,
     process: &Process,
     shop: &Shop,
@@ -226,133 +188,87 @@ async fn measure(
     campaign: u64,
     options: &Options,
 ) -> Result<Measured> {
-    let first = if is_peer(kind) { 1 } else { shop.first_user };
+    let users = if is_peer(kind) { Users { first: 1, ..shop.users } } else { shop.users };
+    let products = if is_peer(kind) { &shop.peer_products } else { &shop.products };
+    let unpaid = &shop.unpaid[&is_peer(kind)];
     let turn = shop.turn.get();
-    let user = move |n: u64| first + (turn + n) % USERS;
+    let next = move |n: u64| users.nth(turn + n);
     let mut numbers = 0..u64::MAX;
     let mut campaign = campaign;
-    // Made before the clock runs.
+    let mut due = Vec::new();
     match kind {
         Kind::Issue => {
             campaign = process.campaign(USERS).await?;
-            shop.held.set(Some(campaign));
             numbers = 0..USERS;
         }
         Kind::PeerIssue { .. } => numbers = 0..USERS,
         Kind::Order { coupon: true, .. } => {
             // Those who were given a coupon of a new campaign, from the first user on.
             campaign = process.campaign(USERS).await?;
-            let winners = issue(campaign, shop.first_user, 200);
+            let winners = loads::issue(campaign, |n| users.nth(n), 200);
             let given = client::run(process.address, CONNECTIONS, &winners, 0..USERS, options.round()).await?;
             numbers = 0..given.requests / 2;
         }
         Kind::Pay | Kind::PeerPay { .. } => {
-            numbers = 0..shop.unpaid.borrow().get(&is_peer(kind)).map_or(0, Vec::len) as u64;
+            due = unpaid.take();
+            numbers = 0..due.len() as u64;
         }
         _ => {}
     }
     servers.drain().await?;
-    let unpaid = if let Kind::Pay | Kind::PeerPay { .. } = kind {
-        shop.unpaid.borrow_mut().remove(&is_peer(kind)).unwrap_or_default()
-    } else {
-        Vec::new()
-    };
-    let taken = Cell::new(0);
     let load = match kind {
-        Kind::FloorPost => Load {
-            request: Box::new(move |n, request| {
-                let body = format!("{{\"couponId\":1,\"userId\":{}}}", user(n));
-                client::send("POST", "/floor/coupons/issue", &body, request);
-            }),
-            status: 200,
-            body: None,
-        },
-        Kind::FloorGet => gets(move |n| format!("/floor/products/{}", n % 10 + 1)),
-        Kind::Product => gets(|n| format!("/api/v1/products/{}", shop.products[(n % 10) as usize])),
-        Kind::Popular => gets(|_| "/api/v1/products/popular?sortBy=THREE_DAYS".to_owned()),
-        Kind::Balance => gets(move |n| format!("/api/v1/balances/{}", user(n))),
-        Kind::Coupons => gets(move |n| format!("/api/v1/coupons/{}", user(n))),
-        Kind::Issue | Kind::PeerIssue { .. } => issue(campaign, first, 200),
-        Kind::SoldOut => {
-            let mut load = issue(shop.sold_out, first, 409);
-            load.request = Box::new(move |n, request| {
-                let user = first + GIVEN + n % (USERS - GIVEN);
-                let body = format!("{{\"couponId\":{},\"userId\":{user}}}", shop.sold_out);
-                client::send("POST", "/api/v1/coupons/issue", &body, request);
-            });
-            load
-        }
-        Kind::HoldsOne => {
-            let mut load = issue(shop.sold_out, first, 400);
-            load.request = Box::new(move |n, request| {
-                let body = format!("{{\"couponId\":{},\"userId\":{}}}", shop.sold_out, first + n % GIVEN);
-                client::send("POST", "/api/v1/coupons/issue", &body, request);
-            });
-            load
-        }
-        Kind::Charge | Kind::PeerCharge { .. } => Load {
-            request: Box::new(move |n, request| {
-                client::send("PUT", &format!("/api/v1/balances/{}", user(n)), "{\"amount\":1000}", request);
-            }),
-            status: 200,
-            body: None,
-        },
-        Kind::Order { .. } | Kind::PeerOrder { .. } => {
-            let (lines, coupon) = match kind {
-                Kind::Order { lines, coupon } => (lines, coupon),
-                _ => (1, false),
+        Kind::FloorPost => loads::floor_post(next),
+        Kind::FloorGet => loads::gets(move |n| format!("/floor/products/{}", n % 10 + 1)),
+        Kind::Product => loads::gets(|n| format!("/api/v1/products/{}", products[(n % 10) as usize])),
+        Kind::Popular => loads::gets(|_| "/api/v1/products/popular?sortBy=THREE_DAYS".to_owned()),
+        Kind::Balance => loads::gets(move |n| format!("/api/v1/balances/{}", next(n))),
+        Kind::Coupons => loads::gets(move |n| format!("/api/v1/coupons/{}", next(n))),
+        Kind::Issue | Kind::PeerIssue { .. } => loads::issue(campaign, move |n| users.nth(n), 200),
+        Kind::SoldOut => loads::issue(shop.sold_out, move |n| users.first + GIVEN + n % (USERS - GIVEN), 409),
+        Kind::HoldsOne => loads::issue(shop.sold_out, move |n| users.first + n % GIVEN, 400),
+        Kind::Charge | Kind::PeerCharge { .. } => {
+            let request = move |n, request: &mut Vec<u8>| {
+                client::send("PUT", &format!("/api/v1/balances/{}", next(n)), "{\"amount\":1000}", request);
             };
-            let buyer = move |n| if coupon { first + n } else { user(n) };
-            let products: Vec<u64> = if is_peer(kind) { (1..=10).collect() } else { shop.products.clone() };
-            let keep = lines == 1 && !coupon;
-            Load {
-                request: Box::new(move |n, request| {
-                    let line = |i: u64| {
-                        format!(
-                            "{{\"productId\":{},\"quantity\":1}}",
-                            products[((n + i) % products.len() as u64) as usize]
-                        )
-                    };
-                    let lines = (0..lines).map(line).collect::<Vec<_>>().join(",");
-                    let coupon = if coupon { format!(",\"userCouponId\":{campaign}") } else { String::new() };
-                    let body = format!("{{\"userId\":{},\"orderProducts\":[{lines}]{coupon}}}", buyer(n));
-                    client::send("POST", "/api/v1/orders", &body, request);
-                }),
-                status: 200,
-                body: keep.then(|| -> Box<dyn Fn(u64, &[u8])> {
-                    Box::new(move |n, body| {
-                        if let Some(order) = number(body, "\"orderId\"") {
-                            shop.unpaid.borrow_mut().entry(is_peer(kind)).or_default().push((order, buyer(n)));
-                        }
-                    })
-                }),
-            }
+            Load { request: Box::new(request), status: 200, body: None }
         }
-        Kind::Pay | Kind::PeerPay { .. } => Load {
-            request: Box::new(|n, request| {
-                let (order, user) = unpaid[n as usize];
-                let body =
-                    format!("{{\"orderId\":{order},\"userId\":{user},\"paymentType\":\"KAKAO_PAY\",\"amount\":{WON}}}");
-                client::send("POST", "/api/v1/payments", &body, request);
-                taken.set(n + 1);
-            }),
-            status: 200,
-            body: None,
-        },
+        // The first users have the coupons.
+        Kind::Order { lines, coupon: true } => {
+            loads::order(move |n| users.nth(n), products, lines, Some(campaign), None)
+        }
+        Kind::Order { lines, coupon: false } => {
+            loads::order(next, products, lines, None, (lines == 1).then_some(unpaid))
+        }
+        Kind::PeerOrder { .. } => loads::order(next, products, 1, None, Some(unpaid)),
+        Kind::Pay | Kind::PeerPay { .. } => loads::pay(&due),
     };
-    let before = servers.cpu(process.pid());
-    let round = client::run(process.address, CONNECTIONS, &load, numbers, options.round()).await?;
-    let generator = servers.cpu(process.pid()).generator;
-    let lag = servers.lag().await?;
-    servers.drain().await?;
-    let mut cpu = servers.cpu(process.pid()) - before;
-    cpu.generator = generator - before.generator;
-    shop.turn.set(turn + round.requests);
-    Ok(Measured { round, cpu, lag })
+    let measured = measure(servers, process, &load, numbers, options.round()).await?;
+    shop.turn.set(turn + measured.round.requests);
+    Ok(measured)
 }
 
-fn gets<'a>(path: impl Fn(u64) -> String + 'a) -> Load<'a> {
-    Load { request: Box::new(move |n, request| client::get(&path(n), request)), status: 200, body: None }
+/// The targets that are ratios to the floor.
+fn judge(rows: &[Row], targets: &mut Targets) {
+    let find = |name: &str| rows.iter().find(|row| row.name == name);
+    let mut judge = |target, ratios: Vec<f64>| {
+        let (least, most) = ratios.iter().fold((f64::MAX, f64::MIN), |(a, b), ratio| (a.min(*ratio), b.max(*ratio)));
+        targets.measured(target, median(ratios), format!("{least:.2}–{most:.2} by round"));
+    };
+    if let Some(floor) = find("floor: POST") {
+        if let Some(issue) = find("coupon issue") {
+            judge(Target::IssueCpu, issue.ratio(floor, |m| m.per_request(Cpu::servers)));
+        }
+        if let (Some(order), Some(pay)) = (find("order, 1 line"), find("pay")) {
+            let cpu = |row: &Row| row.ratio(floor, |m| m.per_request(Cpu::servers));
+            judge(Target::OrderPayCpu, cpu(order).iter().zip(cpu(pay)).map(|(order, pay)| order + pay).collect());
+        }
+        if let Some(sold_out) = find("coupon issue, sold out") {
+            judge(Target::SoldOutRate, sold_out.ratio(floor, |m| m.round.rate()));
+        }
+    }
+    if let (Some(floor), Some(product)) = (find("floor: GET"), find("product")) {
+        judge(Target::ProductRate, product.ratio(floor, |m| m.round.rate()));
+    }
 }
 
 fn table(rows: &[Row], report: &mut Report) {

@@ -4,36 +4,66 @@
 //! those of one machine in one hour. The service, Redis, PostgreSQL and the load generator are processes of their own, and
 //! each one's CPU time is told apart.
 //!
-//! `bench [SECTION …]` runs some of the sections; `--rounds`, `--seconds` and `--only TEXT` make it shorter.
+//! `bench [SECTION …]` runs some of the sections, `--quick` a short form of each: see `benches/README.md`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod burst;
+mod calls;
 mod client;
+mod connections;
 mod cpu;
 mod endpoints;
+mod growth;
+mod loads;
+mod measure;
+mod micro;
 mod peer;
+mod projector;
 mod report;
+mod scripts;
 mod servers;
+mod targets;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
 
-use self::{report::Report, servers::Servers};
+use self::{report::Report, servers::Servers, targets::Targets};
+
+/// In the order of the report.
+const SECTIONS: &[&str] = &["endpoints", "scripts", "everysec", "connections", "projector", "burst", "growth", "micro"];
 
 #[derive(Parser)]
+#[command(about = "Measures what the README says about speed; see benches/README.md")]
 pub struct Options {
     /// The sections to run; all of them by default
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(SECTIONS))]
     sections: Vec<String>,
-    /// Rounds of each kind of request, after one to warm up
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds of a round
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
-    /// Only what has this name; may be given several times
+    /// Everything, but short: for a first look, not for figures
+    #[arg(long)]
+    quick: bool,
+    /// Rounds of each kind of request, after one to warm up [default: 5; quick: 2]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds of a round [default: 2; quick: 0.5]
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Only the kinds of request of this name; may be given several times
     #[arg(long)]
     only: Vec<String>,
+    /// Decisions of a backlog [default: 100000; quick: 20000]
+    #[arg(long)]
+    decisions: Option<u64>,
+    /// Connections of a burst [default: 10000]
+    #[arg(long, default_value_t = 10_000)]
+    crowd: usize,
+    /// The sizes of the section growth [default: 10000,100000,1000000; quick: 1000,10000]
+    #[arg(long, value_delimiter = ',')]
+    sizes: Vec<u64>,
     /// Where the Markdown goes
     #[arg(long, default_value = "target/bench/report.md")]
     output: PathBuf,
@@ -43,8 +73,27 @@ pub struct Options {
 }
 
 impl Options {
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 2 } else { 5 }).max(1)
+    }
+
     fn round(&self) -> Duration {
-        Duration::from_secs_f64(self.seconds)
+        Duration::from_secs_f64(self.seconds.unwrap_or(if self.quick { 0.5 } else { 2.0 }))
+    }
+
+    fn decisions(&self) -> u64 {
+        self.decisions.unwrap_or(if self.quick { 20_000 } else { 100_000 })
+    }
+
+    /// Smallest first.
+    fn sizes(&self) -> Vec<u64> {
+        let mut sizes = match (self.sizes.is_empty(), self.quick) {
+            (false, _) => self.sizes.clone(),
+            (true, false) => vec![10_000, 100_000, 1_000_000],
+            (true, true) => vec![1000, 10_000],
+        };
+        sizes.sort_unstable();
+        sizes
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -61,13 +110,15 @@ fn main() -> Result<()> {
     let role = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
     let several = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    if [servers::SERVE, servers::PROJECT, servers::PEER].contains(&role.as_str()) {
+    if [servers::SERVE, servers::PROJECT, servers::PEER, servers::MICRO].contains(&role.as_str()) {
         let filter = tracing_subscriber::EnvFilter::new("warn");
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
     match role.as_str() {
         servers::SERVE => several()?.block_on(servers::serve(rest.is_empty())),
         servers::PROJECT => several()?.block_on(servers::project()),
+        // Everything on one thread, so that it can be counted.
+        servers::MICRO => micro::role(&rest),
         servers::PEER => several()?.block_on(peer::serve(rest.iter().any(|lock| lock == "redis"))),
         _ => {
             let options = Options::parse();
@@ -82,11 +133,41 @@ fn main() -> Result<()> {
 }
 
 async fn run(options: &Options) -> Result<()> {
-    let mut report = Report::default();
+    let (mut report, mut targets) = (Report::default(), Targets::default());
+    let started = Instant::now();
     report.text(&format!("# Benchmarks\n\n{}", report::machine()));
-    let servers = Servers::start().await?;
-    if options.runs("endpoints") {
-        endpoints::run(&servers, options, &mut report).await?;
+    if options.quick {
+        report.text("A quick run: short rounds, few of them, small sizes.");
     }
-    report.write(&options.output)
+    burst::raise_limit();
+    let mut failed = Vec::new();
+    for section in SECTIONS.iter().filter(|section| options.runs(section)) {
+        if let Err(error) = Box::pin(run_section(section, options, &mut report, &mut targets)).await {
+            // What the others measure is still worth having.
+            report.text(&format!("**`{section}` failed**: {error:#}"));
+            failed.push(*section);
+        }
+        eprintln!("{section}: done after {:.0} s", started.elapsed().as_secs_f64());
+    }
+    targets.table(&mut report);
+    report.text(&format!("Measured in {:.1} minutes.", started.elapsed().as_secs_f64() / 60.0));
+    report.write(&options.output)?;
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+/// Each on new servers, so that none finds what another has left.
+async fn run_section(section: &str, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
+    let servers = Servers::start().await?;
+    match section {
+        "endpoints" => endpoints::run(&servers, options, report, targets).await,
+        "scripts" => scripts::run(&servers, options, report, targets).await,
+        "everysec" => scripts::everysec(&servers, options, report).await,
+        "connections" => connections::run(&servers, options, report).await,
+        "projector" => projector::run(&servers, options, report, targets).await,
+        "burst" => burst::run(&servers, options, report, targets).await,
+        "growth" => growth::run(&servers, options, report, targets).await,
+        "micro" => micro::run(&servers, options, report).await,
+        other => bail!("there is no section {other}"),
+    }
 }

@@ -42,11 +42,14 @@ impl Report {
     }
 }
 
-/// The middle one.
+/// The middle one, or between the two that are.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    match values.len() {
+        0 => f64::NAN,
+        n => (values[(n - 1) / 2] + values[n / 2]) / 2.0,
+    }
 }
 
 /// The middle one, and between which they are.

@@ -5,7 +5,6 @@ use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,12 +17,13 @@ use firstcome::{
     domain::{Clock, types::Millis},
     store::Store,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use sea_orm::DatabaseConnection;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{client, cpu, cpu::Cpu};
+use crate::{client, cpu, cpu::Cpu, loads::WON};
 
 const TOKEN: &str = "bench";
 
@@ -31,6 +31,7 @@ const TOKEN: &str = "bench";
 pub const SERVE: &str = "serve";
 pub const PROJECT: &str = "project";
 pub const PEER: &str = "peer";
+pub const MICRO: &str = "micro";
 
 pub struct Servers {
     pub store: Store,
@@ -58,12 +59,29 @@ impl Process {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// Freezes it: its connections stay, and it uses no CPU.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Undoes [`pause`](Self::pause).
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
 }
 
 impl Servers {
     pub async fn start() -> Result<Self> {
         let dir = ScratchDir::new()?;
-        let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await?;
+        let mut config = dev::RedisConfig::new(dir.path().join("redis"));
+        // Never in the middle of a round, which would be charged with it: see `tidy`.
+        config.extra_args = vec!["--auto-aof-rewrite-percentage".to_owned(), "0".to_owned()];
+        let redis = RedisServer::start(config).await?;
         let postgres = PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await?;
         let admin = postgres_config(postgres.url("postgres"));
         for database in ["firstcome", "peer"] {
@@ -75,14 +93,16 @@ impl Servers {
         Ok(Servers { store, db, redis, postgres, _dir: dir })
     }
 
+    /// Tells a program where the servers are.
+    pub fn known_to<'a>(&self, program: &'a mut Command, database: &str) -> &'a mut Command {
+        program.env("REDIS_URL", self.redis.url()).env("DATABASE_URL", self.postgres.url(database))
+    }
+
     /// Starts this program in another role, and waits until it says where it listens.
     pub fn process(&self, role: &str, args: &[&str]) -> Result<Process> {
         let database = if role == PEER { "peer" } else { "firstcome" };
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg(role)
-            .args(args)
-            .env("REDIS_URL", self.redis.url())
-            .env("DATABASE_URL", self.postgres.url(database))
+        let mut child = self
+            .known_to(Command::new(std::env::current_exe()?).arg(role).args(args), database)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -128,6 +148,20 @@ impl Servers {
         }
     }
 
+    /// Has Redis write its append-only file anew where it would have done so by itself: when it has doubled.
+    pub async fn tidy(&self) -> Result<()> {
+        let (size, base) = (self.redis_info("aof_current_size").await?, self.redis_info("aof_base_size").await?);
+        if size < 64.0 * 1024.0 * 1024.0 || size < 2.0 * base {
+            return Ok(());
+        }
+        redis::cmd("BGREWRITEAOF").exec_async(&mut self.redis_link().await?).await?;
+        while self.redis_info("aof_rewrite_in_progress").await? + self.redis_info("aof_rewrite_scheduled").await? > 0.0
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     /// One number of Redis's own report.
     pub async fn redis_info(&self, name: &str) -> Result<f64> {
         let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.redis_link().await?).await?;
@@ -155,9 +189,12 @@ impl Process {
     }
 
     pub async fn product(&self, units: i64) -> Result<u64> {
-        let product =
-            json!({ "productName": "나이키 에어포스", "price": 139_000, "stockQuantity": units, "category": "SHOES" });
-        self.operate("POST", "/admin/v1/products", product).await?["productId"].as_u64().context("no productId")
+        self.operate("POST", "/admin/v1/products", product(units)).await?["productId"].as_u64().context("no productId")
+    }
+
+    /// A request that makes one.
+    pub fn write_product(&self, request: &mut Vec<u8>, units: i64) {
+        client::write_operation(request, TOKEN, "POST", "/admin/v1/products", &product(units).to_string());
     }
 
     pub async fn campaign(&self, total: u64) -> Result<u64> {
@@ -167,6 +204,10 @@ impl Process {
         });
         self.operate("POST", "/admin/v1/coupons", campaign).await?["couponId"].as_u64().context("no couponId")
     }
+}
+
+fn product(units: i64) -> Value {
+    json!({ "productName": "나이키 에어포스", "price": WON, "stockQuantity": units, "category": "SHOES" })
 }
 
 pub fn redis_config(url: String) -> RedisConfig {
@@ -196,16 +237,8 @@ fn engine_config() -> Result<EngineConfig> {
 
 /// The service as `firstcome serve` runs it, with its limits out of the way, and the floor's routes beside its own.
 pub async fn serve(projects: bool) -> Result<()> {
-    let app = App::open(&engine_config()?, &ProjectorConfig::default(), Clock::system()).await?;
-    let http = HttpConfig {
-        bind_addr: ([127, 0, 0, 1], 0).into(),
-        admin_token: Some(Secret::new(TOKEN)),
-        request_timeout_ms: 600_000,
-        body_limit_bytes: 65_536,
-        max_connections: 20_000,
-        header_timeout_ms: 600_000,
-        drain_seconds: 1,
-    };
+    let app = open().await?;
+    let http = http_config();
     if projects {
         app.project();
     }
@@ -218,9 +251,26 @@ pub async fn serve(projects: bool) -> Result<()> {
     Ok(())
 }
 
+/// The engine on the servers that the environment names.
+pub async fn open() -> Result<App> {
+    App::open(&engine_config()?, &ProjectorConfig::default(), Clock::system()).await
+}
+
+pub fn http_config() -> HttpConfig {
+    HttpConfig {
+        bind_addr: ([127, 0, 0, 1], 0).into(),
+        admin_token: Some(Secret::new(TOKEN)),
+        request_timeout_ms: 600_000,
+        body_limit_bytes: 65_536,
+        max_connections: 20_000,
+        header_timeout_ms: 600_000,
+        drain_seconds: 1,
+    }
+}
+
 /// The projector alone.
 pub async fn project() -> Result<()> {
-    let app = Arc::new(App::open(&engine_config()?, &ProjectorConfig::default(), Clock::system()).await?);
+    let app = open().await?;
     app.project();
     let _listener = listen().await?;
     stop_with_parent().cancelled().await;

@@ -1,0 +1,89 @@
+//! Everybody at once: thousands of connections, all open before the first request, and then one request on each.
+
+use std::{cell::RefCell, time::Duration};
+
+use anyhow::Result;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::{
+    Options,
+    client::{Crowd, Round},
+    loads::{self, RICH, Users},
+    report::{Report, median, spread},
+    servers::{SERVE, Servers},
+    targets::{Target, Targets},
+};
+
+/// File descriptors that are not a connection's, in this process and in the service.
+const OTHER_FILES: u64 = 200;
+
+/// Lets this process, and those that it starts, have as many files open as the system allows.
+pub fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    // What it comes to is looked at where it matters.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
+pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
+    report.heading("A burst");
+    let allowed =
+        getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files.saturating_sub(OTHER_FILES) as usize);
+    let people = options.crowd.min(allowed);
+    if people < options.crowd {
+        report.text(&format!(
+            "**Scaled down**: {people} connections rather than {}, as this process may have no more files open \
+             (`ulimit -n`).",
+            options.crowd
+        ));
+    }
+    let service = servers.process(SERVE, &[])?;
+    let users = Users { first: service.users(people as u64, RICH).await?, count: people as u64 };
+    let products = [service.product(1_000_000_000).await?];
+    let mut crowd = Crowd::gather(service.address, people).await?;
+    let kinds = ["floor: POST", "coupon issue", "order, 1 line"];
+    let rounds: [RefCell<Vec<Round>>; 3] = Default::default();
+    for round in 0..=options.rounds() {
+        let campaign = service.campaign(people as u64).await?;
+        let loads = [
+            loads::floor_post(move |n| users.nth(n)),
+            loads::issue(campaign, move |n| users.nth(n), 200),
+            loads::order(move |n| users.nth(n), &products, 1, None, None),
+        ];
+        for (load, rounds) in loads.iter().zip(&rounds) {
+            servers.drain().await?;
+            servers.tidy().await?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let all = crowd.ask_at_once(load).await?;
+            if round > 0 {
+                rounds.borrow_mut().push(all);
+            }
+        }
+    }
+    servers.drain().await?;
+    report.text(&format!(
+        "{people} connections, all open before the first request, then one request on each, as fast as one thread can write \
+         them. Milliseconds from each request's own sending; medians of {} bursts.",
+        options.rounds()
+    ));
+    let mut lines = Vec::new();
+    for (name, rounds) in kinds.into_iter().zip(&rounds) {
+        let rounds = rounds.borrow();
+        let ms = |share: f64| median(rounds.iter().map(|round| round.percentile(share) / 1e3));
+        let tails: Vec<f64> = rounds.iter().map(|round| round.percentile(0.99) / round.percentile(0.5)).collect();
+        lines.push(vec![
+            name.to_owned(),
+            format!("{:.0}", ms(0.5)),
+            format!("{:.0}", ms(0.9)),
+            format!("{:.0}", ms(0.99)),
+            format!("{:.0}", ms(1.0)),
+            spread(&tails),
+            format!("{:.0}", median(rounds.iter().map(|round| round.seconds * 1e3))),
+        ]);
+        if name == "coupon issue" {
+            targets.measured(Target::BurstTail, median(tails), format!("{people} connections"));
+        }
+    }
+    report.table(&["request", "p50 ms", "p90 ms", "p99 ms", "max ms", "p99 ÷ p50", "all answered, ms"], &lines);
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! The one place in the benchmarks that knows a script's keys and arguments: where Redis is asked without the engine.
+//!
+//! It happens in a database of its own of the same Redis (`SELECT 1`), with books of its own, so that nothing of it is ever
+//! projected and the engine's own books stay what they are.
+
+use anyhow::{Result, ensure};
+use firstcome::{
+    domain::{CouponId, UserId},
+    store::{
+        keys::{Keys, Partition},
+        scripts,
+    },
+};
+use redis::aio::MultiplexedConnection;
+
+use crate::servers::{self, Servers};
+
+/// What redis-benchmark replaces by twelve random digits, each time that it stands in a command.
+pub const RANDOM: &str = "__rand_int__";
+/// Twelve digits that stand for it while keys are built.
+const SAMPLE: i64 = 123_456_789_012;
+/// The number of the database.
+pub const DATABASE: i64 = 1;
+
+const HERE: Keys = Keys(Partition(0));
+
+/// A call of `lua/coupon_issue.lua`, for as many users as anybody likes.
+pub struct CouponIssue {
+    pub sha: String,
+    keys: Vec<String>,
+    args: Vec<String>,
+}
+
+impl CouponIssue {
+    /// One call gives one coupon, without an idempotency key, to a user that is at home in the partition, as a request over
+    /// HTTP does: the keys and arguments in the order of the script's header.
+    ///
+    /// All users share one user's hash, which has to exist, as the script only looks whether it does; the rest is each
+    /// user's own. A user that was drawn before is refused, so there are two thousand million to draw from.
+    fn new(sha: String, now: i64) -> Option<Self> {
+        let (coupon, anybody, one) = (CouponId::new(1)?, UserId::new(SAMPLE)?, UserId::new(1)?);
+        let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let keys = vec![
+            HERE.meta(),
+            HERE.outbox(),
+            HERE.record(""),
+            HERE.campaign(coupon),
+            HERE.holders(coupon),
+            HERE.user(one),
+            HERE.user_coupons(anybody).replace(&SAMPLE.to_string(), RANDOM),
+        ];
+        let args = text(&[&now.to_string(), "", "86400000", "", RANDOM, "1", "1"]);
+        Some(CouponIssue { sha, keys, args })
+    }
+
+    /// `EVALSHA` and everything after it.
+    pub fn words(&self) -> Vec<String> {
+        let mut words = vec!["EVALSHA".to_owned(), self.sha.clone(), self.keys.len().to_string()];
+        words.extend(self.keys.iter().chain(&self.args).cloned());
+        words
+    }
+
+    /// The same for one user.
+    pub fn command(&self, user: u64) -> redis::Cmd {
+        let user = format!("{user:012}");
+        let mut command = redis::Cmd::new();
+        for word in self.words() {
+            command.arg(word.replace(RANDOM, &user));
+        }
+        command
+    }
+}
+
+/// The database of the direct calls.
+pub struct Aside {
+    pub link: MultiplexedConnection,
+}
+
+impl Aside {
+    pub async fn open(servers: &Servers) -> Result<(Self, CouponIssue)> {
+        let mut link = servers.redis_link().await?;
+        redis::cmd("SELECT").arg(DATABASE).exec_async(&mut link).await?;
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(scripts::COUPON_ISSUE.source());
+        let sha: String = load.query_async(&mut link).await?;
+        let call = CouponIssue::new(sha, servers::now().0);
+        Ok((Aside { link }, call.ok_or_else(|| anyhow::anyhow!("an id is none"))?))
+    }
+
+    /// Empty but for open books, a campaign that never ends, and a user.
+    pub async fn begin(&mut self) -> Result<()> {
+        redis::cmd("FLUSHDB").exec_async(&mut self.link).await?;
+        let (coupon, user) = (CouponId::new(1), UserId::new(1));
+        let (Some(coupon), Some(user)) = (coupon, user) else { anyhow::bail!("an id is none") };
+        let (meta, campaign, user) = (HERE.meta(), HERE.campaign(coupon), HERE.user(user));
+        let mut fill = redis::pipe();
+        fill.cmd("HSET").arg(meta).arg(&["store", "bench", "partitions", "1", "epoch", "1", "seq", "0"]).ignore();
+        fill.cmd("HSET").arg(campaign).arg(&["code", "HANGHAE8888", "type", "FIXED", "amount", "1000"]);
+        fill.arg(&["total", "1000000000", "issued", "0", "opens_at", "0", "closes_at", "9000000000000"]).ignore();
+        fill.cmd("HSET").arg(user).arg(&["name", "user-1", "balance", "0", "entries", "0", "tail", "", "open", "0"]);
+        fill.ignore().exec_async(&mut self.link).await?;
+        Ok(())
+    }
+
+    /// Checks that of so many calls all but a few were decided in the user's favour, so that what was measured is what was meant.
+    pub async fn end(&mut self, calls: u64) -> Result<()> {
+        let mut decided = redis::cmd("HGET");
+        let decided: u64 = decided.arg(HERE.meta()).arg("seq").query_async(&mut self.link).await?;
+        ensure!(
+            decided as f64 >= calls as f64 * 0.99,
+            "only {decided} of {calls} direct calls issued a coupon: benches/bench/calls.rs no longer fits lua/coupon_issue.lua"
+        );
+        redis::cmd("FLUSHDB").exec_async(&mut self.link).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! The requests that the sections share: what is sent, and what has to come back.
+
+use std::cell::RefCell;
+
+use crate::client::{self, Load, Look};
+
+/// What every product costs.
+pub const WON: u64 = 139_000;
+/// What every user has: more than a run can spend.
+pub const RICH: i64 = 1_000_000_000_000;
+
+/// Orders that wait to be paid: id and user.
+pub type Unpaid = RefCell<Vec<(u64, u64)>>;
+
+/// Users with consecutive ids.
+#[derive(Clone, Copy, Debug)]
+pub struct Users {
+    pub first: u64,
+    pub count: u64,
+}
+
+impl Users {
+    /// One after the other, round and round.
+    pub fn nth(self, n: u64) -> u64 {
+        self.first + n % self.count
+    }
+
+    /// Each once before any comes again, neighbours far apart: what a cache of any kind likes least. The step is a prime
+    /// that is in no count.
+    pub fn scattered(self, n: u64) -> u64 {
+        self.first + n.wrapping_mul(7919) % self.count
+    }
+}
+
+/// A coupon of `campaign` for the user of each request.
+pub fn issue<'a>(campaign: u64, user: impl Fn(u64) -> u64 + 'a, status: u16) -> Load<'a> {
+    let request = move |n, request: &mut Vec<u8>| {
+        let body = format!("{{\"couponId\":{campaign},\"userId\":{}}}", user(n));
+        client::send("POST", "/api/v1/coupons/issue", &body, request);
+    };
+    Load { request: Box::new(request), status, body: None }
+}
+
+/// The same without a decision.
+pub fn floor_post<'a>(user: impl Fn(u64) -> u64 + 'a) -> Load<'a> {
+    let request = move |n, request: &mut Vec<u8>| {
+        let body = format!("{{\"couponId\":1,\"userId\":{}}}", user(n));
+        client::send("POST", "/floor/coupons/issue", &body, request);
+    };
+    Load { request: Box::new(request), status: 200, body: None }
+}
+
+/// An order of `lines` distinct products, one unit each, with the user's coupon of a campaign or without. What was placed is
+/// noted in `placed`.
+pub fn order<'a>(
+    user: impl Fn(u64) -> u64 + Copy + 'a,
+    products: &'a [u64],
+    lines: u64,
+    coupon: Option<u64>,
+    placed: Option<&'a Unpaid>,
+) -> Load<'a> {
+    let coupon = coupon.map_or_else(String::new, |campaign| format!(",\"userCouponId\":{campaign}"));
+    let request = move |n: u64, request: &mut Vec<u8>| {
+        let product = |i: u64| products[((n + i) % products.len() as u64) as usize];
+        let line = |i| format!("{{\"productId\":{},\"quantity\":1}}", product(i));
+        let lines = (0..lines).map(line).collect::<Vec<_>>().join(",");
+        let body = format!("{{\"userId\":{},\"orderProducts\":[{lines}]{coupon}}}", user(n));
+        client::send("POST", "/api/v1/orders", &body, request);
+    };
+    let body = placed.map(|placed| -> Look<'a> {
+        Box::new(move |n, body| {
+            if let Some(order) = number(body, "\"orderId\"") {
+                placed.borrow_mut().push((order, user(n)));
+            }
+        })
+    });
+    Load { request: Box::new(request), status: 200, body }
+}
+
+/// The `n`-th of these orders is paid from the balance.
+pub fn pay(unpaid: &[(u64, u64)]) -> Load<'_> {
+    let request = |n: u64, request: &mut Vec<u8>| {
+        let (order, user) = unpaid[n as usize];
+        let body = format!("{{\"orderId\":{order},\"userId\":{user},\"paymentType\":\"KAKAO_PAY\",\"amount\":{WON}}}");
+        client::send("POST", "/api/v1/payments", &body, request);
+    };
+    Load { request: Box::new(request), status: 200, body: None }
+}
+
+pub fn gets<'a>(path: impl Fn(u64) -> String + 'a) -> Load<'a> {
+    Load { request: Box::new(move |n, request| client::get(&path(n), request)), status: 200, body: None }
+}
+
+/// The number after `"name":` in a reply.
+pub fn number(body: &[u8], name: &str) -> Option<u64> {
+    let text = std::str::from_utf8(body).ok()?;
+    let rest = &text[text.find(name)? + name.len()..];
+    let digits = rest.trim_start_matches(['"', ':']);
+    digits[..digits.find(|c: char| !c.is_ascii_digit())?].parse().ok()
+}

@@ -1,0 +1,232 @@
+//! Whether PostgreSQL keeps up: how fast a backlog is carried there, what that costs, and how far it is behind while the API
+//! decides as fast as it can.
+
+use std::{
+    cell::{Cell, RefCell},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use crate::{
+    Options, client, cpu,
+    loads::{self, RICH, Users},
+    measure::CONNECTIONS,
+    report::{Report, median, spread},
+    servers::{PROJECT, Process, SERVE, Servers},
+    targets::{Target, Targets},
+};
+
+/// A lag that grows by more than this share of the rate of decisions is one that the projector does not get down.
+pub const GROWING: f64 = 0.02;
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+/// Backlogs of each kind.
+const BACKLOGS: usize = 2;
+
+/// A backlog, made and carried away.
+struct Backlog {
+    /// Decisions, and the seconds that the API took for them.
+    made: u64,
+    making: f64,
+    /// What was left when the projector was there, and the seconds that it then took.
+    carried: f64,
+    carrying: f64,
+    /// CPU-µs per event: projector, Redis, PostgreSQL.
+    us: [f64; 3],
+}
+
+impl Backlog {
+    fn made_rate(&self) -> f64 {
+        self.made as f64 / self.making
+    }
+
+    fn carried_rate(&self) -> f64 {
+        self.carried / self.carrying
+    }
+}
+
+pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
+    let alone = servers.process(SERVE, &["alone"])?;
+    let wanted = options.decisions();
+    let users = Users { first: alone.users(wanted.max(300_000), RICH).await?, count: wanted.max(300_000) };
+    let products = [alone.product(1_000_000_000).await?];
+    // Those decisions are none of a backlog.
+    {
+        let _projector = servers.process(PROJECT, &[])?;
+        servers.drain().await?;
+    }
+    let mut issues = Vec::new();
+    let mut sales = Vec::new();
+    for _ in 0..if options.quick { 1 } else { BACKLOGS } {
+        issues.push(backlog(servers, &alone, async || make_issues(&alone, users, wanted).await).await?);
+        sales.push(backlog(servers, &alone, async || make_sales(&alone, users, &products, wanted).await).await?);
+    }
+    drop(alone);
+    report.heading("The projector");
+    report.text(&format!(
+        "{wanted} decisions made over HTTP by {CONNECTIONS} connections while nothing is projected; then the projector alone, until \
+         PostgreSQL has them all. CPU-µs are per event, while it carries them."
+    ));
+    let middle = |of: &[Backlog], value: &dyn Fn(&Backlog) -> f64| median(of.iter().map(value));
+    let line = |name: &str, of: &[Backlog]| {
+        let ratios: Vec<f64> = of.iter().map(|b| b.carried_rate() / b.made_rate()).collect();
+        vec![
+            name.to_owned(),
+            format!("{:.0}", middle(of, &Backlog::made_rate)),
+            format!("{:.0}", middle(of, &Backlog::carried_rate)),
+            spread(&ratios),
+            format!("{:.1}", middle(of, &|b| b.us[0])),
+            format!("{:.1}", middle(of, &|b| b.us[1])),
+            format!("{:.1}", middle(of, &|b| b.us[2])),
+            format!("{:.1}", middle(of, &|b| b.us.iter().sum())),
+        ]
+    };
+    report.table(
+        &[
+            "backlog",
+            "made per second",
+            "projected per second",
+            "projected ÷ made",
+            "projector µs",
+            "Redis µs",
+            "PostgreSQL µs",
+            "sum µs",
+        ],
+        &[line("coupon issues", &issues), line("orders and payments, half each", &sales)],
+    );
+
+    let service = servers.process(SERVE, &[])?;
+    let seconds = if options.quick { 3.0 } else { 10.0 };
+    let sustained = sustain(servers, &service, users, seconds).await?;
+    servers.drain().await?;
+    report.text(&format!(
+        "Projecting while {CONNECTIONS} connections have coupons issued for {seconds} seconds ({:.0} per second, the generator, \
+         the service, Redis and PostgreSQL on the same cores): how many decisions PostgreSQL is behind.",
+        sustained.rate
+    ));
+    let at = |share: f64| sustained.near(share).map_or_else(|| "–".to_owned(), |lag| format!("{lag:.0}"));
+    let growth = sustained.growth() / sustained.rate;
+    report.table(
+        &["lag, in decisions", "at ¼", "at ½", "at ¾", "at the end", "most", "growth in the second half"],
+        &[vec![
+            "coupon issues".to_owned(),
+            at(0.25),
+            at(0.5),
+            at(0.75),
+            at(1.0),
+            format!("{:.0}", sustained.lags.iter().map(|(_, lag)| *lag).fold(0.0, f64::max)),
+            format!("{:+.1} % of the rate{}", growth * 100.0, if growth > GROWING { ": **growing**" } else { "" }),
+        ]],
+    );
+    let note = format!("{:.0} issues per second for {seconds} s", sustained.rate);
+    targets.measured(Target::ProjectorKeepsUp, growth.max(0.0), note);
+
+    let campaign = service.campaign(users.count).await?;
+    servers.drain().await?;
+    servers.tidy().await?;
+    let load = loads::issue(campaign, move |n| users.nth(n), 200);
+    let all = client::run(service.address, CONNECTIONS, &load, 0..wanted, Duration::MAX).await?;
+    let (lag, since) = (servers.lag().await?, Instant::now());
+    servers.drain().await?;
+    report.text(&format!(
+        "After {wanted} issues as fast as they are answered ({:.0} per second, projecting), PostgreSQL is {lag} decisions behind, \
+         and has them all {:.2} s later.",
+        all.rate(),
+        since.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// Has a backlog made, starts the projector, and waits until it is gone.
+async fn backlog(servers: &Servers, alone: &Process, make: impl AsyncFn() -> Result<(u64, f64)>) -> Result<Backlog> {
+    servers.tidy().await?;
+    let (made, making) = make().await?;
+    let projector = servers.process(PROJECT, &[])?;
+    let cpu = || (cpu::of(projector.pid()), servers.cpu(alone.pid()));
+    let (lag, since, (own, before)) = (servers.lag().await? as f64, Instant::now(), cpu());
+    servers.drain().await?;
+    let carrying = since.elapsed().as_secs_f64();
+    let (own_after, after) = cpu();
+    let (spent, us) = (after - before, |seconds: f64| seconds * 1e6 / lag);
+    Ok(Backlog { made, making, carried: lag, carrying, us: [us(own_after - own), us(spent.redis), us(spent.postgres)] })
+}
+
+async fn make_issues(alone: &Process, users: Users, count: u64) -> Result<(u64, f64)> {
+    let campaign = alone.campaign(users.count).await?;
+    let load = loads::issue(campaign, move |n| users.nth(n), 200);
+    let round = client::run(alone.address, CONNECTIONS, &load, 0..count, Duration::MAX).await?;
+    Ok((round.requests, round.seconds))
+}
+
+async fn make_sales(alone: &Process, users: Users, products: &[u64], count: u64) -> Result<(u64, f64)> {
+    let unpaid = RefCell::default();
+    let load = loads::order(move |n| users.nth(n), products, 1, None, Some(&unpaid));
+    let placed = client::run(alone.address, CONNECTIONS, &load, 0..count / 2, Duration::MAX).await?;
+    let unpaid = unpaid.take();
+    let load = loads::pay(&unpaid);
+    let paid = client::run(alone.address, CONNECTIONS, &load, 0..unpaid.len() as u64, Duration::MAX).await?;
+    Ok((placed.requests + paid.requests, placed.seconds + paid.seconds))
+}
+
+/// How the lag went while decisions were made.
+struct Sustained {
+    rate: f64,
+    seconds: f64,
+    /// Seconds from the start, and decisions that PostgreSQL did not have then.
+    lags: Vec<(f64, f64)>,
+}
+
+impl Sustained {
+    /// The median lag around a point of the run: one sample is as good as where in a batch it falls.
+    fn near(&self, share: f64) -> Option<f64> {
+        let near = |(at, _): &&(f64, f64)| (at / self.seconds - share).abs() <= 0.05;
+        let lags: Vec<f64> = self.lags.iter().filter(near).map(|(_, lag)| *lag).collect();
+        (!lags.is_empty()).then(|| median(lags))
+    }
+
+    /// The slope of the second half, in decisions per second.
+    fn growth(&self) -> f64 {
+        let half: Vec<(f64, f64)> = self.lags.iter().copied().filter(|(at, _)| *at >= self.seconds / 2.0).collect();
+        let n = half.len() as f64;
+        let mean = |of: fn(&(f64, f64)) -> f64| half.iter().map(of).sum::<f64>() / n;
+        let (at, lag) = (mean(|sample| sample.0), mean(|sample| sample.1));
+        let both: f64 = half.iter().map(|sample| (sample.0 - at) * (sample.1 - lag)).sum();
+        let slope = both / half.iter().map(|sample| (sample.0 - at).powi(2)).sum::<f64>();
+        if slope.is_finite() { slope } else { 0.0 }
+    }
+}
+
+async fn sustain(servers: &Servers, service: &Process, users: Users, seconds: f64) -> Result<Sustained> {
+    // Campaign after campaign, should one be too small for the run.
+    let mut campaigns = Vec::new();
+    for _ in 0..3 {
+        campaigns.push(service.campaign(users.count).await?);
+    }
+    servers.drain().await?;
+    servers.tidy().await?;
+    let campaign = |n: u64| campaigns[((n / users.count) as usize).min(campaigns.len() - 1)];
+    let request = move |n: u64, request: &mut Vec<u8>| {
+        let body = format!("{{\"couponId\":{},\"userId\":{}}}", campaign(n), users.nth(n));
+        client::send("POST", "/api/v1/coupons/issue", &body, request);
+    };
+    let load = client::Load { request: Box::new(request), status: 200, body: None };
+    let numbers = 0..users.count * campaigns.len() as u64;
+    let (over, started) = (Cell::new(false), Instant::now());
+    let sampling = async {
+        let mut lags = Vec::new();
+        while !over.get() {
+            let lag = servers.lag().await? as f64;
+            lags.push((started.elapsed().as_secs_f64(), lag));
+            tokio::time::sleep(SAMPLE_EVERY).await;
+        }
+        anyhow::Ok(lags)
+    };
+    let issuing = async {
+        let round = client::run(service.address, CONNECTIONS, &load, numbers, Duration::from_secs_f64(seconds)).await;
+        over.set(true);
+        round
+    };
+    let (round, lags) = futures_util::future::join(issuing, sampling).await;
+    let round = round?;
+    Ok(Sustained { rate: round.rate(), seconds: round.seconds, lags: lags? })
+}
