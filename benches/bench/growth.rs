@@ -31,8 +31,8 @@ const KINDS: &[&str] =
 /// What was measured at one size.
 struct Size {
     size: u64,
-    /// Bytes of each of [`THINGS`]; none where it could not be measured.
-    bytes: Vec<Option<f64>>,
+    /// Bytes of each of [`THINGS`].
+    bytes: Vec<f64>,
     /// Rounds of each of [`KINDS`].
     rounds: Vec<Vec<Measured>>,
 }
@@ -63,7 +63,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
 }
 
 /// Brings the shop to `size` users, each with one more coupon, and an order that is then paid; the bytes of each.
-async fn grow(servers: &Servers, service: &Process, shop: &mut Shop, size: u64) -> Result<Vec<Option<f64>>> {
+async fn grow(servers: &Servers, service: &Process, shop: &mut Shop, size: u64) -> Result<Vec<f64>> {
     let address = service.address;
     let more = (size / USERS_PER_PRODUCT).max(10).saturating_sub(shop.products.len() as u64);
     let made = RefCell::new(Vec::new());
@@ -110,14 +110,33 @@ async fn grow(servers: &Servers, service: &Process, shop: &mut Shop, size: u64) 
     eprintln!("growth: {size} payments");
     let closed_bytes = (after - before) / size as f64;
 
-    let left_bytes =
-        if let_closed_leave(servers).await? { Some((settled(servers).await? - before) / size as f64) } else { None };
-    Ok(vec![Some(user_bytes), Some(coupon_bytes), Some(open_bytes), Some(closed_bytes), left_bytes])
+    let_closed_leave(servers).await?;
+    let left_bytes = (settled(servers).await? - before) / size as f64;
+    Ok(vec![user_bytes, coupon_bytes, open_bytes, closed_bytes, left_bytes])
 }
 
-/// Makes closed orders leave Redis, and waits until they have, where the engine lets them: whether it does. It does not yet.
-async fn let_closed_leave(_servers: &Servers) -> Result<bool> {
-    Ok(false)
+/// Lets the time pass after which closed orders leave Redis; each must have been given an end by then.
+async fn let_closed_leave(servers: &Servers) -> Result<()> {
+    let (mut link, mut cursor) = (servers.redis_link().await?, 0u64);
+    let all = Keys(Partition(0)).meta().replace("meta", "order:*");
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(&all).arg("COUNT").arg(10_000);
+        let (next, keys): (u64, Vec<String>) = scan.query_async(&mut link).await?;
+        let mut lives = redis::pipe();
+        for key in &keys {
+            lives.cmd("PTTL").arg(key);
+        }
+        let lives: Vec<i64> = if keys.is_empty() { Vec::new() } else { lives.query_async(&mut link).await? };
+        ensure!(lives.iter().all(|life| *life > 0), "a closed order stays for ever");
+        for keys in keys.chunks(1000) {
+            redis::cmd("UNLINK").arg(keys).exec_async(&mut link).await?;
+        }
+        cursor = next;
+        if cursor == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// Bytes that Redis uses for what is in it, once everything is in PostgreSQL and out of the outbox.
@@ -184,13 +203,13 @@ fn memory(sizes: &[Size], report: &mut Report, targets: &mut Targets) {
     ));
     let mut lines = Vec::new();
     for (at, thing) in THINGS.iter().enumerate() {
-        let bytes: Vec<Option<f64>> = sizes.iter().map(|size| size.bytes[at]).collect();
+        let bytes: Vec<f64> = sizes.iter().map(|size| size.bytes[at]).collect();
         let mut line = vec![(*thing).to_owned()];
-        line.extend(bytes.iter().map(|bytes| bytes.map_or_else(|| "–".to_owned(), |bytes| format!("{bytes:.0}"))));
-        let rounds: Vec<Vec<f64>> = bytes.iter().map(|bytes| bytes.iter().copied().collect()).collect();
+        line.extend(bytes.iter().map(|bytes| format!("{bytes:.0}")));
+        let rounds: Vec<Vec<f64>> = bytes.iter().map(|bytes| vec![*bytes]).collect();
         line.extend(verdict(sizes, &rounds));
         lines.push(line);
-        let most = sizes.iter().zip(&bytes).filter_map(|(size, bytes)| Some((size.size, (*bytes)?)));
+        let most = sizes.iter().zip(&bytes).map(|(size, bytes)| (size.size, *bytes));
         if let Some((size, most)) = most.max_by(|a, b| a.1.total_cmp(&b.1)) {
             match *thing {
                 "issued coupon" => targets.measured(Target::CouponBytes, most, format!("the most, at {size}")),

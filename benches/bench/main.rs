@@ -105,6 +105,10 @@ impl Options {
     }
 }
 
+/// The service's, as in `firstcome`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let role = args.next().unwrap_or_default();

@@ -19,7 +19,7 @@ use axum::{
 };
 use divan::Bencher;
 use firstcome::{
-    domain::{IdempotencyKey, event::Event},
+    domain::{IdempotencyKey, event::{self, Event}},
     projector::batch::Batch,
     store::{
         keys::Partition,
@@ -210,15 +210,19 @@ fn pieces(runtime: &'static Runtime, router: Router, entries: Vec<Entry>) -> Vec
 
     let mut kinds: BTreeMap<String, Vec<Vec<(String, String)>>> = BTreeMap::new();
     for entry in entries {
-        let kind = entry.fields.iter().find(|(name, _)| name == "kind").map(|(_, kind)| kind.clone());
+        let first = event::fields_of(&entry.fields, 0);
+        let kind = first.into_iter().find(|(name, _)| name == "kind").map(|(_, kind)| kind);
         kinds.entry(kind.unwrap_or_default()).or_default().push(entry.fields);
     }
     // What a sale is made of: what happened once is not per request.
     kinds.retain(|_, entries| entries.len() > 10);
     for (kind, entries) in kinds {
-        let events: Vec<Event> = entries.iter().filter_map(|fields| Event::decode(fields).ok()).collect();
+        let decoded = entries.iter().flat_map(|fields| event::decode(fields));
+        let events: Vec<Event> = decoded.filter_map(|decoded| decoded.event.ok()).collect();
         let (first, count) = (entries[0].clone(), events.len());
-        piece(&format!("event: decode {kind}"), Box::new(move || drop(black_box(Event::decode(black_box(&first))))));
+        let several = event::decode(&first).len();
+        let name = format!("event: decode an entry of {several} {kind}");
+        piece(&name, Box::new(move || drop(black_box(event::decode(black_box(&first))))));
         let work = move || drop(black_box(Batch::fold(black_box(&events))));
         piece(&format!("batch: fold {count} of {kind}"), Box::new(work));
     }

@@ -231,6 +231,7 @@ fn engine_config() -> Result<EngineConfig> {
             partitions: None,
         },
         gateway: GatewayConfig::default(),
+        retention: RetentionConfig::default(),
         durability: DurabilityConfig { max_backlog: 100_000_000, ..DurabilityConfig::default() },
     })
 }

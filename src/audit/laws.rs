@@ -22,7 +22,7 @@ struct Law {
     wrong: &'static str,
 }
 
-const LAWS: [Law; 10] = [
+const LAWS: [Law; 11] = [
     Law {
         name: "histories: each entry begins where the last one ended, without gaps",
         noun: "balance entries",
@@ -124,6 +124,26 @@ const LAWS: [Law; 10] = [
                 SELECT format('order %s: its coupon %s is not its own', o.id, o.coupon_id)
                 FROM orders AS o LEFT JOIN user_coupons AS c ON c.coupon_id = o.coupon_id AND c.user_id = o.user_id
                 WHERE o.coupon_id IS NOT NULL AND o.status IN ('PENDING', 'PAID') AND c.order_id IS DISTINCT FROM o.id",
+    },
+    Law {
+        name: "references: whoever is named is there",
+        noun: "orders, lines, payments, coupons and entries",
+        count: "SELECT (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_lines) + (SELECT count(*) FROM payments)
+                    + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM balance_entries)",
+        wrong: "SELECT format('order %s: there is no user %s', id, user_id) AS what FROM orders AS t
+                WHERE NOT EXISTS (SELECT FROM users WHERE id = t.user_id)
+                UNION ALL
+                SELECT format('a line of order %s, which is not there', order_id) FROM order_lines AS t
+                WHERE NOT EXISTS (SELECT FROM orders WHERE id = t.order_id)
+                UNION ALL
+                SELECT format('payment %s: there is no order %s', id, order_id) FROM payments AS t
+                WHERE NOT EXISTS (SELECT FROM orders WHERE id = t.order_id)
+                UNION ALL
+                SELECT format('coupon %s: there is no user %s', coupon_id, user_id) FROM user_coupons AS t
+                WHERE NOT EXISTS (SELECT FROM users WHERE id = t.user_id)
+                UNION ALL
+                SELECT format('entry %s: there is no user %s', entry_no, user_id) FROM balance_entries AS t
+                WHERE NOT EXISTS (SELECT FROM users WHERE id = t.user_id)",
     },
     Law {
         name: "lines: each is of a product that exists, at home where its order's partition can tell",

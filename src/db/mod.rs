@@ -30,6 +30,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "rebuild", include_str!("../../migrations/0002_rebuild.sql")),
     (3, "batches", include_str!("../../migrations/0003_batches.sql")),
     (4, "order lines place", include_str!("../../migrations/0004_order_lines_place.sql")),
+    (5, "projection cost", include_str!("../../migrations/0005_projection_cost.sql")),
 ];
 
 /// Makes the pool.

@@ -1,12 +1,14 @@
 //! A folded batch as SQL: one statement per table for what is new, one for what changed, all values bound as arrays, so
-//! that each statement's text is the same for every batch.
+//! that each statement's text is the same for every batch. What is new is written as the batch leaves it, at once.
 //!
 //! Every statement must touch exactly the rows that the batch names. One that does not (an order that is not there, a
 //! coupon issued twice) fails the transaction, and the projector finds out which event it was.
 
+use std::collections::HashSet;
+
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement, Value};
 
-use super::batch::Batch;
+use super::batch::{Batch, NewCoupon, NewPayment, OrderState};
 use crate::{
     domain::{
         event::{self, pack_lines},
@@ -76,12 +78,18 @@ async fn users(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         "new users",
         new.len(),
         "INSERT INTO users (id, name, balance, created_at)
-         SELECT id, name, 0, to_timestamp(at / 1000.0)
-         FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS new (id, name, at)",
-        vec![column!(new, u => u.id), column!(new, u => u.name.clone()), column!(new, u => ms(u.at))],
+         SELECT id, name, balance, to_timestamp(at / 1000.0)
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[]) AS new (id, name, balance, at)",
+        vec![
+            column!(new, u => u.id),
+            column!(new, u => u.name.clone()),
+            column!(new, u => batch.balances.get(&u.id).copied().unwrap_or(0)),
+            column!(new, u => ms(u.at)),
+        ],
     )
     .await?;
-    let balances: Vec<_> = batch.balances.iter().collect();
+    let newcomers: HashSet<i64> = new.iter().map(|u| u.id).collect();
+    let balances: Vec<_> = batch.balances.iter().filter(|(id, _)| !newcomers.contains(*id)).collect();
     db.run(
         "users",
         balances.len(),
@@ -210,17 +218,25 @@ async fn campaigns(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
 
 async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     let new = &batch.new_coupons;
+    let state = |c: &NewCoupon| batch.coupons.get(&(c.coupon, c.user));
     db.run(
         "new coupons",
         new.len(),
-        "INSERT INTO user_coupons (coupon_id, user_id, issue_no, status, issued_at)
-         SELECT coupon, user_id, issue_no, 'AVAILABLE', to_timestamp(at / 1000.0)
-         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (coupon, user_id, issue_no, at)",
+        // The join stands for the foreign key to the users.
+        "INSERT INTO user_coupons (coupon_id, user_id, issue_no, status, order_id, issued_at, used_at)
+         SELECT coupon, user_id, issue_no, status, NULLIF(order_id, 0), to_timestamp(at / 1000.0),
+             to_timestamp(NULLIF(used_at, 0) / 1000.0)
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[])
+             AS new (coupon, user_id, issue_no, status, order_id, at, used_at)
+         JOIN users ON users.id = new.user_id",
         vec![
             column!(new, c => c.coupon),
             column!(new, c => c.user),
             column!(new, c => c.issue_no),
+            column!(new, c => state(c).map_or("AVAILABLE", |state| state.status).to_owned()),
+            column!(new, c => state(c).and_then(|state| state.order).unwrap_or(0)),
             column!(new, c => ms(c.at)),
+            column!(new, c => optional_ms(state(c).and_then(|state| state.used_at))),
         ],
     )
     .await?;
@@ -239,7 +255,8 @@ async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let states: Vec<_> = batch.coupons.iter().collect();
+    let fresh: HashSet<(i64, i64)> = new.iter().map(|c| (c.coupon, c.user)).collect();
+    let states: Vec<_> = batch.coupons.iter().filter(|(coupon, _)| !fresh.contains(*coupon)).collect();
     db.run(
         "coupons",
         states.len(),
@@ -261,14 +278,20 @@ async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
 
 async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     let new = &batch.new_orders;
+    let state = |o: &event::Placed| batch.orders.get(&o.order.get()).copied().unwrap_or(OrderState::PENDING);
     db.run(
         "new orders",
         new.len(),
-        "INSERT INTO orders (id, user_id, status, total, discount, final_price, coupon_id, placed_at, expires_at)
-         SELECT id, user_id, 'PENDING', total, discount, final, NULLIF(coupon, 0), to_timestamp(at / 1000.0),
-             to_timestamp(expires / 1000.0)
+        // The join stands for the foreign key to the users.
+        "INSERT INTO orders (id, user_id, total, discount, final_price, coupon_id, placed_at, expires_at, status, paid_at,
+             closed_at, close_reason, sold_on)
+         SELECT new.id, user_id, total, discount, final, NULLIF(coupon, 0), to_timestamp(at / 1000.0),
+             to_timestamp(expires / 1000.0), status, to_timestamp(NULLIF(paid_at, 0) / 1000.0),
+             to_timestamp(NULLIF(closed_at, 0) / 1000.0), NULLIF(reason, ''), NULLIF(sold_on, '')::date
          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-                     $8::bigint[]) AS new (id, user_id, total, discount, final, coupon, at, expires)",
+                     $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::text[], $13::text[])
+             AS new (id, user_id, total, discount, final, coupon, at, expires, status, paid_at, closed_at, reason, sold_on)
+         JOIN users ON users.id = new.user_id",
         vec![
             column!(new, (o, _) => o.order.get()),
             column!(new, (o, _) => o.user.get()),
@@ -278,6 +301,11 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
             column!(new, (o, _) => o.coupon.map_or(0, |id| id.get())),
             column!(new, (_, at) => ms(*at)),
             column!(new, (o, _) => ms(o.expires_at)),
+            column!(new, (o, _) => state(o).status.as_str().to_owned()),
+            column!(new, (o, _) => optional_ms(state(o).paid_at)),
+            column!(new, (o, _) => optional_ms(state(o).closed_at)),
+            column!(new, (o, _) => state(o).reason.map_or("", |reason| reason.as_str()).to_owned()),
+            column!(new, (o, _) => state(o).sold_on.map(|day| day.to_string()).unwrap_or_default()),
         ],
     )
     .await?;
@@ -300,7 +328,8 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let states: Vec<_> = batch.orders.iter().collect();
+    let fresh: HashSet<i64> = new.iter().map(|(o, _)| o.order.get()).collect();
+    let states: Vec<_> = batch.orders.iter().filter(|(id, _)| !fresh.contains(*id)).collect();
     db.run(
         "orders",
         states.len(),
@@ -325,16 +354,22 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
 
 async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     let new = &batch.new_payments;
+    let state = |p: &NewPayment| batch.payments.get(&p.receipt);
     db.run(
         "new payments",
         new.len(),
+        // The join stands for the foreign key to the orders.
         "INSERT INTO payments
-             (id, order_id, user_id, payment_type, method, status, amount, receipt, started_at, key_digest, key_fingerprint)
-         SELECT id, order_id, user_id, type, method, 'STARTED', amount, receipt, to_timestamp(at / 1000.0),
-             NULLIF(digest, ''), NULLIF(fingerprint, '')
+             (id, order_id, user_id, payment_type, method, amount, receipt, started_at, key_digest, key_fingerprint, status,
+             transaction_id, paid_at, ended_at)
+         SELECT new.id, order_id, new.user_id, type, method, amount, receipt, to_timestamp(at / 1000.0),
+             NULLIF(digest, ''), NULLIF(fingerprint, ''), new.status, NULLIF(transaction_id, ''),
+             to_timestamp(NULLIF(new.paid_at, 0) / 1000.0), to_timestamp(NULLIF(ended_at, 0) / 1000.0)
          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[],
-                     $8::bigint[], $9::text[], $10::text[])
-             AS new (id, order_id, user_id, type, method, amount, receipt, at, digest, fingerprint)",
+                     $8::bigint[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bigint[], $14::bigint[])
+             AS new (id, order_id, user_id, type, method, amount, receipt, at, digest, fingerprint, status, transaction_id,
+                     paid_at, ended_at)
+         JOIN orders ON orders.id = new.order_id",
         vec![
             column!(new, p => p.id),
             column!(new, p => p.order),
@@ -346,10 +381,15 @@ async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
             column!(new, p => ms(p.at)),
             column!(new, p => p.key.as_ref().map_or("", |(digest, _)| digest).to_owned()),
             column!(new, p => p.key.as_ref().map_or("", |(_, fingerprint)| fingerprint).to_owned()),
+            column!(new, p => state(p).map_or("STARTED", |state| state.status).to_owned()),
+            column!(new, p => state(p).and_then(|state| state.transaction.clone()).unwrap_or_default()),
+            column!(new, p => optional_ms(state(p).and_then(|state| state.paid_at))),
+            column!(new, p => optional_ms(state(p).and_then(|state| state.ended_at))),
         ],
     )
     .await?;
-    let states: Vec<_> = batch.payments.iter().collect();
+    let fresh: HashSet<&str> = new.iter().map(|p| p.receipt.as_str()).collect();
+    let states: Vec<_> = batch.payments.iter().filter(|(receipt, _)| !fresh.contains(receipt.as_str())).collect();
     db.run(
         "payments",
         states.len(),

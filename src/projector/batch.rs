@@ -111,6 +111,12 @@ pub struct OrderState {
     pub sold_on: Option<NaiveDate>,
 }
 
+impl OrderState {
+    /// Of an order of which nothing else is known than that it was placed.
+    pub const PENDING: OrderState =
+        OrderState { status: OrderStatus::Pending, paid_at: None, closed_at: None, reason: None, sold_on: None };
+}
+
 pub struct NewPayment {
     pub id: i64,
     pub order: i64,
@@ -266,13 +272,7 @@ impl Batch {
         let from = if closed.from == OrderStatus::Paid { Shelf::Sold } else { Shelf::Held };
         self.shift(&closed.lines, from, if closed.withheld { Shelf::Withheld } else { Shelf::OnSale });
         self.mark(closed.coupon, closed.user, "AVAILABLE", None, None);
-        let state = self.orders.entry(closed.order.get()).or_insert(OrderState {
-            status: closed.status,
-            paid_at: None,
-            closed_at: None,
-            reason: None,
-            sold_on: None,
-        });
+        let state = self.orders.entry(closed.order.get()).or_insert(OrderState::PENDING);
         state.status = closed.status;
         state.closed_at = Some(at);
         state.reason = Some(closed.reason);

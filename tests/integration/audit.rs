@@ -282,6 +282,34 @@ async fn what_is_wrong_in_postgres_is_named() {
             &["order 3: the status", "product 1: held 2 of 6", "user 1: the number of open orders"],
         ),
         (
+            "INSERT INTO order_lines (order_id, product_id, quantity, price) VALUES (999, 1, 1, 100)",
+            "DELETE FROM order_lines WHERE order_id = 999",
+            &["a line of order 999, which is not there"],
+        ),
+        (
+            "INSERT INTO user_coupons (coupon_id, user_id, issue_no, status, issued_at) VALUES (1, 999, 5, 'AVAILABLE', now())",
+            "DELETE FROM user_coupons WHERE user_id = 999",
+            &["coupon 1: there is no user 999"],
+        ),
+        (
+            "INSERT INTO balance_entries (user_id, entry_no, transaction_type, amount, before_balance, after_balance, created_at)
+             VALUES (999, 1, 'CHARGE', 5, 0, 5, now())",
+            "DELETE FROM balance_entries WHERE user_id = 999",
+            &["entry 1: there is no user 999"],
+        ),
+        (
+            "INSERT INTO payments (id, order_id, user_id, payment_type, method, status, amount, receipt, started_at)
+             VALUES (999, 998, 1, 'CARD', 'BALANCE', 'STARTED', 5, 'r', now())",
+            "DELETE FROM payments WHERE id = 999",
+            &["payment 999: there is no order 998"],
+        ),
+        (
+            "INSERT INTO orders (id, user_id, status, total, discount, final_price, placed_at, expires_at, closed_at, close_reason)
+             VALUES (999, 997, 'CANCELLED', 0, 0, 0, now(), now(), now(), 'EXPIRED')",
+            "DELETE FROM orders WHERE id = 999",
+            &["order 999: there is no user 997"],
+        ),
+        (
             "INSERT INTO dead_letters (partition, stream_id, epoch, seq, reason, fields) VALUES (0, '1-1', 1, 1, 'tested', '{}')",
             "DELETE FROM dead_letters",
             &["partition 0, entry 1-1: tested"],
