@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::Audit,
-    config::{EngineConfig, HttpConfig, ProjectorConfig},
+    config::{Ack, EngineConfig, HttpConfig, ProjectorConfig},
     db,
     domain::{Clock, Engine, startup},
     gateway::{self, Gateways},
@@ -59,10 +59,15 @@ impl App {
         };
         rebuild.run_if_needed().await?;
         let store = startup::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
+        let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
         Ok(App {
             engine: Arc::new(engine),
-            projector: Projector::new(store.clone(), db.clone(), clock, projector, patience, keep),
+            projector: match durability.ack {
+                Ack::Redis => following,
+                // Replies wait for it.
+                Ack::Postgres => following.lingering(Duration::ZERO),
+            },
             store,
             db,
             background: TaskTracker::new(),

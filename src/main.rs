@@ -216,7 +216,10 @@ async fn project(options: Project) -> anyhow::Result<()> {
     let Project { mut engine, projector, drain_seconds } = options;
     // Nobody is told anything by it.
     engine.durability.ack = Ack::Postgres;
-    let app = App::open(&engine, &projector, Clock::system()).await?;
+    let mut app = App::open(&engine, &projector, Clock::system()).await?;
+    if !db::identity::only_postgres_acknowledged(&app.db).await? {
+        app.projector = app.projector.lingering(Duration::from_millis(projector.projector_linger_ms));
+    }
     let stop = stop_signal()?;
     app.project();
     app.sweep();

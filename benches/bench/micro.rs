@@ -19,7 +19,10 @@ use axum::{
 };
 use divan::Bencher;
 use firstcome::{
-    domain::{IdempotencyKey, event::{self, Event}},
+    domain::{
+        IdempotencyKey,
+        event::{self, Event},
+    },
     projector::batch::Batch,
     store::{
         keys::Partition,

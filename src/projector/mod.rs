@@ -68,6 +68,8 @@ pub struct Projector {
     batch: usize,
     /// How many events there were in an entry lately, on average.
     per_entry: Arc<AtomicUsize>,
+    /// What passes after a transaction that had room left, before the next.
+    linger: Duration,
     /// How long a transaction may take before its connection counts as dead, if no longer one was needed before.
     patience: Duration,
     /// How long what is over stays in Redis.
@@ -131,7 +133,8 @@ impl Projector {
         keep: Keep,
     ) -> Self {
         let batch = config.projector_batch as usize;
-        Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), patience, keep }
+        let linger = Duration::from_millis(config.projector_linger_ms);
+        Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), linger, patience, keep }
     }
 
     /// Follows every partition until `stop`, each in a task of its own.
@@ -188,6 +191,12 @@ impl Projector {
                 Ok((carried, more)) => {
                     pause = FIRST_PAUSE;
                     patience = self.patience;
+                    if carried > 0 && !more {
+                        tokio::select! {
+                            () = tokio::time::sleep(self.linger) => {}
+                            () = stop.cancelled() => return,
+                        }
+                    }
                     if let Some((since, entries)) = &mut waiting {
                         *entries += carried;
                         if !more {
@@ -230,6 +239,11 @@ impl Projector {
             }
         }
         Ok(())
+    }
+
+    /// The same projector, letting this pass after a transaction that had room left.
+    pub fn lingering(self, linger: Duration) -> Self {
+        Projector { linger, ..self }
     }
 
     /// The same projector on the same store, whose partitions are known by now.

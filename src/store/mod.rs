@@ -13,6 +13,7 @@
 
 pub mod bulk;
 pub mod decisions;
+mod gather;
 pub mod inspect;
 pub mod keys;
 pub mod lanes;
@@ -32,16 +33,20 @@ pub mod watermarks;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, bail};
-use redis::{FromRedisValue, aio::MultiplexedConnection};
+use redis::{FromRedisValue, RedisResult, aio::MultiplexedConnection};
 
 use self::{
+    gather::Gather,
     keys::{Keys, Partition},
     lanes::{Lanes, Ticket},
     merge::Merger,
     vigil::{Guard, Known},
     watermarks::Watermark,
 };
-use crate::{config::RedisConfig, domain::Error};
+use crate::{
+    config::RedisConfig,
+    domain::{Error, model::Product, types::ProductId},
+};
 
 /// How many partitions a store may have.
 pub const MAX_PARTITIONS: u16 = 256;
@@ -78,7 +83,10 @@ struct Shared {
     /// Set when the store is opened: from then on no partition is used that was not looked at.
     guard: OnceLock<Guard>,
     known: Arc<Known>,
+    /// What waits to be decided, and what waits to be read.
     merger: Merger,
+    commands: Gather<Partition, redis::Cmd, redis::Value>,
+    products: Gather<Partition, ProductId, Option<Product>>,
 }
 
 impl Store {
@@ -96,7 +104,15 @@ impl Store {
         })
         .await;
         let lanes = lanes.context("can't reach Redis at REDIS_URL")?;
-        let shared = Shared { lanes, watermarks, guard: OnceLock::new(), known, merger: Merger::default() };
+        let shared = Shared {
+            lanes,
+            watermarks,
+            guard: OnceLock::new(),
+            known,
+            merger: Merger::default(),
+            commands: Gather::default(),
+            products: Gather::default(),
+        };
         Ok(Store { shared: Arc::new(shared), partitions: 1 })
     }
 
@@ -202,11 +218,33 @@ impl Store {
         Ok((ticket, link))
     }
 
-    /// Runs one command on the lanes.
-    async fn query<T: FromRedisValue>(&self, partition: Partition, command: &redis::Cmd) -> Result<T, Error> {
+    /// Runs one command on the lanes, in one pipeline with those that others run at the same time.
+    async fn query<T: FromRedisValue>(&self, partition: Partition, command: redis::Cmd) -> Result<T, Error> {
+        let (answered, lead) = self.shared.commands.join(partition, command);
+        if lead {
+            let store = self.clone();
+            tokio::spawn(async move {
+                store.shared.commands.lead(partition, |commands| store.run(partition, commands)).await;
+            });
+        }
+        let value = gather::answer(answered).await?;
+        T::from_redis_value(value).map_err(|error| self.lanes().translate(error.into()))
+    }
+
+    async fn run(
+        &self,
+        partition: Partition,
+        commands: Vec<redis::Cmd>,
+    ) -> Result<Vec<Result<redis::Value, Error>>, Error> {
         let (ticket, mut link) = self.lane(partition).await?;
-        let result = command.query_async(&mut link).await;
-        self.lanes().settle(&ticket, result)
+        let mut pipeline = redis::Pipeline::with_capacity(commands.len());
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        let results: RedisResult<Vec<RedisResult<redis::Value>>> =
+            pipeline.ignore_errors().query_async(&mut link).await;
+        let results = self.lanes().settle(&ticket, results)?;
+        Ok(results.into_iter().map(|result| self.lanes().settle(&ticket, result)).collect())
     }
 
     /// Runs a pipeline of one partition's commands in one round trip.

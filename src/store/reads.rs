@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use redis::FromRedisValue;
 
 use super::{
-    Store, closed_books,
+    Store, closed_books, gather,
     keys::{Keys, Partition},
     records::{CouponRecord, OrderRecord, campaign, coupon_record, order_record, take_coupons},
     scripts::{self, Invocation},
@@ -25,7 +25,7 @@ impl Store {
         let home = self.home(user.get());
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(home).user(user)).arg(&["name", "balance"]);
-        match self.query(home, &read).await? {
+        match self.query(home, read).await? {
             (Some(user_name), Some(balance)) => Ok(Balance { user_id: user, user_name, balance }),
             _ => Err(self.absent(home, Error::UserNotFound).await),
         }
@@ -71,7 +71,7 @@ impl Store {
         let home = self.home(user.get());
         let mut read = redis::cmd("HGETALL");
         read.arg(Keys(home).user(user));
-        let mut fields: HashMap<String, String> = self.query(home, &read).await?;
+        let mut fields: HashMap<String, String> = self.query(home, read).await?;
         let records = take_coupons(&mut fields);
         if fields.is_empty() {
             return Err(self.absent(home, Error::UserNotFound).await);
@@ -90,7 +90,7 @@ impl Store {
         let here = self.home(coupon.get());
         let mut read = redis::cmd("HGETALL");
         read.arg(Keys(here).campaign(coupon));
-        let fields: HashMap<String, String> = self.query(here, &read).await?;
+        let fields: HashMap<String, String> = self.query(here, read).await?;
         if fields.is_empty() {
             self.check_books(here).await?;
             return Ok(None);
@@ -105,7 +105,7 @@ impl Store {
             let mut read = redis::cmd("ZRANGE");
             read.arg(Keys(here).campaigns()).arg(format!("({}", now.0)).arg("+inf");
             read.arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
-            let ids: Vec<i64> = self.query(here, &read).await?;
+            let ids: Vec<i64> = self.query(here, read).await?;
             if ids.is_empty() {
                 self.check_books(here).await?;
             }
@@ -130,10 +130,31 @@ impl Store {
     /// [`Error::ProductNotFound`].
     pub async fn product(&self, product: ProductId) -> Result<Product, Error> {
         let here = self.home(product.get());
-        match self.products_of(here, &[product]).await?.pop().flatten() {
+        let (answered, lead) = self.shared.products.join(here, product);
+        if lead {
+            let store = self.clone();
+            tokio::spawn(async move {
+                store.shared.products.lead(here, |asked| store.products_asked(here, asked)).await;
+            });
+        }
+        match gather::answer(answered).await? {
             Some(found) => Ok(found),
             None => Err(self.absent(here, Error::ProductNotFound).await),
         }
+    }
+
+    /// Each of these, of which many may be the same: everybody looks at what everybody wants.
+    async fn products_asked(
+        &self,
+        here: Partition,
+        asked: Vec<ProductId>,
+    ) -> Result<Vec<Result<Option<Product>, Error>>, Error> {
+        let mut ids = asked.clone();
+        ids.sort_unstable();
+        ids.dedup();
+        let found = self.products_of(here, &ids).await?;
+        let found_of = |id: &ProductId| ids.binary_search(id).ok().and_then(|at| found.get(at)?.clone());
+        Ok(asked.iter().map(|id| Ok(found_of(id))).collect())
     }
 
     /// These products of one partition; `None` for those that do not exist.
@@ -205,7 +226,7 @@ impl Store {
         let home = self.home(order.get());
         let mut read = redis::cmd("HGETALL");
         read.arg(Keys(home).order(order));
-        let fields: HashMap<String, String> = self.query(home, &read).await?;
+        let fields: HashMap<String, String> = self.query(home, read).await?;
         if !fields.contains_key("user") {
             self.check_books(home).await?;
             return Ok(None);
@@ -238,7 +259,7 @@ impl Store {
     async fn due(&self, here: Partition, index: &str, now: Millis, most: usize) -> Result<Vec<String>, Error> {
         let mut read = redis::cmd("ZRANGE");
         read.arg(index).arg("-inf").arg(now.0).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
-        self.query(here, &read).await
+        self.query(here, read).await
     }
 
     /// Puts off looking at a gateway payment that is still in the index.
@@ -246,7 +267,7 @@ impl Store {
         let home = self.home(order.get());
         let mut put_off = redis::cmd("ZADD");
         put_off.arg(Keys(home).gateway()).arg("XX").arg(until.0).arg(order.get());
-        self.query(home, &put_off).await
+        self.query(home, put_off).await
     }
 
     /// Puts off looking at a far hold that is still in the index.
@@ -259,7 +280,7 @@ impl Store {
     ) -> Result<(), Error> {
         let mut put_off = redis::cmd("ZADD");
         put_off.arg(Keys(here).holds()).arg("XX").arg(until.0).arg(format!("{order}:{user}"));
-        self.query(here, &put_off).await
+        self.query(here, put_off).await
     }
 
     /// `absent` if the partition's books are open, so that not finding something means that it is not there.

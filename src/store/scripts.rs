@@ -238,7 +238,7 @@ impl Store {
         let Some(key) = &call.key else { return Ok(None) };
         let mut read = redis::cmd("LRANGE");
         read.arg(Keys(here).record(&key.digest)).arg(0).arg(-1);
-        let mut record: Vec<Value> = self.query(here, &read).await?;
+        let mut record: Vec<Value> = self.query(here, read).await?;
         if record.is_empty() {
             return Ok(None);
         }

@@ -63,7 +63,7 @@ impl Store {
         loop {
             let mut scan = redis::cmd("SSCAN");
             scan.arg(&set).arg(cursor).arg("COUNT").arg(HOLDERS_AT_ONCE);
-            let (next, page): (u64, Vec<i64>) = self.query(here, &scan).await?;
+            let (next, page): (u64, Vec<i64>) = self.query(here, scan).await?;
             holders.extend(page);
             // Some may come twice.
             if next == 0 || holders.len() > most {

@@ -363,7 +363,7 @@ impl Drop for World {
 
 /// The parts of a service on these stores.
 pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) -> anyhow::Result<App> {
-    let projector = ProjectorConfig { projector_batch: options.batch };
+    let projector = ProjectorConfig { projector_batch: options.batch, projector_linger_ms: 0 };
     App::open(&engine_config(options, redis, postgres), &projector, clock).await
 }
 

@@ -721,7 +721,9 @@ impl Shop {
         migrating.close().await.unwrap();
         let mut config = harness::engine_config(&Options::default(), &redis.url(), &url);
         config.postgres.database_timeout_ms = 5_000;
-        let app = App::open(&config, &ProjectorConfig { projector_batch: 3 }, Clock::system()).await.unwrap();
+        let app = App::open(&config, &ProjectorConfig { projector_batch: 3, projector_linger_ms: 0 }, Clock::system())
+            .await
+            .unwrap();
         app.project();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
