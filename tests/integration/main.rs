@@ -52,4 +52,5 @@ mod scripts_redis;
 mod scripts_rules;
 mod smoke;
 mod sold_out;
+mod sold_out_model;
 mod startup;

@@ -17,10 +17,12 @@
 //! **Cost.** While a campaign is asked for, its lease is renewed halfway through, by one read in the background, however many
 //! ask. Users are learned in blocks, and only around one that Redis has just confirmed, so that made-up ids lead to nothing.
 
+mod users;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -28,8 +30,9 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
+use self::users::Users;
 use super::{CampaignTerms, Clock, CouponId, Error, Millis, UserId};
-use crate::store::{Store, keys::Partition};
+use crate::store::Store;
 
 /// The longest lease that a process may be given.
 pub const LONGEST_LEASE_MS: u64 = 1000;
@@ -43,15 +46,8 @@ const MOST_HOLDERS_IN_ALL: usize = 10_000_000;
 const MOST_CAMPAIGNS: usize = 10_000;
 /// How long a campaign is left alone whose holders are too many, or were not as many as they should be.
 const REST_US: u64 = 1_000_000;
-
-/// Users in one block: neighbours in one partition.
-const BLOCK: i64 = 1024;
-/// Blocks are spread over so many locks.
-const SHARDS: usize = 16;
-/// The most blocks behind one lock: 64 million users in all, in some 10 MB.
-const MOST_BLOCKS: usize = 4096;
-/// Blocks that are learned at once, at most.
-const MOST_LEARNING: usize = 16;
+/// Blocks learned one after the other from the first that is asked about.
+const BLOCKS_AHEAD: i64 = 8;
 
 /// What this process knows of campaigns that are given out.
 pub struct SoldOut {
@@ -298,119 +294,30 @@ impl SoldOut {
         self.kept.fetch_sub(before, Ordering::Relaxed);
     }
 
-    /// A user who exists is not known to: his block is learned, or where it was, he alone.
+    /// A user who exists is not known to: his block is learned, and some that follow it while they are full; or where it was,
+    /// he alone.
     fn learn(self: &Arc<Self>, user: UserId, epoch: i64) {
-        let Some((block, users)) = self.users.to_learn(user, epoch) else { return };
+        let (first, _) = self.users.place(user);
+        let Some((mut turn, mut users)) = self.users.to_learn(first, Some(user), epoch) else { return };
         let this = self.clone();
         self.tasks.spawn(async move {
-            let _turn = this.users.learning(block);
-            this.learned.fetch_add(1, Ordering::Relaxed);
-            match this.store.users_exist(block.0, &users).await {
-                Ok((epoch, exist)) => {
-                    let exist = users.iter().zip(exist).filter(|(_, exists)| *exists).map(|(user, _)| *user);
-                    this.users.learned(block, epoch, exist);
+            for ahead in 1..=BLOCKS_AHEAD {
+                this.learned.fetch_add(1, Ordering::Relaxed);
+                let (epoch, exist) = match this.store.users_exist(turn.block.0, &users).await {
+                    Ok(found) => found,
+                    Err(error) => return tracing::debug!(%error, "nobody knows which users exist"),
+                };
+                let all = exist.iter().all(|exists| *exists) && users.len() > 1;
+                let exist = users.iter().zip(exist).filter(|(_, exists)| *exists).map(|(user, _)| *user);
+                this.users.learned(turn.block, epoch, exist);
+                if !all {
+                    return;
                 }
-                Err(error) => tracing::debug!(%error, "nobody knows which users exist"),
+                match this.users.to_learn((first.0, first.1 + ahead), None, epoch) {
+                    Some(next) => (turn, users) = next,
+                    None => return,
+                }
             }
         });
-    }
-}
-
-/// Users of partition p of N are p, p + N, p + 2N, …: a block is a partition, and where among these it begins.
-type BlockId = (Partition, i64);
-
-/// Which users exist, as far as it is known.
-struct Users {
-    partitions: i64,
-    shards: Box<[RwLock<HashMap<BlockId, Block>>]>,
-    learning: Mutex<HashSet<BlockId>>,
-}
-
-#[derive(Clone, Copy)]
-struct Block {
-    epoch: i64,
-    exist: [u64; BLOCK as usize / 64],
-}
-
-impl Block {
-    fn has(&self, place: usize) -> bool {
-        self.exist[place / 64] >> (place % 64) & 1 == 1
-    }
-}
-
-/// Takes a block off those that are being learned.
-struct Learning<'a>(&'a Users, BlockId);
-
-impl Drop for Learning<'_> {
-    fn drop(&mut self) {
-        self.0.learning.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
-    }
-}
-
-impl Users {
-    fn new(partitions: u16) -> Self {
-        Users {
-            partitions: i64::from(partitions),
-            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            learning: Mutex::default(),
-        }
-    }
-
-    /// The user's block and place in it.
-    fn place(&self, user: UserId) -> (BlockId, usize) {
-        let (home, nth) = (user.get() % self.partitions, user.get() / self.partitions);
-        ((Partition(home as u16), nth / BLOCK), (nth % BLOCK) as usize)
-    }
-
-    fn shard(&self, block: BlockId) -> &RwLock<HashMap<BlockId, Block>> {
-        &self.shards[(block.1 as usize).wrapping_add(usize::from(block.0.0)) % SHARDS]
-    }
-
-    fn block(&self, id: BlockId, epoch: i64) -> Option<Block> {
-        let blocks = self.shard(id).read().unwrap_or_else(PoisonError::into_inner);
-        blocks.get(&id).filter(|block| block.epoch == epoch).copied()
-    }
-
-    /// Whether a user is known to exist in this epoch.
-    fn exists(&self, user: UserId, epoch: i64) -> bool {
-        let (id, place) = self.place(user);
-        let blocks = self.shard(id).read().unwrap_or_else(PoisonError::into_inner);
-        blocks.get(&id).is_some_and(|block| block.epoch == epoch && block.has(place))
-    }
-
-    /// Whom to ask about where this user exists: his block is then being learned, until [`Users::learning`] is dropped. `None`:
-    /// nobody, or not now.
-    fn to_learn(&self, user: UserId, epoch: i64) -> Option<(BlockId, Vec<UserId>)> {
-        let (id, place) = self.place(user);
-        let users = match self.block(id, epoch) {
-            Some(block) if block.has(place) => return None,
-            // He was not there when the block was learned. How many of the others have come since, they will show.
-            Some(_) => vec![user],
-            None => (id.1 * BLOCK..(id.1 + 1) * BLOCK)
-                .filter_map(|nth| UserId::new(nth * self.partitions + i64::from(id.0.0)))
-                .collect(),
-        };
-        let mut learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
-        (learning.len() < MOST_LEARNING && learning.insert(id)).then_some((id, users))
-    }
-
-    fn learning(&self, block: BlockId) -> Learning<'_> {
-        Learning(self, block)
-    }
-
-    fn learned(&self, id: BlockId, epoch: i64, exist: impl Iterator<Item = UserId>) {
-        let mut blocks = self.shard(id).write().unwrap_or_else(PoisonError::into_inner);
-        if blocks.len() >= MOST_BLOCKS && !blocks.contains_key(&id) {
-            blocks.clear();
-        }
-        let fresh = Block { epoch, exist: [0; BLOCK as usize / 64] };
-        let block = blocks.entry(id).or_insert(fresh);
-        if block.epoch != epoch {
-            *block = fresh;
-        }
-        for user in exist {
-            let (_, place) = self.place(user);
-            block.exist[place / 64] |= 1 << (place % 64);
-        }
     }
 }
