@@ -17,18 +17,11 @@ use crate::domain::Error;
 
 /// The most requests that go together: bounds how long Redis is busy with them.
 pub(super) const MOST: usize = 128;
-/// How many such parties of one kind are under way at a time: with a second one Redis is not idle while we read the first
-/// one's answers.
-const UNDER_WAY: usize = 2;
-
 type Answered<A> = oneshot::Sender<Result<A, Error>>;
 
-struct Queue<R, A> {
-    waiting: VecDeque<(R, Answered<A>)>,
-    under_way: usize,
-}
+type Queue<R, A> = VecDeque<(R, Answered<A>)>;
 
-/// Requests `R` with answers `A` that wait to go together, by kind; a kind that nobody waits for has no queue.
+/// Requests `R` with answers `A` that wait to go together, by kind; a kind of which nothing is under way has no queue.
 pub(super) struct Gather<K, R, A>(Mutex<HashMap<K, Queue<R, A>>>);
 
 impl<K, R, A> Default for Gather<K, R, A> {
@@ -43,10 +36,8 @@ impl<K: Copy + Eq + Hash, R, A> Gather<K, R, A> {
     pub(super) fn join(&self, kind: K, request: R) -> (oneshot::Receiver<Result<A, Error>>, bool) {
         let (answered, answer) = oneshot::channel();
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let queue = queues.entry(kind).or_insert_with(|| Queue { waiting: VecDeque::new(), under_way: 0 });
-        queue.waiting.push_back((request, answered));
-        let lead = queue.under_way < UNDER_WAY;
-        queue.under_way += usize::from(lead);
+        let lead = !queues.contains_key(&kind);
+        queues.entry(kind).or_default().push_back((request, answered));
         (answer, lead)
     }
 
@@ -55,13 +46,10 @@ impl<K: Copy + Eq + Hash, R, A> Gather<K, R, A> {
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Entry::Occupied(mut entry) = queues.entry(kind) else { return (Vec::new(), Vec::new()) };
         let queue = entry.get_mut();
-        queue.waiting.retain(|(_, answered)| !answered.is_closed());
-        let next: (Vec<R>, Vec<_>) = queue.waiting.drain(..MOST.min(queue.waiting.len())).unzip();
+        queue.retain(|(_, answered)| !answered.is_closed());
+        let next: (Vec<R>, Vec<_>) = queue.drain(..MOST.min(queue.len())).unzip();
         if next.0.is_empty() {
-            queue.under_way -= 1;
-            if queue.under_way == 0 {
-                entry.remove();
-            }
+            entry.remove();
         }
         next
     }
