@@ -8,7 +8,7 @@
 --        user    hash    name balance entries tail open ...
 -- ARGV 1 record's life (ms)  2 the most that a balance may be (won)
 --      then of each request: now (ms), fingerprint or '', request id, user id, amount (won)
--- Returns of each request {'CHARGED', epoch, seq, user name, balance}
+-- Returns of each request, packed, {'CHARGED', epoch, seq, user name, balance}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | LIMIT
 --      of them all CLOSED_BOOKS
@@ -53,7 +53,7 @@ for i = 1, n do
   end
   replies[i] = reply
 end
-if #events == 0 then return replies end
+if #events == 0 then return packed(replies) end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', seq - 1)
@@ -62,4 +62,4 @@ for i = 1, #charged do
   redis.call('HSET', charged[i], 'balance', user.balance, 'entries', user.entries, 'tail', id)
 end
 records.write(ttl)
-return replies
+return packed(replies)

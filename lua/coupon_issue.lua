@@ -12,7 +12,7 @@
 -- ARGV 1 record's life (ms)  2 coupon id
 --      then of each request: now (ms), fingerprint or '', request id, user id,
 --        '1' where the user is at home in this partition, else '0' (then it was looked up before, and gets the coupon after)
--- Returns of each request {'ISSUED', epoch, seq, issue_no, issued_at}
+-- Returns of each request, packed, {'ISSUED', epoch, seq, issue_no, issued_at}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | UNKNOWN_CAMPAIGN | NOT_OPEN | ALREADY_HOLDS | OUT_OF_STOCK
 --      of them all CLOSED_BOOKS
@@ -72,7 +72,7 @@ for i = 1, n do
   end
   replies[i] = reply
 end
-if #events == 0 then return replies end
+if #events == 0 then return packed(replies) end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', seq - 1)
@@ -80,4 +80,4 @@ redis.call('HSET', campaign, 'issued', issued)
 redis.call('SADD', holders, unpack(winners))
 for i = 1, #granted do redis.call('HSET', granted[i][1], coupon_id, granted[i][2]) end
 records.write(ttl)
-return replies
+return packed(replies)

@@ -18,6 +18,13 @@ local function unpacked(packed)
   return parts
 end
 
+-- The events of an entry.
+local function events_of(entry)
+  local events = {}
+  for event in string.gmatch(entry .. NEXT_EVENT, '(.-)' .. NEXT_EVENT) do events[#events + 1] = event end
+  return events
+end
+
 -- What a packed event says of the change before the one that it made to the user's balance; nothing if it made none.
 local function change_before(packed)
   if not string.find(packed, SEPARATOR .. user_id .. SEPARATOR, 1, true) then return end
@@ -40,10 +47,11 @@ while id ~= '' do
       if fields[i] == 'prev' then prev = fields[i + 1] end
     end
   else
-    for i = #fields - 1, 1, -2 do
-      local before = fields[i] == 'e' and change_before(fields[i + 1])
+    local events = events_of(fields[6])
+    for i = #events, 1, -1 do
+      local before = change_before(events[i])
       if before then
-        changes[#changes + 1] = { 'v', '2', 'epoch', fields[4], 'e', fields[i + 1] }
+        changes[#changes + 1] = { 'v', '2', 'epoch', fields[4], 'events', events[i] }
         prev = before
         if prev ~= SAME_ENTRY then break end
       end

@@ -20,7 +20,7 @@
 -- ARGV 1 record's life (ms)  2 the day, YYYYMMDD  3 the life of its rankings from now (s)
 --      then of each request: now (ms), fingerprint or '', request id, order id, user id, amount (won), payment type,
 --        payment id, receipt, BALANCE | GATEWAY, the gateway's transaction id or ''
--- Returns of each request {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
+-- Returns of each request, packed, {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
 --      or {'PAID_BEFORE', payment id, receipt, paid at} (a gateway's verdict, told again)
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
@@ -166,7 +166,7 @@ for i = 1, n do
   end
   replies[i] = reply
 end
-if #events == 0 then return replies end
+if #events == 0 then return packed(replies) end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', seq - 1)
@@ -187,4 +187,4 @@ end
 for _, counters in ipairs({ stock, held, sold, withheld }) do counters.write() end
 rank(ranked_units, ranked_won, rank_units, rank_won, rank_life)
 records.write(ttl)
-return replies
+return packed(replies)

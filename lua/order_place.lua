@@ -18,7 +18,7 @@
 --        coupon id or '', PERCENTAGE | FIXED, percent or won, the coupon's end (ms),
 --        n, then n pairs: product id, quantity: distinct products of this partition,
 --        then "far" lines, "product:quantity:price,...", held before in their own partitions; '' for none
--- Returns of each request {'PLACED', epoch, seq, order id, final price, now}
+-- Returns of each request, packed, {'PLACED', epoch, seq, order id, final price, now}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | TOO_MANY_OPEN | {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id}
 --      or INVALID_COUPON | OVERFLOW | INSUFFICIENT_BALANCE | ABANDONED
@@ -145,7 +145,7 @@ for i = 1, n do
   local ask = asks[i]
   replies[i] = records.replay(ask.record, ask.fingerprint) or decide(ask)
 end
-if #events == 0 then return replies end
+if #events == 0 then return packed(replies) end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', seq - 1)
@@ -171,4 +171,4 @@ redis.call('ZADD', expiry, unpack(ends))
 stock.write()
 held.write()
 records.write(ttl)
-return replies
+return packed(replies)

@@ -1,8 +1,9 @@
 -- Shared by the scripts that decide many requests in one call, in their order, each with its own answer: what an earlier one
 -- of the batch changes, the later ones see, though nothing is written before the line.
 
--- What separates the parts of an event: no part has a control character in it.
-local SEPARATOR = '\031'
+-- What separates the parts of an event and of a reply, and the events of an entry: no part has a control character in it.
+-- (One text is much less work for whoever reads it than a list.)
+local SEPARATOR, NEXT_EVENT = '\031', '\030'
 
 -- In a chain of balance changes: the one before is in the same entry.
 local SAME_ENTRY = '='
@@ -37,7 +38,7 @@ local function new_records()
   }
 end
 
--- An event of the batch, as one field of its entry: its parts, and the idempotency record of its request, if that has a key.
+-- An event of the batch, as one text: its parts, and the idempotency record of its request, if that has a key.
 local function pack_event(parts, record, fingerprint, reply)
   local key, print, packed = record_parts(record, fingerprint, reply)
   if key then
@@ -48,9 +49,19 @@ end
 
 -- Writes the batch's events as one entry: the first write below the line. Returns the entry's id.
 local function emit(outbox, epoch, events)
-  local fields = {}
-  for i = 1, #events do fields[2 * i - 1], fields[2 * i] = 'e', events[i] end
-  return redis.call('XADD', outbox, '*', 'v', 2, 'epoch', epoch, unpack(fields))
+  return redis.call('XADD', outbox, '*', 'v', 2, 'epoch', epoch, 'events', table.concat(events, NEXT_EVENT))
+end
+
+-- The replies, each as one text: its parts.
+local function packed(replies)
+  for i = 1, #replies do
+    local reply = replies[i]
+    for part = 2, #reply do
+      if type(reply[part]) == 'number' then reply[part] = whole(reply[part]) end
+    end
+    replies[i] = table.concat(reply, SEPARATOR)
+  end
+  return replies
 end
 
 -- The counters of products, as far as a batch needs them and has changed them.

@@ -1,7 +1,7 @@
 //! The outbox's vocabulary: what a decision wrote down, whole, so that nobody has to look at Redis to understand it.
 //!
 //! An entry of the outbox has one event, as a flat list of fields (version 1), or those of a call that decided many requests
-//! at once, each packed into one field (version 2). Decoding trusts nothing: what does not fit is an error with the reason,
+//! at once, packed into one text (version 2). Decoding trusts nothing: what does not fit is an error with the reason,
 //! which the projector files as a dead letter.
 
 use std::str::FromStr;
@@ -11,8 +11,11 @@ use super::{model::*, types::*};
 /// The versions of entries that this code writes and reads: of one event, and of many.
 pub const SINGLE: i64 = 1;
 pub const BATCH: i64 = 2;
-/// What separates the parts of a packed event; no part has a control character in it.
-const SEPARATOR: char = '\u{1f}';
+/// What separates the parts of a packed event, and the events of an entry; no part has a control character in it.
+pub const SEPARATOR: char = '\u{1f}';
+const NEXT_EVENT: char = '\u{1e}';
+/// The field of all events of an entry.
+const EVENTS: &str = "events";
 /// The parts that a packed event ends with where its request had an idempotency key.
 const RECORD_PARTS: [&str; 3] = ["key", "print", "reply"];
 /// The most users that one event creates.
@@ -407,12 +410,9 @@ pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
         Some(SINGLE) => vec![Decoded::new(Ok(Fields(all().collect())))],
         Some(BATCH) => {
             let epoch = all().find(|(name, _)| *name == "epoch");
-            let packed = all().filter(|(name, _)| *name == "e").map(|(_, packed)| packed);
-            let mut events: Vec<_> = packed.map(|packed| Decoded::new(unpack(epoch, packed))).collect();
-            if events.is_empty() {
-                events.push(Decoded { position: None, event: Err(BadEvent("a batch without events".into())) });
-            }
-            events
+            // One without events is one that does not have its parts.
+            let packed = all().find(|(name, _)| *name == EVENTS).map_or("", |(_, packed)| packed);
+            packed.split(NEXT_EVENT).map(|packed| Decoded::new(unpack(epoch, packed))).collect()
         }
         unknown => {
             let position = Decoded::new(Ok(Fields(all().collect()))).position;
@@ -430,8 +430,9 @@ pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String
     }
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let epoch = all().find(|(name, _)| *name == "epoch");
-    let packed = all().filter(|(name, _)| *name == "e").nth(nth);
-    let unpacked = packed.and_then(|(_, packed)| unpack(epoch, packed).ok());
+    let packed = all().find(|(name, _)| *name == EVENTS).and_then(|(_, packed)| packed.split(NEXT_EVENT).nth(nth));
+    let unpacked = packed.and_then(|packed| unpack(epoch, packed).ok());
+    let packed = packed.map(|packed| (EVENTS, packed));
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     match unpacked {
         Some(Fields(named)) => [("v", "1")].into_iter().chain(named).map(owned).collect(),

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, NaiveDate, SubsecRound, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, Timelike, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -46,7 +46,22 @@ impl Millis {
     /// The wall-clock form of the API: `2024-04-04T14:45:00`, in `zone`, whole seconds.
     pub fn local(self, zone: Tz) -> String {
         let local = self.to_utc().with_timezone(&zone).naive_local();
-        local.trunc_subsecs(0).format("%Y-%m-%dT%H:%M:%S").to_string()
+        // By hand, as it is in nearly every reply: chrono reads its format anew each time.
+        let mut text = String::with_capacity(19);
+        let mut digits = |number: u32, least: u32, end: &str| {
+            for place in (0..least).rev() {
+                text.push(char::from(b'0' + (number / 10u32.pow(place) % 10) as u8));
+            }
+            text.push_str(end);
+        };
+        // No time is beyond year 9999: `Millis::MAX`.
+        digits(local.year().clamp(0, 9999) as u32, 4, "-");
+        digits(local.month(), 2, "-");
+        digits(local.day(), 2, "T");
+        digits(local.hour(), 2, ":");
+        digits(local.minute(), 2, ":");
+        digits(local.second(), 2, "");
+        text
     }
 
     /// `milliseconds` later.
@@ -300,6 +315,23 @@ impl Clock {
         if let Some(standing) = &self.0 {
             standing.now_ms.fetch_add(milliseconds, Ordering::SeqCst);
             standing.uptime_us.fetch_add(milliseconds.max(0) as u64 * 1000, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn local_times_are_as_chrono_writes_them(ms in 0..=Millis::MAX.0 - 86_400_000) {
+            for zone in [chrono_tz::Asia::Seoul, chrono_tz::America::New_York, chrono_tz::UTC] {
+                let local = Millis(ms).to_utc().with_timezone(&zone).naive_local();
+                prop_assert_eq!(Millis(ms).local(zone), local.format("%Y-%m-%dT%H:%M:%S").to_string());
+            }
         }
     }
 }

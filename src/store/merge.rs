@@ -7,7 +7,7 @@ use super::{
     Store,
     gather::{self, Gather},
     keys::Partition,
-    scripts::{Answer, Script},
+    scripts::{Answer, Decided, Script},
     watermarks,
 };
 use crate::domain::Error;
@@ -72,9 +72,9 @@ impl Store {
         requests.iter().for_each(|request| request.keys(&mut call));
         first.shared_args(&mut call);
         requests.iter().for_each(|request| request.args(&mut call));
-        match self.eval(group.here, script, &call).await? {
+        match self.eval(group.here, script, &call, Decided::by_all).await? {
             Value::Array(values) if values.len() == requests.len() => {
-                Ok(values.into_iter().map(|value| Answer::read(script.name, value)).collect())
+                Ok(values.into_iter().map(|value| Answer::unpack(script.name, value)).collect())
             }
             _ => Err(Error::Internal(anyhow!("{} did not answer each of {} requests", script.name, requests.len()))),
         }

@@ -1,6 +1,6 @@
 //! The Lua scripts: embedded, loaded when Redis does not know them, called by hash.
 
-use std::sync::LazyLock;
+use std::{borrow::Cow, sync::LazyLock};
 
 use anyhow::anyhow;
 use redis::{FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
@@ -10,7 +10,7 @@ use super::{
     keys::{Keys, Partition},
     watermarks,
 };
-use crate::domain::{Error, Reply, model::Call};
+use crate::domain::{Error, Reply, event::SEPARATOR, model::Call};
 
 /// One business operation's script.
 pub struct Script {
@@ -168,6 +168,15 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// One of the packed answers of a script that decides many requests at once.
+    pub(super) fn unpack(script: &'static str, value: Value) -> Result<Self, Error> {
+        let Value::BulkString(packed) = value else {
+            return Err(Error::Internal(anyhow!("{script} answered something that is no text")));
+        };
+        let parts = packed.split(|byte| *byte == SEPARATOR as u8).map(|part| Value::BulkString(part.to_vec()));
+        Answer::read(script, Value::Array(parts.collect()))
+    }
+
     pub(super) fn read(script: &'static str, value: Value) -> Result<Self, Error> {
         let Value::Array(mut fields) = value else {
             return Err(Error::Internal(anyhow!("{script} answered something that is no list")));
@@ -274,7 +283,7 @@ impl Store {
     /// The three refusals that all scripts share; [`Error::Unavailable`] where Redis can't answer, after which the script
     /// may have run or not; the same where the partition is closed, or turns out to have lost decisions.
     pub async fn call(&self, partition: Partition, call: &Invocation) -> Result<Answer, Error> {
-        let value = self.eval(partition, call.script, &call.command()).await?;
+        let value = self.eval(partition, call.script, &call.command(), Decided::by).await?;
         let answer = Answer::read(call.script.name, value)?;
         if let Some(position) = answer.position() {
             watermarks::note(partition, position);
@@ -288,6 +297,7 @@ impl Store {
         partition: Partition,
         script: &'static Script,
         command: &redis::Cmd,
+        decided: fn(&Value) -> Decided,
     ) -> Result<Value, Error> {
         let (ticket, mut link) = self.lane(partition).await?;
         let watermark = self.watermark(partition);
@@ -306,7 +316,7 @@ impl Store {
             result = command.query_async(&mut link).await;
         }
         let value = self.lanes().settle(&ticket, result)?;
-        let Decided { closed, first, last } = Decided::by(&value);
+        let Decided { closed, first, last } = decided(&value);
         if closed {
             watermark.doubt();
             return Err(closed_books());
@@ -323,7 +333,7 @@ impl Store {
 
 /// What a reply says of its partition's books.
 #[derive(Default)]
-struct Decided {
+pub(super) struct Decided {
     closed: bool,
     /// The first and the last number that were given to decisions by this very call.
     first: Option<Position>,
@@ -332,35 +342,46 @@ struct Decided {
 }
 
 impl Decided {
-    /// One answer, or a list of them.
+    /// As one answer says it.
     fn by(value: &Value) -> Self {
         let mut decided = Decided::default();
-        match value {
-            Value::Array(values) if matches!(values.first(), Some(Value::Array(_))) => {
-                for value in values {
-                    decided.add(value);
-                }
-            }
-            _ => decided.add(value),
+        if let Value::Array(fields) = value {
+            let texts = fields.iter().map(|field| match field {
+                Value::BulkString(text) => String::from_utf8_lossy(text),
+                Value::SimpleString(text) => text.as_str().into(),
+                Value::Int(number) => number.to_string().into(),
+                _ => "".into(),
+            });
+            decided.add(texts.take(4));
         }
         decided
     }
 
-    fn add(&mut self, answer: &Value) {
-        let Value::Array(fields) = answer else { return };
-        let word = |at: usize| match fields.get(at) {
-            Some(Value::BulkString(word)) => std::str::from_utf8(word).unwrap_or_default(),
-            Some(Value::SimpleString(word)) => word.as_str(),
-            _ => "",
-        };
-        let replayed = word(0) == "REPLAYED";
-        let at = usize::from(replayed);
-        self.closed |= word(at) == "CLOSED_BOOKS";
-        if !DECIDED.contains(&word(at)) {
+    /// As many packed answers say it.
+    pub(super) fn by_all(value: &Value) -> Self {
+        let mut decided = Decided::default();
+        if let Value::Array(answers) = value {
+            for answer in answers {
+                let Value::BulkString(packed) = answer else { continue };
+                let parts = packed.split(|byte| *byte == SEPARATOR as u8).take(4);
+                decided.add(parts.map(|part| std::str::from_utf8(part).unwrap_or_default().into()));
+            }
+        }
+        decided
+    }
+
+    fn add<'a>(&mut self, mut parts: impl Iterator<Item = Cow<'a, str>>) {
+        let mut word = parts.next().unwrap_or_default();
+        let replayed = word == "REPLAYED";
+        if replayed {
+            word = parts.next().unwrap_or_default();
+        }
+        self.closed |= word == "CLOSED_BOOKS";
+        if !DECIDED.contains(&word.as_ref()) {
             return;
         }
-        let number = |at: usize| fields.get(at).and_then(|value| i64::from_redis_value_ref(value).ok());
-        let (Some(epoch), Some(seq)) = (number(at + 1), number(at + 2)) else { return };
+        let mut number = || parts.next()?.parse().ok();
+        let (Some(epoch), Some(seq)) = (number(), number()) else { return };
         let position = Position { epoch, seq };
         self.last = self.last.max(Some(position));
         if !replayed {

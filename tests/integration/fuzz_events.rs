@@ -212,7 +212,7 @@ async fn events_that_no_script_wrote_do_no_harm() {
 /// Entries of many decisions, with something wrong about some of them: each stands for itself.
 #[tokio::test]
 async fn packed_events_that_no_script_wrote_do_no_harm() {
-    let packed = |fields: &Fields| fields.iter().find(|(name, _)| name == "e").map(|(_, packed)| packed.clone());
+    let packed = |fields: &Fields| fields.iter().find(|(name, _)| name == "events").map(|(_, packed)| packed.clone());
     let real: Vec<String> = real_entries().await.iter().filter_map(packed).collect();
     let kinds: BTreeSet<&str> = real.iter().map(|packed| packed.split('\u{1f}').next().unwrap()).collect();
     assert_eq!(kinds.len(), 5, "{kinds:?}");
@@ -238,7 +238,11 @@ async fn packed_events_that_no_script_wrote_do_no_harm() {
         .run(&prop::collection::vec(event, 0..8), |events| {
             let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
             let head = [("v", "2"), ("epoch", "1")].map(pair);
-            let fields: Fields = head.into_iter().chain(events.iter().map(|(e, _)| pair(("e", e)))).collect();
+            // A part with the mark of the next event in it makes two of one.
+            let plain = |(event, _): &&(String, bool)| !event.contains('\u{1e}');
+            let events: Vec<_> = events.iter().filter(plain).collect();
+            let packed = events.iter().map(|(event, _)| event.as_str()).collect::<Vec<_>>().join("\u{1e}");
+            let fields: Fields = head.into_iter().chain([pair(("events", &packed))]).collect();
             let decoded = decode(&fields);
             prop_assert_eq!(decoded.len(), events.len().max(1));
             for (nth, ((_, touched), decoded)) in events.iter().zip(&decoded).enumerate() {

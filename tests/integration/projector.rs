@@ -334,7 +334,7 @@ async fn what_can_t_be_applied_is_kept_aside_and_blocks_nothing() {
         bad.insert(again(&mut redis).await, "users_pk");
         let coupon = world.campaign("FIXED", 10, 5).await;
         world.issue(coupon, user).await.ok();
-        bad.insert(again(&mut redis).await, "user_coupons_pk");
+        bad.insert(again(&mut redis).await, "user_coupons_");
         let product = world.product(100, 10).await;
         let order = world.order(user, product, 3).await.ok()["orderId"].as_i64().unwrap();
         bad.insert(again(&mut redis).await, "orders_pk");
