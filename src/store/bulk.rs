@@ -6,7 +6,7 @@
 use std::fmt::Display;
 
 use super::{
-    Identity, Position, Store,
+    Identity, LAYOUT, Position, Store,
     keys::{Keys, Partition},
     outbox::StreamId,
 };
@@ -98,7 +98,7 @@ impl Store {
         let mut mark = redis::cmd("HSET");
         mark.arg(Keys(here).meta()).arg("rebuilding").arg(1).arg("frozen").arg(reason);
         mark.arg("store").arg(&identity.store).arg("partitions").arg(identity.partitions);
-        mark.arg("epoch").arg(position.epoch).arg("seq").arg(position.seq);
+        mark.arg("epoch").arg(position.epoch).arg("seq").arg(position.seq).arg("layout").arg(LAYOUT);
         self.query_unseen::<i64>(here, &mark).await.map(drop)
     }
 

@@ -87,3 +87,89 @@ impl<K: Copy + Eq + Hash, R, A> Gather<K, R, A> {
 pub(super) async fn answer<A>(answer: oneshot::Receiver<Result<A, Error>>) -> Result<A, Error> {
     answer.await.unwrap_or_else(|_| Err(Error::unavailable("there is no answer")))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// Requests are numbers, answers their doubles; a party with a 13 in it fails. Each party waits for a permit, and is
+    /// noted.
+    struct Hall {
+        gather: Gather<u8, u64, u64>,
+        doors: Semaphore,
+        parties: Mutex<Vec<Vec<u64>>>,
+    }
+
+    impl Hall {
+        fn new() -> Arc<Hall> {
+            Arc::new(Hall { gather: Gather::default(), doors: Semaphore::new(0), parties: Mutex::default() })
+        }
+
+        fn join(self: &Arc<Self>, request: u64) -> oneshot::Receiver<Result<u64, Error>> {
+            let (answered, lead) = self.gather.join(0, request);
+            if lead {
+                let hall = self.clone();
+                tokio::spawn(async move {
+                    hall.gather.lead(0, |party| hall.carry_out(party)).await;
+                });
+            }
+            answered
+        }
+
+        async fn carry_out(&self, party: Vec<u64>) -> Result<Vec<Result<u64, Error>>, Error> {
+            self.parties.lock().unwrap().push(party.clone());
+            self.doors.acquire().await.unwrap().forget();
+            if party.contains(&13) {
+                return Err(Error::unavailable("thirteen"));
+            }
+            Ok(party.into_iter().map(|request| Ok(request * 2)).collect())
+        }
+
+        /// Until so many parties have begun.
+        async fn begun(&self, parties: usize) {
+            while self.parties.lock().unwrap().len() < parties {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_one_is_under_way_goes_with_the_next() {
+        let hall = Hall::new();
+        let first = hall.join(1);
+        hall.begun(1).await;
+        let others: Vec<_> = (2..=300).map(|request| hall.join(request)).collect();
+        hall.doors.add_permits(10);
+        assert_eq!(answer(first).await.unwrap(), 2);
+        for (request, answered) in (2..=300).zip(others) {
+            assert_eq!(answer(answered).await.unwrap(), request * 2);
+        }
+        let sizes: Vec<usize> = hall.parties.lock().unwrap().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [1, MOST, MOST, 299 - 2 * MOST]);
+        // Nobody waits, and nothing is kept of it.
+        while !hall.gather.0.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(answer(hall.join(7)).await.unwrap(), 14);
+    }
+
+    #[tokio::test]
+    async fn whoever_went_away_is_not_carried_out_and_an_error_is_everybody_s() {
+        let hall = Hall::new();
+        let first = hall.join(1);
+        hall.begun(1).await;
+        let (gone, unlucky, beside) = (hall.join(2), hall.join(13), hall.join(3));
+        drop(gone);
+        hall.doors.add_permits(2);
+        assert_eq!(answer(first).await.unwrap(), 2);
+        for answered in [unlucky, beside] {
+            assert!(matches!(answer(answered).await, Err(Error::Unavailable { .. })));
+        }
+        assert_eq!(*hall.parties.lock().unwrap(), [vec![1], vec![13, 3]]);
+    }
+}

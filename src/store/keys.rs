@@ -20,7 +20,7 @@ impl Keys {
         format!("{{p{}}}:{rest}", self.0.0)
     }
 
-    /// hash: `store partitions epoch seq`; `frozen` while the partition must not decide, and `rebuilding` while what is in it is
+    /// hash: `store partitions layout epoch seq`; `frozen` while the partition must not decide, and `rebuilding` while what is in it is
     /// no more than a part of what Postgres has.
     pub fn meta(self) -> String {
         self.key(format_args!("meta"))

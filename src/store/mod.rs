@@ -51,6 +51,11 @@ use crate::{
 /// How many partitions a store may have.
 pub const MAX_PARTITIONS: u16 = 256;
 
+/// How things are kept in Redis: raised with every change that what is there does not survive. A rebuild writes it anew.
+///
+/// 2: a user's coupons are in the user's own hash (before: a hash of their own).
+pub const LAYOUT: i64 = 2;
+
 /// Who a store is: kept in Redis and in Postgres, and compared at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -185,6 +190,7 @@ impl Store {
                 ("store", identity.store.clone()),
                 ("partitions", identity.partitions.to_string()),
                 ("seq", "0".to_owned()),
+                ("layout", LAYOUT.to_string()),
                 ("epoch", identity.epoch.to_string()),
             ] {
                 open.cmd("HSETNX").arg(&meta).arg(field).arg(value).ignore();

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use redis::{RedisError, aio::MultiplexedConnection};
 
 use super::{
-    Position, Store,
+    LAYOUT, Position, Store,
     keys::{Keys, Partition},
     lanes::Ticket,
     scripts::{self, Invocation},
@@ -190,7 +190,7 @@ impl Store {
             found = books(here).query_async(link).await?;
             self.shared.known.add(server.run_id);
         }
-        let (store, epoch, seq, frozen) = found;
+        let (store, epoch, seq, frozen, layout) = found;
         let (Some(store), Some(epoch), Some(seq)) = (store, epoch, seq) else {
             return Ok(State::Closed(format!("Redis has lost the books of partition {}", here.0)));
         };
@@ -199,6 +199,9 @@ impl Store {
         }
         if let Some(reason) = frozen {
             return Ok(State::Closed(reason));
+        }
+        if layout != Some(LAYOUT) {
+            return Ok(State::Closed("Redis is as another version of this program keeps it".to_owned()));
         }
         let position = Position { epoch, seq };
         if position < told {
@@ -285,11 +288,11 @@ impl Store {
     }
 }
 
-type Books = (Option<String>, Option<i64>, Option<i64>, Option<String>);
+type Books = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<i64>);
 
 fn books(here: Partition) -> redis::Cmd {
     let mut read = redis::cmd("HMGET");
-    read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen"]);
+    read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "layout"]);
     read
 }
 

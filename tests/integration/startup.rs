@@ -9,6 +9,9 @@ use firstcome::{
     db,
     dev::{self, RedisServer, ScratchDir},
     domain::{Clock, NewOrder, NewProduct, NewUser, UserId},
+    projector::Projector,
+    rebuild::{self, Rebuild},
+    store::Store,
 };
 use futures_util::future::join_all;
 use sea_orm::DatabaseConnection;
@@ -113,7 +116,14 @@ async fn a_new_store_is_the_same_on_both_sides() {
             let meta: BTreeMap<String, String> =
                 redis::cmd("HGETALL").arg(format!("{{p{n}}}:meta")).query_async(&mut pair.raw().await).await.unwrap();
             let partitions = partitions.to_string();
-            let fields = [("epoch", "1"), ("partitions", partitions.as_str()), ("seq", "0"), ("store", store.as_str())];
+            let layout = firstcome::store::LAYOUT.to_string();
+            let fields = [
+                ("epoch", "1"),
+                ("layout", layout.as_str()),
+                ("partitions", partitions.as_str()),
+                ("seq", "0"),
+                ("store", store.as_str()),
+            ];
             assert_eq!(meta, fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
         }
         app.db.close().await.unwrap();
@@ -277,6 +287,28 @@ async fn a_redis_behind_postgres_is_refused() {
     pair.open(None).await.unwrap().db.close().await.unwrap();
     set("seq", 2).await;
     pair.open(None).await.unwrap().db.close().await.unwrap();
+    pair.end().await;
+}
+
+/// What an older version kept is not misread: it is refused, and brought back as this one keeps it.
+#[tokio::test]
+async fn a_redis_of_another_version_is_rebuilt() {
+    let pair = used().await;
+    let mut redis = pair.raw().await;
+    let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("layout").query_async(&mut redis).await.unwrap();
+    pair.is_refused(None, &["as another version of this program keeps it", "firstcome rebuild"]).await;
+    let store = Store::connect(&harness::redis_config(&pair.redis.url())).await.unwrap();
+    let (clock, keep) = (Clock::standing(START), RetentionConfig::default().keep());
+    let patience = std::time::Duration::from_secs(600);
+    let projector = Projector::new(store.clone(), pair.db.clone(), clock.clone(), &Default::default(), patience, keep);
+    let (db, zone) = (pair.db.clone(), chrono_tz::Asia::Seoul);
+    let rebuild = Rebuild { store, db, projector, clock, zone, keep, allow_unsafe_redis: false };
+    rebuild.run(rebuild::Options::default()).await.unwrap();
+    let app = pair.open(None).await.unwrap();
+    user(&app, 5).await;
+    app.stop(Some(patience)).await;
+    books::check(&mut [redis], &pair.db, 1, 0).await;
+    app.db.close().await.unwrap();
     pair.end().await;
 }
 
