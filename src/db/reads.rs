@@ -15,7 +15,7 @@ use super::{
 use crate::domain::{Error, model::*, types::*};
 
 /// How far Postgres is with a partition.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProjectedPosition {
     pub partition: u16,
     pub epoch: i64,

@@ -1,15 +1,15 @@
 //! Opening the store: who Redis is, who Postgres is, and whether they belong together.
 //!
 //! An empty Redis beside an empty Postgres is a new store. Everything else must match: the identity, the partitions, and
-//! Redis at or past the position that Postgres has of each partition, and past what any process was told. What does not match
-//! is refused, never repaired here: see [`crate::rebuild`].
+//! Redis at or past the position that Postgres has of each partition, and past what any process was told, with all of the
+//! difference in the outbox. What does not match is refused, never repaired here: see [`crate::rebuild`].
 
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use uuid::Uuid;
 
-use super::Error;
+use super::{Error, event};
 use crate::{
     config::Ack,
     db::{self, identity, reads::ProjectedPosition},
@@ -24,6 +24,8 @@ use crate::{
 const WITNESS_PATIENCE: Duration = Duration::from_secs(2);
 /// The way on.
 const REBUILD: &str = "bring back the Redis that knows them, or run `firstcome rebuild`: see docs/operations.md";
+/// How often an outbox is looked at that others are carrying away at the same time.
+const OUTBOX_ATTEMPTS: usize = 10;
 /// The epoch of a store that was never rebuilt.
 const FIRST_EPOCH: i64 = 1;
 
@@ -90,6 +92,7 @@ pub async fn open(
         store.check_settings(allow_unsafe_redis).await?;
     }
     check_positions(&store, db).await?;
+    check_outboxes(&store, db).await?;
     store.load_scripts().await?;
     store.guard(&identity.store, allow_unsafe_redis, witness(db));
     for here in store.all() {
@@ -154,6 +157,45 @@ async fn check_positions(store: &Store, db: &db::Connection) -> anyhow::Result<(
         }
     }
     Ok(())
+}
+
+/// What Redis has decided beyond Postgres must be in the outbox, from the next decision on; else it was lost from there.
+async fn check_outboxes(store: &Store, db: &db::Connection) -> anyhow::Result<()> {
+    for here in store.all() {
+        for _ in 0..OUTBOX_ATTEMPTS {
+            let projected = position_of(here, db).await?;
+            let decided = store.position(here).await?;
+            if (decided.epoch, decided.seq) <= projected.at() {
+                break;
+            }
+            let first = store.outbox_page(here, projected.stream_id.parse()?, 1).await?;
+            if position_of(here, db).await? != projected {
+                // Another process carries decisions there, and takes them off the outbox.
+                continue;
+            }
+            let (epoch, seq) = projected.at();
+            let next = first.first().map(|entry| event::decode(&entry.fields).first().and_then(|event| event.position));
+            // One that has no number is no decision, and a dead letter to be.
+            let follows = next.is_some_and(|next| next.is_none_or(|next| next == (epoch, seq + 1) || next.0 > epoch));
+            if !follows {
+                bail!(
+                    "the outbox of partition {} of Redis does not lead from ({epoch}, {seq}), where PostgreSQL is, to ({}, {}): \
+                     decisions are lost ({REBUILD})",
+                    here.0,
+                    decided.epoch,
+                    decided.seq
+                );
+            }
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn position_of(here: Partition, db: &db::Connection) -> anyhow::Result<ProjectedPosition> {
+    let positions = db::reads::positions(db).await?;
+    let position = positions.into_iter().find(|position| position.partition == here.0);
+    position.with_context(|| format!("PostgreSQL has no position of partition {}", here.0))
 }
 
 /// What Postgres knows of a store that Redis has lost or not had yet.

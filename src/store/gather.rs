@@ -97,7 +97,7 @@ mod tests {
 
     use super::*;
 
-    /// Requests are numbers, answers their doubles; a party with a 13 in it fails. Each party waits for a permit, and is
+    /// Requests are numbers, answers their doubles; a party with a 0 in it fails. Each party waits for a permit, and is
     /// noted.
     struct Hall {
         gather: Gather<u8, u64, u64>,
@@ -124,8 +124,8 @@ mod tests {
         async fn carry_out(&self, party: Vec<u64>) -> Result<Vec<Result<u64, Error>>, Error> {
             self.parties.lock().unwrap().push(party.clone());
             self.doors.acquire().await.unwrap().forget();
-            if party.contains(&13) {
-                return Err(Error::unavailable("thirteen"));
+            if party.contains(&0) {
+                return Err(Error::unavailable("a nought"));
             }
             Ok(party.into_iter().map(|request| Ok(request * 2)).collect())
         }
@@ -163,13 +163,13 @@ mod tests {
         let hall = Hall::new();
         let first = hall.join(1);
         hall.begun(1).await;
-        let (gone, unlucky, beside) = (hall.join(2), hall.join(13), hall.join(3));
+        let (gone, unlucky, beside) = (hall.join(2), hall.join(0), hall.join(3));
         drop(gone);
         hall.doors.add_permits(2);
         assert_eq!(answer(first).await.unwrap(), 2);
         for answered in [unlucky, beside] {
             assert!(matches!(answer(answered).await, Err(Error::Unavailable { .. })));
         }
-        assert_eq!(*hall.parties.lock().unwrap(), [vec![1], vec![13, 3]]);
+        assert_eq!(*hall.parties.lock().unwrap(), [vec![1], vec![0, 3]]);
     }
 }

@@ -282,9 +282,9 @@ async fn a_redis_behind_postgres_is_refused() {
         pair.is_refused(None, &["partition 0", "behind PostgreSQL's (1, 2)", "lost decisions"]).await;
         set(field, right).await;
     }
-    // Ahead is what an outbox is for.
+    // Ahead is what an outbox is for, and it must have all of it.
     set("seq", 3).await;
-    pair.open(None).await.unwrap().db.close().await.unwrap();
+    pair.is_refused(None, &["does not lead from (1, 2)", "to (1, 3)", "firstcome rebuild"]).await;
     set("seq", 2).await;
     pair.open(None).await.unwrap().db.close().await.unwrap();
     pair.end().await;
