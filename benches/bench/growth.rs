@@ -5,6 +5,7 @@ use std::{cell::RefCell, time::Duration};
 
 use anyhow::{Result, ensure};
 use firstcome::store::keys::{Keys, Partition};
+use redis::FromRedisValue;
 
 use crate::{
     Options,
@@ -123,13 +124,21 @@ async fn let_closed_leave(servers: &Servers) -> Result<()> {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(&all).arg("COUNT").arg(10_000);
         let (next, keys): (u64, Vec<String>) = scan.query_async(&mut link).await?;
-        let mut lives = redis::pipe();
+        let mut looks = redis::pipe();
         for key in &keys {
-            lives.cmd("PTTL").arg(key);
+            looks.cmd("HGET").arg(key).arg("status");
+            looks.cmd("PTTL").arg(key);
         }
-        let lives: Vec<i64> = if keys.is_empty() { Vec::new() } else { lives.query_async(&mut link).await? };
-        ensure!(lives.iter().all(|life| *life > 0), "a closed order stays for ever");
-        for keys in keys.chunks(1000) {
+        let looks: Vec<redis::Value> = if keys.is_empty() { Vec::new() } else { looks.query_async(&mut link).await? };
+        let mut closed = Vec::new();
+        for (key, look) in keys.into_iter().zip(looks.chunks(2)) {
+            let (status, life) = (String::from_redis_value_ref(&look[0])?, i64::from_redis_value_ref(&look[1])?);
+            if status != "PENDING" {
+                ensure!(life > 0, "a closed order stays for ever");
+                closed.push(key);
+            }
+        }
+        for keys in closed.chunks(1000) {
             redis::cmd("UNLINK").arg(keys).exec_async(&mut link).await?;
         }
         cursor = next;
