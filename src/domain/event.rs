@@ -401,6 +401,13 @@ impl Decoded {
         let number = |name: &str| f.as_ref().ok()?.get(name)?.parse().ok();
         Decoded { position: number("epoch").zip(number("seq")), event: f.and_then(|f| Event::read(&f)) }
     }
+
+    /// Its number comes right after its kind, whatever else is wrong with it.
+    fn packed(epoch: Option<(&str, &str)>, packed: &str) -> Self {
+        let number = |text: Option<&str>| text?.parse().ok();
+        let position = number(epoch.map(|(_, epoch)| epoch)).zip(number(packed.split(SEPARATOR).nth(1)));
+        Decoded { position, ..Decoded::new(unpack(epoch, packed)) }
+    }
 }
 
 /// Decodes a stream entry's fields: at least one, in the order of their decisions.
@@ -412,7 +419,7 @@ pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
             let epoch = all().find(|(name, _)| *name == "epoch");
             // One without events is one that does not have its parts.
             let packed = all().find(|(name, _)| *name == EVENTS).map_or("", |(_, packed)| packed);
-            packed.split(NEXT_EVENT).map(|packed| Decoded::new(unpack(epoch, packed))).collect()
+            packed.split(NEXT_EVENT).map(|packed| Decoded::packed(epoch, packed)).collect()
         }
         unknown => {
             let position = Decoded::new(Ok(Fields(all().collect()))).position;

@@ -161,16 +161,18 @@ async fn check_positions(store: &Store, db: &db::Connection) -> anyhow::Result<(
 
 /// What Redis has decided beyond Postgres must be in the outbox, from the next decision on; else it was lost from there.
 async fn check_outboxes(store: &Store, db: &db::Connection) -> anyhow::Result<()> {
-    for here in store.all() {
+    for mut projected in db::reads::positions(db).await? {
+        let here = Partition(projected.partition);
         for _ in 0..OUTBOX_ATTEMPTS {
-            let projected = position_of(here, db).await?;
             let decided = store.position(here).await?;
             if (decided.epoch, decided.seq) <= projected.at() {
                 break;
             }
             let first = store.outbox_page(here, projected.stream_id.parse()?, 1).await?;
-            if position_of(here, db).await? != projected {
+            let again = position_of(here, db).await?;
+            if again != projected {
                 // Another process carries decisions there, and takes them off the outbox.
+                projected = again;
                 continue;
             }
             let (epoch, seq) = projected.at();
