@@ -5,12 +5,13 @@ use redis::{Cmd, Value};
 
 use super::{
     Store,
+    decisions::{Context, RECORD_LIFE_MS},
     gather::{self, Gather},
-    keys::Partition,
+    keys::{Keys, Partition},
     scripts::{Answer, Decided, Script},
     watermarks,
 };
-use crate::domain::Error;
+use crate::domain::{Error, model::Call, types::Millis};
 
 /// Requests that one call may decide together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,30 +22,48 @@ pub struct Group {
     pub of: i64,
 }
 
-/// A request to a script that decides many at once. Its keys and arguments are in the order of the script's header: first
-/// what all requests of a group share, then each request's own.
+/// A request to a script that decides many at once: its keys and arguments in the order of the script's header, but for
+/// those that all such scripts start with, which are written here.
 pub trait Mergeable: Send + 'static {
     fn script(&self) -> &'static Script;
-    fn group(&self) -> Group;
-    /// How many keys the group shares, and how many each request has.
+    /// See [`Group::of`].
+    fn of(&self) -> i64 {
+        0
+    }
+    /// How many keys follow: of the group after `meta outbox`, and of each request after its record.
     fn key_counts(&self) -> (usize, usize);
-    fn shared_keys(&self, call: &mut Cmd);
-    fn keys(&self, call: &mut Cmd);
+    fn shared_keys(&self, keys: Keys, call: &mut Cmd);
+    fn keys(&self, keys: Keys, call: &mut Cmd);
+    /// After the life of a record.
     fn shared_args(&self, call: &mut Cmd);
+    /// After now, fingerprint and request id.
     fn args(&self, call: &mut Cmd);
 }
 
+/// A request, and when and for whom it is decided.
+pub(super) struct Asked {
+    now: Millis,
+    call: Call,
+    request: Box<dyn Mergeable>,
+}
+
 /// What waits to be decided.
-pub(super) type Merger = Gather<Group, Box<dyn Mergeable>, Answer>;
+pub(super) type Merger = Gather<Group, Asked, Answer>;
 
 impl Store {
-    /// Calls a script for this request, together with whoever else waits for the same.
+    /// Calls a script of partition `here` for this request, together with whoever else waits for the same.
     ///
     /// # Errors
     /// As [`Store::call`]: an outcome that is unknown is so for all of a call.
-    pub async fn merged(&self, request: impl Mergeable) -> Result<Answer, Error> {
-        let group = request.group();
-        let (answered, lead) = self.shared.merger.join(group, Box::new(request));
+    pub async fn merged(
+        &self,
+        context: Context<'_>,
+        here: Partition,
+        request: impl Mergeable,
+    ) -> Result<Answer, Error> {
+        let group = Group { script: request.script().name, here, of: request.of() };
+        let asked = Asked { now: context.now, call: context.call.clone(), request: Box::new(request) };
+        let (answered, lead) = self.shared.merger.join(group, asked);
         if lead {
             let store = self.clone();
             tokio::spawn(async move {
@@ -59,19 +78,24 @@ impl Store {
         Ok(answer)
     }
 
-    async fn decide(
-        &self,
-        group: Group,
-        requests: Vec<Box<dyn Mergeable>>,
-    ) -> Result<Vec<Result<Answer, Error>>, Error> {
-        let Some(first) = requests.first() else { return Ok(Vec::new()) };
-        let (script, (shared, own)) = (first.script(), first.key_counts());
+    async fn decide(&self, group: Group, requests: Vec<Asked>) -> Result<Vec<Result<Answer, Error>>, Error> {
+        let Some(Asked { request: first, .. }) = requests.first() else { return Ok(Vec::new()) };
+        let (script, (shared, own), keys) = (first.script(), first.key_counts(), Keys(group.here));
         let mut call = redis::cmd("EVALSHA");
-        call.arg(script.hash()).arg(shared + own * requests.len());
-        first.shared_keys(&mut call);
-        requests.iter().for_each(|request| request.keys(&mut call));
+        call.arg(script.hash()).arg(2 + shared + (1 + own) * requests.len());
+        call.arg(keys.meta()).arg(keys.outbox());
+        first.shared_keys(keys, &mut call);
+        for Asked { call: caller, request, .. } in &requests {
+            call.arg(keys.record(caller.key.as_ref().map_or("", |key| &key.digest)));
+            request.keys(keys, &mut call);
+        }
+        call.arg(RECORD_LIFE_MS);
         first.shared_args(&mut call);
-        requests.iter().for_each(|request| request.args(&mut call));
+        for Asked { now, call: caller, request } in &requests {
+            let fingerprint = caller.key.as_ref().map_or("", |key| &key.fingerprint);
+            call.arg(now.0).arg(fingerprint).arg(&caller.request_id);
+            request.args(&mut call);
+        }
         match self.eval(group.here, script, &call, Decided::by_all).await? {
             Value::Array(values) if values.len() == requests.len() => {
                 Ok(values.into_iter().map(|value| Answer::unpack(script.name, value)).collect())

@@ -575,9 +575,8 @@ async fn rush(partitions: u16) {
         for nth in 1..=RELEASES {
             until("all are given out", async || (given.load(Ordering::SeqCst) == 10 + 10 * nth as u64).then_some(()))
                 .await;
+            let refused = engines.map(|engine| engine.sold_out().counts().refused);
             let alone = async || {
-                let refused = engines.map(|engine| engine.sold_out().counts().refused);
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                 let now = engines.map(|engine| engine.sold_out().counts().refused);
                 (now[0] > refused[0] && now[1] > refused[1]).then_some(())
             };

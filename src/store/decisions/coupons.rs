@@ -2,7 +2,7 @@
 
 use redis::Cmd;
 
-use super::{Asker, Context, RECORD_LIFE_MS};
+use super::Context;
 use crate::{
     domain::{
         Error, Reply,
@@ -12,7 +12,7 @@ use crate::{
     store::{
         Store,
         keys::Keys,
-        merge::{Group, Mergeable},
+        merge::Mergeable,
         scripts::{self, Answer, Script},
     },
 };
@@ -51,7 +51,6 @@ impl Created {
 }
 
 struct Issue {
-    asker: Asker,
     user: UserId,
     coupon: CouponId,
     at_home: bool,
@@ -62,31 +61,28 @@ impl Mergeable for Issue {
         &scripts::COUPON_ISSUE
     }
 
-    fn group(&self) -> Group {
-        Group { script: self.script().name, here: self.asker.here, of: self.coupon.get() }
+    fn of(&self) -> i64 {
+        self.coupon.get()
     }
 
     fn key_counts(&self) -> (usize, usize) {
-        (4, 2)
+        (2, 1)
     }
 
-    fn shared_keys(&self, call: &mut Cmd) {
-        let keys = self.asker.keys();
-        call.arg(keys.meta()).arg(keys.outbox()).arg(keys.campaign(self.coupon)).arg(keys.holders(self.coupon));
+    fn shared_keys(&self, keys: Keys, call: &mut Cmd) {
+        call.arg(keys.campaign(self.coupon)).arg(keys.holders(self.coupon));
     }
 
-    fn keys(&self, call: &mut Cmd) {
-        self.asker.record(call);
+    fn keys(&self, keys: Keys, call: &mut Cmd) {
         // Of one who is at home elsewhere it is named, in this partition, but not touched.
-        call.arg(self.asker.keys().user(self.user));
+        call.arg(keys.user(self.user));
     }
 
     fn shared_args(&self, call: &mut Cmd) {
-        call.arg(RECORD_LIFE_MS).arg(self.coupon.get());
+        call.arg(self.coupon.get());
     }
 
     fn args(&self, call: &mut Cmd) {
-        self.asker.start(call);
         call.arg(self.user.get()).arg(if self.at_home { "1" } else { "0" });
     }
 }
@@ -104,8 +100,7 @@ impl Store {
         coupon: CouponId,
     ) -> Result<Reply<Issued>, Error> {
         let (home, here) = (self.home(user.get()), self.home(coupon.get()));
-        let asker = Asker::new(context, here);
-        let answer = self.merged(Issue { asker, user, coupon, at_home: home == here }).await?;
+        let answer = self.merged(context, here, Issue { user, coupon, at_home: home == here }).await?;
         match answer.word.as_str() {
             "ISSUED" => {
                 let issued = Issued { issue_no: answer.get(2)?, issued_at: Millis(answer.get(3)?) };

@@ -17,7 +17,7 @@ use redis::Cmd;
 use super::{
     Store,
     keys::{Keys, Partition},
-    merge::{Group, Mergeable},
+    merge::Mergeable,
     scripts::{self, Invocation, Script},
 };
 use crate::domain::{
@@ -66,36 +66,7 @@ impl Context<'_> {
     }
 }
 
-/// When and for whom one request of several is decided.
-struct Asker {
-    here: Partition,
-    now: Millis,
-    call: Call,
-}
-
-impl Asker {
-    fn new(context: Context<'_>, here: Partition) -> Self {
-        Asker { here, now: context.now, call: context.call.clone() }
-    }
-
-    fn keys(&self) -> Keys {
-        Keys(self.here)
-    }
-
-    /// The key that every such request starts with.
-    fn record(&self, to: &mut Cmd) {
-        to.arg(self.keys().record(self.call.key.as_ref().map_or("", |key| &key.digest)));
-    }
-
-    /// The arguments that every such request starts with.
-    fn start(&self, to: &mut Cmd) {
-        let fingerprint = self.call.key.as_ref().map_or("", |key| &key.fingerprint);
-        to.arg(self.now.0).arg(fingerprint).arg(&self.call.request_id);
-    }
-}
-
 struct Charge {
-    asker: Asker,
     user: UserId,
     amount: Won,
     limit: Won,
@@ -106,30 +77,21 @@ impl Mergeable for Charge {
         &scripts::BALANCE_CHARGE
     }
 
-    fn group(&self) -> Group {
-        Group { script: self.script().name, here: self.asker.here, of: 0 }
-    }
-
     fn key_counts(&self) -> (usize, usize) {
-        (2, 2)
+        (0, 1)
     }
 
-    fn shared_keys(&self, call: &mut Cmd) {
-        let keys = self.asker.keys();
-        call.arg(keys.meta()).arg(keys.outbox());
-    }
+    fn shared_keys(&self, _: Keys, _: &mut Cmd) {}
 
-    fn keys(&self, call: &mut Cmd) {
-        self.asker.record(call);
-        call.arg(self.asker.keys().user(self.user));
+    fn keys(&self, keys: Keys, call: &mut Cmd) {
+        call.arg(keys.user(self.user));
     }
 
     fn shared_args(&self, call: &mut Cmd) {
-        call.arg(RECORD_LIFE_MS).arg(self.limit);
+        call.arg(self.limit);
     }
 
     fn args(&self, call: &mut Cmd) {
-        self.asker.start(call);
         call.arg(self.user.get()).arg(self.amount);
     }
 }
@@ -146,8 +108,7 @@ impl Store {
         amount: Won,
         limit: Won,
     ) -> Result<Reply<(String, Won)>, Error> {
-        let asker = Asker::new(context, self.home(user.get()));
-        let answer = self.merged(Charge { asker, user, amount, limit }).await?;
+        let answer = self.merged(context, self.home(user.get()), Charge { user, amount, limit }).await?;
         match answer.word.as_str() {
             "CHARGED" => Ok(answer.reply((answer.get(2)?, answer.get(3)?))),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),

@@ -3,7 +3,7 @@
 use chrono::{Datelike, NaiveDate};
 use redis::Cmd;
 
-use super::{Asker, Context, RECORD_LIFE_MS};
+use super::Context;
 use crate::{
     domain::{
         Error,
@@ -13,7 +13,7 @@ use crate::{
     store::{
         Store,
         keys::{Keys, Partition},
-        merge::{Group, Mergeable},
+        merge::Mergeable,
         scripts::{self, Answer, Invocation, Script},
     },
 };
@@ -73,7 +73,6 @@ pub struct Closed {
 }
 
 struct Place {
-    asker: Asker,
     order_id: OrderId,
     user: UserId,
     expires_at: Millis,
@@ -96,31 +95,24 @@ impl Mergeable for Place {
         &scripts::ORDER_PLACE
     }
 
-    fn group(&self) -> Group {
-        Group { script: self.script().name, here: self.asker.here, of: 0 }
-    }
-
     fn key_counts(&self) -> (usize, usize) {
-        (6, 3)
+        (4, 2)
     }
 
-    fn shared_keys(&self, call: &mut Cmd) {
-        let keys = self.asker.keys();
-        call.arg(keys.meta()).arg(keys.outbox()).arg(keys.expiry());
+    fn shared_keys(&self, keys: Keys, call: &mut Cmd) {
+        call.arg(keys.expiry());
         call.arg(keys.price()).arg(keys.stock()).arg(keys.held());
     }
 
-    fn keys(&self, call: &mut Cmd) {
-        self.asker.record(call);
-        call.arg(self.asker.keys().user(self.user)).arg(self.asker.keys().order(self.order_id));
+    fn keys(&self, keys: Keys, call: &mut Cmd) {
+        call.arg(keys.user(self.user)).arg(keys.order(self.order_id));
     }
 
     fn shared_args(&self, call: &mut Cmd) {
-        call.arg(RECORD_LIFE_MS).arg(self.max_open).arg(if self.must_afford { "1" } else { "0" });
+        call.arg(self.max_open).arg(if self.must_afford { "1" } else { "0" });
     }
 
     fn args(&self, call: &mut Cmd) {
-        self.asker.start(call);
         call.arg(self.order_id.get()).arg(self.user.get()).arg(self.expires_at.0);
         match &self.coupon {
             None => call.arg(""),
@@ -141,7 +133,6 @@ impl Mergeable for Place {
 }
 
 struct Pay {
-    asker: Asker,
     payment: NewPayment,
     payment_id: PaymentId,
     receipt: String,
@@ -155,33 +146,29 @@ impl Mergeable for Pay {
         &scripts::ORDER_PAY
     }
 
-    fn group(&self) -> Group {
-        Group { script: self.script().name, here: self.asker.here, of: self.day.num_days_from_ce().into() }
+    fn of(&self) -> i64 {
+        self.day.num_days_from_ce().into()
     }
 
     fn key_counts(&self) -> (usize, usize) {
-        (10, 3)
+        (8, 2)
     }
 
-    fn shared_keys(&self, call: &mut Cmd) {
-        let keys = self.asker.keys();
-        call.arg(keys.meta()).arg(keys.outbox()).arg(keys.expiry());
+    fn shared_keys(&self, keys: Keys, call: &mut Cmd) {
+        call.arg(keys.expiry());
         call.arg(keys.stock()).arg(keys.held()).arg(keys.sold()).arg(keys.withheld());
         call.arg(keys.rank_units(self.day)).arg(keys.rank_won(self.day)).arg(keys.gateway());
     }
 
-    fn keys(&self, call: &mut Cmd) {
-        self.asker.record(call);
-        let keys = self.asker.keys();
+    fn keys(&self, keys: Keys, call: &mut Cmd) {
         call.arg(keys.user(self.payment.user_id)).arg(keys.order(self.payment.order_id));
     }
 
     fn shared_args(&self, call: &mut Cmd) {
-        call.arg(RECORD_LIFE_MS).arg(self.day.format(DAY_FORMAT).to_string()).arg(self.rank_life_s);
+        call.arg(self.day.format(DAY_FORMAT).to_string()).arg(self.rank_life_s);
     }
 
     fn args(&self, call: &mut Cmd) {
-        self.asker.start(call);
         call.arg(self.payment.order_id.get()).arg(self.payment.user_id.get()).arg(self.payment.amount);
         call.arg(self.payment.payment_type.as_str()).arg(self.payment_id.get()).arg(&self.receipt);
         call.arg(if self.transaction.is_some() { "GATEWAY" } else { "BALANCE" });
@@ -204,7 +191,6 @@ impl Store {
         let near = order.lines.iter().filter(|(product, _)| self.home(product.get()) == home);
         let terms = placing.terms.map(|terms| CouponTerms { discount: terms.discount, expires_at: terms.expires_at });
         let place = Place {
-            asker: Asker::new(context, home),
             order_id: placing.order_id,
             user: order.user_id,
             expires_at: placing.expires_at,
@@ -214,7 +200,7 @@ impl Store {
             lines: near.copied().collect(),
             far: placing.far.to_owned(),
         };
-        let answer = self.merged(place).await?;
+        let answer = self.merged(context, home, place).await?;
         match answer.word.as_str() {
             "PLACED" => Ok(answer.reply(placed(&answer)?)),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
@@ -245,7 +231,6 @@ impl Store {
     /// The refusals of `POST /payments`, and the shared ones. [`Settled::Declined`] is no error here: it has an effect.
     pub async fn order_pay(&self, context: Context<'_>, settling: &Settling<'_>) -> Result<Reply<Settled>, Error> {
         let pay = Pay {
-            asker: Asker::new(context, self.home(settling.payment.order_id.get())),
             payment: settling.payment.clone(),
             payment_id: settling.payment_id,
             receipt: settling.receipt.to_owned(),
@@ -253,7 +238,7 @@ impl Store {
             day: settling.day,
             rank_life_s: (settling.rank_until.0 - context.now.0) / 1000,
         };
-        let answer = self.merged(pay).await?;
+        let answer = self.merged(context, self.home(settling.payment.order_id.get()), pay).await?;
         let settled = match answer.word.as_str() {
             "PAID" => Settled::Paid {
                 payment_id: PaymentId::new(answer.get(2)?).ok_or_else(|| answer.unknown())?,
