@@ -12,7 +12,7 @@ use crate::{
     db,
     domain::{Clock, Engine, startup},
     gateway::{self, Gateways},
-    http::{self, AdminToken, AppState, server},
+    http::{self, AdminToken, Parts, server},
     projector::Projector,
     rebuild::Rebuild,
     store::Store,
@@ -98,7 +98,7 @@ impl App {
 
     /// The router with everything in it.
     pub fn router(&self, http: &HttpConfig) -> axum::Router {
-        http::router(AppState {
+        http::router(Parts {
             engine: self.engine.clone(),
             audit: self.audit(),
             auditing: Arc::default(),

@@ -42,7 +42,8 @@ impl Engine {
         // Nothing to pay is nothing to ask a gateway for.
         let gateway = self.gateways.get(payment.payment_type).filter(|_| payment.amount > 0).cloned();
         let settled = match gateway {
-            Some(gateway) => self.pay_by_gateway(call, &payment, payment_id, &receipt, &gateway).await?,
+            // Boxed, like all that few requests need: every payment would weigh as much (docs/decisions.md).
+            Some(gateway) => Box::pin(self.pay_by_gateway(call, &payment, payment_id, &receipt, &gateway)).await?,
             None => self.settle(call, &payment, payment_id, &receipt, None).await?,
         };
         match settled.value {
@@ -68,7 +69,9 @@ impl Engine {
         let day = context.now.day(self.zone);
         let settling = Settling { payment, payment_id, receipt, transaction, day, rank_until: ranked_until(day) };
         let settled = match self.store.order_pay(context, &settling).await {
-            Err(Error::OrderNotFound) => return self.settled_before(payment, transaction.and(Some(receipt))).await,
+            Err(Error::OrderNotFound) => {
+                return Box::pin(self.settled_before(payment, transaction.and(Some(receipt)))).await;
+            }
             settled => settled?,
         };
         if self.store.partitions() > 1 && !settled.replayed {
@@ -76,7 +79,7 @@ impl Engine {
                 Settled::Paid { .. } => FarEnd::Settled,
                 Settled::Declined => FarEnd::Released,
             };
-            self.settle_far(call, payment.order_id, end).await;
+            Box::pin(self.settle_far(call, payment.order_id, end)).await;
         }
         // Last: a ranking merged before the far step would lack it.
         self.popular.sold();

@@ -41,7 +41,8 @@ use self::error::{ApiError, Code};
 use crate::{audit::Audit, domain::Engine};
 
 /// Every route.
-pub fn router(state: AppState) -> Router {
+pub fn router(parts: Parts) -> Router {
+    let state = AppState(Arc::new(parts));
     let (routes, document) = routes(state.admin).split_for_parts();
     #[cfg(feature = "floor")]
     let routes = routes.merge(floor::router());
@@ -65,9 +66,20 @@ fn routes(admin: Option<AdminToken>) -> OpenApiRouter<AppState> {
         .merge(health::router())
 }
 
-/// What handlers share.
+/// What handlers share: cloned for every one of them, several times a request, so it is one counter.
 #[derive(Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Parts>);
+
+impl std::ops::Deref for AppState {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What there is to share.
+pub struct Parts {
     /// Decides.
     pub engine: Arc<Engine>,
     /// Opens `/admin`; without one it stays shut.

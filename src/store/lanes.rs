@@ -4,6 +4,9 @@
 //! concurrent requests pipeline by themselves (a checkout from the pool costs a PING each time; see `docs/decisions.md` for
 //! the measurement). Blocking reads take a connection of their own from the pool.
 //!
+//! Making a connection is a large future, and every request contains it: so it is in a box of its own, which only the one in
+//! a million that makes a connection has to allocate (docs/decisions.md, "What a request weighs").
+//!
 //! A lane that broke is replaced by the next request that needs it; the request that found it broken is answered
 //! "unavailable", never sent again: it may have run.
 
@@ -76,25 +79,31 @@ impl Lanes {
     /// The server that `partition` is on.
     async fn node(&self, partition: Partition) -> Result<Arc<Node>, Error> {
         if self.astray.load(Ordering::Acquire) {
-            let mut failed = self.looking.lock().await;
-            if self.astray.load(Ordering::Acquire) {
-                fail_fast(*failed)?;
-                let before = self.current();
-                match self.connecting.discover(Some(&before)).await {
-                    Ok(found) => {
-                        *self.topology.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
-                        (self.changed)();
-                        self.astray.store(false, Ordering::Release);
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "no server of Redis can be reached");
-                        *failed = Some(Instant::now());
-                        return Err(Error::unavailable("no connection to Redis"));
-                    }
-                }
-            }
+            Box::pin(self.find_servers()).await?;
         }
         self.current().home(partition).cloned().ok_or_else(|| Error::unavailable("no server has this partition"))
+    }
+
+    async fn find_servers(&self) -> Result<(), Error> {
+        let mut failed = self.looking.lock().await;
+        if !self.astray.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        fail_fast(*failed)?;
+        let before = self.current();
+        match self.connecting.discover(Some(&before)).await {
+            Ok(found) => {
+                *self.topology.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+                (self.changed)();
+                self.astray.store(false, Ordering::Release);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no server of Redis can be reached");
+                *failed = Some(Instant::now());
+                Err(Error::unavailable("no connection to Redis"))
+            }
+        }
     }
 
     fn current(&self) -> Arc<Topology> {
@@ -107,7 +116,7 @@ impl Lanes {
         let lane = self.next.fetch_add(1, Ordering::Relaxed) % node.lanes.len();
         let (generation, link) = match node.lanes[lane].link() {
             Some(found) => found,
-            None => self.open(&node, &node.lanes[lane]).await?,
+            None => Box::pin(self.open(&node, &node.lanes[lane])).await?,
         };
         Ok((Ticket { node, lane, generation }, link))
     }

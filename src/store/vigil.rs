@@ -120,14 +120,17 @@ impl Store {
         if watermark.is_open() {
             return Ok(());
         }
-        let mut looked = watermark.looking.lock().await;
-        let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < LOOK_SHARED);
-        match watermark.state() {
-            State::Open => Ok(()),
-            State::Closed(reason) if lately(looked.found_closed) => Err(Error::unavailable(reason)),
-            State::Unseen if lately(looked.failed) => Err(Error::unavailable("Redis can't answer")),
-            _ => self.examine(guard, here, (ticket, link), &mut looked).await,
-        }
+        Box::pin(async {
+            let mut looked = watermark.looking.lock().await;
+            let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < LOOK_SHARED);
+            match watermark.state() {
+                State::Open => Ok(()),
+                State::Closed(reason) if lately(looked.found_closed) => Err(Error::unavailable(reason)),
+                State::Unseen if lately(looked.failed) => Err(Error::unavailable("Redis can't answer")),
+                _ => self.examine(guard, here, (ticket, link), &mut looked).await,
+            }
+        })
+        .await
     }
 
     async fn examine(
