@@ -38,13 +38,12 @@ for i = 1, n do
     elseif user.balance + amount > limit then
       reply = { 'LIMIT' }
     else
-      local before, after = user.balance, user.balance + amount
-      reply = { 'CHARGED', epoch, seq, user.name, after }
+      local number, before, after = whole(seq), whole(user.balance), whole(user.balance + amount)
+      reply = { 'CHARGED', epoch, number, user.name, after }
       records.file(record, fingerprint, reply)
-      user.balance, user.entries = after, user.entries + 1
+      user.balance, user.entries = user.balance + amount, user.entries + 1
       events[#events + 1] = pack_event(
-        { 'balance_charged', whole(seq), now, request_id, user_id, whole(user.entries), amount, whole(before),
-          whole(after), user.tail },
+        { 'balance_charged', number, now, request_id, user_id, whole(user.entries), amount, before, after, user.tail },
         record, fingerprint, reply)
       if user.tail ~= SAME_ENTRY then charged[#charged + 1] = key end
       user.tail = SAME_ENTRY
@@ -56,10 +55,10 @@ end
 if #events == 0 then return packed(replies) end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
-redis.call('HSET', meta, 'seq', seq - 1)
+redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #charged do
   local user = users[charged[i]]
-  redis.call('HSET', charged[i], 'balance', user.balance, 'entries', user.entries, 'tail', id)
+  redis.call('HSET', charged[i], 'balance', whole(user.balance), 'entries', whole(user.entries), 'tail', id)
 end
 records.write(ttl)
 return packed(replies)

@@ -59,14 +59,14 @@ for i = 1, n do
   else
     issued = issued + 1
     -- Places that decisions which were lost may have given out are not given out again.
-    local issue_no = issued + skipped
-    reply = { 'ISSUED', epoch, seq, issue_no, now }
+    local number, issue_no = whole(seq), whole(issued + skipped)
+    reply = { 'ISSUED', epoch, number, issue_no, now }
     records.file(record, fingerprint, reply)
     given[user_id] = true
     winners[#winners + 1] = user_id
-    if home == '1' then granted[#granted + 1] = { user, whole(issue_no) .. '|' .. now .. '|A||' } end
+    if home == '1' then granted[#granted + 1] = { user, issue_no .. '|' .. now .. '|A||' } end
     events[#events + 1] = pack_event(
-      { 'coupon_issued', whole(seq), now, request_id, coupon_id, user_id, whole(issue_no), home },
+      { 'coupon_issued', number, now, request_id, coupon_id, user_id, issue_no, home },
       record, fingerprint, reply)
     seq = seq + 1
   end
@@ -75,8 +75,8 @@ end
 if #events == 0 then return packed(replies) end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 emit(outbox, epoch, events)
-redis.call('HSET', meta, 'seq', seq - 1)
-redis.call('HSET', campaign, 'issued', issued)
+redis.call('HSET', meta, 'seq', whole(seq - 1))
+redis.call('HSET', campaign, 'issued', whole(issued))
 redis.call('SADD', holders, unpack(winners))
 for i = 1, #granted do redis.call('HSET', granted[i][1], coupon_id, granted[i][2]) end
 records.write(ttl)

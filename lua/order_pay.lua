@@ -123,7 +123,7 @@ for i = 1, n do
     local before = user.balance
     expired[#expired + 1] = order_id
     if not by_gateway and before < final then
-      reply = { 'DECLINED', epoch, seq }
+      reply = { 'DECLINED', epoch, whole(seq) }
       release(order, user_key, held, order.doubtful and withheld or stock, 'A', '', '')
       order.status = 'FAILED'
       ended[#ended + 1] = { order_key, 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now }
@@ -136,7 +136,8 @@ for i = 1, n do
       -- What leaves the balance: nothing if a gateway took the money, or if there was nothing to pay.
       local debit = by_gateway and 0 or final
       local after, prev = before - debit, user.tail
-      reply = { 'PAID', epoch, seq, payment_id, receipt, now }
+      local number = whole(seq)
+      reply = { 'PAID', epoch, number, payment_id, receipt, now }
       local ids, units, prices = release(order, user_key, held, sold, 'U', order_id, now)
       if debit > 0 then
         user.balance, user.entries, user.tail = after, user.entries + 1, SAME_ENTRY
@@ -156,7 +157,7 @@ for i = 1, n do
       end
       ended[#ended + 1] = fields
       events[#events + 1] = pack_event(
-        { 'order_paid', whole(seq), now, request_id, order_id, user_id, payment_id, payment_type, whole(final), receipt,
+        { 'order_paid', number, now, request_id, order_id, user_id, payment_id, payment_type, whole(final), receipt,
           method, transaction, order.lines, order.far, order.coupon, day, whole(debit), whole(before), whole(after),
           whole(user.entries), prev },
         record, fingerprint, reply)
@@ -169,15 +170,15 @@ end
 if #events == 0 then return packed(replies) end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
-redis.call('HSET', meta, 'seq', seq - 1)
+redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #ended do redis.call('HSET', unpack(ended[i])) end
 redis.call('ZREM', expiry, unpack(expired))
 if #verdicts > 0 then redis.call('ZREM', gateway, unpack(verdicts)) end
 for i = 1, #touched do
   local user = users[touched[i]]
-  local fields = { 'open', user.open }
+  local fields = { 'open', whole(user.open) }
   if user.tail == SAME_ENTRY then
-    fields = { 'open', user.open, 'balance', user.balance, 'entries', user.entries, 'tail', id }
+    fields = { 'open', fields[2], 'balance', whole(user.balance), 'entries', whole(user.entries), 'tail', id }
   end
   for coupon_id, coupon in pairs(user.coupons) do
     fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon

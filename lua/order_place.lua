@@ -123,7 +123,9 @@ local function decide(ask)
   local final = total - discount
   if must_afford and user.balance < final then return { 'INSUFFICIENT_BALANCE' } end
 
-  local reply = { 'PLACED', epoch, seq, ask.order_id, final, ask.now }
+  local number = whole(seq)
+  ask.lines, ask.total, ask.discount, ask.final = lines, whole(total), whole(discount), whole(final)
+  local reply = { 'PLACED', epoch, number, ask.order_id, ask.final, ask.now }
   records.file(ask.record, ask.fingerprint, reply)
   user.open = user.open + 1
   if coupon then user.coupons[ask.coupon_id] = marked_coupon(coupon, 'H', ask.order_id, '') end
@@ -131,10 +133,9 @@ local function decide(ask)
     stock.add(id, -ask.units[line])
     held.add(id, ask.units[line])
   end
-  ask.lines, ask.total, ask.discount, ask.final = lines, whole(total), whole(discount), whole(final)
   placed[#placed + 1] = ask
   events[#events + 1] = pack_event(
-    { 'order_placed', whole(seq), ask.now, ask.request_id, ask.order_id, ask.user_id, lines, ask.far, ask.total,
+    { 'order_placed', number, ask.now, ask.request_id, ask.order_id, ask.user_id, lines, ask.far, ask.total,
       ask.discount, ask.final, ask.coupon_id, ask.expires_at },
     ask.record, ask.fingerprint, reply)
   seq = seq + 1
@@ -148,7 +149,7 @@ end
 if #events == 0 then return packed(replies) end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 emit(outbox, epoch, events)
-redis.call('HSET', meta, 'seq', seq - 1)
+redis.call('HSET', meta, 'seq', whole(seq - 1))
 local ends = {}
 for i = 1, #placed do
   local ask = placed[i]
@@ -159,7 +160,7 @@ for i = 1, #placed do
   local user = users[ask.user]
   if user.open then
     -- Once for each, whatever it has ordered.
-    local fields = { 'open', user.open }
+    local fields = { 'open', whole(user.open) }
     for coupon_id, coupon in pairs(user.coupons) do
       fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
     end

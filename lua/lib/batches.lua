@@ -8,9 +8,10 @@ local SEPARATOR, NEXT_EVENT = '\031', '\030'
 -- In a chain of balance changes: the one before is in the same entry.
 local SAME_ENTRY = '='
 
--- A whole number as it is written everywhere: Lua itself would round it to 14 digits.
+-- A whole number as it is written everywhere: Lua itself would round it to 14 digits. (`%d` is exact up to 2^53 like any other
+-- and takes less than half the time; a number that is left to `redis.call` is written the slow way.)
 local function whole(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number)
 end
 
 -- The stored replies to earlier requests under the same idempotency keys, those of this batch included.

@@ -27,7 +27,7 @@ local function record_parts(record, fingerprint, reply)
   local parts = {}
   for i = 1, #reply do
     local part = reply[i]
-    if type(part) == 'number' then part = string.format('%.0f', part) end
+    if type(part) == 'number' then part = string.format('%d', part) end
     parts[i] = #part .. ':' .. part
   end
   return string.match(record, ':idem:(.*)$'), fingerprint, table.concat(parts)
