@@ -24,6 +24,8 @@ pub struct App {
     pub projector: Projector,
     pub store: Store,
     pub db: db::Connection,
+    /// Cancelled by whoever wants it to end.
+    pub stopping: CancellationToken,
     background: TaskTracker,
     stop_background: CancellationToken,
 }
@@ -70,6 +72,7 @@ impl App {
             },
             store,
             db,
+            stopping: CancellationToken::new(),
             background: TaskTracker::new(),
             stop_background: CancellationToken::new(),
         })
@@ -108,35 +111,56 @@ impl App {
                 request_timeout: Duration::from_millis(http.request_timeout_ms),
                 ..http::HttpConfig::default()
             },
+            stopping: self.stopping.clone(),
         })
     }
 
-    /// Serves until `stop`, then finishes the requests that have begun.
+    /// The same app, which ends once `stop` is cancelled.
+    pub fn until(self, stop: CancellationToken) -> Self {
+        App { stopping: stop, ..self }
+    }
+
+    /// Serves until it is told to stop and everybody had time to notice, then finishes the requests that have begun. Returns
+    /// how many of them had to be cut.
     ///
     /// # Errors
     /// The listener fails.
-    pub async fn serve(&self, listener: TcpListener, http: &HttpConfig, stop: CancellationToken) -> anyhow::Result<()> {
+    pub async fn serve(&self, listener: TcpListener, http: &HttpConfig) -> anyhow::Result<usize> {
         let limits = server::ServerLimits {
             max_connections: http.max_connections as usize,
             header_read_timeout: Duration::from_millis(http.header_timeout_ms),
-            drain: Duration::from_secs(http.drain_seconds),
+            drain_delay: http.drain_delay(),
+            drain: http.drain_requests(),
             ..server::ServerLimits::default()
         };
-        Ok(server::serve(listener, self.router(http), limits, stop).await?)
+        Ok(server::serve(listener, self.router(http), limits, self.stopping.clone()).await?)
     }
 
-    /// Ends the background work; the last requests must have been answered before. With `drain`, what they decided is
-    /// carried to Postgres first, for as long as that: what does not make it waits in the outbox for the next start.
-    pub async fn stop(&self, drain: Option<Duration>) {
+    /// Ends the background work; the last requests must have been answered before. With `drain`, what was decided until now
+    /// is carried to Postgres, all of this within that time: what does not make it waits in the outbox for the next start.
+    /// Returns whether nothing was left.
+    pub async fn stop(&self, drain: Option<Duration>) -> bool {
         self.stop_background.cancel();
         self.background.close();
-        self.background.wait().await;
-        if let Some(patience) = drain {
-            match tokio::time::timeout(patience, self.projector.drain()).await {
-                Ok(Ok(())) => tracing::info!("the outbox is drained"),
-                Ok(Err(error)) => tracing::warn!(%error, "the outbox keeps what is not in PostgreSQL yet"),
-                Err(_) => tracing::warn!("the outbox keeps what is not in PostgreSQL yet"),
+        let Some(patience) = drain else {
+            self.background.wait().await;
+            return true;
+        };
+        let draining = async {
+            self.background.wait().await;
+            self.projector.carry_decided().await
+        };
+        let events = || self.store.backlog();
+        match tokio::time::timeout(patience, draining).await {
+            Ok(Ok(())) => {
+                tracing::info!("the outbox is drained");
+                return true;
             }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, events = events(), "the outbox keeps what is not in PostgreSQL yet")
+            }
+            Err(_) => tracing::warn!(events = events(), ?patience, "the outbox keeps what is not in PostgreSQL yet"),
         }
+        false
     }
 }

@@ -234,9 +234,31 @@ pub struct HttpConfig {
     /// Milliseconds for a client to send its request's head
     #[arg(long, env = "HEADER_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub header_timeout_ms: u64,
-    /// Seconds, after a stop signal, for requests to finish and the outbox to drain
+    /// Seconds from a stop signal to the end, whatever is left by then: requests have three quarters of them to finish, the
+    /// outbox has the rest at least
     #[arg(long, env = "DRAIN_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub drain_seconds: u64,
+    /// Seconds of these in which a process that is to end still serves, while /readyz says that it is stopping: as long as the
+    /// balancer in front of it needs to notice, and at most half of them [default: 3; dev: 0]
+    #[arg(long, env = "DRAIN_DELAY_SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub drain_delay_seconds: Option<u64>,
+}
+
+impl HttpConfig {
+    /// From the stop signal to the end.
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+
+    /// From the stop signal to the end of new connections.
+    pub fn drain_delay(&self) -> Duration {
+        Duration::from_secs(self.drain_delay_seconds.unwrap_or(3)).min(self.drain() / 2)
+    }
+
+    /// From the stop signal to when requests that are still under way are cut.
+    pub fn drain_requests(&self) -> Duration {
+        self.drain() * 3 / 4
+    }
 }
 
 /// The projector, which carries the outbox to Postgres.

@@ -14,7 +14,8 @@
 //! - [`rebuild`] puts Redis back together from Postgres; [`audit`] recomputes every conservation law.
 //! - [`gateway`] asks external payment gateways.
 //! - [`dev`] starts private servers for the quick start and the tests.
-//! - [`config`] is the configuration, [`app`] puts the parts together, [`seed`] is the demo catalogue.
+//! - [`config`] is the configuration, [`app`] puts the parts together, [`stop`] takes the signals that end them, [`probe`] asks
+//!   a running service how it is, [`seed`] is the demo catalogue.
 
 pub mod app;
 pub mod audit;
@@ -24,7 +25,9 @@ pub mod dev;
 pub mod domain;
 pub mod gateway;
 pub mod http;
+pub mod probe;
 pub mod projector;
 pub mod rebuild;
 pub mod seed;
+pub mod stop;
 pub mod store;

@@ -17,15 +17,14 @@ use firstcome::{
     db,
     dev::Stack,
     domain::Clock,
+    probe,
     projector::Projector,
     rebuild::{self, Rebuild, Summary},
     seed,
+    stop::stop_signal,
     store::Store,
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -58,6 +57,8 @@ enum Role {
     /// Recomputes every conservation law from Redis and PostgreSQL, while they work, and ends: with status 0 if the books
     /// balance, 1 if not, 2 if that could not be found out
     Audit(Box<AuditRole>),
+    /// Asks a running service whether it is ready, for health checks: ends with status 0 if it is, 1 if not
+    Health(Health),
 }
 
 #[derive(Parser)]
@@ -97,7 +98,7 @@ struct Project {
     #[command(flatten)]
     projector: ProjectorConfig,
     /// Seconds, after a stop signal, for the outbox to drain
-    #[arg(long, env = "DRAIN_SECONDS", default_value_t = 30)]
+    #[arg(long, env = "DRAIN_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
     drain_seconds: u64,
 }
 
@@ -148,6 +149,16 @@ struct AuditRole {
     json: bool,
 }
 
+#[derive(Parser)]
+struct Health {
+    /// What to ask [default: /readyz of the service that is bound to BIND_ADDR]
+    #[arg(long)]
+    url: Option<String>,
+    /// The address that it serves on
+    #[arg(long, env = "BIND_ADDR", default_value = "127.0.0.1:8080")]
+    bind_addr: SocketAddr,
+}
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -165,11 +176,11 @@ fn main() -> anyhow::Result<ExitCode> {
         anyhow::bail!("a TLS implementation is installed already");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         match cli.role {
-            Role::Dev(options) => dev(*options).await,
-            Role::Serve(options) => serve(*options).await,
-            Role::Project(options) => project(*options).await,
+            Role::Dev(options) => return dev(*options).await,
+            Role::Serve(options) => return serve(*options).await,
+            Role::Project(options) => return project(*options).await,
             Role::Migrate(options) => db::migrate(&db::connect(&options.postgres).await?).await,
             Role::Seed(options) => {
                 let app = App::open(&options.engine, &ProjectorConfig::default(), Clock::system()).await?;
@@ -178,56 +189,80 @@ fn main() -> anyhow::Result<ExitCode> {
             }
             Role::Rebuild(options) => rebuild(*options).await,
             Role::Audit(options) => return audit(*options).await,
+            Role::Health(options) => return health(options).await,
         }
         .map(|()| ExitCode::SUCCESS)
-    })
+    });
+    // A name that is still being looked up holds up nobody's end.
+    runtime.shutdown_background();
+    ended
 }
 
-async fn serve(options: Serve) -> anyhow::Result<()> {
+async fn serve(options: Serve) -> anyhow::Result<ExitCode> {
     let Serve { engine, http, projector, no_projector } = options;
+    let stop = stop_signal()?;
     let listener = bind(http.bind_addr).await?;
-    let app = App::open(&engine, &projector, Clock::system()).await?;
+    let Some(app) = open(&engine, &projector, &stop).await? else { return Ok(ExitCode::SUCCESS) };
     if http.admin_token.is_none() {
         tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
     }
-    run(app, listener, &http, !no_projector, stop_signal()?).await
+    run(app, listener, &http, !no_projector).await
 }
 
-/// Serves until the stop signal, then ends in order: requests, background work, outbox.
-async fn run(
-    app: App,
-    listener: TcpListener,
-    http: &HttpConfig,
-    projects: bool,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+/// Opens the stores; nothing where a stop came first.
+async fn open(
+    engine: &EngineConfig,
+    projector: &ProjectorConfig,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<App>> {
+    let opened = stop.run_until_cancelled(App::open(engine, projector, Clock::system())).await.transpose()?;
+    Ok(opened.map(|app| app.until(stop.clone())))
+}
+
+/// Serves until the stop signal, then ends in order, all within [`HttpConfig::drain`]: readiness, new connections, requests,
+/// background work, outbox. The status tells whether nothing was left.
+async fn run(app: App, listener: TcpListener, http: &HttpConfig, projects: bool) -> anyhow::Result<ExitCode> {
+    let (stopping, bound) = (app.stopping.clone(), http.drain());
+    let end = tokio::spawn(async move {
+        stopping.cancelled().await;
+        Instant::now() + bound
+    });
     if projects {
         app.project();
     }
     app.sweep();
     app.watch(projects);
     tracing::info!(address = %listener.local_addr()?, "serving");
-    app.serve(listener, http, stop).await?;
-    app.stop(projects.then(|| Duration::from_secs(http.drain_seconds))).await;
-    Ok(())
+    let cut = app.serve(listener, http).await?;
+    let left = end.await?.duration_since(Instant::now());
+    let carried = match projects {
+        true => app.stop(Some(left)).await,
+        // What it decided is others' to carry.
+        false => tokio::time::timeout(left, app.stop(None)).await.is_ok(),
+    };
+    Ok(ended(cut == 0 && carried))
 }
 
-async fn project(options: Project) -> anyhow::Result<()> {
+/// Whatever was left is in the log.
+fn ended(well: bool) -> ExitCode {
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn project(options: Project) -> anyhow::Result<ExitCode> {
     let Project { mut engine, projector, drain_seconds } = options;
+    let stop = stop_signal()?;
     // Nobody is told anything by it.
     engine.durability.ack = Ack::Postgres;
-    let mut app = App::open(&engine, &projector, Clock::system()).await?;
+    let Some(mut app) = open(&engine, &projector, &stop).await? else { return Ok(ExitCode::SUCCESS) };
     if !db::identity::only_postgres_acknowledged(&app.db).await? {
         app.projector = app.projector.lingering(Duration::from_millis(projector.projector_linger_ms));
     }
-    let stop = stop_signal()?;
     app.project();
     app.sweep();
     app.watch(true);
     tracing::info!("projecting");
-    stop.cancelled().await;
-    app.stop(Some(Duration::from_secs(drain_seconds))).await;
-    Ok(())
+    app.stopping.cancelled().await;
+    Ok(ended(app.stop(Some(Duration::from_secs(drain_seconds))).await))
 }
 
 /// The status tells books that do not balance from books that could not be looked at.
@@ -248,6 +283,13 @@ async fn audit(options: AuditRole) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(2))
         }
     }
+}
+
+async fn health(options: Health) -> anyhow::Result<ExitCode> {
+    let url = options.url.unwrap_or_else(|| probe::readiness_of(options.bind_addr));
+    let (good, answer) = probe::ask(&url).await?;
+    say(&answer)?;
+    Ok(ended(good))
 }
 
 async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
@@ -293,18 +335,20 @@ async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
     ))
 }
 
-async fn dev(options: Dev) -> anyhow::Result<()> {
+async fn dev(options: Dev) -> anyhow::Result<ExitCode> {
     let Dev { dir, shop, gateway, durability, retention, mut http } = options;
     let stop = stop_signal()?;
     // First the port: it is what is most likely taken, and the servers take a while.
     let listener = bind(http.bind_addr).await?;
     let stack = tokio::select! {
         stack = Stack::start(&dir) => stack?,
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
     };
+    // No balancer.
+    http.drain_delay_seconds.get_or_insert(0);
     let served = dev_on(&stack, &dir, (shop, gateway, durability, retention), &mut http, listener, stop).await;
     let stopped = stack.stop().await;
-    served.and(stopped)
+    served.and_then(|ended| stopped.map(|()| ended))
 }
 
 async fn dev_on(
@@ -314,7 +358,7 @@ async fn dev_on(
     http: &mut HttpConfig,
     listener: TcpListener,
     stop: CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<ExitCode> {
     let postgres = |url: String| PostgresConfig {
         database_url: Secret::new(url),
         database_connections: 10,
@@ -330,7 +374,8 @@ async fn dev_on(
     let postgres = postgres(stack.database_url());
     db::migrate(&db::connect(&postgres).await?).await?;
     let engine = EngineConfig { redis, postgres, shop, gateway, durability, retention };
-    let app = App::open(&engine, &ProjectorConfig::default(), Clock::system()).await?;
+    let opened = open(&engine, &ProjectorConfig::default(), &stop).await?;
+    let Some(app) = opened else { return Ok(ExitCode::SUCCESS) };
     seed::demo(&app.engine).await?;
     let token = match &http.admin_token {
         Some(token) => token.expose().to_owned(),
@@ -350,7 +395,7 @@ async fn dev_on(
         redis = stack.redis_socket().display(),
         postgres = stack.postgres_socket_dir().display(),
     ))?;
-    run(app, listener, http, true, stop).await
+    run(app, listener, http, true).await
 }
 
 /// The quick start's own token, minted once and kept beside its data, readable by its owner alone.
@@ -380,22 +425,6 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
             _ => anyhow::Error::new(error).context(format!("can't serve on {address} (BIND_ADDR)")),
         }
     })
-}
-
-/// Cancelled by SIGINT or SIGTERM.
-fn stop_signal() -> anyhow::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let stopped = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        tracing::info!("stopping");
-        stopped.cancel();
-    });
-    Ok(stop)
 }
 
 /// To the person at the terminal.

@@ -238,7 +238,7 @@ fn engine_config() -> Result<EngineConfig> {
 
 /// The service as `firstcome serve` runs it, with its limits out of the way, and the floor's routes beside its own.
 pub async fn serve(projects: bool) -> Result<()> {
-    let app = open().await?;
+    let app = open().await?.until(stop_with_parent());
     let http = http_config();
     if projects {
         app.project();
@@ -246,8 +246,7 @@ pub async fn serve(projects: bool) -> Result<()> {
     app.sweep();
     app.watch(projects);
     let listener = listen().await?;
-    let stop = stop_with_parent();
-    app.serve(listener, &http, stop).await?;
+    app.serve(listener, &http).await?;
     app.stop(None).await;
     Ok(())
 }
@@ -266,6 +265,7 @@ pub fn http_config() -> HttpConfig {
         max_connections: 20_000,
         header_timeout_ms: 600_000,
         drain_seconds: 1,
+        drain_delay_seconds: Some(0),
     }
 }
 

@@ -30,6 +30,9 @@ struct HealthResponse {
 
 const UP: Json<HealthResponse> = Json(HealthResponse { status: "UP" });
 
+/// The reason of a process that was told to end.
+const STOPPING: &str = "stopping";
+
 /// The envelope, and what is missing.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -61,14 +64,19 @@ async fn healthz() -> Json<HealthResponse> {
     path = "/readyz",
     tag = "상태",
     summary = "요청 처리 가능 확인",
-    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다.",
+    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다. 종료 중이면 이유는 stopping입니다.",
     responses(
         (status = 200, description = "처리 가능", body = HealthResponse, example = json!({ "status": "UP" })),
         (status = 503, description = "처리 불가", body = NotReadyResponse),
     )
 )]
 async fn readyz(State(app): State<AppState>) -> Response {
-    let Err(reasons) = app.engine.ready().await else { return UP.into_response() };
+    let ready = match app.stopping.is_cancelled() {
+        // What it could do is no matter: whoever balances load is to look elsewhere.
+        true => Err(vec![STOPPING.to_owned()]),
+        false => app.engine.ready().await,
+    };
+    let Err(reasons) = ready else { return UP.into_response() };
     let code = Code::Unavailable;
     let body = NotReadyResponse { error_code: code.as_str(), message: code.message(), reasons };
     let mut response = (code.status(), [(RETRY_AFTER, HeaderValue::from_static("1"))], Json(body)).into_response();

@@ -32,6 +32,7 @@ pub mod server;
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, extract::FromRef, middleware::from_fn_with_state};
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
 pub use auth::AdminToken;
@@ -90,6 +91,8 @@ pub struct Parts {
     pub auditing: Arc<tokio::sync::Mutex<()>>,
     /// Limits.
     pub config: HttpConfig,
+    /// Cancelled once the process is to end: it is not ready from then on, and replies without an end of their own have one.
+    pub stopping: CancellationToken,
 }
 
 /// The limits on a request.

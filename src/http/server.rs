@@ -5,13 +5,22 @@
 //! [`edge`](super::edge).
 
 use std::{
+    convert::Infallible,
     io::{self, ErrorKind},
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::ConnectInfo};
+use axum::{
+    Router,
+    body::Body,
+    extract::ConnectInfo,
+    http::{HeaderValue, header::CONNECTION},
+};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -20,9 +29,9 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 /// The limits on connections.
@@ -35,7 +44,9 @@ pub struct ServerLimits {
     pub header_read_timeout: Duration,
     /// Bytes of a request's head, and of what is buffered of its body.
     pub max_buffer: usize,
-    /// How long a shutdown waits for requests that have begun.
+    /// How long connections are still accepted once a stop is asked for: a balancer needs a while to notice.
+    pub drain_delay: Duration,
+    /// How long a stop may take in all, from when it is asked for; what has begun and not ended by then is cut.
     pub drain: Duration,
 }
 
@@ -45,6 +56,7 @@ impl Default for ServerLimits {
             max_connections: 16_384,
             header_read_timeout: Duration::from_secs(30),
             max_buffer: 64 * 1024,
+            drain_delay: Duration::ZERO,
             drain: Duration::from_secs(10),
         }
     }
@@ -53,7 +65,9 @@ impl Default for ServerLimits {
 /// How long accepting pauses when the process is out of file descriptors or memory: some connection has to end first.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Serves `router` on `listener` until `shutdown`, then finishes what has begun within `limits.drain`.
+/// Serves `router` on `listener` until `shutdown`, and for `limits.drain_delay` more, in which each reply ends its
+/// connection; then finishes what has begun. Returns how many requests were cut, since they did not end within
+/// `limits.drain`.
 ///
 /// Each request carries its peer's address as `ConnectInfo<SocketAddr>`.
 ///
@@ -64,49 +78,78 @@ pub async fn serve(
     router: Router,
     limits: ServerLimits,
     shutdown: CancellationToken,
-) -> io::Result<()> {
+) -> io::Result<usize> {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
         .max_buf_size(limits.max_buffer.max(8 * 1024));
     let slots = Arc::new(Semaphore::new(limits.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let open = GracefulShutdown::new();
-    // Ends the connections that outlast the drain.
-    let cut = CancellationToken::new();
+    let connections = TaskTracker::new();
+    // Set once a stop is asked for: clients are told to come back on another connection, to whoever is left.
+    let closing = Arc::new(AtomicBool::new(false));
+    // Ends the connections that outlast the drain; how many of them had a request under way.
+    let (cut, unanswered) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let last_call = async {
+        shutdown.cancelled().await;
+        closing.store(true, Ordering::Relaxed);
+        let end = Instant::now() + limits.drain;
+        sleep(limits.drain_delay.min(limits.drain)).await;
+        end
+    };
+    tokio::pin!(last_call);
 
-    loop {
+    let end = loop {
         let accepted = tokio::select! {
             biased;
-            () = shutdown.cancelled() => break,
+            end = &mut last_call => break end,
             accepted = accept(&listener, &slots) => accepted,
         };
-        let Some((stream, peer, slot)) = accepted else { break };
-        let router = router.clone();
+        let Some((stream, peer, slot)) = accepted else { break Instant::now() };
+        let (router, closing) = (router.clone(), closing.clone());
+        let busy = Arc::new(AtomicBool::new(false));
+        let is_busy = busy.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer));
-            router.clone().oneshot(request.map(Body::new))
+            let answer = router.clone().oneshot(request.map(Body::new));
+            let (closing, busy) = (closing.clone(), busy.clone());
+            async move {
+                busy.store(true, Ordering::Relaxed);
+                let mut response = answer.await?;
+                busy.store(false, Ordering::Relaxed);
+                if closing.load(Ordering::Relaxed) {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
-        let cut = cut.clone();
-        tokio::spawn(async move {
+        let (cut, unanswered) = (cut.clone(), unanswered.clone());
+        connections.spawn(async move {
             let _slot = slot;
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "connection ended");
                 },
-                () = cut.cancelled() => tracing::debug!(%peer, "connection cut"),
+                () = cut.cancelled() => {
+                    unanswered.fetch_add(usize::from(is_busy.load(Ordering::Relaxed)), Ordering::Relaxed);
+                    tracing::debug!(%peer, "connection cut");
+                }
             }
         });
-    }
+    };
 
-    // Closed before the drain, so that a balancer sees at once that this process takes no more.
+    // Closed before the rest is waited for: whoever connects now has to be refused, not kept waiting.
     drop(listener);
-    let draining = open.count();
-    if timeout(limits.drain, open.shutdown()).await.is_err() {
-        tracing::warn!(draining, drain = ?limits.drain, "connections cut at shutdown");
+    if timeout_at(end, open.shutdown()).await.is_err() {
+        let left = connections.len();
         cut.cancel();
+        connections.close();
+        connections.wait().await;
+        let requests = unanswered.load(Ordering::Relaxed);
+        tracing::warn!(connections = left, requests, after = ?limits.drain, "connections cut at shutdown");
     }
-    Ok(())
+    Ok(unanswered.load(Ordering::Relaxed))
 }
 
 /// The next connection, once there is a slot for it; `None` only if the slots are gone.
@@ -150,7 +193,7 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         task::JoinHandle,
-        time::Instant,
+        time::timeout,
     };
 
     use super::*;
@@ -158,7 +201,7 @@ mod tests {
     struct Server {
         address: SocketAddr,
         shutdown: CancellationToken,
-        task: JoinHandle<io::Result<()>>,
+        task: JoinHandle<io::Result<usize>>,
         /// A permit for each request to `/slow` and `/stuck` that has begun.
         begun: Arc<Semaphore>,
         /// Lets `/slow` go on; `/stuck` never does.
@@ -248,11 +291,66 @@ mod tests {
         let began = Instant::now();
         server.shutdown.cancel();
         server.go.cancel();
-        assert!(read(&mut slow).await.unwrap().starts_with("HTTP/1.1 200"));
-        server.task.await.unwrap().unwrap();
+        let reply = read(&mut slow).await.unwrap();
+        assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("connection: close\r\n"), "{reply}");
+        assert_eq!(server.task.await.unwrap().unwrap(), 1, "the stuck one is told of");
         // The stuck one was given its time, and no more: it would never have ended by itself.
         assert!(began.elapsed() >= drain, "{:?}", began.elapsed());
         assert_eq!(read(&mut stuck).await.unwrap(), "");
         assert!(TcpStream::connect(server.address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn before_it_closes_it_serves_on_and_lets_connections_go() {
+        let limits = ServerLimits {
+            drain_delay: Duration::from_secs(900),
+            drain: Duration::from_secs(1800),
+            ..ServerLimits::default()
+        };
+        let server = start(limits).await;
+        let mut kept = TcpStream::connect(server.address).await.unwrap();
+        send(&mut kept, "/peer").await;
+        assert!(!read(&mut kept).await.unwrap().contains("connection: close"));
+        let mut slow = TcpStream::connect(server.address).await.unwrap();
+        send(&mut slow, "/slow").await;
+        drop(server.begun.acquire().await.unwrap());
+        server.shutdown.cancel();
+        // The first may be answered before the loop has heard of it.
+        loop {
+            let mut new = TcpStream::connect(server.address).await.unwrap();
+            send(&mut new, "/peer").await;
+            let reply = read(&mut new).await.unwrap();
+            assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+            if reply.contains("connection: close\r\n") {
+                assert_eq!(read(&mut new).await.unwrap(), "", "it is closed after that");
+                break;
+            }
+        }
+        send(&mut kept, "/peer").await;
+        server.go.cancel();
+        for mut stream in [kept, slow] {
+            let reply = read(&mut stream).await.unwrap();
+            assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("connection: close\r\n"), "{reply}");
+            assert_eq!(read(&mut stream).await.unwrap(), "");
+        }
+        server.task.abort();
+    }
+
+    #[tokio::test]
+    async fn it_closes_after_the_delay_and_waits_for_no_one_who_has_asked_for_nothing() {
+        let (drain_delay, drain) = (Duration::from_secs(1), Duration::from_secs(3));
+        let server = start(ServerLimits { drain_delay, drain, ..ServerLimits::default() }).await;
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        let mut answered = TcpStream::connect(server.address).await.unwrap();
+        send(&mut answered, "/peer").await;
+        assert!(read(&mut answered).await.unwrap().starts_with("HTTP/1.1 200"));
+        let began = Instant::now();
+        server.shutdown.cancel();
+        assert_eq!(server.task.await.unwrap().unwrap(), 0, "no request was cut");
+        assert!(began.elapsed() >= drain_delay, "{:?}", began.elapsed());
+        assert!(TcpStream::connect(server.address).await.is_err());
+        for stream in [&mut silent, &mut answered] {
+            assert_eq!(read(stream).await.unwrap(), "");
+        }
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod apply;
 pub mod batch;
+mod drain;
 pub mod relay;
 pub mod retire;
 

@@ -22,7 +22,7 @@ use crate::{
 
 /// What no output may show.
 const SECRET: &str = "hunter2-is-a-secret";
-const ADMIN: &str = "a-token-for-tests";
+pub const ADMIN: &str = "a-token-for-tests";
 
 /// The program with these arguments, in an environment without our variables but for where the servers' programs are.
 pub fn program(args: &[&str]) -> Command {
@@ -37,21 +37,21 @@ pub fn program(args: &[&str]) -> Command {
 }
 
 /// One run to its end: how it ended, and all that it said.
-async fn run(command: &mut Command) -> (ExitStatus, String) {
+pub async fn run(command: &mut Command) -> (ExitStatus, String) {
     let output = command.output().await.unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status, String::from_utf8(said).unwrap())
 }
 
 /// One that runs until it is told to stop. What it says goes to files.
-struct Running {
-    child: Child,
+pub struct Running {
+    pub child: Child,
     out: PathBuf,
     err: PathBuf,
 }
 
 impl Running {
-    fn start(command: &mut Command, dir: &ScratchDir, name: &str) -> Running {
+    pub fn start(command: &mut Command, dir: &ScratchDir, name: &str) -> Running {
         let (out, err) = (dir.path().join(format!("{name}.out")), dir.path().join(format!("{name}.err")));
         command.stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&err).unwrap());
         Running { child: command.spawn().unwrap(), out, err }
@@ -61,11 +61,11 @@ impl Running {
         fs::read_to_string(&self.out).unwrap()
     }
 
-    fn err(&self) -> String {
+    pub fn err(&self) -> String {
         fs::read_to_string(&self.err).unwrap()
     }
 
-    fn assert_alive(&mut self) {
+    pub fn assert_alive(&mut self) {
         let ended = self.child.try_wait().unwrap();
         assert!(ended.is_none(), "it ended: {ended:?}\n{}\n{}", self.out(), self.err());
     }
@@ -78,12 +78,12 @@ impl Running {
         log.rsplit_once('\n').map_or("", |(whole, _)| whole).lines().map(read).collect()
     }
 
-    fn logged(&self, message: &str) -> Option<Value> {
+    pub fn logged(&self, message: &str) -> Option<Value> {
         self.log().into_iter().find(|line| line["fields"]["message"] == message)
     }
 
     /// Where it serves, once it does: its log says so. (`BIND_ADDR` with port 0 lets the system choose.)
-    async fn base(&mut self) -> String {
+    pub async fn base(&mut self) -> String {
         until("it serves", async || {
             self.assert_alive();
             let address = self.logged("serving")?["fields"]["address"].as_str().unwrap().to_owned();
@@ -92,17 +92,17 @@ impl Running {
         .await
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
         kill_process(pid, signal).unwrap();
     }
 
-    async fn ended(&mut self) -> ExitStatus {
+    pub async fn ended(&mut self) -> ExitStatus {
         tokio::time::timeout(Duration::from_secs(300), self.child.wait()).await.expect("it does not end").unwrap()
     }
 
     /// Stops it as an init system does; it must end well.
-    async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         self.signal(Signal::TERM);
         let status = self.ended().await;
         assert!(status.success(), "{status}\n{}", self.err());
@@ -125,15 +125,15 @@ fn servers_below(dir: &Path) -> Vec<String> {
     processes.filter_map(|process| server(process.file_name().to_str()?)).collect()
 }
 
-async fn get(base: &str, path: &str) -> harness::Reply {
+pub async fn get(base: &str, path: &str) -> harness::Reply {
     harness::read(harness::client().get(format!("{base}{path}")).bearer_auth(ADMIN)).await
 }
 
-async fn post(base: &str, path: &str, body: Value) -> harness::Reply {
+pub async fn post(base: &str, path: &str, body: Value) -> harness::Reply {
     harness::read(harness::client().post(format!("{base}{path}")).bearer_auth(ADMIN).json(&body)).await
 }
 
-async fn put(base: &str, path: &str, body: Value) -> harness::Reply {
+pub async fn put(base: &str, path: &str, body: Value) -> harness::Reply {
     harness::read(harness::client().put(format!("{base}{path}")).bearer_auth(ADMIN).json(&body)).await
 }
 
@@ -159,11 +159,18 @@ fn with_secrets(command: &mut Command) -> &mut Command {
 async fn help_names_every_variable_and_shows_no_secret() {
     let shop = ["TIME_ZONE", "ORDER_HOLD_SECONDS", "MAX_OPEN_ORDERS_PER_USER", "MAX_BALANCE", "PARTITIONS"];
     let gateway = ["PAYMENT_GATEWAY_CARD_URL", "PAYMENT_GATEWAY_KAKAO_PAY_URL", "PAYMENT_GATEWAY_TOSS_URL"];
-    let http =
-        ["BIND_ADDR", "ADMIN_TOKEN", "REQUEST_TIMEOUT_MS", "BODY_LIMIT_BYTES", "MAX_CONNECTIONS", "DRAIN_SECONDS"];
+    let http = [
+        "BIND_ADDR",
+        "ADMIN_TOKEN",
+        "REQUEST_TIMEOUT_MS",
+        "BODY_LIMIT_BYTES",
+        "MAX_CONNECTIONS",
+        "DRAIN_SECONDS",
+        "DRAIN_DELAY_SECONDS",
+    ];
     let stores = ["REDIS_URL", "REDIS_TIMEOUT_MS", "DATABASE_URL", "DATABASE_CONNECTIONS", "DATABASE_TIMEOUT_MS"];
     let serve = [&shop[..], &gateway, &http, &stores, &["PROJECTOR_BATCH", "NO_PROJECTOR"]].concat();
-    let roles: [(&str, Vec<&str>); 7] = [
+    let roles: [(&str, Vec<&str>); 8] = [
         ("dev", [&["FIRSTCOME_DIR"][..], &shop, &gateway, &http].concat()),
         ("serve", serve),
         ("project", [&shop[..], &gateway, &stores, &["PROJECTOR_BATCH", "DRAIN_SECONDS"]].concat()),
@@ -171,6 +178,7 @@ async fn help_names_every_variable_and_shows_no_secret() {
         ("seed", [&shop[..], &stores].concat()),
         ("rebuild", [&["TIME_ZONE"][..], &stores].concat()),
         ("audit", [&["TIME_ZONE"][..], &stores].concat()),
+        ("health", vec!["BIND_ADDR"]),
     ];
     for help in ["--help", "-h"] {
         let (status, said) = run(with_secrets(&mut program(&[help]))).await;
@@ -428,16 +436,16 @@ async fn the_quick_start_s_own_token_is_kept_private() {
 // --- the roles of a deployment ---------------------------------------------------------------------------------------
 
 /// Servers with passwords, as in a deployment.
-struct Servers {
-    redis: RedisServer,
+pub struct Servers {
+    pub redis: RedisServer,
     postgres: PostgresServer,
-    redis_url: String,
-    postgres_url: String,
+    pub redis_url: String,
+    pub postgres_url: String,
     dir: ScratchDir,
 }
 
 impl Servers {
-    async fn start() -> Servers {
+    pub async fn start() -> Servers {
         let dir = ScratchDir::new().unwrap();
         let mut redis = dev::RedisConfig::new(dir.path().join("redis"));
         redis.extra_args = vec!["--requirepass".into(), SECRET.into()];
@@ -451,21 +459,27 @@ impl Servers {
         Servers { redis, postgres, redis_url, postgres_url, dir }
     }
 
-    fn role(&self, args: &[&str]) -> Command {
+    pub fn role(&self, args: &[&str]) -> Command {
         let mut command = program(args);
         command.env("REDIS_URL", &self.redis_url).env("DATABASE_URL", &self.postgres_url);
         command.env("ADMIN_TOKEN", ADMIN).env("BIND_ADDR", "127.0.0.1:0").env("DRAIN_SECONDS", "300");
+        command.env("DRAIN_DELAY_SECONDS", "0");
         // Timeouts that a stalled machine does not reach.
         command.env("REDIS_TIMEOUT_MS", "300000").env("DATABASE_TIMEOUT_MS", "300000");
         command.env("REQUEST_TIMEOUT_MS", "300000").env("RUST_LOG", "debug,hyper=info,reqwest=info");
         command
     }
 
-    fn start_role(&self, args: &[&str], name: &str) -> Running {
-        Running::start(&mut self.role(args), &self.dir, name)
+    pub fn start_role(&self, args: &[&str], name: &str) -> Running {
+        self.start_with(args, &[], name)
     }
 
-    async fn db(&self) -> sea_orm::DatabaseConnection {
+    /// With these variables on top.
+    pub fn start_with(&self, args: &[&str], variables: &[(&str, &str)], name: &str) -> Running {
+        Running::start(self.role(args).envs(variables.iter().copied()), &self.dir, name)
+    }
+
+    pub async fn db(&self) -> sea_orm::DatabaseConnection {
         db::connect(&harness::postgres_config(&self.postgres_url)).await.unwrap()
     }
 
@@ -481,9 +495,14 @@ impl Servers {
         }
     }
 
-    async fn end(mut self) {
+    pub async fn end(self) {
+        self.end_of(1).await;
+    }
+
+    /// Checks the books of a store of that many partitions, and ends.
+    pub async fn end_of(mut self, partitions: u16) {
         let db = self.db().await;
-        books::check(&mut [harness::raw_redis(&self.redis_url).await], &db, 1, 0).await;
+        books::check(&mut [harness::raw_redis(&self.redis_url).await], &db, partitions, 0).await;
         db.close().await.unwrap();
         self.redis.kill().await.unwrap();
         self.postgres.kill().await.unwrap();

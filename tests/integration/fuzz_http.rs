@@ -52,6 +52,7 @@ impl Bench {
             max_connections: 1,
             header_timeout_ms: 1,
             drain_seconds: 0,
+            drain_delay_seconds: None,
         };
         let (router, document) = (world.app.router(&http), document(&world).await);
         Bench { world, writes, router, document }

@@ -192,6 +192,7 @@ impl World {
             max_connections: 4096,
             header_timeout_ms: 300_000,
             drain_seconds: 300,
+            drain_delay_seconds: Some(0),
         };
         if options.project {
             app.project();

@@ -735,6 +735,7 @@ impl Shop {
             max_connections: 100,
             header_timeout_ms: 300_000,
             drain_seconds: 300,
+            drain_delay_seconds: None,
         };
         let (router, stop) = (app.router(&http), CancellationToken::new());
         let stopped = stop.clone();

@@ -168,7 +168,11 @@ impl Shop {
                 // As short as may be: in a long run orders leave Redis.
                 command.env("CLOSED_ORDER_KEEP_SECONDS", "60");
                 command.env("REDIS_TIMEOUT_MS", "1000").env("DATABASE_TIMEOUT_MS", "1500");
-                command.env("REQUEST_TIMEOUT_MS", "3000").env("DRAIN_SECONDS", "120").env("MAX_BACKLOG", "500");
+                command
+                    .env("REQUEST_TIMEOUT_MS", "3000")
+                    .env("DRAIN_SECONDS", "120")
+                    .env("DRAIN_DELAY_SECONDS", "0")
+                    .env("MAX_BACKLOG", "500");
                 command.env("ALLOW_UNSAFE_REDIS", (!self.options.safe).to_string());
                 command.stdout(log.try_clone().unwrap()).stderr(log);
                 service.child = Some(command.spawn().unwrap());

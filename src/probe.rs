@@ -1,0 +1,49 @@
+//! What a container's health check runs: images without a shell have no curl either.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::Context;
+
+/// How long an answer may take: health checks come every few seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a service that is bound to `address` says, to this machine, whether it is ready.
+pub fn readiness_of(address: SocketAddr) -> String {
+    let host = match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        host => host,
+    };
+    format!("http://{}/readyz", SocketAddr::new(host, address.port()))
+}
+
+/// Asks `url`: whether the answer is a good one, and what it says.
+///
+/// # Errors
+/// There is no answer.
+pub async fn ask(url: &str) -> anyhow::Result<(bool, String)> {
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+    let response = client.get(url).send().await.with_context(|| format!("{url} does not answer"))?;
+    let good = response.status().is_success();
+    Ok((good, response.text().await.with_context(|| format!("{url} does not answer"))?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::readiness_of;
+
+    #[test]
+    fn a_service_on_all_addresses_is_asked_on_this_machine() {
+        for (address, url) in [
+            ("0.0.0.0:8080", "http://127.0.0.1:8080/readyz"),
+            ("[::]:80", "http://[::1]:80/readyz"),
+            ("10.1.2.3:9", "http://10.1.2.3:9/readyz"),
+        ] {
+            assert_eq!(readiness_of(address.parse().unwrap()), url);
+        }
+    }
+}
