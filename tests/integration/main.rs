@@ -27,6 +27,7 @@ mod chaos;
 mod cluster;
 mod degraded;
 mod degraded_postgres;
+mod deployment;
 mod drain;
 mod durability;
 mod expiry;
