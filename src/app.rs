@@ -12,7 +12,7 @@ use crate::{
     db,
     domain::{Clock, Engine, startup},
     gateway::{self, Gateways},
-    http::{self, AdminToken, Parts, server},
+    http::{self, Operators, Parts, Sessions, server},
     projector::Projector,
     rebuild::Rebuild,
     store::Store,
@@ -100,19 +100,24 @@ impl App {
     }
 
     /// The router with everything in it.
-    pub fn router(&self, http: &HttpConfig) -> axum::Router {
-        http::router(Parts {
+    ///
+    /// # Errors
+    /// The operators' tokens are not what they should be.
+    pub fn router(&self, http: &HttpConfig) -> anyhow::Result<axum::Router> {
+        let operators = Operators::new(&http.operators)?;
+        let sessions = Sessions::new(operators, self.engine.clock().clone(), http.operators.ops_cookie_secure);
+        Ok(http::router(Parts {
             engine: self.engine.clone(),
             audit: self.audit(),
             auditing: Arc::default(),
-            admin: http.admin_token.as_ref().and_then(|token| AdminToken::new(token.expose())),
+            sessions: Arc::new(sessions),
             config: http::HttpConfig {
                 body_limit: http.body_limit_bytes as usize,
                 request_timeout: Duration::from_millis(http.request_timeout_ms),
                 ..http::HttpConfig::default()
             },
             stopping: self.stopping.clone(),
-        })
+        }))
     }
 
     /// The same app, which ends once `stop` is cancelled.
@@ -133,7 +138,7 @@ impl App {
             drain: http.drain_requests(),
             ..server::ServerLimits::default()
         };
-        Ok(server::serve(listener, self.router(http), limits, self.stopping.clone()).await?)
+        Ok(server::serve(listener, self.router(http)?, limits, self.stopping.clone()).await?)
     }
 
     /// Ends the background work; the last requests must have been answered before. With `drain`, what was decided until now

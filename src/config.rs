@@ -213,15 +213,36 @@ pub struct EngineConfig {
     pub retention: RetentionConfig,
 }
 
+/// Who operates.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OperatorsConfig {
+    /// The token of the operator named admin; without any token the operators' API answers 401
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
+    pub admin_token: Option<Secret>,
+    /// More operators, each with a token of its own: name:token,name:token. A name is 1 to 32 characters a-z 0-9 . _ -, a token
+    /// 16 or more printable ones without a comma
+    #[arg(long, env = "ADMIN_TOKENS", hide_env_values = true)]
+    pub admin_tokens: Option<Secret>,
+    /// Browsers send the cookie of the dashboard's session over https alone: for a service behind a TLS proxy
+    #[arg(long, env = "OPS_COOKIE_SECURE")]
+    pub ops_cookie_secure: bool,
+}
+
+impl OperatorsConfig {
+    /// The one operator of this token.
+    pub fn admin(token: impl Into<String>) -> Self {
+        OperatorsConfig { admin_token: Some(Secret::new(token)), ..OperatorsConfig::default() }
+    }
+}
+
 /// The HTTP server.
 #[derive(Args, Clone, Debug)]
 pub struct HttpConfig {
     /// The address to serve on
     #[arg(long, env = "BIND_ADDR", default_value = "127.0.0.1:8080")]
     pub bind_addr: SocketAddr,
-    /// The operators' token; without it the operators' API answers 401
-    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
-    pub admin_token: Option<Secret>,
+    #[command(flatten)]
+    pub operators: OperatorsConfig,
     /// Milliseconds for one request before it is answered 503
     #[arg(long, env = "REQUEST_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub request_timeout_ms: u64,

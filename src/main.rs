@@ -17,6 +17,7 @@ use firstcome::{
     db,
     dev::Stack,
     domain::Clock,
+    http::Operators,
     probe,
     projector::Projector,
     rebuild::{self, Rebuild, Summary},
@@ -200,12 +201,13 @@ fn main() -> anyhow::Result<ExitCode> {
 
 async fn serve(options: Serve) -> anyhow::Result<ExitCode> {
     let Serve { engine, http, projector, no_projector } = options;
+    // Said before anything is opened.
+    if Operators::new(&http.operators)?.is_empty() {
+        tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
+    }
     let stop = stop_signal()?;
     let listener = bind(http.bind_addr).await?;
     let Some(app) = open(&engine, &projector, &stop).await? else { return Ok(ExitCode::SUCCESS) };
-    if http.admin_token.is_none() {
-        tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
-    }
     run(app, listener, &http, !no_projector).await
 }
 
@@ -337,6 +339,7 @@ async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
 
 async fn dev(options: Dev) -> anyhow::Result<ExitCode> {
     let Dev { dir, shop, gateway, durability, retention, mut http } = options;
+    Operators::new(&http.operators)?;
     let stop = stop_signal()?;
     // First the port: it is what is most likely taken, and the servers take a while.
     let listener = bind(http.bind_addr).await?;
@@ -377,11 +380,11 @@ async fn dev_on(
     let opened = open(&engine, &ProjectorConfig::default(), &stop).await?;
     let Some(app) = opened else { return Ok(ExitCode::SUCCESS) };
     seed::demo(&app.engine).await?;
-    let token = match &http.admin_token {
+    let token = match &http.operators.admin_token {
         Some(token) => token.expose().to_owned(),
         None => quick_start_token(&dir.join("admin-token"))?,
     };
-    http.admin_token = Some(Secret::new(token.clone()));
+    http.operators.admin_token = Some(Secret::new(token.clone()));
     let address = listener.local_addr()?;
     say(&format!(
         "\n  firstcome is up.\n\n  \

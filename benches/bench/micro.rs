@@ -148,7 +148,7 @@ pub fn role(args: &[String]) -> Result<()> {
         Box::leak(Box::new(tokio::runtime::Builder::new_current_thread().enable_all().build()?));
     let app = runtime.block_on(servers::open())?;
     let entries = runtime.block_on(app.store.outbox_page(Partition(0), StreamId::ZERO, 10_000))?;
-    let router = app.router(&servers::http_config());
+    let router = app.router(&servers::http_config()).unwrap();
     let pieces = PIECES.get_or_init(|| pieces(runtime, router, entries));
     match args {
         [how, seconds] if how == TIMED => {

@@ -259,7 +259,7 @@ pub async fn open() -> Result<App> {
 pub fn http_config() -> HttpConfig {
     HttpConfig {
         bind_addr: ([127, 0, 0, 1], 0).into(),
-        admin_token: Some(Secret::new(TOKEN)),
+        operators: OperatorsConfig::admin(TOKEN),
         request_timeout_ms: 600_000,
         body_limit_bytes: 65_536,
         max_connections: 20_000,

@@ -1,54 +1,170 @@
-//! Who may operate: the bearer token of `/admin`.
+//! Who may operate: the operators' tokens, and what lets a request into `/admin`.
+//!
+//! A request is an operator's that bears a token (`Authorization: Bearer …`), or that comes from a browser in a session
+//! ([`session`](super::session)) under the header [`FROM_PAGE`]. Who it was goes with the request, as [`Operator`], for the
+//! log and for the log of acts.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
+use anyhow::{bail, ensure};
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, header::AUTHORIZATION},
+    http::{HeaderMap, HeaderName, header::AUTHORIZATION},
     middleware::Next,
     response::Response,
 };
+use ring::hmac;
 use sha2::{Digest, Sha256};
 
-use super::error::{ApiError, Code};
+use super::{
+    error::{ApiError, Code},
+    session::Sessions,
+};
+use crate::config::{OperatorsConfig, Secret};
 
-/// The operators' token; only its hash is kept.
-#[derive(Clone, Copy)]
-pub struct AdminToken([u8; 32]);
+/// Must be there, with the value `1`, where a request to `/admin` has a session's cookie rather than a token. No form and no
+/// link can send it, and a script of another site would have to be let by CORS, which `/admin` never does.
+pub const FROM_PAGE: HeaderName = HeaderName::from_static("x-firstcome-ops");
 
-impl AdminToken {
-    /// `None` for an empty token: that is no protection.
-    pub fn new(token: &str) -> Option<Self> {
-        (!token.is_empty()).then(|| AdminToken(Sha256::digest(token.as_bytes()).into()))
-    }
+/// The name that goes with `ADMIN_TOKEN`.
+const ADMIN: &str = "admin";
+/// The shortest token of `ADMIN_TOKENS`, in characters.
+const SHORTEST_TOKEN: usize = 16;
+/// The most operators: each request's token is held against all.
+const MOST_OPERATORS: usize = 1000;
 
-    /// Takes the same time however much of `token` is right.
-    fn admits(&self, token: &[u8]) -> bool {
-        let theirs: [u8; 32] = Sha256::digest(token).into();
-        self.0.iter().zip(theirs).fold(0, |differing, (ours, theirs)| differing | (ours ^ theirs)) == 0
+/// The name of an operator: 1–32 characters `[a-z0-9._-]`. In the extensions of every request that is an operator's, and of
+/// its reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator(Arc<str>);
+
+impl Operator {
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.0
     }
 }
 
-impl fmt::Debug for AdminToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+/// An operator and the hash of the token; the token itself is not kept.
+pub(super) struct Known {
+    pub(super) operator: Operator,
+    hash: [u8; 32],
+}
+
+impl Known {
+    fn new(name: &str, token: &str) -> Self {
+        Known { operator: Operator(name.into()), hash: hash(token.as_bytes()) }
     }
+
+    /// What this operator's sessions are sealed with: another token, another seal.
+    pub(super) fn seal(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &self.hash)
+    }
+}
+
+/// Everybody who operates.
+#[derive(Clone, Default)]
+pub struct Operators(Arc<[Known]>);
+
+impl Operators {
+    /// Those of the configuration. An empty token is none: it would be no protection.
+    ///
+    /// # Errors
+    /// `ADMIN_TOKENS` is not what it should be; the message has no token in it.
+    pub fn new(config: &OperatorsConfig) -> anyhow::Result<Self> {
+        let given = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.expose().trim().to_owned());
+        let mut all = Vec::new();
+        if let Some(token) = given(&config.admin_token).filter(|token| !token.is_empty()) {
+            all.push(Known::new(ADMIN, &token));
+        }
+        let named = given(&config.admin_tokens).unwrap_or_default();
+        for (n, entry) in named.split(',').map(str::trim).filter(|entry| !entry.is_empty()).enumerate() {
+            let Some((name, token)) = entry.split_once(':') else {
+                bail!("ADMIN_TOKENS: entry {} is not name:token", n + 1);
+            };
+            ensure!(is_name(name), "ADMIN_TOKENS: the name of entry {} is not 1 to 32 characters a-z 0-9 . _ -", n + 1);
+            ensure!(
+                token.len() >= SHORTEST_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic()),
+                "ADMIN_TOKENS: the token of {name} is not {SHORTEST_TOKEN} or more printable characters"
+            );
+            all.push(Known::new(name, token));
+        }
+        ensure!(all.len() <= MOST_OPERATORS, "ADMIN_TOKENS: more than {MOST_OPERATORS} operators");
+        for (n, one) in all.iter().enumerate() {
+            let name = one.operator.name();
+            let others = &all[..n];
+            ensure!(others.iter().all(|other| other.operator != one.operator), "ADMIN_TOKENS: {name} is named twice");
+            // Whose act would it be?
+            ensure!(
+                others.iter().all(|other| !same(&other.hash, &one.hash)),
+                "{name} has the token of another operator"
+            );
+        }
+        Ok(Operators(all.into()))
+    }
+
+    /// Nobody operates.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whose token this is. Takes the same time however much of whose token is right.
+    pub(super) fn with_token(&self, token: &[u8]) -> Option<&Known> {
+        let theirs = hash(token);
+        let mut found = None;
+        for known in self.0.iter() {
+            if same(&known.hash, &theirs) {
+                found = Some(known);
+            }
+        }
+        found
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<&Known> {
+        self.0.iter().find(|known| known.operator.name() == name)
+    }
+}
+
+impl fmt::Debug for Operators {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|known| known.operator.name())).finish()
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=32).contains(&name.len()) && name.bytes().all(legal)
+}
+
+fn hash(token: &[u8]) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+/// Whether two hashes are the same; takes the same time however many of their bytes are.
+fn same(ours: &[u8; 32], theirs: &[u8; 32]) -> bool {
+    ours.iter().zip(theirs).fold(0, |differing, (ours, theirs)| differing | (ours ^ theirs)) == 0
 }
 
 /// Lets operators through and nobody else; nobody at all where no token is configured.
 pub async fn operators_only(
-    State(token): State<Option<AdminToken>>,
+    State(sessions): State<Arc<Sessions>>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    match (token, bearer(request.headers())) {
-        (Some(token), Some(theirs)) if token.admits(theirs) => Ok(next.run(request).await),
-        _ => Err(Code::Unauthorized.into()),
-    }
+    let operator = sessions.operator(request.headers()).ok_or(Code::Unauthorized)?;
+    Ok(run_as(operator, request, next).await)
+}
+
+/// Goes on with a request that is this operator's.
+pub(super) async fn run_as(operator: Operator, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(operator.clone());
+    let mut response = next.run(request).await;
+    response.extensions_mut().insert(operator);
+    response
 }
 
 /// The token of `Authorization: Bearer …`, said once.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
@@ -62,30 +178,77 @@ mod tests {
 
     use super::*;
 
-    fn admitted(token: Option<AdminToken>, authorization: &[&'static str]) -> bool {
+    fn operators(admin: Option<&str>, named: Option<&str>) -> anyhow::Result<Operators> {
+        Operators::new(&OperatorsConfig {
+            admin_token: admin.map(Secret::new),
+            admin_tokens: named.map(Secret::new),
+            ops_cookie_secure: false,
+        })
+    }
+
+    fn admitted(operators: &Operators, authorization: &[&'static str]) -> Option<String> {
         let mut headers = HeaderMap::new();
         for value in authorization {
             headers.append(AUTHORIZATION, HeaderValue::from_static(value));
         }
-        bearer(&headers).zip(token).is_some_and(|(theirs, token)| token.admits(theirs))
+        let known = operators.with_token(bearer(&headers)?)?;
+        Some(known.operator.name().to_owned())
     }
 
     #[test]
     fn one_right_token_opens() {
-        let token = AdminToken::new("right");
-        assert!(admitted(token, &["Bearer right"]));
-        assert!(admitted(token, &["bearer  right"]));
+        let operators = operators(Some("right"), None).unwrap();
+        assert_eq!(admitted(&operators, &["Bearer right"]).as_deref(), Some("admin"));
+        assert_eq!(admitted(&operators, &["bearer  right"]).as_deref(), Some("admin"));
         for wrong in ["Bearer wrong", "Bearer ", "Bearer", "Basic right", "right", "Bearer right2", ""] {
-            assert!(!admitted(token, &[wrong]), "{wrong}");
+            assert_eq!(admitted(&operators, &[wrong]), None, "{wrong}");
         }
-        assert!(!admitted(token, &[]));
-        assert!(!admitted(token, &["Bearer right", "Bearer right"]));
+        assert_eq!(admitted(&operators, &[]), None);
+        assert_eq!(admitted(&operators, &["Bearer right", "Bearer right"]), None);
+    }
+
+    #[test]
+    fn each_operator_is_known_by_its_own_token() {
+        let operators = operators(Some("right"), Some("kim:0123456789abcdef, lee.2:fedcba9876543210,")).unwrap();
+        for (token, name) in
+            [("Bearer right", "admin"), ("Bearer 0123456789abcdef", "kim"), ("Bearer fedcba9876543210", "lee.2")]
+        {
+            assert_eq!(admitted(&operators, &[token]).as_deref(), Some(name));
+        }
+        assert_eq!(admitted(&operators, &["Bearer kim:0123456789abcdef"]), None);
+        assert_eq!(admitted(&operators, &["Bearer 0123456789abcde"]), None);
     }
 
     #[test]
     fn no_token_opens_to_nobody_and_none_is_printed() {
-        assert!(AdminToken::new("").is_none());
-        assert!(!admitted(None, &["Bearer "]));
-        assert_eq!(format!("{:?}", AdminToken::new("right").unwrap()), "***");
+        for none in [operators(None, None), operators(Some(""), Some("")), operators(Some(" "), Some(" , "))] {
+            let none = none.unwrap();
+            assert!(none.is_empty());
+            assert_eq!(admitted(&none, &["Bearer "]), None);
+        }
+        let printed = format!("{:?}", operators(Some("right"), Some("kim:0123456789abcdef")).unwrap());
+        assert_eq!(printed, r#"["admin", "kim"]"#);
+    }
+
+    #[test]
+    fn tokens_that_are_none_are_refused_without_being_named() {
+        let long = format!("{}:0123456789abcdef", "k".repeat(33));
+        for wrong in [
+            "secret-0123456789",
+            "kim:secret-too",
+            ":secret-0123456789",
+            "Kim:secret-0123456789",
+            "k m:secret-0123456789",
+            "kim:secret 0123456789",
+            "kim:secret-0123456789,kim:secret-9876543210",
+            "kim:secret-0123456789,lee:secret-0123456789",
+            "admin:secret-0123456789",
+            "kim:secret-of-the-admin",
+            &long,
+        ] {
+            let refused = operators(Some("secret-of-the-admin"), Some(wrong)).unwrap_err().to_string();
+            assert!(!refused.contains("secret"), "{refused}");
+        }
+        assert!(operators(None, Some("admin:secret-0123456789")).is_ok());
     }
 }

@@ -42,6 +42,8 @@ pub trait RequestBody: DeserializeOwned + Serialize + Send {
 
     /// The endpoint's own 400.
     const INVALID: Code;
+    /// Nothing of it may be in a log, not even of one that can't be read.
+    const SECRET: bool = false;
 
     /// What the fields' own types can't say: bounds that take two fields, times in the zone. `None` is refused.
     fn validate(self, zone: Tz) -> Option<Self::Valid>;
@@ -74,7 +76,9 @@ where
         // As text first: the decoder does not look into the strings that it skips.
         let text = std::str::from_utf8(&bytes).map_err(|_| T::INVALID)?;
         let Object(request) = serde_json::from_str::<Object<T>>(text).map_err(|error| {
-            tracing::debug!(%error, "body refused");
+            if !T::SECRET {
+                tracing::debug!(%error, "body refused");
+            }
             T::INVALID
         })?;
         let canonical =

@@ -1,7 +1,7 @@
 //! The API over HTTP.
 //!
 //! Owns everything between a TCP connection and a verb of the [`Engine`]: decoding and its refusals, the status table,
-//! the OpenAPI document, the operators' token, time limits and the accept loop. Every decision about goods and money is
+//! the OpenAPI document, the operators' tokens and sessions, time limits and the accept loop. Every decision about goods and money is
 //! left to the engine.
 //!
 //! One file per resource ([`payments`], [`balances`], [`coupons`], [`products`], [`orders`], [`admin`], [`health`]),
@@ -28,6 +28,7 @@ mod payments;
 mod products;
 mod reply;
 pub mod server;
+pub mod session;
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,8 +36,9 @@ use axum::{Router, extract::FromRef, middleware::from_fn_with_state};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
-pub use auth::AdminToken;
+pub use auth::{Operator, Operators};
 pub use server::{ServerLimits, serve};
+pub use session::Sessions;
 
 use self::error::{ApiError, Code};
 use crate::{audit::Audit, domain::Engine};
@@ -44,26 +46,28 @@ use crate::{audit::Audit, domain::Engine};
 /// Every route.
 pub fn router(parts: Parts) -> Router {
     let state = AppState(Arc::new(parts));
-    let (routes, document) = routes(state.admin).split_for_parts();
+    let (routes, document) = routes(state.sessions.clone()).split_for_parts();
     #[cfg(feature = "floor")]
     let routes = routes.merge(floor::router());
     routes
         .merge(openapi::router(document))
         .fallback(not_found)
         .layer(from_fn_with_state(state.engine.clone(), durable::durable))
+        // Not under what stands around writes: operators sign in when nothing else goes.
+        .merge(session::router())
         .layer(from_fn_with_state(state.config.time_limits(), edge::edge))
         .with_state(state)
 }
 
 /// Every documented route, with its documentation.
-fn routes(admin: Option<AdminToken>) -> OpenApiRouter<AppState> {
+fn routes(sessions: Arc<Sessions>) -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::base())
         .merge(payments::router())
         .merge(balances::router())
         .merge(coupons::router())
         .merge(products::router())
         .merge(orders::router())
-        .merge(admin::router(admin))
+        .merge(admin::router(sessions))
         .merge(health::router())
 }
 
@@ -83,8 +87,8 @@ impl std::ops::Deref for AppState {
 pub struct Parts {
     /// Decides.
     pub engine: Arc<Engine>,
-    /// Opens `/admin`; without one it stays shut.
-    pub admin: Option<AdminToken>,
+    /// Sees who is an operator.
+    pub sessions: Arc<Sessions>,
     /// Recomputes the books.
     pub audit: Audit,
     /// Held by the one request that has them recomputed.

@@ -22,14 +22,16 @@ use utoipa::openapi::{
     path::{Operation, ParameterBuilder, ParameterIn, PathItem},
     response::Response as DocumentedResponse,
     schema::{SchemaType, Type},
-    security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     tag::TagBuilder,
 };
 use utoipa_swagger_ui::Config;
 
 use super::{
+    auth,
     decode::{PREFIX_PATTERN, TEXT_PATTERN, TIME_PATTERN},
     error::{ApiError, Code},
+    session,
 };
 use crate::domain::{
     CloseReason, CouponStatus, DiscountType, Error, OrderStatus, PaymentType, RankingScope, TransactionType,
@@ -39,8 +41,10 @@ use crate::domain::{
 const DOCUMENT_PATH: &str = "/v3/api-docs";
 /// Where the page is.
 const PAGE_PATH: &str = "/swagger-ui/index.html";
-/// The name of the operators' security scheme.
+/// The names of the operators' security schemes: a token; or a browser's session, and the header that goes with it.
 const BEARER: &str = "bearerAuth";
+const SESSION: &str = "opsSession";
+const FROM_PAGE: &str = "opsPage";
 const JSON: &str = "application/json";
 
 /// A unit type for `responses(...)` that documents failures by their rows in the table, by description.
@@ -87,9 +91,15 @@ fn failure(description: &str, codes: &[Code]) -> DocumentedResponse {
 /// What the document says before any resource is added to it.
 pub fn base() -> utoipa::openapi::OpenApi {
     let tag = |name: &str, description: &str| TagBuilder::new().name(name).description(Some(description)).build();
-    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("운영자 토큰 (ADMIN_TOKEN)"));
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("운영자 토큰 (ADMIN_TOKEN 또는 ADMIN_TOKENS)"));
+    let session = ApiKeyValue::with_description(session::COOKIE_NAME, "운영 대시보드(/ops)에 로그인한 세션의 쿠키");
+    let page = ApiKeyValue::with_description(auth::FROM_PAGE.as_str(), "세션 쿠키로 요청할 때 필요한 헤더: 값은 1");
     let mut components = Components::new();
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
+    components.add_security_scheme(SESSION, SecurityScheme::ApiKey(ApiKey::Cookie(session)));
+    components.add_security_scheme(FROM_PAGE, SecurityScheme::ApiKey(ApiKey::Header(page)));
     components.schemas.insert("ErrorResponse".to_owned(), error_schema());
     OpenApiBuilder::new()
         .info(
@@ -250,7 +260,9 @@ fn complete_operation(path: &str, operation: &mut Operation) {
     }
     if operators {
         common.push(("운영자 인증 실패", &[Code::Unauthorized]));
-        operation.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>(BEARER, [])]);
+        let none: [&str; 0] = [];
+        let session = SecurityRequirement::new(SESSION, none).add(FROM_PAGE, none);
+        operation.security = Some(vec![SecurityRequirement::new(BEARER, none), session]);
     }
     if operators || path.starts_with("/api/") {
         common.push(("요청이 너무 많음", &[Code::TooManyRequests]));
@@ -318,9 +330,14 @@ fn asset(file: &str, config: Arc<Config<'static>>) -> Response {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::{
+        domain::Clock,
+        http::{Operators, Sessions},
+    };
 
     fn document() -> Value {
-        let (_, document) = crate::http::routes(None).split_for_parts();
+        let sessions = Sessions::new(Operators::default(), Clock::system(), false);
+        let (_, document) = crate::http::routes(Arc::new(sessions)).split_for_parts();
         complete(document)
     }
 

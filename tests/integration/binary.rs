@@ -145,6 +145,7 @@ fn with_secrets(command: &mut Command) -> &mut Command {
         "REDIS_URL",
         "DATABASE_URL",
         "ADMIN_TOKEN",
+        "ADMIN_TOKENS",
         "PAYMENT_GATEWAY_CARD_URL",
         "PAYMENT_GATEWAY_KAKAO_PAY_URL",
         "PAYMENT_GATEWAY_TOSS_URL",

@@ -8,7 +8,7 @@ use axum::{
     body::Body,
     http::{HeaderName, HeaderValue, Request},
 };
-use firstcome::config::{HttpConfig, Secret};
+use firstcome::config::{HttpConfig, OperatorsConfig};
 use http_body_util::BodyExt;
 use proptest::{prelude::*, sample::Index, test_runner::TestRunner};
 use reqwest::Method;
@@ -46,7 +46,7 @@ impl Bench {
         ]);
         let http = HttpConfig {
             bind_addr: "127.0.0.1:0".parse().unwrap(),
-            admin_token: Some(Secret::new(ADMIN)),
+            operators: OperatorsConfig::admin(ADMIN),
             request_timeout_ms: 300_000,
             body_limit_bytes: 65_536,
             max_connections: 1,
@@ -54,7 +54,7 @@ impl Bench {
             drain_seconds: 0,
             drain_delay_seconds: None,
         };
-        let (router, document) = (world.app.router(&http), document(&world).await);
+        let (router, document) = (world.app.router(&http).unwrap(), document(&world).await);
         Bench { world, writes, router, document }
     }
 

@@ -55,6 +55,7 @@ pub struct Options {
     pub batch: u32,
     pub request_timeout: Duration,
     pub body_limit: u64,
+    pub operators: OperatorsConfig,
     /// The service's patience with Redis; a test that shortens it must bear with a 503 that only a stall explains.
     pub redis_timeout_ms: u64,
     /// The service reaches Redis through [`World::proxy`].
@@ -80,6 +81,7 @@ impl Default for Options {
             batch: 1000,
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
+            operators: OperatorsConfig::admin(ADMIN),
             redis_timeout_ms: 300_000,
             proxied: false,
             dead_letters: 0,
@@ -186,7 +188,7 @@ impl World {
         let address: SocketAddr = listener.local_addr().unwrap();
         let http = HttpConfig {
             bind_addr: address,
-            admin_token: Some(Secret::new(ADMIN)),
+            operators: options.operators.clone(),
             request_timeout_ms: options.request_timeout.as_millis() as u64,
             body_limit_bytes: options.body_limit,
             max_connections: 4096,
@@ -201,7 +203,7 @@ impl World {
             app.sweep();
         }
         let stop = CancellationToken::new();
-        let router = app.router(&http);
+        let router = app.router(&http).unwrap();
         let stopped = stop.clone();
         let serving = tokio::spawn(async move {
             firstcome::http::serve(listener, router, firstcome::http::ServerLimits::default(), stopped).await.unwrap();

@@ -41,6 +41,7 @@ mod harness;
 mod instances;
 mod large;
 mod model;
+mod ops_session;
 mod partitions;
 mod projector;
 mod races;

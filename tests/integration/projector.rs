@@ -729,7 +729,7 @@ impl Shop {
         let address = listener.local_addr().unwrap();
         let http = HttpConfig {
             bind_addr: address,
-            admin_token: Some(Secret::new(ADMIN)),
+            operators: OperatorsConfig::admin(ADMIN),
             request_timeout_ms: 300_000,
             body_limit_bytes: 65_536,
             max_connections: 100,
@@ -737,7 +737,7 @@ impl Shop {
             drain_seconds: 300,
             drain_delay_seconds: None,
         };
-        let (router, stop) = (app.router(&http), CancellationToken::new());
+        let (router, stop) = (app.router(&http).unwrap(), CancellationToken::new());
         let stopped = stop.clone();
         let serving = tokio::spawn(async move {
             firstcome::http::serve(listener, router, firstcome::http::ServerLimits::default(), stopped).await.unwrap();

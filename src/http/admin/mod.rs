@@ -1,4 +1,4 @@
-//! 운영: everything behind the operators' token.
+//! 운영: everything for operators alone.
 //!
 //! The whole of `/admin` is, also what does not exist: a stranger learns nothing from a 404.
 
@@ -10,20 +10,18 @@ mod projection;
 mod users;
 mod withheld;
 
+use std::sync::Arc;
+
 use axum::{middleware::from_fn_with_state, routing::any};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{
-    AppState,
-    auth::{AdminToken, operators_only},
-    not_found,
-};
+use super::{AppState, Sessions, auth::operators_only, not_found};
 
 /// What takes as long as there is much to do.
 pub const LONG_PATHS: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH];
 
-/// The operators' routes, open to bearers of `token`.
-pub fn router(token: Option<AdminToken>) -> OpenApiRouter<AppState> {
+/// The operators' routes, open to whom `sessions` knows as one.
+pub fn router(sessions: Arc<Sessions>) -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .merge(users::router())
         .merge(products::router())
@@ -35,5 +33,5 @@ pub fn router(token: Option<AdminToken>) -> OpenApiRouter<AppState> {
         .route("/admin", any(not_found))
         .route("/admin/", any(not_found))
         .route("/admin/{*rest}", any(not_found))
-        .layer(from_fn_with_state(token, operators_only))
+        .layer(from_fn_with_state(sessions, operators_only))
 }
