@@ -10,13 +10,16 @@ use crate::{
     audit::Audit,
     config::{Ack, EngineConfig, HttpConfig, ProjectorConfig},
     db,
-    domain::{Clock, Engine, startup},
+    domain::{ActLog, Clock, Engine, startup},
     gateway::{self, Gateways},
     http::{self, Operators, Parts, Sessions, server},
     projector::Projector,
     rebuild::Rebuild,
     store::Store,
 };
+
+/// How long a stop waits for the log of operators' acts to be written.
+const ACTS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A process's parts, connected.
 pub struct App {
@@ -26,6 +29,8 @@ pub struct App {
     pub db: db::Connection,
     /// Cancelled by whoever wants it to end.
     pub stopping: CancellationToken,
+    /// What operators did.
+    pub acts: Arc<ActLog>,
     background: TaskTracker,
     stop_background: CancellationToken,
 }
@@ -63,6 +68,9 @@ impl App {
         let store = startup::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
+        let (acts, background, stop_background) =
+            (Arc::<ActLog>::default(), TaskTracker::new(), CancellationToken::new());
+        acts.keep_writing(db.clone(), &background, &stop_background);
         Ok(App {
             engine: Arc::new(engine),
             projector: match durability.ack {
@@ -73,8 +81,9 @@ impl App {
             store,
             db,
             stopping: CancellationToken::new(),
-            background: TaskTracker::new(),
-            stop_background: CancellationToken::new(),
+            acts,
+            background,
+            stop_background,
         })
     }
 
@@ -108,9 +117,11 @@ impl App {
         let sessions = Sessions::new(operators, self.engine.clock().clone(), http.operators.ops_cookie_secure);
         Ok(http::router(Parts {
             engine: self.engine.clone(),
+            projector: self.projector.clone(),
             audit: self.audit(),
             auditing: Arc::default(),
             sessions: Arc::new(sessions),
+            notes: http::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
             config: http::HttpConfig {
                 body_limit: http.body_limit_bytes as usize,
                 request_timeout: Duration::from_millis(http.request_timeout_ms),
@@ -149,10 +160,12 @@ impl App {
         self.background.close();
         let Some(patience) = drain else {
             self.background.wait().await;
+            self.acts.flush(&self.db, ACTS_PATIENCE).await;
             return true;
         };
         let draining = async {
             self.background.wait().await;
+            self.acts.flush(&self.db, ACTS_PATIENCE).await;
             self.projector.carry_decided().await
         };
         let events = || self.store.backlog();

@@ -7,10 +7,12 @@
 //!
 //! Redis decides; Postgres remembers. The map:
 //!
-//! - [`http`] speaks the API: routes, bodies, errors, the OpenAPI document. It knows `domain`.
+//! - [`http`] speaks the API: routes, bodies, errors, the OpenAPI document. It knows `domain`, and what operators may set going:
+//!   an [`audit`], another try of the [`projector`]'s.
 //! - [`domain`] is the verbs and their outcomes, and the vocabulary. It knows `store`, `gateway` and `db`'s reads.
 //! - [`store`] is the only code that speaks Redis; the decisions themselves are in `lua/`.
-//! - [`projector`] is the only code that writes to Postgres; [`db`] reads it.
+//! - [`projector`] is the only code that writes to Postgres what Redis decided; [`db`] reads it, and writes only what no outbox
+//!   carries: whose store it is, and the log of operators' acts.
 //! - [`rebuild`] puts Redis back together from Postgres; [`audit`] recomputes every conservation law.
 //! - [`gateway`] asks external payment gateways.
 //! - [`dev`] starts private servers for the quick start and the tests.

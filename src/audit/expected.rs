@@ -116,6 +116,11 @@ pub(super) fn expected_campaigns(rows: Vec<CampaignRow>, since: &Delta) -> HashM
         };
         campaigns.insert(id, row);
     }
+    for (id, (opens_at, closes_at)) in &since.batch.windows {
+        campaigns.entry(*id).and_modify(|row| {
+            (row.opens_at, row.closes_at) = (opens_at.0, closes_at.0);
+        });
+    }
     for (id, change) in &since.batch.issued {
         campaigns.entry(*id).and_modify(|row| {
             row.issued += change.issued;

@@ -51,6 +51,7 @@ entity! {
         seq: Option<i64>,
         reason: String,
         fields: Json,
+        recorded_at: DateTimeUtc,
     }
 }
 

@@ -2,7 +2,7 @@
 //! what its processes know that a loss of Redis would take with it: how far it had decided, and what their replies wait for.
 
 use anyhow::Context;
-use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, FromQueryResult, Statement};
 
 use super::{Connection, entities::stores};
 use crate::{
@@ -129,6 +129,18 @@ impl Lock {
         sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
         Ok(Lock(connection))
     }
+}
+
+/// Whether nobody holds the [`Lock`]; until the end of this transaction nobody will.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn nobody_rebuilds(transaction: &DatabaseTransaction) -> Result<bool, Error> {
+    let sql = "SELECT pg_try_advisory_xact_lock_shared($1)";
+    let asked =
+        transaction.query_one_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, [LOCK.into()])).await;
+    let row = asked.map_err(super::translate)?;
+    row.map_or(Ok(false), |row| row.try_get_by_index(0).map_err(super::translate))
 }
 
 impl Drop for Lock {

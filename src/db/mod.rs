@@ -1,13 +1,17 @@
 //! Postgres, read: the entities, the reads behind history and listings, and the migrations.
 //!
-//! Writing is the projector's alone, but for the rows that say whose store this is ([`identity`]).
+//! Writing is the projector's alone, but for the rows that say whose store this is ([`identity`]) and the log of operators' acts
+//! ([`acts`]): neither is a decision that an outbox carries.
 
+pub mod acts;
 pub mod entities;
 pub mod identity;
+pub mod letters;
 pub mod pages;
 pub mod reads;
 pub mod retired;
 pub mod snapshot;
+pub mod stories;
 
 use std::{borrow::Cow, time::Duration};
 
@@ -31,6 +35,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "batches", include_str!("../../migrations/0003_batches.sql")),
     (4, "order lines place", include_str!("../../migrations/0004_order_lines_place.sql")),
     (5, "projection cost", include_str!("../../migrations/0005_projection_cost.sql")),
+    (7, "operator acts", include_str!("../../migrations/0007_operator_acts.sql")),
 ];
 
 /// Makes the pool.

@@ -11,7 +11,8 @@ use crate::store::records::CouponRecord;
 /// Campaigns whose terms a process keeps in memory.
 const CACHED_CAMPAIGNS: usize = 10_000;
 
-/// Terms never change once a campaign exists, so what was read once stays true.
+/// Of a campaign's terms only the window is ever changed, so what was read once stays true but for that. (Nobody goes by the
+/// window that is kept here: the script knows, and [`sold_out`](super::sold_out) finds out.)
 #[derive(Default)]
 pub(super) struct CampaignCache(RwLock<HashMap<CouponId, Arc<CampaignTerms>>>);
 

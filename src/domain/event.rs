@@ -69,6 +69,11 @@ pub enum Body {
         delta: i64,
     },
     CampaignCreated(CampaignTerms),
+    CampaignUpdated {
+        coupon: CouponId,
+        opens_at: Millis,
+        closes_at: Millis,
+    },
     CouponIssued {
         coupon: CouponId,
         user: UserId,
@@ -565,6 +570,11 @@ impl Body {
                 closes_at: f.time("closes_at")?,
                 expires_at: f.time("expires_at")?,
             }),
+            "campaign_updated" => Body::CampaignUpdated {
+                coupon: f.id("coupon", CouponId::new)?,
+                opens_at: f.time("opens_at")?,
+                closes_at: f.time("closes_at")?,
+            },
             "coupon_issued" => Body::CouponIssued {
                 coupon: f.id("coupon", CouponId::new)?,
                 user: f.id("user", UserId::new)?,

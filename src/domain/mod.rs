@@ -11,6 +11,7 @@ pub mod event;
 pub mod model;
 pub mod types;
 
+mod acts;
 mod balances;
 mod coupons;
 mod ids;
@@ -21,6 +22,7 @@ mod products;
 pub mod retired;
 pub mod sold_out;
 pub mod startup;
+mod stories;
 mod sweeper;
 mod vigil;
 
@@ -29,6 +31,7 @@ use std::{sync::Arc, time::Duration};
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 
+pub use acts::ActLog;
 pub use error::Error;
 pub use model::*;
 pub use types::*;

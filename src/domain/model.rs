@@ -74,7 +74,7 @@ pub struct BalanceEntry {
     pub at: Millis,
 }
 
-/// A campaign's terms: everything that never changes once it exists.
+/// A campaign's terms. Only its window may be moved once it exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CampaignTerms {
     pub coupon_id: CouponId,
@@ -109,6 +109,14 @@ pub struct NewCampaign {
     pub opens_at: Option<Millis>,
     pub closes_at: Option<Millis>,
     pub expires_at: Millis,
+}
+
+/// A change of a campaign's window; what is left out stays as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CampaignPatch {
+    pub opens_at: Option<Millis>,
+    /// A time just past means now.
+    pub closes_at: Option<Millis>,
 }
 
 /// A coupon just given out.
@@ -336,6 +344,143 @@ pub struct ProjectionStatus {
     pub max_backlog: i64,
     pub dead_letters: i64,
     pub partitions: Vec<PartitionStatus>,
+}
+
+/// Which dead letter: an entry of a partition's outbox, and which of its decisions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterId {
+    pub partition: u16,
+    /// `milliseconds-number`
+    pub stream_id: String,
+    /// The decision's number; `None` of an entry that is none.
+    pub seq: Option<i64>,
+}
+
+/// An event that could not be applied to Postgres.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    pub id: LetterId,
+    /// Why not, the last time that it was tried.
+    pub reason: String,
+    /// The event: names and texts.
+    pub fields: serde_json::Value,
+    pub recorded_at: Millis,
+}
+
+/// A page of dead letters, newest first.
+#[derive(Clone, Debug)]
+pub struct DeadLetterPage {
+    pub letters: Vec<DeadLetter>,
+    pub page: i64,
+    pub size: i64,
+    pub total: i64,
+}
+
+/// A user's story.
+#[derive(Clone, Debug)]
+pub struct UserStory {
+    pub balance: Balance,
+    /// The newest first, up to a bound.
+    pub coupons: Vec<UserCoupon>,
+    pub coupons_in_all: i64,
+    /// `None` while Postgres is away.
+    pub written: Option<UserTrace>,
+}
+
+/// What Postgres tells of a user.
+#[derive(Clone, Debug)]
+pub struct UserTrace {
+    /// The newest balance changes, oldest first.
+    pub entries: Vec<BalanceEntry>,
+    /// PENDING orders, newest first.
+    pub open: OrderPage,
+    /// Orders, newest first.
+    pub last: OrderPage,
+    /// What could not be applied.
+    pub letters: Vec<DeadLetter>,
+}
+
+/// An order's story.
+#[derive(Clone, Debug)]
+pub struct OrderStory {
+    pub order: Order,
+    /// Its status there, if it has not left.
+    pub in_redis: Option<OrderStatus>,
+    /// `None` while Postgres is away, or does not have it.
+    pub trace: Option<OrderTrace>,
+    /// What could not be applied; `None` while Postgres is away.
+    pub letters: Option<Vec<DeadLetter>>,
+}
+
+/// What happened to an order, as Postgres has it, in its words.
+#[derive(Clone, Debug)]
+pub struct OrderTrace {
+    pub status: String,
+    pub placed_at: Millis,
+    pub expires_at: Millis,
+    pub paid_at: Option<Millis>,
+    pub closed_at: Option<Millis>,
+    pub close_reason: Option<String>,
+    pub payment: Option<PaymentTrace>,
+    /// Number, kind, won and time of what it did to its user's balance.
+    pub entries: Vec<(i64, String, Won, Millis)>,
+    /// Partition and state of stock held elsewhere.
+    pub holds: Vec<(u16, String)>,
+}
+
+/// The same of its payment.
+#[derive(Clone, Debug)]
+pub struct PaymentTrace {
+    pub payment_id: i64,
+    pub payment_type: String,
+    pub method: String,
+    pub status: String,
+    pub amount: Won,
+    pub receipt: String,
+    pub transaction_id: Option<String>,
+    pub started_at: Millis,
+    pub paid_at: Option<Millis>,
+    pub ended_at: Option<Millis>,
+}
+
+/// What an operator did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Act {
+    /// A UUID, so that it is written once.
+    pub id: String,
+    /// The operator's name.
+    pub operator: String,
+    /// Method and route.
+    pub act: String,
+    /// What it was about, `name=id`; empty where that is nothing in particular.
+    pub target: String,
+    /// What was asked for, as JSON, shortened.
+    pub detail: String,
+    /// The status of the reply.
+    pub status: u16,
+    pub request_id: String,
+    /// When it was over.
+    pub at: Millis,
+}
+
+/// Which acts to list, newest first.
+#[derive(Clone, Debug, Default)]
+pub struct ActFilter {
+    pub operator: Option<String>,
+    /// From 0.
+    pub page: i64,
+    /// 1–100.
+    pub size: i64,
+}
+
+/// A page of acts as Postgres has them.
+#[derive(Clone, Debug)]
+pub struct ActPage {
+    pub acts: Vec<Act>,
+    pub page: i64,
+    pub size: i64,
+    /// Acts in all that match.
+    pub total: i64,
 }
 
 /// What a rebuild keeps off sale, until an operator releases it: the first of each by id.

@@ -16,6 +16,8 @@ const USERS_AT_ONCE: i64 = 250;
 const MOST_WITHHELD: u64 = 1000;
 /// How often a product's change is tried when its category changes under our eyes.
 const UPDATE_ATTEMPTS: usize = 5;
+/// How long ago the end of a campaign's window may be and mean now: for clocks that do not agree, and times of whole seconds.
+const CLOSING_GRACE_MS: i64 = 60_000;
 /// How often a release is announced when another one comes in between.
 const RELEASE_ATTEMPTS: usize = 5;
 
@@ -114,12 +116,46 @@ impl Engine {
             }
         };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
+        let given = new.opens_at;
         let NewCampaign { code, discount, total, expires_at, .. } = new;
         let terms = CampaignTerms { coupon_id, code, discount, total, opens_at, closes_at, expires_at };
         self.store.campaign_create(self.context(call), &terms).await?;
-        // A repeat is answered as the first time, whatever was issued since.
-        let terms = if reserved.replayed { self.campaign(coupon_id).await?.terms } else { terms };
+        // A repeat is answered as the first time, whatever was issued or moved since. (But for a beginning that was left out: it
+        // was the time of the first request, and is now where it was moved to.)
+        let terms = match (reserved.replayed, given) {
+            (true, None) => CampaignTerms { opens_at: self.campaign(coupon_id).await?.terms.opens_at, ..terms },
+            _ => terms,
+        };
         Ok(reserved.map(|_| Campaign { terms, issued: 0, withheld: 0 }))
+    }
+
+    /// Moves a campaign's window: opens it, closes it, or puts off either. Coupons that were given out stay given out. Who comes
+    /// too late for any may be told so by other processes for a moment after the campaign is closed: see
+    /// [`sold_out`](super::sold_out).
+    ///
+    /// # Errors
+    /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] where the window would be none, outlast the coupons, or have ended
+    /// before now.
+    pub async fn update_campaign(&self, call: &Call, id: CouponId, patch: CampaignPatch) -> Outcome<Campaign> {
+        self.store.key_claim(call).await?;
+        // Read before the decision: afterwards nothing may fail that the answer needs.
+        let terms = self.terms(id).await?;
+        let moved = self.store.campaign_update(self.context(call), id, patch, CLOSING_GRACE_MS).await?;
+        self.sold_out.moved(id);
+        let terms = terms.ok_or_else(|| Error::Internal(anyhow::anyhow!("coupon {id} was moved without terms")))?;
+        Ok(moved.map(|moved| Campaign {
+            terms: CampaignTerms { opens_at: moved.opens_at, closes_at: moved.closes_at, ..terms.as_ref().clone() },
+            issued: moved.issued,
+            withheld: moved.withheld,
+        }))
+    }
+
+    /// A page of what could not be applied to Postgres, newest first.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while Postgres is.
+    pub async fn dead_letters(&self, page: i64, size: i64) -> Result<DeadLetterPage, Error> {
+        db::letters::page(&self.db, page, size).await
     }
 
     /// What a rebuild keeps off sale, once Postgres has what was decided before (or two seconds later).

@@ -4,7 +4,7 @@
 //! ([`session`](super::session)) under the header [`FROM_PAGE`]. Who it was goes with the request, as [`Operator`], for the
 //! log and for the log of acts.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use anyhow::{bail, ensure};
 use axum::{
@@ -42,6 +42,14 @@ impl Operator {
     /// The name.
     pub fn name(&self) -> &str {
         &self.0
+    }
+}
+
+impl FromStr for Operator {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        if is_name(name) { Ok(Operator(name.into())) } else { Err(()) }
     }
 }
 

@@ -69,7 +69,7 @@ impl From<Balance> for UserBalanceResponse {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "잔액 변동 내역")]
-struct UserBalanceHistoryResponse {
+pub struct UserBalanceHistoryResponse {
     /// 사용자 ID
     user_id: i64,
     /// 변동 유형
@@ -93,7 +93,7 @@ struct UserBalanceHistoryResponse {
 }
 
 impl UserBalanceHistoryResponse {
-    fn new(entry: BalanceEntry, zone: Tz) -> Self {
+    pub fn new(entry: BalanceEntry, zone: Tz) -> Self {
         UserBalanceHistoryResponse {
             user_id: entry.user_id.get(),
             transaction_type: entry.kind,

@@ -15,6 +15,7 @@ use hyper::body::Body as _;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
+    acts::Asked,
     decode::Object,
     edge::RequestId,
     error::{ApiError, Code},
@@ -81,6 +82,9 @@ where
             }
             T::INVALID
         })?;
+        if let Some(asked) = parts.extensions.get::<Asked>().filter(|_| !T::SECRET) {
+            asked.note(&request);
+        }
         let canonical =
             if parts.headers.contains_key(IDEMPOTENCY_KEY) { canonical(&parts, &request)? } else { Vec::new() };
         let body = request.validate(decoding.zone).ok_or(T::INVALID)?;

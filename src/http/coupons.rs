@@ -124,7 +124,7 @@ async fn issue(
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "사용자 쿠폰")]
-struct UserCouponResponse {
+pub struct UserCouponResponse {
     /// 쿠폰 ID
     coupon_id: i64,
     /// 쿠폰 코드
@@ -154,7 +154,7 @@ struct UserCouponResponse {
 }
 
 impl UserCouponResponse {
-    fn new(coupon: UserCoupon, zone: Tz) -> Self {
+    pub fn new(coupon: UserCoupon, zone: Tz) -> Self {
         UserCouponResponse {
             coupon_id: coupon.terms.coupon_id.get(),
             coupon_code: coupon.terms.code.clone(),

@@ -98,6 +98,14 @@ pub fn optional_int<'de, D: Deserializer<'de>, const MIN: i64, const MAX: i64>(
     int::<D, MIN, MAX>(deserializer).map(Some)
 }
 
+/// The same where the field may be absent, or null.
+pub fn nullable_int<'de, D: Deserializer<'de>, const MIN: i64, const MAX: i64>(
+    deserializer: D,
+) -> Result<Option<i64>, D::Error> {
+    let Some(Whole(number)) = Option::deserialize(deserializer)? else { return Ok(None) };
+    within(number, MIN..=MAX).map(Some)
+}
+
 /// An id, 1 to 2^53−1.
 pub fn id<'de, D: Deserializer<'de>, T: Id>(deserializer: D) -> Result<T, D::Error> {
     let number = Whole::deserialize(deserializer)?.0;

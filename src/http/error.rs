@@ -4,7 +4,7 @@
 //! OpenAPI document takes its error examples from the same rows, so that the two cannot drift. Logging is left to
 //! [`edge`](super::edge), which knows the request id.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
     http::{
@@ -13,6 +13,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use serde_json::json;
 
 use super::reply::IDEMPOTENT_REPLAYED;
 use crate::domain::Error;
@@ -71,6 +72,8 @@ codes! {
     OrderAlreadyClosed = CONFLICT "ORDER_ALREADY_CLOSED" "해당 주문은 이미 종료되었습니다.";
     CouponNotFound = NOT_FOUND "COUPON_NOT_FOUND" "해당 쿠폰을 찾을 수 없습니다.";
     InvalidRequest = BAD_REQUEST "INVALID_REQUEST" "요청 데이터가 유효하지 않습니다.";
+    DeadLetterNotFound = NOT_FOUND "DEAD_LETTER_NOT_FOUND" "해당 이벤트를 찾을 수 없습니다.";
+    DeadLetterRefused = CONFLICT "DEAD_LETTER_REFUSED" "이벤트를 반영할 수 없습니다.";
     InvalidIdempotencyKey = BAD_REQUEST "INVALID_IDEMPOTENCY_KEY" "멱등성 키가 유효하지 않습니다.";
     IdempotencyKeyReused = UNPROCESSABLE_ENTITY "IDEMPOTENCY_KEY_REUSED" "이미 다른 요청에 사용된 멱등성 키입니다.";
     RequestInProgress = CONFLICT "REQUEST_IN_PROGRESS" "동일한 요청이 아직 처리 중입니다.";
@@ -145,6 +148,8 @@ pub struct ApiError {
     retry_after: Option<u64>,
     replayed: bool,
     cause: Option<Arc<Error>>,
+    /// Follows the row's message.
+    reason: Option<String>,
 }
 
 /// Left in the extensions of every reply made here: what it says, and what the log should say about it.
@@ -157,6 +162,11 @@ pub struct Failure {
 }
 
 impl ApiError {
+    /// The row, and why: for operators, who can do something about it.
+    pub fn because(code: Code, reason: &str) -> Self {
+        ApiError { reason: Some(reason.to_owned()), ..ApiError::from(code) }
+    }
+
     /// The row of this failure.
     pub fn code(&self) -> Code {
         self.code
@@ -165,7 +175,7 @@ impl ApiError {
 
 impl From<Code> for ApiError {
     fn from(code: Code) -> Self {
-        ApiError { code, retry_after: code.retry_after(), replayed: false, cause: None }
+        ApiError { code, retry_after: code.retry_after(), replayed: false, cause: None, reason: None }
     }
 }
 
@@ -188,8 +198,15 @@ impl From<Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let json = HeaderValue::from_static("application/json");
-        let mut response = (self.code.status(), [(CONTENT_TYPE, json)], self.code.body()).into_response();
+        let body = match &self.reason {
+            None => Cow::Borrowed(self.code.body()),
+            Some(reason) => {
+                let message = format!("{} ({reason})", self.code.message());
+                json!({ "errorCode": self.code.as_str(), "message": message }).to_string().into()
+            }
+        };
+        let mut response =
+            (self.code.status(), [(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response();
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -258,6 +275,15 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(Code::of_status(status).status(), status);
         }
+    }
+
+    #[tokio::test]
+    async fn a_reason_is_part_of_the_message() {
+        let refused = ApiError::because(Code::DeadLetterRefused, "no \"place\"").into_response();
+        let body = http_body_util::BodyExt::collect(refused.into_body()).await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let message = format!("{} (no \"place\")", Code::DeadLetterRefused.message());
+        assert_eq!(body, serde_json::json!({ "errorCode": "DEAD_LETTER_REFUSED", "message": message }));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! each with its routes first, then its bodies, then its handlers; [`error`] is the one status table, [`edge`] what
 //! happens to every request, [`server`] the sockets.
 
+mod acts;
 mod admin;
 mod auth;
 mod balances;
@@ -36,17 +37,18 @@ use axum::{Router, extract::FromRef, middleware::from_fn_with_state};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
+pub use acts::Notes;
 pub use auth::{Operator, Operators};
 pub use server::{ServerLimits, serve};
 pub use session::Sessions;
 
 use self::error::{ApiError, Code};
-use crate::{audit::Audit, domain::Engine};
+use crate::{audit::Audit, domain::Engine, projector::Projector};
 
 /// Every route.
 pub fn router(parts: Parts) -> Router {
     let state = AppState(Arc::new(parts));
-    let (routes, document) = routes(state.sessions.clone()).split_for_parts();
+    let (routes, document) = routes(state.sessions.clone(), state.notes.clone()).split_for_parts();
     #[cfg(feature = "floor")]
     let routes = routes.merge(floor::router());
     routes
@@ -60,14 +62,14 @@ pub fn router(parts: Parts) -> Router {
 }
 
 /// Every documented route, with its documentation.
-fn routes(sessions: Arc<Sessions>) -> OpenApiRouter<AppState> {
+fn routes(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::base())
         .merge(payments::router())
         .merge(balances::router())
         .merge(coupons::router())
         .merge(products::router())
         .merge(orders::router())
-        .merge(admin::router(sessions))
+        .merge(admin::router(sessions, notes))
         .merge(health::router())
 }
 
@@ -89,6 +91,10 @@ pub struct Parts {
     pub engine: Arc<Engine>,
     /// Sees who is an operator.
     pub sessions: Arc<Sessions>,
+    /// Notes what operators do.
+    pub notes: Notes,
+    /// Has another try at what could not be applied.
+    pub projector: Projector,
     /// Recomputes the books.
     pub audit: Audit,
     /// Held by the one request that has them recomputed.

@@ -332,12 +332,13 @@ mod tests {
     use super::*;
     use crate::{
         domain::Clock,
-        http::{Operators, Sessions},
+        http::{Notes, Operators, Sessions},
     };
 
     fn document() -> Value {
         let sessions = Sessions::new(Operators::default(), Clock::system(), false);
-        let (_, document) = crate::http::routes(Arc::new(sessions)).split_for_parts();
+        let notes = Notes { log: Arc::default(), clock: Clock::system() };
+        let (_, document) = crate::http::routes(Arc::new(sessions), notes).split_for_parts();
         complete(document)
     }
 

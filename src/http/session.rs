@@ -43,6 +43,7 @@ use super::{
     auth::{FROM_PAGE, Known, Operator, Operators, bearer, run_as},
     body::{RequestBody, Write},
     decode::text,
+    edge::RequestId,
     error::{ApiError, Code},
 };
 use crate::domain::{Clock, Error, Millis};
@@ -60,6 +61,9 @@ const MOST_SIGNED_OUT: usize = 10_000;
 /// Sign-ins a second, of everybody, after a burst.
 const SIGN_INS_PER_SECOND: NonZeroU32 = NonZeroU32::new(5).unwrap();
 const SIGN_INS_AT_ONCE: NonZeroU32 = NonZeroU32::new(20).unwrap();
+
+/// What signing in and out answer.
+const DONE: StatusCode = StatusCode::NO_CONTENT;
 
 /// Sees who is an operator.
 pub struct Sessions {
@@ -250,9 +254,12 @@ impl RequestBody for SignInRequest {
 }
 
 /// Only as JSON, which no other site's form can send.
-async fn sign_in(State(app): State<AppState>, Write { body: token, .. }: Write<SignInRequest>) -> Response {
+async fn sign_in(State(app): State<AppState>, Write { call, body: token }: Write<SignInRequest>) -> Response {
     match app.sessions.sign_in(&token) {
-        Ok((session, cookie)) => with_cookie(&app.sessions, Some(session.operator), &cookie, LIFE_SECONDS),
+        Ok((session, cookie)) => {
+            app.notes.done(&session.operator, "POST /ops/session", DONE.as_u16(), call.request_id);
+            with_cookie(&app.sessions, Some(session.operator), &cookie, LIFE_SECONDS)
+        }
         Err(refused) => refused.into_response(),
     }
 }
@@ -272,16 +279,18 @@ async fn session(State(app): State<AppState>, headers: HeaderMap) -> Result<Resp
 }
 
 /// Also clears a cookie that opens nothing.
-async fn sign_out(State(app): State<AppState>, headers: HeaderMap) -> Response {
-    let session = app.sessions.session(&headers);
+async fn sign_out(State(app): State<AppState>, request: Request) -> Response {
+    let session = app.sessions.session(request.headers());
     if let Some(session) = &session {
         app.sessions.sign_out(session);
+        let request_id = RequestId::of(request.extensions());
+        app.notes.done(&session.operator, "DELETE /ops/session", DONE.as_u16(), request_id);
     }
     with_cookie(&app.sessions, session.map(|session| session.operator), "", 0)
 }
 
 fn with_cookie(sessions: &Sessions, operator: Option<Operator>, value: &str, seconds: i64) -> Response {
-    let mut response = StatusCode::NO_CONTENT.into_response();
+    let mut response = DONE.into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(cookie) = sessions.set_cookie(value, seconds) {
         response.headers_mut().insert(SET_COOKIE, cookie);

@@ -200,6 +200,20 @@ async fn campaigns(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
+    let windows: Vec<_> = batch.windows.iter().collect();
+    db.run(
+        "campaigns",
+        windows.len(),
+        "UPDATE campaigns SET opens_at = to_timestamp(opens / 1000.0), closes_at = to_timestamp(closes / 1000.0)
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (id, opens, closes)
+         WHERE campaigns.id = new.id",
+        vec![
+            column!(windows, (id, _) => **id),
+            column!(windows, (_, (opens, _)) => ms(*opens)),
+            column!(windows, (_, (_, closes)) => ms(*closes)),
+        ],
+    )
+    .await?;
     let issued: Vec<_> = batch.issued.iter().collect();
     db.run(
         "campaigns",

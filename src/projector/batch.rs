@@ -29,6 +29,8 @@ pub struct Batch {
     /// What is added to the counters of a product.
     pub units: HashMap<i64, Units>,
     pub new_campaigns: Vec<(CampaignTerms, Millis)>,
+    /// From when until when a campaign is open.
+    pub windows: HashMap<i64, (Millis, Millis)>,
     /// What is added to the counters of a campaign.
     pub issued: HashMap<i64, Issued>,
     pub new_coupons: Vec<NewCoupon>,
@@ -182,6 +184,9 @@ impl Batch {
                 self.restock(*product, *delta);
             }
             Body::CampaignCreated(terms) => self.new_campaigns.push((terms.clone(), at)),
+            Body::CampaignUpdated { coupon, opens_at, closes_at } => {
+                self.windows.insert(coupon.get(), (*opens_at, *closes_at));
+            }
             Body::CouponIssued { coupon, user, issue_no, at_home } => {
                 self.issued.entry(coupon.get()).or_default().issued += 1;
                 let coupons = if *at_home { &mut self.new_coupons } else { &mut self.far_coupons };

@@ -2,7 +2,7 @@
 //!
 //! A batch is one transaction, which also moves the partition's position with `WHERE` it stands where this projector read
 //! from. A projector that was overtaken changes nothing and starts over from the new position. Only what is committed is
-//! trimmed from the stream. An event that can't be applied becomes a dead letter; Postgres being away is waited out.
+//! trimmed from the stream. An event that can't be applied becomes a dead letter ([`letters`]); Postgres being away is waited out.
 //!
 //! After the commit and before the trim, so that a crash between two steps is made good by the next reading: with many
 //! partitions, an order's end is carried to stock that it held in other partitions ([`relay`]); and Redis lets go what is over
@@ -11,6 +11,7 @@
 pub mod apply;
 pub mod batch;
 mod drain;
+pub mod letters;
 pub mod relay;
 pub mod retire;
 

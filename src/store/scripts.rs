@@ -54,6 +54,7 @@ scripts! {
     PRODUCT_CREATE = "product_create";
     PRODUCT_UPDATE = "product_update";
     CAMPAIGN_CREATE = "campaign_create";
+    CAMPAIGN_UPDATE = "campaign_update";
     IDS_RESERVE = "ids_reserve";
     KEY_CLAIM = "key_claim";
     STOCK_RELEASE = "stock_release";

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::domain::{
     Error,
-    types::{CouponId, UserId},
+    types::{CouponId, Millis, UserId},
 };
 
 /// Members in one page of a scan: some hundred microseconds of Redis's time.
@@ -24,6 +24,8 @@ pub struct CampaignStands {
     /// All coupons are given out or kept back, and none is about to be released.
     pub given_out: bool,
     pub holders: usize,
+    /// The first instant of its window, and the first after it.
+    pub window: (Millis, Millis),
 }
 
 type Books = (Option<i64>, Option<i64>, Option<String>);
@@ -41,14 +43,16 @@ impl Store {
     pub async fn campaign_stands(&self, id: CouponId) -> Result<CampaignStands, Error> {
         let here = self.home(id.get());
         let mut read = redis::pipe();
-        read.cmd("HMGET").arg(Keys(here).campaign(id)).arg(&["total", "issued", "withheld", "reopening"]);
+        let fields = ["total", "issued", "withheld", "reopening", "opens_at", "closes_at"];
+        read.cmd("HMGET").arg(Keys(here).campaign(id)).arg(&fields);
         read.cmd("SCARD").arg(Keys(here).holders(id));
-        type Campaign = (Option<i64>, Option<i64>, Option<i64>, Option<String>);
+        type Campaign = (Option<i64>, Option<i64>, Option<i64>, Option<String>, Option<i64>, Option<i64>);
         let (epoch, (campaign, holders)): (_, (Campaign, usize)) = self.in_epoch(here, &read).await?;
-        let (total, issued, withheld, reopening) = campaign;
+        let (total, issued, withheld, reopening, opens_at, closes_at) = campaign;
         let taken = issued.unwrap_or(0) + withheld.unwrap_or(0);
         let given_out = total.is_some_and(|total| taken >= total) && reopening.is_none();
-        Ok(CampaignStands { epoch, given_out, holders })
+        let window = (Millis(opens_at.unwrap_or(0)), Millis(closes_at.unwrap_or(0)));
+        Ok(CampaignStands { epoch, given_out, holders, window })
     }
 
     /// All users that hold a coupon of this campaign, ascending; `None` if they are more than `most`. Of those that get one

@@ -25,6 +25,13 @@ async fn strangers_are_kept_out_and_change_nothing() {
         (Method::PATCH, &one, &json!({"stockDelta": 1})),
         (Method::POST, "/admin/v1/coupons", &coupon),
         (Method::GET, "/admin/v1/coupons/1", &Value::Null),
+        (Method::PATCH, "/admin/v1/coupons/1", &json!({})),
+        (Method::GET, "/admin/v1/acts", &Value::Null),
+        (Method::GET, "/admin/v1/dead-letters", &Value::Null),
+        (Method::POST, "/admin/v1/dead-letters/retry", &json!({"partition": 0, "streamId": "1-1", "seq": 1})),
+        (Method::GET, "/admin/v1/users/1", &Value::Null),
+        (Method::GET, "/admin/v1/users/1/story", &Value::Null),
+        (Method::GET, "/admin/v1/orders/1/story", &Value::Null),
         (Method::GET, "/admin/v1/orders", &Value::Null),
         (Method::GET, "/admin/v1/projection", &Value::Null),
         (Method::GET, "/admin/v1/withheld", &Value::Null),
@@ -193,6 +200,58 @@ async fn campaigns_are_created_and_watched() {
             json!([open["opensAt"], open["closesAt"], open["expiredAt"]]),
             json!([now(world), "2030-12-31T23:59:59", "2030-12-31T23:59:59"])
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn campaigns_are_opened_closed_and_put_off() {
+    on_1_and_3(async |world| {
+        let users = [world.user(0).await, world.user(0).await, world.user(0).await, world.user(0).await];
+        let new = json!({"couponCode": "X", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 9,
+            "opensAt": after(world, 600_000), "closesAt": after(world, 900_000), "expiredAt": after(world, 1_200_000)});
+        let coupon = id(&post(world, "/admin/v1/coupons", new).await.created(), "couponId");
+        let path = format!("/admin/v1/coupons/{coupon}");
+        issue(world, coupon, users[0]).await.refused(400, "INVALID_COUPON");
+        // Opened now: by a page whose clock shows whole seconds.
+        world.clock.advance(700);
+        let opened = patch(world, &path, json!({"opensAt": after(world, -700)})).await.ok();
+        assert_eq!(
+            (&opened["opensAt"], &opened["closesAt"]),
+            (&json!(after(world, -700)), &json!(after(world, 899_300)))
+        );
+        issue(world, coupon, users[0]).await.ok();
+        // Closed now, and once more: an act that changes nothing is none the worse.
+        for _ in 0..2 {
+            let closed = patch(world, &path, json!({"closesAt": after(world, -700)})).await.ok();
+            assert_eq!((&closed["closesAt"], &closed["issuedQuantity"]), (&json!(now(world)), &json!(1)));
+            issue(world, coupon, users[1]).await.refused(400, "INVALID_COUPON");
+        }
+        let open = get(world, "/api/v1/campaigns").await.ok();
+        assert_eq!(open, json!([]), "and is shown to nobody");
+        // The coupon that was given out is as good as ever.
+        assert_eq!(crate::api_kit::coupon(world, users[0], coupon).await["couponStatus"], "AVAILABLE");
+        // Reopened, and put off again.
+        patch(world, &path, json!({"closesAt": after(world, 100_000)})).await.ok();
+        issue(world, coupon, users[1]).await.ok();
+        assert_eq!(get(world, "/api/v1/campaigns").await.ok()[0]["couponId"], coupon);
+        patch(world, &path, json!({"opensAt": after(world, 50_000), "closesAt": after(world, 60_000)})).await.ok();
+        issue(world, coupon, users[2]).await.refused(400, "INVALID_COUPON");
+        world.clock.advance(50_000);
+        issue(world, coupon, users[2]).await.ok();
+        let shown = get(world, &path).await.ok();
+        for refused in [
+            json!({"closesAt": after(world, -61_000)}),
+            json!({"closesAt": after(world, 1_200_000)}),
+            json!({"opensAt": after(world, 11_000)}),
+            json!({"opensAt": after(world, 5_000), "closesAt": after(world, 4_000)}),
+        ] {
+            patch(world, &path, refused.clone()).await.refused(400, "INVALID_REQUEST");
+            assert_eq!(get(world, &path).await.ok(), shown, "{refused}");
+        }
+        let unknown = patch(world, &format!("/admin/v1/coupons/{}", coupon + 1), json!({})).await;
+        unknown.refused(404, "COUPON_NOT_FOUND");
+        assert_eq!(patch(world, &path, json!({})).await.ok(), shown);
     })
     .await;
 }

@@ -58,6 +58,12 @@ async fn writes(world: &World) -> Vec<Write> {
             json!({"stockDelta": 5, "category": "TOP"}),
             json!({"stockDelta": 6, "category": "TOP"}),
         ),
+        write(
+            Method::PATCH,
+            format!("/admin/v1/coupons/{campaign}"),
+            json!({"closesAt": after(world, 3_600_000)}),
+            json!({"closesAt": after(world, 3_700_000)}),
+        ),
     ]
 }
 

@@ -43,7 +43,9 @@ impl Bench {
             release("/admin/v1/withheld/release"),
             release("/admin/v1/products/1/release").field("quantity", one, 1),
             release("/admin/v1/coupons/1/release").field("quantity", one, 1),
+            release("/admin/v1/coupons/1"),
         ]);
+        writes.last_mut().unwrap().method = Method::PATCH;
         let http = HttpConfig {
             bind_addr: "127.0.0.1:0".parse().unwrap(),
             operators: OperatorsConfig::admin(ADMIN),
@@ -288,6 +290,9 @@ const BY_ID: &[(&str, &str, &str)] = &[
     ("/api/v1/products/", "", "PRODUCT_NOT_FOUND"),
     ("/api/v1/orders/", "", "ORDER_NOT_FOUND"),
     ("/admin/v1/coupons/", "", "COUPON_NOT_FOUND"),
+    ("/admin/v1/users/", "", "USER_NOT_FOUND"),
+    ("/admin/v1/users/", "/story", "USER_NOT_FOUND"),
+    ("/admin/v1/orders/", "/story", "ORDER_NOT_FOUND"),
 ];
 
 /// Text for a URL: percent-encoded, whatever it is, or as it stands.
@@ -328,6 +333,8 @@ const LISTINGS: &[(&str, &[(&str, i64, i64)])] = &[
     ("/api/v1/products/popular", &[("sortBy", 0, -1), ("limit", 1, 100)]),
     ("/api/v1/balances/1/history", &[("limit", 1, 1_000), ("before", 1, 9_007_199_254_740_991)]),
     ("/api/v1/orders/1", &[("userId", 1, 9_007_199_254_740_991)]),
+    ("/admin/v1/acts", &[("page", 0, 10_000), ("size", 1, 100), ("operator", 0, -1)]),
+    ("/admin/v1/dead-letters", &[("page", 0, 10_000), ("size", 1, 100)]),
     (
         "/admin/v1/orders",
         &[("page", 0, 10_000), ("size", 1, 100), ("status", 0, -1), ("userId", 1, 9_007_199_254_740_991)],

@@ -10,6 +10,7 @@
     clippy::type_complexity
 )]
 
+mod acts;
 mod api_admin;
 mod api_balances;
 mod api_coupons;
@@ -25,6 +26,7 @@ mod binary;
 mod books;
 mod chaos;
 mod cluster;
+mod dead_letters;
 mod degraded;
 mod degraded_postgres;
 mod deployment;
@@ -58,3 +60,4 @@ mod smoke;
 mod sold_out;
 mod sold_out_model;
 mod startup;
+mod stories;

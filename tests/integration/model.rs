@@ -32,6 +32,12 @@ enum Op {
         lasts: i64,
         good_for: i64,
     },
+    /// The ends of a campaign's window, from now; what is left out stays.
+    Move {
+        coupon: usize,
+        opens_in: Option<i64>,
+        closes_in: Option<i64>,
+    },
     Charge {
         user: usize,
         amount: i64,
@@ -78,6 +84,9 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(percent, amount, total, opens_in, lasts, good_for)| Op::Campaign {
                 percent, amount, total, opens_in, lasts, good_for
             }),
+        2 => (pick(), prop::option::of(-2_000_000..2_000_000i64), prop::option::of(prop_oneof![
+                2 => -61_000..0i64, 1 => Just(0), 1 => Just(-60_000), 1 => Just(-60_001), 4 => 0..2_000_000i64
+            ])).prop_map(|(coupon, opens_in, closes_in)| Op::Move { coupon, opens_in, closes_in }),
         3 => (pick(), 1..=MAX_CHARGE).prop_map(|(user, amount)| Op::Charge { user, amount }),
         6 => (pick(), pick()).prop_map(|(user, coupon)| Op::Issue { user, coupon }),
         10 => (pick(), prop::collection::vec((pick(), prop_oneof![5 => 1..4i64, 1 => Just(MAX_LINE_QUANTITY)]), 1..4),
@@ -151,6 +160,27 @@ impl Model {
             self.coupons.insert((coupon, user), Coupon::Free);
         }
         self.orders[order].status = status;
+    }
+
+    fn moved(
+        &mut self,
+        now: i64,
+        coupon: usize,
+        opens_in: Option<i64>,
+        closes_in: Option<i64>,
+    ) -> Result<String, &'static str> {
+        let Some((_, _, opens, closes, expires)) = self.campaigns.get_mut(coupon) else {
+            return Err("CampaignNotFound");
+        };
+        if closes_in.is_some_and(|ms| ms < -60_000) {
+            return Err("InvalidRequest");
+        }
+        let window = (opens_in.map_or(*opens, |ms| now + ms), closes_in.map_or(*closes, |ms| now + ms.max(0)));
+        if window.0 >= window.1 || window.1 > *expires {
+            return Err("InvalidRequest");
+        }
+        (*opens, *closes) = window;
+        Ok(format!("moved {window:?}"))
     }
 
     fn issue(&mut self, now: i64, user: usize, coupon: usize) -> Result<String, &'static str> {
@@ -330,8 +360,15 @@ impl Run {
             _ => (at, false),
         };
         let op = self.ops[index].clone();
-        let keyed =
-            matches!(op, Op::Charge { .. } | Op::Issue { .. } | Op::Place { .. } | Op::Pay { .. } | Op::Cancel { .. });
+        let keyed = matches!(
+            op,
+            Op::Charge { .. }
+                | Op::Issue { .. }
+                | Op::Place { .. }
+                | Op::Pay { .. }
+                | Op::Cancel { .. }
+                | Op::Move { .. }
+        );
         if again && !keyed {
             return;
         }
@@ -404,6 +441,17 @@ impl Run {
                 let campaign = engine.create_campaign(&call, new).await.unwrap().value;
                 self.model.coupon_ids.push(campaign.terms.coupon_id.get());
                 Ok(("created".into(), None))
+            }
+            Op::Move { coupon, opens_in, closes_in } => {
+                let coupon = CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(NOBODY)).unwrap();
+                let at = |ms: &i64| now.plus(*ms);
+                let patch =
+                    CampaignPatch { opens_at: opens_in.as_ref().map(at), closes_at: closes_in.as_ref().map(at) };
+                let moved = engine.update_campaign(&call, coupon, patch).await;
+                moved.map(|reply| {
+                    let window = (reply.value.terms.opens_at.0, reply.value.terms.closes_at.0);
+                    (done(format!("moved {window:?}"), reply.replayed), None)
+                })
             }
             Op::Charge { user, amount } => {
                 let charged = engine.charge(&call, self.model.user_id(*user), *amount).await;
@@ -499,6 +547,7 @@ impl Run {
                 self.model.issued.push(0);
                 Ok("created".into())
             }
+            Op::Move { coupon, opens_in, closes_in } => self.model.moved(now.0, *coupon, *opens_in, *closes_in),
             Op::Charge { user, amount } => {
                 if *user >= self.model.users.len() {
                     return Err("UserNotFound");
@@ -552,6 +601,11 @@ impl Run {
             }
         }
         assert_eq!(seen, model.coupons.keys().copied().collect());
+        for (coupon, (_, _, opens, closes, _)) in model.campaigns.iter().enumerate() {
+            let found = engine.campaign(CouponId::new(model.coupon_ids[coupon]).unwrap()).await.unwrap();
+            let window = (found.terms.opens_at.0, found.terms.closes_at.0);
+            assert_eq!((window, found.issued), ((*opens, *closes), model.issued[coupon]));
+        }
         for (product, (price, stock)) in model.products.iter().enumerate() {
             let found = engine.product(ProductId::new(model.product_ids[product]).unwrap()).await.unwrap();
             assert_eq!((found.price, found.stock), (*price, *stock));

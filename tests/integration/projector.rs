@@ -129,6 +129,12 @@ pub async fn busy_day(world: &World) {
     world.send(Method::PATCH, &format!("/admin/v1/products/{shirt}"), Some(&patch), None).await.ok();
     let patch = json!({"stockDelta": -4});
     world.send(Method::PATCH, &format!("/admin/v1/products/{shirt}"), Some(&patch), None).await.ok();
+    // Closed early, and open for longer again, but not as long as at first.
+    for closes_in in [0, 3_600_000] {
+        let closes_at = world.clock.now().plus(closes_in).local(world.engine.zone());
+        let patch = json!({"closesAt": closes_at});
+        world.send(Method::PATCH, &format!("/admin/v1/coupons/{percent}"), Some(&patch), None).await.ok();
+    }
 }
 
 #[tokio::test]
@@ -141,7 +147,7 @@ async fn batches_of_any_size_make_the_same_tables() {
         event::fields_of(fields, 0).into_iter().find(|(name, _)| name == "kind").unwrap().1
     };
     let kinds: std::collections::BTreeSet<String> = stream.iter().map(|(_, fields)| kind(fields)).collect();
-    assert_eq!(kinds.len(), 9, "{kinds:?}");
+    assert_eq!(kinds.len(), 10, "{kinds:?}");
     world.drain().await;
     let expected = tables(&world.db).await;
     assert!(expected.iter().all(|(table, rows)| rows.is_empty() == (*table == "dead_letters")), "{expected:?}");

@@ -37,7 +37,7 @@ async fn rebuilder(world: &World) -> Rebuild {
     Rebuild { store, db, projector, clock, zone, keep, allow_unsafe_redis: false }
 }
 
-async fn rebuilt(world: &World, options: rebuild::Options) -> Summary {
+pub async fn rebuilt(world: &World, options: rebuild::Options) -> Summary {
     let rebuild = rebuilder(world).await;
     let summary = rebuild.clone().run(options).await.unwrap();
     rebuild.db.close().await.unwrap();

@@ -316,6 +316,15 @@ impl Bench {
         raw
     }
 
+    /// Moves the window of a campaign from now to half an hour from now.
+    fn campaign_update(&self, id: i64) -> Raw {
+        let keys = self.keys(id);
+        let mut raw = self.begin(&scripts::CAMPAIGN_UPDATE, keys);
+        raw.keys.extend([campaign_key(keys, id), keys.campaigns()]);
+        raw.args.extend(strings([&id, &START.0, &(START.0 + HOUR_MS / 2), &60_000]));
+        raw
+    }
+
     pub fn coupon_issue(&self, coupon: i64, user: i64) -> Raw {
         let keys = self.keys(coupon);
         let holders = format!("{}:holders", campaign_key(keys, coupon));
@@ -575,11 +584,39 @@ async fn what_operators_create() {
     assert_eq!(terms.expires_at, START.plus(2 * HOUR_MS));
     bench.leaves_all("EXISTS", &campaign.with(7, 9)).await;
 
+    let moved = bench.campaign_update(1);
+    bench.needs_open_books(&moved).await;
+    bench.needs_its_own_key(&moved, true).await;
+    let mut unknown = moved.clone();
+    unknown.keys[3] = campaign_key(bench.keys(2), 2);
+    bench.leaves_all("UNKNOWN_CAMPAIGN", &unknown).await;
+    bench.leaves_all("PAST", &moved.with(7, START.0 - 60_001)).await;
+    bench.leaves_all("NO_WINDOW", &moved.with(6, START.0 + HOUR_MS / 2)).await;
+    bench.leaves_all("NO_WINDOW", &moved.with(6, START.0 + HOUR_MS).with(7, "")).await;
+    bench.leaves_all("NO_WINDOW", &moved.with(7, START.0 + 2 * HOUR_MS + 1)).await;
+    // It is open from START on, so that closing it now leaves nothing of it.
+    bench.leaves_all("NO_WINDOW", &moved.with(6, "").with(7, START.0 - 5)).await;
+    let (reply, event) = bench.decides_once("MOVED", &moved).await;
+    assert_eq!(reply[3..], [START.0.to_string(), (START.0 + HOUR_MS / 2).to_string(), "0".into(), "0".into()]);
+    let Body::CampaignUpdated { coupon, opens_at, closes_at } = &event.body else { panic!("{event:?}") };
+    assert_eq!((coupon.get(), *opens_at, *closes_at), (1, START, START.plus(HOUR_MS / 2)));
+    // An end just past is now; a beginning may be past, and what is left out stays.
+    let (reply, _) = bench.decides("MOVED", &moved.with(6, START.0 - 9).with(7, START.0 - 60_000)).await;
+    assert_eq!(reply[3..5], [(START.0 - 9).to_string(), START.0.to_string()]);
+    let (reply, _) = bench.decides("MOVED", &moved.with(6, "").with(7, START.0 + 2 * HOUR_MS)).await;
+    assert_eq!(reply[3..5], [(START.0 - 9).to_string(), (START.0 + 2 * HOUR_MS).to_string()]);
+    let (reply, _) = bench.decides("MOVED", &moved.with(6, START.0 + 1).with(7, "")).await;
+    assert_eq!(reply[3..5], [(START.0 + 1).to_string(), (START.0 + 2 * HOUR_MS).to_string()]);
+    let score = redis::cmd("ZSCORE").arg(bench.keys(1).campaigns()).arg(1).query_async(&mut bench.redis).await;
+    let closes: i64 = score.unwrap();
+    assert_eq!(closes, START.0 + 2 * HOUR_MS);
+
     bench.covers(&[
         &scripts::USERS_CREATE,
         &scripts::PRODUCT_CREATE,
         &scripts::PRODUCT_UPDATE,
         &scripts::CAMPAIGN_CREATE,
+        &scripts::CAMPAIGN_UPDATE,
     ]);
     bench.finish().await;
 }

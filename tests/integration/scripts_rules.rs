@@ -11,10 +11,11 @@ const READS: [&str; 10] =
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 23] = [
+const EFFECTS: [(&str, &[&str]); 24] = [
     ("balance_charge", &["CHARGED"]),
     ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
+    ("campaign_update", &["MOVED"]),
     ("coupon_grant", &["GRANTED"]),
     ("coupon_issue", &["ISSUED"]),
     ("ids_reserve", &["RESERVED", "TAKEN"]),

@@ -196,6 +196,51 @@ async fn a_request_under_a_key_is_always_asked_about() {
     .await;
 }
 
+/// Who moves a window knows at once; another process for no longer than its lease does not.
+#[tokio::test]
+async fn a_campaign_that_is_closed_or_reopened_answers_so() {
+    on_1_and_3(async |world| {
+        let users = users(world, 20).await;
+        let (winners, late) = users.split_at(4);
+        let coupon = given_out(world, winners).await;
+        let other = another(world, world.options.clone()).await;
+        world.clock.advance(1_000);
+        refused_alone(&world.engine, coupon, late).await;
+        refused_alone(&other.engine, coupon, late).await;
+        let here = async |user: i64| issue(&world.engine, coupon, user).await;
+        let there = async |user: i64| issue(&other.engine, coupon, user).await;
+        let moves = async |opens_in: Option<i64>, closes_in: i64| {
+            let (id, now) = (CouponId::new(coupon).unwrap(), world.clock.now());
+            let patch =
+                CampaignPatch { opens_at: opens_in.map(|ms| now.plus(ms)), closes_at: Some(now.plus(closes_in)) };
+            world.engine.update_campaign(&call(None), id, patch).await.unwrap();
+        };
+        // Closed.
+        moves(None, 0).await;
+        assert!(matches!(here(late[0]).await, Err(Error::InvalidCoupon)));
+        assert!(matches!(there(late[0]).await, Err(Error::CouponOutOfStock)), "its lease is not over");
+        world.clock.advance(LEASE_MS);
+        for user in late {
+            assert!(matches!(there(*user).await, Err(Error::InvalidCoupon)));
+            assert!(matches!(here(*user).await, Err(Error::InvalidCoupon)));
+        }
+        // Open again, and given out as before.
+        moves(None, 60_000).await;
+        refused_alone(&world.engine, coupon, late).await;
+        refused_alone(&other.engine, coupon, late).await;
+        // Put off while the other process renews its lease: the next one knows.
+        moves(Some(10_000), 60_000).await;
+        world.clock.advance(LEASE_MS / 2 + 1);
+        let _ = there(late[0]).await;
+        other.engine.sold_out().settled().await;
+        assert!(matches!(there(late[0]).await, Err(Error::InvalidCoupon)), "it has asked since");
+        world.clock.advance(10_000);
+        refused_alone(&other.engine, coupon, late).await;
+        other.db.close().await.unwrap();
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_process_without_a_lease_always_asks() {
     let world = World::with(Options { sold_out_lease_ms: 0, ..Options::default() }).await;

@@ -49,6 +49,13 @@ enum Step {
         coupon: usize,
         count: i64,
     },
+    /// The ends of the campaign's window, from now; what is left out stays.
+    Move {
+        by: usize,
+        coupon: usize,
+        opens_in: Option<i64>,
+        closes_in: Option<i64>,
+    },
     Freeze {
         partition: u16,
     },
@@ -65,6 +72,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..4usize, 1..3i64).prop_map(|(coupon, count)| Step::KeepBack { coupon, count }),
         1 => (0..4usize).prop_map(|coupon| Step::Announce { coupon }),
         3 => (0..2usize, 0..4usize, 1..3i64).prop_map(|(by, coupon, count)| Step::Release { by, coupon, count }),
+        4 => (0..2usize, 0..4usize, prop::option::of(-2_000..300i64), prop::option::of(prop_oneof![-50..300i64, Just(9_000)]))
+            .prop_map(|(by, coupon, opens_in, closes_in)| Step::Move { by, coupon, opens_in, closes_in }),
         1 => (0..3u16).prop_map(|partition| Step::Freeze { partition }),
     ]
 }
@@ -101,7 +110,7 @@ impl Trial<'_> {
                     total,
                     opens_at: Some(opens),
                     closes_at: Some(closes),
-                    expires_at: closes,
+                    expires_at: closes.plus(10_000),
                 };
                 let campaign = self.world.engine.create_campaign(&call(None), new).await.unwrap();
                 self.coupons.push(campaign.value.terms.coupon_id.get());
@@ -137,6 +146,23 @@ impl Trial<'_> {
                     Ok(_) | Err(Error::InsufficientStock | Error::CampaignNotFound) => {}
                     Err(error) => panic!("{error}"),
                 }
+            }
+            Step::Move { by, coupon, opens_in, closes_in } => {
+                let (id, now) = (CouponId::new(self.coupon(coupon)).unwrap(), self.world.clock.now());
+                let patch = CampaignPatch {
+                    opens_at: opens_in.map(|ms| now.plus(ms)),
+                    closes_at: closes_in.map(|ms| now.plus(ms)),
+                };
+                match self.engines[by].update_campaign(&call(None), id, patch).await {
+                    Ok(_) => {}
+                    Err(Error::InvalidRequest(_) | Error::CampaignNotFound) => return,
+                    Err(error) => panic!("{error}"),
+                }
+                // Who moved it knows at once; everybody else when the lease is over.
+                for user in 0..self.users.len() {
+                    self.issue(by, user, coupon, false).await;
+                }
+                self.world.clock.advance(self.world.options.sold_out_lease_ms as i64);
             }
             Step::Freeze { partition } => {
                 let here = Partition(partition % self.world.options.partitions);

@@ -9,7 +9,12 @@
 //! be: then the script would say the same, after the same checks. Whatever is not known is asked for, as ever. So is
 //! everything under an idempotency key, whose record may say something else.
 //!
-//! **What could make it wrong** is stock that comes back. Coupons come back in one way: an operator releases what a rebuild
+//! **What could make it wrong** is a window that is moved: a campaign that is closed answers something else than "out of stock".
+//! The process that moves it forgets at once what it knows of the campaign; another one knows the window that it read with all
+//! the rest, and so says "out of stock" for no longer than its lease where the campaign is closed by then. (A window that is
+//! widened makes nothing wrong: outside of the one that it knows, a process asks.)
+//!
+//! And stock that comes back. Coupons come back in one way: an operator releases what a rebuild
 //! kept. The release is announced first (`coupon_reopen.lua`), which ends every renewal, then waited with for longer than any
 //! lease ([`OUTLIVED`]), then done. A rebuild itself opens its new epoch no sooner than that after it closed the old one, and
 //! what was read in one epoch counts for nothing in another.
@@ -82,8 +87,8 @@ pub struct Counts {
 
 /// A campaign of which Redis once said that nothing is left.
 struct Campaign {
-    opens_at: Millis,
-    closes_at: Millis,
+    /// The first instant at which it is open, and the first at which it is no more. A moved one is of another `Campaign`.
+    window: (Millis, Millis),
     /// Known once they were read; what was found to be otherwise since is another `Campaign`.
     holders: OnceLock<Holders>,
     /// All of the above holds up to here, by the clock's uptime.
@@ -101,15 +106,19 @@ struct Holders {
 }
 
 impl Campaign {
-    fn new(opens_at: Millis, closes_at: Millis) -> Self {
+    fn new(window: (Millis, Millis)) -> Self {
         Campaign {
-            opens_at,
-            closes_at,
+            window,
             holders: OnceLock::new(),
             until_us: AtomicU64::default(),
             asking: AtomicBool::default(),
             rests_until_us: AtomicU64::default(),
         }
+    }
+
+    /// Holders that are kept.
+    fn kept(&self) -> usize {
+        self.holders.get().map_or(0, |holders| holders.users.len())
     }
 
     /// Takes it upon the caller to ask, unless somebody does.
@@ -176,7 +185,8 @@ impl SoldOut {
         let campaigns = self.campaigns.read().unwrap_or_else(PoisonError::into_inner);
         let Some(campaign) = campaigns.get(&coupon) else { return false };
         let (now_us, until_us) = (self.clock.uptime_us(), campaign.until_us.load(Ordering::Acquire));
-        if now_us >= until_us || now < campaign.opens_at || now >= campaign.closes_at {
+        let (opens_at, closes_at) = campaign.window;
+        if now_us >= until_us || now < opens_at || now >= closes_at {
             return false;
         }
         let Some(holders) = campaign.holders.get() else { return false };
@@ -214,13 +224,20 @@ impl SoldOut {
     fn campaign(&self, terms: &CampaignTerms) -> Arc<Campaign> {
         let known = self.campaigns.read().unwrap_or_else(PoisonError::into_inner).get(&terms.coupon_id).cloned();
         known.unwrap_or_else(|| {
-            let fresh = Arc::new(Campaign::new(terms.opens_at, terms.closes_at));
+            let fresh = Arc::new(Campaign::new((terms.opens_at, terms.closes_at)));
             let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
             if campaigns.len() >= MOST_CAMPAIGNS {
                 self.forget(&mut campaigns);
             }
             campaigns.entry(terms.coupon_id).or_insert(fresh).clone()
         })
+    }
+
+    /// The campaign's window was moved.
+    pub(super) fn moved(&self, coupon: CouponId) {
+        let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
+        let before = campaigns.remove(&coupon);
+        self.kept.fetch_sub(before.map_or(0, |before| before.kept()), Ordering::Relaxed);
     }
 
     fn forget(&self, campaigns: &mut HashMap<CouponId, Arc<Campaign>>) {
@@ -249,6 +266,12 @@ impl SoldOut {
             campaign.rest(asked_us + self.lease_us / 4);
             return Ok(());
         }
+        if stands.window != campaign.window {
+            // Another time it is asked for as if nothing were known.
+            campaign.until_us.store(0, Ordering::Release);
+            self.keep(coupon, Campaign::new(stands.window), 0);
+            return Ok(());
+        }
         let as_known = |holders: &Holders| (holders.epoch, holders.users.len()) == (stands.epoch, stands.holders);
         if campaign.holders.get().is_some_and(as_known) {
             campaign.until_us.store(asked_us + self.lease_us, Ordering::Release);
@@ -274,7 +297,7 @@ impl SoldOut {
         if !now.given_out || now.epoch != stands.epoch || now.holders != users.len() {
             return Ok(());
         }
-        let known = Campaign::new(campaign.opens_at, campaign.closes_at);
+        let known = Campaign::new(now.window);
         known.until_us.store(asked_us + self.lease_us, Ordering::Release);
         let (kept, epoch) = (users.len(), stands.epoch);
         let _ = known.holders.set(Holders { epoch, users });
@@ -289,9 +312,8 @@ impl SoldOut {
             self.forget(&mut campaigns);
         }
         let before = campaigns.insert(coupon, Arc::new(known));
-        let before = before.and_then(|before| before.holders.get().map(|holders| holders.users.len())).unwrap_or(0);
         self.kept.fetch_add(holders, Ordering::Relaxed);
-        self.kept.fetch_sub(before, Ordering::Relaxed);
+        self.kept.fetch_sub(before.map_or(0, |before| before.kept()), Ordering::Relaxed);
     }
 
     /// A user who exists is not known to: his block is learned, and some that follow it while they are full; or where it was,

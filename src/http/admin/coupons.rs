@@ -1,4 +1,4 @@
-//! Creating and watching campaigns.
+//! Creating, moving and watching campaigns.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{CouponId, Discount, DiscountType, NewCampaign},
+    domain::{CampaignPatch, CouponId, Discount, DiscountType, NewCampaign},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -22,7 +22,7 @@ use crate::{
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(create)).routes(routes!(campaign))
+    OpenApiRouter::new().routes(routes!(create)).routes(routes!(campaign, update))
 }
 
 /// The largest fixed discount, in won.
@@ -110,7 +110,62 @@ async fn create(
     Write { call, body: campaign }: Write<CreateCampaignRequest>,
 ) -> Done<CampaignResponse> {
     let created = app.engine.create_campaign(&call, campaign).await?;
-    Ok(Answer::created(created.map(|campaign| CampaignResponse::new(campaign, app.engine.zone()))))
+    let id = created.value.terms.coupon_id.get();
+    let answer = Answer::created(created.map(|campaign| CampaignResponse::new(campaign, app.engine.zone())));
+    Ok(answer.made("couponId", id))
+}
+
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "쿠폰 캠페인 발급 기간 변경 요청: 보내지 않은 항목은 그대로 둡니다.")]
+struct UpdateCampaignRequest {
+    /// 발급 시작 시각
+    #[serde(default, deserialize_with = "optional_word")]
+    #[schema(value_type = Option<String>, nullable = false, example = "2024-04-01T10:00:00")]
+    opens_at: Option<LocalTime>,
+    /// 발급 종료 시각: 지난 시각이면 1분 이내만 가능하며, 지금 종료합니다
+    #[serde(default, deserialize_with = "optional_word")]
+    #[schema(value_type = Option<String>, nullable = false, example = "2024-06-30T23:59:59")]
+    closes_at: Option<LocalTime>,
+}
+
+impl RequestBody for UpdateCampaignRequest {
+    type Valid = CampaignPatch;
+
+    const INVALID: Code = Code::InvalidRequest;
+
+    fn validate(self, zone: Tz) -> Option<CampaignPatch> {
+        let instant = |time: Option<LocalTime>| time.map(|time| time.instant(zone).ok_or(())).transpose().ok();
+        let patch = CampaignPatch { opens_at: instant(self.opens_at)?, closes_at: instant(self.closes_at)? };
+        let empty = patch.opens_at.zip(patch.closes_at).is_some_and(|(opens_at, closes_at)| opens_at >= closes_at);
+        (!empty).then_some(patch)
+    }
+}
+
+documented_errors! { UpdateErrors {
+    "잘못된 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidRequest],
+    "쿠폰을 찾을 수 없음" => [CouponNotFound],
+}}
+
+#[utoipa::path(
+    patch,
+    path = "/admin/v1/coupons/{couponId}",
+    operation_id = "updateCampaign",
+    tag = "운영",
+    summary = "쿠폰 캠페인 발급 기간 변경",
+    description = "쿠폰 캠페인을 지금 시작하거나 종료하고, 또는 발급 기간을 옮깁니다. 발급 기간은 쿠폰이 만료되기 전에 끝나야 합니다. 이미 \
+        발급된 쿠폰은 그대로입니다.",
+    params(("couponId" = i64, Path, description = "couponId")),
+    request_body(content = UpdateCampaignRequest),
+    responses((status = 200, description = "발급 기간 변경 성공", body = CampaignResponse), UpdateErrors)
+)]
+async fn update(
+    State(app): State<AppState>,
+    coupon: PathId<CouponId>,
+    Write { call, body: patch }: Write<UpdateCampaignRequest>,
+) -> Done<CampaignResponse> {
+    let moved = app.engine.update_campaign(&call, coupon.valid()?, patch).await?;
+    Ok(Answer::ok(moved.map(|campaign| CampaignResponse::new(campaign, app.engine.zone()))))
 }
 
 documented_errors! { CampaignErrors {
@@ -162,6 +217,27 @@ mod tests {
         let open = campaign(json!({ "opensAt": "absent", "closesAt": "absent" })).unwrap();
         assert!(open.opens_at.is_none() && open.closes_at.is_none());
         assert!(campaign(json!({ "closesAt": "2024-04-03T10:00:00" })).is_some());
+    }
+
+    #[test]
+    fn a_window_is_moved_in_part_or_in_whole() {
+        let patch = |body: Value| {
+            let request: UpdateCampaignRequest = serde_json::from_value(body).ok()?;
+            request.validate(chrono_tz::Asia::Seoul)
+        };
+        let (early, late) = ("2024-04-01T10:00:00", "2024-04-02T10:00:00");
+        assert!(patch(json!({})).unwrap().opens_at.is_none());
+        assert!(patch(json!({ "opensAt": late })).unwrap().closes_at.is_none());
+        assert!(patch(json!({ "opensAt": early, "closesAt": late })).is_some());
+        for hostile in [
+            json!({ "opensAt": early, "closesAt": early }),
+            json!({ "opensAt": late, "closesAt": early }),
+            json!({ "closesAt": null }),
+            json!({ "opensAt": "2024-04-01" }),
+            json!({ "opensAt": 0 }),
+        ] {
+            assert!(patch(hostile.clone()).is_none(), "{hostile}");
+        }
     }
 
     #[test]

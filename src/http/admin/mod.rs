@@ -2,11 +2,14 @@
 //!
 //! The whole of `/admin` is, also what does not exist: a stranger learns nothing from a 404.
 
+mod acts;
 mod audit;
 mod coupons;
+mod letters;
 mod orders;
 mod products;
 mod projection;
+mod stories;
 mod users;
 mod withheld;
 
@@ -15,21 +18,25 @@ use std::sync::Arc;
 use axum::{middleware::from_fn_with_state, routing::any};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{AppState, Sessions, auth::operators_only, not_found};
+use super::{AppState, Notes, Sessions, acts::noted, auth::operators_only, not_found};
 
 /// What takes as long as there is much to do.
 pub const LONG_PATHS: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH];
 
-/// The operators' routes, open to whom `sessions` knows as one.
-pub fn router(sessions: Arc<Sessions>) -> OpenApiRouter<AppState> {
+/// The operators' routes, open to whom `sessions` knows as one; what they do is noted.
+pub fn router(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .merge(users::router())
         .merge(products::router())
         .merge(coupons::router())
         .merge(orders::router())
         .merge(projection::router())
+        .merge(letters::router())
         .merge(withheld::router())
         .merge(audit::router())
+        .merge(acts::router())
+        .merge(stories::router())
+        .layer(from_fn_with_state(notes, noted))
         .route("/admin", any(not_found))
         .route("/admin/", any(not_found))
         .route("/admin/{*rest}", any(not_found))

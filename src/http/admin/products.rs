@@ -77,7 +77,8 @@ async fn create(
     Write { call, body: product }: Write<CreateProductRequest>,
 ) -> Done<ProductResponse> {
     let created = app.engine.create_product(&call, product).await?;
-    Ok(Answer::created(created.map(ProductResponse::from)))
+    let id = created.value.product_id.get();
+    Ok(Answer::created(created.map(ProductResponse::from)).made("productId", id))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]

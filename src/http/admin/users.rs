@@ -87,7 +87,8 @@ async fn create(
     Write { call, body: user }: Write<CreateUserRequest>,
 ) -> Done<CreatedUserResponse> {
     let created = app.engine.create_user(&call, user).await?;
-    Ok(Answer::created(created.map(CreatedUserResponse::from)))
+    let id = created.value.user_id.get();
+    Ok(Answer::created(created.map(CreatedUserResponse::from)).made("userId", id))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -150,5 +151,6 @@ async fn create_many(
     Write { call, body: users }: Write<CreateUsersRequest>,
 ) -> Done<CreatedUsersResponse> {
     let created = app.engine.create_users(&call, users).await?;
-    Ok(Answer::created(created.map(CreatedUsersResponse::from)))
+    let first = created.value.first.get();
+    Ok(Answer::created(created.map(CreatedUsersResponse::from)).made("firstUserId", first))
 }

@@ -6,7 +6,7 @@ use super::Context;
 use crate::{
     domain::{
         Error, Reply,
-        model::CampaignTerms,
+        model::{CampaignPatch, CampaignTerms},
         types::{CouponId, Millis, UserId},
     },
     store::{
@@ -31,6 +31,15 @@ pub enum Reopening {
     Announced(String),
     /// It was done before, under this idempotency key: how many coupons were then still kept back.
     Released(Reply<i64>),
+}
+
+/// A campaign after its window was moved.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved {
+    pub opens_at: Millis,
+    pub closes_at: Millis,
+    pub issued: i64,
+    pub withheld: i64,
 }
 
 /// Whether a thing was created, or was there already (and was left as it is).
@@ -184,5 +193,43 @@ impl Store {
             .arg(terms.closes_at.0)
             .arg(terms.expires_at.0);
         Created::read(&self.call(here, &call).await?)
+    }
+
+    /// `campaign_update.lua`: the window as it now is, and how far the campaign is given out. An end of the window that is past,
+    /// but by no more than `grace_ms`, means now.
+    ///
+    /// # Errors
+    /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] where the window would end in the past, or be none; and the shared
+    /// refusals.
+    pub async fn campaign_update(
+        &self,
+        context: Context<'_>,
+        id: CouponId,
+        patch: CampaignPatch,
+        grace_ms: i64,
+    ) -> Result<Reply<Moved>, Error> {
+        let here = self.home(id.get());
+        let keys = Keys(here);
+        let shown = |at: Option<Millis>| at.map(|at| at.0.to_string()).unwrap_or_default();
+        let call = context
+            .begin(&scripts::CAMPAIGN_UPDATE, here)
+            .key(keys.campaign(id))
+            .key(keys.campaigns())
+            .arg(id.get())
+            .arg(shown(patch.opens_at))
+            .arg(shown(patch.closes_at))
+            .arg(grace_ms);
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "MOVED" => {
+                let (opens_at, closes_at) = (Millis(answer.get(2)?), Millis(answer.get(3)?));
+                let moved = Moved { opens_at, closes_at, issued: answer.get(4)?, withheld: answer.get(5)? };
+                Ok(answer.reply(moved))
+            }
+            "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
+            "PAST" => Err(Error::InvalidRequest("a campaign can't have closed before now")),
+            "NO_WINDOW" => Err(Error::InvalidRequest("the campaign's window would be none")),
+            _ => Err(answer.unknown()),
+        }
     }
 }
