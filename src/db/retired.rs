@@ -8,7 +8,10 @@ use super::{
     snapshot::{OrderRow, orders_sql},
     translate,
 };
-use crate::domain::{Error, types::OrderId};
+use crate::domain::{
+    Error,
+    types::{OrderId, OrderStatus},
+};
 
 impl OrderRow {
     /// Where its gateway payment stands, in the scripts' words; `None` where there is none.
@@ -104,6 +107,26 @@ pub async fn orders_in_dead_letters(
     let query = query.bind(i32::from(partition)).bind(ids);
     let found: Vec<String> = query.fetch_all(db.get_postgres_connection_pool()).await.map_err(untranslated)?;
     Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
+}
+
+/// An order that is PENDING no more, whether it is refunded, and where stock that a partition held for it stands; of each nothing
+/// if it is not so.
+pub type Ended = (Option<(OrderStatus, bool)>, Option<String>);
+
+/// What has ended of an order, and of its stock in a partition.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn ended(db: &DatabaseConnection, partition: u16, order: OrderId) -> Result<Ended, Error> {
+    let pool = db.get_postgres_connection_pool();
+    let query = sqlx::query_as(
+        "SELECT status, coalesce(close_reason = 'REFUNDED', false) FROM orders WHERE id = $1 AND status <> 'PENDING'",
+    );
+    let ended: Option<(String, bool)> =
+        query.bind(order.get()).fetch_optional(pool).await.map_err(untranslated)?;
+    let query = sqlx::query_scalar("SELECT state FROM stock_holds WHERE partition = $1 AND order_id = $2");
+    let hold = query.bind(i32::from(partition)).bind(order.get()).fetch_optional(pool).await.map_err(untranslated)?;
+    Ok((ended.and_then(|(status, refunded)| Some((status.parse().ok()?, refunded))), hold))
 }
 
 fn untranslated(error: sqlx::Error) -> Error {

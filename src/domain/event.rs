@@ -531,6 +531,20 @@ pub fn opening_entry(user_id: UserId, balance: Won, at: Millis) -> BalanceEntry 
 }
 
 impl Body {
+    /// The order that it is about, if any.
+    pub fn order(&self) -> Option<OrderId> {
+        match self {
+            Body::OrderPlaced(placed) => Some(placed.order),
+            Body::PaymentStarted(started) => Some(started.order),
+            Body::OrderPaid(paid) => Some(paid.order),
+            Body::OrderClosed(closed) => Some(closed.order),
+            Body::PaymentEnded { order, .. } | Body::StockHeld { order, .. } | Body::StockSettled { order, .. } => {
+                Some(*order)
+            }
+            _ => None,
+        }
+    }
+
     fn decode(f: &Fields<'_>, at: Millis) -> Result<Body, BadEvent> {
         Ok(match f.text("kind")? {
             "users_created" => {

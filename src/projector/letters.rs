@@ -120,10 +120,10 @@ impl Projector {
             }
             Retried::Gone => {}
         }
-        if let Some(event) = event {
+        if let Some(order) = event.and_then(|event| event.body.order()) {
             // It only takes room where this fails.
             let (here, postgres) = (Partition(id.partition), (&self.db, self.patience));
-            if let Err(error) = retire::retire(&self.store, postgres, self.keep, here, &[&event]).await {
+            if let Err(error) = retire::retire_late(&self.store, postgres, self.keep, here, order).await {
                 tracing::warn!(%error, "what a dead letter ended stays in Redis");
             }
         }

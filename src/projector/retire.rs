@@ -50,6 +50,38 @@ pub async fn retire(
     store.retire(here, &over.into_iter().collect::<Vec<_>>()).await
 }
 
+/// Lets an order go, and stock held for one, as Postgres has them now: after a dead letter about them, because of which whatever
+/// was said later stayed. As long as there is another one they stay.
+///
+/// # Errors
+/// Redis or Postgres can't answer; everything may be done again.
+pub async fn retire_late(
+    store: &Store,
+    (db, patience): (&DatabaseConnection, Duration),
+    keep: Keep,
+    here: Partition,
+    order: OrderId,
+) -> Result<(), Error> {
+    let reading = async {
+        let letters = db::retired::orders_in_dead_letters(db, here.0, &[order.get()]).await?;
+        if letters.is_empty() { db::retired::ended(db, here.0, order).await } else { Ok(Default::default()) }
+    };
+    let read = tokio::time::timeout(patience, reading).await;
+    let (ended, hold) = read.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
+    let life_ms = |refunded: bool| if refunded { keep.refunded_ms() } else { keep.closed_ms() };
+    let mut over = Vec::new();
+    if let Some((status, refunded)) = ended.filter(|_| store.home(order.get()) == here) {
+        over.push((Over::Order(order), Leave { was: status.as_str(), life_ms: life_ms(refunded) }));
+    }
+    for (state, refunded) in [(HoldState::Settled, false), (HoldState::Refunded, true)] {
+        if hold.as_deref() == Some(state.as_str()) {
+            over.push((Over::Hold(order), Leave { was: state.as_str(), life_ms: life_ms(refunded) }));
+        }
+    }
+    // A gateway that is still asked is the script's business.
+    store.retire(here, &over).await
+}
+
 /// What an event ended, if anything.
 fn ended(body: &Body, keep: Keep) -> Option<(Over, Leave)> {
     let (closed, refunded) = (keep.closed_ms(), keep.refunded_ms());

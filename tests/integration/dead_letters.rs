@@ -124,7 +124,7 @@ async fn retry_all(world: &World, mut seed: u64) {
             return;
         }
         // Any order will do, as long as it is another one each time.
-        left.sort_by_key(|letter| {
+        left.sort_by_cached_key(|letter| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33, letter["seq"].as_i64())
         });
@@ -147,7 +147,7 @@ async fn retry_all(world: &World, mut seed: u64) {
 fn letters_retried_in_any_order_are_as_if_they_had_been_in_time() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let chosen = (prop::collection::btree_set(0..90usize, 1..30), any::<u64>(), prop_oneof![Just(1u16), Just(3)]);
-    TestRunner::new(config(12, 20))
+    TestRunner::new(ProptestConfig { max_shrink_iters: 30, ..config(12, 20) })
         .run(&chosen, |(chosen, seed, partitions): (BTreeSet<usize>, u64, u16)| {
             runtime.block_on(async {
                 let world = World::with(Options { partitions, ..Options::default() }).await;
