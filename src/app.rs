@@ -7,12 +7,13 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    audit::Audit,
+    audit::{Audit, Auditor},
     config::{Ack, EngineConfig, HttpConfig, ProjectorConfig},
     db,
     domain::{ActLog, Clock, Engine, startup},
     gateway::{self, Gateways},
     http::{self, Operators, Parts, Sessions, server},
+    ops::Instance,
     projector::Projector,
     rebuild::Rebuild,
     store::Store,
@@ -118,10 +119,11 @@ impl App {
         Ok(http::router(Parts {
             engine: self.engine.clone(),
             projector: self.projector.clone(),
-            audit: self.audit(),
-            auditing: Arc::default(),
+            auditor: Arc::new(Auditor::new(self.audit())),
             sessions: Arc::new(sessions),
             notes: http::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
+            feed: Arc::default(),
+            instance: Arc::new(Instance::new(http.bind_addr, self.engine.clock().now())),
             config: http::HttpConfig {
                 body_limit: http.body_limit_bytes as usize,
                 request_timeout: Duration::from_millis(http.request_timeout_ms),

@@ -15,6 +15,7 @@
 //!   carries: whose store it is, and the log of operators' acts.
 //! - [`rebuild`] puts Redis back together from Postgres; [`audit`] recomputes every conservation law.
 //! - [`gateway`] asks external payment gateways.
+//! - [`ops`] is the dashboard: its page and its live feed.
 //! - [`dev`] starts private servers for the quick start and the tests.
 //! - [`config`] is the configuration, [`app`] puts the parts together, [`stop`] takes the signals that end them, [`probe`] asks
 //!   a running service how it is, [`seed`] is the demo catalogue.
@@ -27,6 +28,7 @@ pub mod dev;
 pub mod domain;
 pub mod gateway;
 pub mod http;
+pub mod ops;
 pub mod probe;
 pub mod projector;
 pub mod rebuild;

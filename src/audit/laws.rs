@@ -22,7 +22,7 @@ struct Law {
     wrong: &'static str,
 }
 
-const LAWS: [Law; 11] = [
+const LAWS: [Law; 12] = [
     Law {
         name: "histories: each entry begins where the last one ended, without gaps",
         noun: "balance entries",
@@ -89,6 +89,17 @@ const LAWS: [Law; 11] = [
                 FROM orders LEFT JOIN (
                     SELECT order_id, sum(quantity * price) AS lines FROM order_lines GROUP BY order_id) AS l ON order_id = id
                 WHERE total IS DISTINCT FROM lines OR final_price <> total - discount",
+    },
+    Law {
+        name: "order totals: as many of each status as there are orders",
+        noun: "totals",
+        count: "SELECT count(*) FROM order_totals",
+        wrong: "SELECT format('partition %s: %s orders %s, and %s are there', partition, coalesce(orders, 0), status,
+                    coalesce(counted, 0)) AS what
+                FROM order_totals FULL JOIN (
+                    SELECT (id % $1)::integer AS partition, status, count(*) AS counted FROM orders GROUP BY 1, 2) AS o
+                    USING (partition, status)
+                WHERE coalesce(orders, 0) <> coalesce(counted, 0)",
     },
     Law {
         name: "payments: each PAID order has one of its price, and each payment its entry",

@@ -10,6 +10,7 @@
 //! Memory is bounded: things are taken a page at a time ([`compare`]), laws about many rows are left to Postgres ([`laws`]),
 //! and of many discrepancies the first few are named.
 
+mod auditor;
 mod compare;
 mod delta;
 mod expected;
@@ -20,6 +21,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use chrono_tz::Tz;
 
+pub use auditor::{Auditor, Finished};
 pub use report::{Check, Position, Report};
 
 use self::report::Findings;

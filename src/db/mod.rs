@@ -36,6 +36,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "order lines place", include_str!("../../migrations/0004_order_lines_place.sql")),
     (5, "projection cost", include_str!("../../migrations/0005_projection_cost.sql")),
     (7, "operator acts", include_str!("../../migrations/0007_operator_acts.sql")),
+    (8, "order totals", include_str!("../../migrations/0008_order_totals.sql")),
 ];
 
 /// Makes the pool.

@@ -184,6 +184,21 @@ pub async fn dead_letters_of_current_epoch(db: &DatabaseConnection) -> Result<Ha
         .collect()
 }
 
+/// How many orders there are, of the statuses that there are any of.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn order_totals(db: &DatabaseConnection) -> Result<HashMap<OrderStatus, i64>, Error> {
+    let sql = "SELECT status, sum(orders)::bigint FROM order_totals GROUP BY status";
+    let rows = db.query_all_raw(Statement::from_string(DbBackend::Postgres, sql)).await.map_err(translate)?;
+    rows.iter()
+        .map(|row| {
+            let status: String = row.try_get_by_index(0).map_err(translate)?;
+            Ok((word(&status)?, row.try_get_by_index(1).map_err(translate)?))
+        })
+        .collect()
+}
+
 /// What a rebuild keeps off sale: the first `most` products and campaigns by id.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ mod acts;
 mod balances;
 mod coupons;
 mod ids;
+pub mod live;
 mod operators;
 mod orders;
 mod payments;

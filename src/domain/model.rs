@@ -163,6 +163,20 @@ pub struct ProductPage {
     pub total: i64,
 }
 
+/// A product and where its units are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShelvedProduct {
+    pub product_id: ProductId,
+    pub name: String,
+    pub category: String,
+    pub price: Won,
+    /// Units on sale, held by PENDING orders, sold by PAID ones, and kept off sale by a rebuild.
+    pub on_sale: i64,
+    pub held: i64,
+    pub sold: i64,
+    pub withheld: i64,
+}
+
 /// A product to create.
 #[derive(Clone, Debug)]
 pub struct NewProduct {

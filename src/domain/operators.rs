@@ -247,31 +247,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Unavailable`] while Redis or Postgres is.
     pub async fn projection(&self) -> Result<ProjectionStatus, Error> {
-        let positions = db::reads::positions(&self.db).await?;
-        let letters = db::reads::dead_letters(&self.db).await?;
-        let now = self.clock.now();
-        let mut partitions = Vec::with_capacity(positions.len());
-        for projected in positions {
-            let here = Partition(projected.partition);
-            let decided = self.store.position(here).await?;
-            let last = projected.stream_id.parse().map_err(Error::Internal)?;
-            let oldest = self.store.outbox_oldest_after(here, last).await?;
-            partitions.push(PartitionStatus {
-                partition: projected.partition,
-                epoch: decided.epoch,
-                decided_seq: decided.seq,
-                projected_seq: projected.seq,
-                lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
-                dead_letters: letters.get(&projected.partition).copied().unwrap_or(0),
-            });
-        }
-        Ok(ProjectionStatus {
-            lag_events: partitions.iter().map(|p| (p.decided_seq - p.projected_seq).max(0)).sum(),
-            lag_seconds: partitions.iter().map(|p| p.lag_seconds).fold(0.0, f64::max),
-            max_backlog: self.durability.max_backlog,
-            dead_letters: letters.values().sum(),
-            partitions,
-        })
+        let projected = self.projected_so_far().await?;
+        self.lag(&projected).await
     }
 
     /// `Ok` when requests can be served; otherwise every reason why not. Postgres being away is none: the API goes on, and

@@ -43,7 +43,7 @@ pub use server::{ServerLimits, serve};
 pub use session::Sessions;
 
 use self::error::{ApiError, Code};
-use crate::{audit::Audit, domain::Engine, projector::Projector};
+use crate::{audit::Auditor, domain::Engine, ops, projector::Projector};
 
 /// Every route.
 pub fn router(parts: Parts) -> Router {
@@ -56,7 +56,7 @@ pub fn router(parts: Parts) -> Router {
         .fallback(not_found)
         .layer(from_fn_with_state(state.engine.clone(), durable::durable))
         // Not under what stands around writes: operators sign in when nothing else goes.
-        .merge(session::router())
+        .merge(ops::router(session::router(), state.sessions.clone()))
         .layer(from_fn_with_state(state.config.time_limits(), edge::edge))
         .with_state(state)
 }
@@ -96,9 +96,11 @@ pub struct Parts {
     /// Has another try at what could not be applied.
     pub projector: Projector,
     /// Recomputes the books.
-    pub audit: Audit,
-    /// Held by the one request that has them recomputed.
-    pub auditing: Arc<tokio::sync::Mutex<()>>,
+    pub auditor: Arc<Auditor>,
+    /// What the dashboard's watchers share.
+    pub feed: Arc<ops::Feed>,
+    /// Which process this is.
+    pub instance: Arc<ops::Instance>,
     /// Limits.
     pub config: HttpConfig,
     /// Cancelled once the process is to end: it is not ready from then on, and replies without an end of their own have one.
@@ -138,6 +140,6 @@ impl FromRef<AppState> for body::Decoding {
     }
 }
 
-async fn not_found() -> ApiError {
+pub(crate) async fn not_found() -> ApiError {
     Code::NotFound.into()
 }

@@ -81,7 +81,7 @@ impl Lanes {
         if self.astray.load(Ordering::Acquire) {
             Box::pin(self.find_servers()).await?;
         }
-        self.current().home(partition).cloned().ok_or_else(|| Error::unavailable("no server has this partition"))
+        self.current().home(partition).cloned().ok_or_else(nowhere)
     }
 
     async fn find_servers(&self) -> Result<(), Error> {
@@ -108,6 +108,11 @@ impl Lanes {
 
     fn current(&self) -> Arc<Topology> {
         self.topology.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A number for the server that `partition` is on, as far as is known now.
+    pub(super) fn server_of(&self, partition: Partition) -> Result<usize, Error> {
+        self.current().place(partition).ok_or_else(nowhere)
     }
 
     /// A connection that leads to `partition`.
@@ -182,6 +187,10 @@ impl Lanes {
             Error::Internal(anyhow::Error::new(error).context("Redis refused a command"))
         }
     }
+}
+
+fn nowhere() -> Error {
+    Error::unavailable("no server has this partition")
 }
 
 /// With what a server says that it can't work now, whatever it was asked: nothing has run. `NOSCRIPT`: forgotten again between

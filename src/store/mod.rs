@@ -7,7 +7,8 @@
 //! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
 //! - [`retire`] lets go what is over and in Postgres;
-//! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit.
+//! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit; [`live`] is what operators
+//!   watch.
 //!
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
 
@@ -17,6 +18,7 @@ mod gather;
 pub mod inspect;
 pub mod keys;
 pub mod lanes;
+pub mod live;
 pub mod merge;
 pub mod outbox;
 pub mod ranking;

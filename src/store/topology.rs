@@ -171,6 +171,11 @@ async fn slot_ranges(
 impl Topology {
     /// The server that `partition` is on.
     pub(super) fn home(&self, partition: Partition) -> Option<&Arc<Node>> {
-        self.nodes.get(*self.homes.get(usize::from(partition.0))?)
+        self.nodes.get(self.place(partition)?)
+    }
+
+    /// A number for it.
+    pub(super) fn place(&self, partition: Partition) -> Option<usize> {
+        self.homes.get(usize::from(partition.0)).copied()
     }
 }

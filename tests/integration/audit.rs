@@ -310,6 +310,11 @@ async fn what_is_wrong_in_postgres_is_named() {
             &["order 999: there is no user 997"],
         ),
         (
+            "UPDATE order_totals SET orders = orders + 1 WHERE status = 'PAID'",
+            "UPDATE order_totals SET orders = orders - 1 WHERE status = 'PAID'",
+            &["partition 0: 2 orders PAID, and 1 are there"],
+        ),
+        (
             "INSERT INTO dead_letters (partition, stream_id, epoch, seq, reason, fields) VALUES (0, '1-1', 1, 1, 'tested', '{}')",
             "DELETE FROM dead_letters",
             &["partition 0, entry 1-1: tested"],

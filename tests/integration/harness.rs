@@ -186,16 +186,7 @@ impl World {
         let app = open(&options, &redis_url, &postgres_url(&database), clock.clone()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
-        let http = HttpConfig {
-            bind_addr: address,
-            operators: options.operators.clone(),
-            request_timeout_ms: options.request_timeout.as_millis() as u64,
-            body_limit_bytes: options.body_limit,
-            max_connections: 4096,
-            header_timeout_ms: 300_000,
-            drain_seconds: 300,
-            drain_delay_seconds: Some(0),
-        };
+        let http = http_config(&options, address);
         if options.project {
             app.project();
         }
@@ -226,6 +217,11 @@ impl World {
             others: Vec::new(),
             _dir: dir,
         }
+    }
+
+    /// How this world's API is served.
+    pub fn http_config(&self) -> HttpConfig {
+        http_config(&self.options, self.base.trim_start_matches("http://").parse().unwrap())
     }
 
     /// A request; `key` is its Idempotency-Key.
@@ -386,6 +382,20 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
         gateway: options.gateway.clone(),
         durability: options.durability.clone(),
         retention: options.retention.clone(),
+    }
+}
+
+/// What these options say of the API.
+fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
+    HttpConfig {
+        bind_addr: address,
+        operators: options.operators.clone(),
+        request_timeout_ms: options.request_timeout.as_millis() as u64,
+        body_limit_bytes: options.body_limit,
+        max_connections: 4096,
+        header_timeout_ms: 300_000,
+        drain_seconds: 300,
+        drain_delay_seconds: Some(0),
     }
 }
 

@@ -43,6 +43,7 @@ mod harness;
 mod instances;
 mod large;
 mod model;
+mod ops_feed;
 mod ops_session;
 mod partitions;
 mod projector;

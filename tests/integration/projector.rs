@@ -55,6 +55,7 @@ async fn tables(db: &DatabaseConnection) -> BTreeMap<&'static str, Vec<String>> 
         "campaigns",
         "dead_letters",
         "order_lines",
+        "order_totals",
         "orders",
         "payments",
         "products",
@@ -704,7 +705,7 @@ async fn the_lag_is_counted_while_nothing_is_projected() {
 /// A service on a Postgres of its own, which may be killed. Its patience with Postgres is short.
 pub struct Shop {
     pub app: App,
-    base: String,
+    pub base: String,
     client: reqwest::Client,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,

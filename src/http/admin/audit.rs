@@ -7,7 +7,6 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     audit::{Check, Position, Report},
-    domain::Error,
     http::{AppState, openapi::documented_errors, reply::Found},
 };
 
@@ -86,27 +85,12 @@ documented_errors! { AuditErrors {
     responses((status = 200, description = "감사 완료", body = AuditResponse), AuditErrors)
 )]
 async fn audit(State(app): State<AppState>) -> Found<AuditResponse> {
-    // Each looks at everything there is.
-    let Ok(one) = app.auditing.clone().try_lock_owned() else { return Err(Error::InProgress.into()) };
-    let audit = app.audit.clone();
-    // On a thread of its own: it is long, and its future is not one that may move between threads.
-    let audited = tokio::task::spawn_blocking(move || {
-        let _one = one;
-        tokio::runtime::Handle::current().block_on(audit.run())
-    });
-    let audited = audited.await.map_err(|error| Error::Internal(error.into()))?;
-    let Report { balanced, checks, positions, at, seconds, .. } = audited.map_err(|error| {
-        tracing::warn!(%error, "the audit could not be finished");
-        Error::unavailable("the audit could not be finished")
-    })?;
-    if !balanced {
-        let wrong: Vec<&Check> = checks.iter().filter(|check| !check.ok).collect();
-        tracing::error!(?wrong, "the books do not balance");
-    }
+    let finished = app.auditor.run().await?;
+    let Report { balanced, checks, positions, at, seconds, .. } = &finished.report;
     Ok(Json(AuditResponse {
-        balanced,
-        checks: checks.into_iter().map(CheckResponse::from).collect(),
-        partitions: positions.into_iter().map(AuditedPartitionResponse::from).collect(),
+        balanced: *balanced,
+        checks: checks.iter().cloned().map(CheckResponse::from).collect(),
+        partitions: positions.iter().copied().map(AuditedPartitionResponse::from).collect(),
         seconds: (seconds * 1000.0).round() / 1000.0,
         audited_at: at.local(app.engine.zone()),
     }))
