@@ -155,3 +155,30 @@ async fn feed(State(app): State<AppState>) -> Result<Response, ApiError> {
     ];
     Ok((headers, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_watcher_sees_the_latest_and_nothing_twice() {
+        let feed = Feed::default();
+        let seat = feed.seats.clone().try_acquire_owned().unwrap();
+        let mut snapshots = Box::pin(Watcher { latest: feed.latest.subscribe(), _seat: seat }.snapshots());
+        for n in 0..5 {
+            feed.latest.send_replace(Some(event(format!("{{\"n\":{n}}}").as_bytes())));
+        }
+        assert_eq!(snapshots.next().await.unwrap(), "event: snapshot\ndata: {\"n\":4}\n\n");
+        assert!(snapshots.next().now_or_never().is_none());
+        // Between two readers there is nothing to see.
+        feed.latest.send_replace(None);
+        assert!(snapshots.next().now_or_never().is_none());
+        feed.latest.send_replace(Some(event(b"{}")));
+        assert_eq!(snapshots.next().await.unwrap(), "event: snapshot\ndata: {}\n\n");
+        drop(snapshots);
+        assert_eq!((feed.seats.available_permits(), feed.latest.receiver_count()), (SEATS, 0));
+    }
+}

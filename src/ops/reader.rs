@@ -119,8 +119,9 @@ impl Reader {
     fn begin(&mut self) {
         let engine = self.engine.clone();
         self.postgres.begin(async move {
-            let projected = Arc::new(engine.projected_so_far().await?);
-            Ok(Remembered { projected, orders: engine.order_totals().await? })
+            // In this order, so that the position is never before what is shown to be there.
+            let orders = engine.order_totals().await?;
+            Ok(Remembered { orders, projected: Arc::new(engine.projected_so_far().await?) })
         });
         let engine = self.engine.clone();
         self.campaigns.begin(async move { engine.campaigns_lately(CLOSED_FOR_MS).await });
