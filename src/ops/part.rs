@@ -15,8 +15,10 @@ const BRIEFLY: Duration = Duration::from_millis(20);
 const FRESH: Duration = Duration::from_secs(3);
 /// When a reading is given up.
 const LONGEST: Duration = Duration::from_secs(10);
-/// A part is read for no more than so much of the time: one in this.
+/// A part is read for no more than so much of the time: one in this; but it rests no longer than this. (It may have been slow
+/// for once.)
 const EASE: u32 = 10;
+const LONGEST_REST: Duration = Duration::from_secs(5);
 
 /// What is read, and how that goes.
 pub struct Part<T> {
@@ -56,7 +58,7 @@ impl<T: Send + 'static> Part<T> {
             self.reading = Some((began, reading));
             return None;
         };
-        let rests = began + began.elapsed() * EASE;
+        let rests = (began + began.elapsed() * EASE).min(Instant::now() + LONGEST_REST);
         self.rests = Some(rests);
         match read.unwrap_or_else(|error| Err(Error::Internal(error.into()))) {
             Ok(read) => {
@@ -173,7 +175,7 @@ mod tests {
         part.reading.as_mut().unwrap().0 -= Duration::from_secs(5);
         assert_eq!(part.settle(Instant::now()).await, Some(&1));
         part.begin(async { Ok(2) });
-        assert!(part.reading.is_none(), "it was slow");
+        assert!(part.reading.is_none() && part.rests.unwrap() <= Instant::now() + LONGEST_REST, "it was slow");
         assert_eq!(part.get(), Some(&1), "shown until the next reading");
         part.rests = Some(Instant::now());
         part.begin(async { Ok(3) });
