@@ -1,9 +1,12 @@
 //! The same service on a Redis Cluster of three nodes: each partition on the node that owns its slot.
 
 use firstcome::dev::{self, RedisServer, ScratchDir};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::{Options, World, fresh_database, raw_redis, until};
+use crate::{
+    harness::{Options, World, fresh_database, raw_redis, until},
+    ops_feed::Watch,
+};
 
 /// Three nodes that know each other, with a third of the slots each.
 async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
@@ -72,6 +75,12 @@ async fn everything_works_on_a_redis_cluster() {
     let popular = world.get("/api/v1/products/popular?sortBy=TODAY&limit=100").await.ok();
     assert_eq!(popular.as_array().unwrap().len(), 8);
     assert!(popular.as_array().unwrap().iter().all(|product| product["salesCount"] == 2));
+    // Who watches sees all of it, of every node.
+    let whole = |seen: &Value| seen["products"].as_array().is_some_and(|products| products.len() == 8);
+    let seen = Watch::open(&world.base).await.until("all products", whole).await;
+    assert_eq!((&seen["redis"]["servers"], seen["rankings"]["TODAY"].as_array().unwrap().len()), (&json!(3), 8));
+    let held: i64 = seen["products"].as_array().unwrap().iter().map(|product| product["held"].as_i64().unwrap()).sum();
+    assert_eq!(held, 16);
     // Every node has some of it.
     for node in std::iter::once(&world.redis).chain(&world.others) {
         let keys: i64 = redis::cmd("DBSIZE").query_async(&mut raw_redis(&node.url()).await).await.unwrap();

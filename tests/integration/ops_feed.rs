@@ -26,13 +26,13 @@ fn signed_in(request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
 }
 
 /// One who watches.
-struct Watch {
+pub struct Watch {
     response: reqwest::Response,
     read: Vec<u8>,
 }
 
 impl Watch {
-    async fn open(base: &str) -> Watch {
+    pub async fn open(base: &str) -> Watch {
         // A connection of its own, as browsers have it.
         let response = signed_in(client().get(format!("{base}/ops/feed"))).send().await.unwrap();
         assert_eq!(response.status(), 200);
@@ -66,7 +66,7 @@ impl Watch {
     }
 
     /// The first snapshot that is as it should be.
-    async fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub async fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let mut seen = Value::Null;
         for _ in 0..LOOKS {
             seen = self.next().await.unwrap();
