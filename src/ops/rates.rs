@@ -39,9 +39,12 @@ impl Rate {
     }
 }
 
+/// Positions by ranking and product.
+type Positions = HashMap<(RankingScope, ProductId), i64>;
+
 /// Where products were in the rankings.
 #[derive(Default)]
-pub struct Places(VecDeque<(Instant, HashMap<(RankingScope, ProductId), i64>)>);
+pub struct Places(VecDeque<(Instant, Positions)>);
 
 impl Places {
     /// Takes note of the rankings, from time to time.
