@@ -65,7 +65,8 @@ impl App {
             keep,
             allow_unsafe_redis: redis.allow_unsafe_redis,
         };
-        rebuild.run_if_needed().await?;
+        // Large, and seldom needed.
+        Box::pin(rebuild.run_if_needed()).await?;
         let store = startup::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);

@@ -217,7 +217,9 @@ async fn open(
     projector: &ProjectorConfig,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<App>> {
-    let opened = stop.run_until_cancelled(App::open(engine, projector, Clock::system())).await.transpose()?;
+    // Boxed: it is large, and all that waits for it would be.
+    let opening = Box::pin(App::open(engine, projector, Clock::system()));
+    let opened = stop.run_until_cancelled(opening).await.transpose()?;
     Ok(opened.map(|app| app.until(stop.clone())))
 }
 

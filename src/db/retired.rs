@@ -122,8 +122,7 @@ pub async fn ended(db: &DatabaseConnection, partition: u16, order: OrderId) -> R
     let query = sqlx::query_as(
         "SELECT status, coalesce(close_reason = 'REFUNDED', false) FROM orders WHERE id = $1 AND status <> 'PENDING'",
     );
-    let ended: Option<(String, bool)> =
-        query.bind(order.get()).fetch_optional(pool).await.map_err(untranslated)?;
+    let ended: Option<(String, bool)> = query.bind(order.get()).fetch_optional(pool).await.map_err(untranslated)?;
     let query = sqlx::query_scalar("SELECT state FROM stock_holds WHERE partition = $1 AND order_id = $2");
     let hold = query.bind(i32::from(partition)).bind(order.get()).fetch_optional(pool).await.map_err(untranslated)?;
     Ok((ended.and_then(|(status, refunded)| Some((status.parse().ok()?, refunded))), hold))

@@ -1,6 +1,6 @@
 //! The stream that the page listens to: `GET /ops/feed`, server-sent events, a `snapshot` a second.
 //!
-//! However many watch, one reader reads, and only while somebody watches. Each watcher is sent the latest snapshot whenever it
+//! For who has a session, and as long as that is open. However many watch, one reader reads, and only while somebody watches. Each watcher is sent the latest snapshot whenever it
 //! has taken the one before; what it is too slow for it never sees, and nothing is kept for it.
 
 use std::{
@@ -15,8 +15,8 @@ use axum::{
     body::{Body, Bytes},
     extract::State,
     http::{
-        HeaderName, HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_TYPE},
+        HeaderMap, HeaderName, HeaderValue,
+        header::{CACHE_CONTROL, CONTENT_TYPE, COOKIE},
     },
     response::{IntoResponse, Response},
     routing::get,
@@ -138,13 +138,20 @@ pub fn router() -> Router<AppState> {
     Router::new().route("/ops/feed", get(feed))
 }
 
-async fn feed(State(app): State<AppState>) -> Result<Response, ApiError> {
+async fn feed(State(app): State<AppState>, headers: HeaderMap) -> Result<Response, ApiError> {
     if app.stopping.is_cancelled() {
         return Err(Code::Unavailable.into());
     }
     let reader = || Reader::new(app.engine.clone(), app.auditor.clone(), app.instance.clone());
     let watcher = app.feed.watch(reader, &app.stopping).ok_or(Code::Unavailable)?;
     let events = stream::once(ready(Bytes::from_static(RETRY.as_bytes()))).chain(watcher.snapshots());
+    // For as long as the session is open: it may be signed out of, and expires.
+    let mut cookies = HeaderMap::new();
+    for cookie in headers.get_all(COOKIE) {
+        cookies.append(COOKIE, cookie.clone());
+    }
+    let sessions = app.sessions.clone();
+    let events = events.take_while(move |_| ready(sessions.session(&cookies).is_some()));
     // At once, so that it holds up nobody's leaving.
     let events = events.take_until(app.stopping.clone().cancelled_owned());
     let headers = [

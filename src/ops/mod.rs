@@ -14,7 +14,7 @@ mod sales;
 mod snapshot;
 mod traffic;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -30,7 +30,7 @@ use axum::{
 pub use self::{feed::Feed, snapshot::Instance};
 use crate::{
     domain::Millis,
-    http::{AppState, auth, not_found},
+    http::{AppState, Sessions, not_found, session::session_only},
 };
 
 /// The page may show and ask for what this service sends, and nothing else; nobody may show it in a frame.
@@ -47,19 +47,22 @@ const GUARDS: [(HeaderName, HeaderValue); 4] = [
     (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
 ];
 
-/// Everything under `/ops` but the session. The page and its files are for everybody: they say nothing.
-pub fn router(token: Option<auth::AdminToken>) -> Router<AppState> {
+/// Everything under `/ops`, the routes of the `session` included. The page and its files are for everybody: they say nothing.
+pub fn router(session: Router<AppState>, sessions: Arc<Sessions>) -> Router<AppState> {
     Router::new()
         .route("/ops", get(assets::page))
         .route("/ops/", get(assets::page))
         .route("/ops/assets/{file}", get(assets::file))
-        .merge(feed::router().layer(from_fn_with_state(token, auth::operators_only)))
+        .merge(feed::router().layer(from_fn_with_state(sessions, session_only)))
+        .merge(session)
         .route("/ops/{*rest}", any(not_found))
         .layer(map_response(guarded))
 }
 
 async fn guarded(mut response: Response) -> Response {
-    response.headers_mut().extend(GUARDS);
+    for (name, value) in GUARDS {
+        response.headers_mut().insert(name, value);
+    }
     response
 }
 

@@ -1,13 +1,12 @@
 //! The dashboard's server side: the page's files, and the live feed, which shows the truth to the unit, whatever is away.
 
-use std::{sync::Arc, time::Instant};
+use std::time::{Duration, Instant};
 
 use firstcome::db;
 use futures_util::future::join_all;
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     api_kit::{after, fields, now},
@@ -20,9 +19,16 @@ const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-
 /// More looks than it takes on any machine for something to be seen.
 const LOOKS: usize = 300;
 
-/// A request that is let in to the feed.
-fn signed_in(request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
-    request.bearer_auth(ADMIN)
+/// The cookie of a new session.
+async fn sign_in(base: &str) -> String {
+    let reply = harness::read(client().post(format!("{base}/ops/session")).json(&json!({"token": ADMIN}))).await;
+    assert_eq!(reply.status, 204, "{}", reply.text);
+    reply.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned()
+}
+
+/// A request for the feed, on a connection of its own, as browsers have it.
+fn asked(base: &str, cookie: &str) -> reqwest::RequestBuilder {
+    client().get(format!("{base}/ops/feed")).header("cookie", cookie)
 }
 
 /// One who watches.
@@ -33,8 +39,11 @@ pub struct Watch {
 
 impl Watch {
     pub async fn open(base: &str) -> Watch {
-        // A connection of its own, as browsers have it.
-        let response = signed_in(client().get(format!("{base}/ops/feed"))).send().await.unwrap();
+        Watch::with(base, &sign_in(base).await).await
+    }
+
+    async fn with(base: &str, cookie: &str) -> Watch {
+        let response = asked(base, cookie).send().await.unwrap();
         assert_eq!(response.status(), 200);
         Watch { response, read: Vec::new() }
     }
@@ -161,6 +170,32 @@ async fn nobody_watches_without_a_session() {
     let reply = plain(&world, Method::GET, "/ops/feed", None).await;
     reply.refused(401, "UNAUTHORIZED");
     guarded(&reply.headers);
+    // A token is for programs, and a page that keeps none has none to send.
+    let with_token = world.client.get(format!("{}/ops/feed", world.base)).bearer_auth(ADMIN);
+    harness::read(with_token).await.refused(401, "UNAUTHORIZED");
+    harness::read(asked(&world.base, "firstcome_ops=admin.9999999999999.00.00")).await.refused(401, "UNAUTHORIZED");
+    guarded(&plain(&world, Method::GET, "/ops/session", None).await.headers);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_stream_ends_with_the_session() {
+    let world = World::start().await;
+    let (ours, theirs) = (sign_in(&world.base).await, sign_in(&world.base).await);
+    let mut signed_out = Watch::with(&world.base, &ours).await;
+    let mut expires = Watch::with(&world.base, &theirs).await;
+    for watch in [&mut signed_out, &mut expires] {
+        watch.next().await.unwrap();
+    }
+    let out = world.client.delete(format!("{}/ops/session", world.base)).header("cookie", &ours);
+    assert_eq!(harness::read(out).await.status, 204);
+    while signed_out.block().await.is_some() {}
+    expires.next().await.unwrap();
+    world.clock.advance(8 * 3_600_000);
+    while expires.block().await.is_some() {}
+    for cookie in [&ours, &theirs] {
+        harness::read(asked(&world.base, cookie)).await.refused(401, "UNAUTHORIZED");
+    }
     world.finish().await;
 }
 
@@ -388,18 +423,14 @@ async fn watchers_share_one_reader_which_ends_with_the_last() {
 #[tokio::test]
 async fn there_are_a_hundred_seats() {
     let world = World::start().await;
-    let mut seats = join_all((0..100).map(|_| Watch::open(&world.base))).await;
-    let full = async || harness::read(signed_in(client().get(format!("{}/ops/feed", world.base)))).await;
-    let turned_away = full().await;
+    let cookie = sign_in(&world.base).await;
+    let mut seats = join_all((0..100).map(|_| Watch::with(&world.base, &cookie))).await;
+    let turned_away = harness::read(asked(&world.base, &cookie)).await;
     turned_away.refused(503, "SERVICE_UNAVAILABLE");
     assert!(turned_away.headers.contains_key("retry-after"));
     seats.pop();
-    let seats = Arc::new(seats);
-    until("a seat is free", async || {
-        let request = signed_in(client().get(format!("{}/ops/feed", world.base)));
-        (request.send().await.unwrap().status() == 200).then_some(())
-    })
-    .await;
+    let free = async || (asked(&world.base, &cookie).send().await.unwrap().status() == 200).then_some(());
+    until("a seat is free", free).await;
     drop(seats);
     world.finish().await;
 }
@@ -409,24 +440,22 @@ async fn a_stop_ends_the_stream() {
     let world = World::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    let (stop, http) = (CancellationToken::new(), world.http_config());
-    let serving = world.app.serve(listener, &http, stop.clone());
+    let http = world.http_config();
+    let serving = world.app.serve(listener, &http);
     let watching = async {
-        let mut watch = Watch::open(&base).await;
+        let cookie = sign_in(&base).await;
+        let mut watch = Watch::with(&base, &cookie).await;
         watch.next().await.unwrap();
-        stop.cancel();
+        world.app.stopping.cancel();
         while watch.block().await.is_some() {}
+        cookie
     };
     // The drain may take minutes: that it ends is because the stream does.
-    let ((), served) =
-        tokio::time::timeout(std::time::Duration::from_secs(200), async { tokio::join!(watching, serving) })
-            .await
-            .expect("the stream holds up the stop");
-    served.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(200), async { tokio::join!(watching, serving) }).await;
+    let (cookie, served) = ended.expect("the stream holds up the stop");
+    assert_eq!(served.unwrap(), 0, "something was cut");
     // Who comes while it stops is turned away.
-    harness::read(signed_in(world.client.get(format!("{}/ops/feed", world.base))))
-        .await
-        .refused(503, "SERVICE_UNAVAILABLE");
+    harness::read(asked(&world.base, &cookie)).await.refused(503, "SERVICE_UNAVAILABLE");
     world.finish().await;
 }
 
