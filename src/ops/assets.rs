@@ -20,6 +20,7 @@ const PAGE: &str = "index.html";
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
+const PICTURE: &str = "image/svg+xml";
 const STYLE: &str = "text/css; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -41,12 +42,26 @@ macro_rules! assets {
 }
 
 assets! {
-    "index.html": HTML,
-    "app.js": SCRIPT,
+    "acts.js": SCRIPT,
+    "api.js": SCRIPT,
     "app.css": STYLE,
-    "uplot.min.js": SCRIPT,
-    "uplot.min.css": STYLE,
+    "app.js": SCRIPT,
+    "charts.js": SCRIPT,
+    "dialogs.js": SCRIPT,
+    "dom.js": SCRIPT,
+    "early.js": SCRIPT,
+    "engine.js": SCRIPT,
+    "feed.js": SCRIPT,
+    "i18n.js": SCRIPT,
+    "icon.svg": PICTURE,
+    "index.html": HTML,
+    "sale.js": SCRIPT,
+    "status.js": SCRIPT,
+    "stories.js": SCRIPT,
     "uplot.LICENSE": TEXT,
+    "uplot.min.css": STYLE,
+    "uplot.min.js": SCRIPT,
+    "words.js": SCRIPT,
 }
 
 impl Asset {
@@ -108,7 +123,7 @@ mod tests {
                 "html" => HTML,
                 "js" => SCRIPT,
                 "css" => STYLE,
-                "svg" => "image/svg+xml",
+                "svg" => PICTURE,
                 _ => TEXT,
             };
             assert_eq!(*content_type, expected, "{name}");
