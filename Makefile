@@ -1,7 +1,7 @@
 # What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large fuzz chaos load-test bench lint
+.PHONY: help install run test test-fetched test-large test-web fuzz chaos load-test bench lint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -24,6 +24,9 @@ test-fetched: ## the same on the newest servers (Valkey 9, PostgreSQL 18), fetch
 
 test-large: install ## rebuild and audit of a million users and 200,000 orders
 	LARGE_USERS=1000000 LARGE_ORDERS=200000 cargo test --locked --test integration -- large:: --nocapture
+
+test-web: ## the dashboard in a real headless Chromium; screenshots in target/web/ (ARGS='-k rush' for some)
+	@scripts/test-web $(ARGS)
 
 fuzz: install ## the running service against its own OpenAPI document, and every decoder, under fuzzers (see scripts/fuzz)
 	@scripts/fuzz

@@ -1,0 +1,182 @@
+"""The program under test on servers of its own, and the people who use it over HTTP: customers, and an operator by token."""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+# For a machine that stalls: nothing here takes nearly as long.
+PATIENCE_S = 120
+
+# Settings of the service that are handed on to it.
+HANDED_ON = ("TMPDIR", "REDIS_SERVER_BIN", "POSTGRES_BIN_DIR", "FIRSTCOME_CACHE_DIR", "RUST_LOG")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Shop:
+    """`firstcome dev` on a port and a directory that stay the same when it is started again."""
+
+    def __init__(self, directory):
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.token = secrets.token_hex(16)
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        environment = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
+        environment |= {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "FIRSTCOME_DIR": str(self.directory / "data"),
+            "BIND_ADDR": f"127.0.0.1:{self.port}",
+            "ADMIN_TOKEN": self.token,
+            # All customers come from one address here.
+            "RATE_LIMIT_CLIENT_PER_SECOND": "0",
+            "RATE_LIMIT_USER_PER_SECOND": "0",
+        }
+        self.log = self.directory / "log"
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [os.environ["FIRSTCOME_BIN"], "dev"], env=environment, stdout=subprocess.DEVNULL, stderr=log
+            )
+        deadline = time.monotonic() + PATIENCE_S
+        while self.status("GET", "/readyz")[0] != 200:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                tail = self.log.read_text(errors="replace")[-4000:].replace(self.token, "(token)")
+                self.stop()
+                raise RuntimeError(f"the service does not start: {tail}")
+            # Bounded by the deadline; there is nothing to wait on that says when a port is listened on.
+            time.sleep(0.1)
+
+    def stop(self):
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    # --- over HTTP ---------------------------------------------------------------------------------
+
+    def status(self, method, path, body=None, headers=None):
+        """`(status, answer)`; status 0 where nobody answers."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json", **(headers or {})}
+        request = urllib.request.Request(self.base + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+                return response.status, read(response)
+        except urllib.error.HTTPError as refused:
+            return refused.code, read(refused)
+        except (urllib.error.URLError, OSError):
+            return 0, None
+
+    def admin(self, method, path, body=None):
+        """The operators' API by the token; what it answers is a success."""
+        status, answer = self.status(method, f"/admin/v1{path}", body, {"authorization": f"Bearer {self.token}"})
+        if not 200 <= status < 300:
+            raise AssertionError(f"{method} {path}: {status} {answer}")
+        return answer
+
+    def users(self, count, balance=0):
+        first = self.admin("POST", "/users/bulk", {"count": count, "balance": balance, "namePrefix": "web-"})["firstUserId"]
+        return list(range(first, first + count))
+
+    def campaign(self, code, total, opens_in_hours=None):
+        body = {"couponCode": code, "discountType": "FIXED", "discountAmount": 1000, "totalQuantity": total, "expiredAt": in_hours(24 * 30)}
+        if opens_in_hours is not None:
+            body["opensAt"] = in_hours(opens_in_hours)
+        return self.admin("POST", "/coupons", body)["couponId"]
+
+    def product(self, name, price, stock):
+        return self.admin("POST", "/products", {"productName": name, "price": price, "stockQuantity": stock, "category": "SHOES"})["productId"]
+
+    def take(self, coupon, user):
+        return self.status("POST", "/api/v1/coupons/issue", {"couponId": coupon, "userId": user})
+
+    def rush(self, coupon, users):
+        """Everyone at once; how many got one."""
+        with concurrent.futures.ThreadPoolExecutor(16) as crowd:
+            answers = list(crowd.map(lambda user: self.take(coupon, user), users))
+        wrong = [answer for answer in answers if answer[0] not in (200, 409)]
+        if wrong:
+            raise AssertionError(f"neither a coupon nor that there are none: {wrong[:3]}")
+        return sum(status == 200 for status, _ in answers)
+
+    @contextlib.contextmanager
+    def customers(self, act, count=2):
+        """So many customers, who do `act()` over and over for as long as the block lasts."""
+        over = threading.Event()
+
+        def customer():
+            while not over.is_set():
+                act()
+
+        with concurrent.futures.ThreadPoolExecutor(count) as crowd:
+            running = [crowd.submit(customer) for _ in range(count)]
+            try:
+                yield
+            finally:
+                over.set()
+            for each in running:
+                each.result()
+
+    def order(self, user, product, units=1):
+        status, order = self.status("POST", "/api/v1/orders", {"userId": user, "orderProducts": [{"productId": product, "quantity": units}]})
+        if status != 200:
+            raise AssertionError(f"order: {status} {order}")
+        return order
+
+    def pay(self, user, order):
+        body = {"orderId": order["orderId"], "userId": user, "paymentType": "CARD", "amount": order["finalPrice"]}
+        status, paid = self.status("POST", "/api/v1/payments", body)
+        if status != 200:
+            raise AssertionError(f"payment: {status} {paid}")
+
+    def cancel(self, user, order):
+        status, cancelled = self.status("POST", f"/api/v1/orders/{order['orderId']}/cancel", {"userId": user})
+        if status != 200:
+            raise AssertionError(f"cancel: {status} {cancelled}")
+
+    def orders(self, status):
+        """How many there are, by the operators' API."""
+        return self.admin("GET", f"/orders?status={status}&size=1")["totalElements"]
+
+
+def read(response):
+    text = response.read()
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text.decode(errors="replace")
+
+
+def in_hours(hours):
+    """Local time of the shop, which is Seoul's by default."""
+    return (datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def number(text):
+    """The number that a text of the page begins with."""
+    return int(re.match(r"\D*(\d[\d,]*)", text).group(1).replace(",", ""))
