@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     binary::{Running, Servers, get, post, program, put, run},
     fake_gateway::{Behaviour, FakeGateway},
-    harness::{self, until},
+    harness::{self, Options, World, until},
 };
 
 async fn migrated() -> Servers {
@@ -218,6 +219,58 @@ async fn a_start_that_waits_can_be_stopped() {
     postgres.close().await.unwrap();
     servers.redis.resume().unwrap();
     servers.end().await;
+}
+
+/// What is decided while it stops is for those who go on: it would never end if it waited for an empty outbox.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_what_others_decide() {
+    for partitions in [1, 2] {
+        // One decision in a transaction: nobody who carries them catches up with those who decide.
+        let world = World::with(Options { partitions, batch: 1, ..Options::default() }).await;
+        let users = [world.user(0).await, world.user(0).await];
+        let stop = CancellationToken::new();
+        let charging = (0..32).map(|nth: usize| {
+            let (client, stop) = (world.client.clone(), stop.clone());
+            let url = format!("{}/api/v1/balances/{}", world.base, users[nth % 2]);
+            tokio::spawn(async move {
+                let mut charged = 0;
+                while !stop.is_cancelled() {
+                    harness::read(client.put(&url).json(&json!({"amount": 1}))).await.ok();
+                    charged += 1;
+                }
+                charged
+            })
+        });
+        let charging: Vec<_> = charging.collect();
+        until("PostgreSQL is behind", async || (world.store.backlog() > 200).then_some(())).await;
+        let carrying = world.app.projector.carry_decided();
+        tokio::time::timeout(Duration::from_secs(300), carrying).await.expect("it waits for others").unwrap();
+        let carried: i64 = sqlx::query_scalar("SELECT sum(balance)::bigint FROM users")
+            .fetch_one(world.db.get_postgres_connection_pool())
+            .await
+            .unwrap();
+        assert!(carried >= 190, "what was decided before is there: {carried}");
+        stop.cancel();
+        let mut charged = 0;
+        for one in charging {
+            charged += one.await.unwrap();
+        }
+        assert!(charged >= carried);
+        world.finish().await;
+    }
+}
+
+/// An outbox that lacks what was decided is not a drained one.
+#[tokio::test]
+async fn a_stop_tells_that_decisions_are_missing() {
+    let world = World::start().await;
+    let user = world.user(0).await;
+    world.drain().await;
+    world.put_charge(user, 1).await.ok();
+    let _: i64 = redis::cmd("DEL").arg("{p0}:outbox").query_async(&mut world.raw().await).await.unwrap();
+    let error = world.app.projector.carry_decided().await.unwrap_err().to_string();
+    assert!(error.contains("does not have all that was decided"), "{error}");
+    world.end_in_disorder().await;
 }
 
 #[tokio::test]
