@@ -12,7 +12,11 @@ use crate::{
     db,
     domain::{ActLog, Clock, Engine, startup},
     gateway::{self, Gateways},
-    http::{self, Operators, Parts, Sessions, server},
+    http::{
+        self, AppState, Operators, Parts, Sessions,
+        limits::{Limits, Side},
+        server,
+    },
     ops::Instance,
     projector::Projector,
     rebuild::Rebuild,
@@ -21,6 +25,8 @@ use crate::{
 
 /// How long a stop waits for the log of operators' acts to be written.
 const ACTS_PATIENCE: Duration = Duration::from_secs(3);
+/// Connections to the operators' own listener, where there is one.
+const OPERATORS_CONNECTIONS: usize = 1024;
 
 /// A process's parts, connected.
 pub struct App {
@@ -115,9 +121,15 @@ impl App {
     /// # Errors
     /// The operators' tokens are not what they should be.
     pub fn router(&self, http: &HttpConfig) -> anyhow::Result<axum::Router> {
+        Ok(http::router(self.state(http)?, Side::Both, &http.browsers))
+    }
+
+    fn state(&self, http: &HttpConfig) -> anyhow::Result<AppState> {
         let operators = Operators::new(&http.operators)?;
         let sessions = Sessions::new(operators, self.engine.clock().clone(), http.operators.ops_cookie_secure);
-        Ok(http::router(Parts {
+        let limits = Arc::new(Limits::new(&http.limits));
+        limits.keep_tidy(&self.background, &self.stop_background);
+        Ok(AppState::from(Parts {
             engine: self.engine.clone(),
             projector: self.projector.clone(),
             auditor: Arc::new(Auditor::new(self.audit())),
@@ -127,9 +139,11 @@ impl App {
             instance: Arc::new(Instance::new(http.bind_addr, self.engine.clock().now())),
             config: http::HttpConfig {
                 body_limit: http.body_limit_bytes as usize,
+                body_timeout: http.limits.body_timeout(),
                 request_timeout: Duration::from_millis(http.request_timeout_ms),
                 ..http::HttpConfig::default()
             },
+            limits,
             stopping: self.stopping.clone(),
         }))
     }
@@ -140,19 +154,50 @@ impl App {
     }
 
     /// Serves until it is told to stop and everybody had time to notice, then finishes the requests that have begun. Returns
-    /// how many of them had to be cut.
+    /// how many of them had to be cut. With a listener for the operators, what is theirs is served there alone, and until the
+    /// last customer is served.
     ///
     /// # Errors
-    /// The listener fails.
-    pub async fn serve(&self, listener: TcpListener, http: &HttpConfig) -> anyhow::Result<usize> {
+    /// A listener fails, or the operators' tokens are not what they should be.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        operators: Option<TcpListener>,
+        http: &HttpConfig,
+    ) -> anyhow::Result<usize> {
         let limits = server::ServerLimits {
             max_connections: http.max_connections as usize,
+            max_connections_per_client: http.limits.max_connections_per_client as usize,
+            proxies: http.limits.trusted_proxies.clone(),
             header_read_timeout: Duration::from_millis(http.header_timeout_ms),
+            write_timeout: http.limits.write_timeout(),
             drain_delay: http.drain_delay(),
             drain: http.drain_requests(),
             ..server::ServerLimits::default()
         };
-        Ok(server::serve(listener, self.router(http)?, limits, self.stopping.clone()).await?)
+        let (state, stopping) = (self.state(http)?, self.stopping.clone());
+        let Some(operators) = operators else {
+            let everything = http::router(state, Side::Both, &http.browsers);
+            return Ok(server::serve(listener, everything, limits, stopping).await?);
+        };
+        let public = http::router(state.clone(), Side::Public, &http.browsers);
+        let theirs = http::router(state, Side::Operators, &http.browsers);
+        let few = server::ServerLimits {
+            max_connections: OPERATORS_CONNECTIONS,
+            max_connections_per_client: 0,
+            drain_delay: Duration::ZERO,
+            // Half of what is left then: the rest is the outbox's.
+            drain: (http.drain() - http.drain_requests()) / 2,
+            ..limits.clone()
+        };
+        let served = CancellationToken::new();
+        let last = served.clone().drop_guard();
+        let public = async move {
+            let _last = last;
+            server::serve(listener, public, limits, stopping).await
+        };
+        let (cut, cut_of_operators) = tokio::try_join!(public, server::serve(operators, theirs, few, served))?;
+        Ok(cut + cut_of_operators)
     }
 
     /// Ends the background work; the last requests must have been answered before. With `drain`, what was decided until now

@@ -2,10 +2,13 @@
 //!
 //! Secrets are [`Secret`]s, which print as `***`.
 
+mod edge;
+
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use clap::{Args, ValueEnum};
 
+pub use self::edge::{BrowserConfig, CorsOrigins, LimitsConfig, TrustedProxies};
 use crate::{
     domain::{
         sold_out::LONGEST_LEASE_MS,
@@ -241,6 +244,9 @@ pub struct HttpConfig {
     /// The address to serve on
     #[arg(long, env = "BIND_ADDR", default_value = "127.0.0.1:8080")]
     pub bind_addr: SocketAddr,
+    /// A second address that serves health, metrics, /ops and /admin; the first then has no /metrics, /ops and /admin
+    #[arg(long, env = "OPS_BIND_ADDR")]
+    pub ops_bind_addr: Option<SocketAddr>,
     #[command(flatten)]
     pub operators: OperatorsConfig,
     /// Milliseconds for one request before it is answered 503
@@ -263,6 +269,10 @@ pub struct HttpConfig {
     /// balancer in front of it needs to notice, and at most half of them [default: 3; dev: 0]
     #[arg(long, env = "DRAIN_DELAY_SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub drain_delay_seconds: Option<u64>,
+    #[command(flatten)]
+    pub limits: LimitsConfig,
+    #[command(flatten)]
+    pub browsers: BrowserConfig,
 }
 
 impl HttpConfig {

@@ -206,9 +206,9 @@ async fn serve(options: Serve) -> anyhow::Result<ExitCode> {
         tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
     }
     let stop = stop_signal()?;
-    let listener = bind(http.bind_addr).await?;
+    let listeners = Listeners::bind(&http).await?;
     let Some(app) = open(&engine, &projector, &stop).await? else { return Ok(ExitCode::SUCCESS) };
-    run(app, listener, &http, !no_projector).await
+    run(app, listeners, &http, !no_projector).await
 }
 
 /// Opens the stores; nothing where a stop came first.
@@ -225,7 +225,7 @@ async fn open(
 
 /// Serves until the stop signal, then ends in order, all within [`HttpConfig::drain`]: readiness, new connections, requests,
 /// background work, outbox. The status tells whether nothing was left.
-async fn run(app: App, listener: TcpListener, http: &HttpConfig, projects: bool) -> anyhow::Result<ExitCode> {
+async fn run(app: App, listeners: Listeners, http: &HttpConfig, projects: bool) -> anyhow::Result<ExitCode> {
     let (stopping, bound) = (app.stopping.clone(), http.drain());
     let end = tokio::spawn(async move {
         stopping.cancelled().await;
@@ -236,8 +236,12 @@ async fn run(app: App, listener: TcpListener, http: &HttpConfig, projects: bool)
     }
     app.sweep();
     app.watch(projects);
-    tracing::info!(address = %listener.local_addr()?, "serving");
-    let cut = app.serve(listener, http).await?;
+    let Listeners { public, operators } = listeners;
+    if let Some(operators) = &operators {
+        tracing::info!(address = %operators.local_addr()?, "serving operators");
+    }
+    tracing::info!(address = %public.local_addr()?, "serving");
+    let cut = app.serve(public, operators, http).await?;
     let left = end.await?.duration_since(Instant::now());
     let carried = match projects {
         true => app.stop(Some(left)).await,
@@ -344,14 +348,14 @@ async fn dev(options: Dev) -> anyhow::Result<ExitCode> {
     Operators::new(&http.operators)?;
     let stop = stop_signal()?;
     // First the port: it is what is most likely taken, and the servers take a while.
-    let listener = bind(http.bind_addr).await?;
+    let listeners = Listeners::bind(&http).await?;
     let stack = tokio::select! {
         stack = Stack::start(&dir) => stack?,
         () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
     };
     // No balancer.
     http.drain_delay_seconds.get_or_insert(0);
-    let served = dev_on(&stack, &dir, (shop, gateway, durability, retention), &mut http, listener, stop).await;
+    let served = dev_on(&stack, &dir, (shop, gateway, durability, retention), &mut http, listeners, stop).await;
     let stopped = stack.stop().await;
     served.and_then(|ended| stopped.map(|()| ended))
 }
@@ -361,7 +365,7 @@ async fn dev_on(
     dir: &Path,
     (shop, gateway, durability, retention): (ShopConfig, GatewayConfig, DurabilityConfig, RetentionConfig),
     http: &mut HttpConfig,
-    listener: TcpListener,
+    listeners: Listeners,
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let postgres = |url: String| PostgresConfig {
@@ -387,7 +391,7 @@ async fn dev_on(
         None => quick_start_token(&dir.join("admin-token"))?,
     };
     http.operators.admin_token = Some(Secret::new(token.clone()));
-    let address = listener.local_addr()?;
+    let address = listeners.public.local_addr()?;
     say(&format!(
         "\n  firstcome is up.\n\n  \
          API          http://{address}\n  \
@@ -400,7 +404,7 @@ async fn dev_on(
         redis = stack.redis_socket().display(),
         postgres = stack.postgres_socket_dir().display(),
     ))?;
-    run(app, listener, http, true).await
+    run(app, listeners, http, true).await
 }
 
 /// The quick start's own token, minted once and kept beside its data, readable by its owner alone.
@@ -420,14 +424,31 @@ fn quick_start_token(path: &Path) -> anyhow::Result<String> {
     Ok(token)
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// Where is served.
+struct Listeners {
+    public: TcpListener,
+    /// What is the operators', where it is apart.
+    operators: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(http: &HttpConfig) -> anyhow::Result<Self> {
+        let operators = match http.ops_bind_addr {
+            Some(address) => Some(bind(address, "OPS_BIND_ADDR").await?),
+            None => None,
+        };
+        Ok(Listeners { public: bind(http.bind_addr, "BIND_ADDR").await?, operators })
+    }
+}
+
+async fn bind(address: SocketAddr, name: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let next = SocketAddr::new(address.ip(), address.port().checked_add(1).unwrap_or(8081));
         match error.kind() {
             std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
-                "{address} is taken: stop what uses it (`ss -ltnp` shows it), or serve elsewhere with BIND_ADDR={next}"
+                "{address} is taken: stop what uses it (`ss -ltnp` shows it), or serve elsewhere with {name}={next}"
             ),
-            _ => anyhow::Error::new(error).context(format!("can't serve on {address} (BIND_ADDR)")),
+            _ => anyhow::Error::new(error).context(format!("can't serve on {address} ({name})")),
         }
     })
 }

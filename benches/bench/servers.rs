@@ -246,7 +246,7 @@ pub async fn serve(projects: bool) -> Result<()> {
     app.sweep();
     app.watch(projects);
     let listener = listen().await?;
-    app.serve(listener, &http).await?;
+    app.serve(listener, None, &http).await?;
     app.stop(None).await;
     Ok(())
 }
@@ -259,6 +259,7 @@ pub async fn open() -> Result<App> {
 pub fn http_config() -> HttpConfig {
     HttpConfig {
         bind_addr: ([127, 0, 0, 1], 0).into(),
+        ops_bind_addr: None,
         operators: OperatorsConfig::admin(TOKEN),
         request_timeout_ms: 600_000,
         body_limit_bytes: 65_536,
@@ -266,6 +267,8 @@ pub fn http_config() -> HttpConfig {
         header_timeout_ms: 600_000,
         drain_seconds: 1,
         drain_delay_seconds: Some(0),
+        limits: LimitsConfig::off(),
+        browsers: BrowserConfig::default(),
     }
 }
 

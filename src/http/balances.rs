@@ -12,10 +12,10 @@ use super::{
     decode::{int, optional_query_int, query_int},
     error::Code,
     openapi::documented_errors,
-    params::{Params, PathId, QueryParams},
+    params::{Params, PathUser, QueryParams},
     reply::{Answer, Done, Found},
 };
-use crate::domain::{Balance, BalanceEntry, MAX_CHARGE, MAX_SAFE_INTEGER, OrderId, TransactionType, UserId, Won};
+use crate::domain::{Balance, BalanceEntry, MAX_CHARGE, MAX_SAFE_INTEGER, OrderId, TransactionType, Won};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -126,7 +126,7 @@ documented_errors! { BalanceErrors {
         BalanceErrors,
     )
 )]
-async fn balance(State(app): State<AppState>, user: PathId<UserId>) -> Found<UserBalanceResponse> {
+async fn balance(State(app): State<AppState>, user: PathUser) -> Found<UserBalanceResponse> {
     Ok(Json(app.engine.balance(user.valid()?).await?.into()))
 }
 
@@ -152,7 +152,7 @@ documented_errors! { ChargeErrors {
 )]
 async fn charge(
     State(app): State<AppState>,
-    user: PathId<UserId>,
+    user: PathUser,
     Write { call, body: amount }: Write<ChargeRequest>,
 ) -> Done<UserBalanceResponse> {
     let charged = app.engine.charge(&call, user.valid()?, amount).await?;
@@ -207,7 +207,7 @@ documented_errors! { HistoryErrors {
 )]
 async fn history(
     State(app): State<AppState>,
-    user: PathId<UserId>,
+    user: PathUser,
     params: Params<HistoryParams>,
 ) -> Found<Vec<UserBalanceHistoryResponse>> {
     let user = user.valid()?;

@@ -2,7 +2,10 @@
 //! [`Call`](crate::domain::Call).
 //!
 //! Order matters: whatever is wrong with a body is told before anything else (the path, the key), so the extractor
-//! that reads it is the first thing in a write that can fail.
+//! that reads it is the first thing in a write that can fail. Once it is known for whom the request acts, its limit is asked
+//! ([`limits`](super::limits)): before anything is asked of the stores.
+
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -19,17 +22,22 @@ use super::{
     decode::Object,
     edge::RequestId,
     error::{ApiError, Code},
+    limits::{Limits, Traffic},
 };
-use crate::domain::{Call, IdempotencyKey};
+use crate::domain::{Call, IdempotencyKey, UserId};
 
 /// The request header that names a write, so that repeating it has no further effect.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// What decoding needs to know.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Decoding {
     /// Bytes of the largest body let in.
     pub body_limit: usize,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// Asked for the user.
+    pub limits: Arc<Limits>,
     /// The zone of the wall-clock times in requests.
     pub zone: Tz,
 }
@@ -48,6 +56,11 @@ pub trait RequestBody: DeserializeOwned + Serialize + Send {
 
     /// What the fields' own types can't say: bounds that take two fields, times in the zone. `None` is refused.
     fn validate(self, zone: Tz) -> Option<Self::Valid>;
+
+    /// The user for whom the request acts, where its body says so.
+    fn acts_for(_valid: &Self::Valid) -> Option<UserId> {
+        None
+    }
 }
 
 /// A decoded write.
@@ -73,7 +86,7 @@ where
         if !is_json(&parts.headers) {
             return Err(Code::UnsupportedMediaType.into());
         }
-        let bytes = read(body, decoding.body_limit).await?.ok_or(T::INVALID)?;
+        let bytes = read(body, &decoding, Traffic::of(parts.uri.path())).await?.ok_or(T::INVALID)?;
         // As text first: the decoder does not look into the strings that it skips.
         let text = std::str::from_utf8(&bytes).map_err(|_| T::INVALID)?;
         let Object(request) = serde_json::from_str::<Object<T>>(text).map_err(|error| {
@@ -88,6 +101,9 @@ where
         let canonical =
             if parts.headers.contains_key(IDEMPOTENCY_KEY) { canonical(&parts, &request)? } else { Vec::new() };
         let body = request.validate(decoding.zone).ok_or(T::INVALID)?;
+        if let Some(user) = T::acts_for(&body) {
+            decoding.limits.admit_user(user)?;
+        }
         let request_id = RequestId::of(&parts.extensions);
         let key = idempotency_key(&parts.headers)?.map(|key| IdempotencyKey::new(key, &canonical));
         Ok(Write { call: Call { request_id, key }, body })
@@ -95,11 +111,26 @@ where
 }
 
 /// The whole body; `None` if it breaks off.
-async fn read(body: Body, limit: usize) -> Result<Option<Bytes>, ApiError> {
+async fn read(body: Body, decoding: &Decoding, traffic: Traffic) -> Result<Option<Bytes>, ApiError> {
+    let limit = decoding.body_limit;
     if body.size_hint().lower() > limit as u64 {
         return Err(Code::PayloadTooLarge.into());
     }
-    match Limited::new(body, limit).collect().await {
+    let mut reading = pin!(Limited::new(body, limit).collect());
+    // Most bodies came with their heads.
+    let read = match poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await {
+        Poll::Ready(read) => read,
+        Poll::Pending => {
+            let waiting = decoding.limits.step_out(traffic);
+            let late = |_| ApiError::from(Code::RequestTimeout);
+            let read = tokio::time::timeout(decoding.body_timeout, reading).await.map_err(late)?;
+            if !waiting.has_room() {
+                return Err(decoding.limits.shed());
+            }
+            read
+        }
+    };
+    match read {
         Ok(read) => Ok(Some(read.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => Err(Code::PayloadTooLarge.into()),
         Err(error) => {
@@ -140,20 +171,29 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use axum::http::{HeaderValue, Method};
+    use tokio::sync::mpsc;
 
     use super::*;
     use crate::{
+        config::LimitsConfig,
         domain::{NewOrder, NewPayment},
         http::{
             balances::ChargeRequest, coupons::UserCouponRequest, orders::OrderCreateRequest, payments::PaymentRequest,
         },
     };
 
-    const DECODING: Decoding = Decoding { body_limit: 4096, zone: chrono_tz::Asia::Seoul };
+    const BODY_LIMIT: usize = 4096;
 
     impl FromRef<()> for Decoding {
         fn from_ref((): &()) -> Decoding {
-            DECODING
+            Decoding::from_ref(&Arc::new(Limits::new(&LimitsConfig::off())))
+        }
+    }
+
+    impl FromRef<Arc<Limits>> for Decoding {
+        fn from_ref(limits: &Arc<Limits>) -> Decoding {
+            let body_timeout = Duration::from_millis(20);
+            Decoding { body_limit: BODY_LIMIT, body_timeout, limits: limits.clone(), zone: chrono_tz::Asia::Seoul }
         }
     }
 
@@ -282,12 +322,73 @@ mod tests {
         untyped.headers_mut().remove(CONTENT_TYPE);
         assert_eq!(write::<ChargeRequest>(untyped).await.unwrap_err(), Code::UnsupportedMediaType);
 
-        let padded = format!("{{\"amount\":1{}}}", " ".repeat(DECODING.body_limit));
+        let padded = format!("{{\"amount\":1{}}}", " ".repeat(BODY_LIMIT));
         assert_eq!(body::<ChargeRequest>(&padded).await, Err(Code::PayloadTooLarge));
         let chunks =
             padded.into_bytes().chunks(100).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect::<Vec<_>>();
         let chunked = Body::from_stream(futures_util::stream::iter(chunks));
         assert_eq!(write::<ChargeRequest>(request(chunked)).await.unwrap_err(), Code::PayloadTooLarge);
+    }
+
+    /// A body of which the first bytes come, and the rest once it is sent.
+    fn slow() -> (mpsc::UnboundedSender<&'static str>, Body) {
+        let (rest, parts) = mpsc::unbounded_channel();
+        rest.send("{\"amount\"").unwrap();
+        let next =
+            async |mut parts: mpsc::UnboundedReceiver<_>| Some((Ok::<_, std::io::Error>(parts.recv().await?), parts));
+        (rest, Body::from_stream(futures_util::stream::unfold(parts, next)))
+    }
+
+    #[tokio::test]
+    async fn a_body_has_to_come_in_time() {
+        let (_rest, body) = slow();
+        assert_eq!(write::<ChargeRequest>(request(body)).await.unwrap_err(), Code::RequestTimeout);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_body_keeps_nobody_out_and_may_find_the_house_full() {
+        let limits = Arc::new(Limits::new(&LimitsConfig { max_in_flight: 1, ..LimitsConfig::off() }));
+        let client = std::net::Ipv4Addr::LOCALHOST.into();
+        for full in [false, true] {
+            let inside = limits.admit(Traffic::Public, client).unwrap();
+            let (rest, body) = slow();
+            let waiting = Write::<ChargeRequest>::from_request(request(body), &limits);
+            let meanwhile = async {
+                let other = limits.admit(Traffic::Public, client).unwrap();
+                let other = full.then_some(other);
+                rest.send(":1}").unwrap();
+                drop(rest);
+                other
+            };
+            let (answer, other) = tokio::join!(biased; waiting, meanwhile);
+            let code = answer.map(|write| write.body).map_err(|error| error.code());
+            assert_eq!(code, if full { Err(Code::Unavailable) } else { Ok(1) });
+            drop((inside, other));
+            assert_eq!(limits.in_flight(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_user_has_so_many_requests_of_every_kind_together() {
+        let config = LimitsConfig {
+            rate_limit_user_per_second: 1,
+            rate_limit_user_burst: 3,
+            rate_limit_keys: 9,
+            ..LimitsConfig::off()
+        };
+        let limits = Arc::new(Limits::new(&config));
+        async fn ask<T: RequestBody>(limits: &Arc<Limits>, json: &str) -> Option<Code> {
+            Write::<T>::from_request(request(json.to_owned()), limits).await.err().map(|error| error.code())
+        }
+        let order = "{\"userId\":7,\"orderProducts\":[{\"productId\":1,\"quantity\":1}]}";
+        let payment = "{\"orderId\":1,\"userId\":7,\"paymentType\":\"CARD\",\"amount\":1}";
+        assert_eq!(ask::<OrderCreateRequest>(&limits, "{\"userId\":7}").await, Some(Code::InvalidOrder));
+        assert_eq!(ask::<OrderCreateRequest>(&limits, order).await, None);
+        assert_eq!(ask::<PaymentRequest>(&limits, payment).await, None);
+        assert_eq!(ask::<UserCouponRequest>(&limits, "{\"userId\":7,\"couponId\":1}").await, None);
+        assert_eq!(ask::<OrderCreateRequest>(&limits, order).await, Some(Code::TooManyRequests));
+        assert_eq!(ask::<PaymentRequest>(&limits, payment).await, Some(Code::TooManyRequests));
+        assert_eq!(ask::<UserCouponRequest>(&limits, "{\"userId\":8,\"couponId\":1}").await, None);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use super::{
     decode::{id, query_int},
     error::Code,
     openapi::documented_errors,
-    params::{LAST_PAGE, Params, PathId, QueryParams, default_size},
+    params::{LAST_PAGE, Params, PathUser, QueryParams, default_size},
     reply::{Answer, Done, Found},
 };
 use crate::domain::{
@@ -45,6 +45,10 @@ impl RequestBody for UserCouponRequest {
 
     fn validate(self, _zone: Tz) -> Option<Self::Valid> {
         Some((self.user_id, self.coupon_id))
+    }
+
+    fn acts_for((user, _): &Self::Valid) -> Option<UserId> {
+        Some(*user)
     }
 }
 
@@ -199,7 +203,7 @@ documented_errors! { ListErrors {
         ListErrors,
     )
 )]
-async fn list(State(app): State<AppState>, user: PathId<UserId>) -> Found<Vec<UserCouponResponse>> {
+async fn list(State(app): State<AppState>, user: PathUser) -> Found<Vec<UserCouponResponse>> {
     let coupons = app.engine.user_coupons(user.valid()?).await?;
     let zone = app.engine.zone();
     Ok(Json(coupons.into_iter().map(|coupon| UserCouponResponse::new(coupon, zone)).collect()))

@@ -1,20 +1,26 @@
-//! What happens to every request, whatever it is: its id, its time limit, its line in the log, and the promise that a
-//! failure is always the envelope of [`error`](super::error).
+//! What happens to every request, whatever it is: its id, whether it is let in (see [`limits`](super::limits)), its time
+//! limit, its line in the log, what every reply says to browsers, and the promise that a failure is always the envelope of
+//! [`error`](super::error).
 //!
 //! The one thing it can't reach is a request so malformed that hyper refuses it before there is one (a broken request
-//! line, headers beyond the limits): that is a bare 400, 414 or 431.
+//! line, headers beyond the limits): that is a bare 400, 414 or 431. hyper has no hook for these, and its replies could only
+//! be told apart by their bytes.
 
 use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
-    extract::{MatchedPath, Request, State},
+    extract::{ConnectInfo, MatchedPath, Request, State},
     http::{
-        Extensions, HeaderMap, HeaderName, HeaderValue,
-        header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+        Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{
+            ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
+            X_CONTENT_TYPE_OPTIONS,
+        },
     },
     middleware::Next,
     response::{IntoResponse, Response},
@@ -25,6 +31,7 @@ use uuid::Uuid;
 use super::{
     error::{ApiError, Code, Failure},
     leftover,
+    limits::{Limits, Side, Traffic},
 };
 
 /// Names the request, in both directions.
@@ -62,33 +69,70 @@ impl RequestId {
     }
 }
 
+/// What the outermost layer knows.
+pub struct Edge {
+    time: TimeLimits,
+    limits: Arc<Limits>,
+    side: Side,
+    /// What Strict-Transport-Security says, if anything.
+    hsts: Option<HeaderValue>,
+}
+
+impl Edge {
+    pub fn new(time: TimeLimits, limits: Arc<Limits>, side: Side, hsts_seconds: u64) -> Self {
+        let hsts = (hsts_seconds > 0).then(|| HeaderValue::try_from(format!("max-age={hsts_seconds}")).ok());
+        Edge { time, limits, side, hsts: hsts.flatten() }
+    }
+}
+
 /// The outermost layer.
-pub async fn edge(State(limits): State<TimeLimits>, mut request: Request, next: Next) -> Response {
+pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = RequestId::choose(request.headers());
     request.extensions_mut().insert(id.clone());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("-", MatchedPath::as_str);
-    let limit = if limits.long_paths.contains(&route) { limits.long } else { limits.request };
+    let traffic = Traffic::of(request.uri().path());
+    let client = edge.limits.client(peer(&request), request.headers());
+    let limit = if edge.time.long_paths.contains(&route) { edge.time.long } else { edge.time.request };
 
-    let (request, leftover) = leftover::keep(request);
-    let answer = AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await;
-    let mut response = match answer {
-        Ok(Ok(response)) => enveloped(response),
-        Ok(Err(_elapsed)) => {
-            tracing::warn!(request_id = %id.0, %method, route, ?limit, "request timed out");
-            ApiError::from(Code::Unavailable).into_response()
-        }
-        Err(panic) => {
-            tracing::error!(request_id = %id.0, %method, route, panic = said(&*panic), "handler panicked");
-            ApiError::from(Code::Internal).into_response()
+    let mut response = if !edge.side.serves(traffic) {
+        ApiError::from(Code::NotFound).into_response()
+    } else {
+        match edge.limits.admit(traffic, client) {
+            // Nothing is read of its body: a flood is not to be carried, and what is small is here anyway.
+            Err(refused) => refused.into_response(),
+            Ok(pass) => {
+                let (request, leftover) = leftover::keep(request);
+                let answer = AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await;
+                drop(pass);
+                let response = match answer {
+                    Ok(Ok(response)) => enveloped(response),
+                    Ok(Err(_elapsed)) => {
+                        tracing::warn!(request_id = %id.0, %method, route, ?limit, "request timed out");
+                        ApiError::from(Code::Unavailable).into_response()
+                    }
+                    Err(panic) => {
+                        tracing::error!(request_id = %id.0, %method, route, panic = said(&*panic), "handler panicked");
+                        ApiError::from(Code::Internal).into_response()
+                    }
+                };
+                // Who was too slow with the body was given all the time there is.
+                let answered = response.status().is_success() || response.status() == StatusCode::REQUEST_TIMEOUT;
+                if let Some(leftover) = leftover.filter(|_| !answered) {
+                    // A client that does not get on with it gets no longer than for any request.
+                    let _ = tokio::time::timeout(limit, leftover.forget()).await;
+                }
+                response
+            }
         }
     };
-
-    if let Some(leftover) = leftover.filter(|_| !response.status().is_success()) {
-        // A client that does not get on with it gets no longer than for any request.
-        let _ = tokio::time::timeout(limit, leftover.forget()).await;
+    if traffic == Traffic::Operators
+        && response.status() == StatusCode::UNAUTHORIZED
+        && let Err(refused) = edge.limits.admit_stranger(client)
+    {
+        response = refused.into_response();
     }
 
     if let Some(Failure { code, cause: Some(cause) }) = response.extensions().get() {
@@ -101,14 +145,28 @@ pub async fn edge(State(limits): State<TimeLimits>, mut request: Request, next: 
         request_id = %id.0,
         %method,
         route,
+        %client,
         status = response.status().as_u16(),
         ms = began.elapsed().as_secs_f64() * 1e3,
         "request"
     );
+    let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id.0) {
-        response.headers_mut().insert(X_REQUEST_ID, id);
+        headers.insert(X_REQUEST_ID, id);
+    }
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // What is not said to be otherwise is somebody's, or of this moment.
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    if let Some(hsts) = &edge.hsts {
+        headers.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
     response
+}
+
+/// Where a request's connection comes from; outside of a server, from nowhere.
+fn peer(request: &Request) -> IpAddr {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.ip())
 }
 
 /// Any failure that is not ours yet becomes ours, and keeps the headers that mean something to a client.
@@ -144,7 +202,6 @@ mod tests {
         Router,
         body::Body,
         extract::Json,
-        http::StatusCode,
         middleware::from_fn_with_state,
         routing::{get, post},
     };
@@ -152,10 +209,12 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
+    use crate::config::LimitsConfig;
 
-    fn app() -> Router {
-        let limits =
+    fn app_with(limits: &LimitsConfig, side: Side, hsts_seconds: u64) -> Router {
+        let time =
             TimeLimits { request: Duration::from_millis(20), long: Duration::from_secs(60), long_paths: &["/long"] };
+        let edge = Edge::new(time, Arc::new(Limits::new(limits)), side, hsts_seconds);
         let longer_than_a_request = || tokio::time::sleep(Duration::from_millis(200));
         Router::new()
             .route("/fine", get(|| async { "fine" }))
@@ -173,7 +232,16 @@ mod tests {
             .route("/axum", post(|_: Json<u8>| async {}))
             .route("/teapot", get(|| async { (StatusCode::IM_A_TEAPOT, "short and stout") }))
             .route("/bad-gateway", get(|| async { (StatusCode::BAD_GATEWAY, "plain text") }))
-            .layer(from_fn_with_state(limits, edge))
+            .route("/own", get(|| async { [(CACHE_CONTROL, "no-cache")] }))
+            .route("/admin/v1/shut", get(|| async { StatusCode::UNAUTHORIZED }))
+            .route("/ops/shut", get(|| async { StatusCode::UNAUTHORIZED }))
+            .route("/metrics", get(|| async {}))
+            .route("/readyz", get(|| async {}))
+            .layer(from_fn_with_state(Arc::new(edge), super::edge))
+    }
+
+    fn app() -> Router {
+        app_with(&LimitsConfig::off(), Side::Both, 0)
     }
 
     async fn send(method: &str, path: &str, id: Option<&str>) -> (StatusCode, HeaderMap, String) {
@@ -220,5 +288,83 @@ mod tests {
             assert_eq!(headers[X_REQUEST_ID], seen.as_str());
             assert_eq!(seen.len(), 32);
         }
+    }
+
+    #[tokio::test]
+    async fn every_reply_tells_browsers_what_not_to_do() {
+        for path in ["/fine", "/unknown", "/teapot", "/panic"] {
+            let (_, headers, _) = send("GET", path, None).await;
+            assert_eq!(headers[X_CONTENT_TYPE_OPTIONS], "nosniff", "{path}");
+            assert_eq!(headers[CACHE_CONTROL], "no-store", "{path}");
+            assert!(!headers.contains_key(STRICT_TRANSPORT_SECURITY), "{path}");
+        }
+        assert_eq!(send("GET", "/own", None).await.1[CACHE_CONTROL], "no-cache");
+        let secure = app_with(&LimitsConfig::off(), Side::Both, 63_072_000);
+        let response = secure.oneshot(Request::get("/fine").body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.headers()[STRICT_TRANSPORT_SECURITY], "max-age=63072000");
+    }
+
+    async fn status(app: &Router, client: &str, path: &str) -> u16 {
+        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::new(client.parse().unwrap(), 1)));
+        let response = app.clone().oneshot(request).await.unwrap();
+        assert!(response.headers().contains_key(X_REQUEST_ID));
+        assert_eq!(response.status() == 429, response.headers().contains_key(RETRY_AFTER));
+        response.status().as_u16()
+    }
+
+    fn two_tokens() -> LimitsConfig {
+        LimitsConfig {
+            // Slow enough that none comes back while this runs, however slowly.
+            rate_limit_client_per_second: 1,
+            rate_limit_client_burst: 2,
+            rate_limit_keys: 10,
+            ..LimitsConfig::off()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_too_much_is_refused_and_others_are_not() {
+        let app = app_with(&two_tokens(), Side::Both, 0);
+        let answers = [(); 20].map(|()| status(&app, "198.51.100.7", "/fine"));
+        let answers = futures_util::future::join_all(answers).await;
+        assert_eq!(answers[..2], [200, 200]);
+        assert!(answers[2..].contains(&429), "{answers:?}");
+        assert_eq!(status(&app, "198.51.100.8", "/fine").await, 200);
+        for _ in 0..50 {
+            assert_eq!(status(&app, "198.51.100.7", "/readyz").await, 200);
+            assert_eq!(status(&app, "198.51.100.7", "/metrics").await, 200);
+        }
+    }
+
+    #[tokio::test]
+    async fn guessing_at_the_operators_token_has_a_limit() {
+        for path in ["/admin/v1/shut", "/ops/shut"] {
+            let app = app_with(&two_tokens(), Side::Both, 0);
+            let mut answers = Vec::new();
+            for _ in 0..20 {
+                answers.push(status(&app, "198.51.100.7", path).await);
+            }
+            assert_eq!(answers[..2], [401, 401], "{path}");
+            assert!(answers[2..].contains(&429), "{answers:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_belongs_to_the_other_side_does_not_exist() {
+        for (side, open, shut) in [
+            (Side::Public, ["/fine", "/readyz", "/readyz"], ["/metrics", "/admin/v1/shut", "/ops/shut"]),
+            (Side::Operators, ["/metrics", "/readyz", "/readyz"], ["/fine", "/echo", "/unknown"]),
+        ] {
+            let app = app_with(&LimitsConfig::off(), side, 0);
+            for path in open {
+                assert_eq!(status(&app, "198.51.100.7", path).await, 200, "{side:?} {path}");
+            }
+            for path in shut {
+                assert_eq!(status(&app, "198.51.100.7", path).await, 404, "{side:?} {path}");
+            }
+        }
+        let operators = app_with(&LimitsConfig::off(), Side::Operators, 0);
+        assert_eq!(status(&operators, "198.51.100.7", "/admin/v1/shut").await, 401);
     }
 }

@@ -9,7 +9,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use axum::{
     http::{
         HeaderValue, StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
@@ -80,6 +80,7 @@ codes! {
     Unauthorized = UNAUTHORIZED "UNAUTHORIZED" "운영자 인증이 필요합니다.";
     NotFound = NOT_FOUND "NOT_FOUND" "요청한 경로를 찾을 수 없습니다.";
     MethodNotAllowed = METHOD_NOT_ALLOWED "METHOD_NOT_ALLOWED" "지원하지 않는 요청 메서드입니다.";
+    RequestTimeout = REQUEST_TIMEOUT "REQUEST_TIMEOUT" "요청 본문이 제한 시간 안에 도착하지 않았습니다.";
     PayloadTooLarge = PAYLOAD_TOO_LARGE "PAYLOAD_TOO_LARGE" "요청 본문이 너무 큽니다.";
     UnsupportedMediaType = UNSUPPORTED_MEDIA_TYPE "UNSUPPORTED_MEDIA_TYPE" "지원하지 않는 콘텐츠 형식입니다.";
     TooManyRequests = TOO_MANY_REQUESTS "TOO_MANY_REQUESTS" "요청이 너무 많습니다. 잠시 후 다시 시도해 주세요.";
@@ -93,12 +94,11 @@ impl Code {
             StatusCode::UNAUTHORIZED => Code::Unauthorized,
             StatusCode::NOT_FOUND => Code::NotFound,
             StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
+            StatusCode::REQUEST_TIMEOUT => Code::RequestTimeout,
             StatusCode::PAYLOAD_TOO_LARGE => Code::PayloadTooLarge,
             StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::UnsupportedMediaType,
             StatusCode::TOO_MANY_REQUESTS => Code::TooManyRequests,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE => {
-                Code::Unavailable
-            }
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
             status if status.is_server_error() => Code::Internal,
             _ => Code::InvalidRequest,
         }
@@ -171,6 +171,11 @@ impl ApiError {
     pub fn code(&self) -> Code {
         self.code
     }
+
+    /// Too many requests: the next may come after `wait`.
+    pub fn too_many(wait: Duration) -> Self {
+        ApiError { retry_after: Some(whole_seconds(wait)), ..Code::TooManyRequests.into() }
+    }
 }
 
 impl From<Code> for ApiError {
@@ -216,6 +221,10 @@ impl IntoResponse for ApiError {
         }
         if self.code == Code::Unauthorized {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.code == Code::RequestTimeout {
+            // What still comes of the request is nobody's.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(Failure { code: self.code, cause: self.cause });
         response
@@ -271,7 +280,7 @@ mod tests {
     fn codes_are_distinct_and_survive_a_bare_status() {
         let distinct: std::collections::HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(distinct.len(), Code::ALL.len());
-        for status in [401, 404, 405, 413, 415, 429, 500, 503] {
+        for status in [401, 404, 405, 408, 413, 415, 429, 500, 503] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(Code::of_status(status).status(), status);
         }
@@ -293,6 +302,11 @@ mod tests {
         assert_eq!(response.headers()[RETRY_AFTER], "3");
         assert_eq!(ApiError::from(Error::TooManyOpenOrders).into_response().headers()[RETRY_AFTER], "1");
         assert_eq!(ApiError::from(Error::InProgress).into_response().headers()[RETRY_AFTER], "1");
+        for (wait, seconds) in [(0, "1"), (1, "1"), (1_000, "1"), (1_001, "2"), (59_999, "60")] {
+            let limited = ApiError::too_many(Duration::from_millis(wait)).into_response();
+            assert_eq!((limited.status().as_u16(), &limited.headers()[RETRY_AFTER]), (429, &seconds.parse().unwrap()));
+        }
+        assert_eq!(ApiError::from(Code::RequestTimeout).into_response().headers()[CONNECTION], "close");
 
         let declined = ApiError::from(Error::PaymentDeclined { replayed: true }).into_response();
         assert_eq!(declined.status(), 402);

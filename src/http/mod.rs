@@ -1,18 +1,19 @@
 //! The API over HTTP.
 //!
 //! Owns everything between a TCP connection and a verb of the [`Engine`]: decoding and its refusals, the status table,
-//! the OpenAPI document, the operators' tokens and sessions, time limits and the accept loop. Every decision about goods and money is
-//! left to the engine.
+//! the OpenAPI document, the operators' tokens and sessions, limits of all kinds and the accept loop. Every decision about goods
+//! and money is left to the engine.
 //!
 //! One file per resource ([`payments`], [`balances`], [`coupons`], [`products`], [`orders`], [`admin`], [`health`]),
 //! each with its routes first, then its bodies, then its handlers; [`error`] is the one status table, [`edge`] what
-//! happens to every request, [`server`] the sockets.
+//! happens to every request, [`limits`] who is let in, [`cors`] what pages of other origins may do, [`server`] the sockets.
 
 mod acts;
 mod admin;
 mod auth;
 mod balances;
 mod body;
+mod cors;
 mod coupons;
 mod decode;
 mod durable;
@@ -22,6 +23,7 @@ pub mod error;
 mod floor;
 mod health;
 mod leftover;
+pub mod limits;
 mod openapi;
 mod orders;
 mod params;
@@ -42,23 +44,28 @@ pub use auth::{Operator, Operators};
 pub use server::{ServerLimits, serve};
 pub use session::Sessions;
 
-use self::error::{ApiError, Code};
-use crate::{audit::Auditor, domain::Engine, ops, projector::Projector};
+use self::{
+    edge::Edge,
+    error::{ApiError, Code},
+    limits::{Limits, Side},
+};
+use crate::{audit::Auditor, config::BrowserConfig, domain::Engine, ops, projector::Projector};
 
-/// Every route.
-pub fn router(parts: Parts) -> Router {
-    let state = AppState(Arc::new(parts));
+/// Every route, of which those of this side are served.
+pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
     let (routes, document) = routes(state.sessions.clone(), state.notes.clone()).split_for_parts();
     #[cfg(feature = "floor")]
     let routes = routes.merge(floor::router());
-    routes
+    let edge = Edge::new(state.config.time_limits(), state.limits.clone(), side, browsers.hsts_seconds);
+    let router = routes
         .merge(openapi::router(document))
         .fallback(not_found)
         .layer(from_fn_with_state(state.engine.clone(), durable::durable))
         // Not under what stands around writes: operators sign in when nothing else goes.
         .merge(ops::router(session::router(), state.sessions.clone()))
-        .layer(from_fn_with_state(state.config.time_limits(), edge::edge))
-        .with_state(state)
+        .layer(from_fn_with_state(Arc::new(edge), edge::edge))
+        .with_state(state);
+    cors::around(router, &browsers.cors_origins)
 }
 
 /// Every documented route, with its documentation.
@@ -76,6 +83,12 @@ fn routes(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> {
 /// What handlers share: cloned for every one of them, several times a request, so it is one counter.
 #[derive(Clone)]
 pub struct AppState(Arc<Parts>);
+
+impl From<Parts> for AppState {
+    fn from(parts: Parts) -> Self {
+        AppState(Arc::new(parts))
+    }
+}
 
 impl std::ops::Deref for AppState {
     type Target = Parts;
@@ -101,8 +114,10 @@ pub struct Parts {
     pub feed: Arc<ops::Feed>,
     /// Which process this is.
     pub instance: Arc<ops::Instance>,
-    /// Limits.
+    /// Limits on a request.
     pub config: HttpConfig,
+    /// Limits on those who send them.
+    pub limits: Arc<Limits>,
     /// Cancelled once the process is to end: it is not ready from then on, and replies without an end of their own have one.
     pub stopping: CancellationToken,
 }
@@ -112,6 +127,8 @@ pub struct Parts {
 pub struct HttpConfig {
     /// Bytes of the largest body let in.
     pub body_limit: usize,
+    /// How long its body may take to arrive; then 408.
+    pub body_timeout: Duration,
     /// From a request's head to its reply's; then 503.
     pub request_timeout: Duration,
     /// The same for what goes through many things: creating users in bulk, an audit.
@@ -122,6 +139,7 @@ impl Default for HttpConfig {
     fn default() -> Self {
         HttpConfig {
             body_limit: 64 * 1024,
+            body_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             long_timeout: Duration::from_secs(600),
         }
@@ -134,9 +152,16 @@ impl HttpConfig {
     }
 }
 
+impl FromRef<AppState> for Arc<Limits> {
+    fn from_ref(state: &AppState) -> Self {
+        state.limits.clone()
+    }
+}
+
 impl FromRef<AppState> for body::Decoding {
     fn from_ref(state: &AppState) -> Self {
-        body::Decoding { body_limit: state.config.body_limit, zone: state.engine.zone() }
+        let HttpConfig { body_limit, body_timeout, .. } = state.config;
+        body::Decoding { body_limit, body_timeout, limits: state.limits.clone(), zone: state.engine.zone() }
     }
 }
 

@@ -10,7 +10,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::Path,
-    http::header::{CONTENT_ENCODING, CONTENT_TYPE},
+    http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, X_FRAME_OPTIONS},
     response::{IntoResponse, Redirect, Response},
     routing::get,
 };
@@ -46,6 +46,8 @@ const BEARER: &str = "bearerAuth";
 const SESSION: &str = "opsSession";
 const FROM_PAGE: &str = "opsPage";
 const JSON: &str = "application/json";
+/// May be kept, and is asked for again each time: it changes with the program.
+const REVALIDATED: &str = "no-cache";
 
 /// A unit type for `responses(...)` that documents failures by their rows in the table, by description.
 macro_rules! documented_errors {
@@ -237,6 +239,7 @@ fn complete_operation(path: &str, operation: &mut Operation) {
     if writes {
         common.push(("잘못된 요청", &[Code::InvalidIdempotencyKey]));
         common.push(("같은 요청이 처리 중", &[Code::RequestInProgress]));
+        common.push(("요청 본문이 제한 시간 안에 도착하지 않음", &[Code::RequestTimeout]));
         common.push(("요청 본문이 너무 큼", &[Code::PayloadTooLarge]));
         common.push(("지원하지 않는 콘텐츠 형식", &[Code::UnsupportedMediaType]));
         common.push(("다른 요청에 사용된 멱등성 키", &[Code::IdempotencyKeyReused]));
@@ -301,7 +304,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(document: utoipa::openapi::OpenA
     // Without a validator: the page must not ask the network for anything.
     let config = Arc::new(Config::new([DOCUMENT_PATH]).validator_url("none").use_base_layout());
     Router::new()
-        .route(DOCUMENT_PATH, get(async move || ([(CONTENT_TYPE, JSON)], document)))
+        .route(DOCUMENT_PATH, get(async move || ([(CONTENT_TYPE, JSON), (CACHE_CONTROL, REVALIDATED)], document)))
         .route("/swagger-ui", get(to_page))
         .route("/swagger-ui/", get(to_page))
         .route("/swagger-ui.html", get(to_page))
@@ -315,7 +318,8 @@ async fn to_page() -> Redirect {
 fn asset(file: &str, config: Arc<Config<'static>>) -> Response {
     match utoipa_swagger_ui::serve(file, config) {
         Ok(Some(file)) => {
-            let mut response = ([(CONTENT_TYPE, file.content_type)], file.bytes).into_response();
+            let fixed = [(CACHE_CONTROL, REVALIDATED), (X_FRAME_OPTIONS, "DENY")];
+            let mut response = ([(CONTENT_TYPE, file.content_type)], fixed, file.bytes).into_response();
             if file.gzpipped {
                 response.headers_mut().insert(CONTENT_ENCODING, axum::http::HeaderValue::from_static("gzip"));
             }
@@ -451,7 +455,7 @@ mod tests {
             assert_eq!(path.starts_with("/admin/"), has("401"), "{method} {path}");
             assert_eq!(path.starts_with("/admin/"), operation.get("security").is_some(), "{method} {path}");
             let writes = method != "get";
-            assert_eq!(writes, ["409", "413", "415", "422"].into_iter().all(has), "{method} {path}");
+            assert_eq!(writes, ["408", "409", "413", "415", "422"].into_iter().all(has), "{method} {path}");
             let keyed = operation["parameters"].to_string().contains("Idempotency-Key");
             assert_eq!(writes, keyed, "{method} {path}");
         }

@@ -68,6 +68,10 @@ impl RequestBody for OrderCreateRequest {
         let lines = summed(&self.order_products)?;
         Some(NewOrder { user_id: self.user_id, lines, coupon_id: self.user_coupon_id })
     }
+
+    fn acts_for(order: &NewOrder) -> Option<UserId> {
+        Some(order.user_id)
+    }
 }
 
 /// One line per product, where it first appears; `None` if one has more than [`MAX_LINE_QUANTITY`] units. The list is
@@ -284,6 +288,10 @@ impl RequestBody for OrderCancelRequest {
 
     fn validate(self, _zone: Tz) -> Option<UserId> {
         Some(self.user_id)
+    }
+
+    fn acts_for(user: &UserId) -> Option<UserId> {
+        Some(*user)
     }
 }
 

@@ -1,12 +1,12 @@
 //! Path ids and query strings.
 //!
-//! Both extractors always succeed and are asked for their value by the handler, in the order in which a client is told
+//! The extractors always succeed and are asked for their value by the handler, in the order in which a client is told
 //! what is wrong: the body, then the path, then the query.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    extract::{FromRequestParts, Path, Query},
+    extract::{FromRef, FromRequestParts, Path, Query},
     http::request::Parts,
 };
 use serde::de::DeserializeOwned;
@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 use super::{
     decode::{Id, decimal},
     error::{ApiError, Code},
+    limits::Limits,
 };
+use crate::domain::UserId;
 
 /// The last page of a listing, whatever its size: a bound of two parameters together could not be said in the document.
 pub const LAST_PAGE: i64 = 10_000;
@@ -36,6 +38,31 @@ impl<S: Send + Sync, T: Id> FromRequestParts<S> for PathId<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let segment = Path::<String>::from_request_parts(parts, state).await.ok();
         Ok(PathId(segment.and_then(|Path(segment)| decimal(&segment)).and_then(T::new)))
+    }
+}
+
+/// The user in the path, for whom the request acts: within the user's limit.
+#[derive(Debug)]
+pub struct PathUser(Result<UserId, ApiError>);
+
+impl PathUser {
+    /// The user; what can't be one names nobody that exists.
+    pub fn valid(self) -> Result<UserId, ApiError> {
+        self.0
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for PathUser
+where
+    Arc<Limits>: FromRef<S>,
+{
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let PathId(user) = PathId::<UserId>::from_request_parts(parts, state).await?;
+        let limits = Arc::<Limits>::from_ref(state);
+        let user = user.ok_or(UserId::UNKNOWN.into());
+        Ok(PathUser(user.and_then(|user| limits.admit_user(user).map(|()| user))))
     }
 }
 

@@ -51,6 +51,10 @@ impl RequestBody for PaymentRequest {
         let PaymentRequest { order_id, user_id, payment_type, amount } = self;
         Some(NewPayment { order_id, user_id, payment_type, amount })
     }
+
+    fn acts_for(payment: &NewPayment) -> Option<UserId> {
+        Some(payment.user_id)
+    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]

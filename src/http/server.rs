@@ -1,7 +1,8 @@
 //! The accept loop: TCP connections in, requests to the router.
 //!
-//! Owns sockets and their limits, which `axum::serve` has none of: the connections at a time, the time a request's head
-//! may take, `TCP_NODELAY`, and an orderly end. Limits on a request once it has a head are left to
+//! Owns sockets and their limits, which `axum::serve` has none of: the connections at a time, in all and of one client, the
+//! time and the size a request's head may take (and its 100 headers, which is hyper's own bound), the time a client may let its
+//! reply wait, `TCP_NODELAY`, and an orderly end. Limits on a request once it has a head are left to
 //! [`edge`](super::edge).
 
 use std::{
@@ -34,15 +35,27 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
+use super::limits::{
+    REFUSED, address,
+    connections::{Patient, PerClient},
+};
+use crate::config::TrustedProxies;
+
 /// The limits on connections.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServerLimits {
     /// Connections at a time; more wait in the listener's backlog.
     pub max_connections: usize,
+    /// Those of one client, which is whoever is at the other end; more are closed at once. 0: no limit.
+    pub max_connections_per_client: usize,
+    /// Whose connections are those of many clients, and not limited.
+    pub proxies: TrustedProxies,
     /// From a connection's start, or the end of the reply before, to the end of a request's head: also how long an idle
     /// connection is kept.
     pub header_read_timeout: Duration,
-    /// Bytes of a request's head, and of what is buffered of its body.
+    /// How long a client may take nothing of what it is sent.
+    pub write_timeout: Duration,
+    /// Bytes of a request's head, and of what is buffered of its body. Every connection may take as much memory.
     pub max_buffer: usize,
     /// How long connections are still accepted once a stop is asked for: a balancer needs a while to notice.
     pub drain_delay: Duration,
@@ -54,8 +67,11 @@ impl Default for ServerLimits {
     fn default() -> Self {
         ServerLimits {
             max_connections: 16_384,
+            max_connections_per_client: 0,
+            proxies: TrustedProxies::default(),
             header_read_timeout: Duration::from_secs(30),
-            max_buffer: 64 * 1024,
+            write_timeout: Duration::from_secs(30),
+            max_buffer: 16 * 1024,
             drain_delay: Duration::ZERO,
             drain: Duration::from_secs(10),
         }
@@ -84,6 +100,7 @@ pub async fn serve(
         .header_read_timeout(limits.header_read_timeout)
         .max_buf_size(limits.max_buffer.max(8 * 1024));
     let slots = Arc::new(Semaphore::new(limits.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+    let clients = PerClient::new(limits.max_connections_per_client);
     let open = GracefulShutdown::new();
     let connections = TaskTracker::new();
     // Set once a stop is asked for: clients are told to come back on another connection, to whoever is left.
@@ -106,6 +123,13 @@ pub async fn serve(
             accepted = accept(&listener, &slots) => accepted,
         };
         let Some((stream, peer, slot)) = accepted else { break Instant::now() };
+        let limited = clients.as_ref().filter(|_| !limits.proxies.contains(peer.ip().to_canonical()));
+        let seat = limited.map(|clients| clients.seat(address::key(peer.ip())));
+        if let Some(None) = seat {
+            REFUSED.connections.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%peer, "connection closed: its client has too many");
+            continue;
+        }
         let (router, closing) = (router.clone(), closing.clone());
         let busy = Arc::new(AtomicBool::new(false));
         let is_busy = busy.clone();
@@ -123,10 +147,11 @@ pub async fn serve(
                 Ok::<_, Infallible>(response)
             }
         });
-        let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
+        let stream = TokioIo::new(Patient::new(stream, limits.write_timeout));
+        let connection = open.watch(http.serve_connection(stream, service));
         let (cut, unanswered) = (cut.clone(), unanswered.clone());
         connections.spawn(async move {
-            let _slot = slot;
+            let _held = (slot, seat);
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "connection ended");
@@ -208,6 +233,25 @@ mod tests {
         go: CancellationToken,
     }
 
+    /// More than the kernel takes for a client.
+    const LARGE: usize = 64 * 1024 * 1024;
+
+    /// Says one thing at once, and another when told to go on.
+    fn events(go: CancellationToken) -> Body {
+        let first = futures_util::stream::iter([Ok::<_, io::Error>("first")]);
+        let second = futures_util::stream::once(async move {
+            go.cancelled().await;
+            Ok("second")
+        });
+        Body::from_stream(futures_util::StreamExt::chain(first, second))
+    }
+
+    async fn connect_from(client: &str, server: SocketAddr) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(client.parse().unwrap(), 0)).unwrap();
+        socket.connect(server).await.unwrap()
+    }
+
     async fn start(limits: ServerLimits) -> Server {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -221,6 +265,14 @@ mod tests {
         };
         let router = Router::new()
             .route("/peer", get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { peer.to_string() }))
+            .route("/large", get(async || vec![b'x'; LARGE]))
+            .route(
+                "/events",
+                get({
+                    let go = go.clone();
+                    async move || events(go.clone())
+                }),
+            )
             .route("/slow", begins(go.clone()))
             .route("/stuck", begins(CancellationToken::new()));
         let shutdown = CancellationToken::new();
@@ -266,6 +318,87 @@ mod tests {
         assert_eq!(timeout(Duration::from_millis(200), read(&mut second)).await.ok(), None);
         drop(first);
         assert!(read(&mut second).await.unwrap().starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_client_with_too_many_connections_gets_no_more_and_others_do() {
+        let limits = ServerLimits { max_connections_per_client: 1, ..ServerLimits::default() };
+        let served = async |stream: &mut TcpStream| {
+            send(stream, "/peer").await;
+            read(stream).await.unwrap().starts_with("HTTP/1.1 200")
+        };
+        let server = start(limits.clone()).await;
+        let mut first = TcpStream::connect(server.address).await.unwrap();
+        assert!(served(&mut first).await);
+        let mut second = TcpStream::connect(server.address).await.unwrap();
+        assert_eq!(read(&mut second).await.unwrap(), "", "closed without a word");
+        let mut other = connect_from("127.0.0.2", server.address).await;
+        assert!(served(&mut other).await);
+
+        let server = start(ServerLimits { proxies: "127.0.0.0/8".parse().unwrap(), ..limits }).await;
+        for stream in
+            &mut [connect_from("127.0.0.2", server.address).await, connect_from("127.0.0.2", server.address).await]
+        {
+            assert!(served(stream).await, "a proxy's connections are many clients'");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_take_its_reply_is_cut_and_a_slow_one_is_not() {
+        let limits =
+            ServerLimits { max_connections: 1, write_timeout: Duration::from_millis(200), ..ServerLimits::default() };
+        let server = start(limits).await;
+        let mut stubborn = TcpStream::connect(server.address).await.unwrap();
+        send(&mut stubborn, "/large").await;
+        // It has the one slot until it is cut.
+        let mut slow = TcpStream::connect(server.address).await.unwrap();
+        send(&mut slow, "/large").await;
+        let mut bytes = vec![0; 1024 * 1024];
+        let mut left = LARGE;
+        while left > 0 {
+            let read = timeout(Duration::from_secs(300), slow.read(&mut bytes)).await.unwrap().unwrap();
+            assert!(read > 0, "it was cut {left} bytes before the end");
+            left = left.saturating_sub(read);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_with_nothing_to_say_is_not_cut() {
+        let limits = ServerLimits {
+            header_read_timeout: Duration::from_millis(50),
+            write_timeout: Duration::from_millis(1),
+            ..ServerLimits::default()
+        };
+        let server = start(limits).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        send(&mut stream, "/events").await;
+        let mut heard = String::new();
+        while !heard.contains("second") {
+            let more = read(&mut stream).await.unwrap();
+            assert!(!more.is_empty(), "cut after {heard}");
+            heard.push_str(&more);
+            if heard.contains("first") && !server.go.is_cancelled() {
+                // Long after both bounds.
+                sleep(Duration::from_millis(300)).await;
+                server.go.cancel();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_has_a_size() {
+        let server = start(ServerLimits::default()).await;
+        for (bytes, status) in [(8 * 1024, "HTTP/1.1 200"), (20 * 1024, "HTTP/1.1 431")] {
+            let mut stream = TcpStream::connect(server.address).await.unwrap();
+            let head = format!("GET /peer HTTP/1.1\r\nhost: test\r\nx: {}\r\n\r\n", "x".repeat(bytes));
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let reply = read(&mut stream).await.unwrap();
+            assert!(reply.starts_with(status), "{reply}");
+        }
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let head = format!("GET /peer HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101));
+        stream.write_all(head.as_bytes()).await.unwrap();
+        assert!(read(&mut stream).await.unwrap().starts_with("HTTP/1.1 431"));
     }
 
     #[tokio::test]

@@ -44,6 +44,7 @@ const CODES: &[(&str, u16, &str)] = &[
     ("DEAD_LETTER_REFUSED", 409, ""),
     ("NOT_FOUND", 404, ""),
     ("METHOD_NOT_ALLOWED", 405, ""),
+    ("REQUEST_TIMEOUT", 408, ""),
     ("PAYLOAD_TOO_LARGE", 413, ""),
     ("UNSUPPORTED_MEDIA_TYPE", 415, ""),
 ];

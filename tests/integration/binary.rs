@@ -92,6 +92,10 @@ impl Running {
         .await
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
         kill_process(pid, signal).unwrap();
@@ -168,6 +172,11 @@ async fn help_names_every_variable_and_shows_no_secret() {
         "MAX_CONNECTIONS",
         "DRAIN_SECONDS",
         "DRAIN_DELAY_SECONDS",
+        "OPS_BIND_ADDR",
+        "TRUSTED_PROXIES",
+        "RATE_LIMIT_CLIENT_BURST",
+        "MAX_IN_FLIGHT",
+        "CORS_ORIGINS",
     ];
     let stores = ["REDIS_URL", "REDIS_TIMEOUT_MS", "DATABASE_URL", "DATABASE_CONNECTIONS", "DATABASE_TIMEOUT_MS"];
     let serve = [&shop[..], &gateway, &http, &stores, &["PROJECTOR_BATCH", "NO_PROJECTOR"]].concat();
@@ -465,6 +474,8 @@ impl Servers {
         command.env("REDIS_URL", &self.redis_url).env("DATABASE_URL", &self.postgres_url);
         command.env("ADMIN_TOKEN", ADMIN).env("BIND_ADDR", "127.0.0.1:0").env("DRAIN_SECONDS", "300");
         command.env("DRAIN_DELAY_SECONDS", "0");
+        // A test is one client, often of one user.
+        command.env("RATE_LIMIT_CLIENT_PER_SECOND", "0").env("RATE_LIMIT_USER_PER_SECOND", "0");
         // Timeouts that a stalled machine does not reach.
         command.env("REDIS_TIMEOUT_MS", "300000").env("DATABASE_TIMEOUT_MS", "300000");
         command.env("REQUEST_TIMEOUT_MS", "300000").env("RUST_LOG", "debug,hyper=info,reqwest=info");

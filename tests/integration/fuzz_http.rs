@@ -8,7 +8,7 @@ use axum::{
     body::Body,
     http::{HeaderName, HeaderValue, Request},
 };
-use firstcome::config::{HttpConfig, OperatorsConfig};
+use firstcome::config::{BrowserConfig, HttpConfig, LimitsConfig, OperatorsConfig};
 use http_body_util::BodyExt;
 use proptest::{prelude::*, sample::Index, test_runner::TestRunner};
 use reqwest::Method;
@@ -48,6 +48,7 @@ impl Bench {
         writes.last_mut().unwrap().method = Method::PATCH;
         let http = HttpConfig {
             bind_addr: "127.0.0.1:0".parse().unwrap(),
+            ops_bind_addr: None,
             operators: OperatorsConfig::admin(ADMIN),
             request_timeout_ms: 300_000,
             body_limit_bytes: 65_536,
@@ -55,6 +56,8 @@ impl Bench {
             header_timeout_ms: 1,
             drain_seconds: 0,
             drain_delay_seconds: None,
+            limits: LimitsConfig::off(),
+            browsers: BrowserConfig::default(),
         };
         let (router, document) = (world.app.router(&http).unwrap(), document(&world).await);
         Bench { world, writes, router, document }

@@ -389,6 +389,7 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
 fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
     HttpConfig {
         bind_addr: address,
+        ops_bind_addr: None,
         operators: options.operators.clone(),
         request_timeout_ms: options.request_timeout.as_millis() as u64,
         body_limit_bytes: options.body_limit,
@@ -396,6 +397,8 @@ fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
         header_timeout_ms: 300_000,
         drain_seconds: 300,
         drain_delay_seconds: Some(0),
+        limits: LimitsConfig::off(),
+        browsers: BrowserConfig::default(),
     }
 }
 

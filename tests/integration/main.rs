@@ -34,6 +34,7 @@ mod drain;
 mod durability;
 mod expiry;
 mod fake_gateway;
+mod flood;
 mod fuzz_events;
 mod fuzz_gateway;
 mod fuzz_http;

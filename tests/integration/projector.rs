@@ -736,6 +736,7 @@ impl Shop {
         let address = listener.local_addr().unwrap();
         let http = HttpConfig {
             bind_addr: address,
+            ops_bind_addr: None,
             operators: OperatorsConfig::admin(ADMIN),
             request_timeout_ms: 300_000,
             body_limit_bytes: 65_536,
@@ -743,6 +744,8 @@ impl Shop {
             header_timeout_ms: 300_000,
             drain_seconds: 300,
             drain_delay_seconds: None,
+            limits: LimitsConfig::off(),
+            browsers: BrowserConfig::default(),
         };
         let (router, stop) = (app.router(&http).unwrap(), CancellationToken::new());
         let stopped = stop.clone();

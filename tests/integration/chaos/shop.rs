@@ -173,6 +173,8 @@ impl Shop {
                     .env("DRAIN_SECONDS", "120")
                     .env("DRAIN_DELAY_SECONDS", "0")
                     .env("MAX_BACKLOG", "500");
+                // All of its clients are one.
+                command.env("RATE_LIMIT_CLIENT_PER_SECOND", "0").env("RATE_LIMIT_USER_PER_SECOND", "0");
                 command.env("ALLOW_UNSAFE_REDIS", (!self.options.safe).to_string());
                 command.stdout(log.try_clone().unwrap()).stderr(log);
                 service.child = Some(command.spawn().unwrap());

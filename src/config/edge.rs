@@ -1,0 +1,253 @@
+//! What the open internet meets: limits on clients, users and connections, and what browsers are told.
+
+use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+
+use axum::http::{HeaderValue, Uri};
+use clap::Args;
+
+/// How much may be asked for, and how slowly; 0 turns a limit off.
+#[derive(Args, Clone, Debug)]
+pub struct LimitsConfig {
+    /// The proxies in front of this service, as addresses or CIDR blocks, separated by commas: only from them is
+    /// X-Forwarded-For believed
+    #[arg(long, env = "TRUSTED_PROXIES", default_value = "", hide_default_value = true)]
+    pub trusted_proxies: TrustedProxies,
+    /// Requests to the public API per second and client (an IPv4 address, an IPv6 /64); beyond it 429. 0: no limit
+    #[arg(long, env = "RATE_LIMIT_CLIENT_PER_SECOND", default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub rate_limit_client_per_second: u32,
+    /// Requests that a client may send at once, after a while without
+    #[arg(long, env = "RATE_LIMIT_CLIENT_BURST", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rate_limit_client_burst: u32,
+    /// Requests per second that name the same user; beyond it 429. 0: no limit
+    #[arg(long, env = "RATE_LIMIT_USER_PER_SECOND", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub rate_limit_user_per_second: u32,
+    /// Requests that may name the same user at once, after a while without
+    #[arg(long, env = "RATE_LIMIT_USER_BURST", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rate_limit_user_burst: u32,
+    /// Clients, and users, that are told apart at a time (about 60 bytes each); newcomers beyond it share one limit
+    #[arg(long, env = "RATE_LIMIT_KEYS", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    pub rate_limit_keys: u32,
+    /// Requests of the public API under way at once; beyond it 503. 0: no limit
+    #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    pub max_in_flight: u32,
+    /// Connections of one client (trusted proxies: any number); more are closed at once. 0: no limit
+    #[arg(long, env = "MAX_CONNECTIONS_PER_CLIENT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    pub max_connections_per_client: u32,
+    /// Milliseconds for a request's body to arrive, then 408; less than REQUEST_TIMEOUT_MS, which ends any request
+    #[arg(long, env = "BODY_TIMEOUT_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub body_timeout_ms: u64,
+    /// Milliseconds for which a client may take nothing of what it is sent before its connection is cut
+    #[arg(long, env = "WRITE_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub write_timeout_ms: u64,
+}
+
+impl LimitsConfig {
+    /// No limits, and patience with everybody: for load generators, which are one client.
+    pub fn off() -> Self {
+        LimitsConfig {
+            trusted_proxies: TrustedProxies::default(),
+            rate_limit_client_per_second: 0,
+            rate_limit_client_burst: 1,
+            rate_limit_user_per_second: 0,
+            rate_limit_user_burst: 1,
+            rate_limit_keys: 1,
+            max_in_flight: 0,
+            max_connections_per_client: 0,
+            body_timeout_ms: 3_600_000,
+            write_timeout_ms: 3_600_000,
+        }
+    }
+
+    pub fn body_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_timeout_ms)
+    }
+
+    pub fn write_timeout(&self) -> Duration {
+        Duration::from_millis(self.write_timeout_ms)
+    }
+}
+
+/// What browsers are told.
+#[derive(Args, Clone, Debug, Default)]
+pub struct BrowserConfig {
+    /// Origins whose pages may call the public API (never /admin or /ops), such as https://shop.example, separated by
+    /// commas, or *
+    #[arg(long, env = "CORS_ORIGINS", default_value = "", hide_default_value = true)]
+    pub cors_origins: CorsOrigins,
+    /// Seconds for which browsers shall only come by HTTPS (Strict-Transport-Security): only where all of the host is
+    /// served by HTTPS. 0: not said
+    #[arg(long, env = "HSTS_SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=63_072_000))]
+    pub hsts_seconds: u64,
+}
+
+/// Addresses, some of which are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    /// The first of them.
+    first: IpAddr,
+    /// Bits that are the same in all of them.
+    prefix: u8,
+}
+
+impl Block {
+    fn contains(self, address: IpAddr) -> bool {
+        match (self.first, address) {
+            (IpAddr::V4(first), IpAddr::V4(address)) => {
+                same(first.to_bits().into(), address.to_bits().into(), 32 - self.prefix)
+            }
+            (IpAddr::V6(first), IpAddr::V6(address)) => same(first.to_bits(), address.to_bits(), 128 - self.prefix),
+            _ => false,
+        }
+    }
+}
+
+/// Whether two addresses differ at most in their last `free` bits.
+fn same(one: u128, other: u128, free: u8) -> bool {
+    (one ^ other).checked_shr(free.into()).unwrap_or(0) == 0
+}
+
+impl FromStr for Block {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is neither an address nor a CIDR block such as 10.0.0.0/8");
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let first: IpAddr = address.parse().map_err(|_| wrong())?;
+        let longest = if first.is_ipv4() { 32 } else { 128 };
+        let prefix: u8 = prefix.map_or(Ok(longest), str::parse).map_err(|_| wrong())?;
+        if prefix > longest {
+            return Err(wrong());
+        }
+        // Written as IPv6, meant as IPv4: addresses are compared in their canonical form.
+        match (first.to_canonical(), prefix.checked_sub(96)) {
+            (first @ IpAddr::V4(_), Some(prefix)) if longest == 128 => Ok(Block { first, prefix }),
+            _ => Ok(Block { first, prefix }),
+        }
+    }
+}
+
+/// The proxies whose word is taken for whom a request comes from.
+#[derive(Clone, Debug, Default)]
+pub struct TrustedProxies(Arc<[Block]>);
+
+impl TrustedProxies {
+    /// Whether this address (in its canonical form) is one of theirs.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|block| block.contains(address))
+    }
+}
+
+impl FromStr for TrustedProxies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        items(text).map(str::parse).collect::<Result<_, _>>().map(TrustedProxies)
+    }
+}
+
+/// Whose pages may call the public API from a browser.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CorsOrigins {
+    /// Nobody's but the service's own.
+    #[default]
+    Own,
+    /// Anybody's.
+    Any,
+    /// These.
+    Listed(Vec<HeaderValue>),
+}
+
+impl FromStr for CorsOrigins {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "" => Ok(CorsOrigins::Own),
+            "*" => Ok(CorsOrigins::Any),
+            text => items(text).map(origin).collect::<Result<_, _>>().map(CorsOrigins::Listed),
+        }
+    }
+}
+
+/// As browsers spell it, or it would never match: scheme, host, port if it is not the scheme's own, and nothing else.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let wrong = || format!("`{text}` is no origin such as https://shop.example or http://localhost:3000");
+    let uri: Uri = text.parse().map_err(|_| wrong())?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(wrong()) };
+    let usual = matches!((scheme, authority.port_u16()), ("http", Some(80)) | ("https", Some(443)));
+    let spelled = text.to_ascii_lowercase() == text && text == format!("{scheme}://{authority}");
+    if usual || !spelled || !matches!(scheme, "http" | "https") || authority.as_str().contains('@') {
+        return Err(wrong());
+    }
+    text.parse().map_err(|_| wrong())
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn trusts(proxies: &str, address: &str) -> bool {
+        proxies.parse::<TrustedProxies>().unwrap().contains(address.parse::<IpAddr>().unwrap().to_canonical())
+    }
+
+    #[test]
+    fn proxies_are_addresses_and_blocks() {
+        assert!(trusts("10.0.0.0/8, 192.0.2.1", "10.255.0.1"));
+        assert!(trusts("10.0.0.0/8, 192.0.2.1", "192.0.2.1"));
+        assert!(trusts("10.9.9.9/8", "10.1.1.1"), "host bits do not matter");
+        assert!(!trusts("10.0.0.0/8, 192.0.2.1", "192.0.2.2"));
+        assert!(!trusts("10.0.0.0/8", "11.0.0.0"));
+        assert!(trusts("0.0.0.0/0", "203.0.113.1"));
+        assert!(!trusts("0.0.0.0/0", "2001:db8::1"));
+        assert!(trusts("::/0", "2001:db8::1"));
+        assert!(!trusts("::/0", "203.0.113.1"));
+        assert!(trusts("fd00::/8", "fdff::1"));
+        assert!(!trusts("fd00::/8", "fe00::1"));
+        assert!(trusts("2001:db8::1", "2001:db8::1"));
+        assert!(!trusts("2001:db8::1", "2001:db8::2"));
+        assert!(!trusts("", "127.0.0.1"));
+    }
+
+    #[test]
+    fn an_ipv4_address_in_ipv6_s_clothes_is_ipv4() {
+        assert!(trusts("10.0.0.0/8", "::ffff:10.1.2.3"));
+        assert!(trusts("::ffff:10.0.0.0/104", "10.1.2.3"));
+        assert!(!trusts("::ffff:10.0.0.0/104", "11.1.2.3"));
+        assert!(trusts("::ffff:192.0.2.1", "192.0.2.1"));
+    }
+
+    #[test]
+    fn what_is_no_block_is_refused() {
+        for wrong in ["10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.0/-1", "10.0.0/8", "proxy", "10.0.0.0/8/8", "*"] {
+            assert!(wrong.parse::<TrustedProxies>().unwrap_err().contains(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn origins_are_as_browsers_spell_them() {
+        assert_eq!("".parse(), Ok(CorsOrigins::Own));
+        assert_eq!(" * ".parse(), Ok(CorsOrigins::Any));
+        let two = "https://shop.example, http://localhost:3000,".parse::<CorsOrigins>().unwrap();
+        let CorsOrigins::Listed(two) = two else { panic!("{two:?}") };
+        assert_eq!(two, ["https://shop.example", "http://localhost:3000"]);
+        for wrong in [
+            "shop.example",
+            "https://shop.example/",
+            "https://shop.example/x",
+            "https://Shop.example",
+            "https://shop.example:443",
+            "ftp://shop.example",
+            "https://user@shop.example",
+            "https://a.example,*",
+            "null",
+            "https://",
+        ] {
+            assert!(wrong.parse::<CorsOrigins>().is_err(), "{wrong}");
+        }
+    }
+}

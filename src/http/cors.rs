@@ -1,0 +1,123 @@
+//! What pages of other origins may do from a browser: call the public API, where the configuration says so, and never the
+//! operators'.
+//!
+//! Around everything else, so that a page can also read that it was refused, and when to come back.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{
+        Method,
+        header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+    },
+};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+use super::{body::IDEMPOTENCY_KEY, edge::X_REQUEST_ID, limits::Traffic, reply::IDEMPOTENT_REPLAYED};
+use crate::config::CorsOrigins;
+
+/// For which a browser need not ask again.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// The router, with what these origins are told. For none it stays as it is.
+pub fn around(router: Router, origins: &CorsOrigins) -> Router {
+    let layer = match origins {
+        CorsOrigins::Own => return router,
+        CorsOrigins::Any => CorsLayer::new().allow_origin(Any),
+        CorsOrigins::Listed(origins) => CorsLayer::new().allow_origin(AllowOrigin::list(origins.clone())),
+    };
+    let layer = layer
+        .allow_methods([Method::GET, Method::POST, Method::PUT])
+        .allow_headers([CONTENT_TYPE, AUTHORIZATION, IDEMPOTENCY_KEY, X_REQUEST_ID])
+        .expose_headers([X_REQUEST_ID, RETRY_AFTER, IDEMPOTENT_REPLAYED])
+        .max_age(MAX_AGE);
+    let open = layer.layer(router.clone());
+    Router::new().fallback_service(service_fn(move |request: Request| {
+        let (open, shut) = (open.clone(), router.clone());
+        async move {
+            match Traffic::of(request.uri().path()) {
+                Traffic::Public => open.oneshot(request).await,
+                _ => shut.oneshot(request).await,
+            }
+        }
+    }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use axum::{
+        body::Body,
+        http::{HeaderMap, StatusCode, header::*},
+        routing::{any, get, put},
+    };
+
+    use super::*;
+
+    const SHOP: &str = "https://shop.example";
+
+    async fn send(origins: &str, method: Method, path: &str, origin: &str) -> (StatusCode, HeaderMap) {
+        let router = Router::new()
+            .route("/api/v1/balances/{userId}", put(|| async { "fine" }))
+            .route("/api/v1/refused", get(|| async { StatusCode::TOO_MANY_REQUESTS }))
+            .route("/admin/{*rest}", any(|| async { StatusCode::UNAUTHORIZED }));
+        let request = Request::builder().method(method).uri(path).header(ORIGIN, origin);
+        let request = request.header(ACCESS_CONTROL_REQUEST_METHOD, "PUT").body(Body::empty()).unwrap();
+        let response = around(router, &origins.parse().unwrap()).oneshot(request).await.unwrap();
+        (response.status(), response.headers().clone())
+    }
+
+    fn allowed(headers: &HeaderMap) -> Option<&str> {
+        headers.get(ACCESS_CONTROL_ALLOW_ORIGIN).map(|origin| origin.to_str().unwrap())
+    }
+
+    #[tokio::test]
+    async fn off_says_nothing() {
+        let (status, headers) = send("", Method::OPTIONS, "/api/v1/balances/1", SHOP).await;
+        assert_eq!((status.as_u16(), allowed(&headers)), (405, None));
+        let (status, headers) = send("", Method::PUT, "/api/v1/balances/1", SHOP).await;
+        assert_eq!((status.as_u16(), allowed(&headers)), (200, None));
+    }
+
+    #[tokio::test]
+    async fn listed_origins_may_call_and_read_and_others_may_not() {
+        let listed = "https://shop.example,https://other.example";
+        let (status, headers) = send(listed, Method::OPTIONS, "/api/v1/balances/1", SHOP).await;
+        assert_eq!((status.as_u16(), allowed(&headers)), (200, Some(SHOP)));
+        for (name, wanted) in [
+            (ACCESS_CONTROL_ALLOW_METHODS, "GET,POST,PUT"),
+            (ACCESS_CONTROL_ALLOW_HEADERS, "content-type,authorization,idempotency-key,x-request-id"),
+            (ACCESS_CONTROL_MAX_AGE, "3600"),
+        ] {
+            assert_eq!(headers[&name], wanted, "{name}");
+        }
+        for (method, path) in
+            [(Method::PUT, "/api/v1/balances/1"), (Method::GET, "/api/v1/refused"), (Method::GET, "/nowhere")]
+        {
+            let (_, headers) = send(listed, method.clone(), path, SHOP).await;
+            assert_eq!(allowed(&headers), Some(SHOP), "{path}");
+            assert_eq!(headers[ACCESS_CONTROL_EXPOSE_HEADERS], "x-request-id,retry-after,idempotent-replayed");
+            assert!(headers[VARY].to_str().unwrap().contains("origin"), "{path}");
+            assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_CREDENTIALS));
+            for other in ["https://shop.example.evil.example", "http://shop.example", "null"] {
+                assert_eq!(allowed(&send(listed, method.clone(), path, other).await.1), None, "{other}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn anybody_s_pages_where_it_says_so_and_nobody_s_at_the_operators() {
+        let (_, headers) = send("*", Method::PUT, "/api/v1/balances/1", "https://anybody.example").await;
+        assert_eq!(allowed(&headers), Some("*"));
+        for origins in ["*", SHOP] {
+            for method in [Method::OPTIONS, Method::PUT] {
+                let (status, headers) = send(origins, method, "/admin/v1/users", SHOP).await;
+                assert_eq!(status, 401);
+                assert!(headers.keys().all(|name| !name.as_str().starts_with("access-control")), "{headers:?}");
+            }
+        }
+    }
+}

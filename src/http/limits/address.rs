@@ -1,0 +1,177 @@
+//! Who a request comes from, and what of that counts as one client.
+//!
+//! Anybody can write an X-Forwarded-For. Each proxy appends the address that it was called from, so that the right end of
+//! the list is what our own proxies wrote: it is believed from the right, as far as it was written by trusted ones, and the
+//! first address that is none of theirs is the client. What stands to the left of it is the client's own invention.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::{HeaderMap, HeaderName};
+
+use crate::config::TrustedProxies;
+
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The client of a request that came from `peer`, in its canonical form.
+pub fn client(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> IpAddr {
+    let mut client = peer.to_canonical();
+    if !proxies.contains(client) {
+        return client;
+    }
+    // Several lines are one list, in their order.
+    let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
+    for hop in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
+        // Who wrote this can't be trusted to have got the rest right.
+        let Some(hop) = address(hop) else { break };
+        client = hop;
+        if !proxies.contains(client) {
+            break;
+        }
+    }
+    client
+}
+
+/// An address, with or without a port.
+fn address(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(hop).ok()?.trim();
+    let bracketed = || hop.strip_prefix('[')?.strip_suffix(']')?.parse::<IpAddr>().ok().filter(IpAddr::is_ipv6);
+    let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let address = hop.parse::<IpAddr>().ok().or_else(with_port).or_else(bracketed)?;
+    Some(address.to_canonical())
+}
+
+/// What is counted as one client: an IPv4 address, or the /64 of an IPv6 address, which is the least that one subscriber
+/// gets.
+///
+/// The two can't be mistaken for each other: an IPv4 address is a number below 2³², and no IPv6 client comes from `::/32`.
+pub fn key(client: IpAddr) -> u64 {
+    match client.to_canonical() {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+    }
+}
+
+/// Whether an address is one of a host's or a site's own, as a proxy's is, and no client's from the internet.
+pub fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let shared = address.octets()[0] == 100 && address.octets()[1] & 0b1100_0000 == 64;
+            shared || address.is_loopback() || address.is_private() || address.is_link_local()
+        }
+        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    const PROXIES: &str = "10.0.0.0/8, fd00::/8";
+
+    fn from(peer: &str, lines: &[&[u8]]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(line).unwrap());
+        }
+        client(peer.parse().unwrap(), &headers, &PROXIES.parse().unwrap()).to_string()
+    }
+
+    #[test]
+    fn without_a_trusted_proxy_the_header_is_nothing() {
+        for forged in [&b"198.51.100.7"[..], b"10.0.0.1", b"127.0.0.1, 10.0.0.1"] {
+            assert_eq!(from("203.0.113.1", &[forged]), "203.0.113.1");
+            assert_eq!(from("2001:db8::1", &[forged]), "2001:db8::1");
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_believed_and_what_the_client_wrote_is_not() {
+        assert_eq!(from("10.0.0.1", &[b"198.51.100.7"]), "198.51.100.7");
+        assert_eq!(from("10.0.0.1", &[b"1.1.1.1, 198.51.100.7"]), "198.51.100.7");
+        assert_eq!(from("10.0.0.1", &[b"10.0.0.66, 198.51.100.7"]), "198.51.100.7", "not what looks like a proxy");
+        assert_eq!(from("10.0.0.1", &[b"1.1.1.1, 198.51.100.7, 10.2.0.1 ,10.3.0.1"]), "198.51.100.7");
+        assert_eq!(from("fd00::1", &[b"198.51.100.7, fd00::2"]), "198.51.100.7");
+        assert_eq!(from("::ffff:10.0.0.1", &[b"::ffff:198.51.100.7"]), "198.51.100.7");
+    }
+
+    #[test]
+    fn lines_are_one_list() {
+        assert_eq!(from("10.0.0.1", &[b"1.1.1.1", b"198.51.100.7", b"10.2.0.1"]), "198.51.100.7");
+        assert_eq!(from("10.0.0.1", &[b"1.1.1.1, 2.2.2.2", b"10.3.0.1, 10.2.0.1"]), "2.2.2.2");
+    }
+
+    #[test]
+    fn a_proxy_that_says_nothing_or_only_names_proxies_is_the_client() {
+        assert_eq!(from("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(from("10.0.0.1", &[b"10.9.0.1, 10.2.0.1"]), "10.9.0.1");
+    }
+
+    #[test]
+    fn what_can_t_be_read_ends_the_list() {
+        for hostile in [
+            &b"1.1.1.1, unknown"[..],
+            b"1.1.1.1, _hidden",
+            b"1.1.1.1,",
+            b"1.1.1.1,,",
+            b"1.1.1.1, 999.1.1.1",
+            b"1.1.1.1, 1.2.3",
+            b"1.1.1.1, 0x7f000001",
+            b"1.1.1.1, \xff\xfe",
+            b"1.1.1.1, 2.2.2.2 3.3.3.3",
+            b"1.1.1.1, [2001:db8::1",
+            b"1.1.1.1, [2.2.2.2]",
+            b"1.1.1.1, 2.2.2.2:99999",
+            b"1.1.1.1, \"2.2.2.2\"",
+            b"1.1.1.1; 2.2.2.2",
+            b"",
+            b" ",
+        ] {
+            assert_eq!(from("10.0.0.1", &[hostile]), "10.0.0.1", "{}", String::from_utf8_lossy(hostile));
+            let behind = [hostile, b"10.7.0.1"].map(<[u8]>::to_vec);
+            assert_eq!(from("10.0.0.1", &[&behind[0], &behind[1]]), "10.7.0.1");
+        }
+        let long = [b"1.1.1.1,".repeat(2_000), b"198.51.100.7".to_vec()].concat();
+        assert_eq!(from("10.0.0.1", &[&long]), "198.51.100.7");
+    }
+
+    #[test]
+    fn ports_and_brackets_are_left_out() {
+        for hop in ["2001:db8::7", "[2001:db8::7]", "[2001:db8::7]:443", "2001:DB8:0::7"] {
+            assert_eq!(from("10.0.0.1", &[hop.as_bytes()]), "2001:db8::7", "{hop}");
+        }
+        assert_eq!(from("10.0.0.1", &[b"198.51.100.7:50000"]), "198.51.100.7");
+    }
+
+    #[test]
+    fn one_client_is_an_ipv4_address_or_an_ipv6_64() {
+        let key = |address: &str| key(address.parse().unwrap());
+        assert_eq!(key("2001:db8:0:1::1"), key("2001:db8:0:1:ffff::2"));
+        assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
+        assert_eq!(key("192.0.2.1"), key("::ffff:192.0.2.1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_ne!(key("192.0.2.1"), key("2001:db8::192.0.2.1"));
+    }
+
+    #[test]
+    fn private_addresses_are_known() {
+        for private in [
+            "127.0.0.1",
+            "10.1.1.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.1.1",
+            "100.64.0.1",
+            "::1",
+            "fd00::1",
+            "fe80::1",
+        ] {
+            assert!(is_private(private.parse().unwrap()), "{private}");
+        }
+        for public in ["198.51.100.7", "100.128.0.1", "172.32.0.1", "2001:db8::1", "8.8.8.8"] {
+            assert!(!is_private(public.parse().unwrap()), "{public}");
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! Who is let in: the limits on clients, users and requests under way.
+//!
+//! Owns who a request comes from ([`address`]), the token buckets ([`buckets`]), the requests under way ([`gate`]), the
+//! limits on connections ([`connections`]), and which of these hold for which [`Traffic`]. When they are asked is left to
+//! [`edge`](super::edge) (before a request is looked at), [`body`](super::body) and [`params`](super::params) (when it says
+//! for whom it acts) and [`server`](super::server) (connections).
+
+pub mod address;
+mod buckets;
+pub mod connections;
+mod gate;
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::http::HeaderMap;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    buckets::Buckets,
+    gate::{Gate, Outside, Pass},
+};
+use super::error::{ApiError, Code};
+use crate::{
+    config::{LimitsConfig, TrustedProxies},
+    domain::UserId,
+};
+
+/// Requests of operators under way at once: they are few, and long ones are among them.
+const MOST_OF_OPERATORS: u32 = 256;
+/// The same for balancers and scrapers: more than one client has connections, so that none takes up all of it.
+const MOST_PROBES: u32 = 4096;
+/// How often full buckets are forgotten, and how many times until memory is given back.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+const SHRINK_EVERY: u32 = 60;
+
+/// Kinds of requests, by their path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// Customers': the public API and its documentation, and whatever does not exist.
+    Public,
+    /// `/admin` and `/ops`.
+    Operators,
+    /// `/metrics`.
+    Metrics,
+    /// `/healthz` and `/readyz`.
+    Health,
+}
+
+impl Traffic {
+    /// What a request to this path is.
+    pub fn of(path: &str) -> Self {
+        let below = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        match path {
+            "/healthz" | "/readyz" => Traffic::Health,
+            _ if path.starts_with("/api/") => Traffic::Public,
+            _ if below("/metrics") => Traffic::Metrics,
+            _ if below("/admin") || below("/ops") => Traffic::Operators,
+            _ => Traffic::Public,
+        }
+    }
+}
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Everything: there is one listener.
+    Both,
+    /// What is the internet's; the rest has a listener of its own.
+    Public,
+    /// What is not the internet's, and health.
+    Operators,
+}
+
+impl Side {
+    /// Whether such requests are answered here.
+    pub fn serves(self, traffic: Traffic) -> bool {
+        match self {
+            Side::Both => true,
+            Side::Public => matches!(traffic, Traffic::Public | Traffic::Health),
+            Side::Operators => traffic != Traffic::Public,
+        }
+    }
+}
+
+/// What was refused.
+pub static REFUSED: Refused = Refused {
+    clients: AtomicU64::new(0),
+    users: AtomicU64::new(0),
+    operators: AtomicU64::new(0),
+    in_flight: AtomicU64::new(0),
+    connections: AtomicU64::new(0),
+};
+
+/// How often was refused, since the process began.
+#[derive(Debug)]
+pub struct Refused {
+    /// 429, by the client's limit.
+    pub clients: AtomicU64,
+    /// 429, by the user's limit.
+    pub users: AtomicU64,
+    /// 429 in place of a 401: guesses at the operators' token.
+    pub operators: AtomicU64,
+    /// 503: too many requests under way.
+    pub in_flight: AtomicU64,
+    /// Connections closed: their client had too many.
+    pub connections: AtomicU64,
+}
+
+/// The limits of a process, and what they know of clients and users.
+pub struct Limits {
+    proxies: TrustedProxies,
+    /// `None`: no limit; so for users.
+    clients: Option<Buckets>,
+    users: Option<Buckets>,
+    public: Gate,
+    operators: Gate,
+    probes: Gate,
+    /// A proxy that is not trusted was seen.
+    warned: AtomicBool,
+}
+
+impl Limits {
+    pub fn new(config: &LimitsConfig) -> Self {
+        let keys = config.rate_limit_keys;
+        Limits {
+            proxies: config.trusted_proxies.clone(),
+            clients: Buckets::new(config.rate_limit_client_per_second, config.rate_limit_client_burst, keys),
+            users: Buckets::new(config.rate_limit_user_per_second, config.rate_limit_user_burst, keys),
+            public: Gate::new(config.max_in_flight),
+            operators: Gate::new(MOST_OF_OPERATORS),
+            probes: Gate::new(MOST_PROBES),
+            warned: AtomicBool::new(false),
+        }
+    }
+
+    /// Forgets who has all tokens again, from time to time, until `stop`.
+    pub fn keep_tidy(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
+        if self.clients.is_none() && self.users.is_none() {
+            return;
+        }
+        let (this, stop) = (self.clone(), stop.clone());
+        tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(TIDY_EVERY);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let tidying = async {
+                for count in 1_u32.. {
+                    ticks.tick().await;
+                    let this = this.clone();
+                    // On a thread of its own: it may take a few milliseconds.
+                    let tidied = tokio::task::spawn_blocking(move || this.tidy(count % SHRINK_EVERY == 0)).await;
+                    if let Err(error) = tidied {
+                        tracing::error!(%error, "the limits keep who could be forgotten");
+                    }
+                }
+            };
+            tokio::select! {
+                () = tidying => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    fn tidy(&self, shrink: bool) {
+        for buckets in [&self.clients, &self.users].into_iter().flatten() {
+            buckets.forget_full();
+            if shrink {
+                buckets.shrink();
+            }
+        }
+    }
+
+    /// Whom a request comes from.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let client = address::client(peer, headers, &self.proxies);
+        if address::is_private(client) && !self.warned.load(Relaxed) {
+            self.look_for_proxy(client, headers);
+        }
+        client
+    }
+
+    /// Whoever runs an unknown proxy should hear of it: it is one client, and all behind it share one limit.
+    #[cold]
+    fn look_for_proxy(&self, peer: IpAddr, headers: &HeaderMap) {
+        let forwards = headers.contains_key(address::X_FORWARDED_FOR) && !self.proxies.contains(peer);
+        if forwards && self.clients.is_some() && !self.warned.swap(true, Relaxed) {
+            tracing::warn!(
+                %peer,
+                "requests come through a proxy that is not in TRUSTED_PROXIES: all of its clients share one limit"
+            );
+        }
+    }
+
+    /// Lets a request in. Takes a token of the client's for one to the public API.
+    ///
+    /// # Errors
+    /// 429: the client has none left. 503: too many are under way.
+    pub fn admit(&self, traffic: Traffic, client: IpAddr) -> Result<Pass<'_>, ApiError> {
+        if traffic == Traffic::Public {
+            take(self.clients.as_ref(), || address::key(client), &REFUSED.clients)?;
+        }
+        self.gate(traffic).enter().ok_or_else(|| self.shed())
+    }
+
+    /// What an operators' request that proved nobody's right costs its client: guessing has a limit.
+    ///
+    /// # Errors
+    /// 429: the client has no token left.
+    pub fn admit_stranger(&self, client: IpAddr) -> Result<(), ApiError> {
+        take(self.clients.as_ref(), || address::key(client), &REFUSED.operators)
+    }
+
+    /// Takes a token of the user's for whom a request acts.
+    ///
+    /// # Errors
+    /// 429: there is none left.
+    pub fn admit_user(&self, user: UserId) -> Result<(), ApiError> {
+        take(self.users.as_ref(), || user.get().cast_unsigned(), &REFUSED.users)
+    }
+
+    /// For a request that waits for its client rather than works.
+    pub fn step_out(&self, traffic: Traffic) -> Outside<'_> {
+        self.gate(traffic).step_out()
+    }
+
+    /// A request that can't be worked on: it is one too many.
+    pub fn shed(&self) -> ApiError {
+        REFUSED.in_flight.fetch_add(1, Relaxed);
+        Code::Unavailable.into()
+    }
+
+    /// Clients and users that are told apart now.
+    pub fn keys(&self) -> usize {
+        [&self.clients, &self.users].into_iter().flatten().map(Buckets::len).sum()
+    }
+
+    /// Requests of the public API under way; 0 without a limit.
+    pub fn in_flight(&self) -> i64 {
+        self.public.inside()
+    }
+
+    fn gate(&self, traffic: Traffic) -> &Gate {
+        match traffic {
+            Traffic::Public => &self.public,
+            Traffic::Operators => &self.operators,
+            Traffic::Metrics | Traffic::Health => &self.probes,
+        }
+    }
+}
+
+fn take(buckets: Option<&Buckets>, key: impl FnOnce() -> u64, refused: &AtomicU64) -> Result<(), ApiError> {
+    let Some(buckets) = buckets else { return Ok(()) };
+    buckets.take(key()).map_err(|wait| {
+        refused.fetch_add(1, Relaxed);
+        ApiError::too_many(wait)
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use axum::{http::header::RETRY_AFTER, response::IntoResponse};
+
+    use super::*;
+
+    fn limits(change: impl FnOnce(&mut LimitsConfig)) -> Limits {
+        let mut config = LimitsConfig { rate_limit_keys: 1000, ..LimitsConfig::off() };
+        change(&mut config);
+        Limits::new(&config)
+    }
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
+
+    #[test]
+    fn paths_are_told_apart() {
+        for (traffic, paths) in [
+            (Traffic::Health, &["/healthz", "/readyz"][..]),
+            (Traffic::Metrics, &["/metrics", "/metrics/"]),
+            (Traffic::Operators, &["/admin", "/admin/", "/admin/v1/users", "/ops", "/ops/", "/ops/feed"]),
+            (
+                Traffic::Public,
+                &[
+                    "/",
+                    "",
+                    "*",
+                    "/api/v1/orders",
+                    "/administrators",
+                    "/opsx",
+                    "/metricsx",
+                    "/healthz/",
+                    "/v3/api-docs",
+                    "//admin",
+                ],
+            ),
+        ] {
+            for path in paths {
+                assert_eq!(Traffic::of(path), traffic, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_side_serves_its_own() {
+        let all = [Traffic::Public, Traffic::Operators, Traffic::Metrics, Traffic::Health];
+        assert_eq!(all.map(|traffic| Side::Both.serves(traffic)), [true; 4]);
+        assert_eq!(all.map(|traffic| Side::Public.serves(traffic)), [true, false, false, true]);
+        assert_eq!(all.map(|traffic| Side::Operators.serves(traffic)), [false, true, true, true]);
+    }
+
+    #[test]
+    fn only_the_public_api_costs_tokens_and_refusals_say_when_to_come_back() {
+        let limits = limits(|config| {
+            (config.rate_limit_client_per_second, config.rate_limit_client_burst) = (1, 2);
+        });
+        for _ in 0..2 {
+            assert!(limits.admit(Traffic::Public, CLIENT).is_ok());
+        }
+        let refused = limits.admit(Traffic::Public, CLIENT).err().unwrap().into_response();
+        assert_eq!((refused.status().as_u16(), &refused.headers()[RETRY_AFTER]), (429, &"1".parse().unwrap()));
+        for traffic in [Traffic::Health, Traffic::Metrics, Traffic::Operators] {
+            assert!((0..1000).all(|_| limits.admit(traffic, CLIENT).is_ok()), "{traffic:?}");
+        }
+        assert!(limits.admit_stranger(CLIENT).is_err(), "a guess costs what any request does");
+        assert!(limits.admit(Traffic::Public, "198.51.100.8".parse().unwrap()).is_ok());
+        assert_eq!(limits.keys(), 2);
+    }
+
+    #[test]
+    fn users_have_their_own_limit() {
+        let limits = limits(|config| (config.rate_limit_user_per_second, config.rate_limit_user_burst) = (1, 3));
+        let (one, other) = (UserId::new(1).unwrap(), UserId::new(2).unwrap());
+        assert_eq!((0..10).filter(|_| limits.admit_user(one).is_ok()).count(), 3);
+        assert!(limits.admit_user(other).is_ok());
+        assert!((0..10).all(|_| limits.admit(Traffic::Public, CLIENT).is_ok()));
+    }
+
+    #[test]
+    fn a_full_house_turns_customers_away_and_nobody_else() {
+        let limits = limits(|config| config.max_in_flight = 1);
+        let inside = limits.admit(Traffic::Public, CLIENT).unwrap();
+        let refused = limits.admit(Traffic::Public, CLIENT).err().unwrap().into_response();
+        assert_eq!((refused.status().as_u16(), &refused.headers()[RETRY_AFTER]), (503, &"1".parse().unwrap()));
+        for traffic in [Traffic::Health, Traffic::Metrics, Traffic::Operators] {
+            assert!(limits.admit(traffic, CLIENT).is_ok(), "{traffic:?}");
+        }
+        drop(inside);
+        assert!(limits.admit(Traffic::Public, CLIENT).is_ok());
+        assert_eq!(limits.in_flight(), 0);
+    }
+
+    #[test]
+    fn off_is_off() {
+        let limits = Limits::new(&LimitsConfig::off());
+        let user = UserId::new(1).unwrap();
+        assert!((0..100_000).all(|_| limits.admit(Traffic::Public, CLIENT).is_ok() && limits.admit_user(user).is_ok()));
+        assert_eq!(limits.keys(), 0);
+    }
+
+    #[test]
+    fn an_unknown_proxy_is_noticed_once() {
+        let forwarded = |limits: &Limits, peer: &str| {
+            let headers = HeaderMap::from_iter([(address::X_FORWARDED_FOR, "198.51.100.7".parse().unwrap())]);
+            limits.client(peer.parse().unwrap(), &headers);
+            limits.warned.load(Relaxed)
+        };
+        let limits = limits(|config| {
+            config.rate_limit_client_per_second = 1;
+            config.trusted_proxies = "10.0.0.1".parse().unwrap();
+        });
+        assert!(!forwarded(&limits, "203.0.113.1"), "that is anybody");
+        assert!(!forwarded(&limits, "10.0.0.1"), "that is known");
+        limits.client("10.0.0.2".parse().unwrap(), &HeaderMap::new());
+        assert!(!limits.warned.load(Relaxed), "that is a neighbour");
+        assert!(forwarded(&limits, "10.0.0.2"));
+    }
+}
