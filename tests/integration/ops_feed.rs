@@ -441,7 +441,7 @@ async fn a_stop_ends_the_stream() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     let http = world.http_config();
-    let serving = world.app.serve(listener, &http);
+    let serving = world.app.serve(listener, None, &http);
     let watching = async {
         let cookie = sign_in(&base).await;
         let mut watch = Watch::with(&base, &cookie).await;
