@@ -1,7 +1,8 @@
 //! The stream that the page listens to: `GET /ops/feed`, server-sent events, a `snapshot` a second.
 //!
-//! For who has a session, and as long as that is open. However many watch, one reader reads, and only while somebody watches. Each watcher is sent the latest snapshot whenever it
-//! has taken the one before; what it is too slow for it never sees, and nothing is kept for it.
+//! For whoever has a session, and as long as that is open. However many watch, one reader reads, and only while somebody
+//! watches. Each watcher is sent the latest snapshot whenever it has taken the one before; what it is too slow for it never
+//! sees, and nothing is kept for it.
 
 use std::{
     convert::Infallible,
