@@ -1,6 +1,6 @@
 //! The parts put together: connect, open the store, run the background work, serve, and stop in the right order.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -8,12 +8,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::{Audit, Auditor},
-    config::{Ack, EngineConfig, HttpConfig, ProjectorConfig},
+    config::{Ack, EngineConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig},
     db,
     domain::{ActLog, Clock, Engine, startup},
     gateway::{self, Gateways},
     http::{
-        self, AppState, Operators, Parts, Sessions,
+        self, AppState, Operators, Parts, Scrapes, Sessions,
         limits::{Limits, Side},
         server,
     },
@@ -130,22 +130,37 @@ impl App {
         let limits = Arc::new(Limits::new(&http.limits));
         limits.keep_tidy(&self.background, &self.stop_background);
         Ok(AppState::from(Parts {
-            engine: self.engine.clone(),
-            projector: self.projector.clone(),
-            auditor: Arc::new(Auditor::new(self.audit())),
-            sessions: Arc::new(sessions),
-            notes: http::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
-            feed: Arc::default(),
-            instance: Arc::new(Instance::new(http.bind_addr, self.engine.clock().now())),
             config: http::HttpConfig {
                 body_limit: http.body_limit_bytes as usize,
                 body_timeout: http.limits.body_timeout(),
                 request_timeout: Duration::from_millis(http.request_timeout_ms),
                 ..http::HttpConfig::default()
             },
+            ..self.parts(http.bind_addr, sessions, limits, &http.metrics)
+        }))
+    }
+
+    /// The router of a process that serves no API: its health and its metrics.
+    pub fn probes(&self, address: SocketAddr, metrics: &MetricsConfig) -> axum::Router {
+        let nobody = Sessions::new(Operators::default(), self.engine.clock().clone(), true);
+        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
+        http::probes(AppState::from(self.parts(address, nobody, limits, metrics)))
+    }
+
+    fn parts(&self, address: SocketAddr, sessions: Sessions, limits: Arc<Limits>, metrics: &MetricsConfig) -> Parts {
+        Parts {
+            engine: self.engine.clone(),
+            projector: self.projector.clone(),
+            auditor: Arc::new(Auditor::new(self.audit())),
+            sessions: Arc::new(sessions),
+            notes: http::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
+            feed: Arc::default(),
+            instance: Arc::new(Instance::new(address, self.engine.clock().now())),
+            scrapes: Scrapes::new(metrics),
+            config: http::HttpConfig::default(),
             limits,
             stopping: self.stopping.clone(),
-        }))
+        }
     }
 
     /// The same app, which ends once `stop` is cancelled.

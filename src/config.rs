@@ -273,6 +273,8 @@ pub struct HttpConfig {
     pub limits: LimitsConfig,
     #[command(flatten)]
     pub browsers: BrowserConfig,
+    #[command(flatten)]
+    pub metrics: MetricsConfig,
 }
 
 impl HttpConfig {
@@ -290,6 +292,14 @@ impl HttpConfig {
     pub fn drain_requests(&self) -> Duration {
         self.drain() * 3 / 4
     }
+}
+
+/// What is told to Prometheus.
+#[derive(Args, Clone, Debug, Default)]
+pub struct MetricsConfig {
+    /// A bearer token that GET /metrics then asks for; without one anybody who reaches the service may scrape it
+    #[arg(long, env = "METRICS_TOKEN", hide_env_values = true)]
+    pub metrics_token: Option<Secret>,
 }
 
 /// The projector, which carries the outbox to Postgres.

@@ -16,6 +16,7 @@
 //! - [`rebuild`] puts Redis back together from Postgres; [`audit`] recomputes every conservation law.
 //! - [`gateway`] asks external payment gateways.
 //! - [`ops`] is the dashboard: its page and its live feed.
+//! - [`metrics`] is what Prometheus is told; like `tracing`, anybody may use it.
 //! - [`dev`] starts private servers for the quick start and the tests.
 //! - [`config`] is the configuration, [`app`] puts the parts together, [`stop`] takes the signals that end them, [`probe`] asks
 //!   a running service how it is, [`seed`] is the demo catalogue.
@@ -28,6 +29,7 @@ pub mod dev;
 pub mod domain;
 pub mod gateway;
 pub mod http;
+pub mod metrics;
 pub mod ops;
 pub mod probe;
 pub mod projector;

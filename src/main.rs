@@ -17,7 +17,7 @@ use firstcome::{
     db,
     dev::Stack,
     domain::Clock,
-    http::Operators,
+    http::{Operators, server},
     probe,
     projector::Projector,
     rebuild::{self, Rebuild, Summary},
@@ -98,6 +98,11 @@ struct Project {
     engine: EngineConfig,
     #[command(flatten)]
     projector: ProjectorConfig,
+    #[command(flatten)]
+    metrics: MetricsConfig,
+    /// Where to serve /healthz, /readyz and /metrics, and nothing else; nowhere where it is not given
+    #[arg(long, env = "OPS_BIND_ADDR")]
+    ops_bind_addr: Option<SocketAddr>,
     /// Seconds, after a stop signal, for the outbox to drain
     #[arg(long, env = "DRAIN_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
     drain_seconds: u64,
@@ -257,8 +262,12 @@ fn ended(well: bool) -> ExitCode {
 }
 
 async fn project(options: Project) -> anyhow::Result<ExitCode> {
-    let Project { mut engine, projector, drain_seconds } = options;
+    let Project { mut engine, projector, metrics, ops_bind_addr, drain_seconds } = options;
     let stop = stop_signal()?;
+    let probes = match ops_bind_addr {
+        Some(address) => Some(bind(address, "OPS_BIND_ADDR").await?),
+        None => None,
+    };
     // Nobody is told anything by it.
     engine.durability.ack = Ack::Postgres;
     let Some(mut app) = open(&engine, &projector, &stop).await? else { return Ok(ExitCode::SUCCESS) };
@@ -268,6 +277,12 @@ async fn project(options: Project) -> anyhow::Result<ExitCode> {
     app.project();
     app.sweep();
     app.watch(true);
+    if let Some(listener) = probes {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "serving health and metrics");
+        let (router, limits) = (app.probes(address, &metrics), server::ServerLimits::default());
+        tokio::spawn(server::serve(listener, router, limits, app.stopping.clone()));
+    }
     tracing::info!("projecting");
     app.stopping.cancelled().await;
     Ok(ended(app.stop(Some(Duration::from_secs(drain_seconds))).await))

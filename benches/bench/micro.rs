@@ -1,13 +1,20 @@
 //! What runs per request in our own code, piece by piece: the whole path of a request but its socket, decoding an event,
-//! folding a batch, hashing an idempotency key. Timed by divan, and counted in instructions by callgrind, which a busy machine
-//! does not disturb.
+//! folding a batch, hashing an idempotency key, counting it all. Timed by divan, and counted in instructions by callgrind,
+//! which a busy machine does not disturb.
 //!
 //! Both run in a process of this program's (role `micro`), connected to servers on which a few hundred decisions wait in
 //! the outbox: the events are what the scripts wrote, whatever that is by now.
 
 use std::{
-    cell::RefCell, collections::BTreeMap, fmt, fs, hint::black_box, net::SocketAddr, path::Path, process::Command,
-    sync::OnceLock, time::Duration,
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt, fs,
+    hint::black_box,
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    sync::OnceLock,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -19,10 +26,12 @@ use axum::{
 };
 use divan::Bencher;
 use firstcome::{
+    app::App,
     domain::{
         IdempotencyKey,
         event::{self, Event},
     },
+    metrics::{self, http::Running, scripts::Meter},
     projector::batch::Batch,
     store::{
         keys::Partition,
@@ -149,7 +158,7 @@ pub fn role(args: &[String]) -> Result<()> {
     let app = runtime.block_on(servers::open())?;
     let entries = runtime.block_on(app.store.outbox_page(Partition(0), StreamId::ZERO, 10_000))?;
     let router = app.router(&servers::http_config()).unwrap();
-    let pieces = PIECES.get_or_init(|| pieces(runtime, router, entries));
+    let pieces = PIECES.get_or_init(|| pieces(runtime, &app, router, entries));
     match args {
         [how, seconds] if how == TIMED => {
             let most = Duration::from_secs_f64(seconds.parse()?);
@@ -175,7 +184,7 @@ fn counted_iterations(piece: &Piece, iterations: u64) {
     }
 }
 
-fn pieces(runtime: &'static Runtime, router: Router, entries: Vec<Entry>) -> Vec<Piece> {
+fn pieces(runtime: &'static Runtime, app: &App, router: Router, entries: Vec<Entry>) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut piece = |name: &str, work: Box<dyn Fn() + Send + Sync>| pieces.push(Piece { name: name.to_owned(), work });
 
@@ -210,6 +219,17 @@ fn pieces(runtime: &'static Runtime, router: Router, entries: Vec<Entry>) -> Vec
         "idempotency key: digest and fingerprint",
         Box::new(|| drop(black_box(IdempotencyKey::new(black_box("5f0c1c53-micro"), black_box(ORDER.as_bytes()))))),
     );
+
+    let began = Instant::now();
+    let (method, route) = ("POST", "/api/v1/coupons/issue");
+    let count = move || Running::begin(began, black_box(method), black_box(route)).answered(black_box(200), "");
+    piece("metrics: a request, begun and answered", Box::new(count));
+    let meter = Meter::new("micro");
+    let known = |_: &str| "ISSUED";
+    piece("metrics: a word of a script", Box::new(move || meter.answered(black_box("ISSUED"), known)));
+    let observed = runtime.block_on(app.engine.observe());
+    let scrape = move || drop(black_box(metrics::text(black_box(&observed)).unwrap()));
+    piece("metrics: the text of a scrape", Box::new(scrape));
 
     let mut kinds: BTreeMap<String, Vec<Vec<(String, String)>>> = BTreeMap::new();
     for entry in entries {

@@ -269,6 +269,7 @@ pub fn http_config() -> HttpConfig {
         drain_delay_seconds: Some(0),
         limits: LimitsConfig::off(),
         browsers: BrowserConfig::default(),
+        metrics: MetricsConfig::default(),
     }
 }
 

@@ -109,6 +109,13 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(MIGRATIONS.iter().map(migration).collect())
 }
 
+/// The connections that there are: in use, idle, and how many there may be.
+pub fn connections(db: &Connection) -> (usize, usize, usize) {
+    let pool = db.get_postgres_connection_pool();
+    let (there, idle) = (pool.size() as usize, pool.num_idle());
+    (there.saturating_sub(idle), idle, pool.options().get_max_connections() as usize)
+}
+
 /// Brings the schema up to date; several at once wait for each other.
 ///
 /// # Errors

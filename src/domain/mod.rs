@@ -16,6 +16,7 @@ mod balances;
 mod coupons;
 mod ids;
 pub mod live;
+mod observe;
 mod operators;
 mod orders;
 mod payments;
@@ -69,6 +70,7 @@ pub struct Engine {
     sold_out: Arc<sold_out::SoldOut>,
     popular: products::PopularCache,
     durability: vigil::Durability,
+    last_seen: observe::LastSeen,
 }
 
 impl Engine {
@@ -100,6 +102,7 @@ impl Engine {
             sold_out: Arc::new(sold_out),
             popular: products::PopularCache::default(),
             durability: vigil::Durability::new(durability.ack, durability.max_backlog),
+            last_seen: observe::LastSeen::default(),
         }
     }
 

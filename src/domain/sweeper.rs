@@ -10,9 +10,12 @@ use futures_util::{StreamExt, stream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
-use crate::store::{
-    decisions::{Closing, FarEnd},
-    keys::Partition,
+use crate::{
+    metrics,
+    store::{
+        decisions::{Closing, FarEnd},
+        keys::Partition,
+    },
 };
 
 /// How often is looked for what is due.
@@ -30,6 +33,17 @@ enum Due {
     Orders,
     Payments,
     FarHolds,
+}
+
+impl Due {
+    /// As a label of the metrics.
+    fn kind(self) -> &'static str {
+        match self {
+            Due::Orders => "order",
+            Due::Payments => "payment",
+            Due::FarHolds => "far_hold",
+        }
+    }
 }
 
 impl Engine {
@@ -79,17 +93,25 @@ impl Engine {
 
     /// Returns how many orders expired.
     async fn sweep_one(&self, here: Partition, due: Due) -> Result<usize, Error> {
-        match due {
-            Due::Orders => self.sweep_orders(here).await,
-            Due::Payments => {
-                let orders = self.store.due_payments(here, self.clock.now(), MOST).await?;
-                all(orders, |order| self.look_at_payment(order)).await.map(|_| 0)
+        let sweeping = async {
+            match due {
+                Due::Orders => self.sweep_orders(here).await,
+                Due::Payments => {
+                    let orders = self.store.due_payments(here, self.clock.now(), MOST).await?;
+                    all(due, orders, |order| async move { self.look_at_payment(order).await.map(|()| true) }).await
+                }
+                Due::FarHolds => {
+                    let holds = self.store.due_holds(here, self.clock.now(), MOST).await?;
+                    let look =
+                        |(order, user)| async move { self.look_at_far_hold(here, order, user).await.map(|()| true) };
+                    all(due, holds, look).await
+                }
             }
-            Due::FarHolds => {
-                let holds = self.store.due_holds(here, self.clock.now(), MOST).await?;
-                all(holds, |(order, user)| self.look_at_far_hold(here, order, user)).await.map(|_| 0)
-            }
-        }
+        };
+        let swept = sweeping.await.inspect_err(|_| {
+            metrics::SWEEP_FAILURES.with_label_values(&[due.kind()]).inc();
+        })?;
+        Ok(if matches!(due, Due::Orders) { swept } else { 0 })
     }
 
     async fn sweep_orders(&self, here: Partition) -> Result<usize, Error> {
@@ -97,7 +119,7 @@ impl Engine {
         loop {
             let due = self.store.due_orders(here, self.clock.now(), MOST).await?;
             let found = due.len();
-            let ended = all(due, |order| self.expire(order)).await?.into_iter().filter(|ended| *ended).count();
+            let ended = all(Due::Orders, due, |order| self.expire(order)).await?;
             expired += ended;
             // A full look that ended nothing would find the same again.
             if found < MOST || ended == 0 {
@@ -136,11 +158,15 @@ impl Engine {
     }
 }
 
-/// Does all of these, some at once; the first error is returned after all were tried.
-async fn all<I, T, F: Future<Output = Result<T, Error>>>(
+/// Does all of these, some at once: how many steps say that they did something. The first error is returned after all were
+/// tried.
+async fn all<I, F: Future<Output = Result<bool, Error>>>(
+    due: Due,
     items: Vec<I>,
     step: impl Fn(I) -> F,
-) -> Result<Vec<T>, Error> {
-    let outcomes: Vec<Result<T, Error>> = stream::iter(items).map(step).buffer_unordered(AT_ONCE).collect().await;
-    outcomes.into_iter().collect()
+) -> Result<usize, Error> {
+    let outcomes: Vec<Result<bool, Error>> = stream::iter(items).map(step).buffer_unordered(AT_ONCE).collect().await;
+    let done = outcomes.iter().filter(|outcome| matches!(outcome, Ok(true))).count();
+    metrics::SWEPT.with_label_values(&[due.kind()]).inc_by(done as u64);
+    outcomes.into_iter().find_map(Result::err).map_or(Ok(done), Err)
 }

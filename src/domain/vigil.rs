@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Engine, Error};
 use crate::{
     config::Ack,
-    db,
+    db, metrics,
     store::{Position, keys::Partition},
 };
 
@@ -58,6 +58,7 @@ impl Engine {
             }
         }
         if full {
+            metrics::SHED.with_label_values(&["backlog"]).inc();
             let reason = format!("PostgreSQL is {backlog} decisions behind");
             return Err(Error::Unavailable { reason, retry_after: SHED_RETRY });
         }

@@ -53,20 +53,47 @@ impl FromStr for Operator {
     }
 }
 
-/// An operator and the hash of the token; the token itself is not kept.
+/// The hash of a token; the token itself is not kept.
+pub(super) struct Token([u8; 32]);
+
+impl Token {
+    fn new(token: &[u8]) -> Self {
+        Token(Sha256::digest(token).into())
+    }
+
+    /// That of the configuration. An empty one is none: it would be no protection.
+    pub(super) fn given(secret: Option<&Secret>) -> Option<Self> {
+        secret
+            .map(|secret| secret.expose().trim())
+            .filter(|token| !token.is_empty())
+            .map(|token| Token::new(token.as_bytes()))
+    }
+
+    /// Whether a request with these headers bears this token.
+    pub(super) fn is_borne_by(&self, headers: &HeaderMap) -> bool {
+        bearer(headers).is_some_and(|theirs| self.same(&Token::new(theirs)))
+    }
+
+    /// Takes the same time however many bytes of the hashes are the same.
+    fn same(&self, other: &Token) -> bool {
+        self.0.iter().zip(other.0).fold(0, |differing, (ours, theirs)| differing | (ours ^ theirs)) == 0
+    }
+}
+
+/// An operator and the token.
 pub(super) struct Known {
     pub(super) operator: Operator,
-    hash: [u8; 32],
+    token: Token,
 }
 
 impl Known {
     fn new(name: &str, token: &str) -> Self {
-        Known { operator: Operator(name.into()), hash: hash(token.as_bytes()) }
+        Known { operator: Operator(name.into()), token: Token::new(token.as_bytes()) }
     }
 
     /// What this operator's sessions are sealed with: another token, another seal.
     pub(super) fn seal(&self) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, &self.hash)
+        hmac::Key::new(hmac::HMAC_SHA256, &self.token.0)
     }
 }
 
@@ -104,7 +131,7 @@ impl Operators {
             ensure!(others.iter().all(|other| other.operator != one.operator), "ADMIN_TOKENS: {name} is named twice");
             // Whose act would it be?
             ensure!(
-                others.iter().all(|other| !same(&other.hash, &one.hash)),
+                others.iter().all(|other| !other.token.same(&one.token)),
                 "{name} has the token of another operator"
             );
         }
@@ -118,10 +145,10 @@ impl Operators {
 
     /// Whose token this is. Takes the same time however much of whose token is right.
     pub(super) fn with_token(&self, token: &[u8]) -> Option<&Known> {
-        let theirs = hash(token);
+        let theirs = Token::new(token);
         let mut found = None;
         for known in self.0.iter() {
-            if same(&known.hash, &theirs) {
+            if known.token.same(&theirs) {
                 found = Some(known);
             }
         }
@@ -142,15 +169,6 @@ impl fmt::Debug for Operators {
 fn is_name(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
     (1..=32).contains(&name.len()) && name.bytes().all(legal)
-}
-
-fn hash(token: &[u8]) -> [u8; 32] {
-    Sha256::digest(token).into()
-}
-
-/// Whether two hashes are the same; takes the same time however many of their bytes are.
-fn same(ours: &[u8; 32], theirs: &[u8; 32]) -> bool {
-    ours.iter().zip(theirs).fold(0, |differing, (ours, theirs)| differing | (ours ^ theirs)) == 0
 }
 
 /// Lets operators through and nobody else; nobody at all where no token is configured.

@@ -1,6 +1,6 @@
 //! What happens to every request, whatever it is: its id, whether it is let in (see [`limits`](super::limits)), its time
-//! limit, its line in the log, what every reply says to browsers, and the promise that a failure is always the envelope of
-//! [`error`](super::error).
+//! limit, its line in the log, its place in the metrics, what every reply says to browsers, and the promise that a failure is
+//! always the envelope of [`error`](super::error).
 //!
 //! The one thing it can't reach is a request so malformed that hyper refuses it before there is one (a broken request
 //! line, headers beyond the limits): that is a bare 400, 414 or 431. hyper has no hook for these, and its replies could only
@@ -33,6 +33,7 @@ use super::{
     leftover,
     limits::{Limits, Side, Traffic},
 };
+use crate::metrics::http::{NOWHERE, Running};
 
 /// Names the request, in both directions.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -92,7 +93,8 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
     request.extensions_mut().insert(id.clone());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("-", MatchedPath::as_str);
+    let route = route.as_ref().map_or(NOWHERE, MatchedPath::as_str);
+    let running = Running::begin(began, method.as_str(), route);
     let traffic = Traffic::of(request.uri().path());
     let client = edge.limits.client(peer(&request), request.headers());
     let limit = if edge.time.long_paths.contains(&route) { edge.time.long } else { edge.time.request };
@@ -135,7 +137,9 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
         response = refused.into_response();
     }
 
-    if let Some(Failure { code, cause: Some(cause) }) = response.extensions().get() {
+    let failure = response.extensions().get::<Failure>();
+    running.answered(response.status().as_u16(), failure.map_or("", |failure| failure.code.as_str()));
+    if let Some(Failure { code, cause: Some(cause) }) = failure {
         match code {
             Code::Internal => tracing::error!(request_id = %id.0, %method, route, error = %cause, "request failed"),
             _ => tracing::warn!(request_id = %id.0, %method, route, error = %cause, "request turned away"),

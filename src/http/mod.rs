@@ -4,8 +4,8 @@
 //! the OpenAPI document, the operators' tokens and sessions, limits of all kinds and the accept loop. Every decision about goods
 //! and money is left to the engine.
 //!
-//! One file per resource ([`payments`], [`balances`], [`coupons`], [`products`], [`orders`], [`admin`], [`health`]),
-//! each with its routes first, then its bodies, then its handlers; [`error`] is the one status table, [`edge`] what
+//! One file per resource ([`payments`], [`balances`], [`coupons`], [`products`], [`orders`], [`admin`], [`health`],
+//! [`scrape`]), each with its routes first, then its bodies, then its handlers; [`error`] is the one status table, [`edge`] what
 //! happens to every request, [`limits`] who is let in, [`cors`] what pages of other origins may do, [`server`] the sockets.
 
 mod acts;
@@ -30,6 +30,7 @@ mod params;
 mod payments;
 mod products;
 mod reply;
+mod scrape;
 pub mod server;
 pub mod session;
 
@@ -41,6 +42,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub use acts::Notes;
 pub use auth::{Operator, Operators};
+pub use scrape::Scrapes;
 pub use server::{ServerLimits, serve};
 pub use session::Sessions;
 
@@ -59,6 +61,7 @@ pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
     let edge = Edge::new(state.config.time_limits(), state.limits.clone(), side, browsers.hsts_seconds);
     let router = routes
         .merge(openapi::router(document))
+        .merge(scrape::router())
         .fallback(not_found)
         .layer(from_fn_with_state(state.engine.clone(), durable::durable))
         // Not under what stands around writes: operators sign in when nothing else goes.
@@ -66,6 +69,16 @@ pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
         .layer(from_fn_with_state(Arc::new(edge), edge::edge))
         .with_state(state);
     cors::around(router, &browsers.cors_origins)
+}
+
+/// What a process that serves no API tells of itself: its health, and its metrics.
+pub fn probes(state: AppState) -> Router {
+    let edge = Edge::new(state.config.time_limits(), state.limits.clone(), Side::Both, 0);
+    Router::from(health::router())
+        .merge(scrape::router())
+        .fallback(not_found)
+        .layer(from_fn_with_state(Arc::new(edge), edge::edge))
+        .with_state(state)
 }
 
 /// Every documented route, with its documentation.
@@ -114,6 +127,8 @@ pub struct Parts {
     pub feed: Arc<ops::Feed>,
     /// Which process this is.
     pub instance: Arc<ops::Instance>,
+    /// What is scraped, and by whom.
+    pub scrapes: Scrapes,
     /// Limits on a request.
     pub config: HttpConfig,
     /// Limits on those who send them.

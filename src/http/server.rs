@@ -36,10 +36,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use super::limits::{
-    REFUSED, address,
+    address,
     connections::{Patient, PerClient},
 };
-use crate::config::TrustedProxies;
+use crate::{
+    config::TrustedProxies,
+    metrics::{self, http::Connected},
+};
 
 /// The limits on connections.
 #[derive(Clone, Debug)]
@@ -126,7 +129,7 @@ pub async fn serve(
         let limited = clients.as_ref().filter(|_| !limits.proxies.contains(peer.ip().to_canonical()));
         let seat = limited.map(|clients| clients.seat(address::key(peer.ip())));
         if let Some(None) = seat {
-            REFUSED.connections.fetch_add(1, Ordering::Relaxed);
+            metrics::HTTP_CONNECTIONS_REFUSED.inc();
             tracing::debug!(%peer, "connection closed: its client has too many");
             continue;
         }
@@ -151,7 +154,7 @@ pub async fn serve(
         let connection = open.watch(http.serve_connection(stream, service));
         let (cut, unanswered) = (cut.clone(), unanswered.clone());
         connections.spawn(async move {
-            let _held = (slot, seat);
+            let _held = (slot, seat, Connected::accept());
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "connection ended");

@@ -22,7 +22,7 @@ const OWN: &str = "/ops";
 
 /// The metrics of this process.
 pub fn metrics() -> Vec<MetricFamily> {
-    prometheus::gather()
+    crate::metrics::gather()
 }
 
 /// The counters, time and again.

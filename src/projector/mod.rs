@@ -10,6 +10,7 @@
 
 pub mod apply;
 pub mod batch;
+mod commit;
 mod drain;
 pub mod letters;
 pub mod relay;
@@ -24,29 +25,20 @@ use std::{
 };
 
 use anyhow::anyhow;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, Statement, TransactionTrait,
-};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    apply::{ApplyError, apply},
-    batch::Batch,
-};
+use self::commit::Read;
 use crate::{
     config::ProjectorConfig,
     db::{self, reads::ProjectedPosition},
     domain::{
         Error,
-        event::{self, Decoded, Event},
+        event::{self, Event},
         types::Clock,
     },
-    store::{
-        Position, Store,
-        keys::Partition,
-        outbox::{Entry, StreamId},
-        retire::Keep,
-    },
+    metrics,
+    store::{Position, Store, keys::Partition, outbox::StreamId, retire::Keep},
 };
 
 /// How long one reading of an idle outbox waits.
@@ -76,6 +68,22 @@ pub struct Projector {
     patience: Duration,
     /// How long what is over stays in Redis.
     keep: Keep,
+}
+
+/// A partition that is followed, as long as it is.
+struct Following(());
+
+impl Following {
+    fn begin() -> Self {
+        metrics::PROJECTOR_PARTITIONS.inc();
+        Following(())
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        metrics::PROJECTOR_PARTITIONS.dec();
+    }
 }
 
 /// What a batch came to.
@@ -109,6 +117,19 @@ enum Failure {
     /// has forgotten it. Or a Postgres that needs longer.
     #[error("PostgreSQL has not answered for {0:?}")]
     Silent(Duration),
+}
+
+impl Failure {
+    /// As a label of the metrics.
+    fn kind(&self) -> &'static str {
+        match self {
+            Failure::Overtaken => "overtaken",
+            Failure::Gap { .. } => "gap",
+            Failure::Newer => "newer",
+            Failure::Away(_) => "away",
+            Failure::Silent(_) => "silent",
+        }
+    }
 }
 
 impl From<Error> for Failure {
@@ -177,6 +198,8 @@ impl Projector {
     }
 
     async fn follow_one(&self, here: Partition, stop: &CancellationToken) {
+        let _following = Following::begin();
+        let last_step = metrics::PROJECTOR_LAST_STEP.with_label_values(&[here.0.to_string().as_str()]);
         let mut pause = FIRST_PAUSE;
         let mut patience = self.patience;
         // Since when it waits for a store that is away, and what it has carried since that is back.
@@ -187,10 +210,15 @@ impl Projector {
                 step = self.step(here, IDLE_WAIT, patience) => step,
                 () = stop.cancelled() => return,
             };
-            match step.and_then(|step| {
+            let step = step.and_then(|step| {
                 if step.carried > 0 { Ok((step.carried, step.more)) } else { step.relayed.map(|()| (0, false)) }
-            }) {
+            });
+            if let Err(failure) = &step {
+                metrics::PROJECTOR_FAILURES.with_label_values(&[failure.kind()]).inc();
+            }
+            match step {
                 Ok((carried, more)) => {
+                    last_step.set(metrics::now_seconds());
                     pause = FIRST_PAUSE;
                     patience = self.patience;
                     if carried > 0 && !more {
@@ -351,253 +379,4 @@ impl Projector {
         let (epoch, seq) = projected.at();
         self.store.projected(here, Position { epoch, seq });
     }
-
-    /// Commits events in as few transactions as it takes: as many at once as one may have, or, where one of them can't be
-    /// applied, the good ones around it and a dead letter for it. What came in one entry goes in one transaction.
-    async fn commit(
-        &self,
-        here: Partition,
-        from: &ProjectedPosition,
-        read: &mut [Read<'_>],
-        patience: Duration,
-    ) -> Result<(), Failure> {
-        // What is before a gap is sound, and a rebuild from Postgres will need it.
-        let (sound, gap) = match check_gapless(from, read) {
-            Ok(()) => (read.len(), None),
-            Err((at, gap)) => (start_of_entry(read, at), Some(gap)),
-        };
-        let mut from = from.clone();
-        // What is still to be committed, the next part last.
-        let mut parts: Vec<&[Read<'_>]> = if sound == 0 { Vec::new() } else { vec![&read[..sound]] };
-        while let Some(part) = parts.pop() {
-            let halves = halves(part);
-            if let Some((first, second)) = halves.filter(|_| part.len() > self.batch) {
-                parts.extend([second, first]);
-                continue;
-            }
-            match (self.commit_part(here, &from, part, patience, Care::Together).await, halves) {
-                (Ok(to), _) => from = to,
-                (Err(CommitError::Bad(_)), Some((first, second))) => parts.extend([second, first]),
-                (Err(CommitError::Bad(_)), None) => {
-                    match self.commit_part(here, &from, part, patience, Care::OneByOne).await {
-                        Ok(to) => from = to,
-                        Err(CommitError::Failed(failure)) => return Err(failure),
-                        Err(CommitError::Bad(reason)) => {
-                            return Err(Failure::Away(format!("a dead letter can't be filed: {reason}")));
-                        }
-                    }
-                }
-                (Err(CommitError::Failed(failure)), _) => return Err(failure),
-            }
-        }
-        gap.map_or(Ok(()), Err)
-    }
-
-    /// One transaction, if it is over within `patience`. Where it is not, nobody knows whether it was committed: the position
-    /// tells.
-    async fn commit_part(
-        &self,
-        here: Partition,
-        from: &ProjectedPosition,
-        part: &[Read<'_>],
-        patience: Duration,
-        care: Care,
-    ) -> Result<ProjectedPosition, CommitError> {
-        let committing = tokio::time::timeout(patience, self.transact(here, from, part, care)).await;
-        committing.unwrap_or(Err(CommitError::Failed(Failure::Silent(patience))))
-    }
-
-    /// One transaction: the position, the effects, the dead letters. Returns the new position.
-    async fn transact(
-        &self,
-        here: Partition,
-        from: &ProjectedPosition,
-        part: &[Read<'_>],
-        care: Care,
-    ) -> Result<ProjectedPosition, CommitError> {
-        let mut to = from.clone();
-        for read in part {
-            to.stream_id = read.entry.id.to_string();
-            if let Some((epoch, seq)) = read.position {
-                (to.epoch, to.seq) = (epoch, seq);
-            }
-        }
-        let transaction = self.db.begin().await?;
-        // If nobody hears of us any more, the server must not keep the position locked for us.
-        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.patience.as_millis());
-        transaction.execute_unprepared(&limit).await?;
-        // First the position: it locks the row, so that a second projector waits here and then finds itself overtaken.
-        let moved = transaction
-            .execute_raw(Statement::from_sql_and_values(
-                DbBackend::Postgres,
-                "UPDATE projection_positions SET epoch = $1, seq = $2, stream_id = $3, updated_at = now()
-                 WHERE partition = $4 AND stream_id = $5",
-                [
-                    to.epoch.into(),
-                    to.seq.into(),
-                    to.stream_id.as_str().into(),
-                    i32::from(here.0).into(),
-                    from.stream_id.as_str().into(),
-                ],
-            ))
-            .await?;
-        if moved.rows_affected() != 1 {
-            return Err(CommitError::Failed(Failure::Overtaken));
-        }
-        match care {
-            Care::Together => {
-                let events = part.iter().filter_map(|read| read.event.as_ref().ok());
-                apply(&transaction, here, &Batch::fold(events)).await?;
-                for read in part {
-                    if let Err(reason) = &read.event {
-                        dead_letter(&transaction, here, read, reason).await?;
-                    }
-                }
-            }
-            Care::OneByOne => {
-                for read in part {
-                    apply_carefully(&transaction, here, read).await?;
-                }
-            }
-        }
-        transaction.commit().await?;
-        self.note(here, &to);
-        Ok(to)
-    }
-}
-
-/// One decision of an entry, read: an event or the reason why it is none.
-struct Read<'a> {
-    entry: &'a Entry,
-    /// Which of the entry's decisions it is, from 0.
-    nth: usize,
-    position: Option<(i64, i64)>,
-    event: Result<Event, String>,
-}
-
-impl<'a> Read<'a> {
-    fn all(entries: &'a [Entry]) -> Vec<Self> {
-        let mut read = Vec::with_capacity(entries.len());
-        for entry in entries {
-            for (nth, Decoded { position, event }) in event::decode(&entry.fields).into_iter().enumerate() {
-                read.push(Read { entry, nth, position, event: event.map_err(|bad| bad.0) });
-            }
-        }
-        read
-    }
-}
-
-/// The index of the first of those that came in one entry with `at`.
-fn start_of_entry(read: &[Read<'_>], at: usize) -> usize {
-    let here = read[at].entry.id;
-    read[..at].iter().rposition(|before| before.entry.id != here).map_or(0, |before| before + 1)
-}
-
-/// Two parts of about the same size, none of them with a part of an entry; nothing where there is but one entry.
-fn halves<'a, 'b>(part: &'a [Read<'b>]) -> Option<(&'a [Read<'b>], &'a [Read<'b>])> {
-    let middle = start_of_entry(part, part.len() / 2);
-    let first = part.first()?.entry.id;
-    let at = if middle > 0 { middle } else { part.iter().position(|read| read.entry.id != first)? };
-    Some(part.split_at(at))
-}
-
-/// How a transaction goes about its events.
-#[derive(Clone, Copy)]
-enum Care {
-    /// All at once; one that can't be applied fails it.
-    Together,
-    /// Each by itself; one that can't be applied becomes a dead letter.
-    OneByOne,
-}
-
-async fn apply_carefully(
-    transaction: &DatabaseTransaction,
-    here: Partition,
-    read: &Read<'_>,
-) -> Result<(), CommitError> {
-    let reason = match &read.event {
-        Ok(event) => {
-            let step = transaction.begin().await?;
-            match apply(&step, here, &Batch::fold([event])).await.map_err(CommitError::from) {
-                Ok(()) => return Ok(step.commit().await?),
-                Err(CommitError::Bad(reason)) => {
-                    step.rollback().await?;
-                    reason
-                }
-                Err(failed) => return Err(failed),
-            }
-        }
-        Err(reason) => reason.clone(),
-    };
-    dead_letter(transaction, here, read, &reason).await
-}
-
-enum CommitError {
-    /// The data does not fit.
-    Bad(String),
-    Failed(Failure),
-}
-
-impl From<DbErr> for CommitError {
-    fn from(error: DbErr) -> Self {
-        if db::is_data_fault(&error) { CommitError::Bad(error.to_string()) } else { CommitError::Failed(error.into()) }
-    }
-}
-
-impl From<ApplyError> for CommitError {
-    fn from(error: ApplyError) -> Self {
-        match error {
-            ApplyError::Db(error) => error.into(),
-            missing @ ApplyError::Missing { .. } => CommitError::Bad(missing.to_string()),
-        }
-    }
-}
-
-/// Decisions are numbered without gaps; a new epoch starts wherever its rebuild left off. An error is the index of the first
-/// entry that does not follow. An entry that is no event counts where its number is the next, and nowhere else: what a
-/// decision wrote may be unreadable, but it has its place, and what none wrote has none.
-fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), (usize, Failure)> {
-    let (mut epoch, mut seq) = from.at();
-    for (at, read) in read.iter_mut().enumerate() {
-        let Some((found_epoch, found_seq)) = read.position else { continue };
-        let next = found_epoch == epoch && found_seq == seq + 1;
-        if !next && read.event.is_err() {
-            read.position = None;
-            continue;
-        }
-        if !next && found_epoch <= epoch {
-            return Err((at, Failure::Gap { partition: from.partition, epoch, seq, found_epoch, found_seq }));
-        }
-        (epoch, seq) = (found_epoch, found_seq);
-    }
-    Ok(())
-}
-
-async fn dead_letter(
-    transaction: &DatabaseTransaction,
-    here: Partition,
-    read: &Read<'_>,
-    reason: &str,
-) -> Result<(), CommitError> {
-    tracing::error!(partition = here.0, id = %read.entry.id, reason, "an event can't be applied");
-    // Postgres can't keep a NUL in text or JSON.
-    let clean = |text: &str| text.replace('\0', "\u{fffd}");
-    let fields = event::fields_of(&read.entry.fields, read.nth);
-    let fields: serde_json::Map<String, serde_json::Value> =
-        fields.iter().map(|(name, value)| (clean(name), clean(value).into())).collect();
-    transaction
-        .execute_raw(Statement::from_sql_and_values(
-            DbBackend::Postgres,
-            "INSERT INTO dead_letters (partition, stream_id, epoch, seq, reason, fields) VALUES ($1, $2, $3, $4, $5, $6)",
-            [
-                i32::from(here.0).into(),
-                read.entry.id.to_string().into(),
-                read.position.map(|(epoch, _)| epoch).into(),
-                read.position.map(|(_, seq)| seq).into(),
-                clean(reason).into(),
-                serde_json::Value::Object(fields).into(),
-            ],
-        ))
-        .await?;
-    Ok(())
 }

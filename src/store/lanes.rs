@@ -24,7 +24,7 @@ use super::{
     keys::Partition,
     topology::{Connecting, Node, Topology},
 };
-use crate::{config::RedisConfig, domain::Error};
+use crate::{config::RedisConfig, domain::Error, metrics};
 
 /// How long a failed attempt to connect stands for those that come after it.
 const FAILURE_SHARED: Duration = Duration::from_millis(200);
@@ -51,11 +51,40 @@ pub(super) struct Lane {
     connecting: tokio::sync::Mutex<Option<Instant>>,
 }
 
-/// Which connection a command went over, to report how it went.
+/// Which connection a command went over, to report how it went. As long as there is one, its command counts as under way.
 pub struct Ticket {
     node: Arc<Node>,
     lane: usize,
     generation: u64,
+}
+
+impl Ticket {
+    fn new(node: Arc<Node>, lane: usize, generation: u64) -> Self {
+        metrics::REDIS_CALLS.inc();
+        Ticket { node, lane, generation }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        metrics::REDIS_CALLS.dec();
+    }
+}
+
+/// Connections of a kind: how many there are, and may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    pub there: usize,
+    pub most: usize,
+}
+
+impl std::iter::Sum for Connections {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Connections::default(), |sum, one| Connections {
+            there: sum.there + one.there,
+            most: sum.most + one.most,
+        })
+    }
 }
 
 impl Lanes {
@@ -123,7 +152,7 @@ impl Lanes {
             Some(found) => found,
             None => Box::pin(self.open(&node, &node.lanes[lane])).await?,
         };
-        Ok((Ticket { node, lane, generation }, link))
+        Ok((Ticket::new(node, lane, generation), link))
     }
 
     async fn open(&self, node: &Node, lane: &Lane) -> Result<(u64, MultiplexedConnection), Error> {
@@ -134,11 +163,13 @@ impl Lanes {
         fail_fast(*failed)?;
         let fresh = node.pool.get().await.map_err(|error| {
             tracing::warn!(%error, "no connection to Redis");
+            metrics::REDIS_CONNECT_FAILURES.inc();
             *failed = Some(Instant::now());
             self.astray.store(true, Ordering::Release);
             Error::unavailable("no connection to Redis")
         })?;
         let link = deadpool_redis::Connection::take(fresh);
+        metrics::REDIS_CONNECTED.inc();
         // Before anybody can use it.
         (self.changed)();
         let mut current = lane.current.write().unwrap_or_else(PoisonError::into_inner);
@@ -155,6 +186,17 @@ impl Lanes {
         })
     }
 
+    /// The connections that there are: the lanes, the spare ones, those for blocking reads.
+    pub(super) fn connections(&self) -> [(&'static str, Connections); 3] {
+        let topology = self.current();
+        let of = |count: fn(&Node) -> Connections| topology.nodes().iter().map(|node| count(node)).sum();
+        [
+            ("lane", of(Node::open_lanes)),
+            ("pool", of(|node| status(&node.pool))),
+            ("blocking", of(|node| status(&node.blocking))),
+        ]
+    }
+
     /// Takes note of how a command went: a lane that broke is given up, a server that is not where it was is looked for,
     /// and the error becomes the domain's.
     pub fn settle<T>(&self, ticket: &Ticket, result: RedisResult<T>) -> Result<T, Error> {
@@ -163,8 +205,8 @@ impl Lanes {
                 let lane = &ticket.node.lanes[ticket.lane];
                 let mut current = lane.current.write().unwrap_or_else(PoisonError::into_inner);
                 // A timeout is no proof that the connection is dead, but one that is never answers again.
-                if current.0 == ticket.generation {
-                    current.1 = None;
+                if current.0 == ticket.generation && current.1.take().is_some() {
+                    metrics::REDIS_BROKEN.inc();
                 }
             }
             self.translate(error)
@@ -180,6 +222,7 @@ impl Lanes {
             ErrorKind::Io | ErrorKind::AuthenticationFailed => true,
             _ => is_not_now(&error) || error.is_unrecoverable_error() || error.is_timeout(),
         };
+        metrics::REDIS_ERRORS.with_label_values(&[if unavailable { "unavailable" } else { "refused" }]).inc();
         if unavailable {
             tracing::warn!(%error, "Redis can't answer");
             Error::unavailable("Redis can't answer")
@@ -224,6 +267,18 @@ fn fail_fast(failed: Option<Instant>) -> Result<(), Error> {
         Some(at) if at.elapsed() < FAILURE_SHARED => Err(Error::unavailable("no connection to Redis")),
         _ => Ok(()),
     }
+}
+
+impl Node {
+    fn open_lanes(&self) -> Connections {
+        let there = self.lanes.iter().filter(|lane| lane.link().is_some()).count();
+        Connections { there, most: self.lanes.len() }
+    }
+}
+
+fn status(pool: &deadpool_redis::Pool) -> Connections {
+    let status = pool.status();
+    Connections { there: status.size, most: status.max_size }
 }
 
 impl Lane {

@@ -96,6 +96,7 @@ impl Store {
             call.arg(now.0).arg(fingerprint).arg(&caller.request_id);
             request.args(&mut call);
         }
+        script.meter.together(requests.len());
         match self.eval(group.here, script, &call, Decided::by_all).await? {
             Value::Array(values) if values.len() == requests.len() => {
                 Ok(values.into_iter().map(|value| Answer::unpack(script.name, value)).collect())

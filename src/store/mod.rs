@@ -1,6 +1,6 @@
 //! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
 //!
-//! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua;
+//! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua, and [`words`] are its answers;
 //! - [`merge`] decides concurrent requests together; [`decisions`] is one typed function per script;
 //! - [`reads`] are the reads, each one round trip, and [`records`] what they read; `sold_out` are those by which a process
 //!   refuses coupons without asking;
@@ -8,7 +8,7 @@
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
 //! - [`retire`] lets go what is over and in Postgres;
 //! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit; [`live`] is what operators
-//!   watch.
+//!   watch, [`observe`] what the metrics are told.
 //!
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
 
@@ -20,6 +20,7 @@ pub mod keys;
 pub mod lanes;
 pub mod live;
 pub mod merge;
+pub mod observe;
 pub mod outbox;
 pub mod ranking;
 pub mod reads;
@@ -31,6 +32,7 @@ mod sold_out;
 mod topology;
 pub mod vigil;
 pub mod watermarks;
+pub mod words;
 
 use std::sync::{Arc, OnceLock};
 
@@ -48,6 +50,7 @@ use self::{
 use crate::{
     config::RedisConfig,
     domain::{Error, model::Product, types::ProductId},
+    metrics,
 };
 
 /// How many partitions a store may have.
@@ -106,6 +109,7 @@ impl Store {
         let known = Arc::<Known>::default();
         let (doubted, forgotten) = (watermarks.clone(), known.clone());
         let lanes = Lanes::connect(config, move || {
+            metrics::STORE_DOUBTS.inc();
             forgotten.forget();
             doubted.iter().for_each(Watermark::doubt);
         })
@@ -245,6 +249,7 @@ impl Store {
         commands: Vec<redis::Cmd>,
     ) -> Result<Vec<Result<redis::Value, Error>>, Error> {
         let (ticket, mut link) = self.lane(partition).await?;
+        metrics::REDIS_PIPELINE.observe(commands.len() as f64);
         let mut pipeline = redis::Pipeline::with_capacity(commands.len());
         for command in commands {
             pipeline.add_command(command);

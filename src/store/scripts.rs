@@ -1,6 +1,6 @@
 //! The Lua scripts: embedded, loaded when Redis does not know them, called by hash.
 
-use std::{borrow::Cow, sync::LazyLock};
+use std::{borrow::Cow, sync::LazyLock, time::Instant};
 
 use anyhow::anyhow;
 use redis::{FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
@@ -9,8 +9,15 @@ use super::{
     Position, Store, closed_books,
     keys::{Keys, Partition},
     watermarks,
+    words::{self, DECIDED},
 };
-use crate::domain::{Error, Reply, event::SEPARATOR, model::Call};
+use crate::{
+    domain::{Error, Reply, event::SEPARATOR, model::Call},
+    metrics::{
+        self,
+        scripts::{Failed, Meter},
+    },
+};
 
 /// One business operation's script.
 pub struct Script {
@@ -18,6 +25,7 @@ pub struct Script {
     pub name: &'static str,
     script: LazyLock<redis::Script>,
     source: fn() -> String,
+    pub(super) meter: LazyLock<Meter>,
 }
 
 macro_rules! scripts {
@@ -28,6 +36,7 @@ macro_rules! scripts {
                 name: $name,
                 script: LazyLock::new(|| redis::Script::new(&$static.source())),
                 source: || assemble(include_str!(concat!("../../lua/", $name, ".lua"))),
+                meter: LazyLock::new(|| Meter::new($name)),
             };
         )*
 
@@ -137,26 +146,6 @@ impl Invocation {
         command
     }
 }
-
-/// The words that say that something was decided: epoch and seq follow each.
-pub const DECIDED: &[&str] = &[
-    "CHARGED",
-    "CLOSED",
-    "COUPONS_RELEASED",
-    "CREATED",
-    "DECLINED",
-    "ENDED",
-    "GRANTED",
-    "HELD",
-    "ISSUED",
-    "MOVED",
-    "PAID",
-    "PLACED",
-    "RESERVED",
-    "STARTED",
-    "UNITS_RELEASED",
-    "UPDATED",
-];
 
 /// A script's answer: a word, and what goes with it.
 #[derive(Debug)]
@@ -298,16 +287,18 @@ impl Store {
         partition: Partition,
         script: &'static Script,
         command: &redis::Cmd,
-        decided: fn(&Value) -> Decided,
+        decided: fn(&Value, &Meter) -> Decided,
     ) -> Result<Value, Error> {
         let (ticket, mut link) = self.lane(partition).await?;
         let watermark = self.watermark(partition);
         // Before the call: whatever it decides comes later than all that was told by now.
         let told = watermark.told();
+        let called = Instant::now();
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
         if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
             // Nothing has run, so this one may be sent again.
             tracing::warn!(script = script.name, "Redis has forgotten a script: it was restarted or replaced");
+            metrics::SCRIPTS_FORGOTTEN.inc();
             self.doubt();
             self.admit(partition, &ticket, &mut link).await?;
             let mut load = redis::cmd("SCRIPT");
@@ -316,13 +307,19 @@ impl Store {
             self.lanes().settle(&ticket, loaded)?;
             result = command.query_async(&mut link).await;
         }
-        let value = self.lanes().settle(&ticket, result)?;
-        let Decided { closed, first, last } = decided(&value);
+        script.meter.called(called.elapsed());
+        let value = self.lanes().settle(&ticket, result).inspect_err(|error| {
+            let unavailable = matches!(error, Error::Unavailable { .. });
+            script.meter.failed(if unavailable { Failed::Unavailable } else { Failed::Error });
+        })?;
+        let Decided { closed, first, last } = decided(&value, &script.meter);
         if closed {
+            script.meter.failed(Failed::Closed);
             watermark.doubt();
             return Err(closed_books());
         }
         if let Some(found) = first.filter(|first| *first <= told) {
+            script.meter.failed(Failed::Lost);
             return Err(self.lost(partition, &mut link, found, told).await);
         }
         if let Some(last) = last {
@@ -343,8 +340,8 @@ pub(super) struct Decided {
 }
 
 impl Decided {
-    /// As one answer says it.
-    fn by(value: &Value) -> Self {
+    /// As one answer says it; its word is counted.
+    fn by(value: &Value, meter: &Meter) -> Self {
         let mut decided = Decided::default();
         if let Value::Array(fields) = value {
             let texts = fields.iter().map(|field| match field {
@@ -353,26 +350,27 @@ impl Decided {
                 Value::Int(number) => number.to_string().into(),
                 _ => "".into(),
             });
-            decided.add(texts.take(4));
+            decided.add(texts.take(4), meter);
         }
         decided
     }
 
-    /// As many packed answers say it.
-    pub(super) fn by_all(value: &Value) -> Self {
+    /// As many packed answers say it; likewise.
+    pub(super) fn by_all(value: &Value, meter: &Meter) -> Self {
         let mut decided = Decided::default();
         if let Value::Array(answers) = value {
             for answer in answers {
                 let Value::BulkString(packed) = answer else { continue };
                 let parts = packed.split(|byte| *byte == SEPARATOR as u8).take(4);
-                decided.add(parts.map(|part| std::str::from_utf8(part).unwrap_or_default().into()));
+                decided.add(parts.map(|part| std::str::from_utf8(part).unwrap_or_default().into()), meter);
             }
         }
         decided
     }
 
-    fn add<'a>(&mut self, mut parts: impl Iterator<Item = Cow<'a, str>>) {
+    fn add<'a>(&mut self, mut parts: impl Iterator<Item = Cow<'a, str>>, meter: &Meter) {
         let mut word = parts.next().unwrap_or_default();
+        meter.answered(&word, words::label);
         let replayed = word == "REPLAYED";
         if replayed {
             word = parts.next().unwrap_or_default();

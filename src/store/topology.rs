@@ -169,6 +169,11 @@ async fn slot_ranges(
 }
 
 impl Topology {
+    /// Every server.
+    pub(super) fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
     /// The server that `partition` is on.
     pub(super) fn home(&self, partition: Partition) -> Option<&Arc<Node>> {
         self.nodes.get(self.place(partition)?)

@@ -1,7 +1,7 @@
 //! The look at a partition before it is used: is this Redis still the one, and does it still know all that it said?
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use super::{
     settings::{self, Server},
     watermarks::{Looked, State, Watermark},
 };
-use crate::domain::Error;
+use crate::{domain::Error, metrics};
 
 /// How long a look that failed, or found the partition closed, stands for those that come after it.
 const LOOK_SHARED: Duration = Duration::from_millis(200);
@@ -42,17 +42,22 @@ pub(super) struct Guard {
     witness: Witness,
 }
 
-/// Servers, by run id, whose settings were looked at since the last new connection.
+/// Servers, by run id, whose settings were looked at since the last new connection, and how many of them may lose what was
+/// acknowledged.
 #[derive(Default)]
-pub(super) struct Known(Mutex<HashSet<String>>);
+pub(super) struct Known(Mutex<HashMap<String, usize>>);
 
 impl Known {
     fn has(&self, run_id: &str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(run_id)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(run_id)
     }
 
-    fn add(&self, run_id: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(run_id);
+    fn add(&self, run_id: String, problems: usize) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(run_id, problems);
+    }
+
+    fn problems(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
     }
 
     pub(super) fn forget(&self) {
@@ -141,6 +146,12 @@ impl Store {
         looked: &mut Looked,
     ) -> Result<(), Error> {
         let found = self.find(guard, here, link).await;
+        let result = match &found {
+            Err(_) => "failed",
+            Ok(State::Closed(_)) => "closed",
+            Ok(_) => "open",
+        };
+        metrics::STORE_LOOKS.with_label_values(&[result]).inc();
         looked.failed = found.is_err().then(Instant::now);
         let state = self.lanes().settle(ticket, found)?;
         looked.found_closed = matches!(state, State::Closed(_)).then(Instant::now);
@@ -191,7 +202,7 @@ impl Store {
             }
             told = watermark.told();
             found = books(here).query_async(link).await?;
-            self.shared.known.add(server.run_id);
+            self.shared.known.add(server.run_id, problems.len());
         }
         let (store, epoch, seq, frozen, layout) = found;
         let (Some(store), Some(epoch), Some(seq)) = (store, epoch, seq) else {
@@ -250,6 +261,7 @@ impl Store {
         link: &mut MultiplexedConnection,
         reason: &str,
     ) -> Result<String, RedisError> {
+        metrics::STORE_FREEZES.inc();
         let freeze = Invocation::new(&scripts::BOOKS_FREEZE).key(Keys(here).meta()).arg(reason);
         freeze.whole().query_async::<redis::Value>(link).await?;
         Ok(reason.to_owned())
@@ -261,6 +273,7 @@ impl Store {
 
     /// Every partition is to be looked at before it is used again.
     pub(super) fn doubt(&self) {
+        metrics::STORE_DOUBTS.inc();
         self.shared.known.forget();
         self.shared.watermarks.iter().for_each(Watermark::doubt);
     }
@@ -283,6 +296,11 @@ impl Store {
             // The sender lives as long as the store.
             let _ = projection.wait_for(|projected| projected >= position).await;
         }
+    }
+
+    /// Settings of the servers looked at by which what was acknowledged may be lost.
+    pub fn unsafe_settings(&self) -> usize {
+        self.shared.known.problems()
     }
 
     /// Decisions that Postgres does not have yet, as far as this process knows.

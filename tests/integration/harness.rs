@@ -399,6 +399,7 @@ fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
         drain_delay_seconds: Some(0),
         limits: LimitsConfig::off(),
         browsers: BrowserConfig::default(),
+        metrics: MetricsConfig::default(),
     }
 }
 

@@ -746,6 +746,7 @@ impl Shop {
             drain_delay_seconds: None,
             limits: LimitsConfig::off(),
             browsers: BrowserConfig::default(),
+            metrics: MetricsConfig::default(),
         };
         let (router, stop) = (app.router(&http).unwrap(), CancellationToken::new());
         let stopped = stop.clone();

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use firstcome::store::scripts;
+use firstcome::store::{scripts, words};
 
 /// Commands that change nothing.
 const READS: [&str; 10] =
@@ -292,15 +292,15 @@ fn checks_then_writes() {
 /// The program takes what follows these words for a decision's number.
 #[test]
 fn the_words_that_a_decision_s_number_follows_are_known() {
-    let mut words = std::collections::BTreeSet::new();
+    let mut said = std::collections::BTreeSet::new();
     for source in files("lua").into_values() {
         for rest in code(&source).split("{ '").skip(1) {
             if let Some((word, rest)) = rest.split_once("', ")
                 && ["epoch, seq", "epoch, number", "epoch, whole(seq)"].iter().any(|number| rest.starts_with(number))
             {
-                words.insert(word.to_owned());
+                said.insert(word.to_owned());
             }
         }
     }
-    assert_eq!(words.iter().map(String::as_str).collect::<Vec<_>>(), scripts::DECIDED);
+    assert_eq!(said.iter().map(String::as_str).collect::<Vec<_>>(), words::DECIDED);
 }

@@ -14,7 +14,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -30,6 +30,7 @@ use super::error::{ApiError, Code};
 use crate::{
     config::{LimitsConfig, TrustedProxies},
     domain::UserId,
+    metrics,
 };
 
 /// Requests of operators under way at once: they are few, and long ones are among them.
@@ -87,30 +88,6 @@ impl Side {
             Side::Operators => traffic != Traffic::Public,
         }
     }
-}
-
-/// What was refused.
-pub static REFUSED: Refused = Refused {
-    clients: AtomicU64::new(0),
-    users: AtomicU64::new(0),
-    operators: AtomicU64::new(0),
-    in_flight: AtomicU64::new(0),
-    connections: AtomicU64::new(0),
-};
-
-/// How often was refused, since the process began.
-#[derive(Debug)]
-pub struct Refused {
-    /// 429, by the client's limit.
-    pub clients: AtomicU64,
-    /// 429, by the user's limit.
-    pub users: AtomicU64,
-    /// 429 in place of a 401: guesses at the operators' token.
-    pub operators: AtomicU64,
-    /// 503: too many requests under way.
-    pub in_flight: AtomicU64,
-    /// Connections closed: their client had too many.
-    pub connections: AtomicU64,
 }
 
 /// The limits of a process, and what they know of clients and users.
@@ -203,7 +180,7 @@ impl Limits {
     /// 429: the client has none left. 503: too many are under way.
     pub fn admit(&self, traffic: Traffic, client: IpAddr) -> Result<Pass<'_>, ApiError> {
         if traffic == Traffic::Public {
-            take(self.clients.as_ref(), || address::key(client), &REFUSED.clients)?;
+            take(self.clients.as_ref(), || address::key(client), "client")?;
         }
         self.gate(traffic).enter().ok_or_else(|| self.shed())
     }
@@ -213,7 +190,7 @@ impl Limits {
     /// # Errors
     /// 429: the client has no token left.
     pub fn admit_stranger(&self, client: IpAddr) -> Result<(), ApiError> {
-        take(self.clients.as_ref(), || address::key(client), &REFUSED.operators)
+        take(self.clients.as_ref(), || address::key(client), "operator")
     }
 
     /// Takes a token of the user's for whom a request acts.
@@ -221,7 +198,7 @@ impl Limits {
     /// # Errors
     /// 429: there is none left.
     pub fn admit_user(&self, user: UserId) -> Result<(), ApiError> {
-        take(self.users.as_ref(), || user.get().cast_unsigned(), &REFUSED.users)
+        take(self.users.as_ref(), || user.get().cast_unsigned(), "user")
     }
 
     /// For a request that waits for its client rather than works.
@@ -231,7 +208,7 @@ impl Limits {
 
     /// A request that can't be worked on: it is one too many.
     pub fn shed(&self) -> ApiError {
-        REFUSED.in_flight.fetch_add(1, Relaxed);
+        metrics::SHED.with_label_values(&["overload"]).inc();
         Code::Unavailable.into()
     }
 
@@ -254,10 +231,10 @@ impl Limits {
     }
 }
 
-fn take(buckets: Option<&Buckets>, key: impl FnOnce() -> u64, refused: &AtomicU64) -> Result<(), ApiError> {
+fn take(buckets: Option<&Buckets>, key: impl FnOnce() -> u64, kind: &str) -> Result<(), ApiError> {
     let Some(buckets) = buckets else { return Ok(()) };
     buckets.take(key()).map_err(|wait| {
-        refused.fetch_add(1, Relaxed);
+        metrics::RATE_LIMITED.with_label_values(&[kind]).inc();
         ApiError::too_many(wait)
     })
 }

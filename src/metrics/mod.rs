@@ -1,0 +1,240 @@
+//! What Prometheus is told.
+//!
+//! A leaf, as `tracing` is: anybody may count something here, and nothing here knows anybody. Owns the one registry of the
+//! process, every metric in it as a typed static with its help, and the text that is scraped. What is counted as it happens
+//! is in the registry; what is a state (how far PostgreSQL is behind, how many holds are open) is read when somebody
+//! scrapes, by those who know where, and comes here as [`state::Observed`].
+//!
+//! **Labels are few and known beforehand**: route templates, script names, the words of the scripts, the codes of the table
+//! of errors. Never an id, never a text from outside: each distinct value would be kept for ever.
+//!
+//! **On the hot path** nothing is looked up by its labels: [`http`] and [`scripts`] keep the counters that they need at hand.
+//!
+//! `docs/metrics.md` is the list for readers; a test holds the two together.
+
+pub mod http;
+pub mod process;
+pub mod scripts;
+mod slots;
+pub mod state;
+
+use std::{sync::LazyLock, time::SystemTime};
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder, core::Collector, proto::MetricFamily,
+};
+
+/// The process's metrics.
+static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
+
+/// Of a request: from a refusal without asking anybody to what runs into its time limit, in seconds.
+const REQUEST_SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25,
+    0.5, 1.0, 2.5, 5.0, 10.0,
+];
+/// Of a call of Redis.
+const CALL_SECONDS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 3.0];
+/// Of a transaction of PostgreSQL.
+const COMMIT_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// What goes together in one call.
+const TOGETHER: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+/// What goes together in one transaction.
+const BATCH: &[f64] = &[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0];
+
+macro_rules! metrics {
+    ($($static:ident: $kind:ty = $name:literal ($($label:literal),*) $(in $buckets:ident)? $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub static $static: LazyLock<$kind> = LazyLock::new(|| {
+                let buckets: &[&[f64]] = &[$($buckets)?];
+                made::<$kind>($name, $help, &[$($label),*], buckets.concat())
+            });
+        )*
+
+        /// Brings every metric into being, so that one which has not happened yet is told as 0.
+        fn bring_all() {
+            $(LazyLock::force(&$static);)*
+            for (counters, values) in KNOWN {
+                for value in *values {
+                    counters.with_label_values(&[value]);
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    HTTP_REQUESTS: IntCounterVec = "firstcome_http_requests_total" ("method", "route", "status", "error_code")
+        "Requests answered; error_code is that of the reply's body, empty for a success.";
+    HTTP_SECONDS: HistogramVec = "firstcome_http_request_duration_seconds" ("method", "route") in REQUEST_SECONDS
+        "Time from a request's head to the head of its reply.";
+    HTTP_IN_FLIGHT: IntGauge = "firstcome_http_requests_in_flight" ()
+        "Requests being worked on.";
+    HTTP_ABANDONED: IntCounter = "firstcome_http_requests_abandoned_total" ()
+        "Requests whose client went away before the reply.";
+    HTTP_CONNECTIONS: IntGauge = "firstcome_http_connections" ()
+        "Open connections of clients.";
+    HTTP_CONNECTIONS_ACCEPTED: IntCounter = "firstcome_http_connections_accepted_total" ()
+        "Connections of clients accepted.";
+    HTTP_CONNECTIONS_REFUSED: IntCounter = "firstcome_http_connections_refused_total" ()
+        "Connections closed at once: their client had too many.";
+    RATE_LIMITED: IntCounterVec = "firstcome_rate_limited_total" ("kind")
+        "Requests refused because of a rate limit: of a client's address, of a user, of those who try operators' tokens.";
+    SHED: IntCounterVec = "firstcome_shed_total" ("reason")
+        "Requests turned away before anything was decided: backlog (PostgreSQL is too far behind), overload (too much at once).";
+
+    SCRIPT_SECONDS: HistogramVec = "firstcome_script_call_duration_seconds" ("script") in CALL_SECONDS
+        "Time of a call of a script, from when it is sent to when its answer is here.";
+    SCRIPT_REQUESTS: HistogramVec = "firstcome_script_requests_per_call" ("script") in TOGETHER
+        "Requests that one call of a script decided together.";
+    SCRIPT_ANSWERS: IntCounterVec = "firstcome_script_answers_total" ("script", "outcome")
+        "Answers of scripts, one per request, by the word that they gave.";
+    SCRIPT_FAILURES: IntCounterVec = "firstcome_script_failures_total" ("script", "kind")
+        "Calls of scripts without an answer: unavailable (503), closed (the partition may not decide), lost (Redis knows less than it said), error (500).";
+    SCRIPTS_FORGOTTEN: IntCounter = "firstcome_scripts_forgotten_total" ()
+        "Calls of scripts that Redis did not know any more: it was restarted or replaced.";
+
+    REDIS_CALLS: IntGauge = "firstcome_redis_calls_in_flight" ()
+        "Calls of Redis that wait for their answer on the shared connections.";
+    REDIS_PIPELINE: Histogram = "firstcome_redis_commands_per_pipeline" () in TOGETHER
+        "Reads that went to Redis together.";
+    REDIS_CONNECTED: IntCounter = "firstcome_redis_connections_made_total" ()
+        "Shared connections to Redis that were made; beyond the first few each replaces one that broke.";
+    REDIS_BROKEN: IntCounter = "firstcome_redis_connections_broken_total" ()
+        "Shared connections to Redis that were given up.";
+    REDIS_CONNECT_FAILURES: IntCounter = "firstcome_redis_connect_failures_total" ()
+        "Attempts to connect to Redis that failed.";
+    REDIS_ERRORS: IntCounterVec = "firstcome_redis_errors_total" ("kind")
+        "Commands that failed: unavailable (Redis can't answer now), refused (we asked for something wrong).";
+
+    STORE_DOUBTS: IntCounter = "firstcome_store_doubts_total" ()
+        "Times that something (a new connection, a forgotten script) had every partition looked at anew before its next use.";
+    STORE_LOOKS: IntCounterVec = "firstcome_store_looks_total" ("result")
+        "Looks at a partition: open, closed (it may not be used), failed (no answer).";
+    STORE_FREEZES: IntCounter = "firstcome_store_freezes_total" ()
+        "Times that this process froze a partition because decisions are lost.";
+
+    PROJECTOR_PARTITIONS: IntGauge = "firstcome_projector_partitions" ()
+        "Partitions that this process carries to PostgreSQL.";
+    PROJECTOR_LAST_STEP: GaugeVec = "firstcome_projector_last_step_timestamp_seconds" ("partition")
+        "When the projector last found a partition's outbox carried, or carried some of it.";
+    PROJECTOR_EVENTS: IntCounter = "firstcome_projector_events_total" ()
+        "Events committed to PostgreSQL.";
+    PROJECTOR_BATCH: Histogram = "firstcome_projector_batch_events" () in BATCH
+        "Events in a committed transaction.";
+    PROJECTOR_SECONDS: Histogram = "firstcome_projector_commit_duration_seconds" () in COMMIT_SECONDS
+        "Time of a committed transaction, from its begin to its commit.";
+    PROJECTOR_FAILURES: IntCounterVec = "firstcome_projector_failures_total" ("kind")
+        "Steps of the projector that failed: away (a store), silent (PostgreSQL took too long), overtaken (by another projector), newer (waits for a newer version), gap (decisions are lost).";
+    DEAD_LETTERS_FILED: IntCounter = "firstcome_dead_letters_filed_total" ()
+        "Events that could not be applied, filed by this process.";
+
+    SWEPT: IntCounterVec = "firstcome_swept_total" ("kind")
+        "What the clock ended or had looked at: order (expired), payment (a gateway was asked), far_hold (stock held for an order elsewhere).";
+    SWEEP_FAILURES: IntCounterVec = "firstcome_sweep_failures_total" ("kind")
+        "Sweeps that could not end something that is due; it stays due.";
+}
+
+/// Values of a label that are known before they happen.
+static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
+    (&RATE_LIMITED, &["client", "operator", "user"]),
+    (&SHED, &["backlog", "overload"]),
+    (&REDIS_ERRORS, &["refused", "unavailable"]),
+    (&STORE_LOOKS, &["closed", "failed", "open"]),
+    (&PROJECTOR_FAILURES, &["away", "gap", "newer", "overtaken", "silent"]),
+    (&SWEPT, &["far_hold", "order", "payment"]),
+    (&SWEEP_FAILURES, &["far_hold", "order", "payment"]),
+];
+
+/// A metric that is made of a name, labels and, if it is a histogram, buckets.
+trait Kind: Collector + Clone + 'static {
+    fn make(opts: Opts, labels: &[&str], buckets: Vec<f64>) -> prometheus::Result<Self>;
+}
+
+macro_rules! kinds {
+    ($($kind:ty: |$opts:ident, $labels:ident, $buckets:ident| $make:expr;)*) => {
+        $(impl Kind for $kind {
+            fn make($opts: Opts, $labels: &[&str], $buckets: Vec<f64>) -> prometheus::Result<Self> {
+                $make
+            }
+        })*
+    };
+}
+
+kinds! {
+    IntCounter: |opts, _labels, _buckets| IntCounter::with_opts(opts);
+    IntCounterVec: |opts, labels, _buckets| IntCounterVec::new(opts, labels);
+    IntGauge: |opts, _labels, _buckets| IntGauge::with_opts(opts);
+    Gauge: |opts, _labels, _buckets| Gauge::with_opts(opts);
+    GaugeVec: |opts, labels, _buckets| GaugeVec::new(opts, labels);
+    Histogram: |opts, _labels, buckets| Histogram::with_opts(HistogramOpts::from(opts).buckets(buckets));
+    HistogramVec: |opts, labels, buckets| HistogramVec::new(HistogramOpts::from(opts).buckets(buckets), labels);
+}
+
+/// A metric, made and registered.
+///
+/// # Panics
+/// A name that is none, or is there already: a fault of the list above, which the first test that runs finds.
+fn made<K: Kind>(name: &str, help: &str, labels: &[&str], buckets: Vec<f64>) -> K {
+    let metric = K::make(Opts::new(name, help), labels, buckets)
+        .and_then(|metric| REGISTRY.register(Box::new(metric.clone())).map(|()| metric));
+    metric.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The time, in seconds since 1970, as Prometheus counts it.
+pub fn now_seconds() -> f64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Everything that was counted by now, by name.
+pub fn counted() -> Vec<MetricFamily> {
+    static ALL: LazyLock<()> = LazyLock::new(bring_all);
+    LazyLock::force(&ALL);
+    REGISTRY.gather()
+}
+
+/// The content type of [`text`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// What is scraped: everything that was counted, the process itself, and what was observed, by name.
+///
+/// # Errors
+/// None for what this module makes; the encoder's own.
+pub fn text(observed: &state::Observed) -> prometheus::Result<String> {
+    let mut families = counted();
+    families.extend(state::families(observed));
+    families.extend(process::families());
+    families.sort_by(|one, other| one.name().cmp(other.name()));
+    TextEncoder.encode_to_string(&families)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_told_before_it_happens_and_says_what_it_is() {
+        let text = text(&state::Observed::default()).unwrap();
+        let mut names = std::collections::BTreeSet::new();
+        for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+            let (name, help) = line.split_once(' ').unwrap();
+            assert!(name.starts_with("firstcome_"), "{name}");
+            assert!(help.ends_with('.'), "{name}: {help}");
+            assert!(names.insert(name), "{name} is told twice");
+        }
+        for (name, at) in
+            [("firstcome_sweep_failures_total{kind=\"order\"}", "0"), ("firstcome_up{part=\"redis\"}", "0")]
+        {
+            assert!(text.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.trim() == at)), "{name}");
+        }
+        // Counters end in what Prometheus takes for one, and nothing else does.
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The process itself, from `/proc`: nothing where there is none.
+
+use std::{fs, sync::LazyLock};
+
+use prometheus::proto::MetricFamily;
+use rustix::param::{clock_ticks_per_second, page_size};
+
+use super::{
+    now_seconds,
+    state::{family, one},
+};
+
+/// When the process began, by the system's clock as it was when somebody first asked.
+static BEGAN: LazyLock<f64> = LazyLock::new(|| now_seconds() - uptime_seconds().unwrap_or(0.0));
+
+/// For how long the process has run.
+fn uptime_seconds() -> Option<f64> {
+    let uptime: f64 = fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
+    let began: f64 = Stat::read()?.began as f64 / clock_ticks_per_second() as f64;
+    Some((uptime - began).max(0.0))
+}
+
+/// What is used of `/proc/self/stat`, times in clock ticks.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    cpu: u64,
+    threads: u64,
+    began: u64,
+    resident_pages: u64,
+}
+
+impl Stat {
+    fn read() -> Option<Stat> {
+        Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)
+    }
+
+    /// See proc(5). The name in parentheses may have anything in it.
+    fn parse(stat: &str) -> Option<Stat> {
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
+        // The first of these is the third field of the page.
+        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        Some(Stat {
+            cpu: number(14)? + number(15)?,
+            threads: number(20)?,
+            began: number(22)?,
+            resident_pages: number(24)?,
+        })
+    }
+}
+
+/// The soft limit of open files.
+fn max_fds() -> Option<f64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+pub(super) fn families() -> Vec<MetricFamily> {
+    let version = vec![(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0)];
+    let of = |value: Option<f64>| value.map_or_else(Vec::new, one);
+    let stat = Stat::read();
+    let stat = |value: fn(&Stat) -> f64| of(stat.as_ref().map(value));
+    let open_fds = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as f64);
+    let families = [
+        family("firstcome_build_info", "The version that runs.", version),
+        family("firstcome_process_start_time_seconds", "When the process began, in seconds since 1970.", one(*BEGAN)),
+        family(
+            "firstcome_process_cpu_seconds_total",
+            "CPU time of the process, user and system.",
+            stat(|stat| stat.cpu as f64 / clock_ticks_per_second() as f64),
+        ),
+        family(
+            "firstcome_process_resident_memory_bytes",
+            "Memory of the process that is resident.",
+            stat(|stat| (stat.resident_pages * page_size() as u64) as f64),
+        ),
+        family("firstcome_process_threads", "Threads of the process.", stat(|stat| stat.threads as f64)),
+        family("firstcome_process_open_fds", "Open file descriptors.", of(open_fds)),
+        family("firstcome_process_max_fds", "How many file descriptors may be open.", of(max_fds())),
+    ];
+    families.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stat_of_a_process_is_read_whatever_its_name() {
+        let line = "42 (a (b) c) S 1 42 42 0 -1 4194560 9 0 0 0 150 50 7 8 20 0 5 0 12345 4096000 321 184 1 1 0 0 0";
+        assert_eq!(Stat::parse(line), Some(Stat { cpu: 200, threads: 5, began: 12345, resident_pages: 321 }));
+        assert_eq!(Stat::parse("42 (short) S 1"), None);
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        assert_eq!(families().len(), 7);
+        assert!(uptime_seconds().unwrap() < 3600.0 * 24.0);
+        assert!(max_fds().unwrap() > 1.0);
+    }
+}

@@ -1,0 +1,242 @@
+//! States, as they were found when somebody scraped: plain data, filled in by those who know where to look, and told as
+//! gauges. What could not be had in time is not told.
+
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Whether requests can be served.
+    pub ready: bool,
+    /// Every partition of Redis answered.
+    pub redis: bool,
+    /// By partition; of those that answered.
+    pub partitions: Vec<Partition>,
+    /// By partition: whether this process may use it.
+    pub open: Vec<bool>,
+    /// Settings of Redis by which it may lose what was acknowledged.
+    pub unsafe_settings: usize,
+    /// Connections to Redis by what they are for: how many there are, and may be.
+    pub redis_connections: Vec<(&'static str, usize, usize)>,
+    /// `None`: PostgreSQL did not answer.
+    pub postgres: Option<Postgres>,
+    /// Connections to PostgreSQL: in use, idle, and how many there may be.
+    pub postgres_connections: (usize, usize, usize),
+    /// Decisions that PostgreSQL does not have yet, as far as this process knows, and how many there may be.
+    pub backlog: (i64, i64),
+    /// What this process refused, and did to be able to, without asking whether coupons are left.
+    pub sold_out: SoldOut,
+}
+
+/// A partition, as Redis has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Partition {
+    pub partition: u16,
+    /// Decisions in all its life.
+    pub decisions: i64,
+    /// Entries in its outbox, committed but not trimmed ones included.
+    pub outbox: u64,
+    /// Decisions that PostgreSQL does not have; `None` where nobody ever said how far it is.
+    pub lag_events: Option<i64>,
+    /// Age of the oldest of them, in seconds; 0 if there is none.
+    pub lag_seconds: f64,
+    pub holds: Holds,
+}
+
+/// Things that come due: how many there are, and how many are due already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Holds {
+    pub orders: (u64, u64),
+    pub far_holds: (u64, u64),
+    pub payments: (u64, u64),
+}
+
+/// What PostgreSQL says.
+#[derive(Clone, Debug, Default)]
+pub struct Postgres {
+    /// Dead letters by partition.
+    pub dead_letters: Vec<(u16, i64)>,
+}
+
+/// See [`Observed::sold_out`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SoldOut {
+    pub refused: u64,
+    pub renewed: u64,
+    pub read: u64,
+    pub learned: u64,
+}
+
+/// Label values with what goes for them.
+pub(super) type Samples<'a> = Vec<(Vec<(&'static str, String)>, f64)>;
+
+/// A family of gauges, or of counters if its name ends as those do; nothing if there is nothing in it.
+pub(super) fn family(name: &str, help: &str, samples: Samples<'_>) -> Option<MetricFamily> {
+    let counts = name.ends_with("_total");
+    let metrics = samples.into_iter().map(|(labels, value)| {
+        let labels = labels.into_iter().map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.to_owned());
+            pair.set_value(value);
+            pair
+        });
+        let mut metric = Metric::from_label(labels.collect());
+        if counts {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        metric
+    });
+    let metrics: Vec<Metric> = metrics.collect();
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(if counts { MetricType::COUNTER } else { MetricType::GAUGE });
+    let there = !metrics.is_empty();
+    family.set_metric(metrics);
+    there.then_some(family)
+}
+
+/// One sample without labels.
+pub(super) fn one(value: f64) -> Samples<'static> {
+    vec![(Vec::new(), value)]
+}
+
+fn by<V: ToString>(label: &'static str, of: impl IntoIterator<Item = (V, f64)>) -> Samples<'static> {
+    of.into_iter().map(|(value, number)| (vec![(label, value.to_string())], number)).collect()
+}
+
+fn yes(condition: bool) -> f64 {
+    f64::from(u8::from(condition))
+}
+
+/// The states as families.
+pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
+    let Observed { ready, redis, partitions, open, unsafe_settings, redis_connections, postgres, .. } = observed;
+    let (backlog, backlog_limit) = observed.backlog;
+    let (used, idle, most) = observed.postgres_connections;
+    let SoldOut { refused, renewed, read, learned } = observed.sold_out;
+    let of_partitions = |value: fn(&Partition) -> Option<f64>| {
+        by("partition", partitions.iter().filter_map(|here| Some((here.partition, value(here)?))))
+    };
+    let holds = |value: fn((u64, u64)) -> u64| {
+        let sum =
+            |kind: fn(&Holds) -> (u64, u64)| partitions.iter().map(|here| value(kind(&here.holds))).sum::<u64>() as f64;
+        let kinds = [
+            ("far_hold", sum(|holds| holds.far_holds)),
+            ("order", sum(|holds| holds.orders)),
+            ("payment", sum(|holds| holds.payments)),
+        ];
+        // Of a part of the store the sum would say nothing.
+        if *redis { by("kind", kinds) } else { Samples::new() }
+    };
+    let connections = |value: fn(&(&'static str, usize, usize)) -> usize| {
+        by("kind", redis_connections.iter().map(|kind| (kind.0, value(kind) as f64)))
+    };
+    let letters = postgres.iter().flat_map(|postgres| postgres.dead_letters.iter());
+    let families = [
+        family(
+            "firstcome_up",
+            "Whether a part answered this scrape in time: redis (every partition), postgres.",
+            by("part", [("redis", yes(*redis)), ("postgres", yes(postgres.is_some()))]),
+        ),
+        family("firstcome_ready", "Whether requests can be served, as /readyz says.", one(yes(*ready))),
+        family(
+            "firstcome_partition_open",
+            "Whether this process may use a partition; 0 also while it has yet to look again.",
+            by("partition", open.iter().enumerate().map(|(here, open)| (here, yes(*open)))),
+        ),
+        family(
+            "firstcome_redis_unsafe_settings",
+            "Settings of Redis by which it may lose what was acknowledged.",
+            one(*unsafe_settings as f64),
+        ),
+        family(
+            "firstcome_redis_connections",
+            "Connections to Redis: lane (shared by all requests), pool (spare ones), blocking (the projector's reads).",
+            connections(|kind| kind.1),
+        ),
+        family(
+            "firstcome_redis_connections_limit",
+            "How many connections to Redis there may be.",
+            connections(|kind| kind.2),
+        ),
+        family(
+            "firstcome_postgres_connections",
+            "Connections to PostgreSQL.",
+            by("state", [("idle", idle as f64), ("used", used as f64)]),
+        ),
+        family(
+            "firstcome_postgres_connections_limit",
+            "How many connections to PostgreSQL there may be.",
+            one(most as f64),
+        ),
+        family(
+            "firstcome_decisions_total",
+            "Decisions of the store in all its life, whichever process asked for them.",
+            of_partitions(|here| Some(here.decisions as f64)),
+        ),
+        family(
+            "firstcome_outbox_entries",
+            "Entries in the outbox; one may have many events.",
+            of_partitions(|here| Some(here.outbox as f64)),
+        ),
+        family(
+            "firstcome_outbox_lag_events",
+            "Decisions that PostgreSQL does not have yet.",
+            of_partitions(|here| here.lag_events.map(|events| events as f64)),
+        ),
+        family(
+            "firstcome_outbox_lag_seconds",
+            "Age of the oldest decision that PostgreSQL does not have yet.",
+            of_partitions(|here| Some(here.lag_seconds)),
+        ),
+        family(
+            "firstcome_backlog_events",
+            "Decisions that PostgreSQL does not have yet, as far as this process knows without asking.",
+            one(backlog as f64),
+        ),
+        family(
+            "firstcome_backlog_limit_events",
+            "The backlog at which writes are answered 503 (MAX_BACKLOG).",
+            one(backlog_limit as f64),
+        ),
+        family(
+            "firstcome_dead_letters",
+            "Events that could not be applied and wait for somebody to look at them.",
+            by("partition", letters.map(|(partition, letters)| (*partition, *letters as f64))),
+        ),
+        family(
+            "firstcome_holds_open",
+            "What comes due some day: order (unpaid), payment (a gateway's outcome is not known), far_hold (stock held for an order elsewhere).",
+            holds(|(open, _)| open),
+        ),
+        family("firstcome_holds_overdue", "What is due and not ended yet.", holds(|(_, due)| due)),
+        family(
+            "firstcome_sold_out_refusals_total",
+            "Requests for coupons refused without asking Redis.",
+            one(refused as f64),
+        ),
+        family(
+            "firstcome_sold_out_lease_renewals_total",
+            "Leases of a sold-out campaign that began or went on.",
+            one(renewed as f64),
+        ),
+        family(
+            "firstcome_sold_out_holder_reads_total",
+            "Times that the holders of a sold-out campaign were read.",
+            one(read as f64),
+        ),
+        family(
+            "firstcome_sold_out_user_reads_total",
+            "Times that Redis was asked which users exist, for refusals.",
+            one(learned as f64),
+        ),
+    ];
+    families.into_iter().flatten().collect()
+}
