@@ -111,7 +111,7 @@ impl Reader {
         self.redis.settle(tick).await;
         self.hindrances.settle(tick).await;
         self.projection.settle(tick).await;
-        self.requests = self.traffic.look(&traffic::metrics(), Instant::now());
+        self.requests = self.traffic.look(&crate::metrics::counted(), Instant::now());
         let last = self.auditor.last();
         serde_json::to_vec(&self.snapshot(watchers, last.as_deref()))
     }

@@ -20,11 +20,6 @@ const MOST: usize = 12;
 /// Where the page's own requests are, which nobody wants to see there.
 const OWN: &str = "/ops";
 
-/// The metrics of this process.
-pub fn metrics() -> Vec<MetricFamily> {
-    crate::metrics::gather()
-}
-
 /// The counters, time and again.
 #[derive(Default)]
 pub struct Traffic(VecDeque<Sample>);
