@@ -1,7 +1,7 @@
 # What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large test-web fuzz chaos load-test bench lint
+.PHONY: help install run test test-fetched test-large test-web fuzz chaos load-test bench lint deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,3 +44,6 @@ bench: install ## what the README says about speed, measured here: a table, and 
 lint: ## formatting, and clippy with warnings as errors
 	cargo fmt --check
 	cargo clippy --all-targets --all-features --locked -- -D warnings
+
+deny: ## what the program is made of, against the policy in deny.toml: licences, sources, known vulnerabilities
+	@scripts/deny

@@ -21,6 +21,7 @@ use crate::{
     projector::Projector,
     rebuild::Rebuild,
     store::Store,
+    tokens::Tokens,
 };
 
 /// How long a stop waits for the log of operators' acts to be written.
@@ -116,10 +117,10 @@ impl App {
         Audit { store: self.store.clone(), db: self.db.clone(), clock, zone }
     }
 
-    /// The router with everything in it.
+    /// The router with everything in it. Starts keeping up with the keys of users' tokens, where it needs them.
     ///
     /// # Errors
-    /// The operators' tokens are not what they should be.
+    /// The operators' tokens are not what they should be, or users' can't be verified as configured.
     pub fn router(&self, http: &HttpConfig) -> anyhow::Result<axum::Router> {
         Ok(http::router(self.state(http)?, Side::Both, &http.browsers))
     }
@@ -129,6 +130,10 @@ impl App {
         let sessions = Sessions::new(operators, self.engine.clock().clone(), http.operators.ops_cookie_secure);
         let limits = Arc::new(Limits::new(&http.limits));
         limits.keep_tidy(&self.background, &self.stop_background);
+        let tokens = Tokens::new(&http.auth, self.engine.clock().clone())?;
+        if let Some(tokens) = &tokens {
+            tokens.follow(&self.background, &self.stop_background);
+        }
         Ok(AppState::from(Parts {
             config: http::HttpConfig {
                 body_limit: http.body_limit_bytes as usize,
@@ -136,6 +141,7 @@ impl App {
                 request_timeout: Duration::from_millis(http.request_timeout_ms),
                 ..http::HttpConfig::default()
             },
+            tokens,
             ..self.parts(http.bind_addr, sessions, limits, &http.metrics)
         }))
     }
@@ -159,6 +165,7 @@ impl App {
             scrapes: Scrapes::new(metrics),
             config: http::HttpConfig::default(),
             limits,
+            tokens: None,
             stopping: self.stopping.clone(),
         }
     }
@@ -173,7 +180,7 @@ impl App {
     /// last customer is served.
     ///
     /// # Errors
-    /// A listener fails, or the operators' tokens are not what they should be.
+    /// As [`App::router`]; a listener fails.
     pub async fn serve(
         &self,
         listener: TcpListener,

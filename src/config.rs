@@ -4,7 +4,7 @@
 
 mod edge;
 
-use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, ValueEnum};
 
@@ -238,6 +238,87 @@ impl OperatorsConfig {
     }
 }
 
+/// Whose word is taken for who a user is.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Auth {
+    /// The client's: something in front of the service sees to it.
+    #[default]
+    None,
+    /// An issuer's, by a token.
+    Jwt,
+}
+
+/// Users' tokens.
+#[derive(Args, Clone, Debug)]
+pub struct AuthConfig {
+    /// Whether a request that acts for a user, or shows one, needs that user's token (Authorization: Bearer <JWT>)
+    #[arg(long, env = "AUTH", value_enum, default_value_t)]
+    pub auth: Auth,
+    /// The secret, of 32 bytes or more, that tokens are signed with by HS256, HS384 or HS512
+    #[arg(long, env = "AUTH_JWT_SECRET", hide_env_values = true)]
+    pub auth_jwt_secret: Option<Secret>,
+    /// Where the issuer has its public keys (a JWK set); https, or http on this machine
+    #[arg(long, env = "AUTH_JWKS_URL", hide_env_values = true)]
+    pub auth_jwks_url: Option<Secret>,
+    /// The same in a file
+    #[arg(long, env = "AUTH_JWKS_FILE")]
+    pub auth_jwks_file: Option<PathBuf>,
+    /// Seconds after which the issuer's keys are looked at again; when a token names an unknown one, that is done at once
+    #[arg(long, env = "AUTH_JWKS_REFRESH_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=86_400))]
+    pub auth_jwks_refresh_seconds: u64,
+    /// The issuer (iss) that a token must be of
+    #[arg(long, env = "AUTH_JWT_ISSUER")]
+    pub auth_jwt_issuer: Option<String>,
+    /// The audience (aud) that a token must be for
+    #[arg(long, env = "AUTH_JWT_AUDIENCE")]
+    pub auth_jwt_audience: Option<String>,
+    /// The claim that has the user's id: a whole number, or its digits
+    #[arg(long, env = "AUTH_JWT_USER_CLAIM", default_value = "sub")]
+    pub auth_jwt_user_claim: String,
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        AuthConfig {
+            auth: Auth::None,
+            auth_jwt_secret: None,
+            auth_jwks_url: None,
+            auth_jwks_file: None,
+            auth_jwks_refresh_seconds: 300,
+            auth_jwt_issuer: None,
+            auth_jwt_audience: None,
+            auth_jwt_user_claim: "sub".to_owned(),
+        }
+    }
+}
+
+/// How the log is written.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people in a terminal, for programs elsewhere.
+    #[default]
+    Auto,
+    /// A line for people.
+    Text,
+    /// A JSON object on a line.
+    Json,
+}
+
+/// What is told of what happens inside. What is logged is set by RUST_LOG.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TelemetryConfig {
+    /// The log's lines: for people (text), for programs (json), or by whether it goes to a terminal
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t, global = true)]
+    pub log_format: LogFormat,
+    /// Send traces to this OpenTelemetry collector by OTLP over HTTP: its base URL, without /v1/traces. Nothing is traced
+    /// where neither this nor OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true, global = true)]
+    pub otel_exporter_otlp_endpoint: Option<Secret>,
+    /// The same, for traces alone and with the whole URL
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", hide_env_values = true, global = true)]
+    pub otel_exporter_otlp_traces_endpoint: Option<Secret>,
+}
+
 /// The HTTP server.
 #[derive(Args, Clone, Debug)]
 pub struct HttpConfig {
@@ -275,6 +356,8 @@ pub struct HttpConfig {
     pub browsers: BrowserConfig,
     #[command(flatten)]
     pub metrics: MetricsConfig,
+    #[command(flatten)]
+    pub auth: AuthConfig,
 }
 
 impl HttpConfig {

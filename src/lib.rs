@@ -14,9 +14,9 @@
 //! - [`projector`] is the only code that writes to Postgres what Redis decided; [`db`] reads it, and writes only what no outbox
 //!   carries: whose store it is, and the log of operators' acts.
 //! - [`rebuild`] puts Redis back together from Postgres; [`audit`] recomputes every conservation law.
-//! - [`gateway`] asks external payment gateways.
+//! - [`gateway`] asks external payment gateways; [`tokens`] says who a user is, by its token.
 //! - [`ops`] is the dashboard: its page and its live feed.
-//! - [`metrics`] is what Prometheus is told; like `tracing`, anybody may use it.
+//! - [`metrics`] is what Prometheus is told, [`telemetry`] the log and the traces; anybody may use both.
 //! - [`dev`] starts private servers for the quick start and the tests.
 //! - [`config`] is the configuration, [`app`] puts the parts together, [`stop`] takes the signals that end them, [`probe`] asks
 //!   a running service how it is, [`seed`] is the demo catalogue.
@@ -37,3 +37,5 @@ pub mod rebuild;
 pub mod seed;
 pub mod stop;
 pub mod store;
+pub mod telemetry;
+pub mod tokens;

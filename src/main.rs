@@ -1,7 +1,7 @@
 //! The program: one binary, a role per subcommand.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -24,10 +24,11 @@ use firstcome::{
     seed,
     stop::stop_signal,
     store::Store,
+    telemetry::{self, traces},
+    tokens::Tokens,
 };
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// A flash-sale commerce engine: first come, first served, exactly once.
 ///
@@ -39,6 +40,8 @@ use tracing_subscriber::EnvFilter;
 struct Cli {
     #[command(subcommand)]
     role: Role,
+    #[command(flatten)]
+    telemetry: TelemetryConfig,
 }
 
 #[derive(Subcommand)]
@@ -170,43 +173,50 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().init();
-    }
+    telemetry::log(cli.telemetry.log_format);
     // The one TLS implementation, for rediss://, PostgreSQL and https gateways alike.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         anyhow::bail!("a TLS implementation is installed already");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        match cli.role {
-            Role::Dev(options) => return dev(*options).await,
-            Role::Serve(options) => return serve(*options).await,
-            Role::Project(options) => return project(*options).await,
-            Role::Migrate(options) => db::migrate(&db::connect(&options.postgres).await?).await,
-            Role::Seed(options) => {
-                let app = App::open(&options.engine, &ProjectorConfig::default(), Clock::system()).await?;
-                let did = seed::demo(&app.engine).await?;
-                say(if did { "The demo catalogue is in." } else { "There are products already: nothing was changed." })
-            }
-            Role::Rebuild(options) => rebuild(*options).await,
-            Role::Audit(options) => return audit(*options).await,
-            Role::Health(options) => return health(options).await,
+        let delivery = match &cli.role {
+            Role::Dev(_) | Role::Serve(_) | Role::Project(_) => traces::start(&cli.telemetry)?,
+            _ => None,
+        };
+        let ended = play(cli.role).await;
+        if let Some(delivery) = delivery {
+            delivery.stop().await;
         }
-        .map(|()| ExitCode::SUCCESS)
+        ended
     });
     // A name that is still being looked up holds up nobody's end.
     runtime.shutdown_background();
     ended
 }
 
+async fn play(role: Role) -> anyhow::Result<ExitCode> {
+    match role {
+        Role::Dev(options) => return dev(*options).await,
+        Role::Serve(options) => return serve(*options).await,
+        Role::Project(options) => return project(*options).await,
+        Role::Migrate(options) => db::migrate(&db::connect(&options.postgres).await?).await,
+        Role::Seed(options) => {
+            let app = App::open(&options.engine, &ProjectorConfig::default(), Clock::system()).await?;
+            let did = seed::demo(&app.engine).await?;
+            say(if did { "The demo catalogue is in." } else { "There are products already: nothing was changed." })
+        }
+        Role::Rebuild(options) => rebuild(*options).await,
+        Role::Audit(options) => return audit(*options).await,
+        Role::Health(options) => return health(options).await,
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
 async fn serve(options: Serve) -> anyhow::Result<ExitCode> {
     let Serve { engine, http, projector, no_projector } = options;
     // Said before anything is opened.
+    Tokens::new(&http.auth, Clock::system())?;
     if Operators::new(&http.operators)?.is_empty() {
         tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
     }

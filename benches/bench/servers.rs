@@ -270,6 +270,7 @@ pub fn http_config() -> HttpConfig {
         limits: LimitsConfig::off(),
         browsers: BrowserConfig::default(),
         metrics: MetricsConfig::default(),
+        auth: AuthConfig::default(),
     }
 }
 

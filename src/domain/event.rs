@@ -16,6 +16,8 @@ pub const SEPARATOR: char = '\u{1f}';
 const NEXT_EVENT: char = '\u{1e}';
 /// The field of all events of an entry.
 const EVENTS: &str = "events";
+/// The field of the id of the request that an event is of.
+const REQUEST_ID: &str = "rid";
 /// The parts that a packed event ends with where its request had an idempotency key.
 const RECORD_PARTS: [&str; 3] = ["key", "print", "reply"];
 /// The most users that one event creates.
@@ -27,6 +29,8 @@ pub struct Event {
     pub epoch: i64,
     pub seq: i64,
     pub at: Millis,
+    /// Of the request that it was decided for; empty where it has none.
+    pub request_id: String,
     pub body: Body,
     /// What is to be answered to a repeat of the request.
     pub record: Option<Record>,
@@ -452,6 +456,11 @@ pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String
     }
 }
 
+/// The id of the request that an event is of, in the fields of one.
+pub fn request_id(fields: &[(String, String)]) -> Option<&str> {
+    fields.iter().find(|(name, _)| name == REQUEST_ID).map(|(_, id)| id.as_str())
+}
+
 /// The parts of a packed event by their names.
 fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fields<'a>, BadEvent> {
     let (kind, parts) = packed.split_once(SEPARATOR).unwrap_or((packed, ""));
@@ -508,7 +517,8 @@ impl Event {
     fn read(f: &Fields<'_>) -> Result<Event, BadEvent> {
         let at = f.time("at")?;
         let (epoch, seq, body) = (f.count("epoch")?, f.count("seq")?, Body::decode(f, at)?);
-        Ok(Event { epoch, seq, at, body, record: f.record()? })
+        let request_id = f.get(REQUEST_ID).unwrap_or_default().to_owned();
+        Ok(Event { epoch, seq, at, request_id, body, record: f.record()? })
     }
 
     /// What the event did to `user`'s balance, if anything.

@@ -140,23 +140,24 @@ impl Engine {
             user_id: payment.user_id,
             amount: payment.amount,
         };
-        match gateway.pay(&charge).await {
+        match gateway.pay(&call.request_id, &charge).await {
             PayOutcome::Approved { transaction_id } => {
                 let settled = self.settle(call, payment, payment_id, receipt, Some(&transaction_id)).await;
                 if matches!(settled, Err(Error::InvalidPayment)) {
                     // The order was given up meanwhile. If this fails too, the order's watch gives the money back.
-                    let outcome = gateway.cancel(receipt, payment.amount, LATE_REASON).await;
+                    let outcome = gateway.cancel(&call.request_id, receipt, payment.amount, LATE_REASON).await;
                     tracing::warn!(order = %payment.order_id, ?outcome, "approved too late");
                 }
                 settled
             }
             PayOutcome::Declined { reason } => {
-                tracing::info!(order = %payment.order_id, reason, "the gateway declined");
+                tracing::info!(request_id = call.request_id, order = %payment.order_id, reason, "the gateway declined");
                 self.decline(call, payment.order_id, receipt, None).await?;
                 Ok(Reply::first(Settled::Declined))
             }
             PayOutcome::Unknown { why } => {
-                tracing::warn!(order = %payment.order_id, receipt, why, "a payment's outcome is unknown");
+                let request_id = &call.request_id;
+                tracing::warn!(request_id, order = %payment.order_id, receipt, why, "a payment's outcome is unknown");
                 Err(Error::unavailable("the payment's outcome is not known yet"))
             }
         }
@@ -210,9 +211,9 @@ impl Engine {
         gateway: &Arc<dyn PaymentGateway>,
     ) -> Result<(), Error> {
         let order = &record.order;
-        let call = Call { request_id: format!("resolve-{}", payment.receipt), key: payment.key.clone() };
+        let call = Call { request_id: looking_at(payment), key: payment.key.clone() };
         let now = self.clock.now();
-        match gateway.status(&payment.receipt).await {
+        match gateway.status(&call.request_id, &payment.receipt).await {
             StatusOutcome::Approved { transaction_id } => {
                 let new = NewPayment {
                     order_id: order.order_id,
@@ -252,7 +253,7 @@ impl Engine {
     ) -> Result<(), Error> {
         let now = self.clock.now();
         let over = now.0 - payment.started_at.0 >= self.give_up_ms + self.watch_ms;
-        match gateway.status(&payment.receipt).await {
+        match gateway.status(&looking_at(payment), &payment.receipt).await {
             StatusOutcome::Approved { .. } => self.give_back(record, payment, gateway, LATE_REASON, ASK_EVERY_MS).await,
             StatusOutcome::Declined { .. } => self.end_payment(record, payment, false).await,
             StatusOutcome::NotFound if over => self.end_payment(record, payment, false).await,
@@ -270,7 +271,7 @@ impl Engine {
         reason: &str,
         again_ms: i64,
     ) -> Result<(), Error> {
-        match gateway.cancel(&payment.receipt, record.order.final_price, reason).await {
+        match gateway.cancel(&looking_at(payment), &payment.receipt, record.order.final_price, reason).await {
             CancelOutcome::Cancelled => self.end_payment(record, payment, true).await,
             outcome => {
                 tracing::warn!(order = %record.order.order_id, ?outcome, "a gateway has not given money back yet");
@@ -280,8 +281,13 @@ impl Engine {
     }
 
     async fn end_payment(&self, record: &OrderRecord, payment: &GatewayRecord, refunded: bool) -> Result<(), Error> {
-        let call = Call { request_id: format!("resolve-{}", payment.receipt), key: None };
+        let call = Call { request_id: looking_at(payment), key: None };
         let (order, user) = (record.order.order_id, record.order.user_id);
         self.store.payment_end(self.context(&call), order, user, &payment.receipt, refunded).await.map(drop)
     }
+}
+
+/// In place of a request's id, for what is done about a payment later.
+fn looking_at(payment: &GatewayRecord) -> String {
+    format!("resolve-{}", payment.receipt)
 }

@@ -11,7 +11,7 @@ use std::{error::Error, fmt, time::Duration};
 use futures_util::{FutureExt, future::BoxFuture};
 use reqwest::{
     Client, RequestBuilder, Response, Url,
-    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue},
+    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
     redirect, retry,
 };
 use serde::Serialize;
@@ -21,7 +21,13 @@ use tracing::{debug, warn};
 use super::{
     CancelOutcome, Charge, GatewayConfig, GatewayConfigError, PayOutcome, PaymentGateway, StatusOutcome, reply,
 };
-use crate::domain::types::{PaymentType, Won};
+use crate::{
+    domain::types::{PaymentType, Won},
+    telemetry::traces,
+};
+
+/// Names the request that a call is made for.
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The most time spent on making a connection; a healthy gateway answers a SYN and a TLS handshake well within it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -127,8 +133,21 @@ impl HttpGateway {
         Ok(url)
     }
 
-    /// Sends `request` once and reads the whole reply, all within the time limit; otherwise says why not.
-    async fn call(&self, request: RequestBuilder) -> Result<Reply, String> {
+    /// Sends `request` once and reads the whole reply, all within the time limit; otherwise says why not. `route` is its
+    /// path below the gateway's URL, without the uid.
+    async fn call(
+        &self,
+        asked_by: &str,
+        (method, route): (&'static str, &'static str),
+        request: RequestBuilder,
+    ) -> Result<Reply, String> {
+        let work = traces::gateway(self.kind.as_str(), method, route, asked_by);
+        let mut headers = HeaderMap::new();
+        if let Ok(id) = HeaderValue::from_str(asked_by) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+        work.tell(&mut headers);
+        let request = request.headers(headers);
         // The limit covers the wait for a turn too: a gateway that hangs slows its callers down, but holds none of them
         // for longer than one call may take.
         let call = async {
@@ -136,15 +155,16 @@ impl HttpGateway {
             let response = request.send().await.map_err(explain)?;
             read(response).await
         };
-        match tokio::time::timeout(self.timeout, call).await {
+        let reply = match tokio::time::timeout(self.timeout, call).await {
             Ok(reply) => reply,
             Err(_) => Err("timed out".to_owned()),
-        }
+        };
+        work.ends(reply)
     }
 }
 
 impl PaymentGateway for HttpGateway {
-    fn pay<'a>(&'a self, charge: &'a Charge) -> BoxFuture<'a, PayOutcome> {
+    fn pay<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, PayOutcome> {
         async move {
             let uid = charge.merchant_uid.as_str();
             let body = PayBody {
@@ -155,7 +175,10 @@ impl PaymentGateway for HttpGateway {
             };
             // A payment that could not be asked about afterwards is not begun.
             let reply = match self.payment_url(uid, &[]) {
-                Ok(_) => self.call(self.client.post(self.payments.clone()).json(&body)).await,
+                Ok(_) => {
+                    let request = self.client.post(self.payments.clone()).json(&body);
+                    self.call(asked_by, ("POST", "/payments"), request).await
+                }
                 Err(why) => Err(why),
             };
             let outcome = match reply {
@@ -164,19 +187,21 @@ impl PaymentGateway for HttpGateway {
             };
             match &outcome {
                 PayOutcome::Unknown { why } => {
-                    warn!(gateway = %self.kind, merchant_uid = uid, why, "payment: unknown");
+                    warn!(request_id = asked_by, gateway = %self.kind, merchant_uid = uid, why, "payment: unknown");
                 }
-                known => debug!(gateway = %self.kind, merchant_uid = uid, outcome = ?known, "payment"),
+                known => {
+                    debug!(request_id = asked_by, gateway = %self.kind, merchant_uid = uid, outcome = ?known, "payment");
+                }
             }
             outcome
         }
         .boxed()
     }
 
-    fn status<'a>(&'a self, merchant_uid: &'a str) -> BoxFuture<'a, StatusOutcome> {
+    fn status<'a>(&'a self, asked_by: &'a str, merchant_uid: &'a str) -> BoxFuture<'a, StatusOutcome> {
         async move {
             let reply = match self.payment_url(merchant_uid, &[]) {
-                Ok(url) => self.call(self.client.get(url)).await,
+                Ok(url) => self.call(asked_by, ("GET", "/payments/{merchantUid}"), self.client.get(url)).await,
                 Err(why) => Err(why),
             };
             let outcome = match reply {
@@ -185,19 +210,30 @@ impl PaymentGateway for HttpGateway {
             };
             match &outcome {
                 StatusOutcome::Unknown { why } => {
-                    warn!(gateway = %self.kind, merchant_uid, why, "payment status: unknown");
+                    warn!(request_id = asked_by, gateway = %self.kind, merchant_uid, why, "payment status: unknown");
                 }
-                known => debug!(gateway = %self.kind, merchant_uid, outcome = ?known, "payment status"),
+                known => {
+                    debug!(request_id = asked_by, gateway = %self.kind, merchant_uid, outcome = ?known, "payment status");
+                }
             }
             outcome
         }
         .boxed()
     }
 
-    fn cancel<'a>(&'a self, merchant_uid: &'a str, amount: Won, reason: &'a str) -> BoxFuture<'a, CancelOutcome> {
+    fn cancel<'a>(
+        &'a self,
+        asked_by: &'a str,
+        merchant_uid: &'a str,
+        amount: Won,
+        reason: &'a str,
+    ) -> BoxFuture<'a, CancelOutcome> {
         async move {
             let reply = match self.payment_url(merchant_uid, &["cancel"]) {
-                Ok(url) => self.call(self.client.post(url).json(&CancelBody { amount, reason })).await,
+                Ok(url) => {
+                    let request = self.client.post(url).json(&CancelBody { amount, reason });
+                    self.call(asked_by, ("POST", "/payments/{merchantUid}/cancel"), request).await
+                }
                 Err(why) => Err(why),
             };
             let outcome = match reply {
@@ -206,9 +242,11 @@ impl PaymentGateway for HttpGateway {
             };
             match &outcome {
                 CancelOutcome::Unknown { why } => {
-                    warn!(gateway = %self.kind, merchant_uid, amount, why, "payment cancel: unknown");
+                    warn!(request_id = asked_by, gateway = %self.kind, merchant_uid, amount, why, "payment cancel: unknown");
                 }
-                known => debug!(gateway = %self.kind, merchant_uid, amount, outcome = ?known, "payment cancel"),
+                known => {
+                    debug!(request_id = asked_by, gateway = %self.kind, merchant_uid, amount, outcome = ?known, "payment cancel");
+                }
             }
             outcome
         }

@@ -71,16 +71,23 @@ pub enum CancelOutcome {
 }
 
 /// An external payment gateway. Every call ends within the gateway's own time limit, and never fails otherwise than by
-/// `Unknown`. A call whose future is dropped half way is unknown too.
+/// `Unknown`. A call whose future is dropped half way is unknown too. `asked_by` is the id of the request that it is made
+/// for, which the gateway is told.
 pub trait PaymentGateway: Send + Sync {
     /// Takes the money of `charge`, at most once per `merchant_uid`.
-    fn pay<'a>(&'a self, charge: &'a Charge) -> BoxFuture<'a, PayOutcome>;
+    fn pay<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, PayOutcome>;
 
     /// What became of the payment `merchant_uid`; changes nothing.
-    fn status<'a>(&'a self, merchant_uid: &'a str) -> BoxFuture<'a, StatusOutcome>;
+    fn status<'a>(&'a self, asked_by: &'a str, merchant_uid: &'a str) -> BoxFuture<'a, StatusOutcome>;
 
     /// Gives back the `amount` (won) that was taken under `merchant_uid`, at most once.
-    fn cancel<'a>(&'a self, merchant_uid: &'a str, amount: Won, reason: &'a str) -> BoxFuture<'a, CancelOutcome>;
+    fn cancel<'a>(
+        &'a self,
+        asked_by: &'a str,
+        merchant_uid: &'a str,
+        amount: Won,
+        reason: &'a str,
+    ) -> BoxFuture<'a, CancelOutcome>;
 }
 
 /// How to reach one gateway.

@@ -15,7 +15,7 @@ use super::{
     params::{Params, PathUser, QueryParams},
     reply::{Answer, Done, Found},
 };
-use crate::domain::{Balance, BalanceEntry, MAX_CHARGE, MAX_SAFE_INTEGER, OrderId, TransactionType, Won};
+use crate::domain::{Balance, BalanceEntry, MAX_CHARGE, MAX_SAFE_INTEGER, OrderId, TransactionType, UserId, Won};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -38,6 +38,11 @@ impl RequestBody for ChargeRequest {
 
     fn validate(self, _zone: Tz) -> Option<Won> {
         Some(self.amount)
+    }
+
+    // The path names the user.
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 
@@ -176,7 +181,12 @@ fn history_limit() -> i64 {
     100
 }
 
-impl QueryParams for HistoryParams {}
+impl QueryParams for HistoryParams {
+    // The path names the user.
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
 
 documented_errors! { HistoryErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],

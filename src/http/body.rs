@@ -18,6 +18,7 @@ use hyper::body::Body as _;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
+    acting,
     acts::Asked,
     decode::Object,
     edge::RequestId,
@@ -57,10 +58,8 @@ pub trait RequestBody: DeserializeOwned + Serialize + Send {
     /// What the fields' own types can't say: bounds that take two fields, times in the zone. `None` is refused.
     fn validate(self, zone: Tz) -> Option<Self::Valid>;
 
-    /// The user for whom the request acts, where its body says so.
-    fn acts_for(_valid: &Self::Valid) -> Option<UserId> {
-        None
-    }
+    /// The user that the request acts for, where the body says so.
+    fn user(valid: &Self::Valid) -> Option<UserId>;
 }
 
 /// A decoded write.
@@ -101,7 +100,9 @@ where
         let canonical =
             if parts.headers.contains_key(IDEMPOTENCY_KEY) { canonical(&parts, &request)? } else { Vec::new() };
         let body = request.validate(decoding.zone).ok_or(T::INVALID)?;
-        if let Some(user) = T::acts_for(&body) {
+        let user = T::user(&body);
+        acting::admit(&parts.extensions, user)?;
+        if let Some(user) = user {
             decoding.limits.admit_user(user)?;
         }
         let request_id = RequestId::of(&parts.extensions);

@@ -47,7 +47,7 @@ impl RequestBody for UserCouponRequest {
         Some((self.user_id, self.coupon_id))
     }
 
-    fn acts_for((user, _): &Self::Valid) -> Option<UserId> {
+    fn user((user, _): &Self::Valid) -> Option<UserId> {
         Some(*user)
     }
 }
@@ -269,7 +269,11 @@ struct CampaignsParams {
     size: i64,
 }
 
-impl QueryParams for CampaignsParams {}
+impl QueryParams for CampaignsParams {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
 
 documented_errors! { CampaignsErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],

@@ -22,25 +22,32 @@ pub trait Id: Copy {
 
     /// `None` unless it is 1 to 2^53−1.
     fn new(id: i64) -> Option<Self>;
+
+    /// The user that a request with this id in its path acts for, or shows.
+    fn user(self) -> Option<UserId>;
 }
 
 macro_rules! ids {
-    ($($id:ident $unknown:ident;)*) => {$(
+    ($($id:ident $unknown:ident $user:expr;)*) => {$(
         impl Id for $id {
             const UNKNOWN: Code = Code::$unknown;
 
             fn new(id: i64) -> Option<Self> {
                 $id::new(id)
             }
+
+            fn user(self) -> Option<UserId> {
+                $user(self)
+            }
         }
     )*};
 }
 
 ids! {
-    UserId UserNotFound;
-    ProductId ProductNotFound;
-    OrderId OrderNotFound;
-    CouponId CouponNotFound;
+    UserId UserNotFound Some;
+    ProductId ProductNotFound |_| None;
+    OrderId OrderNotFound |_| None;
+    CouponId CouponNotFound |_| None;
 }
 
 /// A JSON number that is whole and within ±(2^53−1): `1000`, `1000.0` and `1e3` are the same one. A number is the

@@ -29,6 +29,7 @@ use futures_util::FutureExt;
 use uuid::Uuid;
 
 use super::{
+    access,
     error::{ApiError, Code, Failure},
     leftover,
     limits::{Limits, Side, Traffic},
@@ -62,6 +63,11 @@ impl RequestId {
         };
         let theirs = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).filter(sane);
         RequestId(theirs.map_or_else(|| Uuid::now_v7().simple().to_string().into(), Arc::from))
+    }
+
+    /// The id itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// The id of the request with these extensions; empty outside of [`edge`].
@@ -145,15 +151,7 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
             _ => tracing::warn!(request_id = %id.0, %method, route, error = %cause, "request turned away"),
         }
     }
-    tracing::debug!(
-        request_id = %id.0,
-        %method,
-        route,
-        %client,
-        status = response.status().as_u16(),
-        ms = began.elapsed().as_secs_f64() * 1e3,
-        "request"
-    );
+    access::tell(&id, &method, route, client, began, &response);
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id.0) {
         headers.insert(X_REQUEST_ID, id);

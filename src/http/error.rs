@@ -78,6 +78,8 @@ codes! {
     IdempotencyKeyReused = UNPROCESSABLE_ENTITY "IDEMPOTENCY_KEY_REUSED" "이미 다른 요청에 사용된 멱등성 키입니다.";
     RequestInProgress = CONFLICT "REQUEST_IN_PROGRESS" "동일한 요청이 아직 처리 중입니다.";
     Unauthorized = UNAUTHORIZED "UNAUTHORIZED" "운영자 인증이 필요합니다.";
+    InvalidToken = UNAUTHORIZED "INVALID_TOKEN" "사용자 인증 토큰이 없거나 유효하지 않습니다.";
+    Forbidden = FORBIDDEN "FORBIDDEN" "다른 사용자를 대신하여 요청할 수 없습니다.";
     NotFound = NOT_FOUND "NOT_FOUND" "요청한 경로를 찾을 수 없습니다.";
     MethodNotAllowed = METHOD_NOT_ALLOWED "METHOD_NOT_ALLOWED" "지원하지 않는 요청 메서드입니다.";
     RequestTimeout = REQUEST_TIMEOUT "REQUEST_TIMEOUT" "요청 본문이 제한 시간 안에 도착하지 않았습니다.";
@@ -92,6 +94,7 @@ impl Code {
     pub fn of_status(status: StatusCode) -> Code {
         match status {
             StatusCode::UNAUTHORIZED => Code::Unauthorized,
+            StatusCode::FORBIDDEN => Code::Forbidden,
             StatusCode::NOT_FOUND => Code::NotFound,
             StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
             StatusCode::REQUEST_TIMEOUT => Code::RequestTimeout,
@@ -102,6 +105,20 @@ impl Code {
             status if status.is_server_error() => Code::Internal,
             _ => Code::InvalidRequest,
         }
+    }
+
+    /// What `WWW-Authenticate` says.
+    const fn challenge(self) -> Option<&'static str> {
+        match self {
+            Code::Unauthorized => Some("Bearer"),
+            Code::InvalidToken => Some("Bearer error=\"invalid_token\""),
+            _ => None,
+        }
+    }
+
+    /// Whether it is one that only users' tokens bring with them.
+    pub const fn is_of_tokens(self) -> bool {
+        matches!(self, Code::InvalidToken | Code::Forbidden)
     }
 
     /// What `Retry-After` says where nobody knows better, in seconds.
@@ -219,8 +236,8 @@ impl IntoResponse for ApiError {
         if self.replayed {
             headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
         }
-        if self.code == Code::Unauthorized {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        if let Some(challenge) = self.code.challenge() {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if self.code == Code::RequestTimeout {
             // What still comes of the request is nobody's.
@@ -280,7 +297,7 @@ mod tests {
     fn codes_are_distinct_and_survive_a_bare_status() {
         let distinct: std::collections::HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(distinct.len(), Code::ALL.len());
-        for status in [401, 404, 405, 408, 413, 415, 429, 500, 503] {
+        for status in [401, 403, 404, 405, 408, 413, 415, 429, 500, 503] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(Code::of_status(status).status(), status);
         }

@@ -1,13 +1,15 @@
 //! The API over HTTP.
 //!
 //! Owns everything between a TCP connection and a verb of the [`Engine`]: decoding and its refusals, the status table,
-//! the OpenAPI document, the operators' tokens and sessions, limits of all kinds and the accept loop. Every decision about goods
-//! and money is left to the engine.
+//! the OpenAPI document, the operators' tokens and sessions, whom a request acts for, limits of all kinds and the accept loop.
+//! Every decision about goods and money is left to the engine.
 //!
 //! One file per resource ([`payments`], [`balances`], [`coupons`], [`products`], [`orders`], [`admin`], [`health`],
 //! [`scrape`]), each with its routes first, then its bodies, then its handlers; [`error`] is the one status table, [`edge`] what
 //! happens to every request, [`limits`] who is let in, [`cors`] what pages of other origins may do, [`server`] the sockets.
 
+mod access;
+mod acting;
 mod acts;
 mod admin;
 mod auth;
@@ -33,10 +35,15 @@ mod reply;
 mod scrape;
 pub mod server;
 pub mod session;
+mod trace;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, extract::FromRef, middleware::from_fn_with_state};
+use axum::{
+    Router,
+    extract::FromRef,
+    middleware::{from_fn, from_fn_with_state},
+};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -51,23 +58,32 @@ use self::{
     error::{ApiError, Code},
     limits::{Limits, Side},
 };
-use crate::{audit::Auditor, config::BrowserConfig, domain::Engine, ops, projector::Projector};
+use crate::{
+    audit::Auditor, config::BrowserConfig, domain::Engine, ops, projector::Projector, telemetry::traces, tokens::Tokens,
+};
 
 /// Every route, of which those of this side are served.
 pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
     let (routes, document) = routes(state.sessions.clone(), state.notes.clone()).split_for_parts();
+    let tokens = state.tokens.clone();
     #[cfg(feature = "floor")]
     let routes = routes.merge(floor::router());
     let edge = Edge::new(state.config.time_limits(), state.limits.clone(), side, browsers.hsts_seconds);
-    let router = routes
-        .merge(openapi::router(document))
+    let mut routes = routes
+        .merge(openapi::router(document, tokens.is_some()))
         .merge(scrape::router())
         .fallback(not_found)
         .layer(from_fn_with_state(state.engine.clone(), durable::durable))
         // Not under what stands around writes: operators sign in when nothing else goes.
-        .merge(ops::router(session::router(), state.sessions.clone()))
-        .layer(from_fn_with_state(Arc::new(edge), edge::edge))
-        .with_state(state);
+        .merge(ops::router(session::router(), state.sessions.clone()));
+    // What is off is not there at all.
+    if let Some(tokens) = tokens {
+        routes = routes.layer(from_fn_with_state(tokens, acting::users_only));
+    }
+    if traces::on() {
+        routes = routes.layer(from_fn(trace::trace));
+    }
+    let router = routes.layer(from_fn_with_state(Arc::new(edge), edge::edge)).with_state(state);
     cors::around(router, &browsers.cors_origins)
 }
 
@@ -129,6 +145,8 @@ pub struct Parts {
     pub instance: Arc<ops::Instance>,
     /// What is scraped, and by whom.
     pub scrapes: Scrapes,
+    /// Verifies users' tokens; without it users need none.
+    pub tokens: Option<Arc<Tokens>>,
     /// Limits on a request.
     pub config: HttpConfig,
     /// Limits on those who send them.

@@ -28,7 +28,7 @@ use utoipa::openapi::{
 use utoipa_swagger_ui::Config;
 
 use super::{
-    auth,
+    acting, auth,
     decode::{PREFIX_PATTERN, TEXT_PATTERN, TIME_PATTERN},
     error::{ApiError, Code},
     session,
@@ -45,6 +45,8 @@ const PAGE_PATH: &str = "/swagger-ui/index.html";
 const BEARER: &str = "bearerAuth";
 const SESSION: &str = "opsSession";
 const FROM_PAGE: &str = "opsPage";
+/// The name of the users'.
+const USER: &str = "userToken";
 const JSON: &str = "application/json";
 /// May be kept, and is asked for again each time: it changes with the program.
 const REVALIDATED: &str = "no-cache";
@@ -102,7 +104,6 @@ pub fn base() -> utoipa::openapi::OpenApi {
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
     components.add_security_scheme(SESSION, SecurityScheme::ApiKey(ApiKey::Cookie(session)));
     components.add_security_scheme(FROM_PAGE, SecurityScheme::ApiKey(ApiKey::Header(page)));
-    components.schemas.insert("ErrorResponse".to_owned(), error_schema());
     OpenApiBuilder::new()
         .info(
             InfoBuilder::new().title("E-commerce API").version("v1.0.0").description(Some("이커머스 API 문서")).build(),
@@ -124,10 +125,11 @@ pub fn base() -> utoipa::openapi::OpenApi {
         .build()
 }
 
-/// The envelope of every failure; its codes are the table's.
-fn error_schema() -> RefOr<Schema> {
+/// The envelope of every failure; its codes are the table's, without those that can't come.
+fn error_schema(tokens: bool) -> RefOr<Schema> {
     let text = || ObjectBuilder::new().schema_type(Type::String);
-    let code = text().description(Some("오류 코드")).enum_values(Some(Code::ALL.iter().map(|code| code.as_str())));
+    let codes = Code::ALL.iter().filter(|code| tokens || !code.is_of_tokens()).map(|code| code.as_str());
+    let code = text().description(Some("오류 코드")).enum_values(Some(codes));
     ObjectBuilder::new()
         .schema_type(Type::Object)
         .description(Some("오류 응답"))
@@ -138,14 +140,20 @@ fn error_schema() -> RefOr<Schema> {
         .into()
 }
 
-/// The document as served: what the handlers say, and what is common to many of them.
-fn complete(mut document: utoipa::openapi::OpenApi) -> Value {
+/// The document as served: what the handlers say, and what is common to many of them. `tokens`: users need one.
+fn complete(mut document: utoipa::openapi::OpenApi, tokens: bool) -> Value {
     for (path, item) in &mut document.paths.paths {
         for operation in operations(item) {
-            complete_operation(path, operation);
+            complete_operation(path, operation, tokens && acting::needs_user(path));
         }
     }
     if let Some(components) = &mut document.components {
+        if tokens {
+            let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
+            let bearer = bearer.description(Some("사용자 토큰: 토큰의 사용자 본인에 대한 요청만 허용됩니다."));
+            components.add_security_scheme(USER, SecurityScheme::Http(bearer.build()));
+        }
+        components.schemas.insert("ErrorResponse".to_owned(), error_schema(tokens));
         components.schemas.extend([
             words("PaymentType", "결제 수단", PaymentType::ALL),
             words("OrderStatus", "주문 상태", OrderStatus::ALL),
@@ -232,7 +240,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
-fn complete_operation(path: &str, operation: &mut Operation) {
+fn complete_operation(path: &str, operation: &mut Operation, needs_user: bool) {
     let operators = path.starts_with("/admin/");
     let writes = operation.request_body.is_some();
     let mut common: Vec<(&str, &[Code])> = Vec::new();
@@ -267,6 +275,11 @@ fn complete_operation(path: &str, operation: &mut Operation) {
         let session = SecurityRequirement::new(SESSION, none).add(FROM_PAGE, none);
         operation.security = Some(vec![SecurityRequirement::new(BEARER, none), session]);
     }
+    if needs_user {
+        common.push(("사용자 인증 실패", &[Code::InvalidToken]));
+        common.push(("다른 사용자에 대한 요청", &[Code::Forbidden]));
+        operation.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>(USER, [])]);
+    }
     if operators || path.starts_with("/api/") {
         common.push(("요청이 너무 많음", &[Code::TooManyRequests]));
         common.push(("서버 오류", &[Code::Internal]));
@@ -298,9 +311,9 @@ fn add_headers(status: &str, response: &mut DocumentedResponse, writes: bool) {
     }
 }
 
-/// Serves the document and the page; the page's assets are in the binary.
-pub fn router<S: Clone + Send + Sync + 'static>(document: utoipa::openapi::OpenApi) -> Router<S> {
-    let document = Bytes::from(complete(document).to_string());
+/// Serves the document and the page; the page's assets are in the binary. `tokens`: users need one.
+pub fn router<S: Clone + Send + Sync + 'static>(document: utoipa::openapi::OpenApi, tokens: bool) -> Router<S> {
+    let document = Bytes::from(complete(document, tokens).to_string());
     // Without a validator: the page must not ask the network for anything.
     let config = Arc::new(Config::new([DOCUMENT_PATH]).validator_url("none").use_base_layout());
     Router::new()
@@ -340,10 +353,15 @@ mod tests {
     };
 
     fn document() -> Value {
+        documented(false)
+    }
+
+    /// As it is where users need tokens, or not.
+    fn documented(tokens: bool) -> Value {
         let sessions = Sessions::new(Operators::default(), Clock::system(), false);
         let notes = Notes { log: Arc::default(), clock: Clock::system() };
         let (_, document) = crate::http::routes(Arc::new(sessions), notes).split_for_parts();
-        complete(document)
+        complete(document, tokens)
     }
 
     /// Operations of the page, with every status that it documents.
@@ -459,6 +477,34 @@ mod tests {
             let keyed = operation["parameters"].to_string().contains("Idempotency-Key");
             assert_eq!(writes, keyed, "{method} {path}");
         }
+    }
+
+    #[test]
+    fn tokens_are_documented_where_users_need_them_and_change_nothing_else() {
+        let (plain, mut tokens) = (document(), documented(true));
+        for code in [Code::InvalidToken, Code::Forbidden] {
+            assert!(!plain.to_string().contains(code.as_str()), "{}", code.as_str());
+        }
+        let mut asking = 0;
+        for (path, item) in tokens["paths"].as_object_mut().unwrap() {
+            for (method, operation) in item.as_object_mut().unwrap() {
+                let named = format!("{method} {path}");
+                let users = operation["security"].to_string().contains(USER);
+                assert_eq!(users, acting::needs_user(path), "{named}");
+                if users {
+                    let responses = operation["responses"].as_object_mut().unwrap();
+                    assert!(responses.remove("401").is_some() && responses.remove("403").is_some(), "{named}");
+                    operation.as_object_mut().unwrap().remove("security");
+                    asking += 1;
+                }
+            }
+        }
+        assert_eq!(asking, 9);
+        let components = tokens["components"].as_object_mut().unwrap();
+        assert!(components["securitySchemes"].as_object_mut().unwrap().remove(USER).is_some());
+        let codes = components["schemas"]["ErrorResponse"]["properties"]["errorCode"]["enum"].as_array_mut().unwrap();
+        codes.retain(|code| !Code::ALL.iter().any(|row| row.is_of_tokens() && code == row.as_str()));
+        assert_eq!(tokens, plain);
     }
 
     #[test]

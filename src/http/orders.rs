@@ -8,6 +8,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     AppState,
+    acting::Caller,
     body::{RequestBody, Write},
     decode::{Object, id, int, nullable_id, optional_query_id},
     error::Code,
@@ -69,7 +70,7 @@ impl RequestBody for OrderCreateRequest {
         Some(NewOrder { user_id: self.user_id, lines, coupon_id: self.user_coupon_id })
     }
 
-    fn acts_for(order: &NewOrder) -> Option<UserId> {
+    fn user(order: &Self::Valid) -> Option<UserId> {
         Some(order.user_id)
     }
 }
@@ -245,7 +246,11 @@ struct OrderParams {
     user_id: Option<UserId>,
 }
 
-impl QueryParams for OrderParams {}
+impl QueryParams for OrderParams {
+    fn user(&self) -> Option<UserId> {
+        self.user_id
+    }
+}
 
 documented_errors! { OrderErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
@@ -266,8 +271,12 @@ async fn order(
     State(app): State<AppState>,
     order: PathId<OrderId>,
     params: Params<OrderParams>,
+    caller: Caller,
 ) -> Found<OrderDetailResponse> {
-    let order = app.engine.order(order.valid()?, params.valid()?.user_id).await?;
+    let order = order.valid()?;
+    // Whoever is known by a token sees only its own orders.
+    let user = caller.or(params.valid()?.user_id);
+    let order = app.engine.order(order, user).await?;
     Ok(Json(OrderDetailResponse::new(order, app.engine.zone())))
 }
 
@@ -290,7 +299,7 @@ impl RequestBody for OrderCancelRequest {
         Some(self.user_id)
     }
 
-    fn acts_for(user: &UserId) -> Option<UserId> {
+    fn user(user: &Self::Valid) -> Option<UserId> {
         Some(*user)
     }
 }

@@ -12,6 +12,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 use super::{
+    acting,
     decode::{Id, decimal},
     error::{ApiError, Code},
     limits::Limits,
@@ -23,12 +24,12 @@ pub const LAST_PAGE: i64 = 10_000;
 
 /// The one id in the path.
 #[derive(Clone, Copy, Debug)]
-pub struct PathId<T>(Option<T>);
+pub struct PathId<T>(Result<T, Code>);
 
 impl<T: Id> PathId<T> {
-    /// The id; what can't be one names nothing that exists.
+    /// The id; what can't be one names nothing that exists, and another user than the caller's may not be asked about.
     pub fn valid(self) -> Result<T, ApiError> {
-        self.0.ok_or_else(|| T::UNKNOWN.into())
+        Ok(self.0?)
     }
 }
 
@@ -37,7 +38,8 @@ impl<S: Send + Sync, T: Id> FromRequestParts<S> for PathId<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let segment = Path::<String>::from_request_parts(parts, state).await.ok();
-        Ok(PathId(segment.and_then(|Path(segment)| decimal(&segment)).and_then(T::new)))
+        let id = segment.and_then(|Path(segment)| decimal(&segment)).and_then(T::new).ok_or(T::UNKNOWN);
+        Ok(PathId(id.and_then(|id| acting::admit(&parts.extensions, id.user()).map(|()| id))))
     }
 }
 
@@ -61,7 +63,7 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let PathId(user) = PathId::<UserId>::from_request_parts(parts, state).await?;
         let limits = Arc::<Limits>::from_ref(state);
-        let user = user.ok_or(UserId::UNKNOWN.into());
+        let user = user.map_err(ApiError::from);
         Ok(PathUser(user.and_then(|user| limits.admit_user(user).map(|()| user))))
     }
 }
@@ -70,16 +72,19 @@ where
 pub trait QueryParams: DeserializeOwned {
     /// What a query string that can't be read answers.
     const INVALID: Code = Code::InvalidRequest;
+
+    /// The user that a request with these parameters acts for, or shows.
+    fn user(&self) -> Option<UserId>;
 }
 
 /// The query string.
 #[derive(Debug)]
-pub struct Params<T>(Option<T>);
+pub struct Params<T>(Result<T, Code>);
 
 impl<T: QueryParams> Params<T> {
-    /// The parameters.
+    /// The parameters; they may not name another user than the caller's.
     pub fn valid(self) -> Result<T, ApiError> {
-        self.0.ok_or_else(|| T::INVALID.into())
+        Ok(self.0?)
     }
 }
 
@@ -87,7 +92,8 @@ impl<S: Send + Sync, T: QueryParams> FromRequestParts<S> for Params<T> {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        Ok(Params(Query::<T>::try_from_uri(&parts.uri).ok().map(|Query(params)| params)))
+        let params = Query::<T>::try_from_uri(&parts.uri).map(|Query(params)| params).map_err(|_| T::INVALID);
+        Ok(Params(params.and_then(|params| acting::admit(&parts.extensions, params.user()).map(|()| params))))
     }
 }
 

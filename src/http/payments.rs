@@ -52,7 +52,7 @@ impl RequestBody for PaymentRequest {
         Some(NewPayment { order_id, user_id, payment_type, amount })
     }
 
-    fn acts_for(payment: &NewPayment) -> Option<UserId> {
+    fn user(payment: &Self::Valid) -> Option<UserId> {
         Some(payment.user_id)
     }
 }

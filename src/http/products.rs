@@ -13,7 +13,7 @@ use super::{
     params::{LAST_PAGE, Params, PathId, QueryParams, default_size},
     reply::Found,
 };
-use crate::domain::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope};
+use crate::domain::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope, UserId};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -120,6 +120,10 @@ fn popular_limit() -> String {
 impl QueryParams for PopularParams {
     /// Only naming a parameter twice gets here.
     const INVALID: Code = Code::InvalidScope;
+
+    fn user(&self) -> Option<UserId> {
+        None
+    }
 }
 
 impl PopularParams {
@@ -209,7 +213,11 @@ struct ProductsParams {
     category: Option<Category>,
 }
 
-impl QueryParams for ProductsParams {}
+impl QueryParams for ProductsParams {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
 
 documented_errors! { ProductsErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],

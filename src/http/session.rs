@@ -46,7 +46,7 @@ use super::{
     edge::RequestId,
     error::{ApiError, Code},
 };
-use crate::domain::{Clock, Error, Millis};
+use crate::domain::{Clock, Error, Millis, UserId};
 
 /// The cookie's name.
 pub const COOKIE_NAME: &str = "firstcome_ops";
@@ -250,6 +250,10 @@ impl RequestBody for SignInRequest {
 
     fn validate(self, _zone: Tz) -> Option<String> {
         Some(self.token)
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 

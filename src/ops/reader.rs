@@ -15,7 +15,7 @@ use super::{
     snapshot::{
         Audit, Audits, BurningCampaign, Health, HotProduct, Instance, Place, Projection, Redis, Requests, Snapshot,
     },
-    traffic::{self, Traffic},
+    traffic::Traffic,
 };
 use crate::{
     audit::{Auditor, Finished},

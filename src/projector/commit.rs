@@ -15,6 +15,7 @@ use crate::{
     domain::event::{self, Decoded, Event},
     metrics,
     store::{keys::Partition, outbox::Entry},
+    telemetry::traces,
 };
 
 impl Projector {
@@ -69,8 +70,16 @@ impl Projector {
         patience: Duration,
         care: Care,
     ) -> Result<ProjectedPosition, CommitError> {
+        let requests = part.iter().filter_map(|read| read.event.as_ref().ok()).map(|event| event.request_id.as_str());
+        let mut work = traces::projection(here.0, part.len(), requests);
         let committing = tokio::time::timeout(patience, self.transact(here, from, part, care)).await;
-        committing.unwrap_or(Err(CommitError::Failed(Failure::Silent(patience))))
+        let committed = committing.unwrap_or(Err(CommitError::Failed(Failure::Silent(patience))));
+        match &committed {
+            Ok(_) => {}
+            Err(CommitError::Bad(reason)) => work.failed(|| reason.clone()),
+            Err(CommitError::Failed(failure)) => work.failed(|| failure.to_string()),
+        }
+        committed
     }
 
     /// One transaction: the position, the effects, the dead letters. Returns the new position.
@@ -243,7 +252,9 @@ fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), 
             continue;
         }
         if !next && found_epoch <= epoch {
-            return Err((at, Failure::Gap { partition: from.partition, epoch, seq, found_epoch, found_seq }));
+            let request_id = read.event.as_ref().map_or_else(|_| String::new(), |event| event.request_id.clone());
+            let gap = Failure::Gap { partition: from.partition, epoch, seq, found_epoch, found_seq, request_id };
+            return Err((at, gap));
         }
         (epoch, seq) = (found_epoch, found_seq);
     }
@@ -256,10 +267,11 @@ async fn dead_letter(
     read: &Read<'_>,
     reason: &str,
 ) -> Result<(), CommitError> {
-    tracing::error!(partition = here.0, id = %read.entry.id, reason, "an event can't be applied");
+    let fields = event::fields_of(&read.entry.fields, read.nth);
+    let request_id = event::request_id(&fields);
+    tracing::error!(partition = here.0, id = %read.entry.id, request_id, reason, "an event can't be applied");
     // Postgres can't keep a NUL in text or JSON.
     let clean = |text: &str| text.replace('\0', "\u{fffd}");
-    let fields = event::fields_of(&read.entry.fields, read.nth);
     let fields: serde_json::Map<String, serde_json::Value> =
         fields.iter().map(|(name, value)| (clean(name), clean(value).into())).collect();
     transaction

@@ -106,7 +106,15 @@ enum Failure {
     #[error(
         "the outbox of partition {partition} goes from ({epoch}, {seq}) to ({found_epoch}, {found_seq}): decisions are lost"
     )]
-    Gap { partition: u16, epoch: i64, seq: i64, found_epoch: i64, found_seq: i64 },
+    Gap {
+        partition: u16,
+        epoch: i64,
+        seq: i64,
+        found_epoch: i64,
+        found_seq: i64,
+        /// Of what was found.
+        request_id: String,
+    },
     /// What comes next was written by a newer program, and waits for one.
     #[error("the next event was written by a newer version of this program")]
     Newer,
@@ -331,6 +339,9 @@ impl Projector {
                 return Err(Failure::Overtaken);
             }
             Err(gap @ Failure::Gap { .. }) => {
+                if let Failure::Gap { request_id, .. } = &gap {
+                    tracing::error!(partition = here.0, request_id, %gap, "the projection stops here");
+                }
                 self.store.freeze(here, &gap.to_string()).await?;
                 return Err(gap);
             }

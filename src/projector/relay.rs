@@ -44,21 +44,26 @@ pub async fn relay(
         ended.unwrap_or_else(|_| Err(Error::unavailable("an order's end is not carried on in time")))
     };
     for event in events {
-        let call = Call { request_id: format!("relay-{}-{}-{}", here.0, event.epoch, event.seq), key: None };
+        // What follows elsewhere is of the same request.
+        let call = Call { request_id: event.request_id.clone(), key: None };
         let context = Context { now: clock.now(), call: &call };
-        match &event.body {
+        let relayed = match &event.body {
             Body::CouponIssued { coupon, user, issue_no, at_home: false } => {
                 let issued = Issued { issue_no: *issue_no, issued_at: event.at };
-                store.coupon_grant(context, *user, *coupon, issued).await?;
+                store.coupon_grant(context, *user, *coupon, issued).await.map(drop)
             }
             Body::OrderPaid(paid) => {
-                end_far(context, (paid.order, paid.user), &paid.far, FarEnd::Settled, &paid.day).await?;
+                end_far(context, (paid.order, paid.user), &paid.far, FarEnd::Settled, &paid.day).await.map(drop)
             }
             Body::OrderClosed(closed) => {
                 let end = if closed.from == OrderStatus::Paid { FarEnd::Refunded } else { FarEnd::Released };
-                end_far(context, (closed.order, closed.user), &closed.far, end, &closed.day).await?;
+                end_far(context, (closed.order, closed.user), &closed.far, end, &closed.day).await.map(drop)
             }
-            _ => {}
+            _ => Ok(()),
+        };
+        if let Err(error) = relayed {
+            tracing::warn!(partition = here.0, request_id = event.request_id, %error, "an event is relayed later");
+            return Err(error);
         }
     }
     Ok(())

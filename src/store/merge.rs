@@ -1,6 +1,7 @@
 //! Merging: concurrent requests for the same script, on the same thing, are decided by one call of it (see [`gather`]).
 
 use anyhow::anyhow;
+use opentelemetry::trace::SpanContext;
 use redis::{Cmd, Value};
 
 use super::{
@@ -11,7 +12,10 @@ use super::{
     scripts::{Answer, Decided, Script},
     watermarks,
 };
-use crate::domain::{Error, model::Call, types::Millis};
+use crate::{
+    domain::{Error, model::Call, types::Millis},
+    telemetry::traces,
+};
 
 /// Requests that one call may decide together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +49,8 @@ pub(super) struct Asked {
     now: Millis,
     call: Call,
     request: Box<dyn Mergeable>,
+    /// The span that waits for the answer.
+    span: Option<Box<SpanContext>>,
 }
 
 /// What waits to be decided.
@@ -62,7 +68,8 @@ impl Store {
         request: impl Mergeable,
     ) -> Result<Answer, Error> {
         let group = Group { script: request.script().name, here, of: request.of() };
-        let asked = Asked { now: context.now, call: context.call.clone(), request: Box::new(request) };
+        let asked =
+            Asked { now: context.now, call: context.call.clone(), request: Box::new(request), span: traces::here() };
         let (answered, lead) = self.shared.merger.join(group, asked);
         if lead {
             let store = self.clone();
@@ -91,13 +98,15 @@ impl Store {
         }
         call.arg(RECORD_LIFE_MS);
         first.shared_args(&mut call);
-        for Asked { now, call: caller, request } in &requests {
+        for Asked { now, call: caller, request, .. } in &requests {
             let fingerprint = caller.key.as_ref().map_or("", |key| &key.fingerprint);
             call.arg(now.0).arg(fingerprint).arg(&caller.request_id);
             request.args(&mut call);
         }
         script.meter.together(requests.len());
-        match self.eval(group.here, script, &call, Decided::by_all).await? {
+        let asked_by = requests.iter().filter_map(|asked| asked.span.as_deref());
+        let work = traces::script(script.name, group.here.0, requests.len(), asked_by);
+        match work.ends(self.eval(group.here, script, &call, Decided::by_all).await)? {
             Value::Array(values) if values.len() == requests.len() => {
                 Ok(values.into_iter().map(|value| Answer::unpack(script.name, value)).collect())
             }

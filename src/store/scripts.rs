@@ -17,6 +17,7 @@ use crate::{
         self,
         scripts::{Failed, Meter},
     },
+    telemetry::traces,
 };
 
 /// One business operation's script.
@@ -273,7 +274,8 @@ impl Store {
     /// The three refusals that all scripts share; [`Error::Unavailable`] where Redis can't answer, after which the script
     /// may have run or not; the same where the partition is closed, or turns out to have lost decisions.
     pub async fn call(&self, partition: Partition, call: &Invocation) -> Result<Answer, Error> {
-        let value = self.eval(partition, call.script, &call.command(), Decided::by).await?;
+        let work = traces::script(call.script.name, partition.0, 1, traces::here().as_deref());
+        let value = work.ends(self.eval(partition, call.script, &call.command(), Decided::by).await)?;
         let answer = Answer::read(call.script.name, value)?;
         if let Some(position) = answer.position() {
             watermarks::note(partition, position);

@@ -32,6 +32,8 @@ const CODES: &[(&str, u16, &str)] = &[
     ("INSUFFICIENT_STOCK", 409, "선택한 상품의 재고가 부족합니다."),
     ("INTERNAL_SERVER_ERROR", 500, "서버 내부 오류가 발생했습니다."),
     ("UNAUTHORIZED", 401, ""),
+    ("INVALID_TOKEN", 401, ""),
+    ("FORBIDDEN", 403, ""),
     ("TOO_MANY_REQUESTS", 429, ""),
     ("SERVICE_UNAVAILABLE", 503, ""),
     ("IDEMPOTENCY_KEY_REUSED", 422, ""),

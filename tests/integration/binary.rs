@@ -57,7 +57,7 @@ impl Running {
         Running { child: command.spawn().unwrap(), out, err }
     }
 
-    fn out(&self) -> String {
+    pub fn out(&self) -> String {
         fs::read_to_string(&self.out).unwrap()
     }
 
@@ -71,7 +71,7 @@ impl Running {
     }
 
     /// The lines of its log.
-    fn log(&self) -> Vec<Value> {
+    pub fn log(&self) -> Vec<Value> {
         let read = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON in the log: {line}"));
         // The last line may be half written.
         let log = self.err();
@@ -155,6 +155,10 @@ fn with_secrets(command: &mut Command) -> &mut Command {
         "PAYMENT_GATEWAY_KAKAO_PAY_URL",
         "PAYMENT_GATEWAY_TOSS_URL",
         "PAYMENT_GATEWAY_TOKEN",
+        "AUTH_JWT_SECRET",
+        "AUTH_JWKS_URL",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     ] {
         command.env(name, SECRET);
     }

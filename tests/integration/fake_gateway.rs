@@ -102,7 +102,7 @@ struct Ledger {
     every_status: Manner,
     every_cancel: Manner,
     /// Of the latest request.
-    authorization: Option<String>,
+    headers: HeaderMap,
     faults: Vec<String>,
 }
 
@@ -151,7 +151,7 @@ impl FakeGateway {
                 every_pay: Behaviour::Approve,
                 every_status: Manner::Truthful,
                 every_cancel: Manner::Truthful,
-                authorization: None,
+                headers: HeaderMap::new(),
                 faults: Vec::new(),
             }),
             changes: watch::Sender::new(0),
@@ -287,9 +287,14 @@ impl FakeGateway {
         self.ledger().payments.get(uid).map_or(0, |payment| payment.cancels)
     }
 
+    /// A header of the latest request.
+    pub fn header(&self, name: &str) -> Option<String> {
+        Some(self.ledger().headers.get(name)?.to_str().unwrap().to_owned())
+    }
+
     /// The `Authorization` header of the latest request.
     pub fn authorization(&self) -> Option<String> {
-        self.ledger().authorization.clone()
+        self.header(AUTHORIZATION.as_str())
     }
 
     /// What was asked that no correct client asks: bodies that are not the contract's, one uid for two payments,
@@ -371,7 +376,7 @@ async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes)
     let behaviour = {
         let mut ledger = shared.ledger();
         let ledger = &mut *ledger;
-        ledger.authorization = bearer(&headers);
+        ledger.headers = headers;
         let behaviour = ledger.next_pay.pop_front().unwrap_or_else(|| ledger.every_pay.clone());
         let payment = ledger.payments.entry(uid.clone()).or_default();
         payment.posts += 1;
@@ -416,7 +421,7 @@ async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes)
 async fn status(State(shared): State<Arc<Shared>>, Path(uid): Path<String>, headers: HeaderMap) -> Response {
     let (manner, answer) = {
         let mut ledger = shared.ledger();
-        ledger.authorization = bearer(&headers);
+        ledger.headers = headers;
         let manner = ledger.every_status.clone();
         let payment = ledger.payments.entry(uid.clone()).or_default();
         payment.status_queries += 1;
@@ -442,7 +447,7 @@ async fn cancel(
     let (manner, answer) = {
         let mut ledger = shared.ledger();
         let ledger = &mut *ledger;
-        ledger.authorization = bearer(&headers);
+        ledger.headers = headers;
         let manner = ledger.every_cancel.clone();
         let payment = ledger.payments.entry(uid.clone()).or_default();
         payment.cancels += 1;
@@ -471,10 +476,6 @@ async fn say(manner: Manner, truth: Response) -> Response {
         Manner::ThenServerError | Manner::ServerError => server_error(),
         Manner::Garbage => garbage(),
     }
-}
-
-fn bearer(headers: &HeaderMap) -> Option<String> {
-    Some(headers.get(AUTHORIZATION)?.to_str().unwrap().to_owned())
 }
 
 fn garbage() -> Response {

@@ -9,7 +9,8 @@ use firstcome::{
     domain::{
         UserId,
         event::{
-            Body, Event, MAX_USERS_PER_EVENT, decode, fields_of, is_newer, pack_lines, unpack_lines, unpack_reply,
+            Body, Event, MAX_USERS_PER_EVENT, decode, fields_of, is_newer, pack_lines, request_id, unpack_lines,
+            unpack_reply,
         },
     },
     projector::batch::Batch,
@@ -249,7 +250,12 @@ async fn packed_events_that_no_script_wrote_do_no_harm() {
             for (nth, ((_, touched), decoded)) in events.iter().zip(&decoded).enumerate() {
                 prop_assert!(*touched || decoded.event.is_ok(), "{:?}", decoded);
                 // By itself it says the same.
-                let alone = decode(&fields_of(&fields, nth)).pop().unwrap();
+                let alone = fields_of(&fields, nth);
+                let id = request_id(&alone).map(str::to_owned);
+                let alone = decode(&alone).pop().unwrap();
+                if let Ok(event) = &alone.event {
+                    prop_assert_eq!(id.as_deref().unwrap_or_default(), event.request_id.as_str());
+                }
                 prop_assert_eq!(format!("{:?}", &alone), format!("{decoded:?}"));
             }
             fold(&decoded.into_iter().filter_map(|decoded| decoded.event.ok()).collect::<Vec<_>>());

@@ -100,7 +100,7 @@ fn only_an_approval_approves() {
             let gateway = HttpGateway::new(PaymentType::Toss, &config_of).unwrap();
             let outcome = runtime.block_on(async {
                 tokio::select! {
-                    outcome = gateway.pay(&charge) => outcome,
+                    outcome = gateway.pay("fuzz", &charge) => outcome,
                     never = answer(&reply) => never,
                 }
             });

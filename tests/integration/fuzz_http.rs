@@ -8,7 +8,7 @@ use axum::{
     body::Body,
     http::{HeaderName, HeaderValue, Request},
 };
-use firstcome::config::{BrowserConfig, HttpConfig, LimitsConfig, MetricsConfig, OperatorsConfig};
+use firstcome::config::{AuthConfig, BrowserConfig, HttpConfig, LimitsConfig, MetricsConfig, OperatorsConfig};
 use http_body_util::BodyExt;
 use proptest::{prelude::*, sample::Index, test_runner::TestRunner};
 use reqwest::Method;
@@ -59,6 +59,7 @@ impl Bench {
             limits: LimitsConfig::off(),
             browsers: BrowserConfig::default(),
             metrics: MetricsConfig::default(),
+            auth: AuthConfig::default(),
         };
         let (router, document) = (world.app.router(&http).unwrap(), document(&world).await);
         Bench { world, writes, router, document }

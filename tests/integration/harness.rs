@@ -56,6 +56,7 @@ pub struct Options {
     pub request_timeout: Duration,
     pub body_limit: u64,
     pub operators: OperatorsConfig,
+    pub auth: AuthConfig,
     /// The service's patience with Redis; a test that shortens it must bear with a 503 that only a stall explains.
     pub redis_timeout_ms: u64,
     /// The service reaches Redis through [`World::proxy`].
@@ -82,6 +83,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
             operators: OperatorsConfig::admin(ADMIN),
+            auth: AuthConfig::default(),
             redis_timeout_ms: 300_000,
             proxied: false,
             dead_letters: 0,
@@ -400,6 +402,7 @@ fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
         limits: LimitsConfig::off(),
         browsers: BrowserConfig::default(),
         metrics: MetricsConfig::default(),
+        auth: options.auth.clone(),
     }
 }
 

@@ -66,3 +66,5 @@ mod sold_out;
 mod sold_out_model;
 mod startup;
 mod stories;
+mod telemetry;
+mod tokens;

@@ -747,6 +747,7 @@ impl Shop {
             limits: LimitsConfig::off(),
             browsers: BrowserConfig::default(),
             metrics: MetricsConfig::default(),
+            auth: AuthConfig::default(),
         };
         let (router, stop) = (app.router(&http).unwrap(), CancellationToken::new());
         let stopped = stop.clone();

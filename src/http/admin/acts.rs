@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{Act, ActFilter, ActPage},
+    domain::{Act, ActFilter, ActPage, UserId},
     http::{
         AppState, Operator,
         decode::{optional_word, query_int},
@@ -40,7 +40,11 @@ struct ActsParams {
     size: i64,
 }
 
-impl QueryParams for ActsParams {}
+impl QueryParams for ActsParams {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{CampaignPatch, CouponId, Discount, DiscountType, NewCampaign},
+    domain::{CampaignPatch, CouponId, Discount, DiscountType, NewCampaign, UserId},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -89,6 +89,10 @@ impl RequestBody for CreateCampaignRequest {
             expires_at,
         })
     }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
+    }
 }
 
 documented_errors! { CreateErrors {
@@ -139,6 +143,10 @@ impl RequestBody for UpdateCampaignRequest {
         let patch = CampaignPatch { opens_at: instant(self.opens_at)?, closes_at: instant(self.closes_at)? };
         let empty = patch.opens_at.zip(patch.closes_at).is_some_and(|(opens_at, closes_at)| opens_at >= closes_at);
         (!empty).then_some(patch)
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 

@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{DeadLetter, DeadLetterPage, LetterId, MAX_SAFE_INTEGER},
+    domain::{DeadLetter, DeadLetterPage, LetterId, MAX_SAFE_INTEGER, UserId},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -39,7 +39,11 @@ struct LettersParams {
     size: i64,
 }
 
-impl QueryParams for LettersParams {}
+impl QueryParams for LettersParams {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -145,6 +149,10 @@ impl RequestBody for RetryRequest {
         let (ms, no) = self.stream_id.split_once('-')?;
         let partition = u16::try_from(self.partition).ok()?;
         (number(ms) && number(no)).then_some(LetterId { partition, stream_id: self.stream_id, seq: self.seq })
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch},
+    domain::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch, UserId},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -55,6 +55,10 @@ impl RequestBody for CreateProductRequest {
     fn validate(self, _zone: Tz) -> Option<NewProduct> {
         let CreateProductRequest { product_name: name, price, stock_quantity: stock, category } = self;
         Some(NewProduct { name, price, stock, category })
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 
@@ -111,6 +115,10 @@ impl RequestBody for UpdateProductRequest {
     fn validate(self, _zone: Tz) -> Option<ProductPatch> {
         let UpdateProductRequest { product_name: name, price, category, stock_delta } = self;
         Some(ProductPatch { name, price, category, stock_delta })
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 

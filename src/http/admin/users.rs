@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers},
+    domain::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers, UserId},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -47,6 +47,10 @@ impl RequestBody for CreateUserRequest {
 
     fn validate(self, _zone: Tz) -> Option<NewUser> {
         Some(NewUser { name: self.user_name, balance: self.balance })
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 
@@ -117,6 +121,10 @@ impl RequestBody for CreateUsersRequest {
     fn validate(self, _zone: Tz) -> Option<NewUsers> {
         let prefix = self.name_prefix.unwrap_or_else(|| "user-".to_owned());
         Some(NewUsers { count: self.count, prefix, balance: self.balance })
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 

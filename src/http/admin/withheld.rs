@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{CouponId, ProductId, Reply, Withheld},
+    domain::{CouponId, ProductId, Reply, UserId, Withheld},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -101,6 +101,10 @@ impl RequestBody for ReleaseRequest {
     fn validate(self, _zone: Tz) -> Option<i64> {
         Some(self.quantity)
     }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
+    }
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -114,6 +118,10 @@ impl RequestBody for ReleaseAllRequest {
 
     fn validate(self, _zone: Tz) -> Option<()> {
         Some(())
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
     }
 }
 
