@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -24,8 +27,8 @@ use crate::{
     tokens::Tokens,
 };
 
-/// How long a stop waits for the log of operators' acts to be written.
-const ACTS_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a stop takes that has no bound of its own: long enough for a machine that stalls.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Connections to the operators' own listener, where there is one.
 const OPERATORS_CONNECTIONS: usize = 1024;
 
@@ -223,32 +226,39 @@ impl App {
     }
 
     /// Ends the background work; the last requests must have been answered before. With `drain`, what was decided until now
-    /// is carried to Postgres, all of this within that time: what does not make it waits in the outbox for the next start.
-    /// Returns whether nothing was left.
+    /// is carried to Postgres, all of this within that time. Returns whether nothing was left.
     pub async fn stop(&self, drain: Option<Duration>) -> bool {
+        self.stop_within(drain.unwrap_or(PATIENCE), drain.is_some()).await
+    }
+
+    /// The same within `patience`; `carries`: what was decided is this process's to carry. What does not make it waits in the
+    /// outbox for the next start. What operators did is nowhere else than here, so it is tried to be told to the last.
+    pub async fn stop_within(&self, patience: Duration, carries: bool) -> bool {
+        let end = Instant::now() + patience;
         self.stop_background.cancel();
         self.background.close();
-        let Some(patience) = drain else {
-            self.background.wait().await;
-            self.acts.flush(&self.db, ACTS_PATIENCE).await;
-            return true;
-        };
-        let draining = async {
-            self.background.wait().await;
-            self.acts.flush(&self.db, ACTS_PATIENCE).await;
-            self.projector.carry_decided().await
-        };
-        let events = || self.store.backlog();
-        match tokio::time::timeout(patience, draining).await {
+        let ended = timeout_at(end, self.background.wait()).await.is_ok();
+        if !ended {
+            tracing::warn!(tasks = self.background.len(), "background work is given up");
+        }
+        let told = self.acts.flush(&self.db, end.duration_since(Instant::now()));
+        let carried = async { !carries || self.carry(end).await };
+        let (told, carried) = tokio::join!(told, carried);
+        ended && told && carried
+    }
+
+    /// Carries what was decided until now to Postgres, until `end`. Returns whether all of it is there.
+    async fn carry(&self, end: Instant) -> bool {
+        let why = match timeout_at(end, self.projector.carry_decided()).await {
             Ok(Ok(())) => {
                 tracing::info!("the outbox is drained");
                 return true;
             }
-            Ok(Err(error)) => {
-                tracing::warn!(%error, events = events(), "the outbox keeps what is not in PostgreSQL yet")
-            }
-            Err(_) => tracing::warn!(events = events(), ?patience, "the outbox keeps what is not in PostgreSQL yet"),
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the time is over".to_owned(),
+        };
+        let events = self.store.backlog();
+        tracing::warn!(why, events, "the outbox keeps what is not in PostgreSQL yet");
         false
     }
 }

@@ -239,7 +239,7 @@ async fn open(
 }
 
 /// Serves until the stop signal, then ends in order, all within [`HttpConfig::drain`]: readiness, new connections, requests,
-/// background work, outbox. The status tells whether nothing was left.
+/// background work, outbox and the log of acts. The status tells whether nothing was left.
 async fn run(app: App, listeners: Listeners, http: &HttpConfig, projects: bool) -> anyhow::Result<ExitCode> {
     let (stopping, bound) = (app.stopping.clone(), http.drain());
     let end = tokio::spawn(async move {
@@ -258,12 +258,9 @@ async fn run(app: App, listeners: Listeners, http: &HttpConfig, projects: bool) 
     tracing::info!(address = %public.local_addr()?, "serving");
     let cut = app.serve(public, operators, http).await?;
     let left = end.await?.duration_since(Instant::now());
-    let carried = match projects {
-        true => app.stop(Some(left)).await,
-        // What it decided is others' to carry.
-        false => tokio::time::timeout(left, app.stop(None)).await.is_ok(),
-    };
-    Ok(ended(cut == 0 && carried))
+    // Where it does not project, what it decided is others' to carry.
+    let stopped = app.stop_within(left, projects).await;
+    Ok(ended(cut == 0 && stopped))
 }
 
 /// Whatever was left is in the log.

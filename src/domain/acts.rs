@@ -83,17 +83,19 @@ impl ActLog {
         }));
     }
 
-    /// Writes what is queued, for as long as `patience`. Nobody else may be writing.
-    pub async fn flush(&self, db: &db::Connection, patience: Duration) {
+    /// Writes what is queued, for as long as `patience`. Nobody else may be writing. Returns whether all of it is written.
+    pub async fn flush(&self, db: &db::Connection, patience: Duration) -> bool {
         let flushing = async {
             while self.write(db).await.is_err() {
                 tokio::time::sleep(PAUSE).await;
             }
         };
-        if tokio::time::timeout(patience, flushing).await.is_err() {
+        let written = tokio::time::timeout(patience, flushing).await.is_ok();
+        if !written {
             let left: Vec<Act> = self.queue().drain(..).collect();
             left.iter().for_each(|act| self.drop_one(act, "the process ends"));
         }
+        written
     }
 
     /// Writes until nothing is queued.

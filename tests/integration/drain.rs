@@ -165,6 +165,42 @@ async fn what_is_left_at_the_bound_is_told_and_waits() {
     servers.end().await;
 }
 
+/// What operators did is nowhere but in the process until PostgreSQL has it: that is waited for, as long as there is time.
+#[tokio::test]
+async fn what_operators_did_is_told_before_the_end() {
+    let servers = migrated().await;
+    let db = servers.db().await;
+    let pool = db.get_postgres_connection_pool();
+    for (drain, code, told) in [("3600", 0, 1), ("2", 1, 0)] {
+        sqlx::query("TRUNCATE operator_acts").execute(pool).await.unwrap();
+        let mut serve = servers.start_with(&["serve"], &[("DRAIN_SECONDS", drain)], &format!("serve-{drain}"));
+        let base = serve.base().await;
+        let mut lock = pool.begin().await.unwrap();
+        sqlx::query("LOCK TABLE operator_acts IN EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+        user(&base).await;
+        serve.signal(Signal::TERM);
+        let status = if code == 0 {
+            until("nobody is let in", async || is_closed(&base).await.then_some(())).await;
+            serve.assert_alive();
+            lock.rollback().await.unwrap();
+            serve.ended().await
+        } else {
+            let status = serve.ended().await;
+            lock.rollback().await.unwrap();
+            status
+        };
+        assert_eq!(status.code(), Some(code), "{}", serve.err());
+        assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
+        // One that is told of in no table is told of in the log.
+        let lost = serve.log().iter().any(|line| line["fields"]["reason"] == "the process ends");
+        assert_eq!(lost, told == 0, "{}", serve.err());
+        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_acts").fetch_one(pool).await.unwrap();
+        assert_eq!(there, told);
+    }
+    db.close().await.unwrap();
+    servers.end().await;
+}
+
 /// Who asks twice does not want to wait.
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {

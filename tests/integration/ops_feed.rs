@@ -1,6 +1,9 @@
 //! The dashboard's server side: the page's files, and the live feed, which shows the truth to the unit, whatever is away.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use firstcome::db;
 use futures_util::future::join_all;
@@ -365,6 +368,52 @@ async fn campaigns_burn_down_and_end() {
         .await;
     assert!(campaign(&rest, &json!(burning))["secondsToEmpty"].is_null());
     assert_eq!(campaign(&rest, &later_id)["state"], "OPEN");
+    world.finish().await;
+}
+
+/// The counters are the process's, and other tests run in it: what this one does is among what is shown.
+#[tokio::test]
+async fn requests_are_shown_by_kind_and_the_page_s_own_are_not() {
+    let world = World::start().await;
+    let (coupon, first, late) = (world.campaign("FIXED", 1, 1).await, world.user(0).await, world.user(0).await);
+    world.issue(coupon, first).await.ok();
+    let mut watch = Watch::open(&world.base).await;
+    let done = AtomicBool::new(false);
+    let rush = async {
+        while !done.load(Ordering::Relaxed) {
+            world.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
+        }
+    };
+    let named = |list: &Value, field: &str, name: &str| {
+        list.as_array().is_some_and(|list| list.iter().any(|one| one[field] == name && one["perSecond"] != 0.0))
+    };
+    let watching = async {
+        let seen = watch
+            .until("the rush", |seen| {
+                let requests = &seen["requests"];
+                named(&requests["routes"], "route", "/api/v1/coupons/issue")
+                    && named(&requests["refusals"], "errorCode", "COUPON_OUT_OF_STOCK")
+            })
+            .await;
+        done.store(true, Ordering::Relaxed);
+        seen["requests"].clone()
+    };
+    let ((), requests) = tokio::join!(rush, watching);
+    let number = |of: &Value, field: &str| of[field].as_f64().unwrap();
+    assert!(number(&requests, "refusedPerSecond") > 0.0, "{requests:#}");
+    let ordered = |latency: &Value| {
+        let [p50, p95, p99] = ["p50Ms", "p95Ms", "p99Ms"].map(|share| number(latency, share));
+        assert!(0.0 < p50 && p50 <= p95 && p95 <= p99, "{latency}");
+    };
+    ordered(&requests["latency"]);
+    let routes = requests["routes"].as_array().unwrap();
+    for route in routes {
+        ordered(route);
+        fields(route, "method route perSecond refusedPerSecond failedPerSecond p50Ms p95Ms p99Ms");
+        assert!(!route["route"].as_str().unwrap().starts_with("/ops"), "{route}");
+        assert!(number(route, "perSecond") <= number(&requests, "perSecond") + 0.01, "{route}");
+    }
+    assert!(routes.is_sorted_by_key(|route| std::cmp::Reverse((number(route, "perSecond") * 1000.0) as i64)));
     world.finish().await;
 }
 
