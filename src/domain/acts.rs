@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Engine, Error, model::*};
-use crate::db;
+use crate::{db, metrics};
 
 /// Acts queued at most: some megabytes.
 const MOST_QUEUED: usize = 4096;
@@ -137,6 +137,7 @@ impl ActLog {
 
     fn drop_one(&self, act: &Act, reason: &str) {
         let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        metrics::ACTS_DROPPED.inc();
         let Act { operator, act, target, detail, status, request_id, .. } = act;
         tracing::error!(
             reason,

@@ -52,7 +52,8 @@ async fn scrape(State(app): State<AppState>, headers: HeaderMap) -> Result<Respo
     let text = match last.as_ref() {
         Some((at, text)) if at.elapsed() < TOLD_AGAIN => text.clone(),
         _ => {
-            let observed = app.engine.observe().await;
+            let mut observed = app.engine.observe().await;
+            observed.ready &= !app.stopping.is_cancelled();
             let text = metrics::text(&observed).map_err(|error| Error::Internal(error.into()))?;
             let text = Bytes::from(text);
             *last = Some((Instant::now(), text.clone()));

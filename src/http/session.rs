@@ -46,7 +46,10 @@ use super::{
     edge::RequestId,
     error::{ApiError, Code},
 };
-use crate::domain::{Clock, Error, Millis, UserId};
+use crate::{
+    domain::{Clock, Error, Millis, UserId},
+    metrics,
+};
 
 /// The cookie's name.
 pub const COOKIE_NAME: &str = "firstcome_ops";
@@ -143,6 +146,7 @@ impl Sessions {
     fn sign_in(&self, token: &str) -> Result<(Session, String), ApiError> {
         if self.attempts.check().is_err() {
             self.limited.fetch_add(1, Ordering::Relaxed);
+            metrics::RATE_LIMITED.with_label_values(&["operator"]).inc();
             return Err(Code::TooManyRequests.into());
         }
         let Some(known) = self.operators.with_token(token.trim().as_bytes()) else {

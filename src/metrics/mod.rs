@@ -128,6 +128,8 @@ metrics! {
         "Time of a committed transaction, from its begin to its commit.";
     PROJECTOR_FAILURES: IntCounterVec = "firstcome_projector_failures_total" ("kind")
         "Steps of the projector that failed: away (a store), silent (PostgreSQL took too long), overtaken (by another projector), newer (waits for a newer version), gap (decisions are lost).";
+    ACTS_DROPPED: IntCounter = "firstcome_acts_dropped_total" ()
+        "Operators' acts that are in no log of acts: PostgreSQL was away for too long.";
     DEAD_LETTERS_FILED: IntCounter = "firstcome_dead_letters_filed_total" ()
         "Events that could not be applied, filed by this process.";
 

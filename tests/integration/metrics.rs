@@ -259,6 +259,9 @@ async fn a_redis_that_hangs_is_told_and_holds_up_no_scrape() {
     assert_eq!(told.one("firstcome_backlog_limit_events", &[]), Some(1_000_000.0));
     world.redis.resume().unwrap();
     scraped(&world, "it is well again", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
+    // Not ready for long: it is told to stop.
+    world.app.stopping.cancel();
+    scraped(&world, "it is stopping", |told| told.one("firstcome_ready", &[]) == Some(0.0)).await;
     world.finish().await;
 }
 
