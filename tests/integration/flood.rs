@@ -146,7 +146,7 @@ async fn flood(
 ) {
     let (client, count) = (client_at(address), Arc::new(AtomicU64::new(0)));
     let mut workers = JoinSet::new();
-    for _ in 0..8 {
+    for _ in 0..4 {
         let (client, count, tally, stop) = (client.clone(), count.clone(), tally.clone(), stop.clone());
         workers.spawn(async move {
             while !stop.is_cancelled() {
@@ -180,7 +180,8 @@ async fn flood(
 /// Counts by what it was told: 0 for nothing.
 async fn crawl(service: SocketAddr, address: &'static str, begun: &'static str, tally: Tally, stop: CancellationToken) {
     let mut connections = JoinSet::new();
-    for _ in 0..CONNECTIONS + 16 {
+    // Those who find no room come again at once, and again: two are enough to keep the machine busy.
+    for _ in 0..CONNECTIONS + 2 {
         let (tally, stop) = (tally.clone(), stop.clone());
         connections.spawn(async move {
             let once = async || {
