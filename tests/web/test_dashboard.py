@@ -18,6 +18,9 @@ SCRATCH = Path(os.environ["TEST_WEB_DIR"])
 # What a browser writes to its console by itself where somebody is not signed in.
 NOT_SIGNED_IN = r"/(ops/session|ops/feed|admin/v1/\S+) - Failed to load resource: .*\b401\b"
 
+# It asks for this where it is shown a file that is no page, as below.
+FAVICON = r"/favicon\.ico - Failed to load resource: .*\b404\b"
+
 shop = None
 driver = None
 
@@ -38,7 +41,7 @@ class Dashboard(unittest.TestCase):
     signs_in = True
 
     def setUp(self):
-        self.expected_errors = [NOT_SIGNED_IN]
+        self.expected_errors = [NOT_SIGNED_IN, FAVICON]
         self.page = Page(driver, shop.base)
         self.page.size(DESKTOP)
         self.page.open("/ops/assets/icon.svg")
