@@ -94,7 +94,7 @@ fn edwards(kid: &str) -> (Value, impl Fn(&[u8]) -> Vec<u8> + use<>) {
 }
 
 fn rsa() -> (Value, BTreeMap<String, String>) {
-    let rsa: Value = serde_json::from_str(include_str!("../../tests/tokens/rsa.json")).unwrap();
+    let rsa: Value = serde_json::from_str(include_str!("tests_rsa.json")).unwrap();
     let jwk = json!({"kty": "RSA", "kid": "rsa", "n": rsa["modulus"], "e": "AQAB"});
     (jwk, serde_json::from_value(rsa["tokens"].clone()).unwrap())
 }
