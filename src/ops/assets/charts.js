@@ -11,6 +11,9 @@ const KEPT = 'firstcome.history';
 
 const FIELDS = ['answered', 'refused', 'limited', 'shed', 'failed', 'p50', 'p95', 'p99', 'perSecond', 'issued', 'paid', 'lag'];
 
+/// A scale by tens has no zero.
+const drawable = (ms) => (ms === undefined ? undefined : Math.max(0.01, ms));
+
 /// `at` in seconds and a column for each field; and what was left of each campaign.
 class History {
     constructor() {
@@ -36,7 +39,7 @@ class History {
             perSecond: requests?.perSecond,
             answered: requests && Math.max(0, requests.perSecond - requests.refusedPerSecond - requests.limitedPerSecond - requests.shedPerSecond - requests.failedPerSecond),
             refused: requests?.refusedPerSecond, limited: requests?.limitedPerSecond, shed: requests?.shedPerSecond, failed: requests?.failedPerSecond,
-            p50: requests?.latency?.p50Ms, p95: requests?.latency?.p95Ms, p99: requests?.latency?.p99Ms,
+            p50: drawable(requests?.latency?.p50Ms), p95: drawable(requests?.latency?.p95Ms), p99: drawable(requests?.latency?.p99Ms),
             issued: issuing?.reduce((sum, each) => sum + each, 0), paid: snapshot.orders?.PAID, lag: snapshot.projection?.lagSeconds,
         });
         this.#remember(at, snapshot.campaigns ?? []);
@@ -104,20 +107,20 @@ class Chart {
     #mark;
     #describe;
     #fill;
-    #least;
+    #scale;
     #box;
     #legend;
     #keys = new Map();
     #at = null;
 
-    constructor(box, fields, { format, mark, describe, fill, least }) {
+    constructor(box, fields, { format, mark, describe, fill, scale }) {
         this.#box = box;
         this.#fields = fields;
         this.#format = format;
         this.#mark = mark;
         this.#describe = describe;
         this.#fill = fill;
-        this.#least = least;
+        this.#scale = scale;
         this.#legend = box.closest('figure').querySelector('.legend');
         for (const field of fields) {
             const key = h('i', { class: `key series-${field}`, 'aria-hidden': 'true' });
@@ -160,11 +163,11 @@ class Chart {
             cursor: { points: { size: em * 0.5 }, drag: { x: false, y: false }, y: false },
             scales: {
                 x: { time: true, range: () => { const now = history.at.at(-1) ?? 0; return [now - WINDOW_S, now]; } },
-                y: { range: (_, __, high) => [0, Math.max(this.#least, high * 1.1)] },
+                y: this.#scale,
             },
             axes: [
                 { ...axis, grid: { show: false }, size: em * 1.5, gap: em * 0.25, incrs: [60], values: (_, at) => at.map((second) => clock(second * 1000).slice(0, 5)) },
-                { ...axis, size: em * 3.25, gap: em * 0.4, space: em * 1.75, values: (_, values) => values.map((value) => this.#mark(value)) },
+                { ...axis, size: em * 3.25, gap: em * 0.4, space: em * 1.75, ...(this.#scale === BY_TENS ? { splits: powersOfTen, filter: (_, splits) => splits } : {}), values: (_, values) => values.map((value) => this.#mark(value)) },
             ],
             series: [
                 {},
@@ -198,6 +201,16 @@ class Chart {
     }
 }
 
+/// A scale by tens, from the power of ten below the lowest to the one above the highest: at least one to ten.
+const BY_TENS = {
+    distr: 3,
+    range: (_, low, high) => [low > 0 ? 10 ** Math.min(0, Math.floor(Math.log10(low))) : 1, high > 0 ? 10 ** Math.max(1, Math.ceil(Math.log10(high))) : 10],
+};
+const powersOfTen = (_, __, low, high) => {
+    const [from, to] = [low, high].map((value) => Math.round(Math.log10(value)));
+    return Array.from({ length: to - from + 1 }, (_, place) => 10 ** (from + place));
+};
+
 const now = (field) => history[field].at(-1);
 let charts = [];
 
@@ -207,7 +220,7 @@ export function makeCharts(requestsBox, latencyBox) {
             format: rate,
             mark: short,
             fill: 'answered',
-            least: 5,
+            scale: { range: (_, __, high) => [0, Math.max(5, high * 1.1)] },
             describe: () => history.at.length === 0 ? t('chart.requests.none') : t('chart.requests', {
                 answered: rate(now('answered')), refused: rate(now('refused')), failed: rate(now('failed')), most: rate(most(history.perSecond)),
             }),
@@ -216,7 +229,8 @@ export function makeCharts(requestsBox, latencyBox) {
             format: ms,
             mark: ms,
             fill: 'p50',
-            least: 2,
+            // By tens: one slow second leaves the rest to be read.
+            scale: BY_TENS,
             describe: () => history.at.length === 0 ? t('chart.latency.none') : t('chart.latency', {
                 p50: ms(now('p50')), p95: ms(now('p95')), p99: ms(now('p99')), most: ms(most(history.p99)),
             }),
