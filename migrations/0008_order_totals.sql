@@ -16,12 +16,12 @@ CREATE FUNCTION count_orders() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP <> 'DELETE' THEN
         INSERT INTO order_totals AS total (partition, status, orders)
-        SELECT id % (SELECT partitions FROM store) AS home, status, count(*) FROM after GROUP BY 1, 2 ORDER BY 1, 2
+        SELECT id % coalesce((SELECT partitions FROM store), 1) AS home, status, count(*) FROM after GROUP BY 1, 2 ORDER BY 1, 2
         ON CONFLICT (partition, status) DO UPDATE SET orders = total.orders + excluded.orders;
     END IF;
     IF TG_OP <> 'INSERT' THEN
         INSERT INTO order_totals AS total (partition, status, orders)
-        SELECT id % (SELECT partitions FROM store) AS home, status, -count(*) FROM before GROUP BY 1, 2 ORDER BY 1, 2
+        SELECT id % coalesce((SELECT partitions FROM store), 1) AS home, status, -count(*) FROM before GROUP BY 1, 2 ORDER BY 1, 2
         ON CONFLICT (partition, status) DO UPDATE SET orders = total.orders + excluded.orders;
     END IF;
     RETURN NULL;
@@ -36,4 +36,4 @@ CREATE TRIGGER orders_gone AFTER DELETE ON orders
     REFERENCING OLD TABLE AS before FOR EACH STATEMENT EXECUTE FUNCTION count_orders();
 
 INSERT INTO order_totals (partition, status, orders)
-SELECT id % (SELECT partitions FROM store), status, count(*) FROM orders GROUP BY 1, 2;
+SELECT id % coalesce((SELECT partitions FROM store), 1), status, count(*) FROM orders GROUP BY 1, 2;

@@ -189,7 +189,7 @@ async fn what_is_wrong_is_told_in_order() {
         token_of(SECRET, &json!({"sub": me.to_string()})),
         format!("{mine}x"),
         mine[..mine.len() - 2].to_owned(),
-        "x".repeat(20_000),
+        "x".repeat(12_000),
     ] {
         let reply = get(&path, Some(&bad)).await;
         reply.refused(401, "INVALID_TOKEN");
