@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 
-use super::{Engine, Error, sold_out};
+use super::{Engine, live::Projected, sold_out};
 use crate::{
     db::{self, reads::ProjectedPosition},
     metrics::state::{Holds, Observed, Partition as Told, Postgres, SoldOut},
@@ -75,15 +75,11 @@ impl Engine {
         if seen().silent.is_some_and(|at| at.elapsed() < LEFT_ALONE) {
             return None;
         }
-        let reading = async {
-            let positions = db::reads::positions(&self.db).await?;
-            Ok::<_, Error>((positions, db::reads::dead_letters(&self.db).await?))
-        };
-        let Ok(read) = tokio::time::timeout(PATIENCE, reading).await else {
+        let Ok(read) = tokio::time::timeout(PATIENCE, self.projected_so_far()).await else {
             seen().silent = Some(Instant::now());
             return None;
         };
-        let (positions, letters) = read.ok()?;
+        let Projected { positions, dead_letters: letters } = read.ok()?;
         for projected in &positions {
             let (epoch, seq) = projected.at();
             self.store.projected(Partition(projected.partition), Position { epoch, seq });
