@@ -5,7 +5,7 @@
 //! a disk is put back to what it was.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -21,7 +21,7 @@ use super::{
     proxy::Mode,
     shop::{self, Options, Shop, outbox},
 };
-use crate::durability::copy;
+use crate::{durability::copy, harness::until};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mutation {
@@ -112,8 +112,15 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
             let stay = "CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END';
                         CREATE TRIGGER stay BEFORE UPDATE ON projection_positions FOR EACH ROW EXECUTE FUNCTION stay()";
             sqlx::raw_sql(stay).execute(db.get_postgres_connection_pool()).await.unwrap();
+            let before = outbox_size(&shop).await;
             trade(&shop, &market, 1).await;
             db.close().await.unwrap();
+            // It is noticed by who looks for what comes next in an outbox that has it no more.
+            until("something of that day is committed and trimmed", async || {
+                let now = outbox_size(&shop).await;
+                (now.left < now.added - before.added).then_some(())
+            })
+            .await;
         }
         DiskPutBack | DiskPutBackUnderNewService => {
             let (data, old) = (shop.redis.data_dir(), ScratchDir::new().unwrap());
@@ -165,6 +172,20 @@ async fn trade(shop: &Shop, market: &Market, day: i64) {
     }
     ask(Ask::Product { product }).await;
     ask(Ask::Balance { user }).await;
+}
+
+/// How many decisions an outbox has ever had, and has now.
+struct OutboxSize {
+    added: i64,
+    left: i64,
+}
+
+async fn outbox_size(shop: &Shop) -> OutboxSize {
+    let mut info = redis::cmd("XINFO");
+    let info: HashMap<String, redis::Value> =
+        info.arg("STREAM").arg(outbox(0)).query_async(&mut shop.raw().await).await.unwrap();
+    let number = |name: &str| redis::from_redis_value_ref(&info[name]).unwrap();
+    OutboxSize { added: number("entries-added"), left: number("length") }
 }
 
 /// From now on this script is another one, wherever it is called.
