@@ -34,16 +34,18 @@ for i = 1, n do
       users[key] = user
     end
     if not user.name then
-      reply = { 'USER_NOT_FOUND' }
+      reply = 'USER_NOT_FOUND'
     elseif user.balance + amount > limit then
-      reply = { 'LIMIT' }
+      reply = 'LIMIT'
     else
       local number, before, after = whole(seq), whole(user.balance), whole(user.balance + amount)
-      reply = { 'CHARGED', epoch, number, user.name, after }
+      reply = 'CHARGED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. user.name .. SEPARATOR .. after
       records.file(record, fingerprint, reply)
       user.balance, user.entries = user.balance + amount, user.entries + 1
-      events[#events + 1] = pack_event(
-        { 'balance_charged', number, now, request_id, user_id, whole(user.entries), amount, before, after, user.tail },
+      events[#events + 1] = with_record(
+        'balance_charged' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. user_id
+          .. SEPARATOR .. whole(user.entries) .. SEPARATOR .. amount .. SEPARATOR .. before .. SEPARATOR .. after
+          .. SEPARATOR .. user.tail,
         record, fingerprint, reply)
       if user.tail ~= SAME_ENTRY then charged[#charged + 1] = key end
       user.tail = SAME_ENTRY
@@ -52,7 +54,7 @@ for i = 1, n do
   end
   replies[i] = reply
 end
-if #events == 0 then return packed(replies) end
+if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
@@ -61,4 +63,4 @@ for i = 1, #charged do
   redis.call('HSET', charged[i], 'balance', whole(user.balance), 'entries', whole(user.entries), 'tail', id)
 end
 records.write(ttl)
-return packed(replies)
+return replies

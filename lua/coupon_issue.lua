@@ -40,39 +40,46 @@ local holds = redis.call('SMISMEMBER', holders, unpack(ids))
 local records, replies, events = new_records(), {}, {}
 -- Who was given one: as a set, as a list, and what goes into the hands of those who are at home.
 local given, winners, granted = {}, {}, {}
+-- Whether the window is open, at the moment that was looked at last: requests that go together mostly share it.
+local looked_at, open
 for i = 1, n do
   local record, user = KEYS[2 * i + 3], KEYS[2 * i + 4]
   local now, fingerprint, request_id, user_id, home = unpack(ARGV, 5 * i - 2, 5 * i + 2)
+  if now ~= looked_at then
+    local at = tonumber(now)
+    looked_at, open = now, total and at >= opens_at and at < closes_at
+  end
   local reply = records.replay(record, fingerprint)
   if reply then
     -- As it was answered before.
   elseif home == '1' and not all_exist and redis.call('EXISTS', user) == 0 then
-    reply = { 'USER_NOT_FOUND' }
+    reply = 'USER_NOT_FOUND'
   elseif not total then
-    reply = { 'UNKNOWN_CAMPAIGN' }
-  elseif tonumber(now) < opens_at or tonumber(now) >= closes_at then
-    reply = { 'NOT_OPEN' }
+    reply = 'UNKNOWN_CAMPAIGN'
+  elseif not open then
+    reply = 'NOT_OPEN'
   elseif holds[i] == 1 or given[user_id] then
-    reply = { 'ALREADY_HOLDS' }
+    reply = 'ALREADY_HOLDS'
   elseif issued + withheld >= total then
-    reply = { 'OUT_OF_STOCK' }
+    reply = 'OUT_OF_STOCK'
   else
     issued = issued + 1
     -- Places that decisions which were lost may have given out are not given out again.
     local number, issue_no = whole(seq), whole(issued + skipped)
-    reply = { 'ISSUED', epoch, number, issue_no, now }
+    reply = 'ISSUED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. issue_no .. SEPARATOR .. now
     records.file(record, fingerprint, reply)
     given[user_id] = true
     winners[#winners + 1] = user_id
     if home == '1' then granted[#granted + 1] = { user, issue_no .. '|' .. now .. '|A||' } end
-    events[#events + 1] = pack_event(
-      { 'coupon_issued', number, now, request_id, coupon_id, user_id, issue_no, home },
+    events[#events + 1] = with_record(
+      'coupon_issued' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. coupon_id
+        .. SEPARATOR .. user_id .. SEPARATOR .. issue_no .. SEPARATOR .. home,
       record, fingerprint, reply)
     seq = seq + 1
   end
   replies[i] = reply
 end
-if #events == 0 then return packed(replies) end
+if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
@@ -80,4 +87,4 @@ redis.call('HSET', campaign, 'issued', whole(issued))
 redis.call('SADD', holders, unpack(winners))
 for i = 1, #granted do redis.call('HSET', granted[i][1], coupon_id, granted[i][2]) end
 records.write(ttl)
-return packed(replies)
+return replies

@@ -11,13 +11,6 @@
 --@include batches
 local user, outbox, most, user_id = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2]
 
--- The parts of a packed event.
-local function unpacked(packed)
-  local parts = {}
-  for part in string.gmatch(packed .. SEPARATOR, '(.-)' .. SEPARATOR) do parts[#parts + 1] = part end
-  return parts
-end
-
 -- The events of an entry.
 local function events_of(entry)
   local events = {}
@@ -28,7 +21,7 @@ end
 -- What a packed event says of the change before the one that it made to the user's balance; nothing if it made none.
 local function change_before(packed)
   if not string.find(packed, SEPARATOR .. user_id .. SEPARATOR, 1, true) then return end
-  local e = unpacked(packed)
+  local e = parts_of(packed)
   if e[1] == 'balance_charged' and e[5] == user_id then return e[10] end
   if e[1] == 'order_paid' and e[6] == user_id and e[17] ~= '0' then return e[21] end
 end

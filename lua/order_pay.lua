@@ -99,23 +99,23 @@ for i = 1, n do
   if reply then
     -- As it was answered before.
   elseif not order.user or order.user ~= user_id then
-    reply = { 'ORDER_NOT_FOUND' }
+    reply = 'ORDER_NOT_FOUND'
   elseif by_gateway then
     if order.receipt ~= receipt then
-      reply = { 'CLOSED' }
+      reply = 'CLOSED'
     elseif order.status == 'PAID' then
-      reply = { 'PAID_BEFORE', order.payment, receipt, order.paid_at }
+      reply = 'PAID_BEFORE' .. SEPARATOR .. order.payment .. SEPARATOR .. receipt .. SEPARATOR .. order.paid_at
     elseif order.status ~= 'PENDING' or order.gateway ~= 'STARTED' then
-      reply = { 'CLOSED' }
+      reply = 'CLOSED'
     end
   elseif order.status == 'PAID' then
-    reply = { 'ALREADY_PAID' }
+    reply = 'ALREADY_PAID'
   elseif order.status ~= 'PENDING' then
-    reply = { 'CLOSED' }
+    reply = 'CLOSED'
   elseif order.gateway == 'STARTED' then
-    reply = { 'IN_PROGRESS' }
+    reply = 'IN_PROGRESS'
   elseif tonumber(amount) ~= order.final then
-    reply = { 'WRONG_AMOUNT' }
+    reply = 'WRONG_AMOUNT'
   end
 
   if not reply then
@@ -123,21 +123,22 @@ for i = 1, n do
     local before = user.balance
     expired[#expired + 1] = order_id
     if not by_gateway and before < final then
-      reply = { 'DECLINED', epoch, whole(seq) }
+      reply = 'DECLINED' .. SEPARATOR .. epoch .. SEPARATOR .. whole(seq)
       release(order, user_key, held, order.doubtful and withheld or stock, 'A', '', '')
       order.status = 'FAILED'
       ended[#ended + 1] = { order_key, 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now }
-      events[#events + 1] = pack_event(
-        { 'order_closed', whole(seq), now, request_id, order_id, user_id, 'PENDING', 'FAILED', 'PAYMENT_DECLINED',
-          order.lines, order.far, order.coupon, '', '', '', '0', order.doubtful and '1' or '0', '0', whole(before),
-          whole(before), whole(user.entries), user.tail },
+      events[#events + 1] = with_record(
+        table.concat({ 'order_closed', whole(seq), now, request_id, order_id, user_id, 'PENDING', 'FAILED',
+          'PAYMENT_DECLINED', order.lines, order.far, order.coupon, '', '', '', '0', order.doubtful and '1' or '0', '0',
+          whole(before), whole(before), whole(user.entries), user.tail }, SEPARATOR),
         record, fingerprint, reply)
     else
       -- What leaves the balance: nothing if a gateway took the money, or if there was nothing to pay.
       local debit = by_gateway and 0 or final
       local after, prev = before - debit, user.tail
       local number = whole(seq)
-      reply = { 'PAID', epoch, number, payment_id, receipt, now }
+      reply = 'PAID' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. payment_id .. SEPARATOR .. receipt
+        .. SEPARATOR .. now
       local ids, units, prices = release(order, user_key, held, sold, 'U', order_id, now)
       if debit > 0 then
         user.balance, user.entries, user.tail = after, user.entries + 1, SAME_ENTRY
@@ -156,10 +157,13 @@ for i = 1, n do
         verdicts[#verdicts + 1] = order_id
       end
       ended[#ended + 1] = fields
-      events[#events + 1] = pack_event(
-        { 'order_paid', number, now, request_id, order_id, user_id, payment_id, payment_type, whole(final), receipt,
-          method, transaction, order.lines, order.far, order.coupon, day, whole(debit), whole(before), whole(after),
-          whole(user.entries), prev },
+      events[#events + 1] = with_record(
+        'order_paid' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. order_id
+          .. SEPARATOR .. user_id .. SEPARATOR .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR .. whole(final)
+          .. SEPARATOR .. receipt .. SEPARATOR .. method .. SEPARATOR .. transaction .. SEPARATOR .. order.lines
+          .. SEPARATOR .. order.far .. SEPARATOR .. order.coupon .. SEPARATOR .. day .. SEPARATOR .. whole(debit)
+          .. SEPARATOR .. whole(before) .. SEPARATOR .. whole(after) .. SEPARATOR .. whole(user.entries) .. SEPARATOR
+          .. prev,
         record, fingerprint, reply)
     end
     records.file(record, fingerprint, reply)
@@ -167,7 +171,7 @@ for i = 1, n do
   end
   replies[i] = reply
 end
-if #events == 0 then return packed(replies) end
+if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
@@ -188,4 +192,4 @@ end
 for _, counters in ipairs({ stock, held, sold, withheld }) do counters.write() end
 rank(ranked_units, ranked_won, rank_units, rank_won, rank_life)
 records.write(ttl)
-return packed(replies)
+return replies

@@ -40,34 +40,36 @@ if not epoch then return { 'CLOSED_BOOKS' } end
 local asks, products, orders = {}, {}, {}
 local at = 4
 for i = 1, n do
-  local ask = { ids = {}, units = {} }
-  ask.now, ask.fingerprint, ask.request_id, ask.order_id, ask.user_id, ask.expires_at, ask.coupon_id, ask.discount_type =
-    unpack(ARGV, at, at + 7)
-  ask.discount, ask.coupon_ends = tonumber(ARGV[at + 8]), tonumber(ARGV[at + 9])
-  local lines = tonumber(ARGV[at + 10])
-  for line = 1, lines do
+  local now, fingerprint, request_id, order_id, user_id, expires_at, coupon_id, discount_type, discount, coupon_ends, lines =
+    unpack(ARGV, at, at + 10)
+  local ids, units, order = {}, {}, KEYS[3 * i + 6]
+  for line = 1, tonumber(lines) do
     local id = ARGV[at + 9 + 2 * line]
-    ask.ids[line], ask.units[line] = id, tonumber(ARGV[at + 10 + 2 * line])
+    ids[line], units[line] = id, tonumber(ARGV[at + 10 + 2 * line])
     products[#products + 1] = id
   end
-  at = at + 12 + 2 * lines
-  ask.far = ARGV[at - 1]
-  ask.record, ask.user, ask.order = KEYS[3 * i + 4], KEYS[3 * i + 5], KEYS[3 * i + 6]
-  asks[i], orders[i] = ask, ask.order
+  at = at + 12 + 2 * #ids
+  asks[i] = { record = KEYS[3 * i + 4], user = KEYS[3 * i + 5], order = order, now = now, fingerprint = fingerprint,
+    request_id = request_id, order_id = order_id, user_id = user_id, expires_at = expires_at, coupon_id = coupon_id,
+    discount_type = discount_type, discount = tonumber(discount), coupon_ends = tonumber(coupon_ends), ids = ids,
+    units = units, far = ARGV[at - 1] }
+  orders[i] = order
 end
 prices.load(products)
 stock.load(products)
 held.load(products)
 local none_exist = redis.call('EXISTS', unpack(orders)) == 0
 
-local records, users, placed, replies, events = new_records(), {}, {}, {}, {}
+local records, users, replies, events = new_records(), {}, {}, {}
+-- What there is to write: orders with their fields, the ends of their holds, users by key.
+local placed, ends, touched = {}, {}, {}
 
 -- A user's hash, as far as orders need it and have changed it.
 local function user_of(key)
   local user = users[key]
   if not user then
     local u = redis.call('HMGET', key, 'name', 'balance', 'open')
-    user = { name = u[1], balance = tonumber(u[2]), open = tonumber(u[3]), coupons = {} }
+    user = { name = u[1], balance = tonumber(u[2]), open = tonumber(u[3]), coupons = {}, touched = false }
     users[key] = user
   end
   return user
@@ -82,10 +84,12 @@ local function priced(ask)
     if total > MAX_SAFE_INTEGER then return end
     lines[line] = id .. ':' .. whole(ask.units[line]) .. ':' .. whole(prices.get(id))
   end
-  local _, units, far_prices = unpack_lines(ask.far)
-  for line = 1, #units do
-    total = total + units[line] * far_prices[line]
-    if total > MAX_SAFE_INTEGER then return end
+  if ask.far ~= '' then
+    local _, units, far_prices = unpack_lines(ask.far)
+    for line = 1, #units do
+      total = total + units[line] * far_prices[line]
+      if total > MAX_SAFE_INTEGER then return end
+    end
   end
   return total, table.concat(lines, ',')
 end
@@ -102,41 +106,50 @@ end
 local function decide(ask)
   if not none_exist and redis.call('EXISTS', ask.order) == 1 then
     -- The mark of an order whose far holds were given back already; or, after a loss, an id that was given out before.
-    return { 'ABANDONED' }
+    return 'ABANDONED'
   end
   local user = user_of(ask.user)
-  if not user.name then return { 'USER_NOT_FOUND' } end
-  if user.open >= max_open then return { 'TOO_MANY_OPEN' } end
+  if not user.name then return 'USER_NOT_FOUND' end
+  if user.open >= max_open then return 'TOO_MANY_OPEN' end
   local short = shortage(ask.ids, ask.units, prices.get, stock.get)
-  if short then return short end
+  if short then return table.concat(short, SEPARATOR) end
   local coupon
   if ask.coupon_id ~= '' then
     coupon = user.coupons[ask.coupon_id] or redis.call('HGET', ask.user, ask.coupon_id)
     if not coupon or not ask.coupon_ends or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A'
       or tonumber(ask.now) >= ask.coupon_ends then
-      return { 'INVALID_COUPON' }
+      return 'INVALID_COUPON'
     end
   end
   local total, lines = priced(ask)
-  if not total then return { 'OVERFLOW' } end
+  if not total then return 'OVERFLOW' end
   local discount = discounted(ask, total)
   local final = total - discount
-  if must_afford and user.balance < final then return { 'INSUFFICIENT_BALANCE' } end
+  if must_afford and user.balance < final then return 'INSUFFICIENT_BALANCE' end
 
-  local number = whole(seq)
-  ask.lines, ask.total, ask.discount, ask.final = lines, whole(total), whole(discount), whole(final)
-  local reply = { 'PLACED', epoch, number, ask.order_id, ask.final, ask.now }
+  local number, now, order_id, user_id, far, coupon_id, expires_at =
+    whole(seq), ask.now, ask.order_id, ask.user_id, ask.far, ask.coupon_id, ask.expires_at
+  total, discount, final = whole(total), whole(discount), whole(final)
+  local reply = 'PLACED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. order_id .. SEPARATOR .. final
+    .. SEPARATOR .. now
   records.file(ask.record, ask.fingerprint, reply)
   user.open = user.open + 1
-  if coupon then user.coupons[ask.coupon_id] = marked_coupon(coupon, 'H', ask.order_id, '') end
+  if not user.touched then
+    user.touched = true
+    touched[#touched + 1] = ask.user
+  end
+  if coupon then user.coupons[coupon_id] = marked_coupon(coupon, 'H', order_id, '') end
   for line, id in ipairs(ask.ids) do
     stock.add(id, -ask.units[line])
     held.add(id, ask.units[line])
   end
-  placed[#placed + 1] = ask
-  events[#events + 1] = pack_event(
-    { 'order_placed', number, ask.now, ask.request_id, ask.order_id, ask.user_id, lines, ask.far, ask.total,
-      ask.discount, ask.final, ask.coupon_id, ask.expires_at },
+  placed[#placed + 1] = { ask.order, 'user', user_id, 'status', 'PENDING', 'lines', lines, 'far', far, 'total', total,
+    'discount', discount, 'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at }
+  ends[#ends + 1], ends[#ends + 2] = expires_at, order_id
+  events[#events + 1] = with_record(
+    'order_placed' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. ask.request_id .. SEPARATOR .. order_id
+      .. SEPARATOR .. user_id .. SEPARATOR .. lines .. SEPARATOR .. far .. SEPARATOR .. total .. SEPARATOR .. discount
+      .. SEPARATOR .. final .. SEPARATOR .. coupon_id .. SEPARATOR .. expires_at,
     ask.record, ask.fingerprint, reply)
   seq = seq + 1
   return reply
@@ -146,30 +159,22 @@ for i = 1, n do
   local ask = asks[i]
   replies[i] = records.replay(ask.record, ask.fingerprint) or decide(ask)
 end
-if #events == 0 then return packed(replies) end
+if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
-local ends = {}
-for i = 1, #placed do
-  local ask = placed[i]
-  redis.call('HSET', ask.order, 'user', ask.user_id, 'status', 'PENDING', 'lines', ask.lines, 'far', ask.far,
-    'total', ask.total, 'discount', ask.discount, 'final', ask.final, 'coupon', ask.coupon_id, 'placed_at', ask.now,
-    'expires_at', ask.expires_at)
-  ends[2 * i - 1], ends[2 * i] = ask.expires_at, ask.order_id
-  local user = users[ask.user]
-  if user.open then
-    -- Once for each, whatever it has ordered.
-    local fields = { 'open', whole(user.open) }
-    for coupon_id, coupon in pairs(user.coupons) do
-      fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
-    end
-    redis.call('HSET', ask.user, unpack(fields))
-    user.open = nil
-  end
-end
+for i = 1, #placed do redis.call('HSET', unpack(placed[i])) end
 redis.call('ZADD', expiry, unpack(ends))
+for i = 1, #touched do
+  -- Once for each, whatever it has ordered.
+  local user = users[touched[i]]
+  local fields = { 'open', whole(user.open) }
+  for coupon_id, coupon in pairs(user.coupons) do
+    fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
+  end
+  redis.call('HSET', touched[i], unpack(fields))
+end
 stock.write()
 held.write()
 records.write(ttl)
-return packed(replies)
+return replies

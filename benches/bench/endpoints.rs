@@ -211,6 +211,7 @@ async fn one(
         }
         Kind::Pay | Kind::PeerPay { .. } => {
             due = unpaid.take();
+            anyhow::ensure!(!due.is_empty(), "no order waits to be paid: rows of orders come with those of payments");
             numbers = 0..due.len() as u64;
         }
         _ => {}

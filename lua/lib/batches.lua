@@ -2,8 +2,15 @@
 -- of the batch changes, the later ones see, though nothing is written before the line.
 
 -- What separates the parts of an event and of a reply, and the events of an entry: no part has a control character in it.
--- (One text is much less work for whoever reads it than a list.)
+-- (One text is much less work than a list: for Lua, which writes it in one instruction, and for whoever reads it.)
 local SEPARATOR, NEXT_EVENT = '\031', '\030'
+
+-- The parts of an event or a reply.
+local function parts_of(text)
+  local parts = {}
+  for part in string.gmatch(text .. SEPARATOR, '([^\031]*)\031') do parts[#parts + 1] = part end
+  return parts
+end
 
 -- In a chain of balance changes: the one before is in the same entry.
 local SAME_ENTRY = '='
@@ -22,9 +29,12 @@ local function new_records()
     replay = function(record, fingerprint)
       if fingerprint == '' then return nil end
       local prior = filed[record]
-      if not prior then return replay(record, fingerprint) end
-      if prior[1] ~= fingerprint then return { 'KEY_REUSED' } end
-      return { 'REPLAYED', unpack(prior[2]) }
+      if not prior then
+        local reply = replay(record, fingerprint)
+        return reply and table.concat(reply, SEPARATOR)
+      end
+      if prior[1] ~= fingerprint then return 'KEY_REUSED' end
+      return 'REPLAYED' .. SEPARATOR .. prior[2]
     end,
     -- Takes a reply down for its key, if its request had one.
     file = function(record, fingerprint, reply)
@@ -33,36 +43,21 @@ local function new_records()
     -- Writes what was taken down. Below the line only.
     write = function(ttl_ms)
       for record, filing in pairs(filed) do
-        remember(record, filing[1], ttl_ms, filing[2])
+        remember(record, filing[1], ttl_ms, parts_of(filing[2]))
       end
     end,
   }
 end
 
--- An event of the batch, as one text: its parts, and the idempotency record of its request, if that has a key.
-local function pack_event(parts, record, fingerprint, reply)
-  local key, print, packed = record_parts(record, fingerprint, reply)
-  if key then
-    parts[#parts + 1], parts[#parts + 2], parts[#parts + 3] = key, print, packed
-  end
-  return table.concat(parts, SEPARATOR)
+-- An event of the batch, with the idempotency record of its request, if that has a key.
+local function with_record(event, record, fingerprint, reply)
+  if fingerprint == '' then return event end
+  return table.concat({ event, record_parts(record, fingerprint, parts_of(reply)) }, SEPARATOR)
 end
 
 -- Writes the batch's events as one entry: the first write below the line. Returns the entry's id.
 local function emit(outbox, epoch, events)
   return redis.call('XADD', outbox, '*', 'v', 2, 'epoch', epoch, 'events', table.concat(events, NEXT_EVENT))
-end
-
--- The replies, each as one text: its parts.
-local function packed(replies)
-  for i = 1, #replies do
-    local reply = replies[i]
-    for part = 2, #reply do
-      if type(reply[part]) == 'number' then reply[part] = whole(reply[part]) end
-    end
-    replies[i] = table.concat(reply, SEPARATOR)
-  end
-  return replies
 end
 
 -- The counters of products, as far as a batch needs them and has changed them.

@@ -186,8 +186,7 @@ impl Answer {
 
     /// The `index`-th value after the word.
     pub fn get<T: FromRedisValue>(&self, index: usize) -> Result<T, Error> {
-        let value = self.fields.get(index).cloned().unwrap_or(Value::Nil);
-        T::from_redis_value(value).map_err(|error| {
+        T::from_redis_value_ref(self.fields.get(index).unwrap_or(&Value::Nil)).map_err(|error| {
             Error::Internal(anyhow!("{} answered {} with a bad value {index}: {error}", self.script, self.word))
         })
     }

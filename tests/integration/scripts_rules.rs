@@ -105,10 +105,16 @@ fn halves(name: &str, source: &str) -> (String, String) {
     (code(parts[0]), code(below))
 }
 
-/// The words of `{ 'WORD'`, the replies that are made.
+/// The code with all replies as lists, those too that are made as texts where many are decided at once.
+fn as_lists(code: &str) -> String {
+    code.replace("reply = '", "{ '").replace("return '", "{ '").replace(" .. SEPARATOR .. ", ", ")
+}
+
+/// The words of the replies that are made.
 fn replies(code: &str) -> Vec<String> {
     let word = |rest: &str| rest.split('\'').next().unwrap().to_owned();
-    let words = code.split("{ '").skip(1).map(word);
+    let lists = as_lists(code);
+    let words = lists.split("{ '").skip(1).map(word);
     words.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') && word.len() > 1).collect()
 }
 
@@ -124,7 +130,7 @@ fn every_file_is_a_script_and_every_script_a_file() {
         // What it asks to include is there.
         for (include, function) in [
             ("books", "local function open_books"),
-            ("batches", "local function pack_event"),
+            ("batches", "local function with_record"),
             ("holds", "local function unpack_lines"),
         ] {
             let asks = source.contains(&format!("--@include {include}\n"));
@@ -218,7 +224,10 @@ fn a_header_says_all_and_names_its_event() {
             assert!(described >= numbered(&code), "{name}: {array} to {described:?}, used to {:?}", numbered(&code));
         }
         let emits = calls(&code).iter().any(|(command, _)| command == "XADD") || code.contains("emit(outbox, ");
-        let packed = code.split("pack_event(").skip(1).map(|rest| rest.trim_start().trim_start_matches("{ '"));
+        let packed = code.split("with_record(").skip(1).map(|rest| {
+            let event = rest.trim_start();
+            event.strip_prefix("table.concat({ ").unwrap_or(event).trim_start_matches('\'')
+        });
         let kinds: std::collections::BTreeSet<&str> =
             code.split("'kind', '").skip(1).chain(packed).map(|rest| rest.split('\'').next().unwrap()).collect();
         assert_eq!(emits, !kinds.is_empty(), "{name}");
@@ -294,7 +303,7 @@ fn checks_then_writes() {
 fn the_words_that_a_decision_s_number_follows_are_known() {
     let mut said = std::collections::BTreeSet::new();
     for source in files("lua").into_values() {
-        for rest in code(&source).split("{ '").skip(1) {
+        for rest in as_lists(&code(&source)).split("{ '").skip(1) {
             if let Some((word, rest)) = rest.split_once("', ")
                 && ["epoch, seq", "epoch, number", "epoch, whole(seq)"].iter().any(|number| rest.starts_with(number))
             {
