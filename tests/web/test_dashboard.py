@@ -349,9 +349,35 @@ class Acts(Dashboard):
         page.find("#acts-operator").send_keys("nobody", Keys.ENTER)
         page.until_equal("No act is on record.", lambda: page.text("dialog[open] .nothing"))
 
-    def test_there_are_no_dead_letters(self):
-        self.page.click("#dead")
-        self.page.until_equal("There are no dead letters.", lambda: self.page.text("dialog[open] .nothing"))
+    def test_a_dead_letter_is_looked_at_and_tried_again(self):
+        page = self.page
+        (user,) = shop.users(1)
+        coupon = shop.campaign("DEAD-LETTER", 3)
+        shop.sql(f"ALTER TABLE user_coupons ADD CONSTRAINT in_the_way CHECK (user_id <> {user})")
+        self.addCleanup(shop.sql, "ALTER TABLE user_coupons DROP CONSTRAINT IF EXISTS in_the_way")
+        # It is decided, and nobody else waits for it.
+        self.assertEqual(shop.take(coupon, user)[0], 200)
+        page.until_equal(1, lambda: page.number("[data-part=dead]"))
+        page.click("#dead")
+        page.until(lambda: page.all("dialog[open] .letters li"), "it is listed")
+        self.assertIn("in_the_way", page.text("dialog[open] .letters"))
+        page.click("dialog[open] .letters summary")
+        self.assertIn("coupon_issued", page.text("dialog[open] .letters pre"))
+
+        # As long as its cause is there it stays, and the page says so.
+        self.expected_errors.append(r"/admin/v1/dead-letters/retry - Failed to load resource: .*\b409\b")
+        page.click("dialog[open] .letters .act")
+        page.submit()
+        page.until(lambda: "It was refused again." in page.text("#announce"), "it says so")
+        self.assertEqual(page.number("[data-part=dead]"), 1)
+        self.assertEqual(shop.sql(f"SELECT count(*) FROM user_coupons WHERE user_id = {user}"), "0")
+
+        shop.sql("ALTER TABLE user_coupons DROP CONSTRAINT in_the_way")
+        page.click("dialog[open] .letters .act")
+        page.submit()
+        page.until_equal("There are no dead letters.", lambda: page.text("dialog[open] .nothing"))
+        page.until_equal(0, lambda: page.number("[data-part=dead]"))
+        self.assertEqual(shop.sql(f"SELECT coupon_id, status FROM user_coupons WHERE user_id = {user}"), f"{coupon}|AVAILABLE")
 
 
 class Reading(Dashboard):
