@@ -79,11 +79,10 @@ class Shop:
 
     def sql(self, statement):
         """Runs a statement in the shop's PostgreSQL, as whoever looks after the database would; its rows, unaligned."""
-        psql = Path(os.environ["POSTGRES_BIN_DIR"]) / "psql" if os.environ.get("POSTGRES_BIN_DIR") else "psql"
         # Where its socket is: the fifth line, says PostgreSQL's documentation.
         socket_directory = (self.directory / "data/postgres/data/postmaster.pid").read_text().splitlines()[4]
         place = ["-h", socket_directory, "-U", "firstcome", "-d", "firstcome"]
-        ran = subprocess.run([psql, *place, "-qAtc", statement], capture_output=True, text=True, timeout=PATIENCE_S)
+        ran = subprocess.run([os.environ["PSQL_BIN"], *place, "-qAtc", statement], capture_output=True, text=True, timeout=PATIENCE_S)
         if ran.returncode != 0:
             raise AssertionError(f"{statement}: {ran.stderr}")
         return ran.stdout.strip()
