@@ -7,6 +7,11 @@ use redis::aio::MultiplexedConnection;
 use sea_orm::DatabaseConnection;
 use sqlx::{PgPool, Row};
 
+use crate::{
+    harness::{Options, World},
+    projector::busy_day,
+};
+
 type Hash = HashMap<String, String>;
 
 /// Everything in Redis, by kind, from all partitions.
@@ -59,6 +64,8 @@ pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, Str
     for key in keys(redis).await {
         let kind: String = get(redis, "TYPE", &[&key]).await;
         let value = match kind.as_str() {
+            // Its life ended after it was listed.
+            "none" => continue,
             "string" => format!("{:?}", get::<String>(redis, "GET", &[&key]).await),
             "hash" => format!("{:?}", get::<BTreeMap<String, String>>(redis, "HGETALL", &[&key]).await),
             "list" => format!("{:?}", get::<Vec<String>>(redis, "LRANGE", &[&key, "0", "-1"]).await),
@@ -90,13 +97,24 @@ pub async fn lives(redis: &mut MultiplexedConnection) -> BTreeMap<String, i64> {
 pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
     let mut all = Redis::default();
     for redis in servers {
-        read_server(&mut all, redis).await;
+        let listed = keys(redis).await;
+        read_keys(&mut all, redis, listed).await;
     }
     all
 }
 
-async fn read_server(all: &mut Redis, redis: &mut MultiplexedConnection) {
-    for key in keys(redis).await {
+/// A hash and the rest of its life (ms, -1 without end), as of one moment; `None` where it has left Redis since it was listed.
+async fn leaving_hash(redis: &mut MultiplexedConnection, key: &str) -> Option<(Hash, i64)> {
+    let mut both = redis::pipe();
+    both.atomic().cmd("HGETALL").arg(key).cmd("PTTL").arg(key);
+    let (fields, life): (Hash, i64) = both.query_async(redis).await.unwrap();
+    (!fields.is_empty()).then_some((fields, life))
+}
+
+/// Reads these keys. Orders and far holds have a life that may end between the listing and the reading: those are taken as
+/// PostgreSQL has them, like all that left before.
+async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: BTreeSet<String>) {
+    for key in listed {
         let (tag, rest) = key.split_once(':').unwrap();
         let partition: u16 = tag.trim_start_matches("{p").trim_end_matches('}').parse().unwrap();
         let parts: Vec<&str> = rest.split(':').collect();
@@ -125,16 +143,19 @@ async fn read_server(all: &mut Redis, redis: &mut MultiplexedConnection) {
             ["sold"] => all.sold.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["withheld"] => all.withheld.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["order", order] => {
-                all.orders.insert(id(order), get(redis, "HGETALL", &[&key]).await);
-                if get::<i64>(redis, "PTTL", &[&key]).await > 0 {
+                let Some((fields, life)) = leaving_hash(redis, &key).await else { continue };
+                all.orders.insert(id(order), fields);
+                // A life of 0 ms is one that ends now.
+                if life >= 0 {
                     all.leaving.insert(id(order));
                 }
             }
             ["expiry"] => all.expiry.extend(scores(redis, &key).await),
             ["gateway"] => all.gateway.extend(scores(redis, &key).await),
             ["hold", order] => {
-                all.holds.insert((partition, id(order)), get(redis, "HGETALL", &[&key]).await);
-                if get::<i64>(redis, "PTTL", &[&key]).await > 0 {
+                let Some((fields, life)) = leaving_hash(redis, &key).await else { continue };
+                all.holds.insert((partition, id(order)), fields);
+                if life >= 0 {
                     all.leaving_holds.insert((partition, id(order)));
                 }
             }
@@ -184,7 +205,11 @@ fn withheld(campaign: &Hash) -> i64 {
 
 /// Checks every law. The outbox must be empty.
 pub async fn check(servers: &mut [MultiplexedConnection], db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
-    let mut all = read(servers).await;
+    let all = read(servers).await;
+    check_read(all, db, partitions, dead_letters).await;
+}
+
+async fn check_read(mut all: Redis, db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
     assert_eq!(all.outbox, 0, "the outbox is not drained");
     if dead_letters == 0 {
         what_is_over_leaves(&all);
@@ -556,4 +581,22 @@ async fn redis_against_postgres(all: &Redis, pool: &PgPool) {
         .collect();
     here.sort_unstable();
     assert_eq!(here, there, "order lines");
+}
+
+#[tokio::test]
+async fn books_read_while_orders_and_holds_leave_redis_balance() {
+    for partitions in [1, 3] {
+        let world = World::with(Options { partitions, ..Options::default() }).await;
+        busy_day(&world).await;
+        world.drain().await;
+        let mut redis = world.raw().await;
+        let listed = keys(&mut redis).await;
+        // The ends of their lives fall between the listing and the reading.
+        let gone = world.leave().await;
+        assert!(gone.iter().any(|key| key.contains("}:order:")) && gone.is_subset(&listed), "{gone:?}");
+        let mut all = Redis::default();
+        read_keys(&mut all, &mut redis, listed).await;
+        check_read(all, &world.db, partitions, 0).await;
+        world.finish().await;
+    }
 }
