@@ -94,7 +94,7 @@ impl Engine {
         let now = self.clock.now();
         let after = projected.and_then(|position| position.stream_id.parse().ok()).unwrap_or(StreamId::ZERO);
         let waits = self.store.waits(here, after, now).await.ok()?;
-        let Waits { decided, outbox, oldest, orders, payments, far_holds } = waits;
+        let Waits { decided, outbox, oldest, orders, payments, stuck_payments, far_holds } = waits;
         let count = |waiting: Waiting| (waiting.open, waiting.due);
         let decisions = decided?.seq;
         Some(Told {
@@ -104,6 +104,7 @@ impl Engine {
             lag_events: projected.map(|position| (decisions - position.seq).max(0)),
             lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
             holds: Holds { orders: count(orders), far_holds: count(far_holds), payments: count(payments) },
+            stuck_payments,
         })
     }
 }

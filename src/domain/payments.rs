@@ -1,17 +1,19 @@
 //! Payments: from the balance in one step, or through an external gateway in three: begin, ask, settle.
 //!
 //! A gateway's outcome may be unknown (a timeout, garbage). The order then stays as it is, out of reach of cancel and
-//! expiry, and the sweeper asks again until it is known; see [`Engine::look_at_payment`].
+//! expiry, and the sweeper asks again until it is known, after growing pauses; see [`Engine::look_at_payment`] and
+//! [`pauses`](super::pauses).
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::*;
+use super::{pauses::Pause, *};
 use crate::{
     gateway::{CancelOutcome, Charge, PayOutcome, PaymentGateway, StatusOutcome},
     store::{
         decisions::{Closing, FarEnd, Settled, Settling},
+        payments::DuePayment,
         ranking::ranked_until,
         records::{GatewayRecord, GatewayState, OrderRecord},
         watermarks::told_so_far,
@@ -20,13 +22,14 @@ use crate::{
 
 /// How long after a gateway's own timeout the sweeper looks at a payment that was begun.
 const RESOLVE_AFTER_MS: i64 = 2_000;
-/// How often a gateway is asked about a payment it could not tell about.
-const ASK_EVERY_MS: i64 = 2_000;
-/// How often a gateway is asked about a payment whose order is closed.
-const WATCH_EVERY_MS: i64 = 60_000;
+/// Calls that a look makes at most, one after the other: a status, and twice a cancel and a status.
+const CALLS_PER_LOOK: i64 = 5;
+/// What is kept as the gateway's answer where it knows no such payment.
+const NOT_FOUND: &str = "no such payment";
 /// What a gateway is told when money goes back.
 const REFUND_REASON: &str = "order refunded";
 const LATE_REASON: &str = "order closed before the payment was known";
+const UNACCEPTABLE_REASON: &str = "not the payment that was asked for";
 
 impl Engine {
     /// Pays a PENDING order.
@@ -134,12 +137,8 @@ impl Engine {
         }
         // The gateway is told, too: money must not be taken for a payment that a loss of Redis could take back.
         self.acknowledge(&told_so_far()).await;
-        let charge = Charge {
-            merchant_uid: receipt.to_owned(),
-            order_id: payment.order_id,
-            user_id: payment.user_id,
-            amount: payment.amount,
-        };
+        let (order_id, user_id, amount) = (payment.order_id, payment.user_id, payment.amount);
+        let charge = Charge { merchant_uid: receipt.to_owned(), order_id, user_id, amount };
         match gateway.pay(&call.request_id, &charge).await {
             PayOutcome::Approved { transaction_id } => {
                 let settled = self.settle(call, payment, payment_id, receipt, Some(&transaction_id)).await;
@@ -152,8 +151,13 @@ impl Engine {
             }
             PayOutcome::Declined { reason } => {
                 tracing::info!(request_id = call.request_id, order = %payment.order_id, reason, "the gateway declined");
-                self.decline(call, payment.order_id, receipt, None).await?;
-                Ok(Reply::first(Settled::Declined))
+                self.declined(call, payment, receipt, None).await
+            }
+            PayOutcome::Unacceptable { taken, why } => {
+                let request_id = &call.request_id;
+                tracing::error!(request_id, order = %payment.order_id, receipt, ?taken, why, "an approval is no payment");
+                // From now on its watch gives the money back.
+                self.declined(call, payment, receipt, Some(self.clock.now())).await
             }
             PayOutcome::Unknown { why } => {
                 let request_id = &call.request_id;
@@ -163,19 +167,36 @@ impl Engine {
         }
     }
 
-    /// Fails an order whose payment a gateway declined, or (with `ask_again`) has never heard of.
+    /// Fails the order of a payment that its client waits for, and says what became of it.
+    async fn declined(
+        &self,
+        call: &Call,
+        payment: &NewPayment,
+        receipt: &str,
+        ask_again: Option<Millis>,
+    ) -> Outcome<Settled> {
+        if self.decline(call, payment.order_id, receipt, ask_again).await? {
+            return Ok(Reply::first(Settled::Declined));
+        }
+        // Paid meanwhile, by somebody who knew more.
+        self.settled_before(payment, Some(receipt)).await
+    }
+
+    /// Fails an order whose payment a gateway declined, or (with `ask_again`) can't be certain to have declined. Returns
+    /// false where the order is not failed: it is paid.
     async fn decline(
         &self,
         call: &Call,
         order: OrderId,
         receipt: &str,
         ask_again: Option<Millis>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         // Somebody else, asking about the same payment, was first, and so long ago that the order has left.
-        let Some(record) = self.store.order(order).await? else { return Ok(()) };
+        let Some(record) = self.store.order(order).await? else { return Ok(true) };
         match self.close(call, &record, Closing::Decline { receipt, ask_again }).await {
+            Ok(closed) => Ok(closed.is_some()),
             // Somebody else, asking about the same payment, was first.
-            Ok(_) | Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(()),
+            Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(true),
             Err(error) => Err(error),
         }
     }
@@ -186,34 +207,38 @@ impl Engine {
     ///
     /// # Errors
     /// Redis can't answer; the payment stays due.
-    pub(super) async fn look_at_payment(&self, order: OrderId) -> Result<(), Error> {
-        let now = self.clock.now();
+    pub(super) async fn look_at_payment(&self, due: DuePayment) -> Result<(), Error> {
+        let (order, now) = (due.order, self.clock.now());
         // Not looked at by two at once, as a rule; and one that can't be looked at does not stand in the others' way.
-        self.store.postpone_payment(order, now.plus(self.gateway_timeout_ms + ASK_EVERY_MS)).await?;
+        let lease = now.plus(self.gateway_timeout_ms * CALLS_PER_LOOK + RESOLVE_AFTER_MS);
+        self.store.postpone_payment(due, lease).await?;
         let Some(record) = self.store.order(order).await? else { return Ok(()) };
         let Some(payment) = record.gateway.clone() else { return Ok(()) };
         let Some(gateway) = self.gateways.get(payment.payment_type).cloned() else {
             tracing::error!(%order, kind = %payment.payment_type, "a payment's gateway is no longer configured");
-            return self.store.postpone_payment(order, now.plus(WATCH_EVERY_MS)).await;
+            return self.ask_later(&record, &payment, "no gateway is configured for this type").await;
         };
+        let charge = Charge {
+            merchant_uid: payment.receipt.clone(),
+            order_id: order,
+            user_id: record.order.user_id,
+            amount: record.order.final_price,
+        };
+        let look = Look { record: &record, payment: &payment, gateway: &*gateway, charge };
         match payment.state {
-            GatewayState::Started => self.resolve(&record, &payment, &gateway).await,
-            GatewayState::Watched => self.watch(&record, &payment, &gateway).await,
-            GatewayState::RefundDue => self.give_back(&record, &payment, &gateway, REFUND_REASON, ASK_EVERY_MS).await,
+            GatewayState::Started => self.resolve(&look).await,
+            GatewayState::Watched => self.watch(&look).await,
+            GatewayState::RefundDue => self.give_back(&look, REFUND_REASON, None).await,
             GatewayState::Ended => Ok(()),
         }
     }
 
-    async fn resolve(
-        &self,
-        record: &OrderRecord,
-        payment: &GatewayRecord,
-        gateway: &Arc<dyn PaymentGateway>,
-    ) -> Result<(), Error> {
+    async fn resolve(&self, look: &Look<'_>) -> Result<(), Error> {
+        let Look { record, payment, .. } = look;
         let order = &record.order;
         let call = Call { request_id: looking_at(payment), key: payment.key.clone() };
         let now = self.clock.now();
-        match gateway.status(&call.request_id, &payment.receipt).await {
+        let declined = match look.status().await {
             StatusOutcome::Approved { transaction_id } => {
                 let new = NewPayment {
                     order_id: order.order_id,
@@ -223,67 +248,107 @@ impl Engine {
                 };
                 let settled =
                     self.settle(&call, &new, payment.payment_id, &payment.receipt, Some(&transaction_id)).await;
-                match settled {
+                return match settled {
                     // Somebody else resolved it between our read and now.
                     Ok(_) | Err(Error::InvalidPayment) => Ok(()),
                     Err(error) => Err(error),
-                }
+                };
             }
             StatusOutcome::Declined { reason } => {
                 tracing::info!(order = %order.order_id, reason, "the gateway declined");
                 self.decline(&call, order.order_id, &payment.receipt, None).await
             }
+            StatusOutcome::Unacceptable { taken, why } => {
+                tracing::error!(order = %order.order_id, ?taken, why, "an approval is no payment");
+                self.decline(&call, order.order_id, &payment.receipt, Some(now)).await
+            }
             StatusOutcome::NotFound if now.0 - payment.started_at.0 >= self.give_up_ms => {
                 // It may still be on its way. The order fails now, and the gateway is watched, so that late money goes back.
                 tracing::warn!(order = %order.order_id, "the gateway has never heard of a payment");
-                let ask_again = now.plus(ASK_EVERY_MS);
-                self.decline(&call, order.order_id, &payment.receipt, Some(ask_again)).await
+                self.decline(&call, order.order_id, &payment.receipt, Some(now.plus(RESOLVE_AFTER_MS))).await
             }
-            StatusOutcome::NotFound | StatusOutcome::Unknown { .. } => {
-                self.store.postpone_payment(order.order_id, now.plus(ASK_EVERY_MS)).await
-            }
-        }
+            StatusOutcome::NotFound => return self.ask_later(record, payment, NOT_FOUND).await,
+            StatusOutcome::Unknown { why } => return self.ask_later(record, payment, &why).await,
+        };
+        declined.map(drop)
     }
 
-    async fn watch(
-        &self,
-        record: &OrderRecord,
-        payment: &GatewayRecord,
-        gateway: &Arc<dyn PaymentGateway>,
-    ) -> Result<(), Error> {
-        let now = self.clock.now();
-        let over = now.0 - payment.started_at.0 >= self.give_up_ms + self.watch_ms;
-        match gateway.status(&looking_at(payment), &payment.receipt).await {
-            StatusOutcome::Approved { .. } => self.give_back(record, payment, gateway, LATE_REASON, ASK_EVERY_MS).await,
+    /// Looks whether money was taken after all for an order that failed.
+    async fn watch(&self, look: &Look<'_>) -> Result<(), Error> {
+        let Look { record, payment, .. } = look;
+        match look.status().await {
+            StatusOutcome::Approved { .. } => self.give_back(look, LATE_REASON, None).await,
+            StatusOutcome::Unacceptable { taken, .. } => self.give_back(look, UNACCEPTABLE_REASON, taken).await,
             StatusOutcome::Declined { .. } => self.end_payment(record, payment, false).await,
-            StatusOutcome::NotFound if over => self.end_payment(record, payment, false).await,
-            StatusOutcome::NotFound | StatusOutcome::Unknown { .. } => {
-                self.store.postpone_payment(record.order.order_id, now.plus(WATCH_EVERY_MS)).await
+            StatusOutcome::NotFound if self.is_watched_enough(payment) => {
+                self.end_payment(record, payment, false).await
             }
+            StatusOutcome::NotFound => self.ask_later(record, payment, NOT_FOUND).await,
+            StatusOutcome::Unknown { why } => self.ask_later(record, payment, &why).await,
         }
     }
 
-    async fn give_back(
-        &self,
-        record: &OrderRecord,
-        payment: &GatewayRecord,
-        gateway: &Arc<dyn PaymentGateway>,
-        reason: &str,
-        again_ms: i64,
-    ) -> Result<(), Error> {
-        match gateway.cancel(&looking_at(payment), &payment.receipt, record.order.final_price, reason).await {
-            CancelOutcome::Cancelled => self.end_payment(record, payment, true).await,
-            outcome => {
-                tracing::warn!(order = %record.order.order_id, ?outcome, "a gateway has not given money back yet");
-                self.store.postpone_payment(record.order.order_id, self.clock.now().plus(again_ms)).await
+    /// Has the gateway give money back: `taken` won where that is known, else the order's price. What the gateway does not
+    /// clearly confirm is settled by its own word on the payment.
+    async fn give_back(&self, look: &Look<'_>, reason: &str, taken: Option<Won>) -> Result<(), Error> {
+        let Look { record, payment, gateway, charge } = look;
+        let mut amounts = vec![taken.unwrap_or(charge.amount), charge.amount];
+        amounts.dedup();
+        let mut said = String::new();
+        for amount in amounts {
+            let outcome = gateway.cancel(&looking_at(payment), &payment.receipt, amount, reason).await;
+            said = match outcome {
+                CancelOutcome::Cancelled => return self.end_payment(record, payment, true).await,
+                CancelOutcome::NotFound => NOT_FOUND.to_owned(),
+                CancelOutcome::Unknown { why } => why,
+            };
+            match look.status().await {
+                StatusOutcome::Declined { .. } => return self.end_payment(record, payment, true).await,
+                StatusOutcome::NotFound if self.is_watched_enough(payment) => {
+                    return self.end_payment(record, payment, true).await;
+                }
+                // It has the money. If it refused the amount that it named itself, it may give back what was asked for.
+                StatusOutcome::Approved { .. } | StatusOutcome::Unacceptable { .. } => {}
+                StatusOutcome::NotFound | StatusOutcome::Unknown { .. } => break,
             }
         }
+        tracing::warn!(order = %record.order.order_id, said, "a gateway has not given money back yet");
+        self.ask_later(record, payment, &said).await
+    }
+
+    /// Whether a gateway that has never heard of a payment was asked for long enough since its order was closed.
+    fn is_watched_enough(&self, payment: &GatewayRecord) -> bool {
+        self.clock.now().0 - payment.since.0 >= self.watch_ms
+    }
+
+    /// Has the gateway asked again, later the longer it has been asked. `said`: why it is not settled.
+    async fn ask_later(&self, record: &OrderRecord, payment: &GatewayRecord, said: &str) -> Result<(), Error> {
+        let Pause { until, stuck } = Pause::after(payment.since, self.clock.now(), said != NOT_FOUND);
+        if stuck {
+            let order = record.order.order_id;
+            tracing::warn!(%order, receipt = payment.receipt, said, "a payment is stuck: its gateway does not settle it");
+        }
+        self.store.payment_postpone(record.order.order_id, &payment.receipt, until, stuck, said).await
     }
 
     async fn end_payment(&self, record: &OrderRecord, payment: &GatewayRecord, refunded: bool) -> Result<(), Error> {
         let call = Call { request_id: looking_at(payment), key: None };
         let (order, user) = (record.order.order_id, record.order.user_id);
         self.store.payment_end(self.context(&call), order, user, &payment.receipt, refunded).await.map(drop)
+    }
+}
+
+/// A gateway payment being looked at.
+struct Look<'a> {
+    record: &'a OrderRecord,
+    payment: &'a GatewayRecord,
+    gateway: &'a dyn PaymentGateway,
+    charge: Charge,
+}
+
+impl Look<'_> {
+    async fn status(&self) -> StatusOutcome {
+        self.gateway.status(&looking_at(self.payment), &self.charge).await
     }
 }
 

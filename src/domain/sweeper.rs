@@ -98,7 +98,7 @@ impl Engine {
                 Due::Orders => self.sweep_orders(here).await,
                 Due::Payments => {
                     let orders = self.store.due_payments(here, self.clock.now(), MOST).await?;
-                    all(due, orders, |order| async move { self.look_at_payment(order).await.map(|()| true) }).await
+                    all(due, orders, |payment| async move { self.look_at_payment(payment).await.map(|()| true) }).await
                 }
                 Due::FarHolds => {
                     let holds = self.store.due_holds(here, self.clock.now(), MOST).await?;

@@ -182,7 +182,7 @@ impl PaymentGateway for HttpGateway {
                 Err(why) => Err(why),
             };
             let outcome = match reply {
-                Ok((status, body)) => reply::decode_pay(status, &body),
+                Ok((status, body)) => reply::decode_pay(charge, status, &body),
                 Err(why) => PayOutcome::Unknown { why },
             };
             match &outcome {
@@ -198,14 +198,15 @@ impl PaymentGateway for HttpGateway {
         .boxed()
     }
 
-    fn status<'a>(&'a self, asked_by: &'a str, merchant_uid: &'a str) -> BoxFuture<'a, StatusOutcome> {
+    fn status<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, StatusOutcome> {
         async move {
+            let merchant_uid = charge.merchant_uid.as_str();
             let reply = match self.payment_url(merchant_uid, &[]) {
                 Ok(url) => self.call(asked_by, ("GET", "/payments/{merchantUid}"), self.client.get(url)).await,
                 Err(why) => Err(why),
             };
             let outcome = match reply {
-                Ok((status, body)) => reply::decode_status(status, &body),
+                Ok((status, body)) => reply::decode_status(charge, status, &body),
                 Err(why) => StatusOutcome::Unknown { why },
             };
             match &outcome {

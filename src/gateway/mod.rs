@@ -4,7 +4,8 @@
 //! ([`Gateways`]), and the HTTP form of it ([`HttpGateway`]). Leaves to the domain: when to ask, asking again, and what
 //! an answer means for the order, its stock and its coupon.
 //!
-//! A gateway has three answers to a payment: taken, refused, and *unknown*. Whatever is not clearly one of the first
+//! A gateway has three answers to a payment: taken, refused, and *unknown*. (Taken otherwise than asked is no payment:
+//! the money goes back.) Whatever is not clearly one of the first
 //! two is unknown: a timeout, a lost connection, an overloaded or broken gateway, a reply that makes no sense. Unknown
 //! is never treated as refused, because the money may have been taken. Nothing is retried in here: only the domain
 //! knows whether the order can still be paid.
@@ -35,9 +36,12 @@ pub struct Charge {
 /// What became of a request to take money.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PayOutcome {
-    /// The money is taken. `transaction_id` is the gateway's name for it: 1 to [`reply::TRANSACTION_ID_CHARS`] visible
-    /// ASCII characters.
+    /// The money is taken. `transaction_id` is the gateway's name for it: a string of 1 to
+    /// [`reply::TRANSACTION_ID_CHARS`] characters, or a number; without control characters, which are escaped.
     Approved { transaction_id: String },
+    /// The gateway says that it took money, but not as it was asked: another amount, or no usable transaction id. That
+    /// is no payment, and the money has to go back. `taken` is the amount in won that it names, if it names one.
+    Unacceptable { taken: Option<Won>, why: String },
     /// No money is taken, and none will be for this uid. `reason` is the gateway's wording, made safe to log, at most
     /// [`reply::REASON_CHARS`] characters, perhaps empty.
     Declined { reason: String },
@@ -50,6 +54,8 @@ pub enum PayOutcome {
 pub enum StatusOutcome {
     /// As [`PayOutcome::Approved`].
     Approved { transaction_id: String },
+    /// As [`PayOutcome::Unacceptable`].
+    Unacceptable { taken: Option<Won>, why: String },
     /// As [`PayOutcome::Declined`].
     Declined { reason: String },
     /// The gateway has no such payment *now*. A request that is still on its way may yet arrive, so this alone does not
@@ -77,8 +83,8 @@ pub trait PaymentGateway: Send + Sync {
     /// Takes the money of `charge`, at most once per `merchant_uid`.
     fn pay<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, PayOutcome>;
 
-    /// What became of the payment `merchant_uid`; changes nothing.
-    fn status<'a>(&'a self, asked_by: &'a str, merchant_uid: &'a str) -> BoxFuture<'a, StatusOutcome>;
+    /// What became of the payment that `charge` asked for; changes nothing.
+    fn status<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, StatusOutcome>;
 
     /// Gives back the `amount` (won) that was taken under `merchant_uid`, at most once.
     fn cancel<'a>(

@@ -41,6 +41,8 @@ pub struct Partition {
     /// Age of the oldest of them, in seconds; 0 if there is none.
     pub lag_seconds: f64,
     pub holds: Holds,
+    /// Gateway payments that nobody can settle.
+    pub stuck_payments: u64,
 }
 
 /// Things that come due: how many there are, and how many are due already.
@@ -217,6 +219,11 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
             holds(|(open, _)| open),
         ),
         family("firstcome_holds_overdue", "What is due and not ended yet.", holds(|(_, due)| due)),
+        family(
+            "firstcome_payments_stuck",
+            "Payments that their gateway has not settled for five minutes and more: somebody has to look at them.",
+            of_partitions(|here| Some(here.stuck_payments as f64)),
+        ),
         family(
             "firstcome_sold_out_refusals_total",
             "Requests for coupons refused without asking Redis.",

@@ -22,6 +22,7 @@ pub mod live;
 pub mod merge;
 pub mod observe;
 pub mod outbox;
+pub mod payments;
 pub mod ranking;
 pub mod reads;
 pub mod records;

@@ -5,10 +5,11 @@ use super::{
     keys::{Keys, Partition},
     lanes::Connections,
     outbox::{Entry, StreamId},
+    payments::{due_ranges, stuck_range},
 };
 use crate::domain::{Error, types::Millis};
 
-type Reads = ((Option<i64>, Option<i64>), u64, Vec<Entry>, u64, u64, u64, u64, u64, u64);
+type Reads = ((Option<i64>, Option<i64>), u64, Vec<Entry>, u64, u64, u64, u64, u64, u64, u64, u64);
 
 /// Things that come due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Waits {
     /// elsewhere likewise.
     pub orders: Waiting,
     pub payments: Waiting,
+    /// Gateway payments that nobody can settle.
+    pub stuck_payments: u64,
     pub far_holds: Waiting,
 }
 
@@ -51,14 +54,30 @@ impl Store {
             read.cmd("ZCARD").arg(key);
             read.cmd("ZCOUNT").arg(key).arg("-inf").arg(now.0);
         }
-        let (decided, outbox, oldest, orders, orders_due, payments, payments_due, far_holds, far_holds_due): Reads =
-            self.pipe_unseen(here, &read).await?;
+        let (stuck_first, stuck_last) = stuck_range();
+        read.cmd("ZCOUNT").arg(keys.gateway()).arg(stuck_first).arg(stuck_last);
+        let [_, (due_first, due_last)] = due_ranges(now);
+        read.cmd("ZCOUNT").arg(keys.gateway()).arg(due_first).arg(due_last);
+        let (
+            decided,
+            outbox,
+            oldest,
+            orders,
+            orders_due,
+            payments,
+            payments_due,
+            far_holds,
+            far_holds_due,
+            stuck,
+            stuck_due,
+        ): Reads = self.pipe_unseen(here, &read).await?;
         Ok(Waits {
             decided: decided.0.zip(decided.1).map(|(epoch, seq)| Position { epoch, seq }),
             outbox,
             oldest: oldest.first().map(|entry| Millis(entry.id.ms as i64)),
             orders: Waiting { open: orders, due: orders_due },
-            payments: Waiting { open: payments, due: payments_due },
+            payments: Waiting { open: payments, due: payments_due + stuck_due },
+            stuck_payments: stuck,
             far_holds: Waiting { open: far_holds, due: far_holds_due },
         })
     }

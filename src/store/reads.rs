@@ -240,12 +240,6 @@ impl Store {
         Ok(ids.iter().filter_map(|id| id.parse().ok()).filter_map(OrderId::new).collect())
     }
 
-    /// Orders whose gateway payment is to be looked at by `now`.
-    pub async fn due_payments(&self, here: Partition, now: Millis, most: usize) -> Result<Vec<OrderId>, Error> {
-        let ids = self.due(here, &Keys(here).gateway(), now, most).await?;
-        Ok(ids.iter().filter_map(|id| id.parse().ok()).filter_map(OrderId::new).collect())
-    }
-
     /// Far holds that are to be looked at by `now`: orders at home elsewhere, and their users.
     pub async fn due_holds(&self, here: Partition, now: Millis, most: usize) -> Result<Vec<(OrderId, UserId)>, Error> {
         let members = self.due(here, &Keys(here).holds(), now, most).await?;
@@ -260,14 +254,6 @@ impl Store {
         let mut read = redis::cmd("ZRANGE");
         read.arg(index).arg("-inf").arg(now.0).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
         self.query(here, read).await
-    }
-
-    /// Puts off looking at a gateway payment that is still in the index.
-    pub async fn postpone_payment(&self, order: OrderId, until: Millis) -> Result<(), Error> {
-        let home = self.home(order.get());
-        let mut put_off = redis::cmd("ZADD");
-        put_off.arg(Keys(home).gateway()).arg("XX").arg(until.0).arg(order.get());
-        self.query(home, put_off).await
     }
 
     /// Puts off looking at a far hold that is still in the index.

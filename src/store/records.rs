@@ -37,6 +37,12 @@ pub struct GatewayRecord {
     pub payment_type: PaymentType,
     pub receipt: String,
     pub started_at: Millis,
+    /// From when on it has been as it is: when it was started, or its order closed.
+    pub since: Millis,
+    /// Times that the gateway was asked again, and did not settle it.
+    pub asks: i64,
+    /// Why it did not, the last time.
+    pub said: Option<String>,
     /// The request that waits for the verdict.
     pub key: Option<IdempotencyKey>,
 }
@@ -125,6 +131,7 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
         }
         _ => None,
     };
+    let closed_at = int("closed_at").and_then(time);
     let gateway = match (text("gateway"), payment_id, payment_type, receipt) {
         (Some(state), Some(payment_id), Some(payment_type), Some(receipt)) => Some(GatewayRecord {
             state: match state {
@@ -137,6 +144,9 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
             payment_type,
             receipt,
             started_at: time(int("gateway_at")?)?,
+            since: closed_at.map_or_else(|| time(int("gateway_at")?), Some)?,
+            asks: int("gateway_asks").unwrap_or(0),
+            said: text("gateway_said").map(str::to_owned),
             key: match (text("key"), text("fingerprint")) {
                 (Some(digest), Some(fingerprint)) => {
                     Some(IdempotencyKey { digest: digest.to_owned(), fingerprint: fingerprint.to_owned() })
@@ -158,7 +168,7 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
         ordered_at: time(int("placed_at")?)?,
         expires_at: time(int("expires_at")?)?,
         payment,
-        closed_at: int("closed_at").and_then(time),
+        closed_at,
         close_reason: text("reason").and_then(|word| word.parse().ok()),
     };
     Some(OrderRecord { order, far, day: text("day").map(str::to_owned), gateway })

@@ -58,6 +58,7 @@ scripts! {
     ORDER_RESTORE = "order_restore";
     PAYMENT_BEGIN = "payment_begin";
     PAYMENT_END = "payment_end";
+    PAYMENT_POSTPONE = "payment_postpone";
     STOCK_HOLD = "stock_hold";
     STOCK_SETTLE = "stock_settle";
     USERS_CREATE = "users_create";

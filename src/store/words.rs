@@ -51,6 +51,7 @@ pub const UNDECIDED: &[&str] = &[
     "OVERFLOW",
     "PAID_BEFORE",
     "PAST",
+    "POSTPONED",
     "PRODUCT_NOT_FOUND",
     "RELEASED",
     "REOPENING",

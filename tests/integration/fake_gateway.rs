@@ -30,7 +30,7 @@ use futures_util::stream;
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -63,6 +63,12 @@ pub enum Behaviour {
     CutAfterApproval,
     /// Takes no money, answers this status and body.
     Answer(u16, String),
+    /// Takes the money, answers this status and body.
+    AnswerAfterApproval(u16, String),
+    /// Takes this much instead of what it was asked for, and says so, now and when it is asked.
+    ApproveAmount(i64),
+    /// The same, never answers.
+    ApproveAmountThenHang(i64),
 }
 
 /// What becomes of a `GET /payments/{uid}` or a `POST /payments/{uid}/cancel`.
@@ -80,6 +86,10 @@ pub enum Manner {
     ServerError,
     /// Does nothing, answers 200 and nonsense.
     Garbage,
+    /// Does as asked, answers this status and body.
+    ThenAnswer(u16, String),
+    /// Does nothing, answers this status and body.
+    Answer(u16, String),
 }
 
 /// A running fake gateway. Dropped, it is gone at once, and every connection to it breaks.
@@ -101,6 +111,8 @@ struct Ledger {
     every_pay: Behaviour,
     every_status: Manner,
     every_cancel: Manner,
+    /// The `transactionId` of every approval; its own for each payment where there is none.
+    transaction_id: Option<Value>,
     /// Of the latest request.
     headers: HeaderMap,
     faults: Vec<String>,
@@ -151,6 +163,7 @@ impl FakeGateway {
                 every_pay: Behaviour::Approve,
                 every_status: Manner::Truthful,
                 every_cancel: Manner::Truthful,
+                transaction_id: None,
                 headers: HeaderMap::new(),
                 faults: Vec::new(),
             }),
@@ -198,6 +211,11 @@ impl FakeGateway {
     /// Every cancel is treated so.
     pub fn cancels_are(&self, manner: Manner) {
         self.ledger().every_cancel = manner;
+    }
+
+    /// Every approval names the transaction so.
+    pub fn transaction_ids_are(&self, id: Value) {
+        self.ledger().transaction_id = Some(id);
     }
 
     /// Takes the money of every payment that is late, before this returns, and answers those clients that still wait.
@@ -351,12 +369,15 @@ impl Payment {
     }
 
     /// The truth about this payment.
-    fn answer(&self, uid: &str) -> Response {
+    fn answer(&self, uid: &str, id: Option<&Value>) -> Response {
+        let asked = self.asked.as_ref().map_or(0, |asked| asked.amount);
+        let id = id.cloned().unwrap_or_else(|| json!(format!("tx-{uid}")));
         match self.decision {
             _ if self.given_back => Json(json!({"approved": false, "reason": "CANCELLED"})).into_response(),
-            Some(Decision::Taken { .. }) => {
-                Json(json!({"approved": true, "transactionId": format!("tx-{uid}")})).into_response()
+            Some(Decision::Taken { amount }) if amount != asked => {
+                Json(json!({"approved": true, "transactionId": id, "amount": amount})).into_response()
             }
+            Some(Decision::Taken { .. }) => Json(json!({"approved": true, "transactionId": id})).into_response(),
             Some(Decision::Declined) => Json(json!({"approved": false, "reason": "LIMIT_EXCEEDED"})).into_response(),
             None => StatusCode::NOT_FOUND.into_response(),
         }
@@ -391,7 +412,11 @@ async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes)
             | Behaviour::ApproveThenHang
             | Behaviour::GarbageAfterApproval
             | Behaviour::ServerErrorAfterApproval
+            | Behaviour::AnswerAfterApproval(..)
             | Behaviour::CutAfterApproval => payment.take(),
+            Behaviour::ApproveAmount(amount) | Behaviour::ApproveAmountThenHang(amount) => {
+                payment.decision.get_or_insert(Decision::Taken { amount });
+            }
             Behaviour::Decline => {
                 payment.decision.get_or_insert(Decision::Declined);
             }
@@ -403,29 +428,31 @@ async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes)
     let mut changes = shared.changes.subscribe();
     shared.changed();
     match behaviour {
-        Behaviour::Approve | Behaviour::Decline => {}
+        Behaviour::Approve | Behaviour::Decline | Behaviour::ApproveAmount(_) => {}
         Behaviour::ApproveLate => {
             while shared.ledger().payments[&uid].decision.is_none() {
                 changes.changed().await.unwrap();
             }
         }
-        Behaviour::Hang | Behaviour::ApproveThenHang => return pending().await,
+        Behaviour::Hang | Behaviour::ApproveThenHang | Behaviour::ApproveAmountThenHang(_) => return pending().await,
         Behaviour::Garbage | Behaviour::GarbageAfterApproval => return garbage(),
         Behaviour::ServerError | Behaviour::ServerErrorAfterApproval => return server_error(),
         Behaviour::CutAfterApproval => return cut(),
-        Behaviour::Answer(status, body) => return (StatusCode::from_u16(status).unwrap(), body).into_response(),
+        Behaviour::Answer(status, body) | Behaviour::AnswerAfterApproval(status, body) => return said(status, body),
     }
-    shared.ledger().payments[&uid].answer(&uid)
+    let ledger = shared.ledger();
+    ledger.payments[&uid].answer(&uid, ledger.transaction_id.as_ref())
 }
 
 async fn status(State(shared): State<Arc<Shared>>, Path(uid): Path<String>, headers: HeaderMap) -> Response {
     let (manner, answer) = {
         let mut ledger = shared.ledger();
+        let ledger = &mut *ledger;
         ledger.headers = headers;
         let manner = ledger.every_status.clone();
         let payment = ledger.payments.entry(uid.clone()).or_default();
         payment.status_queries += 1;
-        (manner, payment.answer(&uid))
+        (manner, payment.answer(&uid, ledger.transaction_id.as_ref()))
     };
     shared.changed();
     say(manner, answer).await
@@ -451,7 +478,8 @@ async fn cancel(
         let manner = ledger.every_cancel.clone();
         let payment = ledger.payments.entry(uid.clone()).or_default();
         payment.cancels += 1;
-        let does = matches!(manner, Manner::Truthful | Manner::ThenHang | Manner::ThenServerError);
+        let does =
+            matches!(manner, Manner::Truthful | Manner::ThenHang | Manner::ThenServerError | Manner::ThenAnswer(..));
         let answer = match payment.decision {
             Some(Decision::Taken { amount }) if asked.amount != amount || asked.reason.is_empty() => {
                 ledger.faults.push(format!("cancel of {uid}: {} of {amount}, {:?}", asked.amount, asked.reason));
@@ -475,7 +503,12 @@ async fn say(manner: Manner, truth: Response) -> Response {
         Manner::ThenHang | Manner::Hang => pending().await,
         Manner::ThenServerError | Manner::ServerError => server_error(),
         Manner::Garbage => garbage(),
+        Manner::ThenAnswer(status, body) | Manner::Answer(status, body) => said(status, body),
     }
+}
+
+fn said(status: u16, body: String) -> Response {
+    (StatusCode::from_u16(status).unwrap(), body).into_response()
 }
 
 fn garbage() -> Response {

@@ -111,6 +111,7 @@ fn only_an_approval_approves() {
                     let said = text.contains("approved") && text.contains("true") && text.contains(id);
                     prop_assert!(said && text.starts_with("HTTP/1."), "{}", text);
                 }
+                PayOutcome::Unacceptable { .. } => prop_assert!(!valid && text.contains("true"), "{}", text),
                 PayOutcome::Declined { .. } => prop_assert!(!valid && text.contains("false"), "{}", text),
                 PayOutcome::Unknown { why } => prop_assert!(!valid && !why.is_empty(), "{}: {}", why, text),
             }

@@ -11,24 +11,34 @@ use crate::{
 };
 
 /// A world whose KAKAO_PAY goes to a fake gateway, with an order of 5,000 won to be paid through it.
-struct Shop {
-    world: World,
-    gateway: FakeGateway,
-    user: i64,
-    product: i64,
-    coupon: i64,
-    order: i64,
+pub struct Shop {
+    pub world: World,
+    pub gateway: FakeGateway,
+    pub user: i64,
+    pub product: i64,
+    pub coupon: i64,
+    pub order: i64,
 }
 
 /// What a gateway gets to answer where it answers: more than any stall.
-const PATIENT_MS: u64 = 60_000;
+pub const PATIENT_MS: u64 = 60_000;
 /// What it gets where it never does.
-const IMPATIENT_MS: u64 = 3_000;
+pub const IMPATIENT_MS: u64 = 3_000;
 
 impl Shop {
-    async fn start(timeout_ms: u64) -> Shop {
+    pub async fn start(timeout_ms: u64) -> Shop {
         let gateway = FakeGateway::start().await;
-        let mut config = gateways(&[("KAKAO_PAY", gateway.url())]);
+        let url = gateway.url().to_owned();
+        Shop::with(gateway, &url, timeout_ms).await
+    }
+
+    /// Whose gateway is somewhere else, and no fake one.
+    pub async fn at(url: &str, timeout_ms: u64) -> Shop {
+        Shop::with(FakeGateway::start().await, url, timeout_ms).await
+    }
+
+    async fn with(gateway: FakeGateway, url: &str, timeout_ms: u64) -> Shop {
+        let mut config = gateways(&[("KAKAO_PAY", url)]);
         config.payment_gateway_timeout_ms = timeout_ms;
         config.payment_gateway_give_up_seconds = 300;
         let world = World::with(Options { gateway: config, ..Options::default() }).await;
@@ -41,23 +51,23 @@ impl Shop {
         Shop { world, gateway, user, product, coupon, order }
     }
 
-    async fn pay(&self, key: Option<&str>) -> crate::harness::Reply {
+    pub async fn pay(&self, key: Option<&str>) -> crate::harness::Reply {
         let body = json!({"orderId": self.order, "userId": self.user, "paymentType": "KAKAO_PAY", "amount": 5_000});
         self.world.send(Method::POST, "/api/v1/payments", Some(&body), key).await
     }
 
-    async fn status(&self) -> (String, Option<String>) {
+    pub async fn status(&self) -> (String, Option<String>) {
         let order = self.world.get(&format!("/api/v1/orders/{}", self.order)).await.ok();
         (order["orderStatus"].as_str().unwrap().into(), order["closeReason"].as_str().map(str::to_owned))
     }
 
-    async fn stock(&self) -> i64 {
+    pub async fn stock(&self) -> i64 {
         let product = self.world.get(&format!("/api/v1/products/{}", self.product)).await.ok();
         product["stockQuantity"].as_i64().unwrap()
     }
 
     /// What Postgres says of the payment.
-    async fn payment(&self) -> String {
+    pub async fn payment(&self) -> String {
         self.world.drain().await;
         let pool = self.world.db.get_postgres_connection_pool();
         sqlx::query_scalar("SELECT status FROM payments WHERE order_id = $1")
@@ -68,12 +78,12 @@ impl Shop {
     }
 
     /// Lets time pass and everything due be looked at.
-    async fn later(&self, seconds: i64) {
+    pub async fn later(&self, seconds: i64) {
         self.world.clock.advance(seconds * 1000);
         self.world.engine.sweep().await.unwrap();
     }
 
-    async fn finish(self, kept: i64) {
+    pub async fn finish(self, kept: i64) {
         assert_eq!(self.gateway.total_kept(), kept, "money kept by the gateway");
         assert!(self.gateway.faults().is_empty(), "{:?}", self.gateway.faults());
         for uid in self.gateway.uids() {

@@ -70,18 +70,18 @@ fn why(outcome: PayOutcome) -> String {
 async fn an_approved_payment_is_found_and_given_back_once() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
-    assert_eq!(gateway.status(ASKED_BY, "r-1").await, StatusOutcome::NotFound);
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::NotFound);
     assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
     assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
     assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
-    assert_eq!(gateway.status(ASKED_BY, "r-1").await, found("r-1"));
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, found("r-1"));
     assert_eq!((fake.taken("r-1"), fake.kept("r-1"), fake.posts("r-1")), (Some(12_000), 12_000, 2));
     assert_eq!(fake.order_of("r-1"), Some(7));
     for _ in 0..2 {
         assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "주문 취소").await, CancelOutcome::Cancelled);
     }
     let cancelled = "CANCELLED".to_owned();
-    assert_eq!(gateway.status(ASKED_BY, "r-1").await, StatusOutcome::Declined { reason: cancelled.clone() });
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Declined { reason: cancelled.clone() });
     assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Declined { reason: cancelled });
     assert!(fake.cancelled("r-1"));
     assert_eq!((fake.total_taken(), fake.total_given_back(), fake.total_kept()), (12_000, 12_000, 0));
@@ -98,7 +98,7 @@ async fn a_declined_payment_stays_declined() {
     for _ in 0..2 {
         assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Declined { reason: reason.clone() });
     }
-    assert_eq!(gateway.status(ASKED_BY, "r-1").await, StatusOutcome::Declined { reason });
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Declined { reason });
     assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
     assert_eq!(fake.taken("r-1"), None);
     assert_eq!(gateway.pay(ASKED_BY, &charge("r-2")).await, approved("r-2"));
@@ -117,8 +117,8 @@ async fn without_an_answer_a_payment_is_unknown_until_asked() {
     pay_and_leave(&fake, "taken").await;
     assert_eq!((fake.taken("untaken"), fake.taken("taken")), (None, Some(12_000)));
     let gateway = patient(&fake);
-    assert_eq!(gateway.status(ASKED_BY, "untaken").await, StatusOutcome::NotFound);
-    assert_eq!(gateway.status(ASKED_BY, "taken").await, found("taken"));
+    assert_eq!(gateway.status(ASKED_BY, &charge("untaken")).await, StatusOutcome::NotFound);
+    assert_eq!(gateway.status(ASKED_BY, &charge("taken")).await, found("taken"));
     assert_eq!(gateway.pay(ASKED_BY, &charge("untaken")).await, approved("untaken"));
     assert_eq!(gateway.pay(ASKED_BY, &charge("taken")).await, approved("taken"));
     assert_eq!((fake.total_taken(), fake.total_posts()), (24_000, 4));
@@ -133,7 +133,7 @@ async fn no_call_outlasts_its_timeout() {
     fake.cancels_are(Manner::Hang);
     let why = "timed out".to_owned();
     assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Unknown { why: why.clone() });
-    assert_eq!(gateway.status(ASKED_BY, "r-1").await, StatusOutcome::Unknown { why: why.clone() });
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Unknown { why: why.clone() });
     assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { why });
 }
 
@@ -145,11 +145,11 @@ async fn a_late_payment_is_not_found_before_it_is_taken() {
     let asking = charge("r-1");
     let test = async {
         assert_eq!(fake.any_posted().await, "r-1");
-        assert_eq!(gateway.status(ASKED_BY, "r-1").await, StatusOutcome::NotFound);
+        assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::NotFound);
         assert_eq!(fake.taken("r-1"), None);
         fake.release_late();
         assert_eq!(fake.taken("r-1"), Some(12_000));
-        assert_eq!(gateway.status(ASKED_BY, "r-1").await, found("r-1"));
+        assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, found("r-1"));
     };
     let (outcome, ()) = tokio::join!(gateway.pay(ASKED_BY, &asking), test);
     assert_eq!(outcome, approved("r-1"));
@@ -187,7 +187,9 @@ async fn replies_that_make_no_sense_are_unknown() {
         (Behaviour::ServerErrorAfterApproval, true),
         (Behaviour::CutAfterApproval, true),
         (Behaviour::Answer(200, String::new()), false),
-        (Behaviour::Answer(200, r#"{"approved": true}"#.to_owned()), false),
+        (Behaviour::Answer(200, r#"{"errorCode": "E_LIMIT"}"#.to_owned()), false),
+        (Behaviour::Answer(401, r#"{"error": "who are you"}"#.to_owned()), false),
+        (Behaviour::Answer(410, r#"{"error": "gone"}"#.to_owned()), false),
         (Behaviour::Answer(429, r#"{"approved": false, "reason": "slow down"}"#.to_owned()), false),
         (Behaviour::Answer(404, r#"{"approved": false, "reason": "no such path"}"#.to_owned()), false),
         (Behaviour::Answer(302, String::new()), false),
@@ -202,7 +204,7 @@ async fn replies_that_make_no_sense_are_unknown() {
         assert_eq!(fake.taken(&uid).is_some(), is_taken, "{behaviour:?}");
         assert_eq!(fake.posts(&uid), 1, "asked again by itself: {behaviour:?}");
         let status = if is_taken { found(&uid) } else { StatusOutcome::NotFound };
-        assert_eq!(gateway.status(ASKED_BY, &uid).await, status, "{behaviour:?}");
+        assert_eq!(gateway.status(ASKED_BY, &charge(&uid)).await, status, "{behaviour:?}");
     }
     assert_eq!(fake.faults(), [""; 0]);
 }
@@ -231,7 +233,7 @@ async fn queries_and_cancels_without_a_clear_answer_are_unknown() {
         let gateway = if hangs { hasty(&fake) } else { patient(&fake) };
         fake.status_queries_are(manner.clone());
         fake.cancels_are(manner.clone());
-        let status = gateway.status(ASKED_BY, "r-1").await;
+        let status = gateway.status(ASKED_BY, &charge("r-1")).await;
         assert!(matches!(status, StatusOutcome::Unknown { .. }), "{manner:?}: {status:?}");
         let cancel = gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await;
         assert!(matches!(cancel, CancelOutcome::Unknown { .. }), "{manner:?}: {cancel:?}");
@@ -256,7 +258,7 @@ async fn a_gateway_that_cannot_be_reached_is_unknown() {
     let (outcome, ()) = tokio::join!(gateway.pay(ASKED_BY, &asking), dies);
     assert!(!why(outcome).is_empty());
     assert!(!why(gateway.pay(ASKED_BY, &charge("r-2")).await).contains("127.0.0.1"));
-    assert!(matches!(gateway.status(ASKED_BY, "r-1").await, StatusOutcome::Unknown { .. }));
+    assert!(matches!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Unknown { .. }));
     assert!(matches!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { .. }));
 }
 
@@ -273,12 +275,12 @@ async fn a_uid_is_one_segment_of_the_path() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     for uid in ["a/cancel", "../payments", "a?b#c", "100%", "영수증"] {
-        assert_eq!(gateway.status(ASKED_BY, uid).await, StatusOutcome::NotFound, "{uid}");
+        assert_eq!(gateway.status(ASKED_BY, &charge(uid)).await, StatusOutcome::NotFound, "{uid}");
         assert_eq!(fake.status_queries(uid), 1, "{uid}");
     }
     for uid in ["", ".", ".."] {
         assert!(why(gateway.pay(ASKED_BY, &charge(uid)).await).contains("not sent"));
-        assert!(matches!(gateway.status(ASKED_BY, uid).await, StatusOutcome::Unknown { .. }));
+        assert!(matches!(gateway.status(ASKED_BY, &charge(uid)).await, StatusOutcome::Unknown { .. }));
         assert!(matches!(gateway.cancel(ASKED_BY, uid, 1, "EXPIRED").await, CancelOutcome::Unknown { .. }));
     }
     assert_eq!(fake.total_posts(), 0);
@@ -295,15 +297,15 @@ async fn the_token_goes_with_every_call() {
     let gateways = Gateways::connect([(PaymentType::KakaoPay, config(Some("s3cret")))]).unwrap();
     let gateway = gateways.get(PaymentType::KakaoPay).unwrap();
     let expected = Some("Bearer s3cret".to_owned());
-    gateway.status(ASKED_BY, "r-1").await;
+    gateway.status(ASKED_BY, &charge("r-1")).await;
     assert_eq!(fake.authorization(), expected);
     assert_eq!(fake.header("x-request-id").as_deref(), Some(ASKED_BY));
     assert_eq!(fake.header("traceparent"), None, "nothing is traced");
-    patient(&fake).status(ASKED_BY, "r-1").await;
+    patient(&fake).status(ASKED_BY, &charge("r-1")).await;
     assert_eq!(fake.authorization(), None);
     gateway.pay(ASKED_BY, &charge("r-1")).await;
     assert_eq!(fake.authorization(), expected);
-    patient(&fake).status(ASKED_BY, "r-1").await;
+    patient(&fake).status(ASKED_BY, &charge("r-1")).await;
     gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await;
     assert_eq!(fake.authorization(), expected);
 }

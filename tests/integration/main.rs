@@ -39,6 +39,7 @@ mod flood;
 mod fuzz_events;
 mod fuzz_gateway;
 mod fuzz_http;
+mod gateway_faults;
 mod gateway_flow;
 mod gateway_http;
 mod harness;

@@ -11,7 +11,7 @@ const READS: [&str; 10] =
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 24] = [
+const EFFECTS: [(&str, &[&str]); 25] = [
     ("balance_charge", &["CHARGED"]),
     ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
@@ -30,6 +30,7 @@ const EFFECTS: [(&str, &[&str]); 24] = [
     ("order_verdict", &["VERDICT"]),
     ("payment_begin", &["RUNNING", "STARTED"]),
     ("payment_end", &["ENDED"]),
+    ("payment_postpone", &["POSTPONED"]),
     ("product_create", &["CREATED"]),
     ("product_update", &["UPDATED"]),
     ("stock_hold", &["HELD"]),
