@@ -395,12 +395,7 @@ async fn dev_on(
         database_connections: 10,
         database_timeout_ms: 30_000,
     };
-    let redis = RedisConfig {
-        redis_url: Secret::new(stack.redis_url()),
-        redis_lanes: 4,
-        redis_timeout_ms: 10_000,
-        allow_unsafe_redis: false,
-    };
+    let redis = RedisConfig { redis_timeout_ms: 10_000, ..RedisConfig::at(stack.redis_url()) };
     db::create_database(&postgres(stack.admin_database_url()), "firstcome").await?;
     let postgres = postgres(stack.database_url());
     db::migrate(&db::connect(&postgres).await?).await?;

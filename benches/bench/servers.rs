@@ -211,7 +211,7 @@ fn product(units: i64) -> Value {
 }
 
 pub fn redis_config(url: String) -> RedisConfig {
-    RedisConfig { redis_url: Secret::new(url), redis_lanes: 4, redis_timeout_ms: 120_000, allow_unsafe_redis: true }
+    RedisConfig { redis_timeout_ms: 120_000, allow_unsafe_redis: true, ..RedisConfig::at(url) }
 }
 
 pub fn postgres_config(url: String) -> PostgresConfig {

@@ -49,7 +49,7 @@ impl FromStr for Secret {
 /// Redis, which decides.
 #[derive(Args, Clone, Debug)]
 pub struct RedisConfig {
-    /// Redis: redis://, rediss:// or redis+unix://
+    /// Redis: redis://, rediss:// or redis+unix://; or its Sentinels: redis+sentinel://host:port,host:port/master
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     pub redis_url: Secret,
     /// Connections that all requests share; concurrent requests pipeline on each
@@ -62,6 +62,30 @@ pub struct RedisConfig {
     /// evicting maxmemory-policy), with a warning rather than not at all
     #[arg(long, env = "ALLOW_UNSAFE_REDIS")]
     pub allow_unsafe_redis: bool,
+    /// A file (PEM) with the authorities whose certificates Redis may have [default: the system's]
+    #[arg(long, env = "REDIS_TLS_CA")]
+    pub redis_tls_ca: Option<PathBuf>,
+    /// A file (PEM) with the certificate to show to Redis, and those that lead to its authority
+    #[arg(long, env = "REDIS_TLS_CERT")]
+    pub redis_tls_cert: Option<PathBuf>,
+    /// A file (PEM) with the key of that certificate
+    #[arg(long, env = "REDIS_TLS_KEY")]
+    pub redis_tls_key: Option<PathBuf>,
+}
+
+impl RedisConfig {
+    /// Redis at this address, everything else as it is by default.
+    pub fn at(url: impl Into<String>) -> Self {
+        RedisConfig {
+            redis_url: Secret::new(url),
+            redis_lanes: 4,
+            redis_timeout_ms: 3000,
+            allow_unsafe_redis: false,
+            redis_tls_ca: None,
+            redis_tls_cert: None,
+            redis_tls_key: None,
+        }
+    }
 }
 
 /// What must have happened before a write is answered.

@@ -262,6 +262,8 @@ impl Engine {
                     other => other.to_string(),
                 };
                 reasons.push(format!("partition {}: {reason}", here.0));
+            } else if let Some(reason) = self.store.no_writes(here) {
+                reasons.push(format!("partition {}: {reason}", here.0));
             }
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }

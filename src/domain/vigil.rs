@@ -22,6 +22,8 @@ use crate::{
 const EVERY: Duration = Duration::from_millis(500);
 /// How often Postgres is asked while replies wait for it, where another process carries the decisions there.
 const WHILE_WAITING: Duration = Duration::from_millis(10);
+/// How often the Sentinels, where there are any, are asked for the master.
+const SENTINELS_EVERY: Duration = Duration::from_secs(1);
 /// How long Postgres is waited for when it is asked.
 const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
 /// When a write that was shed may try again.
@@ -98,6 +100,14 @@ impl Engine {
             loop {
                 tokio::time::sleep(EVERY).await;
                 this.look_at_redis().await;
+            }
+        }));
+        // By itself: Sentinels that do not answer must not keep the master from being looked at.
+        let store = self.store.clone();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(SENTINELS_EVERY).await;
+                store.follow_sentinels().await;
             }
         }));
     }

@@ -104,6 +104,8 @@ metrics! {
         "Shared connections to Redis that were made; beyond the first few each replaces one that broke.";
     REDIS_BROKEN: IntCounter = "firstcome_redis_connections_broken_total" ()
         "Shared connections to Redis that were given up.";
+    REDIS_SERVERS_LEFT: IntCounter = "firstcome_redis_servers_left_total" ()
+        "Servers of Redis that were left, with all connections, because they were no master any more or refused to work.";
     REDIS_CONNECT_FAILURES: IntCounter = "firstcome_redis_connect_failures_total" ()
         "Attempts to connect to Redis that failed.";
     REDIS_ERRORS: IntCounterVec = "firstcome_redis_errors_total" ("kind")

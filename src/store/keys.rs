@@ -145,4 +145,31 @@ impl Keys {
     pub fn rank_won(self, day: NaiveDate) -> String {
         self.key(format_args!("rank:won:{}", day.format("%Y%m%d")))
     }
+
+    /// The keys that there is one of, each with the type that Redis has for it.
+    pub(super) fn fixed(self) -> Vec<(String, &'static str)> {
+        let hashes = [self.meta(), self.ids(), self.price(), self.stock(), self.held(), self.sold(), self.withheld()];
+        let sets = [self.campaigns(), self.catalogue(), self.expiry(), self.gateway(), self.holds()];
+        let hashes = hashes.into_iter().map(|key| (key, "hash"));
+        let sets = sets.into_iter().map(|key| (key, "zset"));
+        hashes.chain(sets).chain([(self.outbox(), "stream")]).collect()
+    }
+
+    /// A key of every kind.
+    pub(super) fn samples(self) -> Vec<String> {
+        let day = NaiveDate::default();
+        let mut samples: Vec<String> = self.fixed().into_iter().map(|(key, _)| key).collect();
+        samples.extend(["idem:0", "claim:0", "catalogue:A"].map(|rest| self.key(format_args!("{rest}"))));
+        samples.extend(
+            ["user:1", "product:1", "coupon:1", "coupon:1:holders", "order:1", "hold:1"]
+                .map(|rest| self.key(format_args!("{rest}"))),
+        );
+        samples.extend([self.rank_units(day), self.rank_won(day)]);
+        samples
+    }
+
+    /// A key that never exists.
+    pub(super) fn never(self) -> String {
+        self.key(format_args!("never"))
+    }
 }

@@ -1,10 +1,11 @@
 //! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
 //!
-//! - [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua, and [`words`] are its answers;
+//! - `address` reads where Redis is, [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua, and [`words`] are its answers;
 //! - [`merge`] decides concurrent requests together; [`decisions`] is one typed function per script;
 //! - [`reads`] are the reads, each one round trip, and [`records`] what they read; `sold_out` are those by which a process
 //!   refuses coupons without asking;
-//! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it;
+//! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it, and with
+//!   [`rights`] whether it lets us work;
 //! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
 //! - [`retire`] lets go what is over and in Postgres;
 //! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit; [`live`] is what operators
@@ -12,6 +13,7 @@
 //!
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
 
+mod address;
 pub mod bulk;
 pub mod decisions;
 mod gather;
@@ -27,6 +29,7 @@ pub mod ranking;
 pub mod reads;
 pub mod records;
 pub mod retire;
+pub mod rights;
 pub mod scripts;
 mod settings;
 mod sold_out;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use redis::{RedisError, aio::MultiplexedConnection};
 
-use super::lanes::is_not_now;
+use super::lanes::Means;
 
 /// The oldest server whose scripts are refused, rather than stopped half way, when memory is out (`#!lua`), and whose
 /// append-only file survives a crash while it is rewritten.
@@ -45,8 +45,22 @@ impl Server {
         if self.version < OLDEST {
             return Some(format!("Redis {major}.{minor} is too old: {}.{} is needed", OLDEST.0, OLDEST.1));
         }
-        (role != "master").then(|| format!("REDIS_URL leads to a {role}, which can't be written to"))
+        (role != MASTER).then(|| NotMaster(role.to_owned()).to_string())
     }
+}
+
+/// The role, in `INFO replication`, of a server that can be written to.
+pub(super) const MASTER: &str = "master";
+
+/// A server that takes no writes, with its role.
+#[derive(Debug, thiserror::Error)]
+#[error("REDIS_URL leads to a {0}, which can't be written to")]
+pub(super) struct NotMaster(pub String);
+
+/// From the reply to `INFO replication`.
+pub(super) fn role(info: &str) -> String {
+    let role = info.lines().find_map(|line| line.strip_prefix("role:"));
+    role.unwrap_or("server of no role").trim().to_owned()
 }
 
 /// Which settings are not as they must be, each with the reason; also that they can't be read.
@@ -59,7 +73,7 @@ pub(super) async fn problems(link: &mut MultiplexedConnection) -> Result<Vec<Str
     let found: HashMap<String, String> = match read.query_async(link).await {
         Ok(found) => found,
         // Refused, as managed services do: not the same as unreachable.
-        Err(error) if error.code().is_some() && !is_not_now(&error) => {
+        Err(error) if matches!(Means::of(&error), Means::Wrong | Means::Forbidden) => {
             return Ok(vec![format!("its settings can't be read ({error}), so nobody knows what it keeps")]);
         }
         Err(error) => return Err(error),

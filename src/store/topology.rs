@@ -1,19 +1,31 @@
 //! Which server a partition is on: one for all, or, on a Redis Cluster, the node that owns the partition's slot.
 //!
-//! The cluster is asked when the first connection is made, and again whenever a node says that it no longer owns a slot, or
-//! can't be reached. Nothing is ever redirected or sent again by itself: a command that went to the wrong node has not run,
-//! and is answered "unavailable" once.
+//! The cluster is asked when the first connection is made, and again whenever a node says that it no longer owns a slot, is
+//! no master, or can't be reached. Where `REDIS_URL` names Sentinels it is they who are asked which server is the master.
+//! Nothing is ever redirected or sent again by itself: a command that went to the wrong node has not run, and is answered
+//! "unavailable" once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use deadpool_redis::{Manager, Pool, Timeouts};
-use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, io::tcp::TcpSettings};
+use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo};
 
 use super::{
     MAX_PARTITIONS,
+    address::{Address, Sentinels},
     keys::{Keys, Partition},
     lanes::Lane,
+    rights,
+    settings::{self, MASTER, NotMaster},
 };
 use crate::config::RedisConfig;
 
@@ -24,7 +36,9 @@ const SPARE_CONNECTIONS: usize = 8;
 
 /// How connections are made, but for the address.
 pub(super) struct Connecting {
+    /// How to sign in, and to which server, unless Sentinels say to which.
     info: ConnectionInfo,
+    sentinels: Option<Sentinels>,
     timeout: Duration,
     lanes: usize,
 }
@@ -37,6 +51,8 @@ pub(super) struct Node {
     pub(super) pool: Pool,
     /// Connections whose replies may take their time.
     pub(super) blocking: Pool,
+    made: Instant,
+    left: AtomicBool,
 }
 
 /// The servers, and which of them each partition is on.
@@ -47,14 +63,25 @@ pub(super) struct Topology {
 }
 
 impl Connecting {
+    /// # Errors
+    /// What is wrong with the address or the files of the certificates.
     pub(super) fn new(config: &RedisConfig) -> anyhow::Result<Self> {
-        let info = config.redis_url.expose().into_connection_info().context("REDIS_URL is not a Redis URL")?;
+        let Address { info, sentinels } = Address::read(config)?;
         Ok(Connecting {
-            // Off by default in redis 1.x, and worth 40 % and more of the throughput on a real network.
-            info: info.set_tcp_settings(TcpSettings::default().set_nodelay(true)),
+            info,
+            sentinels,
             timeout: Duration::from_millis(config.redis_timeout_ms),
             lanes: usize::from(config.redis_lanes.max(1)),
         })
+    }
+
+    pub(super) fn has_sentinels(&self) -> bool {
+        self.sentinels.is_some()
+    }
+
+    /// Where the master is, as the Sentinels say; `None` where there are none.
+    pub(super) async fn master_of_sentinels(&self) -> Option<anyhow::Result<ConnectionAddr>> {
+        Some(self.sentinels.as_ref()?.master(self.timeout).await)
     }
 
     fn node(&self, address: ConnectionAddr) -> anyhow::Result<Arc<Node>> {
@@ -77,21 +104,44 @@ impl Connecting {
             // A blocking read answers when there is something, or after its own BLOCK time.
             blocking: pool(settings.set_response_timeout(None), usize::from(MAX_PARTITIONS) + SPARE_CONNECTIONS)?,
             address,
+            made: Instant::now(),
+            left: AtomicBool::new(false),
         }))
     }
 
     /// Asks the servers known before, and the configured one, where the partitions are. A node that is still there keeps
-    /// its connections.
+    /// its connections; one that was left is made anew.
+    ///
+    /// # Errors
+    /// No server can be reached, or none of them is a master ([`NotMaster`]).
     pub(super) async fn discover(&self, before: Option<&Topology>) -> anyhow::Result<Topology> {
-        let known = before.map(|topology| topology.nodes.clone()).unwrap_or_default();
-        let configured = match known.iter().find(|node| node.address == *self.info.addr()) {
-            Some(node) => node.clone(),
-            None => self.node(self.info.addr().clone())?,
+        let known: Vec<Arc<Node>> = before.map(Topology::nodes).unwrap_or_default().to_vec();
+        let known: Vec<Arc<Node>> = known.into_iter().filter(|node| !node.is_left()).collect();
+        let topology = match self.master_of_sentinels().await {
+            Some(Ok(address)) => self.ask(&self.node_at(address, &known)?, &known).await?,
+            Some(Err(error)) => self.ask_any(&known, error).await?,
+            None => {
+                let configured = self.node_at(self.info.addr().clone(), &known)?;
+                // Those known to have been there first: the configured one may be the very one that is gone.
+                let mut seeds: Vec<_> = known.iter().filter(|node| !Arc::ptr_eq(node, &configured)).cloned().collect();
+                seeds.push(configured);
+                self.ask_any(&seeds, anyhow::anyhow!("no server is known")).await?
+            }
         };
-        let mut failure = anyhow::anyhow!("no server is known");
-        // Those known to have been there first: the configured one may be the very one that is gone.
-        for seed in known.iter().filter(|node| !Arc::ptr_eq(node, &configured)).chain([&configured]) {
-            match self.ask(seed, &known).await {
+        if before.is_none() {
+            topology.check_names().await?;
+        }
+        Ok(topology)
+    }
+
+    fn node_at(&self, address: ConnectionAddr, known: &[Arc<Node>]) -> anyhow::Result<Arc<Node>> {
+        let found = known.iter().find(|node| node.address == address && !node.is_left()).cloned();
+        found.map_or_else(|| self.node(address), Ok)
+    }
+
+    async fn ask_any(&self, seeds: &[Arc<Node>], mut failure: anyhow::Error) -> anyhow::Result<Topology> {
+        for seed in seeds {
+            match self.ask(seed, seeds).await {
                 Ok(topology) => return Ok(topology),
                 Err(error) => failure = error,
             }
@@ -100,17 +150,26 @@ impl Connecting {
     }
 
     async fn ask(&self, seed: &Arc<Node>, known: &[Arc<Node>]) -> anyhow::Result<Topology> {
-        let mut link = seed.pool.get().await?;
-        let info: String = redis::cmd("INFO").arg("cluster").query_async(&mut link).await?;
+        let mut link = seed.pool.get().await.with_context(|| format!("no connection to {}", seed.address))?;
+        let mut ask = redis::pipe();
+        ask.cmd("INFO").arg("cluster");
+        ask.cmd("INFO").arg("replication");
+        let (info, replication): (String, String) = ask.query_async(&mut link).await.map_err(rights::explain)?;
         if !info.contains("cluster_enabled:1") {
+            let role = settings::role(&replication);
+            if role != MASTER {
+                // Its connections may be older than the change: new ones may lead to another server.
+                seed.leave();
+                return Err(anyhow::Error::new(NotMaster(role)).context(seed.address.to_string()));
+            }
             return Ok(Topology { nodes: vec![seed.clone()], homes: vec![0; usize::from(MAX_PARTITIONS)] });
         }
-        let ranges: Vec<(u16, u16, redis::Value)> = slot_ranges(redis::cmd("CLUSTER").arg("SLOTS"), &mut link).await?;
+        let ranges = slot_ranges(redis::cmd("CLUSTER").arg("SLOTS"), &mut link).await?;
         let mut ask = redis::pipe();
         for partition in (0..MAX_PARTITIONS).map(Partition) {
             ask.cmd("CLUSTER").arg("KEYSLOT").arg(Keys(partition).meta());
         }
-        let slots: Vec<u16> = ask.query_async(&mut link).await?;
+        let slots: Vec<u16> = ask.query_async(&mut link).await.map_err(rights::explain)?;
         let mut topology = Topology { nodes: Vec::new(), homes: Vec::with_capacity(slots.len()) };
         for slot in slots {
             let Some((.., master)) = ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot)) else {
@@ -121,8 +180,8 @@ impl Connecting {
             let place = match place {
                 Some(place) => place,
                 None => {
-                    let node = known.iter().chain([seed]).find(|node| node.address == address).cloned();
-                    topology.nodes.push(node.map_or_else(|| self.node(address), Ok)?);
+                    let node = if seed.address == address { seed.clone() } else { self.node_at(address, known)? };
+                    topology.nodes.push(node);
                     topology.nodes.len() - 1
                 }
             };
@@ -131,18 +190,24 @@ impl Connecting {
         Ok(topology)
     }
 
-    /// `[host, port, id, ...]` as an address of the kind that REDIS_URL has. A node that does not know its own name gives an
-    /// empty one: it is the one that was asked.
+    /// `[host, port, id, metadata]` as an address of the kind that REDIS_URL has. Where a certificate has to have the node's
+    /// name, a host name that it announces is used before an IP address. A node that does not know its own name gives none,
+    /// or `?`: it is the one that was asked.
     fn address_of(&self, master: &redis::Value, seed: &Node) -> anyhow::Result<ConnectionAddr> {
         let redis::Value::Array(parts) = master else { bail!("CLUSTER SLOTS answered an owner without an address") };
         let text = |index: usize| parts.get(index).cloned().unwrap_or_default();
-        let host: String = redis::FromRedisValue::from_redis_value(text(0)).unwrap_or_default();
+        let told: String = redis::FromRedisValue::from_redis_value(text(0)).unwrap_or_default();
         let port: u16 = redis::FromRedisValue::from_redis_value(text(1))?;
-        let seed_host = match &seed.address {
-            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
+        let more: HashMap<String, String> = redis::FromRedisValue::from_redis_value(text(3)).unwrap_or_default();
+        let tls = matches!(self.info.addr(), ConnectionAddr::TcpTls { .. });
+        let name = more.get("hostname").filter(|name| tls && !name.is_empty());
+        let host = match (name, told.as_str(), more.get("ip"), &seed.address) {
+            (Some(name), ..) => name.clone(),
+            (None, told, ..) if !told.is_empty() && told != "?" => told.to_owned(),
+            (None, _, Some(ip), _) if !ip.is_empty() => ip.clone(),
+            (.., ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => host.clone(),
             _ => "127.0.0.1".to_owned(),
         };
-        let host = if host.is_empty() { seed_host } else { host };
         Ok(match self.info.addr() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
                 ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
@@ -152,12 +217,35 @@ impl Connecting {
     }
 }
 
+impl Node {
+    pub(super) fn address(&self) -> &ConnectionAddr {
+        &self.address
+    }
+
+    /// How long ago its first connection could be made.
+    pub(super) fn age(&self) -> Duration {
+        self.made.elapsed()
+    }
+
+    /// Takes no further commands; connections that come back are closed. Whether this is news.
+    pub(super) fn leave(&self) -> bool {
+        let news = !self.left.swap(true, Ordering::AcqRel);
+        self.pool.close();
+        self.blocking.close();
+        news
+    }
+
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+}
+
 /// The ranges of `CLUSTER SLOTS`: first slot, last slot, owner (replicas follow, and are not asked).
 async fn slot_ranges(
     command: &redis::Cmd,
     link: &mut deadpool_redis::Connection,
 ) -> anyhow::Result<Vec<(u16, u16, redis::Value)>> {
-    let ranges: Vec<Vec<redis::Value>> = command.query_async(link).await?;
+    let ranges: Vec<Vec<redis::Value>> = command.query_async(link).await.map_err(rights::explain)?;
     let number = |value: &redis::Value| redis::FromRedisValue::from_redis_value_ref(value);
     ranges
         .into_iter()
@@ -169,6 +257,29 @@ async fn slot_ranges(
 }
 
 impl Topology {
+    /// Connects once to every server that is known by an IP address and must have a certificate for it.
+    ///
+    /// # Errors
+    /// A certificate that is for other names.
+    async fn check_names(&self) -> anyhow::Result<()> {
+        for node in &self.nodes {
+            let ConnectionAddr::TcpTls { host, .. } = &node.address else { continue };
+            if host.parse::<IpAddr>().is_err() {
+                continue;
+            }
+            if let Err(error) = node.pool.get().await
+                && error.to_string().contains("not valid for name")
+            {
+                bail!(
+                    "{}: its certificate is for a host name, and the cluster announces an IP address: set \
+                     cluster-announce-hostname on every node (or give it a certificate for its IP address): {error}",
+                    node.address
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Every server.
     pub(super) fn nodes(&self) -> &[Arc<Node>] {
         &self.nodes

@@ -7,12 +7,13 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
 
 use super::{
     LAYOUT, Position, Store,
     keys::{Keys, Partition},
-    lanes::Ticket,
+    lanes::{Means, Ticket},
+    rights,
     scripts::{self, Invocation},
     settings::{self, Server},
     watermarks::{Looked, State, Watermark},
@@ -76,6 +77,9 @@ impl Store {
             let (ticket, mut link) = self.lanes().get(here).await?;
             let looked = look_at_settings(&mut link).await;
             let (server, role, problems) = self.lanes().settle(&ticket, looked)?;
+            if let Some(missing) = self.lanes().settle(&ticket, missing_rights(&mut link, here).await)? {
+                anyhow::bail!(missing);
+            }
             if !seen.insert(server.run_id.clone()) {
                 continue;
             }
@@ -100,6 +104,19 @@ impl Store {
     pub fn guard(&self, store: &str, allow_unsafe: bool, witness: Witness) {
         let guard = Guard { store: store.to_owned(), allow_unsafe, witness };
         let _ = self.shared.guard.set(guard);
+    }
+
+    /// Why Redis refuses every write of an open partition now, as the last look at it found.
+    pub fn no_writes(&self, here: Partition) -> Option<String> {
+        self.watermark(here).no_writes()
+    }
+
+    /// Asks the Sentinels for the master and leaves the one in use if it is another; without Sentinels, never ends.
+    pub async fn follow_sentinels(&self) {
+        match self.lanes().has_sentinels() {
+            true => self.lanes().follow_sentinels().await,
+            false => std::future::pending().await,
+        }
     }
 
     /// Looks at a partition now.
@@ -145,7 +162,18 @@ impl Store {
         (ticket, link): (&Ticket, &mut MultiplexedConnection),
         looked: &mut Looked,
     ) -> Result<(), Error> {
-        let found = self.find(guard, here, link).await;
+        let due = !self.watermark(here).is_open()
+            || looked.rights_tried.is_none_or(|tried| tried.elapsed() >= rights::TRIED_EVERY);
+        let found = match due {
+            true => missing_rights(link, here).await,
+            false => Ok(None),
+        };
+        looked.rights_tried = if due { found.is_ok().then(Instant::now) } else { looked.rights_tried };
+        let found = match found {
+            Ok(None) => self.find(guard, here, (ticket, link)).await,
+            Ok(Some(missing)) => Ok(State::Closed(missing)),
+            Err(error) => Err(error),
+        };
         let result = match &found {
             Err(_) => "failed",
             Ok(State::Closed(_)) => "closed",
@@ -177,22 +205,40 @@ impl Store {
         &self,
         guard: &Guard,
         here: Partition,
-        link: &mut MultiplexedConnection,
+        (ticket, link): (&Ticket, &mut MultiplexedConnection),
     ) -> Result<State, RedisError> {
         let watermark = self.watermark(here);
         // Before the books are read: they must know it all.
         let mut told = watermark.told();
         let mut read = redis::pipe();
         read.cmd("INFO").arg("server");
+        read.cmd("INFO").arg("replication");
         read.add_command(books(here));
-        let (info, mut found): (String, Books) = read.query_async(link).await?;
-        let server = Server::read(&info);
+        // Changes nothing, and is refused where every write is.
+        read.cmd("ZADD").arg(Keys(here).never()).arg("XX").arg(0).arg("never");
+        type Replies = (RedisResult<String>, RedisResult<String>, RedisResult<Value>, RedisResult<Value>);
+        let (info, replication, found, write): Replies = read.ignore_errors().query_async(link).await?;
+        let server = Server::read(&info?);
+        if let Some(why) = server.unusable(&settings::role(&replication?)) {
+            // New connections may lead to another one.
+            self.lanes().leave(&ticket.node);
+            return Ok(State::Closed(why));
+        }
+        let mut found: Books = redis::from_redis_value(found?)?;
+        let refused = write.err().map(|error| match Means::of(&error) {
+            Means::NotNow | Means::PerhapsOtherServer => Ok(format!("Redis refuses every write: {error}")),
+            _ => Err(error),
+        });
+        let refused = refused.transpose()?;
+        if let Some(why) = &refused
+            && watermark.no_writes().is_none()
+        {
+            tracing::error!(partition = here.0, why, "Redis refuses every write");
+        }
+        watermark.set_no_writes(refused);
         if !self.shared.known.has(&server.run_id) {
             // Another server, another start of it, or the same one after a connection was lost.
-            let (server, role, problems) = look_at_settings(link).await?;
-            if let Some(why) = server.unusable(&role) {
-                return Ok(State::Closed(why));
-            }
+            let problems = settings::problems(link).await?;
             if !problems.is_empty() && !guard.allow_unsafe {
                 return Ok(State::Closed(format!("Redis may lose what is acknowledged: {}", problems.join("; "))));
             }
@@ -213,6 +259,11 @@ impl Store {
         }
         if let Some(reason) = frozen {
             return Ok(State::Closed(reason));
+        }
+        if !watermark.is_open()
+            && let Some(strangers) = rights::strangers(link, here).await?
+        {
+            return Ok(State::Closed(strangers));
         }
         if layout != Some(LAYOUT) {
             return Ok(State::Closed("Redis is as another version of this program keeps it".to_owned()));
@@ -269,6 +320,11 @@ impl Store {
 
     pub(super) fn watermark(&self, here: Partition) -> &Watermark {
         &self.shared.watermarks[usize::from(here.0) % self.shared.watermarks.len()]
+    }
+
+    /// Every partition is to be looked at before it is used again, as after a new connection: rights, types and settings too.
+    pub fn doubt_rights(&self) {
+        self.doubt();
     }
 
     /// Every partition is to be looked at before it is used again.
@@ -330,6 +386,16 @@ async fn look_at_settings(link: &mut MultiplexedConnection) -> Result<(Server, S
     read.cmd("INFO").arg("server");
     read.cmd("INFO").arg("replication");
     let (info, replication): (String, String) = read.query_async(link).await?;
-    let role = replication.lines().find_map(|line| line.strip_prefix("role:")).unwrap_or("server of no role");
-    Ok((Server::read(&info), role.trim().to_owned(), settings::problems(link).await?))
+    let role = settings::role(&replication);
+    Ok((Server::read(&info), role, settings::problems(link).await?))
+}
+
+/// The sentence about the rights that the user lacks on a partition; `None` where it lacks none.
+async fn missing_rights(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
+    match rights::missing(link, here).await {
+        Ok(missing) => Ok(missing.map(|missing| rights::reason(&missing))),
+        // What it is tried with is itself not allowed: the error says so.
+        Err(error) if Means::of(&error) == Means::Forbidden => Ok(Some(rights::reason(&error.to_string()))),
+        Err(error) => Err(error),
+    }
 }

@@ -60,6 +60,8 @@ pub(super) struct Watermark {
     /// One of the three above; the reason is in `reason`.
     state: AtomicU8,
     reason: Mutex<String>,
+    /// Why Redis refuses every write now, though the partition is open; as the last look found.
+    no_writes: Mutex<Option<String>>,
     /// The highest decision that this process was told of.
     told: Mutex<Position>,
     /// The last decision that Postgres has, as far as this process knows.
@@ -74,6 +76,8 @@ pub(super) struct Looked {
     pub found_closed: Option<Instant>,
     /// Redis did not answer.
     pub failed: Option<Instant>,
+    /// When the user's rights were tried last, and none was missing.
+    pub rights_tried: Option<Instant>,
 }
 
 impl Default for Watermark {
@@ -81,6 +85,7 @@ impl Default for Watermark {
         Watermark {
             state: AtomicU8::new(UNSEEN),
             reason: Mutex::default(),
+            no_writes: Mutex::default(),
             told: Mutex::default(),
             projected: watch::Sender::default(),
             looking: tokio::sync::Mutex::default(),
@@ -114,6 +119,14 @@ impl Watermark {
         };
         self.state.store(number, Ordering::Release);
         before
+    }
+
+    pub(super) fn no_writes(&self) -> Option<String> {
+        self.no_writes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_no_writes(&self, why: Option<String>) {
+        *self.no_writes.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// What was believed has to be looked at again; what was closed stays so until then.

@@ -61,6 +61,8 @@ pub struct Options {
     pub redis_timeout_ms: u64,
     /// The service reaches Redis through [`World::proxy`].
     pub proxied: bool,
+    /// How the service reaches Redis, where that is not [`redis_config`] of the server's own address.
+    pub redis: Option<RedisConfig>,
     /// How many dead letters the books may have at the end.
     pub dead_letters: i64,
 }
@@ -86,6 +88,7 @@ impl Default for Options {
             auth: AuthConfig::default(),
             redis_timeout_ms: 300_000,
             proxied: false,
+            redis: None,
             dead_letters: 0,
         }
     }
@@ -313,6 +316,11 @@ impl World {
         gone
     }
 
+    /// How this world's service reaches Redis.
+    pub fn redis_config(&self) -> RedisConfig {
+        self.options.redis.clone().unwrap_or_else(|| redis_config(&self.redis.url()))
+    }
+
     /// A raw connection to this world's Redis.
     pub async fn raw(&self) -> redis::aio::MultiplexedConnection {
         raw_redis(&self.redis.url()).await
@@ -371,7 +379,10 @@ pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) 
 /// What these options say of the engine, on these stores.
 pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineConfig {
     EngineConfig {
-        redis: RedisConfig { redis_timeout_ms: options.redis_timeout_ms, ..redis_config(redis) },
+        redis: options
+            .redis
+            .clone()
+            .unwrap_or_else(|| RedisConfig { redis_timeout_ms: options.redis_timeout_ms, ..redis_config(redis) }),
         postgres: postgres_config(postgres),
         shop: ShopConfig {
             time_zone: chrono_tz::Asia::Seoul,
@@ -408,7 +419,7 @@ fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
 
 /// Timeouts that a stalled machine does not reach.
 pub fn redis_config(url: &str) -> RedisConfig {
-    RedisConfig { redis_url: Secret::new(url), redis_lanes: 2, redis_timeout_ms: 300_000, allow_unsafe_redis: false }
+    RedisConfig { redis_lanes: 2, redis_timeout_ms: 300_000, ..RedisConfig::at(url) }
 }
 
 /// Likewise.

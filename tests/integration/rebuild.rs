@@ -29,7 +29,7 @@ fn projecting() -> Options {
 
 /// A rebuild by a process of its own.
 async fn rebuilder(world: &World) -> Rebuild {
-    let store = Store::connect(&harness::redis_config(&world.redis.url())).await.unwrap();
+    let store = Store::connect(&world.redis_config()).await.unwrap();
     let db = firstcome::db::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
     let patience = std::time::Duration::from_secs(600);
     let (clock, zone, keep) = (world.clock.clone(), world.engine.zone(), world.options.retention.keep());

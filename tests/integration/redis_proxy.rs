@@ -38,6 +38,8 @@ pub struct Proxy {
 
 struct State {
     fault: Mutex<Fault>,
+    /// Where new connections lead.
+    socket: Mutex<PathBuf>,
     /// Replies since the fault was set.
     replies: AtomicUsize,
     /// Told to cut all connections.
@@ -55,13 +57,18 @@ impl Proxy {
     pub async fn before(socket: PathBuf) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state =
-            Arc::new(State { fault: Mutex::new(Fault::None), replies: AtomicUsize::new(0), cut: Notify::new() });
+        let state = Arc::new(State {
+            fault: Mutex::new(Fault::None),
+            socket: Mutex::new(socket),
+            replies: AtomicUsize::new(0),
+            cut: Notify::new(),
+        });
         let shared = state.clone();
         let accepting = tokio::spawn(async move {
             let mut links = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let (state, socket) = (shared.clone(), socket.clone());
+                let state = shared.clone();
+                let socket = state.socket.lock().unwrap().clone();
                 links.spawn(async move {
                     let cut = state.cut.notified();
                     tokio::select! {
@@ -83,6 +90,11 @@ impl Proxy {
     pub fn set(&self, fault: Fault) {
         *self.state.fault.lock().unwrap() = fault;
         self.state.replies.store(0, Ordering::SeqCst);
+    }
+
+    /// New connections lead to the Redis at this socket from now on; those that are there stay where they are.
+    pub fn lead_to(&self, socket: PathBuf) {
+        *self.state.socket.lock().unwrap() = socket;
     }
 
     /// Cuts every connection that is there now.

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Reply, World, until};
+use crate::{
+    harness::{Options, Reply, World, until},
+    redis_proxy::Fault,
+};
 
 /// One of each write, with the state that lets all of them succeed.
 pub struct Writes {
@@ -239,5 +242,33 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
         reply.refused(503, "SERVICE_UNAVAILABLE");
     }
     assert_eq!(writes.world.get(&path).await.ok()["balance"], before + charged);
+    writes.world.finish().await;
+}
+
+/// Between the steps of what takes several, too: each finds its script gone.
+#[tokio::test]
+async fn operation_over_partitions_finished_when_scripts_are_forgotten_between_its_steps() {
+    let world = World::with(Options { partitions: 3, proxied: true, ..Options::default() }).await;
+    // So that user, product and campaign are at home in a partition each.
+    world.user(0).await;
+    for _ in 0..2 {
+        world.product(0, 0).await;
+    }
+    let writes = Writes::on(world).await;
+    let mut redis = writes.world.raw().await;
+    let proxy = writes.world.proxy.as_ref().unwrap();
+    let forgotten = "NOSCRIPT No matching script. Please use EVAL.".to_owned();
+    for write in writes.all() {
+        let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
+        proxy.set(Fault::Answer(forgotten.clone()));
+        writes.send(&write, None).await.refused(503, "SERVICE_UNAVAILABLE");
+        proxy.set(Fault::None);
+        let reply = until("it is carried out", async || {
+            let reply = writes.send(&write, None).await;
+            (reply.status != 503).then_some(reply)
+        })
+        .await;
+        assert!(reply.status.is_success(), "{write:?}: {}", reply.text);
+    }
     writes.world.finish().await;
 }
