@@ -29,6 +29,8 @@ const REFUSALS: &[&str] = &[
     "CLUSTERDOWN The cluster is down",
     "TRYAGAIN Multiple keys request during rehashing of slot",
     "NOAUTH Authentication required.",
+    "NOPERM this user has no permissions to run the 'evalsha' command",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
 ];
 
 fn proxied() -> Options {
