@@ -139,7 +139,7 @@ struct RebuildRole {
     /// Go on where decisions would be discarded that Redis has and PostgreSQL does not
     #[arg(long)]
     discard: bool,
-    /// The most decisions that were lost in each partition, where somebody knows: keeps less off sale (0: nothing)
+    /// The most decisions that were lost in each partition, beside discarded ones, where somebody knows: keeps less off sale
     #[arg(long, value_parser = clap::value_parser!(i64).range(0..))]
     lost_at_most: Option<i64>,
 }
@@ -361,7 +361,8 @@ async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
     }
     say(&format!(
         "Decisions may be lost in partitions {doubtful:?}: {withheld_units} units and {withheld_coupons} coupons are kept off \
-         sale.\nLook at them with GET /admin/v1/withheld, and release them with POST /admin/v1/withheld/release."
+         sale.\nLook at them with GET /admin/v1/withheld, and release them with POST /admin/v1/withheld/release.\n\
+         Balances, orders, and coupons in hand are those that PostgreSQL has: see docs/operations.md."
     ))
 }
 

@@ -1,12 +1,13 @@
 //! Postgres, read: the entities, the reads behind history and listings, and the migrations.
 //!
-//! Writing is the projector's alone, but for the rows that say whose store this is ([`identity`]) and the log of operators' acts
-//! ([`acts`]): neither is a decision that an outbox carries.
+//! Writing is the projector's alone, but for the rows that say whose store this is ([`identity`]), what a rebuild knows to be
+//! missing ([`loss`]) and the log of operators' acts ([`acts`]): none of them is a decision that an outbox carries.
 
 pub mod acts;
 pub mod entities;
 pub mod identity;
 pub mod letters;
+pub mod loss;
 pub mod pages;
 pub mod reads;
 pub mod retired;
@@ -37,6 +38,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "projection cost", include_str!("../../migrations/0005_projection_cost.sql")),
     (7, "operator acts", include_str!("../../migrations/0007_operator_acts.sql")),
     (8, "order totals", include_str!("../../migrations/0008_order_totals.sql")),
+    (9, "recovery", include_str!("../../migrations/0009_recovery.sql")),
 ];
 
 /// Makes the pool.

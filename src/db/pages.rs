@@ -154,7 +154,7 @@ impl Snapshot {
     /// The far holds of these orders in a partition.
     pub async fn holds_of(&mut self, partition: u16, orders: &[i64]) -> sqlx::Result<Vec<HoldRow>> {
         sqlx::query_as(
-            "SELECT partition, order_id, user_id, state, lines, NULL::bigint AS expires_at, NULL::bigint AS paid_at
+            "SELECT partition, order_id, user_id, state, lines, NULL::bigint AS placed_at, NULL::bigint AS expires_at, NULL::bigint AS paid_at
              FROM stock_holds WHERE partition = $1 AND order_id = ANY($2)",
         )
         .bind(i32::from(partition))

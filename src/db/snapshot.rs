@@ -108,7 +108,7 @@ row! {
     HoldRow {
         partition: i32, order_id: i64, user_id: i64, state: String, lines: String,
         /// Of the order.
-        expires_at: Option<i64>, paid_at: Option<i64>,
+        placed_at: Option<i64>, expires_at: Option<i64>, paid_at: Option<i64>,
     }
 }
 
@@ -116,7 +116,8 @@ row! {
     /// A far hold that does not say what its order says. `held` is `None` where there is no hold.
     StrayHoldRow {
         partition: i32, order_id: i64, user_id: i64, lines: String, held: Option<String>, wanted: String,
-        expires_at: Option<i64>,
+        /// Of the order.
+        placed_at: Option<i64>, expires_at: Option<i64>,
     }
 }
 
@@ -257,6 +258,7 @@ impl Snapshot {
     pub fn holds(&mut self, now: i64, keep: Keep) -> Rows<'_, HoldRow> {
         let query = sqlx::query_as(
             "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
+                 (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
                  (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
                  (extract(epoch FROM o.paid_at) * 1000)::bigint AS paid_at
              FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
@@ -269,15 +271,16 @@ impl Snapshot {
     pub fn stray_holds(&mut self, partitions: u16) -> Rows<'_, StrayHoldRow> {
         let query = sqlx::query_as(
             "WITH wanted AS (
-                 SELECT (l.product_id % $1)::int AS partition, o.id AS order_id, o.user_id, o.expires_at,
+                 SELECT (l.product_id % $1)::int AS partition, o.id AS order_id, o.user_id, o.placed_at, o.expires_at,
                      CASE WHEN o.status = 'PENDING' THEN 'HELD' WHEN o.status = 'PAID' THEN 'SETTLED'
                           WHEN o.close_reason = 'REFUNDED' THEN 'REFUNDED' ELSE 'RELEASED' END AS state,
                      string_agg(l.product_id || ':' || l.quantity || ':' || l.price, ',' ORDER BY l.product_id) AS lines
                  FROM orders AS o JOIN order_lines AS l ON l.order_id = o.id
-                 WHERE l.product_id % $1 <> o.id % $1 GROUP BY 1, 2, 3, 4, 5)
+                 WHERE l.product_id % $1 <> o.id % $1 GROUP BY 1, 2, 3, 4, 5, 6)
              SELECT coalesce(w.partition, h.partition) AS partition, coalesce(w.order_id, h.order_id) AS order_id,
                  coalesce(w.user_id, h.user_id) AS user_id, coalesce(h.lines, w.lines) AS lines, h.state AS held,
-                 coalesce(w.state, 'RELEASED') AS wanted, (extract(epoch FROM w.expires_at) * 1000)::bigint AS expires_at
+                 coalesce(w.state, 'RELEASED') AS wanted, (extract(epoch FROM w.placed_at) * 1000)::bigint AS placed_at,
+                 (extract(epoch FROM w.expires_at) * 1000)::bigint AS expires_at
              FROM wanted AS w FULL JOIN stock_holds AS h ON h.partition = w.partition AND h.order_id = w.order_id
              WHERE coalesce(w.state, 'RELEASED') <> coalesce(h.state, 'RELEASED')",
         );

@@ -22,8 +22,12 @@ use crate::{
 
 /// How long the store waits for Postgres's word when Redis was restarted.
 const WITNESS_PATIENCE: Duration = Duration::from_secs(2);
-/// The way on.
+/// The way on where Redis knows less than it did.
 const REBUILD: &str = "bring back the Redis that knows them, or run `firstcome rebuild`: see docs/operations.md";
+/// The way on where Redis knows more than Postgres, and not how it came to it.
+const DISCARD: &str = "if PostgreSQL was restored from a backup, bring back a later one if there is one; \
+                       `firstcome rebuild --discard` goes back to what PostgreSQL has, and keeps off sale what may have been sold \
+                       since: see docs/operations.md";
 /// How often an outbox is looked at that others are carrying away at the same time.
 const OUTBOX_ATTEMPTS: usize = 10;
 /// The epoch of a store that was never rebuilt.
@@ -178,11 +182,11 @@ async fn check_outboxes(store: &Store, db: &db::Connection) -> anyhow::Result<()
             let (epoch, seq) = projected.at();
             let next = first.first().map(|entry| event::decode(&entry.fields).first().and_then(|event| event.position));
             // One that has no number is no decision, and a dead letter to be.
-            let follows = next.is_some_and(|next| next.is_none_or(|next| next == (epoch, seq + 1) || next.0 > epoch));
+            let follows = next.is_some_and(|next| next.is_none_or(|next| next == (epoch, seq + 1)));
             if !follows {
                 bail!(
                     "the outbox of partition {} of Redis does not lead from ({epoch}, {seq}), where PostgreSQL is, to ({}, {}): \
-                     decisions are lost ({REBUILD})",
+                     decisions are lost ({DISCARD})",
                     here.0,
                     decided.epoch,
                     decided.seq

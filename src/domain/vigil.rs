@@ -138,6 +138,12 @@ impl Engine {
         if let Err(error) = db::identity::tell(&self.db, &self.store.told()).await {
             tracing::debug!(%error, "how far Redis had decided is not written down");
         }
+        // A Postgres that was restored may not know it any more.
+        if self.durability.ack == Ack::Redis
+            && let Err(error) = db::identity::acknowledges_before_postgres(&self.db).await
+        {
+            tracing::debug!(%error, "what replies wait for is not written down");
+        }
     }
 
     async fn look_at_redis(&self) {

@@ -107,13 +107,15 @@ impl Projector {
             .execute_raw(Statement::from_sql_and_values(
                 DbBackend::Postgres,
                 "UPDATE projection_positions SET epoch = $1, seq = $2, stream_id = $3, updated_at = now()
-                 WHERE partition = $4 AND stream_id = $5",
+                 WHERE partition = $4 AND stream_id = $5 AND epoch = $6 AND seq = $7",
                 [
                     to.epoch.into(),
                     to.seq.into(),
                     to.stream_id.as_str().into(),
                     i32::from(here.0).into(),
                     from.stream_id.as_str().into(),
+                    from.epoch.into(),
+                    from.seq.into(),
                 ],
             ))
             .await?;
@@ -239,11 +241,11 @@ impl From<ApplyError> for CommitError {
     }
 }
 
-/// Decisions are numbered without gaps; a new epoch starts wherever its rebuild left off. An error is the index of the first
-/// entry that does not follow. An entry that is no event counts where its number is the next, and nowhere else: what a
-/// decision wrote may be unreadable, but it has its place, and what none wrote has none.
+/// Decisions are numbered without gaps. (A rebuild begins a new epoch in Postgres as well: nothing leads from one epoch to the
+/// next.) An error is the index of the first entry that does not follow. An entry that is no event counts where its number is
+/// the next, and nowhere else: what a decision wrote may be unreadable, but it has its place, and what none wrote has none.
 fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), (usize, Failure)> {
-    let (mut epoch, mut seq) = from.at();
+    let (epoch, mut seq) = from.at();
     for (at, read) in read.iter_mut().enumerate() {
         let Some((found_epoch, found_seq)) = read.position else { continue };
         let next = found_epoch == epoch && found_seq == seq + 1;
@@ -251,12 +253,12 @@ fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), 
             read.position = None;
             continue;
         }
-        if !next && found_epoch <= epoch {
+        if !next {
             let request_id = read.event.as_ref().map_or_else(|_| String::new(), |event| event.request_id.clone());
             let gap = Failure::Gap { partition: from.partition, epoch, seq, found_epoch, found_seq, request_id };
             return Err((at, gap));
         }
-        (epoch, seq) = (found_epoch, found_seq);
+        seq = found_seq;
     }
     Ok(())
 }

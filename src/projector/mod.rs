@@ -104,7 +104,8 @@ enum Failure {
     Overtaken,
     /// The outbox lacks decisions that were taken: Redis lost them. Nothing more is projected from this partition.
     #[error(
-        "the outbox of partition {partition} goes from ({epoch}, {seq}) to ({found_epoch}, {found_seq}): decisions are lost"
+        "the outbox of partition {partition} goes from ({epoch}, {seq}) to ({found_epoch}, {found_seq}): decisions are lost, \
+         from Redis or from a PostgreSQL that was restored to an earlier state"
     )]
     Gap {
         partition: u16,
@@ -305,13 +306,18 @@ impl Projector {
         }
     }
 
-    /// Takes the outboxes for new ones, whose entries' ids may be lower than any before: for a rebuild, after it has emptied
-    /// them.
+    /// Takes the outboxes for new ones, whose entries' ids may be lower than any before, and which go on from these positions, by
+    /// partition: for a rebuild, after it has emptied them.
     ///
     /// # Errors
     /// Postgres is away.
-    pub async fn rewind(&self) -> Result<(), DbErr> {
-        self.db.execute_unprepared("UPDATE projection_positions SET stream_id = '0-0'").await.map(drop)
+    pub async fn rewind(&self, positions: &[Position]) -> Result<(), DbErr> {
+        let sql = "UPDATE projection_positions AS p SET stream_id = '0-0', epoch = new.epoch, seq = new.seq
+                   FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS new (epoch, seq, nth)
+                   WHERE p.partition = new.nth - 1";
+        let column = |value: fn(&Position) -> i64| positions.iter().map(value).collect::<Vec<i64>>();
+        let values = [column(|position| position.epoch).into(), column(|position| position.seq).into()];
+        self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await.map(drop)
     }
 
     /// One batch: read, commit, relay, trim. A relay that fails (another partition is away) keeps its events in the outbox,
@@ -329,6 +335,9 @@ impl Projector {
             }
         }
         let Some(end) = entries.last().map(|entry| entry.id) else {
+            if let Some(gap) = self.missing(here, &from, last).await? {
+                return Err(self.stop_at(here, gap).await?);
+            }
             return Ok(Step { carried: 0, more: false, relayed });
         };
         let mut read = Read::all(&entries);
@@ -338,13 +347,7 @@ impl Projector {
             Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
                 return Err(Failure::Overtaken);
             }
-            Err(gap @ Failure::Gap { .. }) => {
-                if let Failure::Gap { request_id, .. } = &gap {
-                    tracing::error!(partition = here.0, request_id, %gap, "the projection stops here");
-                }
-                self.store.freeze(here, &gap.to_string()).await?;
-                return Err(gap);
-            }
+            Err(gap @ Failure::Gap { .. }) => return Err(self.stop_at(here, gap).await?),
             done => done?,
         }
         // A trim takes everything before it along.
@@ -352,6 +355,40 @@ impl Projector {
             relayed = self.after_commit(here, &read, end).await;
         }
         Ok(Step { carried: entries.len(), more: entries.len() >= count, relayed })
+    }
+
+    /// Freezes a partition at a gap, which is returned.
+    async fn stop_at(&self, here: Partition, gap: Failure) -> Result<Failure, Failure> {
+        if let Failure::Gap { request_id, .. } = &gap {
+            tracing::error!(partition = here.0, request_id, %gap, "the projection stops here");
+        }
+        self.store.freeze(here, &gap.to_string()).await?;
+        Ok(gap)
+    }
+
+    /// What an outbox lacks that has nothing after `from`, where its partition has decided more: a Postgres that was restored to
+    /// an earlier state shows so before anything else is decided.
+    async fn missing(
+        &self,
+        here: Partition,
+        from: &ProjectedPosition,
+        last: StreamId,
+    ) -> Result<Option<Failure>, Failure> {
+        let (epoch, seq) = from.at();
+        let books = self.store.books(here).await?;
+        let open = books.frozen.is_none() && !books.rebuilding;
+        let Some(decided) = books.position.filter(|decided| open && *decided > Position { epoch, seq }) else {
+            return Ok(None);
+        };
+        // Decided since the outbox was read, or committed and trimmed by another projector.
+        if !self.store.outbox_after(here, last, 1, Duration::ZERO).await?.is_empty() {
+            return Ok(None);
+        }
+        if self.position(here).await?.at() != (epoch, seq) {
+            return Err(Failure::Overtaken);
+        }
+        let (found_epoch, found_seq, request_id) = (decided.epoch, decided.seq, String::new());
+        Ok(Some(Failure::Gap { partition: here.0, epoch, seq, found_epoch, found_seq, request_id }))
     }
 
     /// As many as have about as many events as one transaction takes.

@@ -4,7 +4,7 @@ use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use futures_util::TryStreamExt;
 
-use super::progress::Progress;
+use super::{Doubts, progress::Progress};
 use crate::{
     db::snapshot::{self, Snapshot},
     domain::{
@@ -33,8 +33,8 @@ pub(super) struct Loading<'a> {
     pub(super) now: Millis,
     /// How long what is over stays in Redis; what has been for longer is in Postgres alone.
     pub(super) keep: Keep,
-    /// By partition: whether decisions of it may be lost.
-    pub(super) doubt: &'a [bool],
+    /// By partition: what may be missing.
+    pub(super) doubts: &'a Doubts,
 }
 
 /// An id that Postgres has.
@@ -179,7 +179,7 @@ impl Loading<'_> {
         let home = self.store.home(row.id);
         let keys = Keys(home);
         let mut fields = row.fields();
-        if row.status == "PENDING" && self.doubt[usize::from(home.0)] {
+        if row.status == "PENDING" && self.doubts.of_order(home, Some(row.placed_at)) {
             fields.push(("doubt", "1".to_owned()));
         }
         let shown: Vec<(&str, Option<&dyn std::fmt::Display>)> =
@@ -214,7 +214,7 @@ impl Loading<'_> {
             lines: &row.lines,
             state: &row.state,
             due: row.expires_at.map_or(self.now, Millis).plus(FAR_HOLD_GRACE_MS),
-            doubt: self.doubt[usize::from(self.store.home(row.order_id).0)],
+            doubt: self.doubts.of_order(self.store.home(row.order_id), row.placed_at),
         };
         held.write(bulk).await?;
         if row.state == "SETTLED" {
@@ -258,7 +258,8 @@ impl Loading<'_> {
     }
 
     async fn sequences(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
-        let spared = if self.doubt.contains(&true) { IDS_IN_DOUBT } else { 0 };
+        // Also after an earlier loss: Postgres does not know the ids that it lacks.
+        let spared = if self.doubts.ever() { IDS_IN_DOUBT } else { 0 };
         let first = Partition(0);
         for (name, last) in snapshot.last_ids().await? {
             let last = match name.as_str() {

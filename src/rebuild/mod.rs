@@ -17,6 +17,13 @@
 //! sale until an operator releases it, unless the operator knows a bound (`lost_at_most`), or everything that anybody was ever
 //! told waited for Postgres (`ACK=postgres`). Orders that are still PENDING may have been paid: when they expire, what they
 //! held stays off sale as well. Undersold for a while, never oversold.
+//!
+//! **What is known to be lost** is withheld for whatever the replies waited: a Postgres that was put back to an earlier state
+//! has lost what it once had, and replies that waited for it were given. Known are the decisions that are discarded, dead letters
+//! among them, and those that some process was told of. No bound may be below them.
+//!
+//! **It must not be forgotten.** That a rebuild withholds is noted in Postgres before Redis is emptied ([`db::loss`]): one that is
+//! interrupted, or followed by another one, knows it too.
 
 mod load;
 mod progress;
@@ -29,7 +36,11 @@ use anyhow::{Context, bail, ensure};
 use chrono_tz::Tz;
 
 use crate::{
-    db::{self, identity, snapshot::Snapshot},
+    db::{
+        self, identity,
+        loss::{self, Loss},
+        snapshot::Snapshot,
+    },
     domain::{sold_out::OUTLIVED, types::Clock},
     projector::Projector,
     store::{Identity, Position, Store, bulk::Books, bulk::Bulk, keys::Partition, retire::Keep},
@@ -46,7 +57,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 pub struct Options {
     /// Go on where decisions would be discarded that Redis has and Postgres does not.
     pub discard: bool,
-    /// The most decisions that were lost, where somebody knows; in each partition.
+    /// The most decisions that were lost, where somebody knows; in each partition, beside those that are discarded.
     pub lost_at_most: Option<i64>,
 }
 
@@ -92,8 +103,43 @@ struct Found {
     projected: Position,
     /// How far Redis had decided, as far as anybody knows.
     decided: Position,
-    /// Decisions that would be discarded.
-    discarded: i64,
+    /// Decisions that only Redis has.
+    unprojected: i64,
+    /// Decisions that Postgres refused, and that stand in Redis alone, if there.
+    letters: i64,
+    /// Decisions that somebody was told of, and that neither has.
+    lost: i64,
+    /// An earlier rebuild was to withhold here, and did not come to its end.
+    in_doubt: bool,
+}
+
+/// Decisions that a partition lost at most; `None`: nobody knows.
+type Bound = Option<i64>;
+
+/// What may be missing, by partition.
+struct Doubts {
+    /// `None`: nothing.
+    bounds: Vec<Option<Bound>>,
+    losses: Vec<Loss>,
+}
+
+impl Doubts {
+    /// What this rebuild withholds for, if it withholds.
+    fn bound(&self, here: Partition) -> Option<Bound> {
+        self.bounds.get(usize::from(here.0)).copied().flatten()
+    }
+
+    /// Whether an order may have been paid that is at home here, was placed at this time (ms) and is PENDING, as Postgres has it;
+    /// or is not there at all.
+    fn of_order(&self, home: Partition, placed_at: Option<i64>) -> bool {
+        let loss = self.losses.iter().find(|loss| loss.partition == home.0);
+        placed_at.map_or(self.bound(home).is_some(), |placed_at| loss.is_some_and(|loss| loss.covers(placed_at)))
+    }
+
+    /// Whether anything was ever lost, or may have been.
+    fn ever(&self) -> bool {
+        self.bounds.iter().any(Option::is_some) || self.losses.iter().any(|loss| loss.doubted_at.is_some())
+    }
 }
 
 impl Rebuild {
@@ -228,32 +274,52 @@ impl Rebuild {
         }
         let (projected, told) = (db::reads::positions(&self.db).await?, identity::told(&self.db).await?);
         let letters = db::reads::dead_letters_of_current_epoch(&self.db).await?;
+        let losses = loss::read(&self.db).await?;
         let mut found = Vec::new();
         for (here, books) in all {
             let projected = projected.iter().find(|position| position.partition == here.0);
             let projected = projected.with_context(|| format!("PostgreSQL has no position of partition {}", here.0))?;
             let projected = Position { epoch: projected.epoch, seq: projected.seq };
             let told = told.iter().find(|told| told.partition == i32::from(here.0)).map(identity::Told::position);
+            let told = told.unwrap_or_default();
             let (entries, highest) = self.store.unprojected(here, projected).await?;
-            let mut decided = highest.max(told.unwrap_or_default()).max(projected);
-            let mut discarded = letters.get(&here.0).copied().unwrap_or(0);
+            let mut decided = highest.max(told).max(projected);
+            let (mut known, mut unprojected) = (beyond(told, projected), 0);
+            // Else the books and the outbox are those of a rebuild that did not come to its end.
             if !books.rebuilding {
                 decided = decided.max(books.position.unwrap_or_default());
+                known = beyond(decided, projected);
                 // What the books count and the outbox does not have is lost just the same.
-                let counted =
-                    books.position.filter(|at| at.epoch == projected.epoch).map_or(0, |at| at.seq - projected.seq);
-                discarded += counted.max(entries as i64);
+                unprojected = beyond(books.position.unwrap_or_default(), projected).max(entries as i64);
             }
-            found.push(Found { here, books, projected, decided, discarded });
+            let letters = letters.get(&here.0).copied().unwrap_or(0);
+            let in_doubt = losses.iter().any(|loss| loss.partition == here.0 && loss.in_doubt);
+            let lost = (known - unprojected).max(0);
+            found.push(Found { here, books, projected, decided, unprojected, letters, lost, in_doubt });
         }
-        let discarded: i64 = found.iter().map(|found| found.discarded).sum();
+        let discarded: i64 = found.iter().map(Found::discarded).sum();
         if discarded > 0 && !options.discard {
-            let of = |found: &Found| format!("{} in partition {}", found.discarded, found.here.0);
-            let each: Vec<String> = found.iter().filter(|found| found.discarded > 0).map(of).collect();
+            let of = |found: &Found| {
+                let Found { here, unprojected, letters, .. } = found;
+                format!("{} in partition {}, dead letters {letters}", unprojected + letters, here.0)
+            };
+            let each: Vec<String> = found.iter().filter(|found| found.discarded() > 0).map(of).collect();
             bail!(
-                "a rebuild would discard {discarded} decisions that Redis has and PostgreSQL does not ({}): look at the dead \
-                 letters and at the projector's log first; --discard rebuilds all the same",
-                each.join(", ")
+                "a rebuild would discard {discarded} decisions that PostgreSQL does not have ({}): look at the dead letters and at \
+                 the projector's log first, and if PostgreSQL was restored from a backup, at whether a later one exists; \
+                 `firstcome rebuild --discard` goes back to what PostgreSQL has, and keeps off sale what the discarded decisions \
+                 may have sold",
+                each.join("; ")
+            );
+        }
+        if let Some(most) = options.lost_at_most
+            && let Some(found) = found.iter().find(|found| found.lost > most)
+        {
+            bail!(
+                "partition {} is known to have lost {} decisions that neither Redis nor PostgreSQL has: --lost-at-most {most} can't \
+                 be right",
+                found.here.0,
+                found.lost
             );
         }
         Ok(found)
@@ -261,35 +327,43 @@ impl Rebuild {
 
     async fn replace(&self, identity: &Identity, found: &[Found], options: Options) -> anyhow::Result<Summary> {
         let careful = identity::only_postgres_acknowledged(&self.db).await?;
-        let doubt: Vec<bool> = found.iter().map(|found| !careful && found.is_doubtful(options)).collect();
+        let bounds: Vec<Option<Bound>> = found.iter().map(|found| found.doubt(careful, options)).collect();
         let epoch = found.iter().map(|found| found.decided.epoch).max().unwrap_or(0) + 1;
         let positions: Vec<Position> = found.iter().map(|found| Position { epoch, seq: found.decided.seq }).collect();
         let mut summary = Summary {
             epoch,
-            discarded: found.iter().map(|found| found.discarded).sum(),
-            lost_at_least: found.iter().map(Found::lost_at_least).sum(),
-            doubtful: found.iter().zip(&doubt).filter(|(_, doubt)| **doubt).map(|(found, _)| found.here.0).collect(),
+            discarded: found.iter().map(Found::discarded).sum(),
+            lost_at_least: found.iter().map(|found| found.lost).sum(),
+            doubtful: found
+                .iter()
+                .zip(&bounds)
+                .filter(|(_, doubt)| doubt.is_some())
+                .map(|(found, _)| found.here.0)
+                .collect(),
             ..Summary::default()
         };
+        let now = self.clock.now();
+        if !summary.doubtful.is_empty() {
+            loss::begin(&self.db, &summary.doubtful, now).await?;
+        }
+        let doubts = Doubts { bounds, losses: loss::read(&self.db).await? };
         for (found, position) in found.iter().zip(&positions) {
             self.store.mark_rebuilding(found.here, identity, *position, REASON).await?;
         }
         let marked_us = self.clock.uptime_us();
         self.store.empty().await?;
-        self.projector.rewind().await?;
+        self.projector.rewind(&positions).await?;
 
-        let now = self.clock.now();
         let mut snapshot = Snapshot::begin(&self.db).await?;
         let mut progress = progress::Progress::new(snapshot.size(now.0, self.keep).await?);
         let mut bulk = Bulk::new(&self.store, positions);
-        let loading = load::Loading { store: &self.store, zone: self.zone, now, keep: self.keep, doubt: &doubt };
+        let loading = load::Loading { store: &self.store, zone: self.zone, now, keep: self.keep, doubts: &doubts };
         loading.load(&mut snapshot, &mut bulk, &mut progress).await?;
         bulk.flush().await?;
-        let repair = repair::Repair { store: &self.store, now, doubt: &doubt };
+        let repair = repair::Repair { store: &self.store, now, doubts: &doubts };
         summary.repaired = repair.run(&mut snapshot, &mut bulk).await?;
         snapshot.end().await?;
-        let withhold =
-            withhold::Withhold { store: &self.store, now, doubt: &doubt, lost_at_most: options.lost_at_most };
+        let withhold = withhold::Withhold { store: &self.store, now, doubts: &doubts };
         (summary.withheld_units, summary.withheld_coupons) = withhold.run(&mut bulk).await?;
         bulk.flush().await?;
         summary.rows = progress.done();
@@ -298,6 +372,7 @@ impl Rebuild {
         // Nobody may still go by what was sold out in the epoch before.
         let since = Duration::from_micros(self.clock.uptime_us() - marked_us);
         self.clock.pass(OUTLIVED.saturating_sub(since)).await;
+        loss::end(&self.db).await?;
         for here in self.store.all() {
             self.store.reopen(here).await?;
         }
@@ -323,18 +398,27 @@ impl Rebuild {
 }
 
 impl Found {
-    /// Whether decisions may be lost that somebody was told of.
-    fn is_doubtful(&self, options: Options) -> bool {
-        let sound = self.books.position == Some(self.projected)
-            && self.decided == self.projected
-            && self.books.frozen.is_none()
-            && !self.books.rebuilding
-            && self.discarded == 0;
-        !sound && options.lost_at_most != Some(0)
+    /// Decisions that are gone after a rebuild, and that Redis or a dead letter had.
+    fn discarded(&self) -> i64 {
+        self.unprojected + self.letters
     }
 
-    fn lost_at_least(&self) -> i64 {
-        // An epoch's numbers go on where the last one's ended.
-        (self.decided.seq - self.projected.seq - self.discarded).max(0)
+    /// Whether decisions may be lost that somebody was told of, and how many at most. `careful`: every reply of this store
+    /// waited for Postgres, so that what was told is lost only where Postgres lost it, too.
+    fn doubt(&self, careful: bool, options: Options) -> Option<Bound> {
+        if self.in_doubt {
+            // Whatever was known to be lost then can't be known any more.
+            return Some(None);
+        }
+        let known = self.discarded() + self.lost;
+        let sound =
+            self.books.position == Some(self.projected) && self.books.frozen.is_none() && !self.books.rebuilding;
+        let bound = options.lost_at_most.map(|most| most + self.discarded());
+        (known > 0 || !careful && !sound && bound != Some(0)).then_some(bound)
     }
+}
+
+/// How many decisions one position is ahead of another; numbers go on over a rebuild.
+fn beyond(ahead: Position, of: Position) -> i64 {
+    if ahead > of { (ahead.seq - of.seq).max(1) } else { 0 }
 }

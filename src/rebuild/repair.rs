@@ -7,7 +7,7 @@
 
 use futures_util::TryStreamExt;
 
-use super::load::Held;
+use super::{Doubts, load::Held};
 use crate::{
     db::snapshot::{FarCouponRow, Snapshot, StrayHoldRow},
     domain::{
@@ -27,7 +27,7 @@ use crate::{
 pub(super) struct Repair<'a> {
     pub(super) store: &'a Store,
     pub(super) now: Millis,
-    pub(super) doubt: &'a [bool],
+    pub(super) doubts: &'a Doubts,
 }
 
 impl Repair<'_> {
@@ -98,7 +98,7 @@ impl Repair<'_> {
         let (Some(order), Some(lines)) = (OrderId::new(row.order_id), unpack_lines(&row.lines)) else {
             anyhow::bail!("the hold of order {} in partition {} is unreadable", row.order_id, row.partition);
         };
-        let doubt = self.doubt[usize::from(self.store.home(row.order_id).0)];
+        let doubt = self.doubts.of_order(self.store.home(row.order_id), row.placed_at);
         let was = row.held.as_deref().unwrap_or("RELEASED");
         let keys = Keys(here);
         let place = |state: &str| match state {

@@ -1,6 +1,7 @@
 //! What decisions that were lost may have taken, kept off sale until an operator releases it; and the event that begins
 //! the new epoch in each partition.
 
+use super::{Bound, Doubts};
 use crate::{
     domain::{
         model::MAX_LINE_QUANTITY,
@@ -19,9 +20,7 @@ const AT_ONCE: usize = 1000;
 pub(super) struct Withhold<'a> {
     pub(super) store: &'a Store,
     pub(super) now: Millis,
-    pub(super) doubt: &'a [bool],
-    /// Decisions that a doubtful partition lost at most; `None`: nobody knows.
-    pub(super) lost_at_most: Option<i64>,
+    pub(super) doubts: &'a Doubts,
 }
 
 impl Withhold<'_> {
@@ -31,7 +30,7 @@ impl Withhold<'_> {
         let (mut units, mut coupons) = (0, 0);
         for here in self.store.all() {
             let mut begun = false;
-            if self.doubt[usize::from(here.0)] {
+            if let Some(bound) = self.doubts.bound(here) {
                 let mut offset = 0;
                 loop {
                     let page = self.store.stock_page(here, offset, AT_ONCE).await?;
@@ -39,7 +38,7 @@ impl Withhold<'_> {
                     if page.is_empty() {
                         break;
                     }
-                    units += self.units(bulk, here, page).await?;
+                    units += self.units(bulk, here, page, bound).await?;
                     begun = true;
                 }
                 let mut offset = 0;
@@ -49,7 +48,7 @@ impl Withhold<'_> {
                     if page.is_empty() {
                         break;
                     }
-                    coupons += self.coupons(bulk, here, page).await?;
+                    coupons += self.coupons(bulk, here, page, bound).await?;
                     begun = true;
                 }
             }
@@ -60,13 +59,15 @@ impl Withhold<'_> {
         Ok((units, coupons))
     }
 
-    /// A decision takes at most this many units of one product.
-    fn most_units(&self) -> i64 {
-        self.lost_at_most.map_or(i64::MAX, |lost| lost.saturating_mul(MAX_LINE_QUANTITY))
-    }
-
-    async fn units(&self, bulk: &mut Bulk<'_>, here: Partition, page: Vec<(i64, i64)>) -> anyhow::Result<i64> {
-        let most = self.most_units();
+    async fn units(
+        &self,
+        bulk: &mut Bulk<'_>,
+        here: Partition,
+        page: Vec<(i64, i64)>,
+        bound: Bound,
+    ) -> anyhow::Result<i64> {
+        // A decision takes at most so many units of one product.
+        let most = bound.map_or(i64::MAX, |lost| lost.saturating_mul(MAX_LINE_QUANTITY));
         let kept: Vec<(i64, i64)> = page.into_iter().map(|(id, on_sale)| (id, on_sale.min(most))).collect();
         let kept: Vec<(i64, i64)> = kept.into_iter().filter(|(_, kept)| *kept > 0).collect();
         self.emit(bulk, here, &kept, &[]).await?;
@@ -77,8 +78,14 @@ impl Withhold<'_> {
         Ok(kept.iter().map(|(_, kept)| kept).sum())
     }
 
-    async fn coupons(&self, bulk: &mut Bulk<'_>, here: Partition, page: Vec<(i64, i64)>) -> anyhow::Result<i64> {
-        let most = self.lost_at_most.unwrap_or(i64::MAX);
+    async fn coupons(
+        &self,
+        bulk: &mut Bulk<'_>,
+        here: Partition,
+        page: Vec<(i64, i64)>,
+        bound: Bound,
+    ) -> anyhow::Result<i64> {
+        let most = bound.unwrap_or(i64::MAX);
         let kept: Vec<(i64, i64)> = page.into_iter().map(|(id, left)| (id, left.min(most))).collect();
         let kept: Vec<(i64, i64)> = kept.into_iter().filter(|(_, kept)| *kept > 0).collect();
         self.emit(bulk, here, &[], &kept).await?;

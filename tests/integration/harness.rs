@@ -499,7 +499,7 @@ pub fn postgres_url(database: &str) -> String {
     postgres_server().replacen("/postgres?", &format!("/{database}?"), 1)
 }
 
-async fn admin_sql(sql: String) {
+pub async fn admin_sql(sql: String) {
     // The template is copied by one at a time.
     static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _one = ONE.lock().await;

@@ -59,6 +59,7 @@ mod redis_addresses;
 mod redis_failover;
 mod redis_proxy;
 mod redis_rights;
+mod restored;
 mod retire;
 mod scripts;
 mod scripts_batches;

@@ -19,16 +19,16 @@ use crate::{
 };
 
 /// What every process of this store waits for before it answers; so nothing that anybody was told can be lost.
-fn careful() -> Options {
+pub fn careful() -> Options {
     Options { durability: DurabilityConfig { ack: Ack::Postgres, ..DurabilityConfig::default() }, ..projecting() }
 }
 
-fn projecting() -> Options {
+pub fn projecting() -> Options {
     Options { project: true, ..Options::default() }
 }
 
 /// A rebuild by a process of its own.
-async fn rebuilder(world: &World) -> Rebuild {
+pub async fn rebuilder(world: &World) -> Rebuild {
     let store = Store::connect(&world.redis_config()).await.unwrap();
     let db = firstcome::db::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
     let patience = std::time::Duration::from_secs(600);
@@ -44,23 +44,23 @@ pub async fn rebuilt(world: &World, options: rebuild::Options) -> Summary {
     summary
 }
 
-async fn refused(world: &World, options: rebuild::Options) -> String {
+pub async fn refused(world: &World, options: rebuild::Options) -> String {
     let rebuild = rebuilder(world).await;
     let error = rebuild.clone().run(options).await.expect_err("it was rebuilt");
     rebuild.db.close().await.unwrap();
     format!("{error:#}")
 }
 
-async fn flush(world: &World) {
+pub async fn flush(world: &World) {
     let _: () = redis::cmd("FLUSHALL").query_async(&mut world.raw().await).await.unwrap();
 }
 
-async fn ready(world: &World) {
+pub async fn ready(world: &World) {
     until("the service goes on", async || (world.get("/readyz").await.status == 200).then_some(())).await;
 }
 
 /// Waits until Postgres has everything, without the outbox being read by the test.
-async fn projected(world: &World) {
+pub async fn projected(world: &World) {
     until("Postgres has everything", async || {
         let status = world.get("/admin/v1/projection").await.ok();
         (status["lagEvents"] == 0).then_some(())
@@ -211,11 +211,11 @@ async fn ids_reserved_under_a_key_stay_reserved() {
 
 // --- what may be lost ------------------------------------------------------------------------------------------------
 
-async fn pending(world: &World, user: i64, product: i64, quantity: i64) -> i64 {
+pub async fn pending(world: &World, user: i64, product: i64, quantity: i64) -> i64 {
     world.order(user, product, quantity).await.ok()["orderId"].as_i64().unwrap()
 }
 
-async fn stock(world: &World, product: i64) -> i64 {
+pub async fn stock(world: &World, product: i64) -> i64 {
     world.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap()
 }
 

@@ -171,6 +171,7 @@ async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
         }
         market.history.settle(number);
     }
+    shop.stray_holds_ended().await;
     Ok(())
 }
 
