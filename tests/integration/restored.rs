@@ -259,3 +259,25 @@ async fn ack_of_a_restored_postgres_is_put_right_while_a_process_runs() {
     next.db.close().await.unwrap();
     world.finish().await;
 }
+
+/// Both stores lost at once, and nobody left who was told more: the operator says that something is missing.
+#[tokio::test]
+async fn rebuild_at_start_withholds_what_the_operator_says_was_lost_from_both() {
+    for said in [false, true] {
+        let world = World::with(careful()).await;
+        let product = world.product(100, 10).await;
+        projected(&world).await;
+        world.app.stop(None).await;
+        flush(&world).await;
+        if said {
+            let sql = "UPDATE store SET ack = 'redis'";
+            sqlx::query(sql).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+        }
+        let (redis, postgres) = (world.redis.url(), harness::postgres_url(&world.database));
+        let next = harness::open(&world.options, &redis, &postgres, world.clock.clone()).await.unwrap();
+        ready(&world).await;
+        assert_eq!(stock(&world, product).await, if said { 0 } else { 10 });
+        next.db.close().await.unwrap();
+        world.finish().await;
+    }
+}
