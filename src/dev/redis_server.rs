@@ -42,6 +42,8 @@ pub struct RedisConfig {
     /// Whether [`limit_file_size`](RedisServer::limit_file_size) will be used: a write beyond the limit is then an error to
     /// the server, as on a full disk, and not a signal that ends it.
     pub full_disks: bool,
+    /// Lines of a configuration file (`sentinel monitor ...`) that make it a Sentinel, which keeps no data. Empty: a server.
+    pub sentinel: Vec<String>,
     /// Further arguments; they override what the fields above say (`["--appendonly", "no"]`).
     pub extra_args: Vec<String>,
 }
@@ -55,6 +57,7 @@ impl RedisConfig {
             append_fsync: AppendFsync::default(),
             max_memory_bytes: None,
             full_disks: false,
+            sentinel: Vec::new(),
             extra_args: Vec::new(),
         }
     }
@@ -97,6 +100,12 @@ impl RedisServer {
             }
             false => Command::new(binaries::redis_server()?),
         };
+        if !config.sentinel.is_empty() {
+            // It writes what it learns into its file.
+            let file = data.join("sentinel.conf");
+            std::fs::write(&file, config.sentinel.join("\n") + "\n")?;
+            command.arg(file).arg("--sentinel");
+        }
         let mut set = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
             command.arg(format!("--{name}")).arg(value.as_ref());
         };
@@ -104,18 +113,20 @@ impl RedisServer {
         set("port", &config.port.unwrap_or(0).to_string());
         set("unixsocket", &self.socket_path());
         set("unixsocketperm", &"700");
-        set("appendonly", &"yes");
-        set(
-            "appendfsync",
-            &match config.append_fsync {
-                AppendFsync::Always => "always",
-                AppendFsync::EverySecond => "everysec",
-                AppendFsync::Never => "no",
-            },
-        );
-        // The append-only file is the one copy: no snapshots beside it.
-        set("save", &"");
-        set("maxmemory-policy", &"noeviction");
+        if config.sentinel.is_empty() {
+            set("appendonly", &"yes");
+            set(
+                "appendfsync",
+                &match config.append_fsync {
+                    AppendFsync::Always => "always",
+                    AppendFsync::EverySecond => "everysec",
+                    AppendFsync::Never => "no",
+                },
+            );
+            // The append-only file is the one copy: no snapshots beside it.
+            set("save", &"");
+            set("maxmemory-policy", &"noeviction");
+        }
         if let Some(bytes) = config.max_memory_bytes {
             set("maxmemory", &bytes.to_string());
         }

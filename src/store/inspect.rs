@@ -11,6 +11,7 @@ use super::{
     Position, Store,
     keys::{Keys, Partition},
     outbox::{Entry, StreamId},
+    ranking::Scores,
     records::take_coupons,
     settings::Server,
 };
@@ -278,7 +279,7 @@ impl Store {
         };
         let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
         let mut scores = || -> Result<BTreeMap<i64, i64>, Error> {
-            let scores: Vec<(i64, f64)> = replies.next()?;
+            let Scores(scores) = replies.next()?;
             Ok(scores.into_iter().map(|(product, score)| (product, score as i64)).collect())
         };
         let things = days.iter().map(|_| Ok(RanksSeen { units: scores()?, won: scores()? }));

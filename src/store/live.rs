@@ -1,7 +1,7 @@
 //! Redis as operators watch it, time and again while it works: where the units of some products are, which products are held
 //! most, and how the servers are. Each read is bounded, however much there is.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::anyhow;
 use redis::{FromRedisValue, Value};
@@ -98,9 +98,10 @@ impl Store {
             let info: String = self.query_unseen(here, &ask).await?;
             let mut ask = redis::cmd("CONFIG");
             ask.arg("GET").arg("appendfsync");
-            // Some services do not let anybody ask.
-            let setting = self.query_unseen::<Vec<String>>(here, &ask).await.ok();
-            states.push(server_state(&info, setting.and_then(|setting| setting.into_iter().nth(1))));
+            // Some services do not let anybody ask: that is no reason to try all rights again.
+            let (_ticket, mut link) = self.lanes().get(here).await?;
+            let setting: Option<HashMap<String, String>> = ask.query_async(&mut link).await.ok();
+            states.push(server_state(&info, setting.and_then(|mut setting| setting.remove("appendfsync"))));
         }
         Ok(states)
     }

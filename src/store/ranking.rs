@@ -4,9 +4,31 @@
 use std::collections::HashMap;
 
 use chrono::{Days, NaiveDate};
+use redis::{FromRedisValue, ParsingError, Value};
 
 use super::{Store, keys::Keys};
 use crate::domain::{Error, model::RankedProduct, types::*};
+
+/// Members of a sorted set with their scores: one after the other in RESP2, in pairs in RESP3.
+pub(super) struct Scores(pub(super) Vec<(i64, f64)>);
+
+impl FromRedisValue for Scores {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let flat = match value {
+            Value::Array(items) => Value::Array(
+                items
+                    .into_iter()
+                    .flat_map(|item| match item {
+                        Value::Array(pair) => pair,
+                        other => vec![other],
+                    })
+                    .collect(),
+            ),
+            other => other,
+        };
+        FromRedisValue::from_redis_value(flat).map(Scores)
+    }
+}
 
 /// When a day's rankings are in no scope any more, in any zone, and may go.
 pub fn ranked_until(day: NaiveDate) -> Millis {
@@ -32,7 +54,8 @@ impl Store {
                 }
                 union.arg("WITHSCORES");
             }
-            let (units, won): (Vec<(i64, f64)>, HashMap<i64, f64>) = self.pipe(here, &read).await?;
+            let (Scores(units), Scores(won)): (Scores, Scores) = self.pipe(here, &read).await?;
+            let won: HashMap<i64, f64> = won.into_iter().collect();
             if units.is_empty() {
                 self.check_books(here).await?;
             }

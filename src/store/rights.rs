@@ -95,11 +95,16 @@ pub const RIGHTS: &[Right] = &[
 
 /// Says which of its arguments, commands in words, the user that calls it may not run. Runs none of them.
 const TRY: &str = "#!lua flags=no-writes,allow-oom
+if not redis.acl_check_cmd then
+  return redis.error_reply('ERR rights can not be tried: redis.acl_check_cmd is missing, which Redis has since 7.0')
+end
 local missing = {}
 for place, command in ipairs(ARGV) do
   local words = {}
   for word in string.gmatch(command, '%S+') do words[#words + 1] = word end
-  if not redis.acl_check_cmd(unpack(words)) then missing[#missing + 1] = place end
+  -- An error: there is no such command, as where it was renamed.
+  local known, allowed = pcall(redis.acl_check_cmd, unpack(words))
+  if not (known and allowed) then missing[#missing + 1] = place end
 end
 return missing
 ";

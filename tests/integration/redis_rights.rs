@@ -6,17 +6,13 @@ use std::{collections::BTreeSet, fs, path::Path};
 use firstcome::{
     config::RedisConfig,
     dev::{self, RedisServer, ScratchDir},
-    rebuild,
     store::rights::{KEY_PATTERN, RIGHTS},
 };
 use redis::aio::MultiplexedConnection;
-use serde_json::json;
 
 use crate::{
     harness::{self, Options, World, fresh_database, postgres_url},
-    ops_feed::Watch,
-    projector::busy_day,
-    rebuild::rebuilt,
+    redis_addresses::everything,
     scripts_redis::Writes,
 };
 
@@ -67,30 +63,7 @@ async fn denied(world: &World) -> BTreeSet<String> {
 async fn documented_user_is_enough_for_everything() {
     for partitions in [1, 3] {
         let world = world(Options { partitions, ..Options::default() }).await;
-        busy_day(&world).await;
-        let first = world.get("/api/v1/products?size=1").await.ok()["products"][0]["productId"].as_i64();
-        let stock = json!({"stockDelta": 1});
-        let path = format!("/admin/v1/products/{}", first.unwrap_or(1));
-        world.send(reqwest::Method::PATCH, &path, Some(&stock), Some("a-key")).await.ok();
-        for path in [
-            "/api/v1/products/popular?sortBy=MONTHLY",
-            "/api/v1/campaigns",
-            "/admin/v1/projection",
-            "/admin/v1/orders",
-            "/admin/v1/audit",
-            "/readyz",
-            "/metrics",
-        ] {
-            assert_eq!(world.get(path).await.status, 200, "{path}");
-        }
-        Watch::open(&world.base).await.until("everything", |seen| seen["products"].is_array()).await;
-        world.clock.advance(700_000);
-        world.engine.sweep().await.unwrap();
-        world.drain().await;
-        rebuilt(&world, rebuild::Options { discard: false, lost_at_most: Some(0) }).await;
-        world.engine.look().await;
-        let user = world.user(1_000).await;
-        world.put_charge(user, 5).await.ok();
+        everything(&world).await;
         assert_eq!(denied(&world).await, BTreeSet::new());
         world.finish().await;
     }
