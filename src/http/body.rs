@@ -24,6 +24,7 @@ use super::{
     edge::RequestId,
     error::{ApiError, Code},
     limits::{Limits, Traffic},
+    unknown::{self, Names},
 };
 use crate::domain::{Call, IdempotencyKey, UserId};
 
@@ -54,6 +55,11 @@ pub trait RequestBody: DeserializeOwned + Serialize + Send {
     const INVALID: Code;
     /// Nothing of it may be in a log, not even of one that can't be read.
     const SECRET: bool = false;
+
+    /// A change of nothing, which is refused: whoever asks for one has misspelled what was meant, or sent too little.
+    fn changes_nothing(&self) -> bool {
+        false
+    }
 
     /// What the fields' own types can't say: bounds that take two fields, times in the zone. `None` is refused.
     fn validate(self, zone: Tz) -> Option<Self::Valid>;
@@ -88,12 +94,21 @@ where
         let bytes = read(body, &decoding, Traffic::of(parts.uri.path())).await?.ok_or(T::INVALID)?;
         // As text first: the decoder does not look into the strings that it skips.
         let text = std::str::from_utf8(&bytes).map_err(|_| T::INVALID)?;
-        let Object(request) = serde_json::from_str::<Object<T>>(text).map_err(|error| {
+        let mut unknown = Names::default();
+        let mut json = serde_json::Deserializer::from_str(text);
+        let read = serde_ignored::deserialize::<_, _, Object<T>>(&mut json, |path| unknown.add(&path.to_string()));
+        let read = read.and_then(|request| json.end().map(|()| request));
+        // First: a field that is missing may be there under another name.
+        unknown::judge_fields(&parts.extensions, unknown)?;
+        let Object(request) = read.map_err(|error| {
             if !T::SECRET {
                 tracing::debug!(%error, "body refused");
             }
             T::INVALID
         })?;
+        if request.changes_nothing() {
+            return Err(ApiError::because(T::INVALID, "변경할 항목이 없습니다"));
+        }
         if let Some(asked) = parts.extensions.get::<Asked>().filter(|_| !T::SECRET) {
             asked.note(&request);
         }

@@ -9,15 +9,34 @@ use axum::{
     Router,
     extract::Request,
     http::{
-        Method,
-        header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+        HeaderName, Method,
+        header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
-use super::{body::IDEMPOTENCY_KEY, edge::X_REQUEST_ID, limits::Traffic, reply::IDEMPOTENT_REPLAYED};
+use super::{
+    body::IDEMPOTENCY_KEY, edge::X_REQUEST_ID, limits::Traffic, reply::IDEMPOTENT_REPLAYED, unknown::UNKNOWN_FIELDS,
+};
 use crate::config::CorsOrigins;
+
+/// What a page may send: what the API reads; what a page's tracing adds to each of its calls; and, for browsers that know the
+/// wildcard, whatever else. A header means nothing here that is not one of these, and no cookie is ever sent along. The wildcard
+/// does not stand for `Authorization`.
+const ALLOWED: [HeaderName; 9] = [
+    CONTENT_TYPE,
+    AUTHORIZATION,
+    IDEMPOTENCY_KEY,
+    X_REQUEST_ID,
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("baggage"),
+    HeaderName::from_static("sentry-trace"),
+    HeaderName::from_static("*"),
+];
+/// What a page may read of a reply, beside what any page may.
+const EXPOSED: [HeaderName; 5] = [X_REQUEST_ID, RETRY_AFTER, IDEMPOTENT_REPLAYED, UNKNOWN_FIELDS, WWW_AUTHENTICATE];
 
 /// For which a browser need not ask again.
 const MAX_AGE: Duration = Duration::from_secs(3600);
@@ -31,8 +50,8 @@ pub fn around(router: Router, origins: &CorsOrigins) -> Router {
     };
     let layer = layer
         .allow_methods([Method::GET, Method::POST, Method::PUT])
-        .allow_headers([CONTENT_TYPE, AUTHORIZATION, IDEMPOTENCY_KEY, X_REQUEST_ID])
-        .expose_headers([X_REQUEST_ID, RETRY_AFTER, IDEMPOTENT_REPLAYED])
+        .allow_headers(ALLOWED)
+        .expose_headers(EXPOSED)
         .max_age(MAX_AGE);
     let open = layer.layer(router.clone());
     Router::new().fallback_service(service_fn(move |request: Request| {
@@ -89,7 +108,10 @@ mod tests {
         assert_eq!((status.as_u16(), allowed(&headers)), (200, Some(SHOP)));
         for (name, wanted) in [
             (ACCESS_CONTROL_ALLOW_METHODS, "GET,POST,PUT"),
-            (ACCESS_CONTROL_ALLOW_HEADERS, "content-type,authorization,idempotency-key,x-request-id"),
+            (
+                ACCESS_CONTROL_ALLOW_HEADERS,
+                "content-type,authorization,idempotency-key,x-request-id,traceparent,tracestate,baggage,sentry-trace,*",
+            ),
             (ACCESS_CONTROL_MAX_AGE, "3600"),
         ] {
             assert_eq!(headers[&name], wanted, "{name}");
@@ -99,7 +121,8 @@ mod tests {
         {
             let (_, headers) = send(listed, method.clone(), path, SHOP).await;
             assert_eq!(allowed(&headers), Some(SHOP), "{path}");
-            assert_eq!(headers[ACCESS_CONTROL_EXPOSE_HEADERS], "x-request-id,retry-after,idempotent-replayed");
+            let exposed = "x-request-id,retry-after,idempotent-replayed,x-unknown-fields,www-authenticate";
+            assert_eq!(headers[ACCESS_CONTROL_EXPOSE_HEADERS], exposed);
             assert!(headers[VARY].to_str().unwrap().contains("origin"), "{path}");
             assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_CREDENTIALS));
             for other in ["https://shop.example.evil.example", "http://shop.example", "null"] {

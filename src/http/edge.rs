@@ -33,6 +33,7 @@ use super::{
     error::{ApiError, Code, Failure},
     leftover,
     limits::{Limits, Side, Traffic},
+    unknown::Parameters,
 };
 use crate::metrics::http::{NOWHERE, Running};
 
@@ -83,12 +84,19 @@ pub struct Edge {
     side: Side,
     /// What Strict-Transport-Security says, if anything.
     hsts: Option<HeaderValue>,
+    /// Of the public API's operations.
+    parameters: Parameters,
 }
 
 impl Edge {
     pub fn new(time: TimeLimits, limits: Arc<Limits>, side: Side, hsts_seconds: u64) -> Self {
         let hsts = (hsts_seconds > 0).then(|| HeaderValue::try_from(format!("max-age={hsts_seconds}")).ok());
-        Edge { time, limits, side, hsts: hsts.flatten() }
+        Edge { time, limits, side, hsts: hsts.flatten(), parameters: Parameters::default() }
+    }
+
+    /// The same, which names what is not known of a request to the public API in its reply.
+    pub fn naming_unknown(self, parameters: Parameters) -> Self {
+        Edge { parameters, ..self }
     }
 }
 
@@ -104,6 +112,8 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
     let traffic = Traffic::of(request.uri().path());
     let client = edge.limits.client(peer(&request), request.headers());
     let limit = if edge.time.long_paths.contains(&route) { edge.time.long } else { edge.time.request };
+
+    let unknown = edge.parameters.watch(&mut request);
 
     let mut response = if !edge.side.serves(traffic) {
         ApiError::from(Code::NotFound).into_response()
@@ -157,6 +167,9 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
         headers.insert(X_REQUEST_ID, id);
     }
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(unknown) = unknown {
+        unknown.tell(headers);
+    }
     // What is not said to be otherwise is somebody's, or of this moment.
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     if let Some(hsts) = &edge.hsts {

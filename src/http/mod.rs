@@ -36,6 +36,7 @@ mod scrape;
 pub mod server;
 pub mod session;
 mod trace;
+mod unknown;
 
 use std::{sync::Arc, time::Duration};
 
@@ -57,6 +58,7 @@ use self::{
     edge::Edge,
     error::{ApiError, Code},
     limits::{Limits, Side},
+    unknown::Parameters,
 };
 use crate::{
     audit::Auditor, config::BrowserConfig, domain::Engine, ops, projector::Projector, telemetry::traces, tokens::Tokens,
@@ -68,7 +70,8 @@ pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
     let tokens = state.tokens.clone();
     #[cfg(feature = "floor")]
     let routes = routes.merge(floor::router());
-    let edge = Edge::new(state.config.time_limits(), state.limits.clone(), side, browsers.hsts_seconds);
+    let edge = Edge::new(state.config.time_limits(), state.limits.clone(), side, browsers.hsts_seconds)
+        .naming_unknown(Parameters::of(&document));
     let mut routes = routes
         .merge(openapi::router(document, tokens.is_some()))
         .merge(scrape::router())

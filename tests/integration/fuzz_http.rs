@@ -43,7 +43,7 @@ impl Bench {
             release("/admin/v1/withheld/release"),
             release("/admin/v1/products/1/release").field("quantity", one, 1),
             release("/admin/v1/coupons/1/release").field("quantity", one, 1),
-            release("/admin/v1/coupons/1"),
+            release("/admin/v1/coupons/1").field("closesAt", Kind::Word, "\"2026-03-02T16:00:00\"").optional(false),
         ]);
         writes.last_mut().unwrap().method = Method::PATCH;
         let http = HttpConfig {

@@ -21,6 +21,7 @@ mod api_openapi;
 mod api_orders;
 mod api_payments;
 mod api_products;
+mod api_unknown;
 mod audit;
 mod binary;
 mod books;

@@ -138,6 +138,10 @@ impl RequestBody for UpdateCampaignRequest {
 
     const INVALID: Code = Code::InvalidRequest;
 
+    fn changes_nothing(&self) -> bool {
+        self.opens_at.is_none() && self.closes_at.is_none()
+    }
+
     fn validate(self, zone: Tz) -> Option<CampaignPatch> {
         let instant = |time: Option<LocalTime>| time.map(|time| time.instant(zone).ok_or(())).transpose().ok();
         let patch = CampaignPatch { opens_at: instant(self.opens_at)?, closes_at: instant(self.closes_at)? };

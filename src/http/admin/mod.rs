@@ -18,14 +18,20 @@ use std::sync::Arc;
 use axum::{middleware::from_fn_with_state, routing::any};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{AppState, Notes, Sessions, acts::noted, auth::operators_only, not_found};
+use super::{
+    AppState, Notes, Sessions,
+    acts::noted,
+    auth::operators_only,
+    not_found,
+    unknown::{Parameters, known_parameters_only},
+};
 
 /// What takes as long as there is much to do.
 pub const LONG_PATHS: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH];
 
 /// The operators' routes, open to whom `sessions` knows as one; what they do is noted.
 pub fn router(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> {
-    OpenApiRouter::new()
+    let routes = OpenApiRouter::new()
         .merge(users::router())
         .merge(products::router())
         .merge(coupons::router())
@@ -35,7 +41,10 @@ pub fn router(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> 
         .merge(withheld::router())
         .merge(audit::router())
         .merge(acts::router())
-        .merge(stories::router())
+        .merge(stories::router());
+    let known = Arc::new(Parameters::of(routes.get_openapi()));
+    routes
+        .layer(from_fn_with_state(known, known_parameters_only))
         .layer(from_fn_with_state(notes, noted))
         .route("/admin", any(not_found))
         .route("/admin/", any(not_found))

@@ -112,6 +112,11 @@ impl RequestBody for UpdateProductRequest {
 
     const INVALID: Code = Code::InvalidRequest;
 
+    fn changes_nothing(&self) -> bool {
+        let UpdateProductRequest { product_name, price, category, stock_delta } = self;
+        product_name.is_none() && price.is_none() && category.is_none() && stock_delta.is_none()
+    }
+
     fn validate(self, _zone: Tz) -> Option<ProductPatch> {
         let UpdateProductRequest { product_name: name, price, category, stock_delta } = self;
         Some(ProductPatch { name, price, category, stock_delta })
