@@ -1,7 +1,7 @@
 # What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large test-web fuzz chaos load-test bench lint deny
+.PHONY: help install run test test-fetched test-large test-web test-clients fuzz chaos load-test bench lint deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -27,6 +27,9 @@ test-large: install ## rebuild and audit of a million users and 200,000 orders
 
 test-web: ## the dashboard in a real headless Chromium; screenshots in target/web/ (ARGS='-k rush' for some)
 	@scripts/test-web $(ARGS)
+
+test-clients: ## the OpenAPI document against a validator, and clients in Java, Kotlin and Python made of it
+	@scripts/test-clients
 
 fuzz: install ## the running service against its own OpenAPI document, and every decoder, under fuzzers (see scripts/fuzz)
 	@scripts/fuzz

@@ -1,0 +1,71 @@
+"""What `make test-clients` holds the OpenAPI documents and the clients made of them against (scripts/test-clients)."""
+
+import ast
+import json
+import re
+import sys
+import urllib.request
+from pathlib import Path
+
+METHODS = ("get", "put", "post", "patch", "delete")
+# Where a generator puts the class of a group, and how a method of it is spelled.
+CLASSES = {
+    "java": ("**/src/main/java/**/{group}Api.java", r"\bpublic \S+ {method}\("),
+    "kotlin": ("**/src/main/kotlin/**/{group}Api.kt", r"\bfun {method}\("),
+    "python": ("**/api/{snake}_api.py", r"\bdef {snake_method}\("),
+}
+
+
+def snake(name):
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def operations(document):
+    for path, item in document["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield path, method, item[method]
+
+
+def documents(base, directory):
+    """Fetches both documents, and validates them."""
+    from openapi_spec_validator import OpenAPIV31SpecValidator
+
+    for name, path in (("page", "/v3/api-docs"), ("clients", "/v3/api-docs/clients")):
+        text = urllib.request.urlopen(base + path, timeout=60).read()
+        faults = [f"{list(fault.absolute_path)}: {fault.message[:300]}" for fault in OpenAPIV31SpecValidator(json.loads(text)).iter_errors()]
+        if faults:
+            raise SystemExit("\n".join([f"{path} is not valid:", *faults]))
+        Path(directory, f"{name}.json").write_bytes(text)
+    broken = json.loads(text)
+    broken["components"]["schemas"]["ReleaseAllRequest"]["properties"] = None
+    if OpenAPIV31SpecValidator(broken).is_valid():
+        raise SystemExit("the validator finds nothing wrong with a schema without properties: it checks nothing")
+
+
+def client(document, language, made):
+    """Each operation is a method of its group's class, and there is no other class."""
+    document = json.loads(Path(document).read_text())
+    place, method = CLASSES[language]
+    groups = {}
+    for _, _, operation in operations(document):
+        (group,) = operation["x-tags"]
+        groups.setdefault(group, []).append(operation["operationId"])
+    for group, names in groups.items():
+        files = list(Path(made).glob(place.format(group=group, snake=snake(group))))
+        if len(files) != 1:
+            raise SystemExit(f"{language}: no class of the group {group}: {files}")
+        source = files[0].read_text()
+        if language == "python":
+            ast.parse(source)
+        for name in names:
+            if not re.search(method.format(method=name, snake_method=snake(name)), source):
+                raise SystemExit(f"{language}: {files[0].name} has no {name}")
+    ungrouped = [file.name for file in Path(made).rglob("*") if re.fullmatch(r"default_?api\.(java|kt|py)", file.name, re.IGNORECASE)]
+    if ungrouped:
+        raise SystemExit(f"{language}: operations without a group: {ungrouped}")
+    print(f"{language}: {sum(map(len, groups.values()))} operations in {len(groups)} classes")
+
+
+if __name__ == "__main__":
+    {"documents": documents, "client": client}[sys.argv[1]](*sys.argv[2:])
