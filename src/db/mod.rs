@@ -39,6 +39,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (7, "operator acts", include_str!("../../migrations/0007_operator_acts.sql")),
     (8, "order totals", include_str!("../../migrations/0008_order_totals.sql")),
     (9, "recovery", include_str!("../../migrations/0009_recovery.sql")),
+    (12, "newest orders", include_str!("../../migrations/0012_newest_orders.sql")),
 ];
 
 /// Makes the pool.

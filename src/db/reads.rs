@@ -62,7 +62,15 @@ pub async fn history(
         .collect()
 }
 
-/// A page of orders, newest first.
+/// The newest orders of all, by the one index that has each status by itself. `$1`: to skip, `$2`: to show.
+pub const NEWEST_ORDERS: &str = "SELECT * FROM (
+    (SELECT * FROM orders WHERE status = 'PENDING' ORDER BY placed_at DESC, id DESC LIMIT $1 + $2) UNION ALL
+    (SELECT * FROM orders WHERE status = 'PAID' ORDER BY placed_at DESC, id DESC LIMIT $1 + $2) UNION ALL
+    (SELECT * FROM orders WHERE status = 'FAILED' ORDER BY placed_at DESC, id DESC LIMIT $1 + $2) UNION ALL
+    (SELECT * FROM orders WHERE status = 'CANCELLED' ORDER BY placed_at DESC, id DESC LIMIT $1 + $2)
+) AS orders ORDER BY placed_at DESC, id DESC OFFSET $1 LIMIT $2";
+
+/// A page of orders, newest first: by when they were placed, and of those placed at the same moment the higher id first.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
@@ -76,9 +84,29 @@ pub async fn orders(db: &DatabaseConnection, filter: &OrderFilter) -> Result<Ord
         matching = matching.add(Column::UserId.eq(user.get()));
     }
     let find = Entity::find().filter(matching);
-    let total = find.clone().count(db).await.map_err(translate)? as i64;
-    let (offset, size) = ((filter.page * filter.size) as u64, filter.size as u64);
-    let rows = find.order_by_desc(Column::Id).offset(offset).limit(size).all(db).await.map_err(translate)?;
+    let total = match filter.user_id {
+        Some(_) => find.clone().count(db).await.map_err(translate)? as i64,
+        // However many there are, they are counted.
+        None => {
+            let totals = order_totals(db).await?;
+            totals.iter().filter(|(status, _)| filter.status.is_none_or(|one| one == **status)).map(|(_, n)| n).sum()
+        }
+    };
+    let (offset, size) = (filter.page * filter.size, filter.size);
+    let find = if filter.user_id.is_none() && filter.status.is_none() {
+        Entity::find()
+            .from_raw_sql(Statement::from_sql_and_values(
+                DbBackend::Postgres,
+                NEWEST_ORDERS,
+                [offset.into(), size.into()],
+            ))
+            .all(db)
+            .await
+    } else {
+        let newest = find.order_by_desc(Column::PlacedAt).order_by_desc(Column::Id);
+        newest.offset(offset as u64).limit(size as u64).all(db).await
+    };
+    let rows = find.map_err(translate)?;
     Ok(OrderPage { orders: whole_orders(db, rows).await?, page: filter.page, size: filter.size, total })
 }
 

@@ -3,10 +3,11 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use firstcome::domain::{NewOrder, ProductId, UserId};
 
 use crate::{
     api_kit::*,
-    harness::{ADMIN, Options, World, read},
+    harness::{ADMIN, Options, World, call, open, postgres_url, read},
 };
 
 #[tokio::test]
@@ -310,6 +311,86 @@ async fn orders_are_listed_newest_first() {
         }
         world.finish().await;
     }
+}
+
+#[tokio::test]
+async fn orders_of_two_instances_listed_newest_first_by_time() {
+    for partitions in [1, 3] {
+        let world = World::with(Options { partitions, ..Options::default() }).await;
+        let (user, product) = (world.user(1_000_000).await, world.product(10, 1_000).await);
+        // Another process, which gives out ids of a block of its own.
+        let (redis, postgres) = (world.redis.url(), postgres_url(&world.database));
+        let other = open(&world.options, &redis, &postgres, world.clock.clone()).await.unwrap();
+        let order = || NewOrder {
+            user_id: UserId::new(user).unwrap(),
+            lines: vec![(ProductId::new(product).unwrap(), 1)],
+            coupon_id: None,
+        };
+        let (mut newest, mut rises) = (Vec::new(), 0);
+        for n in 0..12 {
+            world.clock.advance(1_000);
+            let engine = if n % 2 == 0 { &world.engine } else { &other.engine };
+            let placed = engine.place_order(&call(None), order()).await.unwrap().value.order_id.get();
+            rises += i64::from(newest.first().is_some_and(|last| *last > placed));
+            newest.insert(0, placed);
+        }
+        assert!(rises > 2, "the ids of the two are not interleaved: {newest:?}");
+        cancel(&world, newest[3], user).await.ok();
+        pay(&world, newest[8], user, 10).await.ok();
+        world.drain().await;
+        let listed = async |query: String| -> Vec<i64> {
+            let page = get(&world, &format!("/admin/v1/orders?{query}")).await.ok();
+            page["content"].as_array().unwrap().iter().map(|order| id(order, "orderId")).collect()
+        };
+        let pending: Vec<i64> = newest.iter().copied().filter(|id| ![newest[3], newest[8]].contains(id)).collect();
+        for (filter, expected) in [
+            (String::new(), &newest),
+            (format!("&userId={user}"), &newest),
+            ("&status=PENDING".to_owned(), &pending),
+            (format!("&userId={user}&status=PENDING"), &pending),
+        ] {
+            for size in [1, 5, 100] {
+                let mut paged = Vec::new();
+                for page in 0..=(expected.len() / size) {
+                    paged.extend(listed(format!("size={size}&page={page}{filter}")).await);
+                }
+                assert_eq!(paged, *expected, "{filter} by {size}");
+            }
+        }
+        let story = get(&world, &format!("/admin/v1/users/{user}/story")).await.ok();
+        let told = |field: &str| -> Vec<i64> {
+            story[field].as_array().unwrap().iter().map(|order| id(order, "orderId")).collect()
+        };
+        assert_eq!((told("orders"), told("openOrders")), (newest.clone(), pending));
+        other.stop(None).await;
+        other.db.clone().close().await.unwrap();
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn newest_orders_of_many_found_by_an_index() {
+    let world = World::start().await;
+    let pool = world.db.get_postgres_connection_pool();
+    sqlx::query(
+        "INSERT INTO orders (id, user_id, status, total, discount, final_price, placed_at, expires_at, paid_at)
+         SELECT n, 1 + n % 50, 'PAID', 1, 0, 1, now() - n * interval '1 second', now(), now() FROM generate_series(1, 20000) AS n",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+    sqlx::query("ANALYZE orders").execute(pool).await.unwrap();
+    for listing in [
+        firstcome::db::reads::NEWEST_ORDERS.replace("$1", "0").replace("$2", "20"),
+        "SELECT * FROM orders WHERE status = 'PAID' ORDER BY placed_at DESC, id DESC LIMIT 20".to_owned(),
+        "SELECT * FROM orders WHERE user_id = 7 ORDER BY placed_at DESC, id DESC LIMIT 20".to_owned(),
+    ] {
+        let plan: Vec<String> =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(format!("EXPLAIN {listing}"))).fetch_all(pool).await.unwrap();
+        let plan = plan.join("\n");
+        assert!(plan.contains("orders_of_") && !plan.contains("Seq Scan"), "{plan}");
+    }
+    world.end_in_disorder().await;
 }
 
 #[tokio::test]
