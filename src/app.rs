@@ -20,7 +20,7 @@ use crate::{
         limits::{Limits, Side},
         server,
     },
-    ops::Instance,
+    ops::{Instance, keep_reporting},
     projector::Projector,
     rebuild::Rebuild,
     store::Store,
@@ -125,10 +125,11 @@ impl App {
     /// # Errors
     /// The operators' tokens are not what they should be, or users' can't be verified as configured.
     pub fn router(&self, http: &HttpConfig) -> anyhow::Result<axum::Router> {
-        Ok(http::router(self.state(http)?, Side::Both, &http.browsers))
+        Ok(http::router(self.state(http, http.bind_addr)?, Side::Both, &http.browsers))
     }
 
-    fn state(&self, http: &HttpConfig) -> anyhow::Result<AppState> {
+    /// `address`: where it is served.
+    fn state(&self, http: &HttpConfig, address: SocketAddr) -> anyhow::Result<AppState> {
         let operators = Operators::new(&http.operators)?;
         let sessions = Sessions::new(operators, self.engine.clock().clone(), http.operators.ops_cookie_secure);
         let limits = Arc::new(Limits::new(&http.limits));
@@ -145,7 +146,7 @@ impl App {
                 ..http::HttpConfig::default()
             },
             tokens,
-            ..self.parts(http.bind_addr, sessions, limits, &http.metrics)
+            ..self.parts(address, sessions, limits, &http.metrics)
         }))
     }
 
@@ -200,7 +201,8 @@ impl App {
             drain: http.drain_requests(),
             ..server::ServerLimits::default()
         };
-        let (state, stopping) = (self.state(http)?, self.stopping.clone());
+        let (state, stopping) = (self.state(http, listener.local_addr()?)?, self.stopping.clone());
+        keep_reporting(self.engine.clone(), state.instance.clone(), &self.background, &self.stop_background);
         let Some(operators) = operators else {
             let everything = http::router(state, Side::Both, &http.browsers);
             return Ok(server::serve(listener, everything, limits, stopping).await?);

@@ -1,11 +1,13 @@
 //! Postgres, read: the entities, the reads behind history and listings, and the migrations.
 //!
 //! Writing is the projector's alone, but for the rows that say whose store this is ([`identity`]), what a rebuild knows to be
-//! missing ([`loss`]) and the log of operators' acts ([`acts`]): none of them is a decision that an outbox carries.
+//! missing ([`loss`]), the log of operators' acts ([`acts`]) and what each process says of its requests ([`instance_requests`]):
+//! none of them is a decision that an outbox carries.
 
 pub mod acts;
 pub mod entities;
 pub mod identity;
+pub mod instance_requests;
 pub mod letters;
 pub mod loss;
 pub mod pages;
@@ -40,6 +42,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (8, "order totals", include_str!("../../migrations/0008_order_totals.sql")),
     (9, "recovery", include_str!("../../migrations/0009_recovery.sql")),
     (12, "newest orders", include_str!("../../migrations/0012_newest_orders.sql")),
+    (13, "instance requests", include_str!("../../migrations/0013_instance_requests.sql")),
 ];
 
 /// Makes the pool.

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use futures_util::future::try_join_all;
+use uuid::Uuid;
 
 use super::*;
 use crate::{
@@ -102,6 +103,21 @@ impl Engine {
         });
         let (found, next): (Vec<_>, Vec<_>) = try_join_all(pages).await?.into_iter().unzip();
         Ok((found.into_iter().flatten().collect(), next))
+    }
+
+    /// Tells the dashboards of the other processes what requests this one answered, as `report`; `instance` is its own id.
+    pub async fn report_requests(&self, instance: Uuid, report: &str) -> Result<(), Error> {
+        db::instance_requests::write(&self.db, instance, report).await
+    }
+
+    /// Takes that back, where an instance is named, and removes what processes that are gone have left.
+    pub async fn withdraw_requests(&self, instance: Option<Uuid>) -> Result<(), Error> {
+        db::instance_requests::remove(&self.db, instance).await
+    }
+
+    /// What the other processes that are at work have told.
+    pub async fn requests_of_others(&self, instance: Uuid) -> Result<Vec<String>, Error> {
+        db::instance_requests::others(&self.db, instance).await
     }
 
     /// How each server of Redis is.

@@ -1,8 +1,8 @@
 //! The dashboard: the page at `/ops`, and what it shows while it happens.
 //!
 //! Owns the page's files ([`assets`]) and the stream that it listens to ([`feed`]): what a snapshot says ([`snapshot`]) is put
-//! together by one [`reader`], out of what `domain` reads of both stores, the audits, and the process's own metrics
-//! ([`traffic`]). Signing in is left to `http`, and so is everything that an operator does there: the page acts by the
+//! together by one [`reader`], out of what `domain` reads of both stores, the audits, the process's own metrics ([`traffic`])
+//! and what the other processes say of theirs ([`reporter`]). Signing in is left to `http`, and so is everything that an operator does there: the page acts by the
 //! operators' API, as anybody else.
 
 mod assets;
@@ -10,6 +10,7 @@ mod feed;
 mod part;
 mod rates;
 mod reader;
+mod reporter;
 mod sales;
 mod snapshot;
 mod traffic;
@@ -26,8 +27,9 @@ use axum::{
     response::Response,
     routing::{any, get},
 };
+use uuid::Uuid;
 
-pub use self::{feed::Feed, snapshot::Instance};
+pub use self::{feed::Feed, reporter::keep_reporting, snapshot::Instance};
 use crate::{
     domain::Millis,
     http::{AppState, Sessions, not_found, session::session_only},
@@ -72,6 +74,6 @@ impl Instance {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: String = host.trim().chars().take(64).collect();
         let name = if host.is_empty() { address.to_string() } else { format!("{host}:{}", address.port()) };
-        Instance { name, version: env!("CARGO_PKG_VERSION"), started_at: started_at.0 }
+        Instance { id: Uuid::now_v7(), name, version: env!("CARGO_PKG_VERSION").to_owned(), started_at: started_at.0 }
     }
 }

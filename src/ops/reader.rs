@@ -11,11 +11,13 @@ use std::{
 use super::{
     part::Part,
     rates::{Places, Rate},
+    reporter::{self, Report},
     sales::{Held, SHOWN_PLACES, Sales},
     snapshot::{
-        Audit, Audits, BurningCampaign, Health, HotProduct, Instance, Place, Projection, Redis, Requests, Snapshot,
+        Audit, Audits, BurningCampaign, Health, HotProduct, Instance, InstanceRequests, Place, Projection, Redis,
+        Requests, Snapshot,
     },
-    traffic::Traffic,
+    traffic::{Traffic, Window},
 };
 use crate::{
     audit::{Auditor, Finished},
@@ -52,7 +54,10 @@ pub struct Reader {
     /// Why decisions can't be taken; nothing where they can.
     hindrances: Part<Vec<String>>,
     traffic: Traffic,
-    requests: Option<Requests>,
+    /// What this process answered.
+    own: Option<Window>,
+    /// What the others say.
+    others: Part<Vec<Report>>,
     issued: HashMap<CouponId, Rate>,
     carried: Rate,
     places: Places,
@@ -73,7 +78,8 @@ impl Reader {
             redis: Part::default(),
             hindrances: Part::default(),
             traffic: Traffic::default(),
-            requests: None,
+            own: None,
+            others: Part::default(),
             issued: HashMap::new(),
             carried: Rate::default(),
             places: Places::default(),
@@ -111,7 +117,8 @@ impl Reader {
         self.redis.settle(tick).await;
         self.hindrances.settle(tick).await;
         self.projection.settle(tick).await;
-        self.requests = self.traffic.look(&crate::metrics::counted(), Instant::now());
+        self.others.settle(tick).await;
+        self.own = self.traffic.look(&crate::metrics::counted(), Instant::now());
         let last = self.auditor.last();
         serde_json::to_vec(&self.snapshot(watchers, last.as_deref()))
     }
@@ -128,6 +135,8 @@ impl Reader {
         self.sales.begin(Sales::read(self.engine.clone(), self.held.clone()));
         let engine = self.engine.clone();
         self.redis.begin(async move { engine.redis_states().await });
+        let (engine, instance) = (self.engine.clone(), self.instance.clone());
+        self.others.begin(async move { reporter::others(&engine, &instance).await });
         let engine = self.engine.clone();
         self.hindrances.begin(async move { Ok(engine.ready().await.err().unwrap_or_default()) });
     }
@@ -142,12 +151,28 @@ impl Reader {
             campaigns: self.campaigns(),
             products: self.products(),
             orders: self.orders(),
-            requests: self.requests.as_ref(),
+            requests: self.requests(),
+            instances: self.instances(),
             projection: self.projection.get().map(|status| Projection::new(status, self.carried.per_second())),
             redis: self.redis.get().and_then(|servers| Redis::new(servers)),
             audit: Audits { last: last.map(Audit::from), running: self.auditor.is_running() },
             watchers,
         }
+    }
+
+    /// Those of all processes together, as far as they are known.
+    fn requests(&self) -> Option<Requests> {
+        let others = self.others.get().into_iter().flatten().map(|report| &report.window);
+        Some(Requests::of(&self.own.iter().chain(others).collect::<Vec<_>>())).filter(|_| self.own.is_some())
+    }
+
+    fn instances(&self) -> Option<Vec<InstanceRequests>> {
+        let alone = |instance: &Instance, window: Option<&Window>| InstanceRequests {
+            instance: instance.clone(),
+            requests: window.map(|window| Requests::of(&[window])),
+        };
+        let others = self.others.get()?.iter().map(|report| alone(&report.instance, Some(&report.window)));
+        Some([alone(&self.instance, self.own.as_ref())].into_iter().chain(others).collect())
     }
 
     fn rankings(&self) -> Option<BTreeMap<&'static str, Vec<Place>>> {

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     audit::{Check, Finished},
@@ -25,21 +26,36 @@ pub struct Snapshot<'a> {
     pub products: Option<Vec<HotProduct<'a>>>,
     /// By status: every one of them.
     pub orders: Option<BTreeMap<&'static str, i64>>,
-    pub requests: Option<&'a Requests>,
+    /// Of all processes that are known.
+    pub requests: Option<Requests>,
+    /// Each process that is at work, this one first; `None` where it is not known what others there are.
+    pub instances: Option<Vec<InstanceRequests>>,
     pub projection: Option<Projection>,
     pub redis: Option<Redis>,
     pub audit: Audits<'a>,
-    /// Who is looking at this process's page.
+    /// Who is looking at the page of the process that tells all this.
     pub watchers: usize,
 }
 
-/// The process that tells all this.
-#[derive(Clone, Debug, Serialize)]
+/// A process of the service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
+    /// Its own, from its start to its end.
+    #[serde(skip)]
+    pub id: Uuid,
     pub name: String,
-    pub version: &'static str,
+    pub version: String,
     pub started_at: i64,
+}
+
+/// What one process answered.
+#[derive(Debug, Serialize)]
+pub struct InstanceRequests {
+    #[serde(flatten)]
+    pub instance: Instance,
+    /// `None` where it has not been looked at for long enough.
+    pub requests: Option<Requests>,
 }
 
 /// Whether a part is well; if not, why.
@@ -152,7 +168,7 @@ impl<'a> From<&'a ShelvedProduct> for HotProduct<'a> {
     }
 }
 
-/// Requests that this process answered over the last seconds; the page's own are not among them.
+/// Requests that were answered over the last seconds; the page's own are not among them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Requests {

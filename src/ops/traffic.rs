@@ -1,4 +1,5 @@
-//! Requests, as the process's own metrics count them: how many, of which kind and how long they took, over the last seconds.
+//! Requests, as a process's own metrics count them: how many, of which kind and how long they took, over the last seconds; and
+//! those of several processes together.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -6,6 +7,7 @@ use std::{
 };
 
 use prometheus::proto::{Metric, MetricFamily};
+use serde::{Deserialize, Serialize};
 
 use super::snapshot::{Latency, Refusal, Requests, Route, rounded};
 
@@ -29,21 +31,43 @@ struct Sample {
     at: Instant,
     /// Requests.
     counts: HashMap<Kind, f64>,
-    /// By method and route: how many took at most so many seconds, for ever more seconds; the last: any.
-    times: HashMap<(String, String), Vec<(f64, u64)>>,
+    /// Seconds, rising: the bounds of `times`.
+    bounds: Vec<f64>,
+    /// By method and route: how many took at most so many seconds, for each bound; the last: any.
+    times: HashMap<Operation, Vec<u64>>,
     shed: f64,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Kind {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Operation {
     method: String,
     route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Kind {
+    #[serde(flatten)]
+    operation: Operation,
     status: String,
     error_code: String,
 }
 
+/// The requests that one process answered over the last seconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Window {
+    /// How long it is.
+    seconds: f64,
+    /// Of each kind, how many.
+    counts: Vec<(Kind, f64)>,
+    bounds: Vec<f64>,
+    times: Vec<(Operation, Vec<u64>)>,
+    shed: f64,
+}
+
 #[derive(Clone, Copy, Default)]
-struct Counts {
+struct Rates {
     all: f64,
     refused: f64,
     failed: f64,
@@ -52,16 +76,16 @@ struct Counts {
 
 impl Traffic {
     /// Takes note of the counters. What has happened since some seconds before; `None` when there was no earlier look.
-    pub fn look(&mut self, families: &[MetricFamily], at: Instant) -> Option<Requests> {
+    pub fn look(&mut self, families: &[MetricFamily], at: Instant) -> Option<Window> {
         let now = Sample::new(families, at);
         let recent = |sample: Option<&Sample>| sample.is_some_and(|sample| at.duration_since(sample.at) >= WINDOW);
         // The last of those that are old enough is what is compared with.
         while recent(self.0.get(1)) {
             self.0.pop_front();
         }
-        let requests = self.0.front().map(|before| now.since(before));
+        let window = self.0.front().map(|before| now.since(before));
         self.0.push_back(now);
-        requests
+        window
     }
 }
 
@@ -71,91 +95,121 @@ impl Sample {
             let family = families.iter().find(|family| family.name() == name);
             family.map_or(&[][..], |family| family.get_metric())
         };
+        let operation = |metric: &Metric| Operation {
+            method: label(metric, "method").to_owned(),
+            route: label(metric, "route").to_owned(),
+        };
         let shop = |metric: &&Metric| !label(metric, "route").starts_with(OWN);
         let count = |metric: &Metric| {
             let label = |name: &str| label(metric, name).to_owned();
-            let kind = Kind {
-                method: label("method"),
-                route: label("route"),
-                status: label("status"),
-                error_code: label("error_code"),
-            };
+            let kind = Kind { operation: operation(metric), status: label("status"), error_code: label("error_code") };
             (kind, metric.get_counter().get_value())
         };
-        let time = |metric: &Metric| {
-            let histogram = metric.get_histogram();
-            let buckets = histogram.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
-            let finite = buckets.filter(|(upper, _)| upper.is_finite());
-            let buckets = finite.chain([(f64::INFINITY, histogram.get_sample_count())]).collect();
-            ((label(metric, "method").to_owned(), label(metric, "route").to_owned()), buckets)
+        let finite = |metric: &Metric| -> Vec<(f64, u64)> {
+            let buckets = metric.get_histogram().get_bucket().iter();
+            let buckets = buckets.map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+            buckets.filter(|(upper, _)| upper.is_finite()).collect()
         };
+        let time = |metric: &Metric| {
+            let counts = finite(metric).into_iter().map(|(_, count)| count);
+            (operation(metric), counts.chain([metric.get_histogram().get_sample_count()]).collect())
+        };
+        let first = metrics(DURATIONS).first();
         Sample {
             at,
             counts: metrics(REQUESTS).iter().filter(shop).map(count).collect(),
+            bounds: first.map_or_else(Vec::new, |metric| finite(metric).into_iter().map(|(upper, _)| upper).collect()),
             times: metrics(DURATIONS).iter().filter(shop).map(time).collect(),
             shed: metrics(SHED).iter().map(|metric| metric.get_counter().get_value()).sum(),
         }
     }
 
-    fn since(&self, before: &Sample) -> Requests {
-        let seconds = self.at.duration_since(before.at).as_secs_f64();
-        let rate = |count: f64| if seconds > 0.0 { rounded(count.max(0.0) / seconds) } else { 0.0 };
-        let (mut all, mut routes) = (Counts::default(), BTreeMap::<(&str, &str), Counts>::new());
-        let mut refusals = BTreeMap::<&str, f64>::new();
-        for (kind, count) in &self.counts {
+    fn since(&self, before: &Sample) -> Window {
+        let counts = self.counts.iter().map(|(kind, count)| {
             let count = count - before.counts.get(kind).copied().unwrap_or(0.0);
-            all.add(&kind.status, count);
-            routes.entry((&kind.method, &kind.route)).or_default().add(&kind.status, count);
-            if !kind.error_code.is_empty() {
-                *refusals.entry(&kind.error_code).or_default() += count;
+            (kind.clone(), count)
+        });
+        let times = self.times.iter().map(|(operation, counts)| {
+            let was = |place: usize| before.times.get(operation).and_then(|was| was.get(place)).copied().unwrap_or(0);
+            let more = counts.iter().enumerate().map(|(place, count)| count.saturating_sub(was(place))).collect();
+            (operation.clone(), more)
+        });
+        Window {
+            seconds: self.at.duration_since(before.at).as_secs_f64(),
+            counts: counts.filter(|(_, count)| *count > 0.0).collect(),
+            bounds: self.bounds.clone(),
+            times: times.filter(|(_, counts): &(_, Vec<u64>)| counts.last().is_some_and(|all| *all > 0)).collect(),
+            shed: (self.shed - before.shed).max(0.0),
+        }
+    }
+}
+
+impl Requests {
+    /// Those of these processes together. Times that are counted in other steps than the first one's are left out: they are of
+    /// another version of the program.
+    pub fn of(windows: &[&Window]) -> Self {
+        let (mut all, mut operations) = (Rates::default(), BTreeMap::<&Operation, Rates>::new());
+        let (mut refusals, mut shed) = (BTreeMap::<&str, f64>::new(), 0.0);
+        let bounds = windows.iter().map(|window| &window.bounds).find(|bounds| !bounds.is_empty());
+        let mut times = BTreeMap::<&Operation, Vec<u64>>::new();
+        for window in windows {
+            let rate = |count: f64| if window.seconds > 0.0 { count.max(0.0) / window.seconds } else { 0.0 };
+            for (kind, count) in &window.counts {
+                all.add(&kind.status, rate(*count));
+                operations.entry(&kind.operation).or_default().add(&kind.status, rate(*count));
+                if !kind.error_code.is_empty() {
+                    *refusals.entry(&kind.error_code).or_default() += rate(*count);
+                }
+            }
+            shed += rate(window.shed);
+            for (operation, counts) in window.times.iter().filter(|_| Some(&window.bounds) == bounds) {
+                add(times.entry(operation).or_default(), counts);
             }
         }
-        let shed = self.shed - before.shed;
-        let (mut every, mut shown) = (Vec::new(), Vec::new());
-        for ((method, route), buckets) in &self.times {
-            let was = before.times.get(&(method.clone(), route.clone()));
-            let buckets = less(buckets, was);
-            add(&mut every, &buckets);
-            let Some(latency) = latency(&buckets) else { continue };
-            let counts = routes.get(&(method.as_str(), route.as_str())).copied().unwrap_or_default();
-            shown.push(Route {
-                method: method.clone(),
-                route: route.clone(),
-                per_second: rate(counts.all),
-                refused_per_second: rate(counts.refused),
-                failed_per_second: rate(counts.failed),
-                latency,
-            });
-        }
+        let bounds = bounds.map_or(&[][..], Vec::as_slice);
+        let mut every = Vec::new();
+        times.values().for_each(|counts| add(&mut every, counts));
+        let shown = times.iter().filter_map(|(operation, counts)| {
+            let rates = operations.get(operation).copied().unwrap_or_default();
+            Some(Route {
+                method: operation.method.clone(),
+                route: operation.route.clone(),
+                per_second: rounded(rates.all),
+                refused_per_second: rounded(rates.refused),
+                failed_per_second: rounded(rates.failed),
+                latency: latency(bounds, counts)?,
+            })
+        });
+        let mut shown: Vec<Route> = shown.collect();
         shown.sort_by(|a, b| {
             b.per_second.total_cmp(&a.per_second).then_with(|| (&a.route, &a.method).cmp(&(&b.route, &b.method)))
         });
         shown.truncate(MOST);
-        let refusals = refusals.into_iter().filter(|(_, count)| *count > 0.0);
+        let refusals = refusals.into_iter().filter(|(_, rate)| *rate > 0.0);
         let mut refusals: Vec<Refusal> =
-            refusals.map(|(code, count)| Refusal { error_code: code.to_owned(), per_second: rate(count) }).collect();
+            refusals.map(|(code, rate)| Refusal { error_code: code.to_owned(), per_second: rounded(rate) }).collect();
         refusals.sort_by(|a, b| b.per_second.total_cmp(&a.per_second));
         refusals.truncate(MOST);
         Requests {
-            per_second: rate(all.all),
-            refused_per_second: rate(all.refused),
-            failed_per_second: rate(all.failed - shed),
-            limited_per_second: rate(all.limited),
-            shed_per_second: rate(shed),
-            latency: latency(&every),
+            per_second: rounded(all.all),
+            refused_per_second: rounded(all.refused),
+            failed_per_second: rounded((all.failed - shed).max(0.0)),
+            limited_per_second: rounded(all.limited),
+            shed_per_second: rounded(shed),
+            latency: latency(bounds, &every),
             routes: shown,
             refusals,
         }
     }
 }
 
-impl Counts {
-    fn add(&mut self, status: &str, count: f64) {
-        self.all += count;
+impl Rates {
+    fn add(&mut self, status: &str, rate: f64) {
+        self.all += rate;
         match (status, status.as_bytes().first()) {
-            ("429", _) => self.limited += count,
-            (_, Some(b'4')) => self.refused += count,
-            (_, Some(b'5')) => self.failed += count,
+            ("429", _) => self.limited += rate,
+            (_, Some(b'4')) => self.refused += rate,
+            (_, Some(b'5')) => self.failed += rate,
             _ => {}
         }
     }
@@ -165,42 +219,34 @@ fn label<'m>(metric: &'m Metric, name: &str) -> &'m str {
     metric.get_label().iter().find(|label| label.name() == name).map_or("", |label| label.value())
 }
 
-/// What has been added to the buckets.
-fn less(now: &[(f64, u64)], before: Option<&Vec<(f64, u64)>>) -> Vec<(f64, u64)> {
-    let was = |place: usize| before.and_then(|before| before.get(place)).map_or(0, |(_, count)| *count);
-    now.iter().enumerate().map(|(place, (upper, count))| (*upper, count.saturating_sub(was(place)))).collect()
-}
-
-/// Adds buckets of the same bounds.
-fn add(sum: &mut Vec<(f64, u64)>, more: &[(f64, u64)]) {
+/// Adds counts of the same bounds.
+fn add(sum: &mut Vec<u64>, more: &[u64]) {
     if sum.is_empty() {
         sum.extend_from_slice(more);
         return;
     }
-    for ((_, count), (_, more)) in sum.iter_mut().zip(more) {
-        *count += more;
+    for (count, more) in sum.iter_mut().zip(more) {
+        *count = count.saturating_add(*more);
     }
 }
 
-/// `None` where there is nothing in the buckets.
-fn latency(buckets: &[(f64, u64)]) -> Option<Latency> {
-    let ms = |share| Some(rounded(quantile(buckets, share)? * 1000.0));
+/// `None` where nothing is counted.
+fn latency(bounds: &[f64], counts: &[u64]) -> Option<Latency> {
+    let ms = |share| Some(rounded(quantile(bounds, counts, share)? * 1000.0));
     Some(Latency { p50_ms: ms(0.5)?, p95_ms: ms(0.95)?, p99_ms: ms(0.99)? })
 }
 
-/// As `histogram_quantile` of Prometheus: evenly spread within a bucket; beyond the last finite bound, that bound.
-fn quantile(buckets: &[(f64, u64)], share: f64) -> Option<f64> {
-    let all = buckets.last().map(|(_, count)| *count).filter(|count| *count > 0)?;
+/// As `histogram_quantile` of Prometheus: evenly spread within a bucket; beyond the last bound, that bound.
+fn quantile(bounds: &[f64], counts: &[u64], share: f64) -> Option<f64> {
+    let all = counts.last().copied().filter(|count| *count > 0)?;
     let wanted = share * all as f64;
     let (mut lower, mut below) = (0.0, 0);
-    for (upper, count) in buckets {
+    for (upper, count) in bounds.iter().zip(counts) {
         if *count as f64 >= wanted && *count > below {
             let within = (wanted - below as f64) / (count - below) as f64;
-            return Some(if upper.is_finite() { lower + (upper - lower) * within } else { lower });
+            return Some(lower + (upper - lower) * within);
         }
-        if upper.is_finite() {
-            (lower, below) = (*upper, *count);
-        }
+        (lower, below) = (*upper, *count);
     }
     Some(lower)
 }
@@ -248,8 +294,12 @@ mod tests {
         let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         metrics.serve("/a", "200", "", 1_000, 0.05);
-        assert_eq!(traffic.look(&metrics.registry.gather(), begun), None);
-        let idle = traffic.look(&metrics.registry.gather(), at(1)).unwrap();
+        let mut look = |at: Instant| {
+            let window = traffic.look(&metrics.registry.gather(), at)?;
+            Some(Requests::of(&[&window]))
+        };
+        assert_eq!(look(begun), None);
+        let idle = look(at(1)).unwrap();
         assert_eq!(idle, Requests::default());
         metrics.serve("/a", "200", "", 60, 0.001);
         metrics.serve("/a", "409", "SOLD_OUT", 20, 0.001);
@@ -258,7 +308,7 @@ mod tests {
         metrics.serve("/b", "503", "SERVICE_UNAVAILABLE", 14, 0.001);
         metrics.serve("/ops/feed", "200", "", 50, 0.001);
         metrics.shed.with_label_values(&["tested"]).inc_by(14);
-        let busy = traffic.look(&metrics.registry.gather(), at(2)).unwrap();
+        let busy = look(at(2)).unwrap();
         let rates = [
             busy.per_second,
             busy.refused_per_second,
@@ -281,8 +331,8 @@ mod tests {
         // Half of those below a millisecond, spread evenly; what took long beyond all bounds is at the last one.
         assert_eq!(busy.latency, Some(Latency { p50_ms: 0.51, p95_ms: 0.969, p99_ms: 100.0 }));
         // They count for as long as the window is, and no longer.
-        assert!(traffic.look(&metrics.registry.gather(), at(4)).unwrap().per_second > 0.0);
-        assert_eq!(traffic.look(&metrics.registry.gather(), at(6)).unwrap(), Requests::default());
+        assert!(look(at(4)).unwrap().per_second > 0.0);
+        assert_eq!(look(at(6)).unwrap(), Requests::default());
         assert_eq!(traffic.0.len(), 3);
     }
 
@@ -294,19 +344,55 @@ mod tests {
             metrics.serve(&format!("/{n}"), "400", &format!("CODE_{n}"), n + 1, 0.001);
         }
         let busy = traffic.look(&metrics.registry.gather(), begun + Duration::from_secs(1)).unwrap();
+        let busy = Requests::of(&[&busy]);
         assert_eq!((busy.routes.len(), busy.refusals.len()), (MOST, MOST));
         assert_eq!((busy.routes[0].route.as_str(), busy.refusals[0].error_code.as_str()), ("/39", "CODE_39"));
         let anew = Metrics::new();
         anew.serve("/39", "400", "CODE_39", 1, 0.001);
         let requests = traffic.look(&anew.registry.gather(), begun + Duration::from_secs(2)).unwrap();
+        let requests = Requests::of(&[&requests]);
         assert!(requests.per_second >= 0.0 && requests.refusals.len() <= 1);
+    }
+
+    /// What a process tells the others of its last second.
+    fn told(serve: impl Fn(&Metrics)) -> Window {
+        let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
+        traffic.look(&metrics.registry.gather(), begun);
+        serve(&metrics);
+        let window = traffic.look(&metrics.registry.gather(), begun + Duration::from_secs(2)).unwrap();
+        let again: Window = serde_json::from_str(&serde_json::to_string(&window).unwrap()).unwrap();
+        assert_eq!(again, window, "as it is written, so it is read");
+        window
+    }
+
+    #[test]
+    fn requests_of_instances_are_added_and_times_are_of_all() {
+        let one = told(|metrics| metrics.serve("/a", "200", "", 90, 0.001));
+        let other = told(|metrics| {
+            metrics.serve("/a", "200", "", 10, 0.05);
+            metrics.serve("/b", "503", "SERVICE_UNAVAILABLE", 20, 0.001);
+            metrics.shed.with_label_values(&["tested"]).inc_by(20);
+        });
+        let all = Requests::of(&[&one, &other]);
+        assert_eq!((all.per_second, all.shed_per_second, all.failed_per_second), (60.0, 10.0, 0.0));
+        let (alone, route) = (Requests::of(&[&one]), &all.routes[0]);
+        assert_eq!((alone.per_second, route.route.as_str(), route.per_second), (45.0, "/a", 50.0));
+        // The slow tenth is the other's alone.
+        assert!(alone.latency.unwrap().p99_ms <= 1.0 && route.latency.p50_ms <= 1.0 && route.latency.p99_ms > 50.0);
+        // Another version may count in other steps: its rates count, its times can't be added.
+        let mut newer = other.clone();
+        newer.bounds.pop();
+        let mixed = Requests::of(&[&one, &newer]);
+        assert_eq!((mixed.per_second, mixed.latency), (60.0, alone.latency));
+        assert_eq!(Requests::of(&[]), Requests::default());
+        assert_eq!(Requests::of(&[&Window { seconds: 0.0, ..one }]).per_second, 0.0);
     }
 
     #[test]
     fn quantiles_are_between_the_bounds() {
-        assert_eq!(quantile(&[], 0.5), None);
-        assert_eq!(quantile(&[(1.0, 0), (f64::INFINITY, 0)], 0.5), None);
-        assert_eq!(quantile(&[(1.0, 0), (3.0, 4), (f64::INFINITY, 4)], 0.5), Some(2.0));
-        assert_eq!(quantile(&[(1.0, 1), (3.0, 1), (f64::INFINITY, 9)], 0.99), Some(3.0));
+        assert_eq!(quantile(&[], &[], 0.5), None);
+        assert_eq!(quantile(&[1.0], &[0, 0], 0.5), None);
+        assert_eq!(quantile(&[1.0, 3.0], &[0, 4, 4], 0.5), Some(2.0));
+        assert_eq!(quantile(&[1.0, 3.0], &[1, 1, 9], 0.99), Some(3.0));
     }
 }

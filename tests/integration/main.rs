@@ -49,6 +49,7 @@ mod large;
 mod metrics;
 mod model;
 mod ops_feed;
+mod ops_instances;
 mod ops_session;
 mod partitions;
 mod projector;

@@ -215,12 +215,19 @@ async fn the_first_snapshot_comes_at_once_and_says_everything() {
     guarded(headers);
     assert_eq!(watch.block().await.unwrap(), "retry: 1000\n\n");
     let first = watch.next().await.unwrap();
-    let parts = "at zone instance health rankings campaigns products orders requests projection redis audit watchers";
+    let parts =
+        "at zone instance health rankings campaigns products orders requests projection redis audit watchers instances";
     fields(&first, parts);
     assert_eq!(first["zone"], "Asia/Seoul");
     assert_eq!(first["watchers"], 1);
     assert_eq!(first["audit"], json!({"last": null, "running": false}));
     fields(&first["instance"], "name version startedAt");
+    let alone = watch.until("that there are no others", |snapshot| snapshot["instances"].is_array()).await;
+    fields(&alone["instances"][0], "name version startedAt requests");
+    assert_eq!(
+        (alone["instances"].as_array().unwrap().len(), &alone["instances"][0]["name"]),
+        (1, &first["instance"]["name"])
+    );
     assert_eq!(first["instance"]["version"], env!("CARGO_PKG_VERSION"));
     let quiet = watch.until("a shop at rest", |snapshot| is_well(snapshot) && snapshot["requests"].is_object()).await;
     assert_eq!(quiet["at"], world.clock.now().0);

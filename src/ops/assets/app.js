@@ -10,7 +10,7 @@ import { makeActs } from './acts.js';
 import { Refused, session, whenUnauthorized } from './api.js';
 import { drawCharts, history, makeCharts, restyleCharts } from './charts.js';
 import { attribute, byId, each, h, icon, part, say } from './dom.js';
-import { drawEngine } from './engine.js';
+import { drawEngine, makeInstances } from './engine.js';
 import { Feed } from './feed.js';
 import { clock, counted, language, setLanguage, setZone, shopZone, t } from './i18n.js';
 import { drawSale, makeFolds, makeTabs } from './sale.js';
@@ -221,6 +221,7 @@ function draw() {
 makeCharts(byId('chart-requests'), byId('chart-latency'));
 makeTabs(() => snapshot && drawSale(snapshot));
 makeFolds(() => snapshot && drawSale(snapshot));
+makeInstances(() => snapshot && drawEngine(snapshot));
 makeActs({ snapshot: () => snapshot, now, announce });
 
 // --- the feed -----------------------------------------------------------------------------------------

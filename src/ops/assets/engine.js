@@ -33,8 +33,55 @@ function vitals(snapshot) {
 // A path may go on in the next line after each of its slashes.
 const breakable = (path) => path.split(/(?<=\/)/).flatMap((piece) => [piece, h('wbr')]);
 
+/// The instance whose requests are shown by themselves; that of none is all of them together.
+let alone = '';
+
+const instanceKey = ({ name, startedAt }) => `${name} ${startedAt}`;
+const instanceNames = ({ name, version, startedAt }, at) => t('instances.one', { name, version, since: moment(startedAt, at) });
+
+/// Calls `redraw` when another instance is chosen.
+export function makeInstances(redraw) {
+    byId('instance').addEventListener('change', ({ target }) => {
+        alone = target.value;
+        redraw();
+    });
+}
+
+/// The instances, and the requests of those that are chosen.
+function instances(snapshot) {
+    const all = snapshot.instances ?? [];
+    const several = all.length > 1;
+    byId('instances').hidden = !several;
+    byId('instance').parentElement.hidden = !several;
+    byId('instances-unknown').hidden = snapshot.instances !== null;
+    const chosen = several ? all.find((it) => instanceKey(it) === alone) : undefined;
+    if (!chosen) alone = '';
+    each(byId('instance'), [null, ...all], (it) => (it ? instanceKey(it) : ''),
+        (it) => h('option', { value: it ? instanceKey(it) : '' }),
+        (row, it) => say(row, it ? it.name : t('instances.all', { n: all.length })));
+    if (byId('instance').value !== alone) byId('instance').value = alone;
+    each(byId('instances').querySelector('tbody'), all, instanceKey,
+        () => h('tr', { 'data-instance': '' }, h('th', { scope: 'row', 'data-part': 'name' }), ...figures()),
+        (row, it) => {
+            attribute(row, 'data-instance', it.name);
+            say(part(row, 'name'), instanceNames(it, snapshot.at));
+            sayFigures(row, it.requests, it.requests?.latency);
+        });
+    return chosen ? chosen.requests : snapshot.requests;
+}
+
+const figures = () => ['rate', 'refused', 'failed', 'p50', 'p95', 'p99'].map((name) => h('td', { class: name === 'p50' || name === 'p95' ? 'number spare' : 'number', 'data-part': name }));
+
+function sayFigures(row, it, latency) {
+    say(part(row, 'rate'), rate(it?.perSecond));
+    say(part(row, 'refused'), rate(it?.refusedPerSecond));
+    say(part(row, 'failed'), rate(it?.failedPerSecond));
+    part(row, 'failed').classList.toggle('alarm', it?.failedPerSecond > 0);
+    for (const name of ['p50', 'p95', 'p99']) say(part(row, name), ms(latency?.[`${name}Ms`]));
+}
+
 function traffic(snapshot) {
-    const { requests } = snapshot;
+    const requests = instances(snapshot);
     present(byId('routes'), requests);
     if (!present(byId('traffic'), requests)) return;
     const kinds = requests.refusals.filter(({ perSecond }) => perSecond > 0);
@@ -50,18 +97,11 @@ function traffic(snapshot) {
         });
     byId('no-refusals').hidden = kinds.length > 0;
 
-    byId('routes').querySelector('table').hidden = requests.routes.length === 0;
+    byId('by-route').hidden = requests.routes.length === 0;
     byId('routes').querySelector('.nothing').hidden = requests.routes.length > 0;
-    each(byId('routes').querySelector('tbody'), requests.routes, ({ method, route }) => `${method} ${route}`,
-        ({ method, route }) => h('tr', {}, h('th', { scope: 'row' }, h('span', { class: 'method', text: method }), ' ', h('span', {}, ...breakable(route))),
-            ...['rate', 'refused', 'failed', 'p50', 'p95', 'p99'].map((name) => h('td', { class: name === 'p50' || name === 'p95' ? 'number spare' : 'number', 'data-part': name }))),
-        (row, it) => {
-            say(part(row, 'rate'), rate(it.perSecond));
-            say(part(row, 'refused'), rate(it.refusedPerSecond));
-            say(part(row, 'failed'), rate(it.failedPerSecond));
-            part(row, 'failed').classList.toggle('alarm', it.failedPerSecond > 0);
-            for (const name of ['p50', 'p95', 'p99']) say(part(row, name), ms(it[`${name}Ms`]));
-        });
+    each(byId('by-route').querySelector('tbody'), requests.routes, ({ method, route }) => `${method} ${route}`,
+        ({ method, route }) => h('tr', {}, h('th', { scope: 'row' }, h('span', { class: 'method', text: method }), ' ', h('span', {}, ...breakable(route))), ...figures()),
+        (row, it) => sayFigures(row, it, it));
 }
 
 // --- orders -------------------------------------------------------------------------------------------
