@@ -4,7 +4,10 @@
 //! Handlers say what is theirs (`#[utoipa::path]`, `documented_errors!`); what is common to many (authorisation,
 //! idempotency, the failures that any request can meet) is added here, once, by what kind of operation it is.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -208,10 +211,10 @@ fn strict_schemas(document: &Value) -> BTreeMap<String, bool> {
             let bodies = references(&operation["requestBody"]).into_iter();
             let mut found: Vec<_> = bodies.map(|name| (name, method == "patch")).collect();
             while let Some((name, change)) = found.pop() {
-                if !strict.contains_key(&name) {
-                    let parts = references(&document["components"]["schemas"][&name]).into_iter();
+                if let Entry::Vacant(new) = strict.entry(name) {
+                    let parts = references(&document["components"]["schemas"][new.key()]).into_iter();
                     found.extend(parts.map(|name| (name, false)));
-                    strict.insert(name, change);
+                    new.insert(change);
                 }
             }
         }

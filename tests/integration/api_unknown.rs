@@ -143,7 +143,7 @@ async fn unknown_field_or_parameter_refused_by_name_on_every_admin_route() {
             refused_by_name(&what, &send(&world, method, &path, Some(&wrong)).await, UNKNOWN);
         }
         for query in
-            [format!("{UNKNOWN}=1"), format!("page=0&{UNKNOWN}"), format!("%6eotAField=%00"), "Page=0".to_owned()]
+            [format!("{UNKNOWN}=1"), format!("page=0&{UNKNOWN}"), "%6eotAField=%00".to_owned(), "Page=0".to_owned()]
         {
             let name = if query == "Page=0" { "Page" } else { UNKNOWN };
             refused_by_name(&what, &send(&world, method, &format!("{path}?{query}"), right.as_ref()).await, name);
