@@ -6,17 +6,18 @@
 --      then of each request
 --        record  list    the idempotency record
 --        user    hash    name balance entries tail open ...
--- ARGV 1 record's life (ms)  2 the most that a balance may be (won)
---      then of each request: now (ms), fingerprint or '', request id, user id, amount (won)
+-- ARGV 1 '' (a test's clock, ms)  2 record's life (ms)  3 the most that a balance may be (won)
+--      then of each request: fingerprint or '', request id, user id, amount (won)
 -- Returns of each request, packed, {'CHARGED', epoch, seq, user name, balance}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | LIMIT
 --      of them all CLOSED_BOOKS
 -- Emits balance_charged for each
+--@include lists
 --@include books
 --@include batches
 local meta, outbox = KEYS[1], KEYS[2]
-local ttl, limit = ARGV[1], tonumber(ARGV[2])
+local now, ttl, limit = current_time(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local n = (#KEYS - 2) / 2
 
 local epoch, seq = open_books(meta)
@@ -24,7 +25,7 @@ if not epoch then return { 'CLOSED_BOOKS' } end
 local records, users, charged, replies, events = new_records(), {}, {}, {}, {}
 for i = 1, n do
   local record, key = KEYS[2 * i + 1], KEYS[2 * i + 2]
-  local now, fingerprint, request_id, user_id, amount = unpack(ARGV, 5 * i - 2, 5 * i + 2)
+  local fingerprint, request_id, user_id, amount = unpack(ARGV, 4 * i, 4 * i + 3)
   local reply = records.replay(record, fingerprint)
   if not reply then
     local user = users[key]

@@ -4,6 +4,7 @@
 -- KEYS 1 meta  hash  the partition's books
 -- ARGV 1 the reason
 -- Returns FROZEN | CLOSED_BOOKS (they are gone, or frozen already)
+--@include lists
 --@include books
 local meta, reason = KEYS[1], ARGV[1]
 

@@ -6,17 +6,18 @@
 --      3 record     list    the idempotency record
 --      4 campaign   hash    total issued withheld opens_at closes_at expires_at ...
 --      5 campaigns  zset    coupon id by the end of its window (ms)
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 coupon id
+-- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 coupon id
 --      6 first instant of the window (ms) or '' (as it is)  7 first instant after it (ms) or '' (as it is)
 --      8 how long ago the latter may be and mean now (ms)
 -- Returns {'MOVED', epoch, seq, first instant of the window, first instant after it, coupons issued, coupons kept back}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or UNKNOWN_CAMPAIGN | PAST (it would have closed before now) | NO_WINDOW (it would be empty, or outlast the coupons)
 -- Emits campaign_updated
+--@include lists
 --@include books
 local meta, outbox, record, campaign, campaigns = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now, fingerprint, ttl, request_id, coupon_id, opens_at, closes_at, grace =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

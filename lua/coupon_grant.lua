@@ -4,12 +4,13 @@
 -- KEYS 1 meta     hash    the books of the user's partition
 --      2 outbox   stream
 --      3 coupons  hash    the user's coupons
--- ARGV 1 now (ms)  2 request id  3 user id  4 coupon id  5 issue number  6 issued at (ms)
+-- ARGV 1 '' (a test's clock, ms)  2 request id  3 user id  4 coupon id  5 issue number  6 issued at (ms)
 -- Returns {'GRANTED', epoch, seq} or ALREADY_GRANTED | CLOSED_BOOKS
 -- Emits coupon_granted
+--@include lists
 --@include books
 local meta, outbox, coupons = KEYS[1], KEYS[2], KEYS[3]
-local now, request_id, user_id, coupon_id, issue_no, issued_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local now, request_id, user_id, coupon_id, issue_no, issued_at = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

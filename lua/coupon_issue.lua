@@ -9,18 +9,19 @@
 --      then of each request
 --        record    list    the idempotency record
 --        user      hash    the user, where user and campaign share the partition; else unused
--- ARGV 1 record's life (ms)  2 coupon id
---      then of each request: now (ms), fingerprint or '', request id, user id,
+-- ARGV 1 '' (a test's clock, ms)  2 record's life (ms)  3 coupon id
+--      then of each request: fingerprint or '', request id, user id,
 --        '1' where the user is at home in this partition, else '0' (then it was looked up before, and gets the coupon after)
 -- Returns of each request, packed, {'ISSUED', epoch, seq, issue_no, issued_at}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | UNKNOWN_CAMPAIGN | NOT_OPEN | ALREADY_HOLDS | OUT_OF_STOCK
 --      of them all CLOSED_BOOKS
 -- Emits coupon_issued for each
+--@include lists
 --@include books
 --@include batches
 local meta, outbox, campaign, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local ttl, coupon_id = ARGV[1], ARGV[2]
+local now, ttl, coupon_id = current_time(ARGV[1]), ARGV[2], ARGV[3]
 local n = (#KEYS - 4) / 2
 
 local epoch, seq = open_books(meta)
@@ -28,27 +29,22 @@ if not epoch then return { 'CLOSED_BOOKS' } end
 local c = redis.call('HMGET', campaign, 'total', 'issued', 'opens_at', 'closes_at', 'withheld', 'skipped')
 local total, issued, opens_at, closes_at = tonumber(c[1]), tonumber(c[2]), tonumber(c[3]), tonumber(c[4])
 local withheld, skipped = tonumber(c[5] or 0), tonumber(c[6] or 0)
+local open = total and tonumber(now) >= opens_at and tonumber(now) < closes_at
 
 local ids, at_home = {}, {}
 for i = 1, n do
-  ids[i] = ARGV[5 * i + 1]
-  if ARGV[5 * i + 2] == '1' then at_home[#at_home + 1] = KEYS[2 * i + 4] end
+  ids[i] = ARGV[4 * i + 2]
+  if ARGV[4 * i + 3] == '1' then at_home[#at_home + 1] = KEYS[2 * i + 4] end
 end
-local all_exist = #at_home == 0 or redis.call('EXISTS', unpack(at_home)) == #at_home
-local holds = redis.call('SMISMEMBER', holders, unpack(ids))
+local all_exist = count_existing(at_home) == #at_home
+local holds = read_in_pieces('SMISMEMBER', holders, ids)
 
 local records, replies, events = new_records(), {}, {}
 -- Who was given one: as a set, as a list, and what goes into the hands of those who are at home.
 local given, winners, granted = {}, {}, {}
--- Whether the window is open, at the moment that was looked at last: requests that go together mostly share it.
-local looked_at, open
 for i = 1, n do
   local record, user = KEYS[2 * i + 3], KEYS[2 * i + 4]
-  local now, fingerprint, request_id, user_id, home = unpack(ARGV, 5 * i - 2, 5 * i + 2)
-  if now ~= looked_at then
-    local at = tonumber(now)
-    looked_at, open = now, total and at >= opens_at and at < closes_at
-  end
+  local fingerprint, request_id, user_id, home = unpack(ARGV, 4 * i, 4 * i + 3)
   local reply = records.replay(record, fingerprint)
   if reply then
     -- As it was answered before.
@@ -84,7 +80,7 @@ if #events == 0 then return replies end
 emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 redis.call('HSET', campaign, 'issued', whole(issued))
-redis.call('SADD', holders, unpack(winners))
+write_in_pieces('SADD', holders, winners)
 for i = 1, #granted do redis.call('HSET', granted[i][1], coupon_id, granted[i][2]) end
 records.write(ttl)
 return replies

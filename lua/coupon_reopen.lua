@@ -6,10 +6,11 @@
 --      2 outbox    stream  not touched
 --      3 record    list    the idempotency record of the release
 --      4 campaign  hash    total withheld reopening ...
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 token, never used before  6 coupons
+-- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 token, never used before  6 coupons
 -- Returns {'REOPENING', token of the announcement that stands: this one, or an earlier one}
 --      or {'REPLAYED', ...what coupon_release.lua returned under this key} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or UNKNOWN_CAMPAIGN | INSUFFICIENT_STOCK (less is held back)
+--@include lists
 --@include books
 local meta, record, campaign = KEYS[1], KEYS[3], KEYS[4]
 local fingerprint, token, count = ARGV[2], ARGV[5], tonumber(ARGV[6])

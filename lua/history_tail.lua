@@ -7,6 +7,7 @@
 -- ARGV 1 the most steps  2 user id
 -- Returns {'TAIL', '1' if the walk was cut short else '0', {field, value, ...} of an entry of one event, ...} newest first,
 --      or USER_NOT_FOUND
+--@include lists
 --@include books
 --@include batches
 local user, outbox, most, user_id = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2]

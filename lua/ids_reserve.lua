@@ -6,14 +6,15 @@
 --      2 outbox  stream
 --      3 record  list    the idempotency record
 --      4 ids     hash    sequence name -> last id reserved
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 sequence name  6 how many
+-- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 sequence name  6 how many
 -- Returns {'RESERVED', epoch, seq, first id} under a key, else {'TAKEN', first id}
 --      or {'REPLAYED', ...the former} | KEY_REUSED | CLOSED_BOOKS
 -- Emits ids_reserved (under a key only)
+--@include lists
 --@include books
 local meta, outbox, record, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, fingerprint, ttl, request_id, sequence, count =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

@@ -6,6 +6,7 @@
 --      2 claim  string  the fingerprint
 -- ARGV 1 fingerprint  2 the claim's life (ms)
 -- Returns CLAIMED | KEY_REUSED | CLOSED_BOOKS
+--@include lists
 --@include books
 local meta, claim = KEYS[1], KEYS[2]
 

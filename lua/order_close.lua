@@ -5,32 +5,33 @@
 -- KEYS 1 meta        hash    the partition's books
 --      2 outbox      stream
 --      3 record      list    the idempotency record
---      4 user        hash    name balance entries tail open
---      5 coupons     hash    the user's coupons
---      6 order       hash
---      7 expiry      zset    order id by the end of its hold (ms)
---      8 stock       hash    product id -> units on sale
---      9 held        hash    product id -> units held
---     10 sold        hash    product id -> units sold
---     11 rank_units  zset    units by product of the day of the sale
---     12 rank_won    zset    won by product of that day
---     13 gateway     zset    order id by when its gateway payment is looked at next (ms)
---     14 withheld    hash    product id -> units kept off sale after a loss
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id
---      7 CANCEL | EXPIRE | DECLINE  8 the day of the sale that KEYS 11 and 12 are of, YYYYMMDD, or ''
---      9 '1' where that day's rankings still count, else '0'
---     10 the receipt that was declined, or ''  11 when to ask the gateway again (ms), '' to forget the payment
+--      4 user        hash    name balance entries tail open, and by coupon id the user's coupons
+--      5 order       hash
+--      6 expiry      zset    order id by the end of its hold (ms)
+--      7 stock       hash    product id -> units on sale
+--      8 held        hash    product id -> units held
+--      9 sold        hash    product id -> units sold
+--     10 rank_units  zset    units by product of the day of the sale
+--     11 rank_won    zset    won by product of that day
+--     12 gateway     zset    order id by when its gateway payment is looked at next (ms)
+--     13 withheld    hash    product id -> units kept off sale after a loss
+-- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id
+--      7 CANCEL | EXPIRE | DECLINE  8 the day of the sale that KEYS 10 and 11 are of, YYYYMMDD, or ''
+--      9 until when that day's rankings count (ms), or '0'
+--     10 the receipt that was declined, or ''  11 how much later to ask the gateway again (ms), '' to forget the payment
 -- Returns {'CLOSED', epoch, seq, status, reason, closed at}, after DECLINE {'DECLINED', epoch, seq}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or ORDER_NOT_FOUND | ALREADY_CLOSED | ALREADY_PAID (EXPIRE and DECLINE only) | NOT_DUE | STALE (the day is another)
 -- Emits order_closed
+--@include lists
 --@include books
 --@include holds
-local meta, outbox, record, user, coupons, order, expiry, stock, held, sold, rank_units, rank_won, gateway, withheld =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13],
-  KEYS[14]
-local now, fingerprint, ttl, request_id, order_id, user_id, why, day, day_counts, declined, ask_again =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1', ARGV[10], ARGV[11]
+local meta, outbox, record, user, order, expiry, rank_units, rank_won, gateway =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[10], KEYS[11], KEYS[12]
+local stock, held, sold, withheld =
+  new_counters(KEYS[7]), new_counters(KEYS[8]), new_counters(KEYS[9]), new_counters(KEYS[13])
+local now, fingerprint, ttl, request_id, order_id, user_id, why, day, day_until, declined, ask_again =
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
@@ -60,16 +61,38 @@ else
     if gateway_state ~= 'STARTED' or receipt ~= declined then return { 'NOT_DUE' } end
   end
 end
-local u = redis.call('HMGET', user, 'balance', 'entries', 'tail')
-local before, entry_no = tonumber(u[1]), tonumber(u[2])
+local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open')
+local before, entry_no, open = tonumber(u[1]), tonumber(u[2]), tonumber(u[4])
 local ids, units, prices = unpack_lines(lines)
 -- In doubt: decisions that were lost may have paid it, and its user was told so.
 local doubtful = o[12] == '1' and why == 'EXPIRE'
 local by_gateway = o[11] == 'GATEWAY'
+-- Where its units are, and where they go.
+local from_units, to_units = sold, stock
+if from == 'PENDING' then from_units, to_units = held, doubtful and withheld or stock end
+from_units.load(ids)
+to_units.load(ids)
+move_units(ids, units, from_units, to_units)
 -- What comes back to the balance: a refund of what was paid from it.
 local credit = (from == 'PAID' and not by_gateway) and final or 0
 local after = before + credit
 if credit > 0 then entry_no = entry_no + 1 end
+local day_counts = tonumber(day_until) > tonumber(now)
+-- What the user's hash gets, and what becomes of the gateway's payment: its state, and when it is looked at next.
+local fields, gateway_next, ask_at = {}, nil, nil
+local coupon = coupon_id ~= '' and redis.call('HGET', user, coupon_id)
+if coupon then fields = { coupon_id, marked_coupon(coupon, 'A', '', '') } end
+if from == 'PENDING' then
+  fields[#fields + 1], fields[#fields + 2] = 'open', whole(open - 1)
+  if why == 'DECLINE' and ask_again == '' then
+    gateway_next = 'DECLINED'
+  elseif why == 'DECLINE' then
+    -- Nobody could say for certain: the gateway is asked for a while yet, so that late money goes back.
+    gateway_next, ask_at = 'WATCHED', whole(tonumber(now) + tonumber(ask_again))
+  end
+elseif by_gateway then
+  gateway_next, ask_at = 'REFUND_DUE', now
+end
 local reply = why == 'DECLINE' and { 'DECLINED', epoch, seq } or { 'CLOSED', epoch, seq, status, reason, now }
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
@@ -81,28 +104,19 @@ redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', order, 'status', status, 'reason', reason, 'closed_at', now)
 if from == 'PENDING' then
   redis.call('ZREM', expiry, order_id)
-  redis.call('HINCRBY', user, 'open', -1)
-  move_units(ids, units, held, doubtful and withheld or stock)
-  if why == 'DECLINE' then
-    if ask_again == '' then
-      redis.call('HSET', order, 'gateway', 'DECLINED')
-      redis.call('ZREM', gateway, order_id)
-    else
-      -- Nobody could say for certain: the gateway is asked for a while yet, so that late money goes back.
-      redis.call('HSET', order, 'gateway', 'WATCHED')
-      redis.call('ZADD', gateway, ask_again, order_id)
-    end
-  end
 else
   -- It may have been about to leave; it stays until Postgres has this, too.
   redis.call('PERSIST', order)
   if credit > 0 then redis.call('HSET', user, 'balance', after, 'entries', entry_no, 'tail', id) end
-  move_units(ids, units, sold, stock)
-  if by_gateway then
-    redis.call('HSET', order, 'gateway', 'REFUND_DUE')
-    redis.call('ZADD', gateway, now, order_id)
-  end
   if day_counts then unrank(ids, units, prices, rank_units, rank_won) end
 end
-mark_coupon(coupons, coupon_id, 'A', '', '')
+from_units.write()
+to_units.write()
+if gateway_next then redis.call('HSET', order, 'gateway', gateway_next) end
+if ask_at then
+  redis.call('ZADD', gateway, ask_at, order_id)
+elseif gateway_next then
+  redis.call('ZREM', gateway, order_id)
+end
+write_in_pieces('HSET', user, fields)
 return remember(record, fingerprint, ttl, reply)

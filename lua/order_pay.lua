@@ -1,6 +1,6 @@
 #!lua
 -- Settles PENDING orders: from the user's balance, or because a gateway took the money; any number of requests of one day in
--- one call, decided in their order. A balance that does not suffice is a declined payment: the order FAILED and its holds
+-- one call, decided in their order, as many of the first as have no more lines together than one call takes on. A balance that does not suffice is a declined payment: the order FAILED and its holds
 -- are given back, in this same step.
 --
 -- KEYS 1 meta        hash    the partition's books
@@ -17,30 +17,40 @@
 --        record      list    the idempotency record
 --        user        hash    name balance entries tail open, and by coupon id the user's coupons
 --        order       hash
--- ARGV 1 record's life (ms)  2 the day, YYYYMMDD  3 the life of its rankings from now (s)
---      then of each request: now (ms), fingerprint or '', request id, order id, user id, amount (won), payment type,
+-- ARGV 1 '' (a test's clock, ms)  2 record's life (ms)  3 the day, YYYYMMDD  4 its first instant (ms)
+--      5 the first instant after it (ms)  6 when its rankings may go (ms)  7 the lines that one call takes on
+--      then of each request: fingerprint or '', request id, order id, user id, amount (won), payment type,
 --        payment id, receipt, BALANCE | GATEWAY, the gateway's transaction id or ''
--- Returns of each request, packed, {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
+-- Returns of each request that the call takes on, the first at least, packed, {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
 --      or {'PAID_BEFORE', payment id, receipt, paid at} (a gateway's verdict, told again)
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
+--      or {'OTHER_DAY', now (ms)} (the day is over, or has not begun)
 --      of them all CLOSED_BOOKS
 -- Emits order_paid, or order_closed (FAILED, PAYMENT_DECLINED), for each
+--@include lists
 --@include books
 --@include batches
 --@include holds
 local meta, outbox, expiry, rank_units, rank_won, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[8], KEYS[9], KEYS[10]
 local stock, held, sold, withheld =
   new_counters(KEYS[4]), new_counters(KEYS[5]), new_counters(KEYS[6]), new_counters(KEYS[7])
-local ttl, day, rank_life = ARGV[1], ARGV[2], ARGV[3]
+local now, ttl, day, rank_until, max_lines = current_time(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[6]), tonumber(ARGV[7])
+local now_ms = tonumber(now)
 local n = (#KEYS - 10) / 3
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
-
 local records, users, orders, replies, events = new_records(), {}, {}, {}, {}
+if now_ms < tonumber(ARGV[4]) or now_ms >= tonumber(ARGV[5]) then
+  for i = 1, n do replies[i] = 'OTHER_DAY' .. SEPARATOR .. now end
+  return replies
+end
+
 -- What there is to write: orders with their new fields, users by key, order ids, and the day's sales by product.
-local ended, touched, expired, verdicts, ranked_units, ranked_won = {}, {}, {}, {}, {}, {}
+local ended, ended_keys, touched, expired, verdicts, ranked_units, ranked_won = {}, {}, {}, {}, {}, {}, {}
+-- The lines of the orders that were ended so far.
+local lines = 0
 
 local function order_of(key)
   local order = orders[key]
@@ -77,10 +87,8 @@ local function release(order, user_key, from, to, state, order_id, used_at)
   local ids, units, prices = unpack_lines(order.lines)
   from.load(ids)
   to.load(ids)
-  for line, id in ipairs(ids) do
-    from.add(id, -units[line])
-    to.add(id, units[line])
-  end
+  move_units(ids, units, from, to)
+  lines = lines + #ids
   if not touched[user_key] then
     touched[user_key] = true
     touched[#touched + 1] = user_key
@@ -89,9 +97,10 @@ local function release(order, user_key, from, to, state, order_id, used_at)
 end
 
 for i = 1, n do
+  if lines >= max_lines then break end
   local record, user_key, order_key = KEYS[3 * i + 8], KEYS[3 * i + 9], KEYS[3 * i + 10]
-  local now, fingerprint, request_id, order_id, user_id, amount, payment_type, payment_id, receipt, method, transaction =
-    unpack(ARGV, 11 * i - 7, 11 * i + 3)
+  local fingerprint, request_id, order_id, user_id, amount, payment_type, payment_id, receipt, method, transaction =
+    unpack(ARGV, 10 * i - 2, 10 * i + 7)
   local by_gateway = method == 'GATEWAY'
   -- A gateway's verdict is told apart by its receipt instead: its request is the one that is RUNNING.
   local reply = not by_gateway and records.replay(record, fingerprint) or nil
@@ -126,7 +135,7 @@ for i = 1, n do
       reply = 'DECLINED' .. SEPARATOR .. epoch .. SEPARATOR .. whole(seq)
       release(order, user_key, held, order.doubtful and withheld or stock, 'A', '', '')
       order.status = 'FAILED'
-      ended[#ended + 1] = { order_key, 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now }
+      ended[#ended + 1] = { 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now }
       events[#events + 1] = with_record(
         table.concat({ 'order_closed', whole(seq), now, request_id, order_id, user_id, 'PENDING', 'FAILED',
           'PAYMENT_DECLINED', order.lines, order.far, order.coupon, '', '', '', '0', order.doubtful and '1' or '0', '0',
@@ -148,7 +157,7 @@ for i = 1, n do
         ranked_won[id] = (ranked_won[id] or 0) + units[line] * prices[line]
       end
       order.status, order.receipt, order.payment, order.paid_at = 'PAID', receipt, payment_id, now
-      local fields = { order_key, 'status', 'PAID', 'payment', payment_id, 'type', payment_type, 'method', method,
+      local fields = { 'status', 'PAID', 'payment', payment_id, 'type', payment_type, 'method', method,
         'receipt', receipt, 'paid_at', now, 'day', day }
       if by_gateway then
         fields[#fields + 1], fields[#fields + 2], fields[#fields + 3], fields[#fields + 4] =
@@ -166,6 +175,7 @@ for i = 1, n do
           .. prev,
         record, fingerprint, reply)
     end
+    ended_keys[#ended] = order_key
     records.file(record, fingerprint, reply)
     seq = seq + 1
   end
@@ -175,9 +185,9 @@ if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
-for i = 1, #ended do redis.call('HSET', unpack(ended[i])) end
-redis.call('ZREM', expiry, unpack(expired))
-if #verdicts > 0 then redis.call('ZREM', gateway, unpack(verdicts)) end
+for i = 1, #ended do write_in_pieces('HSET', ended_keys[i], ended[i]) end
+write_in_pieces('ZREM', expiry, expired)
+write_in_pieces('ZREM', gateway, verdicts)
 for i = 1, #touched do
   local user = users[touched[i]]
   local fields = { 'open', whole(user.open) }
@@ -187,9 +197,9 @@ for i = 1, #touched do
   for coupon_id, coupon in pairs(user.coupons) do
     fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
   end
-  redis.call('HSET', touched[i], unpack(fields))
+  write_in_pieces('HSET', touched[i], fields)
 end
 for _, counters in ipairs({ stock, held, sold, withheld }) do counters.write() end
-rank(ranked_units, ranked_won, rank_units, rank_won, rank_life)
+rank(ranked_units, ranked_won, rank_units, rank_won, seconds_until(rank_until, now))
 records.write(ttl)
 return replies

@@ -12,10 +12,9 @@
 --        record   list    the idempotency record
 --        user     hash    name balance entries tail open, and by coupon id the user's coupons
 --        order    hash    the order to be
--- ARGV 1 record's life (ms)  2 the most open orders of a user
---      3 '1' where the balance must suffice, '0' where a gateway may settle it
---      then of each request: now (ms), fingerprint or '', request id, order id, user id, end of the hold (ms),
---        coupon id or '', PERCENTAGE | FIXED, percent or won, the coupon's end (ms),
+-- ARGV 1 '' (a test's clock, ms)  2 record's life (ms)  3 the most open orders of a user
+--      4 '1' where the balance must suffice, '0' where a gateway may settle it  5 how long an order holds (ms)
+--      then of each request: fingerprint or '', request id, order id, user id, coupon id or '', PERCENTAGE | FIXED, percent or won, the coupon's end (ms),
 --        n, then n pairs: product id, quantity: distinct products of this partition,
 --        then "far" lines, "product:quantity:price,...", held before in their own partitions; '' for none
 -- Returns of each request, packed, {'PLACED', epoch, seq, order id, final price, now}
@@ -24,12 +23,15 @@
 --      or INVALID_COUPON | OVERFLOW | INSUFFICIENT_BALANCE | ABANDONED
 --      of them all CLOSED_BOOKS
 -- Emits order_placed for each
+--@include lists
 --@include books
 --@include batches
 --@include holds
 local meta, outbox, expiry = KEYS[1], KEYS[2], KEYS[3]
 local prices, stock, held = new_counters(KEYS[4]), new_counters(KEYS[5]), new_counters(KEYS[6])
-local ttl, max_open, must_afford = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local now, ttl, max_open, must_afford = current_time(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
+local now_ms = tonumber(now)
+local expires_at = whole(now_ms + tonumber(ARGV[5]))
 local n = (#KEYS - 6) / 3
 local MAX_SAFE_INTEGER = 9007199254740991
 
@@ -38,19 +40,19 @@ if not epoch then return { 'CLOSED_BOOKS' } end
 
 -- What each asks for, and what is read for all of them at once.
 local asks, products, orders = {}, {}, {}
-local at = 4
+local at = 6
 for i = 1, n do
-  local now, fingerprint, request_id, order_id, user_id, expires_at, coupon_id, discount_type, discount, coupon_ends, lines =
-    unpack(ARGV, at, at + 10)
+  local fingerprint, request_id, order_id, user_id, coupon_id, discount_type, discount, coupon_ends, lines =
+    unpack(ARGV, at, at + 8)
   local ids, units, order = {}, {}, KEYS[3 * i + 6]
   for line = 1, tonumber(lines) do
-    local id = ARGV[at + 9 + 2 * line]
-    ids[line], units[line] = id, tonumber(ARGV[at + 10 + 2 * line])
+    local id = ARGV[at + 7 + 2 * line]
+    ids[line], units[line] = id, tonumber(ARGV[at + 8 + 2 * line])
     products[#products + 1] = id
   end
-  at = at + 12 + 2 * #ids
-  asks[i] = { record = KEYS[3 * i + 4], user = KEYS[3 * i + 5], order = order, now = now, fingerprint = fingerprint,
-    request_id = request_id, order_id = order_id, user_id = user_id, expires_at = expires_at, coupon_id = coupon_id,
+  at = at + 10 + 2 * #ids
+  asks[i] = { record = KEYS[3 * i + 4], user = KEYS[3 * i + 5], order = order, fingerprint = fingerprint,
+    request_id = request_id, order_id = order_id, user_id = user_id, coupon_id = coupon_id,
     discount_type = discount_type, discount = tonumber(discount), coupon_ends = tonumber(coupon_ends), ids = ids,
     units = units, far = ARGV[at - 1] }
   orders[i] = order
@@ -58,11 +60,11 @@ end
 prices.load(products)
 stock.load(products)
 held.load(products)
-local none_exist = redis.call('EXISTS', unpack(orders)) == 0
+local none_exist = count_existing(orders) == 0
 
 local records, users, replies, events = new_records(), {}, {}, {}
 -- What there is to write: orders with their fields, the ends of their holds, users by key.
-local placed, ends, touched = {}, {}, {}
+local placed, placed_keys, ends, touched = {}, {}, {}, {}
 
 -- A user's hash, as far as orders need it and have changed it.
 local function user_of(key)
@@ -117,7 +119,7 @@ local function decide(ask)
   if ask.coupon_id ~= '' then
     coupon = user.coupons[ask.coupon_id] or redis.call('HGET', ask.user, ask.coupon_id)
     if not coupon or not ask.coupon_ends or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A'
-      or tonumber(ask.now) >= ask.coupon_ends then
+      or now_ms >= ask.coupon_ends then
       return 'INVALID_COUPON'
     end
   end
@@ -127,8 +129,7 @@ local function decide(ask)
   local final = total - discount
   if must_afford and user.balance < final then return 'INSUFFICIENT_BALANCE' end
 
-  local number, now, order_id, user_id, far, coupon_id, expires_at =
-    whole(seq), ask.now, ask.order_id, ask.user_id, ask.far, ask.coupon_id, ask.expires_at
+  local number, order_id, user_id, far, coupon_id = whole(seq), ask.order_id, ask.user_id, ask.far, ask.coupon_id
   total, discount, final = whole(total), whole(discount), whole(final)
   local reply = 'PLACED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. order_id .. SEPARATOR .. final
     .. SEPARATOR .. now
@@ -143,8 +144,9 @@ local function decide(ask)
     stock.add(id, -ask.units[line])
     held.add(id, ask.units[line])
   end
-  placed[#placed + 1] = { ask.order, 'user', user_id, 'status', 'PENDING', 'lines', lines, 'far', far, 'total', total,
+  placed[#placed + 1] = { 'user', user_id, 'status', 'PENDING', 'lines', lines, 'far', far, 'total', total,
     'discount', discount, 'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at }
+  placed_keys[#placed] = ask.order
   ends[#ends + 1], ends[#ends + 2] = expires_at, order_id
   events[#events + 1] = with_record(
     'order_placed' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. ask.request_id .. SEPARATOR .. order_id
@@ -163,8 +165,8 @@ if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
-for i = 1, #placed do redis.call('HSET', unpack(placed[i])) end
-redis.call('ZADD', expiry, unpack(ends))
+for i = 1, #placed do write_in_pieces('HSET', placed_keys[i], placed[i]) end
+write_in_pieces('ZADD', expiry, ends)
 for i = 1, #touched do
   -- Once for each, whatever it has ordered.
   local user = users[touched[i]]
@@ -172,7 +174,7 @@ for i = 1, #touched do
   for coupon_id, coupon in pairs(user.coupons) do
     fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
   end
-  redis.call('HSET', touched[i], unpack(fields))
+  write_in_pieces('HSET', touched[i], fields)
 end
 stock.write()
 held.write()

@@ -11,14 +11,17 @@
 --      2       hash    the order, or the far hold
 -- ARGV 1 how long it stays (ms)  then pairs: field, value
 -- Returns RESTORED | THERE | CLOSED_BOOKS
+--@include lists
 --@include books
 local meta, key = KEYS[1], KEYS[2]
 
 if not open_books(meta) then return { 'CLOSED_BOOKS' } end
 -- The mark of an order that never was (order_verdict) has no user.
 if redis.call('HEXISTS', key, 'user') == 1 then return { 'THERE' } end
+local fields = {}
+for i = 2, #ARGV do fields[i - 1] = ARGV[i] end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('DEL', key)
-redis.call('HSET', key, unpack(ARGV, 2))
+write_in_pieces('HSET', key, fields)
 redis.call('PEXPIRE', key, ARGV[1])
 return { 'RESTORED' }

@@ -5,6 +5,7 @@
 --      2 order  hash
 -- ARGV 1 the life of the mark (ms)
 -- Returns {'VERDICT', PENDING | PAID | CANCELLED | FAILED | ABANDONED, reason or '', day of the sale or ''} or CLOSED_BOOKS
+--@include lists
 --@include books
 local meta, order = KEYS[1], KEYS[2]
 

@@ -8,17 +8,19 @@
 --      4 order    hash
 --      5 expiry   zset    order id by the end of its hold (ms)
 --      6 gateway  zset    order id by when its gateway payment is looked at next (ms)
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id  7 amount (won)
---      8 payment type  9 payment id  10 receipt  11 when to ask the gateway (ms)  12 the key's digest or ''
+-- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id  7 amount (won)
+--      8 payment type  9 payment id  10 receipt  11 how much later to ask the gateway (ms)  12 the key's digest or ''
 -- Returns {'STARTED', epoch, seq}
 --      or {'REPLAYED', ...the settled reply} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
 -- Emits payment_started
+--@include lists
 --@include books
 local meta, outbox, record, order, expiry, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local now, fingerprint, ttl, request_id, order_id, user_id, amount =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
-local payment_type, payment_id, receipt, due, key_digest = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
+local payment_type, payment_id, receipt, key_digest = ARGV[8], ARGV[9], ARGV[10], ARGV[12]
+local due = whole(tonumber(now) + tonumber(ARGV[11]))
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

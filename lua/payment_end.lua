@@ -5,12 +5,13 @@
 --      2 outbox   stream
 --      3 order    hash
 --      4 gateway  zset    order id by when its gateway payment is looked at next (ms)
--- ARGV 1 now (ms)  2 request id  3 order id  4 user id  5 receipt  6 REFUNDED | DECLINED
+-- ARGV 1 '' (a test's clock, ms)  2 request id  3 order id  4 user id  5 receipt  6 REFUNDED | DECLINED
 -- Returns {'ENDED', epoch, seq} or NOT_OPEN | CLOSED_BOOKS
 -- Emits payment_ended
+--@include lists
 --@include books
 local meta, outbox, order, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local now, request_id, order_id, user_id, receipt, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local now, request_id, order_id, user_id, receipt, outcome = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

@@ -8,14 +8,15 @@
 --      5 stock        hash    product id -> units on sale
 --      6 catalogue    zset    product id by itself
 --      7 of_category  zset    the same, of one category
--- ARGV 1 now (ms)  2 request id  3 product id  4 name  5 price (won)  6 units  7 category
+-- ARGV 1 '' (a test's clock, ms)  2 request id  3 product id  4 name  5 price (won)  6 units  7 category
 -- Returns {'CREATED', epoch, seq} or EXISTS | CLOSED_BOOKS
 -- Emits product_created
+--@include lists
 --@include books
 local meta, outbox, product, price, stock, catalogue, of_category =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local now, request_id, product_id, name, won, units, category =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

@@ -9,18 +9,19 @@
 --      6 stock         hash    product id -> units on sale
 --      7 old_category  zset    product ids of the category it has
 --      8 new_category  zset    product ids of the category it gets (the same if unchanged)
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 product id  6 name or ''
+-- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 product id  6 name or ''
 --      7 price (won) or ''  8 the category it has  9 the category it gets
 --      10 units to add (or, negative, to take off)  11 the most units of a product
 -- Returns {'UPDATED', epoch, seq, name, price, units on sale, category}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or PRODUCT_NOT_FOUND | STALE (it has another category) | INSUFFICIENT_STOCK | LIMIT
 -- Emits product_updated
+--@include lists
 --@include books
 local meta, outbox, record, product, price, stock, old_category, new_category =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local now, fingerprint, ttl, request_id, product_id, name, won, had, category, delta, limit =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

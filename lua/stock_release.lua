@@ -6,15 +6,16 @@
 --      3 record    list    the idempotency record
 --      4 stock     hash    product id -> units on sale
 --      5 withheld  hash    product id -> units held back
--- ARGV 1 now (ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 product id  6 units
+-- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 product id  6 units
 -- Returns {'UNITS_RELEASED', epoch, seq, units still held back}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or PRODUCT_NOT_FOUND | INSUFFICIENT_STOCK (less is held back)
 -- Emits stock_released
+--@include lists
 --@include books
 local meta, outbox, record, stock, withheld = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now, fingerprint, ttl, request_id, product_id, units =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

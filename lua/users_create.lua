@@ -4,13 +4,14 @@
 -- KEYS 1 meta    hash    the partition's books
 --      2 outbox  stream
 --      3.. user  hash    one for each user to be
--- ARGV 1 now (ms)  2 request id  3 opening balance (won)  4 the first user's id  5 from one id to the next
+-- ARGV 1 '' (a test's clock, ms)  2 request id  3 opening balance (won)  4 the first user's id  5 from one id to the next
 --      6 '1' where a name is the prefix and the id, else '0'  7 the name, or the prefix  8.. each user's name
 -- Returns {'CREATED', epoch, seq} or EXISTS | CLOSED_BOOKS
 -- Emits users_created
+--@include lists
 --@include books
 local meta, outbox = KEYS[1], KEYS[2]
-local now, request_id, balance, first, step, prefixed, name = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local now, request_id, balance, first, step, prefixed, name = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end

@@ -65,6 +65,7 @@ impl App {
         .context("the payment gateways can't be set up")?;
         let db = db::connect(postgres).await?;
         let store = Store::connect(redis).await?;
+        store.keep_time(&clock);
         let patience = postgres.transaction_patience();
         let rebuild = Rebuild {
             store: store.clone(),

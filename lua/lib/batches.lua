@@ -15,12 +15,6 @@ end
 -- In a chain of balance changes: the one before is in the same entry.
 local SAME_ENTRY = '='
 
--- A whole number as it is written everywhere: Lua itself would round it to 14 digits. (`%d` is exact up to 2^53 like any other
--- and takes less than half the time; a number that is left to `redis.call` is written the slow way.)
-local function whole(number)
-  return string.format('%d', number)
-end
-
 -- The stored replies to earlier requests under the same idempotency keys, those of this batch included.
 local function new_records()
   local filed = {}
@@ -58,38 +52,4 @@ end
 -- Writes the batch's events as one entry: the first write below the line. Returns the entry's id.
 local function emit(outbox, epoch, events)
   return redis.call('XADD', outbox, '*', 'v', 2, 'epoch', epoch, 'events', table.concat(events, NEXT_EVENT))
-end
-
--- The counters of products, as far as a batch needs them and has changed them.
-local function new_counters(key)
-  local known, changed = {}, {}
-  return {
-    -- Reads those of `ids` that are not known yet, in one go.
-    load = function(ids)
-      local missing = {}
-      for i = 1, #ids do
-        if known[ids[i]] == nil then
-          known[ids[i]] = false
-          missing[#missing + 1] = ids[i]
-        end
-      end
-      if #missing == 0 then return end
-      local values = redis.call('HMGET', key, unpack(missing))
-      for i = 1, #missing do known[missing[i]] = tonumber(values[i]) or false end
-    end,
-    -- The number, or false where there is none.
-    get = function(id) return known[id] end,
-    add = function(id, n)
-      known[id] = (known[id] or 0) + n
-      changed[id] = true
-    end,
-    -- Below the line only.
-    write = function()
-      local fields = {}
-      for id in pairs(changed) do
-        fields[#fields + 1], fields[#fields + 2] = id, whole(known[id])
-      end
-      if #fields > 0 then redis.call('HSET', key, unpack(fields)) end
-    end,
-  }
 end

@@ -8,6 +8,14 @@ local function open_books(meta)
   return m[1], tonumber(m[2]) + 1
 end
 
+-- The time (ms): this server's own, read once per call, so that no process's clock decides anything. `given` is '' but in
+-- tests, whose clock stands.
+local function current_time(given)
+  if given ~= '' then return given end
+  local t = redis.call('TIME')
+  return t[1] .. string.sub(string.format('%06d', t[2]), 1, 3)
+end
+
 -- The stored reply to an earlier request under the same idempotency key, marked as such; nothing if there is none.
 -- The record is a list: fingerprint, then the reply (or the one word RUNNING).
 local function replay(record, fingerprint)
@@ -44,7 +52,7 @@ end
 local function remember(record, fingerprint, ttl_ms, reply)
   if fingerprint ~= '' then
     redis.call('DEL', record)
-    redis.call('RPUSH', record, fingerprint, unpack(reply))
+    write_in_pieces('RPUSH', record, { fingerprint, unpack(reply) })
     redis.call('PEXPIRE', record, ttl_ms)
   end
   return reply

@@ -23,17 +23,45 @@ local function shortage(ids, units, price_of, on_sale)
   end
 end
 
--- Moves units from one hash of counters to another (stock, held, sold). Below the line only.
+-- The counters of products, as far as a call needs them and has changed them.
+local function new_counters(key)
+  local known, changed = {}, {}
+  return {
+    -- Reads those of `ids` that are not known yet.
+    load = function(ids)
+      local missing = {}
+      for i = 1, #ids do
+        if known[ids[i]] == nil then
+          known[ids[i]] = false
+          missing[#missing + 1] = ids[i]
+        end
+      end
+      local values = read_in_pieces('HMGET', key, missing)
+      for i = 1, #missing do known[missing[i]] = tonumber(values[i]) or false end
+    end,
+    -- The number, or false where there is none.
+    get = function(id) return known[id] end,
+    add = function(id, n)
+      known[id] = (known[id] or 0) + n
+      changed[id] = true
+    end,
+    -- Below the line only.
+    write = function()
+      local fields = {}
+      for id in pairs(changed) do
+        fields[#fields + 1], fields[#fields + 2] = id, whole(known[id])
+      end
+      write_in_pieces('HSET', key, fields)
+    end,
+  }
+end
+
+-- Takes units from one set of counters and adds them to another; both know these products.
 local function move_units(ids, units, from, to)
-  if #ids == 0 then return end
-  local left, right = redis.call('HMGET', from, unpack(ids)), redis.call('HMGET', to, unpack(ids))
-  local less, more = {}, {}
   for i = 1, #ids do
-    less[2 * i - 1], less[2 * i] = ids[i], tonumber(left[i] or 0) - units[i]
-    more[2 * i - 1], more[2 * i] = ids[i], tonumber(right[i] or 0) + units[i]
+    from.add(ids[i], -units[i])
+    to.add(ids[i], units[i])
   end
-  redis.call('HSET', from, unpack(less))
-  redis.call('HSET', to, unpack(more))
 end
 
 -- A user's coupon in another state, with its issue number and time.
@@ -42,10 +70,9 @@ local function marked_coupon(coupon, state, order_id, used_at)
   return issue_no .. '|' .. issued_at .. '|' .. state .. '|' .. order_id .. '|' .. used_at
 end
 
--- Puts a user's coupon into another state. Below the line only.
-local function mark_coupon(user, coupon_id, state, order_id, used_at)
-  local coupon = coupon_id ~= '' and redis.call('HGET', user, coupon_id)
-  if coupon then redis.call('HSET', user, coupon_id, marked_coupon(coupon, state, order_id, used_at)) end
+-- How long from now until `moment` (ms), in whole seconds.
+local function seconds_until(moment, now)
+  return whole(math.ceil((tonumber(moment) - tonumber(now)) / 1000))
 end
 
 -- Adds units and won, by product, to a day's two rankings, which live for `life` seconds from now. Below the line only.

@@ -41,7 +41,7 @@ impl Engine {
     /// [`Error::CouponOutOfStock`].
     pub async fn issue_coupon(&self, call: &Call, user: UserId, coupon: CouponId) -> Outcome<IssuedCoupon> {
         // Under a key the answer may be another one than now: its record's.
-        if call.key.is_none() && self.sold_out.refuses(user, coupon, self.clock.now()) {
+        if call.key.is_none() && self.sold_out.refuses(user, coupon) {
             return Err(Error::CouponOutOfStock);
         }
         self.store.key_claim(call).await?;
@@ -51,14 +51,14 @@ impl Engine {
         }
         // Read before the decision: afterwards nothing may fail that the answer needs.
         let terms = self.terms(coupon).await?;
-        let issued = self.store.coupon_issue(self.context(call), user, coupon).await.inspect_err(|error| {
+        let issued = self.store.coupon_issue(call, user, coupon).await.inspect_err(|error| {
             if let (Error::CouponOutOfStock, Some(terms)) = (error, &terms) {
                 self.sold_out.told(user, terms);
             }
         })?;
         if far {
             // If this fails the coupon is issued all the same, and the relay grants it.
-            self.store.coupon_grant(self.context(call), user, coupon, issued.value).await?;
+            self.store.coupon_grant(call, user, coupon, issued.value).await?;
         }
         let terms =
             terms.ok_or_else(|| Error::Internal(anyhow::anyhow!("coupon {coupon} was issued without terms")))?;
@@ -71,7 +71,7 @@ impl Engine {
     /// # Errors
     /// [`Error::UserNotFound`].
     pub async fn user_coupons(&self, user: UserId) -> Result<Vec<UserCoupon>, Error> {
-        let now = self.clock.now();
+        let now = self.store.now(self.store.home(user.get()));
         let mut coupons = Vec::new();
         for record in self.store.user_coupons(user).await? {
             let terms = self.terms(record.coupon_id).await?;
@@ -88,11 +88,11 @@ impl Engine {
     /// # Errors
     /// Redis can't answer.
     pub async fn open_campaigns(&self, page: i64, size: i64) -> Result<Vec<Campaign>, Error> {
-        let now = self.clock.now();
         // Those that have not opened yet are skipped afterwards, so more are read than are shown; bounded all the same.
         let most = (page + 1).saturating_mul(size).saturating_mul(4).clamp(1000, 10_000);
-        let campaigns = self.store.campaigns_closing_after(now, most).await?;
-        let open = campaigns.into_iter().filter(|campaign| campaign.terms.opens_at <= now);
+        let campaigns = self.store.campaigns_closing_after(0, most).await?;
+        let now = |campaign: &Campaign| self.store.now(self.store.home(campaign.terms.coupon_id.get()));
+        let open = campaigns.into_iter().filter(|campaign| campaign.terms.opens_at <= now(campaign));
         Ok(open.skip((page * size) as usize).take(size as usize).collect())
     }
 

@@ -5,11 +5,8 @@
 
 use std::sync::Mutex;
 
-use super::{
-    Call, Error,
-    types::{MAX_SAFE_INTEGER, Millis},
-};
-use crate::store::{Store, decisions::Context, keys::Partition};
+use super::{Call, Error, types::MAX_SAFE_INTEGER};
+use crate::store::{Store, keys::Partition};
 
 /// Numbers reserved at once.
 const BLOCK: i64 = 1000;
@@ -32,7 +29,7 @@ impl Sequence {
     ///
     /// # Errors
     /// Redis can't answer.
-    pub(super) async fn next(&self, store: &Store, home: Partition, now: Millis) -> Result<i64, Error> {
+    pub(super) async fn next(&self, store: &Store, home: Partition) -> Result<i64, Error> {
         let n = match self.take() {
             Some(n) => n,
             None => {
@@ -40,8 +37,7 @@ impl Sequence {
                 match self.take() {
                     Some(n) => n,
                     None => {
-                        let context = Context { now, call: &Call::default() };
-                        let first = store.ids_reserve(context, self.name, BLOCK).await?.value;
+                        let first = store.ids_reserve(&Call::default(), self.name, BLOCK).await?.value;
                         *self.left.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = (first + 1, first + BLOCK);
                         first
                     }

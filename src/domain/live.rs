@@ -81,7 +81,7 @@ impl Engine {
     /// [`Error::Unavailable`] while Redis is; so all the following.
     pub async fn campaigns_lately(&self, back_ms: i64) -> Result<Vec<Campaign>, Error> {
         let of_each = MOST_CAMPAIGNS / i64::from(self.store.partitions()) + 1;
-        self.store.campaigns_closing_after(self.clock.now().plus(-back_ms), of_each).await
+        self.store.campaigns_closing_after(back_ms, of_each).await
     }
 
     /// Where the units of these products are, in no order; those that do not exist are left out.

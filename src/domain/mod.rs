@@ -29,7 +29,10 @@ mod stories;
 mod sweeper;
 mod vigil;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use chrono::NaiveDate;
 use chrono_tz::Tz;
@@ -43,7 +46,7 @@ use crate::{
     config::{DurabilityConfig, GatewayConfig, ShopConfig},
     db,
     gateway::Gateways,
-    store::{Store, decisions::Context},
+    store::Store,
 };
 
 /// A verb's outcome where an idempotency key may replay it.
@@ -72,6 +75,7 @@ pub struct Engine {
     popular: products::PopularCache,
     durability: vigil::Durability,
     last_seen: observe::LastSeen,
+    last_day: RwLock<Option<CalendarDay>>,
 }
 
 impl Engine {
@@ -104,6 +108,7 @@ impl Engine {
             popular: products::PopularCache::default(),
             durability: vigil::Durability::new(durability.ack, durability.max_backlog),
             last_seen: observe::LastSeen::default(),
+            last_day: RwLock::default(),
         }
     }
 
@@ -123,11 +128,17 @@ impl Engine {
     }
 
     fn today(&self) -> NaiveDate {
-        self.clock.now().day(self.zone)
+        self.day(self.clock.now()).date
     }
 
-    fn context<'a>(&self, call: &'a Call) -> Context<'a> {
-        Context { now: self.clock.now(), call }
+    /// The day that it is in the shop's zone at `now`; mostly the one that was asked for last.
+    fn day(&self, now: Millis) -> CalendarDay {
+        let last = *self.last_day.read().unwrap_or_else(PoisonError::into_inner);
+        last.filter(|day| day.includes(now)).unwrap_or_else(|| {
+            let day = CalendarDay::of(now, self.zone);
+            *self.last_day.write().unwrap_or_else(PoisonError::into_inner) = Some(day);
+            day
+        })
     }
 
     /// Waits until Postgres has what was decided before now, or for [`PROJECTION_PATIENCE`]: a listing then shows what its

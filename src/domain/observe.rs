@@ -65,6 +65,7 @@ impl Engine {
             redis_connections: connections.map(|(kind, count)| (kind, count.there, count.most)).into(),
             postgres,
             postgres_connections: db::connections(&self.db),
+            clock_offset: self.store.clock_offset_ms() as f64 / 1000.0,
             backlog: (self.store.backlog(), self.durability.max_backlog),
             sold_out: SoldOut { refused, renewed, read, learned },
         }
@@ -91,7 +92,7 @@ impl Engine {
     }
 
     async fn observe_partition(&self, here: Partition, projected: Option<&ProjectedPosition>) -> Option<Told> {
-        let now = self.clock.now();
+        let now = self.store.now(here);
         let after = projected.and_then(|position| position.stream_id.parse().ok()).unwrap_or(StreamId::ZERO);
         let waits = self.store.waits(here, after, now).await.ok()?;
         let Waits { decided, outbox, oldest, orders, payments, stuck_payments, far_holds } = waits;

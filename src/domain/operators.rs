@@ -28,11 +28,11 @@ impl Engine {
     /// The shared refusals.
     pub async fn create_user(&self, call: &Call, new: NewUser) -> Outcome<Balance> {
         self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(self.context(call), "user", 1).await?;
+        let reserved = self.store.ids_reserve(call, "user", 1).await?;
         let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
         let batch =
             UserBatch { first: user_id, step: 1, count: 1, name: &new.name, prefixed: false, balance: new.balance };
-        self.store.users_create(self.context(call), self.store.home(user_id.get()), &batch).await?;
+        self.store.users_create(call, self.store.home(user_id.get()), &batch).await?;
         Ok(reserved.map(|_| Balance { user_id, user_name: new.name, balance: new.balance }))
     }
 
@@ -42,7 +42,7 @@ impl Engine {
     /// The shared refusals. Users created before the error stay; a repeat under the same idempotency key creates the rest.
     pub async fn create_users(&self, call: &Call, new: NewUsers) -> Outcome<CreatedUsers> {
         self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(self.context(call), "user", new.count).await?;
+        let reserved = self.store.ids_reserve(call, "user", new.count).await?;
         let first = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
         let step = i64::from(self.store.partitions());
         let end = first.get() + new.count;
@@ -59,7 +59,7 @@ impl Engine {
                     prefixed: true,
                     balance: new.balance,
                 };
-                self.store.users_create(self.context(call), home, &batch).await?;
+                self.store.users_create(call, home, &batch).await?;
                 next += batch.count * step;
             }
         }
@@ -72,9 +72,9 @@ impl Engine {
     /// The shared refusals.
     pub async fn create_product(&self, call: &Call, new: NewProduct) -> Outcome<Product> {
         self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(self.context(call), "product", 1).await?;
+        let reserved = self.store.ids_reserve(call, "product", 1).await?;
         let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
-        self.store.product_create(self.context(call), product_id, &new).await?;
+        self.store.product_create(call, product_id, &new).await?;
         let NewProduct { name, price, stock, category } = new;
         Ok(reserved.map(|_| Product { product_id, name, price, stock, category: category.as_str().to_owned() }))
     }
@@ -89,7 +89,7 @@ impl Engine {
             // The key comes before the product: it may belong to another request.
             self.store.check_key(call, self.store.home(id.get())).await?;
             let had = self.store.product(id).await?.category;
-            if let Some(updated) = self.store.product_update(self.context(call), id, &had, &patch).await? {
+            if let Some(updated) = self.store.product_update(call, id, &had, &patch).await? {
                 return Ok(updated);
             }
         }
@@ -101,6 +101,7 @@ impl Engine {
     /// # Errors
     /// The shared refusals; [`Error::InvalidRequest`] where a window that was left out in part is no window.
     pub async fn create_campaign(&self, call: &Call, new: NewCampaign) -> Outcome<Campaign> {
+        // The store's clock says when a campaign opens that is to open at once: this is only for a window that is none anyhow.
         let opens_at = new.opens_at.unwrap_or(self.clock.now());
         let closes_at = new.closes_at.unwrap_or(new.expires_at);
         // A repeat may come when the window is over that was open the first time.
@@ -112,20 +113,20 @@ impl Engine {
             Some(first) => Reply { value: first, replayed: true },
             None => {
                 self.store.key_claim(call).await?;
-                self.store.ids_reserve(self.context(call), "coupon", 1).await?
+                self.store.ids_reserve(call, "coupon", 1).await?
             }
         };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
         let given = new.opens_at;
         let NewCampaign { code, discount, total, expires_at, .. } = new;
         let terms = CampaignTerms { coupon_id, code, discount, total, opens_at, closes_at, expires_at };
-        self.store.campaign_create(self.context(call), &terms).await?;
         // A repeat is answered as the first time, whatever was issued or moved since. (But for a beginning that was left out: it
         // was the time of the first request, and is now where it was moved to.)
-        let terms = match (reserved.replayed, given) {
-            (true, None) => CampaignTerms { opens_at: self.campaign(coupon_id).await?.terms.opens_at, ..terms },
-            _ => terms,
+        let opens_at = match (self.store.campaign_create(call, &terms, given).await?, given) {
+            (Some(opens_at), _) | (None, Some(opens_at)) => opens_at,
+            (None, None) => self.campaign(coupon_id).await?.terms.opens_at,
         };
+        let terms = CampaignTerms { opens_at, ..terms };
         Ok(reserved.map(|_| Campaign { terms, issued: 0, withheld: 0 }))
     }
 
@@ -140,7 +141,7 @@ impl Engine {
         self.store.key_claim(call).await?;
         // Read before the decision: afterwards nothing may fail that the answer needs.
         let terms = self.terms(id).await?;
-        let moved = self.store.campaign_update(self.context(call), id, patch, CLOSING_GRACE_MS).await?;
+        let moved = self.store.campaign_update(call, id, patch, CLOSING_GRACE_MS).await?;
         self.sold_out.moved(id);
         let terms = terms.ok_or_else(|| Error::Internal(anyhow::anyhow!("coupon {id} was moved without terms")))?;
         Ok(moved.map(|moved| Campaign {
@@ -173,7 +174,7 @@ impl Engine {
     /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where it keeps less.
     pub async fn release_units(&self, call: &Call, product: ProductId, units: i64) -> Outcome<i64> {
         self.store.key_claim(call).await?;
-        self.store.stock_release(self.context(call), product, units).await
+        self.store.stock_release(call, product, units).await
     }
 
     /// Lets coupons be issued again that a rebuild kept back: how many it still keeps. Takes a good second: see
@@ -185,12 +186,12 @@ impl Engine {
     pub async fn release_coupons(&self, call: &Call, coupon: CouponId, count: i64) -> Outcome<i64> {
         self.store.key_claim(call).await?;
         for _ in 0..RELEASE_ATTEMPTS {
-            let announcement = match self.store.coupon_reopen(self.context(call), coupon, count).await? {
+            let announcement = match self.store.coupon_reopen(call, coupon, count).await? {
                 Reopening::Announced(announcement) => announcement,
                 Reopening::Released(before) => return Ok(before),
             };
             self.clock.pass(sold_out::OUTLIVED).await;
-            if let Some(released) = self.store.coupon_release(self.context(call), coupon, count, &announcement).await? {
+            if let Some(released) = self.store.coupon_release(call, coupon, count, &announcement).await? {
                 return Ok(released);
             }
         }
@@ -214,7 +215,7 @@ impl Engine {
         // All are announced first, so that one wait does for all.
         let mut announced = Vec::with_capacity(withheld.coupons.len());
         for (coupon, count) in withheld.coupons {
-            match self.store.coupon_reopen(self.context(&call), coupon, count).await {
+            match self.store.coupon_reopen(&call, coupon, count).await {
                 Ok(Reopening::Announced(announcement)) => announced.push((coupon, count, announcement)),
                 Ok(Reopening::Released(_)) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),
@@ -224,7 +225,7 @@ impl Engine {
             self.clock.pass(sold_out::OUTLIVED).await;
         }
         for (coupon, count, announcement) in announced {
-            match self.store.coupon_release(self.context(&call), coupon, count, &announcement).await {
+            match self.store.coupon_release(&call, coupon, count, &announcement).await {
                 // `None`, too, is another operator who was at it.
                 Ok(_) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),

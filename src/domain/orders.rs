@@ -8,7 +8,6 @@ use super::*;
 use crate::store::{
     decisions::{Closed, Closing, DAY_FORMAT, FAR_HOLD_GRACE_MS, FarEnd, Placing},
     keys::Partition,
-    ranking::ranked_until,
     records::OrderRecord,
 };
 
@@ -23,36 +22,34 @@ impl Engine {
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
         self.store.key_claim(call).await?;
         let home = self.store.home(order.user_id.get());
-        let id = self.orders_seq.next(&self.store, home, self.clock.now()).await?;
+        let id = self.orders_seq.next(&self.store, home).await?;
         let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
         let terms = match order.coupon_id {
             Some(coupon) => self.terms(coupon).await?,
             None => None,
         };
-        let context = self.context(call);
-        let expires_at = context.now.plus(self.hold_ms);
         let far = self.far_lines(home, &order);
         let placing = |far| Placing {
             order_id,
-            expires_at,
+            hold_ms: self.hold_ms,
             max_open: self.max_open_orders,
             must_afford: self.gateways.is_empty(),
             terms: terms.as_deref(),
             far,
         };
         if far.is_empty() {
-            return self.store.order_place(context, &order, &placing("")).await;
+            return self.store.order_place(call, &order, &placing("")).await;
         }
         // A repeat is answered before anything is looked at or held elsewhere.
         if let Some(placed) = self.store.order_placed_before(call, home).await? {
             return Ok(placed);
         }
         self.check_far(&order).await?;
-        let due = expires_at.plus(FAR_HOLD_GRACE_MS);
+        let due_in_ms = self.hold_ms + FAR_HOLD_GRACE_MS;
         let mut held = Vec::new();
         let mut holds = Ok(());
         for (partition, lines) in &far {
-            match self.store.stock_hold(context, *partition, order_id, order.user_id, due, lines).await {
+            match self.store.stock_hold(call, *partition, order_id, order.user_id, due_in_ms, lines).await {
                 Ok(packed) => held.push(packed),
                 Err(error) => {
                     holds = Err(error);
@@ -63,7 +60,7 @@ impl Engine {
         let packed = held.join(",");
         let asked = holds.is_ok();
         let placed = match holds {
-            Ok(()) => self.store.order_place(context, &order, &placing(&packed)).await,
+            Ok(()) => self.store.order_place(call, &order, &placing(&packed)).await,
             Err(error) => Err(error),
         };
         // Given back unless the order is there with these very holds. An unknown outcome is left to the holds' own end.
@@ -71,8 +68,7 @@ impl Engine {
         let unknown = asked && matches!(&placed, Err(Error::Unavailable { .. } | Error::Internal(_)));
         if !ours && !unknown {
             for partition in far.keys() {
-                let back =
-                    self.store.stock_settle(context, *partition, order_id, order.user_id, FarEnd::Released, None);
+                let back = self.store.stock_settle(call, *partition, order_id, order.user_id, FarEnd::Released, None);
                 if let Err(error) = back.await {
                     tracing::warn!(%order_id, partition = partition.0, %error, "a far hold ends later, by itself");
                 }
@@ -144,11 +140,11 @@ impl Engine {
                 continue;
             }
             let record = &found.record;
-            match self.close(call, record, by_user(record, self.clock.now())).await {
+            match self.close(call, record, by_user(record)).await {
                 Ok(Some(closed)) => {
                     let order = Order {
                         status: closed.value.status,
-                        closed_at: Some(closed.value.closed_at),
+                        closed_at: closed.value.closed_at,
                         close_reason: Some(closed.value.reason),
                         ..found.record.order
                     };
@@ -173,14 +169,13 @@ impl Engine {
         closing: Closing<'_>,
     ) -> Result<Option<Reply<Closed>>, Error> {
         let (order, user) = (record.order.order_id, record.order.user_id);
-        let context = self.context(call);
-        let Some(closed) = self.store.order_close(context, order, user, closing).await? else { return Ok(None) };
+        let Some(closed) = self.store.order_close(call, order, user, closing).await? else { return Ok(None) };
         let refunded = closed.value.reason == CloseReason::Refunded;
         if !record.far.is_empty() {
             let end = if refunded { FarEnd::Refunded } else { FarEnd::Released };
             let day = record.day.as_deref().unwrap_or("");
             let stores = (&self.store, &self.db);
-            if let Err(error) = retired::end_far(stores, context, (order, user), &record.far, end, day).await {
+            if let Err(error) = retired::end_far(stores, call, (order, user), &record.far, end, day).await {
                 tracing::warn!(%order, %error, "the order's end is relayed later");
             }
         }
@@ -192,7 +187,7 @@ impl Engine {
 }
 
 /// A user's wish to end an order, as the record shows it.
-fn by_user(record: &OrderRecord, now: Millis) -> Closing<'static> {
+fn by_user(record: &OrderRecord) -> Closing<'static> {
     let paid_on = record.day.as_deref().and_then(|day| NaiveDate::parse_from_str(day, DAY_FORMAT).ok());
-    Closing::Cancel { paid_on, counts: paid_on.is_some_and(|day| ranked_until(day) > now) }
+    Closing::Cancel { paid_on }
 }

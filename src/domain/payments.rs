@@ -14,7 +14,6 @@ use crate::{
     store::{
         decisions::{Closing, FarEnd, Settled, Settling},
         payments::DuePayment,
-        ranking::ranked_until,
         records::{GatewayRecord, GatewayState, OrderRecord},
         watermarks::told_so_far,
     },
@@ -39,7 +38,7 @@ impl Engine {
     /// [`Error::Unavailable`] where a gateway's outcome is not known yet.
     pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
         self.store.key_claim(call).await?;
-        let id = self.payments_seq.next(&self.store, self.store.home(payment.order_id.get()), self.clock.now()).await?;
+        let id = self.payments_seq.next(&self.store, self.store.home(payment.order_id.get())).await?;
         let payment_id = PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))?;
         let receipt = Uuid::now_v7().to_string();
         // Nothing to pay is nothing to ask a gateway for.
@@ -68,10 +67,8 @@ impl Engine {
         receipt: &str,
         transaction: Option<&str>,
     ) -> Outcome<Settled> {
-        let context = self.context(call);
-        let day = context.now.day(self.zone);
-        let settling = Settling { payment, payment_id, receipt, transaction, day, rank_until: ranked_until(day) };
-        let settled = match self.store.order_pay(context, &settling).await {
+        let settling = Settling { payment, payment_id, receipt, transaction, day: &|now| self.day(now) };
+        let settled = match self.store.order_pay(call, &settling).await {
             Err(Error::OrderNotFound) => {
                 return Box::pin(self.settled_before(payment, transaction.and(Some(receipt)))).await;
             }
@@ -111,7 +108,7 @@ impl Engine {
         let settle = async {
             let Some(record) = self.store.order(order).await? else { return Ok(()) };
             let (user, day) = (record.order.user_id, record.day.as_deref().unwrap_or(""));
-            self.store.end_far(self.context(call), order, user, &record.far, end, day).await.map(drop)
+            self.store.end_far(call, order, user, &record.far, end, day).await.map(drop)
         };
         if let Err(error) = settle.await {
             let error: Error = error;
@@ -127,9 +124,8 @@ impl Engine {
         receipt: &str,
         gateway: &Arc<dyn PaymentGateway>,
     ) -> Outcome<Settled> {
-        let context = self.context(call);
-        let ask_at = context.now.plus(self.gateway_timeout_ms + RESOLVE_AFTER_MS);
-        match self.store.payment_begin(context, payment, payment_id, receipt, ask_at).await {
+        let ask_in_ms = self.gateway_timeout_ms + RESOLVE_AFTER_MS;
+        match self.store.payment_begin(call, payment, payment_id, receipt, ask_in_ms).await {
             Ok(None) => {}
             Ok(Some(settled)) => return Ok(Reply { value: settled, replayed: true }),
             Err(Error::OrderNotFound) => return self.settled_before(payment, None).await,
@@ -157,7 +153,7 @@ impl Engine {
                 let request_id = &call.request_id;
                 tracing::error!(request_id, order = %payment.order_id, receipt, ?taken, why, "an approval is no payment");
                 // From now on its watch gives the money back.
-                self.declined(call, payment, receipt, Some(self.clock.now())).await
+                self.declined(call, payment, receipt, Some(0)).await
             }
             PayOutcome::Unknown { why } => {
                 let request_id = &call.request_id;
@@ -173,27 +169,27 @@ impl Engine {
         call: &Call,
         payment: &NewPayment,
         receipt: &str,
-        ask_again: Option<Millis>,
+        ask_again_in_ms: Option<i64>,
     ) -> Outcome<Settled> {
-        if self.decline(call, payment.order_id, receipt, ask_again).await? {
+        if self.decline(call, payment.order_id, receipt, ask_again_in_ms).await? {
             return Ok(Reply::first(Settled::Declined));
         }
         // Paid meanwhile, by somebody who knew more.
         self.settled_before(payment, Some(receipt)).await
     }
 
-    /// Fails an order whose payment a gateway declined, or (with `ask_again`) can't be certain to have declined. Returns
+    /// Fails an order whose payment a gateway declined, or (with `ask_again_in_ms`) can't be certain to have declined. Returns
     /// false where the order is not failed: it is paid.
     async fn decline(
         &self,
         call: &Call,
         order: OrderId,
         receipt: &str,
-        ask_again: Option<Millis>,
+        ask_again_in_ms: Option<i64>,
     ) -> Result<bool, Error> {
         // Somebody else, asking about the same payment, was first, and so long ago that the order has left.
         let Some(record) = self.store.order(order).await? else { return Ok(true) };
-        match self.close(call, &record, Closing::Decline { receipt, ask_again }).await {
+        match self.close(call, &record, Closing::Decline { receipt, ask_again_in_ms }).await {
             Ok(closed) => Ok(closed.is_some()),
             // Somebody else, asking about the same payment, was first.
             Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(true),
@@ -208,7 +204,7 @@ impl Engine {
     /// # Errors
     /// Redis can't answer; the payment stays due.
     pub(super) async fn look_at_payment(&self, due: DuePayment) -> Result<(), Error> {
-        let (order, now) = (due.order, self.clock.now());
+        let (order, now) = (due.order, self.store.now(self.store.home(due.order.get())));
         // Not looked at by two at once, as a rule; and one that can't be looked at does not stand in the others' way.
         let lease = now.plus(self.gateway_timeout_ms * CALLS_PER_LOOK + RESOLVE_AFTER_MS);
         self.store.postpone_payment(due, lease).await?;
@@ -237,7 +233,7 @@ impl Engine {
         let Look { record, payment, .. } = look;
         let order = &record.order;
         let call = Call { request_id: looking_at(payment), key: payment.key.clone() };
-        let now = self.clock.now();
+        let now = self.store.now(self.store.home(order.order_id.get()));
         let declined = match look.status().await {
             StatusOutcome::Approved { transaction_id } => {
                 let new = NewPayment {
@@ -260,12 +256,12 @@ impl Engine {
             }
             StatusOutcome::Unacceptable { taken, why } => {
                 tracing::error!(order = %order.order_id, ?taken, why, "an approval is no payment");
-                self.decline(&call, order.order_id, &payment.receipt, Some(now)).await
+                self.decline(&call, order.order_id, &payment.receipt, Some(0)).await
             }
             StatusOutcome::NotFound if now.0 - payment.started_at.0 >= self.give_up_ms => {
                 // It may still be on its way. The order fails now, and the gateway is watched, so that late money goes back.
                 tracing::warn!(order = %order.order_id, "the gateway has never heard of a payment");
-                self.decline(&call, order.order_id, &payment.receipt, Some(now.plus(RESOLVE_AFTER_MS))).await
+                self.decline(&call, order.order_id, &payment.receipt, Some(RESOLVE_AFTER_MS)).await
             }
             StatusOutcome::NotFound => return self.ask_later(record, payment, NOT_FOUND).await,
             StatusOutcome::Unknown { why } => return self.ask_later(record, payment, &why).await,
@@ -334,7 +330,7 @@ impl Engine {
     async fn end_payment(&self, record: &OrderRecord, payment: &GatewayRecord, refunded: bool) -> Result<(), Error> {
         let call = Call { request_id: looking_at(payment), key: None };
         let (order, user) = (record.order.order_id, record.order.user_id);
-        self.store.payment_end(self.context(&call), order, user, &payment.receipt, refunded).await.map(drop)
+        self.store.payment_end(&call, order, user, &payment.receipt, refunded).await.map(drop)
     }
 }
 

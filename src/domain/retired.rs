@@ -87,14 +87,14 @@ impl Engine {
 /// Redis or Postgres can't answer; every step may be taken again.
 pub async fn end_far(
     (store, db): (&Store, &db::Connection),
-    context: Context<'_>,
+    call: &Call,
     (order, user): (OrderId, UserId),
     far: &[OrderLine],
     end: FarEnd,
     day: &str,
 ) -> Result<(), Error> {
     let asked = Instant::now();
-    let gone = store.end_far(context, order, user, far, end, day).await?;
+    let gone = store.end_far(call, order, user, far, end, day).await?;
     if end != FarEnd::Refunded {
         // Said again, after it has left.
         return Ok(());
@@ -112,6 +112,6 @@ pub async fn end_far(
     }
     let of = |line: &&OrderLine| back.contains(&store.home(line.product_id.get()));
     let far: Vec<OrderLine> = far.iter().filter(of).copied().collect();
-    let gone: Vec<Partition> = store.end_far(context, order, user, &far, end, day).await?;
+    let gone: Vec<Partition> = store.end_far(call, order, user, &far, end, day).await?;
     if gone.is_empty() { Ok(()) } else { Err(Error::unavailable("what an order had sold has left again")) }
 }

@@ -97,11 +97,11 @@ impl Engine {
             match due {
                 Due::Orders => self.sweep_orders(here).await,
                 Due::Payments => {
-                    let orders = self.store.due_payments(here, self.clock.now(), MOST).await?;
+                    let orders = self.store.due_payments(here, MOST).await?;
                     all(due, orders, |payment| async move { self.look_at_payment(payment).await.map(|()| true) }).await
                 }
                 Due::FarHolds => {
-                    let holds = self.store.due_holds(here, self.clock.now(), MOST).await?;
+                    let holds = self.store.due_holds(here, MOST).await?;
                     let look =
                         |(order, user)| async move { self.look_at_far_hold(here, order, user).await.map(|()| true) };
                     all(due, holds, look).await
@@ -117,7 +117,7 @@ impl Engine {
     async fn sweep_orders(&self, here: Partition) -> Result<usize, Error> {
         let mut expired = 0;
         loop {
-            let due = self.store.due_orders(here, self.clock.now(), MOST).await?;
+            let due = self.store.due_orders(here, MOST).await?;
             let found = due.len();
             let ended = all(Due::Orders, due, |order| self.expire(order)).await?;
             expired += ended;
@@ -141,11 +141,10 @@ impl Engine {
 
     async fn look_at_far_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
         let call = Call { request_id: format!("expire-{order}"), key: None };
-        let now = self.clock.now();
         let verdict = self.store.order_verdict(order).await?;
         let end = match verdict.status {
             Some(OrderStatus::Pending) => {
-                return self.store.postpone_hold(here, order, user, now.plus(FAR_AGAIN_MS)).await;
+                return self.store.postpone_hold(here, order, user, self.store.now(here).plus(FAR_AGAIN_MS)).await;
             }
             Some(OrderStatus::Paid) => FarEnd::Settled,
             _ if verdict.refunded => FarEnd::Refunded,
@@ -153,8 +152,7 @@ impl Engine {
             _ => FarEnd::Abandoned,
         };
         let day = NaiveDate::parse_from_str(&verdict.day, crate::store::decisions::DAY_FORMAT).ok();
-        let day = day.map(|day| (day, crate::store::ranking::ranked_until(day))).filter(|(_, until)| *until > now);
-        self.store.stock_settle(self.context(&call), here, order, user, end, day).await.map(drop)
+        self.store.stock_settle(&call, here, order, user, end, day).await.map(drop)
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Observed {
     pub postgres_connections: (usize, usize, usize),
     /// Decisions that PostgreSQL does not have yet, as far as this process knows, and how many there may be.
     pub backlog: (i64, i64),
+    /// How far this process's clock is ahead of the store's, seconds.
+    pub clock_offset: f64,
     /// What this process refused, and did to be able to, without asking whether coupons are left.
     pub sold_out: SoldOut,
 }
@@ -207,6 +209,11 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
             "firstcome_backlog_limit_events",
             "The backlog at which writes are answered 503 (MAX_BACKLOG).",
             one(backlog_limit as f64),
+        ),
+        family(
+            "firstcome_clock_offset_seconds",
+            "How far this process's clock is ahead of that of Redis, which decides; of several servers, the one that differs most.",
+            one(observed.clock_offset),
         ),
         family(
             "firstcome_dead_letters",

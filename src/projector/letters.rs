@@ -184,7 +184,7 @@ impl Projector {
         if (event.epoch, event.seq) != (letter_epoch, seq) {
             return Err(refused("it has the place of another decision"));
         }
-        relay::relay(&self.store, (&self.db, self.patience), &self.clock, here, &[&event]).await?;
+        relay::relay(&self.store, (&self.db, self.patience), here, &[&event]).await?;
         self.describe_as_now(&mut event).await?;
         let step = transaction.begin().await?;
         match in_order(&step, here, event).await {

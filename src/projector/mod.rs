@@ -408,7 +408,7 @@ impl Projector {
     async fn after_commit(&self, here: Partition, read: &[Read<'_>], end: StreamId) -> Result<(), Failure> {
         let postgres = (&self.db, self.patience);
         let events: Vec<&Event> = read.iter().filter_map(|read| read.event.as_ref().ok()).collect();
-        relay::relay(&self.store, postgres, &self.clock, here, &events).await?;
+        relay::relay(&self.store, postgres, here, &events).await?;
         retire::retire(&self.store, postgres, self.keep, here, &events).await?;
         self.store.outbox_trim(here, end).await?;
         Ok(())

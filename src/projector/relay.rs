@@ -18,7 +18,7 @@ use crate::{
     },
     store::{
         Store,
-        decisions::{Context, FarEnd, Issued},
+        decisions::{FarEnd, Issued},
         keys::Partition,
     },
 };
@@ -30,15 +30,14 @@ use crate::{
 pub async fn relay(
     store: &Store,
     (db, patience): (&DatabaseConnection, Duration),
-    clock: &Clock,
     here: Partition,
     events: &[&Event],
 ) -> Result<(), Error> {
     if store.partitions() == 1 {
         return Ok(());
     }
-    let end_far = async |context: Context<'_>, of, far: &[OrderLine], end, day: &str| {
-        let ending = retired::end_far((store, db), context, of, far, end, day);
+    let end_far = async |call: &Call, of, far: &[OrderLine], end, day: &str| {
+        let ending = retired::end_far((store, db), call, of, far, end, day);
         // What was sold long ago is asked for in Postgres.
         let ended = tokio::time::timeout(patience, ending).await;
         ended.unwrap_or_else(|_| Err(Error::unavailable("an order's end is not carried on in time")))
@@ -46,18 +45,17 @@ pub async fn relay(
     for event in events {
         // What follows elsewhere is of the same request.
         let call = Call { request_id: event.request_id.clone(), key: None };
-        let context = Context { now: clock.now(), call: &call };
         let relayed = match &event.body {
             Body::CouponIssued { coupon, user, issue_no, at_home: false } => {
                 let issued = Issued { issue_no: *issue_no, issued_at: event.at };
-                store.coupon_grant(context, *user, *coupon, issued).await.map(drop)
+                store.coupon_grant(&call, *user, *coupon, issued).await.map(drop)
             }
             Body::OrderPaid(paid) => {
-                end_far(context, (paid.order, paid.user), &paid.far, FarEnd::Settled, &paid.day).await.map(drop)
+                end_far(&call, (paid.order, paid.user), &paid.far, FarEnd::Settled, &paid.day).await.map(drop)
             }
             Body::OrderClosed(closed) => {
                 let end = if closed.from == OrderStatus::Paid { FarEnd::Refunded } else { FarEnd::Released };
-                end_far(context, (closed.order, closed.user), &closed.far, end, &closed.day).await.map(drop)
+                end_far(&call, (closed.order, closed.user), &closed.far, end, &closed.day).await.map(drop)
             }
             _ => Ok(()),
         };

@@ -15,11 +15,38 @@ use tokio::sync::oneshot;
 
 use crate::domain::Error;
 
-/// The most requests that go together: bounds how long Redis is busy with them.
+/// The most requests that go together, and the most that they may carry in all (what one of them alone carries is its own
+/// business): bounds how long Redis is busy with them.
 pub(super) const MOST: usize = 128;
+pub(super) const MAX_WEIGHT: usize = 1000;
 type Answered<A> = oneshot::Sender<Result<A, Error>>;
 
-type Queue<R, A> = VecDeque<(R, Answered<A>)>;
+/// A request that waits: what it carries, and who waits for it.
+struct Waiting<R, A> {
+    request: R,
+    weight: usize,
+    answered: Answered<A>,
+}
+
+type Queue<R, A> = VecDeque<Waiting<R, A>>;
+
+/// What became of requests that went together: the answers to the first of them, and the others, which were not taken on.
+pub(super) struct Carried<R, A> {
+    pub answers: Vec<Result<A, Error>>,
+    pub rest: Vec<R>,
+}
+
+impl<R, A> Default for Carried<R, A> {
+    fn default() -> Self {
+        Carried { answers: Vec::new(), rest: Vec::new() }
+    }
+}
+
+impl<R, A> From<Vec<Result<A, Error>>> for Carried<R, A> {
+    fn from(answers: Vec<Result<A, Error>>) -> Self {
+        Carried { answers, rest: Vec::new() }
+    }
+}
 
 /// Requests `R` with answers `A` that wait to go together, by kind; a kind of which nothing is under way has no queue.
 pub(super) struct Gather<K, R, A>(Mutex<HashMap<K, Queue<R, A>>>);
@@ -33,48 +60,73 @@ impl<K, R, A> Default for Gather<K, R, A> {
 impl<K: Copy + Eq + Hash, R, A> Gather<K, R, A> {
     /// Takes a request in. Whether the caller has to see to it, by [`Gather::lead`], that it is carried out: in a task of its
     /// own, for others depend on it, whatever becomes of this request.
-    pub(super) fn join(&self, kind: K, request: R) -> (oneshot::Receiver<Result<A, Error>>, bool) {
+    pub(super) fn join(&self, kind: K, request: R, weight: usize) -> (oneshot::Receiver<Result<A, Error>>, bool) {
         let (answered, answer) = oneshot::channel();
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lead = !queues.contains_key(&kind);
-        queues.entry(kind).or_default().push_back((request, answered));
+        queues.entry(kind).or_default().push_back(Waiting { request, weight, answered });
         (answer, lead)
     }
 
     /// The next requests, those that somebody still waits for; none if there are none, and then the caller has led enough.
-    fn next(&self, kind: K) -> (Vec<R>, Vec<Answered<A>>) {
+    fn next(&self, kind: K) -> (Vec<R>, Vec<(usize, Answered<A>)>) {
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Entry::Occupied(mut entry) = queues.entry(kind) else { return (Vec::new(), Vec::new()) };
         let queue = entry.get_mut();
-        queue.retain(|(_, answered)| !answered.is_closed());
-        let next: (Vec<R>, Vec<_>) = queue.drain(..MOST.min(queue.len())).unzip();
+        queue.retain(|waiting| !waiting.answered.is_closed());
+        let mut carried = 0;
+        let fits = |waiting: &&Waiting<R, A>| {
+            carried += waiting.weight;
+            carried <= MAX_WEIGHT
+        };
+        // The first goes whatever it carries.
+        let count = queue.iter().take(MOST).take_while(fits).count().max(1).min(queue.len());
+        let next = queue.drain(..count).map(|Waiting { request, weight, answered }| (request, (weight, answered)));
+        let next: (Vec<R>, Vec<_>) = next.unzip();
         if next.0.is_empty() {
             entry.remove();
         }
         next
     }
 
+    /// Puts back what was not taken on, before what came since.
+    fn put_back(&self, kind: K, rest: impl IntoIterator<Item = R>, waiting: Vec<(usize, Answered<A>)>) {
+        let rest = rest.into_iter().zip(waiting);
+        let rest = rest.map(|(request, (weight, answered))| Waiting { request, weight, answered });
+        let mut rest: Queue<R, A> = rest.collect();
+        let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = queues.entry(kind).or_default();
+        rest.append(queue);
+        *queue = rest;
+    }
+
     /// Carries out what waits until nothing does. An answer may be an error of one request; an error of `carry_out` is one of
     /// all that went together.
-    pub(super) async fn lead<F>(&self, kind: K, carry_out: impl Fn(Vec<R>) -> F)
+    pub(super) async fn lead<F, C>(&self, kind: K, carry_out: impl Fn(Vec<R>) -> F)
     where
-        F: Future<Output = Result<Vec<Result<A, Error>>, Error>>,
+        F: Future<Output = Result<C, Error>>,
+        C: Into<Carried<R, A>>,
     {
         loop {
             // Whoever is ready to run, and about to ask for the same, is let in.
             tokio::task::yield_now().await;
-            let (requests, answered) = self.next(kind);
+            let (requests, mut answered) = self.next(kind);
             if requests.is_empty() {
                 return;
             }
             match carry_out(requests).await {
-                Ok(answers) => {
-                    for (answered, answer) in answered.into_iter().zip(answers) {
+                Ok(carried) => {
+                    let Carried { answers, rest } = carried.into();
+                    let waiting = answered.split_off(answers.len().min(answered.len()));
+                    for ((_, answered), answer) in answered.into_iter().zip(answers) {
                         let _ = answered.send(answer);
+                    }
+                    if !rest.is_empty() {
+                        self.put_back(kind, rest, waiting);
                     }
                 }
                 Err(error) => {
-                    for answered in answered {
+                    for (_, answered) in answered {
                         let _ = answered.send(Err(error.again()));
                     }
                 }
@@ -111,7 +163,7 @@ mod tests {
         }
 
         fn join(self: &Arc<Self>, request: u64) -> oneshot::Receiver<Result<u64, Error>> {
-            let (answered, lead) = self.gather.join(0, request);
+            let (answered, lead) = self.gather.join(0, request, 1);
             if lead {
                 let hall = self.clone();
                 tokio::spawn(async move {

@@ -6,14 +6,14 @@ use redis::{Cmd, Value};
 
 use super::{
     Store,
-    decisions::{Context, RECORD_LIFE_MS},
-    gather::{self, Gather},
+    decisions::RECORD_LIFE_MS,
+    gather::{self, Carried, Gather},
     keys::{Keys, Partition},
     scripts::{Answer, Decided, Script},
     watermarks,
 };
 use crate::{
-    domain::{Error, model::Call, types::Millis},
+    domain::{Error, model::Call},
     telemetry::traces,
 };
 
@@ -34,19 +34,22 @@ pub trait Mergeable: Send + 'static {
     fn of(&self) -> i64 {
         0
     }
+    /// What it carries: the lines of an order. Bounds a call together with the number of its requests.
+    fn weight(&self) -> usize {
+        1
+    }
     /// How many keys follow: of the group after `meta outbox`, and of each request after its record.
     fn key_counts(&self) -> (usize, usize);
     fn shared_keys(&self, keys: Keys, call: &mut Cmd);
     fn keys(&self, keys: Keys, call: &mut Cmd);
-    /// After the life of a record.
+    /// After the clock and the life of a record.
     fn shared_args(&self, call: &mut Cmd);
-    /// After now, fingerprint and request id.
+    /// After fingerprint and request id.
     fn args(&self, call: &mut Cmd);
 }
 
-/// A request, and when and for whom it is decided.
+/// A request, and for whom it is decided.
 pub(super) struct Asked {
-    now: Millis,
     call: Call,
     request: Box<dyn Mergeable>,
     /// The span that waits for the answer.
@@ -61,16 +64,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::call`]: an outcome that is unknown is so for all of a call.
-    pub async fn merged(
-        &self,
-        context: Context<'_>,
-        here: Partition,
-        request: impl Mergeable,
-    ) -> Result<Answer, Error> {
+    pub async fn merged(&self, call: &Call, here: Partition, request: impl Mergeable) -> Result<Answer, Error> {
         let group = Group { script: request.script().name, here, of: request.of() };
-        let asked =
-            Asked { now: context.now, call: context.call.clone(), request: Box::new(request), span: traces::here() };
-        let (answered, lead) = self.shared.merger.join(group, asked);
+        let weight = request.weight();
+        let asked = Asked { call: call.clone(), request: Box::new(request), span: traces::here() };
+        let (answered, lead) = self.shared.merger.join(group, asked, weight);
         if lead {
             let store = self.clone();
             tokio::spawn(async move {
@@ -85,8 +83,9 @@ impl Store {
         Ok(answer)
     }
 
-    async fn decide(&self, group: Group, requests: Vec<Asked>) -> Result<Vec<Result<Answer, Error>>, Error> {
-        let Some(Asked { request: first, .. }) = requests.first() else { return Ok(Vec::new()) };
+    /// The answers, and the last requests where the call did not take on all of them.
+    async fn decide(&self, group: Group, mut requests: Vec<Asked>) -> Result<Carried<Asked, Answer>, Error> {
+        let Some(Asked { request: first, .. }) = requests.first() else { return Ok(Carried::default()) };
         let (script, (shared, own), keys) = (first.script(), first.key_counts(), Keys(group.here));
         let mut call = redis::cmd("EVALSHA");
         call.arg(script.hash()).arg(2 + shared + (1 + own) * requests.len());
@@ -96,21 +95,25 @@ impl Store {
             call.arg(keys.record(caller.key.as_ref().map_or("", |key| &key.digest)));
             request.keys(keys, &mut call);
         }
-        call.arg(RECORD_LIFE_MS);
+        call.arg(self.test_clock()).arg(RECORD_LIFE_MS);
         first.shared_args(&mut call);
-        for Asked { now, call: caller, request, .. } in &requests {
+        for Asked { call: caller, request, .. } in &requests {
             let fingerprint = caller.key.as_ref().map_or("", |key| &key.fingerprint);
-            call.arg(now.0).arg(fingerprint).arg(&caller.request_id);
+            call.arg(fingerprint).arg(&caller.request_id);
             request.args(&mut call);
         }
         script.meter.together(requests.len());
         let asked_by = requests.iter().filter_map(|asked| asked.span.as_deref());
         let work = traces::script(script.name, group.here.0, requests.len(), asked_by);
         match work.ends(self.eval(group.here, script, &call, Decided::by_all).await)? {
-            Value::Array(values) if values.len() == requests.len() => {
-                Ok(values.into_iter().map(|value| Answer::unpack(script.name, value)).collect())
+            Value::Array(values) if (1..=requests.len()).contains(&values.len()) => {
+                let rest = requests.split_off(values.len());
+                Ok(Carried {
+                    answers: values.into_iter().map(|value| Answer::unpack(script.name, value)).collect(),
+                    rest,
+                })
             }
-            _ => Err(Error::Internal(anyhow!("{} did not answer each of {} requests", script.name, requests.len()))),
+            _ => Err(Error::Internal(anyhow!("{} did not answer {} requests", script.name, requests.len()))),
         }
     }
 }

@@ -53,7 +53,11 @@ use self::{
 };
 use crate::{
     config::RedisConfig,
-    domain::{Error, model::Product, types::ProductId},
+    domain::{
+        Error,
+        model::Product,
+        types::{Clock, Millis, ProductId},
+    },
     metrics,
 };
 
@@ -64,6 +68,9 @@ pub const MAX_PARTITIONS: u16 = 256;
 ///
 /// 2: a user's coupons are in the user's own hash (before: a hash of their own).
 pub const LAYOUT: i64 = 2;
+
+/// How well a process knows a server's clock, which it reads twice a second, ms.
+const CLOCK_ERROR_MS: i64 = 1_000;
 
 /// Who a store is: kept in Redis and in Postgres, and compared at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +104,8 @@ struct Shared {
     /// Set when the store is opened: from then on no partition is used that was not looked at.
     guard: OnceLock<Guard>,
     known: Arc<Known>,
+    /// This process's clock.
+    clock: OnceLock<Clock>,
     /// What waits to be decided, and what waits to be read.
     merger: Merger,
     commands: Gather<Partition, redis::Cmd, redis::Value>,
@@ -124,11 +133,46 @@ impl Store {
             watermarks,
             guard: OnceLock::new(),
             known,
+            clock: OnceLock::new(),
             merger: Merger::default(),
             commands: Gather::default(),
             products: Gather::default(),
         };
         Ok(Store { shared: Arc::new(shared), partitions: 1 })
+    }
+
+    /// Corrects this clock to the store's from here on. Once for a store; without it there is the system's.
+    pub fn keep_time(&self, clock: &Clock) {
+        let _ = self.shared.clock.set(clock.clone());
+    }
+
+    fn clock(&self) -> &Clock {
+        self.shared.clock.get_or_init(Clock::system)
+    }
+
+    /// What scripts are told of the time: nothing, for they read their server's clock; but in tests, where a clock stands.
+    fn test_clock(&self) -> String {
+        self.clock().standing_at().map(|at| at.0.to_string()).unwrap_or_default()
+    }
+
+    /// The time as the partition's server has it, as far as this process knows: for what is shown, and for what is to be asked
+    /// next. The server's own clock decides.
+    pub fn now(&self, here: Partition) -> Millis {
+        let clock = self.clock();
+        clock.standing_at().unwrap_or_else(|| clock.own().plus(self.watermark(here).clock_offset_ms()))
+    }
+
+    /// The earliest and the latest time that the partition's server may say it is.
+    pub fn now_within(&self, here: Partition) -> (Millis, Millis) {
+        let now = self.now(here);
+        let error_ms = if self.clock().standing_at().is_some() { 0 } else { CLOCK_ERROR_MS };
+        (now.plus(-error_ms), now.plus(error_ms))
+    }
+
+    /// How far this process's clock is ahead of the store's, ms: of all partitions' servers, the one that differs most.
+    pub fn clock_offset_ms(&self) -> i64 {
+        let offsets = self.all().map(|here| -self.watermark(here).clock_offset_ms());
+        offsets.max_by_key(|offset| offset.abs()).unwrap_or(0)
     }
 
     /// The same store, known to have this many partitions.
@@ -236,7 +280,7 @@ impl Store {
 
     /// Runs one command on the lanes, in one pipeline with those that others run at the same time.
     async fn query<T: FromRedisValue>(&self, partition: Partition, command: redis::Cmd) -> Result<T, Error> {
-        let (answered, lead) = self.shared.commands.join(partition, command);
+        let (answered, lead) = self.shared.commands.join(partition, command, 1);
         if lead {
             let store = self.clone();
             tokio::spawn(async move {

@@ -39,14 +39,14 @@ fn score(at: Millis, stuck: bool) -> i64 {
 }
 
 impl Store {
-    /// Gateway payments that are to be looked at by `now`: at most `most` of those that are stuck, and of the others.
+    /// Gateway payments that are to be looked at by now: at most `most` of those that are stuck, and of the others.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; so all the following.
-    pub async fn due_payments(&self, here: Partition, now: Millis, most: usize) -> Result<Vec<DuePayment>, Error> {
+    pub async fn due_payments(&self, here: Partition, most: usize) -> Result<Vec<DuePayment>, Error> {
         let index = Keys(here).gateway();
         let mut read = redis::pipe();
-        for (first, last) in due_ranges(now) {
+        for (first, last) in due_ranges(self.now(here)) {
             read.cmd("ZRANGE").arg(&index).arg(first).arg(last).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
         }
         let (others, stuck): (Vec<i64>, Vec<i64>) = self.pipe(here, &read).await?;

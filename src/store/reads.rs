@@ -98,12 +98,13 @@ impl Store {
         campaign(coupon, &fields).map(Some)
     }
 
-    /// Campaigns whose window has not closed at `now`, soonest to close first, from all partitions: at most `most`.
-    pub async fn campaigns_closing_after(&self, now: Millis, most: i64) -> Result<Vec<Campaign>, Error> {
+    /// Campaigns whose window has not closed, or not longer ago than `back_ms`, soonest to close first, from all partitions: at
+    /// most `most` of each.
+    pub async fn campaigns_closing_after(&self, back_ms: i64, most: i64) -> Result<Vec<Campaign>, Error> {
         let mut campaigns = Vec::new();
         for here in self.all() {
             let mut read = redis::cmd("ZRANGE");
-            read.arg(Keys(here).campaigns()).arg(format!("({}", now.0)).arg("+inf");
+            read.arg(Keys(here).campaigns()).arg(format!("({}", self.now(here).0 - back_ms)).arg("+inf");
             read.arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
             let ids: Vec<i64> = self.query(here, read).await?;
             if ids.is_empty() {
@@ -130,7 +131,7 @@ impl Store {
     /// [`Error::ProductNotFound`].
     pub async fn product(&self, product: ProductId) -> Result<Product, Error> {
         let here = self.home(product.get());
-        let (answered, lead) = self.shared.products.join(here, product);
+        let (answered, lead) = self.shared.products.join(here, product, 1);
         if lead {
             let store = self.clone();
             tokio::spawn(async move {
@@ -234,15 +235,15 @@ impl Store {
         order_record(order, &fields).map(Some).ok_or_else(|| Error::Internal(anyhow!("order {order} is not readable")))
     }
 
-    /// Orders whose hold ended at or before `now`, longest due first.
-    pub async fn due_orders(&self, here: Partition, now: Millis, most: usize) -> Result<Vec<OrderId>, Error> {
-        let ids = self.due(here, &Keys(here).expiry(), now, most).await?;
+    /// Orders whose hold ended by now, longest due first.
+    pub async fn due_orders(&self, here: Partition, most: usize) -> Result<Vec<OrderId>, Error> {
+        let ids = self.due(here, &Keys(here).expiry(), most).await?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).filter_map(OrderId::new).collect())
     }
 
-    /// Far holds that are to be looked at by `now`: orders at home elsewhere, and their users.
-    pub async fn due_holds(&self, here: Partition, now: Millis, most: usize) -> Result<Vec<(OrderId, UserId)>, Error> {
-        let members = self.due(here, &Keys(here).holds(), now, most).await?;
+    /// Far holds that are to be looked at by now: orders at home elsewhere, and their users.
+    pub async fn due_holds(&self, here: Partition, most: usize) -> Result<Vec<(OrderId, UserId)>, Error> {
+        let members = self.due(here, &Keys(here).holds(), most).await?;
         let pair = |member: &String| {
             let (order, user) = member.split_once(':')?;
             Some((OrderId::new(order.parse().ok()?)?, UserId::new(user.parse().ok()?)?))
@@ -250,9 +251,9 @@ impl Store {
         Ok(members.iter().filter_map(pair).collect())
     }
 
-    async fn due(&self, here: Partition, index: &str, now: Millis, most: usize) -> Result<Vec<String>, Error> {
+    async fn due(&self, here: Partition, index: &str, most: usize) -> Result<Vec<String>, Error> {
         let mut read = redis::cmd("ZRANGE");
-        read.arg(index).arg("-inf").arg(now.0).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+        read.arg(index).arg("-inf").arg(self.now(here).0).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
         self.query(here, read).await
     }
 

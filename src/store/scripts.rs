@@ -80,6 +80,7 @@ fn assemble(file: &str) -> String {
     let (shebang, body) = file.split_once('\n').unwrap_or((file, ""));
     let mut source = format!("{shebang}\n");
     for (mark, part) in [
+        ("lists", include_str!("../../lua/lib/lists.lua")),
         ("books", include_str!("../../lua/lib/books.lua")),
         ("batches", include_str!("../../lua/lib/batches.lua")),
         ("holds", include_str!("../../lua/lib/holds.lua")),

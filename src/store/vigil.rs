@@ -18,7 +18,10 @@ use super::{
     settings::{self, Server},
     watermarks::{Looked, State, Watermark},
 };
-use crate::{domain::Error, metrics};
+use crate::{
+    domain::{Error, types::Millis},
+    metrics,
+};
 
 /// How long a look that failed, or found the partition closed, stands for those that come after it.
 const LOOK_SHARED: Duration = Duration::from_millis(200);
@@ -213,16 +216,25 @@ impl Store {
         let mut read = redis::pipe();
         read.cmd("INFO").arg("server");
         read.cmd("INFO").arg("replication");
+        read.cmd("TIME");
         read.add_command(books(here));
         // Changes nothing, and is refused where every write is.
         read.cmd("ZADD").arg(Keys(here).never()).arg("XX").arg(0).arg("never");
-        type Replies = (RedisResult<String>, RedisResult<String>, RedisResult<Value>, RedisResult<Value>);
-        let (info, replication, found, write): Replies = read.ignore_errors().query_async(link).await?;
+        type Reply<T> = RedisResult<T>;
+        type Replies = (Reply<String>, Reply<String>, Reply<(i64, i64)>, Reply<Value>, Reply<Value>);
+        let asked = self.clock().own();
+        let (info, replication, time, found, write): Replies = read.ignore_errors().query_async(link).await?;
+        let answered = self.clock().own();
         let server = Server::read(&info?);
         if let Some(why) = server.unusable(&settings::role(&replication?)) {
             // New connections may lead to another one.
             self.lanes().leave(&ticket.node);
             return Ok(State::Closed(why));
+        }
+        let (seconds, microseconds) = time?;
+        watermark.read_clock(Millis(seconds * 1000 + microseconds / 1000), asked, answered);
+        if here == Partition(0) {
+            self.clock().correct(watermark.clock_offset_ms());
         }
         let mut found: Books = redis::from_redis_value(found?)?;
         let refused = write.err().map(|error| match Means::of(&error) {

@@ -13,7 +13,7 @@ use std::{
     cell::RefCell,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicI64, AtomicU8, Ordering},
     },
     time::Instant,
 };
@@ -21,6 +21,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{Position, keys::Partition};
+use crate::domain::types::Millis;
 
 tokio::task_local! {
     /// What was decided, or found decided, for the request that runs in this task.
@@ -66,6 +67,8 @@ pub(super) struct Watermark {
     told: Mutex<Position>,
     /// The last decision that Postgres has, as far as this process knows.
     projected: watch::Sender<Position>,
+    /// How far its server's clock is ahead of this process's, ms.
+    clock_offset_ms: AtomicI64,
     /// Held by the one that looks.
     pub(super) looking: tokio::sync::Mutex<Looked>,
 }
@@ -88,6 +91,7 @@ impl Default for Watermark {
             no_writes: Mutex::default(),
             told: Mutex::default(),
             projected: watch::Sender::default(),
+            clock_offset_ms: AtomicI64::default(),
             looking: tokio::sync::Mutex::default(),
         }
     }
@@ -155,6 +159,19 @@ impl Watermark {
 
     pub(super) fn projection(&self) -> watch::Receiver<Position> {
         self.projected.subscribe()
+    }
+
+    pub(super) fn clock_offset_ms(&self) -> i64 {
+        self.clock_offset_ms.load(Ordering::Relaxed)
+    }
+
+    /// Takes a reading of the server's clock: it said `server` some time between `asked` and `answered` of this process's
+    /// clock. What was known before stays as long as the reading does not contradict it.
+    pub(super) fn read_clock(&self, server: Millis, asked: Millis, answered: Millis) {
+        let (least, most) = (server.0 - answered.0, server.0 - asked.0);
+        if !(least..=most).contains(&self.clock_offset_ms()) {
+            self.clock_offset_ms.store(least + (most - least) / 2, Ordering::Relaxed);
+        }
     }
 
     /// Decisions that Postgres does not have yet.

@@ -47,6 +47,7 @@ pub const UNDECIDED: &[&str] = &[
     "NOT_REOPENING",
     "NO_WINDOW",
     "ORDER_NOT_FOUND",
+    "OTHER_DAY",
     "OUT_OF_STOCK",
     "OVERFLOW",
     "PAID_BEFORE",

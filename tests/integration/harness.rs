@@ -41,6 +41,8 @@ pub struct Options {
     pub partitions: u16,
     /// `None`: the system's clock.
     pub clock: Option<Millis>,
+    /// How wrong the system's clock is.
+    pub clock_skew_ms: i64,
     /// Project in the background, rather than when the test drains.
     pub project: bool,
     /// Sweep in the background, rather than when the test sweeps.
@@ -72,6 +74,7 @@ impl Default for Options {
         Options {
             partitions: 1,
             clock: Some(START),
+            clock_skew_ms: 0,
             project: false,
             sweep: false,
             hold_seconds: 600,
@@ -185,7 +188,7 @@ impl World {
 
     /// A world on these servers and this database; also to come back after a restart.
     pub async fn on(options: Options, dir: ScratchDir, redis: RedisServer, database: String) -> World {
-        let clock = options.clock.map_or(Clock::system(), Clock::standing);
+        let clock = options.clock.map_or_else(|| Clock::skewed(options.clock_skew_ms), Clock::standing);
         let proxy = if options.proxied { Some(Proxy::before(redis.socket_path()).await) } else { None };
         let redis_url = proxy.as_ref().map_or(redis.url(), Proxy::url);
         let app = open(&options, &redis_url, &postgres_url(&database), clock.clone()).await.unwrap();

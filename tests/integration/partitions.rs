@@ -5,9 +5,8 @@ use chrono::Days;
 use firstcome::{
     domain::*,
     store::{
-        decisions::{Context, FarEnd, Placing, Settled, Settling},
+        decisions::{FarEnd, Placing, Settled, Settling},
         keys::Partition,
-        ranking::ranked_until,
     },
 };
 
@@ -48,17 +47,13 @@ impl Apart {
 
     async fn hold(&self, order: OrderId) -> String {
         let call = call(None);
-        let context = Context { now: self.world.clock.now(), call: &call };
-        let due = context.now.plus(660_000);
-        self.world.store.stock_hold(context, Partition(1), order, self.user, due, &[(self.product, 2)]).await.unwrap()
+        self.world.store.stock_hold(&call, Partition(1), order, self.user, 660_000, &[(self.product, 2)]).await.unwrap()
     }
 
     async fn place(&self, order_id: OrderId, far: &str) -> Result<PlacedOrder, Error> {
         let call = call(None);
-        let context = Context { now: self.world.clock.now(), call: &call };
-        let expires_at = context.now.plus(600_000);
-        let placing = Placing { order_id, expires_at, max_open: 20, must_afford: true, terms: None, far };
-        self.world.store.order_place(context, &self.new_order(), &placing).await.map(|placed| placed.value)
+        let placing = Placing { order_id, hold_ms: 600_000, max_open: 20, must_afford: true, terms: None, far };
+        self.world.store.order_place(&call, &self.new_order(), &placing).await.map(|placed| placed.value)
     }
 }
 
@@ -66,8 +61,7 @@ impl Apart {
 async fn an_issued_coupon_reaches_its_user_through_the_relay() {
     let apart = Apart::start().await;
     let call = call(None);
-    let context = Context { now: apart.world.clock.now(), call: &call };
-    apart.world.store.coupon_issue(context, apart.user, apart.coupon).await.unwrap();
+    apart.world.store.coupon_issue(&call, apart.user, apart.coupon).await.unwrap();
     assert!(apart.world.engine.user_coupons(apart.user).await.unwrap().is_empty());
     apart.world.drain().await;
     let coupons = apart.world.engine.user_coupons(apart.user).await.unwrap();
@@ -100,10 +94,9 @@ async fn a_hold_that_comes_after_its_release_holds_nothing() {
     let apart = Apart::start().await;
     let order = OrderId::new(1_000_000).unwrap();
     let call = call(None);
-    let context = Context { now: apart.world.clock.now(), call: &call };
     let store = &apart.world.store;
-    store.stock_settle(context, Partition(1), order, apart.user, FarEnd::Released, None).await.unwrap();
-    let late = store.stock_hold(context, Partition(1), order, apart.user, context.now, &[(apart.product, 2)]).await;
+    store.stock_settle(&call, Partition(1), order, apart.user, FarEnd::Released, None).await.unwrap();
+    let late = store.stock_hold(&call, Partition(1), order, apart.user, 0, &[(apart.product, 2)]).await;
     assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
     assert_eq!(apart.stock().await, 5);
     apart.world.finish().await;
@@ -116,8 +109,6 @@ async fn a_paid_order_reaches_its_far_stock_and_ranking_through_the_relay() {
     let far = apart.hold(order).await;
     let placed = apart.place(order, &far).await.unwrap();
     let call = call(None);
-    let context = Context { now: apart.world.clock.now(), call: &call };
-    let day = context.now.day(chrono_tz::Asia::Seoul);
     let payment = NewPayment {
         order_id: order,
         user_id: apart.user,
@@ -130,10 +121,9 @@ async fn a_paid_order_reaches_its_far_stock_and_ranking_through_the_relay() {
         payment_id,
         receipt: "r-1",
         transaction: None,
-        day,
-        rank_until: ranked_until(day),
+        day: &|now| CalendarDay::of(now, chrono_tz::Asia::Seoul),
     };
-    let settled = apart.world.store.order_pay(context, &settling).await.unwrap();
+    let settled = apart.world.store.order_pay(&call, &settling).await.unwrap();
     assert!(matches!(settled.value, Settled::Paid { .. }));
     assert!(apart.world.engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
     apart.world.drain().await;
@@ -156,9 +146,8 @@ async fn every_end_of_an_order_reaches_its_far_stock_by_the_clock_alone() {
         apart.place(order, &far).await.unwrap();
         orders.push(order);
     }
-    let context = Context { now: apart.world.clock.now(), call: &call };
-    let closing = firstcome::store::decisions::Closing::Cancel { paid_on: None, counts: false };
-    store.order_close(context, orders[1], apart.user, closing).await.unwrap().unwrap();
+    let closing = firstcome::store::decisions::Closing::Cancel { paid_on: None };
+    store.order_close(&call, orders[1], apart.user, closing).await.unwrap().unwrap();
     assert_eq!(apart.stock().await, 1);
     apart.world.clock.advance(660_000);
     engine.sweep().await.unwrap();

@@ -198,14 +198,13 @@ async fn what_postgres_has_comes_back_as_it_was() {
 async fn ids_reserved_under_a_key_stay_reserved() {
     let world = World::with(careful()).await;
     let call = harness::call(Some(("bulk", "request")));
-    let context = firstcome::store::decisions::Context { now: world.clock.now(), call: &call };
-    let first = world.store.ids_reserve(context, "user", 1_000).await.unwrap().value;
+    let first = world.store.ids_reserve(&call, "user", 1_000).await.unwrap().value;
     projected(&world).await;
     flush(&world).await;
     rebuilt(&world, rebuild::Options::default()).await;
     ready(&world).await;
     assert_eq!(world.user(0).await, first + 1_000);
-    assert_eq!(world.store.ids_reserve(context, "user", 1_000).await.unwrap().value, first);
+    assert_eq!(world.store.ids_reserve(&call, "user", 1_000).await.unwrap().value, first);
     world.finish().await;
 }
 

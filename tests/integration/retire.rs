@@ -20,7 +20,7 @@ use firstcome::{
     rebuild::{self, Rebuild},
     store::{
         Store,
-        decisions::{Closing, Context, MARK_LIFE_MS},
+        decisions::{Closing, MARK_LIFE_MS},
         keys::{Keys, Partition},
         outbox::{Entry, StreamId},
         retire::{Keep, Over},
@@ -549,9 +549,8 @@ async fn what_was_read_too_early_brings_nothing_back() {
                 assert!(!world.store.order_restore(*here, Over::Hold(id), &sold, 60_000).await.unwrap(), "{when}");
             }
             let call = call(None);
-            let context = Context { now: world.clock.now(), call: &call };
-            let closing = Closing::Cancel { paid_on: None, counts: false };
-            let again = world.store.order_close(context, id, UserId::new(shop.user).unwrap(), closing).await;
+            let closing = Closing::Cancel { paid_on: None };
+            let again = world.store.order_close(&call, id, UserId::new(shop.user).unwrap(), closing).await;
             assert!(matches!(again, Err(Error::OrderAlreadyClosed)), "{when}: {again:?}");
         };
         late("before Postgres knows").await;
@@ -590,11 +589,10 @@ async fn the_relay_gives_back_what_has_left() {
         let order = shop.paid().await;
         shop.world.drain().await;
         let call = call(None);
-        let context = Context { now: shop.world.clock.now(), call: &call };
-        let day = context.now.day(shop.world.engine.zone());
+        let day = shop.world.clock.now().day(shop.world.engine.zone());
         let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
-        let closing = Closing::Cancel { paid_on: Some(day), counts: true };
-        shop.world.store.order_close(context, id, user, closing).await.unwrap().unwrap();
+        let closing = Closing::Cancel { paid_on: Some(day) };
+        shop.world.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
         shop.delete(shop.holds(order)).await;
         let home = shop.world.store.home(order);
         let entries = shop.world.store.outbox_page(home, StreamId::ZERO, 1000).await.unwrap();
@@ -606,10 +604,10 @@ async fn the_relay_gives_back_what_has_left() {
             shop.world.leave().await;
             assert!(shop.lives().await.is_empty());
             let postgres = (&shop.world.db, Duration::from_secs(600));
-            let (store, clock) = (&shop.world.store, &shop.world.clock);
+            let store = &shop.world.store;
             let events = events(&entries);
             let events: Vec<_> = events.iter().collect();
-            projector::relay::relay(store, postgres, clock, home, &events).await.unwrap();
+            projector::relay::relay(store, postgres, home, &events).await.unwrap();
             assert_eq!(shop.stock().await, stock, "given back twice");
         }
         shop.finish().await;
@@ -828,11 +826,10 @@ async fn a_rebuild_finishes_the_refund_of_what_has_left() {
     shop.world.drain().await;
     shop.world.clock.advance(KEEP_MS + 1);
     let call = call(None);
-    let context = Context { now: shop.world.clock.now(), call: &call };
     let day = START_DAY.with(|day| *day);
-    let closing = Closing::Cancel { paid_on: Some(day), counts: true };
+    let closing = Closing::Cancel { paid_on: Some(day) };
     let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
-    shop.world.store.order_close(context, id, user, closing).await.unwrap().unwrap();
+    shop.world.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
     // Postgres has the refund; nobody has told the others.
     let pool = shop.world.db.get_postgres_connection_pool();
     let home = shop.world.store.home(order);

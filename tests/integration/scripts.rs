@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::NaiveDate;
 use firstcome::{
     domain::{
-        CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, UserId,
+        CalendarDay, CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, UserId,
         event::{self, Body, Event, HoldState, unpack_reply},
     },
     store::{
         keys::{Keys, Partition},
+        ranking::ranked_until,
         scripts::{self, Script},
     },
 };
@@ -34,13 +35,17 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// The same with another ARGV `n`, numbered as in the header; of a request that is one of many, its own `n`-th.
+    /// The same with another ARGV `n`, numbered as in the header; of a request that is one of many, the clock is the first and
+    /// its own follow.
     pub fn with(&self, n: usize, value: impl ToString) -> Raw {
-        self.with_shared(n + self.shared.map_or(0, |(_, args)| args), value)
+        match self.shared {
+            Some((_, args)) if n > 1 => self.with_shared(n - 1 + args, value),
+            _ => self.with_shared(n, value),
+        }
     }
 
     /// The same with another of the arguments that come first.
-    fn with_shared(&self, n: usize, value: impl ToString) -> Raw {
+    pub fn with_shared(&self, n: usize, value: impl ToString) -> Raw {
         let mut other = self.clone();
         other.args[n - 1] = value.to_string();
         other
@@ -52,7 +57,7 @@ impl Raw {
     }
 
     fn now(&self) -> &str {
-        &self.args[self.shared.map_or(0, |(_, args)| args)]
+        &self.args[0]
     }
 
     /// The same under an idempotency key (one per partition), as the request `fingerprint`.
@@ -276,7 +281,7 @@ impl Bench {
     fn one_of_many(script: &'static Script, keys: Vec<String>, args: Vec<String>, record: String) -> Raw {
         let mut raw = Raw { script, shared: Some((keys.len(), args.len())), keys, args };
         raw.keys.push(record);
-        raw.args.extend(strings([&START.0, &"", &"rid"]));
+        raw.args.extend(strings([&"", &"rid"]));
         raw
     }
 
@@ -329,7 +334,7 @@ impl Bench {
         let keys = self.keys(coupon);
         let holders = format!("{}:holders", campaign_key(keys, coupon));
         let shared = vec![keys.meta(), keys.outbox(), campaign_key(keys, coupon), holders];
-        let args = strings([&86_400_000, &coupon]);
+        let args = strings([&START.0, &86_400_000, &coupon]);
         let mut raw = Bench::one_of_many(&scripts::COUPON_ISSUE, shared, args, keys.record(""));
         raw.keys.push(user_key(keys, user));
         let at_home = u8::from(user % self.partitions == coupon % self.partitions);
@@ -347,7 +352,7 @@ impl Bench {
 
     pub fn charge(&self, user: i64, amount: i64) -> Raw {
         let keys = self.keys(user);
-        let (shared, args) = (vec![keys.meta(), keys.outbox()], strings([&86_400_000, &MAX_SAFE_INTEGER]));
+        let (shared, args) = (vec![keys.meta(), keys.outbox()], strings([&START.0, &86_400_000, &MAX_SAFE_INTEGER]));
         let mut raw = Bench::one_of_many(&scripts::BALANCE_CHARGE, shared, args, keys.record(""));
         raw.keys.push(user_key(keys, user));
         raw.args.extend(strings([&user, &amount]));
@@ -357,10 +362,10 @@ impl Bench {
     pub fn place(&self, order: i64, user: i64, lines: &[(i64, i64)], far: &str) -> Raw {
         let keys = self.keys(user);
         let shared = vec![keys.meta(), keys.outbox(), keys.expiry(), keys.price(), keys.stock(), keys.held()];
-        let args = strings([&86_400_000, &20, &1]);
+        let args = strings([&START.0, &86_400_000, &20, &1, &HOUR_MS]);
         let mut raw = Bench::one_of_many(&scripts::ORDER_PLACE, shared, args, keys.record(""));
         raw.keys.extend([user_key(keys, user), order_key(keys, order)]);
-        raw.args.extend(strings([&order, &user, &(START.0 + HOUR_MS), &"", &"", &"", &"", &lines.len()]));
+        raw.args.extend(strings([&order, &user, &"", &"", &"", &"", &lines.len()]));
         for (product, quantity) in lines {
             raw.args.extend(strings([product, quantity]));
         }
@@ -368,12 +373,12 @@ impl Bench {
         raw
     }
 
-    /// Keys 4 to 13 of the scripts that end a hold.
+    /// Keys 4 to 12 of the script that ends an order.
     fn closing(&self, script: &'static Script, order: i64, user: i64) -> Raw {
         let keys = self.keys(order);
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
         let mut raw = self.begin(script, keys);
-        raw.keys.extend([user_key(keys, user), user_key(keys, user), order_key(keys, order), keys.expiry()]);
+        raw.keys.extend([user_key(keys, user), order_key(keys, order), keys.expiry()]);
         raw.keys.extend([keys.stock(), keys.held(), keys.sold(), keys.rank_units(day), keys.rank_won(day)]);
         raw.keys.push(keys.gateway());
         raw.args.extend(strings([&order, &user]));
@@ -385,7 +390,10 @@ impl Bench {
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
         let mut shared = vec![keys.meta(), keys.outbox(), keys.expiry(), keys.stock(), keys.held(), keys.sold()];
         shared.extend([keys.withheld(), keys.rank_units(day), keys.rank_won(day), keys.gateway()]);
-        let args = strings([&86_400_000, &DAY, &86_400]);
+        let today = CalendarDay::of(START, chrono_tz::Asia::Seoul);
+        let args = [&START.0, &86_400_000, &DAY as &dyn ToString, &today.from.0, &today.until.0];
+        let mut args: Vec<String> = args.map(|arg| arg.to_string()).into();
+        args.extend(strings([&ranked_until(day).0, &1_000]));
         let mut raw = Bench::one_of_many(&scripts::ORDER_PAY, shared, args, keys.record(""));
         raw.keys.extend([user_key(keys, user), order_key(keys, order)]);
         let receipt = format!("receipt-{order}");
@@ -398,9 +406,9 @@ impl Bench {
     }
 
     /// `why` is CANCEL, EXPIRE or DECLINE; of a PAID order, `day` is the day of its sale.
-    fn close(&self, order: i64, user: i64, why: &str, day: &str) -> Raw {
+    pub fn close(&self, order: i64, user: i64, why: &str, day: &str) -> Raw {
         let mut raw = self.closing(&scripts::ORDER_CLOSE, order, user);
-        raw.args.extend(strings([&why, &day, &u8::from(!day.is_empty()), &"", &""]));
+        raw.args.extend(strings([&why, &day, &if day.is_empty() { 0 } else { START.0 + HOUR_MS * 24 }, &"", &""]));
         raw
     }
 
@@ -413,7 +421,7 @@ impl Bench {
         let mut raw = self.begin(&scripts::PAYMENT_BEGIN, keys);
         raw.keys.extend([order_key(keys, order), keys.expiry(), keys.gateway()]);
         let receipt = format!("receipt-{order}");
-        raw.args.extend(strings([&order, &user, &amount, &"TOSS", &(order + 7), &receipt, &(START.0 + 9_000), &""]));
+        raw.args.extend(strings([&order, &user, &amount, &"TOSS", &(order + 7), &receipt, &9_000, &""]));
         raw
     }
 
@@ -432,16 +440,20 @@ impl Bench {
     }
 
     /// Orders of one partition, each with what Postgres has it as; a life of a minute for each.
-    fn retire(&self, orders: &[(String, &str)]) -> Raw {
+    pub fn retire(&self, orders: &[(String, &str)]) -> Raw {
         let (keys, was): (Vec<String>, Vec<&str>) = orders.iter().cloned().unzip();
         let args = was.iter().flat_map(|was| [(*was).to_owned(), "60000".to_owned()]).collect();
         Raw { script: &scripts::ORDER_RETIRE, keys, args, shared: None }
     }
 
-    fn restore(&self, here: Keys, key: &str, fields: &[(&str, &str)]) -> Raw {
+    pub fn restore(&self, here: Keys, key: &str, fields: &[(&str, &str)]) -> Raw {
         let mut args = strings([&60_000]);
         args.extend(fields.iter().flat_map(|(field, value)| [*field, *value]).map(str::to_owned));
         Raw { script: &scripts::ORDER_RESTORE, keys: vec![here.meta(), key.to_owned()], args, shared: None }
+    }
+
+    pub fn order_key(&self, order: i64) -> String {
+        order_key(self.keys(order), order)
     }
 
     async fn life(&mut self, key: &str) -> i64 {
@@ -449,24 +461,24 @@ impl Bench {
     }
 
     /// All `lines` are of products at home in one partition, which is not the order's.
-    fn hold(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
+    pub fn hold(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
         let keys = self.keys(lines[0].0);
         let mut raw = self.begin_unrecorded(&scripts::STOCK_HOLD, keys);
         raw.keys.extend([hold_key(keys, order), keys.holds(), keys.price(), keys.stock(), keys.held()]);
-        raw.args.extend(strings([&order, &user, &(START.0 + 2 * HOUR_MS), &lines.len()]));
+        raw.args.extend(strings([&order, &user, &(2 * HOUR_MS), &lines.len()]));
         for (product, quantity) in lines {
             raw.args.extend(strings([product, quantity]));
         }
         raw
     }
 
-    fn settle(&self, product: i64, order: i64, user: i64, state: &str) -> Raw {
+    pub fn settle(&self, product: i64, order: i64, user: i64, state: &str) -> Raw {
         let keys = self.keys(product);
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
         let mut raw = self.begin_unrecorded(&scripts::STOCK_SETTLE, keys);
         raw.keys.extend([hold_key(keys, order), keys.holds(), keys.stock(), keys.held(), keys.sold()]);
         raw.keys.extend([keys.rank_units(day), keys.rank_won(day)]);
-        raw.args.extend(strings([&order, &user, &state, &1, &86_400, &604_800_000, &1]));
+        raw.args.extend(strings([&order, &user, &state, &(START.0 + HOUR_MS * 24), &604_800_000, &1]));
         raw
     }
 
@@ -583,6 +595,13 @@ async fn what_operators_create() {
     assert_eq!((terms.opens_at, terms.closes_at), (START, START.plus(HOUR_MS)));
     assert_eq!(terms.expires_at, START.plus(2 * HOUR_MS));
     bench.leaves_all("EXISTS", &campaign.with(7, 9)).await;
+    // One that is to open at once does so by the script's clock; a window that is none is no campaign.
+    let at_once = bench.campaign_create(3, "FIXED", 10, 3).with(8, "");
+    bench.leaves_all("NO_WINDOW", &at_once.with(9, START.0)).await;
+    bench.leaves_all("NO_WINDOW", &at_once.with(9, START.0 + 2 * HOUR_MS + 1)).await;
+    let (reply, event) = bench.decides("CREATED", &at_once).await;
+    assert_eq!(reply[3], START.0.to_string());
+    assert!(matches!(&event.body, Body::CampaignCreated(terms) if terms.opens_at == START), "{event:?}");
 
     let moved = bench.campaign_update(1);
     bench.needs_open_books(&moved).await;
@@ -723,12 +742,12 @@ async fn balance_charge_and_its_tail() {
     let charge = bench.charge(1, 100);
     bench.needs_open_books(&charge).await;
     bench.needs_its_own_key(&charge, true).await;
-    bench.leaves_all("LIMIT", &charge.with_shared(2, 149)).await;
-    bench.leaves_all("LIMIT", &charge.with_shared(2, 149).keyed("k", "mine")).await;
+    bench.leaves_all("LIMIT", &charge.with_shared(3, 149)).await;
+    bench.leaves_all("LIMIT", &charge.with_shared(3, 149).keyed("k", "mine")).await;
     let stranger = bench.charge(2, 100);
     bench.leaves_all("USER_NOT_FOUND", &stranger).await;
     bench.leaves_all("USER_NOT_FOUND", &stranger.keyed("k", "mine")).await;
-    let (reply, event) = bench.decides_once("CHARGED", &charge.with_shared(2, 150)).await;
+    let (reply, event) = bench.decides_once("CHARGED", &charge.with_shared(3, 150)).await;
     assert_eq!(reply[3..], ["u1", "150"]);
     let Body::BalanceCharged(entry) = &event.body else { panic!("{event:?}") };
     assert_eq!((entry.user_id.get(), entry.entry_no), (1, 2));
@@ -819,7 +838,7 @@ async fn order_place_holds_all_or_nothing() {
     bench.needs_its_own_key(&place, true).await;
     let stranger = bench.place(10, 9, &[(1, 2)], "");
     bench.leaves_all("USER_NOT_FOUND", &stranger).await;
-    bench.leaves_all("TOO_MANY_OPEN", &place.with_shared(2, 0)).await;
+    bench.leaves_all("TOO_MANY_OPEN", &place.with_shared(3, 0)).await;
     for (lines, word, product) in [
         (&[(1, 1), (77, 1)][..], "PRODUCT_NOT_FOUND", "77"),
         // What is unknown is told before what is sold out, and the first that is short of all.
@@ -833,16 +852,16 @@ async fn order_place_holds_all_or_nothing() {
         assert_eq!(reply[1], product);
         bench.leaves_all(word, &raw.keyed("k", "mine")).await;
     }
-    let dear = bench.place(10, 1, &[(4, 10_000)], "").with_shared(3, 0);
+    let dear = bench.place(10, 1, &[(4, 10_000)], "").with_shared(4, 0);
     bench.leaves_all("OVERFLOW", &dear).await;
     bench.leaves_all("INSUFFICIENT_BALANCE", &bench.place(10, 1, &[(4, 1)], "")).await;
     // Coupons: not this user's, of no campaign, past their end.
     let with_coupon = |raw: &Raw, id: i64, kind: &str, amount: i64| {
-        raw.with(7, id).with(8, kind).with(9, amount).with(10, START.0 + 2 * HOUR_MS)
+        raw.with(6, id).with(7, kind).with(8, amount).with(9, START.0 + 2 * HOUR_MS)
     };
     let discounted = with_coupon(&place, 1, "PERCENTAGE", 33);
     bench.leaves_all("INVALID_COUPON", &with_coupon(&place, 3, "FIXED", 1)).await;
-    bench.leaves_all("INVALID_COUPON", &place.with(7, 3)).await;
+    bench.leaves_all("INVALID_COUPON", &place.with(6, 3)).await;
     let others = bench.place(10, 2, &[(1, 1)], "");
     bench.leaves_all("INVALID_COUPON", &with_coupon(&others, 1, "PERCENTAGE", 33)).await;
     bench.leaves_all("INVALID_COUPON", &discounted.with(1, START.0 + 2 * HOUR_MS)).await;
@@ -862,7 +881,7 @@ async fn order_place_holds_all_or_nothing() {
     // A discount beyond the total ends at nothing to pay.
     let (reply, _) = bench.decides("PLACED", &with_coupon(&again, 2, "FIXED", 99_999)).await;
     assert_eq!(reply[4], "0");
-    bench.leaves_all("TOO_MANY_OPEN", &bench.place(12, 1, &[(1, 1)], "").with_shared(2, 2)).await;
+    bench.leaves_all("TOO_MANY_OPEN", &bench.place(12, 1, &[(1, 1)], "").with_shared(3, 2)).await;
 
     // The mark of an order whose far holds were given back keeps it from ever being placed with them.
     let verdict = bench.verdict(20);
@@ -880,8 +899,8 @@ async fn order_pay_from_the_balance() {
     for raw in [bench.campaign_create(1, "FIXED", 100, 5), bench.coupon_issue(1, 1)] {
         bench.run(&raw).await;
     }
-    let second = bench.place(11, 1, &[(900, 2)], "").with(7, 1).with(8, "FIXED").with(9, 100);
-    let second = second.with(10, START.0 + 2 * HOUR_MS);
+    let second = bench.place(11, 1, &[(900, 2)], "").with(6, 1).with(7, "FIXED").with(8, 100);
+    let second = second.with(9, START.0 + 2 * HOUR_MS);
     bench.decides("PLACED", &second).await;
     let pay = bench.pay(10, 1, 4_000);
     bench.needs_open_books(&pay).await;
@@ -891,6 +910,11 @@ async fn order_pay_from_the_balance() {
     bench.leaves_all("ORDER_NOT_FOUND", &unknown).await;
     bench.leaves_all("WRONG_AMOUNT", &pay.with(6, 3_999)).await;
     bench.leaves_all("WRONG_AMOUNT", &pay.with(6, 4_001).keyed("k", "mine")).await;
+    // The day of the call is the server's: the last instant of it is still of it, the first after it is not.
+    let today = CalendarDay::of(START, chrono_tz::Asia::Seoul);
+    for now in [today.from.0 - 1, today.until.0] {
+        assert_eq!(bench.leaves_all("OTHER_DAY", &pay.with(1, now)).await[1], now.to_string());
+    }
     let (reply, event) = bench.decides_once("PAID", &pay).await;
     assert_eq!(reply[3..], ["17".to_owned(), "receipt-10".to_owned(), START.0.to_string()]);
     let Body::OrderPaid(paid) = &event.body else { panic!("{event:?}") };
@@ -1056,7 +1080,7 @@ async fn a_gateway_payment_from_begin_to_end() {
     bench.leaves_all("NOT_OPEN", &bench.payment_end(11, 1, "DECLINED")).await;
     for (order, outcome) in [(12, "DECLINED"), (13, "REFUNDED")] {
         bench.decides("STARTED", &bench.payment_begin(order, 1, 1_000)).await;
-        bench.decides("DECLINED", &bench.decline(order, 1).with(11, START.0 + 5_000)).await;
+        bench.decides("DECLINED", &bench.decline(order, 1).with(11, 5_000)).await;
         bench.leaves_all("CLOSED", &bench.pay_by_gateway(order, 1, 1_000)).await;
         bench.decides("ENDED", &bench.payment_end(order, 1, outcome)).await;
     }
@@ -1135,7 +1159,7 @@ async fn stock_held_in_another_partition() {
         bench.leaves_all("GONE", &bench.settle(1, 14, 2, end)).await;
     }
     // Whoever found it held needs no mark.
-    bench.leaves_all("GONE", &bench.settle(1, 14, 2, "RELEASED").with(9, 0)).await;
+    bench.leaves_all("GONE", &bench.settle(1, 14, 2, "RELEASED").with(8, 0)).await;
     assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await, ["MARKED"]);
     assert_eq!(bench.books(Partition(1)).await, books);
     bench.leaves_all("RELEASED", &bench.hold(14, 2, &[(1, 1)])).await;
@@ -1169,7 +1193,7 @@ async fn what_is_over_leaves_and_comes_back() {
         bench.decline(13, 1),
         bench.payment_begin(14, 1, 1_000),
         bench.payment_begin(15, 1, 1_000),
-        bench.decline(15, 1).with(11, START.0 + 5_000),
+        bench.decline(15, 1).with(11, 5_000),
         bench.payment_begin(16, 1, 1_000),
         bench.pay_by_gateway(16, 1, 1_000),
         bench.close(16, 1, "CANCEL", DAY),
@@ -1259,7 +1283,7 @@ async fn what_was_sold_elsewhere_leaves_and_comes_back() {
     for end in ["SETTLED", "REFUNDED"] {
         bench.leaves_all("GONE", &bench.settle(1, 10, 2, end)).await;
     }
-    bench.leaves_all("GONE", &bench.settle(1, 10, 2, "RELEASED").with(9, 0)).await;
+    bench.leaves_all("GONE", &bench.settle(1, 10, 2, "RELEASED").with(8, 0)).await;
     let restore = bench.restore(keys, &key, &[("state", "SETTLED"), ("lines", far), ("user", "2")]);
     bench.needs_open_books(&restore).await;
     assert_eq!(bench.run(&restore).await, ["RESTORED"]);

@@ -60,7 +60,7 @@ fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64,
                 }
                 let raw = bench.place(*orders, ask.user, &lines, "");
                 match ask.coupon {
-                    Some(coupon) => raw.with(7, coupon).with(8, "FIXED").with(9, 10).with(10, START.0 + 2 * HOUR_MS),
+                    Some(coupon) => raw.with(6, coupon).with(7, "FIXED").with(8, 10).with(9, START.0 + 2 * HOUR_MS),
                     None => raw,
                 }
             }
@@ -79,7 +79,7 @@ fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64,
 }
 
 /// All in one call.
-fn together(raws: &[Raw]) -> Raw {
+pub fn together(raws: &[Raw]) -> Raw {
     let (keys, args) = raws[0].shared.unwrap();
     let mut whole = raws[0].clone();
     for raw in &raws[1..] {
@@ -90,7 +90,7 @@ fn together(raws: &[Raw]) -> Raw {
     whole
 }
 
-async fn decide_together(bench: &mut Bench, raws: &[Raw]) -> Vec<Vec<String>> {
+pub async fn decide_together(bench: &mut Bench, raws: &[Raw]) -> Vec<Vec<String>> {
     let raw = together(raws);
     let mut command = redis::cmd("EVAL");
     command.arg(raw.script.source()).arg(raw.keys.len()).arg(&raw.keys).arg(&raw.args);

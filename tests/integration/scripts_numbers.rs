@@ -7,7 +7,7 @@ use firstcome::{
         event::{self, Body, Event},
     },
     store::{
-        decisions::{Closing, Context, Placing, UserBatch},
+        decisions::{Closing, Placing, UserBatch},
         keys::{Keys, Partition},
     },
 };
@@ -17,7 +17,7 @@ use proptest::{
 };
 use serde_json::json;
 
-use crate::harness::{Options, World, call};
+use crate::harness::{Options, START, World, call};
 
 fn user(id: i64) -> UserId {
     UserId::new(id).unwrap()
@@ -30,8 +30,7 @@ fn product(id: i64) -> ProductId {
 async fn rich_user(world: &World, id: i64, balance: i64) {
     let batch = UserBatch { first: user(id), step: 1, count: 1, name: "부자", prefixed: false, balance };
     let call = call(None);
-    let context = Context { now: world.clock.now(), call: &call };
-    world.store.users_create(context, Partition(0), &batch).await.unwrap();
+    world.store.users_create(&call, Partition(0), &batch).await.unwrap();
 }
 
 async fn last_event(world: &World) -> Event {
@@ -49,10 +48,9 @@ async fn a_balance_up_to_the_largest_exact_integer() {
     assert_eq!(first["balance"], MAX_SAFE_INTEGER - 3);
     world.put("/api/v1/balances/1", json!({"amount": 4})).await.refused(400, "INVALID_AMOUNT");
     let key = ("last", "body");
-    let (mine, context) = (call(Some(key)), world.clock.now());
-    let context = Context { now: context, call: &mine };
+    let mine = call(Some(key));
     for replayed in [false, true] {
-        let charged = world.store.balance_charge(context, user(1), 3, MAX_SAFE_INTEGER).await.unwrap();
+        let charged = world.store.balance_charge(&mine, user(1), 3, MAX_SAFE_INTEGER).await.unwrap();
         assert_eq!((charged.value.1, charged.replayed), (MAX_SAFE_INTEGER, replayed));
     }
     world.put("/api/v1/balances/1", json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
@@ -189,10 +187,9 @@ async fn discounts_are_the_same_in_both_languages() {
     let world = World::start().await;
     rich_user(&world, 1, MAX_SAFE_INTEGER).await;
     let plain = call(None);
-    let context = Context { now: world.clock.now(), call: &plain };
     for id in [1, 2] {
         let new = NewProduct { name: "A".into(), price: 1, stock: 10_000, category: "TOP".parse().unwrap() };
-        world.store.product_create(context, product(id), &new).await.unwrap();
+        world.store.product_create(&plain, product(id), &new).await.unwrap();
     }
     let coupon = world.campaign("FIXED", 1, 10).await;
     world.issue(coupon, 1).await.ok();
@@ -201,7 +198,7 @@ async fn discounts_are_the_same_in_both_languages() {
         let case = format!("{price} × {units} + {rest}, {discount:?}");
         for (id, price) in [(1, price), (2, rest)] {
             let patch = ProductPatch { price: Some(price), ..ProductPatch::default() };
-            world.store.product_update(context, product(id), "TOP", &patch).await.unwrap().unwrap();
+            world.store.product_update(&plain, product(id), "TOP", &patch).await.unwrap().unwrap();
         }
         // Terms come as arguments, so that every case can have its own.
         let terms = CampaignTerms {
@@ -209,23 +206,17 @@ async fn discounts_are_the_same_in_both_languages() {
             code: "C".into(),
             discount,
             total: 10,
-            opens_at: context.now,
-            closes_at: context.now,
-            expires_at: context.now.plus(1),
+            opens_at: START,
+            closes_at: START,
+            expires_at: START.plus(1),
         };
         let lines = vec![(product(1), units), (product(2), 1)];
         let order = NewOrder { user_id: user(1), lines, coupon_id: Some(coupon_id) };
         let order_id = OrderId::new(1_000 + n as i64).unwrap();
-        let placing = Placing {
-            order_id,
-            expires_at: context.now.plus(600_000),
-            max_open: 20,
-            must_afford: true,
-            terms: Some(&terms),
-            far: "",
-        };
+        let placing =
+            Placing { order_id, hold_ms: 600_000, max_open: 20, must_afford: true, terms: Some(&terms), far: "" };
         let total = price * units + rest;
-        let placed = world.store.order_place(context, &order, &placing).await;
+        let placed = world.store.order_place(&plain, &order, &placing).await;
         if total > MAX_SAFE_INTEGER {
             assert!(matches!(placed, Err(Error::InvalidOrder)), "{case}: {placed:?}");
             continue;
@@ -244,8 +235,8 @@ async fn discounts_are_the_same_in_both_languages() {
             (total, discount.of(total), final_price),
             "{case}"
         );
-        let closing = Closing::Cancel { paid_on: None, counts: false };
-        world.store.order_close(context, order_id, user(1), closing).await.unwrap().unwrap();
+        let closing = Closing::Cancel { paid_on: None };
+        world.store.order_close(&plain, order_id, user(1), closing).await.unwrap().unwrap();
     }
     world.finish().await;
 }

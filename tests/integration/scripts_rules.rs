@@ -6,8 +6,10 @@ use std::{collections::BTreeMap, fs, path::Path};
 use firstcome::store::{scripts, words};
 
 /// Commands that change nothing.
-const READS: [&str; 10] =
-    ["EXISTS", "GET", "HEXISTS", "HGET", "HMGET", "LRANGE", "SISMEMBER", "SMISMEMBER", "XRANGE", "ZSCORE"];
+const READS: [&str; 11] =
+    ["EXISTS", "GET", "HEXISTS", "HGET", "HMGET", "LRANGE", "SISMEMBER", "SMISMEMBER", "TIME", "XRANGE", "ZSCORE"];
+/// The file whose functions hand lists to Redis; every other one names its commands and values.
+const LISTS: &str = "lists";
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
@@ -58,8 +60,9 @@ fn code(source: &str) -> String {
     source.lines().map(|line| line.split("--").next().unwrap()).collect::<Vec<_>>().join("\n")
 }
 
-/// Every `redis.call` in order: the command, and what it names as its key.
+/// Every `redis.call` in order, also of a list in pieces: the command, and what it names as its key.
 fn calls(code: &str) -> Vec<(String, String)> {
+    let code = code.replace("read_in_pieces('", "redis.call('").replace("write_in_pieces('", "redis.call('");
     let call = |rest: &str| {
         let command = rest.strip_prefix('\'').expect("a command is written out").split('\'').next().unwrap();
         let key = rest[command.len() + 2..].trim_start_matches([',', ' ']);
@@ -73,19 +76,25 @@ fn calls(code: &str) -> Vec<(String, String)> {
 fn shared() -> (Vec<String>, Vec<String>) {
     let writes = |code: &str| calls(code).iter().any(|(command, _)| !READS.contains(&command.as_str()));
     let (mut writers, mut refusers) = (vec![".write(".to_owned()], Vec::new());
-    for source in files("lua/lib").values() {
-        for function in code(source).split("local function ").skip(1) {
+    for (_, source) in files("lua/lib").into_iter().filter(|(name, _)| name != LISTS) {
+        for function in code(&source).split("local function ").skip(1) {
             let call = format!("{}(", function.split('(').next().unwrap());
             if call.starts_with("new_") {
                 // A table of functions: the last one writes, and no other.
                 let (others, write) = function.split_once("write = function").unwrap();
                 assert!(!writes(others) && !others.contains("remember("), "{call}) writes outside of `write`");
+                assert!(
+                    calls(write).iter().all(|(command, _)| !READS.contains(&command.as_str())),
+                    "{call}) reads late"
+                );
                 assert!(replies(write).is_empty(), "{call}) refuses where it writes");
                 continue;
             }
             let writes = writes(function);
             let refuses = !replies(function).is_empty();
             assert!(!(writes && refuses), "{call}) both writes and refuses");
+            let reads = calls(function).iter().any(|(command, _)| READS.contains(&command.as_str()));
+            assert!(!(writes && reads), "{call}) both writes and reads");
             if writes {
                 writers.push(call.clone());
             }
@@ -130,6 +139,7 @@ fn every_file_is_a_script_and_every_script_a_file() {
         assert_eq!(source.lines().filter(|line| line.starts_with("#!")).count(), 1, "{}", script.name);
         // What it asks to include is there.
         for (include, function) in [
+            ("lists", "local function write_in_pieces"),
             ("books", "local function open_books"),
             ("batches", "local function with_record"),
             ("holds", "local function unpack_lines"),
@@ -156,7 +166,6 @@ fn nothing_that_depends_on_anything_but_keys_and_arguments() {
             "cjson",
             "cmsgpack",
             "struct.",
-            "'TIME'",
             "os.",
             "XTRIM",
             "MAXLEN",
@@ -177,15 +186,43 @@ fn nothing_that_depends_on_anything_but_keys_and_arguments() {
             assert!(!code.contains(banned), "{name} has {banned}");
         }
         assert!(code.lines().all(|line| !line.starts_with("function ")), "{name} defines a global");
+        // The time is the server's, once per call.
+        let clocks = code.matches("'TIME'").count() + code.matches("current_time(ARGV[1])").count();
+        assert_eq!(code.contains("'TIME'"), name == "books", "{name}");
+        assert!(clocks <= 1, "{name} reads the clock more than once");
+    }
+}
+
+/// Lua hands over no more than some 8,000 values at once: a list goes to Redis in pieces, wherever it comes from.
+#[test]
+fn no_list_is_handed_to_redis_whole() {
+    let lists = &files("lua/lib")[LISTS];
+    for rest in code(lists).split("unpack(").skip(1) {
+        let arguments = rest.split(')').next().unwrap();
+        let bounded = arguments == "values" || arguments.contains("first + PIECE - 1");
+        assert!(bounded, "unpack({arguments})");
+    }
+    assert!(lists.contains("if #values <= PIECE then return redis.call(command, key, unpack(values)) end"));
+    let piece: usize = lists.split("local PIECE = ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    assert!(piece <= 4_000 && piece.is_multiple_of(2), "pairs of a piece stay together");
+    for (name, source) in files("lua").into_iter().chain(files("lua/lib")).filter(|(name, _)| name != LISTS) {
+        for call in code(&source).split("redis.call(").skip(1) {
+            let mut depth = 1;
+            let end = call.bytes().position(|byte| {
+                depth += i32::from(byte == b'(') - i32::from(byte == b')');
+                depth == 0
+            });
+            let call = &call[..end.unwrap()];
+            assert!(!call.contains("unpack("), "{name}: redis.call({call})");
+        }
     }
 }
 
 #[test]
 fn no_key_is_built_in_lua() {
-    for (name, source) in files("lua").into_iter().chain(files("lua/lib")) {
-        for (command, key) in calls(&code(&source)) {
-            // A variable, or a field of one, or a list of them; nothing that is put together.
-            let key = key.strip_prefix("unpack(").unwrap_or(&key);
+    for (name, source) in files("lua").into_iter().chain(files("lua/lib")).filter(|(name, _)| name != LISTS) {
+        for (command, key) in calls(&code(&source)).into_iter().filter(|(command, _)| command != "TIME") {
+            // A variable, or a field of one; nothing that is put together.
             let named = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.[]".contains(&byte));
             assert!(named && !key.is_empty() && !key.contains(".."), "{name}: {command} on {key}");
         }
@@ -248,7 +285,7 @@ fn a_header_says_all_and_names_its_event() {
 fn checks_then_writes() {
     let effects: BTreeMap<&str, &[&str]> = EFFECTS.into();
     let (writers, refusers) = shared();
-    for (some, of) in [("move_units(", &writers), ("remember(", &writers), ("replay(", &refusers)] {
+    for (some, of) in [("rank(", &writers), ("remember(", &writers), ("replay(", &refusers)] {
         assert!(of.iter().any(|call| call == some), "{of:?}");
     }
     for (name, source) in files("lua") {
@@ -267,6 +304,10 @@ fn checks_then_writes() {
             assert!(!above.contains(writer.as_str()), "{name} calls {writer}) above the line");
         }
         let effects = effects.get(name.as_str()).unwrap_or_else(|| panic!("what are the effects of {name}?"));
+        // What could not be read any more can't be a reason to fail below the line.
+        for (command, key) in calls(&below) {
+            assert!(!READS.contains(&command.as_str()), "{name} reads {key} by {command} below the line");
+        }
         for word in replies(&below) {
             assert!(effects.contains(&word.as_str()), "{name} answers {word} below the line");
         }

@@ -9,11 +9,7 @@ use firstcome::{
     domain::{sold_out::Counts, *},
     projector::Projector,
     rebuild::{self, Rebuild},
-    store::{
-        Store,
-        decisions::{Context, Reopening},
-        keys::Partition,
-    },
+    store::{Store, decisions::Reopening, keys::Partition},
 };
 use futures_util::future::join_all;
 use serde_json::json;
@@ -536,8 +532,7 @@ async fn an_announced_release_ends_the_leases() {
         refused_alone(engine, coupon, &users[1..]).await;
         let id = CouponId::new(coupon).unwrap();
         let request = call(None);
-        let context = || Context { now: world.clock.now(), call: &request };
-        let Reopening::Announced(announced) = store.coupon_reopen(context(), id, 1).await.unwrap() else {
+        let Reopening::Announced(announced) = store.coupon_reopen(&request, id, 1).await.unwrap() else {
             panic!("it is released")
         };
         let ask = async || world.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -550,10 +545,10 @@ async fn an_announced_release_ends_the_leases() {
             world.clock.advance(LEASE_MS);
         }
         // It is the only one that stands, and it is used up once.
-        let again = store.coupon_reopen(context(), id, 2).await.unwrap();
+        let again = store.coupon_reopen(&request, id, 2).await.unwrap();
         assert!(matches!(&again, Reopening::Announced(again) if *again == announced), "{again:?}");
         release(world, coupon, 1).await;
-        assert!(store.coupon_release(context(), id, 1, &announced).await.unwrap().is_none());
+        assert!(store.coupon_release(&request, id, 1, &announced).await.unwrap().is_none());
         world.issue(coupon, users[1]).await.ok();
         refused_alone(engine, coupon, &users[2..]).await;
         // Neither what can't be released nor a repeat ends anything.

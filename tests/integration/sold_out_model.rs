@@ -6,10 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use firstcome::{
-    domain::*,
-    store::{decisions::Context, keys::Partition},
-};
+use firstcome::{domain::*, store::keys::Partition};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::{
@@ -137,8 +134,7 @@ impl Trial<'_> {
             }
             Step::Announce { coupon } => {
                 let id = CouponId::new(self.coupon(coupon)).unwrap();
-                let context = Context { now: self.world.clock.now(), call: &call(None) };
-                let _ = self.world.store.coupon_reopen(context, id, 1).await;
+                let _ = self.world.store.coupon_reopen(&call(None), id, 1).await;
             }
             Step::Release { by, coupon, count } => {
                 let id = CouponId::new(self.coupon(coupon)).unwrap();

@@ -178,7 +178,7 @@ impl SoldOut {
     }
 
     /// Whether this user is certain to be told, now, that the campaign has no coupons left. `false` says nothing.
-    pub(super) fn refuses(self: &Arc<Self>, user: UserId, coupon: CouponId, now: Millis) -> bool {
+    pub(super) fn refuses(self: &Arc<Self>, user: UserId, coupon: CouponId) -> bool {
         if self.lease_us == 0 || !self.store.is_open(self.store.home(coupon.get())) {
             return false;
         }
@@ -186,7 +186,9 @@ impl SoldOut {
         let Some(campaign) = campaigns.get(&coupon) else { return false };
         let (now_us, until_us) = (self.clock.uptime_us(), campaign.until_us.load(Ordering::Acquire));
         let (opens_at, closes_at) = campaign.window;
-        if now_us >= until_us || now < opens_at || now >= closes_at {
+        // Near either end of the window only the store's own clock can tell.
+        let (earliest, latest) = self.store.now_within(self.store.home(coupon.get()));
+        if now_us >= until_us || earliest < opens_at || latest >= closes_at {
             return false;
         }
         let Some(holders) = campaign.holders.get() else { return false };

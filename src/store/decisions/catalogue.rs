@@ -1,10 +1,10 @@
 //! What operators put in: users and products.
 
-use super::{Context, Created};
+use super::Created;
 use crate::{
     domain::{
         Error,
-        model::{MAX_STOCK, NewProduct, Product, ProductPatch, Reply},
+        model::{Call, MAX_STOCK, NewProduct, Product, ProductPatch, Reply},
         types::{Category, ProductId, UserId, Won},
     },
     store::{
@@ -39,14 +39,9 @@ impl Store {
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn users_create(
-        &self,
-        context: Context<'_>,
-        home: Partition,
-        batch: &UserBatch<'_>,
-    ) -> Result<Created, Error> {
-        let mut call = context
-            .begin_unrecorded(&scripts::USERS_CREATE, home)
+    pub async fn users_create(&self, call: &Call, home: Partition, batch: &UserBatch<'_>) -> Result<Created, Error> {
+        let mut call = self
+            .begin_unrecorded(call, &scripts::USERS_CREATE, home)
             .arg(batch.balance)
             .arg(batch.first.get())
             .arg(batch.step)
@@ -64,16 +59,11 @@ impl Store {
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn product_create(
-        &self,
-        context: Context<'_>,
-        id: ProductId,
-        new: &NewProduct,
-    ) -> Result<Created, Error> {
+    pub async fn product_create(&self, call: &Call, id: ProductId, new: &NewProduct) -> Result<Created, Error> {
         let here = self.home(id.get());
         let keys = Keys(here);
-        let call = context
-            .begin_unrecorded(&scripts::PRODUCT_CREATE, here)
+        let call = self
+            .begin_unrecorded(call, &scripts::PRODUCT_CREATE, here)
             .key(keys.product(id))
             .key(keys.price())
             .key(keys.stock())
@@ -91,11 +81,11 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
-    pub async fn stock_release(&self, context: Context<'_>, id: ProductId, units: i64) -> Result<Reply<i64>, Error> {
+    pub async fn stock_release(&self, call: &Call, id: ProductId, units: i64) -> Result<Reply<i64>, Error> {
         let here = self.home(id.get());
         let keys = Keys(here);
-        let call = context
-            .begin(&scripts::STOCK_RELEASE, here)
+        let call = self
+            .begin(call, &scripts::STOCK_RELEASE, here)
             .key(keys.stock())
             .key(keys.withheld())
             .arg(id.get())
@@ -115,7 +105,7 @@ impl Store {
     /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where there is less to take off, and the shared refusals.
     pub async fn product_update(
         &self,
-        context: Context<'_>,
+        call: &Call,
         id: ProductId,
         had: &str,
         patch: &ProductPatch,
@@ -123,8 +113,8 @@ impl Store {
         let here = self.home(id.get());
         let keys = Keys(here);
         let category = patch.category.as_ref().map_or(had, Category::as_str);
-        let call = context
-            .begin(&scripts::PRODUCT_UPDATE, here)
+        let call = self
+            .begin(call, &scripts::PRODUCT_UPDATE, here)
             .key(keys.product(id))
             .key(keys.price())
             .key(keys.stock())

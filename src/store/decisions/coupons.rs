@@ -2,11 +2,10 @@
 
 use redis::Cmd;
 
-use super::Context;
 use crate::{
     domain::{
         Error, Reply,
-        model::{CampaignPatch, CampaignTerms},
+        model::{Call, CampaignPatch, CampaignTerms},
         types::{CouponId, Millis, UserId},
     },
     store::{
@@ -102,14 +101,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::UserNotFound`], [`Error::InvalidCoupon`], [`Error::CouponOutOfStock`], and the shared refusals.
-    pub async fn coupon_issue(
-        &self,
-        context: Context<'_>,
-        user: UserId,
-        coupon: CouponId,
-    ) -> Result<Reply<Issued>, Error> {
+    pub async fn coupon_issue(&self, call: &Call, user: UserId, coupon: CouponId) -> Result<Reply<Issued>, Error> {
         let (home, here) = (self.home(user.get()), self.home(coupon.get()));
-        let answer = self.merged(context, here, Issue { user, coupon, at_home: home == here }).await?;
+        let answer = self.merged(call, here, Issue { user, coupon, at_home: home == here }).await?;
         match answer.word.as_str() {
             "ISSUED" => {
                 let issued = Issued { issue_no: answer.get(2)?, issued_at: Millis(answer.get(3)?) };
@@ -127,10 +121,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
-    pub async fn coupon_reopen(&self, context: Context<'_>, id: CouponId, count: i64) -> Result<Reopening, Error> {
+    pub async fn coupon_reopen(&self, call: &Call, id: CouponId, count: i64) -> Result<Reopening, Error> {
         let here = self.home(id.get());
-        let call = context
-            .begin(&scripts::COUPON_REOPEN, here)
+        let call = self
+            .begin(call, &scripts::COUPON_REOPEN, here)
             .key(Keys(here).campaign(id))
             .arg(uuid::Uuid::new_v4().simple().to_string())
             .arg(count);
@@ -151,14 +145,14 @@ impl Store {
     /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
     pub async fn coupon_release(
         &self,
-        context: Context<'_>,
+        call: &Call,
         id: CouponId,
         count: i64,
         announcement: &str,
     ) -> Result<Option<Reply<i64>>, Error> {
         let here = self.home(id.get());
-        let call = context
-            .begin(&scripts::COUPON_RELEASE, here)
+        let call = self
+            .begin(call, &scripts::COUPON_RELEASE, here)
             .key(Keys(here).campaign(id))
             .arg(id.get())
             .arg(count)
@@ -173,15 +167,21 @@ impl Store {
         }
     }
 
-    /// `campaign_create.lua`.
+    /// `campaign_create.lua`: when the campaign opens; `None` where there is such a campaign already. Without `opens_at` it opens
+    /// at once.
     ///
     /// # Errors
-    /// The shared refusals.
-    pub async fn campaign_create(&self, context: Context<'_>, terms: &CampaignTerms) -> Result<Created, Error> {
+    /// [`Error::InvalidRequest`] where the window would be none, or outlast the coupons; and the shared refusals.
+    pub async fn campaign_create(
+        &self,
+        call: &Call,
+        terms: &CampaignTerms,
+        opens_at: Option<Millis>,
+    ) -> Result<Option<Millis>, Error> {
         let here = self.home(terms.coupon_id.get());
         let keys = Keys(here);
-        let call = context
-            .begin_unrecorded(&scripts::CAMPAIGN_CREATE, here)
+        let call = self
+            .begin_unrecorded(call, &scripts::CAMPAIGN_CREATE, here)
             .key(keys.campaign(terms.coupon_id))
             .key(keys.campaigns())
             .arg(terms.coupon_id.get())
@@ -189,10 +189,16 @@ impl Store {
             .arg(terms.discount.kind.as_str())
             .arg(terms.discount.amount)
             .arg(terms.total)
-            .arg(terms.opens_at.0)
+            .arg(opens_at.map(|at| at.0.to_string()).unwrap_or_default())
             .arg(terms.closes_at.0)
             .arg(terms.expires_at.0);
-        Created::read(&self.call(here, &call).await?)
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "CREATED" => Ok(Some(Millis(answer.get(2)?))),
+            "EXISTS" => Ok(None),
+            "NO_WINDOW" => Err(Error::InvalidRequest("the campaign's window is no window")),
+            _ => Err(answer.unknown()),
+        }
     }
 
     /// `campaign_update.lua`: the window as it now is, and how far the campaign is given out. An end of the window that is past,
@@ -203,7 +209,7 @@ impl Store {
     /// refusals.
     pub async fn campaign_update(
         &self,
-        context: Context<'_>,
+        call: &Call,
         id: CouponId,
         patch: CampaignPatch,
         grace_ms: i64,
@@ -211,8 +217,8 @@ impl Store {
         let here = self.home(id.get());
         let keys = Keys(here);
         let shown = |at: Option<Millis>| at.map(|at| at.0.to_string()).unwrap_or_default();
-        let call = context
-            .begin(&scripts::CAMPAIGN_UPDATE, here)
+        let call = self
+            .begin(call, &scripts::CAMPAIGN_UPDATE, here)
             .key(keys.campaign(id))
             .key(keys.campaigns())
             .arg(id.get())

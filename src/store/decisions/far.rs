@@ -3,11 +3,15 @@
 use chrono::NaiveDate;
 
 use super::{
-    Context, Issued, MARK_LIFE_MS,
+    Issued, MARK_LIFE_MS,
     orders::{DAY_FORMAT, no_stock},
 };
 use crate::{
-    domain::{Error, model::OrderLine, types::*},
+    domain::{
+        Error,
+        model::{Call, OrderLine},
+        types::*,
+    },
     store::{
         Store,
         keys::{Keys, Partition},
@@ -42,16 +46,10 @@ impl Store {
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn coupon_grant(
-        &self,
-        context: Context<'_>,
-        user: UserId,
-        coupon: CouponId,
-        issued: Issued,
-    ) -> Result<(), Error> {
+    pub async fn coupon_grant(&self, call: &Call, user: UserId, coupon: CouponId, issued: Issued) -> Result<(), Error> {
         let home = self.home(user.get());
-        let call = context
-            .begin_unrecorded(&scripts::COUPON_GRANT, home)
+        let call = self
+            .begin_unrecorded(call, &scripts::COUPON_GRANT, home)
             .key(Keys(home).user(user))
             .arg(user.get())
             .arg(coupon.get())
@@ -70,16 +68,16 @@ impl Store {
     /// [`Error::ProductNotFound`], [`Error::SoldOut`], [`Error::InsufficientStock`], and the shared refusals.
     pub async fn stock_hold(
         &self,
-        context: Context<'_>,
+        call: &Call,
         partition: Partition,
         order: OrderId,
         user: UserId,
-        due: Millis,
+        due_in_ms: i64,
         lines: &[(ProductId, i64)],
     ) -> Result<String, Error> {
         let keys = Keys(partition);
-        let mut call = context
-            .begin_unrecorded(&scripts::STOCK_HOLD, partition)
+        let mut call = self
+            .begin_unrecorded(call, &scripts::STOCK_HOLD, partition)
             .key(keys.hold(order))
             .key(keys.holds())
             .key(keys.price())
@@ -87,7 +85,7 @@ impl Store {
             .key(keys.held())
             .arg(order.get())
             .arg(user.get())
-            .arg(due.0)
+            .arg(due_in_ms)
             .arg(lines.len());
         for (product, quantity) in lines {
             call = call.arg(product.get()).arg(quantity);
@@ -102,23 +100,23 @@ impl Store {
     }
 
     /// `stock_settle.lua`: false if there is nothing held or sold here for the order, whether it never was or has left Redis.
-    /// `day` is the day of the sale with the time its rankings may go, where it still counts.
+    /// `day` is the day of a sale.
     ///
     /// # Errors
     /// The shared refusals.
     pub async fn stock_settle(
         &self,
-        context: Context<'_>,
+        call: &Call,
         partition: Partition,
         order: OrderId,
         user: UserId,
         end: FarEnd,
-        day: Option<(NaiveDate, Millis)>,
+        day: Option<NaiveDate>,
     ) -> Result<bool, Error> {
         let keys = Keys(partition);
-        let (ranked, until) = day.unwrap_or((NaiveDate::MIN, context.now));
-        let call = context
-            .begin_unrecorded(&scripts::STOCK_SETTLE, partition)
+        let ranked = day.unwrap_or(NaiveDate::MIN);
+        let call = self
+            .begin_unrecorded(call, &scripts::STOCK_SETTLE, partition)
             .key(keys.hold(order))
             .key(keys.holds())
             .key(keys.stock())
@@ -134,8 +132,7 @@ impl Store {
                 FarEnd::Released | FarEnd::Abandoned => "RELEASED",
                 FarEnd::Refunded => "REFUNDED",
             })
-            .arg(if day.is_some() { "1" } else { "0" })
-            .arg((until.0 - context.now.0) / 1000)
+            .arg(day.map_or(0, |day| ranked_until(day).0))
             .arg(MARK_LIFE_MS)
             .arg(if end == FarEnd::Abandoned { "0" } else { "1" });
         let answer = self.call(partition, &call).await?;
@@ -153,7 +150,7 @@ impl Store {
     /// The shared refusals; every step may be taken again.
     pub async fn end_far(
         &self,
-        context: Context<'_>,
+        call: &Call,
         order: OrderId,
         user: UserId,
         far: &[OrderLine],
@@ -164,10 +161,9 @@ impl Store {
         partitions.sort_unstable();
         partitions.dedup();
         let day = NaiveDate::parse_from_str(day, DAY_FORMAT).ok();
-        let day = day.map(|day| (day, ranked_until(day))).filter(|(_, until)| *until > context.now);
         let mut gone = Vec::new();
         for partition in partitions {
-            if !self.stock_settle(context, partition, order, user, end, day).await? {
+            if !self.stock_settle(call, partition, order, user, end, day).await? {
                 gone.push(partition);
             }
         }

@@ -23,7 +23,7 @@ use super::{
 use crate::domain::{
     Error, Reply,
     model::Call,
-    types::{Millis, UserId, Won},
+    types::{UserId, Won},
 };
 
 /// How long an idempotency record lives: 24 hours.
@@ -34,18 +34,11 @@ pub const MARK_LIFE_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 /// How much later than its order a far hold is looked at: the order's end has been relayed by then, as a rule.
 pub const FAR_HOLD_GRACE_MS: i64 = 60_000;
 
-/// When and for whom a script decides.
-#[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
-    pub now: Millis,
-    pub call: &'a Call,
-}
-
-impl Context<'_> {
+impl Store {
     /// A call with the keys and arguments that every script with an idempotency record starts with.
-    fn begin(&self, script: &'static Script, partition: Partition) -> Invocation {
+    fn begin(&self, call: &Call, script: &'static Script, partition: Partition) -> Invocation {
         let keys = Keys(partition);
-        let (digest, fingerprint) = match &self.call.key {
+        let (digest, fingerprint) = match &call.key {
             Some(key) => (key.digest.as_str(), key.fingerprint.as_str()),
             None => ("", ""),
         };
@@ -53,16 +46,16 @@ impl Context<'_> {
             .key(keys.meta())
             .key(keys.outbox())
             .key(keys.record(digest))
-            .arg(self.now.0)
+            .arg(self.test_clock())
             .arg(fingerprint)
             .arg(RECORD_LIFE_MS)
-            .arg(&self.call.request_id)
+            .arg(&call.request_id)
     }
 
     /// The same for scripts without one.
-    fn begin_unrecorded(&self, script: &'static Script, partition: Partition) -> Invocation {
+    fn begin_unrecorded(&self, call: &Call, script: &'static Script, partition: Partition) -> Invocation {
         let keys = Keys(partition);
-        Invocation::new(script).key(keys.meta()).key(keys.outbox()).arg(self.now.0).arg(&self.call.request_id)
+        Invocation::new(script).key(keys.meta()).key(keys.outbox()).arg(self.test_clock()).arg(&call.request_id)
     }
 }
 
@@ -103,12 +96,12 @@ impl Store {
     /// [`Error::UserNotFound`], [`Error::InvalidAmount`] where the balance would pass `limit`, and the shared refusals.
     pub async fn balance_charge(
         &self,
-        context: Context<'_>,
+        call: &Call,
         user: UserId,
         amount: Won,
         limit: Won,
     ) -> Result<Reply<(String, Won)>, Error> {
-        let answer = self.merged(context, self.home(user.get()), Charge { user, amount, limit }).await?;
+        let answer = self.merged(call, self.home(user.get()), Charge { user, amount, limit }).await?;
         match answer.word.as_str() {
             "CHARGED" => Ok(answer.reply((answer.get(2)?, answer.get(3)?))),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
@@ -147,9 +140,9 @@ impl Store {
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn ids_reserve(&self, context: Context<'_>, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
+    pub async fn ids_reserve(&self, call: &Call, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
         let first = Partition(0);
-        let reserve = context.begin(&scripts::IDS_RESERVE, first).key(Keys(first).ids()).arg(sequence).arg(count);
+        let reserve = self.begin(call, &scripts::IDS_RESERVE, first).key(Keys(first).ids()).arg(sequence).arg(count);
         let answer = self.call(first, &reserve).await?;
         match answer.word.as_str() {
             "RESERVED" => Ok(answer.reply(answer.get(2)?)),

@@ -3,7 +3,6 @@
 use chrono::{Datelike, NaiveDate};
 use redis::Cmd;
 
-use super::Context;
 use crate::{
     domain::{
         Error,
@@ -12,8 +11,10 @@ use crate::{
     },
     store::{
         Store,
+        gather::MAX_WEIGHT,
         keys::{Keys, Partition},
         merge::Mergeable,
+        ranking::ranked_until,
         scripts::{self, Answer, Invocation, Script},
     },
 };
@@ -21,10 +22,14 @@ use crate::{
 /// How a day is written in keys and events.
 pub const DAY_FORMAT: &str = "%Y%m%d";
 
+/// How often a payment is tried where it is another day than was thought.
+const DAY_ATTEMPTS: u32 = 3;
+
 /// What decides about an order beside the order itself.
 pub struct Placing<'a> {
     pub order_id: OrderId,
-    pub expires_at: Millis,
+    /// How long it holds what it orders.
+    pub hold_ms: i64,
     pub max_open: u32,
     /// Whether the balance must suffice (no gateway could settle it).
     pub must_afford: bool,
@@ -41,9 +46,8 @@ pub struct Settling<'a> {
     pub receipt: &'a str,
     /// The gateway's transaction id, where a gateway took the money.
     pub transaction: Option<&'a str>,
-    pub day: NaiveDate,
-    /// When the day's rankings may go.
-    pub rank_until: Millis,
+    /// Which day it is at a time.
+    pub day: &'a (dyn Fn(Millis) -> CalendarDay + Sync),
 }
 
 /// How a payment ended.
@@ -56,12 +60,12 @@ pub enum Settled {
 /// Why an order is to be closed.
 #[derive(Clone, Copy, Debug)]
 pub enum Closing<'a> {
-    /// By its user; a PAID one is refunded, and was paid on this day. Whether that day's rankings still count.
-    Cancel { paid_on: Option<NaiveDate>, counts: bool },
+    /// By its user; a PAID one is refunded, and was paid on this day.
+    Cancel { paid_on: Option<NaiveDate> },
     /// By the clock.
     Expire,
-    /// By the gateway's word on this receipt; `ask_again` where the gateway could not say for certain.
-    Decline { receipt: &'a str, ask_again: Option<Millis> },
+    /// By the gateway's word on this receipt; `ask_again_in_ms` where the gateway could not say for certain.
+    Decline { receipt: &'a str, ask_again_in_ms: Option<i64> },
 }
 
 /// How an order was closed.
@@ -69,13 +73,14 @@ pub enum Closing<'a> {
 pub struct Closed {
     pub status: OrderStatus,
     pub reason: CloseReason,
-    pub closed_at: Millis,
+    /// `None` of one that a gateway declined.
+    pub closed_at: Option<Millis>,
 }
 
 struct Place {
     order_id: OrderId,
     user: UserId,
-    expires_at: Millis,
+    hold_ms: i64,
     max_open: u32,
     must_afford: bool,
     coupon: Option<(CouponId, Option<CouponTerms>)>,
@@ -95,6 +100,10 @@ impl Mergeable for Place {
         &scripts::ORDER_PLACE
     }
 
+    fn weight(&self) -> usize {
+        self.lines.len().max(1)
+    }
+
     fn key_counts(&self) -> (usize, usize) {
         (4, 2)
     }
@@ -109,11 +118,11 @@ impl Mergeable for Place {
     }
 
     fn shared_args(&self, call: &mut Cmd) {
-        call.arg(self.max_open).arg(if self.must_afford { "1" } else { "0" });
+        call.arg(self.max_open).arg(if self.must_afford { "1" } else { "0" }).arg(self.hold_ms);
     }
 
     fn args(&self, call: &mut Cmd) {
-        call.arg(self.order_id.get()).arg(self.user.get()).arg(self.expires_at.0);
+        call.arg(self.order_id.get()).arg(self.user.get());
         match &self.coupon {
             None => call.arg(""),
             Some((coupon, _)) => call.arg(coupon.get()),
@@ -137,8 +146,7 @@ struct Pay {
     payment_id: PaymentId,
     receipt: String,
     transaction: Option<String>,
-    day: NaiveDate,
-    rank_life_s: i64,
+    day: CalendarDay,
 }
 
 impl Mergeable for Pay {
@@ -147,7 +155,7 @@ impl Mergeable for Pay {
     }
 
     fn of(&self) -> i64 {
-        self.day.num_days_from_ce().into()
+        self.day.date.num_days_from_ce().into()
     }
 
     fn key_counts(&self) -> (usize, usize) {
@@ -157,7 +165,7 @@ impl Mergeable for Pay {
     fn shared_keys(&self, keys: Keys, call: &mut Cmd) {
         call.arg(keys.expiry());
         call.arg(keys.stock()).arg(keys.held()).arg(keys.sold()).arg(keys.withheld());
-        call.arg(keys.rank_units(self.day)).arg(keys.rank_won(self.day)).arg(keys.gateway());
+        call.arg(keys.rank_units(self.day.date)).arg(keys.rank_won(self.day.date)).arg(keys.gateway());
     }
 
     fn keys(&self, keys: Keys, call: &mut Cmd) {
@@ -165,7 +173,8 @@ impl Mergeable for Pay {
     }
 
     fn shared_args(&self, call: &mut Cmd) {
-        call.arg(self.day.format(DAY_FORMAT).to_string()).arg(self.rank_life_s);
+        call.arg(self.day.date.format(DAY_FORMAT).to_string()).arg(self.day.from.0).arg(self.day.until.0);
+        call.arg(ranked_until(self.day.date).0).arg(MAX_WEIGHT);
     }
 
     fn args(&self, call: &mut Cmd) {
@@ -183,7 +192,7 @@ impl Store {
     /// The refusals of `POST /orders`, and the shared ones.
     pub async fn order_place(
         &self,
-        context: Context<'_>,
+        call: &Call,
         order: &NewOrder,
         placing: &Placing<'_>,
     ) -> Result<Reply<PlacedOrder>, Error> {
@@ -193,14 +202,14 @@ impl Store {
         let place = Place {
             order_id: placing.order_id,
             user: order.user_id,
-            expires_at: placing.expires_at,
+            hold_ms: placing.hold_ms,
             max_open: placing.max_open,
             must_afford: placing.must_afford,
             coupon: order.coupon_id.map(|coupon| (coupon, terms)),
             lines: near.copied().collect(),
             far: placing.far.to_owned(),
         };
-        let answer = self.merged(context, home, place).await?;
+        let answer = self.merged(call, home, place).await?;
         match answer.word.as_str() {
             "PLACED" => Ok(answer.reply(placed(&answer)?)),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
@@ -229,16 +238,28 @@ impl Store {
     ///
     /// # Errors
     /// The refusals of `POST /payments`, and the shared ones. [`Settled::Declined`] is no error here: it has an effect.
-    pub async fn order_pay(&self, context: Context<'_>, settling: &Settling<'_>) -> Result<Reply<Settled>, Error> {
-        let pay = Pay {
-            payment: settling.payment.clone(),
-            payment_id: settling.payment_id,
-            receipt: settling.receipt.to_owned(),
-            transaction: settling.transaction.map(str::to_owned),
-            day: settling.day,
-            rank_life_s: (settling.rank_until.0 - context.now.0) / 1000,
+    pub async fn order_pay(&self, call: &Call, settling: &Settling<'_>) -> Result<Reply<Settled>, Error> {
+        let home = self.home(settling.payment.order_id.get());
+        let mut now = self.now(home);
+        let mut attempt = 1;
+        let answer = loop {
+            let pay = Pay {
+                payment: settling.payment.clone(),
+                payment_id: settling.payment_id,
+                receipt: settling.receipt.to_owned(),
+                transaction: settling.transaction.map(str::to_owned),
+                day: (settling.day)(now),
+            };
+            let answer = self.merged(call, home, pay).await?;
+            if answer.word != "OTHER_DAY" {
+                break answer;
+            }
+            if attempt == DAY_ATTEMPTS {
+                return Err(Error::unavailable("the server's clock does not go on"));
+            }
+            // It was decided by nobody: midnight came between, or this process knows the server's clock badly.
+            (now, attempt) = (Millis(answer.get(0)?), attempt + 1);
         };
-        let answer = self.merged(context, self.home(settling.payment.order_id.get()), pay).await?;
         let settled = match answer.word.as_str() {
             "PAID" => Settled::Paid {
                 payment_id: PaymentId::new(answer.get(2)?).ok_or_else(|| answer.unknown())?,
@@ -262,16 +283,16 @@ impl Store {
     /// The refusals of `POST /payments`, and the shared ones.
     pub async fn payment_begin(
         &self,
-        context: Context<'_>,
+        call: &Call,
         payment: &NewPayment,
         payment_id: PaymentId,
         receipt: &str,
-        ask_at: Millis,
+        ask_in_ms: i64,
     ) -> Result<Option<Settled>, Error> {
         let home = self.home(payment.order_id.get());
         let keys = Keys(home);
-        let call = context
-            .begin(&scripts::PAYMENT_BEGIN, home)
+        let call = self
+            .begin(call, &scripts::PAYMENT_BEGIN, home)
             .key(keys.order(payment.order_id))
             .key(keys.expiry())
             .key(keys.gateway())
@@ -281,8 +302,8 @@ impl Store {
             .arg(payment.payment_type.as_str())
             .arg(payment_id.get())
             .arg(receipt)
-            .arg(ask_at.0)
-            .arg(context.call.key.as_ref().map_or("", |key| &key.digest));
+            .arg(ask_in_ms)
+            .arg(call.key.as_ref().map_or("", |key| &key.digest));
         let answer = self.call(home, &call).await?;
         match answer.word.as_str() {
             "STARTED" => Ok(None),
@@ -302,15 +323,15 @@ impl Store {
     /// The shared refusals.
     pub async fn payment_end(
         &self,
-        context: Context<'_>,
+        call: &Call,
         order: OrderId,
         user: UserId,
         receipt: &str,
         refunded: bool,
     ) -> Result<bool, Error> {
         let home = self.home(order.get());
-        let call = context
-            .begin_unrecorded(&scripts::PAYMENT_END, home)
+        let call = self
+            .begin_unrecorded(call, &scripts::PAYMENT_END, home)
             .key(Keys(home).order(order))
             .key(Keys(home).gateway())
             .arg(order.get())
@@ -332,20 +353,20 @@ impl Store {
     /// [`Error::OrderNotFound`], [`Error::OrderAlreadyClosed`], and the shared refusals.
     pub async fn order_close(
         &self,
-        context: Context<'_>,
+        call: &Call,
         order: OrderId,
         user: UserId,
         closing: Closing<'_>,
     ) -> Result<Option<Reply<Closed>>, Error> {
         let home = self.home(order.get());
         let keys = Keys(home);
-        let (why, day, counts, receipt, ask_again) = match closing {
-            Closing::Cancel { paid_on, counts } => ("CANCEL", paid_on, counts, "", None),
-            Closing::Expire => ("EXPIRE", None, false, "", None),
-            Closing::Decline { receipt, ask_again } => ("DECLINE", None, false, receipt, ask_again),
+        let (why, day, receipt, ask_again_in_ms) = match closing {
+            Closing::Cancel { paid_on } => ("CANCEL", paid_on, "", None),
+            Closing::Expire => ("EXPIRE", None, "", None),
+            Closing::Decline { receipt, ask_again_in_ms } => ("DECLINE", None, receipt, ask_again_in_ms),
         };
         let ranked = day.unwrap_or(NaiveDate::MIN);
-        let call = closing_keys(context.begin(&scripts::ORDER_CLOSE, home), home, order, user)
+        let call = closing_keys(self.begin(call, &scripts::ORDER_CLOSE, home), home, order, user)
             .key(keys.rank_units(ranked))
             .key(keys.rank_won(ranked))
             .key(keys.gateway())
@@ -354,19 +375,17 @@ impl Store {
             .arg(user.get())
             .arg(why)
             .arg(day.map(|day| day.format(DAY_FORMAT).to_string()).unwrap_or_default())
-            .arg(if counts { "1" } else { "0" })
+            .arg(day.map_or(0, |day| ranked_until(day).0))
             .arg(receipt)
-            .arg(ask_again.map(|at| at.0.to_string()).unwrap_or_default());
+            .arg(ask_again_in_ms.map(|delay| delay.to_string()).unwrap_or_default());
         let answer = self.call(home, &call).await?;
         let closed = match answer.word.as_str() {
             "CLOSED" => Closed {
                 status: word(&answer.get::<String>(2)?)?,
                 reason: word(&answer.get::<String>(3)?)?,
-                closed_at: Millis(answer.get(4)?),
+                closed_at: Some(Millis(answer.get(4)?)),
             },
-            "DECLINED" => {
-                Closed { status: OrderStatus::Failed, reason: CloseReason::PaymentDeclined, closed_at: context.now }
-            }
+            "DECLINED" => Closed { status: OrderStatus::Failed, reason: CloseReason::PaymentDeclined, closed_at: None },
             "STALE" | "NOT_DUE" | "ALREADY_PAID" => return Ok(None),
             "ORDER_NOT_FOUND" => return Err(Error::OrderNotFound),
             "ALREADY_CLOSED" => return Err(Error::OrderAlreadyClosed),
@@ -381,11 +400,10 @@ fn placed(answer: &Answer) -> Result<PlacedOrder, Error> {
     Ok(PlacedOrder { order_id, final_price: answer.get(3)?, ordered_at: Millis(answer.get(4)?) })
 }
 
-/// Keys 4 to 10 of the scripts that end a hold.
+/// Keys 4 to 9 of the script that ends an order.
 fn closing_keys(call: Invocation, home: Partition, order: OrderId, user: UserId) -> Invocation {
     let keys = Keys(home);
     call.key(keys.user(user))
-        .key(keys.user(user))
         .key(keys.order(order))
         .key(keys.expiry())
         .key(keys.stock())
