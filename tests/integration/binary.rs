@@ -453,7 +453,7 @@ async fn the_quick_start_s_own_token_is_kept_private() {
 /// Servers with passwords, as in a deployment.
 pub struct Servers {
     pub redis: RedisServer,
-    postgres: PostgresServer,
+    pub postgres: PostgresServer,
     pub redis_url: String,
     pub postgres_url: String,
     dir: ScratchDir,

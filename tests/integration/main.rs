@@ -50,6 +50,7 @@ mod instances;
 mod large;
 mod metrics;
 mod model;
+mod operations;
 mod ops_feed;
 mod ops_instances;
 mod ops_session;
