@@ -38,9 +38,34 @@ class Shop:
         self.token = secrets.token_hex(16)
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
+        # Of a storefront somewhere else: another port is another origin.
+        self.page_port = free_port()
+        self.page_origin = f"http://127.0.0.1:{self.page_port}"
         self.process = None
+        self.others = []
 
-    def start(self):
+    def start_another(self):
+        """Another instance on the same servers; its port, which is in its name."""
+        postgres = (self.directory / "data/postgres/data/postmaster.pid").read_text().splitlines()[4]
+        environment = self.environment() | {
+            "BIND_ADDR": f"127.0.0.1:{free_port()}",
+            "REDIS_URL": f"redis+unix://{(self.directory / 'data/redis/redis.sock').resolve()}",
+            "DATABASE_URL": f"postgres://firstcome@localhost/firstcome?host={postgres}",
+        }
+        with open(self.directory / "log-of-others", "ab") as log:
+            process = subprocess.Popen(
+                [os.environ["FIRSTCOME_BIN"], "serve"], env=environment, stdout=subprocess.DEVNULL, stderr=log
+            )
+        self.others.append(process)
+        return environment["BIND_ADDR"].rsplit(":", 1)[1]
+
+    def kill_others(self):
+        for process in self.others:
+            process.kill()
+            process.wait()
+        self.others = []
+
+    def environment(self):
         environment = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
         environment |= {
             "PATH": os.environ["PATH"],
@@ -48,10 +73,16 @@ class Shop:
             "FIRSTCOME_DIR": str(self.directory / "data"),
             "BIND_ADDR": f"127.0.0.1:{self.port}",
             "ADMIN_TOKEN": self.token,
+            # Pages of this origin may call the API; no other.
+            "CORS_ORIGINS": self.page_origin,
             # All customers come from one address here.
             "RATE_LIMIT_CLIENT_PER_SECOND": "0",
             "RATE_LIMIT_USER_PER_SECOND": "0",
         }
+        return environment
+
+    def start(self):
+        environment = self.environment()
         self.log = self.directory / "log"
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -67,6 +98,7 @@ class Shop:
             time.sleep(0.1)
 
     def stop(self):
+        self.kill_others()
         if self.process is None:
             return
         self.process.send_signal(signal.SIGTERM)
