@@ -11,19 +11,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::{Audit, Auditor},
-    config::{Ack, EngineConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig},
+    config::{Ack, EngineConfig, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig, redact},
     db,
-    domain::{ActLog, Clock, Engine, startup},
+    domain::{ActLog, Clock, Engine, Error, startup},
     gateway::{self, Gateways},
     http::{
-        self, AppState, Operators, Parts, Scrapes, Sessions,
+        self, AppState, Operators, Parts, Scrapes, Sessions, Waiting,
         limits::{Limits, Side},
         server,
     },
     ops::{Instance, keep_reporting},
     projector::Projector,
     rebuild::Rebuild,
-    store::Store,
+    store::{self, Store},
     tokens::Tokens,
 };
 
@@ -31,6 +31,54 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Connections to the operators' own listener, where there is one.
 const OPERATORS_CONNECTIONS: usize = 1024;
+
+/// The first and the longest pause between two attempts to open stores that are away.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Clients of the gateways; connects to none of them.
+fn gateways(config: &GatewayConfig) -> anyhow::Result<Gateways> {
+    let gateways = config.urls().map(|(kind, url)| {
+        let of_kind = gateway::GatewayConfig {
+            url: url.expose().to_owned(),
+            timeout: Duration::from_millis(config.payment_gateway_timeout_ms),
+            token: config.payment_gateway_token.as_ref().map(|token| token.expose().to_owned()),
+        };
+        (kind, of_kind)
+    });
+    Gateways::connect(gateways).context("the payment gateways can't be set up")
+}
+
+/// Connects to both stores; or the reasons why that has to wait.
+///
+/// # Errors
+/// What waiting does not help against.
+async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(db::Connection, Store), Vec<String>>> {
+    let redis = async {
+        let store = Store::connect(&config.redis).await?;
+        store.check_loaded().await?;
+        anyhow::Ok(store)
+    };
+    match tokio::join!(db::connect(&config.postgres), redis) {
+        (Ok(db), Ok(store)) => Ok(Ok((db, store))),
+        (db, store) => {
+            let failed = [db.err(), store.err()].into_iter().flatten();
+            Ok(Err(failed.map(reason_to_wait).collect::<anyhow::Result<_>>()?))
+        }
+    }
+}
+
+/// Why an attempt to open the stores failed, if the next one may succeed; else the error again.
+fn reason_to_wait(error: anyhow::Error) -> anyhow::Result<String> {
+    let passes = error.chain().any(|cause| {
+        matches!(cause.downcast_ref::<db::Unusable>(), Some(db::Unusable::Away(_)))
+            || matches!(cause.downcast_ref::<Error>(), Some(Error::Unavailable { .. }))
+            || cause.downcast_ref::<sea_orm::DbErr>().is_some_and(db::is_transient)
+            || cause.downcast_ref::<sqlx::Error>().is_some_and(db::is_away)
+            || store::is_away(cause)
+    });
+    if passes { Ok(redact(&format!("{error:#}")).into_owned()) } else { Err(error) }
+}
 
 /// A process's parts, connected.
 pub struct App {
@@ -52,19 +100,57 @@ impl App {
     /// # Errors
     /// The reason why they can't be served from, and what to do about it.
     pub async fn open(config: &EngineConfig, projector: &ProjectorConfig, clock: Clock) -> anyhow::Result<Self> {
+        let gateways = gateways(&config.gateway)?;
+        let (db, store) = (db::connect(&config.postgres).await?, Store::connect(&config.redis).await?);
+        Self::open_on(config, projector, clock, gateways, (db, store)).await
+    }
+
+    /// The same, which waits for stores that are away, and for what passes by itself; what it waits for is told to `waiting`.
+    ///
+    /// It waits for both of them, even where another instance serves without PostgreSQL: PostgreSQL alone says which Redis is
+    /// this store's and how far that one must be, and it is where a process registers what it acknowledges. An instance that
+    /// began without it could serve a Redis that has lost decisions, and nobody would notice.
+    ///
+    /// # Errors
+    /// What does not pass: settings that are wrong, stores that do not belong together.
+    pub async fn open_when_there(
+        config: &EngineConfig,
+        projector: &ProjectorConfig,
+        clock: Clock,
+        waiting: &Waiting,
+    ) -> anyhow::Result<Self> {
+        let gateways = gateways(&config.gateway)?;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let reasons = match connect_both(config).await? {
+                Ok(stores) => {
+                    waiting.tell(Vec::new());
+                    // Large, and waited for by little.
+                    let opened = Self::open_on(config, projector, clock.clone(), gateways.clone(), stores);
+                    match Box::pin(opened).await {
+                        Ok(app) => return Ok(app),
+                        Err(error) => vec![reason_to_wait(error)?],
+                    }
+                }
+                Err(reasons) => reasons,
+            };
+            if waiting.tell(reasons.clone()) {
+                tracing::warn!(reasons = reasons.join("; "), "waiting for the stores");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn open_on(
+        config: &EngineConfig,
+        projector: &ProjectorConfig,
+        clock: Clock,
+        gateways: Gateways,
+        (db, store): (db::Connection, Store),
+    ) -> anyhow::Result<Self> {
         let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
         let keep = retention.keep();
-        let gateways = Gateways::connect(gateway.urls().map(|(kind, url)| {
-            let config = gateway::GatewayConfig {
-                url: url.expose().to_owned(),
-                timeout: Duration::from_millis(gateway.payment_gateway_timeout_ms),
-                token: gateway.payment_gateway_token.as_ref().map(|token| token.expose().to_owned()),
-            };
-            (kind, config)
-        }))
-        .context("the payment gateways can't be set up")?;
-        let db = db::connect(postgres).await?;
-        let store = Store::connect(redis).await?;
         store.keep_time(&clock);
         let patience = postgres.transaction_patience();
         let rebuild = Rebuild {

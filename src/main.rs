@@ -3,13 +3,14 @@
 use std::{
     io::Write,
     net::SocketAddr,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use firstcome::{
     app::App,
     audit::Audit,
@@ -17,7 +18,7 @@ use firstcome::{
     db,
     dev::Stack,
     domain::Clock,
-    http::{Operators, server},
+    http::{self, Operators, Waiting, server},
     probe,
     projector::Projector,
     rebuild::{self, Rebuild, Summary},
@@ -27,14 +28,15 @@ use firstcome::{
     telemetry::{self, traces},
     tokens::Tokens,
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// A flash-sale commerce engine: first come, first served, exactly once.
 ///
 /// New here? `firstcome dev` starts everything at once, with a Redis and a PostgreSQL of its own and a demo catalogue. In
 /// a real deployment run `firstcome migrate` once, then `firstcome serve` with REDIS_URL and DATABASE_URL. Every option can
-/// be given as the environment variable named beside it. RUST_LOG sets what is logged (default: info).
+/// be given as the environment variable named beside it; one that is empty counts as not set. A secret NAME may be in a file
+/// that NAME_FILE names, and is refused on the command line. RUST_LOG sets what is logged (default: info).
 #[derive(Parser)]
 #[command(version, max_term_width = 120)]
 struct Cli {
@@ -171,9 +173,24 @@ struct Health {
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    let read = environment::read(Cli::command());
+    let cli = match read.map(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(Ok(cli)) => cli,
+        Ok(Err(error)) => return end(&error.into()),
+        Err(code) => return code,
+    };
     telemetry::log(cli.telemetry.log_format);
+    start(cli).unwrap_or_else(|error| end(&error))
+}
+
+/// Says why it ends: the last line, with no secret in it.
+fn end(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{}", redact(&format!("Error: {error:?}")));
+    ExitCode::FAILURE
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     // The one TLS implementation, for rediss://, PostgreSQL and https gateways alike.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         anyhow::bail!("a TLS implementation is installed already");
@@ -222,20 +239,61 @@ async fn serve(options: Serve) -> anyhow::Result<ExitCode> {
     }
     let stop = stop_signal()?;
     let listeners = Listeners::bind(&http).await?;
-    let Some(app) = open(&engine, &projector, &stop).await? else { return Ok(ExitCode::SUCCESS) };
+    let waiters = [Some(&listeners.public), listeners.operators.as_ref()];
+    let waiters = Waiters::start(waiters.into_iter().flatten(), &http.browsers)?;
+    let Some(app) = open(&engine, &projector, &stop, waiters).await? else { return Ok(ExitCode::SUCCESS) };
     run(app, listeners, &http, !no_projector).await
 }
 
-/// Opens the stores; nothing where a stop came first.
+/// Those that answer on the listeners as long as the stores are not open.
+struct Waiters {
+    waiting: Waiting,
+    opened: CancellationToken,
+    servers: Vec<JoinHandle<std::io::Result<usize>>>,
+}
+
+impl Waiters {
+    fn start<'a>(
+        listeners: impl Iterator<Item = &'a TcpListener>,
+        browsers: &BrowserConfig,
+    ) -> anyhow::Result<Waiters> {
+        let (waiting, opened) = (Waiting::default(), CancellationToken::new());
+        let mut servers = Vec::new();
+        for listener in listeners {
+            // The same queue of connections: who comes while one server ends waits for the next.
+            let same = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
+            let (router, limits) = (
+                http::waiting(waiting.clone(), browsers),
+                server::ServerLimits { drain: Duration::from_millis(500), ..server::ServerLimits::default() },
+            );
+            servers.push(tokio::spawn(server::serve(TcpListener::from_std(same)?, router, limits, opened.clone())));
+        }
+        Ok(Waiters { waiting, opened, servers })
+    }
+
+    /// Whoever connects from here on is somebody else's.
+    async fn stop(self) {
+        self.opened.cancel();
+        for server in self.servers {
+            if let Err(error) = server.await {
+                tracing::debug!(%error, "what answered meanwhile has ended badly");
+            }
+        }
+    }
+}
+
+/// Opens the stores, for which it waits; nothing where a stop came first.
 async fn open(
     engine: &EngineConfig,
     projector: &ProjectorConfig,
     stop: &CancellationToken,
+    waiters: Waiters,
 ) -> anyhow::Result<Option<App>> {
     // Boxed: it is large, and all that waits for it would be.
-    let opening = Box::pin(App::open(engine, projector, Clock::system()));
-    let opened = stop.run_until_cancelled(opening).await.transpose()?;
-    Ok(opened.map(|app| app.until(stop.clone())))
+    let opening = Box::pin(App::open_when_there(engine, projector, Clock::system(), &waiters.waiting));
+    let opened = stop.run_until_cancelled(opening).await.transpose();
+    waiters.stop().await;
+    Ok(opened?.map(|app| app.until(stop.clone())))
 }
 
 /// Serves until the stop signal, then ends in order, all within [`HttpConfig::drain`]: readiness, new connections, requests,
@@ -277,8 +335,10 @@ async fn project(options: Project) -> anyhow::Result<ExitCode> {
     };
     // Nobody is told anything by it.
     engine.durability.ack = Ack::Postgres;
-    let Some(mut app) = open(&engine, &projector, &stop).await? else { return Ok(ExitCode::SUCCESS) };
-    if !db::identity::only_postgres_acknowledged(&app.db).await? {
+    let waiters = Waiters::start(probes.iter(), &BrowserConfig::default())?;
+    let Some(mut app) = open(&engine, &projector, &stop, waiters).await? else { return Ok(ExitCode::SUCCESS) };
+    // Where PostgreSQL has gone again meanwhile, nobody knows: then nobody is kept waiting for it.
+    if !db::identity::only_postgres_acknowledged(&app.db).await.unwrap_or(true) {
         app.projector = app.projector.lingering(Duration::from_millis(projector.projector_linger_ms));
     }
     app.project();
@@ -401,8 +461,10 @@ async fn dev_on(
     let postgres = postgres(stack.database_url());
     db::migrate(&db::connect(&postgres).await?).await?;
     let engine = EngineConfig { redis, postgres, shop, gateway, durability, retention };
-    let opened = open(&engine, &ProjectorConfig::default(), &stop).await?;
-    let Some(app) = opened else { return Ok(ExitCode::SUCCESS) };
+    let projector = ProjectorConfig::default();
+    let opening = Box::pin(App::open(&engine, &projector, Clock::system()));
+    let opened = stop.run_until_cancelled(opening).await.transpose()?;
+    let Some(app) = opened.map(|app| app.until(stop.clone())) else { return Ok(ExitCode::SUCCESS) };
     seed::demo(&app.engine).await?;
     let token = match &http.operators.admin_token {
         Some(token) => token.expose().to_owned(),

@@ -26,9 +26,12 @@ pub fn readiness_of(address: SocketAddr) -> String {
 /// There is no answer.
 pub async fn ask(url: &str) -> anyhow::Result<(bool, String)> {
     let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
-    let response = client.get(url).send().await.with_context(|| format!("{url} does not answer"))?;
+    // Not as it was given: there may be a password in it.
+    let url = reqwest::Url::parse(url).ok().context("what to ask is no URL")?;
+    let silent = || format!("{}://{}{} does not answer", url.scheme(), url.host_str().unwrap_or_default(), url.path());
+    let response = client.get(url.clone()).send().await.map_err(reqwest::Error::without_url).with_context(silent)?;
     let good = response.status().is_success();
-    Ok((good, response.text().await.with_context(|| format!("{url} does not answer"))?))
+    Ok((good, response.text().await.map_err(reqwest::Error::without_url).with_context(silent)?))
 }
 
 #[cfg(test)]

@@ -50,6 +50,9 @@ pub struct Audit {
     pub zone: Tz,
 }
 
+/// How long a decision may wait for PostgreSQL, in seconds, before that is a finding: much longer than a restart takes.
+const LONGEST_LAG_SECONDS: i64 = 300;
+
 impl Audit {
     /// Recomputes everything. Discrepancies are in the report.
     ///
@@ -69,6 +72,7 @@ impl Audit {
         if sound {
             self.compare_all(&mut report).await?;
         }
+        report.add(self.moves().await?);
         report.positions = self.positions().await?;
         Ok(report.end())
     }
@@ -86,6 +90,24 @@ impl Audit {
                 }
                 (_, Some(reason)) => findings.add(format!("partition {} is frozen: {reason}", here.0)),
                 _ => {}
+            }
+        }
+        Ok(findings)
+    }
+
+    /// PostgreSQL gets what is decided: books that are equal but for what waits say nothing where it waits for ever.
+    async fn moves(&self) -> anyhow::Result<Findings> {
+        let mut findings = Findings::new("projection: PostgreSQL gets what is decided", "partitions");
+        let now = self.clock.now();
+        for projected in db::reads::positions(&self.db).await? {
+            findings.look();
+            let waits = self.store.waits(Partition(projected.partition), projected.stream_id.parse()?, now).await?;
+            let seconds = waits.oldest.map_or(0, |oldest| (now.0 - oldest.0) / 1000);
+            if seconds > LONGEST_LAG_SECONDS {
+                findings.add(format!(
+                    "partition {}: a decision has waited for {seconds} s to be carried to PostgreSQL: the projector's log says why",
+                    projected.partition
+                ));
             }
         }
         Ok(findings)

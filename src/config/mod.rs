@@ -1,14 +1,19 @@
 //! The configuration: one struct per concern, each field naming its environment variable, read once at start.
 //!
-//! Secrets are [`Secret`]s, which print as `***`.
+//! [`environment`] has the rules by which every setting is read; secrets are [`Secret`]s, which print as `***`.
 
 mod edge;
+pub mod environment;
+mod secrets;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-pub use self::edge::{BrowserConfig, CorsOrigins, LimitsConfig, TrustedProxies};
+pub use self::{
+    edge::{BrowserConfig, CorsOrigins, LimitsConfig, TrustedProxies},
+    secrets::{Redacting, Secret, hide, redact, url_of},
+};
 use crate::{
     domain::{
         sold_out::LONGEST_LEASE_MS,
@@ -16,35 +21,6 @@ use crate::{
     },
     store::retire::Keep,
 };
-
-/// A value that is never printed: a URL with a password in it, a token.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(value: impl Into<String>) -> Self {
-        Secret(value.into())
-    }
-
-    /// The value, for the one place that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl FromStr for Secret {
-    type Err = std::convert::Infallible;
-
-    fn from_str(value: &str) -> Result<Self, Self::Err> {
-        Ok(Secret(value.to_owned()))
-    }
-}
 
 /// Redis, which decides.
 #[derive(Args, Clone, Debug)]

@@ -116,8 +116,8 @@ pub async fn told(db: &Connection) -> Result<Vec<Told>, Error> {
 /// What the one lock of a database is known by.
 const LOCK: i64 = 0x6669_7273_7463_6f6d;
 
-/// Held by the one process that rebuilds; the end of its connection lets it go.
-pub struct Lock(sqlx::pool::PoolConnection<sqlx::Postgres>);
+/// Held by the one process that rebuilds; the end of its transaction, or of its connection, lets it go.
+pub struct Lock(#[expect(dead_code, reason = "held")] sqlx::Transaction<'static, sqlx::Postgres>);
 
 impl Lock {
     /// Waits until nobody else holds it.
@@ -125,9 +125,7 @@ impl Lock {
     /// # Errors
     /// Postgres can't answer.
     pub async fn take(db: &Connection) -> anyhow::Result<Lock> {
-        let mut connection = db.get_postgres_connection_pool().acquire().await?;
-        sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
-        Ok(Lock(connection))
+        Ok(Lock(super::lock(db.get_postgres_connection_pool(), LOCK).await?))
     }
 }
 
@@ -141,10 +139,4 @@ pub async fn nobody_rebuilds(transaction: &DatabaseTransaction) -> Result<bool, 
         transaction.query_one_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, [LOCK.into()])).await;
     let row = asked.map_err(super::translate)?;
     row.map_or(Ok(false), |row| row.try_get_by_index(0).map_err(super::translate))
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        self.0.close_on_drop();
-    }
 }

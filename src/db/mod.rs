@@ -13,8 +13,12 @@ pub mod loss;
 pub mod pages;
 pub mod reads;
 pub mod retired;
+mod server;
 pub mod snapshot;
 pub mod stories;
+mod url;
+
+pub use server::Unusable;
 
 use std::{borrow::Cow, time::Duration};
 
@@ -45,26 +49,23 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (13, "instance requests", include_str!("../../migrations/0013_instance_requests.sql")),
 ];
 
-/// Makes the pool.
+/// Makes the pool, once PostgreSQL is there and is what it must be.
 ///
 /// # Errors
-/// Postgres that can't be reached within `DATABASE_TIMEOUT_MS`, or does not let us in.
+/// [`Unusable`]: it can't be reached within `DATABASE_TIMEOUT_MS`, or is refused. A URL that can't be meant.
 pub async fn connect(config: &PostgresConfig) -> anyhow::Result<Connection> {
-    let url = config.database_url.expose();
-    // Checked here, because the library would put the whole URL, password and all, into its message.
-    anyhow::ensure!(
-        url.starts_with("postgres://") || url.starts_with("postgresql://"),
-        "DATABASE_URL is no PostgreSQL URL: postgres://user:password@host/database"
-    );
     let timeout = Duration::from_millis(config.database_timeout_ms);
-    let mut options = ConnectOptions::new(url);
+    let how = url::options(config.database_url.expose())?;
+    server::check(&how, timeout).await?;
+    // Not with the URL: what has it may print it.
+    let mut options = ConnectOptions::new("postgres://localhost");
     options
         .max_connections(config.database_connections)
         .connect_timeout(timeout)
         .acquire_timeout(timeout)
-        .sqlx_logging(false)
+        .connect_lazy(true)
         .record_stmt_in_spans(false)
-        .set_application_name("firstcome")
+        .map_sqlx_postgres_opts(move |_| how.clone())
         .map_sqlx_postgres_pool_opts(move |pool| {
             // Whoever stopped waiting for an answer leaves a connection on which it is still to come. The pool waits for it
             // without end, and has one connection less meanwhile: on one that fell silent, for ever.
@@ -122,12 +123,33 @@ pub fn connections(db: &Connection) -> (usize, usize, usize) {
     (there.saturating_sub(idle), idle, pool.options().get_max_connections() as usize)
 }
 
+/// Held while the schema is brought up to date.
+const MIGRATION_LOCK: i64 = 0x6669_7273_746d_6967;
+
 /// Brings the schema up to date; several at once wait for each other.
 ///
 /// # Errors
 /// A migration that fails, or that was changed since it ran.
 pub async fn migrate(db: &Connection) -> anyhow::Result<()> {
-    migrator().run(db.get_postgres_connection_pool()).await.context("the migrations can't be run")
+    // sqlx's own lock is a session's: behind a pooler it would stay with a connection that is somebody else's by then. So lock
+    // and migrations are one transaction; all of them are there, or none.
+    let mut transaction =
+        lock(db.get_postgres_connection_pool(), MIGRATION_LOCK).await.context("the migrations can't be run")?;
+    let mut migrator = migrator();
+    migrator.set_locking(false);
+    migrator.run(&mut *transaction).await.context("the migrations can't be run")?;
+    transaction.commit().await.context("nobody knows whether the migrations have run: run `firstcome migrate` again")
+}
+
+/// Waits for a lock, which is held until this transaction ends: however its connection ends, and whoever has it after.
+async fn lock(pool: &sqlx::PgPool, id: i64) -> sqlx::Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    let mut transaction = pool.begin().await?;
+    // Nothing is asked of it meanwhile, however long that is.
+    sqlx::raw_sql("SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")
+        .execute(&mut *transaction)
+        .await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(id).execute(&mut *transaction).await?;
+    Ok(transaction)
 }
 
 /// Checks that every migration of this program has run.
@@ -145,14 +167,19 @@ pub async fn check_schema(db: &Connection) -> anyhow::Result<()> {
 }
 
 /// Whether a failure is Postgres being away, slow or busy: worth trying again.
-fn is_transient(error: &DbErr) -> bool {
+pub fn is_transient(error: &DbErr) -> bool {
     let runtime = match error {
         DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => return true,
         DbErr::Exec(runtime) | DbErr::Query(runtime) => runtime,
         _ => return false,
     };
     let RuntimeErr::SqlxError(error) = runtime else { return false };
-    match error.as_ref() {
+    is_away(error)
+}
+
+/// The same of the driver's own.
+pub fn is_away(error: &sqlx::Error) -> bool {
+    match error {
         sqlx::Error::Database(error) => {
             // Classes: 08 connection, 25 read-only, 40 rolled back, 53 resources, 55 not now, 57 intervention, 58 system.
             error
@@ -169,14 +196,31 @@ fn is_transient(error: &DbErr) -> bool {
     }
 }
 
-/// Whether a failure says that the data itself does not fit: a data exception (class 22) or a violated constraint (23).
-/// Everything else, a missing column or a broken statement included, is about Postgres or about us, and may pass.
+/// Whether a failure says that the data itself does not fit, now and for ever: a data exception (class 22), a violated
+/// constraint (23), the same row twice in a statement (21), a row or an index entry that is too large (54), what a trigger of
+/// the database's owner refuses (P0001); or a value that the driver can't send. Everything else, a missing column or a broken
+/// statement included, is about Postgres or about us, and may pass.
 pub fn is_data_fault(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
         return false;
     };
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    match error.as_ref() {
+        sqlx::Error::Encode(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            code == "P0001" || ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class))
+        }),
+        _ => false,
+    }
+}
+
+/// What the server calls a failure.
+fn sql_state(error: &DbErr) -> Option<Cow<'_, str>> {
+    match error {
+        DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) => {
+            error.as_database_error().and_then(|error| error.code())
+        }
+        _ => None,
+    }
 }
 
 /// A failed read as the domain's error.
@@ -184,6 +228,12 @@ pub fn translate(error: DbErr) -> Error {
     if is_transient(&error) {
         tracing::warn!(%error, "PostgreSQL can't answer");
         Error::unavailable("PostgreSQL can't answer")
+    } else if server::is_mixed_up(sql_state(&error).as_deref()) {
+        tracing::error!(
+            %error,
+            "a pooler mixes up prepared statements: set its max_prepared_statements above 0, or use session mode"
+        );
+        Error::unavailable("PostgreSQL's pooler mixes up prepared statements")
     } else {
         Error::Internal(anyhow::Error::new(error).context("PostgreSQL refused a query"))
     }

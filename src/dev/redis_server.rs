@@ -223,6 +223,11 @@ impl RedisServer {
         self.process.as_mut().context("Redis is not running")?.limit_file_size(bytes, None)
     }
 
+    /// Adds to [`RedisConfig::extra_args`], from its next start on.
+    pub fn add_args(&mut self, args: &[&str]) {
+        self.config.extra_args.extend(args.iter().map(|arg| (*arg).to_owned()));
+    }
+
     /// Starts it again on the same data, at the same URL, after stopping it in good order if it runs.
     ///
     /// # Errors

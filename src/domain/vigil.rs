@@ -2,8 +2,9 @@
 //! Postgres is, and when there is more for Postgres to catch up with than there may be.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -26,6 +27,8 @@ const WHILE_WAITING: Duration = Duration::from_millis(10);
 const SENTINELS_EVERY: Duration = Duration::from_secs(1);
 /// How long Postgres is waited for when it is asked.
 const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
+/// How long PostgreSQL may get nothing more, though there is more, before `/readyz` says so.
+const STALLED: Duration = Duration::from_secs(60);
 /// When a write that was shed may try again.
 const SHED_RETRY: Duration = Duration::from_secs(2);
 
@@ -34,11 +37,19 @@ pub(super) struct Durability {
     ack: Ack,
     pub(super) max_backlog: i64,
     shedding: AtomicBool,
+    progress: Mutex<HashMap<Partition, Seen>>,
+}
+
+/// How far PostgreSQL was with a partition, and since when it has been there with more to come.
+#[derive(Clone, Copy)]
+struct Seen {
+    projected: Position,
+    since_us: u64,
 }
 
 impl Durability {
     pub(super) fn new(ack: Ack, max_backlog: i64) -> Self {
-        Durability { ack, max_backlog, shedding: AtomicBool::new(false) }
+        Durability { ack, max_backlog, shedding: AtomicBool::new(false), progress: Mutex::default() }
     }
 }
 
@@ -119,6 +130,45 @@ impl Engine {
         self.tell_postgres().await;
     }
 
+    /// The partitions of which PostgreSQL has got nothing more for so long, though there is more, that it is no mere delay: whether
+    /// it is away, or refuses what it is given, or nobody carries it there. Each as a reason.
+    pub fn projection_stalls(&self) -> Vec<String> {
+        let progress = self.durability.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.uptime_us();
+        let mut stalls: Vec<_> = progress
+            .iter()
+            .map(|(here, seen)| (here.0, Duration::from_micros(now.saturating_sub(seen.since_us))))
+            .filter(|(_, still)| *still >= STALLED)
+            .collect();
+        stalls.sort_unstable();
+        let say = |(here, still): (u16, Duration)| {
+            format!(
+                "partition {here}: nothing has come to PostgreSQL for {} s, and decisions wait: the projector's log says why",
+                still.as_secs()
+            )
+        };
+        stalls.into_iter().map(say).collect()
+    }
+
+    /// Takes note of where PostgreSQL is, as far as is known.
+    fn note_progress(&self) {
+        let now = self.clock.uptime_us();
+        let mut progress = self.durability.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.store.told();
+        progress.retain(|here, _| all.iter().any(|(told, _)| told == here));
+        for (here, told) in all {
+            let projected = self.store.projected_position(here);
+            if projected >= told {
+                progress.remove(&here);
+                continue;
+            }
+            let seen = progress.entry(here).or_insert(Seen { projected, since_us: now });
+            if seen.projected != projected {
+                *seen = Seen { projected, since_us: now };
+            }
+        }
+    }
+
     async fn look_at_postgres(&self) {
         // A connection that fell silent must not end the watch.
         let reading = tokio::time::timeout(POSTGRES_PATIENCE, db::reads::positions(&self.db)).await;
@@ -131,6 +181,7 @@ impl Engine {
             }
             Err(error) => tracing::debug!(%error, "nobody knows how far PostgreSQL is"),
         }
+        self.note_progress();
     }
 
     /// For whoever finds a Redis that knows less when nobody is left who was told.

@@ -22,13 +22,16 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(description = "서비스 상태")]
-struct HealthResponse {
-    /// 정상일 때 UP
+pub(super) struct HealthResponse {
+    /// 정상일 때 UP, 처리할 수는 있지만 살펴볼 것이 있을 때 DEGRADED
     #[schema(example = "UP")]
     status: &'static str,
+    /// DEGRADED인 이유 목록
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<String>,
 }
 
-const UP: Json<HealthResponse> = Json(HealthResponse { status: "UP" });
+const UP: Json<HealthResponse> = Json(HealthResponse { status: "UP", reasons: Vec::new() });
 
 /// The reason of a process that was told to end.
 const STOPPING: &str = "stopping";
@@ -55,7 +58,7 @@ struct NotReadyResponse {
     description = "프로세스가 살아 있으면 항상 200을 반환합니다.",
     responses((status = 200, description = "살아 있음", body = HealthResponse, example = json!({ "status": "UP" })))
 )]
-async fn healthz() -> Json<HealthResponse> {
+pub(super) async fn healthz() -> Json<HealthResponse> {
     UP
 }
 
@@ -76,7 +79,18 @@ async fn readyz(State(app): State<AppState>) -> Response {
         true => Err(vec![STOPPING.to_owned()]),
         false => app.engine.ready().await,
     };
-    let Err(reasons) = ready else { return UP.into_response() };
+    match ready {
+        Ok(()) => match app.engine.projection_stalls() {
+            reasons if reasons.is_empty() => UP.into_response(),
+            // Requests are served all the same: nobody is to be sent elsewhere for it.
+            reasons => Json(HealthResponse { status: "DEGRADED", reasons }).into_response(),
+        },
+        Err(reasons) => not_ready(reasons),
+    }
+}
+
+/// 503, and why.
+pub(super) fn not_ready(reasons: Vec<String>) -> Response {
     let code = Code::Unavailable;
     let body = NotReadyResponse { error_code: code.as_str(), message: code.message(), reasons };
     let mut response = (code.status(), [(RETRY_AFTER, HeaderValue::from_static("1"))], Json(body)).into_response();

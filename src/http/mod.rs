@@ -37,6 +37,7 @@ pub mod server;
 pub mod session;
 mod trace;
 mod unknown;
+mod waiting;
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,6 +54,7 @@ pub use auth::{Operator, Operators};
 pub use scrape::Scrapes;
 pub use server::{ServerLimits, serve};
 pub use session::Sessions;
+pub use waiting::{Waiting, waiting};
 
 use self::{
     edge::Edge,

@@ -46,7 +46,12 @@ impl Projector {
                 (Ok(to), _) => from = to,
                 (Err(CommitError::Bad(_)), Some((first, second))) => parts.extend([second, first]),
                 (Err(CommitError::Bad(_)), None) => {
-                    match self.commit_part(here, &from, part, patience, Care::OneByOne).await {
+                    let mut committed = self.commit_part(here, &from, part, patience, Care::OneByOne).await;
+                    if let Err(CommitError::Bad(reason)) = &committed {
+                        tracing::error!(partition = here.0, reason, "a dead letter can't be filed as it is");
+                        committed = self.commit_part(here, &from, part, patience, Care::Escaped).await;
+                    }
+                    match committed {
                         Ok(to) => from = to,
                         Err(CommitError::Failed(failure)) => return Err(failure),
                         Err(CommitError::Bad(reason)) => {
@@ -129,14 +134,14 @@ impl Projector {
                 apply(&transaction, here, &Batch::fold(events)).await?;
                 for read in part {
                     if let Err(reason) = &read.event {
-                        dead_letter(&transaction, here, read, reason).await?;
+                        dead_letter(&transaction, here, read, reason, care).await?;
                         letters += 1;
                     }
                 }
             }
-            Care::OneByOne => {
+            Care::OneByOne | Care::Escaped => {
                 for read in part {
-                    letters += u64::from(!apply_carefully(&transaction, here, read).await?);
+                    letters += u64::from(!apply_carefully(&transaction, here, read, care).await?);
                 }
             }
         }
@@ -192,6 +197,9 @@ enum Care {
     Together,
     /// Each by itself; one that can't be applied becomes a dead letter.
     OneByOne,
+    /// The same, with dead letters in ASCII alone: for a database that refuses what is in them as well. Such a letter is there to
+    /// be read, and can't be tried again.
+    Escaped,
 }
 
 /// Whether it was applied; else it is a dead letter now.
@@ -199,6 +207,7 @@ async fn apply_carefully(
     transaction: &DatabaseTransaction,
     here: Partition,
     read: &Read<'_>,
+    care: Care,
 ) -> Result<bool, CommitError> {
     let reason = match &read.event {
         Ok(event) => {
@@ -217,7 +226,7 @@ async fn apply_carefully(
         }
         Err(reason) => reason.clone(),
     };
-    dead_letter(transaction, here, read, &reason).await.map(|()| false)
+    dead_letter(transaction, here, read, &reason, care).await.map(|()| false)
 }
 
 enum CommitError {
@@ -268,14 +277,23 @@ async fn dead_letter(
     here: Partition,
     read: &Read<'_>,
     reason: &str,
+    care: Care,
 ) -> Result<(), CommitError> {
     let fields = event::fields_of(&read.entry.fields, read.nth);
     let request_id = event::request_id(&fields);
     tracing::error!(partition = here.0, id = %read.entry.id, request_id, reason, "an event can't be applied");
     // Postgres can't keep a NUL in text or JSON.
-    let clean = |text: &str| text.replace('\0', "\u{fffd}");
-    let fields: serde_json::Map<String, serde_json::Value> =
+    let clean = |text: &str| match care {
+        Care::Escaped => text.escape_default().to_string(),
+        _ => text.replace('\0', "\u{fffd}"),
+    };
+    let mut fields: serde_json::Map<String, serde_json::Value> =
         fields.iter().map(|(name, value)| (clean(name), clean(value).into())).collect();
+    if let Care::Escaped = care {
+        // Not as fields: what reads like an event again might be applied, with another name than was given.
+        let text = serde_json::Value::Object(fields).to_string();
+        fields = serde_json::Map::from_iter([("escaped".to_owned(), text.into())]);
+    }
     transaction
         .execute_raw(Statement::from_sql_and_values(
             DbBackend::Postgres,

@@ -11,7 +11,10 @@ use redis::{
 };
 use tokio::sync::Mutex;
 
-use crate::config::RedisConfig;
+use crate::{
+    config::{RedisConfig, url_of},
+    domain::Error,
+};
 
 /// The port of a Sentinel that is named without one.
 const SENTINEL_PORT: u16 = 26379;
@@ -36,7 +39,7 @@ impl Sentinels {
     pub(super) async fn master(&self, timeout: Duration) -> anyhow::Result<ConnectionAddr> {
         let mut client = self.0.lock().await;
         let found = tokio::time::timeout(timeout, client.async_get_client()).await;
-        let found = found.map_err(|_| anyhow::anyhow!("the Sentinels do not answer"))?;
+        let found = found.map_err(|_| Error::unavailable("the Sentinels do not answer"))?;
         Ok(found.context("the Sentinels name no master")?.get_connection_info().addr().clone())
     }
 }
@@ -148,6 +151,7 @@ fn with_port(host: &str) -> String {
 }
 
 fn connection_info(url: &str, certificates: Option<&TlsCertificates>) -> anyhow::Result<ConnectionInfo> {
+    url_of("REDIS_URL", url).context("REDIS_URL is not a Redis URL")?;
     let info = url.into_connection_info().context("REDIS_URL is not a Redis URL")?;
     // Off by default in redis 1.x, and worth 40 % and more of the throughput on a real network.
     let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));

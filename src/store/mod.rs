@@ -14,6 +14,7 @@
 //! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
 
 mod address;
+mod away;
 pub mod bulk;
 pub mod decisions;
 mod gather;
@@ -37,6 +38,8 @@ mod topology;
 pub mod vigil;
 pub mod watermarks;
 pub mod words;
+
+pub use away::is_away;
 
 use std::sync::{Arc, OnceLock};
 

@@ -173,7 +173,7 @@ impl Connecting {
         let mut topology = Topology { nodes: Vec::new(), homes: Vec::with_capacity(slots.len()) };
         for slot in slots {
             let Some((.., master)) = ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot)) else {
-                bail!("slot {slot} of the cluster has no owner");
+                return Err(Error::unavailable(format!("slot {slot} of the cluster has no owner")).into());
             };
             let address = self.address_of(master, seed)?;
             let place = topology.nodes.iter().position(|node| node.address == address);

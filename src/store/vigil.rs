@@ -357,6 +357,11 @@ impl Store {
         self.watermark(here).projected(position);
     }
 
+    /// How far Postgres is, as far as this process knows.
+    pub fn projected_position(&self, here: Partition) -> Position {
+        self.watermark(here).projected_so_far()
+    }
+
     /// Waits until Postgres has all of these, as somebody in this process notes.
     pub async fn wait_projected(&self, decided: &[(Partition, Position)]) {
         for (here, position) in decided {

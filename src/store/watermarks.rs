@@ -175,6 +175,11 @@ impl Watermark {
     }
 
     /// Decisions that Postgres does not have yet.
+    /// How far Postgres is, as far as this process knows.
+    pub(super) fn projected_so_far(&self) -> Position {
+        *self.projected.borrow()
+    }
+
     pub(super) fn backlog(&self) -> i64 {
         // seq goes on over a rebuild.
         (self.told().seq - self.projected.borrow().seq).max(0)

@@ -1,0 +1,180 @@
+//! `DATABASE_URL`: what it may say, and how PostgreSQL is connected to.
+//!
+//! sqlx ignores a parameter that it does not know, and logs it with its value; and its parser's errors quote. So everything is
+//! checked here first, and a parameter that would have no effect is refused: who writes `channel_binding=require` counts on it.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, bail, ensure};
+use sqlx::{ConnectOptions, postgres::PgConnectOptions};
+
+use crate::config::url_of;
+
+/// Parameters with an effect.
+const KNOWN: &[&str] = &[
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+/// Parameters that others know, and what to do without each.
+const OTHERS: &[(&str, &str)] = &[
+    ("channel_binding", "sslmode=verify-full says that the server is the right one"),
+    ("connect_timeout", "DATABASE_TIMEOUT_MS is for it"),
+    ("gssencmode", "Kerberos is not supported"),
+    ("keepalives", "a connection that does not answer is given up after DATABASE_TIMEOUT_MS"),
+    ("keepalives_idle", "a connection that does not answer is given up after DATABASE_TIMEOUT_MS"),
+    ("load_balance_hosts", "one host is connected to: the primary"),
+    ("passfile", "the password belongs in the URL; DATABASE_URL_FILE keeps it out of the environment"),
+    ("pgbouncer", "nothing has to be said: a pooler is noticed"),
+    ("pool_mode", "it is a setting of the pooler"),
+    ("pool_timeout", "DATABASE_TIMEOUT_MS is for it"),
+    ("connection_limit", "DATABASE_CONNECTIONS is for it"),
+    ("schema", "options=-csearch_path=... is for it"),
+    ("service", "the URL has to say it all"),
+    ("sslcrl", "revocation lists are not looked at"),
+    ("sslnegotiation", "TLS is asked for after connecting, as ever"),
+    ("sslpassword", "a key for client certificates has to be without a password: `openssl pkey` takes it off"),
+    ("target_session_attrs", "one host is connected to: the primary"),
+];
+const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+
+/// How to connect. Checks what can be checked without connecting.
+///
+/// # Errors
+/// What is wrong with the URL; nothing in it is quoted that may be a secret.
+pub(super) fn options(url: &str) -> anyhow::Result<PgConnectOptions> {
+    ensure!(
+        url.starts_with("postgres://") || url.starts_with("postgresql://"),
+        "DATABASE_URL is no PostgreSQL URL: postgres://user:password@host/database"
+    );
+    let read = url_of("DATABASE_URL", url)?;
+    ensure!(read.fragment().is_none(), "DATABASE_URL has a #: in a password it is percent-encoded, as %23");
+    ensure!(
+        !read.path().trim_start_matches('/').contains('/'),
+        "DATABASE_URL has more than one / after its host: in a name or password it is percent-encoded, as %2F"
+    );
+    for (key, value) in read.query_pairs() {
+        check(&key, &value)?;
+    }
+    for name in ["PGSSLCERT", "PGSSLKEY", "PGOPTIONS"] {
+        let empty = std::env::var_os(name).is_some_and(|value| value.is_empty());
+        ensure!(!empty, "{name} is set and empty: unset it, PostgreSQL's driver does not take that for the same");
+    }
+    // Checked above; what may be left is of a kind that nothing is known of, and is not quoted.
+    let options: Result<PgConnectOptions, _> = url.parse();
+    let mut options = options.ok().context("DATABASE_URL can't be read")?;
+    if std::env::var_os("PGSSLROOTCERT").is_some_and(|value| value.is_empty()) {
+        let given = read.query_pairs().any(|(key, _)| is_root_certificate(&key));
+        if !given {
+            options = options.ssl_root_cert_from_pem(Vec::new());
+        }
+    }
+    // A pooler knows few parameters of a start, and this is not one of them; the server's default loses no digit.
+    options = options.extra_float_digits(None).application_name("firstcome");
+    Ok(options.disable_statement_logging())
+}
+
+fn is_root_certificate(key: &str) -> bool {
+    matches!(key, "sslrootcert" | "ssl-root-cert" | "ssl-ca")
+}
+
+fn check(key: &str, value: &str) -> anyhow::Result<()> {
+    if let Some((name, instead)) = OTHERS.iter().find(|(name, _)| *name == key) {
+        bail!("DATABASE_URL: the parameter {name} is not supported: {instead}. Leave it out");
+    }
+    // Not by its name: it may be a part of a password.
+    ensure!(
+        KNOWN.contains(&key) || key.starts_with("options["),
+        "DATABASE_URL has a parameter that is not known (these are: {}); a ? or & in a password is percent-encoded, as %3F or %26",
+        KNOWN.join(", ")
+    );
+    match key {
+        "sslmode" | "ssl-mode" => {
+            ensure!(SSL_MODES.contains(&value), "DATABASE_URL: sslmode is one of {}", SSL_MODES.join(", "))
+        }
+        "port" => ensure!(value.parse::<u16>().is_ok(), "DATABASE_URL: port is no port"),
+        "hostaddr" => ensure!(value.parse::<std::net::IpAddr>().is_ok(), "DATABASE_URL: hostaddr is no IP address"),
+        "host" => ensure!(
+            !value.contains(','),
+            "DATABASE_URL: one host is connected to, the primary: give its own name, or that of what leads there"
+        ),
+        "statement-cache-capacity" => ensure!(
+            value.parse::<u16>().is_ok_and(|capacity| capacity > 0),
+            "DATABASE_URL: statement-cache-capacity is a number from 1 to 65535"
+        ),
+        "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" => pem(key, value)?,
+        _ if is_root_certificate(key) => pem(key, value)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A certificate or a key in a file. A path is no secret.
+fn pem(key: &str, path: &str) -> anyhow::Result<()> {
+    ensure!(path != "system", "DATABASE_URL: the system's certificates are looked at anyway: leave {key}=system out");
+    let text = fs::read_to_string(Path::new(path));
+    let text = text.map_err(|error| anyhow::anyhow!("DATABASE_URL: {key} can't be read: {path}: {}", error.kind()))?;
+    ensure!(text.contains("-----BEGIN "), "DATABASE_URL: {key} is no PEM file: {path}");
+    ensure!(!text.contains("ENCRYPTED"), "DATABASE_URL: {key} has a password: `openssl pkey -in {path}` takes it off");
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::options;
+
+    #[test]
+    fn database_url_refused_with_sentence_without_its_secret() {
+        for (url, word) in [
+            ("mysql://user:hunter2@host/database", "no PostgreSQL URL"),
+            ("postgres://user:hun/hunter2@host/database", "percent-encoded"),
+            ("postgres://user:12/hunter2@host/database", "percent-encoded"),
+            ("postgres://user:hunter2#3@host/database", "percent-encoded"),
+            ("postgres://user:12?hunter2=1@host/database", "percent-encoded"),
+            ("postgres://user:x@host:hunter2/database", "port"),
+            ("postgres://host/database?hunter2=1", "percent-encoded"),
+            ("postgres://host/database?sslpassword=hunter2", "sslpassword"),
+            ("postgres://user:hunter2@host/database?channel_binding=require", "channel_binding"),
+            ("postgres://host/database?sslmode=hunter2", "sslmode"),
+            ("postgres://host/database?port=hunter2", "port"),
+            ("postgres://host/database?hostaddr=hunter2", "hostaddr"),
+            ("postgres://host/database?statement-cache-capacity=hunter2", "statement-cache-capacity"),
+            ("postgres://host/database?statement-cache-capacity=0", "statement-cache-capacity"),
+            ("postgres://host/database?sslrootcert=/nonexistent", "sslrootcert can't be read"),
+            ("postgres://host/database?sslrootcert=/etc/hostname", "no PEM file"),
+            ("postgres:///database?host=one,two", "one host"),
+        ] {
+            let reason = format!("{:#}", options(url).unwrap_err());
+            assert!(reason.contains(word) && reason.contains("DATABASE_URL"), "{url}: {reason}");
+            assert!(!reason.contains("hunter2"), "{url}: {reason}");
+        }
+    }
+
+    #[test]
+    fn database_url_accepted_in_every_spelling() {
+        for url in [
+            "postgres://user:hunter%2F2@host:5432/database?sslmode=verify-full",
+            "postgresql://host/database?user=a&password=b&dbname=c",
+            "postgres://firstcome@localhost:5432/a?host=%2Frun%2Fpostgresql&sslmode=disable",
+            "postgres://host/database?options=-csearch_path%3Dshop&options[work_mem]=8MB",
+        ] {
+            options(url).unwrap();
+        }
+    }
+}
