@@ -67,7 +67,8 @@ pub(super) async fn healthz() -> Json<HealthResponse> {
     path = "/readyz",
     tag = "상태",
     summary = "요청 처리 가능 확인",
-    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다. 종료 중이면 이유는 stopping입니다.",
+    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다. 처리할 수는 있지만 PostgreSQL로의 반영이 멈춰 있으면 \
+                   상태는 DEGRADED이고 이유가 함께 있습니다. 종료 중이면 이유는 stopping입니다.",
     responses(
         (status = 200, description = "처리 가능", body = HealthResponse, example = json!({ "status": "UP" })),
         (status = 503, description = "처리 불가", body = NotReadyResponse),

@@ -27,9 +27,15 @@ fn is_away_now(error: &RedisError) -> bool {
         // While they elect a master they know of none.
         ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::ClusterConnectionNotFound => true,
         // One that is not given at all.
-        _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) => false,
+        _ if refuses_user(error) => false,
         _ => !matches!(Means::of(error), Means::Wrong | Means::Forbidden),
     }
+}
+
+fn refuses_user(error: &RedisError) -> bool {
+    // A pipeline's error has no code, only those of its commands.
+    let refused = error.clone().into_server_errors();
+    refused.iter().flat_map(|errors| errors.iter()).any(|(_, error)| matches!(error.code(), "NOAUTH" | "WRONGPASS"))
 }
 
 impl Store {

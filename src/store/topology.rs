@@ -27,7 +27,7 @@ use super::{
     rights,
     settings::{self, MASTER, NotMaster},
 };
-use crate::config::RedisConfig;
+use crate::{config::RedisConfig, domain::Error};
 
 /// Commands that may wait on one lane to be written; beyond it requests wait their turn.
 const PIPELINE_BUFFER: usize = 4096;

@@ -111,9 +111,22 @@ async fn start_waits_when_postgres_silent() {
 #[tokio::test]
 async fn start_waits_when_redis_loading() {
     let mut servers = servers().await;
-    // Each command of the append-only file takes a while to load, and others are answered meanwhile.
+    // A hundred keys, of which each takes a tenth of a second to load; meanwhile others are answered.
+    let mut redis = harness::raw_redis(&servers.redis_url).await;
+    let names: Vec<String> = (0..100).map(|n| format!("filler-{n}")).collect();
+    let mut fill = redis::pipe();
+    for name in &names {
+        fill.set(name, "x".repeat(200)).ignore();
+    }
+    let _: () = fill.cmd("BGREWRITEAOF").ignore().query_async(&mut redis).await.unwrap();
+    until("they are in the base file", async || {
+        let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut redis).await.unwrap();
+        let done = info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0");
+        (done && info.contains("aof_rewrites:1")).then_some(())
+    })
+    .await;
     servers.redis.kill().await.unwrap();
-    servers.redis.add_args(&["--key-load-delay", "300000", "--loading-process-events-interval-bytes", "1024"]);
+    servers.redis.add_args(&["--key-load-delay", "100000", "--loading-process-events-interval-bytes", "1024"]);
     let (mut running, base) = {
         let restarting = servers.redis.restart();
         let address = format!("127.0.0.1:{}", free_port().unwrap());
@@ -128,6 +141,8 @@ async fn start_waits_when_redis_loading() {
     };
     becomes_ready(&mut running, &base).await;
     running.stop().await;
+    let mut redis = harness::raw_redis(&servers.redis_url).await;
+    let _: i64 = redis::cmd("DEL").arg(&names).query_async(&mut redis).await.unwrap();
     servers.end().await;
 }
 
