@@ -111,12 +111,13 @@ async fn start_waits_when_postgres_silent() {
 #[tokio::test]
 async fn start_waits_when_redis_loading() {
     let mut servers = servers().await;
-    // A hundred keys, of which each takes a tenth of a second to load; meanwhile others are answered.
+    // Twenty kilobytes that can't be compressed, of which each takes half a second to load; in between others are answered.
     let mut redis = harness::raw_redis(&servers.redis_url).await;
     let names: Vec<String> = (0..100).map(|n| format!("filler-{n}")).collect();
     let mut fill = redis::pipe();
     for name in &names {
-        fill.set(name, "x".repeat(200)).ignore();
+        let noise: String = (0..6).map(|_| uuid::Uuid::new_v4().to_string()).collect();
+        fill.set(name, noise).ignore();
     }
     let _: () = fill.cmd("BGREWRITEAOF").ignore().query_async(&mut redis).await.unwrap();
     until("they are in the base file", async || {
@@ -126,7 +127,7 @@ async fn start_waits_when_redis_loading() {
     })
     .await;
     servers.redis.kill().await.unwrap();
-    servers.redis.add_args(&["--key-load-delay", "100000", "--loading-process-events-interval-bytes", "1024"]);
+    servers.redis.add_args(&["--key-load-delay", "500000", "--loading-process-events-interval-bytes", "1024"]);
     let (mut running, base) = {
         let restarting = servers.redis.restart();
         let address = format!("127.0.0.1:{}", free_port().unwrap());
