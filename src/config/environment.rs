@@ -37,7 +37,7 @@ pub fn read(command: Command) -> Result<ArgMatches, ExitCode> {
     let mut environment = Environment::default();
     let command = environment.resolve(command);
     let mut secrets = environment.secrets;
-    secrets.extend(OTHERS_SECRETS.iter().filter_map(|name| var_os(name)).filter_map(|value| value.into_string().ok()));
+    secrets.extend(OTHERS_SECRETS.iter().filter_map(var_os).filter_map(|value| value.into_string().ok()));
     secrets.extend(given_as_options(&environment.options));
     let settled = secrets::hide(&secrets).and_then(|()| match environment.problem {
         Some(problem) => Err(problem),

@@ -248,6 +248,8 @@ fn socket_name(port: Option<u16>) -> String {
 fn is_ready(data: &Path, pid: u32) -> bool {
     fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|status| {
         let mut lines = status.lines();
-        lines.next().and_then(|line| line.parse().ok()) == Some(pid) && lines.nth(6).map(str::trim) == Some("ready")
+        // A standby takes connections as well.
+        lines.next().and_then(|line| line.parse().ok()) == Some(pid)
+            && matches!(lines.nth(6).map(str::trim), Some("ready" | "standby"))
     })
 }

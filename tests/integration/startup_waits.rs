@@ -147,6 +147,25 @@ async fn start_waits_when_redis_loading() {
     servers.end().await;
 }
 
+/// In the middle of a failover DATABASE_URL leads to a standby, which will be the primary.
+#[tokio::test]
+async fn start_waits_when_postgres_is_standby() {
+    let mut servers = servers().await;
+    servers.postgres.stop().await.unwrap();
+    std::fs::write(servers.postgres.data_dir().join("standby.signal"), "").unwrap();
+    servers.postgres.restart().await.unwrap();
+    let (mut running, base) = start(&servers, "serve", "standby");
+    waits_for(&mut running, &base, &["it is a standby"]).await;
+    let mut admin: sqlx::PgConnection = sqlx::Connection::connect(&servers.postgres_url).await.unwrap();
+    let promoted: bool = sqlx::query_scalar("SELECT pg_promote()").fetch_one(&mut admin).await.unwrap();
+    assert!(promoted);
+    sqlx::Connection::close(admin).await.unwrap();
+    becomes_ready(&mut running, &base).await;
+    put(&base, "/api/v1/balances/1", json!({"amount": 1})).await.ok();
+    running.stop().await;
+    servers.end().await;
+}
+
 /// What an instance needs PostgreSQL for, nobody else can say: so it waits, and whoever serves already goes on.
 #[tokio::test]
 async fn new_instance_waits_and_old_one_sells_when_postgres_stopped() {
