@@ -5,6 +5,7 @@ use std::time::Duration;
 use firstcome::dev::free_port;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 use crate::{
     binary::{Running, Servers, get, post, put, run},
@@ -156,10 +157,10 @@ async fn start_waits_when_postgres_is_standby() {
     servers.postgres.restart().await.unwrap();
     let (mut running, base) = start(&servers, "serve", "standby");
     waits_for(&mut running, &base, &["it is a standby"]).await;
-    let mut admin: sqlx::PgConnection = sqlx::Connection::connect(&servers.postgres_url).await.unwrap();
+    let mut admin = sqlx::PgConnection::connect(&servers.postgres_url).await.unwrap();
     let promoted: bool = sqlx::query_scalar("SELECT pg_promote()").fetch_one(&mut admin).await.unwrap();
     assert!(promoted);
-    sqlx::Connection::close(admin).await.unwrap();
+    admin.close().await.unwrap();
     becomes_ready(&mut running, &base).await;
     put(&base, "/api/v1/balances/1", json!({"amount": 1})).await.ok();
     running.stop().await;
