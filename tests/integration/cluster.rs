@@ -8,16 +8,21 @@ use crate::{
     ops_feed::Watch,
 };
 
+/// A node by itself, its port and that of its bus.
+async fn node(dir: &ScratchDir, n: usize) -> (RedisServer, u16, String) {
+    let mut config = dev::RedisConfig::new(dir.path().join(format!("node-{n}")));
+    config.port = Some(dev::free_port().unwrap());
+    let bus = dev::free_port().unwrap().to_string();
+    let args = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-require-full-coverage", "yes"];
+    config.extra_args = args.map(str::to_owned).to_vec();
+    (RedisServer::start(config.clone()).await.unwrap(), config.port.unwrap(), bus)
+}
+
 /// Three nodes that know each other, with a third of the slots each.
 async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
     let mut nodes = Vec::new();
     for n in 0..3 {
-        let mut config = dev::RedisConfig::new(dir.path().join(format!("node-{n}")));
-        config.port = Some(dev::free_port().unwrap());
-        let bus = dev::free_port().unwrap().to_string();
-        let args = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-require-full-coverage", "yes"];
-        config.extra_args = args.map(str::to_owned).to_vec();
-        nodes.push((RedisServer::start(config.clone()).await.unwrap(), config.port.unwrap(), bus));
+        nodes.push(node(dir, n).await);
     }
     let mut first = raw_redis(&nodes[0].0.url()).await;
     for (n, (node, port, bus)) in nodes.iter().enumerate() {
@@ -130,5 +135,59 @@ async fn a_partition_that_moved_is_found_again() {
         assert!(refused < 10);
     }
     assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
+    world.finish().await;
+}
+
+/// A replica takes its master's place, which stays as its replica; nobody is stopped, and no connection closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_of_a_node_followed() {
+    let dir = ScratchDir::new().unwrap();
+    let mut nodes = cluster(&dir).await;
+    let (replica, port, bus) = node(&dir, 3).await;
+    let (mut first, mut link) = (raw_redis(&nodes[0].url()).await, raw_redis(&replica.url()).await);
+    let id: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut first).await.unwrap();
+    let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(port).arg(bus).clone();
+    meet.exec_async(&mut first).await.unwrap();
+    until("the replica knows its master", async || {
+        redis::cmd("CLUSTER").arg("REPLICATE").arg(&id).exec_async(&mut link).await.ok()
+    })
+    .await;
+    until("it is in sync", async || {
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await.unwrap();
+        info.contains("master_link_status:up").then_some(())
+    })
+    .await;
+    let master = nodes.remove(0);
+    let mut world =
+        World::on(Options { partitions: 8, ..Options::default() }, dir, master, fresh_database().await).await;
+    world.others = nodes;
+    let mut users = Vec::new();
+    for _ in 0..8 {
+        users.push(world.user(1_000).await);
+    }
+    until("it has everything", async || {
+        let ask = |link: &redis::aio::MultiplexedConnection| {
+            let mut link = link.clone();
+            async move {
+                let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await.unwrap();
+                let offset = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
+                offset.unwrap().trim().to_owned()
+            }
+        };
+        (ask(&first).await == ask(&link).await).then_some(())
+    })
+    .await;
+    redis::cmd("CLUSTER").arg("FAILOVER").exec_async(&mut link).await.unwrap();
+    until("they have changed places", async || {
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut first).await.unwrap();
+        info.contains("role:slave").then_some(())
+    })
+    .await;
+    let _old = std::mem::replace(&mut world.redis, replica);
+    for user in users {
+        until("the new owner is found", async || (world.put_charge(user, 100).await.status == 200).then_some(())).await;
+        assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
+    }
+    world.get("/readyz").await.ok();
     world.finish().await;
 }

@@ -65,6 +65,8 @@ pub struct Options {
     pub proxied: bool,
     /// How the service reaches Redis, where that is not [`redis_config`] of the server's own address.
     pub redis: Option<RedisConfig>,
+    /// How the test itself reaches it, where that is not the server's own address.
+    pub raw_url: Option<String>,
     /// How many dead letters the books may have at the end.
     pub dead_letters: i64,
 }
@@ -92,6 +94,7 @@ impl Default for Options {
             redis_timeout_ms: 300_000,
             proxied: false,
             redis: None,
+            raw_url: None,
             dead_letters: 0,
         }
     }
@@ -326,7 +329,8 @@ impl World {
 
     /// A raw connection to this world's Redis.
     pub async fn raw(&self) -> redis::aio::MultiplexedConnection {
-        raw_redis(&self.redis.url()).await
+        let own = self.redis.url();
+        raw_redis(self.options.raw_url.as_ref().unwrap_or(&own)).await
     }
 
     /// Every key of Redis with its whole value, without the idempotency records' lives.

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use firstcome::{
     app::App,
-    config::RedisConfig,
+    config::{RedisConfig, Secret},
     dev::{self, RedisServer, ScratchDir},
     domain::Clock,
     rebuild,
@@ -127,9 +127,9 @@ impl Authority {
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
 
-    /// A server for TLS alone, whose certificate is for `localhost`, and its port.
-    async fn server(&self, dir: &ScratchDir, args: &[&str]) -> (RedisServer, u16) {
-        self.issue("server", "localhost");
+    /// A server for TLS alone, whose certificate is for this host, and its port.
+    async fn server(&self, dir: &ScratchDir, host: &str, args: &[&str]) -> (RedisServer, u16) {
+        self.issue("server", host);
         let port = dev::free_port().unwrap();
         let file = |name: &str| self.path(name).display().to_string();
         let (number, certificate, key, ca) =
@@ -158,7 +158,7 @@ async fn everything_works_with_client_certificates() {
     let (ours, other) = (Authority::new(&dir, "authority"), Authority::new(&dir, "another"));
     ours.issue("client", "a-client");
     other.issue("stranger", "a-client");
-    let (redis, port) = ours.server(&dir, &["--tls-auth-clients", "yes"]).await;
+    let (redis, port) = ours.server(&dir, "localhost", &["--tls-auth-clients", "yes"]).await;
     let config = ours.config(port);
     // Without a certificate, with one of somebody else's, and where the server's is not believed or for another name.
     let none = RedisConfig { redis_tls_cert: None, redis_tls_key: None, ..config.clone() };
@@ -166,10 +166,7 @@ async fn everything_works_with_client_certificates() {
     let strange = RedisConfig { redis_tls_cert: certificate, redis_tls_key: key, ..config.clone() };
     let unbelieved = RedisConfig { redis_tls_ca: Some(other.path("another.pem")), ..config.clone() };
     let mismatched = RedisConfig { redis_tls_key: Some(other.path("stranger.key")), ..config.clone() };
-    let misnamed = RedisConfig {
-        redis_url: firstcome::config::Secret::new(format!("rediss://127.0.0.1:{port}")),
-        ..config.clone()
-    };
+    let misnamed = RedisConfig { redis_url: Secret::new(format!("rediss://127.0.0.1:{port}")), ..config.clone() };
     for refused in [none, strange, unbelieved, mismatched, misnamed] {
         let reason = refusal(refused).await;
         assert!(reason.contains("can't reach Redis at REDIS_URL"), "{reason}");
@@ -194,7 +191,7 @@ async fn cluster_with_host_names_in_certificates_found_by_the_names_it_announces
         // As by default: the address that the others know it by is an IP address.
         let address = ["--cluster-preferred-endpoint-type", "ip", "--cluster-announce-ip", "127.0.0.1"];
         let name: &[&str] = if announced { &["--cluster-announce-hostname", "localhost"] } else { &[] };
-        let (redis, port) = ours.server(&dir, &[&cluster[..], &address[..], name].concat()).await;
+        let (redis, port) = ours.server(&dir, "localhost", &[&cluster[..], &address[..], name].concat()).await;
         let mut link = raw_redis(&redis.url()).await;
         redis::cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(0).arg(16_383).exec_async(&mut link).await.unwrap();
         until("the cluster comes up", async || {
@@ -216,22 +213,27 @@ async fn cluster_with_host_names_in_certificates_found_by_the_names_it_announces
 
 const SENTINEL_PASSWORD: &str = "of-the-sentinels";
 
-/// Three Sentinels that watch a master.
-async fn sentinels(dir: &ScratchDir, master: &RedisServer) -> Vec<RedisServer> {
+/// Three Sentinels that watch a master; `lines` are of their configuration.
+async fn sentinels(dir: &ScratchDir, master: &str, lines: &[String]) -> Vec<RedisServer> {
     let mut sentinels = Vec::new();
     for n in 0..3 {
         let mut config = dev::RedisConfig::new(dir.path().join(format!("sentinel-{n}")));
         config.port = Some(dev::free_port().unwrap());
         config.sentinel = vec![
-            format!("sentinel monitor mymaster 127.0.0.1 {} 2", port(master)),
+            format!("sentinel monitor mymaster 127.0.0.1 {master} 2"),
             "sentinel down-after-milliseconds mymaster 1000".to_owned(),
             "sentinel failover-timeout mymaster 5000".to_owned(),
             format!("requirepass {SENTINEL_PASSWORD}"),
             format!("sentinel sentinel-pass {SENTINEL_PASSWORD}"),
         ];
+        config.sentinel.extend(lines.iter().cloned());
         sentinels.push(RedisServer::start(config).await.unwrap());
     }
-    for sentinel in &sentinels {
+    sentinels
+}
+
+async fn know_each_other(sentinels: &[RedisServer]) {
+    for sentinel in sentinels {
         let mut link = signed_in(sentinel).await;
         until("the Sentinels know each other and the replica", async || {
             let told: String = redis::cmd("INFO").arg("sentinel").query_async(&mut link).await.unwrap();
@@ -240,7 +242,6 @@ async fn sentinels(dir: &ScratchDir, master: &RedisServer) -> Vec<RedisServer> {
         })
         .await;
     }
-    sentinels
 }
 
 async fn signed_in(sentinel: &RedisServer) -> redis::aio::MultiplexedConnection {
@@ -252,7 +253,8 @@ async fn watched_over() -> (World, RedisServer, Vec<RedisServer>) {
     let dir = ScratchDir::new().unwrap();
     let master = server(&dir, "master", None).await;
     let replica = server(&dir, "replica", Some(&master)).await;
-    let sentinels = sentinels(&dir, &master).await;
+    let sentinels = sentinels(&dir, &port(&master), &[]).await;
+    know_each_other(&sentinels).await;
     let hosts: Vec<String> = sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", port(sentinel))).collect();
     let url = format!("redis+sentinel://{}/mymaster?sentinel_password={SENTINEL_PASSWORD}", hosts.join(","));
     let redis = RedisConfig { redis_timeout_ms: 5_000, ..harness::redis_config(&url) };
@@ -260,6 +262,52 @@ async fn watched_over() -> (World, RedisServer, Vec<RedisServer>) {
     let world = World::on(options, dir, master, fresh_database().await).await;
     world.app.watch(true);
     (world, replica, sentinels)
+}
+
+/// Everything by TLS: to the Sentinels, from them to the master, and to the master, with certificates on all sides and a
+/// password of the master's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_works_with_sentinels_over_tls() {
+    harness::client();
+    let dir = ScratchDir::new().unwrap();
+    let ours = Authority::new(&dir, "authority");
+    ours.issue("client", "a-client");
+    let args = ["--tls-auth-clients", "yes", "--tls-replication", "yes", "--requirepass", "of-the-master"];
+    // The Sentinels know it by its address, and so must its certificate.
+    let (redis, master) = ours.server(&dir, "127.0.0.1", &args).await;
+    let ports: Vec<u16> = (0..3).map(|_| dev::free_port().unwrap()).collect();
+    let file = |name: &str| ours.path(name).display().to_string();
+    let mut sentinels = Vec::new();
+    for (n, port) in ports.iter().enumerate() {
+        let mut config = dev::RedisConfig::new(dir.path().join(format!("sentinel-{n}")));
+        config.sentinel = vec![
+            format!("tls-port {port}"),
+            format!("tls-cert-file {}", file("server.pem")),
+            format!("tls-key-file {}", file("server.key")),
+            format!("tls-ca-cert-file {}", file("authority.pem")),
+            "tls-replication yes".to_owned(),
+            "tls-auth-clients yes".to_owned(),
+            format!("sentinel monitor mymaster 127.0.0.1 {master} 2"),
+            "sentinel auth-pass mymaster of-the-master".to_owned(),
+            format!("requirepass {SENTINEL_PASSWORD}"),
+            format!("sentinel sentinel-pass {SENTINEL_PASSWORD}"),
+        ];
+        sentinels.push(RedisServer::start(config).await.unwrap());
+    }
+    let hosts: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let url = |password: &str| {
+        let sentinel = format!("?sentinel_password={SENTINEL_PASSWORD}&protocol=resp3");
+        format!("rediss+sentinel://:{password}@{}/mymaster{sentinel}", hosts.join(","))
+    };
+    let wrong = RedisConfig { redis_url: Secret::new(url("hunter2")), ..ours.config(0) };
+    let reason = refusal(wrong).await;
+    assert!(reason.contains("can't reach Redis at REDIS_URL") && !reason.contains("hunter2"), "{reason}");
+    let config = RedisConfig { redis_url: Secret::new(url("of-the-master")), ..ours.config(0) };
+    let own = format!("{}?pass=of-the-master", redis.url());
+    let options = Options { redis: Some(config), raw_url: Some(own), ..Options::default() };
+    let world = World::on(options, dir, redis, fresh_database().await).await;
+    everything(&world).await;
+    world.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
