@@ -18,7 +18,7 @@ use firstcome::{
     db,
     dev::Stack,
     domain::Clock,
-    http::{self, Operators, Waiting, server},
+    http::{self, Operators, Waiting, listener, server},
     probe,
     projector::Projector,
     rebuild::{self, Rebuild, Summary},
@@ -30,6 +30,9 @@ use firstcome::{
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
+
+/// Connections that may wait for a process that serves no API: only scrapers and balancers come.
+const PROBES_BACKLOG: u32 = 128;
 
 /// A flash-sale commerce engine: first come, first served, exactly once.
 ///
@@ -238,7 +241,7 @@ async fn serve(options: Serve) -> anyhow::Result<ExitCode> {
         tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
     }
     let stop = stop_signal()?;
-    let listeners = Listeners::bind(&http).await?;
+    let listeners = Listeners::bind(&http)?;
     let waiters = [Some(&listeners.public), listeners.operators.as_ref()];
     let waiters = Waiters::start(waiters.into_iter().flatten(), &http.browsers)?;
     let Some(app) = open(&engine, &projector, &stop, waiters).await? else { return Ok(ExitCode::SUCCESS) };
@@ -330,7 +333,7 @@ async fn project(options: Project) -> anyhow::Result<ExitCode> {
     let Project { mut engine, projector, metrics, ops_bind_addr, drain_seconds } = options;
     let stop = stop_signal()?;
     let probes = match ops_bind_addr {
-        Some(address) => Some(bind(address, "OPS_BIND_ADDR").await?),
+        Some(address) => Some(bind(address, "OPS_BIND_ADDR", PROBES_BACKLOG)?),
         None => None,
     };
     // Nobody is told anything by it.
@@ -431,7 +434,7 @@ async fn dev(options: Dev) -> anyhow::Result<ExitCode> {
     Operators::new(&http.operators)?;
     let stop = stop_signal()?;
     // First the port: it is what is most likely taken, and the servers take a while.
-    let listeners = Listeners::bind(&http).await?;
+    let listeners = Listeners::bind(&http)?;
     let stack = tokio::select! {
         stack = Stack::start(&dir) => stack?,
         () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
@@ -512,17 +515,17 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn bind(http: &HttpConfig) -> anyhow::Result<Self> {
+    fn bind(http: &HttpConfig) -> anyhow::Result<Self> {
         let operators = match http.ops_bind_addr {
-            Some(address) => Some(bind(address, "OPS_BIND_ADDR").await?),
+            Some(address) => Some(bind(address, "OPS_BIND_ADDR", http.listen_backlog)?),
             None => None,
         };
-        Ok(Listeners { public: bind(http.bind_addr, "BIND_ADDR").await?, operators })
+        Ok(Listeners { public: bind(http.bind_addr, "BIND_ADDR", http.listen_backlog)?, operators })
     }
 }
 
-async fn bind(address: SocketAddr, name: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
+fn bind(address: SocketAddr, name: &str, backlog: u32) -> anyhow::Result<TcpListener> {
+    listener::listen(address, backlog).map_err(|error| {
         let next = SocketAddr::new(address.ip(), address.port().checked_add(1).unwrap_or(8081));
         match error.kind() {
             std::io::ErrorKind::AddrInUse => anyhow::anyhow!(

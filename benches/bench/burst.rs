@@ -1,13 +1,17 @@
-//! Everybody at once: thousands of connections, all open before the first request, and then one request on each.
+//! Everybody at once: thousands of people, each of whom connects and sends one request.
 
-use std::{cell::RefCell, time::Duration};
+use std::{
+    cell::RefCell,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     Options,
-    client::{Crowd, Round},
+    client::{self, Round},
     loads::{self, RICH, Users},
     report::{Report, median, spread},
     servers::{SERVE, Servers},
@@ -25,6 +29,16 @@ pub fn raise_limit() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
+/// How many connections the kernel could not put into a listener's backlog, since it started.
+fn listen_overflows() -> Result<u64> {
+    let counters = std::fs::read_to_string("/proc/net/netstat")?;
+    let mut lines = counters.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = lines.next().zip(lines.next()).context("/proc/net/netstat has no TcpExt")?;
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let (_, overflows) = pairs.find(|(name, _)| *name == "ListenOverflows").context("no ListenOverflows")?;
+    Ok(overflows.parse()?)
+}
+
 pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
     report.heading("A burst");
     let allowed =
@@ -40,9 +54,9 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     let service = servers.process(SERVE, &[])?;
     let users = Users { first: service.users(people as u64, RICH).await?, count: people as u64 };
     let products = [service.product(1_000_000_000).await?];
-    let mut crowd = Crowd::gather(service.address, people).await?;
     let kinds = ["floor: POST", "coupon issue", "order, 1 line"];
     let rounds: [RefCell<Vec<Round>>; 3] = Default::default();
+    let (mut from, overflows) = (Ipv4Addr::new(127, 0, 1, 0), listen_overflows()?);
     for round in 0..=options.rounds() {
         let campaign = service.campaign(people as u64).await?;
         let loads = [
@@ -54,7 +68,8 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
             servers.drain().await?;
             servers.tidy().await?;
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let all = crowd.ask_at_once(load).await?;
+            from = Ipv4Addr::from_bits(from.to_bits() + 1);
+            let all = client::rush(service.address, IpAddr::V4(from), people, load).await?;
             if round > 0 {
                 rounds.borrow_mut().push(all);
             }
@@ -62,9 +77,11 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     }
     servers.drain().await?;
     report.text(&format!(
-        "{people} connections, all open before the first request, then one request on each, as fast as one thread can write \
-         them. Milliseconds from each request's own sending; medians of {} bursts.",
-        options.rounds()
+        "{people} people at once, each of whom connects and sends one request, as fast as one thread can. Milliseconds from \
+         the start of each one's connecting to the last byte of the reply; medians of {} bursts. Connections that found the \
+         listener's backlog full (each then waits for a second): {}.",
+        options.rounds(),
+        listen_overflows()? - overflows
     ));
     let mut lines = Vec::new();
     for (name, rounds) in kinds.into_iter().zip(&rounds) {

@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use futures_util::future::try_join_all;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 /// Writes the request of a number.
@@ -150,39 +150,28 @@ pub async fn run(
     Ok(Round { requests: latencies.len() as u64, seconds, latencies })
 }
 
-/// Connections that are all there before the first request, and are kept.
-pub struct Crowd(Vec<Connection>);
-
-impl Crowd {
-    /// Opens them, no more at a time than a listener lets wait.
-    pub async fn gather(address: SocketAddr, people: usize) -> Result<Self> {
-        let mut crowd = Vec::with_capacity(people);
-        while crowd.len() < people {
-            let some = (people - crowd.len()).min(500);
-            crowd.extend(try_join_all((0..some).map(|_| Connection::open(address))).await?);
-        }
-        Ok(Crowd(crowd))
-    }
-
-    /// One request on each, all at once.
-    pub async fn ask_at_once(&mut self, load: &Load<'_>) -> Result<Round> {
-        for (number, connection) in self.0.iter_mut().enumerate() {
-            connection.request.clear();
-            (load.request)(number as u64, &mut connection.request);
-        }
-        let started = Instant::now();
-        let mut latencies: Vec<u32> = try_join_all(self.0.iter_mut().enumerate().map(async |(number, connection)| {
-            let sent = Instant::now();
-            let (status, body) = connection.ask().await?;
-            let latency = sent.elapsed().as_micros() as u32;
-            connection.check(load, number as u64, status, body)?;
-            anyhow::Ok(latency)
-        }))
-        .await?;
-        let seconds = started.elapsed().as_secs_f64();
-        latencies.sort_unstable();
-        Ok(Round { requests: latencies.len() as u64, seconds, latencies })
-    }
+/// One request from each of `people`, all at once, on a connection of its own that is made for it. Latencies run from the
+/// first packet of the connection. `from` has to be another address each time: ports of closed connections are not free yet.
+pub async fn rush(address: SocketAddr, from: IpAddr, people: usize, load: &Load<'_>) -> Result<Round> {
+    let started = Instant::now();
+    let mut latencies: Vec<u32> = try_join_all((0..people as u64).map(async |number| {
+        let mut request = Vec::with_capacity(512);
+        (load.request)(number, &mut request);
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        let began = Instant::now();
+        let stream = socket.connect(address).await.context("the service does not accept")?;
+        stream.set_nodelay(true)?;
+        let mut connection = Connection { stream, request, reply: Vec::with_capacity(1024) };
+        let (status, body) = connection.ask().await?;
+        let latency = began.elapsed().as_micros() as u32;
+        connection.check(load, number, status, body)?;
+        anyhow::Ok(latency)
+    }))
+    .await?;
+    let seconds = started.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    Ok(Round { requests: latencies.len() as u64, seconds, latencies })
 }
 
 /// A request of the operators.

@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -15,6 +15,7 @@ use firstcome::{
     db,
     dev::{self, PostgresServer, RedisServer, ScratchDir},
     domain::{Clock, types::Millis},
+    http::listener,
     store::Store,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,7 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{client, cpu, cpu::Cpu, loads::WON};
 
-const TOKEN: &str = "bench";
+const TOKEN: &str = "a-token-of-the-bench";
+/// As `LISTEN_BACKLOG` by default.
+const BACKLOG: u32 = 16_384;
 
 /// The roles in which this program starts itself.
 pub const SERVE: &str = "serve";
@@ -264,6 +267,7 @@ pub fn http_config() -> HttpConfig {
         request_timeout_ms: 600_000,
         body_limit_bytes: 65_536,
         max_connections: 20_000,
+        listen_backlog: BACKLOG,
         header_timeout_ms: 600_000,
         drain_seconds: 1,
         drain_delay_seconds: Some(0),
@@ -286,7 +290,7 @@ pub async fn project() -> Result<()> {
 
 /// A port of one's own, told to whoever started this process.
 pub async fn listen() -> Result<TcpListener> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let listener = listener::listen((Ipv4Addr::LOCALHOST, 0).into(), BACKLOG)?;
     println!("{}", listener.local_addr()?);
     Ok(listener)
 }

@@ -339,6 +339,10 @@ pub struct HttpConfig {
     /// Connections served at once; more wait to be accepted
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
+    /// Connections that may wait to be accepted, as far as the kernel (net.core.somaxconn) allows; beyond it clients try again
+    /// after a second
+    #[arg(long, env = "LISTEN_BACKLOG", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub listen_backlog: u32,
     /// Milliseconds for a client to send its request's head
     #[arg(long, env = "HEADER_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub header_timeout_ms: u64,

@@ -26,6 +26,7 @@ mod floor;
 mod health;
 mod leftover;
 pub mod limits;
+pub mod listener;
 mod openapi;
 mod orders;
 mod params;

@@ -100,6 +100,8 @@ pub async fn serve(
 ) -> io::Result<usize> {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
+        // A client may shut its sending side once it has sent its request, and still wants the answer.
+        .half_close(true)
         .header_read_timeout(limits.header_read_timeout)
         .max_buf_size(limits.max_buffer.max(8 * 1024));
     let slots = Arc::new(Semaphore::new(limits.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
@@ -276,6 +278,16 @@ mod tests {
                     async move || events(go.clone())
                 }),
             )
+            .route(
+                "/body",
+                axum::routing::post({
+                    let begun = begun.clone();
+                    async move |request: axum::extract::Request| {
+                        begun.add_permits(1);
+                        axum::body::to_bytes(request.into_body(), 1024).await.map(drop).map_err(|error| error.to_string())
+                    }
+                }),
+            )
             .route("/slow", begins(go.clone()))
             .route("/stuck", begins(CancellationToken::new()));
         let shutdown = CancellationToken::new();
@@ -386,6 +398,57 @@ mod tests {
                 server.go.cancel();
             }
         }
+    }
+
+    #[tokio::test]
+    async fn client_that_shuts_its_sending_side_is_answered() {
+        let server = start(ServerLimits::default()).await;
+        for path in ["/peer", "/slow"] {
+            for _ in 0..20 {
+                let mut stream = TcpStream::connect(server.address).await.unwrap();
+                send(&mut stream, path).await;
+                stream.shutdown().await.unwrap();
+                if path == "/slow" {
+                    // Long after the service may have seen the end of what is sent.
+                    server.begun.acquire().await.unwrap().forget();
+                    server.go.cancel();
+                }
+                let reply = read(&mut stream).await.unwrap();
+                assert!(reply.starts_with("HTTP/1.1 200"), "{path}: {reply}");
+                assert_eq!(read(&mut stream).await.unwrap(), "", "the connection ends with the reply");
+            }
+        }
+    }
+
+    /// A connection that is gone looks like one whose sending side is shut until something is written to it.
+    #[tokio::test]
+    async fn client_that_is_gone_frees_its_connection() {
+        for path in ["/slow", "/events"] {
+            let server = start(ServerLimits { max_connections: 1, ..ServerLimits::default() }).await;
+            let mut gone = TcpStream::connect(server.address).await.unwrap();
+            send(&mut gone, path).await;
+            match path {
+                "/slow" => server.begun.acquire().await.unwrap().forget(),
+                _ => assert!(read(&mut gone).await.unwrap().contains("first")),
+            }
+            drop(gone);
+            server.go.cancel();
+            let mut next = TcpStream::connect(server.address).await.unwrap();
+            send(&mut next, "/peer").await;
+            assert!(read(&mut next).await.unwrap().starts_with("HTTP/1.1 200"), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn client_that_is_gone_before_its_body_ends_the_request() {
+        let server = start(ServerLimits { max_connections: 1, ..ServerLimits::default() }).await;
+        let mut gone = TcpStream::connect(server.address).await.unwrap();
+        gone.write_all(b"POST /body HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\nx").await.unwrap();
+        server.begun.acquire().await.unwrap().forget();
+        drop(gone);
+        let mut next = TcpStream::connect(server.address).await.unwrap();
+        send(&mut next, "/peer").await;
+        assert!(read(&mut next).await.unwrap().starts_with("HTTP/1.1 200"));
     }
 
     #[tokio::test]

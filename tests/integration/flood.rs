@@ -36,14 +36,14 @@ const IN_FLIGHT: usize = 100;
 const PROXY: &str = "127.0.9.1";
 
 /// The program, serving this world's stores.
-struct Service {
-    running: Running,
-    address: SocketAddr,
+pub struct Service {
+    pub running: Running,
+    pub address: SocketAddr,
     _dir: ScratchDir,
 }
 
 impl Service {
-    async fn start(world: &World, settings: &[(&str, &str)]) -> Service {
+    pub async fn start(world: &World, settings: &[(&str, &str)]) -> Service {
         let dir = ScratchDir::new().unwrap();
         let mut command = program(&["serve"]);
         command.env("REDIS_URL", world.redis.url()).env("DATABASE_URL", postgres_url(&world.database));
@@ -56,7 +56,7 @@ impl Service {
         Service { running, address, _dir: dir }
     }
 
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 

@@ -53,6 +53,7 @@ impl Bench {
             request_timeout_ms: 300_000,
             body_limit_bytes: 65_536,
             max_connections: 1,
+            listen_backlog: 16_384,
             header_timeout_ms: 1,
             drain_seconds: 0,
             drain_delay_seconds: None,

@@ -414,6 +414,7 @@ fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
         request_timeout_ms: options.request_timeout.as_millis() as u64,
         body_limit_bytes: options.body_limit,
         max_connections: 4096,
+        listen_backlog: 16_384,
         header_timeout_ms: 300_000,
         drain_seconds: 300,
         drain_delay_seconds: Some(0),

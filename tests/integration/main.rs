@@ -47,6 +47,7 @@ mod gateway_faults;
 mod gateway_flow;
 mod gateway_http;
 mod harness;
+mod http_burst;
 mod instances;
 mod large;
 mod metrics;

@@ -744,6 +744,7 @@ impl Shop {
             request_timeout_ms: 300_000,
             body_limit_bytes: 65_536,
             max_connections: 100,
+            listen_backlog: 16_384,
             header_timeout_ms: 300_000,
             drain_seconds: 300,
             drain_delay_seconds: None,

@@ -1,0 +1,72 @@
+//! The first second of a sale: everybody connects at once.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Instant,
+};
+
+use futures_util::future::join_all;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpSocket,
+};
+
+use crate::{
+    flood::Service,
+    harness::{Options, World},
+};
+
+/// Open files that are not for connections of the burst: other tests run in this process.
+const OTHER_FILES: u64 = 6_000;
+
+/// Connections that found the listener's backlog full, anywhere on this machine.
+fn listen_overflows() -> u64 {
+    let counters = std::fs::read_to_string("/proc/net/netstat").unwrap();
+    let mut lines = counters.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    pairs.find(|(name, _)| *name == "ListenOverflows").unwrap().1.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn burst_of_connections_loses_none() {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: files.maximum, ..files },
+    )
+    .unwrap();
+    let allowed = files.maximum.unwrap_or(u64::MAX).saturating_sub(OTHER_FILES);
+    let people = allowed.min(10_000) as usize;
+    assert!(people >= 1_000, "`ulimit -Hn` allows too few connections to try this");
+    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let settings =
+        [("MAX_CONNECTIONS_PER_CLIENT", "0"), ("RATE_LIMIT_CLIENT_PER_SECOND", "0"), ("HEADER_TIMEOUT_MS", "300000")];
+    let mut service = Service::start(&world, &settings).await;
+    let address = service.address;
+    let mut lost = Vec::new();
+    // The counter is the machine's: what another test's listener loses is in it. So a burst may be tried again.
+    for attempt in 1..=5_u8 {
+        let from = SocketAddr::new(Ipv4Addr::new(127, 0, 3, attempt).into(), 0);
+        let before = listen_overflows();
+        let began = Instant::now();
+        let replies = join_all((0..people).map(|_| async move {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(from).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let mut status = [0; 12];
+            stream.read_exact(&mut status).await.unwrap();
+            assert_eq!(&status, b"HTTP/1.1 200");
+        }));
+        assert_eq!(replies.await.len(), people);
+        lost.push(listen_overflows() - before);
+        println!("{people} connections in {:?}; {lost:?} overflows", began.elapsed());
+        if lost.last() == Some(&0) {
+            break;
+        }
+    }
+    assert_eq!(lost.last(), Some(&0), "connections found the backlog full in every burst: {lost:?}");
+    service.running.stop().await;
+    world.finish().await;
+}
