@@ -11,7 +11,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::{Audit, Auditor},
-    config::{Ack, EngineConfig, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig, redact},
+    config::{
+        Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig, redact,
+    },
     db,
     domain::{ActLog, Clock, Engine, Error, startup},
     gateway::{self, Gateways},
@@ -29,6 +31,8 @@ use crate::{
 
 /// How long a stop takes that has no bound of its own: long enough for a machine that stalls.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Clients that a process without an API tells apart.
+const PROBES_CLIENTS: u32 = 10_000;
 /// Connections to the operators' own listener, where there is one.
 const OPERATORS_CONNECTIONS: usize = 1024;
 
@@ -218,8 +222,9 @@ impl App {
     /// `address`: where it is served.
     fn state(&self, http: &HttpConfig, address: SocketAddr) -> anyhow::Result<AppState> {
         let operators = Operators::new(&http.operators)?;
-        let sessions = Sessions::new(operators, self.engine.clock().clone(), http.operators.ops_cookie_secure);
         let limits = Arc::new(Limits::new(&http.limits));
+        let secure = http.operators.ops_cookie_secure;
+        let sessions = Sessions::new(operators, self.engine.clock().clone(), secure, limits.clone());
         limits.keep_tidy(&self.background, &self.stop_background);
         let tokens = Tokens::new(&http.auth, self.engine.clock().clone())?;
         if let Some(tokens) = &tokens {
@@ -233,18 +238,28 @@ impl App {
                 ..http::HttpConfig::default()
             },
             tokens,
-            ..self.parts(address, sessions, limits, &http.metrics)
+            ..self.parts(address, sessions, limits, Scrapes::new(&http.metrics)?)
         }))
     }
 
     /// The router of a process that serves no API: its health and its metrics.
-    pub fn probes(&self, address: SocketAddr, metrics: &MetricsConfig) -> axum::Router {
-        let nobody = Sessions::new(Operators::default(), self.engine.clock().clone(), true);
-        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
-        http::probes(AppState::from(self.parts(address, nobody, limits, metrics)))
+    ///
+    /// # Errors
+    /// The metrics' token could be guessed.
+    pub fn probes(&self, address: SocketAddr, metrics: &MetricsConfig) -> anyhow::Result<axum::Router> {
+        // Nobody is limited but those who guess.
+        let limits = LimitsConfig {
+            rate_limit_guesses_per_minute: GUESSES_PER_MINUTE,
+            rate_limit_keys: PROBES_CLIENTS,
+            ..LimitsConfig::off()
+        };
+        let limits = Arc::new(Limits::new(&limits));
+        limits.keep_tidy(&self.background, &self.stop_background);
+        let nobody = Sessions::new(Operators::default(), self.engine.clock().clone(), true, limits.clone());
+        Ok(http::probes(AppState::from(self.parts(address, nobody, limits, Scrapes::new(metrics)?))))
     }
 
-    fn parts(&self, address: SocketAddr, sessions: Sessions, limits: Arc<Limits>, metrics: &MetricsConfig) -> Parts {
+    fn parts(&self, address: SocketAddr, sessions: Sessions, limits: Arc<Limits>, scrapes: Scrapes) -> Parts {
         Parts {
             engine: self.engine.clone(),
             projector: self.projector.clone(),
@@ -253,7 +268,8 @@ impl App {
             notes: http::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
             feed: Arc::default(),
             instance: Arc::new(Instance::new(address, self.engine.clock().now())),
-            scrapes: Scrapes::new(metrics),
+            readiness: http::health::readiness(),
+            scrapes,
             config: http::HttpConfig::default(),
             limits,
             tokens: None,

@@ -18,7 +18,7 @@ use firstcome::{
     db,
     dev::Stack,
     domain::Clock,
-    http::{self, Operators, Waiting, listener, server},
+    http::{self, Operators, Scrapes, Waiting, listener, server},
     probe,
     projector::Projector,
     rebuild::{self, Rebuild, Summary},
@@ -237,6 +237,7 @@ async fn serve(options: Serve) -> anyhow::Result<ExitCode> {
     let Serve { engine, http, projector, no_projector } = options;
     // Said before anything is opened.
     Tokens::new(&http.auth, Clock::system())?;
+    Scrapes::new(&http.metrics)?;
     if Operators::new(&http.operators)?.is_empty() {
         tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
     }
@@ -331,6 +332,7 @@ fn ended(well: bool) -> ExitCode {
 
 async fn project(options: Project) -> anyhow::Result<ExitCode> {
     let Project { mut engine, projector, metrics, ops_bind_addr, drain_seconds } = options;
+    Scrapes::new(&metrics)?;
     let stop = stop_signal()?;
     let probes = match ops_bind_addr {
         Some(address) => Some(bind(address, "OPS_BIND_ADDR", PROBES_BACKLOG)?),
@@ -350,7 +352,7 @@ async fn project(options: Project) -> anyhow::Result<ExitCode> {
     if let Some(listener) = probes {
         let address = listener.local_addr()?;
         tracing::info!(%address, "serving health and metrics");
-        let (router, limits) = (app.probes(address, &metrics), server::ServerLimits::default());
+        let (router, limits) = (app.probes(address, &metrics)?, server::ServerLimits::default());
         tokio::spawn(server::serve(listener, router, limits, app.stopping.clone()));
     }
     tracing::info!("projecting");
@@ -432,6 +434,7 @@ async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
 async fn dev(options: Dev) -> anyhow::Result<ExitCode> {
     let Dev { dir, shop, gateway, durability, retention, mut http } = options;
     Operators::new(&http.operators)?;
+    Scrapes::new(&http.metrics)?;
     let stop = stop_signal()?;
     // First the port: it is what is most likely taken, and the servers take a while.
     let listeners = Listeners::bind(&http)?;

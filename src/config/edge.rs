@@ -5,6 +5,9 @@ use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 use axum::http::{HeaderValue, Uri};
 use clap::Args;
 
+/// Wrong tokens of a client per minute where nothing else is said.
+pub const GUESSES_PER_MINUTE: u32 = 30;
+
 /// How much may be asked for, and how slowly; 0 turns a limit off.
 #[derive(Args, Clone, Debug)]
 pub struct LimitsConfig {
@@ -24,6 +27,10 @@ pub struct LimitsConfig {
     /// Requests that may name the same user at once, after a while without
     #[arg(long, env = "RATE_LIMIT_USER_BURST", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate_limit_user_burst: u32,
+    /// Wrong tokens of operators and of /metrics per minute and client, as many at once; beyond it 429 before a token is looked
+    /// at. 0: no limit
+    #[arg(long, env = "RATE_LIMIT_GUESSES_PER_MINUTE", default_value_t = GUESSES_PER_MINUTE, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub rate_limit_guesses_per_minute: u32,
     /// Clients, and users, that are told apart at a time (about 60 bytes each); newcomers beyond it share one limit
     #[arg(long, env = "RATE_LIMIT_KEYS", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     pub rate_limit_keys: u32,
@@ -50,6 +57,7 @@ impl LimitsConfig {
             rate_limit_client_burst: 1,
             rate_limit_user_per_second: 0,
             rate_limit_user_burst: 1,
+            rate_limit_guesses_per_minute: 0,
             rate_limit_keys: 1,
             max_in_flight: 0,
             max_connections_per_client: 0,

@@ -11,7 +11,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 
 pub use self::{
-    edge::{BrowserConfig, CorsOrigins, LimitsConfig, TrustedProxies},
+    edge::{BrowserConfig, CorsOrigins, GUESSES_PER_MINUTE, LimitsConfig, TrustedProxies},
     secrets::{Redacting, Secret, hide, redact, url_of},
 };
 use crate::{
@@ -219,7 +219,7 @@ pub struct EngineConfig {
 /// Who operates.
 #[derive(Args, Clone, Debug, Default)]
 pub struct OperatorsConfig {
-    /// The token of the operator named admin; without any token the operators' API answers 401
+    /// The token of the operator named admin, of 16 or more printable characters; without any token the operators' API answers 401
     #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<Secret>,
     /// More operators, each with a token of its own: name:token,name:token. A name is 1 to 32 characters a-z 0-9 . _ -, a token
@@ -384,7 +384,7 @@ impl HttpConfig {
 /// What is told to Prometheus.
 #[derive(Args, Clone, Debug, Default)]
 pub struct MetricsConfig {
-    /// A bearer token that GET /metrics then asks for; without one anybody who reaches the service may scrape it
+    /// A bearer token, of 16 or more printable characters, that GET /metrics then asks for; without one anybody who reaches the service may scrape it
     #[arg(long, env = "METRICS_TOKEN", hide_env_values = true)]
     pub metrics_token: Option<Secret>,
 }

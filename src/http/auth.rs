@@ -16,10 +16,7 @@ use axum::{
 use ring::hmac;
 use sha2::{Digest, Sha256};
 
-use super::{
-    error::{ApiError, Code},
-    session::Sessions,
-};
+use super::{error::ApiError, limits::Client, session::Sessions};
 use crate::config::{OperatorsConfig, Secret};
 
 /// Must be there, with the value `1`, where a request to `/admin` has a session's cookie rather than a token. No form and no
@@ -28,7 +25,7 @@ pub const FROM_PAGE: HeaderName = HeaderName::from_static("x-firstcome-ops");
 
 /// The name that goes with `ADMIN_TOKEN`.
 const ADMIN: &str = "admin";
-/// The shortest token of `ADMIN_TOKENS`, in characters.
+/// The shortest token, in characters: shorter ones could be guessed.
 const SHORTEST_TOKEN: usize = 16;
 /// The most operators: each request's token is held against all.
 const MOST_OPERATORS: usize = 1000;
@@ -61,17 +58,18 @@ impl Token {
         Token(Sha256::digest(token).into())
     }
 
-    /// That of the configuration. An empty one is none: it would be no protection.
-    pub(super) fn given(secret: Option<&Secret>) -> Option<Self> {
-        secret
-            .map(|secret| secret.expose().trim())
-            .filter(|token| !token.is_empty())
-            .map(|token| Token::new(token.as_bytes()))
+    /// That of the setting `name`. An empty one is none: it would be no protection.
+    ///
+    /// # Errors
+    /// It is too short, or has other characters than printable ones; the message does not have it.
+    pub(super) fn given(name: &str, secret: Option<&Secret>) -> anyhow::Result<Option<Self>> {
+        let token = secret.map(|secret| secret.expose().trim()).filter(|token| !token.is_empty());
+        token.map(|token| checked(name, token).map(|()| Token::new(token.as_bytes()))).transpose()
     }
 
-    /// Whether a request with these headers bears this token.
-    pub(super) fn is_borne_by(&self, headers: &HeaderMap) -> bool {
-        bearer(headers).is_some_and(|theirs| self.same(&Token::new(theirs)))
+    /// Whether it is this one.
+    pub(super) fn is(&self, theirs: &[u8]) -> bool {
+        self.same(&Token::new(theirs))
     }
 
     /// Takes the same time however many bytes of the hashes are the same.
@@ -87,10 +85,6 @@ pub(super) struct Known {
 }
 
 impl Known {
-    fn new(name: &str, token: &str) -> Self {
-        Known { operator: Operator(name.into()), token: Token::new(token.as_bytes()) }
-    }
-
     /// What this operator's sessions are sealed with: another token, another seal.
     pub(super) fn seal(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.token.0)
@@ -107,22 +101,18 @@ impl Operators {
     /// # Errors
     /// `ADMIN_TOKENS` is not what it should be; the message has no token in it.
     pub fn new(config: &OperatorsConfig) -> anyhow::Result<Self> {
-        let given = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.expose().trim().to_owned());
         let mut all = Vec::new();
-        if let Some(token) = given(&config.admin_token).filter(|token| !token.is_empty()) {
-            all.push(Known::new(ADMIN, &token));
+        if let Some(token) = Token::given("ADMIN_TOKEN", config.admin_token.as_ref())? {
+            all.push(Known { operator: Operator(ADMIN.into()), token });
         }
-        let named = given(&config.admin_tokens).unwrap_or_default();
+        let named = config.admin_tokens.as_ref().map_or("", |named| named.expose());
         for (n, entry) in named.split(',').map(str::trim).filter(|entry| !entry.is_empty()).enumerate() {
             let Some((name, token)) = entry.split_once(':') else {
                 bail!("ADMIN_TOKENS: entry {} is not name:token", n + 1);
             };
             ensure!(is_name(name), "ADMIN_TOKENS: the name of entry {} is not 1 to 32 characters a-z 0-9 . _ -", n + 1);
-            ensure!(
-                token.len() >= SHORTEST_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic()),
-                "ADMIN_TOKENS: the token of {name} is not {SHORTEST_TOKEN} or more printable characters"
-            );
-            all.push(Known::new(name, token));
+            checked(&format!("ADMIN_TOKENS: the token of {name}"), token)?;
+            all.push(Known { operator: Operator(name.into()), token: Token::new(token.as_bytes()) });
         }
         ensure!(all.len() <= MOST_OPERATORS, "ADMIN_TOKENS: more than {MOST_OPERATORS} operators");
         for (n, one) in all.iter().enumerate() {
@@ -166,6 +156,16 @@ impl fmt::Debug for Operators {
     }
 }
 
+/// What a token must be like, so that nobody guesses it. `what` it is, for the message.
+fn checked(what: &str, token: &str) -> anyhow::Result<()> {
+    let strong = token.len() >= SHORTEST_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic());
+    ensure!(
+        strong,
+        "{what} is not {SHORTEST_TOKEN} or more printable characters: make one with `openssl rand -hex 32`"
+    );
+    Ok(())
+}
+
 fn is_name(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
     (1..=32).contains(&name.len()) && name.bytes().all(legal)
@@ -177,7 +177,7 @@ pub async fn operators_only(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let operator = sessions.operator(request.headers()).ok_or(Code::Unauthorized)?;
+    let operator = sessions.operator(request.headers(), Client::of(request.extensions()))?;
     Ok(run_as(operator, request, next).await)
 }
 
@@ -212,6 +212,8 @@ mod tests {
         })
     }
 
+    const RIGHT: &str = "the-right-token-01";
+
     fn admitted(operators: &Operators, authorization: &[&'static str]) -> Option<String> {
         let mut headers = HeaderMap::new();
         for value in authorization {
@@ -223,22 +225,26 @@ mod tests {
 
     #[test]
     fn one_right_token_opens() {
-        let operators = operators(Some("right"), None).unwrap();
-        assert_eq!(admitted(&operators, &["Bearer right"]).as_deref(), Some("admin"));
-        assert_eq!(admitted(&operators, &["bearer  right"]).as_deref(), Some("admin"));
-        for wrong in ["Bearer wrong", "Bearer ", "Bearer", "Basic right", "right", "Bearer right2", ""] {
+        let operators = operators(Some(RIGHT), None).unwrap();
+        assert_eq!(admitted(&operators, &["Bearer the-right-token-01"]).as_deref(), Some("admin"));
+        assert_eq!(admitted(&operators, &["bearer  the-right-token-01"]).as_deref(), Some("admin"));
+        for wrong in
+            ["Bearer wrong", "Bearer ", "Bearer", "Basic the-right-token-01", RIGHT, "Bearer the-right-token-012", ""]
+        {
             assert_eq!(admitted(&operators, &[wrong]), None, "{wrong}");
         }
         assert_eq!(admitted(&operators, &[]), None);
-        assert_eq!(admitted(&operators, &["Bearer right", "Bearer right"]), None);
+        assert_eq!(admitted(&operators, &["Bearer the-right-token-01", "Bearer the-right-token-01"]), None);
     }
 
     #[test]
     fn each_operator_is_known_by_its_own_token() {
-        let operators = operators(Some("right"), Some("kim:0123456789abcdef, lee.2:fedcba9876543210,")).unwrap();
-        for (token, name) in
-            [("Bearer right", "admin"), ("Bearer 0123456789abcdef", "kim"), ("Bearer fedcba9876543210", "lee.2")]
-        {
+        let operators = operators(Some(RIGHT), Some("kim:0123456789abcdef, lee.2:fedcba9876543210,")).unwrap();
+        for (token, name) in [
+            ("Bearer the-right-token-01", "admin"),
+            ("Bearer 0123456789abcdef", "kim"),
+            ("Bearer fedcba9876543210", "lee.2"),
+        ] {
             assert_eq!(admitted(&operators, &[token]).as_deref(), Some(name));
         }
         assert_eq!(admitted(&operators, &["Bearer kim:0123456789abcdef"]), None);
@@ -252,7 +258,7 @@ mod tests {
             assert!(none.is_empty());
             assert_eq!(admitted(&none, &["Bearer "]), None);
         }
-        let printed = format!("{:?}", operators(Some("right"), Some("kim:0123456789abcdef")).unwrap());
+        let printed = format!("{:?}", operators(Some(RIGHT), Some("kim:0123456789abcdef")).unwrap());
         assert_eq!(printed, r#"["admin", "kim"]"#);
     }
 
@@ -276,5 +282,11 @@ mod tests {
             assert!(!refused.contains("secret"), "{refused}");
         }
         assert!(operators(None, Some("admin:secret-0123456789")).is_ok());
+        for guessable in ["a", "secret-012345", "secret 0123456789", "비밀-비밀-비밀-비밀"] {
+            let refused = operators(Some(guessable), None).unwrap_err().to_string();
+            assert!(refused.starts_with("ADMIN_TOKEN is not 16 or more") && !refused.contains("secret"), "{refused}");
+            let refused = Token::given("METRICS_TOKEN", Some(&Secret::new(guessable))).err().unwrap().to_string();
+            assert!(refused.starts_with("METRICS_TOKEN is not 16 or more") && !refused.contains("secret"), "{refused}");
+        }
     }
 }

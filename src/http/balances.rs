@@ -11,6 +11,7 @@ use super::{
     body::{RequestBody, Write},
     decode::{int, optional_query_int, query_int},
     error::Code,
+    limits::costs,
     openapi::documented_errors,
     params::{Params, PathUser, QueryParams},
     reply::{Answer, Done, Found},
@@ -185,6 +186,10 @@ impl QueryParams for HistoryParams {
     // The path names the user.
     fn user(&self) -> Option<UserId> {
         None
+    }
+
+    fn cost(&self) -> u32 {
+        costs::of_entries(self.limit)
     }
 }
 

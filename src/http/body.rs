@@ -21,7 +21,7 @@ use super::{
     acting,
     acts::Asked,
     decode::Object,
-    edge::RequestId,
+    edge::{self, RequestId},
     error::{ApiError, Code},
     limits::{Limits, Traffic},
     unknown::{self, Names},
@@ -66,6 +66,11 @@ pub trait RequestBody: DeserializeOwned + Serialize + Send {
 
     /// The user that the request acts for, where the body says so.
     fn user(valid: &Self::Valid) -> Option<UserId>;
+
+    /// Tokens that the request costs more than others to the same route.
+    fn cost(_: &Self::Valid) -> u32 {
+        0
+    }
 }
 
 /// A decoded write.
@@ -91,7 +96,8 @@ where
         if !is_json(&parts.headers) {
             return Err(Code::UnsupportedMediaType.into());
         }
-        let bytes = read(body, &decoding, Traffic::of(parts.uri.path())).await?.ok_or(T::INVALID)?;
+        let traffic = Traffic::of(parts.uri.path());
+        let bytes = read(body, &decoding, traffic).await?.ok_or(T::INVALID)?;
         // As text first: the decoder does not look into the strings that it skips.
         let text = std::str::from_utf8(&bytes).map_err(|_| T::INVALID)?;
         let mut unknown = Names::default();
@@ -117,8 +123,13 @@ where
         let body = request.validate(decoding.zone).ok_or(T::INVALID)?;
         let user = T::user(&body);
         acting::admit(&parts.extensions, user)?;
+        let more = T::cost(&body);
+        if more > 0 && traffic == Traffic::Public {
+            let client = edge::client(&decoding.limits, &parts.extensions, &parts.headers);
+            decoding.limits.admit_more(client, more)?;
+        }
         if let Some(user) = user {
-            decoding.limits.admit_user(user)?;
+            decoding.limits.admit_user(user, 1 + more)?;
         }
         let request_id = RequestId::of(&parts.extensions);
         let key = idempotency_key(&parts.headers)?.map(|key| IdempotencyKey::new(key, &canonical));
@@ -366,11 +377,11 @@ mod tests {
         let limits = Arc::new(Limits::new(&LimitsConfig { max_in_flight: 1, ..LimitsConfig::off() }));
         let client = std::net::Ipv4Addr::LOCALHOST.into();
         for full in [false, true] {
-            let inside = limits.admit(Traffic::Public, client).unwrap();
+            let inside = limits.admit(Traffic::Public, client, "").unwrap();
             let (rest, body) = slow();
             let waiting = Write::<ChargeRequest>::from_request(request(body), &limits);
             let meanwhile = async {
-                let other = limits.admit(Traffic::Public, client).unwrap();
+                let other = limits.admit(Traffic::Public, client, "").unwrap();
                 let other = full.then_some(other);
                 rest.send(":1}").unwrap();
                 drop(rest);

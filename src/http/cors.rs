@@ -17,7 +17,8 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use super::{
-    body::IDEMPOTENCY_KEY, edge::X_REQUEST_ID, limits::Traffic, reply::IDEMPOTENT_REPLAYED, unknown::UNKNOWN_FIELDS,
+    body::IDEMPOTENCY_KEY, edge::X_REQUEST_ID, framing, limits::Traffic, reply::IDEMPOTENT_REPLAYED,
+    unknown::UNKNOWN_FIELDS,
 };
 use crate::config::CorsOrigins;
 
@@ -58,7 +59,8 @@ pub fn around(router: Router, origins: &CorsOrigins) -> Router {
         let (open, shut) = (open.clone(), router.clone());
         async move {
             match Traffic::of(request.uri().path()) {
-                Traffic::Public => open.oneshot(request).await,
+                // What is refused is not to be answered here, before anybody has looked at it.
+                Traffic::Public if framing::flaw(&request).is_none() => open.oneshot(request).await,
                 _ => shut.oneshot(request).await,
             }
         }
@@ -83,7 +85,7 @@ mod tests {
             .route("/api/v1/balances/{userId}", put(|| async { "fine" }))
             .route("/api/v1/refused", get(|| async { StatusCode::TOO_MANY_REQUESTS }))
             .route("/admin/{*rest}", any(|| async { StatusCode::UNAUTHORIZED }));
-        let request = Request::builder().method(method).uri(path).header(ORIGIN, origin);
+        let request = Request::builder().method(method).uri(path).header(HOST, "shop").header(ORIGIN, origin);
         let request = request.header(ACCESS_CONTROL_REQUEST_METHOD, "PUT").body(Body::empty()).unwrap();
         let response = around(router, &origins.parse().unwrap()).oneshot(request).await.unwrap();
         (response.status(), response.headers().clone())

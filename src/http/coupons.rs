@@ -11,6 +11,7 @@ use super::{
     body::{RequestBody, Write},
     decode::{id, query_int},
     error::Code,
+    limits::costs,
     openapi::documented_errors,
     params::{LAST_PAGE, Params, PathUser, QueryParams, default_size},
     reply::{Answer, Done, Found},
@@ -272,6 +273,10 @@ struct CampaignsParams {
 impl QueryParams for CampaignsParams {
     fn user(&self) -> Option<UserId> {
         None
+    }
+
+    fn cost(&self) -> u32 {
+        costs::of_page(self.size)
     }
 }
 

@@ -265,10 +265,11 @@ pub fn optional_query_id<'de, D: Deserializer<'de>, T: Id>(deserializer: D) -> R
     decimal(&digits).and_then(T::new).map(Some).ok_or_else(|| D::Error::custom("not an id"))
 }
 
-/// Up to 18 decimal digits and nothing else.
+/// Up to 18 decimal digits and nothing else, without zeros in front: each number has one spelling, so that what compares
+/// texts (a proxy's rules, an idempotency key's request) does not take one thing for two.
 pub fn decimal(digits: &str) -> Option<i64> {
     let plain = (1..=18).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
-    if plain { digits.parse().ok() } else { None }
+    if plain && (digits == "0" || !digits.starts_with('0')) { digits.parse().ok() } else { None }
 }
 
 #[cfg(test)]
@@ -336,7 +337,7 @@ mod tests {
     fn decimals_are_digits_only() {
         assert_eq!(decimal("0"), Some(0));
         assert_eq!(decimal("42"), Some(42));
-        for hostile in ["", "-1", "+1", " 1", "1.0", "1e3", "abc", "٣", "1152921504606846976000"] {
+        for hostile in ["", "-1", "+1", " 1", "01", "00", "1.0", "1e3", "abc", "٣", "1152921504606846976000"] {
             assert_eq!(decimal(hostile), None, "{hostile}");
         }
     }

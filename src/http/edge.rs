@@ -18,7 +18,7 @@ use axum::{
     http::{
         Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{
-            ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
+            ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
             X_CONTENT_TYPE_OPTIONS,
         },
     },
@@ -26,13 +26,15 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
     access,
     error::{ApiError, Code, Failure},
-    leftover,
-    limits::{Limits, Side, Traffic},
+    framing,
+    leftover::{self, Leftover},
+    limits::{Client, Limits, Side, Traffic, costs},
     unknown::Parameters,
 };
 use crate::metrics::http::{NOWHERE, Running};
@@ -45,6 +47,8 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct TimeLimits {
     /// Any request, from its head to the head of its reply.
     pub request: Duration,
+    /// A body, from its request's head to its end, whether anybody reads it or not.
+    pub body: Duration,
     /// Requests to `long_paths`, which are expected to take long.
     pub long: Duration,
     /// Routes, as registered.
@@ -86,17 +90,36 @@ pub struct Edge {
     hsts: Option<HeaderValue>,
     /// Of the public API's operations.
     parameters: Parameters,
+    /// Cancelled once the process is to end: bodies that nobody wants are not waited for any more.
+    stopping: CancellationToken,
 }
 
 impl Edge {
-    pub fn new(time: TimeLimits, limits: Arc<Limits>, side: Side, hsts_seconds: u64) -> Self {
+    pub fn new(
+        time: TimeLimits,
+        limits: Arc<Limits>,
+        side: Side,
+        hsts_seconds: u64,
+        stopping: CancellationToken,
+    ) -> Self {
         let hsts = (hsts_seconds > 0).then(|| HeaderValue::try_from(format!("max-age={hsts_seconds}")).ok());
-        Edge { time, limits, side, hsts: hsts.flatten(), parameters: Parameters::default() }
+        Edge { time, limits, side, hsts: hsts.flatten(), parameters: Parameters::default(), stopping }
     }
 
     /// The same, which names what is not known of a request to the public API in its reply.
     pub fn naming_unknown(self, parameters: Parameters) -> Self {
         Edge { parameters, ..self }
+    }
+
+    /// Reads what is left of a refused request's body, for as long as any body may take: who is not let in does not get the
+    /// time that the work would have had.
+    async fn forget(&self, leftover: Leftover, began: Instant) {
+        let left = self.time.body.saturating_sub(began.elapsed());
+        tokio::select! {
+            biased;
+            _ = tokio::time::timeout(left, leftover.forget()) => {}
+            () = self.stopping.cancelled() => {}
+        }
     }
 }
 
@@ -110,7 +133,11 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
     let route = route.as_ref().map_or(NOWHERE, MatchedPath::as_str);
     let running = Running::begin(began, method.as_str(), route);
     let traffic = Traffic::of(request.uri().path());
-    let client = edge.limits.client(peer(&request), request.headers());
+    let client = client(&edge.limits, request.extensions(), request.headers());
+    if traffic != Traffic::Public {
+        request.extensions_mut().insert(Client(client));
+    }
+    let flaw = framing::flaw(&request);
     let limit = if edge.time.long_paths.contains(&route) { edge.time.long } else { edge.time.request };
 
     let unknown = edge.parameters.watch(&mut request);
@@ -118,9 +145,10 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
     let mut response = if !edge.side.serves(traffic) {
         ApiError::from(Code::NotFound).into_response()
     } else {
-        match edge.limits.admit(traffic, client) {
+        match edge.limits.admit(traffic, client, route) {
             // Nothing is read of its body: a flood is not to be carried, and what is small is here anyway.
             Err(refused) => refused.into_response(),
+            Ok(_) if let Some(flaw) = flaw => ApiError::because(Code::InvalidRequest, flaw).into_response(),
             Ok(pass) => {
                 let (request, leftover) = leftover::keep(request);
                 let answer = AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await;
@@ -139,14 +167,13 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
                 // Who was too slow with the body was given all the time there is.
                 let answered = response.status().is_success() || response.status() == StatusCode::REQUEST_TIMEOUT;
                 if let Some(leftover) = leftover.filter(|_| !answered) {
-                    // A client that does not get on with it gets no longer than for any request.
-                    let _ = tokio::time::timeout(limit, leftover.forget()).await;
+                    edge.forget(leftover, began).await;
                 }
                 response
             }
         }
     };
-    if traffic == Traffic::Operators
+    if matches!(traffic, Traffic::Operators | Traffic::Metrics)
         && response.status() == StatusCode::UNAUTHORIZED
         && let Err(refused) = edge.limits.admit_stranger(client)
     {
@@ -154,6 +181,11 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
     }
 
     let failure = response.extensions().get::<Failure>();
+    if let Some(failure) = failure
+        && traffic == Traffic::Public
+    {
+        edge.limits.charge(client, costs::of_refusal(failure.code));
+    }
     running.answered(response.status().as_u16(), failure.map_or("", |failure| failure.code.as_str()));
     if let Some(Failure { code, cause: Some(cause) }) = failure {
         match code {
@@ -175,13 +207,17 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
     if let Some(hsts) = &edge.hsts {
         headers.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
+    if flaw.is_some() {
+        // Where the next request would start is not certain.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
-/// Where a request's connection comes from; outside of a server, from nowhere.
-fn peer(request: &Request) -> IpAddr {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.ip())
+/// Whom a request comes from; outside of a server, from nowhere.
+pub fn client(limits: &Limits, extensions: &Extensions, headers: &HeaderMap) -> IpAddr {
+    let peer = extensions.get::<ConnectInfo<SocketAddr>>();
+    limits.client(peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.ip()), headers)
 }
 
 /// Any failure that is not ours yet becomes ours, and keeps the headers that mean something to a client.
@@ -217,6 +253,7 @@ mod tests {
         Router,
         body::Body,
         extract::Json,
+        http::header::HOST,
         middleware::from_fn_with_state,
         routing::{get, post},
     };
@@ -227,9 +264,13 @@ mod tests {
     use crate::config::LimitsConfig;
 
     fn app_with(limits: &LimitsConfig, side: Side, hsts_seconds: u64) -> Router {
-        let time =
-            TimeLimits { request: Duration::from_millis(20), long: Duration::from_secs(60), long_paths: &["/long"] };
-        let edge = Edge::new(time, Arc::new(Limits::new(limits)), side, hsts_seconds);
+        let time = TimeLimits {
+            request: Duration::from_millis(20),
+            body: Duration::from_millis(20),
+            long: Duration::from_secs(3600),
+            long_paths: &["/long", "/admin/v1/shut"],
+        };
+        let edge = Edge::new(time, Arc::new(Limits::new(limits)), side, hsts_seconds, CancellationToken::new());
         let longer_than_a_request = || tokio::time::sleep(Duration::from_millis(200));
         Router::new()
             .route("/fine", get(|| async { "fine" }))
@@ -260,7 +301,7 @@ mod tests {
     }
 
     async fn send(method: &str, path: &str, id: Option<&str>) -> (StatusCode, HeaderMap, String) {
-        let mut request = Request::builder().method(method).uri(path);
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "test");
         if let Some(id) = id {
             request = request.header(X_REQUEST_ID, id);
         }
@@ -315,12 +356,13 @@ mod tests {
         }
         assert_eq!(send("GET", "/own", None).await.1[CACHE_CONTROL], "no-cache");
         let secure = app_with(&LimitsConfig::off(), Side::Both, 63_072_000);
-        let response = secure.oneshot(Request::get("/fine").body(Body::empty()).unwrap()).await.unwrap();
+        let response =
+            secure.oneshot(Request::get("/fine").header(HOST, "test").body(Body::empty()).unwrap()).await.unwrap();
         assert_eq!(response.headers()[STRICT_TRANSPORT_SECURITY], "max-age=63072000");
     }
 
     async fn status(app: &Router, client: &str, path: &str) -> u16 {
-        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        let mut request = Request::get(path).header(HOST, "test").body(Body::empty()).unwrap();
         request.extensions_mut().insert(ConnectInfo(SocketAddr::new(client.parse().unwrap(), 1)));
         let response = app.clone().oneshot(request).await.unwrap();
         assert!(response.headers().contains_key(X_REQUEST_ID));
@@ -381,5 +423,78 @@ mod tests {
         }
         let operators = app_with(&LimitsConfig::off(), Side::Operators, 0);
         assert_eq!(status(&operators, "198.51.100.7", "/admin/v1/shut").await, 401);
+    }
+
+    /// A body of which nothing ever comes.
+    fn silent() -> Body {
+        Body::from_stream(futures_util::stream::pending::<std::io::Result<&str>>())
+    }
+
+    #[tokio::test]
+    async fn refused_request_with_an_endless_body_ends_in_the_time_of_a_body() {
+        for path in ["/admin/v1/shut", "/ops/shut", "/teapot", "/unknown", "/axum"] {
+            let request = Request::post(path).header(HOST, "test").body(silent()).unwrap();
+            // It hangs for an hour where the work's time is waited for.
+            let answer = tokio::time::timeout(Duration::from_secs(300), app().oneshot(request)).await.unwrap().unwrap();
+            assert!(answer.status().is_client_error(), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refused_request_with_an_endless_body_ends_at_a_stop() {
+        let time = TimeLimits { request: DAY, body: DAY, long: DAY, long_paths: &[] };
+        const DAY: Duration = Duration::from_secs(86_400);
+        let stopping = CancellationToken::new();
+        let edge = Edge::new(time, Arc::new(Limits::new(&LimitsConfig::off())), Side::Both, 0, stopping.clone());
+        let app = Router::new().layer(from_fn_with_state(Arc::new(edge), super::edge));
+        let answer = app.oneshot(Request::post("/unknown").header(HOST, "test").body(silent()).unwrap());
+        tokio::pin!(answer);
+        assert!(futures_util::poll!(&mut answer).is_pending());
+        stopping.cancel();
+        assert_eq!(answer.await.unwrap().status(), StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn request_that_could_be_read_in_two_ways_is_refused_and_ends_its_connection() {
+        for (names, path) in
+            [(&[][..], "/fine"), (&["a", "b"], "/fine"), (&["a"], "http://b/fine"), (&["a", "a"], "/unknown")]
+        {
+            let mut request = Request::get(path);
+            for name in names {
+                request = request.header(HOST, *name);
+            }
+            let response = app().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{names:?} {path}");
+            assert_eq!(response.headers()[CONNECTION], "close");
+            assert!(response.headers().contains_key(X_REQUEST_ID));
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["errorCode"], "INVALID_REQUEST");
+        }
+        let coded = Request::post("/axum").header(HOST, "a").header("transfer-encoding", "gzip, chunked");
+        let response = app().oneshot(coded.body(silent()).unwrap()).await.unwrap();
+        assert_eq!(
+            (response.status(), &response.headers()[CONNECTION]),
+            (StatusCode::BAD_REQUEST, &"close".parse().unwrap())
+        );
+    }
+
+    #[tokio::test]
+    async fn what_does_not_exist_costs_more_where_it_takes_postgres_to_know() {
+        let unknown = get(|| async { ApiError::from(Code::OrderNotFound) });
+        let limits = LimitsConfig { rate_limit_client_burst: 4, ..two_tokens() };
+        let edge = Edge::new(
+            TimeLimits { request: DAY, body: DAY, long: DAY, long_paths: &[] },
+            Arc::new(Limits::new(&limits)),
+            Side::Both,
+            0,
+            CancellationToken::new(),
+        );
+        const DAY: Duration = Duration::from_secs(86_400);
+        let app = Router::new()
+            .route("/api/v1/orders/{orderId}", unknown)
+            .layer(from_fn_with_state(Arc::new(edge), super::edge));
+        assert_eq!(status(&app, "198.51.100.7", "/api/v1/orders/1").await, 404);
+        assert_eq!(status(&app, "198.51.100.7", "/api/v1/orders/1").await, 429);
     }
 }

@@ -1,5 +1,7 @@
 //! 상태: whether the process lives, and whether it can serve.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::State,
@@ -13,6 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     AppState,
     error::{Code, Failure},
+    recent::Recent,
 };
 
 /// This resource's routes.
@@ -32,6 +35,17 @@ pub(super) struct HealthResponse {
 }
 
 const UP: Json<HealthResponse> = Json(HealthResponse { status: "UP", reasons: Vec::new() });
+
+/// How long what was found out is told again: whoever asks in a loop costs Redis ten looks a second and no more.
+const TOLD_AGAIN: Duration = Duration::from_millis(100);
+
+/// Whether it can serve, or why not, as found out a moment ago.
+pub type Readiness = Recent<Result<(), Vec<String>>>;
+
+/// Nothing is found out yet.
+pub fn readiness() -> Readiness {
+    Recent::new(TOLD_AGAIN)
+}
 
 /// The reason of a process that was told to end.
 const STOPPING: &str = "stopping";
@@ -78,7 +92,11 @@ async fn readyz(State(app): State<AppState>) -> Response {
     let ready = match app.stopping.is_cancelled() {
         // What it could do is no matter: whoever balances load is to look elsewhere.
         true => Err(vec![STOPPING.to_owned()]),
-        false => app.engine.ready().await,
+        false => {
+            let look = async || Ok::<_, std::convert::Infallible>(app.engine.ready().await);
+            let Ok(ready) = app.readiness.get(look).await;
+            ready
+        }
     };
     match ready {
         Ok(()) => match app.engine.projection_stalls() {

@@ -23,7 +23,8 @@ mod edge;
 pub mod error;
 #[cfg(feature = "floor")]
 mod floor;
-mod health;
+mod framing;
+pub mod health;
 mod leftover;
 pub mod limits;
 pub mod listener;
@@ -32,6 +33,7 @@ mod orders;
 mod params;
 mod payments;
 mod products;
+mod recent;
 mod reply;
 mod scrape;
 pub mod server;
@@ -45,7 +47,12 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Router,
     extract::FromRef,
-    middleware::{from_fn, from_fn_with_state},
+    http::{
+        HeaderValue,
+        header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY},
+    },
+    middleware::{from_fn, from_fn_with_state, map_response},
+    response::Response,
 };
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
@@ -73,10 +80,16 @@ pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
     let tokens = state.tokens.clone();
     #[cfg(feature = "floor")]
     let routes = routes.merge(floor::router());
-    let edge = Edge::new(state.config.time_limits(), state.limits.clone(), side, browsers.hsts_seconds)
-        .naming_unknown(Parameters::of(&document));
+    let edge = Edge::new(
+        state.config.time_limits(),
+        state.limits.clone(),
+        side,
+        browsers.hsts_seconds,
+        state.stopping.clone(),
+    )
+    .naming_unknown(Parameters::of(&document));
     let mut routes = routes
-        .merge(openapi::router(document, tokens.is_some()))
+        .merge(openapi::router(document, tokens.is_some()).layer(map_response(documentation_guarded)))
         .merge(scrape::router())
         .fallback(not_found)
         .layer(from_fn_with_state(state.engine.clone(), durable::durable))
@@ -95,7 +108,7 @@ pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
 
 /// What a process that serves no API tells of itself: its health, and its metrics.
 pub fn probes(state: AppState) -> Router {
-    let edge = Edge::new(state.config.time_limits(), state.limits.clone(), Side::Both, 0);
+    let edge = Edge::new(state.config.time_limits(), state.limits.clone(), Side::Both, 0, state.stopping.clone());
     Router::from(health::router())
         .merge(scrape::router())
         .fallback(not_found)
@@ -149,6 +162,8 @@ pub struct Parts {
     pub feed: Arc<ops::Feed>,
     /// Which process this is.
     pub instance: Arc<ops::Instance>,
+    /// Whether it can serve, as found out a moment ago.
+    pub readiness: health::Readiness,
     /// What is scraped, and by whom.
     pub scrapes: Scrapes,
     /// Verifies users' tokens; without it users need none.
@@ -187,7 +202,12 @@ impl Default for HttpConfig {
 
 impl HttpConfig {
     fn time_limits(self) -> edge::TimeLimits {
-        edge::TimeLimits { request: self.request_timeout, long: self.long_timeout, long_paths: admin::LONG_PATHS }
+        edge::TimeLimits {
+            request: self.request_timeout,
+            body: self.body_timeout,
+            long: self.long_timeout,
+            long_paths: admin::LONG_PATHS,
+        }
     }
 }
 
@@ -202,6 +222,20 @@ impl FromRef<AppState> for body::Decoding {
         let HttpConfig { body_limit, body_timeout, .. } = state.config;
         body::Decoding { body_limit, body_timeout, limits: state.limits.clone(), zone: state.engine.zone() }
     }
+}
+
+/// The documentation's page runs the scripts of this service and talks to it, and nothing else: it has the dashboard's
+/// origin, and a foreign script in it could act as an operator who is signed in. (It styles itself from its scripts.)
+const DOCUMENTATION_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+async fn documentation_guarded(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, DOCUMENTATION_POLICY);
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
 }
 
 pub(crate) async fn not_found() -> ApiError {

@@ -445,8 +445,9 @@ fn asset(file: &str, config: Arc<Config<'static>>) -> Response {
 mod tests {
     use super::*;
     use crate::{
+        config::LimitsConfig,
         domain::Clock,
-        http::{Notes, Operators, Sessions},
+        http::{Notes, Operators, Sessions, limits::Limits},
     };
 
     fn document() -> Value {
@@ -455,7 +456,8 @@ mod tests {
 
     /// As it is where users need tokens, or not.
     fn documented(tokens: bool) -> Value {
-        let sessions = Sessions::new(Operators::default(), Clock::system(), false);
+        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
+        let sessions = Sessions::new(Operators::default(), Clock::system(), false, limits);
         let notes = Notes { log: Arc::default(), clock: Clock::system() };
         let (_, document) = crate::http::routes(Arc::new(sessions), notes).split_for_parts();
         complete(document, tokens)

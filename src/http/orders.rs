@@ -12,6 +12,7 @@ use super::{
     body::{RequestBody, Write},
     decode::{Object, id, int, nullable_id, optional_query_id},
     error::Code,
+    limits::costs,
     openapi::documented_errors,
     params::{Params, PathId, QueryParams},
     reply::{Answer, Done, Found},
@@ -72,6 +73,10 @@ impl RequestBody for OrderCreateRequest {
 
     fn user(order: &Self::Valid) -> Option<UserId> {
         Some(order.user_id)
+    }
+
+    fn cost(order: &Self::Valid) -> u32 {
+        costs::of_lines(order.lines.len())
     }
 }
 

@@ -14,8 +14,9 @@ use serde::de::DeserializeOwned;
 use super::{
     acting,
     decode::{Id, decimal},
+    edge,
     error::{ApiError, Code},
-    limits::Limits,
+    limits::{Limits, Traffic},
 };
 use crate::domain::UserId;
 
@@ -64,7 +65,7 @@ where
         let PathId(user) = PathId::<UserId>::from_request_parts(parts, state).await?;
         let limits = Arc::<Limits>::from_ref(state);
         let user = user.map_err(ApiError::from);
-        Ok(PathUser(user.and_then(|user| limits.admit_user(user).map(|()| user))))
+        Ok(PathUser(user.and_then(|user| limits.admit_user(user, 1).map(|()| user))))
     }
 }
 
@@ -75,25 +76,42 @@ pub trait QueryParams: DeserializeOwned {
 
     /// The user that a request with these parameters acts for, or shows.
     fn user(&self) -> Option<UserId>;
+
+    /// Tokens that a request with these parameters costs more than others to the same route.
+    fn cost(&self) -> u32 {
+        0
+    }
 }
 
 /// The query string.
 #[derive(Debug)]
-pub struct Params<T>(Result<T, Code>);
+pub struct Params<T>(Result<T, ApiError>);
 
 impl<T: QueryParams> Params<T> {
     /// The parameters; they may not name another user than the caller's.
     pub fn valid(self) -> Result<T, ApiError> {
-        Ok(self.0?)
+        self.0
     }
 }
 
-impl<S: Send + Sync, T: QueryParams> FromRequestParts<S> for Params<T> {
+impl<S: Send + Sync, T: QueryParams> FromRequestParts<S> for Params<T>
+where
+    Arc<Limits>: FromRef<S>,
+{
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        let params = Query::<T>::try_from_uri(&parts.uri).map(|Query(params)| params).map_err(|_| T::INVALID);
-        Ok(Params(params.and_then(|params| acting::admit(&parts.extensions, params.user()).map(|()| params))))
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let admitted = || -> Result<T, ApiError> {
+            let Query(params) = Query::<T>::try_from_uri(&parts.uri).map_err(|_| T::INVALID)?;
+            acting::admit(&parts.extensions, params.user())?;
+            let more = params.cost();
+            if more > 0 && Traffic::of(parts.uri.path()) == Traffic::Public {
+                let limits = Arc::<Limits>::from_ref(state);
+                limits.admit_more(edge::client(&limits, &parts.extensions, &parts.headers), more)?;
+            }
+            Ok(params)
+        };
+        Ok(Params(admitted()))
     }
 }
 

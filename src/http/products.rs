@@ -9,6 +9,7 @@ use super::{
     AppState,
     decode::{decimal, optional_word, query_int},
     error::{ApiError, Code},
+    limits::costs,
     openapi::{documented_errors, ranking_scope},
     params::{LAST_PAGE, Params, PathId, QueryParams, default_size},
     reply::Found,
@@ -217,6 +218,10 @@ impl QueryParams for ProductsParams {
     fn user(&self) -> Option<UserId> {
         None
     }
+
+    fn cost(&self) -> u32 {
+        costs::of_page(self.size)
+    }
 }
 
 documented_errors! { ProductsErrors {
@@ -240,17 +245,21 @@ async fn products(State(app): State<AppState>, params: Params<ProductsParams>) -
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::{
         extract::FromRequestParts,
         http::{Request, Uri},
     };
 
     use super::*;
+    use crate::{config::LimitsConfig, http::limits::Limits};
 
     async fn params<T: QueryParams>(query: &str) -> Result<T, Code> {
         let uri: Uri = format!("/api/v1/products?{query}").parse().unwrap();
         let (mut parts, ()) = Request::builder().uri(uri).body(()).unwrap().into_parts();
-        let Ok(params) = Params::<T>::from_request_parts(&mut parts, &()).await;
+        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
+        let Ok(params) = Params::<T>::from_request_parts(&mut parts, &limits).await;
         params.valid().map_err(|error| error.code())
     }
 

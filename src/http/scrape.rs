@@ -3,7 +3,7 @@
 //! Not in the OpenAPI document: it is no JSON API. What is told is [`metrics`](crate::metrics)'s; here is who may ask, and how
 //! often it is made anew, so that whoever asks in a loop costs nothing.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::{
     Router,
@@ -16,8 +16,10 @@ use axum::{
 
 use super::{
     AppState,
-    auth::Token,
+    auth::{Token, bearer},
     error::{ApiError, Code},
+    limits::Client,
+    recent::Recent,
 };
 use crate::{config::MetricsConfig, domain::Error, metrics};
 
@@ -33,32 +35,28 @@ pub fn router() -> Router<AppState> {
 pub struct Scrapes {
     /// Without one anybody may scrape.
     token: Option<Token>,
-    /// Held by the one that makes it anew.
-    last: tokio::sync::Mutex<Option<(Instant, Bytes)>>,
+    text: Recent<Bytes>,
 }
 
 impl Scrapes {
-    pub fn new(config: &MetricsConfig) -> Self {
-        Scrapes { token: Token::given(config.metrics_token.as_ref()), last: tokio::sync::Mutex::new(None) }
+    /// # Errors
+    /// The token could be guessed.
+    pub fn new(config: &MetricsConfig) -> anyhow::Result<Self> {
+        let token = Token::given("METRICS_TOKEN", config.metrics_token.as_ref())?;
+        Ok(Scrapes { token, text: Recent::new(TOLD_AGAIN) })
     }
 }
 
-async fn scrape(State(app): State<AppState>, headers: HeaderMap) -> Result<Response, ApiError> {
-    let Scrapes { token, last } = &app.scrapes;
-    if token.as_ref().is_some_and(|token| !token.is_borne_by(&headers)) {
-        return Err(Code::Unauthorized.into());
+async fn scrape(State(app): State<AppState>, Client(client): Client, headers: HeaderMap) -> Result<Response, ApiError> {
+    let Scrapes { token, text } = &app.scrapes;
+    if let Some(token) = token {
+        let theirs = bearer(&headers).ok_or(Code::Unauthorized)?;
+        app.limits.judge(client, || token.is(theirs).then_some(()))?;
     }
-    let mut last = last.lock().await;
-    let text = match last.as_ref() {
-        Some((at, text)) if at.elapsed() < TOLD_AGAIN => text.clone(),
-        _ => {
-            let mut observed = app.engine.observe().await;
-            observed.ready &= !app.stopping.is_cancelled();
-            let text = metrics::text(&observed).map_err(|error| Error::Internal(error.into()))?;
-            let text = Bytes::from(text);
-            *last = Some((Instant::now(), text.clone()));
-            text
-        }
+    let make = async || {
+        let mut observed = app.engine.observe().await;
+        observed.ready &= !app.stopping.is_cancelled();
+        metrics::text(&observed).map(Bytes::from).map_err(|error| Error::Internal(error.into()))
     };
-    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text.get(make).await?).into_response())
 }

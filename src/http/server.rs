@@ -284,7 +284,10 @@ mod tests {
                     let begun = begun.clone();
                     async move |request: axum::extract::Request| {
                         begun.add_permits(1);
-                        axum::body::to_bytes(request.into_body(), 1024).await.map(drop).map_err(|error| error.to_string())
+                        axum::body::to_bytes(request.into_body(), 1024)
+                            .await
+                            .map(drop)
+                            .map_err(|error| error.to_string())
                     }
                 }),
             )

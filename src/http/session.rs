@@ -12,7 +12,7 @@
 
 use std::{
     collections::HashMap,
-    num::NonZeroU32,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -31,7 +31,6 @@ use axum::{
     routing::post,
 };
 use chrono_tz::Tz;
-use governor::{DefaultDirectRateLimiter, Quota};
 use ring::{
     hmac,
     rand::{SecureRandom, SystemRandom},
@@ -45,25 +44,20 @@ use super::{
     decode::text,
     edge::RequestId,
     error::{ApiError, Code},
+    limits::{Client, Limits},
 };
-use crate::{
-    domain::{Clock, Error, Millis, UserId},
-    metrics,
-};
+use crate::domain::{Clock, Error, Millis, UserId};
 
 /// The cookie's name.
 pub const COOKIE_NAME: &str = "firstcome_ops";
+/// Where browsers send it: to the dashboard and to what it acts by, and to nothing else of this origin.
+const COOKIE_PATHS: [&str; 2] = ["/ops", "/admin"];
 /// How long a session lasts.
 const LIFE_SECONDS: i64 = 8 * 60 * 60;
 /// The longest cookie that is looked at: a name of 32, and what follows it.
 const LONGEST_COOKIE: usize = 160;
-/// Cookies of our name that are looked at: a sibling domain may have set another one.
-const MOST_COOKIES: usize = 4;
 /// Sessions remembered as over. Only a real one gets there, so it takes as many sign-ins to fill it.
 const MOST_SIGNED_OUT: usize = 10_000;
-/// Sign-ins a second, of everybody, after a burst.
-const SIGN_INS_PER_SECOND: NonZeroU32 = NonZeroU32::new(5).unwrap();
-const SIGN_INS_AT_ONCE: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
 /// What signing in and out answer.
 const DONE: StatusCode = StatusCode::NO_CONTENT;
@@ -74,9 +68,8 @@ pub struct Sessions {
     clock: Clock,
     /// Browsers send the cookie over https alone.
     secure: bool,
-    /// Slows down whoever guesses. Right tokens count too: otherwise a guess would be told from a right token by not being
-    /// slowed down.
-    attempts: DefaultDirectRateLimiter,
+    /// Slow down whoever guesses.
+    limits: Arc<Limits>,
     /// Nonces of sessions that were signed out of, and when they would have expired.
     over: Mutex<HashMap<String, Millis>>,
     failed: AtomicU64,
@@ -103,38 +96,41 @@ pub struct Failures {
 }
 
 impl Sessions {
-    /// `secure`: browsers send the cookie over https alone.
-    pub fn new(operators: Operators, clock: Clock, secure: bool) -> Self {
+    /// `secure`: browsers send the cookie over https alone. `limits`: who has guessed wrong too often.
+    pub fn new(operators: Operators, clock: Clock, secure: bool, limits: Arc<Limits>) -> Self {
         Sessions {
             operators,
             clock,
             secure,
-            attempts: DefaultDirectRateLimiter::direct(
-                Quota::per_second(SIGN_INS_PER_SECOND).allow_burst(SIGN_INS_AT_ONCE),
-            ),
+            limits,
             over: Mutex::default(),
             failed: AtomicU64::default(),
             limited: AtomicU64::default(),
         }
     }
 
-    /// Whose request to `/admin` one with these headers is, if any operator's: by its token, else by its session.
-    pub fn operator(&self, headers: &HeaderMap) -> Option<Operator> {
+    /// Whose request to `/admin` one with these headers, from this client, is: by its token, else by its session.
+    ///
+    /// # Errors
+    /// 401: no operator's. 429: the client has guessed wrong too often, and its token was not looked at.
+    pub fn operator(&self, headers: &HeaderMap, client: IpAddr) -> Result<Operator, ApiError> {
         if headers.contains_key(AUTHORIZATION) {
-            return self.operators.with_token(bearer(headers)?).map(|known| known.operator.clone());
+            let token = bearer(headers).ok_or(Code::Unauthorized)?;
+            let known = self.limits.judge(client, || self.operators.with_token(token))?;
+            return Ok(known.operator.clone());
         }
-        if headers.get(FROM_PAGE).is_none_or(|value| value != "1") {
-            return None;
-        }
-        self.session(headers).map(|session| session.operator)
+        let from_page = headers.get(FROM_PAGE).is_some_and(|value| value == "1");
+        let session = if from_page { self.session(headers) } else { None };
+        Ok(session.ok_or(Code::Unauthorized)?.operator)
     }
 
     /// The open session of the cookie among these headers.
     pub fn session(&self, headers: &HeaderMap) -> Option<Session> {
         let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
         let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let ours = pairs.filter(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| value);
-        ours.take(MOST_COOKIES).find_map(|value| self.read(value))
+        let mut ours = pairs.filter(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| value);
+        // All of them, of which a head holds a few hundred: a page of a sibling domain may have set others, to be sent first.
+        ours.find_map(|value| self.read(value))
     }
 
     /// Sign-ins that failed so far.
@@ -143,16 +139,12 @@ impl Sessions {
     }
 
     /// A new session for whoever has this token.
-    fn sign_in(&self, token: &str) -> Result<(Session, String), ApiError> {
-        if self.attempts.check().is_err() {
-            self.limited.fetch_add(1, Ordering::Relaxed);
-            metrics::RATE_LIMITED.with_label_values(&["operator"]).inc();
-            return Err(Code::TooManyRequests.into());
-        }
-        let Some(known) = self.operators.with_token(token.trim().as_bytes()) else {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-            return Err(Code::Unauthorized.into());
-        };
+    fn sign_in(&self, token: &str, client: IpAddr) -> Result<(Session, String), ApiError> {
+        let judged = self.limits.judge(client, || self.operators.with_token(token.trim().as_bytes()));
+        let known = judged.inspect_err(|refused| {
+            let count = if refused.code() == Code::TooManyRequests { &self.limited } else { &self.failed };
+            count.fetch_add(1, Ordering::Relaxed);
+        })?;
         let mut nonce = [0; 16];
         SystemRandom::new().fill(&mut nonce).map_err(|_| Error::Internal(anyhow::anyhow!("no random numbers")))?;
         let (expires_at, nonce) = (self.clock.now().plus(LIFE_SECONDS * 1000), hex(&nonce));
@@ -170,9 +162,13 @@ impl Sessions {
         let (rest, nonce) = sealed.rsplit_once('.')?;
         let (name, expiry) = rest.rsplit_once('.')?;
         let known = self.operators.named(name)?;
-        hmac::verify(&known.seal(), sealed.as_bytes(), &unhex(mac)?).ok()?;
         let expires_at = Millis(expiry.parse().ok()?);
-        let open = self.clock.now() < expires_at && !self.signed_out().contains_key(nonce);
+        // What costs nothing first.
+        if self.clock.now() >= expires_at {
+            return None;
+        }
+        hmac::verify(&known.seal(), sealed.as_bytes(), &unhex(mac)?).ok()?;
+        let open = !self.signed_out().contains_key(nonce);
         open.then(|| Session { operator: known.operator.clone(), expires_at, nonce: nonce.to_owned() })
     }
 
@@ -195,9 +191,10 @@ impl Sessions {
     }
 
     /// What makes a browser keep the cookie so long, or forget it.
-    fn set_cookie(&self, value: &str, seconds: i64) -> Option<HeaderValue> {
+    fn set_cookie(&self, value: &str, path: &str, seconds: i64) -> Option<HeaderValue> {
         let secure = if self.secure { "; Secure" } else { "" };
-        let cookie = format!("{COOKIE_NAME}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={seconds}{secure}");
+        let cookie =
+            format!("{COOKIE_NAME}={value}; HttpOnly; SameSite=Strict; Path={path}; Max-Age={seconds}{secure}");
         HeaderValue::try_from(cookie).ok()
     }
 }
@@ -262,8 +259,12 @@ impl RequestBody for SignInRequest {
 }
 
 /// Only as JSON, which no other site's form can send.
-async fn sign_in(State(app): State<AppState>, Write { call, body: token }: Write<SignInRequest>) -> Response {
-    match app.sessions.sign_in(&token) {
+async fn sign_in(
+    State(app): State<AppState>,
+    Client(client): Client,
+    Write { call, body: token }: Write<SignInRequest>,
+) -> Response {
+    match app.sessions.sign_in(&token, client) {
         Ok((session, cookie)) => {
             app.notes.done(&session.operator, "POST /ops/session", DONE.as_u16(), call.request_id);
             with_cookie(&app.sessions, Some(session.operator), &cookie, LIFE_SECONDS)
@@ -300,8 +301,8 @@ async fn sign_out(State(app): State<AppState>, request: Request) -> Response {
 fn with_cookie(sessions: &Sessions, operator: Option<Operator>, value: &str, seconds: i64) -> Response {
     let mut response = DONE.into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(cookie) = sessions.set_cookie(value, seconds) {
-        response.headers_mut().insert(SET_COOKIE, cookie);
+    for cookie in COOKIE_PATHS.iter().filter_map(|path| sessions.set_cookie(value, path, seconds)) {
+        response.headers_mut().append(SET_COOKIE, cookie);
     }
     operator.map(|operator| response.extensions_mut().insert(operator));
     response
@@ -311,13 +312,16 @@ fn with_cookie(sessions: &Sessions, operator: Option<Operator>, value: &str, sec
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::config::{OperatorsConfig, Secret};
+    use crate::config::{LimitsConfig, OperatorsConfig, Secret};
 
+    const RIGHT: &str = "the-right-token-01";
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     const START: Millis = Millis(1_772_427_600_000);
 
     fn sessions(named: &str, clock: &Clock) -> Sessions {
-        let config = OperatorsConfig { admin_tokens: Some(Secret::new(named)), ..OperatorsConfig::admin("right") };
-        Sessions::new(Operators::new(&config).unwrap(), clock.clone(), false)
+        let config = OperatorsConfig { admin_tokens: Some(Secret::new(named)), ..OperatorsConfig::admin(RIGHT) };
+        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
+        Sessions::new(Operators::new(&config).unwrap(), clock.clone(), false, limits)
     }
 
     fn with(cookies: &[&str]) -> HeaderMap {
@@ -336,7 +340,7 @@ mod tests {
     fn a_session_lasts_eight_hours_in_every_process_with_the_same_tokens() {
         let clock = Clock::standing(START);
         let (here, there) = (sessions("k.1:0123456789abcdef", &clock), sessions("k.1:0123456789abcdef", &clock));
-        let (session, cookie) = here.sign_in(" 0123456789abcdef ").unwrap();
+        let (session, cookie) = here.sign_in(" 0123456789abcdef ", HERE).unwrap();
         assert_eq!((session.operator.name(), session.expires_at), ("k.1", START.plus(8 * 3_600_000)));
         assert!(!cookie.contains("0123456789abcdef"));
         for process in [&here, &there] {
@@ -353,7 +357,8 @@ mod tests {
     fn another_token_ends_what_was_begun_with_the_old_one_and_nobody_else_s() {
         let clock = Clock::standing(START);
         let before = sessions("kim:0123456789abcdef", &clock);
-        let (admin, kim) = (before.sign_in("right").unwrap().1, before.sign_in("0123456789abcdef").unwrap().1);
+        let (admin, kim) =
+            (before.sign_in(RIGHT, HERE).unwrap().1, before.sign_in("0123456789abcdef", HERE).unwrap().1);
         let after = sessions("kim:another-0123456789", &clock);
         assert!(opens(&after, &admin) && !opens(&after, &kim));
     }
@@ -362,7 +367,7 @@ mod tests {
     fn what_was_changed_opens_nothing() {
         let clock = Clock::standing(START);
         let sessions = sessions("kim:0123456789abcdef", &clock);
-        let (_, cookie) = sessions.sign_in("0123456789abcdef").unwrap();
+        let (_, cookie) = sessions.sign_in("0123456789abcdef", HERE).unwrap();
         assert!(opens(&sessions, &cookie));
         for at in 0..cookie.len() {
             let mut changed = cookie.clone().into_bytes();
@@ -388,35 +393,43 @@ mod tests {
     #[test]
     fn another_cookie_of_the_name_is_in_nobody_s_way() {
         let sessions = sessions("", &Clock::standing(START));
-        let (_, cookie) = sessions.sign_in("right").unwrap();
+        let (_, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
         let (ours, theirs) = (format!("{COOKIE_NAME}={cookie}"), format!("{COOKIE_NAME}=theirs"));
         assert!(sessions.session(&with(&[&theirs, &ours])).is_some());
         assert!(sessions.session(&with(&[&format!("{theirs}; {ours}")])).is_some());
-        assert!(sessions.session(&with(&[&[theirs.as_str(); MOST_COOKIES].join(";"), &ours])).is_none());
+        // As many as a head of 16 KiB holds, of the right looks: none of them is read for the one behind it.
+        let (sealed, mac) = cookie.rsplit_once('.').unwrap();
+        let forged = format!("{COOKIE_NAME}={sealed}.{}", mac.replace(|_| true, "0"));
+        for bogus in [theirs, forged] {
+            let many = vec![bogus.as_str(); 16 * 1024 / bogus.len()].join("; ");
+            assert!(sessions.session(&with(&[&many, &ours])).is_some());
+            assert!(sessions.session(&with(&[&many])).is_none());
+        }
     }
 
     #[test]
     fn an_operator_has_a_token_or_a_session_and_the_page_s_header() {
         let sessions = sessions("", &Clock::standing(START));
-        let (_, cookie) = sessions.sign_in("right").unwrap();
+        let (_, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
         let mut headers = with(&[&format!("{COOKIE_NAME}={cookie}")]);
-        assert_eq!(sessions.operator(&headers), None, "a form of another site has the cookie");
+        let operator = |headers: &HeaderMap| sessions.operator(headers, HERE).map_err(|refused| refused.code());
+        assert_eq!(operator(&headers), Err(Code::Unauthorized), "a form of another site has the cookie");
         headers.insert(FROM_PAGE, HeaderValue::from_static("0"));
-        assert_eq!(sessions.operator(&headers), None);
+        assert_eq!(operator(&headers), Err(Code::Unauthorized));
         headers.insert(FROM_PAGE, HeaderValue::from_static("1"));
-        assert_eq!(sessions.operator(&headers).unwrap().name(), "admin");
+        assert_eq!(operator(&headers).unwrap().name(), "admin");
         headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer wrong"));
-        assert_eq!(sessions.operator(&headers), None, "what was said first counts");
-        headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer right"));
+        assert_eq!(operator(&headers), Err(Code::Unauthorized), "what was said first counts");
+        headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer the-right-token-01"));
         headers.remove(COOKIE);
-        assert!(sessions.operator(&headers).is_some());
+        assert!(operator(&headers).is_ok());
     }
 
     #[test]
     fn signing_out_is_remembered_up_to_a_bound() {
         let clock = Clock::standing(START);
         let sessions = sessions("", &clock);
-        let (session, cookie) = sessions.sign_in("right").unwrap();
+        let (session, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
         sessions.sign_out(&session);
         assert!(!opens(&sessions, &cookie));
         clock.advance(1);
@@ -433,12 +446,32 @@ mod tests {
     }
 
     #[test]
-    fn guessing_is_slowed_down_whatever_is_guessed() {
-        let sessions = sessions("", &Clock::standing(START));
-        let answers: Vec<Code> = (0..200).filter_map(|_| sessions.sign_in("wrong").err()).map(|e| e.code()).collect();
-        let wrong = answers.iter().filter(|code| **code == Code::Unauthorized).count();
-        assert!(wrong >= 20 && answers.contains(&Code::TooManyRequests), "{answers:?}");
-        let failures = sessions.failures();
-        assert_eq!((failures.wrong, failures.wrong + failures.limited), (wrong as u64, 200));
+    fn guesses_at_sign_in_and_of_tokens_are_counted_together_and_by_client() {
+        let limits = LimitsConfig { rate_limit_guesses_per_minute: 4, rate_limit_keys: 10, ..LimitsConfig::off() };
+        let operators = Operators::new(&OperatorsConfig::admin(RIGHT)).unwrap();
+        let sessions = Sessions::new(operators, Clock::standing(START), false, Arc::new(Limits::new(&limits)));
+        let bearing = |token: &'static str| HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(token))]);
+        let (wrong, right) = (bearing("Bearer wrong"), bearing("Bearer the-right-token-01"));
+        let asked =
+            |headers: &HeaderMap, client| sessions.operator(headers, client).err().map(|refused| refused.code());
+        let signed_in = |token: &str, client| sessions.sign_in(token, client).err().map(|refused| refused.code());
+        let (_, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
+        for _ in 0..2 {
+            assert_eq!(asked(&wrong, HERE), Some(Code::Unauthorized));
+            assert_eq!(signed_in("wrong", HERE), Some(Code::Unauthorized));
+        }
+        for _ in 0..10 {
+            assert_eq!(asked(&wrong, HERE), Some(Code::TooManyRequests));
+            assert_eq!(asked(&right, HERE), Some(Code::TooManyRequests), "a right guess is not told from a wrong one");
+            assert_eq!(signed_in("wrong", HERE), Some(Code::TooManyRequests));
+            assert_eq!(signed_in(RIGHT, HERE), Some(Code::TooManyRequests));
+        }
+        // Operators elsewhere, and those who are signed in, are not locked out.
+        let elsewhere = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
+        assert_eq!((asked(&right, elsewhere), signed_in(RIGHT, elsewhere)), (None, None));
+        let mut page = with(&[&format!("{COOKIE_NAME}={cookie}")]);
+        page.insert(FROM_PAGE, HeaderValue::from_static("1"));
+        assert_eq!(asked(&page, HERE), None);
+        assert_eq!(sessions.failures(), Failures { wrong: 2, limited: 20 });
     }
 }

@@ -70,6 +70,9 @@ impl Bench {
     /// to the HTTP library.
     async fn send(&self, method: &Method, uri: &str, headers: &[(&str, Vec<u8>)], body: Vec<u8>) -> Option<Reply> {
         let mut request = Request::builder().method(method.clone()).uri(uri).body(Body::from(body)).ok()?;
+        let host = request.uri().authority().map_or("fuzz", |authority| authority.as_str());
+        let host = HeaderValue::from_str(host).ok()?;
+        request.headers_mut().insert("host", host);
         for (name, value) in headers {
             let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
             request.headers_mut().append(name, HeaderValue::from_bytes(value).ok()?);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use firstcome::{
-    config::{OperatorsConfig, Secret},
-    http::{Operators, Sessions},
+    config::{LimitsConfig, OperatorsConfig, Secret},
+    http::{Operators, Sessions, limits::Limits},
 };
 use reqwest::{Method, header::COOKIE};
 use serde_json::{Value, json};
@@ -59,8 +59,14 @@ async fn a_browser_signs_in_acts_and_signs_out() {
     let signed_in = sign_in(&world, KIM).await;
     let set = signed_in.headers["set-cookie"].to_str().unwrap();
     assert!(set.starts_with("firstcome_ops=kim."), "{set}");
-    assert!(set.ends_with("; HttpOnly; SameSite=Strict; Path=/; Max-Age=28800"), "{set}");
+    assert!(set.ends_with("; HttpOnly; SameSite=Strict; Path=/ops; Max-Age=28800"), "{set}");
     assert!(!set.contains(KIM));
+    // What else is at this origin, the documentation's page for one, is not sent it.
+    let paths =
+        signed_in.headers.get_all("set-cookie").iter().map(|set| {
+            set.to_str().unwrap().split("; ").find_map(|part| part.strip_prefix("Path=")).unwrap().to_owned()
+        });
+    assert_eq!(paths.collect::<Vec<_>>(), ["/ops", "/admin"]);
     let cookie = cookie(&signed_in);
     let shown = session(&world, &cookie).await.ok();
     assert_eq!(shown, json!({"operator": "kim", "expiresAt": world.clock.now().0 + 28_800_000}));
@@ -79,7 +85,7 @@ async fn a_browser_signs_in_acts_and_signs_out() {
 
     let signed_out = cookied(&world, Method::DELETE, "/ops/session", &cookie, false, None).await;
     assert_eq!(signed_out.status, 204);
-    let cleared = "firstcome_ops=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0";
+    let cleared = "firstcome_ops=; HttpOnly; SameSite=Strict; Path=/ops; Max-Age=0";
     assert_eq!(signed_out.headers["set-cookie"], cleared);
     session(&world, &cookie).await.refused(401, "UNAUTHORIZED");
     cookied(&world, Method::GET, "/admin/v1/projection", &cookie, true, None).await.refused(401, "UNAUTHORIZED");
@@ -126,7 +132,10 @@ async fn session_at(world: &World, path: &str) -> Reply {
 
 #[tokio::test]
 async fn guessing_is_slowed_down() {
-    let world = World::start().await;
+    let mut options = with_kim();
+    options.limits = LimitsConfig { rate_limit_guesses_per_minute: 20, rate_limit_keys: 10, ..LimitsConfig::off() };
+    let world = World::with(options).await;
+    let cookie = cookie(&sign_in(&world, KIM).await);
     let mut statuses = Vec::new();
     // A slow machine lets a few more through.
     while statuses.last() != Some(&429) {
@@ -135,8 +144,14 @@ async fn guessing_is_slowed_down() {
         assert!(statuses.len() < 100_000);
     }
     assert!(statuses.len() > 20 && statuses[..statuses.len() - 1].iter().all(|status| *status == 401));
-    // Who has the token in hand needs no session.
-    world.get("/admin/v1/orders").await.ok();
+    // Operators elsewhere are not locked out, nor is who is signed in.
+    let elsewhere =
+        reqwest::Client::builder().no_proxy().local_address("127.0.0.2".parse::<std::net::IpAddr>().unwrap());
+    let elsewhere = elsewhere.build().unwrap();
+    let signing_in = elsewhere.post(format!("{}/ops/session", world.base)).json(&json!({"token": ADMIN}));
+    assert_eq!(read(signing_in).await.status, 204);
+    read(elsewhere.get(format!("{}/admin/v1/orders", world.base)).bearer_auth(ADMIN)).await.ok();
+    cookied(&world, Method::GET, "/admin/v1/orders", &cookie, true, None).await.ok();
     world.finish().await;
 }
 
@@ -147,7 +162,8 @@ async fn instances_know_each_other_s_sessions_and_need_no_database() {
     let mut headers = reqwest::header::HeaderMap::new();
     headers.insert(COOKIE, cookie.parse().unwrap());
     let instance = |operators: &OperatorsConfig, secure| {
-        Arc::new(Sessions::new(Operators::new(operators).unwrap(), world.clock.clone(), secure))
+        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
+        Arc::new(Sessions::new(Operators::new(operators).unwrap(), world.clock.clone(), secure, limits))
     };
     let other = instance(&world.options.operators, true);
     assert_eq!(other.session(&headers).unwrap().operator.name(), "kim");
@@ -182,7 +198,7 @@ async fn behind_tls_the_cookie_says_so() {
     let world = World::with(options).await;
     let signed_in = sign_in(&world, ADMIN).await;
     let set = signed_in.headers["set-cookie"].to_str().unwrap();
-    assert!(set.ends_with("; Path=/; Max-Age=28800; Secure"), "{set}");
+    assert!(set.ends_with("; Path=/ops; Max-Age=28800; Secure"), "{set}");
     let signed_out = cookied(&world, Method::DELETE, "/ops/session", &cookie(&signed_in), false, None).await;
     assert!(signed_out.headers["set-cookie"].to_str().unwrap().ends_with("; Max-Age=0; Secure"));
     world.finish().await;

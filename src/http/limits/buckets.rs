@@ -1,19 +1,22 @@
 //! Token buckets, one per client or user, in bounded memory.
 //!
-//! The arithmetic is governor's: a bucket is one number, the time at which it will be full. A full one is no different from
+//! The arithmetic is governor's (GCRA): a bucket is one number, the time at which it will be full. A full one is no different from
 //! none, so it is forgotten within a second: what is kept are those who asked for something in the last seconds. Beyond a
 //! number of keys, newcomers share one bucket: an attacker with very many addresses slows down other newcomers, and can
 //! neither fill the memory nor take anything from those who are known.
 
 use std::{
     num::NonZeroU32,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use governor::{
     Quota, RateLimiter,
-    clock::{Clock, MonotonicClock},
+    clock::{Clock, MonotonicClock, Reference},
     middleware::NoOpMiddleware,
     nanos::Nanos,
     state::{
@@ -24,28 +27,82 @@ use governor::{
 
 /// Buckets of one size, by key.
 pub struct Buckets<C: Clock = MonotonicClock> {
-    limiter: RateLimiter<u64, Keys, C, NoOpMiddleware<C::Instant>>,
+    limiter: RateLimiter<u64, Shared, C, NoOpMiddleware<C::Instant>>,
+    /// The limiter's own.
+    keys: Shared,
+    /// From when on the limiter counts time.
+    start: C::Instant,
+    /// Nanoseconds in which a token comes back.
+    interval: u64,
+    /// Tokens of a full bucket.
+    burst: NonZeroU32,
 }
 
 impl Buckets {
     /// Buckets that hold `burst` tokens and fill by `per_second`, for at most `most` keys; `None` if either is 0: no limit.
     pub fn new(per_second: u32, burst: u32, most: u32) -> Option<Self> {
-        Buckets::with_clock(per_second, burst, most, MonotonicClock)
+        Buckets::per_second(per_second, burst, most, MonotonicClock)
+    }
+
+    /// Buckets that hold `per_minute` tokens and fill by as many in a minute; `None` for 0: no limit.
+    pub fn per_minute(per_minute: u32, most: u32) -> Option<Self> {
+        Some(Buckets::of(Quota::per_minute(NonZeroU32::new(per_minute)?), most, MonotonicClock))
     }
 }
 
 impl<C: Clock> Buckets<C> {
-    fn with_clock(per_second: u32, burst: u32, most: u32, clock: C) -> Option<Self> {
+    fn per_second(per_second: u32, burst: u32, most: u32, clock: C) -> Option<Self> {
         let quota = Quota::per_second(NonZeroU32::new(per_second)?).allow_burst(NonZeroU32::new(burst)?);
-        Some(Buckets { limiter: RateLimiter::new(quota, Keys::at_most(most as usize), clock) })
+        Some(Buckets::of(quota, most, clock))
     }
 
-    /// Takes a token of this key.
+    fn of(quota: Quota, most: u32, clock: C) -> Self {
+        let (start, burst) = (clock.now(), quota.burst_size());
+        let interval = quota.replenish_interval().as_nanos().max(1) as u64;
+        let keys = Shared(Arc::new(Keys::at_most(most as usize)));
+        Buckets { limiter: RateLimiter::new(quota, keys.clone(), clock), keys, start, interval, burst }
+    }
+
+    /// Takes `tokens` of this key's; all of a full bucket, where it holds fewer.
     ///
     /// # Errors
-    /// There is none: how long until there is.
-    pub fn take(&self, key: u64) -> Result<(), Duration> {
-        self.limiter.check_key(&key).map_err(|until| until.wait_time_from(self.limiter.clock().now()))
+    /// There are not so many: how long until there are. Nothing is taken.
+    pub fn take(&self, key: u64, tokens: u32) -> Result<(), Duration> {
+        let taken = match NonZeroU32::new(tokens) {
+            None => return Ok(()),
+            Some(NonZeroU32::MIN) => self.limiter.check_key(&key),
+            // Never more than a bucket holds.
+            Some(tokens) => self.limiter.check_key_n(&key, tokens.min(self.burst)).unwrap_or(Ok(())),
+        };
+        taken.map_err(|until| until.wait_time_from(self.limiter.clock().now()))
+    }
+
+    /// Whether this key has a token; takes none.
+    ///
+    /// # Errors
+    /// It has none: how long until it has.
+    pub fn has_token(&self, key: u64) -> Result<(), Duration> {
+        let now = self.now();
+        // An unknown key's bucket is full. Nothing is replaced, and nothing new is kept.
+        let full_at = self.keys.full_at(&key).unwrap_or(0);
+        let token_at = full_at.saturating_sub(self.interval * (u64::from(self.burst.get()) - 1));
+        if now < token_at { Err(Duration::from_nanos(token_at - now)) } else { Ok(()) }
+    }
+
+    /// Takes `tokens` of this key's, also those that it does not have yet: it owes them, up to those of another full bucket.
+    pub fn charge(&self, key: u64, tokens: u32) {
+        let now = self.now();
+        let (price, most) = (self.interval * u64::from(tokens), self.interval * 2 * u64::from(self.burst.get()));
+        let _: Result<(), ()> = self.keys.measure_and_replace(&key, |full_at| {
+            let full_at = full_at.map_or(0, Nanos::as_u64).max(now);
+            // What is owed already stays.
+            Ok(((), Nanos::from((full_at + price).min((now + most).max(full_at)))))
+        });
+    }
+
+    /// Nanoseconds since the limiter was made.
+    fn now(&self) -> u64 {
+        self.limiter.clock().now().duration_since(self.start).as_u64()
     }
 
     /// Forgets the buckets that are full. Takes 2 to 20 milliseconds for a million keys.
@@ -86,9 +143,34 @@ impl Keys {
             newcomers: InMemoryState::default(),
         }
     }
+
+    /// When this key's bucket is full (ns); `None` for one that is.
+    fn full_at(&self, key: &u64) -> Option<u64> {
+        let full_at = |state: &InMemoryState| {
+            let kept = state.measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>);
+            kept.err().flatten().map(Nanos::as_u64)
+        };
+        match self.states.get(key) {
+            Some(state) => full_at(&state),
+            None if self.count.load(Relaxed) >= self.most => full_at(&self.newcomers),
+            None => None,
+        }
+    }
 }
 
-impl StateStore for Keys {
+/// The keys of a limiter, which keeps them to itself.
+#[derive(Clone)]
+struct Shared(Arc<Keys>);
+
+impl std::ops::Deref for Shared {
+    type Target = Keys;
+
+    fn deref(&self) -> &Keys {
+        &self.0
+    }
+}
+
+impl StateStore for Shared {
     type Key = u64;
 
     fn measure_and_replace<T, F, E>(&self, key: &u64, decide: F) -> Result<T, E>
@@ -115,7 +197,7 @@ impl StateStore for Keys {
     }
 }
 
-impl ShrinkableKeyedStateStore<u64> for Keys {
+impl ShrinkableKeyedStateStore<u64> for Shared {
     fn retain_recent(&self, drop_below: Nanos) {
         self.peak.fetch_max(self.count.load(Relaxed), Relaxed);
         let mut gone = 0;
@@ -156,11 +238,11 @@ mod tests {
         let clock = FakeRelativeClock::default();
         // Governor's zero is also the state of a key that it has never seen.
         clock.advance(Duration::from_secs(3600));
-        (Buckets::with_clock(per_second, burst, most, clock.clone()).unwrap(), clock)
+        (Buckets::per_second(per_second, burst, most, clock.clone()).unwrap(), clock)
     }
 
     fn taken(buckets: &Buckets<FakeRelativeClock>, key: u64) -> u32 {
-        std::iter::repeat_with(|| buckets.take(key)).take_while(Result::is_ok).count() as u32
+        std::iter::repeat_with(|| buckets.take(key, 1)).take_while(Result::is_ok).count() as u32
     }
 
     #[test]
@@ -177,14 +259,70 @@ mod tests {
     #[test]
     fn a_refusal_says_how_long_and_costs_nothing() {
         let (buckets, clock) = buckets(2, 1, 100);
-        assert_eq!(buckets.take(1), Ok(()));
+        assert_eq!(buckets.take(1, 1), Ok(()));
         for _ in 0..100 {
-            assert_eq!(buckets.take(1), Err(Duration::from_millis(500)));
+            assert_eq!(buckets.take(1, 1), Err(Duration::from_millis(500)));
         }
         clock.advance(Duration::from_millis(300));
-        assert_eq!(buckets.take(1), Err(Duration::from_millis(200)));
+        assert_eq!(buckets.take(1, 1), Err(Duration::from_millis(200)));
         clock.advance(Duration::from_millis(200));
-        assert_eq!(buckets.take(1), Ok(()));
+        assert_eq!(buckets.take(1, 1), Ok(()));
+    }
+
+    #[test]
+    fn dear_request_takes_more_tokens_and_never_more_than_a_bucket_holds() {
+        let (buckets, clock) = buckets(10, 30, 100);
+        assert_eq!(buckets.take(1, 21), Ok(()));
+        assert_eq!(buckets.take(1, 21), Err(Duration::from_millis(1_200)), "nine are left");
+        assert_eq!(taken(&buckets, 1), 9, "and nothing was taken of them");
+        clock.advance(Duration::from_secs(60));
+        assert_eq!(buckets.take(1, 1_000), Ok(()));
+        assert_eq!(taken(&buckets, 1), 0);
+        assert_eq!(buckets.take(1, 0), Ok(()));
+    }
+
+    #[test]
+    fn charge_beyond_a_bucket_is_owed_up_to_a_bound() {
+        let (buckets, clock) = buckets(10, 30, 100);
+        buckets.charge(1, 10);
+        assert_eq!(taken(&buckets, 1), 20);
+        buckets.charge(1, 5);
+        assert_eq!(buckets.take(1, 1), Err(Duration::from_millis(600)));
+        for _ in 0..1_000 {
+            buckets.charge(1, 30);
+        }
+        assert_eq!(buckets.take(1, 1), Err(Duration::from_millis(3_100)), "one more than another bucket");
+        clock.advance(Duration::from_millis(3_100));
+        assert_eq!(taken(&buckets, 1), 1);
+        assert_eq!(taken(&buckets, 2), 30, "nobody else owes it");
+    }
+
+    #[test]
+    fn look_at_a_bucket_takes_nothing_and_keeps_nothing() {
+        let (buckets, clock) = buckets(10, 3, 100);
+        for _ in 0..100 {
+            assert_eq!(buckets.has_token(1), Ok(()));
+        }
+        assert_eq!(buckets.len(), 0);
+        for left in (0..3).rev() {
+            buckets.charge(1, 1);
+            assert_eq!(buckets.has_token(1).is_ok(), left > 0);
+        }
+        assert_eq!(buckets.has_token(1), Err(Duration::from_millis(100)));
+        clock.advance(Duration::from_millis(99));
+        assert!(buckets.has_token(1).is_err());
+        clock.advance(Duration::from_millis(1));
+        assert_eq!((buckets.has_token(1), taken(&buckets, 1)), (Ok(()), 1));
+    }
+
+    #[test]
+    fn look_of_a_newcomer_beyond_the_bound_is_at_the_shared_bucket() {
+        let (buckets, _) = buckets(10, 1, 1);
+        buckets.charge(1, 1);
+        assert_eq!(buckets.has_token(2), Ok(()));
+        buckets.charge(2, 1);
+        assert!(buckets.has_token(3).is_err());
+        assert_eq!(buckets.len(), 1);
     }
 
     #[test]
@@ -192,12 +330,13 @@ mod tests {
         assert!(Buckets::new(0, 10, 10).is_none());
         assert!(Buckets::new(10, 0, 10).is_none());
         assert!(Buckets::new(10, 10, 0).is_some());
+        assert!(Buckets::per_minute(0, 10).is_none());
     }
 
     #[test]
     fn full_buckets_are_forgotten_and_others_are_not() {
         let (buckets, clock) = buckets(10, 10, 100);
-        buckets.take(1).unwrap();
+        buckets.take(1, 1).unwrap();
         clock.advance(Duration::from_millis(50));
         assert_eq!(taken(&buckets, 2), 10);
         clock.advance(Duration::from_millis(160));
@@ -214,9 +353,9 @@ mod tests {
     fn beyond_the_bound_newcomers_share_one_bucket_and_the_known_keep_theirs() {
         let (buckets, clock) = buckets(10, 5, 100);
         for key in 0..100 {
-            buckets.take(key).unwrap();
+            buckets.take(key, 1).unwrap();
         }
-        let let_in = (1_000..1_000_000).filter(|key| buckets.take(*key).is_ok()).count();
+        let let_in = (1_000..1_000_000).filter(|key| buckets.take(*key, 1).is_ok()).count();
         assert_eq!(let_in, 5);
         assert_eq!(buckets.len(), 100);
         assert!((0..100).all(|key| taken(&buckets, key) == 4));
@@ -235,7 +374,7 @@ mod tests {
                     for key in 0..20_000 {
                         // Half of them are everybody's.
                         let key = if key % 2 == 0 { key } else { key * 4 + thread };
-                        let _ = buckets.take(key);
+                        let _ = buckets.take(key, 1);
                         assert!(buckets.len() <= 5_000 + 4);
                         if key % 5_000 == 0 {
                             buckets.forget_full();
@@ -244,8 +383,7 @@ mod tests {
                 });
             }
         });
-        let Buckets { limiter } = buckets;
-        let keys = limiter.into_state_store();
+        let keys = buckets.keys;
         assert_eq!((keys.count.load(Relaxed), keys.states.len()), (5_000, 5_000));
     }
 
@@ -259,21 +397,17 @@ mod tests {
         let (buckets, clock) = buckets(10, 10, 1_000_000);
         for key in 0..1_500_000_u64 {
             // As scattered as addresses are.
-            let _ = buckets.take(key.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let _ = buckets.take(key.wrapping_mul(0x9E37_79B9_7F4A_7C15), 1);
         }
-        let keys = buckets.limiter.into_state_store();
+        let keys = buckets.keys.clone();
         assert_eq!(keys.states.len(), 1_000_000);
         let each = bytes(&keys) as f64 / 1e6;
         assert!(each < 40.0, "{each}");
 
-        let limiter =
-            RateLimiter::<_, _, _, NoOpMiddleware<Nanos>>::new(Quota::per_second(NonZeroU32::MIN), keys, clock.clone());
-        let buckets = Buckets { limiter };
         clock.advance(Duration::from_secs(3600 * 24));
         buckets.forget_full();
         buckets.shrink();
         buckets.shrink();
-        let keys = buckets.limiter.into_state_store();
         assert_eq!(keys.states.len(), 0);
         assert!(bytes(&keys) < 100_000, "{}", bytes(&keys));
     }

@@ -1,17 +1,19 @@
 //! Who is let in: the limits on clients, users and requests under way.
 //!
 //! Owns who a request comes from ([`address`]), the token buckets ([`buckets`]), the requests under way ([`gate`]), the
-//! limits on connections ([`connections`]), and which of these hold for which [`Traffic`]. When they are asked is left to
+//! limits on connections ([`connections`]), what requests cost ([`costs`]), and which of these hold for which [`Traffic`]. When they are asked is left to
 //! [`edge`](super::edge) (before a request is looked at), [`body`](super::body) and [`params`](super::params) (when it says
 //! for whom it acts) and [`server`](super::server) (connections).
 
 pub mod address;
 mod buckets;
 pub mod connections;
+pub mod costs;
 mod gate;
 
 use std::{
-    net::IpAddr,
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -19,7 +21,10 @@ use std::{
     time::Duration,
 };
 
-use axum::http::HeaderMap;
+use axum::{
+    extract::FromRequestParts,
+    http::{Extensions, HeaderMap, request::Parts},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -96,6 +101,8 @@ pub struct Limits {
     /// `None`: no limit; so for users.
     clients: Option<Buckets>,
     users: Option<Buckets>,
+    /// Wrong tokens of operators and scrapers.
+    guesses: Option<Buckets>,
     public: Gate,
     operators: Gate,
     probes: Gate,
@@ -110,6 +117,7 @@ impl Limits {
             proxies: config.trusted_proxies.clone(),
             clients: Buckets::new(config.rate_limit_client_per_second, config.rate_limit_client_burst, keys),
             users: Buckets::new(config.rate_limit_user_per_second, config.rate_limit_user_burst, keys),
+            guesses: Buckets::per_minute(config.rate_limit_guesses_per_minute, keys),
             public: Gate::new(config.max_in_flight),
             operators: Gate::new(MOST_OF_OPERATORS),
             probes: Gate::new(MOST_PROBES),
@@ -119,7 +127,7 @@ impl Limits {
 
     /// Forgets who has all tokens again, from time to time, until `stop`.
     pub fn keep_tidy(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
-        if self.clients.is_none() && self.users.is_none() {
+        if self.buckets().next().is_none() {
             return;
         }
         let (this, stop) = (self.clone(), stop.clone());
@@ -145,7 +153,7 @@ impl Limits {
     }
 
     fn tidy(&self, shrink: bool) {
-        for buckets in [&self.clients, &self.users].into_iter().flatten() {
+        for buckets in self.buckets() {
             buckets.forget_full();
             if shrink {
                 buckets.shrink();
@@ -174,31 +182,62 @@ impl Limits {
         }
     }
 
-    /// Lets a request in. Takes a token of the client's for one to the public API.
+    /// Lets a request to this route in. One to the public API costs its client tokens ([`costs`]).
     ///
     /// # Errors
-    /// 429: the client has none left. 503: too many are under way.
-    pub fn admit(&self, traffic: Traffic, client: IpAddr) -> Result<Pass<'_>, ApiError> {
-        if traffic == Traffic::Public {
-            take(self.clients.as_ref(), || address::key(client), "client")?;
+    /// 429: the client has not enough of them. 503: too many are under way.
+    pub fn admit(&self, traffic: Traffic, client: IpAddr, route: &str) -> Result<Pass<'_>, ApiError> {
+        if traffic == Traffic::Public && self.clients.is_some() {
+            take(self.clients.as_ref(), || address::key(client), costs::of_route(route), "client")?;
         }
         self.gate(traffic).enter().ok_or_else(|| self.shed())
     }
 
-    /// What an operators' request that proved nobody's right costs its client: guessing has a limit.
+    /// Takes more tokens of a client whose request turns out to be a large one, before it is carried out.
+    ///
+    /// # Errors
+    /// 429: it has not enough of them.
+    pub fn admit_more(&self, client: IpAddr, tokens: u32) -> Result<(), ApiError> {
+        take(self.clients.as_ref(), || address::key(client), tokens, "client")
+    }
+
+    /// Takes tokens of a client whose request turned out to be dear, also those that it does not have yet.
+    pub fn charge(&self, client: IpAddr, tokens: u32) {
+        if let Some(clients) = self.clients.as_ref().filter(|_| tokens > 0) {
+            clients.charge(address::key(client), tokens);
+        }
+    }
+
+    /// Judges a secret that a client presents; `None`: it is wrong. Wrong ones cost the client a token of a bucket of their
+    /// own, and while that is empty nothing is judged: a right guess is then refused as a wrong one is, so that guessing is
+    /// slow. Nobody else's bucket is touched. (As many more are judged as there are threads at it in the same moment.)
+    ///
+    /// # Errors
+    /// 429: not judged. 401: it is wrong.
+    pub fn judge<T>(&self, client: IpAddr, judge: impl FnOnce() -> Option<T>) -> Result<T, ApiError> {
+        let Some(guesses) = &self.guesses else { return judge().ok_or(Code::Unauthorized.into()) };
+        let key = address::key(client);
+        guesses.has_token(key).map_err(|wait| too_many("operator", wait))?;
+        judge().ok_or_else(|| {
+            guesses.charge(key, 1);
+            Code::Unauthorized.into()
+        })
+    }
+
+    /// What an operators' request that proved nobody's right costs its client: what any request does.
     ///
     /// # Errors
     /// 429: the client has no token left.
     pub fn admit_stranger(&self, client: IpAddr) -> Result<(), ApiError> {
-        take(self.clients.as_ref(), || address::key(client), "operator")
+        take(self.clients.as_ref(), || address::key(client), 1, "operator")
     }
 
-    /// Takes a token of the user's for whom a request acts.
+    /// Takes tokens of the user's for whom a request acts.
     ///
     /// # Errors
-    /// 429: there is none left.
-    pub fn admit_user(&self, user: UserId) -> Result<(), ApiError> {
-        take(self.users.as_ref(), || user.get().cast_unsigned(), "user")
+    /// 429: there are not enough.
+    pub fn admit_user(&self, user: UserId, tokens: u32) -> Result<(), ApiError> {
+        take(self.users.as_ref(), || user.get().cast_unsigned(), tokens, "user")
     }
 
     /// For a request that waits for its client rather than works.
@@ -214,12 +253,16 @@ impl Limits {
 
     /// Clients and users that are told apart now.
     pub fn keys(&self) -> usize {
-        [&self.clients, &self.users].into_iter().flatten().map(Buckets::len).sum()
+        self.buckets().map(Buckets::len).sum()
     }
 
     /// Requests of the public API under way; 0 without a limit.
     pub fn in_flight(&self) -> i64 {
         self.public.inside()
+    }
+
+    fn buckets(&self) -> impl Iterator<Item = &Buckets> {
+        [&self.clients, &self.users, &self.guesses].into_iter().flatten()
     }
 
     fn gate(&self, traffic: Traffic) -> &Gate {
@@ -231,12 +274,34 @@ impl Limits {
     }
 }
 
-fn take(buckets: Option<&Buckets>, key: impl FnOnce() -> u64, kind: &str) -> Result<(), ApiError> {
+fn take(buckets: Option<&Buckets>, key: impl FnOnce() -> u64, tokens: u32, kind: &str) -> Result<(), ApiError> {
     let Some(buckets) = buckets else { return Ok(()) };
-    buckets.take(key()).map_err(|wait| {
-        metrics::RATE_LIMITED.with_label_values(&[kind]).inc();
-        ApiError::too_many(wait)
-    })
+    buckets.take(key(), tokens).map_err(|wait| too_many(kind, wait))
+}
+
+#[cold]
+fn too_many(kind: &str, wait: Duration) -> ApiError {
+    metrics::RATE_LIMITED.with_label_values(&[kind]).inc();
+    ApiError::too_many(wait)
+}
+
+/// The client of a request that is not to the public API, in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Client(pub IpAddr);
+
+impl Client {
+    /// That of a request with these extensions; outside of [`edge`](super::edge), the address of nobody.
+    pub fn of(extensions: &Extensions) -> IpAddr {
+        extensions.get::<Client>().map_or(Ipv4Addr::UNSPECIFIED.into(), |Client(address)| *address)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Client {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Client(Client::of(&parts.extensions)))
+    }
 }
 
 #[cfg(test)]
@@ -296,38 +361,85 @@ mod tests {
             (config.rate_limit_client_per_second, config.rate_limit_client_burst) = (1, 2);
         });
         for _ in 0..2 {
-            assert!(limits.admit(Traffic::Public, CLIENT).is_ok());
+            assert!(limits.admit(Traffic::Public, CLIENT, "").is_ok());
         }
-        let refused = limits.admit(Traffic::Public, CLIENT).err().unwrap().into_response();
+        let refused = limits.admit(Traffic::Public, CLIENT, "").err().unwrap().into_response();
         assert_eq!((refused.status().as_u16(), &refused.headers()[RETRY_AFTER]), (429, &"1".parse().unwrap()));
         for traffic in [Traffic::Health, Traffic::Metrics, Traffic::Operators] {
-            assert!((0..1000).all(|_| limits.admit(traffic, CLIENT).is_ok()), "{traffic:?}");
+            assert!((0..1000).all(|_| limits.admit(traffic, CLIENT, "").is_ok()), "{traffic:?}");
         }
         assert!(limits.admit_stranger(CLIENT).is_err(), "a guess costs what any request does");
-        assert!(limits.admit(Traffic::Public, "198.51.100.8".parse().unwrap()).is_ok());
+        assert!(limits.admit(Traffic::Public, "198.51.100.8".parse().unwrap(), "").is_ok());
         assert_eq!(limits.keys(), 2);
+    }
+
+    #[test]
+    fn dear_requests_cost_more_than_others() {
+        let limits = limits(|config| {
+            (config.rate_limit_client_per_second, config.rate_limit_client_burst) = (1, 20);
+        });
+        assert!(limits.admit(Traffic::Public, CLIENT, "/v3/api-docs").is_ok());
+        assert!(limits.admit_more(CLIENT, 14).is_ok());
+        assert!(limits.admit(Traffic::Public, CLIENT, "/api/v1/orders/{orderId}").is_err(), "it costs two");
+        assert!(limits.admit(Traffic::Public, CLIENT, "/api/v1/orders").is_ok());
+        limits.charge(CLIENT, 2);
+        let refused = limits.admit(Traffic::Public, CLIENT, "").err().unwrap().into_response();
+        assert_eq!(refused.headers()[RETRY_AFTER], "3", "two are owed");
+    }
+
+    /// `None`: 429, without being judged.
+    fn guess(limits: &Limits, client: IpAddr, right: bool) -> Option<bool> {
+        let mut judged = false;
+        let answer = limits.judge(client, || {
+            judged = true;
+            right.then_some(())
+        });
+        match answer.map_err(|error| error.code()) {
+            Ok(()) => Some(true),
+            Err(Code::Unauthorized) => Some(false),
+            Err(Code::TooManyRequests) if !judged => None,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn guesses_are_not_judged_when_the_client_has_used_up_its_own() {
+        let limits = limits(|config| config.rate_limit_guesses_per_minute = 3);
+        let other = "198.51.100.8".parse().unwrap();
+        // Right ones cost nothing.
+        assert!((0..100).all(|_| guess(&limits, CLIENT, true) == Some(true)));
+        for _ in 0..3 {
+            assert_eq!(guess(&limits, CLIENT, false), Some(false));
+        }
+        for right in [false, true] {
+            assert_eq!(guess(&limits, CLIENT, right), None);
+        }
+        assert_eq!(guess(&limits, other, true), Some(true), "nobody else is locked out");
+        assert!(limits.admit(Traffic::Public, CLIENT, "").is_ok());
+        let off = Limits::new(&LimitsConfig::off());
+        assert!((0..1_000).all(|_| guess(&off, CLIENT, false) == Some(false)));
     }
 
     #[test]
     fn users_have_their_own_limit() {
         let limits = limits(|config| (config.rate_limit_user_per_second, config.rate_limit_user_burst) = (1, 3));
         let (one, other) = (UserId::new(1).unwrap(), UserId::new(2).unwrap());
-        assert_eq!((0..10).filter(|_| limits.admit_user(one).is_ok()).count(), 3);
-        assert!(limits.admit_user(other).is_ok());
-        assert!((0..10).all(|_| limits.admit(Traffic::Public, CLIENT).is_ok()));
+        assert_eq!((0..10).filter(|_| limits.admit_user(one, 1).is_ok()).count(), 3);
+        assert!(limits.admit_user(other, 1).is_ok());
+        assert!((0..10).all(|_| limits.admit(Traffic::Public, CLIENT, "").is_ok()));
     }
 
     #[test]
     fn a_full_house_turns_customers_away_and_nobody_else() {
         let limits = limits(|config| config.max_in_flight = 1);
-        let inside = limits.admit(Traffic::Public, CLIENT).unwrap();
-        let refused = limits.admit(Traffic::Public, CLIENT).err().unwrap().into_response();
+        let inside = limits.admit(Traffic::Public, CLIENT, "").unwrap();
+        let refused = limits.admit(Traffic::Public, CLIENT, "").err().unwrap().into_response();
         assert_eq!((refused.status().as_u16(), &refused.headers()[RETRY_AFTER]), (503, &"1".parse().unwrap()));
         for traffic in [Traffic::Health, Traffic::Metrics, Traffic::Operators] {
-            assert!(limits.admit(traffic, CLIENT).is_ok(), "{traffic:?}");
+            assert!(limits.admit(traffic, CLIENT, "").is_ok(), "{traffic:?}");
         }
         drop(inside);
-        assert!(limits.admit(Traffic::Public, CLIENT).is_ok());
+        assert!(limits.admit(Traffic::Public, CLIENT, "").is_ok());
         assert_eq!(limits.in_flight(), 0);
     }
 
@@ -335,7 +447,10 @@ mod tests {
     fn off_is_off() {
         let limits = Limits::new(&LimitsConfig::off());
         let user = UserId::new(1).unwrap();
-        assert!((0..100_000).all(|_| limits.admit(Traffic::Public, CLIENT).is_ok() && limits.admit_user(user).is_ok()));
+        assert!(
+            (0..100_000)
+                .all(|_| limits.admit(Traffic::Public, CLIENT, "").is_ok() && limits.admit_user(user, 1).is_ok())
+        );
         assert_eq!(limits.keys(), 0);
     }
 

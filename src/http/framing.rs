@@ -1,0 +1,128 @@
+//! Requests whose bounds or whose addressee could be read in two ways.
+//!
+//! A proxy in front that reads such a head differently would take a part of one request for another one (request smuggling) or
+//! hand it to another host's users. hyper refuses what it can't read: lines that are folded, lengths that differ or are none,
+//! spaces before a colon, a last transfer coding other than `chunked`. Of a length beside `chunked` it takes the latter and
+//! closes the connection after the reply, as RFC 9112, 6.3 asks. It takes the rest, which is refused here, and then the
+//! connection is closed: where the next request starts is not certain.
+
+use axum::http::{
+    HeaderMap, Request, Uri, Version,
+    header::{HOST, TRANSFER_ENCODING},
+};
+
+/// Why a request can't be taken; `None` for a sound one.
+pub fn flaw<B>(request: &Request<B>) -> Option<&'static str> {
+    host_flaw(request.version(), request.uri(), request.headers()).or_else(|| coding_flaw(request.headers()))
+}
+
+/// RFC 9112, 3.2: one Host, of legal characters. HTTP/1.0 does not know it: old health checks leave it out.
+fn host_flaw(version: Version, uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.as_bytes(),
+        (None, _) if version < Version::HTTP_11 => return None,
+        (None, _) => return Some("no Host"),
+        (Some(_), Some(_)) => return Some("more than one Host"),
+    };
+    if host.is_empty() || !host.iter().copied().all(is_of_host) {
+        return Some("Host is not a host");
+    }
+    // `GET http://other.example/ HTTP/1.1`: the target would be right, and a proxy may have gone by the Host.
+    match uri.authority() {
+        Some(authority) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host) => {
+            Some("Host and the request's target differ")
+        }
+        _ => None,
+    }
+}
+
+/// RFC 9112, 6.1: `chunked`, once, is the one transfer coding that is understood here.
+fn coding_flaw(headers: &HeaderMap) -> Option<&'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next()?;
+    let sound = coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
+    (!sound).then_some("a Transfer-Encoding other than chunked")
+}
+
+/// RFC 3986, 3.2.2 and 3.2.3: names, addresses, `[` and `]` around IPv6, and a port.
+const fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
+        || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn told(target: &str, version: Version, headers: &[(&str, &str)]) -> Option<&'static str> {
+        let mut request = Request::builder().uri(target).version(version);
+        for (name, value) in headers {
+            request = request.header(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        flaw(&request.body(()).unwrap())
+    }
+
+    #[test]
+    fn host_is_wanted_once_and_whole() {
+        let of =
+            |hosts: &[&str]| told("/", Version::HTTP_11, &hosts.iter().map(|host| ("host", *host)).collect::<Vec<_>>());
+        for sound in ["shop.example", "shop.example:8080", "127.0.0.1:80", "[::1]:80", "localhost", "a_b.example"] {
+            assert_eq!(of(&[sound]), None, "{sound}");
+        }
+        for (flawed, why) in [
+            (&[][..], "no Host"),
+            (&["a.example", "a.example"], "more than one Host"),
+            (&["a.example", "b.example"], "more than one Host"),
+            (&[""], "Host is not a host"),
+            (&["a.example, b.example "], "Host is not a host"),
+            (&["user@a.example"], "Host is not a host"),
+            (&["a.example/x"], "Host is not a host"),
+            (&["가.example"], "Host is not a host"),
+        ] {
+            assert_eq!(of(flawed), Some(why), "{flawed:?}");
+        }
+        assert_eq!(told("/", Version::HTTP_10, &[]), None);
+        assert!(told("/", Version::HTTP_10, &[("host", "a"), ("host", "a")]).is_some());
+    }
+
+    #[test]
+    fn target_with_a_host_names_the_same_one() {
+        let of = |target: &str, host: &str| told(target, Version::HTTP_11, &[("host", host)]);
+        assert_eq!(of("http://Shop.example/x", "shop.example"), None);
+        for (target, host) in [
+            ("http://other.example/x", "shop.example"),
+            ("http://shop.example:81/x", "shop.example"),
+            ("http://user@shop.example/x", "shop.example"),
+        ] {
+            assert_eq!(of(target, host), Some("Host and the request's target differ"), "{target}");
+        }
+    }
+
+    #[test]
+    fn chunked_is_the_only_coding() {
+        let of = |codings: &[&str]| {
+            let headers: Vec<_> = codings.iter().map(|coding| ("transfer-encoding", *coding)).collect();
+            told("/", Version::HTTP_11, &[&[("host", "x")], &headers[..]].concat())
+        };
+        for sound in [&[][..], &["chunked"], &["Chunked"]] {
+            assert_eq!(of(sound), None, "{sound:?}");
+        }
+        for flawed in [
+            &["gzip, chunked"][..],
+            &["gzip", "chunked"],
+            &["chunked", "chunked"],
+            &["chunked, chunked"],
+            &["identity, chunked"],
+            &[", chunked"],
+            &["chunked;q=1"],
+            &[""],
+        ] {
+            assert!(of(flawed).is_some(), "{flawed:?}");
+        }
+    }
+}
