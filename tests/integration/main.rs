@@ -48,6 +48,7 @@ mod gateway_flow;
 mod gateway_http;
 mod harness;
 mod http_burst;
+mod http_hostile;
 mod instances;
 mod large;
 mod metrics;
