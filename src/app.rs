@@ -268,7 +268,7 @@ impl App {
             notes: http::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
             feed: Arc::default(),
             instance: Arc::new(Instance::new(address, self.engine.clock().now())),
-            readiness: http::health::readiness(),
+            readiness: http::health::readiness(self.store.all().count()),
             scrapes,
             config: http::HttpConfig::default(),
             limits,

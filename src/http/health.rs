@@ -1,6 +1,6 @@
 //! 상태: whether the process lives, and whether it can serve.
 
-use std::time::Duration;
+use std::num::NonZeroU32;
 
 use axum::{
     Json,
@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderValue, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
+use governor::Quota;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -36,15 +37,18 @@ pub(super) struct HealthResponse {
 
 const UP: Json<HealthResponse> = Json(HealthResponse { status: "UP", reasons: Vec::new() });
 
-/// How long what was found out is told again: whoever asks in a loop costs Redis ten looks a second and no more.
-const TOLD_AGAIN: Duration = Duration::from_millis(100);
+/// Looks at a partition per second at most, of all partitions together: whoever asks in a loop costs Redis no more.
+const LOOKS_PER_SECOND: u32 = 200;
 
 /// Whether it can serve, or why not, as found out a moment ago.
 pub type Readiness = Recent<Result<(), Vec<String>>>;
 
-/// Nothing is found out yet.
-pub fn readiness() -> Readiness {
-    Recent::new(TOLD_AGAIN)
+/// Nothing is found out yet. `partitions`: how many are looked at each time.
+pub fn readiness(partitions: usize) -> Readiness {
+    let partitions = u32::try_from(partitions).unwrap_or(u32::MAX).max(1);
+    // Between every tenth and every hundredth of a second.
+    let rate = NonZeroU32::new((LOOKS_PER_SECOND / partitions).clamp(10, 100)).unwrap_or(NonZeroU32::MIN);
+    Recent::new(Quota::per_second(rate))
 }
 
 /// The reason of a process that was told to end.

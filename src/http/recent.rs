@@ -1,36 +1,38 @@
 //! Answers that are dear to find out and may be a moment old.
 //!
-//! Whoever asks in a loop gets the same answer for a while; however many ask, one finds it out.
+//! They are found out at a bounded rate. Whoever asks less often gets a new one each time; beyond it all get the last one,
+//! which is then no older than the rate says. However many ask at once, one finds it out.
 
-use std::time::{Duration, Instant};
-
+use governor::{DefaultDirectRateLimiter, Quota};
 use tokio::sync::Mutex;
 
-/// The last answer, and for how long it is told again.
+/// The last answer, and how often there may be another.
 pub struct Recent<T> {
-    told_again: Duration,
+    rate: DefaultDirectRateLimiter,
     /// Held by the one that finds it out.
-    last: Mutex<Option<(Instant, T)>>,
+    last: Mutex<Option<T>>,
 }
 
 impl<T: Clone> Recent<T> {
-    pub fn new(told_again: Duration) -> Self {
-        Recent { told_again, last: Mutex::new(None) }
+    pub fn new(rate: Quota) -> Self {
+        Recent { rate: DefaultDirectRateLimiter::direct(rate), last: Mutex::new(None) }
     }
 
-    /// The last answer, or a new one where that is too old.
+    /// A new answer, or the last one where there were too many.
     ///
     /// # Errors
-    /// A new one can't be found out; the next who asks tries again.
+    /// It can't be found out; the next who asks tries again.
     pub async fn get<E>(&self, find: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
         let mut last = self.last.lock().await;
-        if let Some((at, answer)) = last.as_ref()
-            && at.elapsed() < self.told_again
+        if self.rate.check().is_err()
+            && let Some(answer) = last.as_ref()
         {
             return Ok(answer.clone());
         }
+        // Nobody is told the old one any more, whatever comes of this.
+        *last = None;
         let answer = find().await?;
-        *last = Some((Instant::now(), answer.clone()));
+        *last = Some(answer.clone());
         Ok(answer)
     }
 }
@@ -38,15 +40,25 @@ impl<T: Clone> Recent<T> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use std::{
+        num::NonZeroU32,
+        sync::atomic::{AtomicU32, Ordering::Relaxed},
+        time::Duration,
+    };
 
     use futures_util::future::join_all;
 
     use super::*;
 
+    /// So many at once, and none after that while this runs.
+    fn recent(burst: u32) -> Recent<u32> {
+        let rate = Quota::with_period(Duration::from_secs(3600)).unwrap();
+        Recent::new(rate.allow_burst(NonZeroU32::new(burst).unwrap()))
+    }
+
     #[tokio::test]
-    async fn answer_is_found_once_however_many_ask() {
-        let (recent, found) = (Recent::new(Duration::from_secs(3600)), AtomicU32::new(0));
+    async fn answer_is_found_at_a_bounded_rate_however_many_ask() {
+        let (recent, found) = (recent(3), AtomicU32::new(0));
         let ask = async || {
             let find = async || {
                 tokio::task::yield_now().await;
@@ -54,15 +66,19 @@ mod tests {
             };
             recent.get(find).await.unwrap()
         };
-        assert_eq!(join_all((0..1_000).map(|_| ask())).await, [0; 1_000]);
-        assert_eq!(recent.get(async || Err::<u32, ()>(())).await, Ok(0));
+        let answers = join_all((0..1_000).map(|_| ask())).await;
+        assert_eq!(answers[..4], [0, 1, 2, 2]);
+        assert!(answers[3..].iter().all(|answer| *answer == 2));
     }
 
     #[tokio::test]
-    async fn answer_that_is_old_or_failed_is_found_again() {
-        let recent = Recent::new(Duration::ZERO);
+    async fn answer_that_could_not_be_found_is_found_again() {
+        let recent = recent(1);
+        assert_eq!(recent.get(async || Ok::<_, ()>(1)).await, Ok(1));
+        assert_eq!(recent.get(async || Err::<u32, _>(())).await, Ok(1));
+        let recent = self::recent(2);
         assert_eq!(recent.get(async || Ok::<_, ()>(1)).await, Ok(1));
         assert_eq!(recent.get(async || Err::<u32, _>(())).await, Err(()));
-        assert_eq!(recent.get(async || Ok::<_, ()>(2)).await, Ok(2));
+        assert_eq!(recent.get(async || Ok::<_, ()>(2)).await, Ok(2), "the first is not told any more");
     }
 }

@@ -3,7 +3,7 @@
 //! Not in the OpenAPI document: it is no JSON API. What is told is [`metrics`](crate::metrics)'s; here is who may ask, and how
 //! often it is made anew, so that whoever asks in a loop costs nothing.
 
-use std::time::Duration;
+use std::num::NonZeroU32;
 
 use axum::{
     Router,
@@ -13,6 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use governor::Quota;
 
 use super::{
     AppState,
@@ -23,8 +24,8 @@ use super::{
 };
 use crate::{config::MetricsConfig, domain::Error, metrics};
 
-/// How long a text is told again. Much less than anybody's interval between two scrapes.
-const TOLD_AGAIN: Duration = Duration::from_millis(500);
+/// How often a text is made: much more often than anybody scrapes.
+const RATE: Quota = Quota::per_second(NonZeroU32::new(2).unwrap()).allow_burst(NonZeroU32::MIN);
 
 /// This resource's route.
 pub fn router() -> Router<AppState> {
@@ -43,7 +44,7 @@ impl Scrapes {
     /// The token could be guessed.
     pub fn new(config: &MetricsConfig) -> anyhow::Result<Self> {
         let token = Token::given("METRICS_TOKEN", config.metrics_token.as_ref())?;
-        Ok(Scrapes { token, text: Recent::new(TOLD_AGAIN) })
+        Ok(Scrapes { token, text: Recent::new(RATE) })
     }
 }
 

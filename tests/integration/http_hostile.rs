@@ -269,7 +269,7 @@ async fn readiness_costs_redis_little_however_often_it_is_asked() {
     let world = World::start().await;
     let mut redis = raw_redis(&world.redis.url()).await;
     let (before, began) = (commands(&mut redis).await, Instant::now());
-    let asked = 2_000;
+    let asked = 8_000;
     let mut asking = JoinSet::new();
     for _ in 0..16 {
         let (client, url) = (world.client.clone(), format!("{}/readyz", world.base));
@@ -280,10 +280,10 @@ async fn readiness_costs_redis_little_however_often_it_is_asked() {
         });
     }
     asking.join_all().await;
-    // Ten looks a second of a command or two, and what a process does of itself.
-    let most = 100 * (began.elapsed().as_secs() + 1);
+    // A hundred at once and a hundred a second, of a command or two, and what a process does of itself.
+    let most = 300 * (began.elapsed().as_secs() + 2);
     let sent = commands(&mut redis).await - before;
-    assert!(sent <= most && sent < asked, "{sent} commands for {asked} questions in {:?}", began.elapsed());
+    assert!(sent <= most, "{sent} commands for {asked} questions in {:?}", began.elapsed());
     world.finish().await;
 }
 
