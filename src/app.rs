@@ -12,7 +12,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     audit::{Audit, Auditor},
     config::{
-        Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig, redact,
+        Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig,
+        redact,
     },
     db,
     domain::{ActLog, Clock, Engine, Error, startup},

@@ -10,6 +10,8 @@ use axum::{
     routing::get,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     HttpConfig, cors,
     edge::{self, Edge},
@@ -47,7 +49,14 @@ impl Waiting {
 /// The router of such a process.
 pub fn waiting(waiting: Waiting, browsers: &BrowserConfig) -> Router {
     let limits = Arc::new(Limits::new(&LimitsConfig::off()));
-    let edge = Edge::new(HttpConfig::default().time_limits(), limits, Side::Both, browsers.hsts_seconds);
+    let edge = Edge::new(
+        HttpConfig::default().time_limits(),
+        limits,
+        Side::Both,
+        browsers.hsts_seconds,
+        // Nobody waits here for long: these end with the start.
+        CancellationToken::new(),
+    );
     let router = Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(readyz))
