@@ -14,7 +14,7 @@ for i = 1, #KEYS do
   local is, was, gateway = h[1] or h[2], ARGV[2 * i - 1], h[3]
   local same = is == was or (was == 'CLOSED' and (is == 'CANCELLED' or is == 'FAILED'))
   -- A gateway that is still asked about a payment has not said its last word.
-  local open = gateway == 'STARTED' or gateway == 'WATCHED' or gateway == 'REFUND_DUE'
+  local open = gateway == 'STARTED' or gateway == 'WATCHED' or gateway == 'REFUND_DUE' or gateway == 'UNCONFIRMED'
   if same and not open then leaving[#leaving + 1] = i end
 end
 ---- checks above, writes below -------------------------------------------------------------------------------------

@@ -1,26 +1,34 @@
 #!lua
--- Writes down how a gateway payment that outlived its order ended: its money went back, or there was none.
+-- Writes down how a gateway payment ended that outlived its order's decision: its money went back, or there was none; or,
+-- of a payment that an operator had to decide, that the gateway says the same, or never did.
 --
 -- KEYS 1 meta     hash    the partition's books
 --      2 outbox   stream
 --      3 order    hash
 --      4 gateway  zset    order id by when its gateway payment is looked at next (ms)
--- ARGV 1 '' (a test's clock, ms)  2 request id  3 order id  4 user id  5 receipt  6 REFUNDED | DECLINED
+-- ARGV 1 '' (a test's clock, ms)  2 request id  3 order id  4 user id  5 receipt
+--      6 REFUNDED | DECLINED (of REFUND_DUE and WATCHED)  SETTLED | DISPUTED (of UNCONFIRMED)
+--      7 the gateway's transaction id or ''
 -- Returns {'ENDED', epoch, seq} or NOT_OPEN | CLOSED_BOOKS
 -- Emits payment_ended
 --@include lists
 --@include books
 local meta, outbox, order, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local now, request_id, order_id, user_id, receipt, outcome = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local now, request_id, order_id, user_id, receipt, outcome, transaction =
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 local epoch, seq = open_books(meta)
 if not epoch then return { 'CLOSED_BOOKS' } end
-local o = redis.call('HMGET', order, 'gateway', 'receipt')
-if o[2] ~= receipt or (o[1] ~= 'REFUND_DUE' and o[1] ~= 'WATCHED') then return { 'NOT_OPEN' } end
+local o = redis.call('HMGET', order, 'gateway', 'receipt', 'transaction')
+local of_paid = outcome == 'SETTLED' or outcome == 'DISPUTED'
+local open = of_paid and o[1] == 'UNCONFIRMED' or not of_paid and (o[1] == 'REFUND_DUE' or o[1] == 'WATCHED')
+if o[2] ~= receipt or not open then return { 'NOT_OPEN' } end
+if transaction == '' then transaction = o[3] or '' end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'payment_ended', 'epoch', epoch, 'seq', seq, 'at', now,
-  'rid', request_id, 'order', order_id, 'user', user_id, 'receipt', receipt, 'outcome', outcome)
+  'rid', request_id, 'order', order_id, 'user', user_id, 'receipt', receipt, 'outcome', outcome,
+  'transaction', transaction)
 redis.call('HSET', meta, 'seq', seq)
-redis.call('HSET', order, 'gateway', outcome)
+redis.call('HSET', order, 'gateway', outcome, 'transaction', transaction)
 redis.call('ZREM', gateway, order_id)
 return { 'ENDED', epoch, seq }

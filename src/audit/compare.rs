@@ -250,9 +250,11 @@ impl Audit {
                         true => "the clock will end it, and must not".to_owned(),
                         false => "it is PENDING, and the clock will not end it".to_owned(),
                     }),
-                    (*watched != matches!(gateway, "STARTED" | "WATCHED" | "REFUND_DUE")).then(|| match watched {
-                        true => "its gateway is asked about a payment that has ended".to_owned(),
-                        false => "its gateway is not asked about a payment that has not ended".to_owned(),
+                    (*watched != matches!(gateway, "STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")).then(|| {
+                        match watched {
+                            true => "its gateway is asked about a payment that has ended".to_owned(),
+                            false => "its gateway is not asked about a payment that has not ended".to_owned(),
+                        }
                     }),
                 ]);
             } else if *expires || *watched {

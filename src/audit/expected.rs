@@ -154,6 +154,7 @@ pub(super) fn orders_that_may_leave(rows: &[OrderRow], since: &Delta) -> HashSet
             Body::OrderPaid(paid) => paid.order,
             Body::OrderClosed(closed) => closed.order,
             Body::PaymentEnded { order, .. } => *order,
+            Body::PaymentResolved(resolved) => resolved.order,
             _ => continue,
         };
         over.remove(&order.get());

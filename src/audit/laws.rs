@@ -113,9 +113,10 @@ const LAWS: [Law; 12] = [
                         count(*) AS entries
                     FROM balance_entries AS e WHERE e.user_id = o.user_id AND e.order_id = o.id) AS e ON true
                 WHERE (o.paid_at IS NOT NULL AND (p.id IS NULL OR p.amount <> o.final_price
-                        OR (o.status = 'PAID') <> (p.status = 'PAID')))
+                        OR (o.status = 'PAID') <> (p.status IN ('PAID', 'UNCONFIRMED', 'DISPUTED'))))
                    OR (o.status IN ('PENDING', 'FAILED') AND p.status IN ('PAID', 'REFUNDED', 'REFUND_DUE')
                         AND p.method = 'BALANCE')
+                   OR (p.status IN ('UNCONFIRMED', 'DISPUTED') AND (p.method <> 'GATEWAY' OR p.resolved_by IS NULL))
                    OR e.paid <> CASE WHEN p.method = 'BALANCE' AND o.paid_at IS NOT NULL AND o.final_price > 0 THEN 1 ELSE 0 END
                    OR e.refunded <> CASE WHEN p.method = 'BALANCE' AND o.close_reason = 'REFUNDED' AND o.final_price > 0
                                          THEN 1 ELSE 0 END

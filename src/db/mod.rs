@@ -47,6 +47,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (9, "recovery", include_str!("../../migrations/0009_recovery.sql")),
     (12, "newest orders", include_str!("../../migrations/0012_newest_orders.sql")),
     (13, "instance requests", include_str!("../../migrations/0013_instance_requests.sql")),
+    (14, "payment outcomes", include_str!("../../migrations/0014_payment_outcomes.sql")),
 ];
 
 /// Makes the pool, once PostgreSQL is there and is what it must be.

@@ -23,7 +23,7 @@ impl OrderRow {
 
     /// Whether its gateway is still asked about its payment.
     pub fn is_under_way(&self) -> bool {
-        matches!(self.gateway(), Some("STARTED" | "WATCHED" | "REFUND_DUE"))
+        matches!(self.gateway(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
     }
 
     /// Whether nothing happens to it any more, unless its user has it refunded.

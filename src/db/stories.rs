@@ -32,11 +32,24 @@ pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> 
     .await
     .map_err(untranslated)?;
     let Some((user, status, placed_at, expires_at, paid_at, closed_at, close_reason)) = row else { return Ok(None) };
-    type Payment = (i64, String, String, String, i64, String, Option<String>, i64, Option<i64>, Option<i64>);
+    type Payment = (
+        i64,
+        String,
+        String,
+        String,
+        i64,
+        String,
+        Option<String>,
+        i64,
+        Option<i64>,
+        Option<i64>,
+        Option<String>,
+        Option<String>,
+    );
     let payment: Option<Payment> = sqlx::query_as(
         "SELECT id, payment_type, method, status, amount, receipt, transaction_id,
              (extract(epoch FROM started_at) * 1000)::bigint, (extract(epoch FROM paid_at) * 1000)::bigint,
-             (extract(epoch FROM ended_at) * 1000)::bigint
+             (extract(epoch FROM ended_at) * 1000)::bigint, resolved_by, resolved_because
          FROM payments WHERE order_id = $1",
     )
     .bind(order.get())
@@ -44,8 +57,22 @@ pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> 
     .await
     .map_err(untranslated)?;
     let payment = payment.map(
-        |(payment_id, payment_type, method, status, amount, receipt, transaction_id, started_at, paid_at, ended_at)| {
+        |(
+            payment_id,
+            payment_type,
+            method,
+            status,
+            amount,
+            receipt,
+            transaction_id,
+            started_at,
+            paid_at,
+            ended_at,
+            resolved_by,
+            resolved_because,
+        )| {
             PaymentTrace {
+                resolved: resolved_by.zip(resolved_because),
                 payment_id,
                 payment_type,
                 method,

@@ -24,6 +24,9 @@ pub enum Error {
     /// Ours: cancelling an order that is CANCELLED or FAILED already.
     #[error("the order is closed already")]
     OrderAlreadyClosed,
+    /// Ours: an operator decides a payment that is not under way.
+    #[error("no payment of the order is under way")]
+    NoPaymentUnderWay,
     #[error("no such user")]
     UserNotFound,
     #[error("the amount is out of bounds")]

@@ -98,8 +98,11 @@ pub enum Body {
     PaymentEnded {
         order: OrderId,
         receipt: String,
-        refunded: bool,
+        outcome: PaymentOutcome,
+        /// The gateway's transaction, where it is known only now.
+        transaction: Option<String>,
     },
+    PaymentResolved(Resolved),
     StockHeld {
         order: OrderId,
         user: UserId,
@@ -159,6 +162,28 @@ pub struct Started {
     pub receipt: String,
 }
 
+/// How a gateway payment ended that outlived the decision about its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaymentOutcome {
+    Refunded,
+    Declined,
+    /// The gateway says what an operator said: approved.
+    Settled,
+    /// The gateway never said so.
+    Disputed,
+}
+
+/// `payment_resolved`: what an operator said of a payment, beside the `order_paid` or `order_closed` that follows from it.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    pub order: OrderId,
+    pub user: UserId,
+    pub receipt: String,
+    pub approved: bool,
+    pub operator: String,
+    pub reason: String,
+}
+
 /// `order_paid`
 #[derive(Clone, Debug)]
 pub struct Paid {
@@ -168,7 +193,9 @@ pub struct Paid {
     pub payment_type: PaymentType,
     pub amount: Won,
     pub receipt: String,
-    /// The gateway's transaction; `None` where the balance paid.
+    /// Paid through a gateway, and not from the balance.
+    pub by_gateway: bool,
+    /// The gateway's transaction; `None` where the balance paid, or an operator did not know it.
     pub transaction: Option<String>,
     pub lines: Vec<OrderLine>,
     pub far: Vec<OrderLine>,
@@ -548,6 +575,7 @@ impl Body {
             Body::PaymentStarted(started) => Some(started.order),
             Body::OrderPaid(paid) => Some(paid.order),
             Body::OrderClosed(closed) => Some(closed.order),
+            Body::PaymentResolved(resolved) => Some(resolved.order),
             Body::PaymentEnded { order, .. } | Body::StockHeld { order, .. } | Body::StockSettled { order, .. } => {
                 Some(*order)
             }
@@ -638,6 +666,8 @@ impl Body {
                 payment_type: f.word("type")?,
                 amount: f.count("amount")?,
                 receipt: f.text("receipt")?.to_owned(),
+                // The first version of this event said it by the transaction alone.
+                by_gateway: f.get("method").map_or(!f.text("transaction")?.is_empty(), |method| method == "GATEWAY"),
                 transaction: f.optional("transaction")?,
                 lines: f.lines("lines")?,
                 far: f.lines("far")?,
@@ -670,8 +700,27 @@ impl Body {
             "payment_ended" => Body::PaymentEnded {
                 order: f.id("order", OrderId::new)?,
                 receipt: f.text("receipt")?.to_owned(),
-                refunded: f.text("outcome")? == "REFUNDED",
+                outcome: match f.text("outcome")? {
+                    "REFUNDED" => PaymentOutcome::Refunded,
+                    "DECLINED" => PaymentOutcome::Declined,
+                    "SETTLED" => PaymentOutcome::Settled,
+                    "DISPUTED" => PaymentOutcome::Disputed,
+                    other => return Err(Fields::bad("outcome", other)),
+                },
+                transaction: f.get("transaction").filter(|text| !text.is_empty()).map(str::to_owned),
             },
+            "payment_resolved" => Body::PaymentResolved(Resolved {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                receipt: f.text("receipt")?.to_owned(),
+                approved: match f.text("outcome")? {
+                    "APPROVED" => true,
+                    "DECLINED" => false,
+                    other => return Err(Fields::bad("outcome", other)),
+                },
+                operator: f.text("operator")?.to_owned(),
+                reason: f.text("why")?.to_owned(),
+            }),
             "stock_held" => Body::StockHeld {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,

@@ -19,6 +19,7 @@ pub mod live;
 mod observe;
 mod operators;
 mod orders;
+mod outcomes;
 mod pauses;
 mod payments;
 mod products;

@@ -455,6 +455,8 @@ pub struct PaymentTrace {
     pub started_at: Millis,
     pub paid_at: Option<Millis>,
     pub ended_at: Option<Millis>,
+    /// The operator who decided it, and why.
+    pub resolved: Option<(String, String)>,
 }
 
 /// What an operator did.
@@ -517,4 +519,51 @@ pub struct PartitionStatus {
     pub projected_seq: i64,
     pub lag_seconds: f64,
     pub dead_letters: i64,
+}
+
+/// An operator's word on a payment whose gateway can't say what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PaymentResolution {
+    pub approved: bool,
+    /// The gateway's name for it, where the operator knows it.
+    pub transaction: Option<String>,
+    /// Who says so, and why.
+    pub operator: String,
+    pub reason: String,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResolvedPayment {
+    pub order_id: OrderId,
+    pub status: OrderStatus,
+    pub resolved_at: Millis,
+}
+
+/// A payment that nobody can settle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StuckPayment {
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    pub payment_type: PaymentType,
+    /// The order's price in won.
+    pub amount: Won,
+    pub receipt: String,
+    /// STARTED, WATCHED, REFUND_DUE or UNCONFIRMED.
+    pub state: &'static str,
+    /// From when on it has been in that state.
+    pub since: Millis,
+    /// Times that the gateway was asked in vain.
+    pub asks: i64,
+    /// What it said the last time.
+    pub said: Option<String>,
+}
+
+/// Payments that nobody can settle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StuckPayments {
+    /// The first hundred.
+    pub payments: Vec<StuckPayment>,
+    /// How many there are.
+    pub total: i64,
 }

@@ -12,7 +12,7 @@ use super::{pauses::Pause, *};
 use crate::{
     gateway::{CancelOutcome, Charge, PayOutcome, PaymentGateway, StatusOutcome},
     store::{
-        decisions::{Closing, FarEnd, Settled, Settling},
+        decisions::{Closing, FarEnd, PaymentEnd, Settled, Settling},
         payments::DuePayment,
         records::{GatewayRecord, GatewayState, OrderRecord},
         watermarks::told_so_far,
@@ -104,7 +104,7 @@ impl Engine {
     }
 
     /// Carries a settled order's end to other partitions; what fails here is relayed later.
-    async fn settle_far(&self, call: &Call, order: OrderId, end: FarEnd) {
+    pub(super) async fn settle_far(&self, call: &Call, order: OrderId, end: FarEnd) {
         let settle = async {
             let Some(record) = self.store.order(order).await? else { return Ok(()) };
             let (user, day) = (record.order.user_id, record.day.as_deref().unwrap_or(""));
@@ -225,6 +225,7 @@ impl Engine {
             GatewayState::Started => self.resolve(&look).await,
             GatewayState::Watched => self.watch(&look).await,
             GatewayState::RefundDue => self.give_back(&look, REFUND_REASON, None).await,
+            GatewayState::Unconfirmed => self.confirm(&look).await,
             GatewayState::Ended => Ok(()),
         }
     }
@@ -275,13 +276,41 @@ impl Engine {
         match look.status().await {
             StatusOutcome::Approved { .. } => self.give_back(look, LATE_REASON, None).await,
             StatusOutcome::Unacceptable { taken, .. } => self.give_back(look, UNACCEPTABLE_REASON, taken).await,
-            StatusOutcome::Declined { .. } => self.end_payment(record, payment, false).await,
-            StatusOutcome::NotFound if self.is_watched_enough(payment) => {
-                self.end_payment(record, payment, false).await
+            StatusOutcome::Declined { .. } => self.end_payment(record, payment, &PaymentEnd::Declined).await,
+            StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
+                self.end_payment(record, payment, &PaymentEnd::Declined).await
             }
             StatusOutcome::NotFound => self.ask_later(record, payment, NOT_FOUND).await,
             StatusOutcome::Unknown { why } => self.ask_later(record, payment, &why).await,
         }
+    }
+
+    /// Asks for the gateway's own word on a payment that an operator has approved. Its order is paid, whatever the gateway
+    /// says now: a contradiction is told to operators, who can refund the order.
+    async fn confirm(&self, look: &Look<'_>) -> Result<(), Error> {
+        let Look { record, payment, .. } = look;
+        let now = self.store.now(self.store.home(record.order.order_id.get()));
+        let known_for = now.0 - payment.started_at.0;
+        let (said, contradicts) = match look.status().await {
+            StatusOutcome::Approved { transaction_id } => {
+                let end = PaymentEnd::Settled { transaction: transaction_id };
+                return self.end_payment(record, payment, &end).await;
+            }
+            StatusOutcome::Declined { reason } => (format!("declined: {reason}"), true),
+            StatusOutcome::Unacceptable { why, .. } => (why, true),
+            StatusOutcome::NotFound => (NOT_FOUND.to_owned(), known_for >= self.give_up_ms),
+            StatusOutcome::Unknown { why } => (why, false),
+        };
+        if self.is_watched_enough(record.order.order_id, payment) {
+            tracing::error!(order = %record.order.order_id, said, "a gateway never confirmed what an operator approved");
+            return self.end_payment(record, payment, &PaymentEnd::Disputed).await;
+        }
+        if contradicts {
+            tracing::error!(order = %record.order.order_id, said, "a gateway contradicts what an operator approved");
+        }
+        let Pause { until, stuck } = Pause::after(payment.since, now, true);
+        let order = record.order.order_id;
+        self.store.payment_postpone(order, &payment.receipt, until, stuck || contradicts, &said).await
     }
 
     /// Has the gateway give money back: `taken` won where that is known, else the order's price. What the gateway does not
@@ -294,14 +323,16 @@ impl Engine {
         for amount in amounts {
             let outcome = gateway.cancel(&looking_at(payment), &payment.receipt, amount, reason).await;
             said = match outcome {
-                CancelOutcome::Cancelled => return self.end_payment(record, payment, true).await,
+                CancelOutcome::Cancelled => return self.end_payment(record, payment, &PaymentEnd::Refunded).await,
                 CancelOutcome::NotFound => NOT_FOUND.to_owned(),
                 CancelOutcome::Unknown { why } => why,
             };
             match look.status().await {
-                StatusOutcome::Declined { .. } => return self.end_payment(record, payment, true).await,
-                StatusOutcome::NotFound if self.is_watched_enough(payment) => {
-                    return self.end_payment(record, payment, true).await;
+                StatusOutcome::Declined { .. } => {
+                    return self.end_payment(record, payment, &PaymentEnd::Refunded).await;
+                }
+                StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
+                    return self.end_payment(record, payment, &PaymentEnd::Refunded).await;
                 }
                 // It has the money. If it refused the amount that it named itself, it may give back what was asked for.
                 StatusOutcome::Approved { .. } | StatusOutcome::Unacceptable { .. } => {}
@@ -313,13 +344,14 @@ impl Engine {
     }
 
     /// Whether a gateway that has never heard of a payment was asked for long enough since its order was closed.
-    fn is_watched_enough(&self, payment: &GatewayRecord) -> bool {
-        self.clock.now().0 - payment.since.0 >= self.watch_ms
+    fn is_watched_enough(&self, order: OrderId, payment: &GatewayRecord) -> bool {
+        self.store.now(self.store.home(order.get())).0 - payment.since.0 >= self.watch_ms
     }
 
     /// Has the gateway asked again, later the longer it has been asked. `said`: why it is not settled.
     async fn ask_later(&self, record: &OrderRecord, payment: &GatewayRecord, said: &str) -> Result<(), Error> {
-        let Pause { until, stuck } = Pause::after(payment.since, self.clock.now(), said != NOT_FOUND);
+        let now = self.store.now(self.store.home(record.order.order_id.get()));
+        let Pause { until, stuck } = Pause::after(payment.since, now, said != NOT_FOUND);
         if stuck {
             let order = record.order.order_id;
             tracing::warn!(%order, receipt = payment.receipt, said, "a payment is stuck: its gateway does not settle it");
@@ -327,10 +359,10 @@ impl Engine {
         self.store.payment_postpone(record.order.order_id, &payment.receipt, until, stuck, said).await
     }
 
-    async fn end_payment(&self, record: &OrderRecord, payment: &GatewayRecord, refunded: bool) -> Result<(), Error> {
+    async fn end_payment(&self, record: &OrderRecord, payment: &GatewayRecord, end: &PaymentEnd) -> Result<(), Error> {
         let call = Call { request_id: looking_at(payment), key: None };
-        let (order, user) = (record.order.order_id, record.order.user_id);
-        self.store.payment_end(&call, order, user, &payment.receipt, refunded).await.map(drop)
+        let of = (record.order.order_id, record.order.user_id);
+        self.store.payment_end(&call, of, &payment.receipt, end).await.map(drop)
     }
 }
 

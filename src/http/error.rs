@@ -70,6 +70,7 @@ codes! {
     Internal = INTERNAL_SERVER_ERROR "INTERNAL_SERVER_ERROR" "서버 내부 오류가 발생했습니다.";
     // Ours.
     OrderAlreadyClosed = CONFLICT "ORDER_ALREADY_CLOSED" "해당 주문은 이미 종료되었습니다.";
+    NoPaymentUnderWay = CONFLICT "NO_PAYMENT_UNDER_WAY" "진행 중인 결제가 없는 주문입니다.";
     CouponNotFound = NOT_FOUND "COUPON_NOT_FOUND" "해당 쿠폰을 찾을 수 없습니다.";
     InvalidRequest = BAD_REQUEST "INVALID_REQUEST" "요청 데이터가 유효하지 않습니다.";
     DeadLetterNotFound = NOT_FOUND "DEAD_LETTER_NOT_FOUND" "해당 이벤트를 찾을 수 없습니다.";
@@ -138,6 +139,7 @@ impl From<&Error> for Code {
             Error::OrderNotFound => Code::OrderNotFound,
             Error::OrderAlreadyPaid => Code::OrderAlreadyPaid,
             Error::OrderAlreadyClosed => Code::OrderAlreadyClosed,
+            Error::NoPaymentUnderWay => Code::NoPaymentUnderWay,
             Error::UserNotFound => Code::UserNotFound,
             Error::InvalidAmount => Code::InvalidAmount,
             Error::InvalidCoupon => Code::InvalidCoupon,

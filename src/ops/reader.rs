@@ -51,6 +51,7 @@ pub struct Reader {
     held: Held,
     campaigns: Part<Vec<Campaign>>,
     redis: Part<Vec<ServerState>>,
+    stuck_payments: Part<i64>,
     /// Why decisions can't be taken; nothing where they can.
     hindrances: Part<Vec<String>>,
     traffic: Traffic,
@@ -76,6 +77,7 @@ impl Reader {
             held: Held::default(),
             campaigns: Part::default(),
             redis: Part::default(),
+            stuck_payments: Part::default(),
             hindrances: Part::default(),
             traffic: Traffic::default(),
             own: None,
@@ -115,6 +117,7 @@ impl Reader {
             self.places.note(Instant::now(), &sales.rankings);
         }
         self.redis.settle(tick).await;
+        self.stuck_payments.settle(tick).await;
         self.hindrances.settle(tick).await;
         self.projection.settle(tick).await;
         self.others.settle(tick).await;
@@ -138,6 +141,8 @@ impl Reader {
         let (engine, instance) = (self.engine.clone(), self.instance.clone());
         self.others.begin(async move { reporter::others(&engine, &instance).await });
         let engine = self.engine.clone();
+        self.stuck_payments.begin(async move { engine.count_stuck_payments().await });
+        let engine = self.engine.clone();
         self.hindrances.begin(async move { Ok(engine.ready().await.err().unwrap_or_default()) });
     }
 
@@ -151,6 +156,7 @@ impl Reader {
             campaigns: self.campaigns(),
             products: self.products(),
             orders: self.orders(),
+            stuck_payments: self.stuck_payments.get().copied(),
             requests: self.requests(),
             instances: self.instances(),
             projection: self.projection.get().map(|status| Projection::new(status, self.carried.per_second())),

@@ -26,6 +26,8 @@ pub struct Snapshot<'a> {
     pub products: Option<Vec<HotProduct<'a>>>,
     /// By status: every one of them.
     pub orders: Option<BTreeMap<&'static str, i64>>,
+    /// Payments that nobody can settle.
+    pub stuck_payments: Option<i64>,
     /// Of all processes that are known.
     pub requests: Option<Requests>,
     /// Each process that is at work, this one first; `None` where it is not known what others there are.

@@ -10,7 +10,7 @@ use chrono::NaiveDate;
 
 use crate::{
     domain::{
-        event::{self, Body, Event, HoldState},
+        event::{self, Body, Event, HoldState, PaymentOutcome},
         model::{BalanceEntry, CampaignTerms, OrderLine},
         types::*,
     },
@@ -138,6 +138,8 @@ pub struct PaymentState {
     pub transaction: Option<String>,
     pub paid_at: Option<Millis>,
     pub ended_at: Option<Millis>,
+    /// The operator who decided it, and why.
+    pub resolved: Option<(String, String)>,
 }
 
 /// From where to where a line's units go.
@@ -217,10 +219,23 @@ impl Batch {
             }),
             Body::OrderPaid(paid) => self.paid(paid, at),
             Body::OrderClosed(closed) => self.closed(closed, at),
-            Body::PaymentEnded { receipt, refunded, .. } => {
+            Body::PaymentEnded { receipt, outcome, transaction, .. } => {
                 let state = self.payments.entry(receipt.clone()).or_default();
-                state.status = if *refunded { "REFUNDED" } else { "DECLINED" };
+                state.status = match outcome {
+                    PaymentOutcome::Refunded => "REFUNDED",
+                    PaymentOutcome::Declined => "DECLINED",
+                    PaymentOutcome::Settled => "PAID",
+                    PaymentOutcome::Disputed => "DISPUTED",
+                };
+                if transaction.is_some() {
+                    state.transaction.clone_from(transaction);
+                }
                 state.ended_at = Some(at);
+            }
+            Body::PaymentResolved(resolved) => {
+                let state = self.payments.entry(resolved.receipt.clone()).or_default();
+                state.status = if resolved.approved { "UNCONFIRMED" } else { "WATCHED" };
+                state.resolved = Some((resolved.operator.clone(), resolved.reason.clone()));
             }
             Body::StockHeld { order, user, lines } => {
                 self.shift(lines, Shelf::OnSale, Shelf::Held);
@@ -251,7 +266,7 @@ impl Batch {
         let sold_on = NaiveDate::parse_from_str(&paid.day, DAY_FORMAT).ok();
         let state = OrderState { status: OrderStatus::Paid, paid_at: Some(at), closed_at: None, reason: None, sold_on };
         self.orders.insert(paid.order.get(), state);
-        if paid.transaction.is_none() {
+        if !paid.by_gateway {
             self.new_payments.push(NewPayment {
                 id: paid.payment.get(),
                 order: paid.order.get(),

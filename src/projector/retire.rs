@@ -17,7 +17,7 @@ use crate::{
     db,
     domain::{
         Error,
-        event::{Body, Event, HoldState},
+        event::{Body, Event, HoldState, PaymentOutcome},
         types::*,
     },
     store::{
@@ -94,8 +94,12 @@ fn ended(body: &Body, keep: Keep) -> Option<(Over, Leave)> {
             let life_ms = if order.reason == CloseReason::Refunded { refunded } else { closed };
             (Over::Order(order.order), order.status.as_str(), life_ms)
         }
-        Body::PaymentEnded { order, refunded: back, .. } => {
-            (Over::Order(*order), "CLOSED", if *back { refunded } else { closed })
+        Body::PaymentEnded { order, outcome: PaymentOutcome::Refunded, .. } => {
+            (Over::Order(*order), "CLOSED", refunded)
+        }
+        Body::PaymentEnded { order, outcome: PaymentOutcome::Declined, .. } => (Over::Order(*order), "CLOSED", closed),
+        Body::PaymentEnded { order, outcome: PaymentOutcome::Settled | PaymentOutcome::Disputed, .. } => {
+            (Over::Order(*order), OrderStatus::Paid.as_str(), closed)
         }
         Body::StockSettled { order, to: HoldState::Settled, .. } => {
             (Over::Hold(*order), HoldState::Settled.as_str(), closed)

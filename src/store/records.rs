@@ -37,7 +37,7 @@ pub struct GatewayRecord {
     pub payment_type: PaymentType,
     pub receipt: String,
     pub started_at: Millis,
-    /// From when on it has been as it is: when it was started, or its order closed.
+    /// From when on it has been as it is: when it was started, or its order paid or closed.
     pub since: Millis,
     /// Times that the gateway was asked again, and did not settle it.
     pub asks: i64,
@@ -56,8 +56,23 @@ pub enum GatewayState {
     Watched,
     /// The order is refunded, and the gateway must give the money back.
     RefundDue,
+    /// An operator has said that it is approved, and the order is paid; the gateway has yet to say so.
+    Unconfirmed,
     /// Nothing is left to do.
     Ended,
+}
+
+impl GatewayState {
+    /// In the scripts' word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GatewayState::Started => "STARTED",
+            GatewayState::Watched => "WATCHED",
+            GatewayState::RefundDue => "REFUND_DUE",
+            GatewayState::Unconfirmed => "UNCONFIRMED",
+            GatewayState::Ended => "ENDED",
+        }
+    }
 }
 
 /// A time as the scripts write it. What is none, or beyond all calendars, makes its record unreadable rather than a panic
@@ -138,13 +153,16 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
                 "STARTED" => GatewayState::Started,
                 "WATCHED" => GatewayState::Watched,
                 "REFUND_DUE" => GatewayState::RefundDue,
+                "UNCONFIRMED" => GatewayState::Unconfirmed,
                 _ => GatewayState::Ended,
             },
             payment_id,
             payment_type,
             receipt,
             started_at: time(int("gateway_at")?)?,
-            since: closed_at.map_or_else(|| time(int("gateway_at")?), Some)?,
+            since: closed_at
+                .or(payment.as_ref().map(|payment| payment.paid_at))
+                .or_else(|| time(int("gateway_at")?))?,
             asks: int("gateway_asks").unwrap_or(0),
             said: text("gateway_said").map(str::to_owned),
             key: match (text("key"), text("fingerprint")) {

@@ -59,6 +59,7 @@ scripts! {
     PAYMENT_BEGIN = "payment_begin";
     PAYMENT_END = "payment_end";
     PAYMENT_POSTPONE = "payment_postpone";
+    PAYMENT_RESOLVE = "payment_resolve";
     STOCK_HOLD = "stock_hold";
     STOCK_SETTLE = "stock_settle";
     USERS_CREATE = "users_create";

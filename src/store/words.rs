@@ -17,6 +17,7 @@ pub const DECIDED: &[&str] = &[
     "PAID",
     "PLACED",
     "RESERVED",
+    "RESOLVED",
     "STARTED",
     "UNITS_RELEASED",
     "UPDATED",

@@ -224,7 +224,7 @@ async fn check_read(mut all: Redis, db: &DatabaseConnection, partitions: u16, de
 }
 
 fn under_way(order: &Hash) -> bool {
-    matches!(order.get("gateway").map(String::as_str), Some("STARTED" | "WATCHED" | "REFUND_DUE"))
+    matches!(order.get("gateway").map(String::as_str), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
 }
 
 /// With everything in Postgres, what is over leaves Redis, and nothing else does.
@@ -255,7 +255,7 @@ async fn bring_back_what_has_left(all: &mut Redis, pool: &PgPool, partitions: u1
         let payment: Option<String> = row.get(9);
         assert_ne!(status, "PENDING", "order {id} is not in Redis");
         assert!(
-            !matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE")),
+            !matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")),
             "order {id} is not in Redis"
         );
         let of: Vec<(i64, i64, i64)> = sqlx::query_as(
@@ -331,7 +331,7 @@ fn redis_against_itself(all: &Redis, partitions: u16) {
         assert_eq!(int(order, "final"), total - int(order, "discount"), "order {id}");
         assert!(int(order, "final") >= 0, "order {id}");
         let state = order.get("gateway").map(String::as_str);
-        if matches!(state, Some("STARTED" | "WATCHED" | "REFUND_DUE")) {
+        if matches!(state, Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")) {
             gateway.insert(*id);
         }
         let coupon = order["coupon"].parse::<i64>().ok().map(|coupon| (coupon, int(order, "user")));
@@ -465,7 +465,8 @@ async fn postgres_against_itself(pool: &PgPool) {
             "a PAID order has its payment and its entry",
             "SELECT orders.id FROM orders LEFT JOIN payments ON payments.order_id = orders.id
              WHERE orders.paid_at IS NOT NULL AND (payments.id IS NULL OR payments.amount <> final_price
-                 OR (orders.status = 'PAID') <> (payments.status = 'PAID')
+                 OR (orders.status = 'PAID') <> (payments.status IN ('PAID', 'UNCONFIRMED', 'DISPUTED'))
+                 OR (payments.status IN ('UNCONFIRMED', 'DISPUTED') AND payments.resolved_by IS NULL)
                  OR (payments.method = 'BALANCE' AND final_price > 0) <> EXISTS (
                      SELECT FROM balance_entries AS e WHERE e.order_id = orders.id AND transaction_type = 'PAYMENT'
                          AND e.amount = final_price)

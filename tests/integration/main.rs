@@ -46,6 +46,7 @@ mod fuzz_http;
 mod gateway_faults;
 mod gateway_flow;
 mod gateway_http;
+mod gateway_outcomes;
 mod harness;
 mod http_burst;
 mod http_hostile;

@@ -215,8 +215,8 @@ async fn the_first_snapshot_comes_at_once_and_says_everything() {
     guarded(headers);
     assert_eq!(watch.block().await.unwrap(), "retry: 1000\n\n");
     let first = watch.next().await.unwrap();
-    let parts =
-        "at zone instance health rankings campaigns products orders requests projection redis audit watchers instances";
+    let parts = "at zone instance health rankings campaigns products orders stuckPayments requests projection redis audit \
+                 watchers instances";
     fields(&first, parts);
     assert_eq!(first["zone"], "Asia/Seoul");
     assert_eq!(first["watchers"], 1);
@@ -234,6 +234,7 @@ async fn the_first_snapshot_comes_at_once_and_says_everything() {
     assert_eq!(quiet["rankings"], json!({"TODAY": [], "THREE_DAYS": [], "WEEKLY": [], "MONTHLY": []}));
     assert_eq!((&quiet["campaigns"], &quiet["products"]), (&json!([]), &json!([])));
     assert_eq!(quiet["orders"], json!({"PENDING": 0, "PAID": 0, "CANCELLED": 0, "FAILED": 0}));
+    assert_eq!(quiet["stuckPayments"], 0);
     let names: Vec<&Value> = quiet["health"].as_array().unwrap().iter().map(|part| &part["part"]).collect();
     assert_eq!(names, ["redis", "postgres", "projection", "decisions"]);
     fields(&quiet["projection"], "lagEvents lagSeconds deadLetters maxBacklog eventsPerSecond");

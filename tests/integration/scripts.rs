@@ -8,7 +8,7 @@ use chrono::NaiveDate;
 use firstcome::{
     domain::{
         CalendarDay, CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, UserId,
-        event::{self, Body, Event, HoldState, unpack_reply},
+        event::{self, Body, Event, HoldState, PaymentOutcome, unpack_reply},
     },
     store::{
         keys::{Keys, Partition},
@@ -429,7 +429,26 @@ impl Bench {
         let keys = self.keys(order);
         let mut raw = self.begin_unrecorded(&scripts::PAYMENT_END, keys);
         raw.keys.extend([order_key(keys, order), keys.gateway()]);
-        raw.args.extend(strings([&order, &user, &format!("receipt-{order}"), &outcome]));
+        raw.args.extend(strings([&order, &user, &format!("receipt-{order}"), &outcome, &""]));
+        raw
+    }
+
+    fn payment_postpone(&self, order: i64, score: i64) -> Raw {
+        let keys = self.keys(order);
+        let args = strings([&order, &format!("receipt-{order}"), &score, &"HTTP 500 decides nothing"]);
+        let keys = vec![keys.meta(), order_key(keys, order), keys.gateway()];
+        Raw { script: &scripts::PAYMENT_POSTPONE, keys, args, shared: None }
+    }
+
+    fn payment_resolve(&self, order: i64, user: i64, outcome: &str) -> Raw {
+        let keys = self.keys(order);
+        let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
+        let mut raw = self.begin(&scripts::PAYMENT_RESOLVE, keys);
+        raw.keys.extend([keys.record(""), user_key(keys, user), order_key(keys, order), keys.gateway()]);
+        raw.keys.extend([keys.stock(), keys.held(), keys.sold(), keys.rank_units(day), keys.rank_won(day)]);
+        let (receipt, today) = (format!("receipt-{order}"), CalendarDay::of(START, chrono_tz::Asia::Seoul));
+        raw.args.extend(strings([&order, &receipt, &"", &outcome, &"", &"kim", &"seen", &DAY]));
+        raw.args.extend(strings([&today.from.0, &today.until.0, &ranked_until(day).0, &2_000]));
         raw
     }
 
@@ -1060,8 +1079,8 @@ async fn a_gateway_payment_from_begin_to_end() {
     bench.needs_open_books(&end).await;
     bench.leaves_all("NOT_OPEN", &end.with(5, "receipt-of-another")).await;
     let (_, event) = bench.decides("ENDED", &end).await;
-    let Body::PaymentEnded { order, receipt, refunded } = &event.body else { panic!("{event:?}") };
-    assert_eq!((order.get(), receipt.as_str(), *refunded), (10, "receipt-10", true));
+    let Body::PaymentEnded { order, receipt, outcome, .. } = &event.body else { panic!("{event:?}") };
+    assert_eq!((order.get(), receipt.as_str(), *outcome), (10, "receipt-10", PaymentOutcome::Refunded));
     bench.leaves_all("NOT_OPEN", &end).await;
 
     // Declined for certain; and not for certain, after which it is watched.
@@ -1086,6 +1105,86 @@ async fn a_gateway_payment_from_begin_to_end() {
     }
     bench.decides("STARTED", &bench.payment_begin(14, 1, 1_000)).await;
     bench.covers(&[&scripts::PAYMENT_BEGIN, &scripts::PAYMENT_END]);
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn payment_postponed_while_open_and_resolved_once_by_operator() {
+    let mut bench = Bench::start(1).await;
+    let product = bench.ordered(10, 1, 50_000, 2).await;
+    bench.decides("PLACED", &bench.place(11, 1, &[(product, 1)], "")).await;
+    let (postpone, approve) = (bench.payment_postpone(10, START.0 + 4_000), bench.payment_resolve(10, 1, "APPROVED"));
+    bench.leaves_all("NOT_OPEN", &postpone).await;
+    bench.leaves_all("NOT_OPEN", &approve).await;
+    bench.leaves_all("ORDER_NOT_FOUND", &bench.payment_resolve(99, 1, "APPROVED")).await;
+    bench.decides("STARTED", &bench.payment_begin(10, 1, 2_000)).await;
+    let begin = bench.payment_begin(11, 1, 1_000).keyed("payment", "mine").with(12, "payment");
+    bench.decides("STARTED", &begin).await;
+
+    bench.needs_open_books(&postpone).await;
+    bench.leaves_all("NOT_OPEN", &postpone.with(2, "receipt-of-another")).await;
+    let here = bench.keys(10);
+    for asks in 1..=2 {
+        assert_eq!(bench.run(&postpone).await, ["POSTPONED"]);
+        let mut read = redis::cmd("HMGET");
+        read.arg(order_key(here, 10)).arg(&["gateway_asks", "gateway_said"]);
+        let kept: (i64, String) = read.query_async(&mut bench.redis).await.unwrap();
+        assert_eq!(kept, (asks, "HTTP 500 decides nothing".to_owned()));
+    }
+    let due = redis::cmd("ZSCORE").arg(here.gateway()).arg(10).query_async::<i64>(&mut bench.redis).await.unwrap();
+    assert_eq!(due, START.0 + 4_000);
+
+    bench.needs_open_books(&approve).await;
+    bench.needs_its_own_key(&approve, true).await;
+    bench.leaves_all("STALE", &approve.with(6, "receipt-of-another")).await;
+    bench.leaves_all("STALE", &approve.with(7, "key-of-another")).await;
+    bench.leaves_all("OTHER_DAY", &approve.with(1, START.0 + 24 * HOUR_MS)).await;
+    // Each is two decisions: the order's, and the operator's, with a record each.
+    let decline = bench.payment_resolve(11, 1, "DECLINED").with(7, "payment");
+    let mut decline_keyed = decline.keyed("act-11", "operator");
+    decline_keyed.keys[3] = here.record("payment");
+    for (raw, status, kind) in
+        [(approve.keyed("act-10", "operator"), "PAID", "paid"), (decline_keyed, "FAILED", "closed")]
+    {
+        let (length, seq) = bench.books(raw.partition()).await;
+        let reply = bench.run(&raw).await;
+        assert_eq!(reply, ["RESOLVED", "1", &(seq + 2).to_string(), status, raw.now()]);
+        assert_eq!(bench.books(raw.partition()).await, (length + 2, seq + 2));
+        let mut last = redis::cmd("XREVRANGE");
+        last.arg(here.outbox()).arg("+").arg("-").arg("COUNT").arg(2);
+        let last: Vec<(String, Vec<(String, String)>)> = last.query_async(&mut bench.redis).await.unwrap();
+        let mut events = last.iter().map(|(_, fields)| event::decode(fields).pop().unwrap().event.unwrap());
+        let (resolved, decided) = (events.next().unwrap(), events.next().unwrap());
+        assert_eq!((decided.seq, resolved.seq), (seq + 1, seq + 2));
+        let Body::PaymentResolved(resolution) = &resolved.body else { panic!("{resolved:?}") };
+        assert_eq!((resolution.operator.as_str(), resolution.reason.as_str()), ("kim", "seen"));
+        assert_eq!(resolution.approved, status == "PAID");
+        assert_eq!(unpack_reply(&resolved.record.as_ref().unwrap().reply).unwrap(), reply);
+        match (&decided.body, kind) {
+            (Body::OrderPaid(paid), "paid") => {
+                assert_eq!((paid.by_gateway, &paid.transaction, paid.entry.is_none()), (true, &None, true));
+            }
+            (Body::OrderClosed(closed), "closed") => {
+                assert_eq!((closed.status, closed.watched, closed.withheld), (OrderStatus::Failed, true, false));
+                assert_eq!(decided.record.as_ref().unwrap().digest, "payment");
+            }
+            _ => panic!("{decided:?}"),
+        }
+        assert_eq!(bench.leaves_all("REPLAYED", &raw).await[1..], reply);
+        bench.leaves_all("KEY_REUSED", &raw.keyed(if kind == "paid" { "act-10" } else { "act-11" }, "another")).await;
+    }
+    // Its client finds the outcome under its own key.
+    assert_eq!(bench.leaves_all("REPLAYED", &begin).await[1], "DECLINED");
+    bench.leaves_all("NOT_OPEN", &approve).await;
+    // What the gateway says afterwards ends an approved payment in its own way, and no other.
+    bench.leaves_all("NOT_OPEN", &bench.payment_end(10, 1, "REFUNDED")).await;
+    bench.leaves_all("NOT_OPEN", &bench.payment_end(11, 1, "SETTLED")).await;
+    let (_, event) = bench.decides("ENDED", &bench.payment_end(10, 1, "SETTLED").with(7, "tx-10")).await;
+    let Body::PaymentEnded { outcome, transaction, .. } = &event.body else { panic!("{event:?}") };
+    assert_eq!((*outcome, transaction.as_deref()), (PaymentOutcome::Settled, Some("tx-10")));
+    bench.decides("ENDED", &bench.payment_end(11, 1, "DECLINED")).await;
+    bench.leaves_all("NOT_OPEN", &postpone).await;
+    bench.covers(&[&scripts::PAYMENT_POSTPONE, &scripts::PAYMENT_RESOLVE]);
     bench.finish().await;
 }
 

@@ -13,7 +13,7 @@ const LISTS: &str = "lists";
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 25] = [
+const EFFECTS: [(&str, &[&str]); 26] = [
     ("balance_charge", &["CHARGED"]),
     ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
@@ -33,6 +33,7 @@ const EFFECTS: [(&str, &[&str]); 25] = [
     ("payment_begin", &["RUNNING", "STARTED"]),
     ("payment_end", &["ENDED"]),
     ("payment_postpone", &["POSTPONED"]),
+    ("payment_resolve", &["RESOLVED"]),
     ("product_create", &["CREATED"]),
     ("product_update", &["UPDATED"]),
     ("stock_hold", &["HELD"]),

@@ -37,6 +37,7 @@ class Shop:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.token = secrets.token_hex(16)
         self.port = free_port()
+        self.gateway_port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         # Of a storefront somewhere else: another port is another origin.
         self.page_port = free_port()
@@ -78,6 +79,8 @@ class Shop:
             # All customers come from one address here.
             "RATE_LIMIT_CLIENT_PER_SECOND": "0",
             "RATE_LIMIT_USER_PER_SECOND": "0",
+            # Nobody listens there.
+            "PAYMENT_GATEWAY_KAKAO_PAY_URL": f"http://127.0.0.1:{self.gateway_port}",
         }
         return environment
 
@@ -118,6 +121,30 @@ class Shop:
         if ran.returncode != 0:
             raise AssertionError(f"{statement}: {ran.stderr}")
         return ran.stdout.strip()
+
+    def redis(self, *command):
+        """Sends one command to the shop's Redis; its reply, as it comes over the wire."""
+        # The last start says where its socket is.
+        path = re.findall(r"accept connections at (\S+redis\.sock)", (self.directory / "data/redis/redis.log").read_text())[-1]
+        parts = [str(part).encode() for part in command]
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE_S)
+            connection.connect(path)
+            connection.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
+            return connection.recv(4096).decode()
+
+    def stuck_payment(self, user, product):
+        """An order whose gateway can't be reached, told as if that had been so for long; its id."""
+        lines = {"userId": user, "orderProducts": [{"productId": product, "quantity": 1}]}
+        placed = self.status("POST", "/api/v1/orders", lines)[1]
+        order = placed["orderId"]
+        payment = {"orderId": order, "userId": user, "paymentType": "KAKAO_PAY", "amount": placed["finalPrice"]}
+        status, answer = self.status("POST", "/api/v1/payments", payment)
+        if status != 503:
+            raise AssertionError(f"a gateway that is not there: {status} {answer}")
+        # Due in an hour, and stuck (lua/payment_postpone.lua).
+        self.redis("ZADD", "{p0}:gateway", "XX", 2**52 + int((time.time() + 3600) * 1000), order)
+        return order
 
     # --- over HTTP ---------------------------------------------------------------------------------
 

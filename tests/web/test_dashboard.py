@@ -380,6 +380,36 @@ class Acts(Dashboard):
         self.assertEqual(shop.sql(f"SELECT coupon_id, status FROM user_coupons WHERE user_id = {user}"), f"{coupon}|AVAILABLE")
 
 
+    def test_a_stuck_payment_is_told_and_settled(self):
+        page = self.page
+        (user,) = shop.users(1)
+        product = shop.product("Stuck sneaker", 59_000, 3)
+        orders = [shop.stuck_payment(user, product) for _ in range(2)]
+        page.until_equal(2, lambda: page.number("[data-part=stuck]"))
+        page.until(lambda: "2 payments are not settled" in page.text("#status") + page.text("#problems"), "the page says so")
+        page.click("#stuck")
+        page.until(lambda: len(page.all("dialog[open] .letters li")) == 2, "both are listed")
+        self.assertIn(f"Order {orders[0]}", page.text("dialog[open] .letters"))
+        self.assertEqual(accessible.nameless(driver), [])
+        self.assertEqual(driver.execute_script(accessible.CONTRAST), [])
+        page.screenshot("stuck-payments")
+
+        for order, outcome, status in ((orders[0], "DECLINED", "FAILED"), (orders[1], "APPROVED", "PAID")):
+            page.click(f"dialog[open] .letters [aria-label='Settle the payment of order {order}']")
+            page.fill(outcome=outcome, reason="seen in the provider's console")
+            page.dialog().find_element(By.CSS_SELECTOR, ".primary").click()
+            page.until(lambda: page.all("dialog[role=alertdialog]"), "it asks first")
+            page.submit()
+            page.until(lambda: not page.all("dialog[open] form.fields"), "it is done")
+            story = shop.admin("GET", f"/orders/{order}/story")
+            self.assertEqual(story["order"]["orderStatus"], status)
+        page.until_equal("There are no stuck payments.", lambda: page.text("dialog[open] .nothing"))
+        page.until_equal(0, lambda: page.number("[data-part=stuck]"))
+        self.assertEqual(shop.sql(f"SELECT DISTINCT resolved_by, resolved_because FROM payments WHERE user_id = {user}"), "admin|seen in the provider's console")
+        acts = shop.admin("GET", "/acts")["content"]
+        self.assertTrue(any(f"orderId={orders[0]}" in act["target"] and "console" in act["detail"] for act in acts))
+
+
 class Reading(Dashboard):
     """In both languages and themes, on a phone, a desktop and a wall."""
 
@@ -432,7 +462,7 @@ class Reading(Dashboard):
                     self.assertEqual(accessible.nameless(driver), [])
                     self.assertEqual(driver.execute_script(accessible.STRUCTURE), [])
                     self.assertEqual(driver.execute_script(accessible.CONTRAST), [])
-        for opener in ("#new-campaign", "#new-product", "#find", "#acts", "#dead"):
+        for opener in ("#new-campaign", "#new-product", "#find", "#acts", "#dead", "#stuck"):
             with self.subTest(dialog=opener):
                 page.click(opener)
                 dialog = page.dialog()
@@ -470,7 +500,7 @@ class Reading(Dashboard):
         for language in ("en", "ko"):
             page.choose(language=language)
             self.assertEqual(driver.execute_script(accessible.WIDE), [], language)
-        for opener in ("#new-campaign", "#new-product", "#find", "#acts", "#dead"):
+        for opener in ("#new-campaign", "#new-product", "#find", "#acts", "#dead", "#stuck"):
             page.click(opener)
             dialog = page.dialog()
             self.assertEqual(driver.execute_script(accessible.WIDE), [], opener)

@@ -7,6 +7,7 @@ mod audit;
 mod coupons;
 mod letters;
 mod orders;
+mod payments;
 mod products;
 mod projection;
 mod stories;
@@ -36,6 +37,7 @@ pub fn router(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> 
         .merge(products::router())
         .merge(coupons::router())
         .merge(orders::router())
+        .merge(payments::router())
         .merge(projection::router())
         .merge(letters::router())
         .merge(withheld::router())

@@ -176,6 +176,12 @@ struct PaymentStoryResponse {
     /// 외부 결제의 거래 번호
     #[schema(required = true)]
     transaction_id: Option<String>,
+    /// 결과를 알 수 없어 운영자가 처리했으면 그 운영자
+    #[schema(required = true)]
+    resolved_by: Option<String>,
+    /// 그렇게 처리한 이유
+    #[schema(required = true)]
+    resolved_because: Option<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -230,6 +236,7 @@ impl OrderStoryResponse {
 
 impl From<PaymentTrace> for PaymentStoryResponse {
     fn from(payment: PaymentTrace) -> Self {
+        let (resolved_by, resolved_because) = payment.resolved.unzip();
         PaymentStoryResponse {
             payment_id: payment.payment_id,
             payment_type: payment.payment_type,
@@ -238,6 +245,8 @@ impl From<PaymentTrace> for PaymentStoryResponse {
             amount: payment.amount,
             receipt: payment.receipt,
             transaction_id: payment.transaction_id,
+            resolved_by,
+            resolved_because,
         }
     }
 }

@@ -1,4 +1,4 @@
-// What operators do: campaigns, products, dead letters, what is held back, an audit.
+// What operators do: campaigns, products, dead letters, stuck payments, what is held back, an audit.
 
 import { Refused, audit, catalogue, read, write } from './api.js';
 import { ask, confirm, confirmed, explain, pages, sheet, tell, whenSaid } from './dialogs.js';
@@ -168,6 +168,55 @@ function letter({ partition, streamId, seq, reason, fields, recordedAt }, again)
         h('details', {}, h('summary', { text: t('dead.fields') }), h('pre', { text: JSON.stringify(fields, null, 2) })));
 }
 
+function stuckPayments() {
+    sheet(t('stuck.title'), (body) => {
+        body.append(h('p', { class: 'lead', text: t('stuck.lead') }));
+        const load = async () => {
+            const { content, totalElements } = await read('/payments/stuck');
+            // The first hundred are all that there is to turn to.
+            return { content, totalElements: Math.min(totalElements, content.length), page: 0, size: 100 };
+        };
+        pages(body, load, (payments, box, again) => {
+            if (payments.length === 0) box.replaceChildren(h('p', { class: 'nothing', text: t('stuck.none') }));
+            else box.replaceChildren(h('ul', { class: 'letters' }, ...payments.map((it) => stuckPayment(it, again))));
+        });
+    });
+}
+
+function stuckPayment(payment, again) {
+    const { orderId: id, userId, paymentType, amount, receipt, paymentStatus: state, since, askCount, lastAnswer } = payment;
+    // Of the others the order is decided: the gateway has to follow.
+    const open = state === 'STARTED';
+    return h('li', {},
+        h('header', {},
+            h('b', { text: t('stuck.order', { id }) }),
+            h('span', { class: 'sub', text: t('stuck.since', { at: readIso(since) }) }),
+            open ? h('button', { class: 'act', type: 'button', 'aria-label': t('stuck.resolveOf', { id }), text: t('stuck.resolve'), onclick: () => resolvePayment(payment, again) }) : null),
+        h('p', { text: [t(`stuck.state.${state}`), paymentType, won(amount), t('stuck.user', { id: userId })].join(' · ') }),
+        h('p', { class: 'sub', text: t('stuck.said', { n: askCount, said: lastAnswer ?? '–' }) }),
+        h('p', { class: 'sub', text: t('stuck.receipt', { receipt }) }));
+}
+
+/// `done` is called once it is done.
+function resolvePayment({ orderId: id, amount }, done) {
+    ask({
+        title: `${t('stuck.resolve')} · ${t('stuck.order', { id })}`, submit: t('stuck.resolve'), lead: t('stuck.resolve.lead'), danger: true,
+        fields: [
+            { name: 'outcome', label: t('stuck.outcome'), kind: 'choice', options: ['DECLINED', 'APPROVED'].map((outcome) => [outcome, t(`stuck.outcome.${outcome}`)]) },
+            { name: 'transactionId', label: t('field.transactionId'), most: 255, required: false, hint: t('stuck.transaction.hint') },
+            { name: 'reason', label: t('field.reason'), most: 500, hint: t('stuck.reason.hint') },
+        ],
+        check: ({ outcome, transactionId }) => (outcome === 'DECLINED' && transactionId !== null ? t('stuck.transaction.wrong') : null),
+        question: ({ outcome }) => ({ title: t('stuck.resolve'), text: t(`stuck.ask.${outcome}`, { id, amount: won(amount) }), yes: t('stuck.resolve') }),
+        async send(values) {
+            const body = Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null));
+            const { orderStatus } = await write('POST', `/orders/${id}/payment-outcome`, body);
+            done();
+            return t(`stuck.done.${orderStatus}`, { id });
+        },
+    });
+}
+
 function withheld() {
     sheet(t('act.release'), async (body, dialog) => {
         body.append(h('p', { class: 'lead', text: t('act.release.lead') }));
@@ -219,6 +268,7 @@ export function makeActs({ snapshot, now, announce }) {
         times: (id) => changeTimes(campaignOf(id)),
         stock: (id) => restock(snapshot().products.find(({ productId }) => productId === id)),
         dead: deadLetters,
+        stuck: stuckPayments,
         withheld,
     };
     const campaignOf = (id) => snapshot().campaigns.find(({ couponId }) => couponId === id);
@@ -226,6 +276,7 @@ export function makeActs({ snapshot, now, announce }) {
     byId('new-product').addEventListener('click', newProduct);
     byId('all-products').addEventListener('click', allProducts);
     byId('dead').addEventListener('click', deadLetters);
+    byId('stuck').addEventListener('click', stuckPayments);
     byId('find').addEventListener('click', findStory);
     byId('acts').addEventListener('click', showActs);
     byId('run-audit').addEventListener('click', ({ currentTarget }) => {

@@ -110,6 +110,8 @@ const STATUSES = { PAID: 'paid', PENDING: 'pending', FAILED: 'failed', CANCELLED
 
 function orders(snapshot) {
     const panel = byId('orders');
+    say(part(panel, 'stuck'), number(snapshot.stuckPayments));
+    part(panel, 'stuck').classList.toggle('alarm', snapshot.stuckPayments > 0);
     if (!present(panel, snapshot.orders)) return;
     let all = 0;
     for (const [status, name] of Object.entries(STATUSES)) {

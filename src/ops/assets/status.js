@@ -96,6 +96,9 @@ function* wrong(snapshot) {
             yield { key: 'dead', level: 'bad', say: 'problem.dead', values: () => ({ n: deadLetters }), act: 'dead' };
         }
     }
+    if (snapshot.stuckPayments > 0) {
+        yield { key: 'stuck', level: 'bad', say: 'problem.stuck', values: () => ({ n: snapshot.stuckPayments }), act: 'stuck' };
+    }
     if (redis) {
         const { maxMemoryBytes: most, usedMemoryBytes: used, maxmemoryPolicy: policy } = redis;
         if (most > 0 && used / most > FULL_BAD) {

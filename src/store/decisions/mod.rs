@@ -6,11 +6,13 @@ mod catalogue;
 mod coupons;
 mod far;
 mod orders;
+mod payments;
 
 pub use catalogue::*;
 pub use coupons::*;
 pub use far::*;
 pub use orders::*;
+pub use payments::*;
 
 use redis::Cmd;
 

@@ -23,7 +23,7 @@ use crate::{
 pub const DAY_FORMAT: &str = "%Y%m%d";
 
 /// How often a payment is tried where it is another day than was thought.
-const DAY_ATTEMPTS: u32 = 3;
+pub(super) const DAY_ATTEMPTS: u32 = 3;
 
 /// What decides about an order beside the order itself.
 pub struct Placing<'a> {
@@ -317,35 +317,6 @@ impl Store {
         }
     }
 
-    /// `payment_end.lua`: true if the payment was still to be ended.
-    ///
-    /// # Errors
-    /// The shared refusals.
-    pub async fn payment_end(
-        &self,
-        call: &Call,
-        order: OrderId,
-        user: UserId,
-        receipt: &str,
-        refunded: bool,
-    ) -> Result<bool, Error> {
-        let home = self.home(order.get());
-        let call = self
-            .begin_unrecorded(call, &scripts::PAYMENT_END, home)
-            .key(Keys(home).order(order))
-            .key(Keys(home).gateway())
-            .arg(order.get())
-            .arg(user.get())
-            .arg(receipt)
-            .arg(if refunded { "REFUNDED" } else { "DECLINED" });
-        let answer = self.call(home, &call).await?;
-        match answer.word.as_str() {
-            "ENDED" => Ok(true),
-            "NOT_OPEN" => Ok(false),
-            _ => Err(answer.unknown()),
-        }
-    }
-
     /// `order_close.lua`; `None` where the order is no longer what the caller took it for (not due, paid meanwhile, another
     /// day of sale), and nothing was changed.
     ///
@@ -381,8 +352,8 @@ impl Store {
         let answer = self.call(home, &call).await?;
         let closed = match answer.word.as_str() {
             "CLOSED" => Closed {
-                status: word(&answer.get::<String>(2)?)?,
-                reason: word(&answer.get::<String>(3)?)?,
+                status: closing_word(&answer.get::<String>(2)?)?,
+                reason: closing_word(&answer.get::<String>(3)?)?,
                 closed_at: Some(Millis(answer.get(4)?)),
             },
             "DECLINED" => Closed { status: OrderStatus::Failed, reason: CloseReason::PaymentDeclined, closed_at: None },
@@ -431,6 +402,7 @@ fn no_payment(word: &str) -> Option<Error> {
     }
 }
 
-fn word<T: std::str::FromStr<Err = UnknownWord>>(word: &str) -> Result<T, Error> {
+/// A word of an enumeration, as a script writes it.
+pub(super) fn closing_word<T: std::str::FromStr<Err = UnknownWord>>(word: &str) -> Result<T, Error> {
     word.parse().map_err(|error: UnknownWord| Error::Internal(anyhow::anyhow!("{word:?}: {error}")))
 }
