@@ -1,12 +1,48 @@
 //! Dead letters, read: what could not be applied, and why. Filing, retrying and removing them is the projector's.
 
-use sea_orm::{EntityTrait, PaginatorTrait, QueryOrder, QuerySelect, sea_query::NullOrdering};
+use sea_orm::{
+    ConnectionTrait, DbBackend, EntityTrait, PaginatorTrait, QueryOrder, QuerySelect, Statement,
+    sea_query::NullOrdering,
+};
 
 use super::{Connection, entities::dead_letters, translate};
-use crate::domain::{
-    Error,
-    model::{DeadLetter, DeadLetterPage, LetterId},
+use crate::{
+    domain::{
+        Error,
+        model::{DeadLetter, DeadLetterPage, LetterId},
+        types::OrderId,
+    },
+    store::{Position, keys::Partition},
 };
+
+/// Whether one of these decisions is a dead letter.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn is_any_dead(db: &Connection, decided: &[(Partition, Position)]) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM dead_letters
+                   JOIN unnest($1::int[], $2::bigint[], $3::bigint[]) AS decided (partition, epoch, seq)
+                       USING (partition, epoch, seq))";
+    let partitions: Vec<i32> = decided.iter().map(|(partition, _)| i32::from(partition.0)).collect();
+    let column = |value: fn(&Position) -> i64| decided.iter().map(|(_, at)| value(at)).collect::<Vec<i64>>();
+    let values = [partitions.into(), column(|at| at.epoch).into(), column(|at| at.seq).into()];
+    let asked = db.query_one_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await;
+    let row = asked.map_err(translate)?;
+    row.map_or(Ok(false), |row| row.try_get_by_index(0).map_err(translate))
+}
+
+/// Whether one of the dead letters of the epoch that its partition is in is about this order.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn is_about_order(db: &Connection, order: OrderId) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM dead_letters JOIN projection_positions USING (partition, epoch)
+                   WHERE fields->>'order' = $1)";
+    let values = [order.to_string().into()];
+    let asked = db.query_one_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await;
+    let row = asked.map_err(translate)?;
+    row.map_or(Ok(false), |row| row.try_get_by_index(0).map_err(translate))
+}
 
 /// A page of dead letters, newest first.
 ///

@@ -4,15 +4,18 @@ use std::collections::HashMap;
 
 use anyhow::anyhow;
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, PaginatorTrait, QueryFilter,
-    QueryOrder, QuerySelect, Statement,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, PaginatorTrait,
+    QueryFilter, QueryOrder, QueryResult, QuerySelect, Statement,
 };
 
 use super::{
-    entities::{balance_entries, campaigns, dead_letters, order_lines, orders, payments, positions, products},
+    entities::{balance_entries, campaigns, dead_letters, order_lines, orders, payments, products},
     translate,
 };
-use crate::domain::{Error, model::*, types::*};
+use crate::{
+    domain::{Error, model::*, types::*},
+    store::{Position, watermarks::Projection},
+};
 
 /// How far Postgres is with a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +24,17 @@ pub struct ProjectedPosition {
     pub epoch: i64,
     pub seq: i64,
     pub stream_id: String,
+    /// The number of the last decision that is a dead letter; 0 where there is none.
+    pub last_letter: i64,
 }
 
 impl ProjectedPosition {
+    /// The same for the store.
+    pub fn projection(&self) -> Projection {
+        let (epoch, seq) = self.at();
+        Projection { position: Position { epoch, seq }, last_letter: self.last_letter }
+    }
+
     /// The last decision that Postgres has: epoch and seq.
     pub fn at(&self) -> (i64, i64) {
         (self.epoch, self.seq)
@@ -165,15 +176,21 @@ fn order_payment(row: payments::Model) -> Result<Option<OrderPayment>, Error> {
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
 pub async fn positions(db: &DatabaseConnection) -> Result<Vec<ProjectedPosition>, Error> {
-    use positions::{Column, Entity};
-    let rows = Entity::find().order_by_asc(Column::Partition).all(db).await.map_err(translate)?;
-    let position = |row: positions::Model| ProjectedPosition {
-        partition: row.partition as u16,
-        epoch: row.epoch,
-        seq: row.seq,
-        stream_id: row.stream_id,
+    let sql = "SELECT partition, epoch, seq, stream_id,
+                   coalesce((SELECT max(d.seq) FROM dead_letters AS d WHERE d.partition = p.partition), 0)
+               FROM projection_positions AS p ORDER BY partition";
+    let rows = db.query_all_raw(Statement::from_string(DbBackend::Postgres, sql)).await.map_err(translate)?;
+    let position = |row: &QueryResult| -> Result<ProjectedPosition, DbErr> {
+        let partition: i32 = row.try_get_by_index(0)?;
+        Ok(ProjectedPosition {
+            partition: partition as u16,
+            epoch: row.try_get_by_index(1)?,
+            seq: row.try_get_by_index(2)?,
+            stream_id: row.try_get_by_index(3)?,
+            last_letter: row.try_get_by_index(4)?,
+        })
     };
-    Ok(rows.into_iter().map(position).collect())
+    rows.iter().map(|row| position(row).map_err(translate)).collect()
 }
 
 /// Dead letters by partition, of those that have any.

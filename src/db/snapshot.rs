@@ -166,7 +166,7 @@ impl Snapshot {
                 .await?;
         let (epoch, seq, stream_id) =
             row.with_context(|| format!("PostgreSQL has no position of partition {partition}"))?;
-        Ok((standing, ProjectedPosition { partition, epoch, seq, stream_id }))
+        Ok((standing, ProjectedPosition { partition, epoch, seq, stream_id, last_letter: 0 }))
     }
 
     /// The connection, for reads of one's own.

@@ -12,7 +12,6 @@ use crate::{
     db::{self, reads::ProjectedPosition},
     metrics::state::{Holds, Observed, Partition as Told, Postgres, SoldOut},
     store::{
-        Position,
         keys::Partition,
         observe::{Waiting, Waits},
         outbox::StreamId,
@@ -82,8 +81,7 @@ impl Engine {
         };
         let Projected { positions, dead_letters: letters } = read.ok()?;
         for projected in &positions {
-            let (epoch, seq) = projected.at();
-            self.store.projected(Partition(projected.partition), Position { epoch, seq });
+            self.store.projected(Partition(projected.partition), projected.projection());
         }
         let dead_letters = positions.iter().map(|at| (at.partition, letters.get(&at.partition).copied().unwrap_or(0)));
         let postgres = Postgres { dead_letters: dead_letters.collect() };

@@ -42,6 +42,8 @@ impl Engine {
         }
         // A repeat is answered before anything is looked at or held elsewhere.
         if let Some(placed) = self.store.order_placed_before(call, home).await? {
+            // Which does not tell what was decided in other partitions then.
+            self.acknowledge_order(placed.value.order_id).await?;
             return Ok(placed);
         }
         self.check_far(&order).await?;

@@ -132,7 +132,7 @@ impl Engine {
             Err(error) => return Err(error),
         }
         // The gateway is told, too: money must not be taken for a payment that a loss of Redis could take back.
-        self.acknowledge(&told_so_far()).await;
+        self.acknowledge(&told_so_far()).await?;
         let (order_id, user_id, amount) = (payment.order_id, payment.user_id, payment.amount);
         let charge = Charge { merchant_uid: receipt.to_owned(), order_id, user_id, amount };
         match gateway.pay(&call.request_id, &charge).await {

@@ -14,7 +14,7 @@ use crate::{
     config::Ack,
     db::{self, identity, reads::ProjectedPosition},
     store::{
-        Identity, Position, Store,
+        Identity, Store,
         keys::Partition,
         vigil::{Testimony, Witness},
     },
@@ -134,7 +134,7 @@ async fn testimony(db: &db::Connection) -> Result<Vec<Testimony>, Error> {
         let told = told.iter().find(|told| told.partition == i32::from(projected.partition));
         Testimony {
             partition: Partition(projected.partition),
-            projected: Position { epoch: projected.epoch, seq: projected.seq },
+            projected: projected.projection(),
             told: told.map(identity::Told::position).unwrap_or_default(),
         }
     };
@@ -146,7 +146,7 @@ async fn testimony(db: &db::Connection) -> Result<Vec<Testimony>, Error> {
 async fn check_positions(store: &Store, db: &db::Connection) -> anyhow::Result<()> {
     for Testimony { partition, projected, told } in testimony(db).await? {
         let decided = store.position(partition).await?;
-        for (known, of) in [(projected, "behind PostgreSQL's"), (told, "behind what was told:")] {
+        for (known, of) in [(projected.position, "behind PostgreSQL's"), (told, "behind what was told:")] {
             if decided < known {
                 bail!(
                     "partition {} of Redis is at ({}, {}), {of} ({}, {}): Redis lost decisions that were acknowledged, and \

@@ -12,7 +12,7 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Engine, Error};
+use super::{Engine, Error, OrderId};
 use crate::{
     config::Ack,
     db, metrics,
@@ -29,6 +29,8 @@ const SENTINELS_EVERY: Duration = Duration::from_secs(1);
 const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
 /// How long PostgreSQL may get nothing more, though there is more, before `/readyz` says so.
 const STALLED: Duration = Duration::from_secs(60);
+/// When a write may be repeated whose decision is a dead letter: an operator has to look at it first.
+const LETTER_RETRY: Duration = Duration::from_secs(30);
 /// When a write that was shed may try again.
 const SHED_RETRY: Duration = Duration::from_secs(2);
 
@@ -51,6 +53,11 @@ impl Durability {
     pub(super) fn new(ack: Ack, max_backlog: i64) -> Self {
         Durability { ack, max_backlog, shedding: AtomicBool::new(false), progress: Mutex::default() }
     }
+}
+
+fn refused_by_postgres() -> Error {
+    let reason = "PostgreSQL refused the decision: it is a dead letter".to_owned();
+    Error::Unavailable { reason, retry_after: LETTER_RETRY }
 }
 
 impl Engine {
@@ -80,10 +87,33 @@ impl Engine {
 
     /// Waits for what has to happen before these decisions are told to whoever asked for them: with `ACK=postgres`, that
     /// Postgres has them. Has no end of its own: the request's time limit is one, and its outcome then unknown.
-    pub async fn acknowledge(&self, decided: &[(Partition, Position)]) {
-        if self.durability.ack == Ack::Postgres {
-            self.store.wait_projected(decided).await;
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where Postgres has passed a decision and not got it: it refused it, until its dead letter is applied;
+    /// or Redis was rebuilt meanwhile. The outcome is unknown, and a repeat under the request's key tells it.
+    pub async fn acknowledge(&self, decided: &[(Partition, Position)]) -> Result<(), Error> {
+        if self.durability.ack != Ack::Postgres {
+            return Ok(());
         }
+        let refused = self.store.wait_projected(decided).await?;
+        if !refused.is_empty() && db::letters::is_any_dead(&self.db, &refused).await? {
+            return Err(refused_by_postgres());
+        }
+        Ok(())
+    }
+
+    /// The same for an order that was placed before, and all that was decided about it in any partition.
+    ///
+    /// # Errors
+    /// As [`Engine::acknowledge`].
+    pub(super) async fn acknowledge_order(&self, order: OrderId) -> Result<(), Error> {
+        if self.durability.ack == Ack::Postgres
+            && self.store.has_letters()
+            && db::letters::is_about_order(&self.db, order).await?
+        {
+            return Err(refused_by_postgres());
+        }
+        Ok(())
     }
 
     /// Watches until `stop`. `projects`: this process carries the decisions to Postgres itself, and knows how far it is.
@@ -175,8 +205,7 @@ impl Engine {
         match reading.unwrap_or_else(|_| Err(Error::unavailable("PostgreSQL does not answer"))) {
             Ok(positions) => {
                 for projected in positions {
-                    let (epoch, seq) = projected.at();
-                    self.store.projected(Partition(projected.partition), Position { epoch, seq });
+                    self.store.projected(Partition(projected.partition), projected.projection());
                 }
             }
             Err(error) => tracing::debug!(%error, "nobody knows how far PostgreSQL is"),

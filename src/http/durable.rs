@@ -24,7 +24,9 @@ pub async fn durable(State(engine): State<Arc<Engine>>, request: Request, next: 
     let (response, decided) = telling(next.run(request)).await;
     // A payment that was declined has an effect too: the order has failed.
     if response.status().is_success() || response.status() == StatusCode::PAYMENT_REQUIRED {
-        engine.acknowledge(&decided).await;
+        if let Err(error) = engine.acknowledge(&decided).await {
+            return ApiError::from(error).into_response();
+        }
     }
     response
 }

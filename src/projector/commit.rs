@@ -14,7 +14,7 @@ use crate::{
     db::{self, reads::ProjectedPosition},
     domain::event::{self, Decoded, Event},
     metrics,
-    store::{keys::Partition, outbox::Entry},
+    store::{Position, keys::Partition, outbox::Entry},
     telemetry::traces,
 };
 
@@ -127,7 +127,11 @@ impl Projector {
         if moved.rows_affected() != 1 {
             return Err(CommitError::Failed(Failure::Overtaken));
         }
-        let mut letters = 0;
+        let (mut letters, mut last_letter) = (0, 0);
+        let mut filed = |read: &Read<'_>| {
+            letters += 1;
+            last_letter = read.position.map_or(last_letter, |(_, seq)| seq.max(last_letter));
+        };
         match care {
             Care::Together => {
                 let events = part.iter().filter_map(|read| read.event.as_ref().ok());
@@ -135,13 +139,15 @@ impl Projector {
                 for read in part {
                     if let Err(reason) = &read.event {
                         dead_letter(&transaction, here, read, reason, care).await?;
-                        letters += 1;
+                        filed(read);
                     }
                 }
             }
             Care::OneByOne | Care::Escaped => {
                 for read in part {
-                    letters += u64::from(!apply_carefully(&transaction, here, read, care).await?);
+                    if !apply_carefully(&transaction, here, read, care).await? {
+                        filed(read);
+                    }
                 }
             }
         }
@@ -150,7 +156,8 @@ impl Projector {
         metrics::PROJECTOR_BATCH.observe(part.len() as f64);
         metrics::PROJECTOR_EVENTS.inc_by(part.len() as u64);
         metrics::DEAD_LETTERS_FILED.inc_by(letters);
-        self.note(here, &to);
+        let (epoch, seq) = to.at();
+        self.store.carried(here, Position { epoch, seq }, last_letter);
         Ok(to)
     }
 }

@@ -419,12 +419,7 @@ impl Projector {
         let positions = reading.map_err(|_| Failure::Silent(self.patience))??;
         let missing = || Failure::Away(format!("PostgreSQL has no position of partition {}", here.0));
         let position = positions.into_iter().find(|position| position.partition == here.0).ok_or_else(missing)?;
-        self.note(here, &position);
+        self.store.projected(here, position.projection());
         Ok(position)
-    }
-
-    fn note(&self, here: Partition, projected: &ProjectedPosition) {
-        let (epoch, seq) = projected.at();
-        self.store.projected(here, Position { epoch, seq });
     }
 }

@@ -10,7 +10,6 @@ use super::{
     gather::{self, Carried, Gather},
     keys::{Keys, Partition},
     scripts::{Answer, Decided, Script},
-    watermarks,
 };
 use crate::{
     domain::{Error, model::Call},
@@ -77,9 +76,7 @@ impl Store {
             });
         }
         let answer = gather::answer(answered).await?;
-        if let Some(position) = answer.position() {
-            watermarks::note(group.here, position);
-        }
+        self.note(group.here, &answer);
         Ok(answer)
     }
 

@@ -248,9 +248,7 @@ impl Store {
             return Err(Error::IdempotencyKeyReused);
         }
         let answer = Answer { replayed: true, ..Answer::read(script.name, Value::Array(record))? };
-        if let Some(position) = answer.position() {
-            watermarks::note(here, position);
-        }
+        self.note(here, &answer);
         Ok(Some(answer))
     }
 
@@ -279,10 +277,17 @@ impl Store {
         let work = traces::script(call.script.name, partition.0, 1, traces::here().as_deref());
         let value = work.ends(self.eval(partition, call.script, &call.command(), Decided::by).await)?;
         let answer = Answer::read(call.script.name, value)?;
-        if let Some(position) = answer.position() {
-            watermarks::note(partition, position);
-        }
+        self.note(partition, &answer);
         Ok(answer)
+    }
+
+    /// Takes note of an answer's decision for the request that runs in this task.
+    pub(super) fn note(&self, here: Partition, answer: &Answer) {
+        let Some(position) = answer.position() else { return };
+        // A record of an earlier epoch is one that a rebuild took from Postgres: what it tells of is there.
+        if !answer.replayed || position.epoch >= self.watermark(here).told().epoch {
+            watermarks::note(here, position);
+        }
     }
 
     /// The same for a call that is put together already: the script's reply, whose decisions are taken note of.

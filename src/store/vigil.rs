@@ -16,7 +16,7 @@ use super::{
     rights,
     scripts::{self, Invocation},
     settings::{self, Server},
-    watermarks::{Looked, State, Watermark},
+    watermarks::{Looked, Projection, State, Watermark},
 };
 use crate::{
     domain::{Error, types::Millis},
@@ -30,7 +30,7 @@ const LOOK_SHARED: Duration = Duration::from_millis(200);
 #[derive(Clone, Copy, Debug)]
 pub struct Testimony {
     pub partition: Partition,
-    pub projected: Position,
+    pub projected: Projection,
     pub told: Position,
 }
 
@@ -353,8 +353,8 @@ impl Store {
     }
 
     /// Takes note of how far Postgres is.
-    pub fn projected(&self, here: Partition, position: Position) {
-        self.watermark(here).projected(position);
+    pub fn projected(&self, here: Partition, read: Projection) {
+        self.watermark(here).projected(read);
     }
 
     /// How far Postgres is, as far as this process knows.
@@ -362,13 +362,36 @@ impl Store {
         self.watermark(here).projected_so_far()
     }
 
-    /// Waits until Postgres has all of these, as somebody in this process notes.
-    pub async fn wait_projected(&self, decided: &[(Partition, Position)]) {
+    /// Takes note of how far this process carried decisions to Postgres, and of the last one that Postgres refused then (0: none).
+    pub fn carried(&self, here: Partition, position: Position, last_letter: i64) {
+        self.watermark(here).carried(position, last_letter);
+    }
+
+    /// Waits until all of these were carried to Postgres, as somebody in this process notes. Returns those that may be dead
+    /// letters all the same.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where a rebuild ended the epoch of one of them: it may have gone on without it.
+    pub async fn wait_projected(&self, decided: &[(Partition, Position)]) -> Result<Vec<(Partition, Position)>, Error> {
+        let mut refused = Vec::new();
         for (here, position) in decided {
             let mut projection = self.watermark(*here).projection();
+            let passed = projection.wait_for(|projected| projected.position >= *position).await;
             // The sender lives as long as the store.
-            let _ = projection.wait_for(|projected| projected >= position).await;
+            let Projection { position: at, last_letter } = *passed.map_err(|error| Error::Internal(error.into()))?;
+            if at.epoch > position.epoch {
+                return Err(Error::unavailable("Redis was rebuilt meanwhile, with the decision or without it"));
+            }
+            if position.seq <= last_letter {
+                refused.push((*here, *position));
+            }
         }
+        Ok(refused)
+    }
+
+    /// Whether Postgres has dead letters, as far as this process knows.
+    pub fn has_letters(&self) -> bool {
+        self.all().any(|here| self.watermark(here).projection().borrow().last_letter > 0)
     }
 
     /// Settings of the servers looked at by which what was acknowledged may be lost.

@@ -43,6 +43,15 @@ pub fn told_so_far() -> Vec<(Partition, Position)> {
     TOLD.try_with(|told| told.borrow().clone()).unwrap_or_default()
 }
 
+/// How far Postgres is with a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Projection {
+    /// The last decision that was carried there.
+    pub position: Position,
+    /// The number of the last one up to there that Postgres refused, and that is a dead letter; 0 where there is none.
+    pub last_letter: i64,
+}
+
 /// Whether a partition may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -65,8 +74,8 @@ pub(super) struct Watermark {
     no_writes: Mutex<Option<String>>,
     /// The highest decision that this process was told of.
     told: Mutex<Position>,
-    /// The last decision that Postgres has, as far as this process knows.
-    projected: watch::Sender<Position>,
+    /// How far Postgres is, as far as this process knows.
+    projected: watch::Sender<Projection>,
     /// How far its server's clock is ahead of this process's, ms.
     clock_offset_ms: AtomicI64,
     /// Held by the one that looks.
@@ -147,17 +156,31 @@ impl Watermark {
         *told = position.max(*told);
     }
 
-    /// Postgres has everything up to here. What it has was decided.
-    pub(super) fn projected(&self, position: Position) {
+    /// As Postgres said at one moment. What it has was decided.
+    pub(super) fn projected(&self, read: Projection) {
+        self.raise(read.position);
+        self.projected.send_if_modified(|known| {
+            if read.position < known.position {
+                // An older reading: its letters may have been applied since, or not.
+                known.last_letter = known.last_letter.max(read.last_letter);
+                return false;
+            }
+            std::mem::replace(known, read).position < read.position
+        });
+    }
+
+    /// This process carried everything up to here, and filed a letter at the latest at `last_letter`, or none (0).
+    pub(super) fn carried(&self, position: Position, last_letter: i64) {
         self.raise(position);
         self.projected.send_if_modified(|known| {
-            let further = position > *known;
-            *known = position.max(*known);
+            known.last_letter = known.last_letter.max(last_letter);
+            let further = position > known.position;
+            known.position = position.max(known.position);
             further
         });
     }
 
-    pub(super) fn projection(&self) -> watch::Receiver<Position> {
+    pub(super) fn projection(&self) -> watch::Receiver<Projection> {
         self.projected.subscribe()
     }
 
@@ -177,12 +200,12 @@ impl Watermark {
     /// Decisions that Postgres does not have yet.
     /// How far Postgres is, as far as this process knows.
     pub(super) fn projected_so_far(&self) -> Position {
-        *self.projected.borrow()
+        self.projected.borrow().position
     }
 
     pub(super) fn backlog(&self) -> i64 {
         // seq goes on over a rebuild.
-        (self.told().seq - self.projected.borrow().seq).max(0)
+        (self.told().seq - self.projected.borrow().position.seq).max(0)
     }
 }
 

@@ -305,7 +305,7 @@ async fn a_stop_tells_that_decisions_are_missing() {
     world.put_charge(user, 1).await.ok();
     let _: i64 = redis::cmd("DEL").arg("{p0}:outbox").query_async(&mut world.raw().await).await.unwrap();
     let error = world.app.projector.carry_decided().await.unwrap_err().to_string();
-    assert!(error.contains("does not have all that was decided"), "{error}");
+    assert!(error.contains("from (1, 1) to (1, 2): decisions are lost"), "{error}");
     world.end_in_disorder().await;
 }
 

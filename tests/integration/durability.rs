@@ -22,7 +22,7 @@ async fn reopen(config: &EngineConfig) -> anyhow::Result<App> {
 }
 
 /// A second process on the same stores.
-async fn another(world: &World) -> App {
+pub async fn another(world: &World) -> App {
     let (redis, postgres) = (world.redis.url(), harness::postgres_url(&world.database));
     harness::open(&Options::default(), &redis, &postgres, world.clock.clone()).await.unwrap()
 }
@@ -246,12 +246,12 @@ async fn postgres_is_asked_when_redis_comes_back() {
 
 // --- ACK=postgres ----------------------------------------------------------------------------------------------------
 
-fn acknowledged_by_postgres() -> Options {
+pub fn acknowledged_by_postgres() -> Options {
     Options { durability: DurabilityConfig { ack: Ack::Postgres, ..DurabilityConfig::default() }, ..Options::default() }
 }
 
 /// A request under way.
-fn send(
+pub fn send(
     world: &World,
     method: Method,
     path: &str,
@@ -264,7 +264,7 @@ fn send(
 }
 
 /// Waits until so many decisions are in Redis and not in Postgres.
-async fn lag(world: &World, events: i64) {
+pub async fn lag(world: &World, events: i64) {
     until("the decisions are taken", async || {
         let lag = world.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap();
         (lag == events).then_some(())

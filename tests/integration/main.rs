@@ -71,6 +71,7 @@ mod redis_addresses;
 mod redis_failover;
 mod redis_proxy;
 mod redis_rights;
+mod refused_decisions;
 mod restored;
 mod retire;
 mod scripts;
