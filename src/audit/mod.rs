@@ -40,6 +40,11 @@ const PAGE: i64 = 500;
 /// How often what is between two partitions is looked at, and how long is waited in between.
 const LOOKS: usize = 20;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// How old a decision is that PostgreSQL should have long since (ms), and how long is waited for it to get on then.
+const OVERDUE_MS: i64 = 10_000;
+const GETS_ON_WITHIN: Duration = Duration::from_secs(5);
+/// How often is looked meanwhile.
+const GETTING_ON_EVERY: Duration = Duration::from_millis(100);
 
 /// What an audit needs. Clones share the connections.
 #[derive(Clone)]
@@ -49,9 +54,6 @@ pub struct Audit {
     pub clock: Clock,
     pub zone: Tz,
 }
-
-/// How long a decision may wait for PostgreSQL, in seconds, before that is a finding: much longer than a restart takes.
-const LONGEST_LAG_SECONDS: i64 = 300;
 
 impl Audit {
     /// Recomputes everything. Discrepancies are in the report.
@@ -68,11 +70,11 @@ impl Audit {
         let sound = belong.is_ok();
         report.add(belong);
         laws::check(&self, &mut report).await?;
+        report.add(self.gets_on().await?);
         // What is not ours, or not whole, can't be compared with anything.
         if sound {
             self.compare_all(&mut report).await?;
         }
-        report.add(self.moves().await?);
         report.positions = self.positions().await?;
         Ok(report.end())
     }
@@ -95,20 +97,36 @@ impl Audit {
         Ok(findings)
     }
 
-    /// PostgreSQL gets what is decided: books that are equal but for what waits say nothing where it waits for ever.
-    async fn moves(&self) -> anyhow::Result<Findings> {
+    /// Where PostgreSQL is behind it gets on. A backlog is no discrepancy, one that nobody carries is.
+    async fn gets_on(&self) -> anyhow::Result<Findings> {
         let mut findings = Findings::new("projection: PostgreSQL gets what is decided", "partitions");
-        let now = self.clock.now();
-        for projected in db::reads::positions(&self.db).await? {
+        let mut still = Vec::new();
+        for at in db::reads::positions(&self.db).await? {
             findings.look();
-            let waits = self.store.waits(Partition(projected.partition), projected.stream_id.parse()?, now).await?;
-            let seconds = waits.oldest.map_or(0, |oldest| (now.0 - oldest.0) / 1000);
-            if seconds > LONGEST_LAG_SECONDS {
-                findings.add(format!(
-                    "partition {}: a decision has waited for {seconds} s to be carried to PostgreSQL: the projector's log says why",
-                    projected.partition
-                ));
+            let here = Partition(at.partition);
+            let oldest = self.store.outbox_oldest_after(here, at.stream_id.parse()?).await?;
+            let age_ms = oldest.map_or(0, |oldest| self.clock.now().0 - oldest.0);
+            if age_ms >= OVERDUE_MS {
+                still.push((at, age_ms));
             }
+        }
+        let began = tokio::time::Instant::now();
+        while !still.is_empty() && began.elapsed() < GETS_ON_WITHIN {
+            tokio::time::sleep(GETTING_ON_EVERY).await;
+            let now = db::reads::positions(&self.db).await?;
+            still.retain(|(was, _)| now.iter().any(|now| (now.partition, now.at()) == (was.partition, was.at())));
+        }
+        for (at, age_ms) in still {
+            let decided =
+                self.store.books(Partition(at.partition)).await?.position.map_or(at.seq, |decided| decided.seq);
+            findings.add(format!(
+                "partition {}: PostgreSQL stands still at ({}, {}) behind {decided}, and the oldest decision waits for {} s: no \
+                 process carries them, or its log says why the projection waits",
+                at.partition,
+                at.epoch,
+                at.seq,
+                age_ms / 1000
+            ));
         }
         Ok(findings)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use firstcome::audit::Report;
+use firstcome::{audit::Report, domain::Clock};
 use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
@@ -96,6 +96,26 @@ async fn a_backlog_is_no_discrepancy() {
         assert_eq!(wrong(&audit(&world).await), Vec::<String>::new());
         world.finish().await;
     }
+}
+
+/// What waits for long is a discrepancy where nobody carries it, and none where somebody does.
+#[tokio::test]
+async fn audit_of_a_projection_that_stands_still_does_not_balance() {
+    // Everything is a minute old as soon as it is there.
+    let ahead = Clock::system().now().plus(60_000);
+    let world = World::with(Options { clock: Some(ahead), partitions: 3, ..Options::default() }).await;
+    let (_, user) = (world.user(0).await, world.user(100).await);
+    let (report, ()) = tokio::join!(audit(&world), async { world.drain().await });
+    assert_eq!(wrong(&report), Vec::<String>::new());
+    world.put_charge(user, 5).await.ok();
+    let report = audit(&world).await;
+    assert!(!report.balanced);
+    let found = wrong(&report).join("\n");
+    assert!(found.contains("partition 2: PostgreSQL stands still at (1, 1) behind 2"), "{found}");
+    assert_eq!(wrong(&report).len(), 1, "{found}");
+    world.drain().await;
+    assert_eq!(wrong(&audit(&world).await), Vec::<String>::new());
+    world.finish().await;
 }
 
 // --- what is wrong ---------------------------------------------------------------------------------------------------

@@ -32,12 +32,13 @@ enum Mutation {
     DiskPutBack,
     DiskPutBackUnderNewService,
     GiveBackTwice,
+    FailsBelowTheLine,
 }
 
 use Mutation::*;
 
 /// What is broken, how, and what must notice it at least.
-const TABLE: [(Mutation, &str, &[&str]); 7] = [
+const TABLE: [(Mutation, &str, &[&str]); 8] = [
     (Nothing, "nothing", &[]),
     (NoEvent, "balance_charge.lua without its XADD", &["the service", "the effects", "the books", "the audit"]),
     (
@@ -58,6 +59,8 @@ const TABLE: [(Mutation, &str, &[&str]); 7] = [
         &["the effects", "linearizability"],
     ),
     (GiveBackTwice, "order_close.lua gives a hold back twice", &["the books", "the audit", "linearizability"]),
+    // Half a decision: its event is there, and nothing else of it.
+    (FailsBelowTheLine, "a command of order_pay.lua fails below the line", &["the replies", "the books", "the audit"]),
 ];
 
 #[tokio::test]
@@ -93,6 +96,12 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
         GiveBackTwice => {
             let back = "move_units(ids, units, held, doubtful and withheld or stock)";
             mutate(&shop, &scripts::ORDER_CLOSE, back, &format!("{back} {back}")).await;
+            trade(&shop, &market, 1).await;
+        }
+        FailsBelowTheLine => {
+            // As where a right is missing, or a list is too long.
+            let written = "local id = emit(outbox, epoch, events)\n";
+            mutate(&shop, &scripts::ORDER_PAY, written, &format!("{written}redis.call('HSET', meta)\n")).await;
             trade(&shop, &market, 1).await;
         }
         TrimBeforeCommit => {
