@@ -94,7 +94,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
             trade(&shop, &market, 1).await;
         }
         GiveBackTwice => {
-            let back = "move_units(ids, units, held, doubtful and withheld or stock)";
+            let back = "move_units(ids, units, from_units, to_units)";
             mutate(&shop, &scripts::ORDER_CLOSE, back, &format!("{back} {back}")).await;
             trade(&shop, &market, 1).await;
         }
