@@ -23,10 +23,9 @@ pub async fn durable(State(engine): State<Arc<Engine>>, request: Request, next: 
     }
     let (response, decided) = telling(next.run(request)).await;
     // A payment that was declined has an effect too: the order has failed.
-    if response.status().is_success() || response.status() == StatusCode::PAYMENT_REQUIRED {
-        if let Err(error) = engine.acknowledge(&decided).await {
-            return ApiError::from(error).into_response();
-        }
+    let has_effect = response.status().is_success() || response.status() == StatusCode::PAYMENT_REQUIRED;
+    if has_effect && let Err(error) = engine.acknowledge(&decided).await {
+        return ApiError::from(error).into_response();
     }
     response
 }
