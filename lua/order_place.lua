@@ -17,9 +17,11 @@
 --      then of each request: fingerprint or '', request id, order id, user id, coupon id or '', PERCENTAGE | FIXED, percent or won, the coupon's end (ms),
 --        n, then n pairs: product id, quantity: distinct products of this partition,
 --        then "far" lines, "product:quantity:price,...", held before in their own partitions; '' for none
+--        '' to decide; to judge alone, before the far lines are held: why they could not be (SOLD_OUT ...), or NONE
 -- Returns of each request, packed, {'PLACED', epoch, seq, order id, final price, now}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | TOO_MANY_OPEN | {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id}
+--      or ACCEPTABLE (it was only judged)
 --      or INVALID_COUPON | OVERFLOW | INSUFFICIENT_BALANCE | ABANDONED
 --      of them all CLOSED_BOOKS
 -- Emits order_placed for each
@@ -50,11 +52,11 @@ for i = 1, n do
     ids[line], units[line] = id, tonumber(ARGV[at + 8 + 2 * line])
     products[#products + 1] = id
   end
-  at = at + 10 + 2 * #ids
+  at = at + 11 + 2 * #ids
   asks[i] = { record = KEYS[3 * i + 4], user = KEYS[3 * i + 5], order = order, fingerprint = fingerprint,
     request_id = request_id, order_id = order_id, user_id = user_id, coupon_id = coupon_id,
     discount_type = discount_type, discount = tonumber(discount), coupon_ends = tonumber(coupon_ends), ids = ids,
-    units = units, far = ARGV[at - 1] }
+    units = units, far = ARGV[at - 2], judges = ARGV[at - 1] }
   orders[i] = order
 end
 prices.load(products)
@@ -113,6 +115,7 @@ local function decide(ask)
   local user = user_of(ask.user)
   if not user.name then return 'USER_NOT_FOUND' end
   if user.open >= max_open then return 'TOO_MANY_OPEN' end
+  if ask.judges ~= '' and ask.judges ~= 'NONE' then return ask.judges end
   local short = shortage(ask.ids, ask.units, prices.get, stock.get)
   if short then return table.concat(short, SEPARATOR) end
   local coupon
@@ -128,6 +131,7 @@ local function decide(ask)
   local discount = discounted(ask, total)
   local final = total - discount
   if must_afford and user.balance < final then return 'INSUFFICIENT_BALANCE' end
+  if ask.judges ~= '' then return 'ACCEPTABLE' end
 
   local number, order_id, user_id, far, coupon_id = whole(seq), ask.order_id, ask.user_id, ask.far, ask.coupon_id
   total, discount, final = whole(total), whole(discount), whole(final)

@@ -1,6 +1,7 @@
 #!lua
 -- Carries what became of an order into the stock held for it in this partition. Repeating it changes nothing, and an end
--- that comes before its beginning leaves a mark that the beginning obeys.
+-- that comes before its beginning leaves a mark that the beginning obeys. What is given back because no order came of it is
+-- forgotten where it is certain that it has begun.
 --
 -- KEYS 1 meta        hash    the partition's books
 --      2 outbox      stream
@@ -32,6 +33,8 @@ if not epoch then return { 'CLOSED_BOOKS' } end
 local h = redis.call('HMGET', hold, 'state', 'lines', 'doubt')
 local was, lines = h[1] or '', h[2] or ''
 if was == '' and not (marks and state == 'RELEASED') then return { 'GONE' } end
+-- It has begun, so that no beginning can come any more that a mark would have to keep off.
+local forgets = was == 'HELD' and state == 'RELEASED' and not marks
 local moves = was == '' or was == 'HELD' or (was == 'SETTLED' and state == 'REFUNDED')
 if not moves then return { 'UNCHANGED' } end
 local ids, units, prices = unpack_lines(lines)
@@ -57,12 +60,14 @@ for i = 1, #ids do sold_units[ids[i]], won[ids[i]] = units[i], units[i] * prices
 if was ~= '' then
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'stock_settled', 'epoch', epoch, 'seq', seq, 'at', now,
     'rid', request_id, 'order', order_id, 'user', user_id, 'lines', lines, 'from', was, 'to', state,
-    'withheld', doubtful and '1' or '0')
+    'withheld', doubtful and '1' or '0', 'forgotten', forgets and '1' or '0')
   redis.call('HSET', meta, 'seq', seq)
 end
 redis.call('HSET', hold, 'state', state, 'lines', lines, 'user', user_id)
 redis.call('ZREM', holds, order_id .. ':' .. user_id)
-if state == 'RELEASED' then
+if forgets then
+  redis.call('DEL', hold)
+elseif state == 'RELEASED' then
   redis.call('PEXPIRE', hold, mark_life)
 else
   -- It may have been about to leave; it stays until Postgres has this, too.

@@ -28,7 +28,7 @@ use divan::Bencher;
 use firstcome::{
     app::App,
     domain::{
-        IdempotencyKey,
+        IdempotencyKey, KeyOwner, UserId,
         event::{self, Event},
     },
     metrics::{self, http::Running, scripts::Meter},
@@ -215,9 +215,12 @@ fn pieces(runtime: &'static Runtime, app: &App, router: Router, entries: Vec<Ent
         piece(name, Box::new(work));
     }
 
+    let owner = KeyOwner::User(UserId::new(1).unwrap());
     piece(
         "idempotency key: digest and fingerprint",
-        Box::new(|| drop(black_box(IdempotencyKey::new(black_box("5f0c1c53-micro"), black_box(ORDER.as_bytes()))))),
+        Box::new(move || {
+            drop(black_box(IdempotencyKey::new(owner, black_box("5f0c1c53-micro"), black_box(ORDER.as_bytes()))))
+        }),
     );
 
     let began = Instant::now();

@@ -12,7 +12,6 @@ impl Engine {
     /// # Errors
     /// [`Error::UserNotFound`]; [`Error::InvalidAmount`] where the balance would pass `MAX_BALANCE`.
     pub async fn charge(&self, call: &Call, user: UserId, amount: Won) -> Outcome<Balance> {
-        self.store.key_claim(call).await?;
         let charged = self.store.balance_charge(call, user, amount, self.max_balance).await?;
         let (user_name, balance) = charged.value;
         Ok(Reply { value: Balance { user_id: user, user_name, balance }, replayed: charged.replayed })

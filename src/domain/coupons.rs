@@ -44,18 +44,21 @@ impl Engine {
         if call.key.is_none() && self.sold_out.refuses(user, coupon) {
             return Err(Error::CouponOutOfStock);
         }
-        self.store.key_claim(call).await?;
-        let far = self.store.home(user.get()) != self.store.home(coupon.get());
+        let (home, here) = (self.store.home(user.get()), self.store.home(coupon.get()));
+        let far = home != here;
         if far {
+            // The key comes before the user: it may belong to another request.
+            self.store.check_key(call, home).await?;
             self.store.balance(user).await?;
         }
         // Read before the decision: afterwards nothing may fail that the answer needs.
         let terms = self.terms(coupon).await?;
-        let issued = self.store.coupon_issue(call, user, coupon).await.inspect_err(|error| {
-            if let (Error::CouponOutOfStock, Some(terms)) = (error, &terms) {
-                self.sold_out.told(user, terms);
-            }
-        })?;
+        let issued =
+            self.claimed(call, here, self.store.coupon_issue(call, user, coupon)).await.inspect_err(|error| {
+                if let (Error::CouponOutOfStock, Some(terms)) = (error, &terms) {
+                    self.sold_out.told(user, terms);
+                }
+            })?;
         if far {
             // If this fails the coupon is issued all the same, and the relay grants it.
             self.store.coupon_grant(call, user, coupon, issued.value).await?;

@@ -116,6 +116,8 @@ pub enum Body {
         to: HoldState,
         /// What was held is kept off sale, as in [`Closed`].
         withheld: bool,
+        /// No order came of it, and none can.
+        forgotten: bool,
     },
     /// Ids that a request will create under, however often it is repeated.
     IdsReserved {
@@ -733,6 +735,7 @@ impl Body {
                 from: f.hold_state("from")?,
                 to: f.hold_state("to")?,
                 withheld: f.optional_flag("withheld")?,
+                forgotten: f.optional_flag("forgotten")?,
             },
             "ids_reserved" => {
                 let (first, count) = (f.count("first")?, f.count("count")?);

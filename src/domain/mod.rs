@@ -47,7 +47,7 @@ use crate::{
     config::{DurabilityConfig, GatewayConfig, ShopConfig},
     db,
     gateway::Gateways,
-    store::Store,
+    store::{Store, keys::Partition},
 };
 
 /// A verb's outcome where an idempotency key may replay it.
@@ -140,6 +140,37 @@ impl Engine {
             *self.last_day.write().unwrap_or_else(PoisonError::into_inner) = Some(day);
             day
         })
+    }
+
+    /// Makes a decision of another partition than the call's key's own: the key is claimed there first, and stays bound unless
+    /// the decision is a refusal.
+    async fn claimed<T>(
+        &self,
+        call: &Call,
+        decides: Partition,
+        decision: impl Future<Output = Outcome<T>>,
+    ) -> Outcome<T> {
+        if !self.store.key_claim(call, decides).await? {
+            return decision.await;
+        }
+        let outcome = decision.await;
+        let refused =
+            outcome.as_ref().is_err_and(|error| !matches!(error, Error::Unavailable { .. } | Error::Internal(_)));
+        if let Err(error) = self.store.key_settle(call, !refused).await {
+            tracing::debug!(%error, "a claimed key ends by itself");
+        }
+        outcome
+    }
+
+    /// Refuses what is about an order that can't be this user's: those are at home where their users are.
+    async fn check_home(&self, call: &Call, order: OrderId, user: UserId) -> Result<(), Error> {
+        let home = self.store.home(user.get());
+        if self.store.home(order.get()) != home {
+            // The key comes before the order: it may belong to another request.
+            self.store.check_key(call, home).await?;
+            return Err(Error::OrderNotFound);
+        }
+        Ok(())
     }
 
     /// Waits until Postgres has what was decided before now, or for [`PROJECTION_PATIENCE`]: a listing then shows what its

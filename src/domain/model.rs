@@ -16,16 +16,29 @@ pub struct Call {
 /// An `Idempotency-Key` bound to the request that it came with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
-    /// SHA-256 of the key, hex, shortened to 128 bits: what the record is filed under.
+    /// Whose key it is (a user's id, or "op"), "-", and the SHA-256 of the key, hex, shortened to 128 bits: what the record is
+    /// filed under.
     pub digest: String,
     /// The same of the method, the path and the decoded body: what a repeat must match.
     pub fingerprint: String,
 }
 
+/// Whose an idempotency key is: another's of the same text is another key.
+#[derive(Clone, Copy, Debug)]
+pub enum KeyOwner<'a> {
+    User(UserId),
+    /// By name.
+    Operator(&'a str),
+}
+
 impl IdempotencyKey {
     /// `request` is any canonical form of the request: equal requests give equal bytes.
-    pub fn new(key: &str, request: &[u8]) -> Self {
-        IdempotencyKey { digest: digest(key.as_bytes()), fingerprint: digest(request) }
+    pub fn new(owner: KeyOwner<'_>, key: &str, request: &[u8]) -> Self {
+        let digest_of = match owner {
+            KeyOwner::User(user) => format!("{user}-{}", digest(key.as_bytes())),
+            KeyOwner::Operator(name) => format!("op-{}", digest(format!("{name}\n{key}").as_bytes())),
+        };
+        IdempotencyKey { digest: digest_of, fingerprint: digest(request) }
     }
 }
 

@@ -27,13 +27,15 @@ impl Engine {
     /// # Errors
     /// The shared refusals.
     pub async fn create_user(&self, call: &Call, new: NewUser) -> Outcome<Balance> {
-        self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(call, "user", 1).await?;
-        let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
-        let batch =
-            UserBatch { first: user_id, step: 1, count: 1, name: &new.name, prefixed: false, balance: new.balance };
-        self.store.users_create(call, self.store.home(user_id.get()), &batch).await?;
-        Ok(reserved.map(|_| Balance { user_id, user_name: new.name, balance: new.balance }))
+        let work = async {
+            let reserved = self.store.ids_reserve(call, "user", 1).await?;
+            let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
+            let batch =
+                UserBatch { first: user_id, step: 1, count: 1, name: &new.name, prefixed: false, balance: new.balance };
+            self.store.users_create(call, self.store.home(user_id.get()), &batch).await?;
+            Ok(reserved.map(|_| Balance { user_id, user_name: new.name, balance: new.balance }))
+        };
+        self.claimed(call, Partition(0), work).await
     }
 
     /// Creates users with consecutive ids, a few at a time.
@@ -41,29 +43,31 @@ impl Engine {
     /// # Errors
     /// The shared refusals. Users created before the error stay; a repeat under the same idempotency key creates the rest.
     pub async fn create_users(&self, call: &Call, new: NewUsers) -> Outcome<CreatedUsers> {
-        self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(call, "user", new.count).await?;
-        let first = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
-        let step = i64::from(self.store.partitions());
-        let end = first.get() + new.count;
-        for offset in 0..step.min(new.count) {
-            let mut next = first.get() + offset;
-            let home: Partition = self.store.home(next);
-            while next < end {
-                let left = (end - next + step - 1) / step;
-                let batch = UserBatch {
-                    first: UserId::new(next).ok_or_else(ids_used_up)?,
-                    step,
-                    count: left.min(USERS_AT_ONCE),
-                    name: &new.prefix,
-                    prefixed: true,
-                    balance: new.balance,
-                };
-                self.store.users_create(call, home, &batch).await?;
-                next += batch.count * step;
+        let work = async {
+            let reserved = self.store.ids_reserve(call, "user", new.count).await?;
+            let first = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
+            let step = i64::from(self.store.partitions());
+            let end = first.get() + new.count;
+            for offset in 0..step.min(new.count) {
+                let mut next = first.get() + offset;
+                let home: Partition = self.store.home(next);
+                while next < end {
+                    let left = (end - next + step - 1) / step;
+                    let batch = UserBatch {
+                        first: UserId::new(next).ok_or_else(ids_used_up)?,
+                        step,
+                        count: left.min(USERS_AT_ONCE),
+                        name: &new.prefix,
+                        prefixed: true,
+                        balance: new.balance,
+                    };
+                    self.store.users_create(call, home, &batch).await?;
+                    next += batch.count * step;
+                }
             }
-        }
-        Ok(reserved.map(|_| CreatedUsers { first, count: new.count }))
+            Ok(reserved.map(|_| CreatedUsers { first, count: new.count }))
+        };
+        self.claimed(call, Partition(0), work).await
     }
 
     /// Creates a product.
@@ -71,12 +75,14 @@ impl Engine {
     /// # Errors
     /// The shared refusals.
     pub async fn create_product(&self, call: &Call, new: NewProduct) -> Outcome<Product> {
-        self.store.key_claim(call).await?;
-        let reserved = self.store.ids_reserve(call, "product", 1).await?;
-        let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
-        self.store.product_create(call, product_id, &new).await?;
-        let NewProduct { name, price, stock, category } = new;
-        Ok(reserved.map(|_| Product { product_id, name, price, stock, category: category.as_str().to_owned() }))
+        let work = async {
+            let reserved = self.store.ids_reserve(call, "product", 1).await?;
+            let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
+            self.store.product_create(call, product_id, &new).await?;
+            let NewProduct { name, price, stock, category } = new;
+            Ok(reserved.map(|_| Product { product_id, name, price, stock, category: category.as_str().to_owned() }))
+        };
+        self.claimed(call, Partition(0), work).await
     }
 
     /// Changes a product.
@@ -84,16 +90,18 @@ impl Engine {
     /// # Errors
     /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where there is less on sale than is to be taken off.
     pub async fn update_product(&self, call: &Call, id: ProductId, patch: ProductPatch) -> Outcome<Product> {
-        self.store.key_claim(call).await?;
-        for _ in 0..UPDATE_ATTEMPTS {
-            // The key comes before the product: it may belong to another request.
-            self.store.check_key(call, self.store.home(id.get())).await?;
-            let had = self.store.product(id).await?.category;
-            if let Some(updated) = self.store.product_update(call, id, &had, &patch).await? {
-                return Ok(updated);
+        let work = async {
+            for _ in 0..UPDATE_ATTEMPTS {
+                // The key comes before the product: it may belong to another request.
+                self.store.check_key(call, self.store.home(id.get())).await?;
+                let had = self.store.product(id).await?.category;
+                if let Some(updated) = self.store.product_update(call, id, &had, &patch).await? {
+                    return Ok(updated);
+                }
             }
-        }
-        Err(Error::InProgress)
+            Err(Error::InProgress)
+        };
+        self.claimed(call, self.store.home(id.get()), work).await
     }
 
     /// Creates a campaign.
@@ -111,10 +119,7 @@ impl Engine {
         }
         let reserved = match before {
             Some(first) => Reply { value: first, replayed: true },
-            None => {
-                self.store.key_claim(call).await?;
-                self.store.ids_reserve(call, "coupon", 1).await?
-            }
+            None => self.claimed(call, Partition(0), self.store.ids_reserve(call, "coupon", 1)).await?,
         };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
         let given = new.opens_at;
@@ -138,17 +143,19 @@ impl Engine {
     /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] where the window would be none, outlast the coupons, or have ended
     /// before now.
     pub async fn update_campaign(&self, call: &Call, id: CouponId, patch: CampaignPatch) -> Outcome<Campaign> {
-        self.store.key_claim(call).await?;
-        // Read before the decision: afterwards nothing may fail that the answer needs.
-        let terms = self.terms(id).await?;
-        let moved = self.store.campaign_update(call, id, patch, CLOSING_GRACE_MS).await?;
-        self.sold_out.moved(id);
-        let terms = terms.ok_or_else(|| Error::Internal(anyhow::anyhow!("coupon {id} was moved without terms")))?;
-        Ok(moved.map(|moved| Campaign {
-            terms: CampaignTerms { opens_at: moved.opens_at, closes_at: moved.closes_at, ..terms.as_ref().clone() },
-            issued: moved.issued,
-            withheld: moved.withheld,
-        }))
+        let work = async {
+            // Read before the decision: afterwards nothing may fail that the answer needs.
+            let terms = self.terms(id).await?;
+            let moved = self.store.campaign_update(call, id, patch, CLOSING_GRACE_MS).await?;
+            self.sold_out.moved(id);
+            let terms = terms.ok_or_else(|| Error::Internal(anyhow::anyhow!("coupon {id} was moved without terms")))?;
+            Ok(moved.map(|moved| Campaign {
+                terms: CampaignTerms { opens_at: moved.opens_at, closes_at: moved.closes_at, ..terms.as_ref().clone() },
+                issued: moved.issued,
+                withheld: moved.withheld,
+            }))
+        };
+        self.claimed(call, self.store.home(id.get()), work).await
     }
 
     /// A page of what could not be applied to Postgres, newest first.
@@ -173,8 +180,8 @@ impl Engine {
     /// # Errors
     /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where it keeps less.
     pub async fn release_units(&self, call: &Call, product: ProductId, units: i64) -> Outcome<i64> {
-        self.store.key_claim(call).await?;
-        self.store.stock_release(call, product, units).await
+        let work = async { self.store.stock_release(call, product, units).await };
+        self.claimed(call, self.store.home(product.get()), work).await
     }
 
     /// Lets coupons be issued again that a rebuild kept back: how many it still keeps. Takes a good second: see
@@ -184,18 +191,20 @@ impl Engine {
     /// [`Error::CampaignNotFound`]; [`Error::InsufficientStock`] where it keeps less; [`Error::InProgress`] where others release
     /// coupons of the same campaign all the while.
     pub async fn release_coupons(&self, call: &Call, coupon: CouponId, count: i64) -> Outcome<i64> {
-        self.store.key_claim(call).await?;
-        for _ in 0..RELEASE_ATTEMPTS {
-            let announcement = match self.store.coupon_reopen(call, coupon, count).await? {
-                Reopening::Announced(announcement) => announcement,
-                Reopening::Released(before) => return Ok(before),
-            };
-            self.clock.pass(sold_out::OUTLIVED).await;
-            if let Some(released) = self.store.coupon_release(call, coupon, count, &announcement).await? {
-                return Ok(released);
+        let work = async {
+            for _ in 0..RELEASE_ATTEMPTS {
+                let announcement = match self.store.coupon_reopen(call, coupon, count).await? {
+                    Reopening::Announced(announcement) => announcement,
+                    Reopening::Released(before) => return Ok(before),
+                };
+                self.clock.pass(sold_out::OUTLIVED).await;
+                if let Some(released) = self.store.coupon_release(call, coupon, count, &announcement).await? {
+                    return Ok(released);
+                }
             }
-        }
-        Err(Error::InProgress)
+            Err(Error::InProgress)
+        };
+        self.claimed(call, self.store.home(coupon.get()), work).await
     }
 
     /// Releases all that a rebuild keeps, or as much of it as is released at once: what is left. Repeating it goes on.

@@ -6,7 +6,7 @@ use chrono::NaiveDate;
 
 use super::*;
 use crate::store::{
-    decisions::{Closed, Closing, DAY_FORMAT, FAR_HOLD_GRACE_MS, FarEnd, Placing},
+    decisions::{Closed, Closing, DAY_FORMAT, FAR_HOLD_GRACE_MS, FarEnd, Placing, Shortage},
     keys::Partition,
     records::OrderRecord,
 };
@@ -20,7 +20,6 @@ impl Engine {
     /// # Errors
     /// The refusals of `POST /orders`; nothing is held then.
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
-        self.store.key_claim(call).await?;
         let home = self.store.home(order.user_id.get());
         let id = self.orders_seq.next(&self.store, home).await?;
         let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
@@ -40,20 +39,26 @@ impl Engine {
         if far.is_empty() {
             return self.store.order_place(call, &order, &placing("")).await;
         }
-        // A repeat is answered before anything is looked at or held elsewhere.
-        if let Some(placed) = self.store.order_placed_before(call, home).await? {
+        // Judged where the user, the coupon and the money are, before anything is held elsewhere: a refusal leaves nothing.
+        let (priced, shortage) = self.look_far(home, &order).await?;
+        if let Some(before) = self.store.order_judge(call, &order, &placing(&priced), shortage).await? {
             // Which does not tell what was decided in other partitions then.
-            self.acknowledge_order(placed.value.order_id).await?;
-            return Ok(placed);
+            self.acknowledge_order(before.value.order_id).await?;
+            return Ok(before);
         }
-        self.check_far(&order).await?;
         let due_in_ms = self.hold_ms + FAR_HOLD_GRACE_MS;
         let mut held = Vec::new();
+        // Where stock is held for certain, and where it may be.
+        let (mut certain, mut perhaps) = (Vec::new(), None);
         let mut holds = Ok(());
         for (partition, lines) in &far {
             match self.store.stock_hold(call, *partition, order_id, order.user_id, due_in_ms, lines).await {
-                Ok(packed) => held.push(packed),
+                Ok(packed) => {
+                    held.push(packed);
+                    certain.push(*partition);
+                }
                 Err(error) => {
+                    perhaps = matches!(error, Error::Unavailable { .. } | Error::Internal(_)).then_some(*partition);
                     holds = Err(error);
                     break;
                 }
@@ -69,8 +74,9 @@ impl Engine {
         let ours = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
         let unknown = asked && matches!(&placed, Err(Error::Unavailable { .. } | Error::Internal(_)));
         if !ours && !unknown {
-            for partition in far.keys() {
-                let back = self.store.stock_settle(call, *partition, order_id, order.user_id, FarEnd::Released, None);
+            let certain = certain.into_iter().map(|partition| (partition, FarEnd::Abandoned));
+            for (partition, end) in certain.chain(perhaps.map(|partition| (partition, FarEnd::Released))) {
+                let back = self.store.stock_settle(call, partition, order_id, order.user_id, end, None);
                 if let Err(error) = back.await {
                     tracing::warn!(%order_id, partition = partition.0, %error, "a far hold ends later, by itself");
                 }
@@ -91,30 +97,39 @@ impl Engine {
         far
     }
 
-    /// The refusals that can be told before anything is held in another partition, in the order that one script tells them.
-    async fn check_far(&self, order: &NewOrder) -> Result<(), Error> {
-        self.store.balance(order.user_id).await?;
-        let mut stock = HashMap::new();
+    /// The lines of other partitions than `home`, packed with their prices as they are now, and why not all lines could be held
+    /// now: in the order that one script tells it.
+    async fn look_far(&self, home: Partition, order: &NewOrder) -> Result<(String, Shortage), Error> {
+        let mut found = HashMap::new();
         for here in self.store.all() {
             let mine = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.home(id.get()) == here);
             let mine: Vec<ProductId> = mine.collect();
-            for (id, found) in mine.iter().zip(self.store.products_of(here, &mine).await?) {
-                let found = match found {
-                    Some(found) => found,
+            for (id, product) in mine.iter().zip(self.store.products_of(here, &mine).await?) {
+                let product = match product {
+                    Some(product) => product,
                     // Asked for by itself, it is told apart from a partition that lost its data.
-                    None => self.store.product(*id).await?,
+                    None => match self.store.product(*id).await {
+                        Err(Error::ProductNotFound) => return Ok((String::new(), Shortage::ProductNotFound)),
+                        product => product?,
+                    },
                 };
-                stock.insert(found.product_id, found.stock);
+                found.insert(*id, product);
             }
         }
-        for (product, quantity) in &order.lines {
-            match stock.get(product).copied().unwrap_or(0) {
-                0 => return Err(Error::SoldOut),
-                stock if stock < *quantity => return Err(Error::InsufficientStock),
-                _ => {}
+        let mut shortage = Shortage::None;
+        let mut far = Vec::new();
+        for (id, quantity) in &order.lines {
+            let Some(product) = found.get(id) else { continue };
+            if shortage == Shortage::None && product.stock == 0 {
+                shortage = Shortage::SoldOut;
+            } else if shortage == Shortage::None && product.stock < *quantity {
+                shortage = Shortage::InsufficientStock;
+            }
+            if self.store.home(id.get()) != home {
+                far.push(OrderLine { product_id: *id, quantity: *quantity, price: product.price });
             }
         }
-        Ok(())
+        Ok((event::pack_lines(&far), shortage))
     }
 
     /// An order, of this user if one is named.
@@ -131,7 +146,7 @@ impl Engine {
     /// # Errors
     /// [`Error::OrderNotFound`]; [`Error::OrderAlreadyClosed`]; [`Error::InProgress`] while a gateway is being asked.
     pub async fn cancel_order(&self, call: &Call, order: OrderId, user: UserId) -> Outcome<Order> {
-        self.store.key_claim(call).await?;
+        self.check_home(call, order, user).await?;
         // The key comes before the order: it may belong to another request.
         self.store.check_key(call, self.store.home(order.get())).await?;
         for _ in 0..CLOSE_ATTEMPTS {

@@ -76,33 +76,35 @@ impl Engine {
         order: OrderId,
         resolution: &PaymentResolution,
     ) -> Outcome<ResolvedPayment> {
-        self.store.key_claim(call).await?;
         let home = self.store.home(order.get());
-        // The key comes before the order, which may have left since.
-        if let Some(resolved) = self.store.payment_resolved_before(call, home, order).await? {
-            return Ok(resolved);
-        }
-        for _ in 0..RESOLVE_ATTEMPTS {
-            let record = self.find(order).await?.ok_or(Error::OrderNotFound)?.record;
-            let day = |now| self.day(now);
-            let decided = self.store.payment_resolve(call, &record, resolution, &day, CONFIRM_AFTER_MS).await;
-            let Some(resolved) = decided? else { continue };
-            tracing::warn!(
-                request_id = call.request_id,
-                %order,
-                approved = resolution.approved,
-                operator = resolution.operator,
-                "an operator decided a payment"
-            );
-            if !resolved.replayed {
-                let end = if resolution.approved { FarEnd::Settled } else { FarEnd::Released };
-                self.settle_far(call, order, end).await;
+        let work = async {
+            // The key comes before the order, which may have left since.
+            if let Some(resolved) = self.store.payment_resolved_before(call, home, order).await? {
+                return Ok(resolved);
             }
-            if resolution.approved {
-                self.popular.sold();
+            for _ in 0..RESOLVE_ATTEMPTS {
+                let record = self.find(order).await?.ok_or(Error::OrderNotFound)?.record;
+                let day = |now| self.day(now);
+                let decided = self.store.payment_resolve(call, &record, resolution, &day, CONFIRM_AFTER_MS).await;
+                let Some(resolved) = decided? else { continue };
+                tracing::warn!(
+                    request_id = call.request_id,
+                    %order,
+                    approved = resolution.approved,
+                    operator = resolution.operator,
+                    "an operator decided a payment"
+                );
+                if !resolved.replayed {
+                    let end = if resolution.approved { FarEnd::Settled } else { FarEnd::Released };
+                    self.settle_far(call, order, end).await;
+                }
+                if resolution.approved {
+                    self.popular.sold();
+                }
+                return Ok(resolved);
             }
-            return Ok(resolved);
-        }
-        Err(Error::InProgress)
+            Err(Error::InProgress)
+        };
+        self.claimed(call, home, work).await
     }
 }

@@ -37,7 +37,7 @@ impl Engine {
     /// The refusals of `POST /payments`. [`Error::PaymentDeclined`] after the order became FAILED;
     /// [`Error::Unavailable`] where a gateway's outcome is not known yet.
     pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
-        self.store.key_claim(call).await?;
+        self.check_home(call, payment.order_id, payment.user_id).await?;
         let id = self.payments_seq.next(&self.store, self.store.home(payment.order_id.get())).await?;
         let payment_id = PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))?;
         let receipt = Uuid::now_v7().to_string();

@@ -9,7 +9,7 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{FromRef, FromRequest, Request},
+    extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request},
     http::{HeaderMap, HeaderName, header::CONTENT_TYPE, request::Parts},
 };
 use chrono_tz::Tz;
@@ -20,13 +20,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     acting,
     acts::Asked,
+    auth::Operator,
     decode::Object,
     edge::{self, RequestId},
     error::{ApiError, Code},
     limits::{Limits, Traffic},
     unknown::{self, Names},
 };
-use crate::domain::{Call, IdempotencyKey, UserId};
+use crate::domain::{Call, IdempotencyKey, KeyOwner, UserId};
 
 /// The request header that names a write, so that repeating it has no further effect.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -92,7 +93,7 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let decoding = Decoding::from_ref(state);
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         if !is_json(&parts.headers) {
             return Err(Code::UnsupportedMediaType.into());
         }
@@ -132,7 +133,10 @@ where
             decoding.limits.admit_user(user, 1 + more)?;
         }
         let request_id = RequestId::of(&parts.extensions);
-        let key = idempotency_key(&parts.headers)?.map(|key| IdempotencyKey::new(key, &canonical));
+        let key = match idempotency_key(&parts.headers)?.map(str::to_owned) {
+            Some(key) => Some(owned_key(&mut parts, user, &key, &canonical).await?),
+            None => None,
+        };
         Ok(Write { call: Call { request_id, key }, body })
     }
 }
@@ -181,6 +185,31 @@ fn canonical<T: Serialize>(parts: &Parts, request: &T) -> Result<Vec<u8>, ApiErr
     let mut bytes = format!("{} {}\n", parts.method, parts.uri.path()).into_bytes();
     serde_json::to_writer(&mut bytes, request).map_err(|error| crate::domain::Error::Internal(error.into()))?;
     Ok(bytes)
+}
+
+/// The key as its owner's: the operator who asks, or the user for whom the request acts, whom its body names or its path.
+async fn owned_key(
+    parts: &mut Parts,
+    named: Option<UserId>,
+    key: &str,
+    canonical: &[u8],
+) -> Result<IdempotencyKey, ApiError> {
+    if let Some(operator) = parts.extensions.get::<Operator>() {
+        return Ok(IdempotencyKey::new(KeyOwner::Operator(operator.name()), key, canonical));
+    }
+    let user = match named {
+        Some(user) => Some(user),
+        None => {
+            let path = RawPathParams::from_request_parts(parts, &()).await.ok();
+            let user = path.as_ref().and_then(|path| path.iter().find(|(name, _)| *name == "userId"));
+            // What is no id is refused by whoever reads the path.
+            user.and_then(|(_, id)| UserId::new(id.parse().ok()?))
+        }
+    };
+    Ok(match user {
+        Some(user) => IdempotencyKey::new(KeyOwner::User(user), key, canonical),
+        None => IdempotencyKey::new(KeyOwner::Operator(""), key, canonical),
+    })
 }
 
 /// 1–255 printable ASCII characters, said once, or not at all.

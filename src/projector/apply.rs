@@ -433,7 +433,15 @@ async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
 }
 
 async fn holds(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
-    let holds: Vec<_> = batch.holds.iter().collect();
+    let forgotten: Vec<_> = batch.forgotten_holds.iter().collect();
+    db.run(
+        "stock holds",
+        forgotten.len(),
+        "DELETE FROM stock_holds WHERE partition = $1 AND order_id = ANY($2)",
+        vec![i32::from(here.0).into(), column!(forgotten, order => **order)],
+    )
+    .await?;
+    let holds: Vec<_> = batch.holds.iter().filter(|(order, _)| !batch.forgotten_holds.contains(order)).collect();
     db.run(
         "stock holds",
         holds.len(),

@@ -4,7 +4,7 @@
 //! Within a batch the last word on a row counts (an order placed and paid is inserted PENDING, then updated once to PAID),
 //! and counters are sums.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::NaiveDate;
 
@@ -47,6 +47,8 @@ pub struct Batch {
     pub entries: Vec<BalanceEntry>,
     /// Stock held for orders at home elsewhere, by order.
     pub holds: HashMap<i64, Hold>,
+    /// Of these, the ones that no order came of.
+    pub forgotten_holds: HashSet<i64>,
     /// By the key's digest.
     pub records: HashMap<String, (event::Record, Millis)>,
     /// The last id reserved under a key, by sequence.
@@ -241,9 +243,12 @@ impl Batch {
                 self.shift(lines, Shelf::OnSale, Shelf::Held);
                 self.hold(*order, *user, HoldState::Held, lines);
             }
-            Body::StockSettled { order, user, lines, from, to, withheld } => {
+            Body::StockSettled { order, user, lines, from, to, withheld, forgotten } => {
                 self.shift(lines, shelf(*from), if *withheld { Shelf::Withheld } else { shelf(*to) });
                 self.hold(*order, *user, *to, lines);
+                if *forgotten {
+                    self.forgotten_holds.insert(order.get());
+                }
             }
             Body::IdsReserved { sequence, last } => {
                 let known = self.sequences.entry(sequence.clone()).or_default();

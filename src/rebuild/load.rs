@@ -233,10 +233,10 @@ impl Loading<'_> {
         let key = Keys(here).record(&row.digest);
         bulk.list(here, key.clone(), &words).await?;
         bulk.life(here, key, life_ms).await?;
-        if self.store.partitions() > 1 {
-            let home = self.store.home_of_key(&row.digest);
-            let claim = Keys(home).claim(&row.digest);
-            bulk.text(home, claim.clone(), &row.fingerprint).await?;
+        let home = self.store.home_of_key(&row.digest);
+        if home != here {
+            let claim = Keys(home).record(&row.digest);
+            bulk.list(home, claim.clone(), &[row.fingerprint.as_str(), "CLAIMED", "KEPT"]).await?;
             bulk.life(home, claim, life_ms).await?;
         }
         Ok(())

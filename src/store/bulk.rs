@@ -306,11 +306,6 @@ impl<'s> Bulk<'s> {
         self.add(here, redis::cmd("RPUSH").arg(key).arg(items).to_owned()).await
     }
 
-    /// Writes a text.
-    pub async fn text(&mut self, here: Partition, key: String, text: &str) -> Result<(), Error> {
-        self.add(here, redis::cmd("SET").arg(key).arg(text).to_owned()).await
-    }
-
     /// Lets a key live this long from now.
     pub async fn life(&mut self, here: Partition, key: String, life_ms: i64) -> Result<(), Error> {
         self.add(here, redis::cmd("PEXPIRE").arg(key).arg(life_ms).to_owned()).await

@@ -36,14 +36,10 @@ impl Keys {
         self.key(format_args!("ids"))
     }
 
-    /// list: fingerprint, then the reply, for an idempotency key's digest.
+    /// list: fingerprint, then the reply, for an idempotency key's digest; or, in the key's own partition, `CLAIMED` where another
+    /// one decides.
     pub fn record(self, digest: &str) -> String {
         self.key(format_args!("idem:{digest}"))
-    }
-
-    /// string: the fingerprint that an idempotency key is bound to, in the key's own partition.
-    pub fn claim(self, digest: &str) -> String {
-        self.key(format_args!("claim:{digest}"))
     }
 
     /// hash: `name balance entries tail open`, and by coupon id the user's coupons: `issue_no|issued_at|state|order|used_at`.
@@ -159,7 +155,7 @@ impl Keys {
     pub(super) fn samples(self) -> Vec<String> {
         let day = NaiveDate::default();
         let mut samples: Vec<String> = self.fixed().into_iter().map(|(key, _)| key).collect();
-        samples.extend(["idem:0", "claim:0", "catalogue:A"].map(|rest| self.key(format_args!("{rest}"))));
+        samples.extend(["idem:0", "catalogue:A"].map(|rest| self.key(format_args!("{rest}"))));
         samples.extend(
             ["user:1", "product:1", "coupon:1", "coupon:1:holders", "order:1", "hold:1"]
                 .map(|rest| self.key(format_args!("{rest}"))),

@@ -198,8 +198,11 @@ impl Store {
         Partition((id % i64::from(self.partitions)) as u16)
     }
 
-    /// The partition of an idempotency key itself, by its digest.
+    /// The partition of an idempotency key itself, by its digest: a user's key is at home where the user is.
     pub fn home_of_key(&self, digest: &str) -> Partition {
+        if let Some(user) = digest.split_once('-').and_then(|(user, _)| user.parse().ok()) {
+            return self.home(user);
+        }
         let spread = digest.bytes().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
         Partition((spread % u64::from(self.partitions)) as u16)
     }

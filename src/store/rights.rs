@@ -59,8 +59,6 @@ pub const RIGHTS: &[Right] = &[
     right("scan", "SCAN 0"),
     right("type", "TYPE KEY"),
     right("unlink", "UNLINK KEY"),
-    right("get", "GET KEY"),
-    right("set", "SET KEY value"),
     right("hdel", "HDEL KEY field"),
     right("hexists", "HEXISTS KEY field"),
     right("hget", "HGET KEY field"),

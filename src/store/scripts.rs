@@ -69,6 +69,7 @@ scripts! {
     CAMPAIGN_UPDATE = "campaign_update";
     IDS_RESERVE = "ids_reserve";
     KEY_CLAIM = "key_claim";
+    KEY_SETTLE = "key_settle";
     STOCK_RELEASE = "stock_release";
     COUPON_RELEASE = "coupon_release";
     COUPON_REOPEN = "coupon_reopen";

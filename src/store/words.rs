@@ -27,6 +27,7 @@ pub const DECIDED: &[&str] = &[
 /// and why.
 pub const UNDECIDED: &[&str] = &[
     "ABANDONED",
+    "ACCEPTABLE",
     "ALREADY_CLOSED",
     "ALREADY_GRANTED",
     "ALREADY_HOLDS",
@@ -60,6 +61,7 @@ pub const UNDECIDED: &[&str] = &[
     "REPLAYED",
     "RESTORED",
     "RETIRED",
+    "SETTLED",
     "SOLD_OUT",
     "STALE",
     "TAIL",

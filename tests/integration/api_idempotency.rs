@@ -12,12 +12,14 @@ use crate::{
     harness::{Options, Reply, World, gateways},
 };
 
-/// A write that succeeds once, and another body that its endpoint understands too.
+/// A write that succeeds once, and another one of whoever asks, to an endpoint of the same kind.
 struct Write {
     method: Method,
     path: String,
     body: Value,
-    other: Value,
+    other: (String, Value),
+    /// Whose it is; `None`: an operator's.
+    user: Option<i64>,
 }
 
 /// Every POST, PUT and PATCH, ready to be made.
@@ -29,7 +31,17 @@ async fn writes(world: &World) -> Vec<Write> {
         placed(world, user, &[(product, 3)], None).await,
         bought(world, user, product, 4).await,
     ];
-    let write = |method: Method, path: String, body: Value, other: Value| Write { method, path, body, other };
+    let write = |method: Method, path: String, body: Value, other: Value| {
+        let user = path.starts_with("/api/").then_some(user);
+        Write { method, other: (path.clone(), other), path, body, user }
+    };
+    let cancel = |order: i64| Write {
+        method: Method::POST,
+        path: format!("/api/v1/orders/{order}/cancel"),
+        body: json!({"userId": user}),
+        other: (format!("/api/v1/orders/{to_pay}/cancel"), json!({"userId": user})),
+        user: Some(user),
+    };
     let pay = |amount: i64| json!({"orderId": to_pay, "userId": user, "paymentType": "TOSS", "amount": amount});
     let new_product = |price: i64| json!({"productName": "x", "price": price, "stockQuantity": 3, "category": "TOP"});
     let new_campaign = |total: i64| {
@@ -42,12 +54,12 @@ async fn writes(world: &World) -> Vec<Write> {
         post(
             "/api/v1/coupons/issue",
             json!({"couponId": campaign, "userId": user}),
-            json!({"couponId": campaign, "userId": user + 3}),
+            json!({"couponId": campaign + 3, "userId": user}),
         ),
         post("/api/v1/orders", order_of(user, &[(product, 5)], None), order_of(user, &[(product, 6)], None)),
         post("/api/v1/payments", pay(2_000), pay(2_001)),
-        post(&format!("/api/v1/orders/{to_cancel}/cancel"), json!({"userId": user}), json!({"userId": user + 3})),
-        post(&format!("/api/v1/orders/{to_refund}/cancel"), json!({"userId": user}), json!({"userId": user + 3})),
+        cancel(to_cancel),
+        cancel(to_refund),
         post("/admin/v1/users", json!({"userName": "x", "balance": 7}), json!({"userName": "y", "balance": 7})),
         post("/admin/v1/users/bulk", json!({"count": 600, "balance": 7}), json!({"count": 601, "balance": 7})),
         post("/admin/v1/products", new_product(1), new_product(2)),
@@ -105,16 +117,29 @@ async fn a_repeat_gets_the_first_reply_and_has_no_effect() {
             let again = headed(world, &write.method, &write.path, &headers, spelled).await;
             replays(&first, &again);
 
-            // Bound to this request: not to another body, path or endpoint.
-            let user = json!({"userName": "somebody else"});
-            let campaign = json!({"couponCode": "Y", "discountType": "FIXED", "discountAmount": 3, "totalQuantity": 1,
-                "expiredAt": "2030-01-01T00:00:00"});
-            for (method, path, body) in [
-                (&write.method, write.path.as_str(), &write.other),
-                (&Method::PUT, "/api/v1/balances/1000000", &json!({"amount": 9})),
-                (&Method::POST, "/admin/v1/users", &user),
-                (&Method::POST, "/admin/v1/coupons", &campaign),
-            ] {
+            // Bound to this request of whoever asks: not to another body, path or endpoint.
+            let (other_path, other) = &write.other;
+            let mut others = vec![(write.method.clone(), other_path.clone(), other.clone())];
+            others.extend(match write.user {
+                Some(user) => {
+                    let coupon = json!({"couponId": 77, "userId": user});
+                    [
+                        (Method::PUT, format!("/api/v1/balances/{user}"), json!({"amount": 9})),
+                        (Method::POST, "/api/v1/coupons/issue".to_owned(), coupon),
+                        (Method::POST, format!("/api/v1/orders/{}/cancel", 1_000_001), json!({"userId": user})),
+                    ]
+                }
+                None => {
+                    let campaign = json!({"couponCode": "Y", "discountType": "FIXED", "discountAmount": 3,
+                        "totalQuantity": 1, "expiredAt": "2030-01-01T00:00:00"});
+                    [
+                        (Method::POST, "/admin/v1/users".to_owned(), json!({"userName": "somebody else"})),
+                        (Method::POST, "/admin/v1/coupons".to_owned(), campaign),
+                        (Method::PATCH, "/admin/v1/products/1".to_owned(), json!({"stockDelta": 77})),
+                    ]
+                }
+            });
+            for (method, path, body) in &others {
                 let reused = keyed(world, method, path, body, &key).await;
                 reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
                 assert!(!reused.replayed());
@@ -137,12 +162,9 @@ async fn a_key_lives_for_24_hours() {
         let mut redis = world.raw().await;
         let lives = async |redis: &mut redis::aio::MultiplexedConnection| -> BTreeMap<String, i64> {
             let mut lives = BTreeMap::new();
-            for kind in ["idem", "claim"] {
-                let found: Vec<String> =
-                    redis::cmd("KEYS").arg(format!("*:{kind}:*")).query_async(redis).await.unwrap();
-                for key in found {
-                    lives.insert(key.clone(), redis::cmd("PTTL").arg(&key).query_async(redis).await.unwrap());
-                }
+            let found: Vec<String> = redis::cmd("KEYS").arg("*:idem:*").query_async(redis).await.unwrap();
+            for key in found {
+                lives.insert(key.clone(), redis::cmd("PTTL").arg(&key).query_async(redis).await.unwrap());
             }
             lives
         };
@@ -292,22 +314,40 @@ async fn a_campaign_that_is_over_is_still_the_one_that_was_created() {
     .await;
 }
 
+/// A coupon is issued in its campaign's partition, a charge in the user's, and what operators create in the first one.
 #[tokio::test]
 async fn a_key_is_bound_across_partitions() {
     let world = World::with(Options { partitions: 3, ..Options::default() }).await;
     let first = id(&post(&world, "/admin/v1/users/bulk", json!({"count": 3})).await.created(), "firstUserId");
-    let (charge, name) = (json!({"amount": 1}), json!({"userName": "x"}));
+    let product = world.product(10, 10).await;
+    let charge = json!({"amount": 1});
     for user in first..first + 3 {
-        let path = format!("/api/v1/balances/{user}");
-        for (key, charged_first) in [(format!("a {user}"), true), (format!("b {user}"), false)] {
-            let put = || keyed(&world, &Method::PUT, &path, &charge, &key);
-            let create = || keyed(&world, &Method::POST, "/admin/v1/users", &name, &key);
-            let (done, reused) = match charged_first {
-                true => (put().await, create().await),
-                false => (create().await, put().await),
-            };
-            assert!(done.status.is_success(), "{}", done.text);
-            reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
+        for order in [[true, false], [false, true]] {
+            let campaign = world.campaign("FIXED", 10, 10).await;
+            let (key, path) = (format!("{user} {campaign}"), format!("/api/v1/balances/{user}"));
+            let coupon = json!({"couponId": campaign, "userId": user});
+            let mut replies = Vec::new();
+            for charges in order {
+                replies.push(match charges {
+                    true => keyed(&world, &Method::PUT, &path, &charge, &key).await,
+                    false => keyed(&world, &Method::POST, "/api/v1/coupons/issue", &coupon, &key).await,
+                });
+            }
+            assert!(replies[0].status.is_success(), "{}", replies[0].text);
+            replies[1].refused(422, "IDEMPOTENCY_KEY_REUSED");
+            let mut replies = Vec::new();
+            for creates in order {
+                replies.push(match creates {
+                    true => keyed(&world, &Method::POST, "/admin/v1/users", &json!({"userName": "x"}), &key).await,
+                    false => {
+                        let restock = json!({"stockDelta": 1});
+                        let path = format!("/admin/v1/products/{product}");
+                        keyed(&world, &Method::PATCH, &path, &restock, &key).await
+                    }
+                });
+            }
+            assert!(replies[0].status.is_success(), "{}", replies[0].text);
+            replies[1].refused(422, "IDEMPOTENCY_KEY_REUSED");
         }
     }
     world.finish().await;
@@ -404,10 +444,45 @@ async fn fifty_declined_at_once_are_declined_once() {
     let second = placed(&world, user, &[(product, 1)], None).await;
     pay(&world, first, user, 1_000).await.ok();
     let body = json!({"orderId": second, "userId": user, "paymentType": "CARD", "amount": 1_000});
-    let write = Write { method: Method::POST, path: "/api/v1/payments".to_owned(), other: body.clone(), body };
+    let path = "/api/v1/payments".to_owned();
+    let write = Write { method: Method::POST, other: (path.clone(), body.clone()), path, body, user: Some(user) };
     let (declined, again) = fifty(&world, &write, "k").await;
     declined.refused(402, "INSUFFICIENT_BALANCE");
     again.iter().for_each(|again| replays(&declined, again));
     assert_eq!(stock(&world, product).await, 4);
     world.finish().await;
+}
+
+/// A key is its owner's: another user's of the same text, and an operator's, is another key.
+#[tokio::test]
+async fn key_of_one_user_free_for_others() {
+    on_1_and_3(async |world| {
+        let (first, second) = (world.user(0).await, world.user(0).await);
+        let campaign = world.campaign("FIXED", 100, 10).await;
+        for user in [first, second] {
+            let amount = json!({"amount": user});
+            let charged = keyed(world, &Method::PUT, &format!("/api/v1/balances/{user}"), &amount, "mine").await;
+            assert!(!charged.replayed());
+            assert_eq!(charged.ok()["balance"], user);
+            let coupon = json!({"couponId": campaign, "userId": user});
+            let issued = keyed(world, &Method::POST, "/api/v1/coupons/issue", &coupon, "coupon").await;
+            assert!(!issued.replayed());
+            issued.ok();
+            // Nor is it free for this user's other requests, whichever partition decides those.
+            for key in ["mine", "coupon"] {
+                let other = json!({"amount": 7});
+                let other = keyed(world, &Method::PUT, &format!("/api/v1/balances/{user}"), &other, key).await;
+                other.refused(422, "IDEMPOTENCY_KEY_REUSED");
+                let other = json!({"couponId": campaign + 1, "userId": user});
+                let other = keyed(world, &Method::POST, "/api/v1/coupons/issue", &other, key).await;
+                other.refused(422, "IDEMPOTENCY_KEY_REUSED");
+                let other = order_of(user, &[(1, 1)], None);
+                keyed(world, &Method::POST, "/api/v1/orders", &other, key).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
+            }
+        }
+        let created = keyed(world, &Method::POST, "/admin/v1/users", &json!({"userName": "x"}), "mine").await;
+        assert!(!created.replayed());
+        created.created();
+    })
+    .await;
 }

@@ -44,6 +44,7 @@ const CODES: &[(&str, u16, &str)] = &[
     ("ORDER_ALREADY_CLOSED", 409, ""),
     ("DEAD_LETTER_NOT_FOUND", 404, ""),
     ("DEAD_LETTER_REFUSED", 409, ""),
+    ("NO_PAYMENT_UNDER_WAY", 409, ""),
     ("NOT_FOUND", 404, ""),
     ("METHOD_NOT_ALLOWED", 405, ""),
     ("REQUEST_TIMEOUT", 408, ""),

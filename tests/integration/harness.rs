@@ -19,7 +19,7 @@ use firstcome::{
     config::*,
     db,
     dev::{self, PostgresServer, RedisServer, ScratchDir},
-    domain::{Call, Clock, Engine, IdempotencyKey, Millis},
+    domain::{Call, Clock, Engine, IdempotencyKey, KeyOwner, Millis},
     store::Store,
 };
 use reqwest::{Method, StatusCode};
@@ -471,7 +471,9 @@ pub async fn read(request: reqwest::RequestBuilder) -> Reply {
 
 /// A [`Call`] for tests that use the engine or the store directly.
 pub fn call(key: Option<(&str, &str)>) -> Call {
-    Call { request_id: "test".into(), key: key.map(|(key, request)| IdempotencyKey::new(key, request.as_bytes())) }
+    let owner = KeyOwner::Operator("test");
+    let key = key.map(|(key, request)| IdempotencyKey::new(owner, key, request.as_bytes()));
+    Call { request_id: "test".into(), key }
 }
 
 const TEMPLATE: &str = "fc_template";

@@ -87,5 +87,6 @@ mod sold_out_model;
 mod startup;
 mod startup_waits;
 mod stories;
+mod strangers;
 mod telemetry;
 mod tokens;

@@ -301,6 +301,31 @@ async fn dead_letters(operator: &mut Operator, servers: &Servers, base: &str, us
     ready(base).await;
 }
 
+/// A payment whose gateway has closed down, settled by hand.
+async fn stuck_payment(operator: &mut Operator, servers: &Servers, user: i64) {
+    // Nobody listens there.
+    let nobody = ("PAYMENT_GATEWAY_CARD_URL", "http://127.0.0.1:1");
+    let mut serving = servers.start_with(&["serve"], &[nobody], "with a gateway");
+    let base = serving.base().await;
+    operator.shop.clone_from(&base);
+    let lines = json!([{"productId": 1, "quantity": 1}]);
+    let order = post(&base, "/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
+    let id = order["orderId"].to_string();
+    let pay =
+        json!({"orderId": order["orderId"], "userId": user, "paymentType": "CARD", "amount": order["finalPrice"]});
+    assert_eq!(post(&base, "/api/v1/payments", pay).await.status, 503);
+    let settle = operator.printed("A gateway does not say what became of a payment", "curl -s $SHOP/admin/v1/payments");
+    let settle = settle.replace("/orders/7/", &format!("/orders/{id}/"));
+    // Two replies, one behind the other.
+    let said = operator.types(&settle).await.well();
+    let replies = serde_json::Deserializer::from_str(&said).into_iter::<Value>().collect::<Result<Vec<_>, _>>();
+    let replies = replies.unwrap_or_else(|_| panic!("no JSON: {said}"));
+    assert!(replies[0]["content"].is_array(), "{said}");
+    assert_eq!((replies[1]["orderId"].to_string(), &replies[1]["orderStatus"]), (id, &json!("PAID")), "{said}");
+    projected(&base).await;
+    serving.stop().await;
+}
+
 /// Puts on sale again whatever a rebuild has kept back.
 async fn release(operator: &Operator) {
     let all = "curl -s -X POST $SHOP/admin/v1/withheld/release -H \"Authorization: Bearer $ADMIN_TOKEN\" \
@@ -431,6 +456,8 @@ async fn every_command_of_the_operations_page_works_as_printed() {
     release(&operator).await;
     projected(&base).await;
     serving.stop().await;
+
+    stuck_payment(&mut operator, &servers, users[3]).await;
 
     assert_eq!(operator.left, BTreeSet::new(), "commands of the page that nobody typed");
     servers.end().await;

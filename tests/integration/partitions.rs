@@ -182,21 +182,6 @@ async fn a_refund_after_midnight_is_taken_off_the_day_of_the_sale_everywhere() {
 }
 
 #[tokio::test]
-async fn a_key_that_another_partition_knows_is_refused_to_another_request() {
-    let apart = Apart::start().await;
-    let (engine, other) = (apart.world.engine.clone(), UserId::new(apart.user.get() + 1).unwrap());
-    while engine.balance(other).await.is_err() {
-        apart.world.user(0).await;
-    }
-    let (first, second) = (call(Some(("k", "first"))), call(Some(("k", "second"))));
-    engine.charge(&first, apart.user, 100).await.unwrap();
-    let reused = engine.charge(&second, other, 100).await;
-    assert!(matches!(reused, Err(Error::IdempotencyKeyReused)), "{reused:?}");
-    assert!(engine.charge(&first, apart.user, 100).await.unwrap().replayed);
-    apart.world.finish().await;
-}
-
-#[tokio::test]
 async fn a_repeated_order_is_answered_before_anything_is_held_elsewhere() {
     let apart = Apart::start().await;
     let engine = apart.world.engine.clone();

@@ -169,7 +169,7 @@ async fn key_of_another_type_closes_the_partition() {
     let (mut link, mut again) = (writes.world.raw().await, writes.world.raw().await);
     let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
     let degrade = async || {
-        rename("{p0}:expiry", "{p0}:claim:aside").exec_async(&mut link).await.unwrap();
+        rename("{p0}:expiry", "{p0}:idem:aside").exec_async(&mut link).await.unwrap();
         redis::cmd("SET").arg("{p0}:expiry").arg("x").exec_async(&mut link).await.unwrap();
         writes.world.store.doubt_rights();
         writes.world.engine.look().await;
@@ -177,7 +177,7 @@ async fn key_of_another_type_closes_the_partition() {
         assert!(reply.text.contains("{p0}:expiry is a string, not a zset"), "{}", reply.text);
     };
     let restore = async || {
-        rename("{p0}:claim:aside", "{p0}:expiry").exec_async(&mut again).await.unwrap();
+        rename("{p0}:idem:aside", "{p0}:expiry").exec_async(&mut again).await.unwrap();
     };
     writes.all_are_turned_away(degrade, restore).await;
     writes.world.finish().await;

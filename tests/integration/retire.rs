@@ -447,10 +447,10 @@ async fn repeats_are_answered_as_before() {
             let again = world.send(Method::POST, path, Some(body), Some(key)).await;
             assert!(again.replayed(), "{}", again.text);
             assert_eq!(&again.text, first);
-            let reused = world.send(Method::POST, path, Some(&json!({"userId": user + 3})), Some(key)).await;
-            if *key != "pay" {
-                reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
-            }
+            // Another request of this user.
+            let charge = format!("/api/v1/balances/{user}");
+            let reused = world.send(Method::PUT, &charge, Some(&json!({"amount": 1})), Some(key)).await;
+            reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
         }
         assert_eq!(shop.balance().await, balance);
         // Another request under a key of its own is judged anew.

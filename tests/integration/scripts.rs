@@ -208,7 +208,7 @@ impl Bench {
         let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg(1).query_async(&mut self.redis).await.unwrap();
         self.leaves_all("CLOSED_BOOKS", raw).await;
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut self.redis).await.unwrap();
-        let aside = Keys(raw.partition()).claim("aside");
+        let aside = Keys(raw.partition()).record("aside");
         let _: () = redis::cmd("RENAME").arg(&meta).arg(&aside).query_async(&mut self.redis).await.unwrap();
         self.leaves_all("CLOSED_BOOKS", raw).await;
         let _: () = redis::cmd("RENAME").arg(&aside).arg(&meta).query_async(&mut self.redis).await.unwrap();
@@ -369,7 +369,7 @@ impl Bench {
         for (product, quantity) in lines {
             raw.args.extend(strings([product, quantity]));
         }
-        raw.args.push(far.to_owned());
+        raw.args.extend([far.to_owned(), String::new()]);
         raw
     }
 
@@ -511,8 +511,14 @@ impl Bench {
 
     fn key_claim(&self, digest: &str, fingerprint: &str) -> Raw {
         let keys = Keys(Partition(0));
-        let args = strings([&fingerprint, &86_400_000]);
-        Raw { script: &scripts::KEY_CLAIM, keys: vec![keys.meta(), keys.claim(digest)], args, shared: None }
+        let args = strings([&fingerprint, &60_000]);
+        Raw { script: &scripts::KEY_CLAIM, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
+    }
+
+    fn key_settle(&self, digest: &str, fingerprint: &str, keeps: u8) -> Raw {
+        let keys = Keys(Partition(0));
+        let args = strings([&fingerprint, &keeps, &86_400_000, &60_000]);
+        Raw { script: &scripts::KEY_SETTLE, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
     }
 
     fn history_tail(&self, user: i64, most: i64) -> Raw {
@@ -532,6 +538,12 @@ impl Bench {
         self.decides("PLACED", &place).await;
         product
     }
+}
+
+/// Everything but what every decision leaves: its number and its event.
+fn without_books(mut all: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    all.retain(|key, _| !key.ends_with(":outbox") && !key.ends_with(":meta"));
+    all
 }
 
 fn user_key(keys: Keys, id: i64) -> String {
@@ -744,11 +756,32 @@ async fn ids_and_keys() {
     let books = bench.books(Partition(0)).await;
     let claim = bench.key_claim("digest", "mine");
     bench.needs_open_books(&claim).await;
-    assert_eq!(bench.run(&claim).await, ["CLAIMED"]);
-    bench.leaves_all("CLAIMED", &claim).await;
+    let record = claim.keys[1].clone();
     let other = bench.key_claim("digest", "another");
+    let (refused, kept) = (bench.key_settle("digest", "mine", 0), bench.key_settle("digest", "mine", 1));
+    // A refusal leaves nothing, once all that claimed the key are refused.
+    let before = bench.world.snapshot().await;
+    for claims in 1..=2 {
+        assert_eq!(bench.run(&claim).await, ["CLAIMED", &claims.to_string()]);
+        assert!((1..=60_000).contains(&bench.life(&record).await));
+        bench.leaves_all("KEY_REUSED", &other).await;
+    }
+    bench.needs_open_books(&refused).await;
+    bench.leaves_all("SETTLED", &bench.key_settle("digest", "another", 0)).await;
+    assert_eq!(bench.run(&refused).await, ["SETTLED"]);
     bench.leaves_all("KEY_REUSED", &other).await;
-    bench.covers(&[&scripts::IDS_RESERVE, &scripts::KEY_CLAIM]);
+    assert_eq!(bench.run(&refused).await, ["SETTLED"]);
+    assert!(before == bench.world.snapshot().await);
+    bench.leaves_all("SETTLED", &refused).await;
+    // A decision keeps it, whatever else claims it or is refused.
+    bench.run(&claim).await;
+    assert_eq!(bench.run(&kept).await, ["SETTLED"]);
+    assert!((60_001..=86_400_000).contains(&bench.life(&record).await));
+    for raw in [&claim, &refused, &kept] {
+        bench.leaves_all(if raw.script.name == "key_claim" { "CLAIMED" } else { "SETTLED" }, raw).await;
+    }
+    bench.leaves_all("KEY_REUSED", &other).await;
+    bench.covers(&[&scripts::IDS_RESERVE, &scripts::KEY_CLAIM, &scripts::KEY_SETTLE]);
     assert_eq!(bench.books(Partition(0)).await, books, "a claim is no decision");
     bench.finish().await;
 }
@@ -871,6 +904,18 @@ async fn order_place_holds_all_or_nothing() {
         assert_eq!(reply[1], product);
         bench.leaves_all(word, &raw.keyed("k", "mine")).await;
     }
+    // Judged alone it is refused for the same, or for its far lines, and else would be placed.
+    let judged = |raw: &Raw, shortage: &str| {
+        let mut judged = raw.clone();
+        *judged.args.last_mut().unwrap() = shortage.to_owned();
+        judged
+    };
+    bench.leaves_all("ACCEPTABLE", &judged(&place, "NONE")).await;
+    bench.leaves_all("ACCEPTABLE", &judged(&place, "NONE").keyed("k", "mine")).await;
+    bench.leaves_all("SOLD_OUT", &judged(&place, "SOLD_OUT")).await;
+    bench.leaves_all("USER_NOT_FOUND", &judged(&stranger, "SOLD_OUT")).await;
+    bench.leaves_all("INSUFFICIENT_STOCK", &judged(&bench.place(10, 1, &[(1, 6)], ""), "NONE")).await;
+    bench.leaves_all("INSUFFICIENT_BALANCE", &judged(&bench.place(10, 1, &[(4, 1)], ""), "NONE")).await;
     let dear = bench.place(10, 1, &[(4, 10_000)], "").with_shared(4, 0);
     bench.leaves_all("OVERFLOW", &dear).await;
     bench.leaves_all("INSUFFICIENT_BALANCE", &bench.place(10, 1, &[(4, 1)], "")).await;
@@ -1251,6 +1296,21 @@ async fn stock_held_in_another_partition() {
     bench.decides("MOVED", &bench.settle(1, 12, 2, "RELEASED")).await;
     bench.leaves_all("UNCHANGED", &bench.settle(1, 12, 2, "RELEASED")).await;
     bench.leaves_all("RELEASED", &stray).await;
+
+    // Given back by whoever held it: nothing of it stays.
+    let undone = bench.hold(18, 2, &[(1, 3)]);
+    let before = bench.world.snapshot().await;
+    bench.decides("HELD", &undone).await;
+    let (_, event) = bench.decides("MOVED", &bench.settle(1, 18, 2, "RELEASED").with(8, 0)).await;
+    assert!(matches!(event.body, Body::StockSettled { forgotten: true, .. }), "{event:?}");
+    let (before, after) = (without_books(before), without_books(bench.world.snapshot().await));
+    assert!(before == after, "{before:?} {after:?}");
+    bench.world.drain().await;
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM stock_holds WHERE order_id = 18")
+        .fetch_one(bench.world.db.get_postgres_connection_pool())
+        .await
+        .unwrap();
+    assert_eq!(rows, 0);
 
     // The end comes first: a mark, which is no decision, and the beginning obeys it.
     let books = bench.books(Partition(1)).await;

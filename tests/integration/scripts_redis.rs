@@ -197,12 +197,12 @@ async fn books_that_are_gone_are_503_and_never_no_such_thing() {
     let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
     let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
     let degrade = async || {
-        let away = rename("{p0}:meta", "{p0}:claim:aside");
+        let away = rename("{p0}:meta", "{p0}:idem:aside");
         let _: () = away.query_async(&mut redis).await.unwrap();
         writes.absence_is_not_believed().await;
     };
     let restore = async || {
-        let back = rename("{p0}:claim:aside", "{p0}:meta");
+        let back = rename("{p0}:idem:aside", "{p0}:meta");
         let _: () = back.query_async(&mut again).await.unwrap();
     };
     writes.all_are_turned_away(degrade, restore).await;

@@ -13,7 +13,7 @@ const LISTS: &str = "lists";
 const LINE: &str = "---- checks above, writes below --";
 
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
-const EFFECTS: [(&str, &[&str]); 26] = [
+const EFFECTS: [(&str, &[&str]); 27] = [
     ("balance_charge", &["CHARGED"]),
     ("books_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
@@ -24,6 +24,7 @@ const EFFECTS: [(&str, &[&str]); 26] = [
     ("coupon_release", &["COUPONS_RELEASED"]),
     ("coupon_reopen", &["REOPENING"]),
     ("key_claim", &["CLAIMED"]),
+    ("key_settle", &["CLAIMED", "SETTLED"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
     ("order_place", &["PLACED"]),

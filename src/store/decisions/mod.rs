@@ -30,6 +30,8 @@ use crate::domain::{
 
 /// How long an idempotency record lives: 24 hours.
 pub const RECORD_LIFE_MS: i64 = 24 * 60 * 60 * 1000;
+/// How long a key stays claimed by a request that nobody hears of any more: longer than any request takes.
+const CLAIM_LEASE_MS: i64 = 15 * 60 * 1000;
 /// How long the mark of an ended far hold, or of an order that never was, is kept: a week, longer than any relay lags.
 pub const MARK_LIFE_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
@@ -112,21 +114,42 @@ impl Store {
         }
     }
 
-    /// `key_claim.lua`: with many partitions, where a request under the same key may be decided in another one. (With one,
-    /// the record of the decision says it all.)
+    /// `key_claim.lua`: binds the call's idempotency key in its own partition, where another one decides. (Where that one
+    /// decides itself, the record of the decision says it all.) Whether [`Store::key_settle`] has to follow.
     ///
     /// # Errors
     /// [`Error::IdempotencyKeyReused`].
-    pub async fn key_claim(&self, call: &Call) -> Result<(), Error> {
-        let Some(key) = call.key.as_ref().filter(|_| self.partitions() > 1) else { return Ok(()) };
+    pub async fn key_claim(&self, call: &Call, decides: Partition) -> Result<bool, Error> {
+        let Some(key) = &call.key else { return Ok(false) };
         let home = self.home_of_key(&key.digest);
+        if home == decides {
+            return Ok(false);
+        }
         let claim = Invocation::new(&scripts::KEY_CLAIM)
             .key(Keys(home).meta())
-            .key(Keys(home).claim(&key.digest))
+            .key(Keys(home).record(&key.digest))
             .arg(&key.fingerprint)
-            .arg(RECORD_LIFE_MS);
+            .arg(CLAIM_LEASE_MS);
         let answer = self.call(home, &claim).await?;
-        if answer.word == "CLAIMED" { Ok(()) } else { Err(answer.unknown()) }
+        if answer.word == "CLAIMED" { Ok(true) } else { Err(answer.unknown()) }
+    }
+
+    /// `key_settle.lua`: the claimed key stays bound, or is free again.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; the claim then ends by itself.
+    pub async fn key_settle(&self, call: &Call, keeps: bool) -> Result<(), Error> {
+        let Some(key) = &call.key else { return Ok(()) };
+        let home = self.home_of_key(&key.digest);
+        let settle = Invocation::new(&scripts::KEY_SETTLE)
+            .key(Keys(home).meta())
+            .key(Keys(home).record(&key.digest))
+            .arg(&key.fingerprint)
+            .arg(if keeps { "1" } else { "0" })
+            .arg(RECORD_LIFE_MS)
+            .arg(CLAIM_LEASE_MS);
+        let answer = self.call(home, &settle).await?;
+        if answer.word == "SETTLED" { Ok(()) } else { Err(answer.unknown()) }
     }
 
     /// Whether an idempotency key is free, or this very request's, where something has to be read before the script that

@@ -39,6 +39,27 @@ pub struct Placing<'a> {
     pub far: &'a str,
 }
 
+/// Why lines can't be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    None,
+    ProductNotFound,
+    SoldOut,
+    InsufficientStock,
+}
+
+impl Shortage {
+    /// As the script takes it and answers it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Shortage::None => "NONE",
+            Shortage::ProductNotFound => "PRODUCT_NOT_FOUND",
+            Shortage::SoldOut => "SOLD_OUT",
+            Shortage::InsufficientStock => "INSUFFICIENT_STOCK",
+        }
+    }
+}
+
 /// A payment about to be settled.
 pub struct Settling<'a> {
     pub payment: &'a NewPayment,
@@ -87,6 +108,7 @@ struct Place {
     /// Those at home in the user's partition.
     lines: Vec<(ProductId, i64)>,
     far: String,
+    judges: Option<Shortage>,
 }
 
 /// What a coupon is worth, and until when.
@@ -137,7 +159,7 @@ impl Mergeable for Place {
         for (product, quantity) in &self.lines {
             call.arg(product.get()).arg(quantity);
         }
-        call.arg(&self.far);
+        call.arg(&self.far).arg(self.judges.map_or("", Shortage::as_str));
     }
 }
 
@@ -196,6 +218,32 @@ impl Store {
         order: &NewOrder,
         placing: &Placing<'_>,
     ) -> Result<Reply<PlacedOrder>, Error> {
+        placed_or_refused(&self.ask_for_order(call, order, placing, None).await?)
+    }
+
+    /// `order_place.lua`, which judges alone, before the lines of other partitions are held: `shortage` is why not all lines
+    /// could be. `Some` is the answer to an earlier request under the same idempotency key; `None`: it would be placed.
+    ///
+    /// # Errors
+    /// As [`Store::order_place`].
+    pub async fn order_judge(
+        &self,
+        call: &Call,
+        order: &NewOrder,
+        placing: &Placing<'_>,
+        shortage: Shortage,
+    ) -> Result<Option<Reply<PlacedOrder>>, Error> {
+        let answer = self.ask_for_order(call, order, placing, Some(shortage)).await?;
+        if answer.word == "ACCEPTABLE" { Ok(None) } else { placed_or_refused(&answer).map(Some) }
+    }
+
+    async fn ask_for_order(
+        &self,
+        call: &Call,
+        order: &NewOrder,
+        placing: &Placing<'_>,
+        judges: Option<Shortage>,
+    ) -> Result<Answer, Error> {
         let home = self.home(order.user_id.get());
         let near = order.lines.iter().filter(|(product, _)| self.home(product.get()) == home);
         let terms = placing.terms.map(|terms| CouponTerms { discount: terms.discount, expires_at: terms.expires_at });
@@ -208,30 +256,9 @@ impl Store {
             coupon: order.coupon_id.map(|coupon| (coupon, terms)),
             lines: near.copied().collect(),
             far: placing.far.to_owned(),
+            judges,
         };
-        let answer = self.merged(call, home, place).await?;
-        match answer.word.as_str() {
-            "PLACED" => Ok(answer.reply(placed(&answer)?)),
-            "USER_NOT_FOUND" => Err(Error::UserNotFound),
-            "TOO_MANY_OPEN" => Err(Error::TooManyOpenOrders),
-            "INVALID_COUPON" => Err(Error::InvalidCoupon),
-            "OVERFLOW" => Err(Error::InvalidOrder),
-            "INSUFFICIENT_BALANCE" => Err(Error::InsufficientBalance),
-            "ABANDONED" => Err(Error::unavailable("the order took too long and was given up")),
-            word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
-        }
-    }
-
-    /// What an earlier `order_place.lua` answered under this idempotency key, if there is one.
-    ///
-    /// # Errors
-    /// The shared refusals.
-    pub async fn order_placed_before(&self, call: &Call, home: Partition) -> Result<Option<Reply<PlacedOrder>>, Error> {
-        let Some(answer) = self.recorded(call, home, &scripts::ORDER_PLACE).await? else { return Ok(None) };
-        match answer.word.as_str() {
-            "PLACED" => Ok(Some(Reply { value: placed(&answer)?, replayed: true })),
-            _ => Err(answer.unknown()),
-        }
+        self.merged(call, home, place).await
     }
 
     /// `order_pay.lua`.
@@ -363,6 +390,19 @@ impl Store {
             _ => return Err(answer.unknown()),
         };
         Ok(Some(answer.reply(closed)))
+    }
+}
+
+fn placed_or_refused(answer: &Answer) -> Result<Reply<PlacedOrder>, Error> {
+    match answer.word.as_str() {
+        "PLACED" => Ok(answer.reply(placed(answer)?)),
+        "USER_NOT_FOUND" => Err(Error::UserNotFound),
+        "TOO_MANY_OPEN" => Err(Error::TooManyOpenOrders),
+        "INVALID_COUPON" => Err(Error::InvalidCoupon),
+        "OVERFLOW" => Err(Error::InvalidOrder),
+        "INSUFFICIENT_BALANCE" => Err(Error::InsufficientBalance),
+        "ABANDONED" => Err(Error::unavailable("the order took too long and was given up")),
+        word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
     }
 }
 
