@@ -150,13 +150,15 @@ impl Engine {
         decides: Partition,
         decision: impl Future<Output = Outcome<T>>,
     ) -> Outcome<T> {
-        if !self.store.key_claim(call, decides).await? {
+        if !self.store.claims_key(call, decides) {
             return decision.await;
         }
+        // Boxed, like all that few requests need: every issue of a coupon would weigh as much (docs/decisions.md).
+        Box::pin(self.store.key_claim(call)).await?;
         let outcome = decision.await;
         let refused =
             outcome.as_ref().is_err_and(|error| !matches!(error, Error::Unavailable { .. } | Error::Internal(_)));
-        if let Err(error) = self.store.key_settle(call, !refused).await {
+        if let Err(error) = Box::pin(self.store.key_settle(call, !refused)).await {
             tracing::debug!(%error, "a claimed key ends by itself");
         }
         outcome

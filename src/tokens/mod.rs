@@ -130,7 +130,7 @@ impl Tokens {
             Source::Secret(keys) => keys.clone(),
             Source::Set(jwks) => jwks.current(),
         };
-        let now = self.clock.now().0;
+        let now = self.clock.own().0;
         let digest = verified::digest(token);
         if let Some(user) = self.verified.get(&digest, keys.generation, now) {
             return Ok(user);
@@ -204,7 +204,7 @@ impl Tokens {
     }
 }
 
-/// All but the algorithms, which are a key's, and the times, which are held against the clock of the rest of the service.
+/// All but the algorithms, which are a key's, and the times, which are held against this process's own clock: no token is of the store.
 fn validation(config: &AuthConfig) -> Validation {
     let (issuer, audience) = (&config.auth_jwt_issuer, &config.auth_jwt_audience);
     let required = [("iss", issuer), ("aud", audience)].into_iter().filter(|(_, wanted)| wanted.is_some());

@@ -114,24 +114,26 @@ impl Store {
         }
     }
 
-    /// `key_claim.lua`: binds the call's idempotency key in its own partition, where another one decides. (Where that one
-    /// decides itself, the record of the decision says it all.) Whether [`Store::key_settle`] has to follow.
+    /// Whether a call's idempotency key has to be claimed before `decides` decides. (Where that is the key's own partition, the
+    /// record of the decision says it all.)
+    pub fn claims_key(&self, call: &Call, decides: Partition) -> bool {
+        call.key.as_ref().is_some_and(|key| self.home_of_key(&key.digest) != decides)
+    }
+
+    /// `key_claim.lua`: binds the call's idempotency key in its own partition. [`Store::key_settle`] has to follow.
     ///
     /// # Errors
     /// [`Error::IdempotencyKeyReused`].
-    pub async fn key_claim(&self, call: &Call, decides: Partition) -> Result<bool, Error> {
-        let Some(key) = &call.key else { return Ok(false) };
+    pub async fn key_claim(&self, call: &Call) -> Result<(), Error> {
+        let Some(key) = &call.key else { return Ok(()) };
         let home = self.home_of_key(&key.digest);
-        if home == decides {
-            return Ok(false);
-        }
         let claim = Invocation::new(&scripts::KEY_CLAIM)
             .key(Keys(home).meta())
             .key(Keys(home).record(&key.digest))
             .arg(&key.fingerprint)
             .arg(CLAIM_LEASE_MS);
         let answer = self.call(home, &claim).await?;
-        if answer.word == "CLAIMED" { Ok(true) } else { Err(answer.unknown()) }
+        if answer.word == "CLAIMED" { Ok(()) } else { Err(answer.unknown()) }
     }
 
     /// `key_settle.lua`: the claimed key stays bound, or is free again.
