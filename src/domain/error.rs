@@ -73,6 +73,11 @@ impl Error {
         Error::Unavailable { reason: reason.into(), retry_after: Duration::from_secs(1) }
     }
 
+    /// Whether what was asked for may have been carried out all the same: no refusal, which changes nothing.
+    pub fn leaves_outcome_unknown(&self) -> bool {
+        matches!(self, Error::Unavailable { .. } | Error::Internal(_))
+    }
+
     /// The same for another one whom it concerns: of a call that was made for several.
     pub fn again(&self) -> Self {
         match self {

@@ -58,7 +58,7 @@ impl Engine {
                     certain.push(*partition);
                 }
                 Err(error) => {
-                    perhaps = matches!(error, Error::Unavailable { .. } | Error::Internal(_)).then_some(*partition);
+                    perhaps = error.leaves_outcome_unknown().then_some(*partition);
                     holds = Err(error);
                     break;
                 }
@@ -72,7 +72,7 @@ impl Engine {
         };
         // Given back unless the order is there with these very holds. An unknown outcome is left to the holds' own end.
         let ours = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
-        let unknown = asked && matches!(&placed, Err(Error::Unavailable { .. } | Error::Internal(_)));
+        let unknown = asked && placed.as_ref().is_err_and(Error::leaves_outcome_unknown);
         if !ours && !unknown {
             let certain = certain.into_iter().map(|partition| (partition, FarEnd::Abandoned));
             for (partition, end) in certain.chain(perhaps.map(|partition| (partition, FarEnd::Released))) {
