@@ -7,7 +7,7 @@ use std::{
 
 use firstcome::dev::{ScratchDir, free_port};
 
-use crate::harness::{client, until};
+use crate::support::harness::{client, until};
 
 const README: &str = include_str!("../../README.md");
 

@@ -34,7 +34,7 @@ use self::{
     objects::Verdicts,
     shop::{Options, Shop},
 };
-use crate::{books, harness::until};
+use crate::support::{harness::until, invariants};
 
 /// Something that is not as it was promised, and which check found it.
 #[derive(Clone, Debug)]
@@ -178,7 +178,7 @@ async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
 /// Recomputes every law of conservation from the raw stores, as `firstcome audit` does from within the product.
 async fn recompute(shop: &Shop, db: &DatabaseConnection) -> Vec<String> {
     let (mut servers, db, partitions) = (vec![shop.raw().await], db.clone(), shop.options.partitions);
-    let checked = tokio::spawn(async move { books::check(&mut servers, &db, partitions, 0).await }).await;
+    let checked = tokio::spawn(async move { invariants::check(&mut servers, &db, partitions, 0).await }).await;
     let said = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
         Ok(text) => *text,
         Err(panic) => (*panic.downcast::<&str>().map_or("?", |text| *text)).to_owned(),

@@ -21,7 +21,7 @@ use super::{
     proxy::Mode,
     shop::{self, Options, Shop, outbox},
 };
-use crate::{durability::copy, harness::until};
+use crate::{engine::durability::copy, support::harness::until};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mutation {

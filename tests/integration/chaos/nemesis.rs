@@ -19,7 +19,7 @@ use super::{
     proxy::{Mode, Proxy},
     shop::Shop,
 };
-use crate::harness::until;
+use crate::support::harness::until;
 
 /// What is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -23,8 +23,8 @@ use tokio::process::Child;
 
 use super::proxy::{Mode, Proxy, Upstream};
 use crate::{
-    binary,
-    harness::{self, ADMIN, until},
+    process::binary,
+    support::harness::{self, ADMIN, until},
 };
 
 const DATABASE: &str = "shop";

@@ -1,0 +1,14 @@
+//! The public API, endpoint by endpoint, over HTTP.
+
+mod balances;
+mod coupons;
+pub mod errors;
+mod fuzz_requests;
+mod idempotency;
+pub mod openapi;
+mod orders;
+mod payments;
+mod products;
+mod smoke;
+pub mod tokens;
+mod unknown_fields;

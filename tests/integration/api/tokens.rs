@@ -1,0 +1,257 @@
+//! `AUTH=jwt`: a user acts for itself and for nobody else, whatever the route. (What a token must be like is tested beside
+//! `src/tokens`.)
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use firstcome::config::{Auth, AuthConfig, Secret};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    api::openapi::Document,
+    support::{
+        api_kit::in_contract,
+        harness::{Options, Reply, World, read},
+    },
+};
+
+const SECRET: &str = "a secret of more than thirty-two bytes";
+
+/// A token with these claims, by HS256.
+pub fn token_of(secret: &str, claims: &Value) -> String {
+    let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
+    let message = format!("{}.{}", part(&json!({"alg": "HS256", "typ": "JWT"})), part(claims));
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(ring::hmac::sign(&key, message.as_bytes())))
+}
+
+/// A user's token, good for an hour by the world's clock.
+fn token(world: &World, user: i64) -> String {
+    token_of(SECRET, &json!({"sub": user.to_string(), "exp": world.clock.now().0 / 1000 + 3600}))
+}
+
+async fn shop(options: Options) -> World {
+    let auth = AuthConfig { auth: Auth::Jwt, auth_jwt_secret: Some(Secret::new(SECRET)), ..AuthConfig::default() };
+    World::with(Options { auth, ..options }).await
+}
+
+/// A request with this token.
+async fn send(world: &World, method: &Method, path: &str, body: Option<&Value>, token: Option<&str>) -> Reply {
+    let mut request = world.client.request(method.clone(), format!("{}{path}", world.base));
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    read(request).await
+}
+
+/// One operation of the API, asked about a user.
+struct Asked {
+    method: Method,
+    path: String,
+    body: Option<Value>,
+    /// Whether the request names the user, rather than a thing of the user's.
+    names_user: bool,
+}
+
+/// What the document says of the API under `/api/`: each operation, asked about `user`, who has an order `order`, and
+/// whether it wants a user's token.
+fn operations(document: &Value, user: i64, order: i64) -> Vec<(Asked, bool)> {
+    let mut all = Vec::new();
+    for (template, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if !template.starts_with("/api/") {
+                continue;
+            }
+            let mut path = template.replace("{orderId}", &order.to_string()).replace("{productId}", "1");
+            let mut names_user = template.contains("{userId}");
+            path = path.replace("{userId}", &user.to_string());
+            assert!(!path.contains('{'), "{template} has a parameter that this test does not know");
+            let parameters = operation["parameters"].as_array();
+            if parameters
+                .into_iter()
+                .flatten()
+                .any(|parameter| parameter["name"] == "userId" && parameter["in"] == "query")
+            {
+                path = format!("{path}?userId={user}");
+                names_user = true;
+            }
+            let content = &operation["requestBody"]["content"]["application/json"];
+            let mut body = content.get("example").cloned();
+            if let Some(body) = &mut body {
+                if body.get("userId").is_some() {
+                    body["userId"] = user.into();
+                    names_user = true;
+                }
+                if body.get("orderId").is_some() {
+                    body["orderId"] = order.into();
+                }
+            }
+            let wants_token = operation["security"].to_string().contains("userToken");
+            let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap();
+            all.push((Asked { method, path, body, names_user }, wants_token));
+        }
+    }
+    all
+}
+
+/// Every route of the document: none acts for a user or shows one without that user's token.
+#[tokio::test]
+async fn every_route_that_is_about_a_user_takes_that_user_s_token() {
+    for partitions in [1, 3] {
+        let world = shop(Options { partitions, ..Options::default() }).await;
+        let (me, other) = (world.user(100_000).await, world.user(100_000).await);
+        let product = world.product(1_000, 100).await;
+        let (mine, theirs) = (token(&world, me), token(&world, other));
+        let placed = json!({"userId": other, "orderProducts": [{"productId": product, "quantity": 1}]});
+        let placed = send(&world, &Method::POST, "/api/v1/orders", Some(&placed), Some(&theirs)).await.ok();
+        let order = placed["orderId"].as_i64().unwrap();
+        let document = Document::new(world.get("/v3/api-docs").await.ok());
+
+        let operations = operations(&document.0, other, order);
+        assert!(operations.len() >= 13 && operations.iter().filter(|(_, wants)| *wants).count() == 9);
+        let before = world.snapshot().await;
+        for (Asked { method, path, body, names_user }, wants_token) in &operations {
+            let named = format!("{method} {path}");
+            let ask = |token| send(&world, method, path, body.as_ref(), token);
+            let (nobody, me) = (ask(None).await, ask(Some(&mine)).await);
+            for reply in [&nobody, &me] {
+                document.check_reply(method.as_str(), path, reply);
+                in_contract(path, reply);
+            }
+            assert!(*wants_token || !*names_user, "{named} is about a user, and open");
+            if !*wants_token {
+                assert!(nobody.status.is_success() || nobody.status == 404, "{named}: {}", nobody.text);
+                continue;
+            }
+            nobody.refused(401, "INVALID_TOKEN");
+            assert_eq!(nobody.headers["www-authenticate"], "Bearer error=\"invalid_token\"", "{named}");
+            if *names_user {
+                me.refused(403, "FORBIDDEN");
+            } else {
+                assert_eq!(me.status, 404, "{named}: {}", me.text);
+            }
+        }
+        assert_eq!(world.snapshot().await, before, "nothing was done");
+        // The same with the right token is let in, whatever becomes of it then.
+        for (Asked { method, path, body, .. }, wants_token) in &operations {
+            if *wants_token {
+                let reply = send(&world, method, path, body.as_ref(), Some(&theirs)).await;
+                assert!(![401, 403].contains(&reply.status.as_u16()), "{method} {path}: {}", reply.text);
+                document.check_reply(method.as_str(), path, &reply);
+            }
+        }
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_told_in_order() {
+    let world = shop(Options::default()).await;
+    let (me, other) = (world.user(1_000).await, world.user(1_000).await);
+    let (mine, nobody_s) = (token(&world, me), token(&world, 9_999));
+    let put = async |user: i64, body: Value, token: Option<&str>| {
+        send(&world, &Method::PUT, &format!("/api/v1/balances/{user}"), Some(&body), token).await
+    };
+    // The token comes first, then the body, then whom it is about.
+    put(me, json!({"amount": 0}), None).await.refused(401, "INVALID_TOKEN");
+    put(other, json!({"amount": 0}), Some(&mine)).await.refused(400, "INVALID_AMOUNT");
+    put(other, json!({"amount": 1}), Some(&mine)).await.refused(403, "FORBIDDEN");
+    put(9_999, json!({"amount": 1}), Some(&nobody_s)).await.refused(404, "USER_NOT_FOUND");
+    put(9_999, json!({"amount": 1}), Some(&mine)).await.refused(403, "FORBIDDEN");
+    assert_eq!(put(me, json!({"amount": 1}), Some(&mine)).await.ok()["balance"], 1_001);
+    let get = async |path: &str, token: Option<&str>| send(&world, &Method::GET, path, None, token).await;
+    get(&format!("/api/v1/balances/{other}/history?limit=0"), Some(&mine)).await.refused(403, "FORBIDDEN");
+    get(&format!("/api/v1/balances/{me}/history?limit=0"), Some(&mine)).await.refused(400, "INVALID_REQUEST");
+    get("/api/v1/balances/x", Some(&mine)).await.refused(404, "USER_NOT_FOUND");
+    get("/api/v1/balances/x", None).await.refused(401, "INVALID_TOKEN");
+    // What is about nobody, and what is nothing, needs none; and the operators have their own.
+    for path in
+        ["/api/v1/products", "/api/v1/products/popular", "/api/v1/campaigns", "/healthz", "/readyz", "/v3/api-docs"]
+    {
+        get(path, None).await.ok();
+        get(path, Some("nonsense")).await.ok();
+    }
+    get("/api/v1/nothing", None).await.refused(404, "NOT_FOUND");
+    get("/admin/v1/projection", Some(&mine)).await.refused(401, "UNAUTHORIZED");
+    get(&format!("/api/v1/balances/{me}"), Some(crate::support::harness::ADMIN)).await.refused(401, "INVALID_TOKEN");
+
+    // All that is wrong with a token is one message.
+    let path = format!("/api/v1/balances/{me}");
+    let claims = |exp: i64| json!({"sub": me.to_string(), "exp": exp});
+    let now = world.clock.now().0 / 1000;
+    let mut said = Vec::new();
+    for bad in [
+        String::new(),
+        "nonsense".to_owned(),
+        "a.b.c".to_owned(),
+        token_of("another secret of more than 32 bytes.", &claims(now + 60)),
+        token_of(SECRET, &claims(now - 60)),
+        token_of(SECRET, &json!({"sub": me.to_string()})),
+        format!("{mine}x"),
+        mine[..mine.len() - 2].to_owned(),
+        "x".repeat(12_000),
+    ] {
+        let reply = get(&path, Some(&bad)).await;
+        reply.refused(401, "INVALID_TOKEN");
+        said.push(reply.text);
+    }
+    said.dedup();
+    assert_eq!(said.len(), 1);
+    let twice = world.client.get(format!("{}{path}", world.base)).bearer_auth(&mine).bearer_auth(&mine);
+    read(twice).await.refused(401, "INVALID_TOKEN");
+    get(&path, Some(&mine)).await.ok();
+    // It ends.
+    world.clock.advance(3_600_000 + 30_000);
+    get(&path, Some(&mine)).await.refused(401, "INVALID_TOKEN");
+    get(&path, Some(&token(&world, me))).await.ok();
+    world.finish().await;
+}
+
+/// Somebody else's order is none, and nobody else's key gives an answer away.
+#[tokio::test]
+async fn orders_and_repeats_are_their_users_own() {
+    let world = shop(Options::default()).await;
+    let (me, other) = (world.user(10_000).await, world.user(10_000).await);
+    let (mine, theirs) = (token(&world, me), token(&world, other));
+    let product = world.product(1_000, 10).await;
+    let order = json!({"userId": me, "orderProducts": [{"productId": product, "quantity": 1}]});
+    let place = async |token: &str| {
+        let request = world.client.post(format!("{}/api/v1/orders", world.base)).json(&order);
+        read(request.header("Idempotency-Key", "one").bearer_auth(token)).await
+    };
+    let placed = place(&mine).await.ok();
+    place(&theirs).await.refused(403, "FORBIDDEN");
+    let again = place(&mine).await;
+    assert!(again.replayed() && again.json() == placed);
+    let path = format!("/api/v1/orders/{}", placed["orderId"]);
+    let get = async |path: &str, token: &str| send(&world, &Method::GET, path, None, Some(token)).await;
+    assert_eq!(get(&path, &mine).await.ok()["userId"], me);
+    get(&path, &theirs).await.refused(404, "ORDER_NOT_FOUND");
+    get(&format!("{path}?userId={other}"), &theirs).await.refused(404, "ORDER_NOT_FOUND");
+    get(&format!("{path}?userId={me}"), &theirs).await.refused(403, "FORBIDDEN");
+    let cancel = json!({"userId": other});
+    let cancelled = send(&world, &Method::POST, &format!("{path}/cancel"), Some(&cancel), Some(&theirs)).await;
+    cancelled.refused(404, "ORDER_NOT_FOUND");
+    world.finish().await;
+}
+
+/// Keys that can't be had yet are no reason to say that a token is bad.
+#[tokio::test]
+async fn an_issuer_that_is_away_is_told_from_a_bad_token() {
+    let auth = AuthConfig {
+        auth: Auth::Jwt,
+        auth_jwks_url: Some(Secret::new("http://127.0.0.1:1/jwks")),
+        ..AuthConfig::default()
+    };
+    let world = World::with(Options { auth, ..Options::default() }).await;
+    let user = world.user(0).await;
+    let (path, token) = (format!("/api/v1/balances/{user}"), token(&world, user));
+    let reply = send(&world, &Method::GET, &path, None, Some(&token)).await;
+    reply.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(reply.headers.contains_key("retry-after"));
+    send(&world, &Method::GET, &path, None, Some("nonsense")).await.refused(401, "INVALID_TOKEN");
+    send(&world, &Method::GET, "/api/v1/products", None, None).await.ok();
+    world.finish().await;
+}

@@ -1,0 +1,191 @@
+//! One clock decides, the store's: a process whose own clock is wrong opens, closes, expires and dates nothing early or late.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use firstcome::{
+    app::App,
+    domain::{
+        CalendarDay, Clock, CouponId, Error, Millis, NewCampaign, NewPayment, OrderId, PaymentId, PaymentType,
+        ProductId, UserId,
+    },
+    store::{
+        decisions::{Settled, Settling},
+        keys::Partition,
+    },
+};
+
+use crate::support::harness::{Options, World, call, open, postgres_url};
+
+const SKEW_MS: i64 = 45_000;
+/// Longer than any answer takes here, shorter than the skew.
+const SLACK_MS: i64 = 10_000;
+
+/// A service whose clock is right, on stores that two others use whose clocks are not.
+struct Clocks {
+    world: World,
+    fast: App,
+    slow: App,
+}
+
+impl Clocks {
+    async fn start(options: Options) -> Clocks {
+        let world = World::with(Options { clock: None, ..options }).await;
+        let other = async |skew_ms: i64| {
+            let postgres = postgres_url(&world.database);
+            open(&world.options, &world.redis.url(), &postgres, Clock::skewed(skew_ms)).await.unwrap()
+        };
+        let (fast, slow) = (other(SKEW_MS).await, other(-SKEW_MS).await);
+        Clocks { world, fast, slow }
+    }
+
+    /// The store's clock.
+    async fn now(&self) -> Millis {
+        let (seconds, microseconds): (i64, i64) =
+            redis::cmd("TIME").query_async(&mut self.world.raw().await).await.unwrap();
+        Millis(seconds * 1000 + microseconds / 1000)
+    }
+
+    fn all(&self) -> [&App; 3] {
+        [&self.world.app, &self.fast, &self.slow]
+    }
+
+    async fn finish(self) {
+        for app in [self.fast, self.slow] {
+            app.stop(None).await;
+            app.db.close().await.unwrap();
+        }
+        self.world.finish().await;
+    }
+}
+
+fn campaign(opens_at: Option<Millis>, closes_at: Option<Millis>, expires_at: Millis) -> NewCampaign {
+    NewCampaign {
+        code: "CODE".into(),
+        discount: firstcome::domain::Discount { kind: "FIXED".parse().unwrap(), amount: 10 },
+        total: 100,
+        opens_at,
+        closes_at,
+        expires_at,
+    }
+}
+
+#[tokio::test]
+async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
+    let clocks = Clocks::start(Options::default()).await;
+    let now = clocks.now().await;
+    let engine = &clocks.world.engine;
+    let day = now.plus(86_400_000);
+    let coming = engine.create_campaign(&call(None), campaign(Some(now.plus(30_000)), None, day)).await.unwrap();
+    let over = engine.create_campaign(&call(None), campaign(None, Some(now.plus(SLACK_MS)), day)).await.unwrap();
+    // Closed now, by the store's clock.
+    let patch =
+        firstcome::domain::CampaignPatch { opens_at: Some(now.plus(-1000)), closes_at: Some(clocks.now().await) };
+    engine.update_campaign(&call(None), over.value.terms.coupon_id, patch).await.unwrap();
+    for app in clocks.all() {
+        let user = UserId::new(clocks.world.user(0).await).unwrap();
+        for shut in [coming.value.terms.coupon_id, over.value.terms.coupon_id] {
+            let issued = app.engine.issue_coupon(&call(None), user, shut).await;
+            assert!(matches!(issued, Err(Error::InvalidCoupon)), "{issued:?}");
+        }
+        // One that opens at once is open at once, whoever creates it, and for everybody.
+        let before = clocks.now().await;
+        let created = app.engine.create_campaign(&call(None), campaign(None, None, day)).await.unwrap().value;
+        let after = clocks.now().await;
+        assert!((before..=after).contains(&created.terms.opens_at), "{:?}", created.terms);
+        let id: CouponId = created.terms.coupon_id;
+        for issuer in clocks.all() {
+            let user = UserId::new(clocks.world.user(0).await).unwrap();
+            let issued = issuer.engine.issue_coupon(&call(None), user, id).await.unwrap().value;
+            assert!(issued.issued_at >= after && issued.issued_at <= clocks.now().await);
+            let shown = issuer.engine.user_coupons(user).await.unwrap();
+            assert_eq!(shown[0].issued_at, issued.issued_at);
+            let open = issuer.engine.open_campaigns(0, 10).await.unwrap();
+            let open: Vec<CouponId> = open.iter().map(|campaign| campaign.terms.coupon_id).collect();
+            assert!(open.contains(&id) && !open.contains(&coming.value.terms.coupon_id), "{open:?}");
+            assert!(!open.contains(&over.value.terms.coupon_id), "{open:?}");
+        }
+    }
+    clocks.finish().await;
+}
+
+#[tokio::test]
+async fn order_expires_by_store_clock_when_processes_are_skewed() {
+    let clocks = Clocks::start(Options { hold_seconds: 30, ..Options::default() }).await;
+    let (user, product) = (clocks.world.user(100_000).await, clocks.world.product(100, 100).await);
+    let (user, product) = (UserId::new(user).unwrap(), ProductId::new(product).unwrap());
+    let order = || firstcome::domain::NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None };
+    let mut orders = Vec::new();
+    for app in clocks.all() {
+        let before = clocks.now().await;
+        let placed = app.engine.place_order(&call(None), order()).await.unwrap().value;
+        let after = clocks.now().await;
+        assert!((before..=after).contains(&placed.ordered_at));
+        let shown = app.engine.order(placed.order_id, Some(user)).await.unwrap();
+        assert_eq!(shown.expires_at, placed.ordered_at.plus(30_000));
+        orders.push(placed.order_id);
+    }
+    // None is due for half a minute, whatever a process believes.
+    for app in clocks.all() {
+        assert_eq!(app.engine.sweep().await.unwrap(), 0);
+    }
+    // Due by the store's clock: everybody ends it, the slow one too.
+    let brief = Options { hold_seconds: 1, clock: None, ..Options::default() };
+    let postgres = postgres_url(&clocks.world.database);
+    let redis = clocks.world.redis.url();
+    for skew_ms in [-SKEW_MS, SKEW_MS] {
+        let app = open(&brief, &redis, &postgres, Clock::skewed(skew_ms)).await.unwrap();
+        let placed = app.engine.place_order(&call(None), order()).await.unwrap().value;
+        while app.engine.sweep().await.unwrap() == 0 {
+            assert!(clocks.now().await.0 - placed.ordered_at.0 < 60_000, "nobody ends it");
+            tokio::task::yield_now().await;
+        }
+        let over = app.engine.order(placed.order_id, None).await.unwrap();
+        let (ended, due) = (over.closed_at.unwrap(), placed.ordered_at.plus(1_000));
+        assert!(ended >= due && ended.0 - due.0 < SLACK_MS, "{over:?}");
+        app.stop(None).await;
+        app.db.close().await.unwrap();
+    }
+    clocks.finish().await;
+}
+
+#[tokio::test]
+async fn clock_offset_is_known_and_corrected() {
+    let clocks = Clocks::start(Options { partitions: 3, ..Options::default() }).await;
+    for (app, skew_ms) in clocks.all().into_iter().zip([0, SKEW_MS, -SKEW_MS]) {
+        let offset = app.store.clock_offset_ms();
+        assert!((offset - skew_ms).abs() < SLACK_MS, "{offset} for {skew_ms}");
+        let now = clocks.now().await;
+        for shown in [app.engine.clock().now(), app.store.now(Partition(2))] {
+            assert!((shown.0 - now.0).abs() < SLACK_MS, "{shown:?} at {now:?}");
+        }
+        assert_eq!((app.engine.observe().await.clock_offset * 1000.0).round() as i64, app.store.clock_offset_ms());
+    }
+    clocks.finish().await;
+}
+
+/// Midnight comes between what a process believes and the decision: the payment is of the day on which it was decided.
+#[tokio::test]
+async fn payment_is_of_the_day_of_the_decision() {
+    let world = World::start().await;
+    let (user, product) = (world.user(1_000).await, world.product(100, 5).await);
+    let order = OrderId::new(world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap()).unwrap();
+    let payment = NewPayment {
+        order_id: order,
+        user_id: UserId::new(user).unwrap(),
+        payment_type: PaymentType::Card,
+        amount: 100,
+    };
+    let asked = AtomicUsize::new(0);
+    let day = |now: Millis| {
+        let late = if asked.fetch_add(1, Ordering::SeqCst) == 0 { 86_400_000 } else { 0 };
+        CalendarDay::of(now.plus(-late), world.engine.zone())
+    };
+    let payment_id = PaymentId::new(1).unwrap();
+    let settling = Settling { payment: &payment, payment_id, receipt: "r", transaction: None, day: &day };
+    let settled = world.store.order_pay(&call(None), &settling).await.unwrap();
+    assert!(matches!(settled.value, Settled::Paid { .. }));
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    let ranked = world.get("/api/v1/products/popular?sortBy=TODAY").await.ok();
+    assert_eq!(ranked[0]["salesCount"], 1);
+    world.finish().await;
+}

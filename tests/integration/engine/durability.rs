@@ -1,0 +1,478 @@
+//! What keeps acknowledged decisions: settings that are checked, losses that are noticed, replies that wait for Postgres,
+//! and a backlog that has an end.
+
+use std::{path::Path, time::Duration};
+
+use firstcome::{
+    app::App,
+    config::{Ack, DurabilityConfig, EngineConfig, ProjectorConfig},
+    dev::{self, AppendFsync, RedisServer, ScratchDir},
+    domain::Clock,
+};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{
+    fake_gateway::FakeGateway,
+    harness::{self, Options, START, World, until},
+};
+
+async fn reopen(config: &EngineConfig) -> anyhow::Result<App> {
+    App::open(config, &ProjectorConfig::default(), Clock::standing(START)).await
+}
+
+/// A second process on the same stores.
+pub async fn another(world: &World) -> App {
+    let (redis, postgres) = (world.redis.url(), harness::postgres_url(&world.database));
+    harness::open(&Options::default(), &redis, &postgres, world.clock.clone()).await.unwrap()
+}
+
+/// Copies a directory of files.
+pub fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+async fn frozen(world: &World) -> Option<String> {
+    redis::cmd("HGET").arg("{p0}:meta").arg("frozen").query_async(&mut world.raw().await).await.unwrap()
+}
+
+/// Why the service is not ready, all of it.
+async fn reasons(world: &World) -> String {
+    let reply = world.get("/readyz").await;
+    reply.refused(503, "SERVICE_UNAVAILABLE");
+    reply.json()["reasons"].to_string()
+}
+
+// --- settings --------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_redis_that_may_forget_is_refused_unless_that_is_accepted() {
+    for (fsync, extra, says) in [
+        (AppendFsync::EverySecond, &[][..], "appendfsync is everysec and must be always"),
+        (AppendFsync::Always, &["--appendonly", "no"], "appendonly is no and must be yes"),
+        (AppendFsync::Always, &["--maxmemory-policy", "allkeys-lru"], "maxmemory-policy is allkeys-lru"),
+        (AppendFsync::Always, &["--no-appendfsync-on-rewrite", "yes"], "no-appendfsync-on-rewrite is yes"),
+        (AppendFsync::Always, &["--rename-command", "CONFIG", ""], "its settings can't be read"),
+    ] {
+        let dir = ScratchDir::new().unwrap();
+        let mut config = dev::RedisConfig::new(dir.path().join("redis"));
+        config.append_fsync = fsync;
+        config.extra_args = extra.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut redis = RedisServer::start(config).await.unwrap();
+        let database = harness::fresh_database().await;
+        let mut config = harness::engine_config(&Options::default(), &redis.url(), &harness::postgres_url(&database));
+        let Err(error) = reopen(&config).await else { panic!("{says}: it was opened") };
+        let error = format!("{error:#}");
+        assert!(error.contains(says) && error.contains("ALLOW_UNSAFE_REDIS"), "{error}");
+        let keys: i64 = redis::cmd("DBSIZE").query_async(&mut harness::raw_redis(&redis.url()).await).await.unwrap();
+        assert_eq!(keys, 0, "it was refused before anything was written");
+        config.redis.allow_unsafe_redis = true;
+        let app = reopen(&config).await.unwrap();
+        app.engine.ready().await.unwrap();
+        app.db.close().await.unwrap();
+        redis.kill().await.unwrap();
+        harness::drop_database(&database).await;
+    }
+}
+
+#[tokio::test]
+async fn a_replica_is_refused() {
+    let dir = ScratchDir::new().unwrap();
+    let mut config = dev::RedisConfig::new(dir.path().join("redis"));
+    config.extra_args = ["--replicaof", "127.0.0.1", "1"].map(str::to_owned).into();
+    let mut redis = RedisServer::start(config).await.unwrap();
+    let database = harness::fresh_database().await;
+    let config = harness::engine_config(&Options::default(), &redis.url(), &harness::postgres_url(&database));
+    let Err(error) = reopen(&config).await else { panic!("it was opened") };
+    assert!(format!("{error:#}").contains("can't be written to"), "{error:#}");
+    redis.kill().await.unwrap();
+    harness::drop_database(&database).await;
+}
+
+/// Settings that were changed while the service was away from Redis.
+#[tokio::test]
+async fn settings_are_checked_again_after_a_lost_connection() {
+    let world = World::start().await;
+    let user = world.user(0).await;
+    let mut redis = world.raw().await;
+    let set = async |redis: &mut redis::aio::MultiplexedConnection, value: &str| {
+        let _: () =
+            redis::cmd("CONFIG").arg("SET").arg("appendfsync").arg(value).query_async(&mut *redis).await.unwrap();
+        let _: i64 = redis::cmd("CLIENT")
+            .arg("KILL")
+            .arg("TYPE")
+            .arg("normal")
+            .arg("SKIPME")
+            .arg("yes")
+            .query_async(redis)
+            .await
+            .unwrap();
+    };
+    set(&mut redis, "everysec").await;
+    until("the service notices", async || {
+        let reply = world.put_charge(user, 1).await;
+        let ready = world.get("/readyz").await;
+        let closed = ready.text.contains("appendfsync is everysec");
+        assert!(reply.status == 503 || !closed, "{}", reply.text);
+        closed.then_some(())
+    })
+    .await;
+    set(&mut redis, "always").await;
+    until("it is served again", async || (world.get("/readyz").await.status == 200).then_some(())).await;
+    world.put_charge(user, 1).await.ok();
+    world.finish().await;
+}
+
+// --- losses ----------------------------------------------------------------------------------------------------------
+
+/// Redis comes back with an older state than it had: what was acknowledged since is lost, and nobody goes on from there.
+/// Once the right data are back the service goes on by itself.
+#[tokio::test]
+async fn a_redis_that_comes_back_with_less_is_closed_and_the_right_one_opens_again() {
+    let mut world = World::start().await;
+    let user = world.user(100).await;
+    let scratch = ScratchDir::new().unwrap();
+    let (data, old, new) = (world.redis.data_dir(), scratch.path().join("old"), scratch.path().join("new"));
+    copy(&data, &old);
+    world.put_charge(user, 1).await.ok();
+    world.put_charge(user, 2).await.ok();
+    world.redis.kill().await.unwrap();
+    copy(&data, &new);
+    copy(&old, &data);
+    world.redis.restart().await.unwrap();
+    let says = until("the loss is noticed", async || {
+        // Nobody is ever shown what is left of it.
+        let reply = world.get(&format!("/api/v1/balances/{user}")).await;
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+        let says = world.get("/readyz").await.text;
+        says.contains("are lost").then_some(says)
+    })
+    .await;
+    assert!(says.contains("(1, 1), behind (1, 3)"), "{says}");
+    assert!(frozen(&world).await.unwrap().contains("are lost"), "other processes are stopped too");
+    world.put_charge(user, 4).await.refused(503, "SERVICE_UNAVAILABLE");
+    let error = world.app.projector.drain().await;
+    error.unwrap();
+    // What it decided is not lost from the disk that knows it.
+    world.redis.kill().await.unwrap();
+    copy(&new, &data);
+    world.redis.restart().await.unwrap();
+    until("the service goes on", async || (world.get("/readyz").await.status == 200).then_some(())).await;
+    assert_eq!(world.put_charge(user, 4).await.ok()["balance"], 107);
+    world.finish().await;
+}
+
+/// No connection was lost: the decision's own number tells.
+#[tokio::test]
+async fn a_decision_under_a_number_that_was_told_before_is_a_loss() {
+    let world = World::start().await;
+    let user = world.user(100).await;
+    world.put_charge(user, 1).await.ok();
+    let mut redis = world.raw().await;
+    let _: i64 = redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut redis).await.unwrap();
+    world.put_charge(user, 2).await.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(reasons(&world).await.contains("behind (1, 2) that was told before"));
+    assert!(frozen(&world).await.is_some());
+    world.end_in_disorder().await;
+}
+
+/// Nor do reads believe a Redis whose books are gone, or another store's.
+#[tokio::test]
+async fn a_redis_that_was_emptied_or_swapped_is_closed() {
+    for swapped in [false, true] {
+        let world = World::start().await;
+        let user = world.user(100).await;
+        let mut redis = world.raw().await;
+        if swapped {
+            let _: i64 =
+                redis::cmd("HSET").arg("{p0}:meta").arg("store").arg("another").query_async(&mut redis).await.unwrap();
+        } else {
+            let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await.unwrap();
+        }
+        world.engine.look().await;
+        assert!(reasons(&world).await.contains(if swapped { "store another" } else { "lost the books" }));
+        world.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
+        world.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");
+        world.end_in_disorder().await;
+    }
+}
+
+/// Nor is a list believed that has nothing in it, before anybody looked.
+#[tokio::test]
+async fn an_emptied_redis_has_no_empty_lists() {
+    for path in ["/api/v1/products/popular", "/api/v1/campaigns", "/api/v1/products"] {
+        let world = World::start().await;
+        world.campaign("FIXED", 1, 10).await;
+        let _: () = redis::cmd("FLUSHALL").query_async(&mut world.raw().await).await.unwrap();
+        world.get(path).await.refused(503, "SERVICE_UNAVAILABLE");
+        world.end_in_disorder().await;
+    }
+}
+
+/// A process that decided nothing itself believes Postgres, when Redis comes back, rather than a Redis that knows less.
+#[tokio::test]
+async fn postgres_is_asked_when_redis_comes_back() {
+    let mut world = World::start().await;
+    let user = world.user(100).await;
+    let scratch = ScratchDir::new().unwrap();
+    let (data, old) = (world.redis.data_dir(), scratch.path().join("old"));
+    copy(&data, &old);
+    // Another process, which stays, and is told nothing.
+    let other = another(&world).await;
+    world.put_charge(user, 1).await.ok();
+    world.drain().await;
+    world.redis.kill().await.unwrap();
+    copy(&old, &data);
+    world.redis.restart().await.unwrap();
+    let user = firstcome::domain::UserId::new(user).unwrap();
+    until("the other process notices", async || match other.engine.balance(user).await {
+        Ok(_) => panic!("it shows what is left"),
+        Err(error) => error.to_string().contains("are lost").then_some(()),
+    })
+    .await;
+    other.db.close().await.unwrap();
+    world.end_in_disorder().await;
+}
+
+// --- ACK=postgres ----------------------------------------------------------------------------------------------------
+
+pub fn acknowledged_by_postgres() -> Options {
+    Options { durability: DurabilityConfig { ack: Ack::Postgres, ..DurabilityConfig::default() }, ..Options::default() }
+}
+
+/// A request under way.
+pub fn send(
+    world: &World,
+    method: Method,
+    path: &str,
+    body: serde_json::Value,
+    key: &str,
+) -> tokio::task::JoinHandle<harness::Reply> {
+    let mut request = world.client.request(method, format!("{}{path}", world.base)).json(&body);
+    request = request.bearer_auth(harness::ADMIN).header("Idempotency-Key", key);
+    tokio::spawn(harness::read(request))
+}
+
+/// Waits until so many decisions are in Redis and not in Postgres.
+pub async fn lag(world: &World, events: i64) {
+    until("the decisions are taken", async || {
+        let lag = world.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap();
+        (lag == events).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_ack_postgres_a_reply_waits_for_the_commit() {
+    let world = World::with(acknowledged_by_postgres()).await;
+    let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
+    lag(&world, 2).await;
+    assert!(!creating.is_finished(), "it was acknowledged before Postgres had it");
+    world.drain().await;
+    let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
+    let path = format!("/api/v1/balances/{user}");
+    // Many at once wait for one commit, and so does a repeat.
+    let mut charges: Vec<_> =
+        (0..20).map(|n| send(&world, Method::PUT, &path, json!({"amount": 1}), &format!("charge-{n}"))).collect();
+    lag(&world, 20).await;
+    charges.push(send(&world, Method::PUT, &path, json!({"amount": 1}), "charge-0"));
+    // Reads and refusals wait for nothing.
+    assert_eq!(world.get(&path).await.ok()["balance"], 25);
+    world.put_charge(user, 0).await.refused(400, "INVALID_AMOUNT");
+    world.put_charge(user + 1, 1).await.refused(404, "USER_NOT_FOUND");
+    assert!(charges.iter().all(|charge| !charge.is_finished()));
+    world.drain().await;
+    for charge in charges {
+        charge.await.unwrap().ok();
+    }
+    world.finish().await;
+}
+
+/// A payment that is declined fails the order, which is an effect like any other.
+#[tokio::test]
+async fn with_ack_postgres_a_declined_payment_waits_too() {
+    let world = World::with(Options { project: true, ..acknowledged_by_postgres() }).await;
+    let (user, product) = (world.user(100).await, world.product(60, 5).await);
+    let orders = [
+        world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap(),
+        world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap(),
+    ];
+    world.pay(orders[0], user, "CARD", 60).await.ok();
+    world.pay(orders[1], user, "CARD", 60).await.refused(402, "INSUFFICIENT_BALANCE");
+    // Nothing is under way any more: it was all waited for.
+    assert_eq!(world.get("/admin/v1/projection").await.ok()["lagEvents"], 0);
+    world.finish().await;
+}
+
+/// Nor is a gateway asked for money before Postgres knows for what.
+#[tokio::test]
+async fn with_ack_postgres_a_gateway_is_asked_after_the_commit() {
+    let gateway = FakeGateway::start().await;
+    let gateways = harness::gateways(&[("CARD", gateway.url())]);
+    let world = World::with(Options { gateway: gateways, ..acknowledged_by_postgres() }).await;
+    let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
+    lag(&world, 2).await;
+    let product = json!({"productName": "A", "price": 60, "stockQuantity": 5, "category": "TOP"});
+    let stocking = send(&world, Method::POST, "/admin/v1/products", product, "b");
+    lag(&world, 4).await;
+    world.drain().await;
+    let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
+    let product = stocking.await.unwrap().created()["productId"].as_i64().unwrap();
+    let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 1}]});
+    let ordering = send(&world, Method::POST, "/api/v1/orders", order, "c");
+    lag(&world, 1).await;
+    world.drain().await;
+    let order = ordering.await.unwrap().ok()["orderId"].as_i64().unwrap();
+    let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 60});
+    let paying = send(&world, Method::POST, "/api/v1/payments", body, "d");
+    lag(&world, 1).await;
+    assert_eq!(gateway.total_posts(), 0, "it was asked before PostgreSQL had the payment");
+    world.drain().await;
+    gateway.any_posted().await;
+    until("the payment is settled, and in PostgreSQL", async || {
+        world.drain().await;
+        paying.is_finished().then_some(())
+    })
+    .await;
+    assert_eq!(paying.await.unwrap().ok()["orderStatus"], "PAID");
+    world.finish().await;
+}
+
+/// Another process carries the decisions to Postgres; this one asks how far that is.
+#[tokio::test]
+async fn with_ack_postgres_the_projector_may_be_another_process() {
+    let world = World::with(acknowledged_by_postgres()).await;
+    world.app.watch(false);
+    let projector = another(&world).await;
+    projector.project();
+    let user = world.user(100).await;
+    for n in 1..=5 {
+        assert_eq!(world.put_charge(user, 1).await.ok()["balance"], 100 + n);
+    }
+    projector.stop(None).await;
+    projector.db.close().await.unwrap();
+    world.finish().await;
+}
+
+/// What was acknowledged is in Postgres: nothing can be lost with Redis's disk.
+#[tokio::test]
+async fn with_ack_postgres_what_was_acknowledged_survives_redis() {
+    let world = World::with(Options { project: true, ..acknowledged_by_postgres() }).await;
+    let user = world.user(0).await;
+    let mut told = 0;
+    for _ in 0..10 {
+        told = world.put_charge(user, 3).await.ok()["balance"].as_i64().unwrap();
+        let pool = world.db.get_postgres_connection_pool();
+        let there: i64 = sqlx::query_scalar("SELECT balance FROM users").fetch_one(pool).await.unwrap();
+        assert_eq!(there, told);
+    }
+    assert_eq!(told, 30);
+    world.finish().await;
+}
+
+// --- backpressure ----------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_backlog_that_is_full_sheds_writes_and_reads_go_on() {
+    let durability = DurabilityConfig { max_backlog: 10, ..DurabilityConfig::default() };
+    let world = World::with(Options { durability, ..Options::default() }).await;
+    let (user, product) = (world.user(100).await, world.product(1, 5).await);
+    for _ in 0..8 {
+        world.put_charge(user, 1).await.ok();
+    }
+    let before = world.snapshot().await;
+    for path in ["/api/v1/balances/1", "/api/v1/nothing"] {
+        let body = json!({"amount": 1});
+        let reply = world.send(Method::PUT, path, Some(&body), Some("k")).await;
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+        assert!(reply.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1);
+    }
+    world.order(user, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
+    world.post("/admin/v1/users", json!({"userName": "A"})).await.refused(503, "SERVICE_UNAVAILABLE");
+    assert_eq!(before, world.snapshot().await, "what was shed left a trace");
+    // Reads go on, the history among them, and the service stays in its balancer.
+    assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 108);
+    assert_eq!(world.get(&format!("/api/v1/balances/{user}/history")).await.ok().as_array().unwrap().len(), 9);
+    world.get("/readyz").await.ok();
+    world.get("/admin/v1/projection").await.ok();
+    world.drain().await;
+    world.put_charge(user, 1).await.ok();
+    world.finish().await;
+}
+
+/// Postgres gone: the API goes on to the limit and no further; back again: it catches up, and goes on.
+#[tokio::test]
+async fn postgres_may_go_and_come_back() {
+    let dir = ScratchDir::new().unwrap();
+    let mut postgres = dev::PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await.unwrap();
+    let redis_dir = ScratchDir::new().unwrap();
+    let mut redis = RedisServer::start(dev::RedisConfig::new(redis_dir.path().join("redis"))).await.unwrap();
+    firstcome::db::create_database(&harness::postgres_config(&postgres.url("postgres")), "shop").await.unwrap();
+    let mut config = harness::engine_config(&Options::default(), &redis.url(), &postgres.url("shop"));
+    config.postgres.database_timeout_ms = 500;
+    config.durability.max_backlog = 30;
+    let migrate = firstcome::db::connect(&config.postgres).await.unwrap();
+    firstcome::db::migrate(&migrate).await.unwrap();
+    migrate.close().await.unwrap();
+    let app = reopen(&config).await.unwrap();
+    app.project();
+    app.watch(true);
+    let new = firstcome::domain::NewUser { name: "A".into(), balance: 0 };
+    let user = app.engine.create_user(&harness::call(None), new).await.unwrap().value.user_id;
+    until("the projection is idle", async || (app.store.backlog() == 0).then_some(())).await;
+    postgres.kill().await.unwrap();
+    let mut charged = 0;
+    while app.engine.admit_write().is_ok() {
+        app.engine.charge(&harness::call(None), user, 1).await.unwrap();
+        charged += 1;
+    }
+    assert_eq!(charged, 30, "to the limit, and no further");
+    assert_eq!(app.engine.balance(user).await.unwrap().balance, 30);
+    assert_eq!(app.engine.history(user, 10, None).await.unwrap().len(), 10, "what the outbox has needs no Postgres");
+    app.engine.ready().await.unwrap();
+    postgres.restart().await.unwrap();
+    until("it catches up", async || app.engine.admit_write().is_ok().then_some(())).await;
+    until("and is done", async || (app.store.backlog() == 0).then_some(())).await;
+    let pool = app.db.get_postgres_connection_pool();
+    let there: i64 = sqlx::query_scalar("SELECT balance FROM users").fetch_one(pool).await.unwrap();
+    assert_eq!(there, 30);
+    app.stop(Some(Duration::from_secs(60))).await;
+    app.db.close().await.unwrap();
+    redis.kill().await.unwrap();
+    postgres.kill().await.unwrap();
+}
+
+/// Idempotency records outlive Redis in Postgres for as long as they live in Redis, and no longer.
+#[tokio::test]
+async fn records_are_kept_as_long_as_they_live() {
+    let world = World::start().await;
+    let user = world.user(0).await;
+    let body = json!({"amount": 5});
+    let path = format!("/api/v1/balances/{user}");
+    world.send(Method::PUT, &path, Some(&body), Some("mine")).await.ok();
+    world.drain().await;
+    let pool = world.db.get_postgres_connection_pool();
+    let kept = async || -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM idempotency_records").fetch_one(pool).await.unwrap()
+    };
+    assert_eq!(kept().await, 1);
+    let reply: String = sqlx::query_scalar("SELECT reply FROM idempotency_records").fetch_one(pool).await.unwrap();
+    let words = firstcome::domain::event::unpack_reply(&reply).unwrap();
+    assert_eq!((words[0], words[4]), ("CHARGED", "5"));
+    world.clock.advance(86_400_000 - 1);
+    assert_eq!(world.app.projector.forget_records().await.unwrap(), 0);
+    world.clock.advance(1);
+    assert_eq!(world.app.projector.forget_records().await.unwrap(), 1);
+    assert_eq!(kept().await, 0);
+    world.finish().await;
+}

@@ -1,0 +1,195 @@
+//! With several partitions an operation takes a step in each. Here it stops between two of them, as a crash would, and
+//! whatever was left is finished or given back, exactly once, by the relay or by the clock.
+
+use chrono::Days;
+use firstcome::{
+    domain::*,
+    store::{
+        decisions::{FarEnd, Placing, Settled, Settling},
+        keys::Partition,
+    },
+};
+
+use crate::support::harness::{Options, World, call};
+
+/// A user at home in partition 0, a product and a campaign in partition 1.
+struct Apart {
+    world: World,
+    user: UserId,
+    product: ProductId,
+    coupon: CouponId,
+}
+
+impl Apart {
+    async fn start() -> Apart {
+        let world = World::with(Options { partitions: 2, ..Options::default() }).await;
+        let (mut user, mut product, mut coupon) = (1, 0, 0);
+        while user % 2 == 1 {
+            user = world.user(10_000).await;
+        }
+        while product % 2 == 0 {
+            product = world.product(1_000, 5).await;
+        }
+        while coupon % 2 == 0 {
+            coupon = world.campaign("FIXED", 300, 2).await;
+        }
+        let (user, product) = (UserId::new(user).unwrap(), ProductId::new(product).unwrap());
+        Apart { user, product, coupon: CouponId::new(coupon).unwrap(), world }
+    }
+
+    async fn stock(&self) -> i64 {
+        self.world.engine.product(self.product).await.unwrap().stock
+    }
+
+    fn new_order(&self) -> NewOrder {
+        NewOrder { user_id: self.user, lines: vec![(self.product, 2)], coupon_id: None }
+    }
+
+    async fn hold(&self, order: OrderId) -> String {
+        let call = call(None);
+        self.world.store.stock_hold(&call, Partition(1), order, self.user, 660_000, &[(self.product, 2)]).await.unwrap()
+    }
+
+    async fn place(&self, order_id: OrderId, far: &str) -> Result<PlacedOrder, Error> {
+        let call = call(None);
+        let placing = Placing { order_id, hold_ms: 600_000, max_open: 20, must_afford: true, terms: None, far };
+        self.world.store.order_place(&call, &self.new_order(), &placing).await.map(|placed| placed.value)
+    }
+}
+
+#[tokio::test]
+async fn an_issued_coupon_reaches_its_user_through_the_relay() {
+    let apart = Apart::start().await;
+    let call = call(None);
+    apart.world.store.coupon_issue(&call, apart.user, apart.coupon).await.unwrap();
+    assert!(apart.world.engine.user_coupons(apart.user).await.unwrap().is_empty());
+    apart.world.drain().await;
+    let coupons = apart.world.engine.user_coupons(apart.user).await.unwrap();
+    assert_eq!((coupons.len(), coupons[0].issue_no), (1, 1));
+    apart.world.finish().await;
+}
+
+#[tokio::test]
+async fn a_hold_without_an_order_comes_back_when_it_is_due() {
+    let apart = Apart::start().await;
+    let order = OrderId::new(1_000_000).unwrap();
+    let far = apart.hold(order).await;
+    assert_eq!(apart.stock().await, 3);
+    apart.world.clock.advance(659_999);
+    apart.world.engine.sweep().await.unwrap();
+    assert_eq!(apart.stock().await, 3, "not due yet");
+    apart.world.clock.advance(1);
+    apart.world.engine.sweep().await.unwrap();
+    apart.world.engine.sweep().await.unwrap();
+    assert_eq!(apart.stock().await, 5);
+    // The order that comes after all finds that it was given up.
+    let late = apart.place(order, &far).await;
+    assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
+    assert_eq!(apart.stock().await, 5);
+    apart.world.finish().await;
+}
+
+#[tokio::test]
+async fn a_hold_that_comes_after_its_release_holds_nothing() {
+    let apart = Apart::start().await;
+    let order = OrderId::new(1_000_000).unwrap();
+    let call = call(None);
+    let store = &apart.world.store;
+    store.stock_settle(&call, Partition(1), order, apart.user, FarEnd::Released, None).await.unwrap();
+    let late = store.stock_hold(&call, Partition(1), order, apart.user, 0, &[(apart.product, 2)]).await;
+    assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
+    assert_eq!(apart.stock().await, 5);
+    apart.world.finish().await;
+}
+
+#[tokio::test]
+async fn a_paid_order_reaches_its_far_stock_and_ranking_through_the_relay() {
+    let apart = Apart::start().await;
+    let order = OrderId::new(1_000_000).unwrap();
+    let far = apart.hold(order).await;
+    let placed = apart.place(order, &far).await.unwrap();
+    let call = call(None);
+    let payment = NewPayment {
+        order_id: order,
+        user_id: apart.user,
+        payment_type: PaymentType::Card,
+        amount: placed.final_price,
+    };
+    let payment_id = PaymentId::new(1).unwrap();
+    let settling = Settling {
+        payment: &payment,
+        payment_id,
+        receipt: "r-1",
+        transaction: None,
+        day: &|now| CalendarDay::of(now, chrono_tz::Asia::Seoul),
+    };
+    let settled = apart.world.store.order_pay(&call, &settling).await.unwrap();
+    assert!(matches!(settled.value, Settled::Paid { .. }));
+    assert!(apart.world.engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
+    apart.world.drain().await;
+    // The merged ranking of a moment ago may still be shown; the scope that nobody asked for is merged now.
+    let ranked = apart.world.engine.popular(RankingScope::Weekly, 5).await.unwrap();
+    assert_eq!((ranked[0].product_id, ranked[0].units, ranked[0].won), (apart.product, 2, 2_000));
+    apart.world.finish().await;
+}
+
+#[tokio::test]
+async fn every_end_of_an_order_reaches_its_far_stock_by_the_clock_alone() {
+    let apart = Apart::start().await;
+    let (engine, store) = (apart.world.engine.clone(), apart.world.store.clone());
+    let call = call(None);
+    // Paid, cancelled and still pending when the holds are looked at; the relay never runs.
+    let mut orders = Vec::new();
+    for id in [1_000_000, 1_000_002] {
+        let order = OrderId::new(id).unwrap();
+        let far = apart.hold(order).await;
+        apart.place(order, &far).await.unwrap();
+        orders.push(order);
+    }
+    let closing = firstcome::store::decisions::Closing::Cancel { paid_on: None };
+    store.order_close(&call, orders[1], apart.user, closing).await.unwrap().unwrap();
+    assert_eq!(apart.stock().await, 1);
+    apart.world.clock.advance(660_000);
+    engine.sweep().await.unwrap();
+    engine.sweep().await.unwrap();
+    assert_eq!(apart.stock().await, 5);
+    assert_eq!(engine.order(orders[0], None).await.unwrap().close_reason, Some(CloseReason::Expired));
+    apart.world.finish().await;
+}
+
+#[tokio::test]
+async fn a_refund_after_midnight_is_taken_off_the_day_of_the_sale_everywhere() {
+    let apart = Apart::start().await;
+    let engine = apart.world.engine.clone();
+    let call = call(None);
+    let placed = engine.place_order(&call, apart.new_order()).await.unwrap().value;
+    let payment = NewPayment {
+        order_id: placed.order_id,
+        user_id: apart.user,
+        payment_type: PaymentType::KakaoPay,
+        amount: placed.final_price,
+    };
+    engine.pay_order(&call, payment).await.unwrap();
+    let sold_on = apart.world.clock.now().day(chrono_tz::Asia::Seoul);
+    apart.world.clock.advance(86_400_000);
+    assert_eq!(apart.world.clock.now().day(chrono_tz::Asia::Seoul), sold_on + Days::new(1));
+    assert_eq!(engine.popular(RankingScope::ThreeDays, 5).await.unwrap().len(), 1);
+    assert!(engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
+    engine.cancel_order(&call, placed.order_id, apart.user).await.unwrap();
+    assert!(engine.popular(RankingScope::ThreeDays, 5).await.unwrap().is_empty());
+    assert_eq!(apart.stock().await, 5);
+    apart.world.finish().await;
+}
+
+#[tokio::test]
+async fn a_repeated_order_is_answered_before_anything_is_held_elsewhere() {
+    let apart = Apart::start().await;
+    let engine = apart.world.engine.clone();
+    let all = NewOrder { lines: vec![(apart.product, 5)], ..apart.new_order() };
+    let keyed = call(Some(("k", "all of it")));
+    let first = engine.place_order(&keyed, all.clone()).await.unwrap();
+    let again = engine.place_order(&keyed, all).await.unwrap();
+    assert_eq!((again.replayed, again.value.order_id), (true, first.value.order_id), "and not: sold out");
+    assert_eq!(apart.stock().await, 0);
+    apart.world.finish().await;
+}

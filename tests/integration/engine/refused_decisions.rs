@@ -1,0 +1,154 @@
+//! `ACK=postgres`, and a decision that PostgreSQL passed without taking it: the reply is no 200 until it is there.
+
+use firstcome::rebuild;
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+
+use crate::{
+    engine::durability::{acknowledged_by_postgres, another, lag, send},
+    recovery::rebuild::{careful, projected, rebuilt},
+    support::{
+        fake_gateway::FakeGateway,
+        harness::{self, Options, Reply, World, until},
+    },
+};
+
+async fn sql(world: &World, sql: &str) {
+    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+}
+
+/// Refused as a request whose outcome is unknown.
+fn unknown(reply: &Reply) {
+    reply.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(reply.headers.contains_key("retry-after"), "{:?}", reply.headers);
+}
+
+/// Has every dead letter applied, oldest first. Returns how many there were.
+async fn apply_all(world: &World) -> usize {
+    let letters = world.get("/admin/v1/dead-letters?size=100").await.ok()["content"].as_array().unwrap().clone();
+    for letter in letters.iter().rev() {
+        let body = json!({"partition": letter["partition"], "streamId": letter["streamId"], "seq": letter["seq"]});
+        let reply = world.post("/admin/v1/dead-letters/retry", body).await;
+        assert_eq!(reply.status, 204, "{}", reply.text);
+    }
+    letters.len()
+}
+
+/// Whichever process carries decisions to PostgreSQL, and however many were decided together.
+#[tokio::test]
+async fn reply_is_unknown_while_its_decision_is_a_dead_letter() {
+    for elsewhere in [false, true] {
+        let world = World::with(if elsewhere { acknowledged_by_postgres() } else { careful() }).await;
+        let projector = another(&world).await;
+        if elsewhere {
+            projector.project();
+            world.app.watch(false);
+        }
+        let mut users = Vec::new();
+        for _ in 0..12 {
+            users.push(world.user(0).await);
+        }
+        sql(&world, "ALTER TABLE balance_entries ADD CONSTRAINT no_sevens CHECK (amount <> 7)").await;
+        let charge = async |n: usize| {
+            let (path, amount) = (format!("/api/v1/balances/{}", users[n]), if n == 5 { 7 } else { 10 });
+            world.send(Method::PUT, &path, Some(&json!({"amount": amount})), Some(&format!("key-{n}"))).await
+        };
+        for _ in 0..2 {
+            // Repeats too.
+            for (n, reply) in join_all((0..users.len()).map(charge)).await.into_iter().enumerate() {
+                if n == 5 {
+                    unknown(&reply);
+                } else {
+                    assert_eq!(reply.ok()["balance"], 10, "only the one that was refused");
+                }
+            }
+        }
+        // What comes after a letter is acknowledged as ever; Redis decided the seven once.
+        world.put_charge(users[0], 1).await.ok();
+        assert_eq!(world.get(&format!("/api/v1/balances/{}", users[5])).await.ok()["balance"], 7);
+        sql(&world, "ALTER TABLE balance_entries DROP CONSTRAINT no_sevens").await;
+        assert_eq!(apply_all(&world).await, 1);
+        let reply = charge(5).await;
+        assert!(reply.replayed(), "{}", reply.text);
+        assert_eq!(reply.ok()["balance"], 7);
+        projector.stop(None).await;
+        projector.db.close().await.unwrap();
+        world.finish().await;
+    }
+}
+
+/// A step in another partition counts as much as the decision itself.
+#[tokio::test]
+async fn order_reply_is_unknown_while_its_stock_elsewhere_is_a_dead_letter() {
+    let world = World::with(Options { partitions: 3, ..careful() }).await;
+    let (_, user) = (world.user(0).await, world.user(1_000).await);
+    let product = world.product(100, 10).await;
+    sql(&world, "ALTER TABLE stock_holds ADD CONSTRAINT none CHECK (false) NOT VALID").await;
+    let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
+    let place = async || world.send(Method::POST, "/api/v1/orders", Some(&order), Some("order")).await;
+    unknown(&place().await);
+    unknown(&place().await);
+    sql(&world, "ALTER TABLE stock_holds DROP CONSTRAINT none").await;
+    assert_eq!(apply_all(&world).await, 1);
+    let reply = place().await;
+    assert!(reply.replayed(), "{}", reply.text);
+    let order = reply.ok()["orderId"].as_i64().unwrap();
+    world.pay(order, user, "CARD", 200).await.ok();
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn gateway_is_not_asked_for_a_payment_that_is_a_dead_letter() {
+    let gateway = FakeGateway::start().await;
+    let gateways = harness::gateways(&[("CARD", gateway.url())]);
+    let world = World::with(Options { gateway: gateways, ..careful() }).await;
+    let (user, product) = (world.user(0).await, world.product(100, 10).await);
+    let order = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    sql(&world, "ALTER TABLE payments ADD CONSTRAINT none CHECK (false) NOT VALID").await;
+    let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 100});
+    let reply = world.send(Method::POST, "/api/v1/payments", Some(&body), Some("pay")).await;
+    unknown(&reply);
+    assert_eq!(gateway.total_posts(), 0, "money was asked for that nobody may remember");
+    sql(&world, "ALTER TABLE payments DROP CONSTRAINT none").await;
+    assert_eq!(apply_all(&world).await, 1);
+    world.finish().await;
+}
+
+/// A rebuild ends the epoch of a decision that still waits, and goes on without it.
+#[tokio::test]
+async fn reply_is_unknown_when_a_rebuild_went_on_without_its_decision() {
+    let world = World::with(acknowledged_by_postgres()).await;
+    let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "user");
+    lag(&world, 2).await;
+    world.drain().await;
+    let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
+    let path = format!("/api/v1/balances/{user}");
+    let charge = || send(&world, Method::PUT, &path, json!({"amount": 10}), "charge");
+    let charging = charge();
+    lag(&world, 1).await;
+    let _: i64 =
+        redis::cmd("XTRIM").arg("{p0}:outbox").arg("MAXLEN").arg(0).query_async(&mut world.raw().await).await.unwrap();
+    let summary = rebuilt(&world, rebuild::Options { discard: true, lost_at_most: None }).await;
+    assert_eq!(summary.discarded, 1);
+    until("the request is answered", async || {
+        world.engine.look().await;
+        charging.is_finished().then_some(())
+    })
+    .await;
+    unknown(&charging.await.unwrap());
+    assert_eq!(world.get(&path).await.ok()["balance"], 5);
+    // Its repeat is the first of the new epoch, and one of an earlier epoch is in PostgreSQL already.
+    world.app.project();
+    let reply: Reply = charge().await.unwrap();
+    assert!(!reply.replayed(), "{}", reply.text);
+    assert_eq!(reply.ok()["balance"], 15);
+    let again = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "user").await;
+    let again = again.unwrap();
+    assert!(again.replayed(), "{}", again.text);
+    let made: Value = again.created();
+    assert_eq!(made["userId"], user);
+    projected(&world).await;
+    world.finish().await;
+}

@@ -1,0 +1,263 @@
+//! Random steps of two processes that refuse coupons by themselves, and of one that always asks: what that one is told is
+//! what the script says, and the others must say the same.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use firstcome::{domain::*, store::keys::Partition};
+use proptest::{prelude::*, test_runner::TestRunner};
+
+use crate::{
+    engine::sold_out::{NOBODY, another, issue},
+    support::harness::{Options, World, call},
+};
+
+/// One step. Users and campaigns are named by index, those past the last being ones that are not there.
+#[derive(Clone, Debug)]
+enum Step {
+    User,
+    Campaign {
+        total: i64,
+        opens_in: i64,
+        lasts: i64,
+    },
+    /// `settle`: what it led to is waited for.
+    Issue {
+        by: usize,
+        user: usize,
+        coupon: usize,
+        keyed: bool,
+        settle: bool,
+    },
+    Advance {
+        ms: i64,
+    },
+    KeepBack {
+        coupon: usize,
+        count: i64,
+    },
+    Announce {
+        coupon: usize,
+    },
+    Release {
+        by: usize,
+        coupon: usize,
+        count: i64,
+    },
+    /// The ends of the campaign's window, from now; what is left out stays.
+    Move {
+        by: usize,
+        coupon: usize,
+        opens_in: Option<i64>,
+        closes_in: Option<i64>,
+    },
+    Freeze {
+        partition: u16,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        1 => Just(Step::User),
+        1 => (1..4i64, prop_oneof![3 => Just(0), 1 => 1..300i64], prop_oneof![1 => 1..2_000i64, 3 => Just(1 << 40)])
+            .prop_map(|(total, opens_in, lasts)| Step::Campaign { total, opens_in, lasts }),
+        50 => (0..2usize, 0..7usize, 0..3usize, prop::bool::weighted(0.1), prop::bool::weighted(0.8))
+            .prop_map(|(by, user, coupon, keyed, settle)| Step::Issue { by, user, coupon, keyed, settle }),
+        6 => prop_oneof![1..60i64, Just(100), Just(200), 1..2_000i64].prop_map(|ms| Step::Advance { ms }),
+        2 => (0..4usize, 1..3i64).prop_map(|(coupon, count)| Step::KeepBack { coupon, count }),
+        1 => (0..4usize).prop_map(|coupon| Step::Announce { coupon }),
+        3 => (0..2usize, 0..4usize, 1..3i64).prop_map(|(by, coupon, count)| Step::Release { by, coupon, count }),
+        4 => (0..2usize, 0..4usize, prop::option::of(-2_000..300i64), prop::option::of(prop_oneof![-50..300i64, Just(9_000)]))
+            .prop_map(|(by, coupon, opens_in, closes_in)| Step::Move { by, coupon, opens_in, closes_in }),
+        1 => (0..3u16).prop_map(|partition| Step::Freeze { partition }),
+    ]
+}
+
+/// Two processes with leases, and one without: what that one is told is what the script says.
+struct Trial<'a> {
+    world: &'a World,
+    engines: [&'a Engine; 2],
+    truth: &'a Engine,
+    users: Vec<i64>,
+    coupons: Vec<i64>,
+    has: BTreeMap<(i64, i64), i64>,
+    keys: usize,
+}
+
+impl Trial<'_> {
+    fn coupon(&self, coupon: usize) -> i64 {
+        self.coupons.get(coupon).copied().unwrap_or(NOBODY)
+    }
+
+    fn key_of(&self, coupon: i64) -> String {
+        format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(self.world.options.partitions))
+    }
+
+    async fn take(&mut self, step: &Step) {
+        match *step {
+            Step::User => self.users.push(self.world.user(0).await),
+            Step::Campaign { total, opens_in, lasts } => {
+                let now = self.world.clock.now();
+                let (opens, closes) = (now.plus(opens_in), now.plus(opens_in + lasts));
+                let new = NewCampaign {
+                    code: "RANDOM".into(),
+                    discount: Discount { kind: DiscountType::Fixed, amount: 1 },
+                    total,
+                    opens_at: Some(opens),
+                    closes_at: Some(closes),
+                    expires_at: closes.plus(10_000),
+                };
+                let campaign = self.world.engine.create_campaign(&call(None), new).await.unwrap();
+                self.coupons.push(campaign.value.terms.coupon_id.get());
+            }
+            Step::Issue { by, user, coupon, keyed, settle } => {
+                self.issue(by, user, coupon, keyed).await;
+                if settle {
+                    self.engines[by].sold_out().settled().await;
+                }
+            }
+            Step::Advance { ms } => self.world.clock.advance(ms),
+            Step::KeepBack { coupon, count } => {
+                let (key, mut redis) = (self.key_of(self.coupon(coupon)), self.world.raw().await);
+                let mut read = redis::cmd("HMGET");
+                read.arg(&key).arg(&["total", "issued", "withheld"]);
+                let (total, issued, withheld): (Option<i64>, Option<i64>, Option<i64>) =
+                    read.query_async(&mut redis).await.unwrap();
+                let left = total.unwrap_or(0) - issued.unwrap_or(0) - withheld.unwrap_or(0);
+                if left > 0 {
+                    let mut keep = redis::cmd("HINCRBY");
+                    keep.arg(&key).arg("withheld").arg(count.min(left));
+                    let _: i64 = keep.query_async(&mut redis).await.unwrap();
+                }
+            }
+            Step::Announce { coupon } => {
+                let id = CouponId::new(self.coupon(coupon)).unwrap();
+                let _ = self.world.store.coupon_reopen(&call(None), id, 1).await;
+            }
+            Step::Release { by, coupon, count } => {
+                let id = CouponId::new(self.coupon(coupon)).unwrap();
+                match self.engines[by].release_coupons(&call(None), id, count).await {
+                    Ok(_) | Err(Error::InsufficientStock | Error::CampaignNotFound) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Step::Move { by, coupon, opens_in, closes_in } => {
+                let (id, now) = (CouponId::new(self.coupon(coupon)).unwrap(), self.world.clock.now());
+                let patch = CampaignPatch {
+                    opens_at: opens_in.map(|ms| now.plus(ms)),
+                    closes_at: closes_in.map(|ms| now.plus(ms)),
+                };
+                match self.engines[by].update_campaign(&call(None), id, patch).await {
+                    Ok(_) => {}
+                    Err(Error::InvalidRequest(_) | Error::CampaignNotFound) => return,
+                    Err(error) => panic!("{error}"),
+                }
+                // Who moved it knows at once; everybody else when the lease is over.
+                for user in 0..self.users.len() {
+                    self.issue(by, user, coupon, false).await;
+                }
+                self.world.clock.advance(self.world.options.sold_out_lease_ms as i64);
+            }
+            Step::Freeze { partition } => {
+                let here = Partition(partition % self.world.options.partitions);
+                self.world.store.freeze(here, "a test").await.unwrap();
+                for engine in self.engines.iter().chain([&self.truth]) {
+                    engine.ready().await.unwrap_err();
+                }
+                for user in 0..self.users.len() {
+                    self.issue(0, user, 0, false).await;
+                }
+                let mut thaw = redis::cmd("HDEL");
+                thaw.arg(format!("{{p{}}}:meta", here.0)).arg("frozen");
+                let _: i64 = thaw.query_async(&mut self.world.raw().await).await.unwrap();
+                for engine in self.engines.iter().chain([&self.truth]) {
+                    engine.ready().await.unwrap();
+                }
+            }
+        }
+    }
+
+    async fn issue(&mut self, by: usize, user: usize, coupon: usize, keyed: bool) {
+        let (user, coupon) = (self.users.get(user).copied().unwrap_or(NOBODY + user as i64), self.coupon(coupon));
+        let ids = (UserId::new(user).unwrap(), CouponId::new(coupon).unwrap());
+        self.keys += 1;
+        let key = format!("{coupon}-{}", self.keys);
+        let call = call(keyed.then_some((key.as_str(), "issue")));
+        let told = self.engines[by].issue_coupon(&call, ids.0, ids.1).await.map(|issued| issued.value.issue_no);
+        let truth = issue(self.truth, coupon, user).await;
+        match (told, truth) {
+            (Ok(place), Err(Error::InvalidCoupon)) => {
+                assert!(self.has.insert((coupon, user), place).is_none(), "user {user} has two of {coupon}");
+            }
+            (Err(told), Err(truth)) => {
+                let kinds = (std::mem::discriminant(&told), std::mem::discriminant(&truth));
+                assert!(kinds.0 == kinds.1, "user {user}, campaign {coupon}: {told:?}, and not {truth:?}");
+            }
+            other => panic!("user {user}, campaign {coupon}: {other:?}"),
+        }
+    }
+}
+
+fn agree(partitions: u16, cases: u32) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut config = proptest::test_runner::Config { max_shrink_iters: 60, ..Default::default() };
+    if std::env::var("PROPTEST_CASES").is_err() {
+        config.cases = cases;
+    }
+    config.failure_persistence = None;
+    let refused = AtomicU64::new(0);
+    let steps = prop::collection::vec(step(), 80..240);
+    TestRunner::new(config)
+        .run(&steps, |steps| {
+            runtime.block_on(async {
+                let options = Options { partitions, ..Options::default() };
+                let world = World::with(options.clone()).await;
+                let other = another(&world, options.clone()).await;
+                let truth = another(&world, Options { sold_out_lease_ms: 0, ..options }).await;
+                let engines: [&Engine; 2] = [&world.engine, &other.engine];
+                let (truth_engine, none) = (&truth.engine, (Vec::new(), Vec::new()));
+                let mut trial = Trial {
+                    world: &world,
+                    engines,
+                    truth: truth_engine,
+                    users: none.0,
+                    coupons: none.1,
+                    has: BTreeMap::new(),
+                    keys: 0,
+                };
+                for start in [Step::User, Step::User, Step::User, Step::User, Step::User] {
+                    trial.take(&start).await;
+                }
+                for total in [1, 2] {
+                    trial.take(&Step::Campaign { total, opens_in: 0, lasts: 1 << 40 }).await;
+                }
+                for step in &steps {
+                    trial.take(step).await;
+                }
+                let counts = engines.map(|engine| engine.sold_out().counts().refused);
+                refused.fetch_add(counts[0] + counts[1], Ordering::SeqCst);
+                for app in [other, truth] {
+                    app.db.close().await.unwrap();
+                }
+                // What was kept back is in Redis alone.
+                world.end_in_disorder().await;
+            });
+            Ok(())
+        })
+        .unwrap();
+    let refused = refused.into_inner();
+    println!("{refused} were refused without asking");
+    assert!(refused > 5 * u64::from(cases), "it was hardly tested");
+}
+
+#[test]
+fn random_steps_agree_with_the_script() {
+    agree(1, 24);
+}
+
+#[test]
+fn random_steps_agree_with_the_script_across_partitions() {
+    agree(3, 24);
+}

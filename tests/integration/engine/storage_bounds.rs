@@ -1,0 +1,280 @@
+//! What a stranger can make the stores keep: nothing by a request that is refused, whatever is wrong with it, with or without an
+//! idempotency key, on one partition or many; and by one that is accepted no more than docs/limits.md says.
+
+use std::collections::BTreeMap;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{
+    api_kit::*,
+    harness::{Options, Reply, World},
+};
+
+/// Rows of every table, by its name.
+async fn rows(world: &World) -> BTreeMap<String, i64> {
+    let pool = world.db.get_postgres_connection_pool();
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' AND table_type = 'BASE TABLE'",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    let mut rows = BTreeMap::new();
+    for table in tables {
+        // Names of tables, from the catalogue itself.
+        let count = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM \"{table}\"")));
+        rows.insert(table, count.fetch_one(pool).await.unwrap());
+    }
+    // What instances say of themselves, asked or not.
+    rows.retain(|table, _| !table.starts_with("instance"));
+    rows
+}
+
+/// Everything in Redis but the ids that a process has reserved for orders to come, a block of them at a time.
+async fn state(world: &World) -> BTreeMap<String, String> {
+    let mut all = world.snapshot().await;
+    all.retain(|key, _| !key.ends_with(":ids"));
+    all
+}
+
+/// Bytes of Redis by key.
+async fn bytes(world: &World) -> BTreeMap<String, i64> {
+    let mut redis = world.raw().await;
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis).await.unwrap();
+    let mut bytes = BTreeMap::new();
+    for key in keys {
+        let size = redis::cmd("MEMORY").arg("USAGE").arg(&key).arg("SAMPLES").arg(0).query_async(&mut redis).await;
+        bytes.insert(key, size.unwrap());
+    }
+    bytes
+}
+
+struct Shop {
+    world: World,
+    rich: i64,
+    poor: i64,
+    /// At home in every partition, in stock.
+    products: Vec<i64>,
+    sold_out: i64,
+    campaign: i64,
+    given_out: i64,
+    closed: i64,
+    paid: i64,
+    cancelled: i64,
+    pending: i64,
+}
+
+impl Shop {
+    async fn open(partitions: u16) -> Shop {
+        let world = World::with(Options { partitions, max_open_orders: 1, ..Options::default() }).await;
+        let mut users = Vec::new();
+        for balance in [1_000_000, 0, 0] {
+            users.push(world.user(balance).await);
+        }
+        let [rich, poor, winner] = users[..] else { panic!() };
+        let mut products = Vec::new();
+        for _ in 0..partitions {
+            products.push(world.product(1_000, 100).await);
+        }
+        let sold_out = world.product(1_000, 0).await;
+        let (campaign, given_out) = (world.campaign("FIXED", 10, 100).await, world.campaign("FIXED", 10, 1).await);
+        world.issue(given_out, winner).await.ok();
+        world.issue(campaign, rich).await.ok();
+        let opens = after(&world, 60_000);
+        let closed = campaign_with(&world, json!({"opensAt": opens})).await;
+        let order = async |product: i64| world.order(rich, product, 1).await.ok()["orderId"].as_i64().unwrap();
+        let paid = order(products[0]).await;
+        world.pay(paid, rich, "CARD", 1_000).await.ok();
+        let cancelled = order(products[0]).await;
+        world.cancel(cancelled, rich).await.ok();
+        let pending = order(products[0]).await;
+        Shop { world, rich, poor, products, sold_out, campaign, given_out, closed, paid, cancelled, pending }
+    }
+
+    /// Requests that are refused, and with what.
+    fn refusals(&self) -> Vec<(&'static str, Method, String, Value)> {
+        let Shop { rich, poor, products, sold_out, campaign, given_out, closed, paid, cancelled, pending, .. } = self;
+        let nobody = 999_999;
+        let everywhere: Vec<(i64, i64)> = products.iter().map(|product| (*product, 1)).collect();
+        let with = |line: (i64, i64)| [&everywhere[..], &[line]].concat();
+        let charge =
+            |user: i64, amount: Value| (Method::PUT, format!("/api/v1/balances/{user}"), json!({"amount": amount}));
+        let issue = |coupon: i64, user: i64| {
+            (Method::POST, "/api/v1/coupons/issue".to_owned(), json!({"couponId": coupon, "userId": user}))
+        };
+        let order = |user: i64, lines: &[(i64, i64)], coupon: Option<i64>| {
+            (Method::POST, "/api/v1/orders".to_owned(), order_of(user, lines, coupon))
+        };
+        let pay = |order: i64, user: i64, amount: i64| {
+            let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": amount});
+            (Method::POST, "/api/v1/payments".to_owned(), body)
+        };
+        let cancel =
+            |order: i64, user: i64| (Method::POST, format!("/api/v1/orders/{order}/cancel"), json!({"userId": user}));
+        [
+            ("USER_NOT_FOUND", charge(nobody, json!(5))),
+            ("INVALID_AMOUNT", charge(*rich, json!(0))),
+            ("INVALID_AMOUNT", charge(*rich, json!("5"))),
+            ("USER_NOT_FOUND", issue(*campaign, nobody)),
+            ("USER_NOT_FOUND", issue(nobody, nobody + 1)),
+            ("INVALID_COUPON", issue(nobody, *poor)),
+            ("INVALID_COUPON", issue(*closed, *poor)),
+            ("INVALID_COUPON", issue(*campaign, *rich)),
+            ("COUPON_OUT_OF_STOCK", issue(*given_out, *poor)),
+            ("USER_NOT_FOUND", order(nobody, &everywhere, None)),
+            ("TOO_MANY_REQUESTS", order(*rich, &everywhere, None)),
+            ("PRODUCT_NOT_FOUND", order(*poor, &with((nobody, 1)), None)),
+            ("SOLD_OUT", order(*poor, &with((*sold_out, 1)), None)),
+            ("INSUFFICIENT_STOCK", order(*poor, &[(products[0], 1_000)], None)),
+            ("INSUFFICIENT_BALANCE", order(*poor, &everywhere, None)),
+            ("INVALID_COUPON", order(*poor, &everywhere, Some(*campaign))),
+            ("INVALID_ORDER", order(*poor, &[], None)),
+            ("INVALID_ORDER", order(*poor, &[(products[0], 0)], None)),
+            ("ORDER_NOT_FOUND", pay(nobody, *rich, 1)),
+            ("ORDER_NOT_FOUND", pay(*pending, *poor, 1_000)),
+            ("ORDER_NOT_FOUND", pay(*pending, nobody, 1_000)),
+            ("INVALID_PAYMENT_REQUEST", pay(*pending, *rich, 999)),
+            ("INVALID_PAYMENT_REQUEST", pay(*cancelled, *rich, 1_000)),
+            ("ORDER_ALREADY_PAID", pay(*paid, *rich, 1_000)),
+            ("ORDER_NOT_FOUND", cancel(nobody, *rich)),
+            ("ORDER_NOT_FOUND", cancel(*pending, *poor)),
+            ("ORDER_NOT_FOUND", cancel(*pending, nobody)),
+            ("ORDER_ALREADY_CLOSED", cancel(*cancelled, *rich)),
+        ]
+        .into_iter()
+        .map(|(code, (method, path, body))| (code, method, path, body))
+        .collect()
+    }
+}
+
+fn code(reply: &Reply) -> String {
+    reply.json()["errorCode"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn refused_request_leaves_nothing() {
+    for partitions in [1, 4] {
+        let shop = Shop::open(partitions).await;
+        let world = &shop.world;
+        world.drain().await;
+        let (before, rows_before) = (state(world).await, rows(world).await);
+        for (at, (wanted, method, path, body)) in shop.refusals().into_iter().enumerate() {
+            for key in [None, Some(format!("key-{at}"))] {
+                let reply = world.send(method.clone(), &path, Some(&body), key.as_deref()).await;
+                assert_eq!(code(&reply), wanted, "{partitions}: {method} {path} {body} {}", reply.text);
+                let after = state(world).await;
+                let new: Vec<_> = after.iter().filter(|(key, value)| before.get(*key) != Some(value)).collect();
+                assert!(after == before, "{partitions}: {wanted} of {method} {path} under {key:?} leaves {new:?}");
+            }
+            // What can't be read at all.
+            for body in ["", "{", "[]", "null", "{\"userId\":"] {
+                let headers = [("content-type", &b"application/json"[..]), ("idempotency-key", b"malformed")];
+                let reply = headed(world, &method, &path, &headers, body.to_owned()).await;
+                assert!(reply.status.is_client_error(), "{method} {path} {body}: {}", reply.text);
+            }
+        }
+        for path in [
+            "/api/v1/balances/999999",
+            "/api/v1/balances/999999/history",
+            "/api/v1/coupons/999999",
+            "/api/v1/products/999999",
+            "/api/v1/orders/999999?userId=1",
+            "/api/v1/products/popular?sortBy=x",
+        ] {
+            assert!(world.get(path).await.status.is_client_error(), "{path}");
+        }
+        assert!(state(world).await == before, "{partitions}");
+        world.drain().await;
+        assert_eq!(rows(world).await, rows_before, "{partitions}");
+        shop.world.finish().await;
+    }
+}
+
+/// The bytes that docs/limits.md says an accepted request keeps in Redis, by its kind, on one partition.
+fn documented() -> BTreeMap<String, i64> {
+    let page = include_str!("../../../docs/limits.md");
+    let section = page.split("## What a stranger can make it keep").nth(1).unwrap().split("\n## ").next().unwrap();
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.strip_prefix("| ")?.split(" | ").collect();
+        Some((cells[0].to_owned(), cells.get(1)?.parse().ok()?))
+    };
+    section.lines().filter_map(row).collect()
+}
+
+#[tokio::test]
+async fn accepted_request_keeps_no_more_than_documented() {
+    let documented = documented();
+    let shop = Shop::open(1).await;
+    let world = &shop.world;
+    let (user, product) = (world.user(1_000_000).await, shop.products[0]);
+    let order = order_of(user, &[(product, 1)], None);
+    let coupon = json!({"couponId": shop.campaign, "userId": user});
+    let mut placed = 0;
+    for (kind, under_key) in [
+        ("balance charged", false),
+        ("balance charged", true),
+        ("coupon issued", true),
+        ("order placed, one line", true),
+        ("order paid", true),
+        ("order cancelled", true),
+    ] {
+        world.drain().await;
+        let before = bytes(world).await;
+        let cancel = json!({"userId": user});
+        let pay = json!({"orderId": placed, "userId": user, "paymentType": "CARD", "amount": 1_000});
+        let (method, path, body) = match kind {
+            "balance charged" => (Method::PUT, format!("/api/v1/balances/{user}"), json!({"amount": 5})),
+            "coupon issued" => (Method::POST, "/api/v1/coupons/issue".to_owned(), coupon.clone()),
+            "order placed, one line" => (Method::POST, "/api/v1/orders".to_owned(), order.clone()),
+            "order paid" => (Method::POST, "/api/v1/payments".to_owned(), pay),
+            _ => (Method::POST, format!("/api/v1/orders/{placed}/cancel"), cancel),
+        };
+        // The longest key that there may be.
+        let key = under_key.then(|| "k".repeat(255));
+        let key = key.map(|key| format!("{kind}{key}")[..255].to_owned());
+        for replayed in [false, true] {
+            let reply = world.send(method.clone(), &path, Some(&body), key.as_deref()).await;
+            if replayed && !under_key {
+                break;
+            }
+            assert_eq!(reply.replayed(), replayed, "{kind}: {}", reply.text);
+            let reply = reply.ok();
+            placed = if kind == "order placed, one line" { reply["orderId"].as_i64().unwrap() } else { placed };
+            world.drain().await;
+            let after = bytes(world).await;
+            let record = |key: &str| key.contains(":idem:");
+            let grown = |of: &dyn Fn(&str) -> bool| -> i64 {
+                let all =
+                    after.iter().filter(|(key, _)| of(key) && !key.ends_with(":outbox") && !key.ends_with(":ids"));
+                all.map(|(key, size)| size - before.get(key).copied().unwrap_or(0)).sum()
+            };
+            let (records, others) = (grown(&record), grown(&|key| !record(key)));
+            let most_of_record = documented["a request under an `Idempotency-Key`"];
+            assert!(records <= most_of_record, "{kind}: its record is {records} bytes, documented {most_of_record}");
+            let most = documented[kind];
+            assert!(others <= most, "{kind} keeps {others} bytes, documented {most}");
+            println!("{kind}: {others} and {records} bytes");
+        }
+    }
+    // All that many of them take, with what Redis needs to find and to end them.
+    let used = async || -> i64 {
+        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut world.raw().await).await.unwrap();
+        info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap()
+    };
+    let mut measured = Vec::new();
+    for round in 0..2 {
+        let before = used().await;
+        for request in 0..500 {
+            let (path, key) = (format!("/api/v1/balances/{user}"), format!("{round}-{request}"));
+            world.send(Method::PUT, &path, Some(&json!({"amount": 5})), Some(&key)).await.ok();
+        }
+        world.drain().await;
+        measured.push((used().await - before) / 500);
+    }
+    // The first round also fills the outbox's and the clients' buffers.
+    let (most, bytes) = (documented["a request under an `Idempotency-Key`"], measured[1]);
+    println!("a request under a key: {bytes} bytes of used memory");
+    assert!(bytes <= most, "{measured:?}, documented {most}");
+    shop.world.finish().await;
+}

@@ -1,0 +1,297 @@
+//! Gateways that answer what no contract has: ids and amounts of their own, refusals to cancel, and none any more. Each
+//! payment has a defined end or is told to operators, and no gateway is asked without growing pauses.
+
+use serde_json::json;
+
+use crate::{
+    gateway::flow::{IMPATIENT_MS, PATIENT_MS, Shop},
+    support::{
+        fake_gateway::{Behaviour, Manner},
+        harness::{open, postgres_url, until},
+    },
+};
+
+/// The transaction that PostgreSQL has for the shop's payment.
+async fn transaction(shop: &Shop) -> Option<String> {
+    shop.world.drain().await;
+    let query = sqlx::query_scalar("SELECT transaction_id FROM payments WHERE order_id = $1");
+    query.bind(shop.order).fetch_one(shop.world.db.get_postgres_connection_pool()).await.unwrap()
+}
+
+/// Payments that are told as stuck.
+async fn stuck(shop: &Shop) -> u64 {
+    shop.world.engine.observe().await.partitions.iter().map(|here| here.stuck_payments).sum()
+}
+
+fn failed() -> (String, Option<String>) {
+    ("FAILED".into(), Some("PAYMENT_DECLINED".into()))
+}
+
+#[tokio::test]
+async fn payment_paid_when_transaction_id_is_number_or_long_string() {
+    for (id, kept) in [
+        (json!(12345), "12345".to_owned()),
+        (json!("가".repeat(255)), "가".repeat(255)),
+        (json!("a\u{1f}b\0c"), "a\\u001fb\\u0000c".to_owned()),
+    ] {
+        let shop = Shop::start(PATIENT_MS).await;
+        shop.gateway.transaction_ids_are(id);
+        assert_eq!(shop.pay(None).await.ok()["orderStatus"], "PAID");
+        assert_eq!(transaction(&shop).await, Some(kept));
+        shop.finish(5_000).await;
+    }
+}
+
+#[tokio::test]
+async fn payment_paid_by_sweeper_when_transaction_id_is_number() {
+    let shop = Shop::start(PATIENT_MS).await;
+    shop.gateway.transaction_ids_are(json!(12345));
+    shop.gateway.next(Behaviour::ServerErrorAfterApproval);
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    shop.later(100).await;
+    assert_eq!(shop.status().await, ("PAID".into(), None));
+    assert_eq!(transaction(&shop).await, Some("12345".to_owned()));
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn payment_given_back_when_transaction_id_is_unusable() {
+    for id in [json!("x".repeat(256)), json!(""), json!(null), json!({"id": "tx"}), json!(true)] {
+        let shop = Shop::start(PATIENT_MS).await;
+        shop.gateway.transaction_ids_are(id.clone());
+        shop.pay(None).await.refused(402, "INSUFFICIENT_BALANCE");
+        assert_eq!(shop.status().await, failed(), "{id}");
+        assert_eq!(shop.stock().await, 10, "{id}");
+        shop.later(0).await;
+        assert_eq!(shop.payment().await, "REFUNDED", "{id}");
+        shop.finish(0).await;
+    }
+}
+
+/// `hangs`: the sweeper finds out.
+async fn other_amount_goes_back(amount: i64, hangs: bool) {
+    let shop = Shop::start(if hangs { IMPATIENT_MS } else { PATIENT_MS }).await;
+    if hangs {
+        shop.gateway.next(Behaviour::ApproveAmountThenHang(amount));
+        shop.pay(Some("k")).await.refused(503, "SERVICE_UNAVAILABLE");
+        shop.later(10).await;
+    } else {
+        shop.gateway.next(Behaviour::ApproveAmount(amount));
+        shop.pay(Some("k")).await.refused(402, "INSUFFICIENT_BALANCE");
+    }
+    assert_eq!(shop.status().await, failed());
+    assert_eq!(shop.stock().await, 10);
+    let again = shop.pay(Some("k")).await;
+    again.refused(402, "INSUFFICIENT_BALANCE");
+    assert!(again.replayed());
+    shop.later(0).await;
+    assert_eq!(shop.payment().await, "REFUNDED");
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    let asked = (shop.gateway.cancels(uid), shop.gateway.status_queries(uid));
+    shop.later(100_000).await;
+    assert_eq!((shop.gateway.cancels(uid), shop.gateway.status_queries(uid)), asked, "nothing is left to do");
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn payment_given_back_when_amount_approved_is_lower() {
+    other_amount_goes_back(100, false).await;
+}
+
+#[tokio::test]
+async fn payment_given_back_when_amount_approved_is_higher() {
+    other_amount_goes_back(50_000, false).await;
+}
+
+#[tokio::test]
+async fn payment_given_back_when_other_amount_is_found_later() {
+    other_amount_goes_back(100, true).await;
+}
+
+#[tokio::test]
+async fn payment_given_back_when_gateway_took_all_and_names_less() {
+    let shop = Shop::start(PATIENT_MS).await;
+    let lie = json!({"approved": true, "transactionId": "tx", "amount": 100}).to_string();
+    shop.gateway.next(Behaviour::AnswerAfterApproval(200, lie.clone()));
+    shop.gateway.status_queries_are(Manner::Answer(200, lie));
+    shop.pay(None).await.refused(402, "INSUFFICIENT_BALANCE");
+    shop.later(0).await;
+    assert_eq!(shop.payment().await, "REFUNDED");
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    // 100 is not what it took, so it refused; 5,000 is.
+    assert_eq!(shop.gateway.cancels(uid), 2);
+    assert_eq!(shop.gateway.total_kept(), 0);
+    shop.world.finish().await;
+}
+
+#[tokio::test]
+async fn payment_stays_unknown_when_reply_is_about_another_order() {
+    let shop = Shop::start(PATIENT_MS).await;
+    let other = json!({"approved": true, "transactionId": "tx", "orderId": shop.order + 1}).to_string();
+    shop.gateway.next(Behaviour::Answer(200, other));
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    assert_eq!(shop.status().await, ("PENDING".into(), None));
+    // It never had the payment that was asked for.
+    shop.later(300).await;
+    assert_eq!(shop.status().await, failed());
+    shop.later(100_000).await;
+    shop.later(100_000).await;
+    assert_eq!(shop.payment().await, "DECLINED");
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn refund_ended_by_status_when_cancel_is_refused_as_done() {
+    for (code, body) in [
+        (409, r#"{"error": "already cancelled"}"#),
+        (400, r#"{"errorCode": "ALREADY_CANCELED_PAYMENT"}"#),
+        (200, r#"{"errorCode": "ALREADY_CANCELED_PAYMENT"}"#),
+        (404, "<html>no such page</html>"),
+        (302, ""),
+    ] {
+        let shop = Shop::start(PATIENT_MS).await;
+        let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
+        shop.world.cancel(shop.order, shop.user).await.ok();
+        shop.gateway.cancels_are(Manner::ThenAnswer(code, body.to_owned()));
+        shop.later(0).await;
+        assert_eq!(shop.payment().await, "REFUNDED", "{code} {body}");
+        assert_eq!((shop.gateway.cancels(&receipt), shop.gateway.status_queries(&receipt)), (1, 1), "{code} {body}");
+        shop.later(100_000).await;
+        assert_eq!(shop.gateway.cancels(&receipt), 1, "{code} {body}");
+        shop.finish(0).await;
+    }
+}
+
+/// Sweeps every other second for so long.
+async fn sweep_for(shop: &Shop, seconds: i64) {
+    for _ in 0..seconds / 2 {
+        shop.later(2).await;
+    }
+}
+
+#[tokio::test]
+async fn refund_asked_after_growing_pauses_when_gateway_refuses_it() {
+    let shop = Shop::start(PATIENT_MS).await;
+    let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
+    shop.world.cancel(shop.order, shop.user).await.ok();
+    shop.gateway.cancels_are(Manner::Answer(409, r#"{"error": "not now"}"#.to_owned()));
+    sweep_for(&shop, 60).await;
+    let first = shop.gateway.cancels(&receipt);
+    assert!((4..=9).contains(&first), "{first} in the first minute");
+    sweep_for(&shop, 540).await;
+    let cancels = shop.gateway.cancels(&receipt);
+    assert!((8..=16).contains(&cancels), "{cancels} in ten minutes");
+    assert_eq!(stuck(&shop).await, 1);
+    assert_eq!(shop.payment().await, "REFUND_DUE");
+    shop.gateway.cancels_are(Manner::Truthful);
+    shop.later(1_000).await;
+    assert_eq!((shop.payment().await.as_str(), stuck(&shop).await), ("REFUNDED", 0));
+    shop.finish(0).await;
+}
+
+/// A gateway that took the money and hung, and from then on answers each question so.
+async fn gone(status: Manner) {
+    let shop = Shop::start(IMPATIENT_MS).await;
+    shop.gateway.next(Behaviour::ApproveThenHang);
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    shop.gateway.status_queries_are(status.clone());
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    assert_eq!(stuck(&shop).await, 0, "{status:?}");
+    sweep_for(&shop, 600).await;
+    let asked = shop.gateway.status_queries(uid);
+    assert!((6..=13).contains(&asked), "{status:?}: asked {asked} times in ten minutes");
+    assert_eq!((shop.status().await.0.as_str(), stuck(&shop).await), ("PENDING", 1), "{status:?}");
+    // Another process does not begin anew.
+    let (redis, postgres) = (shop.world.redis.url(), postgres_url(&shop.world.database));
+    let other = open(&shop.world.options, &redis, &postgres, shop.world.clock.clone()).await.unwrap();
+    for _ in 0..10 {
+        shop.world.clock.advance(2_000);
+        other.engine.sweep().await.unwrap();
+    }
+    assert!(shop.gateway.status_queries(uid) <= asked + 1, "{status:?}");
+    other.db.close().await.unwrap();
+    shop.later(100_000).await;
+    let day = shop.gateway.status_queries(uid);
+    shop.later(10).await;
+    assert_eq!((shop.gateway.status_queries(uid), stuck(&shop).await), (day, 1), "{status:?}");
+    shop.gateway.status_queries_are(Manner::Truthful);
+    shop.later(1_000).await;
+    assert_eq!((shop.status().await.0.as_str(), stuck(&shop).await), ("PAID", 0), "{status:?}");
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn payment_counted_as_stuck_when_gateway_refuses_the_token() {
+    gone(Manner::Answer(401, r#"{"error": "who are you"}"#.to_owned())).await;
+}
+
+#[tokio::test]
+async fn payment_counted_as_stuck_when_gateway_is_a_web_page() {
+    gone(Manner::Answer(404, "<html>no such page</html>".to_owned())).await;
+}
+
+#[tokio::test]
+async fn payment_counted_as_stuck_when_gateway_has_closed_down() {
+    gone(Manner::Answer(410, r#"{"error": "gone"}"#.to_owned())).await;
+}
+
+#[tokio::test]
+async fn payment_counted_as_stuck_when_gateway_redirects() {
+    gone(Manner::Answer(302, String::new())).await;
+}
+
+#[tokio::test]
+async fn payment_counted_as_stuck_when_connection_is_refused() {
+    let shop = Shop::start(IMPATIENT_MS).await;
+    shop.gateway.next(Behaviour::ApproveThenHang);
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    let Shop { world, gateway, order, .. } = shop;
+    drop(gateway);
+    for _ in 0..300 {
+        world.clock.advance(2_000);
+        world.engine.sweep().await.unwrap();
+    }
+    let path = format!("/api/v1/orders/{order}");
+    assert_eq!(world.get(&path).await.ok()["orderStatus"], "PENDING");
+    let observed = world.engine.observe().await;
+    assert_eq!(observed.partitions.iter().map(|here| here.stuck_payments).sum::<u64>(), 1);
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payment_answered_in_time_when_reply_is_endless_or_slow() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    for (head, piece, bounded) in [
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+            "1000\r\n".to_owned() + &" ".repeat(0x1000) + "\r\n",
+            false,
+        ),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", String::from(" "), true),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let piece = piece.clone();
+                tokio::spawn(async move {
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    let _ = stream.write_all(head.as_bytes()).await;
+                    // Once, and then never again; or as fast as it is read.
+                    while stream.write_all(piece.as_bytes()).await.is_ok() {
+                        if bounded {
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                });
+            }
+        });
+        let shop = Shop::at(&url, IMPATIENT_MS).await;
+        let reply = until("the payment is answered", async || Some(shop.pay(None).await)).await;
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+        assert_eq!(shop.status().await, ("PENDING".into(), None));
+        server.abort();
+        shop.world.finish().await;
+    }
+}

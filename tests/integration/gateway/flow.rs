@@ -1,0 +1,330 @@
+//! Payments through an external gateway that approves, declines, hangs, answers late, and answers garbage: money is never
+//! taken twice, and never kept for an order that is not paid.
+
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{
+    fake_gateway::{Behaviour, FakeGateway, Manner},
+    harness::{Options, World, gateways, open, postgres_url, until},
+};
+
+/// A world whose KAKAO_PAY goes to a fake gateway, with an order of 5,000 won to be paid through it.
+pub struct Shop {
+    pub world: World,
+    pub gateway: FakeGateway,
+    pub user: i64,
+    pub product: i64,
+    pub coupon: i64,
+    pub order: i64,
+}
+
+/// What a gateway gets to answer where it answers: more than any stall.
+pub const PATIENT_MS: u64 = 60_000;
+/// What it gets where it never does.
+pub const IMPATIENT_MS: u64 = 3_000;
+
+impl Shop {
+    pub async fn start(timeout_ms: u64) -> Shop {
+        let gateway = FakeGateway::start().await;
+        let url = gateway.url().to_owned();
+        Shop::with(gateway, &url, timeout_ms).await
+    }
+
+    /// Whose gateway is somewhere else, and no fake one.
+    pub async fn at(url: &str, timeout_ms: u64) -> Shop {
+        Shop::with(FakeGateway::start().await, url, timeout_ms).await
+    }
+
+    async fn with(gateway: FakeGateway, url: &str, timeout_ms: u64) -> Shop {
+        let mut config = gateways(&[("KAKAO_PAY", url)]);
+        config.payment_gateway_timeout_ms = timeout_ms;
+        config.payment_gateway_give_up_seconds = 300;
+        let world = World::with(Options { gateway: config, ..Options::default() }).await;
+        // A balance of nothing: whoever pays, it is not the balance.
+        let (user, product) = (world.user(0).await, world.product(2_500, 10).await);
+        let coupon = world.campaign("FIXED", 1_000, 5).await;
+        world.issue(coupon, user).await.ok();
+        let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
+        let order = world.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
+        Shop { world, gateway, user, product, coupon, order }
+    }
+
+    pub async fn pay(&self, key: Option<&str>) -> crate::support::harness::Reply {
+        let body = json!({"orderId": self.order, "userId": self.user, "paymentType": "KAKAO_PAY", "amount": 5_000});
+        self.world.send(Method::POST, "/api/v1/payments", Some(&body), key).await
+    }
+
+    pub async fn status(&self) -> (String, Option<String>) {
+        let order = self.world.get(&format!("/api/v1/orders/{}", self.order)).await.ok();
+        (order["orderStatus"].as_str().unwrap().into(), order["closeReason"].as_str().map(str::to_owned))
+    }
+
+    pub async fn stock(&self) -> i64 {
+        let product = self.world.get(&format!("/api/v1/products/{}", self.product)).await.ok();
+        product["stockQuantity"].as_i64().unwrap()
+    }
+
+    /// What Postgres says of the payment.
+    pub async fn payment(&self) -> String {
+        self.world.drain().await;
+        let pool = self.world.db.get_postgres_connection_pool();
+        sqlx::query_scalar("SELECT status FROM payments WHERE order_id = $1")
+            .bind(self.order)
+            .fetch_one(pool)
+            .await
+            .unwrap()
+    }
+
+    /// Lets time pass and everything due be looked at.
+    pub async fn later(&self, seconds: i64) {
+        self.world.clock.advance(seconds * 1000);
+        self.world.engine.sweep().await.unwrap();
+    }
+
+    pub async fn finish(self, kept: i64) {
+        assert_eq!(self.gateway.total_kept(), kept, "money kept by the gateway");
+        assert!(self.gateway.faults().is_empty(), "{:?}", self.gateway.faults());
+        for uid in self.gateway.uids() {
+            assert_eq!(self.gateway.posts(&uid), 1, "the gateway was asked for {uid} more than once");
+        }
+        self.world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn an_approved_payment_pays_the_order_and_not_from_the_balance() {
+    let shop = Shop::start(PATIENT_MS).await;
+    let paid = shop.pay(None).await.ok();
+    assert_eq!((paid["orderStatus"].as_str(), paid["amount"].as_i64()), (Some("PAID"), Some(5_000)));
+    let receipt = paid["receipt"].as_str().unwrap();
+    assert_eq!(shop.gateway.taken(receipt), Some(5_000));
+    assert_eq!(shop.gateway.order_of(receipt), Some(shop.order));
+    assert_eq!(shop.world.get(&format!("/api/v1/balances/{}/history", shop.user)).await.ok(), json!([]));
+    shop.pay(None).await.refused(409, "ORDER_ALREADY_PAID");
+    assert_eq!(shop.payment().await, "PAID");
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn a_declined_payment_fails_the_order_and_gives_everything_back() {
+    let shop = Shop::start(PATIENT_MS).await;
+    shop.gateway.always(Behaviour::Decline);
+    shop.pay(Some("k")).await.refused(402, "INSUFFICIENT_BALANCE");
+    assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
+    assert_eq!(shop.stock().await, 10);
+    let again = shop.pay(Some("k")).await;
+    again.refused(402, "INSUFFICIENT_BALANCE");
+    assert!(again.replayed());
+    shop.pay(None).await.refused(400, "INVALID_PAYMENT_REQUEST");
+    assert_eq!(shop.payment().await, "DECLINED");
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn a_refund_goes_back_the_way_it_was_paid_however_often_it_takes() {
+    let shop = Shop::start(PATIENT_MS).await;
+    let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
+    let cancelled = shop.world.cancel(shop.order, shop.user).await.ok();
+    assert_eq!(
+        (cancelled["orderStatus"].as_str(), cancelled["closeReason"].as_str()),
+        (Some("CANCELLED"), Some("REFUNDED"))
+    );
+    assert_eq!(shop.stock().await, 10);
+    assert_eq!(shop.payment().await, "REFUND_DUE");
+    shop.gateway.cancels_are(Manner::ServerError);
+    shop.later(0).await;
+    assert!(!shop.gateway.cancelled(&receipt));
+    shop.gateway.cancels_are(Manner::ThenServerError);
+    shop.later(10).await;
+    shop.gateway.cancels_are(Manner::Truthful);
+    shop.later(10).await;
+    assert!(shop.gateway.cancelled(&receipt));
+    assert_eq!(shop.payment().await, "REFUNDED");
+    let asked = shop.gateway.cancels(&receipt);
+    shop.later(3_600).await;
+    assert_eq!(shop.gateway.cancels(&receipt), asked, "nothing is left to do");
+    assert_eq!(shop.world.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
+    shop.finish(0).await;
+}
+
+/// Outcomes that the gateway does not tell, though it took the money.
+async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
+    let shop = Shop::start(timeout_ms).await;
+    shop.gateway.next(behaviour);
+    let unknown = shop.pay(Some("k")).await;
+    unknown.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(unknown.headers.contains_key("retry-after"));
+    // Until it is known, nobody can end the order: not its user, not the clock, not a second payment.
+    assert_eq!(shop.status().await, ("PENDING".into(), None));
+    shop.pay(Some("k")).await.refused(409, "REQUEST_IN_PROGRESS");
+    shop.pay(None).await.refused(409, "REQUEST_IN_PROGRESS");
+    shop.world.cancel(shop.order, shop.user).await.refused(409, "REQUEST_IN_PROGRESS");
+    shop.gateway.status_queries_are(Manner::ServerError);
+    shop.later(100_000).await;
+    assert_eq!(shop.status().await, ("PENDING".into(), None));
+    shop.gateway.status_queries_are(Manner::Garbage);
+    shop.later(100_000).await;
+    assert_eq!(shop.status().await, ("PENDING".into(), None));
+    shop.gateway.status_queries_are(Manner::Truthful);
+    shop.later(100_000).await;
+    assert_eq!(shop.status().await, ("PAID".into(), None));
+    // And the client that repeats its request is told.
+    let repeated = shop.pay(Some("k")).await;
+    assert!(repeated.replayed());
+    assert_eq!(repeated.ok()["orderStatus"], "PAID");
+    assert_eq!(shop.payment().await, "PAID");
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn money_taken_without_an_answer_pays_the_order() {
+    taken_but_not_told(Behaviour::ApproveThenHang, IMPATIENT_MS).await;
+}
+
+#[tokio::test]
+async fn money_taken_with_garbage_for_an_answer_pays_the_order() {
+    taken_but_not_told(Behaviour::GarbageAfterApproval, PATIENT_MS).await;
+}
+
+#[tokio::test]
+async fn money_taken_with_an_error_for_an_answer_pays_the_order() {
+    taken_but_not_told(Behaviour::ServerErrorAfterApproval, PATIENT_MS).await;
+}
+
+#[tokio::test]
+async fn money_taken_before_the_connection_is_cut_pays_the_order() {
+    taken_but_not_told(Behaviour::CutAfterApproval, PATIENT_MS).await;
+}
+
+/// Outcomes that the gateway does not tell, and there was no payment.
+async fn not_taken_and_not_told(behaviour: Behaviour, timeout_ms: u64) {
+    let shop = Shop::start(timeout_ms).await;
+    shop.gateway.next(behaviour);
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    shop.later(3 + timeout_ms as i64 / 1000).await;
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    assert_eq!(shop.gateway.status_queries(uid), 1);
+    assert_eq!(shop.status().await.0, "PENDING", "it may be on its way");
+    shop.later(300).await;
+    assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
+    assert_eq!(shop.stock().await, 10);
+    // Watched for an hour, then forgotten.
+    shop.later(100).await;
+    shop.later(4_000).await;
+    let asked = shop.gateway.status_queries(uid);
+    shop.later(100_000).await;
+    assert_eq!(shop.gateway.status_queries(uid), asked);
+    assert_eq!(shop.payment().await, "DECLINED");
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_hangs_without_taking_money_fails_the_order_in_the_end() {
+    not_taken_and_not_told(Behaviour::Hang, IMPATIENT_MS).await;
+}
+
+#[tokio::test]
+async fn garbage_without_taking_money_fails_the_order_in_the_end() {
+    not_taken_and_not_told(Behaviour::Garbage, PATIENT_MS).await;
+}
+
+#[tokio::test]
+async fn an_error_without_taking_money_fails_the_order_in_the_end() {
+    not_taken_and_not_told(Behaviour::ServerError, PATIENT_MS).await;
+}
+
+#[tokio::test]
+async fn money_taken_after_the_order_was_given_up_goes_back() {
+    let shop = Shop::start(IMPATIENT_MS).await;
+    shop.gateway.next(Behaviour::ApproveLate);
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    shop.later(300).await;
+    assert_eq!(shop.status().await.0, "FAILED");
+    assert_eq!(shop.stock().await, 10);
+    shop.gateway.release_late();
+    assert_eq!(shop.gateway.total_kept(), 5_000);
+    shop.later(120).await;
+    assert_eq!(shop.gateway.total_kept(), 0);
+    assert_eq!(shop.payment().await, "REFUNDED");
+    shop.finish(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_clients_at_once_pay_once() {
+    let shop = Shop::start(PATIENT_MS).await;
+    let replies = join_all((0..30).map(|_| shop.pay(None))).await;
+    let paid = replies.iter().filter(|reply| reply.status == 200).count();
+    assert_eq!(paid, 1);
+    assert!(replies.iter().all(|reply| matches!(reply.status.as_u16(), 200 | 409)));
+    shop.finish(5_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_sweepers_settle_once() {
+    let shop = Shop::start(IMPATIENT_MS).await;
+    shop.gateway.next(Behaviour::ApproveThenHang);
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    shop.world.clock.advance(60_000);
+    // Another process, which has never heard of the payment but through the stores.
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        let (redis, postgres) = (shop.world.redis.url(), postgres_url(&shop.world.database));
+        others.push(open(&shop.world.options, &redis, &postgres, shop.world.clock.clone()).await.unwrap());
+    }
+    for swept in join_all(others.iter().map(|other| other.engine.sweep())).await {
+        swept.unwrap();
+    }
+    shop.later(60).await;
+    assert_eq!(shop.status().await.0, "PAID");
+    for other in others {
+        other.db.close().await.unwrap();
+    }
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn an_order_of_nothing_asks_no_gateway() {
+    let shop = Shop::start(PATIENT_MS).await;
+    let cheap = shop.world.product(1_000, 1).await;
+    let order = json!({"userId": shop.user, "orderProducts": [{"productId": cheap, "quantity": 1}], "userCouponId": shop.coupon});
+    let order = shop.world.post("/api/v1/orders", order).await.ok();
+    assert_eq!(order["finalPrice"], 0);
+    let id = order["orderId"].as_i64().unwrap();
+    assert_eq!(shop.world.pay(id, shop.user, "KAKAO_PAY", 0).await.ok()["orderStatus"], "PAID");
+    assert_eq!(shop.gateway.total_posts(), 0);
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn types_without_a_gateway_are_paid_from_the_balance() {
+    let shop = Shop::start(PATIENT_MS).await;
+    shop.world.put_charge(shop.user, 5_000).await.ok();
+    assert_eq!(shop.world.pay(shop.order, shop.user, "CARD", 5_000).await.ok()["orderStatus"], "PAID");
+    assert_eq!(shop.world.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
+    assert_eq!(shop.gateway.total_posts(), 0);
+    shop.finish(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_hangs_holds_up_no_other_order_s_expiry() {
+    let shop = Shop::start(PATIENT_MS).await;
+    shop.gateway.next(Behaviour::CutAfterApproval);
+    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+    let (buyer, cheap) = (shop.world.user(1_000).await, shop.world.product(100, 1).await);
+    let order = shop.world.order(buyer, cheap, 1).await.ok()["orderId"].as_i64().unwrap();
+    shop.gateway.status_queries_are(Manner::Hang);
+    shop.world.clock.advance(700_000);
+    shop.world.app.sweep();
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    shop.gateway.queried(uid, 1).await;
+    let path = format!("/api/v1/orders/{order}");
+    until("the other order expires", async || {
+        (shop.world.get(&path).await.ok()["orderStatus"] == "CANCELLED").then_some(())
+    })
+    .await;
+    assert_eq!(shop.gateway.status_queries(uid), 1, "the gateway still hangs on the first");
+    assert_eq!(shop.status().await.0, "PENDING");
+    shop.finish(5_000).await;
+}

@@ -1,0 +1,338 @@
+//! The HTTP payment gateway against a fake one, for each way in which that one can misbehave.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{sync::Arc, time::Duration};
+
+use firstcome::{
+    domain::types::{OrderId, PaymentType, UserId},
+    gateway::{CancelOutcome, Charge, GatewayConfig, Gateways, HttpGateway, PayOutcome, PaymentGateway, StatusOutcome},
+};
+use tokio::net::TcpListener;
+
+use crate::support::fake_gateway::{Behaviour, FakeGateway, Manner};
+
+/// The request that the payments are of.
+const ASKED_BY: &str = "request-1";
+
+/// Long enough that no healthy call on a busy machine reaches it.
+const PATIENT: Duration = Duration::from_secs(20);
+
+/// For calls that are never answered, whether they arrive in time or not.
+const HASTY: Duration = Duration::from_secs(2);
+
+fn gateway_at(url: &str, timeout: Duration) -> HttpGateway {
+    HttpGateway::new(PaymentType::Toss, &GatewayConfig { url: url.to_owned(), timeout, token: None }).unwrap()
+}
+
+fn patient(fake: &FakeGateway) -> HttpGateway {
+    gateway_at(fake.url(), PATIENT)
+}
+
+fn hasty(fake: &FakeGateway) -> HttpGateway {
+    gateway_at(fake.url(), HASTY)
+}
+
+/// A payment whose client goes away as soon as the gateway has it: as a timeout, but known to have arrived.
+async fn pay_and_leave(fake: &FakeGateway, uid: &str) {
+    let (gateway, asking) = (patient(fake), charge(uid));
+    tokio::select! {
+        outcome = gateway.pay(ASKED_BY, &asking) => panic!("answered: {outcome:?}"),
+        () = fake.posted(uid, 1) => {}
+    }
+}
+
+fn charge(uid: &str) -> Charge {
+    Charge {
+        merchant_uid: uid.to_owned(),
+        order_id: OrderId::new(7).unwrap(),
+        user_id: UserId::new(3).unwrap(),
+        amount: 12_000,
+    }
+}
+
+fn approved(uid: &str) -> PayOutcome {
+    PayOutcome::Approved { transaction_id: format!("tx-{uid}") }
+}
+
+fn found(uid: &str) -> StatusOutcome {
+    StatusOutcome::Approved { transaction_id: format!("tx-{uid}") }
+}
+
+fn why(outcome: PayOutcome) -> String {
+    match outcome {
+        PayOutcome::Unknown { why } => why,
+        known => panic!("known: {known:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_approved_payment_is_found_and_given_back_once() {
+    let fake = FakeGateway::start().await;
+    let gateway = patient(&fake);
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::NotFound);
+    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
+    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, found("r-1"));
+    assert_eq!((fake.taken("r-1"), fake.kept("r-1"), fake.posts("r-1")), (Some(12_000), 12_000, 2));
+    assert_eq!(fake.order_of("r-1"), Some(7));
+    for _ in 0..2 {
+        assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "주문 취소").await, CancelOutcome::Cancelled);
+    }
+    let cancelled = "CANCELLED".to_owned();
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Declined { reason: cancelled.clone() });
+    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Declined { reason: cancelled });
+    assert!(fake.cancelled("r-1"));
+    assert_eq!((fake.total_taken(), fake.total_given_back(), fake.total_kept()), (12_000, 12_000, 0));
+    assert_eq!((fake.cancels("r-1"), fake.status_queries("r-1"), fake.total_posts()), (3, 3, 3));
+    assert_eq!(fake.faults(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_declined_payment_stays_declined() {
+    let fake = FakeGateway::start().await;
+    let gateway = patient(&fake);
+    fake.next(Behaviour::Decline);
+    let reason = "LIMIT_EXCEEDED".to_owned();
+    for _ in 0..2 {
+        assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Declined { reason: reason.clone() });
+    }
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Declined { reason });
+    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    assert_eq!(fake.taken("r-1"), None);
+    assert_eq!(gateway.pay(ASKED_BY, &charge("r-2")).await, approved("r-2"));
+    let mut uids = fake.uids();
+    uids.sort();
+    assert_eq!(uids, ["r-1", "r-2"]);
+    assert_eq!(fake.faults(), [""; 0]);
+}
+
+#[tokio::test]
+async fn without_an_answer_a_payment_is_unknown_until_asked() {
+    let fake = FakeGateway::start().await;
+    fake.next(Behaviour::Hang);
+    fake.next(Behaviour::ApproveThenHang);
+    pay_and_leave(&fake, "untaken").await;
+    pay_and_leave(&fake, "taken").await;
+    assert_eq!((fake.taken("untaken"), fake.taken("taken")), (None, Some(12_000)));
+    let gateway = patient(&fake);
+    assert_eq!(gateway.status(ASKED_BY, &charge("untaken")).await, StatusOutcome::NotFound);
+    assert_eq!(gateway.status(ASKED_BY, &charge("taken")).await, found("taken"));
+    assert_eq!(gateway.pay(ASKED_BY, &charge("untaken")).await, approved("untaken"));
+    assert_eq!(gateway.pay(ASKED_BY, &charge("taken")).await, approved("taken"));
+    assert_eq!((fake.total_taken(), fake.total_posts()), (24_000, 4));
+}
+
+#[tokio::test]
+async fn no_call_outlasts_its_timeout() {
+    let fake = FakeGateway::start().await;
+    let gateway = hasty(&fake);
+    fake.always(Behaviour::Hang);
+    fake.status_queries_are(Manner::Hang);
+    fake.cancels_are(Manner::Hang);
+    let why = "timed out".to_owned();
+    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Unknown { why: why.clone() });
+    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Unknown { why: why.clone() });
+    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { why });
+}
+
+#[tokio::test]
+async fn a_late_payment_is_not_found_before_it_is_taken() {
+    let fake = FakeGateway::start().await;
+    let gateway = patient(&fake);
+    fake.next(Behaviour::ApproveLate);
+    let asking = charge("r-1");
+    let test = async {
+        assert_eq!(fake.any_posted().await, "r-1");
+        assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::NotFound);
+        assert_eq!(fake.taken("r-1"), None);
+        fake.release_late();
+        assert_eq!(fake.taken("r-1"), Some(12_000));
+        assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, found("r-1"));
+    };
+    let (outcome, ()) = tokio::join!(gateway.pay(ASKED_BY, &asking), test);
+    assert_eq!(outcome, approved("r-1"));
+}
+
+#[tokio::test]
+async fn a_late_payment_is_taken_although_its_client_is_gone() {
+    let fake = FakeGateway::start().await;
+    fake.next(Behaviour::ApproveLate);
+    pay_and_leave(&fake, "r-1").await;
+    let gateway = patient(&fake);
+    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    fake.release_late();
+    assert_eq!(fake.kept("r-1"), 12_000);
+    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
+    assert_eq!(fake.kept("r-1"), 0);
+}
+
+#[tokio::test]
+async fn a_late_payment_asked_for_again_is_taken_once() {
+    let fake = FakeGateway::start().await;
+    fake.next(Behaviour::ApproveLate);
+    pay_and_leave(&fake, "r-1").await;
+    assert_eq!(patient(&fake).pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
+    fake.release_late();
+    assert_eq!((fake.total_taken(), fake.posts("r-1")), (12_000, 2));
+}
+
+#[tokio::test]
+async fn replies_that_make_no_sense_are_unknown() {
+    let answers = [
+        (Behaviour::Garbage, false),
+        (Behaviour::GarbageAfterApproval, true),
+        (Behaviour::ServerError, false),
+        (Behaviour::ServerErrorAfterApproval, true),
+        (Behaviour::CutAfterApproval, true),
+        (Behaviour::Answer(200, String::new()), false),
+        (Behaviour::Answer(200, r#"{"errorCode": "E_LIMIT"}"#.to_owned()), false),
+        (Behaviour::Answer(401, r#"{"error": "who are you"}"#.to_owned()), false),
+        (Behaviour::Answer(410, r#"{"error": "gone"}"#.to_owned()), false),
+        (Behaviour::Answer(429, r#"{"approved": false, "reason": "slow down"}"#.to_owned()), false),
+        (Behaviour::Answer(404, r#"{"approved": false, "reason": "no such path"}"#.to_owned()), false),
+        (Behaviour::Answer(302, String::new()), false),
+    ];
+    let fake = FakeGateway::start().await;
+    let gateway = patient(&fake);
+    for (n, (behaviour, is_taken)) in answers.into_iter().enumerate() {
+        let uid = format!("r-{n}");
+        fake.next(behaviour.clone());
+        let why = why(gateway.pay(ASKED_BY, &charge(&uid)).await);
+        assert!(!why.is_empty() && !why.contains("127.0.0.1"), "{behaviour:?}: {why}");
+        assert_eq!(fake.taken(&uid).is_some(), is_taken, "{behaviour:?}");
+        assert_eq!(fake.posts(&uid), 1, "asked again by itself: {behaviour:?}");
+        let status = if is_taken { found(&uid) } else { StatusOutcome::NotFound };
+        assert_eq!(gateway.status(ASKED_BY, &charge(&uid)).await, status, "{behaviour:?}");
+    }
+    assert_eq!(fake.faults(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_reply_is_read_up_to_its_limit_only() {
+    let fake = FakeGateway::start().await;
+    let gateway = patient(&fake);
+    let padded = |bytes: usize| {
+        let reply = r#"{"approved": true, "transactionId": "tx"}"#;
+        Behaviour::Answer(200, format!("{reply}{}", " ".repeat(bytes - reply.len())))
+    };
+    fake.next(padded(64 * 1024));
+    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Approved { transaction_id: "tx".to_owned() });
+    fake.next(padded(64 * 1024 + 1));
+    assert!(why(gateway.pay(ASKED_BY, &charge("r-2")).await).contains("more than 65536 bytes"));
+}
+
+#[tokio::test]
+async fn queries_and_cancels_without_a_clear_answer_are_unknown() {
+    let fake = FakeGateway::start().await;
+    let gateway = patient(&fake);
+    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
+    for manner in [Manner::ServerError, Manner::Garbage, Manner::Hang, Manner::ThenServerError, Manner::ThenHang] {
+        let hangs = matches!(manner, Manner::Hang | Manner::ThenHang);
+        let gateway = if hangs { hasty(&fake) } else { patient(&fake) };
+        fake.status_queries_are(manner.clone());
+        fake.cancels_are(manner.clone());
+        let status = gateway.status(ASKED_BY, &charge("r-1")).await;
+        assert!(matches!(status, StatusOutcome::Unknown { .. }), "{manner:?}: {status:?}");
+        let cancel = gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await;
+        assert!(matches!(cancel, CancelOutcome::Unknown { .. }), "{manner:?}: {cancel:?}");
+        assert_eq!(fake.cancelled("r-1"), manner == Manner::ThenServerError || manner == Manner::ThenHang);
+    }
+    fake.queried("r-1", 3).await;
+    fake.cancels_are(Manner::Truthful);
+    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
+    assert_eq!(fake.total_kept(), 0);
+}
+
+#[tokio::test]
+async fn a_gateway_that_cannot_be_reached_is_unknown() {
+    let fake = FakeGateway::start().await;
+    let gateway = patient(&fake);
+    fake.always(Behaviour::Hang);
+    let asking = charge("r-1");
+    let dies = async {
+        fake.posted("r-1", 1).await;
+        drop(fake);
+    };
+    let (outcome, ()) = tokio::join!(gateway.pay(ASKED_BY, &asking), dies);
+    assert!(!why(outcome).is_empty());
+    assert!(!why(gateway.pay(ASKED_BY, &charge("r-2")).await).contains("127.0.0.1"));
+    assert!(matches!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Unknown { .. }));
+    assert!(matches!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { .. }));
+}
+
+#[tokio::test]
+async fn a_gateway_that_accepts_and_says_nothing_is_unknown_in_time() {
+    // Connections are made by the kernel; nobody reads them.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let gateway = gateway_at(&format!("http://{}", listener.local_addr().unwrap()), HASTY);
+    assert_eq!(why(gateway.pay(ASKED_BY, &charge("r-1")).await), "timed out");
+}
+
+#[tokio::test]
+async fn a_uid_is_one_segment_of_the_path() {
+    let fake = FakeGateway::start().await;
+    let gateway = patient(&fake);
+    for uid in ["a/cancel", "../payments", "a?b#c", "100%", "영수증"] {
+        assert_eq!(gateway.status(ASKED_BY, &charge(uid)).await, StatusOutcome::NotFound, "{uid}");
+        assert_eq!(fake.status_queries(uid), 1, "{uid}");
+    }
+    for uid in ["", ".", ".."] {
+        assert!(why(gateway.pay(ASKED_BY, &charge(uid)).await).contains("not sent"));
+        assert!(matches!(gateway.status(ASKED_BY, &charge(uid)).await, StatusOutcome::Unknown { .. }));
+        assert!(matches!(gateway.cancel(ASKED_BY, uid, 1, "EXPIRED").await, CancelOutcome::Unknown { .. }));
+    }
+    assert_eq!(fake.total_posts(), 0);
+}
+
+#[tokio::test]
+async fn the_token_goes_with_every_call() {
+    let fake = FakeGateway::start().await;
+    let config = |token: Option<&str>| GatewayConfig {
+        url: format!("{}/", fake.url()),
+        timeout: PATIENT,
+        token: token.map(str::to_owned),
+    };
+    let gateways = Gateways::connect([(PaymentType::KakaoPay, config(Some("s3cret")))]).unwrap();
+    let gateway = gateways.get(PaymentType::KakaoPay).unwrap();
+    let expected = Some("Bearer s3cret".to_owned());
+    gateway.status(ASKED_BY, &charge("r-1")).await;
+    assert_eq!(fake.authorization(), expected);
+    assert_eq!(fake.header("x-request-id").as_deref(), Some(ASKED_BY));
+    assert_eq!(fake.header("traceparent"), None, "nothing is traced");
+    patient(&fake).status(ASKED_BY, &charge("r-1")).await;
+    assert_eq!(fake.authorization(), None);
+    gateway.pay(ASKED_BY, &charge("r-1")).await;
+    assert_eq!(fake.authorization(), expected);
+    patient(&fake).status(ASKED_BY, &charge("r-1")).await;
+    gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await;
+    assert_eq!(fake.authorization(), expected);
+}
+
+#[tokio::test]
+async fn many_payments_at_once_are_each_taken_once() {
+    let fake = FakeGateway::start().await;
+    let gateway: Arc<dyn PaymentGateway> = Arc::new(patient(&fake));
+    let payments: Vec<_> = (0..600)
+        .map(|n| {
+            let gateway = Arc::clone(&gateway);
+            tokio::spawn(async move {
+                let asking = charge(&format!("r-{n}"));
+                // A machine with too much to do may not even connect in time: that is unknown, and asked again.
+                loop {
+                    match gateway.pay(ASKED_BY, &asking).await {
+                        PayOutcome::Unknown { .. } => {}
+                        known => return known,
+                    }
+                }
+            })
+        })
+        .collect();
+    for (n, payment) in payments.into_iter().enumerate() {
+        assert_eq!(payment.await.unwrap(), approved(&format!("r-{n}")));
+    }
+    assert_eq!(fake.total_taken(), 600 * 12_000);
+    assert!(fake.total_posts() >= 600);
+    assert_eq!(fake.faults(), [""; 0]);
+}

@@ -1,0 +1,260 @@
+//! Payments whose gateway can't say what became of them, decided by an operator; and what the gateway says afterwards.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    gateway::flow::{IMPATIENT_MS, PATIENT_MS, Shop},
+    support::{
+        fake_gateway::{Behaviour, FakeGateway, Manner},
+        harness::Reply,
+    },
+};
+
+const GONE: &str = r#"{"error": "gone"}"#;
+
+/// A shop whose gateway took the money (or did not), hung, and has been gone since, for long enough to be told.
+async fn stuck_shop(behaviour: Behaviour) -> Shop {
+    let shop = Shop::start(IMPATIENT_MS).await;
+    shop.gateway.next(behaviour);
+    shop.pay(Some("k")).await.refused(503, "SERVICE_UNAVAILABLE");
+    gone(&shop);
+    for _ in 0..3 {
+        shop.later(400).await;
+    }
+    shop
+}
+
+fn gone(shop: &Shop) {
+    shop.gateway.status_queries_are(Manner::Answer(410, GONE.to_owned()));
+    shop.gateway.cancels_are(Manner::Answer(410, GONE.to_owned()));
+}
+
+fn back(shop: &Shop) {
+    shop.gateway.status_queries_are(Manner::Truthful);
+    shop.gateway.cancels_are(Manner::Truthful);
+}
+
+async fn resolve_order(shop: &Shop, order: i64, body: &Value, key: Option<&str>) -> Reply {
+    let path = format!("/admin/v1/orders/{order}/payment-outcome");
+    shop.world.send(Method::POST, &path, Some(body), key).await
+}
+
+async fn resolve(shop: &Shop, outcome: &str) -> Reply {
+    resolve_order(shop, shop.order, &json!({"outcome": outcome, "reason": "the provider's console says so"}), None)
+        .await
+}
+
+async fn stuck(shop: &Shop) -> Value {
+    shop.world.get("/admin/v1/payments/stuck").await.ok()
+}
+
+/// What PostgreSQL says of the shop's payment: status, transaction, who decided it and why.
+async fn payment(shop: &Shop) -> (String, Option<String>, Option<String>, Option<String>) {
+    shop.world.drain().await;
+    let query = sqlx::query_as(
+        "SELECT status, transaction_id, resolved_by, resolved_because FROM payments WHERE order_id = $1",
+    );
+    query.bind(shop.order).fetch_one(shop.world.db.get_postgres_connection_pool()).await.unwrap()
+}
+
+#[tokio::test]
+async fn payment_listed_with_its_gateway_s_last_answer_when_stuck() {
+    let shop = Shop::start(IMPATIENT_MS).await;
+    assert_eq!(stuck(&shop).await, json!({"content": [], "totalElements": 0}));
+    shop.finish(0).await;
+    let shop = stuck_shop(Behaviour::ApproveThenHang).await;
+    let listed = stuck(&shop).await;
+    assert_eq!(listed["totalElements"], 1);
+    let payment = &listed["content"][0];
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    assert_eq!((&payment["orderId"], &payment["userId"]), (&json!(shop.order), &json!(shop.user)));
+    assert_eq!((&payment["paymentType"], &payment["amount"]), (&json!("KAKAO_PAY"), &json!(5_000)));
+    assert_eq!((&payment["receipt"], &payment["paymentStatus"]), (&json!(uid), &json!("STARTED")));
+    assert_eq!(payment["lastAnswer"], "HTTP 410 decides nothing");
+    assert!(payment["askCount"].as_i64().unwrap() >= 2, "{payment}");
+    back(&shop);
+    shop.later(1_000).await;
+    assert_eq!(stuck(&shop).await["totalElements"], 0);
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn order_paid_and_confirmed_when_operator_and_gateway_say_approved() {
+    let shop = stuck_shop(Behaviour::ApproveThenHang).await;
+    let body = json!({"outcome": "APPROVED", "transactionId": "by-hand", "reason": "the customer's statement"});
+    let resolved = resolve_order(&shop, shop.order, &body, Some("act")).await;
+    assert!(!resolved.replayed());
+    let resolved = resolved.ok();
+    assert_eq!((&resolved["orderId"], &resolved["orderStatus"]), (&json!(shop.order), &json!("PAID")));
+    assert!(resolved["resolvedAt"].is_string());
+    assert_eq!(shop.status().await, ("PAID".into(), None));
+    // Its client is told, under its own key, and the operator's repeat too.
+    let paid = shop.pay(Some("k")).await;
+    assert!(paid.replayed());
+    assert_eq!(paid.ok()["orderStatus"], "PAID");
+    let again = resolve_order(&shop, shop.order, &body, Some("act")).await;
+    assert!(again.replayed());
+    assert_eq!(again.ok(), resolved);
+    let other = json!({"outcome": "DECLINED", "reason": "on second thought"});
+    resolve_order(&shop, shop.order, &other, Some("act")).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
+    resolve_order(&shop, shop.order, &other, None).await.refused(409, "NO_PAYMENT_UNDER_WAY");
+    let of = |text: &str| Some(text.to_owned());
+    let why = of("the customer's statement");
+    assert_eq!(payment(&shop).await, ("UNCONFIRMED".into(), of("by-hand"), of("admin"), why.clone()));
+    // The gateway is back, and says the same.
+    back(&shop);
+    shop.later(1_000).await;
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    assert_eq!(payment(&shop).await, ("PAID".into(), of(&format!("tx-{uid}")), of("admin"), why));
+    let asked = shop.gateway.status_queries(uid);
+    shop.later(100_000).await;
+    assert_eq!(shop.gateway.status_queries(uid), asked, "nothing is left to do");
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn order_stays_paid_and_payment_told_as_stuck_when_gateway_contradicts_operator() {
+    let shop = stuck_shop(Behaviour::Hang).await;
+    assert_eq!(resolve(&shop, "APPROVED").await.ok()["orderStatus"], "PAID");
+    // It never had it, and says so from now on: declined.
+    let declined = r#"{"approved": false, "reason": "no such payment"}"#;
+    shop.gateway.status_queries_are(Manner::Answer(200, declined.to_owned()));
+    shop.later(10).await;
+    assert_eq!(shop.status().await, ("PAID".into(), None));
+    let listed = stuck(&shop).await;
+    assert_eq!(listed["content"][0]["paymentStatus"], "UNCONFIRMED");
+    assert_eq!(listed["content"][0]["lastAnswer"], "declined: no such payment");
+    // An operator (or its user) refunds the order: there is no money, and the gateway says so.
+    shop.gateway.cancels_are(Manner::Answer(404, GONE.to_owned()));
+    assert_eq!(shop.world.cancel(shop.order, shop.user).await.ok()["closeReason"], "REFUNDED");
+    shop.later(10).await;
+    assert_eq!((payment(&shop).await.0.as_str(), &stuck(&shop).await["totalElements"]), ("REFUNDED", &json!(0)));
+    assert_eq!(shop.stock().await, 10);
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn payment_disputed_when_gateway_never_confirms_operator_s_approval() {
+    let shop = stuck_shop(Behaviour::Hang).await;
+    assert_eq!(resolve(&shop, "APPROVED").await.ok()["orderStatus"], "PAID");
+    shop.later(100_000).await;
+    assert_eq!(payment(&shop).await.0, "DISPUTED");
+    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+    let asked = shop.gateway.status_queries(uid);
+    shop.later(100_000).await;
+    assert_eq!((shop.gateway.status_queries(uid), shop.status().await.0.as_str()), (asked, "PAID"));
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn order_failed_and_holds_back_when_operator_and_gateway_say_declined() {
+    let shop = stuck_shop(Behaviour::Hang).await;
+    assert_eq!(shop.stock().await, 8);
+    assert_eq!(resolve(&shop, "DECLINED").await.ok()["orderStatus"], "FAILED");
+    assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
+    assert_eq!(shop.stock().await, 10);
+    let told = shop.pay(Some("k")).await;
+    told.refused(402, "INSUFFICIENT_BALANCE");
+    assert!(told.replayed());
+    assert_eq!(payment(&shop).await.0, "WATCHED");
+    resolve(&shop, "DECLINED").await.refused(409, "NO_PAYMENT_UNDER_WAY");
+    let declined = r#"{"approved": false, "reason": "limit"}"#;
+    shop.gateway.status_queries_are(Manner::Answer(200, declined.to_owned()));
+    shop.later(1_000).await;
+    assert_eq!(payment(&shop).await.0, "DECLINED");
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn money_back_when_gateway_took_what_operator_called_declined() {
+    let shop = stuck_shop(Behaviour::ApproveThenHang).await;
+    assert_eq!(resolve(&shop, "DECLINED").await.ok()["orderStatus"], "FAILED");
+    shop.later(1_000).await;
+    assert_eq!((shop.gateway.total_kept(), payment(&shop).await.0.as_str()), (5_000, "WATCHED"));
+    back(&shop);
+    shop.later(2_000).await;
+    assert_eq!(payment(&shop).await.0, "REFUNDED");
+    shop.finish(0).await;
+}
+
+#[tokio::test]
+async fn coupon_and_limits_come_back_when_operator_declines_order_with_coupon() {
+    let gateway = FakeGateway::start().await;
+    let url = gateway.url().to_owned();
+    drop(gateway);
+    // Connections to it are refused.
+    let shop = Shop::at(&url, PATIENT_MS).await;
+    let lines = json!([{"productId": shop.product, "quantity": 1}]);
+    let order = json!({"userId": shop.user, "orderProducts": lines, "userCouponId": shop.coupon});
+    let order = shop.world.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
+    shop.world.pay(order, shop.user, "KAKAO_PAY", 1_500).await.refused(503, "SERVICE_UNAVAILABLE");
+    let coupons = format!("/api/v1/coupons/{}", shop.user);
+    assert_eq!(shop.world.get(&coupons).await.ok()[0]["couponStatus"], "USED");
+    let body = json!({"outcome": "DECLINED", "reason": "the provider is bankrupt"});
+    assert_eq!(resolve_order(&shop, order, &body, Some("d")).await.ok()["orderStatus"], "FAILED");
+    assert_eq!(shop.world.get(&coupons).await.ok()[0]["couponStatus"], "AVAILABLE");
+    assert_eq!(shop.stock().await, 8);
+    shop.world.finish().await;
+}
+
+#[tokio::test]
+async fn resolve_refused_when_no_payment_is_under_way() {
+    let shop = Shop::start(PATIENT_MS).await;
+    // PENDING, and nobody has tried to pay.
+    resolve(&shop, "APPROVED").await.refused(409, "NO_PAYMENT_UNDER_WAY");
+    let body = json!({"outcome": "APPROVED", "reason": "x"});
+    resolve_order(&shop, 987_654_321, &body, None).await.refused(404, "ORDER_NOT_FOUND");
+    shop.pay(None).await.ok();
+    resolve(&shop, "DECLINED").await.refused(409, "NO_PAYMENT_UNDER_WAY");
+    assert_eq!(shop.status().await, ("PAID".into(), None));
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn resolve_refused_when_body_is_wrong() {
+    let shop = stuck_shop(Behaviour::ApproveThenHang).await;
+    let before = shop.world.snapshot().await;
+    for body in [
+        json!({}),
+        json!([]),
+        json!({"outcome": "APPROVED"}),
+        json!({"reason": "x"}),
+        json!({"outcome": "approved", "reason": "x"}),
+        json!({"outcome": "PAID", "reason": "x"}),
+        json!({"outcome": null, "reason": "x"}),
+        json!({"outcome": "APPROVED", "reason": ""}),
+        json!({"outcome": "APPROVED", "reason": " "}),
+        json!({"outcome": "APPROVED", "reason": "a\u{0}b"}),
+        json!({"outcome": "APPROVED", "reason": "x".repeat(501)}),
+        json!({"outcome": "APPROVED", "reason": "x", "transactionId": ""}),
+        json!({"outcome": "APPROVED", "reason": "x", "transactionId": null}),
+        json!({"outcome": "APPROVED", "reason": "x", "transactionId": "t".repeat(256)}),
+        json!({"outcome": "APPROVED", "reason": "x", "transactionId": "a\u{1f}b"}),
+        json!({"outcome": "DECLINED", "reason": "x", "transactionId": "t"}),
+        json!({"outcome": "APPROVED", "reason": "x", "transactionID": "t"}),
+        json!({"outcome": "APPROVED", "reason": "x", "amount": 1}),
+    ] {
+        resolve_order(&shop, shop.order, &body, Some("wrong")).await.refused(400, "INVALID_REQUEST");
+    }
+    let misspelled = json!({"outcome": "APPROVED", "reason": "x", "transactionID": "t"});
+    let refused = resolve_order(&shop, shop.order, &misspelled, None).await;
+    assert!(refused.json()["message"].as_str().unwrap().contains("transactionID"), "{}", refused.text);
+    assert!(before == shop.world.snapshot().await, "something was changed");
+    back(&shop);
+    shop.later(1_000).await;
+    shop.finish(5_000).await;
+}
+
+#[tokio::test]
+async fn resolve_recorded_in_operator_log_with_who_and_why() {
+    let shop = stuck_shop(Behaviour::Hang).await;
+    resolve(&shop, "DECLINED").await.ok();
+    let log = shop.world.get("/admin/v1/acts").await.ok();
+    let act = &log["content"][0];
+    assert_eq!(act["act"], "POST /admin/v1/orders/{orderId}/payment-outcome");
+    assert_eq!((&act["operator"], &act["status"]), (&json!("admin"), &json!(200)));
+    assert_eq!(act["target"], format!("orderId={}", shop.order));
+    assert!(act["detail"].as_str().unwrap().contains("the provider's console says so"), "{act}");
+    shop.finish(0).await;
+}

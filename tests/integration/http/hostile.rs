@@ -1,0 +1,380 @@
+//! Requests that mean harm, on the sockets of the program itself: heads that can be read in two ways, bodies that never come,
+//! guesses at tokens, and questions that are dearer than they look.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use firstcome::config::{Auth, AuthConfig, LimitsConfig, Secret};
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+use crate::{
+    api::tokens::token_of,
+    http::flood::Service,
+    process::binary::{program, run},
+    support::harness::{ADMIN, Options, World, raw_redis, read, until},
+};
+
+const SCRAPER: &str = "a-token-of-the-scraper";
+
+fn client_at(address: &str) -> Client {
+    let address: IpAddr = address.parse().unwrap();
+    Client::builder().no_proxy().local_address(address).build().unwrap()
+}
+
+/// All that is said to these bytes until the connection ends.
+async fn said(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut said = Vec::new();
+    // Some endings are resets: what was said before counts.
+    let _ = stream.read_to_end(&mut said).await;
+    String::from_utf8(said).unwrap()
+}
+
+fn statuses(said: &str) -> Vec<u16> {
+    said.split("HTTP/1.1 ").skip(1).map(|reply| reply[..3].parse().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn head_that_can_be_read_in_two_ways_is_refused_and_ends_the_connection() {
+    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let mut service = Service::start(&world, &[("CORS_ORIGINS", "*"), ("HEADER_TIMEOUT_MS", "300000")]).await;
+    // Whoever reads the first request differently sees this one in another place.
+    const NEXT: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let preflight = "origin: http://a\r\naccess-control-request-method: PUT\r\n";
+    // Ours: the envelope. Otherwise the HTTP library's own bare 400.
+    for (head, ours) in [
+        ("GET /healthz HTTP/1.1\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nhost:\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nhost: a/b\r\n\r\n".to_owned(), true),
+        ("GET http://b/healthz HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), true),
+        ("GET /nowhere HTTP/1.1\r\n\r\n".to_owned(), true),
+        (format!("OPTIONS /api/v1/products HTTP/1.1\r\nhost: a\r\nhost: b\r\n{preflight}\r\n"), true),
+        ("POST /api/v1/orders HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n0\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\nx: a\r\n folded\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\n host: a\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: 0, 0\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: +1\r\n\r\nx".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: 0x1\r\n\r\nx".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\nx: a\rb\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n".to_owned(), false),
+        ("GET  /healthz HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), false),
+        ("GET /healthz HTTP/2.0\r\nhost: a\r\n\r\n".to_owned(), false),
+        ("GET /healthz\r\n\r\n".to_owned(), false),
+    ] {
+        let reply = said(service.address, format!("{head}{NEXT}").as_bytes()).await;
+        assert_eq!(statuses(&reply), [400], "{head:?}: {reply}");
+        assert_eq!(reply.contains("\"errorCode\":\"INVALID_REQUEST\""), ours, "{head:?}: {reply}");
+        assert!(!ours || reply.contains("connection: close\r\n") && reply.contains("x-request-id: "), "{reply}");
+    }
+    // Bodies whose bounds are not certain: one reply, and nothing behind it is read as a request.
+    for body in [
+        "content-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nG",
+        "transfer-encoding: chunked\r\ncontent-length: 6\r\n\r\n0\r\n\r\nG",
+        "transfer-encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n1;a\nb\r\nx\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n0x1\r\nx\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n-1\r\nx\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\nx\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n",
+    ] {
+        let head = "POST /api/v1/coupons/issue HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n";
+        let reply = said(service.address, format!("{head}{body}{NEXT}").as_bytes()).await;
+        assert!(statuses(&reply).len() <= 1 && !reply.contains(" 200 "), "{body:?}: {reply}");
+    }
+    // What is odd and means one thing only is served, and so is what comes behind it.
+    for sound in [
+        "GET /healthz HTTP/1.1\r\nHOST: a:8080\r\n\r\n",
+        "GET http://A/healthz HTTP/1.1\r\nhost: a\r\n\r\n",
+        "\r\nGET /healthz HTTP/1.1\r\nhost: a\r\n\r\n",
+        // RFC 9112, 2.2 lets a line end so.
+        "GET /healthz HTTP/1.1\nhost: a\n\n",
+        "GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\nx",
+        "GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding: Chunked\r\n\r\n1;x=y\r\nx\r\n0\r\nt: u\r\n\r\n",
+    ] {
+        let reply = said(service.address, format!("{sound}{NEXT}").as_bytes()).await;
+        assert_eq!(statuses(&reply), [200, 200], "{sound:?}: {reply}");
+    }
+    let old = said(service.address, b"GET /healthz HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200"), "old health checks have no Host: {old}");
+    service.running.stop().await;
+    world.finish().await;
+}
+
+/// Who is not let in waits no longer than for any body, whatever the work would have been allowed, and a stop does not wait
+/// for it at all.
+#[tokio::test]
+async fn refused_request_whose_body_never_comes_ends_and_does_not_delay_a_stop() {
+    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let document = world.get("/v3/api-docs").await.json();
+    let mut routes = Vec::new();
+    for (template, item) in document["paths"].as_object().unwrap() {
+        let mut path = String::new();
+        for (nth, part) in template.split(['{', '}']).enumerate() {
+            path.push_str(if nth % 2 == 1 { "1" } else { part });
+        }
+        for method in item.as_object().unwrap().keys() {
+            routes.push((method.to_uppercase(), path.clone()));
+        }
+    }
+    routes.push(("POST".to_owned(), "/ops/session".to_owned()));
+    routes.push(("GET".to_owned(), "/metrics".to_owned()));
+    routes.push(("POST".to_owned(), "/nowhere".to_owned()));
+    for path in ["/admin/v1/users/bulk", "/admin/v1/audit"] {
+        assert!(routes.iter().any(|(_, route)| route == path), "{path}");
+    }
+    let started = async |body_timeout: &str| {
+        let settings = [
+            ("METRICS_TOKEN", SCRAPER),
+            // An hour, and ten minutes for the long ones.
+            ("REQUEST_TIMEOUT_MS", "3600000"),
+            ("HEADER_TIMEOUT_MS", "600000"),
+            ("BODY_TIMEOUT_MS", body_timeout),
+            ("MAX_CONNECTIONS_PER_CLIENT", "0"),
+            ("RATE_LIMIT_CLIENT_PER_SECOND", "0"),
+        ];
+        Service::start(&world, &settings).await
+    };
+    let ask = |address: SocketAddr, method: &str, path: &str| {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
+        async move { (said(address, head.as_bytes()).await, head) }
+    };
+    let mut service = started("2000").await;
+    let began = Instant::now();
+    let mut asked = JoinSet::new();
+    for (method, path) in &routes {
+        asked.spawn(ask(service.address, method, path));
+    }
+    while let Some(answered) = asked.join_next().await {
+        let (reply, head) = answered.unwrap();
+        assert_eq!(statuses(&reply).len(), 1, "{head}: {reply}");
+    }
+    // Far from the ten minutes of the work.
+    assert!(began.elapsed().as_secs() < 120, "{:?}", began.elapsed());
+    service.running.stop().await;
+
+    // A stop in the middle of it: an hour for a body is no hour to wait.
+    let mut service = started("3500000").await;
+    let mut asked = JoinSet::new();
+    for (method, path) in routes.iter().filter(|(_, path)| path.starts_with("/admin")) {
+        asked.spawn(ask(service.address, method, path));
+    }
+    let address = service.address;
+    until("all of them wait", async || {
+        let request = client_at("127.0.0.1").get(format!("http://{address}/metrics")).bearer_auth(SCRAPER);
+        let text = read(request).await.text;
+        let under_way = text.lines().find_map(|line| line.strip_prefix("firstcome_http_connections "));
+        let open: f64 = under_way.unwrap().parse().unwrap();
+        (open >= asked.len() as f64).then_some(())
+    })
+    .await;
+    // With status 0.
+    service.running.stop().await;
+    while let Some(answered) = asked.join_next().await {
+        let (reply, head) = answered.unwrap();
+        assert_eq!(statuses(&reply), [401], "{head}: {reply}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn guesses_at_tokens_are_refused_unjudged_and_nobody_else_is() {
+    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let settings = [("METRICS_TOKEN", SCRAPER), ("RATE_LIMIT_GUESSES_PER_MINUTE", "10")];
+    let mut service = Service::start(&world, &settings).await;
+    let doors = [("/admin/v1/projection", ADMIN), ("/metrics", SCRAPER)];
+    for (nth, (path, right)) in doors.into_iter().enumerate() {
+        let guesser = client_at(&format!("127.0.4.{}", nth + 1));
+        let ask = async |client: &Client, token: &str| {
+            read(client.get(service.url(path)).bearer_auth(token)).await.status.as_u16()
+        };
+        let began = Instant::now();
+        let mut judged = 0;
+        // Until it has been refused often; a right one is among the guesses from the moment that they are refused.
+        let mut refused = 0;
+        while refused < 100 {
+            match ask(&guesser, &format!("a-wrong-token-{judged}")).await {
+                401 => judged += 1,
+                429 => refused += 1,
+                other => panic!("{path}: {other}"),
+            }
+        }
+        let most = 10 + began.elapsed().as_secs() / 6 + 1;
+        assert!((10..=most).contains(&judged), "{path}: {judged} were judged");
+        // Right ones are refused as wrong ones are: at most every sixth second one is looked at.
+        let mut told = Vec::new();
+        for _ in 0..20 {
+            told.push(ask(&guesser, right).await);
+            ask(&guesser, "a-wrong-token-in-between").await;
+        }
+        assert!(told.iter().filter(|status| **status == 429).count() >= 10, "{path}: {told:?}");
+        assert_eq!(ask(&client_at("127.0.4.9"), right).await, 200, "{path}: others are not locked out");
+        // What is not the operators' has nothing to do with it.
+        assert_eq!(read(guesser.get(service.url("/api/v1/products"))).await.status, 200);
+    }
+    service.running.stop().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn tokens_that_can_be_guessed_are_refused_at_start() {
+    for (role, name, value) in [
+        ("serve", "ADMIN_TOKEN", "a"),
+        ("serve", "ADMIN_TOKEN", "fifteen-letters"),
+        ("serve", "METRICS_TOKEN", "fifteen-letters"),
+        ("dev", "ADMIN_TOKEN", "fifteen-letters"),
+        ("dev", "METRICS_TOKEN", "fifteen-letters"),
+        ("project", "METRICS_TOKEN", "fifteen-letters"),
+    ] {
+        let mut command = program(&[role]);
+        command.env("REDIS_URL", "redis://127.0.0.1:1").env("DATABASE_URL", "postgres://127.0.0.1:1/x");
+        command.env("FIRSTCOME_DIR", "/nonexistent").env("BIND_ADDR", "127.0.0.1:0");
+        let (status, said) = run(command.env(name, value)).await;
+        assert_eq!(status.code(), Some(1), "{role} {name}: {said}");
+        assert!(said.contains(&format!("{name} is not 16 or more")) && said.contains("openssl rand"), "{said}");
+        assert!(value == "a" || !said.contains(value), "{said}");
+    }
+}
+
+/// Commands that Redis was sent.
+async fn commands(redis: &mut redis::aio::MultiplexedConnection) -> u64 {
+    let stats: String = redis::cmd("INFO").arg("stats").query_async(redis).await.unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_costs_redis_little_however_often_it_is_asked() {
+    let world = World::start().await;
+    let mut redis = raw_redis(&world.redis.url()).await;
+    let (before, began) = (commands(&mut redis).await, Instant::now());
+    let asked = 8_000;
+    let mut asking = JoinSet::new();
+    for _ in 0..16 {
+        let (client, url) = (world.client.clone(), format!("{}/readyz", world.base));
+        asking.spawn(async move {
+            for _ in 0..asked / 16 {
+                read(client.get(&url)).await.ok();
+            }
+        });
+    }
+    asking.join_all().await;
+    // A hundred looks at once and a hundred a second, each of a few commands; and what a process does of itself.
+    let most = 800 * (began.elapsed().as_secs() + 2);
+    let sent = commands(&mut redis).await - before;
+    assert!(sent <= most, "{sent} commands for {asked} questions in {:?}", began.elapsed());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn requests_cost_their_client_what_they_are_worth() {
+    const BURST: u64 = 40;
+    let limits = LimitsConfig {
+        rate_limit_client_per_second: 1,
+        rate_limit_client_burst: BURST as u32,
+        rate_limit_keys: 100,
+        trusted_proxies: "127.0.0.1".parse().unwrap(),
+        ..LimitsConfig::off()
+    };
+    let world = World::with(Options { limits, ..Options::default() }).await;
+    let user = world.user(1_000_000).await;
+    let mut products = Vec::new();
+    for _ in 0..100 {
+        products.push(world.product(1, 1_000_000).await);
+    }
+    let lines: Vec<Value> = products.iter().map(|id| json!({"productId": id, "quantity": 1})).collect();
+    let large = json!({"userId": user, "orderProducts": lines});
+    let small = json!({"userId": user, "orderProducts": lines[..10]});
+    let mut clients = 0;
+    for (path, body, tokens) in [
+        ("/api/v1/products/1".to_owned(), None, 1),
+        (format!("/api/v1/balances/{user}"), None, 1),
+        (format!("/api/v1/balances/{user}/history?limit=50"), None, 1),
+        (format!("/api/v1/balances/{user}/history"), None, 2),
+        (format!("/api/v1/balances/{user}/history?limit=1000"), None, 20),
+        ("/api/v1/products".to_owned(), None, 1),
+        ("/api/v1/products?size=100".to_owned(), None, 5),
+        ("/api/v1/campaigns?size=100".to_owned(), None, 5),
+        ("/api/v1/orders/4000000000".to_owned(), None, 4),
+        ("/api/v1/orders".to_owned(), Some(&small), 1),
+        ("/api/v1/orders".to_owned(), Some(&large), 10),
+        ("/v3/api-docs".to_owned(), None, 5),
+        ("/swagger-ui/swagger-ui-bundle.js".to_owned(), None, 5),
+    ] {
+        clients += 1;
+        let (from, began) = (format!("198.51.100.{clients}"), Instant::now());
+        let of_client = |request: reqwest::RequestBuilder| read(request.header("x-forwarded-for", &from));
+        let reply = match body {
+            None => of_client(world.client.get(format!("{}{path}", world.base))).await,
+            Some(body) => of_client(world.client.post(format!("{}{path}", world.base)).json(body)).await,
+        };
+        assert!(matches!(reply.status.as_u16(), 200 | 404), "{path}: {} {}", reply.status, reply.text);
+        // What is left, in requests of one token; and one that has come back for each second.
+        let mut left = 0;
+        while of_client(world.client.get(format!("{}/api/v1/products/1", world.base))).await.status != 429 {
+            left += 1;
+        }
+        let back = began.elapsed().as_secs();
+        assert!((BURST - tokens..=BURST - tokens + back).contains(&left), "{path}: {left} left of {BURST}");
+    }
+    world.finish().await;
+}
+
+/// The dashboard is at the documentation's origin.
+#[tokio::test]
+async fn documentation_runs_no_foreign_script() {
+    let world = World::start().await;
+    for path in ["/swagger-ui/index.html", "/swagger-ui/swagger-ui-bundle.js", "/swagger-ui", "/v3/api-docs"] {
+        let client = Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        let reply = read(client.get(format!("{}{path}", world.base))).await;
+        let policy = reply.headers["content-security-policy"].to_str().unwrap().to_owned();
+        for part in ["default-src 'none'", "script-src 'self';", "connect-src 'self'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(part), "{path}: {policy}");
+        }
+    }
+    // What the policy forbids is not there: scripts in the page itself.
+    let page = world.get("/swagger-ui/index.html").await.text;
+    for script in page.split("<script").skip(1) {
+        let (tag, rest) = script.split_once('>').unwrap();
+        assert!(tag.contains("src=") && rest.trim_start().starts_with("</script>"), "{script}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn token_of_nine_kilobytes_is_taken() {
+    const SECRET: &str = "a secret of more than thirty-two bytes";
+    let auth = AuthConfig { auth: Auth::Jwt, auth_jwt_secret: Some(Secret::new(SECRET)), ..AuthConfig::default() };
+    let world = World::with(Options { auth, ..Options::default() }).await;
+    let user = world.user(0).await;
+    for groups in [0, 6_000, 11_000] {
+        let claims =
+            json!({"sub": user.to_string(), "exp": world.clock.now().0 / 1000 + 3600, "groups": "g".repeat(groups)});
+        let token = token_of(SECRET, &claims);
+        let request = world.client.get(format!("{}/api/v1/balances/{user}", world.base)).bearer_auth(&token);
+        let reply = read(request).await;
+        assert_eq!(reply.status, 200, "{} bytes: {}", token.len(), reply.text);
+    }
+    world.finish().await;
+}

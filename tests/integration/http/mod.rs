@@ -1,0 +1,5 @@
+//! Hostile and numerous connections.
+
+mod burst;
+pub mod flood;
+mod hostile;

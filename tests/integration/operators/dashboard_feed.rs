@@ -1,0 +1,611 @@
+//! The dashboard's server side: the page's files, and the live feed, which shows the truth to the unit, whatever is away.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use firstcome::db;
+use futures_util::future::join_all;
+use reqwest::{Method, StatusCode, header::HeaderMap};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::{
+    projector::projection::{Shop, busy_day},
+    support::{
+        api_kit::{after, fields, now},
+        harness::{self, ADMIN, Options, Reply, World, client, until},
+    },
+};
+
+const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+                   base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+/// More looks than it takes on any machine for something to be seen.
+const LOOKS: usize = 300;
+
+/// The cookie of a new session.
+async fn sign_in(base: &str) -> String {
+    let reply = harness::read(client().post(format!("{base}/ops/session")).json(&json!({"token": ADMIN}))).await;
+    assert_eq!(reply.status, 204, "{}", reply.text);
+    reply.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned()
+}
+
+/// A request for the feed, on a connection of its own, as browsers have it.
+fn asked(base: &str, cookie: &str) -> reqwest::RequestBuilder {
+    client().get(format!("{base}/ops/feed")).header("cookie", cookie)
+}
+
+/// One who watches.
+pub struct Watch {
+    response: reqwest::Response,
+    read: Vec<u8>,
+}
+
+impl Watch {
+    pub async fn open(base: &str) -> Watch {
+        Watch::with(base, &sign_in(base).await).await
+    }
+
+    async fn with(base: &str, cookie: &str) -> Watch {
+        let response = asked(base, cookie).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        Watch { response, read: Vec::new() }
+    }
+
+    /// The next block of the stream; `None` at its end.
+    async fn block(&mut self) -> Option<String> {
+        loop {
+            if let Some(end) = self.read.windows(2).position(|two| two == b"\n\n") {
+                let block: Vec<u8> = self.read.drain(..end + 2).collect();
+                return Some(String::from_utf8(block).unwrap());
+            }
+            self.read.extend(self.response.chunk().await.unwrap()?);
+        }
+    }
+
+    /// The text of the next snapshot.
+    async fn text(&mut self) -> Option<String> {
+        loop {
+            let block = self.block().await?;
+            if let Some(event) = block.strip_prefix("event: snapshot\ndata: ") {
+                return Some(event.trim_end().to_owned());
+            }
+            assert_eq!(block, "retry: 1000\n\n");
+        }
+    }
+
+    async fn next(&mut self) -> Option<Value> {
+        Some(serde_json::from_str(&self.text().await?).unwrap())
+    }
+
+    /// The first snapshot that is as it should be.
+    pub async fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        let mut seen = Value::Null;
+        for _ in 0..LOOKS {
+            seen = self.next().await.unwrap();
+            if is(&seen) {
+                return seen;
+            }
+        }
+        panic!("never seen: {what}: {seen:#}")
+    }
+}
+
+fn part<'s>(snapshot: &'s Value, part: &str) -> &'s Value {
+    snapshot["health"].as_array().unwrap().iter().find(|health| health["part"] == part).unwrap()
+}
+
+fn is_well(snapshot: &Value) -> bool {
+    snapshot["health"].as_array().unwrap().iter().all(|part| part["ok"] == true)
+}
+
+fn product(snapshot: &Value, id: i64) -> Option<&Value> {
+    snapshot["products"].as_array()?.iter().find(|product| product["productId"] == id)
+}
+
+fn guarded(headers: &HeaderMap) {
+    for (name, value) in [
+        ("content-security-policy", CSP),
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+        ("referrer-policy", "no-referrer"),
+    ] {
+        assert_eq!(headers[name], value);
+    }
+}
+
+async fn plain(world: &World, method: Method, path: &str, known: Option<&str>) -> Reply {
+    let mut request = world.client.request(method, format!("{}{path}", world.base));
+    if let Some(tag) = known {
+        request = request.header("if-none-match", tag);
+    }
+    harness::read(request).await
+}
+
+#[tokio::test]
+async fn the_page_comes_from_the_binary_and_may_do_nothing_else() {
+    let world = World::start().await;
+    let page = plain(&world, Method::GET, "/ops", None).await;
+    assert_eq!(
+        (page.status, &page.headers["content-type"]),
+        (StatusCode::OK, &"text/html; charset=utf-8".parse().unwrap())
+    );
+    guarded(&page.headers);
+    assert_eq!(plain(&world, Method::GET, "/ops/", None).await.text, page.text);
+    // Nothing in it that its own policy forbids.
+    for forbidden in ["<style", "style=", "onclick=", "onload=", "javascript:", "http://", "https://"] {
+        assert!(!page.text.contains(forbidden), "{forbidden}");
+    }
+    let named = page.text.split("/ops/assets/").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+    let files: Vec<String> = named.chain(["uplot.min.js", "uplot.min.css"].map(str::to_owned)).collect();
+    assert!(files.iter().any(|file| file == "app.js") && files.iter().any(|file| file == "app.css"), "{files:?}");
+    for file in &files {
+        let path = format!("/ops/assets/{file}");
+        let reply = plain(&world, Method::GET, &path, None).await;
+        assert_eq!(reply.status, 200, "{path}");
+        guarded(&reply.headers);
+        let content_type = match file.rsplit('.').next().unwrap() {
+            "js" => "text/javascript; charset=utf-8",
+            "css" => "text/css; charset=utf-8",
+            "svg" => "image/svg+xml",
+            other => panic!("{other}"),
+        };
+        assert_eq!(reply.headers["content-type"], content_type, "{path}");
+        assert_eq!(reply.headers["cache-control"], "no-cache", "{path}");
+        let tag = reply.headers["etag"].to_str().unwrap();
+        let again = plain(&world, Method::GET, &path, Some(tag)).await;
+        assert_eq!((again.status, again.text.as_str()), (StatusCode::NOT_MODIFIED, ""), "{path}");
+        guarded(&again.headers);
+        let head = plain(&world, Method::HEAD, &path, None).await;
+        assert_eq!((head.status, &head.headers["etag"]), (StatusCode::OK, &reply.headers["etag"]), "{path}");
+    }
+    for path in ["/ops/assets/nothing.js", "/ops/assets/..%2fmod.rs", "/ops/nothing", "/ops/assets/"] {
+        let reply = plain(&world, Method::GET, path, None).await;
+        reply.refused(404, "NOT_FOUND");
+        guarded(&reply.headers);
+    }
+    plain(&world, Method::POST, "/ops", None).await.refused(405, "METHOD_NOT_ALLOWED");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn nobody_watches_without_a_session() {
+    let world = World::start().await;
+    let reply = plain(&world, Method::GET, "/ops/feed", None).await;
+    reply.refused(401, "UNAUTHORIZED");
+    guarded(&reply.headers);
+    // A token is for programs, and a page that keeps none has none to send.
+    let with_token = world.client.get(format!("{}/ops/feed", world.base)).bearer_auth(ADMIN);
+    harness::read(with_token).await.refused(401, "UNAUTHORIZED");
+    harness::read(asked(&world.base, "firstcome_ops=admin.9999999999999.00.00")).await.refused(401, "UNAUTHORIZED");
+    guarded(&plain(&world, Method::GET, "/ops/session", None).await.headers);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_stream_ends_with_the_session() {
+    let world = World::start().await;
+    let (ours, theirs) = (sign_in(&world.base).await, sign_in(&world.base).await);
+    let mut signed_out = Watch::with(&world.base, &ours).await;
+    let mut expires = Watch::with(&world.base, &theirs).await;
+    for watch in [&mut signed_out, &mut expires] {
+        watch.next().await.unwrap();
+    }
+    let out = world.client.delete(format!("{}/ops/session", world.base)).header("cookie", &ours);
+    assert_eq!(harness::read(out).await.status, 204);
+    while signed_out.block().await.is_some() {}
+    expires.next().await.unwrap();
+    world.clock.advance(8 * 3_600_000);
+    while expires.block().await.is_some() {}
+    for cookie in [&ours, &theirs] {
+        harness::read(asked(&world.base, cookie)).await.refused(401, "UNAUTHORIZED");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_first_snapshot_comes_at_once_and_says_everything() {
+    let world = World::start().await;
+    let mut watch = Watch::open(&world.base).await;
+    let headers = watch.response.headers();
+    for (name, value) in
+        [("content-type", "text/event-stream"), ("cache-control", "no-store"), ("x-accel-buffering", "no")]
+    {
+        assert_eq!(headers[name], value);
+    }
+    guarded(headers);
+    assert_eq!(watch.block().await.unwrap(), "retry: 1000\n\n");
+    let first = watch.next().await.unwrap();
+    let parts = "at zone instance health rankings campaigns products orders stuckPayments requests projection redis audit \
+                 watchers instances";
+    fields(&first, parts);
+    assert_eq!(first["zone"], "Asia/Seoul");
+    assert_eq!(first["watchers"], 1);
+    assert_eq!(first["audit"], json!({"last": null, "running": false}));
+    fields(&first["instance"], "name version startedAt");
+    let alone = watch.until("that there are no others", |snapshot| snapshot["instances"].is_array()).await;
+    fields(&alone["instances"][0], "name version startedAt requests");
+    assert_eq!(
+        (alone["instances"].as_array().unwrap().len(), &alone["instances"][0]["name"]),
+        (1, &first["instance"]["name"])
+    );
+    assert_eq!(first["instance"]["version"], env!("CARGO_PKG_VERSION"));
+    let quiet = watch.until("a shop at rest", |snapshot| is_well(snapshot) && snapshot["requests"].is_object()).await;
+    assert_eq!(quiet["at"], world.clock.now().0);
+    assert_eq!(quiet["rankings"], json!({"TODAY": [], "THREE_DAYS": [], "WEEKLY": [], "MONTHLY": []}));
+    assert_eq!((&quiet["campaigns"], &quiet["products"]), (&json!([]), &json!([])));
+    assert_eq!(quiet["orders"], json!({"PENDING": 0, "PAID": 0, "CANCELLED": 0, "FAILED": 0}));
+    assert_eq!(quiet["stuckPayments"], 0);
+    let names: Vec<&Value> = quiet["health"].as_array().unwrap().iter().map(|part| &part["part"]).collect();
+    assert_eq!(names, ["redis", "postgres", "projection", "decisions"]);
+    fields(&quiet["projection"], "lagEvents lagSeconds deadLetters maxBacklog eventsPerSecond");
+    fields(
+        &quiet["requests"],
+        "perSecond refusedPerSecond failedPerSecond limitedPerSecond shedPerSecond latency routes refusals",
+    );
+    let redis = &quiet["redis"];
+    assert_eq!(
+        (&redis["servers"], &redis["appendfsync"], &redis["maxmemoryPolicy"]),
+        (&json!(1), &json!("always"), &json!("noeviction"))
+    );
+    assert_eq!((&redis["aofEnabled"], &redis["aofLastWriteOk"]), (&json!(true), &json!(true)));
+    assert!(redis["usedMemoryBytes"].as_i64().unwrap() > 100_000 && redis["connectedClients"].as_i64().unwrap() > 0);
+    assert!(!redis["version"].as_str().unwrap().is_empty());
+    world.finish().await;
+}
+
+/// What is shown is what the API says, and what Postgres has, once it has everything.
+#[tokio::test]
+async fn the_numbers_are_the_truth() {
+    for partitions in [1, 3] {
+        let world = World::with(Options { partitions, ..Options::default() }).await;
+        let mut watch = Watch::open(&world.base).await;
+        watch.until("rankings", |snapshot| snapshot["rankings"].is_object()).await;
+        busy_day(&world).await;
+        // Today's, of which the API and the books know: sold, held and on sale.
+        let user = world.user(1_000_000).await;
+        let shoes = world.product(10_000, 100).await;
+        let coat = world.product(20_000, 30).await;
+        for (product, quantity) in [(shoes, 7), (coat, 2), (shoes, 1)] {
+            let order = world.order(user, product, quantity).await.ok();
+            world
+                .pay(order["orderId"].as_i64().unwrap(), user, "CARD", order["finalPrice"].as_i64().unwrap())
+                .await
+                .ok();
+        }
+        world.order(user, shoes, 5).await.ok();
+        let dropped = world.order(user, coat, 3).await.ok()["orderId"].as_i64().unwrap();
+        world.cancel(dropped, user).await.ok();
+        let lag = world.get("/admin/v1/projection").await.ok()["lagEvents"].clone();
+        let behind = watch.until("the lag", |snapshot| snapshot["projection"]["lagEvents"] == lag).await;
+        assert!(lag.as_i64().unwrap() > 0 && behind["orders"]["PAID"] == 0);
+        world.drain().await;
+        let truth = watch
+            .until("everything in Postgres", |snapshot| {
+                snapshot["projection"]["lagEvents"] == 0
+                    && snapshot["orders"]["PENDING"] != 0
+                    && product(snapshot, shoes).is_some_and(|shoes| shoes["held"] == 5)
+            })
+            .await;
+        assert!(is_well(&truth), "{truth:#}");
+        let shelf = |id: i64| {
+            let product = product(&truth, id).unwrap();
+            ["onSale", "held", "sold", "withheld"].map(|units| product[units].as_i64().unwrap())
+        };
+        assert_eq!((shelf(shoes), shelf(coat)), ([87, 5, 8, 0], [28, 0, 2, 0]));
+        for status in ["PENDING", "PAID", "CANCELLED", "FAILED"] {
+            let listed = world.get(&format!("/admin/v1/orders?status={status}")).await.ok();
+            assert_eq!(truth["orders"][status], listed["totalElements"], "{status}");
+        }
+        for scope in ["TODAY", "THREE_DAYS", "WEEKLY", "MONTHLY"] {
+            let ranked = world.get(&format!("/api/v1/products/popular?sortBy={scope}&limit=10")).await.ok();
+            let ranked = ranked.as_array().unwrap();
+            let shown = truth["rankings"][scope].as_array().unwrap();
+            assert!(!shown.is_empty());
+            assert_eq!(shown.len(), ranked.len(), "{scope}");
+            for (shown, ranked) in shown.iter().zip(ranked) {
+                for field in ["productId", "salesCount", "totalSalesPrice", "rankPosition"] {
+                    assert_eq!(shown[field], ranked[field], "{scope}: {field}");
+                }
+                let named = world.get(&format!("/api/v1/products/{}", shown["productId"])).await.ok();
+                assert_eq!(shown["productName"], named["productName"]);
+            }
+        }
+        let sold: i64 = truth["rankings"]["TODAY"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|place| place["salesCount"].as_i64().unwrap())
+            .sum();
+        let paid = "SELECT sum(quantity)::bigint FROM order_lines JOIN orders ON id = order_id WHERE status = 'PAID'";
+        let paid: i64 = sqlx::query_scalar(paid).fetch_one(world.db.get_postgres_connection_pool()).await.unwrap();
+        assert_eq!(sold, paid);
+        let moved = &truth["rankings"]["TODAY"][0]["previousPosition"];
+        assert!(moved.is_null(), "nothing was sold when watching began: {moved}");
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn campaigns_burn_down_and_end() {
+    let world = World::start().await;
+    let mut watch = Watch::open(&world.base).await;
+    let users: Vec<i64> = join_all((0..6).map(|_| world.user(0))).await;
+    let (burning, small) = (world.campaign("FIXED", 100, 1_000).await, world.campaign("PERCENTAGE", 5, 2).await);
+    let mut later = json!({"couponCode": "LATER", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 5,
+        "opensAt": after(&world, 3_600_000), "expiredAt": after(&world, 86_400_000)});
+    let later_id = world.post("/admin/v1/coupons", later.clone()).await.created()["couponId"].clone();
+    later["opensAt"] = json!(now(&world));
+    later["closesAt"] = json!(after(&world, 60_000));
+    let short = world.post("/admin/v1/coupons", later).await.created()["couponId"].clone();
+    watch.until("four campaigns", |snapshot| snapshot["campaigns"].as_array().is_some_and(|all| all.len() == 4)).await;
+    world.clock.advance(60_000);
+    for user in &users[..2] {
+        world.issue(small, *user).await.ok();
+    }
+    for user in &users {
+        world.issue(burning, *user).await.ok();
+    }
+    let campaign = |snapshot: &Value, id: &Value| {
+        snapshot["campaigns"].as_array().unwrap().iter().find(|campaign| campaign["couponId"] == *id).unwrap().clone()
+    };
+    let seen = watch.until("six issued", |snapshot| campaign(snapshot, &json!(burning))["issuedQuantity"] == 6).await;
+    let shown = campaign(&seen, &json!(burning));
+    fields(
+        &shown,
+        "couponId couponCode discountType discountAmount totalQuantity issuedQuantity remainingQuantity withheldQuantity opensAt \
+         closesAt expiredAt state issuesPerSecond secondsToEmpty",
+    );
+    assert_eq!((&shown["remainingQuantity"], &shown["totalQuantity"]), (&json!(994), &json!(1_000)));
+    let rate = shown["issuesPerSecond"].as_f64().unwrap();
+    assert!(rate > 0.0, "{shown}");
+    let empty = shown["secondsToEmpty"].as_f64().unwrap();
+    assert!((empty - 994.0 / rate).abs() <= empty / 100.0 + 1.0, "{shown}");
+    let states: Vec<&str> =
+        seen["campaigns"].as_array().unwrap().iter().map(|campaign| campaign["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["OPEN", "SOLD_OUT", "SCHEDULED", "CLOSED"]);
+    assert_eq!(campaign(&seen, &later_id)["state"], "SCHEDULED");
+    assert_eq!(campaign(&seen, &short)["state"], "CLOSED");
+    assert!(campaign(&seen, &json!(small))["secondsToEmpty"].is_null());
+    // It comes to rest; and what closed is shown for a while yet, and no longer.
+    world.clock.advance(3_600_000);
+    let rest = watch
+        .until("rest", |snapshot| {
+            snapshot["campaigns"].as_array().is_some_and(|all| all.len() == 3)
+                && campaign(snapshot, &json!(burning))["issuesPerSecond"] == 0.0
+        })
+        .await;
+    assert!(campaign(&rest, &json!(burning))["secondsToEmpty"].is_null());
+    assert_eq!(campaign(&rest, &later_id)["state"], "OPEN");
+    world.finish().await;
+}
+
+/// The counters are the process's, and other tests run in it: what this one does is among what is shown.
+#[tokio::test]
+async fn requests_are_shown_by_kind_and_the_page_s_own_are_not() {
+    let world = World::start().await;
+    let (coupon, first, late) = (world.campaign("FIXED", 1, 1).await, world.user(0).await, world.user(0).await);
+    world.issue(coupon, first).await.ok();
+    let mut watch = Watch::open(&world.base).await;
+    let done = AtomicBool::new(false);
+    let rush = async {
+        while !done.load(Ordering::Relaxed) {
+            world.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
+        }
+    };
+    let named = |list: &Value, field: &str, name: &str| {
+        list.as_array().is_some_and(|list| list.iter().any(|one| one[field] == name && one["perSecond"] != 0.0))
+    };
+    let watching = async {
+        let seen = watch
+            .until("the rush", |seen| {
+                let requests = &seen["requests"];
+                named(&requests["routes"], "route", "/api/v1/coupons/issue")
+                    && named(&requests["refusals"], "errorCode", "COUPON_OUT_OF_STOCK")
+            })
+            .await;
+        done.store(true, Ordering::Relaxed);
+        seen["requests"].clone()
+    };
+    let ((), requests) = tokio::join!(rush, watching);
+    let number = |of: &Value, field: &str| of[field].as_f64().unwrap();
+    assert!(number(&requests, "refusedPerSecond") > 0.0, "{requests:#}");
+    let ordered = |latency: &Value| {
+        let [p50, p95, p99] = ["p50Ms", "p95Ms", "p99Ms"].map(|share| number(latency, share));
+        assert!(0.0 < p50 && p50 <= p95 && p95 <= p99, "{latency}");
+    };
+    ordered(&requests["latency"]);
+    let routes = requests["routes"].as_array().unwrap();
+    for route in routes {
+        ordered(route);
+        fields(route, "method route perSecond refusedPerSecond failedPerSecond p50Ms p95Ms p99Ms");
+        assert!(!route["route"].as_str().unwrap().starts_with("/ops"), "{route}");
+        assert!(number(route, "perSecond") <= number(&requests, "perSecond") + 0.01, "{route}");
+    }
+    assert!(routes.is_sorted_by_key(|route| std::cmp::Reverse((number(route, "perSecond") * 1000.0) as i64)));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_audit_is_shown_whoever_ran_it() {
+    let world = World::start().await;
+    world.user(5).await;
+    let mut watch = Watch::open(&world.base).await;
+    assert!(watch.next().await.unwrap()["audit"]["last"].is_null());
+    world.clock.advance(1_000);
+    let answered = world.get("/admin/v1/audit").await.ok();
+    let seen = watch.until("the audit", |snapshot| !snapshot["audit"]["last"].is_null()).await;
+    let last = &seen["audit"]["last"];
+    fields(last, "balanced checks finishedAt seconds");
+    assert_eq!((&last["balanced"], &last["checks"]), (&json!(true), &answered["checks"]));
+    assert_eq!((&last["finishedAt"], &seen["audit"]["running"]), (&json!(world.clock.now().0), &json!(false)));
+    world.finish().await;
+}
+
+/// All see the very same snapshots: their times are their own, to the millisecond.
+#[tokio::test]
+async fn watchers_share_one_reader_which_ends_with_the_last() {
+    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let mut first = Watch::open(&world.base).await;
+    first.next().await.unwrap();
+    let mut second = Watch::open(&world.base).await;
+    second.until("two watchers", |snapshot| snapshot["watchers"] == 2).await;
+    first.until("two watchers", |snapshot| snapshot["watchers"] == 2).await;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        ours.push(first.text().await.unwrap());
+        theirs.push(second.text().await.unwrap());
+    }
+    assert!(ours.iter().any(|snapshot| theirs.contains(snapshot)), "{ours:?} {theirs:?}");
+    drop(second);
+    first.until("one watcher", |snapshot| snapshot["watchers"] == 1).await;
+    drop(first);
+    // Nobody else scans hashes here.
+    let mut redis = world.raw().await;
+    let (mut calls, mut since) = (String::new(), Instant::now());
+    until("nobody reads any more", async || {
+        let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut redis).await.unwrap();
+        let now = info.lines().find(|line| line.starts_with("cmdstat_hscan:")).unwrap_or_default().to_owned();
+        assert!(!now.is_empty(), "{info}");
+        if now != calls {
+            (calls, since) = (now, Instant::now());
+        }
+        (since.elapsed().as_secs() >= 5).then_some(())
+    })
+    .await;
+    let mut again = Watch::open(&world.base).await;
+    assert_eq!(again.next().await.unwrap()["watchers"], 1);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn there_are_a_hundred_seats() {
+    let world = World::start().await;
+    let cookie = sign_in(&world.base).await;
+    let mut seats = join_all((0..100).map(|_| Watch::with(&world.base, &cookie))).await;
+    let turned_away = harness::read(asked(&world.base, &cookie)).await;
+    turned_away.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(turned_away.headers.contains_key("retry-after"));
+    seats.pop();
+    let free = async || (asked(&world.base, &cookie).send().await.unwrap().status() == 200).then_some(());
+    until("a seat is free", free).await;
+    drop(seats);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_the_stream() {
+    let world = World::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let http = world.http_config();
+    let serving = world.app.serve(listener, None, &http);
+    let watching = async {
+        let cookie = sign_in(&base).await;
+        let mut watch = Watch::with(&base, &cookie).await;
+        watch.next().await.unwrap();
+        world.app.stopping.cancel();
+        while watch.block().await.is_some() {}
+        cookie
+    };
+    // The drain may take minutes: that it ends is because the stream does.
+    let ended = tokio::time::timeout(Duration::from_secs(200), async { tokio::join!(watching, serving) }).await;
+    let (cookie, served) = ended.expect("the stream holds up the stop");
+    assert_eq!(served.unwrap(), 0, "something was cut");
+    // Who comes while it stops is turned away.
+    harness::read(asked(&world.base, &cookie)).await.refused(503, "SERVICE_UNAVAILABLE");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn postgres_away_is_shown_and_takes_nothing_else_with_it() {
+    let mut shop = Shop::open().await;
+    let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
+    let user = user["userId"].as_i64().unwrap();
+    let body = json!({"productName": "A", "price": 100, "stockQuantity": 50, "category": "TOP"});
+    let shoes = shop.post("/admin/v1/products", body).await.created()["productId"].as_i64().unwrap();
+    let order = json!({"userId": user, "orderProducts": [{"productId": shoes, "quantity": 2}]});
+    shop.post("/api/v1/orders", order.clone()).await.ok();
+    let mut watch = Watch::open(&shop.base).await;
+    watch.until("one order", |seen| seen["orders"]["PENDING"] == 1 && is_well(seen)).await;
+    for hangs in [true, false] {
+        if hangs {
+            shop.postgres.pause().unwrap();
+        } else {
+            shop.postgres.kill().await.unwrap();
+        }
+        shop.post("/api/v1/orders", order.clone()).await.ok();
+        let held = if hangs { 4 } else { 6 };
+        let away = watch
+            .until("Postgres is away", |seen| {
+                part(seen, "postgres")["ok"] == false
+                    && seen["orders"].is_null()
+                    && seen["projection"]["lagEvents"] == 1
+                    && product(seen, shoes).is_some_and(|shoes| shoes["held"] == held)
+            })
+            .await;
+        assert!(!part(&away, "postgres")["detail"].as_str().unwrap().is_empty());
+        assert_eq!((&part(&away, "redis")["ok"], &part(&away, "decisions")["ok"]), (&json!(true), &json!(true)));
+        assert!(away["rankings"].is_object() && away["campaigns"].is_array() && away["redis"].is_object());
+        if hangs {
+            shop.postgres.resume().unwrap();
+        } else {
+            shop.postgres.restart().await.unwrap();
+        }
+        watch.until("it is back", |seen| is_well(seen) && seen["orders"]["PENDING"] == held / 2).await;
+    }
+    drop(watch);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn redis_away_is_shown_and_takes_nothing_else_with_it() {
+    let mut shop = Shop::open().await;
+    let mut watch = Watch::open(&shop.base).await;
+    watch.until("all is well", is_well).await;
+    shop.redis.kill().await.unwrap();
+    let away = watch
+        .until("Redis is away", |seen| {
+            let not_well = ["redis", "decisions"].iter().all(|name| part(seen, name)["ok"] == false);
+            let absent = ["rankings", "campaigns", "products", "redis", "projection"];
+            not_well && absent.iter().all(|part| seen[part].is_null())
+        })
+        .await;
+    assert_eq!(part(&away, "postgres")["ok"], true, "{away:#}");
+    assert!(away["orders"].is_object());
+    shop.redis.restart().await.unwrap();
+    watch.until("it is back", |seen| is_well(seen) && seen["rankings"].is_object()).await;
+    drop(watch);
+    shop.finish().await;
+}
+
+/// The migration counts what is there, and from then on Postgres does, whoever changes the orders.
+#[tokio::test]
+async fn orders_are_counted_from_wherever_the_schema_was() {
+    for partitions in [1, 3] {
+        let world = World::with(Options { partitions, batch: 4, ..Options::default() }).await;
+        busy_day(&world).await;
+        world.drain().await;
+        let pool = world.db.get_postgres_connection_pool();
+        let totals = async || {
+            let sql = "SELECT partition, status, orders FROM order_totals WHERE orders <> 0 ORDER BY 1, 2";
+            sqlx::query_as::<_, (i32, String, i64)>(sql).fetch_all(pool).await.unwrap()
+        };
+        let before = totals().await;
+        assert_eq!(before.iter().map(|(.., orders)| orders).sum::<i64>(), 8, "{before:?}");
+        let undo = "DROP TABLE order_totals; DROP FUNCTION count_orders CASCADE;
+                    DELETE FROM _sqlx_migrations WHERE version = 8";
+        sqlx::raw_sql(undo).execute(pool).await.unwrap();
+        db::migrate(&world.db).await.unwrap();
+        assert_eq!(totals().await, before);
+        // A statement that is undone counts for nothing.
+        let mut transaction = pool.begin().await.unwrap();
+        sqlx::query("DELETE FROM orders").execute(&mut *transaction).await.unwrap();
+        transaction.rollback().await.unwrap();
+        busy_day(&world).await;
+        world.drain().await;
+        assert_ne!(totals().await, before);
+        world.finish().await;
+    }
+}

@@ -1,0 +1,95 @@
+//! The dashboard of one instance shows the requests of all: each tells the others what it answered, as long as it lives.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use serde_json::Value;
+
+use crate::{
+    operators::dashboard_feed::Watch,
+    process::binary::{Running, Servers, get, run},
+    support::harness::ADMIN,
+};
+
+fn serve(servers: &Servers, name: &str) -> Running {
+    servers.start_with(&["serve"], &[("ADMIN_TOKEN", ADMIN), ("RATE_LIMIT_CLIENT_PER_SECOND", "0")], name)
+}
+
+/// The instances of a snapshot, by port.
+fn ports(snapshot: &Value) -> Vec<u16> {
+    let name = |instance: &Value| instance["name"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    snapshot["instances"].as_array().map_or_else(Vec::new, |all| all.iter().map(name).collect())
+}
+
+fn port(base: &str) -> u16 {
+    base.rsplit(':').next().unwrap().parse().unwrap()
+}
+
+/// How often an instance, or all together, answered what is not there.
+fn missed(requests: &Value) -> f64 {
+    let refusals = requests["refusals"].as_array().into_iter().flatten();
+    refusals
+        .filter(|refusal| refusal["errorCode"] == "PRODUCT_NOT_FOUND")
+        .filter_map(|one| one["perSecond"].as_f64())
+        .sum()
+}
+
+/// Asks for what is not there as long as `look` takes.
+async fn busy<T>(base: &str, look: impl Future<Output = T>) -> T {
+    let over = AtomicBool::new(false);
+    let ask = async {
+        while !over.load(SeqCst) {
+            get(base, "/api/v1/products/9").await.refused(404, "PRODUCT_NOT_FOUND");
+        }
+    };
+    let look = async {
+        let seen = look.await;
+        over.store(true, SeqCst);
+        seen
+    };
+    tokio::join!(ask, look).1
+}
+
+#[tokio::test]
+async fn requests_of_every_instance_on_the_dashboard_of_each() {
+    let servers = Servers::start().await;
+    let (status, said) = run(&mut servers.role(&["migrate"])).await;
+    assert!(status.success(), "{said}");
+    let (mut first, mut second, mut third) =
+        (serve(&servers, "first"), serve(&servers, "second"), serve(&servers, "third"));
+    let (one, other, last) = (first.base().await, second.base().await, third.base().await);
+    let mut watch = Watch::open(&one).await;
+    watch.until("all three", |seen| ports(seen).len() == 3).await;
+
+    // What the second one answers is seen at the first, in the sum and by itself, and nowhere else.
+    let all =
+        busy(&other, watch.until("the other's", |seen| ports(seen).len() == 3 && missed(&seen["requests"]) > 0.0))
+            .await;
+    assert_eq!(ports(&all)[0], port(&one), "the one that tells comes first");
+    for instance in all["instances"].as_array().unwrap() {
+        let its = instance["name"].as_str().unwrap().ends_with(&format!(":{}", port(&other)));
+        assert_eq!(missed(&instance["requests"]) > 0.0, its, "{instance}");
+        assert!(instance["startedAt"].as_i64().is_some() && instance["version"].is_string(), "{instance}");
+    }
+    let mine = busy(&one, watch.until("its own", |seen| missed(&seen["instances"][0]["requests"]) > 0.0)).await;
+    assert!(missed(&mine["requests"]) > 0.0);
+
+    // One that dies drops out; one that ends says so.
+    second.child.kill().await.unwrap();
+    let left = watch.until("the dead one is gone", |seen| ports(seen).len() == 2).await;
+    assert!(!ports(&left).contains(&port(&other)));
+    third.stop().await;
+    let left = watch.until("it is alone", |seen| ports(seen).len() == 1).await;
+    assert!(!ports(&left).contains(&port(&last)));
+    let reports: i64 = {
+        let db = servers.db().await;
+        let left =
+            "SELECT count(*) FROM instance_requests WHERE reported_at > clock_timestamp() - interval '5 seconds'";
+        let count = sqlx::query_scalar(left).fetch_one(db.get_postgres_connection_pool()).await.unwrap();
+        db.close().await.unwrap();
+        count
+    };
+    assert_eq!(reports, 1);
+    drop(watch);
+    first.stop().await;
+    servers.end().await;
+}

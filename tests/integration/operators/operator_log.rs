@@ -1,0 +1,140 @@
+//! The log of operators' acts: who did what, when, and what came of it; written once, also where Postgres was away, and in
+//! nobody's way.
+
+use firstcome::config::{OperatorsConfig, Secret};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{
+    api_kit::{fields, get, now, post},
+    harness::{ADMIN, Options, World, read},
+};
+
+const KIM: &str = "a-token-of-kim-0123";
+
+fn with_kim() -> Options {
+    let admin_tokens = Some(Secret::new(format!("kim:{KIM}")));
+    Options { operators: OperatorsConfig { admin_tokens, ..OperatorsConfig::admin(ADMIN) }, ..Options::default() }
+}
+
+/// Acts, oldest first.
+async fn acts(world: &World, query: &str) -> Vec<Value> {
+    let page = get(world, &format!("/admin/v1/acts?size=100{query}")).await.ok();
+    let mut acts = page["content"].as_array().unwrap().clone();
+    assert_eq!(page["totalElements"].as_i64().unwrap(), acts.len() as i64);
+    acts.reverse();
+    acts
+}
+
+fn told(act: &Value) -> (&str, &str, &str, i64) {
+    let text = |name: &str| act[name].as_str().unwrap();
+    (text("operator"), text("act"), text("target"), act["status"].as_i64().unwrap())
+}
+
+#[tokio::test]
+async fn every_act_is_noted_and_nothing_else() {
+    let world = World::with(with_kim()).await;
+    let as_kim = |method: Method, path: String| {
+        world.client.request(method, format!("{}{path}", world.base)).bearer_auth(KIM).header("x-request-id", "of-kim")
+    };
+    let product = world.product(10, 5).await;
+    let patch = as_kim(Method::PATCH, format!("/admin/v1/products/{product}"));
+    let renamed = json!({"productName": "가\"나", "stockDelta": -9});
+    read(patch.json(&renamed)).await.refused(409, "INSUFFICIENT_STOCK");
+    // What the request's type does not name is not noted.
+    let unknown = json!({"userName": "x", "nobody's field": "x".repeat(5_000)});
+    read(as_kim(Method::POST, "/admin/v1/users".into()).json(&unknown)).await.refused(400, "INVALID_REQUEST");
+    read(as_kim(Method::POST, "/admin/v1/users".into()).json(&json!({"userName": 1})))
+        .await
+        .refused(400, "INVALID_REQUEST");
+    // Looking is no act; nor is what strangers and customers do, nor what leads nowhere.
+    get(&world, "/admin/v1/orders").await.ok();
+    world.put_charge(1, 5).await.refused(404, "USER_NOT_FOUND");
+    world.send(Method::POST, "/admin/v1/nothing", Some(&json!({})), None).await.refused(404, "NOT_FOUND");
+    let stranger = world.client.post(format!("{}/admin/v1/users", world.base)).bearer_auth("wrong");
+    read(stranger.json(&json!({"userName": "x"}))).await.refused(401, "UNAUTHORIZED");
+    post(&world, "/ops/session", json!({"token": "wrong"})).await.refused(401, "UNAUTHORIZED");
+    let signed_in = world.post("/ops/session", json!({"token": KIM})).await;
+    let cookie = signed_in.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    read(world.client.delete(format!("{}/ops/session", world.base)).header("cookie", &cookie)).await;
+
+    let all = acts(&world, "").await;
+    let expected = [
+        ("admin", "POST /admin/v1/products", format!("productId={product}"), 201),
+        ("kim", "PATCH /admin/v1/products/{productId}", format!("productId={product}"), 409),
+        ("kim", "POST /admin/v1/users", String::new(), 400),
+        ("kim", "POST /admin/v1/users", String::new(), 400),
+        ("kim", "POST /ops/session", String::new(), 204),
+        ("kim", "DELETE /ops/session", String::new(), 204),
+    ];
+    let expected: Vec<_> = expected.iter().map(|(who, act, on, status)| (*who, *act, on.as_str(), *status)).collect();
+    assert_eq!(all.iter().map(told).collect::<Vec<_>>(), expected);
+    fields(&all[0], "operator act target detail status at requestId");
+    assert_eq!(all[0]["at"], now(&world));
+    assert_eq!(all[1]["requestId"], "of-kim");
+    let detail: Value = serde_json::from_str(all[1]["detail"].as_str().unwrap()).unwrap();
+    assert_eq!((&detail["productName"], &detail["stockDelta"]), (&json!("가\"나"), &json!(-9)), "{detail}");
+    let everything = all.iter().map(Value::to_string).collect::<String>();
+    assert!(
+        !everything.contains(KIM) && !everything.contains(ADMIN) && !everything.contains("nobody's"),
+        "{everything}"
+    );
+
+    assert_eq!(acts(&world, "&operator=kim").await, all[1..]);
+    assert!(acts(&world, "&operator=lee").await.is_empty());
+    let page = get(&world, "/admin/v1/acts?page=1&size=2").await.ok();
+    assert_eq!(page["content"].as_array().unwrap()[..], [all[3].clone(), all[2].clone()]);
+    for wrong in ["operator=Kim", "operator=", "operator=a%00", "size=101", "page=-1"] {
+        get(&world, &format!("/admin/v1/acts?{wrong}")).await.refused(400, "INVALID_REQUEST");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_in_a_path_is_noted_short_and_printable() {
+    let world = World::start().await;
+    for id in ["%00%0a", &"9".repeat(500), "%F0%9F%91%9F"] {
+        let patch = json!({"price": 1});
+        let path = format!("/admin/v1/products/{id}");
+        world.send(Method::PATCH, &path, Some(&patch), None).await.refused(404, "PRODUCT_NOT_FOUND");
+    }
+    let all = acts(&world, "").await;
+    let targets: Vec<&str> = all.iter().map(|act| told(act).2).collect();
+    let long = format!("productId={}…", "9".repeat(40));
+    assert_eq!(targets, ["productId=\u{fffd}\u{fffd}", &long, "productId=👟"]);
+    world.finish().await;
+}
+
+/// The act is not held up, and is written once Postgres is back.
+#[tokio::test]
+async fn acts_wait_for_postgres_and_hold_nobody_up() {
+    let world = World::start().await;
+    let rename = async |from: &str, to: &str| {
+        let sql = format!("ALTER TABLE {from} RENAME TO {to}");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+    };
+    rename("operator_acts", "away").await;
+    let users: Vec<i64> = [world.user(1).await, world.user(2).await, world.user(3).await].into();
+    rename("away", "operator_acts").await;
+    // Whoever asks now waits for what is still on its way.
+    let noted = crate::support::harness::until("the acts are written", async || {
+        let all = acts(&world, "").await;
+        (all.len() == users.len()).then_some(all)
+    })
+    .await;
+    let targets: Vec<String> = noted.iter().map(|act| told(act).2.to_owned()).collect();
+    assert_eq!(targets, users.iter().map(|id| format!("userId={id}")).collect::<Vec<_>>());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_queued_is_written_before_the_end() {
+    let world = World::start().await;
+    let user = world.user(1).await;
+    world.app.stop(None).await;
+    let pool = world.db.get_postgres_connection_pool();
+    let target: String = sqlx::query_scalar("SELECT target FROM operator_acts").fetch_one(pool).await.unwrap();
+    assert_eq!(target, format!("userId={user}"));
+    assert_eq!(world.app.acts.dropped(), 0);
+    world.finish().await;
+}

@@ -1,0 +1,110 @@
+//! What an operator is told who asks why: the whole story of a user or an order, also of what is not in Postgres yet.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    api_kit::{bought, get, id, on_1_and_3, order_of, pay, placed, post},
+    harness::World,
+};
+
+fn events(story: &Value) -> Vec<&str> {
+    story["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect()
+}
+
+async fn story(world: &World, of: &str, id: i64) -> Value {
+    get(world, &format!("/admin/v1/{of}/{id}/story")).await.ok()
+}
+
+#[tokio::test]
+async fn a_user_s_story_has_it_all() {
+    on_1_and_3(async |world| {
+        let (user, product) = (world.user(1_000).await, world.product(100, 90).await);
+        let coupon = world.campaign("FIXED", 10, 5).await;
+        world.issue(coupon, user).await.ok();
+        bought(world, user, product, 2).await;
+        let open = placed(world, user, &[(product, 1)], Some(coupon)).await;
+        world.drain().await;
+        let told = story(world, "users", user).await;
+        assert_eq!(told["user"], json!({"userId": user, "userName": "이다은", "balance": 800}));
+        assert_eq!(told["coupons"][0]["heldByOrderId"], open);
+        let kinds: Vec<&Value> = told["entries"].as_array().unwrap().iter().map(|e| &e["transactionType"]).collect();
+        assert_eq!(kinds, ["CHARGE", "PAYMENT"]);
+        assert_eq!((&told["openOrdersInAll"], &told["openOrders"][0]["orderId"]), (&json!(1), &json!(open)));
+        assert_eq!((&told["ordersInAll"], told["orders"].as_array().unwrap().len()), (&json!(2), 2));
+        assert_eq!(told["deadLetters"], json!([]));
+        let shown = get(world, &format!("/admin/v1/users/{user}")).await.ok();
+        assert_eq!(shown, told["user"]);
+        for path in ["/admin/v1/users/999999/story", "/admin/v1/users/999999", "/admin/v1/users/x/story"] {
+            get(world, path).await.refused(404, "USER_NOT_FOUND");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lists_of_a_story_are_bounded() {
+    let world = World::start().await;
+    let (user, product) = (world.user(100_000).await, world.product(1, 900).await);
+    for _ in 0..25 {
+        bought(&world, user, product, 1).await;
+    }
+    world.drain().await;
+    let told = story(&world, "users", user).await;
+    assert_eq!((told["orders"].as_array().unwrap().len(), &told["ordersInAll"]), (20, &json!(25)));
+    assert_eq!(told["entries"].as_array().unwrap().len(), 20);
+    assert_eq!(told["entries"][19]["entryNo"], 26);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_order_s_story_tells_what_happened_when() {
+    on_1_and_3(async |world| {
+        let (user, near) = (world.user(1_000).await, world.product(100, 90).await);
+        let far = world.product(50, 9).await;
+        let order = post(world, "/api/v1/orders", order_of(user, &[(near, 1), (far, 1)], None)).await.ok();
+        let order_id = id(&order, "orderId");
+        // Postgres has nothing of it yet: Redis is believed.
+        let told = story(world, "orders", order_id).await;
+        assert_eq!((&told["redisStatus"], &told["postgresStatus"]), (&json!("PENDING"), &Value::Null));
+        assert_eq!((events(&told), &told["payment"]), (vec!["ORDER_PLACED"], &Value::Null));
+        world.clock.advance(5_000);
+        pay(world, order_id, user, 150).await.ok();
+        world.clock.advance(5_000);
+        crate::support::api_kit::cancel(world, order_id, user).await.ok();
+        world.drain().await;
+        let told = story(world, "orders", order_id).await;
+        assert_eq!((&told["redisStatus"], &told["postgresStatus"]), (&json!("CANCELLED"), &json!("CANCELLED")));
+        let all = ["ORDER_PLACED", "BALANCE_CHANGED", "ORDER_PAID", "PAYMENT_ENDED", "BALANCE_CHANGED", "ORDER_CLOSED"];
+        assert_eq!(events(&told), all);
+        let details: Vec<&Value> = told["events"].as_array().unwrap().iter().map(|event| &event["detail"]).collect();
+        assert_eq!(json!(details), json!([null, "PAYMENT 150", null, "REFUNDED", "REFUND 150", "REFUNDED"]));
+        assert_eq!((&told["payment"]["status"], &told["payment"]["method"]), (&json!("REFUNDED"), &json!("BALANCE")));
+        let elsewhere = told["holds"].as_array().unwrap();
+        assert_eq!(elsewhere.is_empty(), world.options.partitions == 1, "{elsewhere:?}");
+        assert!(elsewhere.iter().all(|hold| hold["state"] == "REFUNDED"), "{elsewhere:?}");
+        // And when it has left Redis.
+        world.leave().await;
+        let later = story(world, "orders", order_id).await;
+        assert_eq!((&later["redisStatus"], &later["order"]), (&Value::Null, &told["order"]));
+        assert_eq!(later["events"], told["events"]);
+        get(world, "/admin/v1/orders/999999/story").await.refused(404, "ORDER_NOT_FOUND");
+    })
+    .await;
+}
+
+/// What Redis has is told while Postgres is away.
+#[tokio::test]
+async fn stories_are_told_without_postgres() {
+    let world = World::start().await;
+    let (user, product) = (world.user(1_000).await, world.product(100, 90).await);
+    let order = placed(&world, user, &[(product, 1)], None).await;
+    world.db.clone().close().await.unwrap();
+    let told = story(&world, "users", user).await;
+    assert_eq!(
+        (&told["user"]["balance"], &told["orders"], &told["entries"]),
+        (&json!(1_000), &Value::Null, &Value::Null)
+    );
+    let told = story(&world, "orders", order).await;
+    assert_eq!((&told["redisStatus"], &told["deadLetters"]), (&json!("PENDING"), &Value::Null));
+    world.end_in_disorder().await;
+}

@@ -1,0 +1,131 @@
+//! A Postgres that is there, but not well: the API goes on, and what only Postgres has is 503 in bounded time.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::Connection;
+
+use crate::{
+    projector::projection::Shop,
+    support::harness::{World, postgres_config, until},
+};
+
+/// Postgres stopped, its connections open: the API goes on, what only Postgres has is 503 in bounded time, and Redis may
+/// even be restarted meanwhile.
+#[tokio::test]
+async fn a_postgres_that_hangs_holds_up_nothing_that_it_is_not_asked_for() {
+    let mut shop = Shop::open().await;
+    let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
+    let user = user["userId"].as_i64().unwrap();
+    let history = format!("/api/v1/balances/{user}/history");
+    until("it is projected", async || {
+        let reply = shop.get("/admin/v1/projection").await;
+        (reply.status == 200 && reply.json()["lagEvents"] == 0).then_some(())
+    })
+    .await;
+    shop.postgres.pause().unwrap();
+    for n in 1..=5 {
+        assert_eq!(shop.charge(user, 1).await.ok()["balance"], 1_000 + n);
+    }
+    assert_eq!(shop.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_005);
+    shop.get("/readyz").await.ok();
+    // The newest entries are in Redis, the first is not.
+    assert_eq!(shop.get(&format!("{history}?limit=5")).await.ok().as_array().unwrap().len(), 5);
+    for path in [history.as_str(), "/admin/v1/projection", "/admin/v1/orders"] {
+        let reply = tokio::time::timeout(Duration::from_secs(200), shop.get(path)).await.expect("it hangs");
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+        assert!(reply.headers.contains_key("retry-after"), "{path}");
+    }
+    shop.redis.kill().await.unwrap();
+    shop.redis.restart().await.unwrap();
+    let charged = until("it goes on with a new Redis", async || {
+        let reply = shop.charge(user, 1).await;
+        (reply.status != 503).then_some(reply)
+    });
+    assert_eq!(charged.await.ok()["balance"], 1_006);
+    shop.postgres.resume().unwrap();
+    let entries = until("the history answers", async || {
+        let reply = shop.get(&history).await;
+        (reply.status == 200).then(|| reply.json())
+    })
+    .await;
+    let after: Vec<i64> =
+        entries.as_array().unwrap().iter().map(|entry| entry["after_balance"].as_i64().unwrap()).collect();
+    assert_eq!(after, [1_000, 1_001, 1_002, 1_003, 1_004, 1_005, 1_006]);
+    shop.finish().await;
+}
+
+/// Postgres that is up and lets nobody in: the same, and no answer is taken for a fault of the request.
+#[tokio::test]
+async fn a_postgres_that_lets_nobody_in_is_away() {
+    let shop = Shop::open().await;
+    let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
+    let user = user["userId"].as_i64().unwrap();
+    let admin = firstcome::db::connect(&postgres_config(&shop.postgres.url("template1"))).await.unwrap();
+    let mut admin = admin.get_postgres_connection_pool().acquire().await.unwrap();
+    let role: String = sqlx::query_scalar("SELECT current_user::text").fetch_one(&mut *admin).await.unwrap();
+    for (shut, open) in [
+        (format!("ALTER ROLE {role} NOLOGIN"), format!("ALTER ROLE {role} LOGIN")),
+        (
+            "ALTER DATABASE postgres ALLOW_CONNECTIONS false".to_owned(),
+            "ALTER DATABASE postgres ALLOW_CONNECTIONS true".to_owned(),
+        ),
+        ("ALTER DATABASE postgres RENAME TO gone".to_owned(), "ALTER DATABASE gone RENAME TO postgres".to_owned()),
+    ] {
+        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres'";
+        until("it is shut", async || {
+            sqlx::query(others).execute(&mut *admin).await.unwrap();
+            sqlx::query(sqlx::AssertSqlSafe(shut.as_str())).execute(&mut *admin).await.ok()
+        })
+        .await;
+        sqlx::query(others).execute(&mut *admin).await.unwrap();
+        let before = shop.charge(user, 1).await.ok()["balance"].as_i64().unwrap();
+        assert_eq!(shop.charge(user, 1).await.ok()["balance"], before + 1);
+        shop.get("/readyz").await.ok();
+        for path in ["/admin/v1/projection", "/admin/v1/orders"] {
+            let reply = shop.get(path).await;
+            assert_eq!(reply.status, 503, "{shut}: {path}: {}", reply.text);
+            assert!(reply.headers.contains_key("retry-after"), "{path}");
+        }
+        sqlx::query(sqlx::AssertSqlSafe(open.as_str())).execute(&mut *admin).await.unwrap();
+        until("it is projected", async || {
+            let reply = shop.get("/admin/v1/projection").await;
+            (reply.status == 200 && reply.json()["lagEvents"] == 0).then_some(())
+        })
+        .await;
+    }
+    drop(admin);
+    shop.finish().await;
+}
+
+/// Whoever stops waiting for a transaction to begin leaves it open, and nobody knows of it: the connection is not used again.
+#[tokio::test]
+async fn a_transaction_that_nobody_waited_for_is_not_inherited() {
+    let world = World::start().await;
+    let pool = world.db.get_postgres_connection_pool();
+    let open = async |pids: i64| {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in %'";
+        (sqlx::query_scalar::<_, i64>(sql).fetch_one(pool).await.unwrap() == pids).then_some(())
+    };
+    for statement in ["BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"] {
+        let mut connection = pool.acquire().await.unwrap();
+        until("it is given up half way", async || {
+            // As far as the sending of it; unless the answer is there already.
+            let beginning = connection.begin_with(statement);
+            tokio::pin!(beginning);
+            futures_util::poll!(beginning).is_pending().then_some(())
+        })
+        .await;
+        until("the transaction is open", async || open(1).await).await;
+        drop(connection);
+        until("it is gone", async || open(0).await).await;
+        // All connections there are, at once: none is in a transaction, and none is missing.
+        let all: Vec<_> = futures_util::future::join_all((0..6).map(|_| pool.acquire())).await;
+        for connection in all {
+            let mut connection = connection.unwrap();
+            let begun = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.unwrap();
+            begun.rollback().await.unwrap();
+        }
+    }
+    world.finish().await;
+}

@@ -1,0 +1,160 @@
+//! What PostgreSQL can never take, and what it can't take now: the first becomes a dead letter, the second shows.
+
+use firstcome::db;
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+
+use crate::{
+    process::binary::{program, run},
+    support::harness::{self, Options, World},
+};
+
+/// A name in letters that most encodings do not have.
+const NAME: &str = "한정판 🎟";
+
+#[tokio::test]
+async fn start_refused_when_database_is_not_utf8() {
+    let admin = db::connect(&harness::postgres_config(&harness::postgres_url("postgres"))).await.unwrap();
+    let template = harness::fresh_database().await;
+    for encoding in ["LATIN1", "SQL_ASCII", "EUC_KR"] {
+        let name = format!("{template}_{}", encoding.to_lowercase());
+        let sql = format!("CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
+        sqlx::query(AssertSqlSafe(sql)).execute(admin.get_postgres_connection_pool()).await.unwrap();
+        let url = harness::postgres_url(&name);
+        let reason = format!("{:#}", db::connect(&harness::postgres_config(&url)).await.unwrap_err());
+        for word in [encoding, "UTF8", "CREATE DATABASE", &name] {
+            assert!(reason.contains(word), "{word} is not in {reason}");
+        }
+        for role in ["migrate", "serve", "project"] {
+            let mut command = program(&[role]);
+            command.env("DATABASE_URL", &url).env("REDIS_URL", "redis://127.0.0.1:1").env("BIND_ADDR", "127.0.0.1:0");
+            let (status, said) = run(&mut command).await;
+            assert!(!status.success() && said.contains("must be UTF8"), "{role}: {said}");
+        }
+        harness::drop_database(&name).await;
+    }
+    admin.close().await.unwrap();
+    harness::drop_database(&template).await;
+}
+
+async fn sql(world: &World, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+}
+
+async fn count(world: &World, what: &str) -> i64 {
+    let sql = AssertSqlSafe(format!("SELECT count(*) FROM {what}"));
+    sqlx::query_scalar(sql).fetch_one(world.db.get_postgres_connection_pool()).await.unwrap()
+}
+
+/// Has the server refuse every user of this name, as if for this reason.
+async fn refuse(world: &World, state: &str) {
+    sql(
+        world,
+        &format!(
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'not {NAME}' USING ERRCODE = '{state}'; END $$;
+             DROP TRIGGER IF EXISTS refuse ON users;
+             CREATE TRIGGER refuse BEFORE INSERT ON users FOR EACH ROW WHEN (NEW.name = '{NAME}') EXECUTE FUNCTION refuse()"
+        ),
+    )
+    .await;
+}
+
+async fn user(world: &World, name: &str) -> Value {
+    world.post("/admin/v1/users", json!({"userName": name})).await.created()["userId"].clone()
+}
+
+/// By SQLSTATE: too long, out of range, no such character, a constraint, the same row twice, an index entry too large, what a
+/// trigger says.
+#[tokio::test]
+async fn event_becomes_dead_letter_when_postgres_can_never_take_it() {
+    let world = World::start().await;
+    let states = ["22001", "22003", "22008", "22021", "22P05", "23514", "23505", "21000", "54000", "P0001"];
+    for (n, state) in (1..).zip(states) {
+        refuse(&world, state).await;
+        user(&world, "before").await;
+        user(&world, NAME).await;
+        user(&world, "after").await;
+        world.drain().await;
+        assert_eq!(count(&world, "dead_letters").await, n, "{state}");
+        assert_eq!(count(&world, "users").await, 2 * n, "{state}");
+    }
+    let audit = world.get("/admin/v1/audit").await.ok();
+    assert_eq!(audit["balanced"], false, "{audit}");
+    // Once nothing is in their way they are applied, one by one.
+    sql(&world, "DROP TRIGGER refuse ON users").await;
+    let letters = world.get("/admin/v1/dead-letters?size=100").await.ok();
+    for letter in letters["content"].as_array().unwrap() {
+        let body = json!({"partition": 0, "streamId": letter["streamId"], "seq": letter["seq"]});
+        assert_eq!(world.post("/admin/v1/dead-letters/retry", body).await.status, 204);
+    }
+    world.finish().await;
+}
+
+/// What is refused as an event and as a letter is filed all the same, in letters that any database takes.
+#[tokio::test]
+async fn dead_letter_filed_in_ascii_when_postgres_refuses_it_as_it_is() {
+    let world = World::start().await;
+    refuse(&world, "22P05").await;
+    sql(&world, r"ALTER TABLE dead_letters ADD CHECK (fields::text ~ '^[ -~]*$' AND reason ~ '^[ -~]*$')").await;
+    user(&world, NAME).await;
+    user(&world, "after").await;
+    world.drain().await;
+    assert_eq!((count(&world, "dead_letters").await, count(&world, "users").await), (1, 1));
+    let letters = world.get("/admin/v1/dead-letters").await.ok();
+    let letter = &letters["content"][0];
+    assert!(letter["fields"]["escaped"].as_str().is_some_and(|text| text.contains("1f39f")), "{letter}");
+    // It is there to be read. Applied, it would be under another name.
+    sql(&world, "DROP TRIGGER refuse ON users").await;
+    let body = json!({"partition": 0, "streamId": letter["streamId"], "seq": letter["seq"]});
+    world.post("/admin/v1/dead-letters/retry", body).await.refused(409, "DEAD_LETTER_REFUSED");
+    world.end_in_disorder().await;
+}
+
+/// By SQLSTATE: no right, no room, a broken disk, a column that is not there, read-only, no connection to be had.
+#[tokio::test]
+async fn projection_waits_and_says_so_when_postgres_can_t_take_it_now() {
+    let world = World::start().await;
+    for (n, state) in (1..).zip(["42501", "53100", "58030", "42703", "25006", "53300"]) {
+        refuse(&world, state).await;
+        user(&world, NAME).await;
+        let failed = world.app.projector.drain().await.unwrap_err().to_string();
+        assert!(failed.contains("not "), "{failed}");
+        assert_eq!((count(&world, "dead_letters").await, count(&world, "users").await), (0, n - 1), "{state}");
+        // At first it is a delay, then a stall.
+        let ready = async || world.get("/readyz").await.ok();
+        world.engine.look().await;
+        assert_eq!(ready().await, json!({"status": "UP"}), "{state}");
+        world.clock.advance(61_000);
+        world.engine.look().await;
+        let stalled = ready().await;
+        assert_eq!(stalled["status"], "DEGRADED", "{stalled}");
+        assert!(stalled["reasons"][0].as_str().unwrap().starts_with("partition 0: nothing has come"), "{stalled}");
+        // A sale goes on meanwhile.
+        world.put("/api/v1/balances/1", json!({"amount": 1})).await.ok();
+        sql(&world, "DROP TRIGGER refuse ON users").await;
+        world.drain().await;
+        world.engine.look().await;
+        assert_eq!(ready().await, json!({"status": "UP"}), "{state}");
+        assert_eq!(count(&world, "users").await, n);
+    }
+    world.finish().await;
+}
+
+/// Books that agree but for what waits prove nothing where it waits for ever.
+#[tokio::test]
+async fn audit_fails_when_projection_stands_still() {
+    // The outbox's times are Redis's, and so is this clock's.
+    let world =
+        World::with(Options { clock: Some(firstcome::domain::Clock::system().now()), ..Options::default() }).await;
+    user(&world, "A").await;
+    let audit = world.get("/admin/v1/audit").await.ok();
+    assert_eq!(audit["balanced"], true, "{audit}");
+    world.clock.advance(400_000);
+    let report = world.app.audit().run().await.unwrap();
+    let check = report.checks.iter().find(|check| check.name.starts_with("projection:")).unwrap();
+    assert!(!report.balanced && !check.ok, "{check:?}");
+    world.drain().await;
+    assert!(world.app.audit().run().await.unwrap().balanced);
+    world.finish().await;
+}

@@ -1,0 +1,6 @@
+//! PostgreSQL: connections, outages, and statements that it refuses.
+
+mod degraded;
+mod faults;
+mod pooler;
+mod tls;

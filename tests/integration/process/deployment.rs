@@ -1,0 +1,258 @@
+//! The files that a deployment starts from, held against the program: the settings that they name, the roles that they run,
+//! the time that they leave for a stop, and what an image is built of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+};
+
+const DOCKERFILE: &str = include_str!("../../../Dockerfile");
+const DOCKERIGNORE: &str = include_str!("../../../.dockerignore");
+const COMPOSE: &str = include_str!("../../../compose.yaml");
+const SCALED: &str = include_str!("../../../compose.scaled.yaml");
+const KUBERNETES: &str = include_str!("../../../ops/kubernetes.yaml");
+const HAPROXY: &str = include_str!("../../../ops/haproxy.cfg");
+/// Grace beyond DRAIN_SECONDS.
+const SPARE_SECONDS: u64 = 5;
+
+fn help(role: &str) -> String {
+    let help = Command::new(env!("CARGO_BIN_EXE_firstcome")).args([role, "--help"]).output().unwrap();
+    assert!(help.status.success(), "{role} is no role");
+    String::from_utf8(help.stdout).unwrap()
+}
+
+/// The variables of a role, with their defaults.
+fn settings(role: &str) -> BTreeMap<String, Option<String>> {
+    let help = help(role);
+    let mut settings = BTreeMap::new();
+    for rest in help.split("[env: ").skip(1) {
+        let name = rest.split(['=', ']']).next().unwrap();
+        let after = rest.split_once(']').unwrap().1.trim_start();
+        let default = after.strip_prefix("[default: ").map(|rest| rest.split(']').next().unwrap().to_owned());
+        settings.insert(name.to_owned(), default);
+    }
+    settings
+}
+
+/// A line without its comment and the indentation that says what it belongs to.
+fn lines(file: &str) -> impl Iterator<Item = (usize, &str)> {
+    file.lines().filter(|line| !line.trim_start().starts_with('#') && !line.trim().is_empty()).map(|line| {
+        let text = line.trim_start();
+        (line.len() - text.len(), text)
+    })
+}
+
+/// The words of `["a", "b"]` after this key.
+fn words(line: &str, key: &str) -> Option<Vec<String>> {
+    let list = line.strip_prefix(key)?.trim().strip_prefix('[')?.strip_suffix(']')?;
+    Some(list.split(',').map(|word| word.trim().trim_matches('"').to_owned()).collect())
+}
+
+/// A container of ours: its role and arguments, the variables that it is given, and how long it may take to stop.
+#[derive(Debug, Default)]
+struct Container {
+    arguments: Vec<String>,
+    variables: BTreeMap<String, String>,
+    grace_seconds: Option<u64>,
+}
+
+/// The services of a compose file that run our image. What an anchor carries is looked up in the file that has it.
+fn of_compose(file: &str) -> BTreeMap<String, Container> {
+    let mut found: BTreeMap<String, (bool, Container)> = BTreeMap::new();
+    let (mut service, mut in_environment) = (None, None);
+    for (depth, line) in lines(file) {
+        match depth {
+            0 => service = None,
+            2 if line.ends_with(':') => service = Some(line.trim_end_matches(':').to_owned()),
+            _ => {}
+        }
+        if in_environment.is_some_and(|under| depth <= under) {
+            in_environment = None;
+        }
+        let Some(service) = &service else { continue };
+        let (ours, container) = found.entry(service.clone()).or_default();
+        *ours |= line == "image: firstcome" || line.starts_with("<<: *firstcome") || line == "build: .";
+        if let Some(arguments) = words(line, "command:") {
+            container.arguments = arguments;
+        } else if let Some(grace) = line.strip_prefix("stop_grace_period: ") {
+            let seconds = match grace.strip_suffix('m') {
+                Some(minutes) => minutes.parse::<u64>().unwrap() * 60,
+                None => grace.strip_suffix('s').unwrap().parse().unwrap(),
+            };
+            container.grace_seconds = Some(seconds);
+        } else if line.starts_with("environment:") {
+            in_environment = Some(depth);
+        } else if in_environment.is_some()
+            && let Some((name, value)) = line.split_once(':').filter(|(name, _)| *name != "<<")
+        {
+            container.variables.insert(name.to_owned(), value.trim().trim_matches('"').to_owned());
+        }
+    }
+    // The override file says only what differs.
+    found
+        .into_iter()
+        .filter(|(name, (ours, _))| *ours || name == "firstcome")
+        .map(|(name, (_, it))| (name, it))
+        .collect()
+}
+
+fn of_kubernetes() -> BTreeMap<String, Container> {
+    let mut found = BTreeMap::new();
+    for document in KUBERNETES.split("\n---\n") {
+        let mut container = Container::default();
+        let mut variable = None;
+        let mut role = None;
+        for (_, line) in lines(document) {
+            if let Some(arguments) = words(line, "args:") {
+                role = Some(arguments[0].clone());
+                container.arguments = arguments;
+            } else if let Some(grace) = line.strip_prefix("terminationGracePeriodSeconds: ") {
+                container.grace_seconds = Some(grace.parse().unwrap());
+            } else if let Some(name) = line.strip_prefix("- name: ") {
+                variable =
+                    Some(name.to_owned()).filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+            } else if let (Some(name), Some(value)) = (&variable, line.strip_prefix("value: ")) {
+                container.variables.insert(name.clone(), value.trim_matches('"').to_owned());
+                variable = None;
+            } else if let (Some(name), true) = (&variable, line.starts_with("valueFrom: { secretKeyRef:")) {
+                assert!(line.contains(&format!("key: {name} ")), "{line}");
+                container.variables.insert(name.clone(), String::new());
+                variable = None;
+            }
+            // One that has neither would be started with nothing.
+            assert!(
+                !(line.starts_with("ports:") || line.starts_with("resources:")) || variable.is_none(),
+                "{variable:?}"
+            );
+        }
+        if let Some(role) = role {
+            assert!(found.insert(role, container).is_none());
+        }
+    }
+    found
+}
+
+fn fits(file: &str, name: &str, container: &Container) {
+    let role = &container.arguments[0];
+    let settings = settings(role);
+    for variable in container.variables.keys() {
+        assert!(settings.contains_key(variable), "{file}, {name}: `firstcome {role}` has no {variable}");
+    }
+    for option in &container.arguments[1..] {
+        assert!(help(role).contains(&format!("{option}\n")) || help(role).contains(&format!("{option} ")), "{option}");
+    }
+    if ["serve", "project"].contains(&role.as_str()) {
+        let drain = container.variables.get("DRAIN_SECONDS").or(settings["DRAIN_SECONDS"].as_ref()).unwrap();
+        let grace = container.grace_seconds.unwrap_or_else(|| panic!("{file}, {name}: no time to stop"));
+        assert!(grace >= drain.parse::<u64>().unwrap() + SPARE_SECONDS, "{file}, {name}: {grace} s for {drain} s");
+    }
+}
+
+#[test]
+fn what_compose_runs_is_ours() {
+    let of_all = of_compose(COMPOSE);
+    let shared: BTreeSet<&str> = ["REDIS_URL", "DATABASE_URL"].into();
+    for name in shared {
+        assert!(COMPOSE.split("services:").next().unwrap().contains(&format!("    {name}: ")), "{name}");
+        assert!(settings("serve").contains_key(name) && settings("project").contains_key(name));
+    }
+    assert_eq!(of_all.keys().collect::<Vec<_>>(), ["firstcome", "migrate"]);
+    for (name, container) in &of_all {
+        fits("compose.yaml", name, container);
+    }
+    let mut scaled = of_compose(SCALED);
+    assert_eq!(scaled.keys().collect::<Vec<_>>(), ["firstcome", "project"]);
+    // What it does not say is as in the other.
+    scaled.get_mut("firstcome").unwrap().grace_seconds = of_all["firstcome"].grace_seconds;
+    for (name, container) in &scaled {
+        fits("compose.scaled.yaml", name, container);
+    }
+    assert_eq!(scaled["firstcome"].arguments, ["serve", "--no-projector"]);
+    let check = COMPOSE.lines().filter_map(|line| words(line.trim(), "test:")).find(|words| words[1] == "firstcome");
+    let role = check.unwrap()[2].clone();
+    assert_eq!(role, "health");
+    help(&role);
+    // The start of the balancer's own file.
+    assert!(SCALED.contains("./ops/haproxy.cfg:") && HAPROXY.contains("uri /readyz "));
+}
+
+#[test]
+fn what_kubernetes_runs_is_ours() {
+    let containers = of_kubernetes();
+    assert_eq!(containers.keys().collect::<Vec<_>>(), ["migrate", "project", "serve"]);
+    for (name, container) in &containers {
+        fits("kubernetes.yaml", name, container);
+        assert!(container.variables.contains_key("DATABASE_URL"), "{name}");
+    }
+    let paths: BTreeSet<&str> =
+        KUBERNETES.split("path: ").skip(1).map(|rest| rest.split(',').next().unwrap()).collect();
+    assert_eq!(paths, ["/healthz", "/readyz"].into());
+    // Every container is unprivileged.
+    let count = |text: &str| KUBERNETES.matches(text).count();
+    for hardening in [
+        "runAsNonRoot: true",
+        "readOnlyRootFilesystem: true",
+        "allowPrivilegeEscalation: false",
+        "drop: [\"ALL\"]",
+        "automountServiceAccountToken: false",
+    ] {
+        assert_eq!(count(hardening), containers.len(), "{hardening}");
+    }
+}
+
+/// The files that the program is compiled from beside its sources.
+fn read_by_the_build(dir: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_by_the_build(&path, found);
+        } else if path.extension().is_some_and(|kind| kind == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            for include in ["include_str!(", "include_bytes!("] {
+                for rest in text.split(include).skip(1) {
+                    let file = rest.split('"').nth(1).unwrap();
+                    let outside = path.parent().unwrap().join(file);
+                    let outside = outside.components().fold(Vec::new(), |mut parts, part| {
+                        match part {
+                            std::path::Component::ParentDir => drop(parts.pop()),
+                            part => parts.push(part.as_os_str().to_string_lossy().into_owned()),
+                        }
+                        parts
+                    });
+                    let root = Path::new(env!("CARGO_MANIFEST_DIR")).components().count();
+                    found.insert(outside[root].clone());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_is_built_of_what_the_build_reads_and_of_nothing_else() {
+    let mut read = BTreeSet::from(["src".to_owned(), "Cargo.toml".to_owned(), "Cargo.lock".to_owned()]);
+    read_by_the_build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut read);
+    assert!(read.contains("lua") && read.contains("migrations"));
+    let mut ignored = DOCKERIGNORE.lines().filter(|line| !line.starts_with('#'));
+    assert_eq!(ignored.next(), Some("*"));
+    let kept: BTreeSet<String> = ignored.map(|line| line.strip_prefix('!').unwrap().to_owned()).collect();
+    assert_eq!(kept, read);
+    let build = DOCKERFILE.split("\nFROM ").nth(1).unwrap();
+    let copied = build.lines().filter_map(|line| line.strip_prefix("COPY "));
+    let copied: BTreeSet<String> = copied
+        .flat_map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            words[..words.len() - 1].iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(copied, read);
+    // The last stage: nobody's, and with the roles that it names.
+    let last = DOCKERFILE.rsplit("\nFROM ").next().unwrap();
+    assert!(last.contains("\nUSER 65532:65532\n") && last.contains("\nENTRYPOINT [\"firstcome\"]\n"));
+    let role = last.lines().find_map(|line| words(line, "CMD ")).unwrap();
+    let given = last.lines().filter_map(|line| line.strip_prefix("ENV ")?.split('=').next());
+    for name in given {
+        assert!(settings(&role[0]).contains_key(name), "{name}");
+    }
+}

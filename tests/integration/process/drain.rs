@@ -1,0 +1,336 @@
+//! How the program ends: in order, within its bound, and at once when it is told twice.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    process::binary::{Running, Servers, get, post, program, put, run},
+    support::{
+        fake_gateway::{Behaviour, FakeGateway},
+        harness::{self, Options, World, until},
+    },
+};
+
+async fn migrated() -> Servers {
+    let servers = Servers::start().await;
+    let (status, said) = run(&mut servers.role(&["migrate"])).await;
+    assert!(status.success(), "{said}");
+    servers
+}
+
+/// Events in the outbox of a store of one partition.
+async fn in_outbox(servers: &Servers) -> i64 {
+    let mut redis = harness::raw_redis(&servers.redis_url).await;
+    redis::cmd("XLEN").arg("{p0}:outbox").query_async(&mut redis).await.unwrap()
+}
+
+async fn user(base: &str) -> i64 {
+    let body = json!({"userName": "A", "balance": 1_000_000});
+    post(base, "/admin/v1/users", body).await.created()["userId"].as_i64().unwrap()
+}
+
+/// A payment that is under way until the gateway lets it go, as a request that is sent.
+async fn paying(base: &str, gateway: &FakeGateway) -> tokio::task::JoinHandle<reqwest::Result<reqwest::Response>> {
+    let product = json!({"productName": "P", "price": 500, "stockQuantity": 5, "category": "SHOES"});
+    let product = post(base, "/admin/v1/products", product).await.created()["productId"].clone();
+    let user = user(base).await;
+    let lines = json!([{"productId": product, "quantity": 1}]);
+    let order = post(base, "/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
+    let pay = json!({"orderId": order["orderId"], "userId": user, "paymentType": "CARD", "amount": 500});
+    let before = gateway.total_posts();
+    let paying = tokio::spawn(harness::client().post(format!("{base}/api/v1/payments")).json(&pay).send());
+    until("the gateway was asked", async || (gateway.total_posts() > before).then_some(())).await;
+    paying
+}
+
+fn with_gateway(servers: &Servers, gateway: &FakeGateway, variables: &[(&str, &str)], name: &str) -> Running {
+    let gateway = [("PAYMENT_GATEWAY_CARD_URL", gateway.url()), ("PAYMENT_GATEWAY_TIMEOUT_MS", "60000")];
+    servers.start_with(&["serve"], &[&gateway, variables].concat(), name)
+}
+
+/// Whether nobody is let in any more.
+async fn is_closed(base: &str) -> bool {
+    let refused = harness::client().get(format!("{base}/healthz")).send().await;
+    refused.is_err_and(|error| error.is_connect())
+}
+
+/// First it says that it is stopping, and serves on for those who have not heard; then nobody is let in; what is under way
+/// is finished; what was decided is carried to PostgreSQL.
+#[tokio::test]
+async fn a_stop_goes_in_order() {
+    let servers = migrated().await;
+    let gateway = FakeGateway::start().await;
+    // A machine that stalls for as long as the delay shows nothing of it: then once more.
+    for attempt in 1.. {
+        assert!(attempt <= 5, "nobody was told in time");
+        gateway.next(Behaviour::ApproveLate);
+        let mut serve = with_gateway(&servers, &gateway, &[("DRAIN_DELAY_SECONDS", "4")], &format!("serve-{attempt}"));
+        let base = serve.base().await;
+        get(&base, "/readyz").await.ok();
+        let paying = paying(&base, &gateway).await;
+        serve.signal(Signal::TERM);
+        let (client, ready) = (harness::client(), format!("{base}/readyz"));
+        let told = until("it says so, or closes", async || match client.get(&ready).send().await {
+            Ok(reply) if reply.status() == 200 => None,
+            Ok(reply) => {
+                assert_eq!((reply.status().as_u16(), &reply.headers()["connection"]), (503, &"close".parse().unwrap()));
+                let body: Value = reply.json().await.unwrap();
+                assert_eq!(
+                    (&body["errorCode"], &body["reasons"]),
+                    (&json!("SERVICE_UNAVAILABLE"), &json!(["stopping"]))
+                );
+                Some(true)
+            }
+            Err(_) => Some(false),
+        })
+        .await;
+        // Writes too are still served.
+        let charge = client.put(format!("{base}/api/v1/balances/1")).json(&json!({"amount": 1})).send().await;
+        let served = charge.is_ok_and(|reply| {
+            assert_eq!((reply.status().as_u16(), &reply.headers()["connection"]), (200, &"close".parse().unwrap()));
+            true
+        });
+        until("nobody is let in", async || is_closed(&base).await.then_some(())).await;
+        serve.assert_alive();
+        gateway.release_late();
+        let paid = paying.await.unwrap().unwrap();
+        assert_eq!((paid.status().as_u16(), &paid.headers()["connection"]), (200, &"close".parse().unwrap()));
+        let status = serve.ended().await;
+        assert!(status.success(), "{status}\n{}", serve.err());
+        assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
+        assert_eq!(in_outbox(&servers).await, 0);
+        if told && served {
+            break;
+        }
+    }
+    servers.end().await;
+}
+
+/// A request that does not end is cut when three quarters of the time are over; the rest is enough for the outbox.
+#[tokio::test]
+async fn a_request_that_hangs_is_cut_and_the_outbox_is_drained_all_the_same() {
+    let servers = migrated().await;
+    let gateway = FakeGateway::start().await;
+    gateway.next(Behaviour::Hang);
+    let mut serve = with_gateway(&servers, &gateway, &[("DRAIN_SECONDS", "8")], "serve");
+    let base = serve.base().await;
+    let paying = paying(&base, &gateway).await;
+    let began = Instant::now();
+    serve.signal(Signal::TERM);
+    assert!(paying.await.unwrap().is_err(), "it was answered");
+    let cut = began.elapsed();
+    assert!((Duration::from_secs(6)..Duration::from_secs(60)).contains(&cut), "{cut:?}");
+    let status = serve.ended().await;
+    assert_eq!(status.code(), Some(1), "something was left: {}", serve.err());
+    let said = serve.logged("connections cut at shutdown").unwrap();
+    assert_eq!(said["fields"]["requests"], 1, "{said}");
+    assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
+    assert_eq!(in_outbox(&servers).await, 0);
+    // What became of the payment is found out by whoever comes next.
+    with_gateway(&servers, &gateway, &[], "next").base().await;
+    servers.end().await;
+}
+
+/// One bound for all of it: what PostgreSQL does not take by then waits for the next start, and that is said.
+#[tokio::test]
+async fn what_is_left_at_the_bound_is_told_and_waits() {
+    let servers = migrated().await;
+    let mut serve = servers.start_with(&["serve"], &[("DRAIN_SECONDS", "2")], "first");
+    let base = serve.base().await;
+    let user = user(&base).await;
+    // Nothing can be projected while somebody else has the position's row.
+    let db = servers.db().await;
+    let mut lock = db.get_postgres_connection_pool().begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();
+    for _ in 0..3 {
+        put(&base, &format!("/api/v1/balances/{user}"), json!({"amount": 1})).await.ok();
+    }
+    let began = Instant::now();
+    serve.signal(Signal::TERM);
+    let status = serve.ended().await;
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(status.code(), Some(1), "{}", serve.err());
+    let said = serve.logged("the outbox keeps what is not in PostgreSQL yet").unwrap();
+    assert!(said["fields"]["events"].as_i64().unwrap() >= 3, "{said}");
+    assert!(in_outbox(&servers).await >= 3);
+    lock.rollback().await.unwrap();
+    let mut serve = servers.start_role(&["serve"], "second");
+    let base = serve.base().await;
+    assert_eq!(get(&base, &format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_000_003);
+    serve.stop().await;
+    assert_eq!(in_outbox(&servers).await, 0);
+    db.close().await.unwrap();
+    servers.end().await;
+}
+
+/// What operators did is nowhere but in the process until PostgreSQL has it: that is waited for, as long as there is time.
+#[tokio::test]
+async fn what_operators_did_is_told_before_the_end() {
+    let servers = migrated().await;
+    let db = servers.db().await;
+    let pool = db.get_postgres_connection_pool();
+    for (drain, code, told) in [("3600", 0, 1), ("2", 1, 0)] {
+        sqlx::query("TRUNCATE operator_acts").execute(pool).await.unwrap();
+        let mut serve = servers.start_with(&["serve"], &[("DRAIN_SECONDS", drain)], &format!("serve-{drain}"));
+        let base = serve.base().await;
+        let mut lock = pool.begin().await.unwrap();
+        sqlx::query("LOCK TABLE operator_acts IN EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+        user(&base).await;
+        serve.signal(Signal::TERM);
+        let status = if code == 0 {
+            until("nobody is let in", async || is_closed(&base).await.then_some(())).await;
+            serve.assert_alive();
+            lock.rollback().await.unwrap();
+            serve.ended().await
+        } else {
+            let status = serve.ended().await;
+            lock.rollback().await.unwrap();
+            status
+        };
+        assert_eq!(status.code(), Some(code), "{}", serve.err());
+        assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
+        // One that is told of in no table is told of in the log.
+        let lost = serve.log().iter().any(|line| line["fields"]["reason"] == "the process ends");
+        assert_eq!(lost, told == 0, "{}", serve.err());
+        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_acts").fetch_one(pool).await.unwrap();
+        assert_eq!(there, told);
+    }
+    db.close().await.unwrap();
+    servers.end().await;
+}
+
+/// Who asks twice does not want to wait.
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let servers = migrated().await;
+    let gateway = FakeGateway::start().await;
+    for (first, second, code) in [(Signal::TERM, Signal::TERM, 143), (Signal::INT, Signal::INT, 130)] {
+        gateway.next(Behaviour::Hang);
+        let name = format!("serve-{code}");
+        let mut serve = with_gateway(&servers, &gateway, &[("DRAIN_SECONDS", "3600")], &name);
+        let base = serve.base().await;
+        let paying = paying(&base, &gateway).await;
+        serve.signal(first);
+        until("nobody is let in", async || is_closed(&base).await.then_some(())).await;
+        serve.assert_alive();
+        serve.signal(second);
+        // Within five minutes, of the hour that it would take.
+        assert_eq!(serve.ended().await.code(), Some(code), "{}", serve.err());
+        assert!(serve.logged("stopping at once").is_some(), "{}", serve.err());
+        assert!(paying.await.unwrap().is_err());
+    }
+    // Nothing is lost by it.
+    let mut serve = servers.start_role(&["serve"], "last");
+    serve.base().await;
+    serve.stop().await;
+    servers.end().await;
+}
+
+/// A start that waits for a store can be ended like anything else, also as the first process of a container, which no
+/// signal ends by itself.
+#[tokio::test]
+async fn a_start_that_waits_can_be_stopped() {
+    let mut servers = migrated().await;
+    servers.redis.pause().unwrap();
+    let mut postgres = PgConnection::connect(&servers.postgres_url).await.unwrap();
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    for role in ["serve", "project"] {
+        let mut waiting = servers.start_role(&[role], role);
+        // Redis comes after PostgreSQL.
+        until("it has come as far as PostgreSQL", async || {
+            waiting.assert_alive();
+            let others: i64 = sqlx::query_scalar(others).fetch_one(&mut postgres).await.unwrap();
+            (others > 0).then_some(())
+        })
+        .await;
+        waiting.stop().await;
+        until("it is gone", async || {
+            let others: i64 = sqlx::query_scalar(others).fetch_one(&mut postgres).await.unwrap();
+            (others == 0).then_some(())
+        })
+        .await;
+    }
+    postgres.close().await.unwrap();
+    servers.redis.resume().unwrap();
+    servers.end().await;
+}
+
+/// What is decided while it stops is for those who go on: it would never end if it waited for an empty outbox.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_what_others_decide() {
+    for partitions in [1, 2] {
+        // One decision in a transaction: nobody who carries them catches up with those who decide.
+        let world = World::with(Options { partitions, batch: 1, ..Options::default() }).await;
+        let users = [world.user(0).await, world.user(0).await];
+        let stop = CancellationToken::new();
+        let charging = (0..32).map(|nth: usize| {
+            let (client, stop) = (world.client.clone(), stop.clone());
+            let url = format!("{}/api/v1/balances/{}", world.base, users[nth % 2]);
+            tokio::spawn(async move {
+                let mut charged = 0;
+                while !stop.is_cancelled() {
+                    harness::read(client.put(&url).json(&json!({"amount": 1}))).await.ok();
+                    charged += 1;
+                }
+                charged
+            })
+        });
+        let charging: Vec<_> = charging.collect();
+        until("PostgreSQL is behind", async || (world.store.backlog() > 200).then_some(())).await;
+        let carrying = world.app.projector.carry_decided();
+        tokio::time::timeout(Duration::from_secs(300), carrying).await.expect("it waits for others").unwrap();
+        let carried: i64 = sqlx::query_scalar("SELECT sum(balance)::bigint FROM users")
+            .fetch_one(world.db.get_postgres_connection_pool())
+            .await
+            .unwrap();
+        assert!(carried >= 190, "what was decided before is there: {carried}");
+        stop.cancel();
+        let mut charged = 0;
+        for one in charging {
+            charged += one.await.unwrap();
+        }
+        assert!(charged >= carried);
+        world.finish().await;
+    }
+}
+
+/// An outbox that lacks what was decided is not a drained one.
+#[tokio::test]
+async fn a_stop_tells_that_decisions_are_missing() {
+    let world = World::start().await;
+    let user = world.user(0).await;
+    world.drain().await;
+    world.put_charge(user, 1).await.ok();
+    let _: i64 = redis::cmd("DEL").arg("{p0}:outbox").query_async(&mut world.raw().await).await.unwrap();
+    let error = world.app.projector.carry_decided().await.unwrap_err().to_string();
+    assert!(error.contains("from (1, 1) to (1, 2): decisions are lost"), "{error}");
+    world.end_in_disorder().await;
+}
+
+#[tokio::test]
+async fn a_health_check_needs_no_shell() {
+    let servers = migrated().await;
+    let mut serve = servers.start_role(&["serve"], "serve");
+    let base = serve.base().await;
+    let address = base.strip_prefix("http://").unwrap();
+    let ask = async |arguments: &[&str], bind: &str| {
+        let (status, said) = run(program(arguments).env("BIND_ADDR", bind)).await;
+        (status.code(), said)
+    };
+    let port = address.rsplit(':').next().unwrap();
+    for bind in [address, &format!("0.0.0.0:{port}")] {
+        assert_eq!(ask(&["health"], bind).await, (Some(0), "{\"status\":\"UP\"}\n".to_owned()));
+    }
+    let alive = format!("{base}/healthz");
+    assert_eq!(ask(&["health", "--url", &alive], "127.0.0.1:1").await.0, Some(0));
+    let (code, said) = ask(&["health", "--url", &format!("{base}/nothing")], address).await;
+    assert!(code == Some(1) && said.contains("NOT_FOUND"), "{said}");
+    serve.stop().await;
+    let (code, said) = ask(&["health"], address).await;
+    assert!(code == Some(1) && said.contains("does not answer"), "{said}");
+    servers.end().await;
+}

@@ -1,0 +1,6 @@
+//! The projection of the outbox to PostgreSQL, dead letters, eviction.
+
+mod dead_letters;
+mod evict;
+pub mod fuzz_events;
+pub mod projection;

@@ -1,0 +1,400 @@
+//! The audit finds what is wrong, names it, and finds nothing where nothing is, however much goes on meanwhile.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use firstcome::{audit::Report, domain::Clock};
+use futures_util::future::join_all;
+use redis::aio::MultiplexedConnection;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::{
+    projector::projection::busy_day,
+    support::harness::{ADMIN, Options, World, client, read},
+};
+
+async fn audit(world: &World) -> Report {
+    world.app.audit().run().await.unwrap()
+}
+
+/// What is wrong, one line for each check.
+fn wrong(report: &Report) -> Vec<String> {
+    assert_eq!(report.balanced, report.checks.iter().all(|check| check.ok));
+    report.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)).collect()
+}
+
+/// A shop at its busiest, with Postgres behind by more or less.
+#[tokio::test(flavor = "multi_thread")]
+async fn traffic_raises_no_false_alarm() {
+    for partitions in [1, 3] {
+        let world = World::with(Options {
+            partitions,
+            project: true,
+            batch: 50,
+            max_open_orders: 1_000,
+            hold_seconds: 1,
+            clock: None,
+            sweep: true,
+            ..Options::default()
+        })
+        .await;
+        let users: Vec<i64> = join_all((0..4).map(|_| world.user(50_000))).await;
+        let products: Vec<i64> = join_all((0..4).map(|_| world.product(300, 100_000))).await;
+        let coupons: Vec<i64> = join_all((0..3).map(|_| world.campaign("FIXED", 10, 1_000_000))).await;
+        let done = AtomicBool::new(false);
+        let shopping = async |n: usize| {
+            let user = users[n];
+            let mut round = n;
+            while !done.load(Ordering::Relaxed) {
+                round += 1;
+                world.put_charge(user, 1_000).await.ok();
+                world.issue(coupons[round % coupons.len()], user).await;
+                let lines = json!([{"productId": products[round % 4], "quantity": 1}, {"productId": products[(round + 1) % 4], "quantity": 2}]);
+                let coupon = round.is_multiple_of(3).then_some(coupons[0]);
+                let order = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
+                let placed = world.post("/api/v1/orders", order).await;
+                if placed.status != 200 {
+                    continue;
+                }
+                let placed = placed.ok();
+                let (order, price) = (placed["orderId"].as_i64().unwrap(), placed["finalPrice"].as_i64().unwrap());
+                if !round.is_multiple_of(5) {
+                    world.pay(order, user, "CARD", price).await;
+                }
+                if round.is_multiple_of(3) {
+                    world.cancel(order, user).await;
+                }
+            }
+        };
+        let auditing = async {
+            let mut decided = 0;
+            for _ in 0..2 {
+                let report = audit(&world).await;
+                assert_eq!(wrong(&report), Vec::<String>::new(), "{partitions} partitions");
+                let now = report.positions.iter().map(|at| at.decided_seq).sum();
+                assert!(now > decided, "nothing went on meanwhile");
+                decided = now;
+            }
+            done.store(true, Ordering::Relaxed);
+        };
+        tokio::join!(join_all((0..users.len()).map(shopping)), auditing);
+        world.finish().await;
+    }
+}
+
+/// With nothing projected at all, what Redis has decided since is taken into account.
+#[tokio::test]
+async fn a_backlog_is_no_discrepancy() {
+    for partitions in [1, 3] {
+        let world = World::with(Options { partitions, ..Options::default() }).await;
+        busy_day(&world).await;
+        let report = audit(&world).await;
+        assert_eq!(wrong(&report), Vec::<String>::new());
+        assert!(report.positions.iter().any(|at| at.projected_seq == 0 && at.decided_seq > 0));
+        world.drain().await;
+        busy_day(&world).await;
+        assert_eq!(wrong(&audit(&world).await), Vec::<String>::new());
+        world.finish().await;
+    }
+}
+
+/// What waits for long is a discrepancy where nobody carries it, and none where somebody does.
+#[tokio::test]
+async fn audit_of_a_projection_that_stands_still_does_not_balance() {
+    // Everything is a minute old as soon as it is there.
+    let ahead = Clock::system().now().plus(60_000);
+    let world = World::with(Options { clock: Some(ahead), partitions: 3, ..Options::default() }).await;
+    let (_, user) = (world.user(0).await, world.user(100).await);
+    let (report, ()) = tokio::join!(audit(&world), async { world.drain().await });
+    assert_eq!(wrong(&report), Vec::<String>::new());
+    world.put_charge(user, 5).await.ok();
+    let report = audit(&world).await;
+    assert!(!report.balanced);
+    let found = wrong(&report).join("\n");
+    assert!(found.contains("partition 2: PostgreSQL stands still at (1, 1) behind 2"), "{found}");
+    assert_eq!(wrong(&report).len(), 1, "{found}");
+    world.drain().await;
+    assert_eq!(wrong(&audit(&world).await), Vec::<String>::new());
+    world.finish().await;
+}
+
+// --- what is wrong ---------------------------------------------------------------------------------------------------
+
+/// A shop with one of everything, all of it in Postgres. Users 1 and 2, product 1, campaign 1, orders 1000 (PAID), 1001
+/// (PENDING with the coupon) and 1002 (CANCELLED).
+async fn shop() -> World {
+    let world = World::start().await;
+    let (user, _) = (world.user(10_000).await, world.user(5).await);
+    let product = world.product(100, 50).await;
+    let coupon = world.campaign("FIXED", 10, 5).await;
+    world.issue(coupon, user).await.ok();
+    let paid = world.order(user, product, 3).await.ok()["orderId"].as_i64().unwrap();
+    world.pay(paid, user, "CARD", 300).await.ok();
+    let order =
+        json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}], "userCouponId": coupon});
+    world.post("/api/v1/orders", order).await.ok();
+    let cancelled = world.order(user, product, 4).await.ok()["orderId"].as_i64().unwrap();
+    world.cancel(cancelled, user).await.ok();
+    world.drain().await;
+    assert_eq!((user, product, coupon, paid, cancelled), (1, 1, 1, 1, 3));
+    assert_eq!(wrong(&audit(&world).await), Vec::<String>::new());
+    world
+}
+
+async fn run(redis: &mut MultiplexedConnection, command: &str) {
+    let mut words = command.split(' ');
+    let mut tampering = redis::cmd(words.next().unwrap());
+    words.for_each(|word| {
+        tampering.arg(word);
+    });
+    let _: redis::Value = tampering.query_async(redis).await.unwrap();
+}
+
+/// Each way in which Redis may be wrong, undone afterwards, and what the audit says.
+#[tokio::test]
+async fn what_is_wrong_in_redis_is_named() {
+    let world = shop().await;
+    let mut redis = world.raw().await;
+    for (tampering, undoing, says) in [
+        ("HINCRBY {p0}:user:1 balance 1", "HINCRBY {p0}:user:1 balance -1", &["user 1: the balance is"][..]),
+        ("HINCRBY {p0}:user:2 entries 1", "HINCRBY {p0}:user:2 entries -1", &["user 2: the number of balance entries"]),
+        ("HINCRBY {p0}:user:1 open 1", "HINCRBY {p0}:user:1 open -1", &["user 1: the number of open orders"]),
+        ("HSET {p0}:user:2 name X", "HSET {p0}:user:2 name 이다은", &["user 2: the name"]),
+        (
+            "RENAME {p0}:user:2 {p0}:user:3",
+            "RENAME {p0}:user:3 {p0}:user:2",
+            &["user 2: it is in PostgreSQL", "user 3: it is in Redis"],
+        ),
+        (
+            "HINCRBY {p0}:stock 1 1",
+            "HINCRBY {p0}:stock 1 -1",
+            &["product 1: on sale is \"46\" in Redis and \"45\"", "stocked"],
+        ),
+        ("HINCRBY {p0}:held 1 -1", "HINCRBY {p0}:held 1 1", &["product 1: held is"]),
+        ("HINCRBY {p0}:sold 1 1", "HINCRBY {p0}:sold 1 -1", &["product 1: sold is"]),
+        ("HINCRBY {p0}:withheld 1 1", "HDEL {p0}:withheld 1", &["product 1: withheld is"]),
+        ("HINCRBY {p0}:price 1 1", "HINCRBY {p0}:price 1 -1", &["product 1: the price"]),
+        ("ZREM {p0}:catalogue 1", "ZADD {p0}:catalogue 1 1", &["product 1: it is not in the catalogue"]),
+        (
+            "HINCRBY {p0}:coupon:1 issued 1",
+            "HINCRBY {p0}:coupon:1 issued -1",
+            &["campaign 1: issued is", "2 coupons are issued to 1 holders"],
+        ),
+        (
+            "SADD {p0}:coupon:1:holders 2",
+            "SREM {p0}:coupon:1:holders 2",
+            &["campaign 1: 1 coupons are issued to 2 holders"],
+        ),
+        (
+            "SMOVE {p0}:coupon:1:holders {p0}:coupon:1:holders2 1",
+            "RENAME {p0}:coupon:1:holders2 {p0}:coupon:1:holders",
+            &["user 1: has coupon 1 and is not among its holders", "{p0}:coupon:1:holders2 is nothing of ours"],
+        ),
+        ("HSET {p0}:user:2 1 2|1772427600000|A||", "HDEL {p0}:user:2 1", &["user 2: coupon 1"]),
+        (
+            "HSET {p0}:order:1 status PENDING",
+            "HSET {p0}:order:1 status PAID",
+            &["order 1: the status", "the clock will not end it"],
+        ),
+        (
+            "HINCRBY {p0}:order:2 total 1",
+            "HINCRBY {p0}:order:2 total -1",
+            &["order 2: the total", "its lines are worth 200"],
+        ),
+        ("HSET {p0}:order:2 lines 1:1:200", "HSET {p0}:order:2 lines 1:2:100", &["order 2: the lines"]),
+        (
+            "ZREM {p0}:expiry 2",
+            "ZADD {p0}:expiry 1772428200000 2",
+            &["order 2: it is PENDING, and the clock will not end it"],
+        ),
+        ("ZADD {p0}:expiry 5 3", "ZREM {p0}:expiry 3", &["order 3: the clock will end it, and must not"]),
+        (
+            "ZADD {p0}:gateway 5 77",
+            "ZREM {p0}:gateway 77",
+            &["order 77: something comes due, and there is no such order"],
+        ),
+        (
+            "RENAME {p0}:order:2 {p0}:order:9",
+            "RENAME {p0}:order:9 {p0}:order:2",
+            &["order 2: it is in PostgreSQL", "order 9: it is in Redis"],
+        ),
+        (
+            "ZINCRBY {p0}:rank:units:20260302 1 1",
+            "ZINCRBY {p0}:rank:units:20260302 -1 1",
+            &["product 1 on 20260302: units is \"4\""],
+        ),
+        ("ZINCRBY {p0}:rank:won:20260302 5 1", "ZINCRBY {p0}:rank:won:20260302 -5 1", &["product 1 on 20260302: won"]),
+        ("ZADD {p0}:rank:units:20260301 1 1", "DEL {p0}:rank:units:20260301", &["product 1 on 20260301: units"]),
+        ("SET {p0}:stray 1", "DEL {p0}:stray", &["{p0}:stray is nothing of ours"]),
+        ("HSET {p0}:meta frozen tested", "HDEL {p0}:meta frozen", &["partition 0 is frozen: tested"]),
+        ("HSET {p0}:meta store another", "", &["Redis has store another"]),
+    ] {
+        run(&mut redis, tampering).await;
+        let report = audit(&world).await;
+        assert!(!report.balanced, "not noticed: {tampering}");
+        let found = wrong(&report).join("\n");
+        for says in says {
+            assert!(found.contains(says), "{tampering}: {says:?} is not in\n{found}");
+        }
+        if !undoing.is_empty() {
+            run(&mut redis, undoing).await;
+            assert_eq!(wrong(&audit(&world).await), Vec::<String>::new(), "after {undoing}");
+        }
+    }
+    world.end_in_disorder().await;
+}
+
+/// The same of Postgres.
+#[tokio::test]
+async fn what_is_wrong_in_postgres_is_named() {
+    let world = shop().await;
+    let pool = world.db.get_postgres_connection_pool();
+    for (tampering, undoing, says) in [
+        (
+            "UPDATE users SET balance = balance + 1 WHERE id = 2",
+            "UPDATE users SET balance = balance - 1 WHERE id = 2",
+            &["user 2: balance 6, history 5", "user 2: the balance is \"5\" in Redis and \"6\""][..],
+        ),
+        (
+            "UPDATE balance_entries SET entry_no = 9 WHERE user_id = 1 AND entry_no = 2",
+            "UPDATE balance_entries SET entry_no = 2 WHERE user_id = 1 AND entry_no = 9",
+            &["user 1, entry 9"],
+        ),
+        (
+            "UPDATE balance_entries SET before_balance = 9999, after_balance = 9699 WHERE user_id = 1 AND entry_no = 2",
+            "UPDATE balance_entries SET before_balance = 10000, after_balance = 9700 WHERE user_id = 1 AND entry_no = 2",
+            &["user 1, entry 2: begins with 9999 after 10000"],
+        ),
+        (
+            "UPDATE products SET on_sale = on_sale - 1, held = held + 1",
+            "UPDATE products SET on_sale = on_sale + 1, held = held - 1",
+            &["product 1: held 3 of 2", "product 1: on sale is \"45\" in Redis and \"44\""],
+        ),
+        (
+            "UPDATE order_lines SET quantity = 2 WHERE order_id = 1",
+            "UPDATE order_lines SET quantity = 3 WHERE order_id = 1",
+            &["order 1: total 300, lines 200", "product 1: held 2 of 2, sold 3 of 2", "rankings"],
+        ),
+        (
+            "UPDATE campaigns SET issued = 2",
+            "UPDATE campaigns SET issued = 1",
+            &["campaign 1: issued 2, coupons 1, of 5"],
+        ),
+        ("UPDATE payments SET amount = 299", "UPDATE payments SET amount = 300", &["order 1: PAID, payment PAID"]),
+        (
+            "UPDATE payments SET status = 'REFUNDED'",
+            "UPDATE payments SET status = 'PAID'",
+            &["order 1: PAID, payment REFUNDED"],
+        ),
+        (
+            "UPDATE user_coupons SET status = 'AVAILABLE', order_id = NULL",
+            "UPDATE user_coupons SET status = 'HELD', order_id = 2",
+            &["order 2: its coupon 1 is not its own", "user 1: coupon 1"],
+        ),
+        (
+            "UPDATE user_coupons SET order_id = 1",
+            "UPDATE user_coupons SET order_id = 2",
+            &["user 1, coupon 1: HELD by order 1, which is PAID"],
+        ),
+        (
+            "UPDATE orders SET status = 'PENDING', closed_at = NULL, close_reason = NULL WHERE id = 3",
+            "UPDATE orders SET status = 'CANCELLED', closed_at = placed_at, close_reason = 'CANCELLED_BY_USER' WHERE id = 3",
+            &["order 3: the status", "product 1: held 2 of 6", "user 1: the number of open orders"],
+        ),
+        (
+            "INSERT INTO order_lines (order_id, product_id, quantity, price) VALUES (999, 1, 1, 100)",
+            "DELETE FROM order_lines WHERE order_id = 999",
+            &["a line of order 999, which is not there"],
+        ),
+        (
+            "INSERT INTO user_coupons (coupon_id, user_id, issue_no, status, issued_at) VALUES (1, 999, 5, 'AVAILABLE', now())",
+            "DELETE FROM user_coupons WHERE user_id = 999",
+            &["coupon 1: there is no user 999"],
+        ),
+        (
+            "INSERT INTO balance_entries (user_id, entry_no, transaction_type, amount, before_balance, after_balance, created_at)
+             VALUES (999, 1, 'CHARGE', 5, 0, 5, now())",
+            "DELETE FROM balance_entries WHERE user_id = 999",
+            &["entry 1: there is no user 999"],
+        ),
+        (
+            "INSERT INTO payments (id, order_id, user_id, payment_type, method, status, amount, receipt, started_at)
+             VALUES (999, 998, 1, 'CARD', 'BALANCE', 'STARTED', 5, 'r', now())",
+            "DELETE FROM payments WHERE id = 999",
+            &["payment 999: there is no order 998"],
+        ),
+        (
+            "INSERT INTO orders (id, user_id, status, total, discount, final_price, placed_at, expires_at, closed_at, close_reason)
+             VALUES (999, 997, 'CANCELLED', 0, 0, 0, now(), now(), now(), 'EXPIRED')",
+            "DELETE FROM orders WHERE id = 999",
+            &["order 999: there is no user 997"],
+        ),
+        (
+            "UPDATE order_totals SET orders = orders + 1 WHERE status = 'PAID'",
+            "UPDATE order_totals SET orders = orders - 1 WHERE status = 'PAID'",
+            &["partition 0: 2 orders PAID, and 1 are there"],
+        ),
+        (
+            "INSERT INTO dead_letters (partition, stream_id, epoch, seq, reason, fields) VALUES (0, '1-1', 1, 1, 'tested', '{}')",
+            "DELETE FROM dead_letters",
+            &["partition 0, entry 1-1: tested"],
+        ),
+        ("UPDATE projection_positions SET seq = seq + 1", "UPDATE projection_positions SET seq = seq - 1", &[]),
+    ] {
+        sqlx::query(tampering).execute(pool).await.unwrap();
+        if says.is_empty() {
+            // Postgres ahead of Redis: there is nothing to compare.
+            let error = world.app.audit().run().await.expect_err("it was compared");
+            assert!(format!("{error:#}").contains("behind PostgreSQL"), "{error:#}");
+        } else {
+            let report = audit(&world).await;
+            assert!(!report.balanced, "not noticed: {tampering}");
+            let found = wrong(&report).join("\n");
+            for says in says {
+                assert!(found.contains(says), "{tampering}: {says:?} is not in\n{found}");
+            }
+        }
+        sqlx::query(undoing).execute(pool).await.unwrap();
+        assert_eq!(wrong(&audit(&world).await), Vec::<String>::new(), "after {undoing}");
+    }
+    world.finish().await;
+}
+
+/// Decisions that left the outbox before Postgres had them.
+#[tokio::test]
+async fn a_trimmed_outbox_is_a_finding() {
+    let world = shop().await;
+    world.put_charge(1, 5).await.ok();
+    run(&mut world.raw().await, "XTRIM {p0}:outbox MAXLEN 0").await;
+    let error = world.app.audit().run().await.expect_err("it was compared");
+    assert!(format!("{error:#}").contains("decisions are lost"), "{error:#}");
+    world.end_in_disorder().await;
+}
+
+// --- over HTTP -------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn operators_ask_for_it() {
+    let world = shop().await;
+    let stranger = read(client().get(format!("{}/admin/v1/audit", world.base))).await;
+    stranger.refused(401, "UNAUTHORIZED");
+    let report = world.get("/admin/v1/audit").await.ok();
+    assert_eq!(report["balanced"], true);
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.len() > 15 && checks.iter().all(|check| check["ok"] == true), "{report}");
+    assert!(checks.iter().all(|check| check["detail"].as_str().unwrap().starts_with(char::is_numeric)), "{report}");
+    assert_eq!(report["auditedAt"], "2026-03-02T14:00:00");
+    assert_eq!(report["partitions"][0]["decidedSeq"], report["partitions"][0]["projectedSeq"]);
+    run(&mut world.raw().await, "HINCRBY {p0}:user:1 balance 1").await;
+    let report = world.get("/admin/v1/audit").await.ok();
+    assert_eq!(report["balanced"], false);
+    run(&mut world.raw().await, "HINCRBY {p0}:user:1 balance -1").await;
+    // One at a time.
+    let ask = || read(world.client.request(Method::GET, format!("{}/admin/v1/audit", world.base)).bearer_auth(ADMIN));
+    let replies = join_all((0..4).map(|_| ask())).await;
+    assert!(replies.iter().any(|reply| reply.status == 200));
+    for reply in replies.iter().filter(|reply| reply.status != 200) {
+        reply.refused(409, "REQUEST_IN_PROGRESS");
+    }
+    world.finish().await;
+}

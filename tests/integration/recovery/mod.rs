@@ -1,0 +1,8 @@
+//! Startup, rebuild, audit.
+
+mod audit;
+mod large;
+pub mod rebuild;
+mod restored_postgres;
+mod startup;
+mod startup_waits;

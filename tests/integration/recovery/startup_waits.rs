@@ -1,0 +1,228 @@
+//! A process that starts while a store is away: it binds, says for what it waits, and goes on by itself.
+
+use std::time::Duration;
+
+use firstcome::dev::free_port;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use sqlx::Connection;
+
+use crate::{
+    process::binary::{Running, Servers, get, post, put, run},
+    support::harness::{self, until},
+};
+
+/// The servers, with the schema and a user in them.
+async fn servers() -> Servers {
+    let servers = Servers::start().await;
+    for role in ["migrate", "seed"] {
+        let (status, said) = run(&mut servers.role(&[role])).await;
+        assert!(status.success(), "{said}");
+    }
+    servers
+}
+
+/// Starts a role on a port that is known before it says so.
+fn start(servers: &Servers, role: &str, name: &str) -> (Running, String) {
+    let address = format!("127.0.0.1:{}", free_port().unwrap());
+    let variable = if role == "serve" { "BIND_ADDR" } else { "OPS_BIND_ADDR" };
+    let running = servers.start_with(&[role], &[(variable, &address), ("DATABASE_TIMEOUT_MS", "2000")], name);
+    (running, format!("http://{address}"))
+}
+
+/// Waits until it says that it waits for each of these, and looks at all that it answers meanwhile.
+async fn waits_for(running: &mut Running, base: &str, words: &[&str]) {
+    until("it says for what it waits", async || {
+        running.assert_alive();
+        let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
+        assert_eq!(ready.status(), 503);
+        assert_eq!(ready.headers()["retry-after"], "1");
+        let body: Value = ready.json().await.unwrap();
+        assert_eq!(body["errorCode"], "SERVICE_UNAVAILABLE", "{body}");
+        let reasons = body["reasons"].to_string();
+        let all = body["reasons"].as_array().unwrap().len() == words.len();
+        (all && words.iter().all(|word| reasons.contains(word))).then_some(())
+    })
+    .await;
+    get(base, "/healthz").await.ok();
+    for path in ["/api/v1/products", "/admin/v1/projection", "/nowhere", "/metrics", "/ops"] {
+        let reply = get(base, path).await;
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+        assert!(reply.headers.contains_key("retry-after") && reply.headers.contains_key("x-request-id"), "{reply:?}");
+    }
+    put(base, "/api/v1/balances/1", json!({"amount": 1})).await.refused(503, "SERVICE_UNAVAILABLE");
+    running.assert_alive();
+}
+
+async fn becomes_ready(running: &mut Running, base: &str) {
+    until("it is ready", async || {
+        running.assert_alive();
+        let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
+        (ready.status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn start_waits_when_redis_or_postgres_stopped() {
+    let mut servers = servers().await;
+    for role in ["serve", "project"] {
+        for (redis, postgres, words) in
+            [(true, false, &["Redis"][..]), (false, true, &["PostgreSQL"]), (true, true, &["PostgreSQL", "Redis"])]
+        {
+            if redis {
+                servers.redis.kill().await.unwrap();
+            }
+            if postgres {
+                servers.postgres.kill().await.unwrap();
+            }
+            let (mut running, base) = start(&servers, role, &format!("{role}-{redis}-{postgres}"));
+            waits_for(&mut running, &base, words).await;
+            if redis {
+                servers.redis.restart().await.unwrap();
+            }
+            if redis && postgres {
+                waits_for(&mut running, &base, &["PostgreSQL"]).await;
+            }
+            if postgres {
+                servers.postgres.restart().await.unwrap();
+            }
+            becomes_ready(&mut running, &base).await;
+            if role == "serve" {
+                put(&base, "/api/v1/balances/1", json!({"amount": 1})).await.ok();
+            }
+            running.stop().await;
+        }
+    }
+    servers.end().await;
+}
+
+#[tokio::test]
+async fn start_waits_when_postgres_silent() {
+    let mut servers = servers().await;
+    servers.postgres.pause().unwrap();
+    let (mut running, base) = start(&servers, "serve", "silent");
+    waits_for(&mut running, &base, &["no answer within 2s"]).await;
+    servers.postgres.resume().unwrap();
+    becomes_ready(&mut running, &base).await;
+    running.stop().await;
+    servers.end().await;
+}
+
+#[tokio::test]
+async fn start_waits_when_redis_loading() {
+    let mut servers = servers().await;
+    // Twenty kilobytes that can't be compressed, of which each takes half a second to load; in between others are answered.
+    let mut redis = harness::raw_redis(&servers.redis_url).await;
+    let names: Vec<String> = (0..100).map(|n| format!("filler-{n}")).collect();
+    let mut fill = redis::pipe();
+    for name in &names {
+        let noise: String = (0..6).map(|_| uuid::Uuid::new_v4().to_string()).collect();
+        fill.set(name, noise).ignore();
+    }
+    let _: () = fill.cmd("BGREWRITEAOF").ignore().query_async(&mut redis).await.unwrap();
+    until("they are in the base file", async || {
+        let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut redis).await.unwrap();
+        let done = info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0");
+        (done && info.contains("aof_rewrites:1")).then_some(())
+    })
+    .await;
+    servers.redis.kill().await.unwrap();
+    servers.redis.add_args(&["--key-load-delay", "500000", "--loading-process-events-interval-bytes", "1024"]);
+    let (mut running, base) = {
+        let restarting = servers.redis.restart();
+        let address = format!("127.0.0.1:{}", free_port().unwrap());
+        let mut command = crate::process::binary::program(&["serve"]);
+        command.env("REDIS_URL", &servers.redis_url).env("DATABASE_URL", &servers.postgres_url);
+        command.env("BIND_ADDR", &address).env("RUST_LOG", "info").env("DRAIN_DELAY_SECONDS", "0");
+        let mut running = Running::start(&mut command, &servers.dir, "loading");
+        let base = format!("http://{address}");
+        let (restarted, ()) = tokio::join!(restarting, waits_for(&mut running, &base, &["Redis is loading its data"]));
+        restarted.unwrap();
+        (running, base)
+    };
+    becomes_ready(&mut running, &base).await;
+    running.stop().await;
+    let mut redis = harness::raw_redis(&servers.redis_url).await;
+    let _: i64 = redis::cmd("DEL").arg(&names).query_async(&mut redis).await.unwrap();
+    servers.end().await;
+}
+
+/// In the middle of a failover DATABASE_URL leads to a standby, which will be the primary.
+#[tokio::test]
+async fn start_waits_when_postgres_is_standby() {
+    let mut servers = servers().await;
+    servers.postgres.stop().await.unwrap();
+    std::fs::write(servers.postgres.data_dir().join("standby.signal"), "").unwrap();
+    servers.postgres.restart().await.unwrap();
+    let (mut running, base) = start(&servers, "serve", "standby");
+    waits_for(&mut running, &base, &["it is a standby"]).await;
+    let mut admin = sqlx::PgConnection::connect(&servers.postgres_url).await.unwrap();
+    let promoted: bool = sqlx::query_scalar("SELECT pg_promote()").fetch_one(&mut admin).await.unwrap();
+    assert!(promoted);
+    admin.close().await.unwrap();
+    becomes_ready(&mut running, &base).await;
+    put(&base, "/api/v1/balances/1", json!({"amount": 1})).await.ok();
+    running.stop().await;
+    servers.end().await;
+}
+
+/// What an instance needs PostgreSQL for, nobody else can say: so it waits, and whoever serves already goes on.
+#[tokio::test]
+async fn new_instance_waits_and_old_one_sells_when_postgres_stopped() {
+    let mut servers = servers().await;
+    let (mut old, old_base) = start(&servers, "serve", "old");
+    becomes_ready(&mut old, &old_base).await;
+    servers.postgres.kill().await.unwrap();
+    let (mut new, new_base) = start(&servers, "serve", "new");
+    waits_for(&mut new, &new_base, &["PostgreSQL"]).await;
+    let lines = json!([{"productId": 5, "quantity": 1}]);
+    post(&old_base, "/api/v1/orders", json!({"userId": 2, "orderProducts": lines})).await.ok();
+    get(&old_base, "/readyz").await.ok();
+    servers.postgres.restart().await.unwrap();
+    becomes_ready(&mut new, &new_base).await;
+    post(&new_base, "/api/v1/orders", json!({"userId": 2, "orderProducts": lines})).await.ok();
+    old.stop().await;
+    new.stop().await;
+    servers.end().await;
+}
+
+#[tokio::test]
+async fn stop_ends_a_start_that_waits() {
+    let mut servers = servers().await;
+    servers.redis.kill().await.unwrap();
+    for role in ["serve", "project"] {
+        let (mut running, base) = start(&servers, role, role);
+        waits_for(&mut running, &base, &["Redis"]).await;
+        running.signal(Signal::TERM);
+        let ended = tokio::time::timeout(Duration::from_secs(60), running.ended()).await.unwrap();
+        assert!(ended.success(), "{}", running.err());
+    }
+    servers.redis.restart().await.unwrap();
+    let (mut running, base) = start(&servers, "serve", "last");
+    becomes_ready(&mut running, &base).await;
+    running.stop().await;
+    servers.end().await;
+}
+
+/// What waiting does not help against ends the start, with its sentence, also where the other store is away.
+#[tokio::test]
+async fn wrong_setting_ends_start_when_other_store_stopped() {
+    let mut servers = servers().await;
+    servers.redis.kill().await.unwrap();
+    let wrong = servers.postgres_url.replacen("firstcome:", "nobody:", 1);
+    let (status, said) = run(servers.role(&["serve"]).env("DATABASE_URL", &wrong)).await;
+    assert!(status.code() == Some(1) && said.contains("does not let us in"), "{said}");
+    let missing = servers.postgres_url.replacen("/postgres?", "/missing?", 1);
+    let (status, said) = run(servers.role(&["serve"]).env("DATABASE_URL", &missing)).await;
+    assert!(status.code() == Some(1) && said.contains("no such database"), "{said}");
+    servers.redis.restart().await.unwrap();
+    servers.postgres.kill().await.unwrap();
+    let (status, said) = run(servers.role(&["serve"]).env("REDIS_URL", servers.redis.url())).await;
+    assert!(status.code() == Some(1) && said.contains("REDIS_URL"), "{said}");
+    servers.postgres.restart().await.unwrap();
+    let (mut running, base) = start(&servers, "serve", "last");
+    becomes_ready(&mut running, &base).await;
+    running.stop().await;
+    servers.end().await;
+}

@@ -1,0 +1,193 @@
+//! The same service on a Redis Cluster of three nodes: each partition on the node that owns its slot.
+
+use firstcome::dev::{self, RedisServer, ScratchDir};
+use serde_json::{Value, json};
+
+use crate::{
+    operators::dashboard_feed::Watch,
+    support::harness::{Options, World, fresh_database, raw_redis, until},
+};
+
+/// A node by itself, its port and that of its bus.
+async fn node(dir: &ScratchDir, n: usize) -> (RedisServer, u16, String) {
+    let mut config = dev::RedisConfig::new(dir.path().join(format!("node-{n}")));
+    config.port = Some(dev::free_port().unwrap());
+    let bus = dev::free_port().unwrap().to_string();
+    let args = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-require-full-coverage", "yes"];
+    config.extra_args = args.map(str::to_owned).to_vec();
+    (RedisServer::start(config.clone()).await.unwrap(), config.port.unwrap(), bus)
+}
+
+/// Three nodes that know each other, with a third of the slots each.
+async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
+    let mut nodes = Vec::new();
+    for n in 0..3 {
+        nodes.push(node(dir, n).await);
+    }
+    let mut first = raw_redis(&nodes[0].0.url()).await;
+    for (n, (node, port, bus)) in nodes.iter().enumerate() {
+        let (from, to) = (n * 5462, (n * 5462 + 5461).min(16_383));
+        let mut link = raw_redis(&node.url()).await;
+        redis::cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(from).arg(to).exec_async(&mut link).await.unwrap();
+        redis::cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(n + 1).exec_async(&mut link).await.unwrap();
+        if n > 0 {
+            let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(*port).arg(bus).clone();
+            meet.exec_async(&mut first).await.unwrap();
+        }
+    }
+    // They gossip at their own pace; this waits for the fact, not for a time.
+    for (node, ..) in &nodes {
+        let mut link = raw_redis(&node.url()).await;
+        until("the cluster comes up", async || {
+            let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut link).await.unwrap();
+            (info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")).then_some(())
+        })
+        .await;
+    }
+    nodes.into_iter().map(|(node, ..)| node).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_works_on_a_redis_cluster() {
+    let dir = ScratchDir::new().unwrap();
+    let mut nodes = cluster(&dir).await;
+    let first = nodes.remove(0);
+    let mut world =
+        World::on(Options { partitions: 8, ..Options::default() }, dir, first, fresh_database().await).await;
+    world.others = nodes;
+    let mut products = Vec::new();
+    for _ in 0..8 {
+        products.push(world.product(1_000, 10).await);
+    }
+    let coupon = world.campaign("PERCENTAGE", 10, 6).await;
+    let mut orders = Vec::new();
+    for _ in 0..8 {
+        let user = world.user(100_000).await;
+        world.put_charge(user, 1_000).await.ok();
+        world.issue(coupon, user).await;
+        let lines: Vec<_> = products.iter().map(|product| json!({"productId": product, "quantity": 1})).collect();
+        let order = world.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
+        orders.push((order["orderId"].as_i64().unwrap(), user));
+    }
+    for (n, (order, user)) in orders.iter().enumerate() {
+        if n % 2 == 0 {
+            world.pay(*order, *user, "CARD", 8_000).await.ok();
+        }
+        if n % 4 < 2 {
+            world.cancel(*order, *user).await.ok();
+        }
+    }
+    let popular = world.get("/api/v1/products/popular?sortBy=TODAY&limit=100").await.ok();
+    assert_eq!(popular.as_array().unwrap().len(), 8);
+    assert!(popular.as_array().unwrap().iter().all(|product| product["salesCount"] == 2));
+    // Who watches sees all of it, of every node.
+    let whole = |seen: &Value| seen["products"].as_array().is_some_and(|products| products.len() == 8);
+    let seen = Watch::open(&world.base).await.until("all products", whole).await;
+    assert_eq!((&seen["redis"]["servers"], seen["rankings"]["TODAY"].as_array().unwrap().len()), (&json!(3), 8));
+    let held: i64 = seen["products"].as_array().unwrap().iter().map(|product| product["held"].as_i64().unwrap()).sum();
+    assert_eq!(held, 16);
+    // Every node has some of it.
+    for node in std::iter::once(&world.redis).chain(&world.others) {
+        let keys: i64 = redis::cmd("DBSIZE").query_async(&mut raw_redis(&node.url()).await).await.unwrap();
+        assert!(keys > 0, "a node has nothing");
+    }
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_moved_is_found_again() {
+    let dir = ScratchDir::new().unwrap();
+    let mut nodes = cluster(&dir).await;
+    let first = nodes.remove(0);
+    let mut world =
+        World::on(Options { partitions: 2, ..Options::default() }, dir, first, fresh_database().await).await;
+    world.others = nodes;
+    let user = world.user(1_000).await;
+    // The slot of this user's partition goes, empty-handed but for its keys, to the next node.
+    let mut links = vec![raw_redis(&world.redis.url()).await];
+    for other in &world.others {
+        links.push(raw_redis(&other.url()).await);
+    }
+    let meta = format!("{{p{}}}:meta", user % 2);
+    let slot: u16 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(&meta).query_async(&mut links[0]).await.unwrap();
+    let (from, to) = (usize::from(slot / 5462), (usize::from(slot / 5462) + 1) % 3);
+    let id = |mut link: redis::aio::MultiplexedConnection| async move {
+        redis::cmd("CLUSTER").arg("MYID").query_async::<String>(&mut link).await.unwrap()
+    };
+    let (from_id, to_id) = (id(links[from].clone()).await, id(links[to].clone()).await);
+    let set = |state: &str, node: &str| redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(node).clone();
+    set("IMPORTING", &from_id).exec_async(&mut links[to]).await.unwrap();
+    set("MIGRATING", &to_id).exec_async(&mut links[from]).await.unwrap();
+    let target = std::iter::once(&world.redis).chain(&world.others).nth(to).unwrap().url();
+    let port = target.trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
+    let mut get = redis::cmd("CLUSTER");
+    let keys: Vec<String> = get.arg("GETKEYSINSLOT").arg(slot).arg(1000).query_async(&mut links[from]).await.unwrap();
+    let mut migrate = redis::cmd("MIGRATE");
+    migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(60_000).arg("KEYS").arg(keys);
+    migrate.exec_async(&mut links[from]).await.unwrap();
+    for node in [to, from, 3 - to - from] {
+        set("NODE", &to_id).exec_async(&mut links[node]).await.unwrap();
+    }
+    // Whoever asks at the old place is told "unavailable" once per lane at most, and then finds the new one.
+    let mut refused = 0;
+    while world.put_charge(user, 100).await.status != 200 {
+        refused += 1;
+        assert!(refused < 10);
+    }
+    assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
+    world.finish().await;
+}
+
+/// A replica takes its master's place, which stays as its replica; nobody is stopped, and no connection closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_of_a_node_followed() {
+    let dir = ScratchDir::new().unwrap();
+    let mut nodes = cluster(&dir).await;
+    let (replica, port, bus) = node(&dir, 3).await;
+    let (mut first, mut link) = (raw_redis(&nodes[0].url()).await, raw_redis(&replica.url()).await);
+    let id: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut first).await.unwrap();
+    let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(port).arg(bus).clone();
+    meet.exec_async(&mut first).await.unwrap();
+    until("the replica knows its master", async || {
+        redis::cmd("CLUSTER").arg("REPLICATE").arg(&id).exec_async(&mut link).await.ok()
+    })
+    .await;
+    until("it is in sync", async || {
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await.unwrap();
+        info.contains("master_link_status:up").then_some(())
+    })
+    .await;
+    let master = nodes.remove(0);
+    let mut world =
+        World::on(Options { partitions: 8, ..Options::default() }, dir, master, fresh_database().await).await;
+    world.others = nodes;
+    let mut users = Vec::new();
+    for _ in 0..8 {
+        users.push(world.user(1_000).await);
+    }
+    until("it has everything", async || {
+        let ask = |link: &redis::aio::MultiplexedConnection| {
+            let mut link = link.clone();
+            async move {
+                let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await.unwrap();
+                let offset = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
+                offset.unwrap().trim().to_owned()
+            }
+        };
+        (ask(&first).await == ask(&link).await).then_some(())
+    })
+    .await;
+    redis::cmd("CLUSTER").arg("FAILOVER").exec_async(&mut link).await.unwrap();
+    until("they have changed places", async || {
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut first).await.unwrap();
+        info.contains("role:slave").then_some(())
+    })
+    .await;
+    let _old = std::mem::replace(&mut world.redis, replica);
+    for user in users {
+        until("the new owner is found", async || (world.put_charge(user, 100).await.status == 200).then_some(())).await;
+        assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
+    }
+    world.get("/readyz").await.ok();
+    world.finish().await;
+}

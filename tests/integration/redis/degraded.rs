@@ -1,0 +1,345 @@
+//! A Redis that is there, but not well: paused, read-only, busy, loading, without a disk, killed and restarted
+//! under load. The service says 503 and when to come back, changes nothing by halves, and goes on by itself.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::Duration,
+};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::{
+    redis::{
+        proxy::Fault,
+        script_failures::{Writes, config},
+    },
+    support::harness::{Options, World, until},
+};
+
+/// Every error with which Redis refuses to work now, whatever it is asked; each is a 503 and none is believed to be an answer.
+const REFUSALS: &[&str] = &[
+    "LOADING Redis is loading the dataset in memory",
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "UNKILLABLE Sorry the script already executed write commands against the dataset.",
+    "MISCONF Errors writing to the AOF file: No space left on device",
+    "READONLY You can't write against a read only replica.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "NOREPLICAS Not enough good replicas to write.",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "CLUSTERDOWN The cluster is down",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "NOAUTH Authentication required.",
+    "NOPERM this user has no permissions to run the 'evalsha' command",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+];
+
+fn proxied() -> Options {
+    Options { proxied: true, ..Options::default() }
+}
+
+#[tokio::test]
+async fn whatever_redis_refuses_with_is_503() {
+    let writes = Writes::on(World::with(proxied()).await).await;
+    let proxy = writes.world.proxy.as_ref().unwrap();
+    let before = writes.world.snapshot().await;
+    for refusal in REFUSALS {
+        println!("{refusal}");
+        proxy.set(Fault::Answer((*refusal).to_owned()));
+        writes.reads_are_turned_away().await;
+        for write in writes.all() {
+            let reply = writes.send(&write, None).await;
+            assert_eq!(reply.status, 503, "{refusal}: {write:?}: {}", reply.text);
+        }
+        proxy.set(Fault::None);
+        until("it is served again", async || (writes.world.get("/readyz").await.status == 200).then_some(())).await;
+    }
+    assert!(before == writes.world.snapshot().await);
+    let refusal = Fault::Answer(REFUSALS[0].to_owned());
+    // The same on connections that are new, as after a restart.
+    let degrade = async || {
+        proxy.set(refusal);
+        proxy.cut();
+        writes.reads_are_turned_away().await;
+    };
+    writes.all_are_turned_away(degrade, async || proxy.set(Fault::None)).await;
+    writes.world.finish().await;
+}
+
+/// Carried out, and the reply lost: the outcome is unknown, and the same request under its key finds out. Whichever reply of
+/// those that a request takes it is: with many partitions that is between any two of its steps.
+#[tokio::test]
+async fn a_lost_reply_is_settled_under_its_key() {
+    for partitions in [1, 3] {
+        for after in 0.. {
+            let turned_away = lose_replies(Options { partitions, ..proxied() }, after).await;
+            println!("{partitions} partitions, {after} replies: {turned_away} turned away");
+            if turned_away == 0 {
+                break;
+            }
+        }
+    }
+}
+
+/// How many of the writes were turned away.
+async fn lose_replies(options: Options, after: usize) -> usize {
+    let world = World::with(options).await;
+    // So that user, product and campaign are at home in a partition each, where there are three.
+    world.user(0).await;
+    for _ in 0..2 {
+        world.product(0, 0).await;
+    }
+    let writes = Writes::on(world).await;
+    let (world, proxy) = (&writes.world, writes.world.proxy.as_ref().unwrap());
+    let mut turned_away = 0;
+    for (n, write) in writes.all().iter().enumerate() {
+        let key = format!("key-{n}");
+        proxy.set(Fault::LoseReplies { after });
+        let first = writes.send(write, Some(&key)).await;
+        if !first.status.is_success() {
+            turned_away += 1;
+            first.refused(503, "SERVICE_UNAVAILABLE");
+            assert!(first.headers.contains_key("retry-after"), "{write:?}");
+        }
+        proxy.set(Fault::None);
+        let settled = until("it is settled", async || {
+            let reply = writes.send(write, Some(&key)).await;
+            (reply.status != 503).then_some(reply)
+        })
+        .await;
+        assert!(settled.status.is_success(), "{write:?}: {}", settled.text);
+        let again = writes.send(write, Some(&key)).await;
+        assert!(again.replayed(), "{write:?}");
+        assert_eq!((again.status, &again.text), (settled.status, &settled.text), "{write:?}");
+        if first.status.is_success() {
+            assert_eq!((first.status, first.text), (settled.status, settled.text), "{write:?}");
+        }
+    }
+    // Each once: what was there, the charge, less one payment before and one now.
+    let balance = world.get(&format!("/api/v1/balances/{}", writes.user)).await.ok()["balance"].clone();
+    assert_eq!(balance, 100_000 - 1_000 + 1_000 - 2_000);
+    // What was held for an order that did not come about goes back when its time is over: of 100 units three are paid for, and
+    // one more was put on sale.
+    world.clock.advance(700_000);
+    until("all holds have ended", async || {
+        world.engine.sweep().await.unwrap();
+        let stock = world.get(&format!("/api/v1/products/{}", writes.product)).await.ok()["stockQuantity"].clone();
+        (stock == 100 - 3 + 1).then_some(())
+    })
+    .await;
+    writes.world.finish().await;
+    turned_away
+}
+
+/// A demoted server: what it has may be read, nothing is written.
+#[tokio::test]
+async fn a_read_only_redis_is_read() {
+    let writes = Writes::on(World::start().await).await;
+    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    // Nobody listens on port 1.
+    let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).to_owned();
+    let (away, back) = (replica_of("127.0.0.1", "1"), replica_of("NO", "ONE"));
+    let degrade = async || {
+        let _: () = away.query_async(&mut redis).await.unwrap();
+        writes.reads_go_on().await;
+    };
+    let restore = async || {
+        let _: () = back.query_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
+    writes.world.finish().await;
+}
+
+/// A demoted server that does not even answer reads, as `replica-serve-stale-data no` has it.
+#[tokio::test]
+async fn a_replica_without_a_master_is_not_read() {
+    let writes = Writes::on(World::start().await).await;
+    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let degrade = async || {
+        config(&writes.world, "replica-serve-stale-data", "no").await;
+        let _: () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).query_async(&mut redis).await.unwrap();
+        writes.reads_are_turned_away().await;
+    };
+    let restore = async || {
+        let _: () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
+    writes.world.finish().await;
+}
+
+/// A disk that can't be written to. Redis finds that out by a snapshot that fails, and refuses every write from then on.
+#[tokio::test]
+async fn a_redis_whose_disk_fails_is_read() {
+    let writes = Writes::on(World::start().await).await;
+    let world = &writes.world;
+    let (mut redis, mut again) = (world.raw().await, world.raw().await);
+    // The snapshot can't take the place of a directory.
+    let in_the_way = world.redis.data_dir().join("dump.rdb");
+    let degrade = async || {
+        std::fs::create_dir(&in_the_way).unwrap();
+        config(world, "save", "3600 1").await;
+        let _: () = redis::cmd("BGSAVE").query_async(&mut redis).await.unwrap();
+        until("the snapshot failed", async || {
+            let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut redis).await.unwrap();
+            info.contains("rdb_last_bgsave_status:err").then_some(())
+        })
+        .await;
+        writes.reads_go_on().await;
+    };
+    let restore = async || {
+        let _: () = redis::cmd("CONFIG").arg("SET").arg("save").arg("").query_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
+    writes.world.finish().await;
+}
+
+/// Somebody's script that does not end.
+#[tokio::test]
+async fn a_busy_redis_is_neither_written_nor_read() {
+    let writes = Writes::on(World::start().await).await;
+    let world = &writes.world;
+    config(world, "busy-reply-threshold", "20").await;
+    let (mut running, mut ask, mut kill) = (world.raw().await, world.raw().await, world.raw().await);
+    let mut script = None;
+    let degrade = async || {
+        script = Some(tokio::spawn(async move {
+            let endless = redis::cmd("EVAL").arg("while true do end").arg(0).to_owned();
+            endless.query_async::<()>(&mut running).await.unwrap_err().to_string()
+        }));
+        until("it is busy", async || {
+            let pong: redis::RedisResult<String> = redis::cmd("PING").query_async(&mut ask).await;
+            pong.err().filter(|error| error.code() == Some("BUSY"))
+        })
+        .await;
+        writes.reads_are_turned_away().await;
+    };
+    let restore = async || {
+        let _: () = redis::cmd("SCRIPT").arg("KILL").query_async(&mut kill).await.unwrap();
+        // It ends at its next step.
+        until("it is done", async || redis::cmd("PING").query_async::<String>(&mut kill).await.ok()).await;
+    };
+    writes.all_are_turned_away(degrade, restore).await;
+    let ended = script.unwrap().await.unwrap();
+    assert!(ended.contains("killed"), "{ended}");
+    writes.world.finish().await;
+}
+
+/// Stopped, its connections open: nobody waits for longer than the service's patience, and what was sent before is carried
+/// out when it goes on, once.
+#[tokio::test]
+async fn a_redis_that_hangs_is_given_up_and_nothing_happens_twice() {
+    let mut writes = Writes::on(World::with(Options { redis_timeout_ms: 2_000, ..Options::default() }).await).await;
+    writes.world.redis.pause().unwrap();
+    let all = writes.all();
+    let asked = all.iter().enumerate().map(|(n, write)| {
+        let writes = &writes;
+        async move { writes.send(write, Some(&format!("key-{n}"))).await }
+    });
+    let replies = tokio::time::timeout(Duration::from_secs(200), futures_util::future::join_all(asked));
+    for (reply, write) in replies.await.expect("a request hangs").into_iter().zip(&all) {
+        assert_eq!(reply.status, 503, "{write:?}: {}", reply.text);
+        assert!(reply.headers.contains_key("retry-after"), "{write:?}");
+    }
+    let reads = tokio::time::timeout(Duration::from_secs(200), writes.reads_are_turned_away());
+    reads.await.expect("a read hangs");
+    writes.world.redis.resume().unwrap();
+    for (n, write) in all.iter().enumerate() {
+        let settle = async || {
+            until("it is settled", async || {
+                let reply = writes.send(write, Some(&format!("key-{n}"))).await;
+                (reply.status != 503).then_some(reply)
+            })
+            .await
+        };
+        let settled = settle().await;
+        assert!(settled.status.is_success(), "{write:?}: {}", settled.text);
+        let again = settle().await;
+        assert!(again.replayed(), "{write:?}");
+        assert_eq!((again.status, again.text), (settled.status, settled.text), "{write:?}");
+    }
+    let balance = until("it is read", async || {
+        let reply = writes.world.get(&format!("/api/v1/balances/{}", writes.user)).await;
+        (reply.status != 503).then(|| reply.ok()["balance"].clone())
+    })
+    .await;
+    assert_eq!(balance, 100_000 - 1_000 + 1_000 - 2_000);
+    writes.world.finish().await;
+}
+
+/// Killed and restarted, again and again, while clients charge and order, and repeat what was not answered under its key:
+/// every reply is an answer or a 503, the service needs no help, and every effect is there once.
+#[tokio::test]
+async fn a_redis_killed_under_load_comes_back_to_every_effect_once() {
+    const CLIENTS: usize = 6;
+    const KILLS: u32 = 4;
+    const BETWEEN: u32 = 30;
+    let options = Options { project: true, max_open_orders: 1_000_000, ..Options::default() };
+    let mut world = World::with(options).await;
+    let (user, product) = (world.user(0).await, world.product(0, 1_000_000).await);
+    let (running, answered) = (AtomicBool::new(true), AtomicU32::new(0));
+    let (client, base) = (world.client.clone(), world.base.clone());
+    let charge = (Method::PUT, format!("{base}/api/v1/balances/{user}"), json!({"amount": 3}));
+    let lines = json!([{"productId": product, "quantity": 1}]);
+    let order = (Method::POST, format!("{base}/api/v1/orders"), json!({"userId": user, "orderProducts": lines}));
+    let send = async |n: u32, key: &str| {
+        let (method, path, body) = if n.is_multiple_of(2) { &charge } else { &order };
+        let request = client.request(method.clone(), path).header("Idempotency-Key", key).json(body);
+        let reply = crate::support::harness::read(request).await;
+        match reply.status.as_u16() {
+            503 => assert!(reply.headers.contains_key("retry-after")),
+            status => assert_eq!(status, 200, "{path}: {}", reply.text),
+        }
+        reply
+    };
+    // What each client was told, and how often it was told nothing before.
+    let clients = (0..CLIENTS).map(|client| {
+        let (send, running, answered) = (&send, &running, &answered);
+        async move {
+            let mut told = Vec::new();
+            for n in (0..).take_while(|_| running.load(Ordering::SeqCst)) {
+                let (key, mut unknown) = (format!("{client}-{n}"), 0);
+                let reply = until("it is answered", async || {
+                    let reply = send(n, &key).await;
+                    unknown += u32::from(reply.status == 503);
+                    (reply.status == 200).then_some(reply)
+                })
+                .await;
+                answered.fetch_add(1, Ordering::SeqCst);
+                told.push((n, key, reply, unknown));
+            }
+            told
+        }
+    });
+    let redis = &mut world.redis;
+    let kills = async {
+        for kill in 0..=KILLS {
+            let before = answered.load(Ordering::SeqCst);
+            let worked = async || (answered.load(Ordering::SeqCst) >= before + BETWEEN).then_some(());
+            until("it works, by itself", worked).await;
+            if kill < KILLS {
+                redis.kill().await.unwrap();
+                redis.restart().await.unwrap();
+            }
+        }
+        running.store(false, Ordering::SeqCst);
+    };
+    let (told, ()) = tokio::join!(futures_util::future::join_all(clients), kills);
+    let (mut charges, mut orders, mut unknown) = (0, BTreeSet::new(), 0);
+    for (n, key, reply, turned_away) in told.into_iter().flatten() {
+        unknown += turned_away;
+        let again = send(n, &key).await;
+        assert!(again.replayed() && again.text == reply.text, "{key}: {} then {}", reply.text, again.text);
+        if n.is_multiple_of(2) {
+            charges += 1;
+        } else {
+            assert!(orders.insert(reply.ok()["orderId"].as_i64().unwrap()), "{key}");
+        }
+    }
+    assert!(unknown > 0, "no request met a Redis that was gone");
+    println!("{charges} charges and {} orders, {unknown} times 503", orders.len());
+    assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 3 * charges);
+    let left = world.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap();
+    assert_eq!(left, 1_000_000 - orders.len() as i64);
+    world.finish().await;
+}

@@ -1,0 +1,161 @@
+//! A Redis that is replaced by its replica while every connection stays open; and masters that refuse every write.
+
+use std::time::{Duration, Instant};
+
+use firstcome::dev::{self, RedisServer, ScratchDir};
+use redis::aio::MultiplexedConnection;
+
+use crate::{
+    redis::script_failures::{Writes, config},
+    support::harness::{Options, World, fresh_database, raw_redis, until},
+};
+
+/// What "within a second" may take on a machine that stalls.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// A server with a port, which replicates from `master` if there is one.
+pub async fn server(dir: &ScratchDir, name: &str, master: Option<&RedisServer>) -> RedisServer {
+    let mut config = dev::RedisConfig::new(dir.path().join(name));
+    config.port = Some(dev::free_port().unwrap());
+    if let Some(master) = master {
+        config.extra_args = vec!["--replicaof".to_owned(), "127.0.0.1".to_owned(), port(master)];
+    }
+    RedisServer::start(config).await.unwrap()
+}
+
+pub fn port(server: &RedisServer) -> String {
+    server.url().trim_end_matches('/').rsplit(':').next().unwrap().to_owned()
+}
+
+pub async fn info(link: &mut MultiplexedConnection, section: &str) -> String {
+    redis::cmd("INFO").arg(section).query_async(link).await.unwrap()
+}
+
+/// Until the replica has everything that its master has.
+pub async fn in_sync(master: &RedisServer, replica: &RedisServer) {
+    let (mut from, mut to) = (raw_redis(&master.url()).await, raw_redis(&replica.url()).await);
+    let offset = |info: &str, name: &str| {
+        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse::<i64>().ok())
+    };
+    until("the replica is in sync", async || {
+        let (there, here) = (info(&mut from, "replication").await, info(&mut to, "replication").await);
+        let up = here.contains("master_link_status:up");
+        let same = offset(&there, "master_repl_offset") <= offset(&here, "slave_repl_offset");
+        (up && same).then_some(())
+    })
+    .await;
+}
+
+/// A world that reaches its Redis through a proxy, and a replica in sync with it.
+async fn replicated(options: Options) -> (World, RedisServer) {
+    let dir = ScratchDir::new().unwrap();
+    let master = server(&dir, "master", None).await;
+    let replica = server(&dir, "replica", Some(&master)).await;
+    let world = World::on(Options { proxied: true, ..options }, dir, master, fresh_database().await).await;
+    (world, replica)
+}
+
+/// The two change places; no connection is closed, and only new ones lead to the new master. Returns the old one.
+async fn switch(world: &mut World, replica: RedisServer) -> RedisServer {
+    in_sync(&world.redis, &replica).await;
+    world.proxy.as_ref().unwrap().lead_to(replica.socket_path());
+    let (mut old, mut new) = (raw_redis(&world.redis.url()).await, raw_redis(&replica.url()).await);
+    let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).to_owned();
+    replica_of("NO", "ONE").exec_async(&mut new).await.unwrap();
+    replica_of("127.0.0.1", &port(&replica)).exec_async(&mut old).await.unwrap();
+    std::mem::replace(&mut world.redis, replica)
+}
+
+/// Connections of the service that a server has: all but the one that asks, and replicas.
+async fn connections(server: &RedisServer) -> usize {
+    let list = redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal").to_owned();
+    let list: String = list.query_async(&mut raw_redis(&server.url()).await).await.unwrap();
+    list.lines().count() - 1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn demoted_master_left_within_a_second_when_no_connection_closes() {
+    let (mut world, replica) = replicated(Options { project: true, ..Options::default() }).await;
+    let user = world.user(0).await;
+    let path = format!("/api/v1/balances/{user}");
+    for _ in 0..20 {
+        world.put_charge(user, 1).await.ok();
+    }
+    let old = switch(&mut world, replica).await;
+    let (demoted, mut refused) = (Instant::now(), 0);
+    loop {
+        let ready = world.get("/readyz").await.status == 200;
+        let reply = world.put_charge(user, 1).await;
+        if reply.status == 200 {
+            break;
+        }
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+        assert!(!ready, "it said that it was ready, and refused");
+        refused += 1;
+        assert!(demoted.elapsed() < BOUND, "{refused} writes refused");
+    }
+    println!("{refused} writes refused in {:?}", demoted.elapsed());
+    for _ in 0..20 {
+        world.put_charge(user, 1).await.ok();
+    }
+    assert_eq!(world.get(&path).await.ok()["balance"], 41);
+    world.get("/readyz").await.ok();
+    until("nothing is left of the old connections", async || (connections(&old).await == 0).then_some(())).await;
+    world.finish().await;
+}
+
+/// Nobody asks for anything: the watch finds it out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn demoted_master_left_by_an_idle_process() {
+    let (mut world, replica) = replicated(Options::default()).await;
+    let user = world.user(5).await;
+    world.app.watch(false);
+    let old = switch(&mut world, replica).await;
+    let demoted = Instant::now();
+    until("the old master is left", async || (connections(&old).await == 0).then_some(())).await;
+    assert!(demoted.elapsed() < BOUND, "{:?}", demoted.elapsed());
+    world.put_charge(user, 5).await.ok();
+    world.finish().await;
+}
+
+/// What a demoted master still answers is not what others decide meanwhile: once it is known, it is not read either.
+#[tokio::test]
+async fn demoted_master_not_read_when_no_other_is_found() {
+    let writes = Writes::on(World::start().await).await;
+    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let degrade = async || {
+        let away = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).to_owned();
+        let _: () = away.query_async(&mut redis).await.unwrap();
+        writes.world.engine.look().await;
+        writes.absence_is_not_believed().await;
+        writes.world.get(&format!("/api/v1/balances/{}", writes.user)).await.refused(503, "SERVICE_UNAVAILABLE");
+        let reply = writes.world.get("/readyz").await;
+        assert!(reply.text.contains("slave, which can't be written to"), "{}", reply.text);
+    };
+    let restore = async || {
+        let _: () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
+    writes.world.finish().await;
+}
+
+/// A master that takes no writes is read; `readyz` says that it decides nothing.
+#[tokio::test]
+async fn readyz_says_why_every_write_is_refused() {
+    for (setting, value, back, code) in
+        [("min-replicas-to-write", "1", "0", "NOREPLICAS"), ("maxmemory", "1", "0", "OOM")]
+    {
+        let writes = Writes::on(World::start().await).await;
+        let degrade = async || {
+            config(&writes.world, setting, value).await;
+            writes.world.engine.look().await;
+            writes.reads_go_on().await;
+            let reply = writes.world.get("/readyz").await;
+            reply.refused(503, "SERVICE_UNAVAILABLE");
+            assert!(reply.text.contains("refuses every write") && reply.text.contains(code), "{}", reply.text);
+        };
+        writes.all_are_turned_away(degrade, async || config(&writes.world, setting, back).await).await;
+        writes.world.get("/readyz").await.ok();
+        writes.world.finish().await;
+    }
+}

@@ -1,0 +1,14 @@
+//! The Lua scripts, and Redis in every state and behind every address.
+
+pub mod addresses;
+mod cluster;
+mod degraded;
+pub mod failover;
+pub mod proxy;
+mod rights;
+pub mod script_batches;
+mod script_bounds;
+pub mod script_failures;
+mod script_numbers;
+mod script_rules;
+pub mod scripts;

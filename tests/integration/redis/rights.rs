@@ -1,0 +1,231 @@
+//! The rights of the user at Redis: exactly the documented ones are enough for everything, and a missing one is a refusal
+//! with its name, at start and at work, before anything is written.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use firstcome::{
+    config::RedisConfig,
+    dev::{self, RedisServer, ScratchDir},
+    store::rights::{KEY_PATTERN, RIGHTS},
+};
+use redis::aio::MultiplexedConnection;
+
+use crate::{
+    redis::{addresses::everything, script_failures::Writes},
+    support::harness::{self, Options, World, fresh_database, postgres_url},
+};
+
+/// The line of the docs that makes the user, with a password in it.
+fn documented(password: &str) -> Vec<String> {
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/running.md")).unwrap();
+    let begin = docs.find("ACL SETUSER firstcome").expect("the docs have the line");
+    let line = docs[begin..].split("```").next().unwrap().replace('\\', " ").replace("PASSWORD", password);
+    line.split_whitespace().skip(1).map(str::to_owned).collect()
+}
+
+async fn acl(link: &mut MultiplexedConnection, words: &[impl AsRef<str>]) {
+    let mut acl = redis::cmd("ACL");
+    for word in words {
+        acl.arg(word.as_ref());
+    }
+    acl.exec_async(link).await.unwrap();
+}
+
+/// How the user of the docs reaches a server.
+fn as_user(redis: &RedisServer) -> RedisConfig {
+    harness::redis_config(&format!("{}?user=firstcome&pass=secret", redis.url()))
+}
+
+async fn servers(dir: &ScratchDir) -> (RedisServer, MultiplexedConnection) {
+    let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
+    let mut link = harness::raw_redis(&redis.url()).await;
+    acl(&mut link, &documented("secret")).await;
+    (redis, link)
+}
+
+/// A world whose service is the documented user.
+async fn world(options: Options) -> World {
+    let dir = ScratchDir::new().unwrap();
+    let (redis, _) = servers(&dir).await;
+    let options = Options { redis: Some(as_user(&redis)), ..options };
+    World::on(options, dir, redis, fresh_database().await).await
+}
+
+/// What was refused to anybody since the server started: `user command`.
+async fn denied(world: &World) -> BTreeSet<String> {
+    type Entry = std::collections::HashMap<String, redis::Value>;
+    let log: Vec<Entry> = redis::cmd("ACL").arg("LOG").query_async(&mut world.raw().await).await.unwrap();
+    log.iter().map(|entry| format!("{:?} {:?}", entry["username"], entry["object"])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documented_user_is_enough_for_everything() {
+    for partitions in [1, 3] {
+        let world = world(Options { partitions, ..Options::default() }).await;
+        everything(&world).await;
+        assert_eq!(denied(&world).await, BTreeSet::new());
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn start_refused_and_right_named_when_one_is_missing() {
+    let dir = ScratchDir::new().unwrap();
+    let (redis, mut link) = servers(&dir).await;
+    let database = fresh_database().await;
+    let mut config = harness::engine_config(&Options::default(), &redis.url(), &postgres_url(&database));
+    config.redis = as_user(&redis);
+    let keys: i64 = redis::cmd("DBSIZE").query_async(&mut link).await.unwrap();
+    assert_eq!(keys, 0);
+    let mut refusals = Vec::new();
+    // Only used where it is configured so, or where there is a cluster.
+    let elsewhere = ["hello", "select", "cluster|slots", "cluster|keyslot", "ping", "unwatch"];
+    for right in RIGHTS.iter().filter(|right| !elsewhere.contains(&right.name)) {
+        // `AUTH` can't be taken from anybody.
+        if right.name == "auth" {
+            continue;
+        }
+        acl(&mut link, &["SETUSER", "firstcome", &format!("-{}", right.name)]).await;
+        refusals.push((right.name.to_owned(), start(&config).await));
+        acl(&mut link, &["SETUSER", "firstcome", &format!("+{}", right.name)]).await;
+    }
+    let patterns = ["~{p0}:user:*", "%R~{p*}:*", "~{p1}:*"];
+    for pattern in patterns {
+        acl(&mut link, &["SETUSER", "firstcome", "resetkeys", pattern]).await;
+        refusals.push((KEY_PATTERN.to_owned(), start(&config).await));
+    }
+    for (name, refusal) in refusals {
+        let refusal = refusal.unwrap_or_else(|| panic!("it starts without {name}"));
+        // Whether settings have to be readable is a setting of its own.
+        let explained = refusal.contains("docs/running.md") || name == "config|get";
+        assert!(refusal.contains(&name) && explained, "{name}: {refusal}");
+    }
+    // Nothing was written by any of them.
+    let keys: i64 = redis::cmd("DBSIZE").query_async(&mut link).await.unwrap();
+    assert_eq!(keys, 0);
+    acl(&mut link, &documented("secret")).await;
+    assert_eq!(start(&config).await, None);
+    harness::drop_database(&database).await;
+}
+
+/// Why it does not start; `None` if it does.
+async fn start(config: &firstcome::config::EngineConfig) -> Option<String> {
+    let opened =
+        firstcome::app::App::open(config, &Default::default(), firstcome::domain::Clock::standing(harness::START))
+            .await;
+    match opened {
+        Ok(app) => {
+            app.stop(None).await;
+            app.db.close().await.unwrap();
+            None
+        }
+        Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+#[tokio::test]
+async fn partition_closed_before_anything_is_written_when_a_right_is_taken_at_work() {
+    for taken in ["-expire", "-zadd", "-xadd", "-evalsha", "resetkeys"] {
+        let writes = Writes::on(world(Options::default()).await).await;
+        let (mut link, mut again) = (writes.world.raw().await, writes.world.raw().await);
+        let degrade = async || {
+            acl(&mut link, &["SETUSER", "firstcome", taken]).await;
+            // As the watch does twice a second.
+            writes.world.store.doubt_rights();
+            writes.world.engine.look().await;
+            let reply = writes.world.get("/readyz").await;
+            reply.refused(503, "SERVICE_UNAVAILABLE");
+            let named = if taken == "resetkeys" { KEY_PATTERN } else { &taken[1..] };
+            assert!(reply.text.contains(named) && reply.text.contains("lacks rights"), "{taken}: {}", reply.text);
+        };
+        writes.all_are_turned_away(degrade, async || acl(&mut again, &documented("secret")).await).await;
+        writes.world.finish().await;
+    }
+}
+
+/// A refusal of the server for want of a right is no answer to anybody, and closes the partition at once.
+#[tokio::test]
+async fn right_found_missing_by_a_command_closes_the_partition() {
+    let world = world(Options::default()).await;
+    let user = world.user(100).await;
+    let mut link = world.raw().await;
+    acl(&mut link, &["SETUSER", "firstcome", "-evalsha"]).await;
+    let before = world.snapshot().await;
+    world.put_charge(user, 5).await.refused(503, "SERVICE_UNAVAILABLE");
+    // From here on it is known, without another look.
+    world.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(before == world.snapshot().await);
+    acl(&mut link, &documented("secret")).await;
+    world.engine.look().await;
+    world.put_charge(user, 5).await.ok();
+    world.finish().await;
+}
+
+/// A key of ours that something else has written is found before a script meets it half way.
+#[tokio::test]
+async fn key_of_another_type_closes_the_partition() {
+    let writes = Writes::on(World::start().await).await;
+    let (mut link, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
+    let degrade = async || {
+        rename("{p0}:expiry", "{p0}:idem:aside").exec_async(&mut link).await.unwrap();
+        redis::cmd("SET").arg("{p0}:expiry").arg("x").exec_async(&mut link).await.unwrap();
+        writes.world.store.doubt_rights();
+        writes.world.engine.look().await;
+        let reply = writes.world.get("/readyz").await;
+        assert!(reply.text.contains("{p0}:expiry is a string, not a zset"), "{}", reply.text);
+    };
+    let restore = async || {
+        rename("{p0}:idem:aside", "{p0}:expiry").exec_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
+    writes.world.finish().await;
+}
+
+/// Every command that is written anywhere in the program or its scripts is in the list, and the docs have the list.
+#[test]
+fn rights_have_every_command_of_the_scripts_and_the_service() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut used = BTreeSet::new();
+    let mut folders = vec![root.join("lua"), root.join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            // A list is handed over in pieces.
+            let text = fs::read_to_string(&path).unwrap().replace("_in_pieces('", "redis.call('");
+            let (starts, end): (&[&str], char) = match path.extension().and_then(|end| end.to_str()) {
+                // The second: functions that hand long lists to the command they are given.
+                Some("lua") => (&["redis.call(", "_in_pieces("], '\''),
+                Some("rs") => (&["cmd("], '"'),
+                _ => continue,
+            };
+            for call in starts.iter().flat_map(|start| text.split(start).skip(1)) {
+                let Some(call) = call.strip_prefix(end) else {
+                    let given = path.ends_with("lua/lib/lists.lua") && call.starts_with("command, ");
+                    assert!(end == '"' || given, "{}: a command that is not written out: {call:.40}", path.display());
+                    continue;
+                };
+                let name = call.split(end).next().unwrap().to_lowercase();
+                let sub = call.split_once(".arg(\"").map(|(_, rest)| rest.split('"').next().unwrap().to_lowercase());
+                let has_sub = ["script", "config", "cluster", "acl", "client"].contains(&name.as_str());
+                used.insert(if has_sub { format!("{name}|{}", sub.unwrap()) } else { name });
+            }
+        }
+    }
+    let listed: BTreeSet<String> = RIGHTS.iter().map(|right| right.name.to_owned()).collect();
+    let missing: Vec<_> = used.difference(&listed).collect();
+    assert!(missing.is_empty(), "not in RIGHTS: {missing:?}");
+    // What the libraries send, and what transactions are made of.
+    let of_libraries = ["auth", "exec", "hello", "multi", "ping", "select", "unwatch"];
+    let idle = listed.iter().filter(|name| !used.contains(*name));
+    let idle: Vec<_> = idle.map(String::as_str).collect();
+    assert_eq!(idle, of_libraries, "rights that nothing needs");
+    let documented: BTreeSet<String> = documented("secret").into_iter().collect();
+    let of_docs: BTreeSet<&str> = documented.iter().filter_map(|word| word.strip_prefix('+')).collect();
+    assert_eq!(of_docs, listed.iter().map(String::as_str).collect::<BTreeSet<_>>());
+    assert!(documented.contains(KEY_PATTERN));
+}

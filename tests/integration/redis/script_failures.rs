@@ -1,0 +1,281 @@
+//! Scripts and the state of their Redis: out of memory, scripts forgotten, books frozen or gone, as a client sees it.
+
+use serde_json::{Value, json};
+
+use crate::support::harness::{Options, Reply, World, until};
+
+/// One of each write, with the state that lets all of them succeed.
+pub struct Writes {
+    pub world: World,
+    pub user: i64,
+    pub product: i64,
+    pub coupon: i64,
+    pub pending: i64,
+    pub payable: i64,
+}
+
+impl Writes {
+    async fn ready() -> Writes {
+        Writes::on(World::start().await).await
+    }
+
+    pub async fn on(world: World) -> Writes {
+        let (user, product) = (world.user(100_000).await, world.product(1_000, 100).await);
+        let coupon = world.campaign("FIXED", 100, 10).await;
+        let pending = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+        let payable = world.order(user, product, 2).await.ok()["orderId"].as_i64().unwrap();
+        // Ids of payments are reserved in blocks: so that there are some at hand.
+        let paid = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+        world.pay(paid, user, "CARD", 1_000).await.ok();
+        Writes { world, user, product, coupon, pending, payable }
+    }
+
+    pub fn all(&self) -> Vec<(&'static str, String, Value)> {
+        let Writes { user, product, coupon, pending, payable, .. } = self;
+        let lines = json!([{"productId": product, "quantity": 1}]);
+        vec![
+            ("PUT", format!("/api/v1/balances/{user}"), json!({"amount": 1_000})),
+            ("POST", "/api/v1/coupons/issue".into(), json!({"couponId": coupon, "userId": user})),
+            ("POST", "/api/v1/orders".into(), json!({"userId": user, "orderProducts": lines})),
+            (
+                "POST",
+                "/api/v1/payments".into(),
+                json!({"orderId": payable, "userId": user, "paymentType": "TOSS", "amount": 2_000}),
+            ),
+            ("POST", format!("/api/v1/orders/{pending}/cancel"), json!({"userId": user})),
+            ("POST", "/admin/v1/users".into(), json!({"userName": "A", "balance": 5})),
+            ("POST", "/admin/v1/users/bulk".into(), json!({"count": 3})),
+            (
+                "POST",
+                "/admin/v1/products".into(),
+                json!({"productName": "A", "price": 5, "stockQuantity": 5, "category": "TOP"}),
+            ),
+            ("PATCH", format!("/admin/v1/products/{product}"), json!({"stockDelta": 1})),
+            (
+                "POST",
+                "/admin/v1/coupons".into(),
+                json!({"couponCode": "A", "discountType": "FIXED", "discountAmount": 5, "totalQuantity": 5,
+                    "expiredAt": "2030-01-01T00:00:00"}),
+            ),
+        ]
+    }
+
+    /// Reads of what is there, from Redis alone.
+    pub async fn reads_go_on(&self) {
+        let Writes { user, product, .. } = self;
+        for path in [
+            format!("/api/v1/balances/{user}"),
+            format!("/api/v1/balances/{user}/history"),
+            format!("/api/v1/products/{product}"),
+            "/api/v1/products/popular".to_owned(),
+        ] {
+            self.world.get(&path).await.ok();
+        }
+    }
+
+    /// Every read that asks Redis answers 503 and says when to come back, of what is there and of what is not.
+    pub async fn reads_are_turned_away(&self) {
+        let Writes { user, product, coupon, pending, .. } = self;
+        self.are_turned_away([
+            format!("/api/v1/balances/{user}"),
+            format!("/api/v1/balances/{user}/history"),
+            format!("/api/v1/coupons/{user}"),
+            format!("/api/v1/products/{product}"),
+            format!("/api/v1/orders/{pending}"),
+            format!("/admin/v1/coupons/{coupon}"),
+            "/api/v1/products".to_owned(),
+            "/api/v1/campaigns".to_owned(),
+            "/api/v1/products/popular?sortBy=MONTHLY".to_owned(),
+            "/admin/v1/projection".to_owned(),
+            "/admin/v1/orders".to_owned(),
+        ])
+        .await;
+        self.absence_is_not_believed().await;
+        self.world.get("/healthz").await.ok();
+    }
+
+    /// What is not found may have been lost: never "no such thing", never a list with nothing in it.
+    pub async fn absence_is_not_believed(&self) {
+        self.are_turned_away(
+            [
+                "/api/v1/balances/999",
+                "/api/v1/balances/999/history",
+                "/api/v1/coupons/999",
+                "/api/v1/products/999",
+                "/api/v1/orders/999?userId=1",
+                "/admin/v1/coupons/999",
+                "/api/v1/products?category=NONE",
+                "/readyz",
+            ]
+            .map(str::to_owned),
+        )
+        .await;
+    }
+
+    async fn are_turned_away(&self, paths: impl IntoIterator<Item = String>) {
+        for path in paths {
+            let reply = self.world.get(&path).await;
+            assert_eq!(reply.status, 503, "{path}: {}", reply.text);
+            reply.refused(503, "SERVICE_UNAVAILABLE");
+            assert!(reply.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1, "{path}");
+        }
+    }
+
+    pub async fn send(&self, (method, path, body): &(&'static str, String, Value), key: Option<&str>) -> Reply {
+        self.world.send(method.parse().unwrap(), path, Some(body), key).await
+    }
+
+    /// Once Redis is degraded every write answers 503 and says when to come back; once it is restored, everything is as it
+    /// was, and every write is carried out.
+    pub async fn all_are_turned_away(&self, degrade: impl AsyncFnOnce(), restore: impl AsyncFnOnce()) {
+        let before = self.world.snapshot().await;
+        degrade().await;
+        let writes = self.all();
+        for (n, write) in writes.iter().enumerate() {
+            for key in [None, Some(format!("key-{n}"))] {
+                let reply = self.send(write, key.as_deref()).await;
+                reply.refused(503, "SERVICE_UNAVAILABLE");
+                assert!(reply.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1, "{write:?}");
+            }
+        }
+        restore().await;
+        assert!(before == self.world.snapshot().await, "a write that was turned away changed something");
+        until("it is served again", async || {
+            self.world.engine.look().await;
+            (self.world.get("/readyz").await.status == 200).then_some(())
+        })
+        .await;
+        // Nothing was used up: the same requests under the same keys are now carried out.
+        for (n, write) in writes.iter().enumerate() {
+            let reply = self.send(write, Some(&format!("key-{n}"))).await;
+            assert!(reply.status.is_success() && !reply.replayed(), "{write:?}: {}", reply.text);
+            let again = self.send(write, Some(&format!("key-{n}"))).await;
+            assert!(again.replayed(), "{write:?}");
+            assert_eq!((reply.status, reply.text), (again.status, again.text), "{write:?}");
+        }
+    }
+}
+
+pub async fn config(world: &World, name: &str, value: &str) {
+    let _: () = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async(&mut world.raw().await).await.unwrap();
+}
+
+#[tokio::test]
+async fn out_of_memory_is_a_refusal_before_the_first_write() {
+    let writes = Writes::ready().await;
+    let world = &writes.world;
+    // The projection goes on: it is what makes room.
+    config(world, "maxmemory", "1").await;
+    world.drain().await;
+    config(world, "maxmemory", "0").await;
+    let degrade = async || {
+        config(world, "maxmemory", "1").await;
+        writes.reads_go_on().await;
+    };
+    writes.all_are_turned_away(degrade, async || config(world, "maxmemory", "0").await).await;
+    writes.world.finish().await;
+}
+
+#[tokio::test]
+async fn frozen_books_are_503() {
+    let writes = Writes::ready().await;
+    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let degrade = async || {
+        let _: i64 = redis::cmd("HSET").arg("{p0}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
+        writes.reads_go_on().await;
+    };
+    let restore = async || {
+        let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
+    writes.world.finish().await;
+}
+
+#[tokio::test]
+async fn books_that_are_gone_are_503_and_never_no_such_thing() {
+    let writes = Writes::ready().await;
+    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
+    let degrade = async || {
+        let away = rename("{p0}:meta", "{p0}:idem:aside");
+        let _: () = away.query_async(&mut redis).await.unwrap();
+        writes.absence_is_not_believed().await;
+    };
+    let restore = async || {
+        let back = rename("{p0}:idem:aside", "{p0}:meta");
+        let _: () = back.query_async(&mut again).await.unwrap();
+    };
+    writes.all_are_turned_away(degrade, restore).await;
+    for path in ["/api/v1/balances/999", "/api/v1/balances/999/history", "/api/v1/coupons/999"] {
+        writes.world.get(path).await.refused(404, "USER_NOT_FOUND");
+    }
+    writes.world.finish().await;
+}
+
+#[tokio::test]
+async fn scripts_that_redis_forgot_are_loaded_again() {
+    let writes = Writes::ready().await;
+    let mut redis = writes.world.raw().await;
+    for write in writes.all() {
+        let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
+        let reply = writes.send(&write, None).await;
+        assert!(reply.status.is_success(), "{write:?}: {}", reply.text);
+    }
+    let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
+    writes.world.get(&format!("/api/v1/balances/{}/history", writes.user)).await.ok();
+    // By many at once, while they are forgotten again and again.
+    let path = format!("/api/v1/balances/{}", writes.user);
+    let charges = futures_util::future::join_all((0..100).map(|_| writes.world.put(&path, json!({"amount": 1}))));
+    let forget = async {
+        for _ in 0..20 {
+            let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
+        }
+    };
+    let before = writes.world.get(&path).await.ok()["balance"].as_i64().unwrap();
+    let (replies, ()) = tokio::join!(charges, forget);
+    let charged = replies.iter().filter(|reply| reply.status == 200).count() as i64;
+    // Forgotten twice within one request it is not carried out, and says so.
+    for reply in replies.iter().filter(|reply| reply.status != 200) {
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+    }
+    assert_eq!(writes.world.get(&path).await.ok()["balance"], before + charged);
+    writes.world.finish().await;
+}
+
+/// Between the steps of what takes several, too: whatever comes of it is settled under the key.
+#[tokio::test]
+async fn operation_over_partitions_settled_when_scripts_are_forgotten_between_its_steps() {
+    let world = World::with(Options { partitions: 3, ..Options::default() }).await;
+    // So that user, product and campaign are at home in a partition each.
+    world.user(0).await;
+    for _ in 0..2 {
+        world.product(0, 0).await;
+    }
+    let writes = Writes::on(world).await;
+    let mut redis = writes.world.raw().await;
+    let forget = async {
+        loop {
+            let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
+        }
+    };
+    let send = async {
+        for (n, write) in writes.all().iter().enumerate() {
+            let key = format!("key-{n}");
+            let reply = until("it is carried out", async || {
+                let reply = writes.send(write, Some(&key)).await;
+                (reply.status != 503).then_some(reply)
+            })
+            .await;
+            assert!(reply.status.is_success(), "{write:?}: {}", reply.text);
+        }
+    };
+    tokio::select! {
+        () = forget => unreachable!(),
+        () = send => {}
+    }
+    let balance = writes.world.get(&format!("/api/v1/balances/{}", writes.user)).await.ok()["balance"].clone();
+    assert_eq!(balance, 100_000 - 1_000 + 1_000 - 2_000);
+    writes.world.clock.advance(700_000);
+    writes.world.engine.sweep().await.unwrap();
+    writes.world.finish().await;
+}

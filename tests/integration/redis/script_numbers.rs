@@ -1,0 +1,242 @@
+//! Numbers near their bounds, through the real scripts: Lua has doubles alone, and writes them in more than one way.
+
+use firstcome::{
+    domain::{
+        CampaignTerms, CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewOrder, NewProduct, OrderId,
+        ProductId, ProductPatch, UserId,
+        event::{self, Body, Event},
+    },
+    store::{
+        decisions::{Closing, Placing, UserBatch},
+        keys::{Keys, Partition},
+    },
+};
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::TestRunner,
+};
+use serde_json::json;
+
+use crate::support::harness::{Options, START, World, call};
+
+fn user(id: i64) -> UserId {
+    UserId::new(id).unwrap()
+}
+
+fn product(id: i64) -> ProductId {
+    ProductId::new(id).unwrap()
+}
+
+async fn rich_user(world: &World, id: i64, balance: i64) {
+    let batch = UserBatch { first: user(id), step: 1, count: 1, name: "부자", prefixed: false, balance };
+    let call = call(None);
+    world.store.users_create(&call, Partition(0), &batch).await.unwrap();
+}
+
+async fn last_event(world: &World) -> Event {
+    let mut last = redis::cmd("XREVRANGE");
+    last.arg(Keys(Partition(0)).outbox()).arg("+").arg("-").arg("COUNT").arg(1);
+    let last: Vec<(String, Vec<(String, String)>)> = last.query_async(&mut world.raw().await).await.unwrap();
+    event::decode(&last[0].1).pop().unwrap().event.unwrap()
+}
+
+#[tokio::test]
+async fn a_balance_up_to_the_largest_exact_integer() {
+    let world = World::start().await;
+    rich_user(&world, 1, MAX_SAFE_INTEGER - 100_003).await;
+    let first = world.put("/api/v1/balances/1", json!({"amount": 100_000})).await.ok();
+    assert_eq!(first["balance"], MAX_SAFE_INTEGER - 3);
+    world.put("/api/v1/balances/1", json!({"amount": 4})).await.refused(400, "INVALID_AMOUNT");
+    let key = ("last", "body");
+    let mine = call(Some(key));
+    for replayed in [false, true] {
+        let charged = world.store.balance_charge(&mine, user(1), 3, MAX_SAFE_INTEGER).await.unwrap();
+        assert_eq!((charged.value.1, charged.replayed), (MAX_SAFE_INTEGER, replayed));
+    }
+    world.put("/api/v1/balances/1", json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
+    assert_eq!(world.get("/api/v1/balances/1").await.ok()["balance"], MAX_SAFE_INTEGER);
+    let Body::BalanceCharged(entry) = last_event(&world).await.body else { panic!() };
+    assert_eq!((entry.before, entry.after), (MAX_SAFE_INTEGER - 3, MAX_SAFE_INTEGER));
+    for _ in 0..2 {
+        let history = world.get("/api/v1/balances/1/history").await.ok();
+        assert_eq!(history[2]["after_balance"], MAX_SAFE_INTEGER);
+        assert_eq!(history[1]["before_balance"], MAX_SAFE_INTEGER - 100_003);
+        world.drain().await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_configured_cap_is_the_last_balance_that_is_let_be() {
+    let world = World::with(Options { max_balance: Some(1_000), ..Options::default() }).await;
+    let user = world.user(999).await;
+    let path = format!("/api/v1/balances/{user}");
+    world.put(&path, json!({"amount": 2})).await.refused(400, "INVALID_AMOUNT");
+    assert_eq!(world.put(&path, json!({"amount": 1})).await.ok()["balance"], 1_000);
+    world.put(&path, json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_order_of_the_largest_exact_total() {
+    let world = World::start().await;
+    rich_user(&world, 1, MAX_SAFE_INTEGER).await;
+    // 9007 × 10^12 + 199,254,740,991 = 2^53 − 1.
+    let (dear, rest) = (world.product(1_000_000_000_000, 10_000).await, world.product(199_254_740_991, 10).await);
+    let won = world.product(1, 10).await;
+    let order = |lines: &[(i64, i64)]| {
+        let lines: Vec<_> = lines.iter().map(|(id, n)| json!({"productId": id, "quantity": n})).collect();
+        world.post("/api/v1/orders", json!({"userId": 1, "orderProducts": lines}))
+    };
+    // Ids of orders are reserved in blocks: so that there are some at hand.
+    order(&[(dear, 10_000)]).await.refused(400, "INVALID_ORDER");
+    let before = world.snapshot().await;
+    order(&[(dear, 9_007), (rest, 1), (won, 1)]).await.refused(400, "INVALID_ORDER");
+    order(&[(dear, 10_000)]).await.refused(400, "INVALID_ORDER");
+    order(&[(won, 1), (dear, 10_000), (rest, 9)]).await.refused(400, "INVALID_ORDER");
+    assert!(before == world.snapshot().await, "a refused order changed something");
+    let placed = order(&[(dear, 9_007), (rest, 1)]).await.ok();
+    assert_eq!(placed["finalPrice"], MAX_SAFE_INTEGER);
+    let Body::OrderPlaced(event) = last_event(&world).await.body else { panic!() };
+    assert_eq!((event.total, event.final_price), (MAX_SAFE_INTEGER, MAX_SAFE_INTEGER));
+    let id = placed["orderId"].as_i64().unwrap();
+    world.pay(id, 1, "CARD", MAX_SAFE_INTEGER - 1).await.refused(400, "INVALID_PAYMENT_REQUEST");
+    let paid = world.pay(id, 1, "CARD", MAX_SAFE_INTEGER).await.ok();
+    assert_eq!(paid["amount"], MAX_SAFE_INTEGER);
+    assert_eq!(world.get("/api/v1/balances/1").await.ok()["balance"], 0);
+    let popular = world.get("/api/v1/products/popular").await.ok();
+    assert_eq!(popular[0]["totalSalesPrice"].as_i64(), Some(9_007_000_000_000_000));
+    assert_eq!(popular[1]["totalSalesPrice"].as_i64(), Some(199_254_740_991));
+    world.drain().await;
+    assert_eq!(world.cancel(id, 1).await.ok()["closeReason"], "REFUNDED");
+    assert_eq!(world.get("/api/v1/balances/1").await.ok()["balance"], MAX_SAFE_INTEGER);
+    let history = world.get("/api/v1/balances/1/history").await.ok();
+    let amounts: Vec<_> = history.as_array().unwrap().iter().map(|entry| entry["amount"].as_i64().unwrap()).collect();
+    assert_eq!(amounts, [MAX_SAFE_INTEGER; 3]);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn orders_of_a_hundred_lines() {
+    let world = World::start().await;
+    let user = world.user(1_000_000_000_000).await;
+    let mut products = Vec::new();
+    for n in 0..100 {
+        products.push(world.product(1_000_000 + n, 10_000).await);
+    }
+    let lines = |count: usize, quantity: i64| -> Vec<_> {
+        let line = |n: usize| json!({"productId": products[n % 100], "quantity": quantity});
+        (0..count).map(line).collect()
+    };
+    let order = |lines: Vec<_>| world.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines}));
+    order(lines(101, 1)).await.refused(400, "INVALID_ORDER");
+    let placed = order(lines(100, 9_000)).await.ok();
+    let total: i64 = (0..100).map(|n| (1_000_000 + n) * 9_000).sum();
+    assert_eq!(placed["finalPrice"], total);
+    let id = placed["orderId"].as_i64().unwrap();
+    order(lines(100, 1_001)).await.refused(409, "INSUFFICIENT_STOCK");
+    let second = order(lines(100, 1_000)).await.ok()["orderId"].as_i64().unwrap();
+    world.pay(id, user, "CARD", total).await.ok();
+    let shown = world.get(&format!("/api/v1/orders/{id}?userId={user}")).await.ok();
+    assert_eq!(shown["orderProducts"].as_array().unwrap().len(), 100);
+    assert_eq!(world.get("/api/v1/products/popular?limit=100").await.ok().as_array().unwrap().len(), 100);
+    world.drain().await;
+    world.cancel(id, user).await.ok();
+    world.cancel(second, user).await.ok();
+    assert_eq!(world.get("/api/v1/products/popular").await.ok(), json!([]));
+    world.finish().await;
+}
+
+/// What a discount is taken off, and how much: two prices, units of the first, and the discount.
+type Case = (i64, i64, i64, Discount);
+
+fn cases() -> Vec<Case> {
+    let percent = |amount| Discount { kind: DiscountType::Percentage, amount };
+    let fixed = |amount| Discount { kind: DiscountType::Fixed, amount };
+    let mut cases: Vec<Case> = Vec::new();
+    // Where a double, or a number written in fourteen digits, would go wrong.
+    for total in [
+        (1, 1, 0),
+        (0, 1, 0),
+        (99, 1, 0),
+        (101, 1, 0),
+        (1_000_000_000_000, 100, 1),
+        (999_999_999_999, 100, 99),
+        (1_000_000_000_000, 9_007, 199_254_740_991),
+        (1_000_000_000_000, 9_007, 199_254_740_990),
+        (900_719_925_474, 10_000, 991),
+        (123_456_789_012, 9_999, 345),
+    ] {
+        for discount in
+            [1, 7, 29, 33, 50, 57, 58, 99, 100].map(percent).into_iter().chain([1, 1_000_000_000_000].map(fixed))
+        {
+            cases.push((total.0, total.1, total.2, discount));
+        }
+    }
+    let price = 0..=1_000_000_000_000_i64;
+    let amount = proptest::prop_oneof![(1..=100_i64).prop_map(percent), (1..=1_000_000_000_000_i64).prop_map(fixed)];
+    let random = (price.clone(), 1..=9_000_i64, price, amount);
+    let mut runner = TestRunner::deterministic();
+    cases.extend((0..300).map(|_| random.new_tree(&mut runner).unwrap().current()));
+    cases
+}
+
+/// `order_place.lua` computes discounts in Lua, [`Discount::of`] in Rust.
+#[tokio::test]
+async fn discounts_are_the_same_in_both_languages() {
+    let world = World::start().await;
+    rich_user(&world, 1, MAX_SAFE_INTEGER).await;
+    let plain = call(None);
+    for id in [1, 2] {
+        let new = NewProduct { name: "A".into(), price: 1, stock: 10_000, category: "TOP".parse().unwrap() };
+        world.store.product_create(&plain, product(id), &new).await.unwrap();
+    }
+    let coupon = world.campaign("FIXED", 1, 10).await;
+    world.issue(coupon, 1).await.ok();
+    let coupon_id = CouponId::new(coupon).unwrap();
+    for (n, (price, units, rest, discount)) in cases().into_iter().enumerate() {
+        let case = format!("{price} × {units} + {rest}, {discount:?}");
+        for (id, price) in [(1, price), (2, rest)] {
+            let patch = ProductPatch { price: Some(price), ..ProductPatch::default() };
+            world.store.product_update(&plain, product(id), "TOP", &patch).await.unwrap().unwrap();
+        }
+        // Terms come as arguments, so that every case can have its own.
+        let terms = CampaignTerms {
+            coupon_id,
+            code: "C".into(),
+            discount,
+            total: 10,
+            opens_at: START,
+            closes_at: START,
+            expires_at: START.plus(1),
+        };
+        let lines = vec![(product(1), units), (product(2), 1)];
+        let order = NewOrder { user_id: user(1), lines, coupon_id: Some(coupon_id) };
+        let order_id = OrderId::new(1_000 + n as i64).unwrap();
+        let placing =
+            Placing { order_id, hold_ms: 600_000, max_open: 20, must_afford: true, terms: Some(&terms), far: "" };
+        let total = price * units + rest;
+        let placed = world.store.order_place(&plain, &order, &placing).await;
+        if total > MAX_SAFE_INTEGER {
+            assert!(matches!(placed, Err(Error::InvalidOrder)), "{case}: {placed:?}");
+            continue;
+        }
+        let final_price = total - discount.of(total);
+        assert_eq!(placed.unwrap().value.final_price, final_price, "{case}");
+        let Body::OrderPlaced(event) = last_event(&world).await.body else { panic!("{case}") };
+        assert_eq!(
+            (event.total, event.discount, event.final_price),
+            (total, discount.of(total), final_price),
+            "{case}"
+        );
+        let record = world.store.order(order_id).await.unwrap().unwrap().order;
+        assert_eq!(
+            (record.total, record.discount, record.final_price),
+            (total, discount.of(total), final_price),
+            "{case}"
+        );
+        let closing = Closing::Cancel { paid_on: None };
+        world.store.order_close(&plain, order_id, user(1), closing).await.unwrap().unwrap();
+    }
+    world.finish().await;
+}

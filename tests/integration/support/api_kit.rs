@@ -1,0 +1,250 @@
+//! What the `api_*` tests share: requests whose every reply is held against the contract's error table and against the
+//! service's own OpenAPI document, and a look at everything that a request may have changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use reqwest::{
+    Method,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::{
+    api::openapi::Document,
+    support::harness::{ADMIN, Options, Reply, World, read},
+};
+
+/// The contract's table: code, status, message to the letter (ours have none there).
+const CODES: &[(&str, u16, &str)] = &[
+    ("INVALID_PAYMENT_REQUEST", 400, "결제 요청 데이터가 유효하지 않습니다."),
+    ("INSUFFICIENT_BALANCE", 402, "사용자의 잔액이 부족합니다."),
+    ("ORDER_NOT_FOUND", 404, "해당 주문을 찾을 수 없습니다."),
+    ("ORDER_ALREADY_PAID", 409, "해당 주문은 이미 결제되었습니다."),
+    ("USER_NOT_FOUND", 404, "해당 사용자를 찾을 수 없습니다."),
+    ("INVALID_AMOUNT", 400, "충전 금액은 1 이상 100,000 이하만 가능합니다."),
+    ("INVALID_COUPON", 400, "해당 쿠폰을 발급할 수 없습니다."),
+    ("COUPON_OUT_OF_STOCK", 409, "모든 쿠폰이 발급 완료되었습니다."),
+    ("PRODUCT_NOT_FOUND", 404, "해당 상품을 찾을 수 없습니다."),
+    ("INVALID_SCOPE", 400, "유효하지 않은 랭킹 범위입니다."),
+    ("INVALID_ORDER", 400, "주문 요청 데이터가 유효하지 않습니다."),
+    ("SOLD_OUT", 409, "해당 상품이 품절되었습니다."),
+    ("INSUFFICIENT_STOCK", 409, "선택한 상품의 재고가 부족합니다."),
+    ("INTERNAL_SERVER_ERROR", 500, "서버 내부 오류가 발생했습니다."),
+    ("UNAUTHORIZED", 401, ""),
+    ("INVALID_TOKEN", 401, ""),
+    ("FORBIDDEN", 403, ""),
+    ("TOO_MANY_REQUESTS", 429, ""),
+    ("SERVICE_UNAVAILABLE", 503, ""),
+    ("IDEMPOTENCY_KEY_REUSED", 422, ""),
+    ("REQUEST_IN_PROGRESS", 409, ""),
+    ("INVALID_IDEMPOTENCY_KEY", 400, ""),
+    ("INVALID_REQUEST", 400, ""),
+    ("COUPON_NOT_FOUND", 404, ""),
+    ("ORDER_ALREADY_CLOSED", 409, ""),
+    ("DEAD_LETTER_NOT_FOUND", 404, ""),
+    ("DEAD_LETTER_REFUSED", 409, ""),
+    ("NO_PAYMENT_UNDER_WAY", 409, ""),
+    ("NOT_FOUND", 404, ""),
+    ("METHOD_NOT_ALLOWED", 405, ""),
+    ("REQUEST_TIMEOUT", 408, ""),
+    ("PAYLOAD_TOO_LARGE", 413, ""),
+    ("UNSUPPORTED_MEDIA_TYPE", 415, ""),
+];
+
+/// The same test on a store of one partition and of three.
+pub async fn on_1_and_3(test: impl AsyncFn(&World)) {
+    for partitions in [1, 3] {
+        println!("with {partitions} partitions");
+        let world = World::with(Options { partitions, ..Options::default() }).await;
+        test(&world).await;
+        world.finish().await;
+    }
+}
+
+pub async fn get(world: &World, path: &str) -> Reply {
+    send(world, Method::GET, path, None, None).await
+}
+
+pub async fn post(world: &World, path: &str, body: Value) -> Reply {
+    send(world, Method::POST, path, Some(body), None).await
+}
+
+pub async fn put(world: &World, path: &str, body: Value) -> Reply {
+    send(world, Method::PUT, path, Some(body), None).await
+}
+
+pub async fn patch(world: &World, path: &str, body: Value) -> Reply {
+    send(world, Method::PATCH, path, Some(body), None).await
+}
+
+/// A request under an idempotency key.
+pub async fn keyed(world: &World, method: &Method, path: &str, body: &Value, key: &str) -> Reply {
+    send(world, method.clone(), path, Some(body.clone()), Some(key)).await
+}
+
+async fn send(world: &World, method: Method, path: &str, body: Option<Value>, key: Option<&str>) -> Reply {
+    let reply = world.send(method.clone(), path, body.as_ref(), key).await;
+    let document = document(world).await;
+    if let Some(body) = body.filter(|_| reply.status.is_success()) {
+        document.check_request(method.as_str(), path, &body);
+    }
+    document.check_reply(method.as_str(), path, &reply);
+    in_contract(path, &reply);
+    reply
+}
+
+/// A JSON request of these very bytes; operators' requests carry their token.
+pub async fn raw(world: &World, method: &Method, path: &str, body: impl Into<reqwest::Body>) -> Reply {
+    headed(world, method, path, &[("content-type", b"application/json")], body).await
+}
+
+/// A request with these very headers; operators' requests also carry their token.
+pub async fn headed(
+    world: &World,
+    method: &Method,
+    path: &str,
+    headers: &[(&str, &[u8])],
+    body: impl Into<reqwest::Body>,
+) -> Reply {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value).unwrap());
+    }
+    let mut request = world.client.request(method.clone(), format!("{}{path}", world.base)).headers(map).body(body);
+    if path.starts_with("/admin") {
+        request = request.bearer_auth(ADMIN);
+    }
+    let reply = read(request).await;
+    document(world).await.check_reply(method.as_str(), path, &reply);
+    in_contract(path, &reply);
+    reply
+}
+
+/// The service's OpenAPI document; it is the same for all worlds.
+pub async fn document(world: &World) -> &'static Document {
+    static DOCUMENT: OnceCell<Document> = OnceCell::const_new();
+    DOCUMENT.get_or_init(async || Document::new(world.get("/v3/api-docs").await.ok())).await
+}
+
+/// What holds for every reply: a sane request id, JSON, and for a failure the envelope of the table and nothing else.
+#[track_caller]
+pub fn in_contract(path: &str, reply: &Reply) {
+    let id = reply.headers["x-request-id"].to_str().unwrap();
+    assert!((1..=64).contains(&id.len()), "{path}: {id}");
+    if reply.status.is_success() && !["/api/", "/admin/"].iter().any(|api| path.starts_with(api)) {
+        return;
+    }
+    if reply.status == 204 {
+        return assert_eq!(reply.text, "", "{path}");
+    }
+    assert_eq!(reply.headers["content-type"], "application/json", "{path}: {}", reply.text);
+    if reply.status.is_success() {
+        return;
+    }
+    let body = reply.json();
+    if path != "/readyz" {
+        fields(&body, "errorCode message");
+    }
+    let code = body["errorCode"].as_str().unwrap();
+    let row = CODES.iter().find(|(known, ..)| *known == code);
+    let (_, status, message) = row.unwrap_or_else(|| panic!("{path}: {} is no code of the contract", reply.text));
+    assert_eq!(reply.status, *status, "{path}: {}", reply.text);
+    match *message {
+        "" => assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{path}: {}", reply.text),
+        message => assert_eq!(body["message"], message, "{path}"),
+    }
+    let again = matches!(code, "REQUEST_IN_PROGRESS" | "TOO_MANY_REQUESTS" | "SERVICE_UNAVAILABLE");
+    let retry_after = reply.headers.get("retry-after").map(|seconds| seconds.to_str().unwrap().parse::<u64>().unwrap());
+    assert_eq!(retry_after.is_some_and(|seconds| seconds >= 1), again, "{path}: {}", reply.text);
+}
+
+/// The object has these fields (separated by spaces), all of them and no others.
+#[track_caller]
+pub fn fields(object: &Value, names: &str) {
+    let there: BTreeSet<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(there, names.split_whitespace().collect::<BTreeSet<_>>(), "{object}");
+}
+
+/// Everything in Redis that a request may have changed; ids that were reserved and not used are no effect.
+pub async fn effects(world: &World) -> BTreeMap<String, String> {
+    let mut all = world.snapshot().await;
+    all.retain(|key, _| !key.ends_with(":ids"));
+    all
+}
+
+/// The wall-clock time of a standing clock in Seoul, as the API spells it.
+pub fn now(world: &World) -> String {
+    world.clock.now().local(world.engine.zone())
+}
+
+/// The same, `ms` from now.
+pub fn after(world: &World, ms: i64) -> String {
+    world.clock.now().plus(ms).local(world.engine.zone())
+}
+
+pub fn id(value: &Value, field: &str) -> i64 {
+    value[field].as_i64().unwrap_or_else(|| panic!("no {field}: {value}"))
+}
+
+/// An order of these lines, product and quantity.
+pub fn order_of(user: i64, lines: &[(i64, i64)], coupon: Option<i64>) -> Value {
+    let lines: Vec<Value> =
+        lines.iter().map(|(product, quantity)| json!({"productId": product, "quantity": quantity})).collect();
+    match coupon {
+        None => json!({"userId": user, "orderProducts": lines}),
+        Some(coupon) => json!({"userId": user, "orderProducts": lines, "userCouponId": coupon}),
+    }
+}
+
+/// Places an order; its id.
+pub async fn placed(world: &World, user: i64, lines: &[(i64, i64)], coupon: Option<i64>) -> i64 {
+    id(&post(world, "/api/v1/orders", order_of(user, lines, coupon)).await.ok(), "orderId")
+}
+
+/// Pays an order from the balance.
+pub async fn pay(world: &World, order: i64, user: i64, amount: i64) -> Reply {
+    let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": amount});
+    post(world, "/api/v1/payments", body).await
+}
+
+/// Places an order and pays it; its id.
+pub async fn bought(world: &World, user: i64, product: i64, quantity: i64) -> i64 {
+    let order = post(world, "/api/v1/orders", order_of(user, &[(product, quantity)], None)).await.ok();
+    pay(world, id(&order, "orderId"), user, id(&order, "finalPrice")).await.ok();
+    id(&order, "orderId")
+}
+
+pub async fn cancel(world: &World, order: i64, user: i64) -> Reply {
+    post(world, &format!("/api/v1/orders/{order}/cancel"), json!({"userId": user})).await
+}
+
+pub async fn issue(world: &World, coupon: i64, user: i64) -> Reply {
+    post(world, "/api/v1/coupons/issue", json!({"couponId": coupon, "userId": user})).await
+}
+
+pub async fn detail(world: &World, order: i64) -> Value {
+    get(world, &format!("/api/v1/orders/{order}")).await.ok()
+}
+
+pub async fn stock(world: &World, product: i64) -> i64 {
+    id(&get(world, &format!("/api/v1/products/{product}")).await.ok(), "stockQuantity")
+}
+
+pub async fn balance(world: &World, user: i64) -> i64 {
+    id(&get(world, &format!("/api/v1/balances/{user}")).await.ok(), "balance")
+}
+
+/// A user's one coupon of a campaign, as listed.
+pub async fn coupon(world: &World, user: i64, campaign: i64) -> Value {
+    let coupons = get(world, &format!("/api/v1/coupons/{user}")).await.ok();
+    coupons.as_array().unwrap().iter().find(|coupon| coupon["couponId"] == campaign).unwrap().clone()
+}
+
+/// A new campaign's id, with these fields on top of the usual.
+pub async fn campaign_with(world: &World, more: Value) -> i64 {
+    let mut body = json!({"couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1_000,
+        "totalQuantity": 10, "expiredAt": after(world, 86_400_000)});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    id(&post(world, "/admin/v1/coupons", body).await.created(), "couponId")
+}

@@ -1,0 +1,8 @@
+//! What the tests share: the harness, the invariants, fakes and proxies, parsers.
+
+pub mod api_kit;
+pub mod exposition;
+pub mod fake_gateway;
+pub mod harness;
+pub mod invariants;
+pub mod promql;
