@@ -15,19 +15,20 @@ use crate::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig,
         redact,
     },
-    db,
-    domain::{ActLog, Clock, Engine, Error, startup},
+    dashboard::{Instance, keep_reporting},
+    engine::{ActLog, Engine},
     gateway::{self, Gateways},
     http::{
         self, AppState, Operators, Parts, Scrapes, Sessions, Waiting,
         limits::{Limits, Side},
         server,
     },
-    ops::{Instance, keep_reporting},
+    jwt::Tokens,
+    model::{Clock, Error},
+    postgres,
     projector::Projector,
-    rebuild::Rebuild,
-    store::{self, Store},
-    tokens::Tokens,
+    recovery::{open, rebuild::Rebuild},
+    redis::{self, Store},
 };
 
 /// How long a stop takes that has no bound of its own: long enough for a machine that stalls.
@@ -58,13 +59,13 @@ fn gateways(config: &GatewayConfig) -> anyhow::Result<Gateways> {
 ///
 /// # Errors
 /// What waiting does not help against.
-async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(db::Connection, Store), Vec<String>>> {
+async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres::Connection, Store), Vec<String>>> {
     let redis = async {
         let store = Store::connect(&config.redis).await?;
         store.check_loaded().await?;
         anyhow::Ok(store)
     };
-    match tokio::join!(db::connect(&config.postgres), redis) {
+    match tokio::join!(postgres::connect(&config.postgres), redis) {
         (Ok(db), Ok(store)) => Ok(Ok((db, store))),
         (db, store) => {
             let failed = [db.err(), store.err()].into_iter().flatten();
@@ -76,11 +77,11 @@ async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(db::Conne
 /// Why an attempt to open the stores failed, if the next one may succeed; else the error again.
 fn reason_to_wait(error: anyhow::Error) -> anyhow::Result<String> {
     let passes = error.chain().any(|cause| {
-        matches!(cause.downcast_ref::<db::Unusable>(), Some(db::Unusable::Away(_)))
+        matches!(cause.downcast_ref::<postgres::Unusable>(), Some(postgres::Unusable::Away(_)))
             || matches!(cause.downcast_ref::<Error>(), Some(Error::Unavailable { .. }))
-            || cause.downcast_ref::<sea_orm::DbErr>().is_some_and(db::is_transient)
-            || cause.downcast_ref::<sqlx::Error>().is_some_and(db::is_away)
-            || store::is_away(cause)
+            || cause.downcast_ref::<sea_orm::DbErr>().is_some_and(postgres::is_transient)
+            || cause.downcast_ref::<sqlx::Error>().is_some_and(postgres::is_away)
+            || redis::is_away(cause)
     });
     if passes { Ok(redact(&format!("{error:#}")).into_owned()) } else { Err(error) }
 }
@@ -90,7 +91,7 @@ pub struct App {
     pub engine: Arc<Engine>,
     pub projector: Projector,
     pub store: Store,
-    pub db: db::Connection,
+    pub db: postgres::Connection,
     /// Cancelled by whoever wants it to end.
     pub stopping: CancellationToken,
     /// What operators did.
@@ -106,7 +107,7 @@ impl App {
     /// The reason why they can't be served from, and what to do about it.
     pub async fn open(config: &EngineConfig, projector: &ProjectorConfig, clock: Clock) -> anyhow::Result<Self> {
         let gateways = gateways(&config.gateway)?;
-        let (db, store) = (db::connect(&config.postgres).await?, Store::connect(&config.redis).await?);
+        let (db, store) = (postgres::connect(&config.postgres).await?, Store::connect(&config.redis).await?);
         Self::open_on(config, projector, clock, gateways, (db, store)).await
     }
 
@@ -152,7 +153,7 @@ impl App {
         projector: &ProjectorConfig,
         clock: Clock,
         gateways: Gateways,
-        (db, store): (db::Connection, Store),
+        (db, store): (postgres::Connection, Store),
     ) -> anyhow::Result<Self> {
         let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
         let keep = retention.keep();
@@ -169,7 +170,7 @@ impl App {
         };
         // Large, and seldom needed.
         Box::pin(rebuild.run_if_needed()).await?;
-        let store = startup::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
+        let store = open::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
         let (acts, background, stop_background) =

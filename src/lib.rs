@@ -1,41 +1,43 @@
 //! firstcome: a flash-sale commerce engine. *First come, first served, exactly once.*
 //!
 //! ```text
-//! request → http → domain → store (one Lua script: checks, writes, XADD) → reply
-//!                             └→ outbox stream → projector → Postgres
+//! request → http → engine → redis (one Lua script: checks, writes, XADD) → reply
+//!                             └→ outbox stream → projector → postgres
 //! ```
 //!
-//! Redis decides; Postgres remembers. The map:
+//! Redis decides; PostgreSQL records. A module imports only modules to its left, which a test holds:
 //!
-//! - [`http`] speaks the API: routes, bodies, errors, the OpenAPI document. It knows `domain`, and what operators may set going:
-//!   an [`audit`], another try of the [`projector`]'s.
-//! - [`domain`] is the verbs and their outcomes, and the vocabulary. It knows `store`, `gateway` and `db`'s reads.
-//! - [`store`] is the only code that speaks Redis; the decisions themselves are in `lua/`.
-//! - [`projector`] is the only code that writes to Postgres what Redis decided; [`db`] reads it, and writes only what no outbox
-//!   carries: whose store it is, and the log of operators' acts.
-//! - [`rebuild`] puts Redis back together from Postgres; [`audit`] recomputes every conservation law.
-//! - [`gateway`] asks external payment gateways; [`tokens`] says who a user is, by its token.
-//! - [`ops`] is the dashboard: its page and its live feed.
-//! - [`metrics`] is what Prometheus is told, [`telemetry`] the log and the traces; anybody may use both.
-//! - [`dev`] starts private servers for the quick start and the tests.
-//! - [`config`] is the configuration, [`app`] puts the parts together, [`stop`] takes the signals that end them, [`probe`] asks
-//!   a running service how it is, [`seed`] is the demo catalogue.
+//! ```text
+//! model ← config, telemetry ← redis | postgres | gateway ← archive ← engine | projector ← recovery, audit ← http ← dashboard ← app ← cli
+//! ```
+//!
+//! - [`model`] is the vocabulary: ids, money, time, positions, entities, events, errors.
+//! - [`config`] is the settings with their bounds; [`telemetry`] is the log, the traces and the metrics.
+//! - [`redis`] is the only code that speaks Redis; the decisions themselves are in `lua/`.
+//! - [`postgres`] is the only code that speaks PostgreSQL: entities, queries, migrations.
+//! - [`gateway`] asks external payment gateways; [`jwt`] verifies users' tokens.
+//! - [`archive`] finds and restores orders that have left Redis.
+//! - [`engine`] has one method per operation; [`projector`] writes to PostgreSQL what Redis decided.
+//! - [`recovery`] opens the stores and rebuilds Redis from PostgreSQL; [`audit`] recomputes every invariant over both.
+//! - [`http`] is the API: routes, bodies, errors, limits, the OpenAPI document. [`dashboard`] is the operators' page and its feed.
+//! - [`app`] builds, starts and stops the parts. [`dev`] starts private servers for `make run` and the tests.
 
 pub mod app;
+pub mod archive;
 pub mod audit;
 pub mod config;
-pub mod db;
+pub mod dashboard;
 pub mod dev;
-pub mod domain;
+pub mod engine;
 pub mod gateway;
 pub mod http;
-pub mod metrics;
-pub mod ops;
+pub mod jwt;
+pub mod model;
+pub mod postgres;
 pub mod probe;
 pub mod projector;
-pub mod rebuild;
+pub mod recovery;
+pub mod redis;
 pub mod seed;
 pub mod stop;
-pub mod store;
 pub mod telemetry;
-pub mod tokens;

@@ -15,18 +15,17 @@ use firstcome::{
     app::App,
     audit::Audit,
     config::*,
-    db,
     dev::Stack,
-    domain::Clock,
     http::{self, Operators, Scrapes, Waiting, listener, server},
-    probe,
+    jwt::Tokens,
+    model::Clock,
+    postgres, probe,
     projector::Projector,
-    rebuild::{self, Rebuild, Summary},
+    recovery::rebuild::{self, Rebuild, Summary},
+    redis::Store,
     seed,
     stop::stop_signal,
-    store::Store,
     telemetry::{self, traces},
-    tokens::Tokens,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -220,7 +219,7 @@ async fn play(role: Role) -> anyhow::Result<ExitCode> {
         Role::Dev(options) => return dev(*options).await,
         Role::Serve(options) => return serve(*options).await,
         Role::Project(options) => return project(*options).await,
-        Role::Migrate(options) => db::migrate(&db::connect(&options.postgres).await?).await,
+        Role::Migrate(options) => postgres::migrate(&postgres::connect(&options.postgres).await?).await,
         Role::Seed(options) => {
             let app = App::open(&options.engine, &ProjectorConfig::default(), Clock::system()).await?;
             let did = seed::demo(&app.engine).await?;
@@ -343,7 +342,7 @@ async fn project(options: Project) -> anyhow::Result<ExitCode> {
     let waiters = Waiters::start(probes.iter(), &BrowserConfig::default())?;
     let Some(mut app) = open(&engine, &projector, &stop, waiters).await? else { return Ok(ExitCode::SUCCESS) };
     // Where PostgreSQL has gone again meanwhile, nobody knows: then nobody is kept waiting for it.
-    if !db::identity::only_postgres_acknowledged(&app.db).await.unwrap_or(true) {
+    if !postgres::progress::only_postgres_acknowledged(&app.db).await.unwrap_or(true) {
         app.projector = app.projector.lingering(Duration::from_millis(projector.projector_linger_ms));
     }
     app.project();
@@ -364,8 +363,8 @@ async fn project(options: Project) -> anyhow::Result<ExitCode> {
 async fn audit(options: AuditRole) -> anyhow::Result<ExitCode> {
     let AuditRole { redis, postgres, time_zone, json } = options;
     let audited = async {
-        let (store, db) = (Store::connect(&redis).await?, db::connect(&postgres).await?);
-        db::check_schema(&db).await?;
+        let (store, db) = (Store::connect(&redis).await?, postgres::connect(&postgres).await?);
+        postgres::check_schema(&db).await?;
         Audit { store, db, clock: Clock::system(), zone: time_zone }.run().await
     };
     match audited.await {
@@ -389,7 +388,7 @@ async fn health(options: Health) -> anyhow::Result<ExitCode> {
 
 async fn rebuild(options: RebuildRole) -> anyhow::Result<()> {
     let RebuildRole { redis, postgres, projector, retention, time_zone, discard, lost_at_most } = options;
-    let (store, db, clock) = (Store::connect(&redis).await?, db::connect(&postgres).await?, Clock::system());
+    let (store, db, clock) = (Store::connect(&redis).await?, postgres::connect(&postgres).await?, Clock::system());
     let rebuild = Rebuild {
         projector: Projector::new(
             store.clone(),
@@ -463,9 +462,9 @@ async fn dev_on(
         database_timeout_ms: 30_000,
     };
     let redis = RedisConfig { redis_timeout_ms: 10_000, ..RedisConfig::at(stack.redis_url()) };
-    db::create_database(&postgres(stack.admin_database_url()), "firstcome").await?;
+    postgres::create_database(&postgres(stack.admin_database_url()), "firstcome").await?;
     let postgres = postgres(stack.database_url());
-    db::migrate(&db::connect(&postgres).await?).await?;
+    postgres::migrate(&postgres::connect(&postgres).await?).await?;
     let engine = EngineConfig { redis, postgres, shop, gateway, durability, retention };
     let projector = ProjectorConfig::default();
     let opening = Box::pin(App::open(&engine, &projector, Clock::system()));

@@ -1,6 +1,6 @@
 //! The demo catalogue of `make run` and `firstcome seed`: made through the engine, like any operator's.
 
-use crate::domain::*;
+use crate::{engine::Engine, model::*};
 
 /// The demo's users, with their opening balances (won).
 const USERS: &[(&str, Won)] = &[("이다은", 10_000), ("김하늘", 1_000_000), ("박준서", 0)];

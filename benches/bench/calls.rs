@@ -5,11 +5,8 @@
 
 use anyhow::{Result, ensure};
 use firstcome::{
-    domain::{CouponId, UserId},
-    store::{
-        keys::{Keys, Partition},
-        scripts,
-    },
+    model::{CouponId, Partition, UserId},
+    redis::{keys::Keys, script},
 };
 use redis::aio::MultiplexedConnection;
 
@@ -77,7 +74,7 @@ impl Aside {
         let mut link = servers.redis_link().await?;
         redis::cmd("SELECT").arg(DATABASE).exec_async(&mut link).await?;
         let mut load = redis::cmd("SCRIPT");
-        load.arg("LOAD").arg(scripts::COUPON_ISSUE.source());
+        load.arg("LOAD").arg(script::COUPON_ISSUE.source());
         let sha: String = load.query_async(&mut link).await?;
         let call = CouponIssue::new(sha, servers::now().0);
         Ok((Aside { link }, call.ok_or_else(|| anyhow::anyhow!("an id is none"))?))

@@ -1,5 +1,5 @@
 //! One connection per request, taken from a pool, against a few shared multiplexed ones: the measurement behind
-//! `store::lanes` (see docs/decisions.md).
+//! `redis::connection` (see docs/decisions.md).
 //!
 //! Both send the same script call (a coupon issue, durable) to the same Redis, in alternation, from the same number of
 //! concurrent tasks. Told per setting: requests per second, Redis's CPU and commands per request, and the ratio of the two

@@ -4,7 +4,7 @@
 use std::{cell::RefCell, time::Duration};
 
 use anyhow::{Result, ensure};
-use firstcome::store::keys::{Keys, Partition};
+use firstcome::{model::Partition, redis::keys::Keys};
 use redis::FromRedisValue;
 
 use crate::{

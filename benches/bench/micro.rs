@@ -27,16 +27,13 @@ use axum::{
 use divan::Bencher;
 use firstcome::{
     app::App,
-    domain::{
-        IdempotencyKey, KeyOwner, UserId,
+    model::{
+        IdempotencyKey, KeyOwner, Partition, UserId,
         event::{self, Event},
     },
-    metrics::{self, http::Running, scripts::Meter},
     projector::batch::Batch,
-    store::{
-        keys::Partition,
-        outbox::{Entry, StreamId},
-    },
+    redis::outbox::{Entry, StreamId},
+    telemetry::metrics::{self, http::Running, scripts::Meter},
 };
 use http_body_util::BodyExt;
 use tokio::runtime::Runtime;

@@ -12,11 +12,11 @@ use anyhow::{Context, Result, ensure};
 use firstcome::{
     app::App,
     config::*,
-    db,
     dev::{self, PostgresServer, RedisServer, ScratchDir},
-    domain::{Clock, types::Millis},
     http::listener,
-    store::Store,
+    model::{Clock, Millis},
+    postgres,
+    redis::Store,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use sea_orm::DatabaseConnection;
@@ -88,10 +88,10 @@ impl Servers {
         let postgres = PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await?;
         let admin = postgres_config(postgres.url("postgres"));
         for database in ["firstcome", "peer"] {
-            db::create_database(&admin, database).await?;
-            db::migrate(&db::connect(&postgres_config(postgres.url(database))).await?).await?;
+            postgres::create_database(&admin, database).await?;
+            postgres::migrate(&postgres::connect(&postgres_config(postgres.url(database))).await?).await?;
         }
-        let db = db::connect(&postgres_config(postgres.url("firstcome"))).await?;
+        let db = postgres::connect(&postgres_config(postgres.url("firstcome"))).await?;
         let store = Store::connect(&redis_config(redis.url())).await?;
         Ok(Servers { store, db, redis, postgres, _dir: dir })
     }
@@ -127,7 +127,7 @@ impl Servers {
     /// Decisions that Postgres does not have yet.
     pub async fn lag(&self) -> Result<i64> {
         let mut lag = 0;
-        let positions = db::reads::positions(&self.db).await?;
+        let positions = postgres::queries::resources::positions(&self.db).await?;
         for here in self.store.all() {
             let projected = positions.iter().find(|p| p.partition == here.0).map_or(0, |p| p.seq);
             lag += self.store.position(here).await?.seq - projected;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 use super::{Audit, Check, Report};
-use crate::domain::{Error, types::Millis};
+use crate::model::{Error, Millis};
 
 /// Runs audits of one store, for whoever asks.
 pub struct Auditor {

@@ -14,16 +14,14 @@ use super::{
     report::Findings,
 };
 use crate::{
-    db::{pages::Kind, snapshot::Snapshot},
-    domain::{
+    model::{
+        CouponId, OrderLine, OrderStatus, Partition, RankingScope,
         event::{Body, unpack_lines},
-        model::OrderLine,
-        types::{CouponId, OrderStatus, RankingScope},
     },
-    store::{
-        decisions::DAY_FORMAT,
-        inspect::{CampaignSeen, Fields, HoldSeen, OrderSeen, ProductSeen, UserSeen},
-        keys::Partition,
+    postgres::{queries::page::Kind, snapshot::Snapshot},
+    redis::{
+        commands::DAY_FORMAT,
+        queries::audit::{CampaignSeen, Fields, HoldSeen, OrderSeen, ProductSeen, UserSeen},
     },
 };
 

@@ -6,18 +6,15 @@ use anyhow::bail;
 
 use super::Audit;
 use crate::{
-    db::snapshot::{Read, Snapshot},
-    domain::{
-        Error,
+    model::{
+        Error, OrderStatus, Partition, Position,
         event::{self, Body, Decoded, Event},
-        types::OrderStatus,
     },
+    postgres::snapshot::{Read, Snapshot},
     projector::batch::Batch,
-    store::{
-        Position,
-        inspect::Inspected,
-        keys::Partition,
+    redis::{
         outbox::{Entry, StreamId},
+        queries::audit::Inspected,
     },
 };
 

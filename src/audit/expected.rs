@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::delta::Delta;
 use crate::{
-    db::snapshot::{CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, UserRow},
-    domain::{
+    model::{
+        Millis, OrderStatus,
         event::{Body, pack_lines},
-        types::{Millis, OrderStatus},
     },
-    store::records::pack_coupon,
+    postgres::snapshot::{CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, UserRow},
+    redis::records::pack_coupon,
 };
 
 pub(super) fn expected_users(rows: Vec<UserRow>, since: &Delta) -> HashMap<i64, UserRow> {

@@ -6,7 +6,7 @@ use super::{
     Audit,
     report::{Findings, Report},
 };
-use crate::db::snapshot::Snapshot;
+use crate::postgres::snapshot::Snapshot;
 
 /// Discrepancies that Postgres names.
 const NAMED: usize = 20;

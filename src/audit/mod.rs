@@ -26,13 +26,13 @@ pub use report::{Check, Position, Report};
 
 use self::report::Findings;
 use crate::{
-    db::{
-        self, identity,
-        pages::{Kind, Page},
+    model::{Clock, Partition},
+    postgres::{
+        self, progress,
+        queries::page::{Kind, Page},
         snapshot::Snapshot,
     },
-    domain::types::Clock,
-    store::{Store, inspect::sort_keys, keys::Partition},
+    redis::{Store, queries::audit::sort_keys},
 };
 
 /// Things compared at once.
@@ -50,7 +50,7 @@ const GETTING_ON_EVERY: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct Audit {
     pub store: Store,
-    pub db: db::Connection,
+    pub db: postgres::Connection,
     pub clock: Clock,
     pub zone: Tz,
 }
@@ -62,7 +62,7 @@ impl Audit {
     /// Redis or Postgres can't answer, or Postgres is so far behind that the two can't be compared.
     pub async fn run(mut self) -> anyhow::Result<Report> {
         let mut report = Report::begin(self.clock.now());
-        let Some((name, partitions)) = identity::read(&self.db).await? else {
+        let Some((name, partitions)) = progress::read(&self.db).await? else {
             anyhow::bail!("this PostgreSQL database has no store");
         };
         self.store = self.store.with_partitions(partitions);
@@ -101,7 +101,7 @@ impl Audit {
     async fn gets_on(&self) -> anyhow::Result<Findings> {
         let mut findings = Findings::new("projection: PostgreSQL gets what is decided", "partitions");
         let mut still = Vec::new();
-        for at in db::reads::positions(&self.db).await? {
+        for at in postgres::queries::resources::positions(&self.db).await? {
             findings.look();
             let here = Partition(at.partition);
             let oldest = self.store.outbox_oldest_after(here, at.stream_id.parse()?).await?;
@@ -113,7 +113,7 @@ impl Audit {
         let began = tokio::time::Instant::now();
         while !still.is_empty() && began.elapsed() < GETS_ON_WITHIN {
             tokio::time::sleep(GETTING_ON_EVERY).await;
-            let now = db::reads::positions(&self.db).await?;
+            let now = postgres::queries::resources::positions(&self.db).await?;
             still.retain(|(was, _)| now.iter().any(|now| (now.partition, now.at()) == (was.partition, was.at())));
         }
         for (at, age_ms) in still {
@@ -261,7 +261,7 @@ impl Audit {
 
     async fn positions(&self) -> anyhow::Result<Vec<report::Position>> {
         let mut positions = Vec::new();
-        for projected in db::reads::positions(&self.db).await? {
+        for projected in postgres::queries::resources::positions(&self.db).await? {
             let decided = self.store.books(Partition(projected.partition)).await?.position.unwrap_or_default();
             positions.push(report::Position {
                 partition: projected.partition,

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Instant};
 
-use crate::domain::types::Millis;
+use crate::model::Millis;
 
 /// Discrepancies named of each check.
 const NAMED: usize = 20;

@@ -4,6 +4,7 @@
 
 mod edge;
 pub mod environment;
+mod retention;
 mod secrets;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -12,15 +13,13 @@ use clap::{Args, ValueEnum};
 
 pub use self::{
     edge::{BrowserConfig, CorsOrigins, GUESSES_PER_MINUTE, LimitsConfig, TrustedProxies},
+    retention::{Keep, MARK_LIFE_MS},
     secrets::{Redacting, Secret, hide, redact, url_of},
 };
-use crate::{
-    domain::{
-        sold_out::LONGEST_LEASE_MS,
-        types::{MAX_SAFE_INTEGER, PaymentType, Won},
-    },
-    store::retire::Keep,
-};
+use crate::model::{MAX_SAFE_INTEGER, PaymentType, Won};
+
+/// The longest lease that a process may be given, ms.
+pub const LONGEST_LEASE_MS: u64 = 1000;
 
 /// Redis, which decides.
 #[derive(Args, Clone, Debug)]

@@ -11,10 +11,12 @@ use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
 
-use super::binaries;
-use super::dirs::{User, make_passable, make_private, run, short_hash};
-use super::postgres_server::PostgresConfig;
-use super::process::{self, Process, StopSignal};
+use super::{
+    binaries,
+    dirs::{User, make_passable, make_private, run, short_hash},
+    postgres_server::PostgresConfig,
+    process::{self, Process, StopSignal},
+};
 
 /// The superuser, and the only role.
 pub(super) const ROLE: &str = "firstcome";

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::dirs::{SocketDir, User, make_own, percent_encode};
-use super::postgres_data::{self, PASSWORD_FILE, ROLE};
-use super::process::{self, Process, StopSignal};
+use super::{
+    dirs::{SocketDir, User, make_own, percent_encode},
+    postgres_data::{self, PASSWORD_FILE, ROLE},
+    process::{self, Process, StopSignal},
+};
 
 /// Without TCP the port is only a part of the socket's name.
 const SOCKET_PORT: u16 = 5432;

@@ -10,9 +10,11 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::binaries;
-use super::dirs::{SocketDir, make_own, make_private, percent_encode};
-use super::process::{self, Process, StopSignal};
+use super::{
+    binaries,
+    dirs::{SocketDir, make_own, make_private, percent_encode},
+    process::{self, Process, StopSignal},
+};
 
 const SOCKET: &str = "redis.sock";
 

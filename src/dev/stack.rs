@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::dirs::{User, make_own};
-use super::postgres_server::{self, PostgresConfig, PostgresServer};
-use super::redis_server::{self, RedisConfig, RedisServer};
+use super::{
+    dirs::{User, make_own},
+    postgres_server::{self, PostgresConfig, PostgresServer},
+    redis_server::{self, RedisConfig, RedisServer},
+};
 
 /// The service's database. Making it is the caller's first act, over
 /// [`admin_database_url`](Stack::admin_database_url).

@@ -22,7 +22,7 @@ use super::{
     CancelOutcome, Charge, GatewayConfig, GatewayConfigError, PayOutcome, PaymentGateway, StatusOutcome, reply,
 };
 use crate::{
-    domain::types::{PaymentType, Won},
+    model::{PaymentType, Won},
     telemetry::traces,
 };
 

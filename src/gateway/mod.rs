@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 
 pub use http::HttpGateway;
 
-use crate::domain::types::{OrderId, PaymentType, UserId, Won};
+use crate::model::{OrderId, PaymentType, UserId, Won};
 
 /// A payment to be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]

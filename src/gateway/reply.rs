@@ -21,7 +21,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::{CancelOutcome, Charge, PayOutcome, StatusOutcome};
-use crate::domain::types::Won;
+use crate::model::Won;
 
 /// The most characters of a `transactionId`; an approval with a longer one is unacceptable.
 pub const TRANSACTION_ID_CHARS: usize = 255;
@@ -211,7 +211,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::types::{OrderId, UserId};
+    use crate::model::{OrderId, UserId};
 
     const APPROVED: &[u8] = br#"{"approved": true, "transactionId": "tx-1"}"#;
     const DECLINED: &[u8] = br#"{"approved": false, "reason": "limit"}"#;

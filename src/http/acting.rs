@@ -27,8 +27,8 @@ use super::{
     error::{ApiError, Code},
 };
 use crate::{
-    domain::{Error, UserId},
-    tokens::{Refused, Tokens},
+    jwt::{Refused, Tokens},
+    model::{Error, UserId},
 };
 
 /// The routes of the API that are about no user. All others need a token: a new one does until it is named here.
@@ -125,9 +125,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        domain::Clock,
         http::params::PathId,
-        tokens::tests::{config, signed},
+        jwt::tests::{config, signed},
+        model::Clock,
     };
 
     fn app() -> Router {

@@ -15,7 +15,10 @@ use axum::{
 use serde::Serialize;
 
 use super::{auth::Operator, edge::RequestId, error::Code};
-use crate::domain::{Act, ActLog, Clock};
+use crate::{
+    engine::ActLog,
+    model::{Act, Clock},
+};
 
 /// Characters kept of what was asked for, and of each part of the path.
 const LONGEST_DETAIL: usize = 2000;
@@ -95,7 +98,7 @@ async fn begun(operator: &Operator, parts: &mut Parts) -> Act {
         detail: String::new(),
         status: Code::Unavailable.status().as_u16(),
         request_id: RequestId::of(&parts.extensions),
-        at: crate::domain::Millis(0),
+        at: crate::model::Millis(0),
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     params::{Params, PathUser, QueryParams},
     reply::{Answer, Done, Found},
 };
-use crate::domain::{Balance, BalanceEntry, MAX_CHARGE, MAX_SAFE_INTEGER, OrderId, TransactionType, UserId, Won};
+use crate::model::{Balance, BalanceEntry, MAX_CHARGE, MAX_SAFE_INTEGER, OrderId, TransactionType, UserId, Won};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {

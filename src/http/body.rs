@@ -1,5 +1,5 @@
 //! The one way in for writes: body, idempotency key and request id become a typed request and its
-//! [`Call`](crate::domain::Call).
+//! [`Call`](crate::model::Call).
 //!
 //! Order matters: whatever is wrong with a body is told before anything else (the path, the key), so the extractor
 //! that reads it is the first thing in a write that can fail. Once it is known for whom the request acts, its limit is asked
@@ -27,7 +27,7 @@ use super::{
     limits::{Limits, Traffic},
     unknown::{self, Names},
 };
-use crate::domain::{Call, IdempotencyKey, KeyOwner, UserId};
+use crate::model::{Call, IdempotencyKey, KeyOwner, UserId};
 
 /// The request header that names a write, so that repeating it has no further effect.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -183,7 +183,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// Method, path and decoded body, so that two spellings of a request are one.
 fn canonical<T: Serialize>(parts: &Parts, request: &T) -> Result<Vec<u8>, ApiError> {
     let mut bytes = format!("{} {}\n", parts.method, parts.uri.path()).into_bytes();
-    serde_json::to_writer(&mut bytes, request).map_err(|error| crate::domain::Error::Internal(error.into()))?;
+    serde_json::to_writer(&mut bytes, request).map_err(|error| crate::model::Error::Internal(error.into()))?;
     Ok(bytes)
 }
 
@@ -232,10 +232,10 @@ mod tests {
     use super::*;
     use crate::{
         config::LimitsConfig,
-        domain::{NewOrder, NewPayment},
         http::{
             balances::ChargeRequest, coupons::UserCouponRequest, orders::OrderCreateRequest, payments::PaymentRequest,
         },
+        model::{NewOrder, NewPayment},
     };
 
     const BODY_LIMIT: usize = 4096;

@@ -16,9 +16,7 @@ use super::{
     params::{LAST_PAGE, Params, PathUser, QueryParams, default_size},
     reply::{Answer, Done, Found},
 };
-use crate::domain::{
-    Campaign, CouponId, CouponStatus, DiscountType, IssuedCoupon, Millis, OrderId, UserCoupon, UserId,
-};
+use crate::model::{Campaign, CouponId, CouponStatus, DiscountType, IssuedCoupon, Millis, OrderId, UserCoupon, UserId};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {

@@ -13,7 +13,7 @@ use serde::{
 };
 
 use super::error::Code;
-use crate::domain::{CouponId, MAX_SAFE_INTEGER, Millis, OrderId, ProductId, UserId};
+use crate::model::{CouponId, MAX_SAFE_INTEGER, Millis, OrderId, ProductId, UserId};
 
 /// An id that clients name.
 pub trait Id: Copy {

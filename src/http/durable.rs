@@ -11,7 +11,7 @@ use axum::{
 };
 
 use super::error::ApiError;
-use crate::{domain::Engine, store::watermarks::telling};
+use crate::{engine::Engine, redis::progress::telling};
 
 /// The layer. Reads pass through.
 pub async fn durable(State(engine): State<Arc<Engine>>, request: Request, next: Next) -> Response {

@@ -37,7 +37,7 @@ use super::{
     limits::{Client, Limits, Side, Traffic, costs},
     unknown::Parameters,
 };
-use crate::metrics::http::{NOWHERE, Running};
+use crate::telemetry::metrics::http::{NOWHERE, Running};
 
 /// Names the request, in both directions.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -1,6 +1,6 @@
 //! The one status table: every way in which a request can fail, its status, its `errorCode` and its Korean message.
 //!
-//! Owns the table, how a [`domain::Error`](crate::domain::Error) finds its row, and the reply made of a row. The
+//! Owns the table, how a [`Error`](crate::model::Error) finds its row, and the reply made of a row. The
 //! OpenAPI document takes its error examples from the same rows, so that the two cannot drift. Logging is left to
 //! [`edge`](super::edge), which knows the request id.
 
@@ -16,7 +16,7 @@ use axum::{
 use serde_json::json;
 
 use super::reply::IDEMPOTENT_REPLAYED;
-use crate::domain::Error;
+use crate::model::Error;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $status:ident $code:literal $message:literal;)*) => {

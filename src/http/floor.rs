@@ -17,7 +17,7 @@ use super::{
     products::ProductResponse,
     reply::{Answer, Done, Found},
 };
-use crate::domain::{
+use crate::model::{
     CampaignTerms, CouponId, Discount, DiscountType, Error, IssuedCoupon, Millis, Product, ProductId, Reply,
 };
 

@@ -71,7 +71,8 @@ use self::{
     unknown::Parameters,
 };
 use crate::{
-    audit::Auditor, config::BrowserConfig, domain::Engine, ops, projector::Projector, telemetry::traces, tokens::Tokens,
+    audit::Auditor, config::BrowserConfig, dashboard, engine::Engine, jwt::Tokens, projector::Projector,
+    telemetry::traces,
 };
 
 /// Every route, of which those of this side are served.
@@ -94,7 +95,7 @@ pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
         .fallback(not_found)
         .layer(from_fn_with_state(state.engine.clone(), durable::durable))
         // Not under what stands around writes: operators sign in when nothing else goes.
-        .merge(ops::router(session::router(), state.sessions.clone()));
+        .merge(dashboard::router(session::router(), state.sessions.clone()));
     // What is off is not there at all.
     if let Some(tokens) = tokens {
         routes = routes.layer(from_fn_with_state(tokens, acting::users_only));
@@ -159,9 +160,9 @@ pub struct Parts {
     /// Recomputes the books.
     pub auditor: Arc<Auditor>,
     /// What the dashboard's watchers share.
-    pub feed: Arc<ops::Feed>,
+    pub feed: Arc<dashboard::Feed>,
     /// Which process this is.
-    pub instance: Arc<ops::Instance>,
+    pub instance: Arc<dashboard::Instance>,
     /// Whether it can serve, as found out a moment ago.
     pub readiness: health::Readiness,
     /// What is scraped, and by whom.

@@ -37,7 +37,7 @@ use super::{
     session,
     unknown::UNKNOWN_FIELDS,
 };
-use crate::domain::{
+use crate::model::{
     CloseReason, CouponStatus, DiscountType, Error, OrderStatus, PaymentType, RankingScope, TransactionType,
 };
 
@@ -82,7 +82,7 @@ macro_rules! documented_errors {
                 String,
                 utoipa::openapi::RefOr<utoipa::openapi::response::Response>,
             > {
-                use $crate::http::error::Code;
+                use crate::http::error::Code;
                 $crate::http::openapi::failures(&[$(($description, &[$(Code::$code),+])),+])
             }
         }
@@ -446,8 +446,8 @@ mod tests {
     use super::*;
     use crate::{
         config::LimitsConfig,
-        domain::Clock,
         http::{Notes, Operators, Sessions, limits::Limits},
+        model::Clock,
     };
 
     fn document() -> Value {

@@ -17,7 +17,7 @@ use super::{
     params::{Params, PathId, QueryParams},
     reply::{Answer, Done, Found},
 };
-use crate::domain::{
+use crate::model::{
     CloseReason, CouponId, MAX_LINE_QUANTITY, MAX_ORDER_LINES, NewOrder, Order, OrderId, OrderStatus, PaymentType,
     PlacedOrder, ProductId, UserId,
 };

@@ -18,7 +18,7 @@ use super::{
     error::{ApiError, Code},
     limits::{Limits, Traffic},
 };
-use crate::domain::UserId;
+use crate::model::UserId;
 
 /// The last page of a listing, whatever its size: a bound of two parameters together could not be said in the document.
 pub const LAST_PAGE: i64 = 10_000;

@@ -14,7 +14,7 @@ use super::{
     openapi::documented_errors,
     reply::{Answer, Done},
 };
-use crate::domain::{MAX_SAFE_INTEGER, NewPayment, OrderId, OrderStatus, Payment, PaymentType, UserId};
+use crate::model::{MAX_SAFE_INTEGER, NewPayment, OrderId, OrderStatus, Payment, PaymentType, UserId};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {

@@ -14,7 +14,7 @@ use super::{
     params::{LAST_PAGE, Params, PathId, QueryParams, default_size},
     reply::Found,
 };
-use crate::domain::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope, UserId};
+use crate::model::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope, UserId};
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {

@@ -8,7 +8,7 @@ use axum::{
 use serde::Serialize;
 
 use super::{acts::Made, error::ApiError};
-use crate::domain::Reply;
+use crate::model::Reply;
 
 /// Marks the stored answer to an earlier request under the same idempotency key.
 pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

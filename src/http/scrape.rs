@@ -1,6 +1,6 @@
 //! `/metrics`: what Prometheus scrapes.
 //!
-//! Not in the OpenAPI document: it is no JSON API. What is told is [`metrics`](crate::metrics)'s; here is who may ask, and how
+//! Not in the OpenAPI document: it is no JSON API. What is told is [`metrics`](crate::telemetry::metrics)'s; here is who may ask, and how
 //! often it is made anew, so that whoever asks in a loop costs nothing.
 
 use std::num::NonZeroU32;
@@ -22,7 +22,7 @@ use super::{
     limits::Client,
     recent::Recent,
 };
-use crate::{config::MetricsConfig, domain::Error, metrics};
+use crate::{config::MetricsConfig, model::Error, telemetry::metrics};
 
 /// How often a text is made: much more often than anybody scrapes.
 const RATE: Quota = Quota::per_second(NonZeroU32::new(2).unwrap()).allow_burst(NonZeroU32::MIN);

@@ -41,7 +41,7 @@ use super::limits::{
 };
 use crate::{
     config::TrustedProxies,
-    metrics::{self, http::Connected},
+    telemetry::metrics::{self, http::Connected},
 };
 
 /// The limits on connections.

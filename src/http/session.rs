@@ -46,7 +46,7 @@ use super::{
     error::{ApiError, Code},
     limits::{Client, Limits},
 };
-use crate::domain::{Clock, Error, Millis, UserId};
+use crate::model::{Clock, Error, Millis, UserId};
 
 /// The cookie's name.
 pub const COOKIE_NAME: &str = "firstcome_ops";

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::{BrowserConfig, LimitsConfig},
-    domain::Error,
+    model::Error,
 };
 
 /// What is said as long as nothing else is known.

@@ -10,11 +10,11 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement,
 
 use super::batch::{Batch, NewPayment, OrderState, PaymentState};
 use crate::{
-    domain::{
+    model::{
+        Millis, Partition,
         event::{self, pack_lines},
-        types::Millis,
     },
-    store::{decisions::RECORD_LIFE_MS, keys::Partition},
+    redis::commands::RECORD_LIFE_MS,
 };
 
 /// Why a batch could not be applied.

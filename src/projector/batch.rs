@@ -9,12 +9,12 @@ use std::collections::{HashMap, HashSet};
 use chrono::NaiveDate;
 
 use crate::{
-    domain::{
+    model::{
+        BalanceEntry, CampaignTerms, OrderLine,
         event::{self, Body, Event, HoldState, PaymentOutcome},
-        model::{BalanceEntry, CampaignTerms, OrderLine},
-        types::*,
+        *,
     },
-    store::decisions::DAY_FORMAT,
+    redis::commands::DAY_FORMAT,
 };
 
 /// What a batch does.

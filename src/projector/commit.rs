@@ -11,11 +11,13 @@ use super::{
     batch::Batch,
 };
 use crate::{
-    db::{self, reads::ProjectedPosition},
-    domain::event::{self, Decoded, Event},
-    metrics,
-    store::{Position, keys::Partition, outbox::Entry},
-    telemetry::traces,
+    model::{
+        Partition, Position,
+        event::{self, Decoded, Event},
+    },
+    postgres::{self, queries::resources::ProjectedPosition},
+    redis::outbox::Entry,
+    telemetry::{metrics, traces},
 };
 
 impl Projector {
@@ -244,7 +246,11 @@ enum CommitError {
 
 impl From<DbErr> for CommitError {
     fn from(error: DbErr) -> Self {
-        if db::is_data_fault(&error) { CommitError::Bad(error.to_string()) } else { CommitError::Failed(error.into()) }
+        if postgres::is_data_fault(&error) {
+            CommitError::Bad(error.to_string())
+        } else {
+            CommitError::Failed(error.into())
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{anyhow, bail};
 use futures_util::FutureExt;
 
 use super::{Failure, LONGEST_PATIENCE, Projector, Step};
-use crate::store::{Position, keys::Partition};
+use crate::model::{Partition, Position};
 
 /// How many readings may find nothing where there has to be something. One does where another projector has just carried it
 /// away; its commit is seen by the next.

@@ -2,19 +2,19 @@
 //!
 //! A batch is one transaction, which also moves the partition's position with `WHERE` it stands where this projector read
 //! from. A projector that was overtaken changes nothing and starts over from the new position. Only what is committed is
-//! trimmed from the stream. An event that can't be applied becomes a dead letter ([`letters`]); Postgres being away is waited out.
+//! trimmed from the stream. An event that can't be applied becomes a dead letter ([`dead_letters`]); Postgres being away is waited out.
 //!
 //! After the commit and before the trim, so that a crash between two steps is made good by the next reading: with many
 //! partitions, an order's end is carried to stock that it held in other partitions ([`relay`]); and Redis lets go what is over
-//! ([`retire`]).
+//! ([`evict`]).
 
 pub mod apply;
 pub mod batch;
 mod commit;
+pub mod dead_letters;
 mod drain;
-pub mod letters;
+pub mod evict;
 pub mod relay;
-pub mod retire;
 
 use std::{
     sync::{
@@ -30,15 +30,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::commit::Read;
 use crate::{
-    config::ProjectorConfig,
-    db::{self, reads::ProjectedPosition},
-    domain::{
-        Error,
+    config::{Keep, ProjectorConfig},
+    model::{
+        Clock, Error, Partition, Position,
         event::{self, Event},
-        types::Clock,
     },
-    metrics,
-    store::{Position, Store, keys::Partition, outbox::StreamId, retire::Keep},
+    postgres::{self, queries::resources::ProjectedPosition},
+    redis::{Store, outbox::StreamId},
+    telemetry::metrics,
 };
 
 /// How long one reading of an idle outbox waits.
@@ -409,13 +408,13 @@ impl Projector {
         let postgres = (&self.db, self.patience);
         let events: Vec<&Event> = read.iter().filter_map(|read| read.event.as_ref().ok()).collect();
         relay::relay(&self.store, postgres, here, &events).await?;
-        retire::retire(&self.store, postgres, self.keep, here, &events).await?;
+        evict::retire(&self.store, postgres, self.keep, here, &events).await?;
         self.store.outbox_trim(here, end).await?;
         Ok(())
     }
 
     async fn position(&self, here: Partition) -> Result<ProjectedPosition, Failure> {
-        let reading = tokio::time::timeout(self.patience, db::reads::positions(&self.db)).await;
+        let reading = tokio::time::timeout(self.patience, postgres::queries::resources::positions(&self.db)).await;
         let positions = reading.map_err(|_| Failure::Silent(self.patience))??;
         let missing = || Failure::Away(format!("PostgreSQL has no position of partition {}", here.0));
         let position = positions.into_iter().find(|position| position.partition == here.0).ok_or_else(missing)?;

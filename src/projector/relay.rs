@@ -9,17 +9,15 @@ use std::time::Duration;
 use sea_orm::DatabaseConnection;
 
 use crate::{
-    domain::{
-        Error,
+    archive,
+    model::{
+        Call, Error, OrderLine, Partition,
         event::{Body, Event},
-        model::{Call, OrderLine},
-        retired,
-        types::*,
+        *,
     },
-    store::{
+    redis::{
         Store,
-        decisions::{FarEnd, Issued},
-        keys::Partition,
+        commands::{FarEnd, Issued},
     },
 };
 
@@ -37,7 +35,7 @@ pub async fn relay(
         return Ok(());
     }
     let end_far = async |call: &Call, of, far: &[OrderLine], end, day: &str| {
-        let ending = retired::end_far((store, db), call, of, far, end, day);
+        let ending = archive::end_far((store, db), call, of, far, end, day);
         // What was sold long ago is asked for in Postgres.
         let ended = tokio::time::timeout(patience, ending).await;
         ended.unwrap_or_else(|_| Err(Error::unavailable("an order's end is not carried on in time")))

@@ -5,6 +5,7 @@
 //! secret is logged: what is one has a type that prints as `***`, errors of clients are told without their URLs, and every line
 //! goes through [`Redacting`].
 
+pub mod metrics;
 pub mod traces;
 
 use std::io::{IsTerminal, stderr};

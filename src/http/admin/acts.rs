@@ -7,7 +7,6 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{Act, ActFilter, ActPage, UserId},
     http::{
         AppState, Operator,
         decode::{optional_word, query_int},
@@ -15,6 +14,7 @@ use crate::{
         params::{LAST_PAGE, Params, QueryParams, default_size},
         reply::Found,
     },
+    model::{Act, ActFilter, ActPage, UserId},
 };
 
 /// This resource's routes.

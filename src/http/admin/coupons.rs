@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{CampaignPatch, CouponId, Discount, DiscountType, NewCampaign, UserId},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -18,6 +17,7 @@ use crate::{
         params::PathId,
         reply::{Answer, Done, Found},
     },
+    model::{CampaignPatch, CouponId, Discount, DiscountType, NewCampaign, UserId},
 };
 
 /// This resource's routes.

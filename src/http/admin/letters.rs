@@ -7,7 +7,6 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{DeadLetter, DeadLetterPage, LetterId, MAX_SAFE_INTEGER, UserId},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -17,7 +16,8 @@ use crate::{
         params::{LAST_PAGE, Params, QueryParams, default_size},
         reply::{Found, NoContent},
     },
-    projector::letters::Retried,
+    model::{DeadLetter, DeadLetterPage, LetterId, MAX_SAFE_INTEGER, UserId},
+    projector::dead_letters::Retried,
 };
 
 /// This resource's routes.

@@ -7,7 +7,6 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{OrderFilter, OrderPage, OrderStatus, UserId},
     http::{
         AppState,
         decode::{optional_query_id, optional_word, query_int},
@@ -16,6 +15,7 @@ use crate::{
         params::{LAST_PAGE, Params, QueryParams, default_size},
         reply::Found,
     },
+    model::{OrderFilter, OrderPage, OrderStatus, UserId},
 };
 
 /// This resource's routes.

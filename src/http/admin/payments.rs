@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{OrderId, OrderStatus, PaymentResolution, PaymentType, ResolvedPayment, StuckPayments, UserId},
     gateway::reply::TRANSACTION_ID_CHARS,
     http::{
         AppState, Operator,
@@ -18,6 +17,7 @@ use crate::{
         params::PathId,
         reply::{Answer, Done, Found},
     },
+    model::{OrderId, OrderStatus, PaymentResolution, PaymentType, ResolvedPayment, StuckPayments, UserId},
 };
 
 /// This resource's routes.

@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch, UserId},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -18,6 +17,7 @@ use crate::{
         products::ProductResponse,
         reply::{Answer, Done},
     },
+    model::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch, UserId},
 };
 
 /// This resource's routes.

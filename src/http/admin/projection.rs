@@ -6,8 +6,8 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{PartitionStatus, ProjectionStatus},
     http::{AppState, reply::Found},
+    model::{PartitionStatus, ProjectionStatus},
 };
 
 /// This resource's routes.

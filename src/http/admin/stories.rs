@@ -8,12 +8,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::letters::DeadLetterResponse;
 use crate::{
-    domain::{
-        Balance, CloseReason, Millis, OrderId, OrderStatus, OrderStory, OrderTrace, PaymentTrace, UserId, UserStory,
-    },
     http::{
         AppState, balances::UserBalanceHistoryResponse, coupons::UserCouponResponse, openapi::documented_errors,
         orders::OrderDetailResponse, params::PathId, reply::Found,
+    },
+    model::{
+        Balance, CloseReason, Millis, OrderId, OrderStatus, OrderStory, OrderTrace, PaymentTrace, UserId, UserStory,
     },
 };
 

@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers, UserId},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -16,6 +15,7 @@ use crate::{
         openapi::documented_errors,
         reply::{Answer, Done},
     },
+    model::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers, UserId},
 };
 
 /// This resource's routes.

@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    domain::{CouponId, ProductId, Reply, UserId, Withheld},
     http::{
         AppState,
         body::{RequestBody, Write},
@@ -17,6 +16,7 @@ use crate::{
         params::PathId,
         reply::{Answer, Done, Found},
     },
+    model::{CouponId, ProductId, Reply, UserId, Withheld},
 };
 
 /// This resource's routes.

@@ -34,8 +34,8 @@ use self::{
 use super::error::{ApiError, Code};
 use crate::{
     config::{LimitsConfig, TrustedProxies},
-    domain::UserId,
-    metrics,
+    model::UserId,
+    telemetry::metrics,
 };
 
 /// Requests of operators under way at once: they are few, and long ones are among them.

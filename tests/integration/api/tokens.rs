@@ -1,5 +1,5 @@
 //! `AUTH=jwt`: a user acts for itself and for nobody else, whatever the route. (What a token must be like is tested beside
-//! `src/tokens`.)
+//! `src/jwt`.)
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use firstcome::config::{Auth, AuthConfig, Secret};

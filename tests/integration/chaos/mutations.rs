@@ -11,7 +11,7 @@ use std::{
 
 use firstcome::{
     dev::{PostgresConfig, PostgresServer, ScratchDir},
-    store::scripts::{self, Script},
+    redis::script::{self, Script},
 };
 
 use super::{
@@ -90,18 +90,18 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
         Nothing => trade(&shop, &market, 1).await,
         NoEvent => {
             // In the place of the call stands one that does nothing with the same arguments.
-            mutate(&shop, &scripts::BALANCE_CHARGE, "local id = emit(", "local id = (function() return '' end)(").await;
+            mutate(&shop, &script::BALANCE_CHARGE, "local id = emit(", "local id = (function() return '' end)(").await;
             trade(&shop, &market, 1).await;
         }
         GiveBackTwice => {
             let back = "move_units(ids, units, from_units, to_units)";
-            mutate(&shop, &scripts::ORDER_CLOSE, back, &format!("{back} {back}")).await;
+            mutate(&shop, &script::ORDER_CLOSE, back, &format!("{back} {back}")).await;
             trade(&shop, &market, 1).await;
         }
         FailsBelowTheLine => {
             // As where a right is missing, or a list is too long.
             let written = "local id = emit(outbox, epoch, events)\n";
-            mutate(&shop, &scripts::ORDER_PAY, written, &format!("{written}redis.call('HSET', meta)\n")).await;
+            mutate(&shop, &script::ORDER_PAY, written, &format!("{written}redis.call('HSET', meta)\n")).await;
             trade(&shop, &market, 1).await;
         }
         TrimBeforeCommit => {

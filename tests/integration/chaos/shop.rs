@@ -11,8 +11,8 @@ use std::{
 };
 
 use firstcome::{
-    db,
     dev::{AppendFsync, PostgresConfig, PostgresServer, RedisConfig, RedisServer, ScratchDir},
+    postgres,
 };
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
@@ -95,9 +95,9 @@ impl Shop {
         let to_postgres = Proxy::start(Some(Upstream::Unix(postgres.socket_dir().join(".s.PGSQL.5432")))).await;
         let goods = Goods { users: Vec::new(), products: Vec::new(), campaigns: Vec::new() };
         let mut shop = Shop { options, services: Vec::new(), to_redis, to_postgres, goods, redis, postgres, dir };
-        db::create_database(&harness::postgres_config(&shop.postgres.url("postgres")), DATABASE).await.unwrap();
+        postgres::create_database(&harness::postgres_config(&shop.postgres.url("postgres")), DATABASE).await.unwrap();
         let migrating = shop.db().await;
-        db::migrate(&migrating).await.unwrap();
+        postgres::migrate(&migrating).await.unwrap();
         migrating.close().await.unwrap();
         for number in 0..shop.options.services {
             let log = shop.dir.path().join(format!("service-{number}.log"));
@@ -146,7 +146,7 @@ impl Shop {
 
     /// Straight to PostgreSQL.
     pub async fn db(&self) -> DatabaseConnection {
-        db::connect(&harness::postgres_config(&self.postgres.url(DATABASE))).await.unwrap()
+        postgres::connect(&harness::postgres_config(&self.postgres.url(DATABASE))).await.unwrap()
     }
 
     /// Starts a service; one that ends at once, because something it needs is not there yet, again.

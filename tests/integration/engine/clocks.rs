@@ -4,14 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use firstcome::{
     app::App,
-    domain::{
-        CalendarDay, Clock, CouponId, Error, Millis, NewCampaign, NewPayment, OrderId, PaymentId, PaymentType,
-        ProductId, UserId,
+    model::{
+        CalendarDay, Clock, CouponId, Error, Millis, NewCampaign, NewPayment, OrderId, Partition, PaymentId,
+        PaymentType, ProductId, UserId,
     },
-    store::{
-        decisions::{Settled, Settling},
-        keys::Partition,
-    },
+    redis::commands::{Settled, Settling},
 };
 
 use crate::support::harness::{Options, World, call, open, postgres_url};
@@ -61,7 +58,7 @@ impl Clocks {
 fn campaign(opens_at: Option<Millis>, closes_at: Option<Millis>, expires_at: Millis) -> NewCampaign {
     NewCampaign {
         code: "CODE".into(),
-        discount: firstcome::domain::Discount { kind: "FIXED".parse().unwrap(), amount: 10 },
+        discount: firstcome::model::Discount { kind: "FIXED".parse().unwrap(), amount: 10 },
         total: 100,
         opens_at,
         closes_at,
@@ -79,7 +76,7 @@ async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
     let over = engine.create_campaign(&call(None), campaign(None, Some(now.plus(SLACK_MS)), day)).await.unwrap();
     // Closed now, by the store's clock.
     let patch =
-        firstcome::domain::CampaignPatch { opens_at: Some(now.plus(-1000)), closes_at: Some(clocks.now().await) };
+        firstcome::model::CampaignPatch { opens_at: Some(now.plus(-1000)), closes_at: Some(clocks.now().await) };
     engine.update_campaign(&call(None), over.value.terms.coupon_id, patch).await.unwrap();
     for app in clocks.all() {
         let user = UserId::new(clocks.world.user(0).await).unwrap();
@@ -113,7 +110,7 @@ async fn order_expires_by_store_clock_when_processes_are_skewed() {
     let clocks = Clocks::start(Options { hold_seconds: 30, ..Options::default() }).await;
     let (user, product) = (clocks.world.user(100_000).await, clocks.world.product(100, 100).await);
     let (user, product) = (UserId::new(user).unwrap(), ProductId::new(product).unwrap());
-    let order = || firstcome::domain::NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None };
+    let order = || firstcome::model::NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None };
     let mut orders = Vec::new();
     for app in clocks.all() {
         let before = clocks.now().await;

@@ -7,7 +7,7 @@ use firstcome::{
     app::App,
     config::{Ack, DurabilityConfig, EngineConfig, ProjectorConfig},
     dev::{self, AppendFsync, RedisServer, ScratchDir},
-    domain::Clock,
+    model::Clock,
 };
 use reqwest::Method;
 use serde_json::json;
@@ -234,7 +234,7 @@ async fn postgres_is_asked_when_redis_comes_back() {
     world.redis.kill().await.unwrap();
     copy(&old, &data);
     world.redis.restart().await.unwrap();
-    let user = firstcome::domain::UserId::new(user).unwrap();
+    let user = firstcome::model::UserId::new(user).unwrap();
     until("the other process notices", async || match other.engine.balance(user).await {
         Ok(_) => panic!("it shows what is left"),
         Err(error) => error.to_string().contains("are lost").then_some(()),
@@ -417,17 +417,17 @@ async fn postgres_may_go_and_come_back() {
     let mut postgres = dev::PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await.unwrap();
     let redis_dir = ScratchDir::new().unwrap();
     let mut redis = RedisServer::start(dev::RedisConfig::new(redis_dir.path().join("redis"))).await.unwrap();
-    firstcome::db::create_database(&harness::postgres_config(&postgres.url("postgres")), "shop").await.unwrap();
+    firstcome::postgres::create_database(&harness::postgres_config(&postgres.url("postgres")), "shop").await.unwrap();
     let mut config = harness::engine_config(&Options::default(), &redis.url(), &postgres.url("shop"));
     config.postgres.database_timeout_ms = 500;
     config.durability.max_backlog = 30;
-    let migrate = firstcome::db::connect(&config.postgres).await.unwrap();
-    firstcome::db::migrate(&migrate).await.unwrap();
+    let migrate = firstcome::postgres::connect(&config.postgres).await.unwrap();
+    firstcome::postgres::migrate(&migrate).await.unwrap();
     migrate.close().await.unwrap();
     let app = reopen(&config).await.unwrap();
     app.project();
     app.watch(true);
-    let new = firstcome::domain::NewUser { name: "A".into(), balance: 0 };
+    let new = firstcome::model::NewUser { name: "A".into(), balance: 0 };
     let user = app.engine.create_user(&harness::call(None), new).await.unwrap().value.user_id;
     until("the projection is idle", async || (app.store.backlog() == 0).then_some(())).await;
     postgres.kill().await.unwrap();
@@ -467,7 +467,7 @@ async fn records_are_kept_as_long_as_they_live() {
     };
     assert_eq!(kept().await, 1);
     let reply: String = sqlx::query_scalar("SELECT reply FROM idempotency_records").fetch_one(pool).await.unwrap();
-    let words = firstcome::domain::event::unpack_reply(&reply).unwrap();
+    let words = firstcome::model::event::unpack_reply(&reply).unwrap();
     assert_eq!((words[0], words[4]), ("CHARGED", "5"));
     world.clock.advance(86_400_000 - 1);
     assert_eq!(world.app.projector.forget_records().await.unwrap(), 0);

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use firstcome::{
     app::App,
-    domain::CloseReason,
-    domain::event::{self, Body},
+    model::{
+        CloseReason,
+        event::{self, Body},
+    },
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use firstcome::{domain::*, store::keys::Partition};
+use firstcome::model::{Partition, *};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::support::harness::{Options, World, call};

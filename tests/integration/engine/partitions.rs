@@ -3,11 +3,8 @@
 
 use chrono::Days;
 use firstcome::{
-    domain::*,
-    store::{
-        decisions::{FarEnd, Placing, Settled, Settling},
-        keys::Partition,
-    },
+    model::{Partition, *},
+    redis::commands::{FarEnd, Placing, Settled, Settling},
 };
 
 use crate::support::harness::{Options, World, call};
@@ -146,7 +143,7 @@ async fn every_end_of_an_order_reaches_its_far_stock_by_the_clock_alone() {
         apart.place(order, &far).await.unwrap();
         orders.push(order);
     }
-    let closing = firstcome::store::decisions::Closing::Cancel { paid_on: None };
+    let closing = firstcome::redis::commands::Closing::Cancel { paid_on: None };
     store.order_close(&call, orders[1], apart.user, closing).await.unwrap().unwrap();
     assert_eq!(apart.stock().await, 1);
     apart.world.clock.advance(660_000);

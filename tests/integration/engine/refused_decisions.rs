@@ -1,6 +1,6 @@
 //! `ACK=postgres`, and a decision that PostgreSQL passed without taking it: the reply is no 200 until it is there.
 
-use firstcome::rebuild;
+use firstcome::recovery::rebuild;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use firstcome::{
     app::App,
-    db,
-    domain::{sold_out::Counts, *},
+    engine::{sold_out::Counts, *},
+    model::{Partition, *},
+    postgres,
     projector::Projector,
-    rebuild::{self, Rebuild},
-    store::{Store, decisions::Reopening, keys::Partition},
+    recovery::rebuild::{self, Rebuild},
+    redis::{Store, commands::Reopening},
 };
 use futures_util::future::join_all;
 use serde_json::json;
@@ -454,7 +455,7 @@ async fn nothing_of_an_epoch_counts_in_the_next() {
         refused_alone(engine, coupon, &[lost]).await;
         let _: () = redis::cmd("FLUSHALL").query_async(&mut world.raw().await).await.unwrap();
         let store = Store::connect(&harness::redis_config(&world.redis.url())).await.unwrap();
-        let db = db::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
+        let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
         let patience = std::time::Duration::from_secs(600);
         let keep = world.options.retention.keep();
         let projector =

@@ -6,7 +6,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use firstcome::{domain::*, store::keys::Partition};
+use firstcome::{
+    engine::*,
+    model::{Partition, *},
+};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::{

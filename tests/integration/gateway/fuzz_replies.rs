@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use firstcome::{
-    domain::types::{OrderId, PaymentType, UserId},
     gateway::{Charge, GatewayConfig, HttpGateway, PayOutcome, PaymentGateway},
+    model::{OrderId, PaymentType, UserId},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use tokio::{

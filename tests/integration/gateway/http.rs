@@ -5,8 +5,8 @@
 use std::{sync::Arc, time::Duration};
 
 use firstcome::{
-    domain::types::{OrderId, PaymentType, UserId},
     gateway::{CancelOutcome, Charge, GatewayConfig, Gateways, HttpGateway, PayOutcome, PaymentGateway, StatusOutcome},
+    model::{OrderId, PaymentType, UserId},
 };
 use tokio::net::TcpListener;
 

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use firstcome::domain::{NewOrder, ProductId, UserId};
+use firstcome::model::{NewOrder, ProductId, UserId};
 
 use crate::support::{
     api_kit::*,
@@ -381,7 +381,7 @@ async fn newest_orders_of_many_found_by_an_index() {
     .unwrap();
     sqlx::query("ANALYZE orders").execute(pool).await.unwrap();
     for listing in [
-        firstcome::db::reads::NEWEST_ORDERS.replace("$1", "0").replace("$2", "20"),
+        firstcome::postgres::queries::resources::NEWEST_ORDERS.replace("$1", "0").replace("$2", "20"),
         "SELECT * FROM orders WHERE status = 'PAID' ORDER BY placed_at DESC, id DESC LIMIT 20".to_owned(),
         "SELECT * FROM orders WHERE user_id = 7 ORDER BY placed_at DESC, id DESC LIMIT 20".to_owned(),
     ] {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firstcome::db;
+use firstcome::postgres;
 use futures_util::future::join_all;
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
@@ -597,7 +597,7 @@ async fn orders_are_counted_from_wherever_the_schema_was() {
         let undo = "DROP TABLE order_totals; DROP FUNCTION count_orders CASCADE;
                     DELETE FROM _sqlx_migrations WHERE version = 8";
         sqlx::raw_sql(undo).execute(pool).await.unwrap();
-        db::migrate(&world.db).await.unwrap();
+        postgres::migrate(&world.db).await.unwrap();
         assert_eq!(totals().await, before);
         // A statement that is undone counts for nothing.
         let mut transaction = pool.begin().await.unwrap();

@@ -61,7 +61,7 @@ async fn a_postgres_that_lets_nobody_in_is_away() {
     let shop = Shop::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
-    let admin = firstcome::db::connect(&postgres_config(&shop.postgres.url("template1"))).await.unwrap();
+    let admin = firstcome::postgres::connect(&postgres_config(&shop.postgres.url("template1"))).await.unwrap();
     let mut admin = admin.get_postgres_connection_pool().acquire().await.unwrap();
     let role: String = sqlx::query_scalar("SELECT current_user::text").fetch_one(&mut *admin).await.unwrap();
     for (shut, open) in [

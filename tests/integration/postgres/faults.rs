@@ -1,6 +1,6 @@
 //! What PostgreSQL can never take, and what it can't take now: the first becomes a dead letter, the second shows.
 
-use firstcome::db;
+use firstcome::postgres;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
@@ -14,14 +14,14 @@ const NAME: &str = "한정판 🎟";
 
 #[tokio::test]
 async fn start_refused_when_database_is_not_utf8() {
-    let admin = db::connect(&harness::postgres_config(&harness::postgres_url("postgres"))).await.unwrap();
+    let admin = postgres::connect(&harness::postgres_config(&harness::postgres_url("postgres"))).await.unwrap();
     let template = harness::fresh_database().await;
     for encoding in ["LATIN1", "SQL_ASCII", "EUC_KR"] {
         let name = format!("{template}_{}", encoding.to_lowercase());
         let sql = format!("CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
         sqlx::query(AssertSqlSafe(sql)).execute(admin.get_postgres_connection_pool()).await.unwrap();
         let url = harness::postgres_url(&name);
-        let reason = format!("{:#}", db::connect(&harness::postgres_config(&url)).await.unwrap_err());
+        let reason = format!("{:#}", postgres::connect(&harness::postgres_config(&url)).await.unwrap_err());
         for word in [encoding, "UTF8", "CREATE DATABASE", &name] {
             assert!(reason.contains(word), "{word} is not in {reason}");
         }
@@ -146,7 +146,7 @@ async fn projection_waits_and_says_so_when_postgres_can_t_take_it_now() {
 async fn audit_fails_when_projection_stands_still() {
     // The outbox's times are Redis's, and so is this clock's.
     let world =
-        World::with(Options { clock: Some(firstcome::domain::Clock::system().now()), ..Options::default() }).await;
+        World::with(Options { clock: Some(firstcome::model::Clock::system().now()), ..Options::default() }).await;
     user(&world, "A").await;
     let audit = world.get("/admin/v1/audit").await.ok();
     assert_eq!(audit["balanced"], true, "{audit}");

@@ -8,8 +8,8 @@ use std::{
 };
 
 use firstcome::{
-    db,
     dev::{self, PostgresServer, RedisServer, ScratchDir},
+    postgres,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -499,7 +499,7 @@ impl Servers {
     }
 
     pub async fn db(&self) -> sea_orm::DatabaseConnection {
-        db::connect(&harness::postgres_config(&self.postgres_url)).await.unwrap()
+        postgres::connect(&harness::postgres_config(&self.postgres_url)).await.unwrap()
     }
 
     /// Passwords and tokens are in none of these logs.

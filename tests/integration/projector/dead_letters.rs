@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use firstcome::{domain::event, rebuild};
+use firstcome::{model::event, recovery::rebuild};
 use futures_util::future::join_all;
 use proptest::{prelude::*, test_runner::TestRunner};
 use redis::aio::MultiplexedConnection;
@@ -280,7 +280,7 @@ async fn what_a_rebuild_went_on_without_stays_out() {
     understand(&world).await;
     let letter = letters(&world).await.remove(0);
     // While it goes on nobody can tell what will be true after.
-    let lock = firstcome::db::identity::Lock::take(&world.db).await.unwrap();
+    let lock = firstcome::postgres::progress::Lock::take(&world.db).await.unwrap();
     retry(&world, &letter).await.refused(503, "SERVICE_UNAVAILABLE");
     drop(lock);
     rebuilt(&world, rebuild::Options { discard: true, lost_at_most: Some(0) }).await;

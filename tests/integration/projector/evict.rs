@@ -11,19 +11,19 @@ use std::{
 };
 
 use firstcome::{
-    config::RetentionConfig,
-    domain::{
-        Error, NewPayment, OrderId, PaymentType, UserId,
+    config::{Keep, MARK_LIFE_MS, RetentionConfig},
+    model::{
+        Error, NewPayment, OrderId, Partition, PaymentType, UserId,
         event::{self, Event},
     },
     projector,
-    rebuild::{self, Rebuild},
-    store::{
+    recovery::rebuild::{self, Rebuild},
+    redis::{
         Store,
-        decisions::{Closing, MARK_LIFE_MS},
-        keys::{Keys, Partition},
+        commands::Closing,
+        keys::Keys,
         outbox::{Entry, StreamId},
-        retire::{Keep, Over},
+        retention::Over,
     },
 };
 use futures_util::future::join_all;
@@ -230,7 +230,7 @@ async fn a_batch_that_is_done_again_lets_go_what_is_over_and_nothing_else() {
                 let keep = shop.world.options.retention.keep();
                 let events = events(entries);
                 let events: Vec<_> = events.iter().collect();
-                projector::retire::retire(&shop.world.store, postgres, keep, *here, &events).await.unwrap();
+                projector::evict::retire(&shop.world.store, postgres, keep, *here, &events).await.unwrap();
             }
         };
         // It never came to that.
@@ -537,7 +537,10 @@ async fn what_was_read_too_early_brings_nothing_back() {
         world.drain().await;
         world.leave().await;
         let id = OrderId::new(order).unwrap();
-        let read = firstcome::db::retired::order(&world.db, id, partitions, "Asia/Seoul").await.unwrap().unwrap();
+        let read = firstcome::postgres::queries::archived_orders::order(&world.db, id, partitions, "Asia/Seoul")
+            .await
+            .unwrap()
+            .unwrap();
         assert!(read.is_over() && read.status == "PAID");
         let homes: Vec<Partition> =
             world.store.all().filter(|here| shop.holds(order).contains(&Keys(*here).hold(id))).collect();
@@ -573,7 +576,10 @@ async fn what_is_brought_back_in_vain_leaves_again() {
     let shown = shop.show(order).await;
     shop.world.leave().await;
     let id = OrderId::new(order).unwrap();
-    let read = firstcome::db::retired::order(&shop.world.db, id, 1, "Asia/Seoul").await.unwrap().unwrap();
+    let read = firstcome::postgres::queries::archived_orders::order(&shop.world.db, id, 1, "Asia/Seoul")
+        .await
+        .unwrap()
+        .unwrap();
     assert!(shop.world.store.order_restore(Partition(0), Over::Order(id), &read.fields(), 60_000).await.unwrap());
     assert!(shop.life(order).await.is_some_and(|life| (1..=60_000).contains(&life)));
     assert_eq!(shop.show(order).await, shown);
@@ -748,7 +754,8 @@ async fn money_that_comes_when_the_order_has_left_goes_back() {
 
 async fn rebuilt(world: &World) -> rebuild::Summary {
     let store = Store::connect(&harness::redis_config(&world.redis.url())).await.unwrap();
-    let db = firstcome::db::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
+    let db =
+        firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
     let (clock, zone, keep) = (world.clock.clone(), world.engine.zone(), world.options.retention.keep());
     let patience = Duration::from_secs(600);
     let projector =

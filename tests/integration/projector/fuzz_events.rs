@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use firstcome::{
-    domain::{
+    model::{
         UserId,
         event::{
             Body, Event, MAX_USERS_PER_EVENT, decode, fields_of, is_newer, pack_lines, request_id, unpack_lines,

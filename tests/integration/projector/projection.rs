@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, time::Duration};
 use firstcome::{
     app::App,
     config::*,
-    db,
     dev::{self, PostgresServer, RedisServer, ScratchDir},
-    domain::{Clock, event},
+    model::{Clock, event},
+    postgres,
     projector::Projector,
 };
 use futures_util::future::join_all;
@@ -157,7 +157,7 @@ async fn batches_of_any_size_make_the_same_tables() {
         put_back(&mut redis, &stream).await;
         let database = harness::fresh_database().await;
         let url = harness::postgres_url(&database);
-        let db = db::connect(&harness::postgres_config(&url)).await.unwrap();
+        let db = postgres::connect(&harness::postgres_config(&url)).await.unwrap();
         let pool = db.get_postgres_connection_pool();
         sqlx::query("INSERT INTO store (store, partitions) VALUES ($1, 1)").bind(&store).execute(pool).await.unwrap();
         sqlx::query("INSERT INTO projection_positions (partition, epoch, seq, stream_id) VALUES (0, 1, 0, '0-0')")
@@ -661,7 +661,7 @@ async fn a_tail_that_is_too_long_is_said_to_be() {
     let world = World::start().await;
     let (user, quiet) = (world.user(1).await, world.user(1).await);
     let call = harness::call(None);
-    let id = firstcome::domain::UserId::new(user).unwrap();
+    let id = firstcome::model::UserId::new(user).unwrap();
     for _ in 0..2_100 {
         world.engine.charge(&call, id, 1).await.unwrap();
     }
@@ -726,8 +726,8 @@ impl Shop {
         let (postgres, redis) = tokio::join!(PostgresServer::start(config), redis);
         let (postgres, redis) = (postgres.unwrap(), redis.unwrap());
         let url = postgres.url("postgres");
-        let migrating = db::connect(&harness::postgres_config(&url)).await.unwrap();
-        db::migrate(&migrating).await.unwrap();
+        let migrating = postgres::connect(&harness::postgres_config(&url)).await.unwrap();
+        postgres::migrate(&migrating).await.unwrap();
         migrating.close().await.unwrap();
         let mut config = harness::engine_config(&Options::default(), &redis.url(), &url);
         config.postgres.database_timeout_ms = 5_000;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use firstcome::{audit::Report, domain::Clock};
+use firstcome::{audit::Report, model::Clock};
 use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;

@@ -119,7 +119,7 @@ async fn a_large_store_is_rebuilt_and_audits_clean_in_bounded_memory() {
     let mut redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
     let database = harness::fresh_database().await;
     let (redis_url, postgres) = (redis.url(), postgres_url(&database));
-    let db = firstcome::db::connect(&harness::postgres_config(&postgres)).await.unwrap();
+    let db = firstcome::postgres::connect(&harness::postgres_config(&postgres)).await.unwrap();
     fill(db.get_postgres_connection_pool(), users, orders).await;
 
     let began = Instant::now();

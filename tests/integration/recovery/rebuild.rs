@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use firstcome::{
     config::{Ack, DurabilityConfig},
     projector::Projector,
-    rebuild::{self, Rebuild, Summary},
-    store::Store,
+    recovery::rebuild::{self, Rebuild, Summary},
+    redis::Store,
 };
 use reqwest::Method;
 use serde_json::json;
@@ -32,7 +32,8 @@ pub fn projecting() -> Options {
 /// A rebuild by a process of its own.
 pub async fn rebuilder(world: &World) -> Rebuild {
     let store = Store::connect(&world.redis_config()).await.unwrap();
-    let db = firstcome::db::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
+    let db =
+        firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
     let patience = std::time::Duration::from_secs(600);
     let (clock, zone, keep) = (world.clock.clone(), world.engine.zone(), world.options.retention.keep());
     let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), patience, keep);
@@ -496,7 +497,7 @@ async fn an_empty_redis_beside_a_store_at_work_is_refused() {
     let _: () = redis::cmd("FLUSHALL").query_async(&mut wrong.raw().await).await.unwrap();
     let (redis, postgres) = (wrong.redis.url(), harness::postgres_url(&world.database));
     until("somebody is heard of", async || {
-        let told = firstcome::db::identity::told(&world.db).await.unwrap();
+        let told = firstcome::postgres::progress::told(&world.db).await.unwrap();
         (!told.is_empty()).then_some(())
     })
     .await;

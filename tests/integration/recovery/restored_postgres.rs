@@ -3,9 +3,9 @@
 
 use firstcome::{
     config::{Ack, DurabilityConfig},
-    db::{identity, loss},
-    domain::UserId,
-    rebuild,
+    model::UserId,
+    postgres::{loss, progress},
+    recovery::rebuild,
 };
 use serde_json::json;
 
@@ -248,10 +248,10 @@ async fn ack_of_a_restored_postgres_is_put_right_while_a_process_runs() {
     let (redis, postgres) = (world.redis.url(), harness::postgres_url(&world.database));
     let next = harness::open(&options, &redis, &postgres, world.clock.clone()).await.unwrap();
     next.watch(false);
-    assert!(!identity::only_postgres_acknowledged(&world.db).await.unwrap());
+    assert!(!progress::only_postgres_acknowledged(&world.db).await.unwrap());
     restore(&world, backup).await;
     until("it is noted again", async || {
-        let only = identity::only_postgres_acknowledged(&world.db).await.ok()?;
+        let only = progress::only_postgres_acknowledged(&world.db).await.ok()?;
         (!only).then_some(())
     })
     .await;

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use firstcome::{
     app::App,
     config::*,
-    db,
     dev::{self, RedisServer, ScratchDir},
-    domain::{Clock, NewOrder, NewProduct, NewUser, UserId},
+    model::{Clock, NewOrder, NewProduct, NewUser, UserId},
+    postgres,
     projector::Projector,
-    rebuild::{self, Rebuild},
-    store::Store,
+    recovery::rebuild::{self, Rebuild},
+    redis::Store,
 };
 use futures_util::future::join_all;
 use sea_orm::DatabaseConnection;
@@ -34,7 +34,7 @@ impl Pair {
         let dir = ScratchDir::new().unwrap();
         let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
         let database = harness::fresh_database().await;
-        let db = db::connect(&harness::postgres_config(&harness::postgres_url(&database))).await.unwrap();
+        let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&database))).await.unwrap();
         Pair { redis, database, db, _dir: dir }
     }
 
@@ -116,7 +116,7 @@ async fn a_new_store_is_the_same_on_both_sides() {
             let meta: BTreeMap<String, String> =
                 redis::cmd("HGETALL").arg(format!("{{p{n}}}:meta")).query_async(&mut pair.raw().await).await.unwrap();
             let partitions = partitions.to_string();
-            let layout = firstcome::store::LAYOUT.to_string();
+            let layout = firstcome::redis::LAYOUT.to_string();
             let fields = [
                 ("epoch", "1"),
                 ("layout", layout.as_str()),
@@ -262,7 +262,7 @@ async fn an_empty_postgres_beside_a_full_redis_is_refused() {
     let mut pair = used().await;
     let new = harness::fresh_database().await;
     let old = std::mem::replace(&mut pair.database, new);
-    let db = db::connect(&harness::postgres_config(&harness::postgres_url(&pair.database))).await.unwrap();
+    let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&pair.database))).await.unwrap();
     std::mem::replace(&mut pair.db, db).close().await.unwrap();
     pair.is_refused(None, &["this PostgreSQL database has none", "DATABASE_URL"]).await;
     assert_eq!(pair.in_postgres().await, (vec![], vec![]));
@@ -342,14 +342,14 @@ async fn a_redis_with_half_a_store_is_refused() {
 async fn a_database_without_the_schema_says_what_to_run() {
     let mut pair = Pair::new().await;
     let bare = format!("{}_bare", pair.database);
-    db::create_database(&harness::postgres_config(&harness::postgres_url("postgres")), &bare).await.unwrap();
+    postgres::create_database(&harness::postgres_config(&harness::postgres_url("postgres")), &bare).await.unwrap();
     let with_schema = std::mem::replace(&mut pair.database, bare);
     let reason = refusal(pair.open(Some(1)).await).await;
     assert!(reason.contains("`firstcome migrate`"), "{reason}");
     assert!(pair.in_redis().await.is_empty());
-    let bare = db::connect(&harness::postgres_config(&harness::postgres_url(&pair.database))).await.unwrap();
+    let bare = postgres::connect(&harness::postgres_config(&harness::postgres_url(&pair.database))).await.unwrap();
     // An older schema than this program's.
-    db::migrate(&bare).await.unwrap();
+    postgres::migrate(&bare).await.unwrap();
     let pool = bare.get_postgres_connection_pool();
     sqlx::query("UPDATE _sqlx_migrations SET success = false").execute(pool).await.unwrap();
     let reason = refusal(pair.open(Some(1)).await).await;

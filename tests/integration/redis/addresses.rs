@@ -6,8 +6,8 @@ use firstcome::{
     app::App,
     config::{RedisConfig, Secret},
     dev::{self, RedisServer, ScratchDir},
-    domain::Clock,
-    rebuild,
+    model::Clock,
+    recovery::rebuild,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use reqwest::Method;

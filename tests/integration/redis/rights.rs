@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use firstcome::{
     config::RedisConfig,
     dev::{self, RedisServer, ScratchDir},
-    store::rights::{KEY_PATTERN, RIGHTS},
+    redis::permissions::{KEY_PATTERN, RIGHTS},
 };
 use redis::aio::MultiplexedConnection;
 
@@ -111,8 +111,7 @@ async fn start_refused_and_right_named_when_one_is_missing() {
 /// Why it does not start; `None` if it does.
 async fn start(config: &firstcome::config::EngineConfig) -> Option<String> {
     let opened =
-        firstcome::app::App::open(config, &Default::default(), firstcome::domain::Clock::standing(harness::START))
-            .await;
+        firstcome::app::App::open(config, &Default::default(), firstcome::model::Clock::standing(harness::START)).await;
     match opened {
         Ok(app) => {
             app.stop(None).await;

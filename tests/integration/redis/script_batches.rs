@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use firstcome::{
-    domain::event,
-    store::keys::{Keys, Partition},
+    model::{Partition, event},
+    redis::keys::Keys,
 };
 use proptest::{
     prelude::*,

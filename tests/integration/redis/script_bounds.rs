@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use firstcome::store::keys::{Keys, Partition};
+use firstcome::{model::Partition, redis::keys::Keys};
 use proptest::{
     prelude::*,
     strategy::ValueTree,

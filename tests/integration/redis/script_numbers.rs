@@ -1,14 +1,14 @@
 //! Numbers near their bounds, through the real scripts: Lua has doubles alone, and writes them in more than one way.
 
 use firstcome::{
-    domain::{
+    model::{
         CampaignTerms, CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewOrder, NewProduct, OrderId,
-        ProductId, ProductPatch, UserId,
+        Partition, ProductId, ProductPatch, UserId,
         event::{self, Body, Event},
     },
-    store::{
-        decisions::{Closing, Placing, UserBatch},
-        keys::{Keys, Partition},
+    redis::{
+        commands::{Closing, Placing, UserBatch},
+        keys::Keys,
     },
 };
 use proptest::{

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use firstcome::store::{scripts, words};
+use firstcome::redis::{reply_code, script};
 
 /// Commands that change nothing.
 const READS: [&str; 11] =
@@ -132,10 +132,10 @@ fn replies(code: &str) -> Vec<String> {
 
 #[test]
 fn every_file_is_a_script_and_every_script_a_file() {
-    let mut names: Vec<&str> = scripts::ALL.iter().map(|script| script.name).collect();
+    let mut names: Vec<&str> = script::ALL.iter().map(|script| script.name).collect();
     names.sort_unstable();
     assert_eq!(files("lua").keys().collect::<Vec<_>>(), names);
-    for script in scripts::ALL {
+    for script in script::ALL {
         let source = script.source();
         assert!(source.starts_with("#!lua"), "{}", script.name);
         assert_eq!(source.lines().filter(|line| line.starts_with("#!")).count(), 1, "{}", script.name);
@@ -355,5 +355,5 @@ fn the_words_that_a_decision_s_number_follows_are_known() {
             }
         }
     }
-    assert_eq!(said.iter().map(String::as_str).collect::<Vec<_>>(), words::DECIDED);
+    assert_eq!(said.iter().map(String::as_str).collect::<Vec<_>>(), reply_code::DECIDED);
 }

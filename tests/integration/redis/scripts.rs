@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::NaiveDate;
 use firstcome::{
-    domain::{
-        CalendarDay, CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, UserId,
+    model::{
+        CalendarDay, CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, Partition, UserId,
         event::{self, Body, Event, HoldState, PaymentOutcome, unpack_reply},
     },
-    store::{
-        keys::{Keys, Partition},
-        ranking::ranked_until,
-        scripts::{self, Script},
+    redis::{
+        keys::Keys,
+        queries::ranking::ranked_until,
+        script::{self, Script},
     },
 };
 use redis::{Value, aio::MultiplexedConnection};
@@ -287,7 +287,7 @@ impl Bench {
 
     pub fn users_create(&self, first: i64, count: i64, balance: i64) -> Raw {
         let keys = self.keys(first);
-        let mut raw = self.begin_unrecorded(&scripts::USERS_CREATE, keys);
+        let mut raw = self.begin_unrecorded(&script::USERS_CREATE, keys);
         raw.args.extend(strings([&balance, &first, &self.partitions, &"1", &"u"]));
         for id in (0..count).map(|n| first + n * self.partitions) {
             raw.keys.push(keys.user(UserId::new(id).unwrap()));
@@ -298,7 +298,7 @@ impl Bench {
 
     pub fn product_create(&self, id: i64, price: i64, units: i64) -> Raw {
         let keys = self.keys(id);
-        let mut raw = self.begin_unrecorded(&scripts::PRODUCT_CREATE, keys);
+        let mut raw = self.begin_unrecorded(&script::PRODUCT_CREATE, keys);
         raw.keys.extend([product_key(keys, id), keys.price(), keys.stock(), keys.catalogue(), keys.category("TOP")]);
         raw.args.extend(strings([&id, &"셔츠", &price, &units, &"TOP"]));
         raw
@@ -306,7 +306,7 @@ impl Bench {
 
     fn product_update(&self, id: i64, to: &str) -> Raw {
         let keys = self.keys(id);
-        let mut raw = self.begin(&scripts::PRODUCT_UPDATE, keys);
+        let mut raw = self.begin(&script::PRODUCT_UPDATE, keys);
         raw.keys.extend([product_key(keys, id), keys.price(), keys.stock(), keys.category("TOP"), keys.category(to)]);
         raw.args.extend(strings([&id, &"", &"", &"TOP", &to, &0, &1_000_000_000]));
         raw
@@ -314,7 +314,7 @@ impl Bench {
 
     pub fn campaign_create(&self, id: i64, kind: &str, amount: i64, total: i64) -> Raw {
         let keys = self.keys(id);
-        let mut raw = self.begin_unrecorded(&scripts::CAMPAIGN_CREATE, keys);
+        let mut raw = self.begin_unrecorded(&script::CAMPAIGN_CREATE, keys);
         raw.keys.extend([campaign_key(keys, id), keys.campaigns()]);
         let (opens, closes, expires) = (START.0, START.0 + HOUR_MS, START.0 + 2 * HOUR_MS);
         raw.args.extend(strings([&id, &"CODE", &kind, &amount, &total, &opens, &closes, &expires]));
@@ -324,7 +324,7 @@ impl Bench {
     /// Moves the window of a campaign from now to half an hour from now.
     fn campaign_update(&self, id: i64) -> Raw {
         let keys = self.keys(id);
-        let mut raw = self.begin(&scripts::CAMPAIGN_UPDATE, keys);
+        let mut raw = self.begin(&script::CAMPAIGN_UPDATE, keys);
         raw.keys.extend([campaign_key(keys, id), keys.campaigns()]);
         raw.args.extend(strings([&id, &START.0, &(START.0 + HOUR_MS / 2), &60_000]));
         raw
@@ -335,7 +335,7 @@ impl Bench {
         let holders = format!("{}:holders", campaign_key(keys, coupon));
         let shared = vec![keys.meta(), keys.outbox(), campaign_key(keys, coupon), holders];
         let args = strings([&START.0, &86_400_000, &coupon]);
-        let mut raw = Bench::one_of_many(&scripts::COUPON_ISSUE, shared, args, keys.record(""));
+        let mut raw = Bench::one_of_many(&script::COUPON_ISSUE, shared, args, keys.record(""));
         raw.keys.push(user_key(keys, user));
         let at_home = u8::from(user % self.partitions == coupon % self.partitions);
         raw.args.extend(strings([&user, &at_home]));
@@ -344,7 +344,7 @@ impl Bench {
 
     fn coupon_grant(&self, user: i64, coupon: i64, issue_no: i64) -> Raw {
         let keys = self.keys(user);
-        let mut raw = self.begin_unrecorded(&scripts::COUPON_GRANT, keys);
+        let mut raw = self.begin_unrecorded(&script::COUPON_GRANT, keys);
         raw.keys.push(user_key(keys, user));
         raw.args.extend(strings([&user, &coupon, &issue_no, &START.0]));
         raw
@@ -353,7 +353,7 @@ impl Bench {
     pub fn charge(&self, user: i64, amount: i64) -> Raw {
         let keys = self.keys(user);
         let (shared, args) = (vec![keys.meta(), keys.outbox()], strings([&START.0, &86_400_000, &MAX_SAFE_INTEGER]));
-        let mut raw = Bench::one_of_many(&scripts::BALANCE_CHARGE, shared, args, keys.record(""));
+        let mut raw = Bench::one_of_many(&script::BALANCE_CHARGE, shared, args, keys.record(""));
         raw.keys.push(user_key(keys, user));
         raw.args.extend(strings([&user, &amount]));
         raw
@@ -363,7 +363,7 @@ impl Bench {
         let keys = self.keys(user);
         let shared = vec![keys.meta(), keys.outbox(), keys.expiry(), keys.price(), keys.stock(), keys.held()];
         let args = strings([&START.0, &86_400_000, &20, &1, &HOUR_MS]);
-        let mut raw = Bench::one_of_many(&scripts::ORDER_PLACE, shared, args, keys.record(""));
+        let mut raw = Bench::one_of_many(&script::ORDER_PLACE, shared, args, keys.record(""));
         raw.keys.extend([user_key(keys, user), order_key(keys, order)]);
         raw.args.extend(strings([&order, &user, &"", &"", &"", &"", &lines.len()]));
         for (product, quantity) in lines {
@@ -394,7 +394,7 @@ impl Bench {
         let args = [&START.0, &86_400_000, &DAY as &dyn ToString, &today.from.0, &today.until.0];
         let mut args: Vec<String> = args.map(|arg| arg.to_string()).into();
         args.extend(strings([&ranked_until(day).0, &1_000]));
-        let mut raw = Bench::one_of_many(&scripts::ORDER_PAY, shared, args, keys.record(""));
+        let mut raw = Bench::one_of_many(&script::ORDER_PAY, shared, args, keys.record(""));
         raw.keys.extend([user_key(keys, user), order_key(keys, order)]);
         let receipt = format!("receipt-{order}");
         raw.args.extend(strings([&order, &user, &amount, &"CARD", &(order + 7), &receipt, &"BALANCE", &""]));
@@ -407,7 +407,7 @@ impl Bench {
 
     /// `why` is CANCEL, EXPIRE or DECLINE; of a PAID order, `day` is the day of its sale.
     pub fn close(&self, order: i64, user: i64, why: &str, day: &str) -> Raw {
-        let mut raw = self.closing(&scripts::ORDER_CLOSE, order, user);
+        let mut raw = self.closing(&script::ORDER_CLOSE, order, user);
         raw.args.extend(strings([&why, &day, &if day.is_empty() { 0 } else { START.0 + HOUR_MS * 24 }, &"", &""]));
         raw
     }
@@ -418,7 +418,7 @@ impl Bench {
 
     fn payment_begin(&self, order: i64, user: i64, amount: i64) -> Raw {
         let keys = self.keys(order);
-        let mut raw = self.begin(&scripts::PAYMENT_BEGIN, keys);
+        let mut raw = self.begin(&script::PAYMENT_BEGIN, keys);
         raw.keys.extend([order_key(keys, order), keys.expiry(), keys.gateway()]);
         let receipt = format!("receipt-{order}");
         raw.args.extend(strings([&order, &user, &amount, &"TOSS", &(order + 7), &receipt, &9_000, &""]));
@@ -427,7 +427,7 @@ impl Bench {
 
     fn payment_end(&self, order: i64, user: i64, outcome: &str) -> Raw {
         let keys = self.keys(order);
-        let mut raw = self.begin_unrecorded(&scripts::PAYMENT_END, keys);
+        let mut raw = self.begin_unrecorded(&script::PAYMENT_END, keys);
         raw.keys.extend([order_key(keys, order), keys.gateway()]);
         raw.args.extend(strings([&order, &user, &format!("receipt-{order}"), &outcome, &""]));
         raw
@@ -437,13 +437,13 @@ impl Bench {
         let keys = self.keys(order);
         let args = strings([&order, &format!("receipt-{order}"), &score, &"HTTP 500 decides nothing"]);
         let keys = vec![keys.meta(), order_key(keys, order), keys.gateway()];
-        Raw { script: &scripts::PAYMENT_POSTPONE, keys, args, shared: None }
+        Raw { script: &script::PAYMENT_POSTPONE, keys, args, shared: None }
     }
 
     fn payment_resolve(&self, order: i64, user: i64, outcome: &str) -> Raw {
         let keys = self.keys(order);
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
-        let mut raw = self.begin(&scripts::PAYMENT_RESOLVE, keys);
+        let mut raw = self.begin(&script::PAYMENT_RESOLVE, keys);
         raw.keys.extend([keys.record(""), user_key(keys, user), order_key(keys, order), keys.gateway()]);
         raw.keys.extend([keys.stock(), keys.held(), keys.sold(), keys.rank_units(day), keys.rank_won(day)]);
         let (receipt, today) = (format!("receipt-{order}"), CalendarDay::of(START, chrono_tz::Asia::Seoul));
@@ -455,20 +455,20 @@ impl Bench {
     fn verdict(&self, order: i64) -> Raw {
         let keys = self.keys(order);
         let (keys, args) = (vec![keys.meta(), order_key(keys, order)], strings([&604_800_000]));
-        Raw { script: &scripts::ORDER_VERDICT, keys, args, shared: None }
+        Raw { script: &script::ORDER_VERDICT, keys, args, shared: None }
     }
 
     /// Orders of one partition, each with what Postgres has it as; a life of a minute for each.
     pub fn retire(&self, orders: &[(String, &str)]) -> Raw {
         let (keys, was): (Vec<String>, Vec<&str>) = orders.iter().cloned().unzip();
         let args = was.iter().flat_map(|was| [(*was).to_owned(), "60000".to_owned()]).collect();
-        Raw { script: &scripts::ORDER_RETIRE, keys, args, shared: None }
+        Raw { script: &script::ORDER_RETIRE, keys, args, shared: None }
     }
 
     pub fn restore(&self, here: Keys, key: &str, fields: &[(&str, &str)]) -> Raw {
         let mut args = strings([&60_000]);
         args.extend(fields.iter().flat_map(|(field, value)| [*field, *value]).map(str::to_owned));
-        Raw { script: &scripts::ORDER_RESTORE, keys: vec![here.meta(), key.to_owned()], args, shared: None }
+        Raw { script: &script::ORDER_RESTORE, keys: vec![here.meta(), key.to_owned()], args, shared: None }
     }
 
     pub fn order_key(&self, order: i64) -> String {
@@ -482,7 +482,7 @@ impl Bench {
     /// All `lines` are of products at home in one partition, which is not the order's.
     pub fn hold(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
         let keys = self.keys(lines[0].0);
-        let mut raw = self.begin_unrecorded(&scripts::STOCK_HOLD, keys);
+        let mut raw = self.begin_unrecorded(&script::STOCK_HOLD, keys);
         raw.keys.extend([hold_key(keys, order), keys.holds(), keys.price(), keys.stock(), keys.held()]);
         raw.args.extend(strings([&order, &user, &(2 * HOUR_MS), &lines.len()]));
         for (product, quantity) in lines {
@@ -494,7 +494,7 @@ impl Bench {
     pub fn settle(&self, product: i64, order: i64, user: i64, state: &str) -> Raw {
         let keys = self.keys(product);
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
-        let mut raw = self.begin_unrecorded(&scripts::STOCK_SETTLE, keys);
+        let mut raw = self.begin_unrecorded(&script::STOCK_SETTLE, keys);
         raw.keys.extend([hold_key(keys, order), keys.holds(), keys.stock(), keys.held(), keys.sold()]);
         raw.keys.extend([keys.rank_units(day), keys.rank_won(day)]);
         raw.args.extend(strings([&order, &user, &state, &(START.0 + HOUR_MS * 24), &604_800_000, &1]));
@@ -503,7 +503,7 @@ impl Bench {
 
     fn ids_reserve(&self, sequence: &str, count: i64) -> Raw {
         let keys = Keys(Partition(0));
-        let mut raw = self.begin(&scripts::IDS_RESERVE, keys);
+        let mut raw = self.begin(&script::IDS_RESERVE, keys);
         raw.keys.push(keys.ids());
         raw.args.extend(strings([&sequence, &count]));
         raw
@@ -512,19 +512,19 @@ impl Bench {
     fn key_claim(&self, digest: &str, fingerprint: &str) -> Raw {
         let keys = Keys(Partition(0));
         let args = strings([&fingerprint, &60_000]);
-        Raw { script: &scripts::KEY_CLAIM, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
+        Raw { script: &script::KEY_CLAIM, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
     }
 
     fn key_settle(&self, digest: &str, fingerprint: &str, keeps: u8) -> Raw {
         let keys = Keys(Partition(0));
         let args = strings([&fingerprint, &keeps, &86_400_000, &60_000]);
-        Raw { script: &scripts::KEY_SETTLE, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
+        Raw { script: &script::KEY_SETTLE, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
     }
 
     fn history_tail(&self, user: i64, most: i64) -> Raw {
         let keys = self.keys(user);
         let (keys, args) = (vec![user_key(keys, user), keys.outbox()], strings([&most, &user]));
-        Raw { script: &scripts::HISTORY_TAIL, keys, args, shared: None }
+        Raw { script: &script::HISTORY_TAIL, keys, args, shared: None }
     }
 
     /// A user with this balance and a product of this price with 100 units, at home in the first partition, and an order
@@ -551,29 +551,29 @@ fn user_key(keys: Keys, id: i64) -> String {
 }
 
 fn product_key(keys: Keys, id: i64) -> String {
-    keys.product(firstcome::domain::ProductId::new(id).unwrap())
+    keys.product(firstcome::model::ProductId::new(id).unwrap())
 }
 
 fn campaign_key(keys: Keys, id: i64) -> String {
-    keys.campaign(firstcome::domain::CouponId::new(id).unwrap())
+    keys.campaign(firstcome::model::CouponId::new(id).unwrap())
 }
 
 fn order_key(keys: Keys, id: i64) -> String {
-    keys.order(firstcome::domain::OrderId::new(id).unwrap())
+    keys.order(firstcome::model::OrderId::new(id).unwrap())
 }
 
 fn hold_key(keys: Keys, id: i64) -> String {
-    keys.hold(firstcome::domain::OrderId::new(id).unwrap())
+    keys.hold(firstcome::model::OrderId::new(id).unwrap())
 }
 
 #[test]
 fn the_words_of_a_header_are_found() {
     let words = |script| documented(script).into_iter().collect::<Vec<_>>().join(" ");
-    let close = words(&scripts::ORDER_CLOSE);
+    let close = words(&script::ORDER_CLOSE);
     assert!(close.starts_with("ALREADY_CLOSED ALREADY_PAID CLOSED CLOSED_BOOKS"), "{close}");
-    assert_eq!(words(&scripts::HISTORY_TAIL), "TAIL USER_NOT_FOUND");
-    assert_eq!(words(&scripts::ORDER_VERDICT), "CLOSED_BOOKS VERDICT");
-    assert_eq!(words(&scripts::IDS_RESERVE), "CLOSED_BOOKS KEY_REUSED REPLAYED RESERVED TAKEN");
+    assert_eq!(words(&script::HISTORY_TAIL), "TAIL USER_NOT_FOUND");
+    assert_eq!(words(&script::ORDER_VERDICT), "CLOSED_BOOKS VERDICT");
+    assert_eq!(words(&script::IDS_RESERVE), "CLOSED_BOOKS KEY_REUSED REPLAYED RESERVED TAKEN");
 }
 
 #[tokio::test]
@@ -662,11 +662,11 @@ async fn what_operators_create() {
     assert_eq!(closes, START.0 + 2 * HOUR_MS);
 
     bench.covers(&[
-        &scripts::USERS_CREATE,
-        &scripts::PRODUCT_CREATE,
-        &scripts::PRODUCT_UPDATE,
-        &scripts::CAMPAIGN_CREATE,
-        &scripts::CAMPAIGN_UPDATE,
+        &script::USERS_CREATE,
+        &script::PRODUCT_CREATE,
+        &script::PRODUCT_UPDATE,
+        &script::CAMPAIGN_CREATE,
+        &script::CAMPAIGN_UPDATE,
     ]);
     bench.finish().await;
 }
@@ -694,7 +694,7 @@ async fn what_a_rebuild_kept_back_is_released() {
     bench.decides("ISSUED", &bench.coupon_issue(1, 1)).await;
     bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 2)).await;
 
-    let mut units = bench.begin(&scripts::STOCK_RELEASE, keys);
+    let mut units = bench.begin(&script::STOCK_RELEASE, keys);
     units.keys.extend([keys.stock(), keys.withheld()]);
     units.args.extend(strings([&1, &5]));
     bench.needs_open_books(&units).await;
@@ -704,13 +704,13 @@ async fn what_a_rebuild_kept_back_is_released() {
     let (reply, event) = bench.decides_once("UNITS_RELEASED", &units).await;
     assert_eq!(reply[3], "2");
     assert!(matches!(&event.body, Body::StockReleased { units: 5, .. }), "{event:?}");
-    let mut coupons = bench.begin(&scripts::COUPON_RELEASE, keys);
+    let mut coupons = bench.begin(&script::COUPON_RELEASE, keys);
     coupons.keys.push(campaign_key(keys, 1));
     coupons.args.extend(strings([&1, &1, &"mine"]));
     bench.needs_open_books(&coupons).await;
     // Not before it was announced.
     bench.leaves_all("NOT_REOPENING", &coupons).await;
-    let mut announce = bench.begin(&scripts::COUPON_REOPEN, keys);
+    let mut announce = bench.begin(&script::COUPON_REOPEN, keys);
     announce.keys.push(campaign_key(keys, 1));
     announce.args.extend(strings([&"mine", &1]));
     bench.needs_open_books(&announce).await;
@@ -735,7 +735,7 @@ async fn what_a_rebuild_kept_back_is_released() {
     bench.leaves_all("NOT_REOPENING", &coupons).await;
     bench.decides("ISSUED", &bench.coupon_issue(1, 2)).await;
     bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 3)).await;
-    bench.covers(&[&scripts::STOCK_RELEASE, &scripts::COUPON_RELEASE, &scripts::COUPON_REOPEN]);
+    bench.covers(&[&script::STOCK_RELEASE, &script::COUPON_RELEASE, &script::COUPON_REOPEN]);
     bench.finish().await;
 }
 
@@ -781,7 +781,7 @@ async fn ids_and_keys() {
         bench.leaves_all(if raw.script.name == "key_claim" { "CLAIMED" } else { "SETTLED" }, raw).await;
     }
     bench.leaves_all("KEY_REUSED", &other).await;
-    bench.covers(&[&scripts::IDS_RESERVE, &scripts::KEY_CLAIM, &scripts::KEY_SETTLE]);
+    bench.covers(&[&script::IDS_RESERVE, &script::KEY_CLAIM, &script::KEY_SETTLE]);
     assert_eq!(bench.books(Partition(0)).await, books, "a claim is no decision");
     bench.finish().await;
 }
@@ -813,7 +813,7 @@ async fn balance_charge_and_its_tail() {
     assert_eq!((cut.len(), cut[1].as_str()), (3, "1"));
     let stranger = bench.history_tail(2, 10);
     bench.leaves_all("USER_NOT_FOUND", &stranger).await;
-    bench.covers(&[&scripts::BALANCE_CHARGE, &scripts::HISTORY_TAIL]);
+    bench.covers(&[&script::BALANCE_CHARGE, &script::HISTORY_TAIL]);
     bench.finish().await;
 }
 
@@ -845,7 +845,7 @@ async fn coupon_issue_at_home() {
     bench.leaves_all("OUT_OF_STOCK", &third.keyed("k", "mine")).await;
     // Who holds one is told so, not that there are no more.
     bench.leaves_all("ALREADY_HOLDS", &second).await;
-    bench.covers(&[&scripts::COUPON_ISSUE]);
+    bench.covers(&[&script::COUPON_ISSUE]);
     bench.finish().await;
 }
 
@@ -865,7 +865,7 @@ async fn coupon_issue_and_grant_across_partitions() {
     let Body::CouponGranted { coupon, user, issue_no, issued_at } = &event.body else { panic!("{event:?}") };
     assert_eq!((coupon.get(), user.get(), *issue_no, *issued_at), (1, 2, 1, START));
     bench.leaves_all("ALREADY_GRANTED", &grant).await;
-    bench.covers(&[&scripts::COUPON_GRANT]);
+    bench.covers(&[&script::COUPON_GRANT]);
     bench.finish().await;
 }
 
@@ -952,7 +952,7 @@ async fn order_place_holds_all_or_nothing() {
     assert_eq!(bench.run(&verdict).await, ["VERDICT", "ABANDONED", "", ""]);
     let late = bench.place(20, 1, &[(1, 1)], "6:1:10");
     bench.leaves_all("ABANDONED", &late).await;
-    bench.covers(&[&scripts::ORDER_PLACE]);
+    bench.covers(&[&script::ORDER_PLACE]);
     bench.finish().await;
 }
 
@@ -1008,7 +1008,7 @@ async fn order_pay_from_the_balance() {
         bench.run(&raw).await;
     }
     bench.leaves_all("PAID_BEFORE", &bench.pay_by_gateway(14, 1, 0)).await;
-    bench.covers(&[&scripts::ORDER_PAY]);
+    bench.covers(&[&script::ORDER_PAY]);
     bench.finish().await;
 }
 
@@ -1069,7 +1069,7 @@ async fn order_close_gives_back_once() {
     bench.decides("STARTED", &begin).await;
     bench.leaves_all("NOT_DUE", &decline.with(10, "receipt-of-another")).await;
     bench.decides("DECLINED", &decline).await;
-    bench.covers(&[&scripts::ORDER_CLOSE]);
+    bench.covers(&[&script::ORDER_CLOSE]);
     bench.finish().await;
 }
 
@@ -1149,7 +1149,7 @@ async fn a_gateway_payment_from_begin_to_end() {
         bench.decides("ENDED", &bench.payment_end(order, 1, outcome)).await;
     }
     bench.decides("STARTED", &bench.payment_begin(14, 1, 1_000)).await;
-    bench.covers(&[&scripts::PAYMENT_BEGIN, &scripts::PAYMENT_END]);
+    bench.covers(&[&script::PAYMENT_BEGIN, &script::PAYMENT_END]);
     bench.finish().await;
 }
 
@@ -1229,7 +1229,7 @@ async fn payment_postponed_while_open_and_resolved_once_by_operator() {
     assert_eq!((*outcome, transaction.as_deref()), (PaymentOutcome::Settled, Some("tx-10")));
     bench.decides("ENDED", &bench.payment_end(11, 1, "DECLINED")).await;
     bench.leaves_all("NOT_OPEN", &postpone).await;
-    bench.covers(&[&scripts::PAYMENT_POSTPONE, &scripts::PAYMENT_RESOLVE]);
+    bench.covers(&[&script::PAYMENT_POSTPONE, &script::PAYMENT_RESOLVE]);
     bench.finish().await;
 }
 
@@ -1331,7 +1331,7 @@ async fn stock_held_in_another_partition() {
     }
     bench.decides("MOVED", &bench.settle(5, 16, 2, "REFUNDED")).await;
     bench.leaves_all("UNCHANGED", &bench.settle(5, 16, 2, "SETTLED")).await;
-    bench.covers(&[&scripts::ORDER_VERDICT, &scripts::STOCK_HOLD, &scripts::STOCK_SETTLE]);
+    bench.covers(&[&script::ORDER_VERDICT, &script::STOCK_HOLD, &script::STOCK_SETTLE]);
     bench.finish().await;
 }
 
@@ -1413,7 +1413,7 @@ async fn what_is_over_leaves_and_comes_back() {
         assert!((1..=60_000).contains(&bench.life(&key(13)).await));
         bench.leaves_all("THERE", &restore).await;
     }
-    bench.covers(&[&scripts::ORDER_RETIRE, &scripts::ORDER_RESTORE]);
+    bench.covers(&[&script::ORDER_RETIRE, &script::ORDER_RESTORE]);
     bench.finish().await;
 }
 

@@ -17,10 +17,11 @@ use std::{
 use firstcome::{
     app::App,
     config::*,
-    db,
     dev::{self, PostgresServer, RedisServer, ScratchDir},
-    domain::{Call, Clock, Engine, IdempotencyKey, KeyOwner, Millis},
-    store::Store,
+    engine::Engine,
+    model::{Call, Clock, IdempotencyKey, KeyOwner, Millis},
+    postgres,
+    redis::Store,
 };
 use reqwest::{Method, StatusCode};
 use sea_orm::DatabaseConnection;
@@ -397,7 +398,7 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
             time_zone: chrono_tz::Asia::Seoul,
             order_hold_seconds: options.hold_seconds,
             max_open_orders_per_user: options.max_open_orders,
-            max_balance: options.max_balance.unwrap_or(firstcome::domain::MAX_SAFE_INTEGER),
+            max_balance: options.max_balance.unwrap_or(firstcome::model::MAX_SAFE_INTEGER),
             sold_out_lease_ms: options.sold_out_lease_ms,
             partitions: Some(options.partitions),
         },
@@ -492,9 +493,9 @@ fn postgres_server() -> &'static str {
                 config.max_connections = 300;
                 let server = PostgresServer::start(config).await.unwrap();
                 let admin = postgres_config(&server.url("postgres"));
-                db::create_database(&admin, TEMPLATE).await.unwrap();
-                let template = db::connect(&postgres_config(&server.url(TEMPLATE))).await.unwrap();
-                db::migrate(&template).await.unwrap();
+                postgres::create_database(&admin, TEMPLATE).await.unwrap();
+                let template = postgres::connect(&postgres_config(&server.url(TEMPLATE))).await.unwrap();
+                postgres::migrate(&template).await.unwrap();
                 template.close().await.unwrap();
                 send.send(server.url("postgres")).unwrap();
                 // Until the process ends; then the reaper ends the server and removes the directory.
@@ -515,7 +516,7 @@ pub async fn admin_sql(sql: String) {
     // The template is copied by one at a time.
     static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _one = ONE.lock().await;
-    let db = db::connect(&postgres_config(postgres_server())).await.unwrap();
+    let db = postgres::connect(&postgres_config(postgres_server())).await.unwrap();
     sqlx::query(sqlx::AssertSqlSafe(sql)).execute(db.get_postgres_connection_pool()).await.unwrap();
     db.close().await.unwrap();
 }

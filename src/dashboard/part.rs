@@ -1,0 +1,184 @@
+//! A part of what is shown, read time and again: one reading at a time, none waited for longer than the page can wait, and what
+//! is slow to read is read less often.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout_at;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::model::Error;
+
+/// How long the page can wait for a part that it just asked for, and for one that has not answered for longer.
+const PATIENCE: Duration = Duration::from_millis(900);
+const BRIEFLY: Duration = Duration::from_millis(20);
+/// How long a part is shown after it was read, where the next reading does not come to its end.
+const FRESH: Duration = Duration::from_secs(3);
+/// When a reading is given up.
+const LONGEST: Duration = Duration::from_secs(10);
+/// A part is read for no more than so much of the time: one in this; but it rests no longer than this. (It may have been slow
+/// for once.)
+const EASE: u32 = 10;
+const LONGEST_REST: Duration = Duration::from_secs(5);
+
+/// What is read, and how that goes.
+pub struct Part<T> {
+    /// What was read last, and until when it is shown.
+    known: Option<(T, Instant)>,
+    /// The reading that is under way, and since when.
+    reading: Option<(Instant, AbortOnDropHandle<Result<T, Error>>)>,
+    /// Not read again before.
+    rests: Option<Instant>,
+    failed: Option<String>,
+}
+
+impl<T> Default for Part<T> {
+    fn default() -> Self {
+        Part { known: None, reading: None, rests: None, failed: None }
+    }
+}
+
+impl<T: Send + 'static> Part<T> {
+    /// Begins a reading, unless one is under way, or it is too soon for another.
+    pub fn begin(&mut self, read: impl Future<Output = Result<T, Error>> + Send + 'static) {
+        if self.reading.as_ref().is_some_and(|(began, _)| began.elapsed() >= LONGEST) {
+            self.reading = None;
+        }
+        if self.reading.is_none() && self.rests.is_none_or(|until| Instant::now() >= until) {
+            self.reading = Some((Instant::now(), AbortOnDropHandle::new(tokio::spawn(read))));
+        }
+    }
+
+    /// Waits for the reading that is under way: a little where it was begun before `tick`, else for as long as the page can wait
+    /// from then on. What is new, if anything.
+    pub async fn settle(&mut self, tick: Instant) -> Option<&T> {
+        let (began, mut reading) = self.reading.take()?;
+        let until = if began < tick { Instant::now() + BRIEFLY } else { tick + PATIENCE };
+        let Ok(read) = timeout_at(until.into(), &mut reading).await else {
+            self.failed = Some("no answer yet".to_owned());
+            self.reading = Some((began, reading));
+            return None;
+        };
+        let rests = (began + began.elapsed() * EASE).min(Instant::now() + LONGEST_REST);
+        self.rests = Some(rests);
+        match read.unwrap_or_else(|error| Err(Error::Internal(error.into()))) {
+            Ok(read) => {
+                self.failed = None;
+                self.known = Some((read, rests.max(Instant::now()) + FRESH));
+                self.get()
+            }
+            Err(error) => {
+                let failed = match &error {
+                    Error::Unavailable { reason, .. } => reason.clone(),
+                    _ => "it can't be read: the log says why".to_owned(),
+                };
+                if !matches!(error, Error::Unavailable { .. }) && self.failed.as_ref() != Some(&failed) {
+                    tracing::warn!(%error, "a part of the dashboard can't be read");
+                }
+                self.known = None;
+                self.failed = Some(failed);
+                None
+            }
+        }
+    }
+
+    /// What was read last, if that is not too long ago.
+    pub fn get(&self) -> Option<&T> {
+        self.known.as_ref().filter(|(_, until)| Instant::now() < *until).map(|(known, _)| known)
+    }
+
+    /// Why the last reading came to nothing; empty if it did not.
+    pub fn failure(&self) -> &str {
+        self.failed.as_deref().unwrap_or("")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_read_is_shown_and_a_failure_says_why() {
+        let mut part = Part::default();
+        assert!(part.get().is_none() && part.settle(Instant::now()).await.is_none());
+        let tick = Instant::now();
+        part.begin(async { Ok(1) });
+        assert_eq!(part.settle(tick).await, Some(&1));
+        assert_eq!((part.get(), part.failure()), (Some(&1), ""));
+        assert_eq!(part.settle(tick).await, None, "nothing is new");
+        part.rests = None;
+        part.begin(async { Err(Error::unavailable("it is away")) });
+        assert_eq!(part.settle(tick).await, None);
+        assert_eq!((part.get(), part.failure()), (None, "it is away"));
+        part.rests = None;
+        part.begin(async { Err(Error::Internal(anyhow::anyhow!("a password"))) });
+        assert_eq!(part.settle(Instant::now()).await, None);
+        assert!(!part.failure().is_empty() && !part.failure().contains("password"));
+        part.rests = None;
+        part.begin(async { panic!("tested") });
+        assert_eq!(part.settle(Instant::now()).await, None);
+        assert!(!part.failure().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_reading_that_does_not_end_is_not_begun_twice_and_given_up_at_last() {
+        let (mut part, begun) = (Part::default(), Arc::new(AtomicU32::new(0)));
+        let read = |begun: &Arc<AtomicU32>| {
+            let begun = begun.clone();
+            async move {
+                begun.fetch_add(1, Ordering::SeqCst);
+                pending::<Result<(), Error>>().await
+            }
+        };
+        part.begin(read(&begun));
+        tokio::task::yield_now().await;
+        for _ in 0..3 {
+            part.begin(read(&begun));
+            assert!(part.settle(Instant::now()).await.is_none());
+        }
+        assert_eq!((begun.load(Ordering::SeqCst), part.failure()), (1, "no answer yet"));
+        part.reading.as_mut().unwrap().0 -= LONGEST;
+        part.begin(read(&begun));
+        assert!(part.settle(Instant::now()).await.is_none());
+        assert_eq!(begun.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn what_comes_late_is_shown_with_the_next() {
+        let (mut part, go) = (Part::default(), Arc::new(Notify::new()));
+        let waits = go.clone();
+        part.begin(async move {
+            waits.notified().await;
+            Ok(7)
+        });
+        assert_eq!(part.settle(Instant::now()).await, None);
+        go.notify_one();
+        // Its task has to come to its turn.
+        while part.settle(Instant::now()).await.is_none() {}
+        assert_eq!(part.get(), Some(&7));
+    }
+
+    #[tokio::test]
+    async fn what_is_slow_rests() {
+        let mut part = Part::default();
+        part.begin(async { Ok(1) });
+        part.reading.as_mut().unwrap().0 -= Duration::from_secs(5);
+        assert_eq!(part.settle(Instant::now()).await, Some(&1));
+        part.begin(async { Ok(2) });
+        assert!(part.reading.is_none() && part.rests.unwrap() <= Instant::now() + LONGEST_REST, "it was slow");
+        assert_eq!(part.get(), Some(&1), "shown until the next reading");
+        part.rests = Some(Instant::now());
+        part.begin(async { Ok(3) });
+        assert!(part.reading.is_some());
+    }
+}

@@ -1,0 +1,284 @@
+//! The one reader: puts together, once a second, what all watchers are shown.
+//!
+//! Each part is read by itself ([`Part`]): Redis or Postgres away shows as that, and takes nothing else with it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{
+    part::Part,
+    rates::{Places, Rate},
+    reporter::{self, Report},
+    sales::{Held, SHOWN_PLACES, Sales},
+    snapshot::{
+        Audit, Audits, BurningCampaign, Health, HotProduct, Instance, InstanceRequests, Place, Projection, Redis,
+        Requests, Snapshot,
+    },
+    traffic::{Traffic, Window},
+};
+use crate::{
+    audit::{Auditor, Finished},
+    engine::{Engine, dashboard::Projected},
+    model::{Campaign, CouponId, OrderStatus, ProjectionStatus, RankedProduct},
+    redis::queries::dashboard::ServerState,
+};
+
+/// How long a campaign is shown after its window has closed.
+const CLOSED_FOR_MS: i64 = 3_600_000;
+/// Campaigns that are shown.
+const SHOWN_CAMPAIGNS: usize = 24;
+/// When the projection is behind by more than it should ever be, in seconds.
+const LATE_SECONDS: f64 = 10.0;
+
+/// What Postgres says.
+struct Remembered {
+    projected: Arc<Projected>,
+    orders: HashMap<OrderStatus, i64>,
+}
+
+/// Reads, and remembers what only time shows.
+pub struct Reader {
+    engine: Arc<Engine>,
+    auditor: Arc<Auditor>,
+    instance: Arc<Instance>,
+    postgres: Part<Remembered>,
+    /// Where Postgres was when it last said so.
+    projected: Option<Arc<Projected>>,
+    projection: Part<ProjectionStatus>,
+    sales: Part<Sales>,
+    held: Held,
+    campaigns: Part<Vec<Campaign>>,
+    redis: Part<Vec<ServerState>>,
+    stuck_payments: Part<i64>,
+    /// Why decisions can't be taken; nothing where they can.
+    hindrances: Part<Vec<String>>,
+    traffic: Traffic,
+    /// What this process answered.
+    own: Option<Window>,
+    /// What the others say.
+    others: Part<Vec<Report>>,
+    issued: HashMap<CouponId, Rate>,
+    carried: Rate,
+    places: Places,
+}
+
+impl Reader {
+    pub fn new(engine: Arc<Engine>, auditor: Arc<Auditor>, instance: Arc<Instance>) -> Self {
+        Reader {
+            engine,
+            auditor,
+            instance,
+            postgres: Part::default(),
+            projected: None,
+            projection: Part::default(),
+            sales: Part::default(),
+            held: Held::default(),
+            campaigns: Part::default(),
+            redis: Part::default(),
+            stuck_payments: Part::default(),
+            hindrances: Part::default(),
+            traffic: Traffic::default(),
+            own: None,
+            others: Part::default(),
+            issued: HashMap::new(),
+            carried: Rate::default(),
+            places: Places::default(),
+        }
+    }
+
+    /// Reads everything anew, as far as it can be had within a second: a [`Snapshot`] as JSON, on one line.
+    ///
+    /// # Errors
+    /// None that data can cause.
+    pub async fn read(&mut self, watchers: usize) -> serde_json::Result<Vec<u8>> {
+        let tick = Instant::now();
+        self.begin();
+        // Before the decisions are looked at: what Postgres has was decided.
+        if let Some(remembered) = self.postgres.settle(tick).await {
+            let carried = remembered.projected.positions.iter().map(|position| position.seq).sum();
+            self.carried.note(Instant::now(), carried);
+            self.projected = Some(remembered.projected.clone());
+        }
+        if let Some(projected) = self.projected.clone() {
+            let engine = self.engine.clone();
+            self.projection.begin(async move { engine.lag(&projected).await });
+        }
+        if let Some(campaigns) = self.campaigns.settle(tick).await {
+            let now = Instant::now();
+            self.issued.retain(|id, _| campaigns.iter().any(|campaign| campaign.terms.coupon_id == *id));
+            for campaign in campaigns {
+                self.issued.entry(campaign.terms.coupon_id).or_default().note(now, campaign.issued);
+            }
+        }
+        if let Some(sales) = self.sales.settle(tick).await {
+            self.held = sales.held.clone();
+            self.places.note(Instant::now(), &sales.rankings);
+        }
+        self.redis.settle(tick).await;
+        self.stuck_payments.settle(tick).await;
+        self.hindrances.settle(tick).await;
+        self.projection.settle(tick).await;
+        self.others.settle(tick).await;
+        self.own = self.traffic.look(&crate::telemetry::metrics::counted(), Instant::now());
+        let last = self.auditor.last();
+        serde_json::to_vec(&self.snapshot(watchers, last.as_deref()))
+    }
+
+    fn begin(&mut self) {
+        let engine = self.engine.clone();
+        self.postgres.begin(async move {
+            // In this order, so that the position is never before what is shown to be there.
+            let orders = engine.order_totals().await?;
+            Ok(Remembered { orders, projected: Arc::new(engine.projected_so_far().await?) })
+        });
+        let engine = self.engine.clone();
+        self.campaigns.begin(async move { engine.campaigns_lately(CLOSED_FOR_MS).await });
+        self.sales.begin(Sales::read(self.engine.clone(), self.held.clone()));
+        let engine = self.engine.clone();
+        self.redis.begin(async move { engine.redis_states().await });
+        let (engine, instance) = (self.engine.clone(), self.instance.clone());
+        self.others.begin(async move { reporter::others(&engine, &instance).await });
+        let engine = self.engine.clone();
+        self.stuck_payments.begin(async move { engine.count_stuck_payments().await });
+        let engine = self.engine.clone();
+        self.hindrances.begin(async move { Ok(engine.ready().await.err().unwrap_or_default()) });
+    }
+
+    fn snapshot<'a>(&'a self, watchers: usize, last: Option<&'a Finished>) -> Snapshot<'a> {
+        Snapshot {
+            at: self.engine.clock().now().0,
+            zone: self.engine.zone().name(),
+            instance: &self.instance,
+            health: self.health(),
+            rankings: self.rankings(),
+            campaigns: self.campaigns(),
+            products: self.products(),
+            orders: self.orders(),
+            stuck_payments: self.stuck_payments.get().copied(),
+            requests: self.requests(),
+            instances: self.instances(),
+            projection: self.projection.get().map(|status| Projection::new(status, self.carried.per_second())),
+            redis: self.redis.get().and_then(|servers| Redis::new(servers)),
+            audit: Audits { last: last.map(Audit::from), running: self.auditor.is_running() },
+            watchers,
+        }
+    }
+
+    /// Those of all processes together, as far as they are known.
+    fn requests(&self) -> Option<Requests> {
+        let others = self.others.get().into_iter().flatten().map(|report| &report.window);
+        Some(Requests::of(&self.own.iter().chain(others).collect::<Vec<_>>())).filter(|_| self.own.is_some())
+    }
+
+    fn instances(&self) -> Option<Vec<InstanceRequests>> {
+        let alone = |instance: &Instance, window: Option<&Window>| InstanceRequests {
+            instance: instance.clone(),
+            requests: window.map(|window| Requests::of(&[window])),
+        };
+        let others = self.others.get()?.iter().map(|report| alone(&report.instance, Some(&report.window)));
+        Some([alone(&self.instance, self.own.as_ref())].into_iter().chain(others).collect())
+    }
+
+    fn rankings(&self) -> Option<BTreeMap<&'static str, Vec<Place>>> {
+        let sales = self.sales.get()?;
+        let places = sales.rankings.iter().map(|(scope, ranked)| {
+            let place = |product: &RankedProduct| Place {
+                product_id: product.product_id.get(),
+                product_name: sales.shelves.get(&product.product_id).map_or(String::new(), |shelf| shelf.name.clone()),
+                sales_count: product.units,
+                total_sales_price: product.won,
+                rank_position: product.position,
+                previous_position: self.places.before(*scope, product.product_id),
+            };
+            (scope.as_str(), ranked.iter().take(SHOWN_PLACES).map(place).collect())
+        });
+        Some(places.collect())
+    }
+
+    /// Those that burn first.
+    fn campaigns(&self) -> Option<Vec<BurningCampaign>> {
+        let now = self.engine.clock().now();
+        let burning = |campaign: &Campaign| {
+            let rate = self.issued.get(&campaign.terms.coupon_id).map_or(0.0, Rate::per_second);
+            BurningCampaign::new(campaign, now, rate)
+        };
+        let mut campaigns: Vec<BurningCampaign> = self.campaigns.get()?.iter().map(burning).collect();
+        campaigns.sort_by(|a, b| {
+            let rates = b.issues_per_second.total_cmp(&a.issues_per_second);
+            a.state.cmp(&b.state).then(rates).then_with(|| (a.closes_at, a.coupon_id).cmp(&(b.closes_at, b.coupon_id)))
+        });
+        campaigns.truncate(SHOWN_CAMPAIGNS);
+        Some(campaigns)
+    }
+
+    fn products(&self) -> Option<Vec<HotProduct<'_>>> {
+        let sales = self.sales.get()?;
+        Some(sales.hot.iter().filter_map(|id| sales.shelves.get(id)).map(HotProduct::from).collect())
+    }
+
+    fn orders(&self) -> Option<BTreeMap<&'static str, i64>> {
+        let orders = &self.postgres.get()?.orders;
+        Some(
+            OrderStatus::ALL.iter().map(|status| (status.as_str(), orders.get(status).copied().unwrap_or(0))).collect(),
+        )
+    }
+
+    fn health(&self) -> Vec<Health> {
+        let health = |part, wrong: String| Health { part, ok: wrong.is_empty(), detail: wrong };
+        vec![
+            health("redis", self.redis_wrong()),
+            health("postgres", absent(&self.postgres).unwrap_or_default()),
+            health("projection", self.projection_wrong()),
+            health("decisions", absent(&self.hindrances).unwrap_or_else(|| self.hindered())),
+        ]
+    }
+
+    fn redis_wrong(&self) -> String {
+        let Some(servers) = self.redis.get() else { return absent(&self.redis).unwrap_or_default() };
+        let full = |server: &ServerState| server.max_memory.is_some_and(|most| server.used_memory > most / 10 * 9);
+        let wrong = [
+            (servers.iter().any(|server| !server.aof_enabled), "the append-only file is off"),
+            (servers.iter().any(|server| !server.aof_last_write_ok), "the append-only file could not be written"),
+            (servers.iter().any(full), "more than nine tenths of the memory are used"),
+        ];
+        wrong.into_iter().filter_map(|(wrong, what)| wrong.then_some(what)).collect::<Vec<_>>().join("; ")
+    }
+
+    fn projection_wrong(&self) -> String {
+        let Some(status) = self.projection.get() else {
+            return absent(&self.projection).unwrap_or_default();
+        };
+        let mut wrong = Vec::new();
+        if status.dead_letters > 0 {
+            wrong.push(format!("{} events could not be applied", status.dead_letters));
+        }
+        if status.lag_seconds > LATE_SECONDS {
+            wrong.push(format!("{:.0} seconds behind", status.lag_seconds));
+        }
+        if status.lag_events > status.max_backlog / 10 * 8 {
+            wrong.push(format!("{} of at most {} events behind", status.lag_events, status.max_backlog));
+        }
+        wrong.join("; ")
+    }
+
+    fn hindered(&self) -> String {
+        let hindrances = self.hindrances.get().map_or(&[][..], Vec::as_slice);
+        match hindrances {
+            [] => String::new(),
+            [one] => one.clone(),
+            [first, more @ ..] => format!("{first}; and {} more", more.len()),
+        }
+    }
+}
+
+/// Why a part can't be shown, if it can't.
+fn absent<T: Send + 'static>(part: &Part<T>) -> Option<String> {
+    match (part.get(), part.failure()) {
+        (Some(_), _) => None,
+        (None, "") => Some("not known yet".to_owned()),
+        (None, why) => Some(why.to_owned()),
+    }
+}

@@ -1,0 +1,85 @@
+//! What a process tells the others of its requests, once a second, so that the dashboard of each shows those of all: in
+//! PostgreSQL, where one that dies leaves a report that is soon too old to count.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    snapshot::Instance,
+    traffic::{Traffic, Window},
+};
+use crate::{engine::Engine, model::Error};
+
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a report may take to be written, and how long the end of the process waits for its being withdrawn.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+const WITHDRAW_TIMEOUT: Duration = Duration::from_millis(500);
+/// Reports between two looks for those that others left behind.
+const TIDY_INTERVAL: u32 = 60;
+
+/// A process, and what it says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    pub instance: Instance,
+    pub window: Window,
+}
+
+impl Report {
+    /// `None` where it is of a version that says it otherwise.
+    fn read(text: &str) -> Option<Self> {
+        let read = serde_json::from_str(text);
+        read.inspect_err(|error| tracing::debug!(%error, "another instance's report can't be read")).ok()
+    }
+}
+
+/// Reports until `stop`.
+pub fn keep_reporting(engine: Arc<Engine>, instance: Arc<Instance>, tasks: &TaskTracker, stop: &CancellationToken) {
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        let id = instance.id;
+        let reporting = async {
+            let (mut traffic, mut ticks) = (Traffic::default(), interval(REPORT_INTERVAL));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            for count in 0_u32.. {
+                ticks.tick().await;
+                let window = traffic.look(&crate::telemetry::metrics::counted(), Instant::now());
+                if count % TIDY_INTERVAL == 0 {
+                    told(timeout(REPORT_TIMEOUT, engine.withdraw_requests(None)).await);
+                }
+                let Some(window) = window else { continue };
+                let report = Report { instance: Instance::clone(&instance), window };
+                if let Ok(report) = serde_json::to_string(&report) {
+                    told(timeout(REPORT_TIMEOUT, engine.report_requests(id, &report)).await);
+                }
+            }
+        };
+        let _ = stop.run_until_cancelled(reporting).await;
+        told(timeout(WITHDRAW_TIMEOUT, engine.withdraw_requests(Some(id))).await);
+    });
+}
+
+/// The dashboards do without it, and say that PostgreSQL is away.
+fn told(written: Result<Result<(), Error>, tokio::time::error::Elapsed>) {
+    match written {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "the requests of this instance are not reported"),
+        Err(_elapsed) => tracing::debug!("the requests of this instance are not reported in time"),
+    }
+}
+
+/// What the other processes say.
+///
+/// # Errors
+/// [`Error::Unavailable`] while Postgres is.
+pub async fn others(engine: &Engine, instance: &Instance) -> Result<Vec<Report>, Error> {
+    let reports = engine.requests_of_others(instance.id).await?;
+    let mut reports: Vec<Report> = reports.iter().filter_map(|text| Report::read(text)).collect();
+    reports.sort_by(|a, b| (&a.instance.name, a.instance.started_at).cmp(&(&b.instance.name, b.instance.started_at)));
+    Ok(reports)
+}

@@ -1,0 +1,325 @@
+//! What the page is told, once a second: the shape of a `snapshot` event's JSON. What can't be had at the moment is null. Times
+//! are milliseconds since the epoch.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    audit::{Check, Finished},
+    model::{Campaign, Millis, ProjectionStatus, ShelvedProduct},
+    redis::queries::dashboard::ServerState,
+};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot<'a> {
+    pub at: i64,
+    /// Of the shop's wall-clock times.
+    pub zone: &'a str,
+    pub instance: &'a Instance,
+    pub health: Vec<Health>,
+    /// By scope.
+    pub rankings: Option<BTreeMap<&'static str, Vec<Place>>>,
+    pub campaigns: Option<Vec<BurningCampaign>>,
+    pub products: Option<Vec<HotProduct<'a>>>,
+    /// By status: every one of them.
+    pub orders: Option<BTreeMap<&'static str, i64>>,
+    /// Payments that nobody can settle.
+    pub stuck_payments: Option<i64>,
+    /// Of all processes that are known.
+    pub requests: Option<Requests>,
+    /// Each process that is at work, this one first; `None` where it is not known what others there are.
+    pub instances: Option<Vec<InstanceRequests>>,
+    pub projection: Option<Projection>,
+    pub redis: Option<Redis>,
+    pub audit: Audits<'a>,
+    /// Who is looking at the page of the process that tells all this.
+    pub watchers: usize,
+}
+
+/// A process of the service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Instance {
+    /// Its own, from its start to its end.
+    #[serde(skip)]
+    pub id: Uuid,
+    pub name: String,
+    pub version: String,
+    pub started_at: i64,
+}
+
+/// What one process answered.
+#[derive(Debug, Serialize)]
+pub struct InstanceRequests {
+    #[serde(flatten)]
+    pub instance: Instance,
+    /// `None` where it has not been looked at for long enough.
+    pub requests: Option<Requests>,
+}
+
+/// Whether a part is well; if not, why.
+#[derive(Serialize)]
+pub struct Health {
+    pub part: &'static str,
+    pub ok: bool,
+    pub detail: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Place {
+    pub product_id: i64,
+    pub product_name: String,
+    pub sales_count: i64,
+    pub total_sales_price: i64,
+    pub rank_position: i64,
+    /// About a minute before; `None` if it was not there.
+    pub previous_position: Option<i64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BurningCampaign {
+    pub coupon_id: i64,
+    pub coupon_code: String,
+    pub discount_type: &'static str,
+    pub discount_amount: i64,
+    pub total_quantity: i64,
+    pub issued_quantity: i64,
+    pub remaining_quantity: i64,
+    pub withheld_quantity: i64,
+    pub opens_at: i64,
+    pub closes_at: i64,
+    pub expired_at: i64,
+    pub state: CampaignState,
+    /// Over the last seconds.
+    pub issues_per_second: f64,
+    /// At that rate; `None` where nothing moves, or nothing is left.
+    pub seconds_to_empty: Option<f64>,
+}
+
+/// Where a campaign stands; in the order in which they are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum CampaignState {
+    Open,
+    SoldOut,
+    Scheduled,
+    Closed,
+}
+
+impl BurningCampaign {
+    pub fn new(campaign: &Campaign, now: Millis, issues_per_second: f64) -> Self {
+        let Campaign { terms, issued, withheld } = campaign;
+        let remaining = (terms.total - issued - withheld).max(0);
+        let state = match () {
+            () if now < terms.opens_at => CampaignState::Scheduled,
+            () if now >= terms.closes_at => CampaignState::Closed,
+            () if remaining == 0 => CampaignState::SoldOut,
+            () => CampaignState::Open,
+        };
+        let burns = state == CampaignState::Open && issues_per_second > 0.0;
+        BurningCampaign {
+            coupon_id: terms.coupon_id.get(),
+            coupon_code: terms.code.clone(),
+            discount_type: terms.discount.kind.as_str(),
+            discount_amount: terms.discount.amount,
+            total_quantity: terms.total,
+            issued_quantity: *issued,
+            remaining_quantity: remaining,
+            withheld_quantity: *withheld,
+            opens_at: terms.opens_at.0,
+            closes_at: terms.closes_at.0,
+            expired_at: terms.expires_at.0,
+            state,
+            issues_per_second: rounded(issues_per_second),
+            seconds_to_empty: burns.then(|| rounded(remaining as f64 / issues_per_second)),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HotProduct<'a> {
+    product_id: i64,
+    product_name: &'a str,
+    category: &'a str,
+    price: i64,
+    on_sale: i64,
+    held: i64,
+    sold: i64,
+    withheld: i64,
+}
+
+impl<'a> From<&'a ShelvedProduct> for HotProduct<'a> {
+    fn from(product: &'a ShelvedProduct) -> Self {
+        let ShelvedProduct { product_id, name, category, price, on_sale, held, sold, withheld } = product;
+        HotProduct {
+            product_id: product_id.get(),
+            product_name: name,
+            category,
+            price: *price,
+            on_sale: *on_sale,
+            held: *held,
+            sold: *sold,
+            withheld: *withheld,
+        }
+    }
+}
+
+/// Requests that were answered over the last seconds; the page's own are not among them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Requests {
+    pub per_second: f64,
+    /// 4xx but 429.
+    pub refused_per_second: f64,
+    /// 5xx but what was shed.
+    pub failed_per_second: f64,
+    /// 429.
+    pub limited_per_second: f64,
+    /// Turned away under overload.
+    pub shed_per_second: f64,
+    /// `None` without requests.
+    pub latency: Option<Latency>,
+    /// The busiest first.
+    pub routes: Vec<Route>,
+    /// The most frequent first.
+    pub refusals: Vec<Refusal>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Latency {
+    pub p50_ms: f64,
+    pub p95_ms: f64,
+    pub p99_ms: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    pub method: String,
+    pub route: String,
+    pub per_second: f64,
+    pub refused_per_second: f64,
+    pub failed_per_second: f64,
+    #[serde(flatten)]
+    pub latency: Latency,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    pub error_code: String,
+    pub per_second: f64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Projection {
+    lag_events: i64,
+    lag_seconds: f64,
+    dead_letters: i64,
+    max_backlog: i64,
+    /// Carried to Postgres, over the last seconds.
+    events_per_second: f64,
+}
+
+impl Projection {
+    pub fn new(status: &ProjectionStatus, events_per_second: f64) -> Self {
+        Projection {
+            lag_events: status.lag_events,
+            lag_seconds: rounded(status.lag_seconds),
+            dead_letters: status.dead_letters,
+            max_backlog: status.max_backlog,
+            events_per_second: rounded(events_per_second),
+        }
+    }
+}
+
+/// All servers of Redis together: sums, and what is true of each of them.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Redis {
+    /// `redis` or `valkey`
+    name: String,
+    version: String,
+    servers: usize,
+    used_memory_bytes: u64,
+    /// `None` where a server has no limit of its own.
+    max_memory_bytes: Option<u64>,
+    maxmemory_policy: String,
+    aof_enabled: bool,
+    /// `None` where it does not say.
+    appendfsync: Option<String>,
+    aof_last_write_ok: bool,
+    aof_rewrite_in_progress: bool,
+    connected_clients: u64,
+    ops_per_second: u64,
+}
+
+impl Redis {
+    /// Of at least one server.
+    pub fn new(servers: &[ServerState]) -> Option<Self> {
+        let first = servers.first()?;
+        let sum = |of: fn(&ServerState) -> u64| servers.iter().map(of).sum();
+        Some(Redis {
+            name: first.name.clone(),
+            version: first.version.clone(),
+            servers: servers.len(),
+            used_memory_bytes: sum(|server| server.used_memory),
+            max_memory_bytes: servers.iter().map(|server| server.max_memory).sum(),
+            maxmemory_policy: first.maxmemory_policy.clone(),
+            aof_enabled: servers.iter().all(|server| server.aof_enabled),
+            appendfsync: first.appendfsync.clone(),
+            aof_last_write_ok: servers.iter().all(|server| server.aof_last_write_ok),
+            aof_rewrite_in_progress: servers.iter().any(|server| server.aof_rewrite_in_progress),
+            connected_clients: sum(|server| server.connected_clients),
+            ops_per_second: sum(|server| server.ops_per_second),
+        })
+    }
+}
+
+#[derive(Serialize)]
+pub struct Audits<'a> {
+    /// The last one that this process finished.
+    pub last: Option<Audit<'a>>,
+    pub running: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Audit<'a> {
+    balanced: bool,
+    checks: Vec<AuditCheck<'a>>,
+    finished_at: i64,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct AuditCheck<'a> {
+    name: &'a str,
+    ok: bool,
+    detail: &'a str,
+}
+
+impl<'a> From<&'a Finished> for Audit<'a> {
+    fn from(finished: &'a Finished) -> Self {
+        let check = |Check { name, ok, detail }: &'a Check| AuditCheck { name, ok: *ok, detail };
+        Audit {
+            balanced: finished.report.balanced,
+            checks: finished.report.checks.iter().map(check).collect(),
+            finished_at: finished.at.0,
+            seconds: rounded(finished.report.seconds),
+        }
+    }
+}
+
+/// To a thousandth.
+pub fn rounded(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
+}

@@ -1,0 +1,83 @@
+//! When a gateway is asked again about a payment that it did not settle.
+//!
+//! A pause is half of the time for which the payment has been as it is: 2 s at first, then half as long again each time,
+//! 15 minutes at most. That time is kept with the payment (in Redis, and in PostgreSQL), so no restart, no other process and
+//! no rebuild begins anew. Up to a tenth is added by chance, so that payments which a gateway lost together are not asked
+//! about together. `docs/operations.md` has the table.
+
+use crate::model::Millis;
+
+/// The shortest pause.
+const MIN_PAUSE_MS: i64 = 2_000;
+/// The longest pause.
+const MAX_PAUSE_MS: i64 = 15 * 60 * 1_000;
+/// From when on a payment that its gateway can't settle is told to operators as stuck.
+const STUCK_AFTER_MS: i64 = 5 * 60 * 1_000;
+
+/// A pause between two calls of a gateway about one payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pause {
+    /// When it ends.
+    pub until: Millis,
+    /// Whether the payment counts as stuck: nobody can settle it.
+    pub stuck: bool,
+}
+
+impl Pause {
+    /// After a call at `now` about a payment that has been as it is `since`; `failed`: the gateway did not answer what was
+    /// asked.
+    pub fn after(since: Millis, now: Millis, failed: bool) -> Pause {
+        let chance = i64::from(uuid::Uuid::new_v4().as_bytes()[0]);
+        Pause::with_chance(since, now, failed, chance)
+    }
+
+    /// `chance`: from 0 to 255.
+    fn with_chance(since: Millis, now: Millis, failed: bool, chance: i64) -> Pause {
+        let age = now.0.saturating_sub(since.0).max(0);
+        let pause = (age / 2).clamp(MIN_PAUSE_MS, MAX_PAUSE_MS);
+        Pause { until: now.plus(pause + pause / 10 * chance / 255), stuck: failed && age >= STUCK_AFTER_MS }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The times at which a gateway is asked within `ms`, from the first ask on.
+    fn asked_within(ms: i64, chance: i64) -> Vec<i64> {
+        let mut asked = vec![7_000];
+        while let Some(last) = asked.last().copied().filter(|last| *last < ms) {
+            asked.push(Pause::with_chance(Millis(0), Millis(last), true, chance).until.0);
+        }
+        asked
+    }
+
+    #[test]
+    fn pauses_grow_and_are_capped() {
+        for chance in [0, 128, 255] {
+            let asked = asked_within(24 * 3_600_000, chance);
+            let pauses: Vec<i64> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(pauses.is_sorted(), "{pauses:?}");
+            assert!(pauses.iter().all(|pause| (MIN_PAUSE_MS..=MAX_PAUSE_MS * 11 / 10).contains(pause)), "{pauses:?}");
+            // What docs/operations.md says.
+            let within = |ms: i64| asked.iter().filter(|at| **at < ms).count();
+            assert!((5..=6).contains(&within(60_000)), "{}", within(60_000));
+            assert!((15..=16).contains(&within(3_600_000)), "{}", within(3_600_000));
+            assert!(within(24 * 3_600_000) <= 110, "{}", within(24 * 3_600_000));
+        }
+    }
+
+    #[test]
+    fn payment_is_stuck_only_after_five_minutes_without_an_answer() {
+        let stuck = |now: i64, failed: bool| Pause::after(Millis(1_000), Millis(now), failed).stuck;
+        assert!(!stuck(300_999, true) && stuck(301_000, true) && !stuck(86_400_000, false));
+    }
+
+    #[test]
+    fn clock_that_went_back_or_far_ahead_pauses_within_bounds() {
+        for (since, now) in [(10_000, 0), (0, i64::MAX / 4), (i64::MAX, i64::MIN / 2)] {
+            let pause = Pause::after(Millis(since), Millis(now), true).until.0 - now;
+            assert!((MIN_PAUSE_MS..=MAX_PAUSE_MS * 11 / 10).contains(&pause), "{pause}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The verbs and their outcomes.
+//!
+//! [`Engine`] has one method per thing that a client or an operator can do, in a file per resource. It validates nothing
+//! about shape (that is `http`'s) and decides nothing about state (that is the scripts'): it fetches ids, fills in times
+//! and terms, calls the one script that decides, and makes sense of its words.
+//!
+//! [`types`], [`model`], [`error`] and [`event`] are the vocabulary that the other modules share.
+
+mod backoff;
+mod balances;
+mod catalog;
+mod coupons;
+pub mod dashboard;
+mod durability;
+mod expiry;
+mod id_allocator;
+mod operator_log;
+mod operators;
+mod orders;
+mod payment_outcomes;
+mod payments;
+pub mod sold_out;
+mod stats;
+mod timeline;
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use chrono::NaiveDate;
+use chrono_tz::Tz;
+
+pub use operator_log::ActLog;
+
+use crate::{
+    archive::Archive,
+    config::{DurabilityConfig, GatewayConfig, ShopConfig},
+    gateway::Gateways,
+    model::*,
+    postgres,
+    redis::Store,
+};
+
+/// How long a listing from Postgres waits for the projection of what was decided before it was asked for.
+const PROJECTION_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The engine: every verb of the API, on one Redis and one Postgres.
+pub struct Engine {
+    store: Store,
+    db: postgres::Connection,
+    archive: Archive,
+    clock: Clock,
+    zone: Tz,
+    hold_ms: i64,
+    max_open_orders: u32,
+    max_balance: Won,
+    gateways: Gateways,
+    give_up_ms: i64,
+    watch_ms: i64,
+    gateway_timeout_ms: i64,
+    orders_seq: id_allocator::Sequence,
+    payments_seq: id_allocator::Sequence,
+    campaigns: coupons::CampaignCache,
+    sold_out: Arc<sold_out::SoldOut>,
+    popular: catalog::PopularCache,
+    durability: durability::Durability,
+    last_seen: stats::LastSeen,
+    last_day: RwLock<Option<CalendarDay>>,
+}
+
+impl Engine {
+    pub fn new(
+        store: Store,
+        db: postgres::Connection,
+        clock: Clock,
+        shop: &ShopConfig,
+        gateways: Gateways,
+        gateway: &GatewayConfig,
+        durability: &DurabilityConfig,
+    ) -> Self {
+        let sold_out = sold_out::SoldOut::new(store.clone(), clock.clone(), shop.sold_out_lease_ms);
+        let archive = Archive::new(store.clone(), db.clone(), shop.time_zone);
+        Engine {
+            store,
+            db,
+            archive,
+            clock,
+            zone: shop.time_zone,
+            hold_ms: shop.order_hold_seconds * 1000,
+            max_open_orders: shop.max_open_orders_per_user,
+            max_balance: shop.max_balance,
+            gateways,
+            give_up_ms: gateway.payment_gateway_give_up_seconds * 1000,
+            watch_ms: gateway.payment_gateway_watch_seconds * 1000,
+            gateway_timeout_ms: gateway.payment_gateway_timeout_ms as i64,
+            orders_seq: id_allocator::Sequence::new("order"),
+            payments_seq: id_allocator::Sequence::new("payment"),
+            campaigns: coupons::CampaignCache::default(),
+            sold_out: Arc::new(sold_out),
+            popular: catalog::PopularCache::default(),
+            durability: durability::Durability::new(durability.ack, durability.max_backlog),
+            last_seen: stats::LastSeen::default(),
+            last_day: RwLock::default(),
+        }
+    }
+
+    /// The zone of the API's wall-clock times.
+    pub fn zone(&self) -> Tz {
+        self.zone
+    }
+
+    /// The engine's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// What this process says by itself, without asking Redis.
+    pub fn sold_out(&self) -> &sold_out::SoldOut {
+        &self.sold_out
+    }
+
+    fn today(&self) -> NaiveDate {
+        self.day(self.clock.now()).date
+    }
+
+    /// The day that it is in the shop's zone at `now`; mostly the one that was asked for last.
+    fn day(&self, now: Millis) -> CalendarDay {
+        let last = *self.last_day.read().unwrap_or_else(PoisonError::into_inner);
+        last.filter(|day| day.includes(now)).unwrap_or_else(|| {
+            let day = CalendarDay::of(now, self.zone);
+            *self.last_day.write().unwrap_or_else(PoisonError::into_inner) = Some(day);
+            day
+        })
+    }
+
+    /// Makes a decision of another partition than the call's key's own: the key is claimed there first, and stays bound unless
+    /// the decision is a refusal.
+    async fn claimed<T>(
+        &self,
+        call: &Call,
+        decides: Partition,
+        decision: impl Future<Output = Outcome<T>>,
+    ) -> Outcome<T> {
+        if !self.store.claims_key(call, decides) {
+            return decision.await;
+        }
+        // Boxed, like all that few requests need: every issue of a coupon would weigh as much (docs/decisions.md).
+        Box::pin(self.store.key_claim(call)).await?;
+        let outcome = decision.await;
+        let refused = outcome.as_ref().is_err_and(|error| !error.leaves_outcome_unknown());
+        if let Err(error) = Box::pin(self.store.key_settle(call, !refused)).await {
+            tracing::debug!(%error, "a claimed key ends by itself");
+        }
+        outcome
+    }
+
+    /// Refuses what is about an order that can't be this user's: those are at home where their users are.
+    async fn check_home(&self, call: &Call, order: OrderId, user: UserId) -> Result<(), Error> {
+        let home = self.store.home(user.get());
+        if self.store.home(order.get()) != home {
+            // The key comes before the order: it may belong to another request.
+            self.store.check_key(call, home).await?;
+            return Err(Error::OrderNotFound);
+        }
+        Ok(())
+    }
+
+    /// Waits until Postgres has what was decided before now, or for [`PROJECTION_PATIENCE`]: a listing then shows what its
+    /// reader was told before, unless the projection lags.
+    async fn projected(&self) -> Result<(), Error> {
+        let mut decided = Vec::new();
+        for here in self.store.all() {
+            decided.push(self.store.position(here).await?);
+        }
+        let mut pause = Duration::from_millis(2);
+        let waiting = async {
+            loop {
+                let positions = postgres::queries::resources::positions(&self.db).await?;
+                let behind = positions.iter().zip(&decided).any(|(p, d)| (p.epoch, p.seq) < (d.epoch, d.seq));
+                if !behind && positions.len() == decided.len() {
+                    return Ok(());
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+        };
+        tokio::time::timeout(PROJECTION_PATIENCE, waiting).await.unwrap_or(Ok(()))
+    }
+}

@@ -1,0 +1,109 @@
+//! The states that the metrics tell: read when somebody asks, each in bounded time, whatever is away.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+
+use super::{Engine, dashboard::Projected, sold_out};
+use crate::{
+    model::Partition,
+    postgres::{self, queries::resources::ProjectedPosition},
+    redis::{
+        outbox::StreamId,
+        queries::stats::{Waiting, Waits},
+    },
+    telemetry::metrics::state::{Holds, Observed, Partition as Told, Postgres, SoldOut},
+};
+
+/// How long each store is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a Postgres that did not answer is not asked again: an answer that nobody waits for any more keeps a connection of
+/// the pool for a while.
+const LEFT_ALONE: Duration = Duration::from_secs(5);
+/// Partitions that are asked at once.
+const AT_ONCE: usize = 32;
+
+/// What was seen last of Postgres.
+#[derive(Default)]
+pub(super) struct LastSeen(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    /// How far it was: it is there still, at least.
+    positions: Vec<ProjectedPosition>,
+    /// When it did not answer.
+    silent: Option<Instant>,
+}
+
+impl Engine {
+    /// The store's state, and this process's. Takes two seconds at most; what can't be had in them is missing.
+    pub async fn observe(&self) -> Observed {
+        // First, for it says from where on the outbox is behind.
+        let postgres = self.observe_postgres().await;
+        let positions = self.last_seen.0.lock().unwrap_or_else(PoisonError::into_inner).positions.clone();
+        // One end for all of them, however many there are.
+        let until = tokio::time::Instant::now() + PATIENCE;
+        let waits = self.store.all().map(|here| {
+            let projected = positions.iter().find(|position| position.partition == here.0);
+            async move { tokio::time::timeout_at(until, self.observe_partition(here, projected)).await.ok()? }
+        });
+        let partitions: Vec<Option<Told>> = stream::iter(waits).buffered(AT_ONCE).collect().await;
+        let redis = partitions.iter().all(Option::is_some);
+        let open: Vec<bool> = self.store.all().map(|here| self.store.is_open(here)).collect();
+        let sold_out::Counts { refused, renewed, read, learned } = self.sold_out.counts();
+        let connections = self.store.connections();
+        Observed {
+            ready: redis && open.iter().all(|open| *open),
+            redis,
+            partitions: partitions.into_iter().flatten().collect(),
+            open,
+            unsafe_settings: self.store.unsafe_settings(),
+            redis_connections: connections.map(|(kind, count)| (kind, count.there, count.most)).into(),
+            postgres,
+            postgres_connections: postgres::connections(&self.db),
+            clock_offset: self.store.clock_offset_ms() as f64 / 1000.0,
+            backlog: (self.store.backlog(), self.durability.max_backlog),
+            sold_out: SoldOut { refused, renewed, read, learned },
+        }
+    }
+
+    async fn observe_postgres(&self) -> Option<Postgres> {
+        let seen = || self.last_seen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen().silent.is_some_and(|at| at.elapsed() < LEFT_ALONE) {
+            return None;
+        }
+        let Ok(read) = tokio::time::timeout(PATIENCE, self.projected_so_far()).await else {
+            seen().silent = Some(Instant::now());
+            return None;
+        };
+        let Projected { positions, dead_letters: letters } = read.ok()?;
+        for projected in &positions {
+            self.store.projected(Partition(projected.partition), projected.projection());
+        }
+        let dead_letters = positions.iter().map(|at| (at.partition, letters.get(&at.partition).copied().unwrap_or(0)));
+        let postgres = Postgres { dead_letters: dead_letters.collect() };
+        *seen() = Seen { positions, silent: None };
+        Some(postgres)
+    }
+
+    async fn observe_partition(&self, here: Partition, projected: Option<&ProjectedPosition>) -> Option<Told> {
+        let now = self.store.now(here);
+        let after = projected.and_then(|position| position.stream_id.parse().ok()).unwrap_or(StreamId::ZERO);
+        let waits = self.store.waits(here, after, now).await.ok()?;
+        let Waits { decided, outbox, oldest, orders, payments, stuck_payments, far_holds } = waits;
+        let count = |waiting: Waiting| (waiting.open, waiting.due);
+        let decisions = decided?.seq;
+        Some(Told {
+            partition: here.0,
+            decisions,
+            outbox,
+            lag_events: projected.map(|position| (decisions - position.seq).max(0)),
+            lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
+            holds: Holds { orders: count(orders), far_holds: count(far_holds), payments: count(payments) },
+            stuck_payments,
+        })
+    }
+}

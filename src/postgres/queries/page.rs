@@ -1,0 +1,186 @@
+//! Postgres as of one moment, a few things at a time: for the audit, in bounded memory however much there is.
+
+use sqlx::AssertSqlSafe;
+
+use crate::postgres::snapshot::{
+    CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, RankRow, Snapshot, UserRow, orders_sql,
+};
+
+/// What the audit goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Users,
+    Products,
+    Campaigns,
+    Orders,
+    /// By order.
+    Holds,
+}
+
+/// Some things of one partition.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    pub partition: u16,
+    pub partitions: u16,
+    /// The last id of the page before.
+    pub after: i64,
+    /// The last id of all: what is made later is not waited for.
+    pub until: i64,
+    pub size: i64,
+}
+
+impl Snapshot {
+    /// The ids of a page.
+    ///
+    /// # Errors
+    /// Postgres can't answer; so all the following.
+    pub async fn ids(&mut self, kind: Kind, page: Page) -> sqlx::Result<Vec<i64>> {
+        let sql = match kind {
+            Kind::Users => "SELECT id FROM users WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4",
+            Kind::Products => {
+                "SELECT id FROM products WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4"
+            }
+            Kind::Campaigns => {
+                "SELECT id FROM campaigns WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4"
+            }
+            Kind::Orders => "SELECT id FROM orders WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4",
+            Kind::Holds => {
+                "SELECT order_id FROM stock_holds
+                 WHERE order_id > $1 AND $2 > 1 AND partition = $3 AND state IN ('HELD', 'SETTLED') AND order_id <= $5
+                 ORDER BY order_id LIMIT $4"
+            }
+        };
+        let query = sqlx::query_scalar(sql).bind(page.after).bind(i64::from(page.partitions));
+        query.bind(i64::from(page.partition)).bind(page.size).bind(page.until).fetch_all(self.connection()).await
+    }
+
+    /// What a query without parameters counts.
+    pub async fn count(&mut self, sql: &'static str) -> sqlx::Result<i64> {
+        sqlx::query_scalar(sql).fetch_one(self.connection()).await
+    }
+
+    /// How many rows `wrong` finds, and what it says of the first `named` of them in its one column, `what`. `$1`: how many
+    /// partitions there are.
+    pub async fn wrong(
+        &mut self,
+        wrong: &'static str,
+        partitions: u16,
+        named: usize,
+    ) -> sqlx::Result<(i64, Vec<String>)> {
+        // Put together of what is written in the program alone.
+        let sql = format!(
+            "WITH wrong AS MATERIALIZED (SELECT what FROM ({wrong}) AS law WHERE $1 > 0)
+             SELECT (SELECT count(*) FROM wrong), ARRAY(SELECT what FROM wrong ORDER BY what LIMIT {named})"
+        );
+        sqlx::query_as(AssertSqlSafe(sql)).bind(i64::from(partitions)).fetch_one(self.connection()).await
+    }
+
+    /// The last id of a kind.
+    pub async fn last_id(&mut self, kind: Kind) -> sqlx::Result<i64> {
+        let sql = match kind {
+            Kind::Users => "SELECT coalesce(max(id), 0) FROM users",
+            Kind::Products => "SELECT coalesce(max(id), 0) FROM products",
+            Kind::Campaigns => "SELECT coalesce(max(id), 0) FROM campaigns",
+            Kind::Orders | Kind::Holds => "SELECT coalesce(max(id), 0) FROM orders",
+        };
+        sqlx::query_scalar(sql).fetch_one(self.connection()).await
+    }
+
+    /// Which of these are there, by id.
+    pub async fn existing(&mut self, kind: Kind, partition: u16, ids: &[i64]) -> sqlx::Result<Vec<i64>> {
+        let sql = match kind {
+            Kind::Users => "SELECT id FROM users WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            Kind::Products => "SELECT id FROM products WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            Kind::Campaigns => "SELECT id FROM campaigns WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            Kind::Orders => "SELECT id FROM orders WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            Kind::Holds => {
+                "SELECT order_id FROM stock_holds WHERE order_id = ANY($1) AND partition = $2 ORDER BY order_id"
+            }
+        };
+        sqlx::query_scalar(sql).bind(ids).bind(i32::from(partition)).fetch_all(self.connection()).await
+    }
+
+    pub async fn users_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<UserRow>> {
+        sqlx::query_as(
+            "SELECT id, name, balance,
+                 coalesce((SELECT max(entry_no) FROM balance_entries WHERE user_id = users.id), 0) AS entries,
+                 (SELECT count(*) FROM orders WHERE user_id = users.id AND status = 'PENDING') AS open
+             FROM users WHERE id = ANY($1)",
+        )
+        .bind(ids)
+        .fetch_all(self.connection())
+        .await
+    }
+
+    /// The coupons of these users.
+    pub async fn coupons_of(&mut self, users: &[i64]) -> sqlx::Result<Vec<CouponRow>> {
+        sqlx::query_as(
+            "SELECT coupon_id, user_id, issue_no, status, order_id,
+                 (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at,
+                 (extract(epoch FROM used_at) * 1000)::bigint AS used_at
+             FROM user_coupons WHERE user_id = ANY($1)",
+        )
+        .bind(users)
+        .fetch_all(self.connection())
+        .await
+    }
+
+    pub async fn products_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<ProductRow>> {
+        sqlx::query_as(
+            "SELECT id, name, category, price, on_sale, held, sold, withheld, stocked FROM products WHERE id = ANY($1)",
+        )
+        .bind(ids)
+        .fetch_all(self.connection())
+        .await
+    }
+
+    /// Without the last place given out.
+    pub async fn campaigns_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<CampaignRow>> {
+        sqlx::query_as(
+            "SELECT id, code, discount_type, discount_amount, total, issued, withheld,
+                 (extract(epoch FROM opens_at) * 1000)::bigint AS opens_at,
+                 (extract(epoch FROM closes_at) * 1000)::bigint AS closes_at,
+                 (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at, 0::bigint AS last_no
+             FROM campaigns WHERE id = ANY($1)",
+        )
+        .bind(ids)
+        .fetch_all(self.connection())
+        .await
+    }
+
+    pub async fn orders_of(&mut self, ids: &[i64], partitions: u16, zone: &str) -> sqlx::Result<Vec<OrderRow>> {
+        let query = sqlx::query_as(orders_sql!("WHERE o.id = ANY($3)"));
+        query.bind(i64::from(partitions)).bind(zone).bind(ids).fetch_all(self.connection()).await
+    }
+
+    /// The far holds of these orders in a partition.
+    pub async fn holds_of(&mut self, partition: u16, orders: &[i64]) -> sqlx::Result<Vec<HoldRow>> {
+        sqlx::query_as(
+            "SELECT partition, order_id, user_id, state, lines, NULL::bigint AS placed_at, NULL::bigint AS expires_at, NULL::bigint AS paid_at
+             FROM stock_holds WHERE partition = $1 AND order_id = ANY($2)",
+        )
+        .bind(i32::from(partition))
+        .bind(orders)
+        .fetch_all(self.connection())
+        .await
+    }
+
+    /// Sales from a day on (`YYYYMMDD`), of the products at home in a partition, as that partition has been told of them.
+    pub async fn ranks_of(
+        &mut self,
+        partition: u16,
+        partitions: u16,
+        zone: &str,
+        first: &str,
+    ) -> sqlx::Result<Vec<RankRow>> {
+        let query = sqlx::query_as(
+            "SELECT to_char(day, 'YYYYMMDD') AS day, product_id, sum(quantity)::bigint AS units,
+                 sum(quantity * price)::bigint AS won
+             FROM (SELECT id, coalesce(sold_on, (paid_at AT TIME ZONE $1)::date) AS day FROM orders WHERE status = 'PAID') AS o
+             JOIN order_lines ON order_id = o.id
+             WHERE day >= to_date($2, 'YYYYMMDD') AND product_id % $3 = $4 GROUP BY 1, 2",
+        );
+        let query = query.bind(zone).bind(first).bind(i64::from(partitions)).bind(i64::from(partition));
+        query.fetch_all(self.connection()).await
+    }
+}

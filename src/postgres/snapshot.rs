@@ -1,0 +1,353 @@
+//! All of Postgres as of one moment, streamed: for a rebuild of Redis, in bounded memory however much there is.
+//!
+//! Times travel as milliseconds since the epoch; what is absent is `None`. The notation of lines, `product:quantity:price,...`,
+//! is Redis's own.
+
+use anyhow::Context;
+use futures_util::stream::BoxStream;
+use sqlx::{Executor, FromRow, PgConnection, Postgres, Row, postgres::PgRow};
+
+use super::{Connection, queries::resources::ProjectedPosition};
+use crate::config::Keep;
+
+/// Declares a row, read by its columns' names.
+macro_rules! row {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $type,)* }
+
+        impl FromRow<'_, PgRow> for $name {
+            fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+                Ok($name { $($field: row.try_get(stringify!($field))?,)* })
+            }
+        }
+    };
+}
+
+/// The orders that `filter` lets through. `$1`: how many partitions there are. `$2`: the zone of the days.
+macro_rules! orders_sql {
+    ($filter:literal) => {
+        concat!(
+            "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, o.coupon_id,
+                 (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
+                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
+                 (extract(epoch FROM o.closed_at) * 1000)::bigint AS closed_at, o.close_reason,
+                 (extract(epoch FROM greatest(o.paid_at, o.closed_at, p.ended_at)) * 1000)::bigint AS over_at,
+                 to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $2)::date), 'YYYYMMDD') AS day,
+                 coalesce(l.near, '') AS near, coalesce(l.far, '') AS far,
+                 p.id AS payment_id, p.payment_type, p.method, p.status AS payment_status, p.receipt, p.transaction_id,
+                 (extract(epoch FROM p.started_at) * 1000)::bigint AS started_at,
+                 (extract(epoch FROM p.paid_at) * 1000)::bigint AS paid_at, p.key_digest, p.key_fingerprint
+             FROM orders AS o
+             LEFT JOIN payments AS p ON p.order_id = o.id
+             LEFT JOIN LATERAL (
+                 SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id)
+                         FILTER (WHERE product_id % $1 = o.id % $1) AS near,
+                     string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id)
+                         FILTER (WHERE product_id % $1 <> o.id % $1) AS far
+                 FROM order_lines WHERE order_id = o.id) AS l ON true ",
+            $filter
+        )
+    };
+}
+pub(super) use orders_sql;
+
+row! {
+    /// A user; `open` counts the PENDING orders.
+    UserRow { id: i64, name: String, balance: i64, entries: i64, open: i64, }
+}
+
+row! {
+    /// A product and its counters of units.
+    ProductRow {
+        id: i64, name: String, category: String, price: i64,
+        on_sale: i64, held: i64, sold: i64, withheld: i64, stocked: i64,
+    }
+}
+
+row! {
+    /// A campaign; `last_no` is the highest place in the order of arrival that is known to be given out.
+    CampaignRow {
+        id: i64, code: String, discount_type: String, discount_amount: i64, total: i64, issued: i64, withheld: i64,
+        opens_at: i64, closes_at: i64, expires_at: i64, last_no: i64,
+    }
+}
+
+row! {
+    /// A coupon in its user's hands.
+    CouponRow {
+        coupon_id: i64, user_id: i64, issue_no: i64, status: String, order_id: Option<i64>,
+        issued_at: i64, used_at: Option<i64>,
+    }
+}
+
+row! {
+    /// A coupon that its campaign's partition gave to a user at home in another one.
+    FarCouponRow { coupon_id: i64, user_id: i64, issue_no: i64, issued_at: i64, }
+}
+
+row! {
+    /// An order with its lines, at home in its own partition (`near`) and in others (`far`), and its payment.
+    OrderRow {
+        id: i64, user_id: i64, status: String, total: i64, discount: i64, final_price: i64, coupon_id: Option<i64>,
+        placed_at: i64, expires_at: i64, closed_at: Option<i64>, close_reason: Option<String>,
+        /// When last something happened to one that is paid or closed.
+        over_at: Option<i64>,
+        /// `YYYYMMDD`
+        day: Option<String>,
+        near: String, far: String,
+        payment_id: Option<i64>, payment_type: Option<String>, method: Option<String>, payment_status: Option<String>,
+        receipt: Option<String>, transaction_id: Option<String>, started_at: Option<i64>, paid_at: Option<i64>,
+        key_digest: Option<String>, key_fingerprint: Option<String>,
+    }
+}
+
+row! {
+    /// Stock held in a partition for an order at home in another one.
+    HoldRow {
+        partition: i32, order_id: i64, user_id: i64, state: String, lines: String,
+        /// Of the order.
+        placed_at: Option<i64>, expires_at: Option<i64>, paid_at: Option<i64>,
+    }
+}
+
+row! {
+    /// A far hold that does not say what its order says. `held` is `None` where there is no hold.
+    StrayHoldRow {
+        partition: i32, order_id: i64, user_id: i64, lines: String, held: Option<String>, wanted: String,
+        /// Of the order.
+        placed_at: Option<i64>, expires_at: Option<i64>,
+    }
+}
+
+row! {
+    /// An idempotency record that is still alive.
+    RecordRow { partition: i32, digest: String, fingerprint: String, reply: String, expires_at: i64, }
+}
+
+row! {
+    /// A product's sales of one day, `YYYYMMDD`.
+    RankRow { day: String, product_id: i64, units: i64, won: i64, }
+}
+
+/// What a read comes to.
+pub type Read<T> = sqlx::Result<T>;
+/// A stream of rows.
+pub type Rows<'c, T> = BoxStream<'c, sqlx::Result<T>>;
+
+/// A read-only transaction: everything read in it is as of the same moment.
+pub struct Snapshot(sqlx::Transaction<'static, Postgres>);
+
+impl Snapshot {
+    /// Begins it.
+    ///
+    /// # Errors
+    /// Postgres can't answer.
+    pub async fn begin(db: &Connection) -> anyhow::Result<Self> {
+        let pool = db.get_postgres_connection_pool();
+        let begun = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await;
+        Ok(Snapshot(begun.context("PostgreSQL can't be read")?))
+    }
+
+    /// Begins one that keeps a partition's projection where it is until it ends, so that what is read here can be compared with
+    /// what the outbox has beyond. Only what that partition decided is as of one moment.
+    ///
+    /// # Errors
+    /// Postgres can't answer, or a projector does not get done with its batch.
+    pub async fn standing(db: &Connection, partition: u16) -> anyhow::Result<(Self, ProjectedPosition)> {
+        let pool = db.get_postgres_connection_pool();
+        let mut standing = Snapshot(pool.begin().await.context("PostgreSQL can't be read")?);
+        standing.0.execute("SET LOCAL lock_timeout = '30s'").await?;
+        let row: Option<(i64, i64, String)> =
+            sqlx::query_as("SELECT epoch, seq, stream_id FROM projection_positions WHERE partition = $1 FOR SHARE")
+                .bind(i32::from(partition))
+                .fetch_optional(&mut *standing.0)
+                .await?;
+        let (epoch, seq, stream_id) =
+            row.with_context(|| format!("PostgreSQL has no position of partition {partition}"))?;
+        Ok((standing, ProjectedPosition { partition, epoch, seq, stream_id, last_letter: 0 }))
+    }
+
+    /// The connection, for reads of one's own.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+
+    fn rows<'c, T>(
+        &'c mut self,
+        query: sqlx::query::QueryAs<'c, Postgres, T, sqlx::postgres::PgArguments>,
+    ) -> Rows<'c, T>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin + 'c,
+    {
+        query.fetch(&mut *self.0)
+    }
+
+    /// How many rows a rebuild reads, of all kinds together; about, for of those that are over it reads the last ones only.
+    ///
+    /// # Errors
+    /// Postgres can't answer.
+    pub async fn size(&mut self, now: i64, keep: Keep) -> sqlx::Result<i64> {
+        let sql =
+            "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM products) + (SELECT count(*) FROM campaigns)
+                       + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM far_coupons)
+                       + (SELECT count(*) FROM orders WHERE status = 'PENDING'
+                              OR greatest(paid_at, closed_at) > to_timestamp(($1 - $2) / 1000.0))
+                       + (SELECT count(*) FROM stock_holds WHERE state = 'HELD')
+                       + (SELECT count(*) FROM idempotency_records)";
+        sqlx::query_scalar(sql).bind(now).bind(keep.closed_ms()).fetch_one(&mut *self.0).await
+    }
+
+    pub fn users(&mut self) -> Rows<'_, UserRow> {
+        self.rows(sqlx::query_as(
+            "SELECT id, name, balance, coalesce(entries, 0) AS entries, coalesce(open, 0) AS open FROM users
+             LEFT JOIN (SELECT user_id, max(entry_no) AS entries FROM balance_entries GROUP BY 1) AS e ON e.user_id = id
+             LEFT JOIN (SELECT user_id, count(*) AS open FROM orders WHERE status = 'PENDING' GROUP BY 1) AS o
+                 ON o.user_id = id",
+        ))
+    }
+
+    pub fn products(&mut self) -> Rows<'_, ProductRow> {
+        self.rows(sqlx::query_as(
+            "SELECT id, name, category, price, on_sale, held, sold, withheld, stocked FROM products",
+        ))
+    }
+
+    pub fn campaigns(&mut self) -> Rows<'_, CampaignRow> {
+        self.rows(sqlx::query_as(
+            "SELECT id, code, discount_type, discount_amount, total, issued, withheld,
+                 (extract(epoch FROM opens_at) * 1000)::bigint AS opens_at,
+                 (extract(epoch FROM closes_at) * 1000)::bigint AS closes_at,
+                 (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at,
+                 greatest((SELECT max(issue_no) FROM user_coupons WHERE coupon_id = id),
+                          (SELECT max(issue_no) FROM far_coupons WHERE coupon_id = id), 0) AS last_no
+             FROM campaigns",
+        ))
+    }
+
+    pub fn coupons(&mut self) -> Rows<'_, CouponRow> {
+        self.rows(sqlx::query_as(
+            "SELECT coupon_id, user_id, issue_no, status, order_id,
+                 (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at,
+                 (extract(epoch FROM used_at) * 1000)::bigint AS used_at
+             FROM user_coupons",
+        ))
+    }
+
+    pub fn far_coupons(&mut self) -> Rows<'_, FarCouponRow> {
+        self.rows(sqlx::query_as(
+            "SELECT coupon_id, user_id, issue_no, (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at
+             FROM far_coupons",
+        ))
+    }
+
+    /// The orders that Redis has at `now`: those that are not over, and those that have not been for so long; with days in `zone` where the day of the
+    /// sale was not written down.
+    pub fn orders(&mut self, partitions: u16, zone: &str, now: i64, keep: Keep) -> Rows<'_, OrderRow> {
+        let query = sqlx::query_as(orders_sql!(
+            "WHERE o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE')
+                OR greatest(o.paid_at, o.closed_at, p.ended_at)
+                    > to_timestamp(($3 - CASE WHEN o.close_reason = 'REFUNDED' THEN $4 ELSE $5 END) / 1000.0)"
+        ));
+        let query = query.bind(i64::from(partitions)).bind(zone.to_owned()).bind(now);
+        self.rows(query.bind(keep.refunded_ms()).bind(keep.closed_ms()))
+    }
+
+    /// Far holds that hold something, or have sold something not longer ago.
+    pub fn holds(&mut self, now: i64, keep: Keep) -> Rows<'_, HoldRow> {
+        let query = sqlx::query_as(
+            "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
+                 (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
+                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
+                 (extract(epoch FROM o.paid_at) * 1000)::bigint AS paid_at
+             FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
+             WHERE h.state = 'HELD' OR (h.state = 'SETTLED' AND o.paid_at > to_timestamp(($1 - $2) / 1000.0))",
+        );
+        self.rows(query.bind(now).bind(keep.closed_ms()))
+    }
+
+    /// Far holds that do not say what their orders say: what was between two partitions when it stopped.
+    pub fn stray_holds(&mut self, partitions: u16) -> Rows<'_, StrayHoldRow> {
+        let query = sqlx::query_as(
+            "WITH wanted AS (
+                 SELECT (l.product_id % $1)::int AS partition, o.id AS order_id, o.user_id, o.placed_at, o.expires_at,
+                     CASE WHEN o.status = 'PENDING' THEN 'HELD' WHEN o.status = 'PAID' THEN 'SETTLED'
+                          WHEN o.close_reason = 'REFUNDED' THEN 'REFUNDED' ELSE 'RELEASED' END AS state,
+                     string_agg(l.product_id || ':' || l.quantity || ':' || l.price, ',' ORDER BY l.product_id) AS lines
+                 FROM orders AS o JOIN order_lines AS l ON l.order_id = o.id
+                 WHERE l.product_id % $1 <> o.id % $1 GROUP BY 1, 2, 3, 4, 5, 6)
+             SELECT coalesce(w.partition, h.partition) AS partition, coalesce(w.order_id, h.order_id) AS order_id,
+                 coalesce(w.user_id, h.user_id) AS user_id, coalesce(h.lines, w.lines) AS lines, h.state AS held,
+                 coalesce(w.state, 'RELEASED') AS wanted, (extract(epoch FROM w.placed_at) * 1000)::bigint AS placed_at,
+                 (extract(epoch FROM w.expires_at) * 1000)::bigint AS expires_at
+             FROM wanted AS w FULL JOIN stock_holds AS h ON h.partition = w.partition AND h.order_id = w.order_id
+             WHERE coalesce(w.state, 'RELEASED') <> coalesce(h.state, 'RELEASED')",
+        );
+        self.rows(query.bind(i64::from(partitions)))
+    }
+
+    /// Coupons that a campaign gave to a user elsewhere, who does not have them yet.
+    pub fn ungranted(&mut self) -> Rows<'_, FarCouponRow> {
+        self.rows(sqlx::query_as(
+            "SELECT f.coupon_id, f.user_id, f.issue_no, (extract(epoch FROM f.issued_at) * 1000)::bigint AS issued_at
+             FROM far_coupons AS f LEFT JOIN user_coupons AS c USING (coupon_id, user_id) WHERE c.user_id IS NULL",
+        ))
+    }
+
+    /// Coupons that users have and their campaign, at home elsewhere, has forgotten.
+    pub fn unissued(&mut self, partitions: u16) -> Rows<'_, FarCouponRow> {
+        let query = sqlx::query_as(
+            "SELECT c.coupon_id, c.user_id, c.issue_no, (extract(epoch FROM c.issued_at) * 1000)::bigint AS issued_at
+             FROM user_coupons AS c LEFT JOIN far_coupons AS f USING (coupon_id, user_id)
+             WHERE f.user_id IS NULL AND c.coupon_id % $1 <> c.user_id % $1 ORDER BY c.coupon_id, c.issue_no",
+        );
+        self.rows(query.bind(i64::from(partitions)))
+    }
+
+    /// Idempotency records that live on after `now`.
+    pub fn records(&mut self, now: i64) -> Rows<'_, RecordRow> {
+        let query = sqlx::query_as(
+            "SELECT partition, digest, fingerprint, reply, (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
+             FROM idempotency_records WHERE expires_at > to_timestamp($1 / 1000.0)",
+        );
+        self.rows(query.bind(now))
+    }
+
+    /// Sales by day and product, of the days from `first` (`YYYYMMDD`) on.
+    pub fn ranks(&mut self, zone: &str, first: &str) -> Rows<'_, RankRow> {
+        let query = sqlx::query_as(
+            "SELECT to_char(day, 'YYYYMMDD') AS day, product_id, sum(quantity)::bigint AS units,
+                 sum(quantity * price)::bigint AS won
+             FROM (SELECT id, coalesce(sold_on, (paid_at AT TIME ZONE $1)::date) AS day FROM orders WHERE status = 'PAID') AS o
+             JOIN order_lines ON order_id = o.id WHERE day >= to_date($2, 'YYYYMMDD') GROUP BY 1, 2",
+        );
+        self.rows(query.bind(zone.to_owned()).bind(first.to_owned()))
+    }
+
+    /// The highest id of each sequence that is known to be used or reserved.
+    ///
+    /// # Errors
+    /// Postgres can't answer.
+    pub async fn last_ids(&mut self) -> sqlx::Result<Vec<(String, i64)>> {
+        sqlx::query_as(
+            "SELECT name, greatest(used, coalesce(last, 0)) FROM (VALUES
+                 ('user', (SELECT coalesce(max(id), 0) FROM users)),
+                 ('product', (SELECT coalesce(max(id), 0) FROM products)),
+                 ('coupon', (SELECT coalesce(max(id), 0) FROM campaigns)),
+                 ('order', (SELECT coalesce(max(id), 0) FROM orders)),
+                 ('payment', (SELECT coalesce(max(id), 0) FROM payments))) AS known (name, used)
+             LEFT JOIN id_sequences USING (name)",
+        )
+        .fetch_all(&mut *self.0)
+        .await
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// Postgres can't answer.
+    pub async fn end(self) -> sqlx::Result<()> {
+        self.0.commit().await
+    }
+}

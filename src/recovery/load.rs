@@ -1,0 +1,310 @@
+//! Every row of Postgres, as the scripts would have left it in Redis; but for what would have left Redis by now.
+
+use chrono::{Days, NaiveDate};
+use chrono_tz::Tz;
+use futures_util::TryStreamExt;
+
+use super::{progress::Progress, rebuild::Doubts};
+use crate::{
+    config::{Keep, MARK_LIFE_MS},
+    model::{CouponId, Millis, OrderId, Partition, ProductId, RankingScope, UserId, event::unpack_reply},
+    postgres::snapshot::{self, Snapshot},
+    redis::{
+        Store,
+        bulk::Bulk,
+        commands::{DAY_FORMAT, FAR_HOLD_GRACE_MS},
+        keys::Keys,
+        queries::ranking::ranked_until,
+        records::pack_coupon,
+    },
+};
+
+/// Ids that live processes may have reserved and not used yet: they hold blocks of a thousand.
+const IDS_IN_HAND: i64 = 100_000;
+/// Ids that lost decisions may have used beyond those that are known.
+const IDS_IN_DOUBT: i64 = 10_000_000;
+
+pub(super) struct Loading<'a> {
+    pub(super) store: &'a Store,
+    pub(super) zone: Tz,
+    pub(super) now: Millis,
+    /// How long what is over stays in Redis; what has been for longer is in Postgres alone.
+    pub(super) keep: Keep,
+    /// By partition: what may be missing.
+    pub(super) doubts: &'a Doubts,
+}
+
+/// An id that Postgres has.
+fn id<T>(new: fn(i64) -> Option<T>, id: i64) -> anyhow::Result<T> {
+    new(id).ok_or_else(|| anyhow::anyhow!("{id} in PostgreSQL is no id"))
+}
+
+impl Loading<'_> {
+    pub(super) async fn load(
+        &self,
+        snapshot: &mut Snapshot,
+        bulk: &mut Bulk<'_>,
+        progress: &mut Progress,
+    ) -> anyhow::Result<()> {
+        let mut rows = snapshot.users();
+        while let Some(row) = rows.try_next().await? {
+            self.user(bulk, &row).await?;
+            progress.row("users");
+        }
+        drop(rows);
+        let mut rows = snapshot.products();
+        while let Some(row) = rows.try_next().await? {
+            self.product(bulk, &row).await?;
+            progress.row("products");
+        }
+        drop(rows);
+        let mut rows = snapshot.campaigns();
+        while let Some(row) = rows.try_next().await? {
+            self.campaign(bulk, &row).await?;
+            progress.row("campaigns");
+        }
+        drop(rows);
+        let mut rows = snapshot.coupons();
+        while let Some(row) = rows.try_next().await? {
+            self.coupon(bulk, &row).await?;
+            progress.row("coupons");
+        }
+        drop(rows);
+        let mut rows = snapshot.far_coupons();
+        while let Some(row) = rows.try_next().await? {
+            self.holder(bulk, row.coupon_id, row.user_id).await?;
+            progress.row("far coupons");
+        }
+        drop(rows);
+        let mut rows = snapshot.orders(self.store.partitions(), self.zone.name(), self.now.0, self.keep);
+        while let Some(row) = rows.try_next().await? {
+            self.order(bulk, &row).await?;
+            progress.row("orders");
+        }
+        drop(rows);
+        let mut rows = snapshot.holds(self.now.0, self.keep);
+        while let Some(row) = rows.try_next().await? {
+            self.hold(bulk, &row).await?;
+            progress.row("far holds");
+        }
+        drop(rows);
+        let mut rows = snapshot.records(self.now.0);
+        while let Some(row) = rows.try_next().await? {
+            self.record(bulk, &row).await?;
+            progress.row("idempotency records");
+        }
+        drop(rows);
+        self.rankings(snapshot, bulk).await?;
+        self.sequences(snapshot, bulk).await
+    }
+
+    async fn user(&self, bulk: &mut Bulk<'_>, row: &snapshot::UserRow) -> anyhow::Result<()> {
+        let user = id(UserId::new, row.id)?;
+        let home = self.store.home(row.id);
+        let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
+            ("name", Some(&row.name)),
+            ("balance", Some(&row.balance)),
+            ("entries", Some(&row.entries)),
+            // The whole history is in Postgres.
+            ("tail", Some(&"")),
+            ("open", Some(&row.open)),
+        ];
+        Ok(bulk.hash(home, Keys(home).user(user), fields).await?)
+    }
+
+    async fn product(&self, bulk: &mut Bulk<'_>, row: &snapshot::ProductRow) -> anyhow::Result<()> {
+        let product = id(ProductId::new, row.id)?;
+        let here = self.store.home(row.id);
+        let keys = Keys(here);
+        let fields: &[(&str, Option<&dyn std::fmt::Display>)] =
+            &[("name", Some(&row.name)), ("category", Some(&row.category)), ("stocked", Some(&row.stocked))];
+        bulk.hash(here, keys.product(product), fields).await?;
+        bulk.field(here, keys.price(), row.id, row.price).await?;
+        bulk.field(here, keys.stock(), row.id, row.on_sale).await?;
+        for (key, units) in [(keys.held(), row.held), (keys.sold(), row.sold), (keys.withheld(), row.withheld)] {
+            if units != 0 {
+                bulk.field(here, key, row.id, units).await?;
+            }
+        }
+        bulk.ranked(here, keys.catalogue(), row.id, row.id).await?;
+        Ok(bulk.ranked(here, keys.category(&row.category), row.id, row.id).await?)
+    }
+
+    async fn campaign(&self, bulk: &mut Bulk<'_>, row: &snapshot::CampaignRow) -> anyhow::Result<()> {
+        let coupon = id(CouponId::new, row.id)?;
+        let here = self.store.home(row.id);
+        let skipped = (row.last_no - row.issued).max(row.withheld);
+        let some = |n: &i64| (*n != 0).then_some(*n);
+        let (withheld, skipped) = (some(&row.withheld), some(&skipped));
+        let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
+            ("code", Some(&row.code)),
+            ("type", Some(&row.discount_type)),
+            ("amount", Some(&row.discount_amount)),
+            ("total", Some(&row.total)),
+            ("issued", Some(&row.issued)),
+            ("withheld", withheld.as_ref().map(|n| n as _)),
+            ("skipped", skipped.as_ref().map(|n| n as _)),
+            ("opens_at", Some(&row.opens_at)),
+            ("closes_at", Some(&row.closes_at)),
+            ("expires_at", Some(&row.expires_at)),
+        ];
+        bulk.hash(here, Keys(here).campaign(coupon), fields).await?;
+        Ok(bulk.ranked(here, Keys(here).campaigns(), row.id, row.closes_at).await?)
+    }
+
+    async fn coupon(&self, bulk: &mut Bulk<'_>, row: &snapshot::CouponRow) -> anyhow::Result<()> {
+        let user = id(UserId::new, row.user_id)?;
+        let home = self.store.home(row.user_id);
+        let state = match row.status.as_str() {
+            "AVAILABLE" => "A",
+            "HELD" => "H",
+            _ => "U",
+        };
+        let record = pack_coupon(row.issue_no, Millis(row.issued_at), state, row.order_id, row.used_at.map(Millis));
+        bulk.field(home, Keys(home).user(user), row.coupon_id, record).await?;
+        self.holder(bulk, row.coupon_id, row.user_id).await
+    }
+
+    /// Whoever has the coupon has it, whichever partition remembers.
+    async fn holder(&self, bulk: &mut Bulk<'_>, coupon: i64, user: i64) -> anyhow::Result<()> {
+        let here = self.store.home(coupon);
+        Ok(bulk.member(here, Keys(here).holders(id(CouponId::new, coupon)?), user).await?)
+    }
+
+    async fn order(&self, bulk: &mut Bulk<'_>, row: &snapshot::OrderRow) -> anyhow::Result<()> {
+        let order = id(OrderId::new, row.id)?;
+        let home = self.store.home(row.id);
+        let keys = Keys(home);
+        let mut fields = row.fields();
+        if row.status == "PENDING" && self.doubts.of_order(home, Some(row.placed_at)) {
+            fields.push(("doubt", "1".to_owned()));
+        }
+        let shown: Vec<(&str, Option<&dyn std::fmt::Display>)> =
+            fields.iter().map(|(field, value)| (*field, Some(value as _))).collect();
+        bulk.hash(home, keys.order(order), &shown).await?;
+        if row.is_over() {
+            let refunded = row.close_reason.as_deref() == Some("REFUNDED");
+            let keep = if refunded { self.keep.refunded_ms() } else { self.keep.closed_ms() };
+            return Ok(bulk.life(home, keys.order(order), self.rest(row.over_at, keep)).await?);
+        }
+        if row.is_under_way() {
+            // Looked at soon: nobody knows what the gateway has done meanwhile.
+            bulk.ranked(home, keys.gateway(), row.id, self.now.0).await?;
+        }
+        if row.status == "PENDING" && !row.is_under_way() {
+            bulk.ranked(home, keys.expiry(), row.id, row.expires_at).await?;
+        }
+        Ok(())
+    }
+
+    /// What is left of a life that began when something was over.
+    fn rest(&self, over_at: Option<i64>, keep_ms: i64) -> i64 {
+        (over_at.unwrap_or(self.now.0) + keep_ms - self.now.0).max(1)
+    }
+
+    async fn hold(&self, bulk: &mut Bulk<'_>, row: &snapshot::HoldRow) -> anyhow::Result<()> {
+        let here = Partition(row.partition as u16);
+        let held = Held {
+            here,
+            order: id(OrderId::new, row.order_id)?,
+            user: row.user_id,
+            lines: &row.lines,
+            state: &row.state,
+            due: row.expires_at.map_or(self.now, Millis).plus(FAR_HOLD_GRACE_MS),
+            doubt: self.doubts.of_order(self.store.home(row.order_id), row.placed_at),
+        };
+        held.write(bulk).await?;
+        if row.state == "SETTLED" {
+            let rest = self.rest(row.paid_at, self.keep.closed_ms());
+            bulk.life(here, Keys(here).hold(held.order), rest).await?;
+        }
+        Ok(())
+    }
+
+    async fn record(&self, bulk: &mut Bulk<'_>, row: &snapshot::RecordRow) -> anyhow::Result<()> {
+        let Some(mut words) = unpack_reply(&row.reply) else {
+            anyhow::bail!("an idempotency record in PostgreSQL is {:?}", row.reply);
+        };
+        words.insert(0, &row.fingerprint);
+        let (here, life_ms) = (Partition(row.partition as u16), row.expires_at - self.now.0);
+        let key = Keys(here).record(&row.digest);
+        bulk.list(here, key.clone(), &words).await?;
+        bulk.life(here, key, life_ms).await?;
+        let home = self.store.home_of_key(&row.digest);
+        if home != here {
+            let claim = Keys(home).record(&row.digest);
+            bulk.list(home, claim.clone(), &[row.fingerprint.as_str(), "CLAIMED", "KEPT"]).await?;
+            bulk.life(home, claim, life_ms).await?;
+        }
+        Ok(())
+    }
+
+    async fn rankings(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
+        let first = self.now.day(self.zone).checked_sub_days(Days::new(u64::from(RankingScope::LONGEST_DAYS)));
+        let first = first.unwrap_or(NaiveDate::MIN).format(DAY_FORMAT).to_string();
+        let mut rows = snapshot.ranks(self.zone.name(), &first);
+        while let Some(row) = rows.try_next().await? {
+            let day = NaiveDate::parse_from_str(&row.day, DAY_FORMAT)?;
+            let here = self.store.home(row.product_id);
+            for (key, score) in [(Keys(here).rank_units(day), row.units), (Keys(here).rank_won(day), row.won)] {
+                bulk.ranked(here, key.clone(), row.product_id, score).await?;
+                bulk.life(here, key, ranked_until(day).0 - self.now.0).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn sequences(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
+        // Also after an earlier loss: Postgres does not know the ids that it lacks.
+        let spared = if self.doubts.ever() { IDS_IN_DOUBT } else { 0 };
+        let first = Partition(0);
+        for (name, last) in snapshot.last_ids().await? {
+            let last = match name.as_str() {
+                // Counted without the partition that each id also names.
+                "order" | "payment" => last / i64::from(self.store.partitions()) + IDS_IN_HAND,
+                _ => last,
+            };
+            if last + spared > 0 {
+                bulk.field(first, Keys(first).ids(), &name, last + spared).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Stock held for an order at home in another partition, as the scripts leave it.
+pub(super) struct Held<'a> {
+    pub(super) here: Partition,
+    pub(super) order: OrderId,
+    pub(super) user: i64,
+    pub(super) lines: &'a str,
+    /// HELD or SETTLED; after a repair also RELEASED or REFUNDED.
+    pub(super) state: &'a str,
+    /// When it is looked at, while it is HELD.
+    pub(super) due: Millis,
+    pub(super) doubt: bool,
+}
+
+impl Held<'_> {
+    pub(super) async fn write(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
+        let Held { here, order, user, lines, state, due, doubt } = self;
+        let doubt = doubt.then_some(1);
+        let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
+            ("state", Some(state)),
+            ("lines", Some(lines)),
+            ("user", Some(user)),
+            ("doubt", doubt.as_ref().map(|doubt| doubt as _)),
+        ];
+        bulk.hash(*here, Keys(*here).hold(*order), fields).await?;
+        let member = format!("{order}:{user}");
+        match *state {
+            "HELD" => bulk.ranked(*here, Keys(*here).holds(), member, due.0).await?,
+            _ => bulk.unranked(*here, Keys(*here).holds(), member).await?,
+        }
+        // What has sold something leaves once Postgres has it (projector::retire).
+        if *state == "RELEASED" {
+            bulk.life(*here, Keys(*here).hold(*order), MARK_LIFE_MS).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! What decisions that were lost may have taken, kept off sale until an operator releases it; and the event that begins
+//! the new epoch in each partition.
+
+use super::rebuild::{Bound, Doubts};
+use crate::{
+    model::{CouponId, MAX_LINE_QUANTITY, Millis, Partition},
+    redis::{Store, bulk::Bulk, keys::Keys},
+};
+
+/// Products, or campaigns, in one event.
+const AT_ONCE: usize = 1000;
+
+pub(super) struct Withhold<'a> {
+    pub(super) store: &'a Store,
+    pub(super) now: Millis,
+    pub(super) doubts: &'a Doubts,
+}
+
+impl Withhold<'_> {
+    /// Returns the units and the coupons that are kept off sale.
+    pub(super) async fn run(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<(i64, i64)> {
+        bulk.flush().await?;
+        let (mut units, mut coupons) = (0, 0);
+        for here in self.store.all() {
+            let mut begun = false;
+            if let Some(bound) = self.doubts.bound(here) {
+                let mut offset = 0;
+                loop {
+                    let page = self.store.stock_page(here, offset, AT_ONCE).await?;
+                    offset += page.len();
+                    if page.is_empty() {
+                        break;
+                    }
+                    units += self.units(bulk, here, page, bound).await?;
+                    begun = true;
+                }
+                let mut offset = 0;
+                loop {
+                    let page = self.store.campaign_page(here, offset, AT_ONCE).await?;
+                    offset += page.len();
+                    if page.is_empty() {
+                        break;
+                    }
+                    coupons += self.coupons(bulk, here, page, bound).await?;
+                    begun = true;
+                }
+            }
+            if !begun {
+                self.emit(bulk, here, &[], &[]).await?;
+            }
+        }
+        Ok((units, coupons))
+    }
+
+    async fn units(
+        &self,
+        bulk: &mut Bulk<'_>,
+        here: Partition,
+        page: Vec<(i64, i64)>,
+        bound: Bound,
+    ) -> anyhow::Result<i64> {
+        // A decision takes at most so many units of one product.
+        let most = bound.map_or(i64::MAX, |lost| lost.saturating_mul(MAX_LINE_QUANTITY));
+        let kept: Vec<(i64, i64)> = page.into_iter().map(|(id, on_sale)| (id, on_sale.min(most))).collect();
+        let kept: Vec<(i64, i64)> = kept.into_iter().filter(|(_, kept)| *kept > 0).collect();
+        self.emit(bulk, here, &kept, &[]).await?;
+        for (id, kept) in &kept {
+            bulk.count(here, Keys(here).stock(), *id, -kept).await?;
+            bulk.count(here, Keys(here).withheld(), *id, *kept).await?;
+        }
+        Ok(kept.iter().map(|(_, kept)| kept).sum())
+    }
+
+    async fn coupons(
+        &self,
+        bulk: &mut Bulk<'_>,
+        here: Partition,
+        page: Vec<(i64, i64)>,
+        bound: Bound,
+    ) -> anyhow::Result<i64> {
+        let most = bound.unwrap_or(i64::MAX);
+        let kept: Vec<(i64, i64)> = page.into_iter().map(|(id, left)| (id, left.min(most))).collect();
+        let kept: Vec<(i64, i64)> = kept.into_iter().filter(|(_, kept)| *kept > 0).collect();
+        self.emit(bulk, here, &[], &kept).await?;
+        for (coupon, kept) in kept.iter().filter_map(|(id, kept)| Some((CouponId::new(*id)?, *kept))) {
+            let campaign = Keys(here).campaign(coupon);
+            bulk.count(here, campaign.clone(), "withheld", kept).await?;
+            // Nor are the places given out again that whoever got these coupons was told.
+            bulk.count(here, campaign, "skipped", kept).await?;
+        }
+        Ok(kept.iter().map(|(_, kept)| kept).sum())
+    }
+
+    async fn emit(
+        &self,
+        bulk: &mut Bulk<'_>,
+        here: Partition,
+        units: &[(i64, i64)],
+        coupons: &[(i64, i64)],
+    ) -> anyhow::Result<()> {
+        let packed = |counts: &[(i64, i64)]| {
+            counts.iter().map(|(id, count)| format!("{id}:{count}")).collect::<Vec<_>>().join(",")
+        };
+        let fields = [("units", packed(units)), ("coupons", packed(coupons))];
+        Ok(bulk.emit(here, self.now, "rebuilt", &fields).await?)
+    }
+}

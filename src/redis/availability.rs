@@ -1,0 +1,53 @@
+//! Whether a failure says that Redis is away: that waiting may help, and no other setting is needed.
+
+use std::error::Error as StdError;
+
+use deadpool_redis::PoolError;
+use redis::{ErrorKind, RedisError};
+
+use super::{Store, connection::Means, settings::NotMaster};
+use crate::model::{Error, Partition};
+
+/// Whether this failure, one of a chain, is Redis being away, loading, busy or about to be another server.
+pub fn is_away(cause: &(dyn StdError + 'static)) -> bool {
+    if cause.is::<NotMaster>() {
+        return true;
+    }
+    match (cause.downcast_ref::<PoolError>(), cause.downcast_ref::<RedisError>()) {
+        (Some(PoolError::Timeout(_)), _) => true,
+        (Some(PoolError::Backend(error)), _) | (None, Some(error)) => is_away_now(error),
+        _ => false,
+    }
+}
+
+fn is_away_now(error: &RedisError) -> bool {
+    match error.kind() {
+        // A password that is wrong.
+        ErrorKind::AuthenticationFailed => false,
+        // While they elect a master they know of none.
+        ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::ClusterConnectionNotFound => true,
+        // One that is not given at all.
+        _ if refuses_user(error) => false,
+        _ => !matches!(Means::of(error), Means::Wrong | Means::Forbidden),
+    }
+}
+
+fn refuses_user(error: &RedisError) -> bool {
+    // A pipeline's error has no code, only those of its commands.
+    let refused = error.clone().into_server_errors();
+    refused.iter().flat_map(|errors| errors.iter()).any(|(_, error)| matches!(error.code(), "NOAUTH" | "WRONGPASS"))
+}
+
+impl Store {
+    /// Checks that the first partition's server has loaded its data.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn check_loaded(&self) -> Result<(), Error> {
+        let info: String = self.query_unseen(Partition(0), redis::cmd("INFO").arg("persistence")).await?;
+        match info.lines().any(|line| line.trim() == "loading:1") {
+            true => Err(Error::unavailable("Redis is loading its data")),
+            false => Ok(()),
+        }
+    }
+}

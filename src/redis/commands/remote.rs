@@ -1,0 +1,188 @@
+//! The steps that an operation takes in a partition that is not its user's home. With one partition none is ever called.
+
+use chrono::NaiveDate;
+
+use super::{
+    Issued,
+    orders::{DAY_FORMAT, no_stock},
+};
+use crate::{
+    config::MARK_LIFE_MS,
+    model::{Call, Error, OrderLine, Partition, *},
+    redis::{
+        Store,
+        keys::Keys,
+        queries::ranking::ranked_until,
+        script::{self, Invocation},
+    },
+};
+
+/// What became of an order that stock is held for in another partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarEnd {
+    Settled,
+    /// Given back; and if it is not held yet, it never will be.
+    Released,
+    /// Given back, by whoever found it held.
+    Abandoned,
+    Refunded,
+}
+
+/// What an order's home partition says of it.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// `None`: there is no such order, and never will be.
+    pub status: Option<OrderStatus>,
+    pub refunded: bool,
+    /// `%Y%m%d`, of a paid order.
+    pub day: String,
+}
+
+impl Store {
+    /// `coupon_grant.lua`.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn coupon_grant(&self, call: &Call, user: UserId, coupon: CouponId, issued: Issued) -> Result<(), Error> {
+        let home = self.home(user.get());
+        let call = self
+            .begin_unrecorded(call, &script::COUPON_GRANT, home)
+            .key(Keys(home).user(user))
+            .arg(user.get())
+            .arg(coupon.get())
+            .arg(issued.issue_no)
+            .arg(issued.issued_at.0);
+        let answer = self.call(home, &call).await?;
+        match answer.word.as_str() {
+            "GRANTED" | "ALREADY_GRANTED" => Ok(()),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// `stock_hold.lua`: the lines with their prices, packed.
+    ///
+    /// # Errors
+    /// [`Error::ProductNotFound`], [`Error::SoldOut`], [`Error::InsufficientStock`], and the shared refusals.
+    pub async fn stock_hold(
+        &self,
+        call: &Call,
+        partition: Partition,
+        order: OrderId,
+        user: UserId,
+        due_in_ms: i64,
+        lines: &[(ProductId, i64)],
+    ) -> Result<String, Error> {
+        let keys = Keys(partition);
+        let mut call = self
+            .begin_unrecorded(call, &script::STOCK_HOLD, partition)
+            .key(keys.hold(order))
+            .key(keys.holds())
+            .key(keys.price())
+            .key(keys.stock())
+            .key(keys.held())
+            .arg(order.get())
+            .arg(user.get())
+            .arg(due_in_ms)
+            .arg(lines.len());
+        for (product, quantity) in lines {
+            call = call.arg(product.get()).arg(quantity);
+        }
+        let answer = self.call(partition, &call).await?;
+        match answer.word.as_str() {
+            "HELD" => answer.get(2),
+            "HELD_BEFORE" => answer.get(0),
+            "RELEASED" => Err(Error::unavailable("the order took too long and was given up")),
+            word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
+        }
+    }
+
+    /// `stock_settle.lua`: false if there is nothing held or sold here for the order, whether it never was or has left Redis.
+    /// `day` is the day of a sale.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn stock_settle(
+        &self,
+        call: &Call,
+        partition: Partition,
+        order: OrderId,
+        user: UserId,
+        end: FarEnd,
+        day: Option<NaiveDate>,
+    ) -> Result<bool, Error> {
+        let keys = Keys(partition);
+        let ranked = day.unwrap_or(NaiveDate::MIN);
+        let call = self
+            .begin_unrecorded(call, &script::STOCK_SETTLE, partition)
+            .key(keys.hold(order))
+            .key(keys.holds())
+            .key(keys.stock())
+            .key(keys.held())
+            .key(keys.sold())
+            .key(keys.rank_units(ranked))
+            .key(keys.rank_won(ranked))
+            .key(keys.withheld())
+            .arg(order.get())
+            .arg(user.get())
+            .arg(match end {
+                FarEnd::Settled => "SETTLED",
+                FarEnd::Released | FarEnd::Abandoned => "RELEASED",
+                FarEnd::Refunded => "REFUNDED",
+            })
+            .arg(day.map_or(0, |day| ranked_until(day).0))
+            .arg(MARK_LIFE_MS)
+            .arg(if end == FarEnd::Abandoned { "0" } else { "1" });
+        let answer = self.call(partition, &call).await?;
+        match answer.word.as_str() {
+            "MOVED" | "MARKED" | "UNCHANGED" => Ok(true),
+            "GONE" => Ok(false),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// Carries an order's end to every partition that holds some of its lines, all of them `far`. `day` is the day of the
+    /// sale, `%Y%m%d`, or empty. Returns the partitions where there is nothing of it (any more).
+    ///
+    /// # Errors
+    /// The shared refusals; every step may be taken again.
+    pub async fn end_far(
+        &self,
+        call: &Call,
+        order: OrderId,
+        user: UserId,
+        far: &[OrderLine],
+        end: FarEnd,
+        day: &str,
+    ) -> Result<Vec<Partition>, Error> {
+        let mut partitions: Vec<Partition> = far.iter().map(|line| self.home(line.product_id.get())).collect();
+        partitions.sort_unstable();
+        partitions.dedup();
+        let day = NaiveDate::parse_from_str(day, DAY_FORMAT).ok();
+        let mut gone = Vec::new();
+        for partition in partitions {
+            if !self.stock_settle(call, partition, order, user, end, day).await? {
+                gone.push(partition);
+            }
+        }
+        Ok(gone)
+    }
+
+    /// `order_verdict.lua`.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn order_verdict(&self, order: OrderId) -> Result<Verdict, Error> {
+        let home = self.home(order.get());
+        let call = Invocation::new(&script::ORDER_VERDICT)
+            .key(Keys(home).meta())
+            .key(Keys(home).order(order))
+            .arg(MARK_LIFE_MS);
+        let answer = self.call(home, &call).await?;
+        if answer.word != "VERDICT" {
+            return Err(answer.unknown());
+        }
+        let (status, reason): (String, String) = (answer.get(0)?, answer.get(1)?);
+        let refunded = reason == CloseReason::Refunded.as_str();
+        Ok(Verdict { status: status.parse().ok(), refunded, day: answer.get(2)? })
+    }
+}

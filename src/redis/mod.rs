@@ -1,0 +1,314 @@
+//! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
+//!
+//! - `address` reads where Redis is, [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua, and [`words`] are its answers;
+//! - [`merge`] decides concurrent requests together; [`decisions`] is one typed function per script;
+//! - [`reads`] are the reads, each one round trip, and [`records`] what they read; `sold_out` are those by which a process
+//!   refuses coupons without asking;
+//! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it, and with
+//!   [`rights`] whether it lets us work;
+//! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
+//! - [`retire`] lets go what is over and in Postgres;
+//! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit; [`live`] is what operators
+//!   watch, [`observe`] what the metrics are told.
+//!
+//! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
+
+mod address;
+mod availability;
+pub mod batchable;
+mod batcher;
+pub mod bulk;
+pub mod commands;
+pub mod connection;
+pub mod fencing;
+pub mod keys;
+pub mod outbox;
+pub mod permissions;
+pub mod progress;
+pub mod queries;
+pub mod records;
+pub mod reply_code;
+pub mod retention;
+pub mod script;
+mod settings;
+mod topology;
+
+pub use availability::is_away;
+
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context, bail};
+use redis::{FromRedisValue, RedisResult, aio::MultiplexedConnection};
+
+use self::{
+    batchable::Merger,
+    batcher::Gather,
+    connection::{Lanes, Ticket},
+    fencing::{Guard, Known},
+    keys::Keys,
+    progress::Watermark,
+};
+use crate::{
+    config::RedisConfig,
+    model::{Clock, Error, Identity, MAX_PARTITIONS, Millis, Partition, Position, Product, ProductId},
+    telemetry::metrics,
+};
+
+/// How things are kept in Redis: raised with every change that what is there does not survive. A rebuild writes it anew.
+///
+/// 2: a user's coupons are in the user's own hash (before: a hash of their own).
+pub const LAYOUT: i64 = 2;
+
+/// How well a process knows a server's clock, which it reads twice a second, ms.
+const CLOCK_ERROR_MS: i64 = 1_000;
+
+/// A handle to Redis; clones share the connections.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    partitions: u16,
+}
+
+struct Shared {
+    lanes: Lanes,
+    /// By partition, as many as there can be.
+    watermarks: Arc<[Watermark]>,
+    /// Set when the store is opened: from then on no partition is used that was not looked at.
+    guard: OnceLock<Guard>,
+    known: Arc<Known>,
+    /// This process's clock.
+    clock: OnceLock<Clock>,
+    /// What waits to be decided, and what waits to be read.
+    merger: Merger,
+    commands: Gather<Partition, redis::Cmd, redis::Value>,
+    products: Gather<Partition, ProductId, Option<Product>>,
+}
+
+impl Store {
+    /// Makes the connections. Does not say anything about what is behind them: see [`Store::identity`].
+    ///
+    /// # Errors
+    /// A URL that is none; Redis that can't be reached.
+    pub async fn connect(config: &RedisConfig) -> anyhow::Result<Self> {
+        let watermarks: Arc<[Watermark]> = (0..MAX_PARTITIONS).map(|_| Watermark::default()).collect();
+        let known = Arc::<Known>::default();
+        let (doubted, forgotten) = (watermarks.clone(), known.clone());
+        let lanes = Lanes::connect(config, move || {
+            metrics::STORE_DOUBTS.inc();
+            forgotten.forget();
+            doubted.iter().for_each(Watermark::doubt);
+        })
+        .await;
+        let lanes = lanes.context("can't reach Redis at REDIS_URL")?;
+        let shared = Shared {
+            lanes,
+            watermarks,
+            guard: OnceLock::new(),
+            known,
+            clock: OnceLock::new(),
+            merger: Merger::default(),
+            commands: Gather::default(),
+            products: Gather::default(),
+        };
+        Ok(Store { shared: Arc::new(shared), partitions: 1 })
+    }
+
+    /// Corrects this clock to the store's from here on. Once for a store; without it there is the system's.
+    pub fn keep_time(&self, clock: &Clock) {
+        let _ = self.shared.clock.set(clock.clone());
+    }
+
+    fn clock(&self) -> &Clock {
+        self.shared.clock.get_or_init(Clock::system)
+    }
+
+    /// What scripts are told of the time: nothing, for they read their server's clock; but in tests, where a clock stands.
+    fn test_clock(&self) -> String {
+        self.clock().standing_at().map(|at| at.0.to_string()).unwrap_or_default()
+    }
+
+    /// The time as the partition's server has it, as far as this process knows: for what is shown, and for what is to be asked
+    /// next. The server's own clock decides.
+    pub fn now(&self, here: Partition) -> Millis {
+        let clock = self.clock();
+        clock.standing_at().unwrap_or_else(|| clock.own().plus(self.watermark(here).clock_offset_ms()))
+    }
+
+    /// The earliest and the latest time that the partition's server may say it is.
+    pub fn now_within(&self, here: Partition) -> (Millis, Millis) {
+        let now = self.now(here);
+        let error_ms = if self.clock().standing_at().is_some() { 0 } else { CLOCK_ERROR_MS };
+        (now.plus(-error_ms), now.plus(error_ms))
+    }
+
+    /// How far this process's clock is ahead of the store's, ms: of all partitions' servers, the one that differs most.
+    pub fn clock_offset_ms(&self) -> i64 {
+        let offsets = self.all().map(|here| -self.watermark(here).clock_offset_ms());
+        offsets.max_by_key(|offset| offset.abs()).unwrap_or(0)
+    }
+
+    /// The same store, known to have this many partitions.
+    pub fn with_partitions(self, partitions: u16) -> Self {
+        Store { partitions: partitions.max(1), ..self }
+    }
+
+    /// How many partitions there are.
+    pub fn partitions(&self) -> u16 {
+        self.partitions
+    }
+
+    /// Every partition.
+    pub fn all(&self) -> impl Iterator<Item = Partition> + use<> {
+        (0..self.partitions).map(Partition)
+    }
+
+    /// The partition that an id is at home in.
+    pub fn home(&self, id: i64) -> Partition {
+        Partition((id % i64::from(self.partitions)) as u16)
+    }
+
+    /// The partition of an idempotency key itself, by its digest: a user's key is at home where the user is.
+    pub fn home_of_key(&self, digest: &str) -> Partition {
+        if let Some(user) = digest.split_once('-').and_then(|(user, _)| user.parse().ok()) {
+            return self.home(user);
+        }
+        let spread = digest.bytes().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        Partition((spread % u64::from(self.partitions)) as u16)
+    }
+
+    /// Who this Redis is: `None` if it was never initialised. Reads the first partition, and checks that every other one
+    /// says the same.
+    ///
+    /// # Errors
+    /// Redis can't be reached, or holds something that is no store of ours.
+    pub async fn identity(&self) -> anyhow::Result<Option<Identity>> {
+        let first = self.meta(Partition(0)).await?;
+        let Some(first) = first else { return Ok(None) };
+        for other in (1..first.partitions).map(Partition) {
+            let here = self.meta(other).await?;
+            if here.as_ref().map(|m| (&m.store, m.partitions)) != Some((&first.store, first.partitions)) {
+                bail!("partition {} of Redis is not of the same store as partition 0", other.0);
+            }
+        }
+        Ok(Some(first))
+    }
+
+    async fn meta(&self, partition: Partition) -> anyhow::Result<Option<Identity>> {
+        let mut read = redis::cmd("HMGET");
+        read.arg(Keys(partition).meta()).arg(&["store", "partitions", "epoch"]);
+        let (store, partitions, epoch): (Option<String>, Option<u16>, Option<i64>) =
+            self.query_unseen(partition, &read).await?;
+        match (store, partitions, epoch) {
+            (None, None, None) => Ok(None),
+            (Some(store), Some(partitions), Some(epoch)) => Ok(Some(Identity { store, partitions, epoch })),
+            _ => bail!("{} in Redis is incomplete", Keys(partition).meta()),
+        }
+    }
+
+    /// Opens the books of an empty store. Each partition's are opened only if they are not open; the first one's last, for
+    /// they say that all are.
+    ///
+    /// # Errors
+    /// Redis can't be reached.
+    pub async fn initialise(&self, identity: &Identity) -> anyhow::Result<()> {
+        for partition in (0..identity.partitions).rev().map(Partition) {
+            let meta = Keys(partition).meta();
+            let mut open = redis::pipe();
+            open.atomic();
+            for (field, value) in [
+                ("store", identity.store.clone()),
+                ("partitions", identity.partitions.to_string()),
+                ("seq", "0".to_owned()),
+                ("layout", LAYOUT.to_string()),
+                ("epoch", identity.epoch.to_string()),
+            ] {
+                open.cmd("HSETNX").arg(&meta).arg(field).arg(value).ignore();
+            }
+            self.pipe_unseen::<()>(partition, &open).await?;
+        }
+        Ok(())
+    }
+
+    /// The last decision of a partition, even of one that is closed.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; also where the books are not there.
+    pub async fn position(&self, partition: Partition) -> Result<Position, Error> {
+        let mut read = redis::cmd("HMGET");
+        read.arg(Keys(partition).meta()).arg(&["epoch", "seq"]);
+        match self.query_unseen(partition, &read).await? {
+            (Some(epoch), Some(seq)) => Ok(Position { epoch, seq }),
+            _ => Err(closed_books()),
+        }
+    }
+
+    fn lanes(&self) -> &Lanes {
+        &self.shared.lanes
+    }
+
+    /// A connection that leads to `partition`, which may be used.
+    async fn lane(&self, partition: Partition) -> Result<(Ticket, MultiplexedConnection), Error> {
+        let (ticket, mut link) = self.lanes().get(partition).await?;
+        self.admit(partition, &ticket, &mut link).await?;
+        Ok((ticket, link))
+    }
+
+    /// Runs one command on the lanes, in one pipeline with those that others run at the same time.
+    async fn query<T: FromRedisValue>(&self, partition: Partition, command: redis::Cmd) -> Result<T, Error> {
+        let (answered, lead) = self.shared.commands.join(partition, command, 1);
+        if lead {
+            let store = self.clone();
+            tokio::spawn(async move {
+                store.shared.commands.lead(partition, |commands| store.run(partition, commands)).await;
+            });
+        }
+        let value = batcher::answer(answered).await?;
+        T::from_redis_value(value).map_err(|error| self.lanes().translate(error.into()))
+    }
+
+    async fn run(
+        &self,
+        partition: Partition,
+        commands: Vec<redis::Cmd>,
+    ) -> Result<Vec<Result<redis::Value, Error>>, Error> {
+        let (ticket, mut link) = self.lane(partition).await?;
+        metrics::REDIS_PIPELINE.observe(commands.len() as f64);
+        let mut pipeline = redis::Pipeline::with_capacity(commands.len());
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        let results: RedisResult<Vec<RedisResult<redis::Value>>> =
+            pipeline.ignore_errors().query_async(&mut link).await;
+        let results = self.lanes().settle(&ticket, results)?;
+        Ok(results.into_iter().map(|result| self.lanes().settle(&ticket, result)).collect())
+    }
+
+    /// Runs a pipeline of one partition's commands in one round trip.
+    async fn pipe<T: FromRedisValue>(&self, partition: Partition, pipeline: &redis::Pipeline) -> Result<T, Error> {
+        let (ticket, mut link) = self.lane(partition).await?;
+        let result = pipeline.query_async(&mut link).await;
+        self.lanes().settle(&ticket, result)
+    }
+
+    /// The same two whether or not the partition may be used: for what finds that out, and for what is sound all the same.
+    async fn query_unseen<T: FromRedisValue>(&self, partition: Partition, command: &redis::Cmd) -> Result<T, Error> {
+        let (ticket, mut link) = self.lanes().get(partition).await?;
+        let result = command.query_async(&mut link).await;
+        self.lanes().settle(&ticket, result)
+    }
+
+    async fn pipe_unseen<T: FromRedisValue>(
+        &self,
+        partition: Partition,
+        pipeline: &redis::Pipeline,
+    ) -> Result<T, Error> {
+        let (ticket, mut link) = self.lanes().get(partition).await?;
+        let result = pipeline.query_async(&mut link).await;
+        self.lanes().settle(&ticket, result)
+    }
+}
+
+/// What a partition without open books answers: Redis was lost, or is another store's, or the partition is frozen.
+fn closed_books() -> Error {
+    Error::unavailable("the partition's books are not open in Redis")
+}

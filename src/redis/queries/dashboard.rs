@@ -1,0 +1,167 @@
+//! Redis as operators watch it, time and again while it works: where the units of some products are, which products are held
+//! most, and how the servers are. Each read is bounded, however much there is.
+
+use std::collections::{HashMap, HashSet};
+
+use anyhow::anyhow;
+use redis::{FromRedisValue, Value};
+
+use crate::{
+    model::{Error, Partition, ShelvedProduct, *},
+    redis::{Store, keys::Keys},
+};
+
+/// How a server of Redis is, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerState {
+    /// `redis`, or what else speaks like it.
+    pub name: String,
+    pub version: String,
+    pub used_memory: u64,
+    /// `None`: as much as the machine has.
+    pub max_memory: Option<u64>,
+    /// What happens when that is used up.
+    pub maxmemory_policy: String,
+    pub aof_enabled: bool,
+    /// `None` where it does not say.
+    pub appendfsync: Option<String>,
+    /// Whether the append-only file could be written the last time.
+    pub aof_last_write_ok: bool,
+    pub aof_rewrite_in_progress: bool,
+    pub connected_clients: u64,
+    /// Commands a second, lately.
+    pub ops_per_second: u64,
+}
+
+impl Store {
+    /// These products of one partition, as of one moment; `None` for those that do not exist.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; so all the following.
+    pub async fn shelves_of(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<ShelvedProduct>>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = Keys(here);
+        let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let counters = [keys.price(), keys.stock(), keys.held(), keys.sold(), keys.withheld()];
+        let mut read = redis::pipe();
+        read.atomic();
+        for counter in &counters {
+            read.cmd("HMGET").arg(counter).arg(&numbers);
+        }
+        for id in ids {
+            read.cmd("HMGET").arg(keys.product(*id)).arg(&["name", "category"]);
+        }
+        let mut replies: Vec<Value> = self.pipe(here, &read).await?;
+        let described = replies.split_off(counters.len().min(replies.len()));
+        let columns = replies.into_iter().map(Vec::<Option<i64>>::from_redis_value).collect::<Result<Vec<_>, _>>();
+        let columns = columns.map_err(|error| Error::Internal(anyhow!("units are no numbers: {error}")))?;
+        let shelved = ids.iter().zip(described).enumerate().map(|(place, (id, described))| {
+            let count = |column: usize| columns.get(column)?.get(place).copied().flatten();
+            let (name, category) = <(Option<String>, Option<String>)>::from_redis_value(described).ok()?;
+            Some(ShelvedProduct {
+                product_id: *id,
+                name: name?,
+                category: category?,
+                price: count(0)?,
+                on_sale: count(1)?,
+                held: count(2).unwrap_or(0),
+                sold: count(3).unwrap_or(0),
+                withheld: count(4).unwrap_or(0),
+            })
+        });
+        Ok(shelved.collect())
+    }
+
+    /// Some of a partition's products with the units held of each, about `size` of them, and where the next ones begin: at
+    /// `0` again after the last. A product may come twice.
+    pub async fn held_page(
+        &self,
+        here: Partition,
+        cursor: &str,
+        size: usize,
+    ) -> Result<(Vec<(ProductId, i64)>, String), Error> {
+        let mut scan = redis::cmd("HSCAN");
+        scan.arg(Keys(here).held()).arg(cursor).arg("COUNT").arg(size);
+        let (next, page): (String, Vec<(i64, i64)>) = self.query(here, scan).await?;
+        Ok((page.into_iter().filter_map(|(id, held)| Some((ProductId::new(id)?, held))).collect(), next))
+    }
+
+    /// How each server is.
+    pub async fn server_states(&self) -> Result<Vec<ServerState>, Error> {
+        let mut states = Vec::new();
+        for here in self.one_of_each_server()? {
+            let mut ask = redis::cmd("INFO");
+            ask.arg(&["server", "memory", "persistence", "clients", "stats"]);
+            let info: String = self.query_unseen(here, &ask).await?;
+            let mut ask = redis::cmd("CONFIG");
+            ask.arg("GET").arg("appendfsync");
+            // Some services do not let anybody ask: that is no reason to try all rights again.
+            let (_ticket, mut link) = self.lanes().get(here).await?;
+            let setting: Option<HashMap<String, String>> = ask.query_async(&mut link).await.ok();
+            states.push(server_state(&info, setting.and_then(|mut setting| setting.remove("appendfsync"))));
+        }
+        Ok(states)
+    }
+
+    fn one_of_each_server(&self) -> Result<Vec<Partition>, Error> {
+        let mut seen = HashSet::new();
+        let mut each = Vec::new();
+        for here in self.all() {
+            if seen.insert(self.lanes().server_of(here)?) {
+                each.push(here);
+            }
+        }
+        Ok(each)
+    }
+}
+
+/// From the reply to `INFO`; what is not in it is 0, or not so.
+fn server_state(info: &str, appendfsync: Option<String>) -> ServerState {
+    let field = |name: &str| {
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or("").trim()
+    };
+    let number = |name: &str| field(name).parse().unwrap_or(0);
+    // Valkey has both, and as its `redis_version` the Redis that it speaks like.
+    let (name, version) = match field("valkey_version") {
+        "" => ("redis", field("redis_version")),
+        version => ("valkey", version),
+    };
+    ServerState {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        used_memory: number("used_memory"),
+        max_memory: Some(number("maxmemory")).filter(|most| *most > 0),
+        maxmemory_policy: field("maxmemory_policy").to_owned(),
+        aof_enabled: field("aof_enabled") == "1",
+        appendfsync,
+        aof_last_write_ok: field("aof_last_write_status") == "ok",
+        aof_rewrite_in_progress: field("aof_rewrite_in_progress") == "1",
+        connected_clients: number("connected_clients"),
+        ops_per_second: number("instantaneous_ops_per_sec"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_s_state_is_read_from_its_info() {
+        let info = "# Server\r\nredis_version:7.2.4\r\nvalkey_version:9.1.2\r\n# Memory\r\nused_memory:1048576\r\n\
+                    used_memory_human:1.00M\r\nmaxmemory:2097152\r\nmaxmemory_policy:noeviction\r\n# Persistence\r\n\
+                    aof_enabled:1\r\naof_rewrite_in_progress:0\r\naof_last_write_status:ok\r\n# Clients\r\n\
+                    connected_clients:12\r\n# Stats\r\ninstantaneous_ops_per_sec:1200\r\n";
+        let state = server_state(info, Some("always".to_owned()));
+        assert_eq!((state.name.as_str(), state.version.as_str()), ("valkey", "9.1.2"));
+        assert_eq!((state.used_memory, state.max_memory), (1_048_576, Some(2_097_152)));
+        assert_eq!((state.maxmemory_policy.as_str(), state.appendfsync.as_deref()), ("noeviction", Some("always")));
+        assert!(state.aof_enabled && state.aof_last_write_ok && !state.aof_rewrite_in_progress);
+        assert_eq!((state.connected_clients, state.ops_per_second), (12, 1200));
+        let bare = server_state("redis_version:7.0.15\r\nmaxmemory:0\r\n", None);
+        assert_eq!((bare.name.as_str(), bare.version.as_str(), bare.max_memory), ("redis", "7.0.15", None));
+        assert!(!bare.aof_enabled && !bare.aof_last_write_ok);
+    }
+}

@@ -1,0 +1,112 @@
+//! The index of gateway payments that are under way: when each is looked at next, and which of them are stuck.
+
+use redis::Value;
+
+use crate::{
+    model::{Error, Millis, OrderId, Partition},
+    redis::{
+        Store,
+        keys::Keys,
+        records::OrderRecord,
+        script::{self, Invocation},
+    },
+};
+
+/// A stuck payment's score is this much above the time (ms) at which it is looked at next. So a payment is stuck or not in
+/// the one place that knows whether it is under way. The sum is exact in a double.
+const STUCK_OFFSET: i64 = 1 << 52;
+
+/// A gateway payment that is to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DuePayment {
+    pub order: OrderId,
+    pub stuck: bool,
+}
+
+/// The ranges of scores of payments that are looked at by `now`: those that are not stuck, and those that are.
+pub(super) fn due_ranges(now: Millis) -> [(i64, i64); 2] {
+    [(0, now.0), (STUCK_OFFSET, STUCK_OFFSET + now.0)]
+}
+
+/// The range of scores of stuck payments.
+pub(super) fn stuck_range() -> (i64, &'static str) {
+    (STUCK_OFFSET, "+inf")
+}
+
+fn score(at: Millis, stuck: bool) -> i64 {
+    if stuck { STUCK_OFFSET + at.0 } else { at.0 }
+}
+
+impl Store {
+    /// Gateway payments that are to be looked at by now: at most `most` of those that are stuck, and of the others.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; so all the following.
+    pub async fn due_payments(&self, here: Partition, most: usize) -> Result<Vec<DuePayment>, Error> {
+        let index = Keys(here).gateway();
+        let mut read = redis::pipe();
+        for (first, last) in due_ranges(self.now(here)) {
+            read.cmd("ZRANGE").arg(&index).arg(first).arg(last).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+        }
+        let (others, stuck): (Vec<i64>, Vec<i64>) = self.pipe(here, &read).await?;
+        let due = |ids: Vec<i64>, stuck| {
+            ids.into_iter().filter_map(OrderId::new).map(move |order| DuePayment { order, stuck })
+        };
+        Ok(due(others, false).chain(due(stuck, true)).collect())
+    }
+
+    /// Orders whose gateway payment is stuck, at most `most` of a partition, those that are looked at next first; and how
+    /// many there are.
+    pub async fn stuck_payments(&self, here: Partition, most: usize) -> Result<(Vec<OrderRecord>, i64), Error> {
+        let index = Keys(here).gateway();
+        let (first, last) = stuck_range();
+        let mut read = redis::pipe();
+        read.cmd("ZRANGE").arg(&index).arg(first).arg(last).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+        read.cmd("ZCOUNT").arg(&index).arg(first).arg(last);
+        let (ids, count): (Vec<i64>, i64) = self.pipe(here, &read).await?;
+        let mut orders = Vec::with_capacity(ids.len());
+        for id in ids.into_iter().filter_map(OrderId::new) {
+            // One that ended since is not there any more, or shows that it ended.
+            orders.extend(self.order(id).await?);
+        }
+        Ok((orders, count))
+    }
+
+    /// Puts off looking at a gateway payment that is still in the index, whatever comes of the look.
+    pub async fn postpone_payment(&self, payment: DuePayment, until: Millis) -> Result<(), Error> {
+        let DuePayment { order, stuck } = payment;
+        let home = self.home(order.get());
+        let mut put_off = redis::cmd("ZADD");
+        put_off.arg(Keys(home).gateway()).arg("XX").arg(score(until, stuck)).arg(order.get());
+        self.query::<Value>(home, put_off).await.map(drop)
+    }
+
+    /// `payment_postpone.lua`: the gateway is asked again at `until`. `said` is why it did not settle the payment, for
+    /// operators.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn payment_postpone(
+        &self,
+        order: OrderId,
+        receipt: &str,
+        until: Millis,
+        stuck: bool,
+        said: &str,
+    ) -> Result<(), Error> {
+        let home = self.home(order.get());
+        let call = Invocation::new(&script::PAYMENT_POSTPONE)
+            .key(Keys(home).meta())
+            .key(Keys(home).order(order))
+            .key(Keys(home).gateway())
+            .arg(order.get())
+            .arg(receipt)
+            .arg(score(until, stuck))
+            .arg(said);
+        let answer = self.call(home, &call).await?;
+        match answer.word.as_str() {
+            "POSTPONED" | "NOT_OPEN" => Ok(()),
+            _ => Err(answer.unknown()),
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The reads: each one round trip, none of them a script that writes.
+//!
+//! A read that finds nothing asks once more whether the partition's books are open at all, so that a Redis which lost its
+//! data answers "unavailable" rather than "no such user".
+
+use std::collections::HashMap;
+
+use anyhow::anyhow;
+use redis::FromRedisValue;
+
+use crate::{
+    model::{Error, Partition, event, *},
+    redis::{
+        Store, batcher, closed_books,
+        keys::Keys,
+        records::{CouponRecord, OrderRecord, campaign, coupon_record, order_record, take_coupons},
+        script::{self, Invocation},
+    },
+};
+
+impl Store {
+    /// A user's name and balance.
+    ///
+    /// # Errors
+    /// [`Error::UserNotFound`].
+    pub async fn balance(&self, user: UserId) -> Result<Balance, Error> {
+        let home = self.home(user.get());
+        let mut read = redis::cmd("HMGET");
+        read.arg(Keys(home).user(user)).arg(&["name", "balance"]);
+        match self.query(home, read).await? {
+            (Some(user_name), Some(balance)) => Ok(Balance { user_id: user, user_name, balance }),
+            _ => Err(self.absent(home, Error::UserNotFound).await),
+        }
+    }
+
+    /// A user's newest balance changes that may not be in Postgres yet, newest first, at most `most`; whether there are
+    /// more.
+    ///
+    /// # Errors
+    /// [`Error::UserNotFound`].
+    pub async fn history_tail(&self, user: UserId, most: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
+        let home = self.home(user.get());
+        let call = Invocation::new(&script::HISTORY_TAIL)
+            .key(Keys(home).user(user))
+            .key(Keys(home).outbox())
+            .arg(most)
+            .arg(user.get());
+        let answer = self.call(home, &call).await?;
+        match answer.word.as_str() {
+            "TAIL" => {
+                let more = answer.get::<String>(0)? == "1";
+                let mut entries = Vec::new();
+                for value in answer.rest(1) {
+                    let fields = Vec::<(String, String)>::from_redis_value(value)
+                        .map_err(|error| Error::Internal(anyhow!("an outbox entry has no fields: {error}")))?;
+                    for decoded in event::decode(&fields) {
+                        let event = decoded.event.map_err(|bad| Error::Internal(bad.into()))?;
+                        entries.extend(event.entry_of(user));
+                    }
+                }
+                Ok((entries, more))
+            }
+            "USER_NOT_FOUND" => Err(self.absent(home, Error::UserNotFound).await),
+            _ => Err(answer.unknown()),
+        }
+    }
+
+    /// A user's coupons, in no order.
+    ///
+    /// # Errors
+    /// [`Error::UserNotFound`].
+    pub async fn user_coupons(&self, user: UserId) -> Result<Vec<CouponRecord>, Error> {
+        let home = self.home(user.get());
+        let mut read = redis::cmd("HGETALL");
+        read.arg(Keys(home).user(user));
+        let mut fields: HashMap<String, String> = self.query(home, read).await?;
+        let records = take_coupons(&mut fields);
+        if fields.is_empty() {
+            return Err(self.absent(home, Error::UserNotFound).await);
+        }
+        records
+            .iter()
+            .map(|(id, record)| {
+                coupon_record(*id, record)
+                    .ok_or_else(|| Error::Internal(anyhow!("a coupon of user {user} is {record:?}")))
+            })
+            .collect()
+    }
+
+    /// A campaign, or `None`.
+    pub async fn campaign(&self, coupon: CouponId) -> Result<Option<Campaign>, Error> {
+        let here = self.home(coupon.get());
+        let mut read = redis::cmd("HGETALL");
+        read.arg(Keys(here).campaign(coupon));
+        let fields: HashMap<String, String> = self.query(here, read).await?;
+        if fields.is_empty() {
+            self.check_books(here).await?;
+            return Ok(None);
+        }
+        campaign(coupon, &fields).map(Some)
+    }
+
+    /// Campaigns whose window has not closed, or not longer ago than `back_ms`, soonest to close first, from all partitions: at
+    /// most `most` of each.
+    pub async fn campaigns_closing_after(&self, back_ms: i64, most: i64) -> Result<Vec<Campaign>, Error> {
+        let mut campaigns = Vec::new();
+        for here in self.all() {
+            let mut read = redis::cmd("ZRANGE");
+            read.arg(Keys(here).campaigns()).arg(format!("({}", self.now(here).0 - back_ms)).arg("+inf");
+            read.arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+            let ids: Vec<i64> = self.query(here, read).await?;
+            if ids.is_empty() {
+                self.check_books(here).await?;
+            }
+            let ids: Vec<CouponId> = ids.into_iter().filter_map(CouponId::new).collect();
+            let mut read = redis::pipe();
+            for id in &ids {
+                read.cmd("HGETALL").arg(Keys(here).campaign(*id));
+            }
+            let found: Vec<HashMap<String, String>> =
+                if ids.is_empty() { Vec::new() } else { self.pipe(here, &read).await? };
+            for (id, fields) in ids.into_iter().zip(&found) {
+                campaigns.push(campaign(id, fields)?);
+            }
+        }
+        campaigns.sort_by_key(|campaign| (campaign.terms.closes_at, campaign.terms.coupon_id));
+        Ok(campaigns)
+    }
+
+    /// A product.
+    ///
+    /// # Errors
+    /// [`Error::ProductNotFound`].
+    pub async fn product(&self, product: ProductId) -> Result<Product, Error> {
+        let here = self.home(product.get());
+        let (answered, lead) = self.shared.products.join(here, product, 1);
+        if lead {
+            let store = self.clone();
+            tokio::spawn(async move {
+                store.shared.products.lead(here, |asked| store.products_asked(here, asked)).await;
+            });
+        }
+        match batcher::answer(answered).await? {
+            Some(found) => Ok(found),
+            None => Err(self.absent(here, Error::ProductNotFound).await),
+        }
+    }
+
+    /// Each of these, of which many may be the same: everybody looks at what everybody wants.
+    async fn products_asked(
+        &self,
+        here: Partition,
+        asked: Vec<ProductId>,
+    ) -> Result<Vec<Result<Option<Product>, Error>>, Error> {
+        let mut ids = asked.clone();
+        ids.sort_unstable();
+        ids.dedup();
+        let found = self.products_of(here, &ids).await?;
+        let found_of = |id: &ProductId| ids.binary_search(id).ok().and_then(|at| found.get(at)?.clone());
+        Ok(asked.iter().map(|id| Ok(found_of(id))).collect())
+    }
+
+    /// These products of one partition; `None` for those that do not exist.
+    pub async fn products_of(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<Product>>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = Keys(here);
+        let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let mut read = redis::pipe();
+        read.cmd("HMGET").arg(keys.price()).arg(&numbers);
+        read.cmd("HMGET").arg(keys.stock()).arg(&numbers);
+        for id in ids {
+            read.cmd("HMGET").arg(keys.product(*id)).arg(&["name", "category"]);
+        }
+        let mut replies: Vec<redis::Value> = self.pipe(here, &read).await?;
+        let described = replies.split_off(2.min(replies.len()));
+        let mut columns = replies.into_iter().map(Vec::<Option<i64>>::from_redis_value);
+        let (Some(Ok(prices)), Some(Ok(stocks))) = (columns.next(), columns.next()) else {
+            return Err(Error::Internal(anyhow!("prices and stock are no numbers")));
+        };
+        let found = ids.iter().zip(prices).zip(stocks).zip(described).map(|(((id, price), stock), described)| {
+            let (name, category) = <(Option<String>, Option<String>)>::from_redis_value(described).ok()?;
+            Some(Product { product_id: *id, name: name?, price: price?, stock: stock?, category: category? })
+        });
+        Ok(found.collect())
+    }
+
+    /// A page of the catalogue by product id, and how many products there are in all.
+    pub async fn products(
+        &self,
+        offset: i64,
+        size: i64,
+        category: Option<&Category>,
+    ) -> Result<(Vec<Product>, i64), Error> {
+        let (mut ids, mut total) = (Vec::new(), 0);
+        for here in self.all() {
+            let set = match category {
+                Some(category) => Keys(here).category(category.as_str()),
+                None => Keys(here).catalogue(),
+            };
+            // With one partition the page itself; with many, each one's share of everything up to the page's end.
+            let first = if self.partitions() == 1 { offset } else { 0 };
+            let mut read = redis::pipe();
+            read.cmd("ZCARD").arg(&set);
+            read.cmd("ZRANGE").arg(&set).arg(first).arg(offset + size - 1);
+            let (count, page): (i64, Vec<i64>) = self.pipe(here, &read).await?;
+            total += count;
+            ids.extend(page.into_iter().filter_map(ProductId::new));
+        }
+        if total == 0 {
+            self.check_books(Partition(0)).await?;
+        }
+        if self.partitions() > 1 {
+            ids.sort_unstable();
+            ids = ids.into_iter().skip(offset as usize).take(size as usize).collect();
+        }
+        let mut products = Vec::with_capacity(ids.len());
+        for here in self.all() {
+            let mine: Vec<ProductId> = ids.iter().copied().filter(|id| self.home(id.get()) == here).collect();
+            products.extend(self.products_of(here, &mine).await?.into_iter().flatten());
+        }
+        products.sort_unstable_by_key(|product| product.product_id);
+        Ok((products, total))
+    }
+
+    /// An order, or `None`.
+    pub async fn order(&self, order: OrderId) -> Result<Option<OrderRecord>, Error> {
+        let home = self.home(order.get());
+        let mut read = redis::cmd("HGETALL");
+        read.arg(Keys(home).order(order));
+        let fields: HashMap<String, String> = self.query(home, read).await?;
+        if !fields.contains_key("user") {
+            self.check_books(home).await?;
+            return Ok(None);
+        }
+        order_record(order, &fields).map(Some).ok_or_else(|| Error::Internal(anyhow!("order {order} is not readable")))
+    }
+
+    /// Orders whose hold ended by now, longest due first.
+    pub async fn due_orders(&self, here: Partition, most: usize) -> Result<Vec<OrderId>, Error> {
+        let ids = self.due(here, &Keys(here).expiry(), most).await?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).filter_map(OrderId::new).collect())
+    }
+
+    /// Far holds that are to be looked at by now: orders at home elsewhere, and their users.
+    pub async fn due_holds(&self, here: Partition, most: usize) -> Result<Vec<(OrderId, UserId)>, Error> {
+        let members = self.due(here, &Keys(here).holds(), most).await?;
+        let pair = |member: &String| {
+            let (order, user) = member.split_once(':')?;
+            Some((OrderId::new(order.parse().ok()?)?, UserId::new(user.parse().ok()?)?))
+        };
+        Ok(members.iter().filter_map(pair).collect())
+    }
+
+    async fn due(&self, here: Partition, index: &str, most: usize) -> Result<Vec<String>, Error> {
+        let mut read = redis::cmd("ZRANGE");
+        read.arg(index).arg("-inf").arg(self.now(here).0).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+        self.query(here, read).await
+    }
+
+    /// Puts off looking at a far hold that is still in the index.
+    pub async fn postpone_hold(
+        &self,
+        here: Partition,
+        order: OrderId,
+        user: UserId,
+        until: Millis,
+    ) -> Result<(), Error> {
+        let mut put_off = redis::cmd("ZADD");
+        put_off.arg(Keys(here).holds()).arg("XX").arg(until.0).arg(format!("{order}:{user}"));
+        self.query(here, put_off).await
+    }
+
+    /// `absent` if the partition's books are open, so that not finding something means that it is not there.
+    async fn absent(&self, here: Partition, absent: Error) -> Error {
+        self.check_books(here).await.err().unwrap_or(absent)
+    }
+
+    pub(super) async fn check_books(&self, here: Partition) -> Result<(), Error> {
+        let books = self.books(here).await?;
+        if books.position.is_none() || books.frozen.is_some() {
+            self.watermark(here).doubt();
+            return Err(closed_books());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,296 @@
+//! What Redis keeps of a coupon, a campaign and an order, read back from the scripts' own notation.
+
+use std::collections::HashMap;
+
+use anyhow::anyhow;
+
+use crate::model::{Error, event, *};
+
+/// What a user's hash of coupons says about one of them.
+#[derive(Clone, Copy, Debug)]
+pub struct CouponRecord {
+    pub coupon_id: CouponId,
+    pub issue_no: i64,
+    pub issued_at: Millis,
+    pub held_by: Option<OrderId>,
+    pub used_at: Option<Millis>,
+    /// Neither held nor used.
+    pub free: bool,
+}
+
+/// An order as Redis keeps it: what the API shows, and what its gateway payment needs.
+#[derive(Clone, Debug)]
+pub struct OrderRecord {
+    pub order: Order,
+    /// The lines held in other partitions; part of the order's lines.
+    pub far: Vec<OrderLine>,
+    /// `%Y%m%d`, of a paid order.
+    pub day: Option<String>,
+    pub gateway: Option<GatewayRecord>,
+}
+
+/// How far a gateway payment is.
+#[derive(Clone, Debug)]
+pub struct GatewayRecord {
+    pub state: GatewayState,
+    pub payment_id: PaymentId,
+    pub payment_type: PaymentType,
+    pub receipt: String,
+    pub started_at: Millis,
+    /// From when on it has been as it is: when it was started, or its order paid or closed.
+    pub since: Millis,
+    /// Times that the gateway was asked again, and did not settle it.
+    pub asks: i64,
+    /// Why it did not, the last time.
+    pub said: Option<String>,
+    /// The request that waits for the verdict.
+    pub key: Option<IdempotencyKey>,
+}
+
+/// Where a gateway payment stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatewayState {
+    /// The gateway was asked; its word decides about the order.
+    Started,
+    /// The order is closed, but nobody could say for certain that no money was taken.
+    Watched,
+    /// The order is refunded, and the gateway must give the money back.
+    RefundDue,
+    /// An operator has said that it is approved, and the order is paid; the gateway has yet to say so.
+    Unconfirmed,
+    /// Nothing is left to do.
+    Ended,
+}
+
+impl GatewayState {
+    /// In the scripts' word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GatewayState::Started => "STARTED",
+            GatewayState::Watched => "WATCHED",
+            GatewayState::RefundDue => "REFUND_DUE",
+            GatewayState::Unconfirmed => "UNCONFIRMED",
+            GatewayState::Ended => "ENDED",
+        }
+    }
+}
+
+/// A time as the scripts write it. What is none, or beyond all calendars, makes its record unreadable rather than a panic
+/// where it is shown.
+fn time(ms: i64) -> Option<Millis> {
+    (0..=Millis::MAX.0).contains(&ms).then_some(Millis(ms))
+}
+
+pub(super) fn coupon_record(id: i64, record: &str) -> Option<CouponRecord> {
+    let mut parts = record.split('|');
+    let issue_no = parts.next()?.parse().ok()?;
+    let issued_at = time(parts.next()?.parse().ok()?)?;
+    let state = parts.next()?;
+    let order = parts.next()?.parse().ok().and_then(OrderId::new);
+    let used_at = parts.next()?.parse().ok().and_then(time);
+    let held_by = if state == "H" { order } else { None };
+    Some(CouponRecord { coupon_id: CouponId::new(id)?, issue_no, issued_at, held_by, used_at, free: state == "A" })
+}
+
+/// Takes the coupons out of a user's hash: those of its fields that are named by a number.
+pub(super) fn take_coupons(user: &mut HashMap<String, String>) -> HashMap<i64, String> {
+    user.extract_if(|name, _| name.starts_with(|c: char| c.is_ascii_digit()))
+        .filter_map(|(id, record)| Some((id.parse().ok()?, record)))
+        .collect()
+}
+
+/// The same the other way round, in the scripts' notation: `state` is A(vailable), H(eld by the order) or U(sed).
+pub fn pack_coupon(
+    issue_no: i64,
+    issued_at: Millis,
+    state: &str,
+    order: Option<i64>,
+    used_at: Option<Millis>,
+) -> String {
+    let shown = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
+    format!("{issue_no}|{}|{state}|{}|{}", issued_at.0, shown(order), shown(used_at.map(|at| at.0)))
+}
+
+pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) -> Result<Campaign, Error> {
+    let read = || {
+        let int = |name: &str| fields.get(name)?.parse::<i64>().ok();
+        let count = |n: i64| (0..=MAX_SAFE_INTEGER).contains(&n).then_some(n);
+        let discount = Discount { kind: fields.get("type")?.parse().ok()?, amount: int("amount")? };
+        let terms = CampaignTerms {
+            coupon_id,
+            code: fields.get("code")?.clone(),
+            discount,
+            total: count(int("total")?)?,
+            opens_at: time(int("opens_at")?)?,
+            closes_at: time(int("closes_at")?)?,
+            expires_at: time(int("expires_at")?)?,
+        };
+        Some(Campaign { terms, issued: count(int("issued")?)?, withheld: count(int("withheld").unwrap_or(0))? })
+    };
+    read().ok_or_else(|| Error::Internal(anyhow!("campaign {coupon_id} is not readable")))
+}
+
+/// An order from its fields in Redis; `None` where they are not readable.
+pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Option<OrderRecord> {
+    let text = |name: &str| fields.get(name).map(String::as_str).filter(|text| !text.is_empty());
+    let int = |name: &str| text(name)?.parse::<i64>().ok();
+    let far = event::unpack_lines(text("far").unwrap_or(""))?;
+    let mut lines = event::unpack_lines(text("lines").unwrap_or(""))?;
+    lines.extend(far.iter().copied());
+    let payment_id = int("payment").and_then(PaymentId::new);
+    let payment_type = text("type").and_then(|word| word.parse().ok());
+    let receipt = text("receipt").map(str::to_owned);
+    let payment = match (payment_id, payment_type, &receipt, int("paid_at").and_then(time)) {
+        (Some(payment_id), Some(payment_type), Some(receipt), Some(paid_at)) => {
+            Some(OrderPayment { payment_id, payment_type, receipt: receipt.clone(), paid_at })
+        }
+        _ => None,
+    };
+    let closed_at = int("closed_at").and_then(time);
+    let gateway = match (text("gateway"), payment_id, payment_type, receipt) {
+        (Some(state), Some(payment_id), Some(payment_type), Some(receipt)) => Some(GatewayRecord {
+            state: match state {
+                "STARTED" => GatewayState::Started,
+                "WATCHED" => GatewayState::Watched,
+                "REFUND_DUE" => GatewayState::RefundDue,
+                "UNCONFIRMED" => GatewayState::Unconfirmed,
+                _ => GatewayState::Ended,
+            },
+            payment_id,
+            payment_type,
+            receipt,
+            started_at: time(int("gateway_at")?)?,
+            since: closed_at
+                .or(payment.as_ref().map(|payment| payment.paid_at))
+                .or_else(|| time(int("gateway_at")?))?,
+            asks: int("gateway_asks").unwrap_or(0),
+            said: text("gateway_said").map(str::to_owned),
+            key: match (text("key"), text("fingerprint")) {
+                (Some(digest), Some(fingerprint)) => {
+                    Some(IdempotencyKey { digest: digest.to_owned(), fingerprint: fingerprint.to_owned() })
+                }
+                _ => None,
+            },
+        }),
+        _ => None,
+    };
+    let order = Order {
+        order_id,
+        user_id: UserId::new(int("user")?)?,
+        status: text("status")?.parse().ok()?,
+        lines,
+        total: int("total")?,
+        discount: int("discount")?,
+        final_price: int("final")?,
+        coupon_id: int("coupon").and_then(CouponId::new),
+        ordered_at: time(int("placed_at")?)?,
+        expires_at: time(int("expires_at")?)?,
+        payment,
+        closed_at,
+        close_reason: text("reason").and_then(|word| word.parse().ok()),
+    };
+    Some(OrderRecord { order, far, day: text("day").map(str::to_owned), gateway })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use proptest::{collection, prelude::*, sample::select};
+
+    use super::*;
+
+    /// As every reply shows a time.
+    fn shown(at: Millis) -> String {
+        at.local(chrono_tz::Asia::Seoul)
+    }
+
+    const CAMPAIGN: &str = "code A|type FIXED|amount 5|total 9|issued 3|withheld 1|opens_at 0|closes_at 5|expires_at 9";
+    const ORDER: &str = "user 1|status PAID|lines 1:2:300|far 2:1:5|total 605|discount 5|final 600|coupon 4|placed_at 1|\
+        expires_at 9|payment 7|type CARD|receipt r|paid_at 5|closed_at 6|reason REFUNDED|gateway REFUND_DUE|gateway_at 5|\
+        key 0a|fingerprint 0b|day 20260302";
+    const NUMBERS: &[&str] = &[
+        "",
+        "0",
+        "-1",
+        "1",
+        "253402300799999",
+        "253402300800000",
+        "9007199254740991",
+        "9007199254740992",
+        "9223372036854775807",
+        "-9223372036854775808",
+        "PENDING",
+        "\0",
+    ];
+
+    fn hash(record: &str) -> HashMap<String, String> {
+        let field =
+            |field: &str| field.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
+        record.split('|').map(field).collect()
+    }
+
+    /// A record of the scripts with some of its fields changed or gone.
+    fn changed(record: &'static str) -> impl Strategy<Value = HashMap<String, String>> {
+        let names: Vec<String> = hash(record).into_keys().collect();
+        let value = prop_oneof![3 => select(NUMBERS).prop_map(str::to_owned), 1 => any::<String>()];
+        collection::vec((select(names), proptest::option::weighted(0.9, value)), 0..5).prop_map(move |changes| {
+            let mut fields = hash(record);
+            for (name, value) in changes {
+                match value {
+                    Some(value) => fields.insert(name, value),
+                    None => fields.remove(&name),
+                };
+            }
+            fields
+        })
+    }
+
+    #[test]
+    fn records_of_the_scripts_are_read() {
+        let found = campaign(CouponId::new(1).unwrap(), &hash(CAMPAIGN)).unwrap();
+        assert_eq!((found.terms.total, found.issued, found.withheld), (9, 3, 1));
+        let found = order_record(OrderId::new(1).unwrap(), &hash(ORDER)).unwrap();
+        assert_eq!((found.order.lines.len(), found.far.len()), (2, 1));
+        assert_eq!(found.gateway.unwrap().state, GatewayState::RefundDue);
+        assert_eq!(coupon_record(1, "3|5|H|7|").unwrap().held_by, OrderId::new(7));
+    }
+
+    #[test]
+    fn times_beyond_the_calendar_are_unreadable() {
+        for (record, name) in [(CAMPAIGN, "closes_at"), (ORDER, "placed_at")] {
+            for ms in ["-1", "253402300800000", "9223372036854775807", "-9223372036854775808"] {
+                let mut fields = hash(record);
+                fields.insert(name.to_owned(), ms.to_owned());
+                let read = campaign(CouponId::new(1).unwrap(), &fields).is_ok()
+                    || order_record(OrderId::new(1).unwrap(), &fields).is_some();
+                assert!(!read, "{name} {ms}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_can_be_read_can_be_shown(
+            of_campaign in changed(CAMPAIGN),
+            of_order in changed(ORDER),
+            of_coupon in prop_oneof![any::<String>(), collection::vec(select(NUMBERS), 0..6).prop_map(|parts| parts.join("|"))],
+            id in any::<i64>(),
+        ) {
+            if let Ok(found) = campaign(CouponId::new(1).unwrap(), &of_campaign) {
+                let terms = &found.terms;
+                prop_assert!([terms.opens_at, terms.closes_at, terms.expires_at].into_iter().all(|at| !shown(at).is_empty()));
+                prop_assert!(terms.total.checked_sub(found.issued + found.withheld).is_some());
+            }
+            if let Some(found) = order_record(OrderId::new(1).unwrap(), &of_order) {
+                let order = &found.order;
+                let times = [Some(order.ordered_at), Some(order.expires_at), order.closed_at];
+                let paid = order.payment.as_ref().map(|payment| payment.paid_at);
+                let started = found.gateway.map(|gateway| gateway.started_at);
+                prop_assert!(times.into_iter().chain([paid, started]).flatten().all(|at| !shown(at).is_empty()));
+            }
+            if let Some(found) = coupon_record(id, &of_coupon) {
+                prop_assert!([Some(found.issued_at), found.used_at].into_iter().flatten().all(|at| !shown(at).is_empty()));
+            }
+        }
+    }
+}

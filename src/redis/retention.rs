@@ -1,0 +1,83 @@
+//! What is over leaves Redis once Postgres has it, so that memory does not grow with every sale; and comes back where a
+//! decision needs it.
+
+use super::{
+    Store,
+    keys::Keys,
+    script::{self, Invocation},
+};
+use crate::model::{Error, OrderId, Partition};
+
+/// Keys in one call of the script: a millisecond at most in which Redis does nothing else.
+const AT_ONCE: usize = 200;
+
+/// A hash of one partition that may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Over {
+    Order(OrderId),
+    /// The stock held for an order at home elsewhere.
+    Hold(OrderId),
+}
+
+impl Over {
+    fn key(self, here: Partition) -> String {
+        match self {
+            Over::Order(order) => Keys(here).order(order),
+            Over::Hold(order) => Keys(here).hold(order),
+        }
+    }
+}
+
+/// As Postgres has it, and how much longer it stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leave {
+    /// The order's status, or CLOSED for one that is either FAILED or CANCELLED; the hold's state.
+    pub was: &'static str,
+    pub life_ms: i64,
+}
+
+impl Store {
+    /// `order_retire.lua`, in one round trip. As the trim of the outbox, also where a partition is closed: Postgres has it all
+    /// the same.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; all of it may be said again.
+    pub async fn retire(&self, here: Partition, over: &[(Over, Leave)]) -> Result<(), Error> {
+        if over.is_empty() {
+            return Ok(());
+        }
+        let mut calls = redis::pipe();
+        for some in over.chunks(AT_ONCE) {
+            let mut call = Invocation::new(&script::ORDER_RETIRE);
+            for (what, leave) in some {
+                call = call.key(what.key(here)).arg(leave.was).arg(leave.life_ms);
+            }
+            // Whole: a pipeline could not be told that the script is forgotten.
+            calls.add_command(call.whole()).ignore();
+        }
+        self.pipe_unseen(here, &calls).await
+    }
+
+    /// `order_restore.lua`: true if it was not here.
+    ///
+    /// # Errors
+    /// The shared refusals.
+    pub async fn order_restore(
+        &self,
+        here: Partition,
+        what: Over,
+        fields: &[(&'static str, String)],
+        life_ms: i64,
+    ) -> Result<bool, Error> {
+        let mut call = Invocation::new(&script::ORDER_RESTORE).key(Keys(here).meta()).key(what.key(here)).arg(life_ms);
+        for (field, value) in fields {
+            call = call.arg(*field).arg(value);
+        }
+        let answer = self.call(here, &call).await?;
+        match answer.word.as_str() {
+            "RESTORED" => Ok(true),
+            "THERE" => Ok(false),
+            _ => Err(answer.unknown()),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The settings of Redis that the promises rest on, read from the server itself.
+
+use std::collections::HashMap;
+
+use redis::{RedisError, aio::MultiplexedConnection};
+
+use super::connection::Means;
+
+/// The oldest server whose scripts are refused, rather than stopped half way, when memory is out (`#!lua`), and whose
+/// append-only file survives a crash while it is rewritten.
+const OLDEST: (u64, u64) = (7, 0);
+
+/// Each setting, the value that it must have, and why.
+const REQUIRED: [(&str, &str, &str); 4] = [
+    ("appendonly", "yes", "or a restart forgets everything"),
+    ("appendfsync", "always", "or a crash of the machine forgets what was acknowledged last"),
+    ("no-appendfsync-on-rewrite", "no", "or the same is true while the append-only file is rewritten"),
+    ("maxmemory-policy", "noeviction", "or Redis throws away what it decided when memory is short"),
+];
+
+/// What a server is.
+pub(super) struct Server {
+    /// Changes with every start of the process.
+    pub run_id: String,
+    version: (u64, u64),
+}
+
+impl Server {
+    /// From the reply to `INFO server`.
+    pub(super) fn read(info: &str) -> Server {
+        let field = |name: &str| {
+            let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            value.unwrap_or("").trim().to_owned()
+        };
+        // Valkey says 7.2.4 under this name, which is the Redis that it speaks like.
+        let version = field("redis_version");
+        let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        Server { run_id: field("run_id"), version }
+    }
+
+    /// Why nothing can be done with this server at all.
+    pub(super) fn unusable(&self, role: &str) -> Option<String> {
+        let (major, minor) = self.version;
+        if self.version < OLDEST {
+            return Some(format!("Redis {major}.{minor} is too old: {}.{} is needed", OLDEST.0, OLDEST.1));
+        }
+        (role != MASTER).then(|| NotMaster(role.to_owned()).to_string())
+    }
+}
+
+/// The role, in `INFO replication`, of a server that can be written to.
+pub(super) const MASTER: &str = "master";
+
+/// A server that takes no writes, with its role.
+#[derive(Debug, thiserror::Error)]
+#[error("REDIS_URL leads to a {0}, which can't be written to")]
+pub(super) struct NotMaster(pub String);
+
+/// From the reply to `INFO replication`.
+pub(super) fn role(info: &str) -> String {
+    let role = info.lines().find_map(|line| line.strip_prefix("role:"));
+    role.unwrap_or("server of no role").trim().to_owned()
+}
+
+/// Which settings are not as they must be, each with the reason; also that they can't be read.
+pub(super) async fn problems(link: &mut MultiplexedConnection) -> Result<Vec<String>, RedisError> {
+    let mut read = redis::cmd("CONFIG");
+    read.arg("GET");
+    for (name, ..) in REQUIRED {
+        read.arg(name);
+    }
+    let found: HashMap<String, String> = match read.query_async(link).await {
+        Ok(found) => found,
+        // Refused, as managed services do: not the same as unreachable.
+        Err(error) if matches!(Means::of(&error), Means::Wrong | Means::Forbidden) => {
+            return Ok(vec![format!("its settings can't be read ({error}), so nobody knows what it keeps")]);
+        }
+        Err(error) => return Err(error),
+    };
+    let wrong = REQUIRED.iter().filter_map(|(name, needed, why)| {
+        let value = found.get(*name).map_or("unknown", String::as_str);
+        (value != *needed).then(|| format!("{name} is {value} and must be {needed}, {why}"))
+    });
+    Ok(wrong.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_read_from_its_info() {
+        let info = "# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:0d12ab\r\n";
+        let server = Server::read(info);
+        assert_eq!((server.run_id.as_str(), server.version), ("0d12ab", (7, 0)));
+        assert_eq!(server.unusable("master"), None);
+        assert!(server.unusable("slave").is_some_and(|why| why.contains("slave")));
+        let old = Server::read("redis_version:6.2.14\r\nrun_id:1\r\n");
+        assert!(old.unusable("master").is_some_and(|why| why.contains("6.2 is too old")));
+        assert!(Server::read("").unusable("master").is_some());
+    }
+}
