@@ -40,7 +40,7 @@ mod tests {
     use super::readiness_of;
 
     #[test]
-    fn a_service_on_all_addresses_is_asked_on_this_machine() {
+    fn probe_uses_loopback_when_bound_to_all_addresses() {
         for (address, url) in [
             ("0.0.0.0:8080", "http://127.0.0.1:8080/readyz"),
             ("[::]:80", "http://[::1]:80/readyz"),

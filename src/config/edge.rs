@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_are_addresses_and_blocks() {
+    fn trusted_proxies_read_as_addresses_and_blocks() {
         assert!(trusts("10.0.0.0/8, 192.0.2.1", "10.255.0.1"));
         assert!(trusts("10.0.0.0/8, 192.0.2.1", "192.0.2.1"));
         assert!(trusts("10.9.9.9/8", "10.1.1.1"), "host bits do not matter");
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_address_in_ipv6_s_clothes_is_ipv4() {
+    fn ipv4_mapped_address_matches_ipv4_block() {
         assert!(trusts("10.0.0.0/8", "::ffff:10.1.2.3"));
         assert!(trusts("::ffff:10.0.0.0/104", "10.1.2.3"));
         assert!(!trusts("::ffff:10.0.0.0/104", "11.1.2.3"));
@@ -230,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_block_is_refused() {
+    fn trusted_proxies_refused_when_not_a_block() {
         for wrong in ["10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.0/-1", "10.0.0/8", "proxy", "10.0.0.0/8/8", "*"] {
             assert!(wrong.parse::<TrustedProxies>().unwrap_err().contains(wrong), "{wrong}");
         }
     }
 
     #[test]
-    fn origins_are_as_browsers_spell_them() {
+    fn origins_refused_unless_spelled_as_browsers_do() {
         assert_eq!("".parse(), Ok(CorsOrigins::Own));
         assert_eq!(" * ".parse(), Ok(CorsOrigins::Any));
         let two = "https://shop.example, http://localhost:3000,".parse::<CorsOrigins>().unwrap();

@@ -186,7 +186,7 @@ mod tests {
     use super::without_passwords;
 
     #[test]
-    fn quoted_urls_lose_their_passwords() {
+    fn url_quoted_without_password() {
         assert_eq!(
             without_passwords("unexpected argument 'redis://:hunter2@host/0' found\n"),
             "unexpected argument 'redis://***@host/0' found\n"

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn secret_parts_of_url_without_password_are_none() {
+    fn secret_parts_of_url_empty_without_password() {
         for value in [
             "redis://localhost",
             "postgres://firstcome@localhost:5432/shop?host=/run/postgresql&sslmode=disable",
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn url_rejected_when_password_not_percent_encoded() {
+    fn url_refused_when_password_not_percent_encoded() {
         for value in [
             "postgres://user:hun/ter2@host/database",
             "postgres://user:12/hunter2@host/database",
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn secret_is_trimmed_when_read() {
+    fn secret_trimmed_when_read() {
         assert_eq!(" hunter2\n".parse::<Secret>().unwrap().expose(), "hunter2");
         assert_eq!(format!("{:?}", Secret::new("hunter2")), "***");
     }

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_file_is_served_and_has_the_type_of_its_name() {
+    fn assets_served_with_content_type() {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/src/dashboard/assets");
         let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let served = ASSETS.iter().map(|asset| asset.name.to_owned());
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_browser_has_is_not_sent_again() {
+    fn assets_not_sent_when_etag_matches() {
         let status = |tags: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for tag in tags {

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_slow_watcher_sees_the_latest_and_nothing_twice() {
+    async fn slow_watcher_gets_latest_snapshot_once() {
         let feed = Feed::default();
         let seat = feed.seats.clone().try_acquire_owned().unwrap();
         let mut snapshots = Box::pin(Watcher { latest: feed.latest.subscribe(), _seat: seat }.snapshots());

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_read_is_shown_and_a_failure_says_why() {
+    async fn part_shows_reading_or_failure() {
         let mut part = Part::default();
         assert!(part.get().is_none() && part.settle(Instant::now()).await.is_none());
         let tick = Instant::now();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reading_that_does_not_end_is_not_begun_twice_and_given_up_at_last() {
+    async fn part_abandons_hanging_reading() {
         let (mut part, begun) = (Part::default(), Arc::new(AtomicU32::new(0)));
         let read = |begun: &Arc<AtomicU32>| {
             let begun = begun.clone();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_late_is_shown_with_the_next() {
+    async fn part_shows_late_reading_with_next_snapshot() {
         let (mut part, go) = (Part::default(), Arc::new(Notify::new()));
         let waits = go.clone();
         part.begin(async move {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_slow_rests() {
+    async fn part_pauses_after_slow_reading() {
         let mut part = Part::default();
         part.begin(async { Ok(1) });
         part.reading.as_mut().unwrap().0 -= Duration::from_secs(5);

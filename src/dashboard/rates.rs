@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_of_the_last_seconds() {
+    fn rate_covers_last_seconds() {
         let (mut rate, begun) = (Rate::default(), Instant::now());
         let mut noted = |ms: u64, count: i64| {
             rate.note(begun + Duration::from_millis(ms), count);
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_compared_with_those_of_a_minute_ago() {
+    fn ranks_compared_with_minute_ago() {
         let (mut places, begun) = (Places::default(), Instant::now());
         let product = |id: i64| ProductId::new(id).unwrap();
         let mut noted = |seconds: u64, order: &[i64]| {

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_with_most_are_kept_and_what_is_held_no_more_is_forgotten() {
+    fn sales_keep_largest_and_drop_absent() {
         let id = |id: i64| ProductId::new(id).unwrap();
         let mut held = Held::default();
         held.learn((1..=1000).map(|n| (id(n), n)).collect(), vec!["7".to_owned()]);

@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_of_the_last_seconds_and_of_each_kind() {
+    fn request_rates_cover_last_seconds_by_class() {
         let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         metrics.serve("/a", "200", "", 1_000, 0.05);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_bounded_and_a_counter_that_begins_anew_is_no_rate() {
+    fn request_rates_bounded_and_reset_ignored() {
         let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
         assert_eq!(traffic.look(&metrics.registry.gather(), begun), None);
         for n in 0..40 {
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_instances_are_added_and_times_are_of_all() {
+    fn requests_and_times_summed_over_instances() {
         let one = told(|metrics| metrics.serve("/a", "200", "", 90, 0.001));
         let other = told(|metrics| {
             metrics.serve("/a", "200", "", 10, 0.05);
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_between_the_bounds() {
+    fn quantile_interpolated_between_bounds() {
         assert_eq!(quantile(&[], &[], 0.5), None);
         assert_eq!(quantile(&[1.0], &[0, 0], 0.5), None);
         assert_eq!(quantile(&[1.0, 3.0], &[0, 4, 4], 0.5), Some(2.0));

@@ -152,7 +152,7 @@ mod tests {
     use super::parse_major_version;
 
     #[test]
-    fn versions_are_read_from_what_the_servers_say() {
+    fn version_parsed_from_server_output() {
         let redis = "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64";
         assert_eq!(parse_major_version(redis), Some(7));
         let valkey = "Valkey server v=9.1.2 sha=00000000:0 malloc=libc bits=64";

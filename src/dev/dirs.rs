@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_is_read_from_the_passwd_file() {
+    fn user_parsed_from_passwd_file() {
         let line = "postgres:x:101:104:PostgreSQL administrator,,,:/var/lib/postgresql:/bin/bash";
         let user = parse_passwd(line, "postgres").map(|user| (user.uid, user.gid));
         assert_eq!(user, Some((101, 104)));
@@ -278,13 +278,13 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_encoded_for_urls() {
+    fn path_encoded_for_url() {
         let path = Path::new("/tmp/a b/é+%?");
         assert_eq!(percent_encode(path), "/tmp/a%20b/%C3%A9%2B%25%3F");
     }
 
     #[test]
-    fn a_scratch_directory_is_gone_afterwards() -> Result<()> {
+    fn scratch_directory_removed_on_drop() -> Result<()> {
         let scratch = ScratchDir::new()?;
         let path = scratch.path().to_owned();
         fs::write(path.join("file"), "")?;

@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_and_are_capped() {
+    fn pause_grows_up_to_cap() {
         for chance in [0, 128, 255] {
             let asked = asked_within(24 * 3_600_000, chance);
             let pauses: Vec<i64> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -68,13 +68,13 @@ mod tests {
     }
 
     #[test]
-    fn payment_is_stuck_only_after_five_minutes_without_an_answer() {
+    fn payment_stuck_after_five_minutes_without_reply() {
         let stuck = |now: i64, failed: bool| Pause::after(Millis(1_000), Millis(now), failed).stuck;
         assert!(!stuck(300_999, true) && stuck(301_000, true) && !stuck(86_400_000, false));
     }
 
     #[test]
-    fn clock_that_went_back_or_far_ahead_pauses_within_bounds() {
+    fn pause_bounded_when_clock_jumps() {
         for (since, now) in [(10_000, 0), (0, i64::MAX / 4), (i64::MAX, i64::MIN / 2)] {
             let pause = Pause::after(Millis(since), Millis(now), true).until.0 - now;
             assert!((MIN_PAUSE_MS..=MAX_PAUSE_MS * 11 / 10).contains(&pause), "{pause}");

@@ -179,7 +179,7 @@ mod tests {
     use crate::model::Millis;
 
     #[test]
-    fn what_is_beyond_the_bound_is_counted() {
+    fn operator_actions_counted_beyond_bound() {
         let log = ActLog::default();
         let act = Act {
             id: String::new(),

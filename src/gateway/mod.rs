@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn types_with_a_gateway_have_one_and_the_others_none() {
+    fn gateway_present_for_configured_types_only() {
         let gateways = Gateways::connect([
             (PaymentType::Toss, config("http://127.0.0.1:9/toss/")),
             (PaymentType::Card, config("http://gateway.internal:8081")),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_balance_never_has_a_gateway() {
+    fn balance_has_no_gateway() {
         assert!(refusal(PaymentType::Balance, config("http://127.0.0.1:9")).contains("BALANCE"));
         let card = Gateways::connect([(PaymentType::Card, config("http://127.0.0.1:9"))]).unwrap();
         let card = Arc::clone(card.get(PaymentType::Card).unwrap());
@@ -228,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn a_type_has_one_gateway() {
+    fn gateway_refused_when_type_configured_twice() {
         let twice = [(PaymentType::Card, config("http://a")), (PaymentType::Card, config("http://b"))];
         assert!(matches!(Gateways::connect(twice), Err(GatewayConfigError::Twice(PaymentType::Card))));
     }
 
     #[test]
-    fn unusable_urls_are_refused_and_never_quoted() {
+    fn gateway_url_refused_without_printing_it() {
         for url in [
             "",
             "gateway",
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_timeouts_and_tokens_are_refused() {
+    fn gateway_timeout_and_token_refused_when_unusable() {
         for timeout in [Duration::ZERO, HttpGateway::LONGEST_TIMEOUT + Duration::from_millis(1)] {
             let config = GatewayConfig { timeout, ..config("http://gateway") };
             assert!(refusal(PaymentType::Card, config).contains("timeout"));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_not_printed() {
+    fn gateway_secrets_not_printed() {
         let config = GatewayConfig { token: Some("hunter2".to_owned()), ..config("https://me:hunter2@gateway") };
         assert!(!format!("{config:?}").contains("hunter2"));
         let config = GatewayConfig { url: "http://127.0.0.1:9".to_owned(), ..config };

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_contracts_replies_are_read() {
+    fn reply_of_contract_parsed() {
         assert_eq!(decode_pay(200, APPROVED), approved());
         assert_eq!(
             decode_pay(201, br#" {"transactionId":"tx-1","approved":true,"reason":null,"more":[{}]} "#),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn transaction_id_that_is_a_number_or_a_string_is_approved() {
+    fn reply_approved_when_transaction_id_number_or_string() {
         let long = "가".repeat(TRANSACTION_ID_CHARS);
         for (json, id) in [
             ("12345", "12345"),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn approval_without_a_usable_transaction_id_is_unacceptable() {
+    fn approval_unacceptable_without_usable_transaction_id() {
         let long = format!("{:?}", "x".repeat(TRANSACTION_ID_CHARS + 1));
         let digits = "9".repeat(TRANSACTION_ID_CHARS + 1);
         for id in [r#""""#, "null", "true", r#"["tx"]"#, r#"{"id":"tx"}"#, r#""\ud800""#, &long, &digits] {
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn approval_with_another_amount_is_unacceptable() {
+    fn approval_unacceptable_when_amount_differs() {
         let with_amount = |amount: &str| {
             decode_pay(200, format!(r#"{{"approved":true,"transactionId":"tx-1","amount":{amount}}}"#).as_bytes())
         };
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn reply_about_another_payment_is_unknown() {
+    fn reply_unknown_when_about_other_payment() {
         for named in
             [r#""merchantUid":"r-2""#, r#""orderId":8"#, r#""orderId":"8""#, r#""merchantUid":"r-1","orderId":8"#]
         {
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_unknown() {
+    fn reply_unknown_when_garbage() {
         for body in [
             "",
             "{",
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_success_approves_and_only_a_decision_declines() {
+    fn reply_decided_by_matching_status_only() {
         for status in 0..=999 {
             assert_eq!(decode_pay(status, APPROVED) == approved(), (200..=299).contains(&status), "{status}");
             let refuses = [200, 201, 400, 402, 403, 422].contains(&status);
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_are_bounded_and_harmless() {
+    fn reason_bounded_and_printable() {
         let reply = r#"{"approved":false,"reason":" a\u001b[31m\r\n\u0000\u202eb한도 초과 "}"#;
         assert_eq!(decode_pay(200, reply.as_bytes()), declined("a[31mb한도 초과"));
         let reply = format!(r#"{{"approved":false,"reason":"{}"}}"#, "한".repeat(5_000));
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_is_not_found_only_where_the_gateway_says_so() {
+    fn payment_not_found_only_when_gateway_says_so() {
         for body in [&b""[..], b" \r\n", b"{}", br#"{"error":"no such payment"}"#, br#"{"approved":false}"#] {
             assert_eq!(decode_status(404, body), StatusOutcome::NotFound);
             assert_eq!(decode_cancel(404, body), CancelOutcome::NotFound);
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn money_is_given_back_only_where_the_gateway_says_so() {
+    fn payment_refunded_only_when_gateway_says_so() {
         for (status, body) in [(200, &b""[..]), (204, b""), (200, b"{}"), (200, br#"{"cancelled":true}"#)] {
             assert_eq!(decode_cancel(status, body), CancelOutcome::Cancelled);
         }
@@ -444,7 +444,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_reply_panics_or_approves_without_a_transaction_id(
+        fn reply_of_random_bytes_never_approves_without_transaction_id(
             status in prop_oneof![any::<u16>(), Just(200), Just(402), Just(404)],
             body in bodies(),
         ) {

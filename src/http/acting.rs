@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_handler_that_forgets_whose_request_it_is_answers_nobody() {
+    async fn reply_withheld_when_handler_checks_no_user() {
         let token = signed(&json!({"sub": 7, "exp": 4_102_444_800_i64}));
         let mine = Some(token.as_str());
         assert_eq!(ask("GET", "/api/v1/own", mine).await, 200);

@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn notes_are_short_and_printable() {
+    fn note_shortened_and_printable() {
         assert_eq!(shortened("a\0b\u{9f}", 4), "a\u{fffd}b\u{fffd}");
         assert_eq!(shortened("가나다", 2), "가나…");
         let asked = Asked::default();

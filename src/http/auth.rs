@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn one_right_token_opens() {
+    fn operator_admitted_with_right_token_only() {
         let operators = operators(Some(RIGHT), None).unwrap();
         assert_eq!(admitted(&operators, &["Bearer the-right-token-01"]).as_deref(), Some("admin"));
         assert_eq!(admitted(&operators, &["bearer  the-right-token-01"]).as_deref(), Some("admin"));
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn each_operator_is_known_by_its_own_token() {
+    fn operator_named_by_its_token() {
         let operators = operators(Some(RIGHT), Some("kim:0123456789abcdef, lee.2:fedcba9876543210,")).unwrap();
         for (token, name) in [
             ("Bearer the-right-token-01", "admin"),
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn no_token_opens_to_nobody_and_none_is_printed() {
+    fn operator_refused_when_no_token_configured() {
         for none in [operators(None, None), operators(Some(""), Some("")), operators(Some(" "), Some(" , "))] {
             let none = none.unwrap();
             assert!(none.is_empty());
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_are_none_are_refused_without_being_named() {
+    fn token_setting_refused_without_printing_it() {
         let long = format!("{}:0123456789abcdef", "k".repeat(33));
         for wrong in [
             "secret-0123456789",

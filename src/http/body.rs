@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_problem_is_the_endpoint_s_own_400() {
+    async fn body_fault_answered_with_code_of_endpoint() {
         let deep = "[".repeat(2_000);
         for hostile in
             ["", "{", "null", "[]", "[1,1]", "\"\"", "{}", "{}{}", "\u{feff}{}", &deep, "{\"amount\":1,\"amount\":1}"]
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn charges_are_1_to_100_000_won() {
+    async fn charge_refused_when_amount_out_of_bounds() {
         for (amount, won) in [("1", 1), ("100000", 100_000), ("1000.0", 1_000), ("1e3", 1_000)] {
             assert_eq!(body::<ChargeRequest>(&format!("{{\"amount\":{amount},\"unknown\":[{{}}]}}")).await, Ok(won));
         }
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn payments_of_nothing_are_legal_and_types_are_words() {
+    async fn payment_of_zero_accepted_and_unknown_type_refused() {
         let json = |kind: &str, amount: &str| {
             format!("{{\"orderId\":1,\"userId\":2,\"paymentType\":{kind},\"amount\":{amount}}}")
         };
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_of_one_product_are_summed_where_it_first_appears() {
+    async fn order_lines_of_same_product_summed() {
         let placed = order(
             "{\"userId\":1,\"orderProducts\":[{\"productId\":7,\"quantity\":2},{\"productId\":3,\"quantity\":1},\
              {\"productId\":7,\"quantity\":9998}],\"userCouponId\":null}",
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn orders_have_bounds() {
+    async fn order_refused_when_out_of_bounds() {
         let json = |lines: &[String]| format!("{{\"userId\":1,\"orderProducts\":[{}]}}", lines.join(","));
         let line = |product: i64, quantity: i64| format!("{{\"productId\":{product},\"quantity\":{quantity}}}");
         let many = |count: i64| (1..=count).map(|product| line(product, 1)).collect::<Vec<_>>();
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_json_comes_in_and_not_too_much_of_it() {
+    async fn body_refused_when_not_json_or_too_large() {
         let typed = |kind: &'static str| {
             let mut request = request("{\"amount\":1}");
             request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -396,13 +396,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_has_to_come_in_time() {
+    async fn body_refused_when_too_slow() {
         let (_rest, body) = slow();
         assert_eq!(write::<ChargeRequest>(request(body)).await.unwrap_err(), Code::RequestTimeout);
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_body_keeps_nobody_out_and_may_find_the_house_full() {
+    async fn permit_taken_after_body_read() {
         let limits = Arc::new(Limits::new(&LimitsConfig { max_in_flight: 1, ..LimitsConfig::off() }));
         let client = std::net::Ipv4Addr::LOCALHOST.into();
         for full in [false, true] {
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_user_has_so_many_requests_of_every_kind_together() {
+    async fn user_limit_shared_by_all_request_classes() {
         let config = LimitsConfig {
             rate_limit_user_per_second: 1,
             rate_limit_user_burst: 3,
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_are_bound_to_what_the_request_means() {
+    async fn idempotency_fingerprint_follows_meaning_of_request() {
         let keyed = |json: &str, keys: &[&'static [u8]]| {
             let mut request = request(json.to_owned());
             for key in keys {

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn off_says_nothing() {
+    async fn cors_headers_absent_when_off() {
         let (status, headers) = send("", Method::OPTIONS, "/api/v1/balances/1", SHOP).await;
         assert_eq!((status.as_u16(), allowed(&headers)), (405, None));
         let (status, headers) = send("", Method::PUT, "/api/v1/balances/1", SHOP).await;
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn listed_origins_may_call_and_read_and_others_may_not() {
+    async fn cors_allows_listed_origins_only() {
         let listed = "https://shop.example,https://other.example";
         let (status, headers) = send(listed, Method::OPTIONS, "/api/v1/balances/1", SHOP).await;
         assert_eq!((status.as_u16(), allowed(&headers)), (200, Some(SHOP)));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn anybody_s_pages_where_it_says_so_and_nobody_s_at_the_operators() {
+    async fn cors_wildcard_excludes_operators_routes() {
         let (_, headers) = send("*", Method::PUT, "/api/v1/balances/1", "https://anybody.example").await;
         assert_eq!(allowed(&headers), Some("*"));
         for origins in ["*", SHOP] {

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_failure_is_the_envelope() {
+    async fn failure_answered_in_envelope() {
         for (method, path, code) in [
             ("GET", "/unknown", Code::NotFound),
             ("POST", "/fine", Code::MethodNotAllowed),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sane_ids_are_kept_and_others_replaced() {
+    async fn request_id_kept_when_valid_and_replaced_otherwise() {
         let (_, headers, seen) = send("GET", "/echo", Some("client-1.A_z")).await;
         assert_eq!(headers[X_REQUEST_ID], "client-1.A_z");
         assert_eq!(seen, "client-1.A_z");
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_reply_tells_browsers_what_not_to_do() {
+    async fn reply_carries_security_headers() {
         for path in ["/fine", "/unknown", "/teapot", "/panic"] {
             let (_, headers, _) = send("GET", path, None).await;
             assert_eq!(headers[X_CONTENT_TYPE_OPTIONS], "nosniff", "{path}");
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_asks_too_much_is_refused_and_others_are_not() {
+    async fn client_over_limit_refused_and_others_served() {
         let app = app_with(&two_tokens(), Side::Both, 0);
         let answers = [(); 20].map(|()| status(&app, "198.51.100.7", "/fine"));
         let answers = futures_util::future::join_all(answers).await;
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn guessing_at_the_operators_token_has_a_limit() {
+    async fn token_guesses_limited() {
         for path in ["/admin/v1/shut", "/ops/shut"] {
             let app = app_with(&two_tokens(), Side::Both, 0);
             let mut answers = Vec::new();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_belongs_to_the_other_side_does_not_exist() {
+    async fn route_of_other_listener_not_found() {
         for (side, open, shut) in [
             (Side::Public, ["/fine", "/readyz", "/readyz"], ["/metrics", "/admin/v1/shut", "/ops/shut"]),
             (Side::Operators, ["/metrics", "/readyz", "/readyz"], ["/fine", "/echo", "/unknown"]),
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refused_request_with_an_endless_body_ends_in_the_time_of_a_body() {
+    async fn refused_request_ends_in_body_timeout_when_body_endless() {
         for path in ["/admin/v1/shut", "/ops/shut", "/teapot", "/unknown", "/axum"] {
             let request = Request::post(path).header(HOST, "test").body(silent()).unwrap();
             // It hangs for an hour where the work's time is waited for.
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refused_request_with_an_endless_body_ends_at_a_stop() {
+    async fn refused_request_ends_at_stop_when_body_endless() {
         let time = TimeLimits { request: DAY, body: DAY, long: DAY, long_paths: &[] };
         const DAY: Duration = Duration::from_secs(86_400);
         let stopping = CancellationToken::new();
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn request_that_could_be_read_in_two_ways_is_refused_and_ends_its_connection() {
+    async fn ambiguous_request_refused_and_connection_closed() {
         for (names, path) in
             [(&[][..], "/fine"), (&["a", "b"], "/fine"), (&["a"], "http://b/fine"), (&["a", "a"], "/unknown")]
         {
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_exist_costs_more_where_it_takes_postgres_to_know() {
+    async fn not_found_charged_more_when_postgres_asked() {
         let unknown = get(|| async { ApiError::from(Code::OrderNotFound) });
         let limits = LimitsConfig { rate_limit_client_burst: 4, ..two_tokens() };
         let edge = Edge::new(

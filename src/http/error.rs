@@ -280,7 +280,7 @@ mod tests {
     ];
 
     #[test]
-    fn the_page_s_rows_are_the_contract_s_to_the_letter() {
+    fn error_table_matches_contract() {
         for (code, message) in CONTRACT {
             let row = Code::ALL.iter().find(|row| row.as_str() == code).unwrap();
             assert_eq!(row.message(), message, "{code}");
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn every_body_is_the_envelope_and_nothing_else() {
+    fn error_body_is_envelope() {
         for code in Code::ALL {
             let body: serde_json::Value = serde_json::from_str(code.body()).unwrap();
             assert_eq!(body, serde_json::json!({ "errorCode": code.as_str(), "message": code.message() }));
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_distinct_and_survive_a_bare_status() {
+    fn error_codes_distinct_and_kept_without_body() {
         let distinct: std::collections::HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(distinct.len(), Code::ALL.len());
         for status in [401, 403, 404, 405, 408, 413, 415, 429, 500, 503] {
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reason_is_part_of_the_message() {
+    async fn error_message_contains_reason() {
         let refused = ApiError::because(Code::DeadLetterRefused, "no \"place\"").into_response();
         let body = http_body_util::BodyExt::collect(refused.into_body()).await.unwrap().to_bytes();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_say_when_to_come_back_and_what_was_replayed() {
+    fn error_headers_carry_retry_after_and_replayed() {
         let unavailable = Error::Unavailable { reason: "Redis".into(), retry_after: Duration::from_millis(2_500) };
         let response = ApiError::from(unavailable).into_response();
         assert_eq!(response.headers()[RETRY_AFTER], "3");

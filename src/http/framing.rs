@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn host_is_wanted_once_and_whole() {
+    fn host_header_refused_unless_single_and_valid() {
         let of =
             |hosts: &[&str]| told("/", Version::HTTP_11, &hosts.iter().map(|host| ("host", *host)).collect::<Vec<_>>());
         for sound in ["shop.example", "shop.example:8080", "127.0.0.1:80", "[::1]:80", "localhost", "a_b.example"] {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn target_with_a_host_names_the_same_one() {
+    fn absolute_target_refused_when_host_differs() {
         let of = |target: &str, host: &str| told(target, Version::HTTP_11, &[("host", host)]);
         assert_eq!(of("http://Shop.example/x", "shop.example"), None);
         for (target, host) in [
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn chunked_is_the_only_coding() {
+    fn transfer_encoding_refused_unless_chunked() {
         let of = |codings: &[&str]| {
             let headers: Vec<_> = codings.iter().map(|coding| ("transfer-encoding", *coding)).collect();
             told("/", Version::HTTP_11, &[&[("host", "x")], &headers[..]].concat())

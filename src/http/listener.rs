@@ -51,7 +51,7 @@ mod tests {
 
     /// Handshakes that find the backlog full are repeated after a second at the earliest, and never end while nobody accepts.
     #[tokio::test]
-    async fn listener_holds_its_backlog_when_nobody_accepts() {
+    async fn listener_holds_backlog_when_not_accepting() {
         let people = kernel_bound().unwrap_or(128).min(2_000);
         let listener = listen((Ipv4Addr::LOCALHOST, 0).into(), 16_384).unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn listener_refuses_an_address_that_is_taken() {
+    async fn listener_fails_when_address_taken() {
         let first = listen((Ipv4Addr::LOCALHOST, 0).into(), 16).unwrap();
         let error = listen(first.local_addr().unwrap(), 16).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);

@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_page() {
+    fn document_matches_contract() {
         let document = document();
         assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
         assert_eq!(document["info"]["title"], "E-commerce API");
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn every_schema_of_the_page_is_there_under_its_name() {
+    fn document_has_every_schema_of_contract() {
         let document = document();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for name in [
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn document_has_what_generators_of_clients_need() {
+    fn document_has_what_client_generators_need() {
         let latin = |name: &str| {
             name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
         };
@@ -597,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn operators_bodies_are_closed_and_their_changes_of_something() {
+    fn admin_bodies_closed_and_patches_not_empty() {
         let document = document();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         let closed = |name: &str| schemas[name].get("additionalProperties") == Some(&json!(false));
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn references_lead_somewhere_and_operation_ids_are_distinct() {
+    fn document_references_resolve_and_operation_ids_distinct() {
         let document = document();
         let text = document.to_string();
         for reference in text.split("\"$ref\":\"#/components/schemas/").skip(1) {
@@ -625,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn what_any_request_can_meet_is_documented() {
+    fn document_has_common_errors_of_every_operation() {
         let document = document();
         for (method, path, operation) in operations(&document) {
             let has = |status: &str| operation["responses"].get(status).is_some();
@@ -642,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_documented_where_users_need_them_and_change_nothing_else() {
+    fn document_has_token_security_when_jwt() {
         let (plain, mut tokens) = (document(), documented(true));
         for code in [Code::InvalidToken, Code::Forbidden] {
             assert!(!plain.to_string().contains(code.as_str()), "{}", code.as_str());
@@ -670,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_s_assets_are_in_the_binary() {
+    fn documentation_assets_embedded() {
         let config = Arc::new(Config::new([DOCUMENT_PATH]));
         for file in ["index.html", "swagger-ui-bundle.js", "swagger-ui.css", "swagger-initializer.js"] {
             assert_eq!(asset(file, config.clone()).status(), 200, "{file}");

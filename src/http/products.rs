@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn scopes_are_judged_before_limits() {
+    async fn scope_checked_before_limit() {
         assert_eq!(popular("").await, Ok((RankingScope::ThreeDays, 5)));
         assert_eq!(popular("sortBy=wEEkly&limit=100&other=1").await, Ok((RankingScope::Weekly, 100)));
         assert_eq!(popular("sortBy=three%5Fdays").await, Ok((RankingScope::ThreeDays, 5)));
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_have_bounds() {
+    async fn page_size_bounded() {
         let first = params::<ProductsParams>("").await.unwrap();
         assert_eq!((first.page, first.size, first.category), (0, 20, None));
         let deepest = params::<ProductsParams>("page=10000&size=100&category=SHOES").await.unwrap();

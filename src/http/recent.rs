@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answer_is_found_at_a_bounded_rate_however_many_ask() {
+    async fn answer_computed_at_bounded_rate() {
         let (recent, found) = (recent(3), AtomicU32::new(0));
         let ask = async || {
             let find = async || {
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answer_that_could_not_be_found_is_found_again() {
+    async fn answer_recomputed_after_failure() {
         let recent = recent(1);
         assert_eq!(recent.get(async || Ok::<_, ()>(1)).await, Ok(1));
         assert_eq!(recent.get(async || Err::<u32, _>(())).await, Ok(1));

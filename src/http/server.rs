@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_are_kept_and_know_their_peer() {
+    async fn connection_kept_alive_with_peer_address() {
         let server = start(ServerLimits::default()).await;
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         for _ in 0..2 {
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_more_than_allowed_waits() {
+    async fn connection_waits_when_limit_reached() {
         let server = start(ServerLimits { max_connections: 1, ..ServerLimits::default() }).await;
         let mut first = TcpStream::connect(server.address).await.unwrap();
         // Answered, and kept: it has the one slot.
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_with_too_many_connections_gets_no_more_and_others_do() {
+    async fn client_connections_bounded_apart_from_others() {
         let limits = ServerLimits { max_connections_per_client: 1, ..ServerLimits::default() };
         let served = async |stream: &mut TcpStream| {
             send(stream, "/peer").await;
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_does_not_take_its_reply_is_cut_and_a_slow_one_is_not() {
+    async fn connection_cut_when_client_stops_reading() {
         let limits =
             ServerLimits { max_connections: 1, write_timeout: Duration::from_millis(200), ..ServerLimits::default() };
         let server = start(limits).await;
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_with_nothing_to_say_is_not_cut() {
+    async fn idle_stream_not_cut() {
         let limits = ServerLimits {
             header_read_timeout: Duration::from_millis(50),
             write_timeout: Duration::from_millis(1),
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn client_that_shuts_its_sending_side_is_answered() {
+    async fn request_answered_when_client_shuts_sending_side() {
         let server = start(ServerLimits::default()).await;
         for path in ["/peer", "/slow"] {
             for _ in 0..20 {
@@ -425,7 +425,7 @@ mod tests {
 
     /// A connection that is gone looks like one whose sending side is shut until something is written to it.
     #[tokio::test]
-    async fn client_that_is_gone_frees_its_connection() {
+    async fn connection_freed_when_client_gone() {
         for path in ["/slow", "/events"] {
             let server = start(ServerLimits { max_connections: 1, ..ServerLimits::default() }).await;
             let mut gone = TcpStream::connect(server.address).await.unwrap();
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn client_that_is_gone_before_its_body_ends_the_request() {
+    async fn request_ended_when_client_gone_before_body() {
         let server = start(ServerLimits { max_connections: 1, ..ServerLimits::default() }).await;
         let mut gone = TcpStream::connect(server.address).await.unwrap();
         gone.write_all(b"POST /body HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\nx").await.unwrap();
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_head_has_a_size() {
+    async fn head_refused_when_too_large() {
         let server = start(ServerLimits::default()).await;
         for (bytes, status) in [(8 * 1024, "HTTP/1.1 200"), (20 * 1024, "HTTP/1.1 431")] {
             let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_head_has_to_come_in_time() {
+    async fn head_refused_when_too_slow() {
         let limits = ServerLimits { header_read_timeout: Duration::from_millis(100), ..ServerLimits::default() };
         let server = start(limits).await;
         let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn shutdown_finishes_what_has_begun_and_no_more() {
+    async fn shutdown_finishes_running_requests_only() {
         let drain = Duration::from_secs(3);
         let limits = ServerLimits { drain, ..ServerLimits::default() };
         let server = start(limits).await;
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn before_it_closes_it_serves_on_and_lets_connections_go() {
+    async fn shutdown_serves_and_closes_connections_during_delay() {
         let limits = ServerLimits {
             drain_delay: Duration::from_secs(900),
             drain: Duration::from_secs(1800),
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_closes_after_the_delay_and_waits_for_no_one_who_has_asked_for_nothing() {
+    async fn shutdown_closes_idle_connections_after_delay() {
         let (drain_delay, drain) = (Duration::from_secs(1), Duration::from_secs(3));
         let server = start(ServerLimits { drain_delay, drain, ..ServerLimits::default() }).await;
         let mut silent = TcpStream::connect(server.address).await.unwrap();

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_lasts_eight_hours_in_every_process_with_the_same_tokens() {
+    fn session_valid_eight_hours_in_every_process() {
         let clock = Clock::standing(START);
         let (here, there) = (sessions("k.1:0123456789abcdef", &clock), sessions("k.1:0123456789abcdef", &clock));
         let (session, cookie) = here.sign_in(" 0123456789abcdef ", HERE).unwrap();
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn another_token_ends_what_was_begun_with_the_old_one_and_nobody_else_s() {
+    fn session_ends_when_its_token_changes() {
         let clock = Clock::standing(START);
         let before = sessions("kim:0123456789abcdef", &clock);
         let (admin, kim) =
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_changed_opens_nothing() {
+    fn session_refused_when_cookie_altered() {
         let clock = Clock::standing(START);
         let sessions = sessions("kim:0123456789abcdef", &clock);
         let (_, cookie) = sessions.sign_in("0123456789abcdef", HERE).unwrap();
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn another_cookie_of_the_name_is_in_nobody_s_way() {
+    fn session_found_among_cookies_of_same_name() {
         let sessions = sessions("", &Clock::standing(START));
         let (_, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
         let (ours, theirs) = (format!("{COOKIE_NAME}={cookie}"), format!("{COOKIE_NAME}=theirs"));
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_has_a_token_or_a_session_and_the_page_s_header() {
+    fn operator_admitted_by_token_or_session_with_csrf_header() {
         let sessions = sessions("", &Clock::standing(START));
         let (_, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
         let mut headers = with(&[&format!("{COOKIE_NAME}={cookie}")]);
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn signing_out_is_remembered_up_to_a_bound() {
+    fn signed_out_sessions_remembered_up_to_bound() {
         let clock = Clock::standing(START);
         let sessions = sessions("", &clock);
         let (session, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_at_sign_in_and_of_tokens_are_counted_together_and_by_client() {
+    fn failures_counted_per_client() {
         let limits = LimitsConfig { rate_limit_guesses_per_minute: 4, rate_limit_keys: 10, ..LimitsConfig::off() };
         let operators = Operators::new(&OperatorsConfig::admin(RIGHT)).unwrap();
         let sessions = Sessions::new(operators, Clock::standing(START), false, Arc::new(Limits::new(&limits)));

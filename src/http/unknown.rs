@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_bounded_and_printable() {
+    fn unknown_names_bounded_and_printable() {
         let header = |names: &[&str]| named(names).header().map(|value| value.to_str().unwrap().to_owned());
         assert_eq!(header(&[]), None);
         assert_eq!(header(&["userCouponID", "a.0.b"]).unwrap(), "userCouponID, a.0.b");

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_key_is_fetched_when_it_is_asked_for_and_the_old_ones_stay_while_none_can_be() {
+    async fn new_key_fetched_on_demand_and_old_keys_kept_on_failure() {
         let (issuer, jwks) = issuer(set("one")).await;
         let jwks = eager(jwks);
         assert!(jwks.current().is_empty(), "nothing is fetched by itself");
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_who_ask_for_unknown_keys_have_them_fetched_once() {
+    async fn unknown_keys_fetched_once_when_concurrent() {
         let (issuer, jwks) = issuer(set("one")).await;
         let following = tokio::spawn({
             let jwks = jwks.clone();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_is_read_again() {
+    async fn key_file_read_again() {
         let dir = crate::dev::ScratchDir::new().unwrap();
         let file = dir.path().join("jwks.json");
         std::fs::write(&file, set("one").1).unwrap();
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_come_over_https_or_from_this_machine() {
+    fn keys_url_refused_unless_https_or_loopback() {
         for good in ["https://id.example/jwks", "http://127.0.0.1:9/jwks", "http://[::1]/jwks", "http://localhost:81/"]
         {
             assert!(checked(good).is_ok(), "{good}");

@@ -100,7 +100,7 @@ fn rsa() -> (Value, BTreeMap<String, String>) {
 }
 
 #[tokio::test]
-async fn every_algorithm_verifies_what_was_signed_and_nothing_else() {
+async fn token_verified_for_every_algorithm_and_forgery_refused() {
     let (es256, sign_es256) = curve("p256", &ECDSA_P256_SHA256_FIXED_SIGNING, "P-256");
     let (es384, sign_es384) = curve("p384", &ECDSA_P384_SHA384_FIXED_SIGNING, "P-384");
     let (eddsa, sign_eddsa) = edwards("ed");
@@ -143,7 +143,7 @@ async fn every_algorithm_verifies_what_was_signed_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_key_says_the_algorithm_and_never_the_token() {
+async fn token_refused_when_algorithm_not_of_key() {
     let (rsa, _) = rsa();
     let (es256, sign_es256) = curve("p256", &ECDSA_P256_SHA256_FIXED_SIGNING, "P-256");
     let modulus = URL_SAFE_NO_PAD.decode(rsa["n"].as_str().unwrap()).unwrap();
@@ -179,7 +179,7 @@ async fn the_key_says_the_algorithm_and_never_the_token() {
 }
 
 #[tokio::test]
-async fn times_are_held_against_the_clock_with_some_leeway() {
+async fn token_times_checked_with_leeway() {
     let clock = Clock::standing(Millis(NOW * 1000));
     let tokens = Tokens::new(&config(), clock.clone()).unwrap().unwrap();
     let claims = json!({"sub": 7, "exp": NOW + 60, "nbf": NOW + 30});
@@ -196,7 +196,7 @@ async fn times_are_held_against_the_clock_with_some_leeway() {
 }
 
 #[tokio::test]
-async fn a_token_must_say_whose_it_is_and_until_when() {
+async fn token_refused_without_subject_or_expiry() {
     let tokens = tokens(&config());
     for (claims, said) in [
         (json!({"sub": "7"}), "without an end"),
@@ -238,7 +238,7 @@ async fn a_token_must_say_whose_it_is_and_until_when() {
 }
 
 #[tokio::test]
-async fn issuer_audience_and_claim_are_as_configured() {
+async fn token_refused_when_issuer_audience_or_claim_differs() {
     let strict = AuthConfig {
         auth_jwt_issuer: Some("https://id.example".to_owned()),
         auth_jwt_audience: Some("firstcome".to_owned()),
@@ -268,7 +268,7 @@ async fn issuer_audience_and_claim_are_as_configured() {
 }
 
 #[tokio::test]
-async fn what_is_not_understood_is_not_let_in() {
+async fn token_refused_when_malformed() {
     let (tokens, sign) = (tokens(&config()), by_secret(hmac::HMAC_SHA256, SECRET.as_bytes()));
     let extended = token(&json!({"alg": "HS256", "crit": ["b64"], "b64": false}), &good(), &sign);
     assert_eq!(why(&tokens, &extended).await, "critical extensions");
@@ -279,14 +279,14 @@ async fn what_is_not_understood_is_not_let_in() {
 
 /// Tokens of issuers that put groups and addresses into them.
 #[tokio::test]
-async fn token_is_as_long_as_a_head_lets_it_be() {
+async fn token_accepted_up_to_head_size() {
     let long = signed(&json!({"sub": "7", "exp": NOW + 60, "groups": "x".repeat(11_500)}));
     assert!(long.len() > 15 * 1024, "{}", long.len());
     assert_eq!(user(&tokens(&config()), &long).await, 7);
 }
 
 #[tokio::test]
-async fn token_of_another_type_opens_nothing() {
+async fn token_refused_when_type_differs() {
     let (tokens, sign) = (tokens(&config()), by_secret(hmac::HMAC_SHA256, SECRET.as_bytes()));
     for typ in ["JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "Application/jwt"] {
         assert_eq!(user(&tokens, &token(&json!({"alg": "HS256", "typ": typ}), &good(), &sign)).await, 7, "{typ}");
@@ -301,7 +301,7 @@ async fn token_of_another_type_opens_nothing() {
 }
 
 #[tokio::test]
-async fn keys_of_a_set_are_used_for_what_they_are_for() {
+async fn key_of_set_used_for_its_purpose_only() {
     let (one, sign_one) = edwards("one");
     let (two, sign_two) = edwards("two");
     let with = |key: &Value, more: Value| {
@@ -334,7 +334,7 @@ async fn keys_of_a_set_are_used_for_what_they_are_for() {
 }
 
 #[test]
-fn a_configuration_that_can_t_be_meant_is_refused() {
+fn token_settings_refused_when_contradictory() {
     let new = |config: &AuthConfig| Tokens::new(config, Clock::system()).map(|tokens| tokens.is_some());
     assert!(matches!(new(&AuthConfig::default()), Ok(false)));
     assert!(matches!(new(&config()), Ok(true)));
@@ -356,7 +356,7 @@ fn a_configuration_that_can_t_be_meant_is_refused() {
 
 proptest! {
     #[test]
-    fn fuzz_tokens_are_nobody_s(header in "\\PC{0,40}", claims in "\\PC{0,60}", signature in "[A-Za-z0-9_-]{0,60}", raw in any::<bool>()) {
+    fn fuzz_token_refused(header in "\\PC{0,40}", claims in "\\PC{0,60}", signature in "[A-Za-z0-9_-]{0,60}", raw in any::<bool>()) {
         let tokens = tokens(&config());
         let token = match raw {
             true => format!("{header}.{claims}.{signature}"),
@@ -367,7 +367,7 @@ proptest! {
     }
 
     #[test]
-    fn fuzz_sets_of_keys_are_read_or_not(set in "\\PC{0,200}", field in "kty|crv|n|e|x|y|k|use|alg|key_ops", value in "\\PC{0,20}") {
+    fn fuzz_key_set_parsed_or_refused(set in "\\PC{0,200}", field in "kty|crv|n|e|x|y|k|use|alg|key_ops", value in "\\PC{0,20}") {
         let _ = Keys::of_set(set.as_bytes());
         let (mut jwk, _) = edwards("a");
         jwk[field] = value.into();

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_remembers_while_a_token_is_good_and_its_keys_are_the_same() {
+    fn verified_token_cached_while_valid_and_keys_unchanged() {
         let (verified, user) = (Verified::default(), UserId::new(7).unwrap());
         verified.put(digest("a"), 1, user, 1_000);
         assert_eq!(verified.get(&digest("a"), 1, 999), Some(user));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn it_forgets_rather_than_grow_and_keeps_what_is_used() {
+    fn verified_tokens_bounded_and_recent_kept() {
         let (verified, user) = (Verified::default(), UserId::new(7).unwrap());
         let digest = |n: usize| {
             let mut digest = [0; 32];

@@ -140,7 +140,7 @@ mod tests {
     use super::options;
 
     #[test]
-    fn database_url_refused_with_sentence_without_its_secret() {
+    fn database_url_refused_without_printing_its_secret() {
         for (url, word) in [
             ("mysql://user:hunter2@host/database", "no PostgreSQL URL"),
             ("postgres://user:hun/hunter2@host/database", "percent-encoded"),

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn address_refused_with_a_reason_and_without_its_secrets() {
+    fn address_refused_without_printing_its_secrets() {
         let refused = [
             ("redis+sentinel://app:hunter2@one", "names no master"),
             ("redis+sentinel://app:hunter2@one/", "names no master"),
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_refused_where_they_can_t_be_used() {
+    fn certificates_refused_when_unusable() {
         let file = |name: &str| Some(Path::new(env!("CARGO_MANIFEST_DIR")).join(name));
         let of = |url: &str, ca: &str, cert: &str, key: &str| {
             let mut config = RedisConfig::at(url);

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_while_one_is_under_way_goes_with_the_next() {
+    async fn requests_join_next_batch_while_one_runs() {
         let hall = Hall::new();
         let first = hall.join(1);
         hall.begun(1).await;
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_went_away_is_not_carried_out_and_an_error_is_everybody_s() {
+    async fn cancelled_request_left_out_and_error_shared() {
         let hall = Hall::new();
         let first = hall.join(1);
         hall.begun(1).await;

@@ -397,7 +397,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn server_codes_known_to_the_client_have_a_meaning() {
+    fn server_codes_of_client_classified() {
         // Codes that say nothing about the server: an error of the command, or of a client that we are not.
         let of_commands = ["ERR", "EXECABORT", "CROSSSLOT", "NOTBUSY", "NOSUB"];
         for code in of_commands {

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn records_of_the_scripts_are_read() {
+    fn record_of_script_parsed() {
         let found = campaign(CouponId::new(1).unwrap(), &hash(CAMPAIGN)).unwrap();
         assert_eq!((found.terms.total, found.issued, found.withheld), (9, 3, 1));
         let found = order_record(OrderId::new(1).unwrap(), &hash(ORDER)).unwrap();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn times_beyond_the_calendar_are_unreadable() {
+    fn record_unreadable_when_time_beyond_calendar() {
         for (record, name) in [(CAMPAIGN, "closes_at"), (ORDER, "placed_at")] {
             for ms in ["-1", "253402300800000", "9223372036854775807", "-9223372036854775808"] {
                 let mut fields = hash(record);
@@ -270,7 +270,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_can_be_read_can_be_shown(
+        fn record_parsed_can_be_serialized(
             of_campaign in changed(CAMPAIGN),
             of_order in changed(ORDER),
             of_coupon in prop_oneof![any::<String>(), collection::vec(select(NUMBERS), 0..6).prop_map(|parts| parts.join("|"))],

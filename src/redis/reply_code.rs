@@ -87,7 +87,7 @@ mod tests {
     use crate::redis::script;
 
     #[test]
-    fn every_word_of_the_scripts_is_known() {
+    fn reply_codes_of_scripts_known() {
         for script in script::ALL {
             let source = script.source();
             // A reply is a list that starts with its word.

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_read_from_its_info() {
+    fn server_settings_parsed_from_info() {
         let info = "# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:0d12ab\r\n";
         let server = Server::read(info);
         assert_eq!((server.run_id.as_str(), server.version), ("0d12ab", (7, 0)));

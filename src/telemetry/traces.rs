@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_traced_without_a_collector() {
+    fn traces_absent_without_collector() {
         let mut config = TelemetryConfig::default();
         assert!(collector(&config).unwrap().is_none());
         config.otel_exporter_otlp_endpoint = Some(Secret::new(""));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_url_gets_the_path_and_a_whole_one_is_left_alone() {
+    fn collector_url_completed_when_base_only() {
         let mut config = TelemetryConfig::default();
         for base in ["http://collector:4318", "http://collector:4318/"] {
             config.otel_exporter_otlp_endpoint = Some(Secret::new(base));

@@ -59,7 +59,7 @@ impl Drop for Running {
 }
 
 #[tokio::test]
-async fn the_tour_runs_as_printed() {
+async fn tour_runs_as_printed() {
     let dir = ScratchDir::new().unwrap();
     let port = free_port().unwrap();
     let program = Command::new(env!("CARGO_BIN_EXE_firstcome"))
@@ -96,7 +96,7 @@ async fn the_tour_runs_as_printed() {
 }
 
 #[test]
-fn the_table_of_settings_is_complete() {
+fn settings_table_complete() {
     let mut known = BTreeSet::from(["RUST_LOG".to_owned()]);
     for role in ["dev", "serve", "project", "migrate", "seed"] {
         let help = Command::new(env!("CARGO_BIN_EXE_firstcome")).args([role, "--help"]).output().unwrap();

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_may_be_left_out() {
+    fn campaign_window_optional() {
         assert!(campaign(json!({})).is_some());
         let open = campaign(json!({ "opensAt": "absent", "closesAt": "absent" })).unwrap();
         assert!(open.opens_at.is_none() && open.closes_at.is_none());
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_moved_in_part_or_in_whole() {
+    fn campaign_window_updated_in_part_or_whole() {
         let patch = |body: Value| {
             let request: UpdateCampaignRequest = serde_json::from_value(body).ok()?;
             request.validate(chrono_tz::Asia::Seoul)
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn campaigns_have_bounds() {
+    fn campaign_refused_when_out_of_bounds() {
         for hostile in [
             json!({ "opensAt": "2024-04-02T10:00:00" }),
             json!({ "opensAt": "2024-04-03T10:00:00", "closesAt": "absent" }),

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_letter_is_named_as_it_was_shown() {
+    fn dead_letter_id_round_trips() {
         let letter = |body: Value| {
             let request: RetryRequest = serde_json::from_value(body).ok()?;
             request.validate(chrono_tz::UTC)

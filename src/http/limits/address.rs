@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_trusted_proxy_the_header_is_nothing() {
+    fn forwarded_header_ignored_without_trusted_proxy() {
         for forged in [&b"198.51.100.7"[..], b"10.0.0.1", b"127.0.0.1, 10.0.0.1"] {
             assert_eq!(from("203.0.113.1", &[forged]), "203.0.113.1");
             assert_eq!(from("2001:db8::1", &[forged]), "2001:db8::1");
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_believed_and_what_the_client_wrote_is_not() {
+    fn client_address_taken_from_trusted_proxy_only() {
         assert_eq!(from("10.0.0.1", &[b"198.51.100.7"]), "198.51.100.7");
         assert_eq!(from("10.0.0.1", &[b"1.1.1.1, 198.51.100.7"]), "198.51.100.7");
         assert_eq!(from("10.0.0.1", &[b"10.0.0.66, 198.51.100.7"]), "198.51.100.7", "not what looks like a proxy");
@@ -98,19 +98,19 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_one_list() {
+    fn forwarded_header_lines_joined() {
         assert_eq!(from("10.0.0.1", &[b"1.1.1.1", b"198.51.100.7", b"10.2.0.1"]), "198.51.100.7");
         assert_eq!(from("10.0.0.1", &[b"1.1.1.1, 2.2.2.2", b"10.3.0.1, 10.2.0.1"]), "2.2.2.2");
     }
 
     #[test]
-    fn a_proxy_that_says_nothing_or_only_names_proxies_is_the_client() {
+    fn client_address_is_proxy_when_header_names_none() {
         assert_eq!(from("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(from("10.0.0.1", &[b"10.9.0.1, 10.2.0.1"]), "10.9.0.1");
     }
 
     #[test]
-    fn what_can_t_be_read_ends_the_list() {
+    fn forwarded_list_ends_at_unreadable_entry() {
         for hostile in [
             &b"1.1.1.1, unknown"[..],
             b"1.1.1.1, _hidden",
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_brackets_are_left_out() {
+    fn forwarded_address_read_without_port_and_brackets() {
         for hop in ["2001:db8::7", "[2001:db8::7]", "[2001:db8::7]:443", "2001:DB8:0::7"] {
             assert_eq!(from("10.0.0.1", &[hop.as_bytes()]), "2001:db8::7", "{hop}");
         }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn one_client_is_an_ipv4_address_or_an_ipv6_64() {
+    fn client_identified_by_ipv4_address_or_ipv6_prefix() {
         let key = |address: &str| key(address.parse().unwrap());
         assert_eq!(key("2001:db8:0:1::1"), key("2001:db8:0:1:ffff::2"));
         assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn private_addresses_are_known() {
+    fn private_address_recognized() {
         for private in [
             "127.0.0.1",
             "10.1.1.1",

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_and_then_the_rate_and_nobody_takes_another_s() {
+    fn bucket_allows_burst_then_rate_per_key() {
         let (buckets, clock) = buckets(10, 30, 100);
         assert_eq!(taken(&buckets, 1), 30);
         assert_eq!(taken(&buckets, 2), 30);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_how_long_and_costs_nothing() {
+    fn bucket_refusal_names_wait_and_takes_no_token() {
         let (buckets, clock) = buckets(2, 1, 100);
         assert_eq!(buckets.take(1, 1), Ok(()));
         for _ in 0..100 {
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn dear_request_takes_more_tokens_and_never_more_than_a_bucket_holds() {
+    fn bucket_charge_capped_at_burst() {
         let (buckets, clock) = buckets(10, 30, 100);
         assert_eq!(buckets.take(1, 21), Ok(()));
         assert_eq!(buckets.take(1, 21), Err(Duration::from_millis(1_200)), "nine are left");
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn charge_beyond_a_bucket_is_owed_up_to_a_bound() {
+    fn bucket_debt_bounded() {
         let (buckets, clock) = buckets(10, 30, 100);
         buckets.charge(1, 10);
         assert_eq!(taken(&buckets, 1), 20);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn look_at_a_bucket_takes_nothing_and_keeps_nothing() {
+    fn bucket_check_takes_no_token_and_stores_no_key() {
         let (buckets, clock) = buckets(10, 3, 100);
         for _ in 0..100 {
             assert_eq!(buckets.has_token(1), Ok(()));
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn look_of_a_newcomer_beyond_the_bound_is_at_the_shared_bucket() {
+    fn bucket_check_of_new_key_uses_shared_bucket_when_full() {
         let (buckets, _) = buckets(10, 1, 1);
         buckets.charge(1, 1);
         assert_eq!(buckets.has_token(2), Ok(()));
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_no_limit() {
+    fn bucket_unlimited_when_rate_none() {
         assert!(Buckets::new(0, 10, 10).is_none());
         assert!(Buckets::new(10, 0, 10).is_none());
         assert!(Buckets::new(10, 10, 0).is_some());
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn full_buckets_are_forgotten_and_others_are_not() {
+    fn bucket_dropped_when_full() {
         let (buckets, clock) = buckets(10, 10, 100);
         buckets.take(1, 1).unwrap();
         clock.advance(Duration::from_millis(50));
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_bound_newcomers_share_one_bucket_and_the_known_keep_theirs() {
+    fn bucket_shared_by_new_keys_beyond_bound() {
         let (buckets, clock) = buckets(10, 5, 100);
         for key in 0..100 {
             buckets.take(key, 1).unwrap();
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_count_is_exact_whoever_comes_at_once() {
+    fn bucket_count_exact_when_concurrent() {
         let buckets = Buckets::new(1, 1_000_000, 5_000).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_keys_take_less_than_40_bytes_each_and_give_them_back() {
+    fn bucket_memory_below_40_bytes_per_key() {
         let (buckets, clock) = buckets(10, 10, 1_000_000);
         for key in 0..1_500_000_u64 {
             // As scattered as addresses are.

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_so_many_connections_and_no_more() {
+    fn connections_of_client_bounded() {
         let clients = PerClient::new(2).unwrap();
         let first = clients.seat(1).unwrap();
         let second = clients.seat(1).unwrap();

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ordinary_requests_cost_one_token_and_large_ones_more() {
+    fn request_cost_grows_with_size() {
         assert_eq!(of_route("/api/v1/coupons/issue"), 1);
         assert_eq!(of_route("/api/v1/orders/{orderId}"), 2);
         assert_eq!([1, 10, 11, 100].map(of_lines), [0, 0, 1, 9]);

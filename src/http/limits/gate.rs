@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_as_there_is_room_for_and_no_more() {
+    fn permits_bounded_by_capacity() {
         let gate = Gate::new(2);
         let first = gate.enter().unwrap();
         let _second = gate.enter().unwrap();
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_outside_takes_no_room_and_may_find_none() {
+    fn waiting_request_takes_no_permit() {
         let gate = Gate::new(1);
         let first = gate.enter().unwrap();
         let outside = gate.step_out();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_bound_nobody_is_kept_out_or_counted() {
+    fn permits_unbounded_when_capacity_none() {
         let gate = Gate::new(0);
         let passes: Vec<_> = (0..100).map(|_| gate.enter().unwrap()).collect();
         assert!(gate.step_out().has_room());

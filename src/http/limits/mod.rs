@@ -320,7 +320,7 @@ mod tests {
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
 
     #[test]
-    fn paths_are_told_apart() {
+    fn path_classified() {
         for (traffic, paths) in [
             (Traffic::Health, &["/healthz", "/readyz"][..]),
             (Traffic::Metrics, &["/metrics", "/metrics/"]),
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn each_side_serves_its_own() {
+    fn listener_serves_its_own_routes() {
         let all = [Traffic::Public, Traffic::Operators, Traffic::Metrics, Traffic::Health];
         assert_eq!(all.map(|traffic| Side::Both.serves(traffic)), [true; 4]);
         assert_eq!(all.map(|traffic| Side::Public.serves(traffic)), [true, false, false, true]);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_public_api_costs_tokens_and_refusals_say_when_to_come_back() {
+    fn tokens_charged_for_public_api_only() {
         let limits = limits(|config| {
             (config.rate_limit_client_per_second, config.rate_limit_client_burst) = (1, 2);
         });
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn dear_requests_cost_more_than_others() {
+    fn expensive_request_charged_more() {
         let limits = limits(|config| {
             (config.rate_limit_client_per_second, config.rate_limit_client_burst) = (1, 20);
         });
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_are_not_judged_when_the_client_has_used_up_its_own() {
+    fn token_guess_not_judged_when_client_over_limit() {
         let limits = limits(|config| config.rate_limit_guesses_per_minute = 3);
         let other = "198.51.100.8".parse().unwrap();
         // Right ones cost nothing.
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn users_have_their_own_limit() {
+    fn user_limited_apart_from_client() {
         let limits = limits(|config| (config.rate_limit_user_per_second, config.rate_limit_user_burst) = (1, 3));
         let (one, other) = (UserId::new(1).unwrap(), UserId::new(2).unwrap());
         assert_eq!((0..10).filter(|_| limits.admit_user(one, 1).is_ok()).count(), 3);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_house_turns_customers_away_and_nobody_else() {
+    fn public_request_shed_when_full_and_operators_admitted() {
         let limits = limits(|config| config.max_in_flight = 1);
         let inside = limits.admit(Traffic::Public, CLIENT, "").unwrap();
         let refused = limits.admit(Traffic::Public, CLIENT, "").err().unwrap().into_response();
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn off_is_off() {
+    fn limits_absent_when_off() {
         let limits = Limits::new(&LimitsConfig::off());
         let user = UserId::new(1).unwrap();
         assert!(
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_proxy_is_noticed_once() {
+    fn unknown_proxy_logged_once() {
         let forwarded = |limits: &Limits, peer: &str| {
             let headers = HeaderMap::from_iter([(address::X_FORWARDED_FOR, "198.51.100.7".parse().unwrap())]);
             limits.client(peer.parse().unwrap(), &headers);

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_s_state_is_read_from_its_info() {
+    fn server_state_parsed_from_info() {
         let info = "# Server\r\nredis_version:7.2.4\r\nvalkey_version:9.1.2\r\n# Memory\r\nused_memory:1048576\r\n\
                     used_memory_human:1.00M\r\nmaxmemory:2097152\r\nmaxmemory_policy:noeviction\r\n# Persistence\r\n\
                     aof_enabled:1\r\naof_rewrite_in_progress:0\r\naof_last_write_status:ok\r\n# Clients\r\n\

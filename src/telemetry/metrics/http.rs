@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_counted_by_what_became_of_them() {
+    fn requests_counted_by_outcome() {
         let route = "/metrics-test/{id}";
         for (method, status, code) in [
             ("GET", 200, ""),

@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_is_told_before_it_happens_and_says_what_it_is() {
+    fn metrics_exported_with_help_before_first_event() {
         let text = text(&state::Observed::default()).unwrap();
         let mut names = std::collections::BTreeSet::new();
         for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {

@@ -87,14 +87,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_stat_of_a_process_is_read_whatever_its_name() {
+    fn process_stat_parsed_with_any_name() {
         let line = "42 (a (b) c) S 1 42 42 0 -1 4194560 9 0 0 0 150 50 7 8 20 0 5 0 12345 4096000 321 184 1 1 0 0 0";
         assert_eq!(Stat::parse(line), Some(Stat { cpu: 200, threads: 5, began: 12345, resident_pages: 321 }));
         assert_eq!(Stat::parse("42 (short) S 1"), None);
     }
 
     #[test]
-    fn this_process_is_found() {
+    fn process_stat_of_self_found() {
         assert_eq!(families().len(), 7);
         assert!(uptime_seconds().unwrap() < 3600.0 * 24.0);
         assert!(max_fds().unwrap() > 1.0);

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_counted_and_what_is_none_is_other() {
+    fn reply_codes_counted_and_unknown_ones_as_other() {
         let meter = Meter::new("metrics_test");
         let known = |word: &str| ["YES", "NO"].into_iter().find(|known| *known == word).unwrap_or(OTHER);
         for word in ["YES", "x", "NO", "y", "YES", "x"] {

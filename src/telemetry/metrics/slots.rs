@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_key_has_its_counter_even_beyond_the_slots() {
+    fn counter_kept_per_key_beyond_slots() {
         let counters = IntCounterVec::new(Opts::new("test_total", "A test."), &["key"]).unwrap();
         let slots = Slots::<u8, 2>::default();
         for key in [1, 2, 3, 1, 3, 3] {

@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_charge_is_in_the_balance() {
+async fn balance_charged_grows_by_amount() {
     on_1_and_3(async |world| {
         for _ in 0..3 {
             let user = world.user(5_000).await;
@@ -25,7 +25,7 @@ async fn a_charge_is_in_the_balance() {
 }
 
 #[tokio::test]
-async fn what_is_refused_changes_nothing() {
+async fn charge_refused_changes_nothing() {
     on_1_and_3(async |world| {
         let user = world.user(0).await;
         let before = effects(world).await;
@@ -47,7 +47,7 @@ async fn what_is_refused_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_balance_may_have_a_cap() {
+async fn charge_refused_when_cap_exceeded() {
     let world = World::with(Options { max_balance: Some(150_000), ..Options::default() }).await;
     let user = world.user(0).await;
     let path = format!("/api/v1/balances/{user}");
@@ -75,7 +75,7 @@ async fn paged(world: &World, user: i64, limit: usize) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_history_is_every_change_at_once_however_far_the_projection_is() {
+async fn history_complete_when_projection_lags() {
     on_1_and_3(async |world| {
         let (user, other) = (world.user(10_000).await, world.user(1).await);
         let product = world.product(2_000, 10).await;
@@ -124,7 +124,7 @@ async fn the_history_is_every_change_at_once_however_far_the_projection_is() {
 }
 
 #[tokio::test]
-async fn a_hundred_entries_unless_more_are_asked_for() {
+async fn history_page_defaults_to_hundred_entries() {
     let world = World::start().await;
     let user = world.user(0).await;
     let path = format!("/api/v1/balances/{user}/history");
@@ -157,7 +157,7 @@ async fn a_hundred_entries_unless_more_are_asked_for() {
 }
 
 #[tokio::test]
-async fn reads_follow_writes_while_the_projection_runs() {
+async fn balance_read_after_write_is_current_while_projecting() {
     let world = World::with(Options { project: true, ..Options::default() }).await;
     let user = world.user(0).await;
     for turn in 1..=60 {

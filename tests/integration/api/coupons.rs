@@ -7,7 +7,7 @@ use crate::support::{api_kit::*, harness::World};
 const DAY_MS: i64 = 86_400_000;
 
 #[tokio::test]
-async fn a_coupon_is_given_out_and_listed() {
+async fn coupon_issued_is_listed() {
     on_1_and_3(async |world| {
         let (first, second) = (world.user(0).await, world.user(0).await);
         let fixed = campaign_with(world, json!({})).await;
@@ -42,7 +42,7 @@ async fn a_coupon_is_given_out_and_listed() {
 }
 
 #[tokio::test]
-async fn checks_come_in_the_contract_s_order() {
+async fn issue_refused_in_order_of_contract() {
     on_1_and_3(async |world| {
         let (winner, late, nobody) = (world.user(0).await, world.user(0).await, 1_000_000);
         let open = campaign_with(world, json!({"totalQuantity": 1})).await;
@@ -80,7 +80,7 @@ async fn checks_come_in_the_contract_s_order() {
 }
 
 #[tokio::test]
-async fn a_window_opens_on_the_dot_and_closes_on_the_dot() {
+async fn issue_accepted_only_within_window() {
     let world = World::start().await;
     let (a, b, c) = (world.user(0).await, world.user(0).await, world.user(0).await);
     let window = json!({"opensAt": after(&world, 10_000), "closesAt": after(&world, 20_000)});
@@ -103,7 +103,7 @@ async fn standing(world: &World, user: i64, campaign: i64) -> Value {
 }
 
 #[tokio::test]
-async fn a_coupon_is_held_used_given_back_and_expires() {
+async fn coupon_status_follows_its_order_and_expiry() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(100_000).await, world.product(10_000, 10).await);
         let campaign = campaign_with(world, json!({})).await;
@@ -140,7 +140,7 @@ async fn a_coupon_is_held_used_given_back_and_expires() {
 }
 
 #[tokio::test]
-async fn a_coupon_that_cannot_be_used_orders_nothing() {
+async fn order_refused_when_coupon_unusable() {
     on_1_and_3(async |world| {
         let (user, other) = (world.user(100_000).await, world.user(100_000).await);
         let product = world.product(1_000, 10).await;
@@ -172,7 +172,7 @@ async fn a_coupon_that_cannot_be_used_orders_nothing() {
 }
 
 #[tokio::test]
-async fn discounts_are_won_or_percent_rounded_down() {
+async fn discount_in_percent_rounded_down() {
     let world = World::start().await;
     for (kind, amount, price, quantity, discount) in [
         ("PERCENTAGE", 33_i64, 999_i64, 1, 329),
@@ -209,7 +209,7 @@ async fn discounts_are_won_or_percent_rounded_down() {
 }
 
 #[tokio::test]
-async fn open_campaigns_are_listed() {
+async fn campaigns_open_are_listed() {
     on_1_and_3(async |world| {
         let later = campaign_with(world, json!({"couponCode": "LATER", "expiredAt": after(world, 3 * DAY_MS)})).await;
         let sooner = json!({"couponCode": "SOONER", "opensAt": after(world, 1_000), "closesAt": after(world, DAY_MS),

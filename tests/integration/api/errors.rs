@@ -213,7 +213,7 @@ fn wrong(field: &Field) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn fields_are_what_they_are_said_to_be() {
+async fn request_refused_when_field_out_of_schema() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     for write in &writes {
@@ -265,7 +265,7 @@ async fn fields_are_what_they_are_said_to_be() {
 const GARBAGE: &[&[u8]] = &[b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\0"];
 
 #[tokio::test]
-async fn what_is_ignored_is_text_all_the_same() {
+async fn request_refused_when_ignored_field_not_utf8() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     for write in &writes {
@@ -279,7 +279,7 @@ async fn what_is_ignored_is_text_all_the_same() {
 }
 
 #[tokio::test]
-async fn bodies_are_json_objects() {
+async fn request_refused_when_body_not_json_object() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     for write in &writes {
@@ -340,7 +340,7 @@ async fn bodies_are_json_objects() {
 }
 
 #[tokio::test]
-async fn bodies_are_said_to_be_json() {
+async fn request_refused_when_content_type_not_json() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     for write in &writes {
@@ -398,7 +398,7 @@ async fn by_hand(world: &World, head: &str, body: impl Iterator<Item = Vec<u8>>)
 }
 
 #[tokio::test]
-async fn bodies_have_a_limit() {
+async fn request_refused_when_body_too_large() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     for write in &writes {
@@ -431,7 +431,7 @@ async fn bodies_have_a_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_too_much_hears_why() {
+async fn client_reads_reply_when_body_too_large() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     let ten_megabytes = || vec![b' '; 10_000_000];
@@ -452,7 +452,7 @@ async fn a_client_that_sends_too_much_hears_why() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_does_nothing() {
+async fn request_changes_nothing_when_body_breaks_off() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     for write in &writes {
@@ -476,7 +476,7 @@ async fn a_body_that_breaks_off_does_nothing() {
 }
 
 #[tokio::test]
-async fn paths_and_methods_that_are_not_there() {
+async fn request_refused_when_path_or_method_unknown() {
     let (world, _) = shop().await;
     let before = world.snapshot().await;
     for path in [
@@ -550,7 +550,7 @@ async fn paths_and_methods_that_are_not_there() {
 }
 
 #[tokio::test]
-async fn ids_in_paths_that_cannot_be() {
+async fn request_refused_when_path_id_invalid() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     let bad = [
@@ -616,7 +616,7 @@ async fn ids_in_paths_that_cannot_be() {
 }
 
 #[tokio::test]
-async fn keys_are_short_printable_and_said_once() {
+async fn request_refused_when_idempotency_key_invalid() {
     let (world, writes) = shop().await;
     let before = world.snapshot().await;
     let long = "k".repeat(256);
@@ -651,7 +651,7 @@ async fn keys_are_short_printable_and_said_once() {
 }
 
 #[tokio::test]
-async fn every_reply_carries_a_request_id() {
+async fn reply_carries_request_id() {
     let world = World::with(Options { max_open_orders: 1, ..Options::default() }).await;
     let (user, product) = (world.user(1_000).await, world.product(10, 10).await);
     world.order(user, product, 1).await.ok();

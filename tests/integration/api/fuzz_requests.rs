@@ -225,7 +225,7 @@ fn too_much(write: &Write, body: &[u8]) -> bool {
 }
 
 #[test]
-fn bodies_with_something_wrong_about_them() {
+fn body_mutated_gets_documented_reply() {
     let input = (any::<Index>(), prop::collection::vec(change(), 0..4));
     run(config(1_024, 1), &input, async |bench, (at, changes)| {
         let write = at.get(&bench.writes);
@@ -247,7 +247,7 @@ fn bodies_with_something_wrong_about_them() {
 }
 
 #[test]
-fn bodies_of_any_bytes() {
+fn body_of_random_bytes_gets_documented_reply() {
     let input = prop_oneof![bytes(64), json_text().prop_map(String::into_bytes), Just(vec![b' '; 70_000])];
     run(config(256, 8), &input, async |bench, body| {
         for write in &bench.writes {
@@ -262,7 +262,7 @@ fn bodies_of_any_bytes() {
 }
 
 #[test]
-fn headers_of_any_bytes() {
+fn header_of_random_bytes_gets_documented_reply() {
     let value = || prop_oneof![bytes(20), bytes(300), "[ -~]{0,300}".prop_map(String::into_bytes)];
     let kind = prop_oneof![
         4 => Just(b"application/json".to_vec()),
@@ -324,7 +324,7 @@ fn for_a_url() -> impl Strategy<Value = String> {
 }
 
 #[test]
-fn paths_of_any_text() {
+fn path_of_random_text_gets_documented_reply() {
     run(config(512, 1), &(any::<Index>(), for_a_url()), async |bench, (at, segment)| {
         let (before, after, unknown) = *at.get(BY_ID);
         let Some(reply) = bench.send(&Method::GET, &format!("{before}{segment}{after}"), &[], Vec::new()).await else {
@@ -355,7 +355,7 @@ const LISTINGS: &[(&str, &[(&str, i64, i64)])] = &[
 ];
 
 #[test]
-fn queries_of_any_text() {
+fn query_of_random_text_gets_documented_reply() {
     let pairs = prop::collection::vec((any::<Index>(), for_a_url(), any::<bool>()), 0..4);
     run(config(512, 1), &(any::<Index>(), pairs, for_a_url()), async |bench, (at, pairs, rest)| {
         let (path, parameters) = *at.get(LISTINGS);
@@ -389,7 +389,7 @@ fn queries_of_any_text() {
 }
 
 #[test]
-fn an_onlooker_tells_right_from_wrong() {
+fn observer_detects_undocumented_replies() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let bench = runtime.block_on(Bench::open());
     for write in &bench.writes {

@@ -87,7 +87,7 @@ fn replays(first: &Reply, again: &Reply) {
 }
 
 #[tokio::test]
-async fn a_repeat_gets_the_first_reply_and_has_no_effect() {
+async fn repeat_gets_first_reply_without_effect() {
     on_1_and_3(async |world| {
         for (index, write) in writes(world).await.iter().enumerate() {
             let key = format!("key {index}");
@@ -157,7 +157,7 @@ async fn a_repeat_gets_the_first_reply_and_has_no_effect() {
 }
 
 #[tokio::test]
-async fn a_key_lives_for_24_hours() {
+async fn key_expires_after_24_hours() {
     on_1_and_3(async |world| {
         let mut redis = world.raw().await;
         let lives = async |redis: &mut redis::aio::MultiplexedConnection| -> BTreeMap<String, i64> {
@@ -184,7 +184,7 @@ async fn a_key_lives_for_24_hours() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_not_recorded() {
+async fn refusal_not_recorded() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(0).await, world.product(1_000, 0).await);
         let order = order_of(user, &[(product, 1)], None);
@@ -224,7 +224,7 @@ async fn a_refusal_is_not_recorded() {
 }
 
 #[tokio::test]
-async fn a_declined_payment_is_declined_again() {
+async fn repeat_of_declined_payment_is_declined() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(1_000).await, world.product(1_000, 5).await);
         let first = placed(world, user, &[(product, 1)], None).await;
@@ -248,7 +248,7 @@ async fn a_declined_payment_is_declined_again() {
 }
 
 #[tokio::test]
-async fn a_first_reply_stands_whatever_happens_later() {
+async fn repeat_gets_first_reply_when_state_has_changed() {
     on_1_and_3(async |world| {
         let user = world.user(10_000).await;
         let new = json!({"productName": "x", "price": 1_000, "stockQuantity": 3, "category": "TOP"});
@@ -297,7 +297,7 @@ async fn a_first_reply_stands_whatever_happens_later() {
 
 /// A campaign that opens at once is created, and its repeat comes after its end.
 #[tokio::test]
-async fn a_campaign_that_is_over_is_still_the_one_that_was_created() {
+async fn repeat_gets_created_campaign_after_its_end() {
     on_1_and_3(async |world| {
         let new = json!({"couponCode": "X", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 1,
             "expiredAt": after(world, 3_600_000)});
@@ -316,7 +316,7 @@ async fn a_campaign_that_is_over_is_still_the_one_that_was_created() {
 
 /// A coupon is issued in its campaign's partition, a charge in the user's, and what operators create in the first one.
 #[tokio::test]
-async fn a_key_is_bound_across_partitions() {
+async fn key_reused_for_other_request_refused_across_partitions() {
     let world = World::with(Options { partitions: 3, ..Options::default() }).await;
     let first = id(&post(&world, "/admin/v1/users/bulk", json!({"count": 3})).await.created(), "firstUserId");
     let product = world.product(10, 10).await;
@@ -355,7 +355,7 @@ async fn a_key_is_bound_across_partitions() {
 
 /// While a gateway is being asked the first request is still running.
 #[tokio::test]
-async fn a_repeat_has_to_wait_for_the_first() {
+async fn repeat_refused_while_first_runs() {
     for partitions in [1, 3] {
         let gateway = FakeGateway::start().await;
         gateway.next(Behaviour::ApproveLate);
@@ -409,7 +409,7 @@ async fn fifty(world: &World, write: &Write, key: &str) -> (Reply, Vec<Reply>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_at_once_have_one_effect_and_one_reply() {
+async fn concurrent_repeats_have_one_effect_and_one_reply() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         for (index, write) in writes(&world).await.iter().enumerate() {
@@ -437,7 +437,7 @@ async fn fifty_at_once_have_one_effect_and_one_reply() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_declined_at_once_are_declined_once() {
+async fn concurrent_repeats_of_declined_payment_decline_once() {
     let world = World::start().await;
     let (user, product) = (world.user(1_000).await, world.product(1_000, 5).await);
     let first = placed(&world, user, &[(product, 1)], None).await;

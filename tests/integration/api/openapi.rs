@@ -208,7 +208,7 @@ fn is_a(kind: &str, value: &Value) -> bool {
 }
 
 #[test]
-fn the_checker_finds_faults() {
+fn schema_checker_finds_faults() {
     let document = Document::new(json!({"components": {"schemas": {
         "Word": {"type": "string", "enum": ["A", "B"]},
         "Thing": {"type": "object", "required": ["id", "words", "word"], "properties": {
@@ -392,7 +392,7 @@ fn flat(text: &Value) -> String {
 }
 
 #[tokio::test]
-async fn the_document_is_the_page() {
+async fn document_matches_contract() {
     let world = World::start().await;
     let reply = world.get("/v3/api-docs").await;
     assert_eq!(reply.headers["content-type"], "application/json");
@@ -456,7 +456,7 @@ async fn the_document_is_the_page() {
 }
 
 #[tokio::test]
-async fn its_own_examples_are_valid() {
+async fn document_examples_valid() {
     let world = World::start().await;
     let api = document(&world).await;
     let mut checked = 0;
@@ -481,7 +481,7 @@ async fn its_own_examples_are_valid() {
 }
 
 #[tokio::test]
-async fn the_page_needs_no_network() {
+async fn documentation_page_loads_without_network() {
     let world = World::start().await;
     let page = "/swagger-ui/index.html";
     let html = world.get(page).await;

@@ -15,7 +15,7 @@ async fn refused(world: &World, order: Value, status: u16, code: &str) {
 }
 
 #[tokio::test]
-async fn an_order_holds_its_stock() {
+async fn order_placed_holds_stock() {
     on_1_and_3(async |world| {
         let user = world.user(1_000_000).await;
         let (shoes, top, outer) =
@@ -56,7 +56,7 @@ async fn an_order_holds_its_stock() {
 }
 
 #[tokio::test]
-async fn all_lines_or_none() {
+async fn order_refused_when_one_line_short() {
     on_1_and_3(async |world| {
         let user = world.user(10_000_000).await;
         let (many, few, none) = (world.product(10, 100).await, world.product(10, 4).await, world.product(10, 0).await);
@@ -106,7 +106,7 @@ async fn all_lines_or_none() {
 }
 
 #[tokio::test]
-async fn an_order_beyond_the_balance_does_not_exist() {
+async fn order_refused_when_balance_short() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(2_999).await, world.product(1_000, 10).await);
         let campaign = campaign_with(world, json!({"discountAmount": 1})).await;
@@ -123,7 +123,7 @@ async fn an_order_beyond_the_balance_does_not_exist() {
 }
 
 #[tokio::test]
-async fn a_gateway_may_settle_what_the_balance_does_not() {
+async fn order_accepted_when_gateway_covers_short_balance() {
     let gateway = FakeGateway::start().await;
     let options = Options { gateway: gateways(&[("TOSS", gateway.url())]), ..Options::default() };
     let world = World::with(options).await;
@@ -145,7 +145,7 @@ async fn a_gateway_may_settle_what_the_balance_does_not() {
 }
 
 #[tokio::test]
-async fn a_sum_that_overflows_is_no_order() {
+async fn order_refused_when_total_overflows() {
     on_1_and_3(async |world| {
         let user = world.user(1_000_000_000_000).await;
         let mut products = Vec::new();
@@ -167,7 +167,7 @@ async fn a_sum_that_overflows_is_no_order() {
 }
 
 #[tokio::test]
-async fn a_user_has_so_many_open_orders() {
+async fn order_refused_when_user_has_too_many_open() {
     let world = World::with(Options { max_open_orders: 2, ..Options::default() }).await;
     let (user, other, product) = (world.user(1_000).await, world.user(1_000).await, world.product(10, 10).await);
     let first = placed(&world, user, &[(product, 1)], None).await;
@@ -192,7 +192,7 @@ async fn a_user_has_so_many_open_orders() {
 }
 
 #[tokio::test]
-async fn prices_are_frozen_into_the_order() {
+async fn order_keeps_price_when_product_changes() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(100_000).await, world.product(1_000, 10).await);
         let order = placed(world, user, &[(product, 2)], None).await;
@@ -214,7 +214,7 @@ fn end(order: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_pending_order_is_cancelled_once() {
+async fn order_pending_cancelled_once() {
     on_1_and_3(async |world| {
         let (user, other, product) = (world.user(5_000).await, world.user(0).await, world.product(1_000, 3).await);
         let campaign = campaign_with(world, json!({"discountAmount": 1})).await;
@@ -239,7 +239,7 @@ async fn a_pending_order_is_cancelled_once() {
 }
 
 #[tokio::test]
-async fn a_paid_order_is_refunded_once() {
+async fn order_paid_refunded_once() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(5_000).await, world.product(1_000, 3).await);
         let terms = json!({"discountAmount": 1, "expiredAt": after(world, 100_000_000)});
@@ -267,7 +267,7 @@ async fn a_paid_order_is_refunded_once() {
 }
 
 #[tokio::test]
-async fn an_order_that_nobody_pays_expires() {
+async fn order_unpaid_expires() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(5_000).await, world.product(1_000, 3).await);
         let campaign = campaign_with(world, json!({})).await;

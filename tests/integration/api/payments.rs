@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::api_kit::*;
 
 #[tokio::test]
-async fn every_type_pays_and_no_two_receipts_are_the_same() {
+async fn payment_of_every_type_has_unique_receipt() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(100_000).await, world.product(4_990, 10).await);
         let mut unique = BTreeSet::new();
@@ -43,7 +43,7 @@ async fn every_type_pays_and_no_two_receipts_are_the_same() {
 }
 
 #[tokio::test]
-async fn a_wrong_request_leaves_the_order_as_it_is() {
+async fn payment_refused_leaves_order_unchanged() {
     on_1_and_3(async |world| {
         let (user, other, product) =
             (world.user(10_000).await, world.user(10_000).await, world.product(1_000, 10).await);
@@ -74,7 +74,7 @@ async fn a_wrong_request_leaves_the_order_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_declined_payment_fails_the_order_and_gives_everything_back() {
+async fn payment_declined_fails_order_and_releases_holds() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(5_000).await, world.product(2_000, 5).await);
         let campaign = campaign_with(world, json!({"discountAmount": 100})).await;
@@ -118,7 +118,7 @@ async fn a_declined_payment_fails_the_order_and_gives_everything_back() {
 }
 
 #[tokio::test]
-async fn closed_orders_are_not_paid() {
+async fn payment_refused_when_order_closed() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(10_000).await, world.product(1_000, 10).await);
         let cancelled = placed(world, user, &[(product, 1)], None).await;
@@ -136,7 +136,7 @@ async fn closed_orders_are_not_paid() {
 }
 
 #[tokio::test]
-async fn nothing_to_pay_is_paid_with_nothing() {
+async fn payment_of_zero_pays_free_order() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(0).await, world.product(1_000, 10).await);
         let campaign = campaign_with(world, json!({"discountType": "PERCENTAGE", "discountAmount": 100})).await;

@@ -17,7 +17,7 @@ async fn product(world: &World, name: &str, category: &str, price: i64, stock: i
 }
 
 #[tokio::test]
-async fn a_product_is_shown_with_what_is_left_to_sell() {
+async fn product_shows_stock_left() {
     on_1_and_3(async |world| {
         let user = world.user(10_000_000).await;
         let shoes = product(world, "나이키 에어포스", "SHOES", 990_000, 50).await;
@@ -36,7 +36,7 @@ async fn a_product_is_shown_with_what_is_left_to_sell() {
 }
 
 #[tokio::test]
-async fn the_catalogue_pages_by_id_and_category() {
+async fn catalog_pages_by_id_and_category() {
     on_1_and_3(async |world| {
         let mut ids = Vec::new();
         for index in 0..7 {
@@ -89,7 +89,7 @@ async fn ranked(world: &World, query: &str) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn the_popular_are_ranked_by_units_then_won_then_id() {
+async fn popular_products_ranked_by_units_then_won_then_id() {
     on_1_and_3(async |world| {
         let user = world.user(1_000_000_000).await;
         assert_eq!(get(world, "/api/v1/products/popular").await.ok(), json!([]));
@@ -152,7 +152,7 @@ async fn the_popular_are_ranked_by_units_then_won_then_id() {
 }
 
 #[tokio::test]
-async fn a_scope_is_calendar_days_of_seoul() {
+async fn popular_products_counted_by_calendar_days_of_seoul() {
     for partitions in [1, 2] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         let user = world.user(1_000_000).await;
@@ -188,7 +188,7 @@ async fn a_scope_is_calendar_days_of_seoul() {
 }
 
 #[tokio::test]
-async fn a_refund_counts_on_the_day_of_the_sale() {
+async fn refund_subtracted_from_day_of_sale() {
     let world = World::start().await;
     let user = world.user(1_000_000).await;
     let (kept, returned) = (world.product(100, 100).await, world.product(200, 100).await);
@@ -214,7 +214,7 @@ async fn a_refund_counts_on_the_day_of_the_sale() {
 }
 
 #[tokio::test]
-async fn a_refund_of_a_sale_of_long_ago_is_in_no_ranking() {
+async fn refund_of_old_sale_leaves_rankings_unchanged() {
     let world = World::start().await;
     let (user, product) = (world.user(1_000).await, world.product(100, 5).await);
     let order = bought(&world, user, product, 5).await;

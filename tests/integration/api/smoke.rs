@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::harness::World;
 
 #[tokio::test]
-async fn from_charge_to_paid_order_in_the_ranking_and_in_postgres() {
+async fn order_charged_paid_and_refunded_end_to_end() {
     let world = World::start().await;
     let (user, product) = (world.user(0).await, world.product(49_900, 10).await);
     let coupon = world.campaign("FIXED", 1_000, 5).await;

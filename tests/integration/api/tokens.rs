@@ -98,7 +98,7 @@ fn operations(document: &Value, user: i64, order: i64) -> Vec<(Asked, bool)> {
 
 /// Every route of the document: none acts for a user or shows one without that user's token.
 #[tokio::test]
-async fn every_route_that_is_about_a_user_takes_that_user_s_token() {
+async fn user_routes_refuse_other_users_tokens() {
     for partitions in [1, 3] {
         let world = shop(Options { partitions, ..Options::default() }).await;
         let (me, other) = (world.user(100_000).await, world.user(100_000).await);
@@ -147,7 +147,7 @@ async fn every_route_that_is_about_a_user_takes_that_user_s_token() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_told_in_order() {
+async fn token_errors_reported_in_order() {
     let world = shop(Options::default()).await;
     let (me, other) = (world.user(1_000).await, world.user(1_000).await);
     let (mine, nobody_s) = (token(&world, me), token(&world, 9_999));
@@ -211,7 +211,7 @@ async fn what_is_wrong_is_told_in_order() {
 
 /// Somebody else's order is none, and nobody else's key gives an answer away.
 #[tokio::test]
-async fn orders_and_repeats_are_their_users_own() {
+async fn orders_and_idempotency_keys_hidden_from_other_users() {
     let world = shop(Options::default()).await;
     let (me, other) = (world.user(10_000).await, world.user(10_000).await);
     let (mine, theirs) = (token(&world, me), token(&world, other));
@@ -239,7 +239,7 @@ async fn orders_and_repeats_are_their_users_own() {
 
 /// Keys that can't be had yet are no reason to say that a token is bad.
 #[tokio::test]
-async fn an_issuer_that_is_away_is_told_from_a_bad_token() {
+async fn request_unavailable_when_issuer_unreachable() {
     let auth = AuthConfig {
         auth: Auth::Jwt,
         auth_jwks_url: Some(Secret::new("http://127.0.0.1:1/jwks")),

@@ -164,7 +164,7 @@ async fn unknown_field_or_parameter_refused_by_name_on_every_admin_route() {
 }
 
 #[tokio::test]
-async fn misspelled_operators_fields_of_the_report_change_nothing() {
+async fn admin_request_with_misspelled_field_changes_nothing() {
     let world = World::start().await;
     let ids = Ids::new(&world).await;
     let before = effects(&world).await;
@@ -197,7 +197,7 @@ async fn misspelled_operators_fields_of_the_report_change_nothing() {
 }
 
 #[tokio::test]
-async fn unknown_customers_field_carried_out_and_named_in_the_reply() {
+async fn api_request_with_unknown_field_accepted_and_named_in_reply() {
     let world = World::start().await;
     let ids = Ids::new(&world).await;
     let named = |reply: &Reply| reply.headers.get("x-unknown-fields").map(|names| names.to_str().unwrap().to_owned());

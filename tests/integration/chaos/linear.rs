@@ -273,7 +273,7 @@ fn at<S: SequentialSpec>(began: u64, ended: u64, op: S::Op, ret: S::Ret) -> Inte
 }
 
 #[test]
-fn what_overlaps_may_change_places_and_what_does_not_may_not() {
+fn concurrent_operations_reorder_and_sequential_ones_do_not() {
     let charged = || at(5, 30, BalanceOp::Charge(7), BalanceRet::Is(17));
     let look = |began, ended, is| at(began, ended, BalanceOp::Look, BalanceRet::Is(is));
     let verdict = |last| check("a balance", Balance(10), vec![charged(), look(10, 20, 17), last]);
@@ -283,7 +283,7 @@ fn what_overlaps_may_change_places_and_what_does_not_may_not() {
 }
 
 #[test]
-fn two_cannot_have_one_place() {
+fn history_rejected_when_two_operations_share_a_place() {
     let issue = |user, place| at(user as u64, 100, CampaignOp::Issue(user), CampaignRet::Issued(place));
     let campaign = || Campaign { total: 2, issued: BTreeMap::new() };
     assert!(matches!(check("a", campaign(), vec![issue(1, 2), issue(2, 1)]), Verdict::Linearizable));
@@ -293,7 +293,7 @@ fn two_cannot_have_one_place() {
 }
 
 #[test]
-fn units_given_back_twice_are_seen() {
+fn history_rejected_when_units_released_twice() {
     let look = |at_ms, units| at(at_ms, at_ms + 1, StockOp::Look, StockRet::Are(units));
     let held = at(1, 2, StockOp::Hold(2), StockRet::Moved);
     let back = at(3, 9, StockOp::GiveBack(2), StockRet::Moved);

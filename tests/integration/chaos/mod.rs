@@ -75,19 +75,19 @@ impl Drop for Replay {
 }
 
 #[tokio::test]
-async fn a_shop_under_fire_keeps_what_it_acknowledged() {
+async fn acknowledged_decisions_survive_faults() {
     under_fire(1, number("CHAOS_FAULTS", 10)).await;
 }
 
 #[tokio::test]
-async fn a_shop_in_three_partitions_under_fire() {
+async fn acknowledged_decisions_survive_faults_across_partitions() {
     under_fire(3, number("CHAOS_FAULTS", 10).div_ceil(2)).await;
 }
 
 /// A connection to PostgreSQL that falls silent in the middle of a transaction, as when a firewall forgets it: the projection
 /// goes on over another one, though the server still takes the first for alive.
 #[tokio::test]
-async fn a_projection_whose_connection_falls_silent_goes_on() {
+async fn projection_reconnects_when_connection_silent() {
     let options =
         Options { partitions: 1, services: 1, hold_seconds: 600, safe: true, users: 1, products: 0, campaigns: 0 };
     let mut shop = Shop::open(options, None).await;

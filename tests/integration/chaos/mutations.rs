@@ -64,7 +64,7 @@ const TABLE: [(Mutation, &str, &[&str]); 8] = [
 ];
 
 #[tokio::test]
-async fn what_is_broken_in_the_product_is_noticed() {
+async fn mutations_of_the_program_are_detected() {
     let dir = ScratchDir::new().unwrap();
     let mut template = PostgresServer::start(PostgresConfig::new(dir.path().join("postgres"))).await.unwrap();
     template.stop().await.unwrap();

@@ -266,7 +266,7 @@ async fn ask(stream: &mut TcpStream, byte: u8) -> Option<u8> {
 }
 
 #[tokio::test]
-async fn a_proxy_passes_refuses_cuts_and_swallows() {
+async fn proxy_passes_refuses_cuts_and_swallows() {
     let (address, serving) = successor().await;
     let proxy = Proxy::start(Some(Upstream::Tcp(address))).await;
     let connect = async || TcpStream::connect(proxy.address).await.unwrap();
@@ -289,7 +289,7 @@ async fn a_proxy_passes_refuses_cuts_and_swallows() {
 }
 
 #[tokio::test]
-async fn what_a_stall_holds_back_comes_later_and_what_is_silenced_never() {
+async fn proxy_delivers_after_stall_and_never_after_silence() {
     let (address, serving) = successor().await;
     let proxy = Proxy::start(Some(Upstream::Tcp(address))).await;
     let (mut held, mut silenced) =
@@ -309,7 +309,7 @@ async fn what_a_stall_holds_back_comes_later_and_what_is_silenced_never() {
 }
 
 #[test]
-fn a_text_is_exchanged_however_it_is_cut_up() {
+fn proxy_replaces_text_across_chunks() {
     let whole = b"xabcabcdabcx".to_vec();
     for size in 1..whole.len() {
         let mut exchange = Exchange::new(vec![(b"abcd".to_vec(), b"ABCD".to_vec())]);

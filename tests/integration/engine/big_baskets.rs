@@ -44,11 +44,11 @@ async fn rush(products: usize) {
 }
 
 #[tokio::test]
-async fn big_baskets_decided_whole_over_4500_products() {
+async fn orders_of_many_lines_decided_whole_over_4500_products() {
     rush(4_500).await;
 }
 
 #[tokio::test]
-async fn big_baskets_decided_whole_over_8200_products() {
+async fn orders_of_many_lines_decided_whole_over_8200_products() {
     rush(8_200).await;
 }

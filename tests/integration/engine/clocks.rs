@@ -106,7 +106,7 @@ async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
 }
 
 #[tokio::test]
-async fn order_expires_by_store_clock_when_processes_are_skewed() {
+async fn order_expires_by_store_clock_when_processes_skewed() {
     let clocks = Clocks::start(Options { hold_seconds: 30, ..Options::default() }).await;
     let (user, product) = (clocks.world.user(100_000).await, clocks.world.product(100, 100).await);
     let (user, product) = (UserId::new(user).unwrap(), ProductId::new(product).unwrap());
@@ -146,7 +146,7 @@ async fn order_expires_by_store_clock_when_processes_are_skewed() {
 }
 
 #[tokio::test]
-async fn clock_offset_is_known_and_corrected() {
+async fn clock_offset_measured_and_corrected() {
     let clocks = Clocks::start(Options { partitions: 3, ..Options::default() }).await;
     for (app, skew_ms) in clocks.all().into_iter().zip([0, SKEW_MS, -SKEW_MS]) {
         let offset = app.store.clock_offset_ms();
@@ -162,7 +162,7 @@ async fn clock_offset_is_known_and_corrected() {
 
 /// Midnight comes between what a process believes and the decision: the payment is of the day on which it was decided.
 #[tokio::test]
-async fn payment_is_of_the_day_of_the_decision() {
+async fn payment_dated_by_day_of_decision() {
     let world = World::start().await;
     let (user, product) = (world.user(1_000).await, world.product(100, 5).await);
     let order = OrderId::new(world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap()).unwrap();

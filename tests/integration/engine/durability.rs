@@ -56,7 +56,7 @@ async fn reasons(world: &World) -> String {
 // --- settings --------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_redis_that_may_forget_is_refused_unless_that_is_accepted() {
+async fn start_refused_when_redis_may_lose_data_unless_accepted() {
     for (fsync, extra, says) in [
         (AppendFsync::EverySecond, &[][..], "appendfsync is everysec and must be always"),
         (AppendFsync::Always, &["--appendonly", "no"], "appendonly is no and must be yes"),
@@ -86,7 +86,7 @@ async fn a_redis_that_may_forget_is_refused_unless_that_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_replica_is_refused() {
+async fn start_refused_when_redis_is_replica() {
     let dir = ScratchDir::new().unwrap();
     let mut config = dev::RedisConfig::new(dir.path().join("redis"));
     config.extra_args = ["--replicaof", "127.0.0.1", "1"].map(str::to_owned).into();
@@ -101,7 +101,7 @@ async fn a_replica_is_refused() {
 
 /// Settings that were changed while the service was away from Redis.
 #[tokio::test]
-async fn settings_are_checked_again_after_a_lost_connection() {
+async fn redis_settings_checked_again_after_reconnect() {
     let world = World::start().await;
     let user = world.user(0).await;
     let mut redis = world.raw().await;
@@ -138,7 +138,7 @@ async fn settings_are_checked_again_after_a_lost_connection() {
 /// Redis comes back with an older state than it had: what was acknowledged since is lost, and nobody goes on from there.
 /// Once the right data are back the service goes on by itself.
 #[tokio::test]
-async fn a_redis_that_comes_back_with_less_is_closed_and_the_right_one_opens_again() {
+async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_restored() {
     let mut world = World::start().await;
     let user = world.user(100).await;
     let scratch = ScratchDir::new().unwrap();
@@ -174,7 +174,7 @@ async fn a_redis_that_comes_back_with_less_is_closed_and_the_right_one_opens_aga
 
 /// No connection was lost: the decision's own number tells.
 #[tokio::test]
-async fn a_decision_under_a_number_that_was_told_before_is_a_loss() {
+async fn partition_closed_when_decision_reuses_acknowledged_seq() {
     let world = World::start().await;
     let user = world.user(100).await;
     world.put_charge(user, 1).await.ok();
@@ -188,7 +188,7 @@ async fn a_decision_under_a_number_that_was_told_before_is_a_loss() {
 
 /// Nor do reads believe a Redis whose books are gone, or another store's.
 #[tokio::test]
-async fn a_redis_that_was_emptied_or_swapped_is_closed() {
+async fn partition_closed_when_redis_emptied_or_swapped() {
     for swapped in [false, true] {
         let world = World::start().await;
         let user = world.user(100).await;
@@ -209,7 +209,7 @@ async fn a_redis_that_was_emptied_or_swapped_is_closed() {
 
 /// Nor is a list believed that has nothing in it, before anybody looked.
 #[tokio::test]
-async fn an_emptied_redis_has_no_empty_lists() {
+async fn list_unavailable_when_redis_emptied() {
     for path in ["/api/v1/products/popular", "/api/v1/campaigns", "/api/v1/products"] {
         let world = World::start().await;
         world.campaign("FIXED", 1, 10).await;
@@ -221,7 +221,7 @@ async fn an_emptied_redis_has_no_empty_lists() {
 
 /// A process that decided nothing itself believes Postgres, when Redis comes back, rather than a Redis that knows less.
 #[tokio::test]
-async fn postgres_is_asked_when_redis_comes_back() {
+async fn partition_closed_when_redis_returns_behind_postgres() {
     let mut world = World::start().await;
     let user = world.user(100).await;
     let scratch = ScratchDir::new().unwrap();
@@ -273,7 +273,7 @@ pub async fn lag(world: &World, events: i64) {
 }
 
 #[tokio::test]
-async fn with_ack_postgres_a_reply_waits_for_the_commit() {
+async fn reply_waits_for_commit_when_ack_postgres() {
     let world = World::with(acknowledged_by_postgres()).await;
     let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
     lag(&world, 2).await;
@@ -300,7 +300,7 @@ async fn with_ack_postgres_a_reply_waits_for_the_commit() {
 
 /// A payment that is declined fails the order, which is an effect like any other.
 #[tokio::test]
-async fn with_ack_postgres_a_declined_payment_waits_too() {
+async fn declined_payment_waits_for_commit_when_ack_postgres() {
     let world = World::with(Options { project: true, ..acknowledged_by_postgres() }).await;
     let (user, product) = (world.user(100).await, world.product(60, 5).await);
     let orders = [
@@ -316,7 +316,7 @@ async fn with_ack_postgres_a_declined_payment_waits_too() {
 
 /// Nor is a gateway asked for money before Postgres knows for what.
 #[tokio::test]
-async fn with_ack_postgres_a_gateway_is_asked_after_the_commit() {
+async fn gateway_asked_after_commit_when_ack_postgres() {
     let gateway = FakeGateway::start().await;
     let gateways = harness::gateways(&[("CARD", gateway.url())]);
     let world = World::with(Options { gateway: gateways, ..acknowledged_by_postgres() }).await;
@@ -350,7 +350,7 @@ async fn with_ack_postgres_a_gateway_is_asked_after_the_commit() {
 
 /// Another process carries the decisions to Postgres; this one asks how far that is.
 #[tokio::test]
-async fn with_ack_postgres_the_projector_may_be_another_process() {
+async fn reply_waits_for_other_process_projector_when_ack_postgres() {
     let world = World::with(acknowledged_by_postgres()).await;
     world.app.watch(false);
     let projector = another(&world).await;
@@ -366,7 +366,7 @@ async fn with_ack_postgres_the_projector_may_be_another_process() {
 
 /// What was acknowledged is in Postgres: nothing can be lost with Redis's disk.
 #[tokio::test]
-async fn with_ack_postgres_what_was_acknowledged_survives_redis() {
+async fn acknowledged_decisions_survive_loss_of_redis_when_ack_postgres() {
     let world = World::with(Options { project: true, ..acknowledged_by_postgres() }).await;
     let user = world.user(0).await;
     let mut told = 0;
@@ -383,7 +383,7 @@ async fn with_ack_postgres_what_was_acknowledged_survives_redis() {
 // --- backpressure ----------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_backlog_that_is_full_sheds_writes_and_reads_go_on() {
+async fn writes_shed_and_reads_served_when_backlog_full() {
     let durability = DurabilityConfig { max_backlog: 10, ..DurabilityConfig::default() };
     let world = World::with(Options { durability, ..Options::default() }).await;
     let (user, product) = (world.user(100).await, world.product(1, 5).await);
@@ -412,7 +412,7 @@ async fn a_backlog_that_is_full_sheds_writes_and_reads_go_on() {
 
 /// Postgres gone: the API goes on to the limit and no further; back again: it catches up, and goes on.
 #[tokio::test]
-async fn postgres_may_go_and_come_back() {
+async fn writes_shed_when_postgres_down_and_resumed_when_back() {
     let dir = ScratchDir::new().unwrap();
     let mut postgres = dev::PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await.unwrap();
     let redis_dir = ScratchDir::new().unwrap();
@@ -454,7 +454,7 @@ async fn postgres_may_go_and_come_back() {
 
 /// Idempotency records outlive Redis in Postgres for as long as they live in Redis, and no longer.
 #[tokio::test]
-async fn records_are_kept_as_long_as_they_live() {
+async fn idempotency_records_kept_in_postgres_until_expiry() {
     let world = World::start().await;
     let user = world.user(0).await;
     let body = json!({"amount": 5});

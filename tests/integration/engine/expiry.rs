@@ -41,7 +41,7 @@ async fn closed(world: &World) -> BTreeMap<i64, Vec<CloseReason>> {
 }
 
 #[tokio::test]
-async fn a_hold_ends_when_it_is_due_and_not_before() {
+async fn hold_expires_when_due_and_not_before() {
     let world = World::with(Options { hold_seconds: 600, max_open_orders: 2, ..Options::default() }).await;
     let (user, product) = (world.user(10_000).await, world.product(100, 5).await);
     let coupon = world.campaign("FIXED", 10, 5).await;
@@ -89,7 +89,7 @@ async fn a_hold_ends_when_it_is_due_and_not_before() {
 }
 
 #[tokio::test]
-async fn an_order_that_is_due_but_not_swept_yet_can_still_be_paid() {
+async fn order_due_but_unswept_can_be_paid() {
     let world = World::start().await;
     let (user, product) = (world.user(10_000).await, world.product(100, 5).await);
     let placed = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
@@ -102,7 +102,7 @@ async fn an_order_that_is_due_but_not_swept_yet_can_still_be_paid() {
 
 /// More orders than one look takes on, due at once, and four processes that sweep.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_sweepers_end_each_order_once() {
+async fn concurrent_sweepers_expire_each_order_once() {
     const ORDERS: usize = 700;
     let world = World::with(Options { max_open_orders: 1_000, ..Options::default() }).await;
     let product = world.product(10, ORDERS as i64).await;
@@ -142,7 +142,7 @@ async fn many_sweepers_end_each_order_once() {
 
 /// The clock, the user who pays and the user who cancels, all at once: one of them ends the order.
 #[tokio::test(flavor = "multi_thread")]
-async fn expiry_races_pay_and_cancel() {
+async fn order_ends_once_when_expiry_races_pay_and_cancel() {
     const ORDERS: i64 = 120;
     let world = World::with(Options { max_open_orders: 1_000, ..Options::default() }).await;
     let (user, product) = (world.user(1_000_000).await, world.product(10, ORDERS).await);
@@ -206,7 +206,7 @@ async fn expiry_races_pay_and_cancel() {
 }
 
 #[tokio::test]
-async fn the_sweeper_ends_an_order_by_itself() {
+async fn sweeper_expires_order_in_background() {
     let options = Options { clock: None, hold_seconds: 1, sweep: true, ..Options::default() };
     let world = World::with(options).await;
     let (user, product) = (world.user(10_000).await, world.product(100, 5).await);
@@ -225,7 +225,7 @@ async fn the_sweeper_ends_an_order_by_itself() {
 
 /// A Redis that could not answer while orders became due: they stay due, and end when it is back.
 #[tokio::test]
-async fn what_could_not_be_swept_stays_due() {
+async fn order_stays_due_when_sweep_fails() {
     let world = World::start().await;
     let (user, product) = (world.user(10_000).await, world.product(100, 5).await);
     let placed = world.order(user, product, 5).await.ok()["orderId"].as_i64().unwrap();
@@ -246,7 +246,7 @@ async fn what_could_not_be_swept_stays_due() {
 
 /// With many partitions the stock held elsewhere comes back too, and so does what was held for an order that never came.
 #[tokio::test]
-async fn holds_in_other_partitions_end_as_well() {
+async fn remote_hold_expires_when_due() {
     let world = World::with(Options { partitions: 3, ..Options::default() }).await;
     let user = world.user(10_000).await;
     let products = [world.product(100, 5).await, world.product(10, 5).await, world.product(1, 5).await];

@@ -678,11 +678,11 @@ fn agree(partitions: u16, cases: u32) {
 }
 
 #[test]
-fn random_operations_agree_with_the_model() {
+fn random_operations_match_model() {
     agree(1, 24);
 }
 
 #[test]
-fn random_operations_agree_with_the_model_across_partitions() {
+fn random_operations_match_model_across_partitions() {
     agree(3, 24);
 }

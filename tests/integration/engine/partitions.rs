@@ -55,7 +55,7 @@ impl Apart {
 }
 
 #[tokio::test]
-async fn an_issued_coupon_reaches_its_user_through_the_relay() {
+async fn coupon_issued_reaches_user_through_relay() {
     let apart = Apart::start().await;
     let call = call(None);
     apart.world.store.coupon_issue(&call, apart.user, apart.coupon).await.unwrap();
@@ -67,7 +67,7 @@ async fn an_issued_coupon_reaches_its_user_through_the_relay() {
 }
 
 #[tokio::test]
-async fn a_hold_without_an_order_comes_back_when_it_is_due() {
+async fn remote_hold_without_order_released_when_due() {
     let apart = Apart::start().await;
     let order = OrderId::new(1_000_000).unwrap();
     let far = apart.hold(order).await;
@@ -87,7 +87,7 @@ async fn a_hold_without_an_order_comes_back_when_it_is_due() {
 }
 
 #[tokio::test]
-async fn a_hold_that_comes_after_its_release_holds_nothing() {
+async fn remote_hold_after_release_holds_nothing() {
     let apart = Apart::start().await;
     let order = OrderId::new(1_000_000).unwrap();
     let call = call(None);
@@ -100,7 +100,7 @@ async fn a_hold_that_comes_after_its_release_holds_nothing() {
 }
 
 #[tokio::test]
-async fn a_paid_order_reaches_its_far_stock_and_ranking_through_the_relay() {
+async fn paid_order_reaches_remote_stock_and_ranking_through_relay() {
     let apart = Apart::start().await;
     let order = OrderId::new(1_000_000).unwrap();
     let far = apart.hold(order).await;
@@ -131,7 +131,7 @@ async fn a_paid_order_reaches_its_far_stock_and_ranking_through_the_relay() {
 }
 
 #[tokio::test]
-async fn every_end_of_an_order_reaches_its_far_stock_by_the_clock_alone() {
+async fn order_end_reaches_remote_stock_by_expiry() {
     let apart = Apart::start().await;
     let (engine, store) = (apart.world.engine.clone(), apart.world.store.clone());
     let call = call(None);
@@ -155,7 +155,7 @@ async fn every_end_of_an_order_reaches_its_far_stock_by_the_clock_alone() {
 }
 
 #[tokio::test]
-async fn a_refund_after_midnight_is_taken_off_the_day_of_the_sale_everywhere() {
+async fn refund_after_midnight_subtracted_from_day_of_sale_across_partitions() {
     let apart = Apart::start().await;
     let engine = apart.world.engine.clone();
     let call = call(None);
@@ -179,7 +179,7 @@ async fn a_refund_after_midnight_is_taken_off_the_day_of_the_sale_everywhere() {
 }
 
 #[tokio::test]
-async fn a_repeated_order_is_answered_before_anything_is_held_elsewhere() {
+async fn repeat_of_order_holds_nothing_in_other_partitions() {
     let apart = Apart::start().await;
     let engine = apart.world.engine.clone();
     let all = NewOrder { lines: vec![(apart.product, 5)], ..apart.new_order() };

@@ -47,12 +47,12 @@ async fn last_pairs_of_shoes(partitions: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn stock_goes_to_exactly_as_many_as_there_is() {
+async fn concurrent_orders_sell_exactly_the_stock() {
     last_pairs_of_shoes(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn stock_goes_to_exactly_as_many_as_there_is_across_partitions() {
+async fn concurrent_orders_sell_exactly_the_stock_across_partitions() {
     last_pairs_of_shoes(3).await;
 }
 
@@ -75,17 +75,17 @@ async fn coupon_rush(partitions: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn coupons_go_to_exactly_as_many_as_there_are() {
+async fn concurrent_issues_give_exactly_the_coupons() {
     coupon_rush(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn coupons_go_to_exactly_as_many_as_there_are_across_partitions() {
+async fn concurrent_issues_give_exactly_the_coupons_across_partitions() {
     coupon_rush(3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_balance_is_never_overdrawn() {
+async fn concurrent_payments_never_overdraw_balance() {
     let world = World::with(Options { max_open_orders: 100, project: true, ..Options::default() }).await;
     let user = world.user(10_000).await;
     let product = world.product(1_000, 1_000).await;
@@ -106,7 +106,7 @@ async fn a_balance_is_never_overdrawn() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_coupon_is_held_by_one_order_only() {
+async fn concurrent_orders_use_coupon_once() {
     let world = World::with(Options { max_open_orders: 100, ..Options::default() }).await;
     let user = world.user(1_000_000).await;
     let product = world.product(5_000, 1_000).await;
@@ -161,12 +161,12 @@ async fn pay_against_cancel_against_expiry(partitions: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_order_ends_in_exactly_one_way() {
+async fn order_ends_once_when_closings_race() {
     pay_against_cancel_against_expiry(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_order_ends_in_exactly_one_way_across_partitions() {
+async fn order_ends_once_when_closings_race_across_partitions() {
     pay_against_cancel_against_expiry(3).await;
 }
 
@@ -239,11 +239,11 @@ async fn storm(partitions: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_storm_leaves_the_books_in_balance() {
+async fn mixed_load_keeps_invariants() {
     storm(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_storm_leaves_the_books_in_balance_across_partitions() {
+async fn mixed_load_keeps_invariants_across_partitions() {
     storm(4).await;
 }

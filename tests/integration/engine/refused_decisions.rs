@@ -38,7 +38,7 @@ async fn apply_all(world: &World) -> usize {
 
 /// Whichever process carries decisions to PostgreSQL, and however many were decided together.
 #[tokio::test]
-async fn reply_is_unknown_while_its_decision_is_a_dead_letter() {
+async fn reply_unknown_while_decision_is_dead_letter() {
     for elsewhere in [false, true] {
         let world = World::with(if elsewhere { acknowledged_by_postgres() } else { careful() }).await;
         let projector = another(&world).await;
@@ -81,7 +81,7 @@ async fn reply_is_unknown_while_its_decision_is_a_dead_letter() {
 
 /// A step in another partition counts as much as the decision itself.
 #[tokio::test]
-async fn order_reply_is_unknown_while_its_stock_elsewhere_is_a_dead_letter() {
+async fn order_reply_unknown_while_remote_hold_is_dead_letter() {
     let world = World::with(Options { partitions: 3, ..careful() }).await;
     let (_, user) = (world.user(0).await, world.user(1_000).await);
     let product = world.product(100, 10).await;
@@ -100,7 +100,7 @@ async fn order_reply_is_unknown_while_its_stock_elsewhere_is_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn gateway_is_not_asked_for_a_payment_that_is_a_dead_letter() {
+async fn gateway_not_asked_when_payment_is_dead_letter() {
     let gateway = FakeGateway::start().await;
     let gateways = harness::gateways(&[("CARD", gateway.url())]);
     let world = World::with(Options { gateway: gateways, ..careful() }).await;
@@ -118,7 +118,7 @@ async fn gateway_is_not_asked_for_a_payment_that_is_a_dead_letter() {
 
 /// A rebuild ends the epoch of a decision that still waits, and goes on without it.
 #[tokio::test]
-async fn reply_is_unknown_when_a_rebuild_went_on_without_its_decision() {
+async fn reply_unknown_when_rebuild_discards_decision() {
     let world = World::with(acknowledged_by_postgres()).await;
     let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "user");
     lag(&world, 2).await;

@@ -115,7 +115,7 @@ async fn release(world: &World, coupon: i64, count: i64) {
 // --- who is told what ------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn who_comes_too_late_is_told_so_without_redis() {
+async fn issue_refused_without_redis_when_sold_out() {
     on_1_and_3(async |world| {
         let users = users(world, 60).await;
         let (winners, late) = users.split_at(4);
@@ -136,7 +136,7 @@ async fn who_comes_too_late_is_told_so_without_redis() {
 
 /// The contract's order of checks: body, user, campaign, window, whether the user has one, and only then what is left.
 #[tokio::test]
-async fn everybody_else_is_told_what_is_so() {
+async fn issue_refused_for_other_reasons_when_sold_out() {
     on_1_and_3(async |world| {
         let users = users(world, 40).await;
         let (winners, late) = users.split_at(20);
@@ -170,7 +170,7 @@ async fn everybody_else_is_told_what_is_so() {
 
 /// A key's record may say something else than what is so now.
 #[tokio::test]
-async fn a_request_under_a_key_is_always_asked_about() {
+async fn issue_with_key_asks_redis_when_sold_out() {
     on_1_and_3(async |world| {
         let users = users(world, 4).await;
         let coupon = world.campaign("FIXED", 100, 1).await;
@@ -196,7 +196,7 @@ async fn a_request_under_a_key_is_always_asked_about() {
 
 /// Who moves a window knows at once; another process for no longer than its lease does not.
 #[tokio::test]
-async fn a_campaign_that_is_closed_or_reopened_answers_so() {
+async fn issue_follows_campaign_window_when_sold_out() {
     on_1_and_3(async |world| {
         let users = users(world, 20).await;
         let (winners, late) = users.split_at(4);
@@ -240,7 +240,7 @@ async fn a_campaign_that_is_closed_or_reopened_answers_so() {
 }
 
 #[tokio::test]
-async fn a_process_without_a_lease_always_asks() {
+async fn issue_asks_redis_without_lease() {
     let world = World::with(Options { sold_out_lease_ms: 0, ..Options::default() }).await;
     let users = users(&world, 3).await;
     let coupon = given_out(&world, &users[..1]).await;
@@ -256,7 +256,7 @@ async fn a_process_without_a_lease_always_asks() {
 
 /// More holders than come in one page, and users of several blocks that do not all exist.
 #[tokio::test]
-async fn all_holders_and_all_users_are_known() {
+async fn sold_out_refusal_knows_all_holders_and_users() {
     on_1_and_3(async |world| {
         let users = users(world, 7_000).await;
         let winners: Vec<i64> = users.iter().copied().filter(|user| user % 2 == 0).collect();
@@ -288,7 +288,7 @@ async fn all_holders_and_all_users_are_known() {
 // --- the lease -------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_lease_is_renewed_by_one_and_ends_by_itself() {
+async fn lease_renewed_once_and_expires() {
     on_1_and_3(async |world| {
         let engine = &world.engine;
         let users = users(world, 30).await;
@@ -318,7 +318,7 @@ async fn a_lease_is_renewed_by_one_and_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn while_redis_hangs_the_lease_is_all_there_is() {
+async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
     let mut world = World::with(Options { redis_timeout_ms: 1_000, ..Options::default() }).await;
     let users = users(&world, 5).await;
     let coupon = given_out(&world, &users[..1]).await;
@@ -350,7 +350,7 @@ async fn while_redis_hangs_the_lease_is_all_there_is() {
 }
 
 #[tokio::test]
-async fn a_campaign_that_closes_is_closed_for_all() {
+async fn campaign_closed_refuses_in_every_process() {
     on_1_and_3(async |world| {
         let users = users(world, 5).await;
         let start = world.clock.now();
@@ -380,7 +380,7 @@ async fn a_campaign_that_closes_is_closed_for_all() {
 // --- partitions that must not decide ---------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_closed_partition_is_told_of_and_not_what_it_last_said() {
+async fn issue_unavailable_when_partition_closed() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         let users = users(&world, 6).await;
@@ -424,7 +424,7 @@ async fn a_closed_partition_is_told_of_and_not_what_it_last_said() {
 
 /// Redis knows less than it said: whoever reads that asks for a look, and does not go by it.
 #[tokio::test]
-async fn a_redis_that_lost_decisions_renews_nothing() {
+async fn lease_not_renewed_when_redis_lost_decisions() {
     let world = World::start().await;
     let users = users(&world, 3).await;
     let coupon = given_out(&world, &users[..1]).await;
@@ -443,7 +443,7 @@ async fn a_redis_that_lost_decisions_renews_nothing() {
 
 /// What was lost is given out anew, and who was known to exist may not.
 #[tokio::test]
-async fn nothing_of_an_epoch_counts_in_the_next() {
+async fn sold_out_state_dropped_when_epoch_changes() {
     on_1_and_3(async |world| {
         let (users, engine) = (users(world, 6).await, &world.engine);
         let coupon = world.campaign("FIXED", 100, 2).await;
@@ -477,7 +477,7 @@ async fn nothing_of_an_epoch_counts_in_the_next() {
 // --- stock that comes back -------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_release_waits_for_every_lease() {
+async fn release_waits_for_every_lease() {
     on_1_and_3(async |world| {
         let users = users(world, 8).await;
         let coupon = world.campaign("FIXED", 100, 5).await;
@@ -524,7 +524,7 @@ async fn a_release_waits_for_every_lease() {
 
 /// From the announcement on no lease begins or goes on; one that nobody followed up is taken up by the next release.
 #[tokio::test]
-async fn an_announced_release_ends_the_leases() {
+async fn release_announced_ends_leases() {
     on_1_and_3(async |world| {
         let (engine, store) = (&world.engine, &world.store);
         let users = users(world, 6).await;
@@ -637,11 +637,11 @@ async fn rush(partitions: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_rush_with_releases_is_told_the_truth() {
+async fn concurrent_issues_correct_while_coupons_released() {
     rush(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_rush_with_releases_is_told_the_truth_across_partitions() {
+async fn concurrent_issues_correct_while_coupons_released_across_partitions() {
     rush(3).await;
 }

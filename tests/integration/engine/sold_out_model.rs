@@ -256,11 +256,11 @@ fn agree(partitions: u16, cases: u32) {
 }
 
 #[test]
-fn random_steps_agree_with_the_script() {
+fn random_steps_match_script() {
     agree(1, 24);
 }
 
 #[test]
-fn random_steps_agree_with_the_script_across_partitions() {
+fn random_steps_match_script_across_partitions() {
     agree(3, 24);
 }

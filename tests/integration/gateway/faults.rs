@@ -28,7 +28,7 @@ fn failed() -> (String, Option<String>) {
 }
 
 #[tokio::test]
-async fn payment_paid_when_transaction_id_is_number_or_long_string() {
+async fn payment_paid_when_transaction_id_number_or_long_string() {
     for (id, kept) in [
         (json!(12345), "12345".to_owned()),
         (json!("가".repeat(255)), "가".repeat(255)),
@@ -43,7 +43,7 @@ async fn payment_paid_when_transaction_id_is_number_or_long_string() {
 }
 
 #[tokio::test]
-async fn payment_paid_by_sweeper_when_transaction_id_is_number() {
+async fn payment_paid_by_sweeper_when_transaction_id_number() {
     let shop = Shop::start(PATIENT_MS).await;
     shop.gateway.transaction_ids_are(json!(12345));
     shop.gateway.next(Behaviour::ServerErrorAfterApproval);
@@ -55,7 +55,7 @@ async fn payment_paid_by_sweeper_when_transaction_id_is_number() {
 }
 
 #[tokio::test]
-async fn payment_given_back_when_transaction_id_is_unusable() {
+async fn payment_refunded_when_transaction_id_unusable() {
     for id in [json!("x".repeat(256)), json!(""), json!(null), json!({"id": "tx"}), json!(true)] {
         let shop = Shop::start(PATIENT_MS).await;
         shop.gateway.transaction_ids_are(id.clone());
@@ -94,22 +94,22 @@ async fn other_amount_goes_back(amount: i64, hangs: bool) {
 }
 
 #[tokio::test]
-async fn payment_given_back_when_amount_approved_is_lower() {
+async fn payment_refunded_when_approved_amount_lower() {
     other_amount_goes_back(100, false).await;
 }
 
 #[tokio::test]
-async fn payment_given_back_when_amount_approved_is_higher() {
+async fn payment_refunded_when_approved_amount_higher() {
     other_amount_goes_back(50_000, false).await;
 }
 
 #[tokio::test]
-async fn payment_given_back_when_other_amount_is_found_later() {
+async fn payment_refunded_when_other_amount_found_later() {
     other_amount_goes_back(100, true).await;
 }
 
 #[tokio::test]
-async fn payment_given_back_when_gateway_took_all_and_names_less() {
+async fn payment_refunded_when_gateway_reports_less_than_taken() {
     let shop = Shop::start(PATIENT_MS).await;
     let lie = json!({"approved": true, "transactionId": "tx", "amount": 100}).to_string();
     shop.gateway.next(Behaviour::AnswerAfterApproval(200, lie.clone()));
@@ -125,7 +125,7 @@ async fn payment_given_back_when_gateway_took_all_and_names_less() {
 }
 
 #[tokio::test]
-async fn payment_stays_unknown_when_reply_is_about_another_order() {
+async fn payment_unknown_when_reply_names_other_order() {
     let shop = Shop::start(PATIENT_MS).await;
     let other = json!({"approved": true, "transactionId": "tx", "orderId": shop.order + 1}).to_string();
     shop.gateway.next(Behaviour::Answer(200, other));
@@ -141,7 +141,7 @@ async fn payment_stays_unknown_when_reply_is_about_another_order() {
 }
 
 #[tokio::test]
-async fn refund_ended_by_status_when_cancel_is_refused_as_done() {
+async fn refund_finished_by_status_when_cancel_refused_as_done() {
     for (code, body) in [
         (409, r#"{"error": "already cancelled"}"#),
         (400, r#"{"errorCode": "ALREADY_CANCELED_PAYMENT"}"#),
@@ -170,7 +170,7 @@ async fn sweep_for(shop: &Shop, seconds: i64) {
 }
 
 #[tokio::test]
-async fn refund_asked_after_growing_pauses_when_gateway_refuses_it() {
+async fn refund_retried_with_backoff_when_gateway_refuses() {
     let shop = Shop::start(PATIENT_MS).await;
     let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
     shop.world.cancel(shop.order, shop.user).await.ok();
@@ -221,27 +221,27 @@ async fn gone(status: Manner) {
 }
 
 #[tokio::test]
-async fn payment_counted_as_stuck_when_gateway_refuses_the_token() {
+async fn payment_stuck_when_gateway_refuses_token() {
     gone(Manner::Answer(401, r#"{"error": "who are you"}"#.to_owned())).await;
 }
 
 #[tokio::test]
-async fn payment_counted_as_stuck_when_gateway_is_a_web_page() {
+async fn payment_stuck_when_gateway_answers_html() {
     gone(Manner::Answer(404, "<html>no such page</html>".to_owned())).await;
 }
 
 #[tokio::test]
-async fn payment_counted_as_stuck_when_gateway_has_closed_down() {
+async fn payment_stuck_when_gateway_gone() {
     gone(Manner::Answer(410, r#"{"error": "gone"}"#.to_owned())).await;
 }
 
 #[tokio::test]
-async fn payment_counted_as_stuck_when_gateway_redirects() {
+async fn payment_stuck_when_gateway_redirects() {
     gone(Manner::Answer(302, String::new())).await;
 }
 
 #[tokio::test]
-async fn payment_counted_as_stuck_when_connection_is_refused() {
+async fn payment_stuck_when_connection_refused() {
     let shop = Shop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -259,7 +259,7 @@ async fn payment_counted_as_stuck_when_connection_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn payment_answered_in_time_when_reply_is_endless_or_slow() {
+async fn payment_answered_in_time_when_reply_endless_or_slow() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     for (head, piece, bounded) in [
         (

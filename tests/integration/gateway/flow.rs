@@ -94,7 +94,7 @@ impl Shop {
 }
 
 #[tokio::test]
-async fn an_approved_payment_pays_the_order_and_not_from_the_balance() {
+async fn approved_payment_pays_order_without_balance() {
     let shop = Shop::start(PATIENT_MS).await;
     let paid = shop.pay(None).await.ok();
     assert_eq!((paid["orderStatus"].as_str(), paid["amount"].as_i64()), (Some("PAID"), Some(5_000)));
@@ -108,7 +108,7 @@ async fn an_approved_payment_pays_the_order_and_not_from_the_balance() {
 }
 
 #[tokio::test]
-async fn a_declined_payment_fails_the_order_and_gives_everything_back() {
+async fn declined_payment_fails_order_and_releases_holds() {
     let shop = Shop::start(PATIENT_MS).await;
     shop.gateway.always(Behaviour::Decline);
     shop.pay(Some("k")).await.refused(402, "INSUFFICIENT_BALANCE");
@@ -123,7 +123,7 @@ async fn a_declined_payment_fails_the_order_and_gives_everything_back() {
 }
 
 #[tokio::test]
-async fn a_refund_goes_back_the_way_it_was_paid_however_often_it_takes() {
+async fn refund_retried_through_gateway_until_done() {
     let shop = Shop::start(PATIENT_MS).await;
     let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
     let cancelled = shop.world.cancel(shop.order, shop.user).await.ok();
@@ -179,22 +179,22 @@ async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
 }
 
 #[tokio::test]
-async fn money_taken_without_an_answer_pays_the_order() {
+async fn order_paid_when_money_taken_without_reply() {
     taken_but_not_told(Behaviour::ApproveThenHang, IMPATIENT_MS).await;
 }
 
 #[tokio::test]
-async fn money_taken_with_garbage_for_an_answer_pays_the_order() {
+async fn order_paid_when_money_taken_and_reply_garbage() {
     taken_but_not_told(Behaviour::GarbageAfterApproval, PATIENT_MS).await;
 }
 
 #[tokio::test]
-async fn money_taken_with_an_error_for_an_answer_pays_the_order() {
+async fn order_paid_when_money_taken_and_reply_error() {
     taken_but_not_told(Behaviour::ServerErrorAfterApproval, PATIENT_MS).await;
 }
 
 #[tokio::test]
-async fn money_taken_before_the_connection_is_cut_pays_the_order() {
+async fn order_paid_when_money_taken_and_connection_cut() {
     taken_but_not_told(Behaviour::CutAfterApproval, PATIENT_MS).await;
 }
 
@@ -221,22 +221,22 @@ async fn not_taken_and_not_told(behaviour: Behaviour, timeout_ms: u64) {
 }
 
 #[tokio::test]
-async fn a_gateway_that_hangs_without_taking_money_fails_the_order_in_the_end() {
+async fn order_failed_when_gateway_hangs_without_taking_money() {
     not_taken_and_not_told(Behaviour::Hang, IMPATIENT_MS).await;
 }
 
 #[tokio::test]
-async fn garbage_without_taking_money_fails_the_order_in_the_end() {
+async fn order_failed_when_reply_garbage_and_no_money_taken() {
     not_taken_and_not_told(Behaviour::Garbage, PATIENT_MS).await;
 }
 
 #[tokio::test]
-async fn an_error_without_taking_money_fails_the_order_in_the_end() {
+async fn order_failed_when_reply_error_and_no_money_taken() {
     not_taken_and_not_told(Behaviour::ServerError, PATIENT_MS).await;
 }
 
 #[tokio::test]
-async fn money_taken_after_the_order_was_given_up_goes_back() {
+async fn payment_refunded_when_money_taken_after_order_failed() {
     let shop = Shop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveLate);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -252,7 +252,7 @@ async fn money_taken_after_the_order_was_given_up_goes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_clients_at_once_pay_once() {
+async fn concurrent_payments_take_money_once() {
     let shop = Shop::start(PATIENT_MS).await;
     let replies = join_all((0..30).map(|_| shop.pay(None))).await;
     let paid = replies.iter().filter(|reply| reply.status == 200).count();
@@ -262,7 +262,7 @@ async fn many_clients_at_once_pay_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_sweepers_settle_once() {
+async fn concurrent_sweepers_settle_payment_once() {
     let shop = Shop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -285,7 +285,7 @@ async fn many_sweepers_settle_once() {
 }
 
 #[tokio::test]
-async fn an_order_of_nothing_asks_no_gateway() {
+async fn free_order_paid_without_gateway() {
     let shop = Shop::start(PATIENT_MS).await;
     let cheap = shop.world.product(1_000, 1).await;
     let order = json!({"userId": shop.user, "orderProducts": [{"productId": cheap, "quantity": 1}], "userCouponId": shop.coupon});
@@ -298,7 +298,7 @@ async fn an_order_of_nothing_asks_no_gateway() {
 }
 
 #[tokio::test]
-async fn types_without_a_gateway_are_paid_from_the_balance() {
+async fn payment_taken_from_balance_when_type_has_no_gateway() {
     let shop = Shop::start(PATIENT_MS).await;
     shop.world.put_charge(shop.user, 5_000).await.ok();
     assert_eq!(shop.world.pay(shop.order, shop.user, "CARD", 5_000).await.ok()["orderStatus"], "PAID");
@@ -308,7 +308,7 @@ async fn types_without_a_gateway_are_paid_from_the_balance() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_that_hangs_holds_up_no_other_order_s_expiry() {
+async fn expiry_of_other_orders_continues_when_gateway_hangs() {
     let shop = Shop::start(PATIENT_MS).await;
     shop.gateway.next(Behaviour::CutAfterApproval);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");

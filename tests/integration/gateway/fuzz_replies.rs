@@ -70,7 +70,7 @@ fn replies() -> impl Strategy<Value = (Vec<u8>, bool)> {
 }
 
 #[test]
-fn only_an_approval_approves() {
+fn reply_of_random_bytes_approves_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

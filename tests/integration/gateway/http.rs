@@ -67,7 +67,7 @@ fn why(outcome: PayOutcome) -> String {
 }
 
 #[tokio::test]
-async fn an_approved_payment_is_found_and_given_back_once() {
+async fn approved_payment_found_and_refunded_once() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::NotFound);
@@ -90,7 +90,7 @@ async fn an_approved_payment_is_found_and_given_back_once() {
 }
 
 #[tokio::test]
-async fn a_declined_payment_stays_declined() {
+async fn declined_payment_stays_declined() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     fake.next(Behaviour::Decline);
@@ -109,7 +109,7 @@ async fn a_declined_payment_stays_declined() {
 }
 
 #[tokio::test]
-async fn without_an_answer_a_payment_is_unknown_until_asked() {
+async fn payment_unknown_until_queried_when_no_reply() {
     let fake = FakeGateway::start().await;
     fake.next(Behaviour::Hang);
     fake.next(Behaviour::ApproveThenHang);
@@ -125,7 +125,7 @@ async fn without_an_answer_a_payment_is_unknown_until_asked() {
 }
 
 #[tokio::test]
-async fn no_call_outlasts_its_timeout() {
+async fn call_ends_by_its_timeout() {
     let fake = FakeGateway::start().await;
     let gateway = hasty(&fake);
     fake.always(Behaviour::Hang);
@@ -138,7 +138,7 @@ async fn no_call_outlasts_its_timeout() {
 }
 
 #[tokio::test]
-async fn a_late_payment_is_not_found_before_it_is_taken() {
+async fn late_payment_not_found_before_taken() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     fake.next(Behaviour::ApproveLate);
@@ -156,7 +156,7 @@ async fn a_late_payment_is_not_found_before_it_is_taken() {
 }
 
 #[tokio::test]
-async fn a_late_payment_is_taken_although_its_client_is_gone() {
+async fn late_payment_taken_when_client_gone() {
     let fake = FakeGateway::start().await;
     fake.next(Behaviour::ApproveLate);
     pay_and_leave(&fake, "r-1").await;
@@ -169,7 +169,7 @@ async fn a_late_payment_is_taken_although_its_client_is_gone() {
 }
 
 #[tokio::test]
-async fn a_late_payment_asked_for_again_is_taken_once() {
+async fn late_payment_retried_is_taken_once() {
     let fake = FakeGateway::start().await;
     fake.next(Behaviour::ApproveLate);
     pay_and_leave(&fake, "r-1").await;
@@ -179,7 +179,7 @@ async fn a_late_payment_asked_for_again_is_taken_once() {
 }
 
 #[tokio::test]
-async fn replies_that_make_no_sense_are_unknown() {
+async fn payment_unknown_when_reply_invalid() {
     let answers = [
         (Behaviour::Garbage, false),
         (Behaviour::GarbageAfterApproval, true),
@@ -210,7 +210,7 @@ async fn replies_that_make_no_sense_are_unknown() {
 }
 
 #[tokio::test]
-async fn a_reply_is_read_up_to_its_limit_only() {
+async fn reply_read_up_to_limit() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     let padded = |bytes: usize| {
@@ -224,7 +224,7 @@ async fn a_reply_is_read_up_to_its_limit_only() {
 }
 
 #[tokio::test]
-async fn queries_and_cancels_without_a_clear_answer_are_unknown() {
+async fn query_and_cancel_unknown_when_reply_unclear() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
@@ -246,7 +246,7 @@ async fn queries_and_cancels_without_a_clear_answer_are_unknown() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_cannot_be_reached_is_unknown() {
+async fn payment_unknown_when_gateway_unreachable() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     fake.always(Behaviour::Hang);
@@ -263,7 +263,7 @@ async fn a_gateway_that_cannot_be_reached_is_unknown() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_accepts_and_says_nothing_is_unknown_in_time() {
+async fn payment_unknown_in_time_when_gateway_silent() {
     // Connections are made by the kernel; nobody reads them.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let gateway = gateway_at(&format!("http://{}", listener.local_addr().unwrap()), HASTY);
@@ -271,7 +271,7 @@ async fn a_gateway_that_accepts_and_says_nothing_is_unknown_in_time() {
 }
 
 #[tokio::test]
-async fn a_uid_is_one_segment_of_the_path() {
+async fn payment_uid_escaped_in_path() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     for uid in ["a/cancel", "../payments", "a?b#c", "100%", "영수증"] {
@@ -287,7 +287,7 @@ async fn a_uid_is_one_segment_of_the_path() {
 }
 
 #[tokio::test]
-async fn the_token_goes_with_every_call() {
+async fn token_sent_with_every_call() {
     let fake = FakeGateway::start().await;
     let config = |token: Option<&str>| GatewayConfig {
         url: format!("{}/", fake.url()),
@@ -311,7 +311,7 @@ async fn the_token_goes_with_every_call() {
 }
 
 #[tokio::test]
-async fn many_payments_at_once_are_each_taken_once() {
+async fn concurrent_payments_each_taken_once() {
     let fake = FakeGateway::start().await;
     let gateway: Arc<dyn PaymentGateway> = Arc::new(patient(&fake));
     let payments: Vec<_> = (0..600)

@@ -59,7 +59,7 @@ async fn payment(shop: &Shop) -> (String, Option<String>, Option<String>, Option
 }
 
 #[tokio::test]
-async fn payment_listed_with_its_gateway_s_last_answer_when_stuck() {
+async fn payment_listed_with_last_gateway_reply_when_stuck() {
     let shop = Shop::start(IMPATIENT_MS).await;
     assert_eq!(stuck(&shop).await, json!({"content": [], "totalElements": 0}));
     shop.finish(0).await;
@@ -80,7 +80,7 @@ async fn payment_listed_with_its_gateway_s_last_answer_when_stuck() {
 }
 
 #[tokio::test]
-async fn order_paid_and_confirmed_when_operator_and_gateway_say_approved() {
+async fn order_paid_when_operator_and_gateway_approve() {
     let shop = stuck_shop(Behaviour::ApproveThenHang).await;
     let body = json!({"outcome": "APPROVED", "transactionId": "by-hand", "reason": "the customer's statement"});
     let resolved = resolve_order(&shop, shop.order, &body, Some("act")).await;
@@ -114,7 +114,7 @@ async fn order_paid_and_confirmed_when_operator_and_gateway_say_approved() {
 }
 
 #[tokio::test]
-async fn order_stays_paid_and_payment_told_as_stuck_when_gateway_contradicts_operator() {
+async fn payment_stuck_and_order_paid_when_gateway_contradicts_operator() {
     let shop = stuck_shop(Behaviour::Hang).await;
     assert_eq!(resolve(&shop, "APPROVED").await.ok()["orderStatus"], "PAID");
     // It never had it, and says so from now on: declined.
@@ -135,7 +135,7 @@ async fn order_stays_paid_and_payment_told_as_stuck_when_gateway_contradicts_ope
 }
 
 #[tokio::test]
-async fn payment_disputed_when_gateway_never_confirms_operator_s_approval() {
+async fn payment_disputed_when_gateway_never_confirms_approval() {
     let shop = stuck_shop(Behaviour::Hang).await;
     assert_eq!(resolve(&shop, "APPROVED").await.ok()["orderStatus"], "PAID");
     shop.later(100_000).await;
@@ -148,7 +148,7 @@ async fn payment_disputed_when_gateway_never_confirms_operator_s_approval() {
 }
 
 #[tokio::test]
-async fn order_failed_and_holds_back_when_operator_and_gateway_say_declined() {
+async fn order_failed_and_holds_released_when_operator_and_gateway_decline() {
     let shop = stuck_shop(Behaviour::Hang).await;
     assert_eq!(shop.stock().await, 8);
     assert_eq!(resolve(&shop, "DECLINED").await.ok()["orderStatus"], "FAILED");
@@ -167,7 +167,7 @@ async fn order_failed_and_holds_back_when_operator_and_gateway_say_declined() {
 }
 
 #[tokio::test]
-async fn money_back_when_gateway_took_what_operator_called_declined() {
+async fn payment_refunded_when_gateway_took_money_that_operator_declined() {
     let shop = stuck_shop(Behaviour::ApproveThenHang).await;
     assert_eq!(resolve(&shop, "DECLINED").await.ok()["orderStatus"], "FAILED");
     shop.later(1_000).await;
@@ -179,7 +179,7 @@ async fn money_back_when_gateway_took_what_operator_called_declined() {
 }
 
 #[tokio::test]
-async fn coupon_and_limits_come_back_when_operator_declines_order_with_coupon() {
+async fn coupon_and_open_order_released_when_operator_declines() {
     let gateway = FakeGateway::start().await;
     let url = gateway.url().to_owned();
     drop(gateway);
@@ -199,7 +199,7 @@ async fn coupon_and_limits_come_back_when_operator_declines_order_with_coupon() 
 }
 
 #[tokio::test]
-async fn resolve_refused_when_no_payment_is_under_way() {
+async fn resolve_refused_when_no_payment_open() {
     let shop = Shop::start(PATIENT_MS).await;
     // PENDING, and nobody has tried to pay.
     resolve(&shop, "APPROVED").await.refused(409, "NO_PAYMENT_UNDER_WAY");
@@ -212,7 +212,7 @@ async fn resolve_refused_when_no_payment_is_under_way() {
 }
 
 #[tokio::test]
-async fn resolve_refused_when_body_is_wrong() {
+async fn resolve_refused_when_body_invalid() {
     let shop = stuck_shop(Behaviour::ApproveThenHang).await;
     let before = shop.world.snapshot().await;
     for body in [
@@ -247,7 +247,7 @@ async fn resolve_refused_when_body_is_wrong() {
 }
 
 #[tokio::test]
-async fn resolve_recorded_in_operator_log_with_who_and_why() {
+async fn resolve_recorded_in_operator_log() {
     let shop = stuck_shop(Behaviour::Hang).await;
     resolve(&shop, "DECLINED").await.ok();
     let log = shop.world.get("/admin/v1/acts").await.ok();

@@ -223,7 +223,7 @@ async fn guess(service: SocketAddr, tally: Tally, stop: CancellationToken) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_clients_are_refused_and_honest_ones_served() {
+async fn hostile_clients_refused_and_honest_ones_served() {
     let world = World::with(Options { clock: None, ..Options::default() }).await;
     let (rate, burst) = (RATE.to_string(), BURST.to_string());
     let service = Service::start(
@@ -359,7 +359,7 @@ async fn hostile_clients_are_refused_and_honest_ones_served() {
 }
 
 #[tokio::test]
-async fn operators_have_a_door_of_their_own() {
+async fn operators_served_on_own_address_when_public_flooded() {
     let world = World::with(Options { clock: None, ..Options::default() }).await;
     let mut service = Service::start(
         &world,

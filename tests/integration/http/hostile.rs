@@ -44,7 +44,7 @@ fn statuses(said: &str) -> Vec<u16> {
 }
 
 #[tokio::test]
-async fn head_that_can_be_read_in_two_ways_is_refused_and_ends_the_connection() {
+async fn ambiguous_head_refused_and_connection_closed() {
     let world = World::with(Options { clock: None, ..Options::default() }).await;
     let mut service = Service::start(&world, &[("CORS_ORIGINS", "*"), ("HEADER_TIMEOUT_MS", "300000")]).await;
     // Whoever reads the first request differently sees this one in another place.
@@ -123,7 +123,7 @@ async fn head_that_can_be_read_in_two_ways_is_refused_and_ends_the_connection() 
 /// Who is not let in waits no longer than for any body, whatever the work would have been allowed, and a stop does not wait
 /// for it at all.
 #[tokio::test]
-async fn refused_request_whose_body_never_comes_ends_and_does_not_delay_a_stop() {
+async fn refused_request_without_body_ends_and_delays_no_stop() {
     let world = World::with(Options { clock: None, ..Options::default() }).await;
     let document = world.get("/v3/api-docs").await.json();
     let mut routes = Vec::new();
@@ -199,7 +199,7 @@ async fn refused_request_whose_body_never_comes_ends_and_does_not_delay_a_stop()
 }
 
 #[tokio::test]
-async fn guesses_at_tokens_are_refused_unjudged_and_nobody_else_is() {
+async fn token_guesses_refused_and_other_clients_served() {
     let world = World::with(Options { clock: None, ..Options::default() }).await;
     let settings = [("METRICS_TOKEN", SCRAPER), ("RATE_LIMIT_GUESSES_PER_MINUTE", "10")];
     let mut service = Service::start(&world, &settings).await;
@@ -238,7 +238,7 @@ async fn guesses_at_tokens_are_refused_unjudged_and_nobody_else_is() {
 }
 
 #[tokio::test]
-async fn tokens_that_can_be_guessed_are_refused_at_start() {
+async fn start_refused_when_token_guessable() {
     for (role, name, value) in [
         ("serve", "ADMIN_TOKEN", "a"),
         ("serve", "ADMIN_TOKEN", "fifteen-letters"),
@@ -265,7 +265,7 @@ async fn commands(redis: &mut redis::aio::MultiplexedConnection) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readiness_costs_redis_little_however_often_it_is_asked() {
+async fn readiness_polled_often_costs_redis_little() {
     let world = World::start().await;
     let mut redis = raw_redis(&world.redis.url()).await;
     let (before, began) = (commands(&mut redis).await, Instant::now());
@@ -288,7 +288,7 @@ async fn readiness_costs_redis_little_however_often_it_is_asked() {
 }
 
 #[tokio::test]
-async fn requests_cost_their_client_what_they_are_worth() {
+async fn requests_charged_to_client_by_cost() {
     const BURST: u64 = 40;
     let limits = LimitsConfig {
         rate_limit_client_per_second: 1,
@@ -363,7 +363,7 @@ async fn documentation_runs_no_foreign_script() {
 }
 
 #[tokio::test]
-async fn token_of_nine_kilobytes_is_taken() {
+async fn token_of_nine_kilobytes_accepted() {
     const SECRET: &str = "a secret of more than thirty-two bytes";
     let auth = AuthConfig { auth: Auth::Jwt, auth_jwt_secret: Some(Secret::new(SECRET)), ..AuthConfig::default() };
     let world = World::with(Options { auth, ..Options::default() }).await;

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn strangers_are_kept_out_and_change_nothing() {
+async fn admin_request_refused_without_token() {
     let world = World::start().await;
     let product = world.product(10, 10).await;
     let one = format!("/admin/v1/products/{product}");
@@ -69,7 +69,7 @@ async fn strangers_are_kept_out_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn users_are_created_with_their_opening_balance() {
+async fn user_created_with_opening_balance() {
     on_1_and_3(async |world| {
         let rich =
             post(world, "/admin/v1/users", json!({"userName": "이다은", "balance": 1_000_000_000_000_i64})).await;
@@ -91,7 +91,7 @@ async fn users_are_created_with_their_opening_balance() {
 }
 
 #[tokio::test]
-async fn users_are_created_in_bulk_with_consecutive_ids() {
+async fn users_created_in_bulk_have_consecutive_ids() {
     on_1_and_3(async |world| {
         let mut next = world.user(0).await + 1;
         for (count, prefix, balance_of_each) in
@@ -119,7 +119,7 @@ async fn users_are_created_in_bulk_with_consecutive_ids() {
 }
 
 #[tokio::test]
-async fn products_are_created_and_changed() {
+async fn product_created_and_updated() {
     on_1_and_3(async |world| {
         let new = json!({"productName": "나이키 에어포스", "price": 990_000, "stockQuantity": 50, "category": "SHOES"});
         let created = post(world, "/admin/v1/products", new.clone()).await.created();
@@ -168,7 +168,7 @@ async fn products_are_created_and_changed() {
 }
 
 #[tokio::test]
-async fn campaigns_are_created_and_watched() {
+async fn campaign_created_shows_issued_and_left() {
     on_1_and_3(async |world| {
         let new = json!({"couponCode": "HANGHAE8888", "discountType": "PERCENTAGE", "discountAmount": 100,
             "totalQuantity": 2, "opensAt": after(world, 0), "closesAt": after(world, 60_000),
@@ -206,7 +206,7 @@ async fn campaigns_are_created_and_watched() {
 }
 
 #[tokio::test]
-async fn campaigns_are_opened_closed_and_put_off() {
+async fn campaign_window_updated() {
     on_1_and_3(async |world| {
         let users = [world.user(0).await, world.user(0).await, world.user(0).await, world.user(0).await];
         let new = json!({"couponCode": "X", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 9,
@@ -258,7 +258,7 @@ async fn campaigns_are_opened_closed_and_put_off() {
 }
 
 #[tokio::test]
-async fn orders_are_listed_newest_first() {
+async fn orders_listed_newest_first() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, project: true, ..Options::default() }).await;
         let (buyer, other) = (world.user(100_000).await, world.user(100_000).await);
@@ -314,7 +314,7 @@ async fn orders_are_listed_newest_first() {
 }
 
 #[tokio::test]
-async fn orders_of_two_instances_listed_newest_first_by_time() {
+async fn orders_of_two_instances_listed_newest_first() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         let (user, product) = (world.user(1_000_000).await, world.product(10, 1_000).await);
@@ -369,7 +369,7 @@ async fn orders_of_two_instances_listed_newest_first_by_time() {
 }
 
 #[tokio::test]
-async fn newest_orders_of_many_found_by_an_index() {
+async fn orders_listed_through_index() {
     let world = World::start().await;
     let pool = world.db.get_postgres_connection_pool();
     sqlx::query(
@@ -394,7 +394,7 @@ async fn newest_orders_of_many_found_by_an_index() {
 }
 
 #[tokio::test]
-async fn the_projection_tells_how_far_it_is() {
+async fn projection_status_shows_position_and_lag() {
     on_1_and_3(async |world| {
         world.drain().await;
         let projection = async || get(world, "/admin/v1/projection").await.ok();
@@ -430,7 +430,7 @@ async fn not_ready(world: &World) {
 }
 
 #[tokio::test]
-async fn health_is_told() {
+async fn readiness_fails_when_partition_state_lost() {
     on_1_and_3(async |world| {
         let user = world.user(0).await;
         for path in ["/healthz", "/readyz"] {
@@ -453,7 +453,7 @@ async fn health_is_told() {
 }
 
 #[tokio::test]
-async fn a_frozen_partition_is_not_ready() {
+async fn readiness_fails_when_partition_frozen() {
     on_1_and_3(async |world| {
         let user = world.user(0).await;
         let meta = format!("{{p{}}}:meta", user % i64::from(world.options.partitions));
@@ -471,7 +471,7 @@ async fn a_frozen_partition_is_not_ready() {
 
 /// What a rebuild kept off sale is shown, and sold again when an operator says so.
 #[tokio::test]
-async fn what_was_kept_back_is_shown_and_released() {
+async fn withheld_units_shown_and_released() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(10_000).await, world.product(10, 100).await);
         let coupon = world.campaign("FIXED", 1, 50).await;

@@ -124,7 +124,7 @@ async fn plain(world: &World, method: Method, path: &str, known: Option<&str>) -
 }
 
 #[tokio::test]
-async fn the_page_comes_from_the_binary_and_may_do_nothing_else() {
+async fn dashboard_page_served_with_strict_policy() {
     let world = World::start().await;
     let page = plain(&world, Method::GET, "/ops", None).await;
     assert_eq!(
@@ -170,7 +170,7 @@ async fn the_page_comes_from_the_binary_and_may_do_nothing_else() {
 }
 
 #[tokio::test]
-async fn nobody_watches_without_a_session() {
+async fn feed_refused_without_session() {
     let world = World::start().await;
     let reply = plain(&world, Method::GET, "/ops/feed", None).await;
     reply.refused(401, "UNAUTHORIZED");
@@ -184,7 +184,7 @@ async fn nobody_watches_without_a_session() {
 }
 
 #[tokio::test]
-async fn the_stream_ends_with_the_session() {
+async fn feed_ends_with_session() {
     let world = World::start().await;
     let (ours, theirs) = (sign_in(&world.base).await, sign_in(&world.base).await);
     let mut signed_out = Watch::with(&world.base, &ours).await;
@@ -205,7 +205,7 @@ async fn the_stream_ends_with_the_session() {
 }
 
 #[tokio::test]
-async fn the_first_snapshot_comes_at_once_and_says_everything() {
+async fn first_snapshot_immediate_and_complete() {
     let world = World::start().await;
     let mut watch = Watch::open(&world.base).await;
     let headers = watch.response.headers();
@@ -257,7 +257,7 @@ async fn the_first_snapshot_comes_at_once_and_says_everything() {
 
 /// What is shown is what the API says, and what Postgres has, once it has everything.
 #[tokio::test]
-async fn the_numbers_are_the_truth() {
+async fn snapshot_matches_api_and_postgres() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         let mut watch = Watch::open(&world.base).await;
@@ -328,7 +328,7 @@ async fn the_numbers_are_the_truth() {
 }
 
 #[tokio::test]
-async fn campaigns_burn_down_and_end() {
+async fn snapshot_follows_campaign_to_its_end() {
     let world = World::start().await;
     let mut watch = Watch::open(&world.base).await;
     let users: Vec<i64> = join_all((0..6).map(|_| world.user(0))).await;
@@ -383,7 +383,7 @@ async fn campaigns_burn_down_and_end() {
 
 /// The counters are the process's, and other tests run in it: what this one does is among what is shown.
 #[tokio::test]
-async fn requests_are_shown_by_kind_and_the_page_s_own_are_not() {
+async fn snapshot_counts_requests_by_class_without_its_own() {
     let world = World::start().await;
     let (coupon, first, late) = (world.campaign("FIXED", 1, 1).await, world.user(0).await, world.user(0).await);
     world.issue(coupon, first).await.ok();
@@ -428,7 +428,7 @@ async fn requests_are_shown_by_kind_and_the_page_s_own_are_not() {
 }
 
 #[tokio::test]
-async fn an_audit_is_shown_whoever_ran_it() {
+async fn snapshot_shows_audit_of_any_process() {
     let world = World::start().await;
     world.user(5).await;
     let mut watch = Watch::open(&world.base).await;
@@ -445,7 +445,7 @@ async fn an_audit_is_shown_whoever_ran_it() {
 
 /// All see the very same snapshots: their times are their own, to the millisecond.
 #[tokio::test]
-async fn watchers_share_one_reader_which_ends_with_the_last() {
+async fn feed_reader_shared_and_stopped_with_last_watcher() {
     let world = World::with(Options { clock: None, ..Options::default() }).await;
     let mut first = Watch::open(&world.base).await;
     first.next().await.unwrap();
@@ -480,7 +480,7 @@ async fn watchers_share_one_reader_which_ends_with_the_last() {
 }
 
 #[tokio::test]
-async fn there_are_a_hundred_seats() {
+async fn feed_refused_when_hundred_watchers() {
     let world = World::start().await;
     let cookie = sign_in(&world.base).await;
     let mut seats = join_all((0..100).map(|_| Watch::with(&world.base, &cookie))).await;
@@ -495,7 +495,7 @@ async fn there_are_a_hundred_seats() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_the_stream() {
+async fn feed_ends_when_process_stops() {
     let world = World::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
@@ -519,7 +519,7 @@ async fn a_stop_ends_the_stream() {
 }
 
 #[tokio::test]
-async fn postgres_away_is_shown_and_takes_nothing_else_with_it() {
+async fn snapshot_shows_postgres_down_and_keeps_the_rest() {
     let mut shop = Shop::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
@@ -560,7 +560,7 @@ async fn postgres_away_is_shown_and_takes_nothing_else_with_it() {
 }
 
 #[tokio::test]
-async fn redis_away_is_shown_and_takes_nothing_else_with_it() {
+async fn snapshot_shows_redis_down_and_keeps_the_rest() {
     let mut shop = Shop::open().await;
     let mut watch = Watch::open(&shop.base).await;
     watch.until("all is well", is_well).await;
@@ -582,7 +582,7 @@ async fn redis_away_is_shown_and_takes_nothing_else_with_it() {
 
 /// The migration counts what is there, and from then on Postgres does, whoever changes the orders.
 #[tokio::test]
-async fn orders_are_counted_from_wherever_the_schema_was() {
+async fn orders_counted_after_migration_of_existing_rows() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, batch: 4, ..Options::default() }).await;
         busy_day(&world).await;

@@ -50,7 +50,7 @@ async fn busy<T>(base: &str, look: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn requests_of_every_instance_on_the_dashboard_of_each() {
+async fn dashboard_shows_requests_of_every_instance() {
     let servers = Servers::start().await;
     let (status, said) = run(&mut servers.role(&["migrate"])).await;
     assert!(status.success(), "{said}");

@@ -94,11 +94,11 @@ impl Process {
     }
 }
 
-/// Who may scrape, in [`what_happened_is_told_to_the_unit`].
+/// Who may scrape, in [`metrics_count_every_event_exactly`].
 const SCRAPER: &str = "a-token-for-prometheus";
 
 #[tokio::test]
-async fn what_happened_is_told_to_the_unit() {
+async fn metrics_count_every_event_exactly() {
     let dir = ScratchDir::new().unwrap();
     let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
     let database = harness::fresh_database().await;
@@ -238,7 +238,7 @@ async fn what_happened_is_told_to_the_unit() {
 // --- whatever is away ------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_redis_that_hangs_is_told_and_holds_up_no_scrape() {
+async fn metrics_served_when_redis_hangs() {
     let mut world = World::start().await;
     let user = world.user(1).await;
     world.put_charge(user, 1).await.ok();
@@ -268,7 +268,7 @@ async fn a_redis_that_hangs_is_told_and_holds_up_no_scrape() {
 }
 
 #[tokio::test]
-async fn a_postgres_that_hangs_is_told_and_the_lag_all_the_same() {
+async fn metrics_served_with_lag_when_postgres_hangs() {
     let mut shop = Shop::open().await;
     let (postgres, here) = ([("part", "postgres")], [("partition", "0")]);
     let well = |told: &Scrape| {
@@ -441,7 +441,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn every_alert_says_what_to_do() {
+fn alerts_have_runbook_sections() {
     let alerts = alerts();
     let names: BTreeSet<&str> = alerts.iter().map(|alert| alert["alert"].as_str()).collect();
     assert_eq!(names.len(), alerts.len());
@@ -460,7 +460,7 @@ fn every_alert_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn the_dashboard_the_alerts_and_the_list_name_what_is_told() {
+async fn dashboard_alerts_and_docs_name_existing_metrics() {
     let Scrape(told) = everything().await;
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let queries = queries(&dashboard);
@@ -500,7 +500,7 @@ async fn the_dashboard_the_alerts_and_the_list_name_what_is_told() {
 
 /// What a limit turns away is counted.
 #[tokio::test]
-async fn shed_writes_are_counted() {
+async fn metrics_count_shed_writes() {
     let mut options = Options::default();
     options.durability.max_backlog = 3;
     let world = World::with(options).await;

@@ -32,7 +32,7 @@ fn told(act: &Value) -> (&str, &str, &str, i64) {
 }
 
 #[tokio::test]
-async fn every_act_is_noted_and_nothing_else() {
+async fn operator_actions_recorded_and_nothing_else() {
     let world = World::with(with_kim()).await;
     let as_kim = |method: Method, path: String| {
         world.client.request(method, format!("{}{path}", world.base)).bearer_auth(KIM).header("x-request-id", "of-kim")
@@ -91,7 +91,7 @@ async fn every_act_is_noted_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn what_is_in_a_path_is_noted_short_and_printable() {
+async fn operator_action_path_recorded_short_and_printable() {
     let world = World::start().await;
     for id in ["%00%0a", &"9".repeat(500), "%F0%9F%91%9F"] {
         let patch = json!({"price": 1});
@@ -107,7 +107,7 @@ async fn what_is_in_a_path_is_noted_short_and_printable() {
 
 /// The act is not held up, and is written once Postgres is back.
 #[tokio::test]
-async fn acts_wait_for_postgres_and_hold_nobody_up() {
+async fn operator_actions_queued_when_postgres_down() {
     let world = World::start().await;
     let rename = async |from: &str, to: &str| {
         let sql = format!("ALTER TABLE {from} RENAME TO {to}");
@@ -128,7 +128,7 @@ async fn acts_wait_for_postgres_and_hold_nobody_up() {
 }
 
 #[tokio::test]
-async fn what_is_queued_is_written_before_the_end() {
+async fn operator_actions_written_before_stop() {
     let world = World::start().await;
     let user = world.user(1).await;
     world.app.stop(None).await;

@@ -335,7 +335,7 @@ async fn release(operator: &Operator) {
 }
 
 #[tokio::test]
-async fn every_command_of_the_operations_page_works_as_printed() {
+async fn operations_page_commands_run_as_printed() {
     // The stores' own programs come with Debian's packages of the servers, and not with servers that were fetched.
     let fetched = ["REDIS_SERVER_BIN", "POSTGRES_BIN_DIR"].iter().any(|name| std::env::var_os(name).is_some());
     let missing: Vec<_> = ["redis-cli", "psql", "pg_dump"].into_iter().filter(|tool| on_path(tool).is_none()).collect();

@@ -54,7 +54,7 @@ async fn session(world: &World, cookie: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn a_browser_signs_in_acts_and_signs_out() {
+async fn session_opens_acts_and_closes() {
     let world = World::with(with_kim()).await;
     let signed_in = sign_in(&world, KIM).await;
     let set = signed_in.headers["set-cookie"].to_str().unwrap();
@@ -98,7 +98,7 @@ async fn a_browser_signs_in_acts_and_signs_out() {
 }
 
 #[tokio::test]
-async fn nobody_else_is_signed_in() {
+async fn session_refused_when_cookie_invalid() {
     let world = World::with(with_kim()).await;
     for wrong in ["wrong", "kim", &KIM[1..], &format!("kim:{KIM}")] {
         let refused = sign_in(&world, wrong).await;
@@ -131,7 +131,7 @@ async fn session_at(world: &World, path: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn guessing_is_slowed_down() {
+async fn sign_in_slowed_after_failures() {
     let mut options = with_kim();
     options.limits = LimitsConfig { rate_limit_guesses_per_minute: 20, rate_limit_keys: 10, ..LimitsConfig::off() };
     let world = World::with(options).await;
@@ -156,7 +156,7 @@ async fn guessing_is_slowed_down() {
 }
 
 #[tokio::test]
-async fn instances_know_each_other_s_sessions_and_need_no_database() {
+async fn session_valid_on_every_instance_without_database() {
     let world = World::with(with_kim()).await;
     let cookie = cookie(&sign_in(&world, KIM).await);
     let mut headers = reqwest::header::HeaderMap::new();
@@ -180,7 +180,7 @@ async fn instances_know_each_other_s_sessions_and_need_no_database() {
 }
 
 #[tokio::test]
-async fn operators_sign_in_while_writes_are_turned_away() {
+async fn sign_in_accepted_while_writes_shed() {
     let mut options = with_kim();
     options.durability.max_backlog = 1;
     let world = World::with(options).await;
@@ -192,7 +192,7 @@ async fn operators_sign_in_while_writes_are_turned_away() {
 }
 
 #[tokio::test]
-async fn behind_tls_the_cookie_says_so() {
+async fn session_cookie_secure_when_behind_tls() {
     let mut options = Options::default();
     options.operators.ops_cookie_secure = true;
     let world = World::with(options).await;
@@ -205,7 +205,7 @@ async fn behind_tls_the_cookie_says_so() {
 }
 
 #[tokio::test]
-async fn a_session_ends_by_itself() {
+async fn session_expires() {
     let world = World::start().await;
     let cookie = cookie(&sign_in(&world, ADMIN).await);
     world.clock.advance(28_800_000 - 1);

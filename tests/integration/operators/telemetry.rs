@@ -93,7 +93,7 @@ fn user_token(user: i64) -> String {
 }
 
 #[tokio::test]
-async fn a_request_can_be_followed_and_no_secret_is_told() {
+async fn request_traced_without_secrets() {
     let (dir, gateway, collector) = (ScratchDir::new().unwrap(), FakeGateway::start().await, Collector::default());
     let mut command = program(&["dev", "--dir", dir.path().join("data").to_str().unwrap()]);
     command.envs([
@@ -226,7 +226,7 @@ async fn a_request_can_be_followed_and_no_secret_is_told() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_is_told_of_once_and_lines_of_requests_are_off() {
+async fn collector_outage_logged_once() {
     let dir = ScratchDir::new().unwrap();
     let mut command = program(&["dev", "--dir", dir.path().join("data").to_str().unwrap()]);
     command.envs([
@@ -254,7 +254,7 @@ async fn a_collector_that_is_away_is_told_of_once_and_lines_of_requests_are_off(
 }
 
 #[tokio::test]
-async fn the_log_is_for_people_or_for_programs_as_asked() {
+async fn log_format_follows_setting() {
     let run = async |format: &str| {
         let mut command = program(&["migrate"]);
         command.env("DATABASE_URL", "postgres://127.0.0.1:1/x").env("DATABASE_TIMEOUT_MS", "100");

@@ -16,7 +16,7 @@ async fn story(world: &World, of: &str, id: i64) -> Value {
 }
 
 #[tokio::test]
-async fn a_user_s_story_has_it_all() {
+async fn user_timeline_complete() {
     on_1_and_3(async |world| {
         let (user, product) = (world.user(1_000).await, world.product(100, 90).await);
         let coupon = world.campaign("FIXED", 10, 5).await;
@@ -42,7 +42,7 @@ async fn a_user_s_story_has_it_all() {
 }
 
 #[tokio::test]
-async fn lists_of_a_story_are_bounded() {
+async fn timeline_lists_bounded() {
     let world = World::start().await;
     let (user, product) = (world.user(100_000).await, world.product(1, 900).await);
     for _ in 0..25 {
@@ -57,7 +57,7 @@ async fn lists_of_a_story_are_bounded() {
 }
 
 #[tokio::test]
-async fn an_order_s_story_tells_what_happened_when() {
+async fn order_timeline_dates_every_step() {
     on_1_and_3(async |world| {
         let (user, near) = (world.user(1_000).await, world.product(100, 90).await);
         let far = world.product(50, 9).await;
@@ -94,7 +94,7 @@ async fn an_order_s_story_tells_what_happened_when() {
 
 /// What Redis has is told while Postgres is away.
 #[tokio::test]
-async fn stories_are_told_without_postgres() {
+async fn timeline_served_when_postgres_down() {
     let world = World::start().await;
     let (user, product) = (world.user(1_000).await, world.product(100, 90).await);
     let order = placed(&world, user, &[(product, 1)], None).await;

@@ -13,7 +13,7 @@ use crate::{
 /// Postgres stopped, its connections open: the API goes on, what only Postgres has is 503 in bounded time, and Redis may
 /// even be restarted meanwhile.
 #[tokio::test]
-async fn a_postgres_that_hangs_holds_up_nothing_that_it_is_not_asked_for() {
+async fn api_served_when_postgres_hangs() {
     let mut shop = Shop::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
@@ -57,7 +57,7 @@ async fn a_postgres_that_hangs_holds_up_nothing_that_it_is_not_asked_for() {
 
 /// Postgres that is up and lets nobody in: the same, and no answer is taken for a fault of the request.
 #[tokio::test]
-async fn a_postgres_that_lets_nobody_in_is_away() {
+async fn api_served_when_postgres_refuses_connections() {
     let shop = Shop::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
@@ -100,7 +100,7 @@ async fn a_postgres_that_lets_nobody_in_is_away() {
 
 /// Whoever stops waiting for a transaction to begin leaves it open, and nobody knows of it: the connection is not used again.
 #[tokio::test]
-async fn a_transaction_that_nobody_waited_for_is_not_inherited() {
+async fn connection_dropped_when_transaction_abandoned() {
     let world = World::start().await;
     let pool = world.db.get_postgres_connection_pool();
     let open = async |pids: i64| {

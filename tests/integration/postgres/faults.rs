@@ -13,7 +13,7 @@ use crate::{
 const NAME: &str = "한정판 🎟";
 
 #[tokio::test]
-async fn start_refused_when_database_is_not_utf8() {
+async fn start_refused_when_database_not_utf8() {
     let admin = postgres::connect(&harness::postgres_config(&harness::postgres_url("postgres"))).await.unwrap();
     let template = harness::fresh_database().await;
     for encoding in ["LATIN1", "SQL_ASCII", "EUC_KR"] {
@@ -67,7 +67,7 @@ async fn user(world: &World, name: &str) -> Value {
 /// By SQLSTATE: too long, out of range, no such character, a constraint, the same row twice, an index entry too large, what a
 /// trigger says.
 #[tokio::test]
-async fn event_becomes_dead_letter_when_postgres_can_never_take_it() {
+async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
     let world = World::start().await;
     let states = ["22001", "22003", "22008", "22021", "22P05", "23514", "23505", "21000", "54000", "P0001"];
     for (n, state) in (1..).zip(states) {
@@ -93,7 +93,7 @@ async fn event_becomes_dead_letter_when_postgres_can_never_take_it() {
 
 /// What is refused as an event and as a letter is filed all the same, in letters that any database takes.
 #[tokio::test]
-async fn dead_letter_filed_in_ascii_when_postgres_refuses_it_as_it_is() {
+async fn dead_letter_filed_in_ascii_when_postgres_refuses_its_text() {
     let world = World::start().await;
     refuse(&world, "22P05").await;
     sql(&world, r"ALTER TABLE dead_letters ADD CHECK (fields::text ~ '^[ -~]*$' AND reason ~ '^[ -~]*$')").await;
@@ -113,7 +113,7 @@ async fn dead_letter_filed_in_ascii_when_postgres_refuses_it_as_it_is() {
 
 /// By SQLSTATE: no right, no room, a broken disk, a column that is not there, read-only, no connection to be had.
 #[tokio::test]
-async fn projection_waits_and_says_so_when_postgres_can_t_take_it_now() {
+async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
     let world = World::start().await;
     for (n, state) in (1..).zip(["42501", "53100", "58030", "42703", "25006", "53300"]) {
         refuse(&world, state).await;
@@ -143,7 +143,7 @@ async fn projection_waits_and_says_so_when_postgres_can_t_take_it_now() {
 
 /// Books that agree but for what waits prove nothing where it waits for ever.
 #[tokio::test]
-async fn audit_fails_when_projection_stands_still() {
+async fn audit_fails_when_projection_stalled() {
     // The outbox's times are Redis's, and so is this clock's.
     let world =
         World::with(Options { clock: Some(firstcome::model::Clock::system().now()), ..Options::default() }).await;

@@ -180,12 +180,12 @@ async fn refused(mode: &str, tracked: u32, connections: u32, words: &[&str]) {
 const UNTRACKED: &[&str] = &["transaction mode", "max_prepared_statements", "session mode"];
 
 #[tokio::test]
-async fn sale_works_when_pooler_in_session_mode() {
+async fn sale_runs_when_pooler_in_session_mode() {
     whole_sale("session", 0, 30).await;
 }
 
 #[tokio::test]
-async fn sale_works_when_pooler_in_transaction_mode_tracks_statements() {
+async fn sale_runs_when_pooler_in_transaction_mode_tracks_statements() {
     if can_track() {
         // Fewer connections than ours: they change hands all the time.
         whole_sale("transaction", 200, 4).await;
@@ -195,7 +195,7 @@ async fn sale_works_when_pooler_in_transaction_mode_tracks_statements() {
 }
 
 #[tokio::test]
-async fn start_refused_when_pooler_in_transaction_mode_does_not_track_statements() {
+async fn start_refused_when_pooler_in_transaction_mode_tracks_no_statements() {
     for connections in [1, 2, 20] {
         refused("transaction", 0, connections, UNTRACKED).await;
     }

@@ -39,7 +39,7 @@ async fn encrypt(servers: &Servers, certificate: &str, key: &str) {
 }
 
 #[tokio::test]
-async fn private_authority_accepted_from_store_and_file_and_refused_otherwise() {
+async fn certificate_refused_when_authority_unknown() {
     let servers = Servers::start().await;
     let (authority, certificate, key) = private_authority("127.0.0.1");
     let (stranger, ..) = private_authority("127.0.0.1");
@@ -90,7 +90,7 @@ async fn private_authority_accepted_from_store_and_file_and_refused_otherwise() 
 }
 
 #[tokio::test]
-async fn server_without_tls_refused_when_url_asks_for_it() {
+async fn connection_refused_when_server_has_no_tls() {
     let servers = Servers::start().await;
     let url = servers.postgres_url.replace("sslmode=disable", "sslmode=require");
     let (status, said) = run(servers.role(&["migrate"]).env("DATABASE_URL", url)).await;

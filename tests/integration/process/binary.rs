@@ -169,7 +169,7 @@ fn with_secrets(command: &mut Command) -> &mut Command {
 }
 
 #[tokio::test]
-async fn help_names_every_variable_and_shows_no_secret() {
+async fn help_names_every_variable_without_secrets() {
     let shop = ["TIME_ZONE", "ORDER_HOLD_SECONDS", "MAX_OPEN_ORDERS_PER_USER", "MAX_BALANCE", "PARTITIONS"];
     let gateway = ["PAYMENT_GATEWAY_CARD_URL", "PAYMENT_GATEWAY_KAKAO_PAY_URL", "PAYMENT_GATEWAY_TOSS_URL"];
     let http = [
@@ -222,7 +222,7 @@ async fn help_names_every_variable_and_shows_no_secret() {
 }
 
 #[tokio::test]
-async fn what_is_missing_or_wrong_is_named() {
+async fn start_refused_and_setting_named_when_missing_or_invalid() {
     for (args, names) in [
         (&["serve"][..], &["--redis-url", "--database-url"][..]),
         (&["project"], &["--redis-url", "--database-url"]),
@@ -259,7 +259,7 @@ async fn what_is_missing_or_wrong_is_named() {
 }
 
 #[tokio::test]
-async fn stores_that_can_t_be_reached_are_named_without_their_passwords() {
+async fn start_error_names_unreachable_store_without_password() {
     let nowhere = format!("postgres://user:{SECRET}@127.0.0.1:1/database");
     let serve = |redis: &str, postgres: &str| {
         let mut command = program(&["serve"]);
@@ -300,7 +300,7 @@ async fn stores_that_can_t_be_reached_are_named_without_their_passwords() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_says_what_to_do() {
+async fn start_error_says_remedy_when_port_taken() {
     let dir = ScratchDir::new().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -319,7 +319,7 @@ async fn a_port_that_is_taken_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn missing_server_programs_say_what_to_do() {
+async fn start_error_says_remedy_when_server_programs_missing() {
     let dir = ScratchDir::new().unwrap();
     for name in ["REDIS_SERVER_BIN", "POSTGRES_BIN_DIR"] {
         let mut command = program(&["dev"]);
@@ -349,7 +349,7 @@ fn dev_in(data: &Path) -> Command {
 /// The quick start: up, seeded, stopped without a trace but its data, which the next start goes on with, also after it
 /// was killed.
 #[tokio::test]
-async fn the_quick_start_from_first_to_third() {
+async fn dev_command_keeps_data_between_starts() {
     let dir = ScratchDir::new().unwrap();
     let data = dir.path().join("data");
     let mut first = Running::start(&mut dev_in(&data), &dir, "first");
@@ -424,7 +424,7 @@ async fn the_quick_start_from_first_to_third() {
 }
 
 #[tokio::test]
-async fn the_quick_start_s_own_token_is_kept_private() {
+async fn dev_command_keeps_token_private() {
     use std::os::unix::fs::MetadataExt;
     let dir = ScratchDir::new().unwrap();
     let data = dir.path().join("data");
@@ -529,7 +529,7 @@ impl Servers {
 }
 
 #[tokio::test]
-async fn migrate_seed_serve_and_project_as_processes_of_their_own() {
+async fn roles_run_as_separate_processes() {
     let servers = Servers::start().await;
     for role in ["serve", "project", "seed"] {
         let (status, said) = run(&mut servers.role(&[role])).await;
@@ -587,7 +587,7 @@ async fn migrate_seed_serve_and_project_as_processes_of_their_own() {
 
 /// What was answered is carried to Postgres before the process ends, even if the projection hung until then.
 #[tokio::test]
-async fn a_stop_drains_the_outbox() {
+async fn stop_drains_outbox() {
     let servers = Servers::start().await;
     assert!(run(&mut servers.role(&["migrate"])).await.0.success());
     let mut serve = servers.start_role(&["serve"], "serve");
@@ -621,7 +621,7 @@ async fn a_stop_drains_the_outbox() {
 
 /// Killed in the middle of its work, it loses nothing that it answered, and a repeat under its key is no second time.
 #[tokio::test]
-async fn a_kill_loses_nothing_that_was_answered() {
+async fn kill_loses_no_acknowledged_decision() {
     const REQUESTS: u32 = 200;
     let servers = Servers::start().await;
     assert!(run(&mut servers.role(&["migrate"])).await.0.success());

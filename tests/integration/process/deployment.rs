@@ -151,7 +151,7 @@ fn fits(file: &str, name: &str, container: &Container) {
 }
 
 #[test]
-fn what_compose_runs_is_ours() {
+fn compose_files_match_program() {
     let of_all = of_compose(COMPOSE);
     let shared: BTreeSet<&str> = ["REDIS_URL", "DATABASE_URL"].into();
     for name in shared {
@@ -179,7 +179,7 @@ fn what_compose_runs_is_ours() {
 }
 
 #[test]
-fn what_kubernetes_runs_is_ours() {
+fn kubernetes_manifest_matches_program() {
     let containers = of_kubernetes();
     assert_eq!(containers.keys().collect::<Vec<_>>(), ["migrate", "project", "serve"]);
     for (name, container) in &containers {
@@ -230,7 +230,7 @@ fn read_by_the_build(dir: &Path, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn an_image_is_built_of_what_the_build_reads_and_of_nothing_else() {
+fn image_context_holds_exactly_the_build_inputs() {
     let mut read = BTreeSet::from(["src".to_owned(), "Cargo.toml".to_owned(), "Cargo.lock".to_owned()]);
     read_by_the_build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut read);
     assert!(read.contains("lua") && read.contains("migrations"));

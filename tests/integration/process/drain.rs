@@ -61,7 +61,7 @@ async fn is_closed(base: &str) -> bool {
 /// First it says that it is stopping, and serves on for those who have not heard; then nobody is let in; what is under way
 /// is finished; what was decided is carried to PostgreSQL.
 #[tokio::test]
-async fn a_stop_goes_in_order() {
+async fn stop_follows_order() {
     let servers = migrated().await;
     let gateway = FakeGateway::start().await;
     // A machine that stalls for as long as the delay shows nothing of it: then once more.
@@ -112,7 +112,7 @@ async fn a_stop_goes_in_order() {
 
 /// A request that does not end is cut when three quarters of the time are over; the rest is enough for the outbox.
 #[tokio::test]
-async fn a_request_that_hangs_is_cut_and_the_outbox_is_drained_all_the_same() {
+async fn stop_cuts_hanging_request_and_drains_outbox() {
     let servers = migrated().await;
     let gateway = FakeGateway::start().await;
     gateway.next(Behaviour::Hang);
@@ -137,7 +137,7 @@ async fn a_request_that_hangs_is_cut_and_the_outbox_is_drained_all_the_same() {
 
 /// One bound for all of it: what PostgreSQL does not take by then waits for the next start, and that is said.
 #[tokio::test]
-async fn what_is_left_at_the_bound_is_told_and_waits() {
+async fn stop_reports_events_left_at_deadline() {
     let servers = migrated().await;
     let mut serve = servers.start_with(&["serve"], &[("DRAIN_SECONDS", "2")], "first");
     let base = serve.base().await;
@@ -169,7 +169,7 @@ async fn what_is_left_at_the_bound_is_told_and_waits() {
 
 /// What operators did is nowhere but in the process until PostgreSQL has it: that is waited for, as long as there is time.
 #[tokio::test]
-async fn what_operators_did_is_told_before_the_end() {
+async fn stop_writes_operator_log() {
     let servers = migrated().await;
     let db = servers.db().await;
     let pool = db.get_postgres_connection_pool();
@@ -205,7 +205,7 @@ async fn what_operators_did_is_told_before_the_end() {
 
 /// Who asks twice does not want to wait.
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_stops_at_once() {
     let servers = migrated().await;
     let gateway = FakeGateway::start().await;
     for (first, second, code) in [(Signal::TERM, Signal::TERM, 143), (Signal::INT, Signal::INT, 130)] {
@@ -233,7 +233,7 @@ async fn a_second_signal_ends_it_at_once() {
 /// A start that waits for a store can be ended like anything else, also as the first process of a container, which no
 /// signal ends by itself.
 #[tokio::test]
-async fn a_start_that_waits_can_be_stopped() {
+async fn stop_ends_waiting_start() {
     let mut servers = migrated().await;
     servers.redis.pause().unwrap();
     let mut postgres = PgConnection::connect(&servers.postgres_url).await.unwrap();
@@ -261,7 +261,7 @@ async fn a_start_that_waits_can_be_stopped() {
 
 /// What is decided while it stops is for those who go on: it would never end if it waited for an empty outbox.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_does_not_wait_for_what_others_decide() {
+async fn stop_ignores_later_decisions_of_others() {
     for partitions in [1, 2] {
         // One decision in a transaction: nobody who carries them catches up with those who decide.
         let world = World::with(Options { partitions, batch: 1, ..Options::default() }).await;
@@ -300,7 +300,7 @@ async fn a_stop_does_not_wait_for_what_others_decide() {
 
 /// An outbox that lacks what was decided is not a drained one.
 #[tokio::test]
-async fn a_stop_tells_that_decisions_are_missing() {
+async fn stop_reports_missing_decisions() {
     let world = World::start().await;
     let user = world.user(0).await;
     world.drain().await;
@@ -312,7 +312,7 @@ async fn a_stop_tells_that_decisions_are_missing() {
 }
 
 #[tokio::test]
-async fn a_health_check_needs_no_shell() {
+async fn health_check_runs_without_shell() {
     let servers = migrated().await;
     let mut serve = servers.start_role(&["serve"], "serve");
     let base = serve.base().await;

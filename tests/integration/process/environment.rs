@@ -14,7 +14,7 @@ use crate::{
 const NEEDED: &[&str] = &["REDIS_URL", "DATABASE_URL", "BIND_ADDR"];
 
 #[tokio::test]
-async fn empty_variable_counts_as_not_set() {
+async fn empty_variable_counts_as_unset() {
     let (servers, dir) = (Servers::start().await, ScratchDir::new().unwrap());
     assert!(run(&mut servers.role(&["migrate"])).await.0.success());
     let names = settings();
@@ -79,7 +79,7 @@ async fn boolean_read_in_every_spelling() {
 
 /// What a boolean says is what is done: a `false` in any spelling is no `true`.
 #[tokio::test]
-async fn boolean_spelling_decides() {
+async fn boolean_false_in_every_spelling_disables() {
     let servers = Servers::start().await;
     assert!(run(&mut servers.role(&["migrate"])).await.0.success());
     for (value, projects) in [("YES", false), ("1", false), ("no", true), ("0", true)] {
@@ -93,7 +93,7 @@ async fn boolean_spelling_decides() {
 }
 
 #[tokio::test]
-async fn log_filter_that_cannot_be_read_is_named() {
+async fn start_error_names_invalid_log_filter() {
     let dir = ScratchDir::new().unwrap();
     let mut serve = program(&["serve", "--bind-addr", "127.0.0.1:0"]);
     serve.env("REDIS_URL", "redis://127.0.0.1:1").env("DATABASE_URL", "postgres://firstcome@127.0.0.1:1/db");

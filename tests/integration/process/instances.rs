@@ -305,7 +305,7 @@ async fn replace_everybody(
 }
 
 #[tokio::test]
-async fn instances_come_and_go_while_a_crowd_shops() {
+async fn instances_replaced_under_load_keep_acknowledged_decisions() {
     let servers = Servers::start().await;
     let (status, said) = run(&mut servers.role(&["migrate"])).await;
     assert!(status.success(), "{said}");

@@ -225,7 +225,7 @@ async fn secret_read_from_file_without_its_newline() {
 }
 
 #[tokio::test]
-async fn secret_not_printed_when_health_check_finds_nobody() {
+async fn secret_not_printed_when_health_check_unreachable() {
     let url = format!("http://user:{SECRET}@127.0.0.1:1/readyz");
     let mut health = program(&["health", "--url", &url]);
     let asked = run(health.env("RUST_LOG", "trace"));

@@ -148,7 +148,7 @@ async fn retry_all(world: &World, mut seed: u64) {
 
 /// Whatever was a dead letter for a while, and whatever was applied meanwhile: once all are in, Postgres is as Redis is.
 #[test]
-fn letters_retried_in_any_order_are_as_if_they_had_been_in_time() {
+fn dead_letters_retried_in_any_order_equal_timely_projection() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let chosen = (prop::collection::btree_set(0..90usize, 1..30), any::<u64>(), prop_oneof![Just(1u16), Just(3)]);
     TestRunner::new(ProptestConfig { max_shrink_iters: 30, ..config(12, 20) })
@@ -171,7 +171,7 @@ fn letters_retried_in_any_order_are_as_if_they_had_been_in_time() {
 }
 
 #[tokio::test]
-async fn a_letter_is_applied_once_however_many_try() {
+async fn dead_letter_applied_once_when_retries_race() {
     let world = World::start().await;
     let user = world.user(0).await;
     world.put_charge(user, 500).await.ok();
@@ -200,7 +200,7 @@ async fn a_letter_is_applied_once_however_many_try() {
 }
 
 #[tokio::test]
-async fn what_is_refused_changes_nothing_but_the_reason() {
+async fn dead_letter_refused_changes_only_its_reason() {
     let world = World::start().await;
     let user = world.user(100).await;
     let product = world.product(10, 5).await;
@@ -243,7 +243,7 @@ async fn what_is_refused_changes_nothing_but_the_reason() {
 
 /// What a retried event ended leaves Redis as it would have, and not while another of its letters is there.
 #[tokio::test]
-async fn an_order_leaves_redis_once_all_its_letters_are_in() {
+async fn order_evicted_when_its_dead_letters_applied() {
     let world = World::start().await;
     let user = world.user(100).await;
     let product = world.product(10, 5).await;
@@ -271,7 +271,7 @@ async fn an_order_leaves_redis_once_all_its_letters_are_in() {
 
 /// A rebuild goes on from what Postgres has: what it does not have then is no decision any more.
 #[tokio::test]
-async fn what_a_rebuild_went_on_without_stays_out() {
+async fn dead_letter_refused_when_rebuild_discarded_it() {
     let world = World::with(Options { dead_letters: 1, ..Options::default() }).await;
     let user = world.user(0).await;
     world.put_charge(user, 500).await.ok();
@@ -299,7 +299,7 @@ async fn what_a_rebuild_went_on_without_stays_out() {
 
 /// An entry without a place among the decisions, and one in the place of another.
 #[tokio::test]
-async fn what_was_never_decided_stays_out() {
+async fn dead_letter_refused_when_never_decided() {
     let world = World::with(Options { dead_letters: 2, ..Options::default() }).await;
     let user = world.user(0).await;
     let mut redis = world.raw().await;
@@ -342,7 +342,7 @@ async fn what_was_never_decided_stays_out() {
 
 /// What a product or a campaign is like: Redis has the last word, whichever letter is retried last.
 #[tokio::test]
-async fn a_late_description_is_the_last_one() {
+async fn dead_letter_of_update_yields_to_newer_state() {
     let world = World::start().await;
     let product = world.product(100, 10).await;
     let coupon = world.campaign("FIXED", 10, 5).await;
@@ -375,7 +375,7 @@ async fn a_late_description_is_the_last_one() {
 
 /// A refund that a gateway has carried out is not due again when the event that asked for it comes late.
 #[tokio::test]
-async fn a_payment_that_has_ended_stays_so() {
+async fn dead_letter_of_refund_leaves_finished_payment() {
     let world = World::start().await;
     let (user, product) = (world.user(0).await, world.product(100, 10).await);
     let mut redis = world.raw().await;

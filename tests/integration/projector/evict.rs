@@ -180,7 +180,7 @@ fn events(entries: &[Entry]) -> Vec<Event> {
 // --- when it leaves --------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn what_is_over_leaves_once_postgres_has_it() {
+async fn order_evicted_when_projected() {
     for partitions in [1, 3] {
         let mut shop = Fixture::start(partitions).await;
         let ends = Ends::of(&mut shop).await;
@@ -213,7 +213,7 @@ async fn what_is_over_leaves_once_postgres_has_it() {
 
 /// As if the process had died between the commit and this; and as if another one did it once more, much later.
 #[tokio::test]
-async fn a_batch_that_is_done_again_lets_go_what_is_over_and_nothing_else() {
+async fn batch_repeated_evicts_the_same_orders() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
         let order = shop.paid().await;
@@ -266,7 +266,7 @@ async fn a_batch_that_is_done_again_lets_go_what_is_over_and_nothing_else() {
 
 /// What the projection could not apply is not in Postgres: Redis alone knows how the order ended.
 #[tokio::test]
-async fn an_order_of_a_dead_letter_stays() {
+async fn order_kept_when_event_is_dead_letter() {
     let shop = Fixture::with(Options { dead_letters: 1, ..Options::default() }).await;
     let (order, other) = (shop.place(None).await, shop.place(None).await);
     shop.world.drain().await;
@@ -334,7 +334,7 @@ impl Customer {
 
 /// Nothing leaves that Postgres does not have, and what has left is not taken for something that never was.
 #[tokio::test]
-async fn with_postgres_away_nothing_leaves_and_nothing_is_denied() {
+async fn order_kept_and_request_unavailable_when_postgres_down() {
     let mut me = Customer::start().await;
     let (gone, closed) = (me.place().await, me.place().await);
     me.pay(gone).await.ok();
@@ -404,7 +404,7 @@ async fn told(shop: &Fixture, ends: &Ends) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_has_left_is_shown_and_refused_as_before() {
+async fn archived_order_shown_and_refused_as_before() {
     for partitions in [1, 3] {
         let mut shop = Fixture::start(partitions).await;
         let ends = Ends::of(&mut shop).await;
@@ -424,7 +424,7 @@ async fn what_has_left_is_shown_and_refused_as_before() {
 
 /// A repeat gets the same bytes, whether or not its order has left since; and the key is nobody else's.
 #[tokio::test]
-async fn repeats_are_answered_as_before() {
+async fn archived_order_repeats_get_first_reply() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
         let (world, user) = (&shop.world, shop.user);
@@ -471,7 +471,7 @@ enum Away {
 }
 
 #[tokio::test]
-async fn a_paid_order_that_has_left_is_refunded_once() {
+async fn archived_order_refunded_once() {
     for (partitions, away) in [(1, Away::Both), (3, Away::Order), (3, Away::Holds), (3, Away::Both)] {
         let shop = Fixture::start(partitions).await;
         let (balance, stock) = (shop.balance().await, shop.stock().await);
@@ -509,7 +509,7 @@ async fn a_paid_order_that_has_left_is_refunded_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_refunds_one_is_carried_out() {
+async fn archived_order_refunded_once_when_refunds_race() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
         let (balance, stock) = (shop.balance().await, shop.stock().await);
@@ -529,7 +529,7 @@ async fn of_many_refunds_one_is_carried_out() {
 
 /// Read in Postgres when it was PAID, and brought back after somebody else had it refunded: before Postgres knows, and after.
 #[tokio::test]
-async fn what_was_read_too_early_brings_nothing_back() {
+async fn restore_of_stale_row_changes_nothing() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
         let (world, order) = (&shop.world, shop.paid().await);
@@ -569,7 +569,7 @@ async fn what_was_read_too_early_brings_nothing_back() {
 
 /// Brought back, and then nothing: it leaves again, as what it was.
 #[tokio::test]
-async fn what_is_brought_back_in_vain_leaves_again() {
+async fn restored_order_evicted_again_when_unchanged() {
     let shop = Fixture::start(1).await;
     let order = shop.paid().await;
     shop.world.drain().await;
@@ -590,7 +590,7 @@ async fn what_is_brought_back_in_vain_leaves_again() {
 
 /// The request that refunds dies after the decision; the relay finds that what the order sold elsewhere has left.
 #[tokio::test]
-async fn the_relay_gives_back_what_has_left() {
+async fn relay_releases_archived_remote_hold() {
     for again in [false, true] {
         let shop = Fixture::start(3).await;
         let stock = shop.stock().await;
@@ -625,7 +625,7 @@ async fn the_relay_gives_back_what_has_left() {
 /// A sweeper that was held up between its two steps for so long that order and hold have left takes neither for one that
 /// never was.
 #[tokio::test]
-async fn a_sweeper_that_was_held_up_gives_nothing_back() {
+async fn delayed_sweeper_releases_nothing_of_archived_order() {
     let shop = Fixture::start(3).await;
     let order = shop.paid().await;
     let stock = shop.stock().await;
@@ -685,7 +685,7 @@ impl ByGateway {
 }
 
 #[tokio::test]
-async fn an_order_stays_while_its_gateway_is_asked() {
+async fn order_kept_while_gateway_pending() {
     let by = ByGateway::start().await;
     let (shop, gateway) = (&by.shop, &by.gateway);
     // Paid and refunded: until the money is back.
@@ -730,7 +730,7 @@ async fn an_order_stays_while_its_gateway_is_asked() {
 /// The gateway's word comes so late that the order was given up, watched for as long as it is, and has left: money that it took
 /// goes back all the same.
 #[tokio::test]
-async fn money_that_comes_when_the_order_has_left_goes_back() {
+async fn late_payment_of_archived_order_refunded() {
     let by = ByGateway::start().await;
     let (shop, gateway) = (&by.shop, &by.gateway);
     let order = shop.place(None).await;
@@ -768,7 +768,7 @@ async fn rebuilt(world: &World) -> rebuild::Summary {
 }
 
 #[tokio::test]
-async fn a_rebuild_brings_back_what_has_not_left() {
+async fn rebuild_restores_orders_not_archived() {
     for partitions in [1, 3] {
         let mut shop = Fixture::start(partitions).await;
         let old = Ends::of(&mut shop).await;
@@ -828,7 +828,7 @@ async fn a_rebuild_brings_back_what_has_not_left() {
 
 /// A rebuild that finds what an order sold elsewhere not given back yet does so, whether or not it has left.
 #[tokio::test]
-async fn a_rebuild_finishes_the_refund_of_what_has_left() {
+async fn rebuild_finishes_refund_of_archived_order() {
     let shop = Fixture::start(3).await;
     let stock = shop.stock().await;
     let order = shop.paid().await;
@@ -874,7 +874,7 @@ async fn wrong(world: &World) -> Vec<String> {
 
 /// What must be in Redis and is not is named; what may have left is not.
 #[tokio::test]
-async fn the_audit_tells_what_has_left_from_what_is_missing() {
+async fn audit_tells_archived_from_missing() {
     for partitions in [1, 3] {
         let mut shop = Fixture::start(partitions).await;
         let ends = Ends::of(&mut shop).await;
@@ -928,7 +928,7 @@ async fn the_audit_tells_what_has_left_from_what_is_missing() {
 
 /// Everything leaves the moment that Postgres has it, while everybody shops, refunds and is audited.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shop_that_keeps_nothing_works_all_the_same() {
+async fn load_keeps_invariants_when_retention_zero() {
     for partitions in [1, 3] {
         let retention = RetentionConfig { closed_order_keep_seconds: 0 };
         let options = Options { partitions, retention, project: true, max_open_orders: 1000, ..Options::default() };
@@ -970,7 +970,7 @@ async fn a_shop_that_keeps_nothing_works_all_the_same() {
 
 /// The engine's own words for what has left, where HTTP has none.
 #[tokio::test]
-async fn the_setting_is_a_minute_at_least() {
+async fn retention_refused_when_below_minute() {
     let keep = Keep::seconds(60);
     assert_eq!((keep.closed_ms(), keep.refunded_ms()), (60_000, MARK_LIFE_MS));
     let keep = Keep::seconds(31_536_000);

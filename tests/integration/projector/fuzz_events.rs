@@ -177,7 +177,7 @@ fn fold(events: &[Event]) {
 }
 
 #[tokio::test]
-async fn events_that_no_script_wrote_do_no_harm() {
+async fn event_mutated_leaves_projection_running() {
     let real = real_events().await;
     for fields in &real {
         // What is packed in an event is read and packed again to the same.
@@ -215,7 +215,7 @@ async fn events_that_no_script_wrote_do_no_harm() {
 
 /// Entries of many decisions, with something wrong about some of them: each stands for itself.
 #[tokio::test]
-async fn packed_events_that_no_script_wrote_do_no_harm() {
+async fn packed_event_mutated_leaves_others_applied() {
     let packed = |fields: &Fields| fields.iter().find(|(name, _)| name == "events").map(|(_, packed)| packed.clone());
     let real: Vec<String> = real_entries().await.iter().filter_map(packed).collect();
     let kinds: BTreeSet<&str> = real.iter().map(|packed| packed.split('\u{1f}').next().unwrap()).collect();
@@ -268,7 +268,7 @@ async fn packed_events_that_no_script_wrote_do_no_harm() {
 
 /// The largest numbers that are decodable at all, as often as they fit in a batch.
 #[tokio::test]
-async fn sums_of_the_largest_numbers_fit() {
+async fn sum_of_largest_numbers_fits() {
     const EXTREMES: [i64; 6] =
         [i64::MIN, i64::MAX, 9_007_199_254_740_991, -9_007_199_254_740_991, 1_000_000_000, -1_000_000_000];
     for fields in real_events().await {
@@ -289,7 +289,7 @@ proptest! {
     #![proptest_config(config(256, 1))]
 
     #[test]
-    fn packed_texts_are_read_or_refused(text in texts()) {
+    fn packed_text_decoded_or_refused(text in texts()) {
         if let Some(lines) = unpack_lines(&text) {
             prop_assert!(lines.len() <= 100);
             prop_assert_eq!(unpack_lines(&pack_lines(&lines)), Some(lines));
@@ -300,7 +300,7 @@ proptest! {
     }
 
     #[test]
-    fn packed_replies_are_read_whole(words in prop::collection::vec(any::<String>(), 0..12)) {
+    fn packed_reply_decoded_whole(words in prop::collection::vec(any::<String>(), 0..12)) {
         let packed: String = words.iter().map(|word| format!("{}:{word}", word.len())).collect();
         prop_assert_eq!(unpack_reply(&packed).unwrap(), words);
     }
@@ -308,7 +308,7 @@ proptest! {
 
 /// Postgres refuses what the decoder let through, and the projection goes on behind it.
 #[test]
-fn nothing_stops_the_projection() {
+fn projection_continues_when_postgres_refuses_event() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let real = runtime.block_on(real_events());
     let events = prop::collection::vec((any::<Index>(), changes()), 40);

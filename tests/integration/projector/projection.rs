@@ -139,7 +139,7 @@ pub async fn busy_day(world: &World) {
 }
 
 #[tokio::test]
-async fn batches_of_any_size_make_the_same_tables() {
+async fn batch_size_leaves_tables_unchanged() {
     let world = World::start().await;
     busy_day(&world).await;
     let mut redis = world.raw().await;
@@ -177,7 +177,7 @@ async fn batches_of_any_size_make_the_same_tables() {
 }
 
 #[tokio::test]
-async fn a_crash_between_commit_and_trim_applies_nothing_twice() {
+async fn crash_between_commit_and_trim_applies_events_once() {
     let world = World::with(Options { batch: 5, ..Options::default() }).await;
     busy_day(&world).await;
     let mut redis = world.raw().await;
@@ -205,7 +205,7 @@ async fn a_crash_between_commit_and_trim_applies_nothing_twice() {
 
 /// Two projectors that both read before either committed: the second finds itself overtaken.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projector_that_was_overtaken_changes_nothing() {
+async fn superseded_projector_changes_nothing() {
     for batch in [3, 1000] {
         let world = World::with(Options { batch, ..Options::default() }).await;
         busy_day(&world).await;
@@ -238,7 +238,7 @@ async fn a_projector_that_was_overtaken_changes_nothing() {
 
 /// Between its two reads, of the position and of the outbox, another may have committed and trimmed: that is no loss.
 #[tokio::test(flavor = "multi_thread")]
-async fn projectors_do_not_take_each_other_s_work_for_a_loss() {
+async fn concurrent_projector_progress_is_no_loss() {
     let world = World::with(Options { batch: 1, ..Options::default() }).await;
     let user = world.user(0).await;
     let others = join_all((0..4).map(|_| another(&world, &world.options))).await;
@@ -261,7 +261,7 @@ async fn projectors_do_not_take_each_other_s_work_for_a_loss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_projectors_follow_while_requests_run() {
+async fn two_projectors_apply_each_event_once_under_load() {
     let world = World::with(Options { max_open_orders: 1000, ..Options::default() }).await;
     let first = another(&world, &Options { batch: 7, ..world.options.clone() }).await;
     let second = another(&world, &Options { batch: 3, ..world.options.clone() }).await;
@@ -330,7 +330,7 @@ async fn again(redis: &mut MultiplexedConnection) -> String {
 }
 
 #[tokio::test]
-async fn what_can_t_be_applied_is_kept_aside_and_blocks_nothing() {
+async fn invalid_event_becomes_dead_letter_and_projection_continues() {
     for batch in [1, 4, 1000] {
         let world = World::with(Options { batch, dead_letters: 12, ..Options::default() }).await;
         let mut redis = world.raw().await;
@@ -434,7 +434,7 @@ async fn what_can_t_be_applied_is_kept_aside_and_blocks_nothing() {
 
 /// Garbage can't tell where the books are: neither forward, nor back, nor into another epoch.
 #[tokio::test]
-async fn what_is_no_event_moves_no_numbers() {
+async fn invalid_event_leaves_position_unchanged() {
     for batch in [1, 1000] {
         let world = World::with(Options { batch, dead_letters: 4, ..Options::default() }).await;
         let mut redis = world.raw().await;
@@ -458,7 +458,7 @@ async fn what_is_no_event_moves_no_numbers() {
 
 /// A decision that is missing was lost by Redis. Nothing is skipped over it: the projection stands still and says so.
 #[tokio::test]
-async fn a_gap_stops_the_projection() {
+async fn projection_stops_at_gap() {
     for batch in [1, 1000] {
         let world = World::with(Options { batch, ..Options::default() }).await;
         let mut redis = world.raw().await;
@@ -490,7 +490,7 @@ async fn a_gap_stops_the_projection() {
 }
 
 #[tokio::test]
-async fn a_step_back_stops_it_too() {
+async fn projection_stops_when_seq_decreases() {
     let world = World::start().await;
     let mut redis = world.raw().await;
     let user = world.user(1_000).await;
@@ -513,7 +513,7 @@ async fn a_step_back_stops_it_too() {
 
 /// What was decided before the gap is sound, and must be in Postgres when the store is rebuilt from there.
 #[tokio::test]
-async fn what_is_before_a_gap_is_projected() {
+async fn events_before_gap_projected() {
     for batch in [1, 2, 1000] {
         let world = World::with(Options { batch, ..Options::default() }).await;
         let mut redis = world.raw().await;
@@ -543,7 +543,7 @@ async fn what_is_before_a_gap_is_projected() {
 
 /// While servers are replaced one after the other, what the new ones write waits for a projector that understands it.
 #[tokio::test]
-async fn what_a_newer_program_wrote_waits_for_one() {
+async fn projection_stops_at_newer_event_version() {
     let world = World::start().await;
     let mut redis = world.raw().await;
     world.user(1_000).await;
@@ -559,7 +559,7 @@ async fn what_a_newer_program_wrote_waits_for_one() {
 
 /// What a request could not carry to another partition is carried by the projector, before it forgets the event.
 #[tokio::test]
-async fn an_end_that_another_partition_did_not_hear_of_is_relayed() {
+async fn order_end_relayed_to_other_partitions() {
     let world = World::with(Options { partitions: 2, ..Options::default() }).await;
     let mut redis = world.raw().await;
     // The user is at home in the first partition, which also has the ids; the product is in the second.
@@ -601,7 +601,7 @@ async fn history(world: &World, user: i64, query: &str) -> Vec<Value> {
 
 /// The history, its pages and its cuts are the same wherever its entries are.
 #[tokio::test]
-async fn history_is_whole_at_every_stage_of_the_projection() {
+async fn history_complete_at_every_projected_position() {
     let world = World::with(Options { batch: 3, ..Options::default() }).await;
     let mut redis = world.raw().await;
     let (user, other) = (world.user(100).await, world.user(0).await);
@@ -657,7 +657,7 @@ async fn history_is_whole_at_every_stage_of_the_projection() {
 
 /// A tail of unprojected entries is walked to a limit; what is beyond it is not guessed at.
 #[tokio::test]
-async fn a_tail_that_is_too_long_is_said_to_be() {
+async fn history_reports_truncated_tail() {
     let world = World::start().await;
     let (user, quiet) = (world.user(1).await, world.user(1).await);
     let call = harness::call(None);
@@ -680,7 +680,7 @@ async fn a_tail_that_is_too_long_is_said_to_be() {
 }
 
 #[tokio::test]
-async fn the_lag_is_counted_while_nothing_is_projected() {
+async fn lag_counted_when_projection_stopped() {
     let world = World::with(Options { clock: None, ..Options::default() }).await;
     let projection = world.get("/admin/v1/projection").await.ok();
     assert_eq!((&projection["lagEvents"], &projection["lagSeconds"]), (&json!(0), &json!(0.0)));
@@ -798,7 +798,7 @@ impl Shop {
 }
 
 #[tokio::test]
-async fn postgres_goes_away_and_comes_back() {
+async fn projection_resumes_when_postgres_returns() {
     let mut shop = Shop::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 10_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
@@ -858,7 +858,7 @@ async fn postgres_goes_away_and_comes_back() {
 
 /// A database that is not as this program knows it (a deploy half way, say) is no fault of the events: they wait.
 #[tokio::test]
-async fn what_is_wrong_with_the_database_makes_no_dead_letters() {
+async fn projection_waits_without_dead_letters_when_schema_broken() {
     let world = World::start().await;
     let user = world.user(1_000).await;
     world.drain().await;

@@ -25,7 +25,7 @@ fn wrong(report: &Report) -> Vec<String> {
 
 /// A shop at its busiest, with Postgres behind by more or less.
 #[tokio::test(flavor = "multi_thread")]
-async fn traffic_raises_no_false_alarm() {
+async fn audit_clean_under_load() {
     for partitions in [1, 3] {
         let world = World::with(Options {
             partitions,
@@ -84,7 +84,7 @@ async fn traffic_raises_no_false_alarm() {
 
 /// With nothing projected at all, what Redis has decided since is taken into account.
 #[tokio::test]
-async fn a_backlog_is_no_discrepancy() {
+async fn audit_clean_with_backlog() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         busy_day(&world).await;
@@ -100,7 +100,7 @@ async fn a_backlog_is_no_discrepancy() {
 
 /// What waits for long is a discrepancy where nobody carries it, and none where somebody does.
 #[tokio::test]
-async fn audit_of_a_projection_that_stands_still_does_not_balance() {
+async fn audit_fails_when_projection_stalled() {
     // Everything is a minute old as soon as it is there.
     let ahead = Clock::system().now().plus(60_000);
     let world = World::with(Options { clock: Some(ahead), partitions: 3, ..Options::default() }).await;
@@ -152,7 +152,7 @@ async fn run(redis: &mut MultiplexedConnection, command: &str) {
 
 /// Each way in which Redis may be wrong, undone afterwards, and what the audit says.
 #[tokio::test]
-async fn what_is_wrong_in_redis_is_named() {
+async fn audit_names_faults_in_redis() {
     let world = shop().await;
     let mut redis = world.raw().await;
     for (tampering, undoing, says) in [
@@ -246,7 +246,7 @@ async fn what_is_wrong_in_redis_is_named() {
 
 /// The same of Postgres.
 #[tokio::test]
-async fn what_is_wrong_in_postgres_is_named() {
+async fn audit_names_faults_in_postgres() {
     let world = shop().await;
     let pool = world.db.get_postgres_connection_pool();
     for (tampering, undoing, says) in [
@@ -362,7 +362,7 @@ async fn what_is_wrong_in_postgres_is_named() {
 
 /// Decisions that left the outbox before Postgres had them.
 #[tokio::test]
-async fn a_trimmed_outbox_is_a_finding() {
+async fn audit_names_trimmed_outbox() {
     let world = shop().await;
     world.put_charge(1, 5).await.ok();
     run(&mut world.raw().await, "XTRIM {p0}:outbox MAXLEN 0").await;
@@ -374,7 +374,7 @@ async fn a_trimmed_outbox_is_a_finding() {
 // --- over HTTP -------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn operators_ask_for_it() {
+async fn audit_run_by_operator() {
     let world = shop().await;
     let stranger = read(client().get(format!("{}/admin/v1/audit", world.base))).await;
     stranger.refused(401, "UNAUTHORIZED");

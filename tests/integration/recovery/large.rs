@@ -113,7 +113,7 @@ async fn run(args: &[&str], redis: &str, postgres: &str) -> (i32, String, String
 }
 
 #[tokio::test]
-async fn a_large_store_is_rebuilt_and_audits_clean_in_bounded_memory() {
+async fn large_store_rebuilt_and_audited_in_bounded_memory() {
     let (users, orders) = (size("LARGE_USERS", 20_000), size("LARGE_ORDERS", 4_000));
     let dir = ScratchDir::new().unwrap();
     let mut redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();

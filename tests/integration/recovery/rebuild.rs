@@ -134,7 +134,7 @@ fn comparable(snapshot: BTreeMap<String, String>) -> BTreeMap<String, String> {
 
 /// Every kind of thing in every state, key by key.
 #[tokio::test]
-async fn what_postgres_has_comes_back_as_it_was() {
+async fn rebuild_restores_state_of_postgres() {
     for partitions in [1, 3] {
         let gateway = FakeGateway::start().await;
         let world =
@@ -198,7 +198,7 @@ async fn what_postgres_has_comes_back_as_it_was() {
 
 /// Sequences of ids go on after what was reserved under a key and not created yet.
 #[tokio::test]
-async fn ids_reserved_under_a_key_stay_reserved() {
+async fn rebuild_keeps_reserved_ids() {
     let world = World::with(careful()).await;
     let call = harness::call(Some(("bulk", "request")));
     let first = world.store.ids_reserve(&call, "user", 1_000).await.unwrap().value;
@@ -223,7 +223,7 @@ pub async fn stock(world: &World, product: i64) -> i64 {
 
 /// Whoever was told of an order that nobody remembers may have the units: they are not sold again until somebody says so.
 #[tokio::test]
-async fn what_lost_decisions_may_have_taken_is_kept_off_sale() {
+async fn rebuild_withholds_units_of_lost_decisions() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         let (user, product) = (world.user(100_000).await, world.product(100, 20).await);
@@ -281,7 +281,7 @@ async fn what_lost_decisions_may_have_taken_is_kept_off_sale() {
 
 /// A payment that is declined is the same as one that the clock ends: the order may have been paid before.
 #[tokio::test]
-async fn a_doubtful_order_that_is_declined_keeps_its_units_back() {
+async fn withheld_units_stay_when_order_in_doubt_declined() {
     let world = World::start().await;
     let (user, product) = (world.user(500).await, world.product(100, 20).await);
     let order = pending(&world, user, product, 5).await;
@@ -303,7 +303,7 @@ async fn a_doubtful_order_that_is_declined_keeps_its_units_back() {
 
 /// An operator who knows how much was lost keeps no more back than that.
 #[tokio::test]
-async fn a_bound_on_the_loss_bounds_what_is_kept_back() {
+async fn rebuild_withholds_no_more_than_loss_bound() {
     let world = World::start().await;
     let (user, product) = (world.user(0).await, world.product(100, 50_000).await);
     let coupon = world.campaign("FIXED", 10, 500).await;
@@ -326,7 +326,7 @@ async fn a_bound_on_the_loss_bounds_what_is_kept_back() {
 
 /// A Redis that is sound, and drained first, has lost nothing.
 #[tokio::test]
-async fn a_sound_redis_is_rebuilt_without_a_loss() {
+async fn rebuild_of_sound_redis_withholds_nothing() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         busy_day(&world).await;
@@ -343,7 +343,7 @@ async fn a_sound_redis_is_rebuilt_without_a_loss() {
 
 /// Decisions that only Redis has are not thrown away unasked, and until then it goes on as before.
 #[tokio::test]
-async fn what_postgres_can_t_have_is_not_discarded_unasked() {
+async fn rebuild_refused_when_redis_holds_unprojected_events() {
     let world = World::start().await;
     let user = world.user(0).await;
     world.put_charge(user, 1).await.ok();
@@ -371,7 +371,7 @@ async fn what_postgres_can_t_have_is_not_discarded_unasked() {
 
 /// So are decisions that Postgres could not take: they are dead letters, and their effect is in Redis alone.
 #[tokio::test]
-async fn dead_letters_are_not_discarded_unasked() {
+async fn rebuild_refused_when_dead_letters_exist() {
     let world = World::with(Options { dead_letters: 1, ..Options::default() }).await;
     let user = world.user(0).await;
     world.drain().await;
@@ -400,7 +400,7 @@ async fn dead_letters_are_not_discarded_unasked() {
 }
 
 #[tokio::test]
-async fn another_store_s_redis_is_left_alone() {
+async fn rebuild_refused_when_redis_belongs_to_other_store() {
     let (world, other) = (World::start().await, World::start().await);
     world.user(0).await;
     let before = other.snapshot().await;
@@ -419,7 +419,7 @@ async fn another_store_s_redis_is_left_alone() {
 
 /// Redis's disk is gone: the next start puts it back together, while a process that stayed waits, and then goes on too.
 #[tokio::test]
-async fn an_empty_redis_is_rebuilt_before_it_is_served_from() {
+async fn start_rebuilds_empty_redis() {
     for partitions in [1, 3] {
         let mut world = World::with(Options { partitions, ..careful() }).await;
         busy_day(&world).await;
@@ -440,7 +440,7 @@ async fn an_empty_redis_is_rebuilt_before_it_is_served_from() {
 
 /// Several at once: one rebuilds, the others wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_find_it_empty_at_once_rebuild_it_once() {
+async fn concurrent_starts_rebuild_once() {
     let world = World::with(careful()).await;
     busy_day(&world).await;
     projected(&world).await;
@@ -460,7 +460,7 @@ async fn processes_that_find_it_empty_at_once_rebuild_it_once() {
 
 /// One that was interrupted is begun again: what it left is no store.
 #[tokio::test]
-async fn a_rebuild_that_was_interrupted_is_begun_again() {
+async fn rebuild_restarted_when_interrupted() {
     let world = World::with(careful()).await;
     busy_day(&world).await;
     projected(&world).await;
@@ -488,7 +488,7 @@ async fn a_rebuild_that_was_interrupted_is_begun_again() {
 
 /// An empty Redis while somebody is at work on another one is a wrong address, not a loss.
 #[tokio::test]
-async fn an_empty_redis_beside_a_store_at_work_is_refused() {
+async fn start_refused_when_redis_empty_and_others_run() {
     let world = World::with(careful()).await;
     world.app.watch(true);
     world.user(5).await;
@@ -512,7 +512,7 @@ async fn an_empty_redis_beside_a_store_at_work_is_refused() {
 
 /// How far Redis had decided is known even when nobody who was told is left.
 #[tokio::test]
-async fn a_loss_is_noticed_by_processes_that_were_told_nothing() {
+async fn running_process_detects_loss_unaided() {
     let world = World::start().await;
     let user = world.user(100).await;
     world.put_charge(user, 1).await.ok();
@@ -531,7 +531,7 @@ async fn a_loss_is_noticed_by_processes_that_were_told_nothing() {
 
 /// A node of a cluster lost its disk. What the others know of it is put right.
 #[tokio::test]
-async fn one_lost_partition_is_put_right_with_the_others() {
+async fn rebuild_repairs_other_partitions_when_one_lost() {
     for lost in 0..3 {
         let world = World::with(Options { partitions: 3, ..Options::default() }).await;
         let users = [world.user(100_000).await, world.user(100_000).await, world.user(100_000).await];

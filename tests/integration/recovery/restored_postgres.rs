@@ -52,7 +52,7 @@ async fn noticed(world: &World) {
 
 /// The smallest input that oversold: 6 of 10 sold, PostgreSQL put back to before, everything discarded, 10 sold again.
 #[tokio::test]
-async fn rebuild_that_discards_withholds_whatever_replies_waited_for() {
+async fn rebuild_withholds_when_discarding_for_every_ack() {
     for (partitions, options) in [(1, careful()), (3, careful()), (1, projecting())] {
         let world = World::with(Options { partitions, ..options }).await;
         // At home in another partition than the product, where there are several.
@@ -98,7 +98,7 @@ async fn rebuild_that_discards_withholds_whatever_replies_waited_for() {
 
 /// `--lost-at-most` is about what nobody can count; what is discarded is counted, and comes on top.
 #[tokio::test]
-async fn bound_of_a_loss_is_never_below_what_is_known_to_be_lost() {
+async fn loss_bound_not_below_known_loss() {
     let world = World::with(careful()).await;
     let (user, product) = (world.user(0).await, world.product(100, 50_000).await);
     projected(&world).await;
@@ -134,7 +134,7 @@ async fn bound_of_a_loss_is_never_below_what_is_known_to_be_lost() {
 
 /// An order that is PENDING in PostgreSQL may have been paid: also after a second rebuild, which has lost nothing itself.
 #[tokio::test]
-async fn pending_order_of_a_lost_epoch_stays_in_doubt_over_further_rebuilds() {
+async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..careful() }).await;
         let (_, user) = (world.user(0).await, world.user(100_000).await);
@@ -171,7 +171,7 @@ async fn pending_order_of_a_lost_epoch_stays_in_doubt_over_further_rebuilds() {
 
 /// What was discarded is known to nobody any more once Redis is emptied: but that it must be withheld is.
 #[tokio::test]
-async fn rebuild_that_was_interrupted_still_withholds() {
+async fn rebuild_withholds_when_interrupted() {
     let world = World::with(careful()).await;
     let (user, product) = (world.user(100_000).await, world.product(100, 10).await);
     projected(&world).await;
@@ -211,7 +211,7 @@ async fn rebuild_that_was_interrupted_still_withholds() {
 
 /// PostgreSQL restored to before a rebuild: the first event of a new epoch does not make up for what is missing before it.
 #[tokio::test]
-async fn postgres_of_an_earlier_epoch_is_not_carried_into_the_present_one() {
+async fn start_refused_when_postgres_of_earlier_epoch() {
     let world = World::with(careful()).await;
     let (user, product) = (world.user(100_000).await, world.product(100, 10).await);
     projected(&world).await;
@@ -236,7 +236,7 @@ async fn postgres_of_an_earlier_epoch_is_not_carried_into_the_present_one() {
 
 /// What replies waited for is not taken from a PostgreSQL of a time when all of them waited for it.
 #[tokio::test]
-async fn ack_of_a_restored_postgres_is_put_right_while_a_process_runs() {
+async fn ack_mode_restored_while_process_runs() {
     let world = World::with(careful()).await;
     world.user(5).await;
     projected(&world).await;
@@ -262,7 +262,7 @@ async fn ack_of_a_restored_postgres_is_put_right_while_a_process_runs() {
 
 /// Both stores lost at once, and nobody left who was told more: the operator says that something is missing.
 #[tokio::test]
-async fn rebuild_at_start_withholds_what_the_operator_says_was_lost_from_both() {
+async fn rebuild_at_start_withholds_loss_named_by_operator() {
     for said in [false, true] {
         let world = World::with(careful()).await;
         let product = world.product(100, 10).await;

@@ -99,7 +99,7 @@ async fn user(app: &App, balance: i64) -> UserId {
 }
 
 #[tokio::test]
-async fn a_new_store_is_the_same_on_both_sides() {
+async fn new_store_identical_in_redis_and_postgres() {
     for partitions in [1, 3] {
         let pair = Pair::new().await;
         let app = pair.open(Some(partitions)).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_new_store_is_the_same_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_restart_goes_on_where_it_was() {
+async fn restart_resumes_position() {
     let mut pair = Pair::new().await;
     let first = pair.open(Some(2)).await.unwrap();
     let before = (user(&first, 500).await, user(&first, 1_000).await);
@@ -168,7 +168,7 @@ async fn a_restart_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_open_a_new_store_at_once_agree() {
+async fn concurrent_starts_of_new_store_agree() {
     for partitions in [1, 8] {
         for _ in 0..2 {
             let pair = Pair::new().await;
@@ -200,7 +200,7 @@ async fn processes_that_open_a_new_store_at_once_agree() {
 }
 
 #[tokio::test]
-async fn a_first_start_that_died_half_way_is_finished_by_the_next() {
+async fn start_finishes_interrupted_first_start() {
     // Postgres knew of the store, Redis did not yet; or not with every partition.
     for gone in [&["{p0}:meta", "{p1}:meta", "{p2}:meta"][..], &["{p0}:meta"]] {
         let pair = Pair::new().await;
@@ -218,7 +218,7 @@ async fn a_first_start_that_died_half_way_is_finished_by_the_next() {
 }
 
 #[tokio::test]
-async fn partitions_can_t_be_changed() {
+async fn start_refused_when_partitions_changed() {
     let pair = Pair::new().await;
     pair.open(Some(2)).await.unwrap().db.close().await.unwrap();
     for wanted in [1, 3] {
@@ -239,7 +239,7 @@ async fn used() -> Pair {
 }
 
 #[tokio::test]
-async fn stores_that_do_not_belong_together_are_refused() {
+async fn start_refused_when_stores_mismatch() {
     let (mut one, mut other) = (used().await, used().await);
     std::mem::swap(&mut one.redis, &mut other.redis);
     for pair in [&one, &other] {
@@ -258,7 +258,7 @@ async fn stores_that_do_not_belong_together_are_refused() {
 }
 
 #[tokio::test]
-async fn an_empty_postgres_beside_a_full_redis_is_refused() {
+async fn start_refused_when_postgres_empty_and_redis_full() {
     let mut pair = used().await;
     let new = harness::fresh_database().await;
     let old = std::mem::replace(&mut pair.database, new);
@@ -271,7 +271,7 @@ async fn an_empty_postgres_beside_a_full_redis_is_refused() {
 }
 
 #[tokio::test]
-async fn a_redis_behind_postgres_is_refused() {
+async fn start_refused_when_redis_behind_postgres() {
     let pair = used().await;
     let mut redis = pair.raw().await;
     let mut set = async |field: &str, value: i64| {
@@ -292,7 +292,7 @@ async fn a_redis_behind_postgres_is_refused() {
 
 /// What an older version kept is not misread: it is refused, and brought back as this one keeps it.
 #[tokio::test]
-async fn a_redis_of_another_version_is_rebuilt() {
+async fn start_rebuilds_redis_of_other_layout() {
     let pair = used().await;
     let mut redis = pair.raw().await;
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("layout").query_async(&mut redis).await.unwrap();
@@ -313,7 +313,7 @@ async fn a_redis_of_another_version_is_rebuilt() {
 }
 
 #[tokio::test]
-async fn a_redis_with_half_a_store_is_refused() {
+async fn start_refused_when_redis_incomplete() {
     let pair = used().await;
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("store").query_async(&mut pair.raw().await).await.unwrap();
     pair.is_refused(None, &["{p0}:meta", "incomplete"]).await;
@@ -339,7 +339,7 @@ async fn a_redis_with_half_a_store_is_refused() {
 }
 
 #[tokio::test]
-async fn a_database_without_the_schema_says_what_to_run() {
+async fn start_error_says_remedy_when_schema_missing() {
     let mut pair = Pair::new().await;
     let bare = format!("{}_bare", pair.database);
     postgres::create_database(&harness::postgres_config(&harness::postgres_url("postgres")), &bare).await.unwrap();
@@ -362,7 +362,7 @@ async fn a_database_without_the_schema_says_what_to_run() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_named() {
+async fn start_error_names_unreachable_store() {
     let mut pair = used().await;
     let postgres = harness::postgres_url(&pair.database);
     pair.redis.kill().await.unwrap();

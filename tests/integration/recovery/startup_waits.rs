@@ -188,7 +188,7 @@ async fn new_instance_waits_and_old_one_sells_when_postgres_stopped() {
 }
 
 #[tokio::test]
-async fn stop_ends_a_start_that_waits() {
+async fn stop_ends_waiting_start() {
     let mut servers = servers().await;
     servers.redis.kill().await.unwrap();
     for role in ["serve", "project"] {

@@ -85,7 +85,7 @@ async fn refusal(redis: RedisConfig) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_works_over_resp3() {
+async fn sale_runs_over_resp3() {
     for partitions in [1, 3] {
         let dir = ScratchDir::new().unwrap();
         let redis = plain(&dir, &[]).await;
@@ -151,7 +151,7 @@ impl Authority {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_works_with_client_certificates() {
+async fn sale_runs_with_client_certificates() {
     // Makes the process's TLS.
     harness::client();
     let dir = ScratchDir::new().unwrap();
@@ -180,7 +180,7 @@ async fn everything_works_with_client_certificates() {
 
 /// A node that announces its host name, and one that does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cluster_with_host_names_in_certificates_found_by_the_names_it_announces() {
+async fn cluster_found_by_announced_host_names() {
     harness::client();
     for announced in [true, false] {
         let dir = ScratchDir::new().unwrap();
@@ -267,7 +267,7 @@ async fn watched_over() -> (World, RedisServer, Vec<RedisServer>) {
 /// Everything by TLS: to the Sentinels, from them to the master, and to the master, with certificates on all sides and a
 /// password of the master's own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_works_with_sentinels_over_tls() {
+async fn sale_runs_with_sentinels_over_tls() {
     harness::client();
     let dir = ScratchDir::new().unwrap();
     let ours = Authority::new(&dir, "authority");
@@ -311,7 +311,7 @@ async fn everything_works_with_sentinels_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_master_replaced_by_the_one_that_the_sentinels_elect() {
+async fn master_followed_when_sentinels_elect_after_kill() {
     let (mut world, replica, sentinels) = watched_over().await;
     let user = world.user(0).await;
     for _ in 0..20 {
@@ -339,7 +339,7 @@ async fn killed_master_replaced_by_the_one_that_the_sentinels_elect() {
 
 /// The old master lives, answers, and takes itself for the master: only the Sentinels know better.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn master_left_when_the_sentinels_name_another_one() {
+async fn master_followed_when_sentinels_name_another() {
     let (mut world, replica, sentinels) = watched_over().await;
     let user = world.user(0).await;
     world.put_charge(user, 1).await.ok();

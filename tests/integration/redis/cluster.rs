@@ -48,7 +48,7 @@ async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_works_on_a_redis_cluster() {
+async fn sale_runs_on_cluster() {
     let dir = ScratchDir::new().unwrap();
     let mut nodes = cluster(&dir).await;
     let first = nodes.remove(0);
@@ -95,7 +95,7 @@ async fn everything_works_on_a_redis_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partition_that_moved_is_found_again() {
+async fn partition_found_when_slot_moved() {
     let dir = ScratchDir::new().unwrap();
     let mut nodes = cluster(&dir).await;
     let first = nodes.remove(0);
@@ -140,7 +140,7 @@ async fn a_partition_that_moved_is_found_again() {
 
 /// A replica takes its master's place, which stays as its replica; nobody is stopped, and no connection closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failover_of_a_node_followed() {
+async fn node_followed_when_failed_over() {
     let dir = ScratchDir::new().unwrap();
     let mut nodes = cluster(&dir).await;
     let (replica, port, bus) = node(&dir, 3).await;

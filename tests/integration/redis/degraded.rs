@@ -40,7 +40,7 @@ fn proxied() -> Options {
 }
 
 #[tokio::test]
-async fn whatever_redis_refuses_with_is_503() {
+async fn request_unavailable_when_redis_refuses() {
     let writes = Writes::on(World::with(proxied()).await).await;
     let proxy = writes.world.proxy.as_ref().unwrap();
     let before = writes.world.snapshot().await;
@@ -70,7 +70,7 @@ async fn whatever_redis_refuses_with_is_503() {
 /// Carried out, and the reply lost: the outcome is unknown, and the same request under its key finds out. Whichever reply of
 /// those that a request takes it is: with many partitions that is between any two of its steps.
 #[tokio::test]
-async fn a_lost_reply_is_settled_under_its_key() {
+async fn lost_reply_settled_by_repeat() {
     for partitions in [1, 3] {
         for after in 0.. {
             let turned_away = lose_replies(Options { partitions, ..proxied() }, after).await;
@@ -134,7 +134,7 @@ async fn lose_replies(options: Options, after: usize) -> usize {
 
 /// A demoted server: what it has may be read, nothing is written.
 #[tokio::test]
-async fn a_read_only_redis_is_read() {
+async fn reads_served_when_redis_read_only() {
     let writes = Writes::on(World::start().await).await;
     let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
     // Nobody listens on port 1.
@@ -153,7 +153,7 @@ async fn a_read_only_redis_is_read() {
 
 /// A demoted server that does not even answer reads, as `replica-serve-stale-data no` has it.
 #[tokio::test]
-async fn a_replica_without_a_master_is_not_read() {
+async fn reads_unavailable_when_replica_has_no_master() {
     let writes = Writes::on(World::start().await).await;
     let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
     let degrade = async || {
@@ -170,7 +170,7 @@ async fn a_replica_without_a_master_is_not_read() {
 
 /// A disk that can't be written to. Redis finds that out by a snapshot that fails, and refuses every write from then on.
 #[tokio::test]
-async fn a_redis_whose_disk_fails_is_read() {
+async fn reads_served_when_redis_disk_fails() {
     let writes = Writes::on(World::start().await).await;
     let world = &writes.world;
     let (mut redis, mut again) = (world.raw().await, world.raw().await);
@@ -196,7 +196,7 @@ async fn a_redis_whose_disk_fails_is_read() {
 
 /// Somebody's script that does not end.
 #[tokio::test]
-async fn a_busy_redis_is_neither_written_nor_read() {
+async fn requests_unavailable_when_redis_busy() {
     let writes = Writes::on(World::start().await).await;
     let world = &writes.world;
     config(world, "busy-reply-threshold", "20").await;
@@ -228,7 +228,7 @@ async fn a_busy_redis_is_neither_written_nor_read() {
 /// Stopped, its connections open: nobody waits for longer than the service's patience, and what was sent before is carried
 /// out when it goes on, once.
 #[tokio::test]
-async fn a_redis_that_hangs_is_given_up_and_nothing_happens_twice() {
+async fn effects_applied_once_when_redis_hangs() {
     let mut writes = Writes::on(World::with(Options { redis_timeout_ms: 2_000, ..Options::default() }).await).await;
     writes.world.redis.pause().unwrap();
     let all = writes.all();
@@ -270,7 +270,7 @@ async fn a_redis_that_hangs_is_given_up_and_nothing_happens_twice() {
 /// Killed and restarted, again and again, while clients charge and order, and repeat what was not answered under its key:
 /// every reply is an answer or a 503, the service needs no help, and every effect is there once.
 #[tokio::test]
-async fn a_redis_killed_under_load_comes_back_to_every_effect_once() {
+async fn effects_applied_once_when_redis_killed_under_load() {
     const CLIENTS: usize = 6;
     const KILLS: u32 = 4;
     const BETWEEN: u32 = 30;

@@ -74,7 +74,7 @@ async fn connections(server: &RedisServer) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn demoted_master_left_within_a_second_when_no_connection_closes() {
+async fn demoted_master_left_within_second_when_connections_open() {
     let (mut world, replica) = replicated(Options { project: true, ..Options::default() }).await;
     let user = world.user(0).await;
     let path = format!("/api/v1/balances/{user}");
@@ -106,7 +106,7 @@ async fn demoted_master_left_within_a_second_when_no_connection_closes() {
 
 /// Nobody asks for anything: the watch finds it out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn demoted_master_left_by_an_idle_process() {
+async fn demoted_master_left_when_process_idle() {
     let (mut world, replica) = replicated(Options::default()).await;
     let user = world.user(5).await;
     world.app.watch(false);
@@ -120,7 +120,7 @@ async fn demoted_master_left_by_an_idle_process() {
 
 /// What a demoted master still answers is not what others decide meanwhile: once it is known, it is not read either.
 #[tokio::test]
-async fn demoted_master_not_read_when_no_other_is_found() {
+async fn demoted_master_not_read_when_no_other_found() {
     let writes = Writes::on(World::start().await).await;
     let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
     let degrade = async || {
@@ -141,7 +141,7 @@ async fn demoted_master_not_read_when_no_other_is_found() {
 
 /// A master that takes no writes is read; `readyz` says that it decides nothing.
 #[tokio::test]
-async fn readyz_says_why_every_write_is_refused() {
+async fn readiness_names_reason_when_writes_refused() {
     for (setting, value, back, code) in
         [("min-replicas-to-write", "1", "0", "NOREPLICAS"), ("maxmemory", "1", "0", "OOM")]
     {

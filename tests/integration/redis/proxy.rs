@@ -194,7 +194,7 @@ impl Commands {
 }
 
 #[test]
-fn commands_are_counted_however_they_are_cut() {
+fn proxy_counts_commands_across_chunks() {
     let sent = b"*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n*1\r\n$4\r\nPING\r\n";
     for at in 0..sent.len() {
         let mut commands = Commands::default();

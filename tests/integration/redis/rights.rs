@@ -59,7 +59,7 @@ async fn denied(world: &World) -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn documented_user_is_enough_for_everything() {
+async fn sale_runs_with_documented_user() {
     for partitions in [1, 3] {
         let world = world(Options { partitions, ..Options::default() }).await;
         everything(&world).await;
@@ -69,7 +69,7 @@ async fn documented_user_is_enough_for_everything() {
 }
 
 #[tokio::test]
-async fn start_refused_and_right_named_when_one_is_missing() {
+async fn start_refused_and_right_named_when_missing() {
     let dir = ScratchDir::new().unwrap();
     let (redis, mut link) = servers(&dir).await;
     let database = fresh_database().await;
@@ -123,7 +123,7 @@ async fn start(config: &firstcome::config::EngineConfig) -> Option<String> {
 }
 
 #[tokio::test]
-async fn partition_closed_before_anything_is_written_when_a_right_is_taken_at_work() {
+async fn partition_closed_before_write_when_right_revoked() {
     for taken in ["-expire", "-zadd", "-xadd", "-evalsha", "resetkeys"] {
         let writes = Writes::on(world(Options::default()).await).await;
         let (mut link, mut again) = (writes.world.raw().await, writes.world.raw().await);
@@ -144,7 +144,7 @@ async fn partition_closed_before_anything_is_written_when_a_right_is_taken_at_wo
 
 /// A refusal of the server for want of a right is no answer to anybody, and closes the partition at once.
 #[tokio::test]
-async fn right_found_missing_by_a_command_closes_the_partition() {
+async fn partition_closed_when_command_lacks_right() {
     let world = world(Options::default()).await;
     let user = world.user(100).await;
     let mut link = world.raw().await;
@@ -162,7 +162,7 @@ async fn right_found_missing_by_a_command_closes_the_partition() {
 
 /// A key of ours that something else has written is found before a script meets it half way.
 #[tokio::test]
-async fn key_of_another_type_closes_the_partition() {
+async fn partition_closed_when_key_has_other_type() {
     let writes = Writes::on(World::start().await).await;
     let (mut link, mut again) = (writes.world.raw().await, writes.world.raw().await);
     let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
@@ -183,7 +183,7 @@ async fn key_of_another_type_closes_the_partition() {
 
 /// Every command that is written anywhere in the program or its scripts is in the list, and the docs have the list.
 #[test]
-fn rights_have_every_command_of_the_scripts_and_the_service() {
+fn documented_rights_cover_every_command() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut used = BTreeSet::new();
     let mut folders = vec![root.join("lua"), root.join("src")];

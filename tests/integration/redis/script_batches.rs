@@ -139,7 +139,7 @@ async fn open() -> Bench {
 }
 
 #[tokio::test]
-async fn a_call_of_many_is_as_many_calls() {
+async fn batch_equals_single_calls() {
     let seed: u64 = std::env::var("BATCH_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_125);
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -187,7 +187,7 @@ async fn a_call_of_many_is_as_many_calls() {
 
 /// Requests that come at once are decided together, and each gets its own answer.
 #[tokio::test]
-async fn requests_at_once_are_one_entry_or_few() {
+async fn concurrent_requests_share_outbox_entries() {
     let world = World::start().await;
     let mut users = Vec::new();
     for _ in 0..60 {
@@ -216,7 +216,7 @@ async fn requests_at_once_are_one_entry_or_few() {
 
 /// One of an entry's decisions can't be applied: it becomes a dead letter by itself, and the others are where they belong.
 #[tokio::test]
-async fn a_poisoned_decision_leaves_the_others_of_its_entry_alone() {
+async fn poisoned_decision_leaves_rest_of_entry_applied() {
     let world = World::with(Options { dead_letters: 2, ..Options::default() }).await;
     let users = [world.user(1_000).await, world.user(2_000).await];
     world.drain().await;

@@ -113,7 +113,7 @@ async fn decide(shape: Shape) {
 }
 
 #[tokio::test]
-async fn order_batch_decided_whole_at_largest_size_and_one_larger() {
+async fn order_batch_decided_whole_at_max_size_and_one_above() {
     for requests in [MAX_REQUESTS, MAX_REQUESTS + 1] {
         decide(Shape { requests, lines: MAX_LINES, products: requests * MAX_LINES }).await;
     }
@@ -135,7 +135,7 @@ async fn order_batch_decided_whole_at_any_size() {
 
 /// The payments of one call that carry more than it takes on are decided by the next calls, in their order.
 #[tokio::test]
-async fn payment_batch_stops_at_lines_it_takes_on() {
+async fn payment_batch_stops_at_line_limit() {
     let mut bench = Bench::start(1).await;
     let setup = [bench.users_create(1, 4, 1_000_000)];
     run_all(&mut bench, &setup).await;
@@ -152,7 +152,7 @@ async fn payment_batch_stops_at_lines_it_takes_on() {
 }
 
 #[tokio::test]
-async fn charge_and_issue_batches_decided_whole_at_largest_size_and_one_larger() {
+async fn charge_and_issue_batches_decided_whole_at_max_size() {
     for requests in [MAX_REQUESTS, MAX_REQUESTS + 1] {
         let mut bench = Bench::start(1).await;
         let setup = [bench.users_create(1, requests, 0), bench.campaign_create(1, "FIXED", 10, requests)];
@@ -174,7 +174,7 @@ async fn charge_and_issue_batches_decided_whole_at_largest_size_and_one_larger()
 
 /// The scripts of one request, each with the longest lists that it can get.
 #[tokio::test]
-async fn single_scripts_decide_whole_at_largest_lists() {
+async fn single_scripts_decide_whole_at_max_lists() {
     let mut bench = Bench::start(2).await;
     let users = bench.users_create(2, 250, 1_000_000);
     assert_eq!(bench.run(&users).await[0], "CREATED");

@@ -161,7 +161,7 @@ pub async fn config(world: &World, name: &str, value: &str) {
 }
 
 #[tokio::test]
-async fn out_of_memory_is_a_refusal_before_the_first_write() {
+async fn script_refused_before_write_when_out_of_memory() {
     let writes = Writes::ready().await;
     let world = &writes.world;
     // The projection goes on: it is what makes room.
@@ -177,7 +177,7 @@ async fn out_of_memory_is_a_refusal_before_the_first_write() {
 }
 
 #[tokio::test]
-async fn frozen_books_are_503() {
+async fn request_unavailable_when_partition_frozen() {
     let writes = Writes::ready().await;
     let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
     let degrade = async || {
@@ -192,7 +192,7 @@ async fn frozen_books_are_503() {
 }
 
 #[tokio::test]
-async fn books_that_are_gone_are_503_and_never_no_such_thing() {
+async fn request_unavailable_when_partition_state_gone() {
     let writes = Writes::ready().await;
     let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
     let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
@@ -213,7 +213,7 @@ async fn books_that_are_gone_are_503_and_never_no_such_thing() {
 }
 
 #[tokio::test]
-async fn scripts_that_redis_forgot_are_loaded_again() {
+async fn script_reloaded_when_redis_forgot_it() {
     let writes = Writes::ready().await;
     let mut redis = writes.world.raw().await;
     for write in writes.all() {
@@ -244,7 +244,7 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
 
 /// Between the steps of what takes several, too: whatever comes of it is settled under the key.
 #[tokio::test]
-async fn operation_over_partitions_settled_when_scripts_are_forgotten_between_its_steps() {
+async fn remote_operation_settled_when_scripts_forgotten_between_steps() {
     let world = World::with(Options { partitions: 3, ..Options::default() }).await;
     // So that user, product and campaign are at home in a partition each.
     world.user(0).await;

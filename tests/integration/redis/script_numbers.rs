@@ -41,7 +41,7 @@ async fn last_event(world: &World) -> Event {
 }
 
 #[tokio::test]
-async fn a_balance_up_to_the_largest_exact_integer() {
+async fn balance_exact_up_to_largest_integer() {
     let world = World::start().await;
     rich_user(&world, 1, MAX_SAFE_INTEGER - 100_003).await;
     let first = world.put("/api/v1/balances/1", json!({"amount": 100_000})).await.ok();
@@ -67,7 +67,7 @@ async fn a_balance_up_to_the_largest_exact_integer() {
 }
 
 #[tokio::test]
-async fn the_configured_cap_is_the_last_balance_that_is_let_be() {
+async fn charge_accepted_up_to_configured_cap() {
     let world = World::with(Options { max_balance: Some(1_000), ..Options::default() }).await;
     let user = world.user(999).await;
     let path = format!("/api/v1/balances/{user}");
@@ -78,7 +78,7 @@ async fn the_configured_cap_is_the_last_balance_that_is_let_be() {
 }
 
 #[tokio::test]
-async fn an_order_of_the_largest_exact_total() {
+async fn order_total_exact_up_to_largest_integer() {
     let world = World::start().await;
     rich_user(&world, 1, MAX_SAFE_INTEGER).await;
     // 9007 × 10^12 + 199,254,740,991 = 2^53 − 1.
@@ -117,7 +117,7 @@ async fn an_order_of_the_largest_exact_total() {
 }
 
 #[tokio::test]
-async fn orders_of_a_hundred_lines() {
+async fn order_of_hundred_lines_exact() {
     let world = World::start().await;
     let user = world.user(1_000_000_000_000).await;
     let mut products = Vec::new();
@@ -183,7 +183,7 @@ fn cases() -> Vec<Case> {
 
 /// `order_place.lua` computes discounts in Lua, [`Discount::of`] in Rust.
 #[tokio::test]
-async fn discounts_are_the_same_in_both_languages() {
+async fn discount_equal_in_lua_and_rust() {
     let world = World::start().await;
     rich_user(&world, 1, MAX_SAFE_INTEGER).await;
     let plain = call(None);

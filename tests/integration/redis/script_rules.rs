@@ -131,7 +131,7 @@ fn replies(code: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_file_is_a_script_and_every_script_a_file() {
+fn script_files_match_registered_scripts() {
     let mut names: Vec<&str> = script::ALL.iter().map(|script| script.name).collect();
     names.sort_unstable();
     assert_eq!(files("lua").keys().collect::<Vec<_>>(), names);
@@ -153,7 +153,7 @@ fn every_file_is_a_script_and_every_script_a_file() {
 }
 
 #[test]
-fn scripts_start_with_the_shebang() {
+fn scripts_start_with_shebang() {
     for (name, source) in files("lua") {
         let makes_room = name == "order_retire" && source.starts_with("#!lua flags=allow-oom\n");
         assert!(makes_room || source.starts_with("#!lua\n") || source.starts_with("#!lua flags=no-writes\n"), "{name}");
@@ -161,7 +161,7 @@ fn scripts_start_with_the_shebang() {
 }
 
 #[test]
-fn nothing_that_depends_on_anything_but_keys_and_arguments() {
+fn scripts_depend_on_keys_and_arguments_only() {
     for (name, source) in files("lua").into_iter().chain(files("lua/lib")) {
         let code = code(&source);
         for banned in [
@@ -197,7 +197,7 @@ fn nothing_that_depends_on_anything_but_keys_and_arguments() {
 
 /// Lua hands over no more than some 8,000 values at once: a list goes to Redis in pieces, wherever it comes from.
 #[test]
-fn no_list_is_handed_to_redis_whole() {
+fn scripts_unpack_no_unbounded_list() {
     let lists = &files("lua/lib")[LISTS];
     for rest in code(lists).split("unpack(").skip(1) {
         let arguments = rest.split(')').next().unwrap();
@@ -221,7 +221,7 @@ fn no_list_is_handed_to_redis_whole() {
 }
 
 #[test]
-fn no_key_is_built_in_lua() {
+fn scripts_build_no_keys() {
     for (name, source) in files("lua").into_iter().chain(files("lua/lib")).filter(|(name, _)| name != LISTS) {
         for (command, key) in calls(&code(&source)).into_iter().filter(|(command, _)| command != "TIME") {
             // A variable, or a field of one; nothing that is put together.
@@ -236,7 +236,7 @@ fn no_key_is_built_in_lua() {
 }
 
 #[test]
-fn a_header_says_all_and_names_its_event() {
+fn script_headers_complete() {
     for (name, source) in files("lua") {
         let header: Vec<&str> =
             source.lines().take_while(|line| line.starts_with("#!") || line.starts_with("--")).collect();
@@ -284,7 +284,7 @@ fn a_header_says_all_and_names_its_event() {
 }
 
 #[test]
-fn checks_then_writes() {
+fn scripts_check_before_writes() {
     let effects: BTreeMap<&str, &[&str]> = EFFECTS.into();
     let (writers, refusers) = shared();
     for (some, of) in [("rank(", &writers), ("remember(", &writers), ("replay(", &refusers)] {
@@ -344,7 +344,7 @@ fn checks_then_writes() {
 
 /// The program takes what follows these words for a decision's number.
 #[test]
-fn the_words_that_a_decision_s_number_follows_are_known() {
+fn scripts_reply_codes_with_position_known() {
     let mut said = std::collections::BTreeSet::new();
     for source in files("lua").into_values() {
         for rest in as_lists(&code(&source)).split("{ '").skip(1) {

@@ -567,7 +567,7 @@ fn hold_key(keys: Keys, id: i64) -> String {
 }
 
 #[test]
-fn the_words_of_a_header_are_found() {
+fn header_reply_codes_parsed() {
     let words = |script| documented(script).into_iter().collect::<Vec<_>>().join(" ");
     let close = words(&script::ORDER_CLOSE);
     assert!(close.starts_with("ALREADY_CLOSED ALREADY_PAID CLOSED CLOSED_BOOKS"), "{close}");
@@ -577,7 +577,7 @@ fn the_words_of_a_header_are_found() {
 }
 
 #[tokio::test]
-async fn what_operators_create() {
+async fn creation_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let users = bench.users_create(5, 3, 250);
     bench.needs_open_books(&users).await;
@@ -672,7 +672,7 @@ async fn what_operators_create() {
 }
 
 #[tokio::test]
-async fn what_a_rebuild_kept_back_is_released() {
+async fn withheld_release_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let (product, campaign) = (bench.product_create(1, 10, 100), bench.campaign_create(1, "FIXED", 10, 5));
     for raw in [&product, &campaign, &bench.users_create(1, 3, 0)] {
@@ -740,7 +740,7 @@ async fn what_a_rebuild_kept_back_is_released() {
 }
 
 #[tokio::test]
-async fn ids_and_keys() {
+async fn id_and_idempotency_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let reserve = bench.ids_reserve("user", 10);
     bench.needs_open_books(&reserve).await;
@@ -787,7 +787,7 @@ async fn ids_and_keys() {
 }
 
 #[tokio::test]
-async fn balance_charge_and_its_tail() {
+async fn balance_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let user = bench.users_create(1, 1, 50);
     bench.run(&user).await;
@@ -818,7 +818,7 @@ async fn balance_charge_and_its_tail() {
 }
 
 #[tokio::test]
-async fn coupon_issue_at_home() {
+async fn coupon_issue_matches_header_in_one_partition() {
     let mut bench = Bench::start(1).await;
     for raw in [bench.users_create(1, 4, 0), bench.campaign_create(1, "FIXED", 500, 2)] {
         bench.run(&raw).await;
@@ -850,7 +850,7 @@ async fn coupon_issue_at_home() {
 }
 
 #[tokio::test]
-async fn coupon_issue_and_grant_across_partitions() {
+async fn coupon_scripts_match_headers_across_partitions() {
     let mut bench = Bench::start(2).await;
     for raw in [bench.users_create(2, 1, 0), bench.campaign_create(1, "FIXED", 500, 2)] {
         bench.run(&raw).await;
@@ -870,7 +870,7 @@ async fn coupon_issue_and_grant_across_partitions() {
 }
 
 #[tokio::test]
-async fn order_place_holds_all_or_nothing() {
+async fn order_place_matches_header() {
     let mut bench = Bench::start(1).await;
     for raw in [
         bench.users_create(1, 2, 10_000),
@@ -957,7 +957,7 @@ async fn order_place_holds_all_or_nothing() {
 }
 
 #[tokio::test]
-async fn order_pay_from_the_balance() {
+async fn order_pay_matches_header() {
     let mut bench = Bench::start(1).await;
     bench.ordered(10, 1, 5_000, 4).await;
     for raw in [bench.campaign_create(1, "FIXED", 100, 5), bench.coupon_issue(1, 1)] {
@@ -1013,7 +1013,7 @@ async fn order_pay_from_the_balance() {
 }
 
 #[tokio::test]
-async fn order_close_gives_back_once() {
+async fn order_close_matches_header() {
     let mut bench = Bench::start(1).await;
     let product = bench.ordered(10, 1, 50_000, 4).await;
     for order in 11..=13 {
@@ -1074,7 +1074,7 @@ async fn order_close_gives_back_once() {
 }
 
 #[tokio::test]
-async fn a_gateway_payment_from_begin_to_end() {
+async fn payment_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let product = bench.ordered(10, 1, 50_000, 2).await;
     for order in 11..=14 {
@@ -1154,7 +1154,7 @@ async fn a_gateway_payment_from_begin_to_end() {
 }
 
 #[tokio::test]
-async fn payment_postponed_while_open_and_resolved_once_by_operator() {
+async fn payment_postpone_and_resolve_match_headers() {
     let mut bench = Bench::start(1).await;
     let product = bench.ordered(10, 1, 50_000, 2).await;
     bench.decides("PLACED", &bench.place(11, 1, &[(product, 1)], "")).await;
@@ -1235,7 +1235,7 @@ async fn payment_postponed_while_open_and_resolved_once_by_operator() {
 
 /// The steps of an order across two partitions, taken by hand: its user is at home in the first, its product in the second.
 #[tokio::test]
-async fn stock_held_in_another_partition() {
+async fn hold_scripts_match_headers() {
     let mut bench = Bench::start(2).await;
     for raw in [
         bench.users_create(2, 1, 100_000),
@@ -1337,7 +1337,7 @@ async fn stock_held_in_another_partition() {
 
 /// What is over leaves, as long as it is what Postgres has; what comes of it afterwards takes that back.
 #[tokio::test]
-async fn what_is_over_leaves_and_comes_back() {
+async fn order_evict_and_restore_match_headers() {
     let mut bench = Bench::start(1).await;
     let product = bench.ordered(10, 1, 50_000, 2).await;
     for order in 11..=16 {
@@ -1419,7 +1419,7 @@ async fn what_is_over_leaves_and_comes_back() {
 
 /// The same of stock held in another partition.
 #[tokio::test]
-async fn what_was_sold_elsewhere_leaves_and_comes_back() {
+async fn hold_evict_and_restore_match_headers() {
     let mut bench = Bench::start(2).await;
     for raw in [bench.users_create(2, 1, 100_000), bench.product_create(1, 1_000, 5)] {
         bench.run(&raw).await;

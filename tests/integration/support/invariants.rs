@@ -585,7 +585,7 @@ async fn redis_against_postgres(all: &Redis, pool: &PgPool) {
 }
 
 #[tokio::test]
-async fn books_read_while_orders_and_holds_leave_redis_balance() {
+async fn invariants_hold_while_orders_evicted() {
     for partitions in [1, 3] {
         let world = World::with(Options { partitions, ..Options::default() }).await;
         busy_day(&world).await;

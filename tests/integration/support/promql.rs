@@ -281,7 +281,7 @@ impl Parser {
 }
 
 #[test]
-fn what_is_well_formed_is_told_from_what_is_not() {
+fn promql_malformed_expression_refused() {
     let names = parse(
         r#"histogram_quantile(0.99, sum by (le, route) (rate(a_bucket{route=~"/api/.*", x!="1",}[5m])))
            > 2 * 0.5 and on (route) (sum(b) without (y) or vector(0)) >= bool -1"#,
