@@ -194,7 +194,7 @@ async fn refused_request_leaves_nothing() {
 /// The bytes that docs/limits.md says an accepted request keeps in Redis, by its kind, on one partition.
 fn documented() -> BTreeMap<String, i64> {
     let page = include_str!("../../../docs/limits.md");
-    let section = page.split("## What a stranger can make it keep").nth(1).unwrap().split("\n## ").next().unwrap();
+    let section = page.split("## State that a client can cause").nth(1).unwrap().split("\n## ").next().unwrap();
     let row = |line: &str| {
         let cells: Vec<&str> = line.strip_prefix("| ")?.split(" | ").collect();
         Some((cells[0].to_owned(), cells.get(1)?.parse().ok()?))
