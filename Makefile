@@ -41,7 +41,7 @@ chaos: install ## crashes, cuts and full disks at random moments, and what is le
 load-test: ## k6 against a private service, or against BASE_URL (SCENARIO=coupon-rush, flash-sale, mixed-day, spike, soak or all)
 	@scripts/load-test $(ARGS)
 
-bench: install ## what the README says about speed, measured here: a table, and target/bench/report.md
+bench: install ## the tables of docs/benchmarks.md, measured here; writes target/bench/report.md
 	cargo bench --locked --profile dist --features floor --bench bench -- $(ARGS)
 
 lint: ## formatting, and clippy with warnings as errors

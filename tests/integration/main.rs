@@ -12,6 +12,7 @@
 
 mod api;
 mod chaos;
+mod documents;
 mod engine;
 mod gateway;
 mod http;
@@ -19,7 +20,6 @@ mod operators;
 mod postgres;
 mod process;
 mod projector;
-mod readme;
 mod recovery;
 mod redis;
 mod support;

@@ -1,4 +1,4 @@
-//! The tour of the README, in short.
+//! The tour of docs/tour.md, in short.
 
 use serde_json::json;
 

@@ -6,8 +6,8 @@ use firstcome::dev::ScratchDir;
 use serde_json::json;
 
 use crate::{
+    documents::documented_variables,
     process::binary::{Running, Servers, get, post, program, run},
-    readme::settings,
 };
 
 /// The variables that have to say something, and what an option says instead.
@@ -17,7 +17,7 @@ const NEEDED: &[&str] = &["REDIS_URL", "DATABASE_URL", "BIND_ADDR"];
 async fn empty_variable_counts_as_unset() {
     let (servers, dir) = (Servers::start().await, ScratchDir::new().unwrap());
     assert!(run(&mut servers.role(&["migrate"])).await.0.success());
-    let names = settings();
+    let names = documented_variables();
     assert!(names.len() > 50, "{names:?}");
     for blank in ["", "  "] {
         let mut serve = program(&["serve", "--bind-addr", "127.0.0.1:0"]);
