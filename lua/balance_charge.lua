@@ -14,8 +14,8 @@
 --      of them all CLOSED_BOOKS
 -- Emits balance_charged for each
 --@include lists
---@include books
---@include batches
+--@include partition
+--@include batch
 local meta, outbox = KEYS[1], KEYS[2]
 local now, ttl, limit = current_time(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local n = (#KEYS - 2) / 2

@@ -11,7 +11,7 @@
 --      or NO_WINDOW (it would be empty, or outlast the coupons)
 -- Emits campaign_created
 --@include lists
---@include books
+--@include partition
 local meta, outbox, campaign, campaigns = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, request_id, coupon_id, code, kind, amount, total, opens_at, closes_at, expires_at =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]

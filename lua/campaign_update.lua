@@ -14,7 +14,7 @@
 --      or UNKNOWN_CAMPAIGN | PAST (it would have closed before now) | NO_WINDOW (it would be empty, or outlast the coupons)
 -- Emits campaign_updated
 --@include lists
---@include books
+--@include partition
 local meta, outbox, record, campaign, campaigns = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now, fingerprint, ttl, request_id, coupon_id, opens_at, closes_at, grace =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])

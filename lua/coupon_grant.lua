@@ -8,7 +8,7 @@
 -- Returns {'GRANTED', epoch, seq} or ALREADY_GRANTED | CLOSED_BOOKS
 -- Emits coupon_granted
 --@include lists
---@include books
+--@include partition
 local meta, outbox, coupons = KEYS[1], KEYS[2], KEYS[3]
 local now, request_id, user_id, coupon_id, issue_no, issued_at = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 

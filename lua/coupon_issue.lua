@@ -18,8 +18,8 @@
 --      of them all CLOSED_BOOKS
 -- Emits coupon_issued for each
 --@include lists
---@include books
---@include batches
+--@include partition
+--@include batch
 local meta, outbox, campaign, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, ttl, coupon_id = current_time(ARGV[1]), ARGV[2], ARGV[3]
 local n = (#KEYS - 4) / 2

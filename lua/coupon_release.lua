@@ -6,14 +6,14 @@
 --      3 record    list    the idempotency record
 --      4 campaign  hash    total issued withheld reopening ...
 -- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 coupon id  6 coupons
---      7 token of the announcement (coupon_reopen.lua) that was waited for
+--      7 token of the announcement (coupon_release_prepare.lua) that was waited for
 -- Returns {'COUPONS_RELEASED', epoch, seq, coupons still held back}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or UNKNOWN_CAMPAIGN | NOT_REOPENING (another announcement stands, or none: announce and wait again)
 --      or INSUFFICIENT_STOCK (less is held back)
 -- Emits coupons_released
 --@include lists
---@include books
+--@include partition
 local meta, outbox, record, campaign = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, fingerprint, ttl, request_id, coupon_id, count, token =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]), ARGV[7]

@@ -11,7 +11,7 @@
 --      or {'REPLAYED', ...the former} | KEY_REUSED | CLOSED_BOOKS
 -- Emits ids_reserved (under a key only)
 --@include lists
---@include books
+--@include partition
 local meta, outbox, record, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, fingerprint, ttl, request_id, sequence, count =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])

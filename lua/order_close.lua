@@ -24,7 +24,7 @@
 --      or ORDER_NOT_FOUND | ALREADY_CLOSED | ALREADY_PAID (EXPIRE and DECLINE only) | NOT_DUE | STALE (the day is another)
 -- Emits order_closed
 --@include lists
---@include books
+--@include partition
 --@include holds
 local meta, outbox, record, user, order, expiry, rank_units, rank_won, gateway =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[10], KEYS[11], KEYS[12]

@@ -29,8 +29,8 @@
 --      of them all CLOSED_BOOKS
 -- Emits order_paid, or order_closed (FAILED, PAYMENT_DECLINED), for each
 --@include lists
---@include books
---@include batches
+--@include partition
+--@include batch
 --@include holds
 local meta, outbox, expiry, rank_units, rank_won, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[8], KEYS[9], KEYS[10]
 local stock, held, sold, withheld =

@@ -26,8 +26,8 @@
 --      of them all CLOSED_BOOKS
 -- Emits order_placed for each
 --@include lists
---@include books
---@include batches
+--@include partition
+--@include batch
 --@include holds
 local meta, outbox, expiry = KEYS[1], KEYS[2], KEYS[3]
 local prices, stock, held = new_counters(KEYS[4]), new_counters(KEYS[5]), new_counters(KEYS[6])

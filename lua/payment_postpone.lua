@@ -8,7 +8,7 @@
 -- ARGV 1 order id  2 receipt  3 the score in KEYS 3  4 what the gateway said
 -- Returns POSTPONED | NOT_OPEN (the payment has ended, or is another) | CLOSED_BOOKS
 --@include lists
---@include books
+--@include partition
 local meta, order, gateway = KEYS[1], KEYS[2], KEYS[3]
 local order_id, receipt, score, said = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 

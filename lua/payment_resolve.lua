@@ -24,7 +24,7 @@
 --      or {'OTHER_DAY', now (ms)} (the day is over, or has not begun)
 -- Emits order_paid or order_closed (FAILED, PAYMENT_DECLINED), and then payment_resolved
 --@include lists
---@include books
+--@include partition
 --@include holds
 local meta, outbox, record, waiting, user, order, gateway, rank_units, rank_won =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[11], KEYS[12]

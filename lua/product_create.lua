@@ -12,7 +12,7 @@
 -- Returns {'CREATED', epoch, seq} or EXISTS | CLOSED_BOOKS
 -- Emits product_created
 --@include lists
---@include books
+--@include partition
 local meta, outbox, product, price, stock, catalogue, of_category =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local now, request_id, product_id, name, won, units, category =

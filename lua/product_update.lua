@@ -17,7 +17,7 @@
 --      or PRODUCT_NOT_FOUND | STALE (it has another category) | INSUFFICIENT_STOCK | LIMIT
 -- Emits product_updated
 --@include lists
---@include books
+--@include partition
 local meta, outbox, record, product, price, stock, old_category, new_category =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local now, fingerprint, ttl, request_id, product_id, name, won, had, category, delta, limit =

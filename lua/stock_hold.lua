@@ -14,7 +14,7 @@
 --      or {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id} | CLOSED_BOOKS
 -- Emits stock_held
 --@include lists
---@include books
+--@include partition
 --@include holds
 local meta, outbox, hold, holds = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local prices, stock, held = new_counters(KEYS[5]), new_counters(KEYS[6]), new_counters(KEYS[7])

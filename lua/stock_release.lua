@@ -12,7 +12,7 @@
 --      or PRODUCT_NOT_FOUND | INSUFFICIENT_STOCK (less is held back)
 -- Emits stock_released
 --@include lists
---@include books
+--@include partition
 local meta, outbox, record, stock, withheld = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now, fingerprint, ttl, request_id, product_id, units =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])

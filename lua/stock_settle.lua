@@ -20,7 +20,7 @@
 --      or GONE (there is nothing: it never began, or is over and has left) | CLOSED_BOOKS
 -- Emits stock_settled
 --@include lists
---@include books
+--@include partition
 --@include holds
 local meta, outbox, hold, holds, rank_units, rank_won = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[8], KEYS[9]
 local stock, held, sold, withheld =

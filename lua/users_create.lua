@@ -9,7 +9,7 @@
 -- Returns {'CREATED', epoch, seq} or EXISTS | CLOSED_BOOKS
 -- Emits users_created
 --@include lists
---@include books
+--@include partition
 local meta, outbox = KEYS[1], KEYS[2]
 local now, request_id, balance, first, step, prefixed, name = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 

@@ -39,7 +39,7 @@ impl Engine {
         // First the outbox, then Postgres: the other way round, a commit and trim in between would hide an entry.
         let wanted = limit.max(0) as usize;
         let most = if before.is_none() { wanted } else { LONGEST_TAIL };
-        let (mut entries, more) = self.store.history_tail(user, most).await?;
+        let (mut entries, more) = self.store.history_read(user, most).await?;
         entries.retain(|entry| before.is_none_or(|before| entry.entry_no < before));
         if more && entries.len() < wanted {
             return Err(Error::unavailable("the history is still being written down"));

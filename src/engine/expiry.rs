@@ -139,7 +139,7 @@ impl Engine {
 
     async fn look_at_far_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
         let call = Call { request_id: format!("expire-{order}"), key: None };
-        let verdict = self.store.order_verdict(order).await?;
+        let verdict = self.store.order_resolve(order).await?;
         let end = match verdict.status {
             Some(OrderStatus::Pending) => {
                 return self.store.postpone_hold(here, order, user, self.store.now(here).plus(FAR_AGAIN_MS)).await;

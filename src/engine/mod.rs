@@ -146,10 +146,10 @@ impl Engine {
             return decision.await;
         }
         // Boxed, like all that few requests need: every issue of a coupon would weigh as much (docs/decisions.md).
-        Box::pin(self.store.key_claim(call)).await?;
+        Box::pin(self.store.idempotency_claim(call)).await?;
         let outcome = decision.await;
         let refused = outcome.as_ref().is_err_and(|error| !error.leaves_outcome_unknown());
-        if let Err(error) = Box::pin(self.store.key_settle(call, !refused)).await {
+        if let Err(error) = Box::pin(self.store.idempotency_settle(call, !refused)).await {
             tracing::debug!(%error, "a claimed key ends by itself");
         }
         outcome

@@ -193,7 +193,7 @@ impl Engine {
     pub async fn release_coupons(&self, call: &Call, coupon: CouponId, count: i64) -> Outcome<i64> {
         let work = async {
             for _ in 0..RELEASE_ATTEMPTS {
-                let announcement = match self.store.coupon_reopen(call, coupon, count).await? {
+                let announcement = match self.store.coupon_release_prepare(call, coupon, count).await? {
                     Reopening::Announced(announcement) => announcement,
                     Reopening::Released(before) => return Ok(before),
                 };
@@ -224,7 +224,7 @@ impl Engine {
         // All are announced first, so that one wait does for all.
         let mut announced = Vec::with_capacity(withheld.coupons.len());
         for (coupon, count) in withheld.coupons {
-            match self.store.coupon_reopen(&call, coupon, count).await {
+            match self.store.coupon_release_prepare(&call, coupon, count).await {
                 Ok(Reopening::Announced(announcement)) => announced.push((coupon, count, announcement)),
                 Ok(Reopening::Released(_)) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),

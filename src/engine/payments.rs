@@ -362,7 +362,7 @@ impl Engine {
     async fn end_payment(&self, record: &OrderRecord, payment: &GatewayRecord, end: &PaymentEnd) -> Result<(), Error> {
         let call = Call { request_id: looking_at(payment), key: None };
         let of = (record.order.order_id, record.order.user_id);
-        self.store.payment_end(&call, of, &payment.receipt, end).await.map(drop)
+        self.store.payment_finish(&call, of, &payment.receipt, end).await.map(drop)
     }
 }
 

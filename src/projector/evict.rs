@@ -6,7 +6,7 @@
 //! takes the end of its life away again, in the same step. An event that is a dead letter is not in Postgres, so its order
 //! stays.
 //!
-//! After the relay, because a far hold of which nobody has heard the end asks for its order (`order_verdict.lua`), and takes
+//! After the relay, because a far hold of which nobody has heard the end asks for its order (`order_resolve.lua`), and takes
 //! one that is not there for one that never was.
 
 use std::{collections::BTreeMap, time::Duration};

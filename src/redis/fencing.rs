@@ -325,7 +325,7 @@ impl Store {
         reason: &str,
     ) -> Result<String, RedisError> {
         metrics::STORE_FREEZES.inc();
-        let freeze = Invocation::new(&script::BOOKS_FREEZE).key(Keys(here).meta()).arg(reason);
+        let freeze = Invocation::new(&script::PARTITION_FREEZE).key(Keys(here).meta()).arg(reason);
         freeze.whole().query_async::<redis::Value>(link).await?;
         Ok(reason.to_owned())
     }

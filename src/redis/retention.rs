@@ -37,7 +37,7 @@ pub struct Leave {
 }
 
 impl Store {
-    /// `order_retire.lua`, in one round trip. As the trim of the outbox, also where a partition is closed: Postgres has it all
+    /// `order_evict.lua`, in one round trip. As the trim of the outbox, also where a partition is closed: Postgres has it all
     /// the same.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Store {
         }
         let mut calls = redis::pipe();
         for some in over.chunks(AT_ONCE) {
-            let mut call = Invocation::new(&script::ORDER_RETIRE);
+            let mut call = Invocation::new(&script::ORDER_EVICT);
             for (what, leave) in some {
                 call = call.key(what.key(here)).arg(leave.was).arg(leave.life_ms);
             }

@@ -55,11 +55,11 @@ scripts! {
     ORDER_PLACE = "order_place";
     ORDER_PAY = "order_pay";
     ORDER_CLOSE = "order_close";
-    ORDER_VERDICT = "order_verdict";
-    ORDER_RETIRE = "order_retire";
+    ORDER_RESOLVE = "order_resolve";
+    ORDER_EVICT = "order_evict";
     ORDER_RESTORE = "order_restore";
     PAYMENT_BEGIN = "payment_begin";
-    PAYMENT_END = "payment_end";
+    PAYMENT_FINISH = "payment_finish";
     PAYMENT_POSTPONE = "payment_postpone";
     PAYMENT_RESOLVE = "payment_resolve";
     STOCK_HOLD = "stock_hold";
@@ -70,13 +70,13 @@ scripts! {
     CAMPAIGN_CREATE = "campaign_create";
     CAMPAIGN_UPDATE = "campaign_update";
     IDS_RESERVE = "ids_reserve";
-    KEY_CLAIM = "key_claim";
-    KEY_SETTLE = "key_settle";
+    IDEMPOTENCY_CLAIM = "idempotency_claim";
+    IDEMPOTENCY_SETTLE = "idempotency_settle";
     STOCK_RELEASE = "stock_release";
     COUPON_RELEASE = "coupon_release";
-    COUPON_REOPEN = "coupon_reopen";
-    BOOKS_FREEZE = "books_freeze";
-    HISTORY_TAIL = "history_tail";
+    COUPON_RELEASE_PREPARE = "coupon_release_prepare";
+    PARTITION_FREEZE = "partition_freeze";
+    HISTORY_READ = "history_read";
 }
 
 /// The file with the parts that it includes in front, below its `#!lua` line.
@@ -85,8 +85,8 @@ fn assemble(file: &str) -> String {
     let mut source = format!("{shebang}\n");
     for (mark, part) in [
         ("lists", include_str!("../../lua/lib/lists.lua")),
-        ("books", include_str!("../../lua/lib/books.lua")),
-        ("batches", include_str!("../../lua/lib/batches.lua")),
+        ("partition", include_str!("../../lua/lib/partition.lua")),
+        ("batch", include_str!("../../lua/lib/batch.lua")),
         ("holds", include_str!("../../lua/lib/holds.lua")),
     ] {
         if body.contains(&format!("--@include {mark}\n")) {

@@ -15,7 +15,7 @@
 //! widened makes nothing wrong: outside of the one that it knows, a process asks.)
 //!
 //! And stock that comes back. Coupons come back in one way: an operator releases what a rebuild
-//! kept. The release is announced first (`coupon_reopen.lua`), which ends every renewal, then waited with for longer than any
+//! kept. The release is announced first (`coupon_release_prepare.lua`), which ends every renewal, then waited with for longer than any
 //! lease ([`OUTLIVED`]), then done. A rebuild itself opens its new epoch no sooner than that after it closed the old one, and
 //! what was read in one epoch counts for nothing in another.
 //!

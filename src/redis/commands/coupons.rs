@@ -112,15 +112,15 @@ impl Store {
         }
     }
 
-    /// `coupon_reopen.lua`: the announcement that [`Store::coupon_release`] may follow, once nobody refuses this campaign by
+    /// `coupon_release_prepare.lua`: the announcement that [`Store::coupon_release`] may follow, once nobody refuses this campaign by
     /// himself any more.
     ///
     /// # Errors
     /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
-    pub async fn coupon_reopen(&self, call: &Call, id: CouponId, count: i64) -> Result<Reopening, Error> {
+    pub async fn coupon_release_prepare(&self, call: &Call, id: CouponId, count: i64) -> Result<Reopening, Error> {
         let here = self.home(id.get());
         let call = self
-            .begin(call, &script::COUPON_REOPEN, here)
+            .begin(call, &script::COUPON_RELEASE_PREPARE, here)
             .key(Keys(here).campaign(id))
             .arg(uuid::Uuid::new_v4().simple().to_string())
             .arg(count);

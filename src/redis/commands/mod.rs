@@ -113,14 +113,14 @@ impl Store {
         call.key.as_ref().is_some_and(|key| self.home_of_key(&key.digest) != decides)
     }
 
-    /// `key_claim.lua`: binds the call's idempotency key in its own partition. [`Store::key_settle`] has to follow.
+    /// `idempotency_claim.lua`: binds the call's idempotency key in its own partition. [`Store::idempotency_settle`] has to follow.
     ///
     /// # Errors
     /// [`Error::IdempotencyKeyReused`].
-    pub async fn key_claim(&self, call: &Call) -> Result<(), Error> {
+    pub async fn idempotency_claim(&self, call: &Call) -> Result<(), Error> {
         let Some(key) = &call.key else { return Ok(()) };
         let home = self.home_of_key(&key.digest);
-        let claim = Invocation::new(&script::KEY_CLAIM)
+        let claim = Invocation::new(&script::IDEMPOTENCY_CLAIM)
             .key(Keys(home).meta())
             .key(Keys(home).record(&key.digest))
             .arg(&key.fingerprint)
@@ -129,14 +129,14 @@ impl Store {
         if answer.word == "CLAIMED" { Ok(()) } else { Err(answer.unknown()) }
     }
 
-    /// `key_settle.lua`: the claimed key stays bound, or is free again.
+    /// `idempotency_settle.lua`: the claimed key stays bound, or is free again.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; the claim then ends by itself.
-    pub async fn key_settle(&self, call: &Call, keeps: bool) -> Result<(), Error> {
+    pub async fn idempotency_settle(&self, call: &Call, keeps: bool) -> Result<(), Error> {
         let Some(key) = &call.key else { return Ok(()) };
         let home = self.home_of_key(&key.digest);
-        let settle = Invocation::new(&script::KEY_SETTLE)
+        let settle = Invocation::new(&script::IDEMPOTENCY_SETTLE)
             .key(Keys(home).meta())
             .key(Keys(home).record(&key.digest))
             .arg(&key.fingerprint)
@@ -153,7 +153,7 @@ impl Store {
     /// # Errors
     /// [`Error::IdempotencyKeyReused`]; [`Error::InProgress`].
     pub async fn check_key(&self, call: &Call, here: Partition) -> Result<(), Error> {
-        self.recorded(call, here, &script::KEY_CLAIM).await.map(drop)
+        self.recorded(call, here, &script::IDEMPOTENCY_CLAIM).await.map(drop)
     }
 
     /// `ids_reserve.lua`: the first of `count` consecutive ids, and whether they were reserved before under this key.

@@ -38,11 +38,11 @@ impl PaymentEnd {
 }
 
 impl Store {
-    /// `payment_end.lua`: true if the payment was still to be ended.
+    /// `payment_finish.lua`: true if the payment was still to be ended.
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn payment_end(
+    pub async fn payment_finish(
         &self,
         call: &Call,
         (order, user): (OrderId, UserId),
@@ -55,7 +55,7 @@ impl Store {
             _ => "",
         };
         let call = self
-            .begin_unrecorded(call, &script::PAYMENT_END, home)
+            .begin_unrecorded(call, &script::PAYMENT_FINISH, home)
             .key(Keys(home).order(order))
             .key(Keys(home).gateway())
             .arg(order.get())

@@ -167,13 +167,13 @@ impl Store {
         Ok(gone)
     }
 
-    /// `order_verdict.lua`.
+    /// `order_resolve.lua`.
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn order_verdict(&self, order: OrderId) -> Result<Verdict, Error> {
+    pub async fn order_resolve(&self, order: OrderId) -> Result<Verdict, Error> {
         let home = self.home(order.get());
-        let call = Invocation::new(&script::ORDER_VERDICT)
+        let call = Invocation::new(&script::ORDER_RESOLVE)
             .key(Keys(home).meta())
             .key(Keys(home).order(order))
             .arg(MARK_LIFE_MS);

@@ -38,9 +38,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::UserNotFound`].
-    pub async fn history_tail(&self, user: UserId, most: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
+    pub async fn history_read(&self, user: UserId, most: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
         let home = self.home(user.get());
-        let call = Invocation::new(&script::HISTORY_TAIL)
+        let call = Invocation::new(&script::HISTORY_READ)
             .key(Keys(home).user(user))
             .key(Keys(home).outbox())
             .arg(most)

@@ -534,7 +534,7 @@ async fn release_announced_ends_leases() {
         refused_alone(engine, coupon, &users[1..]).await;
         let id = CouponId::new(coupon).unwrap();
         let request = call(None);
-        let Reopening::Announced(announced) = store.coupon_reopen(&request, id, 1).await.unwrap() else {
+        let Reopening::Announced(announced) = store.coupon_release_prepare(&request, id, 1).await.unwrap() else {
             panic!("it is released")
         };
         let ask = async || world.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -547,7 +547,7 @@ async fn release_announced_ends_leases() {
             world.clock.advance(LEASE_MS);
         }
         // It is the only one that stands, and it is used up once.
-        let again = store.coupon_reopen(&request, id, 2).await.unwrap();
+        let again = store.coupon_release_prepare(&request, id, 2).await.unwrap();
         assert!(matches!(&again, Reopening::Announced(again) if *again == announced), "{again:?}");
         release(world, coupon, 1).await;
         assert!(store.coupon_release(&request, id, 1, &announced).await.unwrap().is_none());

@@ -137,7 +137,7 @@ impl Trial<'_> {
             }
             Step::Announce { coupon } => {
                 let id = CouponId::new(self.coupon(coupon)).unwrap();
-                let _ = self.world.store.coupon_reopen(&call(None), id, 1).await;
+                let _ = self.world.store.coupon_release_prepare(&call(None), id, 1).await;
             }
             Step::Release { by, coupon, count } => {
                 let id = CouponId::new(self.coupon(coupon)).unwrap();

@@ -15,24 +15,24 @@ const LINE: &str = "---- checks above, writes below --";
 /// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
 const EFFECTS: [(&str, &[&str]); 27] = [
     ("balance_charge", &["CHARGED"]),
-    ("books_freeze", &["FROZEN"]),
+    ("partition_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
     ("campaign_update", &["MOVED"]),
     ("coupon_grant", &["GRANTED"]),
     ("coupon_issue", &["ISSUED"]),
     ("ids_reserve", &["RESERVED", "TAKEN"]),
     ("coupon_release", &["COUPONS_RELEASED"]),
-    ("coupon_reopen", &["REOPENING"]),
-    ("key_claim", &["CLAIMED"]),
-    ("key_settle", &["CLAIMED", "SETTLED"]),
+    ("coupon_release_prepare", &["REOPENING"]),
+    ("idempotency_claim", &["CLAIMED"]),
+    ("idempotency_settle", &["CLAIMED", "SETTLED"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
     ("order_place", &["PLACED"]),
     ("order_restore", &["RESTORED"]),
-    ("order_retire", &["RETIRED"]),
-    ("order_verdict", &["VERDICT"]),
+    ("order_evict", &["RETIRED"]),
+    ("order_resolve", &["VERDICT"]),
     ("payment_begin", &["RUNNING", "STARTED"]),
-    ("payment_end", &["ENDED"]),
+    ("payment_finish", &["ENDED"]),
     ("payment_postpone", &["POSTPONED"]),
     ("payment_resolve", &["RESOLVED"]),
     ("product_create", &["CREATED"]),
@@ -142,8 +142,8 @@ fn script_files_match_registered_scripts() {
         // What it asks to include is there.
         for (include, function) in [
             ("lists", "local function write_in_pieces"),
-            ("books", "local function open_books"),
-            ("batches", "local function with_record"),
+            ("partition", "local function open_books"),
+            ("batch", "local function with_record"),
             ("holds", "local function unpack_lines"),
         ] {
             let asks = source.contains(&format!("--@include {include}\n"));
@@ -155,7 +155,7 @@ fn script_files_match_registered_scripts() {
 #[test]
 fn scripts_start_with_shebang() {
     for (name, source) in files("lua") {
-        let makes_room = name == "order_retire" && source.starts_with("#!lua flags=allow-oom\n");
+        let makes_room = name == "order_evict" && source.starts_with("#!lua flags=allow-oom\n");
         assert!(makes_room || source.starts_with("#!lua\n") || source.starts_with("#!lua flags=no-writes\n"), "{name}");
     }
 }
@@ -190,7 +190,7 @@ fn scripts_depend_on_keys_and_arguments_only() {
         assert!(code.lines().all(|line| !line.starts_with("function ")), "{name} defines a global");
         // The time is the server's, once per call.
         let clocks = code.matches("'TIME'").count() + code.matches("current_time(ARGV[1])").count();
-        assert_eq!(code.contains("'TIME'"), name == "books", "{name}");
+        assert_eq!(code.contains("'TIME'"), name == "partition", "{name}");
         assert!(clocks <= 1, "{name} reads the clock more than once");
     }
 }
@@ -337,7 +337,7 @@ fn scripts_check_before_writes() {
             assert!(!code(&source).contains("XADD"), "{name}");
         }
         // It decides nothing, and what Postgres has is sound: the outbox is trimmed then, too.
-        let follows = name == "order_retire";
+        let follows = name == "order_evict";
         assert!(follows || code(&source).contains("open_books(meta)"), "{name} decides with closed books");
     }
 }

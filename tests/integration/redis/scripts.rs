@@ -425,9 +425,9 @@ impl Bench {
         raw
     }
 
-    fn payment_end(&self, order: i64, user: i64, outcome: &str) -> Raw {
+    fn payment_finish(&self, order: i64, user: i64, outcome: &str) -> Raw {
         let keys = self.keys(order);
-        let mut raw = self.begin_unrecorded(&script::PAYMENT_END, keys);
+        let mut raw = self.begin_unrecorded(&script::PAYMENT_FINISH, keys);
         raw.keys.extend([order_key(keys, order), keys.gateway()]);
         raw.args.extend(strings([&order, &user, &format!("receipt-{order}"), &outcome, &""]));
         raw
@@ -455,14 +455,14 @@ impl Bench {
     fn verdict(&self, order: i64) -> Raw {
         let keys = self.keys(order);
         let (keys, args) = (vec![keys.meta(), order_key(keys, order)], strings([&604_800_000]));
-        Raw { script: &script::ORDER_VERDICT, keys, args, shared: None }
+        Raw { script: &script::ORDER_RESOLVE, keys, args, shared: None }
     }
 
     /// Orders of one partition, each with what Postgres has it as; a life of a minute for each.
     pub fn retire(&self, orders: &[(String, &str)]) -> Raw {
         let (keys, was): (Vec<String>, Vec<&str>) = orders.iter().cloned().unzip();
         let args = was.iter().flat_map(|was| [(*was).to_owned(), "60000".to_owned()]).collect();
-        Raw { script: &script::ORDER_RETIRE, keys, args, shared: None }
+        Raw { script: &script::ORDER_EVICT, keys, args, shared: None }
     }
 
     pub fn restore(&self, here: Keys, key: &str, fields: &[(&str, &str)]) -> Raw {
@@ -509,22 +509,22 @@ impl Bench {
         raw
     }
 
-    fn key_claim(&self, digest: &str, fingerprint: &str) -> Raw {
+    fn idempotency_claim(&self, digest: &str, fingerprint: &str) -> Raw {
         let keys = Keys(Partition(0));
         let args = strings([&fingerprint, &60_000]);
-        Raw { script: &script::KEY_CLAIM, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
+        Raw { script: &script::IDEMPOTENCY_CLAIM, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
     }
 
-    fn key_settle(&self, digest: &str, fingerprint: &str, keeps: u8) -> Raw {
+    fn idempotency_settle(&self, digest: &str, fingerprint: &str, keeps: u8) -> Raw {
         let keys = Keys(Partition(0));
         let args = strings([&fingerprint, &keeps, &86_400_000, &60_000]);
-        Raw { script: &script::KEY_SETTLE, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
+        Raw { script: &script::IDEMPOTENCY_SETTLE, keys: vec![keys.meta(), keys.record(digest)], args, shared: None }
     }
 
-    fn history_tail(&self, user: i64, most: i64) -> Raw {
+    fn history_read(&self, user: i64, most: i64) -> Raw {
         let keys = self.keys(user);
         let (keys, args) = (vec![user_key(keys, user), keys.outbox()], strings([&most, &user]));
-        Raw { script: &script::HISTORY_TAIL, keys, args, shared: None }
+        Raw { script: &script::HISTORY_READ, keys, args, shared: None }
     }
 
     /// A user with this balance and a product of this price with 100 units, at home in the first partition, and an order
@@ -571,8 +571,8 @@ fn header_reply_codes_parsed() {
     let words = |script| documented(script).into_iter().collect::<Vec<_>>().join(" ");
     let close = words(&script::ORDER_CLOSE);
     assert!(close.starts_with("ALREADY_CLOSED ALREADY_PAID CLOSED CLOSED_BOOKS"), "{close}");
-    assert_eq!(words(&script::HISTORY_TAIL), "TAIL USER_NOT_FOUND");
-    assert_eq!(words(&script::ORDER_VERDICT), "CLOSED_BOOKS VERDICT");
+    assert_eq!(words(&script::HISTORY_READ), "TAIL USER_NOT_FOUND");
+    assert_eq!(words(&script::ORDER_RESOLVE), "CLOSED_BOOKS VERDICT");
     assert_eq!(words(&script::IDS_RESERVE), "CLOSED_BOOKS KEY_REUSED REPLAYED RESERVED TAKEN");
 }
 
@@ -710,7 +710,7 @@ async fn withheld_release_scripts_match_headers() {
     bench.needs_open_books(&coupons).await;
     // Not before it was announced.
     bench.leaves_all("NOT_REOPENING", &coupons).await;
-    let mut announce = bench.begin(&script::COUPON_REOPEN, keys);
+    let mut announce = bench.begin(&script::COUPON_RELEASE_PREPARE, keys);
     announce.keys.push(campaign_key(keys, 1));
     announce.args.extend(strings([&"mine", &1]));
     bench.needs_open_books(&announce).await;
@@ -735,7 +735,7 @@ async fn withheld_release_scripts_match_headers() {
     bench.leaves_all("NOT_REOPENING", &coupons).await;
     bench.decides("ISSUED", &bench.coupon_issue(1, 2)).await;
     bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 3)).await;
-    bench.covers(&[&script::STOCK_RELEASE, &script::COUPON_RELEASE, &script::COUPON_REOPEN]);
+    bench.covers(&[&script::STOCK_RELEASE, &script::COUPON_RELEASE, &script::COUPON_RELEASE_PREPARE]);
     bench.finish().await;
 }
 
@@ -754,11 +754,12 @@ async fn id_and_idempotency_scripts_match_headers() {
     assert_eq!(bench.run(&reserve.with(6, 1)).await, ["TAKEN", "21"]);
 
     let books = bench.books(Partition(0)).await;
-    let claim = bench.key_claim("digest", "mine");
+    let claim = bench.idempotency_claim("digest", "mine");
     bench.needs_open_books(&claim).await;
     let record = claim.keys[1].clone();
-    let other = bench.key_claim("digest", "another");
-    let (refused, kept) = (bench.key_settle("digest", "mine", 0), bench.key_settle("digest", "mine", 1));
+    let other = bench.idempotency_claim("digest", "another");
+    let (refused, kept) =
+        (bench.idempotency_settle("digest", "mine", 0), bench.idempotency_settle("digest", "mine", 1));
     // A refusal leaves nothing, once all that claimed the key are refused.
     let before = bench.world.snapshot().await;
     for claims in 1..=2 {
@@ -767,7 +768,7 @@ async fn id_and_idempotency_scripts_match_headers() {
         bench.leaves_all("KEY_REUSED", &other).await;
     }
     bench.needs_open_books(&refused).await;
-    bench.leaves_all("SETTLED", &bench.key_settle("digest", "another", 0)).await;
+    bench.leaves_all("SETTLED", &bench.idempotency_settle("digest", "another", 0)).await;
     assert_eq!(bench.run(&refused).await, ["SETTLED"]);
     bench.leaves_all("KEY_REUSED", &other).await;
     assert_eq!(bench.run(&refused).await, ["SETTLED"]);
@@ -778,10 +779,10 @@ async fn id_and_idempotency_scripts_match_headers() {
     assert_eq!(bench.run(&kept).await, ["SETTLED"]);
     assert!((60_001..=86_400_000).contains(&bench.life(&record).await));
     for raw in [&claim, &refused, &kept] {
-        bench.leaves_all(if raw.script.name == "key_claim" { "CLAIMED" } else { "SETTLED" }, raw).await;
+        bench.leaves_all(if raw.script.name == "idempotency_claim" { "CLAIMED" } else { "SETTLED" }, raw).await;
     }
     bench.leaves_all("KEY_REUSED", &other).await;
-    bench.covers(&[&script::IDS_RESERVE, &script::KEY_CLAIM, &script::KEY_SETTLE]);
+    bench.covers(&[&script::IDS_RESERVE, &script::IDEMPOTENCY_CLAIM, &script::IDEMPOTENCY_SETTLE]);
     assert_eq!(bench.books(Partition(0)).await, books, "a claim is no decision");
     bench.finish().await;
 }
@@ -805,15 +806,15 @@ async fn balance_scripts_match_headers() {
     assert_eq!((entry.user_id.get(), entry.entry_no), (1, 2));
     assert_eq!((entry.before, entry.amount, entry.after, entry.order_id), (50, 100, 150, None));
 
-    let tail = bench.history_tail(1, 10);
+    let tail = bench.history_read(1, 10);
     let reply = bench.leaves_all("TAIL", &tail).await;
     assert_eq!((reply.len(), reply[1].as_str()), (4, "0"));
     assert!(reply[2].contains("events balance_charged") && reply[3].contains("kind users_created"), "{reply:?}");
     let cut = bench.leaves_all("TAIL", &tail.with(1, 1)).await;
     assert_eq!((cut.len(), cut[1].as_str()), (3, "1"));
-    let stranger = bench.history_tail(2, 10);
+    let stranger = bench.history_read(2, 10);
     bench.leaves_all("USER_NOT_FOUND", &stranger).await;
-    bench.covers(&[&script::BALANCE_CHARGE, &script::HISTORY_TAIL]);
+    bench.covers(&[&script::BALANCE_CHARGE, &script::HISTORY_READ]);
     bench.finish().await;
 }
 
@@ -1113,14 +1114,14 @@ async fn payment_scripts_match_headers() {
     assert_eq!(replayed[1..], reply);
     bench.leaves_all("ALREADY_PAID", &bench.payment_begin(10, 1, 2_000)).await;
     bench.leaves_all("ALREADY_PAID", &bench.decline(10, 1)).await;
-    bench.leaves_all("NOT_OPEN", &bench.payment_end(10, 1, "REFUNDED")).await;
+    bench.leaves_all("NOT_OPEN", &bench.payment_finish(10, 1, "REFUNDED")).await;
 
     // Its refund goes through the gateway, until that has given it back.
     let (_, event) = bench.decides_once("CLOSED", &bench.close(10, 1, "CANCEL", DAY)).await;
     let Body::OrderClosed(closed) = &event.body else { panic!("{event:?}") };
     assert_eq!((closed.by_gateway, closed.entry.is_none()), (true, true));
     bench.leaves_all("CLOSED", &settle).await;
-    let end = bench.payment_end(10, 1, "REFUNDED");
+    let end = bench.payment_finish(10, 1, "REFUNDED");
     bench.needs_open_books(&end).await;
     bench.leaves_all("NOT_OPEN", &end.with(5, "receipt-of-another")).await;
     let (_, event) = bench.decides("ENDED", &end).await;
@@ -1141,15 +1142,15 @@ async fn payment_scripts_match_headers() {
     bench.leaves_all("CLOSED", &bench.payment_begin(11, 1, 1_000)).await;
     bench.leaves_all("CLOSED", &bench.pay_by_gateway(11, 1, 1_000)).await;
     bench.leaves_all("ALREADY_CLOSED", &decline).await;
-    bench.leaves_all("NOT_OPEN", &bench.payment_end(11, 1, "DECLINED")).await;
+    bench.leaves_all("NOT_OPEN", &bench.payment_finish(11, 1, "DECLINED")).await;
     for (order, outcome) in [(12, "DECLINED"), (13, "REFUNDED")] {
         bench.decides("STARTED", &bench.payment_begin(order, 1, 1_000)).await;
         bench.decides("DECLINED", &bench.decline(order, 1).with(11, 5_000)).await;
         bench.leaves_all("CLOSED", &bench.pay_by_gateway(order, 1, 1_000)).await;
-        bench.decides("ENDED", &bench.payment_end(order, 1, outcome)).await;
+        bench.decides("ENDED", &bench.payment_finish(order, 1, outcome)).await;
     }
     bench.decides("STARTED", &bench.payment_begin(14, 1, 1_000)).await;
-    bench.covers(&[&script::PAYMENT_BEGIN, &script::PAYMENT_END]);
+    bench.covers(&[&script::PAYMENT_BEGIN, &script::PAYMENT_FINISH]);
     bench.finish().await;
 }
 
@@ -1222,12 +1223,12 @@ async fn payment_postpone_and_resolve_match_headers() {
     assert_eq!(bench.leaves_all("REPLAYED", &begin).await[1], "DECLINED");
     bench.leaves_all("NOT_OPEN", &approve).await;
     // What the gateway says afterwards ends an approved payment in its own way, and no other.
-    bench.leaves_all("NOT_OPEN", &bench.payment_end(10, 1, "REFUNDED")).await;
-    bench.leaves_all("NOT_OPEN", &bench.payment_end(11, 1, "SETTLED")).await;
-    let (_, event) = bench.decides("ENDED", &bench.payment_end(10, 1, "SETTLED").with(7, "tx-10")).await;
+    bench.leaves_all("NOT_OPEN", &bench.payment_finish(10, 1, "REFUNDED")).await;
+    bench.leaves_all("NOT_OPEN", &bench.payment_finish(11, 1, "SETTLED")).await;
+    let (_, event) = bench.decides("ENDED", &bench.payment_finish(10, 1, "SETTLED").with(7, "tx-10")).await;
     let Body::PaymentEnded { outcome, transaction, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((*outcome, transaction.as_deref()), (PaymentOutcome::Settled, Some("tx-10")));
-    bench.decides("ENDED", &bench.payment_end(11, 1, "DECLINED")).await;
+    bench.decides("ENDED", &bench.payment_finish(11, 1, "DECLINED")).await;
     bench.leaves_all("NOT_OPEN", &postpone).await;
     bench.covers(&[&script::PAYMENT_POSTPONE, &script::PAYMENT_RESOLVE]);
     bench.finish().await;
@@ -1331,7 +1332,7 @@ async fn hold_scripts_match_headers() {
     }
     bench.decides("MOVED", &bench.settle(5, 16, 2, "REFUNDED")).await;
     bench.leaves_all("UNCHANGED", &bench.settle(5, 16, 2, "SETTLED")).await;
-    bench.covers(&[&script::ORDER_VERDICT, &script::STOCK_HOLD, &script::STOCK_SETTLE]);
+    bench.covers(&[&script::ORDER_RESOLVE, &script::STOCK_HOLD, &script::STOCK_SETTLE]);
     bench.finish().await;
 }
 
@@ -1413,7 +1414,7 @@ async fn order_evict_and_restore_match_headers() {
         assert!((1..=60_000).contains(&bench.life(&key(13)).await));
         bench.leaves_all("THERE", &restore).await;
     }
-    bench.covers(&[&script::ORDER_RETIRE, &script::ORDER_RESTORE]);
+    bench.covers(&[&script::ORDER_EVICT, &script::ORDER_RESTORE]);
     bench.finish().await;
 }
 

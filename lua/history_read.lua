@@ -8,8 +8,8 @@
 -- Returns {'TAIL', '1' if the walk was cut short else '0', {field, value, ...} of an entry of one event, ...} newest first,
 --      or USER_NOT_FOUND
 --@include lists
---@include books
---@include batches
+--@include partition
+--@include batch
 local user, outbox, most, user_id = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2]
 
 -- The events of an entry.

@@ -12,7 +12,7 @@
 -- Returns {'ENDED', epoch, seq} or NOT_OPEN | CLOSED_BOOKS
 -- Emits payment_ended
 --@include lists
---@include books
+--@include partition
 local meta, outbox, order, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, request_id, order_id, user_id, receipt, outcome, transaction =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]

@@ -5,7 +5,7 @@
 -- ARGV 1 the reason
 -- Returns FROZEN | CLOSED_BOOKS (they are gone, or frozen already)
 --@include lists
---@include books
+--@include partition
 local meta, reason = KEYS[1], ARGV[1]
 
 if not open_books(meta) then return { 'CLOSED_BOOKS' } end

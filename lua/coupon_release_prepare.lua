@@ -11,7 +11,7 @@
 --      or {'REPLAYED', ...what coupon_release.lua returned under this key} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
 --      or UNKNOWN_CAMPAIGN | INSUFFICIENT_STOCK (less is held back)
 --@include lists
---@include books
+--@include partition
 local meta, record, campaign = KEYS[1], KEYS[3], KEYS[4]
 local fingerprint, token, count = ARGV[2], ARGV[5], tonumber(ARGV[6])
 

@@ -1,5 +1,5 @@
 #!lua
--- Ends what key_claim.lua began: the key stays bound where its request was decided, or may have been; where all that claimed it
+-- Ends what idempotency_claim.lua began: the key stays bound where its request was decided, or may have been; where all that claimed it
 -- were refused nothing stays.
 --
 -- KEYS 1 meta    hash  the books of the key's partition
@@ -8,7 +8,7 @@
 --      4 the claim's life while requests are under way (ms)
 -- Returns SETTLED | CLOSED_BOOKS
 --@include lists
---@include books
+--@include partition
 local meta, record, fingerprint, keeps, ttl, lease = KEYS[1], KEYS[2], ARGV[1], ARGV[2] == '1', ARGV[3], ARGV[4]
 
 if not open_books(meta) then return { 'CLOSED_BOOKS' } end

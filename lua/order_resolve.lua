@@ -6,7 +6,7 @@
 -- ARGV 1 the life of the mark (ms)
 -- Returns {'VERDICT', PENDING | PAID | CANCELLED | FAILED | ABANDONED, reason or '', day of the sale or ''} or CLOSED_BOOKS
 --@include lists
---@include books
+--@include partition
 local meta, order = KEYS[1], KEYS[2]
 
 if not open_books(meta) then return { 'CLOSED_BOOKS' } end
