@@ -1,27 +1,28 @@
 #!lua
--- Adds money to users' balances: any number of requests in one call, decided in their order.
+-- Adds money to users' balances. Decides a batch of requests in their order.
 --
--- KEYS 1 meta    hash    the partition's books
+-- KEYS 1 meta    hash    partition state
 --      2 outbox  stream
 --      then of each request
---        record  list    the idempotency record
+--        record  list    idempotency record
 --        user    hash    name balance entries tail open ...
--- ARGV 1 '' (a test's clock, ms)  2 record's life (ms)  3 the most that a balance may be (won)
+-- ARGV 1 now (ms) in tests, else ''  2 life of a record (ms)  3 maximum of a balance (won)
 --      then of each request: fingerprint or '', request id, user id, amount (won)
 -- Returns of each request, packed, {'CHARGED', epoch, seq, user name, balance}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
---      or USER_NOT_FOUND | LIMIT
---      of them all CLOSED_BOOKS
+--      or USER_NOT_FOUND | LIMIT_EXCEEDED
+--      of the whole batch PARTITION_CLOSED
 -- Emits balance_charged for each
 --@include lists
 --@include partition
+--@include idempotency
 --@include batch
 local meta, outbox = KEYS[1], KEYS[2]
 local now, ttl, limit = current_time(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local n = (#KEYS - 2) / 2
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local records, users, charged, replies, events = new_records(), {}, {}, {}, {}
 for i = 1, n do
   local record, key = KEYS[2 * i + 1], KEYS[2 * i + 2]
@@ -37,7 +38,7 @@ for i = 1, n do
     if not user.name then
       reply = 'USER_NOT_FOUND'
     elseif user.balance + amount > limit then
-      reply = 'LIMIT'
+      reply = 'LIMIT_EXCEEDED'
     else
       local number, before, after = whole(seq), whole(user.balance), whole(user.balance + amount)
       reply = 'CHARGED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. user.name .. SEPARATOR .. after

@@ -1,26 +1,25 @@
 #!lua
--- Opens a coupon campaign; one that exists already is left as it is.
+-- Creates a coupon campaign; leaves one that exists as it is.
 --
--- KEYS 1 meta       hash    the partition's books
+-- KEYS 1 meta       hash    partition state
 --      2 outbox     stream
 --      3 campaign   hash    code type amount total issued opens_at closes_at expires_at
 --      4 campaigns  zset    coupon id by the end of its window (ms)
--- ARGV 1 '' (a test's clock, ms)  2 request id  3 coupon id  4 code  5 PERCENTAGE | FIXED  6 percent or won  7 coupons in all
---      8 first instant of the window (ms), '' for now  9 first instant after it (ms)  10 first instant they are worthless (ms)
--- Returns {'CREATED', epoch, seq, first instant of the window} or EXISTS | CLOSED_BOOKS
---      or NO_WINDOW (it would be empty, or outlast the coupons)
+-- ARGV 1 now (ms) in tests, else ''  2 request id  3 coupon id  4 code  5 PERCENTAGE | FIXED  6 percent or won  7 number of coupons
+--      8 first instant of the window (ms), '' for now  9 first instant after the window (ms)  10 when the coupons expire (ms)
+-- Returns {'CREATED', epoch, seq, first instant of the window} or ALREADY_EXISTS | PARTITION_CLOSED
+--      or INVALID_WINDOW (it is empty, or ends after the coupons expire)
 -- Emits campaign_created
---@include lists
 --@include partition
 local meta, outbox, campaign, campaigns = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, request_id, coupon_id, code, kind, amount, total, opens_at, closes_at, expires_at =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
-if redis.call('EXISTS', campaign) == 1 then return { 'EXISTS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
+if redis.call('EXISTS', campaign) == 1 then return { 'ALREADY_EXISTS' } end
 if opens_at == '' then opens_at = now end
-if tonumber(opens_at) >= tonumber(closes_at) or tonumber(closes_at) > tonumber(expires_at) then return { 'NO_WINDOW' } end
+if tonumber(opens_at) >= tonumber(closes_at) or tonumber(closes_at) > tonumber(expires_at) then return { 'INVALID_WINDOW' } end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'campaign_created', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'coupon', coupon_id, 'code', code, 'type', kind, 'amount', amount, 'total', total,

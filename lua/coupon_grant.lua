@@ -1,19 +1,18 @@
 #!lua
--- Puts an issued coupon into its user's hands where the two live in different partitions. Repeating it changes nothing.
+-- Gives an issued coupon to its user, where user and campaign are in different partitions. A repeat changes nothing.
 --
--- KEYS 1 meta     hash    the books of the user's partition
---      2 outbox   stream
---      3 coupons  hash    the user's coupons
--- ARGV 1 '' (a test's clock, ms)  2 request id  3 user id  4 coupon id  5 issue number  6 issued at (ms)
--- Returns {'GRANTED', epoch, seq} or ALREADY_GRANTED | CLOSED_BOOKS
+-- KEYS 1 meta    hash    state of the user's partition
+--      2 outbox  stream
+--      3 user    hash    by coupon id, the user's coupons, and ...
+-- ARGV 1 now (ms) in tests, else ''  2 request id  3 user id  4 coupon id  5 issue number  6 issued at (ms)
+-- Returns {'GRANTED', epoch, seq} or ALREADY_GRANTED | PARTITION_CLOSED
 -- Emits coupon_granted
---@include lists
 --@include partition
 local meta, outbox, coupons = KEYS[1], KEYS[2], KEYS[3]
 local now, request_id, user_id, coupon_id, issue_no, issued_at = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 if redis.call('HEXISTS', coupons, coupon_id) == 1 then return { 'ALREADY_GRANTED' } end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'coupon_granted', 'epoch', epoch, 'seq', seq, 'at', now,

@@ -1,57 +1,57 @@
 #!lua
--- Gives the next coupons of a campaign to users, first come, first served: any number of requests in one call, decided in
--- their order.
+-- Issues the next coupons of a campaign to users, first come, first served. Decides a batch of requests in their order.
 --
--- KEYS 1 meta      hash    the partition's books
+-- KEYS 1 meta      hash    partition state
 --      2 outbox    stream
 --      3 campaign  hash    total issued withheld skipped opens_at closes_at ...
---      4 holders   set     user ids that hold a coupon of this campaign
+--      4 holders   set     ids of the users that have a coupon of this campaign
 --      then of each request
---        record    list    the idempotency record
---        user      hash    the user, where user and campaign share the partition; else unused
--- ARGV 1 '' (a test's clock, ms)  2 record's life (ms)  3 coupon id
---      then of each request: fingerprint or '', request id, user id,
---        '1' where the user is at home in this partition, else '0' (then it was looked up before, and gets the coupon after)
+--        record    list    idempotency record
+--        user      hash    the user, read and written only where user and campaign share the partition
+-- ARGV 1 now (ms) in tests, else ''  2 life of a record (ms)  3 coupon id
+--      then of each request: fingerprint or '', request id, user id, '1' where this partition owns the user, else '0' (the
+--        caller has checked that the user exists, and calls coupon_grant after)
 -- Returns of each request, packed, {'ISSUED', epoch, seq, issue_no, issued_at}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
---      or USER_NOT_FOUND | UNKNOWN_CAMPAIGN | NOT_OPEN | ALREADY_HOLDS | OUT_OF_STOCK
---      of them all CLOSED_BOOKS
+--      or USER_NOT_FOUND | CAMPAIGN_NOT_FOUND | NOT_OPEN | ALREADY_HOLDS | OUT_OF_STOCK
+--      of the whole batch PARTITION_CLOSED
 -- Emits coupon_issued for each
 --@include lists
 --@include partition
+--@include idempotency
 --@include batch
 local meta, outbox, campaign, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, ttl, coupon_id = current_time(ARGV[1]), ARGV[2], ARGV[3]
 local n = (#KEYS - 4) / 2
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local c = redis.call('HMGET', campaign, 'total', 'issued', 'opens_at', 'closes_at', 'withheld', 'skipped')
 local total, issued, opens_at, closes_at = tonumber(c[1]), tonumber(c[2]), tonumber(c[3]), tonumber(c[4])
 local withheld, skipped = tonumber(c[5] or 0), tonumber(c[6] or 0)
 local open = total and tonumber(now) >= opens_at and tonumber(now) < closes_at
 
-local ids, at_home = {}, {}
+local ids, owned_users = {}, {}
 for i = 1, n do
   ids[i] = ARGV[4 * i + 2]
-  if ARGV[4 * i + 3] == '1' then at_home[#at_home + 1] = KEYS[2 * i + 4] end
+  if ARGV[4 * i + 3] == '1' then owned_users[#owned_users + 1] = KEYS[2 * i + 4] end
 end
-local all_exist = count_existing(at_home) == #at_home
-local holds = read_in_pieces('SMISMEMBER', holders, ids)
+local all_exist = count_existing(owned_users) == #owned_users
+local holds = read_in_chunks('SMISMEMBER', holders, ids)
 
 local records, replies, events = new_records(), {}, {}
--- Who was given one: as a set, as a list, and what goes into the hands of those who are at home.
+-- The users that get a coupon: as a set, as a list, and those of this partition with their coupon.
 local given, winners, granted = {}, {}, {}
 for i = 1, n do
   local record, user = KEYS[2 * i + 3], KEYS[2 * i + 4]
-  local fingerprint, request_id, user_id, home = unpack(ARGV, 4 * i, 4 * i + 3)
+  local fingerprint, request_id, user_id, owned = unpack(ARGV, 4 * i, 4 * i + 3)
   local reply = records.replay(record, fingerprint)
   if reply then
-    -- As it was answered before.
-  elseif home == '1' and not all_exist and redis.call('EXISTS', user) == 0 then
+    -- A replay.
+  elseif owned == '1' and not all_exist and redis.call('EXISTS', user) == 0 then
     reply = 'USER_NOT_FOUND'
   elseif not total then
-    reply = 'UNKNOWN_CAMPAIGN'
+    reply = 'CAMPAIGN_NOT_FOUND'
   elseif not open then
     reply = 'NOT_OPEN'
   elseif holds[i] == 1 or given[user_id] then
@@ -60,16 +60,16 @@ for i = 1, n do
     reply = 'OUT_OF_STOCK'
   else
     issued = issued + 1
-    -- Places that decisions which were lost may have given out are not given out again.
+    -- Skips the places that lost decisions may have issued.
     local number, issue_no = whole(seq), whole(issued + skipped)
     reply = 'ISSUED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. issue_no .. SEPARATOR .. now
     records.file(record, fingerprint, reply)
     given[user_id] = true
     winners[#winners + 1] = user_id
-    if home == '1' then granted[#granted + 1] = { user, issue_no .. '|' .. now .. '|A||' } end
+    if owned == '1' then granted[#granted + 1] = { user, issue_no .. '|' .. now .. '|A||' } end
     events[#events + 1] = with_record(
       'coupon_issued' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. coupon_id
-        .. SEPARATOR .. user_id .. SEPARATOR .. issue_no .. SEPARATOR .. home,
+        .. SEPARATOR .. user_id .. SEPARATOR .. issue_no .. SEPARATOR .. owned,
       record, fingerprint, reply)
     seq = seq + 1
   end
@@ -80,7 +80,7 @@ if #events == 0 then return replies end
 emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 redis.call('HSET', campaign, 'issued', whole(issued))
-write_in_pieces('SADD', holders, winners)
+write_in_chunks('SADD', holders, winners)
 for i = 1, #granted do redis.call('HSET', granted[i][1], coupon_id, granted[i][2]) end
 records.write(ttl)
 return replies

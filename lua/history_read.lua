@@ -1,14 +1,14 @@
 #!lua flags=no-writes
--- Reads a user's newest balance changes from the outbox, where they are until Postgres has them: each names the one
--- before it, and the walk ends at the first that is gone, for that one and all before it are in Postgres.
+-- Reads a user's newest balance changes from the outbox, which keeps them until Postgres has them. Each change names the entry
+-- of the one before it. The walk ends at the first entry that was trimmed: Postgres has that one and all before it.
 --
 -- KEYS 1 user    hash    name balance entries tail open
 --      2 outbox  stream
--- ARGV 1 the most steps  2 user id
--- Returns {'TAIL', '1' if the walk was cut short else '0', {field, value, ...} of an entry of one event, ...} newest first,
---      or USER_NOT_FOUND
+-- ARGV 1 maximum of steps  2 user id
+-- Returns {'ENTRIES', '1' if the walk reached the maximum else '0', {field, value, ...} of an entry of one event, ...},
+--         newest first, or USER_NOT_FOUND
 --@include lists
---@include partition
+--@include idempotency
 --@include batch
 local user, outbox, most, user_id = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2]
 
@@ -19,7 +19,7 @@ local function events_of(entry)
   return events
 end
 
--- What a packed event says of the change before the one that it made to the user's balance; nothing if it made none.
+-- The entry of the previous change, from a packed event that changed the user's balance; nothing if the event did not.
 local function change_before(packed)
   if not string.find(packed, SEPARATOR .. user_id .. SEPARATOR, 1, true) then return end
   local e = parts_of(packed)
@@ -29,7 +29,7 @@ end
 
 local u = redis.call('HMGET', user, 'name', 'tail')
 if not u[1] then return { 'USER_NOT_FOUND' } end
-local reply, id = { 'TAIL', '0' }, u[2]
+local reply, id = { 'ENTRIES', '0' }, u[2]
 while id ~= '' do
   local entry = redis.call('XRANGE', outbox, id, id)[1]
   if not entry then break end

@@ -1,23 +1,24 @@
 #!lua
--- Reserves consecutive ids. Under an idempotency key a repeat gets the same ids again, which is what makes creating under
--- them safe to repeat. Ids that are never used leave a gap, and nothing else; so without a key there is no event.
+-- Reserves consecutive ids. A repeat under the same idempotency key gets the same ids, so it can create under them again. Ids
+-- that are never used leave a gap and do no other harm; without a key there is therefore no event.
 --
--- KEYS 1 meta    hash    the books of the first partition
+-- KEYS 1 meta    hash    state of the first partition
 --      2 outbox  stream
---      3 record  list    the idempotency record
+--      3 record  list    idempotency record
 --      4 ids     hash    sequence name -> last id reserved
--- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 sequence name  6 how many
--- Returns {'RESERVED', epoch, seq, first id} under a key, else {'TAKEN', first id}
---      or {'REPLAYED', ...the former} | KEY_REUSED | CLOSED_BOOKS
+-- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 sequence name  6 number of ids
+-- Returns {'RESERVED', epoch, seq, first id} under a key, else {'ALLOCATED', first id}
+--      or {'REPLAYED', ...the former} | KEY_REUSED | PARTITION_CLOSED
 -- Emits ids_reserved (under a key only)
 --@include lists
 --@include partition
+--@include idempotency
 local meta, outbox, record, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, fingerprint, ttl, request_id, sequence, count =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
 local last = tonumber(redis.call('HGET', ids, sequence) or 0) + count
@@ -30,5 +31,5 @@ if fingerprint ~= '' then
   redis.call('HSET', meta, 'seq', seq)
 end
 redis.call('HSET', ids, sequence, last)
-if fingerprint == '' then return { 'TAKEN', last - count + 1 } end
+if fingerprint == '' then return { 'ALLOCATED', last - count + 1 } end
 return remember(record, fingerprint, ttl, reply)

@@ -1,30 +1,31 @@
 #!lua
--- Ends an order and gives back what it holds: a PENDING one by its user, by expiry or because a gateway declined; a PAID
--- one by its user, refunded the way it was paid.
+-- Closes an order and releases what it holds: a PENDING order on its user's request, at expiry, or because a gateway declined;
+-- a PAID order on its user's request, refunded by the method it was paid with.
 --
--- KEYS 1 meta        hash    the partition's books
+-- KEYS 1 meta        hash    partition state
 --      2 outbox      stream
---      3 record      list    the idempotency record
+--      3 record      list    idempotency record
 --      4 user        hash    name balance entries tail open, and by coupon id the user's coupons
 --      5 order       hash
 --      6 expiry      zset    order id by the end of its hold (ms)
 --      7 stock       hash    product id -> units on sale
 --      8 held        hash    product id -> units held
 --      9 sold        hash    product id -> units sold
---     10 rank_units  zset    units by product of the day of the sale
---     11 rank_won    zset    won by product of that day
---     12 gateway     zset    order id by when its gateway payment is looked at next (ms)
---     13 withheld    hash    product id -> units kept off sale after a loss
--- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id
---      7 CANCEL | EXPIRE | DECLINE  8 the day of the sale that KEYS 10 and 11 are of, YYYYMMDD, or ''
---      9 until when that day's rankings count (ms), or '0'
---     10 the receipt that was declined, or ''  11 how much later to ask the gateway again (ms), '' to forget the payment
+--     10 rank_units  zset    units by product on the day of the sale
+--     11 rank_won    zset    won by product on that day
+--     12 gateway     zset    order id by the next check of its gateway payment (ms)
+--     13 withheld    hash    product id -> units withheld after a loss
+-- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 order id  6 user id
+--      7 CANCEL | EXPIRE | DECLINE  8 the day of the sale, of KEYS 10 and 11, YYYYMMDD, or ''
+--      9 when the rankings of that day expire (ms), or '0'
+--     10 the receipt that was declined, or ''  11 delay of the next question to the gateway (ms), '' to ask no more
 -- Returns {'CLOSED', epoch, seq, status, reason, closed at}, after DECLINE {'DECLINED', epoch, seq}
---      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
---      or ORDER_NOT_FOUND | ALREADY_CLOSED | ALREADY_PAID (EXPIRE and DECLINE only) | NOT_DUE | STALE (the day is another)
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | PARTITION_CLOSED
+--      or ORDER_NOT_FOUND | ALREADY_CLOSED | ALREADY_PAID (EXPIRE and DECLINE only) | NOT_DUE | STALE (the day is another one)
 -- Emits order_closed
 --@include lists
 --@include partition
+--@include idempotency
 --@include holds
 local meta, outbox, record, user, order, expiry, rank_units, rank_won, gateway =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[10], KEYS[11], KEYS[12]
@@ -33,15 +34,16 @@ local stock, held, sold, withheld =
 local now, fingerprint, ttl, request_id, order_id, user_id, why, day, day_until, declined, ask_again =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
--- The verdict on a gateway payment answers the request that is RUNNING under this record.
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
+-- DECLINE answers the request that is RUNNING under this record.
 local prior = why ~= 'DECLINE' and replay(record, fingerprint)
 if prior then return prior end
 local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'expires_at', 'gateway',
   'receipt', 'day', 'method', 'doubt')
 if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
-local from, final, lines, far, coupon_id, gateway_state, receipt = o[2], tonumber(o[3]), o[4], o[5], o[6], o[8], o[9] or ''
+local from, final, lines, remote_lines, coupon_id, gateway_state, receipt =
+  o[2], tonumber(o[3]), o[4], o[5], o[6], o[8], o[9] or ''
 if from ~= 'PENDING' and from ~= 'PAID' then return { 'ALREADY_CLOSED' } end
 local status, reason = 'CANCELLED', 'CANCELLED_BY_USER'
 if why == 'CANCEL' then
@@ -64,30 +66,30 @@ end
 local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open')
 local before, entry_no, open = tonumber(u[1]), tonumber(u[2]), tonumber(u[4])
 local ids, units, prices = unpack_lines(lines)
--- In doubt: decisions that were lost may have paid it, and its user was told so.
-local doubtful = o[12] == '1' and why == 'EXPIRE'
+-- A lost decision may have paid the order, and its user has seen that reply.
+local suspect = o[12] == '1' and why == 'EXPIRE'
 local by_gateway = o[11] == 'GATEWAY'
--- Where its units are, and where they go.
+-- From which counter to which one its units move.
 local from_units, to_units = sold, stock
-if from == 'PENDING' then from_units, to_units = held, doubtful and withheld or stock end
+if from == 'PENDING' then from_units, to_units = held, suspect and withheld or stock end
 from_units.load(ids)
 to_units.load(ids)
 move_units(ids, units, from_units, to_units)
--- What comes back to the balance: a refund of what was paid from it.
+-- The refund to the balance, of a payment from it.
 local credit = (from == 'PAID' and not by_gateway) and final or 0
 local after = before + credit
 if credit > 0 then entry_no = entry_no + 1 end
 local day_counts = tonumber(day_until) > tonumber(now)
--- What the user's hash gets, and what becomes of the gateway's payment: its state, and when it is looked at next.
+-- New fields of the user, the gateway payment's new state, and the time of its next check.
 local fields, gateway_next, ask_at = {}, nil, nil
 local coupon = coupon_id ~= '' and redis.call('HGET', user, coupon_id)
-if coupon then fields = { coupon_id, marked_coupon(coupon, 'A', '', '') } end
+if coupon then fields = { coupon_id, coupon_in_state(coupon, 'A', '', '') } end
 if from == 'PENDING' then
   fields[#fields + 1], fields[#fields + 2] = 'open', whole(open - 1)
   if why == 'DECLINE' and ask_again == '' then
     gateway_next = 'DECLINED'
   elseif why == 'DECLINE' then
-    -- Nobody could say for certain: the gateway is asked for a while yet, so that late money goes back.
+    -- The outcome is not certain: the gateway is asked for some time yet, so that late money goes back.
     gateway_next, ask_at = 'WATCHED', whole(tonumber(now) + tonumber(ask_again))
   end
 elseif by_gateway then
@@ -97,15 +99,16 @@ local reply = why == 'DECLINE' and { 'DECLINED', epoch, seq } or { 'CLOSED', epo
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'from', from, 'status', status, 'reason', reason,
-  'lines', lines, 'far', far, 'coupon', coupon_id, 'receipt', receipt, 'method', o[11] or '',
-  'day', day, 'watch', ask_again ~= '' and '1' or '0', 'withheld', doubtful and '1' or '0', 'credit', credit, 'before', before, 'after', after,
+  'lines', lines, 'far', remote_lines, 'coupon', coupon_id, 'receipt', receipt, 'method', o[11] or '',
+  'day', day, 'watch', ask_again ~= '' and '1' or '0', 'withheld', suspect and '1' or '0', 'credit', credit,
+  'before', before, 'after', after,
   'entry_no', entry_no, 'prev', u[3], record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', order, 'status', status, 'reason', reason, 'closed_at', now)
 if from == 'PENDING' then
   redis.call('ZREM', expiry, order_id)
 else
-  -- It may have been about to leave; it stays until Postgres has this, too.
+  -- It may be set to expire; it stays until Postgres has this decision, too.
   redis.call('PERSIST', order)
   if credit > 0 then redis.call('HSET', user, 'balance', after, 'entries', entry_no, 'tail', id) end
   if day_counts then unrank(ids, units, prices, rank_units, rank_won) end
@@ -118,5 +121,5 @@ if ask_at then
 elseif gateway_next then
   redis.call('ZREM', gateway, order_id)
 end
-write_in_pieces('HSET', user, fields)
+write_in_chunks('HSET', user, fields)
 return remember(record, fingerprint, ttl, reply)

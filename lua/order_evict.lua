@@ -1,25 +1,25 @@
 #!lua flags=allow-oom
--- Lets orders leave Redis after a while, and stock that was held for orders at home elsewhere: those that are over, and that
--- Postgres has as they are here. One of which something else was decided since stays: Postgres does not have that yet, and
--- there will be another call when it does. So what is not here any more is in Postgres as it last was. Also where memory is
--- out: this is what makes room, and without it the outbox could not be trimmed either.
+-- Sets orders, and holds for orders of other partitions, to expire from Redis: those that are final and that Postgres has in the
+-- same state. One that was decided about again since then stays, because Postgres does not have that decision yet; the next
+-- call, after Postgres has it, evicts it. So Postgres has the last state of every order that Redis does not have. Runs when
+-- memory is exhausted, too: eviction is what makes room, and the outbox can't be trimmed without it.
 --
--- KEYS 1 to n   hash  an order, or a far hold
--- ARGV 1 to 2n, in pairs: what Postgres has it as (an order PAID CANCELLED FAILED, or CLOSED for either of the latter two; a
---      hold SETTLED REFUNDED), how much longer it stays (ms)
--- Returns {'RETIRED', how many}
-local leaving = {}
+-- KEYS 1 to n   hash  an order, or a remote hold
+-- ARGV 1 to 2n, in pairs: the state in Postgres (an order PAID CANCELLED FAILED, or CLOSED for either of the latter two; a hold
+--      SETTLED REFUNDED), how much longer it stays (ms)
+-- Returns {'EVICTED', number}
+local evicted = {}
 for i = 1, #KEYS do
   local h = redis.call('HMGET', KEYS[i], 'status', 'state', 'gateway')
   local is, was, gateway = h[1] or h[2], ARGV[2 * i - 1], h[3]
   local same = is == was or (was == 'CLOSED' and (is == 'CANCELLED' or is == 'FAILED'))
-  -- A gateway that is still asked about a payment has not said its last word.
+  -- The gateway is still asked about the payment of such an order.
   local open = gateway == 'STARTED' or gateway == 'WATCHED' or gateway == 'REFUND_DUE' or gateway == 'UNCONFIRMED'
-  if same and not open then leaving[#leaving + 1] = i end
+  if same and not open then evicted[#evicted + 1] = i end
 end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-for j = 1, #leaving do
-  local i = leaving[j]
+for j = 1, #evicted do
+  local i = evicted[j]
   redis.call('PEXPIRE', KEYS[i], ARGV[2 * i])
 end
-return { 'RETIRED', #leaving }
+return { 'EVICTED', #evicted }

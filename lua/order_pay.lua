@@ -1,35 +1,37 @@
 #!lua
--- Settles PENDING orders: from the user's balance, or because a gateway took the money; any number of requests of one day in
--- one call, decided in their order, as many of the first as have no more lines together than one call takes on. A balance that does not suffice is a declined payment: the order FAILED and its holds
--- are given back, in this same step.
+-- Settles PENDING orders, from the user's balance or because a gateway took the money. Decides a batch of requests of one day in
+-- their order, up to a number of order lines; the rest go into the next call. A balance that is too low declines the payment:
+-- in the same step the order becomes FAILED and its holds are released.
 --
--- KEYS 1 meta        hash    the partition's books
+-- KEYS 1 meta        hash    partition state
 --      2 outbox      stream
 --      3 expiry      zset    order id by the end of its hold (ms)
 --      4 stock       hash    product id -> units on sale
 --      5 held        hash    product id -> units held
 --      6 sold        hash    product id -> units sold
---      7 withheld    hash    product id -> units kept off sale after a loss
+--      7 withheld    hash    product id -> units withheld after a loss
 --      8 rank_units  zset    the day's units by product
 --      9 rank_won    zset    the day's won by product
---     10 gateway     zset    order id by when its gateway payment is looked at next (ms)
+--     10 gateway     zset    order id by the next check of its gateway payment (ms)
 --      then of each request
---        record      list    the idempotency record
+--        record      list    idempotency record
 --        user        hash    name balance entries tail open, and by coupon id the user's coupons
 --        order       hash
--- ARGV 1 '' (a test's clock, ms)  2 record's life (ms)  3 the day, YYYYMMDD  4 its first instant (ms)
---      5 the first instant after it (ms)  6 when its rankings may go (ms)  7 the lines that one call takes on
+-- ARGV 1 now (ms) in tests, else ''  2 life of a record (ms)  3 the day, YYYYMMDD  4 its first instant (ms)
+--      5 first instant after it (ms)  6 when its rankings expire (ms)  7 maximum of order lines in one call
 --      then of each request: fingerprint or '', request id, order id, user id, amount (won), payment type,
 --        payment id, receipt, BALANCE | GATEWAY, the gateway's transaction id or ''
--- Returns of each request that the call takes on, the first at least, packed, {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
---      or {'PAID_BEFORE', payment id, receipt, paid at} (a gateway's verdict, told again)
+-- Returns of each request that the call decides, the first at least, packed,
+--         {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
+--      or {'PAID_BEFORE', payment id, receipt, paid at} (a repeat of a gateway's approval)
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
 --      or {'OTHER_DAY', now (ms)} (the day is over, or has not begun)
---      of them all CLOSED_BOOKS
+--      of the whole batch PARTITION_CLOSED
 -- Emits order_paid, or order_closed (FAILED, PAYMENT_DECLINED), for each
 --@include lists
 --@include partition
+--@include idempotency
 --@include batch
 --@include holds
 local meta, outbox, expiry, rank_units, rank_won, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[8], KEYS[9], KEYS[10]
@@ -39,17 +41,17 @@ local now, ttl, day, rank_until, max_lines = current_time(ARGV[1]), ARGV[2], ARG
 local now_ms = tonumber(now)
 local n = (#KEYS - 10) / 3
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local records, users, orders, replies, events = new_records(), {}, {}, {}, {}
 if now_ms < tonumber(ARGV[4]) or now_ms >= tonumber(ARGV[5]) then
   for i = 1, n do replies[i] = 'OTHER_DAY' .. SEPARATOR .. now end
   return replies
 end
 
--- What there is to write: orders with their new fields, users by key, order ids, and the day's sales by product.
-local ended, ended_keys, touched, expired, verdicts, ranked_units, ranked_won = {}, {}, {}, {}, {}, {}, {}
--- The lines of the orders that were ended so far.
+-- The pending writes: orders with their new fields, keys of users, order ids, and the day's sales by product.
+local ended, ended_keys, touched, expired, confirmed, ranked_units, ranked_won = {}, {}, {}, {}, {}, {}, {}
+-- The number of lines of the orders decided so far.
 local lines = 0
 
 local function order_of(key)
@@ -57,10 +59,10 @@ local function order_of(key)
   if not order then
     local o = redis.call('HMGET', key, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'receipt', 'gateway',
       'payment', 'paid_at', 'doubt')
-    order = { user = o[1], status = o[2], final = tonumber(o[3]), lines = o[4], far = o[5], coupon = o[6],
+    order = { user = o[1], status = o[2], final = tonumber(o[3]), lines = o[4], remote_lines = o[5], coupon = o[6],
       receipt = o[7], gateway = o[8], payment = o[9], paid_at = o[10],
-      -- Decisions that were lost may have paid it, and its user was told so.
-      doubtful = o[11] == '1' }
+      -- A lost decision may have paid the order, and its user has seen that reply.
+      suspect = o[11] == '1' }
     orders[key] = order
   end
   return order
@@ -76,13 +78,13 @@ local function user_of(key)
   return user
 end
 
--- Moves an order's units, and takes down that its user has one open order less and what became of its coupon.
+-- Moves an order's units, and changes its user's number of open orders and its coupon.
 local function release(order, user_key, from, to, state, order_id, used_at)
   local user = user_of(user_key)
   user.open = user.open - 1
   if order.coupon ~= '' then
     local coupon = user.coupons[order.coupon] or redis.call('HGET', user_key, order.coupon)
-    if coupon then user.coupons[order.coupon] = marked_coupon(coupon, state, order_id, used_at) end
+    if coupon then user.coupons[order.coupon] = coupon_in_state(coupon, state, order_id, used_at) end
   end
   local ids, units, prices = unpack_lines(order.lines)
   from.load(ids)
@@ -102,11 +104,11 @@ for i = 1, n do
   local fingerprint, request_id, order_id, user_id, amount, payment_type, payment_id, receipt, method, transaction =
     unpack(ARGV, 10 * i - 2, 10 * i + 7)
   local by_gateway = method == 'GATEWAY'
-  -- A gateway's verdict is told apart by its receipt instead: its request is the one that is RUNNING.
+  -- A repeat of a gateway's outcome is found by its receipt instead: its own request is RUNNING under this record.
   local reply = not by_gateway and records.replay(record, fingerprint) or nil
   local order = not reply and order_of(order_key)
   if reply then
-    -- As it was answered before.
+    -- A replay.
   elseif not order.user or order.user ~= user_id then
     reply = 'ORDER_NOT_FOUND'
   elseif by_gateway then
@@ -133,16 +135,16 @@ for i = 1, n do
     expired[#expired + 1] = order_id
     if not by_gateway and before < final then
       reply = 'DECLINED' .. SEPARATOR .. epoch .. SEPARATOR .. whole(seq)
-      release(order, user_key, held, order.doubtful and withheld or stock, 'A', '', '')
+      release(order, user_key, held, order.suspect and withheld or stock, 'A', '', '')
       order.status = 'FAILED'
       ended[#ended + 1] = { 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now }
       events[#events + 1] = with_record(
         table.concat({ 'order_closed', whole(seq), now, request_id, order_id, user_id, 'PENDING', 'FAILED',
-          'PAYMENT_DECLINED', order.lines, order.far, order.coupon, '', '', '', '0', order.doubtful and '1' or '0', '0',
+          'PAYMENT_DECLINED', order.lines, order.remote_lines, order.coupon, '', '', '', '0', order.suspect and '1' or '0', '0',
           whole(before), whole(before), whole(user.entries), user.tail }, SEPARATOR),
         record, fingerprint, reply)
     else
-      -- What leaves the balance: nothing if a gateway took the money, or if there was nothing to pay.
+      -- What the balance loses: nothing if a gateway took the money, or if there is nothing to pay.
       local debit = by_gateway and 0 or final
       local after, prev = before - debit, user.tail
       local number = whole(seq)
@@ -163,14 +165,14 @@ for i = 1, n do
         fields[#fields + 1], fields[#fields + 2], fields[#fields + 3], fields[#fields + 4] =
           'gateway', 'SETTLED', 'transaction', transaction
         order.gateway = 'SETTLED'
-        verdicts[#verdicts + 1] = order_id
+        confirmed[#confirmed + 1] = order_id
       end
       ended[#ended + 1] = fields
       events[#events + 1] = with_record(
         'order_paid' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. order_id
           .. SEPARATOR .. user_id .. SEPARATOR .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR .. whole(final)
           .. SEPARATOR .. receipt .. SEPARATOR .. method .. SEPARATOR .. transaction .. SEPARATOR .. order.lines
-          .. SEPARATOR .. order.far .. SEPARATOR .. order.coupon .. SEPARATOR .. day .. SEPARATOR .. whole(debit)
+          .. SEPARATOR .. order.remote_lines .. SEPARATOR .. order.coupon .. SEPARATOR .. day .. SEPARATOR .. whole(debit)
           .. SEPARATOR .. whole(before) .. SEPARATOR .. whole(after) .. SEPARATOR .. whole(user.entries) .. SEPARATOR
           .. prev,
         record, fingerprint, reply)
@@ -185,9 +187,9 @@ if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
-for i = 1, #ended do write_in_pieces('HSET', ended_keys[i], ended[i]) end
-write_in_pieces('ZREM', expiry, expired)
-write_in_pieces('ZREM', gateway, verdicts)
+for i = 1, #ended do write_in_chunks('HSET', ended_keys[i], ended[i]) end
+write_in_chunks('ZREM', expiry, expired)
+write_in_chunks('ZREM', gateway, confirmed)
 for i = 1, #touched do
   local user = users[touched[i]]
   local fields = { 'open', whole(user.open) }
@@ -197,7 +199,7 @@ for i = 1, #touched do
   for coupon_id, coupon in pairs(user.coupons) do
     fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
   end
-  write_in_pieces('HSET', touched[i], fields)
+  write_in_chunks('HSET', touched[i], fields)
 end
 for _, counters in ipairs({ stock, held, sold, withheld }) do counters.write() end
 rank(ranked_units, ranked_won, rank_units, rank_won, seconds_until(rank_until, now))

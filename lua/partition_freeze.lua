@@ -1,14 +1,13 @@
 #!lua
--- Stops a partition from deciding, because decisions of it were lost. The first reason stays; a rebuild ends it.
+-- Stops a partition from deciding, because decisions of it were lost. The first reason is kept; a rebuild ends the freeze.
 --
--- KEYS 1 meta  hash  the partition's books
+-- KEYS 1 meta  hash  partition state
 -- ARGV 1 the reason
--- Returns FROZEN | CLOSED_BOOKS (they are gone, or frozen already)
---@include lists
+-- Returns FROZEN | PARTITION_CLOSED (its state is lost, or it is frozen already)
 --@include partition
 local meta, reason = KEYS[1], ARGV[1]
 
-if not open_books(meta) then return { 'CLOSED_BOOKS' } end
+if not begin_decision(meta) then return { 'PARTITION_CLOSED' } end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('HSET', meta, 'frozen', reason)
 return { 'FROZEN' }

@@ -1,29 +1,30 @@
 #!lua
--- Marks a PENDING order as being paid through an external gateway, before the gateway is asked: from here on neither
--- cancel nor expiry can end it, only the gateway's verdict (order_pay, order_close), however long that takes.
+-- Marks a PENDING order as being paid through an external gateway, before the gateway is asked. From now on neither cancel nor
+-- expiry can close the order, only the gateway's outcome (order_pay, order_close), however long that takes.
 --
--- KEYS 1 meta     hash    the partition's books
+-- KEYS 1 meta     hash    partition state
 --      2 outbox   stream
---      3 record   list    the idempotency record
+--      3 record   list    idempotency record
 --      4 order    hash
 --      5 expiry   zset    order id by the end of its hold (ms)
---      6 gateway  zset    order id by when its gateway payment is looked at next (ms)
--- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 user id  7 amount (won)
---      8 payment type  9 payment id  10 receipt  11 how much later to ask the gateway (ms)  12 the key's digest or ''
+--      6 gateway  zset    order id by the next check of its gateway payment (ms)
+-- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 order id  6 user id
+--      7 amount (won)  8 payment type  9 payment id  10 receipt  11 delay of the first check (ms)  12 the key's digest or ''
 -- Returns {'STARTED', epoch, seq}
---      or {'REPLAYED', ...the settled reply} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
+--      or {'REPLAYED', ...the settled reply} | KEY_REUSED | IN_PROGRESS | PARTITION_CLOSED
 --      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
 -- Emits payment_started
 --@include lists
 --@include partition
+--@include idempotency
 local meta, outbox, record, order, expiry, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local now, fingerprint, ttl, request_id, order_id, user_id, amount =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
 local payment_type, payment_id, receipt, key_digest = ARGV[8], ARGV[9], ARGV[10], ARGV[12]
 local due = whole(tonumber(now) + tonumber(ARGV[11]))
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
 local o = redis.call('HMGET', order, 'user', 'status', 'final', 'gateway')

@@ -1,24 +1,23 @@
 #!lua
--- Writes down how a gateway payment ended that outlived its order's decision: its money went back, or there was none; or,
--- of a payment that an operator had to decide, that the gateway says the same, or never did.
+-- Records how a gateway payment finished that was still open after its order was decided: the money went back, or was never
+-- taken; or, after an operator's decision, that the gateway says the same, or never confirmed it.
 --
--- KEYS 1 meta     hash    the partition's books
+-- KEYS 1 meta     hash    partition state
 --      2 outbox   stream
 --      3 order    hash
---      4 gateway  zset    order id by when its gateway payment is looked at next (ms)
--- ARGV 1 '' (a test's clock, ms)  2 request id  3 order id  4 user id  5 receipt
+--      4 gateway  zset    order id by the next check of its gateway payment (ms)
+-- ARGV 1 now (ms) in tests, else ''  2 request id  3 order id  4 user id  5 receipt
 --      6 REFUNDED | DECLINED (of REFUND_DUE and WATCHED)  SETTLED | DISPUTED (of UNCONFIRMED)
 --      7 the gateway's transaction id or ''
--- Returns {'ENDED', epoch, seq} or NOT_OPEN | CLOSED_BOOKS
+-- Returns {'FINISHED', epoch, seq} or NOT_OPEN | PARTITION_CLOSED
 -- Emits payment_ended
---@include lists
 --@include partition
 local meta, outbox, order, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, request_id, order_id, user_id, receipt, outcome, transaction =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local o = redis.call('HMGET', order, 'gateway', 'receipt', 'transaction')
 local of_paid = outcome == 'SETTLED' or outcome == 'DISPUTED'
 local open = of_paid and o[1] == 'UNCONFIRMED' or not of_paid and (o[1] == 'REFUND_DUE' or o[1] == 'WATCHED')
@@ -31,4 +30,4 @@ redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'payment_ended', 'epoch', epoch,
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', order, 'gateway', outcome, 'transaction', transaction)
 redis.call('ZREM', gateway, order_id)
-return { 'ENDED', epoch, seq }
+return { 'FINISHED', epoch, seq }

@@ -1,30 +1,31 @@
 #!lua
--- Decides a payment whose gateway can't say what became of it, as an operator says: the order is PAID, or FAILED with its
--- stock and coupon given back. The gateway is asked on, so that what it says later is reconciled.
+-- Decides a payment whose gateway does not know its outcome, as an operator says: the order becomes PAID, or FAILED with its
+-- stock and coupon released. The gateway is asked on, so that a later answer is reconciled.
 --
--- KEYS 1 meta        hash    the partition's books
+-- KEYS 1 meta        hash    partition state
 --      2 outbox      stream
---      3 record      list    the idempotency record of the operator's request
---      4 waiting     list    the idempotency record of the payment's request, which is RUNNING
+--      3 record      list    idempotency record of the operator's request
+--      4 waiting     list    idempotency record of the payment's request, which is RUNNING
 --      5 user        hash    name balance entries tail open, and by coupon id the user's coupons
 --      6 order       hash
---      7 gateway     zset    order id by when its gateway payment is looked at next (ms)
+--      7 gateway     zset    order id by the next check of its gateway payment (ms)
 --      8 stock       hash    product id -> units on sale
 --      9 held        hash    product id -> units held
 --     10 sold        hash    product id -> units sold
 --     11 rank_units  zset    the day's units by product
 --     12 rank_won    zset    the day's won by product
--- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 order id  6 the payment's receipt
---      7 the digest of the payment's key or ''  8 APPROVED | DECLINED  9 the gateway's transaction id or ''
---     10 operator  11 reason  12 the day, YYYYMMDD  13 its first instant (ms)  14 the first one after it (ms)
---     15 until when the day's rankings count (ms)  16 how much later to ask the gateway (ms)
+-- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 order id
+--      6 the payment's receipt  7 the digest of the payment's key or ''  8 APPROVED | DECLINED
+--      9 the gateway's transaction id or ''  10 operator  11 reason  12 the day, YYYYMMDD  13 its first instant (ms)
+--     14 first instant after it (ms)  15 when the day's rankings expire (ms)  16 delay of the next question to the gateway (ms)
 -- Returns {'RESOLVED', epoch, seq, status, at}
---      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | PARTITION_CLOSED
 --      or ORDER_NOT_FOUND | NOT_OPEN (no payment is under way) | STALE (it is another one)
 --      or {'OTHER_DAY', now (ms)} (the day is over, or has not begun)
 -- Emits order_paid or order_closed (FAILED, PAYMENT_DECLINED), and then payment_resolved
 --@include lists
 --@include partition
+--@include idempotency
 --@include holds
 local meta, outbox, record, waiting, user, order, gateway, rank_units, rank_won =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[11], KEYS[12]
@@ -34,8 +35,8 @@ local now, fingerprint, ttl, request_id, order_id, receipt, waiting_key, outcome
   ARGV[12]
 local now_ms, rank_until = tonumber(now), ARGV[15]
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
 local o = redis.call('HMGET', order, 'user', 'final', 'lines', 'far', 'coupon', 'gateway', 'receipt', 'payment', 'type',
@@ -44,7 +45,7 @@ if not o[1] then return { 'ORDER_NOT_FOUND' } end
 if o[6] ~= 'STARTED' then return { 'NOT_OPEN' } end
 if o[7] ~= receipt or (o[10] or '') ~= waiting_key then return { 'STALE' } end
 if now_ms < tonumber(ARGV[13]) or now_ms >= tonumber(ARGV[14]) then return { 'OTHER_DAY', now } end
-local user_id, final, lines, far, coupon_id, payment_id, payment_type = o[1], o[2], o[3], o[4], o[5], o[8], o[9]
+local user_id, final, lines, remote_lines, coupon_id, payment_id, payment_type = o[1], o[2], o[3], o[4], o[5], o[8], o[9]
 local waiting_print = o[11] or ''
 local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open')
 local ids, units, prices = unpack_lines(lines)
@@ -62,25 +63,25 @@ local user_fields = { 'open', whole(tonumber(u[4]) - 1) }
 local coupon = coupon_id ~= '' and redis.call('HGET', user, coupon_id)
 if coupon then
   user_fields[3], user_fields[4] = coupon_id,
-    approved and marked_coupon(coupon, 'U', order_id, now) or marked_coupon(coupon, 'A', '', '')
+    approved and coupon_in_state(coupon, 'U', order_id, now) or coupon_in_state(coupon, 'A', '', '')
 end
 local ask_at, rank_life = whole(now_ms + tonumber(ARGV[16])), seconds_until(rank_until, now)
 local status = approved and 'PAID' or 'FAILED'
--- What the payment's own client is told, and what the operator is.
+-- The reply to the payment's own request, and the reply to the operator.
 local settled = approved and { 'PAID', epoch, seq, payment_id, receipt, now } or { 'DECLINED', epoch, seq }
 local reply = { 'RESOLVED', epoch, seq + 1, status, now }
 ---- checks above, writes below -------------------------------------------------------------------------------------
 if approved then
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_paid', 'epoch', epoch, 'seq', seq, 'at', now,
     'rid', request_id, 'order', order_id, 'user', user_id, 'payment', payment_id, 'type', payment_type, 'amount', final,
-    'receipt', receipt, 'method', 'GATEWAY', 'transaction', transaction, 'lines', lines, 'far', far,
+    'receipt', receipt, 'method', 'GATEWAY', 'transaction', transaction, 'lines', lines, 'far', remote_lines,
     'coupon', coupon_id, 'day', day, 'debit', 0, 'before', u[1], 'after', u[1], 'entry_no', u[2], 'prev', u[3],
     record_of(waiting, waiting_print, settled))
   redis.call('HSET', meta, 'seq', seq)
 else
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
     'rid', request_id, 'order', order_id, 'user', user_id, 'from', 'PENDING', 'status', 'FAILED',
-    'reason', 'PAYMENT_DECLINED', 'lines', lines, 'far', far, 'coupon', coupon_id, 'receipt', receipt, 'method', '',
+    'reason', 'PAYMENT_DECLINED', 'lines', lines, 'far', remote_lines, 'coupon', coupon_id, 'receipt', receipt, 'method', '',
     'day', '', 'watch', 1, 'withheld', 0, 'credit', 0, 'before', u[1], 'after', u[1], 'entry_no', u[2], 'prev', u[3],
     record_of(waiting, waiting_print, settled))
   redis.call('HSET', meta, 'seq', seq)
@@ -99,7 +100,7 @@ else
 end
 held.write()
 to_units.write()
-write_in_pieces('HSET', user, user_fields)
+write_in_chunks('HSET', user, user_fields)
 redis.call('ZADD', gateway, ask_at, order_id)
 remember(waiting, waiting_print, ttl, settled)
 return remember(record, fingerprint, ttl, reply)

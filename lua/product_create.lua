@@ -1,26 +1,25 @@
 #!lua
--- Puts a new product into the catalogue and its units on sale; one that exists already is left as it is.
+-- Adds a new product to the catalogue and puts its units on sale; leaves one that exists as it is.
 --
--- KEYS 1 meta         hash    the partition's books
+-- KEYS 1 meta         hash    partition state
 --      2 outbox       stream
 --      3 product      hash    name category stocked (units ever put on sale)
 --      4 price        hash    product id -> won
 --      5 stock        hash    product id -> units on sale
 --      6 catalogue    zset    product id by itself
---      7 of_category  zset    the same, of one category
--- ARGV 1 '' (a test's clock, ms)  2 request id  3 product id  4 name  5 price (won)  6 units  7 category
--- Returns {'CREATED', epoch, seq} or EXISTS | CLOSED_BOOKS
+--      7 of_category  zset    product id by itself, of one category
+-- ARGV 1 now (ms) in tests, else ''  2 request id  3 product id  4 name  5 price (won)  6 units  7 category
+-- Returns {'CREATED', epoch, seq} or ALREADY_EXISTS | PARTITION_CLOSED
 -- Emits product_created
---@include lists
 --@include partition
 local meta, outbox, product, price, stock, catalogue, of_category =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local now, request_id, product_id, name, won, units, category =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
-if redis.call('EXISTS', product) == 1 then return { 'EXISTS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
+if redis.call('EXISTS', product) == 1 then return { 'ALREADY_EXISTS' } end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'product_created', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'product', product_id, 'name', name, 'price', won, 'units', units, 'category', category)

@@ -1,30 +1,32 @@
 #!lua
--- Changes a product: its name, its price (orders already placed keep theirs), its category, its units on sale.
+-- Changes a product's name, price (placed orders keep theirs), category, and units on sale.
 --
--- KEYS 1 meta          hash    the partition's books
+-- KEYS 1 meta          hash    partition state
 --      2 outbox        stream
---      3 record        list    the idempotency record
+--      3 record        list    idempotency record
 --      4 product       hash    name category stocked
 --      5 price         hash    product id -> won
 --      6 stock         hash    product id -> units on sale
---      7 old_category  zset    product ids of the category it has
---      8 new_category  zset    product ids of the category it gets (the same if unchanged)
--- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 product id  6 name or ''
---      7 price (won) or ''  8 the category it has  9 the category it gets
---      10 units to add (or, negative, to take off)  11 the most units of a product
+--      7 old_category  zset    product ids of its category
+--      8 new_category  zset    product ids of its new category (the same key if unchanged)
+-- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 product id  6 name or ''
+--      7 price (won) or ''  8 its category  9 its new category
+--      10 units to add (or, negative, to remove)  11 maximum of a product's units
 -- Returns {'UPDATED', epoch, seq, name, price, units on sale, category}
---      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
---      or PRODUCT_NOT_FOUND | STALE (it has another category) | INSUFFICIENT_STOCK | LIMIT
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | PARTITION_CLOSED
+--      or PRODUCT_NOT_FOUND | STALE (its category is another one) | INSUFFICIENT_STOCK | LIMIT_EXCEEDED
 -- Emits product_updated
 --@include lists
 --@include partition
+--@include idempotency
 local meta, outbox, record, product, price, stock, old_category, new_category =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local now, fingerprint, ttl, request_id, product_id, name, won, had, category, delta, limit =
-  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10]),
+  tonumber(ARGV[11])
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
 local p = redis.call('HMGET', product, 'name', 'category', 'stocked')
@@ -32,7 +34,7 @@ if not p[1] then return { 'PRODUCT_NOT_FOUND' } end
 if p[2] ~= had then return { 'STALE' } end
 local units, stocked = tonumber(redis.call('HGET', stock, product_id)) + delta, tonumber(p[3]) + delta
 if units < 0 then return { 'INSUFFICIENT_STOCK' } end
-if stocked > limit then return { 'LIMIT' } end
+if stocked > limit then return { 'LIMIT_EXCEEDED' } end
 if name == '' then name = p[1] end
 if won == '' then won = redis.call('HGET', price, product_id) end
 local reply = { 'UPDATED', epoch, seq, name, won, units, category }

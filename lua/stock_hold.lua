@@ -1,17 +1,18 @@
 #!lua
--- Holds stock of this partition for an order at home in another one, which then decides. The hold ends with the order, or,
--- if no order came of it, when it is due and the home partition has been told so.
+-- Holds stock of this partition for an order of another one, which then decides about the order. The hold ends with the order; if
+-- no order followed, it ends when it is due and the owner partition was asked.
 --
--- KEYS 1 meta    hash    the partition's books
+-- KEYS 1 meta    hash    partition state
 --      2 outbox  stream
 --      3 hold    hash    state (HELD SETTLED RELEASED REFUNDED) lines user
---      4 holds   zset    "order:user" by when the hold is looked at (ms)
+--      4 holds   zset    "order:user" by the check of the hold (ms)
 --      5 price   hash    product id -> won
 --      6 stock   hash    product id -> units on sale
 --      7 held    hash    product id -> units held
--- ARGV 1 '' (a test's clock, ms)  2 request id  3 order id  4 user id  5 how much later to look at the hold (ms)  6 n, then n pairs: product id, quantity
--- Returns {'HELD', epoch, seq, lines} | {'HELD_BEFORE', lines} | RELEASED (it came back before)
---      or {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id} | CLOSED_BOOKS
+-- ARGV 1 now (ms) in tests, else ''  2 request id  3 order id  4 user id  5 delay of the check of the hold (ms)
+--      6 n, then n pairs: product id, quantity
+-- Returns {'HELD', epoch, seq, lines} | {'ALREADY_HELD', lines} | RELEASED (it was released before)
+--      or {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id} | PARTITION_CLOSED
 -- Emits stock_held
 --@include lists
 --@include partition
@@ -21,10 +22,10 @@ local prices, stock, held = new_counters(KEYS[5]), new_counters(KEYS[6]), new_co
 local now, request_id, order_id, user_id, n = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[6])
 local due = whole(tonumber(now) + tonumber(ARGV[5]))
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local h = redis.call('HMGET', hold, 'state', 'lines')
-if h[1] == 'HELD' then return { 'HELD_BEFORE', h[2] } end
+if h[1] == 'HELD' then return { 'ALREADY_HELD', h[2] } end
 if h[1] then return { 'RELEASED' } end
 local ids, units = {}, {}
 for i = 1, n do ids[i], units[i] = ARGV[5 + 2 * i], tonumber(ARGV[6 + 2 * i]) end

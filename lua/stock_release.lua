@@ -1,24 +1,25 @@
 #!lua
--- Puts units back on sale that a rebuild held back.
+-- Puts units back on sale that a rebuild withheld.
 --
--- KEYS 1 meta      hash    the partition's books
+-- KEYS 1 meta      hash    partition state
 --      2 outbox    stream
---      3 record    list    the idempotency record
+--      3 record    list    idempotency record
 --      4 stock     hash    product id -> units on sale
---      5 withheld  hash    product id -> units held back
--- ARGV 1 '' (a test's clock, ms)  2 fingerprint or ''  3 record's life (ms)  4 request id  5 product id  6 units
--- Returns {'UNITS_RELEASED', epoch, seq, units still held back}
---      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | CLOSED_BOOKS
---      or PRODUCT_NOT_FOUND | INSUFFICIENT_STOCK (less is held back)
+--      5 withheld  hash    product id -> units withheld
+-- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 product id  6 units
+-- Returns {'UNITS_RELEASED', epoch, seq, units still withheld}
+--      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS | PARTITION_CLOSED
+--      or PRODUCT_NOT_FOUND | INSUFFICIENT_STOCK (fewer are withheld)
 -- Emits stock_released
 --@include lists
 --@include partition
+--@include idempotency
 local meta, outbox, record, stock, withheld = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now, fingerprint, ttl, request_id, product_id, units =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
 local on_sale = redis.call('HGET', stock, product_id)

@@ -1,21 +1,21 @@
 #!lua
--- Creates users with their opening balance, all or none; a batch that exists already is left as it is.
+-- Creates users with their opening balance, all or none; leaves users that exist as they are.
 --
--- KEYS 1 meta    hash    the partition's books
+-- KEYS 1 meta    hash    partition state
 --      2 outbox  stream
---      3.. user  hash    one for each user to be
--- ARGV 1 '' (a test's clock, ms)  2 request id  3 opening balance (won)  4 the first user's id  5 from one id to the next
+--      3.. user  hash    one per new user
+-- ARGV 1 now (ms) in tests, else ''  2 request id  3 opening balance (won)  4 the first user's id  5 from one id to the next
 --      6 '1' where a name is the prefix and the id, else '0'  7 the name, or the prefix  8.. each user's name
--- Returns {'CREATED', epoch, seq} or EXISTS | CLOSED_BOOKS
+-- Returns {'CREATED', epoch, seq} or ALREADY_EXISTS | PARTITION_CLOSED
 -- Emits users_created
---@include lists
 --@include partition
 local meta, outbox = KEYS[1], KEYS[2]
-local now, request_id, balance, first, step, prefixed, name = current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local now, request_id, balance, first, step, prefixed, name =
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
-local epoch, seq = open_books(meta)
-if not epoch then return { 'CLOSED_BOOKS' } end
-if redis.call('EXISTS', KEYS[3]) == 1 then return { 'EXISTS' } end
+local epoch, seq = begin_decision(meta)
+if not epoch then return { 'PARTITION_CLOSED' } end
+if redis.call('EXISTS', KEYS[3]) == 1 then return { 'ALREADY_EXISTS' } end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'users_created', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'first', first, 'step', step, 'count', #KEYS - 2, 'balance', balance, 'prefixed', prefixed,

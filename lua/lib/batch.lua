@@ -1,8 +1,8 @@
--- Shared by the scripts that decide many requests in one call, in their order, each with its own answer: what an earlier one
--- of the batch changes, the later ones see, though nothing is written before the line.
+-- Batches: a call that decides many requests, in their order, each with its own reply. A request sees the changes of those
+-- before it in the batch, though nothing is written above the line.
 
--- What separates the parts of an event and of a reply, and the events of an entry: no part has a control character in it.
--- (One text is much less work than a list: for Lua, which writes it in one instruction, and for whoever reads it.)
+-- Between the parts of an event and of a reply, and between the events of an entry; no part contains a control character.
+-- (Lua writes one text in one instruction, and a text is much less work to read than a list.)
 local SEPARATOR, NEXT_EVENT = '\031', '\030'
 
 -- The parts of an event or a reply.
@@ -12,14 +12,14 @@ local function parts_of(text)
   return parts
 end
 
--- In a chain of balance changes: the one before is in the same entry.
+-- Stands for the id of the entry before in a chain of balance changes: the previous change is in the same entry.
 local SAME_ENTRY = '='
 
--- The stored replies to earlier requests under the same idempotency keys, those of this batch included.
+-- The idempotency records of a batch: those stored before, and those of its own requests.
 local function new_records()
   local filed = {}
   return {
-    -- As `replay` of one request.
+    -- Like `replay`, for one request of the batch; returns a packed reply.
     replay = function(record, fingerprint)
       if fingerprint == '' then return nil end
       local prior = filed[record]
@@ -30,11 +30,11 @@ local function new_records()
       if prior[1] ~= fingerprint then return 'KEY_REUSED' end
       return 'REPLAYED' .. SEPARATOR .. prior[2]
     end,
-    -- Takes a reply down for its key, if its request had one.
+    -- Keeps a reply for `write`, if its request has a key.
     file = function(record, fingerprint, reply)
       if fingerprint ~= '' then filed[record] = { fingerprint, reply } end
     end,
-    -- Writes what was taken down. Below the line only.
+    -- Stores every reply that was filed. Below the line only.
     write = function(ttl_ms)
       for record, filing in pairs(filed) do
         remember(record, filing[1], ttl_ms, parts_of(filing[2]))
@@ -43,13 +43,13 @@ local function new_records()
   }
 end
 
--- An event of the batch, with the idempotency record of its request, if that has a key.
+-- An event of the batch, with the idempotency record of its request if the request has a key.
 local function with_record(event, record, fingerprint, reply)
   if fingerprint == '' then return event end
   return table.concat({ event, record_parts(record, fingerprint, parts_of(reply)) }, SEPARATOR)
 end
 
--- Writes the batch's events as one entry: the first write below the line. Returns the entry's id.
+-- Writes the batch's events as one entry and returns the entry's id. The first write below the line.
 local function emit(outbox, epoch, events)
   return redis.call('XADD', outbox, '*', 'v', 2, 'epoch', epoch, 'events', table.concat(events, NEXT_EVENT))
 end

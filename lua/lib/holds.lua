@@ -1,7 +1,7 @@
--- Shared by the scripts that hold, settle and give back. Lines are kept as "product:quantity:price,...", a user's
--- coupon as "issue_no|issued_at|state|order|used_at" with state A(vailable), H(eld by the order) or U(sed).
+-- Holding, settling and releasing stock and coupons. Lines are stored as "product:quantity:price,...", a user's coupon as
+-- "issue_no|issued_at|state|order|used_at" with state A(vailable), H(eld by the order) or U(sed).
 
--- The product ids, units and unit prices of packed lines; at most 100 of them, bounded when the order was placed.
+-- The product ids, units and unit prices of packed lines. At most 100 lines: http bounds an order.
 local function unpack_lines(lines)
   local ids, units, prices = {}, {}, {}
   for id, quantity, price in string.gmatch(lines, '(%d+):(%d+):(%d+)') do
@@ -10,8 +10,8 @@ local function unpack_lines(lines)
   return ids, units, prices
 end
 
--- Why these units can't be held, as a reply; nothing if they can. In the order of the lines: first what does not exist, then
--- what there is too little of.
+-- A rejection if these units can't be held, else nothing. Checks all lines for missing products first, then, in the order of
+-- the lines, for stock.
 local function shortage(ids, units, price_of, on_sale)
   for i = 1, #ids do
     if not price_of(ids[i]) then return { 'PRODUCT_NOT_FOUND', ids[i] } end
@@ -23,11 +23,11 @@ local function shortage(ids, units, price_of, on_sale)
   end
 end
 
--- The counters of products, as far as a call needs them and has changed them.
+-- Counters by product (on sale, held, ...): those that a call has loaded, with its changes.
 local function new_counters(key)
   local known, changed = {}, {}
   return {
-    -- Reads those of `ids` that are not known yet.
+    -- Reads those of `ids` that are not loaded yet.
     load = function(ids)
       local missing = {}
       for i = 1, #ids do
@@ -36,10 +36,10 @@ local function new_counters(key)
           missing[#missing + 1] = ids[i]
         end
       end
-      local values = read_in_pieces('HMGET', key, missing)
+      local values = read_in_chunks('HMGET', key, missing)
       for i = 1, #missing do known[missing[i]] = tonumber(values[i]) or false end
     end,
-    -- The number, or false where there is none.
+    -- The number; false if there is none.
     get = function(id) return known[id] end,
     add = function(id, n)
       known[id] = (known[id] or 0) + n
@@ -51,12 +51,12 @@ local function new_counters(key)
       for id in pairs(changed) do
         fields[#fields + 1], fields[#fields + 2] = id, whole(known[id])
       end
-      write_in_pieces('HSET', key, fields)
+      write_in_chunks('HSET', key, fields)
     end,
   }
 end
 
--- Takes units from one set of counters and adds them to another; both know these products.
+-- Moves units from one set of counters to another; both have loaded these products.
 local function move_units(ids, units, from, to)
   for i = 1, #ids do
     from.add(ids[i], -units[i])
@@ -64,29 +64,29 @@ local function move_units(ids, units, from, to)
   end
 end
 
--- A user's coupon in another state, with its issue number and time.
-local function marked_coupon(coupon, state, order_id, used_at)
+-- A user's coupon in a new state; its issue number and time stay.
+local function coupon_in_state(coupon, state, order_id, used_at)
   local issue_no, issued_at = string.match(coupon, '^(%d+)|(%d+)|')
   return issue_no .. '|' .. issued_at .. '|' .. state .. '|' .. order_id .. '|' .. used_at
 end
 
--- How long from now until `moment` (ms), in whole seconds.
+-- The time from now until `moment` (both ms), in whole seconds.
 local function seconds_until(moment, now)
   return whole(math.ceil((tonumber(moment) - tonumber(now)) / 1000))
 end
 
--- Adds units and won, by product, to a day's two rankings, which live for `life` seconds from now. Below the line only.
-local function rank(units, won, rank_units, rank_won, life)
+-- Adds units and won, by product, to a day's two rankings, which expire in `ttl` seconds. Below the line only.
+local function rank(units, won, rank_units, rank_won, ttl)
   if next(units) == nil then return end
   for id, n in pairs(units) do
     redis.call('ZINCRBY', rank_units, n, id)
     redis.call('ZINCRBY', rank_won, won[id], id)
   end
-  redis.call('EXPIRE', rank_units, life)
-  redis.call('EXPIRE', rank_won, life)
+  redis.call('EXPIRE', rank_units, ttl)
+  redis.call('EXPIRE', rank_won, ttl)
 end
 
--- Takes them off again, and what is then at nothing out. Below the line only.
+-- Subtracts them from a day's two rankings, and removes products without sales. Below the line only.
 local function unrank(ids, units, prices, rank_units, rank_won)
   for i = 1, #ids do
     redis.call('ZINCRBY', rank_units, -units[i], ids[i])

@@ -76,7 +76,7 @@ impl Store {
         let answer = self.call(here, &call).await?;
         match answer.word.as_str() {
             "RESTORED" => Ok(true),
-            "THERE" => Ok(false),
+            "ALREADY_PRESENT" => Ok(false),
             _ => Err(answer.unknown()),
         }
     }

@@ -86,6 +86,7 @@ fn assemble(file: &str) -> String {
     for (mark, part) in [
         ("lists", include_str!("../../lua/lib/lists.lua")),
         ("partition", include_str!("../../lua/lib/partition.lua")),
+        ("idempotency", include_str!("../../lua/lib/idempotency.lua")),
         ("batch", include_str!("../../lua/lib/batch.lua")),
         ("holds", include_str!("../../lua/lib/holds.lua")),
     ] {
@@ -387,7 +388,7 @@ impl Decided {
         if replayed {
             word = parts.next().unwrap_or_default();
         }
-        self.closed |= word == "CLOSED_BOOKS";
+        self.closed |= word == "PARTITION_CLOSED";
         if !DECIDED.contains(&word.as_ref()) {
             return;
         }

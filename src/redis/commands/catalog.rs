@@ -130,7 +130,7 @@ impl Store {
             "STALE" => Ok(None),
             "PRODUCT_NOT_FOUND" => Err(Error::ProductNotFound),
             "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
-            "LIMIT" => Err(Error::InvalidRequest("the product would have too many units")),
+            "LIMIT_EXCEEDED" => Err(Error::InvalidRequest("the product would have too many units")),
             _ => Err(answer.unknown()),
         }
     }

@@ -2,13 +2,14 @@
 
 use redis::Cmd;
 
+use super::key_parts;
 use crate::{
     model::{Call, CampaignPatch, CampaignTerms, CouponId, Error, Millis, Reply, UserId},
     redis::{
         Store,
         batchable::Mergeable,
         keys::Keys,
-        script::{self, Answer, Script},
+        script::{self, Answer, Invocation, Script},
     },
 };
 
@@ -48,7 +49,7 @@ impl Created {
     pub(super) fn read(answer: &Answer) -> Result<Self, Error> {
         match answer.word.as_str() {
             "CREATED" => Ok(Created::Now),
-            "EXISTS" => Ok(Created::Before),
+            "ALREADY_EXISTS" => Ok(Created::Before),
             _ => Err(answer.unknown()),
         }
     }
@@ -106,7 +107,7 @@ impl Store {
                 Ok(answer.reply(issued))
             }
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
-            "UNKNOWN_CAMPAIGN" | "NOT_OPEN" | "ALREADY_HOLDS" => Err(Error::InvalidCoupon),
+            "CAMPAIGN_NOT_FOUND" | "NOT_OPEN" | "ALREADY_HOLDS" => Err(Error::InvalidCoupon),
             "OUT_OF_STOCK" => Err(Error::CouponOutOfStock),
             _ => Err(answer.unknown()),
         }
@@ -119,16 +120,19 @@ impl Store {
     /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
     pub async fn coupon_release_prepare(&self, call: &Call, id: CouponId, count: i64) -> Result<Reopening, Error> {
         let here = self.home(id.get());
-        let call = self
-            .begin(call, &script::COUPON_RELEASE_PREPARE, here)
+        let (digest, fingerprint) = key_parts(call);
+        let call = Invocation::new(&script::COUPON_RELEASE_PREPARE)
+            .key(Keys(here).meta())
+            .key(Keys(here).record(digest))
             .key(Keys(here).campaign(id))
+            .arg(fingerprint)
             .arg(uuid::Uuid::new_v4().simple().to_string())
             .arg(count);
         let answer = self.call(here, &call).await?;
         match answer.word.as_str() {
-            "REOPENING" => Ok(Reopening::Announced(answer.get(0)?)),
+            "RELEASE_PREPARED" => Ok(Reopening::Announced(answer.get(0)?)),
             "COUPONS_RELEASED" => Ok(Reopening::Released(answer.reply(answer.get(2)?))),
-            "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
+            "CAMPAIGN_NOT_FOUND" => Err(Error::CampaignNotFound),
             "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
             _ => Err(answer.unknown()),
         }
@@ -156,8 +160,8 @@ impl Store {
         let answer = self.call(here, &call).await?;
         match answer.word.as_str() {
             "COUPONS_RELEASED" => Ok(Some(answer.reply(answer.get(2)?))),
-            "NOT_REOPENING" => Ok(None),
-            "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
+            "RELEASE_NOT_PREPARED" => Ok(None),
+            "CAMPAIGN_NOT_FOUND" => Err(Error::CampaignNotFound),
             "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
             _ => Err(answer.unknown()),
         }
@@ -191,8 +195,8 @@ impl Store {
         let answer = self.call(here, &call).await?;
         match answer.word.as_str() {
             "CREATED" => Ok(Some(Millis(answer.get(2)?))),
-            "EXISTS" => Ok(None),
-            "NO_WINDOW" => Err(Error::InvalidRequest("the campaign's window is no window")),
+            "ALREADY_EXISTS" => Ok(None),
+            "INVALID_WINDOW" => Err(Error::InvalidRequest("the campaign's window is no window")),
             _ => Err(answer.unknown()),
         }
     }
@@ -228,9 +232,9 @@ impl Store {
                 let moved = Moved { opens_at, closes_at, issued: answer.get(4)?, withheld: answer.get(5)? };
                 Ok(answer.reply(moved))
             }
-            "UNKNOWN_CAMPAIGN" => Err(Error::CampaignNotFound),
-            "PAST" => Err(Error::InvalidRequest("a campaign can't have closed before now")),
-            "NO_WINDOW" => Err(Error::InvalidRequest("the campaign's window would be none")),
+            "CAMPAIGN_NOT_FOUND" => Err(Error::CampaignNotFound),
+            "CLOSES_IN_PAST" => Err(Error::InvalidRequest("a campaign can't have closed before now")),
+            "INVALID_WINDOW" => Err(Error::InvalidRequest("the campaign's window would be none")),
             _ => Err(answer.unknown()),
         }
     }

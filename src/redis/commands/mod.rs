@@ -35,10 +35,7 @@ impl Store {
     /// A call with the keys and arguments that every script with an idempotency record starts with.
     fn begin(&self, call: &Call, script: &'static Script, partition: Partition) -> Invocation {
         let keys = Keys(partition);
-        let (digest, fingerprint) = match &call.key {
-            Some(key) => (key.digest.as_str(), key.fingerprint.as_str()),
-            None => ("", ""),
-        };
+        let (digest, fingerprint) = key_parts(call);
         Invocation::new(script)
             .key(keys.meta())
             .key(keys.outbox())
@@ -53,6 +50,14 @@ impl Store {
     fn begin_unrecorded(&self, call: &Call, script: &'static Script, partition: Partition) -> Invocation {
         let keys = Keys(partition);
         Invocation::new(script).key(keys.meta()).key(keys.outbox()).arg(self.test_clock()).arg(&call.request_id)
+    }
+}
+
+/// The digest and the fingerprint of a call's idempotency key, empty for none: as scripts take them.
+fn key_parts(call: &Call) -> (&str, &str) {
+    match &call.key {
+        Some(key) => (&key.digest, &key.fingerprint),
+        None => ("", ""),
     }
 }
 
@@ -102,7 +107,7 @@ impl Store {
         match answer.word.as_str() {
             "CHARGED" => Ok(answer.reply((answer.get(2)?, answer.get(3)?))),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
-            "LIMIT" => Err(Error::InvalidAmount),
+            "LIMIT_EXCEEDED" => Err(Error::InvalidAmount),
             _ => Err(answer.unknown()),
         }
     }
@@ -166,7 +171,7 @@ impl Store {
         let answer = self.call(first, &reserve).await?;
         match answer.word.as_str() {
             "RESERVED" => Ok(answer.reply(answer.get(2)?)),
-            "TAKEN" => Ok(answer.reply(answer.get(0)?)),
+            "ALLOCATED" => Ok(answer.reply(answer.get(0)?)),
             _ => Err(answer.unknown()),
         }
     }

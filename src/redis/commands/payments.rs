@@ -65,7 +65,7 @@ impl Store {
             .arg(transaction);
         let answer = self.call(home, &call).await?;
         match answer.word.as_str() {
-            "ENDED" => Ok(true),
+            "FINISHED" => Ok(true),
             "NOT_OPEN" => Ok(false),
             _ => Err(answer.unknown()),
         }

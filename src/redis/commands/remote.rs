@@ -90,7 +90,7 @@ impl Store {
         let answer = self.call(partition, &call).await?;
         match answer.word.as_str() {
             "HELD" => answer.get(2),
-            "HELD_BEFORE" => answer.get(0),
+            "ALREADY_HELD" => answer.get(0),
             "RELEASED" => Err(Error::unavailable("the order took too long and was given up")),
             word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
         }
@@ -134,8 +134,8 @@ impl Store {
             .arg(if end == FarEnd::Abandoned { "0" } else { "1" });
         let answer = self.call(partition, &call).await?;
         match answer.word.as_str() {
-            "MOVED" | "MARKED" | "UNCHANGED" => Ok(true),
-            "GONE" => Ok(false),
+            "MOVED" | "TOMBSTONED" | "UNCHANGED" => Ok(true),
+            "HOLD_NOT_FOUND" => Ok(false),
             _ => Err(answer.unknown()),
         }
     }
@@ -178,7 +178,7 @@ impl Store {
             .key(Keys(home).order(order))
             .arg(MARK_LIFE_MS);
         let answer = self.call(home, &call).await?;
-        if answer.word != "VERDICT" {
+        if answer.word != "ORDER_STATUS" {
             return Err(answer.unknown());
         }
         let (status, reason): (String, String) = (answer.get(0)?, answer.get(1)?);

@@ -47,7 +47,7 @@ impl Store {
             .arg(user.get());
         let answer = self.call(home, &call).await?;
         match answer.word.as_str() {
-            "TAIL" => {
+            "ENTRIES" => {
                 let more = answer.get::<String>(0)? == "1";
                 let mut entries = Vec::new();
                 for value in answer.rest(1) {

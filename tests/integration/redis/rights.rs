@@ -194,11 +194,11 @@ fn documented_rights_cover_every_command() {
                 folders.push(path);
                 continue;
             }
-            // A list is handed over in pieces.
-            let text = fs::read_to_string(&path).unwrap().replace("_in_pieces('", "redis.call('");
+            // A list is passed in chunks.
+            let text = fs::read_to_string(&path).unwrap().replace("_in_chunks('", "redis.call('");
             let (starts, end): (&[&str], char) = match path.extension().and_then(|end| end.to_str()) {
                 // The second: functions that hand long lists to the command they are given.
-                Some("lua") => (&["redis.call(", "_in_pieces("], '\''),
+                Some("lua") => (&["redis.call(", "_in_chunks("], '\''),
                 Some("rs") => (&["cmd("], '"'),
                 _ => continue,
             };

@@ -209,6 +209,6 @@ async fn single_scripts_decide_whole_at_max_lists() {
     assert_eq!(counters(&mut bench, Keys(Partition(1)).held()).await, BTreeMap::new());
     let orders: Vec<(String, &str)> = (0..20_000).map(|id| (bench.order_key(20_000 + 2 * id), "PAID")).collect();
     let evict = bench.retire(&orders);
-    assert_eq!(bench.run(&evict).await, ["RETIRED", "0"]);
+    assert_eq!(bench.run(&evict).await, ["EVICTED", "0"]);
     bench.finish().await;
 }

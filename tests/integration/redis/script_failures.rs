@@ -1,4 +1,4 @@
-//! Scripts and the state of their Redis: out of memory, scripts forgotten, books frozen or gone, as a client sees it.
+//! Scripts and the state of their Redis: out of memory, scripts forgotten, partitions frozen or lost, as a client sees it.
 
 use serde_json::{Value, json};
 

@@ -20,26 +20,26 @@ const EFFECTS: [(&str, &[&str]); 27] = [
     ("campaign_update", &["MOVED"]),
     ("coupon_grant", &["GRANTED"]),
     ("coupon_issue", &["ISSUED"]),
-    ("ids_reserve", &["RESERVED", "TAKEN"]),
+    ("ids_reserve", &["RESERVED", "ALLOCATED"]),
     ("coupon_release", &["COUPONS_RELEASED"]),
-    ("coupon_release_prepare", &["REOPENING"]),
+    ("coupon_release_prepare", &["RELEASE_PREPARED"]),
     ("idempotency_claim", &["CLAIMED"]),
     ("idempotency_settle", &["CLAIMED", "SETTLED"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
     ("order_place", &["PLACED"]),
     ("order_restore", &["RESTORED"]),
-    ("order_evict", &["RETIRED"]),
-    ("order_resolve", &["VERDICT"]),
+    ("order_evict", &["EVICTED"]),
+    ("order_resolve", &["ORDER_STATUS"]),
     ("payment_begin", &["RUNNING", "STARTED"]),
-    ("payment_finish", &["ENDED"]),
+    ("payment_finish", &["FINISHED"]),
     ("payment_postpone", &["POSTPONED"]),
     ("payment_resolve", &["RESOLVED"]),
     ("product_create", &["CREATED"]),
     ("product_update", &["UPDATED"]),
     ("stock_hold", &["HELD"]),
     ("stock_release", &["UNITS_RELEASED"]),
-    ("stock_settle", &["MARKED", "MOVED"]),
+    ("stock_settle", &["TOMBSTONED", "MOVED"]),
     ("users_create", &["CREATED"]),
 ];
 
@@ -57,14 +57,33 @@ fn files(dir: &str) -> BTreeMap<String, String> {
     files
 }
 
+/// The keys or arguments that a script's header numbers, counted up from 1, and whether each stands for a list ("3..", "1 to n").
+fn described(source: &str, array: &str) -> Vec<(usize, bool)> {
+    let header = source.lines().take_while(|line| line.starts_with("#!") || line.starts_with("--"));
+    let listing = header.skip_while(|line| !line.starts_with(&format!("-- {array} ")));
+    let listing = listing
+        .enumerate()
+        .take_while(|(n, line)| *n == 0 || (!line.starts_with("-- ARGV") && !line.starts_with("-- Returns")));
+    let words: Vec<&str> = listing.flat_map(|(_, line)| line.split_whitespace()).collect();
+    // Numbers in the prose are larger than the list's, so the list is what counts up from 1.
+    let mut described = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        if word.trim_end_matches('.').parse() == Ok(described.len() + 1) {
+            let open_ended = word.ends_with("..") || words.get(at + 1) == Some(&"to");
+            described.push((described.len() + 1, open_ended));
+        }
+    }
+    described
+}
+
 /// The code, without comments.
 fn code(source: &str) -> String {
     source.lines().map(|line| line.split("--").next().unwrap()).collect::<Vec<_>>().join("\n")
 }
 
-/// Every `redis.call` in order, also of a list in pieces: the command, and what it names as its key.
+/// Every `redis.call` in order, also of a list in chunks: the command, and what it names as its key.
 fn calls(code: &str) -> Vec<(String, String)> {
-    let code = code.replace("read_in_pieces('", "redis.call('").replace("write_in_pieces('", "redis.call('");
+    let code = code.replace("read_in_chunks('", "redis.call('").replace("write_in_chunks('", "redis.call('");
     let call = |rest: &str| {
         let command = rest.strip_prefix('\'').expect("a command is written out").split('\'').next().unwrap();
         let key = rest[command.len() + 2..].trim_start_matches([',', ' ']);
@@ -141,13 +160,87 @@ fn script_files_match_registered_scripts() {
         assert_eq!(source.lines().filter(|line| line.starts_with("#!")).count(), 1, "{}", script.name);
         // What it asks to include is there.
         for (include, function) in [
-            ("lists", "local function write_in_pieces"),
-            ("partition", "local function open_books"),
+            ("lists", "local function write_in_chunks"),
+            ("partition", "local function begin_decision"),
+            ("idempotency", "local function replay"),
             ("batch", "local function with_record"),
             ("holds", "local function unpack_lines"),
         ] {
             let asks = source.contains(&format!("--@include {include}\n"));
             assert_eq!(asks, source.contains(function), "{} {include}", script.name);
+        }
+    }
+}
+
+/// The names that a file of `lua/lib` declares.
+fn included_names(include: &str) -> Vec<String> {
+    let source = code(&files("lua/lib")[include]);
+    let declared = source.lines().filter_map(|line| line.strip_prefix("local "));
+    let names = declared.flat_map(|line| match line.strip_prefix("function ") {
+        Some(function) => vec![function.split('(').next().unwrap().to_owned()],
+        None => locals(line),
+    });
+    names.collect()
+}
+
+/// The names that a statement `local ...` declares.
+fn locals(declaration: &str) -> Vec<String> {
+    let names = declaration.split('=').next().unwrap();
+    names.split(',').map(|name| name.trim().to_owned()).collect()
+}
+
+/// How often a name stands in the code, as a whole word.
+fn uses(code: &str, name: &str) -> usize {
+    let words = code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| *word == name).count()
+}
+
+#[test]
+fn include_used_by_script_or_by_another_include() {
+    for (name, source) in files("lua") {
+        let includes: Vec<&str> = source.lines().filter_map(|line| line.strip_prefix("--@include ")).collect();
+        for include in &includes {
+            let mut others = code(&source);
+            for other in includes.iter().filter(|other| *other != include) {
+                others.push_str(&code(&files("lua/lib")[*other]));
+            }
+            let used = included_names(include).iter().any(|name| uses(&others, name) > 0);
+            assert!(used, "{name} includes {include} and does not use it");
+        }
+    }
+}
+
+/// A key that no line uses makes calls longer and does nothing else.
+#[test]
+fn every_key_and_argument_of_a_header_used() {
+    for (name, source) in files("lua") {
+        let code = code(&source);
+        for array in ["KEYS", "ARGV"] {
+            for (number, open_ended) in described(&source, array) {
+                let by_number = code.contains(&format!("{array}[{number}]"));
+                // One that stands for a list is used in a loop.
+                let in_loop = open_ended && code.split(&format!("{array}[")).skip(1).any(index_of_loop);
+                assert!(by_number || in_loop, "{name} does not use {array}[{number}]");
+            }
+        }
+    }
+}
+
+fn index_of_loop(rest: &str) -> bool {
+    rest.split(']').next().unwrap().split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "i")
+}
+
+#[test]
+fn every_local_of_a_script_used() {
+    for (name, source) in files("lua").into_iter().chain(files("lua/lib")) {
+        let code = code(&source);
+        for line in code.lines().filter_map(|line| line.trim_start().strip_prefix("local ")) {
+            if line.starts_with("function ") {
+                continue;
+            }
+            for local in locals(line).into_iter().filter(|local| local != "_" && *local == local.to_lowercase()) {
+                assert!(uses(&code, &local) > 1, "{name} does not use {local}");
+            }
         }
     }
 }
@@ -195,18 +288,18 @@ fn scripts_depend_on_keys_and_arguments_only() {
     }
 }
 
-/// Lua hands over no more than some 8,000 values at once: a list goes to Redis in pieces, wherever it comes from.
+/// Lua hands over no more than some 8,000 values at once: a list goes to Redis in chunks, wherever it comes from.
 #[test]
 fn scripts_unpack_no_unbounded_list() {
     let lists = &files("lua/lib")[LISTS];
     for rest in code(lists).split("unpack(").skip(1) {
         let arguments = rest.split(')').next().unwrap();
-        let bounded = arguments == "values" || arguments.contains("first + PIECE - 1");
+        let bounded = arguments == "values" || arguments.contains("first + CHUNK - 1");
         assert!(bounded, "unpack({arguments})");
     }
-    assert!(lists.contains("if #values <= PIECE then return redis.call(command, key, unpack(values)) end"));
-    let piece: usize = lists.split("local PIECE = ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
-    assert!(piece <= 4_000 && piece.is_multiple_of(2), "pairs of a piece stay together");
+    assert!(lists.contains("if #values <= CHUNK then return redis.call(command, key, unpack(values)) end"));
+    let chunk: usize = lists.split("local CHUNK = ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    assert!(chunk <= 4_000 && chunk.is_multiple_of(2), "pairs of a chunk stay together");
     for (name, source) in files("lua").into_iter().chain(files("lua/lib")).filter(|(name, _)| name != LISTS) {
         for call in code(&source).split("redis.call(").skip(1) {
             let mut depth = 1;
@@ -252,15 +345,7 @@ fn script_headers_complete() {
                 let used = text.split(array).filter_map(|rest| rest.strip_prefix('['));
                 used.filter_map(|rest| rest.split(']').next()?.parse::<usize>().ok()).max()
             };
-            let listing = header.iter().skip_while(|line| !line.starts_with(&format!("-- {array} ")));
-            let listing = listing
-                .enumerate()
-                .take_while(|(n, line)| *n == 0 || (!line.starts_with("-- ARGV") && !line.starts_with("-- Returns")));
-            let words: Vec<&str> = listing.flat_map(|(_, line)| line.split_whitespace()).collect();
-            let described = words.iter().filter_map(|word| word.trim_end_matches('.').parse::<usize>().ok());
-            // Numbers in the prose are larger than the list's, so the list is what counts up from 1.
-            let described: std::collections::BTreeSet<usize> = described.collect();
-            let described = (1..).take_while(|n| described.contains(n)).last();
+            let described = described(&source, array).last().map(|(number, _)| *number);
             assert!(described >= numbered(&code), "{name}: {array} to {described:?}, used to {:?}", numbered(&code));
         }
         let emits = calls(&code).iter().any(|(command, _)| command == "XADD") || code.contains("emit(outbox, ");
@@ -338,7 +423,7 @@ fn scripts_check_before_writes() {
         }
         // It decides nothing, and what Postgres has is sound: the outbox is trimmed then, too.
         let follows = name == "order_evict";
-        assert!(follows || code(&source).contains("open_books(meta)"), "{name} decides with closed books");
+        assert!(follows || code(&source).contains("begin_decision(meta)"), "{name} decides in a closed partition");
     }
 }
 

@@ -51,9 +51,13 @@ impl Raw {
         other
     }
 
-    /// Where its idempotency record is named.
+    /// Where its idempotency record is named: the first, of a script that has two.
+    fn record_at(&self) -> usize {
+        self.keys.iter().position(|key| key.contains(":idem:")).unwrap()
+    }
+
     fn record(&self) -> &String {
-        &self.keys[self.shared.map_or(2, |(keys, _)| keys)]
+        &self.keys[self.record_at()]
     }
 
     fn now(&self) -> &str {
@@ -62,8 +66,10 @@ impl Raw {
 
     /// The same under an idempotency key (one per partition), as the request `fingerprint`.
     pub fn keyed(&self, key: &str, fingerprint: &str) -> Raw {
-        let mut other = self.with(2, fingerprint);
-        other.keys[self.shared.map_or(2, |(keys, _)| keys)] = Keys(self.partition()).record(key);
+        // A script without an event needs no clock, so that its fingerprint is the first argument.
+        let has_clock = self.keys.contains(&Keys(self.partition()).outbox());
+        let mut other = self.with(if has_clock { 2 } else { 1 }, fingerprint);
+        other.keys[self.record_at()] = Keys(self.partition()).record(key);
         other
     }
 
@@ -152,7 +158,7 @@ impl Bench {
     }
 
     /// The outbox's length and the last decision's number.
-    async fn books(&mut self, here: Partition) -> (i64, i64) {
+    async fn position(&mut self, here: Partition) -> (i64, i64) {
         let keys = Keys(here);
         let length = redis::cmd("XLEN").arg(keys.outbox()).query_async(&mut self.redis).await.unwrap();
         let seq = redis::cmd("HGET").arg(keys.meta()).arg("seq").query_async(&mut self.redis).await.unwrap();
@@ -186,10 +192,10 @@ impl Bench {
         let place = std::panic::Location::caller();
         async move {
             let here = raw.partition();
-            let (length, seq) = self.books(here).await;
+            let (length, seq) = self.position(here).await;
             let reply = self.run(raw).await;
             assert_eq!(reply[0], word, "{}: {reply:?} at {place}", raw.script.name);
-            assert_eq!(self.books(here).await, (length + 1, seq + 1), "{} {word} at {place}", raw.script.name);
+            assert_eq!(self.position(here).await, (length + 1, seq + 1), "{} {word} at {place}", raw.script.name);
             let mut last = redis::cmd("XREVRANGE");
             last.arg(Keys(here).outbox()).arg("+").arg("-").arg("COUNT").arg(1);
             let last: Vec<(String, Vec<(String, String)>)> = last.query_async(&mut self.redis).await.unwrap();
@@ -202,15 +208,15 @@ impl Bench {
         }
     }
 
-    /// What a call that would have an effect is refused for wherever books must be open: they are frozen, or gone.
-    async fn needs_open_books(&mut self, raw: &Raw) {
+    /// What a call that would have an effect is refused for by a closed partition: one that is frozen, or whose state is lost.
+    async fn needs_open_partition(&mut self, raw: &Raw) {
         let meta = Keys(raw.partition()).meta();
         let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg(1).query_async(&mut self.redis).await.unwrap();
-        self.leaves_all("CLOSED_BOOKS", raw).await;
+        self.leaves_all("PARTITION_CLOSED", raw).await;
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut self.redis).await.unwrap();
         let aside = Keys(raw.partition()).record("aside");
         let _: () = redis::cmd("RENAME").arg(&meta).arg(&aside).query_async(&mut self.redis).await.unwrap();
-        self.leaves_all("CLOSED_BOOKS", raw).await;
+        self.leaves_all("PARTITION_CLOSED", raw).await;
         let _: () = redis::cmd("RENAME").arg(&aside).arg(&meta).query_async(&mut self.redis).await.unwrap();
     }
 
@@ -238,7 +244,7 @@ impl Bench {
     ) -> impl std::future::Future<Output = (Vec<String>, Event)> + use<'a> {
         let place = std::panic::Location::caller();
         async move {
-            let (_, seq) = self.books(raw.partition()).await;
+            let (_, seq) = self.position(raw.partition()).await;
             let raw = raw.keyed(&format!("key-{seq}"), "mine");
             let (reply, event) = self.decides(word, &raw).await;
             let life: i64 = redis::cmd("PTTL").arg(raw.record()).query_async(&mut self.redis).await.unwrap();
@@ -501,6 +507,14 @@ impl Bench {
         raw
     }
 
+    /// Under the token `mine`.
+    fn coupon_release_prepare(&self, coupon: i64, count: i64) -> Raw {
+        let keys = self.keys(coupon);
+        let (keys, args) =
+            (vec![keys.meta(), keys.record(""), campaign_key(keys, coupon)], strings([&"", &"mine", &count]));
+        Raw { script: &script::COUPON_RELEASE_PREPARE, keys, args, shared: None }
+    }
+
     fn ids_reserve(&self, sequence: &str, count: i64) -> Raw {
         let keys = Keys(Partition(0));
         let mut raw = self.begin(&script::IDS_RESERVE, keys);
@@ -541,7 +555,7 @@ impl Bench {
 }
 
 /// Everything but what every decision leaves: its number and its event.
-fn without_books(mut all: BTreeMap<String, String>) -> BTreeMap<String, String> {
+fn without_positions(mut all: BTreeMap<String, String>) -> BTreeMap<String, String> {
     all.retain(|key, _| !key.ends_with(":outbox") && !key.ends_with(":meta"));
     all
 }
@@ -570,37 +584,37 @@ fn hold_key(keys: Keys, id: i64) -> String {
 fn header_reply_codes_parsed() {
     let words = |script| documented(script).into_iter().collect::<Vec<_>>().join(" ");
     let close = words(&script::ORDER_CLOSE);
-    assert!(close.starts_with("ALREADY_CLOSED ALREADY_PAID CLOSED CLOSED_BOOKS"), "{close}");
-    assert_eq!(words(&script::HISTORY_READ), "TAIL USER_NOT_FOUND");
-    assert_eq!(words(&script::ORDER_RESOLVE), "CLOSED_BOOKS VERDICT");
-    assert_eq!(words(&script::IDS_RESERVE), "CLOSED_BOOKS KEY_REUSED REPLAYED RESERVED TAKEN");
+    assert!(close.starts_with("ALREADY_CLOSED ALREADY_PAID CLOSED DECLINED"), "{close}");
+    assert_eq!(words(&script::HISTORY_READ), "ENTRIES USER_NOT_FOUND");
+    assert_eq!(words(&script::ORDER_RESOLVE), "ORDER_STATUS PARTITION_CLOSED");
+    assert_eq!(words(&script::IDS_RESERVE), "ALLOCATED KEY_REUSED PARTITION_CLOSED REPLAYED RESERVED");
 }
 
 #[tokio::test]
 async fn creation_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let users = bench.users_create(5, 3, 250);
-    bench.needs_open_books(&users).await;
+    bench.needs_open_partition(&users).await;
     let (_, event) = bench.decides("CREATED", &users).await;
     let Body::UsersCreated { first, step, count, balance, name, prefixed } = &event.body else { panic!("{event:?}") };
     assert_eq!((first.get(), *step, *count, *balance, name.as_str(), *prefixed), (5, 1, 3, 250, "u", true));
-    bench.leaves_all("EXISTS", &users).await;
+    bench.leaves_all("ALREADY_EXISTS", &users).await;
     // Without a balance there is no entry.
     let poor = bench.users_create(8, 1, 0);
     bench.decides("CREATED", &poor).await;
 
     let product = bench.product_create(1, 1_000_000_000_000, 1_000_000_000);
-    bench.needs_open_books(&product).await;
+    bench.needs_open_partition(&product).await;
     let (_, event) = bench.decides("CREATED", &product).await;
     let Body::ProductCreated { product: id, name, price, units, category } = &event.body else { panic!("{event:?}") };
     assert_eq!((id.get(), name.as_str(), *price, *units), (1, "셔츠", 1_000_000_000_000, 1_000_000_000));
     assert_eq!(category, "TOP");
-    bench.leaves_all("EXISTS", &product.with(5, 5)).await;
+    bench.leaves_all("ALREADY_EXISTS", &product.with(5, 5)).await;
 
     let update = bench.product_update(1, "OUTER").with(6, "자켓").with(7, 7).with(10, -5);
-    bench.needs_open_books(&update).await;
+    bench.needs_open_partition(&update).await;
     bench.needs_its_own_key(&update, true).await;
-    bench.leaves_all("LIMIT", &update.with(10, 1)).await;
+    bench.leaves_all("LIMIT_EXCEEDED", &update.with(10, 1)).await;
     bench.leaves_all("INSUFFICIENT_STOCK", &update.with(10, -1_000_000_001)).await;
     bench.leaves_all("STALE", &update.with(8, "SHOES").keyed("k", "mine")).await;
     let unknown = bench.product_update(2, "TOP");
@@ -618,34 +632,34 @@ async fn creation_scripts_match_headers() {
     assert_eq!((name.as_str(), *price, *delta), ("자켓", 7, 5));
 
     let campaign = bench.campaign_create(1, "PERCENTAGE", 20, 3);
-    bench.needs_open_books(&campaign).await;
+    bench.needs_open_partition(&campaign).await;
     let (_, event) = bench.decides("CREATED", &campaign).await;
     let Body::CampaignCreated(terms) = &event.body else { panic!("{event:?}") };
     assert_eq!((terms.coupon_id.get(), terms.code.as_str(), terms.total), (1, "CODE", 3));
     assert_eq!((terms.discount.kind, terms.discount.amount), (DiscountType::Percentage, 20));
     assert_eq!((terms.opens_at, terms.closes_at), (START, START.plus(HOUR_MS)));
     assert_eq!(terms.expires_at, START.plus(2 * HOUR_MS));
-    bench.leaves_all("EXISTS", &campaign.with(7, 9)).await;
+    bench.leaves_all("ALREADY_EXISTS", &campaign.with(7, 9)).await;
     // One that is to open at once does so by the script's clock; a window that is none is no campaign.
     let at_once = bench.campaign_create(3, "FIXED", 10, 3).with(8, "");
-    bench.leaves_all("NO_WINDOW", &at_once.with(9, START.0)).await;
-    bench.leaves_all("NO_WINDOW", &at_once.with(9, START.0 + 2 * HOUR_MS + 1)).await;
+    bench.leaves_all("INVALID_WINDOW", &at_once.with(9, START.0)).await;
+    bench.leaves_all("INVALID_WINDOW", &at_once.with(9, START.0 + 2 * HOUR_MS + 1)).await;
     let (reply, event) = bench.decides("CREATED", &at_once).await;
     assert_eq!(reply[3], START.0.to_string());
     assert!(matches!(&event.body, Body::CampaignCreated(terms) if terms.opens_at == START), "{event:?}");
 
     let moved = bench.campaign_update(1);
-    bench.needs_open_books(&moved).await;
+    bench.needs_open_partition(&moved).await;
     bench.needs_its_own_key(&moved, true).await;
     let mut unknown = moved.clone();
     unknown.keys[3] = campaign_key(bench.keys(2), 2);
-    bench.leaves_all("UNKNOWN_CAMPAIGN", &unknown).await;
-    bench.leaves_all("PAST", &moved.with(7, START.0 - 60_001)).await;
-    bench.leaves_all("NO_WINDOW", &moved.with(6, START.0 + HOUR_MS / 2)).await;
-    bench.leaves_all("NO_WINDOW", &moved.with(6, START.0 + HOUR_MS).with(7, "")).await;
-    bench.leaves_all("NO_WINDOW", &moved.with(7, START.0 + 2 * HOUR_MS + 1)).await;
+    bench.leaves_all("CAMPAIGN_NOT_FOUND", &unknown).await;
+    bench.leaves_all("CLOSES_IN_PAST", &moved.with(7, START.0 - 60_001)).await;
+    bench.leaves_all("INVALID_WINDOW", &moved.with(6, START.0 + HOUR_MS / 2)).await;
+    bench.leaves_all("INVALID_WINDOW", &moved.with(6, START.0 + HOUR_MS).with(7, "")).await;
+    bench.leaves_all("INVALID_WINDOW", &moved.with(7, START.0 + 2 * HOUR_MS + 1)).await;
     // It is open from START on, so that closing it now leaves nothing of it.
-    bench.leaves_all("NO_WINDOW", &moved.with(6, "").with(7, START.0 - 5)).await;
+    bench.leaves_all("INVALID_WINDOW", &moved.with(6, "").with(7, START.0 - 5)).await;
     let (reply, event) = bench.decides_once("MOVED", &moved).await;
     assert_eq!(reply[3..], [START.0.to_string(), (START.0 + HOUR_MS / 2).to_string(), "0".into(), "0".into()]);
     let Body::CampaignUpdated { coupon, opens_at, closes_at } = &event.body else { panic!("{event:?}") };
@@ -697,7 +711,7 @@ async fn withheld_release_scripts_match_headers() {
     let mut units = bench.begin(&script::STOCK_RELEASE, keys);
     units.keys.extend([keys.stock(), keys.withheld()]);
     units.args.extend(strings([&1, &5]));
-    bench.needs_open_books(&units).await;
+    bench.needs_open_partition(&units).await;
     bench.needs_its_own_key(&units, true).await;
     bench.leaves_all("PRODUCT_NOT_FOUND", &units.with(5, 2)).await;
     bench.leaves_all("INSUFFICIENT_STOCK", &units.with(6, 8)).await;
@@ -707,32 +721,30 @@ async fn withheld_release_scripts_match_headers() {
     let mut coupons = bench.begin(&script::COUPON_RELEASE, keys);
     coupons.keys.push(campaign_key(keys, 1));
     coupons.args.extend(strings([&1, &1, &"mine"]));
-    bench.needs_open_books(&coupons).await;
+    bench.needs_open_partition(&coupons).await;
     // Not before it was announced.
-    bench.leaves_all("NOT_REOPENING", &coupons).await;
-    let mut announce = bench.begin(&script::COUPON_RELEASE_PREPARE, keys);
-    announce.keys.push(campaign_key(keys, 1));
-    announce.args.extend(strings([&"mine", &1]));
-    bench.needs_open_books(&announce).await;
+    bench.leaves_all("RELEASE_NOT_PREPARED", &coupons).await;
+    let announce = bench.coupon_release_prepare(1, 1);
+    bench.needs_open_partition(&announce).await;
     bench.needs_its_own_key(&announce, true).await;
-    bench.leaves_all("INSUFFICIENT_STOCK", &announce.with(6, 5)).await;
+    bench.leaves_all("INSUFFICIENT_STOCK", &announce.with(3, 5)).await;
     let mut nowhere = announce.clone();
-    nowhere.keys[3] = campaign_key(keys, 2);
-    bench.leaves_all("UNKNOWN_CAMPAIGN", &nowhere).await;
-    assert_eq!(bench.run(&announce).await, ["REOPENING", "mine"]);
-    assert_eq!(bench.run(&announce.with(5, "another")).await, ["REOPENING", "mine"], "the first one stands");
-    bench.leaves_all("NOT_REOPENING", &coupons.with(7, "another")).await;
+    nowhere.keys[2] = campaign_key(keys, 2);
+    bench.leaves_all("CAMPAIGN_NOT_FOUND", &nowhere).await;
+    assert_eq!(bench.run(&announce).await, ["RELEASE_PREPARED", "mine"]);
+    assert_eq!(bench.run(&announce.with(2, "another")).await, ["RELEASE_PREPARED", "mine"], "the first one stands");
+    bench.leaves_all("RELEASE_NOT_PREPARED", &coupons.with(7, "another")).await;
     bench.needs_its_own_key(&coupons, true).await;
     let mut unknown = coupons.clone();
     unknown.keys[3] = campaign_key(keys, 2);
-    bench.leaves_all("UNKNOWN_CAMPAIGN", &unknown).await;
+    bench.leaves_all("CAMPAIGN_NOT_FOUND", &unknown).await;
     bench.leaves_all("INSUFFICIENT_STOCK", &coupons.with(6, 5)).await;
     let (reply, event) = bench.decides_once("COUPONS_RELEASED", &coupons).await;
     assert_eq!(reply[3], "3");
     assert!(matches!(&event.body, Body::CouponsReleased { count: 1, .. }), "{event:?}");
     let record = event.record.as_ref().unwrap();
     bench.leaves_all("REPLAYED", &announce.keyed(&record.digest, "mine")).await;
-    bench.leaves_all("NOT_REOPENING", &coupons).await;
+    bench.leaves_all("RELEASE_NOT_PREPARED", &coupons).await;
     bench.decides("ISSUED", &bench.coupon_issue(1, 2)).await;
     bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 3)).await;
     bench.covers(&[&script::STOCK_RELEASE, &script::COUPON_RELEASE, &script::COUPON_RELEASE_PREPARE]);
@@ -743,19 +755,19 @@ async fn withheld_release_scripts_match_headers() {
 async fn id_and_idempotency_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let reserve = bench.ids_reserve("user", 10);
-    bench.needs_open_books(&reserve).await;
+    bench.needs_open_partition(&reserve).await;
     // Its records are never of a request that runs.
     bench.needs_its_own_key(&reserve, false).await;
-    assert_eq!(bench.run(&reserve).await, ["TAKEN", "1"]);
-    assert_eq!(bench.books(Partition(0)).await, (0, 0), "without a key it is no decision");
+    assert_eq!(bench.run(&reserve).await, ["ALLOCATED", "1"]);
+    assert_eq!(bench.position(Partition(0)).await, (0, 0), "without a key it is no decision");
     let (reply, event) = bench.decides_once("RESERVED", &reserve).await;
     assert_eq!(reply[3], "11");
     assert!(matches!(event.body, Body::IdsReserved { .. }), "{event:?}");
-    assert_eq!(bench.run(&reserve.with(6, 1)).await, ["TAKEN", "21"]);
+    assert_eq!(bench.run(&reserve.with(6, 1)).await, ["ALLOCATED", "21"]);
 
-    let books = bench.books(Partition(0)).await;
+    let decided = bench.position(Partition(0)).await;
     let claim = bench.idempotency_claim("digest", "mine");
-    bench.needs_open_books(&claim).await;
+    bench.needs_open_partition(&claim).await;
     let record = claim.keys[1].clone();
     let other = bench.idempotency_claim("digest", "another");
     let (refused, kept) =
@@ -767,7 +779,7 @@ async fn id_and_idempotency_scripts_match_headers() {
         assert!((1..=60_000).contains(&bench.life(&record).await));
         bench.leaves_all("KEY_REUSED", &other).await;
     }
-    bench.needs_open_books(&refused).await;
+    bench.needs_open_partition(&refused).await;
     bench.leaves_all("SETTLED", &bench.idempotency_settle("digest", "another", 0)).await;
     assert_eq!(bench.run(&refused).await, ["SETTLED"]);
     bench.leaves_all("KEY_REUSED", &other).await;
@@ -783,7 +795,7 @@ async fn id_and_idempotency_scripts_match_headers() {
     }
     bench.leaves_all("KEY_REUSED", &other).await;
     bench.covers(&[&script::IDS_RESERVE, &script::IDEMPOTENCY_CLAIM, &script::IDEMPOTENCY_SETTLE]);
-    assert_eq!(bench.books(Partition(0)).await, books, "a claim is no decision");
+    assert_eq!(bench.position(Partition(0)).await, decided, "a claim is no decision");
     bench.finish().await;
 }
 
@@ -793,10 +805,10 @@ async fn balance_scripts_match_headers() {
     let user = bench.users_create(1, 1, 50);
     bench.run(&user).await;
     let charge = bench.charge(1, 100);
-    bench.needs_open_books(&charge).await;
+    bench.needs_open_partition(&charge).await;
     bench.needs_its_own_key(&charge, true).await;
-    bench.leaves_all("LIMIT", &charge.with_shared(3, 149)).await;
-    bench.leaves_all("LIMIT", &charge.with_shared(3, 149).keyed("k", "mine")).await;
+    bench.leaves_all("LIMIT_EXCEEDED", &charge.with_shared(3, 149)).await;
+    bench.leaves_all("LIMIT_EXCEEDED", &charge.with_shared(3, 149).keyed("k", "mine")).await;
     let stranger = bench.charge(2, 100);
     bench.leaves_all("USER_NOT_FOUND", &stranger).await;
     bench.leaves_all("USER_NOT_FOUND", &stranger.keyed("k", "mine")).await;
@@ -807,10 +819,10 @@ async fn balance_scripts_match_headers() {
     assert_eq!((entry.before, entry.amount, entry.after, entry.order_id), (50, 100, 150, None));
 
     let tail = bench.history_read(1, 10);
-    let reply = bench.leaves_all("TAIL", &tail).await;
+    let reply = bench.leaves_all("ENTRIES", &tail).await;
     assert_eq!((reply.len(), reply[1].as_str()), (4, "0"));
     assert!(reply[2].contains("events balance_charged") && reply[3].contains("kind users_created"), "{reply:?}");
-    let cut = bench.leaves_all("TAIL", &tail.with(1, 1)).await;
+    let cut = bench.leaves_all("ENTRIES", &tail.with(1, 1)).await;
     assert_eq!((cut.len(), cut[1].as_str()), (3, "1"));
     let stranger = bench.history_read(2, 10);
     bench.leaves_all("USER_NOT_FOUND", &stranger).await;
@@ -825,12 +837,12 @@ async fn coupon_issue_matches_header_in_one_partition() {
         bench.run(&raw).await;
     }
     let issue = bench.coupon_issue(1, 1);
-    bench.needs_open_books(&issue).await;
+    bench.needs_open_partition(&issue).await;
     bench.needs_its_own_key(&issue, true).await;
     bench.leaves_all("NOT_OPEN", &issue.with(1, START.0 - 1)).await;
     bench.leaves_all("NOT_OPEN", &issue.with(1, START.0 + HOUR_MS)).await;
     let unknown = bench.coupon_issue(2, 1);
-    bench.leaves_all("UNKNOWN_CAMPAIGN", &unknown).await;
+    bench.leaves_all("CAMPAIGN_NOT_FOUND", &unknown).await;
     let stranger = bench.coupon_issue(1, 9);
     bench.leaves_all("USER_NOT_FOUND", &stranger).await;
     let (reply, event) = bench.decides_once("ISSUED", &issue).await;
@@ -861,7 +873,7 @@ async fn coupon_scripts_match_headers_across_partitions() {
     assert!(matches!(event.body, Body::CouponIssued { at_home: false, issue_no: 1, .. }), "{event:?}");
     bench.leaves_all("ALREADY_HOLDS", &issue).await;
     let grant = bench.coupon_grant(2, 1, 1);
-    bench.needs_open_books(&grant).await;
+    bench.needs_open_partition(&grant).await;
     let (_, event) = bench.decides("GRANTED", &grant).await;
     let Body::CouponGranted { coupon, user, issue_no, issued_at } = &event.body else { panic!("{event:?}") };
     assert_eq!((coupon.get(), user.get(), *issue_no, *issued_at), (1, 2, 1, START));
@@ -887,7 +899,7 @@ async fn order_place_matches_header() {
         bench.run(&raw).await;
     }
     let place = bench.place(10, 1, &[(1, 2), (2, 1)], "");
-    bench.needs_open_books(&place).await;
+    bench.needs_open_partition(&place).await;
     bench.needs_its_own_key(&place, true).await;
     let stranger = bench.place(10, 9, &[(1, 2)], "");
     bench.leaves_all("USER_NOT_FOUND", &stranger).await;
@@ -950,7 +962,7 @@ async fn order_place_matches_header() {
 
     // The mark of an order whose far holds were given back keeps it from ever being placed with them.
     let verdict = bench.verdict(20);
-    assert_eq!(bench.run(&verdict).await, ["VERDICT", "ABANDONED", "", ""]);
+    assert_eq!(bench.run(&verdict).await, ["ORDER_STATUS", "ABANDONED", "", ""]);
     let late = bench.place(20, 1, &[(1, 1)], "6:1:10");
     bench.leaves_all("ABANDONED", &late).await;
     bench.covers(&[&script::ORDER_PLACE]);
@@ -968,7 +980,7 @@ async fn order_pay_matches_header() {
     let second = second.with(9, START.0 + 2 * HOUR_MS);
     bench.decides("PLACED", &second).await;
     let pay = bench.pay(10, 1, 4_000);
-    bench.needs_open_books(&pay).await;
+    bench.needs_open_partition(&pay).await;
     bench.needs_its_own_key(&pay, true).await;
     let (others, unknown) = (bench.pay(10, 2, 4_000), bench.pay(12, 1, 4_000));
     bench.leaves_all("ORDER_NOT_FOUND", &others).await;
@@ -1022,7 +1034,7 @@ async fn order_close_matches_header() {
         bench.decides("PLACED", &place).await;
     }
     let cancel = bench.close(10, 1, "CANCEL", "");
-    bench.needs_open_books(&cancel).await;
+    bench.needs_open_partition(&cancel).await;
     bench.needs_its_own_key(&cancel, true).await;
     let (others, unknown) = (bench.close(10, 2, "CANCEL", ""), bench.close(99, 1, "CANCEL", ""));
     bench.leaves_all("ORDER_NOT_FOUND", &others).await;
@@ -1083,7 +1095,7 @@ async fn payment_scripts_match_headers() {
         bench.decides("PLACED", &place).await;
     }
     let begin = bench.payment_begin(10, 1, 2_000);
-    bench.needs_open_books(&begin).await;
+    bench.needs_open_partition(&begin).await;
     bench.needs_its_own_key(&begin, true).await;
     let (others, unknown) = (bench.payment_begin(10, 2, 2_000), bench.payment_begin(99, 1, 2_000));
     bench.leaves_all("ORDER_NOT_FOUND", &others).await;
@@ -1103,7 +1115,7 @@ async fn payment_scripts_match_headers() {
     bench.leaves_all("NOT_DUE", &bench.close(10, 1, "EXPIRE", "").with(1, START.0 + HOUR_MS)).await;
     // The gateway's word is told apart by its receipt.
     let settle = bench.pay_by_gateway(10, 1, 2_000).keyed("payment", "mine");
-    bench.needs_open_books(&settle).await;
+    bench.needs_open_partition(&settle).await;
     bench.leaves_all("CLOSED", &settle.with(9, "receipt-of-another")).await;
     let (reply, event) = bench.decides("PAID", &settle).await;
     let Body::OrderPaid(paid) = &event.body else { panic!("{event:?}") };
@@ -1122,9 +1134,9 @@ async fn payment_scripts_match_headers() {
     assert_eq!((closed.by_gateway, closed.entry.is_none()), (true, true));
     bench.leaves_all("CLOSED", &settle).await;
     let end = bench.payment_finish(10, 1, "REFUNDED");
-    bench.needs_open_books(&end).await;
+    bench.needs_open_partition(&end).await;
     bench.leaves_all("NOT_OPEN", &end.with(5, "receipt-of-another")).await;
-    let (_, event) = bench.decides("ENDED", &end).await;
+    let (_, event) = bench.decides("FINISHED", &end).await;
     let Body::PaymentEnded { order, receipt, outcome, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((order.get(), receipt.as_str(), *outcome), (10, "receipt-10", PaymentOutcome::Refunded));
     bench.leaves_all("NOT_OPEN", &end).await;
@@ -1133,7 +1145,7 @@ async fn payment_scripts_match_headers() {
     let begin = bench.payment_begin(11, 1, 1_000).keyed("declined", "mine").with(12, "declined");
     bench.decides("STARTED", &begin).await;
     let decline = bench.decline(11, 1).keyed("declined", "mine");
-    bench.needs_open_books(&decline).await;
+    bench.needs_open_partition(&decline).await;
     let (reply, event) = bench.decides("DECLINED", &decline).await;
     let Body::OrderClosed(closed) = &event.body else { panic!("{event:?}") };
     assert_eq!((closed.status, closed.receipt.as_deref()), (OrderStatus::Failed, Some("receipt-11")));
@@ -1147,7 +1159,7 @@ async fn payment_scripts_match_headers() {
         bench.decides("STARTED", &bench.payment_begin(order, 1, 1_000)).await;
         bench.decides("DECLINED", &bench.decline(order, 1).with(11, 5_000)).await;
         bench.leaves_all("CLOSED", &bench.pay_by_gateway(order, 1, 1_000)).await;
-        bench.decides("ENDED", &bench.payment_finish(order, 1, outcome)).await;
+        bench.decides("FINISHED", &bench.payment_finish(order, 1, outcome)).await;
     }
     bench.decides("STARTED", &bench.payment_begin(14, 1, 1_000)).await;
     bench.covers(&[&script::PAYMENT_BEGIN, &script::PAYMENT_FINISH]);
@@ -1167,7 +1179,7 @@ async fn payment_postpone_and_resolve_match_headers() {
     let begin = bench.payment_begin(11, 1, 1_000).keyed("payment", "mine").with(12, "payment");
     bench.decides("STARTED", &begin).await;
 
-    bench.needs_open_books(&postpone).await;
+    bench.needs_open_partition(&postpone).await;
     bench.leaves_all("NOT_OPEN", &postpone.with(2, "receipt-of-another")).await;
     let here = bench.keys(10);
     for asks in 1..=2 {
@@ -1180,7 +1192,7 @@ async fn payment_postpone_and_resolve_match_headers() {
     let due = redis::cmd("ZSCORE").arg(here.gateway()).arg(10).query_async::<i64>(&mut bench.redis).await.unwrap();
     assert_eq!(due, START.0 + 4_000);
 
-    bench.needs_open_books(&approve).await;
+    bench.needs_open_partition(&approve).await;
     bench.needs_its_own_key(&approve, true).await;
     bench.leaves_all("STALE", &approve.with(6, "receipt-of-another")).await;
     bench.leaves_all("STALE", &approve.with(7, "key-of-another")).await;
@@ -1192,10 +1204,10 @@ async fn payment_postpone_and_resolve_match_headers() {
     for (raw, status, kind) in
         [(approve.keyed("act-10", "operator"), "PAID", "paid"), (decline_keyed, "FAILED", "closed")]
     {
-        let (length, seq) = bench.books(raw.partition()).await;
+        let (length, seq) = bench.position(raw.partition()).await;
         let reply = bench.run(&raw).await;
         assert_eq!(reply, ["RESOLVED", "1", &(seq + 2).to_string(), status, raw.now()]);
-        assert_eq!(bench.books(raw.partition()).await, (length + 2, seq + 2));
+        assert_eq!(bench.position(raw.partition()).await, (length + 2, seq + 2));
         let mut last = redis::cmd("XREVRANGE");
         last.arg(here.outbox()).arg("+").arg("-").arg("COUNT").arg(2);
         let last: Vec<(String, Vec<(String, String)>)> = last.query_async(&mut bench.redis).await.unwrap();
@@ -1225,10 +1237,10 @@ async fn payment_postpone_and_resolve_match_headers() {
     // What the gateway says afterwards ends an approved payment in its own way, and no other.
     bench.leaves_all("NOT_OPEN", &bench.payment_finish(10, 1, "REFUNDED")).await;
     bench.leaves_all("NOT_OPEN", &bench.payment_finish(11, 1, "SETTLED")).await;
-    let (_, event) = bench.decides("ENDED", &bench.payment_finish(10, 1, "SETTLED").with(7, "tx-10")).await;
+    let (_, event) = bench.decides("FINISHED", &bench.payment_finish(10, 1, "SETTLED").with(7, "tx-10")).await;
     let Body::PaymentEnded { outcome, transaction, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((*outcome, transaction.as_deref()), (PaymentOutcome::Settled, Some("tx-10")));
-    bench.decides("ENDED", &bench.payment_finish(11, 1, "DECLINED")).await;
+    bench.decides("FINISHED", &bench.payment_finish(11, 1, "DECLINED")).await;
     bench.leaves_all("NOT_OPEN", &postpone).await;
     bench.covers(&[&script::PAYMENT_POSTPONE, &script::PAYMENT_RESOLVE]);
     bench.finish().await;
@@ -1247,7 +1259,7 @@ async fn hold_scripts_match_headers() {
         bench.run(&raw).await;
     }
     let hold = bench.hold(10, 2, &[(1, 2), (5, 3)]);
-    bench.needs_open_books(&hold).await;
+    bench.needs_open_partition(&hold).await;
     for (lines, word, product) in [
         (&[(1, 1), (77, 1)][..], "PRODUCT_NOT_FOUND", "77"),
         (&[(1, 1), (3, 1)], "SOLD_OUT", "3"),
@@ -1259,20 +1271,20 @@ async fn hold_scripts_match_headers() {
     let (reply, event) = bench.decides("HELD", &hold).await;
     assert_eq!(reply[3], "1:2:1000,5:3:10");
     assert!(matches!(&event.body, Body::StockHeld { lines, .. } if lines.len() == 2), "{event:?}");
-    let again = bench.leaves_all("HELD_BEFORE", &hold).await;
+    let again = bench.leaves_all("ALREADY_HELD", &hold).await;
     assert_eq!(again[1], reply[3], "said twice, held once");
     let place = bench.place(10, 2, &[], "1:2:1000,5:3:10");
     let (placed, event) = bench.decides_once("PLACED", &place).await;
     assert_eq!(placed[4], "2030");
     assert!(matches!(&event.body, Body::OrderPlaced(placed) if placed.far.len() == 2), "{event:?}");
     let verdict = bench.verdict(10);
-    bench.needs_open_books(&verdict).await;
-    assert_eq!(bench.leaves_all("VERDICT", &verdict).await, ["VERDICT", "PENDING", "", ""]);
+    bench.needs_open_partition(&verdict).await;
+    assert_eq!(bench.leaves_all("ORDER_STATUS", &verdict).await, ["ORDER_STATUS", "PENDING", "", ""]);
 
     bench.decides("PAID", &bench.pay(10, 2, 2_030)).await;
-    assert_eq!(bench.leaves_all("VERDICT", &verdict).await, ["VERDICT", "PAID", "", DAY]);
+    assert_eq!(bench.leaves_all("ORDER_STATUS", &verdict).await, ["ORDER_STATUS", "PAID", "", DAY]);
     let settle = bench.settle(1, 10, 2, "SETTLED");
-    bench.needs_open_books(&settle).await;
+    bench.needs_open_partition(&settle).await;
     let (_, event) = bench.decides("MOVED", &settle).await;
     let Body::StockSettled { lines, from, to, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((lines.len(), *from, *to), (2, HoldState::Held, HoldState::Settled));
@@ -1281,7 +1293,7 @@ async fn hold_scripts_match_headers() {
     bench.leaves_all("RELEASED", &hold).await;
 
     bench.decides("CLOSED", &bench.close(10, 2, "CANCEL", DAY)).await;
-    assert_eq!(bench.leaves_all("VERDICT", &verdict).await, ["VERDICT", "CANCELLED", "REFUNDED", DAY]);
+    assert_eq!(bench.leaves_all("ORDER_STATUS", &verdict).await, ["ORDER_STATUS", "CANCELLED", "REFUNDED", DAY]);
     let refund = bench.settle(1, 10, 2, "REFUNDED");
     let (_, event) = bench.decides("MOVED", &refund).await;
     let Body::StockSettled { from, to, .. } = &event.body else { panic!("{event:?}") };
@@ -1293,7 +1305,7 @@ async fn hold_scripts_match_headers() {
     let stray = bench.hold(12, 2, &[(1, 5)]);
     bench.decides("HELD", &stray).await;
     assert_eq!(bench.run(&bench.verdict(12)).await[1], "ABANDONED");
-    bench.leaves_all("VERDICT", &bench.verdict(12)).await;
+    bench.leaves_all("ORDER_STATUS", &bench.verdict(12)).await;
     bench.decides("MOVED", &bench.settle(1, 12, 2, "RELEASED")).await;
     bench.leaves_all("UNCHANGED", &bench.settle(1, 12, 2, "RELEASED")).await;
     bench.leaves_all("RELEASED", &stray).await;
@@ -1304,7 +1316,7 @@ async fn hold_scripts_match_headers() {
     bench.decides("HELD", &undone).await;
     let (_, event) = bench.decides("MOVED", &bench.settle(1, 18, 2, "RELEASED").with(8, 0)).await;
     assert!(matches!(event.body, Body::StockSettled { forgotten: true, .. }), "{event:?}");
-    let (before, after) = (without_books(before), without_books(bench.world.snapshot().await));
+    let (before, after) = (without_positions(before), without_positions(bench.world.snapshot().await));
     assert!(before == after, "{before:?} {after:?}");
     bench.world.drain().await;
     let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM stock_holds WHERE order_id = 18")
@@ -1314,14 +1326,14 @@ async fn hold_scripts_match_headers() {
     assert_eq!(rows, 0);
 
     // The end comes first: a mark, which is no decision, and the beginning obeys it.
-    let books = bench.books(Partition(1)).await;
+    let decided = bench.position(Partition(1)).await;
     for end in ["SETTLED", "REFUNDED"] {
-        bench.leaves_all("GONE", &bench.settle(1, 14, 2, end)).await;
+        bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 14, 2, end)).await;
     }
     // Whoever found it held needs no mark.
-    bench.leaves_all("GONE", &bench.settle(1, 14, 2, "RELEASED").with(8, 0)).await;
-    assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await, ["MARKED"]);
-    assert_eq!(bench.books(Partition(1)).await, books);
+    bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 14, 2, "RELEASED").with(8, 0)).await;
+    assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await, ["TOMBSTONED"]);
+    assert_eq!(bench.position(Partition(1)).await, decided);
     bench.leaves_all("RELEASED", &bench.hold(14, 2, &[(1, 1)])).await;
 
     // A refund that overtook its settlement.
@@ -1369,7 +1381,7 @@ async fn order_evict_and_restore_match_headers() {
             let raw = bench.retire(&[(key(order), was)]);
             let before = bench.world.snapshot().await;
             let retired = usize::from(may.contains(&(order, was)));
-            assert_eq!(bench.run(&raw).await, ["RETIRED".to_owned(), retired.to_string()], "{status} as {was}");
+            assert_eq!(bench.run(&raw).await, ["EVICTED".to_owned(), retired.to_string()], "{status} as {was}");
             assert!(before == bench.world.snapshot().await);
             assert_eq!(bench.life(&key(order)).await > 0, retired == 1, "{status} as {was}");
             if retired == 1 {
@@ -1381,38 +1393,38 @@ async fn order_evict_and_restore_match_headers() {
     let all: Vec<(String, &str)> = (10..=17).zip(states).map(|(order, was)| (key(order), was)).collect();
     for _ in 0..2 {
         let raw = bench.retire(&all[1..]);
-        assert_eq!(bench.leaves_all("RETIRED", &raw).await[1], "3");
+        assert_eq!(bench.leaves_all("EVICTED", &raw).await[1], "3");
         assert_eq!(bench.life(&key(11)).await / 60_001, 0);
     }
-    assert_eq!(bench.run(&bench.retire(&[])).await, ["RETIRED", "0"]);
+    assert_eq!(bench.run(&bench.retire(&[])).await, ["EVICTED", "0"]);
 
     // A refund keeps the order: Postgres does not know of it yet.
     assert!(bench.life(&key(11)).await > 0);
     bench.decides("CLOSED", &bench.close(11, 1, "CANCEL", DAY)).await;
     assert_eq!(bench.life(&key(11)).await, -1);
-    assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key(11), "PAID")])).await[1], "0");
+    assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key(11), "PAID")])).await[1], "0");
     assert_eq!(bench.life(&key(11)).await, -1);
 
     // What has left comes back as it was, for a while; and only then.
     let whole: Vec<(String, String)> = redis::cmd("HGETALL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
     let whole: Vec<(&str, &str)> = whole.iter().map(|(field, value)| (field.as_str(), value.as_str())).collect();
     let restore = bench.restore(keys, &key(13), &whole);
-    bench.leaves_all("THERE", &restore).await;
+    bench.leaves_all("ALREADY_PRESENT", &restore).await;
     let before = bench.world.snapshot().await;
     let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
-    bench.needs_open_books(&restore).await;
+    bench.needs_open_partition(&restore).await;
     // The mark of an order that never was is wrong about it.
     for mark in [false, true] {
         if mark {
             let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
             assert_eq!(bench.run(&bench.verdict(13)).await[1], "ABANDONED");
         }
-        let books = bench.books(Partition(0)).await;
+        let decided = bench.position(Partition(0)).await;
         assert_eq!(bench.run(&restore).await, ["RESTORED"]);
-        assert_eq!(bench.books(Partition(0)).await, books, "that decided something");
+        assert_eq!(bench.position(Partition(0)).await, decided, "that decided something");
         assert!(before == bench.world.snapshot().await);
         assert!((1..=60_000).contains(&bench.life(&key(13)).await));
-        bench.leaves_all("THERE", &restore).await;
+        bench.leaves_all("ALREADY_PRESENT", &restore).await;
     }
     bench.covers(&[&script::ORDER_EVICT, &script::ORDER_RESTORE]);
     bench.finish().await;
@@ -1432,20 +1444,20 @@ async fn hold_evict_and_restore_match_headers() {
     }
     // HELD: whatever Postgres is said to have.
     for was in ["SETTLED", "REFUNDED", "RELEASED", "PAID", "CLOSED"] {
-        assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key.clone(), was)])).await[1], "0", "{was}");
+        assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), was)])).await[1], "0", "{was}");
     }
     bench.decides("MOVED", &bench.settle(1, 10, 2, "SETTLED")).await;
     assert_eq!(bench.life(&key).await, -1);
-    assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "1");
+    assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "1");
     let before = bench.world.snapshot().await;
     let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut bench.redis).await.unwrap();
     // Whatever is said of it again, there is nothing; and the refund finds out that there should be.
     for end in ["SETTLED", "REFUNDED"] {
-        bench.leaves_all("GONE", &bench.settle(1, 10, 2, end)).await;
+        bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 10, 2, end)).await;
     }
-    bench.leaves_all("GONE", &bench.settle(1, 10, 2, "RELEASED").with(8, 0)).await;
+    bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 10, 2, "RELEASED").with(8, 0)).await;
     let restore = bench.restore(keys, &key, &[("state", "SETTLED"), ("lines", far), ("user", "2")]);
-    bench.needs_open_books(&restore).await;
+    bench.needs_open_partition(&restore).await;
     assert_eq!(bench.run(&restore).await, ["RESTORED"]);
     assert!(before == bench.world.snapshot().await);
     assert!((1..=60_000).contains(&bench.life(&key).await));
@@ -1453,8 +1465,8 @@ async fn hold_evict_and_restore_match_headers() {
     // The refund keeps it: Postgres does not know of it yet.
     bench.decides("MOVED", &bench.settle(1, 10, 2, "REFUNDED")).await;
     assert_eq!(bench.life(&key).await, -1);
-    bench.leaves_all("THERE", &restore).await;
-    assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "0");
-    assert_eq!(bench.leaves_all("RETIRED", &bench.retire(&[(key.clone(), "REFUNDED")])).await[1], "1");
+    bench.leaves_all("ALREADY_PRESENT", &restore).await;
+    assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "0");
+    assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), "REFUNDED")])).await[1], "1");
     bench.finish().await;
 }
