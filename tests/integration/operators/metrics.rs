@@ -26,8 +26,8 @@ use crate::{
     },
 };
 
-const DASHBOARD: &str = include_str!("../../../ops/grafana-dashboard.json");
-const ALERTS: &str = include_str!("../../../ops/alerts.yml");
+const DASHBOARD: &str = include_str!("../../../deploy/grafana-dashboard.json");
+const ALERTS: &str = include_str!("../../../deploy/alerts.yml");
 const LIST: &str = include_str!("../../../docs/metrics.md");
 
 /// The books of the first partition.
@@ -399,7 +399,7 @@ fn queries(dashboard: &Value) -> Vec<(String, String)> {
     queries
 }
 
-/// The alerts, as `ops/alerts.yml` is written: each rule's fields, in blocks of `key: value` and `key: |`.
+/// The alerts, as `deploy/alerts.yml` is written: each rule's fields, in blocks of `key: value` and `key: |`.
 fn alerts() -> Vec<BTreeMap<String, String>> {
     let mut rules: Vec<BTreeMap<String, String>> = Vec::new();
     // The key whose block goes on, and its indentation.

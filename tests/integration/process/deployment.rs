@@ -12,8 +12,8 @@ const DOCKERFILE: &str = include_str!("../../../Dockerfile");
 const DOCKERIGNORE: &str = include_str!("../../../.dockerignore");
 const COMPOSE: &str = include_str!("../../../compose.yaml");
 const SCALED: &str = include_str!("../../../compose.scaled.yaml");
-const KUBERNETES: &str = include_str!("../../../ops/kubernetes.yaml");
-const HAPROXY: &str = include_str!("../../../ops/haproxy.cfg");
+const KUBERNETES: &str = include_str!("../../../deploy/kubernetes.yaml");
+const HAPROXY: &str = include_str!("../../../deploy/haproxy.cfg");
 /// Grace beyond DRAIN_SECONDS.
 const SPARE_SECONDS: u64 = 5;
 
@@ -175,7 +175,7 @@ fn compose_files_match_program() {
     assert_eq!(role, "health");
     help(&role);
     // The start of the balancer's own file.
-    assert!(SCALED.contains("./ops/haproxy.cfg:") && HAPROXY.contains("uri /readyz "));
+    assert!(SCALED.contains("./deploy/haproxy.cfg:") && HAPROXY.contains("uri /readyz "));
 }
 
 #[test]
