@@ -1,11 +1,11 @@
-// A campaign opens, and many more users than coupons tap, at a rate that does not wait for answers: exactly as many coupons as
-// there are go out, each number once, and everyone else is told so at once.
+// A campaign opens. Many more users than coupons ask for one, in an open model: arrivals do not wait for answers. The service
+// issues exactly as many coupons as the campaign has, each number once, and refuses every other user at once.
 
 import exec from 'k6/execution';
 import { Counter } from 'k6/metrics';
 import { readAll } from './lib/api.js';
-import { settle } from './lib/books.js';
-import { knob, share } from './lib/knobs.js';
+import { reconcile } from './lib/reconcile.js';
+import { option, share } from './lib/options.js';
 import * as prepare from './lib/prepare.js';
 import * as rules from './lib/rules.js';
 import { chance, takeCoupon, takeCouponTwice } from './lib/shop.js';
@@ -14,14 +14,14 @@ import { watcher } from './lib/watch.js';
 
 export { watch } from './lib/watch.js';
 
-const COUPONS = knob('COUPONS', 1000, { least: 1 });
-const USERS = knob('USERS', 10000, { least: COUPONS + 1 });
-const RATE = knob('RATE', 500, { least: 1 });
+const COUPONS = option('COUPONS', 1000, { min: 1 });
+const USERS = option('USERS', 10000, { min: COUPONS + 1 });
+const RATE = option('RATE', 500, { min: 1 });
 const DOUBLE_TAP = share('DOUBLE_TAP', 0.1);
 const TAP_AGAIN = share('TAP_AGAIN', 0.2);
-const MAX_VUS = knob('MAX_VUS', 600, { least: 1 });
-// Afterwards every user's own list is read; beyond so many users that takes too long.
-const VERIFY_USERS = knob('VERIFY_USERS', 100000);
+const MAX_VUS = option('MAX_VUS', 600, { min: 1 });
+// The teardown reads every user's own list of coupons, up to so many users: for more it takes too long.
+const VERIFY_USERS = option('VERIFY_USERS', 100000);
 const SECONDS = Math.ceil(USERS / RATE);
 
 const won = new Counter('coupons_won');
@@ -31,17 +31,17 @@ const unfair = new Counter('unfair_answers');
 const turnedAway = new Counter('customers_turned_away');
 const unanswered = new Counter('customers_unanswered');
 
-const laws = [
-    rules.rule('correctness', 'coupons_won', `count==${COUPONS}`, 'every coupon was given out, and not one more'),
-    rules.rule('correctness', 'issue_numbers_sum', `count==${(COUPONS * (COUPONS + 1)) / 2}`, 'the numbers given out are 1 to the last'),
+const RULES = [
+    rules.rule('correctness', 'coupons_won', `count==${COUPONS}`, 'every coupon was issued, and not one more'),
+    rules.rule('correctness', 'issue_numbers_sum', `count==${(COUPONS * (COUPONS + 1)) / 2}`, 'the issued numbers are 1 to the last'),
     rules.none('issue_numbers_wrong', "each number is in exactly one user's list afterwards"),
-    rules.none('unfair_answers', 'two taps: a winner is told INVALID_COUPON, everyone else COUPON_OUT_OF_STOCK'),
-    rules.none('customers_unanswered', 'everyone who came was either given a coupon or told that there are none'),
+    rules.none('unfair_answers', 'two taps: a winner gets INVALID_COUPON, every other user COUPON_OUT_OF_STOCK'),
+    rules.none('customers_unanswered', 'every arrival got a coupon or COUPON_OUT_OF_STOCK'),
     ...rules.coupons,
     ...rules.common(USERS),
 ];
 
-export const options = rules.options(laws, {
+export const options = rules.options(RULES, {
     rush: {
         executor: 'constant-arrival-rate',
         exec: 'customer',
@@ -82,11 +82,11 @@ export function customer({ firstUser, campaigns: [{ id }] }) {
 }
 
 export function teardown(data) {
-    settle(data);
+    reconcile(data);
     if (USERS <= VERIFY_USERS) verify(data);
 }
 
-/** What the users themselves see. */
+/** Counts each issue number that is not in exactly one user's own list of coupons. */
 function verify({ firstUser, campaigns: [{ id }] }) {
     const holders = new Array(COUPONS + 1).fill(0);
     const paths = Array.from({ length: USERS }, (_, at) => `/api/v1/coupons/${firstUser + at}`);
@@ -102,8 +102,8 @@ function verify({ firstUser, campaigns: [{ id }] }) {
 export const handleSummary = summarize({
     name: 'coupon-rush',
     title: 'Coupon rush',
-    proves: 'Far more people than coupons, all at once: every coupon goes to exactly one of them, and everyone else is told so cleanly.',
-    rules: laws,
+    proves: 'Far more users than coupons, all at once: every coupon goes to exactly one user, and every other user gets a clean refusal.',
+    rules: RULES,
     headline: (read) => [
         plural(COUPONS, 'coupon'),
         { ...plural(read('coupons_won'), 'winner'), ok: read('coupons_won') === COUPONS },

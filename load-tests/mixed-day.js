@@ -1,17 +1,17 @@
-// A day in fast motion: looking, charging, collecting coupons, buying, cancelling, returning, reading one's history, at a rate that
-// follows the hours. Writes are repeated under their idempotency keys, and everyone sees their own last write.
+// A day in fast motion: customers browse, charge, collect coupons, buy, cancel, return and read their history, at a rate that follows
+// the hours. A share of the writes is repeated under its idempotency key. Every customer sees their own last write.
 
-import { settle } from './lib/books.js';
+import { reconcile } from './lib/reconcile.js';
 import { MAX_VUS, prepareDay, visit } from './lib/day.js';
-import { knob, seconds } from './lib/knobs.js';
+import { duration, option } from './lib/options.js';
 import * as rules from './lib/rules.js';
 import { plural, summarize } from './lib/summary.js';
 import { watcher } from './lib/watch.js';
 
 export { watch } from './lib/watch.js';
 
-const PEAK = knob('PEAK', 60, { least: 1 });
-const DURATION = seconds('DURATION', 60);
+const PEAK = option('PEAK', 60, { min: 1 });
+const DURATION = duration('DURATION', 60);
 
 // Shares of the peak: night, morning, lunch, afternoon, evening, night.
 const NIGHT = 0.1;
@@ -20,16 +20,16 @@ const HOUR = Math.max(1, Math.round(DURATION / HOURS.length));
 const stages = HOURS.map((share) => ({ target: Math.max(1, Math.round(PEAK * share)), duration: `${HOUR}s` }));
 const arrivals = HOURS.reduce((sum, share, at) => sum + (PEAK * HOUR * (share + (HOURS[at - 1] || NIGHT))) / 2, 0);
 
-const laws = [
+const RULES = [
     ...rules.orders,
     ...rules.coupons,
-    rules.none('replay_differs', 'a repeated write is answered with the same bytes, and marked'),
+    rules.none('replay_differs', 'the reply to a repeated write has the same bytes, and Idempotent-Replayed'),
     rules.rule('correctness', 'replays', 'count>0', 'writes were repeated under their idempotency keys'),
-    rules.none('stale_reads', 'everyone saw their own last write'),
+    rules.none('stale_reads', 'every customer saw their own last write'),
     ...rules.common(arrivals),
 ];
 
-export const options = rules.options(laws, {
+export const options = rules.options(RULES, {
     day: {
         executor: 'ramping-arrival-rate',
         exec: 'customer',
@@ -44,14 +44,14 @@ export const options = rules.options(laws, {
 export const setup = prepareDay;
 export const customer = visit;
 export function teardown(data) {
-    settle(data);
+    reconcile(data);
 }
 
 export const handleSummary = summarize({
     name: 'mixed-day',
     title: 'A mixed day',
-    proves: 'Everything that customers do, at once: nothing lost, nothing done twice, everyone sees their own last write.',
-    rules: laws,
+    proves: 'Everything that customers do, at once: nothing is lost, nothing is done twice, every customer sees their own last write.',
+    rules: RULES,
     headline: (read) => [
         plural(read('iterations'), 'visit'),
         plural(read('api_latency'), 'answer'),

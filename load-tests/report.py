@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The report of a load test: what k6 measured as a timeline, then one JSON file and one page to look at.
+"""The report of a load test: the samples of k6 as a timeline, then one JSON file and one HTML page.
 
-    report.py collect SAMPLES TIMELINE      reads k6's `--out json` from a pipe until it ends, and keeps counts per moment
+    report.py collect SAMPLES TIMELINE      reads k6's `--out json` from a pipe until its end; keeps counts per moment
     report.py write --summary SUMMARY --timeline TIMELINE [...] OUT      OUT.json and OUT.html
-    report.py render RESULT.json            the page of an earlier result, on standard output
-    report.py check                         whether the page is what it should be
+    report.py render RESULT.json            the page of an earlier result, to standard output
+    report.py check                         checks the page with a result of hostile texts
 
-Only the standard library. scripts/load-test runs it; the page itself is report.html, filled with the JSON.
+Uses the standard library only. scripts/load-test runs it. The page is report.html with the JSON inserted.
 """
 
 import argparse
@@ -26,15 +26,15 @@ HERE = Path(__file__).resolve().parent
 
 # --- collecting --------------------------------------------------------------------------------
 
-FINEST = 0.25  # seconds: moments at first
-MOST_MOMENTS = 2000  # then pairs of them are merged: memory has a bound however long the run
-GROWTH = 1.02  # of the classes of a latency: percentiles are right within 1 %
+MIN_WIDTH = 0.25  # seconds: the first width of a moment
+MAX_MOMENTS = 2000  # beyond it pairs of moments merge, so that memory is bounded for a run of any length
+GROWTH = 1.02  # between neighbouring latency classes: percentiles are right within 1 %
 WANTED = ("api_latency", "outbox_lag_events", "outbox_lag_seconds", "remaining", "audit_check", "account", "vus",
           "dropped_iterations")
 
 
 def class_of(milliseconds):
-    """The class of a latency: its middle is within 1 % of it; the fastest are 10 microseconds."""
+    """The class of a latency: its middle is within 1 % of the latency. The first class is 10 microseconds."""
     return max(0, round(math.log(max(milliseconds, 0.01) / 0.01, GROWTH)))
 
 
@@ -43,7 +43,7 @@ def middle(latency_class):
 
 
 def percentile(classes, share):
-    """The latency under which `share` of those counted in `classes` are."""
+    """The latency below which a `share` of the counts in `classes` lies."""
     left = share * sum(classes.values())
     for latency_class in sorted(classes):
         left -= classes[latency_class]
@@ -58,10 +58,10 @@ class Counts(defaultdict):
 
 
 class Timeline:
-    """Counts per moment and in all."""
+    """Counts per moment and in total."""
 
     def __init__(self):
-        self.width = FINEST
+        self.width = MIN_WIDTH
         self.origin = None
         self.outcomes = defaultdict(Counts)  # moment -> outcome -> answers
         self.latencies = defaultdict(Counts)  # moment -> class -> answers
@@ -125,11 +125,11 @@ class Timeline:
         if phase:
             first, last = self.phases.get(phase, (at, at))
             self.phases[phase] = (min(first, at), max(last, at))
-        if len(self.outcomes) > MOST_MOMENTS:
+        if len(self.outcomes) > MAX_MOMENTS:
             self.widen()
 
     def widen(self):
-        """Moments twice as long."""
+        """Doubles the width of a moment."""
         self.width *= 2
         for name in ("outcomes", "latencies"):
             merged = defaultdict(Counts)
@@ -143,7 +143,7 @@ class Timeline:
         self.dropped = merged
 
     def json(self):
-        """What the page draws: from the first answer to the last."""
+        """The data of the page, from the first answer to the last."""
         moments = [moment for moment in self.outcomes]
         first, last = (min(moments), max(moments)) if moments else (0, 0)
         while last - first + 1 > 150:
@@ -198,12 +198,12 @@ def rounded(value):
     return None if value is None else float(f"{value:.3g}")
 
 
-def thinned(points, most=600):
-    """At most so many of them, the first and the last among them."""
-    if len(points) <= most:
+def thinned(points, limit=600):
+    """At most `limit` of the points, with the first and the last."""
+    if len(points) <= limit:
         return points
-    step = (len(points) - 1) / (most - 1)
-    return [points[round(index * step)] for index in range(most)]
+    step = (len(points) - 1) / (limit - 1)
+    return [points[round(index * step)] for index in range(limit)]
 
 
 def histogram(classes, bars=36):
@@ -229,7 +229,7 @@ def collect(samples, out):
             try:
                 timeline.add(line)
             except (ValueError, KeyError) as error:
-                print(f"report: a sample is not understood ({error}): {line[:200]!r}", file=sys.stderr)
+                print(f"report: cannot parse a sample ({error}): {line[:200]!r}", file=sys.stderr)
     Path(out).write_text(json.dumps(timeline.json()), encoding="utf-8")
 
 
@@ -244,7 +244,7 @@ def first_line(*command):
 
 
 def machine(service, k6, target):
-    """What the numbers were measured on, as far as it is ours to know."""
+    """The machine that the numbers were measured on."""
 
     def grep(path, pattern):
         try:
@@ -273,7 +273,7 @@ def machine(service, k6, target):
 
 
 def page(result):
-    """report.html, filled. No text of the result can end the element that it is in, or begin another."""
+    """report.html with the result inserted. No text of the result can close its element or open another."""
     data = json.dumps(result, ensure_ascii=True)
     for char in "<>&":
         data = data.replace(char, f"\\u{ord(char):04x}")
@@ -291,12 +291,12 @@ def write(options):
     out = Path(options.out)
     out.with_name(out.name + ".json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     out.with_name(out.name + ".html").write_text(page(result), encoding="utf-8")
-    # What k6's own thresholds can't say is in `passed`, too.
+    # `passed` includes the comparisons, which k6's own thresholds lack.
     return 0 if result["passed"] else 1
 
 
 class Outline(html.parser.HTMLParser):
-    """What a page loads, and whether its elements are closed."""
+    """Finds external references and unclosed elements of a page."""
 
     EMPTY = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -307,7 +307,7 @@ class Outline(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
             if name in ("src", "href", "srcset", "data", "action") and not (value or "").startswith(("#", "data:")):
-                self.problems.append(f"<{tag} {name}={value}> leads out of the page")
+                self.problems.append(f"<{tag} {name}={value}> refers outside the page")
         if tag not in self.EMPTY:
             self.open.append(tag)
 
@@ -317,7 +317,7 @@ class Outline(html.parser.HTMLParser):
 
 
 def check():
-    """A result of hostile texts, through the whole of it."""
+    """Runs a result of hostile texts through the timeline and the page."""
     hostile = "</script><script>alert(1)</script>&<!-- \u2028 \"'"
     timeline = Timeline()
     for at in range(4000):
@@ -329,10 +329,10 @@ def check():
     counted = sum(sum(values) for values in found["outcomes"].values())
     assert counted == 4000 == sum(bar["count"] for bar in found["histogram"]), counted
     assert found["moments"] <= 150 and abs(percentile(timeline.all, 0.5) - 50) < 1.5, found["width"]
-    law = {"kind": "correctness", "metric": hostile, "condition": hostile, "words": hostile, "actual": 0, "ok": False}
+    rule = {"kind": "correctness", "metric": hostile, "condition": hostile, "description": hostile, "actual": 0, "ok": False}
     filled = page({
         "scenario": hostile, "title": hostile, "proves": hostile, "passed": False, "seconds": 1.0, "metrics": {},
-        "headline": [{"value": hostile, "words": hostile, "ok": False}], "laws": [law], "knobs": {hostile: hostile},
+        "headline": [{"value": hostile, "label": hostile, "ok": False}], "rules": [rule], "options": {hostile: hostile},
         "timeline": found, "machine": {hostile: hostile},
     })
     outline = Outline()

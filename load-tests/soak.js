@@ -1,31 +1,31 @@
-// An ordinary day's customers at a constant rate for as long as you like: what grows with time (latency, the outbox) shows.
+// The customers of mixed-day at a constant rate for DURATION: shows whether the latency or the outbox grows with time.
 
 import exec from 'k6/execution';
-import { settle } from './lib/books.js';
+import { reconcile } from './lib/reconcile.js';
 import { MAX_VUS, prepareDay, visit } from './lib/day.js';
-import { knob, seconds } from './lib/knobs.js';
+import { duration, option } from './lib/options.js';
 import * as rules from './lib/rules.js';
 import { plural, summarize } from './lib/summary.js';
-import { watch as look, watcher } from './lib/watch.js';
+import { watch as sample, watcher } from './lib/watch.js';
 
-const RATE = knob('RATE', 25, { least: 1 });
-const DURATION = seconds('DURATION', 180);
-const GROWTH_FACTOR = knob('GROWTH_FACTOR', 2, { least: 1, whole: false });
-const GROWTH_SLACK = knob('GROWTH_SLACK_MS', 250);
-const LAG_SLACK = knob('LAG_SLACK', 500);
+const RATE = option('RATE', 25, { min: 1 });
+const DURATION = duration('DURATION', 180);
+const GROWTH_FACTOR = option('GROWTH_FACTOR', 2, { min: 1, integer: false });
+const GROWTH_SLACK = option('GROWTH_SLACK_MS', 250);
+const LAG_SLACK = option('LAG_SLACK', 500);
 const LAST = 'phase:quarter 4';
 const FIRST = 'phase:quarter 1';
 
-const laws = [
+const RULES = [
     ...rules.orders,
     ...rules.coupons,
-    rules.none('replay_differs', 'a repeated write is answered with the same bytes, and marked'),
-    rules.none('stale_reads', 'everyone saw their own last write'),
+    rules.none('replay_differs', 'the reply to a repeated write has the same bytes, and Idempotent-Replayed'),
+    rules.none('stale_reads', 'every customer saw their own last write'),
     ...rules.common(RATE * DURATION),
-    ...[FIRST, LAST].flatMap((part) => [rules.kept(`api_latency{${part}}`), rules.kept(`outbox_lag_events{${part}}`)]),
+    ...[FIRST, LAST].flatMap((part) => [rules.tracked(`api_latency{${part}}`), rules.tracked(`outbox_lag_events{${part}}`)]),
 ];
 
-export const options = rules.options(laws, {
+export const options = rules.options(RULES, {
     soak: {
         executor: 'constant-arrival-rate',
         exec: 'customer',
@@ -37,37 +37,37 @@ export const options = rules.options(laws, {
     watch: watcher(DURATION),
 });
 
-const nameTheQuarter = () => {
+const tagQuarter = () => {
     exec.vu.metrics.tags.phase = `quarter ${Math.min(4, 1 + Math.floor(exec.scenario.progress * 4))}`;
 };
 
 export const setup = prepareDay;
 export function customer(data) {
-    nameTheQuarter();
+    tagQuarter();
     visit(data);
 }
 export function watch(data) {
-    nameTheQuarter();
-    look(data);
+    tagQuarter();
+    sample(data);
 }
 export function teardown(data) {
-    settle(data);
+    reconcile(data);
 }
 
-const grows = (words, metric, stat, slack) => ({ words, metric, stat, of: LAST, to: FIRST, factor: GROWTH_FACTOR, slack });
+const growth = (description, metric, stat, slack) => ({ description, metric, stat, of: LAST, to: FIRST, factor: GROWTH_FACTOR, slack });
 
 export const handleSummary = summarize({
     name: 'soak',
     title: 'Soak',
-    proves: 'The same load for long: neither the answers nor the way to PostgreSQL get slower, and at the end the books balance.',
-    rules: laws,
+    proves: 'The same load for a long time: neither the answers nor the projection to PostgreSQL get slower, and at the end the books balance.',
+    rules: RULES,
     comparisons: [
-        grows('the last quarter is as fast as the first: the median', 'api_latency', 'med', GROWTH_SLACK),
-        grows('the last quarter is as fast as the first: 95 of 100 answers', 'api_latency', 'p(95)', GROWTH_SLACK),
-        grows('the outbox does not fill: waiting decisions', 'outbox_lag_events', 'p(95)', LAG_SLACK),
+        growth('the last quarter is as fast as the first: the median', 'api_latency', 'med', GROWTH_SLACK),
+        growth('the last quarter is as fast as the first: 95 of 100 answers', 'api_latency', 'p(95)', GROWTH_SLACK),
+        growth('the outbox does not grow: decisions not yet in PostgreSQL', 'outbox_lag_events', 'p(95)', LAG_SLACK),
     ],
     headline: (read) => [
-        { value: `${Math.round(DURATION / 6) / 10} min`, words: `at ${RATE} visits a second` },
+        { value: `${Math.round(DURATION / 6) / 10} min`, label: `at ${RATE} visits a second` },
         plural(read('api_latency'), 'answer'),
         { ...plural(read('server_errors'), 'server error'), ok: read('server_errors') === 0 },
         { ...plural(read('stale_reads'), 'stale read'), ok: read('stale_reads') === 0 },

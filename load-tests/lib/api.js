@@ -1,8 +1,6 @@
-// HTTP to the service: every call measured, and its answer judged.
-//
-// An answer is named by its *outcome*: OK, REPLAYED (an idempotent repeat), the `errorCode` of a refusal, HTTP_<status> where
-// there is none, NO_ANSWER where nothing came back. A call says which refusals it may get; any other answer is counted in
-// `unexpected_answers`, and each 5xx and 429 also in `server_errors`.
+// HTTP to the service. Measures every call and classifies its answer by *outcome*: OK; REPLAYED (an idempotent repeat); the
+// `errorCode` of a refusal; HTTP_<status> without an `errorCode`; NO_ANSWER without a response. A call lists the refusals that it
+// allows. Any other answer counts in `unexpected_answers`; a 5xx or 429 counts in `server_errors` as well.
 
 import http from 'k6/http';
 import { Counter, Trend } from 'k6/metrics';
@@ -11,14 +9,14 @@ const BASE_URL = (__ENV.BASE_URL || 'http://127.0.0.1:8080').replace(/\/+$/, '')
 const JSON_TYPE = { 'Content-Type': 'application/json' };
 
 /**
- * Milliseconds from wanting to send a request to the end of its answer, by `op`, `outcome` and `phase`: what k6 calls `blocked`
- * (waiting for a connection, and making one) and its `duration`, which leaves both out.
+ * Milliseconds from the moment that a request could be sent to the end of its answer, by `op`, `outcome` and `phase`: k6's `blocked`
+ * (waiting for a connection and opening it) plus its `duration`, which excludes both.
  */
 const latency = new Trend('api_latency', true);
 const unexpected = new Counter('unexpected_answers');
 const serverErrors = new Counter('server_errors');
 
-// What the service refuses in order is not a failed request.
+// A refusal is not a failed request; no answer, 429 and 5xx are.
 http.setResponseCallback(http.expectedStatuses({ min: 200, max: 428 }, { min: 430, max: 499 }));
 
 const json = (response) => {
@@ -35,22 +33,22 @@ function outcomeOf(response, body) {
     return (body && body.errorCode) || `HTTP_${response.status}`;
 }
 
-let complaints = 0;
-function complain(op, outcome, response) {
+let reported = 0;
+function reportUnexpected(op, outcome, response) {
     unexpected.add(1, { op, outcome });
-    if (++complaints <= 3) {
+    if (++reported <= 3) {
         const id = response.headers['X-Request-Id'] || '-';
         console.error(`${op}: ${outcome} was not expected (status ${response.status}, x-request-id ${id}) ${response.error}`);
     }
 }
 
-function judge(op, response, allow, measured) {
+function classify(op, response, allow, measured) {
     const body = json(response);
     const outcome = outcomeOf(response, body);
     if (measured) latency.add(response.timings.blocked + response.timings.duration, { op, outcome });
     if (response.status >= 500 || response.status === 429) serverErrors.add(1, { op, outcome });
     const ok = outcome === 'OK' || outcome === 'REPLAYED';
-    if (!ok && !allow.includes(outcome)) complain(op, outcome, response);
+    if (!ok && !allow.includes(outcome)) reportUnexpected(op, outcome, response);
     return { ok, outcome, status: response.status, body, text: response.body, replayed: outcome === 'REPLAYED' };
 }
 
@@ -60,36 +58,36 @@ function request(op, method, path, body, { key, headers = {}, timeout = '60s' } 
     return { method, url: BASE_URL + path, body: body === undefined ? null : JSON.stringify(body), params };
 }
 
-/** One measured call. `allow`: the outcomes other than OK and REPLAYED that it may have. */
+/** One measured call. `allow`: the outcomes other than OK and REPLAYED that it expects. */
 export function call(op, method, path, body, { allow = [], ...options } = {}) {
     const { url, body: text, params } = request(op, method, path, body, options);
-    return judge(op, http.request(method, url, text, params), allow, true);
+    return classify(op, http.request(method, url, text, params), allow, true);
 }
 
-/** The same call `times` times at the same moment. */
+/** The same call `times` times, in parallel. */
 export function atOnce(times, op, method, path, body, { allow = [] } = {}) {
     const responses = http.batch(Array.from({ length: times }, () => request(op, method, path, body)));
-    return responses.map((response) => judge(op, response, allow, true));
+    return responses.map((response) => classify(op, response, allow, true));
 }
 
-/** Unmeasured GETs of many paths, some at a time; the bodies in the order of `paths`. */
+/** Unmeasured GETs of `paths`, 50 in parallel. Returns the bodies in the order of `paths`. */
 export function readAll(op, paths) {
     const bodies = [];
     for (let at = 0; at < paths.length; at += 50) {
         const some = paths.slice(at, at + 50).map((path) => request(op, 'GET', path));
-        for (const response of http.batch(some)) bodies.push(judge(op, response, [], false).body);
+        for (const response of http.batch(some)) bodies.push(classify(op, response, [], false).body);
     }
     return bodies;
 }
 
-/** An unmeasured call that is not part of the load. */
-export function quietly(op, method, path, body, { allow = [], ...options } = {}) {
+/** A call that is not part of the load: not in `api_latency`. */
+export function unmeasured(op, method, path, body, { allow = [], ...options } = {}) {
     const { url, body: text, params } = request(op, method, path, body, options);
-    return judge(op, http.request(method, url, text, params), allow, false);
+    return classify(op, http.request(method, url, text, params), allow, false);
 }
 
-/** The same, by an operator. */
+/** An unmeasured call to the operators' API. */
 export function operator(op, method, path, body, options = {}) {
     if (!__ENV.ADMIN_TOKEN) throw new Error('ADMIN_TOKEN, the token of the operators\' API, is not set');
-    return quietly(op, method, path, body, { ...options, headers: { Authorization: `Bearer ${__ENV.ADMIN_TOKEN}` } });
+    return unmeasured(op, method, path, body, { ...options, headers: { Authorization: `Bearer ${__ENV.ADMIN_TOKEN}` } });
 }

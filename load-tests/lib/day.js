@@ -1,22 +1,22 @@
-// An ordinary day's customers: what they do, in which proportion. Each VU has users of its own, so that what a user sees can be
-// held against what this very user was told last.
+// The customers of an ordinary day: their actions and their proportions. Each VU has its own users, so that a read can be compared
+// with the last acknowledged write of the same user.
 
 import { sleep } from 'k6';
 import exec from 'k6/execution';
 import { Counter } from 'k6/metrics';
-import { knob, share } from './knobs.js';
+import { option, share } from './options.js';
 import * as prepare from './prepare.js';
-import { catalogue, campaigns, cancel, chance, charge, coupons, history, order, pay, pick, place, popular, product } from './shop.js';
+import { catalog, campaigns, cancel, chance, charge, coupons, history, order, pay, pick, place, popular, product } from './shop.js';
 import { balance, takeCoupon } from './shop.js';
 
-const PRODUCTS = knob('PRODUCTS', 40, { least: 5, most: 500 });
-const STOCK = knob('STOCK', 500, { least: 1 });
-const COUPONS = knob('COUPONS', 300, { least: 1 });
-const USERS = knob('USERS', 4000, { least: 1 });
-const THINK = knob('THINK_MS', 400) / 1000;
+const PRODUCTS = option('PRODUCTS', 40, { min: 5, max: 500 });
+const STOCK = option('STOCK', 500, { min: 1 });
+const COUPONS = option('COUPONS', 300, { min: 1 });
+const USERS = option('USERS', 4000, { min: 1 });
+const THINK = option('THINK_MS', 400) / 1000;
 const AGAIN = share('REPEAT', 0.1);
-export const MAX_VUS = knob('MAX_VUS', 400, { least: 1 });
-// The watcher's VUs are numbered with the others.
+export const MAX_VUS = option('MAX_VUS', 400, { min: 1 });
+// The VUs of the watcher share the numbering.
 const USERS_PER_VU = Math.max(1, Math.floor(USERS / (MAX_VUS + 10)));
 
 const stale = new Counter('stale_reads');
@@ -27,7 +27,7 @@ export function prepareDay() {
     const run = prepare.newRun();
     const firstUser = prepare.users(run, USERS_PER_VU * (MAX_VUS + 10), 1000000);
     const products = Array.from({ length: PRODUCTS }, (_, at) => {
-        // Every tenth is nearly gone.
+        // Every tenth product is scarce.
         const stock = at % 10 === 0 ? SCARCE : STOCK;
         return prepare.product(run, `item ${at + 1}`, 3000 + 1700 * at, stock);
     });
@@ -41,15 +41,15 @@ export function prepareDay() {
 
 const think = () => sleep(THINK * (0.5 + Math.random()));
 
-/** The popular ones are bought most. */
+/** A product; the first are the most likely. */
 const anyProduct = ({ products }) => products[Math.floor(products.length * Math.random() ** 2)];
 
-/** What this VU's users hold and have not used, by user. */
+/** The unused coupons of this VU's users, by user. */
 const unused = new Map();
 
 function lookAround({ products, run }) {
     popular();
-    catalogue(run);
+    catalog(run);
     think();
     for (let looked = 0; looked < 2; looked++) {
         product(anyProduct({ products }).id);
@@ -104,10 +104,10 @@ function buy(data, user, after) {
 const buyAndPay = (data, user) =>
     buy(data, user, (order) => pay(order, data.hold, { again: AGAIN }).ok && 'PAID');
 
-const buyAndRepent = (data, user) =>
+const buyAndCancel = (data, user) =>
     buy(data, user, (order) => cancel(order, data.hold, { again: AGAIN }).ok && 'CANCELLED');
 
-const buyAndForget = (data, user) => buy(data, user, () => null);
+const buyAndAbandon = (data, user) => buy(data, user, () => null);
 
 const buyAndReturn = (data, user) =>
     buy(data, user, (order) => {
@@ -134,8 +134,8 @@ const HABITS = [
     [0.12, chargeUp],
     [0.12, collect],
     [0.2, buyAndPay],
-    [0.03, buyAndRepent],
-    [0.03, buyAndForget],
+    [0.03, buyAndCancel],
+    [0.03, buyAndAbandon],
     [0.03, buyAndReturn],
     [0.07, lookBack],
 ];
@@ -144,10 +144,10 @@ const HABITS = [
 export function visit(data) {
     const own = (exec.vu.idInTest - 1) * USERS_PER_VU;
     const user = data.firstUser + own + Math.floor(Math.random() * USERS_PER_VU);
-    let dice = Math.random();
+    let choice = Math.random();
     for (const [share, habit] of HABITS) {
-        dice -= share;
-        if (dice < 0) return habit(data, user);
+        choice -= share;
+        if (choice < 0) return habit(data, user);
     }
     return lookAround(data);
 }

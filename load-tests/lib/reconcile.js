@@ -1,52 +1,52 @@
-// The end of every run: holds end, the outbox empties, what customers were told is compared with what the books have, and
-// the service's own audit recomputes every law.
+// The end of every run: waits for holds to end and the outbox to drain, compares the acknowledged writes with the recorded state,
+// and has the service's own audit recompute every invariant.
 
 import { sleep } from 'k6';
 import { Counter, Gauge } from 'k6/metrics';
-import { operator, quietly, readAll } from './api.js';
-import { knob } from './knobs.js';
-import { told } from './shop.js';
-import { seeLag, seeRemaining, watching } from './watch.js';
+import { operator, unmeasured, readAll } from './api.js';
+import { option } from './options.js';
+import { acknowledged } from './shop.js';
+import { recordLag, recordRemaining, setWatched } from './watch.js';
 
 const audits = new Counter('audits');
-const balanced = new Counter('books_balanced');
+const balanced = new Counter('audit_balanced');
 const stuck = new Counter('outbox_stuck');
 const missing = new Counter('units_missing');
 const oversold = new Counter('units_oversold');
 const holdsLeft = new Counter('holds_left');
-// For the report: one sample each.
+// For the report: one sample per check and per entry of an account.
 const auditCheck = new Gauge('audit_check');
 const account = new Gauge('account');
 
-// Longer holds than this are not waited for but cancelled.
-const EXPIRY_WAIT = knob('EXPIRY_WAIT', 60);
-// Without any progress for so long, the outbox counts as stuck.
-const DRAIN_PATIENCE = knob('DRAIN_PATIENCE', 60, { least: 1 });
+// Seconds. Holds that last longer are cancelled at the end of a run instead of awaited.
+const EXPIRY_WAIT = option('EXPIRY_WAIT', 60);
+// Seconds without progress after which the outbox counts as stuck.
+const DRAIN_TIMEOUT = option('DRAIN_TIMEOUT', 60, { min: 1 });
 
-/** Until PostgreSQL has everything, for as long as it gets on. */
+/** Waits until PostgreSQL has every decision, for as long as the projection makes progress. */
 export function drain() {
     let last = -1;
     let since = Date.now();
-    while (Date.now() - since < DRAIN_PATIENCE * 1000) {
-        const projection = seeLag();
+    while (Date.now() - since < DRAIN_TIMEOUT * 1000) {
+        const projection = recordLag();
         if (projection && projection.lagEvents === 0) return;
-        const position = projection ? projection.partitions.reduce((sum, one) => sum + one.projectedSeq, 0) : last;
+        const position = projection ? projection.partitions.reduce((sum, partition) => sum + partition.projectedSeq, 0) : last;
         if (position !== last) [last, since] = [position, Date.now()];
         sleep(0.5);
     }
-    console.error(`the outbox has not moved for ${DRAIN_PATIENCE} s`);
+    console.error(`the outbox has not moved for ${DRAIN_TIMEOUT} s`);
     stuck.add(1);
 }
 
-// So many pages of older orders in a row, and there are no more of ours: ids are in the order of time only within a partition.
-const OLDER_PAGES = 10;
+// The listing of orders ends after so many pages in a row with older orders only: ids follow time only within a partition.
+const MAX_OLDER_PAGES = 10;
 
-/** The orders of one of `products` since the time `since` (the deployment's wall clock); all, or those of a status. */
+/** The orders with a line of `products` placed since `since` (the deployment's wall clock), optionally of one `status`. */
 function ordersOf(products, since, status) {
     const ours = new Set(products.map(({ id }) => id));
     const found = new Map();
     const filter = status ? `&status=${status}` : '';
-    for (let page = 0, older = 0; page <= 10000 && older < OLDER_PAGES; page++) {
+    for (let page = 0, older = 0; page <= 10000 && older < MAX_OLDER_PAGES; page++) {
         const answer = operator('GET admin orders', 'GET', `/admin/v1/orders?page=${page}&size=100${filter}`);
         if (!answer.ok) break;
         const { content } = answer.body;
@@ -59,42 +59,42 @@ function ordersOf(products, since, status) {
     return [...found.values()];
 }
 
-/** Abandoned orders expire by themselves, unless that takes too long here: then they are cancelled. */
+/** Waits for abandoned orders to expire. Cancels them where holds last longer than EXPIRY_WAIT. */
 function endHolds({ products, hold, since }) {
     const pending = () => ordersOf(products, since, 'PENDING');
     let left = pending();
     if (left.length > 0 && hold > EXPIRY_WAIT) {
-        console.warn(`holds last ${hold} s here: ${left.length} abandoned orders are cancelled rather than waited for`);
+        console.warn(`holds last ${hold} s: cancelling ${left.length} abandoned orders instead of waiting`);
         for (const { orderId, userId } of left) {
             const allow = ['ORDER_ALREADY_CLOSED'];
-            quietly('POST cancel', 'POST', `/api/v1/orders/${orderId}/cancel`, { userId }, { allow });
+            unmeasured('POST cancel', 'POST', `/api/v1/orders/${orderId}/cancel`, { userId }, { allow });
         }
         drain();
         left = pending();
     }
     const deadline = Date.now() + (Math.min(hold, EXPIRY_WAIT) + 30) * 1000;
     while (left.length > 0 && Date.now() < deadline) {
-        seeRemaining();
+        recordRemaining();
         sleep(1);
         left = pending();
     }
     holdsLeft.add(left.length);
-    seeRemaining();
+    recordRemaining();
 }
 
-/** Stock = on sale + held + sold, for each product; and what was sold is what customers were told. */
-function settleProducts({ products, since }) {
+/** Checks stock = on sale + held + sold for each product, and subtracts the recorded orders from the acknowledged ones. */
+function reconcileProducts({ products, since }) {
     const orders = ordersOf(products, since);
     const accounts = new Map(products.map(({ id }) => [id, { sold: 0, held: 0 }]));
-    const bought = (order, kind) => {
+    const addLines = (order, kind) => {
         for (const { productId, quantity } of order.orderProducts) {
             const product = accounts.get(productId);
             if (product) product[kind] += quantity;
         }
     };
     const paid = orders.filter(({ orderStatus }) => orderStatus === 'PAID');
-    paid.forEach((order) => bought(order, 'sold'));
-    orders.filter(({ orderStatus }) => orderStatus === 'PENDING').forEach((order) => bought(order, 'held'));
+    paid.forEach((order) => addLines(order, 'sold'));
+    orders.filter(({ orderStatus }) => orderStatus === 'PENDING').forEach((order) => addLines(order, 'held'));
 
     const onSale = readAll('GET product', products.map(({ id }) => `/api/v1/products/${id}`));
     products.forEach(({ id, name, stock }, at) => {
@@ -102,38 +102,38 @@ function settleProducts({ products, since }) {
         const left = onSale[at] ? onSale[at].stockQuantity : NaN;
         missing.add(Number.isNaN(left) ? stock : Math.abs(stock - left - held - sold));
         oversold.add(Math.max(0, sold + held - stock));
-        keepAccount('product', name, { total: stock, left, held, gone: sold });
+        recordAccount('product', name, { total: stock, left, held, gone: sold });
     });
     const sum = (value) => paid.reduce((total, order) => total + value(order), 0);
-    told.add(-paid.length, { what: 'paid orders' });
-    told.add(-sum((order) => order.orderProducts.reduce((units, line) => units + line.quantity, 0)), { what: 'units' });
-    told.add(-sum((order) => order.finalPrice), { what: 'won' });
+    acknowledged.add(-paid.length, { kind: 'paid orders' });
+    acknowledged.add(-sum((order) => order.orderProducts.reduce((units, line) => units + line.quantity, 0)), { kind: 'units' });
+    acknowledged.add(-sum((order) => order.finalPrice), { kind: 'won' });
     account.add(paid.length, { kind: 'orders', name: 'paid orders', entry: 'count' });
     const expired = orders.filter(({ closeReason }) => closeReason === 'EXPIRED').length;
     account.add(expired, { kind: 'orders', name: 'holds that expired', entry: 'count' });
 }
 
-function keepAccount(kind, name, entries) {
+function recordAccount(kind, name, entries) {
     for (const [entry, value] of Object.entries(entries)) {
         if (!Number.isNaN(value)) account.add(value, { kind, name, entry });
     }
 }
 
-/** Total = left + issued, for each campaign; and what was issued is what customers were told. */
-function settleCampaigns(campaigns) {
+/** Checks total = left + issued for each campaign, and subtracts the issued coupons from the acknowledged ones. */
+function reconcileCampaigns(campaigns) {
     for (const { id, name, total } of campaigns) {
         const { body } = operator('GET admin campaign', 'GET', `/admin/v1/coupons/${id}`);
         const { issuedQuantity: issued, remainingQuantity: left } = body || {};
         if (issued === undefined) continue;
         missing.add(Math.abs(total - left - issued));
         oversold.add(Math.max(0, issued - total));
-        told.add(-issued, { what: 'coupons' });
-        keepAccount('campaign', name, { total, left, held: 0, gone: issued });
+        acknowledged.add(-issued, { kind: 'coupons' });
+        recordAccount('campaign', name, { total, left, held: 0, gone: issued });
     }
 }
 
 function audit() {
-    // One audit at a time: another may be at work.
+    // The service runs one audit at a time and refuses a second.
     for (let attempt = 0; attempt < 120; attempt++) {
         const answer = operator('GET admin audit', 'GET', '/admin/v1/audit', undefined, {
             allow: ['REQUEST_IN_PROGRESS'],
@@ -150,15 +150,15 @@ function audit() {
     }
 }
 
-/** The whole of it: for the teardown of every scenario. */
-export function settle({ products = [], campaigns = [], hold = 0, since = '' }) {
-    watching({ products, campaigns });
+/** Reconciles a run; the teardown of every scenario calls it. */
+export function reconcile({ products = [], campaigns = [], hold = 0, since = '' }) {
+    setWatched({ products, campaigns });
     drain();
     if (products.length > 0) {
         endHolds({ products, hold, since });
         drain();
-        settleProducts({ products, since });
+        reconcileProducts({ products, since });
     }
-    settleCampaigns(campaigns);
+    reconcileCampaigns(campaigns);
     audit();
 }

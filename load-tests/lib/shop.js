@@ -1,12 +1,12 @@
-// What a customer does, and the count of what customers were told.
+// The calls of a customer.
 //
-// `told_minus_kept` counts, per kind of thing, what was acknowledged to a customer; the end of a run (books.js) takes off it
-// what the books then have. Whatever is lost, invented or done twice leaves it other than zero.
+// `acknowledged_minus_recorded` counts every acknowledged write, by kind. The end of a run (reconcile.js) subtracts the recorded state.
+// A lost, invented or repeated write leaves a count other than zero.
 
 import { Counter } from 'k6/metrics';
 import { atOnce, call } from './api.js';
 
-export const told = new Counter('told_minus_kept');
+export const acknowledged = new Counter('acknowledged_minus_recorded');
 const repliesDiffer = new Counter('replay_differs');
 const replays = new Counter('replays');
 
@@ -16,11 +16,11 @@ const PAYMENT_TYPES = ['CARD', 'KAKAO_PAY', 'TOSS', 'BALANCE'];
 export const pick = (list) => list[Math.floor(Math.random() * list.length)];
 export const chance = (share) => Math.random() < share;
 
-/** A key that nobody has used. */
+/** A new idempotency key. */
 export const newKey = () => `lt-${Date.now().toString(36)}-${__VU}-${Math.random().toString(36).slice(2)}`;
 
-/** A write under an idempotency key which, with the chance `again`, is sent twice, as after a lost reply: once it was done, the
- * repeat has to be answered with the same bytes, and marked. */
+/** A write. With the probability `again` it has an idempotency key and is sent twice, as after a lost reply: the second reply has to
+ * have the same bytes and `Idempotent-Replayed`. */
 function write(op, method, path, body, { again = 0, ...options }) {
     if (!again) return call(op, method, path, body, options);
     const key = newKey();
@@ -35,7 +35,7 @@ function write(op, method, path, body, { again = 0, ...options }) {
 }
 
 export const product = (id) => call('GET product', 'GET', `/api/v1/products/${id}`);
-export const catalogue = (category) => call('GET products', 'GET', `/api/v1/products?category=${category}&size=20`);
+export const catalog = (category) => call('GET products', 'GET', `/api/v1/products?category=${category}&size=20`);
 export const popular = () => call('GET popular', 'GET', '/api/v1/products/popular?sortBy=TODAY');
 export const campaigns = () => call('GET campaigns', 'GET', '/api/v1/campaigns');
 export const balance = (user) => call('GET balance', 'GET', `/api/v1/balances/${user}`);
@@ -52,16 +52,16 @@ const NO_COUPON = ['COUPON_OUT_OF_STOCK', 'INVALID_COUPON'];
 export const takeCoupon = (user, coupon, { allow = NO_COUPON, ...options } = {}) =>
     countCoupon(write(...ISSUE, { couponId: coupon, userId: user }, { allow, ...options }));
 
-/** Two taps at the same moment. */
+/** Two requests in parallel. */
 export const takeCouponTwice = (user, coupon) =>
     atOnce(2, ...ISSUE, { couponId: coupon, userId: user }, { allow: NO_COUPON }).map(countCoupon);
 
 function countCoupon(answer) {
-    if (answer.ok) told.add(1, { what: 'coupons' });
+    if (answer.ok) acknowledged.add(1, { kind: 'coupons' });
     return answer;
 }
 
-/** Orders `lines` ([product, quantity] pairs). What is returned can be paid and cancelled. */
+/** Places an order of `lines` ([product, quantity] pairs). `order` of the result is for `pay` and `cancel`. */
 export function place(user, lines, { coupon, allow = [], ...options } = {}) {
     const body = { userId: user, orderProducts: lines.map(([productId, quantity]) => ({ productId, quantity })) };
     if (coupon) body.userCouponId = coupon;
@@ -72,14 +72,13 @@ export function place(user, lines, { coupon, allow = [], ...options } = {}) {
     return answer;
 }
 
-/** Whether the hold of `order` may have ended by now (where `hold` seconds are the deployment's): its customer was too slow,
- * and is told so. */
+/** Whether the hold of `order` may have expired (after `hold` seconds), so that a refusal is expected. */
 const overdue = (order, hold) => Date.now() - order.at > (hold - 3) * 1000;
 
 function count(order, sign) {
-    told.add(sign, { what: 'paid orders' });
-    told.add(sign * order.units, { what: 'units' });
-    told.add(sign * order.price, { what: 'won' });
+    acknowledged.add(sign, { kind: 'paid orders' });
+    acknowledged.add(sign * order.units, { kind: 'units' });
+    acknowledged.add(sign * order.price, { kind: 'won' });
 }
 
 export function pay(order, hold, options = {}) {
@@ -90,7 +89,7 @@ export function pay(order, hold, options = {}) {
     return answer;
 }
 
-/** Cancels `order`, or gives the money back where it was `paid`. */
+/** Cancels `order`, or refunds it where it was `paid`. */
 export function cancel(order, hold, { paid = false, ...options } = {}) {
     const path = `/api/v1/orders/${order.id}/cancel`;
     const allow = !paid && overdue(order, hold) ? ['ORDER_ALREADY_CLOSED'] : [];

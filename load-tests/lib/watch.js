@@ -1,24 +1,24 @@
-// What is seen of the service from beside the load, a few times a second: the outbox, and what is left of the hot things.
+// Samples the service a few times a second beside the load: the lag of the projection, and what is left of the hot products and campaigns.
 
 import { Gauge, Trend } from 'k6/metrics';
-import { operator, quietly } from './api.js';
+import { operator, unmeasured } from './api.js';
 
 const lagEvents = new Trend('outbox_lag_events');
 const lagSeconds = new Gauge('outbox_lag_seconds');
 const remaining = new Gauge('remaining');
 
-// More lines than these nobody can tell apart.
-const MOST_PRODUCTS = 4;
-const MOST_CAMPAIGNS = 3;
+// A chart with more lines is unreadable.
+const MAX_PRODUCTS = 4;
+const MAX_CAMPAIGNS = 3;
 
 let watched = { products: [], campaigns: [] };
 
-/** What this VU looks at from now on: the first few of each. */
-export function watching({ products = [], campaigns = [] }) {
-    watched = { products: products.slice(0, MOST_PRODUCTS), campaigns: campaigns.slice(0, MOST_CAMPAIGNS) };
+/** Sets the products and campaigns that this VU samples: the first few of each. */
+export function setWatched({ products = [], campaigns = [] }) {
+    watched = { products: products.slice(0, MAX_PRODUCTS), campaigns: campaigns.slice(0, MAX_CAMPAIGNS) };
 }
 
-export function seeLag() {
+export function recordLag() {
     const { ok, body } = operator('GET admin projection', 'GET', '/admin/v1/projection');
     if (!ok) return null;
     lagEvents.add(body.lagEvents);
@@ -26,9 +26,9 @@ export function seeLag() {
     return body;
 }
 
-export function seeRemaining() {
+export function recordRemaining() {
     for (const { id, name, stock } of watched.products) {
-        const { ok, body } = quietly('GET product', 'GET', `/api/v1/products/${id}`);
+        const { ok, body } = unmeasured('GET product', 'GET', `/api/v1/products/${id}`);
         if (ok) remaining.add(body.stockQuantity, { kind: 'units', item: name, total: `${stock}` });
     }
     for (const { id, name, total } of watched.campaigns) {
@@ -37,14 +37,14 @@ export function seeRemaining() {
     }
 }
 
-/** The scenario's function. */
+/** The function of the k6 scenario: one sample of everything. */
 export function watch(data) {
-    watching(data);
-    seeLag();
-    seeRemaining();
+    setWatched(data);
+    recordLag();
+    recordRemaining();
 }
 
-/** The k6 scenario that runs it for `duration` seconds. */
+/** The k6 scenario that runs `watch` for `duration` seconds. */
 export const watcher = (duration) => ({
     executor: 'constant-arrival-rate',
     exec: 'watch',
