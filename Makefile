@@ -42,7 +42,7 @@ load-test: ## k6 against a private service, or against BASE_URL (SCENARIO=coupon
 	@scripts/load-test $(ARGS)
 
 bench: install ## the tables of docs/benchmarks.md, measured here; writes target/bench/report.md
-	cargo bench --locked --profile dist --features floor --bench bench -- $(ARGS)
+	cargo bench --locked --profile dist --features baseline --bench bench -- $(ARGS)
 
 lint: ## formatting, and clippy with warnings as errors
 	cargo fmt --check

@@ -1,4 +1,4 @@
-//! Everybody at once: thousands of people, each of whom connects and sends one request.
+//! A burst: thousands of clients connect at once and send one request each.
 
 use std::{
     cell::RefCell,
@@ -18,18 +18,18 @@ use crate::{
     targets::{Target, Targets},
 };
 
-/// File descriptors that are not a connection's, in this process and in the service.
+/// File descriptors of this process and of the service that are not connections.
 const OTHER_FILES: u64 = 200;
 
-/// Lets this process, and those that it starts, have as many files open as the system allows.
+/// Raises the limit of open files of this process and its children to the hard limit.
 pub fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
-    // What it comes to is looked at where it matters.
+    // `run` reads the limit that results.
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-/// How many connections the kernel could not put into a listener's backlog, since it started.
+/// Connections since the start of the kernel that did not fit a listener's backlog.
 fn listen_overflows() -> Result<u64> {
     let counters = std::fs::read_to_string("/proc/net/netstat")?;
     let mut lines = counters.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -46,7 +46,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     let people = options.crowd.min(allowed);
     if people < options.crowd {
         report.text(&format!(
-            "**Scaled down**: {people} connections rather than {}, as this process may have no more files open \
+            "**Scaled down**: {people} connections instead of {}: this process may not have more files open \
              (`ulimit -n`).",
             options.crowd
         ));
@@ -54,13 +54,13 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     let service = servers.process(SERVE, &[])?;
     let users = Users { first: service.users(people as u64, RICH).await?, count: people as u64 };
     let products = [service.product(1_000_000_000).await?];
-    let kinds = ["floor: POST", "coupon issue", "order, 1 line"];
+    let kinds = ["baseline: POST", "coupon issue", "order, 1 line"];
     let rounds: [RefCell<Vec<Round>>; 3] = Default::default();
     let (mut from, overflows) = (Ipv4Addr::new(127, 0, 1, 0), listen_overflows()?);
     for round in 0..=options.rounds() {
         let campaign = service.campaign(people as u64).await?;
         let loads = [
-            loads::floor_post(move |n| users.nth(n)),
+            loads::baseline_post(move |n| users.nth(n)),
             loads::issue(campaign, move |n| users.nth(n), 200),
             loads::order(move |n| users.nth(n), &products, 1, None, None),
         ];
@@ -77,9 +77,9 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     }
     servers.drain().await?;
     report.text(&format!(
-        "{people} people at once, each of whom connects and sends one request, as fast as one thread can. Milliseconds from \
-         the start of each one's connecting to the last byte of the reply; medians of {} bursts. Connections that found the \
-         listener's backlog full (each then waits for a second): {}.",
+        "{people} clients connect at once and send one request each, as fast as one thread can. Milliseconds from the start of \
+         a client's connect to the last byte of its reply; medians of {} bursts. Connections that found the listener's backlog \
+         full (each waits for a second): {}.",
         options.rounds(),
         listen_overflows()? - overflows
     ));

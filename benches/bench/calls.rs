@@ -1,7 +1,7 @@
-//! The one place in the benchmarks that knows a script's keys and arguments: where Redis is asked without the engine.
+//! Direct calls of a script, without the engine: the only module of the benchmarks that knows a script's keys and arguments.
 //!
-//! It happens in a database of its own of the same Redis (`SELECT 1`), with books of its own, so that nothing of it is ever
-//! projected and the engine's own books stay what they are.
+//! The calls use their own database of the same Redis (`SELECT 1`) with its own partition state, so that no direct decision is
+//! projected and the engine's partitions stay untouched.
 
 use anyhow::{Result, ensure};
 use firstcome::{
@@ -12,14 +12,14 @@ use redis::aio::MultiplexedConnection;
 
 use crate::servers::{self, Servers};
 
-/// What redis-benchmark replaces by twelve random digits, each time that it stands in a command.
+/// redis-benchmark replaces each occurrence in a command by twelve random digits.
 pub const RANDOM: &str = "__rand_int__";
 /// The number of the database.
 pub const DATABASE: i64 = 1;
 
 const HERE: Keys = Keys(Partition(0));
 
-/// A call of `lua/coupon_issue.lua`, for as many users as anybody likes.
+/// A call of `lua/coupon_issue.lua` for any number of users.
 pub struct CouponIssue {
     pub sha: String,
     keys: Vec<String>,
@@ -27,13 +27,14 @@ pub struct CouponIssue {
 }
 
 impl CouponIssue {
-    /// One call gives one coupon, without an idempotency key, to a user that is at home in the partition, as a request over
-    /// HTTP does: the keys and arguments in the order of the script's header.
+    /// One call issues one coupon, without an idempotency key, to a user of the same partition, as a request over HTTP does. Keys
+    /// and arguments follow the order of the script's header.
     ///
-    /// All users share one user's hash, which is the easier for Redis; the rest is each user's own. A user that was drawn before is refused, so there are two thousand million to draw from.
+    /// All calls share one user's hash, which favours Redis; every other key is per user. The script refuses a user drawn twice, so
+    /// redis-benchmark draws from two thousand million.
     fn new(sha: String, now: i64) -> Option<Self> {
         let (coupon, one) = (CouponId::new(1)?, UserId::new(1)?);
-        let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let text = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
         let keys = vec![
             HERE.meta(),
             HERE.outbox(),
@@ -46,19 +47,19 @@ impl CouponIssue {
         Some(CouponIssue { sha, keys, args })
     }
 
-    /// `EVALSHA` and everything after it.
-    pub fn words(&self) -> Vec<String> {
-        let mut words = vec!["EVALSHA".to_owned(), self.sha.clone(), self.keys.len().to_string()];
-        words.extend(self.keys.iter().chain(&self.args).cloned());
-        words
+    /// The arguments of the command, from `EVALSHA` on.
+    pub fn command_args(&self) -> Vec<String> {
+        let mut args = vec!["EVALSHA".to_owned(), self.sha.clone(), self.keys.len().to_string()];
+        args.extend(self.keys.iter().chain(&self.args).cloned());
+        args
     }
 
-    /// The same for one user.
+    /// The command for one user.
     pub fn command(&self, user: u64) -> redis::Cmd {
         let user = format!("{user:012}");
         let mut command = redis::Cmd::new();
-        for word in self.words() {
-            command.arg(word.replace(RANDOM, &user));
+        for arg in self.command_args() {
+            command.arg(arg.replace(RANDOM, &user));
         }
         command
     }
@@ -77,14 +78,14 @@ impl Aside {
         load.arg("LOAD").arg(script::COUPON_ISSUE.source());
         let sha: String = load.query_async(&mut link).await?;
         let call = CouponIssue::new(sha, servers::now().0);
-        Ok((Aside { link }, call.ok_or_else(|| anyhow::anyhow!("an id is none"))?))
+        Ok((Aside { link }, call.ok_or_else(|| anyhow::anyhow!("not an id"))?))
     }
 
-    /// Empty but for open books, a campaign that never ends, and a user.
+    /// Empties the database and creates an open partition, a campaign that never ends, and a user.
     pub async fn begin(&mut self) -> Result<()> {
         redis::cmd("FLUSHDB").exec_async(&mut self.link).await?;
         let (coupon, user) = (CouponId::new(1), UserId::new(1));
-        let (Some(coupon), Some(user)) = (coupon, user) else { anyhow::bail!("an id is none") };
+        let (Some(coupon), Some(user)) = (coupon, user) else { anyhow::bail!("not an id") };
         let (meta, campaign, user) = (HERE.meta(), HERE.campaign(coupon), HERE.user(user));
         let mut fill = redis::pipe();
         fill.cmd("HSET").arg(meta).arg(&["store", "bench", "partitions", "1", "epoch", "1", "seq", "0"]).ignore();
@@ -95,7 +96,7 @@ impl Aside {
         Ok(())
     }
 
-    /// Checks that of so many calls all but a few were decided in the user's favour, so that what was measured is what was meant.
+    /// Checks that at least 99 % of the `calls` issued a coupon, so that the measurement is of issues and not of refusals.
     pub async fn end(&mut self, calls: u64) -> Result<()> {
         let mut decided = redis::cmd("HGET");
         let decided: u64 = decided.arg(HERE.meta()).arg("seq").query_async(&mut self.link).await?;

@@ -1,5 +1,5 @@
-//! A load generator for HTTP/1.1 on one thread: each connection sends its next request when it has the last reply (a closed
-//! loop), with as little work per request as it takes to check the reply. Its CPU time is accounted apart from the servers'.
+//! A load generator for HTTP/1.1 on one thread: each connection sends its next request after the last reply (a closed loop). It
+//! checks every reply with as little work as possible. Its CPU time is reported apart from the servers'.
 
 use std::{
     cell::RefCell,
@@ -15,20 +15,20 @@ use tokio::{
     net::{TcpSocket, TcpStream},
 };
 
-/// Writes the request of a number.
+/// Writes the request with a number.
 pub type Write<'a> = Box<dyn Fn(u64, &mut Vec<u8>) + 'a>;
-/// Gets the number of a request and its reply's body.
-pub type Look<'a> = Box<dyn Fn(u64, &[u8]) + 'a>;
+/// Reads the body of the reply to the request with a number.
+pub type Read<'a> = Box<dyn Fn(u64, &[u8]) + 'a>;
 
-/// What one kind of request is, and what has to come back.
+/// One kind of request, and the reply that it expects.
 pub struct Load<'a> {
     pub request: Write<'a>,
     /// The status that every reply must have.
     pub status: u16,
-    pub body: Option<Look<'a>>,
+    pub body: Option<Read<'a>>,
 }
 
-/// How a round went.
+/// The result of a round.
 #[derive(Clone, Debug, Default)]
 pub struct Round {
     pub requests: u64,
@@ -62,7 +62,7 @@ pub fn send(method: &str, path: &str, body: &str, request: &mut Vec<u8>) {
     request.extend_from_slice(body.as_bytes());
 }
 
-/// A connection that is kept.
+/// A keep-alive connection.
 struct Connection {
     stream: TcpStream,
     request: Vec<u8>,
@@ -76,7 +76,7 @@ impl Connection {
         Ok(Connection { stream, request: Vec::with_capacity(512), reply: Vec::with_capacity(4096) })
     }
 
-    /// Sends what is in `request`; the status, and where in `reply` the body starts.
+    /// Sends `request`. Returns the status, and the offset of the body in `reply`.
     async fn ask(&mut self) -> Result<(u16, usize)> {
         self.stream.write_all(&self.request).await?;
         self.reply.clear();
@@ -94,21 +94,21 @@ impl Connection {
 }
 
 impl Connection {
-    /// Whether the reply is what the load expects.
+    /// Fails unless the reply has the status that `load` expects; passes its body on.
     fn check(&self, load: &Load<'_>, number: u64, status: u16, body: usize) -> Result<()> {
         if status != load.status {
             let (request, reply) = (&self.request, &self.reply[body..]);
             let (request, reply) = (String::from_utf8_lossy(request), String::from_utf8_lossy(reply));
             bail!("{status} instead of {}: {reply} to {request}", load.status);
         }
-        if let Some(look) = &load.body {
-            look(number, &self.reply[body..]);
+        if let Some(read) = &load.body {
+            read(number, &self.reply[body..]);
         }
         Ok(())
     }
 }
 
-/// Status, start and end of the body, once the head is there.
+/// Status, start and end of the body; `None` before the head is complete.
 fn parse(reply: &[u8]) -> Result<Option<(u16, usize, usize)>> {
     let Some(head) = reply.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Ok(None) };
     let text = std::str::from_utf8(&reply[..head])?;
@@ -118,8 +118,7 @@ fn parse(reply: &[u8]) -> Result<Option<(u16, usize, usize)>> {
     Ok(Some((status, head + 4, head + 4 + length)))
 }
 
-/// Sends requests from `first` on over `connections` connections until `duration` is over (or `last` is reached), and waits
-/// for every reply.
+/// Sends the requests with `numbers` over `connections` connections until `duration` or the numbers end, and waits for every reply.
 pub async fn run(
     address: SocketAddr,
     connections: usize,
@@ -174,7 +173,7 @@ pub async fn rush(address: SocketAddr, from: IpAddr, people: usize, load: &Load<
     Ok(Round { requests: latencies.len() as u64, seconds, latencies })
 }
 
-/// A request of the operators.
+/// Writes a request to the operators' API.
 pub fn write_operation(request: &mut Vec<u8>, token: &str, method: &str, path: &str, body: &str) {
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
@@ -184,7 +183,7 @@ pub fn write_operation(request: &mut Vec<u8>, token: &str, method: &str, path: &
     request.extend_from_slice(head.as_bytes());
 }
 
-/// One request of the operators.
+/// Sends one request to the operators' API, and returns the body of the reply.
 pub async fn operate(address: SocketAddr, token: &str, method: &str, path: &str, body: &Value) -> Result<Value> {
     let mut connection = Connection::open(address).await?;
     let body = if body.is_null() { String::new() } else { body.to_string() };

@@ -1,9 +1,8 @@
-//! One connection per request, taken from a pool, against a few shared multiplexed ones: the measurement behind
-//! `redis::connection` (see docs/decisions.md).
+//! A few shared multiplexed connections compared with one pooled connection per request: the measurement behind the shared
+//! connections of the engine (see docs/decisions.md).
 //!
-//! Both send the same script call (a coupon issue, durable) to the same Redis, in alternation, from the same number of
-//! concurrent tasks. Told per setting: requests per second, Redis's CPU and commands per request, and the ratio of the two
-//! rates in the same round.
+//! Both send the same durable script call (a coupon issue) to the same Redis, in alternation, from the same number of concurrent
+//! tasks. The report has requests per second, CPU and commands of Redis per request, and the ratio of the rates within a round.
 
 use std::{
     cell::Cell,
@@ -21,11 +20,11 @@ use crate::{
 };
 
 const CONCURRENT: &[usize] = &[1, 8, 64, 512];
-/// As many as `REDIS_LANES` by default.
-const LANES: usize = 4;
+/// The default of `REDIS_CONNECTIONS`.
+const SHARED_CONNECTIONS: usize = 4;
 const POOL: usize = 64;
-/// Nothing here needs longer.
-const LONGEST_ROUND: Duration = Duration::from_secs(1);
+/// A longer round does not change the figures.
+const MAX_ROUND: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Rounds {
@@ -36,9 +35,9 @@ struct Rounds {
 
 pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> Result<()> {
     let (mut aside, call) = Aside::open(servers).await?;
-    let mut lanes = Vec::new();
-    for _ in 0..LANES {
-        lanes.push(Aside::open(servers).await?.0.link);
+    let mut shared_connections = Vec::new();
+    for _ in 0..SHARED_CONNECTIONS {
+        shared_connections.push(Aside::open(servers).await?.0.link);
     }
     let url = servers.redis.url();
     let pool =
@@ -52,11 +51,11 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> R
         let (mut shared, mut pooled) = (Rounds::default(), Rounds::default());
         for measured in 0..=options.rounds() {
             let mut one = Rounds::default();
-            let over_lanes = async |user: u64| -> Result<()> {
-                let mut link = lanes[user as usize % LANES].clone();
+            let over_shared = async |user: u64| -> Result<()> {
+                let mut link = shared_connections[user as usize % SHARED_CONNECTIONS].clone();
                 Ok(call.command(user).exec_async(&mut link).await?)
             };
-            round(servers, &mut aside, options, *concurrent, &mut one, over_lanes).await?;
+            round(servers, &mut aside, options, *concurrent, &mut one, over_shared).await?;
             let mut other = Rounds::default();
             let over_pool = async |user: u64| -> Result<()> {
                 let mut link = pool.get().await?;
@@ -79,19 +78,19 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> R
             format!("{:.2}, {:.2}", middle(&shared.commands), middle(&pooled.commands)),
         ]);
     }
-    report.heading("Connections: lanes and a pool");
+    report.heading("Connections: shared and pooled");
     report.text(&format!(
-        "The same durable script call over {LANES} shared multiplexed connections (\"lanes\") and over one connection per request \
+        "The same durable script call over {SHARED_CONNECTIONS} shared multiplexed connections, and over one connection per request \
          from a pool of {POOL} (deadpool-redis, which sends `UNWATCH` and `PING` at each checkout). All clients share one thread."
     ));
     report.table(
         &[
             "concurrent",
-            "lanes/s",
+            "shared/s",
             "pool/s",
-            "lanes ÷ pool",
-            "Redis µs/request lanes, pool",
-            "commands/request lanes, pool",
+            "shared ÷ pool",
+            "Redis µs/request shared, pool",
+            "commands/request shared, pool",
         ],
         &lines,
     );
@@ -121,7 +120,7 @@ async fn round(
     let next = Cell::new(0);
     let started = Instant::now();
     try_join_all((0..concurrent).map(async |_| -> Result<()> {
-        while started.elapsed() < options.round().min(LONGEST_ROUND) {
+        while started.elapsed() < options.round().min(MAX_ROUND) {
             let user = next.replace(next.get() + 1);
             request(user).await?;
         }
@@ -135,7 +134,7 @@ async fn round(
     aside.end(next.get()).await
 }
 
-/// Commands that came over the wire: calls from scripts are counted as calls too.
+/// Commands that clients sent: INFO also counts the commands that scripts call.
 async fn wire(aside: &mut Aside) -> Result<f64> {
     let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut aside.link).await?;
     let calls = |name: &str| -> Option<f64> {

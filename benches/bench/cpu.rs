@@ -1,8 +1,8 @@
-//! The processes' own CPU time, user and system, as Linux counts it.
+//! CPU time of the processes, user and system, from `/proc`.
 
 use std::{fs, ops::Sub};
 
-/// Seconds of CPU of each party since it began.
+/// Seconds of CPU of each process since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
     pub service: f64,
@@ -31,7 +31,7 @@ impl Sub for Cpu {
     }
 }
 
-/// Seconds of CPU of a process, of the children that it has waited for, and of those that it has.
+/// Seconds of CPU of a process, its reaped children and its live children.
 pub fn of_family(pid: u32) -> f64 {
     let own = stat(pid).map_or(0.0, |stat| stat.own + stat.reaped);
     let children = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
@@ -41,12 +41,12 @@ pub fn of_family(pid: u32) -> f64 {
     own + children.sum::<f64>()
 }
 
-/// Seconds of CPU of a process and of the children that it has waited for.
+/// Seconds of CPU of a process and its reaped children.
 pub fn of(pid: u32) -> f64 {
     stat(pid).map_or(0.0, |stat| stat.own + stat.reaped)
 }
 
-/// In what `/proc` counts CPU time, per second: the same on every machine that this runs on.
+/// Ticks per second of the CPU times in `/proc`: the same on every supported architecture.
 const USER_HZ: f64 = 100.0;
 
 struct Stat {
@@ -57,7 +57,7 @@ struct Stat {
 
 fn stat(pid: u32) -> Option<Stat> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may have spaces and brackets in it.
+    // The name may contain spaces and parentheses.
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
     let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
     Some(Stat {

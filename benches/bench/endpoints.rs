@@ -1,7 +1,6 @@
-//! Each kind of request over HTTP, against the floor and against the peers, in alternation.
+//! Each kind of request over HTTP, in alternation with the baseline and the lock-based designs.
 //!
-//! The CPU time of a round is all that it took until PostgreSQL had everything; its rate counts only the time in which requests
-//! were answered.
+//! The CPU time of a round ends when PostgreSQL has every decision; the rate counts only the time until the last reply.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,19 +15,19 @@ use crate::{
     client::{self, Load},
     cpu::Cpu,
     loads::{self, RICH, Users},
+    lock_based,
     measure::{CONNECTIONS, Measured, measure},
-    peer,
     report::{Report, median, spread},
-    servers::{PEER, Process, SERVE, Servers},
+    servers::{LOCK_BASED, Process, SERVE, Servers},
     targets::{Target, Targets},
 };
 
-/// Distinct users; also the most requests that one round may need distinct users for.
+/// Distinct users, and the maximum of requests in a round where each needs its own user.
 const USERS: u64 = 400_000;
 
 /// The kinds of request, in the order of the table.
 const KINDS: &[(&str, Kind)] = &[
-    ("floor: POST", Kind::FloorPost),
+    ("baseline: POST", Kind::BaselinePost),
     ("coupon issue", Kind::Issue),
     ("coupon issue, sold out", Kind::SoldOut),
     ("coupon issue, holds one", Kind::HoldsOne),
@@ -37,25 +36,25 @@ const KINDS: &[(&str, Kind)] = &[
     ("pay", Kind::Pay),
     ("order, 1 line with coupon", Kind::Order { lines: 1, coupon: true }),
     ("order, 5 lines", Kind::Order { lines: 5, coupon: false }),
-    ("floor: GET", Kind::FloorGet),
+    ("baseline: GET", Kind::BaselineGet),
     ("product", Kind::Product),
     ("popular products", Kind::Popular),
     ("balance", Kind::Balance),
     ("coupons of a user", Kind::Coupons),
-    ("PG lock: coupon issue", Kind::PeerIssue { redis: false }),
-    ("PG lock: balance charge", Kind::PeerCharge { redis: false }),
-    ("PG lock: order, 1 line", Kind::PeerOrder { redis: false }),
-    ("PG lock: pay", Kind::PeerPay { redis: false }),
-    ("Redis lock: coupon issue", Kind::PeerIssue { redis: true }),
-    ("Redis lock: balance charge", Kind::PeerCharge { redis: true }),
-    ("Redis lock: order, 1 line", Kind::PeerOrder { redis: true }),
-    ("Redis lock: pay", Kind::PeerPay { redis: true }),
+    ("PG lock: coupon issue", Kind::LockedIssue { redis: false }),
+    ("PG lock: balance charge", Kind::LockedCharge { redis: false }),
+    ("PG lock: order, 1 line", Kind::LockedOrder { redis: false }),
+    ("PG lock: pay", Kind::LockedPay { redis: false }),
+    ("Redis lock: coupon issue", Kind::LockedIssue { redis: true }),
+    ("Redis lock: balance charge", Kind::LockedCharge { redis: true }),
+    ("Redis lock: order, 1 line", Kind::LockedOrder { redis: true }),
+    ("Redis lock: pay", Kind::LockedPay { redis: true }),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    FloorPost,
-    FloorGet,
+    BaselinePost,
+    BaselineGet,
     Issue,
     SoldOut,
     HoldsOne,
@@ -66,13 +65,13 @@ enum Kind {
     Popular,
     Balance,
     Coupons,
-    PeerIssue { redis: bool },
-    PeerCharge { redis: bool },
-    PeerOrder { redis: bool },
-    PeerPay { redis: bool },
+    LockedIssue { redis: bool },
+    LockedCharge { redis: bool },
+    LockedOrder { redis: bool },
+    LockedPay { redis: bool },
 }
 
-/// All rounds of one kind.
+/// The rounds of one kind of request.
 pub struct Row {
     pub name: &'static str,
     rounds: Vec<Measured>,
@@ -98,17 +97,17 @@ impl Row {
     }
 }
 
-/// What the requests are about.
+/// The data that the requests refer to.
 struct Shop {
     users: Users,
     products: Vec<u64>,
-    /// The peers' products.
-    peer_products: Vec<u64>,
-    /// A campaign that is given out, to the first `GIVEN` users.
+    /// The products of the lock-based designs.
+    lock_based_products: Vec<u64>,
+    /// A sold-out campaign, issued to the first `GIVEN` users.
     sold_out: u64,
-    /// Orders that wait to be paid, by whether they are the peers'.
+    /// Orders to be paid; key: whether they belong to a lock-based design.
     unpaid: HashMap<bool, loads::Unpaid>,
-    /// The next user to order something, or to be charged.
+    /// The next user to order or to be charged.
     turn: Cell<u64>,
 }
 
@@ -117,11 +116,11 @@ const GIVEN: u64 = 1000;
 pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
     let service = servers.process(SERVE, &[])?;
     let shop = prepare(servers, &service).await?;
-    let peer_url = servers.postgres.url("peer");
-    let peers = if KINDS.iter().any(|(name, kind)| options.wants(name) && is_peer(*kind)) {
-        let data = peer::prepare(&peer_url, USERS, RICH).await?;
-        anyhow::ensure!(data.first_user == 1 && data.product == 1, "the peer's data start elsewhere");
-        Some([servers.process(PEER, &["postgres"])?, servers.process(PEER, &["redis"])?])
+    let lock_based_url = servers.postgres.url("lock_based");
+    let lock_based = if KINDS.iter().any(|(name, kind)| options.wants(name) && is_lock_based(*kind)) {
+        let data = lock_based::prepare(&lock_based_url, USERS, RICH).await?;
+        anyhow::ensure!(data.first_user == 1 && data.product == 1, "the ids of the lock-based data do not start at 1");
+        Some([servers.process(LOCK_BASED, &["postgres"])?, servers.process(LOCK_BASED, &["redis"])?])
     } else {
         None
     };
@@ -134,19 +133,19 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     for round in 0..=options.rounds() {
         for row in &mut rows {
             let Some((_, kind)) = KINDS.iter().find(|(name, _)| *name == row.name) else { continue };
-            let process = match (kind, &peers) {
+            let process = match (kind, &lock_based) {
                 (
-                    Kind::PeerIssue { redis }
-                    | Kind::PeerCharge { redis }
-                    | Kind::PeerOrder { redis }
-                    | Kind::PeerPay { redis },
-                    Some(peers),
-                ) => &peers[usize::from(*redis)],
+                    Kind::LockedIssue { redis }
+                    | Kind::LockedCharge { redis }
+                    | Kind::LockedOrder { redis }
+                    | Kind::LockedPay { redis },
+                    Some(lock_based),
+                ) => &lock_based[usize::from(*redis)],
                 _ => &service,
             };
             campaigns += 1;
-            if let Kind::PeerIssue { .. } = kind {
-                peer::campaign(&peer_url, campaigns, USERS).await?;
+            if let Kind::LockedIssue { .. } = kind {
+                lock_based::campaign(&lock_based_url, campaigns, USERS).await?;
             }
             let measured = one(servers, process, &shop, *kind, campaigns, options).await?;
             // The first round warms up.
@@ -157,12 +156,15 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         eprintln!("endpoints: round {round} of {} done", options.rounds());
     }
     table(&rows, report);
-    judge(&rows, targets);
+    record_targets(&rows, targets);
     Ok(())
 }
 
-fn is_peer(kind: Kind) -> bool {
-    matches!(kind, Kind::PeerIssue { .. } | Kind::PeerCharge { .. } | Kind::PeerOrder { .. } | Kind::PeerPay { .. })
+fn is_lock_based(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::LockedIssue { .. } | Kind::LockedCharge { .. } | Kind::LockedOrder { .. } | Kind::LockedPay { .. }
+    )
 }
 
 async fn prepare(servers: &Servers, service: &Process) -> Result<Shop> {
@@ -176,10 +178,10 @@ async fn prepare(servers: &Servers, service: &Process) -> Result<Shop> {
     client::run(service.address, CONNECTIONS, &winners, 0..GIVEN, Duration::MAX).await?;
     servers.drain().await?;
     let unpaid = [(false, RefCell::default()), (true, RefCell::default())].into();
-    Ok(Shop { users, products, peer_products: (1..=10).collect(), sold_out, unpaid, turn: Cell::new(0) })
+    Ok(Shop { users, products, lock_based_products: (1..=10).collect(), sold_out, unpaid, turn: Cell::new(0) })
 }
 
-/// A round of one kind, with what it needs made before the clock runs.
+/// A round of one kind. Creates the data that it needs before the clock starts.
 async fn one(
     servers: &Servers,
     process: &Process,
@@ -188,9 +190,9 @@ async fn one(
     campaign: u64,
     options: &Options,
 ) -> Result<Measured> {
-    let users = if is_peer(kind) { Users { first: 1, ..shop.users } } else { shop.users };
-    let products = if is_peer(kind) { &shop.peer_products } else { &shop.products };
-    let unpaid = &shop.unpaid[&is_peer(kind)];
+    let users = if is_lock_based(kind) { Users { first: 1, ..shop.users } } else { shop.users };
+    let products = if is_lock_based(kind) { &shop.lock_based_products } else { &shop.products };
+    let unpaid = &shop.unpaid[&is_lock_based(kind)];
     let turn = shop.turn.get();
     let next = move |n: u64| users.nth(turn + n);
     let mut numbers = 0..u64::MAX;
@@ -201,33 +203,33 @@ async fn one(
             campaign = process.campaign(USERS).await?;
             numbers = 0..USERS;
         }
-        Kind::PeerIssue { .. } => numbers = 0..USERS,
+        Kind::LockedIssue { .. } => numbers = 0..USERS,
         Kind::Order { coupon: true, .. } => {
-            // Those who were given a coupon of a new campaign, from the first user on.
+            // The first users get a coupon of a new campaign.
             campaign = process.campaign(USERS).await?;
             let winners = loads::issue(campaign, |n| users.nth(n), 200);
             let given = client::run(process.address, CONNECTIONS, &winners, 0..USERS, options.round()).await?;
             numbers = 0..given.requests / 2;
         }
-        Kind::Pay | Kind::PeerPay { .. } => {
+        Kind::Pay | Kind::LockedPay { .. } => {
             due = unpaid.take();
-            anyhow::ensure!(!due.is_empty(), "no order waits to be paid: rows of orders come with those of payments");
+            anyhow::ensure!(!due.is_empty(), "no order to pay: include the row of orders with the row of payments");
             numbers = 0..due.len() as u64;
         }
         _ => {}
     }
     servers.drain().await?;
     let load = match kind {
-        Kind::FloorPost => loads::floor_post(next),
-        Kind::FloorGet => loads::gets(move |n| format!("/floor/products/{}", n % 10 + 1)),
+        Kind::BaselinePost => loads::baseline_post(next),
+        Kind::BaselineGet => loads::gets(move |n| format!("/baseline/products/{}", n % 10 + 1)),
         Kind::Product => loads::gets(|n| format!("/api/v1/products/{}", products[(n % 10) as usize])),
         Kind::Popular => loads::gets(|_| "/api/v1/products/popular?sortBy=THREE_DAYS".to_owned()),
         Kind::Balance => loads::gets(move |n| format!("/api/v1/balances/{}", next(n))),
         Kind::Coupons => loads::gets(move |n| format!("/api/v1/coupons/{}", next(n))),
-        Kind::Issue | Kind::PeerIssue { .. } => loads::issue(campaign, move |n| users.nth(n), 200),
+        Kind::Issue | Kind::LockedIssue { .. } => loads::issue(campaign, move |n| users.nth(n), 200),
         Kind::SoldOut => loads::issue(shop.sold_out, move |n| users.first + GIVEN + n % (USERS - GIVEN), 409),
         Kind::HoldsOne => loads::issue(shop.sold_out, move |n| users.first + n % GIVEN, 400),
-        Kind::Charge | Kind::PeerCharge { .. } => {
+        Kind::Charge | Kind::LockedCharge { .. } => {
             let request = move |n, request: &mut Vec<u8>| {
                 client::send("PUT", &format!("/api/v1/balances/{}", next(n)), "{\"amount\":1000}", request);
             };
@@ -240,54 +242,54 @@ async fn one(
         Kind::Order { lines, coupon: false } => {
             loads::order(next, products, lines, None, (lines == 1).then_some(unpaid))
         }
-        Kind::PeerOrder { .. } => loads::order(next, products, 1, None, Some(unpaid)),
-        Kind::Pay | Kind::PeerPay { .. } => loads::pay(&due),
+        Kind::LockedOrder { .. } => loads::order(next, products, 1, None, Some(unpaid)),
+        Kind::Pay | Kind::LockedPay { .. } => loads::pay(&due),
     };
     let measured = measure(servers, process, &load, numbers, options.round()).await?;
     shop.turn.set(turn + measured.round.requests);
     Ok(measured)
 }
 
-/// The targets that are ratios to the floor.
-fn judge(rows: &[Row], targets: &mut Targets) {
+/// Records the targets that are ratios to the baseline.
+fn record_targets(rows: &[Row], targets: &mut Targets) {
     let find = |name: &str| rows.iter().find(|row| row.name == name);
-    let mut judge = |target, ratios: Vec<f64>| {
-        let (least, most) = ratios.iter().fold((f64::MAX, f64::MIN), |(a, b), ratio| (a.min(*ratio), b.max(*ratio)));
-        targets.measured(target, median(ratios), format!("{least:.2}–{most:.2} by round"));
+    let mut record = |target, ratios: Vec<f64>| {
+        let (min, max) = ratios.iter().fold((f64::MAX, f64::MIN), |(a, b), ratio| (a.min(*ratio), b.max(*ratio)));
+        targets.measured(target, median(ratios), format!("{min:.2}–{max:.2} by round"));
     };
-    if let Some(floor) = find("floor: POST") {
+    if let Some(baseline) = find("baseline: POST") {
         if let Some(issue) = find("coupon issue") {
-            judge(Target::IssueCpu, issue.ratio(floor, |m| m.per_request(Cpu::servers)));
+            record(Target::IssueCpu, issue.ratio(baseline, |m| m.per_request(Cpu::servers)));
         }
         if let (Some(order), Some(pay)) = (find("order, 1 line"), find("pay")) {
-            let cpu = |row: &Row| row.ratio(floor, |m| m.per_request(Cpu::servers));
-            judge(Target::OrderPayCpu, cpu(order).iter().zip(cpu(pay)).map(|(order, pay)| order + pay).collect());
+            let cpu = |row: &Row| row.ratio(baseline, |m| m.per_request(Cpu::servers));
+            record(Target::OrderPayCpu, cpu(order).iter().zip(cpu(pay)).map(|(order, pay)| order + pay).collect());
         }
         if let Some(sold_out) = find("coupon issue, sold out") {
-            judge(Target::SoldOutRate, sold_out.ratio(floor, |m| m.round.rate()));
+            record(Target::SoldOutRate, sold_out.ratio(baseline, |m| m.round.rate()));
         }
     }
-    if let (Some(floor), Some(product)) = (find("floor: GET"), find("product")) {
-        judge(Target::ProductRate, product.ratio(floor, |m| m.round.rate()));
+    if let (Some(baseline), Some(product)) = (find("baseline: GET"), find("product")) {
+        record(Target::ProductRate, product.ratio(baseline, |m| m.round.rate()));
     }
 }
 
 fn table(rows: &[Row], report: &mut Report) {
     report.heading("Requests over HTTP");
     report.text(&format!(
-        "{CONNECTIONS} connections in a closed loop. CPU-µs are per request, of all processes of each party, until PostgreSQL \
-         has everything; × floor compares their sum with the floor's of the same method, round by round. The load \
-         generator's CPU is not in it, and shares the machine."
+        "{CONNECTIONS} connections in a closed loop. CPU-µs are per request, until PostgreSQL has every decision; × \
+         baseline compares their sum with the baseline's of the same method, round by round. The CPU of the load generator is not \
+         included, but shares the machine."
     ));
-    let floor = |get: bool| rows.iter().find(|row| row.name == if get { "floor: GET" } else { "floor: POST" });
+    let baseline = |get: bool| rows.iter().find(|row| row.name == if get { "baseline: GET" } else { "baseline: POST" });
     let is_get =
-        |name: &str| ["floor: GET", "product", "popular products", "balance", "coupons of a user"].contains(&name);
+        |name: &str| ["baseline: GET", "product", "popular products", "balance", "coupons of a user"].contains(&name);
     let mut lines = Vec::new();
     for row in rows {
-        let (cpu, rate) = match floor(is_get(row.name)) {
-            Some(floor) => (
-                spread(&row.ratio(floor, |m| m.per_request(Cpu::servers))),
-                spread(&row.ratio(floor, |m| m.round.rate())),
+        let (cpu, rate) = match baseline(is_get(row.name)) {
+            Some(baseline) => (
+                spread(&row.ratio(baseline, |m| m.per_request(Cpu::servers))),
+                spread(&row.ratio(baseline, |m| m.round.rate())),
             ),
             None => ("–".to_owned(), "–".to_owned()),
         };
@@ -317,8 +319,8 @@ fn table(rows: &[Row], report: &mut Report) {
             "Redis µs",
             "PostgreSQL µs",
             "sum µs",
-            "CPU × floor",
-            "rate × floor",
+            "CPU × baseline",
+            "rate × baseline",
             "generator µs",
             "lag at the end",
         ],

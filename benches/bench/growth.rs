@@ -1,5 +1,5 @@
-//! What it comes to as the shop grows: bytes of Redis per thing, and CPU per request, at ten thousand of everything, a hundred
-//! thousand and a million. Nothing may grow faster than the logarithm of the shop.
+//! Cost by size of the shop: bytes of Redis per record and CPU per request, at 10,000, 100,000 and 1,000,000 users. No cost may
+//! grow faster than the logarithm of the size.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -18,21 +18,20 @@ use crate::{
     targets::{Target, Targets},
 };
 
-/// One product for so many users.
+/// Users per product.
 const USERS_PER_PRODUCT: u64 = 100;
 
-/// What is kept, in the order of the table.
-const THINGS: &[&str] =
-    &["user", "issued coupon", "open order, 1 line", "closed (paid) order", "closed order that left Redis"];
+/// The kinds of records, in the order of the table.
+const RECORDS: &[&str] = &["user", "issued coupon", "open order, 1 line", "closed (paid) order", "evicted order"];
 
-/// What is asked, each after the floor of its method.
+/// The kinds of requests, each after the baseline of its method.
 const KINDS: &[&str] =
-    &["floor: POST", "coupon issue", "order, 1 line", "pay", "floor: GET", "product", "popular products"];
+    &["baseline: POST", "coupon issue", "order, 1 line", "pay", "baseline: GET", "product", "popular products"];
 
-/// What was measured at one size.
+/// The measurements at one size.
 struct Size {
     size: u64,
-    /// Bytes of each of [`THINGS`].
+    /// Bytes of each of [`RECORDS`].
     bytes: Vec<f64>,
     /// Rounds of each of [`KINDS`].
     rounds: Vec<Vec<Measured>>,
@@ -63,7 +62,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     Ok(())
 }
 
-/// Brings the shop to `size` users, each with one more coupon, and an order that is then paid; the bytes of each.
+/// Grows the shop to `size` users; each gets one more coupon and places and pays an order. Returns the bytes of each of [`RECORDS`].
 async fn grow(servers: &Servers, service: &Process, shop: &mut Shop, size: u64) -> Result<Vec<f64>> {
     let address = service.address;
     let more = (size / USERS_PER_PRODUCT).max(10).saturating_sub(shop.products.len() as u64);
@@ -111,30 +110,31 @@ async fn grow(servers: &Servers, service: &Process, shop: &mut Shop, size: u64) 
     eprintln!("growth: {size} payments");
     let closed_bytes = (after - before) / size as f64;
 
-    let_closed_leave(servers).await?;
+    evict_closed_orders(servers).await?;
     let left_bytes = (settled(servers).await? - before) / size as f64;
     Ok(vec![user_bytes, coupon_bytes, open_bytes, closed_bytes, left_bytes])
 }
 
-/// Lets the time pass after which closed orders leave Redis; each must have been given an end by then.
-async fn let_closed_leave(servers: &Servers) -> Result<()> {
+/// Removes the closed orders, as their TTL would. Fails where a closed order has none.
+async fn evict_closed_orders(servers: &Servers) -> Result<()> {
     let (mut link, mut cursor) = (servers.redis_link().await?, 0u64);
     let all = Keys(Partition(0)).meta().replace("meta", "order:*");
     loop {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(&all).arg("COUNT").arg(10_000);
         let (next, keys): (u64, Vec<String>) = scan.query_async(&mut link).await?;
-        let mut looks = redis::pipe();
+        let mut reads = redis::pipe();
         for key in &keys {
-            looks.cmd("HGET").arg(key).arg("status");
-            looks.cmd("PTTL").arg(key);
+            reads.cmd("HGET").arg(key).arg("status");
+            reads.cmd("PTTL").arg(key);
         }
-        let looks: Vec<redis::Value> = if keys.is_empty() { Vec::new() } else { looks.query_async(&mut link).await? };
+        let replies: Vec<redis::Value> =
+            if keys.is_empty() { Vec::new() } else { reads.query_async(&mut link).await? };
         let mut closed = Vec::new();
-        for (key, look) in keys.into_iter().zip(looks.chunks(2)) {
-            let (status, life) = (String::from_redis_value_ref(&look[0])?, i64::from_redis_value_ref(&look[1])?);
+        for (key, reply) in keys.into_iter().zip(replies.chunks(2)) {
+            let (status, ttl) = (String::from_redis_value_ref(&reply[0])?, i64::from_redis_value_ref(&reply[1])?);
             if status != "PENDING" {
-                ensure!(life > 0, "a closed order stays for ever");
+                ensure!(ttl > 0, "a closed order has no TTL");
                 closed.push(key);
             }
         }
@@ -148,7 +148,7 @@ async fn let_closed_leave(servers: &Servers) -> Result<()> {
     }
 }
 
-/// Bytes that Redis uses for what is in it, once everything is in PostgreSQL and out of the outbox.
+/// Bytes of the data in Redis, with every decision in PostgreSQL and the outbox empty.
 async fn settled(servers: &Servers) -> Result<f64> {
     servers.drain().await?;
     servers.tidy().await?;
@@ -160,7 +160,7 @@ async fn settled(servers: &Servers) -> Result<f64> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // Tables that are being moved to larger ones are there twice.
+    // During an incremental rehash Redis has both the old and the new table.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let connections = servers.redis_info("mem_clients_normal").await? + servers.redis_info("mem_aof_buffer").await?;
     Ok(servers.redis_info("used_memory").await? - connections)
@@ -181,7 +181,7 @@ async fn ask(
         let due = if *kind == "pay" { placed.take() } else { Vec::new() };
         let mut numbers = 0..u64::MAX;
         let load = match *kind {
-            "floor: POST" => loads::floor_post(move |n| users.scattered(n)),
+            "baseline: POST" => loads::baseline_post(move |n| users.scattered(n)),
             "coupon issue" => {
                 numbers = 0..users.count;
                 loads::issue(campaign, move |n| users.scattered(n), 200)
@@ -191,7 +191,7 @@ async fn ask(
                 numbers = 0..due.len() as u64;
                 loads::pay(&due)
             }
-            "floor: GET" => loads::gets(move |n| format!("/floor/products/{}", n % 10 + 1)),
+            "baseline: GET" => loads::gets(move |n| format!("/baseline/products/{}", n % 10 + 1)),
             "product" => loads::gets(move |n| {
                 let product = products[(n.wrapping_mul(7919) % products.len() as u64) as usize];
                 format!("/api/v1/products/{product}")
@@ -206,50 +206,50 @@ async fn ask(
 
 fn memory(sizes: &[Size], report: &mut Report, targets: &mut Targets) {
     report.text(&format!(
-        "At each size: as many users, coupons issued of one campaign, orders placed, and the same orders paid; one product for \
-         {USERS_PER_PRODUCT} users. Bytes are what Redis uses more (`used_memory` without its connections' buffers), with everything \
-         in PostgreSQL and nothing left in the outbox; a closed order's are those that stay of it."
+        "At each size: that many users, coupons of one campaign, orders placed and orders paid; one product per {USERS_PER_PRODUCT} \
+         users. Bytes are the growth of `used_memory` without the buffers of connections, with every decision in PostgreSQL and \
+         the outbox empty; those of a closed order are what remains of the order."
     ));
     let mut lines = Vec::new();
-    for (at, thing) in THINGS.iter().enumerate() {
+    for (at, thing) in RECORDS.iter().enumerate() {
         let bytes: Vec<f64> = sizes.iter().map(|size| size.bytes[at]).collect();
         let mut line = vec![(*thing).to_owned()];
         line.extend(bytes.iter().map(|bytes| format!("{bytes:.0}")));
         let rounds: Vec<Vec<f64>> = bytes.iter().map(|bytes| vec![*bytes]).collect();
-        line.extend(verdict(sizes, &rounds));
+        line.extend(growth_of(sizes, &rounds));
         lines.push(line);
-        let most = sizes.iter().zip(&bytes).map(|(size, bytes)| (size.size, *bytes));
-        if let Some((size, most)) = most.max_by(|a, b| a.1.total_cmp(&b.1)) {
+        let max = sizes.iter().zip(&bytes).map(|(size, bytes)| (size.size, *bytes));
+        if let Some((size, max)) = max.max_by(|a, b| a.1.total_cmp(&b.1)) {
             match *thing {
-                "issued coupon" => targets.measured(Target::CouponBytes, most, format!("the most, at {size}")),
-                "open order, 1 line" => targets.measured(Target::OrderBytes, most, format!("the most, at {size}")),
+                "issued coupon" => targets.measured(Target::CouponBytes, max, format!("maximum, at {size}")),
+                "open order, 1 line" => targets.measured(Target::OrderBytes, max, format!("maximum, at {size}")),
                 _ => {}
             }
         }
     }
-    grown("bytes per", sizes, &lines, report);
+    table("bytes per", sizes, &lines, report);
 }
 
 fn cpu(sizes: &[Size], report: &mut Report) {
     report.text(&format!(
-        "CPU of a request (service, Redis and PostgreSQL, until PostgreSQL has everything), × that of the floor of the same \
-         method in the same round; in brackets CPU-µs. {CONNECTIONS} connections; users and products far apart."
+        "CPU of a request (service, Redis and PostgreSQL, until PostgreSQL has every decision), × the baseline of the same method in \
+         the same round; CPU-µs in brackets. {CONNECTIONS} connections; successive requests use distant users and products."
     ));
     let mut lines = Vec::new();
-    let mut floor = 0;
+    let mut baseline = 0;
     for (at, kind) in KINDS.iter().enumerate() {
-        if kind.starts_with("floor") {
-            floor = at;
+        if kind.starts_with("baseline") {
+            baseline = at;
         }
-        // The cost by that of the floor, round by round, at each size.
+        // The cost relative to the baseline, round by round, at each size.
         let costs: Vec<Vec<f64>> = sizes
             .iter()
             .map(|size| {
                 let cost = |measured: &Measured| measured.per_request(Cpu::servers);
                 size.rounds[at]
                     .iter()
-                    .zip(&size.rounds[floor])
-                    .map(|(round, floor)| cost(round) / cost(floor))
+                    .zip(&size.rounds[baseline])
+                    .map(|(round, baseline)| cost(round) / cost(baseline))
                     .collect()
             })
             .collect();
@@ -258,15 +258,16 @@ fn cpu(sizes: &[Size], report: &mut Report) {
             let us = median(size.rounds[at].iter().map(|round| round.per_request(Cpu::servers)));
             line.push(format!("{:.2} ({us:.0})", median(costs.iter().copied())));
         }
-        line.extend(verdict(sizes, &costs));
+        line.extend(growth_of(sizes, &costs));
         lines.push(line);
     }
-    grown("cost of", sizes, &lines, report);
+    table("cost of", sizes, &lines, report);
 }
 
-/// The largest size's cost by the smallest's, and whether that is no more than the logarithms'. Only where the cheapest round at
-/// the largest size is too dear for the dearest at the smallest is it sure that it is more.
-fn verdict(sizes: &[Size], costs: &[Vec<f64>]) -> [String; 2] {
+/// The ratio of the costs at the largest and the smallest size, and whether it is within the ratio of the logarithms of the sizes.
+/// The growth is certainly faster only where even the cheapest round at the largest size exceeds the bound over the dearest round at
+/// the smallest.
+fn growth_of(sizes: &[Size], costs: &[Vec<f64>]) -> [String; 2] {
     let (Some(first), Some(last)) = (sizes.first(), sizes.last()) else { return Default::default() };
     let (Some(small), Some(large)) = (costs.first(), costs.last()) else { return Default::default() };
     if small.is_empty() || large.is_empty() {
@@ -274,21 +275,21 @@ fn verdict(sizes: &[Size], costs: &[Vec<f64>]) -> [String; 2] {
     }
     let bound = (last.size as f64).ln() / (first.size as f64).ln();
     let ratio = median(large.iter().copied()) / median(small.iter().copied());
-    let least = large.iter().copied().fold(f64::MAX, f64::min) / small.iter().copied().fold(f64::MIN, f64::max);
-    let said = if first.size == last.size {
+    let min_ratio = large.iter().copied().fold(f64::MAX, f64::min) / small.iter().copied().fold(f64::MIN, f64::max);
+    let growth = if first.size == last.size {
         "one size only".to_owned()
     } else if ratio <= bound {
         format!("no faster than log (≤ {bound:.2})")
-    } else if least <= bound {
+    } else if min_ratio <= bound {
         format!("perhaps faster than log (> {bound:.2}): within the noise")
     } else {
         format!("**faster than log** (> {bound:.2})")
     };
-    [format!("{ratio:.2}"), said]
+    [format!("{ratio:.2}"), growth]
 }
 
-fn grown(what: &str, sizes: &[Size], lines: &[Vec<String>], report: &mut Report) {
-    let mut head = vec![what.to_owned()];
+fn table(name: &str, sizes: &[Size], lines: &[Vec<String>], report: &mut Report) {
+    let mut head = vec![name.to_owned()];
     head.extend(sizes.iter().map(|size| format!("at {}", size.size)));
     head.extend(["last ÷ first".to_owned(), "grows".to_owned()]);
     report.table(&head.iter().map(String::as_str).collect::<Vec<_>>(), lines);

@@ -1,15 +1,15 @@
-//! The requests that the sections share: what is sent, and what has to come back.
+//! The requests that several sections share, with the replies that they expect.
 
 use std::cell::RefCell;
 
-use crate::client::{self, Load, Look};
+use crate::client::{self, Load, Read};
 
-/// What every product costs.
+/// The price of every product.
 pub const WON: u64 = 139_000;
-/// What every user has: more than a run can spend.
+/// The balance of every user: more than a run can spend.
 pub const RICH: i64 = 1_000_000_000_000;
 
-/// Orders that wait to be paid: id and user.
+/// Orders to be paid: id and user.
 pub type Unpaid = RefCell<Vec<(u64, u64)>>;
 
 /// Users with consecutive ids.
@@ -20,19 +20,19 @@ pub struct Users {
 }
 
 impl Users {
-    /// One after the other, round and round.
+    /// One after the other, cyclically.
     pub fn nth(self, n: u64) -> u64 {
         self.first + n % self.count
     }
 
-    /// Each once before any comes again, neighbours far apart: what a cache of any kind likes least. The step is a prime
-    /// that is in no count.
+    /// Each once before any repeats, successive ones far apart: the worst case for a cache. The step is a prime that divides no
+    /// count.
     pub fn scattered(self, n: u64) -> u64 {
         self.first + n.wrapping_mul(7919) % self.count
     }
 }
 
-/// A coupon of `campaign` for the user of each request.
+/// Issues a coupon of `campaign` to the user of each request.
 pub fn issue<'a>(campaign: u64, user: impl Fn(u64) -> u64 + 'a, status: u16) -> Load<'a> {
     let request = move |n, request: &mut Vec<u8>| {
         let body = format!("{{\"couponId\":{campaign},\"userId\":{}}}", user(n));
@@ -41,17 +41,16 @@ pub fn issue<'a>(campaign: u64, user: impl Fn(u64) -> u64 + 'a, status: u16) -> 
     Load { request: Box::new(request), status, body: None }
 }
 
-/// The same without a decision.
-pub fn floor_post<'a>(user: impl Fn(u64) -> u64 + 'a) -> Load<'a> {
+/// An issue at the baseline: no decision, no Redis.
+pub fn baseline_post<'a>(user: impl Fn(u64) -> u64 + 'a) -> Load<'a> {
     let request = move |n, request: &mut Vec<u8>| {
         let body = format!("{{\"couponId\":1,\"userId\":{}}}", user(n));
-        client::send("POST", "/floor/coupons/issue", &body, request);
+        client::send("POST", "/baseline/coupons/issue", &body, request);
     };
     Load { request: Box::new(request), status: 200, body: None }
 }
 
-/// An order of `lines` distinct products, one unit each, with the user's coupon of a campaign or without. What was placed is
-/// noted in `placed`.
+/// Places an order of `lines` distinct products, one unit each, optionally with the user's `coupon`. Adds it to `placed`.
 pub fn order<'a>(
     user: impl Fn(u64) -> u64 + Copy + 'a,
     products: &'a [u64],
@@ -67,7 +66,7 @@ pub fn order<'a>(
         let body = format!("{{\"userId\":{},\"orderProducts\":[{lines}]{coupon}}}", user(n));
         client::send("POST", "/api/v1/orders", &body, request);
     };
-    let body = placed.map(|placed| -> Look<'a> {
+    let body = placed.map(|placed| -> Read<'a> {
         Box::new(move |n, body| {
             if let Some(order) = number(body, "\"orderId\"") {
                 placed.borrow_mut().push((order, user(n)));
@@ -77,7 +76,7 @@ pub fn order<'a>(
     Load { request: Box::new(request), status: 200, body }
 }
 
-/// The `n`-th of these orders is paid from the balance.
+/// Pays the `n`-th of the orders from the balance.
 pub fn pay(unpaid: &[(u64, u64)]) -> Load<'_> {
     let request = |n: u64, request: &mut Vec<u8>| {
         let (order, user) = unpaid[n as usize];

@@ -1,10 +1,10 @@
-//! `make bench`: everything that the README says about speed, measured in one run on this machine.
+//! `make bench`: measures every figure of the documentation about speed, in one run on this machine.
 //!
-//! What is compared runs in alternation, round by round, and is told as ratios of the same round, for absolute figures are
-//! those of one machine in one hour. The service, Redis, PostgreSQL and the load generator are processes of their own, and
-//! each one's CPU time is told apart.
+//! Compared cases alternate, round by round, and the report has ratios within a round: an absolute figure holds for one machine
+//! in one hour. The service, Redis, PostgreSQL and the load generator are separate processes, and the CPU time of each is
+//! reported separately.
 //!
-//! `bench [SECTION …]` runs some of the sections, `--quick` a short form of each: see `benches/README.md`.
+//! `bench [SECTION …]` runs some of the sections, `--quick` a short form of each. See `benches/README.md`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod burst;
@@ -15,9 +15,9 @@ mod cpu;
 mod endpoints;
 mod growth;
 mod loads;
+mod lock_based;
 mod measure;
 mod micro;
-mod peer;
 mod projector;
 mod report;
 mod scripts;
@@ -38,12 +38,12 @@ use self::{report::Report, servers::Servers, targets::Targets};
 const SECTIONS: &[&str] = &["endpoints", "scripts", "everysec", "connections", "projector", "burst", "growth", "micro"];
 
 #[derive(Parser)]
-#[command(about = "Measures what the README says about speed; see benches/README.md")]
+#[command(about = "Measures the figures of the documentation about speed; see benches/README.md")]
 pub struct Options {
     /// The sections to run; all of them by default
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(SECTIONS))]
     sections: Vec<String>,
-    /// Everything, but short: for a first look, not for figures
+    /// Short rounds and small sizes: for a first look, not for figures
     #[arg(long)]
     quick: bool,
     /// Rounds of each kind of request, after one to warm up [default: 5; quick: 2]
@@ -64,10 +64,10 @@ pub struct Options {
     /// The sizes of the section growth [default: 10000,100000,1000000; quick: 1000,10000]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<u64>,
-    /// Where the Markdown goes
+    /// The file for the Markdown report
     #[arg(long, default_value = "target/bench/report.md")]
     output: PathBuf,
-    /// What `cargo bench` passes
+    /// `cargo bench` passes this
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -85,7 +85,7 @@ impl Options {
         self.decisions.unwrap_or(if self.quick { 20_000 } else { 100_000 })
     }
 
-    /// Smallest first.
+    /// In ascending order.
     fn sizes(&self) -> Vec<u64> {
         let mut sizes = match (self.sizes.is_empty(), self.quick) {
             (false, _) => self.sizes.clone(),
@@ -105,7 +105,7 @@ impl Options {
     }
 }
 
-/// The service's, as in `firstcome`.
+/// The same allocator as `firstcome`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -114,23 +114,23 @@ fn main() -> Result<()> {
     let role = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
     let several = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    if [servers::SERVE, servers::PROJECT, servers::PEER, servers::MICRO].contains(&role.as_str()) {
+    if [servers::SERVE, servers::PROJECT, servers::LOCK_BASED, servers::MICRO].contains(&role.as_str()) {
         let filter = tracing_subscriber::EnvFilter::new("warn");
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
     match role.as_str() {
         servers::SERVE => several()?.block_on(servers::serve(rest.is_empty())),
         servers::PROJECT => several()?.block_on(servers::project()),
-        // Everything on one thread, so that it can be counted.
+        // One thread, so that callgrind counts all of it.
         servers::MICRO => micro::role(&rest),
-        servers::PEER => several()?.block_on(peer::serve(rest.iter().any(|lock| lock == "redis"))),
+        servers::LOCK_BASED => several()?.block_on(lock_based::serve(rest.iter().any(|lock| lock == "redis"))),
         _ => {
             let options = Options::parse();
-            // `cargo test --benches` runs this too, and gets nothing to wait for.
+            // `cargo test --benches` runs this program as well, and must not measure.
             if !options.bench {
                 return Ok(());
             }
-            // One thread: the load generator's.
+            // One thread, for the load generator.
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(&options))
         }
     }
@@ -147,7 +147,7 @@ async fn run(options: &Options) -> Result<()> {
     let mut failed = Vec::new();
     for section in SECTIONS.iter().filter(|section| options.runs(section)) {
         if let Err(error) = Box::pin(run_section(section, options, &mut report, &mut targets)).await {
-            // What the others measure is still worth having.
+            // A failed section does not stop the others.
             report.text(&format!("**`{section}` failed**: {error:#}"));
             failed.push(*section);
         }
@@ -160,7 +160,7 @@ async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Each on new servers, so that none finds what another has left.
+/// Runs one section on new servers, so that it finds no data of another.
 async fn run_section(section: &str, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
     let servers = Servers::start().await?;
     match section {

@@ -1,5 +1,5 @@
-//! A round: one kind of request for a while, then a wait until PostgreSQL has everything, and the CPU time that service, Redis
-//! and PostgreSQL have used from the first request to then. A request's whole cost, the durable part of it included.
+//! A round: one kind of request for a while, then a wait until PostgreSQL has every decision. The CPU time of service, Redis and
+//! PostgreSQL covers both, so that it is the whole cost of a request with its durable part.
 
 use std::{ops::Range, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
 /// Concurrent connections of the closed loop.
 pub const CONNECTIONS: usize = 256;
 
-/// A round of one kind.
+/// The result of a round of one kind of request.
 #[derive(Clone, Debug)]
 pub struct Measured {
     pub round: Round,
@@ -30,7 +30,7 @@ impl Measured {
     }
 }
 
-/// A round, from a moment at which PostgreSQL had everything.
+/// Runs a round. PostgreSQL must have every decision at its start.
 pub async fn measure(
     servers: &Servers,
     process: &Process,

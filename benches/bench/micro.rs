@@ -1,9 +1,9 @@
-//! What runs per request in our own code, piece by piece: the whole path of a request but its socket, decoding an event,
-//! folding a batch, hashing an idempotency key, counting it all. Timed by divan, and counted in instructions by callgrind,
-//! which a busy machine does not disturb.
+//! The code that runs per request, part by part: the path of a request without its socket, decoding an event, folding a batch,
+//! hashing an idempotency key, counting metrics. divan measures the time; callgrind counts instructions, which do not depend on the
+//! load of the machine.
 //!
-//! Both run in a process of this program's (role `micro`), connected to servers on which a few hundred decisions wait in
-//! the outbox: the events are what the scripts wrote, whatever that is by now.
+//! Both run in a child process (role `micro`), connected to servers with a few hundred decisions in the outbox, so that the
+//! events are those of the current scripts.
 
 use std::{
     cell::RefCell,
@@ -46,12 +46,12 @@ use crate::{
     servers::{self, MICRO, PROJECT, SERVE, Servers},
 };
 
-/// Decisions of each kind that wait in the outbox.
+/// Decisions of each kind in the outbox.
 const SAMPLE: u64 = 250;
 
 const TIMED: &str = "timed";
 const COUNTED: &str = "counted";
-/// Iterations that are counted: as many, and twice as many; the difference is told.
+/// Iterations of the first count; the second has twice as many, and the report has the difference.
 const ITERATIONS: u64 = 200;
 
 pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> Result<()> {
@@ -76,18 +76,18 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report) -> R
     timed.args([MICRO, TIMED, if options.quick { "0.2" } else { "1" }]);
     report.text(
         "By divan: time on one thread. `request …` is the router with every layer, from a request in memory to the last byte \
-         of its reply, without hyper and sockets; `floor` decides nothing, so what is left of a request is what the stores take.",
+         of its reply, without hyper and sockets; `baseline` makes no decision, so the difference to a request is the cost of the stores.",
     );
     report.text(&format!("```\n{}\n```", output(servers, &mut timed)?.trim_end()));
     count(servers, &program, report)?;
 
-    // The next one finds the books as they should be.
+    // Leaves no backlog.
     let _projector = servers.process(PROJECT, &[])?;
     servers.drain().await
 }
 
 fn output(servers: &Servers, command: &mut Command) -> Result<String> {
-    let output = servers.known_to(command, "firstcome").output()?;
+    let output = servers.with_servers(command, "firstcome").output()?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     ensure!(output.status.success(), "{:?} failed: {}", command.get_program(), text(&output.stderr));
     Ok(text(&output.stdout))
@@ -101,8 +101,8 @@ fn count(servers: &Servers, program: &Path, report: &mut Report) -> Result<()> {
     }
     let dir = firstcome::dev::ScratchDir::new()?;
     let mut counted = Command::new("valgrind");
-    // Counts within `counted_iterations` alone, and writes down what it came to each time that it returns. (Of one name or pattern
-    // callgrind heeds the last option alone: hence one of each.)
+    // Counts within `counted_iterations` only, and dumps the count at each return. (callgrind honours the last option of one name
+    // or pattern only: hence one of each.)
     counted
         .args(["--tool=callgrind", "--toggle-collect=*counted_iterations*"])
         .arg(concat!("--dump-after=", module_path!(), "::counted_iterations"))
@@ -116,20 +116,20 @@ fn count(servers: &Servers, program: &Path, report: &mut Report) -> Result<()> {
             let path = dir.path().join(format!("out.{dump}"));
             let text = fs::read_to_string(&path).with_context(|| format!("callgrind wrote no {}", path.display()))?;
             let total = text.lines().find_map(|line| line.strip_prefix("totals:").or(line.strip_prefix("summary:")));
-            Ok(total.context("callgrind told no total")?.trim().parse()?)
+            Ok(total.context("no total in the output of callgrind")?.trim().parse()?)
         };
         let more = instructions(2 * at + 2)? - instructions(2 * at + 1)?;
         lines.push(vec![name.to_owned(), format!("{:.0}", more / ITERATIONS as f64)]);
     }
     report.text(
-        "By callgrind: instructions per iteration (what twice as many iterations take more, by their number). Its processor has no \
-         instructions for SHA-256, so hashing counts for more than it takes.",
+        "By callgrind: instructions per iteration. Its simulated processor has no instructions for SHA-256, so hashing counts for \
+         more than it costs.",
     );
     report.table(&["", "instructions"], &lines);
     Ok(())
 }
 
-/// A piece of work, to be done again and again.
+/// A part of the code to measure.
 struct Piece {
     name: String,
     work: Box<dyn Fn() + Send + Sync>,
@@ -158,8 +158,8 @@ pub fn role(args: &[String]) -> Result<()> {
     let pieces = PIECES.get_or_init(|| pieces(runtime, &app, router, entries));
     match args {
         [how, seconds] if how == TIMED => {
-            let most = Duration::from_secs_f64(seconds.parse()?);
-            divan::Divan::default().color(false).sample_count(2000).max_time(most).run_benches();
+            let max_time = Duration::from_secs_f64(seconds.parse()?);
+            divan::Divan::default().color(false).sample_count(2000).max_time(max_time).run_benches();
         }
         _ => {
             for piece in pieces {
@@ -173,7 +173,7 @@ pub fn role(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// By its name callgrind knows what to count.
+/// callgrind finds the function by its name.
 #[inline(never)]
 fn counted_iterations(piece: &Piece, iterations: u64) {
     for _ in 0..black_box(iterations) {
@@ -186,9 +186,16 @@ fn pieces(runtime: &'static Runtime, app: &App, router: Router, entries: Vec<Ent
     let mut piece = |name: &str, work: Box<dyn Fn() + Send + Sync>| pieces.push(Piece { name: name.to_owned(), work });
 
     for (name, method, path, key, body, status) in [
-        ("request: floor, coupon issue", "POST", "/floor/coupons/issue", None, ISSUE, StatusCode::OK),
-        ("request: the same under a key", "POST", "/floor/coupons/issue", Some("micro-1"), ISSUE, StatusCode::OK),
-        ("request: floor, product", "GET", "/floor/products/1", None, "", StatusCode::OK),
+        ("request: baseline, coupon issue", "POST", "/baseline/coupons/issue", None, ISSUE, StatusCode::OK),
+        (
+            "request: baseline, coupon issue with an idempotency key",
+            "POST",
+            "/baseline/coupons/issue",
+            Some("micro-1"),
+            ISSUE,
+            StatusCode::OK,
+        ),
+        ("request: baseline, product", "GET", "/baseline/products/1", None, "", StatusCode::OK),
         ("request: order of 5 lines, the last refused", "POST", "/api/v1/orders", None, ORDER, StatusCode::BAD_REQUEST),
     ] {
         let router = router.clone();
@@ -202,7 +209,7 @@ fn pieces(runtime: &'static Runtime, app: &App, router: Router, entries: Vec<Ent
             }
             let mut request = request.body(Body::from(body)).unwrap();
             request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 1))));
-            // As the accept loop calls it.
+            // The same call as in the accept loop.
             let (router, request) = (black_box(router.clone()), black_box(request));
             let reply = runtime.block_on(async { router.oneshot(request).await });
             let Ok(reply) = reply;
@@ -223,13 +230,13 @@ fn pieces(runtime: &'static Runtime, app: &App, router: Router, entries: Vec<Ent
     let began = Instant::now();
     let (method, route) = ("POST", "/api/v1/coupons/issue");
     let count = move || Running::begin(began, black_box(method), black_box(route)).answered(black_box(200), "");
-    piece("metrics: a request, begun and answered", Box::new(count));
+    piece("metrics: the start and the end of a request", Box::new(count));
     let meter = Meter::new("micro");
     let known = |_: &str| "ISSUED";
-    piece("metrics: a word of a script", Box::new(move || meter.answered(black_box("ISSUED"), known)));
+    piece("metrics: a reply code of a script", Box::new(move || meter.answered(black_box("ISSUED"), known)));
     let observed = runtime.block_on(app.engine.observe());
     let scrape = move || drop(black_box(metrics::text(black_box(&observed)).unwrap()));
-    piece("metrics: the text of a scrape", Box::new(scrape));
+    piece("metrics: the text of the metrics endpoint", Box::new(scrape));
 
     let mut kinds: BTreeMap<String, Vec<Vec<(String, String)>>> = BTreeMap::new();
     for entry in entries {
@@ -237,7 +244,7 @@ fn pieces(runtime: &'static Runtime, app: &App, router: Router, entries: Vec<Ent
         let kind = first.into_iter().find(|(name, _)| name == "kind").map(|(_, kind)| kind);
         kinds.entry(kind.unwrap_or_default()).or_default().push(entry.fields);
     }
-    // What a sale is made of: what happened once is not per request.
+    // Only the events of requests: an event that happened once is not one.
     kinds.retain(|_, entries| entries.len() > 10);
     for (kind, entries) in kinds {
         let decoded = entries.iter().flat_map(|fields| event::decode(fields));
@@ -253,7 +260,7 @@ fn pieces(runtime: &'static Runtime, app: &App, router: Router, entries: Vec<Ent
 }
 
 const ISSUE: &str = r#"{"couponId":1,"userId":123456}"#;
-/// Decoded to the end, and then no good.
+/// Decodes completely, and is then refused.
 const ORDER: &str = concat!(
     r#"{"userId":123456,"orderProducts":[{"productId":1,"quantity":1},{"productId":2,"quantity":1},"#,
     r#"{"productId":3,"quantity":1},{"productId":4,"quantity":1},{"productId":5,"quantity":0}]}"#

@@ -1,5 +1,4 @@
-//! Whether PostgreSQL keeps up: how fast a backlog is carried there, what that costs, and how far it is behind while the API
-//! decides as fast as it can.
+//! The projector: the rate and the cost of projecting a backlog, and the lag of PostgreSQL while the API decides as fast as it can.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,31 +16,31 @@ use crate::{
     targets::{Target, Targets},
 };
 
-/// A lag that grows by more than this share of the rate of decisions is one that the projector does not get down.
+/// The projector does not keep up where its lag grows by more than this share of the rate of decisions.
 pub const GROWING: f64 = 0.02;
-const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// Backlogs of each kind.
 const BACKLOGS: usize = 2;
 
-/// A backlog, made and carried away.
+/// The measurements of a backlog.
 struct Backlog {
     /// Decisions, and the seconds that the API took for them.
-    made: u64,
-    making: f64,
-    /// What was left when the projector was there, and the seconds that it then took.
-    carried: f64,
-    carrying: f64,
+    decided: u64,
+    deciding: f64,
+    /// Events to project when the projector was up, and the seconds that it took.
+    projected: f64,
+    projecting: f64,
     /// CPU-µs per event: projector, Redis, PostgreSQL.
     us: [f64; 3],
 }
 
 impl Backlog {
-    fn made_rate(&self) -> f64 {
-        self.made as f64 / self.making
+    fn decision_rate(&self) -> f64 {
+        self.decided as f64 / self.deciding
     }
 
-    fn carried_rate(&self) -> f64 {
-        self.carried / self.carrying
+    fn projection_rate(&self) -> f64 {
+        self.projected / self.projecting
     }
 }
 
@@ -50,7 +49,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     let wanted = options.decisions();
     let users = Users { first: alone.users(wanted.max(300_000), RICH).await?, count: wanted.max(300_000) };
     let products = [alone.product(1_000_000_000).await?];
-    // Those decisions are none of a backlog.
+    // These decisions do not belong to a backlog.
     {
         let _projector = servers.process(PROJECT, &[])?;
         servers.drain().await?;
@@ -64,16 +63,16 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     drop(alone);
     report.heading("The projector");
     report.text(&format!(
-        "{wanted} decisions made over HTTP by {CONNECTIONS} connections while nothing is projected; then the projector alone, until \
-         PostgreSQL has them all. CPU-µs are per event, while it carries them."
+        "{wanted} decisions over HTTP by {CONNECTIONS} connections without a projector; then the projector alone, until PostgreSQL has \
+         them all. CPU-µs are per event, during the projection."
     ));
     let middle = |of: &[Backlog], value: &dyn Fn(&Backlog) -> f64| median(of.iter().map(value));
     let line = |name: &str, of: &[Backlog]| {
-        let ratios: Vec<f64> = of.iter().map(|b| b.carried_rate() / b.made_rate()).collect();
+        let ratios: Vec<f64> = of.iter().map(|b| b.projection_rate() / b.decision_rate()).collect();
         vec![
             name.to_owned(),
-            format!("{:.0}", middle(of, &Backlog::made_rate)),
-            format!("{:.0}", middle(of, &Backlog::carried_rate)),
+            format!("{:.0}", middle(of, &Backlog::decision_rate)),
+            format!("{:.0}", middle(of, &Backlog::projection_rate)),
             spread(&ratios),
             format!("{:.1}", middle(of, &|b| b.us[0])),
             format!("{:.1}", middle(of, &|b| b.us[1])),
@@ -84,9 +83,9 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     report.table(
         &[
             "backlog",
-            "made per second",
+            "decided per second",
             "projected per second",
-            "projected ÷ made",
+            "projected ÷ decided",
             "projector µs",
             "Redis µs",
             "PostgreSQL µs",
@@ -100,14 +99,14 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     let sustained = sustain(servers, &service, users, seconds).await?;
     servers.drain().await?;
     report.text(&format!(
-        "Projecting while {CONNECTIONS} connections have coupons issued for {seconds} seconds ({:.0} per second, the generator, \
-         the service, Redis and PostgreSQL on the same cores): how many decisions PostgreSQL is behind.",
+        "The lag of PostgreSQL in decisions, while {CONNECTIONS} connections have coupons issued for {seconds} seconds ({:.0} per \
+         second; the generator, the service, Redis and PostgreSQL share the cores).",
         sustained.rate
     ));
     let at = |share: f64| sustained.near(share).map_or_else(|| "–".to_owned(), |lag| format!("{lag:.0}"));
     let growth = sustained.growth() / sustained.rate;
     report.table(
-        &["lag, in decisions", "at ¼", "at ½", "at ¾", "at the end", "most", "growth in the second half"],
+        &["lag, in decisions", "at ¼", "at ½", "at ¾", "at the end", "max", "growth in the second half"],
         &[vec![
             "coupon issues".to_owned(),
             at(0.25),
@@ -129,26 +128,32 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     let (lag, since) = (servers.lag().await?, Instant::now());
     servers.drain().await?;
     report.text(&format!(
-        "After {wanted} issues as fast as they are answered ({:.0} per second, projecting), PostgreSQL is {lag} decisions behind, \
-         and has them all {:.2} s later.",
+        "After {wanted} issues in a closed loop ({:.0} per second, projecting) PostgreSQL lags by {lag} decisions, and has them all \
+         {:.2} s later.",
         all.rate(),
         since.elapsed().as_secs_f64()
     ));
     Ok(())
 }
 
-/// Has a backlog made, starts the projector, and waits until it is gone.
+/// Creates a backlog, starts the projector, and waits until the backlog is projected.
 async fn backlog(servers: &Servers, alone: &Process, make: impl AsyncFn() -> Result<(u64, f64)>) -> Result<Backlog> {
     servers.tidy().await?;
-    let (made, making) = make().await?;
+    let (decided, deciding) = make().await?;
     let projector = servers.process(PROJECT, &[])?;
     let cpu = || (cpu::of(projector.pid()), servers.cpu(alone.pid()));
     let (lag, since, (own, before)) = (servers.lag().await? as f64, Instant::now(), cpu());
     servers.drain().await?;
-    let carrying = since.elapsed().as_secs_f64();
+    let projecting = since.elapsed().as_secs_f64();
     let (own_after, after) = cpu();
     let (spent, us) = (after - before, |seconds: f64| seconds * 1e6 / lag);
-    Ok(Backlog { made, making, carried: lag, carrying, us: [us(own_after - own), us(spent.redis), us(spent.postgres)] })
+    Ok(Backlog {
+        decided,
+        deciding,
+        projected: lag,
+        projecting,
+        us: [us(own_after - own), us(spent.redis), us(spent.postgres)],
+    })
 }
 
 async fn make_issues(alone: &Process, users: Users, count: u64) -> Result<(u64, f64)> {
@@ -168,16 +173,16 @@ async fn make_sales(alone: &Process, users: Users, products: &[u64], count: u64)
     Ok((placed.requests + paid.requests, placed.seconds + paid.seconds))
 }
 
-/// How the lag went while decisions were made.
+/// The lag during a run of decisions.
 struct Sustained {
     rate: f64,
     seconds: f64,
-    /// Seconds from the start, and decisions that PostgreSQL did not have then.
+    /// Seconds from the start, and the lag in decisions at that time.
     lags: Vec<(f64, f64)>,
 }
 
 impl Sustained {
-    /// The median lag around a point of the run: one sample is as good as where in a batch it falls.
+    /// The median lag around a point of the run: a single sample depends on its place within a batch.
     fn near(&self, share: f64) -> Option<f64> {
         let near = |(at, _): &&(f64, f64)| (at / self.seconds - share).abs() <= 0.05;
         let lags: Vec<f64> = self.lags.iter().filter(near).map(|(_, lag)| *lag).collect();
@@ -197,7 +202,7 @@ impl Sustained {
 }
 
 async fn sustain(servers: &Servers, service: &Process, users: Users, seconds: f64) -> Result<Sustained> {
-    // Campaign after campaign, should one be too small for the run.
+    // Several campaigns, in case one is too small for the run.
     let mut campaigns = Vec::new();
     for _ in 0..3 {
         campaigns.push(service.campaign(users.count).await?);
@@ -217,7 +222,7 @@ async fn sustain(servers: &Servers, service: &Process, users: Users, seconds: f6
         while !over.get() {
             let lag = servers.lag().await? as f64;
             lags.push((started.elapsed().as_secs_f64(), lag));
-            tokio::time::sleep(SAMPLE_EVERY).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
         anyhow::Ok(lags)
     };

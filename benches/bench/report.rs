@@ -1,4 +1,4 @@
-//! What was measured, as Markdown: to the terminal as it comes, and to a file at the end.
+//! The report, as Markdown: to the terminal during the run, and to a file at its end.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -9,11 +9,11 @@ pub struct Report(String);
 
 impl Report {
     pub fn heading(&mut self, text: &str) {
-        self.say(&format!("\n## {text}\n"));
+        self.print(&format!("\n## {text}\n"));
     }
 
     pub fn text(&mut self, text: &str) {
-        self.say(&format!("{text}\n"));
+        self.print(&format!("{text}\n"));
     }
 
     /// The first column is a name, the others are numbers.
@@ -25,10 +25,10 @@ impl Report {
         for row in rows {
             let _ = write!(table, "\n{}", line(&mut row.iter().map(String::as_str)));
         }
-        self.say(&format!("{table}\n"));
+        self.print(&format!("{table}\n"));
     }
 
-    fn say(&mut self, text: &str) {
+    fn print(&mut self, text: &str) {
         println!("{text}");
         self.0.push_str(text);
         self.0.push('\n');
@@ -38,11 +38,11 @@ impl Report {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
-        fs::write(path, self.0.trim_start()).with_context(|| format!("{} can't be written", path.display()))
+        fs::write(path, self.0.trim_start()).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
-/// The middle one, or between the two that are.
+/// The median; NaN of no value.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
@@ -52,13 +52,13 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// The middle one, and between which they are.
+/// The median, with the minimum and the maximum in brackets.
 pub fn spread(values: &[f64]) -> String {
-    let (least, most) = values.iter().fold((f64::MAX, f64::MIN), |(a, b), value| (a.min(*value), b.max(*value)));
-    format!("{:.2} ({least:.2}–{most:.2})", median(values.iter().copied()))
+    let (min, max) = values.iter().fold((f64::MAX, f64::MIN), |(a, b), value| (a.min(*value), b.max(*value)));
+    format!("{:.2} ({min:.2}–{max:.2})", median(values.iter().copied()))
 }
 
-/// The machine and what runs on it.
+/// The machine, and the versions of Redis and PostgreSQL.
 pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {

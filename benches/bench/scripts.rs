@@ -1,5 +1,5 @@
-//! What HTTP costs a script: coupon issues per second over HTTP beside what `redis-benchmark` reaches with the same script, in
-//! the same Redis, as durable; and what a less durable Redis would change.
+//! Coupon issues per second over HTTP compared with `redis-benchmark` and the same script, in the same Redis, equally durable; and
+//! the effect of `appendfsync everysec`.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,9 +17,9 @@ use crate::{
 };
 
 const USERS: u64 = 400_000;
-/// Concurrent clients, of HTTP and of redis-benchmark alike.
+/// Concurrent clients, both of HTTP and of redis-benchmark.
 const CLIENTS: &[usize] = &[50, 256];
-/// Calls in a pipeline of redis-benchmark: HTTP's closed loop is to be held against the first.
+/// Pipeline lengths of redis-benchmark. The closed loop over HTTP compares with the first.
 const PIPELINES: &[usize] = &[1, 16];
 
 /// Rates, and Redis's CPU-µs per call, round by round.
@@ -39,7 +39,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     report.heading("Scripts: HTTP and redis-benchmark");
     let Some(program) = redis_benchmark() else {
         report.text(
-            "Not measured: there is no `redis-benchmark` beside the Redis server nor on the path (Debian has it in `redis-tools`).",
+            "Not measured: `redis-benchmark` is neither beside the Redis server nor on the path (Debian: `redis-tools`).",
         );
         return Ok(());
     };
@@ -51,7 +51,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     for clients in CLIENTS {
         let (mut deciding, mut projecting) = (Rounds::default(), Rounds::default());
         let mut direct: Vec<(usize, Rounds)> = PIPELINES.iter().map(|p| (*p, Rounds::default())).collect();
-        // As many calls as a round takes; found out by the first.
+        // Calls of a round, adjusted by the rate of the round before.
         let mut calls = vec![5_000; PIPELINES.len()];
         for round in 0..=options.rounds() {
             projector.pause()?;
@@ -98,9 +98,9 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         }
     }
     report.text(
-        "Coupon issues, durable (`appendfsync always`), no two of one user. `redis-benchmark` calls the script of \
-         `lua/coupon_issue.lua` over the same Unix socket, in another database of the same Redis; nothing carries what it decides \
-         to PostgreSQL, so HTTP is held against it with the projector paused, and shown with the projector running too.",
+        "Coupon issues, durable (`appendfsync always`), one per user. `redis-benchmark` calls the script of `lua/coupon_issue.lua` \
+         over the same Unix socket, in another database of the same Redis. No projector reads its decisions, so the comparison is \
+         with HTTP while the projector is paused; the row with the projector running is for information.",
     );
     report.table(&["issues", "per second", "rate × unpipelined", "Redis µs per issue"], &lines);
     Ok(())
@@ -113,7 +113,7 @@ impl Rounds {
     }
 }
 
-/// A round over HTTP: the rate, and Redis's CPU-µs per request while it ran.
+/// A round over HTTP: requests per second, and CPU-µs of Redis per request.
 async fn http(
     servers: &Servers,
     service: &Process,
@@ -130,7 +130,7 @@ async fn http(
     Ok((round.rate(), cpu.redis * 1e6 / round.requests as f64))
 }
 
-/// A round of redis-benchmark: the same two figures.
+/// A round of redis-benchmark: calls per second, and CPU-µs of Redis per call.
 async fn benchmark(
     servers: &Servers,
     program: &PathBuf,
@@ -147,18 +147,18 @@ async fn benchmark(
     {
         command.arg(name).arg(value.to_string());
     }
-    // From as many users as an int can count.
-    command.args(["-r", "2000000000", "--csv"]).args(call.words());
+    // The largest range of users that redis-benchmark accepts.
+    command.args(["-r", "2000000000", "--csv"]).args(call.command_args());
     let output = command.output().await?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "redis-benchmark: {said}{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "redis-benchmark: {printed}{}", String::from_utf8_lossy(&output.stderr));
     // "test","rps","avg_latency_ms","min","p50","p95","p99","max"
-    let rate = said.lines().last().and_then(|line| line.rsplit("\",\"").nth(6)?.parse().ok());
-    let rate = rate.with_context(|| format!("redis-benchmark said {said:?}"))?;
+    let rate = printed.lines().last().and_then(|line| line.rsplit("\",\"").nth(6)?.parse().ok());
+    let rate = rate.with_context(|| format!("redis-benchmark printed {printed:?}"))?;
     Ok((rate, (servers.cpu(0).redis - before) * 1e6 / calls as f64))
 }
 
-/// The program that comes with the server, or one on the path.
+/// The program beside the Redis server, or one on the path.
 fn redis_benchmark() -> Option<PathBuf> {
     let server = firstcome::dev::redis_server().ok()?;
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -166,7 +166,7 @@ fn redis_benchmark() -> Option<PathBuf> {
     dirs.flat_map(|dir| ["redis-benchmark", "valkey-benchmark"].map(|name| dir.join(name))).find(|path| path.is_file())
 }
 
-/// `appendfsync everysec` beside `always`: what the promise that nothing acknowledged is lost with the machine costs.
+/// Compares `appendfsync everysec` with `always`: the cost of losing no acknowledged decision with the machine.
 pub async fn everysec(servers: &Servers, options: &Options, report: &mut Report) -> Result<()> {
     let service = servers.process(SERVE, &[])?;
     let users = Users { first: service.users(USERS, RICH).await?, count: USERS };
@@ -193,10 +193,10 @@ pub async fn everysec(servers: &Servers, options: &Options, report: &mut Report)
         }
     }
     redis::cmd("CONFIG").arg("SET").arg("appendfsync").arg("always").exec_async(&mut link).await?;
-    report.heading("What `appendfsync everysec` would change");
+    report.heading("The effect of `appendfsync everysec`");
     report.text(&format!(
-        "{CONNECTIONS} connections in a closed loop, projecting. With `everysec` up to a second of what was acknowledged is lost \
-         with the machine (not with the process); the service refuses such a Redis unless told otherwise."
+        "{CONNECTIONS} connections in a closed loop, projecting. With `everysec` a crash of the machine (not of the process) loses up \
+         to a second of acknowledged decisions; the service refuses such a Redis by default."
     ));
     let lines: Vec<Vec<String>> = ["coupon issue", "order, 1 line"]
         .into_iter()

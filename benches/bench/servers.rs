@@ -1,5 +1,5 @@
-//! What is measured: a private Redis and PostgreSQL, durable as in production, and the service in a process of its own (this
-//! program, started again), so that the CPU time of each can be told apart.
+//! The measured processes: a private Redis and PostgreSQL, durable as in production, and the service as a child process of this
+//! program, so that the CPU time of each is separate.
 
 use std::{
     io::{BufRead, BufReader},
@@ -27,25 +27,25 @@ use tokio_util::sync::CancellationToken;
 use crate::{client, cpu, cpu::Cpu, loads::WON};
 
 const TOKEN: &str = "a-token-of-the-bench";
-/// As `LISTEN_BACKLOG` by default.
+/// The default of `LISTEN_BACKLOG`.
 const BACKLOG: u32 = 16_384;
 
-/// The roles in which this program starts itself.
+/// The roles of a child process of this program.
 pub const SERVE: &str = "serve";
 pub const PROJECT: &str = "project";
-pub const PEER: &str = "peer";
+pub const LOCK_BASED: &str = "lock_based";
 pub const MICRO: &str = "micro";
 
 pub struct Servers {
     pub store: Store,
     pub db: DatabaseConnection,
-    // Last, and in this order: the servers are ended before their directory goes.
+    // Fields drop in this order: the servers end before their directory is removed.
     pub redis: RedisServer,
     pub postgres: PostgresServer,
     _dir: ScratchDir,
 }
 
-/// A process of this program.
+/// A child process of this program.
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
@@ -63,7 +63,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Freezes it: its connections stay, and it uses no CPU.
+    /// Stops the process: its connections stay, and it uses no CPU.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::STOP)
     }
@@ -82,12 +82,12 @@ impl Servers {
     pub async fn start() -> Result<Self> {
         let dir = ScratchDir::new()?;
         let mut config = dev::RedisConfig::new(dir.path().join("redis"));
-        // Never in the middle of a round, which would be charged with it: see `tidy`.
+        // No rewrite within a round, whose figures would include it: see `tidy`.
         config.extra_args = vec!["--auto-aof-rewrite-percentage".to_owned(), "0".to_owned()];
         let redis = RedisServer::start(config).await?;
         let postgres = PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await?;
         let admin = postgres_config(postgres.url("postgres"));
-        for database in ["firstcome", "peer"] {
+        for database in ["firstcome", "lock_based"] {
             postgres::create_database(&admin, database).await?;
             postgres::migrate(&postgres::connect(&postgres_config(postgres.url(database))).await?).await?;
         }
@@ -96,22 +96,22 @@ impl Servers {
         Ok(Servers { store, db, redis, postgres, _dir: dir })
     }
 
-    /// Tells a program where the servers are.
-    pub fn known_to<'a>(&self, program: &'a mut Command, database: &str) -> &'a mut Command {
+    /// Sets the addresses of the servers in the environment of a program.
+    pub fn with_servers<'a>(&self, program: &'a mut Command, database: &str) -> &'a mut Command {
         program.env("REDIS_URL", self.redis.url()).env("DATABASE_URL", self.postgres.url(database))
     }
 
-    /// Starts this program in another role, and waits until it says where it listens.
+    /// Starts this program in another role, and waits until it prints the address that it listens at.
     pub fn process(&self, role: &str, args: &[&str]) -> Result<Process> {
-        let database = if role == PEER { "peer" } else { "firstcome" };
+        let database = if role == LOCK_BASED { "lock_based" } else { "firstcome" };
         let mut child = self
-            .known_to(Command::new(std::env::current_exe()?).arg(role).args(args), database)
+            .with_servers(Command::new(std::env::current_exe()?).arg(role).args(args), database)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut said = String::new();
-        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut said)?;
-        let address = said.trim().parse().with_context(|| format!("{role} did not start: {said:?}"))?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        let address = line.trim().parse().with_context(|| format!("{role} did not start: {line:?}"))?;
         Ok(Process { child, address })
     }
 
@@ -124,7 +124,7 @@ impl Servers {
         }
     }
 
-    /// Decisions that Postgres does not have yet.
+    /// Decisions that PostgreSQL does not have yet.
     pub async fn lag(&self) -> Result<i64> {
         let mut lag = 0;
         let positions = postgres::queries::resources::positions(&self.db).await?;
@@ -135,23 +135,23 @@ impl Servers {
         Ok(lag)
     }
 
-    /// Waits until Postgres has everything; bounded by progress, for the machine may stall.
+    /// Waits until PostgreSQL has every decision. Fails after 120 seconds without progress.
     pub async fn drain(&self) -> Result<()> {
-        let (mut least, mut since) = (i64::MAX, Instant::now());
+        let (mut min, mut since) = (i64::MAX, Instant::now());
         loop {
             let lag = self.lag().await?;
             if lag == 0 {
                 return Ok(());
             }
-            if lag < least {
-                (least, since) = (lag, Instant::now());
+            if lag < min {
+                (min, since) = (lag, Instant::now());
             }
-            ensure!(since.elapsed() < Duration::from_secs(120), "the projection stands still, {lag} behind");
+            ensure!(since.elapsed() < Duration::from_secs(120), "no progress of the projection: it lags by {lag}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Has Redis write its append-only file anew where it would have done so by itself: when it has doubled.
+    /// Has Redis rewrite its append-only file, under the condition of its default configuration: a doubled size.
     pub async fn tidy(&self) -> Result<()> {
         let (size, base) = (self.redis_info("aof_current_size").await?, self.redis_info("aof_base_size").await?);
         if size < 64.0 * 1024.0 * 1024.0 || size < 2.0 * base {
@@ -165,17 +165,17 @@ impl Servers {
         Ok(())
     }
 
-    /// One number of Redis's own report.
+    /// A number of the reply to INFO.
     pub async fn redis_info(&self, name: &str) -> Result<f64> {
         let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.redis_link().await?).await?;
         let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        Ok(line.with_context(|| format!("Redis does not say its {name}"))?.trim().parse()?)
+        Ok(line.with_context(|| format!("INFO has no {name}"))?.trim().parse()?)
     }
 
     pub async fn redis_link(&self) -> Result<redis::aio::MultiplexedConnection> {
         let client = redis::Client::open(self.redis.url())?;
-        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
-        Ok(client.get_multiplexed_async_connection_with_config(&patient).await?)
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 }
 
@@ -184,7 +184,7 @@ impl Process {
         client::operate(self.address, TOKEN, method, path, &body).await
     }
 
-    /// The first of `count` new users.
+    /// Creates `count` users. Returns the first of their consecutive ids.
     pub async fn users(&self, count: u64, balance: i64) -> Result<u64> {
         let users = json!({ "count": count, "namePrefix": "user-", "balance": balance });
         let made = self.operate("POST", "/admin/v1/users/bulk", users).await?;
@@ -195,7 +195,7 @@ impl Process {
         self.operate("POST", "/admin/v1/products", product(units)).await?["productId"].as_u64().context("no productId")
     }
 
-    /// A request that makes one.
+    /// Writes a request that creates a product.
     pub fn write_product(&self, request: &mut Vec<u8>, units: i64) {
         client::write_operation(request, TOKEN, "POST", "/admin/v1/products", &product(units).to_string());
     }
@@ -239,7 +239,7 @@ fn engine_config() -> Result<EngineConfig> {
     })
 }
 
-/// The service as `firstcome serve` runs it, with its limits out of the way, and the floor's routes beside its own.
+/// The service as `firstcome serve` runs it, without limits, and with the routes of the baseline.
 pub async fn serve(projects: bool) -> Result<()> {
     let app = open().await?.until(stop_with_parent());
     let http = http_config();
@@ -254,7 +254,7 @@ pub async fn serve(projects: bool) -> Result<()> {
     Ok(())
 }
 
-/// The engine on the servers that the environment names.
+/// Opens the engine with the servers of the environment.
 pub async fn open() -> Result<App> {
     App::open(&engine_config()?, &ProjectorConfig::default(), Clock::system()).await
 }
@@ -278,7 +278,7 @@ pub fn http_config() -> HttpConfig {
     }
 }
 
-/// The projector alone.
+/// Runs the projector alone.
 pub async fn project() -> Result<()> {
     let app = open().await?;
     app.project();
@@ -288,14 +288,14 @@ pub async fn project() -> Result<()> {
     Ok(())
 }
 
-/// A port of one's own, told to whoever started this process.
+/// Listens at a free port, and prints the address for the parent process.
 pub async fn listen() -> Result<TcpListener> {
     let listener = listener::listen((Ipv4Addr::LOCALHOST, 0).into(), BACKLOG)?;
     println!("{}", listener.local_addr()?);
     Ok(listener)
 }
 
-/// Cancelled when the process that started this one is gone: it holds the other end of our input.
+/// A token that is cancelled when the parent process ends, which closes standard input.
 pub fn stop_with_parent() -> CancellationToken {
     let stop = CancellationToken::new();
     let gone = stop.clone();
@@ -306,7 +306,7 @@ pub fn stop_with_parent() -> CancellationToken {
     stop
 }
 
-/// Now, by the clock that the service has.
+/// The current time by the clock of the service.
 pub fn now() -> Millis {
     Clock::system().now()
 }

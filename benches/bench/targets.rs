@@ -1,4 +1,4 @@
-//! What this project set out to reach, and what this run has come to: nothing here is known beforehand but the bounds.
+//! The targets of the project, and the measurements of a run.
 
 use crate::report::Report;
 
@@ -27,22 +27,22 @@ const ALL: &[(Target, &str, &str, Bound)] = &[
     (
         IssueCpu,
         "endpoints",
-        "CPU of a durable coupon issue (service + Redis + PostgreSQL), × floor",
+        "CPU of a durable coupon issue (service + Redis + PostgreSQL), × baseline",
         Bound::AtMost(2.5),
     ),
-    (OrderPayCpu, "endpoints", "the same of an order and its payment, × floor", Bound::AtMost(6.0)),
+    (OrderPayCpu, "endpoints", "CPU of an order and its payment, × baseline", Bound::AtMost(6.0)),
     (
         IssueRate,
         "scripts",
         "coupon issues over HTTP, × unpipelined redis-benchmark with the same script",
         Bound::AtLeast(0.6),
     ),
-    (ProductRate, "endpoints", "product GET, × the floor's rate", Bound::AtLeast(0.6)),
-    (SoldOutRate, "endpoints", "refused issue of a sold-out campaign, × the floor's rate", Bound::AtLeast(0.9)),
+    (ProductRate, "endpoints", "product GET, × the rate of the baseline", Bound::AtLeast(0.6)),
+    (SoldOutRate, "endpoints", "refused issue of a sold-out campaign, × the rate of the baseline", Bound::AtLeast(0.9)),
     (
         ProjectorKeepsUp,
         "projector",
-        "the projector keeps up with the highest issue rate: growth of its lag, as a share of that rate",
+        "growth of the projector's lag at the highest issue rate, as a share of that rate",
         Bound::AtMost(crate::projector::GROWING),
     ),
     (BurstTail, "burst", "p99 of a burst of coupon issues, × p50", Bound::AtMost(10.0)),
@@ -50,12 +50,12 @@ const ALL: &[(Target, &str, &str, Bound)] = &[
     (OrderBytes, "growth", "bytes of Redis per open order", Bound::AtMost(1024.0)),
 ];
 
-/// What was measured of the targets.
+/// The measured values of the targets.
 #[derive(Default)]
 pub struct Targets(Vec<(Target, f64, String)>);
 
 impl Targets {
-    /// `note`: how far it spreads, or under what circumstances it was measured.
+    /// `note`: the spread of the value, or the conditions of its measurement.
     pub fn measured(&mut self, target: Target, value: f64, note: impl Into<String>) {
         self.0.push((target, value, note.into()));
     }
@@ -63,14 +63,14 @@ impl Targets {
     pub fn table(&self, report: &mut Report) {
         report.heading("Targets");
         let mut lines = Vec::new();
-        for (target, section, what, bound) in ALL {
+        for (target, section, name, bound) in ALL {
             let limit = match bound {
                 Bound::AtMost(limit) => format!("≤ {limit}"),
                 Bound::AtLeast(limit) => format!("≥ {limit}"),
             };
             let found = self.0.iter().find(|(measured, ..)| measured == target);
-            let (value, verdict, note) = match found {
-                // A section that could not measure it has said why.
+            let (value, result, note) = match found {
+                // The section reports why it did not measure the target.
                 None => ("–".to_owned(), "not measured", format!("section `{section}`")),
                 Some((_, value, note)) => {
                     let met = match bound {
@@ -81,8 +81,8 @@ impl Targets {
                     (format!("{value:.digits$}"), if met { "met" } else { "**not met**" }, note.clone())
                 }
             };
-            lines.push(vec![(*what).to_owned(), limit, value, verdict.to_owned(), note]);
+            lines.push(vec![(*name).to_owned(), limit, value, result.to_owned(), note]);
         }
-        report.table(&["target", "bound", "measured", "", "of which"], &lines);
+        report.table(&["target", "bound", "measured", "", "note"], &lines);
     }
 }

@@ -14,6 +14,8 @@ mod acts;
 mod admin;
 mod auth;
 mod balances;
+#[cfg(feature = "baseline")]
+mod baseline;
 mod body;
 mod cors;
 mod coupons;
@@ -21,8 +23,6 @@ mod decode;
 mod durable;
 mod edge;
 pub mod error;
-#[cfg(feature = "floor")]
-mod floor;
 mod framing;
 pub mod health;
 mod leftover;
@@ -79,8 +79,8 @@ use crate::{
 pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
     let (routes, document) = routes(state.sessions.clone(), state.notes.clone()).split_for_parts();
     let tokens = state.tokens.clone();
-    #[cfg(feature = "floor")]
-    let routes = routes.merge(floor::router());
+    #[cfg(feature = "baseline")]
+    let routes = routes.merge(baseline::router());
     let edge = Edge::new(
         state.config.time_limits(),
         state.limits.clone(),

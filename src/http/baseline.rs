@@ -1,5 +1,5 @@
-//! What a request costs before anything is decided: the same layers, the same decoding, a reply of the same size, and nothing
-//! asked of Redis. Only built for `benches/`, with the feature `floor`.
+//! The baseline of the benchmarks: the same layers, the same decoding and a reply of the same size, without a decision and without a
+//! call of Redis. Built for `benches/` only, with the feature `baseline`.
 
 use std::sync::{Arc, LazyLock};
 
@@ -22,14 +22,14 @@ use crate::model::{
 };
 
 pub fn router() -> Router<AppState> {
-    Router::new().route("/floor/coupons/issue", post(issue)).route("/floor/products/{productId}", get(product))
+    Router::new().route("/baseline/coupons/issue", post(issue)).route("/baseline/products/{productId}", get(product))
 }
 
 static TERMS: LazyLock<Option<Arc<CampaignTerms>>> = LazyLock::new(|| {
     let coupon_id = CouponId::new(1)?;
     let discount = Discount { kind: DiscountType::Fixed, amount: 1000 };
     let (opens_at, closes_at) = (Millis(1_772_427_600_000), Millis(1_782_427_600_000));
-    let code = "FLOOR".to_owned();
+    let code = "BASELINE".to_owned();
     Some(Arc::new(CampaignTerms { coupon_id, code, discount, total: 1, opens_at, closes_at, expires_at: closes_at }))
 });
 

@@ -1,8 +1,9 @@
-//! What users come from: one PostgreSQL transaction per request, with `SELECT … FOR UPDATE` on the hot row; and the same with
-//! a lock in Redis around it, as Redisson does it (a key with a token and an end, waiters woken by a message).
+//! The lock-based designs that the engine replaces: one PostgreSQL transaction per request with `SELECT … FOR UPDATE` on the hot
+//! row; and the same transaction inside a lock in Redis, as Redisson implements it (a key with a token and a TTL, waiters woken by a
+//! message).
 //!
-//! A fair peer: the same schema and indexes, the same axum and accept loop, pooled connections, prepared statements, one
-//! statement where one will do, and no more checks than the engine makes. Only for the benchmarks.
+//! The comparison is fair: the same schema and indexes, the same axum and accept loop, pooled connections, prepared statements, the
+//! fewest statements, and no more checks than the engine makes. Used by the benchmarks only.
 
 use std::{
     collections::HashMap,
@@ -27,21 +28,21 @@ use uuid::Uuid;
 
 use crate::servers;
 
-/// More connections than cores only wait for each other; this is several times what HikariCP recommends here, and was best.
+/// Several times HikariCP's recommendation for this many cores; measured as the fastest. More connections wait for each other.
 const CONNECTIONS: u32 = 16;
-/// How long a holder may keep a lock: ends what a crash left.
+/// TTL of a lock in milliseconds: frees the lock of a crashed holder.
 const LEASE_MS: u64 = 30_000;
 
-struct Peer {
+struct LockBased {
     pool: PgPool,
     locks: Option<Locks>,
 }
 
-type App = State<Arc<Peer>>;
+type App = State<Arc<LockBased>>;
 
-/// Why a request was refused, or failed.
+/// Why a request has no result: a refusal of the shop, or a failure.
 enum Refusal {
-    Said(StatusCode, &'static str),
+    Rejected(StatusCode, &'static str),
     Failed(anyhow::Error),
 }
 
@@ -54,9 +55,9 @@ impl<E: Into<anyhow::Error>> From<E> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, code) = match self {
-            Refusal::Said(status, code) => (status, code),
+            Refusal::Rejected(status, code) => (status, code),
             Refusal::Failed(error) => {
-                eprintln!("peer: {error:#}");
+                eprintln!("lock_based: {error:#}");
                 (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_SERVER_ERROR")
             }
         };
@@ -67,10 +68,10 @@ impl IntoResponse for Refusal {
 type Reply = Result<Json<Value>, Refusal>;
 
 fn refuse<T>(status: StatusCode, code: &'static str) -> Result<T, Refusal> {
-    Err(Refusal::Said(status, code))
+    Err(Refusal::Rejected(status, code))
 }
 
-/// Serves until the process that started this one is gone.
+/// Serves until the parent process ends.
 pub async fn serve(locked: bool) -> Result<()> {
     let pool = PgPoolOptions::new()
         .min_connections(CONNECTIONS)
@@ -79,7 +80,7 @@ pub async fn serve(locked: bool) -> Result<()> {
         .test_before_acquire(false)
         .connect(&std::env::var("DATABASE_URL")?)
         .await?;
-    for sequence in ["peer_orders", "peer_payments"] {
+    for sequence in ["lock_based_orders", "lock_based_payments"] {
         let create = format!("CREATE SEQUENCE IF NOT EXISTS {sequence} CACHE 100");
         sqlx::query(sqlx::AssertSqlSafe(create)).execute(&pool).await?;
     }
@@ -89,20 +90,20 @@ pub async fn serve(locked: bool) -> Result<()> {
         .route("/api/v1/balances/{userId}", put(charge))
         .route("/api/v1/orders", post(order))
         .route("/api/v1/payments", post(pay))
-        .with_state(Arc::new(Peer { pool, locks }));
+        .with_state(Arc::new(LockBased { pool, locks }));
     let limits = firstcome::http::ServerLimits::default();
     let listener = servers::listen().await?;
     firstcome::http::serve(listener, router, limits, servers::stop_with_parent()).await?;
     Ok(())
 }
 
-/// Users, products and campaigns, as the engine's projection would have them.
+/// The rows that `prepare` inserts: the first user and the first product.
 pub struct Data {
     pub first_user: u64,
     pub product: u64,
 }
 
-/// Fills the peer's own database.
+/// Inserts users and products into the database of the lock-based designs, as the engine's projection would.
 pub async fn prepare(url: &str, users: u64, balance: i64) -> Result<Data> {
     let pool = PgPool::connect(url).await?;
     sqlx::query("INSERT INTO users (id, name, balance, created_at) SELECT n, 'user-' || n, $2, now() FROM generate_series(1, $1) n")
@@ -117,7 +118,7 @@ pub async fn prepare(url: &str, users: u64, balance: i64) -> Result<Data> {
     Ok(Data { first_user: 1, product: 1 })
 }
 
-/// A new campaign in the peer's database.
+/// Inserts a campaign into the database of the lock-based designs.
 pub async fn campaign(url: &str, id: u64, total: u64) -> Result<()> {
     let pool = PgPool::connect(url).await?;
     let insert = "INSERT INTO campaigns (id, code, discount_type, discount_amount, total, issued, opens_at, closes_at,
@@ -128,20 +129,20 @@ pub async fn campaign(url: &str, id: u64, total: u64) -> Result<()> {
     Ok(())
 }
 
-impl Peer {
+impl LockBased {
     async fn begin(&self) -> Result<Transaction<'static, Postgres>, Refusal> {
         Ok(self.pool.begin().await?)
     }
 
     async fn lock(&self, what: &str, id: i64) -> Result<Option<Held<'_>>, Refusal> {
         match &self.locks {
-            Some(locks) => Ok(Some(locks.take(format!("peer:{what}:{id}")).await?)),
+            Some(locks) => Ok(Some(locks.take(format!("lock:{what}:{id}")).await?)),
             None => Ok(None),
         }
     }
 }
 
-async fn let_go(held: Option<Held<'_>>) -> Result<(), Refusal> {
+async fn release(held: Option<Held<'_>>) -> Result<(), Refusal> {
     match held {
         Some(held) => Ok(held.release().await?),
         None => Ok(()),
@@ -155,15 +156,15 @@ struct Issue {
     user_id: i64,
 }
 
-async fn issue(State(peer): App, Json(Issue { coupon_id, user_id }): Json<Issue>) -> Reply {
-    let held = peer.lock("coupon", coupon_id).await?;
-    let issued = issue_locked(&peer, coupon_id, user_id).await;
-    let_go(held).await?;
+async fn issue(State(shop): App, Json(Issue { coupon_id, user_id }): Json<Issue>) -> Reply {
+    let held = shop.lock("coupon", coupon_id).await?;
+    let issued = issue_locked(&shop, coupon_id, user_id).await;
+    release(held).await?;
     issued
 }
 
-async fn issue_locked(peer: &Peer, coupon: i64, user: i64) -> Reply {
-    let mut db = peer.begin().await?;
+async fn issue_locked(shop: &LockBased, coupon: i64, user: i64) -> Reply {
+    let mut db = shop.begin().await?;
     let found: Option<(i64, i64, String)> = sqlx::query_as(
         "SELECT total, issued, code FROM campaigns WHERE id = $1 AND now() >= opens_at AND now() < closes_at FOR UPDATE",
     )
@@ -182,7 +183,7 @@ async fn issue_locked(peer: &Peer, coupon: i64, user: i64) -> Reply {
     if issued >= total {
         return refuse(StatusCode::CONFLICT, "COUPON_OUT_OF_STOCK");
     }
-    // The foreign key tells whether there is such a user.
+    // A coupon of an unknown user is not checked for: no load of the benchmarks sends one.
     sqlx::query(
         "INSERT INTO user_coupons (coupon_id, user_id, issue_no, status, issued_at) VALUES ($1, $2, $3, 'AVAILABLE', now())",
     )
@@ -205,15 +206,15 @@ struct Charge {
     amount: i64,
 }
 
-async fn charge(State(peer): App, Path(user): Path<i64>, Json(Charge { amount }): Json<Charge>) -> Reply {
-    let held = peer.lock("user", user).await?;
-    let charged = charge_locked(&peer, user, amount).await;
-    let_go(held).await?;
+async fn charge(State(shop): App, Path(user): Path<i64>, Json(Charge { amount }): Json<Charge>) -> Reply {
+    let held = shop.lock("user", user).await?;
+    let charged = charge_locked(&shop, user, amount).await;
+    release(held).await?;
     charged
 }
 
-async fn charge_locked(peer: &Peer, user: i64, amount: i64) -> Reply {
-    let mut db = peer.begin().await?;
+async fn charge_locked(shop: &LockBased, user: i64, amount: i64) -> Reply {
+    let mut db = shop.begin().await?;
     let found: Option<(String, i64)> = sqlx::query_as("SELECT name, balance FROM users WHERE id = $1 FOR UPDATE")
         .bind(user)
         .fetch_optional(&mut *db)
@@ -265,23 +266,23 @@ struct Line {
     quantity: i64,
 }
 
-async fn order(State(peer): App, Json(mut order): Json<Order>) -> Reply {
+async fn order(State(shop): App, Json(mut order): Json<Order>) -> Reply {
     order.order_products.sort_by_key(|line| line.product_id);
     let mut held = Vec::new();
     for line in &order.order_products {
-        held.push(peer.lock("product", line.product_id).await?);
+        held.push(shop.lock("product", line.product_id).await?);
     }
-    let placed = order_locked(&peer, &order).await;
+    let placed = order_locked(&shop, &order).await;
     for lock in held {
-        let_go(lock).await?;
+        release(lock).await?;
     }
     placed
 }
 
-async fn order_locked(peer: &Peer, order: &Order) -> Reply {
+async fn order_locked(shop: &LockBased, order: &Order) -> Reply {
     let ids: Vec<i64> = order.order_products.iter().map(|line| line.product_id).collect();
     let quantities: Vec<i64> = order.order_products.iter().map(|line| line.quantity).collect();
-    let mut db = peer.begin().await?;
+    let mut db = shop.begin().await?;
     let user: Option<(i64,)> =
         sqlx::query_as("SELECT balance FROM users WHERE id = $1").bind(order.user_id).fetch_optional(&mut *db).await?;
     let Some((balance,)) = user else { return refuse(StatusCode::NOT_FOUND, "USER_NOT_FOUND") };
@@ -305,7 +306,7 @@ async fn order_locked(peer: &Peer, order: &Order) -> Reply {
     }
     let (id,): (i64,) = sqlx::query_as(
         "INSERT INTO orders (id, user_id, status, total, discount, final_price, placed_at, expires_at)
-         VALUES (nextval('peer_orders'), $1, 'PENDING', $2, 0, $2, now(), now() + interval '10 minutes') RETURNING id",
+         VALUES (nextval('lock_based_orders'), $1, 'PENDING', $2, 0, $2, now(), now() + interval '10 minutes') RETURNING id",
     )
     .bind(order.user_id)
     .bind(total)
@@ -343,16 +344,16 @@ struct Payment {
     amount: i64,
 }
 
-async fn pay(State(peer): App, Json(payment): Json<Payment>) -> Reply {
-    let held = peer.lock("user", payment.user_id).await?;
-    let paid = pay_locked(&peer, &payment).await;
-    let_go(held).await?;
+async fn pay(State(shop): App, Json(payment): Json<Payment>) -> Reply {
+    let held = shop.lock("user", payment.user_id).await?;
+    let paid = pay_locked(&shop, &payment).await;
+    release(held).await?;
     paid
 }
 
-async fn pay_locked(peer: &Peer, payment: &Payment) -> Reply {
+async fn pay_locked(shop: &LockBased, payment: &Payment) -> Reply {
     let Payment { order_id, user_id, payment_type, amount } = payment;
-    let mut db = peer.begin().await?;
+    let mut db = shop.begin().await?;
     let order: Option<(String, i64)> =
         sqlx::query_as("SELECT status, final_price FROM orders WHERE id = $1 AND user_id = $2 FOR UPDATE")
             .bind(order_id)
@@ -380,7 +381,7 @@ async fn pay_locked(peer: &Peer, payment: &Payment) -> Reply {
     let receipt = Uuid::now_v7().to_string();
     let (id,): (i64,) = sqlx::query_as(
         "INSERT INTO payments (id, order_id, user_id, payment_type, method, status, amount, receipt, started_at, paid_at)
-         VALUES (nextval('peer_payments'), $1, $2, $3, 'BALANCE', 'PAID', $4, $5, now(), now()) RETURNING id",
+         VALUES (nextval('lock_based_payments'), $1, $2, $3, 'BALANCE', 'PAID', $4, $5, now(), now()) RETURNING id",
     )
     .bind(order_id)
     .bind(user_id)
@@ -407,11 +408,11 @@ async fn pay_locked(peer: &Peer, payment: &Payment) -> Reply {
 struct Locks {
     link: redis::aio::MultiplexedConnection,
     unlock: redis::Script,
-    /// Who waits for which lock in this process: a message wakes one of them.
+    /// Waiters of this process, by lock: a message wakes one of them.
     waiting: Arc<Mutex<HashMap<String, Arc<Notify>>>>,
 }
 
-const CHANNEL: &str = "peer:unlocked";
+const CHANNEL: &str = "lock:released";
 
 struct Held<'a> {
     locks: &'a Locks,
@@ -422,8 +423,8 @@ struct Held<'a> {
 impl Locks {
     async fn connect(url: &str) -> Result<Self> {
         let client = redis::Client::open(url)?;
-        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(10_000);
-        let link = client.get_multiplexed_async_connection_with_config(&patient).await?;
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(10_000);
+        let link = client.get_multiplexed_async_connection_with_config(&config).await?;
         let waiting = Arc::<Mutex<HashMap<String, Arc<Notify>>>>::default();
         let mut messages = client.get_async_pubsub().await?;
         messages.subscribe(CHANNEL).await?;
@@ -458,7 +459,7 @@ impl Locks {
             let mut link = self.link.clone();
             let mut set = redis::cmd("SET");
             set.arg(&name).arg(&token).arg("NX").arg("PX").arg(LEASE_MS);
-            let taken: Option<String> = set.query_async(&mut link).await.context("the lock can't be asked for")?;
+            let taken: Option<String> = set.query_async(&mut link).await.context("the lock request failed")?;
             if taken.is_some() {
                 return Ok(Held { locks: self, name, token });
             }
