@@ -1,6 +1,6 @@
 //! The one integration-test binary: everything runs against real servers, private to each test.
 //!
-//! A test starts a [`support::harness::World`], does what it is about, and ends with `world.finish().await`, which drains the
+//! A test starts a [`support::harness::TestApp`], does what it is about, and ends with `test.finish().await`, which drains the
 //! outbox and checks the books ([`support::invariants`]). A test that forgets to fails.
 #![allow(
     clippy::unwrap_used,

@@ -4,21 +4,21 @@ use serde_json::{Value, json};
 
 use crate::support::{
     api_kit::*,
-    harness::{Options, World},
+    harness::{Options, TestApp},
 };
 
 #[tokio::test]
 async fn balance_charged_grows_by_amount() {
-    on_1_and_3(async |world| {
+    on_1_and_3(async |test| {
         for _ in 0..3 {
-            let user = world.user(5_000).await;
+            let user = test.user(5_000).await;
             let path = format!("/api/v1/balances/{user}");
             let shown = |won: i64| json!({"userId": user, "userName": "이다은", "amount": won, "balance": won});
-            assert_eq!(get(world, &path).await.ok(), shown(5_000));
-            assert_eq!(put(world, &path, json!({"amount": 1_000})).await.ok(), shown(6_000));
-            assert_eq!(put(world, &path, json!({"amount": 1})).await.ok(), shown(6_001));
-            assert_eq!(put(world, &path, json!({"amount": 100_000})).await.ok(), shown(106_001));
-            assert_eq!(get(world, &path).await.ok(), shown(106_001));
+            assert_eq!(get(test, &path).await.ok(), shown(5_000));
+            assert_eq!(put(test, &path, json!({"amount": 1_000})).await.ok(), shown(6_000));
+            assert_eq!(put(test, &path, json!({"amount": 1})).await.ok(), shown(6_001));
+            assert_eq!(put(test, &path, json!({"amount": 100_000})).await.ok(), shown(106_001));
+            assert_eq!(get(test, &path).await.ok(), shown(106_001));
         }
     })
     .await;
@@ -26,47 +26,47 @@ async fn balance_charged_grows_by_amount() {
 
 #[tokio::test]
 async fn charge_refused_changes_nothing() {
-    on_1_and_3(async |world| {
-        let user = world.user(0).await;
-        let before = effects(world).await;
+    on_1_and_3(async |test| {
+        let user = test.user(0).await;
+        let before = effects(test).await;
         for amount in [0, -1, 100_001, i64::MAX, i64::MIN] {
-            let refused = put(world, &format!("/api/v1/balances/{user}"), json!({"amount": amount})).await;
+            let refused = put(test, &format!("/api/v1/balances/{user}"), json!({"amount": amount})).await;
             refused.refused(400, "INVALID_AMOUNT");
         }
         for nobody in [user + 1, 9_007_199_254_740_991] {
             let path = format!("/api/v1/balances/{nobody}");
-            get(world, &path).await.refused(404, "USER_NOT_FOUND");
-            put(world, &path, json!({"amount": 1_000})).await.refused(404, "USER_NOT_FOUND");
-            get(world, &format!("{path}/history")).await.refused(404, "USER_NOT_FOUND");
+            get(test, &path).await.refused(404, "USER_NOT_FOUND");
+            put(test, &path, json!({"amount": 1_000})).await.refused(404, "USER_NOT_FOUND");
+            get(test, &format!("{path}/history")).await.refused(404, "USER_NOT_FOUND");
             // What is wrong with the body is told first.
-            put(world, &path, json!({"amount": 0})).await.refused(400, "INVALID_AMOUNT");
+            put(test, &path, json!({"amount": 0})).await.refused(400, "INVALID_AMOUNT");
         }
-        assert_eq!(effects(world).await, before);
+        assert_eq!(effects(test).await, before);
     })
     .await;
 }
 
 #[tokio::test]
 async fn charge_refused_when_cap_exceeded() {
-    let world = World::with(Options { max_balance: Some(150_000), ..Options::default() }).await;
-    let user = world.user(0).await;
+    let test = TestApp::with(Options { max_balance: Some(150_000), ..Options::default() }).await;
+    let user = test.user(0).await;
     let path = format!("/api/v1/balances/{user}");
-    put(&world, &path, json!({"amount": 100_000})).await.ok();
-    let before = effects(&world).await;
-    put(&world, &path, json!({"amount": 50_001})).await.refused(400, "INVALID_AMOUNT");
-    assert_eq!(effects(&world).await, before);
-    assert_eq!(put(&world, &path, json!({"amount": 50_000})).await.ok()["balance"], 150_000);
-    put(&world, &path, json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
-    assert_eq!(balance(&world, user).await, 150_000);
-    world.finish().await;
+    put(&test, &path, json!({"amount": 100_000})).await.ok();
+    let before = effects(&test).await;
+    put(&test, &path, json!({"amount": 50_001})).await.refused(400, "INVALID_AMOUNT");
+    assert_eq!(effects(&test).await, before);
+    assert_eq!(put(&test, &path, json!({"amount": 50_000})).await.ok()["balance"], 150_000);
+    put(&test, &path, json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
+    assert_eq!(balance(&test, user).await, 150_000);
+    test.finish().await;
 }
 
 /// A user's whole history, read backwards in pages of `limit`.
-async fn paged(world: &World, user: i64, limit: usize) -> Vec<Value> {
+async fn paged(test: &TestApp, user: i64, limit: usize) -> Vec<Value> {
     let (mut all, mut before) = (Vec::new(), String::new());
     loop {
         let path = format!("/api/v1/balances/{user}/history?limit={limit}{before}");
-        let page = get(world, &path).await.ok().as_array().unwrap().clone();
+        let page = get(test, &path).await.ok().as_array().unwrap().clone();
         assert!(page.len() <= limit);
         let Some(oldest) = page.first() else { return all };
         before = format!("&before={}", id(oldest, "entryNo"));
@@ -76,70 +76,70 @@ async fn paged(world: &World, user: i64, limit: usize) -> Vec<Value> {
 
 #[tokio::test]
 async fn history_complete_when_projection_lags() {
-    on_1_and_3(async |world| {
-        let (user, other) = (world.user(10_000).await, world.user(1).await);
-        let product = world.product(2_000, 10).await;
+    on_1_and_3(async |test| {
+        let (user, other) = (test.user(10_000).await, test.user(1).await);
+        let product = test.product(2_000, 10).await;
         let path = format!("/api/v1/balances/{user}/history");
         let mut expected = Vec::new();
         let mut change = |kind: &str, amount: i64, before: i64, after: i64, order: Option<i64>| {
             expected.push(json!({"userId": user, "transactionType": kind, "amount": amount, "before_balance": before,
-                "after_balance": after, "createdAt": now(world), "entryNo": expected.len() + 1, "orderId": order}));
+                "after_balance": after, "createdAt": now(test), "entryNo": expected.len() + 1, "orderId": order}));
             expected.clone()
         };
         // In the outbox only, then the first part in Postgres, then all of it.
         let first = change("CHARGE", 10_000, 0, 10_000, None);
-        assert_eq!(get(world, &path).await.ok(), json!(first));
-        world.clock.advance(1_000);
-        put(world, &format!("/api/v1/balances/{user}"), json!({"amount": 5_000})).await.ok();
-        put(world, &format!("/api/v1/balances/{other}"), json!({"amount": 7})).await.ok();
+        assert_eq!(get(test, &path).await.ok(), json!(first));
+        test.clock.advance(1_000);
+        put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 5_000})).await.ok();
+        put(test, &format!("/api/v1/balances/{other}"), json!({"amount": 7})).await.ok();
         let charged = change("CHARGE", 5_000, 10_000, 15_000, None);
-        assert_eq!(get(world, &path).await.ok(), json!(charged));
-        world.drain().await;
-        assert_eq!(get(world, &path).await.ok(), json!(charged));
+        assert_eq!(get(test, &path).await.ok(), json!(charged));
+        test.drain().await;
+        assert_eq!(get(test, &path).await.ok(), json!(charged));
 
-        world.clock.advance(3_600_000);
-        let order = bought(world, user, product, 1).await;
+        test.clock.advance(3_600_000);
+        let order = bought(test, user, product, 1).await;
         let paid = change("PAYMENT", 2_000, 15_000, 13_000, Some(order));
-        assert_eq!(get(world, &path).await.ok(), json!(paid));
-        world.clock.advance(86_400_000);
-        cancel(world, order, user).await.ok();
+        assert_eq!(get(test, &path).await.ok(), json!(paid));
+        test.clock.advance(86_400_000);
+        cancel(test, order, user).await.ok();
         let refunded = change("REFUND", 2_000, 13_000, 15_000, Some(order));
-        assert_eq!(get(world, &path).await.ok(), json!(refunded));
+        assert_eq!(get(test, &path).await.ok(), json!(refunded));
         // What changes no balance is no entry.
-        let order = placed(world, user, &[(product, 1)], None).await;
-        cancel(world, order, user).await.ok();
+        let order = placed(test, user, &[(product, 1)], None).await;
+        cancel(test, order, user).await.ok();
         for limit in 1..=5 {
-            assert_eq!(paged(world, user, limit).await, refunded, "half projected, by {limit}");
+            assert_eq!(paged(test, user, limit).await, refunded, "half projected, by {limit}");
         }
-        world.drain().await;
+        test.drain().await;
         for limit in [1, 3, 4, 1000] {
-            assert_eq!(paged(world, user, limit).await, refunded, "projected, by {limit}");
+            assert_eq!(paged(test, user, limit).await, refunded, "projected, by {limit}");
         }
-        let page = get(world, &format!("{path}?limit=2&before=4")).await.ok();
+        let page = get(test, &format!("{path}?limit=2&before=4")).await.ok();
         assert_eq!(page, json!(refunded[1..3]), "the newest two before the fourth, oldest first");
-        assert_eq!(get(world, &format!("{path}?before=1")).await.ok(), json!([]));
-        assert_eq!(get(world, &format!("{path}?before=9007199254740991")).await.ok(), json!(refunded));
+        assert_eq!(get(test, &format!("{path}?before=1")).await.ok(), json!([]));
+        assert_eq!(get(test, &format!("{path}?before=9007199254740991")).await.ok(), json!(refunded));
     })
     .await;
 }
 
 #[tokio::test]
 async fn history_page_defaults_to_hundred_entries() {
-    let world = World::start().await;
-    let user = world.user(0).await;
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
     let path = format!("/api/v1/balances/{user}/history");
-    assert_eq!(get(&world, &path).await.ok(), json!([]));
+    assert_eq!(get(&test, &path).await.ok(), json!([]));
     for amount in 1..=103 {
-        put(&world, &format!("/api/v1/balances/{user}"), json!({"amount": amount})).await.ok();
+        put(&test, &format!("/api/v1/balances/{user}"), json!({"amount": amount})).await.ok();
         if amount == 51 {
-            world.drain().await;
+            test.drain().await;
         }
     }
     let amounts = |page: Value| page.as_array().unwrap().iter().map(|e| id(e, "amount")).collect::<Vec<_>>();
-    assert_eq!(amounts(get(&world, &path).await.ok()), (4..=103).collect::<Vec<_>>());
-    assert_eq!(amounts(get(&world, &format!("{path}?limit=1000")).await.ok()), (1..=103).collect::<Vec<_>>());
-    assert_eq!(amounts(get(&world, &format!("{path}?limit=3&before=53")).await.ok()), [50, 51, 52]);
-    assert_eq!(paged(&world, user, 7).await, paged(&world, user, 100).await);
+    assert_eq!(amounts(get(&test, &path).await.ok()), (4..=103).collect::<Vec<_>>());
+    assert_eq!(amounts(get(&test, &format!("{path}?limit=1000")).await.ok()), (1..=103).collect::<Vec<_>>());
+    assert_eq!(amounts(get(&test, &format!("{path}?limit=3&before=53")).await.ok()), [50, 51, 52]);
+    assert_eq!(paged(&test, user, 7).await, paged(&test, user, 100).await);
     for query in [
         "limit=0",
         "limit=1001",
@@ -151,21 +151,21 @@ async fn history_page_defaults_to_hundred_entries() {
         "before=1.0",
         "limit=1&limit=2",
     ] {
-        get(&world, &format!("{path}?{query}")).await.refused(400, "INVALID_REQUEST");
+        get(&test, &format!("{path}?{query}")).await.refused(400, "INVALID_REQUEST");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn balance_read_after_write_is_current_while_projecting() {
-    let world = World::with(Options { project: true, ..Options::default() }).await;
-    let user = world.user(0).await;
+    let test = TestApp::with(Options { project: true, ..Options::default() }).await;
+    let user = test.user(0).await;
     for turn in 1..=60 {
-        put(&world, &format!("/api/v1/balances/{user}"), json!({"amount": turn})).await.ok();
-        let history = get(&world, &format!("/api/v1/balances/{user}/history?limit=1000")).await.ok();
+        put(&test, &format!("/api/v1/balances/{user}"), json!({"amount": turn})).await.ok();
+        let history = get(&test, &format!("/api/v1/balances/{user}/history?limit=1000")).await.ok();
         let numbers: Vec<i64> = history.as_array().unwrap().iter().map(|entry| id(entry, "entryNo")).collect();
         assert_eq!(numbers, (1..=turn).collect::<Vec<_>>());
-        assert_eq!(balance(&world, user).await, turn * (turn + 1) / 2);
+        assert_eq!(balance(&test, user).await, turn * (turn + 1) / 2);
     }
-    world.finish().await;
+    test.finish().await;
 }

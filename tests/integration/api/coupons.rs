@@ -2,78 +2,77 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{api_kit::*, harness::World};
+use crate::support::{api_kit::*, harness::TestApp};
 
 const DAY_MS: i64 = 86_400_000;
 
 #[tokio::test]
 async fn coupon_issued_is_listed() {
-    on_1_and_3(async |world| {
-        let (first, second) = (world.user(0).await, world.user(0).await);
-        let fixed = campaign_with(world, json!({})).await;
+    on_1_and_3(async |test| {
+        let (first, second) = (test.user(0).await, test.user(0).await);
+        let fixed = campaign_with(test, json!({})).await;
         let percent = campaign_with(
-            world,
+            test,
             json!({"couponCode": "SPARTA1000", "discountType": "PERCENTAGE", "discountAmount": 20}),
         )
         .await;
-        let expires = after(world, DAY_MS);
-        world.clock.advance(1_000);
-        let issued = issue(world, fixed, first).await.ok();
+        let expires = after(test, DAY_MS);
+        test.clock.advance(1_000);
+        let issued = issue(test, fixed, first).await.ok();
         let expected = json!({"couponId": fixed, "couponCode": "HANGHAE8888", "couponStatus": "AVAILABLE",
-            "discountType": "FIXED", "discountAmount": 1_000, "expiredAt": expires, "createdAt": now(world),
+            "discountType": "FIXED", "discountAmount": 1_000, "expiredAt": expires, "createdAt": now(test),
             "userCouponId": fixed, "issueNo": 1});
         assert_eq!(issued, expected);
-        assert_eq!(issue(world, fixed, second).await.ok()["issueNo"], 2);
+        assert_eq!(issue(test, fixed, second).await.ok()["issueNo"], 2);
 
         let mut one = expected.as_object().unwrap().clone();
         one.extend(json!({"usedAt": null, "heldByOrderId": null}).as_object().unwrap().clone());
-        world.clock.advance(1_000);
-        issue(world, percent, first).await.ok();
+        test.clock.advance(1_000);
+        issue(test, percent, first).await.ok();
         let other = json!({"couponId": percent, "couponCode": "SPARTA1000", "couponStatus": "AVAILABLE",
-            "discountType": "PERCENTAGE", "discountAmount": 20, "createdAt": now(world), "usedAt": null,
+            "discountType": "PERCENTAGE", "discountAmount": 20, "createdAt": now(test), "usedAt": null,
             "expiredAt": expires, "userCouponId": percent, "heldByOrderId": null, "issueNo": 1});
-        let listed = get(world, &format!("/api/v1/coupons/{first}")).await.ok();
+        let listed = get(test, &format!("/api/v1/coupons/{first}")).await.ok();
         assert_eq!(listed, json!([one, other]), "in the order of issue");
-        let nobody = world.user(0).await;
-        assert_eq!(get(world, &format!("/api/v1/coupons/{nobody}")).await.ok(), json!([]));
-        get(world, &format!("/api/v1/coupons/{}", nobody + 1)).await.refused(404, "USER_NOT_FOUND");
+        let nobody = test.user(0).await;
+        assert_eq!(get(test, &format!("/api/v1/coupons/{nobody}")).await.ok(), json!([]));
+        get(test, &format!("/api/v1/coupons/{}", nobody + 1)).await.refused(404, "USER_NOT_FOUND");
     })
     .await;
 }
 
 #[tokio::test]
 async fn issue_refused_in_order_of_contract() {
-    on_1_and_3(async |world| {
-        let (winner, late, nobody) = (world.user(0).await, world.user(0).await, 1_000_000);
-        let open = campaign_with(world, json!({"totalQuantity": 1})).await;
-        let early =
-            campaign_with(world, json!({"opensAt": after(world, 1_000), "closesAt": after(world, 2_000)})).await;
+    on_1_and_3(async |test| {
+        let (winner, late, nobody) = (test.user(0).await, test.user(0).await, 1_000_000);
+        let open = campaign_with(test, json!({"totalQuantity": 1})).await;
+        let early = campaign_with(test, json!({"opensAt": after(test, 1_000), "closesAt": after(test, 2_000)})).await;
         let unknown = 1_000_000;
 
         // Body, then user, then campaign.
         for (coupon, user) in [(json!("1"), json!(nobody)), (json!(open), json!(0)), (json!(null), json!(winner))] {
             let body = json!({"couponId": coupon, "userId": user});
-            post(world, "/api/v1/coupons/issue", body).await.refused(400, "INVALID_COUPON");
+            post(test, "/api/v1/coupons/issue", body).await.refused(400, "INVALID_COUPON");
         }
         for coupon in [open, early, unknown] {
-            issue(world, coupon, nobody).await.refused(404, "USER_NOT_FOUND");
+            issue(test, coupon, nobody).await.refused(404, "USER_NOT_FOUND");
         }
-        issue(world, unknown, late).await.refused(400, "INVALID_COUPON");
-        issue(world, early, late).await.refused(400, "INVALID_COUPON");
+        issue(test, unknown, late).await.refused(400, "INVALID_COUPON");
+        issue(test, early, late).await.refused(400, "INVALID_COUPON");
 
         // A winner who taps twice is not told "sold out"; the others are.
-        issue(world, open, winner).await.ok();
-        let before = effects(world).await;
+        issue(test, open, winner).await.ok();
+        let before = effects(test).await;
         for _ in 0..2 {
-            issue(world, open, winner).await.refused(400, "INVALID_COUPON");
-            issue(world, open, late).await.refused(409, "COUPON_OUT_OF_STOCK");
-            issue(world, open, nobody).await.refused(404, "USER_NOT_FOUND");
+            issue(test, open, winner).await.refused(400, "INVALID_COUPON");
+            issue(test, open, late).await.refused(409, "COUPON_OUT_OF_STOCK");
+            issue(test, open, nobody).await.refused(404, "USER_NOT_FOUND");
         }
-        assert_eq!(effects(world).await, before);
+        assert_eq!(effects(test).await, before);
         // Closed and given out: closed is told.
-        world.clock.advance(DAY_MS);
+        test.clock.advance(DAY_MS);
         for user in [winner, late] {
-            issue(world, open, user).await.refused(400, "INVALID_COUPON");
+            issue(test, open, user).await.refused(400, "INVALID_COUPON");
         }
     })
     .await;
@@ -81,59 +80,59 @@ async fn issue_refused_in_order_of_contract() {
 
 #[tokio::test]
 async fn issue_accepted_only_within_window() {
-    let world = World::start().await;
-    let (a, b, c) = (world.user(0).await, world.user(0).await, world.user(0).await);
-    let window = json!({"opensAt": after(&world, 10_000), "closesAt": after(&world, 20_000)});
-    let coupon = campaign_with(&world, window).await;
-    world.clock.advance(9_999);
-    issue(&world, coupon, a).await.refused(400, "INVALID_COUPON");
-    world.clock.advance(1);
-    issue(&world, coupon, a).await.ok();
-    world.clock.advance(9_999);
-    issue(&world, coupon, b).await.ok();
-    world.clock.advance(1);
-    issue(&world, coupon, c).await.refused(400, "INVALID_COUPON");
-    world.finish().await;
+    let test = TestApp::start().await;
+    let (a, b, c) = (test.user(0).await, test.user(0).await, test.user(0).await);
+    let window = json!({"opensAt": after(&test, 10_000), "closesAt": after(&test, 20_000)});
+    let coupon = campaign_with(&test, window).await;
+    test.clock.advance(9_999);
+    issue(&test, coupon, a).await.refused(400, "INVALID_COUPON");
+    test.clock.advance(1);
+    issue(&test, coupon, a).await.ok();
+    test.clock.advance(9_999);
+    issue(&test, coupon, b).await.ok();
+    test.clock.advance(1);
+    issue(&test, coupon, c).await.refused(400, "INVALID_COUPON");
+    test.finish().await;
 }
 
 /// A coupon's status, usedAt and heldByOrderId.
-async fn standing(world: &World, user: i64, campaign: i64) -> Value {
-    let coupon = coupon(world, user, campaign).await;
+async fn standing(test: &TestApp, user: i64, campaign: i64) -> Value {
+    let coupon = coupon(test, user, campaign).await;
     json!([coupon["couponStatus"], coupon["usedAt"], coupon["heldByOrderId"]])
 }
 
 #[tokio::test]
 async fn coupon_status_follows_its_order_and_expiry() {
-    on_1_and_3(async |world| {
-        let (user, product) = (world.user(100_000).await, world.product(10_000, 10).await);
-        let campaign = campaign_with(world, json!({})).await;
-        issue(world, campaign, user).await.ok();
-        assert_eq!(standing(world, user, campaign).await, json!(["AVAILABLE", null, null]));
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(100_000).await, test.product(10_000, 10).await);
+        let campaign = campaign_with(test, json!({})).await;
+        issue(test, campaign, user).await.ok();
+        assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
         // Held, and given back by a cancel.
-        let order = placed(world, user, &[(product, 1)], Some(campaign)).await;
-        assert_eq!(standing(world, user, campaign).await, json!(["USED", null, order]));
-        cancel(world, order, user).await.ok();
-        assert_eq!(standing(world, user, campaign).await, json!(["AVAILABLE", null, null]));
+        let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
+        assert_eq!(standing(test, user, campaign).await, json!(["USED", null, order]));
+        cancel(test, order, user).await.ok();
+        assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
         // Used, and given back by a refund.
-        let order = placed(world, user, &[(product, 1)], Some(campaign)).await;
-        world.clock.advance(5_000);
-        pay(world, order, user, 9_000).await.ok();
-        assert_eq!(standing(world, user, campaign).await, json!(["USED", now(world), null]));
-        cancel(world, order, user).await.ok();
-        assert_eq!(standing(world, user, campaign).await, json!(["AVAILABLE", null, null]));
+        let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
+        test.clock.advance(5_000);
+        pay(test, order, user, 9_000).await.ok();
+        assert_eq!(standing(test, user, campaign).await, json!(["USED", now(test), null]));
+        cancel(test, order, user).await.ok();
+        assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
         // Held past its end it can still be paid with; given back it is expired, to the millisecond.
-        let order = placed(world, user, &[(product, 1)], Some(campaign)).await;
-        world.clock.advance(DAY_MS - 5_001);
-        assert_eq!(standing(world, user, campaign).await, json!(["USED", null, order]));
-        cancel(world, order, user).await.ok();
-        assert_eq!(standing(world, user, campaign).await, json!(["AVAILABLE", null, null]));
-        let order = placed(world, user, &[(product, 1)], Some(campaign)).await;
-        world.clock.advance(1);
-        assert_eq!(standing(world, user, campaign).await, json!(["USED", null, order]));
-        pay(world, order, user, 9_000).await.ok();
-        cancel(world, order, user).await.ok();
-        assert_eq!(standing(world, user, campaign).await, json!(["EXPIRED", null, null]));
-        let refused = post(world, "/api/v1/orders", order_of(user, &[(product, 1)], Some(campaign))).await;
+        let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
+        test.clock.advance(DAY_MS - 5_001);
+        assert_eq!(standing(test, user, campaign).await, json!(["USED", null, order]));
+        cancel(test, order, user).await.ok();
+        assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
+        let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
+        test.clock.advance(1);
+        assert_eq!(standing(test, user, campaign).await, json!(["USED", null, order]));
+        pay(test, order, user, 9_000).await.ok();
+        cancel(test, order, user).await.ok();
+        assert_eq!(standing(test, user, campaign).await, json!(["EXPIRED", null, null]));
+        let refused = post(test, "/api/v1/orders", order_of(user, &[(product, 1)], Some(campaign))).await;
         refused.refused(400, "INVALID_COUPON");
     })
     .await;
@@ -141,39 +140,39 @@ async fn coupon_status_follows_its_order_and_expiry() {
 
 #[tokio::test]
 async fn order_refused_when_coupon_unusable() {
-    on_1_and_3(async |world| {
-        let (user, other) = (world.user(100_000).await, world.user(100_000).await);
-        let product = world.product(1_000, 10).await;
+    on_1_and_3(async |test| {
+        let (user, other) = (test.user(100_000).await, test.user(100_000).await);
+        let product = test.product(1_000, 10).await;
         let [foreign, used, reserved, expired, unissued] = {
             let mut campaigns = [0; 5];
             for (index, campaign) in campaigns.iter_mut().enumerate() {
                 let life = if index == 3 { 1_000 } else { DAY_MS };
-                *campaign = campaign_with(world, json!({"expiredAt": after(world, life)})).await;
+                *campaign = campaign_with(test, json!({"expiredAt": after(test, life)})).await;
             }
             campaigns
         };
-        issue(world, foreign, other).await.ok();
+        issue(test, foreign, other).await.ok();
         for campaign in [used, reserved, expired] {
-            issue(world, campaign, user).await.ok();
+            issue(test, campaign, user).await.ok();
         }
-        let order = placed(world, user, &[(product, 1)], Some(used)).await;
-        pay(world, order, user, 0).await.ok();
-        placed(world, user, &[(product, 1)], Some(reserved)).await;
-        world.clock.advance(1_000);
-        let before = effects(world).await;
+        let order = placed(test, user, &[(product, 1)], Some(used)).await;
+        pay(test, order, user, 0).await.ok();
+        placed(test, user, &[(product, 1)], Some(reserved)).await;
+        test.clock.advance(1_000);
+        let before = effects(test).await;
         for coupon in [foreign, used, reserved, expired, unissued, 1_000_000] {
-            let refused = post(world, "/api/v1/orders", order_of(user, &[(product, 1)], Some(coupon))).await;
+            let refused = post(test, "/api/v1/orders", order_of(user, &[(product, 1)], Some(coupon))).await;
             refused.refused(400, "INVALID_COUPON");
         }
-        assert_eq!(effects(world).await, before);
-        assert_eq!(stock(world, product).await, 8);
+        assert_eq!(effects(test).await, before);
+        assert_eq!(stock(test, product).await, 8);
     })
     .await;
 }
 
 #[tokio::test]
 async fn discount_in_percent_rounded_down() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     for (kind, amount, price, quantity, discount) in [
         ("PERCENTAGE", 33_i64, 999_i64, 1, 329),
         ("PERCENTAGE", 1, 99, 1, 0),
@@ -190,55 +189,55 @@ async fn discount_in_percent_rounded_down() {
     ] {
         let what = format!("{kind} {amount} of {price} × {quantity}");
         let total = price * quantity;
-        let (user, product) = (world.user(total - discount).await, world.product(price, 10).await);
-        let campaign = campaign_with(&world, json!({"discountType": kind, "discountAmount": amount})).await;
-        issue(&world, campaign, user).await.ok();
+        let (user, product) = (test.user(total - discount).await, test.product(price, 10).await);
+        let campaign = campaign_with(&test, json!({"discountType": kind, "discountAmount": amount})).await;
+        issue(&test, campaign, user).await.ok();
         let order = order_of(user, &[(product, quantity)], Some(campaign));
-        let order = post(&world, "/api/v1/orders", order).await.ok();
+        let order = post(&test, "/api/v1/orders", order).await.ok();
         assert_eq!(order["finalPrice"], total - discount, "{what}");
-        let shown = detail(&world, id(&order, "orderId")).await;
+        let shown = detail(&test, id(&order, "orderId")).await;
         assert_eq!(
             json!([shown["totalPrice"], shown["discountPrice"], shown["finalPrice"], shown["userCouponId"]]),
             json!([total, discount, total - discount, campaign]),
             "{what}"
         );
-        pay(&world, id(&order, "orderId"), user, total - discount).await.ok();
-        assert_eq!(balance(&world, user).await, 0, "{what}");
+        pay(&test, id(&order, "orderId"), user, total - discount).await.ok();
+        assert_eq!(balance(&test, user).await, 0, "{what}");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn campaigns_open_are_listed() {
-    on_1_and_3(async |world| {
-        let later = campaign_with(world, json!({"couponCode": "LATER", "expiredAt": after(world, 3 * DAY_MS)})).await;
-        let sooner = json!({"couponCode": "SOONER", "opensAt": after(world, 1_000), "closesAt": after(world, DAY_MS),
-            "expiredAt": after(world, 2 * DAY_MS), "discountType": "PERCENTAGE", "discountAmount": 7});
-        let expected = json!({"couponCode": "SOONER", "opensAt": after(world, 1_000), "closesAt": after(world, DAY_MS),
-            "expiredAt": after(world, 2 * DAY_MS), "discountType": "PERCENTAGE", "discountAmount": 7,
+    on_1_and_3(async |test| {
+        let later = campaign_with(test, json!({"couponCode": "LATER", "expiredAt": after(test, 3 * DAY_MS)})).await;
+        let sooner = json!({"couponCode": "SOONER", "opensAt": after(test, 1_000), "closesAt": after(test, DAY_MS),
+            "expiredAt": after(test, 2 * DAY_MS), "discountType": "PERCENTAGE", "discountAmount": 7});
+        let expected = json!({"couponCode": "SOONER", "opensAt": after(test, 1_000), "closesAt": after(test, DAY_MS),
+            "expiredAt": after(test, 2 * DAY_MS), "discountType": "PERCENTAGE", "discountAmount": 7,
             "totalQuantity": 10, "issuedQuantity": 1, "remainingQuantity": 9});
-        let sooner = campaign_with(world, sooner).await;
+        let sooner = campaign_with(test, sooner).await;
         let listed = async |query: &str| -> Vec<i64> {
-            let campaigns = get(world, &format!("/api/v1/campaigns{query}")).await.ok();
+            let campaigns = get(test, &format!("/api/v1/campaigns{query}")).await.ok();
             campaigns.as_array().unwrap().iter().map(|campaign| id(campaign, "couponId")).collect()
         };
         assert_eq!(listed("").await, [later], "one is not open yet");
-        world.clock.advance(1_000);
-        let user = world.user(0).await;
-        issue(world, sooner, user).await.ok();
+        test.clock.advance(1_000);
+        let user = test.user(0).await;
+        issue(test, sooner, user).await.ok();
         assert_eq!(listed("").await, [sooner, later], "soonest to close first");
         assert_eq!(listed("?size=1").await, [sooner]);
         assert_eq!(listed("?size=1&page=1").await, [later]);
         assert!(listed("?size=1&page=2").await.is_empty());
-        let mut shown = get(world, "/api/v1/campaigns?size=1").await.ok()[0].clone();
+        let mut shown = get(test, "/api/v1/campaigns?size=1").await.ok()[0].clone();
         assert_eq!(shown.as_object_mut().unwrap().remove("couponId").unwrap(), sooner);
         assert_eq!(shown, expected);
-        world.clock.advance(DAY_MS - 1_001);
+        test.clock.advance(DAY_MS - 1_001);
         assert_eq!(listed("").await, [sooner, later]);
-        world.clock.advance(1);
+        test.clock.advance(1);
         assert_eq!(listed("").await, [later], "closed on the dot");
         for query in ["?page=-1", "?size=0", "?size=101", "?page=a", "?page=10001&size=1", "?page=&size="] {
-            get(world, &format!("/api/v1/campaigns{query}")).await.refused(400, "INVALID_REQUEST");
+            get(test, &format!("/api/v1/campaigns{query}")).await.refused(400, "INVALID_REQUEST");
         }
     })
     .await;

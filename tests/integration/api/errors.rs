@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::support::{
     api_kit::*,
-    harness::{ADMIN, Options, World, read},
+    harness::{ADMIN, Options, TestApp, read},
 };
 
 /// What a field of a request may be.
@@ -78,15 +78,15 @@ impl Write {
 
 const ID: Kind = Kind::Int(1, 9_007_199_254_740_991);
 
-/// A world with something in it, and every write that can be made there.
-pub async fn shop() -> (World, Vec<Write>) {
-    let world = World::start().await;
-    let (user, product) = (world.user(1_000_000).await, world.product(1_000, 1_000).await);
-    let campaign = world.campaign("FIXED", 100, 10).await;
-    let used = world.campaign("FIXED", 100, 10).await;
-    world.issue(used, user).await.ok();
-    let open = id(&world.order(user, product, 2).await.ok(), "orderId");
-    let other = id(&world.order(user, product, 3).await.ok(), "orderId");
+/// A test app with data, and every write request of the API.
+pub async fn shop() -> (TestApp, Vec<Write>) {
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(1_000_000).await, test.product(1_000, 1_000).await);
+    let campaign = test.campaign("FIXED", 100, 10).await;
+    let used = test.campaign("FIXED", 100, 10).await;
+    test.issue(used, user).await.ok();
+    let open = id(&test.order(user, product, 2).await.ok(), "orderId");
+    let other = id(&test.order(user, product, 3).await.ok(), "orderId");
     let (post, admin) = (|path: &str, invalid| Write::new(Method::POST, path, invalid), "INVALID_REQUEST");
     let money = Kind::Int(0, 1_000_000_000_000);
     let writes = vec![
@@ -142,7 +142,7 @@ pub async fn shop() -> (World, Vec<Write>) {
             .optional(false)
             .field("expiredAt", Kind::Word, "\"2026-03-05T00:00:00\""),
     ];
-    (world, writes)
+    (test, writes)
 }
 
 /// JSON that a field of this kind must not be.
@@ -214,11 +214,11 @@ fn wrong(field: &Field) -> Vec<String> {
 
 #[tokio::test]
 async fn request_refused_when_field_out_of_schema() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     for write in &writes {
         let refused = async |what: &str, body: String| {
-            let reply = raw(&world, &write.method, &write.path, body.clone()).await;
+            let reply = raw(&test, &write.method, &write.path, body.clone()).await;
             let code = reply.json()["errorCode"].as_str().map(str::to_owned);
             let right = (reply.status.as_u16(), code.as_deref()) == (400, Some(write.invalid));
             assert!(right, "{} {} {what} {body:.200}: {} {}", write.method, write.path, reply.status, reply.text);
@@ -242,7 +242,7 @@ async fn request_refused_when_field_out_of_schema() {
             refused("twice", twice).await;
         }
     }
-    assert_eq!(world.snapshot().await, before);
+    assert_eq!(test.snapshot().await, before);
 
     // Each is right but for what was wrong with it; unknown fields of customers are ignored, however deep, and 1000.0 is 1000.
     for write in &writes {
@@ -255,10 +255,10 @@ async fn request_refused_when_field_out_of_schema() {
             let spelled = format!("\"{}\" :\n{}.0", field.name, field.right);
             body = body.replace(&format!("\"{}\":{}", field.name, field.right), &spelled);
         }
-        let reply = raw(&world, &write.method, &write.path, body.clone()).await;
+        let reply = raw(&test, &write.method, &write.path, body.clone()).await;
         assert!(reply.status.is_success(), "{} {}: {}", write.path, write.body(None), reply.text);
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Bytes that are no UTF-8, or no part of a JSON text.
@@ -266,22 +266,22 @@ const GARBAGE: &[&[u8]] = &[b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\0"];
 
 #[tokio::test]
 async fn request_refused_when_ignored_field_not_utf8() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     for write in &writes {
         for garbage in GARBAGE {
             let body = [b"{\"unknown\":\"", *garbage, b"\",", &write.body(None).as_bytes()[1..]].concat();
-            raw(&world, &write.method, &write.path, body).await.refused(400, write.invalid);
+            raw(&test, &write.method, &write.path, body).await.refused(400, write.invalid);
         }
     }
-    assert_eq!(world.snapshot().await, before);
-    world.finish().await;
+    assert_eq!(test.snapshot().await, before);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn request_refused_when_body_not_json_object() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     for write in &writes {
         let right = write.body(None);
         let deep = |open: &str, close: &str, depth: usize| open.repeat(depth) + &close.repeat(depth);
@@ -330,19 +330,19 @@ async fn request_refused_when_body_not_json_object() {
         }
         for body in bodies {
             let shown = String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
-            let reply = raw(&world, &write.method, &write.path, body).await;
+            let reply = raw(&test, &write.method, &write.path, body).await;
             let right = reply.status == 400 && reply.json()["errorCode"] == write.invalid;
             assert!(right, "{} {shown}: {} {}", write.path, reply.status, reply.text);
         }
     }
-    assert_eq!(world.snapshot().await, before);
-    world.finish().await;
+    assert_eq!(test.snapshot().await, before);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn request_refused_when_content_type_not_json() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     for write in &writes {
         for kinds in [
             &[][..],
@@ -359,12 +359,12 @@ async fn request_refused_when_content_type_not_json() {
         ] {
             let headers: Vec<(&str, &[u8])> = kinds.iter().map(|kind| ("content-type", kind.as_bytes())).collect();
             for body in [write.body(None), String::new(), "{".to_owned()] {
-                let reply = headed(&world, &write.method, &write.path, &headers, body).await;
+                let reply = headed(&test, &write.method, &write.path, &headers, body).await;
                 reply.refused(415, "UNSUPPORTED_MEDIA_TYPE");
             }
         }
     }
-    assert_eq!(world.snapshot().await, before);
+    assert_eq!(test.snapshot().await, before);
     let path = &writes[0].path;
     for kind in [
         "application/json;charset=UTF-8",
@@ -372,15 +372,15 @@ async fn request_refused_when_content_type_not_json() {
         "application/vnd.shop+json",
         "application/json ; a=\"b\"",
     ] {
-        let reply = headed(&world, &Method::PUT, path, &[("content-type", kind.as_bytes())], "{\"amount\":1}").await;
+        let reply = headed(&test, &Method::PUT, path, &[("content-type", kind.as_bytes())], "{\"amount\":1}").await;
         assert_eq!(reply.status, 200, "{kind}");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Sends a request head and as much of the body as the service takes, and returns the whole reply.
-async fn by_hand(world: &World, head: &str, body: impl Iterator<Item = Vec<u8>>) -> String {
-    let mut stream = TcpStream::connect(world.base.trim_start_matches("http://")).await.unwrap();
+async fn by_hand(test: &TestApp, head: &str, body: impl Iterator<Item = Vec<u8>>) -> String {
+    let mut stream = TcpStream::connect(test.base.trim_start_matches("http://")).await.unwrap();
     let (mut from, mut to) = stream.split();
     let send = async {
         to.write_all(head.as_bytes()).await?;
@@ -399,12 +399,12 @@ async fn by_hand(world: &World, head: &str, body: impl Iterator<Item = Vec<u8>>)
 
 #[tokio::test]
 async fn request_refused_when_body_too_large() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     for write in &writes {
         // Just over the limit, then far over it, in one piece and in chunks of no length told.
         let over = write.body(None).replacen('{', &format!("{{{}", " ".repeat(65_536)), 1);
-        raw(&world, &write.method, &write.path, over).await.refused(413, "PAYLOAD_TOO_LARGE");
+        raw(&test, &write.method, &write.path, over).await.refused(413, "PAYLOAD_TOO_LARGE");
         let admin = format!("authorization: Bearer {ADMIN}\r\n");
         let head = format!(
             "{} {} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-request-id: big-1\r\n\
@@ -412,49 +412,49 @@ async fn request_refused_when_body_too_large() {
             write.method, write.path
         );
         let ten = || (0..160).map(|_| vec![b' '; 65_536]);
-        let whole = by_hand(&world, &format!("{head}content-length: {}\r\n\r\n", 160 * 65_536), ten()).await;
+        let whole = by_hand(&test, &format!("{head}content-length: {}\r\n\r\n", 160 * 65_536), ten()).await;
         let chunk = |part: Vec<u8>| [b"10000\r\n", &part[..], b"\r\n"].concat();
         let chunked = ten().map(chunk).chain([b"0\r\n\r\n".to_vec()]);
-        let chunked = by_hand(&world, &format!("{head}transfer-encoding: chunked\r\n\r\n"), chunked).await;
+        let chunked = by_hand(&test, &format!("{head}transfer-encoding: chunked\r\n\r\n"), chunked).await;
         for reply in [whole, chunked] {
             assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
             assert!(reply.contains("\"PAYLOAD_TOO_LARGE\"") && reply.contains("x-request-id: big-1"), "{reply}");
         }
     }
-    assert_eq!(world.snapshot().await, before);
+    assert_eq!(test.snapshot().await, before);
     // Exactly at the limit it is let in.
     let write = &writes[0];
     let body = write.body(None);
     let at = body.replacen('{', &format!("{{{}", " ".repeat(65_536 - body.len())), 1);
-    assert_eq!(raw(&world, &write.method, &write.path, at).await.status, 200);
-    world.finish().await;
+    assert_eq!(raw(&test, &write.method, &write.path, at).await.status, 200);
+    test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn client_reads_reply_when_body_too_large() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     let ten_megabytes = || vec![b' '; 10_000_000];
     for _ in 0..5 {
         for write in &writes {
-            raw(&world, &write.method, &write.path, ten_megabytes()).await.refused(413, "PAYLOAD_TOO_LARGE");
+            raw(&test, &write.method, &write.path, ten_megabytes()).await.refused(413, "PAYLOAD_TOO_LARGE");
         }
         // So it is where nobody ever looks at the body.
-        raw(&world, &Method::POST, "/nothing", ten_megabytes()).await.refused(404, "NOT_FOUND");
-        raw(&world, &Method::PATCH, "/api/v1/orders", ten_megabytes()).await.refused(405, "METHOD_NOT_ALLOWED");
-        let untyped = headed(&world, &Method::POST, "/api/v1/orders", &[], ten_megabytes()).await;
+        raw(&test, &Method::POST, "/nothing", ten_megabytes()).await.refused(404, "NOT_FOUND");
+        raw(&test, &Method::PATCH, "/api/v1/orders", ten_megabytes()).await.refused(405, "METHOD_NOT_ALLOWED");
+        let untyped = headed(&test, &Method::POST, "/api/v1/orders", &[], ten_megabytes()).await;
         untyped.refused(415, "UNSUPPORTED_MEDIA_TYPE");
-        let stranger = world.client.post(format!("{}/admin/v1/users", world.base)).body(ten_megabytes());
+        let stranger = test.client.post(format!("{}/admin/v1/users", test.base)).body(ten_megabytes());
         read(stranger).await.refused(401, "UNAUTHORIZED");
     }
-    assert_eq!(world.snapshot().await, before);
-    world.finish().await;
+    assert_eq!(test.snapshot().await, before);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn request_changes_nothing_when_body_breaks_off() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     for write in &writes {
         let body = write.body(None);
         let head = format!(
@@ -464,21 +464,21 @@ async fn request_changes_nothing_when_body_breaks_off() {
             write.path,
             body.len() + 1
         );
-        let mut stream = TcpStream::connect(world.base.trim_start_matches("http://")).await.unwrap();
+        let mut stream = TcpStream::connect(test.base.trim_start_matches("http://")).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.unwrap();
         assert!(reply.is_empty() || reply.contains(write.invalid), "{reply}");
     }
-    assert_eq!(world.snapshot().await, before);
-    world.finish().await;
+    assert_eq!(test.snapshot().await, before);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn request_refused_when_path_or_method_unknown() {
-    let (world, _) = shop().await;
-    let before = world.snapshot().await;
+    let (test, _) = shop().await;
+    let before = test.snapshot().await;
     for path in [
         "/",
         "/api",
@@ -498,7 +498,7 @@ async fn request_refused_when_path_or_method_unknown() {
         "/api/v1/..%2forders",
     ] {
         for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::from_bytes(b"BREW").unwrap()] {
-            let reply = headed(&world, &method, path, &[], "{").await;
+            let reply = headed(&test, &method, path, &[], "{").await;
             assert_eq!(reply.json()["errorCode"], "NOT_FOUND", "{method} {path}");
         }
     }
@@ -536,23 +536,23 @@ async fn request_refused_when_path_or_method_unknown() {
             .iter()
             .filter(|method| !allowed.contains(*method))
         {
-            let reply = raw(&world, &Method::from_bytes(method.as_bytes()).unwrap(), path, "{}").await;
+            let reply = raw(&test, &Method::from_bytes(method.as_bytes()).unwrap(), path, "{}").await;
             reply.refused(405, "METHOD_NOT_ALLOWED");
             let told: BTreeSet<&str> = reply.headers["allow"].to_str().unwrap().split(',').map(str::trim).collect();
             assert_eq!(told, allowed, "{method} {path}");
         }
     }
-    let head = read(world.client.head(format!("{}/api/v1/products", world.base))).await;
+    let head = read(test.client.head(format!("{}/api/v1/products", test.base))).await;
     assert_eq!((head.status.as_u16(), head.text.as_str()), (200, ""));
     assert!(head.headers.contains_key("x-request-id"));
-    assert_eq!(world.snapshot().await, before);
-    world.finish().await;
+    assert_eq!(test.snapshot().await, before);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn request_refused_when_path_id_invalid() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     let bad = [
         "abc",
         "0",
@@ -595,30 +595,30 @@ async fn request_refused_when_path_id_invalid() {
             (format!("/api/v1/orders/{bad}"), "ORDER_NOT_FOUND"),
             (format!("/admin/v1/coupons/{bad}"), "COUPON_NOT_FOUND"),
         ] {
-            raw(&world, &Method::GET, &path, "").await.refused(404, code);
+            raw(&test, &Method::GET, &path, "").await.refused(404, code);
         }
         for (write, path, code) in [
             (&writes[0], format!("/api/v1/balances/{bad}"), "USER_NOT_FOUND"),
             (&writes[4], format!("/api/v1/orders/{bad}/cancel"), "ORDER_NOT_FOUND"),
             (&writes[8], format!("/admin/v1/products/{bad}"), "PRODUCT_NOT_FOUND"),
         ] {
-            raw(&world, &write.method, &path, write.body(None)).await.refused(404, code);
+            raw(&test, &write.method, &path, write.body(None)).await.refused(404, code);
             // What is wrong with the body is told first.
-            raw(&world, &write.method, &path, "{").await.refused(400, write.invalid);
+            raw(&test, &write.method, &path, "{").await.refused(400, write.invalid);
         }
     }
-    assert_eq!(world.snapshot().await, before);
+    assert_eq!(test.snapshot().await, before);
     // A number is the same however its digits are written into the URL; leading zeros are digits.
-    let user = id(&world.post("/admin/v1/users", json!({"userName": "x"})).await.created(), "userId");
+    let user = id(&test.post("/admin/v1/users", json!({"userName": "x"})).await.created(), "userId");
     let spelled: String = user.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
-    assert_eq!(get(&world, &format!("/api/v1/balances/{spelled}")).await.ok()["userId"], user);
-    world.finish().await;
+    assert_eq!(get(&test, &format!("/api/v1/balances/{spelled}")).await.ok()["userId"], user);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn request_refused_when_idempotency_key_invalid() {
-    let (world, writes) = shop().await;
-    let before = world.snapshot().await;
+    let (test, writes) = shop().await;
+    let before = test.snapshot().await;
     let long = "k".repeat(256);
     let json = ("content-type", &b"application/json"[..]);
     for write in &writes {
@@ -632,14 +632,14 @@ async fn request_refused_when_idempotency_key_invalid() {
             &[b"a", b"b"],
         ] {
             let headers: Vec<(&str, &[u8])> = keys.iter().map(|key| ("idempotency-key", *key)).chain([json]).collect();
-            let reply = headed(&world, &write.method, &write.path, &headers, write.body(None)).await;
+            let reply = headed(&test, &write.method, &write.path, &headers, write.body(None)).await;
             reply.refused(400, "INVALID_IDEMPOTENCY_KEY");
         }
     }
-    assert_eq!(world.snapshot().await, before);
+    assert_eq!(test.snapshot().await, before);
     for (write, key) in writes.iter().zip([" ", "k", "~", &long[1..], "a b", "{p0}:meta", "*", "../..", "'", "\\"]) {
         let headers = [("idempotency-key", key.as_bytes()), json];
-        let reply = headed(&world, &write.method, &write.path, &headers, write.body(None)).await;
+        let reply = headed(&test, &write.method, &write.path, &headers, write.body(None)).await;
         if key == " " {
             // A header's value loses its outer blanks on the way.
             reply.refused(400, "INVALID_IDEMPOTENCY_KEY");
@@ -647,14 +647,14 @@ async fn request_refused_when_idempotency_key_invalid() {
             assert!(reply.status.is_success(), "{key}: {}", reply.text);
         }
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn reply_carries_request_id() {
-    let world = World::with(Options { max_open_orders: 1, ..Options::default() }).await;
-    let (user, product) = (world.user(1_000).await, world.product(10, 10).await);
-    world.order(user, product, 1).await.ok();
+    let test = TestApp::with(Options { max_open_orders: 1, ..Options::default() }).await;
+    let (user, product) = (test.user(1_000).await, test.product(10, 10).await);
+    test.order(user, product, 1).await.ok();
     let order = order_of(user, &[(product, 1)], None).to_string();
     let kind: (&str, &[u8]) = ("content-type", b"application/json");
     let mut minted = BTreeSet::new();
@@ -676,7 +676,7 @@ async fn reply_carries_request_id() {
     ] {
         let asked = async |id: Option<&[u8]>| {
             let headers: Vec<_> = headers.iter().copied().chain(id.map(|id| ("x-request-id", id))).collect();
-            let mut request = world.client.request(method.clone(), format!("{}{path}", world.base)).body(body.clone());
+            let mut request = test.client.request(method.clone(), format!("{}{path}", test.base)).body(body.clone());
             for (name, value) in headers {
                 request = request.header(name, value);
             }
@@ -701,8 +701,8 @@ async fn reply_carries_request_id() {
         }
     }
     // The operators' door.
-    let request = world.client.get(format!("{}/admin/v1/orders", world.base)).header("x-request-id", "mine");
+    let request = test.client.get(format!("{}/admin/v1/orders", test.base)).header("x-request-id", "mine");
     let reply = read(request).await;
     assert_eq!((reply.status.as_u16(), reply.headers["x-request-id"].to_str().unwrap()), (401, "mine"));
-    world.finish().await;
+    test.finish().await;
 }

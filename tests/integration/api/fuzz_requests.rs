@@ -24,13 +24,13 @@ use crate::{
     projector::fuzz_events::config,
     support::{
         api_kit::{document, in_contract},
-        harness::{ADMIN, Reply, World},
+        harness::{ADMIN, Reply, TestApp},
     },
 };
 
 /// A shop, and its router without a network in between.
 struct Bench {
-    world: World,
+    test: TestApp,
     writes: Vec<Write>,
     router: axum::Router,
     document: &'static Document,
@@ -38,9 +38,9 @@ struct Bench {
 
 impl Bench {
     async fn open() -> Bench {
-        let (world, mut writes) = shop().await;
+        let (test, mut writes) = shop().await;
         // The operators' listings wait for it.
-        world.app.project();
+        test.app.project();
         let one = Kind::Int(1, 1_000_000_000);
         let release = |path: &str| Write::new(Method::POST, path, "INVALID_REQUEST");
         writes.extend([
@@ -66,8 +66,8 @@ impl Bench {
             metrics: MetricsConfig::default(),
             auth: AuthConfig::default(),
         };
-        let (router, document) = (world.app.router(&http).unwrap(), document(&world).await);
-        Bench { world, writes, router, document }
+        let (router, document) = (test.app.router(&http).unwrap(), document(&test).await);
+        Bench { test, writes, router, document }
     }
 
     /// Sends a request and holds its reply against everything that is always true of one. `None`: it is no request at all
@@ -125,7 +125,7 @@ fn run<S: Strategy>(config: ProptestConfig, strategy: &S, mut test: impl AsyncFn
             Ok(())
         })
         .unwrap();
-    runtime.block_on(bench.world.finish());
+    runtime.block_on(bench.test.finish());
 }
 
 fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -400,5 +400,5 @@ fn observer_detects_undocumented_replies() {
     }
     let charge = json!({"amount": 100_001}).to_string();
     assert!(must_be_refused(&bench, &bench.writes[0], charge.as_bytes()));
-    runtime.block_on(bench.world.finish());
+    runtime.block_on(bench.test.finish());
 }

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::support::{
     api_kit::*,
     fake_gateway::{Behaviour, FakeGateway},
-    harness::{Options, Reply, World, gateways},
+    harness::{Options, Reply, TestApp, gateways},
 };
 
 /// A write that succeeds once, and another one of whoever asks, to an endpoint of the same kind.
@@ -23,13 +23,13 @@ struct Write {
 }
 
 /// Every POST, PUT and PATCH, ready to be made.
-async fn writes(world: &World) -> Vec<Write> {
-    let (user, product) = (world.user(1_000_000).await, world.product(1_000, 1_000).await);
-    let campaign = world.campaign("FIXED", 100, 10).await;
+async fn writes(test: &TestApp) -> Vec<Write> {
+    let (user, product) = (test.user(1_000_000).await, test.product(1_000, 1_000).await);
+    let campaign = test.campaign("FIXED", 100, 10).await;
     let [to_pay, to_cancel, to_refund] = [
-        placed(world, user, &[(product, 2)], None).await,
-        placed(world, user, &[(product, 3)], None).await,
-        bought(world, user, product, 4).await,
+        placed(test, user, &[(product, 2)], None).await,
+        placed(test, user, &[(product, 3)], None).await,
+        bought(test, user, product, 4).await,
     ];
     let write = |method: Method, path: String, body: Value, other: Value| {
         let user = path.starts_with("/api/").then_some(user);
@@ -46,7 +46,7 @@ async fn writes(world: &World) -> Vec<Write> {
     let new_product = |price: i64| json!({"productName": "x", "price": price, "stockQuantity": 3, "category": "TOP"});
     let new_campaign = |total: i64| {
         json!({"couponCode": "X", "discountType": "FIXED", "discountAmount": 1,
-        "totalQuantity": total, "expiredAt": after(world, 3_600_000)})
+        "totalQuantity": total, "expiredAt": after(test, 3_600_000)})
     };
     let post = |path: &str, body: Value, other: Value| write(Method::POST, path.to_owned(), body, other);
     vec![
@@ -73,8 +73,8 @@ async fn writes(world: &World) -> Vec<Write> {
         write(
             Method::PATCH,
             format!("/admin/v1/coupons/{campaign}"),
-            json!({"closesAt": after(world, 3_600_000)}),
-            json!({"closesAt": after(world, 3_700_000)}),
+            json!({"closesAt": after(test, 3_600_000)}),
+            json!({"closesAt": after(test, 3_700_000)}),
         ),
     ]
 }
@@ -88,16 +88,16 @@ fn replays(first: &Reply, again: &Reply) {
 
 #[tokio::test]
 async fn repeat_gets_first_reply_without_effect() {
-    on_1_and_3(async |world| {
-        for (index, write) in writes(world).await.iter().enumerate() {
+    on_1_and_3(async |test| {
+        for (index, write) in writes(test).await.iter().enumerate() {
             let key = format!("key {index}");
-            let first = keyed(world, &write.method, &write.path, &write.body, &key).await;
+            let first = keyed(test, &write.method, &write.path, &write.body, &key).await;
             assert!(first.status.is_success(), "{}: {}", write.path, first.text);
-            let done = effects(world).await;
+            let done = effects(test).await;
             // Later, and more than once.
             for _ in 0..3 {
-                world.clock.advance(1_500);
-                let again = keyed(world, &write.method, &write.path, &write.body, &key).await;
+                test.clock.advance(1_500);
+                let again = keyed(test, &write.method, &write.path, &write.body, &key).await;
                 replays(&first, &again);
             }
             // However it is spelled.
@@ -114,7 +114,7 @@ async fn repeat_gets_first_reply_without_effect() {
             let unknown = if write.path.starts_with("/admin/") { "" } else { "\"unknown\": [null], " };
             let spelled = format!("{{{unknown}{}}}\r\n", spelled.join(","));
             let headers = [("content-type", &b"application/vnd.x+json"[..]), ("idempotency-key", key.as_bytes())];
-            let again = headed(world, &write.method, &write.path, &headers, spelled).await;
+            let again = headed(test, &write.method, &write.path, &headers, spelled).await;
             replays(&first, &again);
 
             // Bound to this request of whoever asks: not to another body, path or endpoint.
@@ -140,16 +140,16 @@ async fn repeat_gets_first_reply_without_effect() {
                 }
             });
             for (method, path, body) in &others {
-                let reused = keyed(world, method, path, body, &key).await;
+                let reused = keyed(test, method, path, body, &key).await;
                 reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
                 assert!(!reused.replayed());
             }
             // A body that is none is told first.
             let headers = [("content-type", &b"application/json"[..]), ("idempotency-key", key.as_bytes())];
-            assert_eq!(headed(world, &write.method, &write.path, &headers, "{").await.status, 400);
-            assert_eq!(effects(world).await, done, "{}", write.path);
+            assert_eq!(headed(test, &write.method, &write.path, &headers, "{").await.status, 400);
+            assert_eq!(effects(test).await, done, "{}", write.path);
             // Keys are told apart to the letter; and one that was never used is no repeat.
-            let other_key = keyed(world, &write.method, &write.path, &write.body, &key.to_uppercase()).await;
+            let other_key = keyed(test, &write.method, &write.path, &write.body, &key.to_uppercase()).await;
             assert!(!other_key.replayed(), "{}", other_key.text);
         }
     })
@@ -158,8 +158,8 @@ async fn repeat_gets_first_reply_without_effect() {
 
 #[tokio::test]
 async fn key_expires_after_24_hours() {
-    on_1_and_3(async |world| {
-        let mut redis = world.raw().await;
+    on_1_and_3(async |test| {
+        let mut redis = test.raw().await;
         let lives = async |redis: &mut redis::aio::MultiplexedConnection| -> BTreeMap<String, i64> {
             let mut lives = BTreeMap::new();
             let found: Vec<String> = redis::cmd("KEYS").arg("*:idem:*").query_async(redis).await.unwrap();
@@ -168,10 +168,10 @@ async fn key_expires_after_24_hours() {
             }
             lives
         };
-        for (index, write) in writes(world).await.iter().enumerate() {
+        for (index, write) in writes(test).await.iter().enumerate() {
             let before = lives(&mut redis).await;
             let key = format!("key {index}");
-            assert!(keyed(world, &write.method, &write.path, &write.body, &key).await.status.is_success());
+            assert!(keyed(test, &write.method, &write.path, &write.body, &key).await.status.is_success());
             let after = lives(&mut redis).await;
             let new: Vec<_> = after.iter().filter(|(key, _)| !before.contains_key(*key)).collect();
             assert!(!new.is_empty(), "{}", write.path);
@@ -185,14 +185,14 @@ async fn key_expires_after_24_hours() {
 
 #[tokio::test]
 async fn refusal_not_recorded() {
-    on_1_and_3(async |world| {
-        let (user, product) = (world.user(0).await, world.product(1_000, 0).await);
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(0).await, test.product(1_000, 0).await);
         let order = order_of(user, &[(product, 1)], None);
-        let place = async || keyed(world, &Method::POST, "/api/v1/orders", &order, "one key").await;
+        let place = async || keyed(test, &Method::POST, "/api/v1/orders", &order, "one key").await;
         place().await.refused(409, "SOLD_OUT");
-        patch(world, &format!("/admin/v1/products/{product}"), json!({"stockDelta": 1})).await.ok();
+        patch(test, &format!("/admin/v1/products/{product}"), json!({"stockDelta": 1})).await.ok();
         place().await.refused(402, "INSUFFICIENT_BALANCE");
-        put(world, &format!("/api/v1/balances/{user}"), json!({"amount": 1_000})).await.ok();
+        put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 1_000})).await.ok();
         let placed = place().await;
         assert!(placed.status.is_success() && !placed.replayed());
         replays(&placed, &place().await);
@@ -200,7 +200,7 @@ async fn refusal_not_recorded() {
         let pay = async |amount: i64, key: &str| {
             let order = placed.json()["orderId"].clone();
             let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": amount});
-            keyed(world, &Method::POST, "/api/v1/payments", &body, key).await
+            keyed(test, &Method::POST, "/api/v1/payments", &body, key).await
         };
         pay(999, "wrong amount").await.refused(400, "INVALID_PAYMENT_REQUEST");
         pay(999, "wrong amount").await.refused(400, "INVALID_PAYMENT_REQUEST");
@@ -211,37 +211,37 @@ async fn refusal_not_recorded() {
         // A user that is created meanwhile; a window that opens meanwhile.
         let next = json!({"amount": 5});
         let path = format!("/api/v1/balances/{}", user + 1);
-        keyed(world, &Method::PUT, &path, &next, "soon").await.refused(404, "USER_NOT_FOUND");
-        world.user(0).await;
-        assert_eq!(keyed(world, &Method::PUT, &path, &next, "soon").await.ok()["balance"], 5);
-        let campaign = campaign_with(world, json!({"opensAt": after(world, 1_000)})).await;
+        keyed(test, &Method::PUT, &path, &next, "soon").await.refused(404, "USER_NOT_FOUND");
+        test.user(0).await;
+        assert_eq!(keyed(test, &Method::PUT, &path, &next, "soon").await.ok()["balance"], 5);
+        let campaign = campaign_with(test, json!({"opensAt": after(test, 1_000)})).await;
         let body = json!({"couponId": campaign, "userId": user});
-        keyed(world, &Method::POST, "/api/v1/coupons/issue", &body, "early").await.refused(400, "INVALID_COUPON");
-        world.clock.advance(1_000);
-        keyed(world, &Method::POST, "/api/v1/coupons/issue", &body, "early").await.ok();
+        keyed(test, &Method::POST, "/api/v1/coupons/issue", &body, "early").await.refused(400, "INVALID_COUPON");
+        test.clock.advance(1_000);
+        keyed(test, &Method::POST, "/api/v1/coupons/issue", &body, "early").await.ok();
     })
     .await;
 }
 
 #[tokio::test]
 async fn repeat_of_declined_payment_is_declined() {
-    on_1_and_3(async |world| {
-        let (user, product) = (world.user(1_000).await, world.product(1_000, 5).await);
-        let first = placed(world, user, &[(product, 1)], None).await;
-        let second = placed(world, user, &[(product, 1)], None).await;
-        pay(world, first, user, 1_000).await.ok();
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(1_000).await, test.product(1_000, 5).await);
+        let first = placed(test, user, &[(product, 1)], None).await;
+        let second = placed(test, user, &[(product, 1)], None).await;
+        pay(test, first, user, 1_000).await.ok();
         let body = json!({"orderId": second, "userId": user, "paymentType": "CARD", "amount": 1_000});
-        let declined = keyed(world, &Method::POST, "/api/v1/payments", &body, "k").await;
+        let declined = keyed(test, &Method::POST, "/api/v1/payments", &body, "k").await;
         declined.refused(402, "INSUFFICIENT_BALANCE");
         // It had an effect, so it is recorded, whatever the balance is now.
-        put(world, &format!("/api/v1/balances/{user}"), json!({"amount": 100_000})).await.ok();
-        let done = effects(world).await;
-        let again = keyed(world, &Method::POST, "/api/v1/payments", &body, "k").await;
+        put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 100_000})).await.ok();
+        let done = effects(test).await;
+        let again = keyed(test, &Method::POST, "/api/v1/payments", &body, "k").await;
         replays(&declined, &again);
-        let without = keyed(world, &Method::POST, "/api/v1/payments", &body, "another").await;
+        let without = keyed(test, &Method::POST, "/api/v1/payments", &body, "another").await;
         without.refused(400, "INVALID_PAYMENT_REQUEST");
-        if world.options.partitions == 1 {
-            assert_eq!(effects(world).await, done);
+        if test.options.partitions == 1 {
+            assert_eq!(effects(test).await, done);
         }
     })
     .await;
@@ -249,40 +249,40 @@ async fn repeat_of_declined_payment_is_declined() {
 
 #[tokio::test]
 async fn repeat_gets_first_reply_when_state_has_changed() {
-    on_1_and_3(async |world| {
-        let user = world.user(10_000).await;
+    on_1_and_3(async |test| {
+        let user = test.user(10_000).await;
         let new = json!({"productName": "x", "price": 1_000, "stockQuantity": 3, "category": "TOP"});
-        let product = async || keyed(world, &Method::POST, "/admin/v1/products", &new, "product").await;
+        let product = async || keyed(test, &Method::POST, "/admin/v1/products", &new, "product").await;
         let created = product().await;
         let product_id = id(&created.json(), "productId");
         let new = json!({"couponCode": "X", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 1,
-            "opensAt": after(world, 0), "expiredAt": after(world, 3_600_000)});
-        let campaign = async || keyed(world, &Method::POST, "/admin/v1/coupons", &new, "campaign").await;
+            "opensAt": after(test, 0), "expiredAt": after(test, 3_600_000)});
+        let campaign = async || keyed(test, &Method::POST, "/admin/v1/coupons", &new, "campaign").await;
         let opened = campaign().await;
         let coupon = id(&opened.json(), "couponId");
         let body = json!({"couponId": coupon, "userId": user});
-        let issue = async || keyed(world, &Method::POST, "/api/v1/coupons/issue", &body, "issue").await;
+        let issue = async || keyed(test, &Method::POST, "/api/v1/coupons/issue", &body, "issue").await;
         let issued = issue().await;
         let order = order_of(user, &[(product_id, 3)], Some(coupon));
-        let place = async || keyed(world, &Method::POST, "/api/v1/orders", &order, "order").await;
+        let place = async || keyed(test, &Method::POST, "/api/v1/orders", &order, "order").await;
         let placed = place().await;
         let order_id = id(&placed.json(), "orderId");
         let payment = json!({"orderId": order_id, "userId": user, "paymentType": "CARD", "amount": 2_999});
-        let pay = async || keyed(world, &Method::POST, "/api/v1/payments", &payment, "pay").await;
+        let pay = async || keyed(test, &Method::POST, "/api/v1/payments", &payment, "pay").await;
         let paid = pay().await;
         let charge = async || {
-            keyed(world, &Method::PUT, &format!("/api/v1/balances/{user}"), &json!({"amount": 5}), "charge").await
+            keyed(test, &Method::PUT, &format!("/api/v1/balances/{user}"), &json!({"amount": 5}), "charge").await
         };
         let charged = charge().await;
         let path = format!("/api/v1/orders/{order_id}/cancel");
-        let cancel = async || keyed(world, &Method::POST, &path, &json!({"userId": user}), "cancel").await;
+        let cancel = async || keyed(test, &Method::POST, &path, &json!({"userId": user}), "cancel").await;
         let cancelled = cancel().await;
-        patch(world, &format!("/admin/v1/products/{product_id}"), json!({"price": 7, "productName": "y"})).await.ok();
+        patch(test, &format!("/admin/v1/products/{product_id}"), json!({"price": 7, "productName": "y"})).await.ok();
 
         // A day less a moment later: all given out, closed, repriced, refunded.
-        world.clock.advance(86_399_000);
-        world.engine.sweep().await.unwrap();
-        let done = effects(world).await;
+        test.clock.advance(86_399_000);
+        test.engine.sweep().await.unwrap();
+        let done = effects(test).await;
         replays(&created, &product().await);
         replays(&opened, &campaign().await);
         replays(&issued, &issue().await);
@@ -290,7 +290,7 @@ async fn repeat_gets_first_reply_when_state_has_changed() {
         replays(&paid, &pay().await);
         replays(&charged, &charge().await);
         replays(&cancelled, &cancel().await);
-        assert_eq!(effects(world).await, done);
+        assert_eq!(effects(test).await, done);
     })
     .await;
 }
@@ -298,18 +298,18 @@ async fn repeat_gets_first_reply_when_state_has_changed() {
 /// A campaign that opens at once is created, and its repeat comes after its end.
 #[tokio::test]
 async fn repeat_gets_created_campaign_after_its_end() {
-    on_1_and_3(async |world| {
+    on_1_and_3(async |test| {
         let new = json!({"couponCode": "X", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 1,
-            "expiredAt": after(world, 3_600_000)});
-        let create = async || keyed(world, &Method::POST, "/admin/v1/coupons", &new, "k").await;
+            "expiredAt": after(test, 3_600_000)});
+        let create = async || keyed(test, &Method::POST, "/admin/v1/coupons", &new, "k").await;
         let first = create().await;
         first.created();
-        world.clock.advance(3_600_000);
+        test.clock.advance(3_600_000);
         let again = create().await;
         assert!(again.replayed(), "{}", again.text);
         again.created();
         // Without the key it is a campaign that is over before it opens.
-        post(world, "/admin/v1/coupons", new.clone()).await.refused(400, "INVALID_REQUEST");
+        post(test, "/admin/v1/coupons", new.clone()).await.refused(400, "INVALID_REQUEST");
     })
     .await;
 }
@@ -317,20 +317,20 @@ async fn repeat_gets_created_campaign_after_its_end() {
 /// A coupon is issued in its campaign's partition, a charge in the user's, and what operators create in the first one.
 #[tokio::test]
 async fn key_reused_for_other_request_refused_across_partitions() {
-    let world = World::with(Options { partitions: 3, ..Options::default() }).await;
-    let first = id(&post(&world, "/admin/v1/users/bulk", json!({"count": 3})).await.created(), "firstUserId");
-    let product = world.product(10, 10).await;
+    let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
+    let first = id(&post(&test, "/admin/v1/users/bulk", json!({"count": 3})).await.created(), "firstUserId");
+    let product = test.product(10, 10).await;
     let charge = json!({"amount": 1});
     for user in first..first + 3 {
         for order in [[true, false], [false, true]] {
-            let campaign = world.campaign("FIXED", 10, 10).await;
+            let campaign = test.campaign("FIXED", 10, 10).await;
             let (key, path) = (format!("{user} {campaign}"), format!("/api/v1/balances/{user}"));
             let coupon = json!({"couponId": campaign, "userId": user});
             let mut replies = Vec::new();
             for charges in order {
                 replies.push(match charges {
-                    true => keyed(&world, &Method::PUT, &path, &charge, &key).await,
-                    false => keyed(&world, &Method::POST, "/api/v1/coupons/issue", &coupon, &key).await,
+                    true => keyed(&test, &Method::PUT, &path, &charge, &key).await,
+                    false => keyed(&test, &Method::POST, "/api/v1/coupons/issue", &coupon, &key).await,
                 });
             }
             assert!(replies[0].status.is_success(), "{}", replies[0].text);
@@ -338,11 +338,11 @@ async fn key_reused_for_other_request_refused_across_partitions() {
             let mut replies = Vec::new();
             for creates in order {
                 replies.push(match creates {
-                    true => keyed(&world, &Method::POST, "/admin/v1/users", &json!({"userName": "x"}), &key).await,
+                    true => keyed(&test, &Method::POST, "/admin/v1/users", &json!({"userName": "x"}), &key).await,
                     false => {
                         let restock = json!({"stockDelta": 1});
                         let path = format!("/admin/v1/products/{product}");
-                        keyed(&world, &Method::PATCH, &path, &restock, &key).await
+                        keyed(&test, &Method::PATCH, &path, &restock, &key).await
                     }
                 });
             }
@@ -350,7 +350,7 @@ async fn key_reused_for_other_request_refused_across_partitions() {
             replies[1].refused(422, "IDEMPOTENCY_KEY_REUSED");
         }
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// While a gateway is being asked the first request is still running.
@@ -360,21 +360,21 @@ async fn repeat_refused_while_first_runs() {
         let gateway = FakeGateway::start().await;
         gateway.next(Behaviour::ApproveLate);
         let gateway_of_toss = gateways(&[("TOSS", gateway.url())]);
-        let world = World::with(Options { partitions, gateway: gateway_of_toss, ..Options::default() }).await;
-        let (user, product) = (world.user(0).await, world.product(1_000, 5).await);
-        let order = placed(&world, user, &[(product, 1)], None).await;
+        let test = TestApp::with(Options { partitions, gateway: gateway_of_toss, ..Options::default() }).await;
+        let (user, product) = (test.user(0).await, test.product(1_000, 5).await);
+        let order = placed(&test, user, &[(product, 1)], None).await;
         let payment = |amount: i64| json!({"orderId": order, "userId": user, "paymentType": "TOSS", "amount": amount});
         let body = payment(1_000);
-        let pay = || keyed(&world, &Method::POST, "/api/v1/payments", &body, "k");
+        let pay = || keyed(&test, &Method::POST, "/api/v1/payments", &body, "k");
         let meanwhile = async {
             let receipt = gateway.any_posted().await;
             pay().await.refused(409, "REQUEST_IN_PROGRESS");
-            let other = keyed(&world, &Method::POST, "/api/v1/payments", &payment(1), "k").await;
+            let other = keyed(&test, &Method::POST, "/api/v1/payments", &payment(1), "k").await;
             other.refused(422, "IDEMPOTENCY_KEY_REUSED");
             // Nor is the order anybody else's to end.
-            let without = post(&world, "/api/v1/payments", body.clone()).await;
+            let without = post(&test, "/api/v1/payments", body.clone()).await;
             without.refused(409, "REQUEST_IN_PROGRESS");
-            cancel(&world, order, user).await.refused(409, "REQUEST_IN_PROGRESS");
+            cancel(&test, order, user).await.refused(409, "REQUEST_IN_PROGRESS");
             gateway.release_late();
             receipt
         };
@@ -383,15 +383,15 @@ async fn repeat_refused_while_first_runs() {
         replays(&first, &pay().await);
         assert_eq!((gateway.total_posts(), gateway.total_kept()), (1, 1_000));
         assert!(gateway.faults().is_empty());
-        world.finish().await;
+        test.finish().await;
     }
 }
 
 /// Sends the same request under the same key fifty times at once; all replies, the first (not replayed) one apart.
-async fn fifty(world: &World, write: &Write, key: &str) -> (Reply, Vec<Reply>) {
+async fn fifty(test: &TestApp, write: &Write, key: &str) -> (Reply, Vec<Reply>) {
     let mut requests = JoinSet::new();
     for _ in 0..50 {
-        let mut request = world.client.request(write.method.clone(), format!("{}{}", world.base, write.path));
+        let mut request = test.client.request(write.method.clone(), format!("{}{}", test.base, write.path));
         request = request.json(&write.body).header("Idempotency-Key", key);
         if write.path.starts_with("/admin") {
             request = request.bearer_auth(crate::support::harness::ADMIN);
@@ -401,7 +401,7 @@ async fn fifty(world: &World, write: &Write, key: &str) -> (Reply, Vec<Reply>) {
     let replies = requests.join_all().await;
     for reply in &replies {
         in_contract(&write.path, reply);
-        document(world).await.check_reply(write.method.as_str(), &write.path, reply);
+        document(test).await.check_reply(write.method.as_str(), &write.path, reply);
     }
     let (first, again): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| !reply.replayed());
     let [first] = <[Reply; 1]>::try_from(first).unwrap_or_else(|many| panic!("{} firsts: {many:?}", many.len()));
@@ -411,17 +411,17 @@ async fn fifty(world: &World, write: &Write, key: &str) -> (Reply, Vec<Reply>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_repeats_have_one_effect_and_one_reply() {
     for partitions in [1, 3] {
-        let world = World::with(Options { partitions, ..Options::default() }).await;
-        for (index, write) in writes(&world).await.iter().enumerate() {
-            let before = world.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap();
-            let (first, again) = fifty(&world, write, &format!("key {index}")).await;
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        for (index, write) in writes(&test).await.iter().enumerate() {
+            let before = test.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap();
+            let (first, again) = fifty(&test, write, &format!("key {index}")).await;
             assert!(first.status.is_success(), "{}: {}", write.path, first.text);
             assert_eq!(again.len(), 49);
             for again in &again {
                 replays(&first, again);
             }
             // As many decisions as one request takes.
-            let decided = world.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap() - before;
+            let decided = test.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap() - before;
             if partitions == 1 {
                 // What creates reserves its ids first.
                 let decisions = match (write.path.ends_with("/bulk"), write.method == Method::POST) {
@@ -432,55 +432,55 @@ async fn concurrent_repeats_have_one_effect_and_one_reply() {
                 assert_eq!(decided, decisions, "{}", write.path);
             }
         }
-        world.finish().await;
+        test.finish().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_repeats_of_declined_payment_decline_once() {
-    let world = World::start().await;
-    let (user, product) = (world.user(1_000).await, world.product(1_000, 5).await);
-    let first = placed(&world, user, &[(product, 1)], None).await;
-    let second = placed(&world, user, &[(product, 1)], None).await;
-    pay(&world, first, user, 1_000).await.ok();
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(1_000).await, test.product(1_000, 5).await);
+    let first = placed(&test, user, &[(product, 1)], None).await;
+    let second = placed(&test, user, &[(product, 1)], None).await;
+    pay(&test, first, user, 1_000).await.ok();
     let body = json!({"orderId": second, "userId": user, "paymentType": "CARD", "amount": 1_000});
     let path = "/api/v1/payments".to_owned();
     let write = Write { method: Method::POST, other: (path.clone(), body.clone()), path, body, user: Some(user) };
-    let (declined, again) = fifty(&world, &write, "k").await;
+    let (declined, again) = fifty(&test, &write, "k").await;
     declined.refused(402, "INSUFFICIENT_BALANCE");
     again.iter().for_each(|again| replays(&declined, again));
-    assert_eq!(stock(&world, product).await, 4);
-    world.finish().await;
+    assert_eq!(stock(&test, product).await, 4);
+    test.finish().await;
 }
 
 /// A key is its owner's: another user's of the same text, and an operator's, is another key.
 #[tokio::test]
 async fn key_of_one_user_free_for_others() {
-    on_1_and_3(async |world| {
-        let (first, second) = (world.user(0).await, world.user(0).await);
-        let campaign = world.campaign("FIXED", 100, 10).await;
+    on_1_and_3(async |test| {
+        let (first, second) = (test.user(0).await, test.user(0).await);
+        let campaign = test.campaign("FIXED", 100, 10).await;
         for user in [first, second] {
             let amount = json!({"amount": user});
-            let charged = keyed(world, &Method::PUT, &format!("/api/v1/balances/{user}"), &amount, "mine").await;
+            let charged = keyed(test, &Method::PUT, &format!("/api/v1/balances/{user}"), &amount, "mine").await;
             assert!(!charged.replayed());
             assert_eq!(charged.ok()["balance"], user);
             let coupon = json!({"couponId": campaign, "userId": user});
-            let issued = keyed(world, &Method::POST, "/api/v1/coupons/issue", &coupon, "coupon").await;
+            let issued = keyed(test, &Method::POST, "/api/v1/coupons/issue", &coupon, "coupon").await;
             assert!(!issued.replayed());
             issued.ok();
             // Nor is it free for this user's other requests, whichever partition decides those.
             for key in ["mine", "coupon"] {
                 let other = json!({"amount": 7});
-                let other = keyed(world, &Method::PUT, &format!("/api/v1/balances/{user}"), &other, key).await;
+                let other = keyed(test, &Method::PUT, &format!("/api/v1/balances/{user}"), &other, key).await;
                 other.refused(422, "IDEMPOTENCY_KEY_REUSED");
                 let other = json!({"couponId": campaign + 1, "userId": user});
-                let other = keyed(world, &Method::POST, "/api/v1/coupons/issue", &other, key).await;
+                let other = keyed(test, &Method::POST, "/api/v1/coupons/issue", &other, key).await;
                 other.refused(422, "IDEMPOTENCY_KEY_REUSED");
                 let other = order_of(user, &[(1, 1)], None);
-                keyed(world, &Method::POST, "/api/v1/orders", &other, key).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
+                keyed(test, &Method::POST, "/api/v1/orders", &other, key).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
             }
         }
-        let created = keyed(world, &Method::POST, "/admin/v1/users", &json!({"userName": "x"}), "mine").await;
+        let created = keyed(test, &Method::POST, "/admin/v1/users", &json!({"userName": "x"}), "mine").await;
         assert!(!created.replayed());
         created.created();
     })

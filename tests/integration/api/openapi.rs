@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::support::{
     api_kit::{document, fields},
-    harness::{Reply, World},
+    harness::{Reply, TestApp},
 };
 
 /// An OpenAPI 3.1 document.
@@ -393,8 +393,8 @@ fn flat(text: &Value) -> String {
 
 #[tokio::test]
 async fn document_matches_contract() {
-    let world = World::start().await;
-    let reply = world.get("/v3/api-docs").await;
+    let test = TestApp::start().await;
+    let reply = test.get("/v3/api-docs").await;
     assert_eq!(reply.headers["content-type"], "application/json");
     let api = reply.ok();
     assert!(api["openapi"].as_str().unwrap().starts_with("3.1."));
@@ -452,13 +452,13 @@ async fn document_matches_contract() {
             assert!(schema["type"] != json!(["string", "null"]) || field == "usedAt", "{name}.{field}");
         }
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn document_examples_valid() {
-    let world = World::start().await;
-    let api = document(&world).await;
+    let test = TestApp::start().await;
+    let api = document(&test).await;
     let mut checked = 0;
     let mut check = |what: &str, content: &Value, strict: bool| {
         for example in examples(content) {
@@ -477,14 +477,14 @@ async fn document_examples_valid() {
         }
     }
     assert!(checked > 100, "{checked}");
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn documentation_page_loads_without_network() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     let page = "/swagger-ui/index.html";
-    let html = world.get(page).await;
+    let html = test.get(page).await;
     assert_eq!(html.status, 200);
     assert!(html.headers["content-type"].to_str().unwrap().starts_with("text/html"));
 
@@ -496,7 +496,7 @@ async fn documentation_page_loads_without_network() {
     };
     for asset in attributes(&html.text) {
         assert!(!asset.contains("//") && !asset.starts_with("data:"), "{asset}");
-        let reply = world.get(&format!("/swagger-ui/{}", asset.trim_start_matches("./"))).await;
+        let reply = test.get(&format!("/swagger-ui/{}", asset.trim_start_matches("./"))).await;
         assert_eq!(reply.status, 200, "{asset}");
         let kind = reply.headers["content-type"].to_str().unwrap();
         let expected = match asset.rsplit('.').next().unwrap() {
@@ -511,7 +511,7 @@ async fn documentation_page_loads_without_network() {
     }
     assert!(seen.iter().any(|asset| asset.ends_with("swagger-ui-bundle.js")), "{seen:?}");
     assert!(seen.iter().any(|asset| asset.ends_with("swagger-ui.css")), "{seen:?}");
-    let initializer = world.get("/swagger-ui/swagger-initializer.js").await;
+    let initializer = test.get("/swagger-ui/swagger-initializer.js").await;
     assert!(initializer.text.contains("/v3/api-docs"), "{}", initializer.text);
     for text in [&html.text, &initializer.text] {
         for foreign in text.split("http").skip(1) {
@@ -524,10 +524,10 @@ async fn documentation_page_loads_without_network() {
 
     // The ways to the page; and nothing but the page's own files is below it.
     for way in ["/swagger-ui", "/swagger-ui/", "/swagger-ui.html"] {
-        assert_eq!(world.get(way).await.text, html.text, "{way}");
+        assert_eq!(test.get(way).await.text, html.text, "{way}");
     }
     for stray in ["/swagger-ui/nothing.js", "/swagger-ui/..%2f..%2fCargo.toml", "/v3/api-docs/"] {
-        world.get(stray).await.refused(404, "NOT_FOUND");
+        test.get(stray).await.refused(404, "NOT_FOUND");
     }
-    world.finish().await;
+    test.finish().await;
 }

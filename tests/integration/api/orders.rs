@@ -5,31 +5,31 @@ use serde_json::{Value, json};
 use crate::support::{
     api_kit::*,
     fake_gateway::FakeGateway,
-    harness::{Options, World, gateways},
+    harness::{Options, TestApp, gateways},
 };
 
 const HOLD_MS: i64 = 600_000;
 
-async fn refused(world: &World, order: Value, status: u16, code: &str) {
-    post(world, "/api/v1/orders", order).await.refused(status, code);
+async fn refused(test: &TestApp, order: Value, status: u16, code: &str) {
+    post(test, "/api/v1/orders", order).await.refused(status, code);
 }
 
 #[tokio::test]
 async fn order_placed_holds_stock() {
-    on_1_and_3(async |world| {
-        let user = world.user(1_000_000).await;
+    on_1_and_3(async |test| {
+        let user = test.user(1_000_000).await;
         let (shoes, top, outer) =
-            (world.product(49_900, 10).await, world.product(10, 5).await, world.product(1_000, 1).await);
+            (test.product(49_900, 10).await, test.product(10, 5).await, test.product(1_000, 1).await);
         let lines = [(shoes, 2), (outer, 1), (top, 1), (shoes, 1), (top, 4)];
-        let order = post(world, "/api/v1/orders", order_of(user, &lines, None)).await.ok();
-        let placed_at = now(world);
+        let order = post(test, "/api/v1/orders", order_of(user, &lines, None)).await.ok();
+        let placed_at = now(test);
         fields(&order, "orderId finalPrice orderedAt");
         assert_eq!((&order["finalPrice"], &order["orderedAt"]), (&json!(150_750), &json!(placed_at)));
-        assert_eq!((stock(world, shoes).await, stock(world, top).await, stock(world, outer).await), (7, 0, 0));
-        assert_eq!(balance(world, user).await, 1_000_000, "held, not paid");
+        assert_eq!((stock(test, shoes).await, stock(test, top).await, stock(test, outer).await), (7, 0, 0));
+        assert_eq!(balance(test, user).await, 1_000_000, "held, not paid");
 
         let order = id(&order, "orderId");
-        let mut shown = detail(world, order).await;
+        let mut shown = detail(test, order).await;
         let mut lines = shown["orderProducts"].take();
         lines.as_array_mut().unwrap().sort_by_key(|line| id(line, "productId"));
         let line =
@@ -37,34 +37,34 @@ async fn order_placed_holds_stock() {
         assert_eq!(lines, json!([line(shoes, 3, 49_900), line(top, 5, 10), line(outer, 1, 1_000)]), "summed");
         let expected = json!({"orderId": order, "userId": user, "orderStatus": "PENDING", "orderProducts": null,
             "totalPrice": 150_750, "discountPrice": 0, "finalPrice": 150_750, "userCouponId": null,
-            "orderedAt": placed_at, "expiresAt": after(world, HOLD_MS), "paidAt": null, "paymentId": null,
+            "orderedAt": placed_at, "expiresAt": after(test, HOLD_MS), "paidAt": null, "paymentId": null,
             "paymentType": null, "receipt": null, "closedAt": null, "closeReason": null});
         assert_eq!(shown, expected);
 
         // Of this user, where one is named; of nobody else.
         let path = format!("/api/v1/orders/{order}");
-        assert_eq!(get(world, &format!("{path}?userId={user}")).await.ok()["orderId"], order);
-        get(world, &format!("{path}?userId={}", user + 1)).await.refused(404, "ORDER_NOT_FOUND");
-        get(world, &format!("/api/v1/orders/{}?userId={user}", order + 3)).await.refused(404, "ORDER_NOT_FOUND");
+        assert_eq!(get(test, &format!("{path}?userId={user}")).await.ok()["orderId"], order);
+        get(test, &format!("{path}?userId={}", user + 1)).await.refused(404, "ORDER_NOT_FOUND");
+        get(test, &format!("/api/v1/orders/{}?userId={user}", order + 3)).await.refused(404, "ORDER_NOT_FOUND");
         for query in ["userId=0", "userId=abc", "userId=", "userId=-1", "userId=9007199254740992"] {
-            get(world, &format!("{path}?{query}")).await.refused(400, "INVALID_REQUEST");
+            get(test, &format!("{path}?{query}")).await.refused(400, "INVALID_REQUEST");
         }
         let null_coupon = json!({"userId": user, "orderProducts": [line(shoes, 1, 7)], "userCouponId": null});
-        assert_eq!(world.post("/api/v1/orders", null_coupon).await.ok()["finalPrice"], 49_900, "not the client's price");
+        assert_eq!(test.post("/api/v1/orders", null_coupon).await.ok()["finalPrice"], 49_900, "not the client's price");
     })
     .await;
 }
 
 #[tokio::test]
 async fn order_refused_when_one_line_short() {
-    on_1_and_3(async |world| {
-        let user = world.user(10_000_000).await;
-        let (many, few, none) = (world.product(10, 100).await, world.product(10, 4).await, world.product(10, 0).await);
-        let before = effects(world).await;
+    on_1_and_3(async |test| {
+        let user = test.user(10_000_000).await;
+        let (many, few, none) = (test.product(10, 100).await, test.product(10, 4).await, test.product(10, 0).await);
+        let before = effects(test).await;
         // With more partitions a refusal leaves marks of what was held for a moment.
-        let nothing_held = async || match world.options.partitions {
-            1 => assert_eq!(effects(world).await, before),
-            _ => assert_eq!((stock(world, many).await, stock(world, few).await), (100, 4)),
+        let nothing_held = async || match test.options.partitions {
+            1 => assert_eq!(effects(test).await, before),
+            _ => assert_eq!((stock(test, many).await, stock(test, few).await), (100, 4)),
         };
         for (lines, status, code) in [
             (vec![(many, 1), (few, 5)], 409, "INSUFFICIENT_STOCK"),
@@ -83,41 +83,41 @@ async fn order_refused_when_one_line_short() {
             (vec![(many, 10_000), (many, 1)], 400, "INVALID_ORDER"),
             (vec![(many, 1); 101], 400, "INVALID_ORDER"),
         ] {
-            refused(world, order_of(user, &lines, None), status, code).await;
+            refused(test, order_of(user, &lines, None), status, code).await;
         }
         nothing_held().await;
         // Who asks is looked at before what for.
         for lines in [vec![(many, 1)], vec![(none, 1)], vec![(1_000_000, 1)]] {
-            refused(world, order_of(1_000_000, &lines, None), 404, "USER_NOT_FOUND").await;
+            refused(test, order_of(1_000_000, &lines, None), 404, "USER_NOT_FOUND").await;
         }
-        refused(world, order_of(1_000_000, &[], None), 400, "INVALID_ORDER").await;
+        refused(test, order_of(1_000_000, &[], None), 400, "INVALID_ORDER").await;
         nothing_held().await;
 
         // The last ones: nothing left is sold out, even if they are only held.
-        let order = placed(world, user, &[(few, 2); 2], None).await;
-        refused(world, order_of(user, &[(many, 1), (few, 1)], None), 409, "SOLD_OUT").await;
-        cancel(world, order, user).await.ok();
-        placed(world, user, &[(few, 3)], None).await;
-        refused(world, order_of(user, &[(few, 2)], None), 409, "INSUFFICIENT_STOCK").await;
-        placed(world, user, &vec![(many, 1); 100], None).await;
-        assert_eq!(stock(world, many).await, 0);
+        let order = placed(test, user, &[(few, 2); 2], None).await;
+        refused(test, order_of(user, &[(many, 1), (few, 1)], None), 409, "SOLD_OUT").await;
+        cancel(test, order, user).await.ok();
+        placed(test, user, &[(few, 3)], None).await;
+        refused(test, order_of(user, &[(few, 2)], None), 409, "INSUFFICIENT_STOCK").await;
+        placed(test, user, &vec![(many, 1); 100], None).await;
+        assert_eq!(stock(test, many).await, 0);
     })
     .await;
 }
 
 #[tokio::test]
 async fn order_refused_when_balance_short() {
-    on_1_and_3(async |world| {
-        let (user, product) = (world.user(2_999).await, world.product(1_000, 10).await);
-        let campaign = campaign_with(world, json!({"discountAmount": 1})).await;
-        issue(world, campaign, user).await.ok();
-        refused(world, order_of(user, &[(product, 3)], None), 402, "INSUFFICIENT_BALANCE").await;
-        assert_eq!(stock(world, product).await, 10);
-        world.drain().await;
-        assert_eq!(get(world, "/admin/v1/orders").await.ok()["totalElements"], 0);
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(2_999).await, test.product(1_000, 10).await);
+        let campaign = campaign_with(test, json!({"discountAmount": 1})).await;
+        issue(test, campaign, user).await.ok();
+        refused(test, order_of(user, &[(product, 3)], None), 402, "INSUFFICIENT_BALANCE").await;
+        assert_eq!(stock(test, product).await, 10);
+        test.drain().await;
+        assert_eq!(get(test, "/admin/v1/orders").await.ok()["totalElements"], 0);
         // It is the final price that counts.
-        placed(world, user, &[(product, 3)], Some(campaign)).await;
-        assert_eq!(stock(world, product).await, 7);
+        placed(test, user, &[(product, 3)], Some(campaign)).await;
+        assert_eq!(stock(test, product).await, 7);
     })
     .await;
 }
@@ -126,41 +126,41 @@ async fn order_refused_when_balance_short() {
 async fn order_accepted_when_gateway_covers_short_balance() {
     let gateway = FakeGateway::start().await;
     let options = Options { gateway: gateways(&[("TOSS", gateway.url())]), ..Options::default() };
-    let world = World::with(options).await;
-    let (user, product) = (world.user(0).await, world.product(1_000_000_000_000, 10_000).await);
+    let test = TestApp::with(options).await;
+    let (user, product) = (test.user(0).await, test.product(1_000_000_000_000, 10_000).await);
     // As dear as an order may be, and one unit more.
     let order = order_of(user, &[(product, 9_007)], None);
-    let order = post(&world, "/api/v1/orders", order).await.ok();
+    let order = post(&test, "/api/v1/orders", order).await.ok();
     assert_eq!(order["finalPrice"], 9_007_000_000_000_000_i64);
-    cancel(&world, id(&order, "orderId"), user).await.ok();
-    refused(&world, order_of(user, &[(product, 9_008)], None), 400, "INVALID_ORDER").await;
+    cancel(&test, id(&order, "orderId"), user).await.ok();
+    refused(&test, order_of(user, &[(product, 9_008)], None), 400, "INVALID_ORDER").await;
 
-    let order = placed(&world, user, &[(product, 1)], None).await;
+    let order = placed(&test, user, &[(product, 1)], None).await;
     let body = json!({"orderId": order, "userId": user, "paymentType": "TOSS", "amount": 1_000_000_000_000_i64});
-    let paid = post(&world, "/api/v1/payments", body).await.ok();
+    let paid = post(&test, "/api/v1/payments", body).await.ok();
     assert_eq!(gateway.taken(paid["receipt"].as_str().unwrap()), Some(1_000_000_000_000));
-    assert_eq!(get(&world, &format!("/api/v1/balances/{user}/history")).await.ok(), json!([]));
+    assert_eq!(get(&test, &format!("/api/v1/balances/{user}/history")).await.ok(), json!([]));
     assert!(gateway.faults().is_empty());
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn order_refused_when_total_overflows() {
-    on_1_and_3(async |world| {
-        let user = world.user(1_000_000_000_000).await;
+    on_1_and_3(async |test| {
+        let user = test.user(1_000_000_000_000).await;
         let mut products = Vec::new();
         for _ in 0..4 {
-            products.push((world.product(1_000_000_000_000, 1_000_000).await, 10_000));
+            products.push((test.product(1_000_000_000_000, 1_000_000).await, 10_000));
         }
         for lines in 1..=4 {
-            refused(world, order_of(user, &products[..lines], None), 400, "INVALID_ORDER").await;
+            refused(test, order_of(user, &products[..lines], None), 400, "INVALID_ORDER").await;
         }
         let halves: Vec<(i64, i64)> = products.iter().map(|(product, _)| (*product, 2_300)).collect();
-        refused(world, order_of(user, &halves, None), 400, "INVALID_ORDER").await;
+        refused(test, order_of(user, &halves, None), 400, "INVALID_ORDER").await;
         // Within the bounds, but beyond the balance.
-        refused(world, order_of(user, &halves[..3], None), 402, "INSUFFICIENT_BALANCE").await;
+        refused(test, order_of(user, &halves[..3], None), 402, "INSUFFICIENT_BALANCE").await;
         for (product, _) in products {
-            assert_eq!(stock(world, product).await, 1_000_000);
+            assert_eq!(stock(test, product).await, 1_000_000);
         }
     })
     .await;
@@ -168,41 +168,41 @@ async fn order_refused_when_total_overflows() {
 
 #[tokio::test]
 async fn order_refused_when_user_has_too_many_open() {
-    let world = World::with(Options { max_open_orders: 2, ..Options::default() }).await;
-    let (user, other, product) = (world.user(1_000).await, world.user(1_000).await, world.product(10, 10).await);
-    let first = placed(&world, user, &[(product, 1)], None).await;
-    let second = placed(&world, user, &[(product, 1)], None).await;
-    let before = effects(&world).await;
-    let one_more = post(&world, "/api/v1/orders", order_of(user, &[(product, 1)], None)).await;
+    let test = TestApp::with(Options { max_open_orders: 2, ..Options::default() }).await;
+    let (user, other, product) = (test.user(1_000).await, test.user(1_000).await, test.product(10, 10).await);
+    let first = placed(&test, user, &[(product, 1)], None).await;
+    let second = placed(&test, user, &[(product, 1)], None).await;
+    let before = effects(&test).await;
+    let one_more = post(&test, "/api/v1/orders", order_of(user, &[(product, 1)], None)).await;
     one_more.refused(429, "TOO_MANY_REQUESTS");
     assert!(one_more.headers.contains_key("retry-after"));
-    assert_eq!(effects(&world).await, before);
-    placed(&world, other, &[(product, 1)], None).await;
+    assert_eq!(effects(&test).await, before);
+    placed(&test, other, &[(product, 1)], None).await;
     // Paid, cancelled or expired they are not open any more.
-    pay(&world, first, user, 10).await.ok();
-    let third = placed(&world, user, &[(product, 1)], None).await;
-    cancel(&world, second, user).await.ok();
-    placed(&world, user, &[(product, 1)], None).await;
-    refused(&world, order_of(user, &[(product, 1)], None), 429, "TOO_MANY_REQUESTS").await;
-    world.clock.advance(HOLD_MS);
-    assert_eq!(world.engine.sweep().await.unwrap(), 3);
-    assert_eq!(detail(&world, third).await["closeReason"], "EXPIRED");
-    placed(&world, user, &[(product, 1)], None).await;
-    world.finish().await;
+    pay(&test, first, user, 10).await.ok();
+    let third = placed(&test, user, &[(product, 1)], None).await;
+    cancel(&test, second, user).await.ok();
+    placed(&test, user, &[(product, 1)], None).await;
+    refused(&test, order_of(user, &[(product, 1)], None), 429, "TOO_MANY_REQUESTS").await;
+    test.clock.advance(HOLD_MS);
+    assert_eq!(test.engine.sweep().await.unwrap(), 3);
+    assert_eq!(detail(&test, third).await["closeReason"], "EXPIRED");
+    placed(&test, user, &[(product, 1)], None).await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn order_keeps_price_when_product_changes() {
-    on_1_and_3(async |world| {
-        let (user, product) = (world.user(100_000).await, world.product(1_000, 10).await);
-        let order = placed(world, user, &[(product, 2)], None).await;
-        patch(world, &format!("/admin/v1/products/{product}"), json!({"price": 5_000})).await.ok();
-        let shown = detail(world, order).await;
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(100_000).await, test.product(1_000, 10).await);
+        let order = placed(test, user, &[(product, 2)], None).await;
+        patch(test, &format!("/admin/v1/products/{product}"), json!({"price": 5_000})).await.ok();
+        let shown = detail(test, order).await;
         assert_eq!(shown["orderProducts"], json!([{"productId": product, "quantity": 2, "price": 1_000}]));
-        pay(world, order, user, 10_000).await.refused(400, "INVALID_PAYMENT_REQUEST");
-        pay(world, order, user, 2_000).await.ok();
-        assert_eq!(get(world, "/api/v1/products/popular").await.ok()[0]["totalSalesPrice"], 2_000);
-        let dearer = post(world, "/api/v1/orders", order_of(user, &[(product, 2)], None)).await.ok();
+        pay(test, order, user, 10_000).await.refused(400, "INVALID_PAYMENT_REQUEST");
+        pay(test, order, user, 2_000).await.ok();
+        assert_eq!(get(test, "/api/v1/products/popular").await.ok()[0]["totalSalesPrice"], 2_000);
+        let dearer = post(test, "/api/v1/orders", order_of(user, &[(product, 2)], None)).await.ok();
         assert_eq!(dearer["finalPrice"], 10_000);
     })
     .await;
@@ -215,82 +215,82 @@ fn end(order: &Value) -> Value {
 
 #[tokio::test]
 async fn order_pending_cancelled_once() {
-    on_1_and_3(async |world| {
-        let (user, other, product) = (world.user(5_000).await, world.user(0).await, world.product(1_000, 3).await);
-        let campaign = campaign_with(world, json!({"discountAmount": 1})).await;
-        issue(world, campaign, user).await.ok();
-        let order = placed(world, user, &[(product, 3)], Some(campaign)).await;
-        world.clock.advance(1_000);
+    on_1_and_3(async |test| {
+        let (user, other, product) = (test.user(5_000).await, test.user(0).await, test.product(1_000, 3).await);
+        let campaign = campaign_with(test, json!({"discountAmount": 1})).await;
+        issue(test, campaign, user).await.ok();
+        let order = placed(test, user, &[(product, 3)], Some(campaign)).await;
+        test.clock.advance(1_000);
         for (order, user) in [(order, other), (order, 1_000_000), (order + 3, user)] {
-            cancel(world, order, user).await.refused(404, "ORDER_NOT_FOUND");
+            cancel(test, order, user).await.refused(404, "ORDER_NOT_FOUND");
         }
-        assert_eq!(stock(world, product).await, 0);
-        let cancelled = cancel(world, order, user).await.ok();
-        assert_eq!(end(&cancelled), json!(["CANCELLED", "CANCELLED_BY_USER", now(world), null]));
-        assert_eq!(cancelled, detail(world, order).await);
-        assert_eq!((stock(world, product).await, balance(world, user).await), (3, 5_000));
-        assert_eq!(coupon(world, user, campaign).await["couponStatus"], "AVAILABLE");
-        let before = effects(world).await;
-        cancel(world, order, user).await.refused(409, "ORDER_ALREADY_CLOSED");
-        cancel(world, order, other).await.refused(404, "ORDER_NOT_FOUND");
-        assert_eq!(effects(world).await, before);
+        assert_eq!(stock(test, product).await, 0);
+        let cancelled = cancel(test, order, user).await.ok();
+        assert_eq!(end(&cancelled), json!(["CANCELLED", "CANCELLED_BY_USER", now(test), null]));
+        assert_eq!(cancelled, detail(test, order).await);
+        assert_eq!((stock(test, product).await, balance(test, user).await), (3, 5_000));
+        assert_eq!(coupon(test, user, campaign).await["couponStatus"], "AVAILABLE");
+        let before = effects(test).await;
+        cancel(test, order, user).await.refused(409, "ORDER_ALREADY_CLOSED");
+        cancel(test, order, other).await.refused(404, "ORDER_NOT_FOUND");
+        assert_eq!(effects(test).await, before);
     })
     .await;
 }
 
 #[tokio::test]
 async fn order_paid_refunded_once() {
-    on_1_and_3(async |world| {
-        let (user, product) = (world.user(5_000).await, world.product(1_000, 3).await);
-        let terms = json!({"discountAmount": 1, "expiredAt": after(world, 100_000_000)});
-        let campaign = campaign_with(world, terms).await;
-        issue(world, campaign, user).await.ok();
-        let order = placed(world, user, &[(product, 3)], Some(campaign)).await;
-        let paid = pay(world, order, user, 2_999).await.ok();
-        let paid_at = now(world);
-        assert_eq!(end(&detail(world, order).await), json!(["PAID", null, null, paid_at]));
-        world.clock.advance(90_000_000);
-        let refunded = cancel(world, order, user).await.ok();
-        assert_eq!(end(&refunded), json!(["CANCELLED", "REFUNDED", now(world), paid_at]));
-        assert_eq!(refunded, detail(world, order).await);
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(5_000).await, test.product(1_000, 3).await);
+        let terms = json!({"discountAmount": 1, "expiredAt": after(test, 100_000_000)});
+        let campaign = campaign_with(test, terms).await;
+        issue(test, campaign, user).await.ok();
+        let order = placed(test, user, &[(product, 3)], Some(campaign)).await;
+        let paid = pay(test, order, user, 2_999).await.ok();
+        let paid_at = now(test);
+        assert_eq!(end(&detail(test, order).await), json!(["PAID", null, null, paid_at]));
+        test.clock.advance(90_000_000);
+        let refunded = cancel(test, order, user).await.ok();
+        assert_eq!(end(&refunded), json!(["CANCELLED", "REFUNDED", now(test), paid_at]));
+        assert_eq!(refunded, detail(test, order).await);
         for field in ["paymentId", "paymentType", "receipt"] {
             assert_eq!(refunded[field], paid[field], "what paid it is still told");
         }
-        assert_eq!((stock(world, product).await, balance(world, user).await), (3, 5_000));
-        assert_eq!(coupon(world, user, campaign).await["couponStatus"], "AVAILABLE");
-        let before = effects(world).await;
-        cancel(world, order, user).await.refused(409, "ORDER_ALREADY_CLOSED");
-        pay(world, order, user, 2_999).await.refused(400, "INVALID_PAYMENT_REQUEST");
-        assert_eq!(effects(world).await, before);
+        assert_eq!((stock(test, product).await, balance(test, user).await), (3, 5_000));
+        assert_eq!(coupon(test, user, campaign).await["couponStatus"], "AVAILABLE");
+        let before = effects(test).await;
+        cancel(test, order, user).await.refused(409, "ORDER_ALREADY_CLOSED");
+        pay(test, order, user, 2_999).await.refused(400, "INVALID_PAYMENT_REQUEST");
+        assert_eq!(effects(test).await, before);
     })
     .await;
 }
 
 #[tokio::test]
 async fn order_unpaid_expires() {
-    on_1_and_3(async |world| {
-        let (user, product) = (world.user(5_000).await, world.product(1_000, 3).await);
-        let campaign = campaign_with(world, json!({})).await;
-        issue(world, campaign, user).await.ok();
-        let order = placed(world, user, &[(product, 2)], Some(campaign)).await;
-        world.clock.advance(HOLD_MS - 1);
-        assert_eq!(world.engine.sweep().await.unwrap(), 0);
-        assert_eq!(detail(world, order).await["orderStatus"], "PENDING");
-        world.clock.advance(1);
-        let (due, expires) = (now(world), detail(world, order).await["expiresAt"].clone());
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(5_000).await, test.product(1_000, 3).await);
+        let campaign = campaign_with(test, json!({})).await;
+        issue(test, campaign, user).await.ok();
+        let order = placed(test, user, &[(product, 2)], Some(campaign)).await;
+        test.clock.advance(HOLD_MS - 1);
+        assert_eq!(test.engine.sweep().await.unwrap(), 0);
+        assert_eq!(detail(test, order).await["orderStatus"], "PENDING");
+        test.clock.advance(1);
+        let (due, expires) = (now(test), detail(test, order).await["expiresAt"].clone());
         assert_eq!(expires, due);
-        assert_eq!(world.engine.sweep().await.unwrap(), 1);
-        assert_eq!(world.engine.sweep().await.unwrap(), 0);
-        assert_eq!(end(&detail(world, order).await), json!(["CANCELLED", "EXPIRED", due, null]));
-        assert_eq!(stock(world, product).await, 3);
-        assert_eq!(coupon(world, user, campaign).await["couponStatus"], "AVAILABLE");
-        pay(world, order, user, 1_000).await.refused(400, "INVALID_PAYMENT_REQUEST");
-        cancel(world, order, user).await.refused(409, "ORDER_ALREADY_CLOSED");
+        assert_eq!(test.engine.sweep().await.unwrap(), 1);
+        assert_eq!(test.engine.sweep().await.unwrap(), 0);
+        assert_eq!(end(&detail(test, order).await), json!(["CANCELLED", "EXPIRED", due, null]));
+        assert_eq!(stock(test, product).await, 3);
+        assert_eq!(coupon(test, user, campaign).await["couponStatus"], "AVAILABLE");
+        pay(test, order, user, 1_000).await.refused(400, "INVALID_PAYMENT_REQUEST");
+        cancel(test, order, user).await.refused(409, "ORDER_ALREADY_CLOSED");
         // A paid one does not.
-        bought(world, user, product, 1).await;
-        world.clock.advance(10 * HOLD_MS);
-        assert_eq!(world.engine.sweep().await.unwrap(), 0);
-        assert_eq!(stock(world, product).await, 2);
+        bought(test, user, product, 1).await;
+        test.clock.advance(10 * HOLD_MS);
+        assert_eq!(test.engine.sweep().await.unwrap(), 0);
+        assert_eq!(stock(test, product).await, 2);
     })
     .await;
 }

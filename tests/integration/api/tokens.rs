@@ -10,7 +10,7 @@ use crate::{
     api::openapi::Document,
     support::{
         api_kit::in_contract,
-        harness::{Options, Reply, World, read},
+        harness::{Options, Reply, TestApp, read},
     },
 };
 
@@ -24,19 +24,19 @@ pub fn token_of(secret: &str, claims: &Value) -> String {
     format!("{message}.{}", URL_SAFE_NO_PAD.encode(ring::hmac::sign(&key, message.as_bytes())))
 }
 
-/// A user's token, good for an hour by the world's clock.
-fn token(world: &World, user: i64) -> String {
-    token_of(SECRET, &json!({"sub": user.to_string(), "exp": world.clock.now().0 / 1000 + 3600}))
+/// A user's token, good for an hour by the test's clock.
+fn token(test: &TestApp, user: i64) -> String {
+    token_of(SECRET, &json!({"sub": user.to_string(), "exp": test.clock.now().0 / 1000 + 3600}))
 }
 
-async fn shop(options: Options) -> World {
+async fn shop(options: Options) -> TestApp {
     let auth = AuthConfig { auth: Auth::Jwt, auth_jwt_secret: Some(Secret::new(SECRET)), ..AuthConfig::default() };
-    World::with(Options { auth, ..options }).await
+    TestApp::with(Options { auth, ..options }).await
 }
 
 /// A request with this token.
-async fn send(world: &World, method: &Method, path: &str, body: Option<&Value>, token: Option<&str>) -> Reply {
-    let mut request = world.client.request(method.clone(), format!("{}{path}", world.base));
+async fn send(test: &TestApp, method: &Method, path: &str, body: Option<&Value>, token: Option<&str>) -> Reply {
+    let mut request = test.client.request(method.clone(), format!("{}{path}", test.base));
     if let Some(body) = body {
         request = request.json(body);
     }
@@ -100,21 +100,21 @@ fn operations(document: &Value, user: i64, order: i64) -> Vec<(Asked, bool)> {
 #[tokio::test]
 async fn user_routes_refuse_other_users_tokens() {
     for partitions in [1, 3] {
-        let world = shop(Options { partitions, ..Options::default() }).await;
-        let (me, other) = (world.user(100_000).await, world.user(100_000).await);
-        let product = world.product(1_000, 100).await;
-        let (mine, theirs) = (token(&world, me), token(&world, other));
+        let test = shop(Options { partitions, ..Options::default() }).await;
+        let (me, other) = (test.user(100_000).await, test.user(100_000).await);
+        let product = test.product(1_000, 100).await;
+        let (mine, theirs) = (token(&test, me), token(&test, other));
         let placed = json!({"userId": other, "orderProducts": [{"productId": product, "quantity": 1}]});
-        let placed = send(&world, &Method::POST, "/api/v1/orders", Some(&placed), Some(&theirs)).await.ok();
+        let placed = send(&test, &Method::POST, "/api/v1/orders", Some(&placed), Some(&theirs)).await.ok();
         let order = placed["orderId"].as_i64().unwrap();
-        let document = Document::new(world.get("/v3/api-docs").await.ok());
+        let document = Document::new(test.get("/v3/api-docs").await.ok());
 
         let operations = operations(&document.0, other, order);
         assert!(operations.len() >= 13 && operations.iter().filter(|(_, wants)| *wants).count() == 9);
-        let before = world.snapshot().await;
+        let before = test.snapshot().await;
         for (Asked { method, path, body, names_user }, wants_token) in &operations {
             let named = format!("{method} {path}");
-            let ask = |token| send(&world, method, path, body.as_ref(), token);
+            let ask = |token| send(&test, method, path, body.as_ref(), token);
             let (nobody, me) = (ask(None).await, ask(Some(&mine)).await);
             for reply in [&nobody, &me] {
                 document.check_reply(method.as_str(), path, reply);
@@ -133,26 +133,26 @@ async fn user_routes_refuse_other_users_tokens() {
                 assert_eq!(me.status, 404, "{named}: {}", me.text);
             }
         }
-        assert_eq!(world.snapshot().await, before, "nothing was done");
+        assert_eq!(test.snapshot().await, before, "nothing was done");
         // The same with the right token is let in, whatever becomes of it then.
         for (Asked { method, path, body, .. }, wants_token) in &operations {
             if *wants_token {
-                let reply = send(&world, method, path, body.as_ref(), Some(&theirs)).await;
+                let reply = send(&test, method, path, body.as_ref(), Some(&theirs)).await;
                 assert!(![401, 403].contains(&reply.status.as_u16()), "{method} {path}: {}", reply.text);
                 document.check_reply(method.as_str(), path, &reply);
             }
         }
-        world.finish().await;
+        test.finish().await;
     }
 }
 
 #[tokio::test]
 async fn token_errors_reported_in_order() {
-    let world = shop(Options::default()).await;
-    let (me, other) = (world.user(1_000).await, world.user(1_000).await);
-    let (mine, nobody_s) = (token(&world, me), token(&world, 9_999));
+    let test = shop(Options::default()).await;
+    let (me, other) = (test.user(1_000).await, test.user(1_000).await);
+    let (mine, nobody_s) = (token(&test, me), token(&test, 9_999));
     let put = async |user: i64, body: Value, token: Option<&str>| {
-        send(&world, &Method::PUT, &format!("/api/v1/balances/{user}"), Some(&body), token).await
+        send(&test, &Method::PUT, &format!("/api/v1/balances/{user}"), Some(&body), token).await
     };
     // The token comes first, then the body, then whom it is about.
     put(me, json!({"amount": 0}), None).await.refused(401, "INVALID_TOKEN");
@@ -161,7 +161,7 @@ async fn token_errors_reported_in_order() {
     put(9_999, json!({"amount": 1}), Some(&nobody_s)).await.refused(404, "USER_NOT_FOUND");
     put(9_999, json!({"amount": 1}), Some(&mine)).await.refused(403, "FORBIDDEN");
     assert_eq!(put(me, json!({"amount": 1}), Some(&mine)).await.ok()["balance"], 1_001);
-    let get = async |path: &str, token: Option<&str>| send(&world, &Method::GET, path, None, token).await;
+    let get = async |path: &str, token: Option<&str>| send(&test, &Method::GET, path, None, token).await;
     get(&format!("/api/v1/balances/{other}/history?limit=0"), Some(&mine)).await.refused(403, "FORBIDDEN");
     get(&format!("/api/v1/balances/{me}/history?limit=0"), Some(&mine)).await.refused(400, "INVALID_REQUEST");
     get("/api/v1/balances/x", Some(&mine)).await.refused(404, "USER_NOT_FOUND");
@@ -180,7 +180,7 @@ async fn token_errors_reported_in_order() {
     // All that is wrong with a token is one message.
     let path = format!("/api/v1/balances/{me}");
     let claims = |exp: i64| json!({"sub": me.to_string(), "exp": exp});
-    let now = world.clock.now().0 / 1000;
+    let now = test.clock.now().0 / 1000;
     let mut said = Vec::new();
     for bad in [
         String::new(),
@@ -199,26 +199,26 @@ async fn token_errors_reported_in_order() {
     }
     said.dedup();
     assert_eq!(said.len(), 1);
-    let twice = world.client.get(format!("{}{path}", world.base)).bearer_auth(&mine).bearer_auth(&mine);
+    let twice = test.client.get(format!("{}{path}", test.base)).bearer_auth(&mine).bearer_auth(&mine);
     read(twice).await.refused(401, "INVALID_TOKEN");
     get(&path, Some(&mine)).await.ok();
     // It ends.
-    world.clock.advance(3_600_000 + 30_000);
+    test.clock.advance(3_600_000 + 30_000);
     get(&path, Some(&mine)).await.refused(401, "INVALID_TOKEN");
-    get(&path, Some(&token(&world, me))).await.ok();
-    world.finish().await;
+    get(&path, Some(&token(&test, me))).await.ok();
+    test.finish().await;
 }
 
 /// Somebody else's order is none, and nobody else's key gives an answer away.
 #[tokio::test]
 async fn orders_and_idempotency_keys_hidden_from_other_users() {
-    let world = shop(Options::default()).await;
-    let (me, other) = (world.user(10_000).await, world.user(10_000).await);
-    let (mine, theirs) = (token(&world, me), token(&world, other));
-    let product = world.product(1_000, 10).await;
+    let test = shop(Options::default()).await;
+    let (me, other) = (test.user(10_000).await, test.user(10_000).await);
+    let (mine, theirs) = (token(&test, me), token(&test, other));
+    let product = test.product(1_000, 10).await;
     let order = json!({"userId": me, "orderProducts": [{"productId": product, "quantity": 1}]});
     let place = async |token: &str| {
-        let request = world.client.post(format!("{}/api/v1/orders", world.base)).json(&order);
+        let request = test.client.post(format!("{}/api/v1/orders", test.base)).json(&order);
         read(request.header("Idempotency-Key", "one").bearer_auth(token)).await
     };
     let placed = place(&mine).await.ok();
@@ -226,15 +226,15 @@ async fn orders_and_idempotency_keys_hidden_from_other_users() {
     let again = place(&mine).await;
     assert!(again.replayed() && again.json() == placed);
     let path = format!("/api/v1/orders/{}", placed["orderId"]);
-    let get = async |path: &str, token: &str| send(&world, &Method::GET, path, None, Some(token)).await;
+    let get = async |path: &str, token: &str| send(&test, &Method::GET, path, None, Some(token)).await;
     assert_eq!(get(&path, &mine).await.ok()["userId"], me);
     get(&path, &theirs).await.refused(404, "ORDER_NOT_FOUND");
     get(&format!("{path}?userId={other}"), &theirs).await.refused(404, "ORDER_NOT_FOUND");
     get(&format!("{path}?userId={me}"), &theirs).await.refused(403, "FORBIDDEN");
     let cancel = json!({"userId": other});
-    let cancelled = send(&world, &Method::POST, &format!("{path}/cancel"), Some(&cancel), Some(&theirs)).await;
+    let cancelled = send(&test, &Method::POST, &format!("{path}/cancel"), Some(&cancel), Some(&theirs)).await;
     cancelled.refused(404, "ORDER_NOT_FOUND");
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Keys that can't be had yet are no reason to say that a token is bad.
@@ -245,13 +245,13 @@ async fn request_unavailable_when_issuer_unreachable() {
         auth_jwks_url: Some(Secret::new("http://127.0.0.1:1/jwks")),
         ..AuthConfig::default()
     };
-    let world = World::with(Options { auth, ..Options::default() }).await;
-    let user = world.user(0).await;
-    let (path, token) = (format!("/api/v1/balances/{user}"), token(&world, user));
-    let reply = send(&world, &Method::GET, &path, None, Some(&token)).await;
+    let test = TestApp::with(Options { auth, ..Options::default() }).await;
+    let user = test.user(0).await;
+    let (path, token) = (format!("/api/v1/balances/{user}"), token(&test, user));
+    let reply = send(&test, &Method::GET, &path, None, Some(&token)).await;
     reply.refused(503, "SERVICE_UNAVAILABLE");
     assert!(reply.headers.contains_key("retry-after"));
-    send(&world, &Method::GET, &path, None, Some("nonsense")).await.refused(401, "INVALID_TOKEN");
-    send(&world, &Method::GET, "/api/v1/products", None, None).await.ok();
-    world.finish().await;
+    send(&test, &Method::GET, &path, None, Some("nonsense")).await.refused(401, "INVALID_TOKEN");
+    send(&test, &Method::GET, "/api/v1/products", None, None).await.ok();
+    test.finish().await;
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::support::{
     api_kit::*,
-    harness::{Reply, World, client, read},
+    harness::{Reply, TestApp, client, read},
 };
 
 /// A field and a parameter that no operation has.
@@ -21,13 +21,13 @@ struct Ids {
 }
 
 impl Ids {
-    async fn new(world: &World) -> Ids {
-        let (user, product) = (world.user(10_000).await, world.product(10, 10).await);
+    async fn new(test: &TestApp) -> Ids {
+        let (user, product) = (test.user(10_000).await, test.product(10, 10).await);
         Ids {
             user,
             product,
-            order: placed(world, user, &[(product, 1)], None).await,
-            coupon: world.campaign("FIXED", 10, 10).await,
+            order: placed(test, user, &[(product, 1)], None).await,
+            coupon: test.campaign("FIXED", 10, 10).await,
         }
     }
 
@@ -54,24 +54,24 @@ fn operations<'d>(document: &'d Value, below: &str) -> Vec<(Method, &'d str, &'d
 }
 
 /// A value that fits the schema: its own example, where it has one.
-fn example(world: &World, document: &Value, name: &str, schema: &Value) -> Value {
+fn example(test: &TestApp, document: &Value, name: &str, schema: &Value) -> Value {
     if let Some(to) = schema["$ref"].as_str() {
-        return example(world, document, name, document.pointer(to.trim_start_matches('#')).unwrap());
+        return example(test, document, name, document.pointer(to.trim_start_matches('#')).unwrap());
     }
     match name {
-        "opensAt" => return now(world).into(),
+        "opensAt" => return now(test).into(),
         "discountType" => return "FIXED".into(),
-        "closesAt" | "expiredAt" => return after(world, 3_600_000).into(),
+        "closesAt" | "expiredAt" => return after(test, 3_600_000).into(),
         _ => {}
     }
     if let Some(fields) = schema["properties"].as_object() {
-        let values = fields.iter().map(|(name, schema)| (name.clone(), example(world, document, name, schema)));
+        let values = fields.iter().map(|(name, schema)| (name.clone(), example(test, document, name, schema)));
         return values.collect::<Map<_, _>>().into();
     }
     match schema["type"].as_str() {
         _ if schema["example"] != Value::Null => schema["example"].clone(),
         _ if schema["enum"].is_array() => schema["enum"][0].clone(),
-        Some("array") => json!([example(world, document, name, &schema["items"])]),
+        Some("array") => json!([example(test, document, name, &schema["items"])]),
         Some("object") => json!({}),
         Some("integer") => schema["minimum"].as_i64().map_or(json!(1), |minimum| minimum.max(1).into()),
         Some("string") => "SHOES".into(),
@@ -79,9 +79,9 @@ fn example(world: &World, document: &Value, name: &str, schema: &Value) -> Value
     }
 }
 
-fn body(world: &World, document: &Value, operation: &Value) -> Option<Value> {
+fn body(test: &TestApp, document: &Value, operation: &Value) -> Option<Value> {
     let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
-    (!schema.is_null()).then(|| example(world, document, "", schema))
+    (!schema.is_null()).then(|| example(test, document, "", schema))
 }
 
 /// The same with a field more, in each object of it.
@@ -120,62 +120,62 @@ fn refused_by_name(what: &str, reply: &Reply, name: &str) {
     assert!(reply.json()["message"].as_str().unwrap().contains(name), "{what}: {}", reply.text);
 }
 
-async fn send(world: &World, method: &Method, path: &str, body: Option<&Value>) -> Reply {
-    let reply = world.send(method.clone(), path, body, None).await;
-    document(world).await.check_reply(method.as_str(), path, &reply);
+async fn send(test: &TestApp, method: &Method, path: &str, body: Option<&Value>) -> Reply {
+    let reply = test.send(method.clone(), path, body, None).await;
+    document(test).await.check_reply(method.as_str(), path, &reply);
     in_contract(path, &reply);
     reply
 }
 
 #[tokio::test]
 async fn unknown_field_or_parameter_refused_by_name_on_every_admin_route() {
-    let world = World::start().await;
-    let ids = Ids::new(&world).await;
-    let document = &document(&world).await.0;
+    let test = TestApp::start().await;
+    let ids = Ids::new(&test).await;
+    let document = &document(&test).await.0;
     let operations = operations(document, "/admin/");
     assert!(operations.len() >= 20, "{}", operations.len());
-    let (before, mut bodies) = (effects(&world).await, 0);
+    let (before, mut bodies) = (effects(&test).await, 0);
     for (method, template, operation) in &operations {
         let (path, what) = (ids.fill(template), format!("{method} {template}"));
-        let right = body(&world, document, operation);
+        let right = body(&test, document, operation);
         for wrong in right.iter().flat_map(with_unknown) {
             bodies += 1;
-            refused_by_name(&what, &send(&world, method, &path, Some(&wrong)).await, UNKNOWN);
+            refused_by_name(&what, &send(&test, method, &path, Some(&wrong)).await, UNKNOWN);
         }
         for query in
             [format!("{UNKNOWN}=1"), format!("page=0&{UNKNOWN}"), "%6eotAField=%00".to_owned(), "Page=0".to_owned()]
         {
             let name = if query == "Page=0" { "Page" } else { UNKNOWN };
-            refused_by_name(&what, &send(&world, method, &format!("{path}?{query}"), right.as_ref()).await, name);
+            refused_by_name(&what, &send(&test, method, &format!("{path}?{query}"), right.as_ref()).await, name);
         }
         if method == Method::PATCH {
-            refused_by_name(&what, &send(&world, method, &path, Some(&json!({}))).await, "변경할 항목이 없습니다");
+            refused_by_name(&what, &send(&test, method, &path, Some(&json!({}))).await, "변경할 항목이 없습니다");
         }
     }
     assert!(bodies >= 10, "{bodies}");
-    assert_eq!(effects(&world).await, before);
+    assert_eq!(effects(&test).await, before);
 
     // It was for that field alone: without it nothing is wrong with any of them.
     for (method, template, operation) in &operations {
-        let reply = send(&world, method, &ids.fill(template), body(&world, document, operation).as_ref()).await;
+        let reply = send(&test, method, &ids.fill(template), body(&test, document, operation).as_ref()).await;
         assert!(reply.status != 400, "{method} {template}: {}", reply.text);
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn admin_request_with_misspelled_field_changes_nothing() {
-    let world = World::start().await;
-    let ids = Ids::new(&world).await;
-    let before = effects(&world).await;
+    let test = TestApp::start().await;
+    let ids = Ids::new(&test).await;
+    let before = effects(&test).await;
     let (coupon, product) = (ids.fill("/admin/v1/coupons/{couponId}"), ids.fill("/admin/v1/products/{productId}"));
     let new = json!({"couponCode": "A", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 1,
-        "expiredAt": after(&world, 1_000), "openAt": after(&world, 500)});
+        "expiredAt": after(&test, 1_000), "openAt": after(&test, 500)});
     let mistyped = json!({"couponCode": "A", "discountType": "FIXED", "discountAmount": 1, "totalQuantty": 1,
-        "expiredAt": after(&world, 1_000)});
+        "expiredAt": after(&test, 1_000)});
     for (method, path, body, name) in [
         (Method::POST, "/admin/v1/withheld/release", json!({"productId": 1}), "productId"),
-        (Method::PATCH, &coupon, json!({"closeAt": now(&world)}), "closeAt"),
+        (Method::PATCH, &coupon, json!({"closeAt": now(&test)}), "closeAt"),
         (Method::POST, "/admin/v1/coupons", new, "openAt"),
         // What is missing is there under another name.
         (Method::POST, "/admin/v1/coupons", mistyped, "totalQuantty"),
@@ -185,32 +185,32 @@ async fn admin_request_with_misspelled_field_changes_nothing() {
         (Method::GET, "/admin/v1/orders?statuss=PAID", Value::Null, "statuss"),
     ] {
         let body = (!body.is_null()).then_some(&body);
-        refused_by_name(path, &send(&world, &method, path, body).await, name);
+        refused_by_name(path, &send(&test, &method, path, body).await, name);
     }
     // However many there are and however long: few are named, and shortly.
     let many: Map<String, Value> = (0..500).map(|n| (format!("{n}{}", "x".repeat(100)), Value::Null)).collect();
-    let reply = send(&world, &Method::PATCH, &product, Some(&many.into())).await;
+    let reply = send(&test, &Method::PATCH, &product, Some(&many.into())).await;
     refused_by_name("many", &reply, "0xxx");
     assert!(reply.text.len() < 1_000, "{}", reply.text.len());
-    assert_eq!(effects(&world).await, before);
-    world.finish().await;
+    assert_eq!(effects(&test).await, before);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn api_request_with_unknown_field_accepted_and_named_in_reply() {
-    let world = World::start().await;
-    let ids = Ids::new(&world).await;
+    let test = TestApp::start().await;
+    let ids = Ids::new(&test).await;
     let named = |reply: &Reply| reply.headers.get("x-unknown-fields").map(|names| names.to_str().unwrap().to_owned());
     let mut order = order_of(ids.user, &[(ids.product, 1)], None);
     order["userCouponID"] = ids.coupon.into();
     order["orderProducts"][0]["price"] = 1.into();
-    let reply = send(&world, &Method::POST, "/api/v1/orders", Some(&order)).await;
+    let reply = send(&test, &Method::POST, "/api/v1/orders", Some(&order)).await;
     let names = named(&reply).unwrap();
     assert!(names.contains("userCouponID") && names.contains("orderProducts.0.price"), "{names}");
     assert_eq!(id(&reply.ok(), "finalPrice"), 10);
     // Also where something is missing, or the request is refused for another reason.
     order.as_object_mut().unwrap().remove("userId");
-    let reply = send(&world, &Method::POST, "/api/v1/orders?dryRun=true", Some(&order)).await;
+    let reply = send(&test, &Method::POST, "/api/v1/orders?dryRun=true", Some(&order)).await;
     reply.refused(400, "INVALID_ORDER");
     assert!(named(&reply).unwrap().contains("dryRun"), "{:?}", reply.headers);
     let product = ids.fill("/api/v1/products/{productId}");
@@ -225,12 +225,12 @@ async fn api_request_with_unknown_field_accepted_and_named_in_reply() {
         ("/api/v1/products?page=0&size=1", None),
         (&*product, None),
     ] {
-        let reply = read(client().get(format!("{}{path}", world.base))).await;
+        let reply = read(client().get(format!("{}{path}", test.base))).await;
         assert_eq!(named(&reply).as_deref(), expected, "{path}");
     }
     // Nothing is said of a request that is understood.
     let reply =
-        send(&world, &Method::POST, "/api/v1/orders", Some(&order_of(ids.user, &[(ids.product, 1)], None))).await;
+        send(&test, &Method::POST, "/api/v1/orders", Some(&order_of(ids.user, &[(ids.product, 1)], None))).await;
     assert_eq!((reply.status.as_u16(), named(&reply)), (200, None));
-    world.finish().await;
+    test.finish().await;
 }

@@ -3,7 +3,7 @@
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
-use crate::support::harness::{Options, Reply, World};
+use crate::support::harness::{Options, Reply, TestApp};
 
 const CLIENTS: usize = 256;
 const LINES: usize = 100;
@@ -16,9 +16,9 @@ async fn all<T, F: Future<Output = T>>(of: impl Iterator<Item = F>) -> Vec<T> {
 
 /// Everybody orders `LINES` distinct products of so many, twice; pays the one and cancels the other; all at the same time.
 async fn rush(products: usize) {
-    let world = World::with(Options { clock: None, ..Options::default() }).await;
-    let created = all((0..products).map(|_| world.product(PRICE, 1_000_000))).await;
-    let users = world.post("/admin/v1/users/bulk", json!({"count": CLIENTS, "balance": BALANCE})).await.created();
+    let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
+    let created = all((0..products).map(|_| test.product(PRICE, 1_000_000))).await;
+    let users = test.post("/admin/v1/users/bulk", json!({"count": CLIENTS, "balance": BALANCE})).await.created();
     let first = users["firstUserId"].as_i64().unwrap();
     let basket = |client: usize, round: usize| -> Value {
         let at = (client * 2 + round) * LINES;
@@ -28,19 +28,19 @@ async fn rush(products: usize) {
     let mut orders = Vec::new();
     for round in 0..2 {
         let placed: Vec<Reply> =
-            all((0..CLIENTS).map(|client| world.post("/api/v1/orders", basket(client, round)))).await;
+            all((0..CLIENTS).map(|client| test.post("/api/v1/orders", basket(client, round)))).await;
         orders.push(placed.into_iter().map(|reply| reply.ok()["orderId"].as_i64().unwrap()).collect::<Vec<_>>());
     }
-    let paid =
-        all((0..CLIENTS)
-            .map(|client| world.pay(orders[0][client], first + client as i64, "CARD", LINES as i64 * PRICE)));
-    let cancelled = all((0..CLIENTS).map(|client| world.cancel(orders[1][client], first + client as i64)));
+    let paid = all(
+        (0..CLIENTS).map(|client| test.pay(orders[0][client], first + client as i64, "CARD", LINES as i64 * PRICE))
+    );
+    let cancelled = all((0..CLIENTS).map(|client| test.cancel(orders[1][client], first + client as i64)));
     let (paid, cancelled) = tokio::join!(paid, cancelled);
     for reply in paid.into_iter().chain(cancelled) {
         reply.ok();
     }
     // Which checks the invariants and the audit.
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]

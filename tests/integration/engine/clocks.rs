@@ -11,7 +11,7 @@ use firstcome::{
     redis::commands::{Settled, Settling},
 };
 
-use crate::support::harness::{Options, World, call, open, postgres_url};
+use crate::support::harness::{Options, TestApp, call, open, postgres_url};
 
 const SKEW_MS: i64 = 45_000;
 /// Longer than any answer takes here, shorter than the skew.
@@ -19,31 +19,31 @@ const SLACK_MS: i64 = 10_000;
 
 /// A service whose clock is right, on stores that two others use whose clocks are not.
 struct Clocks {
-    world: World,
+    test: TestApp,
     fast: App,
     slow: App,
 }
 
 impl Clocks {
     async fn start(options: Options) -> Clocks {
-        let world = World::with(Options { clock: None, ..options }).await;
+        let test = TestApp::with(Options { clock: None, ..options }).await;
         let other = async |skew_ms: i64| {
-            let postgres = postgres_url(&world.database);
-            open(&world.options, &world.redis.url(), &postgres, Clock::skewed(skew_ms)).await.unwrap()
+            let postgres = postgres_url(&test.database);
+            open(&test.options, &test.redis.url(), &postgres, Clock::skewed(skew_ms)).await.unwrap()
         };
         let (fast, slow) = (other(SKEW_MS).await, other(-SKEW_MS).await);
-        Clocks { world, fast, slow }
+        Clocks { test, fast, slow }
     }
 
     /// The store's clock.
     async fn now(&self) -> Millis {
         let (seconds, microseconds): (i64, i64) =
-            redis::cmd("TIME").query_async(&mut self.world.raw().await).await.unwrap();
+            redis::cmd("TIME").query_async(&mut self.test.raw().await).await.unwrap();
         Millis(seconds * 1000 + microseconds / 1000)
     }
 
     fn all(&self) -> [&App; 3] {
-        [&self.world.app, &self.fast, &self.slow]
+        [&self.test.app, &self.fast, &self.slow]
     }
 
     async fn finish(self) {
@@ -51,7 +51,7 @@ impl Clocks {
             app.stop(None).await;
             app.db.close().await.unwrap();
         }
-        self.world.finish().await;
+        self.test.finish().await;
     }
 }
 
@@ -70,7 +70,7 @@ fn campaign(opens_at: Option<Millis>, closes_at: Option<Millis>, expires_at: Mil
 async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
     let clocks = Clocks::start(Options::default()).await;
     let now = clocks.now().await;
-    let engine = &clocks.world.engine;
+    let engine = &clocks.test.engine;
     let day = now.plus(86_400_000);
     let coming = engine.create_campaign(&call(None), campaign(Some(now.plus(30_000)), None, day)).await.unwrap();
     let over = engine.create_campaign(&call(None), campaign(None, Some(now.plus(SLACK_MS)), day)).await.unwrap();
@@ -79,7 +79,7 @@ async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
         firstcome::model::CampaignPatch { opens_at: Some(now.plus(-1000)), closes_at: Some(clocks.now().await) };
     engine.update_campaign(&call(None), over.value.terms.coupon_id, patch).await.unwrap();
     for app in clocks.all() {
-        let user = UserId::new(clocks.world.user(0).await).unwrap();
+        let user = UserId::new(clocks.test.user(0).await).unwrap();
         for shut in [coming.value.terms.coupon_id, over.value.terms.coupon_id] {
             let issued = app.engine.issue_coupon(&call(None), user, shut).await;
             assert!(matches!(issued, Err(Error::InvalidCoupon)), "{issued:?}");
@@ -91,7 +91,7 @@ async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
         assert!((before..=after).contains(&created.terms.opens_at), "{:?}", created.terms);
         let id: CouponId = created.terms.coupon_id;
         for issuer in clocks.all() {
-            let user = UserId::new(clocks.world.user(0).await).unwrap();
+            let user = UserId::new(clocks.test.user(0).await).unwrap();
             let issued = issuer.engine.issue_coupon(&call(None), user, id).await.unwrap().value;
             assert!(issued.issued_at >= after && issued.issued_at <= clocks.now().await);
             let shown = issuer.engine.user_coupons(user).await.unwrap();
@@ -108,7 +108,7 @@ async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
 #[tokio::test]
 async fn order_expires_by_store_clock_when_processes_skewed() {
     let clocks = Clocks::start(Options { hold_seconds: 30, ..Options::default() }).await;
-    let (user, product) = (clocks.world.user(100_000).await, clocks.world.product(100, 100).await);
+    let (user, product) = (clocks.test.user(100_000).await, clocks.test.product(100, 100).await);
     let (user, product) = (UserId::new(user).unwrap(), ProductId::new(product).unwrap());
     let order = || firstcome::model::NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None };
     let mut orders = Vec::new();
@@ -127,8 +127,8 @@ async fn order_expires_by_store_clock_when_processes_skewed() {
     }
     // Due by the store's clock: everybody ends it, the slow one too.
     let brief = Options { hold_seconds: 1, clock: None, ..Options::default() };
-    let postgres = postgres_url(&clocks.world.database);
-    let redis = clocks.world.redis.url();
+    let postgres = postgres_url(&clocks.test.database);
+    let redis = clocks.test.redis.url();
     for skew_ms in [-SKEW_MS, SKEW_MS] {
         let app = open(&brief, &redis, &postgres, Clock::skewed(skew_ms)).await.unwrap();
         let placed = app.engine.place_order(&call(None), order()).await.unwrap().value;
@@ -163,9 +163,9 @@ async fn clock_offset_measured_and_corrected() {
 /// Midnight comes between what a process believes and the decision: the payment is of the day on which it was decided.
 #[tokio::test]
 async fn payment_dated_by_day_of_decision() {
-    let world = World::start().await;
-    let (user, product) = (world.user(1_000).await, world.product(100, 5).await);
-    let order = OrderId::new(world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap()).unwrap();
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(1_000).await, test.product(100, 5).await);
+    let order = OrderId::new(test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap()).unwrap();
     let payment = NewPayment {
         order_id: order,
         user_id: UserId::new(user).unwrap(),
@@ -175,14 +175,14 @@ async fn payment_dated_by_day_of_decision() {
     let asked = AtomicUsize::new(0);
     let day = |now: Millis| {
         let late = if asked.fetch_add(1, Ordering::SeqCst) == 0 { 86_400_000 } else { 0 };
-        CalendarDay::of(now.plus(-late), world.engine.zone())
+        CalendarDay::of(now.plus(-late), test.engine.zone())
     };
     let payment_id = PaymentId::new(1).unwrap();
     let settling = Settling { payment: &payment, payment_id, receipt: "r", transaction: None, day: &day };
-    let settled = world.store.order_pay(&call(None), &settling).await.unwrap();
+    let settled = test.store.order_pay(&call(None), &settling).await.unwrap();
     assert!(matches!(settled.value, Settled::Paid { .. }));
     assert_eq!(asked.load(Ordering::SeqCst), 2);
-    let ranked = world.get("/api/v1/products/popular?sortBy=TODAY").await.ok();
+    let ranked = test.get("/api/v1/products/popular?sortBy=TODAY").await.ok();
     assert_eq!(ranked[0]["salesCount"], 1);
-    world.finish().await;
+    test.finish().await;
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::support::{
     fake_gateway::FakeGateway,
-    harness::{self, Options, START, World, until},
+    harness::{self, Options, START, TestApp, until},
 };
 
 async fn reopen(config: &EngineConfig) -> anyhow::Result<App> {
@@ -22,9 +22,9 @@ async fn reopen(config: &EngineConfig) -> anyhow::Result<App> {
 }
 
 /// A second process on the same stores.
-pub async fn another(world: &World) -> App {
-    let (redis, postgres) = (world.redis.url(), harness::postgres_url(&world.database));
-    harness::open(&Options::default(), &redis, &postgres, world.clock.clone()).await.unwrap()
+pub async fn another(test: &TestApp) -> App {
+    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
+    harness::open(&Options::default(), &redis, &postgres, test.clock.clone()).await.unwrap()
 }
 
 /// Copies a directory of files.
@@ -42,13 +42,13 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-async fn frozen(world: &World) -> Option<String> {
-    redis::cmd("HGET").arg("{p0}:meta").arg("frozen").query_async(&mut world.raw().await).await.unwrap()
+async fn frozen(test: &TestApp) -> Option<String> {
+    redis::cmd("HGET").arg("{p0}:meta").arg("frozen").query_async(&mut test.raw().await).await.unwrap()
 }
 
 /// Why the service is not ready, all of it.
-async fn reasons(world: &World) -> String {
-    let reply = world.get("/readyz").await;
+async fn reasons(test: &TestApp) -> String {
+    let reply = test.get("/readyz").await;
     reply.refused(503, "SERVICE_UNAVAILABLE");
     reply.json()["reasons"].to_string()
 }
@@ -102,9 +102,9 @@ async fn start_refused_when_redis_is_replica() {
 /// Settings that were changed while the service was away from Redis.
 #[tokio::test]
 async fn redis_settings_checked_again_after_reconnect() {
-    let world = World::start().await;
-    let user = world.user(0).await;
-    let mut redis = world.raw().await;
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
+    let mut redis = test.raw().await;
     let set = async |redis: &mut redis::aio::MultiplexedConnection, value: &str| {
         let _: () =
             redis::cmd("CONFIG").arg("SET").arg("appendfsync").arg(value).query_async(&mut *redis).await.unwrap();
@@ -120,17 +120,17 @@ async fn redis_settings_checked_again_after_reconnect() {
     };
     set(&mut redis, "everysec").await;
     until("the service notices", async || {
-        let reply = world.put_charge(user, 1).await;
-        let ready = world.get("/readyz").await;
+        let reply = test.put_charge(user, 1).await;
+        let ready = test.get("/readyz").await;
         let closed = ready.text.contains("appendfsync is everysec");
         assert!(reply.status == 503 || !closed, "{}", reply.text);
         closed.then_some(())
     })
     .await;
     set(&mut redis, "always").await;
-    until("it is served again", async || (world.get("/readyz").await.status == 200).then_some(())).await;
-    world.put_charge(user, 1).await.ok();
-    world.finish().await;
+    until("it is served again", async || (test.get("/readyz").await.status == 200).then_some(())).await;
+    test.put_charge(user, 1).await.ok();
+    test.finish().await;
 }
 
 // --- losses ----------------------------------------------------------------------------------------------------------
@@ -139,71 +139,71 @@ async fn redis_settings_checked_again_after_reconnect() {
 /// Once the right data are back the service goes on by itself.
 #[tokio::test]
 async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_restored() {
-    let mut world = World::start().await;
-    let user = world.user(100).await;
+    let mut test = TestApp::start().await;
+    let user = test.user(100).await;
     let scratch = ScratchDir::new().unwrap();
-    let (data, old, new) = (world.redis.data_dir(), scratch.path().join("old"), scratch.path().join("new"));
+    let (data, old, new) = (test.redis.data_dir(), scratch.path().join("old"), scratch.path().join("new"));
     copy(&data, &old);
-    world.put_charge(user, 1).await.ok();
-    world.put_charge(user, 2).await.ok();
-    world.redis.kill().await.unwrap();
+    test.put_charge(user, 1).await.ok();
+    test.put_charge(user, 2).await.ok();
+    test.redis.kill().await.unwrap();
     copy(&data, &new);
     copy(&old, &data);
-    world.redis.restart().await.unwrap();
+    test.redis.restart().await.unwrap();
     let says = until("the loss is noticed", async || {
         // Nobody is ever shown what is left of it.
-        let reply = world.get(&format!("/api/v1/balances/{user}")).await;
+        let reply = test.get(&format!("/api/v1/balances/{user}")).await;
         reply.refused(503, "SERVICE_UNAVAILABLE");
-        let says = world.get("/readyz").await.text;
+        let says = test.get("/readyz").await.text;
         says.contains("are lost").then_some(says)
     })
     .await;
     assert!(says.contains("(1, 1), behind (1, 3)"), "{says}");
-    assert!(frozen(&world).await.unwrap().contains("are lost"), "other processes are stopped too");
-    world.put_charge(user, 4).await.refused(503, "SERVICE_UNAVAILABLE");
-    let error = world.app.projector.drain().await;
+    assert!(frozen(&test).await.unwrap().contains("are lost"), "other processes are stopped too");
+    test.put_charge(user, 4).await.refused(503, "SERVICE_UNAVAILABLE");
+    let error = test.app.projector.drain().await;
     error.unwrap();
     // What it decided is not lost from the disk that knows it.
-    world.redis.kill().await.unwrap();
+    test.redis.kill().await.unwrap();
     copy(&new, &data);
-    world.redis.restart().await.unwrap();
-    until("the service goes on", async || (world.get("/readyz").await.status == 200).then_some(())).await;
-    assert_eq!(world.put_charge(user, 4).await.ok()["balance"], 107);
-    world.finish().await;
+    test.redis.restart().await.unwrap();
+    until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;
+    assert_eq!(test.put_charge(user, 4).await.ok()["balance"], 107);
+    test.finish().await;
 }
 
 /// No connection was lost: the decision's own number tells.
 #[tokio::test]
 async fn partition_closed_when_decision_reuses_acknowledged_seq() {
-    let world = World::start().await;
-    let user = world.user(100).await;
-    world.put_charge(user, 1).await.ok();
-    let mut redis = world.raw().await;
+    let test = TestApp::start().await;
+    let user = test.user(100).await;
+    test.put_charge(user, 1).await.ok();
+    let mut redis = test.raw().await;
     let _: i64 = redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut redis).await.unwrap();
-    world.put_charge(user, 2).await.refused(503, "SERVICE_UNAVAILABLE");
-    assert!(reasons(&world).await.contains("behind (1, 2) that was told before"));
-    assert!(frozen(&world).await.is_some());
-    world.end_in_disorder().await;
+    test.put_charge(user, 2).await.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(reasons(&test).await.contains("behind (1, 2) that was told before"));
+    assert!(frozen(&test).await.is_some());
+    test.finish_unchecked().await;
 }
 
 /// Nor do reads believe a Redis whose books are gone, or another store's.
 #[tokio::test]
 async fn partition_closed_when_redis_emptied_or_swapped() {
     for swapped in [false, true] {
-        let world = World::start().await;
-        let user = world.user(100).await;
-        let mut redis = world.raw().await;
+        let test = TestApp::start().await;
+        let user = test.user(100).await;
+        let mut redis = test.raw().await;
         if swapped {
             let _: i64 =
                 redis::cmd("HSET").arg("{p0}:meta").arg("store").arg("another").query_async(&mut redis).await.unwrap();
         } else {
             let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await.unwrap();
         }
-        world.engine.look().await;
-        assert!(reasons(&world).await.contains(if swapped { "store another" } else { "lost the books" }));
-        world.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
-        world.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");
-        world.end_in_disorder().await;
+        test.engine.look().await;
+        assert!(reasons(&test).await.contains(if swapped { "store another" } else { "lost the books" }));
+        test.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
+        test.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");
+        test.finish_unchecked().await;
     }
 }
 
@@ -211,29 +211,29 @@ async fn partition_closed_when_redis_emptied_or_swapped() {
 #[tokio::test]
 async fn list_unavailable_when_redis_emptied() {
     for path in ["/api/v1/products/popular", "/api/v1/campaigns", "/api/v1/products"] {
-        let world = World::start().await;
-        world.campaign("FIXED", 1, 10).await;
-        let _: () = redis::cmd("FLUSHALL").query_async(&mut world.raw().await).await.unwrap();
-        world.get(path).await.refused(503, "SERVICE_UNAVAILABLE");
-        world.end_in_disorder().await;
+        let test = TestApp::start().await;
+        test.campaign("FIXED", 1, 10).await;
+        let _: () = redis::cmd("FLUSHALL").query_async(&mut test.raw().await).await.unwrap();
+        test.get(path).await.refused(503, "SERVICE_UNAVAILABLE");
+        test.finish_unchecked().await;
     }
 }
 
 /// A process that decided nothing itself believes Postgres, when Redis comes back, rather than a Redis that knows less.
 #[tokio::test]
 async fn partition_closed_when_redis_returns_behind_postgres() {
-    let mut world = World::start().await;
-    let user = world.user(100).await;
+    let mut test = TestApp::start().await;
+    let user = test.user(100).await;
     let scratch = ScratchDir::new().unwrap();
-    let (data, old) = (world.redis.data_dir(), scratch.path().join("old"));
+    let (data, old) = (test.redis.data_dir(), scratch.path().join("old"));
     copy(&data, &old);
     // Another process, which stays, and is told nothing.
-    let other = another(&world).await;
-    world.put_charge(user, 1).await.ok();
-    world.drain().await;
-    world.redis.kill().await.unwrap();
+    let other = another(&test).await;
+    test.put_charge(user, 1).await.ok();
+    test.drain().await;
+    test.redis.kill().await.unwrap();
     copy(&old, &data);
-    world.redis.restart().await.unwrap();
+    test.redis.restart().await.unwrap();
     let user = firstcome::model::UserId::new(user).unwrap();
     until("the other process notices", async || match other.engine.balance(user).await {
         Ok(_) => panic!("it shows what is left"),
@@ -241,7 +241,7 @@ async fn partition_closed_when_redis_returns_behind_postgres() {
     })
     .await;
     other.db.close().await.unwrap();
-    world.end_in_disorder().await;
+    test.finish_unchecked().await;
 }
 
 // --- ACK=postgres ----------------------------------------------------------------------------------------------------
@@ -252,21 +252,21 @@ pub fn acknowledged_by_postgres() -> Options {
 
 /// A request under way.
 pub fn send(
-    world: &World,
+    test: &TestApp,
     method: Method,
     path: &str,
     body: serde_json::Value,
     key: &str,
 ) -> tokio::task::JoinHandle<harness::Reply> {
-    let mut request = world.client.request(method, format!("{}{path}", world.base)).json(&body);
+    let mut request = test.client.request(method, format!("{}{path}", test.base)).json(&body);
     request = request.bearer_auth(harness::ADMIN).header("Idempotency-Key", key);
     tokio::spawn(harness::read(request))
 }
 
 /// Waits until so many decisions are in Redis and not in Postgres.
-pub async fn lag(world: &World, events: i64) {
+pub async fn lag(test: &TestApp, events: i64) {
     until("the decisions are taken", async || {
-        let lag = world.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap();
+        let lag = test.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap();
         (lag == events).then_some(())
     })
     .await;
@@ -274,44 +274,44 @@ pub async fn lag(world: &World, events: i64) {
 
 #[tokio::test]
 async fn reply_waits_for_commit_when_ack_postgres() {
-    let world = World::with(acknowledged_by_postgres()).await;
-    let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
-    lag(&world, 2).await;
+    let test = TestApp::with(acknowledged_by_postgres()).await;
+    let creating = send(&test, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
+    lag(&test, 2).await;
     assert!(!creating.is_finished(), "it was acknowledged before Postgres had it");
-    world.drain().await;
+    test.drain().await;
     let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
     let path = format!("/api/v1/balances/{user}");
     // Many at once wait for one commit, and so does a repeat.
     let mut charges: Vec<_> =
-        (0..20).map(|n| send(&world, Method::PUT, &path, json!({"amount": 1}), &format!("charge-{n}"))).collect();
-    lag(&world, 20).await;
-    charges.push(send(&world, Method::PUT, &path, json!({"amount": 1}), "charge-0"));
+        (0..20).map(|n| send(&test, Method::PUT, &path, json!({"amount": 1}), &format!("charge-{n}"))).collect();
+    lag(&test, 20).await;
+    charges.push(send(&test, Method::PUT, &path, json!({"amount": 1}), "charge-0"));
     // Reads and refusals wait for nothing.
-    assert_eq!(world.get(&path).await.ok()["balance"], 25);
-    world.put_charge(user, 0).await.refused(400, "INVALID_AMOUNT");
-    world.put_charge(user + 1, 1).await.refused(404, "USER_NOT_FOUND");
+    assert_eq!(test.get(&path).await.ok()["balance"], 25);
+    test.put_charge(user, 0).await.refused(400, "INVALID_AMOUNT");
+    test.put_charge(user + 1, 1).await.refused(404, "USER_NOT_FOUND");
     assert!(charges.iter().all(|charge| !charge.is_finished()));
-    world.drain().await;
+    test.drain().await;
     for charge in charges {
         charge.await.unwrap().ok();
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// A payment that is declined fails the order, which is an effect like any other.
 #[tokio::test]
 async fn declined_payment_waits_for_commit_when_ack_postgres() {
-    let world = World::with(Options { project: true, ..acknowledged_by_postgres() }).await;
-    let (user, product) = (world.user(100).await, world.product(60, 5).await);
+    let test = TestApp::with(Options { project: true, ..acknowledged_by_postgres() }).await;
+    let (user, product) = (test.user(100).await, test.product(60, 5).await);
     let orders = [
-        world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap(),
-        world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap(),
+        test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap(),
+        test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap(),
     ];
-    world.pay(orders[0], user, "CARD", 60).await.ok();
-    world.pay(orders[1], user, "CARD", 60).await.refused(402, "INSUFFICIENT_BALANCE");
+    test.pay(orders[0], user, "CARD", 60).await.ok();
+    test.pay(orders[1], user, "CARD", 60).await.refused(402, "INSUFFICIENT_BALANCE");
     // Nothing is under way any more: it was all waited for.
-    assert_eq!(world.get("/admin/v1/projection").await.ok()["lagEvents"], 0);
-    world.finish().await;
+    assert_eq!(test.get("/admin/v1/projection").await.ok()["lagEvents"], 0);
+    test.finish().await;
 }
 
 /// Nor is a gateway asked for money before Postgres knows for what.
@@ -319,65 +319,65 @@ async fn declined_payment_waits_for_commit_when_ack_postgres() {
 async fn gateway_asked_after_commit_when_ack_postgres() {
     let gateway = FakeGateway::start().await;
     let gateways = harness::gateways(&[("CARD", gateway.url())]);
-    let world = World::with(Options { gateway: gateways, ..acknowledged_by_postgres() }).await;
-    let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
-    lag(&world, 2).await;
+    let test = TestApp::with(Options { gateway: gateways, ..acknowledged_by_postgres() }).await;
+    let creating = send(&test, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
+    lag(&test, 2).await;
     let product = json!({"productName": "A", "price": 60, "stockQuantity": 5, "category": "TOP"});
-    let stocking = send(&world, Method::POST, "/admin/v1/products", product, "b");
-    lag(&world, 4).await;
-    world.drain().await;
+    let stocking = send(&test, Method::POST, "/admin/v1/products", product, "b");
+    lag(&test, 4).await;
+    test.drain().await;
     let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
     let product = stocking.await.unwrap().created()["productId"].as_i64().unwrap();
     let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 1}]});
-    let ordering = send(&world, Method::POST, "/api/v1/orders", order, "c");
-    lag(&world, 1).await;
-    world.drain().await;
+    let ordering = send(&test, Method::POST, "/api/v1/orders", order, "c");
+    lag(&test, 1).await;
+    test.drain().await;
     let order = ordering.await.unwrap().ok()["orderId"].as_i64().unwrap();
     let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 60});
-    let paying = send(&world, Method::POST, "/api/v1/payments", body, "d");
-    lag(&world, 1).await;
+    let paying = send(&test, Method::POST, "/api/v1/payments", body, "d");
+    lag(&test, 1).await;
     assert_eq!(gateway.total_posts(), 0, "it was asked before PostgreSQL had the payment");
-    world.drain().await;
+    test.drain().await;
     gateway.any_posted().await;
     until("the payment is settled, and in PostgreSQL", async || {
-        world.drain().await;
+        test.drain().await;
         paying.is_finished().then_some(())
     })
     .await;
     assert_eq!(paying.await.unwrap().ok()["orderStatus"], "PAID");
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Another process carries the decisions to Postgres; this one asks how far that is.
 #[tokio::test]
 async fn reply_waits_for_other_process_projector_when_ack_postgres() {
-    let world = World::with(acknowledged_by_postgres()).await;
-    world.app.watch(false);
-    let projector = another(&world).await;
+    let test = TestApp::with(acknowledged_by_postgres()).await;
+    test.app.watch(false);
+    let projector = another(&test).await;
     projector.project();
-    let user = world.user(100).await;
+    let user = test.user(100).await;
     for n in 1..=5 {
-        assert_eq!(world.put_charge(user, 1).await.ok()["balance"], 100 + n);
+        assert_eq!(test.put_charge(user, 1).await.ok()["balance"], 100 + n);
     }
     projector.stop(None).await;
     projector.db.close().await.unwrap();
-    world.finish().await;
+    test.finish().await;
 }
 
 /// What was acknowledged is in Postgres: nothing can be lost with Redis's disk.
 #[tokio::test]
 async fn acknowledged_decisions_survive_loss_of_redis_when_ack_postgres() {
-    let world = World::with(Options { project: true, ..acknowledged_by_postgres() }).await;
-    let user = world.user(0).await;
+    let test = TestApp::with(Options { project: true, ..acknowledged_by_postgres() }).await;
+    let user = test.user(0).await;
     let mut told = 0;
     for _ in 0..10 {
-        told = world.put_charge(user, 3).await.ok()["balance"].as_i64().unwrap();
-        let pool = world.db.get_postgres_connection_pool();
+        told = test.put_charge(user, 3).await.ok()["balance"].as_i64().unwrap();
+        let pool = test.db.get_postgres_connection_pool();
         let there: i64 = sqlx::query_scalar("SELECT balance FROM users").fetch_one(pool).await.unwrap();
         assert_eq!(there, told);
     }
     assert_eq!(told, 30);
-    world.finish().await;
+    test.finish().await;
 }
 
 // --- backpressure ----------------------------------------------------------------------------------------------------
@@ -385,29 +385,29 @@ async fn acknowledged_decisions_survive_loss_of_redis_when_ack_postgres() {
 #[tokio::test]
 async fn writes_shed_and_reads_served_when_backlog_full() {
     let durability = DurabilityConfig { max_backlog: 10, ..DurabilityConfig::default() };
-    let world = World::with(Options { durability, ..Options::default() }).await;
-    let (user, product) = (world.user(100).await, world.product(1, 5).await);
+    let test = TestApp::with(Options { durability, ..Options::default() }).await;
+    let (user, product) = (test.user(100).await, test.product(1, 5).await);
     for _ in 0..8 {
-        world.put_charge(user, 1).await.ok();
+        test.put_charge(user, 1).await.ok();
     }
-    let before = world.snapshot().await;
+    let before = test.snapshot().await;
     for path in ["/api/v1/balances/1", "/api/v1/nothing"] {
         let body = json!({"amount": 1});
-        let reply = world.send(Method::PUT, path, Some(&body), Some("k")).await;
+        let reply = test.send(Method::PUT, path, Some(&body), Some("k")).await;
         reply.refused(503, "SERVICE_UNAVAILABLE");
         assert!(reply.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1);
     }
-    world.order(user, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
-    world.post("/admin/v1/users", json!({"userName": "A"})).await.refused(503, "SERVICE_UNAVAILABLE");
-    assert_eq!(before, world.snapshot().await, "what was shed left a trace");
+    test.order(user, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
+    test.post("/admin/v1/users", json!({"userName": "A"})).await.refused(503, "SERVICE_UNAVAILABLE");
+    assert_eq!(before, test.snapshot().await, "what was shed left a trace");
     // Reads go on, the history among them, and the service stays in its balancer.
-    assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 108);
-    assert_eq!(world.get(&format!("/api/v1/balances/{user}/history")).await.ok().as_array().unwrap().len(), 9);
-    world.get("/readyz").await.ok();
-    world.get("/admin/v1/projection").await.ok();
-    world.drain().await;
-    world.put_charge(user, 1).await.ok();
-    world.finish().await;
+    assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 108);
+    assert_eq!(test.get(&format!("/api/v1/balances/{user}/history")).await.ok().as_array().unwrap().len(), 9);
+    test.get("/readyz").await.ok();
+    test.get("/admin/v1/projection").await.ok();
+    test.drain().await;
+    test.put_charge(user, 1).await.ok();
+    test.finish().await;
 }
 
 /// Postgres gone: the API goes on to the limit and no further; back again: it catches up, and goes on.
@@ -455,13 +455,13 @@ async fn writes_shed_when_postgres_down_and_resumed_when_back() {
 /// Idempotency records outlive Redis in Postgres for as long as they live in Redis, and no longer.
 #[tokio::test]
 async fn idempotency_records_kept_in_postgres_until_expiry() {
-    let world = World::start().await;
-    let user = world.user(0).await;
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
     let body = json!({"amount": 5});
     let path = format!("/api/v1/balances/{user}");
-    world.send(Method::PUT, &path, Some(&body), Some("mine")).await.ok();
-    world.drain().await;
-    let pool = world.db.get_postgres_connection_pool();
+    test.send(Method::PUT, &path, Some(&body), Some("mine")).await.ok();
+    test.drain().await;
+    let pool = test.db.get_postgres_connection_pool();
     let kept = async || -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM idempotency_records").fetch_one(pool).await.unwrap()
     };
@@ -469,10 +469,10 @@ async fn idempotency_records_kept_in_postgres_until_expiry() {
     let reply: String = sqlx::query_scalar("SELECT reply FROM idempotency_records").fetch_one(pool).await.unwrap();
     let words = firstcome::model::event::unpack_reply(&reply).unwrap();
     assert_eq!((words[0], words[4]), ("CHARGED", "5"));
-    world.clock.advance(86_400_000 - 1);
-    assert_eq!(world.app.projector.forget_records().await.unwrap(), 0);
-    world.clock.advance(1);
-    assert_eq!(world.app.projector.forget_records().await.unwrap(), 1);
+    test.clock.advance(86_400_000 - 1);
+    assert_eq!(test.app.projector.forget_records().await.unwrap(), 0);
+    test.clock.advance(1);
+    assert_eq!(test.app.projector.forget_records().await.unwrap(), 1);
     assert_eq!(kept().await, 0);
-    world.finish().await;
+    test.finish().await;
 }

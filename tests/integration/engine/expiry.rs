@@ -13,22 +13,22 @@ use firstcome::{
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::harness::{self, Options, World, until};
+use crate::support::harness::{self, Options, TestApp, until};
 
-async fn order(world: &World, order: i64, user: i64) -> Value {
-    world.get(&format!("/api/v1/orders/{order}?userId={user}")).await.ok()
+async fn order(test: &TestApp, order: i64, user: i64) -> Value {
+    test.get(&format!("/api/v1/orders/{order}?userId={user}")).await.ok()
 }
 
-async fn stock(world: &World, product: i64) -> i64 {
-    world.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap()
+async fn stock(test: &TestApp, product: i64) -> i64 {
+    test.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap()
 }
 
 /// How often each order was closed, and why, by the events of the outbox.
-async fn closed(world: &World) -> BTreeMap<i64, Vec<CloseReason>> {
+async fn closed(test: &TestApp) -> BTreeMap<i64, Vec<CloseReason>> {
     type Entry = (String, Vec<(String, String)>);
     let mut read = redis::cmd("XRANGE");
     let entries: Vec<Entry> =
-        read.arg("{p0}:outbox").arg("-").arg("+").query_async(&mut world.raw().await).await.unwrap();
+        read.arg("{p0}:outbox").arg("-").arg("+").query_async(&mut test.raw().await).await.unwrap();
     let mut closed: BTreeMap<i64, Vec<CloseReason>> = BTreeMap::new();
     for (_, fields) in entries {
         for decoded in event::decode(&fields) {
@@ -42,116 +42,116 @@ async fn closed(world: &World) -> BTreeMap<i64, Vec<CloseReason>> {
 
 #[tokio::test]
 async fn hold_expires_when_due_and_not_before() {
-    let world = World::with(Options { hold_seconds: 600, max_open_orders: 2, ..Options::default() }).await;
-    let (user, product) = (world.user(10_000).await, world.product(100, 5).await);
-    let coupon = world.campaign("FIXED", 10, 5).await;
-    world.issue(coupon, user).await.ok();
+    let test = TestApp::with(Options { hold_seconds: 600, max_open_orders: 2, ..Options::default() }).await;
+    let (user, product) = (test.user(10_000).await, test.product(100, 5).await);
+    let coupon = test.campaign("FIXED", 10, 5).await;
+    test.issue(coupon, user).await.ok();
     let lines = json!([{"productId": product, "quantity": 3}]);
     let place = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
-    let first = world.post("/api/v1/orders", place.clone()).await.ok()["orderId"].as_i64().unwrap();
-    world.clock.advance(1_000);
-    let second = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-    world.order(user, product, 1).await.refused(429, "TOO_MANY_REQUESTS");
-    let shown = order(&world, first, user).await;
+    let first = test.post("/api/v1/orders", place.clone()).await.ok()["orderId"].as_i64().unwrap();
+    test.clock.advance(1_000);
+    let second = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    test.order(user, product, 1).await.refused(429, "TOO_MANY_REQUESTS");
+    let shown = order(&test, first, user).await;
     assert_eq!((&shown["orderStatus"], &shown["expiresAt"]), (&json!("PENDING"), &json!("2026-03-02T14:10:00")));
 
     // A millisecond early: nothing happens.
-    world.clock.advance(598_999);
-    let before = world.snapshot().await;
+    test.clock.advance(598_999);
+    let before = test.snapshot().await;
     for _ in 0..3 {
-        assert_eq!(world.engine.sweep().await.unwrap(), 0);
+        assert_eq!(test.engine.sweep().await.unwrap(), 0);
     }
-    assert!(before == world.snapshot().await, "a sweep changed something that was not due");
+    assert!(before == test.snapshot().await, "a sweep changed something that was not due");
 
-    world.clock.advance(1);
-    assert_eq!(world.engine.sweep().await.unwrap(), 1);
-    let shown = order(&world, first, user).await;
+    test.clock.advance(1);
+    assert_eq!(test.engine.sweep().await.unwrap(), 1);
+    let shown = order(&test, first, user).await;
     assert_eq!((&shown["orderStatus"], &shown["closeReason"]), (&json!("CANCELLED"), &json!("EXPIRED")));
     assert_eq!(shown["closedAt"], "2026-03-02T14:10:00");
-    assert_eq!(order(&world, second, user).await["orderStatus"], "PENDING");
+    assert_eq!(order(&test, second, user).await["orderStatus"], "PENDING");
     // Stock, coupon and the place among the open orders are back, once.
-    assert_eq!(stock(&world, product).await, 4);
-    let coupons = world.get(&format!("/api/v1/coupons/{user}")).await.ok();
+    assert_eq!(stock(&test, product).await, 4);
+    let coupons = test.get(&format!("/api/v1/coupons/{user}")).await.ok();
     assert_eq!((&coupons[0]["couponStatus"], &coupons[0]["heldByOrderId"]), (&json!("AVAILABLE"), &Value::Null));
-    let before = world.snapshot().await;
-    assert_eq!(world.engine.sweep().await.unwrap(), 0);
-    assert!(before == world.snapshot().await, "a second sweep changed something");
+    let before = test.snapshot().await;
+    assert_eq!(test.engine.sweep().await.unwrap(), 0);
+    assert!(before == test.snapshot().await, "a second sweep changed something");
     // It can be neither paid nor cancelled any more; and what came back can be had again.
-    world.pay(first, user, "CARD", 290).await.refused(400, "INVALID_PAYMENT_REQUEST");
-    world.cancel(first, user).await.refused(409, "ORDER_ALREADY_CLOSED");
-    let third = world.post("/api/v1/orders", place).await.ok()["orderId"].as_i64().unwrap();
-    world.order(user, product, 1).await.refused(429, "TOO_MANY_REQUESTS");
-    world.pay(third, user, "CARD", 290).await.ok();
-    world.clock.advance(600_000);
-    assert_eq!(world.engine.sweep().await.unwrap(), 1, "the second; a paid one does not expire");
-    assert_eq!(stock(&world, product).await, 2);
-    world.finish().await;
+    test.pay(first, user, "CARD", 290).await.refused(400, "INVALID_PAYMENT_REQUEST");
+    test.cancel(first, user).await.refused(409, "ORDER_ALREADY_CLOSED");
+    let third = test.post("/api/v1/orders", place).await.ok()["orderId"].as_i64().unwrap();
+    test.order(user, product, 1).await.refused(429, "TOO_MANY_REQUESTS");
+    test.pay(third, user, "CARD", 290).await.ok();
+    test.clock.advance(600_000);
+    assert_eq!(test.engine.sweep().await.unwrap(), 1, "the second; a paid one does not expire");
+    assert_eq!(stock(&test, product).await, 2);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn order_due_but_unswept_can_be_paid() {
-    let world = World::start().await;
-    let (user, product) = (world.user(10_000).await, world.product(100, 5).await);
-    let placed = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-    world.clock.advance(700_000);
-    world.pay(placed, user, "CARD", 100).await.ok();
-    assert_eq!(world.engine.sweep().await.unwrap(), 0);
-    assert_eq!(order(&world, placed, user).await["orderStatus"], "PAID");
-    world.finish().await;
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(10_000).await, test.product(100, 5).await);
+    let placed = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    test.clock.advance(700_000);
+    test.pay(placed, user, "CARD", 100).await.ok();
+    assert_eq!(test.engine.sweep().await.unwrap(), 0);
+    assert_eq!(order(&test, placed, user).await["orderStatus"], "PAID");
+    test.finish().await;
 }
 
 /// More orders than one look takes on, due at once, and four processes that sweep.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_sweepers_expire_each_order_once() {
     const ORDERS: usize = 700;
-    let world = World::with(Options { max_open_orders: 1_000, ..Options::default() }).await;
-    let product = world.product(10, ORDERS as i64).await;
+    let test = TestApp::with(Options { max_open_orders: 1_000, ..Options::default() }).await;
+    let product = test.product(10, ORDERS as i64).await;
     let mut users = Vec::new();
     for _ in 0..7 {
-        users.push(world.user(1_000_000).await);
+        users.push(test.user(1_000_000).await);
     }
-    let shop = &world;
+    let shop = &test;
     for user in &users {
         let placed = join_all((0..ORDERS / 7).map(|_| shop.order(*user, product, 1))).await;
         placed.into_iter().for_each(|reply| drop(reply.ok()));
     }
-    world.order(users[0], product, 1).await.refused(409, "SOLD_OUT");
-    let postgres = harness::postgres_url(&world.database);
-    let redis = world.redis.url();
+    test.order(users[0], product, 1).await.refused(409, "SOLD_OUT");
+    let postgres = harness::postgres_url(&test.database);
+    let redis = test.redis.url();
     let open = || harness::open(&shop.options, &redis, &postgres, shop.clock.clone());
     let others: Vec<App> = join_all((0..3).map(|_| open())).await.into_iter().map(Result::unwrap).collect();
-    world.clock.advance(600_000);
-    let engines = others.iter().map(|app| app.engine.clone()).chain([world.engine.clone()]);
+    test.clock.advance(600_000);
+    let engines = others.iter().map(|app| app.engine.clone()).chain([test.engine.clone()]);
     let sweeps = engines.map(|engine| tokio::spawn(async move { engine.sweep().await.unwrap() }));
     let mut expired: usize = 0;
     for sweep in sweeps.collect::<Vec<_>>() {
         expired += sweep.await.unwrap();
     }
     // Each may have left the rest to another.
-    expired += world.engine.sweep().await.unwrap();
+    expired += test.engine.sweep().await.unwrap();
     assert_eq!(expired, ORDERS, "each was ended by one sweeper, and counted by that one");
-    let closed = closed(&world).await;
+    let closed = closed(&test).await;
     assert_eq!(closed.len(), ORDERS);
     assert!(closed.values().all(|reasons| *reasons == [CloseReason::Expired]), "{closed:?}");
-    assert_eq!(stock(&world, product).await, ORDERS as i64);
+    assert_eq!(stock(&test, product).await, ORDERS as i64);
     for app in others {
         app.db.close().await.unwrap();
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// The clock, the user who pays and the user who cancels, all at once: one of them ends the order.
 #[tokio::test(flavor = "multi_thread")]
 async fn order_ends_once_when_expiry_races_pay_and_cancel() {
     const ORDERS: i64 = 120;
-    let world = World::with(Options { max_open_orders: 1_000, ..Options::default() }).await;
-    let (user, product) = (world.user(1_000_000).await, world.product(10, ORDERS).await);
-    let shop = &world;
+    let test = TestApp::with(Options { max_open_orders: 1_000, ..Options::default() }).await;
+    let (user, product) = (test.user(1_000_000).await, test.product(10, ORDERS).await);
+    let shop = &test;
     let placed = join_all((0..ORDERS).map(|_| shop.order(user, product, 1))).await;
     let orders: Vec<i64> = placed.into_iter().map(|reply| reply.ok()["orderId"].as_i64().unwrap()).collect();
-    world.clock.advance(600_000);
+    test.clock.advance(600_000);
     let sweeps = (0..3).map(|_| {
-        let engine = world.engine.clone();
+        let engine = test.engine.clone();
         tokio::spawn(async move { engine.sweep().await.unwrap() })
     });
     let sweeps: Vec<_> = sweeps.collect();
@@ -170,8 +170,8 @@ async fn order_ends_once_when_expiry_races_pay_and_cancel() {
     for sweep in sweeps {
         sweep.await.unwrap();
     }
-    world.engine.sweep().await.unwrap();
-    let closed = closed(&world).await;
+    test.engine.sweep().await.unwrap();
+    let closed = closed(&test).await;
     let mut spent = 0;
     for (id, paid, cancelled) in &tries {
         let reasons = closed.get(id).map(Vec::as_slice).unwrap_or_default();
@@ -193,81 +193,81 @@ async fn order_ends_once_when_expiry_races_pay_and_cancel() {
         if let Some(reply) = cancelled.as_ref().filter(|reply| reply.status != 200) {
             reply.refused(409, "ORDER_ALREADY_CLOSED");
         }
-        let status = order(&world, *id, user).await["orderStatus"].as_str().unwrap().to_owned();
+        let status = order(&test, *id, user).await["orderStatus"].as_str().unwrap().to_owned();
         assert_eq!(status, if was_paid && !was_cancelled { "PAID" } else { "CANCELLED" });
     }
-    assert_eq!(stock(&world, product).await, ORDERS - spent);
+    assert_eq!(stock(&test, product).await, ORDERS - spent);
     assert_eq!(
-        world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"],
+        test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"],
         1_000_000 - 10 * spent,
         "each paid order was paid once"
     );
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn sweeper_expires_order_in_background() {
     let options = Options { clock: None, hold_seconds: 1, sweep: true, ..Options::default() };
-    let world = World::with(options).await;
-    let (user, product) = (world.user(10_000).await, world.product(100, 5).await);
-    let placed = world.order(user, product, 5).await.ok()["orderId"].as_i64().unwrap();
-    world.order(user, product, 1).await.refused(409, "SOLD_OUT");
+    let test = TestApp::with(options).await;
+    let (user, product) = (test.user(10_000).await, test.product(100, 5).await);
+    let placed = test.order(user, product, 5).await.ok()["orderId"].as_i64().unwrap();
+    test.order(user, product, 1).await.refused(409, "SOLD_OUT");
     let shown = until("the order is CANCELLED", async || {
-        let shown = order(&world, placed, user).await;
+        let shown = order(&test, placed, user).await;
         (shown["orderStatus"] == "CANCELLED").then_some(shown)
     })
     .await;
     assert_eq!(shown["closeReason"], "EXPIRED");
     assert!(shown["closedAt"].as_str().unwrap() >= shown["expiresAt"].as_str().unwrap(), "{shown}");
-    assert_eq!(stock(&world, product).await, 5);
-    world.finish().await;
+    assert_eq!(stock(&test, product).await, 5);
+    test.finish().await;
 }
 
 /// A Redis that could not answer while orders became due: they stay due, and end when it is back.
 #[tokio::test]
 async fn order_stays_due_when_sweep_fails() {
-    let world = World::start().await;
-    let (user, product) = (world.user(10_000).await, world.product(100, 5).await);
-    let placed = world.order(user, product, 5).await.ok()["orderId"].as_i64().unwrap();
-    world.clock.advance(600_000);
-    let mut redis = world.raw().await;
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(10_000).await, test.product(100, 5).await);
+    let placed = test.order(user, product, 5).await.ok()["orderId"].as_i64().unwrap();
+    test.clock.advance(600_000);
+    let mut redis = test.raw().await;
     let _: i64 = redis::cmd("HSET").arg("{p0}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
-    let before = world.snapshot().await;
+    let before = test.snapshot().await;
     for _ in 0..2 {
-        assert!(world.engine.sweep().await.is_err());
+        assert!(test.engine.sweep().await.is_err());
     }
-    assert!(before == world.snapshot().await, "a sweep that failed changed something");
+    assert!(before == test.snapshot().await, "a sweep that failed changed something");
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
-    world.engine.look().await;
-    assert_eq!(world.engine.sweep().await.unwrap(), 1);
-    assert_eq!(order(&world, placed, user).await["closeReason"], "EXPIRED");
-    world.finish().await;
+    test.engine.look().await;
+    assert_eq!(test.engine.sweep().await.unwrap(), 1);
+    assert_eq!(order(&test, placed, user).await["closeReason"], "EXPIRED");
+    test.finish().await;
 }
 
 /// With many partitions the stock held elsewhere comes back too, and so does what was held for an order that never came.
 #[tokio::test]
 async fn remote_hold_expires_when_due() {
-    let world = World::with(Options { partitions: 3, ..Options::default() }).await;
-    let user = world.user(10_000).await;
-    let products = [world.product(100, 5).await, world.product(10, 5).await, world.product(1, 5).await];
+    let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
+    let user = test.user(10_000).await;
+    let products = [test.product(100, 5).await, test.product(10, 5).await, test.product(1, 5).await];
     let lines: Vec<Value> = products.iter().map(|id| json!({"productId": id, "quantity": 2})).collect();
     let place = json!({"userId": user, "orderProducts": lines});
-    let placed = world.post("/api/v1/orders", place).await.ok()["orderId"].as_i64().unwrap();
+    let placed = test.post("/api/v1/orders", place).await.ok()["orderId"].as_i64().unwrap();
     for product in products {
-        assert_eq!(stock(&world, product).await, 3);
+        assert_eq!(stock(&test, product).await, 3);
     }
-    world.clock.advance(599_999);
-    assert_eq!(world.engine.sweep().await.unwrap(), 0);
-    world.clock.advance(1);
-    assert_eq!(world.engine.sweep().await.unwrap(), 1);
+    test.clock.advance(599_999);
+    assert_eq!(test.engine.sweep().await.unwrap(), 0);
+    test.clock.advance(1);
+    assert_eq!(test.engine.sweep().await.unwrap(), 1);
     for _ in 0..3 {
         for product in products {
-            assert_eq!(stock(&world, product).await, 5);
+            assert_eq!(stock(&test, product).await, 5);
         }
-        assert_eq!(order(&world, placed, user).await["closeReason"], "EXPIRED");
-        world.clock.advance(120_000);
-        assert_eq!(world.engine.sweep().await.unwrap(), 0);
-        world.drain().await;
+        assert_eq!(order(&test, placed, user).await["closeReason"], "EXPIRED");
+        test.clock.advance(120_000);
+        assert_eq!(test.engine.sweep().await.unwrap(), 0);
+        test.drain().await;
     }
-    world.finish().await;
+    test.finish().await;
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use firstcome::model::{Partition, *};
 use proptest::{prelude::*, test_runner::TestRunner};
 
-use crate::support::harness::{Options, World, call};
+use crate::support::harness::{Options, TestApp, call};
 
 /// One operation. Users, products, campaigns and orders are named by index, one past the last being one that is not there.
 #[derive(Clone, Debug)]
@@ -346,7 +346,7 @@ fn name(error: &Error) -> String {
 }
 
 struct Run {
-    world: World,
+    test: TestApp,
     model: Model,
     ops: Vec<Op>,
 }
@@ -401,8 +401,8 @@ impl Run {
     }
 
     async fn engine(&mut self, index: usize, op: &Op) -> (String, Option<i64>) {
-        let engine = self.world.engine.clone();
-        let now = self.world.clock.now();
+        let engine = self.test.engine.clone();
+        let now = self.test.clock.now();
         let key = format!("key-{index}");
         // The fingerprint only has to be the same for the same request.
         let call = call(Some((&key, &key)));
@@ -502,13 +502,13 @@ impl Run {
                 })
             }
             Op::Advance { ms } => {
-                self.world.clock.advance(*ms);
+                self.test.clock.advance(*ms);
                 Ok((format!("swept {}", engine.sweep().await.unwrap()), None))
             }
             Op::Leave { partition } => {
-                let here = Partition(partition % self.world.options.partitions);
-                assert_eq!(self.world.app.projector.carry(here).await.unwrap(), None);
-                self.world.leave().await;
+                let here = Partition(partition % self.test.options.partitions);
+                assert_eq!(self.test.app.projector.carry(here).await.unwrap(), None);
+                self.test.leave().await;
                 Ok(("left".into(), None))
             }
             Op::Again { .. } => unreachable!(),
@@ -517,7 +517,7 @@ impl Run {
     }
 
     fn modelled(&mut self, op: &Op) -> Result<String, &'static str> {
-        let now = self.world.clock.now();
+        let now = self.test.clock.now();
         let owner = |order: usize, user: Option<usize>| self.owner(order, user);
         match op {
             Op::User { balance } => {
@@ -577,7 +577,7 @@ impl Run {
 
     /// Compares everything that can be read.
     async fn compare(&self) {
-        let (engine, model) = (&self.world.engine, &self.model);
+        let (engine, model) = (&self.test.engine, &self.model);
         let mut seen = BTreeSet::new();
         for (user, (balance, entries)) in model.users.iter().enumerate() {
             let id = model.user_id(user);
@@ -585,7 +585,7 @@ impl Run {
             let history = engine.history(id, 1000, None).await.unwrap();
             let history: Vec<_> = history.iter().map(|e| (e.kind, e.amount, e.before, e.after)).collect();
             assert_eq!(&history, entries);
-            let now = self.world.clock.now().0;
+            let now = self.test.clock.now().0;
             for coupon in engine.user_coupons(id).await.unwrap() {
                 let campaign = model.coupon_ids.iter().position(|id| *id == coupon.terms.coupon_id.get()).unwrap();
                 let state = model.coupons[&(campaign, user)];
@@ -621,7 +621,7 @@ impl Run {
         for scope in RankingScope::ALL {
             let ranked = engine.popular(*scope, 100).await.unwrap();
             let ranked: Vec<_> = ranked.iter().map(|r| (r.product_id.get(), r.units, r.won)).collect();
-            assert_eq!(ranked, model.ranking(self.world.clock.now().day(chrono_tz::Asia::Seoul), *scope));
+            assert_eq!(ranked, model.ranking(self.test.clock.now().day(chrono_tz::Asia::Seoul), *scope));
         }
     }
 }
@@ -661,16 +661,16 @@ fn agree(partitions: u16, cases: u32) {
             let ops: Vec<Op> = start.iter().cloned().chain(ops).collect();
             runtime.block_on(async {
                 let options = Options { partitions, max_open_orders: 3, ..Options::default() };
-                let mut run = Run { world: World::with(options).await, model: Model::default(), ops };
+                let mut run = Run { test: TestApp::with(options).await, model: Model::default(), ops };
                 for at in 0..run.ops.len() {
                     run.step(at).await;
                 }
                 run.compare().await;
-                run.world.drain().await;
+                run.test.drain().await;
                 run.compare().await;
-                run.world.leave().await;
+                run.test.leave().await;
                 run.compare().await;
-                run.world.finish().await;
+                run.test.finish().await;
             });
             Ok(())
         })

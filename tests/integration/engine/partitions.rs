@@ -7,11 +7,11 @@ use firstcome::{
     redis::commands::{FarEnd, Placing, Settled, Settling},
 };
 
-use crate::support::harness::{Options, World, call};
+use crate::support::harness::{Options, TestApp, call};
 
 /// A user at home in partition 0, a product and a campaign in partition 1.
 struct Apart {
-    world: World,
+    test: TestApp,
     user: UserId,
     product: ProductId,
     coupon: CouponId,
@@ -19,23 +19,23 @@ struct Apart {
 
 impl Apart {
     async fn start() -> Apart {
-        let world = World::with(Options { partitions: 2, ..Options::default() }).await;
+        let test = TestApp::with(Options { partitions: 2, ..Options::default() }).await;
         let (mut user, mut product, mut coupon) = (1, 0, 0);
         while user % 2 == 1 {
-            user = world.user(10_000).await;
+            user = test.user(10_000).await;
         }
         while product % 2 == 0 {
-            product = world.product(1_000, 5).await;
+            product = test.product(1_000, 5).await;
         }
         while coupon % 2 == 0 {
-            coupon = world.campaign("FIXED", 300, 2).await;
+            coupon = test.campaign("FIXED", 300, 2).await;
         }
         let (user, product) = (UserId::new(user).unwrap(), ProductId::new(product).unwrap());
-        Apart { user, product, coupon: CouponId::new(coupon).unwrap(), world }
+        Apart { user, product, coupon: CouponId::new(coupon).unwrap(), test }
     }
 
     async fn stock(&self) -> i64 {
-        self.world.engine.product(self.product).await.unwrap().stock
+        self.test.engine.product(self.product).await.unwrap().stock
     }
 
     fn new_order(&self) -> NewOrder {
@@ -44,13 +44,13 @@ impl Apart {
 
     async fn hold(&self, order: OrderId) -> String {
         let call = call(None);
-        self.world.store.stock_hold(&call, Partition(1), order, self.user, 660_000, &[(self.product, 2)]).await.unwrap()
+        self.test.store.stock_hold(&call, Partition(1), order, self.user, 660_000, &[(self.product, 2)]).await.unwrap()
     }
 
     async fn place(&self, order_id: OrderId, far: &str) -> Result<PlacedOrder, Error> {
         let call = call(None);
         let placing = Placing { order_id, hold_ms: 600_000, max_open: 20, must_afford: true, terms: None, far };
-        self.world.store.order_place(&call, &self.new_order(), &placing).await.map(|placed| placed.value)
+        self.test.store.order_place(&call, &self.new_order(), &placing).await.map(|placed| placed.value)
     }
 }
 
@@ -58,12 +58,12 @@ impl Apart {
 async fn coupon_issued_reaches_user_through_relay() {
     let apart = Apart::start().await;
     let call = call(None);
-    apart.world.store.coupon_issue(&call, apart.user, apart.coupon).await.unwrap();
-    assert!(apart.world.engine.user_coupons(apart.user).await.unwrap().is_empty());
-    apart.world.drain().await;
-    let coupons = apart.world.engine.user_coupons(apart.user).await.unwrap();
+    apart.test.store.coupon_issue(&call, apart.user, apart.coupon).await.unwrap();
+    assert!(apart.test.engine.user_coupons(apart.user).await.unwrap().is_empty());
+    apart.test.drain().await;
+    let coupons = apart.test.engine.user_coupons(apart.user).await.unwrap();
     assert_eq!((coupons.len(), coupons[0].issue_no), (1, 1));
-    apart.world.finish().await;
+    apart.test.finish().await;
 }
 
 #[tokio::test]
@@ -72,18 +72,18 @@ async fn remote_hold_without_order_released_when_due() {
     let order = OrderId::new(1_000_000).unwrap();
     let far = apart.hold(order).await;
     assert_eq!(apart.stock().await, 3);
-    apart.world.clock.advance(659_999);
-    apart.world.engine.sweep().await.unwrap();
+    apart.test.clock.advance(659_999);
+    apart.test.engine.sweep().await.unwrap();
     assert_eq!(apart.stock().await, 3, "not due yet");
-    apart.world.clock.advance(1);
-    apart.world.engine.sweep().await.unwrap();
-    apart.world.engine.sweep().await.unwrap();
+    apart.test.clock.advance(1);
+    apart.test.engine.sweep().await.unwrap();
+    apart.test.engine.sweep().await.unwrap();
     assert_eq!(apart.stock().await, 5);
     // The order that comes after all finds that it was given up.
     let late = apart.place(order, &far).await;
     assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
     assert_eq!(apart.stock().await, 5);
-    apart.world.finish().await;
+    apart.test.finish().await;
 }
 
 #[tokio::test]
@@ -91,12 +91,12 @@ async fn remote_hold_after_release_holds_nothing() {
     let apart = Apart::start().await;
     let order = OrderId::new(1_000_000).unwrap();
     let call = call(None);
-    let store = &apart.world.store;
+    let store = &apart.test.store;
     store.stock_settle(&call, Partition(1), order, apart.user, FarEnd::Released, None).await.unwrap();
     let late = store.stock_hold(&call, Partition(1), order, apart.user, 0, &[(apart.product, 2)]).await;
     assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
     assert_eq!(apart.stock().await, 5);
-    apart.world.finish().await;
+    apart.test.finish().await;
 }
 
 #[tokio::test]
@@ -120,20 +120,20 @@ async fn paid_order_reaches_remote_stock_and_ranking_through_relay() {
         transaction: None,
         day: &|now| CalendarDay::of(now, chrono_tz::Asia::Seoul),
     };
-    let settled = apart.world.store.order_pay(&call, &settling).await.unwrap();
+    let settled = apart.test.store.order_pay(&call, &settling).await.unwrap();
     assert!(matches!(settled.value, Settled::Paid { .. }));
-    assert!(apart.world.engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
-    apart.world.drain().await;
+    assert!(apart.test.engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
+    apart.test.drain().await;
     // The merged ranking of a moment ago may still be shown; the scope that nobody asked for is merged now.
-    let ranked = apart.world.engine.popular(RankingScope::Weekly, 5).await.unwrap();
+    let ranked = apart.test.engine.popular(RankingScope::Weekly, 5).await.unwrap();
     assert_eq!((ranked[0].product_id, ranked[0].units, ranked[0].won), (apart.product, 2, 2_000));
-    apart.world.finish().await;
+    apart.test.finish().await;
 }
 
 #[tokio::test]
 async fn order_end_reaches_remote_stock_by_expiry() {
     let apart = Apart::start().await;
-    let (engine, store) = (apart.world.engine.clone(), apart.world.store.clone());
+    let (engine, store) = (apart.test.engine.clone(), apart.test.store.clone());
     let call = call(None);
     // Paid, cancelled and still pending when the holds are looked at; the relay never runs.
     let mut orders = Vec::new();
@@ -146,18 +146,18 @@ async fn order_end_reaches_remote_stock_by_expiry() {
     let closing = firstcome::redis::commands::Closing::Cancel { paid_on: None };
     store.order_close(&call, orders[1], apart.user, closing).await.unwrap().unwrap();
     assert_eq!(apart.stock().await, 1);
-    apart.world.clock.advance(660_000);
+    apart.test.clock.advance(660_000);
     engine.sweep().await.unwrap();
     engine.sweep().await.unwrap();
     assert_eq!(apart.stock().await, 5);
     assert_eq!(engine.order(orders[0], None).await.unwrap().close_reason, Some(CloseReason::Expired));
-    apart.world.finish().await;
+    apart.test.finish().await;
 }
 
 #[tokio::test]
 async fn refund_after_midnight_subtracted_from_day_of_sale_across_partitions() {
     let apart = Apart::start().await;
-    let engine = apart.world.engine.clone();
+    let engine = apart.test.engine.clone();
     let call = call(None);
     let placed = engine.place_order(&call, apart.new_order()).await.unwrap().value;
     let payment = NewPayment {
@@ -167,26 +167,26 @@ async fn refund_after_midnight_subtracted_from_day_of_sale_across_partitions() {
         amount: placed.final_price,
     };
     engine.pay_order(&call, payment).await.unwrap();
-    let sold_on = apart.world.clock.now().day(chrono_tz::Asia::Seoul);
-    apart.world.clock.advance(86_400_000);
-    assert_eq!(apart.world.clock.now().day(chrono_tz::Asia::Seoul), sold_on + Days::new(1));
+    let sold_on = apart.test.clock.now().day(chrono_tz::Asia::Seoul);
+    apart.test.clock.advance(86_400_000);
+    assert_eq!(apart.test.clock.now().day(chrono_tz::Asia::Seoul), sold_on + Days::new(1));
     assert_eq!(engine.popular(RankingScope::ThreeDays, 5).await.unwrap().len(), 1);
     assert!(engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
     engine.cancel_order(&call, placed.order_id, apart.user).await.unwrap();
     assert!(engine.popular(RankingScope::ThreeDays, 5).await.unwrap().is_empty());
     assert_eq!(apart.stock().await, 5);
-    apart.world.finish().await;
+    apart.test.finish().await;
 }
 
 #[tokio::test]
 async fn repeat_of_order_holds_nothing_in_other_partitions() {
     let apart = Apart::start().await;
-    let engine = apart.world.engine.clone();
+    let engine = apart.test.engine.clone();
     let all = NewOrder { lines: vec![(apart.product, 5)], ..apart.new_order() };
     let keyed = call(Some(("k", "all of it")));
     let first = engine.place_order(&keyed, all.clone()).await.unwrap();
     let again = engine.place_order(&keyed, all).await.unwrap();
     assert_eq!((again.replayed, again.value.order_id), (true, first.value.order_id), "and not: sold out");
     assert_eq!(apart.stock().await, 0);
-    apart.world.finish().await;
+    apart.test.finish().await;
 }

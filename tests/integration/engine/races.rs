@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use futures_util::{StreamExt, future::join_all, stream};
 use serde_json::{Value, json};
 
-use crate::support::harness::{Options, Reply, World};
+use crate::support::harness::{Options, Reply, TestApp};
 
 /// Runs all of these at once and returns the replies.
 async fn at_once<F: Future<Output = Reply>>(requests: impl IntoIterator<Item = F>) -> Vec<Reply> {
@@ -17,17 +17,17 @@ fn count(replies: &[Reply], status: u16) -> usize {
     replies.iter().filter(|reply| reply.status == status).count()
 }
 
-async fn users(world: &World, count: i64, balance: i64) -> Vec<i64> {
+async fn users(test: &TestApp, count: i64, balance: i64) -> Vec<i64> {
     let body = json!({"count": count, "balance": balance});
-    let first = world.post("/admin/v1/users/bulk", body).await.created()["firstUserId"].as_i64().unwrap();
+    let first = test.post("/admin/v1/users/bulk", body).await.created()["firstUserId"].as_i64().unwrap();
     (first..first + count).collect()
 }
 
 async fn last_pairs_of_shoes(partitions: u16) {
-    let world = World::with(Options { partitions, ..Options::default() }).await;
-    let users = users(&world, 200, 10_000).await;
-    let product = world.product(1_000, 30).await;
-    let replies = at_once(users.iter().map(|user| world.order(*user, product, 1))).await;
+    let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+    let users = users(&test, 200, 10_000).await;
+    let product = test.product(1_000, 30).await;
+    let replies = at_once(users.iter().map(|user| test.order(*user, product, 1))).await;
     assert_eq!((count(&replies, 200), count(&replies, 409)), (30, 170));
     replies.iter().filter(|reply| reply.status == 409).for_each(|reply| reply.refused(409, "SOLD_OUT"));
     let ids: BTreeSet<i64> =
@@ -36,14 +36,14 @@ async fn last_pairs_of_shoes(partitions: u16) {
     // What is given back is sold again, once.
     let buyers: Vec<(i64, i64)> = join_all(
         ids.iter()
-            .map(async |id| (*id, world.get(&format!("/api/v1/orders/{id}")).await.ok()["userId"].as_i64().unwrap())),
+            .map(async |id| (*id, test.get(&format!("/api/v1/orders/{id}")).await.ok()["userId"].as_i64().unwrap())),
     )
     .await;
-    let cancelled = at_once(buyers.iter().take(10).map(|(order, user)| world.cancel(*order, *user))).await;
+    let cancelled = at_once(buyers.iter().take(10).map(|(order, user)| test.cancel(*order, *user))).await;
     assert_eq!(count(&cancelled, 200), 10);
-    let again = at_once(users.iter().map(|user| world.order(*user, product, 3))).await;
+    let again = at_once(users.iter().map(|user| test.order(*user, product, 3))).await;
     assert_eq!(count(&again, 200), 3, "ten units are three threes");
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -57,21 +57,21 @@ async fn concurrent_orders_sell_exactly_the_stock_across_partitions() {
 }
 
 async fn coupon_rush(partitions: u16) {
-    let world = World::with(Options { partitions, project: true, ..Options::default() }).await;
-    let users = users(&world, 300, 0).await;
-    let coupon = world.campaign("FIXED", 1_000, 50).await;
+    let test = TestApp::with(Options { partitions, project: true, ..Options::default() }).await;
+    let users = users(&test, 300, 0).await;
+    let coupon = test.campaign("FIXED", 1_000, 50).await;
     // Everybody taps twice.
-    let replies = at_once(users.iter().chain(&users).map(|user| world.issue(coupon, *user))).await;
+    let replies = at_once(users.iter().chain(&users).map(|user| test.issue(coupon, *user))).await;
     let places: BTreeSet<i64> =
         replies.iter().filter(|r| r.status == 200).map(|r| r.json()["issueNo"].as_i64().unwrap()).collect();
     assert_eq!(count(&replies, 200), 50);
     assert_eq!(places, (1..=50).collect());
     // A winner's second tap is never "sold out".
-    let again = at_once(users.iter().map(|user| world.issue(coupon, *user))).await;
+    let again = at_once(users.iter().map(|user| test.issue(coupon, *user))).await;
     assert_eq!((count(&again, 400), count(&again, 409)), (50, 250));
-    let campaign = world.get(&format!("/admin/v1/coupons/{coupon}")).await.ok();
+    let campaign = test.get(&format!("/admin/v1/coupons/{coupon}")).await.ok();
     assert_eq!((&campaign["issuedQuantity"], &campaign["remainingQuantity"]), (&json!(50), &json!(0)));
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -86,68 +86,68 @@ async fn concurrent_issues_give_exactly_the_coupons_across_partitions() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_payments_never_overdraw_balance() {
-    let world = World::with(Options { max_open_orders: 100, project: true, ..Options::default() }).await;
-    let user = world.user(10_000).await;
-    let product = world.product(1_000, 1_000).await;
+    let test = TestApp::with(Options { max_open_orders: 100, project: true, ..Options::default() }).await;
+    let user = test.user(10_000).await;
+    let product = test.product(1_000, 1_000).await;
     let mut orders = Vec::new();
     for _ in 0..40 {
-        orders.push(world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap());
+        orders.push(test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap());
     }
-    let pays = orders.iter().map(|order| world.pay(*order, user, "CARD", 1_000));
+    let pays = orders.iter().map(|order| test.pay(*order, user, "CARD", 1_000));
     let paid = at_once(pays).await;
     assert_eq!((count(&paid, 200), count(&paid, 402)), (10, 30), "ten thousand won are ten payments of a thousand");
     let (charges, refunds) = tokio::join!(
-        at_once((0..50).map(|_| world.put_charge(user, 100))),
-        at_once(orders.iter().map(|order| world.cancel(*order, user)))
+        at_once((0..50).map(|_| test.put_charge(user, 100))),
+        at_once(orders.iter().map(|order| test.cancel(*order, user)))
     );
     assert_eq!((count(&charges, 200), count(&refunds, 200)), (50, 10));
-    assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 15_000);
-    world.finish().await;
+    assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 15_000);
+    test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_orders_use_coupon_once() {
-    let world = World::with(Options { max_open_orders: 100, ..Options::default() }).await;
-    let user = world.user(1_000_000).await;
-    let product = world.product(5_000, 1_000).await;
-    let coupon = world.campaign("PERCENTAGE", 20, 10).await;
-    world.issue(coupon, user).await.ok();
+    let test = TestApp::with(Options { max_open_orders: 100, ..Options::default() }).await;
+    let user = test.user(1_000_000).await;
+    let product = test.product(5_000, 1_000).await;
+    let coupon = test.campaign("PERCENTAGE", 20, 10).await;
+    test.issue(coupon, user).await.ok();
     let order =
         json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 1}], "userCouponId": coupon});
-    let replies = at_once((0..50).map(|_| world.post("/api/v1/orders", order.clone()))).await;
+    let replies = at_once((0..50).map(|_| test.post("/api/v1/orders", order.clone()))).await;
     assert_eq!((count(&replies, 200), count(&replies, 400)), (1, 49));
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Pay, cancel and expiry meet at the same orders: each order ends in exactly one way, and keeps to what was answered.
 async fn pay_against_cancel_against_expiry(partitions: u16) {
     let options = Options { partitions, max_open_orders: 1000, ..Options::default() };
-    let world = Arc::new(World::with(options).await);
-    let user = world.user(1_000_000).await;
-    let products = [world.product(100, 1_000).await, world.product(200, 1_000).await, world.product(300, 1_000).await];
+    let test = Arc::new(TestApp::with(options).await);
+    let user = test.user(1_000_000).await;
+    let products = [test.product(100, 1_000).await, test.product(200, 1_000).await, test.product(300, 1_000).await];
     let mut orders = Vec::new();
     for _ in 0..60 {
         let lines: Vec<Value> = products.iter().map(|id| json!({"productId": id, "quantity": 1})).collect();
-        let order = world.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
+        let order = test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
         orders.push(order["orderId"].as_i64().unwrap());
     }
-    world.clock.advance(600_000);
+    test.clock.advance(600_000);
     let sweeping = {
-        let world = world.clone();
+        let test = test.clone();
         tokio::spawn(async move {
             for _ in 0..10 {
-                world.engine.sweep().await.unwrap();
+                test.engine.sweep().await.unwrap();
             }
         })
     };
     let (paid, cancelled) = tokio::join!(
-        join_all(orders.iter().map(|order| world.pay(*order, user, "TOSS", 600))),
-        join_all(orders.iter().map(|order| world.cancel(*order, user))),
+        join_all(orders.iter().map(|order| test.pay(*order, user, "TOSS", 600))),
+        join_all(orders.iter().map(|order| test.cancel(*order, user))),
     );
     sweeping.await.unwrap();
-    world.engine.sweep().await.unwrap();
+    test.engine.sweep().await.unwrap();
     for ((order, paid), cancelled) in orders.iter().zip(paid).zip(cancelled) {
-        let order = world.get(&format!("/api/v1/orders/{order}")).await.ok();
+        let order = test.get(&format!("/api/v1/orders/{order}")).await.ok();
         let ended = (order["orderStatus"].as_str().unwrap(), order["closeReason"].as_str());
         match (paid.status.as_u16(), cancelled.status.as_u16()) {
             (200, 200) => assert_eq!(ended, ("CANCELLED", Some("REFUNDED"))),
@@ -157,7 +157,7 @@ async fn pay_against_cancel_against_expiry(partitions: u16) {
             other => panic!("{other:?}: {} {}", paid.text, cancelled.text),
         }
     }
-    Arc::into_inner(world).unwrap().finish().await;
+    Arc::into_inner(test).unwrap().finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -174,15 +174,15 @@ async fn order_ends_once_when_closings_race_across_partitions() {
 async fn storm(partitions: u16) {
     let options =
         Options { partitions, project: true, sweep: true, batch: 50, max_open_orders: 5, ..Options::default() };
-    let world = Arc::new(World::with(options).await);
-    let users = users(&world, 20, 3_000).await;
+    let test = Arc::new(TestApp::with(options).await);
+    let users = users(&test, 20, 3_000).await;
     let mut products = Vec::new();
     for stock in [3, 10, 40, 1_000] {
-        products.push(world.product(500, stock).await);
+        products.push(test.product(500, stock).await);
     }
-    let coupons = [world.campaign("FIXED", 300, 7).await, world.campaign("PERCENTAGE", 50, 15).await];
+    let coupons = [test.campaign("FIXED", 300, 7).await, test.campaign("PERCENTAGE", 50, 15).await];
     let clients = (0..8u64).map(|seed| {
-        let (world, users, products) = (world.clone(), users.clone(), products.clone());
+        let (test, users, products) = (test.clone(), users.clone(), products.clone());
         tokio::spawn(async move {
             // xorshift: the same storm for the same seed, as far as one client goes.
             let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -196,15 +196,15 @@ async fn storm(partitions: u16) {
             for _ in 0..120 {
                 let user = users[random(users.len())];
                 let reply = match random(10) {
-                    0 => world.put_charge(user, 1 + random(1_000) as i64).await,
-                    1 => world.issue(coupons[random(2)], user).await,
+                    0 => test.put_charge(user, 1 + random(1_000) as i64).await,
+                    1 => test.issue(coupons[random(2)], user).await,
                     2..=5 => {
                         let lines: Vec<Value> = (0..=random(2))
                             .map(|_| json!({"productId": products[random(products.len())], "quantity": 1 + random(2)}))
                             .collect();
                         let coupon = if random(3) == 0 { json!(coupons[random(2)]) } else { Value::Null };
                         let order = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
-                        let reply = world.post("/api/v1/orders", order).await;
+                        let reply = test.post("/api/v1/orders", order).await;
                         if reply.status == 200 {
                             let order = reply.json();
                             open.push((
@@ -217,15 +217,15 @@ async fn storm(partitions: u16) {
                     }
                     6..=7 if !open.is_empty() => {
                         let (order, user, price) = open[random(open.len())];
-                        world.pay(order, user, "CARD", price).await
+                        test.pay(order, user, "CARD", price).await
                     }
                     8 if !open.is_empty() => {
                         let (order, user, _) = open[random(open.len())];
-                        world.cancel(order, user).await
+                        test.cancel(order, user).await
                     }
                     _ => {
-                        world.clock.advance(20_000);
-                        world.get("/api/v1/products/popular?sortBy=weekly").await
+                        test.clock.advance(20_000);
+                        test.get("/api/v1/products/popular?sortBy=weekly").await
                     }
                 };
                 assert!(reply.status.as_u16() < 500, "{} {}", reply.status, reply.text);
@@ -235,7 +235,7 @@ async fn storm(partitions: u16) {
     for client in join_all(clients).await {
         client.unwrap();
     }
-    Arc::into_inner(world).unwrap().finish().await;
+    Arc::into_inner(test).unwrap().finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

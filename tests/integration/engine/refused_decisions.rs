@@ -11,12 +11,12 @@ use crate::{
     recovery::rebuild::{careful, projected, rebuilt},
     support::{
         fake_gateway::FakeGateway,
-        harness::{self, Options, Reply, World, until},
+        harness::{self, Options, Reply, TestApp, until},
     },
 };
 
-async fn sql(world: &World, sql: &str) {
-    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+async fn sql(test: &TestApp, sql: &str) {
+    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(test.db.get_postgres_connection_pool()).await.unwrap();
 }
 
 /// Refused as a request whose outcome is unknown.
@@ -26,11 +26,11 @@ fn unknown(reply: &Reply) {
 }
 
 /// Has every dead letter applied, oldest first. Returns how many there were.
-async fn apply_all(world: &World) -> usize {
-    let letters = world.get("/admin/v1/dead-letters?size=100").await.ok()["content"].as_array().unwrap().clone();
+async fn apply_all(test: &TestApp) -> usize {
+    let letters = test.get("/admin/v1/dead-letters?size=100").await.ok()["content"].as_array().unwrap().clone();
     for letter in letters.iter().rev() {
         let body = json!({"partition": letter["partition"], "streamId": letter["streamId"], "seq": letter["seq"]});
-        let reply = world.post("/admin/v1/dead-letters/retry", body).await;
+        let reply = test.post("/admin/v1/dead-letters/retry", body).await;
         assert_eq!(reply.status, 204, "{}", reply.text);
     }
     letters.len()
@@ -40,20 +40,20 @@ async fn apply_all(world: &World) -> usize {
 #[tokio::test]
 async fn reply_unknown_while_decision_is_dead_letter() {
     for elsewhere in [false, true] {
-        let world = World::with(if elsewhere { acknowledged_by_postgres() } else { careful() }).await;
-        let projector = another(&world).await;
+        let test = TestApp::with(if elsewhere { acknowledged_by_postgres() } else { careful() }).await;
+        let projector = another(&test).await;
         if elsewhere {
             projector.project();
-            world.app.watch(false);
+            test.app.watch(false);
         }
         let mut users = Vec::new();
         for _ in 0..12 {
-            users.push(world.user(0).await);
+            users.push(test.user(0).await);
         }
-        sql(&world, "ALTER TABLE balance_entries ADD CONSTRAINT no_sevens CHECK (amount <> 7)").await;
+        sql(&test, "ALTER TABLE balance_entries ADD CONSTRAINT no_sevens CHECK (amount <> 7)").await;
         let charge = async |n: usize| {
             let (path, amount) = (format!("/api/v1/balances/{}", users[n]), if n == 5 { 7 } else { 10 });
-            world.send(Method::PUT, &path, Some(&json!({"amount": amount})), Some(&format!("key-{n}"))).await
+            test.send(Method::PUT, &path, Some(&json!({"amount": amount})), Some(&format!("key-{n}"))).await
         };
         for _ in 0..2 {
             // Repeats too.
@@ -66,89 +66,89 @@ async fn reply_unknown_while_decision_is_dead_letter() {
             }
         }
         // What comes after a letter is acknowledged as ever; Redis decided the seven once.
-        world.put_charge(users[0], 1).await.ok();
-        assert_eq!(world.get(&format!("/api/v1/balances/{}", users[5])).await.ok()["balance"], 7);
-        sql(&world, "ALTER TABLE balance_entries DROP CONSTRAINT no_sevens").await;
-        assert_eq!(apply_all(&world).await, 1);
+        test.put_charge(users[0], 1).await.ok();
+        assert_eq!(test.get(&format!("/api/v1/balances/{}", users[5])).await.ok()["balance"], 7);
+        sql(&test, "ALTER TABLE balance_entries DROP CONSTRAINT no_sevens").await;
+        assert_eq!(apply_all(&test).await, 1);
         let reply = charge(5).await;
         assert!(reply.replayed(), "{}", reply.text);
         assert_eq!(reply.ok()["balance"], 7);
         projector.stop(None).await;
         projector.db.close().await.unwrap();
-        world.finish().await;
+        test.finish().await;
     }
 }
 
 /// A step in another partition counts as much as the decision itself.
 #[tokio::test]
 async fn order_reply_unknown_while_remote_hold_is_dead_letter() {
-    let world = World::with(Options { partitions: 3, ..careful() }).await;
-    let (_, user) = (world.user(0).await, world.user(1_000).await);
-    let product = world.product(100, 10).await;
-    sql(&world, "ALTER TABLE stock_holds ADD CONSTRAINT none CHECK (false) NOT VALID").await;
+    let test = TestApp::with(Options { partitions: 3, ..careful() }).await;
+    let (_, user) = (test.user(0).await, test.user(1_000).await);
+    let product = test.product(100, 10).await;
+    sql(&test, "ALTER TABLE stock_holds ADD CONSTRAINT none CHECK (false) NOT VALID").await;
     let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
-    let place = async || world.send(Method::POST, "/api/v1/orders", Some(&order), Some("order")).await;
+    let place = async || test.send(Method::POST, "/api/v1/orders", Some(&order), Some("order")).await;
     unknown(&place().await);
     unknown(&place().await);
-    sql(&world, "ALTER TABLE stock_holds DROP CONSTRAINT none").await;
-    assert_eq!(apply_all(&world).await, 1);
+    sql(&test, "ALTER TABLE stock_holds DROP CONSTRAINT none").await;
+    assert_eq!(apply_all(&test).await, 1);
     let reply = place().await;
     assert!(reply.replayed(), "{}", reply.text);
     let order = reply.ok()["orderId"].as_i64().unwrap();
-    world.pay(order, user, "CARD", 200).await.ok();
-    world.finish().await;
+    test.pay(order, user, "CARD", 200).await.ok();
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn gateway_not_asked_when_payment_is_dead_letter() {
     let gateway = FakeGateway::start().await;
     let gateways = harness::gateways(&[("CARD", gateway.url())]);
-    let world = World::with(Options { gateway: gateways, ..careful() }).await;
-    let (user, product) = (world.user(0).await, world.product(100, 10).await);
-    let order = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-    sql(&world, "ALTER TABLE payments ADD CONSTRAINT none CHECK (false) NOT VALID").await;
+    let test = TestApp::with(Options { gateway: gateways, ..careful() }).await;
+    let (user, product) = (test.user(0).await, test.product(100, 10).await);
+    let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    sql(&test, "ALTER TABLE payments ADD CONSTRAINT none CHECK (false) NOT VALID").await;
     let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 100});
-    let reply = world.send(Method::POST, "/api/v1/payments", Some(&body), Some("pay")).await;
+    let reply = test.send(Method::POST, "/api/v1/payments", Some(&body), Some("pay")).await;
     unknown(&reply);
     assert_eq!(gateway.total_posts(), 0, "money was asked for that nobody may remember");
-    sql(&world, "ALTER TABLE payments DROP CONSTRAINT none").await;
-    assert_eq!(apply_all(&world).await, 1);
-    world.finish().await;
+    sql(&test, "ALTER TABLE payments DROP CONSTRAINT none").await;
+    assert_eq!(apply_all(&test).await, 1);
+    test.finish().await;
 }
 
 /// A rebuild ends the epoch of a decision that still waits, and goes on without it.
 #[tokio::test]
 async fn reply_unknown_when_rebuild_discards_decision() {
-    let world = World::with(acknowledged_by_postgres()).await;
-    let creating = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "user");
-    lag(&world, 2).await;
-    world.drain().await;
+    let test = TestApp::with(acknowledged_by_postgres()).await;
+    let creating = send(&test, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "user");
+    lag(&test, 2).await;
+    test.drain().await;
     let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
     let path = format!("/api/v1/balances/{user}");
-    let charge = || send(&world, Method::PUT, &path, json!({"amount": 10}), "charge");
+    let charge = || send(&test, Method::PUT, &path, json!({"amount": 10}), "charge");
     let charging = charge();
-    lag(&world, 1).await;
+    lag(&test, 1).await;
     let _: i64 =
-        redis::cmd("XTRIM").arg("{p0}:outbox").arg("MAXLEN").arg(0).query_async(&mut world.raw().await).await.unwrap();
-    let summary = rebuilt(&world, rebuild::Options { discard: true, lost_at_most: None }).await;
+        redis::cmd("XTRIM").arg("{p0}:outbox").arg("MAXLEN").arg(0).query_async(&mut test.raw().await).await.unwrap();
+    let summary = rebuilt(&test, rebuild::Options { discard: true, lost_at_most: None }).await;
     assert_eq!(summary.discarded, 1);
     until("the request is answered", async || {
-        world.engine.look().await;
+        test.engine.look().await;
         charging.is_finished().then_some(())
     })
     .await;
     unknown(&charging.await.unwrap());
-    assert_eq!(world.get(&path).await.ok()["balance"], 5);
+    assert_eq!(test.get(&path).await.ok()["balance"], 5);
     // Its repeat is the first of the new epoch, and one of an earlier epoch is in PostgreSQL already.
-    world.app.project();
+    test.app.project();
     let reply: Reply = charge().await.unwrap();
     assert!(!reply.replayed(), "{}", reply.text);
     assert_eq!(reply.ok()["balance"], 15);
-    let again = send(&world, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "user").await;
+    let again = send(&test, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "user").await;
     let again = again.unwrap();
     assert!(again.replayed(), "{}", again.text);
     let made: Value = again.created();
     assert_eq!(made["userId"], user);
-    projected(&world).await;
-    world.finish().await;
+    projected(&test).await;
+    test.finish().await;
 }

@@ -15,30 +15,30 @@ use firstcome::{
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::support::harness::{self, Options, World, call, until};
+use crate::support::harness::{self, Options, TestApp, call, until};
 
 const LEASE_MS: i64 = 200;
 /// An id that nobody has.
 pub const NOBODY: i64 = 5_000_000;
 
-async fn on_1_and_3(test: impl AsyncFn(&World)) {
+async fn on_1_and_3(body: impl AsyncFn(&TestApp)) {
     for partitions in [1, 3] {
-        let world = World::with(Options { partitions, ..Options::default() }).await;
-        test(&world).await;
-        world.finish().await;
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        body(&test).await;
+        test.finish().await;
     }
 }
 
-async fn users(world: &World, count: i64) -> Vec<i64> {
-    let made = world.post("/admin/v1/users/bulk", json!({"count": count})).await.created();
+async fn users(test: &TestApp, count: i64) -> Vec<i64> {
+    let made = test.post("/admin/v1/users/bulk", json!({"count": count})).await.created();
     let first = made["firstUserId"].as_i64().unwrap();
     (first..first + count).collect()
 }
 
 /// Another process on the same stores, by the same clock.
-pub async fn another(world: &World, options: Options) -> App {
-    let (redis, postgres) = (world.redis.url(), harness::postgres_url(&world.database));
-    harness::open(&options, &redis, &postgres, world.clock.clone()).await.unwrap()
+pub async fn another(test: &TestApp, options: Options) -> App {
+    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
+    harness::open(&options, &redis, &postgres, test.clock.clone()).await.unwrap()
 }
 
 pub async fn issue(engine: &Engine, coupon: i64, user: i64) -> Result<i64, Error> {
@@ -47,10 +47,10 @@ pub async fn issue(engine: &Engine, coupon: i64, user: i64) -> Result<i64, Error
 }
 
 /// A campaign, given out.
-async fn given_out(world: &World, winners: &[i64]) -> i64 {
-    let coupon = world.campaign("FIXED", 100, winners.len() as i64).await;
+async fn given_out(test: &TestApp, winners: &[i64]) -> i64 {
+    let coupon = test.campaign("FIXED", 100, winners.len() as i64).await;
     for user in winners {
-        world.issue(coupon, *user).await.ok();
+        test.issue(coupon, *user).await.ok();
     }
     coupon
 }
@@ -87,8 +87,8 @@ async fn since<T>(engine: &Engine, work: impl Future<Output = T>) -> (T, Counts)
 }
 
 /// Commands that Redis has carried out, but for the question.
-async fn commands(world: &World) -> u64 {
-    let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut world.raw().await).await.unwrap();
+async fn commands(test: &TestApp) -> u64 {
+    let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut test.raw().await).await.unwrap();
     let calls = |line: &str| {
         let (command, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
         let own = ["info", "client|setinfo", "hello", "select"].contains(&command);
@@ -98,38 +98,38 @@ async fn commands(world: &World) -> u64 {
 }
 
 /// Coupons kept back, as a rebuild leaves it, in both stores.
-async fn keep_back(world: &World, coupon: i64, count: i64) {
-    world.drain().await;
-    let campaign = format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(world.options.partitions));
-    let mut redis = world.raw().await;
+async fn keep_back(test: &TestApp, coupon: i64, count: i64) {
+    test.drain().await;
+    let campaign = format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(test.options.partitions));
+    let mut redis = test.raw().await;
     let _: i64 = redis::cmd("HSET").arg(campaign).arg("withheld").arg(count).query_async(&mut redis).await.unwrap();
     let update = "UPDATE campaigns SET withheld = $1 WHERE id = $2";
-    let pool = world.db.get_postgres_connection_pool();
+    let pool = test.db.get_postgres_connection_pool();
     sqlx::query(update).bind(count).bind(coupon).execute(pool).await.unwrap();
 }
 
-async fn release(world: &World, coupon: i64, count: i64) {
-    world.post(&format!("/admin/v1/coupons/{coupon}/release"), json!({"quantity": count})).await.ok();
+async fn release(test: &TestApp, coupon: i64, count: i64) {
+    test.post(&format!("/admin/v1/coupons/{coupon}/release"), json!({"quantity": count})).await.ok();
 }
 
 // --- who is told what ------------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn issue_refused_without_redis_when_sold_out() {
-    on_1_and_3(async |world| {
-        let users = users(world, 60).await;
+    on_1_and_3(async |test| {
+        let users = users(test, 60).await;
         let (winners, late) = users.split_at(4);
-        let coupon = given_out(world, winners).await;
-        refused_alone(&world.engine, coupon, late).await;
-        let before = commands(world).await;
-        let (_, counts) = since(&world.engine, async {
+        let coupon = given_out(test, winners).await;
+        refused_alone(&test.engine, coupon, late).await;
+        let before = commands(test).await;
+        let (_, counts) = since(&test.engine, async {
             for user in late.iter().cycle().take(200) {
-                world.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+                test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
             }
         })
         .await;
         assert_eq!(counts, Counts { refused: 200, ..Counts::default() });
-        assert_eq!(commands(world).await, before, "Redis was asked");
+        assert_eq!(commands(test).await, before, "Redis was asked");
     })
     .await;
 }
@@ -137,31 +137,31 @@ async fn issue_refused_without_redis_when_sold_out() {
 /// The contract's order of checks: body, user, campaign, window, whether the user has one, and only then what is left.
 #[tokio::test]
 async fn issue_refused_for_other_reasons_when_sold_out() {
-    on_1_and_3(async |world| {
-        let users = users(world, 40).await;
+    on_1_and_3(async |test| {
+        let users = users(test, 40).await;
         let (winners, late) = users.split_at(20);
-        let coupon = given_out(world, winners).await;
-        refused_alone(&world.engine, coupon, late).await;
-        let (_, counts) = since(&world.engine, async {
+        let coupon = given_out(test, winners).await;
+        refused_alone(&test.engine, coupon, late).await;
+        let (_, counts) = since(&test.engine, async {
             for winner in winners {
                 for _ in 0..3 {
-                    world.issue(coupon, *winner).await.refused(400, "INVALID_COUPON");
+                    test.issue(coupon, *winner).await.refused(400, "INVALID_COUPON");
                 }
             }
             for user in [NOBODY, users[39] + 1, users[39] + 2, users[39] + 3, MAX_SAFE_INTEGER] {
-                world.issue(coupon, user).await.refused(404, "USER_NOT_FOUND");
+                test.issue(coupon, user).await.refused(404, "USER_NOT_FOUND");
             }
-            world.issue(coupon + 1, late[0]).await.refused(400, "INVALID_COUPON");
+            test.issue(coupon + 1, late[0]).await.refused(400, "INVALID_COUPON");
             let body = json!({"couponId": coupon.to_string(), "userId": late[0]});
-            world.post("/api/v1/coupons/issue", body).await.refused(400, "INVALID_COUPON");
+            test.post("/api/v1/coupons/issue", body).await.refused(400, "INVALID_COUPON");
         })
         .await;
         assert_eq!(counts, Counts::default(), "made-up ids lead to nothing");
         // Somebody who is new is asked about once.
-        let new = world.user(0).await;
-        let (_, counts) = since(&world.engine, world.issue(coupon, new)).await;
+        let new = test.user(0).await;
+        let (_, counts) = since(&test.engine, test.issue(coupon, new)).await;
         assert_eq!(counts, Counts { learned: 1, ..Counts::default() });
-        let (reply, counts) = since(&world.engine, world.issue(coupon, new)).await;
+        let (reply, counts) = since(&test.engine, test.issue(coupon, new)).await;
         reply.refused(409, "COUPON_OUT_OF_STOCK");
         assert_eq!(counts, Counts { refused: 1, ..Counts::default() });
     })
@@ -171,17 +171,17 @@ async fn issue_refused_for_other_reasons_when_sold_out() {
 /// A key's record may say something else than what is so now.
 #[tokio::test]
 async fn issue_with_key_asks_redis_when_sold_out() {
-    on_1_and_3(async |world| {
-        let users = users(world, 4).await;
-        let coupon = world.campaign("FIXED", 100, 1).await;
+    on_1_and_3(async |test| {
+        let users = users(test, 4).await;
+        let coupon = test.campaign("FIXED", 100, 1).await;
         let body = |user: i64| json!({"couponId": coupon, "userId": user});
         let send = async |user: i64, key: &str| {
-            world.send(reqwest::Method::POST, "/api/v1/coupons/issue", Some(&body(user)), Some(key)).await
+            test.send(reqwest::Method::POST, "/api/v1/coupons/issue", Some(&body(user)), Some(key)).await
         };
         let first = send(users[0], "first").await;
         assert_eq!(first.status, 200);
-        refused_alone(&world.engine, coupon, &users[1..]).await;
-        let (_, counts) = since(&world.engine, async {
+        refused_alone(&test.engine, coupon, &users[1..]).await;
+        let (_, counts) = since(&test.engine, async {
             let again = send(users[0], "first").await;
             assert!(again.replayed() && again.text == first.text, "{}", again.text);
             // Another user's key of the same text is another key; all the same it is asked about.
@@ -197,42 +197,42 @@ async fn issue_with_key_asks_redis_when_sold_out() {
 /// Who moves a window knows at once; another process for no longer than its lease does not.
 #[tokio::test]
 async fn issue_follows_campaign_window_when_sold_out() {
-    on_1_and_3(async |world| {
-        let users = users(world, 20).await;
+    on_1_and_3(async |test| {
+        let users = users(test, 20).await;
         let (winners, late) = users.split_at(4);
-        let coupon = given_out(world, winners).await;
-        let other = another(world, world.options.clone()).await;
-        world.clock.advance(1_000);
-        refused_alone(&world.engine, coupon, late).await;
+        let coupon = given_out(test, winners).await;
+        let other = another(test, test.options.clone()).await;
+        test.clock.advance(1_000);
+        refused_alone(&test.engine, coupon, late).await;
         refused_alone(&other.engine, coupon, late).await;
-        let here = async |user: i64| issue(&world.engine, coupon, user).await;
+        let here = async |user: i64| issue(&test.engine, coupon, user).await;
         let there = async |user: i64| issue(&other.engine, coupon, user).await;
         let moves = async |opens_in: Option<i64>, closes_in: i64| {
-            let (id, now) = (CouponId::new(coupon).unwrap(), world.clock.now());
+            let (id, now) = (CouponId::new(coupon).unwrap(), test.clock.now());
             let patch =
                 CampaignPatch { opens_at: opens_in.map(|ms| now.plus(ms)), closes_at: Some(now.plus(closes_in)) };
-            world.engine.update_campaign(&call(None), id, patch).await.unwrap();
+            test.engine.update_campaign(&call(None), id, patch).await.unwrap();
         };
         // Closed.
         moves(None, 0).await;
         assert!(matches!(here(late[0]).await, Err(Error::InvalidCoupon)));
         assert!(matches!(there(late[0]).await, Err(Error::CouponOutOfStock)), "its lease is not over");
-        world.clock.advance(LEASE_MS);
+        test.clock.advance(LEASE_MS);
         for user in late {
             assert!(matches!(there(*user).await, Err(Error::InvalidCoupon)));
             assert!(matches!(here(*user).await, Err(Error::InvalidCoupon)));
         }
         // Open again, and given out as before.
         moves(None, 60_000).await;
-        refused_alone(&world.engine, coupon, late).await;
+        refused_alone(&test.engine, coupon, late).await;
         refused_alone(&other.engine, coupon, late).await;
         // Put off while the other process renews its lease: the next one knows.
         moves(Some(10_000), 60_000).await;
-        world.clock.advance(LEASE_MS / 2 + 1);
+        test.clock.advance(LEASE_MS / 2 + 1);
         let _ = there(late[0]).await;
         other.engine.sold_out().settled().await;
         assert!(matches!(there(late[0]).await, Err(Error::InvalidCoupon)), "it has asked since");
-        world.clock.advance(10_000);
+        test.clock.advance(10_000);
         refused_alone(&other.engine, coupon, late).await;
         other.db.close().await.unwrap();
     })
@@ -241,40 +241,40 @@ async fn issue_follows_campaign_window_when_sold_out() {
 
 #[tokio::test]
 async fn issue_asks_redis_without_lease() {
-    let world = World::with(Options { sold_out_lease_ms: 0, ..Options::default() }).await;
-    let users = users(&world, 3).await;
-    let coupon = given_out(&world, &users[..1]).await;
-    let (_, counts) = since(&world.engine, async {
+    let test = TestApp::with(Options { sold_out_lease_ms: 0, ..Options::default() }).await;
+    let users = users(&test, 3).await;
+    let coupon = given_out(&test, &users[..1]).await;
+    let (_, counts) = since(&test.engine, async {
         for user in users[1..].iter().cycle().take(10) {
-            world.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+            test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
         }
     })
     .await;
     assert_eq!(counts, Counts::default());
-    world.finish().await;
+    test.finish().await;
 }
 
 /// More holders than come in one page, and users of several blocks that do not all exist.
 #[tokio::test]
 async fn sold_out_refusal_knows_all_holders_and_users() {
-    on_1_and_3(async |world| {
-        let users = users(world, 7_000).await;
+    on_1_and_3(async |test| {
+        let users = users(test, 7_000).await;
         let winners: Vec<i64> = users.iter().copied().filter(|user| user % 2 == 0).collect();
-        let coupon = world.campaign("FIXED", 100, winners.len() as i64).await;
+        let coupon = test.campaign("FIXED", 100, winners.len() as i64).await;
         for some in winners.chunks(256) {
-            join_all(some.iter().map(async |user| issue(&world.engine, coupon, *user).await.unwrap())).await;
+            join_all(some.iter().map(async |user| issue(&test.engine, coupon, *user).await.unwrap())).await;
         }
         let mut known = 0;
-        let (_, counts) = since(&world.engine, async {
+        let (_, counts) = since(&test.engine, async {
             for user in users.iter().rev() {
-                let refused = world.engine.sold_out().counts().refused;
-                match issue(&world.engine, coupon, *user).await {
+                let refused = test.engine.sold_out().counts().refused;
+                match issue(&test.engine, coupon, *user).await {
                     Err(Error::CouponOutOfStock) if user % 2 == 1 => {}
                     Err(Error::InvalidCoupon) if user % 2 == 0 => {}
                     other => panic!("user {user}: {other:?}"),
                 }
-                known += world.engine.sold_out().counts().refused - refused;
-                world.engine.sold_out().settled().await;
+                known += test.engine.sold_out().counts().refused - refused;
+                test.engine.sold_out().settled().await;
             }
         })
         .await;
@@ -289,10 +289,10 @@ async fn sold_out_refusal_knows_all_holders_and_users() {
 
 #[tokio::test]
 async fn lease_renewed_once_and_expires() {
-    on_1_and_3(async |world| {
-        let engine = &world.engine;
-        let users = users(world, 30).await;
-        let coupon = given_out(world, &users[..1]).await;
+    on_1_and_3(async |test| {
+        let engine = &test.engine;
+        let users = users(test, 30).await;
+        let coupon = given_out(test, &users[..1]).await;
         let late = &users[1..];
         refused_alone(engine, coupon, late).await;
         let all = async || {
@@ -300,15 +300,15 @@ async fn lease_renewed_once_and_expires() {
                 assert!(matches!(told, Err(Error::CouponOutOfStock)), "{told:?}");
             }
         };
-        world.clock.advance(LEASE_MS / 2 - 1);
+        test.clock.advance(LEASE_MS / 2 - 1);
         assert_eq!(since(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
-        world.clock.advance(1);
+        test.clock.advance(1);
         let (_, counts) = since(engine, all()).await;
         assert_eq!(counts, Counts { refused: 29, renewed: 1, ..Counts::default() });
         // From then on.
-        world.clock.advance(LEASE_MS / 2 - 1);
+        test.clock.advance(LEASE_MS / 2 - 1);
         assert_eq!(since(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
-        world.clock.advance(LEASE_MS / 2 + 1);
+        test.clock.advance(LEASE_MS / 2 + 1);
         let (_, counts) = since(engine, all()).await;
         // One asks how it stands; who holds the coupons is known.
         assert_eq!(counts, Counts { renewed: 1, ..Counts::default() });
@@ -319,59 +319,59 @@ async fn lease_renewed_once_and_expires() {
 
 #[tokio::test]
 async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
-    let mut world = World::with(Options { redis_timeout_ms: 1_000, ..Options::default() }).await;
-    let users = users(&world, 5).await;
-    let coupon = given_out(&world, &users[..1]).await;
-    refused_alone(&world.engine, coupon, &users[1..]).await;
-    world.redis.pause().unwrap();
+    let mut test = TestApp::with(Options { redis_timeout_ms: 1_000, ..Options::default() }).await;
+    let users = users(&test, 5).await;
+    let coupon = given_out(&test, &users[..1]).await;
+    refused_alone(&test.engine, coupon, &users[1..]).await;
+    test.redis.pause().unwrap();
     for user in &users[1..] {
-        world.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+        test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
     }
-    world.clock.advance(LEASE_MS - 1);
+    test.clock.advance(LEASE_MS - 1);
     for user in &users[1..] {
-        world.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+        test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
     }
     for user in [users[0], NOBODY] {
-        world.issue(coupon, user).await.refused(503, "SERVICE_UNAVAILABLE");
+        test.issue(coupon, user).await.refused(503, "SERVICE_UNAVAILABLE");
     }
-    world.clock.advance(1);
-    world.issue(coupon, users[1]).await.refused(503, "SERVICE_UNAVAILABLE");
-    world.redis.resume().unwrap();
+    test.clock.advance(1);
+    test.issue(coupon, users[1]).await.refused(503, "SERVICE_UNAVAILABLE");
+    test.redis.resume().unwrap();
     until("it is refused again", async || {
-        let reply = world.issue(coupon, users[1]).await;
+        let reply = test.issue(coupon, users[1]).await;
         (reply.status != 503).then(|| reply.refused(409, "COUPON_OUT_OF_STOCK"))
     })
     .await;
-    world.engine.sold_out().settled().await;
+    test.engine.sold_out().settled().await;
     // It was asked in vain, and is not again at once.
-    world.clock.advance(LEASE_MS / 4);
-    refused_alone(&world.engine, coupon, &users[1..]).await;
-    world.finish().await;
+    test.clock.advance(LEASE_MS / 4);
+    refused_alone(&test.engine, coupon, &users[1..]).await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn campaign_closed_refuses_in_every_process() {
-    on_1_and_3(async |world| {
-        let users = users(world, 5).await;
-        let start = world.clock.now();
+    on_1_and_3(async |test| {
+        let users = users(test, 5).await;
+        let start = test.clock.now();
         let (opens, closes) = (start.plus(10_000), start.plus(20_000));
-        let zone = world.engine.zone();
+        let zone = test.engine.zone();
         let body = json!({"couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 1,
             "opensAt": opens.local(zone), "closesAt": closes.local(zone), "expiredAt": closes.local(zone)});
-        let coupon = world.post("/admin/v1/coupons", body).await.created()["couponId"].as_i64().unwrap();
-        world.issue(coupon, users[1]).await.refused(400, "INVALID_COUPON");
-        world.clock.advance(10_000);
-        world.issue(coupon, users[0]).await.ok();
-        world.clock.advance(9_999);
-        refused_alone(&world.engine, coupon, &users[1..]).await;
-        world.clock.advance(1);
+        let coupon = test.post("/admin/v1/coupons", body).await.created()["couponId"].as_i64().unwrap();
+        test.issue(coupon, users[1]).await.refused(400, "INVALID_COUPON");
+        test.clock.advance(10_000);
+        test.issue(coupon, users[0]).await.ok();
+        test.clock.advance(9_999);
+        refused_alone(&test.engine, coupon, &users[1..]).await;
+        test.clock.advance(1);
         for user in &users {
-            world.issue(coupon, *user).await.refused(400, "INVALID_COUPON");
+            test.issue(coupon, *user).await.refused(400, "INVALID_COUPON");
         }
         // Its lease stands all the same: a clock that is set back shows it.
-        world.clock.advance(-1);
+        test.clock.advance(-1);
         for user in &users[1..] {
-            world.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+            test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
         }
     })
     .await;
@@ -382,94 +382,94 @@ async fn campaign_closed_refuses_in_every_process() {
 #[tokio::test]
 async fn issue_unavailable_when_partition_closed() {
     for partitions in [1, 3] {
-        let world = World::with(Options { partitions, ..Options::default() }).await;
-        let users = users(&world, 6).await;
-        let coupon = given_out(&world, &users[..1]).await;
-        refused_alone(&world.engine, coupon, &users[1..]).await;
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        let users = users(&test, 6).await;
+        let coupon = given_out(&test, &users[..1]).await;
+        refused_alone(&test.engine, coupon, &users[1..]).await;
         let here = Partition((coupon % i64::from(partitions)) as u16);
         let meta = format!("{{p{}}}:meta", here.0);
-        let mut redis = world.raw().await;
-        world.store.freeze(here, "a test").await.unwrap();
+        let mut redis = test.raw().await;
+        test.store.freeze(here, "a test").await.unwrap();
         for user in &users {
-            world.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
+            test.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
         }
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
-        world.engine.ready().await.unwrap();
+        test.engine.ready().await.unwrap();
         // Nothing has changed meanwhile, and the lease still stands.
-        refused_alone(&world.engine, coupon, &users[1..]).await;
+        refused_alone(&test.engine, coupon, &users[1..]).await;
         // Frozen by somebody else: known as soon as anybody asks, which is halfway through the lease.
         let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg("x").query_async(&mut redis).await.unwrap();
-        world.clock.advance(LEASE_MS / 2);
-        world.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
-        world.engine.sold_out().settled().await;
+        test.clock.advance(LEASE_MS / 2);
+        test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
+        test.engine.sold_out().settled().await;
         for user in &users {
-            world.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
+            test.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
         }
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
-        world.engine.ready().await.unwrap();
+        test.engine.ready().await.unwrap();
         if partitions > 1 {
             // A user's own partition counts as well.
             let of = |home: u16| users.iter().copied().find(|user| *user > users[0] && user % 3 == i64::from(home));
             let away = Partition((here.0 + 1) % 3);
-            world.store.freeze(away, "a test").await.unwrap();
-            world.issue(coupon, of(away.0).unwrap()).await.refused(503, "SERVICE_UNAVAILABLE");
-            world.issue(coupon, of((here.0 + 2) % 3).unwrap()).await.refused(409, "COUPON_OUT_OF_STOCK");
+            test.store.freeze(away, "a test").await.unwrap();
+            test.issue(coupon, of(away.0).unwrap()).await.refused(503, "SERVICE_UNAVAILABLE");
+            test.issue(coupon, of((here.0 + 2) % 3).unwrap()).await.refused(409, "COUPON_OUT_OF_STOCK");
             let meta = format!("{{p{}}}:meta", away.0);
             let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
-            world.engine.ready().await.unwrap();
+            test.engine.ready().await.unwrap();
         }
-        world.finish().await;
+        test.finish().await;
     }
 }
 
 /// Redis knows less than it said: whoever reads that asks for a look, and does not go by it.
 #[tokio::test]
 async fn lease_not_renewed_when_redis_lost_decisions() {
-    let world = World::start().await;
-    let users = users(&world, 3).await;
-    let coupon = given_out(&world, &users[..1]).await;
-    refused_alone(&world.engine, coupon, &users[1..]).await;
-    let mut redis = world.raw().await;
+    let test = TestApp::start().await;
+    let users = users(&test, 3).await;
+    let coupon = given_out(&test, &users[..1]).await;
+    refused_alone(&test.engine, coupon, &users[1..]).await;
+    let mut redis = test.raw().await;
     let _: i64 = redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut redis).await.unwrap();
-    world.clock.advance(LEASE_MS / 2);
-    let (reply, counts) = since(&world.engine, world.issue(coupon, users[1])).await;
+    test.clock.advance(LEASE_MS / 2);
+    let (reply, counts) = since(&test.engine, test.issue(coupon, users[1])).await;
     reply.refused(409, "COUPON_OUT_OF_STOCK");
     assert_eq!(counts.renewed, 0);
     for user in &users {
-        world.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
+        test.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
     }
-    world.end_in_disorder().await;
+    test.finish_unchecked().await;
 }
 
 /// What was lost is given out anew, and who was known to exist may not.
 #[tokio::test]
 async fn sold_out_state_dropped_when_epoch_changes() {
-    on_1_and_3(async |world| {
-        let (users, engine) = (users(world, 6).await, &world.engine);
-        let coupon = world.campaign("FIXED", 100, 2).await;
-        world.issue(coupon, users[0]).await.ok();
-        world.drain().await;
-        world.issue(coupon, users[1]).await.ok();
-        let lost = world.user(0).await;
+    on_1_and_3(async |test| {
+        let (users, engine) = (users(test, 6).await, &test.engine);
+        let coupon = test.campaign("FIXED", 100, 2).await;
+        test.issue(coupon, users[0]).await.ok();
+        test.drain().await;
+        test.issue(coupon, users[1]).await.ok();
+        let lost = test.user(0).await;
         refused_alone(engine, coupon, &users[2..]).await;
         refused_alone(engine, coupon, &[lost]).await;
-        let _: () = redis::cmd("FLUSHALL").query_async(&mut world.raw().await).await.unwrap();
-        let store = Store::connect(&harness::redis_config(&world.redis.url())).await.unwrap();
-        let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
+        let _: () = redis::cmd("FLUSHALL").query_async(&mut test.raw().await).await.unwrap();
+        let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
+        let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
         let patience = std::time::Duration::from_secs(600);
-        let keep = world.options.retention.keep();
+        let keep = test.options.retention.keep();
         let projector =
-            Projector::new(store.clone(), db.clone(), world.clock.clone(), &Default::default(), patience, keep);
-        let (clock, zone) = (world.clock.clone(), engine.zone());
+            Projector::new(store.clone(), db.clone(), test.clock.clone(), &Default::default(), patience, keep);
+        let (clock, zone) = (test.clock.clone(), engine.zone());
         let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, keep, allow_unsafe_redis: false };
         // Somebody knows that nothing is missing, and is wrong.
         rebuild.run(rebuild::Options { lost_at_most: Some(0), discard: false }).await.unwrap();
         db.close().await.unwrap();
         // Not even the look at the partition was needed: no lease is left.
-        world.issue(coupon, users[2]).await.ok();
-        world.issue(coupon, users[2]).await.refused(400, "INVALID_COUPON");
+        test.issue(coupon, users[2]).await.ok();
+        test.issue(coupon, users[2]).await.refused(400, "INVALID_COUPON");
         refused_alone(engine, coupon, &[users[1], users[3], users[4], users[5]]).await;
-        world.issue(coupon, lost).await.refused(404, "USER_NOT_FOUND");
+        test.issue(coupon, lost).await.refused(404, "USER_NOT_FOUND");
     })
     .await;
 }
@@ -478,43 +478,43 @@ async fn sold_out_state_dropped_when_epoch_changes() {
 
 #[tokio::test]
 async fn release_waits_for_every_lease() {
-    on_1_and_3(async |world| {
-        let users = users(world, 8).await;
-        let coupon = world.campaign("FIXED", 100, 5).await;
-        world.issue(coupon, users[0]).await.ok();
-        keep_back(world, coupon, 4).await;
-        let other = another(world, world.options.clone()).await;
-        for engine in [&world.engine, &other.engine] {
+    on_1_and_3(async |test| {
+        let users = users(test, 8).await;
+        let coupon = test.campaign("FIXED", 100, 5).await;
+        test.issue(coupon, users[0]).await.ok();
+        keep_back(test, coupon, 4).await;
+        let other = another(test, test.options.clone()).await;
+        for engine in [&test.engine, &other.engine] {
             refused_alone(engine, coupon, &users[1..]).await;
         }
-        release(world, coupon, 1).await;
-        assert_eq!(issue(&world.engine, coupon, users[1]).await.unwrap(), 2);
-        for engine in [&other.engine, &world.engine] {
+        release(test, coupon, 1).await;
+        assert_eq!(issue(&test.engine, coupon, users[1]).await.unwrap(), 2);
+        for engine in [&other.engine, &test.engine] {
             let told = issue(engine, coupon, users[1]).await;
             assert!(matches!(told, Err(Error::InvalidCoupon)), "{told:?}");
         }
-        for engine in [&other.engine, &world.engine] {
+        for engine in [&other.engine, &test.engine] {
             refused_alone(engine, coupon, &users[2..]).await;
         }
         // All at once; there the other process is asked first.
-        world.drain().await;
-        let all = world.post("/admin/v1/withheld/release", json!({}));
+        test.drain().await;
+        let all = test.post("/admin/v1/withheld/release", json!({}));
         let (all, ()) = tokio::join!(all, async {
             until("it is all released", async || {
-                world.drain().await;
-                let shown = world.get(&format!("/admin/v1/coupons/{coupon}")).await.ok();
+                test.drain().await;
+                let shown = test.get(&format!("/admin/v1/coupons/{coupon}")).await.ok();
                 (shown["remainingQuantity"] == 3).then_some(())
             })
             .await;
-            world.drain().await;
+            test.drain().await;
         });
         assert_eq!(all.ok()["coupons"], json!([]));
         for (nth, user) in users[2..5].iter().enumerate() {
             assert_eq!(issue(&other.engine, coupon, *user).await.unwrap(), nth as i64 + 3);
-            let told = issue(&world.engine, coupon, *user).await;
+            let told = issue(&test.engine, coupon, *user).await;
             assert!(matches!(told, Err(Error::InvalidCoupon)), "{told:?}");
         }
-        for engine in [&other.engine, &world.engine] {
+        for engine in [&other.engine, &test.engine] {
             refused_alone(engine, coupon, &users[5..]).await;
         }
         other.db.close().await.unwrap();
@@ -525,48 +525,48 @@ async fn release_waits_for_every_lease() {
 /// From the announcement on no lease begins or goes on; one that nobody followed up is taken up by the next release.
 #[tokio::test]
 async fn release_announced_ends_leases() {
-    on_1_and_3(async |world| {
-        let (engine, store) = (&world.engine, &world.store);
-        let users = users(world, 6).await;
-        let coupon = world.campaign("FIXED", 100, 3).await;
-        world.issue(coupon, users[0]).await.ok();
-        keep_back(world, coupon, 2).await;
+    on_1_and_3(async |test| {
+        let (engine, store) = (&test.engine, &test.store);
+        let users = users(test, 6).await;
+        let coupon = test.campaign("FIXED", 100, 3).await;
+        test.issue(coupon, users[0]).await.ok();
+        keep_back(test, coupon, 2).await;
         refused_alone(engine, coupon, &users[1..]).await;
         let id = CouponId::new(coupon).unwrap();
         let request = call(None);
         let Reopening::Announced(announced) = store.coupon_release_prepare(&request, id, 1).await.unwrap() else {
             panic!("it is released")
         };
-        let ask = async || world.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
+        let ask = async || test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
         // What stands stands, until somebody asks.
         assert_eq!(since(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
-        world.clock.advance(LEASE_MS / 2);
+        test.clock.advance(LEASE_MS / 2);
         assert_eq!(since(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
         for _ in 0..5 {
             assert_eq!(since(engine, ask()).await.1, Counts::default());
-            world.clock.advance(LEASE_MS);
+            test.clock.advance(LEASE_MS);
         }
         // It is the only one that stands, and it is used up once.
         let again = store.coupon_release_prepare(&request, id, 2).await.unwrap();
         assert!(matches!(&again, Reopening::Announced(again) if *again == announced), "{again:?}");
-        release(world, coupon, 1).await;
+        release(test, coupon, 1).await;
         assert!(store.coupon_release(&request, id, 1, &announced).await.unwrap().is_none());
-        world.issue(coupon, users[1]).await.ok();
+        test.issue(coupon, users[1]).await.ok();
         refused_alone(engine, coupon, &users[2..]).await;
         // Neither what can't be released nor a repeat ends anything.
         let path = format!("/admin/v1/coupons/{coupon}/release");
-        world.post(&path, json!({"quantity": 2})).await.refused(409, "INSUFFICIENT_STOCK");
-        world.post("/admin/v1/coupons/999/release", json!({"quantity": 2})).await.refused(404, "COUPON_NOT_FOUND");
-        let uptime = world.clock.uptime_us();
+        test.post(&path, json!({"quantity": 2})).await.refused(409, "INSUFFICIENT_STOCK");
+        test.post("/admin/v1/coupons/999/release", json!({"quantity": 2})).await.refused(404, "COUPON_NOT_FOUND");
+        let uptime = test.clock.uptime_us();
         let one = json!({"quantity": 1});
-        let send = async || world.send(reqwest::Method::POST, &path, Some(&one), Some("k")).await;
+        let send = async || test.send(reqwest::Method::POST, &path, Some(&one), Some("k")).await;
         let (first, second) = tokio::join!(send(), send());
         assert!(first.replayed() != second.replayed() && first.text == second.text, "{} {}", first.text, second.text);
-        let waited = world.clock.uptime_us() - uptime;
+        let waited = test.clock.uptime_us() - uptime;
         assert!(send().await.replayed());
-        assert_eq!(world.clock.uptime_us() - uptime, waited);
-        world.issue(coupon, users[2]).await.ok();
-        world.issue(coupon, users[3]).await.refused(409, "COUPON_OUT_OF_STOCK");
+        assert_eq!(test.clock.uptime_us() - uptime, waited);
+        test.issue(coupon, users[2]).await.ok();
+        test.issue(coupon, users[3]).await.refused(409, "COUPON_OUT_OF_STOCK");
     })
     .await;
 }
@@ -579,14 +579,14 @@ async fn rush(partitions: u16) {
     const USERS: usize = 120;
     const RELEASES: i64 = 2;
     let options = Options { partitions, clock: None, project: true, ..Options::default() };
-    let world = World::with(options.clone()).await;
-    let users = users(&world, USERS as i64).await;
-    let coupon = world.campaign("FIXED", 100, 40).await;
-    keep_back(&world, coupon, 20).await;
-    let other = another(&world, options).await;
+    let test = TestApp::with(options.clone()).await;
+    let users = users(&test, USERS as i64).await;
+    let coupon = test.campaign("FIXED", 100, 40).await;
+    keep_back(&test, coupon, 20).await;
+    let other = another(&test, options).await;
     let over = AtomicBool::new(false);
     let (given, released) = (AtomicU64::new(0), AtomicU64::new(0));
-    let engines = [&world.engine, &other.engine];
+    let engines = [&test.engine, &other.engine];
     let buyers = users.iter().enumerate().map(|(n, user)| {
         let (over, given, released) = (&over, &given, &released);
         async move {
@@ -624,7 +624,7 @@ async fn rush(partitions: u16) {
             };
             until("both refuse by themselves", alone).await;
             let id = CouponId::new(coupon).unwrap();
-            world.engine.release_coupons(&call(None), id, 10).await.unwrap();
+            test.engine.release_coupons(&call(None), id, 10).await.unwrap();
             released.fetch_add(1, Ordering::SeqCst);
         }
         until("all are given out", async || (given.load(Ordering::SeqCst) == 40).then_some(())).await;
@@ -633,7 +633,7 @@ async fn rush(partitions: u16) {
     let (has, ()) = tokio::join!(join_all(buyers), releases);
     assert_eq!(has.iter().filter(|has| **has).count(), 40);
     other.db.close().await.unwrap();
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

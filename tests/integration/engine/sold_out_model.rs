@@ -14,7 +14,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::{
     engine::sold_out::{NOBODY, another, issue},
-    support::harness::{Options, World, call},
+    support::harness::{Options, TestApp, call},
 };
 
 /// One step. Users and campaigns are named by index, those past the last being ones that are not there.
@@ -80,7 +80,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Two processes with leases, and one without: what that one is told is what the script says.
 struct Trial<'a> {
-    world: &'a World,
+    test: &'a TestApp,
     engines: [&'a Engine; 2],
     truth: &'a Engine,
     users: Vec<i64>,
@@ -95,14 +95,14 @@ impl Trial<'_> {
     }
 
     fn key_of(&self, coupon: i64) -> String {
-        format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(self.world.options.partitions))
+        format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(self.test.options.partitions))
     }
 
     async fn take(&mut self, step: &Step) {
         match *step {
-            Step::User => self.users.push(self.world.user(0).await),
+            Step::User => self.users.push(self.test.user(0).await),
             Step::Campaign { total, opens_in, lasts } => {
-                let now = self.world.clock.now();
+                let now = self.test.clock.now();
                 let (opens, closes) = (now.plus(opens_in), now.plus(opens_in + lasts));
                 let new = NewCampaign {
                     code: "RANDOM".into(),
@@ -112,7 +112,7 @@ impl Trial<'_> {
                     closes_at: Some(closes),
                     expires_at: closes.plus(10_000),
                 };
-                let campaign = self.world.engine.create_campaign(&call(None), new).await.unwrap();
+                let campaign = self.test.engine.create_campaign(&call(None), new).await.unwrap();
                 self.coupons.push(campaign.value.terms.coupon_id.get());
             }
             Step::Issue { by, user, coupon, keyed, settle } => {
@@ -121,9 +121,9 @@ impl Trial<'_> {
                     self.engines[by].sold_out().settled().await;
                 }
             }
-            Step::Advance { ms } => self.world.clock.advance(ms),
+            Step::Advance { ms } => self.test.clock.advance(ms),
             Step::KeepBack { coupon, count } => {
-                let (key, mut redis) = (self.key_of(self.coupon(coupon)), self.world.raw().await);
+                let (key, mut redis) = (self.key_of(self.coupon(coupon)), self.test.raw().await);
                 let mut read = redis::cmd("HMGET");
                 read.arg(&key).arg(&["total", "issued", "withheld"]);
                 let (total, issued, withheld): (Option<i64>, Option<i64>, Option<i64>) =
@@ -137,7 +137,7 @@ impl Trial<'_> {
             }
             Step::Announce { coupon } => {
                 let id = CouponId::new(self.coupon(coupon)).unwrap();
-                let _ = self.world.store.coupon_release_prepare(&call(None), id, 1).await;
+                let _ = self.test.store.coupon_release_prepare(&call(None), id, 1).await;
             }
             Step::Release { by, coupon, count } => {
                 let id = CouponId::new(self.coupon(coupon)).unwrap();
@@ -147,7 +147,7 @@ impl Trial<'_> {
                 }
             }
             Step::Move { by, coupon, opens_in, closes_in } => {
-                let (id, now) = (CouponId::new(self.coupon(coupon)).unwrap(), self.world.clock.now());
+                let (id, now) = (CouponId::new(self.coupon(coupon)).unwrap(), self.test.clock.now());
                 let patch = CampaignPatch {
                     opens_at: opens_in.map(|ms| now.plus(ms)),
                     closes_at: closes_in.map(|ms| now.plus(ms)),
@@ -161,11 +161,11 @@ impl Trial<'_> {
                 for user in 0..self.users.len() {
                     self.issue(by, user, coupon, false).await;
                 }
-                self.world.clock.advance(self.world.options.sold_out_lease_ms as i64);
+                self.test.clock.advance(self.test.options.sold_out_lease_ms as i64);
             }
             Step::Freeze { partition } => {
-                let here = Partition(partition % self.world.options.partitions);
-                self.world.store.freeze(here, "a test").await.unwrap();
+                let here = Partition(partition % self.test.options.partitions);
+                self.test.store.freeze(here, "a test").await.unwrap();
                 for engine in self.engines.iter().chain([&self.truth]) {
                     engine.ready().await.unwrap_err();
                 }
@@ -174,7 +174,7 @@ impl Trial<'_> {
                 }
                 let mut thaw = redis::cmd("HDEL");
                 thaw.arg(format!("{{p{}}}:meta", here.0)).arg("frozen");
-                let _: i64 = thaw.query_async(&mut self.world.raw().await).await.unwrap();
+                let _: i64 = thaw.query_async(&mut self.test.raw().await).await.unwrap();
                 for engine in self.engines.iter().chain([&self.truth]) {
                     engine.ready().await.unwrap();
                 }
@@ -216,13 +216,13 @@ fn agree(partitions: u16, cases: u32) {
         .run(&steps, |steps| {
             runtime.block_on(async {
                 let options = Options { partitions, ..Options::default() };
-                let world = World::with(options.clone()).await;
-                let other = another(&world, options.clone()).await;
-                let truth = another(&world, Options { sold_out_lease_ms: 0, ..options }).await;
-                let engines: [&Engine; 2] = [&world.engine, &other.engine];
+                let test = TestApp::with(options.clone()).await;
+                let other = another(&test, options.clone()).await;
+                let truth = another(&test, Options { sold_out_lease_ms: 0, ..options }).await;
+                let engines: [&Engine; 2] = [&test.engine, &other.engine];
                 let (truth_engine, none) = (&truth.engine, (Vec::new(), Vec::new()));
                 let mut trial = Trial {
-                    world: &world,
+                    test: &test,
                     engines,
                     truth: truth_engine,
                     users: none.0,
@@ -245,7 +245,7 @@ fn agree(partitions: u16, cases: u32) {
                     app.db.close().await.unwrap();
                 }
                 // What was kept back is in Redis alone.
-                world.end_in_disorder().await;
+                test.finish_unchecked().await;
             });
             Ok(())
         })

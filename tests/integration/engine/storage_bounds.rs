@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use crate::support::{
     api_kit::*,
-    harness::{Options, Reply, World},
+    harness::{Options, Reply, TestApp},
 };
 
 /// Rows of every table, by its name.
-async fn rows(world: &World) -> BTreeMap<String, i64> {
-    let pool = world.db.get_postgres_connection_pool();
+async fn rows(test: &TestApp) -> BTreeMap<String, i64> {
+    let pool = test.db.get_postgres_connection_pool();
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' AND table_type = 'BASE TABLE'",
     )
@@ -32,15 +32,15 @@ async fn rows(world: &World) -> BTreeMap<String, i64> {
 }
 
 /// Everything in Redis but the ids that a process has reserved for orders to come, a block of them at a time.
-async fn state(world: &World) -> BTreeMap<String, String> {
-    let mut all = world.snapshot().await;
+async fn state(test: &TestApp) -> BTreeMap<String, String> {
+    let mut all = test.snapshot().await;
     all.retain(|key, _| !key.ends_with(":ids"));
     all
 }
 
 /// Bytes of Redis by key.
-async fn bytes(world: &World) -> BTreeMap<String, i64> {
-    let mut redis = world.raw().await;
+async fn bytes(test: &TestApp) -> BTreeMap<String, i64> {
+    let mut redis = test.raw().await;
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis).await.unwrap();
     let mut bytes = BTreeMap::new();
     for key in keys {
@@ -51,7 +51,7 @@ async fn bytes(world: &World) -> BTreeMap<String, i64> {
 }
 
 struct Shop {
-    world: World,
+    test: TestApp,
     rich: i64,
     poor: i64,
     /// At home in every partition, in stock.
@@ -67,29 +67,29 @@ struct Shop {
 
 impl Shop {
     async fn open(partitions: u16) -> Shop {
-        let world = World::with(Options { partitions, max_open_orders: 1, ..Options::default() }).await;
+        let test = TestApp::with(Options { partitions, max_open_orders: 1, ..Options::default() }).await;
         let mut users = Vec::new();
         for balance in [1_000_000, 0, 0] {
-            users.push(world.user(balance).await);
+            users.push(test.user(balance).await);
         }
         let [rich, poor, winner] = users[..] else { panic!() };
         let mut products = Vec::new();
         for _ in 0..partitions {
-            products.push(world.product(1_000, 100).await);
+            products.push(test.product(1_000, 100).await);
         }
-        let sold_out = world.product(1_000, 0).await;
-        let (campaign, given_out) = (world.campaign("FIXED", 10, 100).await, world.campaign("FIXED", 10, 1).await);
-        world.issue(given_out, winner).await.ok();
-        world.issue(campaign, rich).await.ok();
-        let opens = after(&world, 60_000);
-        let closed = campaign_with(&world, json!({"opensAt": opens})).await;
-        let order = async |product: i64| world.order(rich, product, 1).await.ok()["orderId"].as_i64().unwrap();
+        let sold_out = test.product(1_000, 0).await;
+        let (campaign, given_out) = (test.campaign("FIXED", 10, 100).await, test.campaign("FIXED", 10, 1).await);
+        test.issue(given_out, winner).await.ok();
+        test.issue(campaign, rich).await.ok();
+        let opens = after(&test, 60_000);
+        let closed = campaign_with(&test, json!({"opensAt": opens})).await;
+        let order = async |product: i64| test.order(rich, product, 1).await.ok()["orderId"].as_i64().unwrap();
         let paid = order(products[0]).await;
-        world.pay(paid, rich, "CARD", 1_000).await.ok();
+        test.pay(paid, rich, "CARD", 1_000).await.ok();
         let cancelled = order(products[0]).await;
-        world.cancel(cancelled, rich).await.ok();
+        test.cancel(cancelled, rich).await.ok();
         let pending = order(products[0]).await;
-        Shop { world, rich, poor, products, sold_out, campaign, given_out, closed, paid, cancelled, pending }
+        Shop { test, rich, poor, products, sold_out, campaign, given_out, closed, paid, cancelled, pending }
     }
 
     /// Requests that are refused, and with what.
@@ -156,21 +156,21 @@ fn code(reply: &Reply) -> String {
 async fn refused_request_leaves_nothing() {
     for partitions in [1, 4] {
         let shop = Shop::open(partitions).await;
-        let world = &shop.world;
-        world.drain().await;
-        let (before, rows_before) = (state(world).await, rows(world).await);
+        let test = &shop.test;
+        test.drain().await;
+        let (before, rows_before) = (state(test).await, rows(test).await);
         for (at, (wanted, method, path, body)) in shop.refusals().into_iter().enumerate() {
             for key in [None, Some(format!("key-{at}"))] {
-                let reply = world.send(method.clone(), &path, Some(&body), key.as_deref()).await;
+                let reply = test.send(method.clone(), &path, Some(&body), key.as_deref()).await;
                 assert_eq!(code(&reply), wanted, "{partitions}: {method} {path} {body} {}", reply.text);
-                let after = state(world).await;
+                let after = state(test).await;
                 let new: Vec<_> = after.iter().filter(|(key, value)| before.get(*key) != Some(value)).collect();
                 assert!(after == before, "{partitions}: {wanted} of {method} {path} under {key:?} leaves {new:?}");
             }
             // What can't be read at all.
             for body in ["", "{", "[]", "null", "{\"userId\":"] {
                 let headers = [("content-type", &b"application/json"[..]), ("idempotency-key", b"malformed")];
-                let reply = headed(world, &method, &path, &headers, body.to_owned()).await;
+                let reply = headed(test, &method, &path, &headers, body.to_owned()).await;
                 assert!(reply.status.is_client_error(), "{method} {path} {body}: {}", reply.text);
             }
         }
@@ -182,12 +182,12 @@ async fn refused_request_leaves_nothing() {
             "/api/v1/orders/999999?userId=1",
             "/api/v1/products/popular?sortBy=x",
         ] {
-            assert!(world.get(path).await.status.is_client_error(), "{path}");
+            assert!(test.get(path).await.status.is_client_error(), "{path}");
         }
-        assert!(state(world).await == before, "{partitions}");
-        world.drain().await;
-        assert_eq!(rows(world).await, rows_before, "{partitions}");
-        shop.world.finish().await;
+        assert!(state(test).await == before, "{partitions}");
+        test.drain().await;
+        assert_eq!(rows(test).await, rows_before, "{partitions}");
+        shop.test.finish().await;
     }
 }
 
@@ -206,8 +206,8 @@ fn documented() -> BTreeMap<String, i64> {
 async fn accepted_request_keeps_no_more_than_documented() {
     let documented = documented();
     let shop = Shop::open(1).await;
-    let world = &shop.world;
-    let (user, product) = (world.user(1_000_000).await, shop.products[0]);
+    let test = &shop.test;
+    let (user, product) = (test.user(1_000_000).await, shop.products[0]);
     let order = order_of(user, &[(product, 1)], None);
     let coupon = json!({"couponId": shop.campaign, "userId": user});
     let mut placed = 0;
@@ -219,8 +219,8 @@ async fn accepted_request_keeps_no_more_than_documented() {
         ("order paid", true),
         ("order cancelled", true),
     ] {
-        world.drain().await;
-        let before = bytes(world).await;
+        test.drain().await;
+        let before = bytes(test).await;
         let cancel = json!({"userId": user});
         let pay = json!({"orderId": placed, "userId": user, "paymentType": "CARD", "amount": 1_000});
         let (method, path, body) = match kind {
@@ -234,15 +234,15 @@ async fn accepted_request_keeps_no_more_than_documented() {
         let key = under_key.then(|| "k".repeat(255));
         let key = key.map(|key| format!("{kind}{key}")[..255].to_owned());
         for replayed in [false, true] {
-            let reply = world.send(method.clone(), &path, Some(&body), key.as_deref()).await;
+            let reply = test.send(method.clone(), &path, Some(&body), key.as_deref()).await;
             if replayed && !under_key {
                 break;
             }
             assert_eq!(reply.replayed(), replayed, "{kind}: {}", reply.text);
             let reply = reply.ok();
             placed = if kind == "order placed, one line" { reply["orderId"].as_i64().unwrap() } else { placed };
-            world.drain().await;
-            let after = bytes(world).await;
+            test.drain().await;
+            let after = bytes(test).await;
             let record = |key: &str| key.contains(":idem:");
             let grown = |of: &dyn Fn(&str) -> bool| -> i64 {
                 let all =
@@ -259,7 +259,7 @@ async fn accepted_request_keeps_no_more_than_documented() {
     }
     // All that many of them take, with what Redis needs to find and to end them.
     let used = async || -> i64 {
-        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut world.raw().await).await.unwrap();
+        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut test.raw().await).await.unwrap();
         info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap()
     };
     let mut measured = Vec::new();
@@ -267,14 +267,14 @@ async fn accepted_request_keeps_no_more_than_documented() {
         let before = used().await;
         for request in 0..500 {
             let (path, key) = (format!("/api/v1/balances/{user}"), format!("{round}-{request}"));
-            world.send(Method::PUT, &path, Some(&json!({"amount": 5})), Some(&key)).await.ok();
+            test.send(Method::PUT, &path, Some(&json!({"amount": 5})), Some(&key)).await.ok();
         }
-        world.drain().await;
+        test.drain().await;
         measured.push((used().await - before) / 500);
     }
     // The first round also fills the outbox's and the clients' buffers.
     let (most, bytes) = (documented["a request under an `Idempotency-Key`"], measured[1]);
     println!("a request under a key: {bytes} bytes of used memory");
     assert!(bytes <= most, "{measured:?}, documented {most}");
-    shop.world.finish().await;
+    shop.test.finish().await;
 }

@@ -13,14 +13,14 @@ use crate::{
 
 /// The transaction that PostgreSQL has for the shop's payment.
 async fn transaction(shop: &Shop) -> Option<String> {
-    shop.world.drain().await;
+    shop.test.drain().await;
     let query = sqlx::query_scalar("SELECT transaction_id FROM payments WHERE order_id = $1");
-    query.bind(shop.order).fetch_one(shop.world.db.get_postgres_connection_pool()).await.unwrap()
+    query.bind(shop.order).fetch_one(shop.test.db.get_postgres_connection_pool()).await.unwrap()
 }
 
 /// Payments that are told as stuck.
 async fn stuck(shop: &Shop) -> u64 {
-    shop.world.engine.observe().await.partitions.iter().map(|here| here.stuck_payments).sum()
+    shop.test.engine.observe().await.partitions.iter().map(|here| here.stuck_payments).sum()
 }
 
 fn failed() -> (String, Option<String>) {
@@ -121,7 +121,7 @@ async fn payment_refunded_when_gateway_reports_less_than_taken() {
     // 100 is not what it took, so it refused; 5,000 is.
     assert_eq!(shop.gateway.cancels(uid), 2);
     assert_eq!(shop.gateway.total_kept(), 0);
-    shop.world.finish().await;
+    shop.test.finish().await;
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn refund_finished_by_status_when_cancel_refused_as_done() {
     ] {
         let shop = Shop::start(PATIENT_MS).await;
         let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
-        shop.world.cancel(shop.order, shop.user).await.ok();
+        shop.test.cancel(shop.order, shop.user).await.ok();
         shop.gateway.cancels_are(Manner::ThenAnswer(code, body.to_owned()));
         shop.later(0).await;
         assert_eq!(shop.payment().await, "REFUNDED", "{code} {body}");
@@ -173,7 +173,7 @@ async fn sweep_for(shop: &Shop, seconds: i64) {
 async fn refund_retried_with_backoff_when_gateway_refuses() {
     let shop = Shop::start(PATIENT_MS).await;
     let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
-    shop.world.cancel(shop.order, shop.user).await.ok();
+    shop.test.cancel(shop.order, shop.user).await.ok();
     shop.gateway.cancels_are(Manner::Answer(409, r#"{"error": "not now"}"#.to_owned()));
     sweep_for(&shop, 60).await;
     let first = shop.gateway.cancels(&receipt);
@@ -202,10 +202,10 @@ async fn gone(status: Manner) {
     assert!((6..=13).contains(&asked), "{status:?}: asked {asked} times in ten minutes");
     assert_eq!((shop.status().await.0.as_str(), stuck(&shop).await), ("PENDING", 1), "{status:?}");
     // Another process does not begin anew.
-    let (redis, postgres) = (shop.world.redis.url(), postgres_url(&shop.world.database));
-    let other = open(&shop.world.options, &redis, &postgres, shop.world.clock.clone()).await.unwrap();
+    let (redis, postgres) = (shop.test.redis.url(), postgres_url(&shop.test.database));
+    let other = open(&shop.test.options, &redis, &postgres, shop.test.clock.clone()).await.unwrap();
     for _ in 0..10 {
-        shop.world.clock.advance(2_000);
+        shop.test.clock.advance(2_000);
         other.engine.sweep().await.unwrap();
     }
     assert!(shop.gateway.status_queries(uid) <= asked + 1, "{status:?}");
@@ -245,17 +245,17 @@ async fn payment_stuck_when_connection_refused() {
     let shop = Shop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    let Shop { world, gateway, order, .. } = shop;
+    let Shop { test, gateway, order, .. } = shop;
     drop(gateway);
     for _ in 0..300 {
-        world.clock.advance(2_000);
-        world.engine.sweep().await.unwrap();
+        test.clock.advance(2_000);
+        test.engine.sweep().await.unwrap();
     }
     let path = format!("/api/v1/orders/{order}");
-    assert_eq!(world.get(&path).await.ok()["orderStatus"], "PENDING");
-    let observed = world.engine.observe().await;
+    assert_eq!(test.get(&path).await.ok()["orderStatus"], "PENDING");
+    let observed = test.engine.observe().await;
     assert_eq!(observed.partitions.iter().map(|here| here.stuck_payments).sum::<u64>(), 1);
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -292,6 +292,6 @@ async fn payment_answered_in_time_when_reply_endless_or_slow() {
         reply.refused(503, "SERVICE_UNAVAILABLE");
         assert_eq!(shop.status().await, ("PENDING".into(), None));
         server.abort();
-        shop.world.finish().await;
+        shop.test.finish().await;
     }
 }

@@ -7,12 +7,12 @@ use serde_json::json;
 
 use crate::support::{
     fake_gateway::{Behaviour, FakeGateway, Manner},
-    harness::{Options, World, gateways, open, postgres_url, until},
+    harness::{Options, TestApp, gateways, open, postgres_url, until},
 };
 
-/// A world whose KAKAO_PAY goes to a fake gateway, with an order of 5,000 won to be paid through it.
+/// A test app whose KAKAO_PAY goes to a fake gateway, with an order of 5,000 won to be paid through it.
 pub struct Shop {
-    pub world: World,
+    pub test: TestApp,
     pub gateway: FakeGateway,
     pub user: i64,
     pub product: i64,
@@ -41,35 +41,35 @@ impl Shop {
         let mut config = gateways(&[("KAKAO_PAY", url)]);
         config.payment_gateway_timeout_ms = timeout_ms;
         config.payment_gateway_give_up_seconds = 300;
-        let world = World::with(Options { gateway: config, ..Options::default() }).await;
+        let test = TestApp::with(Options { gateway: config, ..Options::default() }).await;
         // A balance of nothing: whoever pays, it is not the balance.
-        let (user, product) = (world.user(0).await, world.product(2_500, 10).await);
-        let coupon = world.campaign("FIXED", 1_000, 5).await;
-        world.issue(coupon, user).await.ok();
+        let (user, product) = (test.user(0).await, test.product(2_500, 10).await);
+        let coupon = test.campaign("FIXED", 1_000, 5).await;
+        test.issue(coupon, user).await.ok();
         let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
-        let order = world.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
-        Shop { world, gateway, user, product, coupon, order }
+        let order = test.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
+        Shop { test, gateway, user, product, coupon, order }
     }
 
     pub async fn pay(&self, key: Option<&str>) -> crate::support::harness::Reply {
         let body = json!({"orderId": self.order, "userId": self.user, "paymentType": "KAKAO_PAY", "amount": 5_000});
-        self.world.send(Method::POST, "/api/v1/payments", Some(&body), key).await
+        self.test.send(Method::POST, "/api/v1/payments", Some(&body), key).await
     }
 
     pub async fn status(&self) -> (String, Option<String>) {
-        let order = self.world.get(&format!("/api/v1/orders/{}", self.order)).await.ok();
+        let order = self.test.get(&format!("/api/v1/orders/{}", self.order)).await.ok();
         (order["orderStatus"].as_str().unwrap().into(), order["closeReason"].as_str().map(str::to_owned))
     }
 
     pub async fn stock(&self) -> i64 {
-        let product = self.world.get(&format!("/api/v1/products/{}", self.product)).await.ok();
+        let product = self.test.get(&format!("/api/v1/products/{}", self.product)).await.ok();
         product["stockQuantity"].as_i64().unwrap()
     }
 
     /// What Postgres says of the payment.
     pub async fn payment(&self) -> String {
-        self.world.drain().await;
-        let pool = self.world.db.get_postgres_connection_pool();
+        self.test.drain().await;
+        let pool = self.test.db.get_postgres_connection_pool();
         sqlx::query_scalar("SELECT status FROM payments WHERE order_id = $1")
             .bind(self.order)
             .fetch_one(pool)
@@ -79,8 +79,8 @@ impl Shop {
 
     /// Lets time pass and everything due be looked at.
     pub async fn later(&self, seconds: i64) {
-        self.world.clock.advance(seconds * 1000);
-        self.world.engine.sweep().await.unwrap();
+        self.test.clock.advance(seconds * 1000);
+        self.test.engine.sweep().await.unwrap();
     }
 
     pub async fn finish(self, kept: i64) {
@@ -89,7 +89,7 @@ impl Shop {
         for uid in self.gateway.uids() {
             assert_eq!(self.gateway.posts(&uid), 1, "the gateway was asked for {uid} more than once");
         }
-        self.world.finish().await;
+        self.test.finish().await;
     }
 }
 
@@ -101,7 +101,7 @@ async fn approved_payment_pays_order_without_balance() {
     let receipt = paid["receipt"].as_str().unwrap();
     assert_eq!(shop.gateway.taken(receipt), Some(5_000));
     assert_eq!(shop.gateway.order_of(receipt), Some(shop.order));
-    assert_eq!(shop.world.get(&format!("/api/v1/balances/{}/history", shop.user)).await.ok(), json!([]));
+    assert_eq!(shop.test.get(&format!("/api/v1/balances/{}/history", shop.user)).await.ok(), json!([]));
     shop.pay(None).await.refused(409, "ORDER_ALREADY_PAID");
     assert_eq!(shop.payment().await, "PAID");
     shop.finish(5_000).await;
@@ -126,7 +126,7 @@ async fn declined_payment_fails_order_and_releases_holds() {
 async fn refund_retried_through_gateway_until_done() {
     let shop = Shop::start(PATIENT_MS).await;
     let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
-    let cancelled = shop.world.cancel(shop.order, shop.user).await.ok();
+    let cancelled = shop.test.cancel(shop.order, shop.user).await.ok();
     assert_eq!(
         (cancelled["orderStatus"].as_str(), cancelled["closeReason"].as_str()),
         (Some("CANCELLED"), Some("REFUNDED"))
@@ -145,7 +145,7 @@ async fn refund_retried_through_gateway_until_done() {
     let asked = shop.gateway.cancels(&receipt);
     shop.later(3_600).await;
     assert_eq!(shop.gateway.cancels(&receipt), asked, "nothing is left to do");
-    assert_eq!(shop.world.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
+    assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
     shop.finish(0).await;
 }
 
@@ -160,7 +160,7 @@ async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
     assert_eq!(shop.status().await, ("PENDING".into(), None));
     shop.pay(Some("k")).await.refused(409, "REQUEST_IN_PROGRESS");
     shop.pay(None).await.refused(409, "REQUEST_IN_PROGRESS");
-    shop.world.cancel(shop.order, shop.user).await.refused(409, "REQUEST_IN_PROGRESS");
+    shop.test.cancel(shop.order, shop.user).await.refused(409, "REQUEST_IN_PROGRESS");
     shop.gateway.status_queries_are(Manner::ServerError);
     shop.later(100_000).await;
     assert_eq!(shop.status().await, ("PENDING".into(), None));
@@ -266,12 +266,12 @@ async fn concurrent_sweepers_settle_payment_once() {
     let shop = Shop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    shop.world.clock.advance(60_000);
+    shop.test.clock.advance(60_000);
     // Another process, which has never heard of the payment but through the stores.
     let mut others = Vec::new();
     for _ in 0..4 {
-        let (redis, postgres) = (shop.world.redis.url(), postgres_url(&shop.world.database));
-        others.push(open(&shop.world.options, &redis, &postgres, shop.world.clock.clone()).await.unwrap());
+        let (redis, postgres) = (shop.test.redis.url(), postgres_url(&shop.test.database));
+        others.push(open(&shop.test.options, &redis, &postgres, shop.test.clock.clone()).await.unwrap());
     }
     for swept in join_all(others.iter().map(|other| other.engine.sweep())).await {
         swept.unwrap();
@@ -287,12 +287,12 @@ async fn concurrent_sweepers_settle_payment_once() {
 #[tokio::test]
 async fn free_order_paid_without_gateway() {
     let shop = Shop::start(PATIENT_MS).await;
-    let cheap = shop.world.product(1_000, 1).await;
+    let cheap = shop.test.product(1_000, 1).await;
     let order = json!({"userId": shop.user, "orderProducts": [{"productId": cheap, "quantity": 1}], "userCouponId": shop.coupon});
-    let order = shop.world.post("/api/v1/orders", order).await.ok();
+    let order = shop.test.post("/api/v1/orders", order).await.ok();
     assert_eq!(order["finalPrice"], 0);
     let id = order["orderId"].as_i64().unwrap();
-    assert_eq!(shop.world.pay(id, shop.user, "KAKAO_PAY", 0).await.ok()["orderStatus"], "PAID");
+    assert_eq!(shop.test.pay(id, shop.user, "KAKAO_PAY", 0).await.ok()["orderStatus"], "PAID");
     assert_eq!(shop.gateway.total_posts(), 0);
     shop.finish(0).await;
 }
@@ -300,9 +300,9 @@ async fn free_order_paid_without_gateway() {
 #[tokio::test]
 async fn payment_taken_from_balance_when_type_has_no_gateway() {
     let shop = Shop::start(PATIENT_MS).await;
-    shop.world.put_charge(shop.user, 5_000).await.ok();
-    assert_eq!(shop.world.pay(shop.order, shop.user, "CARD", 5_000).await.ok()["orderStatus"], "PAID");
-    assert_eq!(shop.world.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
+    shop.test.put_charge(shop.user, 5_000).await.ok();
+    assert_eq!(shop.test.pay(shop.order, shop.user, "CARD", 5_000).await.ok()["orderStatus"], "PAID");
+    assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
     assert_eq!(shop.gateway.total_posts(), 0);
     shop.finish(0).await;
 }
@@ -312,16 +312,16 @@ async fn expiry_of_other_orders_continues_when_gateway_hangs() {
     let shop = Shop::start(PATIENT_MS).await;
     shop.gateway.next(Behaviour::CutAfterApproval);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    let (buyer, cheap) = (shop.world.user(1_000).await, shop.world.product(100, 1).await);
-    let order = shop.world.order(buyer, cheap, 1).await.ok()["orderId"].as_i64().unwrap();
+    let (buyer, cheap) = (shop.test.user(1_000).await, shop.test.product(100, 1).await);
+    let order = shop.test.order(buyer, cheap, 1).await.ok()["orderId"].as_i64().unwrap();
     shop.gateway.status_queries_are(Manner::Hang);
-    shop.world.clock.advance(700_000);
-    shop.world.app.sweep();
+    shop.test.clock.advance(700_000);
+    shop.test.app.sweep();
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
     shop.gateway.queried(uid, 1).await;
     let path = format!("/api/v1/orders/{order}");
     until("the other order expires", async || {
-        (shop.world.get(&path).await.ok()["orderStatus"] == "CANCELLED").then_some(())
+        (shop.test.get(&path).await.ok()["orderStatus"] == "CANCELLED").then_some(())
     })
     .await;
     assert_eq!(shop.gateway.status_queries(uid), 1, "the gateway still hangs on the first");

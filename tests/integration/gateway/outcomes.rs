@@ -37,7 +37,7 @@ fn back(shop: &Shop) {
 
 async fn resolve_order(shop: &Shop, order: i64, body: &Value, key: Option<&str>) -> Reply {
     let path = format!("/admin/v1/orders/{order}/payment-outcome");
-    shop.world.send(Method::POST, &path, Some(body), key).await
+    shop.test.send(Method::POST, &path, Some(body), key).await
 }
 
 async fn resolve(shop: &Shop, outcome: &str) -> Reply {
@@ -46,16 +46,16 @@ async fn resolve(shop: &Shop, outcome: &str) -> Reply {
 }
 
 async fn stuck(shop: &Shop) -> Value {
-    shop.world.get("/admin/v1/payments/stuck").await.ok()
+    shop.test.get("/admin/v1/payments/stuck").await.ok()
 }
 
 /// What PostgreSQL says of the shop's payment: status, transaction, who decided it and why.
 async fn payment(shop: &Shop) -> (String, Option<String>, Option<String>, Option<String>) {
-    shop.world.drain().await;
+    shop.test.drain().await;
     let query = sqlx::query_as(
         "SELECT status, transaction_id, resolved_by, resolved_because FROM payments WHERE order_id = $1",
     );
-    query.bind(shop.order).fetch_one(shop.world.db.get_postgres_connection_pool()).await.unwrap()
+    query.bind(shop.order).fetch_one(shop.test.db.get_postgres_connection_pool()).await.unwrap()
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn payment_stuck_and_order_paid_when_gateway_contradicts_operator() {
     assert_eq!(listed["content"][0]["lastAnswer"], "declined: no such payment");
     // An operator (or its user) refunds the order: there is no money, and the gateway says so.
     shop.gateway.cancels_are(Manner::Answer(404, GONE.to_owned()));
-    assert_eq!(shop.world.cancel(shop.order, shop.user).await.ok()["closeReason"], "REFUNDED");
+    assert_eq!(shop.test.cancel(shop.order, shop.user).await.ok()["closeReason"], "REFUNDED");
     shop.later(10).await;
     assert_eq!((payment(&shop).await.0.as_str(), &stuck(&shop).await["totalElements"]), ("REFUNDED", &json!(0)));
     assert_eq!(shop.stock().await, 10);
@@ -187,15 +187,15 @@ async fn coupon_and_open_order_released_when_operator_declines() {
     let shop = Shop::at(&url, PATIENT_MS).await;
     let lines = json!([{"productId": shop.product, "quantity": 1}]);
     let order = json!({"userId": shop.user, "orderProducts": lines, "userCouponId": shop.coupon});
-    let order = shop.world.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
-    shop.world.pay(order, shop.user, "KAKAO_PAY", 1_500).await.refused(503, "SERVICE_UNAVAILABLE");
+    let order = shop.test.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
+    shop.test.pay(order, shop.user, "KAKAO_PAY", 1_500).await.refused(503, "SERVICE_UNAVAILABLE");
     let coupons = format!("/api/v1/coupons/{}", shop.user);
-    assert_eq!(shop.world.get(&coupons).await.ok()[0]["couponStatus"], "USED");
+    assert_eq!(shop.test.get(&coupons).await.ok()[0]["couponStatus"], "USED");
     let body = json!({"outcome": "DECLINED", "reason": "the provider is bankrupt"});
     assert_eq!(resolve_order(&shop, order, &body, Some("d")).await.ok()["orderStatus"], "FAILED");
-    assert_eq!(shop.world.get(&coupons).await.ok()[0]["couponStatus"], "AVAILABLE");
+    assert_eq!(shop.test.get(&coupons).await.ok()[0]["couponStatus"], "AVAILABLE");
     assert_eq!(shop.stock().await, 8);
-    shop.world.finish().await;
+    shop.test.finish().await;
 }
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn resolve_refused_when_no_payment_open() {
 #[tokio::test]
 async fn resolve_refused_when_body_invalid() {
     let shop = stuck_shop(Behaviour::ApproveThenHang).await;
-    let before = shop.world.snapshot().await;
+    let before = shop.test.snapshot().await;
     for body in [
         json!({}),
         json!([]),
@@ -240,7 +240,7 @@ async fn resolve_refused_when_body_invalid() {
     let misspelled = json!({"outcome": "APPROVED", "reason": "x", "transactionID": "t"});
     let refused = resolve_order(&shop, shop.order, &misspelled, None).await;
     assert!(refused.json()["message"].as_str().unwrap().contains("transactionID"), "{}", refused.text);
-    assert!(before == shop.world.snapshot().await, "something was changed");
+    assert!(before == shop.test.snapshot().await, "something was changed");
     back(&shop);
     shop.later(1_000).await;
     shop.finish(5_000).await;
@@ -250,7 +250,7 @@ async fn resolve_refused_when_body_invalid() {
 async fn resolve_recorded_in_operator_log() {
     let shop = stuck_shop(Behaviour::Hang).await;
     resolve(&shop, "DECLINED").await.ok();
-    let log = shop.world.get("/admin/v1/acts").await.ok();
+    let log = shop.test.get("/admin/v1/acts").await.ok();
     let act = &log["content"][0];
     assert_eq!(act["act"], "POST /admin/v1/orders/{orderId}/payment-outcome");
     assert_eq!((&act["operator"], &act["status"]), (&json!("admin"), &json!(200)));

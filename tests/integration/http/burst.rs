@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     http::flood::Service,
-    support::harness::{Options, World, until},
+    support::harness::{Options, TestApp, until},
 };
 
 /// Open files that are not for connections of the burst: other tests run in this process.
@@ -54,11 +54,11 @@ async fn burst_of_connections_loses_none() {
     let allowed = files.maximum.unwrap_or(u64::MAX).saturating_sub(OTHER_FILES);
     let people = allowed.min(10_000) as usize;
     assert!(people >= 1_000, "`ulimit -Hn` allows too few connections to try this");
-    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let settings =
         [("MAX_CONNECTIONS_PER_CLIENT", "0"), ("RATE_LIMIT_CLIENT_PER_SECOND", "0"), ("HEADER_TIMEOUT_MS", "300000")];
     let short = [&settings[..], &[("LISTEN_BACKLOG", "16")]].concat();
-    let mut service = Service::start(&world, &short).await;
+    let mut service = Service::start(&test, &short).await;
     // What finds no place there may try again for minutes: that it is counted is enough.
     let before = listen_overflows();
     tokio::select! {
@@ -68,7 +68,7 @@ async fn burst_of_connections_loses_none() {
     assert!(listen_overflows() > before, "a backlog of 16 holds no thousand connections");
     service.running.stop().await;
 
-    let mut service = Service::start(&world, &settings).await;
+    let mut service = Service::start(&test, &settings).await;
     let mut lost = Vec::new();
     // The counter is the machine's: what another test's listener loses is in it. So a burst may be tried again.
     for attempt in 1..=5_u8 {
@@ -81,5 +81,5 @@ async fn burst_of_connections_loses_none() {
     }
     assert_eq!(lost.last(), Some(&0), "connections found the backlog full in every burst: {lost:?}");
     service.running.stop().await;
-    world.finish().await;
+    test.finish().await;
 }

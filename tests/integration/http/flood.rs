@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     process::binary::{Running, program},
-    support::harness::{ADMIN, Options, Reply, World, postgres_url, read, until},
+    support::harness::{ADMIN, Options, Reply, TestApp, postgres_url, read, until},
 };
 
 const RATE: u64 = 50;
@@ -35,7 +35,7 @@ const IN_FLIGHT: usize = 100;
 /// A proxy that is trusted.
 const PROXY: &str = "127.0.9.1";
 
-/// The program, serving this world's stores.
+/// The program, serving this test's stores.
 pub struct Service {
     pub running: Running,
     pub address: SocketAddr,
@@ -43,10 +43,10 @@ pub struct Service {
 }
 
 impl Service {
-    pub async fn start(world: &World, settings: &[(&str, &str)]) -> Service {
+    pub async fn start(test: &TestApp, settings: &[(&str, &str)]) -> Service {
         let dir = ScratchDir::new().unwrap();
         let mut command = program(&["serve"]);
-        command.env("REDIS_URL", world.redis.url()).env("DATABASE_URL", postgres_url(&world.database));
+        command.env("REDIS_URL", test.redis.url()).env("DATABASE_URL", postgres_url(&test.database));
         command.env("ADMIN_TOKEN", ADMIN).env("BIND_ADDR", "127.0.0.1:0");
         command.env("REDIS_TIMEOUT_MS", "300000").env("DATABASE_TIMEOUT_MS", "300000");
         command.env("REQUEST_TIMEOUT_MS", "300000").env("DRAIN_SECONDS", "300");
@@ -224,10 +224,10 @@ async fn guess(service: SocketAddr, tally: Tally, stop: CancellationToken) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_clients_refused_and_honest_ones_served() {
-    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let (rate, burst) = (RATE.to_string(), BURST.to_string());
     let service = Service::start(
-        &world,
+        &test,
         &[
             ("RATE_LIMIT_CLIENT_PER_SECOND", &rate),
             ("RATE_LIMIT_CLIENT_BURST", &burst),
@@ -242,11 +242,11 @@ async fn hostile_clients_refused_and_honest_ones_served() {
     )
     .await;
     let (address, stop) = (service.address, CancellationToken::new());
-    let product = world.product(10_000, 25).await;
-    let campaign = world.campaign("FIXED", 1_000, 25).await;
+    let product = test.product(10_000, 25).await;
+    let campaign = test.campaign("FIXED", 1_000, 25).await;
     let mut users = Vec::new();
     for _ in 0..6 * 10 {
-        users.push(world.user(0).await);
+        users.push(test.user(0).await);
     }
 
     let began = Instant::now();
@@ -355,14 +355,14 @@ async fn hostile_clients_refused_and_honest_ones_served() {
 
     let Service { mut running, .. } = service;
     running.stop().await;
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn operators_served_on_own_address_when_public_flooded() {
-    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let mut service = Service::start(
-        &world,
+        &test,
         &[("OPS_BIND_ADDR", "127.0.0.1:0"), ("MAX_CONNECTIONS", "2"), ("HEADER_TIMEOUT_MS", "600000")],
     )
     .await;
@@ -405,5 +405,5 @@ async fn operators_served_on_own_address_when_public_flooded() {
     drop(taken);
     assert_eq!(waiting.await, 200);
     service.running.stop().await;
-    world.finish().await;
+    test.finish().await;
 }

@@ -19,7 +19,7 @@ use crate::{
     api::tokens::token_of,
     http::flood::Service,
     process::binary::{program, run},
-    support::harness::{ADMIN, Options, World, raw_redis, read, until},
+    support::harness::{ADMIN, Options, TestApp, raw_redis, read, until},
 };
 
 const SCRAPER: &str = "a-token-of-the-scraper";
@@ -45,8 +45,8 @@ fn statuses(said: &str) -> Vec<u16> {
 
 #[tokio::test]
 async fn ambiguous_head_refused_and_connection_closed() {
-    let world = World::with(Options { clock: None, ..Options::default() }).await;
-    let mut service = Service::start(&world, &[("CORS_ORIGINS", "*"), ("HEADER_TIMEOUT_MS", "300000")]).await;
+    let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
+    let mut service = Service::start(&test, &[("CORS_ORIGINS", "*"), ("HEADER_TIMEOUT_MS", "300000")]).await;
     // Whoever reads the first request differently sees this one in another place.
     const NEXT: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let preflight = "origin: http://a\r\naccess-control-request-method: PUT\r\n";
@@ -117,15 +117,15 @@ async fn ambiguous_head_refused_and_connection_closed() {
     let old = said(service.address, b"GET /healthz HTTP/1.0\r\n\r\n").await;
     assert!(old.starts_with("HTTP/1.0 200"), "old health checks have no Host: {old}");
     service.running.stop().await;
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Who is not let in waits no longer than for any body, whatever the work would have been allowed, and a stop does not wait
 /// for it at all.
 #[tokio::test]
 async fn refused_request_without_body_ends_and_delays_no_stop() {
-    let world = World::with(Options { clock: None, ..Options::default() }).await;
-    let document = world.get("/v3/api-docs").await.json();
+    let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
+    let document = test.get("/v3/api-docs").await.json();
     let mut routes = Vec::new();
     for (template, item) in document["paths"].as_object().unwrap() {
         let mut path = String::new();
@@ -152,7 +152,7 @@ async fn refused_request_without_body_ends_and_delays_no_stop() {
             ("MAX_CONNECTIONS_PER_CLIENT", "0"),
             ("RATE_LIMIT_CLIENT_PER_SECOND", "0"),
         ];
-        Service::start(&world, &settings).await
+        Service::start(&test, &settings).await
     };
     let ask = |address: SocketAddr, method: &str, path: &str| {
         let head = format!(
@@ -195,14 +195,14 @@ async fn refused_request_without_body_ends_and_delays_no_stop() {
         let (reply, head) = answered.unwrap();
         assert_eq!(statuses(&reply), [401], "{head}: {reply}");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn token_guesses_refused_and_other_clients_served() {
-    let world = World::with(Options { clock: None, ..Options::default() }).await;
+    let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let settings = [("METRICS_TOKEN", SCRAPER), ("RATE_LIMIT_GUESSES_PER_MINUTE", "10")];
-    let mut service = Service::start(&world, &settings).await;
+    let mut service = Service::start(&test, &settings).await;
     let doors = [("/admin/v1/projection", ADMIN), ("/metrics", SCRAPER)];
     for (nth, (path, right)) in doors.into_iter().enumerate() {
         let guesser = client_at(&format!("127.0.4.{}", nth + 1));
@@ -234,7 +234,7 @@ async fn token_guesses_refused_and_other_clients_served() {
         assert_eq!(read(guesser.get(service.url("/api/v1/products"))).await.status, 200);
     }
     service.running.stop().await;
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
@@ -266,13 +266,13 @@ async fn commands(redis: &mut redis::aio::MultiplexedConnection) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_polled_often_costs_redis_little() {
-    let world = World::start().await;
-    let mut redis = raw_redis(&world.redis.url()).await;
+    let test = TestApp::start().await;
+    let mut redis = raw_redis(&test.redis.url()).await;
     let (before, began) = (commands(&mut redis).await, Instant::now());
     let asked = 8_000;
     let mut asking = JoinSet::new();
     for _ in 0..16 {
-        let (client, url) = (world.client.clone(), format!("{}/readyz", world.base));
+        let (client, url) = (test.client.clone(), format!("{}/readyz", test.base));
         asking.spawn(async move {
             for _ in 0..asked / 16 {
                 read(client.get(&url)).await.ok();
@@ -284,7 +284,7 @@ async fn readiness_polled_often_costs_redis_little() {
     let most = 800 * (began.elapsed().as_secs() + 2);
     let sent = commands(&mut redis).await - before;
     assert!(sent <= most, "{sent} commands for {asked} questions in {:?}", began.elapsed());
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
@@ -297,11 +297,11 @@ async fn requests_charged_to_client_by_cost() {
         trusted_proxies: "127.0.0.1".parse().unwrap(),
         ..LimitsConfig::off()
     };
-    let world = World::with(Options { limits, ..Options::default() }).await;
-    let user = world.user(1_000_000).await;
+    let test = TestApp::with(Options { limits, ..Options::default() }).await;
+    let user = test.user(1_000_000).await;
     let mut products = Vec::new();
     for _ in 0..100 {
-        products.push(world.product(1, 1_000_000).await);
+        products.push(test.product(1, 1_000_000).await);
     }
     let lines: Vec<Value> = products.iter().map(|id| json!({"productId": id, "quantity": 1})).collect();
     let large = json!({"userId": user, "orderProducts": lines});
@@ -326,55 +326,55 @@ async fn requests_charged_to_client_by_cost() {
         let (from, began) = (format!("198.51.100.{clients}"), Instant::now());
         let of_client = |request: reqwest::RequestBuilder| read(request.header("x-forwarded-for", &from));
         let reply = match body {
-            None => of_client(world.client.get(format!("{}{path}", world.base))).await,
-            Some(body) => of_client(world.client.post(format!("{}{path}", world.base)).json(body)).await,
+            None => of_client(test.client.get(format!("{}{path}", test.base))).await,
+            Some(body) => of_client(test.client.post(format!("{}{path}", test.base)).json(body)).await,
         };
         assert!(matches!(reply.status.as_u16(), 200 | 404), "{path}: {} {}", reply.status, reply.text);
         // What is left, in requests of one token; and one that has come back for each second.
         let mut left = 0;
-        while of_client(world.client.get(format!("{}/api/v1/products/1", world.base))).await.status != 429 {
+        while of_client(test.client.get(format!("{}/api/v1/products/1", test.base))).await.status != 429 {
             left += 1;
         }
         let back = began.elapsed().as_secs();
         assert!((BURST - tokens..=BURST - tokens + back).contains(&left), "{path}: {left} left of {BURST}");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// The dashboard is at the documentation's origin.
 #[tokio::test]
 async fn documentation_runs_no_foreign_script() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     for path in ["/swagger-ui/index.html", "/swagger-ui/swagger-ui-bundle.js", "/swagger-ui", "/v3/api-docs"] {
         let client = Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        let reply = read(client.get(format!("{}{path}", world.base))).await;
+        let reply = read(client.get(format!("{}{path}", test.base))).await;
         let policy = reply.headers["content-security-policy"].to_str().unwrap().to_owned();
         for part in ["default-src 'none'", "script-src 'self';", "connect-src 'self'", "frame-ancestors 'none'"] {
             assert!(policy.contains(part), "{path}: {policy}");
         }
     }
     // What the policy forbids is not there: scripts in the page itself.
-    let page = world.get("/swagger-ui/index.html").await.text;
+    let page = test.get("/swagger-ui/index.html").await.text;
     for script in page.split("<script").skip(1) {
         let (tag, rest) = script.split_once('>').unwrap();
         assert!(tag.contains("src=") && rest.trim_start().starts_with("</script>"), "{script}");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn token_of_nine_kilobytes_accepted() {
     const SECRET: &str = "a secret of more than thirty-two bytes";
     let auth = AuthConfig { auth: Auth::Jwt, auth_jwt_secret: Some(Secret::new(SECRET)), ..AuthConfig::default() };
-    let world = World::with(Options { auth, ..Options::default() }).await;
-    let user = world.user(0).await;
+    let test = TestApp::with(Options { auth, ..Options::default() }).await;
+    let user = test.user(0).await;
     for groups in [0, 6_000, 11_000] {
         let claims =
-            json!({"sub": user.to_string(), "exp": world.clock.now().0 / 1000 + 3600, "groups": "g".repeat(groups)});
+            json!({"sub": user.to_string(), "exp": test.clock.now().0 / 1000 + 3600, "groups": "g".repeat(groups)});
         let token = token_of(SECRET, &claims);
-        let request = world.client.get(format!("{}/api/v1/balances/{user}", world.base)).bearer_auth(&token);
+        let request = test.client.get(format!("{}/api/v1/balances/{user}", test.base)).bearer_auth(&token);
         let reply = read(request).await;
         assert_eq!(reply.status, 200, "{} bytes: {}", token.len(), reply.text);
     }
-    world.finish().await;
+    test.finish().await;
 }

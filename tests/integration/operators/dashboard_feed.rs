@@ -15,7 +15,7 @@ use crate::{
     projector::projection::{Shop, busy_day},
     support::{
         api_kit::{after, fields, now},
-        harness::{self, ADMIN, Options, Reply, World, client, until},
+        harness::{self, ADMIN, Options, Reply, TestApp, client, until},
     },
 };
 
@@ -115,8 +115,8 @@ fn guarded(headers: &HeaderMap) {
     }
 }
 
-async fn plain(world: &World, method: Method, path: &str, known: Option<&str>) -> Reply {
-    let mut request = world.client.request(method, format!("{}{path}", world.base));
+async fn plain(test: &TestApp, method: Method, path: &str, known: Option<&str>) -> Reply {
+    let mut request = test.client.request(method, format!("{}{path}", test.base));
     if let Some(tag) = known {
         request = request.header("if-none-match", tag);
     }
@@ -125,14 +125,14 @@ async fn plain(world: &World, method: Method, path: &str, known: Option<&str>) -
 
 #[tokio::test]
 async fn dashboard_page_served_with_strict_policy() {
-    let world = World::start().await;
-    let page = plain(&world, Method::GET, "/ops", None).await;
+    let test = TestApp::start().await;
+    let page = plain(&test, Method::GET, "/ops", None).await;
     assert_eq!(
         (page.status, &page.headers["content-type"]),
         (StatusCode::OK, &"text/html; charset=utf-8".parse().unwrap())
     );
     guarded(&page.headers);
-    assert_eq!(plain(&world, Method::GET, "/ops/", None).await.text, page.text);
+    assert_eq!(plain(&test, Method::GET, "/ops/", None).await.text, page.text);
     // Nothing in it that its own policy forbids.
     for forbidden in ["<style", "style=", "onclick=", "onload=", "javascript:", "http://", "https://"] {
         assert!(!page.text.contains(forbidden), "{forbidden}");
@@ -142,7 +142,7 @@ async fn dashboard_page_served_with_strict_policy() {
     assert!(files.iter().any(|file| file == "app.js") && files.iter().any(|file| file == "app.css"), "{files:?}");
     for file in &files {
         let path = format!("/ops/assets/{file}");
-        let reply = plain(&world, Method::GET, &path, None).await;
+        let reply = plain(&test, Method::GET, &path, None).await;
         assert_eq!(reply.status, 200, "{path}");
         guarded(&reply.headers);
         let content_type = match file.rsplit('.').next().unwrap() {
@@ -154,60 +154,60 @@ async fn dashboard_page_served_with_strict_policy() {
         assert_eq!(reply.headers["content-type"], content_type, "{path}");
         assert_eq!(reply.headers["cache-control"], "no-cache", "{path}");
         let tag = reply.headers["etag"].to_str().unwrap();
-        let again = plain(&world, Method::GET, &path, Some(tag)).await;
+        let again = plain(&test, Method::GET, &path, Some(tag)).await;
         assert_eq!((again.status, again.text.as_str()), (StatusCode::NOT_MODIFIED, ""), "{path}");
         guarded(&again.headers);
-        let head = plain(&world, Method::HEAD, &path, None).await;
+        let head = plain(&test, Method::HEAD, &path, None).await;
         assert_eq!((head.status, &head.headers["etag"]), (StatusCode::OK, &reply.headers["etag"]), "{path}");
     }
     for path in ["/ops/assets/nothing.js", "/ops/assets/..%2fmod.rs", "/ops/nothing", "/ops/assets/"] {
-        let reply = plain(&world, Method::GET, path, None).await;
+        let reply = plain(&test, Method::GET, path, None).await;
         reply.refused(404, "NOT_FOUND");
         guarded(&reply.headers);
     }
-    plain(&world, Method::POST, "/ops", None).await.refused(405, "METHOD_NOT_ALLOWED");
-    world.finish().await;
+    plain(&test, Method::POST, "/ops", None).await.refused(405, "METHOD_NOT_ALLOWED");
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn feed_refused_without_session() {
-    let world = World::start().await;
-    let reply = plain(&world, Method::GET, "/ops/feed", None).await;
+    let test = TestApp::start().await;
+    let reply = plain(&test, Method::GET, "/ops/feed", None).await;
     reply.refused(401, "UNAUTHORIZED");
     guarded(&reply.headers);
     // A token is for programs, and a page that keeps none has none to send.
-    let with_token = world.client.get(format!("{}/ops/feed", world.base)).bearer_auth(ADMIN);
+    let with_token = test.client.get(format!("{}/ops/feed", test.base)).bearer_auth(ADMIN);
     harness::read(with_token).await.refused(401, "UNAUTHORIZED");
-    harness::read(asked(&world.base, "firstcome_ops=admin.9999999999999.00.00")).await.refused(401, "UNAUTHORIZED");
-    guarded(&plain(&world, Method::GET, "/ops/session", None).await.headers);
-    world.finish().await;
+    harness::read(asked(&test.base, "firstcome_ops=admin.9999999999999.00.00")).await.refused(401, "UNAUTHORIZED");
+    guarded(&plain(&test, Method::GET, "/ops/session", None).await.headers);
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn feed_ends_with_session() {
-    let world = World::start().await;
-    let (ours, theirs) = (sign_in(&world.base).await, sign_in(&world.base).await);
-    let mut signed_out = Watch::with(&world.base, &ours).await;
-    let mut expires = Watch::with(&world.base, &theirs).await;
+    let test = TestApp::start().await;
+    let (ours, theirs) = (sign_in(&test.base).await, sign_in(&test.base).await);
+    let mut signed_out = Watch::with(&test.base, &ours).await;
+    let mut expires = Watch::with(&test.base, &theirs).await;
     for watch in [&mut signed_out, &mut expires] {
         watch.next().await.unwrap();
     }
-    let out = world.client.delete(format!("{}/ops/session", world.base)).header("cookie", &ours);
+    let out = test.client.delete(format!("{}/ops/session", test.base)).header("cookie", &ours);
     assert_eq!(harness::read(out).await.status, 204);
     while signed_out.block().await.is_some() {}
     expires.next().await.unwrap();
-    world.clock.advance(8 * 3_600_000);
+    test.clock.advance(8 * 3_600_000);
     while expires.block().await.is_some() {}
     for cookie in [&ours, &theirs] {
-        harness::read(asked(&world.base, cookie)).await.refused(401, "UNAUTHORIZED");
+        harness::read(asked(&test.base, cookie)).await.refused(401, "UNAUTHORIZED");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn first_snapshot_immediate_and_complete() {
-    let world = World::start().await;
-    let mut watch = Watch::open(&world.base).await;
+    let test = TestApp::start().await;
+    let mut watch = Watch::open(&test.base).await;
     let headers = watch.response.headers();
     for (name, value) in
         [("content-type", "text/event-stream"), ("cache-control", "no-store"), ("x-accel-buffering", "no")]
@@ -232,7 +232,7 @@ async fn first_snapshot_immediate_and_complete() {
     );
     assert_eq!(first["instance"]["version"], env!("CARGO_PKG_VERSION"));
     let quiet = watch.until("a shop at rest", |snapshot| is_well(snapshot) && snapshot["requests"].is_object()).await;
-    assert_eq!(quiet["at"], world.clock.now().0);
+    assert_eq!(quiet["at"], test.clock.now().0);
     assert_eq!(quiet["rankings"], json!({"TODAY": [], "THREE_DAYS": [], "WEEKLY": [], "MONTHLY": []}));
     assert_eq!((&quiet["campaigns"], &quiet["products"]), (&json!([]), &json!([])));
     assert_eq!(quiet["orders"], json!({"PENDING": 0, "PAID": 0, "CANCELLED": 0, "FAILED": 0}));
@@ -252,35 +252,34 @@ async fn first_snapshot_immediate_and_complete() {
     assert_eq!((&redis["aofEnabled"], &redis["aofLastWriteOk"]), (&json!(true), &json!(true)));
     assert!(redis["usedMemoryBytes"].as_i64().unwrap() > 100_000 && redis["connectedClients"].as_i64().unwrap() > 0);
     assert!(!redis["version"].as_str().unwrap().is_empty());
-    world.finish().await;
+    test.finish().await;
 }
 
 /// What is shown is what the API says, and what Postgres has, once it has everything.
 #[tokio::test]
 async fn snapshot_matches_api_and_postgres() {
     for partitions in [1, 3] {
-        let world = World::with(Options { partitions, ..Options::default() }).await;
-        let mut watch = Watch::open(&world.base).await;
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        let mut watch = Watch::open(&test.base).await;
         watch.until("rankings", |snapshot| snapshot["rankings"].is_object()).await;
-        busy_day(&world).await;
+        busy_day(&test).await;
         // Today's, of which the API and the books know: sold, held and on sale.
-        let user = world.user(1_000_000).await;
-        let shoes = world.product(10_000, 100).await;
-        let coat = world.product(20_000, 30).await;
+        let user = test.user(1_000_000).await;
+        let shoes = test.product(10_000, 100).await;
+        let coat = test.product(20_000, 30).await;
         for (product, quantity) in [(shoes, 7), (coat, 2), (shoes, 1)] {
-            let order = world.order(user, product, quantity).await.ok();
-            world
-                .pay(order["orderId"].as_i64().unwrap(), user, "CARD", order["finalPrice"].as_i64().unwrap())
+            let order = test.order(user, product, quantity).await.ok();
+            test.pay(order["orderId"].as_i64().unwrap(), user, "CARD", order["finalPrice"].as_i64().unwrap())
                 .await
                 .ok();
         }
-        world.order(user, shoes, 5).await.ok();
-        let dropped = world.order(user, coat, 3).await.ok()["orderId"].as_i64().unwrap();
-        world.cancel(dropped, user).await.ok();
-        let lag = world.get("/admin/v1/projection").await.ok()["lagEvents"].clone();
+        test.order(user, shoes, 5).await.ok();
+        let dropped = test.order(user, coat, 3).await.ok()["orderId"].as_i64().unwrap();
+        test.cancel(dropped, user).await.ok();
+        let lag = test.get("/admin/v1/projection").await.ok()["lagEvents"].clone();
         let behind = watch.until("the lag", |snapshot| snapshot["projection"]["lagEvents"] == lag).await;
         assert!(lag.as_i64().unwrap() > 0 && behind["orders"]["PAID"] == 0);
-        world.drain().await;
+        test.drain().await;
         let truth = watch
             .until("everything in Postgres", |snapshot| {
                 snapshot["projection"]["lagEvents"] == 0
@@ -295,11 +294,11 @@ async fn snapshot_matches_api_and_postgres() {
         };
         assert_eq!((shelf(shoes), shelf(coat)), ([87, 5, 8, 0], [28, 0, 2, 0]));
         for status in ["PENDING", "PAID", "CANCELLED", "FAILED"] {
-            let listed = world.get(&format!("/admin/v1/orders?status={status}")).await.ok();
+            let listed = test.get(&format!("/admin/v1/orders?status={status}")).await.ok();
             assert_eq!(truth["orders"][status], listed["totalElements"], "{status}");
         }
         for scope in ["TODAY", "THREE_DAYS", "WEEKLY", "MONTHLY"] {
-            let ranked = world.get(&format!("/api/v1/products/popular?sortBy={scope}&limit=10")).await.ok();
+            let ranked = test.get(&format!("/api/v1/products/popular?sortBy={scope}&limit=10")).await.ok();
             let ranked = ranked.as_array().unwrap();
             let shown = truth["rankings"][scope].as_array().unwrap();
             assert!(!shown.is_empty());
@@ -308,7 +307,7 @@ async fn snapshot_matches_api_and_postgres() {
                 for field in ["productId", "salesCount", "totalSalesPrice", "rankPosition"] {
                     assert_eq!(shown[field], ranked[field], "{scope}: {field}");
                 }
-                let named = world.get(&format!("/api/v1/products/{}", shown["productId"])).await.ok();
+                let named = test.get(&format!("/api/v1/products/{}", shown["productId"])).await.ok();
                 assert_eq!(shown["productName"], named["productName"]);
             }
         }
@@ -319,33 +318,33 @@ async fn snapshot_matches_api_and_postgres() {
             .map(|place| place["salesCount"].as_i64().unwrap())
             .sum();
         let paid = "SELECT sum(quantity)::bigint FROM order_lines JOIN orders ON id = order_id WHERE status = 'PAID'";
-        let paid: i64 = sqlx::query_scalar(paid).fetch_one(world.db.get_postgres_connection_pool()).await.unwrap();
+        let paid: i64 = sqlx::query_scalar(paid).fetch_one(test.db.get_postgres_connection_pool()).await.unwrap();
         assert_eq!(sold, paid);
         let moved = &truth["rankings"]["TODAY"][0]["previousPosition"];
         assert!(moved.is_null(), "nothing was sold when watching began: {moved}");
-        world.finish().await;
+        test.finish().await;
     }
 }
 
 #[tokio::test]
 async fn snapshot_follows_campaign_to_its_end() {
-    let world = World::start().await;
-    let mut watch = Watch::open(&world.base).await;
-    let users: Vec<i64> = join_all((0..6).map(|_| world.user(0))).await;
-    let (burning, small) = (world.campaign("FIXED", 100, 1_000).await, world.campaign("PERCENTAGE", 5, 2).await);
+    let test = TestApp::start().await;
+    let mut watch = Watch::open(&test.base).await;
+    let users: Vec<i64> = join_all((0..6).map(|_| test.user(0))).await;
+    let (burning, small) = (test.campaign("FIXED", 100, 1_000).await, test.campaign("PERCENTAGE", 5, 2).await);
     let mut later = json!({"couponCode": "LATER", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 5,
-        "opensAt": after(&world, 3_600_000), "expiredAt": after(&world, 86_400_000)});
-    let later_id = world.post("/admin/v1/coupons", later.clone()).await.created()["couponId"].clone();
-    later["opensAt"] = json!(now(&world));
-    later["closesAt"] = json!(after(&world, 60_000));
-    let short = world.post("/admin/v1/coupons", later).await.created()["couponId"].clone();
+        "opensAt": after(&test, 3_600_000), "expiredAt": after(&test, 86_400_000)});
+    let later_id = test.post("/admin/v1/coupons", later.clone()).await.created()["couponId"].clone();
+    later["opensAt"] = json!(now(&test));
+    later["closesAt"] = json!(after(&test, 60_000));
+    let short = test.post("/admin/v1/coupons", later).await.created()["couponId"].clone();
     watch.until("four campaigns", |snapshot| snapshot["campaigns"].as_array().is_some_and(|all| all.len() == 4)).await;
-    world.clock.advance(60_000);
+    test.clock.advance(60_000);
     for user in &users[..2] {
-        world.issue(small, *user).await.ok();
+        test.issue(small, *user).await.ok();
     }
     for user in &users {
-        world.issue(burning, *user).await.ok();
+        test.issue(burning, *user).await.ok();
     }
     let campaign = |snapshot: &Value, id: &Value| {
         snapshot["campaigns"].as_array().unwrap().iter().find(|campaign| campaign["couponId"] == *id).unwrap().clone()
@@ -369,7 +368,7 @@ async fn snapshot_follows_campaign_to_its_end() {
     assert_eq!(campaign(&seen, &short)["state"], "CLOSED");
     assert!(campaign(&seen, &json!(small))["secondsToEmpty"].is_null());
     // It comes to rest; and what closed is shown for a while yet, and no longer.
-    world.clock.advance(3_600_000);
+    test.clock.advance(3_600_000);
     let rest = watch
         .until("rest", |snapshot| {
             snapshot["campaigns"].as_array().is_some_and(|all| all.len() == 3)
@@ -378,20 +377,20 @@ async fn snapshot_follows_campaign_to_its_end() {
         .await;
     assert!(campaign(&rest, &json!(burning))["secondsToEmpty"].is_null());
     assert_eq!(campaign(&rest, &later_id)["state"], "OPEN");
-    world.finish().await;
+    test.finish().await;
 }
 
 /// The counters are the process's, and other tests run in it: what this one does is among what is shown.
 #[tokio::test]
 async fn snapshot_counts_requests_by_class_without_its_own() {
-    let world = World::start().await;
-    let (coupon, first, late) = (world.campaign("FIXED", 1, 1).await, world.user(0).await, world.user(0).await);
-    world.issue(coupon, first).await.ok();
-    let mut watch = Watch::open(&world.base).await;
+    let test = TestApp::start().await;
+    let (coupon, first, late) = (test.campaign("FIXED", 1, 1).await, test.user(0).await, test.user(0).await);
+    test.issue(coupon, first).await.ok();
+    let mut watch = Watch::open(&test.base).await;
     let done = AtomicBool::new(false);
     let rush = async {
         while !done.load(Ordering::Relaxed) {
-            world.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
+            test.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
         }
     };
     let named = |list: &Value, field: &str, name: &str| {
@@ -424,32 +423,32 @@ async fn snapshot_counts_requests_by_class_without_its_own() {
         assert!(number(route, "perSecond") <= number(&requests, "perSecond") + 0.01, "{route}");
     }
     assert!(routes.is_sorted_by_key(|route| std::cmp::Reverse((number(route, "perSecond") * 1000.0) as i64)));
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn snapshot_shows_audit_of_any_process() {
-    let world = World::start().await;
-    world.user(5).await;
-    let mut watch = Watch::open(&world.base).await;
+    let test = TestApp::start().await;
+    test.user(5).await;
+    let mut watch = Watch::open(&test.base).await;
     assert!(watch.next().await.unwrap()["audit"]["last"].is_null());
-    world.clock.advance(1_000);
-    let answered = world.get("/admin/v1/audit").await.ok();
+    test.clock.advance(1_000);
+    let answered = test.get("/admin/v1/audit").await.ok();
     let seen = watch.until("the audit", |snapshot| !snapshot["audit"]["last"].is_null()).await;
     let last = &seen["audit"]["last"];
     fields(last, "balanced checks finishedAt seconds");
     assert_eq!((&last["balanced"], &last["checks"]), (&json!(true), &answered["checks"]));
-    assert_eq!((&last["finishedAt"], &seen["audit"]["running"]), (&json!(world.clock.now().0), &json!(false)));
-    world.finish().await;
+    assert_eq!((&last["finishedAt"], &seen["audit"]["running"]), (&json!(test.clock.now().0), &json!(false)));
+    test.finish().await;
 }
 
 /// All see the very same snapshots: their times are their own, to the millisecond.
 #[tokio::test]
 async fn feed_reader_shared_and_stopped_with_last_watcher() {
-    let world = World::with(Options { clock: None, ..Options::default() }).await;
-    let mut first = Watch::open(&world.base).await;
+    let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
+    let mut first = Watch::open(&test.base).await;
     first.next().await.unwrap();
-    let mut second = Watch::open(&world.base).await;
+    let mut second = Watch::open(&test.base).await;
     second.until("two watchers", |snapshot| snapshot["watchers"] == 2).await;
     first.until("two watchers", |snapshot| snapshot["watchers"] == 2).await;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -462,7 +461,7 @@ async fn feed_reader_shared_and_stopped_with_last_watcher() {
     first.until("one watcher", |snapshot| snapshot["watchers"] == 1).await;
     drop(first);
     // Nobody else scans hashes here.
-    let mut redis = world.raw().await;
+    let mut redis = test.raw().await;
     let (mut calls, mut since) = (String::new(), Instant::now());
     until("nobody reads any more", async || {
         let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut redis).await.unwrap();
@@ -474,38 +473,38 @@ async fn feed_reader_shared_and_stopped_with_last_watcher() {
         (since.elapsed().as_secs() >= 5).then_some(())
     })
     .await;
-    let mut again = Watch::open(&world.base).await;
+    let mut again = Watch::open(&test.base).await;
     assert_eq!(again.next().await.unwrap()["watchers"], 1);
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn feed_refused_when_hundred_watchers() {
-    let world = World::start().await;
-    let cookie = sign_in(&world.base).await;
-    let mut seats = join_all((0..100).map(|_| Watch::with(&world.base, &cookie))).await;
-    let turned_away = harness::read(asked(&world.base, &cookie)).await;
+    let test = TestApp::start().await;
+    let cookie = sign_in(&test.base).await;
+    let mut seats = join_all((0..100).map(|_| Watch::with(&test.base, &cookie))).await;
+    let turned_away = harness::read(asked(&test.base, &cookie)).await;
     turned_away.refused(503, "SERVICE_UNAVAILABLE");
     assert!(turned_away.headers.contains_key("retry-after"));
     seats.pop();
-    let free = async || (asked(&world.base, &cookie).send().await.unwrap().status() == 200).then_some(());
+    let free = async || (asked(&test.base, &cookie).send().await.unwrap().status() == 200).then_some(());
     until("a seat is free", free).await;
     drop(seats);
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn feed_ends_when_process_stops() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    let http = world.http_config();
-    let serving = world.app.serve(listener, None, &http);
+    let http = test.http_config();
+    let serving = test.app.serve(listener, None, &http);
     let watching = async {
         let cookie = sign_in(&base).await;
         let mut watch = Watch::with(&base, &cookie).await;
         watch.next().await.unwrap();
-        world.app.stopping.cancel();
+        test.app.stopping.cancel();
         while watch.block().await.is_some() {}
         cookie
     };
@@ -514,8 +513,8 @@ async fn feed_ends_when_process_stops() {
     let (cookie, served) = ended.expect("the stream holds up the stop");
     assert_eq!(served.unwrap(), 0, "something was cut");
     // Who comes while it stops is turned away.
-    harness::read(asked(&world.base, &cookie)).await.refused(503, "SERVICE_UNAVAILABLE");
-    world.finish().await;
+    harness::read(asked(&test.base, &cookie)).await.refused(503, "SERVICE_UNAVAILABLE");
+    test.finish().await;
 }
 
 #[tokio::test]
@@ -584,10 +583,10 @@ async fn snapshot_shows_redis_down_and_keeps_the_rest() {
 #[tokio::test]
 async fn orders_counted_after_migration_of_existing_rows() {
     for partitions in [1, 3] {
-        let world = World::with(Options { partitions, batch: 4, ..Options::default() }).await;
-        busy_day(&world).await;
-        world.drain().await;
-        let pool = world.db.get_postgres_connection_pool();
+        let test = TestApp::with(Options { partitions, batch: 4, ..Options::default() }).await;
+        busy_day(&test).await;
+        test.drain().await;
+        let pool = test.db.get_postgres_connection_pool();
         let totals = async || {
             let sql = "SELECT partition, status, orders FROM order_totals WHERE orders <> 0 ORDER BY 1, 2";
             sqlx::query_as::<_, (i32, String, i64)>(sql).fetch_all(pool).await.unwrap()
@@ -597,15 +596,15 @@ async fn orders_counted_after_migration_of_existing_rows() {
         let undo = "DROP TABLE order_totals; DROP FUNCTION count_orders CASCADE;
                     DELETE FROM _sqlx_migrations WHERE version = 8";
         sqlx::raw_sql(undo).execute(pool).await.unwrap();
-        postgres::migrate(&world.db).await.unwrap();
+        postgres::migrate(&test.db).await.unwrap();
         assert_eq!(totals().await, before);
         // A statement that is undone counts for nothing.
         let mut transaction = pool.begin().await.unwrap();
         sqlx::query("DELETE FROM orders").execute(&mut *transaction).await.unwrap();
         transaction.rollback().await.unwrap();
-        busy_day(&world).await;
-        world.drain().await;
+        busy_day(&test).await;
+        test.drain().await;
         assert_ne!(totals().await, before);
-        world.finish().await;
+        test.finish().await;
     }
 }

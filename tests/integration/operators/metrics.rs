@@ -21,7 +21,7 @@ use crate::{
     projector::projection::{Shop, poison},
     support::{
         exposition::{Family, Scrape},
-        harness::{self, ADMIN, Options, Reply, World, until},
+        harness::{self, ADMIN, Options, Reply, TestApp, until},
         promql,
     },
 };
@@ -33,16 +33,16 @@ const LIST: &str = include_str!("../../../docs/metrics.md");
 /// The books of the first partition.
 const META: &str = "{p0}:meta";
 
-async fn scrape(world: &World) -> Scrape {
-    let reply = world.get("/metrics").await;
+async fn scrape(test: &TestApp) -> Scrape {
+    let reply = test.get("/metrics").await;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(reply.headers["content-type"], "text/plain; version=0.0.4");
     Scrape::parse(&reply.text)
 }
 
 /// The first scrape that shows this.
-async fn scraped(world: &World, what: &str, shows: impl Fn(&Scrape) -> bool) -> Scrape {
-    until(what, async || Some(scrape(world).await).filter(&shows)).await
+async fn scraped(test: &TestApp, what: &str, shows: impl Fn(&Scrape) -> bool) -> Scrape {
+    until(what, async || Some(scrape(test).await).filter(&shows)).await
 }
 
 // --- to the unit -----------------------------------------------------------------------------------------------------
@@ -232,25 +232,25 @@ async fn metrics_count_every_event_exactly() {
     }
     serve.stop().await;
     project.stop().await;
-    World::on(Options { clock: None, ..Options::default() }, dir, redis, database).await.finish().await;
+    TestApp::on(Options { clock: None, ..Options::default() }, dir, redis, database).await.finish().await;
 }
 
 // --- whatever is away ------------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn metrics_served_when_redis_hangs() {
-    let mut world = World::start().await;
-    let user = world.user(1).await;
-    world.put_charge(user, 1).await.ok();
+    let mut test = TestApp::start().await;
+    let user = test.user(1).await;
+    test.put_charge(user, 1).await.ok();
     let here = [("partition", "0")];
-    let told = scraped(&world, "all is well", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
+    let told = scraped(&test, "all is well", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
     assert_eq!(told.one("firstcome_outbox_lag_events", &here), Some(2.0));
     assert_eq!(told.one("firstcome_backlog_events", &[]), Some(2.0));
     assert!(told.one("firstcome_outbox_entries", &here).unwrap() >= 1.0);
 
-    world.redis.pause().unwrap();
+    test.redis.pause().unwrap();
     let told =
-        scraped(&world, "it is noticed", |told| told.one("firstcome_up", &[("part", "redis")]) == Some(0.0)).await;
+        scraped(&test, "it is noticed", |told| told.one("firstcome_up", &[("part", "redis")]) == Some(0.0)).await;
     assert_eq!(told.one("firstcome_up", &[("part", "postgres")]), Some(1.0));
     assert_eq!(told.one("firstcome_ready", &[]), Some(0.0));
     for absent in ["firstcome_outbox_lag_events", "firstcome_outbox_lag_seconds", "firstcome_holds_open"] {
@@ -259,12 +259,12 @@ async fn metrics_served_when_redis_hangs() {
     // What is known without asking is told.
     assert_eq!(told.one("firstcome_backlog_events", &[]), Some(2.0));
     assert_eq!(told.one("firstcome_backlog_limit_events", &[]), Some(1_000_000.0));
-    world.redis.resume().unwrap();
-    scraped(&world, "it is well again", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
+    test.redis.resume().unwrap();
+    scraped(&test, "it is well again", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
     // Not ready for long: it is told to stop.
-    world.app.stopping.cancel();
-    scraped(&world, "it is stopping", |told| told.one("firstcome_ready", &[]) == Some(0.0)).await;
-    world.finish().await;
+    test.app.stopping.cancel();
+    scraped(&test, "it is stopping", |told| told.one("firstcome_ready", &[]) == Some(0.0)).await;
+    test.finish().await;
 }
 
 #[tokio::test]
@@ -310,35 +310,35 @@ async fn told_by(shop: &Shop, what: &str, shows: impl Fn(&Scrape) -> bool) -> Sc
 
 // --- what is named is there ------------------------------------------------------------------------------------------
 
-/// A scrape of a world in which everything has happened.
+/// A scrape after every kind of event.
 async fn everything() -> Scrape {
-    let world = World::with(Options { project: true, sweep: true, dead_letters: 1, ..Options::default() }).await;
-    world.app.watch(true);
-    let (user, late, product) = (world.user(10_000).await, world.user(0).await, world.product(100, 3).await);
-    let coupon = world.campaign("FIXED", 10, 1).await;
-    world.issue(coupon, user).await.ok();
-    world.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
-    let paid = world.order(user, product, 1).await.ok();
-    world.pay(paid["orderId"].as_i64().unwrap(), user, "CARD", 100).await.ok();
-    world.order(user, product, 1).await.ok();
-    world.order(user, product, 5).await.refused(409, "INSUFFICIENT_STOCK");
-    world.get("/nowhere").await.refused(404, "NOT_FOUND");
+    let test = TestApp::with(Options { project: true, sweep: true, dead_letters: 1, ..Options::default() }).await;
+    test.app.watch(true);
+    let (user, late, product) = (test.user(10_000).await, test.user(0).await, test.product(100, 3).await);
+    let coupon = test.campaign("FIXED", 10, 1).await;
+    test.issue(coupon, user).await.ok();
+    test.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
+    let paid = test.order(user, product, 1).await.ok();
+    test.pay(paid["orderId"].as_i64().unwrap(), user, "CARD", 100).await.ok();
+    test.order(user, product, 1).await.ok();
+    test.order(user, product, 5).await.refused(409, "INSUFFICIENT_STOCK");
+    test.get("/nowhere").await.refused(404, "NOT_FOUND");
     // What Postgres can't take.
-    let mut redis = world.raw().await;
+    let mut redis = test.raw().await;
     poison(&mut redis, true, &[("kind", b"nonsense"), ("v", b"1")]).await;
     let dead = |told: &Scrape| told.one("firstcome_dead_letters", &[("partition", "0")]) == Some(1.0);
-    scraped(&world, "the dead letter is filed", dead).await;
+    scraped(&test, "the dead letter is filed", dead).await;
     // A partition that may not decide for a while.
     let _: i64 = redis::cmd("HSET").arg(META).arg("frozen").arg("a test").query_async(&mut redis).await.unwrap();
     let closed = |told: &Scrape| {
         told.one("firstcome_partition_open", &[("partition", "0")]) == Some(0.0)
             && told.one("firstcome_ready", &[]) == Some(0.0)
     };
-    scraped(&world, "it is closed", closed).await;
-    world.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");
+    scraped(&test, "it is closed", closed).await;
+    test.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");
     let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
-    let told = scraped(&world, "it is open again", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
-    world.finish().await;
+    let told = scraped(&test, "it is open again", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
+    test.finish().await;
     told
 }
 
@@ -503,15 +503,15 @@ async fn dashboard_alerts_and_docs_name_existing_metrics() {
 async fn metrics_count_shed_writes() {
     let mut options = Options::default();
     options.durability.max_backlog = 3;
-    let world = World::with(options).await;
-    let before = scrape(&world).await.sum("firstcome_shed_total", &[("reason", "backlog")]);
-    let user = world.user(1_000).await;
+    let test = TestApp::with(options).await;
+    let before = scrape(&test).await.sum("firstcome_shed_total", &[("reason", "backlog")]);
+    let user = test.user(1_000).await;
     let mut shed = 0.0;
     for _ in 0..20 {
-        shed += f64::from(u8::from(world.put_charge(user, 1).await.status == 503));
+        shed += f64::from(u8::from(test.put_charge(user, 1).await.status == 503));
     }
     assert!(shed > 0.0);
     let more = |told: &Scrape| told.sum("firstcome_shed_total", &[("reason", "backlog")]) >= before + shed;
-    scraped(&world, "they are counted", more).await;
-    world.finish().await;
+    scraped(&test, "they are counted", more).await;
+    test.finish().await;
 }

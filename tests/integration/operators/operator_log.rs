@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     api_kit::{fields, get, now, post},
-    harness::{ADMIN, Options, World, read},
+    harness::{ADMIN, Options, TestApp, read},
 };
 
 const KIM: &str = "a-token-of-kim-0123";
@@ -18,8 +18,8 @@ fn with_kim() -> Options {
 }
 
 /// Acts, oldest first.
-async fn acts(world: &World, query: &str) -> Vec<Value> {
-    let page = get(world, &format!("/admin/v1/acts?size=100{query}")).await.ok();
+async fn acts(test: &TestApp, query: &str) -> Vec<Value> {
+    let page = get(test, &format!("/admin/v1/acts?size=100{query}")).await.ok();
     let mut acts = page["content"].as_array().unwrap().clone();
     assert_eq!(page["totalElements"].as_i64().unwrap(), acts.len() as i64);
     acts.reverse();
@@ -33,11 +33,11 @@ fn told(act: &Value) -> (&str, &str, &str, i64) {
 
 #[tokio::test]
 async fn operator_actions_recorded_and_nothing_else() {
-    let world = World::with(with_kim()).await;
+    let test = TestApp::with(with_kim()).await;
     let as_kim = |method: Method, path: String| {
-        world.client.request(method, format!("{}{path}", world.base)).bearer_auth(KIM).header("x-request-id", "of-kim")
+        test.client.request(method, format!("{}{path}", test.base)).bearer_auth(KIM).header("x-request-id", "of-kim")
     };
-    let product = world.product(10, 5).await;
+    let product = test.product(10, 5).await;
     let patch = as_kim(Method::PATCH, format!("/admin/v1/products/{product}"));
     let renamed = json!({"productName": "가\"나", "stockDelta": -9});
     read(patch.json(&renamed)).await.refused(409, "INSUFFICIENT_STOCK");
@@ -48,17 +48,17 @@ async fn operator_actions_recorded_and_nothing_else() {
         .await
         .refused(400, "INVALID_REQUEST");
     // Looking is no act; nor is what strangers and customers do, nor what leads nowhere.
-    get(&world, "/admin/v1/orders").await.ok();
-    world.put_charge(1, 5).await.refused(404, "USER_NOT_FOUND");
-    world.send(Method::POST, "/admin/v1/nothing", Some(&json!({})), None).await.refused(404, "NOT_FOUND");
-    let stranger = world.client.post(format!("{}/admin/v1/users", world.base)).bearer_auth("wrong");
+    get(&test, "/admin/v1/orders").await.ok();
+    test.put_charge(1, 5).await.refused(404, "USER_NOT_FOUND");
+    test.send(Method::POST, "/admin/v1/nothing", Some(&json!({})), None).await.refused(404, "NOT_FOUND");
+    let stranger = test.client.post(format!("{}/admin/v1/users", test.base)).bearer_auth("wrong");
     read(stranger.json(&json!({"userName": "x"}))).await.refused(401, "UNAUTHORIZED");
-    post(&world, "/ops/session", json!({"token": "wrong"})).await.refused(401, "UNAUTHORIZED");
-    let signed_in = world.post("/ops/session", json!({"token": KIM})).await;
+    post(&test, "/ops/session", json!({"token": "wrong"})).await.refused(401, "UNAUTHORIZED");
+    let signed_in = test.post("/ops/session", json!({"token": KIM})).await;
     let cookie = signed_in.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
-    read(world.client.delete(format!("{}/ops/session", world.base)).header("cookie", &cookie)).await;
+    read(test.client.delete(format!("{}/ops/session", test.base)).header("cookie", &cookie)).await;
 
-    let all = acts(&world, "").await;
+    let all = acts(&test, "").await;
     let expected = [
         ("admin", "POST /admin/v1/products", format!("productId={product}"), 201),
         ("kim", "PATCH /admin/v1/products/{productId}", format!("productId={product}"), 409),
@@ -70,7 +70,7 @@ async fn operator_actions_recorded_and_nothing_else() {
     let expected: Vec<_> = expected.iter().map(|(who, act, on, status)| (*who, *act, on.as_str(), *status)).collect();
     assert_eq!(all.iter().map(told).collect::<Vec<_>>(), expected);
     fields(&all[0], "operator act target detail status at requestId");
-    assert_eq!(all[0]["at"], now(&world));
+    assert_eq!(all[0]["at"], now(&test));
     assert_eq!(all[1]["requestId"], "of-kim");
     let detail: Value = serde_json::from_str(all[1]["detail"].as_str().unwrap()).unwrap();
     assert_eq!((&detail["productName"], &detail["stockDelta"]), (&json!("가\"나"), &json!(-9)), "{detail}");
@@ -80,61 +80,61 @@ async fn operator_actions_recorded_and_nothing_else() {
         "{everything}"
     );
 
-    assert_eq!(acts(&world, "&operator=kim").await, all[1..]);
-    assert!(acts(&world, "&operator=lee").await.is_empty());
-    let page = get(&world, "/admin/v1/acts?page=1&size=2").await.ok();
+    assert_eq!(acts(&test, "&operator=kim").await, all[1..]);
+    assert!(acts(&test, "&operator=lee").await.is_empty());
+    let page = get(&test, "/admin/v1/acts?page=1&size=2").await.ok();
     assert_eq!(page["content"].as_array().unwrap()[..], [all[3].clone(), all[2].clone()]);
     for wrong in ["operator=Kim", "operator=", "operator=a%00", "size=101", "page=-1"] {
-        get(&world, &format!("/admin/v1/acts?{wrong}")).await.refused(400, "INVALID_REQUEST");
+        get(&test, &format!("/admin/v1/acts?{wrong}")).await.refused(400, "INVALID_REQUEST");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn operator_action_path_recorded_short_and_printable() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     for id in ["%00%0a", &"9".repeat(500), "%F0%9F%91%9F"] {
         let patch = json!({"price": 1});
         let path = format!("/admin/v1/products/{id}");
-        world.send(Method::PATCH, &path, Some(&patch), None).await.refused(404, "PRODUCT_NOT_FOUND");
+        test.send(Method::PATCH, &path, Some(&patch), None).await.refused(404, "PRODUCT_NOT_FOUND");
     }
-    let all = acts(&world, "").await;
+    let all = acts(&test, "").await;
     let targets: Vec<&str> = all.iter().map(|act| told(act).2).collect();
     let long = format!("productId={}…", "9".repeat(40));
     assert_eq!(targets, ["productId=\u{fffd}\u{fffd}", &long, "productId=👟"]);
-    world.finish().await;
+    test.finish().await;
 }
 
 /// The act is not held up, and is written once Postgres is back.
 #[tokio::test]
 async fn operator_actions_queued_when_postgres_down() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     let rename = async |from: &str, to: &str| {
         let sql = format!("ALTER TABLE {from} RENAME TO {to}");
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(test.db.get_postgres_connection_pool()).await.unwrap();
     };
     rename("operator_acts", "away").await;
-    let users: Vec<i64> = [world.user(1).await, world.user(2).await, world.user(3).await].into();
+    let users: Vec<i64> = [test.user(1).await, test.user(2).await, test.user(3).await].into();
     rename("away", "operator_acts").await;
     // Whoever asks now waits for what is still on its way.
     let noted = crate::support::harness::until("the acts are written", async || {
-        let all = acts(&world, "").await;
+        let all = acts(&test, "").await;
         (all.len() == users.len()).then_some(all)
     })
     .await;
     let targets: Vec<String> = noted.iter().map(|act| told(act).2.to_owned()).collect();
     assert_eq!(targets, users.iter().map(|id| format!("userId={id}")).collect::<Vec<_>>());
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn operator_actions_written_before_stop() {
-    let world = World::start().await;
-    let user = world.user(1).await;
-    world.app.stop(None).await;
-    let pool = world.db.get_postgres_connection_pool();
+    let test = TestApp::start().await;
+    let user = test.user(1).await;
+    test.app.stop(None).await;
+    let pool = test.db.get_postgres_connection_pool();
     let target: String = sqlx::query_scalar("SELECT target FROM operator_acts").fetch_one(pool).await.unwrap();
     assert_eq!(target, format!("userId={user}"));
-    assert_eq!(world.app.acts.dropped(), 0);
-    world.finish().await;
+    assert_eq!(test.app.acts.dropped(), 0);
+    test.finish().await;
 }

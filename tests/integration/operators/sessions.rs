@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     api_kit::in_contract,
-    harness::{ADMIN, Options, Reply, World, read},
+    harness::{ADMIN, Options, Reply, TestApp, read},
 };
 
 const KIM: &str = "a-token-of-kim-0123";
@@ -21,8 +21,8 @@ fn with_kim() -> Options {
     Options { operators: OperatorsConfig { admin_tokens, ..OperatorsConfig::admin(ADMIN) }, ..Options::default() }
 }
 
-async fn sign_in(world: &World, token: &str) -> Reply {
-    let reply = world.post("/ops/session", json!({"token": token})).await;
+async fn sign_in(test: &TestApp, token: &str) -> Reply {
+    let reply = test.post("/ops/session", json!({"token": token})).await;
     if !reply.status.is_success() {
         in_contract("/ops/session", &reply);
     }
@@ -38,8 +38,8 @@ fn cookie(reply: &Reply) -> String {
 }
 
 /// A request with a cookie and no token.
-async fn cookied(world: &World, method: Method, path: &str, cookie: &str, header: bool, body: Option<Value>) -> Reply {
-    let mut request = world.client.request(method, format!("{}{path}", world.base)).header(COOKIE, cookie);
+async fn cookied(test: &TestApp, method: Method, path: &str, cookie: &str, header: bool, body: Option<Value>) -> Reply {
+    let mut request = test.client.request(method, format!("{}{path}", test.base)).header(COOKIE, cookie);
     if header {
         request = request.header("x-firstcome-ops", "1");
     }
@@ -49,14 +49,14 @@ async fn cookied(world: &World, method: Method, path: &str, cookie: &str, header
     read(request).await
 }
 
-async fn session(world: &World, cookie: &str) -> Reply {
-    cookied(world, Method::GET, "/ops/session", cookie, false, None).await
+async fn session(test: &TestApp, cookie: &str) -> Reply {
+    cookied(test, Method::GET, "/ops/session", cookie, false, None).await
 }
 
 #[tokio::test]
 async fn session_opens_acts_and_closes() {
-    let world = World::with(with_kim()).await;
-    let signed_in = sign_in(&world, KIM).await;
+    let test = TestApp::with(with_kim()).await;
+    let signed_in = sign_in(&test, KIM).await;
     let set = signed_in.headers["set-cookie"].to_str().unwrap();
     assert!(set.starts_with("firstcome_ops=kim."), "{set}");
     assert!(set.ends_with("; HttpOnly; SameSite=Strict; Path=/ops; Max-Age=28800"), "{set}");
@@ -68,78 +68,78 @@ async fn session_opens_acts_and_closes() {
         });
     assert_eq!(paths.collect::<Vec<_>>(), ["/ops", "/admin"]);
     let cookie = cookie(&signed_in);
-    let shown = session(&world, &cookie).await.ok();
-    assert_eq!(shown, json!({"operator": "kim", "expiresAt": world.clock.now().0 + 28_800_000}));
+    let shown = session(&test, &cookie).await.ok();
+    assert_eq!(shown, json!({"operator": "kim", "expiresAt": test.clock.now().0 + 28_800_000}));
 
     // The cookie alone is what a form of another site would come with.
     let new = json!({"productName": "x", "price": 1, "stockQuantity": 1, "category": "TOP"});
-    let before = world.snapshot().await;
+    let before = test.snapshot().await;
     for (method, path) in [(Method::POST, "/admin/v1/products"), (Method::GET, "/admin/v1/orders")] {
         let body = (method == Method::POST).then(|| new.clone());
-        cookied(&world, method, path, &cookie, false, body).await.refused(401, "UNAUTHORIZED");
+        cookied(&test, method, path, &cookie, false, body).await.refused(401, "UNAUTHORIZED");
     }
-    assert_eq!(world.snapshot().await, before);
-    cookied(&world, Method::POST, "/admin/v1/products", &cookie, true, Some(new)).await.created();
-    cookied(&world, Method::GET, "/admin/v1/projection", &cookie, true, None).await.ok();
-    cookied(&world, Method::GET, "/admin/v1/nothing", &cookie, true, None).await.refused(404, "NOT_FOUND");
+    assert_eq!(test.snapshot().await, before);
+    cookied(&test, Method::POST, "/admin/v1/products", &cookie, true, Some(new)).await.created();
+    cookied(&test, Method::GET, "/admin/v1/projection", &cookie, true, None).await.ok();
+    cookied(&test, Method::GET, "/admin/v1/nothing", &cookie, true, None).await.refused(404, "NOT_FOUND");
 
-    let signed_out = cookied(&world, Method::DELETE, "/ops/session", &cookie, false, None).await;
+    let signed_out = cookied(&test, Method::DELETE, "/ops/session", &cookie, false, None).await;
     assert_eq!(signed_out.status, 204);
     let cleared = "firstcome_ops=; HttpOnly; SameSite=Strict; Path=/ops; Max-Age=0";
     assert_eq!(signed_out.headers["set-cookie"], cleared);
-    session(&world, &cookie).await.refused(401, "UNAUTHORIZED");
-    cookied(&world, Method::GET, "/admin/v1/projection", &cookie, true, None).await.refused(401, "UNAUTHORIZED");
+    session(&test, &cookie).await.refused(401, "UNAUTHORIZED");
+    cookied(&test, Method::GET, "/admin/v1/projection", &cookie, true, None).await.refused(401, "UNAUTHORIZED");
     // Again, and without any.
     for cookie in [cookie.as_str(), "firstcome_ops="] {
-        let again = cookied(&world, Method::DELETE, "/ops/session", cookie, false, None).await;
+        let again = cookied(&test, Method::DELETE, "/ops/session", cookie, false, None).await;
         assert_eq!((again.status.as_u16(), again.headers["set-cookie"].to_str().unwrap()), (204, cleared));
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn session_refused_when_cookie_invalid() {
-    let world = World::with(with_kim()).await;
+    let test = TestApp::with(with_kim()).await;
     for wrong in ["wrong", "kim", &KIM[1..], &format!("kim:{KIM}")] {
-        let refused = sign_in(&world, wrong).await;
+        let refused = sign_in(&test, wrong).await;
         refused.refused(401, "UNAUTHORIZED");
         assert!(!refused.headers.contains_key("set-cookie"));
     }
     for wrong in
         [json!({}), json!({"token": ""}), json!({"token": 1}), json!([KIM]), json!({"token": "x".repeat(1_001)})]
     {
-        world.post("/ops/session", wrong).await.refused(400, "INVALID_REQUEST");
+        test.post("/ops/session", wrong).await.refused(400, "INVALID_REQUEST");
     }
     // As a form may send it.
-    let form = world.client.post(format!("{}/ops/session", world.base));
+    let form = test.client.post(format!("{}/ops/session", test.base));
     let form = form.header("content-type", "text/plain").body(json!({"token": KIM}).to_string());
     read(form).await.refused(415, "UNSUPPORTED_MEDIA_TYPE");
     // A token is for signing in, or for each request; it is no cookie, and none is taken from a URL.
     for path in ["/ops/session", "/ops/session?token=a-token-of-kim-0123"] {
-        session_at(&world, path).await.refused(401, "UNAUTHORIZED");
+        session_at(&test, path).await.refused(401, "UNAUTHORIZED");
     }
     for cookie in ["firstcome_ops", "firstcome_ops=", &format!("firstcome_ops={KIM}"), "other=1"] {
-        session(&world, cookie).await.refused(401, "UNAUTHORIZED");
+        session(&test, cookie).await.refused(401, "UNAUTHORIZED");
     }
-    let put = world.put("/ops/session", json!({"token": KIM})).await;
+    let put = test.put("/ops/session", json!({"token": KIM})).await;
     put.refused(405, "METHOD_NOT_ALLOWED");
-    world.finish().await;
+    test.finish().await;
 }
 
-async fn session_at(world: &World, path: &str) -> Reply {
-    read(world.client.get(format!("{}{path}", world.base)).bearer_auth(KIM)).await
+async fn session_at(test: &TestApp, path: &str) -> Reply {
+    read(test.client.get(format!("{}{path}", test.base)).bearer_auth(KIM)).await
 }
 
 #[tokio::test]
 async fn sign_in_slowed_after_failures() {
     let mut options = with_kim();
     options.limits = LimitsConfig { rate_limit_guesses_per_minute: 20, rate_limit_keys: 10, ..LimitsConfig::off() };
-    let world = World::with(options).await;
-    let cookie = cookie(&sign_in(&world, KIM).await);
+    let test = TestApp::with(options).await;
+    let cookie = cookie(&sign_in(&test, KIM).await);
     let mut statuses = Vec::new();
     // A slow machine lets a few more through.
     while statuses.last() != Some(&429) {
-        let refused = sign_in(&world, "wrong").await;
+        let refused = sign_in(&test, "wrong").await;
         statuses.push(refused.status.as_u16());
         assert!(statuses.len() < 100_000);
     }
@@ -148,69 +148,69 @@ async fn sign_in_slowed_after_failures() {
     let elsewhere =
         reqwest::Client::builder().no_proxy().local_address("127.0.0.2".parse::<std::net::IpAddr>().unwrap());
     let elsewhere = elsewhere.build().unwrap();
-    let signing_in = elsewhere.post(format!("{}/ops/session", world.base)).json(&json!({"token": ADMIN}));
+    let signing_in = elsewhere.post(format!("{}/ops/session", test.base)).json(&json!({"token": ADMIN}));
     assert_eq!(read(signing_in).await.status, 204);
-    read(elsewhere.get(format!("{}/admin/v1/orders", world.base)).bearer_auth(ADMIN)).await.ok();
-    cookied(&world, Method::GET, "/admin/v1/orders", &cookie, true, None).await.ok();
-    world.finish().await;
+    read(elsewhere.get(format!("{}/admin/v1/orders", test.base)).bearer_auth(ADMIN)).await.ok();
+    cookied(&test, Method::GET, "/admin/v1/orders", &cookie, true, None).await.ok();
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn session_valid_on_every_instance_without_database() {
-    let world = World::with(with_kim()).await;
-    let cookie = cookie(&sign_in(&world, KIM).await);
+    let test = TestApp::with(with_kim()).await;
+    let cookie = cookie(&sign_in(&test, KIM).await);
     let mut headers = reqwest::header::HeaderMap::new();
     headers.insert(COOKIE, cookie.parse().unwrap());
     let instance = |operators: &OperatorsConfig, secure| {
         let limits = Arc::new(Limits::new(&LimitsConfig::off()));
-        Arc::new(Sessions::new(Operators::new(operators).unwrap(), world.clock.clone(), secure, limits))
+        Arc::new(Sessions::new(Operators::new(operators).unwrap(), test.clock.clone(), secure, limits))
     };
-    let other = instance(&world.options.operators, true);
+    let other = instance(&test.options.operators, true);
     assert_eq!(other.session(&headers).unwrap().operator.name(), "kim");
     let without_kim = instance(&OperatorsConfig::admin(ADMIN), false);
     assert!(without_kim.session(&headers).is_none());
 
     // Signing in writes nothing anywhere, and nothing is looked up.
-    world.db.clone().close().await.unwrap();
-    let another = self::cookie(&sign_in(&world, ADMIN).await);
+    test.db.clone().close().await.unwrap();
+    let another = self::cookie(&sign_in(&test, ADMIN).await);
     assert_ne!(another, cookie);
-    session(&world, &cookie).await.ok();
-    assert_eq!(session(&world, &another).await.ok()["operator"], "admin");
-    world.end_in_disorder().await;
+    session(&test, &cookie).await.ok();
+    assert_eq!(session(&test, &another).await.ok()["operator"], "admin");
+    test.finish_unchecked().await;
 }
 
 #[tokio::test]
 async fn sign_in_accepted_while_writes_shed() {
     let mut options = with_kim();
     options.durability.max_backlog = 1;
-    let world = World::with(options).await;
+    let test = TestApp::with(options).await;
     // Nobody projects.
-    world.user(0).await;
-    world.post("/admin/v1/users", json!({"userName": "x"})).await.refused(503, "SERVICE_UNAVAILABLE");
-    session(&world, &cookie(&sign_in(&world, KIM).await)).await.ok();
-    world.finish().await;
+    test.user(0).await;
+    test.post("/admin/v1/users", json!({"userName": "x"})).await.refused(503, "SERVICE_UNAVAILABLE");
+    session(&test, &cookie(&sign_in(&test, KIM).await)).await.ok();
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn session_cookie_secure_when_behind_tls() {
     let mut options = Options::default();
     options.operators.ops_cookie_secure = true;
-    let world = World::with(options).await;
-    let signed_in = sign_in(&world, ADMIN).await;
+    let test = TestApp::with(options).await;
+    let signed_in = sign_in(&test, ADMIN).await;
     let set = signed_in.headers["set-cookie"].to_str().unwrap();
     assert!(set.ends_with("; Path=/ops; Max-Age=28800; Secure"), "{set}");
-    let signed_out = cookied(&world, Method::DELETE, "/ops/session", &cookie(&signed_in), false, None).await;
+    let signed_out = cookied(&test, Method::DELETE, "/ops/session", &cookie(&signed_in), false, None).await;
     assert!(signed_out.headers["set-cookie"].to_str().unwrap().ends_with("; Max-Age=0; Secure"));
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn session_expires() {
-    let world = World::start().await;
-    let cookie = cookie(&sign_in(&world, ADMIN).await);
-    world.clock.advance(28_800_000 - 1);
-    session(&world, &cookie).await.ok();
-    world.clock.advance(1);
-    session(&world, &cookie).await.refused(401, "UNAUTHORIZED");
-    world.finish().await;
+    let test = TestApp::start().await;
+    let cookie = cookie(&sign_in(&test, ADMIN).await);
+    test.clock.advance(28_800_000 - 1);
+    session(&test, &cookie).await.ok();
+    test.clock.advance(1);
+    session(&test, &cookie).await.refused(401, "UNAUTHORIZED");
+    test.finish().await;
 }

@@ -4,27 +4,27 @@ use serde_json::{Value, json};
 
 use crate::support::{
     api_kit::{bought, get, id, on_1_and_3, order_of, pay, placed, post},
-    harness::World,
+    harness::TestApp,
 };
 
 fn events(story: &Value) -> Vec<&str> {
     story["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect()
 }
 
-async fn story(world: &World, of: &str, id: i64) -> Value {
-    get(world, &format!("/admin/v1/{of}/{id}/story")).await.ok()
+async fn story(test: &TestApp, of: &str, id: i64) -> Value {
+    get(test, &format!("/admin/v1/{of}/{id}/story")).await.ok()
 }
 
 #[tokio::test]
 async fn user_timeline_complete() {
-    on_1_and_3(async |world| {
-        let (user, product) = (world.user(1_000).await, world.product(100, 90).await);
-        let coupon = world.campaign("FIXED", 10, 5).await;
-        world.issue(coupon, user).await.ok();
-        bought(world, user, product, 2).await;
-        let open = placed(world, user, &[(product, 1)], Some(coupon)).await;
-        world.drain().await;
-        let told = story(world, "users", user).await;
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(1_000).await, test.product(100, 90).await);
+        let coupon = test.campaign("FIXED", 10, 5).await;
+        test.issue(coupon, user).await.ok();
+        bought(test, user, product, 2).await;
+        let open = placed(test, user, &[(product, 1)], Some(coupon)).await;
+        test.drain().await;
+        let told = story(test, "users", user).await;
         assert_eq!(told["user"], json!({"userId": user, "userName": "이다은", "balance": 800}));
         assert_eq!(told["coupons"][0]["heldByOrderId"], open);
         let kinds: Vec<&Value> = told["entries"].as_array().unwrap().iter().map(|e| &e["transactionType"]).collect();
@@ -32,10 +32,10 @@ async fn user_timeline_complete() {
         assert_eq!((&told["openOrdersInAll"], &told["openOrders"][0]["orderId"]), (&json!(1), &json!(open)));
         assert_eq!((&told["ordersInAll"], told["orders"].as_array().unwrap().len()), (&json!(2), 2));
         assert_eq!(told["deadLetters"], json!([]));
-        let shown = get(world, &format!("/admin/v1/users/{user}")).await.ok();
+        let shown = get(test, &format!("/admin/v1/users/{user}")).await.ok();
         assert_eq!(shown, told["user"]);
         for path in ["/admin/v1/users/999999/story", "/admin/v1/users/999999", "/admin/v1/users/x/story"] {
-            get(world, path).await.refused(404, "USER_NOT_FOUND");
+            get(test, path).await.refused(404, "USER_NOT_FOUND");
         }
     })
     .await;
@@ -43,36 +43,36 @@ async fn user_timeline_complete() {
 
 #[tokio::test]
 async fn timeline_lists_bounded() {
-    let world = World::start().await;
-    let (user, product) = (world.user(100_000).await, world.product(1, 900).await);
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(100_000).await, test.product(1, 900).await);
     for _ in 0..25 {
-        bought(&world, user, product, 1).await;
+        bought(&test, user, product, 1).await;
     }
-    world.drain().await;
-    let told = story(&world, "users", user).await;
+    test.drain().await;
+    let told = story(&test, "users", user).await;
     assert_eq!((told["orders"].as_array().unwrap().len(), &told["ordersInAll"]), (20, &json!(25)));
     assert_eq!(told["entries"].as_array().unwrap().len(), 20);
     assert_eq!(told["entries"][19]["entryNo"], 26);
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn order_timeline_dates_every_step() {
-    on_1_and_3(async |world| {
-        let (user, near) = (world.user(1_000).await, world.product(100, 90).await);
-        let far = world.product(50, 9).await;
-        let order = post(world, "/api/v1/orders", order_of(user, &[(near, 1), (far, 1)], None)).await.ok();
+    on_1_and_3(async |test| {
+        let (user, near) = (test.user(1_000).await, test.product(100, 90).await);
+        let far = test.product(50, 9).await;
+        let order = post(test, "/api/v1/orders", order_of(user, &[(near, 1), (far, 1)], None)).await.ok();
         let order_id = id(&order, "orderId");
         // Postgres has nothing of it yet: Redis is believed.
-        let told = story(world, "orders", order_id).await;
+        let told = story(test, "orders", order_id).await;
         assert_eq!((&told["redisStatus"], &told["postgresStatus"]), (&json!("PENDING"), &Value::Null));
         assert_eq!((events(&told), &told["payment"]), (vec!["ORDER_PLACED"], &Value::Null));
-        world.clock.advance(5_000);
-        pay(world, order_id, user, 150).await.ok();
-        world.clock.advance(5_000);
-        crate::support::api_kit::cancel(world, order_id, user).await.ok();
-        world.drain().await;
-        let told = story(world, "orders", order_id).await;
+        test.clock.advance(5_000);
+        pay(test, order_id, user, 150).await.ok();
+        test.clock.advance(5_000);
+        crate::support::api_kit::cancel(test, order_id, user).await.ok();
+        test.drain().await;
+        let told = story(test, "orders", order_id).await;
         assert_eq!((&told["redisStatus"], &told["postgresStatus"]), (&json!("CANCELLED"), &json!("CANCELLED")));
         let all = ["ORDER_PLACED", "BALANCE_CHANGED", "ORDER_PAID", "PAYMENT_ENDED", "BALANCE_CHANGED", "ORDER_CLOSED"];
         assert_eq!(events(&told), all);
@@ -80,14 +80,14 @@ async fn order_timeline_dates_every_step() {
         assert_eq!(json!(details), json!([null, "PAYMENT 150", null, "REFUNDED", "REFUND 150", "REFUNDED"]));
         assert_eq!((&told["payment"]["status"], &told["payment"]["method"]), (&json!("REFUNDED"), &json!("BALANCE")));
         let elsewhere = told["holds"].as_array().unwrap();
-        assert_eq!(elsewhere.is_empty(), world.options.partitions == 1, "{elsewhere:?}");
+        assert_eq!(elsewhere.is_empty(), test.options.partitions == 1, "{elsewhere:?}");
         assert!(elsewhere.iter().all(|hold| hold["state"] == "REFUNDED"), "{elsewhere:?}");
         // And when it has left Redis.
-        world.leave().await;
-        let later = story(world, "orders", order_id).await;
+        test.leave().await;
+        let later = story(test, "orders", order_id).await;
         assert_eq!((&later["redisStatus"], &later["order"]), (&Value::Null, &told["order"]));
         assert_eq!(later["events"], told["events"]);
-        get(world, "/admin/v1/orders/999999/story").await.refused(404, "ORDER_NOT_FOUND");
+        get(test, "/admin/v1/orders/999999/story").await.refused(404, "ORDER_NOT_FOUND");
     })
     .await;
 }
@@ -95,16 +95,16 @@ async fn order_timeline_dates_every_step() {
 /// What Redis has is told while Postgres is away.
 #[tokio::test]
 async fn timeline_served_when_postgres_down() {
-    let world = World::start().await;
-    let (user, product) = (world.user(1_000).await, world.product(100, 90).await);
-    let order = placed(&world, user, &[(product, 1)], None).await;
-    world.db.clone().close().await.unwrap();
-    let told = story(&world, "users", user).await;
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(1_000).await, test.product(100, 90).await);
+    let order = placed(&test, user, &[(product, 1)], None).await;
+    test.db.clone().close().await.unwrap();
+    let told = story(&test, "users", user).await;
     assert_eq!(
         (&told["user"]["balance"], &told["orders"], &told["entries"]),
         (&json!(1_000), &Value::Null, &Value::Null)
     );
-    let told = story(&world, "orders", order).await;
+    let told = story(&test, "orders", order).await;
     assert_eq!((&told["redisStatus"], &told["deadLetters"]), (&json!("PENDING"), &Value::Null));
-    world.end_in_disorder().await;
+    test.finish_unchecked().await;
 }

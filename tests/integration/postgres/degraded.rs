@@ -7,7 +7,7 @@ use sqlx::Connection;
 
 use crate::{
     projector::projection::Shop,
-    support::harness::{World, postgres_config, until},
+    support::harness::{TestApp, postgres_config, until},
 };
 
 /// Postgres stopped, its connections open: the API goes on, what only Postgres has is 503 in bounded time, and Redis may
@@ -101,8 +101,8 @@ async fn api_served_when_postgres_refuses_connections() {
 /// Whoever stops waiting for a transaction to begin leaves it open, and nobody knows of it: the connection is not used again.
 #[tokio::test]
 async fn connection_dropped_when_transaction_abandoned() {
-    let world = World::start().await;
-    let pool = world.db.get_postgres_connection_pool();
+    let test = TestApp::start().await;
+    let pool = test.db.get_postgres_connection_pool();
     let open = async |pids: i64| {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in %'";
         (sqlx::query_scalar::<_, i64>(sql).fetch_one(pool).await.unwrap() == pids).then_some(())
@@ -127,5 +127,5 @@ async fn connection_dropped_when_transaction_abandoned() {
             begun.rollback().await.unwrap();
         }
     }
-    world.finish().await;
+    test.finish().await;
 }

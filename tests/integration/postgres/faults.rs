@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::{
     process::binary::{program, run},
-    support::harness::{self, Options, World},
+    support::harness::{self, Options, TestApp},
 };
 
 /// A name in letters that most encodings do not have.
@@ -37,19 +37,19 @@ async fn start_refused_when_database_not_utf8() {
     harness::drop_database(&template).await;
 }
 
-async fn sql(world: &World, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+async fn sql(test: &TestApp, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(test.db.get_postgres_connection_pool()).await.unwrap();
 }
 
-async fn count(world: &World, what: &str) -> i64 {
+async fn count(test: &TestApp, what: &str) -> i64 {
     let sql = AssertSqlSafe(format!("SELECT count(*) FROM {what}"));
-    sqlx::query_scalar(sql).fetch_one(world.db.get_postgres_connection_pool()).await.unwrap()
+    sqlx::query_scalar(sql).fetch_one(test.db.get_postgres_connection_pool()).await.unwrap()
 }
 
 /// Has the server refuse every user of this name, as if for this reason.
-async fn refuse(world: &World, state: &str) {
+async fn refuse(test: &TestApp, state: &str) {
     sql(
-        world,
+        test,
         &format!(
             "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
              $$ BEGIN RAISE EXCEPTION 'not {NAME}' USING ERRCODE = '{state}'; END $$;
@@ -60,101 +60,101 @@ async fn refuse(world: &World, state: &str) {
     .await;
 }
 
-async fn user(world: &World, name: &str) -> Value {
-    world.post("/admin/v1/users", json!({"userName": name})).await.created()["userId"].clone()
+async fn user(test: &TestApp, name: &str) -> Value {
+    test.post("/admin/v1/users", json!({"userName": name})).await.created()["userId"].clone()
 }
 
 /// By SQLSTATE: too long, out of range, no such character, a constraint, the same row twice, an index entry too large, what a
 /// trigger says.
 #[tokio::test]
 async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     let states = ["22001", "22003", "22008", "22021", "22P05", "23514", "23505", "21000", "54000", "P0001"];
     for (n, state) in (1..).zip(states) {
-        refuse(&world, state).await;
-        user(&world, "before").await;
-        user(&world, NAME).await;
-        user(&world, "after").await;
-        world.drain().await;
-        assert_eq!(count(&world, "dead_letters").await, n, "{state}");
-        assert_eq!(count(&world, "users").await, 2 * n, "{state}");
+        refuse(&test, state).await;
+        user(&test, "before").await;
+        user(&test, NAME).await;
+        user(&test, "after").await;
+        test.drain().await;
+        assert_eq!(count(&test, "dead_letters").await, n, "{state}");
+        assert_eq!(count(&test, "users").await, 2 * n, "{state}");
     }
-    let audit = world.get("/admin/v1/audit").await.ok();
+    let audit = test.get("/admin/v1/audit").await.ok();
     assert_eq!(audit["balanced"], false, "{audit}");
     // Once nothing is in their way they are applied, one by one.
-    sql(&world, "DROP TRIGGER refuse ON users").await;
-    let letters = world.get("/admin/v1/dead-letters?size=100").await.ok();
+    sql(&test, "DROP TRIGGER refuse ON users").await;
+    let letters = test.get("/admin/v1/dead-letters?size=100").await.ok();
     for letter in letters["content"].as_array().unwrap() {
         let body = json!({"partition": 0, "streamId": letter["streamId"], "seq": letter["seq"]});
-        assert_eq!(world.post("/admin/v1/dead-letters/retry", body).await.status, 204);
+        assert_eq!(test.post("/admin/v1/dead-letters/retry", body).await.status, 204);
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// What is refused as an event and as a letter is filed all the same, in letters that any database takes.
 #[tokio::test]
 async fn dead_letter_filed_in_ascii_when_postgres_refuses_its_text() {
-    let world = World::start().await;
-    refuse(&world, "22P05").await;
-    sql(&world, r"ALTER TABLE dead_letters ADD CHECK (fields::text ~ '^[ -~]*$' AND reason ~ '^[ -~]*$')").await;
-    user(&world, NAME).await;
-    user(&world, "after").await;
-    world.drain().await;
-    assert_eq!((count(&world, "dead_letters").await, count(&world, "users").await), (1, 1));
-    let letters = world.get("/admin/v1/dead-letters").await.ok();
+    let test = TestApp::start().await;
+    refuse(&test, "22P05").await;
+    sql(&test, r"ALTER TABLE dead_letters ADD CHECK (fields::text ~ '^[ -~]*$' AND reason ~ '^[ -~]*$')").await;
+    user(&test, NAME).await;
+    user(&test, "after").await;
+    test.drain().await;
+    assert_eq!((count(&test, "dead_letters").await, count(&test, "users").await), (1, 1));
+    let letters = test.get("/admin/v1/dead-letters").await.ok();
     let letter = &letters["content"][0];
     assert!(letter["fields"]["escaped"].as_str().is_some_and(|text| text.contains("1f39f")), "{letter}");
     // It is there to be read. Applied, it would be under another name.
-    sql(&world, "DROP TRIGGER refuse ON users").await;
+    sql(&test, "DROP TRIGGER refuse ON users").await;
     let body = json!({"partition": 0, "streamId": letter["streamId"], "seq": letter["seq"]});
-    world.post("/admin/v1/dead-letters/retry", body).await.refused(409, "DEAD_LETTER_REFUSED");
-    world.end_in_disorder().await;
+    test.post("/admin/v1/dead-letters/retry", body).await.refused(409, "DEAD_LETTER_REFUSED");
+    test.finish_unchecked().await;
 }
 
 /// By SQLSTATE: no right, no room, a broken disk, a column that is not there, read-only, no connection to be had.
 #[tokio::test]
 async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     for (n, state) in (1..).zip(["42501", "53100", "58030", "42703", "25006", "53300"]) {
-        refuse(&world, state).await;
-        user(&world, NAME).await;
-        let failed = world.app.projector.drain().await.unwrap_err().to_string();
+        refuse(&test, state).await;
+        user(&test, NAME).await;
+        let failed = test.app.projector.drain().await.unwrap_err().to_string();
         assert!(failed.contains("not "), "{failed}");
-        assert_eq!((count(&world, "dead_letters").await, count(&world, "users").await), (0, n - 1), "{state}");
+        assert_eq!((count(&test, "dead_letters").await, count(&test, "users").await), (0, n - 1), "{state}");
         // At first it is a delay, then a stall.
-        let ready = async || world.get("/readyz").await.ok();
-        world.engine.look().await;
+        let ready = async || test.get("/readyz").await.ok();
+        test.engine.look().await;
         assert_eq!(ready().await, json!({"status": "UP"}), "{state}");
-        world.clock.advance(61_000);
-        world.engine.look().await;
+        test.clock.advance(61_000);
+        test.engine.look().await;
         let stalled = ready().await;
         assert_eq!(stalled["status"], "DEGRADED", "{stalled}");
         assert!(stalled["reasons"][0].as_str().unwrap().starts_with("partition 0: nothing has come"), "{stalled}");
         // A sale goes on meanwhile.
-        world.put("/api/v1/balances/1", json!({"amount": 1})).await.ok();
-        sql(&world, "DROP TRIGGER refuse ON users").await;
-        world.drain().await;
-        world.engine.look().await;
+        test.put("/api/v1/balances/1", json!({"amount": 1})).await.ok();
+        sql(&test, "DROP TRIGGER refuse ON users").await;
+        test.drain().await;
+        test.engine.look().await;
         assert_eq!(ready().await, json!({"status": "UP"}), "{state}");
-        assert_eq!(count(&world, "users").await, n);
+        assert_eq!(count(&test, "users").await, n);
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Books that agree but for what waits prove nothing where it waits for ever.
 #[tokio::test]
 async fn audit_fails_when_projection_stalled() {
     // The outbox's times are Redis's, and so is this clock's.
-    let world =
-        World::with(Options { clock: Some(firstcome::model::Clock::system().now()), ..Options::default() }).await;
-    user(&world, "A").await;
-    let audit = world.get("/admin/v1/audit").await.ok();
+    let test =
+        TestApp::with(Options { clock: Some(firstcome::model::Clock::system().now()), ..Options::default() }).await;
+    user(&test, "A").await;
+    let audit = test.get("/admin/v1/audit").await.ok();
     assert_eq!(audit["balanced"], true, "{audit}");
-    world.clock.advance(400_000);
-    let report = world.app.audit().run().await.unwrap();
+    test.clock.advance(400_000);
+    let report = test.app.audit().run().await.unwrap();
     let check = report.checks.iter().find(|check| check.name.starts_with("projection:")).unwrap();
     assert!(!report.balanced && !check.ok, "{check:?}");
-    world.drain().await;
-    assert!(world.app.audit().run().await.unwrap().balanced);
-    world.finish().await;
+    test.drain().await;
+    assert!(test.app.audit().run().await.unwrap().balanced);
+    test.finish().await;
 }

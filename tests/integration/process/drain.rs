@@ -11,7 +11,7 @@ use crate::{
     process::binary::{Running, Servers, get, post, program, put, run},
     support::{
         fake_gateway::{Behaviour, FakeGateway},
-        harness::{self, Options, World, until},
+        harness::{self, Options, TestApp, until},
     },
 };
 
@@ -264,12 +264,12 @@ async fn stop_ends_waiting_start() {
 async fn stop_ignores_later_decisions_of_others() {
     for partitions in [1, 2] {
         // One decision in a transaction: nobody who carries them catches up with those who decide.
-        let world = World::with(Options { partitions, batch: 1, ..Options::default() }).await;
-        let users = [world.user(0).await, world.user(0).await];
+        let test = TestApp::with(Options { partitions, batch: 1, ..Options::default() }).await;
+        let users = [test.user(0).await, test.user(0).await];
         let stop = CancellationToken::new();
         let charging = (0..32).map(|nth: usize| {
-            let (client, stop) = (world.client.clone(), stop.clone());
-            let url = format!("{}/api/v1/balances/{}", world.base, users[nth % 2]);
+            let (client, stop) = (test.client.clone(), stop.clone());
+            let url = format!("{}/api/v1/balances/{}", test.base, users[nth % 2]);
             tokio::spawn(async move {
                 let mut charged = 0;
                 while !stop.is_cancelled() {
@@ -280,11 +280,11 @@ async fn stop_ignores_later_decisions_of_others() {
             })
         });
         let charging: Vec<_> = charging.collect();
-        until("PostgreSQL is behind", async || (world.store.backlog() > 200).then_some(())).await;
-        let carrying = world.app.projector.carry_decided();
+        until("PostgreSQL is behind", async || (test.store.backlog() > 200).then_some(())).await;
+        let carrying = test.app.projector.carry_decided();
         tokio::time::timeout(Duration::from_secs(300), carrying).await.expect("it waits for others").unwrap();
         let carried: i64 = sqlx::query_scalar("SELECT sum(balance)::bigint FROM users")
-            .fetch_one(world.db.get_postgres_connection_pool())
+            .fetch_one(test.db.get_postgres_connection_pool())
             .await
             .unwrap();
         assert!(carried >= 190, "what was decided before is there: {carried}");
@@ -294,21 +294,21 @@ async fn stop_ignores_later_decisions_of_others() {
             charged += one.await.unwrap();
         }
         assert!(charged >= carried);
-        world.finish().await;
+        test.finish().await;
     }
 }
 
 /// An outbox that lacks what was decided is not a drained one.
 #[tokio::test]
 async fn stop_reports_missing_decisions() {
-    let world = World::start().await;
-    let user = world.user(0).await;
-    world.drain().await;
-    world.put_charge(user, 1).await.ok();
-    let _: i64 = redis::cmd("DEL").arg("{p0}:outbox").query_async(&mut world.raw().await).await.unwrap();
-    let error = world.app.projector.carry_decided().await.unwrap_err().to_string();
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
+    test.drain().await;
+    test.put_charge(user, 1).await.ok();
+    let _: i64 = redis::cmd("DEL").arg("{p0}:outbox").query_async(&mut test.raw().await).await.unwrap();
+    let error = test.app.projector.carry_decided().await.unwrap_err().to_string();
     assert!(error.contains("from (1, 1) to (1, 2): decisions are lost"), "{error}");
-    world.end_in_disorder().await;
+    test.finish_unchecked().await;
 }
 
 #[tokio::test]

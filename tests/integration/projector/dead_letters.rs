@@ -19,7 +19,7 @@ use crate::{
     recovery::rebuild::rebuilt,
     support::{
         api_kit::{get, post},
-        harness::{Options, Reply, World},
+        harness::{Options, Reply, TestApp},
         invariants,
     },
 };
@@ -35,9 +35,9 @@ async fn entries(redis: &mut MultiplexedConnection, partition: u16) -> Vec<Entry
 }
 
 /// Makes the chosen entries of the outbox ones that can't be understood, and what they are called is told in another field.
-async fn estrange(world: &World, chosen: impl Fn(usize, &str) -> bool) -> usize {
-    let (mut redis, mut place, mut estranged) = (world.raw().await, 0, 0);
-    for partition in 0..world.options.partitions {
+async fn estrange(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize {
+    let (mut redis, mut place, mut estranged) = (test.raw().await, 0, 0);
+    for partition in 0..test.options.partitions {
         let outbox = format!("{{p{partition}}}:outbox");
         let all = entries(&mut redis, partition).await;
         let _: i64 = redis::cmd("DEL").arg(&outbox).query_async(&mut redis).await.unwrap();
@@ -62,41 +62,41 @@ async fn estrange(world: &World, chosen: impl Fn(usize, &str) -> bool) -> usize 
 }
 
 /// What a newer program would understand, this one does from now on.
-async fn understand(world: &World) {
+async fn understand(test: &TestApp) {
     sql(
-        world,
+        test,
         "UPDATE dead_letters SET fields = fields || jsonb_build_object('kind', fields->>'was') WHERE fields ? 'was'",
     )
     .await;
 }
 
-async fn sql(world: &World, sql: &str) {
-    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(world.db.get_postgres_connection_pool()).await.unwrap();
+async fn sql(test: &TestApp, sql: &str) {
+    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(test.db.get_postgres_connection_pool()).await.unwrap();
 }
 
-async fn one<T: Send + Unpin>(world: &World, sql: &'static str) -> T
+async fn one<T: Send + Unpin>(test: &TestApp, sql: &'static str) -> T
 where
     (T,): for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
 {
-    let row: (T,) = sqlx::query_as(sql).fetch_one(world.db.get_postgres_connection_pool()).await.unwrap();
+    let row: (T,) = sqlx::query_as(sql).fetch_one(test.db.get_postgres_connection_pool()).await.unwrap();
     row.0
 }
 
 /// All dead letters, as they are shown.
-async fn letters(world: &World) -> Vec<Value> {
-    let page = get(world, "/admin/v1/dead-letters?size=100").await.ok();
+async fn letters(test: &TestApp) -> Vec<Value> {
+    let page = get(test, "/admin/v1/dead-letters?size=100").await.ok();
     let letters = page["content"].as_array().unwrap().clone();
     assert_eq!(page["totalElements"].as_i64().unwrap(), letters.len() as i64, "{page}");
     letters
 }
 
-async fn retry(world: &World, letter: &Value) -> Reply {
+async fn retry(test: &TestApp, letter: &Value) -> Reply {
     let body = json!({"partition": letter["partition"], "streamId": letter["streamId"], "seq": letter["seq"]});
-    post(world, "/admin/v1/dead-letters/retry", body).await
+    post(test, "/admin/v1/dead-letters/retry", body).await
 }
 
 /// Every table but for the letters' own and what is written beside the projection.
-async fn tables(world: &World) -> BTreeMap<&'static str, Vec<String>> {
+async fn tables(test: &TestApp) -> BTreeMap<&'static str, Vec<String>> {
     let mut all = BTreeMap::new();
     for table in [
         "balance_entries",
@@ -114,16 +114,16 @@ async fn tables(world: &World) -> BTreeMap<&'static str, Vec<String>> {
         "users",
     ] {
         let sql = format!("SELECT (to_jsonb(t) - 'updated_at')::text FROM {table} AS t ORDER BY 1");
-        let rows = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(world.db.get_postgres_connection_pool());
+        let rows = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(test.db.get_postgres_connection_pool());
         all.insert(table, rows.await.unwrap());
     }
     all
 }
 
 /// Retries all in rounds, each in another order, until none is left; every round must get some in.
-async fn retry_all(world: &World, mut seed: u64) {
+async fn retry_all(test: &TestApp, mut seed: u64) {
     for _ in 0..1_000 {
-        let mut left = letters(world).await;
+        let mut left = letters(test).await;
         if left.is_empty() {
             return;
         }
@@ -134,14 +134,14 @@ async fn retry_all(world: &World, mut seed: u64) {
         });
         let mut applied = 0;
         for letter in &left {
-            let reply = retry(world, letter).await;
+            let reply = retry(test, letter).await;
             if reply.status == 204 {
                 applied += 1;
             } else {
                 reply.refused(409, "DEAD_LETTER_REFUSED");
             }
         }
-        assert!(applied > 0, "{:#?}", letters(world).await);
+        assert!(applied > 0, "{:#?}", letters(test).await);
     }
     panic!("there is no end to it");
 }
@@ -154,16 +154,16 @@ fn dead_letters_retried_in_any_order_equal_timely_projection() {
     TestRunner::new(ProptestConfig { max_shrink_iters: 30, ..config(12, 20) })
         .run(&chosen, |(chosen, seed, partitions): (BTreeSet<usize>, u64, u16)| {
             runtime.block_on(async {
-                let world = World::with(Options { partitions, ..Options::default() }).await;
-                busy_day(&world).await;
-                let estranged = estrange(&world, |place, _| chosen.contains(&place)).await;
-                world.drain().await;
-                assert!(letters(&world).await.len() >= estranged);
-                understand(&world).await;
-                retry_all(&world, seed).await;
+                let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+                busy_day(&test).await;
+                let estranged = estrange(&test, |place, _| chosen.contains(&place)).await;
+                test.drain().await;
+                assert!(letters(&test).await.len() >= estranged);
+                understand(&test).await;
+                retry_all(&test, seed).await;
                 // Where everything that is over may leave Redis, Postgres tells of it.
-                world.leave().await;
-                world.finish().await;
+                test.leave().await;
+                test.finish().await;
             });
             Ok(())
         })
@@ -172,53 +172,53 @@ fn dead_letters_retried_in_any_order_equal_timely_projection() {
 
 #[tokio::test]
 async fn dead_letter_applied_once_when_retries_race() {
-    let world = World::start().await;
-    let user = world.user(0).await;
-    world.put_charge(user, 500).await.ok();
-    world.put_charge(user, 7).await.ok();
-    estrange(&world, |place, _| place == 1).await;
-    world.drain().await;
-    let letter = letters(&world).await.remove(0);
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
+    test.put_charge(user, 500).await.ok();
+    test.put_charge(user, 7).await.ok();
+    estrange(&test, |place, _| place == 1).await;
+    test.drain().await;
+    let letter = letters(&test).await.remove(0);
     assert!(letter["reason"].as_str().unwrap().contains(STRANGE), "{letter}");
     assert_eq!(
         (&letter["fields"]["amount"], &letter["partition"], &letter["seq"]),
         (&json!("500"), &json!(0), &json!(2))
     );
     // Not yet understood: it stays.
-    let refused = retry(&world, &letter).await;
+    let refused = retry(&test, &letter).await;
     refused.refused(409, "DEAD_LETTER_REFUSED");
     assert!(refused.json()["message"].as_str().unwrap().contains(STRANGE), "{}", refused.text);
-    understand(&world).await;
-    let tries = join_all((0..8).map(|_| retry(&world, &letter))).await;
+    understand(&test).await;
+    let tries = join_all((0..8).map(|_| retry(&test, &letter))).await;
     let mut statuses: Vec<u16> = tries.iter().map(|reply| reply.status.as_u16()).collect();
     statuses.sort_unstable();
     assert_eq!(statuses, [204, 404, 404, 404, 404, 404, 404, 404]);
-    retry(&world, &letter).await.refused(404, "DEAD_LETTER_NOT_FOUND");
-    assert_eq!(one::<i64>(&world, "SELECT count(*) FROM balance_entries").await, 2);
-    assert_eq!(one::<i64>(&world, "SELECT balance FROM users").await, 507, "the last word is the later charge's");
-    world.finish().await;
+    retry(&test, &letter).await.refused(404, "DEAD_LETTER_NOT_FOUND");
+    assert_eq!(one::<i64>(&test, "SELECT count(*) FROM balance_entries").await, 2);
+    assert_eq!(one::<i64>(&test, "SELECT balance FROM users").await, 507, "the last word is the later charge's");
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn dead_letter_refused_changes_only_its_reason() {
-    let world = World::start().await;
-    let user = world.user(100).await;
-    let product = world.product(10, 5).await;
-    let order = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-    world.pay(order, user, "CARD", 10).await.ok();
-    estrange(&world, |_, kind| kind == "order_placed").await;
-    world.drain().await;
-    understand(&world).await;
+    let test = TestApp::start().await;
+    let user = test.user(100).await;
+    let product = test.product(10, 5).await;
+    let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    test.pay(order, user, "CARD", 10).await.ok();
+    estrange(&test, |_, kind| kind == "order_placed").await;
+    test.drain().await;
+    understand(&test).await;
     // Newest first: the payment of an order that is not there.
-    let both = letters(&world).await;
+    let both = letters(&test).await;
     assert_eq!(both.len(), 2);
-    sql(&world, "UPDATE dead_letters SET reason = 'nobody has looked'").await;
-    let (before, redis) = (tables(&world).await, world.snapshot().await);
+    sql(&test, "UPDATE dead_letters SET reason = 'nobody has looked'").await;
+    let (before, redis) = (tables(&test).await, test.snapshot().await);
     let paid = both.iter().find(|letter| letter["fields"]["kind"] == "order_paid").unwrap();
-    let refused = retry(&world, paid).await;
+    let refused = retry(&test, paid).await;
     refused.refused(409, "DEAD_LETTER_REFUSED");
-    assert_eq!((before, redis), (tables(&world).await, world.snapshot().await));
-    let reasons: Vec<String> = letters(&world).await.iter().map(|l| l["reason"].as_str().unwrap().to_owned()).collect();
+    assert_eq!((before, redis), (tables(&test).await, test.snapshot().await));
+    let reasons: Vec<String> = letters(&test).await.iter().map(|l| l["reason"].as_str().unwrap().to_owned()).collect();
     assert!(reasons.contains(&"nobody has looked".to_owned()), "{reasons:?}");
     let reason = reasons.iter().find(|reason| *reason != "nobody has looked").unwrap();
     assert!(refused.json()["message"].as_str().unwrap().contains(reason.as_str()), "{} {reason}", refused.text);
@@ -232,77 +232,77 @@ async fn dead_letter_refused_changes_only_its_reason() {
         (json!(255), paid["streamId"].clone(), paid["seq"].clone()),
     ] {
         let named = json!({"partition": partition, "streamId": id, "seq": seq});
-        retry(&world, &named).await.refused(404, "DEAD_LETTER_NOT_FOUND");
+        retry(&test, &named).await.refused(404, "DEAD_LETTER_NOT_FOUND");
     }
     for wrong in [json!({}), json!({"partition": 0, "streamId": "x", "seq": 1}), json!({"partition": 0, "seq": 1})] {
-        post(&world, "/admin/v1/dead-letters/retry", wrong).await.refused(400, "INVALID_REQUEST");
+        post(&test, "/admin/v1/dead-letters/retry", wrong).await.refused(400, "INVALID_REQUEST");
     }
-    retry_all(&world, 1).await;
-    world.finish().await;
+    retry_all(&test, 1).await;
+    test.finish().await;
 }
 
 /// What a retried event ended leaves Redis as it would have, and not while another of its letters is there.
 #[tokio::test]
 async fn order_evicted_when_its_dead_letters_applied() {
-    let world = World::start().await;
-    let user = world.user(100).await;
-    let product = world.product(10, 5).await;
-    let order = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-    world.pay(order, user, "CARD", 10).await.ok();
-    world.cancel(order, user).await.ok();
-    estrange(&world, |_, kind| kind == "order_placed").await;
-    world.drain().await;
-    understand(&world).await;
+    let test = TestApp::start().await;
+    let user = test.user(100).await;
+    let product = test.product(10, 5).await;
+    let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    test.pay(order, user, "CARD", 10).await.ok();
+    test.cancel(order, user).await.ok();
+    estrange(&test, |_, kind| kind == "order_placed").await;
+    test.drain().await;
+    understand(&test).await;
     let key = format!("{{p0}}:order:{order}");
-    let life = async || *invariants::lives(&mut world.raw().await).await.get(&key).unwrap();
-    let mut all = letters(&world).await;
+    let life = async || *invariants::lives(&mut test.raw().await).await.get(&key).unwrap();
+    let mut all = letters(&test).await;
     all.sort_by_key(|letter| letter["seq"].as_i64());
     assert_eq!(all.len(), 3, "{all:#?}");
     for letter in &all {
         assert_eq!(life().await, -1, "it would leave, and Postgres does not have it");
-        assert_eq!(retry(&world, letter).await.status, 204);
+        assert_eq!(retry(&test, letter).await.status, 204);
     }
     assert!(life().await > 0);
-    world.leave().await;
-    let found = get(&world, &format!("/api/v1/orders/{order}")).await.ok();
+    test.leave().await;
+    let found = get(&test, &format!("/api/v1/orders/{order}")).await.ok();
     assert_eq!((&found["orderStatus"], &found["closeReason"]), (&json!("CANCELLED"), &json!("REFUNDED")));
-    world.finish().await;
+    test.finish().await;
 }
 
 /// A rebuild goes on from what Postgres has: what it does not have then is no decision any more.
 #[tokio::test]
 async fn dead_letter_refused_when_rebuild_discarded_it() {
-    let world = World::with(Options { dead_letters: 1, ..Options::default() }).await;
-    let user = world.user(0).await;
-    world.put_charge(user, 500).await.ok();
-    estrange(&world, |place, _| place == 1).await;
-    world.drain().await;
-    understand(&world).await;
-    let letter = letters(&world).await.remove(0);
+    let test = TestApp::with(Options { dead_letters: 1, ..Options::default() }).await;
+    let user = test.user(0).await;
+    test.put_charge(user, 500).await.ok();
+    estrange(&test, |place, _| place == 1).await;
+    test.drain().await;
+    understand(&test).await;
+    let letter = letters(&test).await.remove(0);
     // While it goes on nobody can tell what will be true after.
-    let lock = firstcome::postgres::progress::Lock::take(&world.db).await.unwrap();
-    retry(&world, &letter).await.refused(503, "SERVICE_UNAVAILABLE");
+    let lock = firstcome::postgres::progress::Lock::take(&test.db).await.unwrap();
+    retry(&test, &letter).await.refused(503, "SERVICE_UNAVAILABLE");
     drop(lock);
-    rebuilt(&world, rebuild::Options { discard: true, lost_at_most: Some(0) }).await;
-    world.engine.ready().await.unwrap();
+    rebuilt(&test, rebuild::Options { discard: true, lost_at_most: Some(0) }).await;
+    test.engine.ready().await.unwrap();
     for _ in 0..2 {
         // Before and after the new epoch is projected.
-        let refused = retry(&world, &letter).await;
+        let refused = retry(&test, &letter).await;
         refused.refused(409, "DEAD_LETTER_REFUSED");
         assert!(refused.text.contains("rebuild"), "{}", refused.text);
-        world.put_charge(user, 1).await.ok();
-        world.drain().await;
+        test.put_charge(user, 1).await.ok();
+        test.drain().await;
     }
-    assert_eq!(one::<i64>(&world, "SELECT balance FROM users").await, 2);
-    world.finish().await;
+    assert_eq!(one::<i64>(&test, "SELECT balance FROM users").await, 2);
+    test.finish().await;
 }
 
 /// An entry without a place among the decisions, and one in the place of another.
 #[tokio::test]
 async fn dead_letter_refused_when_never_decided() {
-    let world = World::with(Options { dead_letters: 2, ..Options::default() }).await;
-    let user = world.user(0).await;
-    let mut redis = world.raw().await;
+    let test = TestApp::with(Options { dead_letters: 2, ..Options::default() }).await;
+    let user = test.user(0).await;
+    let mut redis = test.raw().await;
     poison(&mut redis, false, &[("garbage", b"yes")]).await;
     let charge: [(&str, &[u8]); 11] = [
         ("v", b"1"),
@@ -318,67 +318,67 @@ async fn dead_letter_refused_when_never_decided() {
         ("seq", b"1"),
     ];
     poison(&mut redis, false, &charge).await;
-    world.put_charge(user, 9).await.ok();
-    world.drain().await;
+    test.put_charge(user, 9).await.ok();
+    test.drain().await;
     sql(
-        &world,
+        &test,
         "UPDATE dead_letters SET fields = jsonb_set(fields, '{kind}', '\"balance_charged\"') WHERE fields ? 'kind'",
     )
     .await;
-    let before = tables(&world).await;
-    for letter in letters(&world).await {
+    let before = tables(&test).await;
+    for letter in letters(&test).await {
         assert_eq!(letter["seq"], Value::Null, "{letter}");
-        let refused = retry(&world, &letter).await;
+        let refused = retry(&test, &letter).await;
         refused.refused(409, "DEAD_LETTER_REFUSED");
         assert!(refused.text.contains("place"), "{}", refused.text);
     }
     // Nor does a number that somebody gave it help.
-    sql(&world, "UPDATE dead_letters SET epoch = 1, seq = 77 WHERE fields ? 'kind'").await;
-    let letter = letters(&world).await.into_iter().find(|letter| letter["seq"] == 77).unwrap();
-    retry(&world, &letter).await.refused(409, "DEAD_LETTER_REFUSED");
-    assert_eq!(before, tables(&world).await);
-    world.finish().await;
+    sql(&test, "UPDATE dead_letters SET epoch = 1, seq = 77 WHERE fields ? 'kind'").await;
+    let letter = letters(&test).await.into_iter().find(|letter| letter["seq"] == 77).unwrap();
+    retry(&test, &letter).await.refused(409, "DEAD_LETTER_REFUSED");
+    assert_eq!(before, tables(&test).await);
+    test.finish().await;
 }
 
 /// What a product or a campaign is like: Redis has the last word, whichever letter is retried last.
 #[tokio::test]
 async fn dead_letter_of_update_yields_to_newer_state() {
-    let world = World::start().await;
-    let product = world.product(100, 10).await;
-    let coupon = world.campaign("FIXED", 10, 5).await;
-    let at = |ms: i64| world.clock.now().plus(ms).local(world.engine.zone());
+    let test = TestApp::start().await;
+    let product = test.product(100, 10).await;
+    let coupon = test.campaign("FIXED", 10, 5).await;
+    let at = |ms: i64| test.clock.now().plus(ms).local(test.engine.zone());
     for (price, closes_in) in [(200, 2_000_000), (300, 3_000_000), (400, 4_000_000)] {
         for (path, patch) in [
             (format!("/admin/v1/products/{product}"), json!({"price": price, "stockDelta": 1})),
             (format!("/admin/v1/coupons/{coupon}"), json!({"closesAt": at(closes_in)})),
         ] {
-            world.send(Method::PATCH, &path, Some(&patch), None).await.ok();
+            test.send(Method::PATCH, &path, Some(&patch), None).await.ok();
         }
     }
     // Of each, the first and the last are letters; then the last is retried first.
-    estrange(&world, |place, kind| kind.ends_with("_updated") && ![4, 5].contains(&place)).await;
-    world.drain().await;
-    understand(&world).await;
-    let mut all = letters(&world).await;
+    estrange(&test, |place, kind| kind.ends_with("_updated") && ![4, 5].contains(&place)).await;
+    test.drain().await;
+    understand(&test).await;
+    let mut all = letters(&test).await;
     all.sort_by_key(|letter| -letter["seq"].as_i64().unwrap());
     assert_eq!(all.len(), 4, "{all:#?}");
     for letter in &all {
-        assert_eq!(retry(&world, letter).await.status, 204);
+        assert_eq!(retry(&test, letter).await.status, 204);
         let closes = "SELECT (extract(epoch FROM closes_at) * 1000)::bigint FROM campaigns";
-        let priced: (i64, i64) = (one(&world, "SELECT price FROM products").await, one(&world, closes).await);
+        let priced: (i64, i64) = (one(&test, "SELECT price FROM products").await, one(&test, closes).await);
         // One of them is the other's yet.
-        assert!([300, 400].contains(&priced.0) && priced.1 >= world.clock.now().0 + 3_000_000, "{priced:?}");
+        assert!([300, 400].contains(&priced.0) && priced.1 >= test.clock.now().0 + 3_000_000, "{priced:?}");
     }
-    assert_eq!(one::<i64>(&world, "SELECT stocked FROM products").await, 13);
-    world.finish().await;
+    assert_eq!(one::<i64>(&test, "SELECT stocked FROM products").await, 13);
+    test.finish().await;
 }
 
 /// A refund that a gateway has carried out is not due again when the event that asked for it comes late.
 #[tokio::test]
 async fn dead_letter_of_refund_leaves_finished_payment() {
-    let world = World::start().await;
-    let (user, product) = (world.user(0).await, world.product(100, 10).await);
-    let mut redis = world.raw().await;
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(0).await, test.product(100, 10).await);
+    let mut redis = test.raw().await;
     let ids = format!("order 7 user {user}");
     let lines = format!("lines {product}:1:100 far ");
     let mut decide = async |event: String| {
@@ -400,14 +400,14 @@ async fn dead_letter_of_refund_leaves_finished_payment() {
     ))
     .await;
     decide("kind payment_ended order 7 receipt r outcome REFUNDED".to_owned()).await;
-    estrange(&world, |_, kind| kind == "order_closed").await;
-    world.drain().await;
-    understand(&world).await;
-    let all = letters(&world).await;
+    estrange(&test, |_, kind| kind == "order_closed").await;
+    test.drain().await;
+    understand(&test).await;
+    let all = letters(&test).await;
     assert_eq!(all.len(), 1, "{all:#?}");
-    assert_eq!(retry(&world, &all[0]).await.status, 204);
-    assert_eq!(one::<String>(&world, "SELECT status FROM payments").await, "REFUNDED");
-    assert_eq!(one::<String>(&world, "SELECT status FROM orders").await, "CANCELLED");
+    assert_eq!(retry(&test, &all[0]).await.status, 204);
+    assert_eq!(one::<String>(&test, "SELECT status FROM payments").await, "REFUNDED");
+    assert_eq!(one::<String>(&test, "SELECT status FROM orders").await, "CANCELLED");
     // No script decided this.
-    world.end_in_disorder().await;
+    test.finish_unchecked().await;
 }

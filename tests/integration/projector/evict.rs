@@ -1,7 +1,7 @@
 //! Orders that are over leave Redis once Postgres has them, and nobody can tell: they are shown, refused and refunded as
 //! before, whichever part of them has left, whatever is done twice, and whoever comes late.
 //!
-//! Redis ends lives by its own clock; here they end when the test says so ([`World::leave`]).
+//! Redis ends lives by its own clock; here they end when the test says so ([`TestApp::leave`]).
 //!
 //! One long file, because it is one invariant, seen from every side: what is not in Redis is in Postgres, as it last was.
 
@@ -34,7 +34,7 @@ use crate::{
     projector::projection::{Shop, busy_day},
     support::{
         fake_gateway::{Behaviour, FakeGateway, Manner},
-        harness::{self, Options, World, call, gateways, until},
+        harness::{self, Options, TestApp, call, gateways, until},
         invariants,
     },
 };
@@ -43,7 +43,7 @@ const KEEP_MS: i64 = 3_600_000;
 
 /// A shop whose users, products and orders are spread over its partitions.
 struct Fixture {
-    world: World,
+    test: TestApp,
     user: i64,
     /// At home in partitions 0, 1, 2 where there are three; the second one first, so that no list is in its order by chance.
     products: Vec<i64>,
@@ -56,16 +56,16 @@ impl Fixture {
     }
 
     async fn with(options: Options) -> Fixture {
-        let world = World::with(options).await;
-        let user = world.user(100_000).await;
+        let test = TestApp::with(options).await;
+        let user = test.user(100_000).await;
         let mut products = Vec::new();
         for price in [1_000, 200, 30] {
-            products.push(world.product(price, 50).await);
+            products.push(test.product(price, 50).await);
         }
         products.swap(0, 1);
-        let coupon = world.campaign("FIXED", 100, 5).await;
-        world.issue(coupon, user).await.ok();
-        Fixture { world, user, products, coupon }
+        let coupon = test.campaign("FIXED", 100, 5).await;
+        test.issue(coupon, user).await.ok();
+        Fixture { test, user, products, coupon }
     }
 
     /// Two of each product: 2,460 won.
@@ -73,46 +73,46 @@ impl Fixture {
         let lines: Vec<Value> =
             self.products.iter().map(|product| json!({"productId": product, "quantity": 2})).collect();
         let order = json!({"userId": self.user, "orderProducts": lines, "userCouponId": coupon});
-        self.world.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap()
+        self.test.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap()
     }
 
     async fn paid(&self) -> i64 {
         let order = self.place(None).await;
-        self.world.pay(order, self.user, "CARD", 2_460).await.ok();
+        self.test.pay(order, self.user, "CARD", 2_460).await.ok();
         order
     }
 
     async fn show(&self, order: i64) -> String {
-        let reply = self.world.get(&format!("/api/v1/orders/{order}?userId={}", self.user)).await;
+        let reply = self.test.get(&format!("/api/v1/orders/{order}?userId={}", self.user)).await;
         assert_eq!(reply.status, 200, "{}", reply.text);
         reply.text
     }
 
     async fn balance(&self) -> i64 {
-        self.world.get(&format!("/api/v1/balances/{}", self.user)).await.ok()["balance"].as_i64().unwrap()
+        self.test.get(&format!("/api/v1/balances/{}", self.user)).await.ok()["balance"].as_i64().unwrap()
     }
 
     async fn stock(&self) -> Vec<i64> {
         let of = |product| async move {
-            let product = self.world.get(&format!("/api/v1/products/{product}")).await.ok();
+            let product = self.test.get(&format!("/api/v1/products/{product}")).await.ok();
             product["stockQuantity"].as_i64().unwrap()
         };
         join_all(self.products.iter().copied().map(of)).await
     }
 
     fn key(&self, order: i64) -> String {
-        Keys(self.world.store.home(order)).order(OrderId::new(order).unwrap())
+        Keys(self.test.store.home(order)).order(OrderId::new(order).unwrap())
     }
 
     /// The far holds' keys.
     fn holds(&self, order: i64) -> Vec<String> {
-        let home = self.world.store.home(order);
-        let far = self.products.iter().map(|product| self.world.store.home(*product)).filter(|here| *here != home);
+        let home = self.test.store.home(order);
+        let far = self.products.iter().map(|product| self.test.store.home(*product)).filter(|here| *here != home);
         far.collect::<BTreeSet<_>>().into_iter().map(|here| Keys(here).hold(OrderId::new(order).unwrap())).collect()
     }
 
     async fn lives(&self) -> BTreeMap<String, i64> {
-        invariants::lives(&mut self.world.raw().await).await
+        invariants::lives(&mut self.test.raw().await).await
     }
 
     async fn life(&self, order: i64) -> Option<i64> {
@@ -121,13 +121,13 @@ impl Fixture {
 
     async fn delete(&self, keys: impl IntoIterator<Item = String>) {
         for key in keys {
-            let gone: i64 = redis::cmd("DEL").arg(&key).query_async(&mut self.world.raw().await).await.unwrap();
+            let gone: i64 = redis::cmd("DEL").arg(&key).query_async(&mut self.test.raw().await).await.unwrap();
             assert_eq!(gone, 1, "{key} was not there");
         }
     }
 
     async fn finish(self) {
-        self.world.finish().await;
+        self.test.finish().await;
     }
 }
 
@@ -151,18 +151,18 @@ struct Ends {
 
 impl Ends {
     async fn of(shop: &mut Fixture) -> Ends {
-        let (rich, poor) = (shop.user, shop.world.user(2_460).await);
+        let (rich, poor) = (shop.user, shop.test.user(2_460).await);
         let expired = shop.place(None).await;
-        shop.world.clock.advance(700_000);
-        assert_eq!(shop.world.engine.sweep().await.unwrap(), 1);
+        shop.test.clock.advance(700_000);
+        assert_eq!(shop.test.engine.sweep().await.unwrap(), 1);
         let (pending, paid, refunded) = (shop.place(Some(shop.coupon)).await, shop.paid().await, shop.paid().await);
-        shop.world.cancel(refunded, rich).await.ok();
+        shop.test.cancel(refunded, rich).await.ok();
         let cancelled = shop.place(None).await;
-        shop.world.cancel(cancelled, rich).await.ok();
+        shop.test.cancel(cancelled, rich).await.ok();
         shop.user = poor;
         let failed = shop.place(None).await;
         shop.paid().await;
-        shop.world.pay(failed, poor, "CARD", 2_460).await.refused(402, "INSUFFICIENT_BALANCE");
+        shop.test.pay(failed, poor, "CARD", 2_460).await.refused(402, "INSUFFICIENT_BALANCE");
         shop.user = rich;
         Ends { pending, paid, cancelled, expired, failed, refunded, poor }
     }
@@ -189,7 +189,7 @@ async fn order_evicted_when_projected() {
             let mark = key.contains(":hold:") && life > KEEP_MS;
             assert!(life == -1 || mark, "{key} leaves in {life}, and Postgres has nothing of it");
         }
-        shop.world.drain().await;
+        shop.test.drain().await;
         let lives = shop.lives().await;
         let life = |key: &String| Some(lives[key]);
         assert_eq!(life(&shop.key(ends.pending)), Some(-1));
@@ -203,7 +203,7 @@ async fn order_evicted_when_projected() {
         for order in [ends.refunded, ends.cancelled, ends.expired, ends.failed] {
             shop.holds(order).iter().for_each(|hold| begun(life(hold), MARK_LIFE_MS));
         }
-        shop.world.leave().await;
+        shop.test.leave().await;
         let left: BTreeSet<String> = shop.lives().await.into_keys().collect();
         let pending = shop.holds(ends.pending).into_iter().chain([shop.key(ends.pending)]);
         assert_eq!(left, pending.collect());
@@ -217,20 +217,20 @@ async fn batch_repeated_evicts_the_same_orders() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
         let order = shop.paid().await;
-        let home = shop.world.store.home(order);
+        let home = shop.test.store.home(order);
         let mut batches = Vec::new();
-        for here in shop.world.store.all() {
-            batches.push((here, shop.world.store.outbox_page(here, StreamId::ZERO, 1000).await.unwrap()));
+        for here in shop.test.store.all() {
+            batches.push((here, shop.test.store.outbox_page(here, StreamId::ZERO, 1000).await.unwrap()));
         }
-        shop.world.drain().await;
-        let mut redis = shop.world.raw().await;
+        shop.test.drain().await;
+        let mut redis = shop.test.raw().await;
         let again = async || {
             for (here, entries) in &batches {
-                let postgres = (&shop.world.db, Duration::from_secs(600));
-                let keep = shop.world.options.retention.keep();
+                let postgres = (&shop.test.db, Duration::from_secs(600));
+                let keep = shop.test.options.retention.keep();
                 let events = events(entries);
                 let events: Vec<_> = events.iter().collect();
-                projector::evict::retire(&shop.world.store, postgres, keep, *here, &events).await.unwrap();
+                projector::evict::retire(&shop.test.store, postgres, keep, *here, &events).await.unwrap();
             }
         };
         // It never came to that.
@@ -245,19 +245,19 @@ async fn batch_repeated_evicts_the_same_orders() {
             shop.holds(order).iter().for_each(|hold| begun(lives.get(hold).copied(), KEEP_MS));
         }
         // It was refunded meanwhile, and Postgres does not know: it must not leave as what it was.
-        shop.world.cancel(order, shop.user).await.ok();
+        shop.test.cancel(order, shop.user).await.ok();
         again().await;
         let lives = shop.lives().await;
         assert_eq!(lives[&shop.key(order)], -1);
         shop.holds(order).iter().for_each(|hold| assert_eq!(lives[hold], -1));
-        shop.world.app.projector.carry(home).await.unwrap();
+        shop.test.app.projector.carry(home).await.unwrap();
         again().await;
         begun(shop.life(order).await, MARK_LIFE_MS);
-        shop.world.drain().await;
+        shop.test.drain().await;
         again().await;
         shop.holds(order).iter().for_each(|hold| assert!(lives.contains_key(hold)));
         // And what has left does not come back by it.
-        shop.world.leave().await;
+        shop.test.leave().await;
         again().await;
         assert!(shop.lives().await.is_empty());
         shop.finish().await;
@@ -269,20 +269,20 @@ async fn batch_repeated_evicts_the_same_orders() {
 async fn order_kept_when_event_is_dead_letter() {
     let shop = Fixture::with(Options { dead_letters: 1, ..Options::default() }).await;
     let (order, other) = (shop.place(None).await, shop.place(None).await);
-    shop.world.drain().await;
-    let pool = shop.world.db.get_postgres_connection_pool();
+    shop.test.drain().await;
+    let pool = shop.test.db.get_postgres_connection_pool();
     let constrain = format!("ALTER TABLE orders ADD CONSTRAINT tested CHECK (id <> {order} OR status = 'PENDING')");
     sqlx::query(sqlx::AssertSqlSafe(constrain)).execute(pool).await.unwrap();
     for order in [order, other] {
-        shop.world.cancel(order, shop.user).await.ok();
+        shop.test.cancel(order, shop.user).await.ok();
     }
-    shop.world.drain().await;
+    shop.test.drain().await;
     assert_eq!(shop.life(order).await, Some(-1));
     begun(shop.life(other).await, KEEP_MS);
-    shop.world.leave().await;
+    shop.test.leave().await;
     assert!(shop.show(order).await.contains("CANCELLED"));
     assert!(shop.show(other).await.contains("CANCELLED"));
-    shop.world.end_in_disorder().await;
+    shop.test.finish_unchecked().await;
 }
 
 /// Somebody in a shop whose Postgres can be paused.
@@ -380,26 +380,26 @@ async fn told(shop: &Fixture, ends: &Ends) -> Vec<String> {
     let mut told = Vec::new();
     for order in [ends.pending].into_iter().chain(ends.over()) {
         let (user, other) = if order == ends.failed { (ends.poor, shop.user) } else { (shop.user, ends.poor) };
-        let world = &shop.world;
+        let test = &shop.test;
         let path = format!("/api/v1/orders/{order}");
         let pays = [(user, 2_460), (user, 1), (other, 2_460)];
         let mut replies = vec![
-            world.get(&path).await,
-            world.get(&format!("{path}?userId={user}")).await,
-            world.get(&format!("{path}?userId={other}")).await,
-            world.cancel(order, other).await,
+            test.get(&path).await,
+            test.get(&format!("{path}?userId={user}")).await,
+            test.get(&format!("{path}?userId={other}")).await,
+            test.cancel(order, other).await,
         ];
         if order != ends.pending {
             for (user, amount) in pays {
-                replies.push(world.pay(order, user, "TOSS", amount).await);
+                replies.push(test.pay(order, user, "TOSS", amount).await);
             }
         }
         if order != ends.pending && order != ends.paid {
-            replies.push(world.cancel(order, user).await);
+            replies.push(test.cancel(order, user).await);
         }
         told.extend(replies.into_iter().map(|reply| format!("{order}: {} {}", reply.status, reply.text)));
     }
-    told.push(shop.world.get("/api/v1/orders/999999").await.text);
+    told.push(shop.test.get("/api/v1/orders/999999").await.text);
     told
 }
 
@@ -413,11 +413,11 @@ async fn archived_order_shown_and_refused_as_before() {
         for code in ["ORDER_ALREADY_PAID", "INVALID_PAYMENT_REQUEST", "ORDER_ALREADY_CLOSED", "ORDER_NOT_FOUND"] {
             assert!(all.contains(code), "{code} is not in\n{all}");
         }
-        shop.world.drain().await;
-        shop.world.leave().await;
-        let seqs = shop.world.get("/admin/v1/projection").await.text;
+        shop.test.drain().await;
+        shop.test.leave().await;
+        let seqs = shop.test.get("/admin/v1/projection").await.text;
         assert_eq!(before, told(&shop, &ends).await);
-        assert_eq!(seqs, shop.world.get("/admin/v1/projection").await.text, "a refusal decided something");
+        assert_eq!(seqs, shop.test.get("/admin/v1/projection").await.text, "a refusal decided something");
         shop.finish().await;
     }
 }
@@ -427,7 +427,7 @@ async fn archived_order_shown_and_refused_as_before() {
 async fn archived_order_repeats_get_first_reply() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
-        let (world, user) = (&shop.world, shop.user);
+        let (test, user) = (&shop.test, shop.user);
         let (order, other) = (shop.place(Some(shop.coupon)).await, shop.place(None).await);
         let pay = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 2_360});
         let cancel = json!({"userId": user});
@@ -438,25 +438,25 @@ async fn archived_order_repeats_get_first_reply() {
         ];
         let mut first = Vec::new();
         for (path, body, key) in &requests {
-            let reply = world.send(Method::POST, path, Some(body), Some(key)).await;
+            let reply = test.send(Method::POST, path, Some(body), Some(key)).await;
             assert_eq!(reply.status, 200, "{}", reply.text);
             first.push(reply.text);
         }
-        world.drain().await;
-        world.leave().await;
+        test.drain().await;
+        test.leave().await;
         let balance = shop.balance().await;
         for ((path, body, key), first) in requests.iter().zip(&first) {
-            let again = world.send(Method::POST, path, Some(body), Some(key)).await;
+            let again = test.send(Method::POST, path, Some(body), Some(key)).await;
             assert!(again.replayed(), "{}", again.text);
             assert_eq!(&again.text, first);
             // Another request of this user.
             let charge = format!("/api/v1/balances/{user}");
-            let reused = world.send(Method::PUT, &charge, Some(&json!({"amount": 1})), Some(key)).await;
+            let reused = test.send(Method::PUT, &charge, Some(&json!({"amount": 1})), Some(key)).await;
             reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
         }
         assert_eq!(shop.balance().await, balance);
         // Another request under a key of its own is judged anew.
-        let late = world.send(Method::POST, &requests[1].0, Some(&cancel), Some("another")).await;
+        let late = test.send(Method::POST, &requests[1].0, Some(&cancel), Some("another")).await;
         late.refused(409, "ORDER_ALREADY_CLOSED");
         shop.finish().await;
     }
@@ -476,7 +476,7 @@ async fn archived_order_refunded_once() {
         let shop = Fixture::start(partitions).await;
         let (balance, stock) = (shop.balance().await, shop.stock().await);
         let (order, kept) = (shop.paid().await, shop.paid().await);
-        shop.world.drain().await;
+        shop.test.drain().await;
         let (key, holds) = (shop.key(order), shop.holds(order));
         if away != Away::Holds {
             shop.delete([key.clone()]).await;
@@ -486,23 +486,23 @@ async fn archived_order_refunded_once() {
         }
         let refund = json!({"userId": shop.user});
         let path = format!("/api/v1/orders/{order}/cancel");
-        let reply = shop.world.send(Method::POST, &path, Some(&refund), Some("refund")).await;
+        let reply = shop.test.send(Method::POST, &path, Some(&refund), Some("refund")).await;
         assert_eq!(reply.json()["closeReason"], "REFUNDED", "{away:?} {}", reply.text);
-        assert!(shop.world.send(Method::POST, &path, Some(&refund), Some("refund")).await.replayed());
-        shop.world.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
+        assert!(shop.test.send(Method::POST, &path, Some(&refund), Some("refund")).await.replayed());
+        shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
         // At once, and not when it is relayed.
         assert_eq!(shop.balance().await, balance - 2_460);
         assert_eq!(shop.stock().await, stock.iter().map(|units| units - 2).collect::<Vec<_>>());
-        let ranked = shop.world.get("/api/v1/products/popular?sortBy=MONTHLY").await.ok();
+        let ranked = shop.test.get("/api/v1/products/popular?sortBy=MONTHLY").await.ok();
         assert!(ranked.as_array().unwrap().iter().all(|place| place["salesCount"] == 2), "{ranked}");
         // Postgres has not heard of it: nothing of it may leave.
         let lives = shop.lives().await;
         assert_eq!(lives[&key], -1, "{away:?}");
         holds.iter().for_each(|hold| assert_eq!(lives[hold], -1, "{away:?}"));
-        shop.world.drain().await;
+        shop.test.drain().await;
         begun(shop.life(order).await, MARK_LIFE_MS);
-        shop.world.leave().await;
-        shop.world.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
+        shop.test.leave().await;
+        shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
         assert!(shop.show(kept).await.contains("PAID"));
         shop.finish().await;
     }
@@ -515,9 +515,9 @@ async fn archived_order_refunded_once_when_refunds_race() {
         let (balance, stock) = (shop.balance().await, shop.stock().await);
         for _ in 0..10 {
             let order = shop.paid().await;
-            shop.world.drain().await;
-            shop.world.leave().await;
-            let replies = join_all((0..8).map(|_| shop.world.cancel(order, shop.user))).await;
+            shop.test.drain().await;
+            shop.test.leave().await;
+            let replies = join_all((0..8).map(|_| shop.test.cancel(order, shop.user))).await;
             let (done, refused): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.status == 200);
             assert_eq!(done.len(), 1);
             refused.iter().for_each(|reply| reply.refused(409, "ORDER_ALREADY_CLOSED"));
@@ -532,34 +532,34 @@ async fn archived_order_refunded_once_when_refunds_race() {
 async fn restore_of_stale_row_changes_nothing() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
-        let (world, order) = (&shop.world, shop.paid().await);
+        let (test, order) = (&shop.test, shop.paid().await);
         let (balance, stock) = (shop.balance().await, shop.stock().await);
-        world.drain().await;
-        world.leave().await;
+        test.drain().await;
+        test.leave().await;
         let id = OrderId::new(order).unwrap();
-        let read = firstcome::postgres::queries::archived_orders::order(&world.db, id, partitions, "Asia/Seoul")
+        let read = firstcome::postgres::queries::archived_orders::order(&test.db, id, partitions, "Asia/Seoul")
             .await
             .unwrap()
             .unwrap();
         assert!(read.is_over() && read.status == "PAID");
         let homes: Vec<Partition> =
-            world.store.all().filter(|here| shop.holds(order).contains(&Keys(*here).hold(id))).collect();
-        world.cancel(order, shop.user).await.ok();
+            test.store.all().filter(|here| shop.holds(order).contains(&Keys(*here).hold(id))).collect();
+        test.cancel(order, shop.user).await.ok();
         let late = async |when: &str| {
-            let home = world.store.home(order);
-            let back = world.store.order_restore(home, Over::Order(id), &read.fields(), 60_000).await.unwrap();
+            let home = test.store.home(order);
+            let back = test.store.order_restore(home, Over::Order(id), &read.fields(), 60_000).await.unwrap();
             assert!(!back, "brought back {when}");
             for here in &homes {
                 let sold = [("state", "SETTLED".to_owned()), ("lines", String::new()), ("user", "1".to_owned())];
-                assert!(!world.store.order_restore(*here, Over::Hold(id), &sold, 60_000).await.unwrap(), "{when}");
+                assert!(!test.store.order_restore(*here, Over::Hold(id), &sold, 60_000).await.unwrap(), "{when}");
             }
             let call = call(None);
             let closing = Closing::Cancel { paid_on: None };
-            let again = world.store.order_close(&call, id, UserId::new(shop.user).unwrap(), closing).await;
+            let again = test.store.order_close(&call, id, UserId::new(shop.user).unwrap(), closing).await;
             assert!(matches!(again, Err(Error::OrderAlreadyClosed)), "{when}: {again:?}");
         };
         late("before Postgres knows").await;
-        world.drain().await;
+        test.drain().await;
         late("after it does").await;
         assert_eq!(shop.balance().await, balance + 2_460);
         assert_eq!(shop.stock().await, stock.iter().map(|units| units + 2).collect::<Vec<_>>());
@@ -572,18 +572,18 @@ async fn restore_of_stale_row_changes_nothing() {
 async fn restored_order_evicted_again_when_unchanged() {
     let shop = Fixture::start(1).await;
     let order = shop.paid().await;
-    shop.world.drain().await;
+    shop.test.drain().await;
     let shown = shop.show(order).await;
-    shop.world.leave().await;
+    shop.test.leave().await;
     let id = OrderId::new(order).unwrap();
-    let read = firstcome::postgres::queries::archived_orders::order(&shop.world.db, id, 1, "Asia/Seoul")
+    let read = firstcome::postgres::queries::archived_orders::order(&shop.test.db, id, 1, "Asia/Seoul")
         .await
         .unwrap()
         .unwrap();
-    assert!(shop.world.store.order_restore(Partition(0), Over::Order(id), &read.fields(), 60_000).await.unwrap());
+    assert!(shop.test.store.order_restore(Partition(0), Over::Order(id), &read.fields(), 60_000).await.unwrap());
     assert!(shop.life(order).await.is_some_and(|life| (1..=60_000).contains(&life)));
     assert_eq!(shop.show(order).await, shown);
-    shop.world.leave().await;
+    shop.test.leave().await;
     assert_eq!(shop.show(order).await, shown);
     shop.finish().await;
 }
@@ -595,24 +595,24 @@ async fn relay_releases_archived_remote_hold() {
         let shop = Fixture::start(3).await;
         let stock = shop.stock().await;
         let order = shop.paid().await;
-        shop.world.drain().await;
+        shop.test.drain().await;
         let call = call(None);
-        let day = shop.world.clock.now().day(shop.world.engine.zone());
+        let day = shop.test.clock.now().day(shop.test.engine.zone());
         let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
         let closing = Closing::Cancel { paid_on: Some(day) };
-        shop.world.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
+        shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
         shop.delete(shop.holds(order)).await;
-        let home = shop.world.store.home(order);
-        let entries = shop.world.store.outbox_page(home, StreamId::ZERO, 1000).await.unwrap();
-        shop.world.drain().await;
+        let home = shop.test.store.home(order);
+        let entries = shop.test.store.outbox_page(home, StreamId::ZERO, 1000).await.unwrap();
+        shop.test.drain().await;
         assert_eq!(shop.stock().await, stock);
         if again {
             // Much later: the mark of the refund has left as well.
-            shop.world.drain().await;
-            shop.world.leave().await;
+            shop.test.drain().await;
+            shop.test.leave().await;
             assert!(shop.lives().await.is_empty());
-            let postgres = (&shop.world.db, Duration::from_secs(600));
-            let store = &shop.world.store;
+            let postgres = (&shop.test.db, Duration::from_secs(600));
+            let store = &shop.test.store;
             let events = events(&entries);
             let events: Vec<_> = events.iter().collect();
             projector::relay::relay(store, postgres, home, &events).await.unwrap();
@@ -629,15 +629,15 @@ async fn delayed_sweeper_releases_nothing_of_archived_order() {
     let shop = Fixture::start(3).await;
     let order = shop.paid().await;
     let stock = shop.stock().await;
-    shop.world.drain().await;
-    shop.world.leave().await;
-    let mut redis = shop.world.raw().await;
+    shop.test.drain().await;
+    shop.test.leave().await;
+    let mut redis = shop.test.raw().await;
     let member = format!("{order}:{}", shop.user);
     let index = |hold: &String| format!("{}}}:holds", hold.split('}').next().unwrap());
     for hold in shop.holds(order) {
         let _: i64 = redis::cmd("ZADD").arg(index(&hold)).arg(0).arg(&member).query_async(&mut redis).await.unwrap();
     }
-    shop.world.engine.sweep().await.unwrap();
+    shop.test.engine.sweep().await.unwrap();
     for hold in shop.holds(order) {
         let _: i64 = redis::cmd("ZREM").arg(index(&hold)).arg(&member).query_async(&mut redis).await.unwrap();
         let there: bool = redis::cmd("EXISTS").arg(&hold).query_async(&mut redis).await.unwrap();
@@ -645,8 +645,8 @@ async fn delayed_sweeper_releases_nothing_of_archived_order() {
     }
     assert_eq!(shop.stock().await, stock);
     assert!(shop.show(order).await.contains("PAID"));
-    shop.world.pay(order, shop.user, "CARD", 2_460).await.refused(409, "ORDER_ALREADY_PAID");
-    assert_eq!(shop.world.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
+    shop.test.pay(order, shop.user, "CARD", 2_460).await.refused(409, "ORDER_ALREADY_PAID");
+    assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
     assert_eq!(shop.stock().await, stock.iter().map(|units| units + 2).collect::<Vec<_>>());
     shop.finish().await;
 }
@@ -668,19 +668,19 @@ impl ByGateway {
     }
 
     async fn pay(&self, order: i64) -> harness::Reply {
-        self.shop.world.pay(order, self.shop.user, "KAKAO_PAY", 2_460).await
+        self.shop.test.pay(order, self.shop.user, "KAKAO_PAY", 2_460).await
     }
 
     /// What is about to leave leaves, once Postgres has everything. Whether the order has.
     async fn has_left(&self, order: i64) -> bool {
-        self.shop.world.drain().await;
-        self.shop.world.leave().await;
+        self.shop.test.drain().await;
+        self.shop.test.leave().await;
         self.shop.life(order).await.is_none()
     }
 
     async fn later(&self, seconds: i64) {
-        self.shop.world.clock.advance(seconds * 1000);
-        self.shop.world.engine.sweep().await.unwrap();
+        self.shop.test.clock.advance(seconds * 1000);
+        self.shop.test.engine.sweep().await.unwrap();
     }
 }
 
@@ -695,17 +695,17 @@ async fn order_kept_while_gateway_pending() {
     by.pay(order).await.refused(409, "ORDER_ALREADY_PAID");
     assert_eq!(gateway.posts(&receipt), 1);
     gateway.cancels_are(Manner::ServerError);
-    assert_eq!(shop.world.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
+    assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
     by.later(5).await;
     assert!(!by.has_left(order).await, "money is still to come back");
     assert!(!gateway.cancelled(&receipt));
     gateway.cancels_are(Manner::Truthful);
     by.later(5).await;
     assert!(gateway.cancelled(&receipt));
-    shop.world.drain().await;
+    shop.test.drain().await;
     begun(shop.life(order).await, MARK_LIFE_MS);
     assert!(by.has_left(order).await);
-    shop.world.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
+    shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
 
     // Never heard of: until it is certain that no money comes.
     gateway.always(Behaviour::ServerError);
@@ -752,18 +752,18 @@ async fn late_payment_of_archived_order_refunded() {
 
 // --- the rebuild -----------------------------------------------------------------------------------------------------
 
-async fn rebuilt(world: &World) -> rebuild::Summary {
-    let store = Store::connect(&harness::redis_config(&world.redis.url())).await.unwrap();
+async fn rebuilt(test: &TestApp) -> rebuild::Summary {
+    let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
     let db =
-        firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&world.database))).await.unwrap();
-    let (clock, zone, keep) = (world.clock.clone(), world.engine.zone(), world.options.retention.keep());
+        firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
+    let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.keep());
     let patience = Duration::from_secs(600);
     let projector =
         projector::Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), patience, keep);
     let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, keep, allow_unsafe_redis: false };
     let summary = rebuild.run(rebuild::Options { discard: false, lost_at_most: Some(0) }).await.unwrap();
     db.close().await.unwrap();
-    until("the service goes on", async || (world.get("/readyz").await.status == 200).then_some(())).await;
+    until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;
     summary
 }
 
@@ -774,14 +774,14 @@ async fn rebuild_restores_orders_not_archived() {
         let old = Ends::of(&mut shop).await;
         let told_before = told(&shop, &old).await;
         // The old ones' keep is over, but for that of what was refunded.
-        shop.world.clock.advance(KEEP_MS + 1);
+        shop.test.clock.advance(KEEP_MS + 1);
         let young = shop.paid().await;
-        shop.world.cancel(old.pending, shop.user).await.ok();
+        shop.test.cancel(old.pending, shop.user).await.ok();
         let pending = shop.place(None).await;
-        shop.world.clock.advance(60_000);
-        shop.world.drain().await;
-        let _: () = redis::cmd("FLUSHALL").query_async(&mut shop.world.raw().await).await.unwrap();
-        let summary = rebuilt(&shop.world).await;
+        shop.test.clock.advance(60_000);
+        shop.test.drain().await;
+        let _: () = redis::cmd("FLUSHALL").query_async(&mut shop.test.raw().await).await.unwrap();
+        let summary = rebuilt(&shop.test).await;
         assert_eq!((summary.withheld_units, summary.lost_at_least), (0, 0));
         let lives = shop.lives().await;
         let orders: BTreeSet<&String> = lives.keys().filter(|key| key.contains(":order:")).collect();
@@ -813,7 +813,7 @@ async fn rebuild_restores_orders_not_archived() {
         assert_eq!(of(&told_before), of(&told_after));
         let (balance, stock) = (shop.balance().await, shop.stock().await);
         for order in [old.paid, young] {
-            assert_eq!(shop.world.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
+            assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
         }
         assert_eq!(shop.balance().await, balance + 2 * 2_460);
         assert_eq!(shop.stock().await, stock.iter().map(|units| units + 4).collect::<Vec<_>>());
@@ -832,29 +832,29 @@ async fn rebuild_finishes_refund_of_archived_order() {
     let shop = Fixture::start(3).await;
     let stock = shop.stock().await;
     let order = shop.paid().await;
-    shop.world.drain().await;
-    shop.world.clock.advance(KEEP_MS + 1);
+    shop.test.drain().await;
+    shop.test.clock.advance(KEEP_MS + 1);
     let call = call(None);
     let day = START_DAY.with(|day| *day);
     let closing = Closing::Cancel { paid_on: Some(day) };
     let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
-    shop.world.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
+    shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
     // Postgres has the refund; nobody has told the others.
-    let pool = shop.world.db.get_postgres_connection_pool();
-    let home = shop.world.store.home(order);
+    let pool = shop.test.db.get_postgres_connection_pool();
+    let home = shop.test.store.home(order);
     shop.delete(shop.holds(order)).await;
-    let mut redis = shop.world.raw().await;
+    let mut redis = shop.test.raw().await;
     for hold in shop.holds(order) {
         // Not a hash: the relay can't take the step, and the projection goes on.
         let _: () = redis::cmd("SET").arg(&hold).arg("in the way").query_async(&mut redis).await.unwrap();
     }
-    shop.world.app.projector.carry(home).await.unwrap();
+    shop.test.app.projector.carry(home).await.unwrap();
     let refunded: i64 = sqlx::query_scalar("SELECT count(*) FROM orders WHERE close_reason = 'REFUNDED'")
         .fetch_one(pool)
         .await
         .unwrap();
     assert_eq!(refunded, 1);
-    let summary = rebuilt(&shop.world).await;
+    let summary = rebuilt(&shop.test).await;
     assert_eq!(summary.repaired, 2);
     assert_eq!(shop.stock().await, stock);
     shop.finish().await;
@@ -867,8 +867,8 @@ thread_local! {
 
 // --- the audit -------------------------------------------------------------------------------------------------------
 
-async fn wrong(world: &World) -> Vec<String> {
-    let report = world.app.audit().run().await.unwrap();
+async fn wrong(test: &TestApp) -> Vec<String> {
+    let report = test.app.audit().run().await.unwrap();
     report.checks.iter().filter(|check| !check.ok).map(|check| check.detail.clone()).collect()
 }
 
@@ -879,19 +879,19 @@ async fn audit_tells_archived_from_missing() {
         let mut shop = Fixture::start(partitions).await;
         let ends = Ends::of(&mut shop).await;
         let cancelled = shop.place(None).await;
-        shop.world.drain().await;
+        shop.test.drain().await;
         // Decided since, and in Postgres only as they were before.
         for order in [ends.paid, cancelled] {
-            shop.world.cancel(order, shop.user).await.ok();
+            shop.test.cancel(order, shop.user).await.ok();
         }
-        assert_eq!(wrong(&shop.world).await, Vec::<String>::new());
-        let mut redis = shop.world.raw().await;
+        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+        let mut redis = shop.test.raw().await;
         let mut missing = vec![shop.key(ends.pending), shop.key(ends.paid), shop.key(cancelled)];
         missing.extend(shop.holds(ends.pending));
         for key in &missing {
             let aside = format!("{key}:aside");
             let _: () = redis::cmd("RENAME").arg(key).arg(&aside).query_async(&mut redis).await.unwrap();
-            let found = wrong(&shop.world).await.join("\n");
+            let found = wrong(&shop.test).await.join("\n");
             let id = key.rsplit(':').next().unwrap();
             let says = if key.contains(":hold:") {
                 format!("stock held for order {id}: the hold is \"\"")
@@ -902,26 +902,26 @@ async fn audit_tells_archived_from_missing() {
             let _: () = redis::cmd("RENAME").arg(&aside).arg(key).query_async(&mut redis).await.unwrap();
             // Nor may it be about to leave.
             let _: i64 = redis::cmd("PEXPIRE").arg(key).arg(KEEP_MS).query_async(&mut redis).await.unwrap();
-            let found = wrong(&shop.world).await.join("\n");
+            let found = wrong(&shop.test).await.join("\n");
             assert!(found.contains(&format!("order {id}: it is about to leave Redis, and is not over")), "{found}");
             let _: i64 = redis::cmd("PERSIST").arg(key).query_async(&mut redis).await.unwrap();
-            assert_eq!(wrong(&shop.world).await, Vec::<String>::new());
+            assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
         }
         // All that may leave has left; and something that is there and has left in Postgres' eyes is compared as ever.
         for order in [ends.cancelled, ends.expired, ends.failed] {
             shop.delete([shop.key(order)]).await;
         }
-        assert_eq!(wrong(&shop.world).await, Vec::<String>::new());
+        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
         let refunded = shop.key(ends.refunded);
         let set = |value: i64| redis::cmd("HSET").arg(&refunded).arg("total").arg(value).to_owned();
         let _: i64 = set(1).query_async(&mut redis).await.unwrap();
-        let found = wrong(&shop.world).await.join("\n");
+        let found = wrong(&shop.test).await.join("\n");
         assert!(found.contains(&format!("order {}: the total", ends.refunded)), "{found}");
         let _: i64 = set(2_460).query_async(&mut redis).await.unwrap();
         // An order that Postgres has lost is found by what is left of it there.
-        shop.world.drain().await;
-        shop.world.leave().await;
-        assert_eq!(wrong(&shop.world).await, Vec::<String>::new());
+        shop.test.drain().await;
+        shop.test.leave().await;
+        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
         shop.finish().await;
     }
 }
@@ -933,37 +933,37 @@ async fn load_keeps_invariants_when_retention_zero() {
         let retention = RetentionConfig { closed_order_keep_seconds: 0 };
         let options = Options { partitions, retention, project: true, max_open_orders: 1000, ..Options::default() };
         let shop = Fixture::with(options).await;
-        let (world, products) = (&shop.world, &shop.products);
+        let (test, products) = (&shop.test, &shop.products);
         let shopping = (0..4).map(|n| async move {
-            let user = world.user(100_000).await;
+            let user = test.user(100_000).await;
             for round in n..n + 12 {
-                let balance = world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"].clone();
+                let balance = test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"].clone();
                 let lines: Vec<Value> = products.iter().map(|id| json!({"productId": id, "quantity": 1})).collect();
-                let order = world.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await;
+                let order = test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await;
                 let order = order.ok()["orderId"].as_i64().unwrap();
                 let path = format!("/api/v1/orders/{order}?userId={user}");
                 if round % 3 == 0 {
-                    world.cancel(order, user).await.ok();
-                    assert_eq!(world.get(&path).await.ok()["closeReason"], "CANCELLED_BY_USER");
+                    test.cancel(order, user).await.ok();
+                    assert_eq!(test.get(&path).await.ok()["closeReason"], "CANCELLED_BY_USER");
                     continue;
                 }
-                world.pay(order, user, "CARD", 1_230).await.ok();
-                assert_eq!(world.get(&path).await.ok()["orderStatus"], "PAID", "its user was told");
-                world.pay(order, user, "CARD", 1_230).await.refused(409, "ORDER_ALREADY_PAID");
-                let replies = join_all((0..3).map(|_| world.cancel(order, user))).await;
+                test.pay(order, user, "CARD", 1_230).await.ok();
+                assert_eq!(test.get(&path).await.ok()["orderStatus"], "PAID", "its user was told");
+                test.pay(order, user, "CARD", 1_230).await.refused(409, "ORDER_ALREADY_PAID");
+                let replies = join_all((0..3).map(|_| test.cancel(order, user))).await;
                 assert_eq!(replies.iter().filter(|reply| reply.status == 200).count(), 1, "{replies:?}");
-                assert_eq!(world.get(&path).await.ok()["closeReason"], "REFUNDED");
-                let after = world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"].clone();
+                assert_eq!(test.get(&path).await.ok()["closeReason"], "REFUNDED");
+                let after = test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"].clone();
                 assert_eq!(balance, after);
             }
         });
         let auditing = async {
             for _ in 0..2 {
-                assert_eq!(wrong(world).await, Vec::<String>::new(), "{partitions} partitions");
+                assert_eq!(wrong(test).await, Vec::<String>::new(), "{partitions} partitions");
             }
         };
         tokio::join!(join_all(shopping), auditing);
-        busy_day(world).await;
+        busy_day(test).await;
         shop.finish().await;
     }
 }
@@ -986,14 +986,14 @@ async fn retention_refused_when_below_minute() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(said.contains("invalid value"), !ok, "{seconds}: {said}");
     }
-    let world = World::start().await;
+    let test = TestApp::start().await;
     let payment = NewPayment {
         order_id: OrderId::new(7).unwrap(),
         user_id: UserId::new(1).unwrap(),
         payment_type: PaymentType::Card,
         amount: 5,
     };
-    let unknown = world.engine.pay_order(&call(None), payment).await;
+    let unknown = test.engine.pay_order(&call(None), payment).await;
     assert!(matches!(unknown, Err(Error::OrderNotFound)), "{unknown:?}");
-    world.finish().await;
+    test.finish().await;
 }

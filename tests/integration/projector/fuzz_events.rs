@@ -19,7 +19,7 @@ use proptest::{prelude::*, sample::Index, test_runner::TestRunner};
 
 use crate::{
     projector::projection::{busy_day, poison},
-    support::harness::{Options, World},
+    support::harness::{Options, TestApp},
 };
 
 type Fields = Vec<(String, String)>;
@@ -69,16 +69,16 @@ async fn real_events() -> Vec<Fields> {
 
 /// Entries as the scripts write them.
 async fn real_entries() -> Vec<Fields> {
-    let world = World::with(Options { partitions: 3, ..Options::default() }).await;
-    busy_day(&world).await;
-    let (mut redis, mut events) = (world.raw().await, Vec::new());
+    let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
+    busy_day(&test).await;
+    let (mut redis, mut events) = (test.raw().await, Vec::new());
     for partition in 0..3 {
         let mut read = redis::cmd("XRANGE");
         read.arg(format!("{{p{partition}}}:outbox")).arg("-").arg("+");
         let entries: Vec<(String, Fields)> = read.query_async(&mut redis).await.unwrap();
         events.extend(entries.into_iter().map(|(_, fields)| fields));
     }
-    world.finish().await;
+    test.finish().await;
     events
 }
 
@@ -313,9 +313,9 @@ fn projection_continues_when_postgres_refuses_event() {
     let real = runtime.block_on(real_events());
     let events = prop::collection::vec((any::<Index>(), changes()), 40);
     let project = async |events: Vec<(Index, Vec<Change>)>| {
-        let world = World::start().await;
-        busy_day(&world).await;
-        let mut redis = world.raw().await;
+        let test = TestApp::start().await;
+        busy_day(&test).await;
+        let mut redis = test.raw().await;
         for (at, changes) in events {
             // Where it stands in the books, and its version, are matters of their own: a gap stops everything, and must.
             let kept = |(name, _): &(String, String)| !["epoch", "seq", "v"].contains(&name.as_str());
@@ -326,10 +326,10 @@ fn projection_continues_when_postgres_refuses_event() {
                 fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
             poison(&mut redis, true, &fields).await;
         }
-        world.drain().await;
-        let projection = world.get("/admin/v1/projection").await.ok();
+        test.drain().await;
+        let projection = test.get("/admin/v1/projection").await.ok();
         assert_eq!(projection["lagEvents"], 0, "{projection}");
-        world.end_in_disorder().await;
+        test.finish_unchecked().await;
     };
     TestRunner::new(ProptestConfig { max_shrink_iters: 40, ..config(3, 256) })
         .run(&events, |events| {

@@ -10,11 +10,11 @@ use serde_json::json;
 
 use crate::{
     projector::projection::busy_day,
-    support::harness::{ADMIN, Options, World, client, read},
+    support::harness::{ADMIN, Options, TestApp, client, read},
 };
 
-async fn audit(world: &World) -> Report {
-    world.app.audit().run().await.unwrap()
+async fn audit(test: &TestApp) -> Report {
+    test.app.audit().run().await.unwrap()
 }
 
 /// What is wrong, one line for each check.
@@ -27,7 +27,7 @@ fn wrong(report: &Report) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn audit_clean_under_load() {
     for partitions in [1, 3] {
-        let world = World::with(Options {
+        let test = TestApp::with(Options {
             partitions,
             project: true,
             batch: 50,
@@ -38,38 +38,38 @@ async fn audit_clean_under_load() {
             ..Options::default()
         })
         .await;
-        let users: Vec<i64> = join_all((0..4).map(|_| world.user(50_000))).await;
-        let products: Vec<i64> = join_all((0..4).map(|_| world.product(300, 100_000))).await;
-        let coupons: Vec<i64> = join_all((0..3).map(|_| world.campaign("FIXED", 10, 1_000_000))).await;
+        let users: Vec<i64> = join_all((0..4).map(|_| test.user(50_000))).await;
+        let products: Vec<i64> = join_all((0..4).map(|_| test.product(300, 100_000))).await;
+        let coupons: Vec<i64> = join_all((0..3).map(|_| test.campaign("FIXED", 10, 1_000_000))).await;
         let done = AtomicBool::new(false);
         let shopping = async |n: usize| {
             let user = users[n];
             let mut round = n;
             while !done.load(Ordering::Relaxed) {
                 round += 1;
-                world.put_charge(user, 1_000).await.ok();
-                world.issue(coupons[round % coupons.len()], user).await;
+                test.put_charge(user, 1_000).await.ok();
+                test.issue(coupons[round % coupons.len()], user).await;
                 let lines = json!([{"productId": products[round % 4], "quantity": 1}, {"productId": products[(round + 1) % 4], "quantity": 2}]);
                 let coupon = round.is_multiple_of(3).then_some(coupons[0]);
                 let order = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
-                let placed = world.post("/api/v1/orders", order).await;
+                let placed = test.post("/api/v1/orders", order).await;
                 if placed.status != 200 {
                     continue;
                 }
                 let placed = placed.ok();
                 let (order, price) = (placed["orderId"].as_i64().unwrap(), placed["finalPrice"].as_i64().unwrap());
                 if !round.is_multiple_of(5) {
-                    world.pay(order, user, "CARD", price).await;
+                    test.pay(order, user, "CARD", price).await;
                 }
                 if round.is_multiple_of(3) {
-                    world.cancel(order, user).await;
+                    test.cancel(order, user).await;
                 }
             }
         };
         let auditing = async {
             let mut decided = 0;
             for _ in 0..2 {
-                let report = audit(&world).await;
+                let report = audit(&test).await;
                 assert_eq!(wrong(&report), Vec::<String>::new(), "{partitions} partitions");
                 let now = report.positions.iter().map(|at| at.decided_seq).sum();
                 assert!(now > decided, "nothing went on meanwhile");
@@ -78,7 +78,7 @@ async fn audit_clean_under_load() {
             done.store(true, Ordering::Relaxed);
         };
         tokio::join!(join_all((0..users.len()).map(shopping)), auditing);
-        world.finish().await;
+        test.finish().await;
     }
 }
 
@@ -86,15 +86,15 @@ async fn audit_clean_under_load() {
 #[tokio::test]
 async fn audit_clean_with_backlog() {
     for partitions in [1, 3] {
-        let world = World::with(Options { partitions, ..Options::default() }).await;
-        busy_day(&world).await;
-        let report = audit(&world).await;
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        busy_day(&test).await;
+        let report = audit(&test).await;
         assert_eq!(wrong(&report), Vec::<String>::new());
         assert!(report.positions.iter().any(|at| at.projected_seq == 0 && at.decided_seq > 0));
-        world.drain().await;
-        busy_day(&world).await;
-        assert_eq!(wrong(&audit(&world).await), Vec::<String>::new());
-        world.finish().await;
+        test.drain().await;
+        busy_day(&test).await;
+        assert_eq!(wrong(&audit(&test).await), Vec::<String>::new());
+        test.finish().await;
     }
 }
 
@@ -103,42 +103,42 @@ async fn audit_clean_with_backlog() {
 async fn audit_fails_when_projection_stalled() {
     // Everything is a minute old as soon as it is there.
     let ahead = Clock::system().now().plus(60_000);
-    let world = World::with(Options { clock: Some(ahead), partitions: 3, ..Options::default() }).await;
-    let (_, user) = (world.user(0).await, world.user(100).await);
-    let (report, ()) = tokio::join!(audit(&world), async { world.drain().await });
+    let test = TestApp::with(Options { clock: Some(ahead), partitions: 3, ..Options::default() }).await;
+    let (_, user) = (test.user(0).await, test.user(100).await);
+    let (report, ()) = tokio::join!(audit(&test), async { test.drain().await });
     assert_eq!(wrong(&report), Vec::<String>::new());
-    world.put_charge(user, 5).await.ok();
-    let report = audit(&world).await;
+    test.put_charge(user, 5).await.ok();
+    let report = audit(&test).await;
     assert!(!report.balanced);
     let found = wrong(&report).join("\n");
     assert!(found.contains("partition 2: PostgreSQL stands still at (1, 1) behind 2"), "{found}");
     assert_eq!(wrong(&report).len(), 1, "{found}");
-    world.drain().await;
-    assert_eq!(wrong(&audit(&world).await), Vec::<String>::new());
-    world.finish().await;
+    test.drain().await;
+    assert_eq!(wrong(&audit(&test).await), Vec::<String>::new());
+    test.finish().await;
 }
 
 // --- what is wrong ---------------------------------------------------------------------------------------------------
 
 /// A shop with one of everything, all of it in Postgres. Users 1 and 2, product 1, campaign 1, orders 1000 (PAID), 1001
 /// (PENDING with the coupon) and 1002 (CANCELLED).
-async fn shop() -> World {
-    let world = World::start().await;
-    let (user, _) = (world.user(10_000).await, world.user(5).await);
-    let product = world.product(100, 50).await;
-    let coupon = world.campaign("FIXED", 10, 5).await;
-    world.issue(coupon, user).await.ok();
-    let paid = world.order(user, product, 3).await.ok()["orderId"].as_i64().unwrap();
-    world.pay(paid, user, "CARD", 300).await.ok();
+async fn shop() -> TestApp {
+    let test = TestApp::start().await;
+    let (user, _) = (test.user(10_000).await, test.user(5).await);
+    let product = test.product(100, 50).await;
+    let coupon = test.campaign("FIXED", 10, 5).await;
+    test.issue(coupon, user).await.ok();
+    let paid = test.order(user, product, 3).await.ok()["orderId"].as_i64().unwrap();
+    test.pay(paid, user, "CARD", 300).await.ok();
     let order =
         json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}], "userCouponId": coupon});
-    world.post("/api/v1/orders", order).await.ok();
-    let cancelled = world.order(user, product, 4).await.ok()["orderId"].as_i64().unwrap();
-    world.cancel(cancelled, user).await.ok();
-    world.drain().await;
+    test.post("/api/v1/orders", order).await.ok();
+    let cancelled = test.order(user, product, 4).await.ok()["orderId"].as_i64().unwrap();
+    test.cancel(cancelled, user).await.ok();
+    test.drain().await;
     assert_eq!((user, product, coupon, paid, cancelled), (1, 1, 1, 1, 3));
-    assert_eq!(wrong(&audit(&world).await), Vec::<String>::new());
-    world
+    assert_eq!(wrong(&audit(&test).await), Vec::<String>::new());
+    test
 }
 
 async fn run(redis: &mut MultiplexedConnection, command: &str) {
@@ -153,8 +153,8 @@ async fn run(redis: &mut MultiplexedConnection, command: &str) {
 /// Each way in which Redis may be wrong, undone afterwards, and what the audit says.
 #[tokio::test]
 async fn audit_names_faults_in_redis() {
-    let world = shop().await;
-    let mut redis = world.raw().await;
+    let test = shop().await;
+    let mut redis = test.raw().await;
     for (tampering, undoing, says) in [
         ("HINCRBY {p0}:user:1 balance 1", "HINCRBY {p0}:user:1 balance -1", &["user 1: the balance is"][..]),
         ("HINCRBY {p0}:user:2 entries 1", "HINCRBY {p0}:user:2 entries -1", &["user 2: the number of balance entries"]),
@@ -230,7 +230,7 @@ async fn audit_names_faults_in_redis() {
         ("HSET {p0}:meta store another", "", &["Redis has store another"]),
     ] {
         run(&mut redis, tampering).await;
-        let report = audit(&world).await;
+        let report = audit(&test).await;
         assert!(!report.balanced, "not noticed: {tampering}");
         let found = wrong(&report).join("\n");
         for says in says {
@@ -238,17 +238,17 @@ async fn audit_names_faults_in_redis() {
         }
         if !undoing.is_empty() {
             run(&mut redis, undoing).await;
-            assert_eq!(wrong(&audit(&world).await), Vec::<String>::new(), "after {undoing}");
+            assert_eq!(wrong(&audit(&test).await), Vec::<String>::new(), "after {undoing}");
         }
     }
-    world.end_in_disorder().await;
+    test.finish_unchecked().await;
 }
 
 /// The same of Postgres.
 #[tokio::test]
 async fn audit_names_faults_in_postgres() {
-    let world = shop().await;
-    let pool = world.db.get_postgres_connection_pool();
+    let test = shop().await;
+    let pool = test.db.get_postgres_connection_pool();
     for (tampering, undoing, says) in [
         (
             "UPDATE users SET balance = balance + 1 WHERE id = 2",
@@ -344,10 +344,10 @@ async fn audit_names_faults_in_postgres() {
         sqlx::query(tampering).execute(pool).await.unwrap();
         if says.is_empty() {
             // Postgres ahead of Redis: there is nothing to compare.
-            let error = world.app.audit().run().await.expect_err("it was compared");
+            let error = test.app.audit().run().await.expect_err("it was compared");
             assert!(format!("{error:#}").contains("behind PostgreSQL"), "{error:#}");
         } else {
-            let report = audit(&world).await;
+            let report = audit(&test).await;
             assert!(!report.balanced, "not noticed: {tampering}");
             let found = wrong(&report).join("\n");
             for says in says {
@@ -355,46 +355,46 @@ async fn audit_names_faults_in_postgres() {
             }
         }
         sqlx::query(undoing).execute(pool).await.unwrap();
-        assert_eq!(wrong(&audit(&world).await), Vec::<String>::new(), "after {undoing}");
+        assert_eq!(wrong(&audit(&test).await), Vec::<String>::new(), "after {undoing}");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Decisions that left the outbox before Postgres had them.
 #[tokio::test]
 async fn audit_names_trimmed_outbox() {
-    let world = shop().await;
-    world.put_charge(1, 5).await.ok();
-    run(&mut world.raw().await, "XTRIM {p0}:outbox MAXLEN 0").await;
-    let error = world.app.audit().run().await.expect_err("it was compared");
+    let test = shop().await;
+    test.put_charge(1, 5).await.ok();
+    run(&mut test.raw().await, "XTRIM {p0}:outbox MAXLEN 0").await;
+    let error = test.app.audit().run().await.expect_err("it was compared");
     assert!(format!("{error:#}").contains("decisions are lost"), "{error:#}");
-    world.end_in_disorder().await;
+    test.finish_unchecked().await;
 }
 
 // --- over HTTP -------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn audit_run_by_operator() {
-    let world = shop().await;
-    let stranger = read(client().get(format!("{}/admin/v1/audit", world.base))).await;
+    let test = shop().await;
+    let stranger = read(client().get(format!("{}/admin/v1/audit", test.base))).await;
     stranger.refused(401, "UNAUTHORIZED");
-    let report = world.get("/admin/v1/audit").await.ok();
+    let report = test.get("/admin/v1/audit").await.ok();
     assert_eq!(report["balanced"], true);
     let checks = report["checks"].as_array().unwrap();
     assert!(checks.len() > 15 && checks.iter().all(|check| check["ok"] == true), "{report}");
     assert!(checks.iter().all(|check| check["detail"].as_str().unwrap().starts_with(char::is_numeric)), "{report}");
     assert_eq!(report["auditedAt"], "2026-03-02T14:00:00");
     assert_eq!(report["partitions"][0]["decidedSeq"], report["partitions"][0]["projectedSeq"]);
-    run(&mut world.raw().await, "HINCRBY {p0}:user:1 balance 1").await;
-    let report = world.get("/admin/v1/audit").await.ok();
+    run(&mut test.raw().await, "HINCRBY {p0}:user:1 balance 1").await;
+    let report = test.get("/admin/v1/audit").await.ok();
     assert_eq!(report["balanced"], false);
-    run(&mut world.raw().await, "HINCRBY {p0}:user:1 balance -1").await;
+    run(&mut test.raw().await, "HINCRBY {p0}:user:1 balance -1").await;
     // One at a time.
-    let ask = || read(world.client.request(Method::GET, format!("{}/admin/v1/audit", world.base)).bearer_auth(ADMIN));
+    let ask = || read(test.client.request(Method::GET, format!("{}/admin/v1/audit", test.base)).bearer_auth(ADMIN));
     let replies = join_all((0..4).map(|_| ask())).await;
     assert!(replies.iter().any(|reply| reply.status == 200));
     for reply in replies.iter().filter(|reply| reply.status != 200) {
         reply.refused(409, "REQUEST_IN_PROGRESS");
     }
-    world.finish().await;
+    test.finish().await;
 }

@@ -18,16 +18,16 @@ use crate::{
     projector::projection::busy_day,
     recovery::rebuild::rebuilt,
     redis::failover::{in_sync, port, server},
-    support::harness::{self, Options, START, World, fresh_database, postgres_url, raw_redis, until},
+    support::harness::{self, Options, START, TestApp, fresh_database, postgres_url, raw_redis, until},
 };
 
 /// A bit of all that the service does with Redis.
-pub async fn everything(world: &World) {
-    busy_day(world).await;
-    let first = world.get("/api/v1/products?size=1").await.ok()["products"][0]["productId"].as_i64().unwrap_or(1);
+pub async fn everything(test: &TestApp) {
+    busy_day(test).await;
+    let first = test.get("/api/v1/products?size=1").await.ok()["products"][0]["productId"].as_i64().unwrap_or(1);
     let (path, stock) = (format!("/admin/v1/products/{first}"), json!({"stockDelta": 1}));
-    world.send(Method::PATCH, &path, Some(&stock), Some("a-key")).await.ok();
-    assert!(world.send(Method::PATCH, &path, Some(&stock), Some("a-key")).await.replayed());
+    test.send(Method::PATCH, &path, Some(&stock), Some("a-key")).await.ok();
+    assert!(test.send(Method::PATCH, &path, Some(&stock), Some("a-key")).await.replayed());
     for path in [
         "/api/v1/products/popular",
         "/api/v1/products/popular?sortBy=MONTHLY",
@@ -41,10 +41,10 @@ pub async fn everything(world: &World) {
         "/readyz",
         "/metrics",
     ] {
-        let reply = world.get(path).await;
+        let reply = test.get(path).await;
         assert_eq!(reply.status, 200, "{path}: {}", reply.text);
     }
-    let popular = world.get("/api/v1/products/popular?sortBy=TODAY").await.ok();
+    let popular = test.get("/api/v1/products/popular?sortBy=TODAY").await.ok();
     assert!(popular.as_array().is_some_and(|popular| !popular.is_empty()), "{popular}");
     let shown = |seen: &serde_json::Value| {
         let all = |list: &serde_json::Value| list.as_array().is_some_and(|list| !list.is_empty());
@@ -53,17 +53,17 @@ pub async fn everything(world: &World) {
             && seen["redis"]["servers"] == 1
             && seen["redis"]["appendfsync"] == "always"
     };
-    Watch::open(&world.base).await.until("everything", shown).await;
-    world.clock.advance(700_000);
-    world.engine.sweep().await.unwrap();
-    world.drain().await;
-    rebuilt(world, rebuild::Options { discard: false, lost_at_most: Some(0) }).await;
-    world.engine.look().await;
-    let user = world.user(1_000).await;
-    world.put_charge(user, 5).await.ok();
+    Watch::open(&test.base).await.until("everything", shown).await;
+    test.clock.advance(700_000);
+    test.engine.sweep().await.unwrap();
+    test.drain().await;
+    rebuilt(test, rebuild::Options { discard: false, lost_at_most: Some(0) }).await;
+    test.engine.look().await;
+    let user = test.user(1_000).await;
+    test.put_charge(user, 5).await.ok();
     // Carried by a blocking read.
-    world.app.project();
-    until("Postgres has it", async || (world.get("/admin/v1/projection").await.ok()["lagEvents"] == 0).then_some(()))
+    test.app.project();
+    until("Postgres has it", async || (test.get("/admin/v1/projection").await.ok()["lagEvents"] == 0).then_some(()))
         .await;
 }
 
@@ -91,9 +91,9 @@ async fn sale_runs_over_resp3() {
         let redis = plain(&dir, &[]).await;
         let redis_config = harness::redis_config(&format!("{}?protocol=resp3", redis.url()));
         let options = Options { partitions, redis: Some(redis_config), ..Options::default() };
-        let world = World::on(options, dir, redis, fresh_database().await).await;
-        everything(&world).await;
-        world.finish().await;
+        let test = TestApp::on(options, dir, redis, fresh_database().await).await;
+        everything(&test).await;
+        test.finish().await;
     }
 }
 
@@ -173,9 +173,9 @@ async fn sale_runs_with_client_certificates() {
         println!("{reason}");
     }
     let options = Options { redis: Some(config), ..Options::default() };
-    let world = World::on(options, dir, redis, fresh_database().await).await;
-    everything(&world).await;
-    world.finish().await;
+    let test = TestApp::on(options, dir, redis, fresh_database().await).await;
+    everything(&test).await;
+    test.finish().await;
 }
 
 /// A node that announces its host name, and one that does not.
@@ -205,9 +205,9 @@ async fn cluster_found_by_announced_host_names() {
             continue;
         }
         let options = Options { partitions: 3, redis: Some(ours.config(port)), ..Options::default() };
-        let world = World::on(options, dir, redis, fresh_database().await).await;
-        everything(&world).await;
-        world.finish().await;
+        let test = TestApp::on(options, dir, redis, fresh_database().await).await;
+        everything(&test).await;
+        test.finish().await;
     }
 }
 
@@ -248,8 +248,8 @@ async fn signed_in(sentinel: &RedisServer) -> redis::aio::MultiplexedConnection 
     raw_redis(&format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:{}", port(sentinel))).await
 }
 
-/// A world that finds its Redis through Sentinels, and the replica.
-async fn watched_over() -> (World, RedisServer, Vec<RedisServer>) {
+/// A test app that finds its Redis through Sentinels, and the replica.
+async fn watched_over() -> (TestApp, RedisServer, Vec<RedisServer>) {
     let dir = ScratchDir::new().unwrap();
     let master = server(&dir, "master", None).await;
     let replica = server(&dir, "replica", Some(&master)).await;
@@ -259,9 +259,9 @@ async fn watched_over() -> (World, RedisServer, Vec<RedisServer>) {
     let url = format!("redis+sentinel://{}/mymaster?sentinel_password={SENTINEL_PASSWORD}", hosts.join(","));
     let redis = RedisConfig { redis_timeout_ms: 5_000, ..harness::redis_config(&url) };
     let options = Options { project: true, redis: Some(redis), ..Options::default() };
-    let world = World::on(options, dir, master, fresh_database().await).await;
-    world.app.watch(true);
-    (world, replica, sentinels)
+    let test = TestApp::on(options, dir, master, fresh_database().await).await;
+    test.app.watch(true);
+    (test, replica, sentinels)
 }
 
 /// Everything by TLS: to the Sentinels, from them to the master, and to the master, with certificates on all sides and a
@@ -305,45 +305,45 @@ async fn sale_runs_with_sentinels_over_tls() {
     let config = RedisConfig { redis_url: Secret::new(url("of-the-master")), ..ours.config(0) };
     let own = format!("{}?pass=of-the-master", redis.url());
     let options = Options { redis: Some(config), raw_url: Some(own), ..Options::default() };
-    let world = World::on(options, dir, redis, fresh_database().await).await;
-    everything(&world).await;
-    world.finish().await;
+    let test = TestApp::on(options, dir, redis, fresh_database().await).await;
+    everything(&test).await;
+    test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn master_followed_when_sentinels_elect_after_kill() {
-    let (mut world, replica, sentinels) = watched_over().await;
-    let user = world.user(0).await;
+    let (mut test, replica, sentinels) = watched_over().await;
+    let user = test.user(0).await;
     for _ in 0..20 {
-        world.put_charge(user, 1).await.ok();
+        test.put_charge(user, 1).await.ok();
     }
-    in_sync(&world.redis, &replica).await;
-    let mut old = std::mem::replace(&mut world.redis, replica);
+    in_sync(&test.redis, &replica).await;
+    let mut old = std::mem::replace(&mut test.redis, replica);
     old.kill().await.unwrap();
     let body = json!({"amount": 1});
     let path = format!("/api/v1/balances/{user}");
     let reply = until("the new master is found", async || {
-        let reply = world.send(Method::PUT, &path, Some(&body), Some("a-key")).await;
+        let reply = test.send(Method::PUT, &path, Some(&body), Some("a-key")).await;
         (reply.status != 503).then_some(reply)
     })
     .await;
     assert_eq!(reply.ok()["balance"], 21);
-    world.get("/readyz").await.ok();
+    test.get("/readyz").await.ok();
     // One Sentinel less is no matter, nor is the old master, which comes back as a replica.
     let mut sentinels = sentinels;
     sentinels[0].kill().await.unwrap();
     old.restart().await.unwrap();
-    world.put_charge(user, 1).await.ok();
-    world.finish().await;
+    test.put_charge(user, 1).await.ok();
+    test.finish().await;
 }
 
 /// The old master lives, answers, and takes itself for the master: only the Sentinels know better.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn master_followed_when_sentinels_name_another() {
-    let (mut world, replica, sentinels) = watched_over().await;
-    let user = world.user(0).await;
-    world.put_charge(user, 1).await.ok();
-    in_sync(&world.redis, &replica).await;
+    let (mut test, replica, sentinels) = watched_over().await;
+    let user = test.user(0).await;
+    test.put_charge(user, 1).await.ok();
+    in_sync(&test.redis, &replica).await;
     let mut new = raw_redis(&replica.url()).await;
     redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut new).await.unwrap();
     for sentinel in &sentinels {
@@ -353,7 +353,7 @@ async fn master_followed_when_sentinels_name_another() {
         let monitor = sentinel("MONITOR").arg("127.0.0.1").arg(port(&replica)).arg(2).clone();
         monitor.exec_async(&mut link).await.unwrap();
     }
-    let old = std::mem::replace(&mut world.redis, replica);
+    let old = std::mem::replace(&mut test.redis, replica);
     let mut link = raw_redis(&old.url()).await;
     until("the old master is left", async || {
         let list = redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal").clone();
@@ -361,9 +361,9 @@ async fn master_followed_when_sentinels_name_another() {
         (list.lines().count() == 1).then_some(())
     })
     .await;
-    world.put_charge(user, 1).await.ok();
+    test.put_charge(user, 1).await.ok();
     let there: Option<String> =
         redis::cmd("HGET").arg(format!("{{p0}}:user:{user}")).arg("balance").query_async(&mut new).await.unwrap();
     assert_eq!(there.as_deref(), Some("2"));
-    world.finish().await;
+    test.finish().await;
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     operators::dashboard_feed::Watch,
-    support::harness::{Options, World, fresh_database, raw_redis, until},
+    support::harness::{Options, TestApp, fresh_database, raw_redis, until},
 };
 
 /// A node by itself, its port and that of its bus.
@@ -52,46 +52,46 @@ async fn sale_runs_on_cluster() {
     let dir = ScratchDir::new().unwrap();
     let mut nodes = cluster(&dir).await;
     let first = nodes.remove(0);
-    let mut world =
-        World::on(Options { partitions: 8, ..Options::default() }, dir, first, fresh_database().await).await;
-    world.others = nodes;
+    let mut test =
+        TestApp::on(Options { partitions: 8, ..Options::default() }, dir, first, fresh_database().await).await;
+    test.others = nodes;
     let mut products = Vec::new();
     for _ in 0..8 {
-        products.push(world.product(1_000, 10).await);
+        products.push(test.product(1_000, 10).await);
     }
-    let coupon = world.campaign("PERCENTAGE", 10, 6).await;
+    let coupon = test.campaign("PERCENTAGE", 10, 6).await;
     let mut orders = Vec::new();
     for _ in 0..8 {
-        let user = world.user(100_000).await;
-        world.put_charge(user, 1_000).await.ok();
-        world.issue(coupon, user).await;
+        let user = test.user(100_000).await;
+        test.put_charge(user, 1_000).await.ok();
+        test.issue(coupon, user).await;
         let lines: Vec<_> = products.iter().map(|product| json!({"productId": product, "quantity": 1})).collect();
-        let order = world.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
+        let order = test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
         orders.push((order["orderId"].as_i64().unwrap(), user));
     }
     for (n, (order, user)) in orders.iter().enumerate() {
         if n % 2 == 0 {
-            world.pay(*order, *user, "CARD", 8_000).await.ok();
+            test.pay(*order, *user, "CARD", 8_000).await.ok();
         }
         if n % 4 < 2 {
-            world.cancel(*order, *user).await.ok();
+            test.cancel(*order, *user).await.ok();
         }
     }
-    let popular = world.get("/api/v1/products/popular?sortBy=TODAY&limit=100").await.ok();
+    let popular = test.get("/api/v1/products/popular?sortBy=TODAY&limit=100").await.ok();
     assert_eq!(popular.as_array().unwrap().len(), 8);
     assert!(popular.as_array().unwrap().iter().all(|product| product["salesCount"] == 2));
     // Who watches sees all of it, of every node.
     let whole = |seen: &Value| seen["products"].as_array().is_some_and(|products| products.len() == 8);
-    let seen = Watch::open(&world.base).await.until("all products", whole).await;
+    let seen = Watch::open(&test.base).await.until("all products", whole).await;
     assert_eq!((&seen["redis"]["servers"], seen["rankings"]["TODAY"].as_array().unwrap().len()), (&json!(3), 8));
     let held: i64 = seen["products"].as_array().unwrap().iter().map(|product| product["held"].as_i64().unwrap()).sum();
     assert_eq!(held, 16);
     // Every node has some of it.
-    for node in std::iter::once(&world.redis).chain(&world.others) {
+    for node in std::iter::once(&test.redis).chain(&test.others) {
         let keys: i64 = redis::cmd("DBSIZE").query_async(&mut raw_redis(&node.url()).await).await.unwrap();
         assert!(keys > 0, "a node has nothing");
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,13 +99,13 @@ async fn partition_found_when_slot_moved() {
     let dir = ScratchDir::new().unwrap();
     let mut nodes = cluster(&dir).await;
     let first = nodes.remove(0);
-    let mut world =
-        World::on(Options { partitions: 2, ..Options::default() }, dir, first, fresh_database().await).await;
-    world.others = nodes;
-    let user = world.user(1_000).await;
+    let mut test =
+        TestApp::on(Options { partitions: 2, ..Options::default() }, dir, first, fresh_database().await).await;
+    test.others = nodes;
+    let user = test.user(1_000).await;
     // The slot of this user's partition goes, empty-handed but for its keys, to the next node.
-    let mut links = vec![raw_redis(&world.redis.url()).await];
-    for other in &world.others {
+    let mut links = vec![raw_redis(&test.redis.url()).await];
+    for other in &test.others {
         links.push(raw_redis(&other.url()).await);
     }
     let meta = format!("{{p{}}}:meta", user % 2);
@@ -118,7 +118,7 @@ async fn partition_found_when_slot_moved() {
     let set = |state: &str, node: &str| redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(node).clone();
     set("IMPORTING", &from_id).exec_async(&mut links[to]).await.unwrap();
     set("MIGRATING", &to_id).exec_async(&mut links[from]).await.unwrap();
-    let target = std::iter::once(&world.redis).chain(&world.others).nth(to).unwrap().url();
+    let target = std::iter::once(&test.redis).chain(&test.others).nth(to).unwrap().url();
     let port = target.trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
     let mut get = redis::cmd("CLUSTER");
     let keys: Vec<String> = get.arg("GETKEYSINSLOT").arg(slot).arg(1000).query_async(&mut links[from]).await.unwrap();
@@ -130,12 +130,12 @@ async fn partition_found_when_slot_moved() {
     }
     // Whoever asks at the old place is told "unavailable" once per lane at most, and then finds the new one.
     let mut refused = 0;
-    while world.put_charge(user, 100).await.status != 200 {
+    while test.put_charge(user, 100).await.status != 200 {
         refused += 1;
         assert!(refused < 10);
     }
-    assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
-    world.finish().await;
+    assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
+    test.finish().await;
 }
 
 /// A replica takes its master's place, which stays as its replica; nobody is stopped, and no connection closed.
@@ -158,12 +158,12 @@ async fn node_followed_when_failed_over() {
     })
     .await;
     let master = nodes.remove(0);
-    let mut world =
-        World::on(Options { partitions: 8, ..Options::default() }, dir, master, fresh_database().await).await;
-    world.others = nodes;
+    let mut test =
+        TestApp::on(Options { partitions: 8, ..Options::default() }, dir, master, fresh_database().await).await;
+    test.others = nodes;
     let mut users = Vec::new();
     for _ in 0..8 {
-        users.push(world.user(1_000).await);
+        users.push(test.user(1_000).await);
     }
     until("it has everything", async || {
         let ask = |link: &redis::aio::MultiplexedConnection| {
@@ -183,11 +183,11 @@ async fn node_followed_when_failed_over() {
         info.contains("role:slave").then_some(())
     })
     .await;
-    let _old = std::mem::replace(&mut world.redis, replica);
+    let _old = std::mem::replace(&mut test.redis, replica);
     for user in users {
-        until("the new owner is found", async || (world.put_charge(user, 100).await.status == 200).then_some(())).await;
-        assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
+        until("the new owner is found", async || (test.put_charge(user, 100).await.status == 200).then_some(())).await;
+        assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_100);
     }
-    world.get("/readyz").await.ok();
-    world.finish().await;
+    test.get("/readyz").await.ok();
+    test.finish().await;
 }

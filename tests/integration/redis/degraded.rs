@@ -15,7 +15,7 @@ use crate::{
         proxy::Fault,
         script_failures::{Writes, config},
     },
-    support::harness::{Options, World, until},
+    support::harness::{Options, TestApp, until},
 };
 
 /// Every error with which Redis refuses to work now, whatever it is asked; each is a 503 and none is believed to be an answer.
@@ -41,9 +41,9 @@ fn proxied() -> Options {
 
 #[tokio::test]
 async fn request_unavailable_when_redis_refuses() {
-    let writes = Writes::on(World::with(proxied()).await).await;
-    let proxy = writes.world.proxy.as_ref().unwrap();
-    let before = writes.world.snapshot().await;
+    let writes = Writes::on(TestApp::with(proxied()).await).await;
+    let proxy = writes.test.proxy.as_ref().unwrap();
+    let before = writes.test.snapshot().await;
     for refusal in REFUSALS {
         println!("{refusal}");
         proxy.set(Fault::Answer((*refusal).to_owned()));
@@ -53,9 +53,9 @@ async fn request_unavailable_when_redis_refuses() {
             assert_eq!(reply.status, 503, "{refusal}: {write:?}: {}", reply.text);
         }
         proxy.set(Fault::None);
-        until("it is served again", async || (writes.world.get("/readyz").await.status == 200).then_some(())).await;
+        until("it is served again", async || (writes.test.get("/readyz").await.status == 200).then_some(())).await;
     }
-    assert!(before == writes.world.snapshot().await);
+    assert!(before == writes.test.snapshot().await);
     let refusal = Fault::Answer(REFUSALS[0].to_owned());
     // The same on connections that are new, as after a restart.
     let degrade = async || {
@@ -64,7 +64,7 @@ async fn request_unavailable_when_redis_refuses() {
         writes.reads_are_turned_away().await;
     };
     writes.all_are_turned_away(degrade, async || proxy.set(Fault::None)).await;
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 /// Carried out, and the reply lost: the outcome is unknown, and the same request under its key finds out. Whichever reply of
@@ -84,14 +84,14 @@ async fn lost_reply_settled_by_repeat() {
 
 /// How many of the writes were turned away.
 async fn lose_replies(options: Options, after: usize) -> usize {
-    let world = World::with(options).await;
+    let test = TestApp::with(options).await;
     // So that user, product and campaign are at home in a partition each, where there are three.
-    world.user(0).await;
+    test.user(0).await;
     for _ in 0..2 {
-        world.product(0, 0).await;
+        test.product(0, 0).await;
     }
-    let writes = Writes::on(world).await;
-    let (world, proxy) = (&writes.world, writes.world.proxy.as_ref().unwrap());
+    let writes = Writes::on(test).await;
+    let (test, proxy) = (&writes.test, writes.test.proxy.as_ref().unwrap());
     let mut turned_away = 0;
     for (n, write) in writes.all().iter().enumerate() {
         let key = format!("key-{n}");
@@ -117,26 +117,26 @@ async fn lose_replies(options: Options, after: usize) -> usize {
         }
     }
     // Each once: what was there, the charge, less one payment before and one now.
-    let balance = world.get(&format!("/api/v1/balances/{}", writes.user)).await.ok()["balance"].clone();
+    let balance = test.get(&format!("/api/v1/balances/{}", writes.user)).await.ok()["balance"].clone();
     assert_eq!(balance, 100_000 - 1_000 + 1_000 - 2_000);
     // What was held for an order that did not come about goes back when its time is over: of 100 units three are paid for, and
     // one more was put on sale.
-    world.clock.advance(700_000);
+    test.clock.advance(700_000);
     until("all holds have ended", async || {
-        world.engine.sweep().await.unwrap();
-        let stock = world.get(&format!("/api/v1/products/{}", writes.product)).await.ok()["stockQuantity"].clone();
+        test.engine.sweep().await.unwrap();
+        let stock = test.get(&format!("/api/v1/products/{}", writes.product)).await.ok()["stockQuantity"].clone();
         (stock == 100 - 3 + 1).then_some(())
     })
     .await;
-    writes.world.finish().await;
+    writes.test.finish().await;
     turned_away
 }
 
 /// A demoted server: what it has may be read, nothing is written.
 #[tokio::test]
 async fn reads_served_when_redis_read_only() {
-    let writes = Writes::on(World::start().await).await;
-    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let writes = Writes::on(TestApp::start().await).await;
+    let (mut redis, mut again) = (writes.test.raw().await, writes.test.raw().await);
     // Nobody listens on port 1.
     let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).to_owned();
     let (away, back) = (replica_of("127.0.0.1", "1"), replica_of("NO", "ONE"));
@@ -148,16 +148,16 @@ async fn reads_served_when_redis_read_only() {
         let _: () = back.query_async(&mut again).await.unwrap();
     };
     writes.all_are_turned_away(degrade, restore).await;
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 /// A demoted server that does not even answer reads, as `replica-serve-stale-data no` has it.
 #[tokio::test]
 async fn reads_unavailable_when_replica_has_no_master() {
-    let writes = Writes::on(World::start().await).await;
-    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let writes = Writes::on(TestApp::start().await).await;
+    let (mut redis, mut again) = (writes.test.raw().await, writes.test.raw().await);
     let degrade = async || {
-        config(&writes.world, "replica-serve-stale-data", "no").await;
+        config(&writes.test, "replica-serve-stale-data", "no").await;
         let _: () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).query_async(&mut redis).await.unwrap();
         writes.reads_are_turned_away().await;
     };
@@ -165,20 +165,20 @@ async fn reads_unavailable_when_replica_has_no_master() {
         let _: () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut again).await.unwrap();
     };
     writes.all_are_turned_away(degrade, restore).await;
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 /// A disk that can't be written to. Redis finds that out by a snapshot that fails, and refuses every write from then on.
 #[tokio::test]
 async fn reads_served_when_redis_disk_fails() {
-    let writes = Writes::on(World::start().await).await;
-    let world = &writes.world;
-    let (mut redis, mut again) = (world.raw().await, world.raw().await);
+    let writes = Writes::on(TestApp::start().await).await;
+    let test = &writes.test;
+    let (mut redis, mut again) = (test.raw().await, test.raw().await);
     // The snapshot can't take the place of a directory.
-    let in_the_way = world.redis.data_dir().join("dump.rdb");
+    let in_the_way = test.redis.data_dir().join("dump.rdb");
     let degrade = async || {
         std::fs::create_dir(&in_the_way).unwrap();
-        config(world, "save", "3600 1").await;
+        config(test, "save", "3600 1").await;
         let _: () = redis::cmd("BGSAVE").query_async(&mut redis).await.unwrap();
         until("the snapshot failed", async || {
             let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut redis).await.unwrap();
@@ -191,16 +191,16 @@ async fn reads_served_when_redis_disk_fails() {
         let _: () = redis::cmd("CONFIG").arg("SET").arg("save").arg("").query_async(&mut again).await.unwrap();
     };
     writes.all_are_turned_away(degrade, restore).await;
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 /// Somebody's script that does not end.
 #[tokio::test]
 async fn requests_unavailable_when_redis_busy() {
-    let writes = Writes::on(World::start().await).await;
-    let world = &writes.world;
-    config(world, "busy-reply-threshold", "20").await;
-    let (mut running, mut ask, mut kill) = (world.raw().await, world.raw().await, world.raw().await);
+    let writes = Writes::on(TestApp::start().await).await;
+    let test = &writes.test;
+    config(test, "busy-reply-threshold", "20").await;
+    let (mut running, mut ask, mut kill) = (test.raw().await, test.raw().await, test.raw().await);
     let mut script = None;
     let degrade = async || {
         script = Some(tokio::spawn(async move {
@@ -222,15 +222,15 @@ async fn requests_unavailable_when_redis_busy() {
     writes.all_are_turned_away(degrade, restore).await;
     let ended = script.unwrap().await.unwrap();
     assert!(ended.contains("killed"), "{ended}");
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 /// Stopped, its connections open: nobody waits for longer than the service's patience, and what was sent before is carried
 /// out when it goes on, once.
 #[tokio::test]
 async fn effects_applied_once_when_redis_hangs() {
-    let mut writes = Writes::on(World::with(Options { redis_timeout_ms: 2_000, ..Options::default() }).await).await;
-    writes.world.redis.pause().unwrap();
+    let mut writes = Writes::on(TestApp::with(Options { redis_timeout_ms: 2_000, ..Options::default() }).await).await;
+    writes.test.redis.pause().unwrap();
     let all = writes.all();
     let asked = all.iter().enumerate().map(|(n, write)| {
         let writes = &writes;
@@ -243,7 +243,7 @@ async fn effects_applied_once_when_redis_hangs() {
     }
     let reads = tokio::time::timeout(Duration::from_secs(200), writes.reads_are_turned_away());
     reads.await.expect("a read hangs");
-    writes.world.redis.resume().unwrap();
+    writes.test.redis.resume().unwrap();
     for (n, write) in all.iter().enumerate() {
         let settle = async || {
             until("it is settled", async || {
@@ -259,12 +259,12 @@ async fn effects_applied_once_when_redis_hangs() {
         assert_eq!((again.status, again.text), (settled.status, settled.text), "{write:?}");
     }
     let balance = until("it is read", async || {
-        let reply = writes.world.get(&format!("/api/v1/balances/{}", writes.user)).await;
+        let reply = writes.test.get(&format!("/api/v1/balances/{}", writes.user)).await;
         (reply.status != 503).then(|| reply.ok()["balance"].clone())
     })
     .await;
     assert_eq!(balance, 100_000 - 1_000 + 1_000 - 2_000);
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 /// Killed and restarted, again and again, while clients charge and order, and repeat what was not answered under its key:
@@ -275,10 +275,10 @@ async fn effects_applied_once_when_redis_killed_under_load() {
     const KILLS: u32 = 4;
     const BETWEEN: u32 = 30;
     let options = Options { project: true, max_open_orders: 1_000_000, ..Options::default() };
-    let mut world = World::with(options).await;
-    let (user, product) = (world.user(0).await, world.product(0, 1_000_000).await);
+    let mut test = TestApp::with(options).await;
+    let (user, product) = (test.user(0).await, test.product(0, 1_000_000).await);
     let (running, answered) = (AtomicBool::new(true), AtomicU32::new(0));
-    let (client, base) = (world.client.clone(), world.base.clone());
+    let (client, base) = (test.client.clone(), test.base.clone());
     let charge = (Method::PUT, format!("{base}/api/v1/balances/{user}"), json!({"amount": 3}));
     let lines = json!([{"productId": product, "quantity": 1}]);
     let order = (Method::POST, format!("{base}/api/v1/orders"), json!({"userId": user, "orderProducts": lines}));
@@ -311,7 +311,7 @@ async fn effects_applied_once_when_redis_killed_under_load() {
             told
         }
     });
-    let redis = &mut world.redis;
+    let redis = &mut test.redis;
     let kills = async {
         for kill in 0..=KILLS {
             let before = answered.load(Ordering::SeqCst);
@@ -338,8 +338,8 @@ async fn effects_applied_once_when_redis_killed_under_load() {
     }
     assert!(unknown > 0, "no request met a Redis that was gone");
     println!("{charges} charges and {} orders, {unknown} times 503", orders.len());
-    assert_eq!(world.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 3 * charges);
-    let left = world.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap();
+    assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 3 * charges);
+    let left = test.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap();
     assert_eq!(left, 1_000_000 - orders.len() as i64);
-    world.finish().await;
+    test.finish().await;
 }

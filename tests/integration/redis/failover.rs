@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 
 use crate::{
     redis::script_failures::{Writes, config},
-    support::harness::{Options, World, fresh_database, raw_redis, until},
+    support::harness::{Options, TestApp, fresh_database, raw_redis, until},
 };
 
 /// What "within a second" may take on a machine that stalls.
@@ -46,24 +46,24 @@ pub async fn in_sync(master: &RedisServer, replica: &RedisServer) {
     .await;
 }
 
-/// A world that reaches its Redis through a proxy, and a replica in sync with it.
-async fn replicated(options: Options) -> (World, RedisServer) {
+/// A test app that reaches its Redis through a proxy, and a replica in sync with it.
+async fn replicated(options: Options) -> (TestApp, RedisServer) {
     let dir = ScratchDir::new().unwrap();
     let master = server(&dir, "master", None).await;
     let replica = server(&dir, "replica", Some(&master)).await;
-    let world = World::on(Options { proxied: true, ..options }, dir, master, fresh_database().await).await;
-    (world, replica)
+    let test = TestApp::on(Options { proxied: true, ..options }, dir, master, fresh_database().await).await;
+    (test, replica)
 }
 
 /// The two change places; no connection is closed, and only new ones lead to the new master. Returns the old one.
-async fn switch(world: &mut World, replica: RedisServer) -> RedisServer {
-    in_sync(&world.redis, &replica).await;
-    world.proxy.as_ref().unwrap().lead_to(replica.socket_path());
-    let (mut old, mut new) = (raw_redis(&world.redis.url()).await, raw_redis(&replica.url()).await);
+async fn switch(test: &mut TestApp, replica: RedisServer) -> RedisServer {
+    in_sync(&test.redis, &replica).await;
+    test.proxy.as_ref().unwrap().lead_to(replica.socket_path());
+    let (mut old, mut new) = (raw_redis(&test.redis.url()).await, raw_redis(&replica.url()).await);
     let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).to_owned();
     replica_of("NO", "ONE").exec_async(&mut new).await.unwrap();
     replica_of("127.0.0.1", &port(&replica)).exec_async(&mut old).await.unwrap();
-    std::mem::replace(&mut world.redis, replica)
+    std::mem::replace(&mut test.redis, replica)
 }
 
 /// Connections of the service that a server has: all but the one that asks, and replicas.
@@ -75,17 +75,17 @@ async fn connections(server: &RedisServer) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn demoted_master_left_within_second_when_connections_open() {
-    let (mut world, replica) = replicated(Options { project: true, ..Options::default() }).await;
-    let user = world.user(0).await;
+    let (mut test, replica) = replicated(Options { project: true, ..Options::default() }).await;
+    let user = test.user(0).await;
     let path = format!("/api/v1/balances/{user}");
     for _ in 0..20 {
-        world.put_charge(user, 1).await.ok();
+        test.put_charge(user, 1).await.ok();
     }
-    let old = switch(&mut world, replica).await;
+    let old = switch(&mut test, replica).await;
     let (demoted, mut refused) = (Instant::now(), 0);
     loop {
-        let ready = world.get("/readyz").await.status == 200;
-        let reply = world.put_charge(user, 1).await;
+        let ready = test.get("/readyz").await.status == 200;
+        let reply = test.put_charge(user, 1).await;
         if reply.status == 200 {
             break;
         }
@@ -96,47 +96,47 @@ async fn demoted_master_left_within_second_when_connections_open() {
     }
     println!("{refused} writes refused in {:?}", demoted.elapsed());
     for _ in 0..20 {
-        world.put_charge(user, 1).await.ok();
+        test.put_charge(user, 1).await.ok();
     }
-    assert_eq!(world.get(&path).await.ok()["balance"], 41);
-    world.get("/readyz").await.ok();
+    assert_eq!(test.get(&path).await.ok()["balance"], 41);
+    test.get("/readyz").await.ok();
     until("nothing is left of the old connections", async || (connections(&old).await == 0).then_some(())).await;
-    world.finish().await;
+    test.finish().await;
 }
 
 /// Nobody asks for anything: the watch finds it out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn demoted_master_left_when_process_idle() {
-    let (mut world, replica) = replicated(Options::default()).await;
-    let user = world.user(5).await;
-    world.app.watch(false);
-    let old = switch(&mut world, replica).await;
+    let (mut test, replica) = replicated(Options::default()).await;
+    let user = test.user(5).await;
+    test.app.watch(false);
+    let old = switch(&mut test, replica).await;
     let demoted = Instant::now();
     until("the old master is left", async || (connections(&old).await == 0).then_some(())).await;
     assert!(demoted.elapsed() < BOUND, "{:?}", demoted.elapsed());
-    world.put_charge(user, 5).await.ok();
-    world.finish().await;
+    test.put_charge(user, 5).await.ok();
+    test.finish().await;
 }
 
 /// What a demoted master still answers is not what others decide meanwhile: once it is known, it is not read either.
 #[tokio::test]
 async fn demoted_master_not_read_when_no_other_found() {
-    let writes = Writes::on(World::start().await).await;
-    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let writes = Writes::on(TestApp::start().await).await;
+    let (mut redis, mut again) = (writes.test.raw().await, writes.test.raw().await);
     let degrade = async || {
         let away = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).to_owned();
         let _: () = away.query_async(&mut redis).await.unwrap();
-        writes.world.engine.look().await;
+        writes.test.engine.look().await;
         writes.absence_is_not_believed().await;
-        writes.world.get(&format!("/api/v1/balances/{}", writes.user)).await.refused(503, "SERVICE_UNAVAILABLE");
-        let reply = writes.world.get("/readyz").await;
+        writes.test.get(&format!("/api/v1/balances/{}", writes.user)).await.refused(503, "SERVICE_UNAVAILABLE");
+        let reply = writes.test.get("/readyz").await;
         assert!(reply.text.contains("slave, which can't be written to"), "{}", reply.text);
     };
     let restore = async || {
         let _: () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut again).await.unwrap();
     };
     writes.all_are_turned_away(degrade, restore).await;
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 /// A master that takes no writes is read; `readyz` says that it decides nothing.
@@ -145,17 +145,17 @@ async fn readiness_names_reason_when_writes_refused() {
     for (setting, value, back, code) in
         [("min-replicas-to-write", "1", "0", "NOREPLICAS"), ("maxmemory", "1", "0", "OOM")]
     {
-        let writes = Writes::on(World::start().await).await;
+        let writes = Writes::on(TestApp::start().await).await;
         let degrade = async || {
-            config(&writes.world, setting, value).await;
-            writes.world.engine.look().await;
+            config(&writes.test, setting, value).await;
+            writes.test.engine.look().await;
             writes.reads_go_on().await;
-            let reply = writes.world.get("/readyz").await;
+            let reply = writes.test.get("/readyz").await;
             reply.refused(503, "SERVICE_UNAVAILABLE");
             assert!(reply.text.contains("refuses every write") && reply.text.contains(code), "{}", reply.text);
         };
-        writes.all_are_turned_away(degrade, async || config(&writes.world, setting, back).await).await;
-        writes.world.get("/readyz").await.ok();
-        writes.world.finish().await;
+        writes.all_are_turned_away(degrade, async || config(&writes.test, setting, back).await).await;
+        writes.test.get("/readyz").await.ok();
+        writes.test.finish().await;
     }
 }

@@ -12,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 
 use crate::{
     redis::{addresses::everything, script_failures::Writes},
-    support::harness::{self, Options, World, fresh_database, postgres_url},
+    support::harness::{self, Options, TestApp, fresh_database, postgres_url},
 };
 
 /// The line of the docs that makes the user, with a password in it.
@@ -43,28 +43,28 @@ async fn servers(dir: &ScratchDir) -> (RedisServer, MultiplexedConnection) {
     (redis, link)
 }
 
-/// A world whose service is the documented user.
-async fn world(options: Options) -> World {
+/// A test app that connects to Redis as the documented user.
+async fn test(options: Options) -> TestApp {
     let dir = ScratchDir::new().unwrap();
     let (redis, _) = servers(&dir).await;
     let options = Options { redis: Some(as_user(&redis)), ..options };
-    World::on(options, dir, redis, fresh_database().await).await
+    TestApp::on(options, dir, redis, fresh_database().await).await
 }
 
 /// What was refused to anybody since the server started: `user command`.
-async fn denied(world: &World) -> BTreeSet<String> {
+async fn denied(test: &TestApp) -> BTreeSet<String> {
     type Entry = std::collections::HashMap<String, redis::Value>;
-    let log: Vec<Entry> = redis::cmd("ACL").arg("LOG").query_async(&mut world.raw().await).await.unwrap();
+    let log: Vec<Entry> = redis::cmd("ACL").arg("LOG").query_async(&mut test.raw().await).await.unwrap();
     log.iter().map(|entry| format!("{:?} {:?}", entry["username"], entry["object"])).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sale_runs_with_documented_user() {
     for partitions in [1, 3] {
-        let world = world(Options { partitions, ..Options::default() }).await;
-        everything(&world).await;
-        assert_eq!(denied(&world).await, BTreeSet::new());
-        world.finish().await;
+        let test = test(Options { partitions, ..Options::default() }).await;
+        everything(&test).await;
+        assert_eq!(denied(&test).await, BTreeSet::new());
+        test.finish().await;
     }
 }
 
@@ -125,60 +125,60 @@ async fn start(config: &firstcome::config::EngineConfig) -> Option<String> {
 #[tokio::test]
 async fn partition_closed_before_write_when_right_revoked() {
     for taken in ["-expire", "-zadd", "-xadd", "-evalsha", "resetkeys"] {
-        let writes = Writes::on(world(Options::default()).await).await;
-        let (mut link, mut again) = (writes.world.raw().await, writes.world.raw().await);
+        let writes = Writes::on(test(Options::default()).await).await;
+        let (mut link, mut again) = (writes.test.raw().await, writes.test.raw().await);
         let degrade = async || {
             acl(&mut link, &["SETUSER", "firstcome", taken]).await;
             // As the watch does twice a second.
-            writes.world.store.doubt_rights();
-            writes.world.engine.look().await;
-            let reply = writes.world.get("/readyz").await;
+            writes.test.store.doubt_rights();
+            writes.test.engine.look().await;
+            let reply = writes.test.get("/readyz").await;
             reply.refused(503, "SERVICE_UNAVAILABLE");
             let named = if taken == "resetkeys" { KEY_PATTERN } else { &taken[1..] };
             assert!(reply.text.contains(named) && reply.text.contains("lacks rights"), "{taken}: {}", reply.text);
         };
         writes.all_are_turned_away(degrade, async || acl(&mut again, &documented("secret")).await).await;
-        writes.world.finish().await;
+        writes.test.finish().await;
     }
 }
 
 /// A refusal of the server for want of a right is no answer to anybody, and closes the partition at once.
 #[tokio::test]
 async fn partition_closed_when_command_lacks_right() {
-    let world = world(Options::default()).await;
-    let user = world.user(100).await;
-    let mut link = world.raw().await;
+    let test = test(Options::default()).await;
+    let user = test.user(100).await;
+    let mut link = test.raw().await;
     acl(&mut link, &["SETUSER", "firstcome", "-evalsha"]).await;
-    let before = world.snapshot().await;
-    world.put_charge(user, 5).await.refused(503, "SERVICE_UNAVAILABLE");
+    let before = test.snapshot().await;
+    test.put_charge(user, 5).await.refused(503, "SERVICE_UNAVAILABLE");
     // From here on it is known, without another look.
-    world.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
-    assert!(before == world.snapshot().await);
+    test.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(before == test.snapshot().await);
     acl(&mut link, &documented("secret")).await;
-    world.engine.look().await;
-    world.put_charge(user, 5).await.ok();
-    world.finish().await;
+    test.engine.look().await;
+    test.put_charge(user, 5).await.ok();
+    test.finish().await;
 }
 
 /// A key of ours that something else has written is found before a script meets it half way.
 #[tokio::test]
 async fn partition_closed_when_key_has_other_type() {
-    let writes = Writes::on(World::start().await).await;
-    let (mut link, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let writes = Writes::on(TestApp::start().await).await;
+    let (mut link, mut again) = (writes.test.raw().await, writes.test.raw().await);
     let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
     let degrade = async || {
         rename("{p0}:expiry", "{p0}:idem:aside").exec_async(&mut link).await.unwrap();
         redis::cmd("SET").arg("{p0}:expiry").arg("x").exec_async(&mut link).await.unwrap();
-        writes.world.store.doubt_rights();
-        writes.world.engine.look().await;
-        let reply = writes.world.get("/readyz").await;
+        writes.test.store.doubt_rights();
+        writes.test.engine.look().await;
+        let reply = writes.test.get("/readyz").await;
         assert!(reply.text.contains("{p0}:expiry is a string, not a zset"), "{}", reply.text);
     };
     let restore = async || {
         rename("{p0}:idem:aside", "{p0}:expiry").exec_async(&mut again).await.unwrap();
     };
     writes.all_are_turned_away(degrade, restore).await;
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 /// Every command that is written anywhere in the program or its scripts is in the list, and the docs have the list.

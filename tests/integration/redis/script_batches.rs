@@ -1,6 +1,6 @@
 //! A call that decides many requests comes to the same as one call for each, in their order: the same answers, the same
 //! events under the same numbers, the same state. Random calls of requests that get in each other's way, against a second
-//! world that takes them one by one.
+//! test app that decides them one by one.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::{
     redis::scripts::{Bench, HOUR_MS, Raw},
-    support::harness::{Options, START, World},
+    support::harness::{Options, START, TestApp},
 };
 
 const USERS: i64 = 4;
@@ -44,7 +44,7 @@ fn asks() -> impl Strategy<Value = (u8, Vec<Ask>)> {
     (0..4u8, prop::collection::vec(ask, 1..9))
 }
 
-/// The requests of one kind, in one order for both worlds.
+/// The requests of one kind, in one order for both test apps.
 fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64, i64, i64)]) -> Vec<Raw> {
     let one = |ask: &Ask| {
         let raw = match kind {
@@ -99,8 +99,8 @@ pub async fn decide_together(bench: &mut Bench, raws: &[Raw]) -> Vec<Vec<String>
 }
 
 /// Everything but where in the outbox a change stands.
-async fn state(world: &World) -> BTreeMap<String, String> {
-    let mut all = world.snapshot().await;
+async fn state(test: &TestApp) -> BTreeMap<String, String> {
+    let mut all = test.snapshot().await;
     all.retain(|key, _| !key.ends_with(":outbox") && !key.ends_with(":meta"));
     for value in all.values_mut() {
         if let Some((before, rest)) = value.split_once("\"tail\": \"") {
@@ -167,14 +167,14 @@ async fn batch_equals_single_calls() {
             }
         }
         assert_eq!(events(&mut many).await, events(&mut single).await, "BATCH_SEED={seed}");
-        assert_eq!(state(&many.world).await, state(&single.world).await, "BATCH_SEED={seed}");
+        assert_eq!(state(&many.test).await, state(&single.test).await, "BATCH_SEED={seed}");
         // A user's changes are chained through calls of many as through single ones.
         for user in 1..=USERS {
             let path = format!("/api/v1/balances/{user}/history?limit=1000");
-            let before = many.world.get(&path).await.ok();
-            assert_eq!(before, single.world.get(&path).await.ok(), "BATCH_SEED={seed}");
-            many.world.drain().await;
-            assert_eq!(before, many.world.get(&path).await.ok(), "BATCH_SEED={seed}");
+            let before = many.test.get(&path).await.ok();
+            assert_eq!(before, single.test.get(&path).await.ok(), "BATCH_SEED={seed}");
+            many.test.drain().await;
+            assert_eq!(before, many.test.get(&path).await.ok(), "BATCH_SEED={seed}");
         }
         many.finish().await;
         single.finish().await;
@@ -188,14 +188,14 @@ async fn batch_equals_single_calls() {
 /// Requests that come at once are decided together, and each gets its own answer.
 #[tokio::test]
 async fn concurrent_requests_share_outbox_entries() {
-    let world = World::start().await;
+    let test = TestApp::start().await;
     let mut users = Vec::new();
     for _ in 0..60 {
-        users.push(world.user(1_000).await);
+        users.push(test.user(1_000).await);
     }
-    let campaign = world.campaign("FIXED", 10, 40).await;
-    world.drain().await;
-    let issued = futures_util::future::join_all(users.iter().map(|user| world.issue(campaign, *user))).await;
+    let campaign = test.campaign("FIXED", 10, 40).await;
+    test.drain().await;
+    let issued = futures_util::future::join_all(users.iter().map(|user| test.issue(campaign, *user))).await;
     let (given, refused): (Vec<_>, Vec<_>) = issued.into_iter().partition(|reply| reply.status == 200);
     assert_eq!((given.len(), refused.len()), (40, 20));
     let mut numbers: Vec<i64> = given.into_iter().map(|reply| reply.ok()["issueNo"].as_i64().unwrap()).collect();
@@ -203,29 +203,29 @@ async fn concurrent_requests_share_outbox_entries() {
     assert_eq!(numbers, (1..=40).collect::<Vec<_>>());
     refused.into_iter().for_each(|reply| reply.refused(409, "COUPON_OUT_OF_STOCK"));
     let charged = futures_util::future::join_all(
-        users.iter().map(async |user| world.put(&format!("/api/v1/balances/{user}"), json!({"amount": 500})).await),
+        users.iter().map(async |user| test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 500})).await),
     );
     for charged in charged.await {
         assert_eq!(charged.ok()["balance"], 1_500);
     }
     let entries: i64 =
-        redis::cmd("XLEN").arg(Keys(Partition(0)).outbox()).query_async(&mut world.raw().await).await.unwrap();
+        redis::cmd("XLEN").arg(Keys(Partition(0)).outbox()).query_async(&mut test.raw().await).await.unwrap();
     assert!(entries < 100, "100 decisions in {entries} entries");
-    world.finish().await;
+    test.finish().await;
 }
 
 /// One of an entry's decisions can't be applied: it becomes a dead letter by itself, and the others are where they belong.
 #[tokio::test]
 async fn poisoned_decision_leaves_rest_of_entry_applied() {
-    let world = World::with(Options { dead_letters: 2, ..Options::default() }).await;
-    let users = [world.user(1_000).await, world.user(2_000).await];
-    world.drain().await;
+    let test = TestApp::with(Options { dead_letters: 2, ..Options::default() }).await;
+    let users = [test.user(1_000).await, test.user(2_000).await];
+    test.drain().await;
     let charged = futures_util::future::join_all(
-        users.iter().map(async |user| world.put(&format!("/api/v1/balances/{user}"), json!({"amount": 500})).await),
+        users.iter().map(async |user| test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 500})).await),
     );
     charged.await.into_iter().for_each(|reply| drop(reply.ok()));
     // The last entry, with two decisions more: one that lacks its parts, and one of a user that does not exist.
-    let (mut redis, keys) = (world.raw().await, Keys(Partition(0)));
+    let (mut redis, keys) = (test.raw().await, Keys(Partition(0)));
     let mut read = redis::cmd("XRANGE");
     read.arg(keys.outbox()).arg("-").arg("+");
     let mut entries: Vec<(String, Vec<(String, String)>)> = read.query_async(&mut redis).await.unwrap();
@@ -239,7 +239,7 @@ async fn poisoned_decision_leaves_rest_of_entry_applied() {
         let _: String =
             redis::cmd("XADD").arg(keys.outbox()).arg(id).arg(fields).query_async(&mut redis).await.unwrap();
     }
-    world.drain().await;
+    test.drain().await;
     // Which checks that there are two dead letters.
-    world.finish().await;
+    test.finish().await;
 }

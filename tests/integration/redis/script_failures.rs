@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::support::harness::{Options, Reply, World, until};
+use crate::support::harness::{Options, Reply, TestApp, until};
 
 /// One of each write, with the state that lets all of them succeed.
 pub struct Writes {
-    pub world: World,
+    pub test: TestApp,
     pub user: i64,
     pub product: i64,
     pub coupon: i64,
@@ -16,18 +16,18 @@ pub struct Writes {
 
 impl Writes {
     async fn ready() -> Writes {
-        Writes::on(World::start().await).await
+        Writes::on(TestApp::start().await).await
     }
 
-    pub async fn on(world: World) -> Writes {
-        let (user, product) = (world.user(100_000).await, world.product(1_000, 100).await);
-        let coupon = world.campaign("FIXED", 100, 10).await;
-        let pending = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-        let payable = world.order(user, product, 2).await.ok()["orderId"].as_i64().unwrap();
+    pub async fn on(test: TestApp) -> Writes {
+        let (user, product) = (test.user(100_000).await, test.product(1_000, 100).await);
+        let coupon = test.campaign("FIXED", 100, 10).await;
+        let pending = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+        let payable = test.order(user, product, 2).await.ok()["orderId"].as_i64().unwrap();
         // Ids of payments are reserved in blocks: so that there are some at hand.
-        let paid = world.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-        world.pay(paid, user, "CARD", 1_000).await.ok();
-        Writes { world, user, product, coupon, pending, payable }
+        let paid = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+        test.pay(paid, user, "CARD", 1_000).await.ok();
+        Writes { test, user, product, coupon, pending, payable }
     }
 
     pub fn all(&self) -> Vec<(&'static str, String, Value)> {
@@ -69,7 +69,7 @@ impl Writes {
             format!("/api/v1/products/{product}"),
             "/api/v1/products/popular".to_owned(),
         ] {
-            self.world.get(&path).await.ok();
+            self.test.get(&path).await.ok();
         }
     }
 
@@ -91,7 +91,7 @@ impl Writes {
         ])
         .await;
         self.absence_is_not_believed().await;
-        self.world.get("/healthz").await.ok();
+        self.test.get("/healthz").await.ok();
     }
 
     /// What is not found may have been lost: never "no such thing", never a list with nothing in it.
@@ -114,7 +114,7 @@ impl Writes {
 
     async fn are_turned_away(&self, paths: impl IntoIterator<Item = String>) {
         for path in paths {
-            let reply = self.world.get(&path).await;
+            let reply = self.test.get(&path).await;
             assert_eq!(reply.status, 503, "{path}: {}", reply.text);
             reply.refused(503, "SERVICE_UNAVAILABLE");
             assert!(reply.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1, "{path}");
@@ -122,13 +122,13 @@ impl Writes {
     }
 
     pub async fn send(&self, (method, path, body): &(&'static str, String, Value), key: Option<&str>) -> Reply {
-        self.world.send(method.parse().unwrap(), path, Some(body), key).await
+        self.test.send(method.parse().unwrap(), path, Some(body), key).await
     }
 
     /// Once Redis is degraded every write answers 503 and says when to come back; once it is restored, everything is as it
     /// was, and every write is carried out.
     pub async fn all_are_turned_away(&self, degrade: impl AsyncFnOnce(), restore: impl AsyncFnOnce()) {
-        let before = self.world.snapshot().await;
+        let before = self.test.snapshot().await;
         degrade().await;
         let writes = self.all();
         for (n, write) in writes.iter().enumerate() {
@@ -139,10 +139,10 @@ impl Writes {
             }
         }
         restore().await;
-        assert!(before == self.world.snapshot().await, "a write that was turned away changed something");
+        assert!(before == self.test.snapshot().await, "a write that was turned away changed something");
         until("it is served again", async || {
-            self.world.engine.look().await;
-            (self.world.get("/readyz").await.status == 200).then_some(())
+            self.test.engine.look().await;
+            (self.test.get("/readyz").await.status == 200).then_some(())
         })
         .await;
         // Nothing was used up: the same requests under the same keys are now carried out.
@@ -156,30 +156,30 @@ impl Writes {
     }
 }
 
-pub async fn config(world: &World, name: &str, value: &str) {
-    let _: () = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async(&mut world.raw().await).await.unwrap();
+pub async fn config(test: &TestApp, name: &str, value: &str) {
+    let _: () = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async(&mut test.raw().await).await.unwrap();
 }
 
 #[tokio::test]
 async fn script_refused_before_write_when_out_of_memory() {
     let writes = Writes::ready().await;
-    let world = &writes.world;
+    let test = &writes.test;
     // The projection goes on: it is what makes room.
-    config(world, "maxmemory", "1").await;
-    world.drain().await;
-    config(world, "maxmemory", "0").await;
+    config(test, "maxmemory", "1").await;
+    test.drain().await;
+    config(test, "maxmemory", "0").await;
     let degrade = async || {
-        config(world, "maxmemory", "1").await;
+        config(test, "maxmemory", "1").await;
         writes.reads_go_on().await;
     };
-    writes.all_are_turned_away(degrade, async || config(world, "maxmemory", "0").await).await;
-    writes.world.finish().await;
+    writes.all_are_turned_away(degrade, async || config(test, "maxmemory", "0").await).await;
+    writes.test.finish().await;
 }
 
 #[tokio::test]
 async fn request_unavailable_when_partition_frozen() {
     let writes = Writes::ready().await;
-    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let (mut redis, mut again) = (writes.test.raw().await, writes.test.raw().await);
     let degrade = async || {
         let _: i64 = redis::cmd("HSET").arg("{p0}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
         writes.reads_go_on().await;
@@ -188,13 +188,13 @@ async fn request_unavailable_when_partition_frozen() {
         let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut again).await.unwrap();
     };
     writes.all_are_turned_away(degrade, restore).await;
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 #[tokio::test]
 async fn request_unavailable_when_partition_state_gone() {
     let writes = Writes::ready().await;
-    let (mut redis, mut again) = (writes.world.raw().await, writes.world.raw().await);
+    let (mut redis, mut again) = (writes.test.raw().await, writes.test.raw().await);
     let rename = |from: &str, to: &str| redis::cmd("RENAME").arg(from).arg(to).to_owned();
     let degrade = async || {
         let away = rename("{p0}:meta", "{p0}:idem:aside");
@@ -207,52 +207,52 @@ async fn request_unavailable_when_partition_state_gone() {
     };
     writes.all_are_turned_away(degrade, restore).await;
     for path in ["/api/v1/balances/999", "/api/v1/balances/999/history", "/api/v1/coupons/999"] {
-        writes.world.get(path).await.refused(404, "USER_NOT_FOUND");
+        writes.test.get(path).await.refused(404, "USER_NOT_FOUND");
     }
-    writes.world.finish().await;
+    writes.test.finish().await;
 }
 
 #[tokio::test]
 async fn script_reloaded_when_redis_forgot_it() {
     let writes = Writes::ready().await;
-    let mut redis = writes.world.raw().await;
+    let mut redis = writes.test.raw().await;
     for write in writes.all() {
         let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
         let reply = writes.send(&write, None).await;
         assert!(reply.status.is_success(), "{write:?}: {}", reply.text);
     }
     let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
-    writes.world.get(&format!("/api/v1/balances/{}/history", writes.user)).await.ok();
+    writes.test.get(&format!("/api/v1/balances/{}/history", writes.user)).await.ok();
     // By many at once, while they are forgotten again and again.
     let path = format!("/api/v1/balances/{}", writes.user);
-    let charges = futures_util::future::join_all((0..100).map(|_| writes.world.put(&path, json!({"amount": 1}))));
+    let charges = futures_util::future::join_all((0..100).map(|_| writes.test.put(&path, json!({"amount": 1}))));
     let forget = async {
         for _ in 0..20 {
             let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
         }
     };
-    let before = writes.world.get(&path).await.ok()["balance"].as_i64().unwrap();
+    let before = writes.test.get(&path).await.ok()["balance"].as_i64().unwrap();
     let (replies, ()) = tokio::join!(charges, forget);
     let charged = replies.iter().filter(|reply| reply.status == 200).count() as i64;
     // Forgotten twice within one request it is not carried out, and says so.
     for reply in replies.iter().filter(|reply| reply.status != 200) {
         reply.refused(503, "SERVICE_UNAVAILABLE");
     }
-    assert_eq!(writes.world.get(&path).await.ok()["balance"], before + charged);
-    writes.world.finish().await;
+    assert_eq!(writes.test.get(&path).await.ok()["balance"], before + charged);
+    writes.test.finish().await;
 }
 
 /// Between the steps of what takes several, too: whatever comes of it is settled under the key.
 #[tokio::test]
 async fn remote_operation_settled_when_scripts_forgotten_between_steps() {
-    let world = World::with(Options { partitions: 3, ..Options::default() }).await;
+    let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
     // So that user, product and campaign are at home in a partition each.
-    world.user(0).await;
+    test.user(0).await;
     for _ in 0..2 {
-        world.product(0, 0).await;
+        test.product(0, 0).await;
     }
-    let writes = Writes::on(world).await;
-    let mut redis = writes.world.raw().await;
+    let writes = Writes::on(test).await;
+    let mut redis = writes.test.raw().await;
     let forget = async {
         loop {
             let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
@@ -273,9 +273,9 @@ async fn remote_operation_settled_when_scripts_forgotten_between_steps() {
         () = forget => unreachable!(),
         () = send => {}
     }
-    let balance = writes.world.get(&format!("/api/v1/balances/{}", writes.user)).await.ok()["balance"].clone();
+    let balance = writes.test.get(&format!("/api/v1/balances/{}", writes.user)).await.ok()["balance"].clone();
     assert_eq!(balance, 100_000 - 1_000 + 1_000 - 2_000);
-    writes.world.clock.advance(700_000);
-    writes.world.engine.sweep().await.unwrap();
-    writes.world.finish().await;
+    writes.test.clock.advance(700_000);
+    writes.test.engine.sweep().await.unwrap();
+    writes.test.finish().await;
 }

@@ -17,7 +17,7 @@ use proptest::{
 };
 use serde_json::json;
 
-use crate::support::harness::{Options, START, World, call};
+use crate::support::harness::{Options, START, TestApp, call};
 
 fn user(id: i64) -> UserId {
     UserId::new(id).unwrap()
@@ -27,108 +27,108 @@ fn product(id: i64) -> ProductId {
     ProductId::new(id).unwrap()
 }
 
-async fn rich_user(world: &World, id: i64, balance: i64) {
+async fn rich_user(test: &TestApp, id: i64, balance: i64) {
     let batch = UserBatch { first: user(id), step: 1, count: 1, name: "부자", prefixed: false, balance };
     let call = call(None);
-    world.store.users_create(&call, Partition(0), &batch).await.unwrap();
+    test.store.users_create(&call, Partition(0), &batch).await.unwrap();
 }
 
-async fn last_event(world: &World) -> Event {
+async fn last_event(test: &TestApp) -> Event {
     let mut last = redis::cmd("XREVRANGE");
     last.arg(Keys(Partition(0)).outbox()).arg("+").arg("-").arg("COUNT").arg(1);
-    let last: Vec<(String, Vec<(String, String)>)> = last.query_async(&mut world.raw().await).await.unwrap();
+    let last: Vec<(String, Vec<(String, String)>)> = last.query_async(&mut test.raw().await).await.unwrap();
     event::decode(&last[0].1).pop().unwrap().event.unwrap()
 }
 
 #[tokio::test]
 async fn balance_exact_up_to_largest_integer() {
-    let world = World::start().await;
-    rich_user(&world, 1, MAX_SAFE_INTEGER - 100_003).await;
-    let first = world.put("/api/v1/balances/1", json!({"amount": 100_000})).await.ok();
+    let test = TestApp::start().await;
+    rich_user(&test, 1, MAX_SAFE_INTEGER - 100_003).await;
+    let first = test.put("/api/v1/balances/1", json!({"amount": 100_000})).await.ok();
     assert_eq!(first["balance"], MAX_SAFE_INTEGER - 3);
-    world.put("/api/v1/balances/1", json!({"amount": 4})).await.refused(400, "INVALID_AMOUNT");
+    test.put("/api/v1/balances/1", json!({"amount": 4})).await.refused(400, "INVALID_AMOUNT");
     let key = ("last", "body");
     let mine = call(Some(key));
     for replayed in [false, true] {
-        let charged = world.store.balance_charge(&mine, user(1), 3, MAX_SAFE_INTEGER).await.unwrap();
+        let charged = test.store.balance_charge(&mine, user(1), 3, MAX_SAFE_INTEGER).await.unwrap();
         assert_eq!((charged.value.1, charged.replayed), (MAX_SAFE_INTEGER, replayed));
     }
-    world.put("/api/v1/balances/1", json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
-    assert_eq!(world.get("/api/v1/balances/1").await.ok()["balance"], MAX_SAFE_INTEGER);
-    let Body::BalanceCharged(entry) = last_event(&world).await.body else { panic!() };
+    test.put("/api/v1/balances/1", json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
+    assert_eq!(test.get("/api/v1/balances/1").await.ok()["balance"], MAX_SAFE_INTEGER);
+    let Body::BalanceCharged(entry) = last_event(&test).await.body else { panic!() };
     assert_eq!((entry.before, entry.after), (MAX_SAFE_INTEGER - 3, MAX_SAFE_INTEGER));
     for _ in 0..2 {
-        let history = world.get("/api/v1/balances/1/history").await.ok();
+        let history = test.get("/api/v1/balances/1/history").await.ok();
         assert_eq!(history[2]["after_balance"], MAX_SAFE_INTEGER);
         assert_eq!(history[1]["before_balance"], MAX_SAFE_INTEGER - 100_003);
-        world.drain().await;
+        test.drain().await;
     }
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn charge_accepted_up_to_configured_cap() {
-    let world = World::with(Options { max_balance: Some(1_000), ..Options::default() }).await;
-    let user = world.user(999).await;
+    let test = TestApp::with(Options { max_balance: Some(1_000), ..Options::default() }).await;
+    let user = test.user(999).await;
     let path = format!("/api/v1/balances/{user}");
-    world.put(&path, json!({"amount": 2})).await.refused(400, "INVALID_AMOUNT");
-    assert_eq!(world.put(&path, json!({"amount": 1})).await.ok()["balance"], 1_000);
-    world.put(&path, json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
-    world.finish().await;
+    test.put(&path, json!({"amount": 2})).await.refused(400, "INVALID_AMOUNT");
+    assert_eq!(test.put(&path, json!({"amount": 1})).await.ok()["balance"], 1_000);
+    test.put(&path, json!({"amount": 1})).await.refused(400, "INVALID_AMOUNT");
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn order_total_exact_up_to_largest_integer() {
-    let world = World::start().await;
-    rich_user(&world, 1, MAX_SAFE_INTEGER).await;
+    let test = TestApp::start().await;
+    rich_user(&test, 1, MAX_SAFE_INTEGER).await;
     // 9007 × 10^12 + 199,254,740,991 = 2^53 − 1.
-    let (dear, rest) = (world.product(1_000_000_000_000, 10_000).await, world.product(199_254_740_991, 10).await);
-    let won = world.product(1, 10).await;
+    let (dear, rest) = (test.product(1_000_000_000_000, 10_000).await, test.product(199_254_740_991, 10).await);
+    let won = test.product(1, 10).await;
     let order = |lines: &[(i64, i64)]| {
         let lines: Vec<_> = lines.iter().map(|(id, n)| json!({"productId": id, "quantity": n})).collect();
-        world.post("/api/v1/orders", json!({"userId": 1, "orderProducts": lines}))
+        test.post("/api/v1/orders", json!({"userId": 1, "orderProducts": lines}))
     };
     // Ids of orders are reserved in blocks: so that there are some at hand.
     order(&[(dear, 10_000)]).await.refused(400, "INVALID_ORDER");
-    let before = world.snapshot().await;
+    let before = test.snapshot().await;
     order(&[(dear, 9_007), (rest, 1), (won, 1)]).await.refused(400, "INVALID_ORDER");
     order(&[(dear, 10_000)]).await.refused(400, "INVALID_ORDER");
     order(&[(won, 1), (dear, 10_000), (rest, 9)]).await.refused(400, "INVALID_ORDER");
-    assert!(before == world.snapshot().await, "a refused order changed something");
+    assert!(before == test.snapshot().await, "a refused order changed something");
     let placed = order(&[(dear, 9_007), (rest, 1)]).await.ok();
     assert_eq!(placed["finalPrice"], MAX_SAFE_INTEGER);
-    let Body::OrderPlaced(event) = last_event(&world).await.body else { panic!() };
+    let Body::OrderPlaced(event) = last_event(&test).await.body else { panic!() };
     assert_eq!((event.total, event.final_price), (MAX_SAFE_INTEGER, MAX_SAFE_INTEGER));
     let id = placed["orderId"].as_i64().unwrap();
-    world.pay(id, 1, "CARD", MAX_SAFE_INTEGER - 1).await.refused(400, "INVALID_PAYMENT_REQUEST");
-    let paid = world.pay(id, 1, "CARD", MAX_SAFE_INTEGER).await.ok();
+    test.pay(id, 1, "CARD", MAX_SAFE_INTEGER - 1).await.refused(400, "INVALID_PAYMENT_REQUEST");
+    let paid = test.pay(id, 1, "CARD", MAX_SAFE_INTEGER).await.ok();
     assert_eq!(paid["amount"], MAX_SAFE_INTEGER);
-    assert_eq!(world.get("/api/v1/balances/1").await.ok()["balance"], 0);
-    let popular = world.get("/api/v1/products/popular").await.ok();
+    assert_eq!(test.get("/api/v1/balances/1").await.ok()["balance"], 0);
+    let popular = test.get("/api/v1/products/popular").await.ok();
     assert_eq!(popular[0]["totalSalesPrice"].as_i64(), Some(9_007_000_000_000_000));
     assert_eq!(popular[1]["totalSalesPrice"].as_i64(), Some(199_254_740_991));
-    world.drain().await;
-    assert_eq!(world.cancel(id, 1).await.ok()["closeReason"], "REFUNDED");
-    assert_eq!(world.get("/api/v1/balances/1").await.ok()["balance"], MAX_SAFE_INTEGER);
-    let history = world.get("/api/v1/balances/1/history").await.ok();
+    test.drain().await;
+    assert_eq!(test.cancel(id, 1).await.ok()["closeReason"], "REFUNDED");
+    assert_eq!(test.get("/api/v1/balances/1").await.ok()["balance"], MAX_SAFE_INTEGER);
+    let history = test.get("/api/v1/balances/1/history").await.ok();
     let amounts: Vec<_> = history.as_array().unwrap().iter().map(|entry| entry["amount"].as_i64().unwrap()).collect();
     assert_eq!(amounts, [MAX_SAFE_INTEGER; 3]);
-    world.finish().await;
+    test.finish().await;
 }
 
 #[tokio::test]
 async fn order_of_hundred_lines_exact() {
-    let world = World::start().await;
-    let user = world.user(1_000_000_000_000).await;
+    let test = TestApp::start().await;
+    let user = test.user(1_000_000_000_000).await;
     let mut products = Vec::new();
     for n in 0..100 {
-        products.push(world.product(1_000_000 + n, 10_000).await);
+        products.push(test.product(1_000_000 + n, 10_000).await);
     }
     let lines = |count: usize, quantity: i64| -> Vec<_> {
         let line = |n: usize| json!({"productId": products[n % 100], "quantity": quantity});
         (0..count).map(line).collect()
     };
-    let order = |lines: Vec<_>| world.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines}));
+    let order = |lines: Vec<_>| test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines}));
     order(lines(101, 1)).await.refused(400, "INVALID_ORDER");
     let placed = order(lines(100, 9_000)).await.ok();
     let total: i64 = (0..100).map(|n| (1_000_000 + n) * 9_000).sum();
@@ -136,15 +136,15 @@ async fn order_of_hundred_lines_exact() {
     let id = placed["orderId"].as_i64().unwrap();
     order(lines(100, 1_001)).await.refused(409, "INSUFFICIENT_STOCK");
     let second = order(lines(100, 1_000)).await.ok()["orderId"].as_i64().unwrap();
-    world.pay(id, user, "CARD", total).await.ok();
-    let shown = world.get(&format!("/api/v1/orders/{id}?userId={user}")).await.ok();
+    test.pay(id, user, "CARD", total).await.ok();
+    let shown = test.get(&format!("/api/v1/orders/{id}?userId={user}")).await.ok();
     assert_eq!(shown["orderProducts"].as_array().unwrap().len(), 100);
-    assert_eq!(world.get("/api/v1/products/popular?limit=100").await.ok().as_array().unwrap().len(), 100);
-    world.drain().await;
-    world.cancel(id, user).await.ok();
-    world.cancel(second, user).await.ok();
-    assert_eq!(world.get("/api/v1/products/popular").await.ok(), json!([]));
-    world.finish().await;
+    assert_eq!(test.get("/api/v1/products/popular?limit=100").await.ok().as_array().unwrap().len(), 100);
+    test.drain().await;
+    test.cancel(id, user).await.ok();
+    test.cancel(second, user).await.ok();
+    assert_eq!(test.get("/api/v1/products/popular").await.ok(), json!([]));
+    test.finish().await;
 }
 
 /// What a discount is taken off, and how much: two prices, units of the first, and the discount.
@@ -184,21 +184,21 @@ fn cases() -> Vec<Case> {
 /// `order_place.lua` computes discounts in Lua, [`Discount::of`] in Rust.
 #[tokio::test]
 async fn discount_equal_in_lua_and_rust() {
-    let world = World::start().await;
-    rich_user(&world, 1, MAX_SAFE_INTEGER).await;
+    let test = TestApp::start().await;
+    rich_user(&test, 1, MAX_SAFE_INTEGER).await;
     let plain = call(None);
     for id in [1, 2] {
         let new = NewProduct { name: "A".into(), price: 1, stock: 10_000, category: "TOP".parse().unwrap() };
-        world.store.product_create(&plain, product(id), &new).await.unwrap();
+        test.store.product_create(&plain, product(id), &new).await.unwrap();
     }
-    let coupon = world.campaign("FIXED", 1, 10).await;
-    world.issue(coupon, 1).await.ok();
+    let coupon = test.campaign("FIXED", 1, 10).await;
+    test.issue(coupon, 1).await.ok();
     let coupon_id = CouponId::new(coupon).unwrap();
     for (n, (price, units, rest, discount)) in cases().into_iter().enumerate() {
         let case = format!("{price} × {units} + {rest}, {discount:?}");
         for (id, price) in [(1, price), (2, rest)] {
             let patch = ProductPatch { price: Some(price), ..ProductPatch::default() };
-            world.store.product_update(&plain, product(id), "TOP", &patch).await.unwrap().unwrap();
+            test.store.product_update(&plain, product(id), "TOP", &patch).await.unwrap().unwrap();
         }
         // Terms come as arguments, so that every case can have its own.
         let terms = CampaignTerms {
@@ -216,27 +216,27 @@ async fn discount_equal_in_lua_and_rust() {
         let placing =
             Placing { order_id, hold_ms: 600_000, max_open: 20, must_afford: true, terms: Some(&terms), far: "" };
         let total = price * units + rest;
-        let placed = world.store.order_place(&plain, &order, &placing).await;
+        let placed = test.store.order_place(&plain, &order, &placing).await;
         if total > MAX_SAFE_INTEGER {
             assert!(matches!(placed, Err(Error::InvalidOrder)), "{case}: {placed:?}");
             continue;
         }
         let final_price = total - discount.of(total);
         assert_eq!(placed.unwrap().value.final_price, final_price, "{case}");
-        let Body::OrderPlaced(event) = last_event(&world).await.body else { panic!("{case}") };
+        let Body::OrderPlaced(event) = last_event(&test).await.body else { panic!("{case}") };
         assert_eq!(
             (event.total, event.discount, event.final_price),
             (total, discount.of(total), final_price),
             "{case}"
         );
-        let record = world.store.order(order_id).await.unwrap().unwrap().order;
+        let record = test.store.order(order_id).await.unwrap().unwrap().order;
         assert_eq!(
             (record.total, record.discount, record.final_price),
             (total, discount.of(total), final_price),
             "{case}"
         );
         let closing = Closing::Cancel { paid_on: None };
-        world.store.order_close(&plain, order_id, user(1), closing).await.unwrap().unwrap();
+        test.store.order_close(&plain, order_id, user(1), closing).await.unwrap().unwrap();
     }
-    world.finish().await;
+    test.finish().await;
 }

@@ -18,7 +18,7 @@ use firstcome::{
 };
 use redis::{Value, aio::MultiplexedConnection};
 
-use crate::support::harness::{Options, START, World};
+use crate::support::harness::{Options, START, TestApp};
 
 const DAY: &str = "20260302";
 pub const HOUR_MS: i64 = 3_600_000;
@@ -79,9 +79,9 @@ impl Raw {
     }
 }
 
-/// A world whose scripts are called by hand, and the words that they answered.
+/// Calls scripts directly, and collects the reply codes.
 pub struct Bench {
-    pub world: World,
+    pub test: TestApp,
     pub redis: MultiplexedConnection,
     partitions: i64,
     seen: BTreeMap<&'static str, BTreeSet<String>>,
@@ -136,9 +136,9 @@ fn documented(script: &Script) -> BTreeSet<String> {
 
 impl Bench {
     pub async fn start(partitions: u16) -> Bench {
-        let world = World::with(Options { partitions, ..Options::default() }).await;
-        let redis = world.raw().await;
-        Bench { world, redis, partitions: partitions.into(), seen: BTreeMap::new() }
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        let redis = test.raw().await;
+        Bench { test, redis, partitions: partitions.into(), seen: BTreeMap::new() }
     }
 
     fn keys(&self, id: i64) -> Keys {
@@ -174,10 +174,10 @@ impl Bench {
     ) -> impl std::future::Future<Output = Vec<String>> + use<'a> {
         let place = std::panic::Location::caller();
         async move {
-            let before = self.world.snapshot().await;
+            let before = self.test.snapshot().await;
             let reply = self.run(raw).await;
             assert_eq!(reply[0], word, "{}: {reply:?} at {place}", raw.script.name);
-            assert!(before == self.world.snapshot().await, "{} {word} changed something, at {place}", raw.script.name);
+            assert!(before == self.test.snapshot().await, "{} {word} changed something, at {place}", raw.script.name);
             reply
         }
     }
@@ -269,7 +269,7 @@ impl Bench {
     }
 
     pub async fn finish(self) {
-        self.world.finish().await;
+        self.test.finish().await;
     }
 
     // --- the calls, with arguments that have an effect ---------------------------------------------------------------
@@ -692,7 +692,7 @@ async fn withheld_release_scripts_match_headers() {
     for raw in [&product, &campaign, &bench.users_create(1, 3, 0)] {
         bench.run(raw).await;
     }
-    bench.world.drain().await;
+    bench.test.drain().await;
     // As a rebuild leaves it, in both stores.
     let keys = bench.keys(1);
     for (key, field, value) in
@@ -702,7 +702,7 @@ async fn withheld_release_scripts_match_headers() {
         let _: i64 = set.unwrap();
     }
     for sql in ["UPDATE products SET on_sale = 93, withheld = 7", "UPDATE campaigns SET withheld = 4"] {
-        sqlx::query(sql).execute(bench.world.db.get_postgres_connection_pool()).await.unwrap();
+        sqlx::query(sql).execute(bench.test.db.get_postgres_connection_pool()).await.unwrap();
     }
     // What is kept back is not given out.
     bench.decides("ISSUED", &bench.coupon_issue(1, 1)).await;
@@ -773,7 +773,7 @@ async fn id_and_idempotency_scripts_match_headers() {
     let (refused, kept) =
         (bench.idempotency_settle("digest", "mine", 0), bench.idempotency_settle("digest", "mine", 1));
     // A refusal leaves nothing, once all that claimed the key are refused.
-    let before = bench.world.snapshot().await;
+    let before = bench.test.snapshot().await;
     for claims in 1..=2 {
         assert_eq!(bench.run(&claim).await, ["CLAIMED", &claims.to_string()]);
         assert!((1..=60_000).contains(&bench.life(&record).await));
@@ -784,7 +784,7 @@ async fn id_and_idempotency_scripts_match_headers() {
     assert_eq!(bench.run(&refused).await, ["SETTLED"]);
     bench.leaves_all("KEY_REUSED", &other).await;
     assert_eq!(bench.run(&refused).await, ["SETTLED"]);
-    assert!(before == bench.world.snapshot().await);
+    assert!(before == bench.test.snapshot().await);
     bench.leaves_all("SETTLED", &refused).await;
     // A decision keeps it, whatever else claims it or is refused.
     bench.run(&claim).await;
@@ -1312,15 +1312,15 @@ async fn hold_scripts_match_headers() {
 
     // Given back by whoever held it: nothing of it stays.
     let undone = bench.hold(18, 2, &[(1, 3)]);
-    let before = bench.world.snapshot().await;
+    let before = bench.test.snapshot().await;
     bench.decides("HELD", &undone).await;
     let (_, event) = bench.decides("MOVED", &bench.settle(1, 18, 2, "RELEASED").with(8, 0)).await;
     assert!(matches!(event.body, Body::StockSettled { forgotten: true, .. }), "{event:?}");
-    let (before, after) = (without_positions(before), without_positions(bench.world.snapshot().await));
+    let (before, after) = (without_positions(before), without_positions(bench.test.snapshot().await));
     assert!(before == after, "{before:?} {after:?}");
-    bench.world.drain().await;
+    bench.test.drain().await;
     let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM stock_holds WHERE order_id = 18")
-        .fetch_one(bench.world.db.get_postgres_connection_pool())
+        .fetch_one(bench.test.db.get_postgres_connection_pool())
         .await
         .unwrap();
     assert_eq!(rows, 0);
@@ -1379,10 +1379,10 @@ async fn order_evict_and_restore_match_headers() {
     for (order, status) in (10..=17).zip(states) {
         for was in ["PAID", "CANCELLED", "FAILED", "CLOSED", "SETTLED", "REFUNDED", "RELEASED", "ABANDONED"] {
             let raw = bench.retire(&[(key(order), was)]);
-            let before = bench.world.snapshot().await;
+            let before = bench.test.snapshot().await;
             let retired = usize::from(may.contains(&(order, was)));
             assert_eq!(bench.run(&raw).await, ["EVICTED".to_owned(), retired.to_string()], "{status} as {was}");
-            assert!(before == bench.world.snapshot().await);
+            assert!(before == bench.test.snapshot().await);
             assert_eq!(bench.life(&key(order)).await > 0, retired == 1, "{status} as {was}");
             if retired == 1 {
                 let _: i64 = redis::cmd("PERSIST").arg(key(order)).query_async(&mut bench.redis).await.unwrap();
@@ -1410,7 +1410,7 @@ async fn order_evict_and_restore_match_headers() {
     let whole: Vec<(&str, &str)> = whole.iter().map(|(field, value)| (field.as_str(), value.as_str())).collect();
     let restore = bench.restore(keys, &key(13), &whole);
     bench.leaves_all("ALREADY_PRESENT", &restore).await;
-    let before = bench.world.snapshot().await;
+    let before = bench.test.snapshot().await;
     let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
     bench.needs_open_partition(&restore).await;
     // The mark of an order that never was is wrong about it.
@@ -1422,7 +1422,7 @@ async fn order_evict_and_restore_match_headers() {
         let decided = bench.position(Partition(0)).await;
         assert_eq!(bench.run(&restore).await, ["RESTORED"]);
         assert_eq!(bench.position(Partition(0)).await, decided, "that decided something");
-        assert!(before == bench.world.snapshot().await);
+        assert!(before == bench.test.snapshot().await);
         assert!((1..=60_000).contains(&bench.life(&key(13)).await));
         bench.leaves_all("ALREADY_PRESENT", &restore).await;
     }
@@ -1449,7 +1449,7 @@ async fn hold_evict_and_restore_match_headers() {
     bench.decides("MOVED", &bench.settle(1, 10, 2, "SETTLED")).await;
     assert_eq!(bench.life(&key).await, -1);
     assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "1");
-    let before = bench.world.snapshot().await;
+    let before = bench.test.snapshot().await;
     let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut bench.redis).await.unwrap();
     // Whatever is said of it again, there is nothing; and the refund finds out that there should be.
     for end in ["SETTLED", "REFUNDED"] {
@@ -1459,7 +1459,7 @@ async fn hold_evict_and_restore_match_headers() {
     let restore = bench.restore(keys, &key, &[("state", "SETTLED"), ("lines", far), ("user", "2")]);
     bench.needs_open_partition(&restore).await;
     assert_eq!(bench.run(&restore).await, ["RESTORED"]);
-    assert!(before == bench.world.snapshot().await);
+    assert!(before == bench.test.snapshot().await);
     assert!((1..=60_000).contains(&bench.life(&key).await));
     bench.decides("CLOSED", &bench.close(10, 2, "CANCEL", DAY)).await;
     // The refund keeps it: Postgres does not know of it yet.

@@ -12,7 +12,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     api::openapi::Document,
-    support::harness::{ADMIN, Options, Reply, World, read},
+    support::harness::{ADMIN, Options, Reply, TestApp, read},
 };
 
 /// The contract's table: code, status, message to the letter (ours have none there).
@@ -53,39 +53,39 @@ const CODES: &[(&str, u16, &str)] = &[
 ];
 
 /// The same test on a store of one partition and of three.
-pub async fn on_1_and_3(test: impl AsyncFn(&World)) {
+pub async fn on_1_and_3(body: impl AsyncFn(&TestApp)) {
     for partitions in [1, 3] {
         println!("with {partitions} partitions");
-        let world = World::with(Options { partitions, ..Options::default() }).await;
-        test(&world).await;
-        world.finish().await;
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        body(&test).await;
+        test.finish().await;
     }
 }
 
-pub async fn get(world: &World, path: &str) -> Reply {
-    send(world, Method::GET, path, None, None).await
+pub async fn get(test: &TestApp, path: &str) -> Reply {
+    send(test, Method::GET, path, None, None).await
 }
 
-pub async fn post(world: &World, path: &str, body: Value) -> Reply {
-    send(world, Method::POST, path, Some(body), None).await
+pub async fn post(test: &TestApp, path: &str, body: Value) -> Reply {
+    send(test, Method::POST, path, Some(body), None).await
 }
 
-pub async fn put(world: &World, path: &str, body: Value) -> Reply {
-    send(world, Method::PUT, path, Some(body), None).await
+pub async fn put(test: &TestApp, path: &str, body: Value) -> Reply {
+    send(test, Method::PUT, path, Some(body), None).await
 }
 
-pub async fn patch(world: &World, path: &str, body: Value) -> Reply {
-    send(world, Method::PATCH, path, Some(body), None).await
+pub async fn patch(test: &TestApp, path: &str, body: Value) -> Reply {
+    send(test, Method::PATCH, path, Some(body), None).await
 }
 
 /// A request under an idempotency key.
-pub async fn keyed(world: &World, method: &Method, path: &str, body: &Value, key: &str) -> Reply {
-    send(world, method.clone(), path, Some(body.clone()), Some(key)).await
+pub async fn keyed(test: &TestApp, method: &Method, path: &str, body: &Value, key: &str) -> Reply {
+    send(test, method.clone(), path, Some(body.clone()), Some(key)).await
 }
 
-async fn send(world: &World, method: Method, path: &str, body: Option<Value>, key: Option<&str>) -> Reply {
-    let reply = world.send(method.clone(), path, body.as_ref(), key).await;
-    let document = document(world).await;
+async fn send(test: &TestApp, method: Method, path: &str, body: Option<Value>, key: Option<&str>) -> Reply {
+    let reply = test.send(method.clone(), path, body.as_ref(), key).await;
+    let document = document(test).await;
     if let Some(body) = body.filter(|_| reply.status.is_success()) {
         document.check_request(method.as_str(), path, &body);
     }
@@ -95,13 +95,13 @@ async fn send(world: &World, method: Method, path: &str, body: Option<Value>, ke
 }
 
 /// A JSON request of these very bytes; operators' requests carry their token.
-pub async fn raw(world: &World, method: &Method, path: &str, body: impl Into<reqwest::Body>) -> Reply {
-    headed(world, method, path, &[("content-type", b"application/json")], body).await
+pub async fn raw(test: &TestApp, method: &Method, path: &str, body: impl Into<reqwest::Body>) -> Reply {
+    headed(test, method, path, &[("content-type", b"application/json")], body).await
 }
 
 /// A request with these very headers; operators' requests also carry their token.
 pub async fn headed(
-    world: &World,
+    test: &TestApp,
     method: &Method,
     path: &str,
     headers: &[(&str, &[u8])],
@@ -111,20 +111,20 @@ pub async fn headed(
     for (name, value) in headers {
         map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value).unwrap());
     }
-    let mut request = world.client.request(method.clone(), format!("{}{path}", world.base)).headers(map).body(body);
+    let mut request = test.client.request(method.clone(), format!("{}{path}", test.base)).headers(map).body(body);
     if path.starts_with("/admin") {
         request = request.bearer_auth(ADMIN);
     }
     let reply = read(request).await;
-    document(world).await.check_reply(method.as_str(), path, &reply);
+    document(test).await.check_reply(method.as_str(), path, &reply);
     in_contract(path, &reply);
     reply
 }
 
-/// The service's OpenAPI document; it is the same for all worlds.
-pub async fn document(world: &World) -> &'static Document {
+/// The service's OpenAPI document; every test app serves the same one.
+pub async fn document(test: &TestApp) -> &'static Document {
     static DOCUMENT: OnceCell<Document> = OnceCell::const_new();
-    DOCUMENT.get_or_init(async || Document::new(world.get("/v3/api-docs").await.ok())).await
+    DOCUMENT.get_or_init(async || Document::new(test.get("/v3/api-docs").await.ok())).await
 }
 
 /// What holds for every reply: a sane request id, JSON, and for a failure the envelope of the table and nothing else.
@@ -167,20 +167,20 @@ pub fn fields(object: &Value, names: &str) {
 }
 
 /// Everything in Redis that a request may have changed; ids that were reserved and not used are no effect.
-pub async fn effects(world: &World) -> BTreeMap<String, String> {
-    let mut all = world.snapshot().await;
+pub async fn effects(test: &TestApp) -> BTreeMap<String, String> {
+    let mut all = test.snapshot().await;
     all.retain(|key, _| !key.ends_with(":ids"));
     all
 }
 
 /// The wall-clock time of a standing clock in Seoul, as the API spells it.
-pub fn now(world: &World) -> String {
-    world.clock.now().local(world.engine.zone())
+pub fn now(test: &TestApp) -> String {
+    test.clock.now().local(test.engine.zone())
 }
 
 /// The same, `ms` from now.
-pub fn after(world: &World, ms: i64) -> String {
-    world.clock.now().plus(ms).local(world.engine.zone())
+pub fn after(test: &TestApp, ms: i64) -> String {
+    test.clock.now().plus(ms).local(test.engine.zone())
 }
 
 pub fn id(value: &Value, field: &str) -> i64 {
@@ -198,53 +198,53 @@ pub fn order_of(user: i64, lines: &[(i64, i64)], coupon: Option<i64>) -> Value {
 }
 
 /// Places an order; its id.
-pub async fn placed(world: &World, user: i64, lines: &[(i64, i64)], coupon: Option<i64>) -> i64 {
-    id(&post(world, "/api/v1/orders", order_of(user, lines, coupon)).await.ok(), "orderId")
+pub async fn placed(test: &TestApp, user: i64, lines: &[(i64, i64)], coupon: Option<i64>) -> i64 {
+    id(&post(test, "/api/v1/orders", order_of(user, lines, coupon)).await.ok(), "orderId")
 }
 
 /// Pays an order from the balance.
-pub async fn pay(world: &World, order: i64, user: i64, amount: i64) -> Reply {
+pub async fn pay(test: &TestApp, order: i64, user: i64, amount: i64) -> Reply {
     let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": amount});
-    post(world, "/api/v1/payments", body).await
+    post(test, "/api/v1/payments", body).await
 }
 
 /// Places an order and pays it; its id.
-pub async fn bought(world: &World, user: i64, product: i64, quantity: i64) -> i64 {
-    let order = post(world, "/api/v1/orders", order_of(user, &[(product, quantity)], None)).await.ok();
-    pay(world, id(&order, "orderId"), user, id(&order, "finalPrice")).await.ok();
+pub async fn bought(test: &TestApp, user: i64, product: i64, quantity: i64) -> i64 {
+    let order = post(test, "/api/v1/orders", order_of(user, &[(product, quantity)], None)).await.ok();
+    pay(test, id(&order, "orderId"), user, id(&order, "finalPrice")).await.ok();
     id(&order, "orderId")
 }
 
-pub async fn cancel(world: &World, order: i64, user: i64) -> Reply {
-    post(world, &format!("/api/v1/orders/{order}/cancel"), json!({"userId": user})).await
+pub async fn cancel(test: &TestApp, order: i64, user: i64) -> Reply {
+    post(test, &format!("/api/v1/orders/{order}/cancel"), json!({"userId": user})).await
 }
 
-pub async fn issue(world: &World, coupon: i64, user: i64) -> Reply {
-    post(world, "/api/v1/coupons/issue", json!({"couponId": coupon, "userId": user})).await
+pub async fn issue(test: &TestApp, coupon: i64, user: i64) -> Reply {
+    post(test, "/api/v1/coupons/issue", json!({"couponId": coupon, "userId": user})).await
 }
 
-pub async fn detail(world: &World, order: i64) -> Value {
-    get(world, &format!("/api/v1/orders/{order}")).await.ok()
+pub async fn detail(test: &TestApp, order: i64) -> Value {
+    get(test, &format!("/api/v1/orders/{order}")).await.ok()
 }
 
-pub async fn stock(world: &World, product: i64) -> i64 {
-    id(&get(world, &format!("/api/v1/products/{product}")).await.ok(), "stockQuantity")
+pub async fn stock(test: &TestApp, product: i64) -> i64 {
+    id(&get(test, &format!("/api/v1/products/{product}")).await.ok(), "stockQuantity")
 }
 
-pub async fn balance(world: &World, user: i64) -> i64 {
-    id(&get(world, &format!("/api/v1/balances/{user}")).await.ok(), "balance")
+pub async fn balance(test: &TestApp, user: i64) -> i64 {
+    id(&get(test, &format!("/api/v1/balances/{user}")).await.ok(), "balance")
 }
 
 /// A user's one coupon of a campaign, as listed.
-pub async fn coupon(world: &World, user: i64, campaign: i64) -> Value {
-    let coupons = get(world, &format!("/api/v1/coupons/{user}")).await.ok();
+pub async fn coupon(test: &TestApp, user: i64, campaign: i64) -> Value {
+    let coupons = get(test, &format!("/api/v1/coupons/{user}")).await.ok();
     coupons.as_array().unwrap().iter().find(|coupon| coupon["couponId"] == campaign).unwrap().clone()
 }
 
 /// A new campaign's id, with these fields on top of the usual.
-pub async fn campaign_with(world: &World, more: Value) -> i64 {
+pub async fn campaign_with(test: &TestApp, more: Value) -> i64 {
     let mut body = json!({"couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1_000,
-        "totalQuantity": 10, "expiredAt": after(world, 86_400_000)});
+        "totalQuantity": 10, "expiredAt": after(test, 86_400_000)});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    id(&post(world, "/admin/v1/coupons", body).await.created(), "couponId")
+    id(&post(test, "/admin/v1/coupons", body).await.created(), "couponId")
 }

@@ -1,5 +1,4 @@
-//! A world for each test: its own Redis server and its own database, the whole service in this process, a clock that the
-//! test moves.
+//! [`TestApp`]: the whole service in this process, with a Redis server, a database and a clock of its own for each test.
 //!
 //! One PostgreSQL server is shared by all tests of a run (a database each, copied from a migrated template); it is started
 //! by the first that needs it and ends with the process.
@@ -36,7 +35,7 @@ pub const ADMIN: &str = "a-token-for-tests";
 /// Where a standing clock starts: 2026-03-02 14:00 in Seoul, a Monday.
 pub const START: Millis = Millis(1_772_427_600_000);
 
-/// What a test's world is like.
+/// The settings of a [`TestApp`].
 #[derive(Clone)]
 pub struct Options {
     pub partitions: u16,
@@ -63,13 +62,13 @@ pub struct Options {
     pub auth: AuthConfig,
     /// The service's patience with Redis; a test that shortens it must bear with a 503 that only a stall explains.
     pub redis_timeout_ms: u64,
-    /// The service reaches Redis through [`World::proxy`].
+    /// The service reaches Redis through [`TestApp::proxy`].
     pub proxied: bool,
     /// How the service reaches Redis, where that is not [`redis_config`] of the server's own address.
     pub redis: Option<RedisConfig>,
     /// How the test itself reaches it, where that is not the server's own address.
     pub raw_url: Option<String>,
-    /// How many dead letters the books may have at the end.
+    /// How many dead letters [`TestApp::finish`] accepts.
     pub dead_letters: i64,
 }
 
@@ -118,7 +117,7 @@ pub fn gateways(urls: &[(&str, &str)]) -> GatewayConfig {
 }
 
 /// The service and its servers, for one test.
-pub struct World {
+pub struct TestApp {
     pub app: App,
     pub engine: Arc<Engine>,
     pub store: Store,
@@ -180,20 +179,20 @@ impl Reply {
     }
 }
 
-impl World {
-    pub async fn start() -> World {
-        World::with(Options::default()).await
+impl TestApp {
+    pub async fn start() -> TestApp {
+        TestApp::with(Options::default()).await
     }
 
-    pub async fn with(options: Options) -> World {
+    pub async fn with(options: Options) -> TestApp {
         let dir = ScratchDir::new().unwrap();
         let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
         let database = fresh_database().await;
         Self::on(options, dir, redis, database).await
     }
 
-    /// A world on these servers and this database; also to come back after a restart.
-    pub async fn on(options: Options, dir: ScratchDir, redis: RedisServer, database: String) -> World {
+    /// Starts on these servers and this database; also used to start again after a restart.
+    pub async fn on(options: Options, dir: ScratchDir, redis: RedisServer, database: String) -> TestApp {
         let clock = options.clock.map_or_else(|| Clock::skewed(options.clock_skew_ms), Clock::standing);
         let proxy = if options.proxied { Some(Proxy::before(redis.socket_path()).await) } else { None };
         let redis_url = proxy.as_ref().map_or(redis.url(), Proxy::url);
@@ -213,7 +212,7 @@ impl World {
         let serving = tokio::spawn(async move {
             firstcome::http::serve(listener, router, firstcome::http::ServerLimits::default(), stopped).await.unwrap();
         });
-        World {
+        TestApp {
             engine: app.engine.clone(),
             store: app.store.clone(),
             db: app.db.clone(),
@@ -233,7 +232,7 @@ impl World {
         }
     }
 
-    /// How this world's API is served.
+    /// How this test's API is served.
     pub fn http_config(&self) -> HttpConfig {
         http_config(&self.options, self.base.trim_start_matches("http://").parse().unwrap())
     }
@@ -325,12 +324,12 @@ impl World {
         gone
     }
 
-    /// How this world's service reaches Redis.
+    /// How this test's service reaches Redis.
     pub fn redis_config(&self) -> RedisConfig {
         self.options.redis.clone().unwrap_or_else(|| redis_config(&self.redis.url()))
     }
 
-    /// A raw connection to this world's Redis.
+    /// A raw connection to this test's Redis.
     pub async fn raw(&self) -> redis::aio::MultiplexedConnection {
         let own = self.redis.url();
         raw_redis(self.options.raw_url.as_ref().unwrap_or(&own)).await
@@ -341,9 +340,9 @@ impl World {
         invariants::snapshot(&mut self.raw().await).await
     }
 
-    /// Drains the outbox, checks the books, and ends the world. Every test ends with this.
+    /// Drains the outbox, checks the invariants, and stops. Every test ends with this.
     pub async fn finish(mut self) {
-        // The books are read key by key: nothing may move meanwhile.
+        // The invariants are read key by key: nothing may change meanwhile.
         self.app.stop(None).await;
         self.drain().await;
         let mut servers = vec![self.raw().await];
@@ -351,7 +350,7 @@ impl World {
             servers.push(raw_redis(&other.url()).await);
         }
         invariants::check(&mut servers, &self.db, self.options.partitions, self.options.dead_letters).await;
-        // The audit agrees with the books that are read here in another way.
+        // The audit must come to the same result.
         let report = self.app.audit().run().await.unwrap();
         let wrong: Vec<_> = report.checks.iter().filter(|check| !check.ok).collect();
         let letters = wrong.iter().all(|check| check.name.starts_with("dead letters"));
@@ -359,8 +358,8 @@ impl World {
         self.end().await;
     }
 
-    /// Ends the world without looking at the books: for tests whose very point is that they are in disorder.
-    pub async fn end_in_disorder(mut self) {
+    /// Stops without a check of the invariants: for tests that break them on purpose.
+    pub async fn finish_unchecked(mut self) {
         self.end().await;
     }
 
@@ -374,9 +373,9 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for TestApp {
     fn drop(&mut self) {
-        assert!(self.finished || std::thread::panicking(), "a test ended without world.finish()");
+        assert!(self.finished || std::thread::panicking(), "a test ended without test.finish()");
     }
 }
 

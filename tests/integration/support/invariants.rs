@@ -9,7 +9,7 @@ use sqlx::{PgPool, Row};
 
 use crate::{
     projector::projection::busy_day,
-    support::harness::{Options, World},
+    support::harness::{Options, TestApp},
 };
 
 type Hash = HashMap<String, String>;
@@ -587,17 +587,17 @@ async fn redis_against_postgres(all: &Redis, pool: &PgPool) {
 #[tokio::test]
 async fn invariants_hold_while_orders_evicted() {
     for partitions in [1, 3] {
-        let world = World::with(Options { partitions, ..Options::default() }).await;
-        busy_day(&world).await;
-        world.drain().await;
-        let mut redis = world.raw().await;
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        busy_day(&test).await;
+        test.drain().await;
+        let mut redis = test.raw().await;
         let listed = keys(&mut redis).await;
         // The ends of their lives fall between the listing and the reading.
-        let gone = world.leave().await;
+        let gone = test.leave().await;
         assert!(gone.iter().any(|key| key.contains("}:order:")) && gone.is_subset(&listed), "{gone:?}");
         let mut all = Redis::default();
         read_keys(&mut all, &mut redis, listed).await;
-        check_read(all, &world.db, partitions, 0).await;
-        world.finish().await;
+        check_read(all, &test.db, partitions, 0).await;
+        test.finish().await;
     }
 }
