@@ -8,7 +8,7 @@
 //! Redis decides; PostgreSQL records. A module imports only modules to its left, which a test holds:
 //!
 //! ```text
-//! model ← config, telemetry ← redis | postgres | gateway ← archive ← engine | projector ← recovery, audit ← http ← dashboard ← app ← cli
+//! model ← config, telemetry ← redis | postgres | gateway | jwt ← archive ← engine | projector ← recovery, audit ← http ← dashboard ← app | dev ← cli
 //! ```
 //!
 //! - [`model`] is the vocabulary: ids, money, time, positions, entities, events, errors.

@@ -11,6 +11,7 @@
 )]
 
 mod api;
+mod architecture;
 mod chaos;
 mod documents;
 mod engine;
