@@ -16,7 +16,7 @@ use crate::{
         redact,
     },
     dashboard::{Instance, keep_reporting},
-    engine::{ActLog, Engine},
+    engine::{Engine, OperatorLog},
     gateway::{self, Gateways},
     http::{
         self, AppState, Operators, Parts, Scrapes, Sessions, Waiting,
@@ -77,11 +77,11 @@ async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres:
 /// Why an attempt to open the stores failed, if the next one may succeed; else the error again.
 fn reason_to_wait(error: anyhow::Error) -> anyhow::Result<String> {
     let passes = error.chain().any(|cause| {
-        matches!(cause.downcast_ref::<postgres::Unusable>(), Some(postgres::Unusable::Away(_)))
+        matches!(cause.downcast_ref::<postgres::Unusable>(), Some(postgres::Unusable::Unavailable(_)))
             || matches!(cause.downcast_ref::<Error>(), Some(Error::Unavailable { .. }))
             || cause.downcast_ref::<sea_orm::DbErr>().is_some_and(postgres::is_transient)
-            || cause.downcast_ref::<sqlx::Error>().is_some_and(postgres::is_away)
-            || redis::is_away(cause)
+            || cause.downcast_ref::<sqlx::Error>().is_some_and(postgres::is_unavailable)
+            || redis::is_unavailable(cause)
     });
     if passes { Ok(redact(&format!("{error:#}")).into_owned()) } else { Err(error) }
 }
@@ -95,7 +95,7 @@ pub struct App {
     /// Cancelled by whoever wants it to end.
     pub stopping: CancellationToken,
     /// What operators did.
-    pub acts: Arc<ActLog>,
+    pub acts: Arc<OperatorLog>,
     background: TaskTracker,
     stop_background: CancellationToken,
 }
@@ -156,8 +156,8 @@ impl App {
         (db, store): (postgres::Connection, Store),
     ) -> anyhow::Result<Self> {
         let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
-        let keep = retention.keep();
-        store.keep_time(&clock);
+        let keep = retention.retention();
+        store.set_clock(&clock);
         let patience = postgres.transaction_patience();
         let rebuild = Rebuild {
             store: store.clone(),
@@ -174,7 +174,7 @@ impl App {
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
         let (acts, background, stop_background) =
-            (Arc::<ActLog>::default(), TaskTracker::new(), CancellationToken::new());
+            (Arc::<OperatorLog>::default(), TaskTracker::new(), CancellationToken::new());
         acts.keep_writing(db.clone(), &background, &stop_background);
         Ok(App {
             engine: Arc::new(engine),
@@ -356,7 +356,7 @@ impl App {
 
     /// Carries what was decided until now to Postgres, until `end`. Returns whether all of it is there.
     async fn carry(&self, end: Instant) -> bool {
-        let why = match timeout_at(end, self.projector.carry_decided()).await {
+        let why = match timeout_at(end, self.projector.project_decided()).await {
             Ok(Ok(())) => {
                 tracing::info!("the outbox is drained");
                 return true;

@@ -16,34 +16,34 @@ use crate::{
     postgres::{self, queries::archived_orders, snapshot::OrderRow},
     redis::{
         Store,
-        commands::FarEnd,
+        commands::RemoteEnd,
         records::{OrderRecord, order_record},
-        retention::Over,
+        retention::EvictionCandidate,
     },
 };
 
 /// For how long what was read in Postgres may be brought back: far less than refunded orders stay in Redis.
-const FRESH_FOR: Duration = Duration::from_secs(60);
+const MAX_READ_AGE: Duration = Duration::from_secs(60);
 /// How long what was brought back stays where no decision follows.
-const BACK_FOR_MS: i64 = 60_000;
+const RESTORED_TTL_MS: i64 = 60_000;
 
 /// An order, wherever it is.
-pub struct Found {
+pub struct LocatedOrder {
     pub record: OrderRecord,
-    left: Option<Left>,
+    archived: Option<ArchivedOrder>,
 }
 
 /// One that is in Postgres alone.
-struct Left {
+struct ArchivedOrder {
     row: OrderRow,
     /// Before it was looked for in Redis.
     asked: Instant,
 }
 
-impl Found {
+impl LocatedOrder {
     /// Whether it is in Postgres alone.
-    pub fn has_left(&self) -> bool {
-        self.left.is_some()
+    pub fn is_archived(&self) -> bool {
+        self.archived.is_some()
     }
 }
 
@@ -64,32 +64,32 @@ impl Archive {
     ///
     /// # Errors
     /// [`Error::Unavailable`], also where the one does not have it and the other is away.
-    pub async fn find(&self, order: OrderId) -> Result<Option<Found>, Error> {
+    pub async fn find(&self, order: OrderId) -> Result<Option<LocatedOrder>, Error> {
         let asked = Instant::now();
         if let Some(record) = self.store.order(order).await? {
-            return Ok(Some(Found { record, left: None }));
+            return Ok(Some(LocatedOrder { record, archived: None }));
         }
         let row = archived_orders::order(&self.db, order, self.store.partitions(), self.zone.name()).await?;
         // One that is not over has not left: it was placed after we looked.
-        let Some(row) = row.filter(OrderRow::is_over) else { return Ok(None) };
+        let Some(row) = row.filter(OrderRow::is_closed) else { return Ok(None) };
         let fields = row.fields().into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
         let record = order_record(order, &fields);
         let record = record.ok_or_else(|| Error::Internal(anyhow::anyhow!("order {order} in PostgreSQL")))?;
-        Ok(Some(Found { record, left: Some(Left { row, asked }) }))
+        Ok(Some(LocatedOrder { record, archived: Some(ArchivedOrder { row, asked }) }))
     }
 
     /// Brings an order back into Redis, if it has left. False if that took too long: then it is to be looked for again.
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn bring_back(&self, found: &Found) -> Result<bool, Error> {
-        let Some(Left { row, asked }) = &found.left else { return Ok(true) };
-        if asked.elapsed() > FRESH_FOR {
+    pub async fn restore(&self, found: &LocatedOrder) -> Result<bool, Error> {
+        let Some(ArchivedOrder { row, asked }) = &found.archived else { return Ok(true) };
+        if asked.elapsed() > MAX_READ_AGE {
             return Ok(false);
         }
         let order = found.record.order.order_id;
-        let home = self.store.home(order.get());
-        self.store.order_restore(home, Over::Order(order), &row.fields(), BACK_FOR_MS).await?;
+        let home = self.store.owner(order.get());
+        self.store.order_restore(home, EvictionCandidate::Order(order), &row.fields(), RESTORED_TTL_MS).await?;
         Ok(true)
     }
 }
@@ -99,33 +99,33 @@ impl Archive {
 ///
 /// # Errors
 /// Redis or Postgres can't answer; every step may be taken again.
-pub async fn end_far(
+pub async fn end_remote(
     (store, db): (&Store, &postgres::Connection),
     call: &Call,
     (order, user): (OrderId, UserId),
     far: &[OrderLine],
-    end: FarEnd,
+    end: RemoteEnd,
     day: &str,
 ) -> Result<(), Error> {
     let asked = Instant::now();
-    let gone = store.end_far(call, order, user, far, end, day).await?;
-    if end != FarEnd::Refunded {
+    let gone = store.end_remote(call, order, user, far, end, day).await?;
+    if end != RemoteEnd::Refunded {
         // Said again, after it has left.
         return Ok(());
     }
     let mut back = Vec::new();
     for here in gone {
         // What Postgres does not have as sold is given back, or was never held.
-        let Some(lines) = archived_orders::sold_far(db, here.0, order).await? else { continue };
+        let Some(lines) = archived_orders::sold_remote(db, here.0, order).await? else { continue };
         let fields = [("state", "SETTLED".to_owned()), ("lines", lines), ("user", user.to_string())];
-        if asked.elapsed() > FRESH_FOR {
+        if asked.elapsed() > MAX_READ_AGE {
             return Err(Error::unavailable("it took too long to bring back what an order had sold"));
         }
-        store.order_restore(here, Over::Hold(order), &fields, BACK_FOR_MS).await?;
+        store.order_restore(here, EvictionCandidate::Hold(order), &fields, RESTORED_TTL_MS).await?;
         back.push(here);
     }
-    let of = |line: &&OrderLine| back.contains(&store.home(line.product_id.get()));
+    let of = |line: &&OrderLine| back.contains(&store.owner(line.product_id.get()));
     let far: Vec<OrderLine> = far.iter().filter(of).copied().collect();
-    let gone: Vec<Partition> = store.end_far(call, order, user, &far, end, day).await?;
+    let gone: Vec<Partition> = store.end_remote(call, order, user, &far, end, day).await?;
     if gone.is_empty() { Ok(()) } else { Err(Error::unavailable("what an order had sold has left again")) }
 }

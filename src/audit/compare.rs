@@ -41,7 +41,7 @@ fn int(fields: &Fields, name: &str) -> i64 {
 
 /// Adds what is wrong with one thing.
 fn file(findings: &mut Findings, thing: &str, id: impl std::fmt::Display, wrong: Vec<Option<String>>) {
-    findings.look();
+    findings.count_one();
     for wrong in wrong.into_iter().flatten() {
         findings.add(format!("{thing} {id}: {wrong}"));
     }
@@ -227,8 +227,8 @@ impl Audit {
                     differ("the total", field(fields, "total"), row.total),
                     differ("the price", field(fields, "final"), row.final_price),
                     differ("the coupon", field(fields, "coupon"), &row.coupon),
-                    differ("the lines", sorted(field(fields, "lines")), sorted(&row.near)),
-                    differ("the far lines", sorted(field(fields, "far")), sorted(&row.far)),
+                    differ("the lines", sorted(field(fields, "lines")), sorted(&row.own)),
+                    differ("the far lines", sorted(field(fields, "far")), sorted(&row.remote)),
                     differ("the time of payment", field(fields, "paid_at"), &row.paid_at),
                     differ("the time of its end", field(fields, "closed_at"), &row.closed_at),
                 ]);
@@ -305,9 +305,8 @@ impl Audit {
     /// The rankings of every day that counts. Returns the number of places, and what is wrong.
     pub(super) async fn rankings(&self) -> anyhow::Result<(i64, Vec<String>)> {
         let today = self.clock.now().day(self.zone);
-        let days: Vec<NaiveDate> = (0..u64::from(RankingScope::LONGEST_DAYS))
-            .filter_map(|back| today.checked_sub_days(Days::new(back)))
-            .collect();
+        let days: Vec<NaiveDate> =
+            (0..u64::from(RankingScope::MAX_DAYS)).filter_map(|back| today.checked_sub_days(Days::new(back))).collect();
         let first = days.last().copied().unwrap_or(today).format(DAY_FORMAT).to_string();
         let (partitions, zone) = (self.store.partitions(), self.zone.name());
         let (mut moments, mut sales) = (Vec::new(), Vec::new());
@@ -321,9 +320,9 @@ impl Audit {
                 .await?;
             for event in since.events {
                 sales.extend(match event.body {
-                    Body::OrderPaid(paid) => Some((paid.day, paid.lines, paid.far, 1)),
+                    Body::OrderPaid(paid) => Some((paid.day, paid.lines, paid.remote, 1)),
                     Body::OrderClosed(closed) if closed.from == OrderStatus::Paid => {
-                        Some((closed.day, closed.lines, closed.far, -1))
+                        Some((closed.day, closed.lines, closed.remote, -1))
                     }
                     _ => None,
                 });
@@ -336,7 +335,7 @@ impl Audit {
             let mut expected: BTreeMap<(String, i64), (i64, i64)> =
                 rows.into_iter().map(|row| ((row.day, row.product_id), (row.units, row.won))).collect();
             for (day, near, far, sign) in &sales {
-                let lines = near.iter().chain(far).filter(|line| self.store.home(line.product_id.get()) == here);
+                let lines = near.iter().chain(far).filter(|line| self.store.owner(line.product_id.get()) == here);
                 for OrderLine { product_id, quantity, price } in lines {
                     let (units, won) = expected.entry((day.clone(), product_id.get())).or_default();
                     *units += sign * quantity;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Decisions between the two at most: what is read of the outbox at one moment.
-const MOST: usize = 20_000;
+const MAX_EVENTS: usize = 20_000;
 /// How often is looked where Postgres is too far behind, before it is given up.
 const ATTEMPTS: usize = 150;
 const PAUSE: Duration = Duration::from_millis(200);
@@ -78,7 +78,7 @@ impl Audit {
             let (mut snapshot, projected) = Snapshot::standing(&self.db, here.0).await?;
             let rows = rows(&mut snapshot).await?;
             let last: StreamId = projected.stream_id.parse()?;
-            let Inspected { position, entries, things } = look((last, MOST)).await?;
+            let Inspected { position, entries, things } = look((last, MAX_EVENTS)).await?;
             snapshot.end().await?;
             let Some(decided) = position else { bail!("Redis has lost the books of partition {}", here.0) };
             let projected = Position { epoch: projected.epoch, seq: projected.seq };
@@ -95,7 +95,7 @@ impl Audit {
                 ),
             }
         }
-        bail!("PostgreSQL is more than {MOST} decisions behind partition {}, too far to compare the two", here.0)
+        bail!("PostgreSQL is more than {MAX_EVENTS} decisions behind partition {}, too far to compare the two", here.0)
     }
 }
 
@@ -115,7 +115,7 @@ fn between(projected: Position, decided: Position, entries: &[Entry]) -> Between
     }
     match at == decided {
         true => Between::Are(events),
-        false if entries.len() >= MOST => Between::TooMany,
+        false if entries.len() >= MAX_EVENTS => Between::TooMany,
         false => Between::AreGone,
     }
 }

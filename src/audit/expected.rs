@@ -138,15 +138,15 @@ pub(super) struct ExpectedOrder {
     pub(super) total: i64,
     pub(super) final_price: i64,
     pub(super) coupon: String,
-    pub(super) near: String,
-    pub(super) far: String,
+    pub(super) own: String,
+    pub(super) remote: String,
     pub(super) paid_at: String,
     pub(super) closed_at: String,
 }
 
 /// Orders that are over in Postgres, and of which nothing was decided since: the only ones that may leave Redis, or have left.
 pub(super) fn orders_that_may_leave(rows: &[OrderRow], since: &Delta) -> HashSet<i64> {
-    let mut over: HashSet<i64> = rows.iter().filter(|row| row.is_over()).map(|row| row.id).collect();
+    let mut over: HashSet<i64> = rows.iter().filter(|row| row.is_closed()).map(|row| row.id).collect();
     for event in &since.events {
         let order = match &event.body {
             Body::OrderPlaced(placed) => placed.order,
@@ -173,8 +173,8 @@ pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64
         total: row.total,
         final_price: row.final_price,
         coupon: shown(row.coupon_id),
-        near: row.near,
-        far: row.far,
+        own: row.near,
+        remote: row.far,
         paid_at: shown(row.paid_at),
         closed_at: shown(row.closed_at),
     };
@@ -187,8 +187,8 @@ pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64
             total: placed.total,
             final_price: placed.final_price,
             coupon: shown(placed.coupon),
-            near: pack_lines(&placed.lines),
-            far: pack_lines(&placed.far),
+            own: pack_lines(&placed.lines),
+            remote: pack_lines(&placed.remote),
             paid_at: String::new(),
             closed_at: String::new(),
         };

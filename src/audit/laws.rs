@@ -15,15 +15,15 @@ const NAMED_STEPS: usize = 1000;
 
 /// A law: its name, what it is about and how many of them there are, and what is wrong (`what`, a text with the ids).
 /// `$1`: how many partitions there are.
-struct Law {
+struct Invariant {
     name: &'static str,
     noun: &'static str,
     count: &'static str,
     wrong: &'static str,
 }
 
-const LAWS: [Law; 12] = [
-    Law {
+const INVARIANTS: [Invariant; 12] = [
+    Invariant {
         name: "histories: each entry begins where the last one ended, without gaps",
         noun: "balance entries",
         count: "SELECT count(*) FROM balance_entries",
@@ -33,7 +33,7 @@ const LAWS: [Law; 12] = [
                       FROM balance_entries WINDOW w AS (PARTITION BY user_id ORDER BY entry_no)) AS e
                 WHERE before_balance <> previous OR entry_no <> place",
     },
-    Law {
+    Invariant {
         name: "balances: the sum of the history",
         noun: "users",
         count: "SELECT count(*) FROM users",
@@ -43,7 +43,7 @@ const LAWS: [Law; 12] = [
                     FROM balance_entries GROUP BY user_id) AS e ON user_id = id
                 WHERE balance <> coalesce(sum, 0) OR balance < 0",
     },
-    Law {
+    Invariant {
         name: "products: stocked = on sale + held + sold + withheld",
         noun: "products",
         count: "SELECT count(*) FROM products",
@@ -51,7 +51,7 @@ const LAWS: [Law; 12] = [
                 FROM products
                 WHERE on_sale + held + sold + withheld <> stocked OR least(on_sale, held, sold, withheld) < 0",
     },
-    Law {
+    Invariant {
         name: "products: held and sold are the lines of PENDING and PAID orders",
         noun: "products",
         count: "SELECT count(*) FROM products",
@@ -70,7 +70,7 @@ const LAWS: [Law; 12] = [
                     GROUP BY product_id) AS l ON product_id = id
                 WHERE held <> coalesce(h, 0) OR sold <> coalesce(s, 0)",
     },
-    Law {
+    Invariant {
         name: "campaigns: issued is the number of coupons, and never more than there are",
         noun: "campaigns",
         count: "SELECT count(*) FROM campaigns",
@@ -81,7 +81,7 @@ const LAWS: [Law; 12] = [
                         UNION ALL SELECT coupon_id FROM far_coupons) AS c GROUP BY coupon_id) AS c ON coupon_id = id
                 WHERE issued <> coalesce(coupons, 0) OR issued + withheld > total",
     },
-    Law {
+    Invariant {
         name: "orders: the total is the lines', the price is the total less the discount",
         noun: "orders",
         count: "SELECT count(*) FROM orders",
@@ -90,7 +90,7 @@ const LAWS: [Law; 12] = [
                     SELECT order_id, sum(quantity * price) AS lines FROM order_lines GROUP BY order_id) AS l ON order_id = id
                 WHERE total IS DISTINCT FROM lines OR final_price <> total - discount",
     },
-    Law {
+    Invariant {
         name: "order totals: as many of each status as there are orders",
         noun: "totals",
         count: "SELECT count(*) FROM order_totals",
@@ -101,7 +101,7 @@ const LAWS: [Law; 12] = [
                     USING (partition, status)
                 WHERE coalesce(orders, 0) <> coalesce(counted, 0)",
     },
-    Law {
+    Invariant {
         name: "payments: each PAID order has one of its price, and each payment its entry",
         noun: "orders",
         count: "SELECT count(*) FROM orders WHERE paid_at IS NOT NULL",
@@ -122,7 +122,7 @@ const LAWS: [Law; 12] = [
                                          THEN 1 ELSE 0 END
                    OR e.entries <> e.paid + e.refunded",
     },
-    Law {
+    Invariant {
         name: "coupons: each says what its order says",
         noun: "coupons",
         count: "SELECT count(*) FROM user_coupons",
@@ -137,7 +137,7 @@ const LAWS: [Law; 12] = [
                 FROM orders AS o LEFT JOIN user_coupons AS c ON c.coupon_id = o.coupon_id AND c.user_id = o.user_id
                 WHERE o.coupon_id IS NOT NULL AND o.status IN ('PENDING', 'PAID') AND c.order_id IS DISTINCT FROM o.id",
     },
-    Law {
+    Invariant {
         name: "references: whoever is named is there",
         noun: "orders, lines, payments, coupons and entries",
         count: "SELECT (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_lines) + (SELECT count(*) FROM payments)
@@ -157,14 +157,14 @@ const LAWS: [Law; 12] = [
                 SELECT format('entry %s: there is no user %s', entry_no, user_id) FROM balance_entries AS t
                 WHERE NOT EXISTS (SELECT FROM users WHERE id = t.user_id)",
     },
-    Law {
+    Invariant {
         name: "lines: each is of a product that exists, at home where its order's partition can tell",
         noun: "lines",
         count: "SELECT count(*) FROM order_lines",
         wrong: "SELECT format('order %s: there is no product %s', order_id, product_id) AS what FROM order_lines AS l
                 WHERE product_id % $1 = order_id % $1 AND NOT EXISTS (SELECT FROM products WHERE id = l.product_id)",
     },
-    Law {
+    Invariant {
         name: "dead letters: every decision could be applied",
         noun: "partitions",
         count: "SELECT count(*) FROM projection_positions",
@@ -180,9 +180,9 @@ const LAWS: [Law; 12] = [
 /// Checks every law, as of one moment.
 pub(super) async fn check(audit: &Audit, report: &mut Report) -> anyhow::Result<()> {
     let mut snapshot = Snapshot::begin(&audit.db).await?;
-    for law in &LAWS {
+    for law in &INVARIANTS {
         let mut findings = Findings::new(law.name, law.noun);
-        findings.looked_at(snapshot.count(law.count).await?);
+        findings.count(snapshot.count(law.count).await?);
         let (found, named) = snapshot.wrong(law.wrong, audit.store.partitions(), NAMED).await?;
         findings.add_all(found, named);
         report.add(findings);

@@ -38,13 +38,13 @@ use crate::{
 /// Things compared at once.
 const PAGE: i64 = 500;
 /// How often what is between two partitions is looked at, and how long is waited in between.
-const LOOKS: usize = 20;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+const MAX_CHECKS: usize = 20;
+const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How old a decision is that PostgreSQL should have long since (ms), and how long is waited for it to get on then.
 const OVERDUE_MS: i64 = 10_000;
-const GETS_ON_WITHIN: Duration = Duration::from_secs(5);
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often is looked meanwhile.
-const GETTING_ON_EVERY: Duration = Duration::from_millis(100);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What an audit needs. Clones share the connections.
 #[derive(Clone)]
@@ -62,7 +62,7 @@ impl Audit {
     /// Redis or Postgres can't answer, or Postgres is so far behind that the two can't be compared.
     pub async fn run(mut self) -> anyhow::Result<Report> {
         let mut report = Report::begin(self.clock.now());
-        let Some((name, partitions)) = progress::read(&self.db).await? else {
+        let Some((name, partitions)) = progress::identity(&self.db).await? else {
             anyhow::bail!("this PostgreSQL database has no store");
         };
         self.store = self.store.with_partitions(partitions);
@@ -70,7 +70,7 @@ impl Audit {
         let sound = belong.is_ok();
         report.add(belong);
         laws::check(&self, &mut report).await?;
-        report.add(self.gets_on().await?);
+        report.add(self.makes_progress().await?);
         // What is not ours, or not whole, can't be compared with anything.
         if sound {
             self.compare_all(&mut report).await?;
@@ -83,8 +83,8 @@ impl Audit {
     async fn belong_together(&self, name: &str) -> anyhow::Result<Findings> {
         let mut findings = Findings::new("stores belong together", "partitions");
         for here in self.store.all() {
-            let books = self.store.books(here).await?;
-            findings.look();
+            let books = self.store.partition_state(here).await?;
+            findings.count_one();
             match (&books.store, &books.frozen) {
                 (None, _) => findings.add(format!("partition {}: Redis has lost its books", here.0)),
                 (Some(other), _) if other != name => {
@@ -98,11 +98,11 @@ impl Audit {
     }
 
     /// Where PostgreSQL is behind it gets on. A backlog is no discrepancy, one that nobody carries is.
-    async fn gets_on(&self) -> anyhow::Result<Findings> {
+    async fn makes_progress(&self) -> anyhow::Result<Findings> {
         let mut findings = Findings::new("projection: PostgreSQL gets what is decided", "partitions");
         let mut still = Vec::new();
         for at in postgres::queries::resources::positions(&self.db).await? {
-            findings.look();
+            findings.count_one();
             let here = Partition(at.partition);
             let oldest = self.store.outbox_oldest_after(here, at.stream_id.parse()?).await?;
             let age_ms = oldest.map_or(0, |oldest| self.clock.now().0 - oldest.0);
@@ -111,14 +111,18 @@ impl Audit {
             }
         }
         let began = tokio::time::Instant::now();
-        while !still.is_empty() && began.elapsed() < GETS_ON_WITHIN {
-            tokio::time::sleep(GETTING_ON_EVERY).await;
+        while !still.is_empty() && began.elapsed() < PROGRESS_TIMEOUT {
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
             let now = postgres::queries::resources::positions(&self.db).await?;
             still.retain(|(was, _)| now.iter().any(|now| (now.partition, now.at()) == (was.partition, was.at())));
         }
         for (at, age_ms) in still {
-            let decided =
-                self.store.books(Partition(at.partition)).await?.position.map_or(at.seq, |decided| decided.seq);
+            let decided = self
+                .store
+                .partition_state(Partition(at.partition))
+                .await?
+                .position
+                .map_or(at.seq, |decided| decided.seq);
             findings.add(format!(
                 "partition {}: PostgreSQL stands still at ({}, {}) behind {decided}, and the oldest decision waits for {} s: no \
                  process carries them, or its log says why the projection waits",
@@ -183,11 +187,11 @@ impl Audit {
         let (mut looked_at, first) = look().await?;
         let mut found: BTreeSet<String> = first.into_iter().collect();
         if self.store.partitions() > 1 {
-            for _ in 1..LOOKS {
+            for _ in 1..MAX_CHECKS {
                 if found.is_empty() {
                     break;
                 }
-                tokio::time::sleep(BETWEEN_LOOKS).await;
+                tokio::time::sleep(RECHECK_INTERVAL).await;
                 let (again, now) = look().await?;
                 looked_at = again;
                 let now: BTreeSet<String> = now.into_iter().collect();
@@ -195,7 +199,7 @@ impl Audit {
             }
         }
         let mut findings = Findings::new(name, noun);
-        findings.looked_at(looked_at);
+        findings.count(looked_at);
         found.into_iter().for_each(|what| findings.add(what));
         Ok(findings)
     }
@@ -223,7 +227,7 @@ impl Audit {
             while let Some(from) = cursor {
                 let (keys, next) = self.store.scan_page(server, &from).await?;
                 cursor = next;
-                findings.looked_at(keys.len() as i64);
+                findings.count(keys.len() as i64);
                 for (partition, scanned) in sort_keys(&keys) {
                     for key in scanned.unknown {
                         findings.add(format!("{key} is nothing of ours"));
@@ -240,7 +244,7 @@ impl Audit {
                         ids.sort_unstable();
                         ids.dedup();
                         if kind != Kind::Holds {
-                            for id in ids.extract_if(.., |id| self.store.home(*id) != here) {
+                            for id in ids.extract_if(.., |id| self.store.owner(*id) != here) {
                                 findings
                                     .add(format!("{kind:?} {id} is in partition {partition}, where it is not at home"));
                             }
@@ -262,7 +266,8 @@ impl Audit {
     async fn positions(&self) -> anyhow::Result<Vec<report::Position>> {
         let mut positions = Vec::new();
         for projected in postgres::queries::resources::positions(&self.db).await? {
-            let decided = self.store.books(Partition(projected.partition)).await?.position.unwrap_or_default();
+            let decided =
+                self.store.partition_state(Partition(projected.partition)).await?.position.unwrap_or_default();
             positions.push(report::Position {
                 partition: projected.partition,
                 epoch: decided.epoch,

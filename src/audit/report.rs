@@ -92,26 +92,26 @@ impl fmt::Display for Report {
 pub(super) struct Findings {
     name: &'static str,
     noun: &'static str,
-    looked_at: i64,
+    checked: i64,
     found: usize,
     named: Vec<String>,
 }
 
 impl Findings {
     pub(super) fn new(name: &'static str, noun: &'static str) -> Self {
-        Findings { name, noun, looked_at: 0, found: 0, named: Vec::new() }
+        Findings { name, noun, checked: 0, found: 0, named: Vec::new() }
     }
 
     pub(super) fn is_ok(&self) -> bool {
         self.found == 0
     }
 
-    pub(super) fn look(&mut self) {
-        self.looked_at += 1;
+    pub(super) fn count_one(&mut self) {
+        self.checked += 1;
     }
 
-    pub(super) fn looked_at(&mut self, more: i64) {
-        self.looked_at += more;
+    pub(super) fn count(&mut self, more: i64) {
+        self.checked += more;
     }
 
     pub(super) fn add(&mut self, what: String) {
@@ -134,7 +134,7 @@ impl Findings {
     }
 
     fn check(self) -> Check {
-        let Findings { name, noun, looked_at, found, named } = self;
+        let Findings { name, noun, checked: looked_at, found, named } = self;
         let more = found.saturating_sub(named.len());
         let detail = match (found, more) {
             (0, _) => format!("{looked_at} {noun}"),

@@ -13,13 +13,13 @@ use clap::{Args, ValueEnum};
 
 pub use self::{
     edge::{BrowserConfig, CorsOrigins, GUESSES_PER_MINUTE, LimitsConfig, TrustedProxies},
-    retention::{Keep, MARK_LIFE_MS},
+    retention::{Retention, TOMBSTONE_TTL_MS},
     secrets::{Redacting, Secret, hide, redact, url_of},
 };
 use crate::model::{MAX_SAFE_INTEGER, PaymentType, Won};
 
 /// The longest lease that a process may be given, ms.
-pub const LONGEST_LEASE_MS: u64 = 1000;
+pub const MAX_LEASE_MS: u64 = 1000;
 
 /// Redis, which decides.
 #[derive(Args, Clone, Debug)]
@@ -130,7 +130,7 @@ pub struct ShopConfig {
     pub max_balance: Won,
     /// Milliseconds for which this process may say by itself that a campaign has no coupons left, once Redis has said so; 0:
     /// it always asks
-    #[arg(long, env = "SOLD_OUT_LEASE_MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=LONGEST_LEASE_MS))]
+    #[arg(long, env = "SOLD_OUT_LEASE_MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=MAX_LEASE_MS))]
     pub sold_out_lease_ms: u64,
     /// Partitions of a new store, fixed from its first start on; a number that an existing store does not have is refused
     /// [default: 1, or what the store has]
@@ -148,8 +148,8 @@ pub struct RetentionConfig {
 }
 
 impl RetentionConfig {
-    pub fn keep(&self) -> Keep {
-        Keep::seconds(self.closed_order_keep_seconds)
+    pub fn retention(&self) -> Retention {
+        Retention::seconds(self.closed_order_keep_seconds)
     }
 }
 

@@ -21,7 +21,7 @@ const STARS: &str = "***";
 /// Secrets that are shorter are not looked for: too much else is spelled like them.
 const SHORTEST: usize = 4;
 /// Words of the log itself. A password that is one of them is none, and hiding it would garble every line.
-const WORDS: &[&str] =
+const SECRET_PARAMETERS: &[&str] =
     &["firstcome", "postgres", "postgresql", "redis", "rediss", "default", "http", "https", "info", "true"];
 /// Parameters of URLs whose values are no secrets.
 const PUBLIC_PARAMETERS: &[&str] = &[
@@ -159,7 +159,7 @@ pub fn hide(secrets: &[String]) -> anyhow::Result<()> {
     let mut needles = std::collections::BTreeSet::new();
     for secret in secrets {
         for part in secret_parts(secret.trim()).into_iter().chain([secret.trim().to_owned()]) {
-            if part.chars().count() < SHORTEST || WORDS.contains(&part.to_ascii_lowercase().as_str()) {
+            if part.chars().count() < SHORTEST || SECRET_PARAMETERS.contains(&part.to_ascii_lowercase().as_str()) {
                 continue;
             }
             // As they stand in a line of JSON, and in what is printed for debugging.

@@ -132,7 +132,7 @@ impl Reader {
         self.postgres.begin(async move {
             // In this order, so that the position is never before what is shown to be there.
             let orders = engine.order_totals().await?;
-            Ok(Remembered { orders, projected: Arc::new(engine.projected_so_far().await?) })
+            Ok(Remembered { orders, projected: Arc::new(engine.projected_positions().await?) })
         });
         let engine = self.engine.clone();
         self.campaigns.begin(async move { engine.campaigns_lately(CLOSED_FOR_MS).await });

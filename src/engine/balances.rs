@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// The longest tail of unprojected entries that paging back walks.
-const LONGEST_TAIL: usize = 2000;
+const MAX_TAIL: usize = 2000;
 
 impl Engine {
     /// Adds `amount` won to a user's balance.
@@ -38,7 +38,7 @@ impl Engine {
     pub async fn history(&self, user: UserId, limit: i64, before: Option<i64>) -> Result<Vec<BalanceEntry>, Error> {
         // First the outbox, then Postgres: the other way round, a commit and trim in between would hide an entry.
         let wanted = limit.max(0) as usize;
-        let most = if before.is_none() { wanted } else { LONGEST_TAIL };
+        let most = if before.is_none() { wanted } else { MAX_TAIL };
         let (mut entries, more) = self.store.history_read(user, most).await?;
         entries.retain(|entry| before.is_none_or(|before| entry.entry_no < before));
         if more && entries.len() < wanted {

@@ -13,7 +13,7 @@ use super::*;
 
 /// How long a merged ranking is served without looking again. A sale or refund by this process makes it look at once; so
 /// this bounds only how late another process's sales are seen.
-const POPULAR_LIFE: Duration = Duration::from_secs(1);
+const POPULAR_TTL: Duration = Duration::from_secs(1);
 /// Places kept of each ranking: the most that a request may ask for.
 const POPULAR_PLACES: usize = 100;
 
@@ -21,13 +21,13 @@ const POPULAR_PLACES: usize = 100;
 #[derive(Default)]
 pub(super) struct PopularCache {
     sales: AtomicU64,
-    merged: Mutex<HashMap<RankingScope, Merged>>,
+    cached: Mutex<HashMap<RankingScope, CachedRanking>>,
     /// Held by the one request that merges.
     merging: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone)]
-struct Merged {
+struct CachedRanking {
     at: Instant,
     day: NaiveDate,
     sales: u64,
@@ -42,9 +42,9 @@ impl PopularCache {
 
     /// What was merged, if it includes the first `sales` sales.
     fn get(&self, scope: RankingScope, day: NaiveDate, sales: u64) -> Option<Arc<Vec<RankedProduct>>> {
-        let merged = self.merged.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let merged = self.cached.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let found = merged.get(&scope)?;
-        (found.day == day && found.sales >= sales && found.at.elapsed() < POPULAR_LIFE).then(|| found.ranking.clone())
+        (found.day == day && found.sales >= sales && found.at.elapsed() < POPULAR_TTL).then(|| found.ranking.clone())
     }
 }
 
@@ -90,8 +90,8 @@ impl Engine {
         // Counted before reading: a sale during the read may be missing from it.
         let sales = self.popular.sales.load(Ordering::SeqCst);
         let ranking = Arc::new(self.store.ranking(day, scope.days(), POPULAR_PLACES).await?);
-        let merged = Merged { at: Instant::now(), day, sales, ranking: ranking.clone() };
-        self.popular.merged.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(scope, merged);
+        let merged = CachedRanking { at: Instant::now(), day, sales, ranking: ranking.clone() };
+        self.popular.cached.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(scope, merged);
         Ok(ranking)
     }
 }

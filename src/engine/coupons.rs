@@ -44,7 +44,7 @@ impl Engine {
         if call.key.is_none() && self.sold_out.refuses(user, coupon) {
             return Err(Error::CouponOutOfStock);
         }
-        let (home, here) = (self.store.home(user.get()), self.store.home(coupon.get()));
+        let (home, here) = (self.store.owner(user.get()), self.store.owner(coupon.get()));
         let far = home != here;
         if far {
             // The key comes before the user: it may belong to another request.
@@ -53,12 +53,13 @@ impl Engine {
         }
         // Read before the decision: afterwards nothing may fail that the answer needs.
         let terms = self.terms(coupon).await?;
-        let issued =
-            self.claimed(call, here, self.store.coupon_issue(call, user, coupon)).await.inspect_err(|error| {
+        let issued = self.with_claimed_key(call, here, self.store.coupon_issue(call, user, coupon)).await.inspect_err(
+            |error| {
                 if let (Error::CouponOutOfStock, Some(terms)) = (error, &terms) {
-                    self.sold_out.told(user, terms);
+                    self.sold_out.refused_by_redis(user, terms);
                 }
-            })?;
+            },
+        )?;
         if far {
             // If this fails the coupon is issued all the same, and the relay grants it.
             self.store.coupon_grant(call, user, coupon, issued.value).await?;
@@ -74,7 +75,7 @@ impl Engine {
     /// # Errors
     /// [`Error::UserNotFound`].
     pub async fn user_coupons(&self, user: UserId) -> Result<Vec<UserCoupon>, Error> {
-        let now = self.store.now(self.store.home(user.get()));
+        let now = self.store.now(self.store.owner(user.get()));
         let mut coupons = Vec::new();
         for record in self.store.user_coupons(user).await? {
             let terms = self.terms(record.coupon_id).await?;
@@ -94,7 +95,7 @@ impl Engine {
         // Those that have not opened yet are skipped afterwards, so more are read than are shown; bounded all the same.
         let most = (page + 1).saturating_mul(size).saturating_mul(4).clamp(1000, 10_000);
         let campaigns = self.store.campaigns_closing_after(0, most).await?;
-        let now = |campaign: &Campaign| self.store.now(self.store.home(campaign.terms.coupon_id.get()));
+        let now = |campaign: &Campaign| self.store.now(self.store.owner(campaign.terms.coupon_id.get()));
         let open = campaigns.into_iter().filter(|campaign| campaign.terms.opens_at <= now(campaign));
         Ok(open.skip((page * size) as usize).take(size as usize).collect())
     }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The most campaigns that are looked at, of those that close first.
-const MOST_CAMPAIGNS: i64 = 500;
+const MAX_CAMPAIGNS: i64 = 500;
 /// Products of whose held units one look learns, in all.
 const HELD_PAGE: usize = 1000;
 
@@ -29,7 +29,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while Postgres is.
-    pub async fn projected_so_far(&self) -> Result<Projected, Error> {
+    pub async fn projected_positions(&self) -> Result<Projected, Error> {
         let positions = postgres::queries::resources::positions(&self.db).await?;
         Ok(Projected { positions, dead_letters: postgres::queries::resources::dead_letters(&self.db).await? })
     }
@@ -79,14 +79,14 @@ impl Engine {
     /// # Errors
     /// [`Error::Unavailable`] while Redis is; so all the following.
     pub async fn campaigns_lately(&self, back_ms: i64) -> Result<Vec<Campaign>, Error> {
-        let of_each = MOST_CAMPAIGNS / i64::from(self.store.partitions()) + 1;
+        let of_each = MAX_CAMPAIGNS / i64::from(self.store.partitions()) + 1;
         self.store.campaigns_closing_after(back_ms, of_each).await
     }
 
     /// Where the units of these products are, in no order; those that do not exist are left out.
     pub async fn shelves(&self, ids: &[ProductId]) -> Result<Vec<ShelvedProduct>, Error> {
         let here = |here| {
-            let mine: Vec<ProductId> = ids.iter().copied().filter(|id| self.store.home(id.get()) == here).collect();
+            let mine: Vec<ProductId> = ids.iter().copied().filter(|id| self.store.owner(id.get()) == here).collect();
             async move { self.store.shelves_of(here, &mine).await }
         };
         Ok(try_join_all(self.store.all().map(here)).await?.into_iter().flatten().flatten().collect())

@@ -21,17 +21,17 @@ use crate::{
 };
 
 /// How often the partitions are looked at, and Postgres is asked how far it is.
-const EVERY: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often Postgres is asked while replies wait for it, where another process carries the decisions there.
-const WHILE_WAITING: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// How often the Sentinels, where there are any, are asked for the master.
-const SENTINELS_EVERY: Duration = Duration::from_secs(1);
+const SENTINEL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long Postgres is waited for when it is asked.
-const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
+const POSTGRES_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long PostgreSQL may get nothing more, though there is more, before `/readyz` says so.
 const STALLED: Duration = Duration::from_secs(60);
 /// When a write may be repeated whose decision is a dead letter: an operator has to look at it first.
-const LETTER_RETRY: Duration = Duration::from_secs(30);
+const DEAD_LETTER_RETRY: Duration = Duration::from_secs(30);
 /// When a write that was shed may try again.
 const SHED_RETRY: Duration = Duration::from_secs(2);
 
@@ -58,7 +58,7 @@ impl Durability {
 
 fn refused_by_postgres() -> Error {
     let reason = "PostgreSQL refused the decision: it is a dead letter".to_owned();
-    Error::Unavailable { reason, retry_after: LETTER_RETRY }
+    Error::Unavailable { reason, retry_after: DEAD_LETTER_RETRY }
 }
 
 impl Engine {
@@ -109,7 +109,7 @@ impl Engine {
     /// As [`Engine::acknowledge`].
     pub(super) async fn acknowledge_order(&self, order: OrderId) -> Result<(), Error> {
         if self.durability.ack == Ack::Postgres
-            && self.store.has_letters()
+            && self.store.has_dead_letters()
             && postgres::queries::dead_letters::is_about_order(&self.db, order).await?
         {
             return Err(refused_by_postgres());
@@ -126,39 +126,39 @@ impl Engine {
             let mut told = tokio::time::Instant::now();
             loop {
                 if asks && this.store.backlog() > 0 {
-                    tokio::time::sleep(WHILE_WAITING).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 } else {
-                    tokio::time::sleep_until(told + EVERY).await;
+                    tokio::time::sleep_until(told + CHECK_INTERVAL).await;
                 }
-                this.look_at_postgres().await;
-                if told.elapsed() >= EVERY {
+                this.check_postgres().await;
+                if told.elapsed() >= CHECK_INTERVAL {
                     told = tokio::time::Instant::now();
-                    this.tell_postgres().await;
+                    this.report_to_postgres().await;
                 }
             }
         }));
         let this = self.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
-                tokio::time::sleep(EVERY).await;
-                this.look_at_redis().await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
+                this.check_redis().await;
             }
         }));
         // By itself: Sentinels that do not answer must not keep the master from being looked at.
         let store = self.store.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
-                tokio::time::sleep(SENTINELS_EVERY).await;
+                tokio::time::sleep(SENTINEL_INTERVAL).await;
                 store.follow_sentinels().await;
             }
         }));
     }
 
     /// One look at everything.
-    pub async fn look(&self) {
-        self.look_at_postgres().await;
-        self.look_at_redis().await;
-        self.tell_postgres().await;
+    pub async fn check(&self) {
+        self.check_postgres().await;
+        self.check_redis().await;
+        self.report_to_postgres().await;
     }
 
     /// The partitions of which PostgreSQL has got nothing more for so long, though there is more, that it is no mere delay: whether
@@ -182,10 +182,10 @@ impl Engine {
     }
 
     /// Takes note of where PostgreSQL is, as far as is known.
-    fn note_progress(&self) {
+    fn record_progress(&self) {
         let now = self.clock.uptime_us();
         let mut progress = self.durability.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = self.store.told();
+        let all = self.store.acknowledged();
         progress.retain(|here, _| all.iter().any(|(told, _)| told == here));
         for (here, told) in all {
             let projected = self.store.projected_position(here);
@@ -200,23 +200,23 @@ impl Engine {
         }
     }
 
-    async fn look_at_postgres(&self) {
+    async fn check_postgres(&self) {
         // A connection that fell silent must not end the watch.
-        let reading = tokio::time::timeout(POSTGRES_PATIENCE, postgres::queries::resources::positions(&self.db)).await;
+        let reading = tokio::time::timeout(POSTGRES_TIMEOUT, postgres::queries::resources::positions(&self.db)).await;
         match reading.unwrap_or_else(|_| Err(Error::unavailable("PostgreSQL does not answer"))) {
             Ok(positions) => {
                 for projected in positions {
-                    self.store.projected(Partition(projected.partition), projected.projection());
+                    self.store.observe_projection(Partition(projected.partition), projected.projection());
                 }
             }
             Err(error) => tracing::debug!(%error, "nobody knows how far PostgreSQL is"),
         }
-        self.note_progress();
+        self.record_progress();
     }
 
     /// For whoever finds a Redis that knows less when nobody is left who was told.
-    async fn tell_postgres(&self) {
-        if let Err(error) = postgres::progress::tell(&self.db, &self.store.told()).await {
+    async fn report_to_postgres(&self) {
+        if let Err(error) = postgres::progress::record_acknowledged(&self.db, &self.store.acknowledged()).await {
             tracing::debug!(%error, "how far Redis had decided is not written down");
         }
         // A Postgres that was restored may not know it any more.
@@ -227,10 +227,10 @@ impl Engine {
         }
     }
 
-    async fn look_at_redis(&self) {
+    async fn check_redis(&self) {
         for here in self.store.all() {
             // What it finds is logged where it is found.
-            if let Err(error) = self.store.look(here).await {
+            if let Err(error) = self.store.check(here).await {
                 tracing::debug!(partition = here.0, %error, "a partition can't be used");
             }
         }

@@ -12,25 +12,25 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::*;
 use crate::{
     model::Partition,
-    redis::commands::{Closing, FarEnd},
+    redis::commands::{Closing, RemoteEnd},
     telemetry::metrics,
 };
 
 /// How often is looked for what is due.
-const EVERY: Duration = Duration::from_millis(500);
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// What one look takes on at most, per partition and kind.
-const MOST: usize = 500;
+const MAX_PER_SWEEP: usize = 500;
 /// Steps taken at once.
-const AT_ONCE: usize = 32;
+const CONCURRENCY: usize = 32;
 /// How much later a far hold is looked at again whose order is still open.
-const FAR_AGAIN_MS: i64 = 60_000;
+const REMOTE_RETRY_MS: i64 = 60_000;
 
 /// A kind of thing that comes due.
 #[derive(Clone, Copy)]
 enum Due {
     Orders,
     Payments,
-    FarHolds,
+    RemoteHolds,
 }
 
 impl Due {
@@ -39,7 +39,7 @@ impl Due {
         match self {
             Due::Orders => "order",
             Due::Payments => "payment",
-            Due::FarHolds => "far_hold",
+            Due::RemoteHolds => "far_hold",
         }
     }
 }
@@ -50,7 +50,7 @@ impl Engine {
         for (here, due) in self.sweeps() {
             let (this, stop) = (self.clone(), stop.clone());
             tasks.spawn(async move {
-                let mut ticks = tokio::time::interval(EVERY);
+                let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
                 ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
                 let sweeping = async {
                     loop {
@@ -85,7 +85,8 @@ impl Engine {
 
     fn sweeps(&self) -> impl Iterator<Item = (Partition, Due)> + use<> {
         let far = self.store.partitions() > 1;
-        let kinds = if far { &[Due::Orders, Due::Payments, Due::FarHolds][..] } else { &[Due::Orders, Due::Payments] };
+        let kinds =
+            if far { &[Due::Orders, Due::Payments, Due::RemoteHolds][..] } else { &[Due::Orders, Due::Payments] };
         self.store.all().flat_map(move |here| kinds.iter().map(move |due| (here, *due)))
     }
 
@@ -95,13 +96,13 @@ impl Engine {
             match due {
                 Due::Orders => self.sweep_orders(here).await,
                 Due::Payments => {
-                    let orders = self.store.due_payments(here, MOST).await?;
-                    all(due, orders, |payment| async move { self.look_at_payment(payment).await.map(|()| true) }).await
+                    let orders = self.store.due_payments(here, MAX_PER_SWEEP).await?;
+                    all(due, orders, |payment| async move { self.check_payment(payment).await.map(|()| true) }).await
                 }
-                Due::FarHolds => {
-                    let holds = self.store.due_holds(here, MOST).await?;
+                Due::RemoteHolds => {
+                    let holds = self.store.due_holds(here, MAX_PER_SWEEP).await?;
                     let look =
-                        |(order, user)| async move { self.look_at_far_hold(here, order, user).await.map(|()| true) };
+                        |(order, user)| async move { self.check_remote_hold(here, order, user).await.map(|()| true) };
                     all(due, holds, look).await
                 }
             }
@@ -115,12 +116,12 @@ impl Engine {
     async fn sweep_orders(&self, here: Partition) -> Result<usize, Error> {
         let mut expired = 0;
         loop {
-            let due = self.store.due_orders(here, MOST).await?;
+            let due = self.store.due_orders(here, MAX_PER_SWEEP).await?;
             let found = due.len();
             let ended = all(Due::Orders, due, |order| self.expire(order)).await?;
             expired += ended;
             // A full look that ended nothing would find the same again.
-            if found < MOST || ended == 0 {
+            if found < MAX_PER_SWEEP || ended == 0 {
                 return Ok(expired);
             }
         }
@@ -137,17 +138,17 @@ impl Engine {
         }
     }
 
-    async fn look_at_far_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
+    async fn check_remote_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
         let call = Call { request_id: format!("expire-{order}"), key: None };
         let verdict = self.store.order_resolve(order).await?;
         let end = match verdict.status {
             Some(OrderStatus::Pending) => {
-                return self.store.postpone_hold(here, order, user, self.store.now(here).plus(FAR_AGAIN_MS)).await;
+                return self.store.postpone_hold(here, order, user, self.store.now(here).plus(REMOTE_RETRY_MS)).await;
             }
-            Some(OrderStatus::Paid) => FarEnd::Settled,
-            _ if verdict.refunded => FarEnd::Refunded,
+            Some(OrderStatus::Paid) => RemoteEnd::Settled,
+            _ if verdict.refunded => RemoteEnd::Refunded,
             // It was held when we looked. If we were held up since, for so long that both have left, it is sold, and stays so.
-            _ => FarEnd::Abandoned,
+            _ => RemoteEnd::Abandoned,
         };
         let day = NaiveDate::parse_from_str(&verdict.day, crate::redis::commands::DAY_FORMAT).ok();
         self.store.stock_settle(&call, here, order, user, end, day).await.map(drop)
@@ -161,7 +162,8 @@ async fn all<I, F: Future<Output = Result<bool, Error>>>(
     items: Vec<I>,
     step: impl Fn(I) -> F,
 ) -> Result<usize, Error> {
-    let outcomes: Vec<Result<bool, Error>> = stream::iter(items).map(step).buffer_unordered(AT_ONCE).collect().await;
+    let outcomes: Vec<Result<bool, Error>> =
+        stream::iter(items).map(step).buffer_unordered(CONCURRENCY).collect().await;
     let done = outcomes.iter().filter(|outcome| matches!(outcome, Ok(true))).count();
     metrics::SWEPT.with_label_values(&[due.kind()]).inc_by(done as u64);
     outcomes.into_iter().find_map(Result::err).map_or(Ok(done), Err)

@@ -17,14 +17,14 @@ const BLOCK: i64 = 1000;
 pub(super) struct Sequence {
     name: &'static str,
     /// The next number and the first that is not reserved.
-    left: Mutex<(i64, i64)>,
+    remaining: Mutex<(i64, i64)>,
     /// Held by the one request that reserves the next block.
     reserving: tokio::sync::Mutex<()>,
 }
 
 impl Sequence {
     pub(super) fn new(name: &'static str) -> Self {
-        Sequence { name, left: Mutex::new((0, 0)), reserving: tokio::sync::Mutex::new(()) }
+        Sequence { name, remaining: Mutex::new((0, 0)), reserving: tokio::sync::Mutex::new(()) }
     }
 
     /// The next id at home in `home`.
@@ -40,7 +40,8 @@ impl Sequence {
                     Some(n) => n,
                     None => {
                         let first = store.ids_reserve(&Call::default(), self.name, BLOCK).await?.value;
-                        *self.left.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = (first + 1, first + BLOCK);
+                        *self.remaining.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
+                            (first + 1, first + BLOCK);
                         first
                     }
                 }
@@ -51,7 +52,7 @@ impl Sequence {
     }
 
     fn take(&self) -> Option<i64> {
-        let mut left = self.left.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut left = self.remaining.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let (next, end) = *left;
         (next < end).then(|| {
             left.0 += 1;

@@ -31,7 +31,7 @@ use std::{
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 
-pub use operator_log::ActLog;
+pub use operator_log::OperatorLog;
 
 use crate::{
     archive::Archive,
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// How long a listing from Postgres waits for the projection of what was decided before it was asked for.
-const PROJECTION_PATIENCE: Duration = Duration::from_secs(2);
+const PROJECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The engine: every verb of the API, on one Redis and one Postgres.
 pub struct Engine {
@@ -136,7 +136,7 @@ impl Engine {
 
     /// Makes a decision of another partition than the call's key's own: the key is claimed there first, and stays bound unless
     /// the decision is a refusal.
-    async fn claimed<T>(
+    async fn with_claimed_key<T>(
         &self,
         call: &Call,
         decides: Partition,
@@ -156,9 +156,9 @@ impl Engine {
     }
 
     /// Refuses what is about an order that can't be this user's: those are at home where their users are.
-    async fn check_home(&self, call: &Call, order: OrderId, user: UserId) -> Result<(), Error> {
-        let home = self.store.home(user.get());
-        if self.store.home(order.get()) != home {
+    async fn check_owner(&self, call: &Call, order: OrderId, user: UserId) -> Result<(), Error> {
+        let home = self.store.owner(user.get());
+        if self.store.owner(order.get()) != home {
             // The key comes before the order: it may belong to another request.
             self.store.check_key(call, home).await?;
             return Err(Error::OrderNotFound);
@@ -168,7 +168,7 @@ impl Engine {
 
     /// Waits until Postgres has what was decided before now, or for [`PROJECTION_PATIENCE`]: a listing then shows what its
     /// reader was told before, unless the projection lags.
-    async fn projected(&self) -> Result<(), Error> {
+    async fn wait_for_projection(&self) -> Result<(), Error> {
         let mut decided = Vec::new();
         for here in self.store.all() {
             decided.push(self.store.position(here).await?);
@@ -185,6 +185,6 @@ impl Engine {
                 pause = (pause * 2).min(Duration::from_millis(100));
             }
         };
-        tokio::time::timeout(PROJECTION_PATIENCE, waiting).await.unwrap_or(Ok(()))
+        tokio::time::timeout(PROJECTION_TIMEOUT, waiting).await.unwrap_or(Ok(()))
     }
 }

@@ -25,20 +25,20 @@ use crate::{
 };
 
 /// Acts queued at most: some megabytes.
-const MOST_QUEUED: usize = 4096;
+const MAX_QUEUED: usize = 4096;
 /// Acts written at once.
-const AT_ONCE: usize = 100;
+const WRITE_BATCH: usize = 100;
 /// Between two tries while Postgres is away.
-const PAUSE: Duration = Duration::from_millis(500);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a try may take: a connection may have fallen silent.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a reader waits for what was done before.
-const READER_PATIENCE: Duration = Duration::from_secs(2);
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Acts that are not in Postgres yet.
 #[derive(Default)]
-pub struct ActLog {
-    queue: Mutex<VecDeque<Act>>,
+pub struct OperatorLog {
+    queue: Mutex<VecDeque<OperatorAction>>,
     /// Something was queued.
     queued: Notify,
     /// Something was written.
@@ -46,18 +46,18 @@ pub struct ActLog {
     dropped: AtomicU64,
 }
 
-impl ActLog {
+impl OperatorLog {
     /// Queues an act.
-    pub fn record(&self, act: Act) {
+    pub fn record(&self, act: OperatorAction) {
         tracing::info!(
             operator = act.operator,
-            act = act.act,
+            act = act.action,
             target = act.target,
             status = act.status,
             "an operator's act"
         );
         let mut queue = self.queue();
-        if queue.len() >= MOST_QUEUED {
+        if queue.len() >= MAX_QUEUED {
             drop(queue);
             self.drop_one(&act, "too many wait for PostgreSQL");
             return;
@@ -79,7 +79,7 @@ impl ActLog {
             loop {
                 if let Err(reason) = this.write(&db).await {
                     tracing::warn!(reason, queued = this.queue().len(), "operators' acts wait for PostgreSQL");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(RETRY_INTERVAL).await;
                 } else {
                     this.queued.notified().await;
                 }
@@ -91,12 +91,12 @@ impl ActLog {
     pub async fn flush(&self, db: &postgres::Connection, patience: Duration) -> bool {
         let flushing = async {
             while self.write(db).await.is_err() {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
         let written = tokio::time::timeout(patience, flushing).await.is_ok();
         if !written {
-            let left: Vec<Act> = self.queue().drain(..).collect();
+            let left: Vec<OperatorAction> = self.queue().drain(..).collect();
             left.iter().for_each(|act| self.drop_one(act, "the process ends"));
         }
         written
@@ -106,11 +106,11 @@ impl ActLog {
     async fn write(&self, db: &postgres::Connection) -> Result<(), String> {
         loop {
             // They stay queued until they are there; only this end of the queue is ever taken from.
-            let some: Vec<Act> = self.queue().iter().take(AT_ONCE).cloned().collect();
+            let some: Vec<OperatorAction> = self.queue().iter().take(WRITE_BATCH).cloned().collect();
             if some.is_empty() {
                 return Ok(());
             }
-            match tokio::time::timeout(PATIENCE, postgres::operator_log::write(db, &some)).await {
+            match tokio::time::timeout(WRITE_TIMEOUT, postgres::operator_log::write(db, &some)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) if postgres::is_data_fault(&error) => {
                     some.iter().for_each(|act| self.drop_one(act, &error.to_string()));
@@ -136,13 +136,13 @@ impl ActLog {
                 written.await;
             }
         };
-        let _ = tokio::time::timeout(READER_PATIENCE, settling).await;
+        let _ = tokio::time::timeout(READ_TIMEOUT, settling).await;
     }
 
-    fn drop_one(&self, act: &Act, reason: &str) {
+    fn drop_one(&self, act: &OperatorAction, reason: &str) {
         let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
         metrics::ACTS_DROPPED.inc();
-        let Act { operator, act, target, detail, status, request_id, .. } = act;
+        let OperatorAction { operator, action: act, target, detail, status, request_id, .. } = act;
         tracing::error!(
             reason,
             operator,
@@ -156,7 +156,7 @@ impl ActLog {
         );
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Act>> {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<OperatorAction>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -166,7 +166,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while Postgres is.
-    pub async fn acts(&self, log: &ActLog, filter: &ActFilter) -> Result<ActPage, Error> {
+    pub async fn operator_log(&self, log: &OperatorLog, filter: &OperatorLogFilter) -> Result<OperatorLogPage, Error> {
         log.settled().await;
         postgres::operator_log::page(&self.db, filter).await
     }
@@ -180,18 +180,18 @@ mod tests {
 
     #[test]
     fn operator_actions_counted_beyond_bound() {
-        let log = ActLog::default();
-        let act = Act {
+        let log = OperatorLog::default();
+        let act = OperatorAction {
             id: String::new(),
             operator: "kim".to_owned(),
-            act: "POST /admin/v1/users".to_owned(),
+            action: "POST /admin/v1/users".to_owned(),
             target: String::new(),
             detail: String::new(),
             status: 201,
             request_id: String::new(),
             at: Millis(0),
         };
-        (0..MOST_QUEUED + 3).for_each(|_| log.record(act.clone()));
-        assert_eq!((log.queue().len(), log.dropped()), (MOST_QUEUED, 3));
+        (0..MAX_QUEUED + 3).for_each(|_| log.record(act.clone()));
+        assert_eq!((log.queue().len(), log.dropped()), (MAX_QUEUED, 3));
     }
 }

@@ -11,9 +11,9 @@ use crate::{
 };
 
 /// Users created by one script: some hundred microseconds of Redis's time.
-const USERS_AT_ONCE: i64 = 250;
+const USERS_BATCH: i64 = 250;
 /// What is shown, and released at once, of the products and of the campaigns that a rebuild keeps something of.
-const MOST_WITHHELD: u64 = 1000;
+const MAX_WITHHELD: u64 = 1000;
 /// How often a product's change is tried when its category changes under our eyes.
 const UPDATE_ATTEMPTS: usize = 5;
 /// How long ago the end of a campaign's window may be and mean now: for clocks that do not agree, and times of whole seconds.
@@ -32,10 +32,10 @@ impl Engine {
             let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
             let batch =
                 UserBatch { first: user_id, step: 1, count: 1, name: &new.name, prefixed: false, balance: new.balance };
-            self.store.users_create(call, self.store.home(user_id.get()), &batch).await?;
+            self.store.users_create(call, self.store.owner(user_id.get()), &batch).await?;
             Ok(reserved.map(|_| Balance { user_id, user_name: new.name, balance: new.balance }))
         };
-        self.claimed(call, Partition(0), work).await
+        self.with_claimed_key(call, Partition(0), work).await
     }
 
     /// Creates users with consecutive ids, a few at a time.
@@ -50,13 +50,13 @@ impl Engine {
             let end = first.get() + new.count;
             for offset in 0..step.min(new.count) {
                 let mut next = first.get() + offset;
-                let home: Partition = self.store.home(next);
+                let home: Partition = self.store.owner(next);
                 while next < end {
                     let left = (end - next + step - 1) / step;
                     let batch = UserBatch {
                         first: UserId::new(next).ok_or_else(ids_used_up)?,
                         step,
-                        count: left.min(USERS_AT_ONCE),
+                        count: left.min(USERS_BATCH),
                         name: &new.prefix,
                         prefixed: true,
                         balance: new.balance,
@@ -67,7 +67,7 @@ impl Engine {
             }
             Ok(reserved.map(|_| CreatedUsers { first, count: new.count }))
         };
-        self.claimed(call, Partition(0), work).await
+        self.with_claimed_key(call, Partition(0), work).await
     }
 
     /// Creates a product.
@@ -82,7 +82,7 @@ impl Engine {
             let NewProduct { name, price, stock, category } = new;
             Ok(reserved.map(|_| Product { product_id, name, price, stock, category: category.as_str().to_owned() }))
         };
-        self.claimed(call, Partition(0), work).await
+        self.with_claimed_key(call, Partition(0), work).await
     }
 
     /// Changes a product.
@@ -93,7 +93,7 @@ impl Engine {
         let work = async {
             for _ in 0..UPDATE_ATTEMPTS {
                 // The key comes before the product: it may belong to another request.
-                self.store.check_key(call, self.store.home(id.get())).await?;
+                self.store.check_key(call, self.store.owner(id.get())).await?;
                 let had = self.store.product(id).await?.category;
                 if let Some(updated) = self.store.product_update(call, id, &had, &patch).await? {
                     return Ok(updated);
@@ -101,7 +101,7 @@ impl Engine {
             }
             Err(Error::InProgress)
         };
-        self.claimed(call, self.store.home(id.get()), work).await
+        self.with_claimed_key(call, self.store.owner(id.get()), work).await
     }
 
     /// Creates a campaign.
@@ -119,7 +119,7 @@ impl Engine {
         }
         let reserved = match before {
             Some(first) => Reply { value: first, replayed: true },
-            None => self.claimed(call, Partition(0), self.store.ids_reserve(call, "coupon", 1)).await?,
+            None => self.with_claimed_key(call, Partition(0), self.store.ids_reserve(call, "coupon", 1)).await?,
         };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
         let given = new.opens_at;
@@ -155,7 +155,7 @@ impl Engine {
                 withheld: moved.withheld,
             }))
         };
-        self.claimed(call, self.store.home(id.get()), work).await
+        self.with_claimed_key(call, self.store.owner(id.get()), work).await
     }
 
     /// A page of what could not be applied to Postgres, newest first.
@@ -171,8 +171,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Unavailable`] while Postgres is.
     pub async fn withheld(&self) -> Result<Withheld, Error> {
-        self.projected().await?;
-        postgres::queries::resources::withheld(&self.db, MOST_WITHHELD).await
+        self.wait_for_projection().await?;
+        postgres::queries::resources::withheld(&self.db, MAX_WITHHELD).await
     }
 
     /// Puts units of a product back on sale that a rebuild kept off it: how many it still keeps.
@@ -181,7 +181,7 @@ impl Engine {
     /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where it keeps less.
     pub async fn release_units(&self, call: &Call, product: ProductId, units: i64) -> Outcome<i64> {
         let work = async { self.store.stock_release(call, product, units).await };
-        self.claimed(call, self.store.home(product.get()), work).await
+        self.with_claimed_key(call, self.store.owner(product.get()), work).await
     }
 
     /// Lets coupons be issued again that a rebuild kept back: how many it still keeps. Takes a good second: see
@@ -197,14 +197,14 @@ impl Engine {
                     Reopening::Announced(announcement) => announcement,
                     Reopening::Released(before) => return Ok(before),
                 };
-                self.clock.pass(sold_out::OUTLIVED).await;
+                self.clock.pass(sold_out::LEASE_EXPIRES_AFTER).await;
                 if let Some(released) = self.store.coupon_release(call, coupon, count, &announcement).await? {
                     return Ok(released);
                 }
             }
             Err(Error::InProgress)
         };
-        self.claimed(call, self.store.home(coupon.get()), work).await
+        self.with_claimed_key(call, self.store.owner(coupon.get()), work).await
     }
 
     /// Releases all that a rebuild keeps, or as much of it as is released at once: what is left. Repeating it goes on.
@@ -231,7 +231,7 @@ impl Engine {
             }
         }
         if !announced.is_empty() {
-            self.clock.pass(sold_out::OUTLIVED).await;
+            self.clock.pass(sold_out::LEASE_EXPIRES_AFTER).await;
         }
         for (coupon, count, announcement) in announced {
             match self.store.coupon_release(&call, coupon, count, &announcement).await {
@@ -248,7 +248,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Unavailable`] while Postgres is.
     pub async fn orders(&self, filter: OrderFilter) -> Result<OrderPage, Error> {
-        self.projected().await?;
+        self.wait_for_projection().await?;
         postgres::queries::resources::orders(&self.db, &filter).await
     }
 
@@ -257,7 +257,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Unavailable`] while Redis or Postgres is.
     pub async fn projection(&self) -> Result<ProjectionStatus, Error> {
-        let projected = self.projected_so_far().await?;
+        let projected = self.projected_positions().await?;
         self.lag(&projected).await
     }
 
@@ -266,7 +266,7 @@ impl Engine {
     pub async fn ready(&self) -> Result<(), Vec<String>> {
         let mut reasons = Vec::new();
         for here in self.store.all() {
-            if let Err(error) = self.store.look(here).await {
+            if let Err(error) = self.store.check(here).await {
                 let reason = match error {
                     Error::Unavailable { reason, .. } => reason,
                     other => other.to_string(),

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     model::Partition,
     redis::{
-        commands::{Closed, Closing, DAY_FORMAT, FAR_HOLD_GRACE_MS, FarEnd, Placing, Shortage},
+        commands::{Closed, Closing, DAY_FORMAT, Placing, REMOTE_HOLD_GRACE_MS, RemoteEnd, Shortage},
         records::OrderRecord,
     },
 };
@@ -22,14 +22,14 @@ impl Engine {
     /// # Errors
     /// The refusals of `POST /orders`; nothing is held then.
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
-        let home = self.store.home(order.user_id.get());
+        let home = self.store.owner(order.user_id.get());
         let id = self.orders_seq.next(&self.store, home).await?;
         let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
         let terms = match order.coupon_id {
             Some(coupon) => self.terms(coupon).await?,
             None => None,
         };
-        let far = self.far_lines(home, &order);
+        let far = self.remote_lines(home, &order);
         let placing = |far| Placing {
             order_id,
             hold_ms: self.hold_ms,
@@ -42,13 +42,13 @@ impl Engine {
             return self.store.order_place(call, &order, &placing("")).await;
         }
         // Judged where the user, the coupon and the money are, before anything is held elsewhere: a refusal leaves nothing.
-        let (priced, shortage) = self.look_far(home, &order).await?;
+        let (priced, shortage) = self.check_remote_lines(home, &order).await?;
         if let Some(before) = self.store.order_judge(call, &order, &placing(&priced), shortage).await? {
             // Which does not tell what was decided in other partitions then.
             self.acknowledge_order(before.value.order_id).await?;
             return Ok(before);
         }
-        let due_in_ms = self.hold_ms + FAR_HOLD_GRACE_MS;
+        let due_in_ms = self.hold_ms + REMOTE_HOLD_GRACE_MS;
         let mut held = Vec::new();
         // Where stock is held for certain, and where it may be.
         let (mut certain, mut perhaps) = (Vec::new(), None);
@@ -76,8 +76,8 @@ impl Engine {
         let ours = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
         let unknown = asked && placed.as_ref().is_err_and(Error::leaves_outcome_unknown);
         if !ours && !unknown {
-            let certain = certain.into_iter().map(|partition| (partition, FarEnd::Abandoned));
-            for (partition, end) in certain.chain(perhaps.map(|partition| (partition, FarEnd::Released))) {
+            let certain = certain.into_iter().map(|partition| (partition, RemoteEnd::Abandoned));
+            for (partition, end) in certain.chain(perhaps.map(|partition| (partition, RemoteEnd::Released))) {
                 let back = self.store.stock_settle(call, partition, order_id, order.user_id, end, None);
                 if let Err(error) = back.await {
                     tracing::warn!(%order_id, partition = partition.0, %error, "a far hold ends later, by itself");
@@ -88,10 +88,10 @@ impl Engine {
     }
 
     /// The lines whose products are at home elsewhere, by partition.
-    fn far_lines(&self, home: Partition, order: &NewOrder) -> BTreeMap<Partition, Vec<(ProductId, i64)>> {
+    fn remote_lines(&self, home: Partition, order: &NewOrder) -> BTreeMap<Partition, Vec<(ProductId, i64)>> {
         let mut far: BTreeMap<Partition, Vec<_>> = BTreeMap::new();
         for (product, quantity) in &order.lines {
-            let partition = self.store.home(product.get());
+            let partition = self.store.owner(product.get());
             if partition != home {
                 far.entry(partition).or_default().push((*product, *quantity));
             }
@@ -101,10 +101,10 @@ impl Engine {
 
     /// The lines of other partitions than `home`, packed with their prices as they are now, and why not all lines could be held
     /// now: in the order that one script tells it.
-    async fn look_far(&self, home: Partition, order: &NewOrder) -> Result<(String, Shortage), Error> {
+    async fn check_remote_lines(&self, home: Partition, order: &NewOrder) -> Result<(String, Shortage), Error> {
         let mut found = HashMap::new();
         for here in self.store.all() {
-            let mine = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.home(id.get()) == here);
+            let mine = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.owner(id.get()) == here);
             let mine: Vec<ProductId> = mine.collect();
             for (id, product) in mine.iter().zip(self.store.products_of(here, &mine).await?) {
                 let product = match product {
@@ -127,7 +127,7 @@ impl Engine {
             } else if shortage == Shortage::None && product.stock < *quantity {
                 shortage = Shortage::InsufficientStock;
             }
-            if self.store.home(id.get()) != home {
+            if self.store.owner(id.get()) != home {
                 far.push(OrderLine { product_id: *id, quantity: *quantity, price: product.price });
             }
         }
@@ -148,14 +148,14 @@ impl Engine {
     /// # Errors
     /// [`Error::OrderNotFound`]; [`Error::OrderAlreadyClosed`]; [`Error::InProgress`] while a gateway is being asked.
     pub async fn cancel_order(&self, call: &Call, order: OrderId, user: UserId) -> Outcome<Order> {
-        self.check_home(call, order, user).await?;
+        self.check_owner(call, order, user).await?;
         // The key comes before the order: it may belong to another request.
-        self.store.check_key(call, self.store.home(order.get())).await?;
+        self.store.check_key(call, self.store.owner(order.get())).await?;
         for _ in 0..CLOSE_ATTEMPTS {
             let found = self.archive.find(order).await?.filter(|found| found.record.order.user_id == user);
             let found = found.ok_or(Error::OrderNotFound)?;
             let paid = found.record.order.status == OrderStatus::Paid;
-            if paid && !self.archive.bring_back(&found).await? {
+            if paid && !self.archive.restore(&found).await? {
                 continue;
             }
             let record = &found.record;
@@ -173,7 +173,7 @@ impl Engine {
                 Ok(None) => {}
                 Err(Error::OrderNotFound) if paid => {}
                 // Closed for so long that it has left; and this is no repeat of what closed it.
-                Err(Error::OrderNotFound) if found.has_left() => return Err(Error::OrderAlreadyClosed),
+                Err(Error::OrderNotFound) if found.is_archived() => return Err(Error::OrderAlreadyClosed),
                 Err(error) => return Err(error),
             }
         }
@@ -190,11 +190,12 @@ impl Engine {
         let (order, user) = (record.order.order_id, record.order.user_id);
         let Some(closed) = self.store.order_close(call, order, user, closing).await? else { return Ok(None) };
         let refunded = closed.value.reason == CloseReason::Refunded;
-        if !record.far.is_empty() {
-            let end = if refunded { FarEnd::Refunded } else { FarEnd::Released };
+        if !record.remote.is_empty() {
+            let end = if refunded { RemoteEnd::Refunded } else { RemoteEnd::Released };
             let day = record.day.as_deref().unwrap_or("");
             let stores = (&self.store, &self.db);
-            if let Err(error) = crate::archive::end_far(stores, call, (order, user), &record.far, end, day).await {
+            if let Err(error) = crate::archive::end_remote(stores, call, (order, user), &record.remote, end, day).await
+            {
                 tracing::warn!(%order, %error, "the order's end is relayed later");
             }
         }

@@ -13,10 +13,10 @@
 use futures_util::future::try_join_all;
 
 use super::*;
-use crate::redis::{commands::FarEnd, records::GatewayState};
+use crate::redis::{commands::RemoteEnd, records::GatewayState};
 
 /// Stuck payments that are shown at most.
-const MOST_SHOWN: usize = 100;
+const MAX_SHOWN: usize = 100;
 /// How long after an operator's decision the gateway is asked.
 const CONFIRM_AFTER_MS: i64 = 2_000;
 /// How often a decision is tried when the payment changes under our eyes.
@@ -31,7 +31,7 @@ impl Engine {
     pub async fn stuck_payments(&self) -> Result<StuckPayments, Error> {
         let (mut payments, mut total) = (Vec::new(), 0);
         for here in self.store.all() {
-            let (orders, count) = self.store.stuck_payments(here, MOST_SHOWN).await?;
+            let (orders, count) = self.store.stuck_payments(here, MAX_SHOWN).await?;
             total += count;
             payments.extend(orders.into_iter().filter_map(|record| {
                 let gateway = record.gateway?;
@@ -53,7 +53,7 @@ impl Engine {
             }));
         }
         payments.sort_by_key(|payment| (payment.since, payment.order_id));
-        payments.truncate(MOST_SHOWN);
+        payments.truncate(MAX_SHOWN);
         Ok(StuckPayments { payments, total })
     }
 
@@ -76,7 +76,7 @@ impl Engine {
         order: OrderId,
         resolution: &PaymentResolution,
     ) -> Outcome<ResolvedPayment> {
-        let home = self.store.home(order.get());
+        let home = self.store.owner(order.get());
         let work = async {
             // The key comes before the order, which may have left since.
             if let Some(resolved) = self.store.payment_resolved_before(call, home, order).await? {
@@ -95,8 +95,8 @@ impl Engine {
                     "an operator decided a payment"
                 );
                 if !resolved.replayed {
-                    let end = if resolution.approved { FarEnd::Settled } else { FarEnd::Released };
-                    self.settle_far(call, order, end).await;
+                    let end = if resolution.approved { RemoteEnd::Settled } else { RemoteEnd::Released };
+                    self.settle_remote(call, order, end).await;
                 }
                 if resolution.approved {
                     self.popular.sold();
@@ -105,6 +105,6 @@ impl Engine {
             }
             Err(Error::InProgress)
         };
-        self.claimed(call, home, work).await
+        self.with_claimed_key(call, home, work).await
     }
 }

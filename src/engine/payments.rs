@@ -12,7 +12,7 @@ use super::{backoff::Pause, *};
 use crate::{
     gateway::{CancelOutcome, Charge, PayOutcome, PaymentGateway, StatusOutcome},
     redis::{
-        commands::{Closing, FarEnd, PaymentEnd, Settled, Settling},
+        commands::{Closing, PaymentEnd, RemoteEnd, Settled, Settling},
         progress::told_so_far,
         queries::due::DuePayment,
         records::{GatewayRecord, GatewayState, OrderRecord},
@@ -22,7 +22,7 @@ use crate::{
 /// How long after a gateway's own timeout the sweeper looks at a payment that was begun.
 const RESOLVE_AFTER_MS: i64 = 2_000;
 /// Calls that a look makes at most, one after the other: a status, and twice a cancel and a status.
-const CALLS_PER_LOOK: i64 = 5;
+const CALLS_PER_CHECK: i64 = 5;
 /// What is kept as the gateway's answer where it knows no such payment.
 const NOT_FOUND: &str = "no such payment";
 /// What a gateway is told when money goes back.
@@ -37,8 +37,8 @@ impl Engine {
     /// The refusals of `POST /payments`. [`Error::PaymentDeclined`] after the order became FAILED;
     /// [`Error::Unavailable`] where a gateway's outcome is not known yet.
     pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
-        self.check_home(call, payment.order_id, payment.user_id).await?;
-        let id = self.payments_seq.next(&self.store, self.store.home(payment.order_id.get())).await?;
+        self.check_owner(call, payment.order_id, payment.user_id).await?;
+        let id = self.payments_seq.next(&self.store, self.store.owner(payment.order_id.get())).await?;
         let payment_id = PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))?;
         let receipt = Uuid::now_v7().to_string();
         // Nothing to pay is nothing to ask a gateway for.
@@ -76,10 +76,10 @@ impl Engine {
         };
         if self.store.partitions() > 1 && !settled.replayed {
             let end = match settled.value {
-                Settled::Paid { .. } => FarEnd::Settled,
-                Settled::Declined => FarEnd::Released,
+                Settled::Paid { .. } => RemoteEnd::Settled,
+                Settled::Declined => RemoteEnd::Released,
             };
-            Box::pin(self.settle_far(call, payment.order_id, end)).await;
+            Box::pin(self.settle_remote(call, payment.order_id, end)).await;
         }
         // Last: a ranking merged before the far step would lack it.
         self.popular.sold();
@@ -104,11 +104,11 @@ impl Engine {
     }
 
     /// Carries a settled order's end to other partitions; what fails here is relayed later.
-    pub(super) async fn settle_far(&self, call: &Call, order: OrderId, end: FarEnd) {
+    pub(super) async fn settle_remote(&self, call: &Call, order: OrderId, end: RemoteEnd) {
         let settle = async {
             let Some(record) = self.store.order(order).await? else { return Ok(()) };
             let (user, day) = (record.order.user_id, record.day.as_deref().unwrap_or(""));
-            self.store.end_far(call, order, user, &record.far, end, day).await.map(drop)
+            self.store.end_remote(call, order, user, &record.remote, end, day).await.map(drop)
         };
         if let Err(error) = settle.await {
             let error: Error = error;
@@ -203,10 +203,10 @@ impl Engine {
     ///
     /// # Errors
     /// Redis can't answer; the payment stays due.
-    pub(super) async fn look_at_payment(&self, due: DuePayment) -> Result<(), Error> {
-        let (order, now) = (due.order, self.store.now(self.store.home(due.order.get())));
+    pub(super) async fn check_payment(&self, due: DuePayment) -> Result<(), Error> {
+        let (order, now) = (due.order, self.store.now(self.store.owner(due.order.get())));
         // Not looked at by two at once, as a rule; and one that can't be looked at does not stand in the others' way.
-        let lease = now.plus(self.gateway_timeout_ms * CALLS_PER_LOOK + RESOLVE_AFTER_MS);
+        let lease = now.plus(self.gateway_timeout_ms * CALLS_PER_CHECK + RESOLVE_AFTER_MS);
         self.store.postpone_payment(due, lease).await?;
         let Some(record) = self.store.order(order).await? else { return Ok(()) };
         let Some(payment) = record.gateway.clone() else { return Ok(()) };
@@ -220,21 +220,21 @@ impl Engine {
             user_id: record.order.user_id,
             amount: record.order.final_price,
         };
-        let look = Look { record: &record, payment: &payment, gateway: &*gateway, charge };
+        let look = PaymentCheck { record: &record, payment: &payment, gateway: &*gateway, charge };
         match payment.state {
             GatewayState::Started => self.resolve(&look).await,
             GatewayState::Watched => self.watch(&look).await,
-            GatewayState::RefundDue => self.give_back(&look, REFUND_REASON, None).await,
+            GatewayState::RefundDue => self.refund(&look, REFUND_REASON, None).await,
             GatewayState::Unconfirmed => self.confirm(&look).await,
             GatewayState::Ended => Ok(()),
         }
     }
 
-    async fn resolve(&self, look: &Look<'_>) -> Result<(), Error> {
-        let Look { record, payment, .. } = look;
+    async fn resolve(&self, look: &PaymentCheck<'_>) -> Result<(), Error> {
+        let PaymentCheck { record, payment, .. } = look;
         let order = &record.order;
-        let call = Call { request_id: looking_at(payment), key: payment.key.clone() };
-        let now = self.store.now(self.store.home(order.order_id.get()));
+        let call = Call { request_id: describe(payment), key: payment.key.clone() };
+        let now = self.store.now(self.store.owner(order.order_id.get()));
         let declined = match look.status().await {
             StatusOutcome::Approved { transaction_id } => {
                 let new = NewPayment {
@@ -271,14 +271,14 @@ impl Engine {
     }
 
     /// Looks whether money was taken after all for an order that failed.
-    async fn watch(&self, look: &Look<'_>) -> Result<(), Error> {
-        let Look { record, payment, .. } = look;
+    async fn watch(&self, look: &PaymentCheck<'_>) -> Result<(), Error> {
+        let PaymentCheck { record, payment, .. } = look;
         match look.status().await {
-            StatusOutcome::Approved { .. } => self.give_back(look, LATE_REASON, None).await,
-            StatusOutcome::Unacceptable { taken, .. } => self.give_back(look, UNACCEPTABLE_REASON, taken).await,
-            StatusOutcome::Declined { .. } => self.end_payment(record, payment, &PaymentEnd::Declined).await,
+            StatusOutcome::Approved { .. } => self.refund(look, LATE_REASON, None).await,
+            StatusOutcome::Unacceptable { taken, .. } => self.refund(look, UNACCEPTABLE_REASON, taken).await,
+            StatusOutcome::Declined { .. } => self.finish_payment(record, payment, &PaymentEnd::Declined).await,
             StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
-                self.end_payment(record, payment, &PaymentEnd::Declined).await
+                self.finish_payment(record, payment, &PaymentEnd::Declined).await
             }
             StatusOutcome::NotFound => self.ask_later(record, payment, NOT_FOUND).await,
             StatusOutcome::Unknown { why } => self.ask_later(record, payment, &why).await,
@@ -287,14 +287,14 @@ impl Engine {
 
     /// Asks for the gateway's own word on a payment that an operator has approved. Its order is paid, whatever the gateway
     /// says now: a contradiction is told to operators, who can refund the order.
-    async fn confirm(&self, look: &Look<'_>) -> Result<(), Error> {
-        let Look { record, payment, .. } = look;
-        let now = self.store.now(self.store.home(record.order.order_id.get()));
+    async fn confirm(&self, look: &PaymentCheck<'_>) -> Result<(), Error> {
+        let PaymentCheck { record, payment, .. } = look;
+        let now = self.store.now(self.store.owner(record.order.order_id.get()));
         let known_for = now.0 - payment.started_at.0;
         let (said, contradicts) = match look.status().await {
             StatusOutcome::Approved { transaction_id } => {
                 let end = PaymentEnd::Settled { transaction: transaction_id };
-                return self.end_payment(record, payment, &end).await;
+                return self.finish_payment(record, payment, &end).await;
             }
             StatusOutcome::Declined { reason } => (format!("declined: {reason}"), true),
             StatusOutcome::Unacceptable { why, .. } => (why, true),
@@ -303,7 +303,7 @@ impl Engine {
         };
         if self.is_watched_enough(record.order.order_id, payment) {
             tracing::error!(order = %record.order.order_id, said, "a gateway never confirmed what an operator approved");
-            return self.end_payment(record, payment, &PaymentEnd::Disputed).await;
+            return self.finish_payment(record, payment, &PaymentEnd::Disputed).await;
         }
         if contradicts {
             tracing::error!(order = %record.order.order_id, said, "a gateway contradicts what an operator approved");
@@ -315,24 +315,24 @@ impl Engine {
 
     /// Has the gateway give money back: `taken` won where that is known, else the order's price. What the gateway does not
     /// clearly confirm is settled by its own word on the payment.
-    async fn give_back(&self, look: &Look<'_>, reason: &str, taken: Option<Won>) -> Result<(), Error> {
-        let Look { record, payment, gateway, charge } = look;
+    async fn refund(&self, look: &PaymentCheck<'_>, reason: &str, taken: Option<Won>) -> Result<(), Error> {
+        let PaymentCheck { record, payment, gateway, charge } = look;
         let mut amounts = vec![taken.unwrap_or(charge.amount), charge.amount];
         amounts.dedup();
         let mut said = String::new();
         for amount in amounts {
-            let outcome = gateway.cancel(&looking_at(payment), &payment.receipt, amount, reason).await;
+            let outcome = gateway.cancel(&describe(payment), &payment.receipt, amount, reason).await;
             said = match outcome {
-                CancelOutcome::Cancelled => return self.end_payment(record, payment, &PaymentEnd::Refunded).await,
+                CancelOutcome::Cancelled => return self.finish_payment(record, payment, &PaymentEnd::Refunded).await,
                 CancelOutcome::NotFound => NOT_FOUND.to_owned(),
                 CancelOutcome::Unknown { why } => why,
             };
             match look.status().await {
                 StatusOutcome::Declined { .. } => {
-                    return self.end_payment(record, payment, &PaymentEnd::Refunded).await;
+                    return self.finish_payment(record, payment, &PaymentEnd::Refunded).await;
                 }
                 StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
-                    return self.end_payment(record, payment, &PaymentEnd::Refunded).await;
+                    return self.finish_payment(record, payment, &PaymentEnd::Refunded).await;
                 }
                 // It has the money. If it refused the amount that it named itself, it may give back what was asked for.
                 StatusOutcome::Approved { .. } | StatusOutcome::Unacceptable { .. } => {}
@@ -345,12 +345,12 @@ impl Engine {
 
     /// Whether a gateway that has never heard of a payment was asked for long enough since its order was closed.
     fn is_watched_enough(&self, order: OrderId, payment: &GatewayRecord) -> bool {
-        self.store.now(self.store.home(order.get())).0 - payment.since.0 >= self.watch_ms
+        self.store.now(self.store.owner(order.get())).0 - payment.since.0 >= self.watch_ms
     }
 
     /// Has the gateway asked again, later the longer it has been asked. `said`: why it is not settled.
     async fn ask_later(&self, record: &OrderRecord, payment: &GatewayRecord, said: &str) -> Result<(), Error> {
-        let now = self.store.now(self.store.home(record.order.order_id.get()));
+        let now = self.store.now(self.store.owner(record.order.order_id.get()));
         let Pause { until, stuck } = Pause::after(payment.since, now, said != NOT_FOUND);
         if stuck {
             let order = record.order.order_id;
@@ -359,28 +359,33 @@ impl Engine {
         self.store.payment_postpone(record.order.order_id, &payment.receipt, until, stuck, said).await
     }
 
-    async fn end_payment(&self, record: &OrderRecord, payment: &GatewayRecord, end: &PaymentEnd) -> Result<(), Error> {
-        let call = Call { request_id: looking_at(payment), key: None };
+    async fn finish_payment(
+        &self,
+        record: &OrderRecord,
+        payment: &GatewayRecord,
+        end: &PaymentEnd,
+    ) -> Result<(), Error> {
+        let call = Call { request_id: describe(payment), key: None };
         let of = (record.order.order_id, record.order.user_id);
         self.store.payment_finish(&call, of, &payment.receipt, end).await.map(drop)
     }
 }
 
 /// A gateway payment being looked at.
-struct Look<'a> {
+struct PaymentCheck<'a> {
     record: &'a OrderRecord,
     payment: &'a GatewayRecord,
     gateway: &'a dyn PaymentGateway,
     charge: Charge,
 }
 
-impl Look<'_> {
+impl PaymentCheck<'_> {
     async fn status(&self) -> StatusOutcome {
-        self.gateway.status(&looking_at(self.payment), &self.charge).await
+        self.gateway.status(&describe(self.payment), &self.charge).await
     }
 }
 
 /// In place of a request's id, for what is done about a payment later.
-fn looking_at(payment: &GatewayRecord) -> String {
+fn describe(payment: &GatewayRecord) -> String {
     format!("resolve-{}", payment.receipt)
 }

@@ -13,18 +13,18 @@ use crate::{
     postgres::{self, queries::resources::ProjectedPosition},
     redis::{
         outbox::StreamId,
-        queries::stats::{Waiting, Waits},
+        queries::stats::{Pending, PendingCount},
     },
     telemetry::metrics::state::{Holds, Observed, Partition as Told, Postgres, SoldOut},
 };
 
 /// How long each store is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+const POSTGRES_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a Postgres that did not answer is not asked again: an answer that nobody waits for any more keeps a connection of
 /// the pool for a while.
-const LEFT_ALONE: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Partitions that are asked at once.
-const AT_ONCE: usize = 32;
+const CONCURRENCY: usize = 32;
 
 /// What was seen last of Postgres.
 #[derive(Default)]
@@ -35,7 +35,7 @@ struct Seen {
     /// How far it was: it is there still, at least.
     positions: Vec<ProjectedPosition>,
     /// When it did not answer.
-    silent: Option<Instant>,
+    unavailable_since: Option<Instant>,
 }
 
 impl Engine {
@@ -45,12 +45,12 @@ impl Engine {
         let postgres = self.observe_postgres().await;
         let positions = self.last_seen.0.lock().unwrap_or_else(PoisonError::into_inner).positions.clone();
         // One end for all of them, however many there are.
-        let until = tokio::time::Instant::now() + PATIENCE;
+        let until = tokio::time::Instant::now() + POSTGRES_TIMEOUT;
         let waits = self.store.all().map(|here| {
             let projected = positions.iter().find(|position| position.partition == here.0);
             async move { tokio::time::timeout_at(until, self.observe_partition(here, projected)).await.ok()? }
         });
-        let partitions: Vec<Option<Told>> = stream::iter(waits).buffered(AT_ONCE).collect().await;
+        let partitions: Vec<Option<Told>> = stream::iter(waits).buffered(CONCURRENCY).collect().await;
         let redis = partitions.iter().all(Option::is_some);
         let open: Vec<bool> = self.store.all().map(|here| self.store.is_open(here)).collect();
         let sold_out::Counts { refused, renewed, read, learned } = self.sold_out.counts();
@@ -61,7 +61,7 @@ impl Engine {
             partitions: partitions.into_iter().flatten().collect(),
             open,
             unsafe_settings: self.store.unsafe_settings(),
-            redis_connections: connections.map(|(kind, count)| (kind, count.there, count.most)).into(),
+            redis_connections: connections.map(|(kind, count)| (kind, count.open, count.max)).into(),
             postgres,
             postgres_connections: postgres::connections(&self.db),
             clock_offset: self.store.clock_offset_ms() as f64 / 1000.0,
@@ -72,29 +72,29 @@ impl Engine {
 
     async fn observe_postgres(&self) -> Option<Postgres> {
         let seen = || self.last_seen.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen().silent.is_some_and(|at| at.elapsed() < LEFT_ALONE) {
+        if seen().unavailable_since.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
             return None;
         }
-        let Ok(read) = tokio::time::timeout(PATIENCE, self.projected_so_far()).await else {
-            seen().silent = Some(Instant::now());
+        let Ok(read) = tokio::time::timeout(POSTGRES_TIMEOUT, self.projected_positions()).await else {
+            seen().unavailable_since = Some(Instant::now());
             return None;
         };
         let Projected { positions, dead_letters: letters } = read.ok()?;
         for projected in &positions {
-            self.store.projected(Partition(projected.partition), projected.projection());
+            self.store.observe_projection(Partition(projected.partition), projected.projection());
         }
         let dead_letters = positions.iter().map(|at| (at.partition, letters.get(&at.partition).copied().unwrap_or(0)));
         let postgres = Postgres { dead_letters: dead_letters.collect() };
-        *seen() = Seen { positions, silent: None };
+        *seen() = Seen { positions, unavailable_since: None };
         Some(postgres)
     }
 
     async fn observe_partition(&self, here: Partition, projected: Option<&ProjectedPosition>) -> Option<Told> {
         let now = self.store.now(here);
         let after = projected.and_then(|position| position.stream_id.parse().ok()).unwrap_or(StreamId::ZERO);
-        let waits = self.store.waits(here, after, now).await.ok()?;
-        let Waits { decided, outbox, oldest, orders, payments, stuck_payments, far_holds } = waits;
-        let count = |waiting: Waiting| (waiting.open, waiting.due);
+        let waits = self.store.pending(here, after, now).await.ok()?;
+        let Pending { decided, outbox, oldest, orders, payments, stuck_payments, remote_holds: far_holds } = waits;
+        let count = |waiting: PendingCount| (waiting.open, waiting.due);
         let decisions = decided?.seq;
         Some(Told {
             partition: here.0,
@@ -102,7 +102,7 @@ impl Engine {
             outbox,
             lag_events: projected.map(|position| (decisions - position.seq).max(0)),
             lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
-            holds: Holds { orders: count(orders), far_holds: count(far_holds), payments: count(payments) },
+            holds: Holds { orders: count(orders), remote_holds: count(far_holds), payments: count(payments) },
             stuck_payments,
         })
     }

@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use super::{auth::Operator, edge::RequestId, error::Code};
 use crate::{
-    engine::ActLog,
-    model::{Act, Clock},
+    engine::OperatorLog,
+    model::{Clock, OperatorAction},
 };
 
 /// Characters kept of what was asked for, and of each part of the path.
@@ -47,17 +47,17 @@ pub struct Made(pub String);
 /// What notes acts.
 #[derive(Clone)]
 pub struct Notes {
-    pub log: Arc<ActLog>,
+    pub log: Arc<OperatorLog>,
     pub clock: Clock,
 }
 
 impl Notes {
     /// Notes that something was done.
     pub fn done(&self, operator: &Operator, act: &str, status: u16, request_id: String) {
-        self.log.record(Act {
+        self.log.record(OperatorAction {
             id: id(),
             operator: operator.name().to_owned(),
-            act: act.to_owned(),
+            action: act.to_owned(),
             target: String::new(),
             detail: String::new(),
             status,
@@ -83,17 +83,17 @@ pub async fn noted(State(notes): State<Notes>, request: Request, next: Next) -> 
 }
 
 /// What is known of an act before it is one.
-async fn begun(operator: &Operator, parts: &mut Parts) -> Act {
+async fn begun(operator: &Operator, parts: &mut Parts) -> OperatorAction {
     let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
     let act = format!("{} {route}", parts.method);
     let target = match RawPathParams::from_request_parts(parts, &()).await {
         Ok(ids) => ids.iter().map(|(name, id)| format!("{name}={}", shortened(id, LONGEST_PART))).collect(),
         Err(_) => Vec::new(),
     };
-    Act {
+    OperatorAction {
         id: id(),
         operator: operator.name().to_owned(),
-        act,
+        action: act,
         target: target.join(" "),
         detail: String::new(),
         status: Code::Unavailable.status().as_u16(),
@@ -106,7 +106,7 @@ async fn begun(operator: &Operator, parts: &mut Parts) -> Act {
 struct Doing {
     notes: Notes,
     asked: Asked,
-    act: Option<Act>,
+    act: Option<OperatorAction>,
 }
 
 impl Doing {

@@ -375,7 +375,7 @@ pub struct ProjectionStatus {
 
 /// Which dead letter: an entry of a partition's outbox, and which of its decisions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LetterId {
+pub struct DeadLetterId {
     pub partition: u16,
     /// `milliseconds-number`
     pub stream_id: String,
@@ -386,7 +386,7 @@ pub struct LetterId {
 /// An event that could not be applied to Postgres.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
-    pub id: LetterId,
+    pub id: DeadLetterId,
     /// Why not, the last time that it was tried.
     pub reason: String,
     /// The event: names and texts.
@@ -397,7 +397,7 @@ pub struct DeadLetter {
 /// A page of dead letters, newest first.
 #[derive(Clone, Debug)]
 pub struct DeadLetterPage {
-    pub letters: Vec<DeadLetter>,
+    pub dead_letters: Vec<DeadLetter>,
     pub page: i64,
     pub size: i64,
     pub total: i64,
@@ -405,7 +405,7 @@ pub struct DeadLetterPage {
 
 /// A user's story.
 #[derive(Clone, Debug)]
-pub struct UserStory {
+pub struct UserTimeline {
     pub balance: Balance,
     /// The newest first, up to a bound.
     pub coupons: Vec<UserCoupon>,
@@ -424,19 +424,19 @@ pub struct UserTrace {
     /// Orders, newest first.
     pub last: OrderPage,
     /// What could not be applied.
-    pub letters: Vec<DeadLetter>,
+    pub dead_letters: Vec<DeadLetter>,
 }
 
 /// An order's story.
 #[derive(Clone, Debug)]
-pub struct OrderStory {
+pub struct OrderTimeline {
     pub order: Order,
     /// Its status there, if it has not left.
     pub in_redis: Option<OrderStatus>,
     /// `None` while Postgres is away, or does not have it.
     pub trace: Option<OrderTrace>,
     /// What could not be applied; `None` while Postgres is away.
-    pub letters: Option<Vec<DeadLetter>>,
+    pub dead_letters: Option<Vec<DeadLetter>>,
 }
 
 /// What happened to an order, as Postgres has it, in its words.
@@ -474,13 +474,13 @@ pub struct PaymentTrace {
 
 /// What an operator did.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Act {
+pub struct OperatorAction {
     /// A UUID, so that it is written once.
     pub id: String,
     /// The operator's name.
     pub operator: String,
     /// Method and route.
-    pub act: String,
+    pub action: String,
     /// What it was about, `name=id`; empty where that is nothing in particular.
     pub target: String,
     /// What was asked for, as JSON, shortened.
@@ -494,7 +494,7 @@ pub struct Act {
 
 /// Which acts to list, newest first.
 #[derive(Clone, Debug, Default)]
-pub struct ActFilter {
+pub struct OperatorLogFilter {
     pub operator: Option<String>,
     /// From 0.
     pub page: i64,
@@ -504,8 +504,8 @@ pub struct ActFilter {
 
 /// A page of acts as Postgres has them.
 #[derive(Clone, Debug)]
-pub struct ActPage {
-    pub acts: Vec<Act>,
+pub struct OperatorLogPage {
+    pub actions: Vec<OperatorAction>,
     pub page: i64,
     pub size: i64,
     /// Acts in all that match.

@@ -145,7 +145,7 @@ pub struct Placed {
     pub order: OrderId,
     pub user: UserId,
     pub lines: Vec<OrderLine>,
-    pub far: Vec<OrderLine>,
+    pub remote: Vec<OrderLine>,
     pub total: Won,
     pub discount: Won,
     pub final_price: Won,
@@ -200,7 +200,7 @@ pub struct Paid {
     /// The gateway's transaction; `None` where the balance paid, or an operator did not know it.
     pub transaction: Option<String>,
     pub lines: Vec<OrderLine>,
-    pub far: Vec<OrderLine>,
+    pub remote: Vec<OrderLine>,
     pub coupon: Option<CouponId>,
     /// What left the balance; `None` where nothing did.
     pub entry: Option<BalanceEntry>,
@@ -218,7 +218,7 @@ pub struct Closed {
     pub status: OrderStatus,
     pub reason: CloseReason,
     pub lines: Vec<OrderLine>,
-    pub far: Vec<OrderLine>,
+    pub remote: Vec<OrderLine>,
     pub coupon: Option<CouponId>,
     /// The payment that was declined or refunded.
     pub receipt: Option<String>,
@@ -306,7 +306,7 @@ impl<'a> Fields<'a> {
         if self.text(name)?.is_empty() { Ok(None) } else { self.id(name, new).map(Some) }
     }
 
-    fn word<T: FromStr>(&self, name: &str) -> Result<T, BadEvent> {
+    fn name<T: FromStr>(&self, name: &str) -> Result<T, BadEvent> {
         let text = self.text(name)?;
         text.parse().map_err(|_| Self::bad(name, text))
     }
@@ -618,7 +618,7 @@ impl Body {
             "campaign_created" => Body::CampaignCreated(CampaignTerms {
                 coupon_id: f.id("coupon", CouponId::new)?,
                 code: f.text("code")?.to_owned(),
-                discount: Discount { kind: f.word("type")?, amount: f.count("amount")? },
+                discount: Discount { kind: f.name("type")?, amount: f.count("amount")? },
                 total: f.count("total")?,
                 opens_at: f.time("opens_at")?,
                 closes_at: f.time("closes_at")?,
@@ -646,7 +646,7 @@ impl Body {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 lines: f.lines("lines")?,
-                far: f.lines("far")?,
+                remote: f.lines("far")?,
                 total: f.count("total")?,
                 discount: f.count("discount")?,
                 final_price: f.count("final")?,
@@ -657,7 +657,7 @@ impl Body {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 payment: f.id("payment", PaymentId::new)?,
-                payment_type: f.word("type")?,
+                payment_type: f.name("type")?,
                 amount: f.count("amount")?,
                 receipt: f.text("receipt")?.to_owned(),
             }),
@@ -665,14 +665,14 @@ impl Body {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 payment: f.id("payment", PaymentId::new)?,
-                payment_type: f.word("type")?,
+                payment_type: f.name("type")?,
                 amount: f.count("amount")?,
                 receipt: f.text("receipt")?.to_owned(),
                 // The first version of this event said it by the transaction alone.
                 by_gateway: f.get("method").map_or(!f.text("transaction")?.is_empty(), |method| method == "GATEWAY"),
                 transaction: f.optional("transaction")?,
                 lines: f.lines("lines")?,
-                far: f.lines("far")?,
+                remote: f.lines("far")?,
                 coupon: f.optional_id("coupon", CouponId::new)?,
                 entry: match f.count("debit")? {
                     0 => None,
@@ -683,11 +683,11 @@ impl Body {
             "order_closed" => Body::OrderClosed(Closed {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
-                from: f.word("from")?,
-                status: f.word("status")?,
-                reason: f.word("reason")?,
+                from: f.name("from")?,
+                status: f.name("status")?,
+                reason: f.name("reason")?,
                 lines: f.lines("lines")?,
-                far: f.lines("far")?,
+                remote: f.lines("far")?,
                 coupon: f.optional_id("coupon", CouponId::new)?,
                 receipt: f.optional("receipt")?,
                 watched: f.optional_flag("watch")?,

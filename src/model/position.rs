@@ -24,5 +24,5 @@ pub struct Projection {
     /// The last decision that was projected.
     pub position: Position,
     /// The seq of the last dead letter up to there; 0 if there is none.
-    pub last_letter: i64,
+    pub last_dead_letter: i64,
 }

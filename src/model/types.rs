@@ -119,7 +119,7 @@ ids! {
 /// A word that is none of an enumeration's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a word of this enumeration")]
-pub struct UnknownWord;
+pub struct UnknownName;
 
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* })*) => {$(
@@ -144,10 +144,10 @@ macro_rules! words {
         }
 
         impl FromStr for $name {
-            type Err = UnknownWord;
+            type Err = UnknownName;
 
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
-                match word { $($word => Ok($name::$variant),)* _ => Err(UnknownWord) }
+            fn from_str(word: &str) -> Result<Self, UnknownName> {
+                match word { $($word => Ok($name::$variant),)* _ => Err(UnknownName) }
             }
         }
     )*};
@@ -217,7 +217,7 @@ impl RankingScope {
     }
 
     /// The longest scope's days: how long a day's bucket must live.
-    pub const LONGEST_DAYS: u32 = 30;
+    pub const MAX_DAYS: u32 = 30;
 }
 
 /// A product category: `OUTER`, `TOP`, `BOTTOM`, `SHOES`, or any other token `[A-Z][A-Z0-9_]{0,31}`.
@@ -233,13 +233,13 @@ impl Category {
 }
 
 impl FromStr for Category {
-    type Err = UnknownWord;
+    type Err = UnknownName;
 
-    fn from_str(token: &str) -> Result<Self, UnknownWord> {
+    fn from_str(token: &str) -> Result<Self, UnknownName> {
         let mut bytes = token.bytes();
         let head = bytes.next().is_some_and(|b| b.is_ascii_uppercase());
         let tail = bytes.all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
-        if head && tail && token.len() <= 32 { Ok(Category(token.to_owned())) } else { Err(UnknownWord) }
+        if head && tail && token.len() <= 32 { Ok(Category(token.to_owned())) } else { Err(UnknownName) }
     }
 }
 

@@ -10,15 +10,15 @@ use crate::model::{Error, Millis};
 pub struct Loss {
     pub partition: u16,
     /// A rebuild that withholds has begun here, and has not ended.
-    pub in_doubt: bool,
+    pub suspected: bool,
     /// Orders placed up to here, and PENDING still, may have been paid by a decision that is lost.
-    pub doubted_at: Option<Millis>,
+    pub suspected_at: Option<Millis>,
 }
 
 impl Loss {
     /// Whether an order that is PENDING in Postgres, placed at this time (ms), may have been paid.
     pub fn covers(&self, placed_at: i64) -> bool {
-        self.doubted_at.is_some_and(|doubted_at| placed_at <= doubted_at.0)
+        self.suspected_at.is_some_and(|doubted_at| placed_at <= doubted_at.0)
     }
 }
 
@@ -36,8 +36,8 @@ pub async fn read(db: &Connection) -> Result<Vec<Loss>, Error> {
             let doubted_at: Option<i64> = row.try_get_by_index(2).map_err(super::translate)?;
             Ok(Loss {
                 partition: partition as u16,
-                in_doubt: row.try_get_by_index(1).map_err(super::translate)?,
-                doubted_at: doubted_at.map(Millis),
+                suspected: row.try_get_by_index(1).map_err(super::translate)?,
+                suspected_at: doubted_at.map(Millis),
             })
         })
         .collect()

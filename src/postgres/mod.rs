@@ -171,11 +171,11 @@ pub fn is_transient(error: &DbErr) -> bool {
         _ => return false,
     };
     let RuntimeErr::SqlxError(error) = runtime else { return false };
-    is_away(error)
+    is_unavailable(error)
 }
 
 /// The same of the driver's own.
-pub fn is_away(error: &sqlx::Error) -> bool {
+pub fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(error) => {
             // Classes: 08 connection, 25 read-only, 40 rolled back, 53 resources, 55 not now, 57 intervention, 58 system.

@@ -4,23 +4,24 @@
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, RuntimeErr, Statement};
 
 use super::{Connection, translate};
-use crate::model::{Act, ActFilter, ActPage, Error, Millis};
+use crate::model::{Error, Millis, OperatorAction, OperatorLogFilter, OperatorLogPage};
 
 /// Writes acts, each once however often it is tried.
 ///
 /// # Errors
 /// Postgres is away, or takes one of them for no text at all.
-pub async fn write(db: &Connection, acts: &[Act]) -> Result<(), DbErr> {
+pub async fn write(db: &Connection, acts: &[OperatorAction]) -> Result<(), DbErr> {
     let sql = "INSERT INTO operator_acts (id, operator, act, target, detail, status, request_id, at)
                SELECT id::uuid, operator, act, target, detail, status, request_id, to_timestamp(at / 1000.0)
                FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[])
                    AS new (id, operator, act, target, detail, status, request_id, at)
                ON CONFLICT DO NOTHING";
-    let texts = |text: fn(&Act) -> &str| acts.iter().map(|act| text(act).to_owned()).collect::<Vec<String>>();
+    let texts =
+        |text: fn(&OperatorAction) -> &str| acts.iter().map(|act| text(act).to_owned()).collect::<Vec<String>>();
     let values = [
         texts(|act| &act.id).into(),
         texts(|act| &act.operator).into(),
-        texts(|act| &act.act).into(),
+        texts(|act| &act.action).into(),
         texts(|act| &act.target).into(),
         texts(|act| &act.detail).into(),
         acts.iter().map(|act| i32::from(act.status)).collect::<Vec<i32>>().into(),
@@ -34,7 +35,7 @@ pub async fn write(db: &Connection, acts: &[Act]) -> Result<(), DbErr> {
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
-pub async fn page(db: &Connection, filter: &ActFilter) -> Result<ActPage, Error> {
+pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<OperatorLogPage, Error> {
     let untranslated = |error: sqlx::Error| translate(DbErr::Query(RuntimeErr::SqlxError(error.into())));
     let operator = filter.operator.as_deref();
     let pool = db.get_postgres_connection_pool();
@@ -55,15 +56,15 @@ pub async fn page(db: &Connection, filter: &ActFilter) -> Result<ActPage, Error>
     .fetch_all(pool)
     .await
     .map_err(untranslated)?;
-    let act = |(id, operator, act, target, detail, status, request_id, at): Row| Act {
+    let act = |(id, operator, act, target, detail, status, request_id, at): Row| OperatorAction {
         id,
         operator,
-        act,
+        action: act,
         target,
         detail,
         status: status as u16,
         request_id,
         at: Millis(at),
     };
-    Ok(ActPage { acts: rows.into_iter().map(act).collect(), page: filter.page, size: filter.size, total })
+    Ok(OperatorLogPage { actions: rows.into_iter().map(act).collect(), page: filter.page, size: filter.size, total })
 }

@@ -11,7 +11,7 @@ use crate::model::{Error, Partition, Position};
 ///
 /// # Errors
 /// Postgres can't answer.
-pub async fn read(db: &Connection) -> anyhow::Result<Option<(String, u16)>> {
+pub async fn identity(db: &Connection) -> anyhow::Result<Option<(String, u16)>> {
     let row = stores::Entity::find().one(db).await.context("the store's identity can't be read")?;
     Ok(row.map(|row| (row.store, row.partitions as u16)))
 }
@@ -20,7 +20,7 @@ pub async fn read(db: &Connection) -> anyhow::Result<Option<(String, u16)>> {
 ///
 /// # Errors
 /// Postgres can't answer.
-pub async fn remember(db: &Connection, store: &str, partitions: u16, epoch: i64) -> anyhow::Result<()> {
+pub async fn insert_identity(db: &Connection, store: &str, partitions: u16, epoch: i64) -> anyhow::Result<()> {
     db.execute_raw(Statement::from_sql_and_values(
         DbBackend::Postgres,
         "WITH first AS (
@@ -58,11 +58,11 @@ pub async fn only_postgres_acknowledged(db: &Connection) -> anyhow::Result<bool>
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
-pub async fn tell(db: &Connection, told: &[(Partition, Position)]) -> Result<(), Error> {
-    if told.is_empty() {
+pub async fn record_acknowledged(db: &Connection, acknowledged: &[(Partition, Position)]) -> Result<(), Error> {
+    if acknowledged.is_empty() {
         return Ok(());
     }
-    let column = |value: fn(&(Partition, Position)) -> i64| told.iter().map(value).collect::<Vec<i64>>();
+    let column = |value: fn(&(Partition, Position)) -> i64| acknowledged.iter().map(value).collect::<Vec<i64>>();
     let sql = "INSERT INTO watermarks (partition, epoch, seq, told_at)
                SELECT partition, epoch, seq, clock_timestamp()
                FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (partition, epoch, seq) ORDER BY partition
@@ -73,8 +73,8 @@ pub async fn tell(db: &Connection, told: &[(Partition, Position)]) -> Result<(),
                               ELSE greatest(watermarks.seq, excluded.seq) END";
     let values = [
         column(|(partition, _)| partition.0.into()).into(),
-        column(|(_, told)| told.epoch).into(),
-        column(|(_, told)| told.seq).into(),
+        column(|(_, position)| position.epoch).into(),
+        column(|(_, position)| position.seq).into(),
     ];
     db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values))
         .await
@@ -84,7 +84,7 @@ pub async fn tell(db: &Connection, told: &[(Partition, Position)]) -> Result<(),
 
 /// What a process was told of a partition, and when somebody last said so.
 #[derive(Clone, Debug, PartialEq, Eq, FromQueryResult)]
-pub struct Told {
+pub struct Acknowledged {
     pub partition: i32,
     pub epoch: i64,
     pub seq: i64,
@@ -92,7 +92,7 @@ pub struct Told {
     pub told_at: i64,
 }
 
-impl Told {
+impl Acknowledged {
     /// How far the partition had decided.
     pub fn position(&self) -> Position {
         Position { epoch: self.epoch, seq: self.seq }
@@ -103,11 +103,11 @@ impl Told {
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
-pub async fn told(db: &Connection) -> Result<Vec<Told>, Error> {
+pub async fn acknowledged(db: &Connection) -> Result<Vec<Acknowledged>, Error> {
     let sql = "SELECT partition, epoch, seq, (extract(epoch FROM told_at) * 1000000)::bigint AS told_at
                FROM watermarks ORDER BY partition";
     let rows = db.query_all_raw(Statement::from_string(DbBackend::Postgres, sql)).await.map_err(super::translate)?;
-    rows.iter().map(|row| Told::from_query_result(row, "").map_err(super::translate)).collect()
+    rows.iter().map(|row| Acknowledged::from_query_result(row, "").map_err(super::translate)).collect()
 }
 
 /// What the one lock of a database is known by.
@@ -130,7 +130,7 @@ impl Lock {
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
-pub async fn nobody_rebuilds(transaction: &DatabaseTransaction) -> Result<bool, Error> {
+pub async fn no_rebuild_runs(transaction: &DatabaseTransaction) -> Result<bool, Error> {
     let sql = "SELECT pg_try_advisory_xact_lock_shared($1)";
     let asked =
         transaction.query_one_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, [LOCK.into()])).await;

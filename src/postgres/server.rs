@@ -16,7 +16,7 @@ const SECOND_TIMEOUT: Duration = Duration::from_secs(1);
 pub enum Unusable {
     /// Waiting may help: it is not there, or not yet.
     #[error("PostgreSQL can't be reached at DATABASE_URL: {0}")]
-    Away(String),
+    Unavailable(String),
     /// It stays as it is until somebody changes a setting, here or there.
     #[error("{0}")]
     Refused(String),
@@ -35,23 +35,23 @@ impl Unusable {
 pub(super) async fn check(options: &PgConnectOptions, patience: Duration) -> Result<(), Unusable> {
     let mut first = connect(options, patience).await?;
     let looked = timeout(patience, async {
-        look(&mut first).await?;
+        check_server(&mut first).await?;
         check_pooler(&mut first, options, patience).await
     });
-    let looked = looked.await.unwrap_or_else(|_| Err(silent(patience)));
+    let looked = looked.await.unwrap_or_else(|_| Err(no_answer(patience)));
     // Whoever is at the other end hears of it, or does not.
     let _ = timeout(Duration::from_secs(1), first.close()).await;
     looked
 }
 
-fn silent(patience: Duration) -> Unusable {
-    Unusable::Away(format!("no answer within {patience:?}"))
+fn no_answer(patience: Duration) -> Unusable {
+    Unusable::Unavailable(format!("no answer within {patience:?}"))
 }
 
 async fn connect(options: &PgConnectOptions, patience: Duration) -> Result<PgConnection, Unusable> {
     match timeout(patience, PgConnection::connect_with(options)).await {
         Ok(connected) => connected.map_err(refusal),
-        Err(_) => Err(silent(patience)),
+        Err(_) => Err(no_answer(patience)),
     }
 }
 
@@ -83,7 +83,7 @@ fn refusal(error: sqlx::Error) -> Unusable {
                 Some("08") if refused.message().contains("no such database") => {
                     Unusable::refused(format!("the pooler at DATABASE_URL has no such database ({refused})"))
                 }
-                _ => Unusable::Away(refused.to_string()),
+                _ => Unusable::Unavailable(refused.to_string()),
             }
         }
         sqlx::Error::Tls(why) => {
@@ -95,11 +95,11 @@ fn refusal(error: sqlx::Error) -> Unusable {
              DATABASE_URL, and its name must be the host's for sslmode=verify-full"
         )),
         sqlx::Error::Configuration(why) => Unusable::refused(format!("DATABASE_URL can't be used ({why})")),
-        _ => Unusable::Away(error.to_string()),
+        _ => Unusable::Unavailable(error.to_string()),
     }
 }
 
-async fn look(connection: &mut PgConnection) -> Result<(), Unusable> {
+async fn check_server(connection: &mut PgConnection) -> Result<(), Unusable> {
     let sql = "SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),
                       current_database(), pg_is_in_recovery()";
     let found = sqlx::raw_sql(sql).fetch_one(connection).await.map_err(refusal)?;
@@ -116,7 +116,7 @@ async fn look(connection: &mut PgConnection) -> Result<(), Unusable> {
         )));
     }
     if standby {
-        return Err(Unusable::Away("it is a standby, which can't be written to".to_owned()));
+        return Err(Unusable::Unavailable("it is a standby, which can't be written to".to_owned()));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use futures_util::stream::BoxStream;
 use sqlx::{Executor, FromRow, PgConnection, Postgres, Row, postgres::PgRow};
 
 use super::{Connection, queries::resources::ProjectedPosition};
-use crate::config::Keep;
+use crate::config::Retention;
 
 /// Declares a row, read by its columns' names.
 macro_rules! row {
@@ -166,7 +166,7 @@ impl Snapshot {
                 .await?;
         let (epoch, seq, stream_id) =
             row.with_context(|| format!("PostgreSQL has no position of partition {partition}"))?;
-        Ok((standing, ProjectedPosition { partition, epoch, seq, stream_id, last_letter: 0 }))
+        Ok((standing, ProjectedPosition { partition, epoch, seq, stream_id, last_dead_letter: 0 }))
     }
 
     /// The connection, for reads of one's own.
@@ -188,7 +188,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// Postgres can't answer.
-    pub async fn size(&mut self, now: i64, keep: Keep) -> sqlx::Result<i64> {
+    pub async fn size(&mut self, now: i64, keep: Retention) -> sqlx::Result<i64> {
         let sql =
             "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM products) + (SELECT count(*) FROM campaigns)
                        + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM far_coupons)
@@ -244,7 +244,7 @@ impl Snapshot {
 
     /// The orders that Redis has at `now`: those that are not over, and those that have not been for so long; with days in `zone` where the day of the
     /// sale was not written down.
-    pub fn orders(&mut self, partitions: u16, zone: &str, now: i64, keep: Keep) -> Rows<'_, OrderRow> {
+    pub fn orders(&mut self, partitions: u16, zone: &str, now: i64, keep: Retention) -> Rows<'_, OrderRow> {
         let query = sqlx::query_as(orders_sql!(
             "WHERE o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE')
                 OR greatest(o.paid_at, o.closed_at, p.ended_at)
@@ -255,7 +255,7 @@ impl Snapshot {
     }
 
     /// Far holds that hold something, or have sold something not longer ago.
-    pub fn holds(&mut self, now: i64, keep: Keep) -> Rows<'_, HoldRow> {
+    pub fn holds(&mut self, now: i64, keep: Retention) -> Rows<'_, HoldRow> {
         let query = sqlx::query_as(
             "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
                  (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,

@@ -14,7 +14,7 @@ use crate::{
         Millis, Partition,
         event::{self, pack_lines},
     },
-    redis::commands::RECORD_LIFE_MS,
+    redis::commands::RECORD_TTL_MS,
 };
 
 /// Why a batch could not be applied.
@@ -249,7 +249,7 @@ async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let far = &batch.far_coupons;
+    let far = &batch.remote_coupons;
     db.run(
         "far coupons",
         far.len(),
@@ -318,7 +318,7 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     )
     .await?;
     let lines_of = |o: &'_ event::Placed| {
-        let lines = o.lines.iter().chain(&o.far).copied().enumerate();
+        let lines = o.lines.iter().chain(&o.remote).copied().enumerate();
         lines.map(|(place, line)| (o.order.get(), place as i64, line)).collect::<Vec<_>>()
     };
     let lines: Vec<_> = new.iter().flat_map(|(o, _)| lines_of(o)).collect();
@@ -476,7 +476,7 @@ async fn records(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), A
             column!(records, (record, _) => record.digest.clone()),
             column!(records, (record, _) => record.fingerprint.clone()),
             column!(records, (record, _) => record.reply.clone()),
-            column!(records, (_, at) => ms(at.plus(RECORD_LIFE_MS))),
+            column!(records, (_, at) => ms(at.plus(RECORD_TTL_MS))),
         ],
     )
     .await

@@ -35,7 +35,7 @@ pub struct Batch {
     pub issued: HashMap<i64, Issued>,
     pub new_coupons: Vec<NewCoupon>,
     /// Issued to users at home elsewhere.
-    pub far_coupons: Vec<NewCoupon>,
+    pub remote_coupons: Vec<NewCoupon>,
     /// By coupon and user.
     pub coupons: HashMap<(i64, i64), CouponState>,
     pub new_orders: Vec<(event::Placed, Millis)>,
@@ -193,7 +193,7 @@ impl Batch {
             }
             Body::CouponIssued { coupon, user, issue_no, at_home } => {
                 self.issued.entry(coupon.get()).or_default().issued += 1;
-                let coupons = if *at_home { &mut self.new_coupons } else { &mut self.far_coupons };
+                let coupons = if *at_home { &mut self.new_coupons } else { &mut self.remote_coupons };
                 coupons.push(NewCoupon { coupon: coupon.get(), user: user.get(), issue_no: *issue_no, at });
             }
             Body::CouponGranted { coupon, user, issue_no, issued_at } => self.new_coupons.push(NewCoupon {

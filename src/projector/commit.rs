@@ -44,20 +44,20 @@ impl Projector {
                 parts.extend([second, first]);
                 continue;
             }
-            match (self.commit_part(here, &from, part, patience, Care::Together).await, halves) {
+            match (self.commit_part(here, &from, part, patience, ApplyMode::Together).await, halves) {
                 (Ok(to), _) => from = to,
                 (Err(CommitError::Bad(_)), Some((first, second))) => parts.extend([second, first]),
                 (Err(CommitError::Bad(_)), None) => {
-                    let mut committed = self.commit_part(here, &from, part, patience, Care::OneByOne).await;
+                    let mut committed = self.commit_part(here, &from, part, patience, ApplyMode::OneByOne).await;
                     if let Err(CommitError::Bad(reason)) = &committed {
                         tracing::error!(partition = here.0, reason, "a dead letter can't be filed as it is");
-                        committed = self.commit_part(here, &from, part, patience, Care::Escaped).await;
+                        committed = self.commit_part(here, &from, part, patience, ApplyMode::Skip).await;
                     }
                     match committed {
                         Ok(to) => from = to,
                         Err(CommitError::Failed(failure)) => return Err(failure),
                         Err(CommitError::Bad(reason)) => {
-                            return Err(Failure::Away(format!("a dead letter can't be filed: {reason}")));
+                            return Err(Failure::Unavailable(format!("a dead letter can't be filed: {reason}")));
                         }
                     }
                 }
@@ -75,12 +75,12 @@ impl Projector {
         from: &ProjectedPosition,
         part: &[Read<'_>],
         patience: Duration,
-        care: Care,
+        care: ApplyMode,
     ) -> Result<ProjectedPosition, CommitError> {
         let requests = part.iter().filter_map(|read| read.event.as_ref().ok()).map(|event| event.request_id.as_str());
         let mut work = traces::projection(here.0, part.len(), requests);
         let committing = tokio::time::timeout(patience, self.transact(here, from, part, care)).await;
-        let committed = committing.unwrap_or(Err(CommitError::Failed(Failure::Silent(patience))));
+        let committed = committing.unwrap_or(Err(CommitError::Failed(Failure::Timeout(patience))));
         match &committed {
             Ok(_) => {}
             Err(CommitError::Bad(reason)) => work.failed(|| reason.clone()),
@@ -95,7 +95,7 @@ impl Projector {
         here: Partition,
         from: &ProjectedPosition,
         part: &[Read<'_>],
-        care: Care,
+        care: ApplyMode,
     ) -> Result<ProjectedPosition, CommitError> {
         let mut to = from.clone();
         for read in part {
@@ -107,7 +107,7 @@ impl Projector {
         let began = Instant::now();
         let transaction = self.db.begin().await?;
         // If nobody hears of us any more, the server must not keep the position locked for us.
-        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.patience.as_millis());
+        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.timeout.as_millis());
         transaction.execute_unprepared(&limit).await?;
         // First the position: it locks the row, so that a second projector waits here and then finds itself overtaken.
         let moved = transaction
@@ -127,7 +127,7 @@ impl Projector {
             ))
             .await?;
         if moved.rows_affected() != 1 {
-            return Err(CommitError::Failed(Failure::Overtaken));
+            return Err(CommitError::Failed(Failure::Superseded));
         }
         let (mut letters, mut last_letter) = (0, 0);
         let mut filed = |read: &Read<'_>| {
@@ -135,7 +135,7 @@ impl Projector {
             last_letter = read.position.map_or(last_letter, |(_, seq)| seq.max(last_letter));
         };
         match care {
-            Care::Together => {
+            ApplyMode::Together => {
                 let events = part.iter().filter_map(|read| read.event.as_ref().ok());
                 apply(&transaction, here, &Batch::fold(events)).await?;
                 for read in part {
@@ -145,9 +145,9 @@ impl Projector {
                     }
                 }
             }
-            Care::OneByOne | Care::Escaped => {
+            ApplyMode::OneByOne | ApplyMode::Skip => {
                 for read in part {
-                    if !apply_carefully(&transaction, here, read, care).await? {
+                    if !apply_in_mode(&transaction, here, read, care).await? {
                         filed(read);
                     }
                 }
@@ -159,7 +159,7 @@ impl Projector {
         metrics::PROJECTOR_EVENTS.inc_by(part.len() as u64);
         metrics::DEAD_LETTERS_FILED.inc_by(letters);
         let (epoch, seq) = to.at();
-        self.store.carried(here, Position { epoch, seq }, last_letter);
+        self.store.record_projected(here, Position { epoch, seq }, last_letter);
         Ok(to)
     }
 }
@@ -201,22 +201,22 @@ fn halves<'a, 'b>(part: &'a [Read<'b>]) -> Option<(&'a [Read<'b>], &'a [Read<'b>
 
 /// How a transaction goes about its events.
 #[derive(Clone, Copy)]
-enum Care {
+enum ApplyMode {
     /// All at once; one that can't be applied fails it.
     Together,
     /// Each by itself; one that can't be applied becomes a dead letter.
     OneByOne,
     /// The same, with dead letters in ASCII alone: for a database that refuses what is in them as well. Such a letter is there to
     /// be read, and can't be tried again.
-    Escaped,
+    Skip,
 }
 
 /// Whether it was applied; else it is a dead letter now.
-async fn apply_carefully(
+async fn apply_in_mode(
     transaction: &DatabaseTransaction,
     here: Partition,
     read: &Read<'_>,
-    care: Care,
+    care: ApplyMode,
 ) -> Result<bool, CommitError> {
     let reason = match &read.event {
         Ok(event) => {
@@ -290,19 +290,19 @@ async fn dead_letter(
     here: Partition,
     read: &Read<'_>,
     reason: &str,
-    care: Care,
+    care: ApplyMode,
 ) -> Result<(), CommitError> {
     let fields = event::fields_of(&read.entry.fields, read.nth);
     let request_id = event::request_id(&fields);
     tracing::error!(partition = here.0, id = %read.entry.id, request_id, reason, "an event can't be applied");
     // Postgres can't keep a NUL in text or JSON.
     let clean = |text: &str| match care {
-        Care::Escaped => text.escape_default().to_string(),
+        ApplyMode::Skip => text.escape_default().to_string(),
         _ => text.replace('\0', "\u{fffd}"),
     };
     let mut fields: serde_json::Map<String, serde_json::Value> =
         fields.iter().map(|(name, value)| (clean(name), clean(value).into())).collect();
-    if let Care::Escaped = care {
+    if let ApplyMode::Skip = care {
         // Not as fields: what reads like an event again might be applied, with another name than was given.
         let text = serde_json::Value::Object(fields).to_string();
         fields = serde_json::Map::from_iter([("escaped".to_owned(), text.into())]);

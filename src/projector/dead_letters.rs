@@ -28,11 +28,11 @@ use super::{
 };
 use crate::{
     model::{
-        CouponId, Error, LetterId, OrderId, Partition, UserId,
+        CouponId, DeadLetterId, Error, OrderId, Partition, UserId,
         event::{self, Body, Event, HoldState},
     },
     postgres::{self, progress},
-    redis::commands::RECORD_LIFE_MS,
+    redis::commands::RECORD_TTL_MS,
 };
 
 /// What came of a try.
@@ -43,56 +43,56 @@ pub enum Retried {
     /// It can't be applied, for this reason, which the letter now has.
     Refused(String),
     /// There is no such letter; somebody may have been quicker.
-    Gone,
+    NotFound,
 }
 
 /// A letter as it was filed.
-struct Letter {
+struct StoredEvent {
     epoch: Option<i64>,
     fields: Vec<(String, String)>,
 }
 
 /// Why a letter stays one.
-enum Stays {
+enum NotApplied {
     Refused(String),
     Failed(Error),
 }
 
-impl From<Error> for Stays {
+impl From<Error> for NotApplied {
     fn from(error: Error) -> Self {
-        Stays::Failed(error)
+        NotApplied::Failed(error)
     }
 }
 
-impl From<DbErr> for Stays {
+impl From<DbErr> for NotApplied {
     fn from(error: DbErr) -> Self {
         if postgres::is_data_fault(&error) {
-            Stays::Refused(error.to_string())
+            NotApplied::Refused(error.to_string())
         } else {
-            Stays::Failed(postgres::translate(error))
+            NotApplied::Failed(postgres::translate(error))
         }
     }
 }
 
-impl From<ApplyError> for Stays {
+impl From<ApplyError> for NotApplied {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::Db(error) => error.into(),
-            missing @ ApplyError::Missing { .. } => Stays::Refused(missing.to_string()),
+            missing @ ApplyError::Missing { .. } => NotApplied::Refused(missing.to_string()),
         }
     }
 }
 
 /// What Redis does not know has no last word there.
-fn of_redis(error: Error) -> Stays {
+fn of_redis(error: Error) -> NotApplied {
     match error {
         Error::ProductNotFound | Error::CampaignNotFound => refused("Redis does not know what it is about"),
-        other => Stays::Failed(other),
+        other => NotApplied::Failed(other),
     }
 }
 
-fn refused(reason: &str) -> Stays {
-    Stays::Refused(reason.to_owned())
+fn refused(reason: &str) -> NotApplied {
+    NotApplied::Refused(reason.to_owned())
 }
 
 impl Projector {
@@ -101,11 +101,11 @@ impl Projector {
     /// # Errors
     /// [`Error::Unavailable`] while Redis or Postgres is, or a rebuild is under way. Where Postgres fell silent nobody knows
     /// whether it was applied: another try tells.
-    pub async fn retry(&self, id: &LetterId) -> Result<Retried, Error> {
+    pub async fn retry(&self, id: &DeadLetterId) -> Result<Retried, Error> {
         if id.partition >= self.store.partitions() {
-            return Ok(Retried::Gone);
+            return Ok(Retried::NotFound);
         }
-        let trying = tokio::time::timeout(self.patience, self.retry_within(id)).await;
+        let trying = tokio::time::timeout(self.timeout, self.retry_within(id)).await;
         let (retried, event) = trying.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
         match &retried {
             Retried::Applied => {
@@ -120,12 +120,12 @@ impl Projector {
                     "a dead letter stays one"
                 );
             }
-            Retried::Gone => {}
+            Retried::NotFound => {}
         }
         if let Some(order) = event.and_then(|event| event.body.order()) {
             // It only takes room where this fails.
-            let (here, postgres) = (Partition(id.partition), (&self.db, self.patience));
-            if let Err(error) = evict::retire_late(&self.store, postgres, self.keep, here, order).await {
+            let (here, postgres) = (Partition(id.partition), (&self.db, self.timeout));
+            if let Err(error) = evict::evict_late(&self.store, postgres, self.retention, here, order).await {
                 tracing::warn!(%error, "what a dead letter ended stays in Redis");
             }
         }
@@ -133,21 +133,21 @@ impl Projector {
     }
 
     /// With the event, where it was applied.
-    async fn retry_within(&self, id: &LetterId) -> Result<(Retried, Option<Event>), Error> {
+    async fn retry_within(&self, id: &DeadLetterId) -> Result<(Retried, Option<Event>), Error> {
         let here = Partition(id.partition);
         let transaction = self.db.begin().await.map_err(postgres::translate)?;
-        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.patience.as_millis());
+        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.timeout.as_millis());
         transaction.execute_unprepared(&limit).await.map_err(postgres::translate)?;
-        if !progress::nobody_rebuilds(&transaction).await? {
+        if !progress::no_rebuild_runs(&transaction).await? {
             return Err(Error::unavailable("a rebuild is under way"));
         }
         // First the position, as in every commit of the projection.
         let epoch = position(&transaction, here).await.map_err(postgres::translate)?;
-        let Some(letter) = letter(&transaction, id).await? else { return Ok((Retried::Gone, None)) };
+        let Some(letter) = letter(&transaction, id).await? else { return Ok((Retried::NotFound, None)) };
         let event = match self.apply_late(&transaction, here, (id, letter), epoch).await {
             Ok(event) => event,
-            Err(Stays::Failed(error)) => return Err(error),
-            Err(Stays::Refused(reason)) => {
+            Err(NotApplied::Failed(error)) => return Err(error),
+            Err(NotApplied::Refused(reason)) => {
                 let reason = reason.replace('\0', "\u{fffd}");
                 let sql = "UPDATE dead_letters SET reason = $4
                            WHERE partition = $1 AND stream_id = $2 AND coalesce(seq, -1) = $3";
@@ -168,9 +168,9 @@ impl Projector {
         &self,
         transaction: &DatabaseTransaction,
         here: Partition,
-        (id, letter): (&LetterId, Letter),
+        (id, letter): (&DeadLetterId, StoredEvent),
         epoch: i64,
-    ) -> Result<Event, Stays> {
+    ) -> Result<Event, NotApplied> {
         let (Some(letter_epoch), Some(seq)) = (letter.epoch, id.seq) else {
             return Err(refused("it has no place among the decisions"));
         };
@@ -180,13 +180,13 @@ impl Projector {
         }
         let mut decoded = event::decode(&letter.fields);
         let mut event = match (decoded.pop(), decoded.is_empty()) {
-            (Some(decoded), true) => decoded.event.map_err(|bad| Stays::Refused(bad.0))?,
+            (Some(decoded), true) => decoded.event.map_err(|bad| NotApplied::Refused(bad.0))?,
             _ => return Err(refused("it is not one event")),
         };
         if (event.epoch, event.seq) != (letter_epoch, seq) {
             return Err(refused("it has the place of another decision"));
         }
-        relay::relay(&self.store, (&self.db, self.patience), here, &[&event]).await?;
+        relay::relay(&self.store, (&self.db, self.timeout), here, &[&event]).await?;
         self.describe_as_now(&mut event).await?;
         let step = transaction.begin().await?;
         match in_order(&step, here, event).await {
@@ -203,7 +203,7 @@ impl Projector {
 
     /// What a product or a campaign is like has no history in Postgres: Redis has the last word. Nothing is projected
     /// meanwhile, and what is decided meanwhile is projected after.
-    async fn describe_as_now(&self, event: &mut Event) -> Result<(), Stays> {
+    async fn describe_as_now(&self, event: &mut Event) -> Result<(), NotApplied> {
         match &mut event.body {
             Body::ProductUpdated { product, name, price, category, .. } => {
                 let now = self.store.product(*product).await.map_err(of_redis)?;
@@ -220,12 +220,12 @@ impl Projector {
 }
 
 /// Applies an event, and says again after it what was said later.
-async fn in_order(step: &DatabaseTransaction, here: Partition, mut event: Event) -> Result<Event, Stays> {
+async fn in_order(step: &DatabaseTransaction, here: Partition, mut event: Event) -> Result<Event, NotApplied> {
     if let Some(record) = &event.record {
         // The key may have been used again.
         let sql = "SELECT 1 FROM idempotency_records
                    WHERE partition = $1 AND digest = $2 AND expires_at > to_timestamp($3 / 1000.0)";
-        let until = event.at.plus(RECORD_LIFE_MS).0;
+        let until = event.at.plus(RECORD_TTL_MS).0;
         let values = [i32::from(here.0).into(), record.digest.as_str().into(), until.into()];
         if one(step, sql, values).await?.is_some() {
             event.record = None;
@@ -273,7 +273,7 @@ async fn in_order(step: &DatabaseTransaction, here: Partition, mut event: Event)
 
 /// A coupon is with the order that has it, of those that Postgres knows of: with the last one, if an earlier one's end is a dead
 /// letter still.
-async fn place_coupon(step: &DatabaseTransaction, coupon: CouponId, user: UserId) -> Result<(), Stays> {
+async fn place_coupon(step: &DatabaseTransaction, coupon: CouponId, user: UserId) -> Result<(), NotApplied> {
     let sql = "UPDATE user_coupons SET
                    status = CASE o.status WHEN 'PENDING' THEN 'HELD' WHEN 'PAID' THEN 'USED' ELSE 'AVAILABLE' END,
                    order_id = o.id, used_at = o.paid_at
@@ -315,7 +315,7 @@ async fn position(transaction: &DatabaseTransaction, here: Partition) -> Result<
     row.ok_or_else(|| DbErr::RecordNotFound(format!("position of partition {}", here.0)))?.try_get_by_index(0)
 }
 
-async fn letter(transaction: &DatabaseTransaction, id: &LetterId) -> Result<Option<Letter>, Error> {
+async fn letter(transaction: &DatabaseTransaction, id: &DeadLetterId) -> Result<Option<StoredEvent>, Error> {
     let sql = "SELECT epoch, fields FROM dead_letters
                WHERE partition = $1 AND stream_id = $2 AND coalesce(seq, -1) = $3 FOR UPDATE";
     let Some(row) = one(transaction, sql, address(id)).await.map_err(postgres::translate)? else { return Ok(None) };
@@ -323,11 +323,11 @@ async fn letter(transaction: &DatabaseTransaction, id: &LetterId) -> Result<Opti
     let fields: serde_json::Value = row.try_get_by_index(1).map_err(postgres::translate)?;
     let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let fields = fields.as_object().into_iter().flatten();
-    Ok(Some(Letter { epoch, fields: fields.map(|(name, value)| (name.clone(), text(value))).collect() }))
+    Ok(Some(StoredEvent { epoch, fields: fields.map(|(name, value)| (name.clone(), text(value))).collect() }))
 }
 
 /// What a letter is found by.
-fn address(id: &LetterId) -> [Value; 3] {
+fn address(id: &DeadLetterId) -> [Value; 3] {
     [i32::from(id.partition).into(), id.stream_id.as_str().into(), id.seq.unwrap_or(-1).into()]
 }
 

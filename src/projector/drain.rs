@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use futures_util::FutureExt;
 
-use super::{Failure, LONGEST_PATIENCE, Projector, Step};
+use super::{Failure, MAX_TIMEOUT_FACTOR, Projector, Step};
 use crate::model::{Partition, Position};
 
 /// How many readings may find nothing where there has to be something. One does where another projector has just carried it
@@ -20,25 +20,25 @@ impl Projector {
     ///
     /// # Errors
     /// Redis or Postgres is away, or decisions are lost.
-    pub async fn carry_decided(&self) -> anyhow::Result<()> {
+    pub async fn project_decided(&self) -> anyhow::Result<()> {
         // Twice: an order's end that is carried to stock in another partition is a decision there.
         let rounds = if self.store.partitions() > 1 { 2 } else { 1 };
         for _ in 0..rounds {
             for here in self.store.all() {
-                self.store.look(here).await?;
+                self.store.check(here).await?;
             }
-            for (here, decided) in self.store.told() {
-                self.carry_until(here, decided).await?;
+            for (here, decided) in self.store.acknowledged() {
+                self.project_until(here, decided).await?;
             }
         }
         Ok(())
     }
 
-    async fn carry_until(&self, here: Partition, decided: Position) -> anyhow::Result<()> {
+    async fn project_until(&self, here: Partition, decided: Position) -> anyhow::Result<()> {
         let mut empty = 0;
         loop {
-            match self.step(here, Duration::ZERO, self.patience * LONGEST_PATIENCE).await {
-                Ok(Step { carried, relayed, .. }) => {
+            match self.step(here, Duration::ZERO, self.timeout * MAX_TIMEOUT_FACTOR).await {
+                Ok(Step { projected: carried, relayed, .. }) => {
                     let is_there = self.store.wait_projected(&[(here, decided)]).now_or_never().is_some();
                     match relayed {
                         Ok(()) if is_there => return Ok(()),
@@ -50,7 +50,7 @@ impl Projector {
                         bail!("the outbox of partition {} does not have all that was decided", here.0);
                     }
                 }
-                Err(Failure::Overtaken) => {}
+                Err(Failure::Superseded) => {}
                 Err(failure) => return Err(anyhow!(failure)),
             }
         }

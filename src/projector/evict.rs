@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, time::Duration};
 use sea_orm::DatabaseConnection;
 
 use crate::{
-    config::Keep,
+    config::Retention,
     model::{
         Error, Partition,
         event::{Body, Event, HoldState, PaymentOutcome},
@@ -23,7 +23,7 @@ use crate::{
     postgres,
     redis::{
         Store,
-        retention::{Leave, Over},
+        retention::{Eviction, EvictionCandidate},
     },
 };
 
@@ -31,10 +31,10 @@ use crate::{
 ///
 /// # Errors
 /// Redis or Postgres can't answer; everything may be done again.
-pub async fn retire(
+pub async fn evict(
     store: &Store,
     (db, patience): (&DatabaseConnection, Duration),
-    keep: Keep,
+    keep: Retention,
     here: Partition,
     events: &[&Event],
 ) -> Result<(), Error> {
@@ -43,13 +43,16 @@ pub async fn retire(
     if over.is_empty() {
         return Ok(());
     }
-    let ids: Vec<i64> = over.keys().map(|(Over::Order(order) | Over::Hold(order))| order.get()).collect();
+    let ids: Vec<i64> =
+        over.keys().map(|(EvictionCandidate::Order(order) | EvictionCandidate::Hold(order))| order.get()).collect();
     let letters =
         tokio::time::timeout(patience, postgres::queries::archived_orders::orders_in_dead_letters(db, here.0, &ids))
             .await;
     let letters = letters.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
-    over.retain(|(Over::Order(order) | Over::Hold(order)), _| !letters.contains(&order.get()));
-    store.retire(here, &over.into_iter().collect::<Vec<_>>()).await
+    over.retain(|(EvictionCandidate::Order(order) | EvictionCandidate::Hold(order)), _| {
+        !letters.contains(&order.get())
+    });
+    store.evict(here, &over.into_iter().collect::<Vec<_>>()).await
 }
 
 /// Lets an order go, and stock held for one, as Postgres has them now: after a dead letter about them, because of which whatever
@@ -57,10 +60,10 @@ pub async fn retire(
 ///
 /// # Errors
 /// Redis or Postgres can't answer; everything may be done again.
-pub async fn retire_late(
+pub async fn evict_late(
     store: &Store,
     (db, patience): (&DatabaseConnection, Duration),
-    keep: Keep,
+    keep: Retention,
     here: Partition,
     order: OrderId,
 ) -> Result<(), Error> {
@@ -76,45 +79,47 @@ pub async fn retire_late(
     let (ended, hold) = read.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
     let life_ms = |refunded: bool| if refunded { keep.refunded_ms() } else { keep.closed_ms() };
     let mut over = Vec::new();
-    if let Some((status, refunded)) = ended.filter(|_| store.home(order.get()) == here) {
-        over.push((Over::Order(order), Leave { was: status.as_str(), life_ms: life_ms(refunded) }));
+    if let Some((status, refunded)) = ended.filter(|_| store.owner(order.get()) == here) {
+        over.push((EvictionCandidate::Order(order), Eviction { was: status.as_str(), ttl_ms: life_ms(refunded) }));
     }
     for (state, refunded) in [(HoldState::Settled, false), (HoldState::Refunded, true)] {
         if hold.as_deref() == Some(state.as_str()) {
-            over.push((Over::Hold(order), Leave { was: state.as_str(), life_ms: life_ms(refunded) }));
+            over.push((EvictionCandidate::Hold(order), Eviction { was: state.as_str(), ttl_ms: life_ms(refunded) }));
         }
     }
     // A gateway that is still asked is the script's business.
-    store.retire(here, &over).await
+    store.evict(here, &over).await
 }
 
 /// What an event ended, if anything.
-fn ended(body: &Body, keep: Keep) -> Option<(Over, Leave)> {
+fn ended(body: &Body, keep: Retention) -> Option<(EvictionCandidate, Eviction)> {
     let (closed, refunded) = (keep.closed_ms(), keep.refunded_ms());
     let (over, was, life_ms) = match body {
-        Body::OrderPaid(paid) => (Over::Order(paid.order), OrderStatus::Paid.as_str(), closed),
+        Body::OrderPaid(paid) => (EvictionCandidate::Order(paid.order), OrderStatus::Paid.as_str(), closed),
         // A gateway is still asked: what comes of it has an event of its own.
         Body::OrderClosed(order) if order.watched => return None,
         Body::OrderClosed(order) if order.reason == CloseReason::Refunded && order.by_gateway => return None,
         Body::OrderClosed(order) => {
             let life_ms = if order.reason == CloseReason::Refunded { refunded } else { closed };
-            (Over::Order(order.order), order.status.as_str(), life_ms)
+            (EvictionCandidate::Order(order.order), order.status.as_str(), life_ms)
         }
         Body::PaymentEnded { order, outcome: PaymentOutcome::Refunded, .. } => {
-            (Over::Order(*order), "CLOSED", refunded)
+            (EvictionCandidate::Order(*order), "CLOSED", refunded)
         }
-        Body::PaymentEnded { order, outcome: PaymentOutcome::Declined, .. } => (Over::Order(*order), "CLOSED", closed),
+        Body::PaymentEnded { order, outcome: PaymentOutcome::Declined, .. } => {
+            (EvictionCandidate::Order(*order), "CLOSED", closed)
+        }
         Body::PaymentEnded { order, outcome: PaymentOutcome::Settled | PaymentOutcome::Disputed, .. } => {
-            (Over::Order(*order), OrderStatus::Paid.as_str(), closed)
+            (EvictionCandidate::Order(*order), OrderStatus::Paid.as_str(), closed)
         }
         Body::StockSettled { order, to: HoldState::Settled, .. } => {
-            (Over::Hold(*order), HoldState::Settled.as_str(), closed)
+            (EvictionCandidate::Hold(*order), HoldState::Settled.as_str(), closed)
         }
         Body::StockSettled { order, to: HoldState::Refunded, .. } => {
-            (Over::Hold(*order), HoldState::Refunded.as_str(), refunded)
+            (EvictionCandidate::Hold(*order), HoldState::Refunded.as_str(), refunded)
         }
         // A hold that was given back has had its life since (stock_settle.lua): nothing brings it back.
         _ => return None,
     };
-    Some((over, Leave { was, life_ms }))
+    Some((over, Eviction { was, ttl_ms: life_ms }))
 }

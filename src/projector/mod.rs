@@ -30,7 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::commit::Read;
 use crate::{
-    config::{Keep, ProjectorConfig},
+    config::{ProjectorConfig, Retention},
     model::{
         Clock, Error, Partition, Position,
         event::{self, Event},
@@ -43,13 +43,13 @@ use crate::{
 /// How long one reading of an idle outbox waits.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// The first and the longest pause after a failure.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// How many times longer than at first a transaction is waited for at most.
-const LONGEST_PATIENCE: u32 = 64;
+const MAX_TIMEOUT_FACTOR: u32 = 64;
 /// How often idempotency records whose life is over are removed, and how many at most.
-const FORGET_EVERY: Duration = Duration::from_secs(1);
-const FORGET_AT_ONCE: i64 = 20_000;
+const RECORD_CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
+const RECORD_CLEANUP_BATCH: i64 = 20_000;
 
 /// Carries outboxes to Postgres.
 #[derive(Clone)]
@@ -64,9 +64,9 @@ pub struct Projector {
     /// What passes after a transaction that had room left, before the next.
     linger: Duration,
     /// How long a transaction may take before its connection counts as dead, if no longer one was needed before.
-    patience: Duration,
+    timeout: Duration,
     /// How long what is over stays in Redis.
-    keep: Keep,
+    retention: Retention,
 }
 
 /// A partition that is followed, as long as it is.
@@ -88,7 +88,7 @@ impl Drop for Following {
 /// What a batch came to.
 struct Step {
     /// Entries committed.
-    carried: usize,
+    projected: usize,
     /// Whether there may have been more of them.
     more: bool,
     /// Whether everything committed was relayed, let go where it is over, and trimmed.
@@ -100,7 +100,7 @@ struct Step {
 enum Failure {
     /// Another projector moved the position meanwhile.
     #[error("overtaken by another projector")]
-    Overtaken,
+    Superseded,
     /// The outbox lacks decisions that were taken: Redis lost them. Nothing more is projected from this partition.
     #[error(
         "the outbox of partition {partition} goes from ({epoch}, {seq}) to ({found_epoch}, {found_seq}): decisions are lost, \
@@ -117,38 +117,38 @@ enum Failure {
     },
     /// What comes next was written by a newer program, and waits for one.
     #[error("the next event was written by a newer version of this program")]
-    Newer,
+    NewerVersion,
     /// Redis or Postgres is away.
     #[error("{0}")]
-    Away(String),
+    Unavailable(String),
     /// A connection that nobody answers on any more, and that nobody closes: where the other machine is gone, or a firewall
     /// has forgotten it. Or a Postgres that needs longer.
     #[error("PostgreSQL has not answered for {0:?}")]
-    Silent(Duration),
+    Timeout(Duration),
 }
 
 impl Failure {
     /// As a label of the metrics.
     fn kind(&self) -> &'static str {
         match self {
-            Failure::Overtaken => "overtaken",
+            Failure::Superseded => "overtaken",
             Failure::Gap { .. } => "gap",
-            Failure::Newer => "newer",
-            Failure::Away(_) => "away",
-            Failure::Silent(_) => "silent",
+            Failure::NewerVersion => "newer",
+            Failure::Unavailable(_) => "away",
+            Failure::Timeout(_) => "silent",
         }
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure::Away(error.to_string())
+        Failure::Unavailable(error.to_string())
     }
 }
 
 impl From<DbErr> for Failure {
     fn from(error: DbErr) -> Self {
-        Failure::Away(error.to_string())
+        Failure::Unavailable(error.to_string())
     }
 }
 
@@ -160,12 +160,12 @@ impl Projector {
         db: DatabaseConnection,
         clock: Clock,
         config: &ProjectorConfig,
-        patience: Duration,
-        keep: Keep,
+        timeout: Duration,
+        retention: Retention,
     ) -> Self {
         let batch = config.projector_batch as usize;
         let linger = Duration::from_millis(config.projector_linger_ms);
-        Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), linger, patience, keep }
+        Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), linger, timeout, retention }
     }
 
     /// Follows every partition until `stop`, each in a task of its own.
@@ -178,8 +178,8 @@ impl Projector {
         tasks.spawn(async move {
             let forgetting = async {
                 loop {
-                    tokio::time::sleep(FORGET_EVERY).await;
-                    match tokio::time::timeout(this.patience, this.forget_records()).await {
+                    tokio::time::sleep(RECORD_CLEANUP_INTERVAL).await;
+                    match tokio::time::timeout(this.timeout, this.forget_records()).await {
                         Ok(Ok(_)) => {}
                         Ok(Err(error)) => tracing::debug!(%error, "ended idempotency records stay a while"),
                         Err(_) => tracing::debug!("ended idempotency records stay a while: no answer"),
@@ -201,15 +201,15 @@ impl Projector {
         let sql = "DELETE FROM idempotency_records WHERE (partition, digest) IN (
                        SELECT partition, digest FROM idempotency_records
                        WHERE expires_at <= to_timestamp($1 / 1000.0) LIMIT $2)";
-        let values = [self.clock.now().0.into(), FORGET_AT_ONCE.into()];
+        let values = [self.clock.now().0.into(), RECORD_CLEANUP_BATCH.into()];
         Ok(self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?.rows_affected())
     }
 
     async fn follow_one(&self, here: Partition, stop: &CancellationToken) {
         let _following = Following::begin();
         let last_step = metrics::PROJECTOR_LAST_STEP.with_label_values(&[here.0.to_string().as_str()]);
-        let mut pause = FIRST_PAUSE;
-        let mut patience = self.patience;
+        let mut pause = MIN_BACKOFF;
+        let mut patience = self.timeout;
         // Since when it waits for a store that is away, and what it has carried since that is back.
         let mut waiting: Option<(Instant, usize)> = None;
         while !stop.is_cancelled() {
@@ -219,7 +219,7 @@ impl Projector {
                 () = stop.cancelled() => return,
             };
             let step = step.and_then(|step| {
-                if step.carried > 0 { Ok((step.carried, step.more)) } else { step.relayed.map(|()| (0, false)) }
+                if step.projected > 0 { Ok((step.projected, step.more)) } else { step.relayed.map(|()| (0, false)) }
             });
             if let Err(failure) = &step {
                 metrics::PROJECTOR_FAILURES.with_label_values(&[failure.kind()]).inc();
@@ -227,8 +227,8 @@ impl Projector {
             match step {
                 Ok((carried, more)) => {
                     last_step.set(metrics::now_seconds());
-                    pause = FIRST_PAUSE;
-                    patience = self.patience;
+                    pause = MIN_BACKOFF;
+                    patience = self.timeout;
                     if carried > 0 && !more {
                         tokio::select! {
                             () = tokio::time::sleep(self.linger) => {}
@@ -244,19 +244,19 @@ impl Projector {
                         }
                     }
                 }
-                Err(Failure::Overtaken) => tracing::debug!(partition = here.0, "overtaken by another projector"),
+                Err(Failure::Superseded) => tracing::debug!(partition = here.0, "overtaken by another projector"),
                 Err(failure) => {
                     tracing::warn!(partition = here.0, %failure, "the projection waits");
-                    if let Failure::Silent(_) = failure {
+                    if let Failure::Timeout(_) = failure {
                         // It may also be slow: no batch is ever too large.
-                        patience = (patience * 2).min(self.patience * LONGEST_PATIENCE);
+                        patience = (patience * 2).min(self.timeout * MAX_TIMEOUT_FACTOR);
                     }
                     waiting.get_or_insert((Instant::now(), 0));
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = stop.cancelled() => return,
                     }
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    pause = (pause * 2).min(MAX_BACKOFF);
                 }
             }
         }
@@ -269,9 +269,9 @@ impl Projector {
     pub async fn drain(&self) -> anyhow::Result<()> {
         for here in self.store.all() {
             loop {
-                match self.step(here, Duration::ZERO, self.patience * LONGEST_PATIENCE).await {
-                    Ok(Step { carried: 0, relayed, .. }) => break relayed.map_err(|failure| anyhow!(failure))?,
-                    Ok(_) | Err(Failure::Overtaken) => {}
+                match self.step(here, Duration::ZERO, self.timeout * MAX_TIMEOUT_FACTOR).await {
+                    Ok(Step { projected: 0, relayed, .. }) => break relayed.map_err(|failure| anyhow!(failure))?,
+                    Ok(_) | Err(Failure::Superseded) => {}
                     Err(failure) => return Err(anyhow!(failure)),
                 }
             }
@@ -294,12 +294,12 @@ impl Projector {
     ///
     /// # Errors
     /// Redis or Postgres is away, or a newer program has been here.
-    pub async fn carry(&self, here: Partition) -> anyhow::Result<Option<String>> {
+    pub async fn project(&self, here: Partition) -> anyhow::Result<Option<String>> {
         loop {
-            match self.step(here, Duration::ZERO, self.patience * LONGEST_PATIENCE).await {
-                Ok(Step { carried: 0, .. }) => return Ok(None),
+            match self.step(here, Duration::ZERO, self.timeout * MAX_TIMEOUT_FACTOR).await {
+                Ok(Step { projected: 0, .. }) => return Ok(None),
                 Err(gap @ Failure::Gap { .. }) => return Ok(Some(gap.to_string())),
-                Ok(_) | Err(Failure::Overtaken) => {}
+                Ok(_) | Err(Failure::Superseded) => {}
                 Err(failure) => return Err(anyhow!(failure)),
             }
         }
@@ -323,28 +323,28 @@ impl Projector {
     /// and does not keep the next ones from Postgres.
     async fn step(&self, here: Partition, wait: Duration, patience: Duration) -> Result<Step, Failure> {
         let from = self.position(here).await?;
-        let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Away(format!("{error}")))?;
-        let mut relayed = self.finish_leftovers(here, last).await;
-        let count = self.entries_at_once();
+        let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Unavailable(format!("{error}")))?;
+        let mut relayed = self.finish_after_restart(here, last).await;
+        let count = self.entries_per_read();
         let mut entries = self.store.outbox_after(here, last, count, wait).await?;
         if let Some(newer) = entries.iter().position(|entry| event::is_newer(&entry.fields)) {
             entries.truncate(newer);
             if newer == 0 {
-                return Err(Failure::Newer);
+                return Err(Failure::NewerVersion);
             }
         }
         let Some(end) = entries.last().map(|entry| entry.id) else {
             if let Some(gap) = self.missing(here, &from, last).await? {
                 return Err(self.stop_at(here, gap).await?);
             }
-            return Ok(Step { carried: 0, more: false, relayed });
+            return Ok(Step { projected: 0, more: false, relayed });
         };
         let mut read = Read::all(&entries);
         self.per_entry.store(read.len().div_ceil(entries.len()), Ordering::Relaxed);
         match self.commit(here, &from, &mut read, patience).await {
             // What lacks may have been committed and trimmed by another projector since we read the position.
             Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
-                return Err(Failure::Overtaken);
+                return Err(Failure::Superseded);
             }
             Err(gap @ Failure::Gap { .. }) => return Err(self.stop_at(here, gap).await?),
             done => done?,
@@ -353,7 +353,7 @@ impl Projector {
         if relayed.is_ok() {
             relayed = self.after_commit(here, &read, end).await;
         }
-        Ok(Step { carried: entries.len(), more: entries.len() >= count, relayed })
+        Ok(Step { projected: entries.len(), more: entries.len() >= count, relayed })
     }
 
     /// Freezes a partition at a gap, which is returned.
@@ -374,7 +374,7 @@ impl Projector {
         last: StreamId,
     ) -> Result<Option<Failure>, Failure> {
         let (epoch, seq) = from.at();
-        let books = self.store.books(here).await?;
+        let books = self.store.partition_state(here).await?;
         let open = books.frozen.is_none() && !books.rebuilding;
         let Some(decided) = books.position.filter(|decided| open && *decided > Position { epoch, seq }) else {
             return Ok(None);
@@ -384,19 +384,19 @@ impl Projector {
             return Ok(None);
         }
         if self.position(here).await?.at() != (epoch, seq) {
-            return Err(Failure::Overtaken);
+            return Err(Failure::Superseded);
         }
         let (found_epoch, found_seq, request_id) = (decided.epoch, decided.seq, String::new());
         Ok(Some(Failure::Gap { partition: here.0, epoch, seq, found_epoch, found_seq, request_id }))
     }
 
     /// As many as have about as many events as one transaction takes.
-    fn entries_at_once(&self) -> usize {
+    fn entries_per_read(&self) -> usize {
         (self.batch / self.per_entry.load(Ordering::Relaxed).max(1)).max(1)
     }
 
     /// What was committed before but not relayed and trimmed, by an earlier projector or by this one.
-    async fn finish_leftovers(&self, here: Partition, last: StreamId) -> Result<(), Failure> {
+    async fn finish_after_restart(&self, here: Partition, last: StreamId) -> Result<(), Failure> {
         loop {
             let left = self.store.outbox_until(here, last, self.batch).await?;
             let Some(end) = left.last().map(|entry| entry.id) else { return Ok(()) };
@@ -405,20 +405,20 @@ impl Projector {
     }
 
     async fn after_commit(&self, here: Partition, read: &[Read<'_>], end: StreamId) -> Result<(), Failure> {
-        let postgres = (&self.db, self.patience);
+        let postgres = (&self.db, self.timeout);
         let events: Vec<&Event> = read.iter().filter_map(|read| read.event.as_ref().ok()).collect();
         relay::relay(&self.store, postgres, here, &events).await?;
-        evict::retire(&self.store, postgres, self.keep, here, &events).await?;
+        evict::evict(&self.store, postgres, self.retention, here, &events).await?;
         self.store.outbox_trim(here, end).await?;
         Ok(())
     }
 
     async fn position(&self, here: Partition) -> Result<ProjectedPosition, Failure> {
-        let reading = tokio::time::timeout(self.patience, postgres::queries::resources::positions(&self.db)).await;
-        let positions = reading.map_err(|_| Failure::Silent(self.patience))??;
-        let missing = || Failure::Away(format!("PostgreSQL has no position of partition {}", here.0));
+        let reading = tokio::time::timeout(self.timeout, postgres::queries::resources::positions(&self.db)).await;
+        let positions = reading.map_err(|_| Failure::Timeout(self.timeout))??;
+        let missing = || Failure::Unavailable(format!("PostgreSQL has no position of partition {}", here.0));
         let position = positions.into_iter().find(|position| position.partition == here.0).ok_or_else(missing)?;
-        self.store.projected(here, position.projection());
+        self.store.observe_projection(here, position.projection());
         Ok(position)
     }
 }

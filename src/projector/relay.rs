@@ -17,7 +17,7 @@ use crate::{
     },
     redis::{
         Store,
-        commands::{FarEnd, Issued},
+        commands::{Issued, RemoteEnd},
     },
 };
 
@@ -35,7 +35,7 @@ pub async fn relay(
         return Ok(());
     }
     let end_far = async |call: &Call, of, far: &[OrderLine], end, day: &str| {
-        let ending = archive::end_far((store, db), call, of, far, end, day);
+        let ending = archive::end_remote((store, db), call, of, far, end, day);
         // What was sold long ago is asked for in Postgres.
         let ended = tokio::time::timeout(patience, ending).await;
         ended.unwrap_or_else(|_| Err(Error::unavailable("an order's end is not carried on in time")))
@@ -49,11 +49,11 @@ pub async fn relay(
                 store.coupon_grant(&call, *user, *coupon, issued).await.map(drop)
             }
             Body::OrderPaid(paid) => {
-                end_far(&call, (paid.order, paid.user), &paid.far, FarEnd::Settled, &paid.day).await.map(drop)
+                end_far(&call, (paid.order, paid.user), &paid.remote, RemoteEnd::Settled, &paid.day).await.map(drop)
             }
             Body::OrderClosed(closed) => {
-                let end = if closed.from == OrderStatus::Paid { FarEnd::Refunded } else { FarEnd::Released };
-                end_far(&call, (closed.order, closed.user), &closed.far, end, &closed.day).await.map(drop)
+                let end = if closed.from == OrderStatus::Paid { RemoteEnd::Refunded } else { RemoteEnd::Released };
+                end_far(&call, (closed.order, closed.user), &closed.remote, end, &closed.day).await.map(drop)
             }
             _ => Ok(()),
         };

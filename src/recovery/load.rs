@@ -4,15 +4,15 @@ use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use futures_util::TryStreamExt;
 
-use super::{progress::Progress, rebuild::Doubts};
+use super::{progress::Progress, rebuild::PossibleLosses};
 use crate::{
-    config::{Keep, MARK_LIFE_MS},
+    config::{Retention, TOMBSTONE_TTL_MS},
     model::{CouponId, Millis, OrderId, Partition, ProductId, RankingScope, UserId, event::unpack_reply},
     postgres::snapshot::{self, Snapshot},
     redis::{
         Store,
         bulk::Bulk,
-        commands::{DAY_FORMAT, FAR_HOLD_GRACE_MS},
+        commands::{DAY_FORMAT, REMOTE_HOLD_GRACE_MS},
         keys::Keys,
         queries::ranking::ranked_until,
         records::pack_coupon,
@@ -22,16 +22,16 @@ use crate::{
 /// Ids that live processes may have reserved and not used yet: they hold blocks of a thousand.
 const IDS_IN_HAND: i64 = 100_000;
 /// Ids that lost decisions may have used beyond those that are known.
-const IDS_IN_DOUBT: i64 = 10_000_000;
+const IDS_PERHAPS_LOST: i64 = 10_000_000;
 
 pub(super) struct Loading<'a> {
     pub(super) store: &'a Store,
     pub(super) zone: Tz,
     pub(super) now: Millis,
     /// How long what is over stays in Redis; what has been for longer is in Postgres alone.
-    pub(super) keep: Keep,
+    pub(super) keep: Retention,
     /// By partition: what may be missing.
-    pub(super) doubts: &'a Doubts,
+    pub(super) losses: &'a PossibleLosses,
 }
 
 /// An id that Postgres has.
@@ -100,7 +100,7 @@ impl Loading<'_> {
 
     async fn user(&self, bulk: &mut Bulk<'_>, row: &snapshot::UserRow) -> anyhow::Result<()> {
         let user = id(UserId::new, row.id)?;
-        let home = self.store.home(row.id);
+        let home = self.store.owner(row.id);
         let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
             ("name", Some(&row.name)),
             ("balance", Some(&row.balance)),
@@ -114,7 +114,7 @@ impl Loading<'_> {
 
     async fn product(&self, bulk: &mut Bulk<'_>, row: &snapshot::ProductRow) -> anyhow::Result<()> {
         let product = id(ProductId::new, row.id)?;
-        let here = self.store.home(row.id);
+        let here = self.store.owner(row.id);
         let keys = Keys(here);
         let fields: &[(&str, Option<&dyn std::fmt::Display>)] =
             &[("name", Some(&row.name)), ("category", Some(&row.category)), ("stocked", Some(&row.stocked))];
@@ -132,7 +132,7 @@ impl Loading<'_> {
 
     async fn campaign(&self, bulk: &mut Bulk<'_>, row: &snapshot::CampaignRow) -> anyhow::Result<()> {
         let coupon = id(CouponId::new, row.id)?;
-        let here = self.store.home(row.id);
+        let here = self.store.owner(row.id);
         let skipped = (row.last_no - row.issued).max(row.withheld);
         let some = |n: &i64| (*n != 0).then_some(*n);
         let (withheld, skipped) = (some(&row.withheld), some(&skipped));
@@ -154,7 +154,7 @@ impl Loading<'_> {
 
     async fn coupon(&self, bulk: &mut Bulk<'_>, row: &snapshot::CouponRow) -> anyhow::Result<()> {
         let user = id(UserId::new, row.user_id)?;
-        let home = self.store.home(row.user_id);
+        let home = self.store.owner(row.user_id);
         let state = match row.status.as_str() {
             "AVAILABLE" => "A",
             "HELD" => "H",
@@ -167,25 +167,25 @@ impl Loading<'_> {
 
     /// Whoever has the coupon has it, whichever partition remembers.
     async fn holder(&self, bulk: &mut Bulk<'_>, coupon: i64, user: i64) -> anyhow::Result<()> {
-        let here = self.store.home(coupon);
+        let here = self.store.owner(coupon);
         Ok(bulk.member(here, Keys(here).holders(id(CouponId::new, coupon)?), user).await?)
     }
 
     async fn order(&self, bulk: &mut Bulk<'_>, row: &snapshot::OrderRow) -> anyhow::Result<()> {
         let order = id(OrderId::new, row.id)?;
-        let home = self.store.home(row.id);
+        let home = self.store.owner(row.id);
         let keys = Keys(home);
         let mut fields = row.fields();
-        if row.status == "PENDING" && self.doubts.of_order(home, Some(row.placed_at)) {
+        if row.status == "PENDING" && self.losses.of_order(home, Some(row.placed_at)) {
             fields.push(("doubt", "1".to_owned()));
         }
         let shown: Vec<(&str, Option<&dyn std::fmt::Display>)> =
             fields.iter().map(|(field, value)| (*field, Some(value as _))).collect();
         bulk.hash(home, keys.order(order), &shown).await?;
-        if row.is_over() {
+        if row.is_closed() {
             let refunded = row.close_reason.as_deref() == Some("REFUNDED");
             let keep = if refunded { self.keep.refunded_ms() } else { self.keep.closed_ms() };
-            return Ok(bulk.life(home, keys.order(order), self.rest(row.over_at, keep)).await?);
+            return Ok(bulk.expire_after(home, keys.order(order), self.rest(row.over_at, keep)).await?);
         }
         if row.is_under_way() {
             // Looked at soon: nobody knows what the gateway has done meanwhile.
@@ -210,13 +210,13 @@ impl Loading<'_> {
             user: row.user_id,
             lines: &row.lines,
             state: &row.state,
-            due: row.expires_at.map_or(self.now, Millis).plus(FAR_HOLD_GRACE_MS),
-            doubt: self.doubts.of_order(self.store.home(row.order_id), row.placed_at),
+            due: row.expires_at.map_or(self.now, Millis).plus(REMOTE_HOLD_GRACE_MS),
+            perhaps_paid: self.losses.of_order(self.store.owner(row.order_id), row.placed_at),
         };
         held.write(bulk).await?;
         if row.state == "SETTLED" {
             let rest = self.rest(row.paid_at, self.keep.closed_ms());
-            bulk.life(here, Keys(here).hold(held.order), rest).await?;
+            bulk.expire_after(here, Keys(here).hold(held.order), rest).await?;
         }
         Ok(())
     }
@@ -229,26 +229,26 @@ impl Loading<'_> {
         let (here, life_ms) = (Partition(row.partition as u16), row.expires_at - self.now.0);
         let key = Keys(here).record(&row.digest);
         bulk.list(here, key.clone(), &words).await?;
-        bulk.life(here, key, life_ms).await?;
-        let home = self.store.home_of_key(&row.digest);
+        bulk.expire_after(here, key, life_ms).await?;
+        let home = self.store.owner_of_key(&row.digest);
         if home != here {
             let claim = Keys(home).record(&row.digest);
             bulk.list(home, claim.clone(), &[row.fingerprint.as_str(), "CLAIMED", "KEPT"]).await?;
-            bulk.life(home, claim, life_ms).await?;
+            bulk.expire_after(home, claim, life_ms).await?;
         }
         Ok(())
     }
 
     async fn rankings(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
-        let first = self.now.day(self.zone).checked_sub_days(Days::new(u64::from(RankingScope::LONGEST_DAYS)));
+        let first = self.now.day(self.zone).checked_sub_days(Days::new(u64::from(RankingScope::MAX_DAYS)));
         let first = first.unwrap_or(NaiveDate::MIN).format(DAY_FORMAT).to_string();
         let mut rows = snapshot.ranks(self.zone.name(), &first);
         while let Some(row) = rows.try_next().await? {
             let day = NaiveDate::parse_from_str(&row.day, DAY_FORMAT)?;
-            let here = self.store.home(row.product_id);
+            let here = self.store.owner(row.product_id);
             for (key, score) in [(Keys(here).rank_units(day), row.units), (Keys(here).rank_won(day), row.won)] {
                 bulk.ranked(here, key.clone(), row.product_id, score).await?;
-                bulk.life(here, key, ranked_until(day).0 - self.now.0).await?;
+                bulk.expire_after(here, key, ranked_until(day).0 - self.now.0).await?;
             }
         }
         Ok(())
@@ -256,7 +256,7 @@ impl Loading<'_> {
 
     async fn sequences(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
         // Also after an earlier loss: Postgres does not know the ids that it lacks.
-        let spared = if self.doubts.ever() { IDS_IN_DOUBT } else { 0 };
+        let spared = if self.losses.ever() { IDS_PERHAPS_LOST } else { 0 };
         let first = Partition(0);
         for (name, last) in snapshot.last_ids().await? {
             let last = match name.as_str() {
@@ -282,12 +282,12 @@ pub(super) struct Held<'a> {
     pub(super) state: &'a str,
     /// When it is looked at, while it is HELD.
     pub(super) due: Millis,
-    pub(super) doubt: bool,
+    pub(super) perhaps_paid: bool,
 }
 
 impl Held<'_> {
     pub(super) async fn write(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
-        let Held { here, order, user, lines, state, due, doubt } = self;
+        let Held { here, order, user, lines, state, due, perhaps_paid: doubt } = self;
         let doubt = doubt.then_some(1);
         let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
             ("state", Some(state)),
@@ -303,7 +303,7 @@ impl Held<'_> {
         }
         // What has sold something leaves once Postgres has it (projector::retire).
         if *state == "RELEASED" {
-            bulk.life(*here, Keys(*here).hold(*order), MARK_LIFE_MS).await?;
+            bulk.expire_after(*here, Keys(*here).hold(*order), TOMBSTONE_TTL_MS).await?;
         }
         Ok(())
     }

@@ -15,12 +15,12 @@ use crate::{
     postgres::{self, progress, queries::resources::ProjectedPosition},
     redis::{
         Store,
-        fencing::{Testimony, Witness},
+        fencing::{ProgressSource, ReportedProgress},
     },
 };
 
 /// How long the store waits for Postgres's word when Redis was restarted.
-const WITNESS_PATIENCE: Duration = Duration::from_secs(2);
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The way on where Redis knows less than it did.
 const REBUILD: &str = "bring back the Redis that knows them, or run `firstcome rebuild`: see docs/operations.md";
 /// The way on where Redis knows more than Postgres, and not how it came to it.
@@ -46,14 +46,14 @@ pub async fn open(
     postgres::check_schema(db).await?;
     store.check_settings(allow_unsafe_redis).await?;
     let here = store.identity().await?;
-    let there = progress::read(db).await?.map(identity_of);
+    let there = progress::identity(db).await?.map(identity_of);
     let identity = match (here, there) {
         (None, None) => {
             let mint =
                 Identity { store: Uuid::new_v4().to_string(), partitions: partitions.unwrap_or(1), epoch: FIRST_EPOCH };
-            progress::remember(db, &mint.store, mint.partitions, mint.epoch).await?;
+            progress::insert_identity(db, &mint.store, mint.partitions, mint.epoch).await?;
             // Whoever came first, if several start at once.
-            let agreed = progress::read(db).await?.context("the new store's identity did not stay")?;
+            let agreed = progress::identity(db).await?.context("the new store's identity did not stay")?;
             let agreed = identity_of(agreed);
             store.initialise(&agreed).await?;
             tracing::info!(store = agreed.store, partitions = agreed.partitions, "a new store");
@@ -97,9 +97,9 @@ pub async fn open(
     check_positions(&store, db).await?;
     check_outboxes(&store, db).await?;
     store.load_scripts().await?;
-    store.guard(&identity.store, allow_unsafe_redis, witness(db));
+    store.guard(&identity.store, allow_unsafe_redis, progress_source(db));
     for here in store.all() {
-        store.look(here).await.map_err(|error| match error {
+        store.check(here).await.map_err(|error| match error {
             Error::Unavailable { reason, .. } => anyhow::anyhow!("{reason} ({REBUILD})"),
             other => other.into(),
         })?;
@@ -111,12 +111,12 @@ pub async fn open(
 }
 
 /// Postgres, asked by the store how far the partitions had decided.
-fn witness(db: &postgres::Connection) -> Witness {
+fn progress_source(db: &postgres::Connection) -> ProgressSource {
     let db = db.clone();
     Box::new(move || {
         let db = db.clone();
         Box::pin(async move {
-            match tokio::time::timeout(WITNESS_PATIENCE, testimony(&db)).await {
+            match tokio::time::timeout(PROGRESS_TIMEOUT, reported_progress(&db)).await {
                 Ok(Ok(testimony)) => testimony,
                 _ => {
                     tracing::warn!("PostgreSQL can't say how far it is: only what this process was told counts");
@@ -127,14 +127,14 @@ fn witness(db: &postgres::Connection) -> Witness {
     })
 }
 
-async fn testimony(db: &postgres::Connection) -> Result<Vec<Testimony>, Error> {
-    let told = progress::told(db).await?;
+async fn reported_progress(db: &postgres::Connection) -> Result<Vec<ReportedProgress>, Error> {
+    let told = progress::acknowledged(db).await?;
     let of = |projected: ProjectedPosition| {
         let told = told.iter().find(|told| told.partition == i32::from(projected.partition));
-        Testimony {
+        ReportedProgress {
             partition: Partition(projected.partition),
             projected: projected.projection(),
-            told: told.map(progress::Told::position).unwrap_or_default(),
+            acknowledged: told.map(progress::Acknowledged::position).unwrap_or_default(),
         }
     };
     Ok(postgres::queries::resources::positions(db).await?.into_iter().map(of).collect())
@@ -143,7 +143,7 @@ async fn testimony(db: &postgres::Connection) -> Result<Vec<Testimony>, Error> {
 /// Redis must be at or past what Postgres has of each partition, and what any process was told; behind it, decisions were
 /// lost.
 async fn check_positions(store: &Store, db: &postgres::Connection) -> anyhow::Result<()> {
-    for Testimony { partition, projected, told } in testimony(db).await? {
+    for ReportedProgress { partition, projected, acknowledged: told } in reported_progress(db).await? {
         let decided = store.position(partition).await?;
         for (known, of) in [(projected.position, "behind PostgreSQL's"), (told, "behind what was told:")] {
             if decided < known {

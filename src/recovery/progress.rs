@@ -3,20 +3,20 @@
 use std::time::{Duration, Instant};
 
 /// How often it is said.
-const EVERY: Duration = Duration::from_secs(2);
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Rows done, of how many.
 pub(super) struct Progress {
     total: i64,
     done: i64,
     began: Instant,
-    told: Instant,
+    reported_at: Instant,
 }
 
 impl Progress {
     pub(super) fn new(total: i64) -> Self {
         let now = Instant::now();
-        Progress { total, done: 0, began: now, told: now }
+        Progress { total, done: 0, began: now, reported_at: now }
     }
 
     pub(super) fn done(&self) -> i64 {
@@ -27,8 +27,8 @@ impl Progress {
     pub(super) fn row(&mut self, kind: &'static str) {
         self.done += 1;
         // The clock is looked at now and then.
-        if self.done % 1024 == 0 && self.told.elapsed() >= EVERY {
-            self.told = Instant::now();
+        if self.done % 1024 == 0 && self.reported_at.elapsed() >= REPORT_INTERVAL {
+            self.reported_at = Instant::now();
             let per_second = self.done as f64 / self.began.elapsed().as_secs_f64();
             let eta_seconds = ((self.total - self.done).max(0) as f64 / per_second.max(1.0)).ceil() as i64;
             let (done, total) = (self.done, self.total);

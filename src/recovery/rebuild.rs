@@ -32,8 +32,8 @@ use chrono_tz::Tz;
 
 use super::{load::Loading, progress::Progress, repair::Repair, withhold::Withhold};
 use crate::{
-    config::Keep,
-    engine::sold_out::OUTLIVED,
+    config::Retention,
+    engine::sold_out::LEASE_EXPIRES_AFTER,
     model::{Clock, Identity, Partition, Position},
     postgres::{
         self,
@@ -44,7 +44,7 @@ use crate::{
     projector::Projector,
     redis::{
         Store,
-        bulk::{Books, Bulk},
+        bulk::{Bulk, PartitionState},
     },
 };
 
@@ -52,7 +52,7 @@ use crate::{
 const REASON: &str = "a rebuild from PostgreSQL is under way";
 /// How long nobody may be heard of before an empty Redis is taken for a lost one, and how long whoever is at work gets to
 /// see that a partition is frozen: four times as long as the pause between two looks.
-const SILENCE: Duration = Duration::from_secs(2);
+const QUIET_PERIOD: Duration = Duration::from_secs(2);
 
 /// What an operator decides about a rebuild.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,7 +76,7 @@ pub struct Summary {
     /// Decisions that somebody was told of, and that neither Redis nor Postgres has.
     pub lost_at_least: i64,
     /// Partitions that may have lost decisions.
-    pub doubtful: Vec<u16>,
+    pub possible_losses: Vec<u16>,
     /// Steps between partitions that were finished.
     pub repaired: i64,
     /// Kept off sale, by this rebuild.
@@ -93,14 +93,14 @@ pub struct Rebuild {
     pub clock: Clock,
     pub zone: Tz,
     /// How long what is over stays in Redis.
-    pub keep: Keep,
+    pub keep: Retention,
     pub allow_unsafe_redis: bool,
 }
 
 /// A partition before its rebuild.
-struct Found {
+struct PartitionFinding {
     here: Partition,
-    books: Books,
+    state: PartitionState,
     /// How far Postgres is.
     projected: Position,
     /// How far Redis had decided, as far as anybody knows.
@@ -108,24 +108,24 @@ struct Found {
     /// Decisions that only Redis has.
     unprojected: i64,
     /// Decisions that Postgres refused, and that stand in Redis alone, if there.
-    letters: i64,
+    dead_letters: i64,
     /// Decisions that somebody was told of, and that neither has.
     lost: i64,
     /// An earlier rebuild was to withhold here, and did not come to its end.
-    in_doubt: bool,
+    suspected: bool,
 }
 
 /// Decisions that a partition lost at most; `None`: nobody knows.
 pub(super) type Bound = Option<i64>;
 
 /// What may be missing, by partition.
-pub(super) struct Doubts {
+pub(super) struct PossibleLosses {
     /// `None`: nothing.
     bounds: Vec<Option<Bound>>,
     losses: Vec<Loss>,
 }
 
-impl Doubts {
+impl PossibleLosses {
     /// What this rebuild withholds for, if it withholds.
     pub(super) fn bound(&self, here: Partition) -> Option<Bound> {
         self.bounds.get(usize::from(here.0)).copied().flatten()
@@ -140,7 +140,7 @@ impl Doubts {
 
     /// Whether anything was ever lost, or may have been.
     pub(super) fn ever(&self) -> bool {
-        self.bounds.iter().any(Option::is_some) || self.losses.iter().any(|loss| loss.doubted_at.is_some())
+        self.bounds.iter().any(Option::is_some) || self.losses.iter().any(|loss| loss.suspected_at.is_some())
     }
 }
 
@@ -151,7 +151,7 @@ impl Rebuild {
     /// Somebody else is at work on this store, with another Redis; and as [`Rebuild::run`].
     pub async fn run_if_needed(mut self) -> anyhow::Result<Option<Summary>> {
         postgres::check_schema(&self.db).await?;
-        let Some(there) = progress::read(&self.db).await? else { return Ok(None) };
+        let Some(there) = progress::identity(&self.db).await? else { return Ok(None) };
         self.of_partitions(there.1);
         if !self.is_needed(&there.0).await? {
             return Ok(None);
@@ -162,7 +162,7 @@ impl Rebuild {
             return Ok(None);
         }
         tracing::warn!(store = there.0, "Redis is empty, and is rebuilt from PostgreSQL");
-        self.hear_nobody().await?;
+        self.check_no_process_writes().await?;
         self.run_locked(there, Options::default()).await.map(Some)
     }
 
@@ -174,7 +174,7 @@ impl Rebuild {
     /// marked, and the next start, or the next rebuild, begins again.
     pub async fn run(mut self, options: Options) -> anyhow::Result<Summary> {
         postgres::check_schema(&self.db).await?;
-        let there = progress::read(&self.db).await?;
+        let there = progress::identity(&self.db).await?;
         let there = there.context("this PostgreSQL database has no store: there is nothing to rebuild Redis from")?;
         self.of_partitions(there.1);
         let _one = progress::Lock::take(&self.db).await?;
@@ -188,22 +188,22 @@ impl Rebuild {
 
     async fn is_needed(&self, store: &str) -> anyhow::Result<bool> {
         let decided = postgres::queries::resources::positions(&self.db).await?.iter().any(|position| position.seq > 0)
-            || progress::told(&self.db).await?.iter().any(|told| told.seq > 0);
+            || progress::acknowledged(&self.db).await?.iter().any(|told| told.seq > 0);
         let (mut empty, mut begun) = (true, false);
         for here in self.store.all() {
-            let books = self.store.books(here).await?;
+            let books = self.store.partition_state(here).await?;
             // A part of the books is something else: somebody has to look at that.
-            empty &= books == Books::default();
+            empty &= books == PartitionState::default();
             begun |= books.rebuilding && books.store.as_deref() == Some(store);
         }
         Ok(decided && (empty || begun))
     }
 
     /// An empty Redis beside somebody who is at work is not lost: it is the wrong one.
-    async fn hear_nobody(&self) -> anyhow::Result<()> {
-        let before = progress::told(&self.db).await?;
-        tokio::time::sleep(SILENCE).await;
-        let moved = progress::told(&self.db).await?.into_iter().any(|now| {
+    async fn check_no_process_writes(&self) -> anyhow::Result<()> {
+        let before = progress::acknowledged(&self.db).await?;
+        tokio::time::sleep(QUIET_PERIOD).await;
+        let moved = progress::acknowledged(&self.db).await?.into_iter().any(|now| {
             let was = before.iter().find(|was| was.partition == now.partition);
             was.is_none_or(|was| was.told_at != now.told_at)
         });
@@ -242,10 +242,10 @@ impl Rebuild {
         identity: &Identity,
         options: Options,
         frozen: &mut Vec<Partition>,
-    ) -> anyhow::Result<Vec<Found>> {
+    ) -> anyhow::Result<Vec<PartitionFinding>> {
         let mut all = Vec::new();
         for here in self.store.all() {
-            let books = self.store.books(here).await?;
+            let books = self.store.partition_state(here).await?;
             if let Some(other) = books.store.as_ref().filter(|store| **store != identity.store) {
                 bail!(
                     "Redis has store {other}, and PostgreSQL has store {}: they do not belong together",
@@ -254,7 +254,7 @@ impl Rebuild {
             }
             // Books that are not there, or not worth reading, let nobody decide anyway.
             if let Some(position) = books.position.filter(|_| books.store.is_some()) {
-                self.store.shut(here, identity, position, REASON).await?;
+                self.store.close(here, identity, position, REASON).await?;
                 if books.frozen.is_none() {
                     frozen.push(here);
                 }
@@ -263,19 +263,19 @@ impl Rebuild {
         }
         if !frozen.is_empty() {
             // Nobody at work may read on while the data go: by then they have all looked.
-            tokio::time::sleep(SILENCE).await;
+            tokio::time::sleep(QUIET_PERIOD).await;
         }
         for (here, books) in &all {
             if !books.rebuilding
-                && let Some(gap) = self.projector.carry(*here).await?
+                && let Some(gap) = self.projector.project(*here).await?
             {
                 // That is a loss, whatever becomes of the rebuild.
-                self.store.keep_shut(*here, &gap).await?;
+                self.store.keep_closed(*here, &gap).await?;
                 frozen.retain(|frozen| frozen != here);
             }
         }
         let (projected, told) =
-            (postgres::queries::resources::positions(&self.db).await?, progress::told(&self.db).await?);
+            (postgres::queries::resources::positions(&self.db).await?, progress::acknowledged(&self.db).await?);
         let letters = postgres::queries::resources::dead_letters_of_current_epoch(&self.db).await?;
         let losses = loss::read(&self.db).await?;
         let mut found = Vec::new();
@@ -283,7 +283,8 @@ impl Rebuild {
             let projected = projected.iter().find(|position| position.partition == here.0);
             let projected = projected.with_context(|| format!("PostgreSQL has no position of partition {}", here.0))?;
             let projected = Position { epoch: projected.epoch, seq: projected.seq };
-            let told = told.iter().find(|told| told.partition == i32::from(here.0)).map(progress::Told::position);
+            let told =
+                told.iter().find(|told| told.partition == i32::from(here.0)).map(progress::Acknowledged::position);
             let told = told.unwrap_or_default();
             let (entries, highest) = self.store.unprojected(here, projected).await?;
             let mut decided = highest.max(told).max(projected);
@@ -296,14 +297,23 @@ impl Rebuild {
                 unprojected = beyond(books.position.unwrap_or_default(), projected).max(entries as i64);
             }
             let letters = letters.get(&here.0).copied().unwrap_or(0);
-            let in_doubt = losses.iter().any(|loss| loss.partition == here.0 && loss.in_doubt);
+            let in_doubt = losses.iter().any(|loss| loss.partition == here.0 && loss.suspected);
             let lost = (known - unprojected).max(0);
-            found.push(Found { here, books, projected, decided, unprojected, letters, lost, in_doubt });
+            found.push(PartitionFinding {
+                here,
+                state: books,
+                projected,
+                decided,
+                unprojected,
+                dead_letters: letters,
+                lost,
+                suspected: in_doubt,
+            });
         }
-        let discarded: i64 = found.iter().map(Found::discarded).sum();
+        let discarded: i64 = found.iter().map(PartitionFinding::discarded).sum();
         if discarded > 0 && !options.discard {
-            let of = |found: &Found| {
-                let Found { here, unprojected, letters, .. } = found;
+            let of = |found: &PartitionFinding| {
+                let PartitionFinding { here, unprojected, dead_letters: letters, .. } = found;
                 format!("{} in partition {}, dead letters {letters}", unprojected + letters, here.0)
             };
             let each: Vec<String> = found.iter().filter(|found| found.discarded() > 0).map(of).collect();
@@ -328,16 +338,21 @@ impl Rebuild {
         Ok(found)
     }
 
-    async fn replace(&self, identity: &Identity, found: &[Found], options: Options) -> anyhow::Result<Summary> {
+    async fn replace(
+        &self,
+        identity: &Identity,
+        found: &[PartitionFinding],
+        options: Options,
+    ) -> anyhow::Result<Summary> {
         let careful = progress::only_postgres_acknowledged(&self.db).await?;
-        let bounds: Vec<Option<Bound>> = found.iter().map(|found| found.doubt(careful, options)).collect();
+        let bounds: Vec<Option<Bound>> = found.iter().map(|found| found.possible_loss(careful, options)).collect();
         let epoch = found.iter().map(|found| found.decided.epoch).max().unwrap_or(0) + 1;
         let positions: Vec<Position> = found.iter().map(|found| Position { epoch, seq: found.decided.seq }).collect();
         let mut summary = Summary {
             epoch,
-            discarded: found.iter().map(Found::discarded).sum(),
+            discarded: found.iter().map(PartitionFinding::discarded).sum(),
             lost_at_least: found.iter().map(|found| found.lost).sum(),
-            doubtful: found
+            possible_losses: found
                 .iter()
                 .zip(&bounds)
                 .filter(|(_, doubt)| doubt.is_some())
@@ -346,10 +361,10 @@ impl Rebuild {
             ..Summary::default()
         };
         let now = self.clock.now();
-        if !summary.doubtful.is_empty() {
-            loss::begin(&self.db, &summary.doubtful, now).await?;
+        if !summary.possible_losses.is_empty() {
+            loss::begin(&self.db, &summary.possible_losses, now).await?;
         }
-        let doubts = Doubts { bounds, losses: loss::read(&self.db).await? };
+        let doubts = PossibleLosses { bounds, losses: loss::read(&self.db).await? };
         for (found, position) in found.iter().zip(&positions) {
             self.store.mark_rebuilding(found.here, identity, *position, REASON).await?;
         }
@@ -360,13 +375,13 @@ impl Rebuild {
         let mut snapshot = Snapshot::begin(&self.db).await?;
         let mut progress = Progress::new(snapshot.size(now.0, self.keep).await?);
         let mut bulk = Bulk::new(&self.store, positions);
-        let loading = Loading { store: &self.store, zone: self.zone, now, keep: self.keep, doubts: &doubts };
+        let loading = Loading { store: &self.store, zone: self.zone, now, keep: self.keep, losses: &doubts };
         loading.load(&mut snapshot, &mut bulk, &mut progress).await?;
         bulk.flush().await?;
-        let repair = Repair { store: &self.store, now, doubts: &doubts };
+        let repair = Repair { store: &self.store, now, losses: &doubts };
         summary.repaired = repair.run(&mut snapshot, &mut bulk).await?;
         snapshot.end().await?;
-        let withhold = Withhold { store: &self.store, now, doubts: &doubts };
+        let withhold = Withhold { store: &self.store, now, losses: &doubts };
         (summary.withheld_units, summary.withheld_coupons) = withhold.run(&mut bulk).await?;
         bulk.flush().await?;
         summary.rows = progress.done();
@@ -374,7 +389,7 @@ impl Rebuild {
         self.catch_up().await?;
         // Nobody may still go by what was sold out in the epoch before.
         let since = Duration::from_micros(self.clock.uptime_us() - marked_us);
-        self.clock.pass(OUTLIVED.saturating_sub(since)).await;
+        self.clock.pass(LEASE_EXPIRES_AFTER.saturating_sub(since)).await;
         loss::end(&self.db).await?;
         for here in self.store.all() {
             self.store.reopen(here).await?;
@@ -385,7 +400,7 @@ impl Rebuild {
     /// Postgres gets what the rebuild decided before anybody else decides anything.
     async fn catch_up(&self) -> anyhow::Result<()> {
         for here in self.store.all() {
-            self.projector.carry(here).await?;
+            self.projector.project(here).await?;
         }
         for projected in postgres::queries::resources::positions(&self.db).await? {
             let decided = self.store.position(Partition(projected.partition)).await?;
@@ -400,22 +415,22 @@ impl Rebuild {
     }
 }
 
-impl Found {
+impl PartitionFinding {
     /// Decisions that are gone after a rebuild, and that Redis or a dead letter had.
     fn discarded(&self) -> i64 {
-        self.unprojected + self.letters
+        self.unprojected + self.dead_letters
     }
 
     /// Whether decisions may be lost that somebody was told of, and how many at most. `careful`: every reply of this store
     /// waited for Postgres, so that what was told is lost only where Postgres lost it, too.
-    fn doubt(&self, careful: bool, options: Options) -> Option<Bound> {
-        if self.in_doubt {
+    fn possible_loss(&self, careful: bool, options: Options) -> Option<Bound> {
+        if self.suspected {
             // Whatever was known to be lost then can't be known any more.
             return Some(None);
         }
         let known = self.discarded() + self.lost;
         let sound =
-            self.books.position == Some(self.projected) && self.books.frozen.is_none() && !self.books.rebuilding;
+            self.state.position == Some(self.projected) && self.state.frozen.is_none() && !self.state.rebuilding;
         let bound = options.lost_at_most.map(|most| most + self.discarded());
         (known > 0 || !careful && !sound && bound != Some(0)).then_some(bound)
     }

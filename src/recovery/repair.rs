@@ -7,20 +7,20 @@
 
 use futures_util::TryStreamExt;
 
-use super::{load::Held, rebuild::Doubts};
+use super::{load::Held, rebuild::PossibleLosses};
 use crate::{
     model::{
         CouponId, Millis, OrderId, OrderLine, Partition, UserId,
         event::{pack_lines, unpack_lines},
     },
     postgres::snapshot::{FarCouponRow, Snapshot, StrayHoldRow},
-    redis::{Store, bulk::Bulk, commands::FAR_HOLD_GRACE_MS, keys::Keys, records::pack_coupon},
+    redis::{Store, bulk::Bulk, commands::REMOTE_HOLD_GRACE_MS, keys::Keys, records::pack_coupon},
 };
 
 pub(super) struct Repair<'a> {
     pub(super) store: &'a Store,
     pub(super) now: Millis,
-    pub(super) doubts: &'a Doubts,
+    pub(super) losses: &'a PossibleLosses,
 }
 
 impl Repair<'_> {
@@ -53,7 +53,7 @@ impl Repair<'_> {
 
     /// The user gets a coupon that the campaign gave out.
     async fn grant(&self, bulk: &mut Bulk<'_>, row: &FarCouponRow) -> anyhow::Result<()> {
-        let home = self.store.home(row.user_id);
+        let home = self.store.owner(row.user_id);
         let Some(user) = UserId::new(row.user_id) else { anyhow::bail!("user {} in PostgreSQL", row.user_id) };
         let fields = [
             ("coupon", row.coupon_id.to_string()),
@@ -68,7 +68,7 @@ impl Repair<'_> {
 
     /// The campaign remembers a coupon that a user has.
     async fn issue(&self, bulk: &mut Bulk<'_>, row: &FarCouponRow) -> anyhow::Result<()> {
-        let here = self.store.home(row.coupon_id);
+        let here = self.store.owner(row.coupon_id);
         let Some(coupon) = CouponId::new(row.coupon_id) else {
             anyhow::bail!("coupon {} in PostgreSQL", row.coupon_id)
         };
@@ -91,7 +91,7 @@ impl Repair<'_> {
         let (Some(order), Some(lines)) = (OrderId::new(row.order_id), unpack_lines(&row.lines)) else {
             anyhow::bail!("the hold of order {} in partition {} is unreadable", row.order_id, row.partition);
         };
-        let doubt = self.doubts.of_order(self.store.home(row.order_id), row.placed_at);
+        let doubt = self.losses.of_order(self.store.owner(row.order_id), row.placed_at);
         let was = row.held.as_deref().unwrap_or("RELEASED");
         let keys = Keys(here);
         let place = |state: &str| match state {
@@ -138,8 +138,9 @@ impl Repair<'_> {
             bulk.count(here, from.clone(), line.product_id.get(), -line.quantity).await?;
             bulk.count(here, to.clone(), line.product_id.get(), line.quantity).await?;
         }
-        let due = row.expires_at.map_or(self.now, Millis).plus(FAR_HOLD_GRACE_MS);
-        let held = Held { here, order, user: row.user_id, lines: &row.lines, state: &row.wanted, due, doubt };
+        let due = row.expires_at.map_or(self.now, Millis).plus(REMOTE_HOLD_GRACE_MS);
+        let held =
+            Held { here, order, user: row.user_id, lines: &row.lines, state: &row.wanted, due, perhaps_paid: doubt };
         held.write(bulk).await?;
         Ok(true)
     }

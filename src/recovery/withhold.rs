@@ -1,19 +1,19 @@
 //! What decisions that were lost may have taken, kept off sale until an operator releases it; and the event that begins
 //! the new epoch in each partition.
 
-use super::rebuild::{Bound, Doubts};
+use super::rebuild::{Bound, PossibleLosses};
 use crate::{
     model::{CouponId, MAX_LINE_QUANTITY, Millis, Partition},
     redis::{Store, bulk::Bulk, keys::Keys},
 };
 
 /// Products, or campaigns, in one event.
-const AT_ONCE: usize = 1000;
+const BATCH: usize = 1000;
 
 pub(super) struct Withhold<'a> {
     pub(super) store: &'a Store,
     pub(super) now: Millis,
-    pub(super) doubts: &'a Doubts,
+    pub(super) losses: &'a PossibleLosses,
 }
 
 impl Withhold<'_> {
@@ -23,10 +23,10 @@ impl Withhold<'_> {
         let (mut units, mut coupons) = (0, 0);
         for here in self.store.all() {
             let mut begun = false;
-            if let Some(bound) = self.doubts.bound(here) {
+            if let Some(bound) = self.losses.bound(here) {
                 let mut offset = 0;
                 loop {
-                    let page = self.store.stock_page(here, offset, AT_ONCE).await?;
+                    let page = self.store.stock_page(here, offset, BATCH).await?;
                     offset += page.len();
                     if page.is_empty() {
                         break;
@@ -36,7 +36,7 @@ impl Withhold<'_> {
                 }
                 let mut offset = 0;
                 loop {
-                    let page = self.store.campaign_page(here, offset, AT_ONCE).await?;
+                    let page = self.store.campaign_page(here, offset, BATCH).await?;
                     offset += page.len();
                     if page.is_empty() {
                         break;

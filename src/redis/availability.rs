@@ -9,18 +9,18 @@ use super::{Store, connection::Means, settings::NotMaster};
 use crate::model::{Error, Partition};
 
 /// Whether this failure, one of a chain, is Redis being away, loading, busy or about to be another server.
-pub fn is_away(cause: &(dyn StdError + 'static)) -> bool {
+pub fn is_unavailable(cause: &(dyn StdError + 'static)) -> bool {
     if cause.is::<NotMaster>() {
         return true;
     }
     match (cause.downcast_ref::<PoolError>(), cause.downcast_ref::<RedisError>()) {
         (Some(PoolError::Timeout(_)), _) => true,
-        (Some(PoolError::Backend(error)), _) | (None, Some(error)) => is_away_now(error),
+        (Some(PoolError::Backend(error)), _) | (None, Some(error)) => is_unavailable_now(error),
         _ => false,
     }
 }
 
-fn is_away_now(error: &RedisError) -> bool {
+fn is_unavailable_now(error: &RedisError) -> bool {
     match error.kind() {
         // A password that is wrong.
         ErrorKind::AuthenticationFailed => false,
@@ -44,7 +44,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn check_loaded(&self) -> Result<(), Error> {
-        let info: String = self.query_unseen(Partition(0), redis::cmd("INFO").arg("persistence")).await?;
+        let info: String = self.query_unchecked(Partition(0), redis::cmd("INFO").arg("persistence")).await?;
         match info.lines().any(|line| line.trim() == "loading:1") {
             true => Err(Error::unavailable("Redis is loading its data")),
             false => Ok(()),

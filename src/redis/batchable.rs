@@ -7,7 +7,7 @@ use redis::{Cmd, Value};
 use super::{
     Store,
     batcher::{self, Carried, Gather},
-    commands::RECORD_LIFE_MS,
+    commands::RECORD_TTL_MS,
     keys::Keys,
     script::{Answer, Decided, Script},
 };
@@ -92,14 +92,14 @@ impl Store {
             call.arg(keys.record(caller.key.as_ref().map_or("", |key| &key.digest)));
             request.keys(keys, &mut call);
         }
-        call.arg(self.test_clock()).arg(RECORD_LIFE_MS);
+        call.arg(self.test_clock()).arg(RECORD_TTL_MS);
         first.shared_args(&mut call);
         for Asked { call: caller, request, .. } in &requests {
             let fingerprint = caller.key.as_ref().map_or("", |key| &key.fingerprint);
             call.arg(fingerprint).arg(&caller.request_id);
             request.args(&mut call);
         }
-        script.meter.together(requests.len());
+        script.meter.batched(requests.len());
         let asked_by = requests.iter().filter_map(|asked| asked.span.as_deref());
         let work = traces::script(script.name, group.here.0, requests.len(), asked_by);
         match work.ends(self.eval(group.here, script, &call, Decided::by_all).await)? {

@@ -9,11 +9,11 @@ use super::{LAYOUT, Store, keys::Keys, outbox::StreamId};
 use crate::model::{Error, Identity, Millis, Partition, Position, event};
 
 /// Commands sent at once.
-const AT_ONCE: usize = 1000;
+const PIPELINE_BATCH: usize = 1000;
 
 /// What a partition's `meta` says, as far as it says anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Books {
+pub struct PartitionState {
     pub store: Option<String>,
     pub position: Option<Position>,
     pub frozen: Option<String>,
@@ -25,20 +25,20 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn books(&self, here: Partition) -> Result<Books, Error> {
+    pub async fn partition_state(&self, here: Partition) -> Result<PartitionState, Error> {
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "rebuilding"]);
         type Fields = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<String>);
-        let (store, epoch, seq, frozen, rebuilding): Fields = self.query_unseen(here, &read).await?;
+        let (store, epoch, seq, frozen, rebuilding): Fields = self.query_unchecked(here, &read).await?;
         let position = epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq });
-        Ok(Books { store, position, frozen, rebuilding: rebuilding.is_some() })
+        Ok(PartitionState { store, position, frozen, rebuilding: rebuilding.is_some() })
     }
 
     /// Stops a partition from deciding, for `reason`; books that are not there are opened, frozen, at `position`.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn shut(
+    pub async fn close(
         &self,
         here: Partition,
         identity: &Identity,
@@ -57,17 +57,17 @@ impl Store {
         ] {
             shut.cmd("HSETNX").arg(&meta).arg(field).arg(value).ignore();
         }
-        self.pipe_unseen(here, &shut).await
+        self.pipe_unchecked(here, &shut).await
     }
 
     /// Gives another reason why a partition is frozen.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn keep_shut(&self, here: Partition, reason: &str) -> Result<(), Error> {
+    pub async fn keep_closed(&self, here: Partition, reason: &str) -> Result<(), Error> {
         let mut shut = redis::cmd("HSET");
         shut.arg(Keys(here).meta()).arg("frozen").arg(reason);
-        self.query_unseen::<i64>(here, &shut).await.map(drop)
+        self.query_unchecked::<i64>(here, &shut).await.map(drop)
     }
 
     /// Lets a partition decide again.
@@ -77,7 +77,7 @@ impl Store {
     pub async fn reopen(&self, here: Partition) -> Result<(), Error> {
         let mut open = redis::cmd("HDEL");
         open.arg(Keys(here).meta()).arg(&["frozen", "rebuilding"]);
-        self.query_unseen::<i64>(here, &open).await.map(drop)
+        self.query_unchecked::<i64>(here, &open).await.map(drop)
     }
 
     /// Marks what is in a partition as not worth keeping, and from where it will go on.
@@ -95,7 +95,7 @@ impl Store {
         mark.arg(Keys(here).meta()).arg("rebuilding").arg(1).arg("frozen").arg(reason);
         mark.arg("store").arg(&identity.store).arg("partitions").arg(identity.partitions);
         mark.arg("epoch").arg(position.epoch).arg("seq").arg(position.seq).arg("layout").arg(LAYOUT);
-        self.query_unseen::<i64>(here, &mark).await.map(drop)
+        self.query_unchecked::<i64>(here, &mark).await.map(drop)
     }
 
     /// Entries of the outbox beyond a position of Postgres: how many, and how far they go.
@@ -105,7 +105,7 @@ impl Store {
     pub async fn unprojected(&self, here: Partition, projected: Position) -> Result<(usize, Position), Error> {
         let (mut count, mut last, mut highest) = (0, StreamId::ZERO, projected);
         loop {
-            let page = self.outbox_page(here, last, AT_ONCE).await?;
+            let page = self.outbox_page(here, last, PIPELINE_BATCH).await?;
             let Some(end) = page.last() else { return Ok((count, highest)) };
             last = end.id;
             for decoded in page.iter().flat_map(|entry| event::decode(&entry.fields)) {
@@ -134,7 +134,7 @@ impl Store {
                     if !mine.is_empty() {
                         let mut unlink = redis::cmd("UNLINK");
                         unlink.arg(&mine);
-                        gone += self.query_unseen::<u64>(of, &unlink).await?;
+                        gone += self.query_unchecked::<u64>(of, &unlink).await?;
                     }
                 }
                 cursor = next;
@@ -163,7 +163,7 @@ impl Store {
         }
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(here).stock()).arg(ids);
-        let stock: Vec<Option<i64>> = self.query_unseen(here, &read).await?;
+        let stock: Vec<Option<i64>> = self.query_unchecked(here, &read).await?;
         Ok(stock.into_iter().map(Option::unwrap_or_default).collect())
     }
 
@@ -180,7 +180,7 @@ impl Store {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let counters: Vec<(i64, i64, Option<i64>)> = self.pipe_unseen(here, &read).await?;
+        let counters: Vec<(i64, i64, Option<i64>)> = self.pipe_unchecked(here, &read).await?;
         let left = counters.into_iter().map(|(total, issued, withheld)| total - issued - withheld.unwrap_or(0));
         Ok(ids.into_iter().zip(left).collect())
     }
@@ -194,7 +194,7 @@ impl Store {
     ) -> Result<Vec<i64>, Error> {
         let mut read = redis::cmd("ZRANGE");
         read.arg(index).arg(offset).arg(offset + size - 1);
-        self.query_unseen(here, &read).await
+        self.query_unchecked(here, &read).await
     }
 }
 
@@ -216,7 +216,7 @@ impl<'s> Bulk<'s> {
         let (pipe, count) = &mut self.pending[usize::from(here.0)];
         pipe.add_command(command).ignore();
         *count += 1;
-        if *count >= AT_ONCE { self.flush_one(here).await } else { Ok(()) }
+        if *count >= PIPELINE_BATCH { self.flush_one(here).await } else { Ok(()) }
     }
 
     async fn flush_one(&mut self, here: Partition) -> Result<(), Error> {
@@ -226,7 +226,7 @@ impl<'s> Bulk<'s> {
         }
         let full = std::mem::replace(pipe, redis::pipe());
         *count = 0;
-        self.store.pipe_unseen::<()>(here, &full).await
+        self.store.pipe_unchecked::<()>(here, &full).await
     }
 
     /// Sends what is left.
@@ -303,7 +303,7 @@ impl<'s> Bulk<'s> {
     }
 
     /// Lets a key live this long from now.
-    pub async fn life(&mut self, here: Partition, key: String, life_ms: i64) -> Result<(), Error> {
+    pub async fn expire_after(&mut self, here: Partition, key: String, life_ms: i64) -> Result<(), Error> {
         self.add(here, redis::cmd("PEXPIRE").arg(key).arg(life_ms).to_owned()).await
     }
 

@@ -40,18 +40,18 @@ const FAILURE_SHARED: Duration = Duration::from_millis(200);
 /// are replaced while a server goes on refusing.
 const MIN_AGE: Duration = Duration::from_millis(500);
 /// The same for a server that may be the right one all the same.
-const MIN_AGE_IF_DOUBTFUL: Duration = Duration::from_secs(5);
+const MIN_AGE_WHEN_AMBIGUOUS: Duration = Duration::from_secs(5);
 /// Why a request is refused that finds no connection.
 const NO_CONNECTION: &str = "no connection to Redis";
 
 /// The shared connections.
-pub struct Lanes {
+pub struct SharedConnections {
     connecting: Connecting,
     topology: RwLock<Arc<Topology>>,
     /// A server was not where it was thought to be: look again before the next command.
-    astray: AtomicBool,
+    outdated: AtomicBool,
     /// Held by the one request that looks; when the last look found nothing, and why.
-    looking: tokio::sync::Mutex<Option<(Instant, String)>>,
+    discovery: tokio::sync::Mutex<Option<(Instant, String)>>,
     next: AtomicUsize,
     /// Called when there is a new connection, or another server: what is behind it may not be what was there before.
     changed: Box<dyn Fn() + Send + Sync>,
@@ -59,7 +59,7 @@ pub struct Lanes {
 
 /// One shared connection of a server.
 #[derive(Default)]
-pub(super) struct Lane {
+pub(super) struct SharedConnection {
     /// The connection, and how many there were up to it.
     current: RwLock<(u64, Option<MultiplexedConnection>)>,
     /// Held by the one request that makes the new connection; when the last attempt failed.
@@ -67,20 +67,20 @@ pub(super) struct Lane {
 }
 
 /// Which connection a command went over, to report how it went. As long as there is one, its command counts as under way.
-pub struct Ticket {
+pub struct ConnectionHandle {
     pub(super) node: Arc<Node>,
-    lane: usize,
+    index: usize,
     generation: u64,
 }
 
-impl Ticket {
+impl ConnectionHandle {
     fn new(node: Arc<Node>, lane: usize, generation: u64) -> Self {
         metrics::REDIS_CALLS.inc();
-        Ticket { node, lane, generation }
+        ConnectionHandle { node, index: lane, generation }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for ConnectionHandle {
     fn drop(&mut self) {
         metrics::REDIS_CALLS.dec();
     }
@@ -89,20 +89,17 @@ impl Drop for Ticket {
 /// Connections of a kind: how many there are, and may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
-    pub there: usize,
-    pub most: usize,
+    pub open: usize,
+    pub max: usize,
 }
 
 impl std::iter::Sum for Connections {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Connections::default(), |sum, one| Connections {
-            there: sum.there + one.there,
-            most: sum.most + one.most,
-        })
+        all.fold(Connections::default(), |sum, one| Connections { open: sum.open + one.open, max: sum.max + one.max })
     }
 }
 
-impl Lanes {
+impl SharedConnections {
     /// Finds the servers and connects to them.
     ///
     /// # Errors
@@ -110,11 +107,11 @@ impl Lanes {
     pub async fn connect(config: &RedisConfig, changed: impl Fn() + Send + Sync + 'static) -> anyhow::Result<Self> {
         let connecting = Connecting::new(config)?;
         let topology = connecting.discover(None).await?;
-        Ok(Lanes {
+        Ok(SharedConnections {
             connecting,
             topology: RwLock::new(Arc::new(topology)),
-            astray: AtomicBool::new(false),
-            looking: tokio::sync::Mutex::new(None),
+            outdated: AtomicBool::new(false),
+            discovery: tokio::sync::Mutex::new(None),
             next: AtomicUsize::new(0),
             changed: Box::new(changed),
         })
@@ -122,16 +119,16 @@ impl Lanes {
 
     /// The server that `partition` is on.
     async fn node(&self, partition: Partition) -> Result<Arc<Node>, Error> {
-        if self.astray.load(Ordering::Acquire) {
+        if self.outdated.load(Ordering::Acquire) {
             let found: BoxFuture<'_, _> = Box::pin(self.find_servers());
             found.await?;
         }
-        self.current().home(partition).cloned().ok_or_else(nowhere)
+        self.current().owner(partition).cloned().ok_or_else(nowhere)
     }
 
     async fn find_servers(&self) -> Result<(), Error> {
-        let mut failed = self.looking.lock().await;
-        if !self.astray.load(Ordering::Acquire) {
+        let mut failed = self.discovery.lock().await;
+        if !self.outdated.load(Ordering::Acquire) {
             return Ok(());
         }
         if let Some((at, why)) = failed.as_ref().filter(|(at, _)| at.elapsed() < FAILURE_SHARED) {
@@ -143,7 +140,7 @@ impl Lanes {
             Ok(found) => {
                 *self.topology.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
                 (self.changed)();
-                self.astray.store(false, Ordering::Release);
+                self.outdated.store(false, Ordering::Release);
                 Ok(())
             }
             Err(error) => {
@@ -165,20 +162,20 @@ impl Lanes {
     }
 
     /// A connection that leads to `partition`.
-    pub async fn get(&self, partition: Partition) -> Result<(Ticket, MultiplexedConnection), Error> {
+    pub async fn get(&self, partition: Partition) -> Result<(ConnectionHandle, MultiplexedConnection), Error> {
         let node = self.node(partition).await?;
-        let lane = self.next.fetch_add(1, Ordering::Relaxed) % node.lanes.len();
-        let (generation, link) = match node.lanes[lane].link() {
+        let lane = self.next.fetch_add(1, Ordering::Relaxed) % node.shared.len();
+        let (generation, link) = match node.shared[lane].link() {
             Some(found) => found,
             None => {
-                let opened: BoxFuture<'_, _> = Box::pin(self.open(&node, &node.lanes[lane]));
+                let opened: BoxFuture<'_, _> = Box::pin(self.open(&node, &node.shared[lane]));
                 opened.await?
             }
         };
-        Ok((Ticket::new(node, lane, generation), link))
+        Ok((ConnectionHandle::new(node, lane, generation), link))
     }
 
-    async fn open(&self, node: &Node, lane: &Lane) -> Result<(u64, MultiplexedConnection), Error> {
+    async fn open(&self, node: &Node, lane: &SharedConnection) -> Result<(u64, MultiplexedConnection), Error> {
         let mut failed = lane.connecting.lock().await;
         if let Some(found) = lane.link() {
             return Ok(found);
@@ -188,7 +185,7 @@ impl Lanes {
             tracing::warn!(%error, "no connection to Redis");
             metrics::REDIS_CONNECT_FAILURES.inc();
             *failed = Some(Instant::now());
-            self.astray.store(true, Ordering::Release);
+            self.outdated.store(true, Ordering::Release);
             Error::unavailable(NO_CONNECTION)
         })?;
         let link = deadpool_redis::Connection::take(fresh);
@@ -204,22 +201,22 @@ impl Lanes {
     pub async fn blocking(&self, partition: Partition) -> Result<deadpool_redis::Connection, Error> {
         let node = self.node(partition).await?;
         node.blocking.get().await.map_err(|_| {
-            self.astray.store(true, Ordering::Release);
+            self.outdated.store(true, Ordering::Release);
             Error::unavailable(NO_CONNECTION)
         })
     }
 
     /// Gives up a server and all its connections: the next request looks for the servers again. Commands that are under way
     /// keep theirs, and are not sent again. Does nothing where the connections are new.
-    pub(super) fn leave(&self, node: &Node) {
-        self.leave_if_older(node, MIN_AGE);
+    pub(super) fn mark_stale(&self, node: &Node) {
+        self.mark_stale_if_older(node, MIN_AGE);
     }
 
-    fn leave_if_older(&self, node: &Node, age: Duration) {
-        if node.age() >= age && node.leave() {
+    fn mark_stale_if_older(&self, node: &Node, age: Duration) {
+        if node.age() >= age && node.mark_stale() {
             tracing::warn!(server = %node.address(), "a server of Redis is left, and looked for again");
             metrics::REDIS_SERVERS_LEFT.inc();
-            self.astray.store(true, Ordering::Release);
+            self.outdated.store(true, Ordering::Release);
         }
     }
 
@@ -230,7 +227,7 @@ impl Lanes {
             Some(Err(error)) => tracing::warn!(error = format!("{error:#}"), "the Sentinels can't say who is master"),
             Some(Ok(master)) => {
                 for node in self.current().nodes().iter().filter(|node| *node.address() != master) {
-                    self.leave(node);
+                    self.mark_stale(node);
                 }
             }
         }
@@ -246,7 +243,7 @@ impl Lanes {
         let topology = self.current();
         let of = |count: fn(&Node) -> Connections| topology.nodes().iter().map(|node| count(node)).sum();
         [
-            ("lane", of(Node::open_lanes)),
+            ("lane", of(Node::open_connections)),
             ("pool", of(|node| status(&node.pool))),
             ("blocking", of(|node| status(&node.blocking))),
         ]
@@ -254,19 +251,19 @@ impl Lanes {
 
     /// Takes note of how a command went: a lane that broke is given up, a server that is not the right one is left, and the
     /// error becomes the domain's.
-    pub fn settle<T>(&self, ticket: &Ticket, result: RedisResult<T>) -> Result<T, Error> {
+    pub fn settle<T>(&self, handle: &ConnectionHandle, result: RedisResult<T>) -> Result<T, Error> {
         result.map_err(|error| {
             match Means::of(&error) {
                 Means::BrokenConnection => {
-                    let lane = &ticket.node.lanes[ticket.lane];
+                    let lane = &handle.node.shared[handle.index];
                     let mut current = lane.current.write().unwrap_or_else(PoisonError::into_inner);
                     // A timeout is no proof that the connection is dead, but one that is never answers again.
-                    if current.0 == ticket.generation && current.1.take().is_some() {
+                    if current.0 == handle.generation && current.1.take().is_some() {
                         metrics::REDIS_BROKEN.inc();
                     }
                 }
-                Means::OtherServer => self.leave(&ticket.node),
-                Means::PerhapsOtherServer => self.leave_if_older(&ticket.node, MIN_AGE_IF_DOUBTFUL),
+                Means::OtherServer => self.mark_stale(&handle.node),
+                Means::PerhapsOtherServer => self.mark_stale_if_older(&handle.node, MIN_AGE_WHEN_AMBIGUOUS),
                 _ => {}
             }
             self.translate(error)
@@ -277,7 +274,7 @@ impl Lanes {
     pub(super) fn translate(&self, error: RedisError) -> Error {
         let means = Means::of(&error);
         match means {
-            Means::OtherPlace => self.astray.store(true, Ordering::Release),
+            Means::OtherPlace => self.outdated.store(true, Ordering::Release),
             // Rights are tried again before the next command.
             Means::Forbidden => (self.changed)(),
             _ => {}
@@ -374,18 +371,18 @@ fn fail_fast(failed: Option<Instant>) -> Result<(), Error> {
 }
 
 impl Node {
-    fn open_lanes(&self) -> Connections {
-        let there = self.lanes.iter().filter(|lane| lane.link().is_some()).count();
-        Connections { there, most: self.lanes.len() }
+    fn open_connections(&self) -> Connections {
+        let there = self.shared.iter().filter(|lane| lane.link().is_some()).count();
+        Connections { open: there, max: self.shared.len() }
     }
 }
 
 fn status(pool: &deadpool_redis::Pool) -> Connections {
     let status = pool.status();
-    Connections { there: status.size, most: status.max_size }
+    Connections { open: status.size, max: status.max_size }
 }
 
-impl Lane {
+impl SharedConnection {
     fn link(&self) -> Option<(u64, MultiplexedConnection)> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         current.1.clone().map(|link| (current.0, link))

@@ -11,10 +11,10 @@ use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
 
 use super::{
     LAYOUT, Store,
-    connection::{Means, Ticket},
+    connection::{ConnectionHandle, Means},
     keys::Keys,
     permissions,
-    progress::{Looked, State, Watermark},
+    progress::{Checked, State, Watermark},
     script::{self, Invocation},
     settings::{self, Server},
 };
@@ -24,18 +24,18 @@ use crate::{
 };
 
 /// How long a look that failed, or found the partition closed, stands for those that come after it.
-const LOOK_SHARED: Duration = Duration::from_millis(200);
+const CHECK_SHARED_FOR: Duration = Duration::from_millis(200);
 
 /// What Postgres knows of a partition: how far it is itself, and how far any process was told that Redis had decided.
 #[derive(Clone, Copy, Debug)]
-pub struct Testimony {
+pub struct ReportedProgress {
     pub partition: Partition,
     pub projected: Projection,
-    pub told: Position,
+    pub acknowledged: Position,
 }
 
 /// Asks whoever else knows how far the partitions had decided: Postgres. Nothing where it can't be asked.
-pub type Witness = Box<dyn Fn() -> BoxFuture<'static, Vec<Testimony>> + Send + Sync>;
+pub type ProgressSource = Box<dyn Fn() -> BoxFuture<'static, Vec<ReportedProgress>> + Send + Sync>;
 
 /// What an opened store must stay.
 pub(super) struct Guard {
@@ -43,15 +43,15 @@ pub(super) struct Guard {
     store: String,
     /// Whether Redis may be set up in a way that loses what was acknowledged.
     allow_unsafe: bool,
-    witness: Witness,
+    progress_source: ProgressSource,
 }
 
 /// Servers, by run id, whose settings were looked at since the last new connection, and how many of them may lose what was
 /// acknowledged.
 #[derive(Default)]
-pub(super) struct Known(Mutex<HashMap<String, usize>>);
+pub(super) struct KnownServers(Mutex<HashMap<String, usize>>);
 
-impl Known {
+impl KnownServers {
     fn has(&self, run_id: &str) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(run_id)
     }
@@ -77,10 +77,12 @@ impl Store {
     pub async fn check_settings(&self, allow_unsafe: bool) -> anyhow::Result<()> {
         let mut seen = HashSet::new();
         for here in self.all() {
-            let (ticket, mut link) = self.lanes().get(here).await?;
-            let looked = look_at_settings(&mut link).await;
-            let (server, role, problems) = self.lanes().settle(&ticket, looked)?;
-            if let Some(missing) = self.lanes().settle(&ticket, missing_rights(&mut link, here).await)? {
+            let (handle, mut link) = self.shared_connections().get(here).await?;
+            let checked = check_server_settings(&mut link).await;
+            let (server, role, problems) = self.shared_connections().settle(&handle, checked)?;
+            if let Some(missing) =
+                self.shared_connections().settle(&handle, missing_permissions(&mut link, here).await)?
+            {
                 anyhow::bail!(missing);
             }
             if !seen.insert(server.run_id.clone()) {
@@ -104,8 +106,8 @@ impl Store {
     }
 
     /// From here on no partition is used that was not looked at. Once for a store.
-    pub fn guard(&self, store: &str, allow_unsafe: bool, witness: Witness) {
-        let guard = Guard { store: store.to_owned(), allow_unsafe, witness };
+    pub fn guard(&self, store: &str, allow_unsafe: bool, witness: ProgressSource) {
+        let guard = Guard { store: store.to_owned(), allow_unsafe, progress_source: witness };
         let _ = self.shared.guard.set(guard);
     }
 
@@ -116,8 +118,8 @@ impl Store {
 
     /// Asks the Sentinels for the master and leaves the one in use if it is another; without Sentinels, never ends.
     pub async fn follow_sentinels(&self) {
-        match self.lanes().has_sentinels() {
-            true => self.lanes().follow_sentinels().await,
+        match self.shared_connections().has_sentinels() {
+            true => self.shared_connections().follow_sentinels().await,
             false => std::future::pending().await,
         }
     }
@@ -126,18 +128,18 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`] with the reason why it may not be used.
-    pub async fn look(&self, here: Partition) -> Result<(), Error> {
+    pub async fn check(&self, here: Partition) -> Result<(), Error> {
         let Some(guard) = self.shared.guard.get() else { return Ok(()) };
-        let (ticket, mut link) = self.lanes().get(here).await?;
-        let mut looked = self.watermark(here).looking.lock().await;
-        self.examine(guard, here, (&ticket, &mut link), &mut looked).await
+        let (handle, mut link) = self.shared_connections().get(here).await?;
+        let mut checked = self.watermark(here).checking.lock().await;
+        self.examine(guard, here, (&handle, &mut link), &mut checked).await
     }
 
     /// Lets a command through to a partition that may be used.
     pub(super) async fn admit(
         &self,
         here: Partition,
-        ticket: &Ticket,
+        handle: &ConnectionHandle,
         link: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
         let Some(guard) = self.shared.guard.get() else { return Ok(()) };
@@ -146,13 +148,13 @@ impl Store {
             return Ok(());
         }
         Box::pin(async {
-            let mut looked = watermark.looking.lock().await;
-            let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < LOOK_SHARED);
+            let mut checked = watermark.checking.lock().await;
+            let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < CHECK_SHARED_FOR);
             match watermark.state() {
                 State::Open => Ok(()),
-                State::Closed(reason) if lately(looked.found_closed) => Err(Error::unavailable(reason)),
-                State::Unseen if lately(looked.failed) => Err(Error::unavailable("Redis can't answer")),
-                _ => self.examine(guard, here, (ticket, link), &mut looked).await,
+                State::Closed(reason) if lately(checked.found_closed) => Err(Error::unavailable(reason)),
+                State::Unchecked if lately(checked.failed) => Err(Error::unavailable("Redis can't answer")),
+                _ => self.examine(guard, here, (handle, link), &mut checked).await,
             }
         })
         .await
@@ -162,18 +164,18 @@ impl Store {
         &self,
         guard: &Guard,
         here: Partition,
-        (ticket, link): (&Ticket, &mut MultiplexedConnection),
-        looked: &mut Looked,
+        (handle, link): (&ConnectionHandle, &mut MultiplexedConnection),
+        checked: &mut Checked,
     ) -> Result<(), Error> {
         let due = !self.watermark(here).is_open()
-            || looked.rights_tried.is_none_or(|tried| tried.elapsed() >= permissions::TRIED_EVERY);
+            || checked.permissions_checked.is_none_or(|tried| tried.elapsed() >= permissions::CHECK_INTERVAL);
         let found = match due {
-            true => missing_rights(link, here).await,
+            true => missing_permissions(link, here).await,
             false => Ok(None),
         };
-        looked.rights_tried = if due { found.is_ok().then(Instant::now) } else { looked.rights_tried };
+        checked.permissions_checked = if due { found.is_ok().then(Instant::now) } else { checked.permissions_checked };
         let found = match found {
-            Ok(None) => self.find(guard, here, (ticket, link)).await,
+            Ok(None) => self.find(guard, here, (handle, link)).await,
             Ok(Some(missing)) => Ok(State::Closed(missing)),
             Err(error) => Err(error),
         };
@@ -183,9 +185,9 @@ impl Store {
             Ok(_) => "open",
         };
         metrics::STORE_LOOKS.with_label_values(&[result]).inc();
-        looked.failed = found.is_err().then(Instant::now);
-        let state = self.lanes().settle(ticket, found)?;
-        looked.found_closed = matches!(state, State::Closed(_)).then(Instant::now);
+        checked.failed = found.is_err().then(Instant::now);
+        let state = self.shared_connections().settle(handle, found)?;
+        checked.found_closed = matches!(state, State::Closed(_)).then(Instant::now);
         let before = self.watermark(here).set(state.clone());
         match state {
             State::Closed(reason) => {
@@ -208,16 +210,16 @@ impl Store {
         &self,
         guard: &Guard,
         here: Partition,
-        (ticket, link): (&Ticket, &mut MultiplexedConnection),
+        (handle, link): (&ConnectionHandle, &mut MultiplexedConnection),
     ) -> Result<State, RedisError> {
         let watermark = self.watermark(here);
         // Before the books are read: they must know it all.
-        let mut told = watermark.told();
+        let mut acknowledged = watermark.acknowledged();
         let mut read = redis::pipe();
         read.cmd("INFO").arg("server");
         read.cmd("INFO").arg("replication");
         read.cmd("TIME");
-        read.add_command(books(here));
+        read.add_command(read_meta(here));
         // Changes nothing, and is refused where every write is.
         read.cmd("ZADD").arg(Keys(here).never()).arg("XX").arg(0).arg("never");
         type Reply<T> = RedisResult<T>;
@@ -228,7 +230,7 @@ impl Store {
         let server = Server::read(&info?);
         if let Some(why) = server.unusable(&settings::role(&replication?)) {
             // New connections may lead to another one.
-            self.lanes().leave(&ticket.node);
+            self.shared_connections().mark_stale(&handle.node);
             return Ok(State::Closed(why));
         }
         let (seconds, microseconds) = time?;
@@ -236,7 +238,7 @@ impl Store {
         if here == Partition(0) {
             self.clock().correct(watermark.clock_offset_ms());
         }
-        let mut found: Books = redis::from_redis_value(found?)?;
+        let mut found: Meta = redis::from_redis_value(found?)?;
         let refused = write.err().map(|error| match Means::of(&error) {
             Means::NotNow | Means::PerhapsOtherServer => Ok(format!("Redis refuses every write: {error}")),
             _ => Err(error),
@@ -248,19 +250,19 @@ impl Store {
             tracing::error!(partition = here.0, why, "Redis refuses every write");
         }
         watermark.set_no_writes(refused);
-        if !self.shared.known.has(&server.run_id) {
+        if !self.shared.known_servers.has(&server.run_id) {
             // Another server, another start of it, or the same one after a connection was lost.
             let problems = settings::problems(link).await?;
             if !problems.is_empty() && !guard.allow_unsafe {
                 return Ok(State::Closed(format!("Redis may lose what is acknowledged: {}", problems.join("; "))));
             }
-            for known in (guard.witness)().await {
-                self.watermark(known.partition).projected(known.projected);
-                self.watermark(known.partition).raise(known.told);
+            for known in (guard.progress_source)().await {
+                self.watermark(known.partition).observe_projection(known.projected);
+                self.watermark(known.partition).advance(known.acknowledged);
             }
-            told = watermark.told();
-            found = books(here).query_async(link).await?;
-            self.shared.known.add(server.run_id, problems.len());
+            acknowledged = watermark.acknowledged();
+            found = read_meta(here).query_async(link).await?;
+            self.shared.known_servers.add(server.run_id, problems.len());
         }
         let (store, epoch, seq, frozen, layout) = found;
         let (Some(store), Some(epoch), Some(seq)) = (store, epoch, seq) else {
@@ -273,7 +275,7 @@ impl Store {
             return Ok(State::Closed(reason));
         }
         if !watermark.is_open()
-            && let Some(strangers) = permissions::strangers(link, here).await?
+            && let Some(strangers) = permissions::foreign_keys(link, here).await?
         {
             return Ok(State::Closed(strangers));
         }
@@ -281,11 +283,11 @@ impl Store {
             return Ok(State::Closed("Redis is as another version of this program keeps it".to_owned()));
         }
         let position = Position { epoch, seq };
-        if position < told {
-            let reason = self.freeze_over(here, link, &behind(here, position, told)).await?;
+        if position < acknowledged {
+            let reason = self.freeze_over(here, link, &behind(here, position, acknowledged)).await?;
             return Ok(State::Closed(reason));
         }
-        watermark.raise(position);
+        watermark.advance(position);
         Ok(State::Open)
     }
 
@@ -295,9 +297,9 @@ impl Store {
         here: Partition,
         link: &mut MultiplexedConnection,
         found: Position,
-        told: Position,
+        acknowledged: Position,
     ) -> Error {
-        let reason = behind(here, found, told);
+        let reason = behind(here, found, acknowledged);
         tracing::error!(partition = here.0, reason, "a partition is closed");
         self.watermark(here).set(State::Closed(reason.clone()));
         if let Err(error) = self.freeze_over(here, link, &reason).await {
@@ -313,9 +315,9 @@ impl Store {
     pub async fn freeze(&self, here: Partition, reason: &str) -> Result<(), Error> {
         tracing::error!(partition = here.0, reason, "a partition is frozen");
         self.watermark(here).set(State::Closed(reason.to_owned()));
-        let (ticket, mut link) = self.lanes().get(here).await?;
+        let (handle, mut link) = self.shared_connections().get(here).await?;
         let frozen = self.freeze_over(here, &mut link, reason).await;
-        self.lanes().settle(&ticket, frozen).map(drop)
+        self.shared_connections().settle(&handle, frozen).map(drop)
     }
 
     async fn freeze_over(
@@ -335,36 +337,36 @@ impl Store {
     }
 
     /// Every partition is to be looked at before it is used again, as after a new connection: rights, types and settings too.
-    pub fn doubt_rights(&self) {
-        self.doubt();
+    pub fn recheck_permissions(&self) {
+        self.invalidate();
     }
 
     /// Every partition is to be looked at before it is used again.
-    pub(super) fn doubt(&self) {
+    pub(super) fn invalidate(&self) {
         metrics::STORE_DOUBTS.inc();
-        self.shared.known.forget();
-        self.shared.watermarks.iter().for_each(Watermark::doubt);
+        self.shared.known_servers.forget();
+        self.shared.watermarks.iter().for_each(Watermark::invalidate);
     }
 
     /// What this process was told of each partition that may be used.
-    pub fn told(&self) -> Vec<(Partition, Position)> {
+    pub fn acknowledged(&self) -> Vec<(Partition, Position)> {
         let open = self.all().filter(|here| self.watermark(*here).is_open());
-        open.map(|here| (here, self.watermark(here).told())).collect()
+        open.map(|here| (here, self.watermark(here).acknowledged())).collect()
     }
 
     /// Takes note of how far Postgres is.
-    pub fn projected(&self, here: Partition, read: Projection) {
-        self.watermark(here).projected(read);
+    pub fn observe_projection(&self, here: Partition, read: Projection) {
+        self.watermark(here).observe_projection(read);
     }
 
     /// How far Postgres is, as far as this process knows.
     pub fn projected_position(&self, here: Partition) -> Position {
-        self.watermark(here).projected_so_far()
+        self.watermark(here).projected_position()
     }
 
     /// Takes note of how far this process carried decisions to Postgres, and of the last one that Postgres refused then (0: none).
-    pub fn carried(&self, here: Partition, position: Position, last_letter: i64) {
-        self.watermark(here).carried(position, last_letter);
+    pub fn record_projected(&self, here: Partition, position: Position, last_letter: i64) {
+        self.watermark(here).record_projected(position, last_letter);
     }
 
     /// Waits until all of these were carried to Postgres, as somebody in this process notes. Returns those that may be dead
@@ -378,7 +380,8 @@ impl Store {
             let mut projection = self.watermark(*here).projection();
             let passed = projection.wait_for(|projected| projected.position >= *position).await;
             // The sender lives as long as the store.
-            let Projection { position: at, last_letter } = *passed.map_err(|error| Error::Internal(error.into()))?;
+            let Projection { position: at, last_dead_letter: last_letter } =
+                *passed.map_err(|error| Error::Internal(error.into()))?;
             if at.epoch > position.epoch {
                 return Err(Error::unavailable("Redis was rebuilt meanwhile, with the decision or without it"));
             }
@@ -390,13 +393,13 @@ impl Store {
     }
 
     /// Whether Postgres has dead letters, as far as this process knows.
-    pub fn has_letters(&self) -> bool {
-        self.all().any(|here| self.watermark(here).projection().borrow().last_letter > 0)
+    pub fn has_dead_letters(&self) -> bool {
+        self.all().any(|here| self.watermark(here).projection().borrow().last_dead_letter > 0)
     }
 
     /// Settings of the servers looked at by which what was acknowledged may be lost.
     pub fn unsafe_settings(&self) -> usize {
-        self.shared.known.problems()
+        self.shared.known_servers.problems()
     }
 
     /// Decisions that Postgres does not have yet, as far as this process knows.
@@ -405,23 +408,23 @@ impl Store {
     }
 }
 
-type Books = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<i64>);
+type Meta = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<i64>);
 
-fn books(here: Partition) -> redis::Cmd {
+fn read_meta(here: Partition) -> redis::Cmd {
     let mut read = redis::cmd("HMGET");
     read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "layout"]);
     read
 }
 
-fn behind(here: Partition, found: Position, told: Position) -> String {
+fn behind(here: Partition, found: Position, acknowledged: Position) -> String {
     format!(
         "partition {} of Redis is at ({}, {}), behind ({}, {}) that was told before: decisions that were acknowledged are lost",
-        here.0, found.epoch, found.seq, told.epoch, told.seq
+        here.0, found.epoch, found.seq, acknowledged.epoch, acknowledged.seq
     )
 }
 
 /// The server, its role, and what is wrong with its settings.
-async fn look_at_settings(link: &mut MultiplexedConnection) -> Result<(Server, String, Vec<String>), RedisError> {
+async fn check_server_settings(link: &mut MultiplexedConnection) -> Result<(Server, String, Vec<String>), RedisError> {
     let mut read = redis::pipe();
     read.cmd("INFO").arg("server");
     read.cmd("INFO").arg("replication");
@@ -431,7 +434,7 @@ async fn look_at_settings(link: &mut MultiplexedConnection) -> Result<(Server, S
 }
 
 /// The sentence about the rights that the user lacks on a partition; `None` where it lacks none.
-async fn missing_rights(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
+async fn missing_permissions(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
     match permissions::missing(link, here).await {
         Ok(missing) => Ok(missing.map(|missing| permissions::reason(&missing))),
         // What it is tried with is itself not allowed: the error says so.

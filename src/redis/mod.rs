@@ -33,7 +33,7 @@ pub mod script;
 mod settings;
 mod topology;
 
-pub use availability::is_away;
+pub use availability::is_unavailable;
 
 use std::sync::{Arc, OnceLock};
 
@@ -43,8 +43,8 @@ use redis::{FromRedisValue, RedisResult, aio::MultiplexedConnection};
 use self::{
     batchable::Merger,
     batcher::Gather,
-    connection::{Lanes, Ticket},
-    fencing::{Guard, Known},
+    connection::{ConnectionHandle, SharedConnections},
+    fencing::{Guard, KnownServers},
     keys::Keys,
     progress::Watermark,
 };
@@ -70,12 +70,12 @@ pub struct Store {
 }
 
 struct Shared {
-    lanes: Lanes,
+    connections: SharedConnections,
     /// By partition, as many as there can be.
     watermarks: Arc<[Watermark]>,
     /// Set when the store is opened: from then on no partition is used that was not looked at.
     guard: OnceLock<Guard>,
-    known: Arc<Known>,
+    known_servers: Arc<KnownServers>,
     /// This process's clock.
     clock: OnceLock<Clock>,
     /// What waits to be decided, and what waits to be read.
@@ -91,20 +91,20 @@ impl Store {
     /// A URL that is none; Redis that can't be reached.
     pub async fn connect(config: &RedisConfig) -> anyhow::Result<Self> {
         let watermarks: Arc<[Watermark]> = (0..MAX_PARTITIONS).map(|_| Watermark::default()).collect();
-        let known = Arc::<Known>::default();
+        let known = Arc::<KnownServers>::default();
         let (doubted, forgotten) = (watermarks.clone(), known.clone());
-        let lanes = Lanes::connect(config, move || {
+        let lanes = SharedConnections::connect(config, move || {
             metrics::STORE_DOUBTS.inc();
             forgotten.forget();
-            doubted.iter().for_each(Watermark::doubt);
+            doubted.iter().for_each(Watermark::invalidate);
         })
         .await;
         let lanes = lanes.context("can't reach Redis at REDIS_URL")?;
         let shared = Shared {
-            lanes,
+            connections: lanes,
             watermarks,
             guard: OnceLock::new(),
-            known,
+            known_servers: known,
             clock: OnceLock::new(),
             merger: Merger::default(),
             commands: Gather::default(),
@@ -114,7 +114,7 @@ impl Store {
     }
 
     /// Corrects this clock to the store's from here on. Once for a store; without it there is the system's.
-    pub fn keep_time(&self, clock: &Clock) {
+    pub fn set_clock(&self, clock: &Clock) {
         let _ = self.shared.clock.set(clock.clone());
     }
 
@@ -163,14 +163,14 @@ impl Store {
     }
 
     /// The partition that an id is at home in.
-    pub fn home(&self, id: i64) -> Partition {
+    pub fn owner(&self, id: i64) -> Partition {
         Partition((id % i64::from(self.partitions)) as u16)
     }
 
     /// The partition of an idempotency key itself, by its digest: a user's key is at home where the user is.
-    pub fn home_of_key(&self, digest: &str) -> Partition {
+    pub fn owner_of_key(&self, digest: &str) -> Partition {
         if let Some(user) = digest.split_once('-').and_then(|(user, _)| user.parse().ok()) {
-            return self.home(user);
+            return self.owner(user);
         }
         let spread = digest.bytes().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
         Partition((spread % u64::from(self.partitions)) as u16)
@@ -197,7 +197,7 @@ impl Store {
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(partition).meta()).arg(&["store", "partitions", "epoch"]);
         let (store, partitions, epoch): (Option<String>, Option<u16>, Option<i64>) =
-            self.query_unseen(partition, &read).await?;
+            self.query_unchecked(partition, &read).await?;
         match (store, partitions, epoch) {
             (None, None, None) => Ok(None),
             (Some(store), Some(partitions), Some(epoch)) => Ok(Some(Identity { store, partitions, epoch })),
@@ -224,7 +224,7 @@ impl Store {
             ] {
                 open.cmd("HSETNX").arg(&meta).arg(field).arg(value).ignore();
             }
-            self.pipe_unseen::<()>(partition, &open).await?;
+            self.pipe_unchecked::<()>(partition, &open).await?;
         }
         Ok(())
     }
@@ -236,21 +236,21 @@ impl Store {
     pub async fn position(&self, partition: Partition) -> Result<Position, Error> {
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(partition).meta()).arg(&["epoch", "seq"]);
-        match self.query_unseen(partition, &read).await? {
+        match self.query_unchecked(partition, &read).await? {
             (Some(epoch), Some(seq)) => Ok(Position { epoch, seq }),
-            _ => Err(closed_books()),
+            _ => Err(partition_closed()),
         }
     }
 
-    fn lanes(&self) -> &Lanes {
-        &self.shared.lanes
+    fn shared_connections(&self) -> &SharedConnections {
+        &self.shared.connections
     }
 
     /// A connection that leads to `partition`, which may be used.
-    async fn lane(&self, partition: Partition) -> Result<(Ticket, MultiplexedConnection), Error> {
-        let (ticket, mut link) = self.lanes().get(partition).await?;
-        self.admit(partition, &ticket, &mut link).await?;
-        Ok((ticket, link))
+    async fn connection(&self, partition: Partition) -> Result<(ConnectionHandle, MultiplexedConnection), Error> {
+        let (handle, mut link) = self.shared_connections().get(partition).await?;
+        self.admit(partition, &handle, &mut link).await?;
+        Ok((handle, link))
     }
 
     /// Runs one command on the lanes, in one pipeline with those that others run at the same time.
@@ -263,7 +263,7 @@ impl Store {
             });
         }
         let value = batcher::answer(answered).await?;
-        T::from_redis_value(value).map_err(|error| self.lanes().translate(error.into()))
+        T::from_redis_value(value).map_err(|error| self.shared_connections().translate(error.into()))
     }
 
     async fn run(
@@ -271,7 +271,7 @@ impl Store {
         partition: Partition,
         commands: Vec<redis::Cmd>,
     ) -> Result<Vec<Result<redis::Value, Error>>, Error> {
-        let (ticket, mut link) = self.lane(partition).await?;
+        let (handle, mut link) = self.connection(partition).await?;
         metrics::REDIS_PIPELINE.observe(commands.len() as f64);
         let mut pipeline = redis::Pipeline::with_capacity(commands.len());
         for command in commands {
@@ -279,36 +279,36 @@ impl Store {
         }
         let results: RedisResult<Vec<RedisResult<redis::Value>>> =
             pipeline.ignore_errors().query_async(&mut link).await;
-        let results = self.lanes().settle(&ticket, results)?;
-        Ok(results.into_iter().map(|result| self.lanes().settle(&ticket, result)).collect())
+        let results = self.shared_connections().settle(&handle, results)?;
+        Ok(results.into_iter().map(|result| self.shared_connections().settle(&handle, result)).collect())
     }
 
     /// Runs a pipeline of one partition's commands in one round trip.
     async fn pipe<T: FromRedisValue>(&self, partition: Partition, pipeline: &redis::Pipeline) -> Result<T, Error> {
-        let (ticket, mut link) = self.lane(partition).await?;
+        let (handle, mut link) = self.connection(partition).await?;
         let result = pipeline.query_async(&mut link).await;
-        self.lanes().settle(&ticket, result)
+        self.shared_connections().settle(&handle, result)
     }
 
     /// The same two whether or not the partition may be used: for what finds that out, and for what is sound all the same.
-    async fn query_unseen<T: FromRedisValue>(&self, partition: Partition, command: &redis::Cmd) -> Result<T, Error> {
-        let (ticket, mut link) = self.lanes().get(partition).await?;
+    async fn query_unchecked<T: FromRedisValue>(&self, partition: Partition, command: &redis::Cmd) -> Result<T, Error> {
+        let (handle, mut link) = self.shared_connections().get(partition).await?;
         let result = command.query_async(&mut link).await;
-        self.lanes().settle(&ticket, result)
+        self.shared_connections().settle(&handle, result)
     }
 
-    async fn pipe_unseen<T: FromRedisValue>(
+    async fn pipe_unchecked<T: FromRedisValue>(
         &self,
         partition: Partition,
         pipeline: &redis::Pipeline,
     ) -> Result<T, Error> {
-        let (ticket, mut link) = self.lanes().get(partition).await?;
+        let (handle, mut link) = self.shared_connections().get(partition).await?;
         let result = pipeline.query_async(&mut link).await;
-        self.lanes().settle(&ticket, result)
+        self.shared_connections().settle(&handle, result)
     }
 }
 
 /// What a partition without open books answers: Redis was lost, or is another store's, or the partition is frozen.
-fn closed_books() -> Error {
+fn partition_closed() -> Error {
     Error::unavailable("the partition's books are not open in Redis")
 }

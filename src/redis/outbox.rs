@@ -77,7 +77,7 @@ impl Store {
     pub async fn outbox_until(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
         let mut read = redis::cmd("XRANGE");
         read.arg(Keys(here).outbox()).arg("-").arg(last.to_string()).arg("COUNT").arg(count);
-        self.query_unseen(here, &read).await
+        self.query_unchecked(here, &read).await
     }
 
     /// Up to `count` entries after `last`, oldest first; waits up to `wait` for the first, on a connection of its own.
@@ -88,7 +88,7 @@ impl Store {
         count: usize,
         wait: Duration,
     ) -> Result<Vec<Entry>, Error> {
-        let mut link = self.lanes().blocking(here).await?;
+        let mut link = self.shared_connections().blocking(here).await?;
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(count);
         // BLOCK 0 would wait for ever.
@@ -109,7 +109,7 @@ impl Store {
                 // The connection may still be blocked, or broken: the pool must not give it to anybody else.
                 drop(deadpool_redis::Connection::take(link));
                 return Err(match failed {
-                    Ok(Err(error)) => self.lanes().translate(error),
+                    Ok(Err(error)) => self.shared_connections().translate(error),
                     _ => Error::unavailable("Redis does not answer a blocking read"),
                 });
             }
@@ -121,14 +121,14 @@ impl Store {
     pub async fn outbox_page(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
         let mut read = redis::cmd("XRANGE");
         read.arg(Keys(here).outbox()).arg(format!("({last}")).arg("+").arg("COUNT").arg(count);
-        self.query_unseen(here, &read).await
+        self.query_unchecked(here, &read).await
     }
 
     /// Forgets every entry up to and including `last`. Only ever called with a position that Postgres has committed.
     pub async fn outbox_trim(&self, here: Partition, last: StreamId) -> Result<(), Error> {
         let mut trim = redis::cmd("XTRIM");
         trim.arg(Keys(here).outbox()).arg("MINID").arg("=").arg(last.next().to_string());
-        self.query_unseen::<i64>(here, &trim).await.map(drop)
+        self.query_unchecked::<i64>(here, &trim).await.map(drop)
     }
 
     /// When the oldest entry after `last` was written, by Redis's clock; `None` where there is none.

@@ -10,14 +10,14 @@ use super::{connection::Means, keys::Keys};
 use crate::model::Partition;
 
 /// How often rights are tried again of a partition that is in use.
-pub(super) const TRIED_EVERY: Duration = Duration::from_secs(2);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The pattern that every key of ours has, as an access control list writes it.
 pub const KEY_PATTERN: &str = "~{p*}:*";
 
 /// A command that the service or one of its scripts sends.
 #[derive(Clone, Copy, Debug)]
-pub struct Right {
+pub struct Permission {
     /// As an access control list writes it.
     pub name: &'static str,
     /// A call of it, to be tried and never carried out; `KEY` is a key of the partition. Empty: it is used while a connection is
@@ -25,68 +25,68 @@ pub struct Right {
     sample: &'static str,
 }
 
-const fn right(name: &'static str, sample: &'static str) -> Right {
-    Right { name, sample }
+const fn permission(name: &'static str, sample: &'static str) -> Permission {
+    Permission { name, sample }
 }
 
 /// Every command that the user at Redis has to be allowed. `docs/running.md` has the same list.
-pub const RIGHTS: &[Right] = &[
+pub const PERMISSIONS: &[Permission] = &[
     // The connection, and where it leads.
-    right("auth", ""),
-    right("hello", ""),
-    right("select", ""),
-    right("ping", ""),
-    right("unwatch", ""),
-    right("cluster|slots", ""),
-    right("cluster|keyslot", ""),
-    right("info", "INFO server"),
-    right("config|get", ""),
+    permission("auth", ""),
+    permission("hello", ""),
+    permission("select", ""),
+    permission("ping", ""),
+    permission("unwatch", ""),
+    permission("cluster|slots", ""),
+    permission("cluster|keyslot", ""),
+    permission("info", "INFO server"),
+    permission("config|get", ""),
     // Scripts and transactions.
-    right("eval", "EVAL script 1 KEY"),
-    right("evalsha", "EVALSHA hash 1 KEY"),
-    right("script|load", "SCRIPT LOAD script"),
-    right("multi", "MULTI"),
-    right("exec", "EXEC"),
+    permission("eval", "EVAL script 1 KEY"),
+    permission("evalsha", "EVALSHA hash 1 KEY"),
+    permission("script|load", "SCRIPT LOAD script"),
+    permission("multi", "MULTI"),
+    permission("exec", "EXEC"),
     // Keys.
-    right("del", "DEL KEY"),
-    right("exists", "EXISTS KEY"),
-    right("expire", "EXPIRE KEY 1"),
-    right("persist", "PERSIST KEY"),
-    right("pexpire", "PEXPIRE KEY 1"),
-    right("pttl", "PTTL KEY"),
-    right("scan", "SCAN 0"),
-    right("type", "TYPE KEY"),
-    right("unlink", "UNLINK KEY"),
-    right("hdel", "HDEL KEY field"),
-    right("hexists", "HEXISTS KEY field"),
-    right("hget", "HGET KEY field"),
-    right("hgetall", "HGETALL KEY"),
-    right("hincrby", "HINCRBY KEY field 1"),
-    right("hmget", "HMGET KEY field"),
-    right("hscan", "HSCAN KEY 0"),
-    right("hset", "HSET KEY field value"),
-    right("hsetnx", "HSETNX KEY field value"),
-    right("lrange", "LRANGE KEY 0 -1"),
-    right("rpush", "RPUSH KEY value"),
-    right("sadd", "SADD KEY member"),
-    right("scard", "SCARD KEY"),
-    right("smismember", "SMISMEMBER KEY member"),
-    right("sscan", "SSCAN KEY 0"),
-    right("zadd", "ZADD KEY 1 member"),
-    right("zcard", "ZCARD KEY"),
-    right("zcount", "ZCOUNT KEY -inf +inf"),
-    right("zincrby", "ZINCRBY KEY 1 member"),
-    right("zrange", "ZRANGE KEY 0 -1"),
-    right("zrem", "ZREM KEY member"),
-    right("zremrangebyscore", "ZREMRANGEBYSCORE KEY -inf +inf"),
-    right("zscore", "ZSCORE KEY member"),
-    right("zunion", "ZUNION 1 KEY"),
-    right("time", "TIME"),
-    right("xadd", "XADD KEY * field value"),
-    right("xlen", "XLEN KEY"),
-    right("xrange", "XRANGE KEY - +"),
-    right("xread", "XREAD STREAMS KEY 0"),
-    right("xtrim", "XTRIM KEY MINID 0"),
+    permission("del", "DEL KEY"),
+    permission("exists", "EXISTS KEY"),
+    permission("expire", "EXPIRE KEY 1"),
+    permission("persist", "PERSIST KEY"),
+    permission("pexpire", "PEXPIRE KEY 1"),
+    permission("pttl", "PTTL KEY"),
+    permission("scan", "SCAN 0"),
+    permission("type", "TYPE KEY"),
+    permission("unlink", "UNLINK KEY"),
+    permission("hdel", "HDEL KEY field"),
+    permission("hexists", "HEXISTS KEY field"),
+    permission("hget", "HGET KEY field"),
+    permission("hgetall", "HGETALL KEY"),
+    permission("hincrby", "HINCRBY KEY field 1"),
+    permission("hmget", "HMGET KEY field"),
+    permission("hscan", "HSCAN KEY 0"),
+    permission("hset", "HSET KEY field value"),
+    permission("hsetnx", "HSETNX KEY field value"),
+    permission("lrange", "LRANGE KEY 0 -1"),
+    permission("rpush", "RPUSH KEY value"),
+    permission("sadd", "SADD KEY member"),
+    permission("scard", "SCARD KEY"),
+    permission("smismember", "SMISMEMBER KEY member"),
+    permission("sscan", "SSCAN KEY 0"),
+    permission("zadd", "ZADD KEY 1 member"),
+    permission("zcard", "ZCARD KEY"),
+    permission("zcount", "ZCOUNT KEY -inf +inf"),
+    permission("zincrby", "ZINCRBY KEY 1 member"),
+    permission("zrange", "ZRANGE KEY 0 -1"),
+    permission("zrem", "ZREM KEY member"),
+    permission("zremrangebyscore", "ZREMRANGEBYSCORE KEY -inf +inf"),
+    permission("zscore", "ZSCORE KEY member"),
+    permission("zunion", "ZUNION 1 KEY"),
+    permission("time", "TIME"),
+    permission("xadd", "XADD KEY * field value"),
+    permission("xlen", "XLEN KEY"),
+    permission("xrange", "XRANGE KEY - +"),
+    permission("xread", "XREAD STREAMS KEY 0"),
+    permission("xtrim", "XTRIM KEY MINID 0"),
 ];
 
 /// Says which of its arguments, commands in words, the user that calls it may not run. Runs none of them.
@@ -111,7 +111,7 @@ return missing
 /// Redis does not answer, or can't say (also where `EVAL` is what is missing: the error names it).
 pub(super) async fn missing(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
     let (meta, keys) = (Keys(here).meta(), Keys(here).samples());
-    let tried: Vec<&Right> = RIGHTS.iter().filter(|right| !right.sample.is_empty()).collect();
+    let tried: Vec<&Permission> = PERMISSIONS.iter().filter(|right| !right.sample.is_empty()).collect();
     let mut ask = redis::cmd("EVAL");
     ask.arg(TRY).arg(0);
     for right in &tried {
@@ -127,7 +127,7 @@ pub(super) async fn missing(link: &mut MultiplexedConnection, here: Partition) -
     let places: Vec<usize> = ask.query_async(link).await?;
     let refused: HashSet<usize> = places.into_iter().filter_map(|place| place.checked_sub(1)).collect();
     let commands = tried.iter().enumerate().filter(|(at, _)| refused.contains(at));
-    let commands: Vec<&Right> = commands.map(|(_, right)| *right).collect();
+    let commands: Vec<&Permission> = commands.map(|(_, right)| *right).collect();
     let of_key = |n: usize| tried.len() + n * on_keys.len()..tried.len() + (n + 1) * on_keys.len();
     let keys: Vec<&String> = keys
         .iter()
@@ -135,7 +135,7 @@ pub(super) async fn missing(link: &mut MultiplexedConnection, here: Partition) -
         .filter(|(n, _)| of_key(*n).all(|at| refused.contains(&at)))
         .map(|(_, key)| key)
         .collect();
-    let with_key = |of: &[&Right]| of.iter().filter(|right| right.sample.contains("KEY")).count();
+    let with_key = |of: &[&Permission]| of.iter().filter(|right| right.sample.contains("KEY")).count();
     // Where no command gets at a key, it is not the commands that are missing.
     let names = match with_key(&commands) == with_key(&tried) {
         true => Vec::new(),
@@ -164,7 +164,10 @@ pub(super) fn explain(error: RedisError) -> anyhow::Error {
 ///
 /// # Errors
 /// Redis does not answer.
-pub(super) async fn strangers(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
+pub(super) async fn foreign_keys(
+    link: &mut MultiplexedConnection,
+    here: Partition,
+) -> Result<Option<String>, RedisError> {
     let fixed = Keys(here).fixed();
     let mut ask = redis::pipe();
     for (key, _) in &fixed {

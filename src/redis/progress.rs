@@ -29,8 +29,8 @@ tokio::task_local! {
 
 /// Runs `work`, and returns beside what it came to everything that scripts told it they had decided, repeats included.
 pub async fn telling<T>(work: impl Future<Output = T>) -> (T, Vec<(Partition, Position)>) {
-    let told = RefCell::new(Vec::new());
-    TOLD.scope(told, async {
+    let acknowledged = RefCell::new(Vec::new());
+    TOLD.scope(acknowledged, async {
         let done = work.await;
         (done, TOLD.with(RefCell::take))
     })
@@ -39,7 +39,7 @@ pub async fn telling<T>(work: impl Future<Output = T>) -> (T, Vec<(Partition, Po
 
 /// What was told to the request that runs in this task, up to now.
 pub fn told_so_far() -> Vec<(Partition, Position)> {
-    TOLD.try_with(|told| told.borrow().clone()).unwrap_or_default()
+    TOLD.try_with(|acknowledged| acknowledged.borrow().clone()).unwrap_or_default()
 }
 
 /// Whether a partition may be used.
@@ -47,13 +47,13 @@ pub fn told_so_far() -> Vec<(Partition, Position)> {
 pub(super) enum State {
     Open,
     /// To be looked at first.
-    Unseen,
+    Unchecked,
     /// Closed, for this reason.
     Closed(String),
 }
 
 const OPEN: u8 = 0;
-const UNSEEN: u8 = 1;
+const UNCHECKED: u8 = 1;
 const CLOSED: u8 = 2;
 
 pub(super) struct Watermark {
@@ -63,35 +63,35 @@ pub(super) struct Watermark {
     /// Why Redis refuses every write now, though the partition is open; as the last look found.
     no_writes: Mutex<Option<String>>,
     /// The highest decision that this process was told of.
-    told: Mutex<Position>,
+    acknowledged: Mutex<Position>,
     /// How far Postgres is, as far as this process knows.
     projected: watch::Sender<Projection>,
     /// How far its server's clock is ahead of this process's, ms.
     clock_offset_ms: AtomicI64,
     /// Held by the one that looks.
-    pub(super) looking: tokio::sync::Mutex<Looked>,
+    pub(super) checking: tokio::sync::Mutex<Checked>,
 }
 
 /// How the last look went, which those share that waited for it.
 #[derive(Default)]
-pub(super) struct Looked {
+pub(super) struct Checked {
     pub found_closed: Option<Instant>,
     /// Redis did not answer.
     pub failed: Option<Instant>,
     /// When the user's rights were tried last, and none was missing.
-    pub rights_tried: Option<Instant>,
+    pub permissions_checked: Option<Instant>,
 }
 
 impl Default for Watermark {
     fn default() -> Self {
         Watermark {
-            state: AtomicU8::new(UNSEEN),
+            state: AtomicU8::new(UNCHECKED),
             reason: Mutex::default(),
             no_writes: Mutex::default(),
-            told: Mutex::default(),
+            acknowledged: Mutex::default(),
             projected: watch::Sender::default(),
             clock_offset_ms: AtomicI64::default(),
-            looking: tokio::sync::Mutex::default(),
+            checking: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -104,7 +104,7 @@ impl Watermark {
     pub(super) fn state(&self) -> State {
         match self.state.load(Ordering::Acquire) {
             OPEN => State::Open,
-            UNSEEN => State::Unseen,
+            UNCHECKED => State::Unchecked,
             _ => State::Closed(self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()),
         }
     }
@@ -114,7 +114,7 @@ impl Watermark {
         let before = self.state();
         let number = match state {
             State::Open => OPEN,
-            State::Unseen => UNSEEN,
+            State::Unchecked => UNCHECKED,
             State::Closed(reason) => {
                 *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
                 CLOSED
@@ -133,26 +133,26 @@ impl Watermark {
     }
 
     /// What was believed has to be looked at again; what was closed stays so until then.
-    pub(super) fn doubt(&self) {
-        let _ = self.state.compare_exchange(OPEN, UNSEEN, Ordering::AcqRel, Ordering::Acquire);
+    pub(super) fn invalidate(&self) {
+        let _ = self.state.compare_exchange(OPEN, UNCHECKED, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    pub(super) fn told(&self) -> Position {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn acknowledged(&self) -> Position {
+        *self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn raise(&self, position: Position) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        *told = position.max(*told);
+    pub(super) fn advance(&self, position: Position) {
+        let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        *acknowledged = position.max(*acknowledged);
     }
 
     /// As Postgres said at one moment. What it has was decided.
-    pub(super) fn projected(&self, read: Projection) {
-        self.raise(read.position);
+    pub(super) fn observe_projection(&self, read: Projection) {
+        self.advance(read.position);
         self.projected.send_if_modified(|known| {
             if read.position < known.position {
                 // An older reading: its letters may have been applied since, or not.
-                known.last_letter = known.last_letter.max(read.last_letter);
+                known.last_dead_letter = known.last_dead_letter.max(read.last_dead_letter);
                 return false;
             }
             std::mem::replace(known, read).position < read.position
@@ -160,10 +160,10 @@ impl Watermark {
     }
 
     /// This process carried everything up to here, and filed a letter at the latest at `last_letter`, or none (0).
-    pub(super) fn carried(&self, position: Position, last_letter: i64) {
-        self.raise(position);
+    pub(super) fn record_projected(&self, position: Position, last_letter: i64) {
+        self.advance(position);
         self.projected.send_if_modified(|known| {
-            known.last_letter = known.last_letter.max(last_letter);
+            known.last_dead_letter = known.last_dead_letter.max(last_letter);
             let further = position > known.position;
             known.position = position.max(known.position);
             further
@@ -189,17 +189,17 @@ impl Watermark {
 
     /// Decisions that Postgres does not have yet.
     /// How far Postgres is, as far as this process knows.
-    pub(super) fn projected_so_far(&self) -> Position {
+    pub(super) fn projected_position(&self) -> Position {
         self.projected.borrow().position
     }
 
     pub(super) fn backlog(&self) -> i64 {
         // seq goes on over a rebuild.
-        (self.told().seq - self.projected.borrow().position.seq).max(0)
+        (self.acknowledged().seq - self.projected.borrow().position.seq).max(0)
     }
 }
 
 /// Notes a decision for the request that runs in this task, if one does.
 pub(super) fn note(partition: Partition, position: Position) {
-    let _ = TOLD.try_with(|told| told.borrow_mut().push((partition, position)));
+    let _ = TOLD.try_with(|acknowledged| acknowledged.borrow_mut().push((partition, position)));
 }

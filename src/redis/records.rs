@@ -23,7 +23,7 @@ pub struct CouponRecord {
 pub struct OrderRecord {
     pub order: Order,
     /// The lines held in other partitions; part of the order's lines.
-    pub far: Vec<OrderLine>,
+    pub remote: Vec<OrderLine>,
     /// `%Y%m%d`, of a paid order.
     pub day: Option<String>,
     pub gateway: Option<GatewayRecord>,
@@ -189,7 +189,7 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
         closed_at,
         close_reason: text("reason").and_then(|word| word.parse().ok()),
     };
-    Some(OrderRecord { order, far, day: text("day").map(str::to_owned), gateway })
+    Some(OrderRecord { order, remote: far, day: text("day").map(str::to_owned), gateway })
 }
 
 #[cfg(test)]
@@ -250,7 +250,7 @@ mod tests {
         let found = campaign(CouponId::new(1).unwrap(), &hash(CAMPAIGN)).unwrap();
         assert_eq!((found.terms.total, found.issued, found.withheld), (9, 3, 1));
         let found = order_record(OrderId::new(1).unwrap(), &hash(ORDER)).unwrap();
-        assert_eq!((found.order.lines.len(), found.far.len()), (2, 1));
+        assert_eq!((found.order.lines.len(), found.remote.len()), (2, 1));
         assert_eq!(found.gateway.unwrap().state, GatewayState::RefundDue);
         assert_eq!(coupon_record(1, "3|5|H|7|").unwrap().held_by, OrderId::new(7));
     }

@@ -9,31 +9,31 @@ use super::{
 use crate::model::{Error, OrderId, Partition};
 
 /// Keys in one call of the script: a millisecond at most in which Redis does nothing else.
-const AT_ONCE: usize = 200;
+const EVICT_BATCH: usize = 200;
 
 /// A hash of one partition that may leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Over {
+pub enum EvictionCandidate {
     Order(OrderId),
     /// The stock held for an order at home elsewhere.
     Hold(OrderId),
 }
 
-impl Over {
+impl EvictionCandidate {
     fn key(self, here: Partition) -> String {
         match self {
-            Over::Order(order) => Keys(here).order(order),
-            Over::Hold(order) => Keys(here).hold(order),
+            EvictionCandidate::Order(order) => Keys(here).order(order),
+            EvictionCandidate::Hold(order) => Keys(here).hold(order),
         }
     }
 }
 
 /// As Postgres has it, and how much longer it stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leave {
+pub struct Eviction {
     /// The order's status, or CLOSED for one that is either FAILED or CANCELLED; the hold's state.
     pub was: &'static str,
-    pub life_ms: i64,
+    pub ttl_ms: i64,
 }
 
 impl Store {
@@ -42,20 +42,20 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`]; all of it may be said again.
-    pub async fn retire(&self, here: Partition, over: &[(Over, Leave)]) -> Result<(), Error> {
+    pub async fn evict(&self, here: Partition, over: &[(EvictionCandidate, Eviction)]) -> Result<(), Error> {
         if over.is_empty() {
             return Ok(());
         }
         let mut calls = redis::pipe();
-        for some in over.chunks(AT_ONCE) {
+        for some in over.chunks(EVICT_BATCH) {
             let mut call = Invocation::new(&script::ORDER_EVICT);
             for (what, leave) in some {
-                call = call.key(what.key(here)).arg(leave.was).arg(leave.life_ms);
+                call = call.key(what.key(here)).arg(leave.was).arg(leave.ttl_ms);
             }
             // Whole: a pipeline could not be told that the script is forgotten.
             calls.add_command(call.whole()).ignore();
         }
-        self.pipe_unseen(here, &calls).await
+        self.pipe_unchecked(here, &calls).await
     }
 
     /// `order_restore.lua`: true if it was not here.
@@ -65,11 +65,11 @@ impl Store {
     pub async fn order_restore(
         &self,
         here: Partition,
-        what: Over,
+        what: EvictionCandidate,
         fields: &[(&'static str, String)],
-        life_ms: i64,
+        ttl_ms: i64,
     ) -> Result<bool, Error> {
-        let mut call = Invocation::new(&script::ORDER_RESTORE).key(Keys(here).meta()).key(what.key(here)).arg(life_ms);
+        let mut call = Invocation::new(&script::ORDER_RESTORE).key(Keys(here).meta()).key(what.key(here)).arg(ttl_ms);
         for (field, value) in fields {
             call = call.arg(*field).arg(value);
         }

@@ -6,9 +6,9 @@ use anyhow::anyhow;
 use redis::{FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
 
 use super::{
-    Store, closed_books,
+    Store,
     keys::Keys,
-    progress,
+    partition_closed, progress,
     reply_code::{self, DECIDED},
 };
 use crate::{
@@ -289,7 +289,7 @@ impl Store {
     pub(super) fn note(&self, here: Partition, answer: &Answer) {
         let Some(position) = answer.position() else { return };
         // A record of an earlier epoch is one that a rebuild took from Postgres: what it tells of is there.
-        if !answer.replayed || position.epoch >= self.watermark(here).told().epoch {
+        if !answer.replayed || position.epoch >= self.watermark(here).acknowledged().epoch {
             progress::note(here, position);
         }
     }
@@ -302,41 +302,41 @@ impl Store {
         command: &redis::Cmd,
         decided: fn(&Value, &Meter) -> Decided,
     ) -> Result<Value, Error> {
-        let (ticket, mut link) = self.lane(partition).await?;
+        let (handle, mut link) = self.connection(partition).await?;
         let watermark = self.watermark(partition);
         // Before the call: whatever it decides comes later than all that was told by now.
-        let told = watermark.told();
+        let acknowledged = watermark.acknowledged();
         let called = Instant::now();
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
         if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
             // Nothing has run, so this one may be sent again.
             tracing::warn!(script = script.name, "Redis has forgotten a script: it was restarted or replaced");
             metrics::SCRIPTS_FORGOTTEN.inc();
-            self.doubt();
-            self.admit(partition, &ticket, &mut link).await?;
+            self.invalidate();
+            self.admit(partition, &handle, &mut link).await?;
             let mut load = redis::cmd("SCRIPT");
             load.arg("LOAD").arg(script.source());
             let loaded: Result<String, RedisError> = load.query_async(&mut link).await;
-            self.lanes().settle(&ticket, loaded)?;
+            self.shared_connections().settle(&handle, loaded)?;
             result = command.query_async(&mut link).await;
         }
         script.meter.called(called.elapsed());
-        let value = self.lanes().settle(&ticket, result).inspect_err(|error| {
+        let value = self.shared_connections().settle(&handle, result).inspect_err(|error| {
             let unavailable = matches!(error, Error::Unavailable { .. });
             script.meter.failed(if unavailable { Failed::Unavailable } else { Failed::Error });
         })?;
         let Decided { closed, first, last } = decided(&value, &script.meter);
         if closed {
             script.meter.failed(Failed::Closed);
-            watermark.doubt();
-            return Err(closed_books());
+            watermark.invalidate();
+            return Err(partition_closed());
         }
-        if let Some(found) = first.filter(|first| *first <= told) {
+        if let Some(found) = first.filter(|first| *first <= acknowledged) {
             script.meter.failed(Failed::Lost);
-            return Err(self.lost(partition, &mut link, found, told).await);
+            return Err(self.lost(partition, &mut link, found, acknowledged).await);
         }
         if let Some(last) = last {
-            watermark.raise(last);
+            watermark.advance(last);
         }
         Ok(value)
     }

@@ -21,7 +21,7 @@ use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo};
 
 use super::{
     address::{Address, Sentinels},
-    connection::Lane,
+    connection::SharedConnection,
     keys::Keys,
     permissions,
     settings::{self, MASTER, NotMaster},
@@ -42,26 +42,26 @@ pub(super) struct Connecting {
     info: ConnectionInfo,
     sentinels: Option<Sentinels>,
     timeout: Duration,
-    lanes: usize,
+    shared: usize,
 }
 
 /// One server.
 pub(super) struct Node {
     address: ConnectionAddr,
-    pub(super) lanes: Vec<Lane>,
+    pub(super) shared: Vec<SharedConnection>,
     /// Makes the lanes' connections.
     pub(super) pool: Pool,
     /// Connections whose replies may take their time.
     pub(super) blocking: Pool,
     made: Instant,
-    left: AtomicBool,
+    stale: AtomicBool,
 }
 
 /// The servers, and which of them each partition is on.
 pub(super) struct Topology {
     nodes: Vec<Arc<Node>>,
     /// By partition: an index into `nodes`.
-    homes: Vec<usize>,
+    owners: Vec<usize>,
 }
 
 impl Connecting {
@@ -73,7 +73,7 @@ impl Connecting {
             info,
             sentinels,
             timeout: Duration::from_millis(config.redis_timeout_ms),
-            lanes: usize::from(config.redis_lanes.max(1)),
+            shared: usize::from(config.redis_lanes.max(1)),
         })
     }
 
@@ -101,13 +101,13 @@ impl Connecting {
                 .build()?)
         };
         Ok(Arc::new(Node {
-            lanes: (0..self.lanes).map(|_| Lane::default()).collect(),
-            pool: pool(settings.clone(), self.lanes + SPARE_CONNECTIONS)?,
+            shared: (0..self.shared).map(|_| SharedConnection::default()).collect(),
+            pool: pool(settings.clone(), self.shared + SPARE_CONNECTIONS)?,
             // A blocking read answers when there is something, or after its own BLOCK time.
             blocking: pool(settings.set_response_timeout(None), usize::from(MAX_PARTITIONS) + SPARE_CONNECTIONS)?,
             address,
             made: Instant::now(),
-            left: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
         }))
     }
 
@@ -118,7 +118,7 @@ impl Connecting {
     /// No server can be reached, or none of them is a master ([`NotMaster`]).
     pub(super) async fn discover(&self, before: Option<&Topology>) -> anyhow::Result<Topology> {
         let known: Vec<Arc<Node>> = before.map(Topology::nodes).unwrap_or_default().to_vec();
-        let known: Vec<Arc<Node>> = known.into_iter().filter(|node| !node.is_left()).collect();
+        let known: Vec<Arc<Node>> = known.into_iter().filter(|node| !node.is_stale()).collect();
         let topology = match self.master_of_sentinels().await {
             Some(Ok(address)) => self.ask(&self.node_at(address, &known)?, &known).await?,
             Some(Err(error)) => self.ask_any(&known, error).await?,
@@ -137,7 +137,7 @@ impl Connecting {
     }
 
     fn node_at(&self, address: ConnectionAddr, known: &[Arc<Node>]) -> anyhow::Result<Arc<Node>> {
-        let found = known.iter().find(|node| node.address == address && !node.is_left()).cloned();
+        let found = known.iter().find(|node| node.address == address && !node.is_stale()).cloned();
         found.map_or_else(|| self.node(address), Ok)
     }
 
@@ -161,10 +161,10 @@ impl Connecting {
             let role = settings::role(&replication);
             if role != MASTER {
                 // Its connections may be older than the change: new ones may lead to another server.
-                seed.leave();
+                seed.mark_stale();
                 return Err(anyhow::Error::new(NotMaster(role)).context(seed.address.to_string()));
             }
-            return Ok(Topology { nodes: vec![seed.clone()], homes: vec![0; usize::from(MAX_PARTITIONS)] });
+            return Ok(Topology { nodes: vec![seed.clone()], owners: vec![0; usize::from(MAX_PARTITIONS)] });
         }
         let ranges = slot_ranges(redis::cmd("CLUSTER").arg("SLOTS"), &mut link).await?;
         let mut ask = redis::pipe();
@@ -172,7 +172,7 @@ impl Connecting {
             ask.cmd("CLUSTER").arg("KEYSLOT").arg(Keys(partition).meta());
         }
         let slots: Vec<u16> = ask.query_async(&mut link).await.map_err(permissions::explain)?;
-        let mut topology = Topology { nodes: Vec::new(), homes: Vec::with_capacity(slots.len()) };
+        let mut topology = Topology { nodes: Vec::new(), owners: Vec::with_capacity(slots.len()) };
         for slot in slots {
             let Some((.., master)) = ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot)) else {
                 return Err(Error::unavailable(format!("slot {slot} of the cluster has no owner")).into());
@@ -187,7 +187,7 @@ impl Connecting {
                     topology.nodes.len() - 1
                 }
             };
-            topology.homes.push(place);
+            topology.owners.push(place);
         }
         Ok(topology)
     }
@@ -230,15 +230,15 @@ impl Node {
     }
 
     /// Takes no further commands; connections that come back are closed. Whether this is news.
-    pub(super) fn leave(&self) -> bool {
-        let news = !self.left.swap(true, Ordering::AcqRel);
+    pub(super) fn mark_stale(&self) -> bool {
+        let news = !self.stale.swap(true, Ordering::AcqRel);
         self.pool.close();
         self.blocking.close();
         news
     }
 
-    pub(super) fn is_left(&self) -> bool {
-        self.left.load(Ordering::Acquire)
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Acquire)
     }
 }
 
@@ -288,12 +288,12 @@ impl Topology {
     }
 
     /// The server that `partition` is on.
-    pub(super) fn home(&self, partition: Partition) -> Option<&Arc<Node>> {
+    pub(super) fn owner(&self, partition: Partition) -> Option<&Arc<Node>> {
         self.nodes.get(self.place(partition)?)
     }
 
     /// A number for it.
     pub(super) fn place(&self, partition: Partition) -> Option<usize> {
-        self.homes.get(usize::from(partition.0)).copied()
+        self.owners.get(usize::from(partition.0)).copied()
     }
 }

@@ -37,21 +37,21 @@ use tokio_util::task::TaskTracker;
 
 use self::users::Users;
 use crate::{
-    config::LONGEST_LEASE_MS,
+    config::MAX_LEASE_MS,
     model::{CampaignTerms, Clock, CouponId, Error, Millis, UserId},
     redis::Store,
 };
 
 /// After this no lease stands that began before: a tenth longer, for clocks that do not run alike.
-pub const OUTLIVED: Duration = Duration::from_millis(LONGEST_LEASE_MS + LONGEST_LEASE_MS / 10);
+pub const LEASE_EXPIRES_AFTER: Duration = Duration::from_millis(MAX_LEASE_MS + MAX_LEASE_MS / 10);
 
 /// The most holders of one campaign that are kept: 40 MB.
-const MOST_HOLDERS: usize = 5_000_000;
+const MAX_HOLDERS: usize = 5_000_000;
 /// The most of all campaigns.
-const MOST_HOLDERS_IN_ALL: usize = 10_000_000;
-const MOST_CAMPAIGNS: usize = 10_000;
+const MAX_TOTAL_HOLDERS: usize = 10_000_000;
+const MAX_CAMPAIGNS: usize = 10_000;
 /// How long a campaign is left alone whose holders are too many, or were not as many as they should be.
-const REST_US: u64 = 1_000_000;
+const RETRY_INTERVAL_US: u64 = 1_000_000;
 /// Blocks learned one after the other from the first that is asked about.
 const BLOCKS_AHEAD: i64 = 8;
 
@@ -62,7 +62,7 @@ pub struct SoldOut {
     lease_us: u64,
     campaigns: RwLock<HashMap<CouponId, Arc<Campaign>>>,
     /// Holders kept, in all.
-    kept: AtomicUsize,
+    cached_holders: AtomicUsize,
     /// Some campaign's holders are being read: one at a time.
     reading: AtomicBool,
     users: Users,
@@ -97,7 +97,7 @@ struct Campaign {
     /// Somebody is asking Redis how it stands.
     asking: AtomicBool,
     /// Nobody asks before.
-    rests_until_us: AtomicU64,
+    retry_at_us: AtomicU64,
 }
 
 struct Holders {
@@ -113,22 +113,22 @@ impl Campaign {
             holders: OnceLock::new(),
             until_us: AtomicU64::default(),
             asking: AtomicBool::default(),
-            rests_until_us: AtomicU64::default(),
+            retry_at_us: AtomicU64::default(),
         }
     }
 
     /// Holders that are kept.
-    fn kept(&self) -> usize {
+    fn holder_count(&self) -> usize {
         self.holders.get().map_or(0, |holders| holders.users.len())
     }
 
     /// Takes it upon the caller to ask, unless somebody does.
     fn takes_turn(&self, now_us: u64) -> bool {
-        now_us >= self.rests_until_us.load(Ordering::Relaxed) && !self.asking.swap(true, Ordering::Acquire)
+        now_us >= self.retry_at_us.load(Ordering::Relaxed) && !self.asking.swap(true, Ordering::Acquire)
     }
 
-    fn rest(&self, until_us: u64) {
-        self.rests_until_us.store(until_us, Ordering::Relaxed);
+    fn retry_at(&self, until_us: u64) {
+        self.retry_at_us.store(until_us, Ordering::Relaxed);
     }
 }
 
@@ -150,9 +150,9 @@ impl SoldOut {
             users: Users::new(store.partitions()),
             store,
             clock,
-            lease_us: lease_ms.min(LONGEST_LEASE_MS) * 1000,
+            lease_us: lease_ms.min(MAX_LEASE_MS) * 1000,
             campaigns: RwLock::default(),
-            kept: AtomicUsize::default(),
+            cached_holders: AtomicUsize::default(),
             reading: AtomicBool::default(),
             tasks,
             refused: AtomicU64::default(),
@@ -180,7 +180,7 @@ impl SoldOut {
 
     /// Whether this user is certain to be told, now, that the campaign has no coupons left. `false` says nothing.
     pub(super) fn refuses(self: &Arc<Self>, user: UserId, coupon: CouponId) -> bool {
-        if self.lease_us == 0 || !self.store.is_open(self.store.home(coupon.get())) {
+        if self.lease_us == 0 || !self.store.is_open(self.store.owner(coupon.get())) {
             return false;
         }
         let campaigns = self.campaigns.read().unwrap_or_else(PoisonError::into_inner);
@@ -188,13 +188,13 @@ impl SoldOut {
         let (now_us, until_us) = (self.clock.uptime_us(), campaign.until_us.load(Ordering::Acquire));
         let (opens_at, closes_at) = campaign.window;
         // Near either end of the window only the store's own clock can tell.
-        let (earliest, latest) = self.store.now_within(self.store.home(coupon.get()));
+        let (earliest, latest) = self.store.now_within(self.store.owner(coupon.get()));
         if now_us >= until_us || earliest < opens_at || latest >= closes_at {
             return false;
         }
         let Some(holders) = campaign.holders.get() else { return false };
         let known = self.users.exists(user, holders.epoch)
-            && self.store.is_open(self.store.home(user.get()))
+            && self.store.is_open(self.store.owner(user.get()))
             && holders.users.binary_search(&user.get()).is_err();
         let renewing = until_us - now_us <= self.lease_us / 2 && campaign.takes_turn(now_us);
         let renewing = renewing.then(|| campaign.clone());
@@ -209,7 +209,7 @@ impl SoldOut {
     }
 
     /// The script has said that the campaign has no coupons left, to a user who exists and holds none.
-    pub(super) fn told(self: &Arc<Self>, user: UserId, terms: &CampaignTerms) {
+    pub(super) fn refused_by_redis(self: &Arc<Self>, user: UserId, terms: &CampaignTerms) {
         if self.lease_us == 0 {
             return;
         }
@@ -229,7 +229,7 @@ impl SoldOut {
         known.unwrap_or_else(|| {
             let fresh = Arc::new(Campaign::new((terms.opens_at, terms.closes_at)));
             let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
-            if campaigns.len() >= MOST_CAMPAIGNS {
+            if campaigns.len() >= MAX_CAMPAIGNS {
                 self.forget(&mut campaigns);
             }
             campaigns.entry(terms.coupon_id).or_insert(fresh).clone()
@@ -240,12 +240,12 @@ impl SoldOut {
     pub(super) fn moved(&self, coupon: CouponId) {
         let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
         let before = campaigns.remove(&coupon);
-        self.kept.fetch_sub(before.map_or(0, |before| before.kept()), Ordering::Relaxed);
+        self.cached_holders.fetch_sub(before.map_or(0, |before| before.holder_count()), Ordering::Relaxed);
     }
 
     fn forget(&self, campaigns: &mut HashMap<CouponId, Arc<Campaign>>) {
         campaigns.clear();
-        self.kept.store(0, Ordering::Relaxed);
+        self.cached_holders.store(0, Ordering::Relaxed);
     }
 
     /// Asks Redis in the background how the campaign stands. The caller has taken the turn.
@@ -256,23 +256,23 @@ impl SoldOut {
             if let Err(error) = this.verify(coupon, &campaign).await {
                 // What is known stands for as long as it stands.
                 tracing::debug!(%coupon, %error, "nobody knows whether coupons are left");
-                campaign.rest(this.clock.uptime_us() + this.lease_us / 4);
+                campaign.retry_at(this.clock.uptime_us() + this.lease_us / 4);
             }
         });
     }
 
     async fn verify(&self, coupon: CouponId, campaign: &Arc<Campaign>) -> Result<(), Error> {
         let asked_us = self.clock.uptime_us();
-        let stands = self.store.campaign_stands(coupon).await?;
+        let stands = self.store.campaign_status(coupon).await?;
         if !stands.given_out {
             campaign.until_us.store(0, Ordering::Release);
-            campaign.rest(asked_us + self.lease_us / 4);
+            campaign.retry_at(asked_us + self.lease_us / 4);
             return Ok(());
         }
         if stands.window != campaign.window {
             // Another time it is asked for as if nothing were known.
             campaign.until_us.store(0, Ordering::Release);
-            self.keep(coupon, Campaign::new(stands.window), 0);
+            self.cache(coupon, Campaign::new(stands.window), 0);
             return Ok(());
         }
         let as_known = |holders: &Holders| (holders.epoch, holders.users.len()) == (stands.epoch, stands.holders);
@@ -283,20 +283,20 @@ impl SoldOut {
         }
         // There are others now.
         campaign.until_us.store(0, Ordering::Release);
-        if stands.holders > MOST_HOLDERS {
-            campaign.rest(asked_us + REST_US);
+        if stands.holders > MAX_HOLDERS {
+            campaign.retry_at(asked_us + RETRY_INTERVAL_US);
             return Ok(());
         }
         if self.reading.swap(true, Ordering::Acquire) {
-            campaign.rest(asked_us + self.lease_us / 4);
+            campaign.retry_at(asked_us + self.lease_us / 4);
             return Ok(());
         }
         let _turn = Turn(&self.reading);
-        campaign.rest(asked_us + REST_US);
-        let Some(users) = self.store.holders(coupon, MOST_HOLDERS).await? else { return Ok(()) };
+        campaign.retry_at(asked_us + RETRY_INTERVAL_US);
+        let Some(users) = self.store.holders(coupon, MAX_HOLDERS).await? else { return Ok(()) };
         self.read.fetch_add(1, Ordering::Relaxed);
         let asked_us = self.clock.uptime_us();
-        let now = self.store.campaign_stands(coupon).await?;
+        let now = self.store.campaign_status(coupon).await?;
         if !now.given_out || now.epoch != stands.epoch || now.holders != users.len() {
             return Ok(());
         }
@@ -304,19 +304,19 @@ impl SoldOut {
         known.until_us.store(asked_us + self.lease_us, Ordering::Release);
         let (kept, epoch) = (users.len(), stands.epoch);
         let _ = known.holders.set(Holders { epoch, users });
-        self.keep(coupon, known, kept);
+        self.cache(coupon, known, kept);
         self.renewed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    fn keep(&self, coupon: CouponId, known: Campaign, holders: usize) {
+    fn cache(&self, coupon: CouponId, known: Campaign, holders: usize) {
         let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
-        if self.kept.load(Ordering::Relaxed) + holders > MOST_HOLDERS_IN_ALL {
+        if self.cached_holders.load(Ordering::Relaxed) + holders > MAX_TOTAL_HOLDERS {
             self.forget(&mut campaigns);
         }
         let before = campaigns.insert(coupon, Arc::new(known));
-        self.kept.fetch_add(holders, Ordering::Relaxed);
-        self.kept.fetch_sub(before.map_or(0, |before| before.kept()), Ordering::Relaxed);
+        self.cached_holders.fetch_add(holders, Ordering::Relaxed);
+        self.cached_holders.fetch_sub(before.map_or(0, |before| before.holder_count()), Ordering::Relaxed);
     }
 
     /// A user who exists is not known to: his block is learned, and some that follow it while they are full; or where it was,

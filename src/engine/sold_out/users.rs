@@ -13,9 +13,9 @@ const BLOCK: i64 = 1024;
 /// Blocks are spread over so many locks.
 const SHARDS: usize = 16;
 /// The most blocks behind one lock: 64 million users in all, in some 10 MB.
-const MOST_BLOCKS: usize = 4096;
+const MAX_BLOCKS: usize = 4096;
 /// Blocks that are learned at once, at most.
-const MOST_LEARNING: usize = 16;
+const MAX_LEARNING: usize = 16;
 
 /// Users of partition p of N are p, p + N, p + 2N, …: a block is a partition, and where among these it begins.
 pub(super) type BlockId = (Partition, i64);
@@ -95,13 +95,13 @@ impl Users {
             }
         };
         let mut learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = !users.is_empty() && learning.len() < MOST_LEARNING && learning.insert(block);
+        let free = !users.is_empty() && learning.len() < MAX_LEARNING && learning.insert(block);
         free.then(|| (Learning { block, of: self.learning.clone() }, users))
     }
 
     pub(super) fn learned(&self, id: BlockId, epoch: i64, exist: impl Iterator<Item = UserId>) {
         let mut blocks = self.shard(id).write().unwrap_or_else(PoisonError::into_inner);
-        if blocks.len() >= MOST_BLOCKS && !blocks.contains_key(&id) {
+        if blocks.len() >= MAX_BLOCKS && !blocks.contains_key(&id) {
             blocks.clear();
         }
         let fresh = Block { epoch, exist: [0; BLOCK as usize / 64] };

@@ -14,7 +14,7 @@ use crate::{
         params::{LAST_PAGE, Params, QueryParams, default_size},
         reply::Found,
     },
-    model::{Act, ActFilter, ActPage, UserId},
+    model::{OperatorAction, OperatorLogFilter, OperatorLogPage, UserId},
 };
 
 /// This resource's routes.
@@ -85,17 +85,17 @@ struct ActResponse {
 }
 
 impl ActPageResponse {
-    fn new(page: ActPage, zone: Tz) -> Self {
-        let shown = |act: Act| ActResponse {
+    fn new(page: OperatorLogPage, zone: Tz) -> Self {
+        let shown = |act: OperatorAction| ActResponse {
             operator: act.operator,
-            act: act.act,
+            act: act.action,
             target: act.target,
             detail: act.detail,
             status: act.status,
             at: act.at.local(zone),
             request_id: act.request_id,
         };
-        let content = page.acts.into_iter().map(shown).collect();
+        let content = page.actions.into_iter().map(shown).collect();
         ActPageResponse { content, page: page.page, size: page.size, total_elements: page.total }
     }
 }
@@ -116,7 +116,7 @@ documented_errors! { ActsErrors {
 )]
 async fn acts(State(app): State<AppState>, params: Params<ActsParams>) -> Found<ActPageResponse> {
     let ActsParams { operator, page, size } = params.valid()?;
-    let filter = ActFilter { operator: operator.map(|operator| operator.name().to_owned()), page, size };
-    let acts = app.engine.acts(&app.notes.log, &filter).await?;
+    let filter = OperatorLogFilter { operator: operator.map(|operator| operator.name().to_owned()), page, size };
+    let acts = app.engine.operator_log(&app.notes.log, &filter).await?;
     Ok(Json(ActPageResponse::new(acts, app.engine.zone())))
 }

@@ -16,7 +16,7 @@ use crate::{
         params::{LAST_PAGE, Params, QueryParams, default_size},
         reply::{Found, NoContent},
     },
-    model::{DeadLetter, DeadLetterPage, LetterId, MAX_SAFE_INTEGER, UserId},
+    model::{DeadLetter, DeadLetterId, DeadLetterPage, MAX_SAFE_INTEGER, UserId},
     projector::dead_letters::Retried,
 };
 
@@ -96,7 +96,7 @@ impl DeadLetterResponse {
 
 impl DeadLetterPageResponse {
     fn new(page: DeadLetterPage, zone: Tz) -> Self {
-        let content = page.letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect();
+        let content = page.dead_letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect();
         DeadLetterPageResponse { content, page: page.page, size: page.size, total_elements: page.total }
     }
 }
@@ -140,15 +140,15 @@ struct RetryRequest {
 }
 
 impl RequestBody for RetryRequest {
-    type Valid = LetterId;
+    type Valid = DeadLetterId;
 
     const INVALID: Code = Code::InvalidRequest;
 
-    fn validate(self, _zone: Tz) -> Option<LetterId> {
+    fn validate(self, _zone: Tz) -> Option<DeadLetterId> {
         let number = |digits: &str| (1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
         let (ms, no) = self.stream_id.split_once('-')?;
         let partition = u16::try_from(self.partition).ok()?;
-        (number(ms) && number(no)).then_some(LetterId { partition, stream_id: self.stream_id, seq: self.seq })
+        (number(ms) && number(no)).then_some(DeadLetterId { partition, stream_id: self.stream_id, seq: self.seq })
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {
@@ -181,7 +181,7 @@ async fn retry(
     match app.projector.retry(&letter).await? {
         Retried::Applied => Ok(NoContent),
         Retried::Refused(reason) => Err(ApiError::because(Code::DeadLetterRefused, &reason)),
-        Retried::Gone => Err(Code::DeadLetterNotFound.into()),
+        Retried::NotFound => Err(Code::DeadLetterNotFound.into()),
     }
 }
 
@@ -199,7 +199,7 @@ mod tests {
             request.validate(chrono_tz::UTC)
         };
         let named = letter(json!({ "partition": 2, "streamId": "17-0", "seq": 4 })).unwrap();
-        assert_eq!(named, LetterId { partition: 2, stream_id: "17-0".to_owned(), seq: Some(4) });
+        assert_eq!(named, DeadLetterId { partition: 2, stream_id: "17-0".to_owned(), seq: Some(4) });
         assert!(letter(json!({ "partition": 0, "streamId": "17-0", "seq": null })).unwrap().seq.is_none());
         assert!(letter(json!({ "partition": 0, "streamId": "17-0" })).unwrap().seq.is_none());
         for hostile in [

@@ -13,7 +13,8 @@ use crate::{
         orders::OrderDetailResponse, params::PathId, reply::Found,
     },
     model::{
-        Balance, CloseReason, Millis, OrderId, OrderStatus, OrderStory, OrderTrace, PaymentTrace, UserId, UserStory,
+        Balance, CloseReason, Millis, OrderId, OrderStatus, OrderTimeline, OrderTrace, PaymentTrace, UserId,
+        UserTimeline,
     },
 };
 
@@ -89,7 +90,7 @@ struct UserStoryResponse {
 }
 
 impl UserStoryResponse {
-    fn new(story: UserStory, zone: Tz) -> Self {
+    fn new(story: UserTimeline, zone: Tz) -> Self {
         let orders = |orders: Vec<_>| orders.into_iter().map(|order| OrderDetailResponse::new(order, zone)).collect();
         let mut shown = UserStoryResponse {
             user: story.balance.into(),
@@ -109,7 +110,7 @@ impl UserStoryResponse {
             shown.open_orders = Some(orders(written.open.orders));
             shown.orders_in_all = Some(written.last.total);
             shown.orders = Some(orders(written.last.orders));
-            let letters = written.letters.into_iter();
+            let letters = written.dead_letters.into_iter();
             shown.dead_letters = Some(letters.map(|letter| DeadLetterResponse::new(letter, zone)).collect());
         }
         shown
@@ -127,7 +128,7 @@ impl UserStoryResponse {
     responses((status = 200, description = "이력 조회 성공", body = UserStoryResponse), UserErrors)
 )]
 async fn user_story(State(app): State<AppState>, user: PathId<UserId>) -> Found<UserStoryResponse> {
-    let story = app.engine.user_story(user.valid()?).await?;
+    let story = app.engine.user_timeline(user.valid()?).await?;
     Ok(Json(UserStoryResponse::new(story, app.engine.zone())))
 }
 
@@ -211,7 +212,7 @@ struct HoldStoryResponse {
 }
 
 impl OrderStoryResponse {
-    fn new(story: OrderStory, zone: Tz) -> Self {
+    fn new(story: OrderTimeline, zone: Tz) -> Self {
         let events = story.trace.as_ref().map_or_else(|| events_of(&story), traced);
         let letters =
             |letters: Vec<_>| letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect();
@@ -229,7 +230,7 @@ impl OrderStoryResponse {
             holds: holds.map(|holds| {
                 holds.into_iter().map(|(partition, state)| HoldStoryResponse { partition, state }).collect()
             }),
-            dead_letters: story.letters.map(letters),
+            dead_letters: story.dead_letters.map(letters),
         }
     }
 }
@@ -254,7 +255,7 @@ impl From<PaymentTrace> for PaymentStoryResponse {
 type Happened = (Millis, &'static str, Option<String>);
 
 /// What the order itself tells, where Postgres tells nothing.
-fn events_of(story: &OrderStory) -> Vec<Happened> {
+fn events_of(story: &OrderTimeline) -> Vec<Happened> {
     let order = &story.order;
     let mut events = vec![(order.ordered_at, "ORDER_PLACED", None)];
     events.extend(order.payment.as_ref().map(|payment| (payment.paid_at, "ORDER_PAID", None)));
@@ -296,6 +297,6 @@ documented_errors! { OrderErrors {
     responses((status = 200, description = "이력 조회 성공", body = OrderStoryResponse), OrderErrors)
 )]
 async fn order_story(State(app): State<AppState>, order: PathId<OrderId>) -> Found<OrderStoryResponse> {
-    let story = app.engine.order_story(order.valid()?).await?;
+    let story = app.engine.order_timeline(order.valid()?).await?;
     Ok(Json(OrderStoryResponse::new(story, app.engine.zone())))
 }

@@ -26,7 +26,7 @@ impl OrderRow {
     }
 
     /// Whether nothing happens to it any more, unless its user has it refunded.
-    pub fn is_over(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.status != "PENDING" && !self.is_under_way()
     }
 
@@ -82,7 +82,7 @@ pub async fn order(
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
-pub async fn sold_far(db: &DatabaseConnection, partition: u16, order: OrderId) -> Result<Option<String>, Error> {
+pub async fn sold_remote(db: &DatabaseConnection, partition: u16, order: OrderId) -> Result<Option<String>, Error> {
     let query = sqlx::query_scalar(
         "SELECT lines FROM stock_holds WHERE partition = $1 AND order_id = $2 AND state = 'SETTLED'",
     );

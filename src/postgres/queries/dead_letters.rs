@@ -6,7 +6,7 @@ use sea_orm::{
 };
 
 use crate::{
-    model::{DeadLetter, DeadLetterPage, Error, LetterId, OrderId, Partition, Position},
+    model::{DeadLetter, DeadLetterId, DeadLetterPage, Error, OrderId, Partition, Position},
     postgres::{Connection, entities::dead_letters, translate},
 };
 
@@ -58,10 +58,10 @@ pub async fn page(db: &Connection, page: i64, size: i64) -> Result<DeadLetterPag
         .await
         .map_err(translate)?;
     let letter = |row: dead_letters::Model| DeadLetter {
-        id: LetterId { partition: row.partition as u16, stream_id: row.stream_id, seq: row.seq },
+        id: DeadLetterId { partition: row.partition as u16, stream_id: row.stream_id, seq: row.seq },
         reason: row.reason,
         fields: row.fields,
         recorded_at: row.recorded_at.into(),
     };
-    Ok(DeadLetterPage { letters: rows.into_iter().map(letter).collect(), page, size, total })
+    Ok(DeadLetterPage { dead_letters: rows.into_iter().map(letter).collect(), page, size, total })
 }

@@ -24,14 +24,14 @@ pub struct ProjectedPosition {
     pub seq: i64,
     pub stream_id: String,
     /// The number of the last decision that is a dead letter; 0 where there is none.
-    pub last_letter: i64,
+    pub last_dead_letter: i64,
 }
 
 impl ProjectedPosition {
     /// The same for the store.
     pub fn projection(&self) -> Projection {
         let (epoch, seq) = self.at();
-        Projection { position: Position { epoch, seq }, last_letter: self.last_letter }
+        Projection { position: Position { epoch, seq }, last_dead_letter: self.last_dead_letter }
     }
 
     /// The last decision that Postgres has: epoch and seq.
@@ -61,7 +61,7 @@ pub async fn history(
             Ok(BalanceEntry {
                 user_id: user,
                 entry_no: row.entry_no,
-                kind: word(&row.transaction_type)?,
+                kind: name(&row.transaction_type)?,
                 amount: row.amount,
                 before: row.before_balance,
                 after: row.after_balance,
@@ -148,7 +148,7 @@ async fn whole_orders(db: &DatabaseConnection, rows: Vec<orders::Model>) -> Resu
             Ok(Order {
                 order_id: OrderId::new(row.id).ok_or_else(|| Error::Internal(anyhow!("an order without an id")))?,
                 user_id: UserId::new(row.user_id).ok_or_else(|| Error::Internal(anyhow!("an order without a user")))?,
-                status: word(&row.status)?,
+                status: name(&row.status)?,
                 lines: lines_of.remove(&row.id).unwrap_or_default(),
                 total: row.total,
                 discount: row.discount,
@@ -158,7 +158,7 @@ async fn whole_orders(db: &DatabaseConnection, rows: Vec<orders::Model>) -> Resu
                 expires_at: row.expires_at.into(),
                 payment,
                 closed_at: row.closed_at.map(Millis::from),
-                close_reason: row.close_reason.as_deref().map(word).transpose()?,
+                close_reason: row.close_reason.as_deref().map(name).transpose()?,
             })
         })
         .collect()
@@ -166,7 +166,7 @@ async fn whole_orders(db: &DatabaseConnection, rows: Vec<orders::Model>) -> Resu
 
 fn order_payment(row: payments::Model) -> Result<Option<OrderPayment>, Error> {
     let (Some(payment_id), Some(paid_at)) = (PaymentId::new(row.id), row.paid_at) else { return Ok(None) };
-    let payment_type = word(&row.payment_type)?;
+    let payment_type = name(&row.payment_type)?;
     Ok(Some(OrderPayment { payment_id, payment_type, receipt: row.receipt, paid_at: paid_at.into() }))
 }
 
@@ -186,7 +186,7 @@ pub async fn positions(db: &DatabaseConnection) -> Result<Vec<ProjectedPosition>
             epoch: row.try_get_by_index(1)?,
             seq: row.try_get_by_index(2)?,
             stream_id: row.try_get_by_index(3)?,
-            last_letter: row.try_get_by_index(4)?,
+            last_dead_letter: row.try_get_by_index(4)?,
         })
     };
     rows.iter().map(|row| position(row).map_err(translate)).collect()
@@ -238,7 +238,7 @@ pub async fn order_totals(db: &DatabaseConnection) -> Result<HashMap<OrderStatus
     rows.iter()
         .map(|row| {
             let status: String = row.try_get_by_index(0).map_err(translate)?;
-            Ok((word(&status)?, row.try_get_by_index(1).map_err(translate)?))
+            Ok((name(&status)?, row.try_get_by_index(1).map_err(translate)?))
         })
         .collect()
 }
@@ -274,6 +274,6 @@ pub async fn withheld(db: &DatabaseConnection, most: u64) -> Result<Withheld, Er
     })
 }
 
-fn word<T: std::str::FromStr<Err = UnknownWord>>(word: &str) -> Result<T, Error> {
-    word.parse().map_err(|error: UnknownWord| Error::Internal(anyhow!("{word:?} in PostgreSQL: {error}")))
+fn name<T: std::str::FromStr<Err = UnknownName>>(word: &str) -> Result<T, Error> {
+    word.parse().map_err(|error: UnknownName| Error::Internal(anyhow!("{word:?} in PostgreSQL: {error}")))
 }

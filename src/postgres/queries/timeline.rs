@@ -3,14 +3,14 @@
 use sea_orm::{DatabaseConnection, DbErr, RuntimeErr};
 
 use crate::{
-    model::{DeadLetter, Error, LetterId, Millis, OrderId, OrderTrace, PaymentTrace, UserId},
+    model::{DeadLetter, DeadLetterId, Error, Millis, OrderId, OrderTrace, PaymentTrace, UserId},
     postgres::translate,
 };
 
 /// Dead letters told of at most.
-const MOST_LETTERS: i64 = 20;
+const MAX_DEAD_LETTERS: i64 = 20;
 /// Balance changes of one order: a payment and a refund, as a rule.
-const MOST_ENTRIES: i64 = 20;
+const MAX_ENTRIES: i64 = 20;
 
 /// When what happened to an order, as far as Postgres has it; `None` if it does not have the order (yet).
 ///
@@ -90,7 +90,7 @@ pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> 
     )
     .bind(user)
     .bind(order.get())
-    .bind(MOST_ENTRIES)
+    .bind(MAX_ENTRIES)
     .fetch_all(pool)
     .await
     .map_err(untranslated)?;
@@ -119,20 +119,20 @@ pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> 
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
-pub async fn letters_of_order(db: &DatabaseConnection, order: OrderId) -> Result<Vec<DeadLetter>, Error> {
-    letters(db, "order", order.get()).await
+pub async fn dead_letters_of_order(db: &DatabaseConnection, order: OrderId) -> Result<Vec<DeadLetter>, Error> {
+    dead_letters(db, "order", order.get()).await
 }
 
 /// The same about a user.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
-pub async fn letters_of_user(db: &DatabaseConnection, user: UserId) -> Result<Vec<DeadLetter>, Error> {
-    letters(db, "user", user.get()).await
+pub async fn dead_letters_of_user(db: &DatabaseConnection, user: UserId) -> Result<Vec<DeadLetter>, Error> {
+    dead_letters(db, "user", user.get()).await
 }
 
 /// They are few: no index has their fields.
-async fn letters(db: &DatabaseConnection, field: &str, id: i64) -> Result<Vec<DeadLetter>, Error> {
+async fn dead_letters(db: &DatabaseConnection, field: &str, id: i64) -> Result<Vec<DeadLetter>, Error> {
     type Row = (i32, String, Option<i64>, String, String, i64);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT partition, stream_id, seq, reason, fields::text, (extract(epoch FROM recorded_at) * 1000)::bigint
@@ -140,12 +140,12 @@ async fn letters(db: &DatabaseConnection, field: &str, id: i64) -> Result<Vec<De
     )
     .bind(field)
     .bind(id.to_string())
-    .bind(MOST_LETTERS)
+    .bind(MAX_DEAD_LETTERS)
     .fetch_all(db.get_postgres_connection_pool())
     .await
     .map_err(untranslated)?;
     let letter = |(partition, stream_id, seq, reason, fields, at): Row| DeadLetter {
-        id: LetterId { partition: partition as u16, stream_id, seq },
+        id: DeadLetterId { partition: partition as u16, stream_id, seq },
         reason,
         fields: serde_json::from_str(&fields).unwrap_or_default(),
         recorded_at: Millis(at),

@@ -54,7 +54,7 @@ impl Store {
     /// # Errors
     /// The shared refusals.
     pub async fn product_create(&self, call: &Call, id: ProductId, new: &NewProduct) -> Result<Created, Error> {
-        let here = self.home(id.get());
+        let here = self.owner(id.get());
         let keys = Keys(here);
         let call = self
             .begin_unrecorded(call, &script::PRODUCT_CREATE, here)
@@ -76,7 +76,7 @@ impl Store {
     /// # Errors
     /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
     pub async fn stock_release(&self, call: &Call, id: ProductId, units: i64) -> Result<Reply<i64>, Error> {
-        let here = self.home(id.get());
+        let here = self.owner(id.get());
         let keys = Keys(here);
         let call = self
             .begin(call, &script::STOCK_RELEASE, here)
@@ -104,7 +104,7 @@ impl Store {
         had: &str,
         patch: &ProductPatch,
     ) -> Result<Option<Reply<Product>>, Error> {
-        let here = self.home(id.get());
+        let here = self.owner(id.get());
         let keys = Keys(here);
         let category = patch.category.as_ref().map_or(had, Category::as_str);
         let call = self

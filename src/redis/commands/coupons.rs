@@ -99,7 +99,7 @@ impl Store {
     /// # Errors
     /// [`Error::UserNotFound`], [`Error::InvalidCoupon`], [`Error::CouponOutOfStock`], and the shared refusals.
     pub async fn coupon_issue(&self, call: &Call, user: UserId, coupon: CouponId) -> Result<Reply<Issued>, Error> {
-        let (home, here) = (self.home(user.get()), self.home(coupon.get()));
+        let (home, here) = (self.owner(user.get()), self.owner(coupon.get()));
         let answer = self.merged(call, here, Issue { user, coupon, at_home: home == here }).await?;
         match answer.word.as_str() {
             "ISSUED" => {
@@ -119,7 +119,7 @@ impl Store {
     /// # Errors
     /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
     pub async fn coupon_release_prepare(&self, call: &Call, id: CouponId, count: i64) -> Result<Reopening, Error> {
-        let here = self.home(id.get());
+        let here = self.owner(id.get());
         let (digest, fingerprint) = key_parts(call);
         let call = Invocation::new(&script::COUPON_RELEASE_PREPARE)
             .key(Keys(here).meta())
@@ -150,7 +150,7 @@ impl Store {
         count: i64,
         announcement: &str,
     ) -> Result<Option<Reply<i64>>, Error> {
-        let here = self.home(id.get());
+        let here = self.owner(id.get());
         let call = self
             .begin(call, &script::COUPON_RELEASE, here)
             .key(Keys(here).campaign(id))
@@ -178,7 +178,7 @@ impl Store {
         terms: &CampaignTerms,
         opens_at: Option<Millis>,
     ) -> Result<Option<Millis>, Error> {
-        let here = self.home(terms.coupon_id.get());
+        let here = self.owner(terms.coupon_id.get());
         let keys = Keys(here);
         let call = self
             .begin_unrecorded(call, &script::CAMPAIGN_CREATE, here)
@@ -214,7 +214,7 @@ impl Store {
         patch: CampaignPatch,
         grace_ms: i64,
     ) -> Result<Reply<Moved>, Error> {
-        let here = self.home(id.get());
+        let here = self.owner(id.get());
         let keys = Keys(here);
         let shown = |at: Option<Millis>| at.map(|at| at.0.to_string()).unwrap_or_default();
         let call = self

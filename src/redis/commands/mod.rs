@@ -25,11 +25,11 @@ use super::{
 use crate::model::{Call, Error, Partition, Reply, UserId, Won};
 
 /// How long an idempotency record lives: 24 hours.
-pub const RECORD_LIFE_MS: i64 = 24 * 60 * 60 * 1000;
+pub const RECORD_TTL_MS: i64 = 24 * 60 * 60 * 1000;
 /// How long a key stays claimed by a request that nobody hears of any more: longer than any request takes.
 const CLAIM_LEASE_MS: i64 = 15 * 60 * 1000;
 /// How much later than its order a far hold is looked at: the order's end has been relayed by then, as a rule.
-pub const FAR_HOLD_GRACE_MS: i64 = 60_000;
+pub const REMOTE_HOLD_GRACE_MS: i64 = 60_000;
 
 impl Store {
     /// A call with the keys and arguments that every script with an idempotency record starts with.
@@ -42,7 +42,7 @@ impl Store {
             .key(keys.record(digest))
             .arg(self.test_clock())
             .arg(fingerprint)
-            .arg(RECORD_LIFE_MS)
+            .arg(RECORD_TTL_MS)
             .arg(&call.request_id)
     }
 
@@ -103,7 +103,7 @@ impl Store {
         amount: Won,
         limit: Won,
     ) -> Result<Reply<(String, Won)>, Error> {
-        let answer = self.merged(call, self.home(user.get()), Charge { user, amount, limit }).await?;
+        let answer = self.merged(call, self.owner(user.get()), Charge { user, amount, limit }).await?;
         match answer.word.as_str() {
             "CHARGED" => Ok(answer.reply((answer.get(2)?, answer.get(3)?))),
             "USER_NOT_FOUND" => Err(Error::UserNotFound),
@@ -115,7 +115,7 @@ impl Store {
     /// Whether a call's idempotency key has to be claimed before `decides` decides. (Where that is the key's own partition, the
     /// record of the decision says it all.)
     pub fn claims_key(&self, call: &Call, decides: Partition) -> bool {
-        call.key.as_ref().is_some_and(|key| self.home_of_key(&key.digest) != decides)
+        call.key.as_ref().is_some_and(|key| self.owner_of_key(&key.digest) != decides)
     }
 
     /// `idempotency_claim.lua`: binds the call's idempotency key in its own partition. [`Store::idempotency_settle`] has to follow.
@@ -124,7 +124,7 @@ impl Store {
     /// [`Error::IdempotencyKeyReused`].
     pub async fn idempotency_claim(&self, call: &Call) -> Result<(), Error> {
         let Some(key) = &call.key else { return Ok(()) };
-        let home = self.home_of_key(&key.digest);
+        let home = self.owner_of_key(&key.digest);
         let claim = Invocation::new(&script::IDEMPOTENCY_CLAIM)
             .key(Keys(home).meta())
             .key(Keys(home).record(&key.digest))
@@ -140,13 +140,13 @@ impl Store {
     /// [`Error::Unavailable`]; the claim then ends by itself.
     pub async fn idempotency_settle(&self, call: &Call, keeps: bool) -> Result<(), Error> {
         let Some(key) = &call.key else { return Ok(()) };
-        let home = self.home_of_key(&key.digest);
+        let home = self.owner_of_key(&key.digest);
         let settle = Invocation::new(&script::IDEMPOTENCY_SETTLE)
             .key(Keys(home).meta())
             .key(Keys(home).record(&key.digest))
             .arg(&key.fingerprint)
             .arg(if keeps { "1" } else { "0" })
-            .arg(RECORD_LIFE_MS)
+            .arg(RECORD_TTL_MS)
             .arg(CLAIM_LEASE_MS);
         let answer = self.call(home, &settle).await?;
         if answer.word == "SETTLED" { Ok(()) } else { Err(answer.unknown()) }

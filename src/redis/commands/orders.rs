@@ -240,8 +240,8 @@ impl Store {
         placing: &Placing<'_>,
         judges: Option<Shortage>,
     ) -> Result<Answer, Error> {
-        let home = self.home(order.user_id.get());
-        let near = order.lines.iter().filter(|(product, _)| self.home(product.get()) == home);
+        let home = self.owner(order.user_id.get());
+        let near = order.lines.iter().filter(|(product, _)| self.owner(product.get()) == home);
         let terms = placing.terms.map(|terms| CouponTerms { discount: terms.discount, expires_at: terms.expires_at });
         let place = Place {
             order_id: placing.order_id,
@@ -262,7 +262,7 @@ impl Store {
     /// # Errors
     /// The refusals of `POST /payments`, and the shared ones. [`Settled::Declined`] is no error here: it has an effect.
     pub async fn order_pay(&self, call: &Call, settling: &Settling<'_>) -> Result<Reply<Settled>, Error> {
-        let home = self.home(settling.payment.order_id.get());
+        let home = self.owner(settling.payment.order_id.get());
         let mut now = self.now(home);
         let mut attempt = 1;
         let answer = loop {
@@ -312,7 +312,7 @@ impl Store {
         receipt: &str,
         ask_in_ms: i64,
     ) -> Result<Option<Settled>, Error> {
-        let home = self.home(payment.order_id.get());
+        let home = self.owner(payment.order_id.get());
         let keys = Keys(home);
         let call = self
             .begin(call, &script::PAYMENT_BEGIN, home)
@@ -352,7 +352,7 @@ impl Store {
         user: UserId,
         closing: Closing<'_>,
     ) -> Result<Option<Reply<Closed>>, Error> {
-        let home = self.home(order.get());
+        let home = self.owner(order.get());
         let keys = Keys(home);
         let (why, day, receipt, ask_again_in_ms) = match closing {
             Closing::Cancel { paid_on } => ("CANCEL", paid_on, "", None),
@@ -439,6 +439,6 @@ fn no_payment(word: &str) -> Option<Error> {
 }
 
 /// A word of an enumeration, as a script writes it.
-pub(super) fn closing_word<T: std::str::FromStr<Err = UnknownWord>>(word: &str) -> Result<T, Error> {
-    word.parse().map_err(|error: UnknownWord| Error::Internal(anyhow::anyhow!("{word:?}: {error}")))
+pub(super) fn closing_word<T: std::str::FromStr<Err = UnknownName>>(word: &str) -> Result<T, Error> {
+    word.parse().map_err(|error: UnknownName| Error::Internal(anyhow::anyhow!("{word:?}: {error}")))
 }

@@ -49,7 +49,7 @@ impl Store {
         receipt: &str,
         end: &PaymentEnd,
     ) -> Result<bool, Error> {
-        let home = self.home(order.get());
+        let home = self.owner(order.get());
         let transaction = match end {
             PaymentEnd::Settled { transaction } => transaction.as_str(),
             _ => "",
@@ -86,7 +86,7 @@ impl Store {
     ) -> Result<Option<Reply<ResolvedPayment>>, Error> {
         let Some(payment) = &record.gateway else { return Err(Error::NoPaymentUnderWay) };
         let (order, user) = (record.order.order_id, record.order.user_id);
-        let home = self.home(order.get());
+        let home = self.owner(order.get());
         let keys = Keys(home);
         let waiting = payment.key.as_ref().map_or("", |key| key.digest.as_str());
         let mut now = self.now(home);

@@ -7,7 +7,7 @@ use super::{
     orders::{DAY_FORMAT, no_stock},
 };
 use crate::{
-    config::MARK_LIFE_MS,
+    config::TOMBSTONE_TTL_MS,
     model::{Call, Error, OrderLine, Partition, *},
     redis::{
         Store,
@@ -19,7 +19,7 @@ use crate::{
 
 /// What became of an order that stock is held for in another partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FarEnd {
+pub enum RemoteEnd {
     Settled,
     /// Given back; and if it is not held yet, it never will be.
     Released,
@@ -44,7 +44,7 @@ impl Store {
     /// # Errors
     /// The shared refusals.
     pub async fn coupon_grant(&self, call: &Call, user: UserId, coupon: CouponId, issued: Issued) -> Result<(), Error> {
-        let home = self.home(user.get());
+        let home = self.owner(user.get());
         let call = self
             .begin_unrecorded(call, &script::COUPON_GRANT, home)
             .key(Keys(home).user(user))
@@ -107,7 +107,7 @@ impl Store {
         partition: Partition,
         order: OrderId,
         user: UserId,
-        end: FarEnd,
+        end: RemoteEnd,
         day: Option<NaiveDate>,
     ) -> Result<bool, Error> {
         let keys = Keys(partition);
@@ -125,13 +125,13 @@ impl Store {
             .arg(order.get())
             .arg(user.get())
             .arg(match end {
-                FarEnd::Settled => "SETTLED",
-                FarEnd::Released | FarEnd::Abandoned => "RELEASED",
-                FarEnd::Refunded => "REFUNDED",
+                RemoteEnd::Settled => "SETTLED",
+                RemoteEnd::Released | RemoteEnd::Abandoned => "RELEASED",
+                RemoteEnd::Refunded => "REFUNDED",
             })
             .arg(day.map_or(0, |day| ranked_until(day).0))
-            .arg(MARK_LIFE_MS)
-            .arg(if end == FarEnd::Abandoned { "0" } else { "1" });
+            .arg(TOMBSTONE_TTL_MS)
+            .arg(if end == RemoteEnd::Abandoned { "0" } else { "1" });
         let answer = self.call(partition, &call).await?;
         match answer.word.as_str() {
             "MOVED" | "TOMBSTONED" | "UNCHANGED" => Ok(true),
@@ -145,16 +145,16 @@ impl Store {
     ///
     /// # Errors
     /// The shared refusals; every step may be taken again.
-    pub async fn end_far(
+    pub async fn end_remote(
         &self,
         call: &Call,
         order: OrderId,
         user: UserId,
         far: &[OrderLine],
-        end: FarEnd,
+        end: RemoteEnd,
         day: &str,
     ) -> Result<Vec<Partition>, Error> {
-        let mut partitions: Vec<Partition> = far.iter().map(|line| self.home(line.product_id.get())).collect();
+        let mut partitions: Vec<Partition> = far.iter().map(|line| self.owner(line.product_id.get())).collect();
         partitions.sort_unstable();
         partitions.dedup();
         let day = NaiveDate::parse_from_str(day, DAY_FORMAT).ok();
@@ -172,11 +172,11 @@ impl Store {
     /// # Errors
     /// The shared refusals.
     pub async fn order_resolve(&self, order: OrderId) -> Result<Verdict, Error> {
-        let home = self.home(order.get());
+        let home = self.owner(order.get());
         let call = Invocation::new(&script::ORDER_RESOLVE)
             .key(Keys(home).meta())
             .key(Keys(home).order(order))
-            .arg(MARK_LIFE_MS);
+            .arg(TOMBSTONE_TTL_MS);
         let answer = self.call(home, &call).await?;
         if answer.word != "ORDER_STATUS" {
             return Err(answer.unknown());

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Keys looked at in one step of a scan.
-const SCANNED_AT_ONCE: usize = 1000;
+const SCAN_BATCH: usize = 1000;
 
 /// A hash as it stands.
 pub type Fields = HashMap<String, String>;
@@ -117,7 +117,7 @@ impl Replies {
 
 impl Store {
     /// Reads the books, up to `most` entries of the outbox after `after`, and what `ask` asks for, at one moment.
-    async fn at_once(
+    async fn in_batches(
         &self,
         here: Partition,
         (after, most): (StreamId, usize),
@@ -128,7 +128,7 @@ impl Store {
         read.cmd("HMGET").arg(Keys(here).meta()).arg(&["epoch", "seq"]);
         read.cmd("XRANGE").arg(Keys(here).outbox()).arg(format!("({after}")).arg("+").arg("COUNT").arg(most);
         ask(&mut read);
-        let replies: Vec<Value> = self.pipe_unseen(here, &read).await?;
+        let replies: Vec<Value> = self.pipe_unchecked(here, &read).await?;
         let mut replies = Replies(replies.into_iter());
         let (epoch, seq): (Option<i64>, Option<i64>) = replies.next()?;
         let entries: Vec<Entry> = replies.next()?;
@@ -151,7 +151,7 @@ impl Store {
                 read.cmd("HGETALL").arg(Keys(here).user(*user));
             }
         };
-        let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
         let things = users.iter().map(|_| {
             let mut fields: HashMap<String, String> = replies.next()?;
             let coupons = take_coupons(&mut fields);
@@ -178,7 +178,7 @@ impl Store {
                 read.cmd("ZSCORE").arg(keys.catalogue()).arg(product.get());
             }
         };
-        let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
         let things = products.iter().map(|_| {
             Ok(ProductSeen {
                 fields: replies.next()?,
@@ -208,7 +208,7 @@ impl Store {
                 read.cmd("ZSCORE").arg(Keys(here).campaigns()).arg(campaign.get());
             }
         };
-        let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
         let things = campaigns.iter().map(|_| {
             let (fields, holders) = (replies.next()?, replies.next()?);
             Ok(CampaignSeen { fields, holders, listed: replies.next::<Option<f64>>()?.is_some() })
@@ -232,7 +232,7 @@ impl Store {
                 read.cmd("PTTL").arg(Keys(here).order(*order));
             }
         };
-        let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
         let things = orders.iter().map(|_| {
             let (fields, expires) = (replies.next()?, replies.next::<Option<f64>>()?.is_some());
             let watched = replies.next::<Option<f64>>()?.is_some();
@@ -257,7 +257,7 @@ impl Store {
                 read.cmd("PTTL").arg(Keys(here).hold(*order));
             }
         };
-        let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
         let things = orders.iter().map(|_| {
             let (fields, due) = (replies.next()?, replies.next::<Option<f64>>()?.is_some());
             Ok(HoldSeen { fields, due, leaves: replies.next::<i64>()? >= 0 })
@@ -279,7 +279,7 @@ impl Store {
                 }
             }
         };
-        let (position, entries, mut replies) = self.at_once(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
         let mut scores = || -> Result<BTreeMap<i64, i64>, Error> {
             let Scores(scores) = replies.next()?;
             Ok(scores.into_iter().map(|(product, score)| (product, score as i64)).collect())
@@ -293,17 +293,17 @@ impl Store {
         if users.is_empty() {
             return Ok(Vec::new());
         }
-        let here = self.home(coupon.get());
+        let here = self.owner(coupon.get());
         let mut read = redis::cmd("SMISMEMBER");
         read.arg(Keys(here).holders(coupon)).arg(users);
-        self.query_unseen(here, &read).await
+        self.query_unchecked(here, &read).await
     }
 
     /// How much the clock will end, or how many gateways' payments are looked at (`gateway`).
     pub async fn index_size(&self, here: Partition, gateway: bool) -> Result<usize, Error> {
         let mut count = redis::cmd("ZCARD");
         count.arg(if gateway { Keys(here).gateway() } else { Keys(here).expiry() });
-        self.query_unseen(here, &count).await
+        self.query_unchecked(here, &count).await
     }
 
     /// A page of what the clock will end, or the gateways' payments that are looked at (`gateway`).
@@ -324,7 +324,7 @@ impl Store {
         for here in self.all() {
             let mut ask = redis::cmd("INFO");
             ask.arg("server");
-            let info: String = self.query_unseen(here, &ask).await?;
+            let info: String = self.query_unchecked(here, &ask).await?;
             if seen.insert(Server::read(&info).run_id) {
                 servers.push(here);
             }
@@ -336,8 +336,8 @@ impl Store {
     /// is there all the while is in some page, perhaps in several.
     pub async fn scan_page(&self, server: Partition, cursor: &str) -> Result<(Vec<String>, Option<String>), Error> {
         let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg("{p*}:*").arg("COUNT").arg(SCANNED_AT_ONCE);
-        let (next, page): (String, Vec<String>) = self.query_unseen(server, &scan).await?;
+        scan.arg(cursor).arg("MATCH").arg("{p*}:*").arg("COUNT").arg(SCAN_BATCH);
+        let (next, page): (String, Vec<String>) = self.query_unchecked(server, &scan).await?;
         Ok((page, Some(next).filter(|next| next != "0")))
     }
 }

@@ -94,11 +94,11 @@ impl Store {
         for here in self.one_of_each_server()? {
             let mut ask = redis::cmd("INFO");
             ask.arg(&["server", "memory", "persistence", "clients", "stats"]);
-            let info: String = self.query_unseen(here, &ask).await?;
+            let info: String = self.query_unchecked(here, &ask).await?;
             let mut ask = redis::cmd("CONFIG");
             ask.arg("GET").arg("appendfsync");
             // Some services do not let anybody ask: that is no reason to try all rights again.
-            let (_ticket, mut link) = self.lanes().get(here).await?;
+            let (_ticket, mut link) = self.shared_connections().get(here).await?;
             let setting: Option<HashMap<String, String>> = ask.query_async(&mut link).await.ok();
             states.push(server_state(&info, setting.and_then(|mut setting| setting.remove("appendfsync"))));
         }
@@ -109,7 +109,7 @@ impl Store {
         let mut seen = HashSet::new();
         let mut each = Vec::new();
         for here in self.all() {
-            if seen.insert(self.lanes().server_of(here)?) {
+            if seen.insert(self.shared_connections().server_of(here)?) {
                 each.push(here);
             }
         }

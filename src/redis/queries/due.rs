@@ -75,7 +75,7 @@ impl Store {
     /// Puts off looking at a gateway payment that is still in the index, whatever comes of the look.
     pub async fn postpone_payment(&self, payment: DuePayment, until: Millis) -> Result<(), Error> {
         let DuePayment { order, stuck } = payment;
-        let home = self.home(order.get());
+        let home = self.owner(order.get());
         let mut put_off = redis::cmd("ZADD");
         put_off.arg(Keys(home).gateway()).arg("XX").arg(score(until, stuck)).arg(order.get());
         self.query::<Value>(home, put_off).await.map(drop)
@@ -94,7 +94,7 @@ impl Store {
         stuck: bool,
         said: &str,
     ) -> Result<(), Error> {
-        let home = self.home(order.get());
+        let home = self.owner(order.get());
         let call = Invocation::new(&script::PAYMENT_POSTPONE)
             .key(Keys(home).meta())
             .key(Keys(home).order(order))

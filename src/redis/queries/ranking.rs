@@ -35,7 +35,7 @@ impl FromRedisValue for Scores {
 /// When a day's rankings are in no scope any more, in any zone, and may go.
 pub fn ranked_until(day: NaiveDate) -> Millis {
     // A day of slack on either side, because zones differ by less than a day from UTC.
-    let until = day.checked_add_days(Days::new(u64::from(RankingScope::LONGEST_DAYS) + 2)).unwrap_or(NaiveDate::MAX);
+    let until = day.checked_add_days(Days::new(u64::from(RankingScope::MAX_DAYS) + 2)).unwrap_or(NaiveDate::MAX);
     Millis(until.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis())
 }
 
@@ -59,7 +59,7 @@ impl Store {
             let (Scores(units), Scores(won)): (Scores, Scores) = self.pipe(here, &read).await?;
             let won: HashMap<i64, f64> = won.into_iter().collect();
             if units.is_empty() {
-                self.check_books(here).await?;
+                self.check_partition(here).await?;
             }
             ranked.extend(units.into_iter().filter(|(_, units)| *units > 0.0).filter_map(|(id, units)| {
                 let won = won.get(&id).copied().unwrap_or(0.0) as Won;

@@ -11,8 +11,9 @@ use redis::FromRedisValue;
 use crate::{
     model::{Error, Partition, event, *},
     redis::{
-        Store, batcher, closed_books,
+        Store, batcher,
         keys::Keys,
+        partition_closed,
         records::{CouponRecord, OrderRecord, campaign, coupon_record, order_record, take_coupons},
         script::{self, Invocation},
     },
@@ -24,7 +25,7 @@ impl Store {
     /// # Errors
     /// [`Error::UserNotFound`].
     pub async fn balance(&self, user: UserId) -> Result<Balance, Error> {
-        let home = self.home(user.get());
+        let home = self.owner(user.get());
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(home).user(user)).arg(&["name", "balance"]);
         match self.query(home, read).await? {
@@ -39,7 +40,7 @@ impl Store {
     /// # Errors
     /// [`Error::UserNotFound`].
     pub async fn history_read(&self, user: UserId, most: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
-        let home = self.home(user.get());
+        let home = self.owner(user.get());
         let call = Invocation::new(&script::HISTORY_READ)
             .key(Keys(home).user(user))
             .key(Keys(home).outbox())
@@ -70,7 +71,7 @@ impl Store {
     /// # Errors
     /// [`Error::UserNotFound`].
     pub async fn user_coupons(&self, user: UserId) -> Result<Vec<CouponRecord>, Error> {
-        let home = self.home(user.get());
+        let home = self.owner(user.get());
         let mut read = redis::cmd("HGETALL");
         read.arg(Keys(home).user(user));
         let mut fields: HashMap<String, String> = self.query(home, read).await?;
@@ -89,12 +90,12 @@ impl Store {
 
     /// A campaign, or `None`.
     pub async fn campaign(&self, coupon: CouponId) -> Result<Option<Campaign>, Error> {
-        let here = self.home(coupon.get());
+        let here = self.owner(coupon.get());
         let mut read = redis::cmd("HGETALL");
         read.arg(Keys(here).campaign(coupon));
         let fields: HashMap<String, String> = self.query(here, read).await?;
         if fields.is_empty() {
-            self.check_books(here).await?;
+            self.check_partition(here).await?;
             return Ok(None);
         }
         campaign(coupon, &fields).map(Some)
@@ -110,7 +111,7 @@ impl Store {
             read.arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
             let ids: Vec<i64> = self.query(here, read).await?;
             if ids.is_empty() {
-                self.check_books(here).await?;
+                self.check_partition(here).await?;
             }
             let ids: Vec<CouponId> = ids.into_iter().filter_map(CouponId::new).collect();
             let mut read = redis::pipe();
@@ -132,7 +133,7 @@ impl Store {
     /// # Errors
     /// [`Error::ProductNotFound`].
     pub async fn product(&self, product: ProductId) -> Result<Product, Error> {
-        let here = self.home(product.get());
+        let here = self.owner(product.get());
         let (answered, lead) = self.shared.products.join(here, product, 1);
         if lead {
             let store = self.clone();
@@ -209,7 +210,7 @@ impl Store {
             ids.extend(page.into_iter().filter_map(ProductId::new));
         }
         if total == 0 {
-            self.check_books(Partition(0)).await?;
+            self.check_partition(Partition(0)).await?;
         }
         if self.partitions() > 1 {
             ids.sort_unstable();
@@ -217,7 +218,7 @@ impl Store {
         }
         let mut products = Vec::with_capacity(ids.len());
         for here in self.all() {
-            let mine: Vec<ProductId> = ids.iter().copied().filter(|id| self.home(id.get()) == here).collect();
+            let mine: Vec<ProductId> = ids.iter().copied().filter(|id| self.owner(id.get()) == here).collect();
             products.extend(self.products_of(here, &mine).await?.into_iter().flatten());
         }
         products.sort_unstable_by_key(|product| product.product_id);
@@ -226,12 +227,12 @@ impl Store {
 
     /// An order, or `None`.
     pub async fn order(&self, order: OrderId) -> Result<Option<OrderRecord>, Error> {
-        let home = self.home(order.get());
+        let home = self.owner(order.get());
         let mut read = redis::cmd("HGETALL");
         read.arg(Keys(home).order(order));
         let fields: HashMap<String, String> = self.query(home, read).await?;
         if !fields.contains_key("user") {
-            self.check_books(home).await?;
+            self.check_partition(home).await?;
             return Ok(None);
         }
         order_record(order, &fields).map(Some).ok_or_else(|| Error::Internal(anyhow!("order {order} is not readable")))
@@ -274,14 +275,14 @@ impl Store {
 
     /// `absent` if the partition's books are open, so that not finding something means that it is not there.
     async fn absent(&self, here: Partition, absent: Error) -> Error {
-        self.check_books(here).await.err().unwrap_or(absent)
+        self.check_partition(here).await.err().unwrap_or(absent)
     }
 
-    pub(super) async fn check_books(&self, here: Partition) -> Result<(), Error> {
-        let books = self.books(here).await?;
+    pub(super) async fn check_partition(&self, here: Partition) -> Result<(), Error> {
+        let books = self.partition_state(here).await?;
         if books.position.is_none() || books.frozen.is_some() {
-            self.watermark(here).doubt();
-            return Err(closed_books());
+            self.watermark(here).invalidate();
+            return Err(partition_closed());
         }
         Ok(())
     }

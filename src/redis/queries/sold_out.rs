@@ -5,17 +5,17 @@ use redis::FromRedisValue;
 
 use crate::{
     model::{CouponId, Error, Millis, Partition, Position, UserId},
-    redis::{Store, closed_books, keys::Keys},
+    redis::{Store, keys::Keys, partition_closed},
 };
 
 /// Members in one page of a scan: some hundred microseconds of Redis's time.
-const HOLDERS_AT_ONCE: usize = 1000;
+const HOLDERS_BATCH: usize = 1000;
 /// Users asked about by one `EXISTS` where some of more do not exist.
-const USERS_AT_ONCE: usize = 32;
+const USERS_BATCH: usize = 32;
 
 /// What a campaign's partition says of it at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CampaignStands {
+pub struct CampaignStatus {
     pub epoch: i64,
     /// All coupons are given out or kept back, and none is about to be released.
     pub given_out: bool,
@@ -24,7 +24,7 @@ pub struct CampaignStands {
     pub window: (Millis, Millis),
 }
 
-type Books = (Option<i64>, Option<i64>, Option<String>);
+type Meta = (Option<i64>, Option<i64>, Option<String>);
 
 impl Store {
     /// Whether a partition is used without being looked at first.
@@ -36,8 +36,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`]; also where the books are closed, or know less than was told before.
-    pub async fn campaign_stands(&self, id: CouponId) -> Result<CampaignStands, Error> {
-        let here = self.home(id.get());
+    pub async fn campaign_status(&self, id: CouponId) -> Result<CampaignStatus, Error> {
+        let here = self.owner(id.get());
         let mut read = redis::pipe();
         let fields = ["total", "issued", "withheld", "reopening", "opens_at", "closes_at"];
         read.cmd("HMGET").arg(Keys(here).campaign(id)).arg(&fields);
@@ -48,7 +48,7 @@ impl Store {
         let taken = issued.unwrap_or(0) + withheld.unwrap_or(0);
         let given_out = total.is_some_and(|total| taken >= total) && reopening.is_none();
         let window = (Millis(opens_at.unwrap_or(0)), Millis(closes_at.unwrap_or(0)));
-        Ok(CampaignStands { epoch, given_out, holders, window })
+        Ok(CampaignStatus { epoch, given_out, holders, window })
     }
 
     /// All users that hold a coupon of this campaign, ascending; `None` if they are more than `most`. Of those that get one
@@ -57,12 +57,12 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn holders(&self, id: CouponId, most: usize) -> Result<Option<Box<[i64]>>, Error> {
-        let here = self.home(id.get());
+        let here = self.owner(id.get());
         let set = Keys(here).holders(id);
         let (mut holders, mut cursor) = (Vec::new(), 0u64);
         loop {
             let mut scan = redis::cmd("SSCAN");
-            scan.arg(&set).arg(cursor).arg("COUNT").arg(HOLDERS_AT_ONCE);
+            scan.arg(&set).arg(cursor).arg("COUNT").arg(HOLDERS_BATCH);
             let (next, page): (u64, Vec<i64>) = self.query(here, scan).await?;
             holders.extend(page);
             // Some may come twice.
@@ -90,7 +90,7 @@ impl Store {
             return Ok((epoch, vec![true; users.len()]));
         }
         // As a rule those that do not exist are next to each other: they are not yet created.
-        let groups: Vec<&[UserId]> = users.chunks(USERS_AT_ONCE).collect();
+        let groups: Vec<&[UserId]> = users.chunks(USERS_BATCH).collect();
         let (again, found) = self.count_users(here, &groups).await?;
         let is_mixed = |(group, found): &(&&[UserId], &usize)| **found != 0 && **found != group.len();
         let mixed = groups.iter().zip(&found).filter(is_mixed).flat_map(|(group, _)| group.chunks(1));
@@ -128,7 +128,7 @@ impl Store {
     async fn in_epoch<T: FromRedisValue>(&self, here: Partition, reads: &redis::Pipeline) -> Result<(i64, T), Error> {
         let watermark = self.watermark(here);
         // Before the reads: the books must know it all.
-        let told = watermark.told();
+        let acknowledged = watermark.acknowledged();
         let mut read = redis::pipe();
         read.atomic();
         read.cmd("HMGET").arg(Keys(here).meta()).arg(&["epoch", "seq", "frozen"]);
@@ -141,17 +141,17 @@ impl Store {
         };
         let rest = redis::Value::Array(values.split_off(values.len().min(1)));
         let books = values.pop().unwrap_or(redis::Value::Nil);
-        let (Some(epoch), Some(seq), None) = Books::from_redis_value(books).map_err(unreadable)? else {
-            watermark.doubt();
-            return Err(closed_books());
+        let (Some(epoch), Some(seq), None) = Meta::from_redis_value(books).map_err(unreadable)? else {
+            watermark.invalidate();
+            return Err(partition_closed());
         };
         let position = Position { epoch, seq };
-        if position < told {
+        if position < acknowledged {
             // Whoever uses the partition next looks, and freezes it.
-            watermark.doubt();
-            return Err(closed_books());
+            watermark.invalidate();
+            return Err(partition_closed());
         }
-        watermark.raise(position);
+        watermark.advance(position);
         Ok((epoch, T::from_redis_value(rest).map_err(unreadable)?))
     }
 }

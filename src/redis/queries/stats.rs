@@ -15,7 +15,7 @@ type Reads = ((Option<i64>, Option<i64>), u64, Vec<Entry>, u64, u64, u64, u64, u
 
 /// Things that come due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
+pub struct PendingCount {
     /// All of them.
     pub open: u64,
     /// Those that are due already.
@@ -24,7 +24,7 @@ pub struct Waiting {
 
 /// What waits in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waits {
+pub struct Pending {
     /// The last decision; `None` where the books are not there.
     pub decided: Option<Position>,
     /// Entries of the outbox, from the first that is not trimmed yet.
@@ -33,11 +33,11 @@ pub struct Waits {
     pub oldest: Option<Millis>,
     /// PENDING orders by the end of their hold, gateway payments by when they are looked at next, stock held for orders
     /// elsewhere likewise.
-    pub orders: Waiting,
-    pub payments: Waiting,
+    pub orders: PendingCount,
+    pub payments: PendingCount,
     /// Gateway payments that nobody can settle.
     pub stuck_payments: u64,
-    pub far_holds: Waiting,
+    pub remote_holds: PendingCount,
 }
 
 impl Store {
@@ -45,7 +45,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn waits(&self, here: Partition, after: StreamId, now: Millis) -> Result<Waits, Error> {
+    pub async fn pending(&self, here: Partition, after: StreamId, now: Millis) -> Result<Pending, Error> {
         let keys = Keys(here);
         let due = [keys.expiry(), keys.gateway(), keys.holds()];
         let mut read = redis::pipe();
@@ -72,20 +72,20 @@ impl Store {
             far_holds_due,
             stuck,
             stuck_due,
-        ): Reads = self.pipe_unseen(here, &read).await?;
-        Ok(Waits {
+        ): Reads = self.pipe_unchecked(here, &read).await?;
+        Ok(Pending {
             decided: decided.0.zip(decided.1).map(|(epoch, seq)| Position { epoch, seq }),
             outbox,
             oldest: oldest.first().map(|entry| Millis(entry.id.ms as i64)),
-            orders: Waiting { open: orders, due: orders_due },
-            payments: Waiting { open: payments, due: payments_due + stuck_due },
+            orders: PendingCount { open: orders, due: orders_due },
+            payments: PendingCount { open: payments, due: payments_due + stuck_due },
             stuck_payments: stuck,
-            far_holds: Waiting { open: far_holds, due: far_holds_due },
+            remote_holds: PendingCount { open: far_holds, due: far_holds_due },
         })
     }
 
     /// Its connections by what they are for.
     pub fn connections(&self) -> [(&'static str, Connections); 3] {
-        self.lanes().connections()
+        self.shared_connections().connections()
     }
 }

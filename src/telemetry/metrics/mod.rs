@@ -39,7 +39,7 @@ const CALL_SECONDS: &[f64] =
 /// Of a transaction of PostgreSQL.
 const COMMIT_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// What goes together in one call.
-const TOGETHER: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+const CALL_BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 /// What goes together in one transaction.
 const BATCH: &[f64] = &[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0];
 
@@ -87,7 +87,7 @@ metrics! {
 
     SCRIPT_SECONDS: HistogramVec = "firstcome_script_call_duration_seconds" ("script") in CALL_SECONDS
         "Time of a call of a script, from when it is sent to when its answer is here.";
-    SCRIPT_REQUESTS: HistogramVec = "firstcome_script_requests_per_call" ("script") in TOGETHER
+    SCRIPT_REQUESTS: HistogramVec = "firstcome_script_requests_per_call" ("script") in CALL_BATCH
         "Requests that one call of a script decided together.";
     SCRIPT_ANSWERS: IntCounterVec = "firstcome_script_answers_total" ("script", "outcome")
         "Answers of scripts, one per request, by the word that they gave.";
@@ -98,7 +98,7 @@ metrics! {
 
     REDIS_CALLS: IntGauge = "firstcome_redis_calls_in_flight" ()
         "Calls of Redis that wait for their answer on the shared connections.";
-    REDIS_PIPELINE: Histogram = "firstcome_redis_commands_per_pipeline" () in TOGETHER
+    REDIS_PIPELINE: Histogram = "firstcome_redis_commands_per_pipeline" () in CALL_BATCH
         "Reads that went to Redis together.";
     REDIS_CONNECTED: IntCounter = "firstcome_redis_connections_made_total" ()
         "Shared connections to Redis that were made; beyond the first few each replaces one that broke.";

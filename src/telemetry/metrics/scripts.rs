@@ -59,7 +59,7 @@ impl Meter {
     }
 
     /// It was one for this many requests.
-    pub fn together(&self, requests: usize) {
+    pub fn batched(&self, requests: usize) {
         self.requests.get_or_init(|| SCRIPT_REQUESTS.with_label_values(&[self.script])).observe(requests as f64);
     }
 

@@ -51,7 +51,7 @@ pub struct Partition {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Holds {
     pub orders: (u64, u64),
-    pub far_holds: (u64, u64),
+    pub remote_holds: (u64, u64),
     pub payments: (u64, u64),
 }
 
@@ -132,7 +132,7 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
         let sum =
             |kind: fn(&Holds) -> (u64, u64)| partitions.iter().map(|here| value(kind(&here.holds))).sum::<u64>() as f64;
         let kinds = [
-            ("far_hold", sum(|holds| holds.far_holds)),
+            ("far_hold", sum(|holds| holds.remote_holds)),
             ("order", sum(|holds| holds.orders)),
             ("payment", sum(|holds| holds.payments)),
         ];

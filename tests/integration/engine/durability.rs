@@ -199,7 +199,7 @@ async fn partition_closed_when_redis_emptied_or_swapped() {
         } else {
             let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await.unwrap();
         }
-        test.engine.look().await;
+        test.engine.check().await;
         assert!(reasons(&test).await.contains(if swapped { "store another" } else { "lost the books" }));
         test.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
         test.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");

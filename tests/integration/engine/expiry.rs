@@ -238,7 +238,7 @@ async fn order_stays_due_when_sweep_fails() {
     }
     assert!(before == test.snapshot().await, "a sweep that failed changed something");
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
-    test.engine.look().await;
+    test.engine.check().await;
     assert_eq!(test.engine.sweep().await.unwrap(), 1);
     assert_eq!(order(&test, placed, user).await["closeReason"], "EXPIRED");
     test.finish().await;

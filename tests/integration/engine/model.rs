@@ -507,7 +507,7 @@ impl Run {
             }
             Op::Leave { partition } => {
                 let here = Partition(partition % self.test.options.partitions);
-                assert_eq!(self.test.app.projector.carry(here).await.unwrap(), None);
+                assert_eq!(self.test.app.projector.project(here).await.unwrap(), None);
                 self.test.leave().await;
                 Ok(("left".into(), None))
             }

@@ -4,7 +4,7 @@
 use chrono::Days;
 use firstcome::{
     model::{Partition, *},
-    redis::commands::{FarEnd, Placing, Settled, Settling},
+    redis::commands::{Placing, RemoteEnd, Settled, Settling},
 };
 
 use crate::support::harness::{Options, TestApp, call};
@@ -92,7 +92,7 @@ async fn remote_hold_after_release_holds_nothing() {
     let order = OrderId::new(1_000_000).unwrap();
     let call = call(None);
     let store = &apart.test.store;
-    store.stock_settle(&call, Partition(1), order, apart.user, FarEnd::Released, None).await.unwrap();
+    store.stock_settle(&call, Partition(1), order, apart.user, RemoteEnd::Released, None).await.unwrap();
     let late = store.stock_hold(&call, Partition(1), order, apart.user, 0, &[(apart.product, 2)]).await;
     assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
     assert_eq!(apart.stock().await, 5);

@@ -133,7 +133,7 @@ async fn reply_unknown_when_rebuild_discards_decision() {
     let summary = rebuilt(&test, rebuild::Options { discard: true, lost_at_most: None }).await;
     assert_eq!(summary.discarded, 1);
     until("the request is answered", async || {
-        test.engine.look().await;
+        test.engine.check().await;
         charging.is_finished().then_some(())
     })
     .await;

@@ -457,7 +457,7 @@ async fn sold_out_state_dropped_when_epoch_changes() {
         let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
         let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
         let patience = std::time::Duration::from_secs(600);
-        let keep = test.options.retention.keep();
+        let keep = test.options.retention.retention();
         let projector =
             Projector::new(store.clone(), db.clone(), test.clock.clone(), &Default::default(), patience, keep);
         let (clock, zone) = (test.clock.clone(), engine.zone());

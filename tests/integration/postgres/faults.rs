@@ -123,10 +123,10 @@ async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
         assert_eq!((count(&test, "dead_letters").await, count(&test, "users").await), (0, n - 1), "{state}");
         // At first it is a delay, then a stall.
         let ready = async || test.get("/readyz").await.ok();
-        test.engine.look().await;
+        test.engine.check().await;
         assert_eq!(ready().await, json!({"status": "UP"}), "{state}");
         test.clock.advance(61_000);
-        test.engine.look().await;
+        test.engine.check().await;
         let stalled = ready().await;
         assert_eq!(stalled["status"], "DEGRADED", "{stalled}");
         assert!(stalled["reasons"][0].as_str().unwrap().starts_with("partition 0: nothing has come"), "{stalled}");
@@ -134,7 +134,7 @@ async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
         test.put("/api/v1/balances/1", json!({"amount": 1})).await.ok();
         sql(&test, "DROP TRIGGER refuse ON users").await;
         test.drain().await;
-        test.engine.look().await;
+        test.engine.check().await;
         assert_eq!(ready().await, json!({"status": "UP"}), "{state}");
         assert_eq!(count(&test, "users").await, n);
     }

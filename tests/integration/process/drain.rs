@@ -281,7 +281,7 @@ async fn stop_ignores_later_decisions_of_others() {
         });
         let charging: Vec<_> = charging.collect();
         until("PostgreSQL is behind", async || (test.store.backlog() > 200).then_some(())).await;
-        let carrying = test.app.projector.carry_decided();
+        let carrying = test.app.projector.project_decided();
         tokio::time::timeout(Duration::from_secs(300), carrying).await.expect("it waits for others").unwrap();
         let carried: i64 = sqlx::query_scalar("SELECT sum(balance)::bigint FROM users")
             .fetch_one(test.db.get_postgres_connection_pool())
@@ -306,7 +306,7 @@ async fn stop_reports_missing_decisions() {
     test.drain().await;
     test.put_charge(user, 1).await.ok();
     let _: i64 = redis::cmd("DEL").arg("{p0}:outbox").query_async(&mut test.raw().await).await.unwrap();
-    let error = test.app.projector.carry_decided().await.unwrap_err().to_string();
+    let error = test.app.projector.project_decided().await.unwrap_err().to_string();
     assert!(error.contains("from (1, 1) to (1, 2): decisions are lost"), "{error}");
     test.finish_unchecked().await;
 }

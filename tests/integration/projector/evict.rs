@@ -11,7 +11,7 @@ use std::{
 };
 
 use firstcome::{
-    config::{Keep, MARK_LIFE_MS, RetentionConfig},
+    config::{Retention, RetentionConfig, TOMBSTONE_TTL_MS},
     model::{
         Error, NewPayment, OrderId, Partition, PaymentType, UserId,
         event::{self, Event},
@@ -23,7 +23,7 @@ use firstcome::{
         commands::Closing,
         keys::Keys,
         outbox::{Entry, StreamId},
-        retention::Over,
+        retention::EvictionCandidate,
     },
 };
 use futures_util::future::join_all;
@@ -101,13 +101,13 @@ impl Fixture {
     }
 
     fn key(&self, order: i64) -> String {
-        Keys(self.test.store.home(order)).order(OrderId::new(order).unwrap())
+        Keys(self.test.store.owner(order)).order(OrderId::new(order).unwrap())
     }
 
     /// The far holds' keys.
     fn holds(&self, order: i64) -> Vec<String> {
-        let home = self.test.store.home(order);
-        let far = self.products.iter().map(|product| self.test.store.home(*product)).filter(|here| *here != home);
+        let home = self.test.store.owner(order);
+        let far = self.products.iter().map(|product| self.test.store.owner(*product)).filter(|here| *here != home);
         far.collect::<BTreeSet<_>>().into_iter().map(|here| Keys(here).hold(OrderId::new(order).unwrap())).collect()
     }
 
@@ -193,7 +193,7 @@ async fn order_evicted_when_projected() {
         let lives = shop.lives().await;
         let life = |key: &String| Some(lives[key]);
         assert_eq!(life(&shop.key(ends.pending)), Some(-1));
-        begun(life(&shop.key(ends.refunded)), MARK_LIFE_MS);
+        begun(life(&shop.key(ends.refunded)), TOMBSTONE_TTL_MS);
         for order in [ends.paid, ends.cancelled, ends.expired, ends.failed] {
             begun(life(&shop.key(order)), KEEP_MS);
         }
@@ -201,7 +201,7 @@ async fn order_evicted_when_projected() {
         shop.holds(ends.pending).iter().for_each(|hold| assert_eq!(life(hold), Some(-1)));
         shop.holds(ends.paid).iter().for_each(|hold| begun(life(hold), KEEP_MS));
         for order in [ends.refunded, ends.cancelled, ends.expired, ends.failed] {
-            shop.holds(order).iter().for_each(|hold| begun(life(hold), MARK_LIFE_MS));
+            shop.holds(order).iter().for_each(|hold| begun(life(hold), TOMBSTONE_TTL_MS));
         }
         shop.test.leave().await;
         let left: BTreeSet<String> = shop.lives().await.into_keys().collect();
@@ -217,7 +217,7 @@ async fn batch_repeated_evicts_the_same_orders() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
         let order = shop.paid().await;
-        let home = shop.test.store.home(order);
+        let home = shop.test.store.owner(order);
         let mut batches = Vec::new();
         for here in shop.test.store.all() {
             batches.push((here, shop.test.store.outbox_page(here, StreamId::ZERO, 1000).await.unwrap()));
@@ -227,10 +227,10 @@ async fn batch_repeated_evicts_the_same_orders() {
         let again = async || {
             for (here, entries) in &batches {
                 let postgres = (&shop.test.db, Duration::from_secs(600));
-                let keep = shop.test.options.retention.keep();
+                let keep = shop.test.options.retention.retention();
                 let events = events(entries);
                 let events: Vec<_> = events.iter().collect();
-                projector::evict::retire(&shop.test.store, postgres, keep, *here, &events).await.unwrap();
+                projector::evict::evict(&shop.test.store, postgres, keep, *here, &events).await.unwrap();
             }
         };
         // It never came to that.
@@ -250,9 +250,9 @@ async fn batch_repeated_evicts_the_same_orders() {
         let lives = shop.lives().await;
         assert_eq!(lives[&shop.key(order)], -1);
         shop.holds(order).iter().for_each(|hold| assert_eq!(lives[hold], -1));
-        shop.test.app.projector.carry(home).await.unwrap();
+        shop.test.app.projector.project(home).await.unwrap();
         again().await;
-        begun(shop.life(order).await, MARK_LIFE_MS);
+        begun(shop.life(order).await, TOMBSTONE_TTL_MS);
         shop.test.drain().await;
         again().await;
         shop.holds(order).iter().for_each(|hold| assert!(lives.contains_key(hold)));
@@ -500,7 +500,7 @@ async fn archived_order_refunded_once() {
         assert_eq!(lives[&key], -1, "{away:?}");
         holds.iter().for_each(|hold| assert_eq!(lives[hold], -1, "{away:?}"));
         shop.test.drain().await;
-        begun(shop.life(order).await, MARK_LIFE_MS);
+        begun(shop.life(order).await, TOMBSTONE_TTL_MS);
         shop.test.leave().await;
         shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
         assert!(shop.show(kept).await.contains("PAID"));
@@ -541,17 +541,21 @@ async fn restore_of_stale_row_changes_nothing() {
             .await
             .unwrap()
             .unwrap();
-        assert!(read.is_over() && read.status == "PAID");
+        assert!(read.is_closed() && read.status == "PAID");
         let homes: Vec<Partition> =
             test.store.all().filter(|here| shop.holds(order).contains(&Keys(*here).hold(id))).collect();
         test.cancel(order, shop.user).await.ok();
         let late = async |when: &str| {
-            let home = test.store.home(order);
-            let back = test.store.order_restore(home, Over::Order(id), &read.fields(), 60_000).await.unwrap();
+            let home = test.store.owner(order);
+            let back =
+                test.store.order_restore(home, EvictionCandidate::Order(id), &read.fields(), 60_000).await.unwrap();
             assert!(!back, "brought back {when}");
             for here in &homes {
                 let sold = [("state", "SETTLED".to_owned()), ("lines", String::new()), ("user", "1".to_owned())];
-                assert!(!test.store.order_restore(*here, Over::Hold(id), &sold, 60_000).await.unwrap(), "{when}");
+                assert!(
+                    !test.store.order_restore(*here, EvictionCandidate::Hold(id), &sold, 60_000).await.unwrap(),
+                    "{when}"
+                );
             }
             let call = call(None);
             let closing = Closing::Cancel { paid_on: None };
@@ -580,7 +584,13 @@ async fn restored_order_evicted_again_when_unchanged() {
         .await
         .unwrap()
         .unwrap();
-    assert!(shop.test.store.order_restore(Partition(0), Over::Order(id), &read.fields(), 60_000).await.unwrap());
+    assert!(
+        shop.test
+            .store
+            .order_restore(Partition(0), EvictionCandidate::Order(id), &read.fields(), 60_000)
+            .await
+            .unwrap()
+    );
     assert!(shop.life(order).await.is_some_and(|life| (1..=60_000).contains(&life)));
     assert_eq!(shop.show(order).await, shown);
     shop.test.leave().await;
@@ -602,7 +612,7 @@ async fn relay_releases_archived_remote_hold() {
         let closing = Closing::Cancel { paid_on: Some(day) };
         shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
         shop.delete(shop.holds(order)).await;
-        let home = shop.test.store.home(order);
+        let home = shop.test.store.owner(order);
         let entries = shop.test.store.outbox_page(home, StreamId::ZERO, 1000).await.unwrap();
         shop.test.drain().await;
         assert_eq!(shop.stock().await, stock);
@@ -703,7 +713,7 @@ async fn order_kept_while_gateway_pending() {
     by.later(5).await;
     assert!(gateway.cancelled(&receipt));
     shop.test.drain().await;
-    begun(shop.life(order).await, MARK_LIFE_MS);
+    begun(shop.life(order).await, TOMBSTONE_TTL_MS);
     assert!(by.has_left(order).await);
     shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
 
@@ -756,7 +766,7 @@ async fn rebuilt(test: &TestApp) -> rebuild::Summary {
     let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
     let db =
         firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
-    let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.keep());
+    let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.retention());
     let patience = Duration::from_secs(600);
     let projector =
         projector::Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), patience, keep);
@@ -793,7 +803,7 @@ async fn rebuild_restores_orders_not_archived() {
         assert!((KEEP_MS - 360_000..=KEEP_MS - 60_000).contains(&life(young)), "{}", life(young));
         assert!(life(old.pending) <= KEEP_MS - 60_000);
         let passed = KEEP_MS + 60_001;
-        let rest = MARK_LIFE_MS - passed;
+        let rest = TOMBSTONE_TTL_MS - passed;
         assert!((rest - 300_000..=rest).contains(&life(old.refunded)), "{}", life(old.refunded));
         for (order, whole) in [(young, Some(KEEP_MS - 60_000)), (pending, None), (old.paid, Some(0))] {
             for hold in shop.holds(order) {
@@ -841,14 +851,14 @@ async fn rebuild_finishes_refund_of_archived_order() {
     shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
     // Postgres has the refund; nobody has told the others.
     let pool = shop.test.db.get_postgres_connection_pool();
-    let home = shop.test.store.home(order);
+    let home = shop.test.store.owner(order);
     shop.delete(shop.holds(order)).await;
     let mut redis = shop.test.raw().await;
     for hold in shop.holds(order) {
         // Not a hash: the relay can't take the step, and the projection goes on.
         let _: () = redis::cmd("SET").arg(&hold).arg("in the way").query_async(&mut redis).await.unwrap();
     }
-    shop.test.app.projector.carry(home).await.unwrap();
+    shop.test.app.projector.project(home).await.unwrap();
     let refunded: i64 = sqlx::query_scalar("SELECT count(*) FROM orders WHERE close_reason = 'REFUNDED'")
         .fetch_one(pool)
         .await
@@ -971,9 +981,9 @@ async fn load_keeps_invariants_when_retention_zero() {
 /// The engine's own words for what has left, where HTTP has none.
 #[tokio::test]
 async fn retention_refused_when_below_minute() {
-    let keep = Keep::seconds(60);
-    assert_eq!((keep.closed_ms(), keep.refunded_ms()), (60_000, MARK_LIFE_MS));
-    let keep = Keep::seconds(31_536_000);
+    let keep = Retention::seconds(60);
+    assert_eq!((keep.closed_ms(), keep.refunded_ms()), (60_000, TOMBSTONE_TTL_MS));
+    let keep = Retention::seconds(31_536_000);
     assert_eq!(keep.closed_ms(), keep.refunded_ms());
     let program = || std::process::Command::new(env!("CARGO_BIN_EXE_firstcome"));
     for (seconds, ok) in [("59", false), ("60", true), ("0", false)] {

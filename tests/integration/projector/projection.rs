@@ -532,7 +532,7 @@ async fn events_before_gap_projected() {
         test.get(&path).await.refused(503, "SERVICE_UNAVAILABLE");
         put_back(&mut redis, &stream[4..]).await;
         let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
-        test.engine.look().await;
+        test.engine.check().await;
         assert_eq!(test.get(&path).await.ok()["balance"], 1_031);
         test.drain().await;
         assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_031);
@@ -583,7 +583,7 @@ async fn order_end_relayed_to_other_partitions() {
     // Postgres has heard of it all the same.
     assert_eq!(count(&test.db, "SELECT count(*) FROM orders WHERE status = 'PAID'").await, 1);
     let _: i64 = redis::cmd("HDEL").arg("{p1}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
-    test.engine.look().await;
+    test.engine.check().await;
     test.drain().await;
     let held: i64 = redis::cmd("HGET").arg("{p1}:held").arg(far).query_async(&mut redis).await.unwrap();
     assert_eq!(held, 2, "two of the four have ended");
@@ -640,7 +640,7 @@ async fn history_complete_at_every_projected_position() {
     let missing = test.app.projector.drain().await.expect_err("nothing is missing").to_string();
     assert!(missing.contains("decisions are lost"), "{missing}");
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
-    test.engine.look().await;
+    test.engine.check().await;
     put_back(&mut redis, &stream[half..]).await;
     same("half").await;
     put_back(&mut redis, &stream).await;

@@ -35,7 +35,7 @@ pub async fn rebuilder(test: &TestApp) -> Rebuild {
     let db =
         firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
     let patience = std::time::Duration::from_secs(600);
-    let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.keep());
+    let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.retention());
     let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), patience, keep);
     Rebuild { store, db, projector, clock, zone, keep, allow_unsafe_redis: false }
 }
@@ -170,7 +170,10 @@ async fn rebuild_restores_state_of_postgres() {
         let before = comparable(test.snapshot().await);
         flush(&test).await;
         let summary = rebuilt(&test, rebuild::Options::default()).await;
-        assert_eq!((summary.epoch, summary.doubtful.len(), summary.lost_at_least, summary.discarded), (2, 0, 0, 0));
+        assert_eq!(
+            (summary.epoch, summary.possible_losses.len(), summary.lost_at_least, summary.discarded),
+            (2, 0, 0, 0)
+        );
         assert_eq!(summary.withheld_units + summary.withheld_coupons, 0, "{summary:?}");
         let after = comparable(test.snapshot().await);
         for (key, value) in &before {
@@ -237,11 +240,11 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         let lost = pending(&test, user, product, 4).await;
         let other = test.user(0).await;
         test.issue(coupon, other).await.ok();
-        test.engine.look().await;
+        test.engine.check().await;
         flush(&test).await;
 
         let summary = rebuilt(&test, rebuild::Options::default()).await;
-        assert_eq!(summary.doubtful, (0..partitions).collect::<Vec<_>>());
+        assert_eq!(summary.possible_losses, (0..partitions).collect::<Vec<_>>());
         assert!(summary.lost_at_least >= 4, "{summary:?}");
         assert_eq!((summary.withheld_units, summary.withheld_coupons), (15, 4));
         ready(&test).await;
@@ -318,7 +321,7 @@ async fn rebuild_withholds_no_more_than_loss_bound() {
     flush(&test).await;
     let summary = rebuilt(&test, rebuild::Options { lost_at_most: Some(0), discard: false }).await;
     assert_eq!((summary.epoch, summary.withheld_units, summary.withheld_coupons), (3, 0, 0));
-    assert!(summary.doubtful.is_empty());
+    assert!(summary.possible_losses.is_empty());
     ready(&test).await;
     assert_eq!(stock(&test, product).await, 20_000);
     test.finish().await;
@@ -332,7 +335,11 @@ async fn rebuild_of_sound_redis_withholds_nothing() {
         busy_day(&test).await;
         // Not everything is in Postgres yet: the rebuild carries it there.
         let summary = rebuilt(&test, rebuild::Options::default()).await;
-        assert_eq!((summary.doubtful.len(), summary.withheld_units, summary.discarded), (0, 0, 0), "{summary:?}");
+        assert_eq!(
+            (summary.possible_losses.len(), summary.withheld_units, summary.discarded),
+            (0, 0, 0),
+            "{summary:?}"
+        );
         ready(&test).await;
         busy_day(&test).await;
         test.finish().await;
@@ -362,7 +369,7 @@ async fn rebuild_refused_when_redis_holds_unprojected_events() {
     // The gap froze it, not the rebuild.
     assert!(after["{p0}:meta"].contains("decisions are lost"), "{}", after["{p0}:meta"]);
     let summary = rebuilt(&test, rebuild::Options { discard: true, lost_at_most: None }).await;
-    assert_eq!((summary.discarded, summary.doubtful), (2, vec![0]));
+    assert_eq!((summary.discarded, summary.possible_losses), (2, vec![0]));
     ready(&test).await;
     assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1);
     test.put_charge(user, 8).await.ok();
@@ -390,7 +397,7 @@ async fn rebuild_refused_when_dead_letters_exist() {
     test.put_charge(user, 0).await.refused(400, "INVALID_AMOUNT");
     ready(&test).await;
     let summary = rebuilt(&test, rebuild::Options { discard: true, lost_at_most: None }).await;
-    assert_eq!((summary.discarded, summary.doubtful), (1, vec![0]));
+    assert_eq!((summary.discarded, summary.possible_losses), (1, vec![0]));
     ready(&test).await;
     // Once is enough: the letter is of an epoch that has ended.
     assert_eq!(rebuilt(&test, rebuild::Options::default()).await.discarded, 0);
@@ -497,7 +504,7 @@ async fn start_refused_when_redis_empty_and_others_run() {
     let _: () = redis::cmd("FLUSHALL").query_async(&mut wrong.raw().await).await.unwrap();
     let (redis, postgres) = (wrong.redis.url(), harness::postgres_url(&test.database));
     until("somebody is heard of", async || {
-        let told = firstcome::postgres::progress::told(&test.db).await.unwrap();
+        let told = firstcome::postgres::progress::acknowledged(&test.db).await.unwrap();
         (!told.is_empty()).then_some(())
     })
     .await;
@@ -516,7 +523,7 @@ async fn running_process_detects_loss_unaided() {
     let test = TestApp::start().await;
     let user = test.user(100).await;
     test.put_charge(user, 1).await.ok();
-    test.engine.look().await;
+    test.engine.check().await;
     let _: i64 =
         redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut test.raw().await).await.unwrap();
     let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
@@ -563,9 +570,9 @@ async fn rebuild_repairs_other_partitions_when_one_lost() {
         let mut redis = test.raw().await;
         let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{{p{lost}}}:*")).query_async(&mut redis).await.unwrap();
         let _: i64 = redis::cmd("DEL").arg(&keys).query_async(&mut redis).await.unwrap();
-        test.engine.look().await;
+        test.engine.check().await;
         let summary = rebuilt(&test, rebuild::Options::default()).await;
-        assert_eq!(summary.doubtful, [lost]);
+        assert_eq!(summary.possible_losses, [lost]);
         assert!(summary.repaired > 0, "{summary:?}");
         ready(&test).await;
         // Whoever has a coupon in hand keeps it, and gets no second one.

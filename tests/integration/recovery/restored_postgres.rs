@@ -106,7 +106,7 @@ async fn loss_bound_not_below_known_loss() {
     test.put_charge(user, 1).await.ok();
     test.put_charge(user, 2).await.ok();
     projected(&test).await;
-    test.engine.look().await;
+    test.engine.check().await;
     restore(&test, backup).await;
     noticed(&test).await;
     let none = rebuild::Options { discard: true, lost_at_most: Some(0) };
@@ -122,7 +122,7 @@ async fn loss_bound_not_below_known_loss() {
     test.put_charge(user, 8).await.ok();
     projected(&test).await;
     restore(&test, backup).await;
-    test.engine.look().await;
+    test.engine.check().await;
     flush(&test).await;
     let error = refused(&test, rebuild::Options { discard: false, lost_at_most: Some(0) }).await;
     assert!(error.contains("known to have lost 1 decision") && error.contains("--lost-at-most 0"), "{error}");
@@ -154,7 +154,7 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
         let later = pending(&test, user, product, 1).await;
         projected(&test).await;
         let summary = rebuilt(&test, rebuild::Options::default()).await;
-        assert!(summary.doubtful.is_empty(), "{summary:?}");
+        assert!(summary.possible_losses.is_empty(), "{summary:?}");
         ready(&test).await;
         assert_eq!(stock(&test, product).await, 3);
         test.clock.advance(700_000);
@@ -187,7 +187,7 @@ async fn rebuild_withholds_when_interrupted() {
         sqlx::query("LOCK TABLE users").execute(&mut *lock).await.unwrap();
         let begun = until("Redis is emptied", async || {
             let keys: i64 = redis::cmd("DBSIZE").query_async(&mut test.raw().await).await.unwrap();
-            let in_doubt = loss::read(&rebuild.db).await.unwrap()[0].in_doubt;
+            let in_doubt = loss::read(&rebuild.db).await.unwrap()[0].suspected;
             (keys == 1 && in_doubt).then_some(())
         });
         tokio::select! {
@@ -199,7 +199,7 @@ async fn rebuild_withholds_when_interrupted() {
     }
     let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
     let next = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await.unwrap();
-    assert!(!loss::read(&next.db).await.unwrap()[0].in_doubt);
+    assert!(!loss::read(&next.db).await.unwrap()[0].suspected);
     ready(&test).await;
     assert_eq!(stock(&test, product).await, 0);
     test.order(user, product, 1).await.refused(409, "SOLD_OUT");
@@ -219,7 +219,7 @@ async fn start_refused_when_postgres_of_earlier_epoch() {
     let order = pending(&test, user, product, 6).await;
     test.pay(order, user, "CARD", 600).await.ok();
     projected(&test).await;
-    assert!(rebuilt(&test, rebuild::Options::default()).await.doubtful.is_empty());
+    assert!(rebuilt(&test, rebuild::Options::default()).await.possible_losses.is_empty());
     ready(&test).await;
     // The outbox has the new epoch from its beginning.
     test.app.stop(None).await;

@@ -298,7 +298,7 @@ async fn start_rebuilds_redis_of_other_layout() {
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("layout").query_async(&mut redis).await.unwrap();
     pair.is_refused(None, &["as another version of this program keeps it", "firstcome rebuild"]).await;
     let store = Store::connect(&harness::redis_config(&pair.redis.url())).await.unwrap();
-    let (clock, keep) = (Clock::standing(START), RetentionConfig::default().keep());
+    let (clock, keep) = (Clock::standing(START), RetentionConfig::default().retention());
     let patience = std::time::Duration::from_secs(600);
     let projector = Projector::new(store.clone(), pair.db.clone(), clock.clone(), &Default::default(), patience, keep);
     let (db, zone) = (pair.db.clone(), chrono_tz::Asia::Seoul);

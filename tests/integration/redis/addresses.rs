@@ -58,7 +58,7 @@ pub async fn everything(test: &TestApp) {
     test.engine.sweep().await.unwrap();
     test.drain().await;
     rebuilt(test, rebuild::Options { discard: false, lost_at_most: Some(0) }).await;
-    test.engine.look().await;
+    test.engine.check().await;
     let user = test.user(1_000).await;
     test.put_charge(user, 5).await.ok();
     // Carried by a blocking read.

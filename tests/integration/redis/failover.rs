@@ -126,7 +126,7 @@ async fn demoted_master_not_read_when_no_other_found() {
     let degrade = async || {
         let away = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).to_owned();
         let _: () = away.query_async(&mut redis).await.unwrap();
-        writes.test.engine.look().await;
+        writes.test.engine.check().await;
         writes.absence_is_not_believed().await;
         writes.test.get(&format!("/api/v1/balances/{}", writes.user)).await.refused(503, "SERVICE_UNAVAILABLE");
         let reply = writes.test.get("/readyz").await;
@@ -148,7 +148,7 @@ async fn readiness_names_reason_when_writes_refused() {
         let writes = Writes::on(TestApp::start().await).await;
         let degrade = async || {
             config(&writes.test, setting, value).await;
-            writes.test.engine.look().await;
+            writes.test.engine.check().await;
             writes.reads_go_on().await;
             let reply = writes.test.get("/readyz").await;
             reply.refused(503, "SERVICE_UNAVAILABLE");

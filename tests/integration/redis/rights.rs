@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use firstcome::{
     config::RedisConfig,
     dev::{self, RedisServer, ScratchDir},
-    redis::permissions::{KEY_PATTERN, RIGHTS},
+    redis::permissions::{KEY_PATTERN, PERMISSIONS},
 };
 use redis::aio::MultiplexedConnection;
 
@@ -80,7 +80,7 @@ async fn start_refused_and_right_named_when_missing() {
     let mut refusals = Vec::new();
     // Only used where it is configured so, or where there is a cluster.
     let elsewhere = ["hello", "select", "cluster|slots", "cluster|keyslot", "ping", "unwatch"];
-    for right in RIGHTS.iter().filter(|right| !elsewhere.contains(&right.name)) {
+    for right in PERMISSIONS.iter().filter(|right| !elsewhere.contains(&right.name)) {
         // `AUTH` can't be taken from anybody.
         if right.name == "auth" {
             continue;
@@ -130,8 +130,8 @@ async fn partition_closed_before_write_when_right_revoked() {
         let degrade = async || {
             acl(&mut link, &["SETUSER", "firstcome", taken]).await;
             // As the watch does twice a second.
-            writes.test.store.doubt_rights();
-            writes.test.engine.look().await;
+            writes.test.store.recheck_permissions();
+            writes.test.engine.check().await;
             let reply = writes.test.get("/readyz").await;
             reply.refused(503, "SERVICE_UNAVAILABLE");
             let named = if taken == "resetkeys" { KEY_PATTERN } else { &taken[1..] };
@@ -155,7 +155,7 @@ async fn partition_closed_when_command_lacks_right() {
     test.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
     assert!(before == test.snapshot().await);
     acl(&mut link, &documented("secret")).await;
-    test.engine.look().await;
+    test.engine.check().await;
     test.put_charge(user, 5).await.ok();
     test.finish().await;
 }
@@ -169,8 +169,8 @@ async fn partition_closed_when_key_has_other_type() {
     let degrade = async || {
         rename("{p0}:expiry", "{p0}:idem:aside").exec_async(&mut link).await.unwrap();
         redis::cmd("SET").arg("{p0}:expiry").arg("x").exec_async(&mut link).await.unwrap();
-        writes.test.store.doubt_rights();
-        writes.test.engine.look().await;
+        writes.test.store.recheck_permissions();
+        writes.test.engine.check().await;
         let reply = writes.test.get("/readyz").await;
         assert!(reply.text.contains("{p0}:expiry is a string, not a zset"), "{}", reply.text);
     };
@@ -215,7 +215,7 @@ fn documented_rights_cover_every_command() {
             }
         }
     }
-    let listed: BTreeSet<String> = RIGHTS.iter().map(|right| right.name.to_owned()).collect();
+    let listed: BTreeSet<String> = PERMISSIONS.iter().map(|right| right.name.to_owned()).collect();
     let missing: Vec<_> = used.difference(&listed).collect();
     assert!(missing.is_empty(), "not in RIGHTS: {missing:?}");
     // What the libraries send, and what transactions are made of.

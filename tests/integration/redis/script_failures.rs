@@ -141,7 +141,7 @@ impl Writes {
         restore().await;
         assert!(before == self.test.snapshot().await, "a write that was turned away changed something");
         until("it is served again", async || {
-            self.test.engine.look().await;
+            self.test.engine.check().await;
             (self.test.get("/readyz").await.status == 200).then_some(())
         })
         .await;

@@ -951,7 +951,7 @@ async fn order_place_matches_header() {
     assert_eq!((placed.total, placed.discount, placed.final_price), (2_300, 759, 1_541));
     assert_eq!((placed.coupon.unwrap().get(), placed.expires_at), (1, START.plus(HOUR_MS)));
     let lines: Vec<_> = placed.lines.iter().map(|l| (l.product_id.get(), l.quantity, l.price)).collect();
-    assert_eq!((lines, placed.far.len()), (vec![(1, 2, 1_000), (2, 1, 300)], 0));
+    assert_eq!((lines, placed.remote.len()), (vec![(1, 2, 1_000), (2, 1, 300)], 0));
     let again = bench.place(11, 1, &[(1, 1)], "");
     bench.leaves_all("INVALID_COUPON", &with_coupon(&again, 1, "PERCENTAGE", 33)).await;
     bench.leaves_all("SOLD_OUT", &bench.place(11, 1, &[(2, 1)], "")).await;
@@ -1276,7 +1276,7 @@ async fn hold_scripts_match_headers() {
     let place = bench.place(10, 2, &[], "1:2:1000,5:3:10");
     let (placed, event) = bench.decides_once("PLACED", &place).await;
     assert_eq!(placed[4], "2030");
-    assert!(matches!(&event.body, Body::OrderPlaced(placed) if placed.far.len() == 2), "{event:?}");
+    assert!(matches!(&event.body, Body::OrderPlaced(placed) if placed.remote.len() == 2), "{event:?}");
     let verdict = bench.verdict(10);
     bench.needs_open_partition(&verdict).await;
     assert_eq!(bench.leaves_all("ORDER_STATUS", &verdict).await, ["ORDER_STATUS", "PENDING", "", ""]);
