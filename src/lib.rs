@@ -25,6 +25,7 @@
 pub mod app;
 pub mod archive;
 pub mod audit;
+pub mod cli;
 pub mod config;
 pub mod dashboard;
 pub mod dev;
@@ -34,10 +35,7 @@ pub mod http;
 pub mod jwt;
 pub mod model;
 pub mod postgres;
-pub mod probe;
 pub mod projector;
 pub mod recovery;
 pub mod redis;
-pub mod seed;
-pub mod stop;
 pub mod telemetry;
