@@ -1,17 +1,38 @@
-//! What a container's health check runs: images without a shell have no curl either.
+//! `firstcome health`: what a container's health check runs. Images without a shell have no curl either.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::ExitCode,
     time::Duration,
 };
 
 use anyhow::Context;
+use clap::Args;
+
+use super::{print, status};
 
 /// How long an answer may take: health checks come every few seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a service that is bound to `address` says, to this machine, whether it is ready.
-pub fn readiness_of(address: SocketAddr) -> String {
+#[derive(Args)]
+pub(super) struct Options {
+    /// What to ask [default: /readyz of the service that is bound to BIND_ADDR]
+    #[arg(long)]
+    url: Option<String>,
+    /// The address that it serves on
+    #[arg(long, env = "BIND_ADDR", default_value = "127.0.0.1:8080")]
+    bind_addr: SocketAddr,
+}
+
+pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let url = options.url.unwrap_or_else(|| readiness_url(options.bind_addr));
+    let (ready, answer) = probe(&url).await?;
+    print(&answer)?;
+    Ok(status(ready))
+}
+
+/// The readiness endpoint, as this machine reaches it, of a service that is bound to `address`.
+fn readiness_url(address: SocketAddr) -> String {
     let host = match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
@@ -20,13 +41,13 @@ pub fn readiness_of(address: SocketAddr) -> String {
     format!("http://{}/readyz", SocketAddr::new(host, address.port()))
 }
 
-/// Asks `url`: whether the answer is a good one, and what it says.
+/// Requests `url`; returns whether the status is a success, and the body.
 ///
 /// # Errors
 /// There is no answer.
-pub async fn ask(url: &str) -> anyhow::Result<(bool, String)> {
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
-    // Not as it was given: there may be a password in it.
+async fn probe(url: &str) -> anyhow::Result<(bool, String)> {
+    let client = reqwest::Client::builder().no_proxy().timeout(PROBE_TIMEOUT).build()?;
+    // Errors do not quote it as given: it may contain a password.
     let url = reqwest::Url::parse(url).ok().context("what to ask is no URL")?;
     let silent = || format!("{}://{}{} does not answer", url.scheme(), url.host_str().unwrap_or_default(), url.path());
     let response = client.get(url.clone()).send().await.map_err(reqwest::Error::without_url).with_context(silent)?;
@@ -37,7 +58,7 @@ pub async fn ask(url: &str) -> anyhow::Result<(bool, String)> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::readiness_of;
+    use super::readiness_url;
 
     #[test]
     fn probe_uses_loopback_when_bound_to_all_addresses() {
@@ -46,7 +67,7 @@ mod tests {
             ("[::]:80", "http://[::1]:80/readyz"),
             ("10.1.2.3:9", "http://10.1.2.3:9/readyz"),
         ] {
-            assert_eq!(readiness_of(address.parse().unwrap()), url);
+            assert_eq!(readiness_url(address.parse().unwrap()), url);
         }
     }
 }

@@ -1,14 +1,14 @@
-//! The signals that end a process: the first asks for an orderly end, another one for an end.
+//! The signals that end a process: the first asks for an orderly stop, the second ends it at once.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Cancelled by the first SIGINT or SIGTERM. The second ends the process at once: what it was about to carry to Postgres
-/// waits in the outbox, and what it was about to answer is settled by a repeat, as after a crash.
+/// A token that the first SIGINT or SIGTERM cancels. The second one ends the process at once, as a crash would: decisions that
+/// are not projected wait in the outbox, and a repeat of the request settles a reply that was not sent.
 ///
 /// # Errors
-/// The system gives out no signals.
-pub fn stop_signal() -> std::io::Result<CancellationToken> {
+/// The signal handlers can't be installed.
+pub(super) fn stop_signal() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stopped = stop.clone();
@@ -24,7 +24,7 @@ pub fn stop_signal() -> std::io::Result<CancellationToken> {
         stopped.cancel();
         let again = next().await;
         tracing::warn!("stopping at once");
-        // As a shell tells of one that a signal has ended.
+        // The status by which a shell reports a process that a signal ended.
         std::process::exit(128 + again.as_raw_value());
     });
     Ok(stop)

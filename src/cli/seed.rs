@@ -1,6 +1,22 @@
-//! The demo catalogue of `make run` and `firstcome seed`: made through the engine, like any operator's.
+//! `firstcome seed`: the demo catalogue, made through the engine, as an operator would.
 
-use crate::{engine::Engine, model::*};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::print;
+use crate::{
+    app::App,
+    config::{EngineConfig, ProjectorConfig},
+    engine::Engine,
+    model::*,
+};
+
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    engine: EngineConfig,
+}
 
 /// The demo's users, with their opening balances (won).
 const USERS: &[(&str, Won)] = &[("이다은", 10_000), ("김하늘", 1_000_000), ("박준서", 0)];
@@ -15,18 +31,25 @@ const PRODUCTS: &[(&str, Won, i64, &str)] = &[
     ("와이드 데님 팬츠", 49_900, 300, "BOTTOM"),
 ];
 
-/// The demo's campaigns: code, discount, how many.
+/// The demo's campaigns: code, discount, coupons.
 const CAMPAIGNS: &[(&str, DiscountType, i64, i64)] =
     &[("HANGHAE8888", DiscountType::Fixed, 1_000, 100), ("SPARTA1000", DiscountType::Percentage, 20, 1000)];
 
-/// Days for which the demo's coupons are good.
+/// Days after which the demo's coupons expire.
 const COUPON_DAYS: i64 = 90;
+
+pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let app = App::open(&options.engine, &ProjectorConfig::default(), Clock::system()).await?;
+    let seeded = demo(&app.engine).await?;
+    print(if seeded { "The demo catalogue is in." } else { "There are products already: nothing was changed." })?;
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Puts the demo catalogue into a store without products; returns whether it did.
 ///
 /// # Errors
-/// The engine can't.
-pub async fn demo(engine: &Engine) -> Result<bool, Error> {
+/// Those of the engine.
+pub(super) async fn demo(engine: &Engine) -> Result<bool, Error> {
     if engine.products(0, 1, None).await?.total > 0 {
         return Ok(false);
     }
