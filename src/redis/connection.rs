@@ -5,7 +5,7 @@
 //! the measurement). Blocking reads take a connection of their own from the pool.
 //!
 //! Making a connection is a large future, and every request contains it: so it is in a box of its own, which only the one in
-//! a million that makes a connection has to allocate (docs/decisions.md, "What a request weighs").
+//! a million that makes a connection has to allocate (docs/decisions.md, "The size of a request").
 //!
 //! A lane that broke is replaced by the next request that needs it; the request that found it broken is answered
 //! "unavailable", never sent again: it may have run.
@@ -314,7 +314,7 @@ pub(super) enum Means {
     BrokenConnection,
 }
 
-/// Codes with which a server refuses whatever it is asked, and what they mean. (docs/operations.md, "What Redis refuses with".)
+/// Codes with which a server refuses whatever it is asked, and what they mean. (docs/operations.md, "Redis's error codes".)
 const REFUSALS: &[(&str, Means)] = &[
     // The slot is, or is about to be, on another node; or the cluster has no owner for it.
     ("ASK", Means::OtherPlace),

@@ -69,7 +69,7 @@ fn every_cited_test_exists() {
 #[test]
 fn every_promise_cites_a_test() {
     let (tests, readme) = (all_tests(), page("README.md"));
-    let rows = readme.section("What it promises").lines().filter(|line| line.starts_with("| **"));
+    let rows = readme.section("Promises").lines().filter(|line| line.starts_with("| **"));
     let mut count = 0;
     for row in rows {
         let cited = spans_of(row.trim_end_matches(" |").rsplit(" | ").next().unwrap());

@@ -2,25 +2,23 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     path::{Component, Path, PathBuf},
 };
 
 use super::{Page, page, pages, root};
 
-/// The page's headings as GitHub's anchors.
+/// A heading as GitHub's anchor.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c)).collect::<String>();
+    kept.replace(' ', "-")
+}
+
+/// The anchors of the page's headings.
 fn anchors(page: &Page) -> BTreeSet<String> {
     let prose = page.prose();
-    let headings = prose.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
-    headings
-        .map(|heading| {
-            let kept = heading
-                .to_lowercase()
-                .chars()
-                .filter(|c| c.is_alphanumeric() || "-_ ".contains(*c))
-                .collect::<String>();
-            kept.replace(' ', "-")
-        })
-        .collect()
+    let headings = prose.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
 }
 
 /// The targets of the page's links, without those in code.
@@ -66,4 +64,53 @@ fn every_relative_link_resolves() {
         }
     }
     assert!(count > 50, "{count} links");
+}
+
+/// The text files below a folder.
+fn files_below(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, files);
+        } else {
+            files.push(path);
+        }
+    }
+}
+
+/// The pages of docs/ that a text cites, each with the text behind it.
+fn cited_pages(text: &str) -> Vec<(&str, &str)> {
+    let word = |c: char| c.is_ascii_alphanumeric() || "/_-".contains(c);
+    let starts = text.match_indices("docs/").map(|(at, _)| at);
+    let starts = starts.filter(|at| !text[..*at].ends_with(|c: char| word(c) || c == '{'));
+    starts
+        .filter_map(|at| {
+            let cited = &text[at..];
+            let (path, rest) = cited.split_at(cited.find(|c: char| !word(c))?);
+            let after = rest.strip_prefix(".md")?;
+            Some((&cited[..path.len() + ".md".len()], after))
+        })
+        .collect()
+}
+
+/// A comment cites a page by its path, and a section as `docs/limits.md, "Memory"`.
+#[test]
+fn every_page_cited_by_code_exists() {
+    let (mut files, mut count) = (Vec::new(), 0);
+    for dir in ["src", "lua", "migrations", "deploy", "scripts", "benches", "load-tests", "tests/integration"] {
+        files_below(&root().join(dir), &mut files);
+    }
+    files.extend(["Makefile", "Dockerfile", "Cargo.toml", "compose.yaml"].map(|name| root().join(name)));
+    for file in files {
+        // A file that is no text has no comments.
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        for (path, after) in cited_pages(&text) {
+            assert!(root().join(path).exists(), "{} cites {path}", file.display());
+            if let Some(heading) = after.strip_prefix(", \"").and_then(|rest| rest.split('"').next()) {
+                assert!(anchors(&page(path)).contains(&anchor(heading)), "{} cites {heading:?}", file.display());
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count} citations");
 }

@@ -314,7 +314,7 @@ async fn stuck_payment(operator: &mut Operator, servers: &Servers, user: i64) {
     let pay =
         json!({"orderId": order["orderId"], "userId": user, "paymentType": "CARD", "amount": order["finalPrice"]});
     assert_eq!(post(&base, "/api/v1/payments", pay).await.status, 503);
-    let settle = operator.printed("A gateway does not say what became of a payment", "curl -s $SHOP/admin/v1/payments");
+    let settle = operator.printed("A payment's outcome stays unknown", "curl -s $SHOP/admin/v1/payments");
     let settle = settle.replace("/orders/7/", &format!("/orders/{id}/"));
     // Two replies, one behind the other.
     let said = operator.types(&settle).await.well();
