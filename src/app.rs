@@ -19,9 +19,13 @@ use crate::{
     engine::{Engine, OperatorLog},
     gateway::{self, Gateways},
     http::{
-        self, AppState, Operators, Parts, Scrapes, Sessions, Waiting,
+        self,
+        auth::{operator::Operators, session::Sessions},
         limits::{Limits, Side},
+        routes::metrics::Scrapes,
         server,
+        state::{AppState, Parts},
+        waiting::Waiting,
     },
     jwt::Tokens,
     model::{Clock, Error},
@@ -218,7 +222,7 @@ impl App {
     /// # Errors
     /// The operators' tokens are not what they should be, or users' can't be verified as configured.
     pub fn router(&self, http: &HttpConfig) -> anyhow::Result<axum::Router> {
-        Ok(http::router(self.state(http, http.bind_addr)?, Side::Both, &http.browsers))
+        Ok(http::router::router(self.state(http, http.bind_addr)?, Side::Both, &http.browsers))
     }
 
     /// `address`: where it is served.
@@ -233,11 +237,11 @@ impl App {
             tokens.follow(&self.background, &self.stop_background);
         }
         Ok(AppState::from(Parts {
-            config: http::HttpConfig {
+            config: http::state::HttpConfig {
                 body_limit: http.body_limit_bytes as usize,
                 body_timeout: http.limits.body_timeout(),
                 request_timeout: Duration::from_millis(http.request_timeout_ms),
-                ..http::HttpConfig::default()
+                ..http::state::HttpConfig::default()
             },
             tokens,
             ..self.parts(address, sessions, limits, Scrapes::new(&http.metrics)?)
@@ -258,7 +262,7 @@ impl App {
         let limits = Arc::new(Limits::new(&limits));
         limits.keep_tidy(&self.background, &self.stop_background);
         let nobody = Sessions::new(Operators::default(), self.engine.clock().clone(), true, limits.clone());
-        Ok(http::probes(AppState::from(self.parts(address, nobody, limits, Scrapes::new(metrics)?))))
+        Ok(http::router::probes(AppState::from(self.parts(address, nobody, limits, Scrapes::new(metrics)?))))
     }
 
     fn parts(&self, address: SocketAddr, sessions: Sessions, limits: Arc<Limits>, scrapes: Scrapes) -> Parts {
@@ -267,12 +271,12 @@ impl App {
             projector: self.projector.clone(),
             auditor: Arc::new(Auditor::new(self.audit())),
             sessions: Arc::new(sessions),
-            notes: http::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
+            notes: http::middleware::operator_log::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
             feed: Arc::default(),
             instance: Arc::new(Instance::new(address, self.engine.clock().now())),
-            readiness: http::health::readiness(self.store.all().count()),
+            readiness: http::routes::health::readiness(self.store.all().count()),
             scrapes,
-            config: http::HttpConfig::default(),
+            config: http::state::HttpConfig::default(),
             limits,
             tokens: None,
             stopping: self.stopping.clone(),
@@ -309,11 +313,11 @@ impl App {
         let (state, stopping) = (self.state(http, listener.local_addr()?)?, self.stopping.clone());
         keep_reporting(self.engine.clone(), state.instance.clone(), &self.background, &self.stop_background);
         let Some(operators) = operators else {
-            let everything = http::router(state, Side::Both, &http.browsers);
+            let everything = http::router::router(state, Side::Both, &http.browsers);
             return Ok(server::serve(listener, everything, limits, stopping).await?);
         };
-        let public = http::router(state.clone(), Side::Public, &http.browsers);
-        let theirs = http::router(state, Side::Operators, &http.browsers);
+        let public = http::router::router(state.clone(), Side::Public, &http.browsers);
+        let theirs = http::router::router(state, Side::Operators, &http.browsers);
         let few = server::ServerLimits {
             max_connections: OPERATORS_CONNECTIONS,
             max_connections_per_client: 0,

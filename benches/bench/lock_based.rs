@@ -91,9 +91,9 @@ pub async fn serve(locked: bool) -> Result<()> {
         .route("/api/v1/orders", post(order))
         .route("/api/v1/payments", post(pay))
         .with_state(Arc::new(LockBased { pool, locks }));
-    let limits = firstcome::http::ServerLimits::default();
+    let limits = firstcome::http::server::ServerLimits::default();
     let listener = servers::listen().await?;
-    firstcome::http::serve(listener, router, limits, servers::stop_with_parent()).await?;
+    firstcome::http::server::serve(listener, router, limits, servers::stop_with_parent()).await?;
     Ok(())
 }
 

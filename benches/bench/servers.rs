@@ -13,7 +13,7 @@ use firstcome::{
     app::App,
     config::*,
     dev::{self, PostgresServer, RedisServer, ScratchDir},
-    http::listener,
+    http::server::listener,
     model::{Clock, Millis},
     postgres,
     redis::Store,

@@ -19,7 +19,7 @@ use crate::{
         RetentionConfig, Secret, ShopConfig,
     },
     dev::Stack,
-    http::{Operators, Scrapes},
+    http::{auth::operator::Operators, routes::metrics::Scrapes},
     model::Clock,
     postgres,
 };

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
 
-use crate::{config::HttpConfig, http::listener};
+use crate::{config::HttpConfig, http::server::listener};
 
 /// The sockets of a process that serves the API.
 pub(super) struct Listeners {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::{Ack, BrowserConfig, EngineConfig, MetricsConfig, ProjectorConfig},
-    http::{Scrapes, server},
+    http::{routes::metrics::Scrapes, server},
     postgres,
 };
 

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     app::App,
     config::{EngineConfig, HttpConfig, ProjectorConfig},
-    http::{Operators, Scrapes},
+    http::{auth::operator::Operators, routes::metrics::Scrapes},
     jwt::Tokens,
     model::Clock,
 };

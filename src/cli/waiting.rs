@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::App,
     config::{BrowserConfig, EngineConfig, ProjectorConfig},
-    http::{self, Waiting, server},
+    http::{self, server, waiting::Waiting},
     model::Clock,
 };
 
@@ -34,7 +34,7 @@ impl WaitingServers {
             // A second descriptor of the same socket: connections that arrive while one server stops wait for the next.
             let shared = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
             let (router, limits) = (
-                http::waiting(waiting.clone(), browsers),
+                http::waiting::waiting(waiting.clone(), browsers),
                 server::ServerLimits { drain: Duration::from_millis(500), ..server::ServerLimits::default() },
             );
             servers.push(tokio::spawn(server::serve(TcpListener::from_std(shared)?, router, limits, opened.clone())));

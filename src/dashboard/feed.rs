@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::reader::Reader;
 use crate::http::{
-    AppState,
     error::{ApiError, Code},
+    state::AppState,
 };
 
 /// How often there is a snapshot.

@@ -31,7 +31,11 @@ use uuid::Uuid;
 
 pub use self::{feed::Feed, reporter::keep_reporting, snapshot::Instance};
 use crate::{
-    http::{AppState, Sessions, not_found, session::session_only},
+    http::{
+        auth::{require::session_only, session::Sessions},
+        error::not_found,
+        state::AppState,
+    },
     model::Millis,
 };
 

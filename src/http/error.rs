@@ -2,7 +2,7 @@
 //!
 //! Owns the table, how a [`Error`](crate::model::Error) finds its row, and the reply made of a row. The
 //! OpenAPI document takes its error examples from the same rows, so that the two cannot drift. Logging is left to
-//! [`edge`](super::edge), which knows the request id.
+//! [`edge`](super::middleware::edge), which knows the request id.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use axum::{
 };
 use serde_json::json;
 
-use super::reply::IDEMPOTENT_REPLAYED;
+use super::headers::IDEMPOTENT_REPLAYED;
 use crate::model::Error;
 
 macro_rules! codes {
@@ -248,6 +248,11 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(Failure { code: self.code, cause: self.cause });
         response
     }
+}
+
+/// The handler of paths that do not exist.
+pub(crate) async fn not_found() -> ApiError {
+    Code::NotFound.into()
 }
 
 /// Rounded up, at least one.

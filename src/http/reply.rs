@@ -2,16 +2,13 @@
 
 use axum::{
     Json,
-    http::{HeaderName, HeaderValue, StatusCode},
+    http::{HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 
-use super::{acts::Made, error::ApiError};
+use super::{error::ApiError, headers::IDEMPOTENT_REPLAYED};
 use crate::model::Reply;
-
-/// Marks the stored answer to an earlier request under the same idempotency key.
-pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// A read's outcome.
 pub type Found<T> = Result<Json<T>, ApiError>;
@@ -64,3 +61,7 @@ impl<T: Serialize> IntoResponse for Answer<T> {
         response
     }
 }
+
+/// In the extensions of a reply: what was made, `name=id`.
+#[derive(Clone, Debug)]
+pub struct Made(pub String);

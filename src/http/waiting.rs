@@ -13,11 +13,14 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    HttpConfig, cors,
-    edge::{self, Edge},
     error::ApiError,
-    health,
     limits::{Limits, Side},
+    middleware::{
+        cors,
+        edge::{self, Edge},
+    },
+    routes::health,
+    state::HttpConfig,
 };
 use crate::{
     config::{BrowserConfig, LimitsConfig},

@@ -7,7 +7,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     audit::{Check, Position, Report},
-    http::{AppState, openapi::documented_errors, reply::Found},
+    http::{openapi::documented_errors, reply::Found, state::AppState},
 };
 
 /// The route that takes as long as there is much to look at.

@@ -8,14 +8,16 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     http::{
-        AppState,
-        body::{RequestBody, Write},
-        coupons::CampaignResponse,
-        decode::{LocalTime, int, optional_word, text, word},
         error::Code,
+        extract::{
+            decode::{LocalTime, int, optional_word, text, word},
+            params::PathId,
+            write::{RequestBody, Write},
+        },
         openapi::documented_errors,
-        params::PathId,
         reply::{Answer, Done, Found},
+        routes::coupons::CampaignResponse,
+        state::AppState,
     },
     model::{CampaignPatch, CouponId, Discount, DiscountType, NewCampaign, UserId},
 };

@@ -2,15 +2,16 @@
 //!
 //! The whole of `/admin` is, also what does not exist: a stranger learns nothing from a 404.
 
-mod acts;
 mod audit;
 mod coupons;
-mod letters;
+mod dead_letters;
+mod operator_log;
 mod orders;
 mod payments;
 mod products;
 mod projection;
-mod stories;
+pub mod session;
+mod timeline;
 mod users;
 mod withheld;
 
@@ -20,11 +21,13 @@ use axum::{middleware::from_fn_with_state, routing::any};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
-    AppState, Notes, Sessions,
-    acts::noted,
-    auth::operators_only,
-    not_found,
-    unknown::{Parameters, known_parameters_only},
+    auth::{require::operators_only, session::Sessions},
+    error::not_found,
+    middleware::{
+        operator_log::{Notes, noted},
+        unknown_fields::{Parameters, known_parameters_only},
+    },
+    state::AppState,
 };
 
 /// What takes as long as there is much to do.
@@ -39,11 +42,11 @@ pub fn router(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> 
         .merge(orders::router())
         .merge(payments::router())
         .merge(projection::router())
-        .merge(letters::router())
+        .merge(dead_letters::router())
         .merge(withheld::router())
         .merge(audit::router())
-        .merge(acts::router())
-        .merge(stories::router());
+        .merge(operator_log::router())
+        .merge(timeline::router());
     let known = Arc::new(Parameters::of(routes.get_openapi()));
     routes
         .layer(from_fn_with_state(known, known_parameters_only))

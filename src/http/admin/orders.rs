@@ -8,12 +8,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     http::{
-        AppState,
-        decode::{optional_query_id, optional_word, query_int},
+        extract::{
+            decode::{optional_query_id, optional_word, query_int},
+            params::{LAST_PAGE, Params, QueryParams, default_size},
+        },
         openapi::{documented_errors, order_status},
-        orders::OrderDetailResponse,
-        params::{LAST_PAGE, Params, QueryParams, default_size},
         reply::Found,
+        routes::orders::OrderDetailResponse,
+        state::AppState,
     },
     model::{OrderFilter, OrderPage, OrderStatus, UserId},
 };

@@ -9,13 +9,16 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     gateway::reply::TRANSACTION_ID_CHARS,
     http::{
-        AppState, Operator,
-        body::{RequestBody, Write},
-        decode::{optional_text, text},
+        auth::operator::Operator,
         error::Code,
+        extract::{
+            decode::{optional_text, text},
+            params::PathId,
+            write::{RequestBody, Write},
+        },
         openapi::{documented_errors, order_status},
-        params::PathId,
         reply::{Answer, Done, Found},
+        state::AppState,
     },
     model::{OrderId, OrderStatus, PaymentResolution, PaymentType, ResolvedPayment, StuckPayments, UserId},
 };

@@ -8,14 +8,16 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     http::{
-        AppState,
-        body::{RequestBody, Write},
-        decode::{int, optional_int, optional_text, optional_word, text, word},
         error::Code,
+        extract::{
+            decode::{int, optional_int, optional_text, optional_word, text, word},
+            params::PathId,
+            write::{RequestBody, Write},
+        },
         openapi::documented_errors,
-        params::PathId,
-        products::ProductResponse,
         reply::{Answer, Done},
+        routes::products::ProductResponse,
+        state::AppState,
     },
     model::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch, UserId},
 };

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    http::{AppState, reply::Found},
+    http::{reply::Found, state::AppState},
     model::{PartitionStatus, ProjectionStatus},
 };
 

@@ -8,12 +8,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     http::{
-        AppState,
-        body::{RequestBody, Write},
-        decode::{int, optional_prefix, text},
         error::Code,
+        extract::{
+            decode::{int, optional_prefix, text},
+            write::{RequestBody, Write},
+        },
         openapi::documented_errors,
         reply::{Answer, Done},
+        state::AppState,
     },
     model::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers, UserId},
 };

@@ -8,13 +8,15 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     http::{
-        AppState,
-        body::{RequestBody, Write},
-        decode::int,
         error::Code,
+        extract::{
+            decode::int,
+            params::PathId,
+            write::{RequestBody, Write},
+        },
         openapi::documented_errors,
-        params::PathId,
         reply::{Answer, Done, Found},
+        state::AppState,
     },
     model::{CouponId, ProductId, Reply, UserId, Withheld},
 };

@@ -6,11 +6,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::HeaderMap;
 
-use crate::config::TrustedProxies;
-
-pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+use crate::{config::TrustedProxies, http::headers::X_FORWARDED_FOR};
 
 /// The client of a request that came from `peer`, in its canonical form.
 pub fn client(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> IpAddr {

@@ -2,14 +2,14 @@
 //!
 //! Owns who a request comes from ([`address`]), the token buckets ([`buckets`]), the requests under way ([`gate`]), the
 //! limits on connections ([`connections`]), what requests cost ([`costs`]), and which of these hold for which [`Traffic`]. When they are asked is left to
-//! [`edge`](super::edge) (before a request is looked at), [`body`](super::body) and [`params`](super::params) (when it says
+//! [`edge`](super::middleware::edge) (before a request is looked at), [`body`](super::extract::write) and [`params`](super::extract::params) (when it says
 //! for whom it acts) and [`server`](super::server) (connections).
 
 pub mod address;
 mod buckets;
 pub mod connections;
 pub mod costs;
-mod gate;
+mod in_flight;
 
 use std::{
     convert::Infallible,
@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     buckets::Buckets,
-    gate::{Gate, Outside, Pass},
+    in_flight::{Gate, Outside, Pass},
 };
 use super::error::{ApiError, Code};
 use crate::{
@@ -173,7 +173,7 @@ impl Limits {
     /// Whoever runs an unknown proxy should hear of it: it is one client, and all behind it share one limit.
     #[cold]
     fn look_for_proxy(&self, peer: IpAddr, headers: &HeaderMap) {
-        let forwards = headers.contains_key(address::X_FORWARDED_FOR) && !self.proxies.contains(peer);
+        let forwards = headers.contains_key(crate::http::headers::X_FORWARDED_FOR) && !self.proxies.contains(peer);
         if forwards && self.clients.is_some() && !self.warned.swap(true, Relaxed) {
             tracing::warn!(
                 %peer,
@@ -290,7 +290,7 @@ fn too_many(kind: &str, wait: Duration) -> ApiError {
 pub struct Client(pub IpAddr);
 
 impl Client {
-    /// That of a request with these extensions; outside of [`edge`](super::edge), the address of nobody.
+    /// That of a request with these extensions; outside of [`edge`](super::middleware::edge), the address of nobody.
     pub fn of(extensions: &Extensions) -> IpAddr {
         extensions.get::<Client>().map_or(Ipv4Addr::UNSPECIFIED.into(), |Client(address)| *address)
     }
@@ -457,7 +457,8 @@ mod tests {
     #[test]
     fn unknown_proxy_logged_once() {
         let forwarded = |limits: &Limits, peer: &str| {
-            let headers = HeaderMap::from_iter([(address::X_FORWARDED_FOR, "198.51.100.7".parse().unwrap())]);
+            let headers =
+                HeaderMap::from_iter([(crate::http::headers::X_FORWARDED_FOR, "198.51.100.7".parse().unwrap())]);
             limits.client(peer.parse().unwrap(), &headers);
             limits.warned.load(Relaxed)
         };

@@ -179,7 +179,7 @@ fn fits(pattern: &str, text: &str) -> bool {
                 && (1..=9).contains(&fraction.len())
                 && fraction.bytes().all(|byte| byte.is_ascii_digit())
         }
-        "^[a-z0-9._-]{1,32}$" => text.parse::<firstcome::http::Operator>().is_ok(),
+        "^[a-z0-9._-]{1,32}$" => text.parse::<firstcome::http::auth::operator::Operator>().is_ok(),
         "^[0-9]{1,20}-[0-9]{1,20}$" => text.split_once('-').is_some_and(|(ms, no)| {
             [ms, no].iter().all(|part| (1..=20).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit()))
         }),

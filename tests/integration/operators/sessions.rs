@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use firstcome::{
     config::{LimitsConfig, OperatorsConfig, Secret},
-    http::{Operators, Sessions, limits::Limits},
+    http::{
+        auth::{operator::Operators, session::Sessions},
+        limits::Limits,
+    },
 };
 use reqwest::{Method, header::COOKIE};
 use serde_json::{Value, json};

@@ -755,7 +755,9 @@ impl Shop {
         let (router, stop) = (app.router(&http).unwrap(), CancellationToken::new());
         let stopped = stop.clone();
         let serving = tokio::spawn(async move {
-            firstcome::http::serve(listener, router, firstcome::http::ServerLimits::default(), stopped).await.unwrap();
+            firstcome::http::server::serve(listener, router, firstcome::http::server::ServerLimits::default(), stopped)
+                .await
+                .unwrap();
         });
         let base = format!("http://{address}");
         Shop { app, base, client: harness::client(), stop, serving, postgres, redis, _dir: dir }

@@ -210,7 +210,9 @@ impl TestApp {
         let router = app.router(&http).unwrap();
         let stopped = stop.clone();
         let serving = tokio::spawn(async move {
-            firstcome::http::serve(listener, router, firstcome::http::ServerLimits::default(), stopped).await.unwrap();
+            firstcome::http::server::serve(listener, router, firstcome::http::server::ServerLimits::default(), stopped)
+                .await
+                .unwrap();
         });
         TestApp {
             engine: app.engine.clone(),

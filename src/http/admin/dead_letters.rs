@@ -1,0 +1,221 @@
+//! Looking at dead letters, and having another try at one.
+
+use axum::{Json, extract::State};
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    http::{
+        error::{ApiError, Code},
+        extract::{
+            decode::{int, nullable_int, query_int, text},
+            params::{LAST_PAGE, Params, QueryParams, default_size},
+            write::{RequestBody, Write},
+        },
+        openapi::documented_errors,
+        reply::{Found, NoContent},
+        state::AppState,
+    },
+    model::{DeadLetter, DeadLetterId, DeadLetterPage, MAX_SAFE_INTEGER, UserId},
+    projector::dead_letters::Retried,
+};
+
+/// This resource's routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(letters)).routes(routes!(retry))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+struct LettersParams {
+    /// 페이지 번호 (0부터)
+    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
+    #[param(minimum = 0, maximum = 10000, default = 0)]
+    page: i64,
+    /// 페이지 크기
+    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
+    #[param(minimum = 1, maximum = 100, default = 20)]
+    size: i64,
+}
+
+impl QueryParams for LettersParams {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "반영할 수 없어 따로 보관된 이벤트의 한 페이지")]
+struct DeadLetterPageResponse {
+    /// 보관된 이벤트 목록
+    content: Vec<DeadLetterResponse>,
+    /// 페이지 번호 (0부터)
+    page: i64,
+    /// 페이지 크기
+    size: i64,
+    /// 전체 보관된 이벤트 수
+    total_elements: i64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "반영할 수 없어 따로 보관된 이벤트")]
+pub(super) struct DeadLetterResponse {
+    /// 파티션 번호
+    partition: u16,
+    /// 스트림 항목 ID
+    #[schema(example = "1712209500000-0")]
+    stream_id: String,
+    /// 결정 순번: 순번을 읽을 수 없는 항목이면 null
+    #[schema(required = true)]
+    seq: Option<i64>,
+    /// 마지막으로 반영할 수 없었던 이유
+    reason: String,
+    /// 이벤트의 필드
+    #[schema(value_type = Object)]
+    fields: serde_json::Value,
+    /// 보관된 시각
+    #[schema(example = "2024-04-04T14:45:00")]
+    recorded_at: String,
+}
+
+impl DeadLetterResponse {
+    pub(super) fn new(letter: DeadLetter, zone: Tz) -> Self {
+        DeadLetterResponse {
+            partition: letter.id.partition,
+            stream_id: letter.id.stream_id,
+            seq: letter.id.seq,
+            reason: letter.reason,
+            fields: letter.fields,
+            recorded_at: letter.recorded_at.local(zone),
+        }
+    }
+}
+
+impl DeadLetterPageResponse {
+    fn new(page: DeadLetterPage, zone: Tz) -> Self {
+        let content = page.dead_letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect();
+        DeadLetterPageResponse { content, page: page.page, size: page.size, total_elements: page.total }
+    }
+}
+
+documented_errors! { LettersErrors {
+    "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/admin/v1/dead-letters",
+    operation_id = "deadLetters",
+    tag = "운영",
+    summary = "반영할 수 없는 이벤트 조회",
+    description = "데이터베이스에 반영할 수 없어 따로 보관된 이벤트를 최신순으로 조회합니다.",
+    params(LettersParams),
+    responses((status = 200, description = "조회 성공", body = DeadLetterPageResponse), LettersErrors)
+)]
+async fn letters(State(app): State<AppState>, params: Params<LettersParams>) -> Found<DeadLetterPageResponse> {
+    let LettersParams { page, size } = params.valid()?;
+    let letters = app.engine.dead_letters(page, size).await?;
+    Ok(Json(DeadLetterPageResponse::new(letters, app.engine.zone())))
+}
+
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "보관된 이벤트 재시도 요청")]
+struct RetryRequest {
+    /// 파티션 번호
+    #[serde(deserialize_with = "int::<_, 0, 255>")]
+    #[schema(minimum = 0, maximum = 255, example = 0)]
+    partition: i64,
+    /// 스트림 항목 ID
+    #[serde(deserialize_with = "text::<_, 41>")]
+    #[schema(pattern = "^[0-9]{1,20}-[0-9]{1,20}$", example = "1712209500000-0")]
+    stream_id: String,
+    /// 결정 순번: 조회된 값이 null이면 null
+    #[serde(default, deserialize_with = "nullable_int::<_, 0, MAX_SAFE_INTEGER>")]
+    #[schema(minimum = 0, maximum = 9007199254740991_i64, example = 42)]
+    seq: Option<i64>,
+}
+
+impl RequestBody for RetryRequest {
+    type Valid = DeadLetterId;
+
+    const INVALID: Code = Code::InvalidRequest;
+
+    fn validate(self, _zone: Tz) -> Option<DeadLetterId> {
+        let number = |digits: &str| (1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+        let (ms, no) = self.stream_id.split_once('-')?;
+        let partition = u16::try_from(self.partition).ok()?;
+        (number(ms) && number(no)).then_some(DeadLetterId { partition, stream_id: self.stream_id, seq: self.seq })
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
+    }
+}
+
+documented_errors! { RetryErrors {
+    "잘못된 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidRequest],
+    "보관된 이벤트를 찾을 수 없음 (이미 반영되었을 수 있음)" => [DeadLetterNotFound],
+    "이벤트를 반영할 수 없음" => [DeadLetterRefused],
+}}
+
+/// The idempotency key is not needed: a letter is applied once, and is gone then.
+#[utoipa::path(
+    post,
+    path = "/admin/v1/dead-letters/retry",
+    operation_id = "retryDeadLetter",
+    tag = "운영",
+    summary = "반영할 수 없는 이벤트 재시도",
+    description = "보관된 이벤트를 데이터베이스에 다시 반영합니다. 반영되면 보관에서 삭제되고, 반영할 수 없으면 409와 함께 이유가 갱신됩니다. \
+        여러 번 요청해도 한 번만 반영됩니다.",
+    request_body(content = RetryRequest),
+    responses((status = 204, description = "반영 성공"), RetryErrors)
+)]
+async fn retry(
+    State(app): State<AppState>,
+    Write { body: letter, .. }: Write<RetryRequest>,
+) -> Result<NoContent, ApiError> {
+    match app.projector.retry(&letter).await? {
+        Retried::Applied => Ok(NoContent),
+        Retried::Refused(reason) => Err(ApiError::because(Code::DeadLetterRefused, &reason)),
+        Retried::NotFound => Err(Code::DeadLetterNotFound.into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn dead_letter_id_round_trips() {
+        let letter = |body: Value| {
+            let request: RetryRequest = serde_json::from_value(body).ok()?;
+            request.validate(chrono_tz::UTC)
+        };
+        let named = letter(json!({ "partition": 2, "streamId": "17-0", "seq": 4 })).unwrap();
+        assert_eq!(named, DeadLetterId { partition: 2, stream_id: "17-0".to_owned(), seq: Some(4) });
+        assert!(letter(json!({ "partition": 0, "streamId": "17-0", "seq": null })).unwrap().seq.is_none());
+        assert!(letter(json!({ "partition": 0, "streamId": "17-0" })).unwrap().seq.is_none());
+        for hostile in [
+            json!({ "partition": 256, "streamId": "17-0", "seq": 4 }),
+            json!({ "partition": -1, "streamId": "17-0", "seq": 4 }),
+            json!({ "partition": 0, "streamId": "17", "seq": 4 }),
+            json!({ "partition": 0, "streamId": "17-", "seq": 4 }),
+            json!({ "partition": 0, "streamId": "17-0-0", "seq": 4 }),
+            json!({ "partition": 0, "streamId": "1७-0", "seq": 4 }),
+            json!({ "partition": 0, "streamId": "000000000000000000001-0", "seq": 4 }),
+            json!({ "partition": 0, "streamId": "17-0", "seq": -1 }),
+            json!({ "partition": 0, "streamId": "17-0", "seq": "4" }),
+        ] {
+            assert!(letter(hostile.clone()).is_none(), "{hostile}");
+        }
+    }
+}

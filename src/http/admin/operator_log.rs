@@ -1,0 +1,125 @@
+//! Reading the log of operators' acts.
+
+use axum::{Json, extract::State};
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    http::{
+        auth::operator::Operator,
+        extract::{
+            decode::{optional_word, query_int},
+            params::{LAST_PAGE, Params, QueryParams, default_size},
+        },
+        openapi::documented_errors,
+        reply::Found,
+        state::AppState,
+    },
+    model::{OperatorAction, OperatorLogFilter, OperatorLogPage, UserId},
+};
+
+/// This resource's routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(acts))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+struct ActsParams {
+    /// 운영자 이름
+    #[serde(default, deserialize_with = "optional_word")]
+    #[param(value_type = Option<String>, pattern = "^[a-z0-9._-]{1,32}$", nullable = false)]
+    operator: Option<Operator>,
+    /// 페이지 번호 (0부터)
+    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
+    #[param(minimum = 0, maximum = 10000, default = 0)]
+    page: i64,
+    /// 페이지 크기
+    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
+    #[param(minimum = 1, maximum = 100, default = 20)]
+    size: i64,
+}
+
+impl QueryParams for ActsParams {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "운영자 작업 기록의 한 페이지")]
+struct ActPageResponse {
+    /// 작업 목록
+    content: Vec<ActResponse>,
+    /// 페이지 번호 (0부터)
+    page: i64,
+    /// 페이지 크기
+    size: i64,
+    /// 전체 작업 수
+    total_elements: i64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "운영자 작업")]
+struct ActResponse {
+    /// 운영자 이름
+    operator: String,
+    /// 작업: 메서드와 경로
+    #[schema(example = "PATCH /admin/v1/coupons/{couponId}")]
+    act: String,
+    /// 작업 대상
+    #[schema(example = "couponId=7")]
+    target: String,
+    /// 요청 내용(JSON): 길면 줄입니다
+    detail: String,
+    /// 응답 상태 코드
+    #[schema(example = 200)]
+    status: u16,
+    /// 작업 시각
+    #[schema(example = "2024-04-04T14:45:00")]
+    at: String,
+    /// 요청 ID
+    request_id: String,
+}
+
+impl ActPageResponse {
+    fn new(page: OperatorLogPage, zone: Tz) -> Self {
+        let shown = |act: OperatorAction| ActResponse {
+            operator: act.operator,
+            act: act.action,
+            target: act.target,
+            detail: act.detail,
+            status: act.status,
+            at: act.at.local(zone),
+            request_id: act.request_id,
+        };
+        let content = page.actions.into_iter().map(shown).collect();
+        ActPageResponse { content, page: page.page, size: page.size, total_elements: page.total }
+    }
+}
+
+documented_errors! { ActsErrors {
+    "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/admin/v1/acts",
+    operation_id = "acts",
+    tag = "운영",
+    summary = "운영자 작업 기록 조회",
+    description = "운영자가 한 작업을 최신순으로 조회합니다: 누가, 무엇을, 언제 했고 결과가 무엇인지.",
+    params(ActsParams),
+    responses((status = 200, description = "조회 성공", body = ActPageResponse), ActsErrors)
+)]
+async fn acts(State(app): State<AppState>, params: Params<ActsParams>) -> Found<ActPageResponse> {
+    let ActsParams { operator, page, size } = params.valid()?;
+    let filter = OperatorLogFilter { operator: operator.map(|operator| operator.name().to_owned()), page, size };
+    let acts = app.engine.operator_log(&app.notes.log, &filter).await?;
+    Ok(Json(ActPageResponse::new(acts, app.engine.zone())))
+}

@@ -1,0 +1,305 @@
+//! The story of a user or an order: what is so now, and how it came to be.
+
+use axum::{Json, extract::State};
+use chrono_tz::Tz;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::dead_letters::DeadLetterResponse;
+use crate::{
+    http::{
+        extract::params::PathId,
+        openapi::documented_errors,
+        reply::Found,
+        routes::{balances::UserBalanceHistoryResponse, coupons::UserCouponResponse, orders::OrderDetailResponse},
+        state::AppState,
+    },
+    model::{
+        Balance, CloseReason, Millis, OrderId, OrderStatus, OrderTimeline, OrderTrace, PaymentTrace, UserId,
+        UserTimeline,
+    },
+};
+
+/// This resource's routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(user)).routes(routes!(user_story)).routes(routes!(order_story))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "사용자")]
+struct UserResponse {
+    /// 사용자 ID
+    user_id: i64,
+    /// 사용자 이름
+    user_name: String,
+    /// 잔액(원)
+    balance: i64,
+}
+
+impl From<Balance> for UserResponse {
+    fn from(user: Balance) -> Self {
+        UserResponse { user_id: user.user_id.get(), user_name: user.user_name, balance: user.balance }
+    }
+}
+
+documented_errors! { UserErrors {
+    "사용자를 찾을 수 없음" => [UserNotFound],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/admin/v1/users/{userId}",
+    operation_id = "user",
+    tag = "운영",
+    summary = "사용자 조회",
+    description = "사용자의 이름과 현재 잔액을 조회합니다.",
+    params(("userId" = i64, Path, description = "userId")),
+    responses((status = 200, description = "사용자 조회 성공", body = UserResponse), UserErrors)
+)]
+async fn user(State(app): State<AppState>, user: PathId<UserId>) -> Found<UserResponse> {
+    Ok(Json(app.engine.balance(user.valid()?).await?.into()))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "사용자의 이력: 데이터베이스를 이용할 수 없으면 잔액 내역, 주문, 보관된 이벤트는 null입니다.")]
+struct UserStoryResponse {
+    /// 사용자와 현재 잔액
+    user: UserResponse,
+    /// 보유 쿠폰: 최근 100장
+    coupons: Vec<UserCouponResponse>,
+    /// 보유 쿠폰 수
+    coupons_in_all: i64,
+    /// 최근 잔액 내역 20건
+    #[schema(required = true)]
+    entries: Option<Vec<UserBalanceHistoryResponse>>,
+    /// 결제 대기(PENDING) 주문: 최근 20건
+    #[schema(required = true)]
+    open_orders: Option<Vec<OrderDetailResponse>>,
+    /// 결제 대기(PENDING) 주문 수
+    #[schema(required = true)]
+    open_orders_in_all: Option<i64>,
+    /// 최근 주문 20건
+    #[schema(required = true)]
+    orders: Option<Vec<OrderDetailResponse>>,
+    /// 전체 주문 수
+    #[schema(required = true)]
+    orders_in_all: Option<i64>,
+    /// 반영할 수 없어 따로 보관된 이벤트: 최대 20건
+    #[schema(required = true)]
+    dead_letters: Option<Vec<DeadLetterResponse>>,
+}
+
+impl UserStoryResponse {
+    fn new(story: UserTimeline, zone: Tz) -> Self {
+        let orders = |orders: Vec<_>| orders.into_iter().map(|order| OrderDetailResponse::new(order, zone)).collect();
+        let mut shown = UserStoryResponse {
+            user: story.balance.into(),
+            coupons: story.coupons.into_iter().map(|coupon| UserCouponResponse::new(coupon, zone)).collect(),
+            coupons_in_all: story.coupons_in_all,
+            entries: None,
+            open_orders: None,
+            open_orders_in_all: None,
+            orders: None,
+            orders_in_all: None,
+            dead_letters: None,
+        };
+        if let Some(written) = story.written {
+            let entry = |entry| UserBalanceHistoryResponse::new(entry, zone);
+            shown.entries = Some(written.entries.into_iter().map(entry).collect());
+            shown.open_orders_in_all = Some(written.open.total);
+            shown.open_orders = Some(orders(written.open.orders));
+            shown.orders_in_all = Some(written.last.total);
+            shown.orders = Some(orders(written.last.orders));
+            let letters = written.dead_letters.into_iter();
+            shown.dead_letters = Some(letters.map(|letter| DeadLetterResponse::new(letter, zone)).collect());
+        }
+        shown
+    }
+}
+
+#[utoipa::path(
+    get,
+    path = "/admin/v1/users/{userId}/story",
+    operation_id = "userStory",
+    tag = "운영",
+    summary = "사용자 이력 조회",
+    description = "사용자의 현재 잔액과 쿠폰, 최근 잔액 내역과 주문을 한 번에 조회합니다.",
+    params(("userId" = i64, Path, description = "userId")),
+    responses((status = 200, description = "이력 조회 성공", body = UserStoryResponse), UserErrors)
+)]
+async fn user_story(State(app): State<AppState>, user: PathId<UserId>) -> Found<UserStoryResponse> {
+    let story = app.engine.user_timeline(user.valid()?).await?;
+    Ok(Json(UserStoryResponse::new(story, app.engine.zone())))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문의 이력: 데이터베이스를 이용할 수 없거나 아직 반영되지 않았으면 그 부분은 null입니다.")]
+struct OrderStoryResponse {
+    /// 현재 주문
+    order: OrderDetailResponse,
+    /// Redis의 주문 상태: 종료 후 Redis를 떠났으면 null
+    #[schema(required = true)]
+    redis_status: Option<OrderStatus>,
+    /// 데이터베이스의 주문 상태
+    #[schema(required = true)]
+    postgres_status: Option<String>,
+    /// 결제
+    #[schema(required = true)]
+    payment: Option<PaymentStoryResponse>,
+    /// 일어난 일: 시간순
+    events: Vec<StoryEventResponse>,
+    /// 다른 파티션에 잡힌 재고
+    #[schema(required = true)]
+    holds: Option<Vec<HoldStoryResponse>>,
+    /// 반영할 수 없어 따로 보관된 이벤트: 최대 20건
+    #[schema(required = true)]
+    dead_letters: Option<Vec<DeadLetterResponse>>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문의 결제")]
+struct PaymentStoryResponse {
+    /// 결제 ID
+    payment_id: i64,
+    /// 결제 수단
+    payment_type: String,
+    /// 결제 방법: BALANCE(잔액) 또는 GATEWAY(외부 결제)
+    method: String,
+    /// 결제 상태
+    #[schema(example = "PAID")]
+    status: String,
+    /// 결제 금액(원)
+    amount: i64,
+    /// 영수증 번호
+    receipt: String,
+    /// 외부 결제의 거래 번호
+    #[schema(required = true)]
+    transaction_id: Option<String>,
+    /// 결과를 알 수 없어 운영자가 처리했으면 그 운영자
+    #[schema(required = true)]
+    resolved_by: Option<String>,
+    /// 그렇게 처리한 이유
+    #[schema(required = true)]
+    resolved_because: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문에 일어난 일")]
+struct StoryEventResponse {
+    /// 시각
+    #[schema(example = "2024-04-04T14:30:00")]
+    at: String,
+    /// 일어난 일: ORDER_PLACED, PAYMENT_STARTED, ORDER_PAID, ORDER_CLOSED, PAYMENT_ENDED, BALANCE_CHANGED
+    #[schema(example = "ORDER_PAID")]
+    event: &'static str,
+    /// 자세한 내용: 종료 사유, 결제 상태, 잔액 변동 등
+    #[schema(required = true)]
+    detail: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "다른 파티션에 잡힌 재고")]
+struct HoldStoryResponse {
+    /// 파티션 번호
+    partition: u16,
+    /// 상태
+    #[schema(example = "SETTLED")]
+    state: String,
+}
+
+impl OrderStoryResponse {
+    fn new(story: OrderTimeline, zone: Tz) -> Self {
+        let events = story.trace.as_ref().map_or_else(|| events_of(&story), traced);
+        let letters =
+            |letters: Vec<_>| letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect();
+        let postgres_status = story.trace.as_ref().map(|trace| trace.status.clone());
+        let (payment, holds) = story.trace.map_or((None, None), |trace| (trace.payment, Some(trace.holds)));
+        OrderStoryResponse {
+            order: OrderDetailResponse::new(story.order, zone),
+            redis_status: story.in_redis,
+            postgres_status,
+            payment: payment.map(PaymentStoryResponse::from),
+            events: events
+                .into_iter()
+                .map(|(at, event, detail)| StoryEventResponse { at: at.local(zone), event, detail })
+                .collect(),
+            holds: holds.map(|holds| {
+                holds.into_iter().map(|(partition, state)| HoldStoryResponse { partition, state }).collect()
+            }),
+            dead_letters: story.dead_letters.map(letters),
+        }
+    }
+}
+
+impl From<PaymentTrace> for PaymentStoryResponse {
+    fn from(payment: PaymentTrace) -> Self {
+        let (resolved_by, resolved_because) = payment.resolved.unzip();
+        PaymentStoryResponse {
+            payment_id: payment.payment_id,
+            payment_type: payment.payment_type,
+            method: payment.method,
+            status: payment.status,
+            amount: payment.amount,
+            receipt: payment.receipt,
+            transaction_id: payment.transaction_id,
+            resolved_by,
+            resolved_because,
+        }
+    }
+}
+
+type Happened = (Millis, &'static str, Option<String>);
+
+/// What the order itself tells, where Postgres tells nothing.
+fn events_of(story: &OrderTimeline) -> Vec<Happened> {
+    let order = &story.order;
+    let mut events = vec![(order.ordered_at, "ORDER_PLACED", None)];
+    events.extend(order.payment.as_ref().map(|payment| (payment.paid_at, "ORDER_PAID", None)));
+    let reason = order.close_reason.map(CloseReason::as_str).map(str::to_owned);
+    events.extend(order.closed_at.map(|at| (at, "ORDER_CLOSED", reason)));
+    events
+}
+
+/// What Postgres tells, in the order in which it happened.
+fn traced(trace: &OrderTrace) -> Vec<Happened> {
+    let mut events = vec![(trace.placed_at, "ORDER_PLACED", None)];
+    if let Some(payment) = &trace.payment {
+        if payment.method == "GATEWAY" {
+            events.push((payment.started_at, "PAYMENT_STARTED", Some(payment.payment_type.clone())));
+        }
+        events.extend(payment.ended_at.map(|at| (at, "PAYMENT_ENDED", Some(payment.status.clone()))));
+    }
+    let entries = trace.entries.iter();
+    events.extend(entries.map(|(_, kind, amount, at)| (*at, "BALANCE_CHANGED", Some(format!("{kind} {amount}")))));
+    events.extend(trace.paid_at.map(|at| (at, "ORDER_PAID", None)));
+    events.extend(trace.closed_at.map(|at| (at, "ORDER_CLOSED", trace.close_reason.clone())));
+    // What happened at once stays in this order.
+    events.sort_by_key(|(at, ..)| *at);
+    events
+}
+
+documented_errors! { OrderErrors {
+    "주문을 찾을 수 없음" => [OrderNotFound],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/admin/v1/orders/{orderId}/story",
+    operation_id = "orderStory",
+    tag = "운영",
+    summary = "주문 이력 조회",
+    description = "주문과 결제의 현재 상태, 지금까지 일어난 일을 한 번에 조회합니다.",
+    params(("orderId" = i64, Path, description = "orderId")),
+    responses((status = 200, description = "이력 조회 성공", body = OrderStoryResponse), OrderErrors)
+)]
+async fn order_story(State(app): State<AppState>, order: PathId<OrderId>) -> Found<OrderStoryResponse> {
+    let story = app.engine.order_timeline(order.valid()?).await?;
+    Ok(Json(OrderStoryResponse::new(story, app.engine.zone())))
+}

@@ -1,0 +1,264 @@
+//! Who may operate: the operators' tokens, and what lets a request into `/admin`.
+//!
+//! A request is an operator's that bears a token (`Authorization: Bearer …`), or that comes from a browser in a session
+//! ([`session`](super::session)) under the header [`CSRF_HEADER`]. Who it was goes with the request, as [`Operator`], for the
+//! log and for the log of acts.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use anyhow::{bail, ensure};
+use axum::http::{HeaderMap, header::AUTHORIZATION};
+use ring::hmac;
+use sha2::{Digest, Sha256};
+
+use crate::config::{OperatorsConfig, Secret};
+
+/// The name that goes with `ADMIN_TOKEN`.
+const ADMIN: &str = "admin";
+/// The shortest token, in characters: shorter ones could be guessed.
+const SHORTEST_TOKEN: usize = 16;
+/// The most operators: each request's token is held against all.
+const MOST_OPERATORS: usize = 1000;
+
+/// The name of an operator: 1–32 characters `[a-z0-9._-]`. In the extensions of every request that is an operator's, and of
+/// its reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator(Arc<str>);
+
+impl Operator {
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Operator {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        if is_name(name) { Ok(Operator(name.into())) } else { Err(()) }
+    }
+}
+
+/// The hash of a token; the token itself is not kept.
+pub struct Token([u8; 32]);
+
+impl Token {
+    fn new(token: &[u8]) -> Self {
+        Token(Sha256::digest(token).into())
+    }
+
+    /// That of the setting `name`. An empty one is none: it would be no protection.
+    ///
+    /// # Errors
+    /// It is too short, or has other characters than printable ones; the message does not have it.
+    pub fn given(name: &str, secret: Option<&Secret>) -> anyhow::Result<Option<Self>> {
+        let token = secret.map(|secret| secret.expose().trim()).filter(|token| !token.is_empty());
+        token.map(|token| checked(name, token).map(|()| Token::new(token.as_bytes()))).transpose()
+    }
+
+    /// Whether it is this one.
+    pub fn is(&self, theirs: &[u8]) -> bool {
+        self.same(&Token::new(theirs))
+    }
+
+    /// Takes the same time however many bytes of the hashes are the same.
+    fn same(&self, other: &Token) -> bool {
+        self.0.iter().zip(other.0).fold(0, |differing, (ours, theirs)| differing | (ours ^ theirs)) == 0
+    }
+}
+
+/// An operator and the token.
+pub struct Known {
+    pub operator: Operator,
+    token: Token,
+}
+
+impl Known {
+    /// What this operator's sessions are sealed with: another token, another seal.
+    pub fn seal(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &self.token.0)
+    }
+}
+
+/// Everybody who operates.
+#[derive(Clone, Default)]
+pub struct Operators(Arc<[Known]>);
+
+impl Operators {
+    /// Those of the configuration. An empty token is none: it would be no protection.
+    ///
+    /// # Errors
+    /// `ADMIN_TOKENS` is not what it should be; the message has no token in it.
+    pub fn new(config: &OperatorsConfig) -> anyhow::Result<Self> {
+        let mut all = Vec::new();
+        if let Some(token) = Token::given("ADMIN_TOKEN", config.admin_token.as_ref())? {
+            all.push(Known { operator: Operator(ADMIN.into()), token });
+        }
+        let named = config.admin_tokens.as_ref().map_or("", |named| named.expose());
+        for (n, entry) in named.split(',').map(str::trim).filter(|entry| !entry.is_empty()).enumerate() {
+            let Some((name, token)) = entry.split_once(':') else {
+                bail!("ADMIN_TOKENS: entry {} is not name:token", n + 1);
+            };
+            ensure!(is_name(name), "ADMIN_TOKENS: the name of entry {} is not 1 to 32 characters a-z 0-9 . _ -", n + 1);
+            checked(&format!("ADMIN_TOKENS: the token of {name}"), token)?;
+            all.push(Known { operator: Operator(name.into()), token: Token::new(token.as_bytes()) });
+        }
+        ensure!(all.len() <= MOST_OPERATORS, "ADMIN_TOKENS: more than {MOST_OPERATORS} operators");
+        for (n, one) in all.iter().enumerate() {
+            let name = one.operator.name();
+            let others = &all[..n];
+            ensure!(others.iter().all(|other| other.operator != one.operator), "ADMIN_TOKENS: {name} is named twice");
+            // Whose act would it be?
+            ensure!(
+                others.iter().all(|other| !other.token.same(&one.token)),
+                "{name} has the token of another operator"
+            );
+        }
+        Ok(Operators(all.into()))
+    }
+
+    /// Nobody operates.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whose token this is. Takes the same time however much of whose token is right.
+    pub fn with_token(&self, token: &[u8]) -> Option<&Known> {
+        let theirs = Token::new(token);
+        let mut found = None;
+        for known in self.0.iter() {
+            if known.token.same(&theirs) {
+                found = Some(known);
+            }
+        }
+        found
+    }
+
+    pub fn named(&self, name: &str) -> Option<&Known> {
+        self.0.iter().find(|known| known.operator.name() == name)
+    }
+}
+
+impl fmt::Debug for Operators {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|known| known.operator.name())).finish()
+    }
+}
+
+/// What a token must be like, so that nobody guesses it. `what` it is, for the message.
+fn checked(what: &str, token: &str) -> anyhow::Result<()> {
+    let strong = token.len() >= SHORTEST_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic());
+    ensure!(
+        strong,
+        "{what} is not {SHORTEST_TOKEN} or more printable characters: make one with `openssl rand -hex 32`"
+    );
+    Ok(())
+}
+
+fn is_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=32).contains(&name.len()) && name.bytes().all(legal)
+}
+
+/// The token of `Authorization: Bearer …`, said once.
+pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn operators(admin: Option<&str>, named: Option<&str>) -> anyhow::Result<Operators> {
+        Operators::new(&OperatorsConfig {
+            admin_token: admin.map(Secret::new),
+            admin_tokens: named.map(Secret::new),
+            ops_cookie_secure: false,
+        })
+    }
+
+    const RIGHT: &str = "the-right-token-01";
+
+    fn admitted(operators: &Operators, authorization: &[&'static str]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        for value in authorization {
+            headers.append(AUTHORIZATION, HeaderValue::from_static(value));
+        }
+        let known = operators.with_token(bearer(&headers)?)?;
+        Some(known.operator.name().to_owned())
+    }
+
+    #[test]
+    fn operator_admitted_with_right_token_only() {
+        let operators = operators(Some(RIGHT), None).unwrap();
+        assert_eq!(admitted(&operators, &["Bearer the-right-token-01"]).as_deref(), Some("admin"));
+        assert_eq!(admitted(&operators, &["bearer  the-right-token-01"]).as_deref(), Some("admin"));
+        for wrong in
+            ["Bearer wrong", "Bearer ", "Bearer", "Basic the-right-token-01", RIGHT, "Bearer the-right-token-012", ""]
+        {
+            assert_eq!(admitted(&operators, &[wrong]), None, "{wrong}");
+        }
+        assert_eq!(admitted(&operators, &[]), None);
+        assert_eq!(admitted(&operators, &["Bearer the-right-token-01", "Bearer the-right-token-01"]), None);
+    }
+
+    #[test]
+    fn operator_named_by_its_token() {
+        let operators = operators(Some(RIGHT), Some("kim:0123456789abcdef, lee.2:fedcba9876543210,")).unwrap();
+        for (token, name) in [
+            ("Bearer the-right-token-01", "admin"),
+            ("Bearer 0123456789abcdef", "kim"),
+            ("Bearer fedcba9876543210", "lee.2"),
+        ] {
+            assert_eq!(admitted(&operators, &[token]).as_deref(), Some(name));
+        }
+        assert_eq!(admitted(&operators, &["Bearer kim:0123456789abcdef"]), None);
+        assert_eq!(admitted(&operators, &["Bearer 0123456789abcde"]), None);
+    }
+
+    #[test]
+    fn operator_refused_when_no_token_configured() {
+        for none in [operators(None, None), operators(Some(""), Some("")), operators(Some(" "), Some(" , "))] {
+            let none = none.unwrap();
+            assert!(none.is_empty());
+            assert_eq!(admitted(&none, &["Bearer "]), None);
+        }
+        let printed = format!("{:?}", operators(Some(RIGHT), Some("kim:0123456789abcdef")).unwrap());
+        assert_eq!(printed, r#"["admin", "kim"]"#);
+    }
+
+    #[test]
+    fn token_setting_refused_without_printing_it() {
+        let long = format!("{}:0123456789abcdef", "k".repeat(33));
+        for wrong in [
+            "secret-0123456789",
+            "kim:secret-too",
+            ":secret-0123456789",
+            "Kim:secret-0123456789",
+            "k m:secret-0123456789",
+            "kim:secret 0123456789",
+            "kim:secret-0123456789,kim:secret-9876543210",
+            "kim:secret-0123456789,lee:secret-0123456789",
+            "admin:secret-0123456789",
+            "kim:secret-of-the-admin",
+            &long,
+        ] {
+            let refused = operators(Some("secret-of-the-admin"), Some(wrong)).unwrap_err().to_string();
+            assert!(!refused.contains("secret"), "{refused}");
+        }
+        assert!(operators(None, Some("admin:secret-0123456789")).is_ok());
+        for guessable in ["a", "secret-012345", "secret 0123456789", "비밀-비밀-비밀-비밀"] {
+            let refused = operators(Some(guessable), None).unwrap_err().to_string();
+            assert!(refused.starts_with("ADMIN_TOKEN is not 16 or more") && !refused.contains("secret"), "{refused}");
+            let refused = Token::given("METRICS_TOKEN", Some(&Secret::new(guessable))).err().unwrap().to_string();
+            assert!(refused.starts_with("METRICS_TOKEN is not 16 or more") && !refused.contains("secret"), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Sessions: an operator's browser signs in with the token once, and has a cookie from then on.
+//!
+//! The cookie is `name.expiry.nonce.mac`: whose session it is, until when (epoch ms), a number used once, and an HMAC over the
+//! three under the hash of that operator's token. So nothing is kept anywhere: every process that has the same tokens knows
+//! its own cookies again, whatever else is away, and another token for an operator ends the sessions begun with the old one.
+//!
+//! Signing out clears the cookie, and this process remembers the session as over. Other processes don't hear of it: whoever
+//! had copied the cookie could use it there until it expires, within eight hours, or until the token is changed.
+//!
+//! The cookie alone opens what only shows something ([`session_only`]); `/admin` also asks for a header that no other site
+//! can send ([`CSRF_HEADER`](crate::http::headers::CSRF_HEADER)). The token is never in a URL and never in the cookie.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use axum::http::{
+    HeaderMap, HeaderValue,
+    header::{AUTHORIZATION, COOKIE},
+};
+use ring::{
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
+
+use super::operator::{Known, Operator, Operators, bearer};
+use crate::{
+    http::{
+        error::{ApiError, Code},
+        headers::CSRF_HEADER,
+        limits::Limits,
+    },
+    model::{Clock, Error, Millis},
+};
+
+/// The cookie's name.
+pub const COOKIE_NAME: &str = "firstcome_ops";
+/// Where browsers send it: to the dashboard and to what it acts by, and to nothing else of this origin.
+pub const COOKIE_PATHS: [&str; 2] = ["/ops", "/admin"];
+/// How long a session lasts.
+pub const LIFE_SECONDS: i64 = 8 * 60 * 60;
+/// The longest cookie that is looked at: a name of 32, and what follows it.
+const LONGEST_COOKIE: usize = 160;
+/// Sessions remembered as over. Only a real one gets there, so it takes as many sign-ins to fill it.
+const MOST_SIGNED_OUT: usize = 10_000;
+
+/// Sees who is an operator.
+pub struct Sessions {
+    operators: Operators,
+    clock: Clock,
+    /// Browsers send the cookie over https alone.
+    secure: bool,
+    /// Slow down whoever guesses.
+    limits: Arc<Limits>,
+    /// Nonces of sessions that were signed out of, and when they would have expired.
+    over: Mutex<HashMap<String, Millis>>,
+    failed: AtomicU64,
+    limited: AtomicU64,
+}
+
+/// A session that is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Whose it is.
+    pub operator: Operator,
+    /// The first instant at which it is no more.
+    pub expires_at: Millis,
+    nonce: String,
+}
+
+/// Sign-ins that failed so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// With a token that is nobody's.
+    pub wrong: u64,
+    /// Not looked at: too many at a time.
+    pub limited: u64,
+}
+
+impl Sessions {
+    /// `secure`: browsers send the cookie over https alone. `limits`: who has guessed wrong too often.
+    pub fn new(operators: Operators, clock: Clock, secure: bool, limits: Arc<Limits>) -> Self {
+        Sessions {
+            operators,
+            clock,
+            secure,
+            limits,
+            over: Mutex::default(),
+            failed: AtomicU64::default(),
+            limited: AtomicU64::default(),
+        }
+    }
+
+    /// Whose request to `/admin` one with these headers, from this client, is: by its token, else by its session.
+    ///
+    /// # Errors
+    /// 401: no operator's. 429: the client has guessed wrong too often, and its token was not looked at.
+    pub fn operator(&self, headers: &HeaderMap, client: IpAddr) -> Result<Operator, ApiError> {
+        if headers.contains_key(AUTHORIZATION) {
+            let token = bearer(headers).ok_or(Code::Unauthorized)?;
+            let known = self.limits.judge(client, || self.operators.with_token(token))?;
+            return Ok(known.operator.clone());
+        }
+        let from_page = headers.get(CSRF_HEADER).is_some_and(|value| value == "1");
+        let session = if from_page { self.session(headers) } else { None };
+        Ok(session.ok_or(Code::Unauthorized)?.operator)
+    }
+
+    /// The open session of the cookie among these headers.
+    pub fn session(&self, headers: &HeaderMap) -> Option<Session> {
+        let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
+        let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let mut ours = pairs.filter(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| value);
+        // All of them, of which a head holds a few hundred: a page of a sibling domain may have set others, to be sent first.
+        ours.find_map(|value| self.read(value))
+    }
+
+    /// Sign-ins that failed so far.
+    pub fn failures(&self) -> Failures {
+        Failures { wrong: self.failed.load(Ordering::Relaxed), limited: self.limited.load(Ordering::Relaxed) }
+    }
+
+    /// A new session for whoever has this token.
+    pub fn sign_in(&self, token: &str, client: IpAddr) -> Result<(Session, String), ApiError> {
+        let judged = self.limits.judge(client, || self.operators.with_token(token.trim().as_bytes()));
+        let known = judged.inspect_err(|refused| {
+            let count = if refused.code() == Code::TooManyRequests { &self.limited } else { &self.failed };
+            count.fetch_add(1, Ordering::Relaxed);
+        })?;
+        let mut nonce = [0; 16];
+        SystemRandom::new().fill(&mut nonce).map_err(|_| Error::Internal(anyhow::anyhow!("no random numbers")))?;
+        let (expires_at, nonce) = (self.clock.now().plus(LIFE_SECONDS * 1000), hex(&nonce));
+        let cookie = seal(known, expires_at, &nonce);
+        Ok((Session { operator: known.operator.clone(), expires_at, nonce }, cookie))
+    }
+
+    /// The session that a cookie's value is, while it is open.
+    fn read(&self, cookie: &str) -> Option<Session> {
+        if cookie.len() > LONGEST_COOKIE {
+            return None;
+        }
+        // From the right: a name may have dots.
+        let (sealed, mac) = cookie.rsplit_once('.')?;
+        let (rest, nonce) = sealed.rsplit_once('.')?;
+        let (name, expiry) = rest.rsplit_once('.')?;
+        let known = self.operators.named(name)?;
+        let expires_at = Millis(expiry.parse().ok()?);
+        // What costs nothing first.
+        if self.clock.now() >= expires_at {
+            return None;
+        }
+        hmac::verify(&known.seal(), sealed.as_bytes(), &unhex(mac)?).ok()?;
+        let open = !self.signed_out().contains_key(nonce);
+        open.then(|| Session { operator: known.operator.clone(), expires_at, nonce: nonce.to_owned() })
+    }
+
+    pub fn sign_out(&self, session: &Session) {
+        let now = self.clock.now();
+        let mut over = self.signed_out();
+        if over.len() >= MOST_SIGNED_OUT {
+            over.retain(|_, expires_at| *expires_at > now);
+        }
+        if over.len() >= MOST_SIGNED_OUT {
+            // The one that would end first anyway.
+            let next = over.iter().min_by_key(|(_, expires_at)| **expires_at).map(|(nonce, _)| nonce.clone());
+            next.map(|nonce| over.remove(&nonce));
+        }
+        over.insert(session.nonce.clone(), session.expires_at);
+    }
+
+    fn signed_out(&self) -> std::sync::MutexGuard<'_, HashMap<String, Millis>> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What makes a browser keep the cookie so long, or forget it.
+    pub fn set_cookie(&self, value: &str, path: &str, seconds: i64) -> Option<HeaderValue> {
+        let secure = if self.secure { "; Secure" } else { "" };
+        let cookie =
+            format!("{COOKIE_NAME}={value}; HttpOnly; SameSite=Strict; Path={path}; Max-Age={seconds}{secure}");
+        HeaderValue::try_from(cookie).ok()
+    }
+}
+
+fn seal(known: &Known, expires_at: Millis, nonce: &str) -> String {
+    let sealed = format!("{}.{}.{nonce}", known.operator.name(), expires_at.0);
+    let mac = hmac::sign(&known.seal(), sealed.as_bytes());
+    format!("{sealed}.{}", hex(mac.as_ref()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let pair = |pair: &[u8]| {
+        // Lower case alone, as it is written: one spelling of each cookie.
+        let digit = |byte: u8| char::from(byte).to_digit(16).filter(|_| !byte.is_ascii_uppercase());
+        let [high, low] = pair else { return None };
+        u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()
+    };
+    digits.as_bytes().chunks(2).map(pair).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::config::{LimitsConfig, OperatorsConfig, Secret};
+
+    const RIGHT: &str = "the-right-token-01";
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const START: Millis = Millis(1_772_427_600_000);
+
+    fn sessions(named: &str, clock: &Clock) -> Sessions {
+        let config = OperatorsConfig { admin_tokens: Some(Secret::new(named)), ..OperatorsConfig::admin(RIGHT) };
+        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
+        Sessions::new(Operators::new(&config).unwrap(), clock.clone(), false, limits)
+    }
+
+    fn with(cookies: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for cookie in cookies {
+            headers.append(COOKIE, HeaderValue::from_str(cookie).unwrap());
+        }
+        headers
+    }
+
+    fn opens(sessions: &Sessions, cookie: &str) -> bool {
+        sessions.session(&with(&[&format!("{COOKIE_NAME}={cookie}")])).is_some()
+    }
+
+    #[test]
+    fn session_valid_eight_hours_in_every_process() {
+        let clock = Clock::standing(START);
+        let (here, there) = (sessions("k.1:0123456789abcdef", &clock), sessions("k.1:0123456789abcdef", &clock));
+        let (session, cookie) = here.sign_in(" 0123456789abcdef ", HERE).unwrap();
+        assert_eq!((session.operator.name(), session.expires_at), ("k.1", START.plus(8 * 3_600_000)));
+        assert!(!cookie.contains("0123456789abcdef"));
+        for process in [&here, &there] {
+            let found = process.session(&with(&["a=b; x", &format!("c=d; {COOKIE_NAME}={cookie}; e=f")])).unwrap();
+            assert_eq!(found, session);
+        }
+        clock.advance(8 * 3_600_000 - 1);
+        assert!(opens(&there, &cookie));
+        clock.advance(1);
+        assert!(!opens(&there, &cookie));
+    }
+
+    #[test]
+    fn session_ends_when_its_token_changes() {
+        let clock = Clock::standing(START);
+        let before = sessions("kim:0123456789abcdef", &clock);
+        let (admin, kim) =
+            (before.sign_in(RIGHT, HERE).unwrap().1, before.sign_in("0123456789abcdef", HERE).unwrap().1);
+        let after = sessions("kim:another-0123456789", &clock);
+        assert!(opens(&after, &admin) && !opens(&after, &kim));
+    }
+
+    #[test]
+    fn session_refused_when_cookie_altered() {
+        let clock = Clock::standing(START);
+        let sessions = sessions("kim:0123456789abcdef", &clock);
+        let (_, cookie) = sessions.sign_in("0123456789abcdef", HERE).unwrap();
+        assert!(opens(&sessions, &cookie));
+        for at in 0..cookie.len() {
+            let mut changed = cookie.clone().into_bytes();
+            changed[at] = if changed[at] == b'0' { b'1' } else { b'0' };
+            assert!(!opens(&sessions, &String::from_utf8(changed).unwrap()), "{at}");
+            assert!(!opens(&sessions, &cookie[..at]), "{at}");
+        }
+        let (sealed, mac) = cookie.rsplit_once('.').unwrap();
+        for wrong in [
+            format!("{cookie}0"),
+            format!("{cookie}00"),
+            format!("{sealed}.{}", mac.replace(['a', 'b', 'c', 'd', 'e', 'f'], "A")),
+            cookie.replacen("kim", "admin", 1),
+            format!("{sealed}."),
+            "...".to_owned(),
+            ".".repeat(200),
+            "kim.+1.0.00".to_owned(),
+        ] {
+            assert!(!opens(&sessions, &wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn session_found_among_cookies_of_same_name() {
+        let sessions = sessions("", &Clock::standing(START));
+        let (_, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
+        let (ours, theirs) = (format!("{COOKIE_NAME}={cookie}"), format!("{COOKIE_NAME}=theirs"));
+        assert!(sessions.session(&with(&[&theirs, &ours])).is_some());
+        assert!(sessions.session(&with(&[&format!("{theirs}; {ours}")])).is_some());
+        // As many as a head of 16 KiB holds, of the right looks: none of them is read for the one behind it.
+        let (sealed, mac) = cookie.rsplit_once('.').unwrap();
+        let forged = format!("{COOKIE_NAME}={sealed}.{}", mac.replace(|_| true, "0"));
+        for bogus in [theirs, forged] {
+            let many = vec![bogus.as_str(); 16 * 1024 / bogus.len()].join("; ");
+            assert!(sessions.session(&with(&[&many, &ours])).is_some());
+            assert!(sessions.session(&with(&[&many])).is_none());
+        }
+    }
+
+    #[test]
+    fn operator_admitted_by_token_or_session_with_csrf_header() {
+        let sessions = sessions("", &Clock::standing(START));
+        let (_, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
+        let mut headers = with(&[&format!("{COOKIE_NAME}={cookie}")]);
+        let operator = |headers: &HeaderMap| sessions.operator(headers, HERE).map_err(|refused| refused.code());
+        assert_eq!(operator(&headers), Err(Code::Unauthorized), "a form of another site has the cookie");
+        headers.insert(CSRF_HEADER, HeaderValue::from_static("0"));
+        assert_eq!(operator(&headers), Err(Code::Unauthorized));
+        headers.insert(CSRF_HEADER, HeaderValue::from_static("1"));
+        assert_eq!(operator(&headers).unwrap().name(), "admin");
+        headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer wrong"));
+        assert_eq!(operator(&headers), Err(Code::Unauthorized), "what was said first counts");
+        headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer the-right-token-01"));
+        headers.remove(COOKIE);
+        assert!(operator(&headers).is_ok());
+    }
+
+    #[test]
+    fn signed_out_sessions_remembered_up_to_bound() {
+        let clock = Clock::standing(START);
+        let sessions = sessions("", &clock);
+        let (session, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
+        sessions.sign_out(&session);
+        assert!(!opens(&sessions, &cookie));
+        clock.advance(1);
+        let later =
+            |n: usize| Session { expires_at: session.expires_at.plus(1), nonce: n.to_string(), ..session.clone() };
+        for n in 0..MOST_SIGNED_OUT + 10 {
+            sessions.sign_out(&later(n));
+        }
+        assert_eq!(sessions.signed_out().len(), MOST_SIGNED_OUT);
+        assert!(!sessions.signed_out().contains_key(&session.nonce), "it ends before the others");
+        clock.advance(9 * 3_600_000);
+        sessions.sign_out(&Session { expires_at: clock.now().plus(1), nonce: "new".to_owned(), ..session });
+        assert_eq!(sessions.signed_out().len(), 1);
+    }
+
+    #[test]
+    fn failures_counted_per_client() {
+        let limits = LimitsConfig { rate_limit_guesses_per_minute: 4, rate_limit_keys: 10, ..LimitsConfig::off() };
+        let operators = Operators::new(&OperatorsConfig::admin(RIGHT)).unwrap();
+        let sessions = Sessions::new(operators, Clock::standing(START), false, Arc::new(Limits::new(&limits)));
+        let bearing = |token: &'static str| HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(token))]);
+        let (wrong, right) = (bearing("Bearer wrong"), bearing("Bearer the-right-token-01"));
+        let asked =
+            |headers: &HeaderMap, client| sessions.operator(headers, client).err().map(|refused| refused.code());
+        let signed_in = |token: &str, client| sessions.sign_in(token, client).err().map(|refused| refused.code());
+        let (_, cookie) = sessions.sign_in(RIGHT, HERE).unwrap();
+        for _ in 0..2 {
+            assert_eq!(asked(&wrong, HERE), Some(Code::Unauthorized));
+            assert_eq!(signed_in("wrong", HERE), Some(Code::Unauthorized));
+        }
+        for _ in 0..10 {
+            assert_eq!(asked(&wrong, HERE), Some(Code::TooManyRequests));
+            assert_eq!(asked(&right, HERE), Some(Code::TooManyRequests), "a right guess is not told from a wrong one");
+            assert_eq!(signed_in("wrong", HERE), Some(Code::TooManyRequests));
+            assert_eq!(signed_in(RIGHT, HERE), Some(Code::TooManyRequests));
+        }
+        // Operators elsewhere, and those who are signed in, are not locked out.
+        let elsewhere = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
+        assert_eq!((asked(&right, elsewhere), signed_in(RIGHT, elsewhere)), (None, None));
+        let mut page = with(&[&format!("{COOKIE_NAME}={cookie}")]);
+        page.insert(CSRF_HEADER, HeaderValue::from_static("1"));
+        assert_eq!(asked(&page, HERE), None);
+        assert_eq!(sessions.failures(), Failures { wrong: 2, limited: 20 });
+    }
+}

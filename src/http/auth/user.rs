@@ -1,0 +1,172 @@
+//! Whom a request acts for, or shows, and whether it may: with `AUTH=jwt`, the user of its token and nobody else.
+//!
+//! A request names its user in the path, the query or the body. The one extractor of each ([`PathId`](crate::http::extract::params::PathId),
+//! [`Params`](crate::http::extract::params::Params), [`Write`](crate::http::extract::write::Write)) says so to [`admit`], so that no handler has to think of
+//! it; and what answers without anybody having asked is not let out ([`users_only`]), so that no handler can forget it.
+//!
+//! The token comes before anything else; whose it is comes once the request says whom it is about.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::anyhow;
+use axum::{
+    extract::{FromRequestParts, MatchedPath, Request, State},
+    http::{Extensions, request::Parts},
+    middleware::Next,
+    response::Response,
+};
+
+use super::operator::bearer;
+use crate::{
+    http::error::{ApiError, Code},
+    jwt::{Refused, Tokens},
+    model::{Error, UserId},
+};
+
+/// The routes of the API that are about no user. All others need a token: a new one does until it is named here.
+const OPEN: [&str; 4] =
+    ["/api/v1/products", "/api/v1/products/popular", "/api/v1/products/{productId}", "/api/v1/campaigns"];
+
+/// Whether requests to this route need a user's token.
+pub fn needs_user(route: &str) -> bool {
+    route.starts_with("/api/") && !OPEN.contains(&route)
+}
+
+/// The user whose token came with a request; nobody where users need none.
+#[derive(Clone, Debug)]
+pub struct Caller(Option<Known>);
+
+#[derive(Clone, Debug)]
+struct Known {
+    user: UserId,
+    /// Whether it made a difference to anybody.
+    asked: Arc<AtomicBool>,
+}
+
+impl Caller {
+    /// The caller where it is known, else the user that the request names, if any.
+    pub fn or(self, named: Option<UserId>) -> Option<UserId> {
+        self.0.map(|known| known.ask()).or(named)
+    }
+}
+
+impl Known {
+    fn ask(&self) -> UserId {
+        self.asked.store(true, Ordering::Relaxed);
+        self.user
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Caller(parts.extensions.get::<Known>().cloned()))
+    }
+}
+
+/// Whether the request may act for `user`, if it names one there.
+pub fn admit(extensions: &Extensions, user: Option<UserId>) -> Result<(), Code> {
+    match (user, extensions.get::<Known>()) {
+        (Some(user), Some(known)) if known.ask() != user => Err(Code::Forbidden),
+        _ => Ok(()),
+    }
+}
+
+/// The layer, where users need tokens.
+pub async fn users_only(
+    State(tokens): State<Arc<Tokens>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let route = request.extensions().get::<MatchedPath>();
+    if !route.is_some_and(|route| needs_user(route.as_str())) {
+        return Ok(next.run(request).await);
+    }
+    let token = bearer(request.headers()).and_then(|token| std::str::from_utf8(token).ok());
+    let token = token.ok_or(Code::InvalidToken)?;
+    let user = match tokens.user(token).await {
+        Ok(user) => user,
+        Err(Refused::Invalid(why)) => {
+            tracing::debug!(why, "token refused");
+            return Err(Code::InvalidToken.into());
+        }
+        Err(unknown @ Refused::KeysUnknown) => return Err(Error::from(unknown).into()),
+    };
+    let asked = Arc::new(AtomicBool::new(false));
+    request.extensions_mut().insert(Known { user, asked: asked.clone() });
+    let response = next.run(request).await;
+    if response.status().is_success() && !asked.load(Ordering::Relaxed) {
+        return Err(Error::Internal(anyhow!("a handler did not ask whose request this is")).into());
+    }
+    Ok(response)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use axum::{
+        Router,
+        body::Body,
+        http::header::AUTHORIZATION,
+        middleware::from_fn_with_state,
+        routing::{get, post},
+    };
+    use serde_json::json;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{
+        http::extract::params::PathId,
+        jwt::tests::{config, signed},
+        model::Clock,
+    };
+
+    fn app() -> Router {
+        let tokens = Tokens::new(&config(), Clock::system()).unwrap().unwrap();
+        let own = async |caller: Caller| caller.or(None).map_or(0, UserId::get).to_string();
+        let named = async |user: PathId<UserId>| user.valid().map(|user| user.to_string());
+        let forgetful = async || "everybody's secrets";
+        Router::new()
+            .route("/api/v1/own", get(own))
+            .route("/api/v1/named/{userId}", get(named))
+            .route("/api/v1/forgetful", get(forgetful))
+            .route("/api/v1/refusing", post(async || ApiError::from(Code::InvalidRequest)))
+            .route("/api/v1/products", get(forgetful))
+            .route("/healthz", get(forgetful))
+            .layer(from_fn_with_state(tokens, users_only))
+    }
+
+    async fn ask(method: &str, path: &str, token: Option<&str>) -> u16 {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        app().oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status().as_u16()
+    }
+
+    #[tokio::test]
+    async fn reply_withheld_when_handler_checks_no_user() {
+        let token = signed(&json!({"sub": 7, "exp": 4_102_444_800_i64}));
+        let mine = Some(token.as_str());
+        assert_eq!(ask("GET", "/api/v1/own", mine).await, 200);
+        assert_eq!(ask("GET", "/api/v1/named/7", mine).await, 200);
+        assert_eq!(ask("GET", "/api/v1/named/8", mine).await, 403);
+        assert_eq!(ask("GET", "/api/v1/forgetful", mine).await, 500);
+        assert_eq!(ask("POST", "/api/v1/refusing", mine).await, 400);
+        for route in ["/api/v1/own", "/api/v1/named/7", "/api/v1/forgetful"] {
+            assert_eq!(ask("GET", route, None).await, 401, "{route}");
+            assert_eq!(ask("GET", route, Some("nonsense")).await, 401, "{route}");
+        }
+        for open in ["/api/v1/products", "/healthz"] {
+            assert_eq!(ask("GET", open, None).await, 200, "{open}");
+        }
+        assert_eq!(ask("GET", "/api/v1/unknown", None).await, 404);
+    }
+}

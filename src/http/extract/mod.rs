@@ -1,0 +1,5 @@
+//! Extractors: path, query and body become typed values.
+
+pub mod decode;
+pub mod params;
+pub mod write;

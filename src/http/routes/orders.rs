@@ -1,0 +1,340 @@
+//! 주문: placing, showing and cancelling orders.
+
+use axum::{Json, extract::State};
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    http::{
+        auth::user::Caller,
+        error::Code,
+        extract::{
+            decode::{Object, id, int, nullable_id, optional_query_id},
+            params::{Params, PathId, QueryParams},
+            write::{RequestBody, Write},
+        },
+        limits::costs,
+        openapi::documented_errors,
+        reply::{Answer, Done, Found},
+        state::AppState,
+    },
+    model::{
+        CloseReason, CouponId, MAX_LINE_QUANTITY, MAX_ORDER_LINES, NewOrder, Order, OrderId, OrderStatus, PaymentType,
+        PlacedOrder, ProductId, UserId,
+    },
+};
+
+/// This resource's routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(place)).routes(routes!(order)).routes(routes!(cancel))
+}
+
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문 상품")]
+struct OrderProductRequest {
+    /// 상품 ID
+    #[serde(deserialize_with = "id")]
+    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
+    product_id: ProductId,
+    /// 주문 수량
+    #[serde(deserialize_with = "int::<_, 1, MAX_LINE_QUANTITY>")]
+    #[schema(minimum = 1, maximum = 10000, example = 2)]
+    quantity: i64,
+}
+
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문 생성 요청")]
+pub struct OrderCreateRequest {
+    /// 주문하는 사용자 ID
+    #[serde(deserialize_with = "id")]
+    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
+    user_id: UserId,
+    /// 주문 상품 목록: 같은 상품은 수량을 더합니다.
+    #[schema(value_type = Vec<OrderProductRequest>, min_items = 1, max_items = 100)]
+    order_products: Vec<Object<OrderProductRequest>>,
+    /// 사용할 쿠폰 ID
+    #[serde(default, deserialize_with = "nullable_id")]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
+    user_coupon_id: Option<CouponId>,
+}
+
+impl RequestBody for OrderCreateRequest {
+    type Valid = NewOrder;
+
+    const INVALID: Code = Code::InvalidOrder;
+
+    fn validate(self, _zone: Tz) -> Option<NewOrder> {
+        if !(1..=MAX_ORDER_LINES).contains(&self.order_products.len()) {
+            return None;
+        }
+        let lines = summed(&self.order_products)?;
+        Some(NewOrder { user_id: self.user_id, lines, coupon_id: self.user_coupon_id })
+    }
+
+    fn user(order: &Self::Valid) -> Option<UserId> {
+        Some(order.user_id)
+    }
+
+    fn cost(order: &Self::Valid) -> u32 {
+        costs::of_lines(order.lines.len())
+    }
+}
+
+/// One line per product, where it first appears; `None` if one has more than [`MAX_LINE_QUANTITY`] units. The list is
+/// short, so that scanning it beats hashing.
+fn summed(products: &[Object<OrderProductRequest>]) -> Option<Vec<(ProductId, i64)>> {
+    let mut lines: Vec<(ProductId, i64)> = Vec::with_capacity(products.len());
+    for Object(OrderProductRequest { product_id, quantity }) in products {
+        match lines.iter_mut().find(|(product, _)| product == product_id) {
+            Some((_, units)) => *units = units.checked_add(*quantity)?,
+            None => lines.push((*product_id, *quantity)),
+        }
+    }
+    lines.iter().all(|(_, units)| *units <= MAX_LINE_QUANTITY).then_some(lines)
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "생성된 주문")]
+struct OrderResponse {
+    /// 주문 ID
+    order_id: i64,
+    /// 최종 결제 금액(원)
+    final_price: i64,
+    /// 주문 시각
+    #[schema(example = "2024-04-04T14:30:00")]
+    ordered_at: String,
+}
+
+impl OrderResponse {
+    fn new(order: PlacedOrder, zone: Tz) -> Self {
+        OrderResponse {
+            order_id: order.order_id.get(),
+            final_price: order.final_price,
+            ordered_at: order.ordered_at.local(zone),
+        }
+    }
+}
+
+documented_errors! { PlaceErrors {
+    "잘못된 주문 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidOrder, InvalidCoupon],
+    "잔액 부족" => [InsufficientBalance],
+    "사용자를 찾을 수 없음" => [UserNotFound, ProductNotFound],
+    "재고 부족" => [SoldOut, InsufficientStock],
+    "서버 오류" => [Internal],
+}}
+
+#[utoipa::path(
+    post,
+    path = "/api/v1/orders",
+    operation_id = "placeOrder",
+    tag = "주문",
+    summary = "주문 생성 및 결제 요청",
+    description = "상품 주문과 결제를 처리합니다. 주문 생성 후 결제를 시도하며, 결제 시도 시 주문은 PENDING 상태로 생성됩니다.\n\n\
+프로세스\n\n\
+1. 상품 재고 확인\n\
+2. 쿠폰 적용 및 할인 계산\n\
+3. 주문 정보 저장 (주문 PENDING 상태)",
+    request_body(content = OrderCreateRequest, example = json!({
+        "userId": 1, "orderProducts": [{ "productId": 1, "quantity": 2 }], "userCouponId": 1
+    })),
+    responses(
+        (status = 200, description = "주문 생성 성공", body = OrderResponse, example = json!({
+            "orderId": 12345, "finalPrice": 49900, "orderedAt": "2024-04-04T14:30:00"
+        })),
+        PlaceErrors,
+    )
+)]
+async fn place(
+    State(app): State<AppState>,
+    Write { call, body: order }: Write<OrderCreateRequest>,
+) -> Done<OrderResponse> {
+    let placed = app.engine.place_order(&call, order).await?;
+    Ok(Answer::ok(placed.map(|order| OrderResponse::new(order, app.engine.zone()))))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문 상품과 주문 시점의 가격")]
+struct OrderLineResponse {
+    /// 상품 ID
+    product_id: i64,
+    /// 주문 수량
+    quantity: i64,
+    /// 주문 시점의 상품 한 개 가격(원)
+    price: i64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문 상세")]
+pub struct OrderDetailResponse {
+    /// 주문 ID
+    order_id: i64,
+    /// 사용자 ID
+    user_id: i64,
+    /// 주문 상태
+    order_status: OrderStatus,
+    /// 주문 상품 목록
+    order_products: Vec<OrderLineResponse>,
+    /// 할인 전 금액(원)
+    total_price: i64,
+    /// 할인 금액(원)
+    discount_price: i64,
+    /// 최종 결제 금액(원)
+    final_price: i64,
+    /// 사용한 쿠폰 ID
+    #[schema(required = true)]
+    user_coupon_id: Option<i64>,
+    /// 주문 시각
+    #[schema(example = "2024-04-04T14:30:00")]
+    ordered_at: String,
+    /// 결제 기한: 이때까지 결제되지 않으면 취소됩니다.
+    #[schema(example = "2024-04-04T14:40:00")]
+    expires_at: String,
+    /// 결제 시각
+    #[schema(required = true)]
+    paid_at: Option<String>,
+    /// 결제 ID
+    #[schema(required = true)]
+    payment_id: Option<i64>,
+    /// 결제 수단
+    #[schema(required = true)]
+    payment_type: Option<PaymentType>,
+    /// 영수증 번호
+    #[schema(required = true)]
+    receipt: Option<String>,
+    /// 종료 시각
+    #[schema(required = true)]
+    closed_at: Option<String>,
+    /// 종료 사유
+    #[schema(required = true)]
+    close_reason: Option<CloseReason>,
+}
+
+impl OrderDetailResponse {
+    pub fn new(order: Order, zone: Tz) -> Self {
+        let payment = order.payment.as_ref();
+        let lines = order.lines.iter().map(|line| OrderLineResponse {
+            product_id: line.product_id.get(),
+            quantity: line.quantity,
+            price: line.price,
+        });
+        OrderDetailResponse {
+            order_id: order.order_id.get(),
+            user_id: order.user_id.get(),
+            order_status: order.status,
+            order_products: lines.collect(),
+            total_price: order.total,
+            discount_price: order.discount,
+            final_price: order.final_price,
+            user_coupon_id: order.coupon_id.map(CouponId::get),
+            ordered_at: order.ordered_at.local(zone),
+            expires_at: order.expires_at.local(zone),
+            paid_at: payment.map(|payment| payment.paid_at.local(zone)),
+            payment_id: payment.map(|payment| payment.payment_id.get()),
+            payment_type: payment.map(|payment| payment.payment_type),
+            receipt: payment.map(|payment| payment.receipt.clone()),
+            closed_at: order.closed_at.map(|time| time.local(zone)),
+            close_reason: order.close_reason,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+struct OrderParams {
+    /// 주문한 사용자 ID: 지정하면 이 사용자의 주문만 조회합니다.
+    #[serde(default, deserialize_with = "optional_query_id")]
+    #[param(value_type = Option<i64>, minimum = 1, maximum = 9007199254740991_i64, nullable = false)]
+    user_id: Option<UserId>,
+}
+
+impl QueryParams for OrderParams {
+    fn user(&self) -> Option<UserId> {
+        self.user_id
+    }
+}
+
+documented_errors! { OrderErrors {
+    "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
+    "주문을 찾을 수 없음" => [OrderNotFound],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/api/v1/orders/{orderId}",
+    operation_id = "order",
+    tag = "주문",
+    summary = "주문 조회",
+    description = "주문의 상태, 상품, 가격, 쿠폰, 결제 정보를 조회합니다.",
+    params(("orderId" = i64, Path, description = "orderId"), OrderParams),
+    responses((status = 200, description = "주문 조회 성공", body = OrderDetailResponse), OrderErrors)
+)]
+async fn order(
+    State(app): State<AppState>,
+    order: PathId<OrderId>,
+    params: Params<OrderParams>,
+    caller: Caller,
+) -> Found<OrderDetailResponse> {
+    let order = order.valid()?;
+    // Whoever is known by a token sees only its own orders.
+    let user = caller.or(params.valid()?.user_id);
+    let order = app.engine.order(order, user).await?;
+    Ok(Json(OrderDetailResponse::new(order, app.engine.zone())))
+}
+
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문 취소 요청")]
+struct OrderCancelRequest {
+    /// 주문한 사용자 ID
+    #[serde(deserialize_with = "id")]
+    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
+    user_id: UserId,
+}
+
+impl RequestBody for OrderCancelRequest {
+    type Valid = UserId;
+
+    const INVALID: Code = Code::InvalidOrder;
+
+    fn validate(self, _zone: Tz) -> Option<UserId> {
+        Some(self.user_id)
+    }
+
+    fn user(user: &Self::Valid) -> Option<UserId> {
+        Some(*user)
+    }
+}
+
+documented_errors! { CancelErrors {
+    "잘못된 취소 요청" => [InvalidOrder],
+    "주문을 찾을 수 없음" => [OrderNotFound],
+    "이미 종료되었거나 처리 중인 주문" => [OrderAlreadyClosed, RequestInProgress],
+}}
+
+#[utoipa::path(
+    post,
+    path = "/api/v1/orders/{orderId}/cancel",
+    operation_id = "cancelOrder",
+    tag = "주문",
+    summary = "주문 취소 및 환불",
+    description = "결제 대기(PENDING) 주문은 취소하고, 결제된(PAID) 주문은 결제한 수단으로 환불합니다. 재고와 쿠폰은 반환됩니다.",
+    params(("orderId" = i64, Path, description = "orderId")),
+    request_body(content = OrderCancelRequest, example = json!({ "userId": 1 })),
+    responses((status = 200, description = "주문 취소 성공", body = OrderDetailResponse), CancelErrors)
+)]
+async fn cancel(
+    State(app): State<AppState>,
+    order: PathId<OrderId>,
+    Write { call, body: user }: Write<OrderCancelRequest>,
+) -> Done<OrderDetailResponse> {
+    let cancelled = app.engine.cancel_order(&call, order.valid()?, user).await?;
+    Ok(Answer::ok(cancelled.map(|order| OrderDetailResponse::new(order, app.engine.zone()))))
+}

@@ -1,0 +1,308 @@
+//! 상품: the catalogue and what sells best.
+
+use axum::{Json, extract::State};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    http::{
+        error::{ApiError, Code},
+        extract::{
+            decode::{decimal, optional_word, query_int},
+            params::{LAST_PAGE, Params, PathId, QueryParams, default_size},
+        },
+        limits::costs,
+        openapi::{documented_errors, ranking_scope},
+        reply::Found,
+        state::AppState,
+    },
+    model::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope, UserId},
+};
+
+/// This resource's routes.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(product)).routes(routes!(popular)).routes(routes!(products))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "상품")]
+pub struct ProductResponse {
+    /// 상품 ID
+    product_id: i64,
+    /// 상품 이름
+    product_name: String,
+    /// 가격(원)
+    price: i64,
+    /// 판매 가능한 재고 수량
+    stock_quantity: i64,
+    /// 카테고리: OUTER, TOP, BOTTOM, SHOES 또는 그 밖의 분류
+    category: String,
+}
+
+impl From<Product> for ProductResponse {
+    fn from(product: Product) -> Self {
+        ProductResponse {
+            product_id: product.product_id.get(),
+            product_name: product.name,
+            price: product.price,
+            stock_quantity: product.stock,
+            category: product.category,
+        }
+    }
+}
+
+documented_errors! { ProductErrors {
+    "상품을 찾을 수 없음" => [ProductNotFound],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/api/v1/products/{productId}",
+    tag = "상품",
+    summary = "상품 조회",
+    description = "특정 상품 정보를 조회합니다.",
+    params(("productId" = i64, Path, description = "productId")),
+    responses(
+        (status = 200, description = "상품 조회 성공", body = ProductResponse, example = json!({
+            "productId": 123, "productName": "나이키 에어포스", "price": 990000, "stockQuantity": 50,
+            "category": "SHOES"
+        })),
+        ProductErrors,
+    )
+)]
+async fn product(State(app): State<AppState>, product: PathId<ProductId>) -> Found<ProductResponse> {
+    Ok(Json(app.engine.product(product.valid()?).await?.into()))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "상품 판매 순위")]
+struct ProductSalesRankResponse {
+    /// 상품 ID
+    product_id: i64,
+    /// 판매 수량
+    sales_count: i64,
+    /// 총 판매 금액(원)
+    total_sales_price: i64,
+    /// 랭킹 범위
+    ranking_scope: RankingScope,
+    /// 순위
+    rank_position: i64,
+}
+
+impl ProductSalesRankResponse {
+    fn new(ranked: RankedProduct, scope: RankingScope) -> Self {
+        ProductSalesRankResponse {
+            product_id: ranked.product_id.get(),
+            sales_count: ranked.units,
+            total_sales_price: ranked.won,
+            ranking_scope: scope,
+            rank_position: ranked.position,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+struct PopularParams {
+    /// 랭킹 범위 (대소문자 구분 없음)
+    #[serde(default)]
+    #[param(schema_with = ranking_scope, required = false)]
+    sort_by: Option<String>,
+    /// 조회할 최대 상품 수
+    #[serde(default = "popular_limit")]
+    #[param(value_type = i64, minimum = 1, maximum = 100, default = 5)]
+    limit: String,
+}
+
+fn popular_limit() -> String {
+    "5".to_owned()
+}
+
+impl QueryParams for PopularParams {
+    /// Only naming a parameter twice gets here.
+    const INVALID: Code = Code::InvalidScope;
+
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
+
+impl PopularParams {
+    /// The scope is judged first: its 400 is the one that the page knows.
+    fn decode(&self) -> Result<(RankingScope, usize), ApiError> {
+        let scope = match &self.sort_by {
+            None => RankingScope::ThreeDays,
+            Some(word) => word.to_ascii_uppercase().parse().map_err(|_| Code::InvalidScope)?,
+        };
+        let limit = decimal(&self.limit).and_then(|limit| usize::try_from(limit).ok());
+        let limit = limit.filter(|limit| (1..=100).contains(limit)).ok_or(Code::InvalidRequest)?;
+        Ok((scope, limit))
+    }
+}
+
+documented_errors! { PopularErrors {
+    "잘못된 요청 (유효하지 않은 랭킹 범위)" => [InvalidScope, InvalidRequest],
+    "서버 내부 오류" => [Internal],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/api/v1/products/popular",
+    tag = "상품",
+    summary = "인기 상품 조회",
+    description = "특정 기간 동안 가장 많이 판매된 인기 상품 목록을 조회합니다.",
+    params(PopularParams),
+    responses(
+        (status = 200, description = "인기 상품 조회 성공", body = Vec<ProductSalesRankResponse>, example = json!([
+            {
+                "productId": 101, "salesCount": 150, "totalSalesPrice": 14850000, "rankingScope": "THREE_DAYS",
+                "rankPosition": 1
+            },
+            {
+                "productId": 102, "salesCount": 120, "totalSalesPrice": 10800000, "rankingScope": "THREE_DAYS",
+                "rankPosition": 2
+            }
+        ])),
+        PopularErrors,
+    )
+)]
+async fn popular(State(app): State<AppState>, params: Params<PopularParams>) -> Found<Vec<ProductSalesRankResponse>> {
+    let (scope, limit) = params.valid()?.decode()?;
+    let ranked = app.engine.popular(scope, limit).await?;
+    Ok(Json(ranked.into_iter().map(|product| ProductSalesRankResponse::new(product, scope)).collect()))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "상품 목록의 한 페이지")]
+struct ProductPageResponse {
+    /// 상품 목록
+    content: Vec<ProductResponse>,
+    /// 페이지 번호 (0부터)
+    page: i64,
+    /// 페이지 크기
+    size: i64,
+    /// 전체 상품 수
+    total_elements: i64,
+}
+
+impl From<ProductPage> for ProductPageResponse {
+    fn from(page: ProductPage) -> Self {
+        ProductPageResponse {
+            content: page.products.into_iter().map(ProductResponse::from).collect(),
+            page: page.page,
+            size: page.size,
+            total_elements: page.total,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ProductsParams {
+    /// 페이지 번호 (0부터)
+    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
+    #[param(minimum = 0, maximum = 10000, default = 0)]
+    page: i64,
+    /// 페이지 크기
+    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
+    #[param(minimum = 1, maximum = 100, default = 20)]
+    size: i64,
+    /// 카테고리
+    #[serde(default, deserialize_with = "optional_word")]
+    #[param(value_type = Option<String>, pattern = "^[A-Z][A-Z0-9_]{0,31}$", nullable = false)]
+    category: Option<Category>,
+}
+
+impl QueryParams for ProductsParams {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+
+    fn cost(&self) -> u32 {
+        costs::of_page(self.size)
+    }
+}
+
+documented_errors! { ProductsErrors {
+    "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
+}}
+
+#[utoipa::path(
+    get,
+    path = "/api/v1/products",
+    tag = "상품",
+    summary = "상품 목록 조회",
+    description = "상품 목록을 상품 ID 순으로 조회합니다.",
+    params(ProductsParams),
+    responses((status = 200, description = "상품 목록 조회 성공", body = ProductPageResponse), ProductsErrors)
+)]
+async fn products(State(app): State<AppState>, params: Params<ProductsParams>) -> Found<ProductPageResponse> {
+    let ProductsParams { page, size, category } = params.valid()?;
+    Ok(Json(app.engine.products(page, size, category).await?.into()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::{
+        extract::FromRequestParts,
+        http::{Request, Uri},
+    };
+
+    use super::*;
+    use crate::{config::LimitsConfig, http::limits::Limits};
+
+    async fn params<T: QueryParams>(query: &str) -> Result<T, Code> {
+        let uri: Uri = format!("/api/v1/products?{query}").parse().unwrap();
+        let (mut parts, ()) = Request::builder().uri(uri).body(()).unwrap().into_parts();
+        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
+        let Ok(params) = Params::<T>::from_request_parts(&mut parts, &limits).await;
+        params.valid().map_err(|error| error.code())
+    }
+
+    async fn popular(query: &str) -> Result<(RankingScope, usize), Code> {
+        params::<PopularParams>(query).await?.decode().map_err(|error| error.code())
+    }
+
+    #[tokio::test]
+    async fn scope_checked_before_limit() {
+        assert_eq!(popular("").await, Ok((RankingScope::ThreeDays, 5)));
+        assert_eq!(popular("sortBy=wEEkly&limit=100&other=1").await, Ok((RankingScope::Weekly, 100)));
+        assert_eq!(popular("sortBy=three%5Fdays").await, Ok((RankingScope::ThreeDays, 5)));
+        for query in ["sortBy=", "sortBy=YEARLY", "sortBy=%FF&limit=0", "sortBy=%zz", "sortBy=TODAY&sortBy=TODAY"] {
+            assert_eq!(popular(query).await, Err(Code::InvalidScope), "{query}");
+        }
+        for query in
+            ["limit=0", "limit=101", "limit=-1", "limit=", "limit=5.0", "limit=%00", "limit=99999999999999999999"]
+        {
+            assert_eq!(popular(query).await, Err(Code::InvalidRequest), "{query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn page_size_bounded() {
+        let first = params::<ProductsParams>("").await.unwrap();
+        assert_eq!((first.page, first.size, first.category), (0, 20, None));
+        let deepest = params::<ProductsParams>("page=10000&size=100&category=SHOES").await.unwrap();
+        assert_eq!((deepest.page, deepest.size), (10_000, 100));
+        for query in [
+            "page=10001&size=1",
+            "page=-1",
+            "size=0",
+            "size=101",
+            "page=",
+            "page=1&page=1",
+            "category=shoes",
+            "category=",
+        ] {
+            assert_eq!(params::<ProductsParams>(query).await.unwrap_err(), Code::InvalidRequest, "{query}");
+        }
+    }
+}
