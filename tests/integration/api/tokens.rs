@@ -110,7 +110,7 @@ async fn user_routes_refuse_other_users_tokens() {
         let document = Document::new(test.get("/v3/api-docs").await.ok());
 
         let operations = operations(&document.0, other, order);
-        assert!(operations.len() >= 13 && operations.iter().filter(|(_, wants)| *wants).count() == 9);
+        assert!(operations.len() >= 13 && operations.iter().filter(|(_, wants)| *wants).count() >= 9);
         let before = test.snapshot().await;
         for (Asked { method, path, body, names_user }, wants_token) in &operations {
             let named = format!("{method} {path}");
