@@ -1,4 +1,4 @@
-//! Every relative link of every page leads to a file, and to a heading in it.
+//! Every relative link of every page leads to a file, and to a heading in it; every path that a page names exists.
 
 use std::{
     collections::BTreeSet,
@@ -7,6 +7,12 @@ use std::{
 };
 
 use super::{Page, page, pages, root};
+
+/// How a path of the repository begins.
+const FOLDERS: [&str; 9] =
+    ["src/", "lua/", "migrations/", "tests/", "benches/", "load-tests/", "deploy/", "docs/", "scripts/"];
+/// The folder that a load test makes.
+const RESULTS: &str = "load-tests/results/";
 
 /// A heading as GitHub's anchor.
 fn anchor(heading: &str) -> String {
@@ -64,6 +70,26 @@ fn every_relative_link_resolves() {
         }
     }
     assert!(count > 50, "{count} links");
+}
+
+#[test]
+fn every_named_path_exists() {
+    let (mut missing, mut count) = (Vec::new(), 0);
+    for page in pages() {
+        // Inline code, and drawings, which four spaces indent.
+        let prose = page.prose();
+        let drawn = prose.lines().filter(|line| line.starts_with("    ")).flat_map(str::split_whitespace);
+        for named in page.spans().into_iter().chain(drawn.map(str::to_owned)) {
+            if FOLDERS.iter().any(|folder| named.starts_with(folder)) && named != RESULTS {
+                count += 1;
+                if !root().join(&named).exists() {
+                    missing.push(format!("{} names {named}", page.name()));
+                }
+            }
+        }
+    }
+    assert_eq!(missing, Vec::<String>::new());
+    assert!(count > 50, "{count} paths");
 }
 
 /// The text files below a folder.
