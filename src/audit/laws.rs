@@ -78,7 +78,7 @@ const INVARIANTS: [Invariant; 12] = [
                 FROM campaigns LEFT JOIN (
                     SELECT coupon_id, count(*) AS coupons FROM (
                         SELECT coupon_id FROM user_coupons WHERE coupon_id % $1 = user_id % $1
-                        UNION ALL SELECT coupon_id FROM far_coupons) AS c GROUP BY coupon_id) AS c ON coupon_id = id
+                        UNION ALL SELECT coupon_id FROM remote_coupons) AS c GROUP BY coupon_id) AS c ON coupon_id = id
                 WHERE issued <> coalesce(coupons, 0) OR issued + withheld > total",
     },
     Invariant {
@@ -197,7 +197,7 @@ pub(super) async fn between(audit: &Audit) -> anyhow::Result<(i64, Vec<String>)>
     let mut snapshot = Snapshot::begin(&audit.db).await?;
     let (_, found) = snapshot.wrong(BETWEEN, audit.store.partitions(), NAMED_STEPS).await?;
     let count =
-        snapshot.count("SELECT (SELECT count(*) FROM stock_holds) + (SELECT count(*) FROM far_coupons)").await?;
+        snapshot.count("SELECT (SELECT count(*) FROM stock_holds) + (SELECT count(*) FROM remote_coupons)").await?;
     snapshot.end().await?;
     Ok((count, found))
 }
@@ -213,12 +213,12 @@ const BETWEEN: &str = "
            OR (w.status IN ('PENDING', 'PAID') AND coalesce(h.state, 'RELEASED') IN ('RELEASED', 'REFUNDED'))
         UNION ALL
         SELECT format('coupon %s was issued to user %s, who does not have it', coupon_id, user_id)
-        FROM far_coupons AS f WHERE NOT EXISTS (
+        FROM remote_coupons AS f WHERE NOT EXISTS (
             SELECT FROM user_coupons AS c WHERE c.coupon_id = f.coupon_id AND c.user_id = f.user_id)
         UNION ALL
         SELECT format('coupon %s is in the hands of user %s, to whom it was not issued', coupon_id, user_id)
         FROM user_coupons AS c WHERE coupon_id % $1 <> user_id % $1 AND NOT EXISTS (
-            SELECT FROM far_coupons AS f WHERE f.coupon_id = c.coupon_id AND f.user_id = c.user_id)
+            SELECT FROM remote_coupons AS f WHERE f.coupon_id = c.coupon_id AND f.user_id = c.user_id)
         UNION ALL
         SELECT format('order %s: there is no product %s', order_id, product_id) FROM order_lines AS l
         WHERE NOT EXISTS (SELECT FROM products WHERE id = l.product_id)";

@@ -27,6 +27,8 @@ use super::secrets::{self, redact, secret_parts};
 
 /// The most bytes of a secret's file.
 const MAX_FILE_BYTES: u64 = 65_536;
+/// Settings that have a new name: old and new. A process does not start with an old name, which it would otherwise ignore.
+const RENAMED: &[(&str, &str)] = &[("REDIS_LANES", "REDIS_CONNECTIONS")];
 /// Secrets in variables that libraries read.
 const OTHERS_SECRETS: &[&str] =
     &["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "PGPASSWORD", "PGOPTIONS"];
@@ -39,7 +41,7 @@ pub fn read(command: Command) -> Result<ArgMatches, ExitCode> {
     let mut secrets = environment.secrets;
     secrets.extend(OTHERS_SECRETS.iter().filter_map(var_os).filter_map(|value| value.into_string().ok()));
     secrets.extend(given_as_options(&environment.options));
-    let settled = secrets::hide(&secrets).and_then(|()| match environment.problem {
+    let settled = secrets::hide(&secrets).and_then(|()| match environment.problem.or_else(renamed_setting) {
         Some(problem) => Err(problem),
         None => Ok(()),
     });
@@ -120,6 +122,12 @@ impl Environment {
         }
         arg
     }
+}
+
+/// The error for a variable under its old name.
+fn renamed_setting() -> Option<anyhow::Error> {
+    let (old, new) = RENAMED.iter().find(|(old, _)| is_given(var_os(old).as_deref()))?;
+    Some(anyhow::anyhow!("{old} has the new name {new}: rename the variable"))
 }
 
 fn is_given(value: Option<&OsStr>) -> bool {

@@ -28,8 +28,8 @@ pub struct RedisConfig {
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     pub redis_url: Secret,
     /// Connections that all requests share; concurrent requests pipeline on each
-    #[arg(long, env = "REDIS_LANES", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub redis_lanes: u8,
+    #[arg(long, env = "REDIS_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub redis_connections: u8,
     /// Milliseconds to wait for Redis before answering 503
     #[arg(long, env = "REDIS_TIMEOUT_MS", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub redis_timeout_ms: u64,
@@ -53,7 +53,7 @@ impl RedisConfig {
     pub fn at(url: impl Into<String>) -> Self {
         RedisConfig {
             redis_url: Secret::new(url),
-            redis_lanes: 4,
+            redis_connections: 4,
             redis_timeout_ms: 3000,
             allow_unsafe_redis: false,
             redis_tls_ca: None,

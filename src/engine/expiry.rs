@@ -39,7 +39,7 @@ impl Due {
         match self {
             Due::Orders => "order",
             Due::Payments => "payment",
-            Due::RemoteHolds => "far_hold",
+            Due::RemoteHolds => "remote_hold",
         }
     }
 }

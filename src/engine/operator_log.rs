@@ -51,10 +51,10 @@ impl OperatorLog {
     pub fn record(&self, act: OperatorAction) {
         tracing::info!(
             operator = act.operator,
-            act = act.action,
+            action = act.action,
             target = act.target,
             status = act.status,
-            "an operator's act"
+            "action of an operator"
         );
         let mut queue = self.queue();
         if queue.len() >= MAX_QUEUED {
@@ -142,17 +142,17 @@ impl OperatorLog {
     fn drop_one(&self, act: &OperatorAction, reason: &str) {
         let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
         metrics::ACTS_DROPPED.inc();
-        let OperatorAction { operator, action: act, target, detail, status, request_id, .. } = act;
+        let OperatorAction { operator, action, target, detail, status, request_id, .. } = act;
         tracing::error!(
             reason,
             operator,
-            act,
+            action,
             target,
             detail,
             status,
             request_id,
             dropped,
-            "an act is in no log but this"
+            "action of an operator not in the operator log"
         );
     }
 

@@ -44,6 +44,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (12, "newest orders", include_str!("../../migrations/0012_newest_orders.sql")),
     (13, "instance requests", include_str!("../../migrations/0013_instance_requests.sql")),
     (14, "payment outcomes", include_str!("../../migrations/0014_payment_outcomes.sql")),
+    (15, "table names", include_str!("../../migrations/0015_table_names.sql")),
 ];
 
 /// Makes the pool, once PostgreSQL is there and is what it must be.

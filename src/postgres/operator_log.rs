@@ -11,10 +11,10 @@ use crate::model::{Error, Millis, OperatorAction, OperatorLogFilter, OperatorLog
 /// # Errors
 /// Postgres is away, or takes one of them for no text at all.
 pub async fn write(db: &Connection, acts: &[OperatorAction]) -> Result<(), DbErr> {
-    let sql = "INSERT INTO operator_acts (id, operator, act, target, detail, status, request_id, at)
-               SELECT id::uuid, operator, act, target, detail, status, request_id, to_timestamp(at / 1000.0)
+    let sql = "INSERT INTO operator_log (id, operator, action, target, detail, status, request_id, at)
+               SELECT id::uuid, operator, action, target, detail, status, request_id, to_timestamp(at / 1000.0)
                FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[])
-                   AS new (id, operator, act, target, detail, status, request_id, at)
+                   AS new (id, operator, action, target, detail, status, request_id, at)
                ON CONFLICT DO NOTHING";
     let texts =
         |text: fn(&OperatorAction) -> &str| acts.iter().map(|act| text(act).to_owned()).collect::<Vec<String>>();
@@ -39,16 +39,16 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Operato
     let untranslated = |error: sqlx::Error| translate(DbErr::Query(RuntimeErr::SqlxError(error.into())));
     let operator = filter.operator.as_deref();
     let pool = db.get_postgres_connection_pool();
-    let total: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_acts WHERE $1::text IS NULL OR operator = $1")
+    let total: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_log WHERE $1::text IS NULL OR operator = $1")
         .bind(operator)
         .fetch_one(pool)
         .await
         .map_err(untranslated)?;
     type Row = (String, String, String, String, String, i32, String, i64);
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id::text, operator, act, target, detail, status, request_id, (extract(epoch FROM at) * 1000)::bigint
-         FROM operator_acts WHERE $1::text IS NULL OR operator = $1
-         ORDER BY operator_acts.at DESC, operator_acts.id DESC OFFSET $2 LIMIT $3",
+        "SELECT id::text, operator, action, target, detail, status, request_id, (extract(epoch FROM at) * 1000)::bigint
+         FROM operator_log WHERE $1::text IS NULL OR operator = $1
+         ORDER BY operator_log.at DESC, operator_log.id DESC OFFSET $2 LIMIT $3",
     )
     .bind(operator)
     .bind(filter.page * filter.size)
@@ -56,15 +56,15 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Operato
     .fetch_all(pool)
     .await
     .map_err(untranslated)?;
-    let act = |(id, operator, act, target, detail, status, request_id, at): Row| OperatorAction {
+    let entry = |(id, operator, action, target, detail, status, request_id, at): Row| OperatorAction {
         id,
         operator,
-        action: act,
+        action,
         target,
         detail,
         status: status as u16,
         request_id,
         at: Millis(at),
     };
-    Ok(OperatorLogPage { actions: rows.into_iter().map(act).collect(), page: filter.page, size: filter.size, total })
+    Ok(OperatorLogPage { actions: rows.into_iter().map(entry).collect(), page: filter.page, size: filter.size, total })
 }

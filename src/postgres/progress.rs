@@ -63,14 +63,14 @@ pub async fn record_acknowledged(db: &Connection, acknowledged: &[(Partition, Po
         return Ok(());
     }
     let column = |value: fn(&(Partition, Position)) -> i64| acknowledged.iter().map(value).collect::<Vec<i64>>();
-    let sql = "INSERT INTO watermarks (partition, epoch, seq, told_at)
+    let sql = "INSERT INTO acknowledged_positions AS old (partition, epoch, seq, acknowledged_at)
                SELECT partition, epoch, seq, clock_timestamp()
                FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (partition, epoch, seq) ORDER BY partition
-               ON CONFLICT (partition) DO UPDATE SET told_at = excluded.told_at,
-                   epoch = greatest(watermarks.epoch, excluded.epoch),
-                   seq = CASE WHEN watermarks.epoch > excluded.epoch THEN watermarks.seq
-                              WHEN watermarks.epoch < excluded.epoch THEN excluded.seq
-                              ELSE greatest(watermarks.seq, excluded.seq) END";
+               ON CONFLICT (partition) DO UPDATE SET acknowledged_at = excluded.acknowledged_at,
+                   epoch = greatest(old.epoch, excluded.epoch),
+                   seq = CASE WHEN old.epoch > excluded.epoch THEN old.seq
+                              WHEN old.epoch < excluded.epoch THEN excluded.seq
+                              ELSE greatest(old.seq, excluded.seq) END";
     let values = [
         column(|(partition, _)| partition.0.into()).into(),
         column(|(_, position)| position.epoch).into(),
@@ -89,7 +89,7 @@ pub struct Acknowledged {
     pub epoch: i64,
     pub seq: i64,
     /// Microseconds by Postgres's clock.
-    pub told_at: i64,
+    pub acknowledged_at: i64,
 }
 
 impl Acknowledged {
@@ -104,8 +104,8 @@ impl Acknowledged {
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
 pub async fn acknowledged(db: &Connection) -> Result<Vec<Acknowledged>, Error> {
-    let sql = "SELECT partition, epoch, seq, (extract(epoch FROM told_at) * 1000000)::bigint AS told_at
-               FROM watermarks ORDER BY partition";
+    let sql = "SELECT partition, epoch, seq, (extract(epoch FROM acknowledged_at) * 1000000)::bigint AS acknowledged_at
+               FROM acknowledged_positions ORDER BY partition";
     let rows = db.query_all_raw(Statement::from_string(DbBackend::Postgres, sql)).await.map_err(super::translate)?;
     rows.iter().map(|row| Acknowledged::from_query_result(row, "").map_err(super::translate)).collect()
 }

@@ -191,7 +191,7 @@ impl Snapshot {
     pub async fn size(&mut self, now: i64, keep: Retention) -> sqlx::Result<i64> {
         let sql =
             "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM products) + (SELECT count(*) FROM campaigns)
-                       + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM far_coupons)
+                       + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM remote_coupons)
                        + (SELECT count(*) FROM orders WHERE status = 'PENDING'
                               OR greatest(paid_at, closed_at) > to_timestamp(($1 - $2) / 1000.0))
                        + (SELECT count(*) FROM stock_holds WHERE state = 'HELD')
@@ -221,7 +221,7 @@ impl Snapshot {
                  (extract(epoch FROM closes_at) * 1000)::bigint AS closes_at,
                  (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at,
                  greatest((SELECT max(issue_no) FROM user_coupons WHERE coupon_id = id),
-                          (SELECT max(issue_no) FROM far_coupons WHERE coupon_id = id), 0) AS last_no
+                          (SELECT max(issue_no) FROM remote_coupons WHERE coupon_id = id), 0) AS last_no
              FROM campaigns",
         ))
     }
@@ -238,7 +238,7 @@ impl Snapshot {
     pub fn far_coupons(&mut self) -> Rows<'_, FarCouponRow> {
         self.rows(sqlx::query_as(
             "SELECT coupon_id, user_id, issue_no, (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at
-             FROM far_coupons",
+             FROM remote_coupons",
         ))
     }
 
@@ -291,7 +291,7 @@ impl Snapshot {
     pub fn ungranted(&mut self) -> Rows<'_, FarCouponRow> {
         self.rows(sqlx::query_as(
             "SELECT f.coupon_id, f.user_id, f.issue_no, (extract(epoch FROM f.issued_at) * 1000)::bigint AS issued_at
-             FROM far_coupons AS f LEFT JOIN user_coupons AS c USING (coupon_id, user_id) WHERE c.user_id IS NULL",
+             FROM remote_coupons AS f LEFT JOIN user_coupons AS c USING (coupon_id, user_id) WHERE c.user_id IS NULL",
         ))
     }
 
@@ -299,7 +299,7 @@ impl Snapshot {
     pub fn unissued(&mut self, partitions: u16) -> Rows<'_, FarCouponRow> {
         let query = sqlx::query_as(
             "SELECT c.coupon_id, c.user_id, c.issue_no, (extract(epoch FROM c.issued_at) * 1000)::bigint AS issued_at
-             FROM user_coupons AS c LEFT JOIN far_coupons AS f USING (coupon_id, user_id)
+             FROM user_coupons AS c LEFT JOIN remote_coupons AS f USING (coupon_id, user_id)
              WHERE f.user_id IS NULL AND c.coupon_id % $1 <> c.user_id % $1 ORDER BY c.coupon_id, c.issue_no",
         );
         self.rows(query.bind(i64::from(partitions)))

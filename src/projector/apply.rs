@@ -253,7 +253,7 @@ async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     db.run(
         "far coupons",
         far.len(),
-        "INSERT INTO far_coupons (coupon_id, user_id, issue_no, issued_at)
+        "INSERT INTO remote_coupons (coupon_id, user_id, issue_no, issued_at)
          SELECT coupon, user_id, issue_no, to_timestamp(at::float8 / 1000)
          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (coupon, user_id, issue_no, at)",
         vec![

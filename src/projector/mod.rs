@@ -131,11 +131,11 @@ impl Failure {
     /// As a label of the metrics.
     fn kind(&self) -> &'static str {
         match self {
-            Failure::Superseded => "overtaken",
+            Failure::Superseded => "superseded",
             Failure::Gap { .. } => "gap",
-            Failure::NewerVersion => "newer",
-            Failure::Unavailable(_) => "away",
-            Failure::Timeout(_) => "silent",
+            Failure::NewerVersion => "newer_version",
+            Failure::Unavailable(_) => "unavailable",
+            Failure::Timeout(_) => "timeout",
         }
     }
 }

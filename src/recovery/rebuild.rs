@@ -205,7 +205,7 @@ impl Rebuild {
         tokio::time::sleep(QUIET_PERIOD).await;
         let moved = progress::acknowledged(&self.db).await?.into_iter().any(|now| {
             let was = before.iter().find(|was| was.partition == now.partition);
-            was.is_none_or(|was| was.told_at != now.told_at)
+            was.is_none_or(|was| was.acknowledged_at != now.acknowledged_at)
         });
         ensure!(
             !moved,

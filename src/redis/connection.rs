@@ -243,7 +243,7 @@ impl SharedConnections {
         let topology = self.current();
         let of = |count: fn(&Node) -> Connections| topology.nodes().iter().map(|node| count(node)).sum();
         [
-            ("lane", of(Node::open_connections)),
+            ("shared", of(Node::open_connections)),
             ("pool", of(|node| status(&node.pool))),
             ("blocking", of(|node| status(&node.blocking))),
         ]

@@ -73,7 +73,7 @@ impl Connecting {
             info,
             sentinels,
             timeout: Duration::from_millis(config.redis_timeout_ms),
-            shared: usize::from(config.redis_lanes.max(1)),
+            shared: usize::from(config.redis_connections.max(1)),
         })
     }
 

@@ -70,7 +70,7 @@ class SigningIn(Dashboard):
     def test_without_a_session_nothing_is_told(self):
         self.page.until(self.page.signed_out, "the page asks for a token")
         self.assertFalse(self.page.find("main").is_displayed())
-        for path in ("/ops/feed", "/ops/session", "/admin/v1/audit", "/admin/v1/acts"):
+        for path in ("/ops/feed", "/ops/session", "/admin/v1/audit", "/admin/v1/operator-log"):
             status, answer = shop.status("GET", path)
             self.assertEqual((status, answer["errorCode"]), (401, "UNAUTHORIZED"), path)
         # Nor can the dialog be waved away.
@@ -97,8 +97,8 @@ class SigningIn(Dashboard):
         self.assertEqual(driver.execute_script("return document.cookie"), "")
         # A cookie alone does nothing: it takes the header that no other site can send.
         session = {"cookie": f"{cookie['name']}={cookie['value']}"}
-        self.assertEqual(shop.status("GET", "/admin/v1/acts", None, session)[0], 401)
-        self.assertEqual(shop.status("GET", "/admin/v1/acts", None, session | {"x-firstcome-ops": "1"})[0], 200)
+        self.assertEqual(shop.status("GET", "/admin/v1/operator-log", None, session)[0], 401)
+        self.assertEqual(shop.status("GET", "/admin/v1/operator-log", None, session | {"x-firstcome-ops": "1"})[0], 200)
 
     def test_with_nothing_but_the_keyboard(self):
         self.page.until(self.page.signed_out, "the page asks for a token")
@@ -329,7 +329,7 @@ class Acts(Dashboard):
         page.until(lambda: page.text(".story-found h3") == f"User {user}", "the user is found")
         self.assertIn("43,000", page.text(".story-found"))
         page.screenshot("story")
-        self.expected_errors.append(r"/admin/v1/users/9007199254740991/story - Failed to load resource: .*\b404\b")
+        self.expected_errors.append(r"/admin/v1/users/9007199254740991/timeline - Failed to load resource: .*\b404\b")
         page.find("#story-number").clear()
         page.find("#story-number").send_keys("9007199254740991", Keys.ENTER)
         page.until_equal("There is no such user.", lambda: page.text(".story-found .error"))
@@ -406,7 +406,7 @@ class Acts(Dashboard):
             page.until(lambda: page.all("dialog[role=alertdialog]"), "it asks first")
             page.submit()
             page.until(lambda: not page.all("dialog[open] form.fields"), "it is done")
-            story = shop.admin("GET", f"/orders/{order}/story")
+            story = shop.admin("GET", f"/orders/{order}/timeline")
             self.assertEqual(story["order"]["orderStatus"], status)
         page.until_equal("There are no stuck payments.", lambda: page.text("dialog[open] .nothing"))
         page.until_equal(0, lambda: page.number("[data-part=stuck]"))

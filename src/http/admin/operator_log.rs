@@ -71,7 +71,7 @@ struct ActResponse {
     operator: String,
     /// 작업: 메서드와 경로
     #[schema(example = "PATCH /admin/v1/coupons/{couponId}")]
-    act: String,
+    action: String,
     /// 작업 대상
     #[schema(example = "couponId=7")]
     target: String,
@@ -91,7 +91,7 @@ impl ActPageResponse {
     fn new(page: OperatorLogPage, zone: Tz) -> Self {
         let shown = |act: OperatorAction| ActResponse {
             operator: act.operator,
-            act: act.action,
+            action: act.action,
             target: act.target,
             detail: act.detail,
             status: act.status,
@@ -109,8 +109,8 @@ documented_errors! { ActsErrors {
 
 #[utoipa::path(
     get,
-    path = "/admin/v1/acts",
-    operation_id = "acts",
+    path = "/admin/v1/operator-log",
+    operation_id = "operatorLog",
     tag = "운영",
     summary = "운영자 작업 기록 조회",
     description = "운영자가 한 작업을 최신순으로 조회합니다: 누가, 무엇을, 언제 했고 결과가 무엇인지.",

@@ -122,8 +122,8 @@ impl UserStoryResponse {
 
 #[utoipa::path(
     get,
-    path = "/admin/v1/users/{userId}/story",
-    operation_id = "userStory",
+    path = "/admin/v1/users/{userId}/timeline",
+    operation_id = "userTimeline",
     tag = "운영",
     summary = "사용자 이력 조회",
     description = "사용자의 현재 잔액과 쿠폰, 최근 잔액 내역과 주문을 한 번에 조회합니다.",
@@ -291,8 +291,8 @@ documented_errors! { OrderErrors {
 
 #[utoipa::path(
     get,
-    path = "/admin/v1/orders/{orderId}/story",
-    operation_id = "orderStory",
+    path = "/admin/v1/orders/{orderId}/timeline",
+    operation_id = "orderTimeline",
     tag = "운영",
     summary = "주문 이력 조회",
     description = "주문과 결제의 현재 상태, 지금까지 일어난 일을 한 번에 조회합니다.",

@@ -67,78 +67,78 @@ macro_rules! metrics {
 
 metrics! {
     HTTP_REQUESTS: IntCounterVec = "firstcome_http_requests_total" ("method", "route", "status", "error_code")
-        "Requests answered; error_code is that of the reply's body, empty for a success.";
+        "Answered requests; error_code is the errorCode of the reply, empty for a success.";
     HTTP_SECONDS: HistogramVec = "firstcome_http_request_duration_seconds" ("method", "route") in REQUEST_SECONDS
-        "Time from a request's head to the head of its reply.";
+        "Seconds from the head of a request to the head of its reply.";
     HTTP_IN_FLIGHT: IntGauge = "firstcome_http_requests_in_flight" ()
-        "Requests being worked on.";
+        "Requests in progress.";
     HTTP_ABANDONED: IntCounter = "firstcome_http_requests_abandoned_total" ()
-        "Requests whose client went away before the reply.";
+        "Requests whose client disconnected before the reply.";
     HTTP_CONNECTIONS: IntGauge = "firstcome_http_connections" ()
-        "Open connections of clients.";
+        "Open client connections.";
     HTTP_CONNECTIONS_ACCEPTED: IntCounter = "firstcome_http_connections_accepted_total" ()
-        "Connections of clients accepted.";
+        "Accepted client connections.";
     HTTP_CONNECTIONS_REFUSED: IntCounter = "firstcome_http_connections_refused_total" ()
-        "Connections closed at once: their client had too many.";
+        "Client connections closed at once because of MAX_CONNECTIONS_PER_CLIENT.";
     RATE_LIMITED: IntCounterVec = "firstcome_rate_limited_total" ("kind")
-        "Requests refused because of a rate limit: of a client's address, of a user, of those who try operators' tokens.";
+        "Requests refused by a rate limit: client (per address), user, operator (wrong operator tokens).";
     SHED: IntCounterVec = "firstcome_shed_total" ("reason")
-        "Requests turned away before anything was decided: backlog (PostgreSQL is too far behind), overload (too much at once).";
+        "Requests rejected before a decision: backlog (PostgreSQL lags too far), overload (too many requests in progress).";
 
     SCRIPT_SECONDS: HistogramVec = "firstcome_script_call_duration_seconds" ("script") in CALL_SECONDS
-        "Time of a call of a script, from when it is sent to when its answer is here.";
+        "Seconds from sending a script call to its reply.";
     SCRIPT_REQUESTS: HistogramVec = "firstcome_script_requests_per_call" ("script") in CALL_BATCH
-        "Requests that one call of a script decided together.";
-    SCRIPT_ANSWERS: IntCounterVec = "firstcome_script_answers_total" ("script", "outcome")
-        "Answers of scripts, one per request, by the word that they gave.";
+        "Requests decided by one script call.";
+    SCRIPT_ANSWERS: IntCounterVec = "firstcome_script_replies_total" ("script", "code")
+        "Replies of scripts, one per request, by reply code.";
     SCRIPT_FAILURES: IntCounterVec = "firstcome_script_failures_total" ("script", "kind")
-        "Calls of scripts without an answer: unavailable (503), closed (the partition may not decide), lost (Redis knows less than it said), error (500).";
-    SCRIPTS_FORGOTTEN: IntCounter = "firstcome_scripts_forgotten_total" ()
-        "Calls of scripts that Redis did not know any more: it was restarted or replaced.";
+        "Script calls without a reply: unavailable (503), closed (the partition may not decide), lost (Redis is behind an acknowledged position), error (500).";
+    SCRIPTS_FORGOTTEN: IntCounter = "firstcome_script_noscript_total" ()
+        "Script calls answered NOSCRIPT: Redis was restarted or replaced.";
 
     REDIS_CALLS: IntGauge = "firstcome_redis_calls_in_flight" ()
-        "Calls of Redis that wait for their answer on the shared connections.";
+        "Calls on the shared connections to Redis that wait for a reply.";
     REDIS_PIPELINE: Histogram = "firstcome_redis_commands_per_pipeline" () in CALL_BATCH
-        "Reads that went to Redis together.";
+        "Reads sent to Redis in one pipeline.";
     REDIS_CONNECTED: IntCounter = "firstcome_redis_connections_made_total" ()
-        "Shared connections to Redis that were made; beyond the first few each replaces one that broke.";
+        "Shared connections to Redis opened; after the first ones each replaces a broken one.";
     REDIS_BROKEN: IntCounter = "firstcome_redis_connections_broken_total" ()
-        "Shared connections to Redis that were given up.";
+        "Shared connections to Redis closed after a failure.";
     REDIS_SERVERS_LEFT: IntCounter = "firstcome_redis_servers_left_total" ()
-        "Servers of Redis that were left, with all connections, because they were no master any more or refused to work.";
+        "Redis servers dropped with all connections: no longer the master, or refusing commands.";
     REDIS_CONNECT_FAILURES: IntCounter = "firstcome_redis_connect_failures_total" ()
-        "Attempts to connect to Redis that failed.";
+        "Failed attempts to connect to Redis.";
     REDIS_ERRORS: IntCounterVec = "firstcome_redis_errors_total" ("kind")
-        "Commands that failed: unavailable (Redis can't answer now), refused (we asked for something wrong).";
+        "Failed commands: unavailable (no answer of Redis), refused (Redis rejects the command).";
 
-    STORE_DOUBTS: IntCounter = "firstcome_store_doubts_total" ()
-        "Times that something (a new connection, a forgotten script) had every partition looked at anew before its next use.";
-    STORE_LOOKS: IntCounterVec = "firstcome_store_looks_total" ("result")
-        "Looks at a partition: open, closed (it may not be used), failed (no answer).";
-    STORE_FREEZES: IntCounter = "firstcome_store_freezes_total" ()
-        "Times that this process froze a partition because decisions are lost.";
+    STORE_DOUBTS: IntCounter = "firstcome_partition_invalidations_total" ()
+        "Events (a new connection, a NOSCRIPT) after which every partition is checked before its next use.";
+    STORE_LOOKS: IntCounterVec = "firstcome_partition_checks_total" ("result")
+        "Checks of a partition: open, closed (it may not decide), failed (no answer).";
+    STORE_FREEZES: IntCounter = "firstcome_partition_freezes_total" ()
+        "Partitions that this process froze because decisions are lost.";
 
     PROJECTOR_PARTITIONS: IntGauge = "firstcome_projector_partitions" ()
-        "Partitions that this process carries to PostgreSQL.";
+        "Partitions that this process projects to PostgreSQL.";
     PROJECTOR_LAST_STEP: GaugeVec = "firstcome_projector_last_step_timestamp_seconds" ("partition")
-        "When the projector last found a partition's outbox carried, or carried some of it.";
+        "Unix time of the projector's last progress on a partition, or of its last look at an empty outbox.";
     PROJECTOR_EVENTS: IntCounter = "firstcome_projector_events_total" ()
         "Events committed to PostgreSQL.";
     PROJECTOR_BATCH: Histogram = "firstcome_projector_batch_events" () in BATCH
         "Events in a committed transaction.";
     PROJECTOR_SECONDS: Histogram = "firstcome_projector_commit_duration_seconds" () in COMMIT_SECONDS
-        "Time of a committed transaction, from its begin to its commit.";
+        "Seconds from the begin to the commit of a transaction.";
     PROJECTOR_FAILURES: IntCounterVec = "firstcome_projector_failures_total" ("kind")
-        "Steps of the projector that failed: away (a store), silent (PostgreSQL took too long), overtaken (by another projector), newer (waits for a newer version), gap (decisions are lost).";
-    ACTS_DROPPED: IntCounter = "firstcome_acts_dropped_total" ()
-        "Operators' acts that are in no log of acts: PostgreSQL was away for too long.";
+        "Failed steps of the projector: unavailable (a store), timeout (of PostgreSQL), superseded (by another projector), newer_version (the next event requires one), gap (decisions are lost).";
+    ACTS_DROPPED: IntCounter = "firstcome_operator_log_dropped_total" ()
+        "Actions of operators that the operator log lacks: PostgreSQL was unavailable for too long.";
     DEAD_LETTERS_FILED: IntCounter = "firstcome_dead_letters_filed_total" ()
-        "Events that could not be applied, filed by this process.";
+        "Events that this process could not apply and filed as dead letters.";
 
-    SWEPT: IntCounterVec = "firstcome_swept_total" ("kind")
-        "What the clock ended or had looked at: order (expired), payment (a gateway was asked), far_hold (stock held for an order elsewhere).";
+    SWEPT: IntCounterVec = "firstcome_expired_total" ("kind")
+        "Holds that the sweeper processed when due: order (expired), payment (its gateway asked), remote_hold (stock held for an order of another partition).";
     SWEEP_FAILURES: IntCounterVec = "firstcome_sweep_failures_total" ("kind")
-        "Sweeps that could not end something that is due; it stays due.";
+        "Due holds that the sweeper could not process; they stay due.";
 }
 
 /// Values of a label that are known before they happen.
@@ -147,9 +147,9 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&SHED, &["backlog", "overload"]),
     (&REDIS_ERRORS, &["refused", "unavailable"]),
     (&STORE_LOOKS, &["closed", "failed", "open"]),
-    (&PROJECTOR_FAILURES, &["away", "gap", "newer", "overtaken", "silent"]),
-    (&SWEPT, &["far_hold", "order", "payment"]),
-    (&SWEEP_FAILURES, &["far_hold", "order", "payment"]),
+    (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
+    (&SWEPT, &["order", "payment", "remote_hold"]),
+    (&SWEEP_FAILURES, &["order", "payment", "remote_hold"]),
 ];
 
 /// A metric that is made of a name, labels and, if it is a histogram, buckets.

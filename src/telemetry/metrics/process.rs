@@ -62,21 +62,21 @@ pub(super) fn families() -> Vec<MetricFamily> {
     let stat = |value: fn(&Stat) -> f64| of(stat.as_ref().map(value));
     let open_fds = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as f64);
     let families = [
-        family("firstcome_build_info", "The version that runs.", version),
-        family("firstcome_process_start_time_seconds", "When the process began, in seconds since 1970.", one(*BEGAN)),
+        family("firstcome_build_info", "The version of the program.", version),
+        family("firstcome_process_start_time_seconds", "Unix time of the start of the process.", one(*BEGAN)),
         family(
             "firstcome_process_cpu_seconds_total",
-            "CPU time of the process, user and system.",
+            "Seconds of CPU of the process, user and system.",
             stat(|stat| stat.cpu as f64 / clock_ticks_per_second() as f64),
         ),
         family(
             "firstcome_process_resident_memory_bytes",
-            "Memory of the process that is resident.",
+            "Resident memory of the process.",
             stat(|stat| (stat.resident_pages * page_size() as u64) as f64),
         ),
         family("firstcome_process_threads", "Threads of the process.", stat(|stat| stat.threads as f64)),
         family("firstcome_process_open_fds", "Open file descriptors.", of(open_fds)),
-        family("firstcome_process_max_fds", "How many file descriptors may be open.", of(max_fds())),
+        family("firstcome_process_max_fds", "Maximum number of open file descriptors.", of(max_fds())),
     ];
     families.into_iter().flatten().collect()
 }

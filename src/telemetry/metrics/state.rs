@@ -14,7 +14,7 @@ pub struct Observed {
     pub partitions: Vec<Partition>,
     /// By partition: whether this process may use it.
     pub open: Vec<bool>,
-    /// Settings of Redis by which it may lose what was acknowledged.
+    /// Settings of Redis that may lose acknowledged decisions.
     pub unsafe_settings: usize,
     /// Connections to Redis by what they are for: how many there are, and may be.
     pub redis_connections: Vec<(&'static str, usize, usize)>,
@@ -132,7 +132,7 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
         let sum =
             |kind: fn(&Holds) -> (u64, u64)| partitions.iter().map(|here| value(kind(&here.holds))).sum::<u64>() as f64;
         let kinds = [
-            ("far_hold", sum(|holds| holds.remote_holds)),
+            ("remote_hold", sum(|holds| holds.remote_holds)),
             ("order", sum(|holds| holds.orders)),
             ("payment", sum(|holds| holds.payments)),
         ];
@@ -146,28 +146,28 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
     let families = [
         family(
             "firstcome_up",
-            "Whether a part answered this scrape in time: redis (every partition), postgres.",
+            "Whether a store answered this scrape in time: redis (every partition), postgres.",
             by("part", [("redis", yes(*redis)), ("postgres", yes(postgres.is_some()))]),
         ),
-        family("firstcome_ready", "Whether requests can be served, as /readyz says.", one(yes(*ready))),
+        family("firstcome_ready", "Whether the process can serve requests, as /readyz reports.", one(yes(*ready))),
         family(
             "firstcome_partition_open",
-            "Whether this process may use a partition; 0 also while it has yet to look again.",
+            "Whether this process may use a partition; 0 also before the check after an invalidation.",
             by("partition", open.iter().enumerate().map(|(here, open)| (here, yes(*open)))),
         ),
         family(
             "firstcome_redis_unsafe_settings",
-            "Settings of Redis by which it may lose what was acknowledged.",
+            "Settings of Redis that may lose acknowledged decisions.",
             one(*unsafe_settings as f64),
         ),
         family(
             "firstcome_redis_connections",
-            "Connections to Redis: lane (shared by all requests), pool (spare ones), blocking (the projector's reads).",
+            "Connections to Redis: shared (by all requests), pool (spare ones), blocking (reads of the projector).",
             connections(|kind| kind.1),
         ),
         family(
             "firstcome_redis_connections_limit",
-            "How many connections to Redis there may be.",
+            "Maximum number of connections to Redis.",
             connections(|kind| kind.2),
         ),
         family(
@@ -177,17 +177,17 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
         ),
         family(
             "firstcome_postgres_connections_limit",
-            "How many connections to PostgreSQL there may be.",
+            "Maximum number of connections to PostgreSQL.",
             one(most as f64),
         ),
         family(
             "firstcome_decisions_total",
-            "Decisions of the store in all its life, whichever process asked for them.",
+            "Decisions of a partition since its creation, by any process.",
             of_partitions(|here| Some(here.decisions as f64)),
         ),
         family(
             "firstcome_outbox_entries",
-            "Entries in the outbox; one may have many events.",
+            "Entries in the outbox; one entry may have many events.",
             of_partitions(|here| Some(here.outbox as f64)),
         ),
         family(
@@ -202,53 +202,53 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
         ),
         family(
             "firstcome_backlog_events",
-            "Decisions that PostgreSQL does not have yet, as far as this process knows without asking.",
+            "Decisions that PostgreSQL does not have yet, as this process last observed.",
             one(backlog as f64),
         ),
         family(
             "firstcome_backlog_limit_events",
-            "The backlog at which writes are answered 503 (MAX_BACKLOG).",
+            "The backlog from which on writes are answered 503 (MAX_BACKLOG).",
             one(backlog_limit as f64),
         ),
         family(
             "firstcome_clock_offset_seconds",
-            "How far this process's clock is ahead of that of Redis, which decides; of several servers, the one that differs most.",
+            "Seconds that this process's clock is ahead of Redis, which decides; of several servers, the largest difference.",
             one(observed.clock_offset),
         ),
         family(
             "firstcome_dead_letters",
-            "Events that could not be applied and wait for somebody to look at them.",
+            "Events that could not be applied and wait for an operator.",
             by("partition", letters.map(|(partition, letters)| (*partition, *letters as f64))),
         ),
         family(
             "firstcome_holds_open",
-            "What comes due some day: order (unpaid), payment (a gateway's outcome is not known), far_hold (stock held for an order elsewhere).",
+            "Open holds: order (unpaid), payment (unknown outcome at the gateway), remote_hold (stock held for an order of another partition).",
             holds(|(open, _)| open),
         ),
-        family("firstcome_holds_overdue", "What is due and not ended yet.", holds(|(_, due)| due)),
+        family("firstcome_holds_overdue", "Holds that are due and not yet processed.", holds(|(_, due)| due)),
         family(
             "firstcome_payments_stuck",
-            "Payments that their gateway has not settled for five minutes and more: somebody has to look at them.",
+            "Payments that their gateway has not settled for at least five minutes: an operator has to resolve them.",
             of_partitions(|here| Some(here.stuck_payments as f64)),
         ),
         family(
             "firstcome_sold_out_refusals_total",
-            "Requests for coupons refused without asking Redis.",
+            "Requests for coupons refused without a call of Redis.",
             one(refused as f64),
         ),
         family(
             "firstcome_sold_out_lease_renewals_total",
-            "Leases of a sold-out campaign that began or went on.",
+            "Leases of a sold-out campaign begun or renewed.",
             one(renewed as f64),
         ),
         family(
             "firstcome_sold_out_holder_reads_total",
-            "Times that the holders of a sold-out campaign were read.",
+            "Reads of the holders of a sold-out campaign.",
             one(read as f64),
         ),
         family(
             "firstcome_sold_out_user_reads_total",
-            "Times that Redis was asked which users exist, for refusals.",
+            "Reads of the existing users, for refusals.",
             one(learned as f64),
         ),
     ];

@@ -304,8 +304,8 @@ const BY_ID: &[(&str, &str, &str)] = &[
     ("/api/v1/orders/", "", "ORDER_NOT_FOUND"),
     ("/admin/v1/coupons/", "", "COUPON_NOT_FOUND"),
     ("/admin/v1/users/", "", "USER_NOT_FOUND"),
-    ("/admin/v1/users/", "/story", "USER_NOT_FOUND"),
-    ("/admin/v1/orders/", "/story", "ORDER_NOT_FOUND"),
+    ("/admin/v1/users/", "/timeline", "USER_NOT_FOUND"),
+    ("/admin/v1/orders/", "/timeline", "ORDER_NOT_FOUND"),
 ];
 
 /// Text for a URL: percent-encoded, whatever it is, or as it stands.
@@ -346,7 +346,7 @@ const LISTINGS: &[(&str, &[(&str, i64, i64)])] = &[
     ("/api/v1/products/popular", &[("sortBy", 0, -1), ("limit", 1, 100)]),
     ("/api/v1/balances/1/history", &[("limit", 1, 1_000), ("before", 1, 9_007_199_254_740_991)]),
     ("/api/v1/orders/1", &[("userId", 1, 9_007_199_254_740_991)]),
-    ("/admin/v1/acts", &[("page", 0, 10_000), ("size", 1, 100), ("operator", 0, -1)]),
+    ("/admin/v1/operator-log", &[("page", 0, 10_000), ("size", 1, 100), ("operator", 0, -1)]),
     ("/admin/v1/dead-letters", &[("page", 0, 10_000), ("size", 1, 100)]),
     (
         "/admin/v1/orders",

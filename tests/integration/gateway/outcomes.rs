@@ -250,9 +250,9 @@ async fn resolve_refused_when_body_invalid() {
 async fn resolve_recorded_in_operator_log() {
     let shop = stuck_shop(Behaviour::Hang).await;
     resolve(&shop, "DECLINED").await.ok();
-    let log = shop.test.get("/admin/v1/acts").await.ok();
+    let log = shop.test.get("/admin/v1/operator-log").await.ok();
     let act = &log["content"][0];
-    assert_eq!(act["act"], "POST /admin/v1/orders/{orderId}/payment-outcome");
+    assert_eq!(act["action"], "POST /admin/v1/orders/{orderId}/payment-outcome");
     assert_eq!((&act["operator"], &act["status"]), (&json!("admin"), &json!(200)));
     assert_eq!(act["target"], format!("orderId={}", shop.order));
     assert!(act["detail"].as_str().unwrap().contains("the provider's console says so"), "{act}");

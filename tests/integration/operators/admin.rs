@@ -28,12 +28,12 @@ async fn admin_request_refused_without_token() {
         (Method::POST, "/admin/v1/coupons", &coupon),
         (Method::GET, "/admin/v1/coupons/1", &Value::Null),
         (Method::PATCH, "/admin/v1/coupons/1", &json!({})),
-        (Method::GET, "/admin/v1/acts", &Value::Null),
+        (Method::GET, "/admin/v1/operator-log", &Value::Null),
         (Method::GET, "/admin/v1/dead-letters", &Value::Null),
         (Method::POST, "/admin/v1/dead-letters/retry", &json!({"partition": 0, "streamId": "1-1", "seq": 1})),
         (Method::GET, "/admin/v1/users/1", &Value::Null),
-        (Method::GET, "/admin/v1/users/1/story", &Value::Null),
-        (Method::GET, "/admin/v1/orders/1/story", &Value::Null),
+        (Method::GET, "/admin/v1/users/1/timeline", &Value::Null),
+        (Method::GET, "/admin/v1/orders/1/timeline", &Value::Null),
         (Method::GET, "/admin/v1/orders", &Value::Null),
         (Method::GET, "/admin/v1/projection", &Value::Null),
         (Method::GET, "/admin/v1/withheld", &Value::Null),
@@ -356,7 +356,7 @@ async fn orders_of_two_instances_listed_newest_first() {
                 assert_eq!(paged, *expected, "{filter} by {size}");
             }
         }
-        let story = get(&test, &format!("/admin/v1/users/{user}/story")).await.ok();
+        let story = get(&test, &format!("/admin/v1/users/{user}/timeline")).await.ok();
         let told = |field: &str| -> Vec<i64> {
             story[field].as_array().unwrap().iter().map(|order| id(order, "orderId")).collect()
         };

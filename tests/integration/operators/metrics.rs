@@ -177,8 +177,8 @@ async fn metrics_count_every_event_exactly() {
     assert_eq!(told.one("firstcome_http_requests_in_flight", &[]), Some(1.0));
     assert_eq!(told.one("firstcome_http_requests_abandoned_total", &[]), Some(0.0));
 
-    let script = |script: &'static str, outcome: &'static str| {
-        told.sum("firstcome_script_answers_total", &[("script", script), ("outcome", outcome)])
+    let script = |script: &'static str, code: &'static str| {
+        told.sum("firstcome_script_replies_total", &[("script", script), ("code", code)])
     };
     assert_eq!((script("coupon_issue", "ISSUED"), script("coupon_issue", "OUT_OF_STOCK")), (7.0, 13.0));
     assert_eq!((script("order_place", "PLACED"), script("order_place", "INSUFFICIENT_STOCK")), (2.0, 1.0));
@@ -190,7 +190,7 @@ async fn metrics_count_every_event_exactly() {
     assert_eq!(told.one("firstcome_script_requests_per_call_count", &of), Some(calls));
     assert_eq!(told.one("firstcome_script_requests_per_call_sum", &of), Some(20.0));
     assert_eq!(told.sum("firstcome_script_failures_total", &[]), 0.0);
-    assert!(told.one("firstcome_redis_connections", &[("kind", "lane")]).unwrap() >= 1.0);
+    assert!(told.one("firstcome_redis_connections", &[("kind", "shared")]).unwrap() >= 1.0);
     assert!(told.one("firstcome_redis_connections_made_total", &[]).unwrap() >= 1.0);
     assert_eq!(told.one("firstcome_redis_connections_broken_total", &[]), Some(0.0));
 

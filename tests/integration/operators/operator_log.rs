@@ -19,7 +19,7 @@ fn with_kim() -> Options {
 
 /// Acts, oldest first.
 async fn acts(test: &TestApp, query: &str) -> Vec<Value> {
-    let page = get(test, &format!("/admin/v1/acts?size=100{query}")).await.ok();
+    let page = get(test, &format!("/admin/v1/operator-log?size=100{query}")).await.ok();
     let mut acts = page["content"].as_array().unwrap().clone();
     assert_eq!(page["totalElements"].as_i64().unwrap(), acts.len() as i64);
     acts.reverse();
@@ -28,7 +28,7 @@ async fn acts(test: &TestApp, query: &str) -> Vec<Value> {
 
 fn told(act: &Value) -> (&str, &str, &str, i64) {
     let text = |name: &str| act[name].as_str().unwrap();
-    (text("operator"), text("act"), text("target"), act["status"].as_i64().unwrap())
+    (text("operator"), text("action"), text("target"), act["status"].as_i64().unwrap())
 }
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn operator_actions_recorded_and_nothing_else() {
     ];
     let expected: Vec<_> = expected.iter().map(|(who, act, on, status)| (*who, *act, on.as_str(), *status)).collect();
     assert_eq!(all.iter().map(told).collect::<Vec<_>>(), expected);
-    fields(&all[0], "operator act target detail status at requestId");
+    fields(&all[0], "operator action target detail status at requestId");
     assert_eq!(all[0]["at"], now(&test));
     assert_eq!(all[1]["requestId"], "of-kim");
     let detail: Value = serde_json::from_str(all[1]["detail"].as_str().unwrap()).unwrap();
@@ -82,10 +82,10 @@ async fn operator_actions_recorded_and_nothing_else() {
 
     assert_eq!(acts(&test, "&operator=kim").await, all[1..]);
     assert!(acts(&test, "&operator=lee").await.is_empty());
-    let page = get(&test, "/admin/v1/acts?page=1&size=2").await.ok();
+    let page = get(&test, "/admin/v1/operator-log?page=1&size=2").await.ok();
     assert_eq!(page["content"].as_array().unwrap()[..], [all[3].clone(), all[2].clone()]);
     for wrong in ["operator=Kim", "operator=", "operator=a%00", "size=101", "page=-1"] {
-        get(&test, &format!("/admin/v1/acts?{wrong}")).await.refused(400, "INVALID_REQUEST");
+        get(&test, &format!("/admin/v1/operator-log?{wrong}")).await.refused(400, "INVALID_REQUEST");
     }
     test.finish().await;
 }
@@ -113,9 +113,9 @@ async fn operator_actions_queued_when_postgres_down() {
         let sql = format!("ALTER TABLE {from} RENAME TO {to}");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(test.db.get_postgres_connection_pool()).await.unwrap();
     };
-    rename("operator_acts", "away").await;
+    rename("operator_log", "away").await;
     let users: Vec<i64> = [test.user(1).await, test.user(2).await, test.user(3).await].into();
-    rename("away", "operator_acts").await;
+    rename("away", "operator_log").await;
     // Whoever asks now waits for what is still on its way.
     let noted = crate::support::harness::until("the acts are written", async || {
         let all = acts(&test, "").await;
@@ -133,7 +133,7 @@ async fn operator_actions_written_before_stop() {
     let user = test.user(1).await;
     test.app.stop(None).await;
     let pool = test.db.get_postgres_connection_pool();
-    let target: String = sqlx::query_scalar("SELECT target FROM operator_acts").fetch_one(pool).await.unwrap();
+    let target: String = sqlx::query_scalar("SELECT target FROM operator_log").fetch_one(pool).await.unwrap();
     assert_eq!(target, format!("userId={user}"));
     assert_eq!(test.app.acts.dropped(), 0);
     test.finish().await;

@@ -12,7 +12,7 @@ fn events(story: &Value) -> Vec<&str> {
 }
 
 async fn story(test: &TestApp, of: &str, id: i64) -> Value {
-    get(test, &format!("/admin/v1/{of}/{id}/story")).await.ok()
+    get(test, &format!("/admin/v1/{of}/{id}/timeline")).await.ok()
 }
 
 #[tokio::test]
@@ -34,7 +34,7 @@ async fn user_timeline_complete() {
         assert_eq!(told["deadLetters"], json!([]));
         let shown = get(test, &format!("/admin/v1/users/{user}")).await.ok();
         assert_eq!(shown, told["user"]);
-        for path in ["/admin/v1/users/999999/story", "/admin/v1/users/999999", "/admin/v1/users/x/story"] {
+        for path in ["/admin/v1/users/999999/timeline", "/admin/v1/users/999999", "/admin/v1/users/x/timeline"] {
             get(test, path).await.refused(404, "USER_NOT_FOUND");
         }
     })
@@ -87,7 +87,7 @@ async fn order_timeline_dates_every_step() {
         let later = story(test, "orders", order_id).await;
         assert_eq!((&later["redisStatus"], &later["order"]), (&Value::Null, &told["order"]));
         assert_eq!(later["events"], told["events"]);
-        get(test, "/admin/v1/orders/999999/story").await.refused(404, "ORDER_NOT_FOUND");
+        get(test, "/admin/v1/orders/999999/timeline").await.refused(404, "ORDER_NOT_FOUND");
     })
     .await;
 }

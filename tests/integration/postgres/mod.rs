@@ -3,4 +3,5 @@
 mod degraded;
 mod faults;
 mod pooler;
+mod table_names;
 mod tls;

@@ -174,11 +174,11 @@ async fn stop_writes_operator_log() {
     let db = servers.db().await;
     let pool = db.get_postgres_connection_pool();
     for (drain, code, told) in [("3600", 0, 1), ("2", 1, 0)] {
-        sqlx::query("TRUNCATE operator_acts").execute(pool).await.unwrap();
+        sqlx::query("TRUNCATE operator_log").execute(pool).await.unwrap();
         let mut serve = servers.start_with(&["serve"], &[("DRAIN_SECONDS", drain)], &format!("serve-{drain}"));
         let base = serve.base().await;
         let mut lock = pool.begin().await.unwrap();
-        sqlx::query("LOCK TABLE operator_acts IN EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+        sqlx::query("LOCK TABLE operator_log IN EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
         user(&base).await;
         serve.signal(Signal::TERM);
         let status = if code == 0 {
@@ -196,7 +196,7 @@ async fn stop_writes_operator_log() {
         // One that is told of in no table is told of in the log.
         let lost = serve.log().iter().any(|line| line["fields"]["reason"] == "the process ends");
         assert_eq!(lost, told == 0, "{}", serve.err());
-        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_acts").fetch_one(pool).await.unwrap();
+        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_log").fetch_one(pool).await.unwrap();
         assert_eq!(there, told);
     }
     db.close().await.unwrap();

@@ -77,6 +77,27 @@ async fn boolean_read_in_every_spelling() {
     }
 }
 
+#[tokio::test]
+async fn start_refused_when_setting_has_its_old_name() {
+    for command in ["serve", "project", "migrate", "audit"] {
+        let with = |value: &str| {
+            let mut program = program(&[command]);
+            program
+                .env("REDIS_URL", "redis://127.0.0.1:1")
+                .env("DATABASE_URL", "mysql://")
+                .env("BIND_ADDR", "127.0.0.1:0");
+            program.env("REDIS_LANES", value);
+            program
+        };
+        let (status, said) = run(&mut with("4")).await;
+        let reason = "error: REDIS_LANES has the new name REDIS_CONNECTIONS: rename the variable\n";
+        assert_eq!((status.code(), said.as_str()), (Some(2), reason), "{command}");
+        // A blank variable counts as not set: the program reaches its stores.
+        let (_, said) = run(&mut with(" ")).await;
+        assert!(!said.contains("REDIS_LANES") && !said.is_empty(), "{command}: {said}");
+    }
+}
+
 /// What a boolean says is what is done: a `false` in any spelling is no `true`.
 #[tokio::test]
 async fn boolean_false_in_every_spelling_disables() {

@@ -101,7 +101,6 @@ async fn tables(test: &TestApp) -> BTreeMap<&'static str, Vec<String>> {
     for table in [
         "balance_entries",
         "campaigns",
-        "far_coupons",
         "idempotency_records",
         "id_sequences",
         "order_lines",
@@ -109,6 +108,7 @@ async fn tables(test: &TestApp) -> BTreeMap<&'static str, Vec<String>> {
         "payments",
         "products",
         "projection_positions",
+        "remote_coupons",
         "stock_holds",
         "user_coupons",
         "users",

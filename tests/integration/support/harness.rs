@@ -431,7 +431,7 @@ fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
 
 /// Timeouts that a stalled machine does not reach.
 pub fn redis_config(url: &str) -> RedisConfig {
-    RedisConfig { redis_lanes: 2, redis_timeout_ms: 300_000, ..RedisConfig::at(url) }
+    RedisConfig { redis_connections: 2, redis_timeout_ms: 300_000, ..RedisConfig::at(url) }
 }
 
 /// Likewise.
