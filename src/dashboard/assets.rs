@@ -42,7 +42,7 @@ macro_rules! assets {
 }
 
 assets! {
-    "acts.js": SCRIPT,
+    "actions.js": SCRIPT,
     "api.js": SCRIPT,
     "app.css": STYLE,
     "app.js": SCRIPT,
@@ -55,13 +55,14 @@ assets! {
     "i18n.js": SCRIPT,
     "icon.svg": PICTURE,
     "index.html": HTML,
+    "messages.js": SCRIPT,
+    "operator-log.js": SCRIPT,
     "sale.js": SCRIPT,
     "status.js": SCRIPT,
-    "stories.js": SCRIPT,
+    "timeline.js": SCRIPT,
     "uplot.LICENSE": TEXT,
     "uplot.min.css": STYLE,
     "uplot.min.js": SCRIPT,
-    "words.js": SCRIPT,
 }
 
 impl Asset {

@@ -1,4 +1,4 @@
-"""What can be checked by rule of a page that everyone can use: names, labels, headings, contrast, widths."""
+"""Accessibility checks of a page: names, labels, headings, contrast, widths."""
 
 from selenium.webdriver.common.by import By
 
@@ -6,8 +6,7 @@ CONTROLS = "button, a[href], input:not([type=hidden]), select, summary, [role=ta
 
 
 def nameless(driver):
-    """Controls that a screen reader has nothing to say about, by the browser's own reckoning; of an open dialog, if there is one, as
-    all the rest is inert then."""
+    """Controls without an accessible name, as the browser computes it; of the open dialog, if any, since the rest is inert."""
     dialogs = driver.find_elements(By.CSS_SELECTOR, "dialog[open]")
     within = dialogs[-1] if dialogs else driver
     return [
@@ -51,7 +50,7 @@ for (const heading of document.querySelectorAll('main :is(h1, h2, h3, h4)')) {
 return wrong;
 """
 
-# Text and what is behind it, in the colours that the browser came to. What is disabled, hidden or a picture doesn't count.
+# The contrast of text and background in the computed colours. Disabled or hidden elements and pictures are excluded.
 CONTRAST = """
 const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
 const rgba = (colour) => {
@@ -92,7 +91,7 @@ for (const element of document.querySelectorAll('body *')) {
 return pale;
 """
 
-# What is wider than the screen: the page, or anything in it that does not scroll by itself.
+# Elements wider than the screen, except in scrolling regions.
 WIDE = """
 const width = document.documentElement.clientWidth;
 if (document.documentElement.scrollWidth <= width) return [];

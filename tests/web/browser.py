@@ -1,4 +1,4 @@
-"""Headless Chromium, and the page as its users find their way on it: by roles, names and numbers."""
+"""Headless Chromium, and the page through its roles, names and numbers."""
 
 import base64
 import os
@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from shop import PATIENCE_S, number
+from shop import TIMEOUT_S, number
 
 PHONE = (360, 780)
 DESKTOP = (1440, 900)
@@ -26,13 +26,13 @@ def open_browser(profile):
                      "--force-device-scale-factor=1", "--lang=en-GB", f"--user-data-dir={profile}"):
         options.add_argument(argument)
     if os.geteuid() == 0:
-        # Chromium refuses its own sandbox to root.
+        # Chromium has no sandbox for root.
         options.add_argument("--no-sandbox")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    # With the driver named, selenium looks for none, and so fetches none.
+    # With an explicit driver, selenium does not fetch one.
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(os.environ["CHROMEDRIVER_BIN"]))
-    driver.set_script_timeout(PATIENCE_S)
-    driver.set_page_load_timeout(PATIENCE_S)
+    driver.set_script_timeout(TIMEOUT_S)
+    driver.set_page_load_timeout(TIMEOUT_S)
     return driver
 
 
@@ -46,8 +46,8 @@ class Page:
     # --- looking -------------------------------------------------------------------------------------
 
     def until(self, condition, what):
-        """Waits until `condition()` is true, and returns it. A row may be replaced while it is looked at."""
-        wait = WebDriverWait(self.driver, PATIENCE_S, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException])
+        """Waits until `condition()` is true, and returns its value. Retries if a row is replaced meanwhile."""
+        wait = WebDriverWait(self.driver, TIMEOUT_S, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException])
         return wait.until(lambda _: condition(), what)
 
     def until_equal(self, expected, look):
@@ -69,7 +69,7 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def text(self, selector):
-        """What an element says, shown or folded away; empty where there is none."""
+        """The text of an element, visible or folded; empty without the element."""
         return self.driver.execute_script("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
 
     def number(self, selector):
@@ -121,7 +121,7 @@ class Page:
         self.until(lambda: self.find("#connection").get_attribute("data-state") == "live" and not self.signed_out(), "the feed is live")
 
     def click(self, selector):
-        """As soon as it can be clicked: a row may be moving."""
+        """Clicks an element once it is clickable: a row may be moving."""
         def clicked():
             element = self.find(selector)
             if not element.is_displayed() or not element.is_enabled():
@@ -133,7 +133,7 @@ class Page:
         self.until(clicked, f"{selector} can be clicked")
 
     def dialog(self):
-        """The dialog on top."""
+        """The topmost dialog."""
         return self.until(lambda: (self.all("dialog[open]") or [None])[-1], "a dialog opens")
 
     def fill(self, **values):
@@ -141,7 +141,7 @@ class Page:
         for name, value in values.items():
             field = dialog.find_element(By.NAME, name)
             if field.get_attribute("type") == "datetime-local":
-                # How a date is typed is the locale's; its value is not.
+                # Typing a date depends on the locale; its value does not.
                 self.driver.execute_script("arguments[0].value = arguments[1]", field, value)
             elif field.tag_name == "select":
                 field.find_element(By.CSS_SELECTOR, f"option[value='{value}']").click()
@@ -151,10 +151,10 @@ class Page:
         return dialog
 
     def submit(self):
-        """Sends the dialog on top; it is gone once what it asked for is done."""
+        """Submits the topmost dialog, and waits until it is closed."""
         before = len(self.all("dialog[open]"))
         self.dialog().find_element(By.CSS_SELECTOR, ".primary").click()
-        self.until(lambda: len(self.all("dialog[open]")) < before, "the dialog has done its work")
+        self.until(lambda: len(self.all("dialog[open]")) < before, "the dialog closes")
 
     def close_dialogs(self):
         self.driver.execute_script("document.querySelectorAll('dialog.sheet[open]').forEach((dialog) => dialog.close())")
@@ -167,7 +167,7 @@ class Page:
         return self.driver.switch_to.active_element
 
     def choose(self, language=None, theme=None):
-        """Switches as a user does, by the buttons."""
+        """Switches language and theme with the buttons."""
         if language and self.find("html").get_attribute("lang") != language:
             self.click("#language")
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The program under test on servers of its own, and the people who use it over HTTP: customers, and an operator by token."""
+"""The program under test on private servers, and its users over HTTP: customers, and an operator with a token."""
 
 import concurrent.futures
 import contextlib
@@ -16,11 +16,11 @@ import urllib.request
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-# For a machine that stalls: nothing here takes nearly as long.
-PATIENCE_S = 120
+# Seconds; long, because the machine may stall.
+TIMEOUT_S = 120
 
-# Settings of the service that are handed on to it.
-HANDED_ON = ("TMPDIR", "REDIS_SERVER_BIN", "POSTGRES_BIN_DIR", "FIRSTCOME_CACHE_DIR", "RUST_LOG")
+# Settings that the service takes from the environment.
+PASSED_SETTINGS = ("TMPDIR", "REDIS_SERVER_BIN", "POSTGRES_BIN_DIR", "FIRSTCOME_CACHE_DIR", "RUST_LOG")
 
 
 def free_port():
@@ -30,7 +30,7 @@ def free_port():
 
 
 class Shop:
-    """`firstcome dev` on a port and a directory that stay the same when it is started again."""
+    """`firstcome dev` on a port and a directory that survive a restart."""
 
     def __init__(self, directory):
         self.directory = Path(directory)
@@ -39,14 +39,14 @@ class Shop:
         self.port = free_port()
         self.gateway_port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
-        # Of a storefront somewhere else: another port is another origin.
+        # The storefront's port: another port is another origin.
         self.page_port = free_port()
         self.page_origin = f"http://127.0.0.1:{self.page_port}"
         self.process = None
         self.others = []
 
     def start_another(self):
-        """Another instance on the same servers; its port, which is in its name."""
+        """Starts another instance on the same servers. Returns its port, which its name contains."""
         postgres = (self.directory / "data/postgres/data/postmaster.pid").read_text().splitlines()[4]
         environment = self.environment() | {
             "BIND_ADDR": f"127.0.0.1:{free_port()}",
@@ -67,19 +67,19 @@ class Shop:
         self.others = []
 
     def environment(self):
-        environment = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
+        environment = {name: os.environ[name] for name in PASSED_SETTINGS if os.environ.get(name)}
         environment |= {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),
             "FIRSTCOME_DIR": str(self.directory / "data"),
             "BIND_ADDR": f"127.0.0.1:{self.port}",
             "ADMIN_TOKEN": self.token,
-            # Pages of this origin may call the API; no other.
+            # Pages of this origin alone may call the API.
             "CORS_ORIGINS": self.page_origin,
-            # All customers come from one address here.
+            # All customers share one address.
             "RATE_LIMIT_CLIENT_PER_SECOND": "0",
             "RATE_LIMIT_USER_PER_SECOND": "0",
-            # Nobody listens there.
+            # No gateway listens there.
             "PAYMENT_GATEWAY_KAKAO_PAY_URL": f"http://127.0.0.1:{self.gateway_port}",
         }
         return environment
@@ -91,13 +91,13 @@ class Shop:
             self.process = subprocess.Popen(
                 [os.environ["FIRSTCOME_BIN"], "dev"], env=environment, stdout=subprocess.DEVNULL, stderr=log
             )
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while self.status("GET", "/readyz")[0] != 200:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 tail = self.log.read_text(errors="replace")[-4000:].replace(self.token, "(token)")
                 self.stop()
                 raise RuntimeError(f"the service does not start: {tail}")
-            # Bounded by the deadline; there is nothing to wait on that says when a port is listened on.
+            # Polls until the deadline: no event signals that a port is open.
             time.sleep(0.1)
 
     def stop(self):
@@ -106,35 +106,35 @@ class Shop:
             return
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(PATIENCE_S)
+            self.process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
         self.process = None
 
     def sql(self, statement):
-        """Runs a statement in the shop's PostgreSQL, as whoever looks after the database would; its rows, unaligned."""
-        # Where its socket is: the fifth line, says PostgreSQL's documentation.
+        """Runs a statement in the shop's PostgreSQL, as a database administrator. Returns its rows, unaligned."""
+        # The fifth line of postmaster.pid is the directory of the socket.
         socket_directory = (self.directory / "data/postgres/data/postmaster.pid").read_text().splitlines()[4]
         place = ["-h", socket_directory, "-U", "firstcome", "-d", "firstcome"]
-        ran = subprocess.run([os.environ["PSQL_BIN"], *place, "-qAtc", statement], capture_output=True, text=True, timeout=PATIENCE_S)
+        ran = subprocess.run([os.environ["PSQL_BIN"], *place, "-qAtc", statement], capture_output=True, text=True, timeout=TIMEOUT_S)
         if ran.returncode != 0:
             raise AssertionError(f"{statement}: {ran.stderr}")
         return ran.stdout.strip()
 
     def redis(self, *command):
-        """Sends one command to the shop's Redis; its reply, as it comes over the wire."""
-        # The last start says where its socket is.
+        """Sends one command to the shop's Redis. Returns the raw reply."""
+        # The last start logs the path of the socket.
         path = re.findall(r"accept connections at (\S+redis\.sock)", (self.directory / "data/redis/redis.log").read_text())[-1]
         parts = [str(part).encode() for part in command]
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE_S)
+            connection.settimeout(TIMEOUT_S)
             connection.connect(path)
             connection.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
             return connection.recv(4096).decode()
 
     def stuck_payment(self, user, product):
-        """An order whose gateway can't be reached, told as if that had been so for long; its id."""
+        """An order whose gateway has been unreachable for long. Returns its id."""
         lines = {"userId": user, "orderProducts": [{"productId": product, "quantity": 1}]}
         placed = self.status("POST", "/api/v1/orders", lines)[1]
         order = placed["orderId"]
@@ -149,12 +149,12 @@ class Shop:
     # --- over HTTP ---------------------------------------------------------------------------------
 
     def status(self, method, path, body=None, headers=None):
-        """`(status, answer)`; status 0 where nobody answers."""
+        """`(status, answer)`; status 0 without an answer."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"content-type": "application/json", **(headers or {})}
         request = urllib.request.Request(self.base + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
                 return response.status, read(response)
         except urllib.error.HTTPError as refused:
             return refused.code, read(refused)
@@ -162,7 +162,7 @@ class Shop:
             return 0, None
 
     def admin(self, method, path, body=None):
-        """The operators' API by the token; what it answers is a success."""
+        """Calls the operators' API with the token. Fails unless it answers a success."""
         status, answer = self.status(method, f"/admin/v1{path}", body, {"authorization": f"Bearer {self.token}"})
         if not 200 <= status < 300:
             raise AssertionError(f"{method} {path}: {status} {answer}")
@@ -185,17 +185,17 @@ class Shop:
         return self.status("POST", "/api/v1/coupons/issue", {"couponId": coupon, "userId": user})
 
     def rush(self, coupon, users):
-        """Everyone at once; how many got one."""
+        """All users at once. Returns the number of coupons issued."""
         with concurrent.futures.ThreadPoolExecutor(16) as crowd:
             answers = list(crowd.map(lambda user: self.take(coupon, user), users))
         wrong = [answer for answer in answers if answer[0] not in (200, 409)]
         if wrong:
-            raise AssertionError(f"neither a coupon nor that there are none: {wrong[:3]}")
+            raise AssertionError(f"neither a coupon nor COUPON_OUT_OF_STOCK: {wrong[:3]}")
         return sum(status == 200 for status, _ in answers)
 
     @contextlib.contextmanager
     def customers(self, act, count=2):
-        """So many customers, who do `act()` over and over for as long as the block lasts."""
+        """Runs `act()` repeatedly in `count` threads until the end of the block."""
         over = threading.Event()
 
         def customer():
@@ -229,7 +229,7 @@ class Shop:
             raise AssertionError(f"cancel: {status} {cancelled}")
 
     def orders(self, status):
-        """How many there are, by the operators' API."""
+        """The number of orders with a status, from the operators' API."""
         return self.admin("GET", f"/orders?status={status}&size=1")["totalElements"]
 
 
@@ -242,10 +242,10 @@ def read(response):
 
 
 def in_hours(hours):
-    """Local time of the shop, which is Seoul's by default."""
+    """Local time of the shop, by default in Seoul."""
     return (datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def number(text):
-    """The number that a text of the page begins with."""
+    """The first number in a text of the page."""
     return int(re.match(r"\D*(\d[\d,]*)", text).group(1).replace(",", ""))

@@ -15,10 +15,10 @@ from shop import Shop, in_hours
 
 SCRATCH = Path(os.environ["TEST_WEB_DIR"])
 
-# What a browser writes to its console by itself where somebody is not signed in.
+# Browser console: requests without a session.
 NOT_SIGNED_IN = r"/(ops/session|ops/feed|admin/v1/\S+) - Failed to load resource: .*\b401\b"
 
-# It asks for this where it is shown a file that is no page, as below.
+# Browser console: the icon of a file that is not a page.
 FAVICON = r"/favicon\.ico - Failed to load resource: .*\b404\b"
 
 shop = None
@@ -35,12 +35,12 @@ def setUpModule():
 
 
 def forget_cookies():
-    """All of them: the page can't see the one that goes to the operators' API alone."""
+    """Clears all cookies, also the one that only the operators' API gets."""
     driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
 
 
 class Dashboard(unittest.TestCase):
-    """Signed in, in English, on a desktop; no error is left in the browser's console."""
+    """Signed in, in English, on a desktop. A test fails with errors in the browser's console."""
 
     maxDiff = None
     signs_in = True
@@ -73,7 +73,7 @@ class SigningIn(Dashboard):
         for path in ("/ops/feed", "/ops/session", "/admin/v1/audit", "/admin/v1/operator-log"):
             status, answer = shop.status("GET", path)
             self.assertEqual((status, answer["errorCode"]), (401, "UNAUTHORIZED"), path)
-        # Nor can the dialog be waved away.
+        # Escape does not close the dialog.
         self.page.keys(Keys.ESCAPE, Keys.ESCAPE)
         self.assertTrue(self.page.signed_out())
         self.page.screenshot("sign-in")
@@ -95,7 +95,7 @@ class SigningIn(Dashboard):
         self.assertNotIn(shop.token, cookie["value"])
         self.assertNotIn(shop.token, driver.current_url)
         self.assertEqual(driver.execute_script("return document.cookie"), "")
-        # A cookie alone does nothing: it takes the header that no other site can send.
+        # The cookie alone is refused: the API requires a header that no other site can send.
         session = {"cookie": f"{cookie['name']}={cookie['value']}"}
         self.assertEqual(shop.status("GET", "/admin/v1/operator-log", None, session)[0], 401)
         self.assertEqual(shop.status("GET", "/admin/v1/operator-log", None, session | {"x-firstcome-ops": "1"})[0], 200)
@@ -109,7 +109,7 @@ class SigningIn(Dashboard):
         self.assertEqual(self.page.tab().get_attribute("class"), "skip")
         self.page.keys(Keys.ENTER)
         self.assertEqual(driver.switch_to.active_element.get_attribute("id"), "main")
-        # Whatever one tabs to can be seen to have the focus, until there is no more.
+        # Every element in the tab order shows its focus.
         seen = 0
         while (focused := self.page.tab()).tag_name != "body":
             seen += 1
@@ -117,7 +117,7 @@ class SigningIn(Dashboard):
             outline = focused.value_of_css_property("outline-style")
             self.assertNotEqual(outline, "none", focused.get_attribute("outerHTML")[:120])
         self.assertGreater(seen, 15)
-        # The tabs are one stop, and arrows move between them.
+        # The tabs are one stop in the tab order; arrow keys move between them.
         driver.execute_script("document.getElementById('tab-TODAY').focus()")
         self.page.keys(Keys.ARROW_RIGHT)
         self.assertEqual(driver.switch_to.active_element.get_attribute("id"), "tab-THREE_DAYS")
@@ -132,7 +132,7 @@ class SigningIn(Dashboard):
         self.page.until(self.page.signed_out, "the page asks for a token again")
         self.assertEqual(driver.get_cookies(), [])
         self.assertEqual(driver.execute_script("return sessionStorage.length"), 0)
-        # Nor does the old cookie do anything any more.
+        # The old cookie is refused.
         old = {"cookie": f"{cookie['name']}={cookie['value']}"}
         self.assertEqual(shop.status("GET", "/ops/session", None, old)[0], 401)
 
@@ -146,7 +146,7 @@ class SigningIn(Dashboard):
         self.assertIn("session has ended", self.page.text("#sign-in-lead"))
         self.page.find("#token").send_keys(shop.token, Keys.ENTER)
         self.page.live()
-        # What was typed is still there, and can be sent now.
+        # The form keeps its values, and can be submitted.
         self.assertEqual(self.page.dialog().find_element(By.NAME, "productName").get_attribute("value"), "Kept")
         self.page.submit()
         self.page.until(lambda: "Kept is there" in self.page.text("#announce"), "the product is made")
@@ -183,7 +183,7 @@ class Rush(Dashboard):
             page.until(lambda: page.find(f".campaign[data-coupon='{coupon}'] .campaign-line .stroke").get_attribute("d"), "the line is drawn")
         truth = shop.admin("GET", f"/coupons/{coupon}")["remainingQuantity"]
         self.page.until_equal(truth, lambda: self.page.left(coupon))
-        # And once it is over, it says so.
+        # After the rush the rate is zero.
         self.page.until(lambda: "none taken" in self.page.campaign(coupon, "rate"), "the rate is zero")
 
     def test_refusals_are_told_by_their_reason(self):
@@ -212,7 +212,7 @@ class Rush(Dashboard):
         for scope in ("THREE_DAYS", "WEEKLY", "MONTHLY", "TODAY"):
             self.page.click(f"#tab-{scope}")
             self.page.until_equal(40, lambda: self.page.number(self.page.part(f".ranking [data-product='{product}']", "units")))
-        # What a name has in it is text.
+        # Markup in a name is shown as text.
         self.assertEqual(self.page.text(self.page.part(f".stock [data-product='{product}']", "name")), "Web sneaker <b>&")
         self.assertEqual(self.page.number(self.page.part("#projection", "dead")), 0)
         self.page.until_equal("ok", self.page.level)
@@ -222,7 +222,7 @@ class Rush(Dashboard):
         self.page.until_equal((50, 0, 50), lambda: self.page.stock(product))
 
 
-class Acts(Dashboard):
+class Actions(Dashboard):
     def test_a_campaign_is_made_closed_and_opened_again(self):
         page = self.page
         page.click("#new-campaign")
@@ -236,20 +236,20 @@ class Acts(Dashboard):
         (first, second) = shop.users(2)
         self.assertEqual(shop.take(coupon, first)[0], 200)
 
-        # No by default: Escape, and the button that has the focus.
-        page.click(f".campaign[data-coupon='{coupon}'] [data-act=close]")
+        # The default is no: Enter presses the focused button.
+        page.click(f".campaign[data-coupon='{coupon}'] [data-action=close]")
         self.assertIn("Nobody can take", page.dialog().text)
         page.keys(Keys.ENTER)
         page.until(lambda: not page.all("dialog[open]"), "the question is gone")
         self.assertEqual(page.campaign(coupon, "state"), "Open")
 
-        page.click(f".campaign[data-coupon='{coupon}'] [data-act=close]")
+        page.click(f".campaign[data-coupon='{coupon}'] [data-action=close]")
         page.submit()
         page.until_equal("Closed", lambda: page.campaign(coupon, "state"))
         page.until(lambda: shop.take(coupon, second)[1].get("errorCode") == "INVALID_COUPON", "nobody gets one any more")
 
         driver.execute_script("document.querySelector('.ended').open = true")
-        page.click(f".campaign[data-coupon='{coupon}'] [data-act=times]")
+        page.click(f".campaign[data-coupon='{coupon}'] [data-action=times]")
         page.fill(closesAt=in_hours(24))
         page.submit()
         page.until_equal("Open", lambda: page.campaign(coupon, "state"))
@@ -260,7 +260,7 @@ class Acts(Dashboard):
         coupon = shop.campaign("LATER", 5, opens_in_hours=3)
         page = self.page
         page.until_equal("Scheduled", lambda: page.campaign(coupon, "state"))
-        page.click(f".campaign[data-coupon='{coupon}'] [data-act=open]")
+        page.click(f".campaign[data-coupon='{coupon}'] [data-action=open]")
         page.submit()
         page.until_equal("Open", lambda: page.campaign(coupon, "state"))
         (user,) = shop.users(1)
@@ -273,27 +273,27 @@ class Acts(Dashboard):
         page.submit()
         made = page.until(lambda: re.search(r"Page sneaker is there \(number (\d+)\)", page.text("#announce")), "it says so")
         product = int(made.group(1))
-        # Among the hottest once somebody wants it.
+        # The product is listed once it has an order.
         (buyer,) = shop.users(1, balance=1_000_000)
         order = shop.order(buyer, product, 2)
         page.until_equal((10, 2, 0), lambda: page.stock(product))
         shop.pay(buyer, order)
         page.until_equal((10, 0, 2), lambda: page.stock(product))
-        page.click(f".stock [data-product='{product}'] [data-act=stock]")
+        page.click(f".stock [data-product='{product}'] [data-action=stock]")
         page.fill(stockDelta="30")
         page.submit()
         page.until_equal((40, 0, 2), lambda: page.stock(product))
 
-        # To take away is asked first.
-        page.click(f".stock [data-product='{product}'] [data-act=stock]")
+        # Taking units away asks for a confirmation.
+        page.click(f".stock [data-product='{product}'] [data-action=stock]")
         page.fill(stockDelta="-5")
         page.dialog().find_element(By.CSS_SELECTOR, ".primary").click()
         page.until(lambda: len(page.all("dialog[open]")) == 2, "it asks first")
         page.submit()
         page.until_equal((35, 0, 2), lambda: page.stock(product))
 
-        # What the service refuses is said where it was asked, and changes nothing.
-        page.click(f".stock [data-product='{product}'] [data-act=stock]")
+        # A refusal appears in the form, and changes nothing.
+        page.click(f".stock [data-product='{product}'] [data-action=stock]")
         page.fill(stockDelta="-36")
         page.dialog().find_element(By.CSS_SELECTOR, ".primary").click()
         page.until(lambda: len(page.all("dialog[open]")) == 2, "it asks first")
@@ -306,35 +306,35 @@ class Acts(Dashboard):
     def test_an_audit_is_run_from_the_page(self):
         page = self.page
         page.click("#run-audit")
-        page.until(lambda: page.find("#audit .verdict").get_attribute("data-ok") == "true", "the books balance")
-        self.assertEqual(page.find("#audit .verdict").text.strip(), "The books balance.")
+        page.until(lambda: page.find("#audit .result").get_attribute("data-ok") == "true", "the books balance")
+        self.assertEqual(page.find("#audit .result").text.strip(), "The books balance.")
         page.until(lambda: page.find("#run-audit").get_attribute("aria-disabled") is None, "another can be run")
         checks = page.all(".checks li")
         self.assertEqual(len(checks), len(shop.admin("GET", "/audit")["checks"]))
 
-    def test_the_story_of_an_order_and_of_a_user(self):
+    def test_the_timeline_of_an_order_and_of_a_user(self):
         page = self.page
         product = shop.product("Told", 7_000, 5)
         (user,) = shop.users(1, balance=50_000)
         order = shop.order(user, product)
         shop.pay(user, order)
         page.click("#find")
-        page.find("#story-number").send_keys(str(order["orderId"]), Keys.ENTER)
-        page.until(lambda: page.text(".story-found h3") == f"Order {order['orderId']}", "the order is found")
+        page.find("#timeline-id").send_keys(str(order["orderId"]), Keys.ENTER)
+        page.until(lambda: page.text(".timeline-result h3") == f"Order {order['orderId']}", "the order is found")
         self.assertGreaterEqual(len(page.all(".timeline li")), 2)
-        self.assertIn("7,000", page.text(".story-found"))
+        self.assertIn("7,000", page.text(".timeline-result"))
         page.click("input[value=user]")
-        page.find("#story-number").clear()
-        page.find("#story-number").send_keys(str(user), Keys.ENTER)
-        page.until(lambda: page.text(".story-found h3") == f"User {user}", "the user is found")
-        self.assertIn("43,000", page.text(".story-found"))
-        page.screenshot("story")
+        page.find("#timeline-id").clear()
+        page.find("#timeline-id").send_keys(str(user), Keys.ENTER)
+        page.until(lambda: page.text(".timeline-result h3") == f"User {user}", "the user is found")
+        self.assertIn("43,000", page.text(".timeline-result"))
+        page.screenshot("timeline")
         self.expected_errors.append(r"/admin/v1/users/9007199254740991/timeline - Failed to load resource: .*\b404\b")
-        page.find("#story-number").clear()
-        page.find("#story-number").send_keys("9007199254740991", Keys.ENTER)
-        page.until_equal("There is no such user.", lambda: page.text(".story-found .error"))
+        page.find("#timeline-id").clear()
+        page.find("#timeline-id").send_keys("9007199254740991", Keys.ENTER)
+        page.until_equal("There is no such user.", lambda: page.text(".timeline-result .error"))
 
-    def test_acts_are_on_record(self):
+    def test_actions_are_in_the_operator_log(self):
         page = self.page
         page.click("#new-campaign")
         page.fill(couponCode="ON-RECORD", discountAmount="500", totalQuantity="3", expiredAt=in_hours(30))
@@ -342,17 +342,17 @@ class Acts(Dashboard):
 
         def recorded():
             page.close_dialogs()
-            page.click("#acts")
-            page.until(lambda: page.all(".acts tbody tr"), "there are acts")
-            return "ON-RECORD" in page.text(".acts")
+            page.click("#operator-log")
+            page.until(lambda: page.all(".operator-log tbody tr"), "the log has entries")
+            return "ON-RECORD" in page.text(".operator-log")
 
-        page.until(recorded, "the act is listed")
-        row = next(row for row in page.all(".acts tbody tr") if "ON-RECORD" in row.text)
+        page.until(recorded, "the action is listed")
+        row = next(row for row in page.all(".operator-log tbody tr") if "ON-RECORD" in row.text)
         self.assertIn("admin", row.text)
         self.assertIn("201", row.text)
-        self.assertNotIn(shop.token, page.text(".acts"))
-        page.find("#acts-operator").send_keys("nobody", Keys.ENTER)
-        page.until_equal("No act is on record.", lambda: page.text("dialog[open] .nothing"))
+        self.assertNotIn(shop.token, page.text(".operator-log"))
+        page.find("#operator-log-operator").send_keys("nobody", Keys.ENTER)
+        page.until_equal("The log has no entry.", lambda: page.text("dialog[open] .nothing"))
 
     def test_a_dead_letter_is_looked_at_and_tried_again(self):
         page = self.page
@@ -360,7 +360,7 @@ class Acts(Dashboard):
         coupon = shop.campaign("DEAD-LETTER", 3)
         shop.sql(f"ALTER TABLE user_coupons ADD CONSTRAINT in_the_way CHECK (user_id <> {user})")
         self.addCleanup(shop.sql, "ALTER TABLE user_coupons DROP CONSTRAINT IF EXISTS in_the_way")
-        # It is decided, and nobody else waits for it.
+        # Redis decides; the projector cannot apply the event.
         self.assertEqual(shop.take(coupon, user)[0], 200)
         page.until_equal(1, lambda: page.number("[data-part=dead]"))
         page.click("#dead")
@@ -369,16 +369,16 @@ class Acts(Dashboard):
         page.click("dialog[open] .letters summary")
         self.assertIn("coupon_issued", page.text("dialog[open] .letters pre"))
 
-        # As long as its cause is there it stays, and the page says so.
+        # While the cause remains, a retry is refused.
         self.expected_errors.append(r"/admin/v1/dead-letters/retry - Failed to load resource: .*\b409\b")
-        page.click("dialog[open] .letters .act")
+        page.click("dialog[open] .letters .action")
         page.submit()
         page.until(lambda: "It was refused again." in page.text("#announce"), "it says so")
         self.assertEqual(page.number("[data-part=dead]"), 1)
         self.assertEqual(shop.sql(f"SELECT count(*) FROM user_coupons WHERE user_id = {user}"), "0")
 
         shop.sql("ALTER TABLE user_coupons DROP CONSTRAINT in_the_way")
-        page.click("dialog[open] .letters .act")
+        page.click("dialog[open] .letters .action")
         page.submit()
         page.until_equal("There are no dead letters.", lambda: page.text("dialog[open] .nothing"))
         page.until_equal(0, lambda: page.number("[data-part=dead]"))
@@ -406,13 +406,13 @@ class Acts(Dashboard):
             page.until(lambda: page.all("dialog[role=alertdialog]"), "it asks first")
             page.submit()
             page.until(lambda: not page.all("dialog[open] form.fields"), "it is done")
-            story = shop.admin("GET", f"/orders/{order}/timeline")
-            self.assertEqual(story["order"]["orderStatus"], status)
+            timeline = shop.admin("GET", f"/orders/{order}/timeline")
+            self.assertEqual(timeline["order"]["orderStatus"], status)
         page.until_equal("There are no stuck payments.", lambda: page.text("dialog[open] .nothing"))
         page.until_equal(0, lambda: page.number("[data-part=stuck]"))
         self.assertEqual(shop.sql(f"SELECT DISTINCT resolved_by, resolved_because FROM payments WHERE user_id = {user}"), "admin|seen in the provider's console")
-        acts = shop.admin("GET", "/acts")["content"]
-        self.assertTrue(any(f"orderId={orders[0]}" in act["target"] and "console" in act["detail"] for act in acts))
+        entries = shop.admin("GET", "/operator-log")["content"]
+        self.assertTrue(any(f"orderId={orders[0]}" in entry["target"] and "console" in entry["detail"] for entry in entries))
 
 
 class Reading(Dashboard):
@@ -439,7 +439,7 @@ class Reading(Dashboard):
     def test_both_languages_say_everything(self):
         keys = driver.execute_async_script("""
             const done = arguments[0];
-            import('/ops/assets/words.js').then(({ words }) => done([Object.entries(words.ko), Object.entries(words.en)]), (error) => done(String(error)));
+            import('/ops/assets/messages.js').then(({ messages }) => done([Object.entries(messages.ko), Object.entries(messages.en)]), (error) => done(String(error)));
         """)
         korean, english = dict(keys[0]), dict(keys[1])
         self.assertEqual(sorted(korean), sorted(english))
@@ -449,7 +449,7 @@ class Reading(Dashboard):
             self.assertEqual(*blanks, key)
         source = " ".join(
             driver.execute_async_script("fetch(arguments[0]).then((answer) => answer.text()).then(arguments[1])", f"/ops/assets/{name}")
-            for name in ("../", "app.js", "acts.js", "sale.js", "engine.js", "stories.js", "status.js", "dialogs.js", "charts.js")
+            for name in ("../", "app.js", "actions.js", "sale.js", "engine.js", "timeline.js", "operator-log.js", "status.js", "dialogs.js", "charts.js")
         )
         used = set(re.findall(r"\bt\('([\w.]+)'", source)) | set(re.findall(r'data-t(?:-label)?="([\w.]+)"', source))
         self.assertGreater(len(used), 100)
@@ -467,7 +467,7 @@ class Reading(Dashboard):
                     self.assertEqual(accessible.nameless(driver), [])
                     self.assertEqual(driver.execute_script(accessible.STRUCTURE), [])
                     self.assertEqual(driver.execute_script(accessible.CONTRAST), [])
-        for opener in ("#new-campaign", "#new-product", "#find", "#acts", "#dead", "#stuck"):
+        for opener in ("#new-campaign", "#new-product", "#find", "#operator-log", "#dead", "#stuck"):
             with self.subTest(dialog=opener):
                 page.click(opener)
                 dialog = page.dialog()
@@ -505,7 +505,7 @@ class Reading(Dashboard):
         for language in ("en", "ko"):
             page.choose(language=language)
             self.assertEqual(driver.execute_script(accessible.WIDE), [], language)
-        for opener in ("#new-campaign", "#new-product", "#find", "#acts", "#dead", "#stuck"):
+        for opener in ("#new-campaign", "#new-product", "#find", "#operator-log", "#dead", "#stuck"):
             page.click(opener)
             dialog = page.dialog()
             self.assertEqual(driver.execute_script(accessible.WIDE), [], opener)
@@ -523,13 +523,13 @@ class Reading(Dashboard):
         self.assertLessEqual(size[0], size[1])
         self.assertLessEqual(size[2], size[3])
         self.assertGreaterEqual(float(page.find("#vitals .figure").value_of_css_property("font-size")[:-2]), 40)
-        # The wall may be an address of its own.
+        # The wall has its own address.
         self.assertTrue(driver.current_url.endswith("#wall"))
         page.keys(Keys.ESCAPE)
         page.until(lambda: page.find("#wall").is_displayed(), "it is off")
 
     def test_pictures(self):
-        """For people to look at, in target/web/: during a sale."""
+        """Screenshots of a sale, in target/web/."""
         page = self.page
         coupon = shop.campaign("AUTUMN-5000", 20_000)
         product = shop.product("에어 러너 '26", 129_000, 5_000)
@@ -573,7 +573,7 @@ class Restart(Dashboard):
         self.assertIn("is-stale", page.find("body").get_attribute("class"))
         page.screenshot("connection-lost")
         shop.start()
-        # By itself, in the same session.
+        # The page reconnects in the same session.
         page.live()
         page.until(lambda: "is-stale" not in page.find("body").get_attribute("class"), "the numbers are fresh")
         page.until_equal(17, lambda: page.left(coupon))

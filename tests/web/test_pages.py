@@ -5,7 +5,7 @@ import threading
 import unittest
 
 from browser import DESKTOP, Page, open_browser
-from shop import PATIENCE_S, Shop
+from shop import TIMEOUT_S, Shop
 from test_dashboard import SCRATCH
 
 shop = None
@@ -19,11 +19,11 @@ def setUpModule():
     shop.start()
     driver = open_browser(SCRATCH / "profile-of-pages")
     unittest.addModuleCleanup(driver.quit)
-    driver.set_script_timeout(PATIENCE_S)
+    driver.set_script_timeout(TIMEOUT_S)
 
 
 class Blank(http.server.BaseHTTPRequestHandler):
-    """A storefront's page, which has nothing on it."""
+    """An empty page of a storefront."""
 
     def do_GET(self):
         self.send_response(200)
@@ -35,7 +35,7 @@ class Blank(http.server.BaseHTTPRequestHandler):
         pass
 
 
-# Calls the API as a page does; what it could read of the answer, or that the browser would not let it.
+# Calls the API from a page. Returns what the page can read, or that the browser blocks the call.
 CALL = """
     const [url, init, names] = arguments;
     const done = arguments[arguments.length - 1];
@@ -46,7 +46,7 @@ CALL = """
 
 
 class AnotherOrigin(unittest.TestCase):
-    """A page of a listed origin calls the API with whatever its libraries add; one of any other origin does not."""
+    """A page of a listed origin calls the API, also with headers of its libraries; a page of another origin is blocked."""
 
     @classmethod
     def setUpClass(cls):
@@ -119,7 +119,7 @@ class Instances(unittest.TestCase):
         other = shop.start_another()
         row = f"#instances [data-instance$=':{other}']"
         page.until(lambda: page.all(row) and page.find("#instances").is_displayed(), "the other one is shown")
-        # It is asked for what is not there, over and over.
+        # Sends requests for an unknown order to the other instance.
         alone = Shop.__new__(Shop)
         alone.base = f"http://127.0.0.1:{other}"
         with shop.customers(lambda: alone.status("GET", "/api/v1/orders/9007199254740991"), 1):

@@ -1,34 +1,35 @@
-// What operators do: campaigns, products, dead letters, stuck payments, what is held back, an audit.
+// The actions of operators: campaigns, products, dead letters, stuck payments, withheld units, an audit.
 
-import { Refused, audit, catalogue, read, write } from './api.js';
-import { ask, confirm, confirmed, explain, pages, sheet, tell, whenSaid } from './dialogs.js';
+import { ApiError, audit, catalog, read, write } from './api.js';
+import { openForm, confirm, confirmAndRun, errorText, paginate, openSheet, announce, onAnnouncement } from './dialogs.js';
 import { byId, h } from './dom.js';
-import { auditRuns } from './engine.js';
+import { setAuditRunning } from './engine.js';
 import { localIso, number, readIso, shopZone, t, won } from './i18n.js';
-import { findStory, showActs } from './stories.js';
+import { openOperatorLog } from './operator-log.js';
+import { openTimelineSearch } from './timeline.js';
 
-const MOST_COUPONS = 1_000_000_000;
-const MOST_WON = 1_000_000_000_000;
+const MAX_COUPONS = 1_000_000_000;
+const MAX_WON = 1_000_000_000_000;
 const WEEK_MS = 7 * 24 * 60 * 60 * 1000;
 
 const zone = () => t('zoneHint', { zone: shopZone() });
 
 function newCampaign(now) {
-    ask({
+    openForm({
         title: t('campaigns.new'), submit: t('create'),
         fields: [
-            { name: 'couponCode', label: t('form.code'), most: 64 },
+            { name: 'couponCode', label: t('form.code'), maxLength: 64 },
             { name: 'discountType', label: t('form.discountType'), kind: 'choice', half: true, options: ['FIXED', 'PERCENTAGE'].map((kind) => [kind, t(`form.discountType.${kind}`)]) },
-            { name: 'discountAmount', label: t('form.discountAmount'), kind: 'number', min: 1, max: MOST_WON, half: true },
-            { name: 'totalQuantity', label: t('form.total'), kind: 'number', min: 1, max: MOST_COUPONS },
+            { name: 'discountAmount', label: t('form.discountAmount'), kind: 'number', min: 1, max: MAX_WON, half: true },
+            { name: 'totalQuantity', label: t('form.total'), kind: 'number', min: 1, max: MAX_COUPONS },
             { name: 'opensAt', label: t('form.opensAt'), kind: 'time', required: false, hint: t('form.opensAt.hint'), half: true },
             { name: 'closesAt', label: t('form.closesAt'), kind: 'time', required: false, hint: t('form.closesAt.hint'), half: true },
             { name: 'expiredAt', label: t('form.expiredAt'), kind: 'time', hint: zone(), value: `${localIso(now + WEEK_MS).slice(0, 10)}T23:59:59` },
         ],
         async send(values) {
             const body = Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null));
-            const made = await write('POST', '/coupons', body);
-            return t('act.campaign.created', { code: made.couponCode, id: made.couponId });
+            const created = await write('POST', '/coupons', body);
+            return t('action.campaign.created', { code: created.couponCode, id: created.couponId });
         },
     });
 }
@@ -36,7 +37,7 @@ function newCampaign(now) {
 function changeTimes(campaign) {
     const { couponId: id, couponCode: code } = campaign;
     const before = { opensAt: localIso(campaign.opensAt), closesAt: localIso(campaign.closesAt) };
-    ask({
+    openForm({
         title: `${t('campaign.times')} · ${code}`, submit: t('save'), lead: zone(),
         fields: [
             { name: 'opensAt', label: t('form.opensAt'), kind: 'time', value: before.opensAt },
@@ -46,89 +47,89 @@ function changeTimes(campaign) {
         async send(values) {
             const changed = Object.fromEntries(Object.entries(values).filter(([name, value]) => value !== before[name]));
             await write('PATCH', `/coupons/${id}`, changed);
-            return t('act.campaign.changed', { code });
+            return t('action.campaign.changed', { code });
         },
     });
 }
 
 function openCampaign({ couponId: id, couponCode: code }, now) {
-    const text = t('act.campaign.open.ask', { code });
-    confirmed({ title: t('campaign.open'), text, yes: t('campaign.open'), danger: false }, async () => {
+    const text = t('action.campaign.open.ask', { code });
+    confirmAndRun({ title: t('campaign.open'), text, yes: t('campaign.open'), danger: false }, async () => {
         await write('PATCH', `/coupons/${id}`, { opensAt: localIso(now()) });
-        return t('act.campaign.opened', { code });
+        return t('action.campaign.opened', { code });
     });
 }
 
 function closeCampaign({ couponId: id, couponCode: code, remainingQuantity: left }, now) {
-    const text = t('act.campaign.close.ask', { code, n: number(left) });
-    confirmed({ title: t('campaign.close'), text, yes: t('campaign.close') }, async () => {
+    const text = t('action.campaign.close.ask', { code, n: number(left) });
+    confirmAndRun({ title: t('campaign.close'), text, yes: t('campaign.close') }, async () => {
         await write('PATCH', `/coupons/${id}`, { closesAt: localIso(now()) });
-        return t('act.campaign.closed', { code });
+        return t('action.campaign.closed', { code });
     });
 }
 
 const CATEGORIES = ['OUTER', 'TOP', 'BOTTOM', 'SHOES'];
 const category = (value = '') => ({
-    name: 'category', label: t('form.category'), most: 32, pattern: '[A-Z][A-Z0-9_]{0,31}', list: CATEGORIES, hint: t('form.category.hint'), value,
+    name: 'category', label: t('form.category'), maxLength: 32, pattern: '[A-Z][A-Z0-9_]{0,31}', list: CATEGORIES, hint: t('form.category.hint'), value,
 });
 
 function newProduct() {
-    ask({
+    openForm({
         title: t('stock.new'), submit: t('create'),
         fields: [
-            { name: 'productName', label: t('form.productName'), most: 200 },
-            { name: 'price', label: t('form.price'), kind: 'number', min: 0, max: MOST_WON, half: true },
-            { name: 'stockQuantity', label: t('form.stock'), kind: 'number', min: 0, max: MOST_COUPONS, half: true },
+            { name: 'productName', label: t('form.productName'), maxLength: 200 },
+            { name: 'price', label: t('form.price'), kind: 'number', min: 0, max: MAX_WON, half: true },
+            { name: 'stockQuantity', label: t('form.stock'), kind: 'number', min: 0, max: MAX_COUPONS, half: true },
             category(),
         ],
         async send(values) {
-            const made = await write('POST', '/products', values);
-            return t('act.product.created', { name: made.productName, id: made.productId });
+            const created = await write('POST', '/products', values);
+            return t('action.product.created', { name: created.productName, id: created.productId });
         },
     });
 }
 
 function allProducts() {
-    sheet(t('stock.all'), (body) => {
-        pages(body, (page) => catalogue(page, 20), (products, box, again) => {
+    openSheet(t('stock.all'), (body) => {
+        paginate(body, (page) => catalog(page, 20), (products, box, reload) => {
             if (products.length === 0) {
                 box.replaceChildren(h('p', { class: 'nothing', text: t('stock.none') }));
                 return;
             }
             const head = [['stock.product'], ['stock.category'], ['stock.price', 'number'], ['stock.onSale', 'number']];
             box.replaceChildren(h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': t('stock.all') },
-                h('table', { class: 'story' },
+                h('table', { class: 'records' },
                     h('caption', { class: 'unseen', text: t('stock.all') }),
-                    h('thead', {}, h('tr', {}, ...head.map(([key, kind]) => h('th', { scope: 'col', class: kind, text: t(key) })), h('th', { scope: 'col' }, h('span', { class: 'unseen', text: t('stock.act') })))),
+                    h('thead', {}, h('tr', {}, ...head.map(([key, kind]) => h('th', { scope: 'col', class: kind, text: t(key) })), h('th', { scope: 'col' }, h('span', { class: 'unseen', text: t('stock.restock') })))),
                     h('tbody', {}, ...products.map((it) => h('tr', {},
                         h('th', { scope: 'row' }, h('b', { text: it.productName }), h('span', { class: 'sub', text: ` ${it.productId}` })),
                         h('td', { text: it.category }),
                         h('td', { class: 'number', text: won(it.price) }),
                         h('td', { class: 'number', text: number(it.stockQuantity) }),
-                        h('td', { class: 'control' }, h('button', { class: 'act', type: 'button', 'aria-label': t('stock.actOf', { name: it.productName }), text: t('stock.act'), onclick: () => restock({ ...it, onSale: it.stockQuantity }, again) }))))))));
+                        h('td', { class: 'control' }, h('button', { class: 'action', type: 'button', 'aria-label': t('stock.restockOf', { name: it.productName }), text: t('stock.restock'), onclick: () => restock({ ...it, onSale: it.stockQuantity }, reload) }))))))));
         });
     });
 }
 
-/// `done` is called once it is done.
+/// Opens the form for a product; calls `done` after a change.
 function restock({ productId: id, productName: name, price, category: group, onSale }, done = () => {}) {
     const before = { productName: name, price, category: group };
-    ask({
-        title: `${t('stock.act')} · ${name}`, submit: t('save'), folded: t('form.change'),
+    openForm({
+        title: `${t('stock.restock')} · ${name}`, submit: t('save'), folded: t('form.change'),
         fields: [
-            { name: 'stockDelta', label: t('form.delta'), kind: 'signed', min: -MOST_COUPONS, max: MOST_COUPONS, required: false, hint: t('form.delta.hint', { n: number(onSale) }) },
-            { name: 'productName', label: t('form.productName'), most: 200, value: name, folded: true },
-            { name: 'price', label: t('form.price'), kind: 'number', min: 0, max: MOST_WON, value: price, folded: true },
+            { name: 'stockDelta', label: t('form.delta'), kind: 'signed', min: -MAX_COUPONS, max: MAX_COUPONS, required: false, hint: t('form.delta.hint', { n: number(onSale) }) },
+            { name: 'productName', label: t('form.productName'), maxLength: 200, value: name, folded: true },
+            { name: 'price', label: t('form.price'), kind: 'number', min: 0, max: MAX_WON, value: price, folded: true },
             { ...category(group), folded: true },
         ],
         check: (values) => (Object.keys(changed(values)).length === 0 ? t('form.nothing') : null),
         question: ({ stockDelta }) => (stockDelta < 0
-            ? { title: t('stock.act'), text: t('act.product.take.ask', { name, n: number(-stockDelta) }), yes: t('stock.act') }
+            ? { title: t('stock.restock'), text: t('action.product.take.ask', { name, n: number(-stockDelta) }), yes: t('stock.restock') }
             : null),
         async send(values) {
             const now = await write('PATCH', `/products/${id}`, changed(values));
             done();
-            return t('act.product.changed', { name: now.productName, n: number(now.stockQuantity) });
+            return t('action.product.changed', { name: now.productName, n: number(now.stockQuantity) });
         },
     });
     function changed({ stockDelta, ...rest }) {
@@ -138,29 +139,29 @@ function restock({ productId: id, productName: name, price, category: group, onS
 }
 
 function deadLetters() {
-    sheet(t('dead.title'), (body) => {
+    openSheet(t('dead.title'), (body) => {
         body.append(h('p', { class: 'lead', text: t('dead.lead') }));
-        pages(body, (page) => read(`/dead-letters?page=${page}&size=20`), (letters, box, again) => {
+        paginate(body, (page) => read(`/dead-letters?page=${page}&size=20`), (letters, box, reload) => {
             if (letters.length === 0) box.replaceChildren(h('p', { class: 'nothing', text: t('dead.none') }));
-            else box.replaceChildren(h('ul', { class: 'letters' }, ...letters.map((it) => letter(it, again))));
+            else box.replaceChildren(h('ul', { class: 'letters' }, ...letters.map((it) => letter(it, reload))));
         });
     });
 }
 
-function letter({ partition, streamId, seq, reason, fields, recordedAt }, again) {
-    const button = h('button', { class: 'act', type: 'button', text: t('dead.retry') });
+function letter({ partition, streamId, seq, reason, fields, recordedAt }, reload) {
+    const button = h('button', { class: 'action', type: 'button', text: t('dead.retry') });
     button.addEventListener('click', async () => {
         const go = await confirm({ title: t('dead.retry'), text: t('dead.retry.ask'), yes: t('dead.retry'), danger: false });
         if (!go) return;
         button.disabled = true;
         try {
             await write('POST', '/dead-letters/retry', { partition, streamId, seq });
-            tell(t('dead.retry.done'));
-        } catch (refused) {
-            tell(explain(refused));
+            announce(t('dead.retry.done'));
+        } catch (error) {
+            announce(errorText(error));
         }
-        // It is gone, or it has another reason.
-        again();
+        // It is applied, or has another reason.
+        reload();
     });
     return h('li', {},
         h('header', {}, h('b', { text: t('dead.place', { partition, id: streamId }) }), h('span', { class: 'sub', text: readIso(recordedAt) }), button),
@@ -169,42 +170,42 @@ function letter({ partition, streamId, seq, reason, fields, recordedAt }, again)
 }
 
 function stuckPayments() {
-    sheet(t('stuck.title'), (body) => {
+    openSheet(t('stuck.title'), (body) => {
         body.append(h('p', { class: 'lead', text: t('stuck.lead') }));
         const load = async () => {
             const { content, totalElements } = await read('/payments/stuck');
-            // The first hundred are all that there is to turn to.
+            // The service lists at most a hundred.
             return { content, totalElements: Math.min(totalElements, content.length), page: 0, size: 100 };
         };
-        pages(body, load, (payments, box, again) => {
+        paginate(body, load, (payments, box, reload) => {
             if (payments.length === 0) box.replaceChildren(h('p', { class: 'nothing', text: t('stuck.none') }));
-            else box.replaceChildren(h('ul', { class: 'letters' }, ...payments.map((it) => stuckPayment(it, again))));
+            else box.replaceChildren(h('ul', { class: 'letters' }, ...payments.map((it) => stuckPayment(it, reload))));
         });
     });
 }
 
-function stuckPayment(payment, again) {
+function stuckPayment(payment, reload) {
     const { orderId: id, userId, paymentType, amount, receipt, paymentStatus: state, since, askCount, lastAnswer } = payment;
-    // Of the others the order is decided: the gateway has to follow.
+    // In the other states the order is decided, and the gateway has to follow.
     const open = state === 'STARTED';
     return h('li', {},
         h('header', {},
             h('b', { text: t('stuck.order', { id }) }),
             h('span', { class: 'sub', text: t('stuck.since', { at: readIso(since) }) }),
-            open ? h('button', { class: 'act', type: 'button', 'aria-label': t('stuck.resolveOf', { id }), text: t('stuck.resolve'), onclick: () => resolvePayment(payment, again) }) : null),
+            open ? h('button', { class: 'action', type: 'button', 'aria-label': t('stuck.resolveOf', { id }), text: t('stuck.resolve'), onclick: () => resolvePayment(payment, reload) }) : null),
         h('p', { text: [t(`stuck.state.${state}`), paymentType, won(amount), t('stuck.user', { id: userId })].join(' · ') }),
         h('p', { class: 'sub', text: t('stuck.said', { n: askCount, said: lastAnswer ?? '–' }) }),
         h('p', { class: 'sub', text: t('stuck.receipt', { receipt }) }));
 }
 
-/// `done` is called once it is done.
+/// Opens the form that resolves a payment; calls `done` afterwards.
 function resolvePayment({ orderId: id, amount }, done) {
-    ask({
+    openForm({
         title: `${t('stuck.resolve')} · ${t('stuck.order', { id })}`, submit: t('stuck.resolve'), lead: t('stuck.resolve.lead'), danger: true,
         fields: [
             { name: 'outcome', label: t('stuck.outcome'), kind: 'choice', options: ['DECLINED', 'APPROVED'].map((outcome) => [outcome, t(`stuck.outcome.${outcome}`)]) },
-            { name: 'transactionId', label: t('field.transactionId'), most: 255, required: false, hint: t('stuck.transaction.hint') },
-            { name: 'reason', label: t('field.reason'), most: 500, hint: t('stuck.reason.hint') },
+            { name: 'transactionId', label: t('field.transactionId'), maxLength: 255, required: false, hint: t('stuck.transaction.hint') },
+            { name: 'reason', label: t('field.reason'), maxLength: 500, hint: t('stuck.reason.hint') },
         ],
         check: ({ outcome, transactionId }) => (outcome === 'DECLINED' && transactionId !== null ? t('stuck.transaction.wrong') : null),
         question: ({ outcome }) => ({ title: t('stuck.resolve'), text: t(`stuck.ask.${outcome}`, { id, amount: won(amount) }), yes: t('stuck.resolve') }),
@@ -218,51 +219,51 @@ function resolvePayment({ orderId: id, amount }, done) {
 }
 
 function withheld() {
-    sheet(t('act.release'), async (body, dialog) => {
-        body.append(h('p', { class: 'lead', text: t('act.release.lead') }));
+    openSheet(t('action.release'), async (body, dialog) => {
+        body.append(h('p', { class: 'lead', text: t('action.release.lead') }));
         const list = h('ul', { class: 'plain' });
         body.append(list);
         try {
             const { products, coupons } = await read('/withheld');
             list.append(
-                ...products.map(({ productId: id, withheldQuantity: n }) => h('li', { text: t('act.release.product', { id, n: number(n) }) })),
-                ...coupons.map(({ couponId: id, withheldQuantity: n }) => h('li', { text: t('act.release.coupon', { id, n: number(n) }) })));
+                ...products.map(({ productId: id, withheldQuantity: n }) => h('li', { text: t('action.release.product', { id, n: number(n) }) })),
+                ...coupons.map(({ couponId: id, withheldQuantity: n }) => h('li', { text: t('action.release.coupon', { id, n: number(n) }) })));
             if (products.length + coupons.length === 0) {
                 list.replaceWith(h('p', { class: 'nothing', text: t('none') }));
                 return;
             }
-        } catch (refused) {
-            list.replaceWith(h('p', { class: 'error', text: explain(refused) }));
+        } catch (error) {
+            list.replaceWith(h('p', { class: 'error', text: errorText(error) }));
             return;
         }
-        const go = h('button', { class: 'primary danger', type: 'button', text: t('act.release') });
+        const go = h('button', { class: 'primary danger', type: 'button', text: t('action.release') });
         go.addEventListener('click', () => {
-            confirmed({ title: t('act.release'), text: t('act.release.ask'), yes: t('act.release') }, async () => {
+            confirmAndRun({ title: t('action.release'), text: t('action.release.ask'), yes: t('action.release') }, async () => {
                 await write('POST', '/withheld/release', {});
                 dialog.close();
-                return t('act.release.done');
+                return t('action.release.done');
             });
         });
         body.append(h('div', { class: 'buttons' }, go));
     });
 }
 
-async function runAudit(snapshot, announce) {
-    auditRuns(true, snapshot());
+async function runAudit(snapshot) {
+    setAuditRunning(true, snapshot());
     try {
         const { balanced } = await audit();
         announce(t(balanced ? 'audit.ok' : 'audit.bad'));
-    } catch (refused) {
-        announce(refused instanceof Refused && refused.code === 'REQUEST_IN_PROGRESS' ? t('audit.busy') : explain(refused));
+    } catch (error) {
+        announce(error instanceof ApiError && error.code === 'REQUEST_IN_PROGRESS' ? t('audit.busy') : errorText(error));
     } finally {
-        auditRuns(false, snapshot());
+        setAuditRunning(false, snapshot());
     }
 }
 
-/// Wires the page's buttons. `snapshot()` is the latest, `now()` the server's clock, `announce(text)` says what came of an act.
-export function makeActs({ snapshot, now, announce }) {
-    whenSaid(announce);
-    const acts = {
+/// Binds the page's buttons. `snapshot()` is the latest, `now()` the server's clock; `onResult(text)` gets the result of an action.
+export function bindActions({ snapshot, now, onResult }) {
+    onAnnouncement(onResult);
+    const actions = {
         open: (id) => openCampaign(campaignOf(id), now),
         close: (id) => closeCampaign(campaignOf(id), now),
         times: (id) => changeTimes(campaignOf(id)),
@@ -277,13 +278,13 @@ export function makeActs({ snapshot, now, announce }) {
     byId('all-products').addEventListener('click', allProducts);
     byId('dead').addEventListener('click', deadLetters);
     byId('stuck').addEventListener('click', stuckPayments);
-    byId('find').addEventListener('click', findStory);
-    byId('acts').addEventListener('click', showActs);
+    byId('find').addEventListener('click', openTimelineSearch);
+    byId('operator-log').addEventListener('click', openOperatorLog);
     byId('run-audit').addEventListener('click', ({ currentTarget }) => {
-        if (currentTarget.getAttribute('aria-disabled') !== 'true') runAudit(snapshot, announce);
+        if (currentTarget.getAttribute('aria-disabled') !== 'true') runAudit(snapshot);
     });
     byId('main').addEventListener('click', ({ target }) => {
-        const button = target.closest('[data-act]');
-        if (button) acts[button.dataset.act](Number(button.dataset.id));
+        const button = target.closest('[data-action]');
+        if (button) actions[button.dataset.action](Number(button.dataset.id));
     });
 }

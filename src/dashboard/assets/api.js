@@ -1,7 +1,7 @@
-// Calls of the page: the session, and the operators' API by the session's cookie.
+// The HTTP calls of the page: the session, and the operators' API with the session's cookie.
 
-/// A refusal, with its `errorCode`; `network` where there was no answer, so that its outcome is unknown.
-export class Refused extends Error {
+/// A failed call, with its `errorCode`; `network` without an answer, so that its outcome is unknown.
+export class ApiError extends Error {
     constructor(status, code, message) {
         super(message);
         this.status = status;
@@ -13,16 +13,17 @@ export class Refused extends Error {
     }
 }
 
-const PATIENCE_MS = 20_000;
-// An audit looks at everything there is.
-const AUDIT_PATIENCE_MS = 30 * 60_000;
+const TIMEOUT_MS = 20_000;
+// An audit reads both stores completely.
+const AUDIT_TIMEOUT_MS = 30 * 60_000;
 
-let onUnauthorized = () => {};
-export function whenUnauthorized(callback) {
-    onUnauthorized = callback;
+let unauthorized = () => {};
+/// Sets the callback for a session that has ended.
+export function onUnauthorized(callback) {
+    unauthorized = callback;
 }
 
-async function call(method, path, { body, headers = {}, patience = PATIENCE_MS } = {}) {
+async function call(method, path, { body, headers = {}, timeout = TIMEOUT_MS } = {}) {
     let response;
     let text;
     try {
@@ -33,28 +34,28 @@ async function call(method, path, { body, headers = {}, patience = PATIENCE_MS }
             cache: 'no-store',
             credentials: 'same-origin',
             redirect: 'error',
-            signal: AbortSignal.timeout(patience),
+            signal: AbortSignal.timeout(timeout),
         });
         text = await response.text();
     } catch {
-        throw new Refused(0, 'network', '');
+        throw new ApiError(0, 'network', '');
     }
     let answer = null;
     try {
         answer = text === '' ? null : JSON.parse(text);
-    } catch { /* Something between us and the service answered; its status is all there is. */ }
+    } catch { /* A proxy answered without JSON: only its status is known. */ }
     if (response.ok) return answer;
-    throw new Refused(response.status, answer?.errorCode ?? `HTTP ${response.status}`, answer?.message ?? '');
+    throw new ApiError(response.status, answer?.errorCode ?? `HTTP ${response.status}`, answer?.message ?? '');
 }
 
 export const session = {
-    /// Who is signed in; null if nobody is.
+    /// The signed-in operator; null without a session.
     async read() {
         try {
             return await call('GET', '/ops/session');
-        } catch (refused) {
-            if (refused.status === 401) return null;
-            throw refused;
+        } catch (error) {
+            if (error.status === 401) return null;
+            throw error;
         }
     },
     signIn: (token) => call('POST', '/ops/session', { body: { token } }),
@@ -64,29 +65,29 @@ export const session = {
 async function admin(method, path, options = {}) {
     try {
         return await call(method, `/admin/v1${path}`, { ...options, headers: { 'x-firstcome-ops': '1', ...options.headers } });
-    } catch (refused) {
-        if (refused.status === 401) onUnauthorized();
-        throw refused;
+    } catch (error) {
+        if (error.status === 401) unauthorized();
+        throw error;
     }
 }
 
 export const read = (path) => admin('GET', path);
-/// What every customer can see.
-export const catalogue = (page, size) => call('GET', `/api/v1/products?page=${page}&size=${size}`);
-export const audit = () => admin('GET', '/audit', { patience: AUDIT_PATIENCE_MS });
+/// A page of the public list of products.
+export const catalog = (page, size) => call('GET', `/api/v1/products?page=${page}&size=${size}`);
+export const audit = () => admin('GET', '/audit', { timeout: AUDIT_TIMEOUT_MS });
 
-// A write whose outcome is unknown is repeated under its key, so that it happens once however often it is sent.
-let unsettled = null;
+// The last write with an unknown outcome. The same write takes its idempotency key again, so that it takes effect once.
+let unknown = null;
 
 export async function write(method, path, body) {
-    const what = `${method} ${path} ${JSON.stringify(body)}`;
-    const key = unsettled?.what === what ? unsettled.key : newKey();
-    unsettled = null;
+    const request = `${method} ${path} ${JSON.stringify(body)}`;
+    const key = unknown?.request === request ? unknown.key : newKey();
+    unknown = null;
     try {
         return await admin(method, path, { body, headers: { 'idempotency-key': key } });
-    } catch (refused) {
-        if (refused.unknown) unsettled = { what, key };
-        throw refused;
+    } catch (error) {
+        if (error.unknown) unknown = { request, key };
+        throw error;
     }
 }
 

@@ -1,22 +1,22 @@
-// The dashboard: signs in, follows the feed, and keeps the page telling the truth about it.
+// The dashboard: signs in, follows the feed, and draws its snapshots.
 //
-// words.js, i18n.js   what the page says, and how numbers are written
-// api.js, feed.js     the session and the operators' API; the live feed
-// status.js           whether the sale goes well, in words
-// sale.js, engine.js  the panels; charts.js the history that they show
-// acts.js, stories.js, dialogs.js   what operators do and look up
+// messages.js, i18n.js   the messages of the page, and the format of numbers
+// api.js, feed.js        the session and the operators' API; the live feed
+// status.js              the status line
+// sale.js, engine.js     the panels; charts.js the history that they show
+// actions.js, dialogs.js the actions of operators; timeline.js, operator-log.js their look-ups
 
-import { makeActs } from './acts.js';
-import { Refused, session, whenUnauthorized } from './api.js';
-import { drawCharts, history, makeCharts, restyleCharts } from './charts.js';
-import { attribute, byId, each, h, icon, part, say } from './dom.js';
-import { drawEngine, makeInstances } from './engine.js';
+import { bindActions } from './actions.js';
+import { ApiError, session, onUnauthorized } from './api.js';
+import { drawCharts, history, createCharts, restyleCharts } from './charts.js';
+import { updateAttribute, byId, updateList, h, icon, part, updateText } from './dom.js';
+import { drawEngine, bindInstances } from './engine.js';
 import { Feed } from './feed.js';
 import { clock, counted, language, setLanguage, setZone, shopZone, t } from './i18n.js';
-import { drawSale, makeFolds, makeTabs } from './sale.js';
-import { forget, judge } from './status.js';
+import { drawSale, bindFolds, bindTabs } from './sale.js';
+import { resetStatus, assess } from './status.js';
 
-/// Without a snapshot for so long, the numbers are old, whatever the connection says.
+/// Milliseconds without a snapshot after which the numbers are stale, whatever the state of the connection.
 const STALE_MS = 3_500;
 const TOAST_MS = 6_000;
 
@@ -28,72 +28,72 @@ let arrived = 0;
 let state = 'connecting';
 let operator = null;
 
-// --- what was chosen, and is remembered -----------------------------------------------------------
+// --- stored choices -------------------------------------------------------------------------------
 
-function remember(key, value) {
+function store(key, value) {
     try {
         if (value === null) localStorage.removeItem(`firstcome.${key}`);
         else localStorage.setItem(`firstcome.${key}`, value);
-    } catch { /* A browser that keeps nothing. */ }
+    } catch { /* No storage: the choice holds until the page is closed. */ }
 }
 
 const THEMES = ['auto', 'light', 'dark'];
 const theme = () => root.dataset.theme ?? 'auto';
 
-function sayTheme() {
+function updateTheme() {
     const name = t(`theme.${theme()}`);
-    say(byId('theme-text'), name);
-    attribute(byId('theme'), 'aria-label', `${t('theme')}: ${name}`);
+    updateText(byId('theme-text'), name);
+    updateAttribute(byId('theme'), 'aria-label', `${t('theme')}: ${name}`);
 }
 
 byId('theme').addEventListener('click', () => {
     const next = THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length];
     if (next === 'auto') delete root.dataset.theme;
     else root.dataset.theme = next;
-    remember('theme', next === 'auto' ? null : next);
-    sayTheme();
+    store('theme', next === 'auto' ? null : next);
+    updateTheme();
     restyleCharts();
 });
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', restyleCharts);
 
-function speak(to) {
+function applyLanguage(to) {
     setLanguage(to);
     const [other, name] = to === 'ko' ? ['en', 'English'] : ['ko', '한국어'];
     for (const button of [byId('language'), byId('sign-in-language')]) {
         button.lang = other;
-        say(button, name);
+        updateText(button, name);
     }
-    sayTheme();
-    sayOperator();
-    say(byId('sign-in-lead'), t(byId('sign-in').dataset.again ? 'signIn.again' : 'signIn.lead'));
-    say(byId('sign-in-error'), '');
-    say(byId('clock-zone'), t('clock', { zone: shopZone() }));
-    stayAwake();
+    updateTheme();
+    updateOperator();
+    updateText(byId('sign-in-lead'), t(byId('sign-in').dataset.again ? 'signIn.again' : 'signIn.lead'));
+    updateText(byId('sign-in-error'), '');
+    updateText(byId('clock-zone'), t('clock', { zone: shopZone() }));
+    updateWakeLock();
     restyleCharts();
     draw();
 }
 
 function switchLanguage() {
     const to = language() === 'ko' ? 'en' : 'ko';
-    remember('language', to);
-    speak(to);
+    store('language', to);
+    applyLanguage(to);
 }
 byId('language').addEventListener('click', switchLanguage);
 byId('sign-in-language').addEventListener('click', switchLanguage);
 
 // --- the wall ---------------------------------------------------------------------------------------
 
-let awake = null;
+let wakeLock = null;
 
-// A screen on a wall is not to fall asleep; the lock is lost whenever the page is hidden.
-function stayAwake() {
+// A wall display must not sleep. The browser drops the lock whenever the page is hidden.
+function updateWakeLock() {
     const wanted = root.classList.contains('wall') && document.visibilityState === 'visible';
-    if (wanted) navigator.wakeLock?.request('screen').then((lock) => { awake = lock; }, () => {});
-    else awake?.release().catch(() => {});
+    if (wanted) navigator.wakeLock?.request('screen').then((lock) => { wakeLock = lock; }, () => {});
+    else wakeLock?.release().catch(() => {});
 }
-addEventListener('visibilitychange', stayAwake);
+addEventListener('visibilitychange', updateWakeLock);
 
-function wall(on) {
+function setWall(on) {
     root.classList.toggle('wall', on);
     const path = location.pathname + location.search;
     globalThis.history.replaceState(null, '', on ? `${path}#wall` : path);
@@ -104,18 +104,18 @@ function wall(on) {
         if (document.fullscreenElement) document.exitFullscreen().catch(() => {});
         byId('wall').focus();
     }
-    stayAwake();
+    updateWakeLock();
     restyleCharts();
     draw();
 }
-byId('wall').addEventListener('click', () => wall(true));
-byId('leave-wall').addEventListener('click', () => wall(false));
+byId('wall').addEventListener('click', () => setWall(true));
+byId('leave-wall').addEventListener('click', () => setWall(false));
 addEventListener('keydown', ({ key }) => {
-    if (key === 'Escape' && root.classList.contains('wall') && !document.querySelector('dialog[open]')) wall(false);
+    if (key === 'Escape' && root.classList.contains('wall') && !document.querySelector('dialog[open]')) setWall(false);
 });
-// Leaving the full screen leaves the wall, as Escape there is the browser's.
+// The end of full screen ends the wall: in full screen the browser takes Escape.
 addEventListener('fullscreenchange', () => {
-    if (!document.fullscreenElement && root.classList.contains('wall')) wall(false);
+    if (!document.fullscreenElement && root.classList.contains('wall')) setWall(false);
 });
 let still = 0;
 addEventListener('pointermove', () => {
@@ -126,81 +126,81 @@ addEventListener('pointermove', () => {
 
 byId('menu').addEventListener('click', () => {
     const shown = byId('tools').classList.toggle('is-open');
-    attribute(byId('menu'), 'aria-expanded', String(shown));
+    updateAttribute(byId('menu'), 'aria-expanded', String(shown));
 });
 
-// --- saying what came of an act -------------------------------------------------------------------
+// --- announcements --------------------------------------------------------------------------------
 
 let toast = null;
 
 function announce(text) {
-    say(byId('announce'), text);
+    updateText(byId('announce'), text);
     toast?.remove();
-    const mine = h('div', { class: 'toast', 'aria-hidden': 'true', text });
-    toast = mine;
-    body.append(mine);
-    setTimeout(() => mine.remove(), TOAST_MS);
+    const current = h('div', { class: 'toast', 'aria-hidden': 'true', text });
+    toast = current;
+    body.append(current);
+    setTimeout(() => current.remove(), TOAST_MS);
 }
 
 // --- drawing ------------------------------------------------------------------------------------------
 
-/// Seconds without numbers, or null while they come.
-const silence = () => {
+/// Seconds since the last snapshot; null while the feed is live.
+const staleSeconds = () => {
     const quiet = performance.now() - arrived;
     return snapshot && (state !== 'live' || quiet > STALE_MS) ? quiet / 1000 : null;
 };
-/// The server's clock: the operator's own may be wrong.
+/// The server's clock in milliseconds: the operator's own may be wrong.
 const now = () => (snapshot ? snapshot.at + (performance.now() - arrived) : Date.now());
 
-let spoken = '';
+let announced = '';
 
 function drawStatus() {
-    const lost = operator === null ? null : silence();
-    // The wink of a reconnect is not worth a word.
-    const judged = judge(snapshot, lost !== null && lost > STALE_MS / 1000 ? lost : null);
-    attribute(byId('status'), 'data-level', judged.level);
-    attribute(byId('status-icon'), 'href', `#i-${judged.level}`);
-    say(byId('headline'), judged.headline);
-    say(byId('detail'), judged.only?.more ? `${judged.only.more} · ${judged.detail}` : judged.detail);
+    const lost = operator === null ? null : staleSeconds();
+    // A short reconnect is not shown as a loss.
+    const status = assess(snapshot, lost !== null && lost > STALE_MS / 1000 ? lost : null);
+    updateAttribute(byId('status'), 'data-level', status.level);
+    updateAttribute(byId('status-icon'), 'href', `#i-${status.level}`);
+    updateText(byId('headline'), status.headline);
+    updateText(byId('detail'), status.only?.more ? `${status.only.more} · ${status.detail}` : status.detail);
     const lines = [
-        // The headline has its words already.
-        ...(judged.only?.act ? [{ ...judged.only, key: 'only', level: 'note', text: '', more: '' }] : []),
-        ...judged.problems,
-        ...judged.notes.map((note) => ({ ...note, level: 'note' })),
+        // The headline has the text of this problem; the line has its action.
+        ...(status.only?.action ? [{ ...status.only, key: 'only', level: 'note', text: '', more: '' }] : []),
+        ...status.problems,
+        ...status.notes.map((note) => ({ ...note, level: 'note' })),
     ];
-    each(byId('problems'), lines, ({ key }) => key,
-        () => h('li', {}, h('span', { class: 'mark', 'data-part': 'mark' }), h('span', { 'data-part': 'text' }), h('span', { class: 'sub', 'data-part': 'more' }), h('button', { class: 'link', type: 'button', 'data-part': 'act' })),
-        (row, { level, text, more, act }) => {
+    updateList(byId('problems'), lines, ({ key }) => key,
+        () => h('li', {}, h('span', { class: 'mark', 'data-part': 'mark' }), h('span', { 'data-part': 'text' }), h('span', { class: 'sub', 'data-part': 'more' }), h('button', { class: 'link', type: 'button', 'data-part': 'action' })),
+        (row, { level, text, more, action }) => {
             if (row.dataset.level !== level) {
                 row.dataset.level = level;
                 part(row, 'mark').replaceChildren(...(level === 'note' ? [] : [icon(level)]));
             }
-            say(part(row, 'text'), text);
-            say(part(row, 'more'), more ?? '');
-            const button = part(row, 'act');
-            button.hidden = !act;
-            attribute(button, 'data-act', act ?? null);
-            say(button, t(act === 'withheld' ? 'act.release' : 'projection.look'));
+            updateText(part(row, 'text'), text);
+            updateText(part(row, 'more'), more ?? '');
+            const button = part(row, 'action');
+            button.hidden = !action;
+            updateAttribute(button, 'data-action', action ?? null);
+            updateText(button, t(action === 'withheld' ? 'action.release' : 'projection.look'));
         });
-    body.classList.toggle('is-stale', judged.level === 'lost');
-    if (operator !== null && spoken !== `${language()} ${judged.kind}`) {
-        spoken = `${language()} ${judged.kind}`;
-        say(byId('announce'), [judged.headline, ...judged.problems.map(({ text }) => text)].join(' '));
+    body.classList.toggle('is-stale', status.level === 'lost');
+    if (operator !== null && announced !== `${language()} ${status.kind}`) {
+        announced = `${language()} ${status.kind}`;
+        updateText(byId('announce'), [status.headline, ...status.problems.map(({ text }) => text)].join(' '));
     }
-    const mark = { ok: '✓', warn: '▲', bad: '✕', lost: '…', waiting: '…' }[judged.level];
+    const mark = { ok: '✓', warn: '▲', bad: '✕', lost: '…', waiting: '…' }[status.level];
     const title = `${mark} firstcome ${t('title')}`;
     if (document.title !== title) document.title = title;
 }
 
 function drawConnection() {
-    const quiet = silence();
-    const shown = quiet === null ? state : 'lost';
-    attribute(byId('connection'), 'data-state', shown);
-    say(byId('connection-text'), shown === 'live' ? t('live') : quiet === null ? t('connecting') : t('lost', { t: counted(quiet) }));
-    say(byId('clock'), snapshot ? clock(now()) : '–');
+    const stale = staleSeconds();
+    const shown = stale === null ? state : 'lost';
+    updateAttribute(byId('connection'), 'data-state', shown);
+    updateText(byId('connection-text'), shown === 'live' ? t('live') : stale === null ? t('connecting') : t('lost', { t: counted(stale) }));
+    updateText(byId('clock'), snapshot ? clock(now()) : '–');
 }
 
-// A wall doesn't scroll: half a row is worse than none.
+// A wall does not scroll: rows without room are hidden.
 function fit() {
     for (const panel of document.querySelectorAll('#campaigns, #stock, #rankings')) {
         const { bottom } = panel.getBoundingClientRect();
@@ -218,11 +218,11 @@ function draw() {
     if (root.classList.contains('wall')) fit();
 }
 
-makeCharts(byId('chart-requests'), byId('chart-latency'));
-makeTabs(() => snapshot && drawSale(snapshot));
-makeFolds(() => snapshot && drawSale(snapshot));
-makeInstances(() => snapshot && drawEngine(snapshot));
-makeActs({ snapshot: () => snapshot, now, announce });
+createCharts(byId('chart-requests'), byId('chart-latency'));
+bindTabs(() => snapshot && drawSale(snapshot));
+bindFolds(() => snapshot && drawSale(snapshot));
+bindInstances(() => snapshot && drawEngine(snapshot));
+bindActions({ snapshot: () => snapshot, now, onResult: announce });
 
 // --- the feed -----------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ const feed = new Feed({
         snapshot = it;
         arrived = performance.now();
         setZone(it.zone);
-        say(byId('clock-zone'), t('clock', { zone: shopZone() }));
+        updateText(byId('clock-zone'), t('clock', { zone: shopZone() }));
         history.add(it);
         draw();
     },
@@ -243,29 +243,29 @@ const feed = new Feed({
 });
 setInterval(() => {
     drawConnection();
-    if (silence() !== null) drawStatus();
+    if (staleSeconds() !== null) drawStatus();
 }, 500);
-addEventListener('pagehide', () => operator !== null && history.keep());
+addEventListener('pagehide', () => operator !== null && history.save());
 
 // --- the session --------------------------------------------------------------------------------------
 
-function sayOperator() {
-    say(byId('operator'), operator ?? '');
-    attribute(byId('operator'), 'title', operator === null ? null : t('signedInAs', { name: operator }));
+function updateOperator() {
+    updateText(byId('operator'), operator ?? '');
+    updateAttribute(byId('operator'), 'title', operator === null ? null : t('signedInAs', { name: operator }));
 }
 
-function signedIn(who) {
-    operator = who.operator;
-    sayOperator();
+function signedIn(current) {
+    operator = current.operator;
+    updateOperator();
     body.classList.remove('signed-out');
     restyleCharts();
     feed.start();
 }
 
-// A token is asked for.
+// Whether the sign-in dialog is open.
 let signingIn = false;
 
-/// Asks for a token. `again` where a session ended under way: then the page stays as it is behind the question.
+/// Asks for a token. `again`: the session has ended, and the page stays visible behind the dialog.
 function signIn(again) {
     feed.stop();
     state = 'lost';
@@ -276,14 +276,14 @@ function signIn(again) {
         delete dialog.dataset.again;
         body.classList.add('signed-out');
     }
-    say(byId('sign-in-lead'), t(again ? 'signIn.again' : 'signIn.lead'));
-    say(byId('sign-in-error'), '');
+    updateText(byId('sign-in-lead'), t(again ? 'signIn.again' : 'signIn.lead'));
+    updateText(byId('sign-in-error'), '');
     signingIn = true;
     dialog.showModal();
     byId('token').focus();
 }
 
-// Nor does Escape wave it away; a browser may insist, the second time.
+// Escape does not close the dialog. Where the browser closes it anyway, it opens again.
 byId('sign-in').addEventListener('cancel', (event) => event.preventDefault());
 byId('sign-in').addEventListener('close', () => {
     if (!signingIn) return;
@@ -295,19 +295,19 @@ byId('sign-in').querySelector('form').addEventListener('submit', async (event) =
     const [token, button, error] = [byId('token'), byId('sign-in-button'), byId('sign-in-error')];
     if (button.disabled) return;
     button.disabled = true;
-    say(error, '');
-    attribute(token, 'aria-invalid', null);
+    updateText(error, '');
+    updateAttribute(token, 'aria-invalid', null);
     try {
         await session.signIn(token.value);
-        const who = await session.read();
-        if (who === null) throw new Refused(401, 'UNAUTHORIZED', '');
+        const current = await session.read();
+        if (current === null) throw new ApiError(401, 'UNAUTHORIZED', '');
         token.value = '';
         signingIn = false;
         byId('sign-in').close();
-        signedIn(who);
-    } catch (refused) {
-        say(error, t(refused.status === 401 || refused.status === 400 ? 'signIn.wrong' : refused.status === 429 ? 'signIn.slow' : 'signIn.failed'));
-        attribute(token, 'aria-invalid', 'true');
+        signedIn(current);
+    } catch (failure) {
+        updateText(error, t(failure.status === 401 || failure.status === 400 ? 'signIn.wrong' : failure.status === 429 ? 'signIn.slow' : 'signIn.failed'));
+        updateAttribute(token, 'aria-invalid', 'true');
         token.select();
         token.focus();
     } finally {
@@ -318,35 +318,35 @@ byId('sign-in').querySelector('form').addEventListener('submit', async (event) =
 byId('sign-out').addEventListener('click', async () => {
     try {
         await session.signOut();
-    } catch (refused) {
-        announce(t(refused.code === 'network' ? 'signIn.failed' : 'error.SERVICE_UNAVAILABLE'));
+    } catch (failure) {
+        announce(t(failure.code === 'network' ? 'signIn.failed' : 'error.SERVICE_UNAVAILABLE'));
         return;
     }
-    // Nothing of it is left behind for whoever sits down next.
+    // The next user of this browser must not see any of it.
     operator = null;
     history.forget();
-    forget();
+    resetStatus();
     feed.stop();
     location.reload();
 });
 
-whenUnauthorized(() => operator !== null && signIn(true));
+onUnauthorized(() => operator !== null && signIn(true));
 
 async function begin() {
-    speak(language());
-    stayAwake();
+    applyLanguage(language());
+    updateWakeLock();
     for (;;) {
         try {
-            const who = await session.read();
-            if (who === null) signIn(false);
+            const current = await session.read();
+            if (current === null) signIn(false);
             else {
-                history.recall();
-                signedIn(who);
+                history.load();
+                signedIn(current);
             }
             return;
         } catch {
-            // Away, or not there yet: the page says so, and tries again.
-            say(byId('connection-text'), t('connecting'));
+            // The service is unreachable: shows it, and retries.
+            updateText(byId('connection-text'), t('connecting'));
             await new Promise((resolve) => setTimeout(resolve, 2_000));
         }
     }

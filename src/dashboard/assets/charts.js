@@ -1,20 +1,20 @@
-// What the last five minutes looked like: the history that the page keeps, the charts (uPlot) and the small lines.
+// The last five minutes: the history that the page keeps, the charts (uPlot) and the sparklines.
 
-import { attribute, h, say, svg } from './dom.js';
+import { updateAttribute, h, updateText, svg } from './dom.js';
 import { clock, ms, rate, short, t } from './i18n.js';
 
-/// Seconds that the charts show, and so the most points that are kept.
+/// Seconds that the charts show, and the maximum of points in the history.
 export const WINDOW_S = 300;
-/// Between two points further apart than this nothing was heard: the line is broken there.
+/// Seconds between two points beyond which a line has a gap.
 const GAP_S = 5;
-const KEPT = 'firstcome.history';
+const STORAGE_KEY = 'firstcome.history';
 
 const FIELDS = ['answered', 'refused', 'limited', 'shed', 'failed', 'p50', 'p95', 'p99', 'perSecond', 'issued', 'paid', 'lag'];
 
-/// A scale by tens has no zero.
-const drawable = (ms) => (ms === undefined ? undefined : Math.max(0.01, ms));
+/// A value for the logarithmic scale, which has no zero.
+const positive = (ms) => (ms === undefined ? undefined : Math.max(0.01, ms));
 
-/// `at` in seconds and a column for each field; and what was left of each campaign.
+/// Columns of values: `at` in seconds, one per field; and the coupons left of each campaign.
 class History {
     constructor() {
         this.clear();
@@ -29,7 +29,7 @@ class History {
     add(snapshot) {
         const at = Math.round(snapshot.at / 1000);
         const last = this.at.at(-1);
-        // A server's clock that was set back: what was is of another time.
+        // The server's clock was set back: the history is obsolete.
         if (last !== undefined && at < last - GAP_S) this.clear();
         if (last !== undefined && at <= last) return;
         if (last !== undefined && at - last > GAP_S) this.#push(last + 1, {});
@@ -39,10 +39,10 @@ class History {
             perSecond: requests?.perSecond,
             answered: requests && Math.max(0, requests.perSecond - requests.refusedPerSecond - requests.limitedPerSecond - requests.shedPerSecond - requests.failedPerSecond),
             refused: requests?.refusedPerSecond, limited: requests?.limitedPerSecond, shed: requests?.shedPerSecond, failed: requests?.failedPerSecond,
-            p50: drawable(requests?.latency?.p50Ms), p95: drawable(requests?.latency?.p95Ms), p99: drawable(requests?.latency?.p99Ms),
+            p50: positive(requests?.latency?.p50Ms), p95: positive(requests?.latency?.p95Ms), p99: positive(requests?.latency?.p99Ms),
             issued: issuing?.reduce((sum, each) => sum + each, 0), paid: snapshot.orders?.PAID, lag: snapshot.projection?.lagSeconds,
         });
-        this.#remember(at, snapshot.campaigns ?? []);
+        this.#addCampaigns(at, snapshot.campaigns ?? []);
     }
 
     #push(at, values) {
@@ -54,7 +54,7 @@ class History {
         }
     }
 
-    #remember(at, campaigns) {
+    #addCampaigns(at, campaigns) {
         for (const { couponId, remainingQuantity } of campaigns) {
             if (!this.left.has(couponId)) this.left.set(couponId, []);
             this.left.get(couponId).push([at, remainingQuantity]);
@@ -65,17 +65,18 @@ class History {
         }
     }
 
-    /// Survives a reload of the page in this tab.
-    keep() {
+    /// Stores the history in the tab, so that it survives a reload.
+    save() {
         try {
             const columns = Object.fromEntries(['at', ...FIELDS].map((field) => [field, this[field]]));
-            sessionStorage.setItem(KEPT, JSON.stringify({ columns, left: [...this.left] }));
-        } catch { /* Then it does not. */ }
+            sessionStorage.setItem(STORAGE_KEY, JSON.stringify({ columns, left: [...this.left] }));
+        } catch { /* No storage: a reload loses the history. */ }
     }
 
-    recall() {
+    /// Loads the history that `save` stored.
+    load() {
         try {
-            const { columns, left } = JSON.parse(sessionStorage.getItem(KEPT) ?? 'null') ?? {};
+            const { columns, left } = JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? 'null') ?? {};
             if (!['at', ...FIELDS].every((field) => Array.isArray(columns?.[field]) && columns[field].length === columns.at.length)) return;
             Object.assign(this, columns);
             this.left = new Map(left);
@@ -84,17 +85,18 @@ class History {
         }
     }
 
+    /// Clears the history, also in the tab.
     forget() {
         this.clear();
         try {
-            sessionStorage.removeItem(KEPT);
-        } catch { /* Nothing was kept. */ }
+            sessionStorage.removeItem(STORAGE_KEY);
+        } catch { /* No storage. */ }
     }
 }
 
 export const history = new History();
 
-const most = (values) => values.reduce((high, value) => (value !== null && value > high ? value : high), 0);
+const max = (values) => values.reduce((high, value) => (value !== null && value > high ? value : high), 0);
 
 // --- the large charts -----------------------------------------------------------------------------
 
@@ -141,15 +143,15 @@ class Chart {
         return { width: this.#box.clientWidth, height: this.#box.clientHeight };
     }
 
-    /// Again from the beginning: the theme, the language or the size of the text has changed.
+    /// Redraws the chart after a change of theme, language or text size.
     restyle() {
         this.#plot?.destroy();
         this.#plot = null;
         this.draw();
     }
 
-    #make() {
-        // The colours of the page's theme, as its own keys have them.
+    #create() {
+        // The colours of the page's theme, from the legend.
         const colour = (field) => getComputedStyle(this.#keys.get(field).key).color;
         const ink = getComputedStyle(this.#legend).color;
         const grid = getComputedStyle(this.#box).borderTopColor;
@@ -167,7 +169,7 @@ class Chart {
             },
             axes: [
                 { ...axis, grid: { show: false }, size: em * 1.5, gap: em * 0.25, incrs: [60], values: (_, at) => at.map((second) => clock(second * 1000).slice(0, 5)) },
-                { ...axis, size: em * 3.25, gap: em * 0.4, space: em * 1.75, ...(this.#scale === BY_TENS ? { splits: powersOfTen, filter: (_, splits) => splits } : {}), values: (_, values) => values.map((value) => this.#mark(value)) },
+                { ...axis, size: em * 3.25, gap: em * 0.4, space: em * 1.75, ...(this.#scale === LOGARITHMIC ? { splits: powersOfTen, filter: (_, splits) => splits } : {}), values: (_, values) => values.map((value) => this.#mark(value)) },
             ],
             series: [
                 {},
@@ -184,25 +186,25 @@ class Chart {
         return [history.at, ...this.#fields.map((field) => history[field])];
     }
 
-    // What is under the cursor; without one, what is now.
+    // The values under the cursor; without a cursor, the current ones.
     #values() {
         for (const field of this.#fields) {
             const column = history[field];
-            say(this.#keys.get(field).value, this.#format(this.#at === null ? column.at(-1) : column[this.#at]));
+            updateText(this.#keys.get(field).value, this.#format(this.#at === null ? column.at(-1) : column[this.#at]));
         }
     }
 
     draw() {
         if (this.#box.clientWidth === 0 || this.#box.clientHeight === 0) return;
         if (this.#plot) this.#plot.setData(this.#data());
-        else this.#plot = this.#make();
+        else this.#plot = this.#create();
         this.#values();
-        attribute(this.#box, 'aria-label', this.#describe());
+        updateAttribute(this.#box, 'aria-label', this.#describe());
     }
 }
 
-/// A scale by tens, from the power of ten below the lowest to the one above the highest: at least one to ten.
-const BY_TENS = {
+/// A logarithmic scale between powers of ten, at least from 1 to 10.
+const LOGARITHMIC = {
     distr: 3,
     range: (_, low, high) => [low > 0 ? 10 ** Math.min(0, Math.floor(Math.log10(low))) : 1, high > 0 ? 10 ** Math.max(1, Math.ceil(Math.log10(high))) : 10],
 };
@@ -214,7 +216,7 @@ const powersOfTen = (_, __, low, high) => {
 const now = (field) => history[field].at(-1);
 let charts = [];
 
-export function makeCharts(requestsBox, latencyBox) {
+export function createCharts(requestsBox, latencyBox) {
     charts = [
         new Chart(requestsBox, ['answered', 'refused', 'limited', 'shed', 'failed'], {
             format: rate,
@@ -222,17 +224,17 @@ export function makeCharts(requestsBox, latencyBox) {
             fill: 'answered',
             scale: { range: (_, __, high) => [0, Math.max(5, high * 1.1)] },
             describe: () => history.at.length === 0 ? t('chart.requests.none') : t('chart.requests', {
-                answered: rate(now('answered')), refused: rate(now('refused')), failed: rate(now('failed')), most: rate(most(history.perSecond)),
+                answered: rate(now('answered')), refused: rate(now('refused')), failed: rate(now('failed')), most: rate(max(history.perSecond)),
             }),
         }),
         new Chart(latencyBox, ['p50', 'p95', 'p99'], {
             format: ms,
             mark: ms,
             fill: 'p50',
-            // By tens: one slow second leaves the rest to be read.
-            scale: BY_TENS,
+            // Logarithmic: one slow second leaves the other values readable.
+            scale: LOGARITHMIC,
             describe: () => history.at.length === 0 ? t('chart.latency.none') : t('chart.latency', {
-                p50: ms(now('p50')), p95: ms(now('p95')), p99: ms(now('p99')), most: ms(most(history.p99)),
+                p50: ms(now('p50')), p95: ms(now('p95')), p99: ms(now('p99')), most: ms(max(history.p99)),
             }),
         }),
     ];
@@ -241,15 +243,15 @@ export function makeCharts(requestsBox, latencyBox) {
 export const drawCharts = () => charts.forEach((chart) => chart.draw());
 export const restyleCharts = () => charts.forEach((chart) => chart.restyle());
 
-// --- the small lines --------------------------------------------------------------------------------
+// --- sparklines -------------------------------------------------------------------------------------
 
 const WIDE = 300;
 const HIGH = 60;
 
-/// A young history is not squeezed into a corner of the window.
-const LEAST_WINDOW_S = 45;
+/// Minimum width of a sparkline, in seconds: a short history uses its whole width.
+const MIN_WINDOW_S = 45;
 
-/// A line of `[second, value]` up to `end`, from `low` to `high`, into `box`.
+/// Draws a line of `[second, value]` up to `end`, from `low` to `high`, into `box`.
 export function line(box, points, end, low, high) {
     const known = points.filter(([, value]) => value !== null);
     if (!box.firstChild) {
@@ -261,7 +263,7 @@ export function line(box, points, end, low, high) {
         stroke.setAttribute('d', '');
         return;
     }
-    const wide = Math.max(LEAST_WINDOW_S, end - known[0][0]);
+    const wide = Math.max(MIN_WINDOW_S, end - known[0][0]);
     const x = (second) => WIDE - ((end - second) / wide) * WIDE;
     const y = (value) => HIGH - 2 - ((Math.min(value, high) - low) / (high - low || 1)) * (HIGH - 4);
     const path = known.map(([second, value], place) => `${place === 0 ? 'M' : 'L'}${x(second).toFixed(1)} ${y(value).toFixed(1)}`).join('');
@@ -269,9 +271,9 @@ export function line(box, points, end, low, high) {
     area.setAttribute('d', `${path}L${x(known.at(-1)[0]).toFixed(1)} ${HIGH}L${x(known[0][0]).toFixed(1)} ${HIGH}Z`);
 }
 
-/// The line of a column of the history, from zero to its own highest; of what only grows, from where it began.
+/// Draws the sparkline of a field, from zero to its maximum; a total starts at its first value.
 export function trace(box, field) {
     const column = history[field];
     const low = field === 'paid' ? column.find((value) => value !== null) ?? 0 : 0;
-    line(box, column.map((value, place) => [history.at[place], value]), history.at.at(-1), low, Math.max(most(column), low + 1));
+    line(box, column.map((value, place) => [history.at[place], value]), history.at.at(-1), low, Math.max(max(column), low + 1));
 }

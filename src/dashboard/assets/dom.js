@@ -1,8 +1,8 @@
-// Making elements and keeping them up to date. Text goes in as text only, and only where it changed.
+// Creates and updates elements. Text is inserted as text, never as markup, and only where it changed.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
-/// An element: `class`, `text` and `on*` handlers are set as such, everything else as attributes; null leaves one out.
+/// Creates an element. `class`, `text` and `on*` set the class, the text and listeners; other keys set attributes. null skips a key.
 export function h(name, props = {}, ...children) {
     const element = document.createElement(name);
     for (const [key, value] of Object.entries(props)) {
@@ -23,27 +23,29 @@ export function svg(name, attributes = {}, ...children) {
     return element;
 }
 
-/// A picture of the page's set, for the eye only.
+/// A decorative icon of the page's sprite.
 export const icon = (name) => svg('svg', { class: 'icon', 'aria-hidden': 'true' }, svg('use', { href: `#i-${name}` }));
 
 export const byId = (id) => document.getElementById(id);
 
-export function say(element, text) {
+/// Sets the text of an element, if it differs.
+export function updateText(element, text) {
     if (element.textContent !== text) element.textContent = text;
 }
 
-export function attribute(element, name, value) {
+/// Sets an attribute, if it differs; null removes it.
+export function updateAttribute(element, name, value) {
     if (value === null) element.removeAttribute(name);
     else if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
-const madeRows = new WeakMap();
-const foundParts = new WeakMap();
+const rowsOf = new WeakMap();
+const partsOf = new WeakMap();
 
-/// Makes the children of `parent` those of `items`, in their order: each is made once per key, then updated.
-export function each(parent, items, keyOf, make, update) {
-    if (!madeRows.has(parent)) madeRows.set(parent, new Map());
-    const rows = madeRows.get(parent);
+/// Makes the children of `parent` match `items`, in order. Creates one child per key with `make`, then calls `update` on each.
+export function updateList(parent, items, keyOf, make, update) {
+    if (!rowsOf.has(parent)) rowsOf.set(parent, new Map());
+    const rows = rowsOf.get(parent);
     const focused = parent.contains(document.activeElement) ? document.activeElement : null;
     const keep = new Set();
     let place = parent.firstChild;
@@ -65,8 +67,8 @@ export function each(parent, items, keyOf, make, update) {
     if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
 }
 
-/// Parts of a row by their `data-part`, looked up once.
+/// The part of a row with that `data-part`; cached per row.
 export function part(row, name) {
-    if (!foundParts.has(row)) foundParts.set(row, {});
-    return (foundParts.get(row)[name] ??= row.querySelector(`[data-part="${name}"]`));
+    if (!partsOf.has(row)) partsOf.set(row, {});
+    return (partsOf.get(row)[name] ??= row.querySelector(`[data-part="${name}"]`));
 }

@@ -1,24 +1,24 @@
-// The live feed: connects, reconnects by itself, and says how it stands.
+// The live feed: connects, reconnects, and reports its state.
 
 import { session } from './api.js';
 
-/// Without a snapshot for so long, a connection that seems open is given up for a new one.
-const SILENCE_MS = 8_000;
-const LONGEST_PAUSE_MS = 5_000;
+/// Milliseconds without a snapshot after which the feed reconnects, even if the connection seems open.
+const SNAPSHOT_TIMEOUT_MS = 8_000;
+const MAX_PAUSE_MS = 5_000;
 
-/// Calls `onSnapshot(snapshot)` once a second, `onState('connecting' | 'live' | 'lost')` on every change, and `onExpired()` where the
+/// Calls `onSnapshot(snapshot)` once a second, `onState('connecting' | 'live' | 'lost')` on every change, and `onExpired()` when the
 /// session has ended.
 export class Feed {
     #source = null;
     #watchdog = 0;
-    #again = 0;
+    #retry = 0;
     #pause = 500;
     #handlers;
 
     constructor(handlers) {
         this.#handlers = handlers;
-        // A laptop that wakes up, a network that comes back: at once rather than at the next turn.
-        addEventListener('online', () => this.#source === null && this.#again !== 0 && this.start());
+        // After a network change, reconnect at once instead of at the next attempt.
+        addEventListener('online', () => this.#source === null && this.#retry !== 0 && this.start());
     }
 
     start() {
@@ -29,8 +29,8 @@ export class Feed {
 
     stop() {
         clearTimeout(this.#watchdog);
-        clearTimeout(this.#again);
-        this.#again = 0;
+        clearTimeout(this.#retry);
+        this.#retry = 0;
         this.#source?.close();
         this.#source = null;
     }
@@ -59,28 +59,28 @@ export class Feed {
 
     #watch() {
         clearTimeout(this.#watchdog);
-        this.#watchdog = setTimeout(() => this.#lost(), SILENCE_MS);
+        this.#watchdog = setTimeout(() => this.#lost(), SNAPSHOT_TIMEOUT_MS);
     }
 
-    // The browser would reconnect by itself in some cases and not in others, and never says why: so it is always done here.
+    // EventSource reconnects in some cases only, and reports no reason. So this class always reconnects itself.
     async #lost() {
         this.stop();
         this.#handlers.onState('lost');
-        this.#again = setTimeout(() => {}, 0);
-        const turn = this.#again;
-        let who;
+        this.#retry = setTimeout(() => {}, 0);
+        const turn = this.#retry;
+        let current;
         try {
-            who = await session.read();
+            current = await session.read();
         } catch {
-            who = undefined;
+            current = undefined;
         }
-        if (this.#again !== turn) return;
-        if (who === null) {
+        if (this.#retry !== turn) return;
+        if (current === null) {
             this.stop();
             this.#handlers.onExpired();
             return;
         }
-        this.#again = setTimeout(() => this.#connect(), this.#pause);
-        this.#pause = Math.min(this.#pause * 2, LONGEST_PAUSE_MS);
+        this.#retry = setTimeout(() => this.#connect(), this.#pause);
+        this.#pause = Math.min(this.#pause * 2, MAX_PAUSE_MS);
     }
 }

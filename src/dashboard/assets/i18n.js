@@ -1,6 +1,6 @@
-// Language, and how numbers, money and times are written in it. Times are the shop's, in its zone, whatever the browser's is.
+// The language of the page, and the format of numbers, money and times in it. Times are in the shop's zone, not the browser's.
 
-import { words } from './words.js';
+import { messages } from './messages.js';
 
 const LOCALES = { ko: 'ko-KR', en: 'en-GB' };
 const NOTHING = '–';
@@ -17,7 +17,7 @@ export function setLanguage(to) {
     translate(document);
 }
 
-/// The shop's zone, as the feed names it; one that this browser doesn't know is left alone.
+/// Sets the shop's zone, as the feed names it. Ignores a zone unknown to the browser.
 export function setZone(to) {
     if (typeof to !== 'string' || to === zone) return;
     try {
@@ -29,12 +29,12 @@ export function setZone(to) {
     formats.clear();
 }
 
-/// Whether there is a text of that key.
-export const has = (key) => Object.hasOwn(words[language()], key);
+/// Whether there is a message with that key.
+export const has = (key) => Object.hasOwn(messages[language()], key);
 
-/// The text of `key`: `{name}` is the value, `{name|one|many}` a form by number, in which # is the number.
+/// The message of `key`. `{name}` is replaced by a value, `{name|one|many}` by a form by number, with # for the number.
 export function t(key, values = {}) {
-    const text = words[language()][key] ?? key;
+    const text = messages[language()][key] ?? key;
     return text.replace(/\{(\w+)(?:\|([^|}]*)\|([^}]*))?\}/g, (_, name, one, many) => {
         const value = values[name];
         if (one === undefined) return String(value ?? NOTHING);
@@ -42,7 +42,7 @@ export function t(key, values = {}) {
     });
 }
 
-/// Texts of the page itself: `data-t` is an element's text, `data-t-label` its accessible name, `data-t-title` its tooltip.
+/// Sets the messages of the page: `data-t` is an element's text, `data-t-label` its accessible name.
 export function translate(root) {
     for (const element of root.querySelectorAll('[data-t]')) element.textContent = t(element.dataset.t);
     for (const element of root.querySelectorAll('[data-t-label]')) element.setAttribute('aria-label', t(element.dataset.tLabel));
@@ -64,23 +64,23 @@ function timeFormat(options) {
     return formats.get(key);
 }
 
-/// A whole number.
+/// A whole number with separators.
 export const number = (value) => (known(value) ? numberFormat({ maximumFractionDigits: 0 }).format(value) : NOTHING);
 
-/// A rate: a digit after the point where it is small, none where it is zero or large.
+/// A rate: one decimal place from 0 to 10, none otherwise.
 export function rate(value) {
     if (!known(value)) return NOTHING;
     const digits = value > 0 && value < 10 ? 1 : 0;
     return numberFormat({ minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
 }
 
-/// For an axis: no more digits than it takes.
+/// A number for an axis: at most one decimal place.
 export const short = (value) => (known(value) ? numberFormat({ maximumFractionDigits: 1 }).format(value) : NOTHING);
 
 export function share(part, whole) {
     if (!known(part) || !known(whole) || whole <= 0) return NOTHING;
     const percent = (part / whole) * 100;
-    // Neither nothing nor all of it unless it is.
+    // 0 % and 100 % are exact.
     if (percent > 0 && percent < 0.1) return `<${numberFormat({}).format(0.1)}%`;
     if (percent > 99 && percent < 100) return `${numberFormat({ maximumFractionDigits: 1 }).format(Math.min(99.9, percent))}%`;
     return `${numberFormat({ maximumFractionDigits: percent < 1 ? 1 : 0 }).format(percent)}%`;
@@ -91,7 +91,7 @@ export function won(value) {
     return language() === 'ko' ? `${number(value)}원` : `₩${number(value)}`;
 }
 
-/// A long sum of money in little room: 1.2억, ₩123M.
+/// A compact amount of money: 1.2억, ₩123M.
 export function wonShort(value) {
     if (!known(value)) return NOTHING;
     if (Math.abs(value) < 1e6) return won(value);
@@ -116,7 +116,7 @@ export function ms(value) {
     return `${numberFormat({ maximumFractionDigits: value < 10 ? 1 : 0 }).format(value)} ms`;
 }
 
-/// A length of time, in its two largest units.
+/// A duration in its two largest units.
 export function duration(seconds) {
     if (!known(seconds)) return NOTHING;
     const [day, hour, minute, second] = language() === 'ko' ? ['일', '시간', '분', '초'] : [' d', ' h', ' min', ' s'];
@@ -129,7 +129,7 @@ export function duration(seconds) {
     return two(Math.floor(whole / 86400), day, Math.floor((whole % 86400) / 3600), hour);
 }
 
-/// A length of time that is counted on the page: in whole seconds, and without them where they would only flicker.
+/// A duration that the page counts: in whole seconds, in minutes from ten minutes on.
 export function counted(seconds) {
     if (seconds < 10) return `${Math.max(0, Math.round(seconds))}${language() === 'ko' ? '초' : ' s'}`;
     return duration(seconds < 600 ? seconds : Math.round(seconds / 60) * 60);
@@ -139,7 +139,7 @@ export const clock = (at) => (known(at) ? timeFormat({ hour: '2-digit', minute: 
 
 const day = (at) => timeFormat({ year: 'numeric', month: '2-digit', day: '2-digit' }).format(at);
 
-/// A time of day where it is today's, else with its date.
+/// A time of day; with its date unless it is today.
 export function moment(at, now) {
     if (!known(at)) return NOTHING;
     if (day(at) === day(now)) return timeFormat({ hour: '2-digit', minute: '2-digit' }).format(at);
@@ -153,7 +153,7 @@ export const instant = (at) =>
         ? timeFormat({ year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit' }).format(at)
         : NOTHING;
 
-/// Local wall-clock ISO without a zone, as the operators' API takes it.
+/// Local wall-clock ISO without a zone, the format of the operators' API.
 export function localIso(at) {
     const parts = new Intl.DateTimeFormat('en-CA', {
         timeZone: zone, hourCycle: 'h23', year: 'numeric', month: '2-digit', day: '2-digit', hour: '2-digit', minute: '2-digit', second: '2-digit',
@@ -162,7 +162,7 @@ export function localIso(at) {
     return `${of('year')}-${of('month')}-${of('day')}T${of('hour')}:${of('minute')}:${of('second')}`;
 }
 
-/// The API's local ISO, to be read by people.
+/// The API's local ISO in a readable form.
 export function readIso(text) {
     const match = /^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d)(?::(\d\d))?/.exec(text);
     if (!match) return text;
@@ -170,5 +170,5 @@ export function readIso(text) {
     return `${year}-${month}-${date} ${hour}:${minute}:${second}`;
 }
 
-/// What an error of the service is called, in the page's language.
+/// The name of an error code in the page's language.
 export const refusal = (code) => (has(`refusal.${code}`) ? t(`refusal.${code}`) : code);

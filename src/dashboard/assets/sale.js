@@ -1,11 +1,11 @@
-// The panels of the sale itself: campaigns burning down, stock, and what sells best.
+// The panels of the sale: campaigns, stock and rankings.
 
-import { attribute, byId, each, h, icon, part, say } from './dom.js';
+import { updateAttribute, byId, updateList, h, icon, part, updateText } from './dom.js';
 import { counted, moment, number, rate, share, t, won, wonShort } from './i18n.js';
 import { history, line } from './charts.js';
 
-/// The place of an act in a row: `data-act` and `data-id`, which acts.js listens to.
-const act = (name, id, key) => h('button', { class: 'act', type: 'button', 'data-act': name, 'data-id': id, 'data-t': key, text: t(key) });
+/// The button of an action in a row: actions.js listens to `data-action` and `data-id`.
+const actionButton = (name, id, key) => h('button', { class: 'action', type: 'button', 'data-action': name, 'data-id': id, 'data-t': key, text: t(key) });
 
 // --- campaigns --------------------------------------------------------------------------------------
 
@@ -26,38 +26,38 @@ function campaignRow() {
             h('span', { class: 'sub', 'data-part': 'rate' })),
         h('div', { class: 'burn', 'data-part': 'burn', 'aria-hidden': 'true' }, h('i', {})),
         h('p', { class: 'campaign-issued sub', 'data-part': 'issued' }),
-        h('div', { class: 'campaign-acts', 'data-part': 'acts' }));
+        h('div', { class: 'campaign-actions', 'data-part': 'actions' }));
 }
 
 function campaign(row, it, snapshot) {
     const { state, couponId: id, remainingQuantity: left, totalQuantity: total, issuedQuantity: issued } = it;
-    attribute(row, 'data-state', state);
-    attribute(row, 'data-coupon', String(id));
-    say(part(row, 'code'), it.couponCode);
-    say(part(row, 'state'), t(`state.${state}`));
+    updateAttribute(row, 'data-state', state);
+    updateAttribute(row, 'data-coupon', String(id));
+    updateText(part(row, 'code'), it.couponCode);
+    updateText(part(row, 'state'), t(`state.${state}`));
     const off = it.discountType === 'FIXED' ? t('discount.FIXED', { amount: won(it.discountAmount) }) : t('discount.PERCENTAGE', { n: number(it.discountAmount) });
     const when = state === 'SCHEDULED' ? t('campaign.opens', { at: moment(it.opensAt, snapshot.at) })
         : t(state === 'CLOSED' ? 'campaign.closed' : 'campaign.closes', { at: moment(it.closesAt, snapshot.at) });
-    say(part(row, 'terms'), `${off} · ${when}`);
-    say(part(row, 'left'), number(left));
-    say(part(row, 'total'), t('campaign.left', { total: number(total) }));
-    say(part(row, 'issued'), [
+    updateText(part(row, 'terms'), `${off} · ${when}`);
+    updateText(part(row, 'left'), number(left));
+    updateText(part(row, 'total'), t('campaign.left', { total: number(total) }));
+    updateText(part(row, 'issued'), [
         t('campaign.issued', { n: number(issued), share: share(issued, total) }),
         it.withheldQuantity > 0 ? t('campaign.withheld', { n: number(it.withheldQuantity) }) : null,
     ].filter(Boolean).join(' · '));
     part(row, 'burn').firstChild.style.setProperty('--share', total > 0 ? left / total : 0);
     const opened = state === 'OPEN';
-    say(part(row, 'pace'), state === 'SOLD_OUT' ? t('campaign.gone') : !opened ? '' : it.secondsToEmpty === null ? '' : t('campaign.empty', { t: counted(it.secondsToEmpty) }));
-    say(part(row, 'rate'), opened ? (it.issuesPerSecond > 0 ? t('campaign.rate', { rate: rate(it.issuesPerSecond) }) : t('campaign.still')) : '');
+    updateText(part(row, 'pace'), state === 'SOLD_OUT' ? t('campaign.gone') : !opened ? '' : it.secondsToEmpty === null ? '' : t('campaign.empty', { t: counted(it.secondsToEmpty) }));
+    updateText(part(row, 'rate'), opened ? (it.issuesPerSecond > 0 ? t('campaign.rate', { rate: rate(it.issuesPerSecond) }) : t('campaign.still')) : '');
     const points = history.left.get(id) ?? [];
     line(part(row, 'line'), points, history.at.at(-1), 0, total);
-    attribute(part(row, 'line'), 'aria-label', t('campaign.line', { from: number(points[0]?.[1]), to: number(left) }));
-    const acts = state === 'OPEN' ? [['close', 'campaign.close'], ['times', 'campaign.times']]
+    updateAttribute(part(row, 'line'), 'aria-label', t('campaign.line', { from: number(points[0]?.[1]), to: number(left) }));
+    const actions = state === 'OPEN' ? [['close', 'campaign.close'], ['times', 'campaign.times']]
         : state === 'SCHEDULED' ? [['open', 'campaign.open'], ['times', 'campaign.times']]
         : state === 'CLOSED' && it.expiredAt > snapshot.at ? [['times', 'campaign.times']] : [];
-    each(part(row, 'acts'), acts, ([name]) => name, ([name, key]) => act(name, id, key), (button, [, key]) => {
-        attribute(button, 'aria-label', `${it.couponCode}: ${t(key)}`);
-        say(button, t(key));
+    updateList(part(row, 'actions'), actions, ([name]) => name, ([name, key]) => actionButton(name, id, key), (button, [, key]) => {
+        updateAttribute(button, 'aria-label', `${it.couponCode}: ${t(key)}`);
+        updateText(button, t(key));
     });
 }
 
@@ -67,7 +67,7 @@ function campaigns(snapshot) {
     const panel = byId('campaigns');
     if (!present(panel, snapshot.campaigns)) return;
     const all = snapshot.campaigns;
-    // What moved within the last minutes comes first, and stays in sight when it has ended: the end of a rush is what one came to see.
+    // Campaigns with recent issues come first, and stay visible when they have ended.
     const moved = new Set(all.filter(moving).map(({ couponId }) => couponId));
     const order = (it) => (it.state in LIVE ? 0 : 4) + (moved.has(it.couponId) ? 0 : 1) + (LIVE[it.state] ?? 0);
     const sorted = [...all].sort((a, b) => order(a) - order(b) || a.opensAt - b.opensAt || a.couponId - b.couponId);
@@ -75,17 +75,17 @@ function campaigns(snapshot) {
     const rest = sorted.filter((it) => !shown.includes(it));
     const [list, folded] = panel.querySelectorAll('.campaigns');
     const update = (row, it) => {
-        // Where there are many, those where nothing happens take less room.
+        // Of many campaigns, those without recent issues are compact.
         row.classList.toggle('calm', shown.length > 3 && !moved.has(it.couponId));
         campaign(row, it, snapshot);
     };
-    each(list, shown, ({ couponId }) => couponId, campaignRow, update);
+    updateList(list, shown, ({ couponId }) => couponId, campaignRow, update);
     panel.querySelector('.nothing').hidden = shown.length > 0;
     const details = panel.querySelector('details');
-    // There may be hundreds: nobody looks at those that are folded away.
-    each(folded, details.open ? rest : [], ({ couponId }) => couponId, campaignRow, update);
+    // There may be hundreds: rows of a folded list are not created.
+    updateList(folded, details.open ? rest : [], ({ couponId }) => couponId, campaignRow, update);
     details.hidden = rest.length === 0;
-    say(details.querySelector('summary'), t('campaigns.ended', { n: rest.length }));
+    updateText(details.querySelector('summary'), t('campaigns.ended', { n: rest.length }));
 }
 
 // --- stock ------------------------------------------------------------------------------------------
@@ -100,30 +100,30 @@ function productRow(it) {
         h('td', { class: 'number', 'data-part': 'onSale' }),
         h('td', { class: 'number', 'data-part': 'held' }),
         h('td', { class: 'number', 'data-part': 'sold' }),
-        h('td', { class: 'control' }, h('button', { class: 'act', type: 'button', 'data-act': 'stock', 'data-id': it.productId, 'data-part': 'act' }, icon('plus'), h('span', { 'data-t': 'stock.act', text: t('stock.act') }))));
+        h('td', { class: 'control' }, h('button', { class: 'action', type: 'button', 'data-action': 'stock', 'data-id': it.productId, 'data-part': 'action' }, icon('plus'), h('span', { 'data-t': 'stock.restock', text: t('stock.restock') }))));
 }
 
 function product(row, it) {
-    attribute(row, 'data-product', String(it.productId));
+    updateAttribute(row, 'data-product', String(it.productId));
     row.classList.toggle('sold-out', it.onSale === 0);
-    say(part(row, 'name'), it.productName);
-    say(part(row, 'price'), [won(it.price), it.onSale === 0 ? t('stock.soldOut') : null, it.withheld > 0 ? `${t('stock.withheld')} ${number(it.withheld)}` : null].filter(Boolean).join(' · '));
-    say(part(row, 'onSale'), number(it.onSale));
-    say(part(row, 'held'), number(it.held));
-    say(part(row, 'sold'), number(it.sold));
+    updateText(part(row, 'name'), it.productName);
+    updateText(part(row, 'price'), [won(it.price), it.onSale === 0 ? t('stock.soldOut') : null, it.withheld > 0 ? `${t('stock.withheld')} ${number(it.withheld)}` : null].filter(Boolean).join(' · '));
+    updateText(part(row, 'onSale'), number(it.onSale));
+    updateText(part(row, 'held'), number(it.held));
+    updateText(part(row, 'sold'), number(it.sold));
     const stack = part(row, 'stack');
     const all = it.onSale + it.held + it.sold + it.withheld || 1;
     [it.sold, it.held, it.withheld, it.onSale].forEach((units, place) => {
         stack.children[place].hidden = units === 0;
         stack.children[place].style.setProperty('flex-grow', units / all);
     });
-    attribute(part(row, 'act'), 'aria-label', t('stock.actOf', { name: it.productName }));
+    updateAttribute(part(row, 'action'), 'aria-label', t('stock.restockOf', { name: it.productName }));
 }
 
 function stock(snapshot) {
     const panel = byId('stock');
     if (!present(panel, snapshot.products)) return;
-    each(panel.querySelector('tbody'), snapshot.products, ({ productId }) => productId, productRow, product);
+    updateList(panel.querySelector('tbody'), snapshot.products, ({ productId }) => productId, productRow, product);
     panel.querySelector('table').hidden = snapshot.products.length === 0;
     panel.querySelector('.nothing').hidden = snapshot.products.length > 0;
 }
@@ -142,43 +142,43 @@ function rankedRow() {
 }
 
 function ranked(row, it) {
-    attribute(row, 'data-product', String(it.productId));
+    updateAttribute(row, 'data-product', String(it.productId));
     const moved = it.previousPosition === null ? null : it.previousPosition - it.rankPosition;
-    attribute(row, 'data-move', moved === null ? 'new' : moved > 0 ? 'up' : moved < 0 ? 'down' : 'same');
-    say(part(row, 'place'), number(it.rankPosition));
-    say(part(row, 'arrow'), moved === null ? t('move.new.short') : moved > 0 ? `▲${moved}` : moved < 0 ? `▼${-moved}` : '·');
-    say(part(row, 'move'), moved === null ? t('move.new') : moved > 0 ? t('move.up', { n: moved }) : moved < 0 ? t('move.down', { n: -moved }) : t('move.same'));
-    say(part(row, 'name'), it.productName);
-    say(part(row, 'units'), number(it.salesCount));
-    say(part(row, 'won'), wonShort(it.totalSalesPrice));
-    attribute(part(row, 'won'), 'title', won(it.totalSalesPrice));
+    updateAttribute(row, 'data-move', moved === null ? 'new' : moved > 0 ? 'up' : moved < 0 ? 'down' : 'same');
+    updateText(part(row, 'place'), number(it.rankPosition));
+    updateText(part(row, 'arrow'), moved === null ? t('move.new.short') : moved > 0 ? `▲${moved}` : moved < 0 ? `▼${-moved}` : '·');
+    updateText(part(row, 'move'), moved === null ? t('move.new') : moved > 0 ? t('move.up', { n: moved }) : moved < 0 ? t('move.down', { n: -moved }) : t('move.same'));
+    updateText(part(row, 'name'), it.productName);
+    updateText(part(row, 'units'), number(it.salesCount));
+    updateText(part(row, 'won'), wonShort(it.totalSalesPrice));
+    updateAttribute(part(row, 'won'), 'title', won(it.totalSalesPrice));
 }
 
 function rankings(snapshot) {
     const panel = byId('rankings');
     if (!present(panel, snapshot.rankings)) return;
     const rows = snapshot.rankings[scope] ?? [];
-    each(panel.querySelector('tbody'), rows, ({ productId }) => productId, rankedRow, ranked);
-    say(panel.querySelector('caption'), t('rankings.caption', { scope: t(`scope.${scope}`) }));
+    updateList(panel.querySelector('tbody'), rows, ({ productId }) => productId, rankedRow, ranked);
+    updateText(panel.querySelector('caption'), t('rankings.caption', { scope: t(`scope.${scope}`) }));
     panel.querySelector('table').hidden = rows.length === 0;
     panel.querySelector('.nothing').hidden = rows.length > 0;
 }
 
-/// What is folded away is made when it is unfolded.
-export function makeFolds(redraw) {
+/// Creates the folded rows when the list is unfolded.
+export function bindFolds(redraw) {
     byId('campaigns').querySelector('details').addEventListener('toggle', redraw);
 }
 
-/// Tabs as the ARIA practices have them: arrows move, one is in the tab order.
-export function makeTabs(redraw) {
+/// Tabs by the ARIA practices: arrow keys move, one tab is in the tab order.
+export function bindTabs(redraw) {
     const tabs = [...byId('rankings').querySelectorAll('[role="tab"]')];
     const choose = (tab) => {
         scope = tab.dataset.scope;
         for (const each of tabs) {
-            attribute(each, 'aria-selected', String(each === tab));
+            updateAttribute(each, 'aria-selected', String(each === tab));
             each.tabIndex = each === tab ? 0 : -1;
         }
-        attribute(byId('ranking'), 'aria-labelledby', tab.id);
+        updateAttribute(byId('ranking'), 'aria-labelledby', tab.id);
         redraw();
     };
     for (const tab of tabs) {
@@ -194,7 +194,7 @@ export function makeTabs(redraw) {
     }
 }
 
-/// Whether a part of the snapshot is there; a panel without it says so, and keeps what it last had.
+/// Whether a part of the snapshot is present. A panel without it is marked as absent, and keeps its last values.
 export function present(panel, value) {
     const there = value !== null && value !== undefined;
     panel.classList.toggle('is-absent', !there);
