@@ -1,4 +1,4 @@
-# What a person types. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
+# The commands of a developer. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fetched test-large test-web test-clients fuzz chaos load-test bench lint deny
@@ -6,47 +6,47 @@
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-install: ## Redis, PostgreSQL, a C compiler and curl, where they are missing
+install: ## install Redis, PostgreSQL, a C compiler and curl, where they are missing
 	@scripts/install-servers
 
-run: install ## the service on 127.0.0.1:8080, with a private Redis and PostgreSQL under .firstcome/
+run: install ## run the service on 127.0.0.1:8080, with a private Redis and PostgreSQL under .firstcome/
 	cargo run --release --locked -- dev $(ARGS)
 
-test: install ## every test, each on private servers of its own
+test: install ## run every test, on private servers
 	cargo test --locked $(ARGS)
 
 CACHE = $(abspath $(or $(FIRSTCOME_CACHE_DIR),.firstcome/cache))
 
-test-fetched: ## the same on the newest servers (Valkey 9, PostgreSQL 18), fetched into the cache
+test-fetched: ## run every test on the newest servers (Valkey 9, PostgreSQL 18), fetched into the cache
 	@scripts/install-servers --fetch
 	REDIS_SERVER_BIN="$(CACHE)/valkey/bin/valkey-server" POSTGRES_BIN_DIR="$(CACHE)/postgres/bin" \
 		cargo test --locked $(ARGS)
 
-test-large: install ## rebuild and audit of a million users and 200,000 orders
+test-large: install ## test the rebuild and the audit of a million users and 200,000 orders
 	LARGE_USERS=1000000 LARGE_ORDERS=200000 cargo test --locked --test integration -- large:: --nocapture
 
-test-web: ## the dashboard in a real headless Chromium; screenshots in target/web/ (ARGS='-k rush' for some)
+test-web: ## test the dashboard in headless Chromium; screenshots in target/web/ (ARGS='-k rush' for some)
 	@scripts/test-web $(ARGS)
 
-test-clients: ## the OpenAPI document against a validator, and clients in Java, Kotlin and Python made of it
+test-clients: ## validate the OpenAPI documents, and generate clients in Java, Kotlin and Python
 	@scripts/test-clients
 
-fuzz: install ## the running service against its own OpenAPI document, and every decoder, under fuzzers (see scripts/fuzz)
+fuzz: install ## fuzz the running service by its OpenAPI document, and every decoder (see scripts/fuzz)
 	@scripts/fuzz
 
-chaos: install ## crashes, cuts and full disks at random moments, and what is left of the promises (CHAOS_SEED=1 replays)
+chaos: install ## test the promises under crashes, cuts and full disks at random moments (CHAOS_SEED=1 replays)
 	CHAOS_SEED="$${CHAOS_SEED:-$$(date +%s)}" CHAOS_FAULTS="$${CHAOS_FAULTS:-64}" \
 		cargo test --locked --test integration -- chaos:: --nocapture --test-threads=1 $(ARGS)
 
-load-test: ## k6 against a private service, or against BASE_URL (SCENARIO=coupon-rush, flash-sale, mixed-day, spike, soak or all)
+load-test: ## run k6 against a private service, or against BASE_URL (SCENARIO=coupon-rush, flash-sale, mixed-day, spike, soak or all)
 	@scripts/load-test $(ARGS)
 
-bench: install ## the tables of docs/benchmarks.md, measured here; writes target/bench/report.md
+bench: install ## measure the tables of docs/benchmarks.md; writes target/bench/report.md
 	cargo bench --locked --profile dist --features baseline --bench bench -- $(ARGS)
 
-lint: ## formatting, and clippy with warnings as errors
+lint: ## check formatting, and run clippy with warnings as errors
 	cargo fmt --check
 	cargo clippy --all-targets --all-features --locked -- -D warnings
 
-deny: ## what the program is made of, against the policy in deny.toml: licences, sources, known vulnerabilities
+deny: ## check the dependencies against deny.toml: licences, sources, known vulnerabilities
 	@scripts/deny
