@@ -1,4 +1,4 @@
-//! Reading the log of operators' acts.
+//! Reads the operator log.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
@@ -22,13 +22,13 @@ use crate::{
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(acts))
+    OpenApiRouter::new().routes(routes!(operator_log))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
-struct ActsParams {
+struct OperatorLogParams {
     /// 운영자 이름
     #[serde(default, deserialize_with = "optional_word")]
     #[param(value_type = Option<String>, pattern = "^[a-z0-9._-]{1,32}$", nullable = false)]
@@ -43,7 +43,7 @@ struct ActsParams {
     size: i64,
 }
 
-impl QueryParams for ActsParams {
+impl QueryParams for OperatorLogParams {
     fn user(&self) -> Option<UserId> {
         None
     }
@@ -52,9 +52,9 @@ impl QueryParams for ActsParams {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "운영자 작업 기록의 한 페이지")]
-struct ActPageResponse {
+struct OperatorLogResponse {
     /// 작업 목록
-    content: Vec<ActResponse>,
+    content: Vec<OperatorActionResponse>,
     /// 페이지 번호 (0부터)
     page: i64,
     /// 페이지 크기
@@ -66,7 +66,7 @@ struct ActPageResponse {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "운영자 작업")]
-struct ActResponse {
+struct OperatorActionResponse {
     /// 운영자 이름
     operator: String,
     /// 작업: 메서드와 경로
@@ -87,23 +87,23 @@ struct ActResponse {
     request_id: String,
 }
 
-impl ActPageResponse {
+impl OperatorLogResponse {
     fn new(page: OperatorLogPage, zone: Tz) -> Self {
-        let shown = |act: OperatorAction| ActResponse {
-            operator: act.operator,
-            action: act.action,
-            target: act.target,
-            detail: act.detail,
-            status: act.status,
-            at: act.at.local(zone),
-            request_id: act.request_id,
+        let entry = |entry: OperatorAction| OperatorActionResponse {
+            operator: entry.operator,
+            action: entry.action,
+            target: entry.target,
+            detail: entry.detail,
+            status: entry.status,
+            at: entry.at.local(zone),
+            request_id: entry.request_id,
         };
-        let content = page.actions.into_iter().map(shown).collect();
-        ActPageResponse { content, page: page.page, size: page.size, total_elements: page.total }
+        let content = page.actions.into_iter().map(entry).collect();
+        OperatorLogResponse { content, page: page.page, size: page.size, total_elements: page.total }
     }
 }
 
-documented_errors! { ActsErrors {
+documented_errors! { OperatorLogErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
 }}
 
@@ -114,12 +114,12 @@ documented_errors! { ActsErrors {
     tag = "운영",
     summary = "운영자 작업 기록 조회",
     description = "운영자가 한 작업을 최신순으로 조회합니다: 누가, 무엇을, 언제 했고 결과가 무엇인지.",
-    params(ActsParams),
-    responses((status = 200, description = "조회 성공", body = ActPageResponse), ActsErrors)
+    params(OperatorLogParams),
+    responses((status = 200, description = "조회 성공", body = OperatorLogResponse), OperatorLogErrors)
 )]
-async fn acts(State(app): State<AppState>, params: Params<ActsParams>) -> Found<ActPageResponse> {
-    let ActsParams { operator, page, size } = params.valid()?;
+async fn operator_log(State(app): State<AppState>, params: Params<OperatorLogParams>) -> Found<OperatorLogResponse> {
+    let OperatorLogParams { operator, page, size } = params.valid()?;
     let filter = OperatorLogFilter { operator: operator.map(|operator| operator.name().to_owned()), page, size };
-    let acts = app.engine.operator_log(&app.notes.log, &filter).await?;
-    Ok(Json(ActPageResponse::new(acts, app.engine.zone())))
+    let entries = app.engine.operator_log(&app.notes.log, &filter).await?;
+    Ok(Json(OperatorLogResponse::new(entries, app.engine.zone())))
 }

@@ -1,4 +1,4 @@
-//! The story of a user or an order: what is so now, and how it came to be.
+//! The timeline of a user or an order: its current state, and the events that led to it.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
@@ -23,7 +23,7 @@ use crate::{
 
 /// This resource's routes.
 pub fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(user)).routes(routes!(user_story)).routes(routes!(order_story))
+    OpenApiRouter::new().routes(routes!(user)).routes(routes!(user_timeline)).routes(routes!(order_timeline))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -65,7 +65,7 @@ async fn user(State(app): State<AppState>, user: PathId<UserId>) -> Found<UserRe
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "사용자의 이력: 데이터베이스를 이용할 수 없으면 잔액 내역, 주문, 보관된 이벤트는 null입니다.")]
-struct UserStoryResponse {
+struct UserTimelineResponse {
     /// 사용자와 현재 잔액
     user: UserResponse,
     /// 보유 쿠폰: 최근 100장
@@ -92,13 +92,13 @@ struct UserStoryResponse {
     dead_letters: Option<Vec<DeadLetterResponse>>,
 }
 
-impl UserStoryResponse {
-    fn new(story: UserTimeline, zone: Tz) -> Self {
+impl UserTimelineResponse {
+    fn new(timeline: UserTimeline, zone: Tz) -> Self {
         let orders = |orders: Vec<_>| orders.into_iter().map(|order| OrderDetailResponse::new(order, zone)).collect();
-        let mut shown = UserStoryResponse {
-            user: story.balance.into(),
-            coupons: story.coupons.into_iter().map(|coupon| UserCouponResponse::new(coupon, zone)).collect(),
-            coupons_in_all: story.coupons_in_all,
+        let mut shown = UserTimelineResponse {
+            user: timeline.balance.into(),
+            coupons: timeline.coupons.into_iter().map(|coupon| UserCouponResponse::new(coupon, zone)).collect(),
+            coupons_in_all: timeline.coupons_in_all,
             entries: None,
             open_orders: None,
             open_orders_in_all: None,
@@ -106,7 +106,7 @@ impl UserStoryResponse {
             orders_in_all: None,
             dead_letters: None,
         };
-        if let Some(written) = story.written {
+        if let Some(written) = timeline.written {
             let entry = |entry| UserBalanceHistoryResponse::new(entry, zone);
             shown.entries = Some(written.entries.into_iter().map(entry).collect());
             shown.open_orders_in_all = Some(written.open.total);
@@ -128,17 +128,17 @@ impl UserStoryResponse {
     summary = "사용자 이력 조회",
     description = "사용자의 현재 잔액과 쿠폰, 최근 잔액 내역과 주문을 한 번에 조회합니다.",
     params(("userId" = i64, Path, description = "userId")),
-    responses((status = 200, description = "이력 조회 성공", body = UserStoryResponse), UserErrors)
+    responses((status = 200, description = "이력 조회 성공", body = UserTimelineResponse), UserErrors)
 )]
-async fn user_story(State(app): State<AppState>, user: PathId<UserId>) -> Found<UserStoryResponse> {
-    let story = app.engine.user_timeline(user.valid()?).await?;
-    Ok(Json(UserStoryResponse::new(story, app.engine.zone())))
+async fn user_timeline(State(app): State<AppState>, user: PathId<UserId>) -> Found<UserTimelineResponse> {
+    let timeline = app.engine.user_timeline(user.valid()?).await?;
+    Ok(Json(UserTimelineResponse::new(timeline, app.engine.zone())))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "주문의 이력: 데이터베이스를 이용할 수 없거나 아직 반영되지 않았으면 그 부분은 null입니다.")]
-struct OrderStoryResponse {
+struct OrderTimelineResponse {
     /// 현재 주문
     order: OrderDetailResponse,
     /// Redis의 주문 상태: 종료 후 Redis를 떠났으면 null
@@ -149,12 +149,12 @@ struct OrderStoryResponse {
     postgres_status: Option<String>,
     /// 결제
     #[schema(required = true)]
-    payment: Option<PaymentStoryResponse>,
+    payment: Option<PaymentTimelineResponse>,
     /// 일어난 일: 시간순
-    events: Vec<StoryEventResponse>,
+    events: Vec<TimelineEventResponse>,
     /// 다른 파티션에 잡힌 재고
     #[schema(required = true)]
-    holds: Option<Vec<HoldStoryResponse>>,
+    holds: Option<Vec<HoldTimelineResponse>>,
     /// 반영할 수 없어 따로 보관된 이벤트: 최대 20건
     #[schema(required = true)]
     dead_letters: Option<Vec<DeadLetterResponse>>,
@@ -163,7 +163,7 @@ struct OrderStoryResponse {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "주문의 결제")]
-struct PaymentStoryResponse {
+struct PaymentTimelineResponse {
     /// 결제 ID
     payment_id: i64,
     /// 결제 수단
@@ -191,7 +191,7 @@ struct PaymentStoryResponse {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "주문에 일어난 일")]
-struct StoryEventResponse {
+struct TimelineEventResponse {
     /// 시각
     #[schema(example = "2024-04-04T14:30:00")]
     at: String,
@@ -206,7 +206,7 @@ struct StoryEventResponse {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "다른 파티션에 잡힌 재고")]
-struct HoldStoryResponse {
+struct HoldTimelineResponse {
     /// 파티션 번호
     partition: u16,
     /// 상태
@@ -214,34 +214,34 @@ struct HoldStoryResponse {
     state: String,
 }
 
-impl OrderStoryResponse {
-    fn new(story: OrderTimeline, zone: Tz) -> Self {
-        let events = story.trace.as_ref().map_or_else(|| events_of(&story), traced);
+impl OrderTimelineResponse {
+    fn new(timeline: OrderTimeline, zone: Tz) -> Self {
+        let events = timeline.trace.as_ref().map_or_else(|| events_of(&timeline), traced);
         let letters =
             |letters: Vec<_>| letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect();
-        let postgres_status = story.trace.as_ref().map(|trace| trace.status.clone());
-        let (payment, holds) = story.trace.map_or((None, None), |trace| (trace.payment, Some(trace.holds)));
-        OrderStoryResponse {
-            order: OrderDetailResponse::new(story.order, zone),
-            redis_status: story.in_redis,
+        let postgres_status = timeline.trace.as_ref().map(|trace| trace.status.clone());
+        let (payment, holds) = timeline.trace.map_or((None, None), |trace| (trace.payment, Some(trace.holds)));
+        OrderTimelineResponse {
+            order: OrderDetailResponse::new(timeline.order, zone),
+            redis_status: timeline.in_redis,
             postgres_status,
-            payment: payment.map(PaymentStoryResponse::from),
+            payment: payment.map(PaymentTimelineResponse::from),
             events: events
                 .into_iter()
-                .map(|(at, event, detail)| StoryEventResponse { at: at.local(zone), event, detail })
+                .map(|(at, event, detail)| TimelineEventResponse { at: at.local(zone), event, detail })
                 .collect(),
             holds: holds.map(|holds| {
-                holds.into_iter().map(|(partition, state)| HoldStoryResponse { partition, state }).collect()
+                holds.into_iter().map(|(partition, state)| HoldTimelineResponse { partition, state }).collect()
             }),
-            dead_letters: story.dead_letters.map(letters),
+            dead_letters: timeline.dead_letters.map(letters),
         }
     }
 }
 
-impl From<PaymentTrace> for PaymentStoryResponse {
+impl From<PaymentTrace> for PaymentTimelineResponse {
     fn from(payment: PaymentTrace) -> Self {
         let (resolved_by, resolved_because) = payment.resolved.unzip();
-        PaymentStoryResponse {
+        PaymentTimelineResponse {
             payment_id: payment.payment_id,
             payment_type: payment.payment_type,
             method: payment.method,
@@ -258,8 +258,8 @@ impl From<PaymentTrace> for PaymentStoryResponse {
 type Happened = (Millis, &'static str, Option<String>);
 
 /// What the order itself tells, where Postgres tells nothing.
-fn events_of(story: &OrderTimeline) -> Vec<Happened> {
-    let order = &story.order;
+fn events_of(timeline: &OrderTimeline) -> Vec<Happened> {
+    let order = &timeline.order;
     let mut events = vec![(order.ordered_at, "ORDER_PLACED", None)];
     events.extend(order.payment.as_ref().map(|payment| (payment.paid_at, "ORDER_PAID", None)));
     let reason = order.close_reason.map(CloseReason::as_str).map(str::to_owned);
@@ -280,7 +280,7 @@ fn traced(trace: &OrderTrace) -> Vec<Happened> {
     events.extend(entries.map(|(_, kind, amount, at)| (*at, "BALANCE_CHANGED", Some(format!("{kind} {amount}")))));
     events.extend(trace.paid_at.map(|at| (at, "ORDER_PAID", None)));
     events.extend(trace.closed_at.map(|at| (at, "ORDER_CLOSED", trace.close_reason.clone())));
-    // What happened at once stays in this order.
+    // A stable sort: simultaneous events keep this order.
     events.sort_by_key(|(at, ..)| *at);
     events
 }
@@ -297,9 +297,9 @@ documented_errors! { OrderErrors {
     summary = "주문 이력 조회",
     description = "주문과 결제의 현재 상태, 지금까지 일어난 일을 한 번에 조회합니다.",
     params(("orderId" = i64, Path, description = "orderId")),
-    responses((status = 200, description = "이력 조회 성공", body = OrderStoryResponse), OrderErrors)
+    responses((status = 200, description = "이력 조회 성공", body = OrderTimelineResponse), OrderErrors)
 )]
-async fn order_story(State(app): State<AppState>, order: PathId<OrderId>) -> Found<OrderStoryResponse> {
-    let story = app.engine.order_timeline(order.valid()?).await?;
-    Ok(Json(OrderStoryResponse::new(story, app.engine.zone())))
+async fn order_timeline(State(app): State<AppState>, order: PathId<OrderId>) -> Found<OrderTimelineResponse> {
+    let timeline = app.engine.order_timeline(order.valid()?).await?;
+    Ok(Json(OrderTimelineResponse::new(timeline, app.engine.zone())))
 }
