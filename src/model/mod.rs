@@ -1,17 +1,35 @@
 //! The vocabulary: ids, money, time, positions, entities, events and errors. It imports no other module of the crate.
 
-mod entities;
+mod call;
+mod campaigns;
 mod error;
 pub mod event;
+mod operator_log;
+mod orders;
 mod partition;
+mod payments;
 mod position;
+mod products;
+mod projection;
+mod time;
+mod timeline;
 mod types;
+mod users;
 
-pub use entities::*;
+pub use call::*;
+pub use campaigns::*;
 pub use error::Error;
+pub use operator_log::*;
+pub use orders::*;
 pub use partition::{MAX_PARTITIONS, Partition};
+pub use payments::*;
 pub use position::{Identity, Position, Projection};
+pub use products::*;
+pub use projection::*;
+pub use time::*;
+pub use timeline::*;
 pub use types::*;
+pub use users::*;
 
 /// The outcome of an operation that an idempotency key may replay.
 pub type Outcome<T> = Result<Reply<T>, Error>;

@@ -1,0 +1,324 @@
+//! Decodes the entries of an outbox.
+
+use super::{fields::Fields, *};
+
+/// Separates the events of an entry.
+const NEXT_EVENT: char = '\u{1e}';
+/// The field of a version 2 entry that holds its events.
+const EVENTS: &str = "events";
+/// The field with the id of the request.
+const REQUEST_ID: &str = "rid";
+/// The parts at the end of a packed event whose request had an idempotency key.
+const RECORD_PARTS: [&str; 3] = ["key", "print", "reply"];
+
+/// Why an entry of the outbox is no event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadEvent(pub String);
+
+/// Whether an entry was written by a program newer than this one, which has to wait for it.
+pub fn is_newer(fields: &[(String, String)]) -> bool {
+    version(fields).is_some_and(|version| version > BATCH)
+}
+
+fn version(fields: &[(String, String)]) -> Option<i64> {
+    fields.iter().find(|(field, _)| field == "v").and_then(|(_, value)| value.parse().ok())
+}
+
+/// One decision of an entry.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// `(epoch, seq)`, even of one that is otherwise no event.
+    pub position: Option<(i64, i64)>,
+    /// [`BadEvent`] says which field does not fit.
+    pub event: Result<Event, BadEvent>,
+}
+
+impl Decoded {
+    fn new(f: Result<Fields<'_>, BadEvent>) -> Self {
+        let number = |name: &str| f.as_ref().ok()?.get(name)?.parse().ok();
+        Decoded { position: number("epoch").zip(number("seq")), event: f.and_then(|f| Event::read(&f)) }
+    }
+
+    /// Its number comes right after its kind, whatever else is wrong with it.
+    fn packed(epoch: Option<(&str, &str)>, packed: &str) -> Self {
+        let number = |text: Option<&str>| text?.parse().ok();
+        let position = number(epoch.map(|(_, epoch)| epoch)).zip(number(packed.split(SEPARATOR).nth(1)));
+        Decoded { position, ..Decoded::new(unpack(epoch, packed)) }
+    }
+}
+
+/// Decodes a stream entry's fields: at least one, in the order of their decisions.
+pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
+    let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    match version(fields) {
+        Some(SINGLE) => vec![Decoded::new(Ok(Fields(all().collect())))],
+        Some(BATCH) => {
+            let epoch = all().find(|(name, _)| *name == "epoch");
+            // One without events is one that does not have its parts.
+            let packed = all().find(|(name, _)| *name == EVENTS).map_or("", |(_, packed)| packed);
+            packed.split(NEXT_EVENT).map(|packed| Decoded::packed(epoch, packed)).collect()
+        }
+        unknown => {
+            let position = Decoded::new(Ok(Fields(all().collect()))).position;
+            let why =
+                unknown.map_or("field v is missing".to_owned(), |version| format!("version {version} is unknown"));
+            vec![Decoded { position, event: Err(BadEvent(why)) }]
+        }
+    }
+}
+
+/// The fields of an entry's `nth` decision, as if it were the only one of an entry.
+pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String)> {
+    if version(fields) != Some(BATCH) {
+        return fields.to_vec();
+    }
+    let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let epoch = all().find(|(name, _)| *name == "epoch");
+    let packed = all().find(|(name, _)| *name == EVENTS).and_then(|(_, packed)| packed.split(NEXT_EVENT).nth(nth));
+    let unpacked = packed.and_then(|packed| unpack(epoch, packed).ok());
+    let packed = packed.map(|packed| (EVENTS, packed));
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    match unpacked {
+        Some(Fields(named)) => [("v", "1")].into_iter().chain(named).map(owned).collect(),
+        None => [("v", "2")].into_iter().chain(epoch).chain(packed).map(owned).collect(),
+    }
+}
+
+/// The id of the request that an event is of, in the fields of one.
+pub fn request_id(fields: &[(String, String)]) -> Option<&str> {
+    fields.iter().find(|(name, _)| name == REQUEST_ID).map(|(_, id)| id.as_str())
+}
+
+/// The parts of a packed event by their names.
+fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fields<'a>, BadEvent> {
+    let (kind, parts) = packed.split_once(SEPARATOR).unwrap_or((packed, ""));
+    let names: &[&str] = match kind {
+        "coupon_issued" => &["seq", "at", "rid", "coupon", "user", "issue_no", "at_home"],
+        "balance_charged" => &["seq", "at", "rid", "user", "entry_no", "amount", "before", "after", "prev"],
+        "order_placed" => {
+            &["seq", "at", "rid", "order", "user", "lines", "far", "total", "discount", "final", "coupon", "expires_at"]
+        }
+        "order_paid" => &[
+            "seq",
+            "at",
+            "rid",
+            "order",
+            "user",
+            "payment",
+            "type",
+            "amount",
+            "receipt",
+            "method",
+            "transaction",
+            "lines",
+            "far",
+            "coupon",
+            "day",
+            "debit",
+            "before",
+            "after",
+            "entry_no",
+            "prev",
+        ],
+        "order_closed" => &[
+            "seq", "at", "rid", "order", "user", "from", "status", "reason", "lines", "far", "coupon", "receipt",
+            "method", "day", "watch", "withheld", "credit", "before", "after", "entry_no", "prev",
+        ],
+        other => return Err(Fields::bad("kind", other)),
+    };
+    let mut fields = Vec::with_capacity(names.len() + RECORD_PARTS.len() + 2);
+    fields.extend(epoch);
+    fields.push(("kind", kind));
+    let mut parts = parts.split(SEPARATOR);
+    fields.extend(names.iter().copied().zip(parts.by_ref()));
+    let whole = fields.len() - 1 - usize::from(epoch.is_some()) == names.len();
+    let before = fields.len();
+    fields.extend(RECORD_PARTS.into_iter().zip(parts.by_ref()));
+    let recorded = fields.len() - before;
+    if !whole || (recorded != 0 && recorded != RECORD_PARTS.len()) || parts.next().is_some() {
+        return Err(BadEvent(format!("{kind} does not have its parts")));
+    }
+    Ok(Fields(fields))
+}
+
+impl Event {
+    fn read(f: &Fields<'_>) -> Result<Event, BadEvent> {
+        let at = f.time("at")?;
+        let (epoch, seq, body) = (f.count("epoch")?, f.count("seq")?, Body::decode(f, at)?);
+        let request_id = f.get(REQUEST_ID).unwrap_or_default().to_owned();
+        Ok(Event { epoch, seq, at, request_id, body, record: f.record()? })
+    }
+}
+
+impl Body {
+    fn decode(f: &Fields<'_>, at: Millis) -> Result<Body, BadEvent> {
+        Ok(match f.text("kind")? {
+            "users_created" => {
+                let (count, step) = (f.count("count")?, f.count("step")?);
+                if !(1..=MAX_USERS_PER_EVENT).contains(&count) || step < 1 {
+                    return Err(BadEvent("the batch of users is out of bounds".into()));
+                }
+                Body::UsersCreated {
+                    first: f.id("first", UserId::new)?,
+                    step,
+                    count,
+                    balance: f.count("balance")?,
+                    name: f.text("name")?.to_owned(),
+                    prefixed: f.flag("prefixed")?,
+                }
+            }
+            "product_created" => Body::ProductCreated {
+                product: f.id("product", ProductId::new)?,
+                name: f.text("name")?.to_owned(),
+                price: f.count("price")?,
+                units: f.units("units")?,
+                category: f.text("category")?.to_owned(),
+            },
+            "product_updated" => Body::ProductUpdated {
+                product: f.id("product", ProductId::new)?,
+                name: f.text("name")?.to_owned(),
+                price: f.count("price")?,
+                category: f.text("category")?.to_owned(),
+                delta: f.change("delta")?,
+            },
+            "campaign_created" => Body::CampaignCreated(CampaignTerms {
+                coupon_id: f.id("coupon", CouponId::new)?,
+                code: f.text("code")?.to_owned(),
+                discount: Discount { kind: f.name("type")?, amount: f.count("amount")? },
+                total: f.count("total")?,
+                opens_at: f.time("opens_at")?,
+                closes_at: f.time("closes_at")?,
+                expires_at: f.time("expires_at")?,
+            }),
+            "campaign_updated" => Body::CampaignUpdated {
+                coupon: f.id("coupon", CouponId::new)?,
+                opens_at: f.time("opens_at")?,
+                closes_at: f.time("closes_at")?,
+            },
+            "coupon_issued" => Body::CouponIssued {
+                coupon: f.id("coupon", CouponId::new)?,
+                user: f.id("user", UserId::new)?,
+                issue_no: f.count("issue_no")?,
+                at_home: f.flag("at_home")?,
+            },
+            "coupon_granted" => Body::CouponGranted {
+                coupon: f.id("coupon", CouponId::new)?,
+                user: f.id("user", UserId::new)?,
+                issue_no: f.count("issue_no")?,
+                issued_at: f.time("issued_at")?,
+            },
+            "balance_charged" => Body::BalanceCharged(f.entry(TransactionType::Charge, "amount", at)?),
+            "order_placed" => Body::OrderPlaced(Placed {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                lines: f.lines("lines")?,
+                remote: f.lines("far")?,
+                total: f.count("total")?,
+                discount: f.count("discount")?,
+                final_price: f.count("final")?,
+                coupon: f.optional_id("coupon", CouponId::new)?,
+                expires_at: f.time("expires_at")?,
+            }),
+            "payment_started" => Body::PaymentStarted(Started {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                payment: f.id("payment", PaymentId::new)?,
+                payment_type: f.name("type")?,
+                amount: f.count("amount")?,
+                receipt: f.text("receipt")?.to_owned(),
+            }),
+            "order_paid" => Body::OrderPaid(Paid {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                payment: f.id("payment", PaymentId::new)?,
+                payment_type: f.name("type")?,
+                amount: f.count("amount")?,
+                receipt: f.text("receipt")?.to_owned(),
+                // The first version of this event said it by the transaction alone.
+                by_gateway: f.get("method").map_or(!f.text("transaction")?.is_empty(), |method| method == "GATEWAY"),
+                transaction: f.optional("transaction")?,
+                lines: f.lines("lines")?,
+                remote: f.lines("far")?,
+                coupon: f.optional_id("coupon", CouponId::new)?,
+                entry: match f.count("debit")? {
+                    0 => None,
+                    _ => Some(f.entry(TransactionType::Payment, "debit", at)?),
+                },
+                day: f.text("day")?.to_owned(),
+            }),
+            "order_closed" => Body::OrderClosed(Closed {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                from: f.name("from")?,
+                status: f.name("status")?,
+                reason: f.name("reason")?,
+                lines: f.lines("lines")?,
+                remote: f.lines("far")?,
+                coupon: f.optional_id("coupon", CouponId::new)?,
+                receipt: f.optional("receipt")?,
+                watched: f.optional_flag("watch")?,
+                withheld: f.optional_flag("withheld")?,
+                by_gateway: f.text("method")? == "GATEWAY",
+                entry: match f.count("credit")? {
+                    0 => None,
+                    _ => Some(f.entry(TransactionType::Refund, "credit", at)?),
+                },
+                day: f.text("day")?.to_owned(),
+            }),
+            "payment_ended" => Body::PaymentEnded {
+                order: f.id("order", OrderId::new)?,
+                receipt: f.text("receipt")?.to_owned(),
+                outcome: match f.text("outcome")? {
+                    "REFUNDED" => PaymentOutcome::Refunded,
+                    "DECLINED" => PaymentOutcome::Declined,
+                    "SETTLED" => PaymentOutcome::Settled,
+                    "DISPUTED" => PaymentOutcome::Disputed,
+                    other => return Err(Fields::bad("outcome", other)),
+                },
+                transaction: f.get("transaction").filter(|text| !text.is_empty()).map(str::to_owned),
+            },
+            "payment_resolved" => Body::PaymentResolved(Resolved {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                receipt: f.text("receipt")?.to_owned(),
+                approved: match f.text("outcome")? {
+                    "APPROVED" => true,
+                    "DECLINED" => false,
+                    other => return Err(Fields::bad("outcome", other)),
+                },
+                operator: f.text("operator")?.to_owned(),
+                reason: f.text("why")?.to_owned(),
+            }),
+            "stock_held" => Body::StockHeld {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                lines: f.lines("lines")?,
+            },
+            "stock_settled" => Body::StockSettled {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                lines: f.lines("lines")?,
+                from: f.hold_state("from")?,
+                to: f.hold_state("to")?,
+                withheld: f.optional_flag("withheld")?,
+                forgotten: f.optional_flag("forgotten")?,
+            },
+            "ids_reserved" => {
+                let (first, count) = (f.count("first")?, f.count("count")?);
+                Body::IdsReserved { sequence: f.text("sequence")?.to_owned(), last: first + count - 1 }
+            }
+            "rebuilt" => Body::Rebuilt {
+                units: f.counts("units", ProductId::new)?,
+                coupons: f.counts("coupons", CouponId::new)?,
+            },
+            "stock_released" => {
+                Body::StockReleased { product: f.id("product", ProductId::new)?, units: f.units("units")? }
+            }
+            "coupons_released" => {
+                Body::CouponsReleased { coupon: f.id("coupon", CouponId::new)?, count: f.units("count")? }
+            }
+            other => return Err(Fields::bad("kind", other)),
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! The fields of one event, read with their types and bounds.
+
+use std::str::FromStr;
+
+use super::*;
+
+/// Few enough to be searched one by one.
+pub(super) struct Fields<'a>(pub(super) Vec<(&'a str, &'a str)>);
+
+impl<'a> Fields<'a> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(field, _)| *field == name).map(|(_, value)| *value)
+    }
+
+    pub(super) fn text(&self, name: &str) -> Result<&'a str, BadEvent> {
+        self.get(name).ok_or_else(|| BadEvent(format!("field {name} is missing")))
+    }
+
+    pub(super) fn bad(name: &str, value: &str) -> BadEvent {
+        BadEvent(format!("field {name} is {:?}", value.chars().take(40).collect::<String>()))
+    }
+
+    pub(super) fn int(&self, name: &str) -> Result<i64, BadEvent> {
+        let text = self.text(name)?;
+        let safe = |n: &i64| (-MAX_SAFE_INTEGER..=MAX_SAFE_INTEGER).contains(n);
+        text.parse().ok().filter(safe).ok_or_else(|| Self::bad(name, text))
+    }
+
+    /// A change of units or coupons: never more than there may be of one thing, so that no batch's sum overflows.
+    pub(super) fn change(&self, name: &str) -> Result<i64, BadEvent> {
+        let n = self.int(name)?;
+        if (-MAX_STOCK..=MAX_STOCK).contains(&n) { Ok(n) } else { Err(BadEvent(format!("field {name} is too much"))) }
+    }
+
+    pub(super) fn units(&self, name: &str) -> Result<i64, BadEvent> {
+        self.count(name)?;
+        self.change(name)
+    }
+
+    pub(super) fn count(&self, name: &str) -> Result<i64, BadEvent> {
+        let n = self.int(name)?;
+        if n >= 0 { Ok(n) } else { Err(BadEvent(format!("field {name} is negative"))) }
+    }
+
+    pub(super) fn id<T>(&self, name: &str, new: fn(i64) -> Option<T>) -> Result<T, BadEvent> {
+        new(self.int(name)?).ok_or_else(|| BadEvent(format!("field {name} is no id")))
+    }
+
+    pub(super) fn optional_id<T>(&self, name: &str, new: fn(i64) -> Option<T>) -> Result<Option<T>, BadEvent> {
+        if self.text(name)?.is_empty() { Ok(None) } else { self.id(name, new).map(Some) }
+    }
+
+    pub(super) fn name<T: FromStr>(&self, name: &str) -> Result<T, BadEvent> {
+        let text = self.text(name)?;
+        text.parse().map_err(|_| Self::bad(name, text))
+    }
+
+    pub(super) fn optional(&self, name: &str) -> Result<Option<String>, BadEvent> {
+        self.text(name).map(|text| (!text.is_empty()).then(|| text.to_owned()))
+    }
+
+    pub(super) fn time(&self, name: &str) -> Result<Millis, BadEvent> {
+        let at = Millis(self.count(name)?);
+        if at <= Millis::MAX { Ok(at) } else { Err(BadEvent(format!("field {name} is no time"))) }
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Result<bool, BadEvent> {
+        match self.text(name)? {
+            "1" => Ok(true),
+            "0" => Ok(false),
+            other => Err(Self::bad(name, other)),
+        }
+    }
+
+    /// One that events have not had from the beginning.
+    pub(super) fn optional_flag(&self, name: &str) -> Result<bool, BadEvent> {
+        if self.get(name).is_some() { self.flag(name) } else { Ok(false) }
+    }
+
+    pub(super) fn lines(&self, name: &str) -> Result<Vec<OrderLine>, BadEvent> {
+        unpack_lines(self.text(name)?).ok_or_else(|| BadEvent(format!("field {name} is no list of lines")))
+    }
+
+    pub(super) fn hold_state(&self, name: &str) -> Result<HoldState, BadEvent> {
+        match self.text(name)? {
+            "HELD" => Ok(HoldState::Held),
+            "SETTLED" => Ok(HoldState::Settled),
+            "RELEASED" => Ok(HoldState::Released),
+            "REFUNDED" => Ok(HoldState::Refunded),
+            other => Err(Self::bad(name, other)),
+        }
+    }
+
+    /// `id:count,...`
+    pub(super) fn counts<T>(&self, name: &str, new: fn(i64) -> Option<T>) -> Result<Vec<(T, i64)>, BadEvent> {
+        let text = self.text(name)?;
+        let pair = |packed: &str| {
+            let (id, count) = packed.split_once(':')?;
+            Some((new(id.parse().ok()?)?, count.parse().ok().filter(|n| (1..=MAX_STOCK).contains(n))?))
+        };
+        let pairs = text.split(',').filter(|packed| !packed.is_empty()).map(pair);
+        pairs.collect::<Option<_>>().ok_or_else(|| Self::bad(name, text))
+    }
+
+    pub(super) fn record(&self) -> Result<Option<Record>, BadEvent> {
+        if self.get("key").is_none() {
+            return Ok(None);
+        }
+        let (digest, fingerprint, reply) = (self.text("key")?, self.text("print")?, self.text("reply")?);
+        unpack_reply(reply).ok_or_else(|| Self::bad("reply", reply))?;
+        Ok(Some(Record { digest: digest.into(), fingerprint: fingerprint.into(), reply: reply.into() }))
+    }
+
+    pub(super) fn entry(&self, kind: TransactionType, amount: &str, at: Millis) -> Result<BalanceEntry, BadEvent> {
+        Ok(BalanceEntry {
+            user_id: self.id("user", UserId::new)?,
+            entry_no: self.count("entry_no")?,
+            kind,
+            amount: self.count(amount)?,
+            before: self.count("before")?,
+            after: self.count("after")?,
+            order_id: if kind == TransactionType::Charge { None } else { Some(self.id("order", OrderId::new)?) },
+            at,
+        })
+    }
+}

@@ -1,0 +1,38 @@
+//! Lists packed into one text, as the scripts write them.
+
+use super::*;
+
+/// Reads lines packed as `product:quantity:price,...`; `None` where they are not.
+pub fn unpack_lines(packed: &str) -> Option<Vec<OrderLine>> {
+    if packed.is_empty() {
+        return Some(Vec::new());
+    }
+    let lines: Vec<OrderLine> = packed.split(',').take(MAX_ORDER_LINES + 1).map(unpack_line).collect::<Option<_>>()?;
+    (lines.len() <= MAX_ORDER_LINES).then_some(lines)
+}
+
+/// Packs lines as `product:quantity:price,...`.
+pub fn pack_lines(lines: &[OrderLine]) -> String {
+    let packed = lines.iter().map(|line| format!("{}:{}:{}", line.product_id, line.quantity, line.price));
+    packed.collect::<Vec<_>>().join(",")
+}
+
+/// The words of a packed reply, each preceded by its length in bytes (`4:PAID2:17`); `None` where it is none.
+pub fn unpack_reply(mut packed: &str) -> Option<Vec<&str>> {
+    let mut words = Vec::new();
+    while !packed.is_empty() {
+        let (length, rest) = packed.split_once(':')?;
+        let (word, rest) = rest.split_at_checked(length.parse().ok()?)?;
+        words.push(word);
+        packed = rest;
+    }
+    Some(words)
+}
+
+fn unpack_line(packed: &str) -> Option<OrderLine> {
+    let mut parts = packed.split(':');
+    let product_id = ProductId::new(parts.next()?.parse().ok()?)?;
+    let quantity = parts.next()?.parse().ok().filter(|q| (1..=MAX_LINE_QUANTITY).contains(q))?;
+    let price = parts.next()?.parse().ok().filter(|p| (0..=MAX_PRICE).contains(p))?;
+    parts.next().is_none().then_some(OrderLine { product_id, quantity, price })
+}

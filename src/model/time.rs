@@ -1,0 +1,228 @@
+//! Instants, calendar days and the clock.
+
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Datelike, NaiveDate, TimeZone, Timelike, Utc};
+use chrono_tz::Tz;
+
+/// An instant, in milliseconds since the Unix epoch, UTC: the resolution at which Redis and Postgres keep times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Millis(pub i64);
+
+impl Millis {
+    /// The latest instant accepted from outside: the end of the year 9999.
+    pub const MAX: Millis = Millis(253_402_300_799_999);
+
+    /// The same instant as a calendar type; times outside chrono's range (never produced here) become the epoch.
+    pub fn to_utc(self) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(self.0).unwrap_or_default()
+    }
+
+    /// The calendar day of this instant in `zone`.
+    pub fn day(self, zone: Tz) -> NaiveDate {
+        self.to_utc().with_timezone(&zone).date_naive()
+    }
+
+    /// The wall-clock form of the API: `2024-04-04T14:45:00`, in `zone`, whole seconds.
+    pub fn local(self, zone: Tz) -> String {
+        let local = self.to_utc().with_timezone(&zone).naive_local();
+        // By hand, as it is in nearly every reply: chrono reads its format anew each time.
+        let mut text = String::with_capacity(19);
+        let mut digits = |number: u32, least: u32, end: &str| {
+            for place in (0..least).rev() {
+                text.push(char::from(b'0' + (number / 10u32.pow(place) % 10) as u8));
+            }
+            text.push_str(end);
+        };
+        // No time is beyond year 9999: `Millis::MAX`.
+        digits(local.year().clamp(0, 9999) as u32, 4, "-");
+        digits(local.month(), 2, "-");
+        digits(local.day(), 2, "T");
+        digits(local.hour(), 2, ":");
+        digits(local.minute(), 2, ":");
+        digits(local.second(), 2, "");
+        text
+    }
+
+    /// `milliseconds` later.
+    pub fn plus(self, milliseconds: i64) -> Millis {
+        Millis(self.0.saturating_add(milliseconds))
+    }
+}
+
+impl From<DateTime<Utc>> for Millis {
+    fn from(time: DateTime<Utc>) -> Self {
+        Millis(time.timestamp_millis())
+    }
+}
+
+/// A calendar day of a zone, by the instants that belong to it.
+#[derive(Clone, Copy, Debug)]
+pub struct CalendarDay {
+    pub date: NaiveDate,
+    pub from: Millis,
+    /// The first instant after it.
+    pub until: Millis,
+}
+
+impl CalendarDay {
+    /// The day that it is in `zone` at `now`.
+    pub fn of(now: Millis, zone: Tz) -> Self {
+        let date = now.day(zone);
+        let until = date.succ_opt().map_or(Millis::MAX, |next| first_instant(next, zone));
+        CalendarDay { date, from: first_instant(date, zone), until }
+    }
+
+    /// Whether it is this day at `now`.
+    pub fn includes(&self, now: Millis) -> bool {
+        self.from <= now && now < self.until
+    }
+}
+
+/// When a day begins: at midnight, or where clocks skip that, when they go on.
+fn first_instant(day: NaiveDate, zone: Tz) -> Millis {
+    let midnight = day.and_time(chrono::NaiveTime::MIN);
+    let quarters = (0..=100).map(|quarter| midnight + chrono::TimeDelta::minutes(15 * quarter));
+    let instant = quarters.filter_map(|at| zone.from_local_datetime(&at).earliest()).next();
+    instant.map_or(Millis(midnight.and_utc().timestamp_millis()), |at| Millis(at.timestamp_millis()))
+}
+
+/// Where the time comes from: the system's clock, corrected to the store's; or one that a test sets.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    System(Arc<System>),
+    Standing(Arc<Standing>),
+}
+
+#[derive(Debug, Default)]
+struct System {
+    /// How wrong a test lets this clock be.
+    skew_ms: i64,
+    /// How far the store's clock is ahead of this one.
+    offset_ms: AtomicI64,
+}
+
+#[derive(Debug)]
+struct Standing {
+    now_ms: AtomicI64,
+    uptime_us: AtomicU64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Clock::system()
+    }
+}
+
+impl Clock {
+    /// The system's clocks.
+    pub fn system() -> Self {
+        Clock::skewed(0)
+    }
+
+    /// The system's clock, as it would be if it were ahead by so much (or, negative, behind).
+    pub fn skewed(skew_ms: i64) -> Self {
+        Clock(Source::System(Arc::new(System { skew_ms, offset_ms: AtomicI64::new(0) })))
+    }
+
+    /// A clock that stands at `at` until it is advanced; its clones share the time.
+    pub fn standing(at: Millis) -> Self {
+        Clock(Source::Standing(Arc::new(Standing { now_ms: at.0.into(), uptime_us: AtomicU64::default() })))
+    }
+
+    /// The time, as the store's clock has it: what is shown and written down. What is decided goes by the store's own.
+    pub fn now(&self) -> Millis {
+        match &self.0 {
+            Source::Standing(standing) => Millis(standing.now_ms.load(Ordering::SeqCst)),
+            Source::System(system) => self.own().plus(system.offset_ms.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The time as this process's own clock has it.
+    pub fn own(&self) -> Millis {
+        match &self.0 {
+            Source::Standing(_) => self.now(),
+            Source::System(system) => Millis::from(Utc::now()).plus(system.skew_ms),
+        }
+    }
+
+    /// From here on the time is so far ahead of this process's own clock.
+    pub fn correct(&self, offset_ms: i64) {
+        if let Source::System(system) = &self.0 {
+            system.offset_ms.store(offset_ms, Ordering::Relaxed);
+        }
+    }
+
+    /// The time of a clock that stands.
+    pub fn standing_at(&self) -> Option<Millis> {
+        matches!(self.0, Source::Standing(_)).then(|| self.now())
+    }
+
+    /// Microseconds since some moment of this process: for durations, since nobody sets this one.
+    pub fn uptime_us(&self) -> u64 {
+        static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        match &self.0 {
+            Source::Standing(standing) => standing.uptime_us.load(Ordering::SeqCst),
+            // Half a million years.
+            Source::System(_) => ORIGIN.elapsed().as_micros() as u64,
+        }
+    }
+
+    /// Lets so much time go by; with a standing clock it is gone at once, and only its uptime shows it.
+    pub async fn pass(&self, time: Duration) {
+        match &self.0 {
+            Source::Standing(standing) => {
+                let _ = standing.uptime_us.fetch_add(time.as_micros() as u64, Ordering::SeqCst);
+            }
+            Source::System(_) => tokio::time::sleep(time).await,
+        }
+    }
+
+    /// Moves a standing clock on; the system's goes by itself.
+    pub fn advance(&self, milliseconds: i64) {
+        if let Source::Standing(standing) = &self.0 {
+            standing.now_ms.fetch_add(milliseconds, Ordering::SeqCst);
+            standing.uptime_us.fetch_add(milliseconds.max(0) as u64 * 1000, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn local_time_matches_chrono(ms in 0..=Millis::MAX.0 - 86_400_000) {
+            for zone in [chrono_tz::Asia::Seoul, chrono_tz::America::New_York, chrono_tz::UTC] {
+                let local = Millis(ms).to_utc().with_timezone(&zone).naive_local();
+                prop_assert_eq!(Millis(ms).local(zone), local.format("%Y-%m-%dT%H:%M:%S").to_string());
+            }
+        }
+
+        #[test]
+        fn day_contains_exactly_the_instants_of_its_date(hours in 0..=700_000i64) {
+            let now = Millis(hours * 3_600_000 + 1);
+            // Cairo's and Beirut's clocks skip midnight, London's do not.
+            for zone in [chrono_tz::Africa::Cairo, chrono_tz::Asia::Beirut, chrono_tz::Europe::London, chrono_tz::Asia::Seoul] {
+                let day = CalendarDay::of(now, zone);
+                prop_assert!(day.includes(now));
+                prop_assert_eq!(day.from.day(zone), day.date);
+                prop_assert_eq!(Millis(day.until.0 - 1).day(zone), day.date);
+                prop_assert_ne!(Millis(day.from.0 - 1).day(zone), day.date);
+                prop_assert_ne!(day.until.day(zone), day.date);
+            }
+        }
+    }
+}
