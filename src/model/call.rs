@@ -1,38 +1,37 @@
-//! The context of a write: its request id and its idempotency key; and a reply that may be a replay.
+//! The context of a write, and its reply.
 
 use sha2::{Digest, Sha256};
 
 use super::UserId;
 
-/// What accompanies every write: who asked, and under which idempotency key.
+/// The context of a write: its request id and its idempotency key.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
-    /// `x-request-id`, at most 64 visible ASCII characters; carried into the event.
+    /// `x-request-id`, at most 64 visible ASCII characters. The event carries it on.
     pub request_id: String,
-    /// The request's idempotency key, if it had one.
+    /// The idempotency key, if the request has one.
     pub key: Option<IdempotencyKey>,
 }
 
-/// An `Idempotency-Key` bound to the request that it came with.
+/// An `Idempotency-Key`, bound to its request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
-    /// Whose key it is (a user's id, or "op"), "-", and the SHA-256 of the key, hex, shortened to 128 bits: what the record is
-    /// filed under.
+    /// The name of the record: the owner (a user's id, or "op"), "-", and the first 128 bits of the key's SHA-256 in hex.
     pub digest: String,
-    /// The same of the method, the path and the decoded body: what a repeat must match.
+    /// The first 128 bits, in hex, of the SHA-256 of method, path and decoded body. A repeat must match it.
     pub fingerprint: String,
 }
 
-/// Whose an idempotency key is: another's of the same text is another key.
+/// The owner of an idempotency key. Keys with the same text but different owners are different keys.
 #[derive(Clone, Copy, Debug)]
 pub enum KeyOwner<'a> {
     User(UserId),
-    /// By name.
+    /// The operator's name.
     Operator(&'a str),
 }
 
 impl IdempotencyKey {
-    /// `request` is any canonical form of the request: equal requests give equal bytes.
+    /// `request` is a canonical form of the request: equal requests give equal bytes.
     pub fn new(owner: KeyOwner<'_>, key: &str, request: &[u8]) -> Self {
         let digest_of = match owner {
             KeyOwner::User(user) => format!("{user}-{}", digest(key.as_bytes())),
@@ -46,7 +45,7 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An answer, and whether it is the stored answer to an earlier request under the same idempotency key.
+/// A reply, and whether an idempotency record supplied it.
 #[derive(Clone, Debug)]
 pub struct Reply<T> {
     pub value: T,
@@ -54,12 +53,12 @@ pub struct Reply<T> {
 }
 
 impl<T> Reply<T> {
-    /// The answer to a request seen for the first time.
+    /// The reply to a request that is no repeat.
     pub fn first(value: T) -> Self {
         Reply { value, replayed: false }
     }
 
-    /// The same reply about something else.
+    /// Maps the value; keeps `replayed`.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Reply<U> {
         Reply { value: f(self.value), replayed: self.replayed }
     }

@@ -2,7 +2,7 @@
 
 use super::{CouponId, CouponStatus, Discount, Millis, OrderId};
 
-/// A campaign's terms. Only its window may be moved once it exists.
+/// A campaign's terms. Only the window can change once the campaign exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CampaignTerms {
     pub coupon_id: CouponId,
@@ -17,16 +17,16 @@ pub struct CampaignTerms {
     pub expires_at: Millis,
 }
 
-/// A campaign and how far it is given out.
+/// A campaign and the number of its issued coupons.
 #[derive(Clone, Debug)]
 pub struct Campaign {
     pub terms: CampaignTerms,
     pub issued: i64,
-    /// Kept back by a rebuild, until an operator releases them.
+    /// Coupons that a rebuild withheld, until an operator releases them.
     pub withheld: i64,
 }
 
-/// A campaign to create. Times that were left out: open at once, and until `expires_at`.
+/// A campaign to create. It opens at once unless `opens_at` is set, and closes at `expires_at` unless `closes_at` is set.
 #[derive(Clone, Debug)]
 pub struct NewCampaign {
     /// 1–64 characters.
@@ -39,19 +39,19 @@ pub struct NewCampaign {
     pub expires_at: Millis,
 }
 
-/// A change of a campaign's window; what is left out stays as it is.
+/// A change of a campaign's window. `None` leaves a field unchanged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CampaignPatch {
     pub opens_at: Option<Millis>,
-    /// A time just past means now.
+    /// A time in the recent past means now.
     pub closes_at: Option<Millis>,
 }
 
-/// A coupon just given out.
+/// A coupon that was just issued.
 #[derive(Clone, Debug)]
 pub struct IssuedCoupon {
     pub terms: std::sync::Arc<CampaignTerms>,
-    /// The place in the order of arrival, from 1.
+    /// The rank of the issue within the campaign, from 1.
     pub issue_no: i64,
     pub issued_at: Millis,
 }
@@ -62,7 +62,7 @@ pub struct UserCoupon {
     pub terms: std::sync::Arc<CampaignTerms>,
     pub issue_no: i64,
     pub issued_at: Millis,
-    /// As shown now: held or used coupons are USED, unused ones past their time EXPIRED.
+    /// A held or used coupon is USED; an unused coupon past `expires_at` is EXPIRED.
     pub status: CouponStatus,
     pub used_at: Option<Millis>,
     /// The PENDING order that holds it.

@@ -1,30 +1,30 @@
-//! Every way in which a request can end without doing what it asked for.
+//! The errors of operations. `http::error` maps each to a status, a code and a message.
 //!
-//! The words here are the domain's; `http::error` is the one table that turns them into status, code and message.
+//! A variant marked *Extension* is not on the API page.
 
 use std::time::Duration;
 
-/// Why a request was not carried out. Unless a variant says otherwise, nothing was changed.
+/// Why an operation failed. The operation changed nothing, unless the variant says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the payment request is not valid for this order")]
     InvalidPayment,
     #[error("the user's balance is too low")]
     InsufficientBalance,
-    /// The payment was declined: the order is now FAILED and its holds are given back.
+    /// The payment was declined. The order is now FAILED, and its holds are released.
     #[error("the payment was declined")]
     PaymentDeclined {
-        /// The answer is a repeat under an idempotency key.
+        /// An idempotency record supplied this reply.
         replayed: bool,
     },
     #[error("no such order of this user")]
     OrderNotFound,
     #[error("the order is paid already")]
     OrderAlreadyPaid,
-    /// Ours: cancelling an order that is CANCELLED or FAILED already.
+    /// Extension: the order to cancel is already CANCELLED or FAILED.
     #[error("the order is closed already")]
     OrderAlreadyClosed,
-    /// Ours: an operator decides a payment that is not under way.
+    /// Extension: an operator resolved a payment that is not in progress.
     #[error("no payment of the order is under way")]
     NoPaymentUnderWay,
     #[error("no such user")]
@@ -33,7 +33,7 @@ pub enum Error {
     InvalidAmount,
     #[error("the coupon cannot be issued or used")]
     InvalidCoupon,
-    /// Ours: an operator asked for a campaign that does not exist.
+    /// Extension: no campaign has this id.
     #[error("no such campaign")]
     CampaignNotFound,
     #[error("all coupons are issued")]
@@ -46,39 +46,39 @@ pub enum Error {
     SoldOut,
     #[error("a product has less than was asked for")]
     InsufficientStock,
-    /// Ours: the user has too many PENDING orders.
+    /// Extension: the user has too many PENDING orders.
     #[error("too many open orders")]
     TooManyOpenOrders,
-    /// Ours: a request of the operators' API, or a query parameter, is not valid.
+    /// Extension: a request of the operators' API, or a query parameter, is not valid.
     #[error("the request is not valid: {0}")]
     InvalidRequest(&'static str),
-    /// Ours: the idempotency key was used for a different request.
+    /// Extension: the idempotency key was used for a different request.
     #[error("the idempotency key belongs to another request")]
     IdempotencyKeyReused,
-    /// Ours: the first request under this key, or a payment of this order, is still running.
+    /// Extension: the first request under this key, or a payment of this order, is still running.
     #[error("a request for this is still running")]
     InProgress,
-    /// A dependency can't answer now. Where a write was sent its outcome is unknown, and repeating it under its
+    /// A dependency does not answer. The outcome of a write that was already sent is unknown; a retry under its
     /// idempotency key is safe.
     #[error("unavailable: {reason}")]
     Unavailable { reason: String, retry_after: Duration },
-    /// Something that should not happen; the details go to the log, never to the client.
+    /// A defect. The details go to the log, never to the client.
     #[error("internal: {0:#}")]
     Internal(#[from] anyhow::Error),
 }
 
 impl Error {
-    /// [`Error::Unavailable`] with the usual hint of one second.
+    /// [`Error::Unavailable`] with the default retry hint of one second.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Error::Unavailable { reason: reason.into(), retry_after: Duration::from_secs(1) }
     }
 
-    /// Whether what was asked for may have been carried out all the same: no refusal, which changes nothing.
+    /// Whether the operation may have taken effect. A refusal changes nothing; a failure leaves this open.
     pub fn leaves_outcome_unknown(&self) -> bool {
         matches!(self, Error::Unavailable { .. } | Error::Internal(_))
     }
 
-    /// The same for another one whom it concerns: of a call that was made for several.
+    /// A copy of the error of a batch, for one more of its requests.
     pub fn again(&self) -> Self {
         match self {
             Error::Unavailable { reason, retry_after } => {

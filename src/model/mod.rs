@@ -1,4 +1,6 @@
-//! The vocabulary: ids, money, time, positions, entities, events and errors. It imports no other module of the crate.
+//! The vocabulary: ids, money, time, positions, entities by subject, events and errors.
+//!
+//! Imports no other module of the crate; every module may import it.
 
 mod call;
 mod campaigns;
@@ -31,5 +33,5 @@ pub use timeline::*;
 pub use types::*;
 pub use users::*;
 
-/// The outcome of an operation that an idempotency key may replay.
+/// The outcome of an operation whose reply an idempotency key may replay.
 pub type Outcome<T> = Result<Reply<T>, Error>;

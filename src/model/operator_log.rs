@@ -2,27 +2,27 @@
 
 use super::Millis;
 
-/// What an operator did.
+/// An action of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorAction {
-    /// A UUID, so that it is written once.
+    /// A UUID: makes the write of the action idempotent.
     pub id: String,
     /// The operator's name.
     pub operator: String,
     /// Method and route.
     pub action: String,
-    /// What it was about, `name=id`; empty where that is nothing in particular.
+    /// The resource, as `name=id`; empty if there is none.
     pub target: String,
-    /// What was asked for, as JSON, shortened.
+    /// The request's body as JSON, truncated.
     pub detail: String,
     /// The status of the reply.
     pub status: u16,
     pub request_id: String,
-    /// When it was over.
+    /// The end of the request.
     pub at: Millis,
 }
 
-/// Which acts to list, newest first.
+/// The actions to list, newest first.
 #[derive(Clone, Debug, Default)]
 pub struct OperatorLogFilter {
     pub operator: Option<String>,
@@ -32,12 +32,12 @@ pub struct OperatorLogFilter {
     pub size: i64,
 }
 
-/// A page of acts as Postgres has them.
+/// A page of the operator log.
 #[derive(Clone, Debug)]
 pub struct OperatorLogPage {
     pub actions: Vec<OperatorAction>,
     pub page: i64,
     pub size: i64,
-    /// Acts in all that match.
+    /// The number of matching actions.
     pub total: i64,
 }

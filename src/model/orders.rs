@@ -2,21 +2,21 @@
 
 use super::{CloseReason, CouponId, Millis, OrderId, OrderStatus, PaymentId, PaymentType, ProductId, UserId, Won};
 
-/// The most lines in one order, before summing.
+/// The maximum number of lines of an order, before lines of one product are summed.
 pub const MAX_ORDER_LINES: usize = 100;
-/// The most units of one product in one order, after summing.
+/// The maximum number of units of one product in an order, after summing.
 pub const MAX_LINE_QUANTITY: i64 = 10_000;
 
 /// An order to place.
 #[derive(Clone, Debug)]
 pub struct NewOrder {
     pub user_id: UserId,
-    /// Distinct products, each 1–[`MAX_LINE_QUANTITY`] units, 1–[`MAX_ORDER_LINES`] of them.
+    /// 1–[`MAX_ORDER_LINES`] distinct products with 1–[`MAX_LINE_QUANTITY`] units each.
     pub lines: Vec<(ProductId, i64)>,
     pub coupon_id: Option<CouponId>,
 }
 
-/// An order just placed.
+/// An order that was just placed.
 #[derive(Clone, Debug)]
 pub struct PlacedOrder {
     pub order_id: OrderId,
@@ -24,16 +24,16 @@ pub struct PlacedOrder {
     pub ordered_at: Millis,
 }
 
-/// A line of an order, its price frozen when it was placed.
+/// A line of an order. Its price is the product's when the order was placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrderLine {
     pub product_id: ProductId,
     pub quantity: i64,
-    /// Won for one unit.
+    /// The price of one unit in won.
     pub price: Won,
 }
 
-/// An order, whole.
+/// An order.
 #[derive(Clone, Debug)]
 pub struct Order {
     pub order_id: OrderId,
@@ -45,7 +45,7 @@ pub struct Order {
     pub final_price: Won,
     pub coupon_id: Option<CouponId>,
     pub ordered_at: Millis,
-    /// When its hold ends if it is still PENDING.
+    /// The end of its hold, if the order is still PENDING then.
     pub expires_at: Millis,
     pub payment: Option<OrderPayment>,
     pub closed_at: Option<Millis>,
@@ -61,7 +61,7 @@ pub struct OrderPayment {
     pub paid_at: Millis,
 }
 
-/// Which orders to list, newest first.
+/// The orders to list, newest first.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OrderFilter {
     pub status: Option<OrderStatus>,
@@ -72,12 +72,12 @@ pub struct OrderFilter {
     pub size: i64,
 }
 
-/// A page of orders as Postgres has them.
+/// A page of orders from PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct OrderPage {
     pub orders: Vec<Order>,
     pub page: i64,
     pub size: i64,
-    /// Orders in all that match.
+    /// The number of matching orders.
     pub total: i64,
 }

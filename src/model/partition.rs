@@ -1,6 +1,6 @@
 //! Partitions.
 
-/// How many partitions a store may have.
+/// The maximum number of partitions of a deployment.
 pub const MAX_PARTITIONS: u16 = 256;
 
 /// A partition: the unit of atomicity. An id belongs to the partition whose number is `id mod N`.

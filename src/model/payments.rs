@@ -1,4 +1,4 @@
-//! Payments, and what operators resolve about them.
+//! Payments, and their resolution by operators.
 
 use super::{Millis, OrderId, OrderStatus, PaymentId, PaymentType, UserId, Won};
 
@@ -8,11 +8,11 @@ pub struct NewPayment {
     pub order_id: OrderId,
     pub user_id: UserId,
     pub payment_type: PaymentType,
-    /// Must equal the order's final price.
+    /// The order's final price.
     pub amount: Won,
 }
 
-/// A payment made.
+/// A payment that was made.
 #[derive(Clone, Debug)]
 pub struct Payment {
     pub payment_id: PaymentId,
@@ -24,18 +24,17 @@ pub struct Payment {
     pub paid_at: Millis,
 }
 
-/// An operator's word on a payment whose gateway can't say what became of it.
+/// An operator's decision on a payment whose gateway does not know the outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PaymentResolution {
     pub approved: bool,
-    /// The gateway's name for it, where the operator knows it.
+    /// The gateway's id of the transaction, if the operator knows it.
     pub transaction: Option<String>,
-    /// Who says so, and why.
     pub operator: String,
     pub reason: String,
 }
 
-/// What came of it.
+/// The order after the resolution of its payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResolvedPayment {
     pub order_id: OrderId,
@@ -43,7 +42,7 @@ pub struct ResolvedPayment {
     pub resolved_at: Millis,
 }
 
-/// A payment that nobody can settle.
+/// A payment whose outcome neither the gateway nor the service can determine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StuckPayment {
     pub order_id: OrderId,
@@ -54,19 +53,19 @@ pub struct StuckPayment {
     pub receipt: String,
     /// STARTED, WATCHED, REFUND_DUE or UNCONFIRMED.
     pub state: &'static str,
-    /// From when on it has been in that state.
+    /// The beginning of that state.
     pub since: Millis,
-    /// Times that the gateway was asked in vain.
+    /// The number of queries to the gateway without an outcome.
     pub asks: i64,
-    /// What it said the last time.
+    /// The gateway's last answer.
     pub said: Option<String>,
 }
 
-/// Payments that nobody can settle.
+/// The stuck payments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StuckPayments {
     /// The first hundred.
     pub payments: Vec<StuckPayment>,
-    /// How many there are.
+    /// The number of all stuck payments.
     pub total: i64,
 }

@@ -1,13 +1,13 @@
-//! The identity of a deployment, and how far a partition is.
+//! The identity of a deployment, and positions in a partition's sequence of decisions.
 
-/// The identity of a deployment: kept in Redis and in PostgreSQL, and compared at start.
+/// The identity of a deployment. Redis and PostgreSQL each hold a copy; start-up compares the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Minted when the deployment is first initialised.
+    /// A UUID, generated when the deployment is initialised.
     pub store: String,
-    /// Fixed from then on.
+    /// The number of partitions. It never changes.
     pub partitions: u16,
-    /// Raised by every rebuild.
+    /// Every rebuild increments it.
     pub epoch: i64,
 }
 
@@ -18,11 +18,11 @@ pub struct Position {
     pub seq: i64,
 }
 
-/// How far PostgreSQL is with a partition.
+/// PostgreSQL's progress in a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Projection {
-    /// The last decision that was projected.
+    /// The last projected decision.
     pub position: Position,
-    /// The seq of the last dead letter up to there; 0 if there is none.
+    /// The seq of the last dead letter up to `position`; 0 if there is none.
     pub last_dead_letter: i64,
 }

@@ -2,9 +2,9 @@
 
 use super::{Category, CouponId, ProductId, Won};
 
-/// The dearest price of one unit: a trillion won. An order's total stays exact all the same (see `order_place.lua`).
+/// The maximum price of one unit: a trillion won. `order_place.lua` bounds an order's total, which therefore stays exact.
 pub const MAX_PRICE: Won = 1_000_000_000_000;
-/// The most units of one product that may be on sale, held and sold together.
+/// The maximum number of units of one product, on sale, held and sold together.
 pub const MAX_STOCK: i64 = 1_000_000_000;
 
 /// A product as a storefront shows it.
@@ -13,33 +13,35 @@ pub struct Product {
     pub product_id: ProductId,
     pub name: String,
     pub price: Won,
-    /// Units on sale: neither held nor sold.
+    /// Units on sale: not held, sold or withheld.
     pub stock: i64,
     pub category: String,
 }
 
-/// A page of the catalogue, by product id.
+/// A page of the catalog, by product id.
 #[derive(Clone, Debug)]
 pub struct ProductPage {
     pub products: Vec<Product>,
     /// From 0.
     pub page: i64,
     pub size: i64,
-    /// Products in all (of the category).
+    /// The number of products of the category, or of all products.
     pub total: i64,
 }
 
-/// A product and where its units are.
+/// A product and its units by state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShelvedProduct {
     pub product_id: ProductId,
     pub name: String,
     pub category: String,
     pub price: Won,
-    /// Units on sale, held by PENDING orders, sold by PAID ones, and kept off sale by a rebuild.
     pub on_sale: i64,
+    /// Units of PENDING orders.
     pub held: i64,
+    /// Units of PAID orders.
     pub sold: i64,
+    /// Units that a rebuild keeps off sale.
     pub withheld: i64,
 }
 
@@ -55,13 +57,13 @@ pub struct NewProduct {
     pub category: Category,
 }
 
-/// What to change about a product; `None` leaves a field as it is.
+/// A change of a product. `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default)]
 pub struct ProductPatch {
     pub name: Option<String>,
     pub price: Option<Won>,
     pub category: Option<Category>,
-    /// Units to put on sale, or (negative) to take off; never below zero on sale.
+    /// Units to put on sale; a negative number takes units off sale, to no less than zero.
     pub stock_delta: Option<i64>,
 }
 
@@ -73,11 +75,11 @@ pub struct RankedProduct {
     pub units: i64,
     /// Won at list price, net of refunds.
     pub won: Won,
-    /// From 1.
+    /// Rank, from 1.
     pub position: i64,
 }
 
-/// What a rebuild keeps off sale, until an operator releases it: the first of each by id.
+/// Units and coupons that a rebuild keeps off sale until an operator releases them: the first of each by id.
 #[derive(Clone, Debug)]
 pub struct Withheld {
     /// Units by product.

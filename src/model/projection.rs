@@ -2,36 +2,36 @@
 
 use super::Millis;
 
-/// How far the projection is behind the decisions.
+/// The lag of the projection behind the decisions.
 #[derive(Clone, Debug)]
 pub struct ProjectionStatus {
-    /// Decisions not yet in Postgres.
+    /// The number of decisions that are not yet in PostgreSQL.
     pub lag_events: i64,
-    /// Age of the oldest of them.
+    /// The age of the oldest of them.
     pub lag_seconds: f64,
-    /// How many decisions Postgres may be behind before writes are turned away.
+    /// The number of decisions that PostgreSQL may lag before the service rejects writes.
     pub max_backlog: i64,
     pub dead_letters: i64,
     pub partitions: Vec<PartitionStatus>,
 }
 
-/// Which dead letter: an entry of a partition's outbox, and which of its decisions.
+/// The id of a dead letter: an entry of a partition's outbox, and a decision in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterId {
     pub partition: u16,
     /// `milliseconds-number`
     pub stream_id: String,
-    /// The decision's number; `None` of an entry that is none.
+    /// The decision's seq; `None` if the entry could not be decoded so far.
     pub seq: Option<i64>,
 }
 
-/// An event that could not be applied to Postgres.
+/// An event that the projector could not apply to PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
     pub id: DeadLetterId,
-    /// Why not, the last time that it was tried.
+    /// The error of the last attempt.
     pub reason: String,
-    /// The event: names and texts.
+    /// The event's fields: a map of names to texts.
     pub fields: serde_json::Value,
     pub recorded_at: Millis,
 }
@@ -45,14 +45,14 @@ pub struct DeadLetterPage {
     pub total: i64,
 }
 
-/// The same for one partition.
+/// The lag of one partition.
 #[derive(Clone, Debug)]
 pub struct PartitionStatus {
     pub partition: u16,
     pub epoch: i64,
-    /// The last decision taken in Redis.
+    /// The last decision in Redis.
     pub decided_seq: i64,
-    /// The last decision committed to Postgres.
+    /// The last decision in PostgreSQL.
     pub projected_seq: i64,
     pub lag_seconds: f64,
     pub dead_letters: i64,

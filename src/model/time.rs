@@ -11,15 +11,15 @@ use std::{
 use chrono::{DateTime, Datelike, NaiveDate, TimeZone, Timelike, Utc};
 use chrono_tz::Tz;
 
-/// An instant, in milliseconds since the Unix epoch, UTC: the resolution at which Redis and Postgres keep times.
+/// An instant in milliseconds since the Unix epoch, UTC. Redis and PostgreSQL keep times at this resolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Millis(pub i64);
 
 impl Millis {
-    /// The latest instant accepted from outside: the end of the year 9999.
+    /// The latest accepted instant: the end of the year 9999.
     pub const MAX: Millis = Millis(253_402_300_799_999);
 
-    /// The same instant as a calendar type; times outside chrono's range (never produced here) become the epoch.
+    /// The instant as chrono's type. Times outside chrono's range, which the crate never produces, become the epoch.
     pub fn to_utc(self) -> DateTime<Utc> {
         DateTime::from_timestamp_millis(self.0).unwrap_or_default()
     }
@@ -29,18 +29,18 @@ impl Millis {
         self.to_utc().with_timezone(&zone).date_naive()
     }
 
-    /// The wall-clock form of the API: `2024-04-04T14:45:00`, in `zone`, whole seconds.
+    /// The wall-clock time in `zone`, in whole seconds, as the API shows it: `2024-04-04T14:45:00`.
     pub fn local(self, zone: Tz) -> String {
         let local = self.to_utc().with_timezone(&zone).naive_local();
-        // By hand, as it is in nearly every reply: chrono reads its format anew each time.
+        // Nearly every reply has a time. chrono parses its format string on every call; this code does not.
         let mut text = String::with_capacity(19);
-        let mut digits = |number: u32, least: u32, end: &str| {
-            for place in (0..least).rev() {
+        let mut digits = |number: u32, width: u32, end: &str| {
+            for place in (0..width).rev() {
                 text.push(char::from(b'0' + (number / 10u32.pow(place) % 10) as u8));
             }
             text.push_str(end);
         };
-        // No time is beyond year 9999: `Millis::MAX`.
+        // `Millis::MAX` is in year 9999.
         digits(local.year().clamp(0, 9999) as u32, 4, "-");
         digits(local.month(), 2, "-");
         digits(local.day(), 2, "T");
@@ -50,7 +50,7 @@ impl Millis {
         text
     }
 
-    /// `milliseconds` later.
+    /// The instant `milliseconds` later.
     pub fn plus(self, milliseconds: i64) -> Millis {
         Millis(self.0.saturating_add(milliseconds))
     }
@@ -62,30 +62,30 @@ impl From<DateTime<Utc>> for Millis {
     }
 }
 
-/// A calendar day of a zone, by the instants that belong to it.
+/// A calendar day in a time zone, as a half-open range of instants.
 #[derive(Clone, Copy, Debug)]
 pub struct CalendarDay {
     pub date: NaiveDate,
     pub from: Millis,
-    /// The first instant after it.
+    /// The first instant after the day.
     pub until: Millis,
 }
 
 impl CalendarDay {
-    /// The day that it is in `zone` at `now`.
+    /// The day in `zone` that includes `now`.
     pub fn of(now: Millis, zone: Tz) -> Self {
         let date = now.day(zone);
         let until = date.succ_opt().map_or(Millis::MAX, |next| first_instant(next, zone));
         CalendarDay { date, from: first_instant(date, zone), until }
     }
 
-    /// Whether it is this day at `now`.
+    /// Whether the day includes `now`.
     pub fn includes(&self, now: Millis) -> bool {
         self.from <= now && now < self.until
     }
 }
 
-/// When a day begins: at midnight, or where clocks skip that, when they go on.
+/// The first instant of a day: midnight, or the first quarter of an hour after it that the zone's clocks do not skip.
 fn first_instant(day: NaiveDate, zone: Tz) -> Millis {
     let midnight = day.and_time(chrono::NaiveTime::MIN);
     let quarters = (0..=100).map(|quarter| midnight + chrono::TimeDelta::minutes(15 * quarter));
@@ -93,7 +93,7 @@ fn first_instant(day: NaiveDate, zone: Tz) -> Millis {
     instant.map_or(Millis(midnight.and_utc().timestamp_millis()), |at| Millis(at.timestamp_millis()))
 }
 
-/// Where the time comes from: the system's clock, corrected to the store's; or one that a test sets.
+/// The source of the time: the system's clock, corrected to the store's, or a clock that a test sets.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 
@@ -105,9 +105,9 @@ enum Source {
 
 #[derive(Debug, Default)]
 struct System {
-    /// How wrong a test lets this clock be.
+    /// An error that a test adds to the system's clock.
     skew_ms: i64,
-    /// How far the store's clock is ahead of this one.
+    /// The store's clock minus this one.
     offset_ms: AtomicI64,
 }
 
@@ -124,22 +124,22 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// The system's clocks.
+    /// The system's clock.
     pub fn system() -> Self {
         Clock::skewed(0)
     }
 
-    /// The system's clock, as it would be if it were ahead by so much (or, negative, behind).
+    /// The system's clock with an error of `skew_ms`; a negative one puts it behind.
     pub fn skewed(skew_ms: i64) -> Self {
         Clock(Source::System(Arc::new(System { skew_ms, offset_ms: AtomicI64::new(0) })))
     }
 
-    /// A clock that stands at `at` until it is advanced; its clones share the time.
+    /// A clock that stands at `at` until a test advances it. Clones share the time.
     pub fn standing(at: Millis) -> Self {
         Clock(Source::Standing(Arc::new(Standing { now_ms: at.0.into(), uptime_us: AtomicU64::default() })))
     }
 
-    /// The time, as the store's clock has it: what is shown and written down. What is decided goes by the store's own.
+    /// The time by the store's clock, for replies and records. Decisions use the store's clock itself.
     pub fn now(&self) -> Millis {
         match &self.0 {
             Source::Standing(standing) => Millis(standing.now_ms.load(Ordering::SeqCst)),
@@ -147,7 +147,7 @@ impl Clock {
         }
     }
 
-    /// The time as this process's own clock has it.
+    /// The time by this process's own clock.
     pub fn own(&self) -> Millis {
         match &self.0 {
             Source::Standing(_) => self.now(),
@@ -155,29 +155,29 @@ impl Clock {
         }
     }
 
-    /// From here on the time is so far ahead of this process's own clock.
+    /// Sets the offset of the store's clock from this process's own clock.
     pub fn correct(&self, offset_ms: i64) {
         if let Source::System(system) = &self.0 {
             system.offset_ms.store(offset_ms, Ordering::Relaxed);
         }
     }
 
-    /// The time of a clock that stands.
+    /// The time of a standing clock; `None` for the system's.
     pub fn standing_at(&self) -> Option<Millis> {
         matches!(self.0, Source::Standing(_)).then(|| self.now())
     }
 
-    /// Microseconds since some moment of this process: for durations, since nobody sets this one.
+    /// Microseconds since an arbitrary moment of this process. Monotonic: use it for durations.
     pub fn uptime_us(&self) -> u64 {
         static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
         match &self.0 {
             Source::Standing(standing) => standing.uptime_us.load(Ordering::SeqCst),
-            // Half a million years.
+            // A u64 of microseconds lasts half a million years.
             Source::System(_) => ORIGIN.elapsed().as_micros() as u64,
         }
     }
 
-    /// Lets so much time go by; with a standing clock it is gone at once, and only its uptime shows it.
+    /// Sleeps for `time`. A standing clock returns at once, and advances its uptime only.
     pub async fn pass(&self, time: Duration) {
         match &self.0 {
             Source::Standing(standing) => {
@@ -187,7 +187,7 @@ impl Clock {
         }
     }
 
-    /// Moves a standing clock on; the system's goes by itself.
+    /// Advances a standing clock; does nothing to the system's.
     pub fn advance(&self, milliseconds: i64) {
         if let Source::Standing(standing) = &self.0 {
             standing.now_ms.fetch_add(milliseconds, Ordering::SeqCst);

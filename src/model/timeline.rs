@@ -2,18 +2,19 @@
 
 use super::{Balance, BalanceEntry, DeadLetter, Millis, Order, OrderPage, OrderStatus, UserCoupon, Won};
 
-/// A user's story.
+/// A user's timeline.
 #[derive(Clone, Debug)]
 pub struct UserTimeline {
     pub balance: Balance,
     /// The newest first, up to a bound.
     pub coupons: Vec<UserCoupon>,
+    /// The number of all the user's coupons.
     pub coupons_in_all: i64,
-    /// `None` while Postgres is away.
+    /// `None` while PostgreSQL is unavailable.
     pub written: Option<UserTrace>,
 }
 
-/// What Postgres tells of a user.
+/// PostgreSQL's part of a user's timeline.
 #[derive(Clone, Debug)]
 pub struct UserTrace {
     /// The newest balance changes, oldest first.
@@ -22,23 +23,23 @@ pub struct UserTrace {
     pub open: OrderPage,
     /// Orders, newest first.
     pub last: OrderPage,
-    /// What could not be applied.
+    /// Dead letters about the user.
     pub dead_letters: Vec<DeadLetter>,
 }
 
-/// An order's story.
+/// An order's timeline.
 #[derive(Clone, Debug)]
 pub struct OrderTimeline {
     pub order: Order,
-    /// Its status there, if it has not left.
+    /// Its status in Redis; `None` if it is archived.
     pub in_redis: Option<OrderStatus>,
-    /// `None` while Postgres is away, or does not have it.
+    /// `None` while PostgreSQL is unavailable or does not have the order.
     pub trace: Option<OrderTrace>,
-    /// What could not be applied; `None` while Postgres is away.
+    /// Dead letters about the order; `None` while PostgreSQL is unavailable.
     pub dead_letters: Option<Vec<DeadLetter>>,
 }
 
-/// What happened to an order, as Postgres has it, in its words.
+/// The history of an order as PostgreSQL has it; statuses and reasons are the columns' texts.
 #[derive(Clone, Debug)]
 pub struct OrderTrace {
     pub status: String,
@@ -48,13 +49,13 @@ pub struct OrderTrace {
     pub closed_at: Option<Millis>,
     pub close_reason: Option<String>,
     pub payment: Option<PaymentTrace>,
-    /// Number, kind, won and time of what it did to its user's balance.
+    /// The order's changes of its user's balance: `entry_no`, kind, amount and time.
     pub entries: Vec<(i64, String, Won, Millis)>,
-    /// Partition and state of stock held elsewhere.
+    /// Its remote holds: partition and state.
     pub holds: Vec<(u16, String)>,
 }
 
-/// The same of its payment.
+/// The history of an order's payment.
 #[derive(Clone, Debug)]
 pub struct PaymentTrace {
     pub payment_id: i64,
@@ -67,6 +68,6 @@ pub struct PaymentTrace {
     pub started_at: Millis,
     pub paid_at: Option<Millis>,
     pub ended_at: Option<Millis>,
-    /// The operator who decided it, and why.
+    /// The operator who resolved it, and the reason.
     pub resolved: Option<(String, String)>,
 }

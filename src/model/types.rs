@@ -1,8 +1,7 @@
-//! The vocabulary: ids, money, times and the enumerations of the API page.
+//! Ids, money and the enumerations of the API page.
 //!
-//! Every value that came from outside passes through a constructor here, so that the rest of the crate can rely on its
-//! bounds: ids are 1 to 2^53−1, money is a whole number of won from 0 to 2^53−1 (exact in Lua's and JavaScript's
-//! numbers).
+//! Values from outside pass through the constructors of this module, so the rest of the crate relies on their bounds:
+//! ids are 1 to 2^53−1, money is a whole number of won from 0 to 2^53−1. Numbers of Lua and JavaScript hold both exactly.
 
 use std::{fmt, str::FromStr};
 
@@ -12,7 +11,7 @@ use utoipa::ToSchema;
 /// The largest integer that Lua, JavaScript and IEEE doubles hold exactly: 2^53−1.
 pub const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
 
-/// A whole number of won, 0 to [`MAX_SAFE_INTEGER`] wherever it is stored.
+/// A whole number of won. Stored amounts are 0 to [`MAX_SAFE_INTEGER`].
 pub type Won = i64;
 
 macro_rules! ids {
@@ -28,7 +27,7 @@ macro_rules! ids {
                 if id >= 1 && id <= MAX_SAFE_INTEGER { Some(Self(id)) } else { None }
             }
 
-            /// The number itself.
+            /// The number.
             pub const fn get(self) -> i64 {
                 self.0
             }
@@ -43,36 +42,37 @@ macro_rules! ids {
 }
 
 ids! {
-    /// A user; at home in partition `id mod N`.
+    /// A user. The owner partition is `id mod N`.
     UserId;
-    /// A product; its stock is in partition `id mod N`.
+    /// A product. Partition `id mod N` holds its stock.
     ProductId;
-    /// A coupon campaign; its counter and holders are in partition `id mod N`.
+    /// A coupon campaign. Partition `id mod N` holds its counter and its holders.
     CouponId;
-    /// An order; at home in its user's partition, which is also `id mod N`.
+    /// An order. Its owner partition is its user's, and also `id mod N`.
     OrderId;
     /// A payment of an order.
     PaymentId;
 }
 
-/// A word that is none of an enumeration's.
+/// A name that the enumeration does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a word of this enumeration")]
+#[error("not a name of this enumeration")]
 pub struct UnknownName;
 
-macro_rules! words {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* })*) => {$(
+/// Enums with one text per variant: the same in JSON, in Redis and in PostgreSQL.
+macro_rules! text_enums {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* })*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant,)* }
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant,)* }
 
         impl $name {
             /// Every value, in the order of the API page.
             pub const ALL: &[$name] = &[$($name::$variant),*];
 
-            /// The word used in JSON, in Redis and in Postgres.
+            /// The text in JSON, in Redis and in PostgreSQL.
             pub const fn as_str(self) -> &'static str {
-                match self { $($name::$variant => $word,)* }
+                match self { $($name::$variant => $text,)* }
             }
         }
 
@@ -85,43 +85,43 @@ macro_rules! words {
         impl FromStr for $name {
             type Err = UnknownName;
 
-            fn from_str(word: &str) -> Result<Self, UnknownName> {
-                match word { $($word => Ok($name::$variant),)* _ => Err(UnknownName) }
+            fn from_str(text: &str) -> Result<Self, UnknownName> {
+                match text { $($text => Ok($name::$variant),)* _ => Err(UnknownName) }
             }
         }
     )*};
 }
 
-words! {
+text_enums! {
     /// How a payment is made.
     PaymentType {
         Card = "CARD",
         KakaoPay = "KAKAO_PAY",
         Toss = "TOSS",
-        /// Ours: explicitly from the user's balance.
+        /// Extension: the user's balance pays.
         Balance = "BALANCE",
     }
-    /// Where an order stands.
+    /// The status of an order.
     OrderStatus {
         Pending = "PENDING",
         Paid = "PAID",
         Cancelled = "CANCELLED",
         Failed = "FAILED",
     }
-    /// Why an order ended without being (or staying) paid.
+    /// Why an order was closed without, or after, a payment.
     CloseReason {
         CancelledByUser = "CANCELLED_BY_USER",
         Expired = "EXPIRED",
         Refunded = "REFUNDED",
         PaymentDeclined = "PAYMENT_DECLINED",
     }
-    /// What a user can do with a coupon, as the API shows it.
+    /// The status of a user's coupon, as the API shows it.
     CouponStatus {
         Available = "AVAILABLE",
         Used = "USED",
         Expired = "EXPIRED",
     }
-    /// What `discountAmount` means: percent of the total, or won.
+    /// The unit of `discountAmount`: percent of the total, or won.
     DiscountType {
         Percentage = "PERCENTAGE",
         Fixed = "FIXED",
@@ -130,22 +130,22 @@ words! {
     TransactionType {
         Charge = "CHARGE",
         Payment = "PAYMENT",
-        /// Ours: the money of a refunded order coming back.
+        /// Extension: the refund of an order.
         Refund = "REFUND",
     }
     /// The calendar days, the current one included, over which sales are ranked.
     RankingScope {
         ThreeDays = "THREE_DAYS",
         Weekly = "WEEKLY",
-        /// Ours.
+        /// Extension.
         Today = "TODAY",
-        /// Ours: 30 days.
+        /// Extension: 30 days.
         Monthly = "MONTHLY",
     }
 }
 
 impl RankingScope {
-    /// Calendar days covered, the current one included.
+    /// The number of calendar days, the current one included.
     pub const fn days(self) -> u32 {
         match self {
             RankingScope::Today => 1,
@@ -155,7 +155,7 @@ impl RankingScope {
         }
     }
 
-    /// The longest scope's days: how long a day's bucket must live.
+    /// The days of the longest scope. A day's bucket must live at least as long.
     pub const MAX_DAYS: u32 = 30;
 }
 
@@ -165,7 +165,7 @@ impl RankingScope {
 pub struct Category(String);
 
 impl Category {
-    /// The token itself.
+    /// The token.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -182,7 +182,7 @@ impl FromStr for Category {
     }
 }
 
-/// The discount of a campaign; immutable once the campaign exists.
+/// The discount of a campaign. It never changes once the campaign exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discount {
     pub kind: DiscountType,
@@ -191,9 +191,9 @@ pub struct Discount {
 }
 
 impl Discount {
-    /// Won taken off `total`, rounded down, never more than `total`.
+    /// The discount on `total` in won, rounded down, at most `total`.
     ///
-    /// `order_place.lua` decides with the same arithmetic; a property test holds the two together.
+    /// `order_place.lua` decides by the same arithmetic; a property test compares the two.
     pub fn of(self, total: Won) -> Won {
         match self.kind {
             DiscountType::Fixed => self.amount.min(total),

@@ -2,9 +2,9 @@
 
 use super::{Millis, OrderId, TransactionType, UserId, Won};
 
-/// The largest opening balance of a user.
+/// The maximum opening balance of a user.
 pub const MAX_OPENING_BALANCE: Won = 1_000_000_000_000;
-/// The most that one charge may add.
+/// The maximum amount of one charge.
 pub const MAX_CHARGE: Won = 100_000;
 
 /// A user's balance.
@@ -15,16 +15,17 @@ pub struct Balance {
     pub balance: Won,
 }
 
-/// One change of a balance. `entry_no` counts a user's entries from 1 without gaps.
+/// One change of a balance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BalanceEntry {
     pub user_id: UserId,
+    /// Counts the user's entries from 1, without gaps.
     pub entry_no: i64,
     pub kind: TransactionType,
     pub amount: Won,
     pub before: Won,
     pub after: Won,
-    /// The order paid or refunded.
+    /// The paid or refunded order.
     pub order_id: Option<OrderId>,
     pub at: Millis,
 }
@@ -34,11 +35,11 @@ pub struct BalanceEntry {
 pub struct NewUser {
     /// 1–100 characters.
     pub name: String,
-    /// 0–[`MAX_OPENING_BALANCE`]; more than 0 is the first entry of the history.
+    /// 0–[`MAX_OPENING_BALANCE`]. An amount above 0 becomes the first entry of the history.
     pub balance: Won,
 }
 
-/// Users to create: `count` of them, named `prefix` and their id, each with `balance`.
+/// A number of users to create. Each is named `prefix` followed by its id.
 #[derive(Clone, Debug)]
 pub struct NewUsers {
     /// 1–1,000,000.
@@ -48,7 +49,7 @@ pub struct NewUsers {
     pub balance: Won,
 }
 
-/// Users created, with consecutive ids.
+/// The created users; their ids are consecutive.
 #[derive(Clone, Copy, Debug)]
 pub struct CreatedUsers {
     pub first: UserId,

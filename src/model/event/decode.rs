@@ -11,12 +11,12 @@ const REQUEST_ID: &str = "rid";
 /// The parts at the end of a packed event whose request had an idempotency key.
 const RECORD_PARTS: [&str; 3] = ["key", "print", "reply"];
 
-/// Why an entry of the outbox is no event.
+/// Why an entry of the outbox does not decode to an event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadEvent(pub String);
 
-/// Whether an entry was written by a program newer than this one, which has to wait for it.
+/// Whether a newer program wrote the entry. The projector of this one must not pass it.
 pub fn is_newer(fields: &[(String, String)]) -> bool {
     version(fields).is_some_and(|version| version > BATCH)
 }
@@ -25,12 +25,12 @@ fn version(fields: &[(String, String)]) -> Option<i64> {
     fields.iter().find(|(field, _)| field == "v").and_then(|(_, value)| value.parse().ok())
 }
 
-/// One decision of an entry.
+/// One decoded decision of an entry.
 #[derive(Clone, Debug)]
 pub struct Decoded {
-    /// `(epoch, seq)`, even of one that is otherwise no event.
+    /// `(epoch, seq)`, also if the event itself does not decode.
     pub position: Option<(i64, i64)>,
-    /// [`BadEvent`] says which field does not fit.
+    /// [`BadEvent`] names the invalid field.
     pub event: Result<Event, BadEvent>,
 }
 
@@ -40,7 +40,7 @@ impl Decoded {
         Decoded { position: number("epoch").zip(number("seq")), event: f.and_then(|f| Event::read(&f)) }
     }
 
-    /// Its number comes right after its kind, whatever else is wrong with it.
+    /// The seq follows the kind, so it is readable even if the other parts are not.
     fn packed(epoch: Option<(&str, &str)>, packed: &str) -> Self {
         let number = |text: Option<&str>| text?.parse().ok();
         let position = number(epoch.map(|(_, epoch)| epoch)).zip(number(packed.split(SEPARATOR).nth(1)));
@@ -48,14 +48,14 @@ impl Decoded {
     }
 }
 
-/// Decodes a stream entry's fields: at least one, in the order of their decisions.
+/// Decodes the fields of a stream entry into its decisions, in their order. Returns at least one.
 pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     match version(fields) {
         Some(SINGLE) => vec![Decoded::new(Ok(Fields(all().collect())))],
         Some(BATCH) => {
             let epoch = all().find(|(name, _)| *name == "epoch");
-            // One without events is one that does not have its parts.
+            // A missing field decodes as an empty packed event, which lacks its parts.
             let packed = all().find(|(name, _)| *name == EVENTS).map_or("", |(_, packed)| packed);
             packed.split(NEXT_EVENT).map(|packed| Decoded::packed(epoch, packed)).collect()
         }
@@ -68,7 +68,7 @@ pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
     }
 }
 
-/// The fields of an entry's `nth` decision, as if it were the only one of an entry.
+/// The fields of an entry's `nth` decision, in the form of an entry with this decision only.
 pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String)> {
     if version(fields) != Some(BATCH) {
         return fields.to_vec();
@@ -85,12 +85,12 @@ pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String
     }
 }
 
-/// The id of the request that an event is of, in the fields of one.
+/// The request id in the fields of an event.
 pub fn request_id(fields: &[(String, String)]) -> Option<&str> {
     fields.iter().find(|(name, _)| name == REQUEST_ID).map(|(_, id)| id.as_str())
 }
 
-/// The parts of a packed event by their names.
+/// Pairs the parts of a packed event with their names.
 fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fields<'a>, BadEvent> {
     let (kind, parts) = packed.split_once(SEPARATOR).unwrap_or((packed, ""));
     let names: &[&str] = match kind {
@@ -132,11 +132,11 @@ fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fiel
     fields.push(("kind", kind));
     let mut parts = parts.split(SEPARATOR);
     fields.extend(names.iter().copied().zip(parts.by_ref()));
-    let whole = fields.len() - 1 - usize::from(epoch.is_some()) == names.len();
+    let complete = fields.len() - 1 - usize::from(epoch.is_some()) == names.len();
     let before = fields.len();
     fields.extend(RECORD_PARTS.into_iter().zip(parts.by_ref()));
     let recorded = fields.len() - before;
-    if !whole || (recorded != 0 && recorded != RECORD_PARTS.len()) || parts.next().is_some() {
+    if !complete || (recorded != 0 && recorded != RECORD_PARTS.len()) || parts.next().is_some() {
         return Err(BadEvent(format!("{kind} does not have its parts")));
     }
     Ok(Fields(fields))
@@ -235,7 +235,7 @@ impl Body {
                 payment_type: f.name("type")?,
                 amount: f.count("amount")?,
                 receipt: f.text("receipt")?.to_owned(),
-                // The first version of this event said it by the transaction alone.
+                // The first form of this event has no `method`: there, a transaction implies a gateway.
                 by_gateway: f.get("method").map_or(!f.text("transaction")?.is_empty(), |method| method == "GATEWAY"),
                 transaction: f.optional("transaction")?,
                 lines: f.lines("lines")?,

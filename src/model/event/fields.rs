@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::*;
 
-/// Few enough to be searched one by one.
+/// The fields of one event. A linear search is fast enough for their number.
 pub(super) struct Fields<'a>(pub(super) Vec<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
@@ -26,7 +26,7 @@ impl<'a> Fields<'a> {
         text.parse().ok().filter(safe).ok_or_else(|| Self::bad(name, text))
     }
 
-    /// A change of units or coupons: never more than there may be of one thing, so that no batch's sum overflows.
+    /// A change of units or coupons. The bound of [`MAX_STOCK`] keeps sums over a batch from overflowing.
     pub(super) fn change(&self, name: &str) -> Result<i64, BadEvent> {
         let n = self.int(name)?;
         if (-MAX_STOCK..=MAX_STOCK).contains(&n) { Ok(n) } else { Err(BadEvent(format!("field {name} is too much"))) }
@@ -72,7 +72,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// One that events have not had from the beginning.
+    /// A flag that older events do not have.
     pub(super) fn optional_flag(&self, name: &str) -> Result<bool, BadEvent> {
         if self.get(name).is_some() { self.flag(name) } else { Ok(false) }
     }

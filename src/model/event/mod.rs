@@ -1,8 +1,7 @@
-//! The outbox's vocabulary: what a decision wrote down, whole, so that nobody has to look at Redis to understand it.
+//! The events of the outbox. An event is complete: a reader needs nothing from Redis to apply it.
 //!
-//! An entry of the outbox has one event, as a flat list of fields (version 1), or those of a call that decided many requests
-//! at once, packed into one text (version 2). Decoding trusts nothing: what does not fit is an error with the reason,
-//! which the projector files as a dead letter.
+//! A version 1 entry holds one event as a flat list of fields. A version 2 entry holds the events of a batched call,
+//! packed into one text. Decoding validates every field; an event that does not decode becomes a dead letter.
 
 mod decode;
 mod fields;
@@ -13,39 +12,40 @@ pub use packed::{pack_lines, unpack_lines, unpack_reply};
 
 use super::*;
 
-/// The versions of entries that this code writes and reads: of one event, and of many.
+/// The version of an entry with one event.
 pub const SINGLE: i64 = 1;
+/// The version of an entry with a batch of events.
 pub const BATCH: i64 = 2;
-/// What separates the parts of a packed event, and the events of an entry; no part has a control character in it.
+/// Separates the parts of a packed event. No part contains a control character.
 pub const SEPARATOR: char = '\u{1f}';
-/// The most users that one event creates.
+/// The maximum number of users that one event creates.
 pub const MAX_USERS_PER_EVENT: i64 = 10_000;
 
-/// A decision, and where it stands in its partition's books.
+/// A decision and its position in its partition.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub epoch: i64,
     pub seq: i64,
     pub at: Millis,
-    /// Of the request that it was decided for; empty where it has none.
+    /// The id of the request; empty if the decision has no request.
     pub request_id: String,
     pub body: Body,
-    /// What is to be answered to a repeat of the request.
+    /// The reply to a repeat of the request.
     pub record: Option<Record>,
 }
 
 /// The idempotency record of a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Of the key, as in the record's name.
+    /// See [`IdempotencyKey::digest`].
     pub digest: String,
-    /// Of the request.
+    /// See [`IdempotencyKey::fingerprint`].
     pub fingerprint: String,
     /// The script's reply, packed: see [`unpack_reply`].
     pub reply: String,
 }
 
-/// What was decided. Lines named `lines` are of products at home in the event's partition, `far` of others.
+/// The content of a decision. `lines` are of products in the event's partition, `remote` of products in others.
 #[derive(Clone, Debug)]
 pub enum Body {
     UsersCreated {
@@ -97,7 +97,7 @@ pub enum Body {
         order: OrderId,
         receipt: String,
         outcome: PaymentOutcome,
-        /// The gateway's transaction, where it is known only now.
+        /// The gateway's transaction, unless an earlier event has it.
         transaction: Option<String>,
     },
     PaymentResolved(Resolved),
@@ -112,17 +112,17 @@ pub enum Body {
         lines: Vec<OrderLine>,
         from: HoldState,
         to: HoldState,
-        /// What was held is kept off sale, as in [`Closed`].
+        /// The held units are kept off sale, as in [`Closed`].
         withheld: bool,
-        /// No order came of it, and none can.
+        /// The order of the hold does not exist, and never will.
         forgotten: bool,
     },
-    /// Ids that a request will create under, however often it is repeated.
+    /// Ids for the resources that a request creates. A repeat of the request uses the same ids.
     IdsReserved {
         sequence: String,
         last: i64,
     },
-    /// A rebuild: what it keeps off sale.
+    /// A rebuild, with the units and the coupons that it keeps off sale.
     Rebuilt {
         units: Vec<(ProductId, i64)>,
         coupons: Vec<(CouponId, i64)>,
@@ -162,18 +162,18 @@ pub struct Started {
     pub receipt: String,
 }
 
-/// How a gateway payment ended that outlived the decision about its order.
+/// The outcome of a gateway payment that ended after its order was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentOutcome {
     Refunded,
     Declined,
-    /// The gateway says what an operator said: approved.
+    /// The gateway confirms the operator's approval.
     Settled,
-    /// The gateway never said so.
+    /// The gateway does not confirm the operator's approval.
     Disputed,
 }
 
-/// `payment_resolved`: what an operator said of a payment, beside the `order_paid` or `order_closed` that follows from it.
+/// `payment_resolved`: an operator's decision on a payment. An `order_paid` or `order_closed` accompanies it.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     pub order: OrderId,
@@ -193,14 +193,14 @@ pub struct Paid {
     pub payment_type: PaymentType,
     pub amount: Won,
     pub receipt: String,
-    /// Paid through a gateway, and not from the balance.
+    /// A gateway made the payment, not the balance.
     pub by_gateway: bool,
-    /// The gateway's transaction; `None` where the balance paid, or an operator did not know it.
+    /// The gateway's transaction; `None` if the balance paid, or if the operator who resolved the payment did not know it.
     pub transaction: Option<String>,
     pub lines: Vec<OrderLine>,
     pub remote: Vec<OrderLine>,
     pub coupon: Option<CouponId>,
-    /// What left the balance; `None` where nothing did.
+    /// The debit; `None` if the balance did not change.
     pub entry: Option<BalanceEntry>,
     /// The day of the sale, `%Y%m%d` in the service's zone.
     pub day: String,
@@ -218,31 +218,31 @@ pub struct Closed {
     pub lines: Vec<OrderLine>,
     pub remote: Vec<OrderLine>,
     pub coupon: Option<CouponId>,
-    /// The payment that was declined or refunded.
+    /// The declined or refunded payment.
     pub receipt: Option<String>,
-    /// The gateway could not say for certain that it took nothing, and is asked for a while yet.
+    /// The gateway may still have taken the money: the payment is queried for a while longer.
     pub watched: bool,
-    /// What the order held is kept off sale: decisions that were lost may have paid it.
+    /// The order's units are kept off sale: a lost decision may have paid the order.
     pub withheld: bool,
     pub by_gateway: bool,
-    /// What came back to the balance.
+    /// The refund; `None` if the balance did not change.
     pub entry: Option<BalanceEntry>,
-    /// The day of the sale, `%Y%m%d`; empty where there was none.
+    /// The day of the sale, `%Y%m%d` in the service's zone; empty if there was no sale.
     pub day: String,
 }
 
-/// Where stock stands that is held for an order at home in another partition.
+/// The state of a remote hold: stock held for an order of another partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HoldState {
     Held,
     Settled,
-    /// Back on sale, as is the next.
+    /// The units are back on sale, as in [`HoldState::Refunded`].
     Released,
     Refunded,
 }
 
 impl HoldState {
-    /// As Redis and Postgres have it.
+    /// The text in Redis and in PostgreSQL.
     pub fn as_str(self) -> &'static str {
         match self {
             HoldState::Held => "HELD",
@@ -254,7 +254,7 @@ impl HoldState {
 }
 
 impl Event {
-    /// What the event did to `user`'s balance, if anything.
+    /// The event's change of `user`'s balance, if any.
     pub fn entry_of(&self, user: UserId) -> Option<BalanceEntry> {
         let entry = match &self.body {
             Body::BalanceCharged(entry) => Some(entry.clone()),
@@ -267,14 +267,14 @@ impl Event {
     }
 }
 
-/// The first entry of a user that was created with a balance.
+/// The first balance entry of a user created with a balance.
 pub fn opening_entry(user_id: UserId, balance: Won, at: Millis) -> BalanceEntry {
     let kind = TransactionType::Charge;
     BalanceEntry { user_id, entry_no: 1, kind, amount: balance, before: 0, after: balance, order_id: None, at }
 }
 
 impl Body {
-    /// The order that it is about, if any.
+    /// The order that the decision is about, if any.
     pub fn order(&self) -> Option<OrderId> {
         match self {
             Body::OrderPlaced(placed) => Some(placed.order),

@@ -1,8 +1,8 @@
-//! Lists packed into one text, as the scripts write them.
+//! Lists that the scripts pack into one text.
 
 use super::*;
 
-/// Reads lines packed as `product:quantity:price,...`; `None` where they are not.
+/// Unpacks lines from `product:quantity:price,...`; `None` if the text has another form.
 pub fn unpack_lines(packed: &str) -> Option<Vec<OrderLine>> {
     if packed.is_empty() {
         return Some(Vec::new());
@@ -17,16 +17,16 @@ pub fn pack_lines(lines: &[OrderLine]) -> String {
     packed.collect::<Vec<_>>().join(",")
 }
 
-/// The words of a packed reply, each preceded by its length in bytes (`4:PAID2:17`); `None` where it is none.
+/// Unpacks the parts of a reply, each preceded by its length in bytes (`4:PAID2:17`); `None` if the text has another form.
 pub fn unpack_reply(mut packed: &str) -> Option<Vec<&str>> {
-    let mut words = Vec::new();
+    let mut parts = Vec::new();
     while !packed.is_empty() {
         let (length, rest) = packed.split_once(':')?;
-        let (word, rest) = rest.split_at_checked(length.parse().ok()?)?;
-        words.push(word);
+        let (part, rest) = rest.split_at_checked(length.parse().ok()?)?;
+        parts.push(part);
         packed = rest;
     }
-    Some(words)
+    Some(parts)
 }
 
 fn unpack_line(packed: &str) -> Option<OrderLine> {
