@@ -6,35 +6,35 @@ use clap::{Args, ValueEnum};
 
 use super::Secret;
 
-/// Who operates.
+/// Operators.
 #[derive(Args, Clone, Debug, Default)]
 pub struct OperatorsConfig {
     /// The token of the operator named admin, of 16 or more printable characters; without any token the operators' API answers 401
     #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<Secret>,
     /// More operators, each with a token of its own: name:token,name:token. A name is 1 to 32 characters a-z 0-9 . _ -, a token
-    /// 16 or more printable ones without a comma
+    /// 16 or more printable characters without a comma
     #[arg(long, env = "ADMIN_TOKENS", hide_env_values = true)]
     pub admin_tokens: Option<Secret>,
-    /// Browsers send the cookie of the dashboard's session over https alone: for a service behind a TLS proxy
+    /// Browsers send the cookie of the dashboard's session over https only: for a service behind a TLS proxy
     #[arg(long, env = "OPS_COOKIE_SECURE")]
     pub ops_cookie_secure: bool,
 }
 
 impl OperatorsConfig {
-    /// The one operator of this token.
+    /// One operator, named admin, with this token.
     pub fn admin(token: impl Into<String>) -> Self {
         OperatorsConfig { admin_token: Some(Secret::new(token)), ..OperatorsConfig::default() }
     }
 }
 
-/// Whose word is taken for who a user is.
+/// The source of a user's identity.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Auth {
-    /// The client's: something in front of the service sees to it.
+    /// The request: a component in front of the service authenticates users.
     #[default]
     None,
-    /// An issuer's, by a token.
+    /// An issuer's token.
     Jwt,
 }
 
@@ -44,25 +44,25 @@ pub struct AuthConfig {
     /// Whether a request that acts for a user, or shows one, needs that user's token (Authorization: Bearer <JWT>)
     #[arg(long, env = "AUTH", value_enum, default_value_t)]
     pub auth: Auth,
-    /// The secret, of 32 bytes or more, that tokens are signed with by HS256, HS384 or HS512
+    /// The secret, of 32 bytes or more, of tokens signed by HS256, HS384 or HS512
     #[arg(long, env = "AUTH_JWT_SECRET", hide_env_values = true)]
     pub auth_jwt_secret: Option<Secret>,
-    /// Where the issuer has its public keys (a JWK set); https, or http on this machine
+    /// The URL of the issuer's public keys (a JWK set); https, or http on this machine
     #[arg(long, env = "AUTH_JWKS_URL", hide_env_values = true)]
     pub auth_jwks_url: Option<Secret>,
-    /// The same in a file
+    /// A file with the issuer's public keys
     #[arg(long, env = "AUTH_JWKS_FILE")]
     pub auth_jwks_file: Option<PathBuf>,
-    /// Seconds after which the issuer's keys are looked at again; when a token names an unknown one, that is done at once
+    /// Seconds between reads of the issuer's keys; a token with an unknown key causes a read at once
     #[arg(long, env = "AUTH_JWKS_REFRESH_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=86_400))]
     pub auth_jwks_refresh_seconds: u64,
-    /// The issuer (iss) that a token must be of
+    /// The issuer (iss) that a token must name
     #[arg(long, env = "AUTH_JWT_ISSUER")]
     pub auth_jwt_issuer: Option<String>,
-    /// The audience (aud) that a token must be for
+    /// The audience (aud) that a token must name
     #[arg(long, env = "AUTH_JWT_AUDIENCE")]
     pub auth_jwt_audience: Option<String>,
-    /// The claim that has the user's id: a whole number, or its digits
+    /// The claim with the user's id: a whole number, or its digits
     #[arg(long, env = "AUTH_JWT_USER_CLAIM", default_value = "sub")]
     pub auth_jwt_user_claim: String,
 }

@@ -7,28 +7,26 @@ use clap::Args;
 
 use super::items;
 
-/// What browsers are told.
+/// Headers for browsers.
 #[derive(Args, Clone, Debug, Default)]
 pub struct BrowserConfig {
     /// Origins whose pages may call the public API (never /admin or /ops), such as https://shop.example, separated by
     /// commas, or *
     #[arg(long, env = "CORS_ORIGINS", default_value = "", hide_default_value = true)]
     pub cors_origins: CorsOrigins,
-    /// Seconds for which browsers shall only come by HTTPS (Strict-Transport-Security): only where all of the host is
-    /// served by HTTPS. 0: not said
+    /// Seconds for which browsers must use HTTPS (Strict-Transport-Security): only for a host that is served by HTTPS
+    /// throughout. 0: no header
     #[arg(long, env = "HSTS_SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=63_072_000))]
     pub hsts_seconds: u64,
 }
 
-/// Whose pages may call the public API from a browser.
+/// The origins whose pages may call the public API from a browser.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CorsOrigins {
-    /// Nobody's but the service's own.
+    /// The service's own origin only.
     #[default]
     Own,
-    /// Anybody's.
     Any,
-    /// These.
     Listed(Vec<HeaderValue>),
 }
 
@@ -44,14 +42,15 @@ impl FromStr for CorsOrigins {
     }
 }
 
-/// As browsers spell it, or it would never match: scheme, host, port if it is not the scheme's own, and nothing else.
+/// Parses an origin in the exact form that browsers send: scheme, host, and the port unless it is the scheme's default.
+/// Any other spelling would never match.
 fn origin(text: &str) -> Result<HeaderValue, String> {
     let wrong = || format!("`{text}` is no origin such as https://shop.example or http://localhost:3000");
     let uri: Uri = text.parse().map_err(|_| wrong())?;
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(wrong()) };
-    let usual = matches!((scheme, authority.port_u16()), ("http", Some(80)) | ("https", Some(443)));
-    let spelled = text.to_ascii_lowercase() == text && text == format!("{scheme}://{authority}");
-    if usual || !spelled || !matches!(scheme, "http" | "https") || authority.as_str().contains('@') {
+    let default_port = matches!((scheme, authority.port_u16()), ("http", Some(80)) | ("https", Some(443)));
+    let canonical = text.to_ascii_lowercase() == text && text == format!("{scheme}://{authority}");
+    if default_port || !canonical || !matches!(scheme, "http" | "https") || authority.as_str().contains('@') {
         return Err(wrong());
     }
     text.parse().map_err(|_| wrong())

@@ -1,12 +1,12 @@
-//! What the environment says, by the same rules for every setting.
+//! Reads the environment by the same rules for every setting.
 //!
-//! - A variable that is set and empty (or white space) counts as not set: compose files and unit files pass on what they were not
-//!   given as `NAME=`.
+//! - An empty variable, or one of white space, counts as not set: compose files and unit files write `NAME=` for a value
+//!   that they do not have.
 //! - Booleans are `1`, `0`, `yes`, `no`, `on`, `off`, `true`, `false`, in any case.
-//! - A secret may be in a file that `NAME_FILE` names. It may not be an option: what the command line has is in the list of
-//!   processes, for everybody on the machine.
+//! - A secret may be in a file that `NAME_FILE` names. It may not be a command-line option: every user of the machine can
+//!   list the arguments of processes.
 //!
-//! What a secret is, the settings themselves say: `hide_env_values`.
+//! A setting with `hide_env_values` is a secret.
 
 use std::{
     env::var_os,
@@ -25,27 +25,29 @@ use clap::{
 
 use super::secrets::{self, redact, secret_parts};
 
-/// The most bytes of a secret's file.
+/// The maximum size of a secret's file.
 const MAX_FILE_BYTES: u64 = 65_536;
-/// Settings that have a new name: old and new. A process does not start with an old name, which it would otherwise ignore.
+/// Renamed settings: the old name and the new one. A process refuses to start with an old name, instead of ignoring it.
 const RENAMED: &[(&str, &str)] = &[("REDIS_LANES", "REDIS_CONNECTIONS")];
-/// Secrets in variables that libraries read.
+/// Variables with secrets that libraries read.
 const OTHERS_SECRETS: &[&str] =
     &["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "PGPASSWORD", "PGOPTIONS"];
 
-/// The command line and the environment, read by these rules. From here on no secret in them is printed. `Err`: what to end
-/// with, all being said.
+/// Reads the command line and the environment. From then on [`redact`] removes their secrets from all output.
+///
+/// # Errors
+/// The exit code of the process; the message is already printed.
 pub fn read(command: Command) -> Result<ArgMatches, ExitCode> {
     let mut environment = Environment::default();
     let command = environment.resolve(command);
     let mut secrets = environment.secrets;
     secrets.extend(OTHERS_SECRETS.iter().filter_map(var_os).filter_map(|value| value.into_string().ok()));
     secrets.extend(given_as_options(&environment.options));
-    let settled = secrets::hide(&secrets).and_then(|()| match environment.problem.or_else(renamed_setting) {
+    let hidden = secrets::hide(&secrets).and_then(|()| match environment.problem.or_else(renamed_setting) {
         Some(problem) => Err(problem),
         None => Ok(()),
     });
-    if let Err(problem) = settled {
+    if let Err(problem) = hidden {
         return Err(refuse(&format!("error: {problem:#}\n")));
     }
     match command.try_get_matches() {
@@ -53,11 +55,12 @@ pub fn read(command: Command) -> Result<ArgMatches, ExitCode> {
             None => Ok(matches),
             Some(reason) => Err(refuse(&format!("error: {reason}\n"))),
         },
-        Err(asked) if !asked.use_stderr() => {
-            let _ = asked.print();
+        // `--help` and `--version` are "errors" of clap that print to stdout.
+        Err(help) if !help.use_stderr() => {
+            let _ = help.print();
             Err(ExitCode::SUCCESS)
         }
-        Err(wrong) => Err(refuse(&without_passwords(&wrong.render().to_string()))),
+        Err(error) => Err(refuse(&without_passwords(&error.render().to_string()))),
     }
 }
 
@@ -67,7 +70,7 @@ fn refuse(text: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// A text without what stands between `://` and `@`: an argument that is no option may be a URL, which clap quotes.
+/// Hides what stands between `://` and `@`. clap quotes unexpected arguments, and such an argument may be a URL.
 fn without_passwords(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     for word in text.split_inclusive(char::is_whitespace) {
@@ -79,12 +82,13 @@ fn without_passwords(text: &str) -> String {
     kept
 }
 
-/// What is found while the settings are gone through.
+/// The findings of a walk over all settings.
 #[derive(Default)]
 struct Environment {
     secrets: Vec<String>,
-    /// Those settings that are secrets, by id, with the variable's name.
+    /// The settings that are secrets: option id and variable name.
     options: Vec<(String, String)>,
+    /// The first error.
     problem: Option<anyhow::Error>,
 }
 
@@ -134,7 +138,7 @@ fn is_given(value: Option<&OsStr>) -> bool {
     value.is_some_and(|value| value.to_str().is_none_or(|value| !value.trim().is_empty()))
 }
 
-/// The secret in the file that `NAME_FILE` names, if it does.
+/// Reads the secret from the file that `NAME_FILE` names, if it is set.
 fn from_file(name: &str, is_set: bool) -> anyhow::Result<Option<String>> {
     let file_name = format!("{name}_FILE");
     let Some(path) = var_os(&file_name).filter(|path| is_given(Some(path))) else { return Ok(None) };
@@ -151,7 +155,7 @@ fn from_file(name: &str, is_set: bool) -> anyhow::Result<Option<String>> {
     }
 }
 
-/// The values that the command line has for these settings, whether or not it can be read.
+/// The values of these settings on the command line, also if clap rejects the command line.
 fn given_as_options(options: &[(String, String)]) -> Vec<String> {
     let long = |name: &str| format!("--{}", name.replace('_', "-").to_lowercase());
     let longs: Vec<String> = options.iter().map(|(_, name)| long(name)).collect();
@@ -169,7 +173,7 @@ fn given_as_options(options: &[(String, String)]) -> Vec<String> {
     values
 }
 
-/// Why a secret may not be where it is. A URL without a password is none.
+/// The reason to refuse the command line: it has a secret. A URL without a password is no secret.
 fn refused_options(options: &[(String, String)], matches: &ArgMatches) -> Option<String> {
     let mut level = Some(matches);
     while let Some(matches) = level {
@@ -179,8 +183,8 @@ fn refused_options(options: &[(String, String)], matches: &ArgMatches) -> Option
             let mut values = matches.try_get_raw(id).ok().flatten().into_iter().flatten();
             if given && values.any(|value| value.to_str().is_none_or(|value| !secret_parts(value.trim()).is_empty())) {
                 return Some(format!(
-                    "a secret on the command line is seen by everybody on this machine: give it as the variable {name}, or in a \
-                     file that {name}_FILE names"
+                    "every user of this machine can see a secret on the command line: pass it as the variable {name}, or in \
+                     a file that {name}_FILE names"
                 ));
             }
         }

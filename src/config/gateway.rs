@@ -5,7 +5,7 @@ use clap::Args;
 use super::Secret;
 use crate::model::PaymentType;
 
-/// External payment gateways; a payment type without one is settled from the balance.
+/// External payment gateways. Payment types without one are paid from the balance.
 #[derive(Args, Clone, Debug, Default)]
 pub struct GatewayConfig {
     /// The gateway for CARD payments
@@ -23,16 +23,16 @@ pub struct GatewayConfig {
     /// A bearer token sent to the gateways
     #[arg(long, env = "PAYMENT_GATEWAY_TOKEN", hide_env_values = true)]
     pub payment_gateway_token: Option<Secret>,
-    /// Seconds after which a payment that a gateway has never heard of counts as declined
+    /// Seconds after which a payment that the gateway does not know counts as declined
     #[arg(long, env = "PAYMENT_GATEWAY_GIVE_UP_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(i64).range(0..=86_400))]
     pub payment_gateway_give_up_seconds: i64,
-    /// Seconds for which such a gateway is still asked, to give back money that it took late
+    /// Seconds for which the gateway is still queried about such a payment, to refund money that it took late
     #[arg(long, env = "PAYMENT_GATEWAY_WATCH_SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(i64).range(0..=2_592_000))]
     pub payment_gateway_watch_seconds: i64,
 }
 
 impl GatewayConfig {
-    /// The configured gateways' URLs.
+    /// The URLs of the configured gateways.
     pub fn urls(&self) -> impl Iterator<Item = (PaymentType, &Secret)> {
         [
             (PaymentType::Card, &self.payment_gateway_card_url),

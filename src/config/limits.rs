@@ -6,33 +6,33 @@ use clap::Args;
 
 use super::items;
 
-/// Wrong tokens of a client per minute where nothing else is said.
+/// The default of `RATE_LIMIT_GUESSES_PER_MINUTE`.
 pub const GUESSES_PER_MINUTE: u32 = 30;
 
-/// How much may be asked for, and how slowly; 0 turns a limit off.
+/// Limits on clients, users and connections. 0 turns a limit off.
 #[derive(Args, Clone, Debug)]
 pub struct LimitsConfig {
-    /// The proxies in front of this service, as addresses or CIDR blocks, separated by commas: only from them is
-    /// X-Forwarded-For believed
+    /// The proxies in front of this service, as addresses or CIDR blocks, separated by commas; X-Forwarded-For counts from
+    /// these only
     #[arg(long, env = "TRUSTED_PROXIES", default_value = "", hide_default_value = true)]
     pub trusted_proxies: TrustedProxies,
     /// Requests to the public API per second and client (an IPv4 address, an IPv6 /64); beyond it 429. 0: no limit
     #[arg(long, env = "RATE_LIMIT_CLIENT_PER_SECOND", default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub rate_limit_client_per_second: u32,
-    /// Requests that a client may send at once, after a while without
+    /// Requests that a client may send at once after a pause
     #[arg(long, env = "RATE_LIMIT_CLIENT_BURST", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate_limit_client_burst: u32,
     /// Requests per second that name the same user; beyond it 429. 0: no limit
     #[arg(long, env = "RATE_LIMIT_USER_PER_SECOND", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub rate_limit_user_per_second: u32,
-    /// Requests that may name the same user at once, after a while without
+    /// Requests that may name the same user at once after a pause
     #[arg(long, env = "RATE_LIMIT_USER_BURST", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate_limit_user_burst: u32,
-    /// Wrong tokens of operators and of /metrics per minute and client, as many at once; beyond it 429 before a token is looked
-    /// at. 0: no limit
+    /// Wrong tokens of operators and of /metrics per minute and client, also the burst; beyond it 429 before a token is
+    /// checked. 0: no limit
     #[arg(long, env = "RATE_LIMIT_GUESSES_PER_MINUTE", default_value_t = GUESSES_PER_MINUTE, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub rate_limit_guesses_per_minute: u32,
-    /// Clients, and users, that are told apart at a time (about 60 bytes each); newcomers beyond it share one limit
+    /// Clients, and users, with a limit of their own at a time (about 60 bytes each); further ones share one limit
     #[arg(long, env = "RATE_LIMIT_KEYS", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     pub rate_limit_keys: u32,
     /// Requests of the public API under way at once; beyond it 503. 0: no limit
@@ -41,16 +41,16 @@ pub struct LimitsConfig {
     /// Connections of one client (trusted proxies: any number); more are closed at once. 0: no limit
     #[arg(long, env = "MAX_CONNECTIONS_PER_CLIENT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
     pub max_connections_per_client: u32,
-    /// Milliseconds for a request's body to arrive, then 408; less than REQUEST_TIMEOUT_MS, which ends any request
+    /// Milliseconds for the body of a request to arrive, then 408; less than REQUEST_TIMEOUT_MS, which ends any request
     #[arg(long, env = "BODY_TIMEOUT_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub body_timeout_ms: u64,
-    /// Milliseconds for which a client may take nothing of what it is sent before its connection is cut
+    /// Milliseconds that a write to a client may make no progress before its connection is closed
     #[arg(long, env = "WRITE_TIMEOUT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub write_timeout_ms: u64,
 }
 
 impl LimitsConfig {
-    /// No limits, and patience with everybody: for load generators, which are one client.
+    /// No limits and long timeouts: for load generators, which are one client.
     pub fn off() -> Self {
         LimitsConfig {
             trusted_proxies: TrustedProxies::default(),
@@ -76,12 +76,12 @@ impl LimitsConfig {
     }
 }
 
-/// Addresses, some of which are one.
+/// A CIDR block; a single address is a block of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Block {
-    /// The first of them.
+    /// Any address of the block.
     first: IpAddr,
-    /// Bits that are the same in all of them.
+    /// The number of leading bits that all addresses of the block share.
     prefix: u8,
 }
 
@@ -114,7 +114,7 @@ impl FromStr for Block {
         if prefix > longest {
             return Err(wrong());
         }
-        // Written as IPv6, meant as IPv4: addresses are compared in their canonical form.
+        // An IPv4-mapped block becomes an IPv4 block, because addresses are compared in their canonical form.
         match (first.to_canonical(), prefix.checked_sub(96)) {
             (first @ IpAddr::V4(_), Some(prefix)) if longest == 128 => Ok(Block { first, prefix }),
             _ => Ok(Block { first, prefix }),
@@ -122,12 +122,12 @@ impl FromStr for Block {
     }
 }
 
-/// The proxies whose word is taken for whom a request comes from.
+/// The proxies whose `X-Forwarded-For` names the client.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(Arc<[Block]>);
 
 impl TrustedProxies {
-    /// Whether this address (in its canonical form) is one of theirs.
+    /// Whether `address`, in its canonical form, is a trusted proxy.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|block| block.contains(address))
     }

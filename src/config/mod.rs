@@ -1,6 +1,7 @@
-//! The configuration: one struct per concern, each field naming its environment variable, read once at start.
+//! The configuration: one file and one struct per concern. Each field names its environment variable; start-up reads it once.
 //!
-//! [`environment`] has the rules by which every setting is read; secrets are [`Secret`]s, which print as `***`.
+//! The first paragraph of a field's comment is the help text of its option. [`environment`] defines how settings are read;
+//! secrets are [`Secret`]s, which print as `***`. Depends on `model` only.
 
 mod auth;
 mod browsers;
@@ -35,7 +36,7 @@ pub use self::{
     telemetry::{LogFormat, TelemetryConfig},
 };
 
-/// What every role that opens the store needs.
+/// The settings of every command that opens both stores.
 #[derive(Args, Clone, Debug)]
 pub struct EngineConfig {
     #[command(flatten)]

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Secret;
 
-/// Postgres, which remembers.
+/// PostgreSQL, the projection of the decisions.
 #[derive(Args, Clone, Debug)]
 pub struct PostgresConfig {
     /// PostgreSQL: postgres://user:password@host/database
@@ -21,8 +21,8 @@ pub struct PostgresConfig {
 }
 
 impl PostgresConfig {
-    /// How long a transaction of the projection may take before its connection counts as dead; if it was only slow, the next may
-    /// take longer.
+    /// The time limit of a transaction of the projector. Beyond it the connection counts as dead; the next transaction gets
+    /// more time, in case this one was only slow.
     pub fn transaction_patience(&self) -> Duration {
         Duration::from_millis(self.database_timeout_ms) * 6
     }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Secret;
 
-/// Redis, which decides.
+/// Redis, whose scripts make every decision.
 #[derive(Args, Clone, Debug)]
 pub struct RedisConfig {
     /// Redis: redis://, rediss:// or redis+unix://; or its Sentinels: redis+sentinel://host:port,host:port/master
@@ -18,23 +18,23 @@ pub struct RedisConfig {
     /// Milliseconds to wait for Redis before answering 503
     #[arg(long, env = "REDIS_TIMEOUT_MS", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub redis_timeout_ms: u64,
-    /// Serve from a Redis whose settings may lose what was acknowledged (no AOF, another appendfsync than always, an
-    /// evicting maxmemory-policy), with a warning rather than not at all
+    /// Serve, with a warning, from a Redis whose settings may lose acknowledged decisions (no AOF, an appendfsync other
+    /// than always, an evicting maxmemory-policy)
     #[arg(long, env = "ALLOW_UNSAFE_REDIS")]
     pub allow_unsafe_redis: bool,
-    /// A file (PEM) with the authorities whose certificates Redis may have [default: the system's]
+    /// A PEM file with the authorities that may sign Redis's certificate [default: the system's]
     #[arg(long, env = "REDIS_TLS_CA")]
     pub redis_tls_ca: Option<PathBuf>,
-    /// A file (PEM) with the certificate to show to Redis, and those that lead to its authority
+    /// A PEM file with the client certificate for Redis, and its chain
     #[arg(long, env = "REDIS_TLS_CERT")]
     pub redis_tls_cert: Option<PathBuf>,
-    /// A file (PEM) with the key of that certificate
+    /// A PEM file with the key of that certificate
     #[arg(long, env = "REDIS_TLS_KEY")]
     pub redis_tls_key: Option<PathBuf>,
 }
 
 impl RedisConfig {
-    /// Redis at this address, everything else as it is by default.
+    /// Redis at this address, with the default settings.
     pub fn at(url: impl Into<String>) -> Self {
         RedisConfig {
             redis_url: Secret::new(url),

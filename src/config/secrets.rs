@@ -1,8 +1,8 @@
-//! Secrets: values that are never printed, and the last line of defence where somebody else prints them.
+//! Secrets, and the redaction of output.
 //!
-//! A [`Secret`] prints as `***`, and our own errors never quote one. Libraries do: an error of a parser, of a driver or of a
-//! server may have a part of a URL in it. So whatever leaves the process by its log, or as the reason of its end, goes through
-//! [`redact`], which knows every secret that it was configured with, and the parts of each that a library could quote.
+//! A [`Secret`] prints as `***`, and the crate's own errors never quote one. Errors of libraries may: a parser, a driver or a
+//! server can quote a part of a URL. Therefore the log and the final error of the process pass through [`redact`], which
+//! replaces every configured secret, and every part of one that a library could quote.
 
 use std::{
     borrow::Cow,
@@ -16,14 +16,14 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use anyhow::ensure;
 use reqwest::Url;
 
-/// What stands in place of a secret.
+/// Replaces a secret.
 const STARS: &str = "***";
-/// Secrets that are shorter are not looked for: too much else is spelled like them.
-const SHORTEST: usize = 4;
-/// Words of the log itself. A password that is one of them is none, and hiding it would garble every line.
-const SECRET_PARAMETERS: &[&str] =
+/// Shorter secrets are not redacted: too many other texts contain them.
+const MIN_SECRET_LEN: usize = 4;
+/// Common words of the log. Such a word is no real password, and redacting it would garble every line.
+const LOG_WORDS: &[&str] =
     &["firstcome", "postgres", "postgresql", "redis", "rediss", "default", "http", "https", "info", "true"];
-/// Parameters of URLs whose values are no secrets.
+/// URL parameters whose values are not secret.
 const PUBLIC_PARAMETERS: &[&str] = &[
     "host",
     "hostaddr",
@@ -45,8 +45,8 @@ const PUBLIC_PARAMETERS: &[&str] = &[
     "db",
     "protocol",
 ];
-/// What to do about a password that a URL can't be read with.
-const PERCENT: &str = "in a user name or password every character but letters, digits, - . _ ~ is percent-encoded (/ is %2F, # is \
+/// The advice for a URL whose password is not percent-encoded.
+const PERCENT_ENCODING: &str = "in a user name or password every character but letters, digits, - . _ ~ is percent-encoded (/ is %2F, # is \
                        %23, ? is %3F, @ is %40, % is %25)";
 
 /// A value that is never printed: a URL with a password in it, a token.
@@ -58,7 +58,7 @@ impl Secret {
         Secret(value.into())
     }
 
-    /// The value, for the one place that needs it.
+    /// The value, for the one place that uses it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -73,14 +73,14 @@ impl fmt::Debug for Secret {
 impl FromStr for Secret {
     type Err = std::convert::Infallible;
 
-    /// Without the white space around it: files and `$'...\n'` end in a newline that nobody meant.
+    /// Trims the value: files and `$'...\n'` end in a newline that is not part of the secret.
     fn from_str(value: &str) -> Result<Self, Self::Err> {
         Ok(Secret(value.trim().to_owned()))
     }
 }
 
-/// The parts of a value that must not be seen: of a URL its password and the parameters that may hold one, of anything else all
-/// of it. Empty where there is nothing to hide.
+/// The secret parts of a value: of a URL, its password and the parameters that may hold one; of any other value, all of it.
+/// Empty if the value has no secret.
 pub(super) fn secret_parts(value: &str) -> Vec<String> {
     let mut parts = Vec::new();
     let mut add = |part: &str| {
@@ -97,7 +97,7 @@ pub(super) fn secret_parts(value: &str) -> Vec<String> {
             if let Some((name, token)) = entry.split_once(':') {
                 add(token);
                 add(token.rsplit(':').next().unwrap_or_default());
-                // The other way round, by mistake.
+                // `token:` instead of `name:token`, by mistake.
                 if token.trim().is_empty() {
                     add(name);
                 }
@@ -105,7 +105,7 @@ pub(super) fn secret_parts(value: &str) -> Vec<String> {
         }
         return parts;
     };
-    // A password may hold what ends one for a parser: a `/` makes a path of what follows, and what follows may be quoted.
+    // An unencoded password may contain a delimiter. A parser takes the rest for a path, and may quote that.
     if let Some((before, _)) = rest.rsplit_once('@')
         && let Some((_, password)) = before.split_once(':')
     {
@@ -118,7 +118,7 @@ pub(super) fn secret_parts(value: &str) -> Vec<String> {
                 Some((key, _)) if PUBLIC_PARAMETERS.contains(&key) => {}
                 Some((key, value)) => {
                     add(value);
-                    // No parameter is called so: it is a part of a password.
+                    // No parameter has such a name: it is a part of a password.
                     if !key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
                         add(key);
                     }
@@ -151,31 +151,31 @@ fn percent_decoded(text: &str) -> Option<String> {
 
 static SECRETS: OnceLock<AhoCorasick> = OnceLock::new();
 
-/// Has [`redact`] look for these secrets from now on; once, before anything is printed.
+/// Makes [`redact`] replace these secrets. Call it once, before the first output.
 ///
 /// # Errors
-/// They are more than can be looked for.
+/// The secrets are too large to search for.
 pub fn hide(secrets: &[String]) -> anyhow::Result<()> {
     let mut needles = std::collections::BTreeSet::new();
     for secret in secrets {
         for part in secret_parts(secret.trim()).into_iter().chain([secret.trim().to_owned()]) {
-            if part.chars().count() < SHORTEST || SECRET_PARAMETERS.contains(&part.to_ascii_lowercase().as_str()) {
+            if part.chars().count() < MIN_SECRET_LEN || LOG_WORDS.contains(&part.to_ascii_lowercase().as_str()) {
                 continue;
             }
-            // As they stand in a line of JSON, and in what is printed for debugging.
+            // The escaped forms of JSON and of `Debug`.
             for quoted in [serde_json::to_string(&part).unwrap_or_default(), format!("{part:?}")] {
                 needles.insert(quoted.trim_matches('"').to_owned());
             }
             needles.insert(part);
         }
     }
-    let found = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(needles)?;
-    // Twice in tests only.
-    let _ = SECRETS.set(found);
+    let searcher = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(needles)?;
+    // Only tests call this twice; the first call counts.
+    let _ = SECRETS.set(searcher);
     Ok(())
 }
 
-/// A text without the secrets in it.
+/// Replaces the secrets in a text.
 pub fn redact(text: &str) -> Cow<'_, str> {
     match SECRETS.get() {
         Some(secrets) if secrets.is_match(text) => {
@@ -186,7 +186,7 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Writes what it is given without the secrets in it. Each write has to be a whole line: a secret in two of them is missed.
+/// A writer that redacts. Each write must be a whole line: a secret split over two writes is not found.
 pub struct Redacting<W>(pub W);
 
 impl<W: Write> Write for Redacting<W> {
@@ -203,20 +203,20 @@ impl<W: Write> Write for Redacting<W> {
     }
 }
 
-/// Reads a URL that may hold a password, which must mean what it seems to mean: a password with a `/`, `?` or `#` in it makes
-/// something else of the rest. `name` is the variable's. The error quotes nothing.
+/// Parses the URL of the variable `name`. Rejects passwords with unencoded delimiters (`/`, `?`, `#`, `@`), which would make
+/// the URL mean something else. The error quotes nothing.
 ///
 /// # Errors
-/// It is no URL, or a password in it has to be percent-encoded.
+/// The value is no URL, or its password must be percent-encoded.
 pub fn url_of(name: &str, value: &str) -> anyhow::Result<Url> {
     let Ok(url) = Url::parse(value) else {
-        anyhow::bail!("{name} can't be read as a URL: {PERCENT}, and a port is a number up to 65535");
+        anyhow::bail!("{name} can't be read as a URL: {PERCENT_ENCODING}, and a port is a number up to 65535");
     };
     let authority =
         value.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
     let ats = |text: &str| text.matches('@').count();
-    ensure!(ats(value) == ats(authority), "{name} has an @ after its host: {PERCENT}");
-    ensure!(!url.path().contains('@') && ats(authority) <= 1, "{name} has more than one @: {PERCENT}");
+    ensure!(ats(value) == ats(authority), "{name} has an @ after its host: {PERCENT_ENCODING}");
+    ensure!(!url.path().contains('@') && ats(authority) <= 1, "{name} has more than one @: {PERCENT_ENCODING}");
     Ok(url)
 }
 

@@ -4,29 +4,29 @@ use clap::{Args, ValueEnum};
 
 use super::Secret;
 
-/// How the log is written.
+/// The format of the log.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people in a terminal, for programs elsewhere.
+    /// Text in a terminal, JSON elsewhere.
     #[default]
     Auto,
-    /// A line for people.
+    /// Lines of text.
     Text,
-    /// A JSON object on a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What is told of what happens inside. What is logged is set by RUST_LOG.
+/// The log's format and the traces. RUST_LOG sets the log's levels.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TelemetryConfig {
-    /// The log's lines: for people (text), for programs (json), or by whether it goes to a terminal
+    /// The log's format; auto: text in a terminal, json elsewhere
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t, global = true)]
     pub log_format: LogFormat,
-    /// Send traces to this OpenTelemetry collector by OTLP over HTTP: its base URL, without /v1/traces. Nothing is traced
-    /// where neither this nor OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set
+    /// Send traces to this OpenTelemetry collector by OTLP over HTTP: its base URL, without /v1/traces. Without this and
+    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT nothing is traced
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true, global = true)]
     pub otel_exporter_otlp_endpoint: Option<Secret>,
-    /// The same, for traces alone and with the whole URL
+    /// The full URL for traces; it takes precedence over OTEL_EXPORTER_OTLP_ENDPOINT
     #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", hide_env_values = true, global = true)]
     pub otel_exporter_otlp_traces_endpoint: Option<Secret>,
 }
