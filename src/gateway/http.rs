@@ -1,10 +1,10 @@
-//! A payment gateway spoken to over HTTP, as the API contract's "External gateways" fixes it.
+//! The HTTP client of a payment gateway, as the API contract's section "External gateways" defines it.
 //!
-//! Owns: the connections to one gateway, and the limits of a call: time, reply size, calls under way. Leaves what a
-//! reply means to [`reply`](super::reply).
+//! Owns the connections to one gateway, and limits the time, the reply size and the concurrency of calls.
+//! [`reply`](super::reply) decodes the replies.
 //!
-//! Redirects are not followed, proxies of the environment not used, and nothing is sent a second time: a payment goes
-//! to the URL that the operator named, once, or its outcome is unknown.
+//! The client follows no redirects, ignores the environment's proxies, and never resends: a request reaches the configured
+//! URL once, or its outcome is unknown.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -26,34 +26,34 @@ use crate::{
     telemetry::traces,
 };
 
-/// Names the request that a call is made for.
+/// The header with the id of the request that needs the call.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The most time spent on making a connection; a healthy gateway answers a SYN and a TLS handshake well within it.
+/// The time limit of opening a connection. A healthy gateway answers a SYN and a TLS handshake well within it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The most bytes read of a reply; one of the contract has about a hundred.
-const REPLY_BYTES: usize = 64 * 1024;
+/// The maximum size of a reply. A reply of the contract has about a hundred bytes.
+const MAX_REPLY_BYTES: usize = 64 * 1024;
 
-/// The most calls under way to one gateway, which is also the most connections to it; more wait for their turn.
-const CALLS_UNDER_WAY: usize = 512;
+/// The maximum number of concurrent calls to one gateway, and so of connections to it. Further calls wait.
+const MAX_CONCURRENT_CALLS: usize = 512;
 
-/// Idle connections are closed after this long, before a gateway or a balancer between is likely to close them: a
-/// request sent into a closing connection ends unknown.
+/// The time after which the client closes an idle connection. It is shorter than the usual limits of gateways and load
+/// balancers, because a request on a connection that the other end closes has an unknown outcome.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// One gateway, over HTTP. Cheap calls on pooled connections; see [`PaymentGateway`].
+/// The HTTP client of one gateway, with pooled connections. See [`PaymentGateway`].
 pub struct HttpGateway {
     kind: PaymentType,
     client: Client,
     /// `{url}/payments`
     payments: Url,
     timeout: Duration,
-    turns: Semaphore,
+    permits: Semaphore,
 }
 
 impl fmt::Debug for HttpGateway {
-    /// Not the client: it holds the token.
+    /// Omits the client, which holds the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("HttpGateway");
         debug.field("kind", &self.kind).field("payments", &self.payments.as_str()).finish_non_exhaustive()
@@ -75,20 +75,20 @@ struct CancelBody<'a> {
     reason: &'a str,
 }
 
-/// A whole reply: its status and its body.
+/// The status and the body of a reply.
 type Reply = (u16, Vec<u8>);
 
 impl HttpGateway {
-    /// The longest time limit of a call that a configuration may ask for.
-    pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
+    /// The maximum time limit of a call.
+    pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// A client for the gateway of `kind`; connects to nothing yet.
+    /// A client for the gateway of `kind`. Opens no connection yet.
     ///
     /// # Errors
-    /// When the configuration can't be used, or the system has no certificates to check an `https` gateway by.
+    /// The configuration is invalid, or the system has no root certificates for an `https` gateway.
     pub fn new(kind: PaymentType, config: &GatewayConfig) -> Result<HttpGateway, GatewayConfigError> {
         let payments = payments_url(&config.url).map_err(|problem| GatewayConfigError::Url(kind, problem))?;
-        if config.timeout.is_zero() || config.timeout > Self::LONGEST_TIMEOUT {
+        if config.timeout.is_zero() || config.timeout > Self::MAX_TIMEOUT {
             return Err(GatewayConfigError::Timeout(kind));
         }
         let mut headers = HeaderMap::new();
@@ -96,8 +96,7 @@ impl HttpGateway {
         if let Some(token) = &config.token {
             headers.insert(AUTHORIZATION, bearer(token).ok_or(GatewayConfigError::Token(kind))?);
         }
-        // reqwest takes the process's provider and panics where there is none. An error says that one is installed
-        // already, which is as good.
+        // reqwest panics without a default provider. The error means that one is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let encrypted = payments.scheme() == "https";
         let mut client = Client::builder()
@@ -109,21 +108,21 @@ impl HttpGateway {
             .https_only(encrypted)
             .connect_timeout(config.timeout.min(CONNECT_TIMEOUT))
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(CALLS_UNDER_WAY)
+            .pool_max_idle_per_host(MAX_CONCURRENT_CALLS)
             .tcp_nodelay(true);
         if !encrypted {
-            // A plain gateway needs no certificates, and a slim image may have none.
+            // Plain HTTP needs no certificates, and a slim image may have none.
             client = client.tls_certs_only([]);
         }
         let client = client.build().map_err(|error| GatewayConfigError::Client(kind, error.without_url()))?;
-        let turns = Semaphore::new(CALLS_UNDER_WAY);
-        Ok(HttpGateway { kind, client, payments, timeout: config.timeout, turns })
+        let permits = Semaphore::new(MAX_CONCURRENT_CALLS);
+        Ok(HttpGateway { kind, client, payments, timeout: config.timeout, permits })
     }
 
-    /// `{url}/payments/{merchant_uid}` and what follows it; the uid stays one segment, whatever it is made of.
+    /// `{url}/payments/{merchant_uid}`, followed by `rest`. The uid is encoded as one path segment.
     fn payment_url(&self, merchant_uid: &str, rest: &[&str]) -> Result<Url, String> {
         let mut url = self.payments.clone();
-        // The URL type drops these from a path, so that the request would name something else.
+        // `Url` drops these segments, and the request would name another resource.
         if matches!(merchant_uid, "" | "." | "..") {
             return Err("a merchantUid that can't be in a URL; not sent".to_owned());
         }
@@ -133,25 +132,24 @@ impl HttpGateway {
         Ok(url)
     }
 
-    /// Sends `request` once and reads the whole reply, all within the time limit; otherwise says why not. `route` is its
-    /// path below the gateway's URL, without the uid.
+    /// Sends `request` once and reads the whole reply, within the time limit. `route` is its path below the gateway's URL,
+    /// without the uid. The error is the reason why there is no reply.
     async fn call(
         &self,
-        asked_by: &str,
+        request_id: &str,
         (method, route): (&'static str, &'static str),
         request: RequestBuilder,
     ) -> Result<Reply, String> {
-        let work = traces::gateway(self.kind.as_str(), method, route, asked_by);
+        let span = traces::gateway(self.kind.as_str(), method, route, request_id);
         let mut headers = HeaderMap::new();
-        if let Ok(id) = HeaderValue::from_str(asked_by) {
+        if let Ok(id) = HeaderValue::from_str(request_id) {
             headers.insert(X_REQUEST_ID, id);
         }
-        work.tell(&mut headers);
+        span.tell(&mut headers);
         let request = request.headers(headers);
-        // The limit covers the wait for a turn too: a gateway that hangs slows its callers down, but holds none of them
-        // for longer than one call may take.
+        // The limit includes the wait for a permit, so that a gateway that hangs delays a caller by one limit at most.
         let call = async {
-            let _turn = self.turns.acquire().await.map_err(|closed| closed.to_string())?;
+            let _permit = self.permits.acquire().await.map_err(|closed| closed.to_string())?;
             let response = request.send().await.map_err(explain)?;
             read(response).await
         };
@@ -159,12 +157,12 @@ impl HttpGateway {
             Ok(reply) => reply,
             Err(_) => Err("timed out".to_owned()),
         };
-        work.ends(reply)
+        span.ends(reply)
     }
 }
 
 impl PaymentGateway for HttpGateway {
-    fn pay<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, PayOutcome> {
+    fn pay<'a>(&'a self, request_id: &'a str, charge: &'a Charge) -> BoxFuture<'a, PayOutcome> {
         async move {
             let uid = charge.merchant_uid.as_str();
             let body = PayBody {
@@ -173,11 +171,11 @@ impl PaymentGateway for HttpGateway {
                 user_id: charge.user_id.get(),
                 amount: charge.amount,
             };
-            // A payment that could not be asked about afterwards is not begun.
+            // Do not start a payment whose status could not be queried afterwards.
             let reply = match self.payment_url(uid, &[]) {
                 Ok(_) => {
                     let request = self.client.post(self.payments.clone()).json(&body);
-                    self.call(asked_by, ("POST", "/payments"), request).await
+                    self.call(request_id, ("POST", "/payments"), request).await
                 }
                 Err(why) => Err(why),
             };
@@ -187,10 +185,10 @@ impl PaymentGateway for HttpGateway {
             };
             match &outcome {
                 PayOutcome::Unknown { why } => {
-                    warn!(request_id = asked_by, gateway = %self.kind, merchant_uid = uid, why, "payment: unknown");
+                    warn!(request_id, gateway = %self.kind, merchant_uid = uid, why, "payment: unknown");
                 }
                 known => {
-                    debug!(request_id = asked_by, gateway = %self.kind, merchant_uid = uid, outcome = ?known, "payment");
+                    debug!(request_id, gateway = %self.kind, merchant_uid = uid, outcome = ?known, "payment");
                 }
             }
             outcome
@@ -198,11 +196,11 @@ impl PaymentGateway for HttpGateway {
         .boxed()
     }
 
-    fn status<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, StatusOutcome> {
+    fn status<'a>(&'a self, request_id: &'a str, charge: &'a Charge) -> BoxFuture<'a, StatusOutcome> {
         async move {
             let merchant_uid = charge.merchant_uid.as_str();
             let reply = match self.payment_url(merchant_uid, &[]) {
-                Ok(url) => self.call(asked_by, ("GET", "/payments/{merchantUid}"), self.client.get(url)).await,
+                Ok(url) => self.call(request_id, ("GET", "/payments/{merchantUid}"), self.client.get(url)).await,
                 Err(why) => Err(why),
             };
             let outcome = match reply {
@@ -211,10 +209,10 @@ impl PaymentGateway for HttpGateway {
             };
             match &outcome {
                 StatusOutcome::Unknown { why } => {
-                    warn!(request_id = asked_by, gateway = %self.kind, merchant_uid, why, "payment status: unknown");
+                    warn!(request_id, gateway = %self.kind, merchant_uid, why, "payment status: unknown");
                 }
                 known => {
-                    debug!(request_id = asked_by, gateway = %self.kind, merchant_uid, outcome = ?known, "payment status");
+                    debug!(request_id, gateway = %self.kind, merchant_uid, outcome = ?known, "payment status");
                 }
             }
             outcome
@@ -224,7 +222,7 @@ impl PaymentGateway for HttpGateway {
 
     fn cancel<'a>(
         &'a self,
-        asked_by: &'a str,
+        request_id: &'a str,
         merchant_uid: &'a str,
         amount: Won,
         reason: &'a str,
@@ -233,7 +231,7 @@ impl PaymentGateway for HttpGateway {
             let reply = match self.payment_url(merchant_uid, &["cancel"]) {
                 Ok(url) => {
                     let request = self.client.post(url).json(&CancelBody { amount, reason });
-                    self.call(asked_by, ("POST", "/payments/{merchantUid}/cancel"), request).await
+                    self.call(request_id, ("POST", "/payments/{merchantUid}/cancel"), request).await
                 }
                 Err(why) => Err(why),
             };
@@ -243,10 +241,10 @@ impl PaymentGateway for HttpGateway {
             };
             match &outcome {
                 CancelOutcome::Unknown { why } => {
-                    warn!(request_id = asked_by, gateway = %self.kind, merchant_uid, amount, why, "payment cancel: unknown");
+                    warn!(request_id, gateway = %self.kind, merchant_uid, amount, why, "payment cancel: unknown");
                 }
                 known => {
-                    debug!(request_id = asked_by, gateway = %self.kind, merchant_uid, amount, outcome = ?known, "payment cancel");
+                    debug!(request_id, gateway = %self.kind, merchant_uid, amount, outcome = ?known, "payment cancel");
                 }
             }
             outcome
@@ -255,7 +253,7 @@ impl PaymentGateway for HttpGateway {
     }
 }
 
-/// `{url}/payments`, or what is wrong with `url`, as the end of "the gateway URL ...".
+/// `{url}/payments`. The error completes the sentence "the gateway URL ...".
 fn payments_url(url: &str) -> Result<Url, &'static str> {
     let mut url = Url::parse(url).map_err(|_| "is not a URL")?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -280,16 +278,16 @@ fn bearer(token: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// The status and the whole body, as long as it has at most [`REPLY_BYTES`].
+/// Reads the whole reply, up to [`MAX_REPLY_BYTES`].
 async fn read(mut response: Response) -> Result<Reply, String> {
-    let oversized = || format!("a reply of more than {REPLY_BYTES} bytes");
+    let oversized = || format!("a reply of more than {MAX_REPLY_BYTES} bytes");
     let status = response.status().as_u16();
-    if response.content_length().is_some_and(|bytes| bytes > REPLY_BYTES as u64) {
+    if response.content_length().is_some_and(|bytes| bytes > MAX_REPLY_BYTES as u64) {
         return Err(oversized());
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(explain)? {
-        if body.len() + chunk.len() > REPLY_BYTES {
+        if body.len() + chunk.len() > MAX_REPLY_BYTES {
             return Err(oversized());
         }
         body.extend_from_slice(&chunk);
@@ -297,7 +295,7 @@ async fn read(mut response: Response) -> Result<Reply, String> {
     Ok((status, body))
 }
 
-/// The error and its causes in one bounded line, without the URL.
+/// The error and its causes on one bounded line, without the URL.
 fn explain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut line = error.to_string();

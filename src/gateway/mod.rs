@@ -1,14 +1,13 @@
 //! External payment gateways.
 //!
-//! Owns: what the engine may ask of a gateway ([`PaymentGateway`]), which payment type goes to which one
-//! ([`Gateways`]), and the HTTP form of it ([`HttpGateway`]). Leaves to the domain: when to ask, asking again, and what
-//! an answer means for the order, its stock and its coupon.
+//! Defines the operations of a gateway ([`PaymentGateway`]), the gateway of each payment type ([`Gateways`]), and the HTTP
+//! client ([`HttpGateway`]). The engine decides when to call and to retry, and what an outcome means for the order, its
+//! stock and its coupon.
 //!
-//! A gateway has three answers to a payment: taken, refused, and *unknown*. (Taken otherwise than asked is no payment:
-//! the money goes back.) Whatever is not clearly one of the first
-//! two is unknown: a timeout, a lost connection, an overloaded or broken gateway, a reply that makes no sense. Unknown
-//! is never treated as refused, because the money may have been taken. Nothing is retried in here: only the domain
-//! knows whether the order can still be paid.
+//! A payment is approved, declined or *unknown*. A timeout, a lost connection, an overloaded or broken gateway and an
+//! unintelligible reply are all unknown. Unknown never counts as declined, because the gateway may have taken the money.
+//! (An approval of another amount is unacceptable: the money goes back.) This module never retries: only the engine knows
+//! whether the order can still be paid.
 
 mod http;
 pub mod reply;
@@ -21,35 +20,35 @@ pub use http::HttpGateway;
 
 use crate::model::{OrderId, PaymentType, UserId, Won};
 
-/// A payment to be taken.
+/// A payment to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Charge {
-    /// Our own name for the payment, the receipt; unique, and the same however often this payment is asked for. The
+    /// The receipt: the service's own unique name of the payment. Every repeat of the payment has the same one, and the
     /// gateway takes the money of one uid at most once.
     pub merchant_uid: String,
     pub order_id: OrderId,
     pub user_id: UserId,
-    /// Won; the order's final price.
+    /// The order's final price in won.
     pub amount: Won,
 }
 
-/// What became of a request to take money.
+/// The outcome of a payment request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PayOutcome {
-    /// The money is taken. `transaction_id` is the gateway's name for it: a string of 1 to
-    /// [`reply::TRANSACTION_ID_CHARS`] characters, or a number; without control characters, which are escaped.
+    /// The gateway took the money. `transaction_id` is its id of the payment: a string of 1 to
+    /// [`reply::TRANSACTION_ID_CHARS`] characters, or a number. Control characters are escaped.
     Approved { transaction_id: String },
-    /// The gateway says that it took money, but not as it was asked: another amount, or no usable transaction id. That
-    /// is no payment, and the money has to go back. `taken` is the amount in won that it names, if it names one.
+    /// The gateway took another amount, or gave no usable transaction id. This is no payment: the money has to be
+    /// refunded. `taken` is the amount in won, if the gateway names one.
     Unacceptable { taken: Option<Won>, why: String },
-    /// No money is taken, and none will be for this uid. `reason` is the gateway's wording, made safe to log, at most
-    /// [`reply::REASON_CHARS`] characters, perhaps empty.
+    /// The gateway took no money, and takes none for this uid. `reason` is its text, safe to log, at most
+    /// [`reply::REASON_CHARS`] characters, possibly empty.
     Declined { reason: String },
-    /// The money may or may not be taken, or be taken later still.
+    /// The gateway may have taken the money, or may take it later.
     Unknown { why: String },
 }
 
-/// What a gateway knows of an earlier request to take money.
+/// The outcome of a query about an earlier payment request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatusOutcome {
     /// As [`PayOutcome::Approved`].
@@ -58,74 +57,73 @@ pub enum StatusOutcome {
     Unacceptable { taken: Option<Won>, why: String },
     /// As [`PayOutcome::Declined`].
     Declined { reason: String },
-    /// The gateway has no such payment *now*. A request that is still on its way may yet arrive, so this alone does not
-    /// prove that the money stays untaken: paying again with the same uid does, because it ends in one of the others.
+    /// The gateway has no such payment *now*. The payment request may still arrive, so this does not prove that the gateway
+    /// takes no money. A repeated payment request with the same uid does, because it ends in another outcome.
     NotFound,
-    /// Not answered; ask again.
+    /// No answer; ask again.
     Unknown { why: String },
 }
 
-/// What became of a request to give money back.
+/// The outcome of a refund request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CancelOutcome {
-    /// The money is given back.
+    /// The gateway refunded the money.
     Cancelled,
-    /// The gateway has no such payment now; with the same limit as [`StatusOutcome::NotFound`].
+    /// The gateway has no such payment now. [`StatusOutcome::NotFound`] says what that does not prove.
     NotFound,
-    /// The money may or may not be given back; ask again.
+    /// The gateway may have refunded the money; ask again.
     Unknown { why: String },
 }
 
-/// An external payment gateway. Every call ends within the gateway's own time limit, and never fails otherwise than by
-/// `Unknown`. A call whose future is dropped half way is unknown too. `asked_by` is the id of the request that it is made
-/// for, which the gateway is told.
+/// An external payment gateway. Every call ends within the gateway's time limit, and fails with `Unknown` only. A call whose
+/// future is dropped is unknown too. `request_id` is the id of the request that needs the call; the gateway receives it.
 pub trait PaymentGateway: Send + Sync {
     /// Takes the money of `charge`, at most once per `merchant_uid`.
-    fn pay<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, PayOutcome>;
+    fn pay<'a>(&'a self, request_id: &'a str, charge: &'a Charge) -> BoxFuture<'a, PayOutcome>;
 
-    /// What became of the payment that `charge` asked for; changes nothing.
-    fn status<'a>(&'a self, asked_by: &'a str, charge: &'a Charge) -> BoxFuture<'a, StatusOutcome>;
+    /// Queries the payment of `charge`; changes nothing.
+    fn status<'a>(&'a self, request_id: &'a str, charge: &'a Charge) -> BoxFuture<'a, StatusOutcome>;
 
-    /// Gives back the `amount` (won) that was taken under `merchant_uid`, at most once.
+    /// Refunds `amount` won of the payment `merchant_uid`, at most once.
     fn cancel<'a>(
         &'a self,
-        asked_by: &'a str,
+        request_id: &'a str,
         merchant_uid: &'a str,
         amount: Won,
         reason: &'a str,
     ) -> BoxFuture<'a, CancelOutcome>;
 }
 
-/// How to reach one gateway.
+/// The configuration of one gateway.
 #[derive(Clone)]
 pub struct GatewayConfig {
-    /// `http://` or `https://`, without user, query or fragment; paths are appended to it.
+    /// The base URL: `http://` or `https://`, without user, query or fragment.
     pub url: String,
-    /// The limit of one call, from waiting for a connection to the last byte of the reply; above zero, at most
-    /// [`HttpGateway::LONGEST_TIMEOUT`].
+    /// The time limit of one call, from the wait for a connection to the last byte of the reply; above zero, at most
+    /// [`HttpGateway::MAX_TIMEOUT`].
     pub timeout: Duration,
-    /// Sent as `Authorization: Bearer`; never printed.
+    /// The bearer token of the `Authorization` header; never printed.
     pub token: Option<String>,
 }
 
 impl fmt::Debug for GatewayConfig {
-    /// Neither the token nor the URL, which may hold a password before it is checked.
+    /// Omits the token, and the URL, which may hold a password until it is validated.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let token = self.token.as_ref().map(|_| "***");
         f.debug_struct("GatewayConfig").field("timeout", &self.timeout).field("token", &token).finish_non_exhaustive()
     }
 }
 
-/// A gateway that can't be used as configured. Never quotes the URL or the token.
+/// Why the configuration of a gateway is invalid. Never quotes the URL or the token.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayConfigError {
-    #[error("BALANCE is settled here and can't have a gateway")]
+    #[error("BALANCE payments use the balance and can't have a gateway")]
     Balance,
     #[error("{0} has more than one gateway")]
     Twice(PaymentType),
     #[error("the gateway URL of {0} {1}")]
     Url(PaymentType, &'static str),
-    #[error("the gateway timeout of {0} must be above zero and at most {max:?}", max = HttpGateway::LONGEST_TIMEOUT)]
+    #[error("the gateway timeout of {0} must be above zero and at most {max:?}", max = HttpGateway::MAX_TIMEOUT)]
     Timeout(PaymentType),
     #[error("the gateway token of {0} must be visible ASCII characters without spaces")]
     Token(PaymentType),
@@ -133,18 +131,17 @@ pub enum GatewayConfigError {
     Client(PaymentType, #[source] reqwest::Error),
 }
 
-/// Which payment type goes to which gateway. Types without one are settled from the user's balance, as `BALANCE` always
-/// is.
+/// The gateway of each payment type. Payments of a type without one, and of `BALANCE`, are made from the user's balance.
 #[derive(Clone, Default)]
 pub struct Gateways {
     gateways: HashMap<PaymentType, Arc<dyn PaymentGateway>>,
 }
 
 impl Gateways {
-    /// One HTTP gateway per entry. Connects to none of them.
+    /// One HTTP gateway per entry. Opens no connection yet.
     ///
     /// # Errors
-    /// The first entry that can't be used, and why.
+    /// The first invalid entry.
     pub fn connect(
         configs: impl IntoIterator<Item = (PaymentType, GatewayConfig)>,
     ) -> Result<Gateways, GatewayConfigError> {
@@ -160,23 +157,23 @@ impl Gateways {
         Ok(Gateways { gateways })
     }
 
-    /// These gateways, whatever they are made of; for tests. One named for `BALANCE` is left out.
+    /// Gateways of any implementation, for tests. An entry for `BALANCE` is dropped.
     pub fn of(gateways: impl IntoIterator<Item = (PaymentType, Arc<dyn PaymentGateway>)>) -> Gateways {
         let gateways = gateways.into_iter().filter(|(kind, _)| *kind != PaymentType::Balance).collect();
         Gateways { gateways }
     }
 
-    /// The gateway of `kind`; `None` where the balance pays.
+    /// The gateway of `kind`; `None` if the balance pays.
     pub fn get(&self, kind: PaymentType) -> Option<&Arc<dyn PaymentGateway>> {
         self.gateways.get(&kind)
     }
 
-    /// Whether every payment is settled from the balance.
+    /// Whether no payment type has a gateway.
     pub fn is_empty(&self) -> bool {
         self.gateways.is_empty()
     }
 
-    /// The types that have a gateway, in the order of the API page.
+    /// The payment types with a gateway, in the order of the API page.
     pub fn kinds(&self) -> impl Iterator<Item = PaymentType> {
         PaymentType::ALL.iter().copied().filter(|kind| self.gateways.contains_key(kind))
     }
@@ -255,7 +252,7 @@ mod tests {
 
     #[test]
     fn gateway_timeout_and_token_refused_when_unusable() {
-        for timeout in [Duration::ZERO, HttpGateway::LONGEST_TIMEOUT + Duration::from_millis(1)] {
+        for timeout in [Duration::ZERO, HttpGateway::MAX_TIMEOUT + Duration::from_millis(1)] {
             let config = GatewayConfig { timeout, ..config("http://gateway") };
             assert!(refusal(PaymentType::Card, config).contains("timeout"));
         }

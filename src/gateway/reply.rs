@@ -1,20 +1,20 @@
-//! What a gateway's reply means: pure functions from a status and a body to an outcome.
+//! Decodes the replies of a gateway: pure functions from a status and a body to an outcome.
 //!
-//! The gateway is not trusted to make sense. Money hangs on these lines, and a wrong guess costs more than asking
-//! again, so each definite outcome must be said in so many words and everything else is unknown:
+//! A reply may be malformed. A wrong decision about money costs more than another query, so a definite outcome needs an
+//! explicit reply, and every other reply is unknown:
 //!
-//! | outcome | said by |
+//! | outcome | reply |
 //! | --- | --- |
-//! | approved | 2xx with `approved: true`, a usable `transactionId`, and no `amount` but the one asked for |
+//! | approved | 2xx with `approved: true`, a usable `transactionId`, and the requested `amount` or none |
 //! | unacceptable | 2xx with `approved: true`, and another `amount` or no usable `transactionId` |
 //! | declined | 200, 201, 400, 402, 403 or 422 with `approved: false` |
 //! | not found | 404 with an empty body or a JSON object that does not claim `approved: true` |
 //! | cancelled | 2xx with an empty body or a JSON object that names no failure |
 //!
-//! The other statuses never decline, whatever the body: 202 is not a decision yet, and 401, 404, 408, 409, 425 and 429
-//! are about this request (who sent it, where to, when, how often), while an earlier one with the same uid may have
-//! been approved. An HTML page, as web servers and proxies serve one in a gateway's place, says nothing of the payment.
-//! Nor does a reply that names another `merchantUid` or `orderId`.
+//! The other statuses never decline, whatever the body. 202 is no decision yet. 401, 404, 408, 409, 425 and 429 concern
+//! this request only (its sender, target, time, rate), while the gateway may have approved an earlier one with the same
+//! uid. An HTML page of a web server or a proxy says nothing about the payment. Neither does a reply that names another
+//! `merchantUid` or `orderId`.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -23,13 +23,13 @@ use serde_json::value::RawValue;
 use super::{CancelOutcome, Charge, PayOutcome, StatusOutcome};
 use crate::model::Won;
 
-/// The most characters of a `transactionId`; an approval with a longer one is unacceptable.
+/// The maximum length of a `transactionId`. An approval with a longer one is unacceptable.
 pub const TRANSACTION_ID_CHARS: usize = 255;
 
-/// The most characters kept of a gateway's `reason`.
+/// The length to which a gateway's `reason` is truncated.
 pub const REASON_CHARS: usize = 200;
 
-/// The reply to `POST {url}/payments` for `charge`.
+/// Decodes the reply to `POST {url}/payments` for `charge`.
 pub fn decode_pay(charge: &Charge, status: u16, body: &[u8]) -> PayOutcome {
     match decide(charge, status, body) {
         Ok(Decision::Approved { transaction_id }) => PayOutcome::Approved { transaction_id },
@@ -39,7 +39,7 @@ pub fn decode_pay(charge: &Charge, status: u16, body: &[u8]) -> PayOutcome {
     }
 }
 
-/// The reply to `GET {url}/payments/{merchantUid}` for `charge`.
+/// Decodes the reply to `GET {url}/payments/{merchantUid}` for `charge`.
 pub fn decode_status(charge: &Charge, status: u16, body: &[u8]) -> StatusOutcome {
     if is_not_found(status, body) {
         return StatusOutcome::NotFound;
@@ -52,12 +52,12 @@ pub fn decode_status(charge: &Charge, status: u16, body: &[u8]) -> StatusOutcome
     }
 }
 
-/// The reply to `POST {url}/payments/{merchantUid}/cancel`.
+/// Decodes the reply to `POST {url}/payments/{merchantUid}/cancel`.
 pub fn decode_cancel(status: u16, body: &[u8]) -> CancelOutcome {
     match status {
         200..=299 if names_failure(body) => CancelOutcome::Unknown { why: format!("HTTP {status} with a failure") },
-        200..=299 if is_own_word(body) => CancelOutcome::Cancelled,
-        200..=299 => CancelOutcome::Unknown { why: not_understood(status) },
+        200..=299 if is_from_gateway(body) => CancelOutcome::Cancelled,
+        200..=299 => CancelOutcome::Unknown { why: invalid_body(status) },
         _ if is_not_found(status, body) => CancelOutcome::NotFound,
         _ => CancelOutcome::Unknown { why: undecided(status) },
     }
@@ -69,8 +69,8 @@ enum Decision {
     Declined { reason: String },
 }
 
-/// The body of the contract. Fields that we don't know are let pass; `approved` of another type, or a known field given
-/// twice, spoils the whole.
+/// The body of the contract. Unknown fields are ignored. The body is invalid if `approved` has another type, or if a known
+/// field occurs twice.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
@@ -88,10 +88,10 @@ struct Body<'a> {
 }
 
 impl Body<'_> {
-    /// Whether the reply names a payment that is not `charge`. An `orderId` that is no number is the gateway's own.
+    /// Whether the reply names a payment other than `charge`. An `orderId` that is no number is the gateway's own id.
     fn names_another(&self, charge: &Charge) -> bool {
         let uid = self.merchant_uid.and_then(text).is_some_and(|uid| uid != charge.merchant_uid);
-        uid || self.order_id.and_then(whole).is_some_and(|order| order != charge.order_id.get())
+        uid || self.order_id.and_then(integer).is_some_and(|order| order != charge.order_id.get())
     }
 }
 
@@ -101,18 +101,18 @@ fn decide(charge: &Charge, status: u16, body: &[u8]) -> Result<Decision, String>
     if !may_approve && !may_decline {
         return Err(undecided(status));
     }
-    let body = object::<Body<'_>>(body).ok_or_else(|| not_understood(status))?;
+    let body = object::<Body<'_>>(body).ok_or_else(|| invalid_body(status))?;
     if body.names_another(charge) {
         return Err(format!("HTTP {status} about another payment"));
     }
     match body {
         Body { approved: true, transaction_id, amount, .. } if may_approve => {
-            let said = amount.and_then(whole);
+            let named = amount.and_then(integer);
             let refuse = |why: &str| {
-                let taken = if amount.is_some() { said.filter(|won| *won > 0) } else { Some(charge.amount) };
+                let taken = if amount.is_some() { named.filter(|won| *won > 0) } else { Some(charge.amount) };
                 Ok(Decision::Unacceptable { taken, why: why.to_owned() })
             };
-            if amount.is_some() && said != Some(charge.amount) {
+            if amount.is_some() && named != Some(charge.amount) {
                 return refuse("approved with another amount");
             }
             match transaction_id.and_then(usable_id) {
@@ -124,7 +124,7 @@ fn decide(charge: &Charge, status: u16, body: &[u8]) -> Result<Decision, String>
             let reason = reason.map(|reason| text(reason).unwrap_or_else(|| reason.get().to_owned()));
             Ok(Decision::Declined { reason: plain(&reason.unwrap_or_default()) })
         }
-        _ => Err(not_understood(status)),
+        _ => Err(invalid_body(status)),
     }
 }
 
@@ -133,18 +133,18 @@ fn text(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
-/// A whole number, written as `5000`, `5000.0` or `"5000"`.
-fn whole(value: &RawValue) -> Option<i64> {
+/// An integer, written as `5000`, `5000.0` or `"5000"`.
+fn integer(value: &RawValue) -> Option<i64> {
     if let Some(text) = text(value) {
         return text.parse().ok();
     }
     let number: serde_json::Number = serde_json::from_str(value.get()).ok()?;
-    let fractionless = |n: f64| (n.fract() == 0.0 && n.abs() <= 9_007_199_254_740_991.0).then_some(n as i64);
-    number.as_i64().or_else(|| number.as_f64().and_then(fractionless))
+    let integral = |n: f64| (n.fract() == 0.0 && n.abs() <= 9_007_199_254_740_991.0).then_some(n as i64);
+    number.as_i64().or_else(|| number.as_f64().and_then(integral))
 }
 
-/// The id of 1 to [`TRANSACTION_ID_CHARS`] characters that a JSON string is, or the digits of a number as they were
-/// written. Control characters, which separate the parts of an event, are kept as `\u001f`.
+/// A transaction id of 1 to [`TRANSACTION_ID_CHARS`] characters: a JSON string, or a number as it is written. Control
+/// characters are escaped (`\u001f`), because they separate the parts of an event.
 fn usable_id(value: &RawValue) -> Option<String> {
     let is_number = value.get().starts_with(|c: char| c.is_ascii_digit() || c == '-');
     let id = if is_number { value.get().to_owned() } else { text(value)? };
@@ -162,16 +162,16 @@ fn usable_id(value: &RawValue) -> Option<String> {
 }
 
 fn is_not_found(status: u16, body: &[u8]) -> bool {
-    status == 404 && is_own_word(body) && !object::<Body<'_>>(body).is_some_and(|body| body.approved)
+    status == 404 && is_from_gateway(body) && !object::<Body<'_>>(body).is_some_and(|body| body.approved)
 }
 
-/// Whether the body can be the gateway's own, where the contract prescribes none.
-fn is_own_word(body: &[u8]) -> bool {
+/// Whether the gateway itself can have sent the body: the contract prescribes none for this reply, and a proxy sends HTML.
+fn is_from_gateway(body: &[u8]) -> bool {
     body.trim_ascii().is_empty() || object::<IgnoredAny>(body).is_some()
 }
 
-/// Whether the reply to a cancel says itself that nothing was cancelled: the contract prescribes no body, and gateways
-/// answer errors with 200.
+/// Whether the reply to a refund request names a failure. The contract prescribes no body, and some gateways report errors
+/// with status 200.
 fn names_failure(body: &[u8]) -> bool {
     let Some(fields) = object::<serde_json::Map<String, serde_json::Value>>(body) else { return false };
     let is_false = |name: &str| fields.get(name).is_some_and(|value| value == false);
@@ -180,7 +180,7 @@ fn names_failure(body: &[u8]) -> bool {
         || ["error", "errorCode"].into_iter().any(is_there)
 }
 
-/// A JSON object; serde alone would read a struct from an array as well.
+/// Parses a JSON object. serde alone would also read a struct from an array.
 fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
     if !body.trim_ascii_start().starts_with(b"{") {
         return None;
@@ -188,21 +188,21 @@ fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
     serde_json::from_slice(body).ok()
 }
 
-/// At most [`REASON_CHARS`] characters of `text`, without those that break lines, steer terminals or reorder text.
+/// At most [`REASON_CHARS`] characters of `text`, without those that break lines, control terminals or reorder text.
 pub(super) fn plain(text: &str) -> String {
-    let steers = |c: char| {
+    let unsafe_to_log = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
-    text.trim().chars().filter(|c| !steers(*c)).take(REASON_CHARS).collect()
+    text.trim().chars().filter(|c| !unsafe_to_log(*c)).take(REASON_CHARS).collect()
 }
 
 fn undecided(status: u16) -> String {
-    format!("HTTP {status} decides nothing")
+    format!("HTTP {status} is no decision")
 }
 
-fn not_understood(status: u16) -> String {
-    format!("HTTP {status} with a body that was not understood")
+fn invalid_body(status: u16) -> String {
+    format!("HTTP {status} with an invalid body")
 }
 
 #[cfg(test)]
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(decode_cancel(200, br#"{"error":null,"cancelled":true}"#), CancelOutcome::Cancelled);
     }
 
-    /// Bytes of any kind, and bytes that nearly are a reply.
+    /// Random bytes, and bytes that resemble a reply.
     fn bodies() -> impl Strategy<Value = Vec<u8>> {
         let value = prop_oneof![
             Just("true".to_owned()),

@@ -1,6 +1,6 @@
-//! `jsonwebtoken`'s cryptography, by ring: the one that TLS is done with anyway.
+//! The cryptography of `jsonwebtoken`, implemented with ring, which TLS needs anyway.
 //!
-//! Verifies and nothing else: this service signs no tokens.
+//! Only verifies: the service signs no tokens.
 
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind,
@@ -23,13 +23,13 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Makes this the process's cryptography for tokens; to do it again changes nothing.
+/// Installs the process's provider for tokens. A second call does nothing.
 pub fn install() {
-    // An error says that there is one already, and nothing else installs any.
+    // The error means that it is already installed.
     let _ = PROVIDER.install_default();
 }
 
-/// A verifier by `key` of signatures of `algorithm`, which must be one of the key's kind.
+/// A verifier of `algorithm` with `key`. The two must be of the same kind.
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
     let algorithm = *algorithm;
     if algorithm.family() != key.family() {

@@ -1,8 +1,8 @@
-//! A set of keys that somebody else keeps: behind a URL, or in a file.
+//! An issuer's set of keys, behind a URL or in a file.
 //!
-//! It is looked at again on a timer, and when a token names a key that is not in it. However many tokens do, it is asked no
-//! more often than every [`APART`], and no request waits for it longer than [`PATIENCE`]. While it can't be had, the keys of
-//! the last time stay.
+//! A task reads the set on a timer, and when a token names an unknown key. The number of such tokens does not matter: two
+//! reads are at least [`MIN_INTERVAL`] apart, and no request waits longer than [`WAIT_TIMEOUT`]. If a read fails, the keys
+//! of the last one remain valid.
 
 use std::{
     net::IpAddr,
@@ -20,27 +20,27 @@ use tokio::{
 
 use super::keys::Keys;
 
-/// What passes at least between two looks.
-const APART: Duration = Duration::from_secs(10);
-/// How long a request waits for a look at most.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a look may take.
-const LONGEST_LOOK: Duration = Duration::from_secs(5);
-/// Bytes of the largest set.
-const LARGEST: usize = 256 * 1024;
+/// The minimum time between two reads.
+const MIN_INTERVAL: Duration = Duration::from_secs(10);
+/// The maximum time that a request waits for a read.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time limit of a read.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// The maximum size of a set in bytes.
+const MAX_SET_BYTES: usize = 256 * 1024;
 
-/// A set of keys, kept up with.
+/// A set of keys that a task keeps up to date.
 pub struct Jwks {
     source: Source,
-    /// The timer's.
-    every: Duration,
-    /// [`APART`], but in tests.
-    apart: Duration,
+    /// The interval of the timer.
+    refresh_interval: Duration,
+    /// [`MIN_INTERVAL`], except in tests.
+    min_interval: Duration,
     keys: RwLock<Arc<Keys>>,
-    /// Somebody wants a key that is not there.
-    wanted: Notify,
-    /// When the last look ended.
-    looked: watch::Sender<Option<Instant>>,
+    /// A token named an unknown key.
+    requested: Notify,
+    /// The end of the last read.
+    last_read: watch::Sender<Option<Instant>>,
 }
 
 enum Source {
@@ -49,13 +49,13 @@ enum Source {
 }
 
 impl Jwks {
-    /// The set behind a URL; nothing is fetched yet.
+    /// The set behind a URL. Fetches nothing yet.
     ///
     /// # Errors
-    /// It is not https (or http on this machine), or names a password.
-    pub fn of_url(url: &str, every: Duration) -> anyhow::Result<Arc<Jwks>> {
-        let url = checked(url).map_err(|problem| anyhow!("AUTH_JWKS_URL {problem}"))?;
-        // reqwest takes the process's provider, and panics where there is none. An error says that there is one.
+    /// The URL is not https (or http on this machine), or holds a password.
+    pub fn of_url(url: &str, refresh_interval: Duration) -> anyhow::Result<Arc<Jwks>> {
+        let url = validated(url).map_err(|problem| anyhow!("AUTH_JWKS_URL {problem}"))?;
+        // reqwest panics without a default provider. The error means that one is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let encrypted = url.scheme() == "https";
         let mut client = Client::builder()
@@ -64,86 +64,96 @@ impl Jwks {
             .retry(retry::never())
             .no_proxy()
             .https_only(encrypted)
-            .timeout(LONGEST_LOOK);
+            .timeout(READ_TIMEOUT);
         if !encrypted {
-            // A slim image may have no certificates.
+            // Plain HTTP needs no certificates, and a slim image may have none.
             client = client.tls_certs_only([]);
         }
         let client = client.build().map_err(reqwest::Error::without_url).context("no HTTP client for AUTH_JWKS_URL")?;
-        Ok(Jwks::new(Source::Url(client, url), every, Keys::default()))
+        Ok(Jwks::new(Source::Url(client, url), refresh_interval, Keys::default()))
     }
 
-    /// The set in a file, which is read.
+    /// Reads the set from a file.
     ///
     /// # Errors
-    /// It can't be, or is no set of keys.
-    pub fn of_file(file: &Path, every: Duration) -> anyhow::Result<Arc<Jwks>> {
+    /// The file can't be read, or is no set of keys.
+    pub fn of_file(file: &Path, refresh_interval: Duration) -> anyhow::Result<Arc<Jwks>> {
         let metadata = std::fs::metadata(file).with_context(|| format!("{} can't be read", file.display()))?;
-        anyhow::ensure!(metadata.len() <= LARGEST as u64, "{} has more than {LARGEST} bytes", file.display());
+        anyhow::ensure!(
+            metadata.len() <= MAX_SET_BYTES as u64,
+            "{} has more than {MAX_SET_BYTES} bytes",
+            file.display()
+        );
         let set = std::fs::read(file).with_context(|| format!("{} can't be read", file.display()))?;
         let keys = Keys::of_set(&set).map_err(|problem| anyhow!("{}: {problem}", file.display()))?;
         let keys = Keys::default().next(keys).unwrap_or_default();
-        Ok(Jwks::new(Source::File(file.to_owned()), every, keys))
+        Ok(Jwks::new(Source::File(file.to_owned()), refresh_interval, keys))
     }
 
-    fn new(source: Source, every: Duration, keys: Keys) -> Arc<Jwks> {
-        let (keys, looked) = (RwLock::new(Arc::new(keys)), watch::Sender::new(None));
-        Arc::new(Jwks { source, every: every.max(APART), apart: APART, keys, wanted: Notify::new(), looked })
+    fn new(source: Source, refresh_interval: Duration, keys: Keys) -> Arc<Jwks> {
+        Arc::new(Jwks {
+            source,
+            refresh_interval: refresh_interval.max(MIN_INTERVAL),
+            min_interval: MIN_INTERVAL,
+            keys: RwLock::new(Arc::new(keys)),
+            requested: Notify::new(),
+            last_read: watch::Sender::new(None),
+        })
     }
 
-    /// The keys as known.
+    /// The keys of the last successful read.
     pub fn current(&self) -> Arc<Keys> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The keys once they have been looked at again, or as they are: if they are not those of `generation` any more, if they
-    /// were looked at just now, or if that takes too long.
+    /// Requests a read, and returns the keys after it. Returns the current keys at once if they are newer than `generation`,
+    /// or if the last read is less than [`MIN_INTERVAL`] ago; and when the read takes longer than [`WAIT_TIMEOUT`].
     pub async fn newer(&self, generation: u64) -> Arc<Keys> {
-        let mut looked = self.looked.subscribe();
-        let before = *looked.borrow_and_update();
+        let mut last_read = self.last_read.subscribe();
+        let before = *last_read.borrow_and_update();
         let current = self.current();
-        if current.generation != generation || before.is_some_and(|at| at.elapsed() < self.apart) {
+        if current.generation != generation || before.is_some_and(|at| at.elapsed() < self.min_interval) {
             return current;
         }
-        self.wanted.notify_one();
-        // Whatever comes of it, that is what there is.
-        let _ = timeout(PATIENCE, looked.changed()).await;
+        self.requested.notify_one();
+        // After a timeout the current keys are the best there are.
+        let _ = timeout(WAIT_TIMEOUT, last_read.changed()).await;
         self.current()
     }
 
-    /// Looks, and looks again, for ever.
+    /// Reads the set again and again, for ever.
     pub async fn follow(&self) {
         let mut failing = false;
         loop {
-            match timeout(LONGEST_LOOK, self.look()).await.unwrap_or_else(|_| Err(anyhow!("it takes too long"))) {
+            match timeout(READ_TIMEOUT, self.read_set()).await.unwrap_or_else(|_| Err(anyhow!("timed out"))) {
                 Ok(changed) => {
                     if changed || failing {
-                        tracing::info!(keys = self.current().len(), "the keys of users' tokens are known");
+                        tracing::info!(keys = self.current().len(), "read the keys of users' tokens");
                     }
                     failing = false;
                 }
                 Err(error) if !failing => {
                     let (kept, error) = (self.current().len(), format!("{error:#}"));
-                    tracing::warn!(kept, error, "the keys of users' tokens can't be had: those of the last time stay");
+                    tracing::warn!(kept, error, "can't read the keys of users' tokens: the last ones remain valid");
                     failing = true;
                 }
-                Err(error) => tracing::debug!(error = format!("{error:#}"), "the keys of users' tokens can't be had"),
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "can't read the keys of users' tokens"),
             }
-            self.looked.send_replace(Some(Instant::now()));
+            self.last_read.send_replace(Some(Instant::now()));
             tokio::select! {
-                () = sleep(self.every) => {}
+                () = sleep(self.refresh_interval) => {}
                 () = async {
-                    self.wanted.notified().await;
-                    // A want of before the last look may be what is notified.
-                    let since = self.looked.borrow().map_or(self.apart, |at| at.elapsed());
-                    sleep(self.apart.saturating_sub(since)).await;
+                    self.requested.notified().await;
+                    // The notification may be older than the last read.
+                    let since = self.last_read.borrow().map_or(self.min_interval, |at| at.elapsed());
+                    sleep(self.min_interval.saturating_sub(since)).await;
                 } => {}
             }
         }
     }
 
-    /// Whether the keys have changed.
-    async fn look(&self) -> anyhow::Result<bool> {
+    /// Reads the set once. Returns whether the keys changed.
+    async fn read_set(&self) -> anyhow::Result<bool> {
         let set = match &self.source {
             Source::Url(client, url) => fetch(client, url.clone()).await?,
             Source::File(file) => read(file).await?,
@@ -159,13 +169,13 @@ impl Jwks {
     }
 }
 
-/// The whole body, within bounds.
+/// Fetches the whole body, up to [`MAX_SET_BYTES`].
 async fn fetch(client: &Client, url: Url) -> anyhow::Result<Vec<u8>> {
     let mut response = client.get(url).send().await.map_err(reqwest::Error::without_url)?;
     anyhow::ensure!(response.status().is_success(), "the answer is {}", response.status());
     let mut set = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(reqwest::Error::without_url)? {
-        anyhow::ensure!(set.len() + chunk.len() <= LARGEST, "it has more than {LARGEST} bytes");
+        anyhow::ensure!(set.len() + chunk.len() <= MAX_SET_BYTES, "it has more than {MAX_SET_BYTES} bytes");
         set.extend_from_slice(&chunk);
     }
     Ok(set)
@@ -174,22 +184,22 @@ async fn fetch(client: &Client, url: Url) -> anyhow::Result<Vec<u8>> {
 async fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     use tokio::io::AsyncReadExt;
     let mut set = Vec::new();
-    tokio::fs::File::open(file).await?.take(LARGEST as u64 + 1).read_to_end(&mut set).await?;
-    anyhow::ensure!(set.len() <= LARGEST, "it has more than {LARGEST} bytes");
+    tokio::fs::File::open(file).await?.take(MAX_SET_BYTES as u64 + 1).read_to_end(&mut set).await?;
+    anyhow::ensure!(set.len() <= MAX_SET_BYTES, "it has more than {MAX_SET_BYTES} bytes");
     Ok(set)
 }
 
-/// The URL, or what is wrong with it, which never quotes it.
-fn checked(url: &str) -> Result<Url, &'static str> {
+/// Parses and validates the URL. The error never quotes it.
+fn validated(url: &str) -> Result<Url, &'static str> {
     let url = Url::parse(url).map_err(|_| "is not a URL")?;
-    let here = url.host_str().is_some_and(|host| {
+    let loopback = url.host_str().is_some_and(|host| {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     });
     match url.scheme() {
         "https" => {}
-        "http" if here => {}
-        "http" => return Err("is http:// to another machine: anybody on the way could put keys of its own into it"),
+        "http" if loopback => {}
+        "http" => return Err("is http:// to another machine: an attacker on the network could replace the keys"),
         _ => return Err("is not https://"),
     }
     if !url.username().is_empty() || url.password().is_some() {
@@ -208,10 +218,10 @@ mod tests {
 
     use super::*;
 
-    /// What an issuer answers, and how often it was asked.
+    /// An issuer's answer, and the number of requests.
     type Issuer = Arc<Mutex<((StatusCode, String), usize)>>;
 
-    /// A set of one key, which is called so.
+    /// A set of one key, named `kid`.
     fn set(kid: &str) -> (StatusCode, String) {
         let key = json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": "A".repeat(43)});
         (StatusCode::OK, json!({"keys": [key]}).to_string())
@@ -235,14 +245,14 @@ mod tests {
         keys.have(Some(kid), jsonwebtoken::Algorithm::EdDSA)
     }
 
-    /// The same, looked at again without a pause.
+    /// Without a minimum interval between reads.
     fn eager(jwks: Arc<Jwks>) -> Arc<Jwks> {
         let mut jwks = Arc::into_inner(jwks).unwrap();
-        jwks.apart = Duration::ZERO;
+        jwks.min_interval = Duration::ZERO;
         Arc::new(jwks)
     }
 
-    /// Waits for the keys to be looked at, however long that takes here.
+    /// Waits until the keys include `kid`.
     async fn newer(jwks: &Jwks, kid: &str) -> Arc<Keys> {
         for _ in 0..100 {
             let keys = jwks.newer(jwks.current().generation).await;
@@ -271,7 +281,7 @@ mod tests {
             (StatusCode::FOUND, set("three").1),
             (StatusCode::OK, "{".to_owned()),
             (StatusCode::OK, "{\"keys\":[]}".to_owned()),
-            (StatusCode::OK, set("three").1 + &" ".repeat(LARGEST)),
+            (StatusCode::OK, set("three").1 + &" ".repeat(MAX_SET_BYTES)),
         ];
         for answer in bad {
             let asked = {
@@ -300,8 +310,8 @@ mod tests {
         for _ in 0..1000 {
             assert!(!has(&*jwks.newer(generation).await, "none"));
         }
-        // One more for as often as it may be asked, should this have taken so long.
-        let most = 2 + (began.elapsed().as_secs() / APART.as_secs()) as usize;
+        // A slow run may include a read of every interval.
+        let most = 2 + (began.elapsed().as_secs() / MIN_INTERVAL.as_secs()) as usize;
         assert!(issuer.lock().unwrap().1 <= most);
         following.abort();
     }
@@ -328,7 +338,7 @@ mod tests {
     fn keys_url_refused_unless_https_or_loopback() {
         for good in ["https://id.example/jwks", "http://127.0.0.1:9/jwks", "http://[::1]/jwks", "http://localhost:81/"]
         {
-            assert!(checked(good).is_ok(), "{good}");
+            assert!(validated(good).is_ok(), "{good}");
         }
         for bad in [
             "",
@@ -340,7 +350,7 @@ mod tests {
             "https://a:hunter2@id.example/",
             "file:///etc/hunter2",
         ] {
-            let said = checked(bad).unwrap_err();
+            let said = validated(bad).unwrap_err();
             assert!(!said.contains("hunter2"), "{said}");
         }
     }

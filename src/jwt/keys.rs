@@ -1,4 +1,4 @@
-//! The keys that tokens are verified with, and which token goes to which.
+//! The keys of tokens, and the choice of the key for a token.
 
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey,
@@ -7,28 +7,28 @@ use jsonwebtoken::{
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The most keys of a set that are looked at.
-const MOST: usize = 100;
+/// The maximum number of keys read from a set.
+const MAX_KEYS: usize = 100;
 
-/// A key, and what it may be used for.
+/// A key and its algorithms.
 #[derive(Debug, PartialEq)]
 pub struct Key {
     id: Option<String>,
-    /// Those that fit the key's kind, or the one that the set names.
+    /// The algorithms of the key's kind, or the one that the set names.
     pub algorithms: Vec<Algorithm>,
     pub decoding: Decoding,
 }
 
-/// All keys there are.
+/// The current keys.
 #[derive(Debug, Default)]
 pub struct Keys {
     keys: Vec<Key>,
-    /// Of which set these are: grows whenever another one comes.
+    /// Increments with every change of the set.
     pub generation: u64,
 }
 
 impl Keys {
-    /// A shared secret's.
+    /// The key of a shared secret.
     pub fn of_secret(secret: &[u8]) -> Self {
         let algorithms = AlgorithmFamily::Hmac.algorithms().to_vec();
         Keys {
@@ -37,57 +37,58 @@ impl Keys {
         }
     }
 
-    /// Those of a JWK set (RFC 7517) that verify signatures in a way that is known here. The others are left out, and so are
-    /// secrets: a set is public.
+    /// The keys of a JWK set (RFC 7517) that verify signatures by a supported algorithm. Omits other keys, and secrets, which
+    /// have no place in a public set.
     ///
     /// # Errors
-    /// It is no set, or has nothing of use.
+    /// The JSON is no JWK set, or the set has no usable key.
     pub fn of_set(json: &[u8]) -> Result<Vec<Key>, &'static str> {
         #[derive(Deserialize)]
         struct Set {
             keys: Vec<Value>,
         }
         let set: Set = serde_json::from_slice(json).map_err(|_| "it is not a JWK set")?;
-        let keys: Vec<Key> = set.keys.into_iter().take(MOST).filter_map(Key::of_jwk).collect();
-        if keys.is_empty() { Err("it has no key that signatures could be verified with") } else { Ok(keys) }
+        let keys: Vec<Key> = set.keys.into_iter().take(MAX_KEYS).filter_map(Key::of_jwk).collect();
+        if keys.is_empty() { Err("it has no key that verifies signatures") } else { Ok(keys) }
     }
 
-    /// The set after these, if it is another.
+    /// The next generation with `keys`; `None` if they are the current ones.
     pub fn next(&self, keys: Vec<Key>) -> Option<Keys> {
         (keys != self.keys).then_some(Keys { keys, generation: self.generation + 1 })
     }
 
-    /// Whether there are none.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// How many there are.
+    /// The number of keys.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// The keys that may have signed a token with this header: the one that it names, or where it names none all of the kind.
-    pub fn fitting<'a>(&'a self, id: Option<&'a str>, algorithm: Algorithm) -> impl Iterator<Item = &'a Key> {
+    /// The keys that may have signed a token with this header: the key that it names, or, if it names none, all keys of the
+    /// algorithm.
+    pub fn candidates<'a>(&'a self, id: Option<&'a str>, algorithm: Algorithm) -> impl Iterator<Item = &'a Key> {
         let named = move |key: &&Key| match (id, key.id.as_deref()) {
-            // A shared secret, and the only key of an issuer that does not name it.
+            // A shared secret, or the only key of an issuer that does not name its keys.
             (Some(_), None) => self.keys.len() == 1,
-            (Some(asked), Some(id)) => asked == id,
+            (Some(requested), Some(id)) => requested == id,
             (None, _) => true,
         };
         self.keys.iter().filter(move |key| key.algorithms.contains(&algorithm)).filter(named)
     }
 
-    /// Whether there is any such key.
+    /// Whether [`Keys::candidates`] has any key.
     pub fn have(&self, id: Option<&str>, algorithm: Algorithm) -> bool {
-        self.fitting(id, algorithm).next().is_some()
+        self.candidates(id, algorithm).next().is_some()
     }
 }
 
 impl Key {
     fn of_jwk(jwk: Value) -> Option<Key> {
         let jwk: Jwk = serde_json::from_value(jwk).ok()?;
-        let fitting: &[Algorithm] = match &jwk.algorithm {
+        let supported: &[Algorithm] = match &jwk.algorithm {
             AlgorithmParameters::RSA(_) => AlgorithmFamily::Rsa.algorithms(),
             AlgorithmParameters::EllipticCurve(key) => match key.curve {
                 EllipticCurve::P256 => &[Algorithm::ES256],
@@ -105,9 +106,9 @@ impl Key {
         }
         let decoding = DecodingKey::from_jwk(&Jwk { common: Default::default(), algorithm: jwk.algorithm }).ok()?;
         let algorithms = match jwk.common.key_algorithm {
-            None => fitting.to_vec(),
+            None => supported.to_vec(),
             Some(named) => {
-                let named = Algorithm::try_from(named).ok().filter(|named| fitting.contains(named))?;
+                let named = Algorithm::try_from(named).ok().filter(|named| supported.contains(named))?;
                 vec![named]
             }
         };
@@ -115,7 +116,7 @@ impl Key {
     }
 }
 
-/// A key's material: comparable, and never printed.
+/// The material of a key: comparable by its digest, never printed.
 pub struct Decoding {
     key: DecodingKey,
     digest: ring::digest::Digest,

@@ -1,15 +1,14 @@
-//! Who a user is, by its token: `AUTH=jwt`.
+//! Authenticates users by their tokens (`AUTH=jwt`).
 //!
-//! Owns: which keys a token may be signed with ([`keys`], [`jwks`]), what a token must say, and how a signature is verified
-//! ([`crypto`]). Leaves to `http::acting` which requests need a token, and that its user is the one they act for.
+//! Owns the keys of tokens ([`keys`], [`jwks`]), the required claims, and the verification of signatures ([`crypto`]).
+//! `http` decides which requests need a token, and compares the token's user with the user of the request.
 //!
-//! Which algorithm verifies a token is decided by the key, never by the token: a key of one kind is not taken for another,
-//! and `none` is no algorithm here.
+//! The key determines the algorithm, never the token: a key of one kind never verifies a token of another, and `none` is
+//! no algorithm here.
 
 mod crypto;
 mod jwks;
 mod keys;
-
 mod verified;
 
 use std::{sync::Arc, time::Duration};
@@ -29,20 +28,20 @@ use crate::{
     model::{Clock, Error, UserId},
 };
 
-/// Seconds that our clock and an issuer's may differ.
+/// The allowed difference, in ms, between this process's clock and an issuer's.
 const LEEWAY_MS: i64 = 30_000;
-/// What a token may say that it is (RFC 7515, 4.1.9), where it says so: a JWT, or a JWT that is an access token (RFC 9068, 2.1).
-/// What an issuer signs for something else (RFC 8725, 3.11) opens nothing here.
+/// The accepted values of a token's `typ` (RFC 7515, 4.1.9): a JWT, or a JWT that is an access token (RFC 9068, 2.1). Tokens
+/// that an issuer signs for another purpose are rejected (RFC 8725, 3.11).
 const TYPES: [&str; 2] = ["JWT", "at+jwt"];
-/// Bytes of the shortest secret that is one: what HS256 asks for (RFC 7518, 3.2).
-const SHORTEST_SECRET: usize = 32;
+/// The minimum length of a secret in bytes, as HS256 requires (RFC 7518, 3.2).
+const MIN_SECRET_LEN: usize = 32;
 
-/// Why nobody is known by a token.
+/// Why a token is rejected.
 #[derive(Debug)]
 pub enum Refused {
-    /// It is none, or not a good one; why is for the log.
+    /// The token is invalid; the text is for the log.
     Invalid(&'static str),
-    /// There are no keys yet to verify it with.
+    /// There are no keys yet to verify the token with.
     KeysUnknown,
 }
 
@@ -55,46 +54,43 @@ impl From<Refused> for Error {
 /// Verifies users' tokens.
 pub struct Tokens {
     keys: Source,
-    /// What a token must say of where it comes from and whom it is for.
+    /// The required issuer and audience.
     validation: Validation,
-    /// The claim that has the user's id.
+    /// The claim with the user's id.
     user_claim: String,
     clock: Clock,
     verified: Verified,
 }
 
-/// Where keys come from.
+/// The source of the keys.
 enum Source {
     Secret(Arc<Keys>),
     Set(Arc<Jwks>),
 }
 
 impl Tokens {
-    /// As configured; `None` where users need no token. A set of keys in a file is read here; one behind a URL is fetched by
-    /// [`Tokens::follow`].
+    /// The verifier that `config` describes; `None` if users need no token. Reads a set of keys from a file at once;
+    /// [`Tokens::follow`] fetches a set from a URL.
     ///
     /// # Errors
-    /// A configuration that can't be meant, or a file that is not a set of keys.
+    /// The configuration is contradictory, or the file is not a set of keys.
     pub fn new(config: &AuthConfig, clock: Clock) -> anyhow::Result<Option<Arc<Tokens>>> {
         let AuthConfig { auth, auth_jwt_secret, auth_jwks_url, auth_jwks_file, .. } = config;
         if *auth == Auth::None {
             let any = auth_jwt_secret.is_some() || auth_jwks_url.is_some() || auth_jwks_file.is_some();
-            anyhow::ensure!(!any, "there are keys for users' tokens, which AUTH=jwt would use; AUTH=none needs none");
+            anyhow::ensure!(!any, "AUTH=none has no use for keys of users' tokens: set AUTH=jwt, or remove the keys");
             return Ok(None);
         }
         crypto::install();
-        let every = Duration::from_secs(config.auth_jwks_refresh_seconds);
+        let refresh = Duration::from_secs(config.auth_jwks_refresh_seconds);
         let keys = match (auth_jwt_secret, auth_jwks_url, auth_jwks_file) {
             (Some(secret), None, None) => {
                 let secret = secret.expose().as_bytes();
-                anyhow::ensure!(
-                    secret.len() >= SHORTEST_SECRET,
-                    "AUTH_JWT_SECRET has less than {SHORTEST_SECRET} bytes"
-                );
+                anyhow::ensure!(secret.len() >= MIN_SECRET_LEN, "AUTH_JWT_SECRET has less than {MIN_SECRET_LEN} bytes");
                 Source::Secret(Arc::new(Keys::of_secret(secret)))
             }
-            (None, Some(url), None) => Source::Set(Jwks::of_url(url.expose(), every)?),
-            (None, None, Some(file)) => Source::Set(Jwks::of_file(file, every).context("AUTH_JWKS_FILE")?),
+            (None, Some(url), None) => Source::Set(Jwks::of_url(url.expose(), refresh)?),
+            (None, None, Some(file)) => Source::Set(Jwks::of_file(file, refresh).context("AUTH_JWKS_FILE")?),
             _ => anyhow::bail!("AUTH=jwt takes one of AUTH_JWT_SECRET, AUTH_JWKS_URL and AUTH_JWKS_FILE"),
         };
         anyhow::ensure!(!config.auth_jwt_user_claim.is_empty(), "AUTH_JWT_USER_CLAIM is empty");
@@ -107,8 +103,8 @@ impl Tokens {
         })))
     }
 
-    /// Starts keeping up with the set of keys, where it is one: at once, on a timer, and when a token names a key that is not
-    /// known.
+    /// Starts a task that reads the set of keys: at once, on a timer, and when a token names an unknown key. Does nothing for
+    /// a secret.
     pub fn follow(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
         if let Source::Set(jwks) = &self.keys {
             let (jwks, stop) = (jwks.clone(), stop.clone());
@@ -121,10 +117,10 @@ impl Tokens {
         }
     }
 
-    /// Whose token this is. Waits for keys for a bounded time at most.
+    /// The user of a token. Waits a bounded time for an unknown key.
     ///
     /// # Errors
-    /// Nobody's.
+    /// The token is invalid, or no keys are known.
     pub async fn user(&self, token: &str) -> Result<UserId, Refused> {
         let keys = match &self.keys {
             Source::Secret(keys) => keys.clone(),
@@ -136,7 +132,7 @@ impl Tokens {
             return Ok(user);
         }
         let header = decode_header(token).map_err(|_| Refused::Invalid("not a token"))?;
-        // Extensions that have to be understood (RFC 7515, 4.1.11), and none is.
+        // Critical extensions must be understood (RFC 7515, 4.1.11). This verifier supports none.
         if header.crit.is_some() {
             return Err(Refused::Invalid("critical extensions"));
         }
@@ -152,7 +148,7 @@ impl Tokens {
             return Err(Refused::KeysUnknown);
         }
         let mut refused = Refused::Invalid("no key for it");
-        for key in keys.fitting(kid, header.alg) {
+        for key in keys.candidates(kid, header.alg) {
             match self.claims(token, key).and_then(|claims| self.user_of(&claims, now)) {
                 Ok((user, until)) => {
                     self.verified.put(digest, keys.generation, user, until);
@@ -164,24 +160,24 @@ impl Tokens {
         Err(refused)
     }
 
-    /// What the token says, if this key signed it and it is from and for whom it should be.
+    /// The claims of the token, if `key` signed it and its issuer and audience are the required ones.
     fn claims(&self, token: &str, key: &Key) -> Result<Map<String, Value>, Refused> {
         let validation = Validation { algorithms: key.algorithms.clone(), ..self.validation.clone() };
         let decoded = decode::<Map<String, Value>>(token, &key.decoding, &validation);
         decoded.map(|decoded| decoded.claims).map_err(|error| {
             use jsonwebtoken::errors::ErrorKind::*;
             Refused::Invalid(match error.kind() {
-                InvalidSignature => "signed by somebody else",
-                InvalidIssuer => "of another issuer",
-                InvalidAudience => "for another audience",
-                MissingRequiredClaim(_) => "without a claim that it must have",
-                InvalidAlgorithm => "of another algorithm",
+                InvalidSignature => "invalid signature",
+                InvalidIssuer => "other issuer",
+                InvalidAudience => "other audience",
+                MissingRequiredClaim(_) => "missing claim",
+                InvalidAlgorithm => "other algorithm",
                 _ => "not a token",
             })
         })
     }
 
-    /// The user, and until when (ms) the token is good.
+    /// The user, and the end of the token's validity in ms.
     fn user_of(&self, claims: &Map<String, Value>, now: i64) -> Result<(UserId, i64), Refused> {
         let expires = instant(claims.get("exp")).ok_or(Refused::Invalid("without an end"))?;
         let until = expires.saturating_add(LEEWAY_MS);
@@ -204,10 +200,11 @@ impl Tokens {
     }
 }
 
-/// All but the algorithms, which are a key's, and the times, which are held against this process's own clock: no token is of the store.
+/// Validates the issuer and the audience. The key determines the algorithms, and [`Tokens::user_of`] compares the times
+/// with this process's own clock, because an issuer does not use the store's.
 fn validation(config: &AuthConfig) -> Validation {
     let (issuer, audience) = (&config.auth_jwt_issuer, &config.auth_jwt_audience);
-    let required = [("iss", issuer), ("aud", audience)].into_iter().filter(|(_, wanted)| wanted.is_some());
+    let required = [("iss", issuer), ("aud", audience)].into_iter().filter(|(_, value)| value.is_some());
     Validation {
         required_spec_claims: required.map(|(claim, _)| claim.to_owned()).collect(),
         validate_exp: false,
@@ -219,14 +216,14 @@ fn validation(config: &AuthConfig) -> Validation {
     }
 }
 
-/// A `NumericDate` (RFC 7519, 2) in milliseconds: seconds since the epoch, perhaps with a fraction.
+/// A `NumericDate` (RFC 7519, 2) in milliseconds. The claim is in seconds since the epoch, possibly with a fraction.
 fn instant(claim: Option<&Value>) -> Option<i64> {
     let seconds = claim?.as_f64()?;
-    // Far beyond any time, and still exact.
+    // The bound is far beyond any real time, and a double is still exact there.
     (0.0..1e12).contains(&seconds).then_some((seconds * 1e3) as i64)
 }
 
-/// A media type, of which `application/` may be left out; in any case.
+/// Whether `typ` is one of [`TYPES`], with or without `application/`, in any case.
 fn is_type(typ: &str) -> bool {
     const PREFIX: &str = "application/";
     let short = typ.split_at_checked(PREFIX.len()).filter(|(prefix, _)| prefix.eq_ignore_ascii_case(PREFIX));
@@ -234,10 +231,11 @@ fn is_type(typ: &str) -> bool {
     TYPES.iter().any(|known| short.eq_ignore_ascii_case(known))
 }
 
-/// Digits and nothing else, as a number is written: two spellings of one user would be two for everybody who compares texts.
+/// Parses the canonical spelling of a positive number: digits without leading zeros. Other spellings would make one user
+/// two for code that compares texts.
 fn digits(text: &str) -> Option<i64> {
-    let plain = (1..=18).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
-    if plain && !text.starts_with('0') { text.parse().ok() } else { None }
+    let all_digits = (1..=18).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    if all_digits && !text.starts_with('0') { text.parse().ok() } else { None }
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ fn by_secret(algorithm: hmac::Algorithm, secret: &[u8]) -> impl Fn(&[u8]) -> Vec
     move |message| hmac::sign(&key, message).as_ref().to_vec()
 }
 
-/// By HS256 and the shared secret.
+/// Signs by HS256 with the shared secret.
 pub(crate) fn signed(claims: &Value) -> String {
     token(&json!({"alg": "HS256", "typ": "JWT"}), claims, by_secret(hmac::HMAC_SHA256, SECRET.as_bytes()))
 }
@@ -53,7 +53,7 @@ fn tokens(config: &AuthConfig) -> Arc<Tokens> {
     Tokens::new(config, Clock::standing(Millis(NOW * 1000))).unwrap().unwrap()
 }
 
-/// Those that are verified by this set of keys.
+/// A verifier with this set of keys.
 fn by_set(set: &Value) -> Arc<Tokens> {
     let dir = ScratchDir::new().unwrap();
     let file = dir.path().join("jwks.json");
@@ -61,7 +61,7 @@ fn by_set(set: &Value) -> Arc<Tokens> {
     tokens(&AuthConfig { auth: Auth::Jwt, auth_jwks_file: Some(file), ..AuthConfig::default() })
 }
 
-/// The user, or 0 for nobody.
+/// The user, or 0 if the token is rejected.
 async fn user(tokens: &Tokens, token: &str) -> i64 {
     tokens.user(token).await.map_or(0, UserId::get)
 }
@@ -116,13 +116,13 @@ async fn token_verified_for_every_algorithm_and_forgery_refused() {
         (&by_set, token(&header("ES256", "p256"), &good(), &sign_es256)),
         (&by_set, token(&header("ES384", "p384"), &good(), &sign_es384)),
         (&by_set, token(&header("EdDSA", "ed"), &good(), &sign_eddsa)),
-        // It names no key: there is one that fits.
+        // It names no key; the algorithm has only one.
         (&by_set, token(&json!({"alg": "ES384"}), &good(), &sign_es384)),
     ];
     assert_eq!(signed_by_rsa.len(), 6);
     all.extend(signed_by_rsa.into_values().map(|token| (&by_set, token)));
     for (tokens, token) in &all {
-        // What was refused must not be remembered, nor what is good be taken for another.
+        // The cache must not keep a rejected token, nor confuse a valid one with another.
         let (message, signature) = token.rsplit_once('.').unwrap();
         let (header, claims) = message.split_once('.').unwrap();
         let other_claims = encoded(json!({"sub": "8", "exp": NOW + 60}).to_string());
@@ -169,7 +169,7 @@ async fn token_refused_when_algorithm_not_of_key() {
     assert_eq!(user(&by_set, &token(&json!({"alg": "RS256", "kid": "p256"}), &good(), &sign_es256)).await, 0);
     assert_eq!(user(&by_set, &token(&json!({"alg": "ES256", "kid": "rsa"}), &good(), &sign_es256)).await, 0);
     assert_eq!(user(&by_set, &token(&json!({"alg": "ES256", "kid": "p256"}), &good(), &sign_es256)).await, 7);
-    // A key in the header is none of ours.
+    // A key in the header never counts.
     let (own, sign_own) = curve("own", &ECDSA_P256_SHA256_FIXED_SIGNING, "P-256");
     for header in
         [json!({"alg": "ES256", "jwk": own}), json!({"alg": "ES256", "kid": "own", "jku": "http://127.0.0.1/"})]
@@ -188,7 +188,7 @@ async fn token_times_checked_with_leeway() {
     assert_eq!(why(&tokens, &signed(&json!({"sub": 7, "exp": NOW + 60, "nbf": NOW + 31}))).await, "not good yet");
     assert_eq!(why(&tokens, &signed(&json!({"sub": 7, "exp": NOW - 30}))).await, "expired");
     assert_eq!(user(&tokens, &signed(&json!({"sub": 7, "exp": NOW - 29}))).await, 7);
-    // It is remembered, and ends all the same.
+    // A cached token expires too.
     clock.advance(89_999);
     assert_eq!(user(&tokens, &token).await, 7);
     clock.advance(1);
@@ -262,7 +262,7 @@ async fn token_refused_when_issuer_audience_or_claim_differs() {
         assert_eq!(user(&tokens_of, &signed(&claims(iss.clone(), aud.clone()))).await, 0, "{iss} {aud}");
     }
     assert_eq!(user(&tokens_of, &signed(&good())).await, 0, "without them");
-    // Where nobody asks for them, they may say what they like.
+    // Without a required issuer and audience, any are accepted.
     let free = tokens(&AuthConfig { auth_jwt_issuer: None, auth_jwt_audience: None, ..strict });
     assert_eq!(user(&free, &signed(&claims(json!("anybody"), json!("anything")))).await, 7);
 }

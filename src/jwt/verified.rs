@@ -1,5 +1,5 @@
-//! Tokens that were verified already: verifying one takes longer than issuing a coupon does (see `docs/decisions.md`), and a
-//! client sends the same one with every request.
+//! A cache of verified tokens. Verifying a token takes longer than issuing a coupon (see `docs/decisions.md`), and a client
+//! sends the same token with every request.
 
 use std::{
     collections::HashMap,
@@ -8,34 +8,34 @@ use std::{
 
 use crate::model::UserId;
 
-/// How many are remembered before half of them, the oldest, are forgotten: about 10 MB.
-const MOST: usize = 100_000;
+/// The maximum number of cached tokens, about 10 MB. When the newer half is full, the older half is dropped.
+const MAX_TOKENS: usize = 100_000;
 
 /// SHA-256 of a token.
 pub type Digest = [u8; 32];
 
-/// The digest that a token is remembered by; the token itself is kept nowhere.
+/// The digest of a token: the key of the cache, which does not keep the token itself.
 pub fn digest(token: &str) -> Digest {
     let mut digest = [0; 32];
     digest.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref());
     digest
 }
 
-/// The memory.
+/// The cache.
 #[derive(Default)]
 pub struct Verified(Mutex<Halves>);
 
-/// What was put lately, and what before that. What is asked for in the older half moves to the newer one.
+/// Two generations of entries. A hit in the older half moves the entry to the newer half.
 #[derive(Default)]
 struct Halves {
-    /// Of the keys that these were verified with: with others, they are not verified.
+    /// The generation of the keys that verified these tokens. A new generation empties the cache.
     generation: u64,
     newer: HashMap<Digest, (UserId, i64)>,
     older: HashMap<Digest, (UserId, i64)>,
 }
 
 impl Verified {
-    /// Whose token this is, if it is still good at `now` (ms).
+    /// The user of a cached token, if the token is valid at `now` (ms).
     pub fn get(&self, digest: &Digest, generation: u64, now: i64) -> Option<UserId> {
         let mut halves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if halves.generation != generation {
@@ -53,7 +53,7 @@ impl Verified {
         (now < until).then_some(user)
     }
 
-    /// Remembers it.
+    /// Caches a token that is valid until `until` (ms).
     pub fn put(&self, digest: Digest, generation: u64, user: UserId, until: i64) {
         let mut halves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if generation < halves.generation {
@@ -68,7 +68,7 @@ impl Verified {
 
 impl Halves {
     fn put(&mut self, digest: Digest, entry: (UserId, i64)) {
-        if self.newer.len() >= MOST / 2 {
+        if self.newer.len() >= MAX_TOKENS / 2 {
             self.older = std::mem::take(&mut self.newer);
         }
         self.newer.insert(digest, entry);
@@ -103,12 +103,12 @@ mod tests {
             digest[..8].copy_from_slice(&n.to_le_bytes());
             digest
         };
-        for n in 0..3 * MOST {
+        for n in 0..3 * MAX_TOKENS {
             verified.put(digest(n), 1, user, 1_000);
             assert!(verified.get(&digest(0), 1, 0).is_some());
         }
         let halves = verified.0.lock().unwrap();
-        assert!(halves.newer.len() + halves.older.len() <= MOST);
+        assert!(halves.newer.len() + halves.older.len() <= MAX_TOKENS);
         drop(halves);
         assert_eq!(verified.get(&digest(1), 1, 0), None);
     }

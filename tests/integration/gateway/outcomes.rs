@@ -71,7 +71,7 @@ async fn payment_listed_with_last_gateway_reply_when_stuck() {
     assert_eq!((&payment["orderId"], &payment["userId"]), (&json!(shop.order), &json!(shop.user)));
     assert_eq!((&payment["paymentType"], &payment["amount"]), (&json!("KAKAO_PAY"), &json!(5_000)));
     assert_eq!((&payment["receipt"], &payment["paymentStatus"]), (&json!(uid), &json!("STARTED")));
-    assert_eq!(payment["lastAnswer"], "HTTP 410 decides nothing");
+    assert_eq!(payment["lastAnswer"], "HTTP 410 is no decision");
     assert!(payment["askCount"].as_i64().unwrap() >= 2, "{payment}");
     back(&shop);
     shop.later(1_000).await;
