@@ -1,11 +1,13 @@
-//! Orders that have left Redis: over, and in Postgres (see `projector::retire`). They are read there; and what a refund needs
-//! in Redis is brought back first.
+//! Archived orders: closed orders that the projector has evicted from Redis (see `projector::evict`). Reads go to PostgreSQL;
+//! a refund first restores the order into Redis, where the script needs it.
 //!
-//! **What was read may be out of date when it is written back**: somebody else has brought the order back and refunded it
-//! meanwhile. Then it is in Redis, and `order_restore.lua` leaves it alone: a refund keeps the order there until Postgres has
-//! that, and for a week from then on. So whoever looked in Redis, then in Postgres, and comes with what was there within
-//! [`FRESH_FOR`] can't bring back what was refunded; whoever was held up for longer looks again. The same is true of far
-//! holds. And whoever brings an order back decides nothing by that: of two refunds, the second finds it closed.
+//! **A restore never undoes a refund.** Between the read from PostgreSQL and the restore, another process may restore and
+//! refund the order. The refunded order is then in Redis, and `order_restore.lua` leaves it alone: Redis keeps a refunded order
+//! until PostgreSQL has the refund, and for a week from then on. A restore is therefore safe if the read, first from Redis and
+//! then from PostgreSQL, is at most [`MAX_READ_AGE`] old; after that the caller reads again. The same holds for remote holds. A
+//! restore itself decides nothing: of two refunds, the second finds the order closed.
+//!
+//! Depends on `redis` and `postgres`; the engine and the projector use it.
 
 use std::time::{Duration, Instant};
 
@@ -22,36 +24,36 @@ use crate::{
     },
 };
 
-/// For how long what was read in Postgres may be brought back: far less than refunded orders stay in Redis.
+/// The maximum age of a read that may be restored: far less than the time that refunded orders stay in Redis.
 const MAX_READ_AGE: Duration = Duration::from_secs(60);
-/// How long what was brought back stays where no decision follows.
+/// The lifetime of a restored order or hold if no decision follows.
 const RESTORED_TTL_MS: i64 = 60_000;
 
-/// An order, wherever it is.
+/// An order, from either store.
 pub struct LocatedOrder {
     pub record: OrderRecord,
     archived: Option<ArchivedOrder>,
 }
 
-/// One that is in Postgres alone.
+/// An order that is in PostgreSQL only.
 struct ArchivedOrder {
     row: OrderRow,
-    /// Before it was looked for in Redis.
-    asked: Instant,
+    /// The time before the read from Redis.
+    read_at: Instant,
 }
 
 impl LocatedOrder {
-    /// Whether it is in Postgres alone.
+    /// Whether the order is in PostgreSQL only.
     pub fn is_archived(&self) -> bool {
         self.archived.is_some()
     }
 }
 
-/// Reads orders wherever they are, and brings back what a decision needs.
+/// Reads orders from both stores, and restores archived ones.
 pub struct Archive {
     store: Store,
     db: postgres::Connection,
-    /// Of the shop's days.
+    /// The time zone of the shop's days.
     zone: Tz,
 }
 
@@ -60,72 +62,72 @@ impl Archive {
         Archive { store, db, zone }
     }
 
-    /// An order, from Redis, or, where that does not have it (any more), from Postgres.
+    /// Reads an order from Redis or, if it is not there, from PostgreSQL.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], also where the one does not have it and the other is away.
+    /// [`Error::Unavailable`], also if Redis does not have the order while PostgreSQL is unavailable.
     pub async fn find(&self, order: OrderId) -> Result<Option<LocatedOrder>, Error> {
-        let asked = Instant::now();
+        let read_at = Instant::now();
         if let Some(record) = self.store.order(order).await? {
             return Ok(Some(LocatedOrder { record, archived: None }));
         }
         let row = archived_orders::order(&self.db, order, self.store.partitions(), self.zone.name()).await?;
-        // One that is not over has not left: it was placed after we looked.
+        // An open order is never evicted: this one was placed after the read from Redis.
         let Some(row) = row.filter(OrderRow::is_closed) else { return Ok(None) };
         let fields = row.fields().into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
         let record = order_record(order, &fields);
         let record = record.ok_or_else(|| Error::Internal(anyhow::anyhow!("order {order} in PostgreSQL")))?;
-        Ok(Some(LocatedOrder { record, archived: Some(ArchivedOrder { row, asked }) }))
+        Ok(Some(LocatedOrder { record, archived: Some(ArchivedOrder { row, read_at }) }))
     }
 
-    /// Brings an order back into Redis, if it has left. False if that took too long: then it is to be looked for again.
+    /// Restores an archived order into Redis. Returns false if the read is too old: the caller must find the order again.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// [`Error::Unavailable`] while Redis is.
     pub async fn restore(&self, found: &LocatedOrder) -> Result<bool, Error> {
-        let Some(ArchivedOrder { row, asked }) = &found.archived else { return Ok(true) };
-        if asked.elapsed() > MAX_READ_AGE {
+        let Some(ArchivedOrder { row, read_at }) = &found.archived else { return Ok(true) };
+        if read_at.elapsed() > MAX_READ_AGE {
             return Ok(false);
         }
         let order = found.record.order.order_id;
-        let home = self.store.owner(order.get());
-        self.store.order_restore(home, EvictionCandidate::Order(order), &row.fields(), RESTORED_TTL_MS).await?;
+        let owner = self.store.owner(order.get());
+        self.store.order_restore(owner, EvictionCandidate::Order(order), &row.fields(), RESTORED_TTL_MS).await?;
         Ok(true)
     }
 }
 
-/// Carries an order's end to every partition that holds some of its lines (see [`Store::end_far`]); also where what was sold
-/// has left Redis, and comes back now.
+/// Ends an order's remote holds (see [`Store::end_remote`]). For a refund, restores the settled holds that are archived, and
+/// ends them too.
 ///
 /// # Errors
-/// Redis or Postgres can't answer; every step may be taken again.
+/// [`Error::Unavailable`] while Redis or PostgreSQL is. A retry is safe.
 pub async fn end_remote(
     (store, db): (&Store, &postgres::Connection),
     call: &Call,
     (order, user): (OrderId, UserId),
-    far: &[OrderLine],
+    remote: &[OrderLine],
     end: RemoteEnd,
     day: &str,
 ) -> Result<(), Error> {
-    let asked = Instant::now();
-    let gone = store.end_remote(call, order, user, far, end, day).await?;
+    let read_at = Instant::now();
+    let missing = store.end_remote(call, order, user, remote, end, day).await?;
     if end != RemoteEnd::Refunded {
-        // Said again, after it has left.
+        // A missing hold has ended before and is archived.
         return Ok(());
     }
-    let mut back = Vec::new();
-    for here in gone {
-        // What Postgres does not have as sold is given back, or was never held.
+    let mut restored = Vec::new();
+    for here in missing {
+        // A hold that is not sold in PostgreSQL was released, or never existed.
         let Some(lines) = archived_orders::sold_remote(db, here.0, order).await? else { continue };
         let fields = [("state", "SETTLED".to_owned()), ("lines", lines), ("user", user.to_string())];
-        if asked.elapsed() > MAX_READ_AGE {
-            return Err(Error::unavailable("it took too long to bring back what an order had sold"));
+        if read_at.elapsed() > MAX_READ_AGE {
+            return Err(Error::unavailable("restoring an order's remote holds took too long"));
         }
         store.order_restore(here, EvictionCandidate::Hold(order), &fields, RESTORED_TTL_MS).await?;
-        back.push(here);
+        restored.push(here);
     }
-    let of = |line: &&OrderLine| back.contains(&store.owner(line.product_id.get()));
-    let far: Vec<OrderLine> = far.iter().filter(of).copied().collect();
-    let gone: Vec<Partition> = store.end_remote(call, order, user, &far, end, day).await?;
-    if gone.is_empty() { Ok(()) } else { Err(Error::unavailable("what an order had sold has left again")) }
+    let is_restored = |line: &&OrderLine| restored.contains(&store.owner(line.product_id.get()));
+    let remote: Vec<OrderLine> = remote.iter().filter(is_restored).copied().collect();
+    let missing: Vec<Partition> = store.end_remote(call, order, user, &remote, end, day).await?;
+    if missing.is_empty() { Ok(()) } else { Err(Error::unavailable("an order's remote holds were evicted again")) }
 }

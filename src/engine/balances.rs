@@ -1,4 +1,4 @@
-//! Balances: charging, reading, and the history.
+//! Balances: charge, balance and history.
 
 use super::Engine;
 use crate::{
@@ -6,14 +6,14 @@ use crate::{
     postgres,
 };
 
-/// The longest tail of unprojected entries that paging back walks.
+/// The maximum number of unprojected entries that a page before another reads.
 const MAX_TAIL: usize = 2000;
 
 impl Engine {
     /// Adds `amount` won to a user's balance.
     ///
     /// # Errors
-    /// [`Error::UserNotFound`]; [`Error::InvalidAmount`] where the balance would pass `MAX_BALANCE`.
+    /// [`Error::UserNotFound`]; [`Error::InvalidAmount`] if the balance would exceed `MAX_BALANCE`.
     pub async fn charge(&self, call: &Call, user: UserId, amount: Won) -> Outcome<Balance> {
         let charged = self.store.balance_charge(call, user, amount, self.max_balance).await?;
         let (user_name, balance) = charged.value;
@@ -28,21 +28,20 @@ impl Engine {
         self.store.balance(user).await
     }
 
-    /// A user's balance changes, oldest first: the newest `limit`, or those just before entry `before`. Includes every
-    /// change acknowledged before the call: what Postgres does not have yet is still in the outbox, and what has left the
-    /// outbox is in Postgres.
+    /// A user's balance changes, oldest first: the newest `limit`, or the `limit` before entry `before`. Includes every change
+    /// acknowledged before the call: an entry is in the outbox until PostgreSQL has it.
     ///
     /// # Errors
-    /// [`Error::UserNotFound`]; [`Error::Unavailable`] while Postgres is and the outbox does not have all that is asked for,
-    /// or while it lags so far that the user's own entries can't be walked.
+    /// [`Error::UserNotFound`]; [`Error::Unavailable`] if the outbox lacks some of the entries while PostgreSQL is
+    /// unavailable, or if the projection lags by more entries of the user than one read covers.
     pub async fn history(&self, user: UserId, limit: i64, before: Option<i64>) -> Result<Vec<BalanceEntry>, Error> {
-        // First the outbox, then Postgres: the other way round, a commit and trim in between would hide an entry.
+        // The outbox first, then PostgreSQL. In the other order, a commit and a trim in between would hide an entry.
         let wanted = limit.max(0) as usize;
-        let most = if before.is_none() { wanted } else { MAX_TAIL };
-        let (mut entries, more) = self.store.history_read(user, most).await?;
+        let max = if before.is_none() { wanted } else { MAX_TAIL };
+        let (mut entries, more) = self.store.history_read(user, max).await?;
         entries.retain(|entry| before.is_none_or(|before| entry.entry_no < before));
         if more && entries.len() < wanted {
-            return Err(Error::unavailable("the history is still being written down"));
+            return Err(Error::unavailable("the projection lags behind the user's history"));
         }
         let oldest = entries.last().map_or(i64::MAX, |entry| entry.entry_no);
         if entries.len() < wanted && oldest > 1 {

@@ -1,4 +1,4 @@
-//! Products: the catalogue and the popular ones.
+//! The catalog: products, and the ranking of the most sold ones.
 
 use std::{
     collections::HashMap,
@@ -11,18 +11,18 @@ use std::{
 
 use super::*;
 
-/// How long a merged ranking is served without looking again. A sale or refund by this process makes it look at once; so
-/// this bounds only how late another process's sales are seen.
+/// The lifetime of a cached ranking. A sale or a refund of this process expires it at once, so this bounds only the delay of
+/// other processes' sales.
 const POPULAR_TTL: Duration = Duration::from_secs(1);
-/// Places kept of each ranking: the most that a request may ask for.
+/// The length of a cached ranking: the maximum that a request may ask for.
 const POPULAR_PLACES: usize = 100;
 
-/// Merged rankings by scope, and the number of sales and refunds made by this process.
+/// The cached rankings by scope, and the number of sales and refunds of this process.
 #[derive(Default)]
 pub(super) struct PopularCache {
     sales: AtomicU64,
     cached: Mutex<HashMap<RankingScope, CachedRanking>>,
-    /// Held by the one request that merges.
+    /// Held by the request that merges the days' rankings.
     merging: tokio::sync::Mutex<()>,
 }
 
@@ -35,12 +35,12 @@ struct CachedRanking {
 }
 
 impl PopularCache {
-    /// A sale or a refund was made: what was merged before no longer holds.
+    /// Records a sale or a refund: expires the cached rankings.
     pub(super) fn sold(&self) {
         self.sales.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// What was merged, if it includes the first `sales` sales.
+    /// The cached ranking, if it includes the first `sales` sales.
     fn get(&self, scope: RankingScope, day: NaiveDate, sales: u64) -> Option<Arc<Vec<RankedProduct>>> {
         let merged = self.cached.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let found = merged.get(&scope)?;
@@ -57,25 +57,25 @@ impl Engine {
         self.store.product(product).await
     }
 
-    /// A page of the catalogue by product id.
+    /// A page of the catalog by product id.
     ///
     /// # Errors
-    /// Redis can't answer.
+    /// Redis is unavailable.
     pub async fn products(&self, page: i64, size: i64, category: Option<Category>) -> Result<ProductPage, Error> {
         let (products, total) = self.store.products(page * size, size, category.as_ref()).await?;
         Ok(ProductPage { products, page, size, total })
     }
 
-    /// The most sold products of a scope, at most `limit` (to 100). Includes every sale that this process answered before.
+    /// The most sold products of a scope, at most `limit` (up to 100). Includes every sale that this process has replied to.
     ///
     /// # Errors
-    /// Redis can't answer.
+    /// Redis is unavailable.
     pub async fn popular(&self, scope: RankingScope, limit: usize) -> Result<Vec<RankedProduct>, Error> {
         let (today, sales) = (self.today(), self.popular.sales.load(Ordering::SeqCst));
         let ranking = match self.popular.get(scope, today, sales) {
             Some(ranking) => ranking,
             None => {
-                // One request merges for all that came meanwhile.
+                // One request merges; concurrent ones wait and use its result.
                 let _merging = self.popular.merging.lock().await;
                 match self.popular.get(scope, today, sales) {
                     Some(ranking) => ranking,
@@ -87,7 +87,7 @@ impl Engine {
     }
 
     async fn merge(&self, scope: RankingScope, day: NaiveDate) -> Result<Arc<Vec<RankedProduct>>, Error> {
-        // Counted before reading: a sale during the read may be missing from it.
+        // Load the count before the read: the ranking may lack a sale made during the read.
         let sales = self.popular.sales.load(Ordering::SeqCst);
         let ranking = Arc::new(self.store.ranking(day, scope.days(), POPULAR_PLACES).await?);
         let merged = CachedRanking { at: Instant::now(), day, sales, ranking: ranking.clone() };

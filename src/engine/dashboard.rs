@@ -1,5 +1,4 @@
-//! What operators watch while it happens: reads for the dashboard, each bounded in how much it asks for. How often, and for how
-//! long, is left to whoever watches.
+//! Reads for the dashboard. Each is bounded in size; the caller decides how often to read, and with what time limit.
 
 use std::collections::HashMap;
 
@@ -11,36 +10,36 @@ use crate::{
     model::Partition, postgres::queries::resources::ProjectedPosition, redis::queries::dashboard::ServerState,
 };
 
-/// The most campaigns that are looked at, of those that close first.
+/// The maximum number of campaigns to read, in the order of their closing.
 const MAX_CAMPAIGNS: i64 = 500;
-/// Products of whose held units one look learns, in all.
+/// The number of products with held units that one scan reads, over all partitions.
 const HELD_PAGE: usize = 1000;
 
-/// How far Postgres is.
+/// PostgreSQL's progress.
 #[derive(Clone, Debug)]
 pub struct Projected {
     pub positions: Vec<ProjectedPosition>,
-    /// By partition, of those that have any.
+    /// The number of dead letters by partition; partitions without any are missing.
     pub dead_letters: HashMap<u16, i64>,
 }
 
 impl Engine {
-    /// How far Postgres is.
+    /// Reads PostgreSQL's progress.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while Postgres is.
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn projected_positions(&self) -> Result<Projected, Error> {
         let positions = postgres::queries::resources::positions(&self.db).await?;
         Ok(Projected { positions, dead_letters: postgres::queries::resources::dead_letters(&self.db).await? })
     }
 
-    /// How far Postgres is behind what has been decided by now, if it is where `projected` says.
+    /// The lag of `projected` behind the decisions up to now.
     ///
     /// # Errors
     /// [`Error::Unavailable`] while Redis is.
     pub async fn lag(&self, projected: &Projected) -> Result<ProjectionStatus, Error> {
         let now = self.clock.now();
-        let letters = &projected.dead_letters;
+        let dead_letters = &projected.dead_letters;
         let mut partitions = Vec::with_capacity(projected.positions.len());
         for projected in &projected.positions {
             let here = Partition(projected.partition);
@@ -53,37 +52,40 @@ impl Engine {
                 decided_seq: decided.seq,
                 projected_seq: projected.seq,
                 lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
-                dead_letters: letters.get(&projected.partition).copied().unwrap_or(0),
+                dead_letters: dead_letters.get(&projected.partition).copied().unwrap_or(0),
             });
         }
         Ok(ProjectionStatus {
             lag_events: partitions.iter().map(|p| (p.decided_seq - p.projected_seq).max(0)).sum(),
             lag_seconds: partitions.iter().map(|p| p.lag_seconds).fold(0.0, f64::max),
             max_backlog: self.durability.max_backlog,
-            dead_letters: letters.values().sum(),
+            dead_letters: dead_letters.values().sum(),
             partitions,
         })
     }
 
-    /// How many orders there are in Postgres, of the statuses that there are any of.
+    /// The number of orders in PostgreSQL by status; statuses without any are missing.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while Postgres is.
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn order_totals(&self) -> Result<HashMap<OrderStatus, i64>, Error> {
         postgres::queries::resources::order_totals(&self.db).await
     }
 
-    /// Campaigns whose window has not closed for longer than `back_ms`, soonest to close first; where there are very many, not
-    /// all of them.
+    /// Campaigns that are not closed, or closed at most `back_ms` ago, in the order of their closing; about
+    /// [`MAX_CAMPAIGNS`] at most.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while Redis is; so all the following.
+    /// [`Error::Unavailable`] while Redis is.
     pub async fn campaigns_lately(&self, back_ms: i64) -> Result<Vec<Campaign>, Error> {
-        let of_each = MAX_CAMPAIGNS / i64::from(self.store.partitions()) + 1;
-        self.store.campaigns_closing_after(back_ms, of_each).await
+        let per_partition = MAX_CAMPAIGNS / i64::from(self.store.partitions()) + 1;
+        self.store.campaigns_closing_after(back_ms, per_partition).await
     }
 
-    /// Where the units of these products are, in no order; those that do not exist are left out.
+    /// The units of these products by state, in no order. Products that do not exist are omitted.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while Redis is.
     pub async fn shelves(&self, ids: &[ProductId]) -> Result<Vec<ShelvedProduct>, Error> {
         let here = |here| {
             let mine: Vec<ProductId> = ids.iter().copied().filter(|id| self.store.owner(id.get()) == here).collect();
@@ -92,8 +94,11 @@ impl Engine {
         Ok(try_join_all(self.store.all().map(here)).await?.into_iter().flatten().flatten().collect())
     }
 
-    /// Goes on looking at what is held of which product, from where `cursors` stand, one for each partition (none: from the
-    /// beginning): what this look found, and where the next one goes on.
+    /// Continues a scan of the held units of products. `cursors` has one cursor per partition; a missing one starts from the
+    /// beginning. Returns this part of the scan and the next cursors.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while Redis is.
     pub async fn held_lately(&self, cursors: &[String]) -> Result<(Vec<(ProductId, i64)>, Vec<String>), Error> {
         let size = (HELD_PAGE / usize::from(self.store.partitions())).max(10);
         let pages = self.store.all().map(|here| {
@@ -104,22 +109,34 @@ impl Engine {
         Ok((found.into_iter().flatten().collect(), next))
     }
 
-    /// Tells the dashboards of the other processes what requests this one answered, as `report`; `instance` is its own id.
+    /// Stores this process's `report` of its requests for the dashboards of other processes; `instance` is its id.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn report_requests(&self, instance: Uuid, report: &str) -> Result<(), Error> {
         postgres::instance_requests::write(&self.db, instance, report).await
     }
 
-    /// Takes that back, where an instance is named, and removes what processes that are gone have left.
+    /// Removes the report of `instance`, if it is given, and the reports of processes that have ended.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn withdraw_requests(&self, instance: Option<Uuid>) -> Result<(), Error> {
         postgres::instance_requests::remove(&self.db, instance).await
     }
 
-    /// What the other processes that are at work have told.
+    /// The reports of the other running processes.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn requests_of_others(&self, instance: Uuid) -> Result<Vec<String>, Error> {
         postgres::instance_requests::others(&self.db, instance).await
     }
 
-    /// How each server of Redis is.
+    /// The state of each Redis server.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while Redis is.
     pub async fn redis_states(&self) -> Result<Vec<ServerState>, Error> {
         self.store.server_states().await
     }

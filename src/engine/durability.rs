@@ -1,5 +1,5 @@
-//! The watch over both stores while a process runs: whether each partition still knows all that was told of it, how far
-//! Postgres is, and when there is more for Postgres to catch up with than there may be.
+//! Durability: checks that no partition has lost acknowledged decisions, follows PostgreSQL's progress, delays replies until
+//! `ACK` is met, and sheds writes while the backlog is too long.
 
 use std::{
     collections::HashMap,
@@ -20,22 +20,22 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How often the partitions are looked at, and Postgres is asked how far it is.
+/// The interval of the checks of the partitions and of PostgreSQL's progress.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How often Postgres is asked while replies wait for it, where another process carries the decisions there.
+/// The interval of the queries for PostgreSQL's progress while replies wait for it and another process projects.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// How often the Sentinels, where there are any, are asked for the master.
+/// The interval of the queries to the Sentinels, if there are any.
 const SENTINEL_INTERVAL: Duration = Duration::from_secs(1);
-/// How long Postgres is waited for when it is asked.
+/// The time limit of a query for PostgreSQL's progress.
 const POSTGRES_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long PostgreSQL may get nothing more, though there is more, before `/readyz` says so.
-const STALLED: Duration = Duration::from_secs(60);
-/// When a write may be repeated whose decision is a dead letter: an operator has to look at it first.
+/// The time without progress after which `/readyz` reports the projection of a partition as stalled.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// The retry hint for a write whose decision is a dead letter: an operator has to resolve that first.
 const DEAD_LETTER_RETRY: Duration = Duration::from_secs(30);
-/// When a write that was shed may try again.
+/// The retry hint for a shed write.
 const SHED_RETRY: Duration = Duration::from_secs(2);
 
-/// What must have happened before a write is answered, and how many may be under way.
+/// The required durability, the limit of the backlog, and PostgreSQL's progress.
 pub(super) struct Durability {
     ack: Ack,
     pub(super) max_backlog: i64,
@@ -43,7 +43,7 @@ pub(super) struct Durability {
     progress: Mutex<HashMap<Partition, Seen>>,
 }
 
-/// How far PostgreSQL was with a partition, and since when it has been there with more to come.
+/// The last known projected position of a partition that lags, and the time since when it is unchanged.
 #[derive(Clone, Copy)]
 struct Seen {
     projected: Position,
@@ -62,20 +62,20 @@ fn refused_by_postgres() -> Error {
 }
 
 impl Engine {
-    /// Lets a write begin, unless Postgres has too much to catch up with.
+    /// Admits a write, unless the backlog of PostgreSQL is too long.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; nothing has happened.
+    /// [`Error::Unavailable`]; nothing was decided.
     pub fn admit_write(&self) -> Result<(), Error> {
         let Durability { max_backlog, shedding, .. } = &self.durability;
         let backlog = self.store.backlog();
-        // Once it sheds it goes on until there is room worth the name, not for one write at a time.
-        let room = if shedding.load(Ordering::Relaxed) { max_backlog - max_backlog / 10 } else { *max_backlog };
-        let full = backlog >= room;
+        // Hysteresis: shedding ends only when the backlog is 10% below the limit.
+        let limit = if shedding.load(Ordering::Relaxed) { max_backlog - max_backlog / 10 } else { *max_backlog };
+        let full = backlog >= limit;
         if shedding.swap(full, Ordering::Relaxed) != full {
             match full {
-                true => tracing::error!(backlog, max_backlog, "PostgreSQL is too far behind: writes are shed"),
-                false => tracing::info!(backlog, "PostgreSQL has caught up: writes are let in again"),
+                true => tracing::error!(backlog, max_backlog, "PostgreSQL is too far behind: shedding writes"),
+                false => tracing::info!(backlog, "PostgreSQL has caught up: admitting writes again"),
             }
         }
         if full {
@@ -86,12 +86,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits for what has to happen before these decisions are told to whoever asked for them: with `ACK=postgres`, that
-    /// Postgres has them. Has no end of its own: the request's time limit is one, and its outcome then unknown.
+    /// Waits until these decisions are as durable as `ACK` asks: with `ACK=postgres`, until PostgreSQL has them. Has no time
+    /// limit of its own; the request's limit leaves its outcome unknown.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where Postgres has passed a decision and not got it: it refused it, until its dead letter is applied;
-    /// or Redis was rebuilt meanwhile. The outcome is unknown, and a repeat under the request's key tells it.
+    /// [`Error::Unavailable`] if PostgreSQL has passed a decision without applying it: the decision is a dead letter that is
+    /// not applied yet, or Redis was rebuilt meanwhile. The outcome is unknown; a repeat under the request's key returns it.
     pub async fn acknowledge(&self, decided: &[(Partition, Position)]) -> Result<(), Error> {
         if self.durability.ack != Ack::Postgres {
             return Ok(());
@@ -103,7 +103,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The same for an order that was placed before, and all that was decided about it in any partition.
+    /// Checks the same for an earlier order: that no decision about it, in any partition, is a dead letter.
     ///
     /// # Errors
     /// As [`Engine::acknowledge`].
@@ -117,22 +117,23 @@ impl Engine {
         Ok(())
     }
 
-    /// Watches until `stop`. `projects`: this process carries the decisions to Postgres itself, and knows how far it is.
+    /// Runs the checks in the background until `stop`. `projects`: this process runs the projector, which reports PostgreSQL's
+    /// progress itself.
     pub fn keep_watch(self: &Arc<Self>, projects: bool, tasks: &TaskTracker, stop: &CancellationToken) {
-        // Each store by itself: one that hangs must not keep the other from being looked at.
+        // One task per store: one that hangs must not delay the checks of the other.
         let this = self.clone();
-        let asks = !projects && this.durability.ack == Ack::Postgres;
+        let polls = !projects && this.durability.ack == Ack::Postgres;
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-            let mut told = tokio::time::Instant::now();
+            let mut reported = tokio::time::Instant::now();
             loop {
-                if asks && this.store.backlog() > 0 {
+                if polls && this.store.backlog() > 0 {
                     tokio::time::sleep(POLL_INTERVAL).await;
                 } else {
-                    tokio::time::sleep_until(told + CHECK_INTERVAL).await;
+                    tokio::time::sleep_until(reported + CHECK_INTERVAL).await;
                 }
                 this.check_postgres().await;
-                if told.elapsed() >= CHECK_INTERVAL {
-                    told = tokio::time::Instant::now();
+                if reported.elapsed() >= CHECK_INTERVAL {
+                    reported = tokio::time::Instant::now();
                     this.report_to_postgres().await;
                 }
             }
@@ -144,7 +145,7 @@ impl Engine {
                 this.check_redis().await;
             }
         }));
-        // By itself: Sentinels that do not answer must not keep the master from being looked at.
+        // A task of its own: Sentinels that do not answer must not delay the checks of the master.
         let store = self.store.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
@@ -154,42 +155,42 @@ impl Engine {
         }));
     }
 
-    /// One look at everything.
+    /// Runs every check once.
     pub async fn check(&self) {
         self.check_postgres().await;
         self.check_redis().await;
         self.report_to_postgres().await;
     }
 
-    /// The partitions of which PostgreSQL has got nothing more for so long, though there is more, that it is no mere delay: whether
-    /// it is away, or refuses what it is given, or nobody carries it there. Each as a reason.
+    /// A message for each partition whose projection has stalled: decisions wait, and PostgreSQL made no progress for
+    /// [`STALLED_AFTER`]. PostgreSQL may be unavailable or reject decisions, or no projector runs.
     pub fn projection_stalls(&self) -> Vec<String> {
         let progress = self.durability.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.uptime_us();
         let mut stalls: Vec<_> = progress
             .iter()
             .map(|(here, seen)| (here.0, Duration::from_micros(now.saturating_sub(seen.since_us))))
-            .filter(|(_, still)| *still >= STALLED)
+            .filter(|(_, stalled)| *stalled >= STALLED_AFTER)
             .collect();
         stalls.sort_unstable();
-        let say = |(here, still): (u16, Duration)| {
+        let message = |(here, stalled): (u16, Duration)| {
             format!(
-                "partition {here}: nothing has come to PostgreSQL for {} s, and decisions wait: the projector's log says why",
-                still.as_secs()
+                "partition {here}: the projection has made no progress for {} s, and decisions wait: see the projector's log",
+                stalled.as_secs()
             )
         };
-        stalls.into_iter().map(say).collect()
+        stalls.into_iter().map(message).collect()
     }
 
-    /// Takes note of where PostgreSQL is, as far as is known.
+    /// Records the projected position of every partition that lags.
     fn record_progress(&self) {
         let now = self.clock.uptime_us();
         let mut progress = self.durability.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let all = self.store.acknowledged();
-        progress.retain(|here, _| all.iter().any(|(told, _)| told == here));
-        for (here, told) in all {
+        progress.retain(|here, _| all.iter().any(|(partition, _)| partition == here));
+        for (here, acknowledged) in all {
             let projected = self.store.projected_position(here);
-            if projected >= told {
+            if projected >= acknowledged {
                 progress.remove(&here);
                 continue;
             }
@@ -201,37 +202,37 @@ impl Engine {
     }
 
     async fn check_postgres(&self) {
-        // A connection that fell silent must not end the watch.
-        let reading = tokio::time::timeout(POSTGRES_TIMEOUT, postgres::queries::resources::positions(&self.db)).await;
-        match reading.unwrap_or_else(|_| Err(Error::unavailable("PostgreSQL does not answer"))) {
+        // A hanging connection must not stop the checks.
+        let positions = tokio::time::timeout(POSTGRES_TIMEOUT, postgres::queries::resources::positions(&self.db)).await;
+        match positions.unwrap_or_else(|_| Err(Error::unavailable("PostgreSQL does not answer"))) {
             Ok(positions) => {
                 for projected in positions {
                     self.store.observe_projection(Partition(projected.partition), projected.projection());
                 }
             }
-            Err(error) => tracing::debug!(%error, "nobody knows how far PostgreSQL is"),
+            Err(error) => tracing::debug!(%error, "can't read PostgreSQL's progress"),
         }
         self.record_progress();
     }
 
-    /// For whoever finds a Redis that knows less when nobody is left who was told.
+    /// Stores the acknowledged positions in PostgreSQL, where a later process finds them if Redis loses decisions.
     async fn report_to_postgres(&self) {
         if let Err(error) = postgres::progress::record_acknowledged(&self.db, &self.store.acknowledged()).await {
-            tracing::debug!(%error, "how far Redis had decided is not written down");
+            tracing::debug!(%error, "can't store the acknowledged positions");
         }
-        // A Postgres that was restored may not know it any more.
+        // Repeated, because a restored PostgreSQL may lack it.
         if self.durability.ack == Ack::Redis
             && let Err(error) = postgres::progress::acknowledges_before_postgres(&self.db).await
         {
-            tracing::debug!(%error, "what replies wait for is not written down");
+            tracing::debug!(%error, "can't store the acknowledgement mode");
         }
     }
 
     async fn check_redis(&self) {
         for here in self.store.all() {
-            // What it finds is logged where it is found.
+            // `check` itself logs what it finds.
             if let Err(error) = self.store.check(here).await {
-                tracing::debug!(partition = here.0, %error, "a partition can't be used");
+                tracing::debug!(partition = here.0, %error, "a partition is unavailable");
             }
         }
     }

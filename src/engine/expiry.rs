@@ -1,8 +1,9 @@
-//! What the clock brings about: holds that end, far holds whose order never came, gateway payments that are not known yet.
+//! The sweeper: ends the holds of orders that expire, remote holds whose order was never placed, and gateway payments with an
+//! unknown outcome.
 //!
-//! Each of these goes its own way in each partition, so that a gateway that hangs, or a partition that is away, holds up
-//! nothing else; and one that can't be ended now does not keep the next from ending. Any number of processes may sweep at
-//! once: each step is decided by a script that checks whether it is still due, so that a step may also be dropped half way.
+//! Every kind of work has a loop of its own in every partition, so that a gateway that hangs, or an unavailable partition,
+//! delays nothing else. A step that fails does not stop the next ones. Any number of processes may sweep at once, and a step
+//! may be dropped half way: a script decides each one, and checks that it is still due.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,16 +17,16 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How often is looked for what is due.
+/// The pause between two sweeps.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
-/// What one look takes on at most, per partition and kind.
+/// The maximum number of due items that one query returns, per partition and kind.
 const MAX_PER_SWEEP: usize = 500;
-/// Steps taken at once.
+/// The maximum number of concurrent steps of a sweep.
 const CONCURRENCY: usize = 32;
-/// How much later a far hold is looked at again whose order is still open.
+/// The time until the next check of a remote hold whose order is still PENDING.
 const REMOTE_RETRY_MS: i64 = 60_000;
 
-/// A kind of thing that comes due.
+/// A kind of due work.
 #[derive(Clone, Copy)]
 enum Due {
     Orders,
@@ -34,7 +35,7 @@ enum Due {
 }
 
 impl Due {
-    /// As a label of the metrics.
+    /// The label in the metrics.
     fn kind(self) -> &'static str {
         match self {
             Due::Orders => "order",
@@ -45,7 +46,7 @@ impl Due {
 }
 
 impl Engine {
-    /// Sweeps until `stop`.
+    /// Sweeps in the background until `stop`.
     pub fn keep_sweeping(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
         for (here, due) in self.sweeps() {
             let (this, stop) = (self.clone(), stop.clone());
@@ -56,7 +57,7 @@ impl Engine {
                     loop {
                         ticks.tick().await;
                         if let Err(error) = this.sweep_one(here, due).await {
-                            tracing::warn!(partition = here.0, %error, "something due waits");
+                            tracing::warn!(partition = here.0, %error, "a sweep failed: the next one retries");
                         }
                     }
                 };
@@ -68,10 +69,10 @@ impl Engine {
         }
     }
 
-    /// Ends everything that is due now, once. Returns how many orders expired.
+    /// Sweeps everything once. Returns the number of expired orders.
     ///
     /// # Errors
-    /// The first thing that can't be ended now, after everything else was tried; it stays due.
+    /// The first error, after all other steps were tried. A failed step stays due.
     pub async fn sweep(&self) -> Result<usize, Error> {
         let mut outcome = Ok(0);
         for (here, due) in self.sweeps() {
@@ -84,13 +85,16 @@ impl Engine {
     }
 
     fn sweeps(&self) -> impl Iterator<Item = (Partition, Due)> + use<> {
-        let far = self.store.partitions() > 1;
-        let kinds =
-            if far { &[Due::Orders, Due::Payments, Due::RemoteHolds][..] } else { &[Due::Orders, Due::Payments] };
+        let partitioned = self.store.partitions() > 1;
+        let kinds = if partitioned {
+            &[Due::Orders, Due::Payments, Due::RemoteHolds][..]
+        } else {
+            &[Due::Orders, Due::Payments]
+        };
         self.store.all().flat_map(move |here| kinds.iter().map(move |due| (here, *due)))
     }
 
-    /// Returns how many orders expired.
+    /// Sweeps one kind in one partition. Returns the number of expired orders.
     async fn sweep_one(&self, here: Partition, due: Due) -> Result<usize, Error> {
         let sweeping = async {
             match due {
@@ -101,9 +105,9 @@ impl Engine {
                 }
                 Due::RemoteHolds => {
                     let holds = self.store.due_holds(here, MAX_PER_SWEEP).await?;
-                    let look =
+                    let check =
                         |(order, user)| async move { self.check_remote_hold(here, order, user).await.map(|()| true) };
-                    all(due, holds, look).await
+                    all(due, holds, check).await
                 }
             }
         };
@@ -120,7 +124,7 @@ impl Engine {
             let found = due.len();
             let ended = all(Due::Orders, due, |order| self.expire(order)).await?;
             expired += ended;
-            // A full look that ended nothing would find the same again.
+            // A full page of which nothing ended would be the same again.
             if found < MAX_PER_SWEEP || ended == 0 {
                 return Ok(expired);
             }
@@ -132,7 +136,7 @@ impl Engine {
         let Some(record) = self.store.order(order).await? else { return Ok(false) };
         match self.close(&call, &record, Closing::Expire).await {
             Ok(closed) => Ok(closed.is_some()),
-            // Another sweeper, or its user, was first; perhaps long ago.
+            // Another sweeper, or the user, has closed the order.
             Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(false),
             Err(error) => Err(error),
         }
@@ -140,23 +144,24 @@ impl Engine {
 
     async fn check_remote_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
         let call = Call { request_id: format!("expire-{order}"), key: None };
-        let verdict = self.store.order_resolve(order).await?;
-        let end = match verdict.status {
+        let resolved = self.store.order_resolve(order).await?;
+        let end = match resolved.status {
             Some(OrderStatus::Pending) => {
                 return self.store.postpone_hold(here, order, user, self.store.now(here).plus(REMOTE_RETRY_MS)).await;
             }
             Some(OrderStatus::Paid) => RemoteEnd::Settled,
-            _ if verdict.refunded => RemoteEnd::Refunded,
-            // It was held when we looked. If we were held up since, for so long that both have left, it is sold, and stays so.
+            _ if resolved.refunded => RemoteEnd::Refunded,
+            // Redis does not know the order. If the order was paid and archived meanwhile, so was the hold, which then stays
+            // sold: `Abandoned` releases held units only.
             _ => RemoteEnd::Abandoned,
         };
-        let day = NaiveDate::parse_from_str(&verdict.day, crate::redis::commands::DAY_FORMAT).ok();
+        let day = NaiveDate::parse_from_str(&resolved.day, crate::redis::commands::DAY_FORMAT).ok();
         self.store.stock_settle(&call, here, order, user, end, day).await.map(drop)
     }
 }
 
-/// Does all of these, some at once: how many steps say that they did something. The first error is returned after all were
-/// tried.
+/// Runs `step` for all items, [`CONCURRENCY`] at a time. Returns the number of steps that returned true; or, after all were
+/// tried, the first error.
 async fn all<I, F: Future<Output = Result<bool, Error>>>(
     due: Due,
     items: Vec<I>,

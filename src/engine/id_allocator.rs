@@ -1,7 +1,7 @@
-//! Ids of orders and payments: reserved from Redis in blocks, so that most requests fetch none.
+//! Allocates the ids of orders and payments. Reserves numbers from Redis in blocks, so that most requests need no call.
 //!
-//! A number `n` of a sequence becomes the id `n * partitions + home`, which tells an order's home partition. Numbers that a
-//! process reserved and did not use leave a gap, nothing else.
+//! Number `n` of a sequence becomes the id `n * partitions + owner`, which encodes the owner partition. Numbers that a
+//! process reserves and does not use leave a gap.
 
 use std::sync::Mutex;
 
@@ -10,7 +10,7 @@ use crate::{
     redis::Store,
 };
 
-/// Numbers reserved at once.
+/// The number of ids in a block.
 const BLOCK: i64 = 1000;
 
 /// A process's share of a sequence.
@@ -18,7 +18,7 @@ pub(super) struct Sequence {
     name: &'static str,
     /// The next number and the first that is not reserved.
     remaining: Mutex<(i64, i64)>,
-    /// Held by the one request that reserves the next block.
+    /// Held by the request that reserves the next block.
     reserving: tokio::sync::Mutex<()>,
 }
 
@@ -27,11 +27,11 @@ impl Sequence {
         Sequence { name, remaining: Mutex::new((0, 0)), reserving: tokio::sync::Mutex::new(()) }
     }
 
-    /// The next id at home in `home`.
+    /// The next id whose owner partition is `owner`.
     ///
     /// # Errors
-    /// Redis can't answer.
-    pub(super) async fn next(&self, store: &Store, home: Partition) -> Result<i64, Error> {
+    /// Redis is unavailable.
+    pub(super) async fn next(&self, store: &Store, owner: Partition) -> Result<i64, Error> {
         let n = match self.take() {
             Some(n) => n,
             None => {
@@ -47,7 +47,7 @@ impl Sequence {
                 }
             }
         };
-        let id = n.checked_mul(i64::from(store.partitions())).and_then(|id| id.checked_add(i64::from(home.0)));
+        let id = n.checked_mul(i64::from(store.partitions())).and_then(|id| id.checked_add(i64::from(owner.0)));
         id.filter(|id| *id <= MAX_SAFE_INTEGER).ok_or_else(|| Error::Internal(anyhow::anyhow!("ids are used up")))
     }
 

@@ -1,10 +1,13 @@
-//! The verbs and their outcomes.
+//! The operations of the service.
 //!
-//! [`Engine`] has one method per thing that a client or an operator can do, in a file per resource. It validates nothing
-//! about shape (that is `http`'s) and decides nothing about state (that is the scripts'): it fetches ids, fills in times
-//! and terms, calls the one script that decides, and makes sense of its words.
+//! [`Engine`] has one method per operation of clients and operators, in one file per resource. `http` validates the form of a
+//! request, and a script in Redis decides on the state; the engine reserves ids, adds times and terms, calls the one script
+//! that decides, and interprets its reply.
 //!
-//! [`types`], [`model`], [`error`] and [`event`] are the vocabulary that the other modules share.
+//! Every write may fail with [`Error::IdempotencyKeyReused`], [`Error::InProgress`] or [`Error::Unavailable`]; a method's docs
+//! list its other errors.
+//!
+//! Depends on `model`, `config`, `archive` and the adapters: `redis`, `postgres`, `gateway`.
 
 mod backoff;
 mod balances;
@@ -42,10 +45,10 @@ use crate::{
     redis::Store,
 };
 
-/// How long a listing from Postgres waits for the projection of what was decided before it was asked for.
+/// The maximum time that a listing from PostgreSQL waits for the projection of the decisions before it.
 const PROJECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The engine: every verb of the API, on one Redis and one Postgres.
+/// The engine: every operation of the API, on one Redis and one PostgreSQL.
 pub struct Engine {
     store: Store,
     db: postgres::Connection,
@@ -105,7 +108,7 @@ impl Engine {
         }
     }
 
-    /// The zone of the API's wall-clock times.
+    /// The time zone of the API's wall-clock times.
     pub fn zone(&self) -> Tz {
         self.zone
     }
@@ -115,7 +118,7 @@ impl Engine {
         &self.clock
     }
 
-    /// What this process says by itself, without asking Redis.
+    /// The cache of sold-out campaigns.
     pub fn sold_out(&self) -> &sold_out::SoldOut {
         &self.sold_out
     }
@@ -124,7 +127,7 @@ impl Engine {
         self.day(self.clock.now()).date
     }
 
-    /// The day that it is in the shop's zone at `now`; mostly the one that was asked for last.
+    /// The day in the shop's zone that includes `now`. The last result is cached.
     fn day(&self, now: Millis) -> CalendarDay {
         let last = *self.last_day.read().unwrap_or_else(PoisonError::into_inner);
         last.filter(|day| day.includes(now)).unwrap_or_else(|| {
@@ -134,8 +137,8 @@ impl Engine {
         })
     }
 
-    /// Makes a decision of another partition than the call's key's own: the key is claimed there first, and stays bound unless
-    /// the decision is a refusal.
+    /// Runs a decision of partition `decides`. If the idempotency key has another owner partition, claims the key there first;
+    /// the claim stays unless the decision is a refusal.
     async fn with_claimed_key<T>(
         &self,
         call: &Call,
@@ -145,36 +148,37 @@ impl Engine {
         if !self.store.claims_key(call, decides) {
             return decision.await;
         }
-        // Boxed, like all that few requests need: every issue of a coupon would weigh as much (docs/decisions.md).
+        // Boxed, because few requests need this: otherwise the future of every coupon issue would be as large
+        // (docs/decisions.md).
         Box::pin(self.store.idempotency_claim(call)).await?;
         let outcome = decision.await;
         let refused = outcome.as_ref().is_err_and(|error| !error.leaves_outcome_unknown());
         if let Err(error) = Box::pin(self.store.idempotency_settle(call, !refused)).await {
-            tracing::debug!(%error, "a claimed key ends by itself");
+            tracing::debug!(%error, "can't settle the claim of an idempotency key: it expires by itself");
         }
         outcome
     }
 
-    /// Refuses what is about an order that can't be this user's: those are at home where their users are.
+    /// Rejects an order that can't be this user's: an order has the same owner partition as its user.
     async fn check_owner(&self, call: &Call, order: OrderId, user: UserId) -> Result<(), Error> {
         let home = self.store.owner(user.get());
         if self.store.owner(order.get()) != home {
-            // The key comes before the order: it may belong to another request.
+            // Check the key before the order: it may belong to another request.
             self.store.check_key(call, home).await?;
             return Err(Error::OrderNotFound);
         }
         Ok(())
     }
 
-    /// Waits until Postgres has what was decided before now, or for [`PROJECTION_PATIENCE`]: a listing then shows what its
-    /// reader was told before, unless the projection lags.
+    /// Waits until PostgreSQL has all decisions up to now, at most [`PROJECTION_TIMEOUT`]. A listing then includes every
+    /// decision that its reader was sent, unless the projection lags.
     async fn wait_for_projection(&self) -> Result<(), Error> {
         let mut decided = Vec::new();
         for here in self.store.all() {
             decided.push(self.store.position(here).await?);
         }
         let mut pause = Duration::from_millis(2);
-        let waiting = async {
+        let poll = async {
             loop {
                 let positions = postgres::queries::resources::positions(&self.db).await?;
                 let behind = positions.iter().zip(&decided).any(|(p, d)| (p.epoch, p.seq) < (d.epoch, d.seq));
@@ -185,6 +189,6 @@ impl Engine {
                 pause = (pause * 2).min(Duration::from_millis(100));
             }
         };
-        tokio::time::timeout(PROJECTION_TIMEOUT, waiting).await.unwrap_or(Ok(()))
+        tokio::time::timeout(PROJECTION_TIMEOUT, poll).await.unwrap_or(Ok(()))
     }
 }

@@ -1,9 +1,8 @@
-//! The log of operators' acts on its way to Postgres.
+//! The operator log: records operators' actions and writes them to PostgreSQL.
 //!
-//! An act is noted when it is over and never waits for this: a bounded queue in memory, a task that writes it away, again and
-//! again while Postgres is away. So the log is a record for people, not a promise: an act whose process dies within that moment
-//! is missing, and so is one beyond the bound, which is counted and goes to the process's own log instead. At a shutdown what is
-//! queued is written first.
+//! An action is recorded after its request, and the request never waits for PostgreSQL: a bounded queue holds the action until
+//! a task has written it. The log is therefore best effort. It lacks an action whose process dies before the write, and an
+//! action beyond the bound of the queue, which is counted and logged instead. A shutdown writes the queue first.
 
 use std::{
     collections::VecDeque,
@@ -24,61 +23,59 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Acts queued at most: some megabytes.
+/// The capacity of the queue: some megabytes.
 const MAX_QUEUED: usize = 4096;
-/// Acts written at once.
+/// The maximum number of actions per write.
 const WRITE_BATCH: usize = 100;
-/// Between two tries while Postgres is away.
+/// The pause between two attempts while PostgreSQL is unavailable.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a try may take: a connection may have fallen silent.
+/// The time limit of a write: a connection may hang.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a reader waits for what was done before.
+/// The maximum time that a reader waits for queued actions.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Acts that are not in Postgres yet.
+/// The queue of actions that are not in PostgreSQL yet.
 #[derive(Default)]
 pub struct OperatorLog {
     queue: Mutex<VecDeque<OperatorAction>>,
-    /// Something was queued.
     queued: Notify,
-    /// Something was written.
     written: Notify,
     dropped: AtomicU64,
 }
 
 impl OperatorLog {
-    /// Queues an act.
-    pub fn record(&self, act: OperatorAction) {
+    /// Queues an action.
+    pub fn record(&self, action: OperatorAction) {
         tracing::info!(
-            operator = act.operator,
-            action = act.action,
-            target = act.target,
-            status = act.status,
+            operator = action.operator,
+            action = action.action,
+            target = action.target,
+            status = action.status,
             "action of an operator"
         );
         let mut queue = self.queue();
         if queue.len() >= MAX_QUEUED {
             drop(queue);
-            self.drop_one(&act, "too many wait for PostgreSQL");
+            self.drop_one(&action, "the queue is full");
             return;
         }
-        queue.push_back(act);
+        queue.push_back(action);
         drop(queue);
         self.queued.notify_one();
     }
 
-    /// Acts that will never be in Postgres.
+    /// The number of actions that never reach PostgreSQL.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Writes what is queued until `stop`.
+    /// Writes the queue in the background until `stop`.
     pub fn keep_writing(self: &Arc<Self>, db: postgres::Connection, tasks: &TaskTracker, stop: &CancellationToken) {
         let this = self.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
                 if let Err(reason) = this.write(&db).await {
-                    tracing::warn!(reason, queued = this.queue().len(), "operators' acts wait for PostgreSQL");
+                    tracing::warn!(reason, queued = this.queue().len(), "operator actions wait for PostgreSQL");
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 } else {
                     this.queued.notified().await;
@@ -87,48 +84,49 @@ impl OperatorLog {
         }));
     }
 
-    /// Writes what is queued, for as long as `patience`. Nobody else may be writing. Returns whether all of it is written.
-    pub async fn flush(&self, db: &postgres::Connection, patience: Duration) -> bool {
+    /// Writes the queue within `limit`, and drops the rest. Call it only after [`OperatorLog::keep_writing`] has stopped.
+    /// Returns whether everything is written.
+    pub async fn flush(&self, db: &postgres::Connection, limit: Duration) -> bool {
         let flushing = async {
             while self.write(db).await.is_err() {
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        let written = tokio::time::timeout(patience, flushing).await.is_ok();
+        let written = tokio::time::timeout(limit, flushing).await.is_ok();
         if !written {
-            let left: Vec<OperatorAction> = self.queue().drain(..).collect();
-            left.iter().for_each(|act| self.drop_one(act, "the process ends"));
+            let rest: Vec<OperatorAction> = self.queue().drain(..).collect();
+            rest.iter().for_each(|action| self.drop_one(action, "the process ends"));
         }
         written
     }
 
-    /// Writes until nothing is queued.
+    /// Writes until the queue is empty.
     async fn write(&self, db: &postgres::Connection) -> Result<(), String> {
         loop {
-            // They stay queued until they are there; only this end of the queue is ever taken from.
-            let some: Vec<OperatorAction> = self.queue().iter().take(WRITE_BATCH).cloned().collect();
-            if some.is_empty() {
+            // Actions stay queued until they are written. Only this method takes from the front of the queue.
+            let batch: Vec<OperatorAction> = self.queue().iter().take(WRITE_BATCH).cloned().collect();
+            if batch.is_empty() {
                 return Ok(());
             }
-            match tokio::time::timeout(WRITE_TIMEOUT, postgres::operator_log::write(db, &some)).await {
+            match tokio::time::timeout(WRITE_TIMEOUT, postgres::operator_log::write(db, &batch)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) if postgres::is_data_fault(&error) => {
-                    some.iter().for_each(|act| self.drop_one(act, &error.to_string()));
+                    batch.iter().for_each(|action| self.drop_one(action, &error.to_string()));
                 }
                 Ok(Err(error)) => return Err(error.to_string()),
-                Err(_) => return Err("no answer".to_owned()),
+                Err(_) => return Err("timed out".to_owned()),
             }
-            self.queue().drain(..some.len());
+            self.queue().drain(..batch.len());
             self.written.notify_waiters();
         }
     }
 
-    /// Waits until everything that is queued now is written, or for a while.
+    /// Waits until the queue is empty, at most [`READ_TIMEOUT`].
     async fn settled(&self) {
         let settling = async {
             loop {
                 let mut written = std::pin::pin!(self.written.notified());
-                // From here on nothing is missed.
+                // Register before the check, so that no notification is missed.
                 written.as_mut().enable();
                 if self.queue().is_empty() {
                     return;
@@ -139,10 +137,10 @@ impl OperatorLog {
         let _ = tokio::time::timeout(READ_TIMEOUT, settling).await;
     }
 
-    fn drop_one(&self, act: &OperatorAction, reason: &str) {
+    fn drop_one(&self, action: &OperatorAction, reason: &str) {
         let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
         metrics::ACTS_DROPPED.inc();
-        let OperatorAction { operator, action, target, detail, status, request_id, .. } = act;
+        let OperatorAction { operator, action, target, detail, status, request_id, .. } = action;
         tracing::error!(
             reason,
             operator,
@@ -162,10 +160,10 @@ impl OperatorLog {
 }
 
 impl Engine {
-    /// A page of operators' acts, newest first, with those that were queued in this process before (or two seconds later).
+    /// A page of the operator log, newest first. Waits for the actions queued in this process, at most [`READ_TIMEOUT`].
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while Postgres is.
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn operator_log(&self, log: &OperatorLog, filter: &OperatorLogFilter) -> Result<OperatorLogPage, Error> {
         log.settled().await;
         postgres::operator_log::page(&self.db, filter).await
@@ -181,7 +179,7 @@ mod tests {
     #[test]
     fn operator_actions_counted_beyond_bound() {
         let log = OperatorLog::default();
-        let act = OperatorAction {
+        let action = OperatorAction {
             id: String::new(),
             operator: "kim".to_owned(),
             action: "POST /admin/v1/users".to_owned(),
@@ -191,7 +189,7 @@ mod tests {
             request_id: String::new(),
             at: Millis(0),
         };
-        (0..MAX_QUEUED + 3).for_each(|_| log.record(act.clone()));
+        (0..MAX_QUEUED + 3).for_each(|_| log.record(action.clone()));
         assert_eq!((log.queue().len(), log.dropped()), (MAX_QUEUED, 3));
     }
 }

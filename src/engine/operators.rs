@@ -1,8 +1,8 @@
-//! What operators do: create users, products and campaigns, restock, list orders, watch the projection.
+//! The operators' operations: create users, products and campaigns, restock, list orders, read the projection's status.
 //!
-//! Creating takes two steps: reserve the id (under the idempotency key, if there is one: a repeat gets the same id), then
-//! create under it (which leaves alone what is there already). So a repeat finishes what the first left unfinished, and
-//! nothing is created twice.
+//! A creation has two steps: reserve the id under the idempotency key, if there is one, so that a repeat gets the same id;
+//! then create the resource, unless it exists. A repeat therefore completes an interrupted creation, and creates nothing
+//! twice.
 
 use super::*;
 use crate::{
@@ -10,22 +10,22 @@ use crate::{
     redis::commands::{Reopening, UserBatch},
 };
 
-/// Users created by one script: some hundred microseconds of Redis's time.
+/// The number of users that one script creates: some hundred microseconds of Redis's time.
 const USERS_BATCH: i64 = 250;
-/// What is shown, and released at once, of the products and of the campaigns that a rebuild keeps something of.
+/// The maximum number of products, and of campaigns, with withheld units or coupons that one request lists or releases.
 const MAX_WITHHELD: u64 = 1000;
-/// How often a product's change is tried when its category changes under our eyes.
+/// The number of attempts to change a product whose category changes concurrently.
 const UPDATE_ATTEMPTS: usize = 5;
-/// How long ago the end of a campaign's window may be and mean now: for clocks that do not agree, and times of whole seconds.
+/// The age up to which the end of a campaign's window means now: allows for different clocks and times in whole seconds.
 const CLOSING_GRACE_MS: i64 = 60_000;
-/// How often a release is announced when another one comes in between.
+/// The number of attempts to release coupons while other releases of the campaign interfere.
 const RELEASE_ATTEMPTS: usize = 5;
 
 impl Engine {
     /// Creates a user.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// Those of every write.
     pub async fn create_user(&self, call: &Call, new: NewUser) -> Outcome<Balance> {
         let work = async {
             let reserved = self.store.ids_reserve(call, "user", 1).await?;
@@ -38,10 +38,10 @@ impl Engine {
         self.with_claimed_key(call, Partition(0), work).await
     }
 
-    /// Creates users with consecutive ids, a few at a time.
+    /// Creates users with consecutive ids, in batches.
     ///
     /// # Errors
-    /// The shared refusals. Users created before the error stay; a repeat under the same idempotency key creates the rest.
+    /// Those of every write. Users created before the error stay; a repeat under the same idempotency key creates the rest.
     pub async fn create_users(&self, call: &Call, new: NewUsers) -> Outcome<CreatedUsers> {
         let work = async {
             let reserved = self.store.ids_reserve(call, "user", new.count).await?;
@@ -50,7 +50,7 @@ impl Engine {
             let end = first.get() + new.count;
             for offset in 0..step.min(new.count) {
                 let mut next = first.get() + offset;
-                let home: Partition = self.store.owner(next);
+                let owner: Partition = self.store.owner(next);
                 while next < end {
                     let left = (end - next + step - 1) / step;
                     let batch = UserBatch {
@@ -61,7 +61,7 @@ impl Engine {
                         prefixed: true,
                         balance: new.balance,
                     };
-                    self.store.users_create(call, home, &batch).await?;
+                    self.store.users_create(call, owner, &batch).await?;
                     next += batch.count * step;
                 }
             }
@@ -73,7 +73,7 @@ impl Engine {
     /// Creates a product.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// Those of every write.
     pub async fn create_product(&self, call: &Call, new: NewProduct) -> Outcome<Product> {
         let work = async {
             let reserved = self.store.ids_reserve(call, "product", 1).await?;
@@ -88,14 +88,14 @@ impl Engine {
     /// Changes a product.
     ///
     /// # Errors
-    /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where there is less on sale than is to be taken off.
+    /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] if fewer units are on sale than the change takes off.
     pub async fn update_product(&self, call: &Call, id: ProductId, patch: ProductPatch) -> Outcome<Product> {
         let work = async {
             for _ in 0..UPDATE_ATTEMPTS {
-                // The key comes before the product: it may belong to another request.
+                // Check the key before the product: it may belong to another request.
                 self.store.check_key(call, self.store.owner(id.get())).await?;
-                let had = self.store.product(id).await?.category;
-                if let Some(updated) = self.store.product_update(call, id, &had, &patch).await? {
+                let category = self.store.product(id).await?.category;
+                if let Some(updated) = self.store.product_update(call, id, &category, &patch).await? {
                     return Ok(updated);
                 }
             }
@@ -107,27 +107,27 @@ impl Engine {
     /// Creates a campaign.
     ///
     /// # Errors
-    /// The shared refusals; [`Error::InvalidRequest`] where a window that was left out in part is no window.
+    /// Those of every write; [`Error::InvalidRequest`] if the window, with the defaults of its omitted ends, is empty.
     pub async fn create_campaign(&self, call: &Call, new: NewCampaign) -> Outcome<Campaign> {
-        // The store's clock says when a campaign opens that is to open at once: this is only for a window that is none anyhow.
+        // Only for the check below: the store's clock sets the beginning of a campaign that opens at once.
         let opens_at = new.opens_at.unwrap_or(self.clock.now());
         let closes_at = new.closes_at.unwrap_or(new.expires_at);
-        // A repeat may come when the window is over that was open the first time.
+        // Not for a repeat, which may come after the end of the window.
         let before = self.store.ids_reserved_before(call).await?;
         if before.is_none() && (opens_at >= closes_at || closes_at > new.expires_at) {
-            return Err(Error::InvalidRequest("the campaign's window is no window"));
+            return Err(Error::InvalidRequest("the campaign's window is empty"));
         }
         let reserved = match before {
             Some(first) => Reply { value: first, replayed: true },
             None => self.with_claimed_key(call, Partition(0), self.store.ids_reserve(call, "coupon", 1)).await?,
         };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
-        let given = new.opens_at;
+        let requested = new.opens_at;
         let NewCampaign { code, discount, total, expires_at, .. } = new;
         let terms = CampaignTerms { coupon_id, code, discount, total, opens_at, closes_at, expires_at };
-        // A repeat is answered as the first time, whatever was issued or moved since. (But for a beginning that was left out: it
-        // was the time of the first request, and is now where it was moved to.)
-        let opens_at = match (self.store.campaign_create(call, &terms, given).await?, given) {
+        // A repeat gets the first reply, whatever was issued or moved since. Except an omitted beginning: the first reply had
+        // the time of the request, a repeat has the current beginning of the window.
+        let opens_at = match (self.store.campaign_create(call, &terms, requested).await?, requested) {
             (Some(opens_at), _) | (None, Some(opens_at)) => opens_at,
             (None, None) => self.campaign(coupon_id).await?.terms.opens_at,
         };
@@ -135,16 +135,15 @@ impl Engine {
         Ok(reserved.map(|_| Campaign { terms, issued: 0, withheld: 0 }))
     }
 
-    /// Moves a campaign's window: opens it, closes it, or puts off either. Coupons that were given out stay given out. Who comes
-    /// too late for any may be told so by other processes for a moment after the campaign is closed: see
-    /// [`sold_out`](super::sold_out).
+    /// Moves a campaign's window. Issued coupons stay issued. For a moment after the campaign is closed, other processes may
+    /// still reply "out of stock": see [`sold_out`](super::sold_out).
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] where the window would be none, outlast the coupons, or have ended
-    /// before now.
+    /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] if the new window is empty, ends after the coupons expire, or
+    /// ended before now.
     pub async fn update_campaign(&self, call: &Call, id: CouponId, patch: CampaignPatch) -> Outcome<Campaign> {
         let work = async {
-            // Read before the decision: afterwards nothing may fail that the answer needs.
+            // Read before the decision: after it, nothing that the reply needs may fail.
             let terms = self.terms(id).await?;
             let moved = self.store.campaign_update(call, id, patch, CLOSING_GRACE_MS).await?;
             self.sold_out.moved(id);
@@ -158,38 +157,38 @@ impl Engine {
         self.with_claimed_key(call, self.store.owner(id.get()), work).await
     }
 
-    /// A page of what could not be applied to Postgres, newest first.
+    /// A page of dead letters, newest first.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while Postgres is.
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn dead_letters(&self, page: i64, size: i64) -> Result<DeadLetterPage, Error> {
         postgres::queries::dead_letters::page(&self.db, page, size).await
     }
 
-    /// What a rebuild keeps off sale, once Postgres has what was decided before (or two seconds later).
+    /// The units and coupons that a rebuild keeps off sale. Waits for the projection, at most [`PROJECTION_TIMEOUT`].
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while Postgres is.
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn withheld(&self) -> Result<Withheld, Error> {
         self.wait_for_projection().await?;
         postgres::queries::resources::withheld(&self.db, MAX_WITHHELD).await
     }
 
-    /// Puts units of a product back on sale that a rebuild kept off it: how many it still keeps.
+    /// Puts withheld units of a product back on sale. Returns the number of units still withheld.
     ///
     /// # Errors
-    /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] where it keeps less.
+    /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] if fewer units are withheld.
     pub async fn release_units(&self, call: &Call, product: ProductId, units: i64) -> Outcome<i64> {
         let work = async { self.store.stock_release(call, product, units).await };
         self.with_claimed_key(call, self.store.owner(product.get()), work).await
     }
 
-    /// Lets coupons be issued again that a rebuild kept back: how many it still keeps. Takes a good second: see
-    /// [`sold_out`](super::sold_out).
+    /// Makes withheld coupons of a campaign available again. Returns the number of coupons still withheld. Takes a good second:
+    /// see [`sold_out`](super::sold_out).
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`]; [`Error::InsufficientStock`] where it keeps less; [`Error::InProgress`] where others release
-    /// coupons of the same campaign all the while.
+    /// [`Error::CampaignNotFound`]; [`Error::InsufficientStock`] if fewer coupons are withheld; [`Error::InProgress`] if
+    /// concurrent releases of the campaign defeat every attempt.
     pub async fn release_coupons(&self, call: &Call, coupon: CouponId, count: i64) -> Outcome<i64> {
         let work = async {
             for _ in 0..RELEASE_ATTEMPTS {
@@ -207,21 +206,21 @@ impl Engine {
         self.with_claimed_key(call, self.store.owner(coupon.get()), work).await
     }
 
-    /// Releases all that a rebuild keeps, or as much of it as is released at once: what is left. Repeating it goes on.
+    /// Releases everything withheld, up to [`MAX_WITHHELD`] products and campaigns. Returns the rest; a repeat releases more.
     ///
     /// # Errors
-    /// The shared refusals; what was released before stays so.
+    /// Those of every write. Releases before the error stay in effect.
     pub async fn release_all(&self, call: &Call) -> Result<Withheld, Error> {
         let call = Call { request_id: call.request_id.clone(), key: None };
         let withheld = self.withheld().await?;
         for (product, units) in withheld.products {
             match self.release_units(&call, product, units).await {
-                // Another operator was at it.
+                // Another operator released it.
                 Ok(_) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),
             }
         }
-        // All are announced first, so that one wait does for all.
+        // Announce all releases first, so that they share one wait.
         let mut announced = Vec::with_capacity(withheld.coupons.len());
         for (coupon, count) in withheld.coupons {
             match self.store.coupon_release_prepare(&call, coupon, count).await {
@@ -235,7 +234,7 @@ impl Engine {
         }
         for (coupon, count, announcement) in announced {
             match self.store.coupon_release(&call, coupon, count, &announcement).await {
-                // `None`, too, is another operator who was at it.
+                // `None`: another operator released it.
                 Ok(_) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),
             }
@@ -243,26 +242,29 @@ impl Engine {
         self.withheld().await
     }
 
-    /// A page of orders, newest first, from Postgres, once it has what was decided before (or two seconds later).
+    /// A page of orders from PostgreSQL, newest first. Waits for the projection, at most [`PROJECTION_TIMEOUT`].
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while Postgres is.
+    /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn orders(&self, filter: OrderFilter) -> Result<OrderPage, Error> {
         self.wait_for_projection().await?;
         postgres::queries::resources::orders(&self.db, &filter).await
     }
 
-    /// How far the projection is behind the decisions.
+    /// The lag of the projection behind the decisions.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while Redis or Postgres is.
+    /// [`Error::Unavailable`] while Redis or PostgreSQL is.
     pub async fn projection(&self) -> Result<ProjectionStatus, Error> {
         let projected = self.projected_positions().await?;
         self.lag(&projected).await
     }
 
-    /// `Ok` when requests can be served; otherwise every reason why not. Postgres being away is none: the API goes on, and
-    /// the outbox keeps what it misses.
+    /// Whether requests can be served. An unavailable PostgreSQL does not count: the API goes on, and the outbox keeps the
+    /// decisions.
+    ///
+    /// # Errors
+    /// The reasons, one for each partition that can't serve.
     pub async fn ready(&self) -> Result<(), Vec<String>> {
         let mut reasons = Vec::new();
         for here in self.store.all() {

@@ -1,4 +1,4 @@
-//! Orders: placing, showing, cancelling.
+//! Orders: place, read, cancel.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,14 +13,14 @@ use crate::{
     },
 };
 
-/// How often closing an order is tried when it changes under our eyes.
+/// The number of attempts to close an order that changes concurrently.
 const CLOSE_ATTEMPTS: usize = 5;
 
 impl Engine {
-    /// Places an order: PENDING, its stock and coupon held.
+    /// Places an order: it is PENDING, and holds its stock and its coupon.
     ///
     /// # Errors
-    /// The refusals of `POST /orders`; nothing is held then.
+    /// The refusals of `POST /orders`; then nothing is held.
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
         let home = self.store.owner(order.user_id.get());
         let id = self.orders_seq.next(&self.store, home).await?;
@@ -41,16 +41,17 @@ impl Engine {
         if far.is_empty() {
             return self.store.order_place(call, &order, &placing("")).await;
         }
-        // Judged where the user, the coupon and the money are, before anything is held elsewhere: a refusal leaves nothing.
+        // The owner partition, which has the user, the coupon and the balance, checks the order before another partition holds
+        // stock: a refusal leaves nothing behind.
         let (priced, shortage) = self.check_remote_lines(home, &order).await?;
         if let Some(before) = self.store.order_judge(call, &order, &placing(&priced), shortage).await? {
-            // Which does not tell what was decided in other partitions then.
+            // The earlier reply does not name its decisions in other partitions.
             self.acknowledge_order(before.value.order_id).await?;
             return Ok(before);
         }
         let due_in_ms = self.hold_ms + REMOTE_HOLD_GRACE_MS;
         let mut held = Vec::new();
-        // Where stock is held for certain, and where it may be.
+        // The partitions that hold stock, and the one that may.
         let (mut certain, mut perhaps) = (Vec::new(), None);
         let mut holds = Ok(());
         for (partition, lines) in &far {
@@ -67,27 +68,27 @@ impl Engine {
             }
         }
         let packed = held.join(",");
-        let asked = holds.is_ok();
+        let all_held = holds.is_ok();
         let placed = match holds {
             Ok(()) => self.store.order_place(call, &order, &placing(&packed)).await,
             Err(error) => Err(error),
         };
-        // Given back unless the order is there with these very holds. An unknown outcome is left to the holds' own end.
+        // Release the holds, unless the order was placed with them. After an unknown outcome the holds expire by themselves.
         let ours = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
-        let unknown = asked && placed.as_ref().is_err_and(Error::leaves_outcome_unknown);
+        let unknown = all_held && placed.as_ref().is_err_and(Error::leaves_outcome_unknown);
         if !ours && !unknown {
             let certain = certain.into_iter().map(|partition| (partition, RemoteEnd::Abandoned));
             for (partition, end) in certain.chain(perhaps.map(|partition| (partition, RemoteEnd::Released))) {
-                let back = self.store.stock_settle(call, partition, order_id, order.user_id, end, None);
-                if let Err(error) = back.await {
-                    tracing::warn!(%order_id, partition = partition.0, %error, "a far hold ends later, by itself");
+                let release = self.store.stock_settle(call, partition, order_id, order.user_id, end, None);
+                if let Err(error) = release.await {
+                    tracing::warn!(%order_id, partition = partition.0, %error, "can't release a remote hold: it expires later");
                 }
             }
         }
         placed
     }
 
-    /// The lines whose products are at home elsewhere, by partition.
+    /// The lines of products in other partitions than `home`, by partition.
     fn remote_lines(&self, home: Partition, order: &NewOrder) -> BTreeMap<Partition, Vec<(ProductId, i64)>> {
         let mut far: BTreeMap<Partition, Vec<_>> = BTreeMap::new();
         for (product, quantity) in &order.lines {
@@ -99,17 +100,17 @@ impl Engine {
         far
     }
 
-    /// The lines of other partitions than `home`, packed with their prices as they are now, and why not all lines could be held
-    /// now: in the order that one script tells it.
+    /// The lines of products in other partitions than `home`, packed with their current prices; and the reason why the current
+    /// stock does not cover all lines, chosen in the same order as by the script for one partition.
     async fn check_remote_lines(&self, home: Partition, order: &NewOrder) -> Result<(String, Shortage), Error> {
         let mut found = HashMap::new();
         for here in self.store.all() {
-            let mine = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.owner(id.get()) == here);
-            let mine: Vec<ProductId> = mine.collect();
-            for (id, product) in mine.iter().zip(self.store.products_of(here, &mine).await?) {
+            let ids = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.owner(id.get()) == here);
+            let ids: Vec<ProductId> = ids.collect();
+            for (id, product) in ids.iter().zip(self.store.products_of(here, &ids).await?) {
                 let product = match product {
                     Some(product) => product,
-                    // Asked for by itself, it is told apart from a partition that lost its data.
+                    // A read of the single product distinguishes a missing product from a partition that lost its data.
                     None => match self.store.product(*id).await {
                         Err(Error::ProductNotFound) => return Ok((String::new(), Shortage::ProductNotFound)),
                         product => product?,
@@ -134,22 +135,22 @@ impl Engine {
         Ok((event::pack_lines(&far), shortage))
     }
 
-    /// An order, of this user if one is named.
+    /// An order; with a `user`, only that user's.
     ///
     /// # Errors
-    /// [`Error::OrderNotFound`]; [`Error::Unavailable`] while Postgres is, for one that Redis does not have.
+    /// [`Error::OrderNotFound`]; [`Error::Unavailable`] if Redis does not have the order while PostgreSQL is unavailable.
     pub async fn order(&self, order: OrderId, user: Option<UserId>) -> Result<Order, Error> {
         let found = self.archive.find(order).await?.map(|found| found.record.order);
         found.filter(|found| user.is_none_or(|user| found.user_id == user)).ok_or(Error::OrderNotFound)
     }
 
-    /// Cancels a PENDING order of this user, or refunds a PAID one the way it was paid.
+    /// Cancels a PENDING order of this user, or refunds a PAID one by its payment type.
     ///
     /// # Errors
-    /// [`Error::OrderNotFound`]; [`Error::OrderAlreadyClosed`]; [`Error::InProgress`] while a gateway is being asked.
+    /// [`Error::OrderNotFound`]; [`Error::OrderAlreadyClosed`]; [`Error::InProgress`] while a gateway payment is in progress.
     pub async fn cancel_order(&self, call: &Call, order: OrderId, user: UserId) -> Outcome<Order> {
         self.check_owner(call, order, user).await?;
-        // The key comes before the order: it may belong to another request.
+        // Check the key before the order: it may belong to another request.
         self.store.check_key(call, self.store.owner(order.get())).await?;
         for _ in 0..CLOSE_ATTEMPTS {
             let found = self.archive.find(order).await?.filter(|found| found.record.order.user_id == user);
@@ -169,10 +170,10 @@ impl Engine {
                     };
                     return Ok(Reply { value: order, replayed: closed.replayed });
                 }
-                // Not as it was found any more.
+                // The order changed after the read: try again.
                 Ok(None) => {}
                 Err(Error::OrderNotFound) if paid => {}
-                // Closed for so long that it has left; and this is no repeat of what closed it.
+                // The order is archived, and this request is no repeat of the one that closed it.
                 Err(Error::OrderNotFound) if found.is_archived() => return Err(Error::OrderAlreadyClosed),
                 Err(error) => return Err(error),
             }
@@ -180,7 +181,7 @@ impl Engine {
         Err(Error::InProgress)
     }
 
-    /// Closes an order and carries its end to other partitions. `None` where the order is not what the record says.
+    /// Closes an order, and ends its remote holds. `None` if the order differs from the record.
     pub(super) async fn close(
         &self,
         call: &Call,
@@ -196,7 +197,7 @@ impl Engine {
             let stores = (&self.store, &self.db);
             if let Err(error) = crate::archive::end_remote(stores, call, (order, user), &record.remote, end, day).await
             {
-                tracing::warn!(%order, %error, "the order's end is relayed later");
+                tracing::warn!(%order, %error, "can't end the order's remote holds: the relay retries");
             }
         }
         if refunded {
@@ -206,7 +207,7 @@ impl Engine {
     }
 }
 
-/// A user's wish to end an order, as the record shows it.
+/// The closing of an order by its user: a cancellation or, if the record has a day of sale, a refund.
 fn by_user(record: &OrderRecord) -> Closing<'static> {
     let paid_on = record.day.as_deref().and_then(|day| NaiveDate::parse_from_str(day, DAY_FORMAT).ok());
     Closing::Cancel { paid_on }

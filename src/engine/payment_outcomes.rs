@@ -1,30 +1,29 @@
-//! What operators see and decide of payments whose gateway can't say what became of them.
+//! Stuck payments: gateway payments without an outcome. Operators list and resolve them.
 //!
-//! The decision is one step, as the gateway's own would be: the order is PAID, or FAILED with stock and coupon given back.
-//! The gateway is asked on, so that what it says later is reconciled:
+//! A resolution is one step, like the gateway's own outcome: the order becomes PAID, or FAILED with its stock and coupon
+//! released. The sweeper still queries the gateway, and reconciles its later outcome:
 //!
-//! | an operator said | the gateway says later | then |
+//! | operator | gateway, later | then |
 //! | --- | --- | --- |
-//! | APPROVED | approved | the payment is settled, under the gateway's transaction id |
-//! | APPROVED | declined, or another amount | the order stays PAID, for its user was told so; the payment counts as stuck until the order is refunded, the gateway says otherwise, or `PAYMENT_GATEWAY_WATCH_SECONDS` are over: then it is DISPUTED |
-//! | DECLINED | approved | the money goes back through the gateway |
-//! | DECLINED | declined, or nothing for as long | the payment has ended |
+//! | APPROVED | approved | the payment is settled, with the gateway's transaction id |
+//! | APPROVED | declined, or another amount | the order stays PAID, because its user saw that; the payment counts as stuck until the order is refunded, the gateway approves, or `PAYMENT_GATEWAY_WATCH_SECONDS` are over: then it is DISPUTED |
+//! | DECLINED | approved | the gateway refunds the money |
+//! | DECLINED | declined, or unknown to it for that time | the payment has ended |
 
 use futures_util::future::try_join_all;
 
 use super::*;
 use crate::redis::{commands::RemoteEnd, records::GatewayState};
 
-/// Stuck payments that are shown at most.
+/// The maximum number of stuck payments in a listing.
 const MAX_SHOWN: usize = 100;
-/// How long after an operator's decision the gateway is asked.
+/// The time from a resolution to the next query to the gateway.
 const CONFIRM_AFTER_MS: i64 = 2_000;
-/// How often a decision is tried when the payment changes under our eyes.
+/// The number of attempts to resolve a payment that changes concurrently.
 const RESOLVE_ATTEMPTS: usize = 5;
 
 impl Engine {
-    /// Payments that nobody can settle: the first hundred, those that have been so for longest first, and how many there
-    /// are.
+    /// The stuck payments: the first hundred, the oldest first, and the number of all.
     ///
     /// # Errors
     /// [`Error::Unavailable`] while Redis is.
@@ -57,7 +56,7 @@ impl Engine {
         Ok(StuckPayments { payments, total })
     }
 
-    /// How many payments nobody can settle.
+    /// The number of stuck payments.
     ///
     /// # Errors
     /// [`Error::Unavailable`] while Redis is.
@@ -66,7 +65,7 @@ impl Engine {
         Ok(counts.iter().map(|(_, count)| count).sum())
     }
 
-    /// Decides a payment whose gateway can't say what became of it.
+    /// Resolves a payment whose gateway does not know the outcome.
     ///
     /// # Errors
     /// [`Error::OrderNotFound`]; [`Error::NoPaymentUnderWay`].
@@ -78,7 +77,7 @@ impl Engine {
     ) -> Outcome<ResolvedPayment> {
         let home = self.store.owner(order.get());
         let work = async {
-            // The key comes before the order, which may have left since.
+            // Check the key before the order, which may be archived by now.
             if let Some(resolved) = self.store.payment_resolved_before(call, home, order).await? {
                 return Ok(resolved);
             }
@@ -92,7 +91,7 @@ impl Engine {
                     %order,
                     approved = resolution.approved,
                     operator = resolution.operator,
-                    "an operator decided a payment"
+                    "an operator resolved a payment"
                 );
                 if !resolved.replayed {
                     let end = if resolution.approved { RemoteEnd::Settled } else { RemoteEnd::Released };

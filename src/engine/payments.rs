@@ -1,8 +1,8 @@
-//! Payments: from the balance in one step, or through an external gateway in three: begin, ask, settle.
+//! Payments: from the balance in one step, or through an external gateway in three: begin, pay, settle.
 //!
-//! A gateway's outcome may be unknown (a timeout, garbage). The order then stays as it is, out of reach of cancel and
-//! expiry, and the sweeper asks again until it is known, after growing pauses; see [`Engine::look_at_payment`] and
-//! [`pauses`](super::backoff).
+//! The outcome at a gateway may be unknown, after a timeout for example. The order then stays PENDING, and can't be cancelled
+//! or expire, while the sweeper queries the gateway until the outcome is known: see [`Engine::check_payment`] and
+//! [`backoff`](super::backoff).
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use crate::{
     },
 };
 
-/// How long after a gateway's own timeout the sweeper looks at a payment that was begun.
+/// The time, beyond the gateway's timeout, after which the sweeper checks a payment that was begun.
 const RESOLVE_AFTER_MS: i64 = 2_000;
-/// Calls that a look makes at most, one after the other: a status, and twice a cancel and a status.
+/// The maximum number of consecutive calls of a check: a status, and twice a cancel and a status.
 const CALLS_PER_CHECK: i64 = 5;
-/// What is kept as the gateway's answer where it knows no such payment.
+/// The recorded answer of a gateway that does not know the payment.
 const NOT_FOUND: &str = "no such payment";
-/// What a gateway is told when money goes back.
+/// The reasons of refunds, as the gateway receives them.
 const REFUND_REASON: &str = "order refunded";
 const LATE_REASON: &str = "order closed before the payment was known";
 const UNACCEPTABLE_REASON: &str = "not the payment that was asked for";
@@ -34,17 +34,18 @@ impl Engine {
     /// Pays a PENDING order.
     ///
     /// # Errors
-    /// The refusals of `POST /payments`. [`Error::PaymentDeclined`] after the order became FAILED;
-    /// [`Error::Unavailable`] where a gateway's outcome is not known yet.
+    /// The refusals of `POST /payments`. After [`Error::PaymentDeclined`] the order is FAILED; [`Error::Unavailable`] if the
+    /// outcome at the gateway is unknown.
     pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
         self.check_owner(call, payment.order_id, payment.user_id).await?;
         let id = self.payments_seq.next(&self.store, self.store.owner(payment.order_id.get())).await?;
         let payment_id = PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))?;
         let receipt = Uuid::now_v7().to_string();
-        // Nothing to pay is nothing to ask a gateway for.
+        // A payment of 0 won needs no gateway.
         let gateway = self.gateways.get(payment.payment_type).filter(|_| payment.amount > 0).cloned();
         let settled = match gateway {
-            // Boxed, like all that few requests need: every payment would weigh as much (docs/decisions.md).
+            // Boxed, because few requests need this: otherwise the future of every payment would be as large
+            // (docs/decisions.md).
             Some(gateway) => Box::pin(self.pay_by_gateway(call, &payment, payment_id, &receipt, &gateway)).await?,
             None => self.settle(call, &payment, payment_id, &receipt, None).await?,
         };
@@ -58,7 +59,7 @@ impl Engine {
         }
     }
 
-    /// Settles an order, and carries its end to other partitions.
+    /// Settles an order, and its remote holds.
     async fn settle(
         &self,
         call: &Call,
@@ -81,18 +82,18 @@ impl Engine {
             };
             Box::pin(self.settle_remote(call, payment.order_id, end)).await;
         }
-        // Last: a ranking merged before the far step would lack it.
+        // Last: a ranking merged before the remote holds are settled would lack their sales.
         self.popular.sold();
         Ok(settled)
     }
 
-    /// What is to be said about a payment of an order that Redis does not have: what the scripts would say of one that has left.
-    /// `receipt` is of a gateway that took the money.
+    /// The outcome of a payment of an order that Redis does not have: for an archived order, the script's outcome as if it were
+    /// in Redis. `receipt` is of a gateway that took the money.
     async fn settled_before(&self, payment: &NewPayment, receipt: Option<&str>) -> Outcome<Settled> {
         let found = self.archive.find(payment.order_id).await?.map(|found| found.record.order);
         let order = found.filter(|order| order.user_id == payment.user_id).ok_or(Error::OrderNotFound)?;
         match (order.status, order.payment, receipt) {
-            // Placed after we were told that it is not there.
+            // Placed after Redis was read.
             (OrderStatus::Pending, ..) => Err(Error::OrderNotFound),
             (OrderStatus::Paid, Some(paid), Some(receipt)) if paid.receipt == receipt => {
                 let OrderPayment { payment_id, receipt, paid_at, .. } = paid;
@@ -103,7 +104,7 @@ impl Engine {
         }
     }
 
-    /// Carries a settled order's end to other partitions; what fails here is relayed later.
+    /// Ends the remote holds of a settled order. If this fails, the relay does it later.
     pub(super) async fn settle_remote(&self, call: &Call, order: OrderId, end: RemoteEnd) {
         let settle = async {
             let Some(record) = self.store.order(order).await? else { return Ok(()) };
@@ -112,7 +113,7 @@ impl Engine {
         };
         if let Err(error) = settle.await {
             let error: Error = error;
-            tracing::warn!(%order, %error, "the order's end is relayed later");
+            tracing::warn!(%order, %error, "can't end the order's remote holds: the relay retries");
         }
     }
 
@@ -131,7 +132,7 @@ impl Engine {
             Err(Error::OrderNotFound) => return self.settled_before(payment, None).await,
             Err(error) => return Err(error),
         }
-        // The gateway is told, too: money must not be taken for a payment that a loss of Redis could take back.
+        // The gateway must not take money for a payment that a loss of Redis could undo.
         self.acknowledge(&told_so_far()).await?;
         let (order_id, user_id, amount) = (payment.order_id, payment.user_id, payment.amount);
         let charge = Charge { merchant_uid: receipt.to_owned(), order_id, user_id, amount };
@@ -139,9 +140,9 @@ impl Engine {
             PayOutcome::Approved { transaction_id } => {
                 let settled = self.settle(call, payment, payment_id, receipt, Some(&transaction_id)).await;
                 if matches!(settled, Err(Error::InvalidPayment)) {
-                    // The order was given up meanwhile. If this fails too, the order's watch gives the money back.
+                    // The order has failed meanwhile. If this refund fails too, the watch of the payment refunds the money.
                     let outcome = gateway.cancel(&call.request_id, receipt, payment.amount, LATE_REASON).await;
-                    tracing::warn!(order = %payment.order_id, ?outcome, "approved too late");
+                    tracing::warn!(order = %payment.order_id, ?outcome, "a gateway approved a payment too late");
                 }
                 settled
             }
@@ -151,8 +152,8 @@ impl Engine {
             }
             PayOutcome::Unacceptable { taken, why } => {
                 let request_id = &call.request_id;
-                tracing::error!(request_id, order = %payment.order_id, receipt, ?taken, why, "an approval is no payment");
-                // From now on its watch gives the money back.
+                tracing::error!(request_id, order = %payment.order_id, receipt, ?taken, why, "an approval is unacceptable");
+                // The watch of the payment refunds the money.
                 self.declined(call, payment, receipt, Some(0)).await
             }
             PayOutcome::Unknown { why } => {
@@ -163,7 +164,7 @@ impl Engine {
         }
     }
 
-    /// Fails the order of a payment that its client waits for, and says what became of it.
+    /// Fails the order of a payment whose client waits, and returns the outcome.
     async fn declined(
         &self,
         call: &Call,
@@ -174,12 +175,12 @@ impl Engine {
         if self.decline(call, payment.order_id, receipt, ask_again_in_ms).await? {
             return Ok(Reply::first(Settled::Declined));
         }
-        // Paid meanwhile, by somebody who knew more.
+        // Another process or an operator has settled the payment meanwhile.
         self.settled_before(payment, Some(receipt)).await
     }
 
-    /// Fails an order whose payment a gateway declined, or (with `ask_again_in_ms`) can't be certain to have declined. Returns
-    /// false where the order is not failed: it is paid.
+    /// Fails an order after its payment was declined. With `ask_again_in_ms` the gateway may still take the money, and the
+    /// payment is watched. Returns false if the order is paid instead.
     async fn decline(
         &self,
         call: &Call,
@@ -187,32 +188,31 @@ impl Engine {
         receipt: &str,
         ask_again_in_ms: Option<i64>,
     ) -> Result<bool, Error> {
-        // Somebody else, asking about the same payment, was first, and so long ago that the order has left.
+        // Another check of the payment was first, and the order is archived by now.
         let Some(record) = self.store.order(order).await? else { return Ok(true) };
         match self.close(call, &record, Closing::Decline { receipt, ask_again_in_ms }).await {
             Ok(closed) => Ok(closed.is_some()),
-            // Somebody else, asking about the same payment, was first.
+            // Another check of the payment was first.
             Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(true),
             Err(error) => Err(error),
         }
     }
 
-    /// Looks at a gateway payment that is due: finds out what became of it, and does what follows from that. Looking twice,
-    /// or from two processes at once, does nothing twice: the scripts check where the payment stands, and a gateway's
-    /// cancel is idempotent.
+    /// Checks a due gateway payment: queries its outcome and acts on it. Concurrent checks do nothing twice: the scripts check
+    /// the state of the payment, and a refund at the gateway is idempotent.
     ///
     /// # Errors
-    /// Redis can't answer; the payment stays due.
+    /// Redis is unavailable; the payment stays due.
     pub(super) async fn check_payment(&self, due: DuePayment) -> Result<(), Error> {
         let (order, now) = (due.order, self.store.now(self.store.owner(due.order.get())));
-        // Not looked at by two at once, as a rule; and one that can't be looked at does not stand in the others' way.
+        // The lease avoids concurrent checks, and keeps a payment that can't be checked from delaying the others.
         let lease = now.plus(self.gateway_timeout_ms * CALLS_PER_CHECK + RESOLVE_AFTER_MS);
         self.store.postpone_payment(due, lease).await?;
         let Some(record) = self.store.order(order).await? else { return Ok(()) };
         let Some(payment) = record.gateway.clone() else { return Ok(()) };
         let Some(gateway) = self.gateways.get(payment.payment_type).cloned() else {
             tracing::error!(%order, kind = %payment.payment_type, "a payment's gateway is no longer configured");
-            return self.ask_later(&record, &payment, "no gateway is configured for this type").await;
+            return self.ask_later(&record, &payment, "no gateway is configured for this payment type").await;
         };
         let charge = Charge {
             merchant_uid: payment.receipt.clone(),
@@ -220,22 +220,23 @@ impl Engine {
             user_id: record.order.user_id,
             amount: record.order.final_price,
         };
-        let look = PaymentCheck { record: &record, payment: &payment, gateway: &*gateway, charge };
+        let check = PaymentCheck { record: &record, payment: &payment, gateway: &*gateway, charge };
         match payment.state {
-            GatewayState::Started => self.resolve(&look).await,
-            GatewayState::Watched => self.watch(&look).await,
-            GatewayState::RefundDue => self.refund(&look, REFUND_REASON, None).await,
-            GatewayState::Unconfirmed => self.confirm(&look).await,
+            GatewayState::Started => self.resolve(&check).await,
+            GatewayState::Watched => self.watch(&check).await,
+            GatewayState::RefundDue => self.refund(&check, REFUND_REASON, None).await,
+            GatewayState::Unconfirmed => self.confirm(&check).await,
             GatewayState::Ended => Ok(()),
         }
     }
 
-    async fn resolve(&self, look: &PaymentCheck<'_>) -> Result<(), Error> {
-        let PaymentCheck { record, payment, .. } = look;
+    /// Settles or fails a PENDING order by the outcome at the gateway.
+    async fn resolve(&self, check: &PaymentCheck<'_>) -> Result<(), Error> {
+        let PaymentCheck { record, payment, .. } = check;
         let order = &record.order;
         let call = Call { request_id: describe(payment), key: payment.key.clone() };
         let now = self.store.now(self.store.owner(order.order_id.get()));
-        let declined = match look.status().await {
+        let declined = match check.status().await {
             StatusOutcome::Approved { transaction_id } => {
                 let new = NewPayment {
                     order_id: order.order_id,
@@ -246,7 +247,7 @@ impl Engine {
                 let settled =
                     self.settle(&call, &new, payment.payment_id, &payment.receipt, Some(&transaction_id)).await;
                 return match settled {
-                    // Somebody else resolved it between our read and now.
+                    // Another process has resolved the payment since the read.
                     Ok(_) | Err(Error::InvalidPayment) => Ok(()),
                     Err(error) => Err(error),
                 };
@@ -256,12 +257,12 @@ impl Engine {
                 self.decline(&call, order.order_id, &payment.receipt, None).await
             }
             StatusOutcome::Unacceptable { taken, why } => {
-                tracing::error!(order = %order.order_id, ?taken, why, "an approval is no payment");
+                tracing::error!(order = %order.order_id, ?taken, why, "an approval is unacceptable");
                 self.decline(&call, order.order_id, &payment.receipt, Some(0)).await
             }
             StatusOutcome::NotFound if now.0 - payment.started_at.0 >= self.give_up_ms => {
-                // It may still be on its way. The order fails now, and the gateway is watched, so that late money goes back.
-                tracing::warn!(order = %order.order_id, "the gateway has never heard of a payment");
+                // The payment request may still arrive. The order fails now, and the watch refunds money that is taken late.
+                tracing::warn!(order = %order.order_id, "the gateway does not know a payment: giving it up");
                 self.decline(&call, order.order_id, &payment.receipt, Some(RESOLVE_AFTER_MS)).await
             }
             StatusOutcome::NotFound => return self.ask_later(record, payment, NOT_FOUND).await,
@@ -270,12 +271,12 @@ impl Engine {
         declined.map(drop)
     }
 
-    /// Looks whether money was taken after all for an order that failed.
-    async fn watch(&self, look: &PaymentCheck<'_>) -> Result<(), Error> {
-        let PaymentCheck { record, payment, .. } = look;
-        match look.status().await {
-            StatusOutcome::Approved { .. } => self.refund(look, LATE_REASON, None).await,
-            StatusOutcome::Unacceptable { taken, .. } => self.refund(look, UNACCEPTABLE_REASON, taken).await,
+    /// Checks whether the gateway took money for an order that failed, and refunds it.
+    async fn watch(&self, check: &PaymentCheck<'_>) -> Result<(), Error> {
+        let PaymentCheck { record, payment, .. } = check;
+        match check.status().await {
+            StatusOutcome::Approved { .. } => self.refund(check, LATE_REASON, None).await,
+            StatusOutcome::Unacceptable { taken, .. } => self.refund(check, UNACCEPTABLE_REASON, taken).await,
             StatusOutcome::Declined { .. } => self.finish_payment(record, payment, &PaymentEnd::Declined).await,
             StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
                 self.finish_payment(record, payment, &PaymentEnd::Declined).await
@@ -285,13 +286,13 @@ impl Engine {
         }
     }
 
-    /// Asks for the gateway's own word on a payment that an operator has approved. Its order is paid, whatever the gateway
-    /// says now: a contradiction is told to operators, who can refund the order.
-    async fn confirm(&self, look: &PaymentCheck<'_>) -> Result<(), Error> {
-        let PaymentCheck { record, payment, .. } = look;
+    /// Queries the outcome of a payment that an operator approved. The order stays paid; a contradiction is reported to
+    /// operators, who can refund the order.
+    async fn confirm(&self, check: &PaymentCheck<'_>) -> Result<(), Error> {
+        let PaymentCheck { record, payment, .. } = check;
         let now = self.store.now(self.store.owner(record.order.order_id.get()));
         let known_for = now.0 - payment.started_at.0;
-        let (said, contradicts) = match look.status().await {
+        let (said, contradicts) = match check.status().await {
             StatusOutcome::Approved { transaction_id } => {
                 let end = PaymentEnd::Settled { transaction: transaction_id };
                 return self.finish_payment(record, payment, &end).await;
@@ -302,21 +303,21 @@ impl Engine {
             StatusOutcome::Unknown { why } => (why, false),
         };
         if self.is_watched_enough(record.order.order_id, payment) {
-            tracing::error!(order = %record.order.order_id, said, "a gateway never confirmed what an operator approved");
+            tracing::error!(order = %record.order.order_id, said, "a gateway never confirmed a payment that an operator approved");
             return self.finish_payment(record, payment, &PaymentEnd::Disputed).await;
         }
         if contradicts {
-            tracing::error!(order = %record.order.order_id, said, "a gateway contradicts what an operator approved");
+            tracing::error!(order = %record.order.order_id, said, "a gateway contradicts an operator's approval");
         }
         let Pause { until, stuck } = Pause::after(payment.since, now, true);
         let order = record.order.order_id;
         self.store.payment_postpone(order, &payment.receipt, until, stuck || contradicts, &said).await
     }
 
-    /// Has the gateway give money back: `taken` won where that is known, else the order's price. What the gateway does not
-    /// clearly confirm is settled by its own word on the payment.
-    async fn refund(&self, look: &PaymentCheck<'_>, reason: &str, taken: Option<Won>) -> Result<(), Error> {
-        let PaymentCheck { record, payment, gateway, charge } = look;
+    /// Refunds a payment at the gateway: `taken` won if that is known, else the order's price. If the gateway does not confirm
+    /// the refund clearly, the status of the payment decides.
+    async fn refund(&self, check: &PaymentCheck<'_>, reason: &str, taken: Option<Won>) -> Result<(), Error> {
+        let PaymentCheck { record, payment, gateway, charge } = check;
         let mut amounts = vec![taken.unwrap_or(charge.amount), charge.amount];
         amounts.dedup();
         let mut said = String::new();
@@ -327,34 +328,34 @@ impl Engine {
                 CancelOutcome::NotFound => NOT_FOUND.to_owned(),
                 CancelOutcome::Unknown { why } => why,
             };
-            match look.status().await {
+            match check.status().await {
                 StatusOutcome::Declined { .. } => {
                     return self.finish_payment(record, payment, &PaymentEnd::Refunded).await;
                 }
                 StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
                     return self.finish_payment(record, payment, &PaymentEnd::Refunded).await;
                 }
-                // It has the money. If it refused the amount that it named itself, it may give back what was asked for.
+                // The gateway has the money. If it rejected the amount that it named, it may accept the requested amount.
                 StatusOutcome::Approved { .. } | StatusOutcome::Unacceptable { .. } => {}
                 StatusOutcome::NotFound | StatusOutcome::Unknown { .. } => break,
             }
         }
-        tracing::warn!(order = %record.order.order_id, said, "a gateway has not given money back yet");
+        tracing::warn!(order = %record.order.order_id, said, "a gateway has not refunded a payment yet");
         self.ask_later(record, payment, &said).await
     }
 
-    /// Whether a gateway that has never heard of a payment was asked for long enough since its order was closed.
+    /// Whether the watch of a payment that the gateway does not know is over.
     fn is_watched_enough(&self, order: OrderId, payment: &GatewayRecord) -> bool {
         self.store.now(self.store.owner(order.get())).0 - payment.since.0 >= self.watch_ms
     }
 
-    /// Has the gateway asked again, later the longer it has been asked. `said`: why it is not settled.
+    /// Schedules the next query, after the pause of [`backoff`](super::backoff). `said` is the gateway's last answer.
     async fn ask_later(&self, record: &OrderRecord, payment: &GatewayRecord, said: &str) -> Result<(), Error> {
         let now = self.store.now(self.store.owner(record.order.order_id.get()));
         let Pause { until, stuck } = Pause::after(payment.since, now, said != NOT_FOUND);
         if stuck {
             let order = record.order.order_id;
-            tracing::warn!(%order, receipt = payment.receipt, said, "a payment is stuck: its gateway does not settle it");
+            tracing::warn!(%order, receipt = payment.receipt, said, "a payment is stuck: its gateway gives no outcome");
         }
         self.store.payment_postpone(record.order.order_id, &payment.receipt, until, stuck, said).await
     }
@@ -371,7 +372,7 @@ impl Engine {
     }
 }
 
-/// A gateway payment being looked at.
+/// A check of a gateway payment.
 struct PaymentCheck<'a> {
     record: &'a OrderRecord,
     payment: &'a GatewayRecord,
@@ -385,7 +386,7 @@ impl PaymentCheck<'_> {
     }
 }
 
-/// In place of a request's id, for what is done about a payment later.
+/// The request id of the sweeper's steps for a payment.
 fn describe(payment: &GatewayRecord) -> String {
     format!("resolve-{}", payment.receipt)
 }

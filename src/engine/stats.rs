@@ -1,4 +1,5 @@
-//! The states that the metrics tell: read when somebody asks, each in bounded time, whatever is away.
+//! The states of both stores and of this process, for the metrics: read on request, in bounded time even if a store is
+//! unavailable.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -15,42 +16,43 @@ use crate::{
         outbox::StreamId,
         queries::stats::{Pending, PendingCount},
     },
-    telemetry::metrics::state::{Holds, Observed, Partition as Told, Postgres, SoldOut},
+    telemetry::metrics::state::{Holds, Observed, Partition as PartitionState, Postgres, SoldOut},
 };
 
-/// How long each store is waited for.
-const POSTGRES_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a Postgres that did not answer is not asked again: an answer that nobody waits for any more keeps a connection of
-/// the pool for a while.
+/// The time limit for each store.
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time without queries after a timeout of PostgreSQL, because an abandoned query keeps a connection of the pool for a
+/// while.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// Partitions that are asked at once.
+/// The maximum number of partitions queried at once.
 const CONCURRENCY: usize = 32;
 
-/// What was seen last of Postgres.
+/// The last known state of PostgreSQL.
 #[derive(Default)]
 pub(super) struct LastSeen(Mutex<Seen>);
 
 #[derive(Default)]
 struct Seen {
-    /// How far it was: it is there still, at least.
+    /// The last known positions: a lower bound of the current ones.
     positions: Vec<ProjectedPosition>,
-    /// When it did not answer.
+    /// The time of the last timeout.
     unavailable_since: Option<Instant>,
 }
 
 impl Engine {
-    /// The store's state, and this process's. Takes two seconds at most; what can't be had in them is missing.
+    /// Reads the state of the stores and of this process. Takes two seconds at most, and omits values that it can't read in
+    /// that time.
     pub async fn observe(&self) -> Observed {
-        // First, for it says from where on the outbox is behind.
+        // First: its positions are the starts of the partitions' backlogs.
         let postgres = self.observe_postgres().await;
         let positions = self.last_seen.0.lock().unwrap_or_else(PoisonError::into_inner).positions.clone();
-        // One end for all of them, however many there are.
-        let until = tokio::time::Instant::now() + POSTGRES_TIMEOUT;
-        let waits = self.store.all().map(|here| {
+        // One deadline for all partitions together.
+        let deadline = tokio::time::Instant::now() + STORE_TIMEOUT;
+        let reads = self.store.all().map(|here| {
             let projected = positions.iter().find(|position| position.partition == here.0);
-            async move { tokio::time::timeout_at(until, self.observe_partition(here, projected)).await.ok()? }
+            async move { tokio::time::timeout_at(deadline, self.observe_partition(here, projected)).await.ok()? }
         });
-        let partitions: Vec<Option<Told>> = stream::iter(waits).buffered(CONCURRENCY).collect().await;
+        let partitions: Vec<Option<PartitionState>> = stream::iter(reads).buffered(CONCURRENCY).collect().await;
         let redis = partitions.iter().all(Option::is_some);
         let open: Vec<bool> = self.store.all().map(|here| self.store.is_open(here)).collect();
         let sold_out::Counts { refused, renewed, read, learned } = self.sold_out.counts();
@@ -75,7 +77,7 @@ impl Engine {
         if seen().unavailable_since.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
             return None;
         }
-        let Ok(read) = tokio::time::timeout(POSTGRES_TIMEOUT, self.projected_positions()).await else {
+        let Ok(read) = tokio::time::timeout(STORE_TIMEOUT, self.projected_positions()).await else {
             seen().unavailable_since = Some(Instant::now());
             return None;
         };
@@ -89,20 +91,24 @@ impl Engine {
         Some(postgres)
     }
 
-    async fn observe_partition(&self, here: Partition, projected: Option<&ProjectedPosition>) -> Option<Told> {
+    async fn observe_partition(
+        &self,
+        here: Partition,
+        projected: Option<&ProjectedPosition>,
+    ) -> Option<PartitionState> {
         let now = self.store.now(here);
         let after = projected.and_then(|position| position.stream_id.parse().ok()).unwrap_or(StreamId::ZERO);
-        let waits = self.store.pending(here, after, now).await.ok()?;
-        let Pending { decided, outbox, oldest, orders, payments, stuck_payments, remote_holds: far_holds } = waits;
+        let pending = self.store.pending(here, after, now).await.ok()?;
+        let Pending { decided, outbox, oldest, orders, payments, stuck_payments, remote_holds } = pending;
         let count = |waiting: PendingCount| (waiting.open, waiting.due);
         let decisions = decided?.seq;
-        Some(Told {
+        Some(PartitionState {
             partition: here.0,
             decisions,
             outbox,
             lag_events: projected.map(|position| (decisions - position.seq).max(0)),
             lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
-            holds: Holds { orders: count(orders), remote_holds: count(far_holds), payments: count(payments) },
+            holds: Holds { orders: count(orders), remote_holds: count(remote_holds), payments: count(payments) },
             stuck_payments,
         })
     }

@@ -1,19 +1,19 @@
-//! The story of a user or an order: everything that an operator needs who is asked why. What Redis says is so now; what
-//! Postgres says is how it came to be, and is left out while Postgres is away.
+//! The timeline of a user or an order, for operators. Redis has the current state; PostgreSQL has the history, which is
+//! omitted while PostgreSQL is unavailable.
 
 use std::time::Duration;
 
 use super::*;
 
-/// Of each list of a story.
+/// The maximum length of each list of a timeline.
 const MAX_ENTRIES: i64 = 20;
-/// Coupons of a user's story, the newest.
+/// The maximum number of coupons in a user's timeline, the newest first.
 const MAX_COUPONS: usize = 100;
-/// How long Postgres is waited for.
+/// The time limit of the reads from PostgreSQL.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Engine {
-    /// A user's story.
+    /// A user's timeline.
     ///
     /// # Errors
     /// [`Error::UserNotFound`]; [`Error::Unavailable`] while Redis is.
@@ -29,16 +29,17 @@ impl Engine {
             let entries = self.history(user, MAX_ENTRIES, None).await?;
             let open = postgres::queries::resources::orders(&self.db, &orders(Some(OrderStatus::Pending))).await?;
             let last = postgres::queries::resources::orders(&self.db, &orders(None)).await?;
-            let letters = postgres::queries::timeline::dead_letters_of_user(&self.db, user).await?;
-            Ok(UserTrace { entries, open, last, dead_letters: letters })
+            let dead_letters = postgres::queries::timeline::dead_letters_of_user(&self.db, user).await?;
+            Ok(UserTrace { entries, open, last, dead_letters })
         };
-        Ok(UserTimeline { balance, coupons, coupons_in_all, written: within(written).await? })
+        Ok(UserTimeline { balance, coupons, coupons_in_all, written: within_limit(written).await? })
     }
 
-    /// An order's story.
+    /// An order's timeline.
     ///
     /// # Errors
-    /// [`Error::OrderNotFound`]; [`Error::Unavailable`] while Redis is, or Postgres, for one that Redis does not have.
+    /// [`Error::OrderNotFound`]; [`Error::Unavailable`] while Redis is, or if Redis does not have the order while PostgreSQL is
+    /// unavailable.
     pub async fn order_timeline(&self, order: OrderId) -> Result<OrderTimeline, Error> {
         let in_redis = self.store.order(order).await?.map(|record| record.order);
         let written = async {
@@ -46,21 +47,21 @@ impl Engine {
             let trace = postgres::queries::timeline::order(&self.db, order, self.store.partitions()).await?;
             Ok((trace, postgres::queries::timeline::dead_letters_of_order(&self.db, order).await?))
         };
-        let written = within(written).await?;
+        let written = within_limit(written).await?;
         let status = in_redis.as_ref().map(|order| order.status);
         let order = match in_redis {
             Some(order) => order,
             None => self.order(order, None).await?,
         };
-        let (trace, letters) = written.map_or((None, None), |(trace, letters)| (trace, Some(letters)));
-        Ok(OrderTimeline { order, in_redis: status, trace, dead_letters: letters })
+        let (trace, dead_letters) = written.map_or((None, None), |(trace, dead_letters)| (trace, Some(dead_letters)));
+        Ok(OrderTimeline { order, in_redis: status, trace, dead_letters })
     }
 }
 
-/// What Postgres says, if it says anything in time.
-async fn within<T>(asking: impl Future<Output = Result<T, Error>>) -> Result<Option<T>, Error> {
-    match tokio::time::timeout(TIMEOUT, asking).await {
-        Ok(Ok(said)) => Ok(Some(said)),
+/// Runs a read from PostgreSQL within the time limit. `None` if PostgreSQL is unavailable or too slow.
+async fn within_limit<T>(read: impl Future<Output = Result<T, Error>>) -> Result<Option<T>, Error> {
+    match tokio::time::timeout(TIMEOUT, read).await {
+        Ok(Ok(value)) => Ok(Some(value)),
         Ok(Err(Error::Unavailable { .. })) | Err(_) => Ok(None),
         Ok(Err(error)) => Err(error),
     }

@@ -1,26 +1,26 @@
-//! Refusing coupons of a campaign that is given out without asking Redis: what everybody gets who comes too late, and they
-//! are nearly all.
+//! Refuses coupons of sold-out campaigns without a call to Redis. In a flash sale this is the reply to nearly all requests.
 //!
-//! **What is known.** Once the script has said "out of stock", the process reads who holds the campaign's coupons, and then,
-//! at one moment, that the partition decides, that all coupons are given out, that none is about to be released, and that
-//! there are exactly as many holders as were read. Holders only ever become more, so it has them all. That stands for a
-//! lease, counted from before the question was sent. A refusal without asking also needs that the user is known to exist
-//! (users are never deleted), does not hold one, that the campaign's window is open and that both partitions are believed to
-//! be: then the script would say the same, after the same checks. Whatever is not known is asked for, as ever. So is
-//! everything under an idempotency key, whose record may say something else.
+//! **The cache.** After the script has replied "out of stock", the process reads the holders of the campaign's coupons. Then
+//! one read confirms that the partition is open, that all coupons are issued, that no release is announced, and that the number
+//! of holders is the number read. Holders are never removed, so the process has all of them. This holds for a lease that begins
+//! before the confirming read is sent.
 //!
-//! **What could make it wrong** is a window that is moved: a campaign that is closed answers something else than "out of stock".
-//! The process that moves it forgets at once what it knows of the campaign; another one knows the window that it read with all
-//! the rest, and so says "out of stock" for no longer than its lease where the campaign is closed by then. (A window that is
-//! widened makes nothing wrong: outside of the one that it knows, a process asks.)
+//! **A local refusal** needs a valid lease, a user who exists (users are never deleted) and holds no coupon of the campaign, an
+//! open window, and both partitions open. The script would then make the same checks and give the same reply. In every other
+//! case Redis decides; also for a request with an idempotency key, whose record may have another reply.
 //!
-//! And stock that comes back. Coupons come back in one way: an operator releases what a rebuild
-//! kept. The release is announced first (`coupon_release_prepare.lua`), which ends every renewal, then waited with for longer than any
-//! lease ([`OUTLIVED`]), then done. A rebuild itself opens its new epoch no sooner than that after it closed the old one, and
-//! what was read in one epoch counts for nothing in another.
+//! **A moved window.** A closed campaign has another reply than "out of stock". The process that moves a window drops the
+//! campaign from its cache at once. Another process uses the window that it read with the holders, and so may reply "out of
+//! stock" for a closed campaign until its lease ends. A widened window is harmless: outside the window that it knows, a process
+//! calls Redis.
 //!
-//! **Cost.** While a campaign is asked for, its lease is renewed halfway through, by one read in the background, however many
-//! ask. Users are learned in blocks, and only around one that Redis has just confirmed, so that made-up ids lead to nothing.
+//! **Returning stock.** Coupons return only when an operator releases those that a rebuild withheld. The release is announced
+//! first (`coupon_release_prepare.lua`), which stops every renewal; it happens after [`LEASE_EXPIRES_AFTER`], when no lease is
+//! left. A rebuild opens its new epoch no sooner than that after it closed the old one, and a cache entry is valid in its epoch
+//! only.
+//!
+//! **Cost.** While requests for a campaign arrive, one background read renews its lease at half time, whatever their number.
+//! Users are read in blocks, and only around a user whom Redis has just confirmed, so that invented ids cause no reads.
 
 mod users;
 
@@ -42,28 +42,29 @@ use crate::{
     redis::Store,
 };
 
-/// After this no lease stands that began before: a tenth longer, for clocks that do not run alike.
+/// The time after which every lease has ended: the maximum lease and a tenth, because clocks run at different rates.
 pub const LEASE_EXPIRES_AFTER: Duration = Duration::from_millis(MAX_LEASE_MS + MAX_LEASE_MS / 10);
 
-/// The most holders of one campaign that are kept: 40 MB.
+/// The maximum number of cached holders of one campaign: 40 MB.
 const MAX_HOLDERS: usize = 5_000_000;
-/// The most of all campaigns.
+/// The maximum number of cached holders of all campaigns.
 const MAX_TOTAL_HOLDERS: usize = 10_000_000;
+/// The maximum number of cached campaigns.
 const MAX_CAMPAIGNS: usize = 10_000;
-/// How long a campaign is left alone whose holders are too many, or were not as many as they should be.
+/// The time until the next read of a campaign with too many holders, or with another number of holders than were read.
 const RETRY_INTERVAL_US: u64 = 1_000_000;
-/// Blocks learned one after the other from the first that is asked about.
+/// The maximum number of consecutive blocks of users to read after one request.
 const BLOCKS_AHEAD: i64 = 8;
 
-/// What this process knows of campaigns that are given out.
+/// A cache of sold-out campaigns.
 pub struct SoldOut {
     store: Store,
     clock: Clock,
     lease_us: u64,
     campaigns: RwLock<HashMap<CouponId, Arc<Campaign>>>,
-    /// Holders kept, in all.
+    /// The number of cached holders of all campaigns.
     cached_holders: AtomicUsize,
-    /// Some campaign's holders are being read: one at a time.
+    /// A read of holders is in progress; there is one at a time.
     reading: AtomicBool,
     users: Users,
     tasks: TaskTracker,
@@ -73,30 +74,30 @@ pub struct SoldOut {
     learned: AtomicU64,
 }
 
-/// What was done so far.
+/// Counters since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests refused without asking.
+    /// Requests refused without a call to Redis.
     pub refused: u64,
-    /// Leases that began or went on.
+    /// Leases that began or were renewed.
     pub renewed: u64,
-    /// Times that a campaign's holders were read.
+    /// Reads of a campaign's holders.
     pub read: u64,
-    /// Times that Redis was asked which users exist.
+    /// Reads of a block of users.
     pub learned: u64,
 }
 
-/// A campaign of which Redis once said that nothing is left.
+/// A campaign that Redis has reported as sold out. A change of the window or of the holders replaces the entry.
 struct Campaign {
-    /// The first instant at which it is open, and the first at which it is no more. A moved one is of another `Campaign`.
+    /// The first instant at which the campaign is open, and the first at which it is closed.
     window: (Millis, Millis),
-    /// Known once they were read; what was found to be otherwise since is another `Campaign`.
+    /// Set once the holders are read.
     holders: OnceLock<Holders>,
-    /// All of the above holds up to here, by the clock's uptime.
+    /// The end of the lease, by the clock's uptime.
     until_us: AtomicU64,
-    /// Somebody is asking Redis how it stands.
-    asking: AtomicBool,
-    /// Nobody asks before.
+    /// A check is in progress.
+    checking: AtomicBool,
+    /// The earliest time of the next check, by the clock's uptime.
     retry_at_us: AtomicU64,
 }
 
@@ -112,19 +113,19 @@ impl Campaign {
             window,
             holders: OnceLock::new(),
             until_us: AtomicU64::default(),
-            asking: AtomicBool::default(),
+            checking: AtomicBool::default(),
             retry_at_us: AtomicU64::default(),
         }
     }
 
-    /// Holders that are kept.
+    /// The number of cached holders.
     fn holder_count(&self) -> usize {
         self.holders.get().map_or(0, |holders| holders.users.len())
     }
 
-    /// Takes it upon the caller to ask, unless somebody does.
-    fn takes_turn(&self, now_us: u64) -> bool {
-        now_us >= self.retry_at_us.load(Ordering::Relaxed) && !self.asking.swap(true, Ordering::Acquire)
+    /// Starts a check, unless one is in progress or it is too early. If true, the caller must run it.
+    fn begin_check(&self, now_us: u64) -> bool {
+        now_us >= self.retry_at_us.load(Ordering::Relaxed) && !self.checking.swap(true, Ordering::Acquire)
     }
 
     fn retry_at(&self, until_us: u64) {
@@ -132,10 +133,10 @@ impl Campaign {
     }
 }
 
-/// Takes a turn back, however it ends.
-struct Turn<'a>(&'a AtomicBool);
+/// Clears a flag when dropped.
+struct ClearOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Turn<'_> {
+impl Drop for ClearOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
@@ -144,7 +145,7 @@ impl Drop for Turn<'_> {
 impl SoldOut {
     pub(super) fn new(store: Store, clock: Clock, lease_ms: u64) -> Self {
         let tasks = TaskTracker::new();
-        // It can be waited for at any time.
+        // `TaskTracker::wait` needs a closed tracker.
         tasks.close();
         SoldOut {
             users: Users::new(store.partitions()),
@@ -162,7 +163,7 @@ impl SoldOut {
         }
     }
 
-    /// What was done so far.
+    /// The counters since the start of the process.
     pub fn counts(&self) -> Counts {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
@@ -173,12 +174,12 @@ impl SoldOut {
         }
     }
 
-    /// Waits until nothing is being asked in the background.
+    /// Waits until all background reads have ended.
     pub async fn settled(&self) {
         self.tasks.wait().await;
     }
 
-    /// Whether this user is certain to be told, now, that the campaign has no coupons left. `false` says nothing.
+    /// Whether Redis would certainly refuse this user now, because the campaign is sold out. `false` means unknown.
     pub(super) fn refuses(self: &Arc<Self>, user: UserId, coupon: CouponId) -> bool {
         if self.lease_us == 0 || !self.store.is_open(self.store.owner(coupon.get())) {
             return false;
@@ -187,7 +188,7 @@ impl SoldOut {
         let Some(campaign) = campaigns.get(&coupon) else { return false };
         let (now_us, until_us) = (self.clock.uptime_us(), campaign.until_us.load(Ordering::Acquire));
         let (opens_at, closes_at) = campaign.window;
-        // Near either end of the window only the store's own clock can tell.
+        // Near either end of the window only the store's own clock can decide.
         let (earliest, latest) = self.store.now_within(self.store.owner(coupon.get()));
         if now_us >= until_us || earliest < opens_at || latest >= closes_at {
             return false;
@@ -196,11 +197,11 @@ impl SoldOut {
         let known = self.users.exists(user, holders.epoch)
             && self.store.is_open(self.store.owner(user.get()))
             && holders.users.binary_search(&user.get()).is_err();
-        let renewing = until_us - now_us <= self.lease_us / 2 && campaign.takes_turn(now_us);
+        let renewing = until_us - now_us <= self.lease_us / 2 && campaign.begin_check(now_us);
         let renewing = renewing.then(|| campaign.clone());
         drop(campaigns);
         if let Some(campaign) = renewing {
-            self.ask(coupon, campaign);
+            self.check_in_background(coupon, campaign);
         }
         if known {
             self.refused.fetch_add(1, Ordering::Relaxed);
@@ -208,7 +209,7 @@ impl SoldOut {
         known
     }
 
-    /// The script has said that the campaign has no coupons left, to a user who exists and holds none.
+    /// Records that the script has refused a user, who exists and holds no coupon, because the campaign is sold out.
     pub(super) fn refused_by_redis(self: &Arc<Self>, user: UserId, terms: &CampaignTerms) {
         if self.lease_us == 0 {
             return;
@@ -219,8 +220,8 @@ impl SoldOut {
             if let Some(holders) = campaign.holders.get() {
                 self.learn(user, holders.epoch);
             }
-        } else if campaign.takes_turn(now_us) {
-            self.ask(terms.coupon_id, campaign);
+        } else if campaign.begin_check(now_us) {
+            self.check_in_background(terms.coupon_id, campaign);
         }
     }
 
@@ -230,116 +231,118 @@ impl SoldOut {
             let fresh = Arc::new(Campaign::new((terms.opens_at, terms.closes_at)));
             let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
             if campaigns.len() >= MAX_CAMPAIGNS {
-                self.forget(&mut campaigns);
+                self.clear(&mut campaigns);
             }
             campaigns.entry(terms.coupon_id).or_insert(fresh).clone()
         })
     }
 
-    /// The campaign's window was moved.
+    /// Drops a campaign whose window was moved.
     pub(super) fn moved(&self, coupon: CouponId) {
         let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
         let before = campaigns.remove(&coupon);
         self.cached_holders.fetch_sub(before.map_or(0, |before| before.holder_count()), Ordering::Relaxed);
     }
 
-    fn forget(&self, campaigns: &mut HashMap<CouponId, Arc<Campaign>>) {
+    fn clear(&self, campaigns: &mut HashMap<CouponId, Arc<Campaign>>) {
         campaigns.clear();
         self.cached_holders.store(0, Ordering::Relaxed);
     }
 
-    /// Asks Redis in the background how the campaign stands. The caller has taken the turn.
-    fn ask(self: &Arc<Self>, coupon: CouponId, campaign: Arc<Campaign>) {
+    /// Checks a campaign in the background. The caller has called [`Campaign::begin_check`].
+    fn check_in_background(self: &Arc<Self>, coupon: CouponId, campaign: Arc<Campaign>) {
         let this = self.clone();
         self.tasks.spawn(async move {
-            let _turn = Turn(&campaign.asking);
-            if let Err(error) = this.verify(coupon, &campaign).await {
-                // What is known stands for as long as it stands.
-                tracing::debug!(%coupon, %error, "nobody knows whether coupons are left");
+            let _checking = ClearOnDrop(&campaign.checking);
+            if let Err(error) = this.check(coupon, &campaign).await {
+                // A valid lease stays valid.
+                tracing::debug!(%coupon, %error, "can't check whether a campaign is sold out");
                 campaign.retry_at(this.clock.uptime_us() + this.lease_us / 4);
             }
         });
     }
 
-    async fn verify(&self, coupon: CouponId, campaign: &Arc<Campaign>) -> Result<(), Error> {
-        let asked_us = self.clock.uptime_us();
-        let stands = self.store.campaign_status(coupon).await?;
-        if !stands.given_out {
+    /// Reads the status of a campaign, and its holders if they changed, and renews or ends the lease.
+    async fn check(&self, coupon: CouponId, campaign: &Arc<Campaign>) -> Result<(), Error> {
+        // A lease begins before the read is sent.
+        let sent_us = self.clock.uptime_us();
+        let status = self.store.campaign_status(coupon).await?;
+        if !status.given_out {
             campaign.until_us.store(0, Ordering::Release);
-            campaign.retry_at(asked_us + self.lease_us / 4);
+            campaign.retry_at(sent_us + self.lease_us / 4);
             return Ok(());
         }
-        if stands.window != campaign.window {
-            // Another time it is asked for as if nothing were known.
+        if status.window != campaign.window {
+            // Start over with the new window; the next request causes a check.
             campaign.until_us.store(0, Ordering::Release);
-            self.cache(coupon, Campaign::new(stands.window), 0);
+            self.cache(coupon, Campaign::new(status.window), 0);
             return Ok(());
         }
-        let as_known = |holders: &Holders| (holders.epoch, holders.users.len()) == (stands.epoch, stands.holders);
-        if campaign.holders.get().is_some_and(as_known) {
-            campaign.until_us.store(asked_us + self.lease_us, Ordering::Release);
+        let unchanged = |holders: &Holders| (holders.epoch, holders.users.len()) == (status.epoch, status.holders);
+        if campaign.holders.get().is_some_and(unchanged) {
+            campaign.until_us.store(sent_us + self.lease_us, Ordering::Release);
             self.renewed.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
-        // There are others now.
+        // The holders have changed, or are not read yet.
         campaign.until_us.store(0, Ordering::Release);
-        if stands.holders > MAX_HOLDERS {
-            campaign.retry_at(asked_us + RETRY_INTERVAL_US);
+        if status.holders > MAX_HOLDERS {
+            campaign.retry_at(sent_us + RETRY_INTERVAL_US);
             return Ok(());
         }
         if self.reading.swap(true, Ordering::Acquire) {
-            campaign.retry_at(asked_us + self.lease_us / 4);
+            campaign.retry_at(sent_us + self.lease_us / 4);
             return Ok(());
         }
-        let _turn = Turn(&self.reading);
-        campaign.retry_at(asked_us + RETRY_INTERVAL_US);
+        let _reading = ClearOnDrop(&self.reading);
+        campaign.retry_at(sent_us + RETRY_INTERVAL_US);
         let Some(users) = self.store.holders(coupon, MAX_HOLDERS).await? else { return Ok(()) };
         self.read.fetch_add(1, Ordering::Relaxed);
-        let asked_us = self.clock.uptime_us();
-        let now = self.store.campaign_status(coupon).await?;
-        if !now.given_out || now.epoch != stands.epoch || now.holders != users.len() {
+        let sent_us = self.clock.uptime_us();
+        let confirmed = self.store.campaign_status(coupon).await?;
+        if !confirmed.given_out || confirmed.epoch != status.epoch || confirmed.holders != users.len() {
             return Ok(());
         }
-        let known = Campaign::new(now.window);
-        known.until_us.store(asked_us + self.lease_us, Ordering::Release);
-        let (kept, epoch) = (users.len(), stands.epoch);
-        let _ = known.holders.set(Holders { epoch, users });
-        self.cache(coupon, known, kept);
+        let entry = Campaign::new(confirmed.window);
+        entry.until_us.store(sent_us + self.lease_us, Ordering::Release);
+        let (count, epoch) = (users.len(), status.epoch);
+        let _ = entry.holders.set(Holders { epoch, users });
+        self.cache(coupon, entry, count);
         self.renewed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    fn cache(&self, coupon: CouponId, known: Campaign, holders: usize) {
+    fn cache(&self, coupon: CouponId, entry: Campaign, holders: usize) {
         let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
         if self.cached_holders.load(Ordering::Relaxed) + holders > MAX_TOTAL_HOLDERS {
-            self.forget(&mut campaigns);
+            self.clear(&mut campaigns);
         }
-        let before = campaigns.insert(coupon, Arc::new(known));
+        let before = campaigns.insert(coupon, Arc::new(entry));
         self.cached_holders.fetch_add(holders, Ordering::Relaxed);
         self.cached_holders.fetch_sub(before.map_or(0, |before| before.holder_count()), Ordering::Relaxed);
     }
 
-    /// A user who exists is not known to: his block is learned, and some that follow it while they are full; or where it was,
-    /// he alone.
+    /// Reads in the background which users exist, after Redis has confirmed a user whom the cache lacks: the user's block and,
+    /// while the blocks are full, the following ones; or only the user, if the cache has the block.
     fn learn(self: &Arc<Self>, user: UserId, epoch: i64) {
         let (first, _) = self.users.place(user);
-        let Some((mut turn, mut users)) = self.users.to_learn(first, Some(user), epoch) else { return };
+        let Some((mut learning, mut users)) = self.users.to_learn(first, Some(user), epoch) else { return };
         let this = self.clone();
         self.tasks.spawn(async move {
             for ahead in 1..=BLOCKS_AHEAD {
                 this.learned.fetch_add(1, Ordering::Relaxed);
-                let (epoch, exist) = match this.store.users_exist(turn.block.0, &users).await {
+                let (epoch, exist) = match this.store.users_exist(learning.block.0, &users).await {
                     Ok(found) => found,
-                    Err(error) => return tracing::debug!(%error, "nobody knows which users exist"),
+                    Err(error) => return tracing::debug!(%error, "can't read which users exist"),
                 };
                 let all = exist.iter().all(|exists| *exists) && users.len() > 1;
                 let exist = users.iter().zip(exist).filter(|(_, exists)| *exists).map(|(user, _)| *user);
-                this.users.learned(turn.block, epoch, exist);
+                this.users.learned(learning.block, epoch, exist);
                 if !all {
                     return;
                 }
                 match this.users.to_learn((first.0, first.1 + ahead), None, epoch) {
-                    Some(next) => (turn, users) = next,
+                    Some(next) => (learning, users) = next,
                     None => return,
                 }
             }

@@ -1,5 +1,5 @@
-//! Which users exist, as far as it is known: bits, in blocks of neighbours. Users are never deleted, but a rebuild may not
-//! bring back everybody, so a block counts within the epoch that it was read in.
+//! A cache of existing users: one bit per user, in blocks of consecutive ids. Users are never deleted, but a rebuild may lose
+//! some, so a block is valid in its epoch only.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,19 +8,19 @@ use std::{
 
 use crate::model::{Partition, UserId};
 
-/// Users in one block: neighbours in one partition.
+/// The number of users in a block; they are consecutive ids of one partition.
 const BLOCK: i64 = 1024;
-/// Blocks are spread over so many locks.
+/// The number of locks over which the blocks are spread.
 const SHARDS: usize = 16;
-/// The most blocks behind one lock: 64 million users in all, in some 10 MB.
+/// The maximum number of blocks per lock: 64 million users in all, in some 10 MB.
 const MAX_BLOCKS: usize = 4096;
-/// Blocks that are learned at once, at most.
+/// The maximum number of blocks that are read at a time.
 const MAX_LEARNING: usize = 16;
 
-/// Users of partition p of N are p, p + N, p + 2N, …: a block is a partition, and where among these it begins.
+/// A partition, and the index of a block in it. Partition p of N has the users p, p + N, p + 2N, …
 pub(super) type BlockId = (Partition, i64);
 
-/// Which users exist.
+/// The cache of existing users.
 pub(super) struct Users {
     partitions: i64,
     shards: Box<[RwLock<HashMap<BlockId, Block>>]>,
@@ -39,15 +39,15 @@ impl Block {
     }
 }
 
-/// A block that is being learned, until this is dropped.
+/// A block whose users are being read, until this is dropped.
 pub(super) struct Learning {
     pub(super) block: BlockId,
-    of: Arc<Mutex<HashSet<BlockId>>>,
+    in_progress: Arc<Mutex<HashSet<BlockId>>>,
 }
 
 impl Drop for Learning {
     fn drop(&mut self) {
-        self.of.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.block);
+        self.in_progress.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.block);
     }
 }
 
@@ -60,10 +60,10 @@ impl Users {
         }
     }
 
-    /// The user's block and place in it.
+    /// The user's block, and the index of the user in it.
     pub(super) fn place(&self, user: UserId) -> (BlockId, usize) {
-        let (home, nth) = (user.get() % self.partitions, user.get() / self.partitions);
-        ((Partition(home as u16), nth / BLOCK), (nth % BLOCK) as usize)
+        let (owner, nth) = (user.get() % self.partitions, user.get() / self.partitions);
+        ((Partition(owner as u16), nth / BLOCK), (nth % BLOCK) as usize)
     }
 
     fn shard(&self, block: BlockId) -> &RwLock<HashMap<BlockId, Block>> {
@@ -75,17 +75,18 @@ impl Users {
         blocks.get(&id).filter(|block| block.epoch == epoch).copied()
     }
 
-    /// Whether a user is known to exist in this epoch.
+    /// Whether the cache has the user in this epoch.
     pub(super) fn exists(&self, user: UserId, epoch: i64) -> bool {
         let (id, place) = self.place(user);
         let blocks = self.shard(id).read().unwrap_or_else(PoisonError::into_inner);
         blocks.get(&id).is_some_and(|block| block.epoch == epoch && block.has(place))
     }
 
-    /// Whom to ask about to learn of a block, or in one that was learned before, of this user. `None`: nobody, or not now.
+    /// The users to read for a block: all of them or, if the cache has the block without `user`, only that one. `None` if there
+    /// is nothing to read, or if too many reads are in progress.
     pub(super) fn to_learn(&self, block: BlockId, user: Option<UserId>, epoch: i64) -> Option<(Learning, Vec<UserId>)> {
         let users = match (self.block(block, epoch), user) {
-            // He was not there when the block was learned. How many of the others have come since, they will show.
+            // The user was created after the read of the block. Others may have been too; their own requests add them.
             (Some(known), Some(user)) if !known.has(self.place(user).1) => vec![user],
             (Some(_), _) => return None,
             (None, _) => {
@@ -96,9 +97,10 @@ impl Users {
         };
         let mut learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
         let free = !users.is_empty() && learning.len() < MAX_LEARNING && learning.insert(block);
-        free.then(|| (Learning { block, of: self.learning.clone() }, users))
+        free.then(|| (Learning { block, in_progress: self.learning.clone() }, users))
     }
 
+    /// Adds users that exist to a block.
     pub(super) fn learned(&self, id: BlockId, epoch: i64, exist: impl Iterator<Item = UserId>) {
         let mut blocks = self.shard(id).write().unwrap_or_else(PoisonError::into_inner);
         if blocks.len() >= MAX_BLOCKS && !blocks.contains_key(&id) {
