@@ -1,5 +1,5 @@
-//! Where Redis is, as the configuration says: a server or a cluster (`redis://`, `rediss://`, `redis+unix://`), or Sentinels
-//! that know the server (`redis+sentinel://`, `rediss+sentinel://`); and the certificates for TLS.
+//! The configured address of Redis: a server or a cluster (`redis://`, `rediss://`, `redis+unix://`), or Sentinels that name
+//! the server (`redis+sentinel://`, `rediss+sentinel://`); and the certificates for TLS.
 
 use std::{path::Path, time::Duration};
 
@@ -16,14 +16,14 @@ use crate::{
     model::Error,
 };
 
-/// The port of a Sentinel that is named without one.
+/// The default port of a Sentinel.
 const SENTINEL_PORT: u16 = 26379;
-/// The form of an address of Sentinels, for messages.
+/// The form of a URL with Sentinels, for messages.
 const SENTINEL_FORM: &str = "redis+sentinel://[user:password@]host:port[,host:port...]/master[/database]";
 
-/// Where to connect to, and as whom.
+/// The address and the credentials.
 pub(super) struct Address {
-    /// With Sentinels, the address in it is of the first of them.
+    /// With Sentinels, its address is that of the first one.
     pub info: ConnectionInfo,
     pub sentinels: Option<Sentinels>,
 }
@@ -32,10 +32,10 @@ pub(super) struct Address {
 pub(super) struct Sentinels(Mutex<SentinelClient>);
 
 impl Sentinels {
-    /// The address of the master, which has confirmed that it is one.
+    /// The address of the master. Verifies that the server is one.
     ///
     /// # Errors
-    /// No Sentinel answers within `timeout`, none knows the master, or what they name is no master.
+    /// No Sentinel replies within `timeout`, none knows the master, or the named server is no master.
     pub(super) async fn master(&self, timeout: Duration) -> anyhow::Result<ConnectionAddr> {
         let mut client = self.0.lock().await;
         let found = tokio::time::timeout(timeout, client.async_get_client()).await;
@@ -46,7 +46,7 @@ impl Sentinels {
 
 impl Address {
     /// # Errors
-    /// What is wrong with the settings, without any secret in it.
+    /// A setting is invalid. The error quotes no secret.
     pub(super) fn read(config: &RedisConfig) -> anyhow::Result<Address> {
         let certificates = certificates(config)?;
         let url = config.redis_url.expose().trim();
@@ -95,19 +95,20 @@ impl Address {
     }
 }
 
-/// An address of Sentinels, taken apart into addresses of single servers.
+/// A URL with Sentinels, split into URLs of single servers.
 struct SentinelUrl {
-    /// One of each Sentinel.
+    /// The URLs of the Sentinels.
     hosts: Vec<String>,
-    /// How to sign in at the master: its host is the first Sentinel's.
+    /// A URL with the credentials for the master; its host is the first Sentinel.
     server: String,
-    /// How to sign in at the Sentinels: likewise.
+    /// A URL with the credentials for the Sentinels; its host is the first Sentinel.
     sentinel: String,
+    /// The name of the master.
     master: String,
 }
 
 impl SentinelUrl {
-    /// `rest`: what follows `://`.
+    /// `rest` is the part of the URL after `://`.
     fn read(scheme: &str, rest: &str) -> anyhow::Result<SentinelUrl> {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -153,9 +154,9 @@ fn with_port(host: &str) -> String {
 fn connection_info(url: &str, certificates: Option<&TlsCertificates>) -> anyhow::Result<ConnectionInfo> {
     url_of("REDIS_URL", url).context("REDIS_URL is not a Redis URL")?;
     let info = url.into_connection_info().context("REDIS_URL is not a Redis URL")?;
-    // Off by default in redis 1.x, and worth 40 % and more of the throughput on a real network.
+    // Off by default in redis 1.x. It is worth 40 % and more of the throughput on a real network.
     let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    // `CLIENT SETINFO` would be one more right, which servers before 7.2 can't even grant.
+    // `CLIENT SETINFO` would need one more permission, which servers before 7.2 can't even grant.
     let settings = info.redis_settings().clone().set_skip_set_lib_name();
     let info = info.set_redis_settings(settings);
     let Some(certificates) = certificates else { return Ok(info) };
@@ -167,7 +168,7 @@ fn connection_info(url: &str, certificates: Option<&TlsCertificates>) -> anyhow:
     Ok(client.context("the certificates for Redis can't be used")?.get_connection_info().clone())
 }
 
-/// The certificates that the settings name; `None` where they name none.
+/// Reads the configured certificates; `None` if there are none.
 fn certificates(config: &RedisConfig) -> anyhow::Result<Option<TlsCertificates>> {
     let RedisConfig { redis_tls_ca: authority, redis_tls_cert: certificate, redis_tls_key: key, .. } = config;
     let client_tls = match (certificate, key) {
@@ -182,11 +183,11 @@ fn certificates(config: &RedisConfig) -> anyhow::Result<Option<TlsCertificates>>
     Ok((client_tls.is_some() || root_cert.is_some()).then_some(TlsCertificates { client_tls, root_cert }))
 }
 
-/// A file in PEM that has one of these at least.
-fn pem(setting: &str, file: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
+/// Reads a PEM file that has at least one section whose label contains `label`.
+fn pem(setting: &str, file: &Path, label: &str) -> anyhow::Result<Vec<u8>> {
     let text = std::fs::read(file).with_context(|| format!("{setting}: {} can't be read", file.display()))?;
-    let has = String::from_utf8_lossy(&text).lines().any(|line| line.starts_with("-----BEGIN") && line.contains(what));
-    ensure!(has, "{setting}: {} has no {what} in PEM", file.display());
+    let has = String::from_utf8_lossy(&text).lines().any(|line| line.starts_with("-----BEGIN") && line.contains(label));
+    ensure!(has, "{setting}: {} has no {label} in PEM", file.display());
     Ok(text)
 }
 

@@ -1,4 +1,4 @@
-//! Whether a failure says that Redis is away: that waiting may help, and no other setting is needed.
+//! Tells an unavailable Redis, for which waiting helps, from a wrong configuration.
 
 use std::error::Error as StdError;
 
@@ -8,7 +8,7 @@ use redis::{ErrorKind, RedisError};
 use super::{Store, connection::Means, settings::NotMaster};
 use crate::model::{Error, Partition};
 
-/// Whether this failure, one of a chain, is Redis being away, loading, busy or about to be another server.
+/// Whether this cause, one of an error's chain, means that Redis is unreachable, loading, busy or in a failover.
 pub fn is_unavailable(cause: &(dyn StdError + 'static)) -> bool {
     if cause.is::<NotMaster>() {
         return true;
@@ -22,18 +22,18 @@ pub fn is_unavailable(cause: &(dyn StdError + 'static)) -> bool {
 
 fn is_unavailable_now(error: &RedisError) -> bool {
     match error.kind() {
-        // A password that is wrong.
+        // A wrong password.
         ErrorKind::AuthenticationFailed => false,
-        // While they elect a master they know of none.
+        // During an election there is no master.
         ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::ClusterConnectionNotFound => true,
-        // One that is not given at all.
+        // A missing password.
         _ if refuses_user(error) => false,
         _ => !matches!(Means::of(error), Means::Wrong | Means::Forbidden),
     }
 }
 
 fn refuses_user(error: &RedisError) -> bool {
-    // A pipeline's error has no code, only those of its commands.
+    // The error of a pipeline has no code; the errors of its commands have.
     let refused = error.clone().into_server_errors();
     refused.iter().flat_map(|errors| errors.iter()).any(|(_, error)| matches!(error.code(), "NOAUTH" | "WRONGPASS"))
 }

@@ -1,17 +1,17 @@
-//! Writing a store back, key by key: what a rebuild does while every partition is frozen and nobody else writes.
+//! Bulk writes of a rebuild, key by key, while every partition is frozen and no other process writes.
 //!
-//! Nothing here is atomic, and nothing needs to be: a partition is marked `rebuilding` from before its first key goes to
-//! after its last is back, and one that is found so marked is rebuilt again from the beginning.
+//! Nothing here is atomic. A partition is marked `rebuilding` from before the first deletion until after the last write, and a
+//! rebuild that finds the mark starts over.
 
 use std::fmt::Display;
 
 use super::{LAYOUT, Store, keys::Keys, outbox::StreamId};
 use crate::model::{Error, Identity, Millis, Partition, Position, event};
 
-/// Commands sent at once.
+/// The number of commands per pipeline.
 const PIPELINE_BATCH: usize = 1000;
 
-/// What a partition's `meta` says, as far as it says anything.
+/// The fields of a partition's `meta` that exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartitionState {
     pub store: Option<String>,
@@ -21,7 +21,7 @@ pub struct PartitionState {
 }
 
 impl Store {
-    /// A partition's books, whatever they say.
+    /// Reads the state of a partition, in whatever state it is.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -34,7 +34,7 @@ impl Store {
         Ok(PartitionState { store, position, frozen, rebuilding: rebuilding.is_some() })
     }
 
-    /// Stops a partition from deciding, for `reason`; books that are not there are opened, frozen, at `position`.
+    /// Freezes a partition for `reason`, unless it is frozen already. A partition without a state gets one at `position`.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -60,7 +60,7 @@ impl Store {
         self.pipe_unchecked(here, &shut).await
     }
 
-    /// Gives another reason why a partition is frozen.
+    /// Freezes a partition with a new reason.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -70,7 +70,7 @@ impl Store {
         self.query_unchecked::<i64>(here, &shut).await.map(drop)
     }
 
-    /// Lets a partition decide again.
+    /// Unfreezes a partition: it decides again.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -80,7 +80,7 @@ impl Store {
         self.query_unchecked::<i64>(here, &open).await.map(drop)
     }
 
-    /// Marks what is in a partition as not worth keeping, and from where it will go on.
+    /// Marks a partition as being rebuilt, and sets the position from which it will continue.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -98,7 +98,7 @@ impl Store {
         self.query_unchecked::<i64>(here, &mark).await.map(drop)
     }
 
-    /// Entries of the outbox beyond a position of Postgres: how many, and how far they go.
+    /// The number of decisions in the outbox beyond PostgreSQL's position, and the highest position.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -118,29 +118,29 @@ impl Store {
         }
     }
 
-    /// Removes every key of every partition but the books.
+    /// Removes every key of every partition except its `meta`. Returns the number of removed keys.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn empty(&self) -> Result<u64, Error> {
-        let mut gone = 0;
+        let mut removed = 0;
         for server in self.servers().await? {
             let mut cursor = Some("0".to_owned());
             while let Some(from) = cursor {
                 let (page, next) = self.scan_page(server, &from).await?;
-                for of in self.all() {
-                    let (tag, meta) = (format!("{{p{}}}:", of.0), Keys(of).meta());
-                    let mine: Vec<&String> = page.iter().filter(|key| key.starts_with(&tag) && **key != meta).collect();
-                    if !mine.is_empty() {
+                for here in self.all() {
+                    let (tag, meta) = (format!("{{p{}}}:", here.0), Keys(here).meta());
+                    let keys: Vec<&String> = page.iter().filter(|key| key.starts_with(&tag) && **key != meta).collect();
+                    if !keys.is_empty() {
                         let mut unlink = redis::cmd("UNLINK");
-                        unlink.arg(&mine);
-                        gone += self.query_unchecked::<u64>(of, &unlink).await?;
+                        unlink.arg(&keys);
+                        removed += self.query_unchecked::<u64>(here, &unlink).await?;
                     }
                 }
                 cursor = next;
             }
         }
-        Ok(gone)
+        Ok(removed)
     }
 
     /// A page of a partition's products by id, each with its units on sale.
@@ -167,7 +167,7 @@ impl Store {
         Ok(stock.into_iter().map(Option::unwrap_or_default).collect())
     }
 
-    /// A page of a partition's campaigns by id, each with what is neither issued nor withheld.
+    /// A page of a partition's campaigns by id, each with the number of coupons that are neither issued nor withheld.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -185,6 +185,7 @@ impl Store {
         Ok(ids.into_iter().zip(left).collect())
     }
 
+    /// A page of the numeric members of a sorted set.
     pub(super) async fn page_of(
         &self,
         here: Partition,
@@ -198,16 +199,16 @@ impl Store {
     }
 }
 
-/// Commands for all partitions, sent when there are enough of them.
+/// A buffer of commands for all partitions. It sends a partition's commands in pipelines of [`PIPELINE_BATCH`].
 pub struct Bulk<'s> {
     store: &'s Store,
     pending: Vec<(redis::Pipeline, usize)>,
-    /// Each partition's last decision.
+    /// The last decision of each partition.
     positions: Vec<Position>,
 }
 
 impl<'s> Bulk<'s> {
-    /// `positions`: each partition's last decision up to here, by partition.
+    /// `positions` are the last decisions, by partition.
     pub fn new(store: &'s Store, positions: Vec<Position>) -> Self {
         Bulk { store, pending: store.all().map(|_| (redis::pipe(), 0)).collect(), positions }
     }
@@ -229,7 +230,7 @@ impl<'s> Bulk<'s> {
         self.store.pipe_unchecked::<()>(here, &full).await
     }
 
-    /// Sends what is left.
+    /// Sends the remaining commands.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -240,10 +241,10 @@ impl<'s> Bulk<'s> {
         Ok(())
     }
 
-    /// Sets fields of a hash; those that are `None` are left out.
+    /// Sets fields of a hash, except those that are `None`.
     ///
     /// # Errors
-    /// As [`Bulk::flush`]; so all the following.
+    /// [`Error::Unavailable`], as for all the following methods.
     pub async fn hash(
         &mut self,
         here: Partition,
@@ -276,12 +277,12 @@ impl<'s> Bulk<'s> {
         self.add(here, redis::cmd("HINCRBY").arg(key).arg(field.to_string()).arg(delta).to_owned()).await
     }
 
-    /// Puts a member into a set.
+    /// Adds a member to a set.
     pub async fn member(&mut self, here: Partition, key: String, member: i64) -> Result<(), Error> {
         self.add(here, redis::cmd("SADD").arg(key).arg(member).to_owned()).await
     }
 
-    /// Puts a member into a sorted set.
+    /// Adds a member to a sorted set.
     pub async fn ranked(
         &mut self,
         here: Partition,
@@ -292,22 +293,22 @@ impl<'s> Bulk<'s> {
         self.add(here, redis::cmd("ZADD").arg(key).arg(score).arg(member.to_string()).to_owned()).await
     }
 
-    /// Takes a member out of a sorted set.
+    /// Removes a member from a sorted set.
     pub async fn unranked(&mut self, here: Partition, key: String, member: impl Display) -> Result<(), Error> {
         self.add(here, redis::cmd("ZREM").arg(key).arg(member.to_string()).to_owned()).await
     }
 
-    /// Writes a list.
+    /// Appends items to a list.
     pub async fn list(&mut self, here: Partition, key: String, items: &[&str]) -> Result<(), Error> {
         self.add(here, redis::cmd("RPUSH").arg(key).arg(items).to_owned()).await
     }
 
-    /// Lets a key live this long from now.
-    pub async fn expire_after(&mut self, here: Partition, key: String, life_ms: i64) -> Result<(), Error> {
-        self.add(here, redis::cmd("PEXPIRE").arg(key).arg(life_ms).to_owned()).await
+    /// Sets the lifetime of a key.
+    pub async fn expire_after(&mut self, here: Partition, key: String, ttl_ms: i64) -> Result<(), Error> {
+        self.add(here, redis::cmd("PEXPIRE").arg(key).arg(ttl_ms).to_owned()).await
     }
 
-    /// Writes a decision of the rebuild itself into the outbox, under the partition's next number.
+    /// Appends a decision of the rebuild itself to the outbox, with the partition's next seq.
     pub async fn emit(
         &mut self,
         here: Partition,

@@ -1,17 +1,17 @@
 //! The connections to Redis.
 //!
-//! deadpool-redis makes them. The hot path shares a few of them, the *lanes* of each server: multiplexed connections on which
-//! concurrent requests pipeline by themselves (a checkout from the pool costs a PING each time; see `docs/decisions.md` for
-//! the measurement). Blocking reads take a connection of their own from the pool.
+//! deadpool-redis opens them. The hot path uses a few *shared connections* per server: multiplexed connections on which
+//! concurrent requests pipeline (a checkout from a pool costs a PING each time; `docs/decisions.md` has the measurement).
+//! Blocking reads check out a connection of their own.
 //!
-//! Making a connection is a large future, and every request contains it: so it is in a box of its own, which only the one in
-//! a million that makes a connection has to allocate (docs/decisions.md, "The size of a request").
+//! The future that opens a connection is large, and the future of every request would contain it. It is boxed, so that only
+//! the rare request that opens a connection allocates it (docs/decisions.md, "The size of a request").
 //!
-//! A lane that broke is replaced by the next request that needs it; the request that found it broken is answered
-//! "unavailable", never sent again: it may have run.
+//! The next request replaces a broken connection. The request that found it broken gets "unavailable" and is never resent: its
+//! command may have run.
 //!
-//! A server that says it is not the right one (a demoted master, for one) is *left*: all its connections are given up and
-//! the next request looks for the servers again, over new connections. See [`Means`].
+//! A server that reports that it is not the right one, a demoted master for example, becomes *stale*: all its connections are
+//! dropped, and the next request discovers the servers again. See [`Means`].
 
 use std::{
     sync::{
@@ -34,39 +34,40 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How long a failed attempt to connect stands for those that come after it.
-const FAILURE_SHARED: Duration = Duration::from_millis(200);
-/// The age of its connections below which a server is not left: new ones lead to whatever is there now. Bounds how often they
-/// are replaced while a server goes on refusing.
+/// The time for which concurrent requests share the failure of an attempt to connect.
+const FAILURE_SHARED_FOR: Duration = Duration::from_millis(200);
+/// The minimum age of a server's connections before the server may become stale. Bounds how often connections are replaced
+/// while a server keeps refusing.
 const MIN_AGE: Duration = Duration::from_millis(500);
-/// The same for a server that may be the right one all the same.
+/// The same, after an error that the right server may also return.
 const MIN_AGE_WHEN_AMBIGUOUS: Duration = Duration::from_secs(5);
-/// Why a request is refused that finds no connection.
+/// The error of a request without a connection.
 const NO_CONNECTION: &str = "no connection to Redis";
 
 /// The shared connections.
 pub struct SharedConnections {
     connecting: Connecting,
     topology: RwLock<Arc<Topology>>,
-    /// A server was not where it was thought to be: look again before the next command.
+    /// The topology is outdated: discover the servers before the next command.
     outdated: AtomicBool,
-    /// Held by the one request that looks; when the last look found nothing, and why.
+    /// Held by the request that discovers the servers; the time and the reason of the last failure.
     discovery: tokio::sync::Mutex<Option<(Instant, String)>>,
     next: AtomicUsize,
-    /// Called when there is a new connection, or another server: what is behind it may not be what was there before.
+    /// Called after every new connection and every discovery: the data behind them may be other data.
     changed: Box<dyn Fn() + Send + Sync>,
 }
 
 /// One shared connection of a server.
 #[derive(Default)]
 pub(super) struct SharedConnection {
-    /// The connection, and how many there were up to it.
+    /// The generation and the connection.
     current: RwLock<(u64, Option<MultiplexedConnection>)>,
-    /// Held by the one request that makes the new connection; when the last attempt failed.
+    /// Held by the request that opens a connection; the time of the last failure.
     connecting: tokio::sync::Mutex<Option<Instant>>,
 }
 
-/// Which connection a command went over, to report how it went. As long as there is one, its command counts as under way.
+/// The connection of a command, to which the command's result is reported. The command counts as running while the handle
+/// exists.
 pub struct ConnectionHandle {
     pub(super) node: Arc<Node>,
     index: usize,
@@ -74,9 +75,9 @@ pub struct ConnectionHandle {
 }
 
 impl ConnectionHandle {
-    fn new(node: Arc<Node>, lane: usize, generation: u64) -> Self {
+    fn new(node: Arc<Node>, index: usize, generation: u64) -> Self {
         metrics::REDIS_CALLS.inc();
-        ConnectionHandle { node, index: lane, generation }
+        ConnectionHandle { node, index, generation }
     }
 }
 
@@ -86,7 +87,7 @@ impl Drop for ConnectionHandle {
     }
 }
 
-/// Connections of a kind: how many there are, and may be.
+/// The number of open connections of a kind, and its maximum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
     pub open: usize,
@@ -100,10 +101,10 @@ impl std::iter::Sum for Connections {
 }
 
 impl SharedConnections {
-    /// Finds the servers and connects to them.
+    /// Discovers the servers and connects to them.
     ///
     /// # Errors
-    /// A URL that is none; Redis that can't be reached.
+    /// The URL is invalid, or Redis can't be reached.
     pub async fn connect(config: &RedisConfig, changed: impl Fn() + Send + Sync + 'static) -> anyhow::Result<Self> {
         let connecting = Connecting::new(config)?;
         let topology = connecting.discover(None).await?;
@@ -117,13 +118,13 @@ impl SharedConnections {
         })
     }
 
-    /// The server that `partition` is on.
+    /// The server of `partition`.
     async fn node(&self, partition: Partition) -> Result<Arc<Node>, Error> {
         if self.outdated.load(Ordering::Acquire) {
             let found: BoxFuture<'_, _> = Box::pin(self.find_servers());
             found.await?;
         }
-        self.current().owner(partition).cloned().ok_or_else(nowhere)
+        self.current().owner(partition).cloned().ok_or_else(no_owner)
     }
 
     async fn find_servers(&self) -> Result<(), Error> {
@@ -131,8 +132,8 @@ impl SharedConnections {
         if !self.outdated.load(Ordering::Acquire) {
             return Ok(());
         }
-        if let Some((at, why)) = failed.as_ref().filter(|(at, _)| at.elapsed() < FAILURE_SHARED) {
-            tracing::trace!(since = ?at.elapsed(), "no server was found lately");
+        if let Some((at, why)) = failed.as_ref().filter(|(at, _)| at.elapsed() < FAILURE_SHARED_FOR) {
+            tracing::trace!(since = ?at.elapsed(), "the last discovery failed");
             return Err(Error::unavailable(why.clone()));
         }
         let before = self.current();
@@ -144,7 +145,7 @@ impl SharedConnections {
                 Ok(())
             }
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "no server of Redis can be used");
+                tracing::warn!(error = format!("{error:#}"), "no Redis server can be used");
                 let why = error.downcast_ref::<NotMaster>().map_or(NO_CONNECTION.to_owned(), NotMaster::to_string);
                 *failed = Some((Instant::now(), why.clone()));
                 Err(Error::unavailable(why))
@@ -156,28 +157,28 @@ impl SharedConnections {
         self.topology.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A number for the server that `partition` is on, as far as is known now.
+    /// The index of the server of `partition` in the current topology.
     pub(super) fn server_of(&self, partition: Partition) -> Result<usize, Error> {
-        self.current().place(partition).ok_or_else(nowhere)
+        self.current().place(partition).ok_or_else(no_owner)
     }
 
-    /// A connection that leads to `partition`.
+    /// A shared connection to the server of `partition`.
     pub async fn get(&self, partition: Partition) -> Result<(ConnectionHandle, MultiplexedConnection), Error> {
         let node = self.node(partition).await?;
-        let lane = self.next.fetch_add(1, Ordering::Relaxed) % node.shared.len();
-        let (generation, link) = match node.shared[lane].link() {
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % node.shared.len();
+        let (generation, link) = match node.shared[index].link() {
             Some(found) => found,
             None => {
-                let opened: BoxFuture<'_, _> = Box::pin(self.open(&node, &node.shared[lane]));
+                let opened: BoxFuture<'_, _> = Box::pin(self.open(&node, &node.shared[index]));
                 opened.await?
             }
         };
-        Ok((ConnectionHandle::new(node, lane, generation), link))
+        Ok((ConnectionHandle::new(node, index, generation), link))
     }
 
-    async fn open(&self, node: &Node, lane: &SharedConnection) -> Result<(u64, MultiplexedConnection), Error> {
-        let mut failed = lane.connecting.lock().await;
-        if let Some(found) = lane.link() {
+    async fn open(&self, node: &Node, shared: &SharedConnection) -> Result<(u64, MultiplexedConnection), Error> {
+        let mut failed = shared.connecting.lock().await;
+        if let Some(found) = shared.link() {
             return Ok(found);
         }
         fail_fast(*failed)?;
@@ -190,14 +191,14 @@ impl SharedConnections {
         })?;
         let link = deadpool_redis::Connection::take(fresh);
         metrics::REDIS_CONNECTED.inc();
-        // Before anybody can use it.
+        // Before any request can use it.
         (self.changed)();
-        let mut current = lane.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = (current.0 + 1, Some(link.clone()));
         Ok((current.0, link))
     }
 
-    /// A connection of one's own to where `partition` is, without a response timeout, for blocking reads.
+    /// Checks out a connection to the server of `partition` without a response timeout, for blocking reads.
     pub async fn blocking(&self, partition: Partition) -> Result<deadpool_redis::Connection, Error> {
         let node = self.node(partition).await?;
         node.blocking.get().await.map_err(|_| {
@@ -206,25 +207,25 @@ impl SharedConnections {
         })
     }
 
-    /// Gives up a server and all its connections: the next request looks for the servers again. Commands that are under way
-    /// keep theirs, and are not sent again. Does nothing where the connections are new.
+    /// Marks a server as stale and drops its connections: the next request discovers the servers again. Running commands keep
+    /// their connection, and are not resent. Does nothing if the connections are new.
     pub(super) fn mark_stale(&self, node: &Node) {
         self.mark_stale_if_older(node, MIN_AGE);
     }
 
     fn mark_stale_if_older(&self, node: &Node, age: Duration) {
         if node.age() >= age && node.mark_stale() {
-            tracing::warn!(server = %node.address(), "a server of Redis is left, and looked for again");
+            tracing::warn!(server = %node.address(), "dropped a Redis server: discovering the servers again");
             metrics::REDIS_SERVERS_LEFT.inc();
             self.outdated.store(true, Ordering::Release);
         }
     }
 
-    /// Asks the Sentinels, where there are any, which server is the master, and leaves the one in use if it is another.
+    /// Asks the Sentinels, if there are any, for the master, and marks every other server as stale.
     pub(super) async fn follow_sentinels(&self) {
         match self.connecting.master_of_sentinels().await {
             None => {}
-            Some(Err(error)) => tracing::warn!(error = format!("{error:#}"), "the Sentinels can't say who is master"),
+            Some(Err(error)) => tracing::warn!(error = format!("{error:#}"), "the Sentinels name no master"),
             Some(Ok(master)) => {
                 for node in self.current().nodes().iter().filter(|node| *node.address() != master) {
                     self.mark_stale(node);
@@ -233,12 +234,12 @@ impl SharedConnections {
         }
     }
 
-    /// Whether the servers are found through Sentinels.
+    /// Whether Sentinels name the server.
     pub(super) fn has_sentinels(&self) -> bool {
         self.connecting.has_sentinels()
     }
 
-    /// The connections that there are: the lanes, the spare ones, those for blocking reads.
+    /// The numbers of shared connections, of connections of the pool, and of connections for blocking reads.
     pub(super) fn connections(&self) -> [(&'static str, Connections); 3] {
         let topology = self.current();
         let of = |count: fn(&Node) -> Connections| topology.nodes().iter().map(|node| count(node)).sum();
@@ -249,15 +250,14 @@ impl SharedConnections {
         ]
     }
 
-    /// Takes note of how a command went: a lane that broke is given up, a server that is not the right one is left, and the
-    /// error becomes the domain's.
+    /// Handles the result of a command: drops a broken connection, marks a wrong server as stale, and translates the error.
     pub fn settle<T>(&self, handle: &ConnectionHandle, result: RedisResult<T>) -> Result<T, Error> {
         result.map_err(|error| {
             match Means::of(&error) {
                 Means::BrokenConnection => {
-                    let lane = &handle.node.shared[handle.index];
-                    let mut current = lane.current.write().unwrap_or_else(PoisonError::into_inner);
-                    // A timeout is no proof that the connection is dead, but one that is never answers again.
+                    let shared = &handle.node.shared[handle.index];
+                    let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
+                    // A connection that timed out may be alive, but a dead one would never answer again.
                     if current.0 == handle.generation && current.1.take().is_some() {
                         metrics::REDIS_BROKEN.inc();
                     }
@@ -270,51 +270,50 @@ impl SharedConnections {
         })
     }
 
-    /// Whether Redis can't answer now (503), or we asked for something wrong (500).
+    /// Translates an error: Redis is unavailable (503), or the command was wrong (500).
     pub(super) fn translate(&self, error: RedisError) -> Error {
         let means = Means::of(&error);
         match means {
             Means::OtherPlace => self.outdated.store(true, Ordering::Release),
-            // Rights are tried again before the next command.
+            // The next command checks the permissions first.
             Means::Forbidden => (self.changed)(),
             _ => {}
         }
         let unavailable = means != Means::Wrong;
         metrics::REDIS_ERRORS.with_label_values(&[if unavailable { "unavailable" } else { "refused" }]).inc();
         if unavailable {
-            tracing::warn!(%error, "Redis can't answer");
-            Error::unavailable("Redis can't answer")
+            tracing::warn!(%error, "Redis is unavailable");
+            Error::unavailable("Redis is unavailable")
         } else {
             Error::Internal(anyhow::Error::new(error).context("Redis refused a command"))
         }
     }
 }
 
-fn nowhere() -> Error {
+fn no_owner() -> Error {
     Error::unavailable("no server has this partition")
 }
 
-/// What an error says about the way to Redis. Whatever it is, the command is not sent again.
+/// The meaning of an error for the connection and the server. No command is ever resent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Means {
-    /// The command was wrong, or found something that should not be there.
+    /// The command was wrong, or the data has an unexpected type.
     Wrong,
-    /// The right server, which can't work now. Nothing was carried out.
+    /// The right server can't run commands now. The command did not run.
     NotNow,
-    /// The user lacks a right: where a script says so, a part of it may have been carried out.
+    /// The user lacks a permission. A script may have run in part.
     Forbidden,
-    /// The partition is on another server of the cluster, or on none at the moment: look again, keep the connections.
+    /// The partition is on another server of the cluster, or on none at the moment: discover again, keep the connections.
     OtherPlace,
-    /// A server that refuses writes, or everything, for a while: others may have elected another one. New connections, not too
-    /// often.
+    /// The server refuses writes, or all commands, for now; another one may have become master. Reconnect, but not too often.
     PerhapsOtherServer,
-    /// This server is no master, or does not know us. New connections.
+    /// The server is no master, or does not accept the credentials. Reconnect.
     OtherServer,
-    /// The connection is of no use any more: the command may have been carried out.
+    /// The connection is broken. The command may have run.
     BrokenConnection,
 }
 
-/// Codes with which a server refuses whatever it is asked, and what they mean. (docs/operations.md, "Redis's error codes".)
+/// The error codes that concern the server rather than the command (docs/operations.md, "Redis's error codes").
 const REFUSALS: &[(&str, Means)] = &[
     // The slot is, or is about to be, on another node; or the cluster has no owner for it.
     ("ASK", Means::OtherPlace),
@@ -324,29 +323,29 @@ const REFUSALS: &[(&str, Means)] = &[
     // A replica: demoted, or never a master.
     ("READONLY", Means::OtherServer),
     ("MASTERDOWN", Means::OtherServer),
-    // A blocking read of a server that was demoted meanwhile.
+    // A blocking read on a server that was demoted meanwhile.
     ("UNBLOCKED", Means::OtherServer),
-    // The connection belongs to nobody: a new one signs in.
+    // The connection is not authenticated: a new one will be.
     ("NOAUTH", Means::OtherServer),
-    // Cut off from its replicas.
+    // The server is cut off from its replicas.
     ("NOREPLICAS", Means::PerhapsOtherServer),
-    // Its disk fails.
+    // The server can't write to its disk.
     ("MISCONF", Means::PerhapsOtherServer),
-    // Started again, and not ready.
+    // The server has restarted and loads its data.
     ("LOADING", Means::PerhapsOtherServer),
     ("NOPERM", Means::Forbidden),
     ("BUSY", Means::NotNow),
     ("OOM", Means::NotNow),
     ("UNKILLABLE", Means::NotNow),
-    // Forgotten again between loading and calling.
+    // The script was flushed between its loading and the call.
     ("NOSCRIPT", Means::NotNow),
 ];
 
 impl Means {
     pub(super) fn of(error: &RedisError) -> Means {
-        // A pipeline's error has no code, only those of its commands.
-        if let Some(refused) = error.clone().into_server_errors() {
-            let means = refused.iter().map(|(_, error)| Means::of_code(error.code()));
+        // The error of a pipeline has no code; the errors of its commands have.
+        if let Some(errors) = error.clone().into_server_errors() {
+            let means = errors.iter().map(|(_, error)| Means::of_code(error.code()));
             return means.max().unwrap_or(Means::Wrong);
         }
         match error.kind() {
@@ -362,18 +361,18 @@ impl Means {
     }
 }
 
-/// Those that waited for an attempt which failed share its failure, rather than each waiting for one of their own.
+/// Fails at once after a recent failure, so that waiting requests share it instead of each waiting for an attempt of its own.
 fn fail_fast(failed: Option<Instant>) -> Result<(), Error> {
     match failed {
-        Some(at) if at.elapsed() < FAILURE_SHARED => Err(Error::unavailable(NO_CONNECTION)),
+        Some(at) if at.elapsed() < FAILURE_SHARED_FOR => Err(Error::unavailable(NO_CONNECTION)),
         _ => Ok(()),
     }
 }
 
 impl Node {
     fn open_connections(&self) -> Connections {
-        let there = self.shared.iter().filter(|lane| lane.link().is_some()).count();
-        Connections { open: there, max: self.shared.len() }
+        let open = self.shared.iter().filter(|shared| shared.link().is_some()).count();
+        Connections { open, max: self.shared.len() }
     }
 }
 
@@ -395,7 +394,7 @@ mod tests {
 
     #[test]
     fn server_codes_of_client_classified() {
-        // Codes that say nothing about the server: an error of the command, or of a client that we are not.
+        // Codes that do not concern the server: the command was wrong, or they belong to features that are not used.
         let of_commands = ["ERR", "EXECABORT", "CROSSSLOT", "NOTBUSY", "NOSUB"];
         for code in of_commands {
             assert_eq!(Means::of_code(code), Means::Wrong, "{code}");

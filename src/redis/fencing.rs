@@ -1,4 +1,7 @@
-//! The look at a partition before it is used: is this Redis still the one, and does it still know all that it said?
+//! Fencing: checks a partition before it is used, and freezes it if Redis has lost acknowledged decisions.
+//!
+//! The check covers the identity of the deployment, the server's settings and permissions, the layout of the data, and the
+//! partition's position, which must not be behind any position that this process or PostgreSQL knows as acknowledged.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,10 +26,10 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How long a look that failed, or found the partition closed, stands for those that come after it.
+/// The time for which concurrent requests share the result of a check that failed or found the partition closed.
 const CHECK_SHARED_FOR: Duration = Duration::from_millis(200);
 
-/// What Postgres knows of a partition: how far it is itself, and how far any process was told that Redis had decided.
+/// PostgreSQL's knowledge of a partition: its own progress, and the position that any process has reported as acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub struct ReportedProgress {
     pub partition: Partition,
@@ -34,20 +37,19 @@ pub struct ReportedProgress {
     pub acknowledged: Position,
 }
 
-/// Asks whoever else knows how far the partitions had decided: Postgres. Nothing where it can't be asked.
+/// Reads the progress of all partitions from PostgreSQL; empty if PostgreSQL is unavailable.
 pub type ProgressSource = Box<dyn Fn() -> BoxFuture<'static, Vec<ReportedProgress>> + Send + Sync>;
 
-/// What an opened store must stay.
+/// The requirements of the checks.
 pub(super) struct Guard {
-    /// The store's identity.
+    /// The id of the deployment.
     store: String,
-    /// Whether Redis may be set up in a way that loses what was acknowledged.
+    /// Whether to accept settings of Redis that may lose acknowledged decisions.
     allow_unsafe: bool,
     progress_source: ProgressSource,
 }
 
-/// Servers, by run id, whose settings were looked at since the last new connection, and how many of them may lose what was
-/// acknowledged.
+/// The servers checked since the last new connection: run id, and number of unsafe settings.
 #[derive(Default)]
 pub(super) struct KnownServers(Mutex<HashMap<String, usize>>);
 
@@ -70,10 +72,11 @@ impl KnownServers {
 }
 
 impl Store {
-    /// Looks at the settings of every server, before anything is written to any.
+    /// Checks the settings and permissions of every server, before the first write.
     ///
     /// # Errors
-    /// What has to be changed; with `allow_unsafe` that is a warning, but for a server that can't be used at all.
+    /// A server that can't be used, missing permissions, or, without `allow_unsafe`, unsafe settings. With `allow_unsafe` these
+    /// cause a warning.
     pub async fn check_settings(&self, allow_unsafe: bool) -> anyhow::Result<()> {
         let mut seen = HashSet::new();
         for here in self.all() {
@@ -92,11 +95,11 @@ impl Store {
                 anyhow::bail!(why);
             }
             for problem in &problems {
-                tracing::warn!(problem, "Redis may lose what was acknowledged");
+                tracing::warn!(problem, "Redis may lose acknowledged decisions");
             }
             if !problems.is_empty() && !allow_unsafe {
                 anyhow::bail!(
-                    "Redis may lose what was acknowledged: {}. Change its settings, or accept that with \
+                    "Redis may lose acknowledged decisions: {}. Change its settings, or accept that with \
                      ALLOW_UNSAFE_REDIS=true",
                     problems.join("; ")
                 );
@@ -105,18 +108,18 @@ impl Store {
         Ok(())
     }
 
-    /// From here on no partition is used that was not looked at. Once for a store.
-    pub fn guard(&self, store: &str, allow_unsafe: bool, witness: ProgressSource) {
-        let guard = Guard { store: store.to_owned(), allow_unsafe, progress_source: witness };
+    /// Enables the checks: from then on no unchecked partition is used. Only the first call counts.
+    pub fn guard(&self, store: &str, allow_unsafe: bool, progress_source: ProgressSource) {
+        let guard = Guard { store: store.to_owned(), allow_unsafe, progress_source };
         let _ = self.shared.guard.set(guard);
     }
 
-    /// Why Redis refuses every write of an open partition now, as the last look at it found.
+    /// The reason why Redis refuses all writes of an open partition, by the last check.
     pub fn no_writes(&self, here: Partition) -> Option<String> {
         self.watermark(here).no_writes()
     }
 
-    /// Asks the Sentinels for the master and leaves the one in use if it is another; without Sentinels, never ends.
+    /// Asks the Sentinels for the master, and marks any other server as stale. Without Sentinels, never returns.
     pub async fn follow_sentinels(&self) {
         match self.shared_connections().has_sentinels() {
             true => self.shared_connections().follow_sentinels().await,
@@ -124,10 +127,10 @@ impl Store {
         }
     }
 
-    /// Looks at a partition now.
+    /// Checks a partition now.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] with the reason why it may not be used.
+    /// [`Error::Unavailable`] with the reason why the partition can't be used.
     pub async fn check(&self, here: Partition) -> Result<(), Error> {
         let Some(guard) = self.shared.guard.get() else { return Ok(()) };
         let (handle, mut link) = self.shared_connections().get(here).await?;
@@ -135,7 +138,7 @@ impl Store {
         self.examine(guard, here, (&handle, &mut link), &mut checked).await
     }
 
-    /// Lets a command through to a partition that may be used.
+    /// Admits a command to an open partition. Checks the partition first if it is not known to be open.
     pub(super) async fn admit(
         &self,
         here: Partition,
@@ -149,17 +152,18 @@ impl Store {
         }
         Box::pin(async {
             let mut checked = watermark.checking.lock().await;
-            let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < CHECK_SHARED_FOR);
+            let is_recent = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < CHECK_SHARED_FOR);
             match watermark.state() {
                 State::Open => Ok(()),
-                State::Closed(reason) if lately(checked.found_closed) => Err(Error::unavailable(reason)),
-                State::Unchecked if lately(checked.failed) => Err(Error::unavailable("Redis can't answer")),
+                State::Closed(reason) if is_recent(checked.found_closed) => Err(Error::unavailable(reason)),
+                State::Unchecked if is_recent(checked.failed) => Err(Error::unavailable("Redis can't answer")),
                 _ => self.examine(guard, here, (handle, link), &mut checked).await,
             }
         })
         .await
     }
 
+    /// Runs a check and records its result.
     async fn examine(
         &self,
         guard: &Guard,
@@ -168,7 +172,7 @@ impl Store {
         checked: &mut Checked,
     ) -> Result<(), Error> {
         let due = !self.watermark(here).is_open()
-            || checked.permissions_checked.is_none_or(|tried| tried.elapsed() >= permissions::CHECK_INTERVAL);
+            || checked.permissions_checked.is_none_or(|at| at.elapsed() >= permissions::CHECK_INTERVAL);
         let found = match due {
             true => missing_permissions(link, here).await,
             false => Ok(None),
@@ -198,14 +202,14 @@ impl Store {
             }
             _ => {
                 if matches!(before, State::Closed(_)) {
-                    tracing::info!(partition = here.0, "the partition is open again");
+                    tracing::info!(partition = here.0, "a partition is open again");
                 }
                 Ok(())
             }
         }
     }
 
-    /// Whether the partition may be used, as Redis says now.
+    /// Reads the server and the partition, and derives the partition's state.
     async fn find(
         &self,
         guard: &Guard,
@@ -213,28 +217,28 @@ impl Store {
         (handle, link): (&ConnectionHandle, &mut MultiplexedConnection),
     ) -> Result<State, RedisError> {
         let watermark = self.watermark(here);
-        // Before the books are read: they must know it all.
+        // Load before the read: the partition must have everything acknowledged so far.
         let mut acknowledged = watermark.acknowledged();
         let mut read = redis::pipe();
         read.cmd("INFO").arg("server");
         read.cmd("INFO").arg("replication");
         read.cmd("TIME");
         read.add_command(read_meta(here));
-        // Changes nothing, and is refused where every write is.
+        // A write that changes nothing: Redis refuses it if it refuses all writes.
         read.cmd("ZADD").arg(Keys(here).never()).arg("XX").arg(0).arg("never");
         type Reply<T> = RedisResult<T>;
         type Replies = (Reply<String>, Reply<String>, Reply<(i64, i64)>, Reply<Value>, Reply<Value>);
-        let asked = self.clock().own();
+        let sent_at = self.clock().own();
         let (info, replication, time, found, write): Replies = read.ignore_errors().query_async(link).await?;
-        let answered = self.clock().own();
+        let received_at = self.clock().own();
         let server = Server::read(&info?);
         if let Some(why) = server.unusable(&settings::role(&replication?)) {
-            // New connections may lead to another one.
+            // New connections may lead to another server.
             self.shared_connections().mark_stale(&handle.node);
             return Ok(State::Closed(why));
         }
         let (seconds, microseconds) = time?;
-        watermark.read_clock(Millis(seconds * 1000 + microseconds / 1000), asked, answered);
+        watermark.read_clock(Millis(seconds * 1000 + microseconds / 1000), sent_at, received_at);
         if here == Partition(0) {
             self.clock().correct(watermark.clock_offset_ms());
         }
@@ -251,14 +255,14 @@ impl Store {
         }
         watermark.set_no_writes(refused);
         if !self.shared.known_servers.has(&server.run_id) {
-            // Another server, another start of it, or the same one after a connection was lost.
+            // Another server, a restarted server, or the same one after a lost connection.
             let problems = settings::problems(link).await?;
             if !problems.is_empty() && !guard.allow_unsafe {
-                return Ok(State::Closed(format!("Redis may lose what is acknowledged: {}", problems.join("; "))));
+                return Ok(State::Closed(format!("Redis may lose acknowledged decisions: {}", problems.join("; "))));
             }
-            for known in (guard.progress_source)().await {
-                self.watermark(known.partition).observe_projection(known.projected);
-                self.watermark(known.partition).advance(known.acknowledged);
+            for reported in (guard.progress_source)().await {
+                self.watermark(reported.partition).observe_projection(reported.projected);
+                self.watermark(reported.partition).advance(reported.acknowledged);
             }
             acknowledged = watermark.acknowledged();
             found = read_meta(here).query_async(link).await?;
@@ -266,18 +270,18 @@ impl Store {
         }
         let (store, epoch, seq, frozen, layout) = found;
         let (Some(store), Some(epoch), Some(seq)) = (store, epoch, seq) else {
-            return Ok(State::Closed(format!("Redis has lost the books of partition {}", here.0)));
+            return Ok(State::Closed(format!("Redis has lost the state of partition {}", here.0)));
         };
         if store != guard.store {
-            return Ok(State::Closed(format!("this Redis has store {store}, not {}", guard.store)));
+            return Ok(State::Closed(format!("this Redis belongs to store {store}, not to {}", guard.store)));
         }
         if let Some(reason) = frozen {
             return Ok(State::Closed(reason));
         }
         if !watermark.is_open()
-            && let Some(strangers) = permissions::foreign_keys(link, here).await?
+            && let Some(reason) = permissions::foreign_keys(link, here).await?
         {
-            return Ok(State::Closed(strangers));
+            return Ok(State::Closed(reason));
         }
         if layout != Some(LAYOUT) {
             return Ok(State::Closed("Redis is as another version of this program keeps it".to_owned()));
@@ -291,7 +295,8 @@ impl Store {
         Ok(State::Open)
     }
 
-    /// A script decided under a number that was told before: decisions were lost between the two.
+    /// Closes and freezes a partition of which a script made a decision under a seq that was acknowledged before: Redis has lost
+    /// the earlier decisions.
     pub(super) async fn lost(
         &self,
         here: Partition,
@@ -303,12 +308,12 @@ impl Store {
         tracing::error!(partition = here.0, reason, "a partition is closed");
         self.watermark(here).set(State::Closed(reason.clone()));
         if let Err(error) = self.freeze_over(here, link, &reason).await {
-            tracing::error!(partition = here.0, %error, "the partition can't be frozen for others");
+            tracing::error!(partition = here.0, %error, "can't freeze a partition for other processes");
         }
         Error::unavailable(reason)
     }
 
-    /// Stops a partition from deciding, everywhere, until a rebuild.
+    /// Freezes a partition for all processes, until a rebuild.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -336,73 +341,72 @@ impl Store {
         &self.shared.watermarks[usize::from(here.0) % self.shared.watermarks.len()]
     }
 
-    /// Every partition is to be looked at before it is used again, as after a new connection: rights, types and settings too.
+    /// Requires a full check of every partition before its next use, permissions, key types and settings included.
     pub fn recheck_permissions(&self) {
         self.invalidate();
     }
 
-    /// Every partition is to be looked at before it is used again.
+    /// Requires a check of every partition before its next use.
     pub(super) fn invalidate(&self) {
         metrics::STORE_DOUBTS.inc();
         self.shared.known_servers.forget();
         self.shared.watermarks.iter().for_each(Watermark::invalidate);
     }
 
-    /// What this process was told of each partition that may be used.
+    /// The acknowledged positions of the open partitions, as this process knows them.
     pub fn acknowledged(&self) -> Vec<(Partition, Position)> {
         let open = self.all().filter(|here| self.watermark(*here).is_open());
         open.map(|here| (here, self.watermark(here).acknowledged())).collect()
     }
 
-    /// Takes note of how far Postgres is.
+    /// Records PostgreSQL's progress, as read from there.
     pub fn observe_projection(&self, here: Partition, read: Projection) {
         self.watermark(here).observe_projection(read);
     }
 
-    /// How far Postgres is, as far as this process knows.
+    /// PostgreSQL's last known position.
     pub fn projected_position(&self, here: Partition) -> Position {
         self.watermark(here).projected_position()
     }
 
-    /// Takes note of how far this process carried decisions to Postgres, and of the last one that Postgres refused then (0: none).
-    pub fn record_projected(&self, here: Partition, position: Position, last_letter: i64) {
-        self.watermark(here).record_projected(position, last_letter);
+    /// Records the progress of this process's projector: its position, and the seq of the last dead letter (0 if there is none).
+    pub fn record_projected(&self, here: Partition, position: Position, last_dead_letter: i64) {
+        self.watermark(here).record_projected(position, last_dead_letter);
     }
 
-    /// Waits until all of these were carried to Postgres, as somebody in this process notes. Returns those that may be dead
-    /// letters all the same.
+    /// Waits until PostgreSQL has passed all these decisions. Returns those that may be dead letters.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where a rebuild ended the epoch of one of them: it may have gone on without it.
+    /// [`Error::Unavailable`] if a rebuild ended the epoch of a decision: the new epoch may lack it.
     pub async fn wait_projected(&self, decided: &[(Partition, Position)]) -> Result<Vec<(Partition, Position)>, Error> {
         let mut refused = Vec::new();
         for (here, position) in decided {
             let mut projection = self.watermark(*here).projection();
             let passed = projection.wait_for(|projected| projected.position >= *position).await;
-            // The sender lives as long as the store.
-            let Projection { position: at, last_dead_letter: last_letter } =
+            // Never fails: the sender lives as long as the store.
+            let Projection { position: at, last_dead_letter } =
                 *passed.map_err(|error| Error::Internal(error.into()))?;
             if at.epoch > position.epoch {
-                return Err(Error::unavailable("Redis was rebuilt meanwhile, with the decision or without it"));
+                return Err(Error::unavailable("Redis was rebuilt meanwhile, with or without the decision"));
             }
-            if position.seq <= last_letter {
+            if position.seq <= last_dead_letter {
                 refused.push((*here, *position));
             }
         }
         Ok(refused)
     }
 
-    /// Whether Postgres has dead letters, as far as this process knows.
+    /// Whether PostgreSQL has dead letters, as far as this process knows.
     pub fn has_dead_letters(&self) -> bool {
         self.all().any(|here| self.watermark(here).projection().borrow().last_dead_letter > 0)
     }
 
-    /// Settings of the servers looked at by which what was acknowledged may be lost.
+    /// The number of unsafe settings of the checked servers.
     pub fn unsafe_settings(&self) -> usize {
         self.shared.known_servers.problems()
     }
 
-    /// Decisions that Postgres does not have yet, as far as this process knows.
+    /// The number of decisions that are not in PostgreSQL yet, as far as this process knows.
     pub fn backlog(&self) -> i64 {
         self.all().map(|here| self.watermark(here).backlog()).sum()
     }
@@ -418,12 +422,12 @@ fn read_meta(here: Partition) -> redis::Cmd {
 
 fn behind(here: Partition, found: Position, acknowledged: Position) -> String {
     format!(
-        "partition {} of Redis is at ({}, {}), behind ({}, {}) that was told before: decisions that were acknowledged are lost",
+        "partition {} of Redis is at ({}, {}), behind the acknowledged ({}, {}): acknowledged decisions are lost",
         here.0, found.epoch, found.seq, acknowledged.epoch, acknowledged.seq
     )
 }
 
-/// The server, its role, and what is wrong with its settings.
+/// Reads the server, its role and its unsafe settings.
 async fn check_server_settings(link: &mut MultiplexedConnection) -> Result<(Server, String, Vec<String>), RedisError> {
     let mut read = redis::pipe();
     read.cmd("INFO").arg("server");
@@ -433,11 +437,11 @@ async fn check_server_settings(link: &mut MultiplexedConnection) -> Result<(Serv
     Ok((Server::read(&info), role, settings::problems(link).await?))
 }
 
-/// The sentence about the rights that the user lacks on a partition; `None` where it lacks none.
+/// A message about the permissions that the Redis user lacks for a partition; `None` if it has all.
 async fn missing_permissions(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
     match permissions::missing(link, here).await {
         Ok(missing) => Ok(missing.map(|missing| permissions::reason(&missing))),
-        // What it is tried with is itself not allowed: the error says so.
+        // The user may not even run the command that checks; the error names it.
         Err(error) if Means::of(&error) == Means::Forbidden => Ok(Some(permissions::reason(&error.to_string()))),
         Err(error) => Err(error),
     }

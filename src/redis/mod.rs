@@ -54,12 +54,12 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How things are kept in Redis: raised with every change that what is there does not survive. A rebuild writes it anew.
+/// The version of the data's layout in Redis. Every incompatible change increments it; a rebuild writes the current layout.
 ///
-/// 2: a user's coupons are in the user's own hash (before: a hash of their own).
+/// 2: a user's coupons are in the user's own hash (before: in a hash of their own).
 pub const LAYOUT: i64 = 2;
 
-/// How well a process knows a server's clock, which it reads twice a second, ms.
+/// The error, in ms, with which a process knows a server's clock, which it reads twice a second.
 const CLOCK_ERROR_MS: i64 = 1_000;
 
 /// A handle to Redis; clones share the connections.
@@ -71,9 +71,9 @@ pub struct Store {
 
 struct Shared {
     connections: SharedConnections,
-    /// By partition, as many as there can be.
+    /// By partition, for the maximum number of partitions.
     watermarks: Arc<[Watermark]>,
-    /// Set when the store is opened: from then on no partition is used that was not looked at.
+    /// Set when the store is opened: from then on no unchecked partition is used.
     guard: OnceLock<Guard>,
     known_servers: Arc<KnownServers>,
     /// This process's clock.
@@ -85,23 +85,23 @@ struct Shared {
 }
 
 impl Store {
-    /// Makes the connections. Does not say anything about what is behind them: see [`Store::identity`].
+    /// Connects to Redis. [`Store::identity`] reads which deployment it has.
     ///
     /// # Errors
-    /// A URL that is none; Redis that can't be reached.
+    /// The URL is invalid, or Redis can't be reached.
     pub async fn connect(config: &RedisConfig) -> anyhow::Result<Self> {
         let watermarks: Arc<[Watermark]> = (0..MAX_PARTITIONS).map(|_| Watermark::default()).collect();
         let known = Arc::<KnownServers>::default();
-        let (doubted, forgotten) = (watermarks.clone(), known.clone());
-        let lanes = SharedConnections::connect(config, move || {
+        let (invalidated, forgotten) = (watermarks.clone(), known.clone());
+        let connections = SharedConnections::connect(config, move || {
             metrics::STORE_DOUBTS.inc();
             forgotten.forget();
-            doubted.iter().for_each(Watermark::invalidate);
+            invalidated.iter().for_each(Watermark::invalidate);
         })
         .await;
-        let lanes = lanes.context("can't reach Redis at REDIS_URL")?;
+        let connections = connections.context("can't reach Redis at REDIS_URL")?;
         let shared = Shared {
-            connections: lanes,
+            connections,
             watermarks,
             guard: OnceLock::new(),
             known_servers: known,
@@ -113,7 +113,8 @@ impl Store {
         Ok(Store { shared: Arc::new(shared), partitions: 1 })
     }
 
-    /// Corrects this clock to the store's from here on. Once for a store; without it there is the system's.
+    /// Sets the process's clock, which is then corrected to the store's. Only the first call counts; the default is the
+    /// system's clock.
     pub fn set_clock(&self, clock: &Clock) {
         let _ = self.shared.clock.set(clock.clone());
     }
@@ -122,37 +123,37 @@ impl Store {
         self.shared.clock.get_or_init(Clock::system)
     }
 
-    /// What scripts are told of the time: nothing, for they read their server's clock; but in tests, where a clock stands.
+    /// The time argument of the scripts: empty, because they read their server's clock; in tests, the time of a standing clock.
     fn test_clock(&self) -> String {
         self.clock().standing_at().map(|at| at.0.to_string()).unwrap_or_default()
     }
 
-    /// The time as the partition's server has it, as far as this process knows: for what is shown, and for what is to be asked
-    /// next. The server's own clock decides.
+    /// The time of the partition's server, as far as this process knows: for replies and schedules. Decisions use the server's
+    /// own clock.
     pub fn now(&self, here: Partition) -> Millis {
         let clock = self.clock();
         clock.standing_at().unwrap_or_else(|| clock.own().plus(self.watermark(here).clock_offset_ms()))
     }
 
-    /// The earliest and the latest time that the partition's server may say it is.
+    /// The earliest and the latest time that the partition's server may have.
     pub fn now_within(&self, here: Partition) -> (Millis, Millis) {
         let now = self.now(here);
         let error_ms = if self.clock().standing_at().is_some() { 0 } else { CLOCK_ERROR_MS };
         (now.plus(-error_ms), now.plus(error_ms))
     }
 
-    /// How far this process's clock is ahead of the store's, ms: of all partitions' servers, the one that differs most.
+    /// This process's clock minus the store's in ms. Of several servers, the one with the largest difference counts.
     pub fn clock_offset_ms(&self) -> i64 {
         let offsets = self.all().map(|here| -self.watermark(here).clock_offset_ms());
         offsets.max_by_key(|offset| offset.abs()).unwrap_or(0)
     }
 
-    /// The same store, known to have this many partitions.
+    /// Sets the number of partitions.
     pub fn with_partitions(self, partitions: u16) -> Self {
         Store { partitions: partitions.max(1), ..self }
     }
 
-    /// How many partitions there are.
+    /// The number of partitions.
     pub fn partitions(&self) -> u16 {
         self.partitions
     }
@@ -162,12 +163,12 @@ impl Store {
         (0..self.partitions).map(Partition)
     }
 
-    /// The partition that an id is at home in.
+    /// The owner partition of an id.
     pub fn owner(&self, id: i64) -> Partition {
         Partition((id % i64::from(self.partitions)) as u16)
     }
 
-    /// The partition of an idempotency key itself, by its digest: a user's key is at home where the user is.
+    /// The owner partition of an idempotency key, by its digest. A user's key has the user's owner partition.
     pub fn owner_of_key(&self, digest: &str) -> Partition {
         if let Some(user) = digest.split_once('-').and_then(|(user, _)| user.parse().ok()) {
             return self.owner(user);
@@ -176,11 +177,11 @@ impl Store {
         Partition((spread % u64::from(self.partitions)) as u16)
     }
 
-    /// Who this Redis is: `None` if it was never initialised. Reads the first partition, and checks that every other one
-    /// says the same.
+    /// The identity of the deployment in this Redis; `None` if it was never initialised. Reads the first partition, and checks
+    /// that the others have the same identity.
     ///
     /// # Errors
-    /// Redis can't be reached, or holds something that is no store of ours.
+    /// Redis is unavailable, or the partitions contradict each other.
     pub async fn identity(&self) -> anyhow::Result<Option<Identity>> {
         let first = self.meta(Partition(0)).await?;
         let Some(first) = first else { return Ok(None) };
@@ -205,11 +206,10 @@ impl Store {
         }
     }
 
-    /// Opens the books of an empty store. Each partition's are opened only if they are not open; the first one's last, for
-    /// they say that all are.
+    /// Creates the state of every partition that has none. The first partition comes last: its state implies that all exist.
     ///
     /// # Errors
-    /// Redis can't be reached.
+    /// Redis is unavailable.
     pub async fn initialise(&self, identity: &Identity) -> anyhow::Result<()> {
         for partition in (0..identity.partitions).rev().map(Partition) {
             let meta = Keys(partition).meta();
@@ -229,10 +229,10 @@ impl Store {
         Ok(())
     }
 
-    /// The last decision of a partition, even of one that is closed.
+    /// The last decision of a partition, also of a closed one.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; also where the books are not there.
+    /// [`Error::Unavailable`], also if the partition has no state.
     pub async fn position(&self, partition: Partition) -> Result<Position, Error> {
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(partition).meta()).arg(&["epoch", "seq"]);
@@ -246,14 +246,14 @@ impl Store {
         &self.shared.connections
     }
 
-    /// A connection that leads to `partition`, which may be used.
+    /// A connection to the server of `partition`, once the partition is admitted.
     async fn connection(&self, partition: Partition) -> Result<(ConnectionHandle, MultiplexedConnection), Error> {
         let (handle, mut link) = self.shared_connections().get(partition).await?;
         self.admit(partition, &handle, &mut link).await?;
         Ok((handle, link))
     }
 
-    /// Runs one command on the lanes, in one pipeline with those that others run at the same time.
+    /// Runs one command, in one pipeline with concurrent ones.
     async fn query<T: FromRedisValue>(&self, partition: Partition, command: redis::Cmd) -> Result<T, Error> {
         let (answered, lead) = self.shared.commands.join(partition, command, 1);
         if lead {
@@ -283,20 +283,21 @@ impl Store {
         Ok(results.into_iter().map(|result| self.shared_connections().settle(&handle, result)).collect())
     }
 
-    /// Runs a pipeline of one partition's commands in one round trip.
+    /// Runs a pipeline of commands of one partition in one round trip.
     async fn pipe<T: FromRedisValue>(&self, partition: Partition, pipeline: &redis::Pipeline) -> Result<T, Error> {
         let (handle, mut link) = self.connection(partition).await?;
         let result = pipeline.query_async(&mut link).await;
         self.shared_connections().settle(&handle, result)
     }
 
-    /// The same two whether or not the partition may be used: for what finds that out, and for what is sound all the same.
+    /// Runs one command without a check of the partition: for the check itself, and for reads that are valid anyway.
     async fn query_unchecked<T: FromRedisValue>(&self, partition: Partition, command: &redis::Cmd) -> Result<T, Error> {
         let (handle, mut link) = self.shared_connections().get(partition).await?;
         let result = command.query_async(&mut link).await;
         self.shared_connections().settle(&handle, result)
     }
 
+    /// Runs a pipeline without a check of the partition.
     async fn pipe_unchecked<T: FromRedisValue>(
         &self,
         partition: Partition,
@@ -310,5 +311,5 @@ impl Store {
 
 /// What a partition without open books answers: Redis was lost, or is another store's, or the partition is frozen.
 fn partition_closed() -> Error {
-    Error::unavailable("the partition's books are not open in Redis")
+    Error::unavailable("the partition is not open in Redis")
 }

@@ -1,5 +1,5 @@
-//! The outbox stream of each partition: read after a position, trimmed only once Postgres has it. Also of a partition that
-//! is closed: what it decided before is sound.
+//! The outbox stream of each partition: read after an entry, trimmed once PostgreSQL has the entries. Works on a closed
+//! partition too, because its earlier decisions are valid.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use redis::{FromRedisValue, ParsingError, Value};
 use super::{Store, keys::Keys};
 use crate::model::{Error, Millis, Partition};
 
-/// The place of an entry in its stream: `milliseconds-number`.
+/// The id of an entry in its stream: `milliseconds-number`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId {
     pub ms: u64,
@@ -19,7 +19,7 @@ impl StreamId {
     /// Before every entry.
     pub const ZERO: StreamId = StreamId { ms: 0, no: 0 };
 
-    /// The next place: the first that a trim up to and including this one keeps.
+    /// The next id: the first that a trim up to and including this one keeps.
     fn next(self) -> StreamId {
         match self.no.checked_add(1) {
             Some(no) => StreamId { ms: self.ms, no },
@@ -43,15 +43,15 @@ impl std::str::FromStr for StreamId {
     }
 }
 
-/// An entry as it stands in the stream, not yet understood.
+/// An entry of the stream, not decoded.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: StreamId,
-    /// Bytes that are no UTF-8 are replaced: such an entry is a dead letter anyway.
+    /// Invalid UTF-8 is replaced: such an entry becomes a dead letter anyway.
     pub fields: Vec<(String, String)>,
 }
 
-/// The entries of an `XRANGE`. In their own order, and with every field, though several have the same name.
+/// Parses an entry of `XRANGE` with all fields in their order, duplicate names included.
 impl FromRedisValue for Entry {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         let (id, fields) = <(String, Vec<Value>)>::from_redis_value(value)?;
@@ -73,14 +73,14 @@ impl FromRedisValue for Entry {
 }
 
 impl Store {
-    /// Up to `count` entries up to and including `last`, oldest first.
+    /// Reads up to `count` entries up to and including `last`, oldest first.
     pub async fn outbox_until(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
         let mut read = redis::cmd("XRANGE");
         read.arg(Keys(here).outbox()).arg("-").arg(last.to_string()).arg("COUNT").arg(count);
         self.query_unchecked(here, &read).await
     }
 
-    /// Up to `count` entries after `last`, oldest first; waits up to `wait` for the first, on a connection of its own.
+    /// Reads up to `count` entries after `last`, oldest first. Waits up to `wait` for the first one, on a connection of its own.
     pub async fn outbox_after(
         &self,
         here: Partition,
@@ -96,42 +96,38 @@ impl Store {
             read.arg("BLOCK").arg(wait.as_millis() as u64);
         }
         read.arg("STREAMS").arg(Keys(here).outbox()).arg(last.to_string());
-        // Redis may answer a little after its BLOCK time; a server that hangs is not waited for.
-        let patience = wait + Duration::from_secs(5);
-        let reply = match tokio::time::timeout(
-            patience,
-            read.query_async::<Option<Vec<(String, Vec<Entry>)>>>(&mut link),
-        )
-        .await
-        {
-            Ok(Ok(reply)) => reply,
-            failed => {
-                // The connection may still be blocked, or broken: the pool must not give it to anybody else.
-                drop(deadpool_redis::Connection::take(link));
-                return Err(match failed {
-                    Ok(Err(error)) => self.shared_connections().translate(error),
-                    _ => Error::unavailable("Redis does not answer a blocking read"),
-                });
-            }
-        };
+        // Redis may reply a little after the BLOCK time. The limit is for a server that hangs.
+        let limit = wait + Duration::from_secs(5);
+        let reply =
+            match tokio::time::timeout(limit, read.query_async::<Option<Vec<(String, Vec<Entry>)>>>(&mut link)).await {
+                Ok(Ok(reply)) => reply,
+                failed => {
+                    // The connection may be blocked or broken: it must not return to the pool.
+                    drop(deadpool_redis::Connection::take(link));
+                    return Err(match failed {
+                        Ok(Err(error)) => self.shared_connections().translate(error),
+                        _ => Error::unavailable("Redis does not reply to a blocking read"),
+                    });
+                }
+            };
         Ok(reply.into_iter().flatten().flat_map(|(_, entries)| entries).collect())
     }
 
-    /// Up to `count` entries after `last`, oldest first, without waiting.
+    /// Reads up to `count` entries after `last`, oldest first, without waiting.
     pub async fn outbox_page(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
         let mut read = redis::cmd("XRANGE");
         read.arg(Keys(here).outbox()).arg(format!("({last}")).arg("+").arg("COUNT").arg(count);
         self.query_unchecked(here, &read).await
     }
 
-    /// Forgets every entry up to and including `last`. Only ever called with a position that Postgres has committed.
+    /// Trims every entry up to and including `last`. PostgreSQL must have committed them.
     pub async fn outbox_trim(&self, here: Partition, last: StreamId) -> Result<(), Error> {
         let mut trim = redis::cmd("XTRIM");
         trim.arg(Keys(here).outbox()).arg("MINID").arg("=").arg(last.next().to_string());
         self.query_unchecked::<i64>(here, &trim).await.map(drop)
     }
 
-    /// When the oldest entry after `last` was written, by Redis's clock; `None` where there is none.
+    /// The time, by Redis's clock, of the oldest entry after `last`; `None` if there is none.
     pub async fn outbox_oldest_after(&self, here: Partition, last: StreamId) -> Result<Option<Millis>, Error> {
         let first = self.outbox_page(here, last, 1).await?.pop();
         Ok(first.map(|entry| Millis(entry.id.ms as i64)))

@@ -1,6 +1,7 @@
-//! What the writes of the scripts rely on before they begin: the Redis user's rights, and that the keys of a partition are
-//! of the types that the scripts expect. Redis does not undo what a script has written when a later command of it is refused;
-//! so both are tried before a partition is used, after every new connection, and again while it is used.
+//! Checks the permissions of the Redis user, and the types of a partition's keys.
+//!
+//! Redis does not undo the writes of a script when it refuses a later command of it. Therefore both are checked before a
+//! partition is used, after every new connection, and periodically while the partition is in use.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -9,19 +10,19 @@ use redis::{RedisError, aio::MultiplexedConnection};
 use super::{connection::Means, keys::Keys};
 use crate::model::Partition;
 
-/// How often rights are tried again of a partition that is in use.
+/// The interval of the checks of a partition in use.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The pattern that every key of ours has, as an access control list writes it.
+/// The pattern of all keys of the service, in the notation of access control lists.
 pub const KEY_PATTERN: &str = "~{p*}:*";
 
 /// A command that the service or one of its scripts sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Permission {
-    /// As an access control list writes it.
+    /// The name in the notation of access control lists.
     pub name: &'static str,
-    /// A call of it, to be tried and never carried out; `KEY` is a key of the partition. Empty: it is used while a connection is
-    /// made or to find the servers, and is its own trial.
+    /// A sample call for the check, which never runs it; `KEY` stands for a key of the partition. Empty for a command that
+    /// connecting or discovery uses anyway.
     sample: &'static str,
 }
 
@@ -29,9 +30,9 @@ const fn permission(name: &'static str, sample: &'static str) -> Permission {
     Permission { name, sample }
 }
 
-/// Every command that the user at Redis has to be allowed. `docs/running.md` has the same list.
+/// Every command that the Redis user needs. `docs/running.md` has the same list.
 pub const PERMISSIONS: &[Permission] = &[
-    // The connection, and where it leads.
+    // Connecting and discovery.
     permission("auth", ""),
     permission("hello", ""),
     permission("select", ""),
@@ -89,8 +90,8 @@ pub const PERMISSIONS: &[Permission] = &[
     permission("xtrim", "XTRIM KEY MINID 0"),
 ];
 
-/// Says which of its arguments, commands in words, the user that calls it may not run. Runs none of them.
-const TRY: &str = "#!lua flags=no-writes,allow-oom
+/// A script that returns the indexes of those arguments, each a command, that its caller may not run. It runs none of them.
+const CHECK_SCRIPT: &str = "#!lua flags=no-writes,allow-oom
 if not redis.acl_check_cmd then
   return redis.error_reply('ERR rights can not be tried: redis.acl_check_cmd is missing, which Redis has since 7.0')
 end
@@ -98,48 +99,48 @@ local missing = {}
 for place, command in ipairs(ARGV) do
   local words = {}
   for word in string.gmatch(command, '%S+') do words[#words + 1] = word end
-  -- An error: there is no such command, as where it was renamed.
+  -- pcall fails for an unknown command, for example a renamed one.
   local known, allowed = pcall(redis.acl_check_cmd, unpack(words))
   if not (known and allowed) then missing[#missing + 1] = place end
 end
 return missing
 ";
 
-/// What the user lacks to work on a partition; `None` where it lacks nothing.
+/// The permissions that the user lacks for a partition; `None` if it has all.
 ///
 /// # Errors
-/// Redis does not answer, or can't say (also where `EVAL` is what is missing: the error names it).
+/// Redis is unavailable, or can't run the check. If the user may not run `EVAL`, the error names it.
 pub(super) async fn missing(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
     let (meta, keys) = (Keys(here).meta(), Keys(here).samples());
-    let tried: Vec<&Permission> = PERMISSIONS.iter().filter(|right| !right.sample.is_empty()).collect();
-    let mut ask = redis::cmd("EVAL");
-    ask.arg(TRY).arg(0);
-    for right in &tried {
-        ask.arg(right.sample.replace("KEY", &meta));
+    let checked: Vec<&Permission> = PERMISSIONS.iter().filter(|permission| !permission.sample.is_empty()).collect();
+    let mut check = redis::cmd("EVAL");
+    check.arg(CHECK_SCRIPT).arg(0);
+    for permission in &checked {
+        check.arg(permission.sample.replace("KEY", &meta));
     }
-    // Two commands that read and write, since one of them may be what is missing.
+    // Two commands that read and write a key, because one of them may itself be missing.
     let on_keys = ["HINCRBY KEY field 1", "ZINCRBY KEY 1 member"];
     for key in &keys {
         for sample in on_keys {
-            ask.arg(sample.replace("KEY", key));
+            check.arg(sample.replace("KEY", key));
         }
     }
-    let places: Vec<usize> = ask.query_async(link).await?;
+    let places: Vec<usize> = check.query_async(link).await?;
     let refused: HashSet<usize> = places.into_iter().filter_map(|place| place.checked_sub(1)).collect();
-    let commands = tried.iter().enumerate().filter(|(at, _)| refused.contains(at));
-    let commands: Vec<&Permission> = commands.map(|(_, right)| *right).collect();
-    let of_key = |n: usize| tried.len() + n * on_keys.len()..tried.len() + (n + 1) * on_keys.len();
+    let commands = checked.iter().enumerate().filter(|(at, _)| refused.contains(at));
+    let commands: Vec<&Permission> = commands.map(|(_, permission)| *permission).collect();
+    let of_key = |n: usize| checked.len() + n * on_keys.len()..checked.len() + (n + 1) * on_keys.len();
     let keys: Vec<&String> = keys
         .iter()
         .enumerate()
         .filter(|(n, _)| of_key(*n).all(|at| refused.contains(&at)))
         .map(|(_, key)| key)
         .collect();
-    let with_key = |of: &[&Permission]| of.iter().filter(|right| right.sample.contains("KEY")).count();
-    // Where no command gets at a key, it is not the commands that are missing.
-    let names = match with_key(&commands) == with_key(&tried) {
+    let with_key = |of: &[&Permission]| of.iter().filter(|permission| permission.sample.contains("KEY")).count();
+    // If every command on keys is refused, the key pattern is missing, not the commands.
+    let names = match with_key(&commands) == with_key(&checked) {
         true => Vec::new(),
-        false => commands.iter().map(|right| format!("+{}", right.name)).collect(),
+        false => commands.iter().map(|permission| format!("+{}", permission.name)).collect(),
     };
     let patterns =
         keys.first().map(|key| format!("{KEY_PATTERN} (it can't use {} kinds of keys, {key} for one)", keys.len()));
@@ -147,12 +148,12 @@ pub(super) async fn missing(link: &mut MultiplexedConnection, here: Partition) -
     Ok((!missing.is_empty()).then(|| missing.join(" ")))
 }
 
-/// The sentence about it.
+/// The message about missing permissions.
 pub(super) fn reason(missing: &str) -> String {
-    format!("the user at Redis lacks rights: {missing}. docs/running.md has the whole list")
+    format!("the Redis user lacks permissions: {missing}. docs/running.md has the whole list")
 }
 
-/// An error with that sentence before it, where it is about a right.
+/// Adds the message to an error about permissions.
 pub(super) fn explain(error: RedisError) -> anyhow::Error {
     match Means::of(&error) {
         Means::Forbidden => anyhow::anyhow!(reason(&error.to_string())),
@@ -160,23 +161,23 @@ pub(super) fn explain(error: RedisError) -> anyhow::Error {
     }
 }
 
-/// Keys of a partition that something else than this program has written; `None` where there are none.
+/// A message about keys of a partition with an unexpected type, which another program has written; `None` if there are none.
 ///
 /// # Errors
-/// Redis does not answer.
+/// Redis is unavailable.
 pub(super) async fn foreign_keys(
     link: &mut MultiplexedConnection,
     here: Partition,
 ) -> Result<Option<String>, RedisError> {
     let fixed = Keys(here).fixed();
-    let mut ask = redis::pipe();
+    let mut read = redis::pipe();
     for (key, _) in &fixed {
-        ask.cmd("TYPE").arg(key);
+        read.cmd("TYPE").arg(key);
     }
-    let types: Vec<String> = ask.query_async(link).await?;
+    let types: Vec<String> = read.query_async(link).await?;
     let wrong = fixed.iter().zip(types).filter(|((_, expected), found)| found != "none" && found != expected);
     let wrong: Vec<String> =
         wrong.map(|((key, expected), found)| format!("{key} is a {found}, not a {expected}")).collect();
-    let reason = || format!("something else has written to this program's keys: {}", wrong.join(", "));
+    let reason = || format!("another program has written to this program's keys: {}", wrong.join(", "));
     Ok((!wrong.is_empty()).then(reason))
 }

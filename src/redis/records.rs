@@ -1,4 +1,4 @@
-//! What Redis keeps of a coupon, a campaign and an order, read back from the scripts' own notation.
+//! Parses the records of coupons, campaigns and orders, which the scripts write.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use anyhow::anyhow;
 
 use crate::model::{Error, event, *};
 
-/// What a user's hash of coupons says about one of them.
+/// A coupon in its user's hash.
 #[derive(Clone, Copy, Debug)]
 pub struct CouponRecord {
     pub coupon_id: CouponId,
@@ -18,18 +18,18 @@ pub struct CouponRecord {
     pub free: bool,
 }
 
-/// An order as Redis keeps it: what the API shows, and what its gateway payment needs.
+/// An order in Redis: the order itself, and the state of its gateway payment.
 #[derive(Clone, Debug)]
 pub struct OrderRecord {
     pub order: Order,
-    /// The lines held in other partitions; part of the order's lines.
+    /// The lines held in other partitions; `order.lines` includes them.
     pub remote: Vec<OrderLine>,
-    /// `%Y%m%d`, of a paid order.
+    /// The day of the sale of a paid order, `%Y%m%d`.
     pub day: Option<String>,
     pub gateway: Option<GatewayRecord>,
 }
 
-/// How far a gateway payment is.
+/// A gateway payment.
 #[derive(Clone, Debug)]
 pub struct GatewayRecord {
     pub state: GatewayState,
@@ -37,33 +37,33 @@ pub struct GatewayRecord {
     pub payment_type: PaymentType,
     pub receipt: String,
     pub started_at: Millis,
-    /// From when on it has been as it is: when it was started, or its order paid or closed.
+    /// The beginning of its state: when it was started, or its order paid or closed.
     pub since: Millis,
-    /// Times that the gateway was asked again, and did not settle it.
+    /// The number of queries to the gateway without an outcome.
     pub asks: i64,
-    /// Why it did not, the last time.
+    /// The gateway's last answer.
     pub said: Option<String>,
-    /// The request that waits for the verdict.
+    /// The idempotency key of the request that waits for the outcome.
     pub key: Option<IdempotencyKey>,
 }
 
-/// Where a gateway payment stands.
+/// The state of a gateway payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GatewayState {
-    /// The gateway was asked; its word decides about the order.
+    /// The payment was requested; the gateway's outcome decides on the order.
     Started,
-    /// The order is closed, but nobody could say for certain that no money was taken.
+    /// The order is closed, but the gateway may still take the money.
     Watched,
-    /// The order is refunded, and the gateway must give the money back.
+    /// The order is refunded, and the gateway must refund the money.
     RefundDue,
-    /// An operator has said that it is approved, and the order is paid; the gateway has yet to say so.
+    /// An operator approved the payment and the order is paid; the gateway has not confirmed it yet.
     Unconfirmed,
     /// Nothing is left to do.
     Ended,
 }
 
 impl GatewayState {
-    /// In the scripts' word.
+    /// The text that the scripts use.
     pub fn as_str(self) -> &'static str {
         match self {
             GatewayState::Started => "STARTED",
@@ -75,8 +75,7 @@ impl GatewayState {
     }
 }
 
-/// A time as the scripts write it. What is none, or beyond all calendars, makes its record unreadable rather than a panic
-/// where it is shown.
+/// Parses a time in ms. A time out of range makes its record unreadable, instead of a panic when the time is formatted.
 fn time(ms: i64) -> Option<Millis> {
     (0..=Millis::MAX.0).contains(&ms).then_some(Millis(ms))
 }
@@ -92,14 +91,14 @@ pub(super) fn coupon_record(id: i64, record: &str) -> Option<CouponRecord> {
     Some(CouponRecord { coupon_id: CouponId::new(id)?, issue_no, issued_at, held_by, used_at, free: state == "A" })
 }
 
-/// Takes the coupons out of a user's hash: those of its fields that are named by a number.
+/// Removes the coupons from a user's hash: the fields whose names are numbers.
 pub(super) fn take_coupons(user: &mut HashMap<String, String>) -> HashMap<i64, String> {
     user.extract_if(|name, _| name.starts_with(|c: char| c.is_ascii_digit()))
         .filter_map(|(id, record)| Some((id.parse().ok()?, record)))
         .collect()
 }
 
-/// The same the other way round, in the scripts' notation: `state` is A(vailable), H(eld by the order) or U(sed).
+/// Formats a coupon record as the scripts do. `state` is A(vailable), H(eld by the order) or U(sed).
 pub fn pack_coupon(
     issue_no: i64,
     issued_at: Millis,
@@ -107,8 +106,8 @@ pub fn pack_coupon(
     order: Option<i64>,
     used_at: Option<Millis>,
 ) -> String {
-    let shown = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
-    format!("{issue_no}|{}|{state}|{}|{}", issued_at.0, shown(order), shown(used_at.map(|at| at.0)))
+    let text = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
+    format!("{issue_no}|{}|{state}|{}|{}", issued_at.0, text(order), text(used_at.map(|at| at.0)))
 }
 
 pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) -> Result<Campaign, Error> {
@@ -130,15 +129,15 @@ pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) ->
     read().ok_or_else(|| Error::Internal(anyhow!("campaign {coupon_id} is not readable")))
 }
 
-/// An order from its fields in Redis; `None` where they are not readable.
+/// Parses an order from its fields in Redis; `None` if they are not readable.
 pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Option<OrderRecord> {
     let text = |name: &str| fields.get(name).map(String::as_str).filter(|text| !text.is_empty());
     let int = |name: &str| text(name)?.parse::<i64>().ok();
-    let far = event::unpack_lines(text("far").unwrap_or(""))?;
+    let remote = event::unpack_lines(text("far").unwrap_or(""))?;
     let mut lines = event::unpack_lines(text("lines").unwrap_or(""))?;
-    lines.extend(far.iter().copied());
+    lines.extend(remote.iter().copied());
     let payment_id = int("payment").and_then(PaymentId::new);
-    let payment_type = text("type").and_then(|word| word.parse().ok());
+    let payment_type = text("type").and_then(|name| name.parse().ok());
     let receipt = text("receipt").map(str::to_owned);
     let payment = match (payment_id, payment_type, &receipt, int("paid_at").and_then(time)) {
         (Some(payment_id), Some(payment_type), Some(receipt), Some(paid_at)) => {
@@ -187,9 +186,9 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
         expires_at: time(int("expires_at")?)?,
         payment,
         closed_at,
-        close_reason: text("reason").and_then(|word| word.parse().ok()),
+        close_reason: text("reason").and_then(|name| name.parse().ok()),
     };
-    Some(OrderRecord { order, remote: far, day: text("day").map(str::to_owned), gateway })
+    Some(OrderRecord { order, remote, day: text("day").map(str::to_owned), gateway })
 }
 
 #[cfg(test)]
@@ -199,7 +198,7 @@ mod tests {
 
     use super::*;
 
-    /// As every reply shows a time.
+    /// The form of a time in replies.
     fn shown(at: Millis) -> String {
         at.local(chrono_tz::Asia::Seoul)
     }
@@ -229,7 +228,7 @@ mod tests {
         record.split('|').map(field).collect()
     }
 
-    /// A record of the scripts with some of its fields changed or gone.
+    /// A record with some fields changed or removed.
     fn changed(record: &'static str) -> impl Strategy<Value = HashMap<String, String>> {
         let names: Vec<String> = hash(record).into_keys().collect();
         let value = prop_oneof![3 => select(NUMBERS).prop_map(str::to_owned), 1 => any::<String>()];

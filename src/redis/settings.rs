@@ -1,4 +1,4 @@
-//! The settings of Redis that the promises rest on, read from the server itself.
+//! The version, the role and the settings of a Redis server on which durability depends.
 
 use std::collections::HashMap;
 
@@ -6,40 +6,40 @@ use redis::{RedisError, aio::MultiplexedConnection};
 
 use super::connection::Means;
 
-/// The oldest server whose scripts are refused, rather than stopped half way, when memory is out (`#!lua`), and whose
-/// append-only file survives a crash while it is rewritten.
+/// The oldest supported version. From it on, Redis refuses a script (`#!lua`) when memory is out, instead of stopping it half
+/// way, and the append-only file survives a crash during a rewrite.
 const OLDEST: (u64, u64) = (7, 0);
 
-/// Each setting, the value that it must have, and why.
+/// The required settings: name, value, and the consequence of another value.
 const REQUIRED: [(&str, &str, &str); 4] = [
-    ("appendonly", "yes", "or a restart forgets everything"),
-    ("appendfsync", "always", "or a crash of the machine forgets what was acknowledged last"),
-    ("no-appendfsync-on-rewrite", "no", "or the same is true while the append-only file is rewritten"),
-    ("maxmemory-policy", "noeviction", "or Redis throws away what it decided when memory is short"),
+    ("appendonly", "yes", "or a restart loses all data"),
+    ("appendfsync", "always", "or a crash of the machine loses the last acknowledged decisions"),
+    ("no-appendfsync-on-rewrite", "no", "or a crash during a rewrite of the append-only file loses them"),
+    ("maxmemory-policy", "noeviction", "or Redis evicts decisions when memory is short"),
 ];
 
-/// What a server is.
+/// A server.
 pub(super) struct Server {
-    /// Changes with every start of the process.
+    /// Redis generates a new one at every start.
     pub run_id: String,
     version: (u64, u64),
 }
 
 impl Server {
-    /// From the reply to `INFO server`.
+    /// Parses the reply to `INFO server`.
     pub(super) fn read(info: &str) -> Server {
         let field = |name: &str| {
             let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             value.unwrap_or("").trim().to_owned()
         };
-        // Valkey says 7.2.4 under this name, which is the Redis that it speaks like.
+        // Valkey reports 7.2.4 here, the version of Redis that it is compatible with.
         let version = field("redis_version");
         let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         Server { run_id: field("run_id"), version }
     }
 
-    /// Why nothing can be done with this server at all.
+    /// The reason why this server can't be used at all.
     pub(super) fn unusable(&self, role: &str) -> Option<String> {
         let (major, minor) = self.version;
         if self.version < OLDEST {
@@ -49,21 +49,21 @@ impl Server {
     }
 }
 
-/// The role, in `INFO replication`, of a server that can be written to.
+/// The role of a server that accepts writes, in `INFO replication`.
 pub(super) const MASTER: &str = "master";
 
-/// A server that takes no writes, with its role.
+/// A server that accepts no writes, with its role.
 #[derive(Debug, thiserror::Error)]
 #[error("REDIS_URL leads to a {0}, which can't be written to")]
 pub(super) struct NotMaster(pub String);
 
-/// From the reply to `INFO replication`.
+/// Parses the role from the reply to `INFO replication`.
 pub(super) fn role(info: &str) -> String {
     let role = info.lines().find_map(|line| line.strip_prefix("role:"));
     role.unwrap_or("server of no role").trim().to_owned()
 }
 
-/// Which settings are not as they must be, each with the reason; also that they can't be read.
+/// A message for each setting that has not the required value, or one message if the settings can't be read.
 pub(super) async fn problems(link: &mut MultiplexedConnection) -> Result<Vec<String>, RedisError> {
     let mut read = redis::cmd("CONFIG");
     read.arg("GET");
@@ -72,9 +72,9 @@ pub(super) async fn problems(link: &mut MultiplexedConnection) -> Result<Vec<Str
     }
     let found: HashMap<String, String> = match read.query_async(link).await {
         Ok(found) => found,
-        // Refused, as managed services do: not the same as unreachable.
+        // Managed services refuse the command; the server is reachable.
         Err(error) if matches!(Means::of(&error), Means::Wrong | Means::Forbidden) => {
-            return Ok(vec![format!("its settings can't be read ({error}), so nobody knows what it keeps")]);
+            return Ok(vec![format!("its settings can't be read ({error}), so its durability is unknown")]);
         }
         Err(error) => return Err(error),
     };

@@ -1,9 +1,8 @@
-//! Which server a partition is on: one for all, or, on a Redis Cluster, the node that owns the partition's slot.
+//! The servers of the partitions: one server for all or, in a Redis Cluster, the node that owns the partition's slot.
 //!
-//! The cluster is asked when the first connection is made, and again whenever a node says that it no longer owns a slot, is
-//! no master, or can't be reached. Where `REDIS_URL` names Sentinels it is they who are asked which server is the master.
-//! Nothing is ever redirected or sent again by itself: a command that went to the wrong node has not run, and is answered
-//! "unavailable" once.
+//! Discovery asks the cluster, at the first connection and whenever a node no longer owns a slot, is no master, or can't be
+//! reached. If `REDIS_URL` names Sentinels, discovery asks them for the master. No command is redirected or resent: a command
+//! that reached the wrong node has not run, and its request gets "unavailable".
 
 use std::{
     collections::HashMap,
@@ -31,42 +30,42 @@ use crate::{
     model::{Error, MAX_PARTITIONS, Partition},
 };
 
-/// Commands that may wait on one lane to be written; beyond it requests wait their turn.
+/// The number of commands that may wait in the send buffer of a shared connection; further requests wait.
 const PIPELINE_BUFFER: usize = 4096;
-/// Connections beside the lanes: for administrative work, and while lanes are replaced.
+/// Connections beside the shared ones: for administrative work, and while shared connections are replaced.
 const SPARE_CONNECTIONS: usize = 8;
 
-/// How connections are made, but for the address.
+/// Discovers servers and opens connections.
 pub(super) struct Connecting {
-    /// How to sign in, and to which server, unless Sentinels say to which.
+    /// The credentials, and the address of the server unless Sentinels name it.
     info: ConnectionInfo,
     sentinels: Option<Sentinels>,
     timeout: Duration,
     shared: usize,
 }
 
-/// One server.
+/// A server and its connections.
 pub(super) struct Node {
     address: ConnectionAddr,
     pub(super) shared: Vec<SharedConnection>,
-    /// Makes the lanes' connections.
+    /// Opens the shared connections.
     pub(super) pool: Pool,
-    /// Connections whose replies may take their time.
+    /// Connections without a response timeout.
     pub(super) blocking: Pool,
-    made: Instant,
+    created_at: Instant,
     stale: AtomicBool,
 }
 
-/// The servers, and which of them each partition is on.
+/// The servers, and the server of each partition.
 pub(super) struct Topology {
     nodes: Vec<Arc<Node>>,
-    /// By partition: an index into `nodes`.
+    /// The index into `nodes`, by partition.
     owners: Vec<usize>,
 }
 
 impl Connecting {
     /// # Errors
-    /// What is wrong with the address or the files of the certificates.
+    /// The address or a certificate file is invalid.
     pub(super) fn new(config: &RedisConfig) -> anyhow::Result<Self> {
         let Address { info, sentinels } = Address::read(config)?;
         Ok(Connecting {
@@ -81,7 +80,7 @@ impl Connecting {
         self.sentinels.is_some()
     }
 
-    /// Where the master is, as the Sentinels say; `None` where there are none.
+    /// The address of the master by the Sentinels; `None` if there are none.
     pub(super) async fn master_of_sentinels(&self) -> Option<anyhow::Result<ConnectionAddr>> {
         Some(self.sentinels.as_ref()?.master(self.timeout).await)
     }
@@ -103,16 +102,16 @@ impl Connecting {
         Ok(Arc::new(Node {
             shared: (0..self.shared).map(|_| SharedConnection::default()).collect(),
             pool: pool(settings.clone(), self.shared + SPARE_CONNECTIONS)?,
-            // A blocking read answers when there is something, or after its own BLOCK time.
+            // A blocking read returns when there is an entry, or after its own BLOCK time.
             blocking: pool(settings.set_response_timeout(None), usize::from(MAX_PARTITIONS) + SPARE_CONNECTIONS)?,
             address,
-            made: Instant::now(),
+            created_at: Instant::now(),
             stale: AtomicBool::new(false),
         }))
     }
 
-    /// Asks the servers known before, and the configured one, where the partitions are. A node that is still there keeps
-    /// its connections; one that was left is made anew.
+    /// Asks the known servers and the configured one for the partitions' servers. A known node keeps its connections; a stale
+    /// one gets new ones.
     ///
     /// # Errors
     /// No server can be reached, or none of them is a master ([`NotMaster`]).
@@ -124,7 +123,7 @@ impl Connecting {
             Some(Err(error)) => self.ask_any(&known, error).await?,
             None => {
                 let configured = self.node_at(self.info.addr().clone(), &known)?;
-                // Those known to have been there first: the configured one may be the very one that is gone.
+                // The known servers first: the configured one may be the one that failed.
                 let mut seeds: Vec<_> = known.iter().filter(|node| !Arc::ptr_eq(node, &configured)).cloned().collect();
                 seeds.push(configured);
                 self.ask_any(&seeds, anyhow::anyhow!("no server is known")).await?
@@ -141,6 +140,7 @@ impl Connecting {
         found.map_or_else(|| self.node(address), Ok)
     }
 
+    /// Asks one server after the other, until one knows the topology.
     async fn ask_any(&self, seeds: &[Arc<Node>], mut failure: anyhow::Error) -> anyhow::Result<Topology> {
         for seed in seeds {
             match self.ask(seed, seeds).await {
@@ -160,7 +160,7 @@ impl Connecting {
         if !info.contains("cluster_enabled:1") {
             let role = settings::role(&replication);
             if role != MASTER {
-                // Its connections may be older than the change: new ones may lead to another server.
+                // The connections may be older than a failover: new ones may lead to another server.
                 seed.mark_stale();
                 return Err(anyhow::Error::new(NotMaster(role)).context(seed.address.to_string()));
             }
@@ -192,20 +192,20 @@ impl Connecting {
         Ok(topology)
     }
 
-    /// `[host, port, id, metadata]` as an address of the kind that REDIS_URL has. Where a certificate has to have the node's
-    /// name, a host name that it announces is used before an IP address. A node that does not know its own name gives none,
-    /// or `?`: it is the one that was asked.
+    /// Converts `[host, port, id, metadata]` to an address of the same kind as `REDIS_URL`. With TLS, an announced host name
+    /// takes precedence over an IP address, because the certificate must match it. A node that does not know its own name
+    /// returns none, or `?`: it is `seed`.
     fn address_of(&self, master: &redis::Value, seed: &Node) -> anyhow::Result<ConnectionAddr> {
         let redis::Value::Array(parts) = master else { bail!("CLUSTER SLOTS answered an owner without an address") };
         let text = |index: usize| parts.get(index).cloned().unwrap_or_default();
-        let told: String = redis::FromRedisValue::from_redis_value(text(0)).unwrap_or_default();
+        let reported: String = redis::FromRedisValue::from_redis_value(text(0)).unwrap_or_default();
         let port: u16 = redis::FromRedisValue::from_redis_value(text(1))?;
-        let more: HashMap<String, String> = redis::FromRedisValue::from_redis_value(text(3)).unwrap_or_default();
+        let metadata: HashMap<String, String> = redis::FromRedisValue::from_redis_value(text(3)).unwrap_or_default();
         let tls = matches!(self.info.addr(), ConnectionAddr::TcpTls { .. });
-        let name = more.get("hostname").filter(|name| tls && !name.is_empty());
-        let host = match (name, told.as_str(), more.get("ip"), &seed.address) {
+        let name = metadata.get("hostname").filter(|name| tls && !name.is_empty());
+        let host = match (name, reported.as_str(), metadata.get("ip"), &seed.address) {
             (Some(name), ..) => name.clone(),
-            (None, told, ..) if !told.is_empty() && told != "?" => told.to_owned(),
+            (None, reported, ..) if !reported.is_empty() && reported != "?" => reported.to_owned(),
             (None, _, Some(ip), _) if !ip.is_empty() => ip.clone(),
             (.., ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => host.clone(),
             _ => "127.0.0.1".to_owned(),
@@ -224,17 +224,18 @@ impl Node {
         &self.address
     }
 
-    /// How long ago its first connection could be made.
+    /// The maximum age of its connections.
     pub(super) fn age(&self) -> Duration {
-        self.made.elapsed()
+        self.created_at.elapsed()
     }
 
-    /// Takes no further commands; connections that come back are closed. Whether this is news.
+    /// Closes the pools: the node takes no further commands, and returned connections are closed. Returns false if it was
+    /// stale before.
     pub(super) fn mark_stale(&self) -> bool {
-        let news = !self.stale.swap(true, Ordering::AcqRel);
+        let is_new = !self.stale.swap(true, Ordering::AcqRel);
         self.pool.close();
         self.blocking.close();
-        news
+        is_new
     }
 
     pub(super) fn is_stale(&self) -> bool {
@@ -242,7 +243,7 @@ impl Node {
     }
 }
 
-/// The ranges of `CLUSTER SLOTS`: first slot, last slot, owner (replicas follow, and are not asked).
+/// The ranges of `CLUSTER SLOTS`: first slot, last slot, owner. Ignores the replicas.
 async fn slot_ranges(
     command: &redis::Cmd,
     link: &mut deadpool_redis::Connection,
@@ -259,10 +260,10 @@ async fn slot_ranges(
 }
 
 impl Topology {
-    /// Connects once to every server that is known by an IP address and must have a certificate for it.
+    /// Connects to every server whose certificate must match an IP address.
     ///
     /// # Errors
-    /// A certificate that is for other names.
+    /// A certificate is for other names.
     async fn check_names(&self) -> anyhow::Result<()> {
         for node in &self.nodes {
             let ConnectionAddr::TcpTls { host, .. } = &node.address else { continue };
@@ -282,17 +283,16 @@ impl Topology {
         Ok(())
     }
 
-    /// Every server.
     pub(super) fn nodes(&self) -> &[Arc<Node>] {
         &self.nodes
     }
 
-    /// The server that `partition` is on.
+    /// The server of `partition`.
     pub(super) fn owner(&self, partition: Partition) -> Option<&Arc<Node>> {
         self.nodes.get(self.place(partition)?)
     }
 
-    /// A number for it.
+    /// The index of the server of `partition`.
     pub(super) fn place(&self, partition: Partition) -> Option<usize> {
         self.owners.get(usize::from(partition.0)).copied()
     }

@@ -1,5 +1,5 @@
-//! Redis as it is, for the audit: things with everything that belongs to them, and with the decisions that Postgres does not
-//! have yet, all as of the same moment (one `MULTI`). Whether or not a partition may be used.
+//! Reads for the audit: records with everything that belongs to them, and the decisions that PostgreSQL does not have yet, at
+//! one moment (one `MULTI`). Works on a closed partition too.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -19,27 +19,27 @@ use crate::{
     },
 };
 
-/// Keys looked at in one step of a scan.
+/// The page size of a scan.
 const SCAN_BATCH: usize = 1000;
 
-/// A hash as it stands.
+/// The fields of a hash.
 pub type Fields = HashMap<String, String>;
 
-/// Things of one partition as of one moment.
+/// Records of one partition at one moment.
 #[derive(Debug)]
 pub struct Inspected<T> {
-    /// The partition's last decision; `None` where its books are gone.
+    /// The partition's last decision; `None` if the partition has no state.
     pub position: Option<Position>,
-    /// The outbox after where the caller said that Postgres is.
+    /// The entries of the outbox after the given one.
     pub entries: Vec<Entry>,
     pub things: Vec<T>,
 }
 
-/// A user. Empty fields: there is none.
+/// A user. The fields are empty if the user does not exist.
 #[derive(Debug, Default)]
 pub struct UserSeen {
     pub fields: Fields,
-    /// By campaign, in the scripts' notation.
+    /// The coupon records by campaign, as the scripts write them.
     pub coupons: HashMap<i64, String>,
 }
 
@@ -52,7 +52,7 @@ pub struct ProductSeen {
     pub held: i64,
     pub sold: i64,
     pub withheld: i64,
-    /// Whether it is in the catalogue.
+    /// Whether the catalog has it.
     pub listed: bool,
 }
 
@@ -68,32 +68,32 @@ pub struct CampaignSeen {
 #[derive(Debug, Default)]
 pub struct OrderSeen {
     pub fields: Fields,
-    /// Whether the clock will end it.
+    /// Whether the expiry index has it.
     pub expires: bool,
-    /// Whether its gateway payment is looked at.
+    /// Whether the index of gateway payments has it.
     pub watched: bool,
-    /// Whether it will leave Redis.
+    /// Whether its key expires.
     pub leaves: bool,
 }
 
-/// A far hold.
+/// A remote hold.
 #[derive(Debug, Default)]
 pub struct HoldSeen {
     pub fields: Fields,
-    /// Whether it is looked at.
+    /// Whether the index of remote holds has it.
     pub due: bool,
-    /// Whether it will leave Redis.
+    /// Whether its key expires.
     pub leaves: bool,
 }
 
-/// One day's rankings: units and won by product.
+/// The rankings of one day: units and won by product.
 #[derive(Debug, Default)]
 pub struct RanksSeen {
     pub units: BTreeMap<i64, i64>,
     pub won: BTreeMap<i64, i64>,
 }
 
-/// The kinds of keys of which there may be as many as there are users and orders.
+/// The ids in the keys of a scan, by kind of key.
 #[derive(Debug, Default)]
 pub struct Scanned {
     pub users: Vec<i64>,
@@ -101,7 +101,7 @@ pub struct Scanned {
     pub campaigns: Vec<i64>,
     pub orders: Vec<i64>,
     pub holds: Vec<i64>,
-    /// Keys that nothing here writes.
+    /// Keys that the service does not write.
     pub unknown: Vec<String>,
 }
 
@@ -111,23 +111,24 @@ impl Replies {
     fn next<T: FromRedisValue>(&mut self) -> Result<T, Error> {
         let value = self.0.next().unwrap_or(Value::Nil);
         T::from_redis_value(value)
-            .map_err(|error| Error::Internal(anyhow!("Redis holds something else there: {error}")))
+            .map_err(|error| Error::Internal(anyhow!("a value in Redis has an unexpected type: {error}")))
     }
 }
 
 impl Store {
-    /// Reads the books, up to `most` entries of the outbox after `after`, and what `ask` asks for, at one moment.
-    async fn in_batches(
+    /// Reads the position, up to `max` entries of the outbox after `after`, and the replies to the commands of `add_reads`, at
+    /// one moment.
+    async fn at_one_moment(
         &self,
         here: Partition,
-        (after, most): (StreamId, usize),
-        ask: impl FnOnce(&mut redis::Pipeline),
+        (after, max): (StreamId, usize),
+        add_reads: impl FnOnce(&mut redis::Pipeline),
     ) -> Result<(Option<Position>, Vec<Entry>, Replies), Error> {
         let mut read = redis::pipe();
         read.atomic();
         read.cmd("HMGET").arg(Keys(here).meta()).arg(&["epoch", "seq"]);
-        read.cmd("XRANGE").arg(Keys(here).outbox()).arg(format!("({after}")).arg("+").arg("COUNT").arg(most);
-        ask(&mut read);
+        read.cmd("XRANGE").arg(Keys(here).outbox()).arg(format!("({after}")).arg("+").arg("COUNT").arg(max);
+        add_reads(&mut read);
         let replies: Vec<Value> = self.pipe_unchecked(here, &read).await?;
         let mut replies = Replies(replies.into_iter());
         let (epoch, seq): (Option<i64>, Option<i64>) = replies.next()?;
@@ -135,10 +136,10 @@ impl Store {
         Ok((epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq }), entries, replies))
     }
 
-    /// These users.
+    /// Reads users.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; so all the following.
+    /// [`Error::Unavailable`], as for all the following methods.
     pub async fn inspect_users(
         &self,
         here: Partition,
@@ -146,12 +147,12 @@ impl Store {
         ids: &[i64],
     ) -> Result<Inspected<UserSeen>, Error> {
         let users: Vec<UserId> = ids.iter().filter_map(|id| UserId::new(*id)).collect();
-        let ask = |read: &mut redis::Pipeline| {
+        let reads = |read: &mut redis::Pipeline| {
             for user in &users {
                 read.cmd("HGETALL").arg(Keys(here).user(*user));
             }
         };
-        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
         let things = users.iter().map(|_| {
             let mut fields: HashMap<String, String> = replies.next()?;
             let coupons = take_coupons(&mut fields);
@@ -160,7 +161,7 @@ impl Store {
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }
 
-    /// These products.
+    /// Reads products.
     pub async fn inspect_products(
         &self,
         here: Partition,
@@ -169,7 +170,7 @@ impl Store {
     ) -> Result<Inspected<ProductSeen>, Error> {
         let keys = Keys(here);
         let products: Vec<ProductId> = ids.iter().filter_map(|id| ProductId::new(*id)).collect();
-        let ask = |read: &mut redis::Pipeline| {
+        let reads = |read: &mut redis::Pipeline| {
             for product in &products {
                 read.cmd("HGETALL").arg(keys.product(*product));
                 for counters in [keys.price(), keys.stock(), keys.held(), keys.sold(), keys.withheld()] {
@@ -178,7 +179,7 @@ impl Store {
                 read.cmd("ZSCORE").arg(keys.catalogue()).arg(product.get());
             }
         };
-        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
         let things = products.iter().map(|_| {
             Ok(ProductSeen {
                 fields: replies.next()?,
@@ -193,7 +194,7 @@ impl Store {
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }
 
-    /// These campaigns.
+    /// Reads campaigns.
     pub async fn inspect_campaigns(
         &self,
         here: Partition,
@@ -201,14 +202,14 @@ impl Store {
         ids: &[i64],
     ) -> Result<Inspected<CampaignSeen>, Error> {
         let campaigns: Vec<CouponId> = ids.iter().filter_map(|id| CouponId::new(*id)).collect();
-        let ask = |read: &mut redis::Pipeline| {
+        let reads = |read: &mut redis::Pipeline| {
             for campaign in &campaigns {
                 read.cmd("HGETALL").arg(Keys(here).campaign(*campaign));
                 read.cmd("SCARD").arg(Keys(here).holders(*campaign));
                 read.cmd("ZSCORE").arg(Keys(here).campaigns()).arg(campaign.get());
             }
         };
-        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
         let things = campaigns.iter().map(|_| {
             let (fields, holders) = (replies.next()?, replies.next()?);
             Ok(CampaignSeen { fields, holders, listed: replies.next::<Option<f64>>()?.is_some() })
@@ -216,7 +217,7 @@ impl Store {
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }
 
-    /// These orders.
+    /// Reads orders.
     pub async fn inspect_orders(
         &self,
         here: Partition,
@@ -224,7 +225,7 @@ impl Store {
         ids: &[i64],
     ) -> Result<Inspected<OrderSeen>, Error> {
         let orders: Vec<OrderId> = ids.iter().filter_map(|id| OrderId::new(*id)).collect();
-        let ask = |read: &mut redis::Pipeline| {
+        let reads = |read: &mut redis::Pipeline| {
             for order in &orders {
                 read.cmd("HGETALL").arg(Keys(here).order(*order));
                 read.cmd("ZSCORE").arg(Keys(here).expiry()).arg(order.get());
@@ -232,7 +233,7 @@ impl Store {
                 read.cmd("PTTL").arg(Keys(here).order(*order));
             }
         };
-        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
         let things = orders.iter().map(|_| {
             let (fields, expires) = (replies.next()?, replies.next::<Option<f64>>()?.is_some());
             let watched = replies.next::<Option<f64>>()?.is_some();
@@ -241,7 +242,7 @@ impl Store {
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }
 
-    /// The far holds of these orders, each with its user.
+    /// Reads the remote holds of these orders, each with its user.
     pub async fn inspect_holds(
         &self,
         here: Partition,
@@ -250,14 +251,14 @@ impl Store {
     ) -> Result<Inspected<HoldSeen>, Error> {
         let orders: Vec<(OrderId, i64)> =
             ids.iter().filter_map(|(order, user)| Some((OrderId::new(*order)?, *user))).collect();
-        let ask = |read: &mut redis::Pipeline| {
+        let reads = |read: &mut redis::Pipeline| {
             for (order, user) in &orders {
                 read.cmd("HGETALL").arg(Keys(here).hold(*order));
                 read.cmd("ZSCORE").arg(Keys(here).holds()).arg(format!("{order}:{user}"));
                 read.cmd("PTTL").arg(Keys(here).hold(*order));
             }
         };
-        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
         let things = orders.iter().map(|_| {
             let (fields, due) = (replies.next()?, replies.next::<Option<f64>>()?.is_some());
             Ok(HoldSeen { fields, due, leaves: replies.next::<i64>()? >= 0 })
@@ -265,21 +266,21 @@ impl Store {
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }
 
-    /// The rankings of these days.
+    /// Reads the rankings of these days.
     pub async fn inspect_ranks(
         &self,
         here: Partition,
         outbox: (StreamId, usize),
         days: &[NaiveDate],
     ) -> Result<Inspected<RanksSeen>, Error> {
-        let ask = |read: &mut redis::Pipeline| {
+        let reads = |read: &mut redis::Pipeline| {
             for day in days {
                 for set in [Keys(here).rank_units(*day), Keys(here).rank_won(*day)] {
                     read.cmd("ZRANGE").arg(set).arg(0).arg(-1).arg("WITHSCORES");
                 }
             }
         };
-        let (position, entries, mut replies) = self.in_batches(here, outbox, ask).await?;
+        let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
         let mut scores = || -> Result<BTreeMap<i64, i64>, Error> {
             let Scores(scores) = replies.next()?;
             Ok(scores.into_iter().map(|(product, score)| (product, score as i64)).collect())
@@ -288,7 +289,7 @@ impl Store {
         Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
     }
 
-    /// Which of these users hold a coupon of the campaign, as the campaign has it.
+    /// For each of these users, whether the campaign's set of holders has the user.
     pub async fn are_holders(&self, coupon: CouponId, users: &[i64]) -> Result<Vec<bool>, Error> {
         if users.is_empty() {
             return Ok(Vec::new());
@@ -299,14 +300,14 @@ impl Store {
         self.query_unchecked(here, &read).await
     }
 
-    /// How much the clock will end, or how many gateways' payments are looked at (`gateway`).
+    /// The size of the expiry index, or with `gateway` of the index of gateway payments.
     pub async fn index_size(&self, here: Partition, gateway: bool) -> Result<usize, Error> {
         let mut count = redis::cmd("ZCARD");
         count.arg(if gateway { Keys(here).gateway() } else { Keys(here).expiry() });
         self.query_unchecked(here, &count).await
     }
 
-    /// A page of what the clock will end, or the gateways' payments that are looked at (`gateway`).
+    /// A page of the expiry index, or with `gateway` of the index of gateway payments.
     pub async fn index_page(
         &self,
         here: Partition,
@@ -322,9 +323,9 @@ impl Store {
     pub async fn servers(&self) -> Result<Vec<Partition>, Error> {
         let (mut seen, mut servers) = (HashSet::new(), Vec::new());
         for here in self.all() {
-            let mut ask = redis::cmd("INFO");
-            ask.arg("server");
-            let info: String = self.query_unchecked(here, &ask).await?;
+            let mut read = redis::cmd("INFO");
+            read.arg("server");
+            let info: String = self.query_unchecked(here, &read).await?;
             if seen.insert(Server::read(&info).run_id) {
                 servers.push(here);
             }
@@ -332,8 +333,8 @@ impl Store {
         Ok(servers)
     }
 
-    /// A page of a server's keys that are ours, and where the next one begins; the last one is followed by `None`. A key that
-    /// is there all the while is in some page, perhaps in several.
+    /// A page of the service's keys on a server, and the next cursor, which is `None` after the last page. A key that exists
+    /// during the whole scan is in at least one page.
     pub async fn scan_page(&self, server: Partition, cursor: &str) -> Result<(Vec<String>, Option<String>), Error> {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg("{p*}:*").arg("COUNT").arg(SCAN_BATCH);
@@ -342,20 +343,20 @@ impl Store {
     }
 }
 
-/// What the keys of a page are of, by partition.
+/// Sorts the keys of a page by partition and kind.
 pub fn sort_keys(page: &[String]) -> BTreeMap<u16, Scanned> {
     let mut sorted: BTreeMap<u16, Scanned> = BTreeMap::new();
     for key in page {
         let Some((partition, rest)) = key.strip_prefix("{p").and_then(|key| key.split_once("}:")) else { continue };
         let Ok(partition) = partition.parse() else { continue };
-        let of = sorted.entry(partition).or_default();
+        let scanned = sorted.entry(partition).or_default();
         let parts: Vec<&str> = rest.split(':').collect();
         let numbers = match parts.as_slice() {
-            ["user", id] | ["user", id, "coupons"] => Some((&mut of.users, id)),
-            ["product", id] => Some((&mut of.products, id)),
-            ["coupon", id] | ["coupon", id, "holders"] => Some((&mut of.campaigns, id)),
-            ["order", id] => Some((&mut of.orders, id)),
-            ["hold", id] => Some((&mut of.holds, id)),
+            ["user", id] | ["user", id, "coupons"] => Some((&mut scanned.users, id)),
+            ["product", id] => Some((&mut scanned.products, id)),
+            ["coupon", id] | ["coupon", id, "holders"] => Some((&mut scanned.campaigns, id)),
+            ["order", id] => Some((&mut scanned.orders, id)),
+            ["hold", id] => Some((&mut scanned.holds, id)),
             [
                 "meta" | "outbox" | "ids" | "coupons" | "catalogue" | "price" | "stock" | "held" | "sold" | "withheld",
             ]
@@ -366,7 +367,7 @@ pub fn sort_keys(page: &[String]) -> BTreeMap<u16, Scanned> {
         };
         match numbers.and_then(|(ids, id)| Some((ids, id.parse().ok().filter(|id| *id > 0)?))) {
             Some((ids, id)) => ids.push(id),
-            None => of.unknown.push(key.clone()),
+            None => scanned.unknown.push(key.clone()),
         }
     }
     sorted

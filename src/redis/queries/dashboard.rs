@@ -1,5 +1,5 @@
-//! Redis as operators watch it, time and again while it works: where the units of some products are, which products are held
-//! most, and how the servers are. Each read is bounded, however much there is.
+//! Reads for the dashboard: the units of products by state, the held units, the state of the servers. Each read is bounded in
+//! size.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,33 +11,32 @@ use crate::{
     redis::{Store, keys::Keys},
 };
 
-/// How a server of Redis is, as it says itself.
+/// The state of a Redis server, as the server reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerState {
-    /// `redis`, or what else speaks like it.
+    /// `redis`, or the name of a compatible server.
     pub name: String,
     pub version: String,
     pub used_memory: u64,
-    /// `None`: as much as the machine has.
+    /// `None` if there is no limit.
     pub max_memory: Option<u64>,
-    /// What happens when that is used up.
     pub maxmemory_policy: String,
     pub aof_enabled: bool,
-    /// `None` where it does not say.
+    /// `None` if the server does not report it.
     pub appendfsync: Option<String>,
-    /// Whether the append-only file could be written the last time.
+    /// Whether the last write to the append-only file succeeded.
     pub aof_last_write_ok: bool,
     pub aof_rewrite_in_progress: bool,
     pub connected_clients: u64,
-    /// Commands a second, lately.
+    /// The current number of commands per second.
     pub ops_per_second: u64,
 }
 
 impl Store {
-    /// These products of one partition, as of one moment; `None` for those that do not exist.
+    /// Products of one partition at one moment; `None` for those that do not exist.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; so all the following.
+    /// [`Error::Unavailable`], as for all the following methods.
     pub async fn shelves_of(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<ShelvedProduct>>, Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
@@ -74,8 +73,8 @@ impl Store {
         Ok(shelved.collect())
     }
 
-    /// Some of a partition's products with the units held of each, about `size` of them, and where the next ones begin: at
-    /// `0` again after the last. A product may come twice.
+    /// A page of about `size` products of a partition with their held units, and the next cursor, which is `0` after the last
+    /// page. A scan may return a product twice.
     pub async fn held_page(
         &self,
         here: Partition,
@@ -88,18 +87,18 @@ impl Store {
         Ok((page.into_iter().filter_map(|(id, held)| Some((ProductId::new(id)?, held))).collect(), next))
     }
 
-    /// How each server is.
+    /// The state of each server.
     pub async fn server_states(&self) -> Result<Vec<ServerState>, Error> {
         let mut states = Vec::new();
         for here in self.one_of_each_server()? {
-            let mut ask = redis::cmd("INFO");
-            ask.arg(&["server", "memory", "persistence", "clients", "stats"]);
-            let info: String = self.query_unchecked(here, &ask).await?;
-            let mut ask = redis::cmd("CONFIG");
-            ask.arg("GET").arg("appendfsync");
-            // Some services do not let anybody ask: that is no reason to try all rights again.
+            let mut read = redis::cmd("INFO");
+            read.arg(&["server", "memory", "persistence", "clients", "stats"]);
+            let info: String = self.query_unchecked(here, &read).await?;
+            let mut read = redis::cmd("CONFIG");
+            read.arg("GET").arg("appendfsync");
+            // Without `settle`: some services refuse this command, which must not cause a check of all permissions.
             let (_ticket, mut link) = self.shared_connections().get(here).await?;
-            let setting: Option<HashMap<String, String>> = ask.query_async(&mut link).await.ok();
+            let setting: Option<HashMap<String, String>> = read.query_async(&mut link).await.ok();
             states.push(server_state(&info, setting.and_then(|mut setting| setting.remove("appendfsync"))));
         }
         Ok(states)
@@ -117,14 +116,14 @@ impl Store {
     }
 }
 
-/// From the reply to `INFO`; what is not in it is 0, or not so.
+/// Parses the reply to `INFO`. Missing numbers are 0, missing flags false.
 fn server_state(info: &str, appendfsync: Option<String>) -> ServerState {
     let field = |name: &str| {
         let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         value.unwrap_or("").trim()
     };
     let number = |name: &str| field(name).parse().unwrap_or(0);
-    // Valkey has both, and as its `redis_version` the Redis that it speaks like.
+    // Valkey reports both; its `redis_version` is the Redis that it is compatible with.
     let (name, version) = match field("valkey_version") {
         "" => ("redis", field("redis_version")),
         version => ("valkey", version),
@@ -133,7 +132,7 @@ fn server_state(info: &str, appendfsync: Option<String>) -> ServerState {
         name: name.to_owned(),
         version: version.to_owned(),
         used_memory: number("used_memory"),
-        max_memory: Some(number("maxmemory")).filter(|most| *most > 0),
+        max_memory: Some(number("maxmemory")).filter(|max| *max > 0),
         maxmemory_policy: field("maxmemory_policy").to_owned(),
         aof_enabled: field("aof_enabled") == "1",
         appendfsync,

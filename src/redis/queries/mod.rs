@@ -1,4 +1,4 @@
-//! Reads: one file per subject, each read one round trip.
+//! Reads, one file per subject. Most reads are one round trip per partition.
 
 pub mod audit;
 pub mod dashboard;

@@ -1,5 +1,5 @@
-//! The popular products: one pair of sorted sets (units, won) per day and partition, written by the scripts that sell and
-//! refund, merged here over the days of a scope.
+//! The ranking of the most sold products. The scripts write two sorted sets (units, won) per day and partition; this module
+//! merges them over the days of a scope.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::{
     redis::{Store, keys::Keys},
 };
 
-/// Members of a sorted set with their scores: one after the other in RESP2, in pairs in RESP3.
+/// Members of a sorted set with their scores: a flat list in RESP2, pairs in RESP3.
 pub(super) struct Scores(pub(super) Vec<(i64, f64)>);
 
 impl FromRedisValue for Scores {
@@ -32,17 +32,17 @@ impl FromRedisValue for Scores {
     }
 }
 
-/// When a day's rankings are in no scope any more, in any zone, and may go.
+/// The time from which no scope, in any zone, includes a day's rankings any more.
 pub fn ranked_until(day: NaiveDate) -> Millis {
-    // A day of slack on either side, because zones differ by less than a day from UTC.
+    // One day more on either side, because zones differ from UTC by less than a day.
     let until = day.checked_add_days(Days::new(u64::from(RankingScope::MAX_DAYS) + 2)).unwrap_or(NaiveDate::MAX);
     Millis(until.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis())
 }
 
 impl Store {
-    /// The products sold on the `days` calendar days up to `today`, ranked: units, then won, then the lower id. One round
-    /// trip per partition. Products whose sales were all refunded are not in it.
-    pub async fn ranking(&self, today: NaiveDate, days: u32, most: usize) -> Result<Vec<RankedProduct>, Error> {
+    /// The products sold on the `days` calendar days up to `today`, ranked by units, then won, then the lower id; at most `max`.
+    /// Omits products whose sales were all refunded. One round trip per partition.
+    pub async fn ranking(&self, today: NaiveDate, days: u32, max: usize) -> Result<Vec<RankedProduct>, Error> {
         let window: Vec<NaiveDate> =
             (0..days).filter_map(|back| today.checked_sub_days(Days::new(back.into()))).collect();
         let mut ranked = Vec::new();
@@ -69,7 +69,7 @@ impl Store {
         ranked.sort_unstable_by_key(|product| {
             (std::cmp::Reverse(product.units), std::cmp::Reverse(product.won), product.product_id)
         });
-        ranked.truncate(most);
+        ranked.truncate(max);
         for (place, product) in ranked.iter_mut().enumerate() {
             product.position = place as i64 + 1;
         }

@@ -1,7 +1,7 @@
-//! The reads: each one round trip, none of them a script that writes.
+//! Reads of users, coupons, campaigns, products and orders.
 //!
-//! A read that finds nothing asks once more whether the partition's books are open at all, so that a Redis which lost its
-//! data answers "unavailable" rather than "no such user".
+//! A read that finds nothing checks the partition's state, so that the reply of a Redis that lost its data is "unavailable"
+//! and not "no such user".
 
 use std::collections::HashMap;
 
@@ -101,14 +101,14 @@ impl Store {
         campaign(coupon, &fields).map(Some)
     }
 
-    /// Campaigns whose window has not closed, or not longer ago than `back_ms`, soonest to close first, from all partitions: at
-    /// most `most` of each.
-    pub async fn campaigns_closing_after(&self, back_ms: i64, most: i64) -> Result<Vec<Campaign>, Error> {
+    /// Campaigns of all partitions that are not closed, or closed at most `back_ms` ago, in the order of their closing; at most
+    /// `max` per partition.
+    pub async fn campaigns_closing_after(&self, back_ms: i64, max: i64) -> Result<Vec<Campaign>, Error> {
         let mut campaigns = Vec::new();
         for here in self.all() {
             let mut read = redis::cmd("ZRANGE");
             read.arg(Keys(here).campaigns()).arg(format!("({}", self.now(here).0 - back_ms)).arg("+inf");
-            read.arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+            read.arg("BYSCORE").arg("LIMIT").arg(0).arg(max);
             let ids: Vec<i64> = self.query(here, read).await?;
             if ids.is_empty() {
                 self.check_partition(here).await?;
@@ -161,7 +161,7 @@ impl Store {
         Ok(asked.iter().map(|id| Ok(found_of(id))).collect())
     }
 
-    /// These products of one partition; `None` for those that do not exist.
+    /// Products of one partition; `None` for those that do not exist.
     pub async fn products_of(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<Product>>, Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
@@ -187,7 +187,7 @@ impl Store {
         Ok(found.collect())
     }
 
-    /// A page of the catalogue by product id, and how many products there are in all.
+    /// A page of the catalog by product id, and the number of all products.
     pub async fn products(
         &self,
         offset: i64,
@@ -200,7 +200,7 @@ impl Store {
                 Some(category) => Keys(here).category(category.as_str()),
                 None => Keys(here).catalogue(),
             };
-            // With one partition the page itself; with many, each one's share of everything up to the page's end.
+            // One partition: the page itself. Several: from each, everything up to the end of the page.
             let first = if self.partitions() == 1 { offset } else { 0 };
             let mut read = redis::pipe();
             read.cmd("ZCARD").arg(&set);
@@ -218,8 +218,8 @@ impl Store {
         }
         let mut products = Vec::with_capacity(ids.len());
         for here in self.all() {
-            let mine: Vec<ProductId> = ids.iter().copied().filter(|id| self.owner(id.get()) == here).collect();
-            products.extend(self.products_of(here, &mine).await?.into_iter().flatten());
+            let ids: Vec<ProductId> = ids.iter().copied().filter(|id| self.owner(id.get()) == here).collect();
+            products.extend(self.products_of(here, &ids).await?.into_iter().flatten());
         }
         products.sort_unstable_by_key(|product| product.product_id);
         Ok((products, total))
@@ -238,15 +238,15 @@ impl Store {
         order_record(order, &fields).map(Some).ok_or_else(|| Error::Internal(anyhow!("order {order} is not readable")))
     }
 
-    /// Orders whose hold ended by now, longest due first.
-    pub async fn due_orders(&self, here: Partition, most: usize) -> Result<Vec<OrderId>, Error> {
-        let ids = self.due(here, &Keys(here).expiry(), most).await?;
+    /// Orders whose hold has ended, the longest due first.
+    pub async fn due_orders(&self, here: Partition, max: usize) -> Result<Vec<OrderId>, Error> {
+        let ids = self.due(here, &Keys(here).expiry(), max).await?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).filter_map(OrderId::new).collect())
     }
 
-    /// Far holds that are to be looked at by now: orders at home elsewhere, and their users.
-    pub async fn due_holds(&self, here: Partition, most: usize) -> Result<Vec<(OrderId, UserId)>, Error> {
-        let members = self.due(here, &Keys(here).holds(), most).await?;
+    /// Remote holds whose check is due: the order of another partition, and its user.
+    pub async fn due_holds(&self, here: Partition, max: usize) -> Result<Vec<(OrderId, UserId)>, Error> {
+        let members = self.due(here, &Keys(here).holds(), max).await?;
         let pair = |member: &String| {
             let (order, user) = member.split_once(':')?;
             Some((OrderId::new(order.parse().ok()?)?, UserId::new(user.parse().ok()?)?))
@@ -254,13 +254,13 @@ impl Store {
         Ok(members.iter().filter_map(pair).collect())
     }
 
-    async fn due(&self, here: Partition, index: &str, most: usize) -> Result<Vec<String>, Error> {
+    async fn due(&self, here: Partition, index: &str, max: usize) -> Result<Vec<String>, Error> {
         let mut read = redis::cmd("ZRANGE");
-        read.arg(index).arg("-inf").arg(self.now(here).0).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+        read.arg(index).arg("-inf").arg(self.now(here).0).arg("BYSCORE").arg("LIMIT").arg(0).arg(max);
         self.query(here, read).await
     }
 
-    /// Puts off looking at a far hold that is still in the index.
+    /// Postpones the check of a remote hold, if the hold is still in the index.
     pub async fn postpone_hold(
         &self,
         here: Partition,
@@ -268,19 +268,20 @@ impl Store {
         user: UserId,
         until: Millis,
     ) -> Result<(), Error> {
-        let mut put_off = redis::cmd("ZADD");
-        put_off.arg(Keys(here).holds()).arg("XX").arg(until.0).arg(format!("{order}:{user}"));
-        self.query(here, put_off).await
+        let mut postpone = redis::cmd("ZADD");
+        postpone.arg(Keys(here).holds()).arg("XX").arg(until.0).arg(format!("{order}:{user}"));
+        self.query(here, postpone).await
     }
 
-    /// `absent` if the partition's books are open, so that not finding something means that it is not there.
+    /// `absent` if the partition is open: only then does an empty read mean that the resource does not exist.
     async fn absent(&self, here: Partition, absent: Error) -> Error {
         self.check_partition(here).await.err().unwrap_or(absent)
     }
 
+    /// Checks that the partition has a state and is not frozen.
     pub(super) async fn check_partition(&self, here: Partition) -> Result<(), Error> {
-        let books = self.partition_state(here).await?;
-        if books.position.is_none() || books.frozen.is_some() {
+        let state = self.partition_state(here).await?;
+        if state.position.is_none() || state.frozen.is_some() {
             self.watermark(here).invalidate();
             return Err(partition_closed());
         }

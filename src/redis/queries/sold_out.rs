@@ -1,5 +1,5 @@
-//! The reads by which a process comes to refuse coupons without asking: what stands of a campaign, who holds its coupons,
-//! who exists. Each names the epoch that it was read in; nothing of it is worth anything in another.
+//! Reads for the cache of sold-out campaigns: the status of a campaign, the holders of its coupons, the users that exist. Each
+//! result is valid in its epoch only.
 
 use redis::FromRedisValue;
 
@@ -8,16 +8,16 @@ use crate::{
     redis::{Store, keys::Keys, partition_closed},
 };
 
-/// Members in one page of a scan: some hundred microseconds of Redis's time.
+/// The page size of a scan: some hundred microseconds of Redis's time.
 const HOLDERS_BATCH: usize = 1000;
-/// Users asked about by one `EXISTS` where some of more do not exist.
+/// The number of users per `EXISTS`, if not all users of a block exist.
 const USERS_BATCH: usize = 32;
 
-/// What a campaign's partition says of it at one moment.
+/// The status of a campaign at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CampaignStatus {
     pub epoch: i64,
-    /// All coupons are given out or kept back, and none is about to be released.
+    /// All coupons are issued or withheld, and no release is prepared.
     pub given_out: bool,
     pub holders: usize,
     /// The first instant of its window, and the first after it.
@@ -27,15 +27,15 @@ pub struct CampaignStatus {
 type Meta = (Option<i64>, Option<i64>, Option<String>);
 
 impl Store {
-    /// Whether a partition is used without being looked at first.
+    /// Whether a partition is known to be open, so that commands need no check first.
     pub fn is_open(&self, here: Partition) -> bool {
         self.watermark(here).is_open()
     }
 
-    /// How a campaign stands. One that does not exist is not given out.
+    /// Reads the status of a campaign. A campaign that does not exist is not given out.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; also where the books are closed, or know less than was told before.
+    /// [`Error::Unavailable`], also if the partition is frozen or behind its acknowledged position.
     pub async fn campaign_status(&self, id: CouponId) -> Result<CampaignStatus, Error> {
         let here = self.owner(id.get());
         let mut read = redis::pipe();
@@ -51,12 +51,12 @@ impl Store {
         Ok(CampaignStatus { epoch, given_out, holders, window })
     }
 
-    /// All users that hold a coupon of this campaign, ascending; `None` if they are more than `most`. Of those that get one
-    /// meanwhile, some.
+    /// All users that hold a coupon of this campaign, ascending; `None` if they are more than `max`. May lack users who get a
+    /// coupon during the scan.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn holders(&self, id: CouponId, most: usize) -> Result<Option<Box<[i64]>>, Error> {
+    pub async fn holders(&self, id: CouponId, max: usize) -> Result<Option<Box<[i64]>>, Error> {
         let here = self.owner(id.get());
         let set = Keys(here).holders(id);
         let (mut holders, mut cursor) = (Vec::new(), 0u64);
@@ -65,12 +65,12 @@ impl Store {
             scan.arg(&set).arg(cursor).arg("COUNT").arg(HOLDERS_BATCH);
             let (next, page): (u64, Vec<i64>) = self.query(here, scan).await?;
             holders.extend(page);
-            // Some may come twice.
-            if next == 0 || holders.len() > most {
+            // A scan may return a member twice.
+            if next == 0 || holders.len() > max {
                 holders.sort_unstable();
                 holders.dedup();
             }
-            if holders.len() > most {
+            if holders.len() > max {
                 return Ok(None);
             }
             if next == 0 {
@@ -80,16 +80,16 @@ impl Store {
         }
     }
 
-    /// Which of these users exist, all at home in `here`; and the epoch, which is one for all of them.
+    /// The epoch, and for each of these users of partition `here` whether the user exists.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; also where a new epoch began meanwhile.
+    /// [`Error::Unavailable`], also if a new epoch began meanwhile.
     pub async fn users_exist(&self, here: Partition, users: &[UserId]) -> Result<(i64, Vec<bool>), Error> {
         let (epoch, found) = self.count_users(here, &[users]).await?;
         if found == [users.len()] {
             return Ok((epoch, vec![true; users.len()]));
         }
-        // As a rule those that do not exist are next to each other: they are not yet created.
+        // Usually the missing users are adjacent, because they are not created yet: most groups are all there or all missing.
         let groups: Vec<&[UserId]> = users.chunks(USERS_BATCH).collect();
         let (again, found) = self.count_users(here, &groups).await?;
         let is_mixed = |(group, found): &(&&[UserId], &usize)| **found != 0 && **found != group.len();
@@ -112,7 +112,7 @@ impl Store {
         Ok((epoch, exist))
     }
 
-    /// How many of each group exist.
+    /// The number of existing users in each group.
     async fn count_users(&self, here: Partition, groups: &[&[UserId]]) -> Result<(i64, Vec<usize>), Error> {
         let mut read = redis::pipe();
         for group in groups {
@@ -124,10 +124,10 @@ impl Store {
         self.in_epoch(here, &read).await
     }
 
-    /// Runs these reads at one moment of an epoch.
+    /// Runs these reads at one moment. Returns its epoch and their results.
     async fn in_epoch<T: FromRedisValue>(&self, here: Partition, reads: &redis::Pipeline) -> Result<(i64, T), Error> {
         let watermark = self.watermark(here);
-        // Before the reads: the books must know it all.
+        // Load before the reads: the partition must have everything acknowledged so far.
         let acknowledged = watermark.acknowledged();
         let mut read = redis::pipe();
         read.atomic();
@@ -137,17 +137,17 @@ impl Store {
         }
         let mut values: Vec<redis::Value> = self.pipe(here, &read).await?;
         let unreadable = |error: redis::ParsingError| {
-            Error::Internal(anyhow::anyhow!("partition {} answered something else: {error}", here.0))
+            Error::Internal(anyhow::anyhow!("an unexpected reply of partition {}: {error}", here.0))
         };
         let rest = redis::Value::Array(values.split_off(values.len().min(1)));
-        let books = values.pop().unwrap_or(redis::Value::Nil);
-        let (Some(epoch), Some(seq), None) = Meta::from_redis_value(books).map_err(unreadable)? else {
+        let meta = values.pop().unwrap_or(redis::Value::Nil);
+        let (Some(epoch), Some(seq), None) = Meta::from_redis_value(meta).map_err(unreadable)? else {
             watermark.invalidate();
             return Err(partition_closed());
         };
         let position = Position { epoch, seq };
         if position < acknowledged {
-            // Whoever uses the partition next looks, and freezes it.
+            // The check before the next use freezes the partition.
             watermark.invalidate();
             return Err(partition_closed());
         }

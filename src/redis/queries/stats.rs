@@ -1,4 +1,4 @@
-//! What the metrics are told of Redis: how much waits in each partition. Also of one that is closed.
+//! Reads for the metrics: the pending work of each partition. Works on a closed partition too.
 
 use super::due::{due_ranges, stuck_range};
 use crate::{
@@ -13,35 +13,35 @@ use crate::{
 
 type Reads = ((Option<i64>, Option<i64>), u64, Vec<Entry>, u64, u64, u64, u64, u64, u64, u64, u64);
 
-/// Things that come due.
+/// A number of scheduled items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PendingCount {
-    /// All of them.
+    /// All items.
     pub open: u64,
-    /// Those that are due already.
+    /// The items that are due.
     pub due: u64,
 }
 
-/// What waits in a partition.
+/// The pending work of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// The last decision; `None` where the books are not there.
+    /// The last decision; `None` if the partition has no state.
     pub decided: Option<Position>,
-    /// Entries of the outbox, from the first that is not trimmed yet.
+    /// The number of entries in the outbox.
     pub outbox: u64,
-    /// When the oldest entry after the given one was written, by Redis's clock.
+    /// The time, by Redis's clock, of the oldest entry that PostgreSQL does not have.
     pub oldest: Option<Millis>,
-    /// PENDING orders by the end of their hold, gateway payments by when they are looked at next, stock held for orders
-    /// elsewhere likewise.
+    /// PENDING orders, due at the end of their hold.
     pub orders: PendingCount,
+    /// Gateway payments, due at their next check.
     pub payments: PendingCount,
-    /// Gateway payments that nobody can settle.
     pub stuck_payments: u64,
+    /// Remote holds, due at their next check.
     pub remote_holds: PendingCount,
 }
 
 impl Store {
-    /// What waits in a partition at `now`, in one round trip; `after` is the last entry that Postgres has.
+    /// Reads the pending work of a partition at `now`, in one round trip. `after` is the last entry that PostgreSQL has.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -68,8 +68,8 @@ impl Store {
             orders_due,
             payments,
             payments_due,
-            far_holds,
-            far_holds_due,
+            remote_holds,
+            remote_holds_due,
             stuck,
             stuck_due,
         ): Reads = self.pipe_unchecked(here, &read).await?;
@@ -80,11 +80,11 @@ impl Store {
             orders: PendingCount { open: orders, due: orders_due },
             payments: PendingCount { open: payments, due: payments_due + stuck_due },
             stuck_payments: stuck,
-            remote_holds: PendingCount { open: far_holds, due: far_holds_due },
+            remote_holds: PendingCount { open: remote_holds, due: remote_holds_due },
         })
     }
 
-    /// Its connections by what they are for.
+    /// The numbers of connections, by their use.
     pub fn connections(&self) -> [(&'static str, Connections); 3] {
         self.shared_connections().connections()
     }

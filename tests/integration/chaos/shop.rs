@@ -370,6 +370,6 @@ fn serving(log: &PathBuf, from: u64) -> Option<String> {
 
 /// What is said about a loss, if anything is.
 fn tells_of_loss(said: &str) -> Option<String> {
-    let signs = ["are lost", "Redis lost decisions", "lost the books", "books are not open"];
+    let signs = ["are lost", "Redis lost decisions", "lost the state", "is not open in Redis"];
     said.lines().find(|line| signs.iter().any(|sign| line.contains(sign))).map(str::to_owned)
 }

@@ -181,7 +181,7 @@ async fn partition_closed_when_decision_reuses_acknowledged_seq() {
     let mut redis = test.raw().await;
     let _: i64 = redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut redis).await.unwrap();
     test.put_charge(user, 2).await.refused(503, "SERVICE_UNAVAILABLE");
-    assert!(reasons(&test).await.contains("behind (1, 2) that was told before"));
+    assert!(reasons(&test).await.contains("behind the acknowledged (1, 2)"));
     assert!(frozen(&test).await.is_some());
     test.finish_unchecked().await;
 }
@@ -200,7 +200,7 @@ async fn partition_closed_when_redis_emptied_or_swapped() {
             let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await.unwrap();
         }
         test.engine.check().await;
-        assert!(reasons(&test).await.contains(if swapped { "store another" } else { "lost the books" }));
+        assert!(reasons(&test).await.contains(if swapped { "store another" } else { "lost the state" }));
         test.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
         test.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");
         test.finish_unchecked().await;

@@ -135,7 +135,7 @@ async fn partition_closed_before_write_when_right_revoked() {
             let reply = writes.test.get("/readyz").await;
             reply.refused(503, "SERVICE_UNAVAILABLE");
             let named = if taken == "resetkeys" { KEY_PATTERN } else { &taken[1..] };
-            assert!(reply.text.contains(named) && reply.text.contains("lacks rights"), "{taken}: {}", reply.text);
+            assert!(reply.text.contains(named) && reply.text.contains("lacks permissions"), "{taken}: {}", reply.text);
         };
         writes.all_are_turned_away(degrade, async || acl(&mut again, &documented("secret")).await).await;
         writes.test.finish().await;
