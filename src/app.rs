@@ -7,7 +7,7 @@ use tokio::{
     net::TcpListener,
     time::{Instant, timeout_at},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{Audit, Auditor},
@@ -33,6 +33,7 @@ use crate::{
     projector::Projector,
     recovery::{open, rebuild::Rebuild},
     redis::{self, Store},
+    worker::Workers,
 };
 
 /// How long a stop takes that has no bound of its own: long enough for a machine that stalls.
@@ -100,8 +101,7 @@ pub struct App {
     pub stopping: CancellationToken,
     /// What operators did.
     pub acts: Arc<OperatorLog>,
-    background: TaskTracker,
-    stop_background: CancellationToken,
+    workers: Workers,
 }
 
 impl App {
@@ -177,9 +177,8 @@ impl App {
         let store = open::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
-        let (acts, background, stop_background) =
-            (Arc::<OperatorLog>::default(), TaskTracker::new(), CancellationToken::new());
-        acts.keep_writing(db.clone(), &background, &stop_background);
+        let (acts, workers) = (Arc::<OperatorLog>::default(), Workers::default());
+        acts.keep_writing(db.clone(), &workers);
         Ok(App {
             engine: Arc::new(engine),
             projector: match durability.ack {
@@ -191,24 +190,23 @@ impl App {
             db,
             stopping: CancellationToken::new(),
             acts,
-            background,
-            stop_background,
+            workers,
         })
     }
 
     /// Starts the projection.
     pub fn project(&self) {
-        self.projector.follow(&self.background, &self.stop_background);
+        self.projector.follow(&self.workers);
     }
 
     /// Starts ending what is due.
     pub fn sweep(&self) {
-        self.engine.keep_sweeping(&self.background, &self.stop_background);
+        self.engine.keep_sweeping(&self.workers);
     }
 
     /// Starts watching over the stores. `projects`: this process also runs the projection.
     pub fn watch(&self, projects: bool) {
-        self.engine.keep_watch(projects, &self.background, &self.stop_background);
+        self.engine.keep_watch(projects, &self.workers);
     }
 
     /// What recomputes the books of these stores.
@@ -231,10 +229,10 @@ impl App {
         let limits = Arc::new(Limits::new(&http.limits));
         let secure = http.operators.ops_cookie_secure;
         let sessions = Sessions::new(operators, self.engine.clock().clone(), secure, limits.clone());
-        limits.keep_tidy(&self.background, &self.stop_background);
+        limits.keep_tidy(&self.workers);
         let tokens = Tokens::new(&http.auth, self.engine.clock().clone())?;
         if let Some(tokens) = &tokens {
-            tokens.follow(&self.background, &self.stop_background);
+            tokens.follow(&self.workers);
         }
         Ok(AppState::from(Parts {
             config: http::state::HttpConfig {
@@ -260,7 +258,7 @@ impl App {
             ..LimitsConfig::off()
         };
         let limits = Arc::new(Limits::new(&limits));
-        limits.keep_tidy(&self.background, &self.stop_background);
+        limits.keep_tidy(&self.workers);
         let nobody = Sessions::new(Operators::default(), self.engine.clock().clone(), true, limits.clone());
         Ok(http::router::probes(AppState::from(self.parts(address, nobody, limits, Scrapes::new(metrics)?))))
     }
@@ -311,7 +309,7 @@ impl App {
             ..server::ServerLimits::default()
         };
         let (state, stopping) = (self.state(http, listener.local_addr()?)?, self.stopping.clone());
-        keep_reporting(self.engine.clone(), state.instance.clone(), &self.background, &self.stop_background);
+        keep_reporting(self.engine.clone(), state.instance.clone(), &self.workers);
         let Some(operators) = operators else {
             let everything = http::router::router(state, Side::Both, &http.browsers);
             return Ok(server::serve(listener, everything, limits, stopping).await?);
@@ -346,12 +344,7 @@ impl App {
     /// outbox for the next start. What operators did is nowhere else than here, so it is tried to be told to the last.
     pub async fn stop_within(&self, patience: Duration, carries: bool) -> bool {
         let end = Instant::now() + patience;
-        self.stop_background.cancel();
-        self.background.close();
-        let ended = timeout_at(end, self.background.wait()).await.is_ok();
-        if !ended {
-            tracing::warn!(tasks = self.background.len(), "background work is given up");
-        }
+        let ended = self.workers.stop(end).await;
         let told = self.acts.flush(&self.db, end.duration_since(Instant::now()));
         let carried = async { !carries || self.carry(end).await };
         let (told, carried) = tokio::join!(told, carried);

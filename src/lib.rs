@@ -8,11 +8,12 @@
 //! Redis decides; PostgreSQL records. A module imports only modules to its left, which a test holds:
 //!
 //! ```text
-//! model ← config, telemetry ← redis | postgres | gateway | jwt ← archive ← engine | projector ← recovery, audit ← http ← dashboard ← app | dev ← cli
+//! model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive ← engine | projector ← recovery, audit ← http ← dashboard ← app | dev ← cli
 //! ```
 //!
 //! - [`model`] is the vocabulary: ids, money, time, positions, entities, events, errors.
-//! - [`config`] is the settings with their bounds; [`telemetry`] is the log, the traces and the metrics.
+//! - [`config`] is the settings with their bounds; [`telemetry`] is the log, the traces and the metrics; [`worker`] runs work
+//!   in the background.
 //! - [`redis`] is the only code that speaks Redis; the decisions themselves are in `lua/`.
 //! - [`postgres`] is the only code that speaks PostgreSQL: entities, queries, migrations.
 //! - [`gateway`] asks external payment gateways; [`jwt`] verifies users' tokens.
@@ -39,3 +40,4 @@ pub mod projector;
 pub mod recovery;
 pub mod redis;
 pub mod telemetry;
+pub mod worker;

@@ -8,13 +8,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     snapshot::Instance,
     traffic::{Traffic, Window},
 };
-use crate::{engine::Engine, model::Error};
+use crate::{engine::Engine, model::Error, worker::Workers};
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a report may take to be written, and how long the end of the process waits for its being withdrawn.
@@ -38,30 +37,31 @@ impl Report {
     }
 }
 
-/// Reports until `stop`.
-pub fn keep_reporting(engine: Arc<Engine>, instance: Arc<Instance>, tasks: &TaskTracker, stop: &CancellationToken) {
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        let id = instance.id;
-        let reporting = async {
-            let (mut traffic, mut ticks) = (Traffic::default(), interval(REPORT_INTERVAL));
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            for count in 0_u32.. {
-                ticks.tick().await;
-                let window = traffic.look(&crate::telemetry::metrics::counted(), Instant::now());
-                if count % TIDY_INTERVAL == 0 {
-                    told(timeout(REPORT_TIMEOUT, engine.withdraw_requests(None)).await);
-                }
-                let Some(window) = window else { continue };
-                let report = Report { instance: Instance::clone(&instance), window };
-                if let Ok(report) = serde_json::to_string(&report) {
-                    told(timeout(REPORT_TIMEOUT, engine.report_requests(id, &report)).await);
-                }
-            }
-        };
-        let _ = stop.run_until_cancelled(reporting).await;
-        told(timeout(WITHDRAW_TIMEOUT, engine.withdraw_requests(Some(id))).await);
+/// Starts to report; the stop withdraws the report.
+pub fn keep_reporting(engine: Arc<Engine>, instance: Arc<Instance>, workers: &Workers) {
+    let (withdrawing, id) = (engine.clone(), instance.id);
+    workers.at_stop(async move {
+        told(timeout(WITHDRAW_TIMEOUT, withdrawing.withdraw_requests(Some(id))).await);
     });
+    workers.spawn("request_reports", move || report(engine.clone(), instance.clone()));
+}
+
+/// Reports every [`REPORT_INTERVAL`], for ever.
+async fn report(engine: Arc<Engine>, instance: Arc<Instance>) {
+    let (mut traffic, mut ticks) = (Traffic::default(), interval(REPORT_INTERVAL));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for count in 0_u32.. {
+        ticks.tick().await;
+        let window = traffic.look(&crate::telemetry::metrics::counted(), Instant::now());
+        if count % TIDY_INTERVAL == 0 {
+            told(timeout(REPORT_TIMEOUT, engine.withdraw_requests(None)).await);
+        }
+        let Some(window) = window else { continue };
+        let report = Report { instance: Instance::clone(&instance), window };
+        if let Ok(report) = serde_json::to_string(&report) {
+            told(timeout(REPORT_TIMEOUT, engine.report_requests(instance.id, &report)).await);
+        }
+    }
 }
 
 /// The dashboards do without it, and say that PostgreSQL is away.

@@ -10,14 +10,13 @@ use std::{
     time::Duration,
 };
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
 use super::Engine;
 use crate::{
     config::Ack,
     model::{Error, OrderId, Partition, Position},
     postgres,
     telemetry::metrics,
+    worker::Workers,
 };
 
 /// The interval of the checks of the partitions and of PostgreSQL's progress.
@@ -117,42 +116,41 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs the checks in the background until `stop`. `projects`: this process runs the projector, which reports PostgreSQL's
-    /// progress itself.
-    pub fn keep_watch(self: &Arc<Self>, projects: bool, tasks: &TaskTracker, stop: &CancellationToken) {
-        // One task per store: one that hangs must not delay the checks of the other.
+    /// Starts the checks in the background, with a worker per store: one that hangs must not delay the checks of the others.
+    /// `projects`: this process runs the projector, which reports PostgreSQL's progress itself.
+    pub fn keep_watch(self: &Arc<Self>, projects: bool, workers: &Workers) {
+        let (this, polls) = (self.clone(), !projects && self.durability.ack == Ack::Postgres);
+        workers.spawn("postgres_watch", move || {
+            let this = this.clone();
+            async move { this.watch_postgres(polls).await }
+        });
         let this = self.clone();
-        let polls = !projects && this.durability.ack == Ack::Postgres;
-        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-            let mut reported = tokio::time::Instant::now();
-            loop {
-                if polls && this.store.backlog() > 0 {
-                    tokio::time::sleep(POLL_INTERVAL).await;
-                } else {
-                    tokio::time::sleep_until(reported + CHECK_INTERVAL).await;
-                }
-                this.check_postgres().await;
-                if reported.elapsed() >= CHECK_INTERVAL {
-                    reported = tokio::time::Instant::now();
-                    this.report_to_postgres().await;
-                }
-            }
-        }));
-        let this = self.clone();
-        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-            loop {
-                tokio::time::sleep(CHECK_INTERVAL).await;
-                this.check_redis().await;
-            }
-        }));
-        // A task of its own: Sentinels that do not answer must not delay the checks of the master.
+        workers.every("redis_watch", CHECK_INTERVAL, move || {
+            let this = this.clone();
+            async move { this.check_redis().await }
+        });
         let store = self.store.clone();
-        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-            loop {
-                tokio::time::sleep(SENTINEL_INTERVAL).await;
-                store.follow_sentinels().await;
+        workers.every("sentinels", SENTINEL_INTERVAL, move || {
+            let store = store.clone();
+            async move { store.follow_sentinels().await }
+        });
+    }
+
+    /// Checks PostgreSQL's progress without end; `polls`: at short intervals while replies wait for it.
+    async fn watch_postgres(&self, polls: bool) {
+        let mut reported = tokio::time::Instant::now();
+        loop {
+            if polls && self.store.backlog() > 0 {
+                tokio::time::sleep(POLL_INTERVAL).await;
+            } else {
+                tokio::time::sleep_until(reported + CHECK_INTERVAL).await;
             }
-        }));
+            self.check_postgres().await;
+            if reported.elapsed() >= CHECK_INTERVAL {
+                reported = tokio::time::Instant::now();
+                self.report_to_postgres().await;
+            }
+        }
     }
 
     /// Runs every check once.

@@ -8,13 +8,13 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
 use crate::{
     model::Partition,
     redis::commands::{Closing, RemoteEnd},
     telemetry::metrics,
+    worker::Workers,
 };
 
 /// The pause between two sweeps.
@@ -46,24 +46,16 @@ impl Due {
 }
 
 impl Engine {
-    /// Sweeps in the background until `stop`.
-    pub fn keep_sweeping(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
+    /// Starts the sweeps in the background, with a worker per partition and kind.
+    pub fn keep_sweeping(self: &Arc<Self>, workers: &Workers) {
         for (here, due) in self.sweeps() {
-            let (this, stop) = (self.clone(), stop.clone());
-            tasks.spawn(async move {
-                let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
-                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-                let sweeping = async {
-                    loop {
-                        ticks.tick().await;
-                        if let Err(error) = this.sweep_one(here, due).await {
-                            tracing::warn!(partition = here.0, %error, "a sweep failed: the next one retries");
-                        }
+            let this = self.clone();
+            workers.every("expiry", SWEEP_INTERVAL, move || {
+                let this = this.clone();
+                async move {
+                    if let Err(error) = this.sweep_one(here, due).await {
+                        tracing::warn!(partition = here.0, %error, "a sweep failed: the next one retries");
                     }
-                };
-                tokio::select! {
-                    () = sweeping => {}
-                    () = stop.cancelled() => {}
                 }
             });
         }

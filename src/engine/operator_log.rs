@@ -14,13 +14,13 @@ use std::{
 };
 
 use tokio::sync::Notify;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Engine;
 use crate::{
     model::{Error, *},
     postgres,
     telemetry::metrics,
+    worker::Workers,
 };
 
 /// The capacity of the queue: some megabytes.
@@ -69,19 +69,22 @@ impl OperatorLog {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Writes the queue in the background until `stop`.
-    pub fn keep_writing(self: &Arc<Self>, db: postgres::Connection, tasks: &TaskTracker, stop: &CancellationToken) {
+    /// Starts the worker that writes the queue.
+    pub fn keep_writing(self: &Arc<Self>, db: postgres::Connection, workers: &Workers) {
         let this = self.clone();
-        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-            loop {
-                if let Err(reason) = this.write(&db).await {
-                    tracing::warn!(reason, queued = this.queue().len(), "operator actions wait for PostgreSQL");
-                    tokio::time::sleep(RETRY_INTERVAL).await;
-                } else {
-                    this.queued.notified().await;
+        workers.spawn("operator_log", move || {
+            let (this, db) = (this.clone(), db.clone());
+            async move {
+                loop {
+                    if let Err(reason) = this.write(&db).await {
+                        tracing::warn!(reason, queued = this.queue().len(), "operator actions wait for PostgreSQL");
+                        tokio::time::sleep(RETRY_INTERVAL).await;
+                    } else {
+                        this.queued.notified().await;
+                    }
                 }
             }
-        }));
+        });
     }
 
     /// Writes the queue within `limit`, and drops the rest. Call it only after [`OperatorLog::keep_writing`] has stopped.

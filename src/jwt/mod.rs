@@ -16,7 +16,6 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde_json::{Map, Value};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     jwks::Jwks,
@@ -26,6 +25,7 @@ use self::{
 use crate::{
     config::{Auth, AuthConfig},
     model::{Clock, Error, UserId},
+    worker::Workers,
 };
 
 /// The allowed difference, in ms, between this process's clock and an issuer's.
@@ -103,16 +103,14 @@ impl Tokens {
         })))
     }
 
-    /// Starts a task that reads the set of keys: at once, on a timer, and when a token names an unknown key. Does nothing for
+    /// Starts a worker that reads the set of keys: at once, on a timer, and when a token names an unknown key. Does nothing for
     /// a secret.
-    pub fn follow(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
+    pub fn follow(&self, workers: &Workers) {
         if let Source::Set(jwks) = &self.keys {
-            let (jwks, stop) = (jwks.clone(), stop.clone());
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = jwks.follow() => {}
-                    () = stop.cancelled() => {}
-                }
+            let jwks = jwks.clone();
+            workers.spawn("jwks", move || {
+                let jwks = jwks.clone();
+                async move { jwks.follow().await }
             });
         }
     }

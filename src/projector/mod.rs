@@ -26,7 +26,6 @@ use std::{
 
 use anyhow::anyhow;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::commit::Read;
 use crate::{
@@ -38,6 +37,7 @@ use crate::{
     postgres::{self, queries::resources::ProjectedPosition},
     redis::{Store, outbox::StreamId},
     telemetry::metrics,
+    worker::Workers,
 };
 
 /// How long one reading of an idle outbox waits.
@@ -168,27 +168,24 @@ impl Projector {
         Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), linger, timeout, retention }
     }
 
-    /// Follows every partition until `stop`, each in a task of its own.
-    pub fn follow(&self, tasks: &TaskTracker, stop: &CancellationToken) {
+    /// Starts to project: a worker per partition, and one that removes ended idempotency records.
+    pub fn follow(&self, workers: &Workers) {
         for here in self.store.all() {
-            let (this, stop) = (self.clone(), stop.clone());
-            tasks.spawn(async move { this.follow_one(here, &stop).await });
+            let this = self.clone();
+            workers.spawn("projector", move || {
+                let this = this.clone();
+                async move { this.follow_one(here).await }
+            });
         }
-        let (this, stop) = (self.clone(), stop.clone());
-        tasks.spawn(async move {
-            let forgetting = async {
-                loop {
-                    tokio::time::sleep(RECORD_CLEANUP_INTERVAL).await;
-                    match tokio::time::timeout(this.timeout, this.forget_records()).await {
-                        Ok(Ok(_)) => {}
-                        Ok(Err(error)) => tracing::debug!(%error, "ended idempotency records stay a while"),
-                        Err(_) => tracing::debug!("ended idempotency records stay a while: no answer"),
-                    }
+        let this = self.clone();
+        workers.every("record_cleanup", RECORD_CLEANUP_INTERVAL, move || {
+            let this = this.clone();
+            async move {
+                match tokio::time::timeout(this.timeout, this.forget_records()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "ended idempotency records stay a while"),
+                    Err(_) => tracing::debug!("ended idempotency records stay a while: no answer"),
                 }
-            };
-            tokio::select! {
-                () = forgetting => {}
-                () = stop.cancelled() => {}
             }
         });
     }
@@ -205,20 +202,17 @@ impl Projector {
         Ok(self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?.rows_affected())
     }
 
-    async fn follow_one(&self, here: Partition, stop: &CancellationToken) {
+    /// Projects one partition for ever.
+    async fn follow_one(&self, here: Partition) {
         let _following = Following::begin();
         let last_step = metrics::PROJECTOR_LAST_STEP.with_label_values(&[here.0.to_string().as_str()]);
         let mut pause = MIN_BACKOFF;
         let mut patience = self.timeout;
         // Since when it waits for a store that is away, and what it has carried since that is back.
         let mut waiting: Option<(Instant, usize)> = None;
-        while !stop.is_cancelled() {
+        loop {
             // Dropping a step half way is safe: what is not committed did not happen, and what is not trimmed is skipped.
-            let step = tokio::select! {
-                step = self.step(here, IDLE_WAIT, patience) => step,
-                () = stop.cancelled() => return,
-            };
-            let step = step.and_then(|step| {
+            let step = self.step(here, IDLE_WAIT, patience).await.and_then(|step| {
                 if step.projected > 0 { Ok((step.projected, step.more)) } else { step.relayed.map(|()| (0, false)) }
             });
             if let Err(failure) = &step {
@@ -230,10 +224,7 @@ impl Projector {
                     pause = MIN_BACKOFF;
                     patience = self.timeout;
                     if carried > 0 && !more {
-                        tokio::select! {
-                            () = tokio::time::sleep(self.linger) => {}
-                            () = stop.cancelled() => return,
-                        }
+                        tokio::time::sleep(self.linger).await;
                     }
                     if let Some((since, entries)) = &mut waiting {
                         *entries += carried;
@@ -252,10 +243,7 @@ impl Projector {
                         patience = (patience * 2).min(self.timeout * MAX_TIMEOUT_FACTOR);
                     }
                     waiting.get_or_insert((Instant::now(), 0));
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        () = stop.cancelled() => return,
-                    }
+                    tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(MAX_BACKOFF);
                 }
             }

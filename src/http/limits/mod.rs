@@ -25,7 +25,6 @@ use axum::{
     extract::FromRequestParts,
     http::{Extensions, HeaderMap, request::Parts},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     buckets::Buckets,
@@ -36,6 +35,7 @@ use crate::{
     config::{LimitsConfig, TrustedProxies},
     model::UserId,
     telemetry::metrics,
+    worker::Workers,
 };
 
 /// Requests of operators under way at once: they are few, and long ones are among them.
@@ -126,28 +126,19 @@ impl Limits {
     }
 
     /// Forgets who has all tokens again, from time to time, until `stop`.
-    pub fn keep_tidy(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
+    pub fn keep_tidy(self: &Arc<Self>, workers: &Workers) {
         if self.buckets().next().is_none() {
             return;
         }
-        let (this, stop) = (self.clone(), stop.clone());
-        tasks.spawn(async move {
-            let mut ticks = tokio::time::interval(TIDY_EVERY);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            let tidying = async {
-                for count in 1_u32.. {
-                    ticks.tick().await;
-                    let this = this.clone();
-                    // On a thread of its own: it may take a few milliseconds.
-                    let tidied = tokio::task::spawn_blocking(move || this.tidy(count % SHRINK_EVERY == 0)).await;
-                    if let Err(error) = tidied {
-                        tracing::error!(%error, "the limits keep who could be forgotten");
-                    }
+        let (this, mut count) = (self.clone(), 0_u32);
+        workers.every("limits", TIDY_EVERY, move || {
+            count = count.wrapping_add(1);
+            let (this, shrink) = (this.clone(), count % SHRINK_EVERY == 0);
+            async move {
+                // On a thread of its own: it may take a few milliseconds.
+                if let Err(error) = tokio::task::spawn_blocking(move || this.tidy(shrink)).await {
+                    tracing::error!(%error, "the limits keep who could be forgotten");
                 }
-            };
-            tokio::select! {
-                () = tidying => {}
-                () = stop.cancelled() => {}
             }
         });
     }

@@ -139,7 +139,24 @@ metrics! {
         "Holds that the sweeper processed when due: order (expired), payment (its gateway asked), remote_hold (stock held for an order of another partition).";
     SWEEP_FAILURES: IntCounterVec = "firstcome_sweep_failures_total" ("kind")
         "Due holds that the sweeper could not process; they stay due.";
+
+    WORKER_PANICS: IntCounterVec = "firstcome_worker_panics_total" ("worker")
+        "Number of panics of background work. The work continues; the log has the message of the panic.";
 }
+
+/// The names of the workers.
+const WORKERS: &[&str] = &[
+    "expiry",
+    "jwks",
+    "limits",
+    "operator_log",
+    "postgres_watch",
+    "projector",
+    "record_cleanup",
+    "redis_watch",
+    "request_reports",
+    "sentinels",
+];
 
 /// Values of a label that are known before they happen.
 static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
@@ -150,6 +167,7 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
     (&SWEPT, &["order", "payment", "remote_hold"]),
     (&SWEEP_FAILURES, &["order", "payment", "remote_hold"]),
+    (&WORKER_PANICS, WORKERS),
 ];
 
 /// A metric that is made of a name, labels and, if it is a histogram, buckets.
