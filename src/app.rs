@@ -50,7 +50,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Clients of the gateways; connects to none of them.
 fn gateways(config: &GatewayConfig) -> anyhow::Result<Gateways> {
     let gateways = config.urls().map(|(kind, url)| {
-        let of_kind = gateway::GatewayConfig {
+        let of_kind = gateway::HttpGatewayConfig {
             url: url.expose().to_owned(),
             timeout: Duration::from_millis(config.payment_gateway_timeout_ms),
             token: config.payment_gateway_token.as_ref().map(|token| token.expose().to_owned()),

@@ -78,7 +78,7 @@ impl Audit {
             let (mut snapshot, projected) = Snapshot::standing(&self.db, here.0).await?;
             let rows = rows(&mut snapshot).await?;
             let last: StreamId = projected.stream_id.parse()?;
-            let Inspected { position, entries, things } = look((last, MAX_EVENTS)).await?;
+            let Inspected { position, entries, records } = look((last, MAX_EVENTS)).await?;
             snapshot.end().await?;
             let Some(decided) = position else { bail!("Redis has lost the books of partition {}", here.0) };
             let projected = Position { epoch: projected.epoch, seq: projected.seq };
@@ -86,7 +86,7 @@ impl Audit {
                 bail!("partition {} of Redis is at {decided:?}, behind PostgreSQL's {projected:?}", here.0);
             }
             match between(projected, decided, &entries) {
-                Between::Are(events) => return Ok(Moment { rows, seen: things, since: Delta::new(events) }),
+                Between::Are(events) => return Ok(Moment { rows, seen: records, since: Delta::new(events) }),
                 Between::TooMany => tokio::time::sleep(PAUSE).await,
                 Between::AreGone => bail!(
                     "partition {}: the outbox does not lead from {projected:?}, where PostgreSQL is, to {decided:?}: decisions \

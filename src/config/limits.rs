@@ -78,14 +78,14 @@ impl LimitsConfig {
 
 /// A CIDR block; a single address is a block of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Block {
+struct CidrBlock {
     /// Any address of the block.
     first: IpAddr,
     /// The number of leading bits that all addresses of the block share.
     prefix: u8,
 }
 
-impl Block {
+impl CidrBlock {
     fn contains(self, address: IpAddr) -> bool {
         match (self.first, address) {
             (IpAddr::V4(first), IpAddr::V4(address)) => {
@@ -102,7 +102,7 @@ fn same(one: u128, other: u128, free: u8) -> bool {
     (one ^ other).checked_shr(free.into()).unwrap_or(0) == 0
 }
 
-impl FromStr for Block {
+impl FromStr for CidrBlock {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -116,15 +116,15 @@ impl FromStr for Block {
         }
         // An IPv4-mapped block becomes an IPv4 block, because addresses are compared in their canonical form.
         match (first.to_canonical(), prefix.checked_sub(96)) {
-            (first @ IpAddr::V4(_), Some(prefix)) if longest == 128 => Ok(Block { first, prefix }),
-            _ => Ok(Block { first, prefix }),
+            (first @ IpAddr::V4(_), Some(prefix)) if longest == 128 => Ok(CidrBlock { first, prefix }),
+            _ => Ok(CidrBlock { first, prefix }),
         }
     }
 }
 
 /// The proxies whose `X-Forwarded-For` names the client.
 #[derive(Clone, Debug, Default)]
-pub struct TrustedProxies(Arc<[Block]>);
+pub struct TrustedProxies(Arc<[CidrBlock]>);
 
 impl TrustedProxies {
     /// Whether `address`, in its canonical form, is a trusted proxy.

@@ -39,12 +39,12 @@ pub(super) struct Durability {
     ack: Ack,
     pub(super) max_backlog: i64,
     shedding: AtomicBool,
-    progress: Mutex<HashMap<Partition, Seen>>,
+    progress: Mutex<HashMap<Partition, LaggingProgress>>,
 }
 
 /// The last known projected position of a partition that lags, and the time since when it is unchanged.
 #[derive(Clone, Copy)]
-struct Seen {
+struct LaggingProgress {
     projected: Position,
     since_us: u64,
 }
@@ -167,7 +167,7 @@ impl Engine {
         let now = self.clock.uptime_us();
         let mut stalls: Vec<_> = progress
             .iter()
-            .map(|(here, seen)| (here.0, Duration::from_micros(now.saturating_sub(seen.since_us))))
+            .map(|(here, lagging)| (here.0, Duration::from_micros(now.saturating_sub(lagging.since_us))))
             .filter(|(_, stalled)| *stalled >= STALLED_AFTER)
             .collect();
         stalls.sort_unstable();
@@ -192,9 +192,9 @@ impl Engine {
                 progress.remove(&here);
                 continue;
             }
-            let seen = progress.entry(here).or_insert(Seen { projected, since_us: now });
-            if seen.projected != projected {
-                *seen = Seen { projected, since_us: now };
+            let lagging = progress.entry(here).or_insert(LaggingProgress { projected, since_us: now });
+            if lagging.projected != projected {
+                *lagging = LaggingProgress { projected, since_us: now };
             }
         }
     }

@@ -68,7 +68,7 @@ pub struct Engine {
     sold_out: Arc<sold_out::SoldOut>,
     popular: catalog::PopularCache,
     durability: durability::Durability,
-    last_seen: stats::LastSeen,
+    last_postgres: stats::LastPostgres,
     last_day: RwLock<Option<CalendarDay>>,
 }
 
@@ -103,7 +103,7 @@ impl Engine {
             sold_out: Arc::new(sold_out),
             popular: catalog::PopularCache::default(),
             durability: durability::Durability::new(durability.ack, durability.max_backlog),
-            last_seen: stats::LastSeen::default(),
+            last_postgres: stats::LastPostgres::default(),
             last_day: RwLock::default(),
         }
     }

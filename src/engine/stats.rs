@@ -29,10 +29,10 @@ const CONCURRENCY: usize = 32;
 
 /// The last known state of PostgreSQL.
 #[derive(Default)]
-pub(super) struct LastSeen(Mutex<Seen>);
+pub(super) struct LastPostgres(Mutex<PostgresSeen>);
 
 #[derive(Default)]
-struct Seen {
+struct PostgresSeen {
     /// The last known positions: a lower bound of the current ones.
     positions: Vec<ProjectedPosition>,
     /// The time of the last timeout.
@@ -45,7 +45,7 @@ impl Engine {
     pub async fn observe(&self) -> Observed {
         // First: its positions are the starts of the partitions' backlogs.
         let postgres = self.observe_postgres().await;
-        let positions = self.last_seen.0.lock().unwrap_or_else(PoisonError::into_inner).positions.clone();
+        let positions = self.last_postgres.0.lock().unwrap_or_else(PoisonError::into_inner).positions.clone();
         // One deadline for all partitions together.
         let deadline = tokio::time::Instant::now() + STORE_TIMEOUT;
         let reads = self.store.all().map(|here| {
@@ -73,7 +73,7 @@ impl Engine {
     }
 
     async fn observe_postgres(&self) -> Option<Postgres> {
-        let seen = || self.last_seen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = || self.last_postgres.0.lock().unwrap_or_else(PoisonError::into_inner);
         if seen().unavailable_since.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
             return None;
         }
@@ -87,7 +87,7 @@ impl Engine {
         }
         let dead_letters = positions.iter().map(|at| (at.partition, letters.get(&at.partition).copied().unwrap_or(0)));
         let postgres = Postgres { dead_letters: dead_letters.collect() };
-        *seen() = Seen { positions, unavailable_since: None };
+        *seen() = PostgresSeen { positions, unavailable_since: None };
         Some(postgres)
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::{
-    CancelOutcome, Charge, GatewayConfig, GatewayConfigError, PayOutcome, PaymentGateway, StatusOutcome, reply,
+    CancelOutcome, Charge, GatewayConfigError, HttpGatewayConfig, PayOutcome, PaymentGateway, StatusOutcome, reply,
 };
 use crate::{
     model::{PaymentType, Won},
@@ -76,7 +76,7 @@ struct CancelBody<'a> {
 }
 
 /// The status and the body of a reply.
-type Reply = (u16, Vec<u8>);
+type HttpReply = (u16, Vec<u8>);
 
 impl HttpGateway {
     /// The maximum time limit of a call.
@@ -86,7 +86,7 @@ impl HttpGateway {
     ///
     /// # Errors
     /// The configuration is invalid, or the system has no root certificates for an `https` gateway.
-    pub fn new(kind: PaymentType, config: &GatewayConfig) -> Result<HttpGateway, GatewayConfigError> {
+    pub fn new(kind: PaymentType, config: &HttpGatewayConfig) -> Result<HttpGateway, GatewayConfigError> {
         let payments = payments_url(&config.url).map_err(|problem| GatewayConfigError::Url(kind, problem))?;
         if config.timeout.is_zero() || config.timeout > Self::MAX_TIMEOUT {
             return Err(GatewayConfigError::Timeout(kind));
@@ -139,7 +139,7 @@ impl HttpGateway {
         request_id: &str,
         (method, route): (&'static str, &'static str),
         request: RequestBuilder,
-    ) -> Result<Reply, String> {
+    ) -> Result<HttpReply, String> {
         let span = traces::gateway(self.kind.as_str(), method, route, request_id);
         let mut headers = HeaderMap::new();
         if let Ok(id) = HeaderValue::from_str(request_id) {
@@ -279,7 +279,7 @@ fn bearer(token: &str) -> Option<HeaderValue> {
 }
 
 /// Reads the whole reply, up to [`MAX_REPLY_BYTES`].
-async fn read(mut response: Response) -> Result<Reply, String> {
+async fn read(mut response: Response) -> Result<HttpReply, String> {
     let oversized = || format!("a reply of more than {MAX_REPLY_BYTES} bytes");
     let status = response.status().as_u16();
     if response.content_length().is_some_and(|bytes| bytes > MAX_REPLY_BYTES as u64) {

@@ -96,7 +96,7 @@ pub trait PaymentGateway: Send + Sync {
 
 /// The configuration of one gateway.
 #[derive(Clone)]
-pub struct GatewayConfig {
+pub struct HttpGatewayConfig {
     /// The base URL: `http://` or `https://`, without user, query or fragment.
     pub url: String,
     /// The time limit of one call, from the wait for a connection to the last byte of the reply; above zero, at most
@@ -106,11 +106,14 @@ pub struct GatewayConfig {
     pub token: Option<String>,
 }
 
-impl fmt::Debug for GatewayConfig {
+impl fmt::Debug for HttpGatewayConfig {
     /// Omits the token, and the URL, which may hold a password until it is validated.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let token = self.token.as_ref().map(|_| "***");
-        f.debug_struct("GatewayConfig").field("timeout", &self.timeout).field("token", &token).finish_non_exhaustive()
+        f.debug_struct("HttpGatewayConfig")
+            .field("timeout", &self.timeout)
+            .field("token", &token)
+            .finish_non_exhaustive()
     }
 }
 
@@ -143,7 +146,7 @@ impl Gateways {
     /// # Errors
     /// The first invalid entry.
     pub fn connect(
-        configs: impl IntoIterator<Item = (PaymentType, GatewayConfig)>,
+        configs: impl IntoIterator<Item = (PaymentType, HttpGatewayConfig)>,
     ) -> Result<Gateways, GatewayConfigError> {
         let mut gateways: HashMap<PaymentType, Arc<dyn PaymentGateway>> = HashMap::new();
         for (kind, config) in configs {
@@ -190,11 +193,11 @@ impl fmt::Debug for Gateways {
 mod tests {
     use super::*;
 
-    fn config(url: &str) -> GatewayConfig {
-        GatewayConfig { url: url.to_owned(), timeout: Duration::from_secs(1), token: None }
+    fn config(url: &str) -> HttpGatewayConfig {
+        HttpGatewayConfig { url: url.to_owned(), timeout: Duration::from_secs(1), token: None }
     }
 
-    fn refusal(kind: PaymentType, config: GatewayConfig) -> String {
+    fn refusal(kind: PaymentType, config: HttpGatewayConfig) -> String {
         Gateways::connect([(kind, config)]).expect_err("refused").to_string()
     }
 
@@ -253,11 +256,11 @@ mod tests {
     #[test]
     fn gateway_timeout_and_token_refused_when_unusable() {
         for timeout in [Duration::ZERO, HttpGateway::MAX_TIMEOUT + Duration::from_millis(1)] {
-            let config = GatewayConfig { timeout, ..config("http://gateway") };
+            let config = HttpGatewayConfig { timeout, ..config("http://gateway") };
             assert!(refusal(PaymentType::Card, config).contains("timeout"));
         }
         for token in ["", "hunter2 hunter2", "hunter2\r\nX-Evil: 1", "hunter2é"] {
-            let config = GatewayConfig { token: Some(token.to_owned()), ..config("http://gateway") };
+            let config = HttpGatewayConfig { token: Some(token.to_owned()), ..config("http://gateway") };
             let said = refusal(PaymentType::Card, config);
             assert!(said.contains("token") && !said.contains("hunter2"), "{said}");
         }
@@ -265,9 +268,9 @@ mod tests {
 
     #[test]
     fn gateway_secrets_not_printed() {
-        let config = GatewayConfig { token: Some("hunter2".to_owned()), ..config("https://me:hunter2@gateway") };
+        let config = HttpGatewayConfig { token: Some("hunter2".to_owned()), ..config("https://me:hunter2@gateway") };
         assert!(!format!("{config:?}").contains("hunter2"));
-        let config = GatewayConfig { url: "http://127.0.0.1:9".to_owned(), ..config };
+        let config = HttpGatewayConfig { url: "http://127.0.0.1:9".to_owned(), ..config };
         let gateway = HttpGateway::new(PaymentType::Card, &config).unwrap();
         assert!(!format!("{gateway:?}").contains("hunter2"));
     }

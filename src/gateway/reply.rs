@@ -73,7 +73,7 @@ enum Decision {
 /// field occurs twice.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Body<'a> {
+struct ReplyBody<'a> {
     approved: bool,
     #[serde(borrow)]
     transaction_id: Option<&'a RawValue>,
@@ -87,7 +87,7 @@ struct Body<'a> {
     order_id: Option<&'a RawValue>,
 }
 
-impl Body<'_> {
+impl ReplyBody<'_> {
     /// Whether the reply names a payment other than `charge`. An `orderId` that is no number is the gateway's own id.
     fn names_another(&self, charge: &Charge) -> bool {
         let uid = self.merchant_uid.and_then(text).is_some_and(|uid| uid != charge.merchant_uid);
@@ -101,12 +101,12 @@ fn decide(charge: &Charge, status: u16, body: &[u8]) -> Result<Decision, String>
     if !may_approve && !may_decline {
         return Err(undecided(status));
     }
-    let body = object::<Body<'_>>(body).ok_or_else(|| invalid_body(status))?;
+    let body = object::<ReplyBody<'_>>(body).ok_or_else(|| invalid_body(status))?;
     if body.names_another(charge) {
         return Err(format!("HTTP {status} about another payment"));
     }
     match body {
-        Body { approved: true, transaction_id, amount, .. } if may_approve => {
+        ReplyBody { approved: true, transaction_id, amount, .. } if may_approve => {
             let named = amount.and_then(integer);
             let refuse = |why: &str| {
                 let taken = if amount.is_some() { named.filter(|won| *won > 0) } else { Some(charge.amount) };
@@ -120,7 +120,7 @@ fn decide(charge: &Charge, status: u16, body: &[u8]) -> Result<Decision, String>
                 None => refuse("approved without a usable transactionId"),
             }
         }
-        Body { approved: false, reason, .. } if may_decline => {
+        ReplyBody { approved: false, reason, .. } if may_decline => {
             let reason = reason.map(|reason| text(reason).unwrap_or_else(|| reason.get().to_owned()));
             Ok(Decision::Declined { reason: plain(&reason.unwrap_or_default()) })
         }
@@ -162,7 +162,7 @@ fn usable_id(value: &RawValue) -> Option<String> {
 }
 
 fn is_not_found(status: u16, body: &[u8]) -> bool {
-    status == 404 && is_from_gateway(body) && !object::<Body<'_>>(body).is_some_and(|body| body.approved)
+    status == 404 && is_from_gateway(body) && !object::<ReplyBody<'_>>(body).is_some_and(|body| body.approved)
 }
 
 /// Whether the gateway itself can have sent the body: the contract prescribes none for this reply, and a proxy sends HTML.

@@ -37,15 +37,15 @@ fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerif
     }
     Ok(match (algorithm.family(), key.kind()) {
         (AlgorithmFamily::Hmac, DecodingKeyKind::SecretOrDer(secret)) => {
-            Box::new(Secret { algorithm, key: hmac::Key::new(keyed_hash(algorithm)?, secret) })
+            Box::new(HmacVerifier { algorithm, key: hmac::Key::new(keyed_hash(algorithm)?, secret) })
         }
         (AlgorithmFamily::Rsa, DecodingKeyKind::RsaModulusExponent { n, e }) => {
             let key = RsaPublicKeyComponents { n: n.clone(), e: e.clone() };
-            Box::new(Rsa { algorithm, parameters: rsa(algorithm)?, key })
+            Box::new(RsaVerifier { algorithm, parameters: rsa(algorithm)?, key })
         }
         (AlgorithmFamily::Ec | AlgorithmFamily::Ed, DecodingKeyKind::SecretOrDer(key)) => {
             let key = UnparsedPublicKey::new(curve(algorithm)?, key.clone());
-            Box::new(Curve { algorithm, key })
+            Box::new(CurveVerifier { algorithm, key })
         }
         _ => return Err(new_error(ErrorKind::InvalidKeyFormat)),
     })
@@ -86,20 +86,20 @@ fn curve(algorithm: Algorithm) -> Result<&'static dyn VerificationAlgorithm> {
 }
 
 /// HS256, HS384, HS512.
-struct Secret {
+struct HmacVerifier {
     algorithm: Algorithm,
     key: hmac::Key,
 }
 
 /// RS256 to PS512.
-struct Rsa {
+struct RsaVerifier {
     algorithm: Algorithm,
     parameters: &'static RsaParameters,
     key: RsaPublicKeyComponents<Vec<u8>>,
 }
 
 /// ES256, ES384, EdDSA.
-struct Curve {
+struct CurveVerifier {
     algorithm: Algorithm,
     key: UnparsedPublicKey<Vec<u8>>,
 }
@@ -121,6 +121,6 @@ macro_rules! verifies {
     };
 }
 
-verifies!(Secret, |this, message, signature| hmac::verify(&this.key, message, signature));
-verifies!(Rsa, |this, message, signature| this.key.verify(this.parameters, message, signature));
-verifies!(Curve, |this, message, signature| this.key.verify(message, signature));
+verifies!(HmacVerifier, |this, message, signature| hmac::verify(&this.key, message, signature));
+verifies!(RsaVerifier, |this, message, signature| this.key.verify(this.parameters, message, signature));
+verifies!(CurveVerifier, |this, message, signature| this.key.verify(message, signature));

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::keys::Keys;
+use super::keys::TokenKeys;
 
 /// The minimum time between two reads.
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
@@ -31,19 +31,19 @@ const MAX_SET_BYTES: usize = 256 * 1024;
 
 /// A set of keys that a task keeps up to date.
 pub struct Jwks {
-    source: Source,
+    source: SetLocation,
     /// The interval of the timer.
     refresh_interval: Duration,
     /// [`MIN_INTERVAL`], except in tests.
     min_interval: Duration,
-    keys: RwLock<Arc<Keys>>,
+    keys: RwLock<Arc<TokenKeys>>,
     /// A token named an unknown key.
     requested: Notify,
     /// The end of the last read.
     last_read: watch::Sender<Option<Instant>>,
 }
 
-enum Source {
+enum SetLocation {
     Url(Client, Url),
     File(PathBuf),
 }
@@ -70,7 +70,7 @@ impl Jwks {
             client = client.tls_certs_only([]);
         }
         let client = client.build().map_err(reqwest::Error::without_url).context("no HTTP client for AUTH_JWKS_URL")?;
-        Ok(Jwks::new(Source::Url(client, url), refresh_interval, Keys::default()))
+        Ok(Jwks::new(SetLocation::Url(client, url), refresh_interval, TokenKeys::default()))
     }
 
     /// Reads the set from a file.
@@ -85,12 +85,12 @@ impl Jwks {
             file.display()
         );
         let set = std::fs::read(file).with_context(|| format!("{} can't be read", file.display()))?;
-        let keys = Keys::of_set(&set).map_err(|problem| anyhow!("{}: {problem}", file.display()))?;
-        let keys = Keys::default().next(keys).unwrap_or_default();
-        Ok(Jwks::new(Source::File(file.to_owned()), refresh_interval, keys))
+        let keys = TokenKeys::of_set(&set).map_err(|problem| anyhow!("{}: {problem}", file.display()))?;
+        let keys = TokenKeys::default().next(keys).unwrap_or_default();
+        Ok(Jwks::new(SetLocation::File(file.to_owned()), refresh_interval, keys))
     }
 
-    fn new(source: Source, refresh_interval: Duration, keys: Keys) -> Arc<Jwks> {
+    fn new(source: SetLocation, refresh_interval: Duration, keys: TokenKeys) -> Arc<Jwks> {
         Arc::new(Jwks {
             source,
             refresh_interval: refresh_interval.max(MIN_INTERVAL),
@@ -102,13 +102,13 @@ impl Jwks {
     }
 
     /// The keys of the last successful read.
-    pub fn current(&self) -> Arc<Keys> {
+    pub fn current(&self) -> Arc<TokenKeys> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Requests a read, and returns the keys after it. Returns the current keys at once if they are newer than `generation`,
     /// or if the last read is less than [`MIN_INTERVAL`] ago; and when the read takes longer than [`WAIT_TIMEOUT`].
-    pub async fn newer(&self, generation: u64) -> Arc<Keys> {
+    pub async fn newer(&self, generation: u64) -> Arc<TokenKeys> {
         let mut last_read = self.last_read.subscribe();
         let before = *last_read.borrow_and_update();
         let current = self.current();
@@ -155,10 +155,10 @@ impl Jwks {
     /// Reads the set once. Returns whether the keys changed.
     async fn read_set(&self) -> anyhow::Result<bool> {
         let set = match &self.source {
-            Source::Url(client, url) => fetch(client, url.clone()).await?,
-            Source::File(file) => read(file).await?,
+            SetLocation::Url(client, url) => fetch(client, url.clone()).await?,
+            SetLocation::File(file) => read(file).await?,
         };
-        let keys = Keys::of_set(&set).map_err(|problem| anyhow!(problem))?;
+        let keys = TokenKeys::of_set(&set).map_err(|problem| anyhow!(problem))?;
         let mut current = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let next = current.next(keys);
         let changed = next.is_some();
@@ -241,7 +241,7 @@ mod tests {
         (issuer, Jwks::of_url(&url, Duration::from_secs(3600)).unwrap())
     }
 
-    fn has(keys: &Keys, kid: &str) -> bool {
+    fn has(keys: &TokenKeys, kid: &str) -> bool {
         keys.have(Some(kid), jsonwebtoken::Algorithm::EdDSA)
     }
 
@@ -253,7 +253,7 @@ mod tests {
     }
 
     /// Waits until the keys include `kid`.
-    async fn newer(jwks: &Jwks, kid: &str) -> Arc<Keys> {
+    async fn newer(jwks: &Jwks, kid: &str) -> Arc<TokenKeys> {
         for _ in 0..100 {
             let keys = jwks.newer(jwks.current().generation).await;
             if has(&keys, kid) {

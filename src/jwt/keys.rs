@@ -12,27 +12,27 @@ const MAX_KEYS: usize = 100;
 
 /// A key and its algorithms.
 #[derive(Debug, PartialEq)]
-pub struct Key {
+pub struct TokenKey {
     id: Option<String>,
     /// The algorithms of the key's kind, or the one that the set names.
     pub algorithms: Vec<Algorithm>,
-    pub decoding: Decoding,
+    pub decoding: KeyMaterial,
 }
 
 /// The current keys.
 #[derive(Debug, Default)]
-pub struct Keys {
-    keys: Vec<Key>,
+pub struct TokenKeys {
+    keys: Vec<TokenKey>,
     /// Increments with every change of the set.
     pub generation: u64,
 }
 
-impl Keys {
+impl TokenKeys {
     /// The key of a shared secret.
     pub fn of_secret(secret: &[u8]) -> Self {
         let algorithms = AlgorithmFamily::Hmac.algorithms().to_vec();
-        Keys {
-            keys: vec![Key { id: None, algorithms, decoding: Decoding::new(DecodingKey::from_secret(secret)) }],
+        TokenKeys {
+            keys: vec![TokenKey { id: None, algorithms, decoding: KeyMaterial::new(DecodingKey::from_secret(secret)) }],
             generation: 1,
         }
     }
@@ -42,19 +42,19 @@ impl Keys {
     ///
     /// # Errors
     /// The JSON is no JWK set, or the set has no usable key.
-    pub fn of_set(json: &[u8]) -> Result<Vec<Key>, &'static str> {
+    pub fn of_set(json: &[u8]) -> Result<Vec<TokenKey>, &'static str> {
         #[derive(Deserialize)]
         struct Set {
             keys: Vec<Value>,
         }
         let set: Set = serde_json::from_slice(json).map_err(|_| "it is not a JWK set")?;
-        let keys: Vec<Key> = set.keys.into_iter().take(MAX_KEYS).filter_map(Key::of_jwk).collect();
+        let keys: Vec<TokenKey> = set.keys.into_iter().take(MAX_KEYS).filter_map(TokenKey::of_jwk).collect();
         if keys.is_empty() { Err("it has no key that verifies signatures") } else { Ok(keys) }
     }
 
     /// The next generation with `keys`; `None` if they are the current ones.
-    pub fn next(&self, keys: Vec<Key>) -> Option<Keys> {
-        (keys != self.keys).then_some(Keys { keys, generation: self.generation + 1 })
+    pub fn next(&self, keys: Vec<TokenKey>) -> Option<TokenKeys> {
+        (keys != self.keys).then_some(TokenKeys { keys, generation: self.generation + 1 })
     }
 
     /// Whether there are no keys.
@@ -69,8 +69,8 @@ impl Keys {
 
     /// The keys that may have signed a token with this header: the key that it names, or, if it names none, all keys of the
     /// algorithm.
-    pub fn candidates<'a>(&'a self, id: Option<&'a str>, algorithm: Algorithm) -> impl Iterator<Item = &'a Key> {
-        let named = move |key: &&Key| match (id, key.id.as_deref()) {
+    pub fn candidates<'a>(&'a self, id: Option<&'a str>, algorithm: Algorithm) -> impl Iterator<Item = &'a TokenKey> {
+        let named = move |key: &&TokenKey| match (id, key.id.as_deref()) {
             // A shared secret, or the only key of an issuer that does not name its keys.
             (Some(_), None) => self.keys.len() == 1,
             (Some(requested), Some(id)) => requested == id,
@@ -79,14 +79,14 @@ impl Keys {
         self.keys.iter().filter(move |key| key.algorithms.contains(&algorithm)).filter(named)
     }
 
-    /// Whether [`Keys::candidates`] has any key.
+    /// Whether [`TokenKeys::candidates`] has any key.
     pub fn have(&self, id: Option<&str>, algorithm: Algorithm) -> bool {
         self.candidates(id, algorithm).next().is_some()
     }
 }
 
-impl Key {
-    fn of_jwk(jwk: Value) -> Option<Key> {
+impl TokenKey {
+    fn of_jwk(jwk: Value) -> Option<TokenKey> {
         let jwk: Jwk = serde_json::from_value(jwk).ok()?;
         let supported: &[Algorithm] = match &jwk.algorithm {
             AlgorithmParameters::RSA(_) => AlgorithmFamily::Rsa.algorithms(),
@@ -112,17 +112,17 @@ impl Key {
                 vec![named]
             }
         };
-        Some(Key { id: jwk.common.key_id, algorithms, decoding: Decoding::new(decoding) })
+        Some(TokenKey { id: jwk.common.key_id, algorithms, decoding: KeyMaterial::new(decoding) })
     }
 }
 
 /// The material of a key: comparable by its digest, never printed.
-pub struct Decoding {
+pub struct KeyMaterial {
     key: DecodingKey,
     digest: ring::digest::Digest,
 }
 
-impl Decoding {
+impl KeyMaterial {
     fn new(key: DecodingKey) -> Self {
         use jsonwebtoken::DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
         let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
@@ -134,11 +134,11 @@ impl Decoding {
                 digest.update(e);
             }
         }
-        Decoding { digest: digest.finish(), key }
+        KeyMaterial { digest: digest.finish(), key }
     }
 }
 
-impl std::ops::Deref for Decoding {
+impl std::ops::Deref for KeyMaterial {
     type Target = DecodingKey;
 
     fn deref(&self) -> &DecodingKey {
@@ -146,13 +146,13 @@ impl std::ops::Deref for Decoding {
     }
 }
 
-impl PartialEq for Decoding {
+impl PartialEq for KeyMaterial {
     fn eq(&self, other: &Self) -> bool {
         self.key.family() == other.key.family() && self.digest.as_ref() == other.digest.as_ref()
     }
 }
 
-impl std::fmt::Debug for Decoding {
+impl std::fmt::Debug for KeyMaterial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
     }

@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 
 use self::{
     jwks::Jwks,
-    keys::{Key, Keys},
+    keys::{TokenKey, TokenKeys},
     verified::Verified,
 };
 use crate::{
@@ -53,7 +53,7 @@ impl From<Refused> for Error {
 
 /// Verifies users' tokens.
 pub struct Tokens {
-    keys: Source,
+    keys: KeySource,
     /// The required issuer and audience.
     validation: Validation,
     /// The claim with the user's id.
@@ -63,8 +63,8 @@ pub struct Tokens {
 }
 
 /// The source of the keys.
-enum Source {
-    Secret(Arc<Keys>),
+enum KeySource {
+    Secret(Arc<TokenKeys>),
     Set(Arc<Jwks>),
 }
 
@@ -87,10 +87,10 @@ impl Tokens {
             (Some(secret), None, None) => {
                 let secret = secret.expose().as_bytes();
                 anyhow::ensure!(secret.len() >= MIN_SECRET_LEN, "AUTH_JWT_SECRET has less than {MIN_SECRET_LEN} bytes");
-                Source::Secret(Arc::new(Keys::of_secret(secret)))
+                KeySource::Secret(Arc::new(TokenKeys::of_secret(secret)))
             }
-            (None, Some(url), None) => Source::Set(Jwks::of_url(url.expose(), refresh)?),
-            (None, None, Some(file)) => Source::Set(Jwks::of_file(file, refresh).context("AUTH_JWKS_FILE")?),
+            (None, Some(url), None) => KeySource::Set(Jwks::of_url(url.expose(), refresh)?),
+            (None, None, Some(file)) => KeySource::Set(Jwks::of_file(file, refresh).context("AUTH_JWKS_FILE")?),
             _ => anyhow::bail!("AUTH=jwt takes one of AUTH_JWT_SECRET, AUTH_JWKS_URL and AUTH_JWKS_FILE"),
         };
         anyhow::ensure!(!config.auth_jwt_user_claim.is_empty(), "AUTH_JWT_USER_CLAIM is empty");
@@ -106,7 +106,7 @@ impl Tokens {
     /// Starts a worker that reads the set of keys: at once, on a timer, and when a token names an unknown key. Does nothing for
     /// a secret.
     pub fn follow(&self, workers: &Workers) {
-        if let Source::Set(jwks) = &self.keys {
+        if let KeySource::Set(jwks) = &self.keys {
             let jwks = jwks.clone();
             workers.spawn("jwks", move || {
                 let jwks = jwks.clone();
@@ -121,8 +121,8 @@ impl Tokens {
     /// The token is invalid, or no keys are known.
     pub async fn user(&self, token: &str) -> Result<UserId, Refused> {
         let keys = match &self.keys {
-            Source::Secret(keys) => keys.clone(),
-            Source::Set(jwks) => jwks.current(),
+            KeySource::Secret(keys) => keys.clone(),
+            KeySource::Set(jwks) => jwks.current(),
         };
         let now = self.clock.own().0;
         let digest = verified::digest(token);
@@ -139,7 +139,7 @@ impl Tokens {
         }
         let kid = header.kid.as_deref();
         let keys = match &self.keys {
-            Source::Set(jwks) if !keys.have(kid, header.alg) => jwks.newer(keys.generation).await,
+            KeySource::Set(jwks) if !keys.have(kid, header.alg) => jwks.newer(keys.generation).await,
             _ => keys,
         };
         if keys.is_empty() {
@@ -159,7 +159,7 @@ impl Tokens {
     }
 
     /// The claims of the token, if `key` signed it and its issuer and audience are the required ones.
-    fn claims(&self, token: &str, key: &Key) -> Result<Map<String, Value>, Refused> {
+    fn claims(&self, token: &str, key: &TokenKey) -> Result<Map<String, Value>, Refused> {
         let validation = Validation { algorithms: key.algorithms.clone(), ..self.validation.clone() };
         let decoded = decode::<Map<String, Value>>(token, &key.decoding, &validation);
         decoded.map(|decoded| decoded.claims).map_err(|error| {

@@ -326,10 +326,10 @@ async fn key_of_set_used_for_its_purpose_only() {
         (json!({"alg": "RSA-OAEP"}), false),
     ] {
         let set = json!({"keys": [with(&one, more.clone())]}).to_string();
-        assert_eq!(Keys::of_set(set.as_bytes()).is_ok(), fits, "{more}");
+        assert_eq!(TokenKeys::of_set(set.as_bytes()).is_ok(), fits, "{more}");
     }
     for none in ["", "{}", "[]", "{\"keys\":[]}", "{\"keys\":{}}", "{\"keys\":[{\"kty\":\"oct\",\"k\":\"YQ\"}]}"] {
-        assert!(Keys::of_set(none.as_bytes()).is_err(), "{none}");
+        assert!(TokenKeys::of_set(none.as_bytes()).is_err(), "{none}");
     }
 }
 
@@ -368,9 +368,9 @@ proptest! {
 
     #[test]
     fn fuzz_key_set_parsed_or_refused(set in "\\PC{0,200}", field in "kty|crv|n|e|x|y|k|use|alg|key_ops", value in "\\PC{0,20}") {
-        let _ = Keys::of_set(set.as_bytes());
+        let _ = TokenKeys::of_set(set.as_bytes());
         let (mut jwk, _) = edwards("a");
         jwk[field] = value.into();
-        let _ = Keys::of_set(json!({"keys": [jwk]}).to_string().as_bytes());
+        let _ = TokenKeys::of_set(json!({"keys": [jwk]}).to_string().as_bytes());
     }
 }

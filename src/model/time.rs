@@ -95,16 +95,16 @@ fn first_instant(day: NaiveDate, zone: Tz) -> Millis {
 
 /// The source of the time: the system's clock, corrected to the store's, or a clock that a test sets.
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock(ClockSource);
 
 #[derive(Clone, Debug)]
-enum Source {
-    System(Arc<System>),
-    Standing(Arc<Standing>),
+enum ClockSource {
+    System(Arc<SystemClock>),
+    Standing(Arc<StandingClock>),
 }
 
 #[derive(Debug, Default)]
-struct System {
+struct SystemClock {
     /// An error that a test adds to the system's clock.
     skew_ms: i64,
     /// The store's clock minus this one.
@@ -112,7 +112,7 @@ struct System {
 }
 
 #[derive(Debug)]
-struct Standing {
+struct StandingClock {
     now_ms: AtomicI64,
     uptime_us: AtomicU64,
 }
@@ -131,65 +131,65 @@ impl Clock {
 
     /// The system's clock with an error of `skew_ms`; a negative one puts it behind.
     pub fn skewed(skew_ms: i64) -> Self {
-        Clock(Source::System(Arc::new(System { skew_ms, offset_ms: AtomicI64::new(0) })))
+        Clock(ClockSource::System(Arc::new(SystemClock { skew_ms, offset_ms: AtomicI64::new(0) })))
     }
 
     /// A clock that stands at `at` until a test advances it. Clones share the time.
     pub fn standing(at: Millis) -> Self {
-        Clock(Source::Standing(Arc::new(Standing { now_ms: at.0.into(), uptime_us: AtomicU64::default() })))
+        Clock(ClockSource::Standing(Arc::new(StandingClock { now_ms: at.0.into(), uptime_us: AtomicU64::default() })))
     }
 
     /// The time by the store's clock, for replies and records. Decisions use the store's clock itself.
     pub fn now(&self) -> Millis {
         match &self.0 {
-            Source::Standing(standing) => Millis(standing.now_ms.load(Ordering::SeqCst)),
-            Source::System(system) => self.own().plus(system.offset_ms.load(Ordering::Relaxed)),
+            ClockSource::Standing(standing) => Millis(standing.now_ms.load(Ordering::SeqCst)),
+            ClockSource::System(system) => self.own().plus(system.offset_ms.load(Ordering::Relaxed)),
         }
     }
 
     /// The time by this process's own clock.
     pub fn own(&self) -> Millis {
         match &self.0 {
-            Source::Standing(_) => self.now(),
-            Source::System(system) => Millis::from(Utc::now()).plus(system.skew_ms),
+            ClockSource::Standing(_) => self.now(),
+            ClockSource::System(system) => Millis::from(Utc::now()).plus(system.skew_ms),
         }
     }
 
     /// Sets the offset of the store's clock from this process's own clock.
     pub fn correct(&self, offset_ms: i64) {
-        if let Source::System(system) = &self.0 {
+        if let ClockSource::System(system) = &self.0 {
             system.offset_ms.store(offset_ms, Ordering::Relaxed);
         }
     }
 
     /// The time of a standing clock; `None` for the system's.
     pub fn standing_at(&self) -> Option<Millis> {
-        matches!(self.0, Source::Standing(_)).then(|| self.now())
+        matches!(self.0, ClockSource::Standing(_)).then(|| self.now())
     }
 
     /// Microseconds since an arbitrary moment of this process. Monotonic: use it for durations.
     pub fn uptime_us(&self) -> u64 {
         static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
         match &self.0 {
-            Source::Standing(standing) => standing.uptime_us.load(Ordering::SeqCst),
+            ClockSource::Standing(standing) => standing.uptime_us.load(Ordering::SeqCst),
             // A u64 of microseconds lasts half a million years.
-            Source::System(_) => ORIGIN.elapsed().as_micros() as u64,
+            ClockSource::System(_) => ORIGIN.elapsed().as_micros() as u64,
         }
     }
 
     /// Sleeps for `time`. A standing clock returns at once, and advances its uptime only.
     pub async fn pass(&self, time: Duration) {
         match &self.0 {
-            Source::Standing(standing) => {
+            ClockSource::Standing(standing) => {
                 let _ = standing.uptime_us.fetch_add(time.as_micros() as u64, Ordering::SeqCst);
             }
-            Source::System(_) => tokio::time::sleep(time).await,
+            ClockSource::System(_) => tokio::time::sleep(time).await,
         }
     }
 
     /// Advances a standing clock; does nothing to the system's.
     pub fn advance(&self, milliseconds: i64) {
-        if let Source::Standing(standing) = &self.0 {
+        if let ClockSource::Standing(standing) = &self.0 {
             standing.now_ms.fetch_add(milliseconds, Ordering::SeqCst);
             standing.uptime_us.fetch_add(milliseconds.max(0) as u64 * 1000, Ordering::SeqCst);
         }

@@ -286,7 +286,7 @@ async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
 
 async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     let new = &batch.new_orders;
-    let state = |o: &event::Placed| batch.orders.get(&o.order.get()).copied().unwrap_or(OrderState::PENDING);
+    let state = |o: &event::OrderPlaced| batch.orders.get(&o.order.get()).copied().unwrap_or(OrderState::PENDING);
     db.run(
         "new orders",
         new.len(),
@@ -317,7 +317,7 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let lines_of = |o: &'_ event::Placed| {
+    let lines_of = |o: &'_ event::OrderPlaced| {
         let lines = o.lines.iter().chain(&o.remote).copied().enumerate();
         lines.map(|(place, line)| (o.order.get(), place as i64, line)).collect::<Vec<_>>()
     };

@@ -38,7 +38,7 @@ pub struct Batch {
     pub remote_coupons: Vec<NewCoupon>,
     /// By coupon and user.
     pub coupons: HashMap<(i64, i64), CouponState>,
-    pub new_orders: Vec<(event::Placed, Millis)>,
+    pub new_orders: Vec<(event::OrderPlaced, Millis)>,
     /// By order.
     pub orders: HashMap<i64, OrderState>,
     pub new_payments: Vec<NewPayment>,
@@ -265,7 +265,7 @@ impl Batch {
         }
     }
 
-    fn paid(&mut self, paid: &event::Paid, at: Millis) {
+    fn paid(&mut self, paid: &event::OrderPaid, at: Millis) {
         self.shift(&paid.lines, Shelf::Held, Shelf::Sold);
         self.mark(paid.coupon, paid.user, "USED", Some(paid.order), Some(at));
         let sold_on = NaiveDate::parse_from_str(&paid.day, DAY_FORMAT).ok();
@@ -293,7 +293,7 @@ impl Batch {
         }
     }
 
-    fn closed(&mut self, closed: &event::Closed, at: Millis) {
+    fn closed(&mut self, closed: &event::OrderClosed, at: Millis) {
         let from = if closed.from == OrderStatus::Paid { Shelf::Sold } else { Shelf::Held };
         self.shift(&closed.lines, from, if closed.withheld { Shelf::Withheld } else { Shelf::OnSale });
         self.mark(closed.coupon, closed.user, "AVAILABLE", None, None);

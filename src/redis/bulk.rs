@@ -28,8 +28,8 @@ impl Store {
     pub async fn partition_state(&self, here: Partition) -> Result<PartitionState, Error> {
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "rebuilding"]);
-        type Fields = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<String>);
-        let (store, epoch, seq, frozen, rebuilding): Fields = self.query_unchecked(here, &read).await?;
+        type StateFields = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<String>);
+        let (store, epoch, seq, frozen, rebuilding): StateFields = self.query_unchecked(here, &read).await?;
         let position = epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq });
         Ok(PartitionState { store, position, frozen, rebuilding: rebuilding.is_some() })
     }

@@ -19,7 +19,7 @@ use super::{
     permissions,
     progress::{Checked, State, Watermark},
     script::{self, Invocation},
-    settings::{self, Server},
+    settings::{self, ServerInfo},
 };
 use crate::{
     model::{Error, Millis, Partition, Position, Projection},
@@ -226,12 +226,10 @@ impl Store {
         read.add_command(read_meta(here));
         // A write that changes nothing: Redis refuses it if it refuses all writes.
         read.cmd("ZADD").arg(Keys(here).never()).arg("XX").arg(0).arg("never");
-        type Reply<T> = RedisResult<T>;
-        type Replies = (Reply<String>, Reply<String>, Reply<(i64, i64)>, Reply<Value>, Reply<Value>);
         let sent_at = self.clock().own();
-        let (info, replication, time, found, write): Replies = read.ignore_errors().query_async(link).await?;
+        let (info, replication, time, found, write): CheckReplies = read.ignore_errors().query_async(link).await?;
         let received_at = self.clock().own();
-        let server = Server::read(&info?);
+        let server = ServerInfo::read(&info?);
         if let Some(why) = server.unusable(&settings::role(&replication?)) {
             // New connections may lead to another server.
             self.shared_connections().mark_stale(&handle.node);
@@ -242,7 +240,7 @@ impl Store {
         if here == Partition(0) {
             self.clock().correct(watermark.clock_offset_ms());
         }
-        let mut found: Meta = redis::from_redis_value(found?)?;
+        let mut found: MetaFields = redis::from_redis_value(found?)?;
         let refused = write.err().map(|error| match Means::of(&error) {
             Means::NotNow | Means::PerhapsOtherServer => Ok(format!("Redis refuses every write: {error}")),
             _ => Err(error),
@@ -412,7 +410,12 @@ impl Store {
     }
 }
 
-type Meta = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<i64>);
+/// `store`, `epoch`, `seq`, `frozen` and `layout` of a partition's `meta`.
+type MetaFields = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<i64>);
+
+/// The replies of a check: both sections of `INFO`, the time, `meta`, and the write that changes nothing.
+type CheckReplies =
+    (RedisResult<String>, RedisResult<String>, RedisResult<(i64, i64)>, RedisResult<Value>, RedisResult<Value>);
 
 fn read_meta(here: Partition) -> redis::Cmd {
     let mut read = redis::cmd("HMGET");
@@ -428,13 +431,15 @@ fn behind(here: Partition, found: Position, acknowledged: Position) -> String {
 }
 
 /// Reads the server, its role and its unsafe settings.
-async fn check_server_settings(link: &mut MultiplexedConnection) -> Result<(Server, String, Vec<String>), RedisError> {
+async fn check_server_settings(
+    link: &mut MultiplexedConnection,
+) -> Result<(ServerInfo, String, Vec<String>), RedisError> {
     let mut read = redis::pipe();
     read.cmd("INFO").arg("server");
     read.cmd("INFO").arg("replication");
     let (info, replication): (String, String) = read.query_async(link).await?;
     let role = settings::role(&replication);
-    Ok((Server::read(&info), role, settings::problems(link).await?))
+    Ok((ServerInfo::read(&info), role, settings::problems(link).await?))
 }
 
 /// A message about the permissions that the Redis user lacks for a partition; `None` if it has all.

@@ -19,15 +19,15 @@ const REQUIRED: [(&str, &str, &str); 4] = [
 ];
 
 /// A server.
-pub(super) struct Server {
+pub(super) struct ServerInfo {
     /// Redis generates a new one at every start.
     pub run_id: String,
     version: (u64, u64),
 }
 
-impl Server {
+impl ServerInfo {
     /// Parses the reply to `INFO server`.
-    pub(super) fn read(info: &str) -> Server {
+    pub(super) fn read(info: &str) -> ServerInfo {
         let field = |name: &str| {
             let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             value.unwrap_or("").trim().to_owned()
@@ -36,7 +36,7 @@ impl Server {
         let version = field("redis_version");
         let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        Server { run_id: field("run_id"), version }
+        ServerInfo { run_id: field("run_id"), version }
     }
 
     /// The reason why this server can't be used at all.
@@ -92,12 +92,12 @@ mod tests {
     #[test]
     fn server_settings_parsed_from_info() {
         let info = "# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:0d12ab\r\n";
-        let server = Server::read(info);
+        let server = ServerInfo::read(info);
         assert_eq!((server.run_id.as_str(), server.version), ("0d12ab", (7, 0)));
         assert_eq!(server.unusable("master"), None);
         assert!(server.unusable("slave").is_some_and(|why| why.contains("slave")));
-        let old = Server::read("redis_version:6.2.14\r\nrun_id:1\r\n");
+        let old = ServerInfo::read("redis_version:6.2.14\r\nrun_id:1\r\n");
         assert!(old.unusable("master").is_some_and(|why| why.contains("6.2 is too old")));
-        assert!(Server::read("").unusable("master").is_some());
+        assert!(ServerInfo::read("").unusable("master").is_some());
     }
 }

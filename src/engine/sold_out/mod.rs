@@ -61,7 +61,7 @@ pub struct SoldOut {
     store: Store,
     clock: Clock,
     lease_us: u64,
-    campaigns: RwLock<HashMap<CouponId, Arc<Campaign>>>,
+    campaigns: RwLock<HashMap<CouponId, Arc<SoldOutCampaign>>>,
     /// The number of cached holders of all campaigns.
     cached_holders: AtomicUsize,
     /// A read of holders is in progress; there is one at a time.
@@ -88,7 +88,7 @@ pub struct Counts {
 }
 
 /// A campaign that Redis has reported as sold out. A change of the window or of the holders replaces the entry.
-struct Campaign {
+struct SoldOutCampaign {
     /// The first instant at which the campaign is open, and the first at which it is closed.
     window: (Millis, Millis),
     /// Set once the holders are read.
@@ -107,9 +107,9 @@ struct Holders {
     users: Box<[i64]>,
 }
 
-impl Campaign {
+impl SoldOutCampaign {
     fn new(window: (Millis, Millis)) -> Self {
-        Campaign {
+        SoldOutCampaign {
             window,
             holders: OnceLock::new(),
             until_us: AtomicU64::default(),
@@ -225,10 +225,10 @@ impl SoldOut {
         }
     }
 
-    fn campaign(&self, terms: &CampaignTerms) -> Arc<Campaign> {
+    fn campaign(&self, terms: &CampaignTerms) -> Arc<SoldOutCampaign> {
         let known = self.campaigns.read().unwrap_or_else(PoisonError::into_inner).get(&terms.coupon_id).cloned();
         known.unwrap_or_else(|| {
-            let fresh = Arc::new(Campaign::new((terms.opens_at, terms.closes_at)));
+            let fresh = Arc::new(SoldOutCampaign::new((terms.opens_at, terms.closes_at)));
             let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
             if campaigns.len() >= MAX_CAMPAIGNS {
                 self.clear(&mut campaigns);
@@ -244,13 +244,13 @@ impl SoldOut {
         self.cached_holders.fetch_sub(before.map_or(0, |before| before.holder_count()), Ordering::Relaxed);
     }
 
-    fn clear(&self, campaigns: &mut HashMap<CouponId, Arc<Campaign>>) {
+    fn clear(&self, campaigns: &mut HashMap<CouponId, Arc<SoldOutCampaign>>) {
         campaigns.clear();
         self.cached_holders.store(0, Ordering::Relaxed);
     }
 
-    /// Checks a campaign in the background. The caller has called [`Campaign::begin_check`].
-    fn check_in_background(self: &Arc<Self>, coupon: CouponId, campaign: Arc<Campaign>) {
+    /// Checks a campaign in the background. The caller has called [`SoldOutCampaign::begin_check`].
+    fn check_in_background(self: &Arc<Self>, coupon: CouponId, campaign: Arc<SoldOutCampaign>) {
         let this = self.clone();
         self.tasks.spawn(async move {
             let _checking = ClearOnDrop(&campaign.checking);
@@ -263,7 +263,7 @@ impl SoldOut {
     }
 
     /// Reads the status of a campaign, and its holders if they changed, and renews or ends the lease.
-    async fn check(&self, coupon: CouponId, campaign: &Arc<Campaign>) -> Result<(), Error> {
+    async fn check(&self, coupon: CouponId, campaign: &Arc<SoldOutCampaign>) -> Result<(), Error> {
         // A lease begins before the read is sent.
         let sent_us = self.clock.uptime_us();
         let status = self.store.campaign_status(coupon).await?;
@@ -275,7 +275,7 @@ impl SoldOut {
         if status.window != campaign.window {
             // Start over with the new window; the next request causes a check.
             campaign.until_us.store(0, Ordering::Release);
-            self.cache(coupon, Campaign::new(status.window), 0);
+            self.cache(coupon, SoldOutCampaign::new(status.window), 0);
             return Ok(());
         }
         let unchanged = |holders: &Holders| (holders.epoch, holders.users.len()) == (status.epoch, status.holders);
@@ -303,7 +303,7 @@ impl SoldOut {
         if !confirmed.given_out || confirmed.epoch != status.epoch || confirmed.holders != users.len() {
             return Ok(());
         }
-        let entry = Campaign::new(confirmed.window);
+        let entry = SoldOutCampaign::new(confirmed.window);
         entry.until_us.store(sent_us + self.lease_us, Ordering::Release);
         let (count, epoch) = (users.len(), status.epoch);
         let _ = entry.holders.set(Holders { epoch, users });
@@ -312,7 +312,7 @@ impl SoldOut {
         Ok(())
     }
 
-    fn cache(&self, coupon: CouponId, entry: Campaign, holders: usize) {
+    fn cache(&self, coupon: CouponId, entry: SoldOutCampaign, holders: usize) {
         let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
         if self.cached_holders.load(Ordering::Relaxed) + holders > MAX_TOTAL_HOLDERS {
             self.clear(&mut campaigns);

@@ -23,17 +23,17 @@ pub(super) type BlockId = (Partition, i64);
 /// The cache of existing users.
 pub(super) struct Users {
     partitions: i64,
-    shards: Box<[RwLock<HashMap<BlockId, Block>>]>,
+    shards: Box<[RwLock<HashMap<BlockId, UserBlock>>]>,
     learning: Arc<Mutex<HashSet<BlockId>>>,
 }
 
 #[derive(Clone, Copy)]
-struct Block {
+struct UserBlock {
     epoch: i64,
     exist: [u64; BLOCK as usize / 64],
 }
 
-impl Block {
+impl UserBlock {
     fn has(&self, place: usize) -> bool {
         self.exist[place / 64] >> (place % 64) & 1 == 1
     }
@@ -66,11 +66,11 @@ impl Users {
         ((Partition(owner as u16), nth / BLOCK), (nth % BLOCK) as usize)
     }
 
-    fn shard(&self, block: BlockId) -> &RwLock<HashMap<BlockId, Block>> {
+    fn shard(&self, block: BlockId) -> &RwLock<HashMap<BlockId, UserBlock>> {
         &self.shards[(block.1 as usize).wrapping_add(usize::from(block.0.0)) % SHARDS]
     }
 
-    fn block(&self, id: BlockId, epoch: i64) -> Option<Block> {
+    fn block(&self, id: BlockId, epoch: i64) -> Option<UserBlock> {
         let blocks = self.shard(id).read().unwrap_or_else(PoisonError::into_inner);
         blocks.get(&id).filter(|block| block.epoch == epoch).copied()
     }
@@ -106,7 +106,7 @@ impl Users {
         if blocks.len() >= MAX_BLOCKS && !blocks.contains_key(&id) {
             blocks.clear();
         }
-        let fresh = Block { epoch, exist: [0; BLOCK as usize / 64] };
+        let fresh = UserBlock { epoch, exist: [0; BLOCK as usize / 64] };
         let block = blocks.entry(id).or_insert(fresh);
         if block.epoch != epoch {
             *block = fresh;

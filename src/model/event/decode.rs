@@ -1,6 +1,6 @@
 //! Decodes the entries of an outbox.
 
-use super::{fields::Fields, *};
+use super::{fields::EventFields, *};
 
 /// Separates the events of an entry.
 const NEXT_EVENT: char = '\u{1e}';
@@ -35,7 +35,7 @@ pub struct Decoded {
 }
 
 impl Decoded {
-    fn new(f: Result<Fields<'_>, BadEvent>) -> Self {
+    fn new(f: Result<EventFields<'_>, BadEvent>) -> Self {
         let number = |name: &str| f.as_ref().ok()?.get(name)?.parse().ok();
         Decoded { position: number("epoch").zip(number("seq")), event: f.and_then(|f| Event::read(&f)) }
     }
@@ -52,7 +52,7 @@ impl Decoded {
 pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     match version(fields) {
-        Some(SINGLE) => vec![Decoded::new(Ok(Fields(all().collect())))],
+        Some(SINGLE) => vec![Decoded::new(Ok(EventFields(all().collect())))],
         Some(BATCH) => {
             let epoch = all().find(|(name, _)| *name == "epoch");
             // A missing field decodes as an empty packed event, which lacks its parts.
@@ -60,7 +60,7 @@ pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
             packed.split(NEXT_EVENT).map(|packed| Decoded::packed(epoch, packed)).collect()
         }
         unknown => {
-            let position = Decoded::new(Ok(Fields(all().collect()))).position;
+            let position = Decoded::new(Ok(EventFields(all().collect()))).position;
             let why =
                 unknown.map_or("field v is missing".to_owned(), |version| format!("version {version} is unknown"));
             vec![Decoded { position, event: Err(BadEvent(why)) }]
@@ -80,7 +80,7 @@ pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String
     let packed = packed.map(|packed| (EVENTS, packed));
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     match unpacked {
-        Some(Fields(named)) => [("v", "1")].into_iter().chain(named).map(owned).collect(),
+        Some(EventFields(named)) => [("v", "1")].into_iter().chain(named).map(owned).collect(),
         None => [("v", "2")].into_iter().chain(epoch).chain(packed).map(owned).collect(),
     }
 }
@@ -91,7 +91,7 @@ pub fn request_id(fields: &[(String, String)]) -> Option<&str> {
 }
 
 /// Pairs the parts of a packed event with their names.
-fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fields<'a>, BadEvent> {
+fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<EventFields<'a>, BadEvent> {
     let (kind, parts) = packed.split_once(SEPARATOR).unwrap_or((packed, ""));
     let names: &[&str] = match kind {
         "coupon_issued" => &["seq", "at", "rid", "coupon", "user", "issue_no", "at_home"],
@@ -125,7 +125,7 @@ fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fiel
             "seq", "at", "rid", "order", "user", "from", "status", "reason", "lines", "far", "coupon", "receipt",
             "method", "day", "watch", "withheld", "credit", "before", "after", "entry_no", "prev",
         ],
-        other => return Err(Fields::bad("kind", other)),
+        other => return Err(EventFields::bad("kind", other)),
     };
     let mut fields = Vec::with_capacity(names.len() + RECORD_PARTS.len() + 2);
     fields.extend(epoch);
@@ -139,11 +139,11 @@ fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Fiel
     if !complete || (recorded != 0 && recorded != RECORD_PARTS.len()) || parts.next().is_some() {
         return Err(BadEvent(format!("{kind} does not have its parts")));
     }
-    Ok(Fields(fields))
+    Ok(EventFields(fields))
 }
 
 impl Event {
-    fn read(f: &Fields<'_>) -> Result<Event, BadEvent> {
+    fn read(f: &EventFields<'_>) -> Result<Event, BadEvent> {
         let at = f.time("at")?;
         let (epoch, seq, body) = (f.count("epoch")?, f.count("seq")?, Body::decode(f, at)?);
         let request_id = f.get(REQUEST_ID).unwrap_or_default().to_owned();
@@ -152,7 +152,7 @@ impl Event {
 }
 
 impl Body {
-    fn decode(f: &Fields<'_>, at: Millis) -> Result<Body, BadEvent> {
+    fn decode(f: &EventFields<'_>, at: Millis) -> Result<Body, BadEvent> {
         Ok(match f.text("kind")? {
             "users_created" => {
                 let (count, step) = (f.count("count")?, f.count("step")?);
@@ -209,7 +209,7 @@ impl Body {
                 issued_at: f.time("issued_at")?,
             },
             "balance_charged" => Body::BalanceCharged(f.entry(TransactionType::Charge, "amount", at)?),
-            "order_placed" => Body::OrderPlaced(Placed {
+            "order_placed" => Body::OrderPlaced(OrderPlaced {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 lines: f.lines("lines")?,
@@ -220,7 +220,7 @@ impl Body {
                 coupon: f.optional_id("coupon", CouponId::new)?,
                 expires_at: f.time("expires_at")?,
             }),
-            "payment_started" => Body::PaymentStarted(Started {
+            "payment_started" => Body::PaymentStarted(PaymentStarted {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 payment: f.id("payment", PaymentId::new)?,
@@ -228,7 +228,7 @@ impl Body {
                 amount: f.count("amount")?,
                 receipt: f.text("receipt")?.to_owned(),
             }),
-            "order_paid" => Body::OrderPaid(Paid {
+            "order_paid" => Body::OrderPaid(OrderPaid {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 payment: f.id("payment", PaymentId::new)?,
@@ -247,7 +247,7 @@ impl Body {
                 },
                 day: f.text("day")?.to_owned(),
             }),
-            "order_closed" => Body::OrderClosed(Closed {
+            "order_closed" => Body::OrderClosed(OrderClosed {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 from: f.name("from")?,
@@ -274,18 +274,18 @@ impl Body {
                     "DECLINED" => PaymentOutcome::Declined,
                     "SETTLED" => PaymentOutcome::Settled,
                     "DISPUTED" => PaymentOutcome::Disputed,
-                    other => return Err(Fields::bad("outcome", other)),
+                    other => return Err(EventFields::bad("outcome", other)),
                 },
                 transaction: f.get("transaction").filter(|text| !text.is_empty()).map(str::to_owned),
             },
-            "payment_resolved" => Body::PaymentResolved(Resolved {
+            "payment_resolved" => Body::PaymentResolved(PaymentResolved {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 receipt: f.text("receipt")?.to_owned(),
                 approved: match f.text("outcome")? {
                     "APPROVED" => true,
                     "DECLINED" => false,
-                    other => return Err(Fields::bad("outcome", other)),
+                    other => return Err(EventFields::bad("outcome", other)),
                 },
                 operator: f.text("operator")?.to_owned(),
                 reason: f.text("why")?.to_owned(),
@@ -318,7 +318,7 @@ impl Body {
             "coupons_released" => {
                 Body::CouponsReleased { coupon: f.id("coupon", CouponId::new)?, count: f.units("count")? }
             }
-            other => return Err(Fields::bad("kind", other)),
+            other => return Err(EventFields::bad("kind", other)),
         })
     }
 }

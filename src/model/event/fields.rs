@@ -5,9 +5,9 @@ use std::str::FromStr;
 use super::*;
 
 /// The fields of one event. A linear search is fast enough for their number.
-pub(super) struct Fields<'a>(pub(super) Vec<(&'a str, &'a str)>);
+pub(super) struct EventFields<'a>(pub(super) Vec<(&'a str, &'a str)>);
 
-impl<'a> Fields<'a> {
+impl<'a> EventFields<'a> {
     pub(super) fn get(&self, name: &str) -> Option<&'a str> {
         self.0.iter().find(|(field, _)| *field == name).map(|(_, value)| *value)
     }

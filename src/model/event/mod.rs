@@ -89,10 +89,10 @@ pub enum Body {
         issued_at: Millis,
     },
     BalanceCharged(BalanceEntry),
-    OrderPlaced(Placed),
-    PaymentStarted(Started),
-    OrderPaid(Paid),
-    OrderClosed(Closed),
+    OrderPlaced(OrderPlaced),
+    PaymentStarted(PaymentStarted),
+    OrderPaid(OrderPaid),
+    OrderClosed(OrderClosed),
     PaymentEnded {
         order: OrderId,
         receipt: String,
@@ -100,7 +100,7 @@ pub enum Body {
         /// The gateway's transaction, unless an earlier event has it.
         transaction: Option<String>,
     },
-    PaymentResolved(Resolved),
+    PaymentResolved(PaymentResolved),
     StockHeld {
         order: OrderId,
         user: UserId,
@@ -112,7 +112,7 @@ pub enum Body {
         lines: Vec<OrderLine>,
         from: HoldState,
         to: HoldState,
-        /// The held units are kept off sale, as in [`Closed`].
+        /// The held units are kept off sale, as in [`OrderClosed`].
         withheld: bool,
         /// The order of the hold does not exist, and never will.
         forgotten: bool,
@@ -139,7 +139,7 @@ pub enum Body {
 
 /// `order_placed`
 #[derive(Clone, Debug)]
-pub struct Placed {
+pub struct OrderPlaced {
     pub order: OrderId,
     pub user: UserId,
     pub lines: Vec<OrderLine>,
@@ -153,7 +153,7 @@ pub struct Placed {
 
 /// `payment_started`
 #[derive(Clone, Debug)]
-pub struct Started {
+pub struct PaymentStarted {
     pub order: OrderId,
     pub user: UserId,
     pub payment: PaymentId,
@@ -175,7 +175,7 @@ pub enum PaymentOutcome {
 
 /// `payment_resolved`: an operator's decision on a payment. An `order_paid` or `order_closed` accompanies it.
 #[derive(Clone, Debug)]
-pub struct Resolved {
+pub struct PaymentResolved {
     pub order: OrderId,
     pub user: UserId,
     pub receipt: String,
@@ -186,7 +186,7 @@ pub struct Resolved {
 
 /// `order_paid`
 #[derive(Clone, Debug)]
-pub struct Paid {
+pub struct OrderPaid {
     pub order: OrderId,
     pub user: UserId,
     pub payment: PaymentId,
@@ -208,7 +208,7 @@ pub struct Paid {
 
 /// `order_closed`
 #[derive(Clone, Debug)]
-pub struct Closed {
+pub struct OrderClosed {
     pub order: OrderId,
     pub user: UserId,
     /// PENDING or PAID.

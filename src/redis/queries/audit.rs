@@ -15,7 +15,7 @@ use crate::{
         keys::Keys,
         outbox::{Entry, StreamId},
         records::take_coupons,
-        settings::Server,
+        settings::ServerInfo,
     },
 };
 
@@ -32,7 +32,7 @@ pub struct Inspected<T> {
     pub position: Option<Position>,
     /// The entries of the outbox after the given one.
     pub entries: Vec<Entry>,
-    pub things: Vec<T>,
+    pub records: Vec<T>,
 }
 
 /// A user. The fields are empty if the user does not exist.
@@ -153,12 +153,12 @@ impl Store {
             }
         };
         let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
-        let things = users.iter().map(|_| {
+        let records = users.iter().map(|_| {
             let mut fields: HashMap<String, String> = replies.next()?;
             let coupons = take_coupons(&mut fields);
             Ok(UserSeen { fields, coupons })
         });
-        Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
+        Ok(Inspected { position, entries, records: records.collect::<Result<_, Error>>()? })
     }
 
     /// Reads products.
@@ -180,7 +180,7 @@ impl Store {
             }
         };
         let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
-        let things = products.iter().map(|_| {
+        let records = products.iter().map(|_| {
             Ok(ProductSeen {
                 fields: replies.next()?,
                 price: replies.next()?,
@@ -191,7 +191,7 @@ impl Store {
                 listed: replies.next::<Option<f64>>()?.is_some(),
             })
         });
-        Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
+        Ok(Inspected { position, entries, records: records.collect::<Result<_, Error>>()? })
     }
 
     /// Reads campaigns.
@@ -210,11 +210,11 @@ impl Store {
             }
         };
         let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
-        let things = campaigns.iter().map(|_| {
+        let records = campaigns.iter().map(|_| {
             let (fields, holders) = (replies.next()?, replies.next()?);
             Ok(CampaignSeen { fields, holders, listed: replies.next::<Option<f64>>()?.is_some() })
         });
-        Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
+        Ok(Inspected { position, entries, records: records.collect::<Result<_, Error>>()? })
     }
 
     /// Reads orders.
@@ -234,12 +234,12 @@ impl Store {
             }
         };
         let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
-        let things = orders.iter().map(|_| {
+        let records = orders.iter().map(|_| {
             let (fields, expires) = (replies.next()?, replies.next::<Option<f64>>()?.is_some());
             let watched = replies.next::<Option<f64>>()?.is_some();
             Ok(OrderSeen { fields, expires, watched, leaves: replies.next::<i64>()? >= 0 })
         });
-        Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
+        Ok(Inspected { position, entries, records: records.collect::<Result<_, Error>>()? })
     }
 
     /// Reads the remote holds of these orders, each with its user.
@@ -259,11 +259,11 @@ impl Store {
             }
         };
         let (position, entries, mut replies) = self.at_one_moment(here, outbox, reads).await?;
-        let things = orders.iter().map(|_| {
+        let records = orders.iter().map(|_| {
             let (fields, due) = (replies.next()?, replies.next::<Option<f64>>()?.is_some());
             Ok(HoldSeen { fields, due, leaves: replies.next::<i64>()? >= 0 })
         });
-        Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
+        Ok(Inspected { position, entries, records: records.collect::<Result<_, Error>>()? })
     }
 
     /// Reads the rankings of these days.
@@ -285,8 +285,8 @@ impl Store {
             let Scores(scores) = replies.next()?;
             Ok(scores.into_iter().map(|(product, score)| (product, score as i64)).collect())
         };
-        let things = days.iter().map(|_| Ok(RanksSeen { units: scores()?, won: scores()? }));
-        Ok(Inspected { position, entries, things: things.collect::<Result<_, Error>>()? })
+        let records = days.iter().map(|_| Ok(RanksSeen { units: scores()?, won: scores()? }));
+        Ok(Inspected { position, entries, records: records.collect::<Result<_, Error>>()? })
     }
 
     /// For each of these users, whether the campaign's set of holders has the user.
@@ -326,7 +326,7 @@ impl Store {
             let mut read = redis::cmd("INFO");
             read.arg("server");
             let info: String = self.query_unchecked(here, &read).await?;
-            if seen.insert(Server::read(&info).run_id) {
+            if seen.insert(ServerInfo::read(&info).run_id) {
                 servers.push(here);
             }
         }

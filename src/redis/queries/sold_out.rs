@@ -24,7 +24,8 @@ pub struct CampaignStatus {
     pub window: (Millis, Millis),
 }
 
-type Meta = (Option<i64>, Option<i64>, Option<String>);
+/// `epoch`, `seq` and `frozen` of a partition's `meta`.
+type EpochFields = (Option<i64>, Option<i64>, Option<String>);
 
 impl Store {
     /// Whether a partition is known to be open, so that commands need no check first.
@@ -42,8 +43,8 @@ impl Store {
         let fields = ["total", "issued", "withheld", "reopening", "opens_at", "closes_at"];
         read.cmd("HMGET").arg(Keys(here).campaign(id)).arg(&fields);
         read.cmd("SCARD").arg(Keys(here).holders(id));
-        type Campaign = (Option<i64>, Option<i64>, Option<i64>, Option<String>, Option<i64>, Option<i64>);
-        let (epoch, (campaign, holders)): (_, (Campaign, usize)) = self.in_epoch(here, &read).await?;
+        type CampaignFields = (Option<i64>, Option<i64>, Option<i64>, Option<String>, Option<i64>, Option<i64>);
+        let (epoch, (campaign, holders)): (_, (CampaignFields, usize)) = self.in_epoch(here, &read).await?;
         let (total, issued, withheld, reopening, opens_at, closes_at) = campaign;
         let taken = issued.unwrap_or(0) + withheld.unwrap_or(0);
         let given_out = total.is_some_and(|total| taken >= total) && reopening.is_none();
@@ -141,7 +142,7 @@ impl Store {
         };
         let rest = redis::Value::Array(values.split_off(values.len().min(1)));
         let meta = values.pop().unwrap_or(redis::Value::Nil);
-        let (Some(epoch), Some(seq), None) = Meta::from_redis_value(meta).map_err(unreadable)? else {
+        let (Some(epoch), Some(seq), None) = EpochFields::from_redis_value(meta).map_err(unreadable)? else {
             watermark.invalidate();
             return Err(partition_closed());
         };

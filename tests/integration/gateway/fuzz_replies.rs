@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use firstcome::{
-    gateway::{Charge, GatewayConfig, HttpGateway, PayOutcome, PaymentGateway},
+    gateway::{Charge, HttpGateway, HttpGatewayConfig, PayOutcome, PaymentGateway},
     model::{OrderId, PaymentType, UserId},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -75,7 +75,7 @@ fn reply_of_random_bytes_approves_nothing() {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let timeout = Duration::from_secs(60);
-    let config_of = GatewayConfig { url, timeout, token: None };
+    let config_of = HttpGatewayConfig { url, timeout, token: None };
     let charge = Charge {
         merchant_uid: "r-1".to_owned(),
         order_id: OrderId::new(7).unwrap(),

@@ -5,7 +5,9 @@
 use std::{sync::Arc, time::Duration};
 
 use firstcome::{
-    gateway::{CancelOutcome, Charge, GatewayConfig, Gateways, HttpGateway, PayOutcome, PaymentGateway, StatusOutcome},
+    gateway::{
+        CancelOutcome, Charge, Gateways, HttpGateway, HttpGatewayConfig, PayOutcome, PaymentGateway, StatusOutcome,
+    },
     model::{OrderId, PaymentType, UserId},
 };
 use tokio::net::TcpListener;
@@ -22,7 +24,7 @@ const PATIENT: Duration = Duration::from_secs(20);
 const HASTY: Duration = Duration::from_secs(2);
 
 fn gateway_at(url: &str, timeout: Duration) -> HttpGateway {
-    HttpGateway::new(PaymentType::Toss, &GatewayConfig { url: url.to_owned(), timeout, token: None }).unwrap()
+    HttpGateway::new(PaymentType::Toss, &HttpGatewayConfig { url: url.to_owned(), timeout, token: None }).unwrap()
 }
 
 fn patient(fake: &FakeGateway) -> HttpGateway {
@@ -289,7 +291,7 @@ async fn payment_uid_escaped_in_path() {
 #[tokio::test]
 async fn token_sent_with_every_call() {
     let fake = FakeGateway::start().await;
-    let config = |token: Option<&str>| GatewayConfig {
+    let config = |token: Option<&str>| HttpGatewayConfig {
         url: format!("{}/", fake.url()),
         timeout: PATIENT,
         token: token.map(str::to_owned),
