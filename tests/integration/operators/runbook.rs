@@ -252,7 +252,7 @@ async fn on_a_good_day(operator: &mut Operator, base: &str) {
 
 /// Who operates, and what they do.
 async fn operators_act(operator: &mut Operator, servers: &Servers) {
-    let (who, closing) = ("Who may operate, and who did what", "Opening and closing a campaign");
+    let (who, closing) = ("Operators and the operator log", "Opening and closing a campaign");
     let tokens = operator.printed(who, "export ADMIN_TOKENS");
     let tokens = operator.types(&format!("{tokens}\necho \"$ADMIN_TOKENS\"")).await.well();
     let kim = tokens.trim().split(',').find_map(|one| one.strip_prefix("kim:")).unwrap().to_owned();
