@@ -1,5 +1,5 @@
 #!lua
--- Announces a release of withheld coupons. From now on no process starts, or extends, a lease to reject requests for this
+-- Announces a release of withheld coupons. From now on no process starts, or extends, a lease to refuse requests for this
 -- campaign by itself; coupon_release may follow once the existing leases have expired.
 --
 -- KEYS 1 meta      hash  partition state

@@ -1,6 +1,6 @@
 #!lua
 -- Binds an idempotency key to one request, where another partition than the key's own decides the request. A different request
--- under the key is then rejected even if yet another partition decides it. The caller reports the outcome with
+-- under the key is then refused even if yet another partition decides it. The caller reports the outcome with
 -- idempotency_settle; until then the claim lives for its own, shorter time.
 --
 -- KEYS 1 meta    hash  state of the key's partition

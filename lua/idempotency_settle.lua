@@ -1,6 +1,6 @@
 #!lua
 -- Ends a claim of idempotency_claim. The key stays bound if the request was, or may have been, decided; the record is deleted
--- once all requests that claimed it were rejected.
+-- once all requests that claimed it were refused.
 --
 -- KEYS 1 meta    hash  state of the key's partition
 --      2 record  list  fingerprint, CLAIMED, then the number of requests under way, or KEPT

@@ -25,7 +25,7 @@
 --         {'PAID', epoch, seq, payment id, receipt, paid at} | {'DECLINED', epoch, seq}
 --      or {'PAID_BEFORE', payment id, receipt, paid at} (a repeat of a gateway's approval)
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
---      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
+--      or ORDER_NOT_FOUND | ALREADY_PAID | ALREADY_CLOSED | WRONG_AMOUNT
 --      or {'OTHER_DAY', now (ms)} (the day is over, or has not begun)
 --      of the whole batch PARTITION_CLOSED
 -- Emits order_paid, or order_closed (FAILED, PAYMENT_DECLINED), for each
@@ -113,16 +113,16 @@ for i = 1, n do
     reply = 'ORDER_NOT_FOUND'
   elseif by_gateway then
     if order.receipt ~= receipt then
-      reply = 'CLOSED'
+      reply = 'ALREADY_CLOSED'
     elseif order.status == 'PAID' then
       reply = 'PAID_BEFORE' .. SEPARATOR .. order.payment .. SEPARATOR .. receipt .. SEPARATOR .. order.paid_at
     elseif order.status ~= 'PENDING' or order.gateway ~= 'STARTED' then
-      reply = 'CLOSED'
+      reply = 'ALREADY_CLOSED'
     end
   elseif order.status == 'PAID' then
     reply = 'ALREADY_PAID'
   elseif order.status ~= 'PENDING' then
-    reply = 'CLOSED'
+    reply = 'ALREADY_CLOSED'
   elseif order.gateway == 'STARTED' then
     reply = 'IN_PROGRESS'
   elseif tonumber(amount) ~= order.final then

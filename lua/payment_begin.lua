@@ -12,7 +12,7 @@
 --      7 amount (won)  8 payment type  9 payment id  10 receipt  11 delay of the first check (ms)  12 the key's digest or ''
 -- Returns {'STARTED', epoch, seq}
 --      or {'REPLAYED', ...the settled reply} | KEY_REUSED | IN_PROGRESS | PARTITION_CLOSED
---      or ORDER_NOT_FOUND | ALREADY_PAID | CLOSED | WRONG_AMOUNT
+--      or ORDER_NOT_FOUND | ALREADY_PAID | ALREADY_CLOSED | WRONG_AMOUNT
 -- Emits payment_started
 --@include lists
 --@include partition
@@ -30,7 +30,7 @@ if prior then return prior end
 local o = redis.call('HMGET', order, 'user', 'status', 'final', 'gateway')
 if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
 if o[2] == 'PAID' then return { 'ALREADY_PAID' } end
-if o[2] ~= 'PENDING' then return { 'CLOSED' } end
+if o[2] ~= 'PENDING' then return { 'ALREADY_CLOSED' } end
 if o[4] == 'STARTED' then return { 'IN_PROGRESS' } end
 if amount ~= tonumber(o[3]) then return { 'WRONG_AMOUNT' } end
 ---- checks above, writes below -------------------------------------------------------------------------------------

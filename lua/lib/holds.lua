@@ -10,7 +10,7 @@ local function unpack_lines(lines)
   return ids, units, prices
 end
 
--- A rejection if these units can't be held, else nothing. Checks all lines for missing products first, then, in the order of
+-- A refusal if these units can't be held, else nothing. Checks all lines for missing products first, then, in the order of
 -- the lines, for stock.
 local function shortage(ids, units, price_of, on_sale)
   for i = 1, #ids do

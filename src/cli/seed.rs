@@ -53,7 +53,7 @@ pub(super) async fn demo(engine: &Engine) -> Result<bool, Error> {
     if engine.products(0, 1, None).await?.total > 0 {
         return Ok(false);
     }
-    let call = Call { request_id: "seed".to_owned(), key: None };
+    let call = Call::new("seed", None);
     for (name, balance) in USERS {
         engine.create_user(&call, NewUser { name: (*name).to_owned(), balance: *balance }).await?;
     }

@@ -13,7 +13,7 @@ use std::{
 use super::Engine;
 use crate::{
     config::Ack,
-    model::{Error, OrderId, Partition, Position},
+    model::{AcknowledgedPositions, Error, OrderId, Partition, Position},
     postgres,
     telemetry::metrics,
     worker::Workers,
@@ -61,11 +61,12 @@ fn refused_by_postgres() -> Error {
 }
 
 impl Engine {
-    /// Admits a write, unless the backlog of PostgreSQL is too long.
+    /// Admits a write, unless the backlog of PostgreSQL is too long. Returns the list, still empty, of the decisions that its
+    /// reply waits for: the write's [`Call`](crate::model::Call) carries it, and [`Engine::wait_until_durable`] waits.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; nothing was decided.
-    pub fn admit_write(&self) -> Result<(), Error> {
+    pub fn admit_write(&self) -> Result<AcknowledgedPositions, Error> {
         let Durability { max_backlog, shedding, .. } = &self.durability;
         let backlog = self.store.backlog();
         // Hysteresis: shedding ends only when the backlog is 10% below the limit.
@@ -82,7 +83,10 @@ impl Engine {
             let reason = format!("PostgreSQL is {backlog} decisions behind");
             return Err(Error::Unavailable { reason, retry_after: SHED_RETRY });
         }
-        Ok(())
+        Ok(match self.durability.ack {
+            Ack::Redis => AcknowledgedPositions::default(),
+            Ack::Postgres => AcknowledgedPositions::collecting(),
+        })
     }
 
     /// Waits until these decisions are as durable as `ACK` asks: with `ACK=postgres`, until PostgreSQL has them. Has no time
@@ -91,11 +95,11 @@ impl Engine {
     /// # Errors
     /// [`Error::Unavailable`] if PostgreSQL has passed a decision without applying it: the decision is a dead letter that is
     /// not applied yet, or Redis was rebuilt meanwhile. The outcome is unknown; a repeat under the request's key returns it.
-    pub async fn acknowledge(&self, decided: &[(Partition, Position)]) -> Result<(), Error> {
+    pub async fn wait_until_durable(&self, acknowledged: &AcknowledgedPositions) -> Result<(), Error> {
         if self.durability.ack != Ack::Postgres {
             return Ok(());
         }
-        let refused = self.store.wait_projected(decided).await?;
+        let refused = self.store.wait_projected(&acknowledged.positions()).await?;
         if !refused.is_empty() && postgres::queries::dead_letters::is_any_dead(&self.db, &refused).await? {
             return Err(refused_by_postgres());
         }
@@ -105,8 +109,8 @@ impl Engine {
     /// Checks the same for an earlier order: that no decision about it, in any partition, is a dead letter.
     ///
     /// # Errors
-    /// As [`Engine::acknowledge`].
-    pub(super) async fn acknowledge_order(&self, order: OrderId) -> Result<(), Error> {
+    /// As [`Engine::wait_until_durable`].
+    pub(super) async fn check_order_durable(&self, order: OrderId) -> Result<(), Error> {
         if self.durability.ack == Ack::Postgres
             && self.store.has_dead_letters()
             && postgres::queries::dead_letters::is_about_order(&self.db, order).await?

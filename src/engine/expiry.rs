@@ -124,7 +124,7 @@ impl Engine {
     }
 
     async fn expire(&self, order: OrderId) -> Result<bool, Error> {
-        let call = Call { request_id: format!("expire-{order}"), key: None };
+        let call = Call::new(format!("expire-{order}"), None);
         let Some(record) = self.store.order(order).await? else { return Ok(false) };
         match self.close(&call, &record, Closing::Expire).await {
             Ok(closed) => Ok(closed.is_some()),
@@ -135,7 +135,7 @@ impl Engine {
     }
 
     async fn check_remote_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
-        let call = Call { request_id: format!("expire-{order}"), key: None };
+        let call = Call::new(format!("expire-{order}"), None);
         let resolved = self.store.order_resolve(order).await?;
         let end = match resolved.status {
             Some(OrderStatus::Pending) => {

@@ -7,7 +7,7 @@
 use super::*;
 use crate::{
     model::Partition,
-    redis::commands::{Reopening, UserBatch},
+    redis::commands::{ReleasePreparation, UserBatch},
 };
 
 /// The number of users that one script creates: some hundred microseconds of Redis's time.
@@ -192,12 +192,12 @@ impl Engine {
     pub async fn release_coupons(&self, call: &Call, coupon: CouponId, count: i64) -> Outcome<i64> {
         let work = async {
             for _ in 0..RELEASE_ATTEMPTS {
-                let announcement = match self.store.coupon_release_prepare(call, coupon, count).await? {
-                    Reopening::Announced(announcement) => announcement,
-                    Reopening::Released(before) => return Ok(before),
+                let token = match self.store.coupon_release_prepare(call, coupon, count).await? {
+                    ReleasePreparation::Prepared(token) => token,
+                    ReleasePreparation::Released(before) => return Ok(before),
                 };
                 self.clock.pass(sold_out::LEASE_EXPIRES_AFTER).await;
-                if let Some(released) = self.store.coupon_release(call, coupon, count, &announcement).await? {
+                if let Some(released) = self.store.coupon_release(call, coupon, count, &token).await? {
                     return Ok(released);
                 }
             }
@@ -211,7 +211,7 @@ impl Engine {
     /// # Errors
     /// Those of every write. Releases before the error stay in effect.
     pub async fn release_all(&self, call: &Call) -> Result<Withheld, Error> {
-        let call = Call { request_id: call.request_id.clone(), key: None };
+        let call = Call { key: None, ..call.clone() };
         let withheld = self.withheld().await?;
         for (product, units) in withheld.products {
             match self.release_units(&call, product, units).await {
@@ -220,20 +220,20 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        // Announce all releases first, so that they share one wait.
-        let mut announced = Vec::with_capacity(withheld.coupons.len());
+        // Prepare all releases first, so that they share one wait.
+        let mut prepared = Vec::with_capacity(withheld.coupons.len());
         for (coupon, count) in withheld.coupons {
             match self.store.coupon_release_prepare(&call, coupon, count).await {
-                Ok(Reopening::Announced(announcement)) => announced.push((coupon, count, announcement)),
-                Ok(Reopening::Released(_)) | Err(Error::InsufficientStock) => {}
+                Ok(ReleasePreparation::Prepared(token)) => prepared.push((coupon, count, token)),
+                Ok(ReleasePreparation::Released(_)) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),
             }
         }
-        if !announced.is_empty() {
+        if !prepared.is_empty() {
             self.clock.pass(sold_out::LEASE_EXPIRES_AFTER).await;
         }
-        for (coupon, count, announcement) in announced {
-            match self.store.coupon_release(&call, coupon, count, &announcement).await {
+        for (coupon, count, token) in prepared {
+            match self.store.coupon_release(&call, coupon, count, &token).await {
                 // `None`: another operator released it.
                 Ok(_) | Err(Error::InsufficientStock) => {}
                 Err(error) => return Err(error),

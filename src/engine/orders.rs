@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     model::Partition,
     redis::{
-        commands::{Closed, Closing, DAY_FORMAT, Placing, REMOTE_HOLD_GRACE_MS, RemoteEnd, Shortage},
+        commands::{Closed, Closing, CouponTerms, DAY_FORMAT, PlaceOrder, REMOTE_HOLD_GRACE_MS, RemoteEnd, Shortage},
         records::OrderRecord,
     },
 };
@@ -29,24 +29,32 @@ impl Engine {
             Some(coupon) => self.terms(coupon).await?,
             None => None,
         };
-        let far = self.remote_lines(home, &order);
-        let placing = |far| Placing {
+        let terms = terms.map(|terms| CouponTerms { discount: terms.discount, expires_at: terms.expires_at });
+        let mut place = PlaceOrder {
             order_id,
+            user_id: order.user_id,
             hold_ms: self.hold_ms,
             max_open: self.max_open_orders,
             must_afford: self.gateways.is_empty(),
-            terms: terms.as_deref(),
-            far,
+            coupon: order.coupon_id.map(|coupon| (coupon, terms)),
+            lines: Vec::new(),
+            remote_lines: String::new(),
+            validate: None,
         };
+        let far = self.remote_lines(home, &order);
         if far.is_empty() {
-            return self.store.order_place(call, &order, &placing("")).await;
+            place.lines = order.lines;
+            return self.store.order_place(call, place).await;
         }
-        // The owner partition, which has the user, the coupon and the balance, checks the order before another partition holds
+        let near = order.lines.iter().filter(|(product, _)| self.store.owner(product.get()) == home);
+        place.lines = near.copied().collect();
+        // The owner partition, which has the user, the coupon and the balance, validates the order before another partition holds
         // stock: a refusal leaves nothing behind.
         let (priced, shortage) = self.check_remote_lines(home, &order).await?;
-        if let Some(before) = self.store.order_judge(call, &order, &placing(&priced), shortage).await? {
+        let validate = PlaceOrder { remote_lines: priced, ..place.clone() };
+        if let Some(before) = self.store.order_validate(call, validate, shortage).await? {
             // The earlier reply does not name its decisions in other partitions.
-            self.acknowledge_order(before.value.order_id).await?;
+            self.check_order_durable(before.value.order_id).await?;
             return Ok(before);
         }
         let due_in_ms = self.hold_ms + REMOTE_HOLD_GRACE_MS;
@@ -67,10 +75,10 @@ impl Engine {
                 }
             }
         }
-        let packed = held.join(",");
+        place.remote_lines = held.join(",");
         let all_held = holds.is_ok();
         let placed = match holds {
-            Ok(()) => self.store.order_place(call, &order, &placing(&packed)).await,
+            Ok(()) => self.store.order_place(call, place).await,
             Err(error) => Err(error),
         };
         // Release the holds, unless the order was placed with them. After an unknown outcome the holds expire by themselves.

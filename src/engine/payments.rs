@@ -12,8 +12,7 @@ use super::{backoff::Pause, *};
 use crate::{
     gateway::{CancelOutcome, Charge, PayOutcome, PaymentGateway, StatusOutcome},
     redis::{
-        commands::{Closing, PaymentEnd, RemoteEnd, Settled, Settling},
-        progress::told_so_far,
+        commands::{BeginPayment, Closing, PayOrder, PaymentEnd, RemoteEnd, Settled},
         queries::due::DuePayment,
         records::{GatewayRecord, GatewayState, OrderRecord},
     },
@@ -68,8 +67,15 @@ impl Engine {
         receipt: &str,
         transaction: Option<&str>,
     ) -> Outcome<Settled> {
-        let settling = Settling { payment, payment_id, receipt, transaction, day: &|now| self.day(now) };
-        let settled = match self.store.order_pay(call, &settling).await {
+        let pay_at = |now| PayOrder {
+            payment: payment.clone(),
+            payment_id,
+            receipt: receipt.to_owned(),
+            transaction: transaction.map(str::to_owned),
+            day: self.day(now),
+        };
+        let home = self.store.owner(payment.order_id.get());
+        let settled = match self.store.order_pay(call, home, &pay_at).await {
             Err(Error::OrderNotFound) => {
                 return Box::pin(self.settled_before(payment, transaction.and(Some(receipt)))).await;
             }
@@ -125,15 +131,16 @@ impl Engine {
         receipt: &str,
         gateway: &Arc<dyn PaymentGateway>,
     ) -> Outcome<Settled> {
-        let ask_in_ms = self.gateway_timeout_ms + RESOLVE_AFTER_MS;
-        match self.store.payment_begin(call, payment, payment_id, receipt, ask_in_ms).await {
+        let check_in_ms = self.gateway_timeout_ms + RESOLVE_AFTER_MS;
+        let begin = BeginPayment { payment, payment_id, receipt, check_in_ms };
+        match self.store.payment_begin(call, &begin).await {
             Ok(None) => {}
             Ok(Some(settled)) => return Ok(Reply { value: settled, replayed: true }),
             Err(Error::OrderNotFound) => return self.settled_before(payment, None).await,
             Err(error) => return Err(error),
         }
         // The gateway must not take money for a payment that a loss of Redis could undo.
-        self.acknowledge(&told_so_far()).await?;
+        self.wait_until_durable(&call.acknowledged).await?;
         let (order_id, user_id, amount) = (payment.order_id, payment.user_id, payment.amount);
         let charge = Charge { merchant_uid: receipt.to_owned(), order_id, user_id, amount };
         match gateway.pay(&call.request_id, &charge).await {
@@ -234,7 +241,7 @@ impl Engine {
     async fn resolve(&self, check: &PaymentCheck<'_>) -> Result<(), Error> {
         let PaymentCheck { record, payment, .. } = check;
         let order = &record.order;
-        let call = Call { request_id: describe(payment), key: payment.key.clone() };
+        let call = Call::new(describe(payment), payment.key.clone());
         let now = self.store.now(self.store.owner(order.order_id.get()));
         let declined = match check.status().await {
             StatusOutcome::Approved { transaction_id } => {
@@ -366,7 +373,7 @@ impl Engine {
         payment: &GatewayRecord,
         end: &PaymentEnd,
     ) -> Result<(), Error> {
-        let call = Call { request_id: describe(payment), key: None };
+        let call = Call::new(describe(payment), None);
         let of = (record.order.order_id, record.order.user_id);
         self.store.payment_finish(&call, of, &payment.receipt, end).await.map(drop)
     }

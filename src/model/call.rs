@@ -1,16 +1,51 @@
 //! The context of a write, and its reply.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use sha2::{Digest, Sha256};
 
-use super::UserId;
+use super::{Partition, Position, UserId};
 
-/// The context of a write: its request id and its idempotency key.
+/// The context of a write: its request id, its idempotency key, and the decisions that its reply waits for.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
     /// `x-request-id`, at most 64 visible ASCII characters. The event carries it on.
     pub request_id: String,
     /// The idempotency key, if the request has one.
     pub key: Option<IdempotencyKey>,
+    pub acknowledged: AcknowledgedPositions,
+}
+
+impl Call {
+    /// A call of this process itself: no reply waits for its decisions.
+    pub fn new(request_id: impl Into<String>, key: Option<IdempotencyKey>) -> Self {
+        Call { request_id: request_id.into(), key, acknowledged: AcknowledgedPositions::default() }
+    }
+}
+
+/// The decisions that Redis acknowledged to a call, replays included. All clones share one list; the default keeps none.
+#[derive(Clone, Debug, Default)]
+pub struct AcknowledgedPositions(Option<Arc<PositionList>>);
+
+type PositionList = Mutex<Vec<(Partition, Position)>>;
+
+impl AcknowledgedPositions {
+    /// An empty list.
+    pub fn collecting() -> Self {
+        AcknowledgedPositions(Some(Arc::default()))
+    }
+
+    pub fn add(&self, here: Partition, position: Position) {
+        if let Some(positions) = &self.0 {
+            positions.lock().unwrap_or_else(PoisonError::into_inner).push((here, position));
+        }
+    }
+
+    /// Those that were added until now.
+    pub fn positions(&self) -> Vec<(Partition, Position)> {
+        let Some(positions) = &self.0 else { return Vec::new() };
+        positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// An `Idempotency-Key`, bound to its request.
@@ -61,5 +96,21 @@ impl<T> Reply<T> {
     /// Maps the value; keeps `replayed`.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Reply<U> {
         Reply { value: f(self.value), replayed: self.replayed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_shared_by_clones_of_a_call() {
+        let mut call = Call::new("request", None);
+        let position = Position { epoch: 1, seq: 7 };
+        call.acknowledged.add(Partition(2), position);
+        assert!(call.acknowledged.positions().is_empty(), "no reply waits for a call of this process itself");
+        call.acknowledged = AcknowledgedPositions::collecting();
+        call.clone().acknowledged.add(Partition(2), position);
+        assert_eq!(call.acknowledged.positions(), [(Partition(2), position)]);
     }
 }

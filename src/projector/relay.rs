@@ -42,7 +42,7 @@ pub async fn relay(
     };
     for event in events {
         // What follows elsewhere is of the same request.
-        let call = Call { request_id: event.request_id.clone(), key: None };
+        let call = Call::new(&event.request_id, None);
         let relayed = match &event.body {
             Body::CouponIssued { coupon, user, issue_no, at_home: false } => {
                 let issued = Issued { issue_no: *issue_no, issued_at: event.at };

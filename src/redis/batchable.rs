@@ -1,116 +1,116 @@
-//! Merging: concurrent requests for the same script, on the same thing, are decided by one call of it (see [`gather`]).
+//! Runs a script for a batch of concurrent requests about the same subject: see [`batcher`].
 
 use anyhow::anyhow;
 use opentelemetry::trace::SpanContext;
-use redis::{Cmd, Value};
+use redis::Value;
 
 use super::{
     Store,
-    batcher::{self, Carried, Gather},
-    commands::RECORD_TTL_MS,
+    batcher::{self, BatchReplies, Batcher},
+    commands::{RECORD_TTL_MS, key_parts},
     keys::Keys,
-    script::{Answer, Decided, Script},
+    script::{Invocation, Script},
+    script_reply::ScriptReply,
 };
 use crate::{
     model::{Call, Error, Partition},
     telemetry::traces,
 };
 
-/// Requests that one call may decide together.
+/// Requests that one call of a script may decide together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Group {
+pub struct BatchKind {
     pub script: &'static str,
     pub here: Partition,
     /// What the script is about beside the partition: a campaign, a day; 0 for nothing.
-    pub of: i64,
+    pub subject: i64,
 }
 
-/// A request to a script that decides many at once: its keys and arguments in the order of the script's header, but for
-/// those that all such scripts start with, which are written here.
-pub trait Mergeable: Send + 'static {
+/// A request to a script that decides batches. It writes its keys and arguments in the order of the script's header, without
+/// those that all such scripts start with.
+pub trait Batchable: Send + 'static {
     fn script(&self) -> &'static Script;
-    /// See [`Group::of`].
-    fn of(&self) -> i64 {
+    /// See [`BatchKind::subject`].
+    fn subject(&self) -> i64 {
         0
     }
-    /// What it carries: the lines of an order. Bounds a call together with the number of its requests.
+    /// The lines of an order. Bounds a batch, as the number of its requests does.
     fn weight(&self) -> usize {
         1
     }
-    /// How many keys follow: of the group after `meta outbox`, and of each request after its record.
-    fn key_counts(&self) -> (usize, usize);
-    fn shared_keys(&self, keys: Keys, call: &mut Cmd);
-    fn keys(&self, keys: Keys, call: &mut Cmd);
-    /// After the clock and the life of a record.
-    fn shared_args(&self, call: &mut Cmd);
-    /// After fingerprint and request id.
-    fn args(&self, call: &mut Cmd);
+    /// Writes the keys and arguments that all requests of the batch share: keys after `meta outbox`, arguments after the clock
+    /// and the life of a record.
+    fn write_shared(&self, keys: Keys, invocation: &mut Invocation);
+    /// Writes the request's own keys and arguments: keys after its record, arguments after fingerprint and request id.
+    fn write_own(&self, keys: Keys, invocation: &mut Invocation);
 }
 
-/// A request, and for whom it is decided.
-pub(super) struct Asked {
+/// A request that waits for its batch.
+pub(super) struct Pending {
     call: Call,
-    request: Box<dyn Mergeable>,
-    /// The span that waits for the answer.
+    request: Box<dyn Batchable>,
+    /// The span of the request.
     span: Option<Box<SpanContext>>,
 }
 
-/// What waits to be decided.
-pub(super) type Merger = Gather<Group, Asked, Answer>;
+/// Requests that wait for their batch.
+pub(super) type ScriptBatcher = Batcher<BatchKind, Pending, ScriptReply>;
 
 impl Store {
-    /// Calls a script of partition `here` for this request, together with whoever else waits for the same.
+    /// Runs a script of partition `here` for this request, in a batch with others of its kind, and keeps the decision's position
+    /// with the call.
     ///
     /// # Errors
-    /// As [`Store::call`]: an outcome that is unknown is so for all of a call.
-    pub async fn merged(&self, call: &Call, here: Partition, request: impl Mergeable) -> Result<Answer, Error> {
-        let group = Group { script: request.script().name, here, of: request.of() };
+    /// As [`Store::decide`]. An outcome that is unknown is unknown for the whole batch.
+    pub(super) async fn run_batched(
+        &self,
+        call: &Call,
+        here: Partition,
+        request: impl Batchable,
+    ) -> Result<ScriptReply, Error> {
+        let kind = BatchKind { script: request.script().name, here, subject: request.subject() };
         let weight = request.weight();
-        let asked = Asked { call: call.clone(), request: Box::new(request), span: traces::here() };
-        let (answered, lead) = self.shared.merger.join(group, asked, weight);
-        if lead {
+        let pending = Pending { call: call.clone(), request: Box::new(request), span: traces::here() };
+        let (receiver, must_run) = self.shared.batcher.submit(kind, pending, weight);
+        if must_run {
             let store = self.clone();
             tokio::spawn(async move {
-                let decide = |requests| store.decide(group, requests);
-                store.shared.merger.lead(group, decide).await;
+                let run_batch = |batch| store.run_batch(kind, batch);
+                store.shared.batcher.run(kind, run_batch).await;
             });
         }
-        let answer = batcher::answer(answered).await?;
-        self.note(group.here, &answer);
-        Ok(answer)
+        let reply = batcher::reply(receiver).await?.accepted()?;
+        self.acknowledge(call, here, &reply);
+        Ok(reply)
     }
 
-    /// The answers, and the last requests where the call did not take on all of them.
-    async fn decide(&self, group: Group, mut requests: Vec<Asked>) -> Result<Carried<Asked, Answer>, Error> {
-        let Some(Asked { request: first, .. }) = requests.first() else { return Ok(Carried::default()) };
-        let (script, (shared, own), keys) = (first.script(), first.key_counts(), Keys(group.here));
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(script.hash()).arg(2 + shared + (1 + own) * requests.len());
-        call.arg(keys.meta()).arg(keys.outbox());
-        first.shared_keys(keys, &mut call);
-        for Asked { call: caller, request, .. } in &requests {
-            call.arg(keys.record(caller.key.as_ref().map_or("", |key| &key.digest)));
-            request.keys(keys, &mut call);
+    async fn run_batch(
+        &self,
+        kind: BatchKind,
+        mut batch: Vec<Pending>,
+    ) -> Result<BatchReplies<Pending, ScriptReply>, Error> {
+        let Some(Pending { request: first, .. }) = batch.first() else { return Ok(BatchReplies::default()) };
+        let (script, keys) = (first.script(), Keys(kind.here));
+        let mut invocation = Invocation::new(script);
+        invocation.key(keys.meta()).key(keys.outbox()).arg(self.test_clock()).arg(RECORD_TTL_MS);
+        first.write_shared(keys, &mut invocation);
+        for Pending { call, request, .. } in &batch {
+            let (digest, fingerprint) = key_parts(call);
+            invocation.key(keys.record(digest)).arg(fingerprint).arg(&call.request_id);
+            request.write_own(keys, &mut invocation);
         }
-        call.arg(self.test_clock()).arg(RECORD_TTL_MS);
-        first.shared_args(&mut call);
-        for Asked { call: caller, request, .. } in &requests {
-            let fingerprint = caller.key.as_ref().map_or("", |key| &key.fingerprint);
-            call.arg(fingerprint).arg(&caller.request_id);
-            request.args(&mut call);
-        }
-        script.meter.batched(requests.len());
-        let asked_by = requests.iter().filter_map(|asked| asked.span.as_deref());
-        let work = traces::script(script.name, group.here.0, requests.len(), asked_by);
-        match work.ends(self.eval(group.here, script, &call, Decided::by_all).await)? {
-            Value::Array(values) if (1..=requests.len()).contains(&values.len()) => {
-                let rest = requests.split_off(values.len());
-                Ok(Carried {
-                    answers: values.into_iter().map(|value| Answer::unpack(script.name, value)).collect(),
-                    rest,
-                })
+        let count = batch.len();
+        script.meter.batched(count);
+        let requests = batch.iter().filter_map(|pending| pending.span.as_deref());
+        let span = traces::script(script.name, kind.here.0, count, requests);
+        let parse = |value| match value {
+            Value::Array(values) if (1..=count).contains(&values.len()) => {
+                Ok(values.into_iter().map(|value| ScriptReply::parse_packed(script.name, value)).collect::<Vec<_>>())
             }
-            _ => Err(Error::Internal(anyhow!("{} did not answer {} requests", script.name, requests.len()))),
-        }
+            _ => Err(Error::Internal(anyhow!("{} did not reply to {count} requests", script.name))),
+        };
+        let replies = span.ends(self.eval(kind.here, script, &invocation.by_hash(), parse).await)?;
+        let remaining = batch.split_off(replies.len());
+        Ok(BatchReplies { replies, remaining })
     }
 }

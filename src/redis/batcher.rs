@@ -1,9 +1,6 @@
-//! What is asked for at once is carried out at once: requests of a kind that come while one is under way go together, in the
-//! order in which they came, each with its own answer.
-//!
-//! A request that finds nothing under way is carried out at once; those that come meanwhile wait for it to end, and go
-//! together in the next. So nobody waits for company, and the busier it gets the less each one costs. None joins what has been
-//! sent already, so that each answer is of a moment after its request.
+//! Batches concurrent requests of a kind. The first runs immediately; requests that arrive meanwhile form the next batch, in
+//! their order, each with its own reply. There is no timer, and none joins a batch already sent, so that every reply shows a
+//! moment after its request.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -15,119 +12,120 @@ use tokio::sync::oneshot;
 
 use crate::model::Error;
 
-/// The most requests that go together, and the most that they may carry in all (what one of them alone carries is its own
-/// business): bounds how long Redis is busy with them.
-pub(super) const MOST: usize = 128;
-pub(super) const MAX_WEIGHT: usize = 1000;
-type Answered<A> = oneshot::Sender<Result<A, Error>>;
+/// The most requests of a batch.
+pub(super) const MAX_BATCH: usize = 128;
+/// The most weight of a batch, unless its first request alone weighs more. Bounds how long one batch keeps Redis busy.
+pub(super) const MAX_BATCH_WEIGHT: usize = 1000;
 
-/// A request that waits: what it carries, and who waits for it.
+type ReplySender<A> = oneshot::Sender<Result<A, Error>>;
+
+/// A request that waits for its batch.
 struct Waiting<R, A> {
     request: R,
     weight: usize,
-    answered: Answered<A>,
+    reply_to: ReplySender<A>,
 }
 
 type Queue<R, A> = VecDeque<Waiting<R, A>>;
 
-/// What became of requests that went together: the answers to the first of them, and the others, which were not taken on.
-pub(super) struct Carried<R, A> {
-    pub answers: Vec<Result<A, Error>>,
-    pub rest: Vec<R>,
+/// The replies to the first requests of a batch, and the requests that the batch left for the next one.
+pub(super) struct BatchReplies<R, A> {
+    pub replies: Vec<Result<A, Error>>,
+    pub remaining: Vec<R>,
 }
 
-impl<R, A> Default for Carried<R, A> {
+impl<R, A> Default for BatchReplies<R, A> {
     fn default() -> Self {
-        Carried { answers: Vec::new(), rest: Vec::new() }
+        Vec::new().into()
     }
 }
 
-impl<R, A> From<Vec<Result<A, Error>>> for Carried<R, A> {
-    fn from(answers: Vec<Result<A, Error>>) -> Self {
-        Carried { answers, rest: Vec::new() }
+impl<R, A> From<Vec<Result<A, Error>>> for BatchReplies<R, A> {
+    fn from(replies: Vec<Result<A, Error>>) -> Self {
+        BatchReplies { replies, remaining: Vec::new() }
     }
 }
 
-/// Requests `R` with answers `A` that wait to go together, by kind; a kind of which nothing is under way has no queue.
-pub(super) struct Gather<K, R, A>(Mutex<HashMap<K, Queue<R, A>>>);
+/// Requests `R` with replies `A` that wait for a batch, by kind. A kind has a queue while one of its batches runs.
+pub(super) struct Batcher<K, R, A>(Mutex<HashMap<K, Queue<R, A>>>);
 
-impl<K, R, A> Default for Gather<K, R, A> {
+impl<K, R, A> Default for Batcher<K, R, A> {
     fn default() -> Self {
-        Gather(Mutex::default())
+        Batcher(Mutex::default())
     }
 }
 
-impl<K: Copy + Eq + Hash, R, A> Gather<K, R, A> {
-    /// Takes a request in. Whether the caller has to see to it, by [`Gather::lead`], that it is carried out: in a task of its
-    /// own, for others depend on it, whatever becomes of this request.
-    pub(super) fn join(&self, kind: K, request: R, weight: usize) -> (oneshot::Receiver<Result<A, Error>>, bool) {
-        let (answered, answer) = oneshot::channel();
+impl<K: Copy + Eq + Hash, R, A> Batcher<K, R, A> {
+    /// Queues a request. Where this returns true, the caller must call [`Batcher::run`] in a task of its own, because other
+    /// requests depend on it, even if this one is cancelled.
+    pub(super) fn submit(&self, kind: K, request: R, weight: usize) -> (oneshot::Receiver<Result<A, Error>>, bool) {
+        let (reply_to, reply) = oneshot::channel();
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lead = !queues.contains_key(&kind);
-        queues.entry(kind).or_default().push_back(Waiting { request, weight, answered });
-        (answer, lead)
+        let must_run = !queues.contains_key(&kind);
+        queues.entry(kind).or_default().push_back(Waiting { request, weight, reply_to });
+        (reply, must_run)
     }
 
-    /// The next requests, those that somebody still waits for; none if there are none, and then the caller has led enough.
-    fn next(&self, kind: K) -> (Vec<R>, Vec<(usize, Answered<A>)>) {
+    /// Takes the next batch, without requests that were cancelled. Removes the queue if the batch is empty.
+    fn next(&self, kind: K) -> (Vec<R>, Vec<(usize, ReplySender<A>)>) {
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Entry::Occupied(mut entry) = queues.entry(kind) else { return (Vec::new(), Vec::new()) };
         let queue = entry.get_mut();
-        queue.retain(|waiting| !waiting.answered.is_closed());
-        let mut carried = 0;
+        queue.retain(|waiting| !waiting.reply_to.is_closed());
+        let mut total = 0;
         let fits = |waiting: &&Waiting<R, A>| {
-            carried += waiting.weight;
-            carried <= MAX_WEIGHT
+            total += waiting.weight;
+            total <= MAX_BATCH_WEIGHT
         };
-        // The first goes whatever it carries.
-        let count = queue.iter().take(MOST).take_while(fits).count().max(1).min(queue.len());
-        let next = queue.drain(..count).map(|Waiting { request, weight, answered }| (request, (weight, answered)));
-        let next: (Vec<R>, Vec<_>) = next.unzip();
-        if next.0.is_empty() {
+        // The first is taken whatever its weight.
+        let count = queue.iter().take(MAX_BATCH).take_while(fits).count().max(1).min(queue.len());
+        let batch = queue.drain(..count).map(|Waiting { request, weight, reply_to }| (request, (weight, reply_to)));
+        let batch: (Vec<R>, Vec<_>) = batch.unzip();
+        if batch.0.is_empty() {
             entry.remove();
         }
-        next
+        batch
     }
 
-    /// Puts back what was not taken on, before what came since.
-    fn put_back(&self, kind: K, rest: impl IntoIterator<Item = R>, waiting: Vec<(usize, Answered<A>)>) {
-        let rest = rest.into_iter().zip(waiting);
-        let rest = rest.map(|(request, (weight, answered))| Waiting { request, weight, answered });
-        let mut rest: Queue<R, A> = rest.collect();
+    /// Puts the remaining requests of a batch back, before those that arrived since.
+    fn put_back(&self, kind: K, remaining: Vec<R>, senders: Vec<(usize, ReplySender<A>)>) {
+        let remaining = remaining.into_iter().zip(senders);
+        let remaining = remaining.map(|(request, (weight, reply_to))| Waiting { request, weight, reply_to });
+        let mut remaining: Queue<R, A> = remaining.collect();
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = queues.entry(kind).or_default();
-        rest.append(queue);
-        *queue = rest;
+        remaining.append(queue);
+        *queue = remaining;
     }
 
-    /// Carries out what waits until nothing does. An answer may be an error of one request; an error of `carry_out` is one of
-    /// all that went together.
-    pub(super) async fn lead<F, C>(&self, kind: K, carry_out: impl Fn(Vec<R>) -> F)
+    /// Runs batches of a kind until no request waits. A reply may be the error of one request; an error of `run_batch` is the
+    /// error of every request of the batch.
+    pub(super) async fn run<F, B>(&self, kind: K, run_batch: impl Fn(Vec<R>) -> F)
     where
-        F: Future<Output = Result<C, Error>>,
-        C: Into<Carried<R, A>>,
+        F: Future<Output = Result<B, Error>>,
+        B: Into<BatchReplies<R, A>>,
     {
         loop {
-            // Whoever is ready to run, and about to ask for the same, is let in.
+            // Lets tasks that are ready submit their requests to this batch.
             tokio::task::yield_now().await;
-            let (requests, mut answered) = self.next(kind);
+            let (requests, mut senders) = self.next(kind);
             if requests.is_empty() {
                 return;
             }
-            match carry_out(requests).await {
-                Ok(carried) => {
-                    let Carried { answers, rest } = carried.into();
-                    let waiting = answered.split_off(answers.len().min(answered.len()));
-                    for ((_, answered), answer) in answered.into_iter().zip(answers) {
-                        let _ = answered.send(answer);
+            match run_batch(requests).await {
+                Ok(done) => {
+                    let BatchReplies { replies, remaining } = done.into();
+                    let unanswered = senders.split_off(replies.len().min(senders.len()));
+                    for ((_, reply_to), reply) in senders.into_iter().zip(replies) {
+                        let _ = reply_to.send(reply);
                     }
-                    if !rest.is_empty() {
-                        self.put_back(kind, rest, waiting);
+                    if !remaining.is_empty() {
+                        self.put_back(kind, remaining, unanswered);
                     }
                 }
                 Err(error) => {
-                    for (_, answered) in answered {
-                        let _ = answered.send(Err(error.again()));
+                    for (_, reply_to) in senders {
+                        let _ = reply_to.send(Err(error.again()));
                     }
                 }
             }
@@ -135,9 +133,9 @@ impl<K: Copy + Eq + Hash, R, A> Gather<K, R, A> {
     }
 }
 
-/// The answer, once it is there. It is never sent where fewer answers came than were asked for, or the service is stopping.
-pub(super) async fn answer<A>(answer: oneshot::Receiver<Result<A, Error>>) -> Result<A, Error> {
-    answer.await.unwrap_or_else(|_| Err(Error::unavailable("there is no answer")))
+/// Waits for a reply. There is none if a batch had fewer replies than requests, or if the process stops.
+pub(super) async fn reply<A>(receiver: oneshot::Receiver<Result<A, Error>>) -> Result<A, Error> {
+    receiver.await.unwrap_or_else(|_| Err(Error::unavailable("there is no answer")))
 }
 
 #[cfg(test)]
@@ -149,79 +147,133 @@ mod tests {
 
     use super::*;
 
-    /// Requests are numbers, answers their doubles; a party with a 0 in it fails. Each party waits for a permit, and is
-    /// noted.
-    struct Hall {
-        gather: Gather<u8, u64, u64>,
-        doors: Semaphore,
-        parties: Mutex<Vec<Vec<u64>>>,
+    /// Doubles numbers. Every batch is recorded, then waits for a permit. A batch with a 0 fails; a batch stops before its
+    /// first number above 1000, which remains, unless it is the first of the batch.
+    struct Doubler {
+        batcher: Batcher<u8, u64, u64>,
+        batches: Mutex<Vec<Vec<u64>>>,
+        permits: Semaphore,
     }
 
-    impl Hall {
-        fn new() -> Arc<Hall> {
-            Arc::new(Hall { gather: Gather::default(), doors: Semaphore::new(0), parties: Mutex::default() })
+    impl Doubler {
+        fn new() -> Arc<Doubler> {
+            let (batcher, batches) = (Batcher::default(), Mutex::default());
+            Arc::new(Doubler { batcher, batches, permits: Semaphore::new(0) })
         }
 
-        fn join(self: &Arc<Self>, request: u64) -> oneshot::Receiver<Result<u64, Error>> {
-            let (answered, lead) = self.gather.join(0, request, 1);
-            if lead {
-                let hall = self.clone();
+        fn submit(self: &Arc<Self>, request: u64) -> oneshot::Receiver<Result<u64, Error>> {
+            self.submit_weighing(request, 1)
+        }
+
+        fn submit_weighing(self: &Arc<Self>, request: u64, weight: usize) -> oneshot::Receiver<Result<u64, Error>> {
+            let (reply, must_run) = self.batcher.submit(0, request, weight);
+            if must_run {
+                let this = self.clone();
                 tokio::spawn(async move {
-                    hall.gather.lead(0, |party| hall.carry_out(party)).await;
+                    this.batcher.run(0, |batch| this.run_batch(batch)).await;
                 });
             }
-            answered
+            reply
         }
 
-        async fn carry_out(&self, party: Vec<u64>) -> Result<Vec<Result<u64, Error>>, Error> {
-            self.parties.lock().unwrap().push(party.clone());
-            self.doors.acquire().await.unwrap().forget();
-            if party.contains(&0) {
-                return Err(Error::unavailable("a nought"));
+        async fn run_batch(&self, mut batch: Vec<u64>) -> Result<BatchReplies<u64, u64>, Error> {
+            self.batches.lock().unwrap().push(batch.clone());
+            self.permits.acquire().await.unwrap().forget();
+            if batch.contains(&0) {
+                return Err(Error::unavailable("a zero"));
             }
-            Ok(party.into_iter().map(|request| Ok(request * 2)).collect())
+            let end = batch.iter().skip(1).position(|request| *request > 1000).map_or(batch.len(), |at| at + 1);
+            let remaining = batch.split_off(end);
+            Ok(BatchReplies { replies: batch.into_iter().map(|request| Ok(request * 2)).collect(), remaining })
         }
 
-        /// Until so many parties have begun.
-        async fn begun(&self, parties: usize) {
-            while self.parties.lock().unwrap().len() < parties {
+        /// Waits until this many batches have begun.
+        async fn begun(&self, batches: usize) {
+            while self.batches.lock().unwrap().len() < batches {
                 tokio::task::yield_now().await;
             }
+        }
+
+        fn batches(&self) -> Vec<Vec<u64>> {
+            self.batches.lock().unwrap().clone()
         }
     }
 
     #[tokio::test]
     async fn requests_join_next_batch_while_one_runs() {
-        let hall = Hall::new();
-        let first = hall.join(1);
-        hall.begun(1).await;
-        let others: Vec<_> = (2..=300).map(|request| hall.join(request)).collect();
-        hall.doors.add_permits(10);
-        assert_eq!(answer(first).await.unwrap(), 2);
-        for (request, answered) in (2..=300).zip(others) {
-            assert_eq!(answer(answered).await.unwrap(), request * 2);
+        let doubler = Doubler::new();
+        let first = doubler.submit(1);
+        doubler.begun(1).await;
+        let others: Vec<_> = (2..=300).map(|request| doubler.submit(request)).collect();
+        doubler.permits.add_permits(10);
+        assert_eq!(reply(first).await.unwrap(), 2);
+        for (request, receiver) in (2..=300).zip(others) {
+            assert_eq!(reply(receiver).await.unwrap(), request * 2);
         }
-        let sizes: Vec<usize> = hall.parties.lock().unwrap().iter().map(Vec::len).collect();
-        assert_eq!(sizes, [1, MOST, MOST, 299 - 2 * MOST]);
-        // Nobody waits, and nothing is kept of it.
-        while !hall.gather.0.lock().unwrap().is_empty() {
+        let sizes: Vec<usize> = doubler.batches().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [1, MAX_BATCH, MAX_BATCH, 299 - 2 * MAX_BATCH]);
+        // Nothing is kept of a kind without requests.
+        while !doubler.batcher.0.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
-        assert_eq!(answer(hall.join(7)).await.unwrap(), 14);
+        assert_eq!(reply(doubler.submit(7)).await.unwrap(), 14);
     }
 
     #[tokio::test]
     async fn cancelled_request_left_out_and_error_shared() {
-        let hall = Hall::new();
-        let first = hall.join(1);
-        hall.begun(1).await;
-        let (gone, unlucky, beside) = (hall.join(2), hall.join(0), hall.join(3));
-        drop(gone);
-        hall.doors.add_permits(2);
-        assert_eq!(answer(first).await.unwrap(), 2);
-        for answered in [unlucky, beside] {
-            assert!(matches!(answer(answered).await, Err(Error::Unavailable { .. })));
+        let doubler = Doubler::new();
+        let first = doubler.submit(1);
+        doubler.begun(1).await;
+        let (cancelled, failing, beside) = (doubler.submit(2), doubler.submit(0), doubler.submit(3));
+        drop(cancelled);
+        doubler.permits.add_permits(2);
+        assert_eq!(reply(first).await.unwrap(), 2);
+        for receiver in [failing, beside] {
+            assert!(matches!(reply(receiver).await, Err(Error::Unavailable { .. })));
         }
-        assert_eq!(*hall.parties.lock().unwrap(), [vec![1], vec![0, 3]]);
+        assert_eq!(doubler.batches(), [vec![1], vec![0, 3]]);
+    }
+
+    #[tokio::test]
+    async fn batch_bounded_by_weight_but_for_its_first_request() {
+        let doubler = Doubler::new();
+        let first = doubler.submit(1);
+        doubler.begun(1).await;
+        let weights = [MAX_BATCH_WEIGHT + 1, MAX_BATCH_WEIGHT - 1, 1, 1];
+        let others: Vec<_> =
+            (2..).zip(weights).map(|(request, weight)| doubler.submit_weighing(request, weight)).collect();
+        doubler.permits.add_permits(10);
+        assert_eq!(reply(first).await.unwrap(), 2);
+        for (request, receiver) in (2..).zip(others) {
+            assert_eq!(reply(receiver).await.unwrap(), request * 2);
+        }
+        assert_eq!(doubler.batches(), [vec![1], vec![2], vec![3, 4], vec![5]]);
+    }
+
+    #[tokio::test]
+    async fn remaining_requests_go_first_in_the_next_batch() {
+        let doubler = Doubler::new();
+        let first = doubler.submit(1);
+        doubler.begun(1).await;
+        let early = [2, 2_000, 3].map(|request| doubler.submit(request));
+        doubler.permits.add_permits(1);
+        doubler.begun(2).await;
+        let late = doubler.submit(4);
+        doubler.permits.add_permits(10);
+        assert_eq!(reply(first).await.unwrap(), 2);
+        for (request, receiver) in [2, 2_000, 3].into_iter().zip(early) {
+            assert_eq!(reply(receiver).await.unwrap(), request * 2);
+        }
+        assert_eq!(reply(late).await.unwrap(), 8);
+        assert_eq!(doubler.batches(), [vec![1], vec![2, 2_000, 3], vec![2_000, 3, 4]]);
+    }
+
+    #[tokio::test]
+    async fn request_without_reply_unavailable() {
+        let batcher = Batcher::<u8, u64, u64>::default();
+        let (receiver, must_run) = batcher.submit(0, 1, 1);
+        assert!(must_run);
+        batcher.run(0, async |_| Ok(Vec::<Result<u64, Error>>::new())).await;
+        assert!(matches!(reply(receiver).await, Err(Error::Unavailable { .. })));
     }
 }

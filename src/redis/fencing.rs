@@ -330,8 +330,9 @@ impl Store {
         reason: &str,
     ) -> Result<String, RedisError> {
         metrics::STORE_FREEZES.inc();
-        let freeze = Invocation::new(&script::PARTITION_FREEZE).key(Keys(here).meta()).arg(reason);
-        freeze.whole().query_async::<redis::Value>(link).await?;
+        let mut freeze = Invocation::new(&script::PARTITION_FREEZE);
+        freeze.key(Keys(here).meta()).arg(reason);
+        freeze.by_source().query_async::<redis::Value>(link).await?;
         Ok(reason.to_owned())
     }
 

@@ -1,17 +1,17 @@
 //! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
 //!
-//! - `address` reads where Redis is, [`keys`] builds every key; [`lanes`] keeps the connections; [`scripts`] loads and calls the Lua, and [`words`] are its answers;
-//! - [`merge`] decides concurrent requests together; [`decisions`] is one typed function per script;
-//! - [`reads`] are the reads, each one round trip, and [`records`] what they read; `sold_out` are those by which a process
-//!   refuses coupons without asking;
-//! - [`watermarks`] remembers what was told of each partition, and [`vigil`] looks whether Redis still knows it, and with
-//!   [`rights`] whether it lets us work;
-//! - [`outbox`] is the stream that the projector follows; [`ranking`] merges the popular-product sets;
-//! - [`retire`] lets go what is over and in Postgres;
-//! - [`bulk`] writes a whole store back for a rebuild; [`inspect`] reads it whole for the audit; [`live`] is what operators
-//!   watch, [`observe`] what the metrics are told.
+//! - `address` reads where Redis is, [`connection`] keeps the connections, `topology` follows a cluster, `settings` and
+//!   [`permissions`] check the servers;
+//! - [`keys`] builds every key; [`script`] loads and runs the Lua scripts, [`script_reply`] parses their replies, whose codes are in
+//!   [`reply_code`];
+//! - [`commands`] has one typed function per script that decides; [`batchable`] runs a script for a batch of concurrent requests,
+//!   which `batcher` collects;
+//! - [`queries`] are the reads, each one round trip; [`records`] parses what they read;
+//! - [`progress`] keeps the positions that this process knows of each partition, and [`fencing`] checks that Redis still has them;
+//! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in Postgres; [`bulk`] writes a
+//!   whole store back for a rebuild.
 //!
-//! It decides nothing itself: the scripts do. What a decision means to a client is the domain's business.
+//! It decides nothing itself: the scripts do. The engine knows what a decision means to a client.
 
 mod address;
 mod availability;
@@ -30,6 +30,7 @@ pub mod records;
 pub mod reply_code;
 pub mod retention;
 pub mod script;
+pub mod script_reply;
 mod settings;
 mod topology;
 
@@ -41,8 +42,8 @@ use anyhow::{Context, bail};
 use redis::{FromRedisValue, RedisResult, aio::MultiplexedConnection};
 
 use self::{
-    batchable::Merger,
-    batcher::Gather,
+    batchable::ScriptBatcher,
+    batcher::Batcher,
     connection::{ConnectionHandle, SharedConnections},
     fencing::{Guard, KnownServers},
     keys::Keys,
@@ -78,10 +79,10 @@ struct Shared {
     known_servers: Arc<KnownServers>,
     /// This process's clock.
     clock: OnceLock<Clock>,
-    /// What waits to be decided, and what waits to be read.
-    merger: Merger,
-    commands: Gather<Partition, redis::Cmd, redis::Value>,
-    products: Gather<Partition, ProductId, Option<Product>>,
+    /// Requests that wait for a batch: to decide, and to read.
+    batcher: ScriptBatcher,
+    commands: Batcher<Partition, redis::Cmd, redis::Value>,
+    products: Batcher<Partition, ProductId, Option<Product>>,
 }
 
 impl Store {
@@ -106,9 +107,9 @@ impl Store {
             guard: OnceLock::new(),
             known_servers: known,
             clock: OnceLock::new(),
-            merger: Merger::default(),
-            commands: Gather::default(),
-            products: Gather::default(),
+            batcher: ScriptBatcher::default(),
+            commands: Batcher::default(),
+            products: Batcher::default(),
         };
         Ok(Store { shared: Arc::new(shared), partitions: 1 })
     }
@@ -255,18 +256,18 @@ impl Store {
 
     /// Runs one command, in one pipeline with concurrent ones.
     async fn query<T: FromRedisValue>(&self, partition: Partition, command: redis::Cmd) -> Result<T, Error> {
-        let (answered, lead) = self.shared.commands.join(partition, command, 1);
-        if lead {
+        let (receiver, must_run) = self.shared.commands.submit(partition, command, 1);
+        if must_run {
             let store = self.clone();
             tokio::spawn(async move {
-                store.shared.commands.lead(partition, |commands| store.run(partition, commands)).await;
+                store.shared.commands.run(partition, |commands| store.run_commands(partition, commands)).await;
             });
         }
-        let value = batcher::answer(answered).await?;
+        let value = batcher::reply(receiver).await?;
         T::from_redis_value(value).map_err(|error| self.shared_connections().translate(error.into()))
     }
 
-    async fn run(
+    async fn run_commands(
         &self,
         partition: Partition,
         commands: Vec<redis::Cmd>,
@@ -309,7 +310,7 @@ impl Store {
     }
 }
 
-/// What a partition without open books answers: Redis was lost, or is another store's, or the partition is frozen.
+/// The partition must not decide: Redis was lost, or is another deployment's, or the partition is frozen.
 fn partition_closed() -> Error {
     Error::unavailable("the partition is not open in Redis")
 }

@@ -10,7 +10,6 @@
 //! one with less in it), when Redis has forgotten its scripts, when a script finds the books closed, and twice a second.
 
 use std::{
-    cell::RefCell,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU8, Ordering},
@@ -20,27 +19,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::model::{Millis, Partition, Position, Projection};
-
-tokio::task_local! {
-    /// What was decided, or found decided, for the request that runs in this task.
-    static TOLD: RefCell<Vec<(Partition, Position)>>;
-}
-
-/// Runs `work`, and returns beside what it came to everything that scripts told it they had decided, repeats included.
-pub async fn telling<T>(work: impl Future<Output = T>) -> (T, Vec<(Partition, Position)>) {
-    let acknowledged = RefCell::new(Vec::new());
-    TOLD.scope(acknowledged, async {
-        let done = work.await;
-        (done, TOLD.with(RefCell::take))
-    })
-    .await
-}
-
-/// What was told to the request that runs in this task, up to now.
-pub fn told_so_far() -> Vec<(Partition, Position)> {
-    TOLD.try_with(|acknowledged| acknowledged.borrow().clone()).unwrap_or_default()
-}
+use crate::model::{Millis, Position, Projection};
 
 /// Whether a partition may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,19 +166,14 @@ impl Watermark {
         }
     }
 
-    /// Decisions that Postgres does not have yet.
     /// How far Postgres is, as far as this process knows.
     pub(super) fn projected_position(&self) -> Position {
         self.projected.borrow().position
     }
 
+    /// Decisions that Postgres does not have yet.
     pub(super) fn backlog(&self) -> i64 {
         // seq goes on over a rebuild.
         (self.acknowledged().seq - self.projected.borrow().position.seq).max(0)
     }
-}
-
-/// Notes a decision for the request that runs in this task, if one does.
-pub(super) fn note(partition: Partition, position: Position) {
-    let _ = TOLD.try_with(|acknowledged| acknowledged.borrow_mut().push((partition, position)));
 }

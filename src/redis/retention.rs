@@ -4,6 +4,7 @@
 use super::{
     Store,
     keys::Keys,
+    reply_code::ReplyCode,
     script::{self, Invocation},
 };
 use crate::model::{Error, OrderId, Partition};
@@ -48,12 +49,12 @@ impl Store {
         }
         let mut calls = redis::pipe();
         for some in over.chunks(EVICT_BATCH) {
-            let mut call = Invocation::new(&script::ORDER_EVICT);
+            let mut invocation = Invocation::new(&script::ORDER_EVICT);
             for (what, leave) in some {
-                call = call.key(what.key(here)).arg(leave.was).arg(leave.ttl_ms);
+                invocation.key(what.key(here)).arg(leave.was).arg(leave.ttl_ms);
             }
-            // Whole: a pipeline could not be told that the script is forgotten.
-            calls.add_command(call.whole()).ignore();
+            // By source, because a pipeline can't load a forgotten script and go on.
+            calls.add_command(invocation.by_source()).ignore();
         }
         self.pipe_unchecked(here, &calls).await
     }
@@ -69,15 +70,16 @@ impl Store {
         fields: &[(&'static str, String)],
         ttl_ms: i64,
     ) -> Result<bool, Error> {
-        let mut call = Invocation::new(&script::ORDER_RESTORE).key(Keys(here).meta()).key(what.key(here)).arg(ttl_ms);
+        let mut invocation = Invocation::new(&script::ORDER_RESTORE);
+        invocation.key(Keys(here).meta()).key(what.key(here)).arg(ttl_ms);
         for (field, value) in fields {
-            call = call.arg(*field).arg(value);
+            invocation.arg(*field).arg(value);
         }
-        let answer = self.call(here, &call).await?;
-        match answer.word.as_str() {
-            "RESTORED" => Ok(true),
-            "ALREADY_PRESENT" => Ok(false),
-            _ => Err(answer.unknown()),
+        let reply = self.run_script(here, &invocation).await?;
+        match reply.code {
+            ReplyCode::Restored => Ok(true),
+            ReplyCode::AlreadyPresent => Ok(false),
+            _ => Err(reply.unexpected()),
         }
     }
 }

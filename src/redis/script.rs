@@ -1,18 +1,12 @@
-//! The Lua scripts: embedded, loaded when Redis does not know them, called by hash.
+//! The Lua scripts: embedded in the binary, loaded into Redis, called by hash.
 
-use std::{borrow::Cow, sync::LazyLock, time::Instant};
+use std::{sync::LazyLock, time::Instant};
 
-use anyhow::anyhow;
-use redis::{FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
+use redis::{RedisError, ServerErrorKind, ToRedisArgs, Value};
 
-use super::{
-    Store,
-    keys::Keys,
-    partition_closed, progress,
-    reply_code::{self, DECIDED},
-};
+use super::{Store, keys::Keys, partition_closed, reply_code::ReplyCode, script_reply::ScriptReply};
 use crate::{
-    model::{Call, Error, Partition, Position, Reply, event::SEPARATOR},
+    model::{Call, Error, Partition, Position},
     telemetry::{
         metrics::{
             self,
@@ -24,7 +18,7 @@ use crate::{
 
 /// One business operation's script.
 pub struct Script {
-    /// The file's name, which is also the function's and the log's.
+    /// The name of the file, of the function that calls the script, and in logs and metrics.
     pub name: &'static str,
     script: LazyLock<redis::Script>,
     source: fn() -> String,
@@ -79,18 +73,18 @@ scripts! {
     HISTORY_READ = "history_read";
 }
 
-/// The file with the parts that it includes in front, below its `#!lua` line.
+/// A script's file with the files that it includes, below its `#!lua` line.
 fn assemble(file: &str) -> String {
     let (shebang, body) = file.split_once('\n').unwrap_or((file, ""));
     let mut source = format!("{shebang}\n");
-    for (mark, part) in [
+    for (include, part) in [
         ("lists", include_str!("../../lua/lib/lists.lua")),
         ("partition", include_str!("../../lua/lib/partition.lua")),
         ("idempotency", include_str!("../../lua/lib/idempotency.lua")),
         ("batch", include_str!("../../lua/lib/batch.lua")),
         ("holds", include_str!("../../lua/lib/holds.lua")),
     ] {
-        if body.contains(&format!("--@include {mark}\n")) {
+        if body.contains(&format!("--@include {include}\n")) {
             source.push_str(part);
         }
     }
@@ -99,165 +93,88 @@ fn assemble(file: &str) -> String {
 }
 
 impl Script {
-    /// The whole source, as Redis gets it.
+    /// The source that Redis gets.
     pub fn source(&self) -> String {
         (self.source)()
     }
 
-    /// What Redis knows it by.
+    /// The SHA-1 that Redis knows the script by.
     pub(super) fn hash(&self) -> &str {
         self.script.get_hash()
     }
 }
 
-/// A script call being put together: keys and arguments in the order of the script's header.
+/// A call of a script: keys and arguments in the order of its header.
 pub struct Invocation {
     script: &'static Script,
     keys: Vec<String>,
-    args: Vec<Vec<u8>>,
+    args: redis::Cmd,
 }
 
 impl Invocation {
     pub fn new(script: &'static Script) -> Self {
-        Invocation { script, keys: Vec::with_capacity(16), args: Vec::with_capacity(16) }
+        Invocation { script, keys: Vec::with_capacity(16), args: redis::Cmd::with_capacity(16, 256) }
     }
 
-    pub fn key(mut self, key: String) -> Self {
+    pub fn key(&mut self, key: String) -> &mut Self {
         self.keys.push(key);
         self
     }
 
-    pub fn arg(mut self, arg: impl ToRedisArgs) -> Self {
-        self.args.extend(arg.to_redis_args());
+    pub fn arg(&mut self, arg: impl ToRedisArgs) -> &mut Self {
+        self.args.arg(arg);
         self
     }
 
-    /// Called by its hash, which Redis knows as a rule.
-    fn command(&self) -> redis::Cmd {
-        self.as_command(redis::cmd("EVALSHA").arg(self.script.hash()))
+    /// Calls the script by its hash; Redis replies `NOSCRIPT` where it has not loaded the script.
+    pub(super) fn by_hash(&self) -> redis::Cmd {
+        self.complete(redis::cmd("EVALSHA"), self.script.hash())
     }
 
-    /// Sent with its source, whether Redis knows it or not.
-    pub(super) fn whole(&self) -> redis::Cmd {
-        self.as_command(redis::cmd("EVAL").arg(self.script.source()))
+    /// Sends the script itself.
+    pub(super) fn by_source(&self) -> redis::Cmd {
+        self.complete(redis::cmd("EVAL"), &self.script.source())
     }
 
-    fn as_command(&self, eval: &redis::Cmd) -> redis::Cmd {
-        let mut command = eval.clone();
-        command.arg(self.keys.len());
+    fn complete(&self, mut command: redis::Cmd, script: &str) -> redis::Cmd {
+        command.arg(script).arg(self.keys.len());
         for key in &self.keys {
             command.arg(key);
         }
-        for arg in &self.args {
-            command.arg(arg);
+        for arg in self.args.args_iter() {
+            if let redis::Arg::Simple(arg) = arg {
+                command.arg(arg);
+            }
         }
         command
     }
 }
 
-/// A script's answer: a word, and what goes with it.
-#[derive(Debug)]
-pub struct Answer {
-    pub word: String,
-    fields: Vec<Value>,
-    /// The stored answer to an earlier request under the same idempotency key.
-    pub replayed: bool,
-    script: &'static str,
-}
-
-impl Answer {
-    /// One of the packed answers of a script that decides many requests at once.
-    pub(super) fn unpack(script: &'static str, value: Value) -> Result<Self, Error> {
-        let Value::BulkString(packed) = value else {
-            return Err(Error::Internal(anyhow!("{script} answered something that is no text")));
-        };
-        let parts = packed.split(|byte| *byte == SEPARATOR as u8).map(|part| Value::BulkString(part.to_vec()));
-        Answer::read(script, Value::Array(parts.collect()))
-    }
-
-    pub(super) fn read(script: &'static str, value: Value) -> Result<Self, Error> {
-        let Value::Array(mut fields) = value else {
-            return Err(Error::Internal(anyhow!("{script} answered something that is no list")));
-        };
-        let mut word = take_word(script, &mut fields)?;
-        let replayed = word == "REPLAYED";
-        if replayed {
-            word = take_word(script, &mut fields)?;
-        }
-        match word.as_str() {
-            "KEY_REUSED" => Err(Error::IdempotencyKeyReused),
-            "IN_PROGRESS" | "RUNNING" => Err(Error::InProgress),
-            _ => Ok(Answer { word, fields, replayed, script }),
-        }
-    }
-
-    /// The `index`-th value after the word.
-    pub fn get<T: FromRedisValue>(&self, index: usize) -> Result<T, Error> {
-        T::from_redis_value_ref(self.fields.get(index).unwrap_or(&Value::Nil)).map_err(|error| {
-            Error::Internal(anyhow!("{} answered {} with a bad value {index}: {error}", self.script, self.word))
-        })
-    }
-
-    /// Where the decision stands in its partition's books, for words that start with epoch and seq; `None` where nothing was
-    /// decided.
-    pub(super) fn position(&self) -> Option<Position> {
-        DECIDED
-            .contains(&self.word.as_str())
-            .then(|| Some(Position { epoch: self.get(0).ok()?, seq: self.get(1).ok()? }))?
-    }
-
-    /// What the answer came to.
-    pub fn reply<T>(&self, value: T) -> Reply<T> {
-        Reply { value, replayed: self.replayed }
-    }
-
-    /// The values after the first `skip`.
-    pub fn rest(self, skip: usize) -> impl Iterator<Item = Value> {
-        self.fields.into_iter().skip(skip)
-    }
-
-    /// The answer has a word that its script does not document.
-    pub fn unknown(&self) -> Error {
-        Error::Internal(anyhow!("{} answered an unknown word {:?}", self.script, self.word))
-    }
-}
-
-fn take_word(script: &'static str, fields: &mut Vec<Value>) -> Result<String, Error> {
-    if fields.is_empty() {
-        return Err(Error::Internal(anyhow!("{script} answered nothing")));
-    }
-    String::from_redis_value(fields.remove(0))
-        .map_err(|error| Error::Internal(anyhow!("{script} answered without a word: {error}")))
-}
-
 impl Store {
-    /// What an idempotency record in `here` holds of an earlier answer of this script; reads, and calls nothing.
+    /// The reply of this script to an earlier request under the call's idempotency key, from the record in `here`. Runs no
+    /// script.
     ///
     /// # Errors
-    /// [`Error::IdempotencyKeyReused`] and [`Error::InProgress`], as the script itself would say.
+    /// [`Error::IdempotencyKeyReused`] and [`Error::InProgress`], as the script itself would reply.
     pub(super) async fn recorded(
         &self,
         call: &Call,
         here: Partition,
         script: &'static Script,
-    ) -> Result<Option<Answer>, Error> {
+    ) -> Result<Option<ScriptReply>, Error> {
         let Some(key) = &call.key else { return Ok(None) };
         let mut read = redis::cmd("LRANGE");
         read.arg(Keys(here).record(&key.digest)).arg(0).arg(-1);
-        let mut record: Vec<Value> = self.query(here, read).await?;
+        let record: Vec<Value> = self.query(here, read).await?;
         if record.is_empty() {
             return Ok(None);
         }
-        if take_word(script.name, &mut record)? != key.fingerprint {
-            return Err(Error::IdempotencyKeyReused);
-        }
-        let answer = Answer { replayed: true, ..Answer::read(script.name, Value::Array(record))? };
-        self.note(here, &answer);
-        Ok(Some(answer))
+        let reply = ScriptReply::parse_record(script.name, record, &key.fingerprint)?.accepted()?;
+        self.acknowledge(call, here, &reply);
+        Ok(Some(reply))
     }
 
-    /// Loads every script into every server, so that a script which Redis does not know later is a sign that it was
-    /// restarted or replaced.
+    /// Loads every script into every server. A `NOSCRIPT` later therefore shows that a server was restarted or replaced.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -272,48 +189,64 @@ impl Store {
         Ok(())
     }
 
-    /// Calls a script on its partition: one round trip, unless Redis has forgotten the script.
+    /// Runs a script that decides nothing, in one round trip unless Redis has forgotten the script.
     ///
     /// # Errors
-    /// The three refusals that all scripts share; [`Error::Unavailable`] where Redis can't answer, after which the script
-    /// may have run or not; the same where the partition is closed, or turns out to have lost decisions.
-    pub async fn call(&self, partition: Partition, call: &Invocation) -> Result<Answer, Error> {
-        let work = traces::script(call.script.name, partition.0, 1, traces::here().as_deref());
-        let value = work.ends(self.eval(partition, call.script, &call.command(), Decided::by).await)?;
-        let answer = Answer::read(call.script.name, value)?;
-        self.note(partition, &answer);
-        Ok(answer)
+    /// As [`Store::decide`].
+    pub async fn run_script(&self, here: Partition, invocation: &Invocation) -> Result<ScriptReply, Error> {
+        let script = invocation.script;
+        let span = traces::script(script.name, here.0, 1, traces::here().as_deref());
+        let parse = |value| Ok([ScriptReply::parse(script.name, value)]);
+        let [reply] = span.ends(self.eval(here, script, &invocation.by_hash(), parse).await)?;
+        reply?.accepted()
     }
 
-    /// Takes note of an answer's decision for the request that runs in this task.
-    pub(super) fn note(&self, here: Partition, answer: &Answer) {
-        let Some(position) = answer.position() else { return };
-        // A record of an earlier epoch is one that a rebuild took from Postgres: what it tells of is there.
-        if !answer.replayed || position.epoch >= self.watermark(here).acknowledged().epoch {
-            progress::note(here, position);
+    /// Runs a script that decides, and keeps the decision's position with the call.
+    ///
+    /// # Errors
+    /// The refusals that all scripts share. [`Error::Unavailable`] where Redis does not reply: the script may have run or
+    /// not. The same where the partition is closed, or has lost decisions.
+    pub(super) async fn decide(
+        &self,
+        call: &Call,
+        here: Partition,
+        invocation: &Invocation,
+    ) -> Result<ScriptReply, Error> {
+        let reply = self.run_script(here, invocation).await?;
+        self.acknowledge(call, here, &reply);
+        Ok(reply)
+    }
+
+    /// Keeps the position of a reply's decision with the call that got the reply.
+    pub(super) fn acknowledge(&self, call: &Call, here: Partition, reply: &ScriptReply) {
+        let Some(position) = reply.position else { return };
+        // A rebuild restored the records of earlier epochs from Postgres, so Postgres has their decisions.
+        if !reply.replayed || position.epoch >= self.watermark(here).acknowledged().epoch {
+            call.acknowledged.add(here, position);
         }
     }
 
-    /// The same for a call that is put together already: the script's reply, whose decisions are taken note of.
-    pub(super) async fn eval(
+    /// Runs a script and checks what its replies say of the partition: whether it is open, and whether it still has every
+    /// decision that was acknowledged.
+    pub(super) async fn eval<R: AsRef<[Result<ScriptReply, Error>]>>(
         &self,
-        partition: Partition,
+        here: Partition,
         script: &'static Script,
         command: &redis::Cmd,
-        decided: fn(&Value, &Meter) -> Decided,
-    ) -> Result<Value, Error> {
-        let (handle, mut link) = self.connection(partition).await?;
-        let watermark = self.watermark(partition);
-        // Before the call: whatever it decides comes later than all that was told by now.
+        parse: impl FnOnce(Value) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let (handle, mut link) = self.connection(here).await?;
+        let watermark = self.watermark(here);
+        // Read before the call: the script must decide after everything that was acknowledged until now.
         let acknowledged = watermark.acknowledged();
         let called = Instant::now();
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
         if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
-            // Nothing has run, so this one may be sent again.
+            // The script did not run, so it is safe to send it again.
             tracing::warn!(script = script.name, "Redis has forgotten a script: it was restarted or replaced");
             metrics::SCRIPTS_FORGOTTEN.inc();
             self.invalidate();
-            self.admit(partition, &handle, &mut link).await?;
+            self.admit(here, &handle, &mut link).await?;
             let mut load = redis::cmd("SCRIPT");
             load.arg("LOAD").arg(script.source());
             let loaded: Result<String, RedisError> = load.query_async(&mut link).await;
@@ -325,79 +258,52 @@ impl Store {
             let unavailable = matches!(error, Error::Unavailable { .. });
             script.meter.failed(if unavailable { Failed::Unavailable } else { Failed::Error });
         })?;
-        let Decided { closed, first, last } = decided(&value, &script.meter);
+        let replies = parse(value).inspect_err(|_| script.meter.failed(Failed::Error))?;
+        let Positions { closed, first_new, last } = Positions::of(replies.as_ref(), &script.meter);
         if closed {
             script.meter.failed(Failed::Closed);
             watermark.invalidate();
             return Err(partition_closed());
         }
-        if let Some(found) = first.filter(|first| *first <= acknowledged) {
+        if let Some(found) = first_new.filter(|first| *first <= acknowledged) {
             script.meter.failed(Failed::Lost);
-            return Err(self.lost(partition, &mut link, found, acknowledged).await);
+            return Err(self.lost(here, &mut link, found, acknowledged).await);
         }
         if let Some(last) = last {
             watermark.advance(last);
         }
-        Ok(value)
+        Ok(replies)
     }
 }
 
-/// What a reply says of its partition's books.
+/// What the replies of one call say of their partition.
 #[derive(Default)]
-pub(super) struct Decided {
+struct Positions {
     closed: bool,
-    /// The first and the last number that were given to decisions by this very call.
-    first: Option<Position>,
-    /// Likewise, or to earlier ones that are told again.
+    /// The first decision of this call.
+    first_new: Option<Position>,
+    /// The last decision, replays included.
     last: Option<Position>,
 }
 
-impl Decided {
-    /// As one answer says it; its word is counted.
-    fn by(value: &Value, meter: &Meter) -> Self {
-        let mut decided = Decided::default();
-        if let Value::Array(fields) = value {
-            let texts = fields.iter().map(|field| match field {
-                Value::BulkString(text) => String::from_utf8_lossy(text),
-                Value::SimpleString(text) => text.as_str().into(),
-                Value::Int(number) => number.to_string().into(),
-                _ => "".into(),
-            });
-            decided.add(texts.take(4), meter);
-        }
-        decided
-    }
-
-    /// As many packed answers say it; likewise.
-    pub(super) fn by_all(value: &Value, meter: &Meter) -> Self {
-        let mut decided = Decided::default();
-        if let Value::Array(answers) = value {
-            for answer in answers {
-                let Value::BulkString(packed) = answer else { continue };
-                let parts = packed.split(|byte| *byte == SEPARATOR as u8).take(4);
-                decided.add(parts.map(|part| std::str::from_utf8(part).unwrap_or_default().into()), meter);
+impl Positions {
+    /// Counts the replies by code, too.
+    fn of(replies: &[Result<ScriptReply, Error>], meter: &Meter) -> Self {
+        let mut positions = Positions::default();
+        for reply in replies {
+            let Ok(reply) = reply else {
+                meter.failed(Failed::Error);
+                continue;
+            };
+            let code = if reply.replayed { ReplyCode::Replayed } else { reply.code };
+            meter.replied(code.as_str());
+            positions.closed |= reply.code == ReplyCode::PartitionClosed;
+            let Some(position) = reply.position else { continue };
+            positions.last = positions.last.max(Some(position));
+            if !reply.replayed {
+                positions.first_new = Some(positions.first_new.map_or(position, |first| first.min(position)));
             }
         }
-        decided
-    }
-
-    fn add<'a>(&mut self, mut parts: impl Iterator<Item = Cow<'a, str>>, meter: &Meter) {
-        let mut word = parts.next().unwrap_or_default();
-        meter.answered(&word, reply_code::label);
-        let replayed = word == "REPLAYED";
-        if replayed {
-            word = parts.next().unwrap_or_default();
-        }
-        self.closed |= word == "PARTITION_CLOSED";
-        if !DECIDED.contains(&word.as_ref()) {
-            return;
-        }
-        let mut number = || parts.next()?.parse().ok();
-        let (Some(epoch), Some(seq)) = (number(), number()) else { return };
-        let position = Position { epoch, seq };
-        self.last = self.last.max(Some(position));
-        if !replayed {
-            self.first = Some(self.first.map_or(position, |first| first.min(position)));
-        }
+        positions
     }
 }

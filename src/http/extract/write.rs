@@ -31,7 +31,7 @@ use crate::{
         },
         request_id::RequestId,
     },
-    model::{Call, IdempotencyKey, KeyOwner, UserId},
+    model::{AcknowledgedPositions, Call, IdempotencyKey, KeyOwner, UserId},
 };
 
 /// What decoding needs to know.
@@ -139,7 +139,8 @@ where
             Some(key) => Some(owned_key(&mut parts, user, &key, &canonical).await?),
             None => None,
         };
-        Ok(Write { call: Call { request_id, key }, body })
+        let acknowledged = parts.extensions.get::<AcknowledgedPositions>().cloned().unwrap_or_default();
+        Ok(Write { call: Call { request_id, key, acknowledged }, body })
     }
 }
 

@@ -1,22 +1,21 @@
-//! What operators put in: users and products.
+//! Users and products.
 
 use super::Created;
 use crate::{
     model::{
         Call, Category, Error, MAX_STOCK, NewProduct, Partition, Product, ProductId, ProductPatch, Reply, UserId, Won,
     },
-    redis::{Store, keys::Keys, script},
+    redis::{Store, keys::Keys, reply_code::ReplyCode, script},
 };
 
-/// Users to create in one step: all at home in one partition.
+/// Users that one script creates: all of one partition.
 pub struct UserBatch<'a> {
     pub first: UserId,
     /// From one id to the next: the number of partitions.
     pub step: i64,
     pub count: i64,
-    /// The name, or what comes before the id in each name.
+    /// The name of every user; with `prefixed`, what precedes the id in each name.
     pub name: &'a str,
-    /// Whether `name` is only the beginning.
     pub prefixed: bool,
     pub balance: Won,
 }
@@ -34,8 +33,8 @@ impl Store {
     /// # Errors
     /// The shared refusals.
     pub async fn users_create(&self, call: &Call, home: Partition, batch: &UserBatch<'_>) -> Result<Created, Error> {
-        let mut call = self
-            .begin_unrecorded(call, &script::USERS_CREATE, home)
+        let mut invocation = self.begin_unrecorded(call, &script::USERS_CREATE, home);
+        invocation
             .arg(batch.balance)
             .arg(batch.first.get())
             .arg(batch.step)
@@ -43,10 +42,13 @@ impl Store {
             .arg(batch.name);
         for id in batch.ids() {
             let Some(user) = UserId::new(id) else { return Err(Error::InvalidRequest("ids are used up")) };
-            call = call.key(Keys(home).user(user));
-            call = if batch.prefixed { call.arg(format!("{}{id}", batch.name)) } else { call.arg(batch.name) };
+            invocation.key(Keys(home).user(user));
+            match batch.prefixed {
+                true => invocation.arg(format!("{}{id}", batch.name)),
+                false => invocation.arg(batch.name),
+            };
         }
-        Created::read(&self.call(home, &call).await?)
+        Created::of(&self.decide(call, home, &invocation).await?)
     }
 
     /// `product_create.lua`.
@@ -56,8 +58,8 @@ impl Store {
     pub async fn product_create(&self, call: &Call, id: ProductId, new: &NewProduct) -> Result<Created, Error> {
         let here = self.owner(id.get());
         let keys = Keys(here);
-        let call = self
-            .begin_unrecorded(call, &script::PRODUCT_CREATE, here)
+        let mut invocation = self.begin_unrecorded(call, &script::PRODUCT_CREATE, here);
+        invocation
             .key(keys.product(id))
             .key(keys.price())
             .key(keys.stock())
@@ -68,35 +70,32 @@ impl Store {
             .arg(new.price)
             .arg(new.stock)
             .arg(new.category.as_str());
-        Created::read(&self.call(here, &call).await?)
+        Created::of(&self.decide(call, here, &invocation).await?)
     }
 
-    /// `stock_release.lua`: how many units are still kept back.
+    /// `stock_release.lua`: the units that are still withheld.
     ///
     /// # Errors
-    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
+    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where fewer are withheld, and the shared refusals.
     pub async fn stock_release(&self, call: &Call, id: ProductId, units: i64) -> Result<Reply<i64>, Error> {
         let here = self.owner(id.get());
         let keys = Keys(here);
-        let call = self
-            .begin(call, &script::STOCK_RELEASE, here)
-            .key(keys.stock())
-            .key(keys.withheld())
-            .arg(id.get())
-            .arg(units);
-        let answer = self.call(here, &call).await?;
-        match answer.word.as_str() {
-            "UNITS_RELEASED" => Ok(answer.reply(answer.get(2)?)),
-            "PRODUCT_NOT_FOUND" => Err(Error::ProductNotFound),
-            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
-            _ => Err(answer.unknown()),
+        let mut invocation = self.begin(call, &script::STOCK_RELEASE, here);
+        invocation.key(keys.stock()).key(keys.withheld()).arg(id.get()).arg(units);
+        let reply = self.decide(call, here, &invocation).await?;
+        match reply.code {
+            ReplyCode::UnitsReleased => Ok(reply.with(reply.get(0)?)),
+            ReplyCode::ProductNotFound => Err(Error::ProductNotFound),
+            ReplyCode::InsufficientStock => Err(Error::InsufficientStock),
+            _ => Err(reply.unexpected()),
         }
     }
 
-    /// `product_update.lua`: the product as it now is; `None` where its category is no longer `had`, and nothing was changed.
+    /// `product_update.lua`: the changed product; `None`, and no change, if its category is no longer `had`.
     ///
     /// # Errors
-    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where there is less to take off, and the shared refusals.
+    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where fewer units are on sale than are removed, and the shared
+    /// refusals.
     pub async fn product_update(
         &self,
         call: &Call,
@@ -107,8 +106,8 @@ impl Store {
         let here = self.owner(id.get());
         let keys = Keys(here);
         let category = patch.category.as_ref().map_or(had, Category::as_str);
-        let call = self
-            .begin(call, &script::PRODUCT_UPDATE, here)
+        let mut invocation = self.begin(call, &script::PRODUCT_UPDATE, here);
+        invocation
             .key(keys.product(id))
             .key(keys.price())
             .key(keys.stock())
@@ -121,17 +120,17 @@ impl Store {
             .arg(category)
             .arg(patch.stock_delta.unwrap_or(0))
             .arg(MAX_STOCK);
-        let answer = self.call(here, &call).await?;
-        match answer.word.as_str() {
-            "UPDATED" => {
-                let (name, price, stock, category) = (answer.get(2)?, answer.get(3)?, answer.get(4)?, answer.get(5)?);
-                Ok(Some(answer.reply(Product { product_id: id, name, price, stock, category })))
+        let reply = self.decide(call, here, &invocation).await?;
+        match reply.code {
+            ReplyCode::Updated => {
+                let (name, price, stock, category) = (reply.get(0)?, reply.get(1)?, reply.get(2)?, reply.get(3)?);
+                Ok(Some(reply.with(Product { product_id: id, name, price, stock, category })))
             }
-            "STALE" => Ok(None),
-            "PRODUCT_NOT_FOUND" => Err(Error::ProductNotFound),
-            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
-            "LIMIT_EXCEEDED" => Err(Error::InvalidRequest("the product would have too many units")),
-            _ => Err(answer.unknown()),
+            ReplyCode::Stale => Ok(None),
+            ReplyCode::ProductNotFound => Err(Error::ProductNotFound),
+            ReplyCode::InsufficientStock => Err(Error::InsufficientStock),
+            ReplyCode::LimitExceeded => Err(Error::InvalidRequest("the product would have too many units")),
+            _ => Err(reply.unexpected()),
         }
     }
 }

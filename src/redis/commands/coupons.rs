@@ -1,35 +1,35 @@
-//! Coupons: opening a campaign, giving one out.
-
-use redis::Cmd;
+//! Campaigns and their coupons.
 
 use super::key_parts;
 use crate::{
     model::{Call, CampaignPatch, CampaignTerms, CouponId, Error, Millis, Reply, UserId},
     redis::{
         Store,
-        batchable::Mergeable,
+        batchable::Batchable,
         keys::Keys,
-        script::{self, Answer, Invocation, Script},
+        reply_code::ReplyCode,
+        script::{self, Invocation, Script},
+        script_reply::ScriptReply,
     },
 };
 
-/// A coupon given out: its place in the order of arrival, and when.
+/// An issued coupon: its place in the order of arrival, and the time.
 #[derive(Clone, Copy, Debug)]
 pub struct Issued {
     pub issue_no: i64,
     pub issued_at: Millis,
 }
 
-/// What comes before a release.
+/// The state of a release of withheld coupons before its script runs.
 #[derive(Clone, Debug)]
-pub enum Reopening {
-    /// It is announced, under this token.
-    Announced(String),
-    /// It was done before, under this idempotency key: how many coupons were then still kept back.
+pub enum ReleasePreparation {
+    /// It is prepared, under this token.
+    Prepared(String),
+    /// It was done before, under this idempotency key; so many coupons were still withheld then.
     Released(Reply<i64>),
 }
 
-/// A campaign after its window was moved.
+/// A campaign after a move of its window.
 #[derive(Clone, Copy, Debug)]
 pub struct Moved {
     pub opens_at: Millis,
@@ -38,7 +38,7 @@ pub struct Moved {
     pub withheld: i64,
 }
 
-/// Whether a thing was created, or was there already (and was left as it is).
+/// Whether a script created something, or found it and left it as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
     Now,
@@ -46,132 +46,123 @@ pub enum Created {
 }
 
 impl Created {
-    pub(super) fn read(answer: &Answer) -> Result<Self, Error> {
-        match answer.word.as_str() {
-            "CREATED" => Ok(Created::Now),
-            "ALREADY_EXISTS" => Ok(Created::Before),
-            _ => Err(answer.unknown()),
+    pub(super) fn of(reply: &ScriptReply) -> Result<Self, Error> {
+        match reply.code {
+            ReplyCode::Created => Ok(Created::Now),
+            ReplyCode::AlreadyExists => Ok(Created::Before),
+            _ => Err(reply.unexpected()),
         }
     }
 }
 
-struct Issue {
-    user: UserId,
-    coupon: CouponId,
-    at_home: bool,
+struct IssueCoupon {
+    user_id: UserId,
+    coupon_id: CouponId,
+    /// Whether the campaign's partition owns the user.
+    owns_user: bool,
 }
 
-impl Mergeable for Issue {
+impl Batchable for IssueCoupon {
     fn script(&self) -> &'static Script {
         &script::COUPON_ISSUE
     }
 
-    fn of(&self) -> i64 {
-        self.coupon.get()
+    fn subject(&self) -> i64 {
+        self.coupon_id.get()
     }
 
-    fn key_counts(&self) -> (usize, usize) {
-        (2, 1)
+    fn write_shared(&self, keys: Keys, invocation: &mut Invocation) {
+        invocation.key(keys.campaign(self.coupon_id)).key(keys.holders(self.coupon_id)).arg(self.coupon_id.get());
     }
 
-    fn shared_keys(&self, keys: Keys, call: &mut Cmd) {
-        call.arg(keys.campaign(self.coupon)).arg(keys.holders(self.coupon));
-    }
-
-    fn keys(&self, keys: Keys, call: &mut Cmd) {
-        // Of one who is at home elsewhere it is named, in this partition, but not touched.
-        call.arg(keys.user(self.user));
-    }
-
-    fn shared_args(&self, call: &mut Cmd) {
-        call.arg(self.coupon.get());
-    }
-
-    fn args(&self, call: &mut Cmd) {
-        call.arg(self.user.get()).arg(if self.at_home { "1" } else { "0" });
+    fn write_own(&self, keys: Keys, invocation: &mut Invocation) {
+        // The key of a user of another partition names none of this one, and the script does not use it.
+        invocation.key(keys.user(self.user_id)).arg(self.user_id.get()).arg(if self.owns_user { "1" } else { "0" });
     }
 }
 
 impl Store {
-    /// `coupon_issue.lua`. Where user and campaign share no partition, the user must have been looked up before, and gets
-    /// the coupon by [`Store::coupon_grant`] after.
+    /// `coupon_issue.lua`. Where user and campaign are of different partitions, the caller checks the user before, and calls
+    /// [`Store::coupon_grant`] after.
     ///
     /// # Errors
     /// [`Error::UserNotFound`], [`Error::InvalidCoupon`], [`Error::CouponOutOfStock`], and the shared refusals.
     pub async fn coupon_issue(&self, call: &Call, user: UserId, coupon: CouponId) -> Result<Reply<Issued>, Error> {
-        let (home, here) = (self.owner(user.get()), self.owner(coupon.get()));
-        let answer = self.merged(call, here, Issue { user, coupon, at_home: home == here }).await?;
-        match answer.word.as_str() {
-            "ISSUED" => {
-                let issued = Issued { issue_no: answer.get(2)?, issued_at: Millis(answer.get(3)?) };
-                Ok(answer.reply(issued))
+        let here = self.owner(coupon.get());
+        let issue = IssueCoupon { user_id: user, coupon_id: coupon, owns_user: self.owner(user.get()) == here };
+        let reply = self.run_batched(call, here, issue).await?;
+        match reply.code {
+            ReplyCode::Issued => {
+                let issued = Issued { issue_no: reply.get(0)?, issued_at: Millis(reply.get(1)?) };
+                Ok(reply.with(issued))
             }
-            "USER_NOT_FOUND" => Err(Error::UserNotFound),
-            "CAMPAIGN_NOT_FOUND" | "NOT_OPEN" | "ALREADY_HOLDS" => Err(Error::InvalidCoupon),
-            "OUT_OF_STOCK" => Err(Error::CouponOutOfStock),
-            _ => Err(answer.unknown()),
+            ReplyCode::UserNotFound => Err(Error::UserNotFound),
+            ReplyCode::CampaignNotFound | ReplyCode::NotOpen | ReplyCode::AlreadyHolds => Err(Error::InvalidCoupon),
+            ReplyCode::OutOfStock => Err(Error::CouponOutOfStock),
+            _ => Err(reply.unexpected()),
         }
     }
 
-    /// `coupon_release_prepare.lua`: the announcement that [`Store::coupon_release`] may follow, once nobody refuses this campaign by
-    /// himself any more.
+    /// `coupon_release_prepare.lua`: announces [`Store::coupon_release`], which may follow once no process refuses this campaign by
+    /// itself any more.
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
-    pub async fn coupon_release_prepare(&self, call: &Call, id: CouponId, count: i64) -> Result<Reopening, Error> {
+    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where fewer are withheld, and the shared refusals.
+    pub async fn coupon_release_prepare(
+        &self,
+        call: &Call,
+        id: CouponId,
+        count: i64,
+    ) -> Result<ReleasePreparation, Error> {
         let here = self.owner(id.get());
         let (digest, fingerprint) = key_parts(call);
-        let call = Invocation::new(&script::COUPON_RELEASE_PREPARE)
+        let mut invocation = Invocation::new(&script::COUPON_RELEASE_PREPARE);
+        invocation
             .key(Keys(here).meta())
             .key(Keys(here).record(digest))
             .key(Keys(here).campaign(id))
             .arg(fingerprint)
             .arg(uuid::Uuid::new_v4().simple().to_string())
             .arg(count);
-        let answer = self.call(here, &call).await?;
-        match answer.word.as_str() {
-            "RELEASE_PREPARED" => Ok(Reopening::Announced(answer.get(0)?)),
-            "COUPONS_RELEASED" => Ok(Reopening::Released(answer.reply(answer.get(2)?))),
-            "CAMPAIGN_NOT_FOUND" => Err(Error::CampaignNotFound),
-            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
-            _ => Err(answer.unknown()),
+        let reply = self.decide(call, here, &invocation).await?;
+        match reply.code {
+            ReplyCode::ReleasePrepared => Ok(ReleasePreparation::Prepared(reply.get(0)?)),
+            ReplyCode::CouponsReleased => Ok(ReleasePreparation::Released(reply.with(reply.get(0)?))),
+            ReplyCode::CampaignNotFound => Err(Error::CampaignNotFound),
+            ReplyCode::InsufficientStock => Err(Error::InsufficientStock),
+            _ => Err(reply.unexpected()),
         }
     }
 
-    /// `coupon_release.lua`: how many coupons are still kept back; `None` where the announcement no longer stands, and nothing
-    /// was changed.
+    /// `coupon_release.lua`: the coupons that are still withheld; `None`, and no change, if the release has to be prepared again.
+    /// `token` is the preparation's.
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where less is kept back, and the shared refusals.
+    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where fewer are withheld, and the shared refusals.
     pub async fn coupon_release(
         &self,
         call: &Call,
         id: CouponId,
         count: i64,
-        announcement: &str,
+        token: &str,
     ) -> Result<Option<Reply<i64>>, Error> {
         let here = self.owner(id.get());
-        let call = self
-            .begin(call, &script::COUPON_RELEASE, here)
-            .key(Keys(here).campaign(id))
-            .arg(id.get())
-            .arg(count)
-            .arg(announcement);
-        let answer = self.call(here, &call).await?;
-        match answer.word.as_str() {
-            "COUPONS_RELEASED" => Ok(Some(answer.reply(answer.get(2)?))),
-            "RELEASE_NOT_PREPARED" => Ok(None),
-            "CAMPAIGN_NOT_FOUND" => Err(Error::CampaignNotFound),
-            "INSUFFICIENT_STOCK" => Err(Error::InsufficientStock),
-            _ => Err(answer.unknown()),
+        let mut invocation = self.begin(call, &script::COUPON_RELEASE, here);
+        invocation.key(Keys(here).campaign(id)).arg(id.get()).arg(count).arg(token);
+        let reply = self.decide(call, here, &invocation).await?;
+        match reply.code {
+            ReplyCode::CouponsReleased => Ok(Some(reply.with(reply.get(0)?))),
+            ReplyCode::ReleaseNotPrepared => Ok(None),
+            ReplyCode::CampaignNotFound => Err(Error::CampaignNotFound),
+            ReplyCode::InsufficientStock => Err(Error::InsufficientStock),
+            _ => Err(reply.unexpected()),
         }
     }
 
-    /// `campaign_create.lua`: when the campaign opens; `None` where there is such a campaign already. Without `opens_at` it opens
-    /// at once.
+    /// `campaign_create.lua`: when the campaign opens; `None` if the campaign exists. Without `opens_at` it opens immediately.
     ///
     /// # Errors
-    /// [`Error::InvalidRequest`] where the window would be none, or outlast the coupons; and the shared refusals.
+    /// [`Error::InvalidRequest`] where the window is empty, or ends after the coupons expire; and the shared refusals.
     pub async fn campaign_create(
         &self,
         call: &Call,
@@ -180,8 +171,8 @@ impl Store {
     ) -> Result<Option<Millis>, Error> {
         let here = self.owner(terms.coupon_id.get());
         let keys = Keys(here);
-        let call = self
-            .begin_unrecorded(call, &script::CAMPAIGN_CREATE, here)
+        let mut invocation = self.begin_unrecorded(call, &script::CAMPAIGN_CREATE, here);
+        invocation
             .key(keys.campaign(terms.coupon_id))
             .key(keys.campaigns())
             .arg(terms.coupon_id.get())
@@ -192,20 +183,20 @@ impl Store {
             .arg(opens_at.map(|at| at.0.to_string()).unwrap_or_default())
             .arg(terms.closes_at.0)
             .arg(terms.expires_at.0);
-        let answer = self.call(here, &call).await?;
-        match answer.word.as_str() {
-            "CREATED" => Ok(Some(Millis(answer.get(2)?))),
-            "ALREADY_EXISTS" => Ok(None),
-            "INVALID_WINDOW" => Err(Error::InvalidRequest("the campaign's window is no window")),
-            _ => Err(answer.unknown()),
+        let reply = self.decide(call, here, &invocation).await?;
+        match reply.code {
+            ReplyCode::Created => Ok(Some(Millis(reply.get(0)?))),
+            ReplyCode::AlreadyExists => Ok(None),
+            ReplyCode::InvalidWindow => Err(Error::InvalidRequest("the campaign's window is no window")),
+            _ => Err(reply.unexpected()),
         }
     }
 
-    /// `campaign_update.lua`: the window as it now is, and how far the campaign is given out. An end of the window that is past,
-    /// but by no more than `grace_ms`, means now.
+    /// `campaign_update.lua`: the new window, and the coupons issued and withheld. An end of the window that is past by at most
+    /// `grace_ms` means now.
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] where the window would end in the past, or be none; and the shared
+    /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] where the window would end in the past, or be empty; and the shared
     /// refusals.
     pub async fn campaign_update(
         &self,
@@ -217,25 +208,25 @@ impl Store {
         let here = self.owner(id.get());
         let keys = Keys(here);
         let shown = |at: Option<Millis>| at.map(|at| at.0.to_string()).unwrap_or_default();
-        let call = self
-            .begin(call, &script::CAMPAIGN_UPDATE, here)
+        let mut invocation = self.begin(call, &script::CAMPAIGN_UPDATE, here);
+        invocation
             .key(keys.campaign(id))
             .key(keys.campaigns())
             .arg(id.get())
             .arg(shown(patch.opens_at))
             .arg(shown(patch.closes_at))
             .arg(grace_ms);
-        let answer = self.call(here, &call).await?;
-        match answer.word.as_str() {
-            "MOVED" => {
-                let (opens_at, closes_at) = (Millis(answer.get(2)?), Millis(answer.get(3)?));
-                let moved = Moved { opens_at, closes_at, issued: answer.get(4)?, withheld: answer.get(5)? };
-                Ok(answer.reply(moved))
+        let reply = self.decide(call, here, &invocation).await?;
+        match reply.code {
+            ReplyCode::Moved => {
+                let (opens_at, closes_at) = (Millis(reply.get(0)?), Millis(reply.get(1)?));
+                let moved = Moved { opens_at, closes_at, issued: reply.get(2)?, withheld: reply.get(3)? };
+                Ok(reply.with(moved))
             }
-            "CAMPAIGN_NOT_FOUND" => Err(Error::CampaignNotFound),
-            "CLOSES_IN_PAST" => Err(Error::InvalidRequest("a campaign can't have closed before now")),
-            "INVALID_WINDOW" => Err(Error::InvalidRequest("the campaign's window would be none")),
-            _ => Err(answer.unknown()),
+            ReplyCode::CampaignNotFound => Err(Error::CampaignNotFound),
+            ReplyCode::ClosesInPast => Err(Error::InvalidRequest("a campaign can't have closed before now")),
+            ReplyCode::InvalidWindow => Err(Error::InvalidRequest("the campaign's window would be none")),
+            _ => Err(reply.unexpected()),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! One typed function per deciding script: its keys and arguments in, its words turned into the domain's outcomes.
+//! One typed function per script that decides: it writes keys and arguments, and turns the reply's code into an outcome.
 //!
-//! A word that a script's header does not document is an error, never a default.
+//! A code that the function does not expect is an error, never a default.
 
 mod catalog;
 mod coupons;
@@ -14,80 +14,67 @@ pub use orders::*;
 pub use payments::*;
 pub use remote::*;
 
-use redis::Cmd;
-
 use super::{
     Store,
-    batchable::Mergeable,
+    batchable::Batchable,
     keys::Keys,
+    reply_code::ReplyCode,
     script::{self, Invocation, Script},
 };
 use crate::model::{Call, Error, Partition, Reply, UserId, Won};
 
-/// How long an idempotency record lives: 24 hours.
+/// Life of an idempotency record: 24 hours.
 pub const RECORD_TTL_MS: i64 = 24 * 60 * 60 * 1000;
-/// How long a key stays claimed by a request that nobody hears of any more: longer than any request takes.
+/// Life of a claim of an idempotency key whose request is never settled: longer than any request takes.
 const CLAIM_LEASE_MS: i64 = 15 * 60 * 1000;
-/// How much later than its order a far hold is looked at: the order's end has been relayed by then, as a rule.
+/// How long after its order a remote hold is checked: the end of the order has normally been relayed by then.
 pub const REMOTE_HOLD_GRACE_MS: i64 = 60_000;
 
 impl Store {
-    /// A call with the keys and arguments that every script with an idempotency record starts with.
+    /// Begins a call of a script with an idempotency record: writes the keys and arguments that all of them start with.
     fn begin(&self, call: &Call, script: &'static Script, partition: Partition) -> Invocation {
         let keys = Keys(partition);
         let (digest, fingerprint) = key_parts(call);
-        Invocation::new(script)
-            .key(keys.meta())
-            .key(keys.outbox())
-            .key(keys.record(digest))
-            .arg(self.test_clock())
-            .arg(fingerprint)
-            .arg(RECORD_TTL_MS)
-            .arg(&call.request_id)
+        let mut invocation = Invocation::new(script);
+        invocation.key(keys.meta()).key(keys.outbox()).key(keys.record(digest));
+        invocation.arg(self.test_clock()).arg(fingerprint).arg(RECORD_TTL_MS).arg(&call.request_id);
+        invocation
     }
 
-    /// The same for scripts without one.
+    /// The same for a script without one.
     fn begin_unrecorded(&self, call: &Call, script: &'static Script, partition: Partition) -> Invocation {
         let keys = Keys(partition);
-        Invocation::new(script).key(keys.meta()).key(keys.outbox()).arg(self.test_clock()).arg(&call.request_id)
+        let mut invocation = Invocation::new(script);
+        invocation.key(keys.meta()).key(keys.outbox()).arg(self.test_clock()).arg(&call.request_id);
+        invocation
     }
 }
 
 /// The digest and the fingerprint of a call's idempotency key, empty for none: as scripts take them.
-fn key_parts(call: &Call) -> (&str, &str) {
+pub(super) fn key_parts(call: &Call) -> (&str, &str) {
     match &call.key {
         Some(key) => (&key.digest, &key.fingerprint),
         None => ("", ""),
     }
 }
 
-struct Charge {
-    user: UserId,
+struct ChargeBalance {
+    user_id: UserId,
     amount: Won,
     limit: Won,
 }
 
-impl Mergeable for Charge {
+impl Batchable for ChargeBalance {
     fn script(&self) -> &'static Script {
         &script::BALANCE_CHARGE
     }
 
-    fn key_counts(&self) -> (usize, usize) {
-        (0, 1)
+    fn write_shared(&self, _: Keys, invocation: &mut Invocation) {
+        invocation.arg(self.limit);
     }
 
-    fn shared_keys(&self, _: Keys, _: &mut Cmd) {}
-
-    fn keys(&self, keys: Keys, call: &mut Cmd) {
-        call.arg(keys.user(self.user));
-    }
-
-    fn shared_args(&self, call: &mut Cmd) {
-        call.arg(self.limit);
-    }
-
-    fn args(&self, call: &mut Cmd) {
-        call.arg(self.user.get()).arg(self.amount);
+    fn write_own(&self, keys: Keys, invocation: &mut Invocation) {
+        invocation.key(keys.user(self.user_id)).arg(self.user_id.get()).arg(self.amount);
     }
 }
 
@@ -103,57 +90,55 @@ impl Store {
         amount: Won,
         limit: Won,
     ) -> Result<Reply<(String, Won)>, Error> {
-        let answer = self.merged(call, self.owner(user.get()), Charge { user, amount, limit }).await?;
-        match answer.word.as_str() {
-            "CHARGED" => Ok(answer.reply((answer.get(2)?, answer.get(3)?))),
-            "USER_NOT_FOUND" => Err(Error::UserNotFound),
-            "LIMIT_EXCEEDED" => Err(Error::InvalidAmount),
-            _ => Err(answer.unknown()),
+        let charge = ChargeBalance { user_id: user, amount, limit };
+        let reply = self.run_batched(call, self.owner(user.get()), charge).await?;
+        match reply.code {
+            ReplyCode::Charged => Ok(reply.with((reply.get(0)?, reply.get(1)?))),
+            ReplyCode::UserNotFound => Err(Error::UserNotFound),
+            ReplyCode::LimitExceeded => Err(Error::InvalidAmount),
+            _ => Err(reply.unexpected()),
         }
     }
 
-    /// Whether a call's idempotency key has to be claimed before `decides` decides. (Where that is the key's own partition, the
-    /// record of the decision says it all.)
+    /// Whether a call's idempotency key has to be claimed before partition `decides` decides. (In the key's own partition the
+    /// record of the decision binds the key.)
     pub fn claims_key(&self, call: &Call, decides: Partition) -> bool {
         call.key.as_ref().is_some_and(|key| self.owner_of_key(&key.digest) != decides)
     }
 
-    /// `idempotency_claim.lua`: binds the call's idempotency key in its own partition. [`Store::idempotency_settle`] has to follow.
+    /// `idempotency_claim.lua`: binds the call's idempotency key in its own partition. [`Store::idempotency_settle`] must follow.
     ///
     /// # Errors
     /// [`Error::IdempotencyKeyReused`].
     pub async fn idempotency_claim(&self, call: &Call) -> Result<(), Error> {
         let Some(key) = &call.key else { return Ok(()) };
         let home = self.owner_of_key(&key.digest);
-        let claim = Invocation::new(&script::IDEMPOTENCY_CLAIM)
-            .key(Keys(home).meta())
-            .key(Keys(home).record(&key.digest))
-            .arg(&key.fingerprint)
-            .arg(CLAIM_LEASE_MS);
-        let answer = self.call(home, &claim).await?;
-        if answer.word == "CLAIMED" { Ok(()) } else { Err(answer.unknown()) }
+        let mut invocation = Invocation::new(&script::IDEMPOTENCY_CLAIM);
+        invocation.key(Keys(home).meta()).key(Keys(home).record(&key.digest)).arg(&key.fingerprint).arg(CLAIM_LEASE_MS);
+        let reply = self.run_script(home, &invocation).await?;
+        if reply.code == ReplyCode::Claimed { Ok(()) } else { Err(reply.unexpected()) }
     }
 
-    /// `idempotency_settle.lua`: the claimed key stays bound, or is free again.
+    /// `idempotency_settle.lua`: keeps the claimed key bound, or frees it.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; the claim then ends by itself.
+    /// [`Error::Unavailable`]; the claim then expires by itself.
     pub async fn idempotency_settle(&self, call: &Call, keeps: bool) -> Result<(), Error> {
         let Some(key) = &call.key else { return Ok(()) };
         let home = self.owner_of_key(&key.digest);
-        let settle = Invocation::new(&script::IDEMPOTENCY_SETTLE)
+        let mut invocation = Invocation::new(&script::IDEMPOTENCY_SETTLE);
+        invocation
             .key(Keys(home).meta())
             .key(Keys(home).record(&key.digest))
             .arg(&key.fingerprint)
             .arg(if keeps { "1" } else { "0" })
             .arg(RECORD_TTL_MS)
             .arg(CLAIM_LEASE_MS);
-        let answer = self.call(home, &settle).await?;
-        if answer.word == "SETTLED" { Ok(()) } else { Err(answer.unknown()) }
+        let reply = self.run_script(home, &invocation).await?;
+        if reply.code == ReplyCode::Settled { Ok(()) } else { Err(reply.unexpected()) }
     }
 
-    /// Whether an idempotency key is free, or this very request's, where something has to be read before the script that
-    /// says so can be called.
+    /// Checks that an idempotency key is free, or bound to this request, before reads that come before the deciding script.
     ///
     /// # Errors
     /// [`Error::IdempotencyKeyReused`]; [`Error::InProgress`].
@@ -167,12 +152,12 @@ impl Store {
     /// The shared refusals.
     pub async fn ids_reserve(&self, call: &Call, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
         let first = Partition(0);
-        let reserve = self.begin(call, &script::IDS_RESERVE, first).key(Keys(first).ids()).arg(sequence).arg(count);
-        let answer = self.call(first, &reserve).await?;
-        match answer.word.as_str() {
-            "RESERVED" => Ok(answer.reply(answer.get(2)?)),
-            "ALLOCATED" => Ok(answer.reply(answer.get(0)?)),
-            _ => Err(answer.unknown()),
+        let mut invocation = self.begin(call, &script::IDS_RESERVE, first);
+        invocation.key(Keys(first).ids()).arg(sequence).arg(count);
+        let reply = self.decide(call, first, &invocation).await?;
+        match reply.code {
+            ReplyCode::Reserved | ReplyCode::Allocated => Ok(reply.with(reply.get(0)?)),
+            _ => Err(reply.unexpected()),
         }
     }
 
@@ -182,8 +167,8 @@ impl Store {
     /// The shared refusals.
     pub async fn ids_reserved_before(&self, call: &Call) -> Result<Option<i64>, Error> {
         match self.recorded(call, Partition(0), &script::IDS_RESERVE).await? {
-            Some(answer) if answer.word == "RESERVED" => answer.get(2).map(Some),
-            Some(answer) => Err(answer.unknown()),
+            Some(reply) if reply.code == ReplyCode::Reserved => reply.get(0).map(Some),
+            Some(reply) => Err(reply.unexpected()),
             None => Ok(None),
         }
     }

@@ -1,14 +1,11 @@
-//! Payments through a gateway, after they were begun: what an operator decides, and how they end.
+//! Payments through a gateway: decisions of operators, and how they finish.
 
-use super::{DAY_ATTEMPTS, DAY_FORMAT, closing_word};
+use super::{DAY_ATTEMPTS, DAY_FORMAT, clock_unsteady, parse_word};
 use crate::{
     model::{CalendarDay, Call, Error, Millis, OrderId, Partition, PaymentResolution, Reply, ResolvedPayment, UserId},
     redis::{
-        Store,
-        keys::Keys,
-        queries::ranking::ranked_until,
-        records::OrderRecord,
-        script::{self, Answer},
+        Store, keys::Keys, queries::ranking::ranked_until, records::OrderRecord, reply_code::ReplyCode, script,
+        script_reply::ScriptReply,
     },
 };
 
@@ -54,8 +51,8 @@ impl Store {
             PaymentEnd::Settled { transaction } => transaction.as_str(),
             _ => "",
         };
-        let call = self
-            .begin_unrecorded(call, &script::PAYMENT_FINISH, home)
+        let mut invocation = self.begin_unrecorded(call, &script::PAYMENT_FINISH, home);
+        invocation
             .key(Keys(home).order(order))
             .key(Keys(home).gateway())
             .arg(order.get())
@@ -63,16 +60,16 @@ impl Store {
             .arg(receipt)
             .arg(end.as_str())
             .arg(transaction);
-        let answer = self.call(home, &call).await?;
-        match answer.word.as_str() {
-            "FINISHED" => Ok(true),
-            "NOT_OPEN" => Ok(false),
-            _ => Err(answer.unknown()),
+        let reply = self.decide(call, home, &invocation).await?;
+        match reply.code {
+            ReplyCode::Finished => Ok(true),
+            ReplyCode::NotOpen => Ok(false),
+            _ => Err(reply.unexpected()),
         }
     }
 
-    /// `payment_resolve.lua`; `None` where the order's payment is another one than `record` says. `day` says which day
-    /// it is at a time; the gateway is asked again after `ask_after_ms`.
+    /// `payment_resolve.lua`; `None`, and no change, if the order has another payment than `record` says. `day` is the day at a
+    /// time; the gateway is asked again after `ask_after_ms`.
     ///
     /// # Errors
     /// [`Error::OrderNotFound`]; [`Error::NoPaymentUnderWay`]; the shared refusals.
@@ -92,44 +89,31 @@ impl Store {
         let mut now = self.now(home);
         for _ in 0..DAY_ATTEMPTS {
             let CalendarDay { date, from, until } = day(now);
-            let resolve = self
-                .begin(call, &script::PAYMENT_RESOLVE, home)
-                .key(keys.record(waiting))
-                .key(keys.user(user))
-                .key(keys.order(order))
-                .key(keys.gateway())
-                .key(keys.stock())
-                .key(keys.held())
-                .key(keys.sold())
-                .key(keys.rank_units(date))
-                .key(keys.rank_won(date))
-                .arg(order.get())
-                .arg(&payment.receipt)
-                .arg(waiting)
-                .arg(if resolution.approved { "APPROVED" } else { "DECLINED" })
-                .arg(resolution.transaction.as_deref().unwrap_or(""))
-                .arg(&resolution.operator)
-                .arg(&resolution.reason)
-                .arg(date.format(DAY_FORMAT).to_string())
-                .arg(from.0)
-                .arg(until.0)
-                .arg(ranked_until(date).0)
-                .arg(ask_after_ms);
-            let answer = self.call(home, &resolve).await?;
-            match answer.word.as_str() {
-                "RESOLVED" => return Ok(Some(answer.reply(resolved(&answer, order)?))),
-                "ORDER_NOT_FOUND" => return Err(Error::OrderNotFound),
-                "NOT_OPEN" => return Err(Error::NoPaymentUnderWay),
-                "STALE" => return Ok(None),
-                // It was decided by nobody: midnight came between, or this process knows the server's clock badly.
-                "OTHER_DAY" => now = Millis(answer.get(0)?),
-                _ => return Err(answer.unknown()),
+            let mut invocation = self.begin(call, &script::PAYMENT_RESOLVE, home);
+            invocation.key(keys.record(waiting)).key(keys.user(user)).key(keys.order(order)).key(keys.gateway());
+            invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
+            invocation.key(keys.rank_units(date)).key(keys.rank_won(date));
+            invocation.arg(order.get()).arg(&payment.receipt).arg(waiting);
+            invocation.arg(if resolution.approved { "APPROVED" } else { "DECLINED" });
+            invocation.arg(resolution.transaction.as_deref().unwrap_or(""));
+            invocation.arg(&resolution.operator).arg(&resolution.reason);
+            invocation.arg(date.format(DAY_FORMAT).to_string()).arg(from.0).arg(until.0);
+            invocation.arg(ranked_until(date).0).arg(ask_after_ms);
+            let reply = self.decide(call, home, &invocation).await?;
+            match reply.code {
+                ReplyCode::Resolved => return Ok(Some(reply.with(resolved(&reply, order)?))),
+                ReplyCode::Stale => return Ok(None),
+                ReplyCode::OrderNotFound => return Err(Error::OrderNotFound),
+                ReplyCode::NotOpen => return Err(Error::NoPaymentUnderWay),
+                // Nothing was decided: midnight came in between, or this process knows the server's clock badly.
+                ReplyCode::OtherDay => now = Millis(reply.get(0)?),
+                _ => return Err(reply.unexpected()),
             }
         }
-        Err(Error::unavailable("the server's clock does not go on"))
+        Err(clock_unsteady())
     }
 
-    /// What an earlier `payment_resolve.lua` answered under this idempotency key, if there is one.
+    /// The reply of an earlier `payment_resolve.lua` under this idempotency key, if there is one.
     ///
     /// # Errors
     /// The shared refusals.
@@ -139,15 +123,15 @@ impl Store {
         home: Partition,
         order: OrderId,
     ) -> Result<Option<Reply<ResolvedPayment>>, Error> {
-        let Some(answer) = self.recorded(call, home, &script::PAYMENT_RESOLVE).await? else { return Ok(None) };
-        match answer.word.as_str() {
-            "RESOLVED" => Ok(Some(answer.reply(resolved(&answer, order)?))),
-            _ => Err(answer.unknown()),
+        let Some(reply) = self.recorded(call, home, &script::PAYMENT_RESOLVE).await? else { return Ok(None) };
+        match reply.code {
+            ReplyCode::Resolved => Ok(Some(reply.with(resolved(&reply, order)?))),
+            _ => Err(reply.unexpected()),
         }
     }
 }
 
-fn resolved(answer: &Answer, order_id: OrderId) -> Result<ResolvedPayment, Error> {
-    let status = closing_word(&answer.get::<String>(2)?)?;
-    Ok(ResolvedPayment { order_id, status, resolved_at: Millis(answer.get(3)?) })
+fn resolved(reply: &ScriptReply, order_id: OrderId) -> Result<ResolvedPayment, Error> {
+    let status = parse_word(&reply.get::<String>(0)?)?;
+    Ok(ResolvedPayment { order_id, status, resolved_at: Millis(reply.get(1)?) })
 }

@@ -13,6 +13,7 @@ use crate::{
         Store,
         keys::Keys,
         queries::ranking::ranked_until,
+        reply_code::ReplyCode,
         script::{self, Invocation},
     },
 };
@@ -45,17 +46,17 @@ impl Store {
     /// The shared refusals.
     pub async fn coupon_grant(&self, call: &Call, user: UserId, coupon: CouponId, issued: Issued) -> Result<(), Error> {
         let home = self.owner(user.get());
-        let call = self
-            .begin_unrecorded(call, &script::COUPON_GRANT, home)
+        let mut invocation = self.begin_unrecorded(call, &script::COUPON_GRANT, home);
+        invocation
             .key(Keys(home).user(user))
             .arg(user.get())
             .arg(coupon.get())
             .arg(issued.issue_no)
             .arg(issued.issued_at.0);
-        let answer = self.call(home, &call).await?;
-        match answer.word.as_str() {
-            "GRANTED" | "ALREADY_GRANTED" => Ok(()),
-            _ => Err(answer.unknown()),
+        let reply = self.decide(call, home, &invocation).await?;
+        match reply.code {
+            ReplyCode::Granted | ReplyCode::AlreadyGranted => Ok(()),
+            _ => Err(reply.unexpected()),
         }
     }
 
@@ -73,8 +74,8 @@ impl Store {
         lines: &[(ProductId, i64)],
     ) -> Result<String, Error> {
         let keys = Keys(partition);
-        let mut call = self
-            .begin_unrecorded(call, &script::STOCK_HOLD, partition)
+        let mut invocation = self.begin_unrecorded(call, &script::STOCK_HOLD, partition);
+        invocation
             .key(keys.hold(order))
             .key(keys.holds())
             .key(keys.price())
@@ -85,14 +86,13 @@ impl Store {
             .arg(due_in_ms)
             .arg(lines.len());
         for (product, quantity) in lines {
-            call = call.arg(product.get()).arg(quantity);
+            invocation.arg(product.get()).arg(quantity);
         }
-        let answer = self.call(partition, &call).await?;
-        match answer.word.as_str() {
-            "HELD" => answer.get(2),
-            "ALREADY_HELD" => answer.get(0),
-            "RELEASED" => Err(Error::unavailable("the order took too long and was given up")),
-            word => Err(no_stock(word).unwrap_or_else(|| answer.unknown())),
+        let reply = self.decide(call, partition, &invocation).await?;
+        match reply.code {
+            ReplyCode::Held | ReplyCode::AlreadyHeld => reply.get(0),
+            ReplyCode::Released => Err(Error::unavailable("the order took too long and was given up")),
+            _ => Err(no_stock(&reply)),
         }
     }
 
@@ -112,8 +112,8 @@ impl Store {
     ) -> Result<bool, Error> {
         let keys = Keys(partition);
         let ranked = day.unwrap_or(NaiveDate::MIN);
-        let call = self
-            .begin_unrecorded(call, &script::STOCK_SETTLE, partition)
+        let mut invocation = self.begin_unrecorded(call, &script::STOCK_SETTLE, partition);
+        invocation
             .key(keys.hold(order))
             .key(keys.holds())
             .key(keys.stock())
@@ -132,11 +132,11 @@ impl Store {
             .arg(day.map_or(0, |day| ranked_until(day).0))
             .arg(TOMBSTONE_TTL_MS)
             .arg(if end == RemoteEnd::Abandoned { "0" } else { "1" });
-        let answer = self.call(partition, &call).await?;
-        match answer.word.as_str() {
-            "MOVED" | "TOMBSTONED" | "UNCHANGED" => Ok(true),
-            "HOLD_NOT_FOUND" => Ok(false),
-            _ => Err(answer.unknown()),
+        let reply = self.decide(call, partition, &invocation).await?;
+        match reply.code {
+            ReplyCode::Moved | ReplyCode::Tombstoned | ReplyCode::Unchanged => Ok(true),
+            ReplyCode::HoldNotFound => Ok(false),
+            _ => Err(reply.unexpected()),
         }
     }
 
@@ -173,16 +173,14 @@ impl Store {
     /// The shared refusals.
     pub async fn order_resolve(&self, order: OrderId) -> Result<Verdict, Error> {
         let home = self.owner(order.get());
-        let call = Invocation::new(&script::ORDER_RESOLVE)
-            .key(Keys(home).meta())
-            .key(Keys(home).order(order))
-            .arg(TOMBSTONE_TTL_MS);
-        let answer = self.call(home, &call).await?;
-        if answer.word != "ORDER_STATUS" {
-            return Err(answer.unknown());
+        let mut invocation = Invocation::new(&script::ORDER_RESOLVE);
+        invocation.key(Keys(home).meta()).key(Keys(home).order(order)).arg(TOMBSTONE_TTL_MS);
+        let reply = self.run_script(home, &invocation).await?;
+        if reply.code != ReplyCode::OrderStatus {
+            return Err(reply.unexpected());
         }
-        let (status, reason): (String, String) = (answer.get(0)?, answer.get(1)?);
+        let (status, reason): (String, String) = (reply.get(0)?, reply.get(1)?);
         let refunded = reason == CloseReason::Refunded.as_str();
-        Ok(Verdict { status: status.parse().ok(), refunded, day: answer.get(2)? })
+        Ok(Verdict { status: status.parse().ok(), refunded, day: reply.get(2)? })
     }
 }

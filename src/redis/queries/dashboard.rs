@@ -97,7 +97,7 @@ impl Store {
             let mut read = redis::cmd("CONFIG");
             read.arg("GET").arg("appendfsync");
             // Without `settle`: some services refuse this command, which must not cause a check of all permissions.
-            let (_ticket, mut link) = self.shared_connections().get(here).await?;
+            let (_handle, mut link) = self.shared_connections().get(here).await?;
             let setting: Option<HashMap<String, String>> = read.query_async(&mut link).await.ok();
             states.push(server_state(&info, setting.and_then(|mut setting| setting.remove("appendfsync"))));
         }

@@ -8,6 +8,7 @@ use crate::{
         Store,
         keys::Keys,
         records::OrderRecord,
+        reply_code::ReplyCode,
         script::{self, Invocation},
     },
 };
@@ -95,7 +96,8 @@ impl Store {
         said: &str,
     ) -> Result<(), Error> {
         let home = self.owner(order.get());
-        let call = Invocation::new(&script::PAYMENT_POSTPONE)
+        let mut invocation = Invocation::new(&script::PAYMENT_POSTPONE);
+        invocation
             .key(Keys(home).meta())
             .key(Keys(home).order(order))
             .key(Keys(home).gateway())
@@ -103,10 +105,10 @@ impl Store {
             .arg(receipt)
             .arg(score(until, stuck))
             .arg(said);
-        let answer = self.call(home, &call).await?;
-        match answer.word.as_str() {
-            "POSTPONED" | "NOT_OPEN" => Ok(()),
-            _ => Err(answer.unknown()),
+        let reply = self.run_script(home, &invocation).await?;
+        match reply.code {
+            ReplyCode::Postponed | ReplyCode::NotOpen => Ok(()),
+            _ => Err(reply.unexpected()),
         }
     }
 }

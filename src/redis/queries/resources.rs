@@ -15,6 +15,7 @@ use crate::{
         keys::Keys,
         partition_closed,
         records::{CouponRecord, OrderRecord, campaign, coupon_record, order_record, take_coupons},
+        reply_code::ReplyCode,
         script::{self, Invocation},
     },
 };
@@ -41,17 +42,14 @@ impl Store {
     /// [`Error::UserNotFound`].
     pub async fn history_read(&self, user: UserId, most: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
         let home = self.owner(user.get());
-        let call = Invocation::new(&script::HISTORY_READ)
-            .key(Keys(home).user(user))
-            .key(Keys(home).outbox())
-            .arg(most)
-            .arg(user.get());
-        let answer = self.call(home, &call).await?;
-        match answer.word.as_str() {
-            "ENTRIES" => {
-                let more = answer.get::<String>(0)? == "1";
+        let mut invocation = Invocation::new(&script::HISTORY_READ);
+        invocation.key(Keys(home).user(user)).key(Keys(home).outbox()).arg(most).arg(user.get());
+        let reply = self.run_script(home, &invocation).await?;
+        match reply.code {
+            ReplyCode::Entries => {
+                let more = reply.get::<String>(0)? == "1";
                 let mut entries = Vec::new();
-                for value in answer.rest(1) {
+                for value in reply.into_fields(1) {
                     let fields = Vec::<(String, String)>::from_redis_value(value)
                         .map_err(|error| Error::Internal(anyhow!("an outbox entry has no fields: {error}")))?;
                     for decoded in event::decode(&fields) {
@@ -61,8 +59,8 @@ impl Store {
                 }
                 Ok((entries, more))
             }
-            "USER_NOT_FOUND" => Err(self.absent(home, Error::UserNotFound).await),
-            _ => Err(answer.unknown()),
+            ReplyCode::UserNotFound => Err(self.absent(home, Error::UserNotFound).await),
+            _ => Err(reply.unexpected()),
         }
     }
 
@@ -134,31 +132,31 @@ impl Store {
     /// [`Error::ProductNotFound`].
     pub async fn product(&self, product: ProductId) -> Result<Product, Error> {
         let here = self.owner(product.get());
-        let (answered, lead) = self.shared.products.join(here, product, 1);
-        if lead {
+        let (receiver, must_run) = self.shared.products.submit(here, product, 1);
+        if must_run {
             let store = self.clone();
             tokio::spawn(async move {
-                store.shared.products.lead(here, |asked| store.products_asked(here, asked)).await;
+                store.shared.products.run(here, |ids| store.products_batch(here, ids)).await;
             });
         }
-        match batcher::answer(answered).await? {
+        match batcher::reply(receiver).await? {
             Some(found) => Ok(found),
             None => Err(self.absent(here, Error::ProductNotFound).await),
         }
     }
 
-    /// Each of these, of which many may be the same: everybody looks at what everybody wants.
-    async fn products_asked(
+    /// A product for each id. Reads an id once, however often the batch has it.
+    async fn products_batch(
         &self,
         here: Partition,
-        asked: Vec<ProductId>,
+        batch: Vec<ProductId>,
     ) -> Result<Vec<Result<Option<Product>, Error>>, Error> {
-        let mut ids = asked.clone();
+        let mut ids = batch.clone();
         ids.sort_unstable();
         ids.dedup();
         let found = self.products_of(here, &ids).await?;
         let found_of = |id: &ProductId| ids.binary_search(id).ok().and_then(|at| found.get(at)?.clone());
-        Ok(asked.iter().map(|id| Ok(found_of(id))).collect())
+        Ok(batch.iter().map(|id| Ok(found_of(id))).collect())
     }
 
     /// Products of one partition; `None` for those that do not exist.

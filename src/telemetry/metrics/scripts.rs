@@ -6,9 +6,6 @@ use prometheus::Histogram;
 
 use super::{SCRIPT_ANSWERS, SCRIPT_FAILURES, SCRIPT_REQUESTS, SCRIPT_SECONDS, slots::Slots};
 
-/// The label of a word that no script has.
-pub const OTHER: &str = "other";
-
 /// Why a call has no answer.
 #[derive(Clone, Copy, Debug)]
 pub enum Failed {
@@ -63,16 +60,10 @@ impl Meter {
         self.requests.get_or_init(|| SCRIPT_REQUESTS.with_label_values(&[self.script])).observe(requests as f64);
     }
 
-    /// It gave this word to one request. `known` is the word as a label, or [`OTHER`]: what is no word of a script must not
-    /// become one.
-    pub fn answered(&self, word: &str, known: impl Fn(&str) -> &'static str) {
-        self.answers.count(
-            |counted| *counted == word || *counted == OTHER && known(word) == OTHER,
-            || {
-                let word = known(word);
-                (word, SCRIPT_ANSWERS.with_label_values(&[self.script, word]))
-            },
-        );
+    /// It replied to one request with this code.
+    pub fn replied(&self, code: &'static str) {
+        self.answers
+            .count(|counted| *counted == code, || (code, SCRIPT_ANSWERS.with_label_values(&[self.script, code])));
     }
 
     /// It gave no answer.
@@ -86,15 +77,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reply_codes_counted_and_unknown_ones_as_other() {
+    fn replies_counted_by_code() {
         let meter = Meter::new("metrics_test");
-        let known = |word: &str| ["YES", "NO"].into_iter().find(|known| *known == word).unwrap_or(OTHER);
-        for word in ["YES", "x", "NO", "y", "YES", "x"] {
-            meter.answered(word, known);
+        for code in ["YES", "NO", "YES"] {
+            meter.replied(code);
         }
-        let counted = |word: &str| SCRIPT_ANSWERS.with_label_values(&["metrics_test", word]).get();
-        assert_eq!((counted("YES"), counted("NO"), counted(OTHER)), (2, 1, 3));
-        let filled = meter.answers.keys().copied().collect::<Vec<_>>();
-        assert_eq!(filled, ["YES", OTHER, "NO"], "what is no word takes one place");
+        let counted = |code: &str| SCRIPT_ANSWERS.with_label_values(&["metrics_test", code]).get();
+        assert_eq!((counted("YES"), counted("NO")), (2, 1));
+        assert_eq!(meter.answers.keys().copied().collect::<Vec<_>>(), ["YES", "NO"]);
     }
 }

@@ -8,7 +8,7 @@ use firstcome::{
         CalendarDay, Clock, CouponId, Error, Millis, NewCampaign, NewPayment, OrderId, Partition, PaymentId,
         PaymentType, ProductId, UserId,
     },
-    redis::commands::{Settled, Settling},
+    redis::commands::{PayOrder, Settled},
 };
 
 use crate::support::harness::{Options, TestApp, call, open, postgres_url};
@@ -178,8 +178,14 @@ async fn payment_dated_by_day_of_decision() {
         CalendarDay::of(now.plus(-late), test.engine.zone())
     };
     let payment_id = PaymentId::new(1).unwrap();
-    let settling = Settling { payment: &payment, payment_id, receipt: "r", transaction: None, day: &day };
-    let settled = test.store.order_pay(&call(None), &settling).await.unwrap();
+    let pay_at = |now| PayOrder {
+        payment: payment.clone(),
+        payment_id,
+        receipt: "r".to_owned(),
+        transaction: None,
+        day: day(now),
+    };
+    let settled = test.store.order_pay(&call(None), Partition(0), &pay_at).await.unwrap();
     assert!(matches!(settled.value, Settled::Paid { .. }));
     assert_eq!(asked.load(Ordering::SeqCst), 2);
     let ranked = test.get("/api/v1/products/popular?sortBy=TODAY").await.ok();

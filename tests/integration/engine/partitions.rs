@@ -4,7 +4,7 @@
 use chrono::Days;
 use firstcome::{
     model::{Partition, *},
-    redis::commands::{Placing, RemoteEnd, Settled, Settling},
+    redis::commands::{PayOrder, PlaceOrder, RemoteEnd, Settled},
 };
 
 use crate::support::harness::{Options, TestApp, call};
@@ -49,8 +49,18 @@ impl Apart {
 
     async fn place(&self, order_id: OrderId, far: &str) -> Result<PlacedOrder, Error> {
         let call = call(None);
-        let placing = Placing { order_id, hold_ms: 600_000, max_open: 20, must_afford: true, terms: None, far };
-        self.test.store.order_place(&call, &self.new_order(), &placing).await.map(|placed| placed.value)
+        let place = PlaceOrder {
+            order_id,
+            user_id: self.user,
+            hold_ms: 600_000,
+            max_open: 20,
+            must_afford: true,
+            coupon: None,
+            lines: Vec::new(),
+            remote_lines: far.to_owned(),
+            validate: None,
+        };
+        self.test.store.order_place(&call, place).await.map(|placed| placed.value)
     }
 }
 
@@ -113,14 +123,14 @@ async fn paid_order_reaches_remote_stock_and_ranking_through_relay() {
         amount: placed.final_price,
     };
     let payment_id = PaymentId::new(1).unwrap();
-    let settling = Settling {
-        payment: &payment,
+    let pay_at = |now| PayOrder {
+        payment: payment.clone(),
         payment_id,
-        receipt: "r-1",
+        receipt: "r-1".to_owned(),
         transaction: None,
-        day: &|now| CalendarDay::of(now, chrono_tz::Asia::Seoul),
+        day: CalendarDay::of(now, chrono_tz::Asia::Seoul),
     };
-    let settled = apart.test.store.order_pay(&call, &settling).await.unwrap();
+    let settled = apart.test.store.order_pay(&call, Partition(0), &pay_at).await.unwrap();
     assert!(matches!(settled.value, Settled::Paid { .. }));
     assert!(apart.test.engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
     apart.test.drain().await;

@@ -10,7 +10,7 @@ use firstcome::{
     postgres,
     projector::Projector,
     recovery::rebuild::{self, Rebuild},
-    redis::{Store, commands::Reopening},
+    redis::{Store, commands::ReleasePreparation},
 };
 use futures_util::future::join_all;
 use serde_json::json;
@@ -534,7 +534,8 @@ async fn release_announced_ends_leases() {
         refused_alone(engine, coupon, &users[1..]).await;
         let id = CouponId::new(coupon).unwrap();
         let request = call(None);
-        let Reopening::Announced(announced) = store.coupon_release_prepare(&request, id, 1).await.unwrap() else {
+        let ReleasePreparation::Prepared(prepared) = store.coupon_release_prepare(&request, id, 1).await.unwrap()
+        else {
             panic!("it is released")
         };
         let ask = async || test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -548,9 +549,9 @@ async fn release_announced_ends_leases() {
         }
         // It is the only one that stands, and it is used up once.
         let again = store.coupon_release_prepare(&request, id, 2).await.unwrap();
-        assert!(matches!(&again, Reopening::Announced(again) if *again == announced), "{again:?}");
+        assert!(matches!(&again, ReleasePreparation::Prepared(again) if *again == prepared), "{again:?}");
         release(test, coupon, 1).await;
-        assert!(store.coupon_release(&request, id, 1, &announced).await.unwrap().is_none());
+        assert!(store.coupon_release(&request, id, 1, &prepared).await.unwrap().is_none());
         test.issue(coupon, users[1]).await.ok();
         refused_alone(engine, coupon, &users[2..]).await;
         // Neither what can't be released nor a repeat ends anything.

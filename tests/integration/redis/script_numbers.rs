@@ -2,12 +2,12 @@
 
 use firstcome::{
     model::{
-        CampaignTerms, CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewOrder, NewProduct, OrderId,
-        Partition, ProductId, ProductPatch, UserId,
+        CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewProduct, OrderId, Partition, ProductId,
+        ProductPatch, UserId,
         event::{self, Body, Event},
     },
     redis::{
-        commands::{Closing, Placing, UserBatch},
+        commands::{Closing, CouponTerms, PlaceOrder, UserBatch},
         keys::Keys,
     },
 };
@@ -201,22 +201,21 @@ async fn discount_equal_in_lua_and_rust() {
             test.store.product_update(&plain, product(id), "TOP", &patch).await.unwrap().unwrap();
         }
         // Terms come as arguments, so that every case can have its own.
-        let terms = CampaignTerms {
-            coupon_id,
-            code: "C".into(),
-            discount,
-            total: 10,
-            opens_at: START,
-            closes_at: START,
-            expires_at: START.plus(1),
-        };
-        let lines = vec![(product(1), units), (product(2), 1)];
-        let order = NewOrder { user_id: user(1), lines, coupon_id: Some(coupon_id) };
+        let terms = CouponTerms { discount, expires_at: START.plus(1) };
         let order_id = OrderId::new(1_000 + n as i64).unwrap();
-        let placing =
-            Placing { order_id, hold_ms: 600_000, max_open: 20, must_afford: true, terms: Some(&terms), far: "" };
+        let place = PlaceOrder {
+            order_id,
+            user_id: user(1),
+            hold_ms: 600_000,
+            max_open: 20,
+            must_afford: true,
+            coupon: Some((coupon_id, Some(terms))),
+            lines: vec![(product(1), units), (product(2), 1)],
+            remote_lines: String::new(),
+            validate: None,
+        };
         let total = price * units + rest;
-        let placed = test.store.order_place(&plain, &order, &placing).await;
+        let placed = test.store.order_place(&plain, place).await;
         if total > MAX_SAFE_INTEGER {
             assert!(matches!(placed, Err(Error::InvalidOrder)), "{case}: {placed:?}");
             continue;

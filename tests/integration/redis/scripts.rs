@@ -13,6 +13,7 @@ use firstcome::{
     redis::{
         keys::Keys,
         queries::ranking::ranked_until,
+        reply_code::ReplyCode,
         script::{self, Script},
     },
 };
@@ -581,6 +582,14 @@ fn hold_key(keys: Keys, id: i64) -> String {
 }
 
 #[test]
+fn header_reply_codes_are_those_of_reply_code() {
+    let documented: BTreeSet<String> = script::ALL.iter().flat_map(|script| documented(script)).collect();
+    // `RUNNING` is of idempotency records only.
+    let known = ReplyCode::ALL.iter().filter(|code| **code != ReplyCode::Running).map(|code| code.as_str().to_owned());
+    assert_eq!(documented, known.collect());
+}
+
+#[test]
 fn header_reply_codes_parsed() {
     let words = |script| documented(script).into_iter().collect::<Vec<_>>().join(" ");
     let close = words(&script::ORDER_CLOSE);
@@ -1009,7 +1018,7 @@ async fn order_pay_matches_header() {
     assert_eq!((closed.from, closed.status), (OrderStatus::Pending, OrderStatus::Failed));
     assert_eq!((closed.reason, closed.entry.is_none()), (CloseReason::PaymentDeclined, true));
     assert_eq!((closed.coupon.unwrap().get(), closed.lines[0].quantity), (1, 2));
-    bench.leaves_all("CLOSED", &broke).await;
+    bench.leaves_all("ALREADY_CLOSED", &broke).await;
     // Nothing to pay leaves no entry.
     for raw in [bench.product_create(5, 0, 10), bench.place(13, 1, &[(5, 1)], "")] {
         bench.run(&raw).await;
@@ -1116,7 +1125,7 @@ async fn payment_scripts_match_headers() {
     // The gateway's word is told apart by its receipt.
     let settle = bench.pay_by_gateway(10, 1, 2_000).keyed("payment", "mine");
     bench.needs_open_partition(&settle).await;
-    bench.leaves_all("CLOSED", &settle.with(9, "receipt-of-another")).await;
+    bench.leaves_all("ALREADY_CLOSED", &settle.with(9, "receipt-of-another")).await;
     let (reply, event) = bench.decides("PAID", &settle).await;
     let Body::OrderPaid(paid) = &event.body else { panic!("{event:?}") };
     assert_eq!((paid.transaction.as_deref(), paid.entry.is_none()), (Some("tx-10"), true));
@@ -1132,7 +1141,7 @@ async fn payment_scripts_match_headers() {
     let (_, event) = bench.decides_once("CLOSED", &bench.close(10, 1, "CANCEL", DAY)).await;
     let Body::OrderClosed(closed) = &event.body else { panic!("{event:?}") };
     assert_eq!((closed.by_gateway, closed.entry.is_none()), (true, true));
-    bench.leaves_all("CLOSED", &settle).await;
+    bench.leaves_all("ALREADY_CLOSED", &settle).await;
     let end = bench.payment_finish(10, 1, "REFUNDED");
     bench.needs_open_partition(&end).await;
     bench.leaves_all("NOT_OPEN", &end.with(5, "receipt-of-another")).await;
@@ -1151,14 +1160,14 @@ async fn payment_scripts_match_headers() {
     assert_eq!((closed.status, closed.receipt.as_deref()), (OrderStatus::Failed, Some("receipt-11")));
     let replayed = bench.leaves_all("REPLAYED", &begin).await;
     assert_eq!(replayed[1..], reply);
-    bench.leaves_all("CLOSED", &bench.payment_begin(11, 1, 1_000)).await;
-    bench.leaves_all("CLOSED", &bench.pay_by_gateway(11, 1, 1_000)).await;
+    bench.leaves_all("ALREADY_CLOSED", &bench.payment_begin(11, 1, 1_000)).await;
+    bench.leaves_all("ALREADY_CLOSED", &bench.pay_by_gateway(11, 1, 1_000)).await;
     bench.leaves_all("ALREADY_CLOSED", &decline).await;
     bench.leaves_all("NOT_OPEN", &bench.payment_finish(11, 1, "DECLINED")).await;
     for (order, outcome) in [(12, "DECLINED"), (13, "REFUNDED")] {
         bench.decides("STARTED", &bench.payment_begin(order, 1, 1_000)).await;
         bench.decides("DECLINED", &bench.decline(order, 1).with(11, 5_000)).await;
-        bench.leaves_all("CLOSED", &bench.pay_by_gateway(order, 1, 1_000)).await;
+        bench.leaves_all("ALREADY_CLOSED", &bench.pay_by_gateway(order, 1, 1_000)).await;
         bench.decides("FINISHED", &bench.payment_finish(order, 1, outcome)).await;
     }
     bench.decides("STARTED", &bench.payment_begin(14, 1, 1_000)).await;

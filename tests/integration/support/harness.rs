@@ -475,7 +475,7 @@ pub async fn read(request: reqwest::RequestBuilder) -> Reply {
 pub fn call(key: Option<(&str, &str)>) -> Call {
     let owner = KeyOwner::Operator("test");
     let key = key.map(|(key, request)| IdempotencyKey::new(owner, key, request.as_bytes()));
-    Call { request_id: "test".into(), key }
+    Call::new("test", key)
 }
 
 const TEMPLATE: &str = "fc_template";
