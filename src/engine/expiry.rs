@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use super::*;
 use crate::{
     model::Partition,
-    redis::commands::{Closing, RemoteEnd},
+    redis::commands::{Closing, DAY_FORMAT, RemoteEnd, SettleStock},
     telemetry::metrics,
     worker::Workers,
 };
@@ -147,8 +147,9 @@ impl Engine {
             // sold: `Abandoned` releases held units only.
             _ => RemoteEnd::Abandoned,
         };
-        let day = NaiveDate::parse_from_str(&resolved.day, crate::redis::commands::DAY_FORMAT).ok();
-        self.store.stock_settle(&call, here, order, user, end, day).await.map(drop)
+        let day = NaiveDate::parse_from_str(&resolved.day, DAY_FORMAT).ok();
+        let settle = SettleStock { order_id: order, user_id: user, end, day };
+        self.store.stock_settle(&call, here, settle).await.map(drop)
     }
 }
 

@@ -8,7 +8,10 @@ use super::*;
 use crate::{
     model::Partition,
     redis::{
-        commands::{Closed, Closing, CouponTerms, DAY_FORMAT, PlaceOrder, REMOTE_HOLD_GRACE_MS, RemoteEnd, Shortage},
+        commands::{
+            Closed, Closing, CouponTerms, DAY_FORMAT, HoldStock, PlaceOrder, REMOTE_HOLD_GRACE_MS, RemoteEnd,
+            SettleStock, Shortage,
+        },
         records::OrderRecord,
     },
 };
@@ -57,19 +60,20 @@ impl Engine {
             self.check_order_durable(before.value.order_id).await?;
             return Ok(before);
         }
-        let due_in_ms = self.hold_ms + REMOTE_HOLD_GRACE_MS;
+        let check_in_ms = self.hold_ms + REMOTE_HOLD_GRACE_MS;
         let mut held = Vec::new();
         // The partitions that hold stock, and the one that may.
         let (mut certain, mut perhaps) = (Vec::new(), None);
         let mut holds = Ok(());
-        for (partition, lines) in &far {
-            match self.store.stock_hold(call, *partition, order_id, order.user_id, due_in_ms, lines).await {
+        for (partition, lines) in far {
+            let hold = HoldStock { order_id, user_id: order.user_id, check_in_ms, lines };
+            match self.store.stock_hold(call, partition, &hold).await {
                 Ok(packed) => {
                     held.push(packed);
-                    certain.push(*partition);
+                    certain.push(partition);
                 }
                 Err(error) => {
-                    perhaps = error.leaves_outcome_unknown().then_some(*partition);
+                    perhaps = error.leaves_outcome_unknown().then_some(partition);
                     holds = Err(error);
                     break;
                 }
@@ -87,8 +91,8 @@ impl Engine {
         if !ours && !unknown {
             let certain = certain.into_iter().map(|partition| (partition, RemoteEnd::Abandoned));
             for (partition, end) in certain.chain(perhaps.map(|partition| (partition, RemoteEnd::Released))) {
-                let release = self.store.stock_settle(call, partition, order_id, order.user_id, end, None);
-                if let Err(error) = release.await {
+                let settle = SettleStock { order_id, user_id: order.user_id, end, day: None };
+                if let Err(error) = self.store.stock_settle(call, partition, settle).await {
                     tracing::warn!(%order_id, partition = partition.0, %error, "can't release a remote hold: it expires later");
                 }
             }

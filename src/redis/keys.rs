@@ -1,13 +1,13 @@
-//! Every key of Redis, and the partition that it is in.
+//! Every key of Redis.
 //!
-//! A key starts with its partition's hash tag (`{p0}`), so that all keys of a partition share one Redis Cluster slot and
-//! one script may touch them together. What each key holds is written where it is built; scripts never build keys.
+//! A key starts with the hash tag of its partition (`{p0}`), so that all keys of a partition share one Redis Cluster slot and one
+//! script may use them together. The comment of each key says what it holds. Scripts never build keys.
 
 use chrono::NaiveDate;
 
 use crate::model::{CouponId, OrderId, Partition, ProductId, UserId};
 
-/// The builder of one partition's keys.
+/// The keys of one partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys(pub Partition);
 
@@ -16,8 +16,8 @@ impl Keys {
         format!("{{p{}}}:{rest}", self.0.0)
     }
 
-    /// hash: `store partitions layout epoch seq`; `frozen` while the partition must not decide, and `rebuilding` while what is in it is
-    /// no more than a part of what Postgres has.
+    /// hash: `store partitions layout epoch seq`; `frozen` (the reason) while the partition must not decide, and `rebuilding`
+    /// while a rebuild has written only a part of it.
     pub fn meta(self) -> String {
         self.key(format_args!("meta"))
     }
@@ -32,8 +32,8 @@ impl Keys {
         self.key(format_args!("ids"))
     }
 
-    /// list: fingerprint, then the reply, for an idempotency key's digest; or, in the key's own partition, `CLAIMED` where another
-    /// one decides.
+    /// list: fingerprint, then the reply, of the request under an idempotency key; or, in the key's own partition, `CLAIMED` if
+    /// another partition decides the request.
     pub fn record(self, digest: &str) -> String {
         self.key(format_args!("idem:{digest}"))
     }
@@ -43,14 +43,14 @@ impl Keys {
         self.key(format_args!("user:{id}"))
     }
 
-    /// hash: `code type amount total issued opens_at closes_at expires_at`, and where a rebuild keeps some
-    /// back `withheld`, and `skipped`: how many places of the order of arrival are not given out; `reopening` while some of
-    /// these are about to be released.
+    /// hash: `code type amount total issued opens_at closes_at expires_at`; after a loss `withheld`, the coupons that are not
+    /// issued, and `skipped`, the issue numbers that are not used; `reopening`, a token, while a release of withheld coupons is
+    /// prepared.
     pub fn campaign(self, id: CouponId) -> String {
         self.key(format_args!("coupon:{id}"))
     }
 
-    /// set: the user ids that hold one of its coupons.
+    /// set: ids of the users that have one of the campaign's coupons.
     pub fn holders(self, id: CouponId) -> String {
         self.key(format_args!("coupon:{id}:holders"))
     }
@@ -95,14 +95,14 @@ impl Keys {
         self.key(format_args!("sold"))
     }
 
-    /// hash: product id → units that a rebuild keeps off sale.
+    /// hash: product id → units that a rebuild withholds.
     pub fn withheld(self) -> String {
         self.key(format_args!("withheld"))
     }
 
-    /// hash: `user status total discount final coupon lines far placed_at expires_at`, then what happened to it; `doubt` where
-    /// decisions that were lost may have paid it. Leaves some time after it is over and in Postgres: what is not here may be
-    /// there.
+    /// hash: `user status total discount final coupon lines far placed_at expires_at`, then its payment and its end; `far` are
+    /// the lines that other partitions hold, and `doubt` is 1 if lost decisions may have paid the order. Evicted some time after
+    /// it is final and in Postgres.
     pub fn order(self, id: OrderId) -> String {
         self.key(format_args!("order:{id}"))
     }
@@ -112,18 +112,18 @@ impl Keys {
         self.key(format_args!("expiry"))
     }
 
-    /// zset: order id by when its gateway payment is looked at next, ms.
+    /// zset: order id by the next check of its gateway payment, ms.
     pub fn gateway(self) -> String {
         self.key(format_args!("gateway"))
     }
 
-    /// hash: `state lines user` of the stock held here for an order at home elsewhere; `doubt` as in the order. Leaves as orders
-    /// do.
+    /// hash: `state lines user` of the stock that this partition holds for an order of another one; `doubt` as in the order.
+    /// Evicted like orders.
     pub fn hold(self, order: OrderId) -> String {
         self.key(format_args!("hold:{order}"))
     }
 
-    /// zset: `order:user` by when its far hold is looked at, ms.
+    /// zset: `order:user` by the check of its remote hold, ms.
     pub fn holds(self) -> String {
         self.key(format_args!("holds"))
     }
@@ -138,7 +138,7 @@ impl Keys {
         self.key(format_args!("rank:won:{}", day.format("%Y%m%d")))
     }
 
-    /// The keys that there is one of, each with the type that Redis has for it.
+    /// The keys whose names are fixed, each with its type in Redis.
     pub(super) fn fixed(self) -> Vec<(String, &'static str)> {
         let hashes = [self.meta(), self.ids(), self.price(), self.stock(), self.held(), self.sold(), self.withheld()];
         let sets = [self.campaigns(), self.catalogue(), self.expiry(), self.gateway(), self.holds()];

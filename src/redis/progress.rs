@@ -1,13 +1,12 @@
-//! What this process was told of each partition: how far it has decided, how far Postgres is, and whether it may be
-//! believed.
+//! The positions that this process knows of each partition: the last decision that Redis acknowledged, the last one that Postgres
+//! has, and whether the partition may be used.
 //!
-//! Decisions are numbered, `(epoch, seq)`, and a process remembers the highest number that it was told of each partition: by
-//! a script's answer, by a look at the books, or by Postgres's position. Redis answering below it has lost decisions that
-//! were acknowledged. The partition is then *closed* here, and frozen in Redis so that nobody decides on what is left of it;
-//! a rebuild, which starts a new epoch, opens it again.
+//! A process keeps the highest position of each partition that it has seen: in a script's reply, in a check of the partition, or in
+//! Postgres. A Redis that is behind that position has lost acknowledged decisions. The partition is then *closed* in this process,
+//! and frozen in Redis so that no process decides on an incomplete state. A rebuild, which starts a new epoch, opens it again.
 //!
-//! A partition is looked at before its first use, after every new connection (it may lead to another server, or to the same
-//! one with less in it), when Redis has forgotten its scripts, when a script finds the books closed, and twice a second.
+//! A partition is checked before its first use, after every new connection (which may lead to another server, or to the same one
+//! with fewer data), when Redis has forgotten its scripts, when a script finds the partition closed, and twice a second.
 
 use std::{
     sync::{
@@ -25,7 +24,7 @@ use crate::model::{Millis, Position, Projection};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Open,
-    /// To be looked at first.
+    /// Not used before it is checked.
     Unchecked,
     /// Closed, for this reason.
     Closed(String),
@@ -36,28 +35,28 @@ const UNCHECKED: u8 = 1;
 const CLOSED: u8 = 2;
 
 pub(super) struct Watermark {
-    /// One of the three above; the reason is in `reason`.
+    /// `OPEN`, `UNCHECKED` or `CLOSED`; `reason` has the reason of the latter.
     state: AtomicU8,
     reason: Mutex<String>,
-    /// Why Redis refuses every write now, though the partition is open; as the last look found.
+    /// Why Redis refused every write to the open partition at the last check.
     no_writes: Mutex<Option<String>>,
-    /// The highest decision that this process was told of.
+    /// The last decision that Redis acknowledged to this process.
     acknowledged: Mutex<Position>,
-    /// How far Postgres is, as far as this process knows.
+    /// The last decision that Postgres has, as far as this process knows.
     projected: watch::Sender<Projection>,
     /// How far its server's clock is ahead of this process's, ms.
     clock_offset_ms: AtomicI64,
-    /// Held by the one that looks.
+    /// Held during a check.
     pub(super) checking: tokio::sync::Mutex<Checked>,
 }
 
-/// How the last look went, which those share that waited for it.
+/// The result of the last check, which the tasks share that waited for it.
 #[derive(Default)]
 pub(super) struct Checked {
     pub found_closed: Option<Instant>,
-    /// Redis did not answer.
+    /// Redis did not reply.
     pub failed: Option<Instant>,
-    /// When the user's rights were tried last, and none was missing.
+    /// When the user had all permissions.
     pub permissions_checked: Option<Instant>,
 }
 
@@ -111,7 +110,7 @@ impl Watermark {
         *self.no_writes.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// What was believed has to be looked at again; what was closed stays so until then.
+    /// Requires a check before the next use. A closed partition stays closed until then.
     pub(super) fn invalidate(&self) {
         let _ = self.state.compare_exchange(OPEN, UNCHECKED, Ordering::AcqRel, Ordering::Acquire);
     }
@@ -125,12 +124,12 @@ impl Watermark {
         *acknowledged = position.max(*acknowledged);
     }
 
-    /// As Postgres said at one moment. What it has was decided.
+    /// Records a reading of Postgres's progress.
     pub(super) fn observe_projection(&self, read: Projection) {
         self.advance(read.position);
         self.projected.send_if_modified(|known| {
             if read.position < known.position {
-                // An older reading: its letters may have been applied since, or not.
+                // An older reading: its dead letters may have been applied since.
                 known.last_dead_letter = known.last_dead_letter.max(read.last_dead_letter);
                 return false;
             }
@@ -138,7 +137,7 @@ impl Watermark {
         });
     }
 
-    /// This process carried everything up to here, and filed a letter at the latest at `last_letter`, or none (0).
+    /// Records that this process projected everything up to `position`, with its last dead letter at `last_letter` (0: none).
     pub(super) fn record_projected(&self, position: Position, last_letter: i64) {
         self.advance(position);
         self.projected.send_if_modified(|known| {
@@ -157,8 +156,8 @@ impl Watermark {
         self.clock_offset_ms.load(Ordering::Relaxed)
     }
 
-    /// Takes a reading of the server's clock: it said `server` some time between `asked` and `answered` of this process's
-    /// clock. What was known before stays as long as the reading does not contradict it.
+    /// Records a reading of the server's clock: it was `server` between `asked` and `answered` of this process's clock. The known
+    /// offset stays if the reading does not contradict it.
     pub(super) fn read_clock(&self, server: Millis, asked: Millis, answered: Millis) {
         let (least, most) = (server.0 - answered.0, server.0 - asked.0);
         if !(least..=most).contains(&self.clock_offset_ms()) {
@@ -166,14 +165,14 @@ impl Watermark {
         }
     }
 
-    /// How far Postgres is, as far as this process knows.
+    /// The last decision that Postgres has, as far as this process knows.
     pub(super) fn projected_position(&self) -> Position {
         self.projected.borrow().position
     }
 
     /// Decisions that Postgres does not have yet.
     pub(super) fn backlog(&self) -> i64 {
-        // seq goes on over a rebuild.
+        // A rebuild continues seq.
         (self.acknowledged().seq - self.projected.borrow().position.seq).max(0)
     }
 }

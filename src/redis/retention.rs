@@ -1,5 +1,5 @@
-//! What is over leaves Redis once Postgres has it, so that memory does not grow with every sale; and comes back where a
-//! decision needs it.
+//! Eviction: orders and remote holds that are final leave Redis once Postgres has them, so that memory does not grow with every
+//! sale. A decision that needs one restores it.
 
 use super::{
     Store,
@@ -9,14 +9,14 @@ use super::{
 };
 use crate::model::{Error, OrderId, Partition};
 
-/// Keys in one call of the script: a millisecond at most in which Redis does nothing else.
+/// Keys of one call of the script, which keeps Redis busy for at most a millisecond.
 const EVICT_BATCH: usize = 200;
 
-/// A hash of one partition that may leave.
+/// A hash of one partition that may be evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EvictionCandidate {
     Order(OrderId),
-    /// The stock held for an order at home elsewhere.
+    /// The stock held for an order of another partition.
     Hold(OrderId),
 }
 
@@ -29,29 +29,29 @@ impl EvictionCandidate {
     }
 }
 
-/// As Postgres has it, and how much longer it stays.
+/// The state that Postgres has of a candidate, and how much longer the candidate stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Eviction {
-    /// The order's status, or CLOSED for one that is either FAILED or CANCELLED; the hold's state.
+    /// The order's status, CLOSED for an order that is FAILED or CANCELLED; or the hold's state.
     pub was: &'static str,
     pub ttl_ms: i64,
 }
 
 impl Store {
-    /// `order_evict.lua`, in one round trip. As the trim of the outbox, also where a partition is closed: Postgres has it all
-    /// the same.
+    /// `order_evict.lua`, in one round trip. Like the trim of the outbox it also runs in a closed partition, because Postgres has
+    /// the evicted data.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; all of it may be said again.
-    pub async fn evict(&self, here: Partition, over: &[(EvictionCandidate, Eviction)]) -> Result<(), Error> {
-        if over.is_empty() {
+    /// [`Error::Unavailable`]. A repeat is safe.
+    pub async fn evict(&self, here: Partition, evictions: &[(EvictionCandidate, Eviction)]) -> Result<(), Error> {
+        if evictions.is_empty() {
             return Ok(());
         }
         let mut calls = redis::pipe();
-        for some in over.chunks(EVICT_BATCH) {
+        for batch in evictions.chunks(EVICT_BATCH) {
             let mut invocation = Invocation::new(&script::ORDER_EVICT);
-            for (what, leave) in some {
-                invocation.key(what.key(here)).arg(leave.was).arg(leave.ttl_ms);
+            for (candidate, eviction) in batch {
+                invocation.key(candidate.key(here)).arg(eviction.was).arg(eviction.ttl_ms);
             }
             // By source, because a pipeline can't load a forgotten script and go on.
             calls.add_command(invocation.by_source()).ignore();
@@ -59,19 +59,19 @@ impl Store {
         self.pipe_unchecked(here, &calls).await
     }
 
-    /// `order_restore.lua`: true if it was not here.
+    /// `order_restore.lua`: true if Redis did not have the order, or the hold.
     ///
     /// # Errors
     /// The shared refusals.
     pub async fn order_restore(
         &self,
         here: Partition,
-        what: EvictionCandidate,
+        candidate: EvictionCandidate,
         fields: &[(&'static str, String)],
         ttl_ms: i64,
     ) -> Result<bool, Error> {
         let mut invocation = Invocation::new(&script::ORDER_RESTORE);
-        invocation.key(Keys(here).meta()).key(what.key(here)).arg(ttl_ms);
+        invocation.key(Keys(here).meta()).key(candidate.key(here)).arg(ttl_ms);
         for (field, value) in fields {
             invocation.arg(*field).arg(value);
         }

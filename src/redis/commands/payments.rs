@@ -9,21 +9,21 @@ use crate::{
     },
 };
 
-/// How a gateway payment ends that outlived the decision about its order.
+/// How a gateway payment finishes that is still open after its order was decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PaymentEnd {
     /// The money went back.
     Refunded,
-    /// There was none.
+    /// No money was taken.
     Declined,
-    /// The gateway says what an operator said: it took the money, in this transaction.
+    /// The gateway confirms what an operator decided: it took the money, in this transaction.
     Settled { transaction: String },
-    /// The gateway never said so.
+    /// The gateway never confirmed it.
     Disputed,
 }
 
 impl PaymentEnd {
-    /// The outcome in the script's and the event's word.
+    /// The word of the script and of its event.
     fn as_str(&self) -> &'static str {
         match self {
             PaymentEnd::Refunded => "REFUNDED",
@@ -35,7 +35,7 @@ impl PaymentEnd {
 }
 
 impl Store {
-    /// `payment_finish.lua`: true if the payment was still to be ended.
+    /// `payment_finish.lua`: true if the payment was still open.
     ///
     /// # Errors
     /// The shared refusals.

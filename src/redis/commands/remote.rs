@@ -1,4 +1,4 @@
-//! The steps that an operation takes in a partition that is not its user's home. With one partition none is ever called.
+//! The steps of an operation in partitions that do not own its user. With one partition none of them is called.
 
 use chrono::NaiveDate;
 
@@ -18,20 +18,41 @@ use crate::{
     },
 };
 
-/// What became of an order that stock is held for in another partition.
+/// Holds stock of one partition for an order of another one.
+#[derive(Clone, Debug)]
+pub struct HoldStock {
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    /// How long from now the hold is checked, unless its order has ended it by then.
+    pub check_in_ms: i64,
+    /// The order's lines of the partition.
+    pub lines: Vec<(ProductId, i64)>,
+}
+
+/// Applies the end of an order to the stock that another partition holds for it.
+#[derive(Clone, Copy, Debug)]
+pub struct SettleStock {
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    pub end: RemoteEnd,
+    /// The day of the sale.
+    pub day: Option<NaiveDate>,
+}
+
+/// The end of an order, for the partitions that hold stock for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemoteEnd {
     Settled,
-    /// Given back; and if it is not held yet, it never will be.
+    /// The stock is released; a hold that arrives later is refused.
     Released,
-    /// Given back, by whoever found it held.
+    /// The stock is released, of a hold that is known to have arrived.
     Abandoned,
     Refunded,
 }
 
-/// What an order's home partition says of it.
+/// The state of an order, as its owner partition tells a remote hold.
 #[derive(Clone, Debug)]
-pub struct Verdict {
+pub struct ResolvedOrder {
     /// `None`: there is no such order, and never will be.
     pub status: Option<OrderStatus>,
     pub refunded: bool,
@@ -64,31 +85,16 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::ProductNotFound`], [`Error::SoldOut`], [`Error::InsufficientStock`], and the shared refusals.
-    pub async fn stock_hold(
-        &self,
-        call: &Call,
-        partition: Partition,
-        order: OrderId,
-        user: UserId,
-        due_in_ms: i64,
-        lines: &[(ProductId, i64)],
-    ) -> Result<String, Error> {
-        let keys = Keys(partition);
-        let mut invocation = self.begin_unrecorded(call, &script::STOCK_HOLD, partition);
-        invocation
-            .key(keys.hold(order))
-            .key(keys.holds())
-            .key(keys.price())
-            .key(keys.stock())
-            .key(keys.held())
-            .arg(order.get())
-            .arg(user.get())
-            .arg(due_in_ms)
-            .arg(lines.len());
-        for (product, quantity) in lines {
+    pub async fn stock_hold(&self, call: &Call, here: Partition, hold: &HoldStock) -> Result<String, Error> {
+        let keys = Keys(here);
+        let mut invocation = self.begin_unrecorded(call, &script::STOCK_HOLD, here);
+        invocation.key(keys.hold(hold.order_id)).key(keys.holds());
+        invocation.key(keys.price()).key(keys.stock()).key(keys.held());
+        invocation.arg(hold.order_id.get()).arg(hold.user_id.get()).arg(hold.check_in_ms).arg(hold.lines.len());
+        for (product, quantity) in &hold.lines {
             invocation.arg(product.get()).arg(quantity);
         }
-        let reply = self.decide(call, partition, &invocation).await?;
+        let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
             ReplyCode::Held | ReplyCode::AlreadyHeld => reply.get(0),
             ReplyCode::Released => Err(Error::unavailable("the order took too long and was given up")),
@@ -96,43 +102,26 @@ impl Store {
         }
     }
 
-    /// `stock_settle.lua`: false if there is nothing held or sold here for the order, whether it never was or has left Redis.
-    /// `day` is the day of a sale.
+    /// `stock_settle.lua`: false if partition `here` has no hold of the order: there never was one, or it was evicted.
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn stock_settle(
-        &self,
-        call: &Call,
-        partition: Partition,
-        order: OrderId,
-        user: UserId,
-        end: RemoteEnd,
-        day: Option<NaiveDate>,
-    ) -> Result<bool, Error> {
-        let keys = Keys(partition);
+    pub async fn stock_settle(&self, call: &Call, here: Partition, settle: SettleStock) -> Result<bool, Error> {
+        let SettleStock { order_id, user_id, end, day } = settle;
+        let keys = Keys(here);
         let ranked = day.unwrap_or(NaiveDate::MIN);
-        let mut invocation = self.begin_unrecorded(call, &script::STOCK_SETTLE, partition);
-        invocation
-            .key(keys.hold(order))
-            .key(keys.holds())
-            .key(keys.stock())
-            .key(keys.held())
-            .key(keys.sold())
-            .key(keys.rank_units(ranked))
-            .key(keys.rank_won(ranked))
-            .key(keys.withheld())
-            .arg(order.get())
-            .arg(user.get())
-            .arg(match end {
-                RemoteEnd::Settled => "SETTLED",
-                RemoteEnd::Released | RemoteEnd::Abandoned => "RELEASED",
-                RemoteEnd::Refunded => "REFUNDED",
-            })
-            .arg(day.map_or(0, |day| ranked_until(day).0))
-            .arg(TOMBSTONE_TTL_MS)
-            .arg(if end == RemoteEnd::Abandoned { "0" } else { "1" });
-        let reply = self.decide(call, partition, &invocation).await?;
+        let mut invocation = self.begin_unrecorded(call, &script::STOCK_SETTLE, here);
+        invocation.key(keys.hold(order_id)).key(keys.holds());
+        invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
+        invocation.key(keys.rank_units(ranked)).key(keys.rank_won(ranked)).key(keys.withheld());
+        invocation.arg(order_id.get()).arg(user_id.get()).arg(match end {
+            RemoteEnd::Settled => "SETTLED",
+            RemoteEnd::Released | RemoteEnd::Abandoned => "RELEASED",
+            RemoteEnd::Refunded => "REFUNDED",
+        });
+        invocation.arg(day.map_or(0, |day| ranked_until(day).0)).arg(TOMBSTONE_TTL_MS);
+        invocation.arg(if end == RemoteEnd::Abandoned { "0" } else { "1" });
+        let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
             ReplyCode::Moved | ReplyCode::Tombstoned | ReplyCode::Unchanged => Ok(true),
             ReplyCode::HoldNotFound => Ok(false),
@@ -140,38 +129,39 @@ impl Store {
         }
     }
 
-    /// Carries an order's end to every partition that holds some of its lines, all of them `far`. `day` is the day of the
-    /// sale, `%Y%m%d`, or empty. Returns the partitions where there is nothing of it (any more).
+    /// Applies the end of an order in every partition that owns one of its remote lines. `day` is the day of the sale, `%Y%m%d`, or
+    /// empty. Returns the partitions without a hold of the order.
     ///
     /// # Errors
-    /// The shared refusals; every step may be taken again.
+    /// The shared refusals. A repeat is safe.
     pub async fn end_remote(
         &self,
         call: &Call,
         order: OrderId,
         user: UserId,
-        far: &[OrderLine],
+        remote: &[OrderLine],
         end: RemoteEnd,
         day: &str,
     ) -> Result<Vec<Partition>, Error> {
-        let mut partitions: Vec<Partition> = far.iter().map(|line| self.owner(line.product_id.get())).collect();
+        let mut partitions: Vec<Partition> = remote.iter().map(|line| self.owner(line.product_id.get())).collect();
         partitions.sort_unstable();
         partitions.dedup();
         let day = NaiveDate::parse_from_str(day, DAY_FORMAT).ok();
-        let mut gone = Vec::new();
-        for partition in partitions {
-            if !self.stock_settle(call, partition, order, user, end, day).await? {
-                gone.push(partition);
+        let settle = SettleStock { order_id: order, user_id: user, end, day };
+        let mut without_hold = Vec::new();
+        for here in partitions {
+            if !self.stock_settle(call, here, settle).await? {
+                without_hold.push(here);
             }
         }
-        Ok(gone)
+        Ok(without_hold)
     }
 
-    /// `order_resolve.lua`.
+    /// `order_resolve.lua`, in the order's owner partition.
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn order_resolve(&self, order: OrderId) -> Result<Verdict, Error> {
+    pub async fn order_resolve(&self, order: OrderId) -> Result<ResolvedOrder, Error> {
         let home = self.owner(order.get());
         let mut invocation = Invocation::new(&script::ORDER_RESOLVE);
         invocation.key(Keys(home).meta()).key(Keys(home).order(order)).arg(TOMBSTONE_TTL_MS);
@@ -181,6 +171,6 @@ impl Store {
         }
         let (status, reason): (String, String) = (reply.get(0)?, reply.get(1)?);
         let refunded = reason == CloseReason::Refunded.as_str();
-        Ok(Verdict { status: status.parse().ok(), refunded, day: reply.get(2)? })
+        Ok(ResolvedOrder { status: status.parse().ok(), refunded, day: reply.get(2)? })
     }
 }

@@ -1,4 +1,4 @@
-//! The index of gateway payments that are under way: when each is looked at next, and which of them are stuck.
+//! The index of gateway payments under way: the next check of each, and which of them are stuck.
 
 use redis::Value;
 
@@ -13,18 +13,18 @@ use crate::{
     },
 };
 
-/// A stuck payment's score is this much above the time (ms) at which it is looked at next. So a payment is stuck or not in
-/// the one place that knows whether it is under way. The sum is exact in a double.
+/// The score of a stuck payment is the time of its next check (ms) plus this, so that one index says whether a payment is under
+/// way and whether it is stuck. The sum is exact in a double.
 const STUCK_OFFSET: i64 = 1 << 52;
 
-/// A gateway payment that is to be looked at.
+/// A gateway payment whose check is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DuePayment {
     pub order: OrderId,
     pub stuck: bool,
 }
 
-/// The ranges of scores of payments that are looked at by `now`: those that are not stuck, and those that are.
+/// The ranges of scores of checks due by `now`: of payments that are not stuck, and of those that are.
 pub(super) fn due_ranges(now: Millis) -> [(i64, i64); 2] {
     [(0, now.0), (STUCK_OFFSET, STUCK_OFFSET + now.0)]
 }
@@ -39,7 +39,7 @@ fn score(at: Millis, stuck: bool) -> i64 {
 }
 
 impl Store {
-    /// Gateway payments that are to be looked at by now: at most `most` of those that are stuck, and of the others.
+    /// Gateway payments whose check is due: at most `most` that are stuck, and as many others.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; so all the following.
@@ -56,8 +56,7 @@ impl Store {
         Ok(due(others, false).chain(due(stuck, true)).collect())
     }
 
-    /// Orders whose gateway payment is stuck, at most `most` of a partition, those that are looked at next first; and how
-    /// many there are.
+    /// Orders of a partition whose gateway payment is stuck, in the order of their next check, at most `most`; and their number.
     pub async fn stuck_payments(&self, here: Partition, most: usize) -> Result<(Vec<OrderRecord>, i64), Error> {
         let index = Keys(here).gateway();
         let (first, last) = stuck_range();
@@ -67,13 +66,13 @@ impl Store {
         let (ids, count): (Vec<i64>, i64) = self.pipe(here, &read).await?;
         let mut orders = Vec::with_capacity(ids.len());
         for id in ids.into_iter().filter_map(OrderId::new) {
-            // One that ended since is not there any more, or shows that it ended.
+            // A payment that ended since is gone, or shows that it ended.
             orders.extend(self.order(id).await?);
         }
         Ok((orders, count))
     }
 
-    /// Puts off looking at a gateway payment that is still in the index, whatever comes of the look.
+    /// Postpones the check of a gateway payment, if the payment is still in the index.
     pub async fn postpone_payment(&self, payment: DuePayment, until: Millis) -> Result<(), Error> {
         let DuePayment { order, stuck } = payment;
         let home = self.owner(order.get());
@@ -82,8 +81,8 @@ impl Store {
         self.query::<Value>(home, put_off).await.map(drop)
     }
 
-    /// `payment_postpone.lua`: the gateway is asked again at `until`. `said` is why it did not settle the payment, for
-    /// operators.
+    /// `payment_postpone.lua`: the gateway is asked again at `until`. `said` is why it did not settle the payment; operators see
+    /// it.
     ///
     /// # Errors
     /// The shared refusals.

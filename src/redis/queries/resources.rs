@@ -35,7 +35,7 @@ impl Store {
         }
     }
 
-    /// A user's newest balance changes that may not be in Postgres yet, newest first, at most `most`; whether there are
+    /// `history_read.lua`: a user's balance changes that the outbox still has, newest first, at most `most`; and whether there are
     /// more.
     ///
     /// # Errors

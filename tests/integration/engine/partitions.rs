@@ -4,7 +4,7 @@
 use chrono::Days;
 use firstcome::{
     model::{Partition, *},
-    redis::commands::{PayOrder, PlaceOrder, RemoteEnd, Settled},
+    redis::commands::{HoldStock, PayOrder, PlaceOrder, RemoteEnd, SettleStock, Settled},
 };
 
 use crate::support::harness::{Options, TestApp, call};
@@ -42,9 +42,13 @@ impl Apart {
         NewOrder { user_id: self.user, lines: vec![(self.product, 2)], coupon_id: None }
     }
 
+    fn new_hold(&self, order_id: OrderId) -> HoldStock {
+        HoldStock { order_id, user_id: self.user, check_in_ms: 660_000, lines: vec![(self.product, 2)] }
+    }
+
     async fn hold(&self, order: OrderId) -> String {
         let call = call(None);
-        self.test.store.stock_hold(&call, Partition(1), order, self.user, 660_000, &[(self.product, 2)]).await.unwrap()
+        self.test.store.stock_hold(&call, Partition(1), &self.new_hold(order)).await.unwrap()
     }
 
     async fn place(&self, order_id: OrderId, far: &str) -> Result<PlacedOrder, Error> {
@@ -102,8 +106,9 @@ async fn remote_hold_after_release_holds_nothing() {
     let order = OrderId::new(1_000_000).unwrap();
     let call = call(None);
     let store = &apart.test.store;
-    store.stock_settle(&call, Partition(1), order, apart.user, RemoteEnd::Released, None).await.unwrap();
-    let late = store.stock_hold(&call, Partition(1), order, apart.user, 0, &[(apart.product, 2)]).await;
+    let released = SettleStock { order_id: order, user_id: apart.user, end: RemoteEnd::Released, day: None };
+    store.stock_settle(&call, Partition(1), released).await.unwrap();
+    let late = store.stock_hold(&call, Partition(1), &apart.new_hold(order)).await;
     assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
     assert_eq!(apart.stock().await, 5);
     apart.test.finish().await;
