@@ -1,8 +1,13 @@
-//! Every test that a page cites exists, and every promise of the README cites one.
+//! Every test that a page cites exists, every promise of the README cites one, and every message that a page quotes is the
+//! program's.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use super::{Page, page, pages, root, spans_of};
+use super::{Page, files_below, page, pages, root, spans_of};
 
 /// The paths of all tests: of this program, by its own list, and of the library, by its sources.
 pub(super) fn all_tests() -> Vec<String> {
@@ -11,29 +16,24 @@ pub(super) fn all_tests() -> Vec<String> {
     let mut tests: Vec<String> =
         list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
     assert!(tests.len() > 100, "too few tests: {}", tests.len());
-    unit_tests(&root().join("src"), &mut tests);
+    tests.extend(files_below("src", ".rs").iter().flat_map(|path| unit_tests(path)));
     tests
 }
 
-fn unit_tests(dir: &Path, tests: &mut Vec<String>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            unit_tests(&path, tests);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let module = path.strip_prefix(root().join("src")).unwrap().with_extension("");
-            let module = module.to_str().unwrap().replace('/', "::");
-            let module = module.strip_suffix("::mod").unwrap_or(&module);
-            let (text, mut marked) = (fs::read_to_string(&path).unwrap(), false);
-            for line in text.lines().map(str::trim) {
-                marked |= line == "#[test]" || line.starts_with("#[tokio::test");
-                if let Some((_, rest)) = line.split_once("fn ").filter(|_| marked) {
-                    tests.push(format!("{module}::{}", rest.split('(').next().unwrap()));
-                    marked = false;
-                }
-            }
+/// The paths of the tests in a source file.
+fn unit_tests(path: &Path) -> Vec<String> {
+    let module = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+    let module = module.to_str().unwrap().replace('/', "::");
+    let module = module.strip_suffix("::mod").unwrap_or(&module);
+    let (text, mut tests, mut marked) = (fs::read_to_string(path).unwrap(), Vec::new(), false);
+    for line in text.lines().map(str::trim) {
+        marked |= line == "#[test]" || line.starts_with("#[tokio::test");
+        if let Some((_, rest)) = line.split_once("fn ").filter(|_| marked) {
+            tests.push(format!("{module}::{}", rest.split('(').next().unwrap()));
+            marked = false;
         }
     }
+    tests
 }
 
 /// Whether a test's path has the cited segments, side by side.
@@ -83,4 +83,34 @@ fn every_promise_cites_a_test() {
         count += 1;
     }
     assert!(count >= 8, "{count} promises");
+}
+
+/// The program's sources, each with white space as single spaces.
+fn sources() -> Vec<String> {
+    let flat = |path: PathBuf| {
+        // A backslash continues a literal on the next line.
+        let text = fs::read_to_string(path).unwrap().replace("\\\n", " ");
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    files_below("src", ".rs").into_iter().map(flat).collect()
+}
+
+/// Inline code of three words and more is a message, unless it begins with a command of Redis.
+fn is_message(span: &str) -> bool {
+    let is_word = |word: &str| word.trim_end_matches(',').chars().all(|c| c.is_alphabetic() || c == '\'');
+    let first = span.split(' ').next().unwrap_or_default();
+    let is_command = first.len() > 1 && first.chars().all(char::is_uppercase);
+    span.split(' ').count() >= 3 && span.split(' ').all(is_word) && !is_command
+}
+
+#[test]
+fn every_quoted_message_is_in_the_source() {
+    let (texts, mut count) = (sources(), 0);
+    for page in ["docs/operations.md", "docs/running.md"].map(page) {
+        for message in page.spans().into_iter().filter(|span| is_message(span)) {
+            assert!(texts.iter().any(|text| text.contains(&message)), "{}: no message {message:?}", page.name());
+            count += 1;
+        }
+    }
+    assert!(count > 10, "{count} messages");
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{Page, page, pages, root};
+use super::{Page, files_below, page, pages, root};
 
 /// How a path of the repository begins.
 const FOLDERS: [&str; 9] =
@@ -92,18 +92,6 @@ fn every_named_path_exists() {
     assert!(count > 50, "{count} paths");
 }
 
-/// The text files below a folder.
-fn files_below(dir: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files_below(&path, files);
-        } else {
-            files.push(path);
-        }
-    }
-}
-
 /// The pages of docs/ that a text cites, each with the text behind it.
 fn cited_pages(text: &str) -> Vec<(&str, &str)> {
     let word = |c: char| c.is_ascii_alphanumeric() || "/_-".contains(c);
@@ -122,10 +110,8 @@ fn cited_pages(text: &str) -> Vec<(&str, &str)> {
 /// A comment cites a page by its path, and a section as `docs/limits.md, "Memory"`.
 #[test]
 fn every_page_cited_by_code_exists() {
-    let (mut files, mut count) = (Vec::new(), 0);
-    for dir in ["src", "lua", "migrations", "deploy", "scripts", "benches", "load-tests", "tests/integration"] {
-        files_below(&root().join(dir), &mut files);
-    }
+    let dirs = ["src", "lua", "migrations", "deploy", "scripts", "benches", "load-tests", "tests/integration"];
+    let (mut files, mut count) = (dirs.map(|dir| files_below(dir, "")).concat(), 0);
     files.extend(["Makefile", "Dockerfile", "Cargo.toml", "compose.yaml"].map(|name| root().join(name)));
     for file in files {
         // A file that is no text has no comments.

@@ -53,6 +53,22 @@ fn pages() -> Vec<Page> {
     pages
 }
 
+/// The files below a folder of the repository, with what their names end in.
+fn files_below(dir: &str, extension: &str) -> Vec<PathBuf> {
+    let (mut files, mut dirs) = (Vec::new(), vec![root().join(dir)]);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.to_str().unwrap().ends_with(extension) {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
 impl Page {
     fn name(&self) -> String {
         self.path.display().to_string()
