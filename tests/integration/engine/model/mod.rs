@@ -1,0 +1,360 @@
+//! Random sequences of operations, run against the engine and against a model of a few lines in memory: every reply and the
+//! final state must be the same, with one partition and with several.
+//!
+//! The model says what the contract says, with none of the machinery: no scripts, no holds in other partitions, no outbox.
+
+mod runs;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use firstcome::model::{Partition, *};
+use proptest::{prelude::*, test_runner::TestRunner};
+
+use crate::support::harness::{Options, TestApp, call};
+
+/// One operation. Users, products, campaigns and orders are named by index, one past the last being one that is not there.
+#[derive(Clone, Debug)]
+enum Op {
+    User {
+        balance: i64,
+    },
+    Product {
+        price: i64,
+        stock: i64,
+    },
+    Restock {
+        product: usize,
+        delta: i64,
+    },
+    Campaign {
+        percent: bool,
+        amount: i64,
+        total: i64,
+        opens_in: i64,
+        lasts: i64,
+        good_for: i64,
+    },
+    /// The ends of a campaign's window, from now; what is left out stays.
+    Move {
+        coupon: usize,
+        opens_in: Option<i64>,
+        closes_in: Option<i64>,
+    },
+    Charge {
+        user: usize,
+        amount: i64,
+    },
+    Issue {
+        user: usize,
+        coupon: usize,
+    },
+    Place {
+        user: usize,
+        lines: Vec<(usize, i64)>,
+        coupon: Option<usize>,
+    },
+    Pay {
+        order: usize,
+        user: Option<usize>,
+        more: i64,
+    },
+    Cancel {
+        order: usize,
+        user: Option<usize>,
+    },
+    Advance {
+        ms: i64,
+    },
+    /// A partition's outbox is projected, and everything leaves Redis that is about to.
+    Leave {
+        partition: u16,
+    },
+    /// An earlier operation again, under its idempotency key.
+    Again {
+        op: usize,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let pick = || 0..6usize;
+    let money = || prop_oneof![Just(0), 1..2_000i64, 1..100_000i64];
+    prop_oneof![
+        2 => money().prop_map(|balance| Op::User { balance }),
+        2 => (prop_oneof![Just(0), 1..500i64, Just(MAX_PRICE)], 0..6i64).prop_map(|(price, stock)| Op::Product { price, stock }),
+        1 => (pick(), -3..6i64).prop_map(|(product, delta)| Op::Restock { product, delta }),
+        2 => (any::<bool>(), 1..=100i64, 1..4i64, prop_oneof![Just(0), 0..2_000i64], 1..9_000_000i64, 0..90_000_000i64)
+            .prop_map(|(percent, amount, total, opens_in, lasts, good_for)| Op::Campaign {
+                percent, amount, total, opens_in, lasts, good_for
+            }),
+        2 => (pick(), prop::option::of(-2_000_000..2_000_000i64), prop::option::of(prop_oneof![
+                2 => -61_000..0i64, 1 => Just(0), 1 => Just(-60_000), 1 => Just(-60_001), 4 => 0..2_000_000i64
+            ])).prop_map(|(coupon, opens_in, closes_in)| Op::Move { coupon, opens_in, closes_in }),
+        3 => (pick(), 1..=MAX_CHARGE).prop_map(|(user, amount)| Op::Charge { user, amount }),
+        6 => (pick(), pick()).prop_map(|(user, coupon)| Op::Issue { user, coupon }),
+        10 => (pick(), prop::collection::vec((pick(), prop_oneof![5 => 1..4i64, 1 => Just(MAX_LINE_QUANTITY)]), 1..4),
+              prop::option::of(pick())).prop_map(|(user, lines, coupon)| Op::Place { user, lines, coupon }),
+        8 => (0..12usize, prop::option::weighted(0.1, pick()), prop_oneof![9 => Just(0), 1 => Just(1i64)])
+            .prop_map(|(order, user, more)| Op::Pay { order, user, more }),
+        5 => (0..12usize, prop::option::weighted(0.1, pick())).prop_map(|(order, user)| Op::Cancel { order, user }),
+        3 => prop_oneof![1..1_000i64, Just(600_000), 1..90_000_000i64].prop_map(|ms| Op::Advance { ms }),
+        3 => (0..3u16).prop_map(|partition| Op::Leave { partition }),
+        3 => (0..60usize).prop_map(|op| Op::Again { op }),
+    ]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Coupon {
+    Free,
+    Held(usize),
+    Used(usize),
+}
+
+#[derive(Debug)]
+struct ModelOrder {
+    id: i64,
+    user: usize,
+    lines: BTreeMap<usize, (i64, i64)>,
+    total: i64,
+    final_price: i64,
+    coupon: Option<usize>,
+    expires: i64,
+    status: &'static str,
+    day: Option<chrono::NaiveDate>,
+}
+
+#[derive(Default)]
+struct Model {
+    users: Vec<(i64, Vec<(TransactionType, i64, i64, i64)>)>,
+    products: Vec<(i64, i64)>,
+    campaigns: Vec<(Discount, i64, i64, i64, i64)>,
+    issued: Vec<i64>,
+    coupons: BTreeMap<(usize, usize), Coupon>,
+    orders: Vec<ModelOrder>,
+    /// What was answered under each operation's key, if it had an effect.
+    records: BTreeMap<usize, String>,
+    user_ids: Vec<i64>,
+    product_ids: Vec<i64>,
+    coupon_ids: Vec<i64>,
+}
+
+/// An id that nothing has.
+const NOBODY: i64 = 999_999;
+
+impl Model {
+    fn user_id(&self, user: usize) -> UserId {
+        UserId::new(self.user_ids.get(user).copied().unwrap_or(NOBODY)).unwrap()
+    }
+
+    fn entry(&mut self, user: usize, kind: TransactionType, amount: i64) {
+        let (balance, entries) = &mut self.users[user];
+        let before = *balance;
+        *balance += if kind == TransactionType::Payment { -amount } else { amount };
+        entries.push((kind, amount, before, *balance));
+    }
+
+    fn release(&mut self, order: usize, status: &'static str) {
+        let (lines, coupon, user) =
+            (self.orders[order].lines.clone(), self.orders[order].coupon, self.orders[order].user);
+        for (product, (quantity, _)) in lines {
+            self.products[product].1 += quantity;
+        }
+        if let Some(coupon) = coupon {
+            self.coupons.insert((coupon, user), Coupon::Free);
+        }
+        self.orders[order].status = status;
+    }
+
+    fn moved(
+        &mut self,
+        now: i64,
+        coupon: usize,
+        opens_in: Option<i64>,
+        closes_in: Option<i64>,
+    ) -> Result<String, &'static str> {
+        let Some((_, _, opens, closes, expires)) = self.campaigns.get_mut(coupon) else {
+            return Err("CampaignNotFound");
+        };
+        if closes_in.is_some_and(|ms| ms < -60_000) {
+            return Err("InvalidRequest");
+        }
+        let window = (opens_in.map_or(*opens, |ms| now + ms), closes_in.map_or(*closes, |ms| now + ms.max(0)));
+        if window.0 >= window.1 || window.1 > *expires {
+            return Err("InvalidRequest");
+        }
+        (*opens, *closes) = window;
+        Ok(format!("moved {window:?}"))
+    }
+
+    fn issue(&mut self, now: i64, user: usize, coupon: usize) -> Result<String, &'static str> {
+        if user >= self.users.len() {
+            return Err("UserNotFound");
+        }
+        let Some((_, total, opens, closes, _)) = self.campaigns.get(coupon).copied() else {
+            return Err("InvalidCoupon");
+        };
+        if now < opens || now >= closes || self.coupons.contains_key(&(coupon, user)) {
+            return Err("InvalidCoupon");
+        }
+        if self.issued[coupon] >= total {
+            return Err("CouponOutOfStock");
+        }
+        self.issued[coupon] += 1;
+        self.coupons.insert((coupon, user), Coupon::Free);
+        Ok(format!("issued {}", self.issued[coupon]))
+    }
+
+    fn place(
+        &mut self,
+        now: i64,
+        user: usize,
+        lines: &BTreeMap<usize, i64>,
+        order_of_lines: &[usize],
+        coupon: Option<usize>,
+    ) -> Result<String, &'static str> {
+        if user >= self.users.len() {
+            return Err("UserNotFound");
+        }
+        let open = self.orders.iter().filter(|order| order.user == user && order.status == "PENDING").count();
+        if open >= 3 {
+            return Err("TooManyOpenOrders");
+        }
+        if lines.keys().any(|product| *product >= self.products.len()) {
+            return Err("ProductNotFound");
+        }
+        for product in order_of_lines {
+            let stock = self.products[*product].1;
+            if stock == 0 {
+                return Err("SoldOut");
+            }
+            if stock < lines[product] {
+                return Err("InsufficientStock");
+            }
+        }
+        if let Some(coupon) = coupon {
+            let free = self.coupons.get(&(coupon, user)) == Some(&Coupon::Free);
+            if !free || now >= self.campaigns[coupon].4 {
+                return Err("InvalidCoupon");
+            }
+        }
+        let total: i128 = lines.iter().map(|(p, q)| i128::from(self.products[*p].0) * i128::from(*q)).sum();
+        let Some(total) = i64::try_from(total).ok().filter(|total| *total <= MAX_SAFE_INTEGER) else {
+            return Err("InvalidOrder");
+        };
+        let discount = coupon.map_or(0, |coupon| self.campaigns[coupon].0.of(total));
+        let final_price = total - discount;
+        if self.users[user].0 < final_price {
+            return Err("InsufficientBalance");
+        }
+        let order = self.orders.len();
+        let mut frozen = BTreeMap::new();
+        for (product, quantity) in lines {
+            self.products[*product].1 -= quantity;
+            frozen.insert(*product, (*quantity, self.products[*product].0));
+        }
+        if let Some(coupon) = coupon {
+            self.coupons.insert((coupon, user), Coupon::Held(order));
+        }
+        self.orders.push(ModelOrder {
+            id: 0,
+            user,
+            lines: frozen,
+            total,
+            final_price,
+            coupon,
+            expires: now + 600_000,
+            status: "PENDING",
+            day: None,
+        });
+        Ok(format!("placed {final_price}"))
+    }
+
+    fn pay(&mut self, now: Millis, order: usize, user: usize, amount: i64) -> Result<String, &'static str> {
+        let Some(found) = self.orders.get(order).filter(|found| found.user == user) else {
+            return Err("OrderNotFound");
+        };
+        match found.status {
+            "PAID" => return Err("OrderAlreadyPaid"),
+            "PENDING" => {}
+            _ => return Err("InvalidPayment"),
+        }
+        if amount != found.final_price {
+            return Err("InvalidPayment");
+        }
+        let (final_price, coupon) = (found.final_price, found.coupon);
+        if self.users[user].0 < final_price {
+            self.release(order, "FAILED");
+            return Ok("PaymentDeclined".into());
+        }
+        if final_price > 0 {
+            self.entry(user, TransactionType::Payment, final_price);
+        }
+        if let Some(coupon) = coupon {
+            self.coupons.insert((coupon, user), Coupon::Used(order));
+        }
+        self.orders[order].status = "PAID";
+        self.orders[order].day = Some(now.day(chrono_tz::Asia::Seoul));
+        Ok(format!("paid {final_price}"))
+    }
+
+    fn cancel(&mut self, order: usize, user: usize) -> Result<String, &'static str> {
+        let Some(found) = self.orders.get(order).filter(|found| found.user == user) else {
+            return Err("OrderNotFound");
+        };
+        let final_price = found.final_price;
+        match found.status {
+            "PENDING" => {
+                self.release(order, "CANCELLED_BY_USER");
+                Ok("closed CANCELLED_BY_USER".into())
+            }
+            "PAID" => {
+                if final_price > 0 {
+                    self.entry(user, TransactionType::Refund, final_price);
+                }
+                self.release(order, "REFUNDED");
+                Ok("closed REFUNDED".into())
+            }
+            _ => Err("OrderAlreadyClosed"),
+        }
+    }
+
+    fn sweep(&mut self, now: i64) -> usize {
+        let due: Vec<usize> = (0..self.orders.len())
+            .filter(|order| self.orders[*order].status == "PENDING" && self.orders[*order].expires <= now)
+            .collect();
+        due.iter().for_each(|order| self.release(*order, "EXPIRED"));
+        due.len()
+    }
+
+    fn ranking(&self, today: chrono::NaiveDate, scope: RankingScope) -> Vec<(i64, i64, i64)> {
+        let from = today - chrono::Days::new(u64::from(scope.days()) - 1);
+        let mut sums: BTreeMap<i64, (i64, i64)> = BTreeMap::new();
+        for order in self.orders.iter().filter(|o| o.status == "PAID" && o.day.is_some_and(|day| day >= from)) {
+            for (product, (quantity, price)) in &order.lines {
+                let sum = sums.entry(self.product_ids[*product]).or_default();
+                sum.0 += quantity;
+                sum.1 += quantity * price;
+            }
+        }
+        let mut ranked: Vec<_> = sums.into_iter().map(|(id, (units, won))| (id, units, won)).collect();
+        ranked.sort_by_key(|(id, units, won)| (-units, -won, *id));
+        ranked
+    }
+}
+
+/// The variant's name, which is what the model speaks of.
+fn name(error: &Error) -> String {
+    let debug = format!("{error:?}");
+    debug.split([' ', '(', '{']).next().unwrap().to_owned()
+}
+
+/// Units by product, and the products in the order of their first line.
+fn summed(lines: &[(usize, i64)]) -> (BTreeMap<usize, i64>, Vec<usize>) {
+    let (mut sums, mut first) = (BTreeMap::new(), Vec::new());
+    for (product, quantity) in lines {
+        if !sums.contains_key(product) {
+            first.push(*product);
+        }
+        *sums.entry(*product).or_default() += quantity;
+    }
+    (sums, first)
+}

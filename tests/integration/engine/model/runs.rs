@@ -1,0 +1,333 @@
+//! Runs of random operations against the engine and the model.
+
+use super::*;
+
+struct Run {
+    test: TestApp,
+    model: Model,
+    ops: Vec<Op>,
+}
+
+impl Run {
+    /// Runs operation `at` (or, for `Again`, an earlier one) in both, and compares.
+    async fn step(&mut self, at: usize) {
+        let (index, again) = match self.ops[at] {
+            Op::Again { op } if op < at => (op, true),
+            Op::Again { .. } => return,
+            _ => (at, false),
+        };
+        let op = self.ops[index].clone();
+        let keyed = matches!(
+            op,
+            Op::Charge { .. }
+                | Op::Issue { .. }
+                | Op::Place { .. }
+                | Op::Pay { .. }
+                | Op::Cancel { .. }
+                | Op::Move { .. }
+        );
+        if again && !keyed {
+            return;
+        }
+        let before = self.model.orders.len();
+        // What the operation asks for was fixed when it was first run: the same key means the same request.
+        let theirs = self.engine(index, &op).await;
+        let ours = match self.model.records.get(&index) {
+            Some(first) => format!("{first} replayed"),
+            None => {
+                let ours = self.modelled(&op);
+                if let (true, Ok(first)) = (keyed, &ours) {
+                    self.model.records.insert(index, first.clone());
+                }
+                ours.unwrap_or_else(str::to_owned)
+            }
+        };
+        let (theirs, order) = theirs;
+        assert_eq!(theirs, ours, "operation {at} ({op:?}) of {:#?}", self.ops);
+        if let (Some(id), true) = (order, self.model.orders.len() > before) {
+            self.model.orders[before].id = id;
+        }
+    }
+
+    fn order_id(&self, order: usize) -> OrderId {
+        OrderId::new(self.model.orders.get(order).map_or(NOBODY, |order| order.id)).unwrap()
+    }
+
+    fn owner(&self, order: usize, user: Option<usize>) -> usize {
+        user.unwrap_or_else(|| self.model.orders.get(order).map_or(0, |order| order.user))
+    }
+
+    async fn engine(&mut self, index: usize, op: &Op) -> (String, Option<i64>) {
+        let engine = self.test.engine.clone();
+        let now = self.test.clock.now();
+        let key = format!("key-{index}");
+        // The fingerprint only has to be the same for the same request.
+        let call = call(Some((&key, &key)));
+        let done = |text: String, replayed: bool| if replayed { format!("{text} replayed") } else { text };
+        let result: Result<(String, Option<i64>), Error> = match op {
+            Op::User { balance } => {
+                let new = NewUser { name: format!("user {index}"), balance: *balance };
+                let user = engine.create_user(&call, new).await.unwrap().value;
+                self.model.user_ids.push(user.user_id.get());
+                Ok(("created".into(), None))
+            }
+            Op::Product { price, stock } => {
+                let category = "TOP".parse().unwrap();
+                let new = NewProduct { name: format!("product {index}"), price: *price, stock: *stock, category };
+                let product = engine.create_product(&call, new).await.unwrap().value;
+                self.model.product_ids.push(product.product_id.get());
+                Ok(("created".into(), None))
+            }
+            Op::Restock { product, delta } => {
+                let id = self.model.product_ids.get(*product).copied().unwrap_or(NOBODY);
+                let patch = ProductPatch { stock_delta: Some(*delta), ..ProductPatch::default() };
+                let updated = engine.update_product(&call, ProductId::new(id).unwrap(), patch).await;
+                updated.map(|reply| (format!("stock {}", reply.value.stock), None))
+            }
+            Op::Campaign { percent, amount, total, opens_in, lasts, good_for } => {
+                let kind = if *percent { DiscountType::Percentage } else { DiscountType::Fixed };
+                let opens = now.plus(*opens_in);
+                let new = NewCampaign {
+                    code: format!("C{index}"),
+                    discount: Discount { kind, amount: *amount },
+                    total: *total,
+                    opens_at: Some(opens),
+                    closes_at: Some(opens.plus(*lasts)),
+                    expires_at: opens.plus(lasts + good_for),
+                };
+                let campaign = engine.create_campaign(&call, new).await.unwrap().value;
+                self.model.coupon_ids.push(campaign.terms.coupon_id.get());
+                Ok(("created".into(), None))
+            }
+            Op::Move { coupon, opens_in, closes_in } => {
+                let coupon = CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(NOBODY)).unwrap();
+                let at = |ms: &i64| now.plus(*ms);
+                let patch =
+                    CampaignPatch { opens_at: opens_in.as_ref().map(at), closes_at: closes_in.as_ref().map(at) };
+                let moved = engine.update_campaign(&call, coupon, patch).await;
+                moved.map(|reply| {
+                    let window = (reply.value.terms.opens_at.0, reply.value.terms.closes_at.0);
+                    (done(format!("moved {window:?}"), reply.replayed), None)
+                })
+            }
+            Op::Charge { user, amount } => {
+                let charged = engine.charge(&call, self.model.user_id(*user), *amount).await;
+                charged.map(|reply| (done(format!("balance {}", reply.value.balance), reply.replayed), None))
+            }
+            Op::Issue { user, coupon } => {
+                let coupon = CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(NOBODY)).unwrap();
+                let issued = engine.issue_coupon(&call, self.model.user_id(*user), coupon).await;
+                issued.map(|reply| (done(format!("issued {}", reply.value.issue_no), reply.replayed), None))
+            }
+            Op::Place { user, lines, coupon } => {
+                let product = |p: usize| self.model.product_ids.get(p).copied().unwrap_or(NOBODY + p as i64);
+                let (_, first) = summed(lines);
+                let sums = summed(lines).0;
+                let order = NewOrder {
+                    user_id: self.model.user_id(*user),
+                    lines: first.iter().map(|p| (ProductId::new(product(*p)).unwrap(), sums[p])).collect(),
+                    coupon_id: coupon
+                        .map(|c| CouponId::new(self.model.coupon_ids.get(c).copied().unwrap_or(NOBODY)).unwrap()),
+                };
+                let placed = engine.place_order(&call, order).await;
+                placed.map(|reply| {
+                    let id = reply.value.order_id.get();
+                    (done(format!("placed {}", reply.value.final_price), reply.replayed), Some(id))
+                })
+            }
+            Op::Pay { order, user, more } => {
+                let payer = self.owner(*order, *user);
+                let amount = self.model.orders.get(*order).map_or(0, |order| order.final_price) + more;
+                let payment = NewPayment {
+                    order_id: self.order_id(*order),
+                    user_id: self.model.user_id(payer),
+                    payment_type: PaymentType::Card,
+                    amount,
+                };
+                match engine.pay_order(&call, payment).await {
+                    Ok(reply) => Ok((done(format!("paid {}", reply.value.amount), reply.replayed), None)),
+                    Err(Error::PaymentDeclined { replayed }) => Ok((done("PaymentDeclined".into(), replayed), None)),
+                    Err(error) => Err(error),
+                }
+            }
+            Op::Cancel { order, user } => {
+                let user = self.model.user_id(self.owner(*order, *user));
+                let closed = engine.cancel_order(&call, self.order_id(*order), user).await;
+                closed.map(|reply| {
+                    let reason = reply.value.close_reason.unwrap();
+                    (done(format!("closed {reason}"), reply.replayed), None)
+                })
+            }
+            Op::Advance { ms } => {
+                self.test.clock.advance(*ms);
+                Ok((format!("swept {}", engine.sweep().await.unwrap()), None))
+            }
+            Op::Leave { partition } => {
+                let here = Partition(partition % self.test.options.partitions);
+                assert_eq!(self.test.app.projector.project(here).await.unwrap(), None);
+                self.test.leave().await;
+                Ok(("left".into(), None))
+            }
+            Op::Again { .. } => unreachable!(),
+        };
+        result.unwrap_or_else(|error| (name(&error), None))
+    }
+
+    fn modelled(&mut self, op: &Op) -> Result<String, &'static str> {
+        let now = self.test.clock.now();
+        let owner = |order: usize, user: Option<usize>| self.owner(order, user);
+        match op {
+            Op::User { balance } => {
+                self.model.users.push((0, Vec::new()));
+                if *balance > 0 {
+                    self.model.entry(self.model.users.len() - 1, TransactionType::Charge, *balance);
+                }
+                Ok("created".into())
+            }
+            Op::Product { price, stock } => {
+                self.model.products.push((*price, *stock));
+                Ok("created".into())
+            }
+            Op::Restock { product, delta } => match self.model.products.get_mut(*product) {
+                None => Err("ProductNotFound"),
+                Some((_, stock)) if *stock + delta < 0 => Err("InsufficientStock"),
+                Some((_, stock)) => {
+                    *stock += delta;
+                    Ok(format!("stock {stock}"))
+                }
+            },
+            Op::Campaign { percent, amount, total, opens_in, lasts, good_for } => {
+                let kind = if *percent { DiscountType::Percentage } else { DiscountType::Fixed };
+                let opens = now.0 + opens_in;
+                let (closes, expires) = (opens + lasts, opens + lasts + good_for);
+                self.model.campaigns.push((Discount { kind, amount: *amount }, *total, opens, closes, expires));
+                self.model.issued.push(0);
+                Ok("created".into())
+            }
+            Op::Move { coupon, opens_in, closes_in } => self.model.moved(now.0, *coupon, *opens_in, *closes_in),
+            Op::Charge { user, amount } => {
+                if *user >= self.model.users.len() {
+                    return Err("UserNotFound");
+                }
+                self.model.entry(*user, TransactionType::Charge, *amount);
+                Ok(format!("balance {}", self.model.users[*user].0))
+            }
+            Op::Issue { user, coupon } => self.model.issue(now.0, *user, *coupon),
+            Op::Place { user, lines, coupon } => {
+                let (sums, first) = summed(lines);
+                self.model.place(now.0, *user, &sums, &first, *coupon)
+            }
+            Op::Pay { order, user, more } => {
+                let payer = owner(*order, *user);
+                let amount = self.model.orders.get(*order).map_or(0, |order| order.final_price) + more;
+                self.model.pay(now, *order, payer, amount)
+            }
+            Op::Cancel { order, user } => {
+                let user = owner(*order, *user);
+                self.model.cancel(*order, user)
+            }
+            Op::Advance { .. } => Ok(format!("swept {}", self.model.sweep(now.0))),
+            Op::Leave { .. } => Ok("left".into()),
+            Op::Again { .. } => unreachable!(),
+        }
+    }
+
+    /// Compares everything that can be read.
+    async fn compare(&self) {
+        let (engine, model) = (&self.test.engine, &self.model);
+        let mut seen = BTreeSet::new();
+        for (user, (balance, entries)) in model.users.iter().enumerate() {
+            let id = model.user_id(user);
+            assert_eq!(engine.balance(id).await.unwrap().balance, *balance);
+            let history = engine.history(id, 1000, None).await.unwrap();
+            let history: Vec<_> = history.iter().map(|e| (e.kind, e.amount, e.before, e.after)).collect();
+            assert_eq!(&history, entries);
+            let now = self.test.clock.now().0;
+            for coupon in engine.user_coupons(id).await.unwrap() {
+                let campaign = model.coupon_ids.iter().position(|id| *id == coupon.terms.coupon_id.get()).unwrap();
+                let state = model.coupons[&(campaign, user)];
+                let (status, held) = match state {
+                    Coupon::Free if now >= model.campaigns[campaign].4 => (CouponStatus::Expired, None),
+                    Coupon::Free => (CouponStatus::Available, None),
+                    Coupon::Held(order) => (CouponStatus::Used, Some(model.orders[order].id)),
+                    Coupon::Used(_) => (CouponStatus::Used, None),
+                };
+                assert_eq!((coupon.status, coupon.held_by.map(OrderId::get)), (status, held));
+                assert_eq!(coupon.used_at.is_some(), matches!(state, Coupon::Used(_)));
+                seen.insert((campaign, user));
+            }
+        }
+        assert_eq!(seen, model.coupons.keys().copied().collect());
+        for (coupon, (_, _, opens, closes, _)) in model.campaigns.iter().enumerate() {
+            let found = engine.campaign(CouponId::new(model.coupon_ids[coupon]).unwrap()).await.unwrap();
+            let window = (found.terms.opens_at.0, found.terms.closes_at.0);
+            assert_eq!((window, found.issued), ((*opens, *closes), model.issued[coupon]));
+        }
+        for (product, (price, stock)) in model.products.iter().enumerate() {
+            let found = engine.product(ProductId::new(model.product_ids[product]).unwrap()).await.unwrap();
+            assert_eq!((found.price, found.stock), (*price, *stock));
+        }
+        for order in &model.orders {
+            let found = engine.order(OrderId::new(order.id).unwrap(), None).await.unwrap();
+            let status = found.close_reason.map_or(found.status.as_str(), |reason| match reason {
+                CloseReason::PaymentDeclined => "FAILED",
+                reason => reason.as_str(),
+            });
+            assert_eq!((status, found.total, found.final_price), (order.status, order.total, order.final_price));
+        }
+        for scope in RankingScope::ALL {
+            let ranked = engine.popular(*scope, 100).await.unwrap();
+            let ranked: Vec<_> = ranked.iter().map(|r| (r.product_id.get(), r.units, r.won)).collect();
+            assert_eq!(ranked, model.ranking(self.test.clock.now().day(chrono_tz::Asia::Seoul), *scope));
+        }
+    }
+}
+
+fn agree(partitions: u16, cases: u32) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut config = proptest::test_runner::Config { max_shrink_iters: 60, ..Default::default() };
+    if std::env::var("PROPTEST_CASES").is_err() {
+        config.cases = cases;
+    }
+    config.failure_persistence = None;
+    // A few of each from the start, so that short sequences get somewhere.
+    let start = [
+        Op::User { balance: 5_000 },
+        Op::User { balance: 300_000 },
+        Op::Product { price: 100, stock: 5 },
+        Op::Product { price: 333, stock: 2 },
+        Op::Product { price: 0, stock: 3 },
+        Op::Campaign { percent: true, amount: 33, total: 2, opens_in: 0, lasts: 1 << 40, good_for: 0 },
+        Op::Campaign { percent: false, amount: 150, total: 1, opens_in: 0, lasts: 700_000, good_for: 500_000 },
+    ];
+    let sequences = prop::collection::vec(op(), 20..80);
+    TestRunner::new(config)
+        .run(&sequences, |ops| {
+            let ops: Vec<Op> = start.iter().cloned().chain(ops).collect();
+            runtime.block_on(async {
+                let options = Options { partitions, max_open_orders: 3, ..Options::default() };
+                let mut run = Run { test: TestApp::with(options).await, model: Model::default(), ops };
+                for at in 0..run.ops.len() {
+                    run.step(at).await;
+                }
+                run.compare().await;
+                run.test.drain().await;
+                run.compare().await;
+                run.test.leave().await;
+                run.compare().await;
+                run.test.finish().await;
+            });
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn random_operations_match_model() {
+    agree(1, 24);
+}
+
+#[test]
+fn random_operations_match_model_across_partitions() {
+    agree(3, 24);
+}

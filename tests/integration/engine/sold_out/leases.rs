@@ -1,0 +1,188 @@
+//! The lease: renewed, expired, and lost with the state of Redis.
+
+use super::*;
+
+#[tokio::test]
+async fn lease_renewed_once_and_expires() {
+    on_1_and_3(async |test| {
+        let engine = &test.engine;
+        let users = users(test, 30).await;
+        let coupon = given_out(test, &users[..1]).await;
+        let late = &users[1..];
+        refused_alone(engine, coupon, late).await;
+        let all = async || {
+            for told in join_all(late.iter().map(|user| issue(engine, coupon, *user))).await {
+                assert!(matches!(told, Err(Error::CouponOutOfStock)), "{told:?}");
+            }
+        };
+        test.clock.advance(LEASE_MS / 2 - 1);
+        assert_eq!(since(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
+        test.clock.advance(1);
+        let (_, counts) = since(engine, all()).await;
+        assert_eq!(counts, Counts { refused: 29, renewed: 1, ..Counts::default() });
+        // From then on.
+        test.clock.advance(LEASE_MS / 2 - 1);
+        assert_eq!(since(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
+        test.clock.advance(LEASE_MS / 2 + 1);
+        let (_, counts) = since(engine, all()).await;
+        // One asks how it stands; who holds the coupons is known.
+        assert_eq!(counts, Counts { renewed: 1, ..Counts::default() });
+        assert_eq!(since(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
+    let mut test = TestApp::with(Options { redis_timeout_ms: 1_000, ..Options::default() }).await;
+    let users = users(&test, 5).await;
+    let coupon = given_out(&test, &users[..1]).await;
+    refused_alone(&test.engine, coupon, &users[1..]).await;
+    test.redis.pause().unwrap();
+    for user in &users[1..] {
+        test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+    }
+    test.clock.advance(LEASE_MS - 1);
+    for user in &users[1..] {
+        test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+    }
+    for user in [users[0], NOBODY] {
+        test.issue(coupon, user).await.refused(503, "SERVICE_UNAVAILABLE");
+    }
+    test.clock.advance(1);
+    test.issue(coupon, users[1]).await.refused(503, "SERVICE_UNAVAILABLE");
+    test.redis.resume().unwrap();
+    until("it is refused again", async || {
+        let reply = test.issue(coupon, users[1]).await;
+        (reply.status != 503).then(|| reply.refused(409, "COUPON_OUT_OF_STOCK"))
+    })
+    .await;
+    test.engine.sold_out().settled().await;
+    // It was asked in vain, and is not again at once.
+    test.clock.advance(LEASE_MS / 4);
+    refused_alone(&test.engine, coupon, &users[1..]).await;
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn campaign_closed_refuses_in_every_process() {
+    on_1_and_3(async |test| {
+        let users = users(test, 5).await;
+        let start = test.clock.now();
+        let (opens, closes) = (start.plus(10_000), start.plus(20_000));
+        let zone = test.engine.zone();
+        let body = json!({"couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 1,
+            "opensAt": opens.local(zone), "closesAt": closes.local(zone), "expiredAt": closes.local(zone)});
+        let coupon = test.post("/admin/v1/coupons", body).await.created()["couponId"].as_i64().unwrap();
+        test.issue(coupon, users[1]).await.refused(400, "INVALID_COUPON");
+        test.clock.advance(10_000);
+        test.issue(coupon, users[0]).await.ok();
+        test.clock.advance(9_999);
+        refused_alone(&test.engine, coupon, &users[1..]).await;
+        test.clock.advance(1);
+        for user in &users {
+            test.issue(coupon, *user).await.refused(400, "INVALID_COUPON");
+        }
+        // Its lease stands all the same: a clock that is set back shows it.
+        test.clock.advance(-1);
+        for user in &users[1..] {
+            test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn issue_unavailable_when_partition_closed() {
+    for partitions in [1, 3] {
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        let users = users(&test, 6).await;
+        let coupon = given_out(&test, &users[..1]).await;
+        refused_alone(&test.engine, coupon, &users[1..]).await;
+        let here = Partition((coupon % i64::from(partitions)) as u16);
+        let meta = format!("{{p{}}}:meta", here.0);
+        let mut redis = test.raw().await;
+        test.store.freeze(here, "a test").await.unwrap();
+        for user in &users {
+            test.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
+        }
+        let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
+        test.engine.ready().await.unwrap();
+        // Nothing has changed meanwhile, and the lease still stands.
+        refused_alone(&test.engine, coupon, &users[1..]).await;
+        // Frozen by somebody else: known as soon as anybody asks, which is halfway through the lease.
+        let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg("x").query_async(&mut redis).await.unwrap();
+        test.clock.advance(LEASE_MS / 2);
+        test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
+        test.engine.sold_out().settled().await;
+        for user in &users {
+            test.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
+        }
+        let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
+        test.engine.ready().await.unwrap();
+        if partitions > 1 {
+            // A user's own partition counts as well.
+            let of = |home: u16| users.iter().copied().find(|user| *user > users[0] && user % 3 == i64::from(home));
+            let away = Partition((here.0 + 1) % 3);
+            test.store.freeze(away, "a test").await.unwrap();
+            test.issue(coupon, of(away.0).unwrap()).await.refused(503, "SERVICE_UNAVAILABLE");
+            test.issue(coupon, of((here.0 + 2) % 3).unwrap()).await.refused(409, "COUPON_OUT_OF_STOCK");
+            let meta = format!("{{p{}}}:meta", away.0);
+            let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
+            test.engine.ready().await.unwrap();
+        }
+        test.finish().await;
+    }
+}
+
+/// Redis knows less than it said: whoever reads that asks for a look, and does not go by it.
+#[tokio::test]
+async fn lease_not_renewed_when_redis_lost_decisions() {
+    let test = TestApp::start().await;
+    let users = users(&test, 3).await;
+    let coupon = given_out(&test, &users[..1]).await;
+    refused_alone(&test.engine, coupon, &users[1..]).await;
+    let mut redis = test.raw().await;
+    let _: i64 = redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut redis).await.unwrap();
+    test.clock.advance(LEASE_MS / 2);
+    let (reply, counts) = since(&test.engine, test.issue(coupon, users[1])).await;
+    reply.refused(409, "COUPON_OUT_OF_STOCK");
+    assert_eq!(counts.renewed, 0);
+    for user in &users {
+        test.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
+    }
+    test.finish_unchecked().await;
+}
+
+/// What was lost is given out anew, and who was known to exist may not.
+#[tokio::test]
+async fn sold_out_state_dropped_when_epoch_changes() {
+    on_1_and_3(async |test| {
+        let (users, engine) = (users(test, 6).await, &test.engine);
+        let coupon = test.campaign("FIXED", 100, 2).await;
+        test.issue(coupon, users[0]).await.ok();
+        test.drain().await;
+        test.issue(coupon, users[1]).await.ok();
+        let lost = test.user(0).await;
+        refused_alone(engine, coupon, &users[2..]).await;
+        refused_alone(engine, coupon, &[lost]).await;
+        let _: () = redis::cmd("FLUSHALL").query_async(&mut test.raw().await).await.unwrap();
+        let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
+        let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
+        let patience = std::time::Duration::from_secs(600);
+        let keep = test.options.retention.retention();
+        let projector =
+            Projector::new(store.clone(), db.clone(), test.clock.clone(), &Default::default(), patience, keep);
+        let (clock, zone) = (test.clock.clone(), engine.zone());
+        let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, keep, allow_unsafe_redis: false };
+        // Somebody knows that nothing is missing, and is wrong.
+        rebuild.run(rebuild::Options { lost_at_most: Some(0), discard: false }).await.unwrap();
+        db.close().await.unwrap();
+        // Not even the look at the partition was needed: no lease is left.
+        test.issue(coupon, users[2]).await.ok();
+        test.issue(coupon, users[2]).await.refused(400, "INVALID_COUPON");
+        refused_alone(engine, coupon, &[users[1], users[3], users[4], users[5]]).await;
+        test.issue(coupon, lost).await.refused(404, "USER_NOT_FOUND");
+    })
+    .await;
+}

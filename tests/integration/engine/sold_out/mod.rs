@@ -1,0 +1,91 @@
+//! Coupons refused without asking Redis: never a wrong answer, and no longer than the lease. The clock stands, so that a
+//! lease lasts until the test says otherwise.
+
+mod leases;
+mod refusals;
+mod releases;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use firstcome::{
+    app::App,
+    engine::{sold_out::Counts, *},
+    model::{Partition, *},
+    postgres,
+    projector::Projector,
+    recovery::rebuild::{self, Rebuild},
+    redis::{Store, commands::ReleasePreparation},
+};
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::support::harness::{self, Options, TestApp, call, until};
+
+const LEASE_MS: i64 = 200;
+/// An id that nobody has.
+pub const NOBODY: i64 = 5_000_000;
+
+async fn on_1_and_3(body: impl AsyncFn(&TestApp)) {
+    for partitions in [1, 3] {
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        body(&test).await;
+        test.finish().await;
+    }
+}
+
+async fn users(test: &TestApp, count: i64) -> Vec<i64> {
+    let made = test.post("/admin/v1/users/bulk", json!({"count": count})).await.created();
+    let first = made["firstUserId"].as_i64().unwrap();
+    (first..first + count).collect()
+}
+
+/// Another process on the same stores, by the same clock.
+pub async fn another(test: &TestApp, options: Options) -> App {
+    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
+    harness::open(&options, &redis, &postgres, test.clock.clone()).await.unwrap()
+}
+
+pub async fn issue(engine: &Engine, coupon: i64, user: i64) -> Result<i64, Error> {
+    let (user, coupon) = (UserId::new(user).unwrap(), CouponId::new(coupon).unwrap());
+    engine.issue_coupon(&call(None), user, coupon).await.map(|issued| issued.value.issue_no)
+}
+
+/// A campaign, given out.
+async fn given_out(test: &TestApp, winners: &[i64]) -> i64 {
+    let coupon = test.campaign("FIXED", 100, winners.len() as i64).await;
+    for user in winners {
+        test.issue(coupon, *user).await.ok();
+    }
+    coupon
+}
+
+/// Asks until the engine refuses these by itself.
+async fn refused_alone(engine: &Engine, coupon: i64, late: &[i64]) {
+    for user in late {
+        for _ in 0..3 {
+            let told = issue(engine, coupon, *user).await;
+            assert!(matches!(told, Err(Error::CouponOutOfStock)), "{told:?}");
+            engine.sold_out().settled().await;
+        }
+    }
+    let before = engine.sold_out().counts();
+    for user in late {
+        issue(engine, coupon, *user).await.unwrap_err();
+    }
+    assert_eq!(engine.sold_out().counts().refused, before.refused + late.len() as u64);
+}
+
+/// What the engine did while this ran.
+async fn since<T>(engine: &Engine, work: impl Future<Output = T>) -> (T, Counts) {
+    let before = engine.sold_out().counts();
+    let done = work.await;
+    engine.sold_out().settled().await;
+    let now = engine.sold_out().counts();
+    let counts = Counts {
+        refused: now.refused - before.refused,
+        renewed: now.renewed - before.renewed,
+        read: now.read - before.read,
+        learned: now.learned - before.learned,
+    };
+    (done, counts)
+}

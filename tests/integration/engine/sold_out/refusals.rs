@@ -1,0 +1,185 @@
+//! Each request gets the reply that the script would give.
+
+use super::*;
+
+/// Commands that Redis has carried out, but for the question.
+async fn commands(test: &TestApp) -> u64 {
+    let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut test.raw().await).await.unwrap();
+    let calls = |line: &str| {
+        let (command, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+        let own = ["info", "client|setinfo", "hello", "select"].contains(&command);
+        rest.split(',').next()?.parse::<u64>().ok().filter(|_| !own)
+    };
+    info.lines().filter_map(calls).sum()
+}
+
+#[tokio::test]
+async fn issue_refused_without_redis_when_sold_out() {
+    on_1_and_3(async |test| {
+        let users = users(test, 60).await;
+        let (winners, late) = users.split_at(4);
+        let coupon = given_out(test, winners).await;
+        refused_alone(&test.engine, coupon, late).await;
+        let before = commands(test).await;
+        let (_, counts) = since(&test.engine, async {
+            for user in late.iter().cycle().take(200) {
+                test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+            }
+        })
+        .await;
+        assert_eq!(counts, Counts { refused: 200, ..Counts::default() });
+        assert_eq!(commands(test).await, before, "Redis was asked");
+    })
+    .await;
+}
+
+/// The contract's order of checks: body, user, campaign, window, whether the user has one, and only then what is left.
+#[tokio::test]
+async fn issue_refused_for_other_reasons_when_sold_out() {
+    on_1_and_3(async |test| {
+        let users = users(test, 40).await;
+        let (winners, late) = users.split_at(20);
+        let coupon = given_out(test, winners).await;
+        refused_alone(&test.engine, coupon, late).await;
+        let (_, counts) = since(&test.engine, async {
+            for winner in winners {
+                for _ in 0..3 {
+                    test.issue(coupon, *winner).await.refused(400, "INVALID_COUPON");
+                }
+            }
+            for user in [NOBODY, users[39] + 1, users[39] + 2, users[39] + 3, MAX_SAFE_INTEGER] {
+                test.issue(coupon, user).await.refused(404, "USER_NOT_FOUND");
+            }
+            test.issue(coupon + 1, late[0]).await.refused(400, "INVALID_COUPON");
+            let body = json!({"couponId": coupon.to_string(), "userId": late[0]});
+            test.post("/api/v1/coupons/issue", body).await.refused(400, "INVALID_COUPON");
+        })
+        .await;
+        assert_eq!(counts, Counts::default(), "made-up ids lead to nothing");
+        // Somebody who is new is asked about once.
+        let new = test.user(0).await;
+        let (_, counts) = since(&test.engine, test.issue(coupon, new)).await;
+        assert_eq!(counts, Counts { learned: 1, ..Counts::default() });
+        let (reply, counts) = since(&test.engine, test.issue(coupon, new)).await;
+        reply.refused(409, "COUPON_OUT_OF_STOCK");
+        assert_eq!(counts, Counts { refused: 1, ..Counts::default() });
+    })
+    .await;
+}
+
+/// A key's record may say something else than what is so now.
+#[tokio::test]
+async fn issue_with_key_asks_redis_when_sold_out() {
+    on_1_and_3(async |test| {
+        let users = users(test, 4).await;
+        let coupon = test.campaign("FIXED", 100, 1).await;
+        let body = |user: i64| json!({"couponId": coupon, "userId": user});
+        let send = async |user: i64, key: &str| {
+            test.send(reqwest::Method::POST, "/api/v1/coupons/issue", Some(&body(user)), Some(key)).await
+        };
+        let first = send(users[0], "first").await;
+        assert_eq!(first.status, 200);
+        refused_alone(&test.engine, coupon, &users[1..]).await;
+        let (_, counts) = since(&test.engine, async {
+            let again = send(users[0], "first").await;
+            assert!(again.replayed() && again.text == first.text, "{}", again.text);
+            // Another user's key of the same text is another key; all the same it is asked about.
+            send(users[1], "first").await.refused(409, "COUPON_OUT_OF_STOCK");
+            send(users[1], "second").await.refused(409, "COUPON_OUT_OF_STOCK");
+        })
+        .await;
+        assert_eq!(counts.refused, 0);
+    })
+    .await;
+}
+
+/// Who moves a window knows at once; another process for no longer than its lease does not.
+#[tokio::test]
+async fn issue_follows_campaign_window_when_sold_out() {
+    on_1_and_3(async |test| {
+        let users = users(test, 20).await;
+        let (winners, late) = users.split_at(4);
+        let coupon = given_out(test, winners).await;
+        let other = another(test, test.options.clone()).await;
+        test.clock.advance(1_000);
+        refused_alone(&test.engine, coupon, late).await;
+        refused_alone(&other.engine, coupon, late).await;
+        let here = async |user: i64| issue(&test.engine, coupon, user).await;
+        let there = async |user: i64| issue(&other.engine, coupon, user).await;
+        let moves = async |opens_in: Option<i64>, closes_in: i64| {
+            let (id, now) = (CouponId::new(coupon).unwrap(), test.clock.now());
+            let patch =
+                CampaignPatch { opens_at: opens_in.map(|ms| now.plus(ms)), closes_at: Some(now.plus(closes_in)) };
+            test.engine.update_campaign(&call(None), id, patch).await.unwrap();
+        };
+        // Closed.
+        moves(None, 0).await;
+        assert!(matches!(here(late[0]).await, Err(Error::InvalidCoupon)));
+        assert!(matches!(there(late[0]).await, Err(Error::CouponOutOfStock)), "its lease is not over");
+        test.clock.advance(LEASE_MS);
+        for user in late {
+            assert!(matches!(there(*user).await, Err(Error::InvalidCoupon)));
+            assert!(matches!(here(*user).await, Err(Error::InvalidCoupon)));
+        }
+        // Open again, and given out as before.
+        moves(None, 60_000).await;
+        refused_alone(&test.engine, coupon, late).await;
+        refused_alone(&other.engine, coupon, late).await;
+        // Put off while the other process renews its lease: the next one knows.
+        moves(Some(10_000), 60_000).await;
+        test.clock.advance(LEASE_MS / 2 + 1);
+        let _ = there(late[0]).await;
+        other.engine.sold_out().settled().await;
+        assert!(matches!(there(late[0]).await, Err(Error::InvalidCoupon)), "it has asked since");
+        test.clock.advance(10_000);
+        refused_alone(&other.engine, coupon, late).await;
+        other.db.close().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn issue_asks_redis_without_lease() {
+    let test = TestApp::with(Options { sold_out_lease_ms: 0, ..Options::default() }).await;
+    let users = users(&test, 3).await;
+    let coupon = given_out(&test, &users[..1]).await;
+    let (_, counts) = since(&test.engine, async {
+        for user in users[1..].iter().cycle().take(10) {
+            test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
+        }
+    })
+    .await;
+    assert_eq!(counts, Counts::default());
+    test.finish().await;
+}
+
+/// More holders than come in one page, and users of several blocks that do not all exist.
+#[tokio::test]
+async fn sold_out_refusal_knows_all_holders_and_users() {
+    on_1_and_3(async |test| {
+        let users = users(test, 7_000).await;
+        let winners: Vec<i64> = users.iter().copied().filter(|user| user % 2 == 0).collect();
+        let coupon = test.campaign("FIXED", 100, winners.len() as i64).await;
+        for some in winners.chunks(256) {
+            join_all(some.iter().map(async |user| issue(&test.engine, coupon, *user).await.unwrap())).await;
+        }
+        let mut known = 0;
+        let (_, counts) = since(&test.engine, async {
+            for user in users.iter().rev() {
+                let refused = test.engine.sold_out().counts().refused;
+                match issue(&test.engine, coupon, *user).await {
+                    Err(Error::CouponOutOfStock) if user % 2 == 1 => {}
+                    Err(Error::InvalidCoupon) if user % 2 == 0 => {}
+                    other => panic!("user {user}: {other:?}"),
+                }
+                known += test.engine.sold_out().counts().refused - refused;
+                test.engine.sold_out().settled().await;
+            }
+        })
+        .await;
+        // A block for each 1024 of a partition, each learned from one who was asked about.
+        assert!((7..=10).contains(&counts.learned), "{counts:?}");
+        assert_eq!((counts.read, known), (1, 3_500 - 1 - counts.learned), "{counts:?}");
+    })
+    .await;
+}

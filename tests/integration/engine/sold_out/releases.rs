@@ -1,0 +1,187 @@
+//! Coupons that are released while processes refuse.
+
+use super::*;
+
+/// Coupons kept back, as a rebuild leaves it, in both stores.
+async fn keep_back(test: &TestApp, coupon: i64, count: i64) {
+    test.drain().await;
+    let campaign = format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(test.options.partitions));
+    let mut redis = test.raw().await;
+    let _: i64 = redis::cmd("HSET").arg(campaign).arg("withheld").arg(count).query_async(&mut redis).await.unwrap();
+    let update = "UPDATE campaigns SET withheld = $1 WHERE id = $2";
+    let pool = test.db.get_postgres_connection_pool();
+    sqlx::query(update).bind(count).bind(coupon).execute(pool).await.unwrap();
+}
+
+async fn release(test: &TestApp, coupon: i64, count: i64) {
+    test.post(&format!("/admin/v1/coupons/{coupon}/release"), json!({"quantity": count})).await.ok();
+}
+
+#[tokio::test]
+async fn release_waits_for_every_lease() {
+    on_1_and_3(async |test| {
+        let users = users(test, 8).await;
+        let coupon = test.campaign("FIXED", 100, 5).await;
+        test.issue(coupon, users[0]).await.ok();
+        keep_back(test, coupon, 4).await;
+        let other = another(test, test.options.clone()).await;
+        for engine in [&test.engine, &other.engine] {
+            refused_alone(engine, coupon, &users[1..]).await;
+        }
+        release(test, coupon, 1).await;
+        assert_eq!(issue(&test.engine, coupon, users[1]).await.unwrap(), 2);
+        for engine in [&other.engine, &test.engine] {
+            let told = issue(engine, coupon, users[1]).await;
+            assert!(matches!(told, Err(Error::InvalidCoupon)), "{told:?}");
+        }
+        for engine in [&other.engine, &test.engine] {
+            refused_alone(engine, coupon, &users[2..]).await;
+        }
+        // All at once; there the other process is asked first.
+        test.drain().await;
+        let all = test.post("/admin/v1/withheld/release", json!({}));
+        let (all, ()) = tokio::join!(all, async {
+            until("it is all released", async || {
+                test.drain().await;
+                let shown = test.get(&format!("/admin/v1/coupons/{coupon}")).await.ok();
+                (shown["remainingQuantity"] == 3).then_some(())
+            })
+            .await;
+            test.drain().await;
+        });
+        assert_eq!(all.ok()["coupons"], json!([]));
+        for (nth, user) in users[2..5].iter().enumerate() {
+            assert_eq!(issue(&other.engine, coupon, *user).await.unwrap(), nth as i64 + 3);
+            let told = issue(&test.engine, coupon, *user).await;
+            assert!(matches!(told, Err(Error::InvalidCoupon)), "{told:?}");
+        }
+        for engine in [&other.engine, &test.engine] {
+            refused_alone(engine, coupon, &users[5..]).await;
+        }
+        other.db.close().await.unwrap();
+    })
+    .await;
+}
+
+/// From the announcement on no lease begins or goes on; one that nobody followed up is taken up by the next release.
+#[tokio::test]
+async fn release_announced_ends_leases() {
+    on_1_and_3(async |test| {
+        let (engine, store) = (&test.engine, &test.store);
+        let users = users(test, 6).await;
+        let coupon = test.campaign("FIXED", 100, 3).await;
+        test.issue(coupon, users[0]).await.ok();
+        keep_back(test, coupon, 2).await;
+        refused_alone(engine, coupon, &users[1..]).await;
+        let id = CouponId::new(coupon).unwrap();
+        let request = call(None);
+        let ReleasePreparation::Prepared(prepared) = store.coupon_release_prepare(&request, id, 1).await.unwrap()
+        else {
+            panic!("it is released")
+        };
+        let ask = async || test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
+        // What stands stands, until somebody asks.
+        assert_eq!(since(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
+        test.clock.advance(LEASE_MS / 2);
+        assert_eq!(since(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
+        for _ in 0..5 {
+            assert_eq!(since(engine, ask()).await.1, Counts::default());
+            test.clock.advance(LEASE_MS);
+        }
+        // It is the only one that stands, and it is used up once.
+        let again = store.coupon_release_prepare(&request, id, 2).await.unwrap();
+        assert!(matches!(&again, ReleasePreparation::Prepared(again) if *again == prepared), "{again:?}");
+        release(test, coupon, 1).await;
+        assert!(store.coupon_release(&request, id, 1, &prepared).await.unwrap().is_none());
+        test.issue(coupon, users[1]).await.ok();
+        refused_alone(engine, coupon, &users[2..]).await;
+        // Neither what can't be released nor a repeat ends anything.
+        let path = format!("/admin/v1/coupons/{coupon}/release");
+        test.post(&path, json!({"quantity": 2})).await.refused(409, "INSUFFICIENT_STOCK");
+        test.post("/admin/v1/coupons/999/release", json!({"quantity": 2})).await.refused(404, "COUPON_NOT_FOUND");
+        let uptime = test.clock.uptime_us();
+        let one = json!({"quantity": 1});
+        let send = async || test.send(reqwest::Method::POST, &path, Some(&one), Some("k")).await;
+        let (first, second) = tokio::join!(send(), send());
+        assert!(first.replayed() != second.replayed() && first.text == second.text, "{} {}", first.text, second.text);
+        let waited = test.clock.uptime_us() - uptime;
+        assert!(send().await.replayed());
+        assert_eq!(test.clock.uptime_us() - uptime, waited);
+        test.issue(coupon, users[2]).await.ok();
+        test.issue(coupon, users[3]).await.refused(409, "COUPON_OUT_OF_STOCK");
+    })
+    .await;
+}
+
+/// Two processes by the system's clock, more buyers than coupons, and releases in between: whoever was told that he has one
+/// is never told that there are none left.
+async fn rush(partitions: u16) {
+    const USERS: usize = 120;
+    const RELEASES: i64 = 2;
+    let options = Options { partitions, clock: None, project: true, ..Options::default() };
+    let test = TestApp::with(options.clone()).await;
+    let users = users(&test, USERS as i64).await;
+    let coupon = test.campaign("FIXED", 100, 40).await;
+    keep_back(&test, coupon, 20).await;
+    let other = another(&test, options).await;
+    let over = AtomicBool::new(false);
+    let (given, released) = (AtomicU64::new(0), AtomicU64::new(0));
+    let engines = [&test.engine, &other.engine];
+    let buyers = users.iter().enumerate().map(|(n, user)| {
+        let (over, given, released) = (&over, &given, &released);
+        async move {
+            let (mut has, mut turn) = (false, n);
+            while !over.load(Ordering::SeqCst) {
+                turn += 1;
+                let before = released.load(Ordering::SeqCst);
+                match issue(engines[turn % 2], coupon, *user).await {
+                    Ok(_) => {
+                        assert!(!has, "user {user} has two");
+                        has = true;
+                        given.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Err(Error::InvalidCoupon) => assert!(has, "user {user} has none, and is told otherwise"),
+                    Err(Error::CouponOutOfStock) => {
+                        assert!(!has, "user {user} has one, and is told that there are none");
+                        let there = 20 + before * 10;
+                        assert!(given.load(Ordering::SeqCst) + USERS as u64 >= there, "{there} are there");
+                    }
+                    other => panic!("{other:?}"),
+                }
+                tokio::task::yield_now().await;
+            }
+            has
+        }
+    });
+    let releases = async {
+        for nth in 1..=RELEASES {
+            until("all are given out", async || (given.load(Ordering::SeqCst) == 10 + 10 * nth as u64).then_some(()))
+                .await;
+            let refused = engines.map(|engine| engine.sold_out().counts().refused);
+            let alone = async || {
+                let now = engines.map(|engine| engine.sold_out().counts().refused);
+                (now[0] > refused[0] && now[1] > refused[1]).then_some(())
+            };
+            until("both refuse by themselves", alone).await;
+            let id = CouponId::new(coupon).unwrap();
+            test.engine.release_coupons(&call(None), id, 10).await.unwrap();
+            released.fetch_add(1, Ordering::SeqCst);
+        }
+        until("all are given out", async || (given.load(Ordering::SeqCst) == 40).then_some(())).await;
+        over.store(true, Ordering::SeqCst);
+    };
+    let (has, ()) = tokio::join!(join_all(buyers), releases);
+    assert_eq!(has.iter().filter(|has| **has).count(), 40);
+    other.db.close().await.unwrap();
+    test.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_issues_correct_while_coupons_released() {
+    rush(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_issues_correct_while_coupons_released_across_partitions() {
+    rush(3).await;
+}

@@ -1,0 +1,242 @@
+//! Archived orders in a rebuild, in the audit, and under load.
+
+use super::*;
+
+async fn rebuilt(test: &TestApp) -> rebuild::Summary {
+    let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
+    let db =
+        firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
+    let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.retention());
+    let patience = Duration::from_secs(600);
+    let projector =
+        projector::Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), patience, keep);
+    let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, keep, allow_unsafe_redis: false };
+    let summary = rebuild.run(rebuild::Options { discard: false, lost_at_most: Some(0) }).await.unwrap();
+    db.close().await.unwrap();
+    until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;
+    summary
+}
+
+#[tokio::test]
+async fn rebuild_restores_orders_not_archived() {
+    for partitions in [1, 3] {
+        let mut shop = Fixture::start(partitions).await;
+        let old = Ends::of(&mut shop).await;
+        let told_before = told(&shop, &old).await;
+        // The old ones' keep is over, but for that of what was refunded.
+        shop.test.clock.advance(KEEP_MS + 1);
+        let young = shop.paid().await;
+        shop.test.cancel(old.pending, shop.user).await.ok();
+        let pending = shop.place(None).await;
+        shop.test.clock.advance(60_000);
+        shop.test.drain().await;
+        let _: () = redis::cmd("FLUSHALL").query_async(&mut shop.test.raw().await).await.unwrap();
+        let summary = rebuilt(&shop.test).await;
+        assert_eq!((summary.withheld_units, summary.lost_at_least), (0, 0));
+        let lives = shop.lives().await;
+        let orders: BTreeSet<&String> = lives.keys().filter(|key| key.contains(":order:")).collect();
+        let expected = [old.refunded, old.pending, young, pending].map(|order| shop.key(order));
+        assert_eq!(orders, expected.iter().collect());
+        let life = |order: i64| lives[&shop.key(order)];
+        assert_eq!(life(pending), -1);
+        // By the service's clock: a minute of it is over.
+        assert!((KEEP_MS - 360_000..=KEEP_MS - 60_000).contains(&life(young)), "{}", life(young));
+        assert!(life(old.pending) <= KEEP_MS - 60_000);
+        let passed = KEEP_MS + 60_001;
+        let rest = TOMBSTONE_TTL_MS - passed;
+        assert!((rest - 300_000..=rest).contains(&life(old.refunded)), "{}", life(old.refunded));
+        for (order, whole) in [(young, Some(KEEP_MS - 60_000)), (pending, None), (old.paid, Some(0))] {
+            for hold in shop.holds(order) {
+                match whole {
+                    None => assert_eq!(lives[&hold], -1),
+                    Some(0) => assert!(!lives.contains_key(&hold)),
+                    Some(whole) => assert!((whole - 300_000..=whole).contains(&lives[&hold])),
+                }
+            }
+        }
+        // Whether or not they came back, the answers are the same; and the others, too, are refunded.
+        let told_after = told(&shop, &old).await;
+        let of = |told: &[String]| -> Vec<String> {
+            let pending = format!("{}:", old.pending);
+            told.iter().filter(|line| !line.starts_with(&pending)).cloned().collect()
+        };
+        assert_eq!(of(&told_before), of(&told_after));
+        let (balance, stock) = (shop.balance().await, shop.stock().await);
+        for order in [old.paid, young] {
+            assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
+        }
+        assert_eq!(shop.balance().await, balance + 2 * 2_460);
+        assert_eq!(shop.stock().await, stock.iter().map(|units| units + 4).collect::<Vec<_>>());
+        // No id is given out again, whether or not its order came back.
+        let last = [old.pending, young, pending].into_iter().chain(old.over()).max().unwrap();
+        for _ in 0..5 {
+            assert!(shop.paid().await > last);
+        }
+        shop.finish().await;
+    }
+}
+
+/// A rebuild that finds what an order sold elsewhere not given back yet does so, whether or not it has left.
+#[tokio::test]
+async fn rebuild_finishes_refund_of_archived_order() {
+    let shop = Fixture::start(3).await;
+    let stock = shop.stock().await;
+    let order = shop.paid().await;
+    shop.test.drain().await;
+    shop.test.clock.advance(KEEP_MS + 1);
+    let call = call(None);
+    let day = START_DAY.with(|day| *day);
+    let closing = Closing::Cancel { paid_on: Some(day) };
+    let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
+    shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
+    // Postgres has the refund; nobody has told the others.
+    let pool = shop.test.db.get_postgres_connection_pool();
+    let home = shop.test.store.owner(order);
+    shop.delete(shop.holds(order)).await;
+    let mut redis = shop.test.raw().await;
+    for hold in shop.holds(order) {
+        // Not a hash: the relay can't take the step, and the projection goes on.
+        let _: () = redis::cmd("SET").arg(&hold).arg("in the way").query_async(&mut redis).await.unwrap();
+    }
+    shop.test.app.projector.project(home).await.unwrap();
+    let refunded: i64 = sqlx::query_scalar("SELECT count(*) FROM orders WHERE close_reason = 'REFUNDED'")
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    assert_eq!(refunded, 1);
+    let summary = rebuilt(&shop.test).await;
+    assert_eq!(summary.repaired, 2);
+    assert_eq!(shop.stock().await, stock);
+    shop.finish().await;
+}
+
+async fn wrong(test: &TestApp) -> Vec<String> {
+    let report = test.app.audit().run().await.unwrap();
+    report.checks.iter().filter(|check| !check.ok).map(|check| check.detail.clone()).collect()
+}
+
+/// What must be in Redis and is not is named; what may have left is not.
+#[tokio::test]
+async fn audit_tells_archived_from_missing() {
+    for partitions in [1, 3] {
+        let mut shop = Fixture::start(partitions).await;
+        let ends = Ends::of(&mut shop).await;
+        let cancelled = shop.place(None).await;
+        shop.test.drain().await;
+        // Decided since, and in Postgres only as they were before.
+        for order in [ends.paid, cancelled] {
+            shop.test.cancel(order, shop.user).await.ok();
+        }
+        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+        let mut redis = shop.test.raw().await;
+        let mut missing = vec![shop.key(ends.pending), shop.key(ends.paid), shop.key(cancelled)];
+        missing.extend(shop.holds(ends.pending));
+        for key in &missing {
+            let aside = format!("{key}:aside");
+            let _: () = redis::cmd("RENAME").arg(key).arg(&aside).query_async(&mut redis).await.unwrap();
+            let found = wrong(&shop.test).await.join("\n");
+            let id = key.rsplit(':').next().unwrap();
+            let says = if key.contains(":hold:") {
+                format!("stock held for order {id}: the hold is \"\"")
+            } else {
+                format!("order {id}: it is in PostgreSQL and not in Redis")
+            };
+            assert!(found.contains(&says), "{says:?} is not in\n{found}");
+            let _: () = redis::cmd("RENAME").arg(&aside).arg(key).query_async(&mut redis).await.unwrap();
+            // Nor may it be about to leave.
+            let _: i64 = redis::cmd("PEXPIRE").arg(key).arg(KEEP_MS).query_async(&mut redis).await.unwrap();
+            let found = wrong(&shop.test).await.join("\n");
+            assert!(found.contains(&format!("order {id}: it is about to leave Redis, and is not over")), "{found}");
+            let _: i64 = redis::cmd("PERSIST").arg(key).query_async(&mut redis).await.unwrap();
+            assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+        }
+        // All that may leave has left; and something that is there and has left in Postgres' eyes is compared as ever.
+        for order in [ends.cancelled, ends.expired, ends.failed] {
+            shop.delete([shop.key(order)]).await;
+        }
+        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+        let refunded = shop.key(ends.refunded);
+        let set = |value: i64| redis::cmd("HSET").arg(&refunded).arg("total").arg(value).to_owned();
+        let _: i64 = set(1).query_async(&mut redis).await.unwrap();
+        let found = wrong(&shop.test).await.join("\n");
+        assert!(found.contains(&format!("order {}: the total", ends.refunded)), "{found}");
+        let _: i64 = set(2_460).query_async(&mut redis).await.unwrap();
+        // An order that Postgres has lost is found by what is left of it there.
+        shop.test.drain().await;
+        shop.test.leave().await;
+        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+        shop.finish().await;
+    }
+}
+
+/// Everything leaves the moment that Postgres has it, while everybody shops, refunds and is audited.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn load_keeps_invariants_when_retention_zero() {
+    for partitions in [1, 3] {
+        let retention = RetentionConfig { closed_order_keep_seconds: 0 };
+        let options = Options { partitions, retention, project: true, max_open_orders: 1000, ..Options::default() };
+        let shop = Fixture::with(options).await;
+        let (test, products) = (&shop.test, &shop.products);
+        let shopping = (0..4).map(|n| async move {
+            let user = test.user(100_000).await;
+            for round in n..n + 12 {
+                let balance = test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"].clone();
+                let lines: Vec<Value> = products.iter().map(|id| json!({"productId": id, "quantity": 1})).collect();
+                let order = test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await;
+                let order = order.ok()["orderId"].as_i64().unwrap();
+                let path = format!("/api/v1/orders/{order}?userId={user}");
+                if round % 3 == 0 {
+                    test.cancel(order, user).await.ok();
+                    assert_eq!(test.get(&path).await.ok()["closeReason"], "CANCELLED_BY_USER");
+                    continue;
+                }
+                test.pay(order, user, "CARD", 1_230).await.ok();
+                assert_eq!(test.get(&path).await.ok()["orderStatus"], "PAID", "its user was told");
+                test.pay(order, user, "CARD", 1_230).await.refused(409, "ORDER_ALREADY_PAID");
+                let replies = join_all((0..3).map(|_| test.cancel(order, user))).await;
+                assert_eq!(replies.iter().filter(|reply| reply.status == 200).count(), 1, "{replies:?}");
+                assert_eq!(test.get(&path).await.ok()["closeReason"], "REFUNDED");
+                let after = test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"].clone();
+                assert_eq!(balance, after);
+            }
+        });
+        let auditing = async {
+            for _ in 0..2 {
+                assert_eq!(wrong(test).await, Vec::<String>::new(), "{partitions} partitions");
+            }
+        };
+        tokio::join!(join_all(shopping), auditing);
+        busy_day(test).await;
+        shop.finish().await;
+    }
+}
+
+/// The engine's own words for what has left, where HTTP has none.
+#[tokio::test]
+async fn retention_refused_when_below_minute() {
+    let keep = Retention::seconds(60);
+    assert_eq!((keep.closed_ms(), keep.refunded_ms()), (60_000, TOMBSTONE_TTL_MS));
+    let keep = Retention::seconds(31_536_000);
+    assert_eq!(keep.closed_ms(), keep.refunded_ms());
+    let program = || std::process::Command::new(env!("CARGO_BIN_EXE_firstcome"));
+    for (seconds, ok) in [("59", false), ("60", true), ("0", false)] {
+        let output = program()
+            .args(["rebuild", "--redis-url", "redis://127.0.0.1:1", "--database-url", "postgres://127.0.0.1:1/x"])
+            .env("CLOSED_ORDER_KEEP_SECONDS", seconds)
+            .env("DATABASE_TIMEOUT_MS", "100")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(said.contains("invalid value"), !ok, "{seconds}: {said}");
+    }
+    let test = TestApp::start().await;
+    let payment = NewPayment {
+        order_id: OrderId::new(7).unwrap(),
+        user_id: UserId::new(1).unwrap(),
+        payment_type: PaymentType::Card,
+        amount: 5,
+    };
+    let unknown = test.engine.pay_order(&call(None), payment).await;
+    assert!(matches!(unknown, Err(Error::OrderNotFound)), "{unknown:?}");
+    test.finish().await;
+}

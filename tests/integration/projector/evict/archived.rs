@@ -1,0 +1,261 @@
+//! Archived orders: shown, refused, refunded and restored as before.
+
+use super::*;
+
+#[tokio::test]
+async fn archived_order_shown_and_refused_as_before() {
+    for partitions in [1, 3] {
+        let mut shop = Fixture::start(partitions).await;
+        let ends = Ends::of(&mut shop).await;
+        let before = told(&shop, &ends).await;
+        let all = before.join("\n");
+        for code in ["ORDER_ALREADY_PAID", "INVALID_PAYMENT_REQUEST", "ORDER_ALREADY_CLOSED", "ORDER_NOT_FOUND"] {
+            assert!(all.contains(code), "{code} is not in\n{all}");
+        }
+        shop.test.drain().await;
+        shop.test.leave().await;
+        let seqs = shop.test.get("/admin/v1/projection").await.text;
+        assert_eq!(before, told(&shop, &ends).await);
+        assert_eq!(seqs, shop.test.get("/admin/v1/projection").await.text, "a refusal decided something");
+        shop.finish().await;
+    }
+}
+
+/// A repeat gets the same bytes, whether or not its order has left since; and the key is nobody else's.
+#[tokio::test]
+async fn archived_order_repeats_get_first_reply() {
+    for partitions in [1, 3] {
+        let shop = Fixture::start(partitions).await;
+        let (test, user) = (&shop.test, shop.user);
+        let (order, other) = (shop.place(Some(shop.coupon)).await, shop.place(None).await);
+        let pay = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 2_360});
+        let cancel = json!({"userId": user});
+        let requests = [
+            ("/api/v1/payments".to_owned(), &pay, "pay"),
+            (format!("/api/v1/orders/{order}/cancel"), &cancel, "refund"),
+            (format!("/api/v1/orders/{other}/cancel"), &cancel, "cancel"),
+        ];
+        let mut first = Vec::new();
+        for (path, body, key) in &requests {
+            let reply = test.send(Method::POST, path, Some(body), Some(key)).await;
+            assert_eq!(reply.status, 200, "{}", reply.text);
+            first.push(reply.text);
+        }
+        test.drain().await;
+        test.leave().await;
+        let balance = shop.balance().await;
+        for ((path, body, key), first) in requests.iter().zip(&first) {
+            let again = test.send(Method::POST, path, Some(body), Some(key)).await;
+            assert!(again.replayed(), "{}", again.text);
+            assert_eq!(&again.text, first);
+            // Another request of this user.
+            let charge = format!("/api/v1/balances/{user}");
+            let reused = test.send(Method::PUT, &charge, Some(&json!({"amount": 1})), Some(key)).await;
+            reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
+        }
+        assert_eq!(shop.balance().await, balance);
+        // Another request under a key of its own is judged anew.
+        let late = test.send(Method::POST, &requests[1].0, Some(&cancel), Some("another")).await;
+        late.refused(409, "ORDER_ALREADY_CLOSED");
+        shop.finish().await;
+    }
+}
+
+/// Which parts of a paid order have left when it is refunded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Away {
+    Order,
+    Holds,
+    Both,
+}
+
+#[tokio::test]
+async fn archived_order_refunded_once() {
+    for (partitions, away) in [(1, Away::Both), (3, Away::Order), (3, Away::Holds), (3, Away::Both)] {
+        let shop = Fixture::start(partitions).await;
+        let (balance, stock) = (shop.balance().await, shop.stock().await);
+        let (order, kept) = (shop.paid().await, shop.paid().await);
+        shop.test.drain().await;
+        let (key, holds) = (shop.key(order), shop.holds(order));
+        if away != Away::Holds {
+            shop.delete([key.clone()]).await;
+        }
+        if away != Away::Order {
+            shop.delete(holds.clone()).await;
+        }
+        let refund = json!({"userId": shop.user});
+        let path = format!("/api/v1/orders/{order}/cancel");
+        let reply = shop.test.send(Method::POST, &path, Some(&refund), Some("refund")).await;
+        assert_eq!(reply.json()["closeReason"], "REFUNDED", "{away:?} {}", reply.text);
+        assert!(shop.test.send(Method::POST, &path, Some(&refund), Some("refund")).await.replayed());
+        shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
+        // At once, and not when it is relayed.
+        assert_eq!(shop.balance().await, balance - 2_460);
+        assert_eq!(shop.stock().await, stock.iter().map(|units| units - 2).collect::<Vec<_>>());
+        let ranked = shop.test.get("/api/v1/products/popular?sortBy=MONTHLY").await.ok();
+        assert!(ranked.as_array().unwrap().iter().all(|place| place["salesCount"] == 2), "{ranked}");
+        // Postgres has not heard of it: nothing of it may leave.
+        let lives = shop.lives().await;
+        assert_eq!(lives[&key], -1, "{away:?}");
+        holds.iter().for_each(|hold| assert_eq!(lives[hold], -1, "{away:?}"));
+        shop.test.drain().await;
+        begun(shop.life(order).await, TOMBSTONE_TTL_MS);
+        shop.test.leave().await;
+        shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
+        assert!(shop.show(kept).await.contains("PAID"));
+        shop.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archived_order_refunded_once_when_refunds_race() {
+    for partitions in [1, 3] {
+        let shop = Fixture::start(partitions).await;
+        let (balance, stock) = (shop.balance().await, shop.stock().await);
+        for _ in 0..10 {
+            let order = shop.paid().await;
+            shop.test.drain().await;
+            shop.test.leave().await;
+            let replies = join_all((0..8).map(|_| shop.test.cancel(order, shop.user))).await;
+            let (done, refused): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.status == 200);
+            assert_eq!(done.len(), 1);
+            refused.iter().for_each(|reply| reply.refused(409, "ORDER_ALREADY_CLOSED"));
+        }
+        assert_eq!((shop.balance().await, shop.stock().await), (balance, stock));
+        shop.finish().await;
+    }
+}
+
+/// Read in Postgres when it was PAID, and brought back after somebody else had it refunded: before Postgres knows, and after.
+#[tokio::test]
+async fn restore_of_stale_row_changes_nothing() {
+    for partitions in [1, 3] {
+        let shop = Fixture::start(partitions).await;
+        let (test, order) = (&shop.test, shop.paid().await);
+        let (balance, stock) = (shop.balance().await, shop.stock().await);
+        test.drain().await;
+        test.leave().await;
+        let id = OrderId::new(order).unwrap();
+        let read = firstcome::postgres::queries::archived_orders::order(&test.db, id, partitions, "Asia/Seoul")
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(read.is_closed() && read.status == "PAID");
+        let homes: Vec<Partition> =
+            test.store.all().filter(|here| shop.holds(order).contains(&Keys(*here).hold(id))).collect();
+        test.cancel(order, shop.user).await.ok();
+        let late = async |when: &str| {
+            let home = test.store.owner(order);
+            let back =
+                test.store.order_restore(home, EvictionCandidate::Order(id), &read.fields(), 60_000).await.unwrap();
+            assert!(!back, "brought back {when}");
+            for here in &homes {
+                let sold = [("state", "SETTLED".to_owned()), ("lines", String::new()), ("user", "1".to_owned())];
+                assert!(
+                    !test.store.order_restore(*here, EvictionCandidate::Hold(id), &sold, 60_000).await.unwrap(),
+                    "{when}"
+                );
+            }
+            let call = call(None);
+            let closing = Closing::Cancel { paid_on: None };
+            let again = test.store.order_close(&call, id, UserId::new(shop.user).unwrap(), closing).await;
+            assert!(matches!(again, Err(Error::OrderAlreadyClosed)), "{when}: {again:?}");
+        };
+        late("before Postgres knows").await;
+        test.drain().await;
+        late("after it does").await;
+        assert_eq!(shop.balance().await, balance + 2_460);
+        assert_eq!(shop.stock().await, stock.iter().map(|units| units + 2).collect::<Vec<_>>());
+        shop.finish().await;
+    }
+}
+
+/// Brought back, and then nothing: it leaves again, as what it was.
+#[tokio::test]
+async fn restored_order_evicted_again_when_unchanged() {
+    let shop = Fixture::start(1).await;
+    let order = shop.paid().await;
+    shop.test.drain().await;
+    let shown = shop.show(order).await;
+    shop.test.leave().await;
+    let id = OrderId::new(order).unwrap();
+    let read = firstcome::postgres::queries::archived_orders::order(&shop.test.db, id, 1, "Asia/Seoul")
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        shop.test
+            .store
+            .order_restore(Partition(0), EvictionCandidate::Order(id), &read.fields(), 60_000)
+            .await
+            .unwrap()
+    );
+    assert!(shop.life(order).await.is_some_and(|life| (1..=60_000).contains(&life)));
+    assert_eq!(shop.show(order).await, shown);
+    shop.test.leave().await;
+    assert_eq!(shop.show(order).await, shown);
+    shop.finish().await;
+}
+
+/// The request that refunds dies after the decision; the relay finds that what the order sold elsewhere has left.
+#[tokio::test]
+async fn relay_releases_archived_remote_hold() {
+    for again in [false, true] {
+        let shop = Fixture::start(3).await;
+        let stock = shop.stock().await;
+        let order = shop.paid().await;
+        shop.test.drain().await;
+        let call = call(None);
+        let day = shop.test.clock.now().day(shop.test.engine.zone());
+        let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
+        let closing = Closing::Cancel { paid_on: Some(day) };
+        shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
+        shop.delete(shop.holds(order)).await;
+        let home = shop.test.store.owner(order);
+        let entries = shop.test.store.outbox_page(home, StreamId::ZERO, 1000).await.unwrap();
+        shop.test.drain().await;
+        assert_eq!(shop.stock().await, stock);
+        if again {
+            // Much later: the mark of the refund has left as well.
+            shop.test.drain().await;
+            shop.test.leave().await;
+            assert!(shop.lives().await.is_empty());
+            let postgres = (&shop.test.db, Duration::from_secs(600));
+            let store = &shop.test.store;
+            let events = events(&entries);
+            let events: Vec<_> = events.iter().collect();
+            projector::relay::relay(store, postgres, home, &events).await.unwrap();
+            assert_eq!(shop.stock().await, stock, "given back twice");
+        }
+        shop.finish().await;
+    }
+}
+
+/// A sweeper that was held up between its two steps for so long that order and hold have left takes neither for one that
+/// never was.
+#[tokio::test]
+async fn delayed_sweeper_releases_nothing_of_archived_order() {
+    let shop = Fixture::start(3).await;
+    let order = shop.paid().await;
+    let stock = shop.stock().await;
+    shop.test.drain().await;
+    shop.test.leave().await;
+    let mut redis = shop.test.raw().await;
+    let member = format!("{order}:{}", shop.user);
+    let index = |hold: &String| format!("{}}}:holds", hold.split('}').next().unwrap());
+    for hold in shop.holds(order) {
+        let _: i64 = redis::cmd("ZADD").arg(index(&hold)).arg(0).arg(&member).query_async(&mut redis).await.unwrap();
+    }
+    shop.test.engine.sweep().await.unwrap();
+    for hold in shop.holds(order) {
+        let _: i64 = redis::cmd("ZREM").arg(index(&hold)).arg(&member).query_async(&mut redis).await.unwrap();
+        let there: bool = redis::cmd("EXISTS").arg(&hold).query_async(&mut redis).await.unwrap();
+        assert!(!there, "{hold} is marked as never held");
+    }
+    assert_eq!(shop.stock().await, stock);
+    assert!(shop.show(order).await.contains("PAID"));
+    shop.test.pay(order, shop.user, "CARD", 2_460).await.refused(409, "ORDER_ALREADY_PAID");
+    assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
+    assert_eq!(shop.stock().await, stock.iter().map(|units| units + 2).collect::<Vec<_>>());
+    shop.finish().await;
+}

@@ -1,0 +1,197 @@
+//! When an order leaves Redis, and when it stays.
+
+use super::*;
+
+#[tokio::test]
+async fn order_evicted_when_projected() {
+    for partitions in [1, 3] {
+        let mut shop = Fixture::start(partitions).await;
+        let ends = Ends::of(&mut shop).await;
+        for (key, life) in shop.lives().await {
+            // Stock that was given back elsewhere is a mark, with a life from the beginning.
+            let mark = key.contains(":hold:") && life > KEEP_MS;
+            assert!(life == -1 || mark, "{key} leaves in {life}, and Postgres has nothing of it");
+        }
+        shop.test.drain().await;
+        let lives = shop.lives().await;
+        let life = |key: &String| Some(lives[key]);
+        assert_eq!(life(&shop.key(ends.pending)), Some(-1));
+        begun(life(&shop.key(ends.refunded)), TOMBSTONE_TTL_MS);
+        for order in [ends.paid, ends.cancelled, ends.expired, ends.failed] {
+            begun(life(&shop.key(order)), KEEP_MS);
+        }
+        assert_eq!(shop.holds(ends.paid).len(), if partitions == 3 { 2 } else { 0 });
+        shop.holds(ends.pending).iter().for_each(|hold| assert_eq!(life(hold), Some(-1)));
+        shop.holds(ends.paid).iter().for_each(|hold| begun(life(hold), KEEP_MS));
+        for order in [ends.refunded, ends.cancelled, ends.expired, ends.failed] {
+            shop.holds(order).iter().for_each(|hold| begun(life(hold), TOMBSTONE_TTL_MS));
+        }
+        shop.test.leave().await;
+        let left: BTreeSet<String> = shop.lives().await.into_keys().collect();
+        let pending = shop.holds(ends.pending).into_iter().chain([shop.key(ends.pending)]);
+        assert_eq!(left, pending.collect());
+        shop.finish().await;
+    }
+}
+
+/// As if the process had died between the commit and this; and as if another one did it once more, much later.
+#[tokio::test]
+async fn batch_repeated_evicts_the_same_orders() {
+    for partitions in [1, 3] {
+        let shop = Fixture::start(partitions).await;
+        let order = shop.paid().await;
+        let home = shop.test.store.owner(order);
+        let mut batches = Vec::new();
+        for here in shop.test.store.all() {
+            batches.push((here, shop.test.store.outbox_page(here, StreamId::ZERO, 1000).await.unwrap()));
+        }
+        shop.test.drain().await;
+        let mut redis = shop.test.raw().await;
+        let again = async || {
+            for (here, entries) in &batches {
+                let postgres = (&shop.test.db, Duration::from_secs(600));
+                let keep = shop.test.options.retention.retention();
+                let events = events(entries);
+                let events: Vec<_> = events.iter().collect();
+                projector::evict::evict(&shop.test.store, postgres, keep, *here, &events).await.unwrap();
+            }
+        };
+        // It never came to that.
+        for key in shop.holds(order).into_iter().chain([shop.key(order)]) {
+            let had: i64 = redis::cmd("PERSIST").arg(&key).query_async(&mut redis).await.unwrap();
+            assert_eq!(had, 1, "{key}");
+        }
+        for _ in 0..2 {
+            again().await;
+            let lives = shop.lives().await;
+            begun(lives.get(&shop.key(order)).copied(), KEEP_MS);
+            shop.holds(order).iter().for_each(|hold| begun(lives.get(hold).copied(), KEEP_MS));
+        }
+        // It was refunded meanwhile, and Postgres does not know: it must not leave as what it was.
+        shop.test.cancel(order, shop.user).await.ok();
+        again().await;
+        let lives = shop.lives().await;
+        assert_eq!(lives[&shop.key(order)], -1);
+        shop.holds(order).iter().for_each(|hold| assert_eq!(lives[hold], -1));
+        shop.test.app.projector.project(home).await.unwrap();
+        again().await;
+        begun(shop.life(order).await, TOMBSTONE_TTL_MS);
+        shop.test.drain().await;
+        again().await;
+        shop.holds(order).iter().for_each(|hold| assert!(lives.contains_key(hold)));
+        // And what has left does not come back by it.
+        shop.test.leave().await;
+        again().await;
+        assert!(shop.lives().await.is_empty());
+        shop.finish().await;
+    }
+}
+
+/// What the projection could not apply is not in Postgres: Redis alone knows how the order ended.
+#[tokio::test]
+async fn order_kept_when_event_is_dead_letter() {
+    let shop = Fixture::with(Options { dead_letters: 1, ..Options::default() }).await;
+    let (order, other) = (shop.place(None).await, shop.place(None).await);
+    shop.test.drain().await;
+    let pool = shop.test.db.get_postgres_connection_pool();
+    let constrain = format!("ALTER TABLE orders ADD CONSTRAINT tested CHECK (id <> {order} OR status = 'PENDING')");
+    sqlx::query(sqlx::AssertSqlSafe(constrain)).execute(pool).await.unwrap();
+    for order in [order, other] {
+        shop.test.cancel(order, shop.user).await.ok();
+    }
+    shop.test.drain().await;
+    assert_eq!(shop.life(order).await, Some(-1));
+    begun(shop.life(other).await, KEEP_MS);
+    shop.test.leave().await;
+    assert!(shop.show(order).await.contains("CANCELLED"));
+    assert!(shop.show(other).await.contains("CANCELLED"));
+    shop.test.finish_unchecked().await;
+}
+
+/// Somebody in a shop whose Postgres can be paused.
+struct Customer {
+    shop: Shop,
+    user: i64,
+    product: i64,
+}
+
+impl Customer {
+    async fn start() -> Customer {
+        let shop = Shop::open().await;
+        let user = json!({"userName": "A", "balance": 10_000});
+        let user = shop.post("/admin/v1/users", user).await.created()["userId"].as_i64().unwrap();
+        let product = json!({"productName": "B", "price": 100, "stockQuantity": 50, "category": "TOP"});
+        let product = shop.post("/admin/v1/products", product).await.created()["productId"].as_i64().unwrap();
+        Customer { shop, user, product }
+    }
+
+    async fn place(&self) -> i64 {
+        let lines = json!([{"productId": self.product, "quantity": 1}]);
+        let order = json!({"userId": self.user, "orderProducts": lines});
+        self.shop.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap()
+    }
+
+    async fn show(&self, order: i64) -> harness::Reply {
+        self.shop.get(&format!("/api/v1/orders/{order}")).await
+    }
+
+    async fn pay(&self, order: i64) -> harness::Reply {
+        let payment = json!({"orderId": order, "userId": self.user, "paymentType": "CARD", "amount": 100});
+        self.shop.post("/api/v1/payments", payment).await
+    }
+
+    async fn cancel(&self, order: i64) -> harness::Reply {
+        self.shop.post(&format!("/api/v1/orders/{order}/cancel"), json!({"userId": self.user})).await
+    }
+
+    async fn of_order(&self, command: &str, order: i64) -> i64 {
+        let key = Keys(Partition(0)).order(OrderId::new(order).unwrap());
+        let mut redis = harness::raw_redis(&self.shop.redis.url()).await;
+        redis::cmd(command).arg(key).query_async(&mut redis).await.unwrap()
+    }
+
+    async fn is_about_to_leave(&self, order: i64) {
+        until("it is about to leave", async || (self.of_order("PTTL", order).await > 0).then_some(())).await;
+    }
+}
+
+/// Nothing leaves that Postgres does not have, and what has left is not taken for something that never was.
+#[tokio::test]
+async fn order_kept_and_request_unavailable_when_postgres_down() {
+    let mut me = Customer::start().await;
+    let (gone, closed) = (me.place().await, me.place().await);
+    me.pay(gone).await.ok();
+    me.cancel(closed).await.ok();
+    for order in [gone, closed] {
+        me.is_about_to_leave(order).await;
+        assert_eq!(me.of_order("DEL", order).await, 1);
+        me.show(order).await.ok();
+    }
+    me.shop.postgres.pause().unwrap();
+    let (paid, open) = (me.place().await, me.place().await);
+    me.pay(paid).await.ok();
+    // What is here goes on; of what is not, nobody says that it is nowhere.
+    for order in [paid, open] {
+        me.show(order).await.ok();
+        let path = format!("/api/v1/orders/{order}?userId={}", me.user + 1);
+        me.shop.get(&path).await.refused(404, "ORDER_NOT_FOUND");
+    }
+    me.pay(paid).await.refused(409, "ORDER_ALREADY_PAID");
+    let shown = [me.show(gone), me.show(closed), me.show(999)];
+    let (shown, paid_again, cancelled) = tokio::join!(join_all(shown), me.pay(gone), me.cancel(gone));
+    for reply in shown.into_iter().chain([paid_again, cancelled]) {
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+        assert!(reply.headers.contains_key("retry-after"));
+    }
+    me.cancel(paid).await.ok();
+    assert_eq!((me.of_order("PTTL", paid).await, me.of_order("PTTL", open).await), (-1, -1));
+    me.shop.postgres.resume().unwrap();
+    me.is_about_to_leave(paid).await;
+    until("Postgres answers", async || (me.show(gone).await.status == 200).then_some(())).await;
+    me.pay(gone).await.refused(409, "ORDER_ALREADY_PAID");
+    me.cancel(closed).await.refused(409, "ORDER_ALREADY_CLOSED");
+    assert_eq!(me.cancel(gone).await.ok()["closeReason"], "REFUNDED");
+    me.show(999).await.refused(404, "ORDER_NOT_FOUND");
+    assert_eq!(me.of_order("PTTL", open).await, -1);
+    me.shop.finish().await;
+}

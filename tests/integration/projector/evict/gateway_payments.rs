@@ -1,0 +1,100 @@
+//! Eviction and payments through a gateway.
+
+use super::*;
+
+struct ByGateway {
+    shop: Fixture,
+    gateway: FakeGateway,
+}
+
+impl ByGateway {
+    async fn start() -> ByGateway {
+        let gateway = FakeGateway::start().await;
+        let mut config = gateways(&[("KAKAO_PAY", gateway.url())]);
+        config.payment_gateway_timeout_ms = 60_000;
+        let shop = Fixture::with(Options { gateway: config, ..Options::default() }).await;
+        ByGateway { shop, gateway }
+    }
+
+    async fn pay(&self, order: i64) -> harness::Reply {
+        self.shop.test.pay(order, self.shop.user, "KAKAO_PAY", 2_460).await
+    }
+
+    /// What is about to leave leaves, once Postgres has everything. Whether the order has.
+    async fn has_left(&self, order: i64) -> bool {
+        self.shop.test.drain().await;
+        self.shop.test.leave().await;
+        self.shop.life(order).await.is_none()
+    }
+
+    async fn later(&self, seconds: i64) {
+        self.shop.test.clock.advance(seconds * 1000);
+        self.shop.test.engine.sweep().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn order_kept_while_gateway_pending() {
+    let by = ByGateway::start().await;
+    let (shop, gateway) = (&by.shop, &by.gateway);
+    // Paid and refunded: until the money is back.
+    let order = shop.place(None).await;
+    let receipt = by.pay(order).await.ok()["receipt"].as_str().unwrap().to_owned();
+    assert!(by.has_left(order).await);
+    by.pay(order).await.refused(409, "ORDER_ALREADY_PAID");
+    assert_eq!(gateway.posts(&receipt), 1);
+    gateway.cancels_are(Manner::ServerError);
+    assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
+    by.later(5).await;
+    assert!(!by.has_left(order).await, "money is still to come back");
+    assert!(!gateway.cancelled(&receipt));
+    gateway.cancels_are(Manner::Truthful);
+    by.later(5).await;
+    assert!(gateway.cancelled(&receipt));
+    shop.test.drain().await;
+    begun(shop.life(order).await, TOMBSTONE_TTL_MS);
+    assert!(by.has_left(order).await);
+    shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
+
+    // Never heard of: until it is certain that no money comes.
+    gateway.always(Behaviour::ServerError);
+    let lost = shop.place(None).await;
+    by.pay(lost).await.refused(503, "SERVICE_UNAVAILABLE");
+    assert!(!by.has_left(lost).await, "it is being asked about");
+    by.later(100).await;
+    assert!(shop.show(lost).await.contains("FAILED"));
+    assert!(!by.has_left(lost).await, "it is watched");
+    by.later(7_200).await;
+    assert!(by.has_left(lost).await);
+    assert!(shop.show(lost).await.contains("FAILED"));
+    by.pay(lost).await.refused(400, "INVALID_PAYMENT_REQUEST");
+    // Declined for certain.
+    gateway.always(Behaviour::Decline);
+    let declined = shop.place(None).await;
+    by.pay(declined).await.refused(402, "INSUFFICIENT_BALANCE");
+    assert!(by.has_left(declined).await);
+    by.shop.finish().await;
+}
+
+/// The gateway's word comes so late that the order was given up, watched for as long as it is, and has left: money that it took
+/// goes back all the same.
+#[tokio::test]
+async fn late_payment_of_archived_order_refunded() {
+    let by = ByGateway::start().await;
+    let (shop, gateway) = (&by.shop, &by.gateway);
+    let order = shop.place(None).await;
+    gateway.next(Behaviour::ApproveLate);
+    let meanwhile = async {
+        let uid = gateway.any_posted().await;
+        by.later(100).await;
+        assert!(shop.show(order).await.contains("FAILED"));
+        by.later(7_200).await;
+        assert!(by.has_left(order).await);
+        gateway.release_late();
+        uid
+    };
+    let (paid, uid) = tokio::join!(by.pay(order), meanwhile);
+    paid.refused(400, "INVALID_PAYMENT_REQUEST");
+    assert_eq!((gateway.taken(&uid), gateway.cancelled(&uid)), (Some(2_460), true));
+    by.shop.finish().await;
+}

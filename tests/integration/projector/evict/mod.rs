@@ -1,0 +1,214 @@
+//! Orders that are over leave Redis once Postgres has them, and nobody can tell: they are shown, refused and refunded as
+//! before, whichever part of them has left, whatever is done twice, and whoever comes late.
+//!
+//! Redis ends lives by its own clock; here they end when the test says so ([`TestApp::leave`]).
+
+mod after_loss;
+mod archived;
+mod eviction;
+mod gateway_payments;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use firstcome::{
+    config::{Retention, RetentionConfig, TOMBSTONE_TTL_MS},
+    model::{
+        Error, NewPayment, OrderId, Partition, PaymentType, UserId,
+        event::{self, Event},
+    },
+    projector,
+    recovery::rebuild::{self, Rebuild},
+    redis::{
+        Store,
+        commands::Closing,
+        keys::Keys,
+        outbox::{Entry, StreamId},
+        retention::EvictionCandidate,
+    },
+};
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    projector::projection::{Shop, busy_day},
+    support::{
+        fake_gateway::{Behaviour, FakeGateway, Manner},
+        harness::{self, Options, TestApp, call, gateways, until},
+        invariants,
+    },
+};
+
+const KEEP_MS: i64 = 3_600_000;
+
+/// A shop whose users, products and orders are spread over its partitions.
+struct Fixture {
+    test: TestApp,
+    user: i64,
+    /// At home in partitions 0, 1, 2 where there are three; the second one first, so that no list is in its order by chance.
+    products: Vec<i64>,
+    coupon: i64,
+}
+
+impl Fixture {
+    async fn start(partitions: u16) -> Fixture {
+        Self::with(Options { partitions, ..Options::default() }).await
+    }
+
+    async fn with(options: Options) -> Fixture {
+        let test = TestApp::with(options).await;
+        let user = test.user(100_000).await;
+        let mut products = Vec::new();
+        for price in [1_000, 200, 30] {
+            products.push(test.product(price, 50).await);
+        }
+        products.swap(0, 1);
+        let coupon = test.campaign("FIXED", 100, 5).await;
+        test.issue(coupon, user).await.ok();
+        Fixture { test, user, products, coupon }
+    }
+
+    /// Two of each product: 2,460 won.
+    async fn place(&self, coupon: Option<i64>) -> i64 {
+        let lines: Vec<Value> =
+            self.products.iter().map(|product| json!({"productId": product, "quantity": 2})).collect();
+        let order = json!({"userId": self.user, "orderProducts": lines, "userCouponId": coupon});
+        self.test.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap()
+    }
+
+    async fn paid(&self) -> i64 {
+        let order = self.place(None).await;
+        self.test.pay(order, self.user, "CARD", 2_460).await.ok();
+        order
+    }
+
+    async fn show(&self, order: i64) -> String {
+        let reply = self.test.get(&format!("/api/v1/orders/{order}?userId={}", self.user)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        reply.text
+    }
+
+    async fn balance(&self) -> i64 {
+        self.test.get(&format!("/api/v1/balances/{}", self.user)).await.ok()["balance"].as_i64().unwrap()
+    }
+
+    async fn stock(&self) -> Vec<i64> {
+        let of = |product| async move {
+            let product = self.test.get(&format!("/api/v1/products/{product}")).await.ok();
+            product["stockQuantity"].as_i64().unwrap()
+        };
+        join_all(self.products.iter().copied().map(of)).await
+    }
+
+    fn key(&self, order: i64) -> String {
+        Keys(self.test.store.owner(order)).order(OrderId::new(order).unwrap())
+    }
+
+    /// The far holds' keys.
+    fn holds(&self, order: i64) -> Vec<String> {
+        let home = self.test.store.owner(order);
+        let far = self.products.iter().map(|product| self.test.store.owner(*product)).filter(|here| *here != home);
+        far.collect::<BTreeSet<_>>().into_iter().map(|here| Keys(here).hold(OrderId::new(order).unwrap())).collect()
+    }
+
+    async fn lives(&self) -> BTreeMap<String, i64> {
+        invariants::lives(&mut self.test.raw().await).await
+    }
+
+    async fn life(&self, order: i64) -> Option<i64> {
+        self.lives().await.get(&self.key(order)).copied()
+    }
+
+    async fn delete(&self, keys: impl IntoIterator<Item = String>) {
+        for key in keys {
+            let gone: i64 = redis::cmd("DEL").arg(&key).query_async(&mut self.test.raw().await).await.unwrap();
+            assert_eq!(gone, 1, "{key} was not there");
+        }
+    }
+
+    async fn finish(self) {
+        self.test.finish().await;
+    }
+}
+
+/// A life that began a moment ago.
+#[track_caller]
+fn begun(life: Option<i64>, whole: i64) {
+    assert!(life.is_some_and(|life| (whole - 300_000..=whole).contains(&life)), "{life:?} of {whole}");
+}
+
+/// An order for each end, and its user. What is PENDING stays so.
+struct Ends {
+    pending: i64,
+    paid: i64,
+    cancelled: i64,
+    expired: i64,
+    failed: i64,
+    refunded: i64,
+    /// Whose order failed.
+    poor: i64,
+}
+
+impl Ends {
+    async fn of(shop: &mut Fixture) -> Ends {
+        let (rich, poor) = (shop.user, shop.test.user(2_460).await);
+        let expired = shop.place(None).await;
+        shop.test.clock.advance(700_000);
+        assert_eq!(shop.test.engine.sweep().await.unwrap(), 1);
+        let (pending, paid, refunded) = (shop.place(Some(shop.coupon)).await, shop.paid().await, shop.paid().await);
+        shop.test.cancel(refunded, rich).await.ok();
+        let cancelled = shop.place(None).await;
+        shop.test.cancel(cancelled, rich).await.ok();
+        shop.user = poor;
+        let failed = shop.place(None).await;
+        shop.paid().await;
+        shop.test.pay(failed, poor, "CARD", 2_460).await.refused(402, "INSUFFICIENT_BALANCE");
+        shop.user = rich;
+        Ends { pending, paid, cancelled, expired, failed, refunded, poor }
+    }
+
+    fn over(&self) -> [i64; 5] {
+        [self.paid, self.cancelled, self.expired, self.failed, self.refunded]
+    }
+}
+
+/// The events of these entries.
+fn events(entries: &[Entry]) -> Vec<Event> {
+    entries.iter().flat_map(|entry| event::decode(&entry.fields)).filter_map(|decoded| decoded.event.ok()).collect()
+}
+
+/// Every question about every order, and what is answered.
+async fn told(shop: &Fixture, ends: &Ends) -> Vec<String> {
+    let mut told = Vec::new();
+    for order in [ends.pending].into_iter().chain(ends.over()) {
+        let (user, other) = if order == ends.failed { (ends.poor, shop.user) } else { (shop.user, ends.poor) };
+        let test = &shop.test;
+        let path = format!("/api/v1/orders/{order}");
+        let pays = [(user, 2_460), (user, 1), (other, 2_460)];
+        let mut replies = vec![
+            test.get(&path).await,
+            test.get(&format!("{path}?userId={user}")).await,
+            test.get(&format!("{path}?userId={other}")).await,
+            test.cancel(order, other).await,
+        ];
+        if order != ends.pending {
+            for (user, amount) in pays {
+                replies.push(test.pay(order, user, "TOSS", amount).await);
+            }
+        }
+        if order != ends.pending && order != ends.paid {
+            replies.push(test.cancel(order, user).await);
+        }
+        told.extend(replies.into_iter().map(|reply| format!("{order}: {} {}", reply.status, reply.text)));
+    }
+    told.push(shop.test.get("/api/v1/orders/999999").await.text);
+    told
+}
+
+thread_local! {
+    /// The day on which the standing clock starts.
+    static START_DAY: chrono::NaiveDate = harness::START.day(chrono_tz::Asia::Seoul);
+}

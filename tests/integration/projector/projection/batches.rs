@@ -1,0 +1,166 @@
+//! Each event is applied once: with any size of batch, after a crash, with several projectors.
+
+use super::*;
+
+#[tokio::test]
+async fn batch_size_leaves_tables_unchanged() {
+    let test = TestApp::start().await;
+    busy_day(&test).await;
+    let mut redis = test.raw().await;
+    let stream = entries(&mut redis).await;
+    let kind = |fields: &[(String, String)]| {
+        event::fields_of(fields, 0).into_iter().find(|(name, _)| name == "kind").unwrap().1
+    };
+    let kinds: std::collections::BTreeSet<String> = stream.iter().map(|(_, fields)| kind(fields)).collect();
+    assert_eq!(kinds.len(), 10, "{kinds:?}");
+    test.drain().await;
+    let expected = tables(&test.db).await;
+    assert!(expected.iter().all(|(table, rows)| rows.is_empty() == (*table == "dead_letters")), "{expected:?}");
+    let store: String = redis::cmd("HGET").arg(META).arg("store").query_async(&mut redis).await.unwrap();
+    for batch in [1, 2, 7] {
+        put_back(&mut redis, &stream).await;
+        let database = harness::fresh_database().await;
+        let url = harness::postgres_url(&database);
+        let db = postgres::connect(&harness::postgres_config(&url)).await.unwrap();
+        let pool = db.get_postgres_connection_pool();
+        sqlx::query("INSERT INTO store (store, partitions) VALUES ($1, 1)").bind(&store).execute(pool).await.unwrap();
+        sqlx::query("INSERT INTO projection_positions (partition, epoch, seq, stream_id) VALUES (0, 1, 0, '0-0')")
+            .execute(pool)
+            .await
+            .unwrap();
+        let options = Options { batch, ..test.options.clone() };
+        let app = harness::open(&options, &test.redis.url(), &url, test.clock.clone()).await.unwrap();
+        app.projector.drain().await.unwrap();
+        assert!(entries(&mut redis).await.is_empty());
+        assert_eq!(expected, tables(&db).await, "batches of {batch}");
+        app.db.close().await.unwrap();
+        db.close().await.unwrap();
+        harness::drop_database(&database).await;
+    }
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn crash_between_commit_and_trim_applies_events_once() {
+    let test = TestApp::with(Options { batch: 5, ..Options::default() }).await;
+    busy_day(&test).await;
+    let mut redis = test.raw().await;
+    let stream = entries(&mut redis).await;
+    test.drain().await;
+    let expected = tables(&test.db).await;
+    // Nothing of it was trimmed; all but some of it; and some of it with new events behind.
+    for left in [stream.len(), 7, 1] {
+        put_back(&mut redis, &stream[stream.len() - left..]).await;
+        test.drain().await;
+        assert!(entries(&mut redis).await.is_empty());
+        assert_eq!(expected, tables(&test.db).await);
+    }
+    put_back(&mut redis, &stream).await;
+    test.put("/api/v1/balances/1", json!({"amount": 11})).await.ok();
+    assert_eq!(entries(&mut redis).await.len(), stream.len() + 1);
+    let projection = test.get("/admin/v1/projection").await.ok();
+    assert_eq!(projection["lagEvents"], 1, "what is committed is not behind: {projection}");
+    test.drain().await;
+    let rows = tables(&test.db).await;
+    assert_eq!(rows["balance_entries"].len(), expected["balance_entries"].len() + 1);
+    assert_eq!(rows["orders"], expected["orders"]);
+    test.finish().await;
+}
+
+/// Two projectors that both read before either committed: the second finds itself overtaken.
+#[tokio::test(flavor = "multi_thread")]
+async fn superseded_projector_changes_nothing() {
+    for batch in [3, 1000] {
+        let test = TestApp::with(Options { batch, ..Options::default() }).await;
+        busy_day(&test).await;
+        let others = [another(&test, &test.options).await, another(&test, &test.options).await];
+        // The position is locked, so that each has read all and waits with its first commit.
+        let pool = test.db.get_postgres_connection_pool();
+        let mut lock = pool.begin().await.unwrap();
+        sqlx::query("SELECT 1 FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();
+        let drain = |projector: &Projector| {
+            let projector = projector.clone();
+            tokio::spawn(async move { projector.drain().await })
+        };
+        let draining = others.each_ref().map(|app| drain(&app.projector));
+        until("two projectors wait for the position", async || {
+            let waiting = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'UPDATE projection_positions%'";
+            (count(&test.db, waiting).await == 2).then_some(())
+        })
+        .await;
+        lock.rollback().await.unwrap();
+        for drained in draining {
+            drained.await.unwrap().unwrap();
+        }
+        for app in others {
+            app.db.close().await.unwrap();
+        }
+        test.finish().await;
+    }
+}
+
+/// Between its two reads, of the position and of the outbox, another may have committed and trimmed: that is no loss.
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_projector_progress_is_no_loss() {
+    let test = TestApp::with(Options { batch: 1, ..Options::default() }).await;
+    let user = test.user(0).await;
+    let others = join_all((0..4).map(|_| another(&test, &test.options))).await;
+    for _ in 0..10 {
+        for _ in 0..20 {
+            test.put_charge(user, 1).await.ok();
+        }
+        let drains = others.iter().map(|app| {
+            let projector = app.projector.clone();
+            tokio::spawn(async move { projector.drain().await })
+        });
+        for drained in drains.collect::<Vec<_>>() {
+            drained.await.unwrap().unwrap();
+        }
+    }
+    for app in others {
+        app.db.close().await.unwrap();
+    }
+    test.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_projectors_apply_each_event_once_under_load() {
+    let test = TestApp::with(Options { max_open_orders: 1000, ..Options::default() }).await;
+    let first = another(&test, &Options { batch: 7, ..test.options.clone() }).await;
+    let second = another(&test, &Options { batch: 3, ..test.options.clone() }).await;
+    first.project();
+    second.project();
+    let product = test.product(10, 1_000).await;
+    let coupon = test.campaign("FIXED", 1, 5).await;
+    let shop = &test;
+    let shoppers = (0..10).map(|_| async move {
+        let user = shop.user(10_000).await;
+        let coupon = shop.issue(coupon, user).await;
+        for n in 0..6 {
+            let charged = shop.put(&format!("/api/v1/balances/{user}"), json!({"amount": 5})).await.ok();
+            let history = shop.get(&format!("/api/v1/balances/{user}/history?limit=1")).await.ok();
+            assert_eq!(history[0]["after_balance"], charged["balance"], "a reader sees what it was told");
+            let order = shop.order(user, product, 2).await.ok()["orderId"].as_i64().unwrap();
+            match n % 3 {
+                0 => drop(shop.pay(order, user, "CARD", 20).await.ok()),
+                1 => drop(shop.cancel(order, user).await.ok()),
+                _ => {
+                    shop.pay(order, user, "TOSS", 20).await.ok();
+                    shop.cancel(order, user).await.ok();
+                }
+            }
+            let history = shop.get(&format!("/api/v1/balances/{user}/history")).await.ok();
+            let last = history.as_array().unwrap().last().unwrap()["after_balance"].clone();
+            assert_eq!(last, shop.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"]);
+        }
+        coupon.status == 200
+    });
+    let issued = join_all(shoppers).await.into_iter().filter(|issued| *issued).count();
+    assert_eq!(issued, 5);
+    // They drain by themselves.
+    until("the outbox is empty", async || entries(&mut test.raw().await).await.is_empty().then_some(())).await;
+    first.stop(None).await;
+    second.stop(Some(Duration::from_secs(300))).await;
+    test.finish().await;
+}

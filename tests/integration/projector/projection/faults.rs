@@ -1,0 +1,266 @@
+//! Invalid events become dead letters; gaps and newer events stop the projection.
+
+use super::*;
+
+#[tokio::test]
+async fn invalid_event_becomes_dead_letter_and_projection_continues() {
+    for batch in [1, 4, 1000] {
+        let test = TestApp::with(Options { batch, dead_letters: 12, ..Options::default() }).await;
+        let mut redis = test.raw().await;
+        // By the id of the entry: a part of the reason.
+        let mut bad: BTreeMap<String, &str> = BTreeMap::new();
+        bad.insert(poison(&mut redis, false, &[("garbage", b"yes")]).await, "field v is missing");
+        let user = test.user(1_000).await;
+        bad.insert(again(&mut redis).await, "users_pk");
+        let coupon = test.campaign("FIXED", 10, 5).await;
+        test.issue(coupon, user).await.ok();
+        bad.insert(again(&mut redis).await, "user_coupons_");
+        let product = test.product(100, 10).await;
+        let order = test.order(user, product, 3).await.ok()["orderId"].as_i64().unwrap();
+        bad.insert(again(&mut redis).await, "orders_pk");
+        bad.insert(
+            poison(&mut redis, true, &[("v", b"1"), ("at", b"1"), ("kind", b"no_such_kind")]).await,
+            "no_such_kind",
+        );
+        bad.insert(
+            poison(&mut redis, true, &[("v", b"0"), ("at", b"1"), ("kind", b"users_created")]).await,
+            "version 0",
+        );
+        test.pay(order, user, "CARD", 300).await.ok();
+        // Of an order that is not there: none of its units must have moved either.
+        let mut paid = event::fields_of(&entries(&mut redis).await.pop().unwrap().1, 0);
+        for (name, value) in &mut paid {
+            match name.as_str() {
+                "order" => *value = "999999".into(),
+                "payment" => *value = "999999".into(),
+                "receipt" => *value = "nobody's".into(),
+                _ => {}
+            }
+        }
+        let paid: Vec<(&str, &[u8])> = paid
+            .iter()
+            .filter(|(name, _)| name != "epoch" && name != "seq")
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
+        bad.insert(poison(&mut redis, true, &paid).await, "");
+        test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 50})).await.ok();
+        bad.insert(again(&mut redis).await, "balance_entries_pk");
+        // Bytes that are no text, a name with a NUL in it, a number beyond all bounds, more units than there are.
+        bad.insert(poison(&mut redis, true, &[("v", b"1"), (("kind"), b"\xff\xfe\0\x80")]).await, "at is missing");
+        let created: [(&str, &[u8]); 9] = [
+            ("v", b"1"),
+            ("kind", b"users_created"),
+            ("at", b"1772427600000"),
+            ("first", b"777"),
+            ("step", b"1"),
+            ("count", b"1"),
+            ("balance", b"0"),
+            ("prefixed", b"0"),
+            ("name", b"a\0b"),
+        ];
+        bad.insert(poison(&mut redis, true, &created).await, "0x00");
+        let mut huge = created;
+        (huge[6].1, huge[8].1) = (b"99999999999999999999", b"c");
+        bad.insert(poison(&mut redis, true, &huge).await, "field balance");
+        let product_text = product.to_string();
+        let oversold: [(&str, &[u8]); 8] = [
+            ("v", b"1"),
+            ("kind", b"product_updated"),
+            ("at", b"1772427600000"),
+            ("product", product_text.as_bytes()),
+            ("name", "나이키 에어포스".as_bytes()),
+            ("price", b"100"),
+            ("category", b"SHOES"),
+            ("delta", b"-8"),
+        ];
+        bad.insert(poison(&mut redis, true, &oversold).await, "products_units_not_negative");
+        let last = test.user(5).await;
+        assert_eq!(bad.len(), 12);
+
+        test.drain().await;
+        let letters: Vec<(String, Option<i64>, Option<i64>, String, String)> =
+            sqlx::query_as("SELECT stream_id, epoch, seq, reason, fields::text FROM dead_letters ORDER BY stream_id")
+                .fetch_all(test.db.get_postgres_connection_pool())
+                .await
+                .unwrap();
+        assert_eq!(letters.len(), 12, "batches of {batch}: {letters:#?}");
+        for (id, epoch, seq, reason, fields) in &letters {
+            let part = bad.remove(id).unwrap_or_else(|| panic!("a good event is a dead letter: {reason} {fields}"));
+            assert!(reason.contains(part) && !reason.is_empty(), "{reason:?} does not say {part:?}");
+            let fields: Value = serde_json::from_str(fields).unwrap();
+            assert_eq!(epoch.is_some(), fields.get("epoch").is_some());
+            assert_eq!(seq.map(|seq| seq.to_string()), fields.get("seq").map(|seq| seq.as_str().unwrap().to_owned()));
+            if reason.contains("0x00") {
+                assert_eq!(fields["name"], "a\u{fffd}b");
+            }
+        }
+        let projection = test.get("/admin/v1/projection").await.ok();
+        assert_eq!((projection["deadLetters"].as_i64(), projection["lagEvents"].as_i64()), (Some(12), Some(0)));
+        assert_eq!(projection["partitions"][0]["deadLetters"], 12);
+        // The good ones around them are in, to the last.
+        assert_eq!(count(&test.db, "SELECT max(id) FROM users").await, last);
+        assert_eq!(count(&test.db, "SELECT sold FROM products").await, 3);
+        assert_eq!(count(&test.db, "SELECT count(*) FROM orders WHERE status = 'PAID'").await, 1);
+        test.finish().await;
+    }
+}
+
+/// Garbage can't tell where the books are: neither forward, nor back, nor into another epoch.
+#[tokio::test]
+async fn invalid_event_leaves_position_unchanged() {
+    for batch in [1, 1000] {
+        let test = TestApp::with(Options { batch, dead_letters: 4, ..Options::default() }).await;
+        let mut redis = test.raw().await;
+        let user = test.user(1_000).await;
+        for (epoch, seq) in [("9", "1"), ("1", "77"), ("1", "0"), ("0", "3")] {
+            let fields = [("epoch", epoch.as_bytes()), ("seq", seq.as_bytes()), ("garbage", b"yes")];
+            poison(&mut redis, false, &fields).await;
+            test.put_charge(user, 1).await.ok();
+        }
+        test.drain().await;
+        let projection = test.get("/admin/v1/projection").await.ok();
+        assert_eq!((&projection["lagEvents"], &projection["deadLetters"]), (&json!(0), &json!(4)), "{projection}");
+        let here = &projection["partitions"][0];
+        assert_eq!((&here["epoch"], &here["projectedSeq"]), (&json!(1), &json!(5)), "{projection}");
+        assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_004);
+        // And the next start does not mind.
+        another(&test, &test.options).await.db.close().await.unwrap();
+        test.finish().await;
+    }
+}
+
+/// A decision that is missing was lost by Redis. Nothing is skipped over it: the projection stands still and says so.
+#[tokio::test]
+async fn projection_stops_at_gap() {
+    for batch in [1, 1000] {
+        let test = TestApp::with(Options { batch, ..Options::default() }).await;
+        let mut redis = test.raw().await;
+        let user = test.user(1_000).await;
+        test.drain().await;
+        let path = format!("/api/v1/balances/{user}");
+        test.put(&path, json!({"amount": 1})).await.ok();
+        let lost = entries(&mut redis).await.pop().unwrap();
+        let _: i64 = redis::cmd("XDEL").arg(OUTBOX).arg(&lost.0).query_async(&mut redis).await.unwrap();
+        test.put(&path, json!({"amount": 2})).await.ok();
+        test.put(&path, json!({"amount": 4})).await.ok();
+        let (before, stream) = (tables(&test.db).await, entries(&mut redis).await);
+        for _ in 0..3 {
+            let error = test.app.projector.drain().await.unwrap_err().to_string();
+            assert!(error.contains("(1, 1) to (1, 3)") && error.contains("lost"), "{error}");
+        }
+        assert_eq!(before, tables(&test.db).await);
+        assert_eq!(stream, entries(&mut redis).await, "what could not be projected was trimmed");
+        let projection = test.get("/admin/v1/projection").await.ok();
+        assert_eq!((projection["lagEvents"].as_i64(), projection["deadLetters"].as_i64()), (Some(3), Some(0)));
+        // The lost one came back: it all goes on.
+        let all: Vec<Entry> = std::iter::once(lost).chain(stream).collect();
+        put_back(&mut redis, &all).await;
+        let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
+        test.drain().await;
+        assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_007);
+        test.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn projection_stops_when_seq_decreases() {
+    let test = TestApp::start().await;
+    let mut redis = test.raw().await;
+    let user = test.user(1_000).await;
+    test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 1})).await.ok();
+    test.drain().await;
+    // A replica that was behind took over, and decided the same number again for somebody who was not told before.
+    let stamp = [("v", "1"), ("kind", "ids_reserved"), ("epoch", "1"), ("seq", "2"), ("at", "1")];
+    let reserved = [("sequence", "user"), ("first", "2"), ("count", "1")];
+    let _: String =
+        redis::cmd("XADD").arg(OUTBOX).arg("*").arg(&stamp).arg(&reserved).query_async(&mut redis).await.unwrap();
+    let before = tables(&test.db).await;
+    let error = test.app.projector.drain().await.unwrap_err().to_string();
+    assert!(error.contains("(1, 2) to (1, 2)"), "{error}");
+    assert_eq!(before, tables(&test.db).await);
+    // Nobody decides on what is left of it.
+    let frozen: String = redis::cmd("HGET").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
+    assert!(frozen.contains("decisions are lost"), "{frozen}");
+    test.finish_unchecked().await;
+}
+
+/// What was decided before the gap is sound, and must be in Postgres when the store is rebuilt from there.
+#[tokio::test]
+async fn events_before_gap_projected() {
+    for batch in [1, 2, 1000] {
+        let test = TestApp::with(Options { batch, ..Options::default() }).await;
+        let mut redis = test.raw().await;
+        let user = test.user(1_000).await;
+        let path = format!("/api/v1/balances/{user}");
+        for amount in [1, 2, 4, 8, 16] {
+            test.put(&path, json!({"amount": amount})).await.ok();
+        }
+        let stream = entries(&mut redis).await;
+        let _: i64 = redis::cmd("XDEL").arg(OUTBOX).arg(&stream[4].0).query_async(&mut redis).await.unwrap();
+        for _ in 0..2 {
+            let error = test.app.projector.drain().await.unwrap_err().to_string();
+            assert!(error.contains("(1, 4) to (1, 6)"), "{error}");
+            assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_007);
+        }
+        assert_eq!(entries(&mut redis).await, stream[5..], "what is projected is trimmed, and nothing else");
+        test.get(&path).await.refused(503, "SERVICE_UNAVAILABLE");
+        put_back(&mut redis, &stream[4..]).await;
+        let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
+        test.engine.check().await;
+        assert_eq!(test.get(&path).await.ok()["balance"], 1_031);
+        test.drain().await;
+        assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_031);
+        test.finish().await;
+    }
+}
+
+/// While servers are replaced one after the other, what the new ones write waits for a projector that understands it.
+#[tokio::test]
+async fn projection_stops_at_newer_event_version() {
+    let test = TestApp::start().await;
+    let mut redis = test.raw().await;
+    test.user(1_000).await;
+    poison(&mut redis, true, &[("v", b"3"), ("at", b"1"), ("kind", b"from_the_future")]).await;
+    for _ in 0..2 {
+        let error = test.app.projector.drain().await.unwrap_err().to_string();
+        assert!(error.contains("newer"), "{error}");
+        assert_eq!(count(&test.db, "SELECT count(*) FROM users").await, 1, "what is before it is projected");
+        assert_eq!(count(&test.db, "SELECT count(*) FROM dead_letters").await, 0);
+    }
+    test.finish_unchecked().await;
+}
+
+/// What a request could not carry to another partition is carried by the projector, before it forgets the event.
+#[tokio::test]
+async fn order_end_relayed_to_other_partitions() {
+    let test = TestApp::with(Options { partitions: 2, ..Options::default() }).await;
+    let mut redis = test.raw().await;
+    // The user is at home in the first partition, which also has the ids; the product is in the second.
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        ids.push((test.user(10_000).await, test.product(100, 10).await));
+    }
+    let user = ids.iter().map(|(user, _)| *user).find(|user| user % 2 == 0).unwrap();
+    let far = ids.iter().map(|(_, product)| *product).find(|product| product % 2 == 1).unwrap();
+    let mut orders = Vec::new();
+    for _ in 0..4 {
+        orders.push(test.order(user, far, 1).await.ok()["orderId"].as_i64().unwrap());
+    }
+    let _: i64 = redis::cmd("HSET").arg("{p1}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
+    // The home partition decides, and says so.
+    test.pay(orders[0], user, "CARD", 100).await.ok();
+    test.cancel(orders[1], user).await.ok();
+    test.clock.advance(600_000);
+    for _ in 0..2 {
+        assert!(test.app.projector.drain().await.is_err(), "nothing is forgotten that was not carried on");
+    }
+    // Postgres has heard of it all the same.
+    assert_eq!(count(&test.db, "SELECT count(*) FROM orders WHERE status = 'PAID'").await, 1);
+    let _: i64 = redis::cmd("HDEL").arg("{p1}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
+    test.engine.check().await;
+    test.drain().await;
+    let held: i64 = redis::cmd("HGET").arg("{p1}:held").arg(far).query_async(&mut redis).await.unwrap();
+    assert_eq!(held, 2, "two of the four have ended");
+    assert_eq!(test.engine.sweep().await.unwrap(), 2);
+    test.finish().await;
+}

@@ -1,0 +1,167 @@
+//! Rebuilds at the start, and the loss of one partition.
+
+use super::*;
+
+/// Redis's disk is gone: the next start puts it back together, while a process that stayed waits, and then goes on too.
+#[tokio::test]
+async fn start_rebuilds_empty_redis() {
+    for partitions in [1, 3] {
+        let mut test = TestApp::with(Options { partitions, ..careful() }).await;
+        busy_day(&test).await;
+        projected(&test).await;
+        test.redis.kill().await.unwrap();
+        std::fs::remove_dir_all(test.redis.data_dir()).unwrap();
+        test.redis.restart().await.unwrap();
+        until("the loss is noticed", async || (test.get("/readyz").await.status == 503).then_some(())).await;
+        let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
+        let next = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await.unwrap();
+        next.engine.ready().await.unwrap();
+        ready(&test).await;
+        busy_day(&test).await;
+        next.db.close().await.unwrap();
+        test.finish().await;
+    }
+}
+
+/// Several at once: one rebuilds, the others wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_starts_rebuild_once() {
+    let test = TestApp::with(careful()).await;
+    busy_day(&test).await;
+    projected(&test).await;
+    flush(&test).await;
+    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
+    let opened = futures_util::future::join_all(
+        (0..4).map(|_| harness::open(&test.options, &redis, &postgres, test.clock.clone())),
+    );
+    for app in opened.await {
+        let app = app.unwrap();
+        assert_eq!(app.store.identity().await.unwrap().unwrap().epoch, 2);
+        app.db.close().await.unwrap();
+    }
+    ready(&test).await;
+    test.finish().await;
+}
+
+/// One that was interrupted is begun again: what it left is no store.
+#[tokio::test]
+async fn rebuild_restarted_when_interrupted() {
+    let test = TestApp::with(careful()).await;
+    busy_day(&test).await;
+    projected(&test).await;
+    test.app.stop(None).await;
+    let before = comparable(test.snapshot().await);
+    let mut redis = test.raw().await;
+    let store: String = redis::cmd("HGET").arg("{p0}:meta").arg("store").query_async(&mut redis).await.unwrap();
+    flush(&test).await;
+    // As it is a moment after its first keys are back.
+    let _: i64 = redis::cmd("HSET")
+        .arg("{p0}:meta")
+        .arg(&["store", &store, "partitions", "1", "epoch", "2", "seq", "30", "rebuilding", "1", "frozen", "a rebuild"])
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    let _: i64 = redis::cmd("HSET").arg("{p0}:stock").arg(&["1", "999"]).query_async(&mut redis).await.unwrap();
+    test.get("/api/v1/products/1").await.refused(503, "SERVICE_UNAVAILABLE");
+    let (url, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
+    let next = harness::open(&test.options, &url, &postgres, test.clock.clone()).await.unwrap();
+    assert_eq!(before, comparable(test.snapshot().await));
+    next.db.close().await.unwrap();
+    ready(&test).await;
+    test.finish().await;
+}
+
+/// An empty Redis while somebody is at work on another one is a wrong address, not a loss.
+#[tokio::test]
+async fn start_refused_when_redis_empty_and_others_run() {
+    let test = TestApp::with(careful()).await;
+    test.app.watch(true);
+    test.user(5).await;
+    projected(&test).await;
+    let wrong = TestApp::start().await;
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut wrong.raw().await).await.unwrap();
+    let (redis, postgres) = (wrong.redis.url(), harness::postgres_url(&test.database));
+    until("somebody is heard of", async || {
+        let told = firstcome::postgres::progress::acknowledged(&test.db).await.unwrap();
+        (!told.is_empty()).then_some(())
+    })
+    .await;
+    let Err(error) = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await else {
+        panic!("it was rebuilt")
+    };
+    assert!(format!("{error:#}").contains("REDIS_URL leads to the wrong one"), "{error:#}");
+    assert!(wrong.snapshot().await.is_empty());
+    wrong.finish_unchecked().await;
+    test.finish().await;
+}
+
+/// How far Redis had decided is known even when nobody who was told is left.
+#[tokio::test]
+async fn running_process_detects_loss_unaided() {
+    let test = TestApp::start().await;
+    let user = test.user(100).await;
+    test.put_charge(user, 1).await.ok();
+    test.engine.check().await;
+    let _: i64 =
+        redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut test.raw().await).await.unwrap();
+    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
+    let Err(error) = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await else {
+        panic!("it was opened")
+    };
+    assert!(format!("{error:#}").contains("behind what was told: (1, 2)"), "{error:#}");
+    test.finish_unchecked().await;
+}
+
+/// A node of a cluster lost its disk. What the others know of it is put right.
+#[tokio::test]
+async fn rebuild_repairs_other_partitions_when_one_lost() {
+    for lost in 0..3 {
+        let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
+        let users = [test.user(100_000).await, test.user(100_000).await, test.user(100_000).await];
+        let products = [test.product(100, 50).await, test.product(200, 50).await, test.product(300, 50).await];
+        let coupon = test.campaign("FIXED", 10, 50).await;
+        let lines = json!(products.map(|product| json!({"productId": product, "quantity": 2})));
+        let all = async |user: i64| {
+            let body = json!({"userId": user, "orderProducts": lines});
+            let placed = test.post("/api/v1/orders", body).await.ok();
+            (placed["orderId"].as_i64().unwrap(), user)
+        };
+        let mut orders = Vec::new();
+        for user in users {
+            orders.extend([all(user).await, all(user).await, all(user).await]);
+        }
+        test.drain().await;
+        // Not in Postgres yet, in any partition: some paid, some cancelled, some new, and coupons.
+        for (n, (order, user)) in orders.iter().enumerate() {
+            match n % 3 {
+                0 => drop(test.pay(*order, *user, "CARD", 1_200).await.ok()),
+                1 => drop(test.cancel(*order, *user).await.ok()),
+                _ => {}
+            }
+        }
+        for user in users {
+            all(user).await;
+            test.issue(coupon, user).await.ok();
+        }
+        let mut redis = test.raw().await;
+        let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{{p{lost}}}:*")).query_async(&mut redis).await.unwrap();
+        let _: i64 = redis::cmd("DEL").arg(&keys).query_async(&mut redis).await.unwrap();
+        test.engine.check().await;
+        let summary = rebuilt(&test, rebuild::Options::default()).await;
+        assert_eq!(summary.possible_losses, [lost]);
+        assert!(summary.repaired > 0, "{summary:?}");
+        ready(&test).await;
+        // Whoever has a coupon in hand keeps it, and gets no second one.
+        for user in users {
+            let held = test.get(&format!("/api/v1/coupons/{user}")).await.ok();
+            if !held.as_array().unwrap().is_empty() {
+                test.issue(coupon, user).await.refused(400, "INVALID_COUPON");
+            }
+        }
+        test.clock.advance(700_000);
+        test.engine.sweep().await.unwrap();
+        test.clock.advance(700_000);
+        test.engine.sweep().await.unwrap();
+        test.finish().await;
+    }
+}

@@ -1,0 +1,125 @@
+//! A rebuild withholds the units that lost decisions may have taken.
+
+use super::*;
+
+/// Whoever was told of an order that nobody remembers may have the units: they are not sold again until somebody says so.
+#[tokio::test]
+async fn rebuild_withholds_units_of_lost_decisions() {
+    for partitions in [1, 3] {
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        let (user, product) = (test.user(100_000).await, test.product(100, 20).await);
+        let coupon = test.campaign("FIXED", 10, 5).await;
+        test.issue(coupon, user).await.ok();
+        let order = pending(&test, user, product, 3).await;
+        let cancelled = pending(&test, user, product, 2).await;
+        test.drain().await;
+        // Told, and lost.
+        test.pay(order, user, "CARD", 300).await.ok();
+        let lost = pending(&test, user, product, 4).await;
+        let other = test.user(0).await;
+        test.issue(coupon, other).await.ok();
+        test.engine.check().await;
+        flush(&test).await;
+
+        let summary = rebuilt(&test, rebuild::Options::default()).await;
+        assert_eq!(summary.possible_losses, (0..partitions).collect::<Vec<_>>());
+        assert!(summary.lost_at_least >= 4, "{summary:?}");
+        assert_eq!((summary.withheld_units, summary.withheld_coupons), (15, 4));
+        ready(&test).await;
+        assert_eq!(stock(&test, product).await, 0);
+        test.order(user, product, 1).await.refused(409, "SOLD_OUT");
+        test.issue(coupon, user + i64::from(partitions)).await.refused(404, "USER_NOT_FOUND");
+        let late = test.user(0).await;
+        assert!(late > other + 1_000_000, "an id that somebody was told is given out again: {late}");
+        test.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
+        test.get(&format!("/api/v1/orders/{lost}")).await.refused(404, "ORDER_NOT_FOUND");
+        // What its user gives up goes back on sale; what only the clock ends may have been paid. (An order of another
+        // partition's stock is not told apart.)
+        test.cancel(cancelled, user).await.ok();
+        let back = if partitions == 1 { 2 } else { stock(&test, product).await };
+        assert_eq!(stock(&test, product).await, back);
+        test.clock.advance(700_000);
+        assert_eq!(test.engine.sweep().await.unwrap(), 1);
+        assert_eq!(stock(&test, product).await, back);
+        test.drain().await;
+        let kept = test.get("/admin/v1/withheld").await.ok();
+        assert_eq!(kept["products"], json!([{"productId": product, "withheldQuantity": 20 - back}]));
+        assert_eq!(kept["coupons"], json!([{"couponId": coupon, "withheldQuantity": 4}]));
+        // The operator knows that one coupon and seven units are really gone, and keeps them back.
+        let release = async |path: String, quantity: i64| {
+            test.post(&path, json!({"quantity": quantity})).await.ok();
+        };
+        release(format!("/admin/v1/products/{product}/release"), 13 - back).await;
+        release(format!("/admin/v1/coupons/{coupon}/release"), 3).await;
+        assert_eq!(stock(&test, product).await, 13);
+        let issued = test.issue(coupon, late).await.ok();
+        assert!(issued["issueNo"].as_i64().unwrap() > 2, "a place that somebody was told is given out again: {issued}");
+        test.order(user, product, 14).await.refused(409, "INSUFFICIENT_STOCK");
+        pending(&test, user, product, 13).await;
+        test.finish().await;
+    }
+}
+
+/// A payment that is declined is the same as one that the clock ends: the order may have been paid before.
+#[tokio::test]
+async fn withheld_units_stay_when_order_in_doubt_declined() {
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(500).await, test.product(100, 20).await);
+    let order = pending(&test, user, product, 5).await;
+    test.drain().await;
+    let spent = pending(&test, user, product, 3).await;
+    test.drain().await;
+    flush(&test).await;
+    rebuilt(&test, rebuild::Options::default()).await;
+    ready(&test).await;
+    test.pay(spent, user, "CARD", 300).await.ok();
+    test.pay(order, user, "CARD", 500).await.refused(402, "INSUFFICIENT_BALANCE");
+    assert_eq!(stock(&test, product).await, 0);
+    test.drain().await;
+    assert_eq!(test.get("/admin/v1/withheld").await.ok()["products"][0]["withheldQuantity"], 17);
+    test.post("/admin/v1/withheld/release", json!({})).await.ok();
+    assert_eq!(stock(&test, product).await, 17);
+    test.finish().await;
+}
+
+/// An operator who knows how much was lost keeps no more back than that.
+#[tokio::test]
+async fn rebuild_withholds_no_more_than_loss_bound() {
+    let test = TestApp::start().await;
+    let (user, product) = (test.user(0).await, test.product(100, 50_000).await);
+    let coupon = test.campaign("FIXED", 10, 500).await;
+    test.drain().await;
+    flush(&test).await;
+    let summary = rebuilt(&test, rebuild::Options { lost_at_most: Some(3), discard: false }).await;
+    assert_eq!((summary.withheld_units, summary.withheld_coupons), (30_000, 3));
+    ready(&test).await;
+    assert_eq!(stock(&test, product).await, 20_000);
+    assert_eq!(test.issue(coupon, user).await.ok()["issueNo"], 4);
+    test.drain().await;
+    flush(&test).await;
+    let summary = rebuilt(&test, rebuild::Options { lost_at_most: Some(0), discard: false }).await;
+    assert_eq!((summary.epoch, summary.withheld_units, summary.withheld_coupons), (3, 0, 0));
+    assert!(summary.possible_losses.is_empty());
+    ready(&test).await;
+    assert_eq!(stock(&test, product).await, 20_000);
+    test.finish().await;
+}
+
+/// A Redis that is sound, and drained first, has lost nothing.
+#[tokio::test]
+async fn rebuild_of_sound_redis_withholds_nothing() {
+    for partitions in [1, 3] {
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        busy_day(&test).await;
+        // Not everything is in Postgres yet: the rebuild carries it there.
+        let summary = rebuilt(&test, rebuild::Options::default()).await;
+        assert_eq!(
+            (summary.possible_losses.len(), summary.withheld_units, summary.discarded),
+            (0, 0, 0),
+            "{summary:?}"
+        );
+        ready(&test).await;
+        busy_day(&test).await;
+        test.finish().await;
+    }
+}

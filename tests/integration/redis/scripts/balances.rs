@@ -1,0 +1,82 @@
+//! Scripts of ids, idempotency keys and balances.
+
+use super::*;
+
+#[tokio::test]
+async fn id_and_idempotency_scripts_match_headers() {
+    let mut bench = Bench::start(1).await;
+    let reserve = bench.ids_reserve("user", 10);
+    bench.needs_open_partition(&reserve).await;
+    // Its records are never of a request that runs.
+    bench.needs_its_own_key(&reserve, false).await;
+    assert_eq!(bench.run(&reserve).await, ["ALLOCATED", "1"]);
+    assert_eq!(bench.position(Partition(0)).await, (0, 0), "without a key it is no decision");
+    let (reply, event) = bench.decides_once("RESERVED", &reserve).await;
+    assert_eq!(reply[3], "11");
+    assert!(matches!(event.body, Body::IdsReserved { .. }), "{event:?}");
+    assert_eq!(bench.run(&reserve.with(6, 1)).await, ["ALLOCATED", "21"]);
+
+    let decided = bench.position(Partition(0)).await;
+    let claim = bench.idempotency_claim("digest", "mine");
+    bench.needs_open_partition(&claim).await;
+    let record = claim.keys[1].clone();
+    let other = bench.idempotency_claim("digest", "another");
+    let (refused, kept) =
+        (bench.idempotency_settle("digest", "mine", 0), bench.idempotency_settle("digest", "mine", 1));
+    // A refusal leaves nothing, once all that claimed the key are refused.
+    let before = bench.test.snapshot().await;
+    for claims in 1..=2 {
+        assert_eq!(bench.run(&claim).await, ["CLAIMED", &claims.to_string()]);
+        assert!((1..=60_000).contains(&bench.life(&record).await));
+        bench.leaves_all("KEY_REUSED", &other).await;
+    }
+    bench.needs_open_partition(&refused).await;
+    bench.leaves_all("SETTLED", &bench.idempotency_settle("digest", "another", 0)).await;
+    assert_eq!(bench.run(&refused).await, ["SETTLED"]);
+    bench.leaves_all("KEY_REUSED", &other).await;
+    assert_eq!(bench.run(&refused).await, ["SETTLED"]);
+    assert!(before == bench.test.snapshot().await);
+    bench.leaves_all("SETTLED", &refused).await;
+    // A decision keeps it, whatever else claims it or is refused.
+    bench.run(&claim).await;
+    assert_eq!(bench.run(&kept).await, ["SETTLED"]);
+    assert!((60_001..=86_400_000).contains(&bench.life(&record).await));
+    for raw in [&claim, &refused, &kept] {
+        bench.leaves_all(if raw.script.name == "idempotency_claim" { "CLAIMED" } else { "SETTLED" }, raw).await;
+    }
+    bench.leaves_all("KEY_REUSED", &other).await;
+    bench.covers(&[&script::IDS_RESERVE, &script::IDEMPOTENCY_CLAIM, &script::IDEMPOTENCY_SETTLE]);
+    assert_eq!(bench.position(Partition(0)).await, decided, "a claim is no decision");
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn balance_scripts_match_headers() {
+    let mut bench = Bench::start(1).await;
+    let user = bench.users_create(1, 1, 50);
+    bench.run(&user).await;
+    let charge = bench.charge(1, 100);
+    bench.needs_open_partition(&charge).await;
+    bench.needs_its_own_key(&charge, true).await;
+    bench.leaves_all("LIMIT_EXCEEDED", &charge.with_shared(3, 149)).await;
+    bench.leaves_all("LIMIT_EXCEEDED", &charge.with_shared(3, 149).keyed("k", "mine")).await;
+    let stranger = bench.charge(2, 100);
+    bench.leaves_all("USER_NOT_FOUND", &stranger).await;
+    bench.leaves_all("USER_NOT_FOUND", &stranger.keyed("k", "mine")).await;
+    let (reply, event) = bench.decides_once("CHARGED", &charge.with_shared(3, 150)).await;
+    assert_eq!(reply[3..], ["u1", "150"]);
+    let Body::BalanceCharged(entry) = &event.body else { panic!("{event:?}") };
+    assert_eq!((entry.user_id.get(), entry.entry_no), (1, 2));
+    assert_eq!((entry.before, entry.amount, entry.after, entry.order_id), (50, 100, 150, None));
+
+    let tail = bench.history_read(1, 10);
+    let reply = bench.leaves_all("ENTRIES", &tail).await;
+    assert_eq!((reply.len(), reply[1].as_str()), (4, "0"));
+    assert!(reply[2].contains("events balance_charged") && reply[3].contains("kind users_created"), "{reply:?}");
+    let cut = bench.leaves_all("ENTRIES", &tail.with(1, 1)).await;
+    assert_eq!((cut.len(), cut[1].as_str()), (3, "1"));
+    let stranger = bench.history_read(2, 10);
+    bench.leaves_all("USER_NOT_FOUND", &stranger).await;
+    bench.covers(&[&script::BALANCE_CHARGE, &script::HISTORY_READ]);
+    bench.finish().await;
+}

@@ -1,0 +1,207 @@
+//! Scripts that place, pay and close orders.
+
+use super::*;
+
+#[tokio::test]
+async fn order_place_matches_header() {
+    let mut bench = Bench::start(1).await;
+    for raw in [
+        bench.users_create(1, 2, 10_000),
+        bench.product_create(1, 1_000, 5),
+        bench.product_create(2, 300, 1),
+        bench.product_create(3, 100, 0),
+        bench.product_create(4, 1_000_000_000_000, 10_000),
+        bench.campaign_create(1, "PERCENTAGE", 33, 5),
+        bench.campaign_create(2, "FIXED", 99_999, 5),
+        bench.coupon_issue(1, 1),
+        bench.coupon_issue(2, 1),
+    ] {
+        bench.run(&raw).await;
+    }
+    let place = bench.place(10, 1, &[(1, 2), (2, 1)], "");
+    bench.needs_open_partition(&place).await;
+    bench.needs_its_own_key(&place, true).await;
+    let stranger = bench.place(10, 9, &[(1, 2)], "");
+    bench.leaves_all("USER_NOT_FOUND", &stranger).await;
+    bench.leaves_all("TOO_MANY_OPEN", &place.with_shared(3, 0)).await;
+    for (lines, word, product) in [
+        (&[(1, 1), (77, 1)][..], "PRODUCT_NOT_FOUND", "77"),
+        // What is unknown is told before what is sold out, and the first that is short of all.
+        (&[(3, 1), (77, 1)], "PRODUCT_NOT_FOUND", "77"),
+        (&[(1, 1), (3, 1)], "SOLD_OUT", "3"),
+        (&[(1, 6), (3, 1)], "INSUFFICIENT_STOCK", "1"),
+        (&[(1, 5), (2, 2)], "INSUFFICIENT_STOCK", "2"),
+    ] {
+        let raw = bench.place(10, 1, lines, "");
+        let reply = bench.leaves_all(word, &raw).await;
+        assert_eq!(reply[1], product);
+        bench.leaves_all(word, &raw.keyed("k", "mine")).await;
+    }
+    // Judged alone it is refused for the same, or for its far lines, and else would be placed.
+    let judged = |raw: &Raw, shortage: &str| {
+        let mut judged = raw.clone();
+        *judged.args.last_mut().unwrap() = shortage.to_owned();
+        judged
+    };
+    bench.leaves_all("ACCEPTABLE", &judged(&place, "NONE")).await;
+    bench.leaves_all("ACCEPTABLE", &judged(&place, "NONE").keyed("k", "mine")).await;
+    bench.leaves_all("SOLD_OUT", &judged(&place, "SOLD_OUT")).await;
+    bench.leaves_all("USER_NOT_FOUND", &judged(&stranger, "SOLD_OUT")).await;
+    bench.leaves_all("INSUFFICIENT_STOCK", &judged(&bench.place(10, 1, &[(1, 6)], ""), "NONE")).await;
+    bench.leaves_all("INSUFFICIENT_BALANCE", &judged(&bench.place(10, 1, &[(4, 1)], ""), "NONE")).await;
+    let dear = bench.place(10, 1, &[(4, 10_000)], "").with_shared(4, 0);
+    bench.leaves_all("OVERFLOW", &dear).await;
+    bench.leaves_all("INSUFFICIENT_BALANCE", &bench.place(10, 1, &[(4, 1)], "")).await;
+    // Coupons: not this user's, of no campaign, past their end.
+    let with_coupon = |raw: &Raw, id: i64, kind: &str, amount: i64| {
+        raw.with(6, id).with(7, kind).with(8, amount).with(9, START.0 + 2 * HOUR_MS)
+    };
+    let discounted = with_coupon(&place, 1, "PERCENTAGE", 33);
+    bench.leaves_all("INVALID_COUPON", &with_coupon(&place, 3, "FIXED", 1)).await;
+    bench.leaves_all("INVALID_COUPON", &place.with(6, 3)).await;
+    let others = bench.place(10, 2, &[(1, 1)], "");
+    bench.leaves_all("INVALID_COUPON", &with_coupon(&others, 1, "PERCENTAGE", 33)).await;
+    bench.leaves_all("INVALID_COUPON", &discounted.with(1, START.0 + 2 * HOUR_MS)).await;
+
+    let (reply, event) = bench.decides_once("PLACED", &discounted).await;
+    // 33 % of 2,300 is 759.
+    assert_eq!(reply[3..], ["10".to_owned(), "1541".to_owned(), START.0.to_string()]);
+    let Body::OrderPlaced(placed) = &event.body else { panic!("{event:?}") };
+    assert_eq!((placed.order.get(), placed.user.get()), (10, 1));
+    assert_eq!((placed.total, placed.discount, placed.final_price), (2_300, 759, 1_541));
+    assert_eq!((placed.coupon.unwrap().get(), placed.expires_at), (1, START.plus(HOUR_MS)));
+    let lines: Vec<_> = placed.lines.iter().map(|l| (l.product_id.get(), l.quantity, l.price)).collect();
+    assert_eq!((lines, placed.remote.len()), (vec![(1, 2, 1_000), (2, 1, 300)], 0));
+    let again = bench.place(11, 1, &[(1, 1)], "");
+    bench.leaves_all("INVALID_COUPON", &with_coupon(&again, 1, "PERCENTAGE", 33)).await;
+    bench.leaves_all("SOLD_OUT", &bench.place(11, 1, &[(2, 1)], "")).await;
+    // A discount beyond the total ends at nothing to pay.
+    let (reply, _) = bench.decides("PLACED", &with_coupon(&again, 2, "FIXED", 99_999)).await;
+    assert_eq!(reply[4], "0");
+    bench.leaves_all("TOO_MANY_OPEN", &bench.place(12, 1, &[(1, 1)], "").with_shared(3, 2)).await;
+
+    // The mark of an order whose far holds were given back keeps it from ever being placed with them.
+    let verdict = bench.verdict(20);
+    assert_eq!(bench.run(&verdict).await, ["ORDER_STATUS", "ABANDONED", "", ""]);
+    let late = bench.place(20, 1, &[(1, 1)], "6:1:10");
+    bench.leaves_all("ABANDONED", &late).await;
+    bench.covers(&[&script::ORDER_PLACE]);
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn order_pay_matches_header() {
+    let mut bench = Bench::start(1).await;
+    bench.ordered(10, 1, 5_000, 4).await;
+    for raw in [bench.campaign_create(1, "FIXED", 100, 5), bench.coupon_issue(1, 1)] {
+        bench.run(&raw).await;
+    }
+    let second = bench.place(11, 1, &[(900, 2)], "").with(6, 1).with(7, "FIXED").with(8, 100);
+    let second = second.with(9, START.0 + 2 * HOUR_MS);
+    bench.decides("PLACED", &second).await;
+    let pay = bench.pay(10, 1, 4_000);
+    bench.needs_open_partition(&pay).await;
+    bench.needs_its_own_key(&pay, true).await;
+    let (others, unknown) = (bench.pay(10, 2, 4_000), bench.pay(12, 1, 4_000));
+    bench.leaves_all("ORDER_NOT_FOUND", &others).await;
+    bench.leaves_all("ORDER_NOT_FOUND", &unknown).await;
+    bench.leaves_all("WRONG_AMOUNT", &pay.with(6, 3_999)).await;
+    bench.leaves_all("WRONG_AMOUNT", &pay.with(6, 4_001).keyed("k", "mine")).await;
+    // The day of the call is the server's: the last instant of it is still of it, the first after it is not.
+    let today = CalendarDay::of(START, chrono_tz::Asia::Seoul);
+    for now in [today.from.0 - 1, today.until.0] {
+        assert_eq!(bench.leaves_all("OTHER_DAY", &pay.with(1, now)).await[1], now.to_string());
+    }
+    let (reply, event) = bench.decides_once("PAID", &pay).await;
+    assert_eq!(reply[3..], ["17".to_owned(), "receipt-10".to_owned(), START.0.to_string()]);
+    let Body::OrderPaid(paid) = &event.body else { panic!("{event:?}") };
+    assert_eq!((paid.order.get(), paid.user.get(), paid.payment.get(), paid.amount), (10, 1, 17, 4_000));
+    assert_eq!((paid.receipt.as_str(), paid.transaction.as_deref(), paid.day.as_str()), ("receipt-10", None, DAY));
+    assert_eq!(paid.lines.len(), 1);
+    let entry = paid.entry.as_ref().unwrap();
+    assert_eq!((entry.entry_no, entry.before, entry.amount, entry.after), (2, 5_000, 4_000, 1_000));
+    assert_eq!(entry.order_id.unwrap().get(), 10);
+    bench.leaves_all("ALREADY_PAID", &pay).await;
+    // A balance that does not suffice is an effect: the order has failed.
+    let broke = bench.pay(11, 1, 1_900);
+    let (_, event) = bench.decides_once("DECLINED", &broke).await;
+    let Body::OrderClosed(closed) = &event.body else { panic!("{event:?}") };
+    assert_eq!((closed.from, closed.status), (OrderStatus::Pending, OrderStatus::Failed));
+    assert_eq!((closed.reason, closed.entry.is_none()), (CloseReason::PaymentDeclined, true));
+    assert_eq!((closed.coupon.unwrap().get(), closed.lines[0].quantity), (1, 2));
+    bench.leaves_all("ALREADY_CLOSED", &broke).await;
+    // Nothing to pay leaves no entry.
+    for raw in [bench.product_create(5, 0, 10), bench.place(13, 1, &[(5, 1)], "")] {
+        bench.run(&raw).await;
+    }
+    let (_, event) = bench.decides_once("PAID", &bench.pay(13, 1, 0)).await;
+    assert!(matches!(&event.body, Body::OrderPaid(paid) if paid.entry.is_none()), "{event:?}");
+    // A gateway's verdict told again.
+    for raw in [bench.place(14, 1, &[(5, 1)], ""), bench.payment_begin(14, 1, 0), bench.pay_by_gateway(14, 1, 0)] {
+        bench.run(&raw).await;
+    }
+    bench.leaves_all("PAID_BEFORE", &bench.pay_by_gateway(14, 1, 0)).await;
+    bench.covers(&[&script::ORDER_PAY]);
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn order_close_matches_header() {
+    let mut bench = Bench::start(1).await;
+    let product = bench.ordered(10, 1, 50_000, 4).await;
+    for order in 11..=13 {
+        let place = bench.place(order, 1, &[(product, 1)], "");
+        bench.decides("PLACED", &place).await;
+    }
+    let cancel = bench.close(10, 1, "CANCEL", "");
+    bench.needs_open_partition(&cancel).await;
+    bench.needs_its_own_key(&cancel, true).await;
+    let (others, unknown) = (bench.close(10, 2, "CANCEL", ""), bench.close(99, 1, "CANCEL", ""));
+    bench.leaves_all("ORDER_NOT_FOUND", &others).await;
+    bench.leaves_all("ORDER_NOT_FOUND", &unknown).await;
+    let (reply, event) = bench.decides_once("CLOSED", &cancel).await;
+    assert_eq!(reply[3..], ["CANCELLED".to_owned(), "CANCELLED_BY_USER".to_owned(), START.0.to_string()]);
+    let Body::OrderClosed(closed) = &event.body else { panic!("{event:?}") };
+    assert_eq!((closed.order.get(), closed.user.get(), closed.from), (10, 1, OrderStatus::Pending));
+    assert_eq!((closed.lines[0].quantity, closed.entry.is_none(), closed.receipt.is_none()), (4, true, true));
+    for why in ["CANCEL", "EXPIRE", "DECLINE"] {
+        let again = bench.close(10, 1, why, "");
+        bench.leaves_all("ALREADY_CLOSED", &again.with(1, START.0 + HOUR_MS)).await;
+    }
+
+    // By the clock: not a millisecond early.
+    let expire = bench.close(11, 1, "EXPIRE", "");
+    bench.leaves_all("NOT_DUE", &expire.with(1, START.0 + HOUR_MS - 1)).await;
+    let expire = expire.with(1, START.0 + HOUR_MS);
+    let (reply, event) = bench.decides("CLOSED", &expire).await;
+    assert_eq!(reply[4], "EXPIRED");
+    assert!(matches!(&event.body, Body::OrderClosed(closed) if closed.reason == CloseReason::Expired), "{event:?}");
+
+    // A paid one: by its user alone, refunded, and with the rankings of its own day.
+    let pay = bench.pay(12, 1, 1_000);
+    bench.decides("PAID", &pay).await;
+    for why in ["EXPIRE", "DECLINE"] {
+        let raw = bench.close(12, 1, why, "");
+        bench.leaves_all("ALREADY_PAID", &raw.with(1, START.0 + HOUR_MS)).await;
+    }
+    let refund = bench.close(12, 1, "CANCEL", DAY);
+    bench.leaves_all("STALE", &refund.with(8, "20260301")).await;
+    bench.leaves_all("STALE", &refund.with(8, "")).await;
+    let (reply, event) = bench.decides_once("CLOSED", &refund).await;
+    assert_eq!(reply[4], "REFUNDED");
+    let Body::OrderClosed(closed) = &event.body else { panic!("{event:?}") };
+    let entry = closed.entry.as_ref().unwrap();
+    assert_eq!((entry.entry_no, entry.before, entry.amount, entry.after), (3, 49_000, 1_000, 50_000));
+    assert_eq!((closed.from, closed.receipt.as_deref()), (OrderStatus::Paid, Some("receipt-12")));
+    assert_eq!((closed.day.as_str(), closed.by_gateway), (DAY, false));
+
+    // A decline is of one payment: without it, or with another receipt, there is nothing to decline.
+    let decline = bench.decline(13, 1);
+    bench.leaves_all("NOT_DUE", &decline).await;
+    let begin = bench.payment_begin(13, 1, 1_000);
+    bench.decides("STARTED", &begin).await;
+    bench.leaves_all("NOT_DUE", &decline.with(10, "receipt-of-another")).await;
+    bench.decides("DECLINED", &decline).await;
+    bench.covers(&[&script::ORDER_CLOSE]);
+    bench.finish().await;
+}

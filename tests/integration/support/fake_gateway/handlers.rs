@@ -1,0 +1,152 @@
+//! The requests of the gateway.
+
+use super::*;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CancelBody {
+    amount: i64,
+    reason: String,
+}
+
+pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+    let asked: PayBody = match serde_json::from_slice(&body) {
+        Ok(asked) => asked,
+        Err(error) => {
+            shared.ledger().faults.push(format!("payment: {error}"));
+            return StatusCode::BAD_REQUEST.into_response();
+        }
+    };
+    let uid = asked.merchant_uid.clone();
+    // What is done is done at once, before anything can wait or be cut off.
+    let behaviour = {
+        let mut ledger = shared.ledger();
+        let ledger = &mut *ledger;
+        ledger.headers = headers;
+        let behaviour = ledger.next_pay.pop_front().unwrap_or_else(|| ledger.every_pay.clone());
+        let payment = ledger.payments.entry(uid.clone()).or_default();
+        payment.posts += 1;
+        let first = payment.asked.get_or_insert_with(|| asked.clone());
+        if *first != asked {
+            ledger.faults.push(format!("payment {uid}: {first:?}, then {asked:?}"));
+            shared.changed();
+            return StatusCode::CONFLICT.into_response();
+        }
+        match behaviour {
+            Behaviour::Approve
+            | Behaviour::ApproveThenHang
+            | Behaviour::GarbageAfterApproval
+            | Behaviour::ServerErrorAfterApproval
+            | Behaviour::AnswerAfterApproval(..)
+            | Behaviour::CutAfterApproval => payment.take(),
+            Behaviour::ApproveAmount(amount) | Behaviour::ApproveAmountThenHang(amount) => {
+                payment.decision.get_or_insert(Decision::Taken { amount });
+            }
+            Behaviour::Decline => {
+                payment.decision.get_or_insert(Decision::Declined);
+            }
+            Behaviour::ApproveLate => payment.is_late = payment.decision.is_none(),
+            Behaviour::Hang | Behaviour::Garbage | Behaviour::ServerError | Behaviour::Answer(..) => {}
+        }
+        behaviour
+    };
+    let mut changes = shared.changes.subscribe();
+    shared.changed();
+    match behaviour {
+        Behaviour::Approve | Behaviour::Decline | Behaviour::ApproveAmount(_) => {}
+        Behaviour::ApproveLate => {
+            while shared.ledger().payments[&uid].decision.is_none() {
+                changes.changed().await.unwrap();
+            }
+        }
+        Behaviour::Hang | Behaviour::ApproveThenHang | Behaviour::ApproveAmountThenHang(_) => return pending().await,
+        Behaviour::Garbage | Behaviour::GarbageAfterApproval => return garbage(),
+        Behaviour::ServerError | Behaviour::ServerErrorAfterApproval => return server_error(),
+        Behaviour::CutAfterApproval => return cut(),
+        Behaviour::Answer(status, body) | Behaviour::AnswerAfterApproval(status, body) => return said(status, body),
+    }
+    let ledger = shared.ledger();
+    ledger.payments[&uid].answer(&uid, ledger.transaction_id.as_ref())
+}
+
+pub(super) async fn status(State(shared): State<Arc<Shared>>, Path(uid): Path<String>, headers: HeaderMap) -> Response {
+    let (manner, answer) = {
+        let mut ledger = shared.ledger();
+        let ledger = &mut *ledger;
+        ledger.headers = headers;
+        let manner = ledger.every_status.clone();
+        let payment = ledger.payments.entry(uid.clone()).or_default();
+        payment.status_queries += 1;
+        (manner, payment.answer(&uid, ledger.transaction_id.as_ref()))
+    };
+    shared.changed();
+    say(manner, answer).await
+}
+
+pub(super) async fn cancel(
+    State(shared): State<Arc<Shared>>,
+    Path(uid): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let asked: CancelBody = match serde_json::from_slice(&body) {
+        Ok(asked) => asked,
+        Err(error) => {
+            shared.ledger().faults.push(format!("cancel of {uid}: {error}"));
+            return StatusCode::BAD_REQUEST.into_response();
+        }
+    };
+    let (manner, answer) = {
+        let mut ledger = shared.ledger();
+        let ledger = &mut *ledger;
+        ledger.headers = headers;
+        let manner = ledger.every_cancel.clone();
+        let payment = ledger.payments.entry(uid.clone()).or_default();
+        payment.cancels += 1;
+        let does =
+            matches!(manner, Manner::Truthful | Manner::ThenHang | Manner::ThenServerError | Manner::ThenAnswer(..));
+        let answer = match payment.decision {
+            Some(Decision::Taken { amount }) if asked.amount != amount || asked.reason.is_empty() => {
+                ledger.faults.push(format!("cancel of {uid}: {} of {amount}, {:?}", asked.amount, asked.reason));
+                StatusCode::BAD_REQUEST.into_response()
+            }
+            Some(Decision::Taken { .. }) => {
+                payment.given_back |= does;
+                StatusCode::OK.into_response()
+            }
+            Some(Decision::Declined) | None => StatusCode::NOT_FOUND.into_response(),
+        };
+        (manner, answer)
+    };
+    shared.changed();
+    say(manner, answer).await
+}
+
+async fn say(manner: Manner, truth: Response) -> Response {
+    match manner {
+        Manner::Truthful => truth,
+        Manner::ThenHang | Manner::Hang => pending().await,
+        Manner::ThenServerError | Manner::ServerError => server_error(),
+        Manner::Garbage => garbage(),
+        Manner::ThenAnswer(status, body) | Manner::Answer(status, body) => said(status, body),
+    }
+}
+
+fn said(status: u16, body: String) -> Response {
+    (StatusCode::from_u16(status).unwrap(), body).into_response()
+}
+
+fn garbage() -> Response {
+    "<html>approved: true</html>".into_response()
+}
+
+fn server_error() -> Response {
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
+
+/// All the words of an approval, but the connection breaks before the reply has ended.
+fn cut() -> Response {
+    let words = Bytes::from_static(br#"{"approved": true, "transactionId": "tx"}"#);
+    let parts = [Ok(words), Err(std::io::Error::other("cut"))];
+    Body::from_stream(stream::iter(parts)).into_response()
+}

@@ -1,0 +1,377 @@
+//! A payment gateway of our own, for tests: it can be told to misbehave, and its ledger tells what it really did.
+//!
+//! What it does with money and what it says of it are separate, as with a real one: it may take the money and never
+//! answer. The ledger is the truth that tests assert on: that no money was taken twice, or kept for a failed order
+//! ([`FakeGateway::kept`]), and that nothing was asked that makes no sense ([`FakeGateway::faults`]).
+//!
+//! One uid is one payment: whatever is asked again, the money is taken at most once and the first decision stands. A
+//! cancelled payment is refused from then on. A cancel that comes before its payment does not prevent that payment.
+//! Nothing here sleeps: what is late is late until the test releases it.
+
+mod handlers;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::pending,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header::AUTHORIZATION},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use futures_util::stream;
+use handlers::{cancel, pay, status};
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+
+/// What becomes of a `POST /payments`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Takes the money and says so.
+    Approve,
+    /// Refuses, for good, and says so.
+    Decline,
+    /// Takes no money, never answers.
+    Hang,
+    /// Takes the money, never answers.
+    ApproveThenHang,
+    /// Takes the money, and answers, only once [`FakeGateway::release_late`] is called, even if the client is gone by
+    /// then; until that the payment is not found.
+    ApproveLate,
+    /// Takes no money, answers 200 and nonsense.
+    Garbage,
+    /// Takes the money, answers 200 and nonsense.
+    GarbageAfterApproval,
+    /// Takes no money, answers 500.
+    ServerError,
+    /// Takes the money, answers 500.
+    ServerErrorAfterApproval,
+    /// Takes the money, breaks the connection in the middle of the reply.
+    CutAfterApproval,
+    /// Takes no money, answers this status and body.
+    Answer(u16, String),
+    /// Takes the money, answers this status and body.
+    AnswerAfterApproval(u16, String),
+    /// Takes this much instead of what it was asked for, and says so, now and when it is asked.
+    ApproveAmount(i64),
+    /// The same, never answers.
+    ApproveAmountThenHang(i64),
+}
+
+/// What becomes of a `GET /payments/{uid}` or a `POST /payments/{uid}/cancel`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Does as asked, answers the truth.
+    Truthful,
+    /// Does as asked, never answers.
+    ThenHang,
+    /// Does as asked, answers 500.
+    ThenServerError,
+    /// Does nothing, never answers.
+    Hang,
+    /// Does nothing, answers 500.
+    ServerError,
+    /// Does nothing, answers 200 and nonsense.
+    Garbage,
+    /// Does as asked, answers this status and body.
+    ThenAnswer(u16, String),
+    /// Does nothing, answers this status and body.
+    Answer(u16, String),
+}
+
+/// A running fake gateway. Dropped, it is gone at once, and every connection to it breaks.
+pub struct FakeGateway {
+    url: String,
+    shared: Arc<Shared>,
+    server: JoinHandle<()>,
+}
+
+struct Shared {
+    ledger: Mutex<Ledger>,
+    /// Moves with every request that came in, and with every release.
+    changes: watch::Sender<u64>,
+}
+
+struct Ledger {
+    payments: HashMap<String, Payment>,
+    next_pay: VecDeque<Behaviour>,
+    every_pay: Behaviour,
+    every_status: Manner,
+    every_cancel: Manner,
+    /// The `transactionId` of every approval; its own for each payment where there is none.
+    transaction_id: Option<Value>,
+    /// Of the latest request.
+    headers: HeaderMap,
+    faults: Vec<String>,
+}
+
+/// All that was asked and done under one uid.
+#[derive(Default)]
+struct Payment {
+    asked: Option<PayBody>,
+    posts: usize,
+    status_queries: usize,
+    cancels: usize,
+    decision: Option<Decision>,
+    /// A payment of [`Behaviour::ApproveLate`] that was not released yet.
+    is_late: bool,
+    given_back: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Taken { amount: i64 },
+    Declined,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PayBody {
+    merchant_uid: String,
+    order_id: i64,
+    user_id: i64,
+    amount: i64,
+}
+
+impl FakeGateway {
+    /// On a free port of 127.0.0.1; approves everything until told otherwise.
+    pub async fn start() -> FakeGateway {
+        let shared = Arc::new(Shared {
+            ledger: Mutex::new(Ledger {
+                payments: HashMap::new(),
+                next_pay: VecDeque::new(),
+                every_pay: Behaviour::Approve,
+                every_status: Manner::Truthful,
+                every_cancel: Manner::Truthful,
+                transaction_id: None,
+                headers: HeaderMap::new(),
+                faults: Vec::new(),
+            }),
+            changes: watch::Sender::new(0),
+        });
+        let router = Router::new()
+            .route("/payments", post(pay))
+            .route("/payments/{uid}", get(status))
+            .route("/payments/{uid}/cancel", post(cancel))
+            .with_state(Arc::clone(&shared));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        // Not axum::serve: its connections would outlive it.
+        let server = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = TowerToHyperService::new(router.clone());
+                connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        FakeGateway { url, shared, server }
+    }
+
+    /// The base URL, as `PAYMENT_GATEWAY_<TYPE>_URL` wants it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The next payment request, of whatever uid, is treated so; called again, the one after it.
+    pub fn next(&self, behaviour: Behaviour) {
+        self.ledger().next_pay.push_back(behaviour);
+    }
+
+    /// Every payment request is treated so, after those of [`FakeGateway::next`].
+    pub fn always(&self, behaviour: Behaviour) {
+        self.ledger().every_pay = behaviour;
+    }
+
+    /// Every status query is treated so.
+    pub fn status_queries_are(&self, manner: Manner) {
+        self.ledger().every_status = manner;
+    }
+
+    /// Every cancel is treated so.
+    pub fn cancels_are(&self, manner: Manner) {
+        self.ledger().every_cancel = manner;
+    }
+
+    /// Every approval names the transaction so.
+    pub fn transaction_ids_are(&self, id: Value) {
+        self.ledger().transaction_id = Some(id);
+    }
+
+    /// Takes the money of every payment that is late, before this returns, and answers those clients that still wait.
+    pub fn release_late(&self) {
+        for payment in self.ledger().payments.values_mut().filter(|payment| payment.is_late) {
+            payment.is_late = false;
+            payment.take();
+        }
+        self.shared.changed();
+    }
+
+    /// Waits until `count` payment requests came in under `uid`.
+    pub async fn posted(&self, uid: &str, count: usize) {
+        self.until(|ledger| ledger.payments.get(uid).is_some_and(|payment| payment.posts >= count)).await;
+    }
+
+    /// Waits until a payment request came in under any uid, and names one.
+    pub async fn any_posted(&self) -> String {
+        self.until(|ledger| ledger.payments.values().any(|payment| payment.posts > 0)).await;
+        let ledger = self.ledger();
+        let (uid, _) = ledger.payments.iter().find(|(_, payment)| payment.posts > 0).unwrap();
+        uid.clone()
+    }
+
+    /// Waits until `count` status queries came in for `uid`.
+    pub async fn queried(&self, uid: &str, count: usize) {
+        self.until(|ledger| ledger.payments.get(uid).is_some_and(|payment| payment.status_queries >= count)).await;
+    }
+
+    /// The won taken under `uid`, given back since or not.
+    pub fn taken(&self, uid: &str) -> Option<i64> {
+        self.ledger().payments.get(uid).and_then(Payment::taken)
+    }
+
+    /// Whether the money taken under `uid` was given back.
+    pub fn cancelled(&self, uid: &str) -> bool {
+        self.ledger().payments.get(uid).is_some_and(|payment| payment.given_back)
+    }
+
+    /// The won that the gateway has of `uid` now.
+    pub fn kept(&self, uid: &str) -> i64 {
+        self.ledger().payments.get(uid).map_or(0, Payment::kept)
+    }
+
+    /// Every uid that was ever asked for, in no order.
+    pub fn uids(&self) -> Vec<String> {
+        self.ledger().payments.keys().cloned().collect()
+    }
+
+    /// The order that `uid` was to pay, as asked for first.
+    pub fn order_of(&self, uid: &str) -> Option<i64> {
+        Some(self.ledger().payments.get(uid)?.asked.as_ref()?.order_id)
+    }
+
+    /// Won taken in all, given back since or not.
+    pub fn total_taken(&self) -> i64 {
+        self.ledger().payments.values().filter_map(Payment::taken).sum()
+    }
+
+    /// Won given back in all.
+    pub fn total_given_back(&self) -> i64 {
+        self.ledger().payments.values().filter(|payment| payment.given_back).filter_map(Payment::taken).sum()
+    }
+
+    /// Won that the gateway has now.
+    pub fn total_kept(&self) -> i64 {
+        self.ledger().payments.values().map(Payment::kept).sum()
+    }
+
+    /// Payment requests under `uid`.
+    pub fn posts(&self, uid: &str) -> usize {
+        self.ledger().payments.get(uid).map_or(0, |payment| payment.posts)
+    }
+
+    /// Payment requests in all.
+    pub fn total_posts(&self) -> usize {
+        self.ledger().payments.values().map(|payment| payment.posts).sum()
+    }
+
+    /// Status queries for `uid`.
+    pub fn status_queries(&self, uid: &str) -> usize {
+        self.ledger().payments.get(uid).map_or(0, |payment| payment.status_queries)
+    }
+
+    /// Requests to give the money of `uid` back.
+    pub fn cancels(&self, uid: &str) -> usize {
+        self.ledger().payments.get(uid).map_or(0, |payment| payment.cancels)
+    }
+
+    /// A header of the latest request.
+    pub fn header(&self, name: &str) -> Option<String> {
+        Some(self.ledger().headers.get(name)?.to_str().unwrap().to_owned())
+    }
+
+    /// The `Authorization` header of the latest request.
+    pub fn authorization(&self) -> Option<String> {
+        self.header(AUTHORIZATION.as_str())
+    }
+
+    /// What was asked that no correct client asks: bodies that are not the contract's, one uid for two payments,
+    /// another amount given back than taken. Each test should end on this being empty.
+    pub fn faults(&self) -> Vec<String> {
+        self.ledger().faults.clone()
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.shared.ledger()
+    }
+
+    async fn until(&self, condition: impl Fn(&Ledger) -> bool) {
+        let mut changes = self.shared.changes.subscribe();
+        while !condition(&self.ledger()) {
+            changes.changed().await.unwrap();
+        }
+    }
+}
+
+impl Drop for FakeGateway {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Shared {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // A panic in one handler must not hide the ledger from the test that will report it.
+        self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+impl Payment {
+    fn taken(&self) -> Option<i64> {
+        match self.decision {
+            Some(Decision::Taken { amount }) => Some(amount),
+            Some(Decision::Declined) | None => None,
+        }
+    }
+
+    fn kept(&self) -> i64 {
+        if self.given_back { 0 } else { self.taken().unwrap_or(0) }
+    }
+
+    /// Takes the money, unless this payment is decided already.
+    fn take(&mut self) {
+        let amount = self.asked.as_ref().map_or(0, |asked| asked.amount);
+        self.decision.get_or_insert(Decision::Taken { amount });
+    }
+
+    /// The truth about this payment.
+    fn answer(&self, uid: &str, id: Option<&Value>) -> Response {
+        let asked = self.asked.as_ref().map_or(0, |asked| asked.amount);
+        let id = id.cloned().unwrap_or_else(|| json!(format!("tx-{uid}")));
+        match self.decision {
+            _ if self.given_back => Json(json!({"approved": false, "reason": "CANCELLED"})).into_response(),
+            Some(Decision::Taken { amount }) if amount != asked => {
+                Json(json!({"approved": true, "transactionId": id, "amount": amount})).into_response()
+            }
+            Some(Decision::Taken { .. }) => Json(json!({"approved": true, "transactionId": id})).into_response(),
+            Some(Decision::Declined) => Json(json!({"approved": false, "reason": "LIMIT_EXCEEDED"})).into_response(),
+            None => StatusCode::NOT_FOUND.into_response(),
+        }
+    }
+}

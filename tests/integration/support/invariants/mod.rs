@@ -1,0 +1,320 @@
+//! The conservation laws, recomputed from scratch: Redis against itself, Postgres against itself, and the two against each
+//! other. Reads the raw keys and tables, not through the code under test.
+
+mod checks;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use redis::aio::MultiplexedConnection;
+use sea_orm::DatabaseConnection;
+use sqlx::{PgPool, Row};
+
+use crate::{
+    projector::projection::busy_day,
+    support::harness::{Options, TestApp},
+};
+use checks::{postgres_against_itself, redis_against_itself, redis_against_postgres};
+
+type Hash = HashMap<String, String>;
+
+/// Everything in Redis, by kind, from all partitions.
+#[derive(Default)]
+pub struct Redis {
+    pub users: BTreeMap<i64, Hash>,
+    pub coupons: BTreeMap<(i64, i64), String>,
+    pub campaigns: BTreeMap<i64, Hash>,
+    pub holders: BTreeMap<i64, BTreeSet<i64>>,
+    pub products: BTreeMap<i64, Hash>,
+    pub price: BTreeMap<i64, i64>,
+    pub stock: BTreeMap<i64, i64>,
+    pub held: BTreeMap<i64, i64>,
+    pub sold: BTreeMap<i64, i64>,
+    pub withheld: BTreeMap<i64, i64>,
+    pub orders: BTreeMap<i64, Hash>,
+    pub expiry: BTreeMap<i64, f64>,
+    pub gateway: BTreeMap<i64, f64>,
+    pub holds: BTreeMap<(u16, i64), Hash>,
+    pub due_holds: BTreeSet<(u16, i64)>,
+    /// By day and product.
+    pub units: BTreeMap<(String, i64), i64>,
+    pub won: BTreeMap<(String, i64), i64>,
+    pub seqs: BTreeMap<u16, (i64, i64)>,
+    pub outbox: i64,
+    /// Orders, and far holds, that will leave.
+    pub leaving: BTreeSet<i64>,
+    pub leaving_holds: BTreeSet<(u16, i64)>,
+}
+
+async fn get<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, command: &str, args: &[&str]) -> T {
+    redis::cmd(command).arg(args).query_async(redis).await.unwrap()
+}
+
+async fn keys(redis: &mut MultiplexedConnection) -> BTreeSet<String> {
+    let (mut cursor, mut keys) = ("0".to_owned(), BTreeSet::new());
+    loop {
+        let (next, page): (String, Vec<String>) = get(redis, "SCAN", &[&cursor, "COUNT", "1000"]).await;
+        keys.extend(page);
+        cursor = next;
+        if cursor == "0" {
+            return keys;
+        }
+    }
+}
+
+/// Every key with its whole value, as text: to tell that nothing changed.
+pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    for key in keys(redis).await {
+        let kind: String = get(redis, "TYPE", &[&key]).await;
+        let value = match kind.as_str() {
+            // Its life ended after it was listed.
+            "none" => continue,
+            "string" => format!("{:?}", get::<String>(redis, "GET", &[&key]).await),
+            "hash" => format!("{:?}", get::<BTreeMap<String, String>>(redis, "HGETALL", &[&key]).await),
+            "list" => format!("{:?}", get::<Vec<String>>(redis, "LRANGE", &[&key, "0", "-1"]).await),
+            "set" => format!("{:?}", get::<BTreeSet<String>>(redis, "SMEMBERS", &[&key]).await),
+            "zset" => {
+                format!("{:?}", get::<Vec<(String, f64)>>(redis, "ZRANGE", &[&key, "0", "-1", "WITHSCORES"]).await)
+            }
+            "stream" => format!("{:?}", get::<redis::Value>(redis, "XRANGE", &[&key, "-", "+"]).await),
+            other => panic!("{key} is a {other}"),
+        };
+        all.insert(key, value);
+    }
+    all
+}
+
+/// How much longer each order and each far hold stays (ms), -1 for ever.
+pub async fn lives(redis: &mut MultiplexedConnection) -> BTreeMap<String, i64> {
+    let mut lives = BTreeMap::new();
+    for key in keys(redis).await {
+        if key.contains("}:order:") || key.contains("}:hold:") {
+            let life = get(redis, "PTTL", &[&key]).await;
+            lives.insert(key, life);
+        }
+    }
+    lives
+}
+
+/// Reads every server's keys.
+pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
+    let mut all = Redis::default();
+    for redis in servers {
+        let listed = keys(redis).await;
+        read_keys(&mut all, redis, listed).await;
+    }
+    all
+}
+
+/// A hash and the rest of its life (ms, -1 without end), as of one moment; `None` where it has left Redis since it was listed.
+async fn leaving_hash(redis: &mut MultiplexedConnection, key: &str) -> Option<(Hash, i64)> {
+    let mut both = redis::pipe();
+    both.atomic().cmd("HGETALL").arg(key).cmd("PTTL").arg(key);
+    let (fields, life): (Hash, i64) = both.query_async(redis).await.unwrap();
+    (!fields.is_empty()).then_some((fields, life))
+}
+
+/// Reads these keys. Orders and far holds have a life that may end between the listing and the reading: those are taken as
+/// PostgreSQL has them, like all that left before.
+async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: BTreeSet<String>) {
+    for key in listed {
+        let (tag, rest) = key.split_once(':').unwrap();
+        let partition: u16 = tag.trim_start_matches("{p").trim_end_matches('}').parse().unwrap();
+        let parts: Vec<&str> = rest.split(':').collect();
+        let id = |text: &str| text.parse::<i64>().unwrap();
+        let counters = |hash: BTreeMap<i64, i64>| hash;
+        match parts.as_slice() {
+            ["meta"] => {
+                let meta: Hash = get(redis, "HGETALL", &[&key]).await;
+                all.seqs.insert(partition, (id(&meta["epoch"]), id(&meta["seq"])));
+            }
+            ["outbox"] => all.outbox += get::<i64>(redis, "XLEN", &[&key]).await,
+            ["user", user] => {
+                let mut fields: Hash = get(redis, "HGETALL", &[&key]).await;
+                let coupons = fields.extract_if(|name, _| name.parse::<i64>().is_ok());
+                all.coupons.extend(coupons.map(|(coupon, record)| ((id(&coupon), id(user)), record)));
+                all.users.insert(id(user), fields);
+            }
+            ["coupon", coupon] => drop(all.campaigns.insert(id(coupon), get(redis, "HGETALL", &[&key]).await)),
+            ["coupon", coupon, "holders"] => {
+                all.holders.insert(id(coupon), get(redis, "SMEMBERS", &[&key]).await);
+            }
+            ["product", product] => drop(all.products.insert(id(product), get(redis, "HGETALL", &[&key]).await)),
+            ["price"] => all.price.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["stock"] => all.stock.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["held"] => all.held.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["sold"] => all.sold.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["withheld"] => all.withheld.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["order", order] => {
+                let Some((fields, life)) = leaving_hash(redis, &key).await else { continue };
+                all.orders.insert(id(order), fields);
+                // A life of 0 ms is one that ends now.
+                if life >= 0 {
+                    all.leaving.insert(id(order));
+                }
+            }
+            ["expiry"] => all.expiry.extend(scores(redis, &key).await),
+            ["gateway"] => all.gateway.extend(scores(redis, &key).await),
+            ["hold", order] => {
+                let Some((fields, life)) = leaving_hash(redis, &key).await else { continue };
+                all.holds.insert((partition, id(order)), fields);
+                if life >= 0 {
+                    all.leaving_holds.insert((partition, id(order)));
+                }
+            }
+            ["holds"] => {
+                let members: Vec<String> = get(redis, "ZRANGE", &[&key, "0", "-1"]).await;
+                all.due_holds.extend(members.iter().map(|m| (partition, id(m.split_once(':').unwrap().0))));
+            }
+            ["rank", "units", day] => {
+                let day_units = scores(redis, &key).await;
+                all.units
+                    .extend(day_units.into_iter().map(|(product, units)| ((day.to_string(), product), units as i64)));
+            }
+            ["rank", "won", day] => {
+                let day_won = scores(redis, &key).await;
+                all.won.extend(day_won.into_iter().map(|(product, won)| ((day.to_string(), product), won as i64)));
+            }
+            ["ids"] | ["coupons"] | ["catalogue"] | ["catalogue", _] | ["idem", _] | ["claim", _] => {}
+            _ => panic!("an unknown key {key}"),
+        }
+    }
+}
+
+async fn scores(redis: &mut MultiplexedConnection, key: &str) -> Vec<(i64, f64)> {
+    get(redis, "ZRANGE", &[key, "0", "-1", "WITHSCORES"]).await
+}
+
+fn lines(packed: &str) -> Vec<(i64, i64, i64)> {
+    let number = |text: Option<&str>| text.unwrap().parse::<i64>().unwrap();
+    packed
+        .split(',')
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let mut parts = line.split(':');
+            (number(parts.next()), number(parts.next()), number(parts.next()))
+        })
+        .collect()
+}
+
+/// Coupons that a rebuild keeps back.
+fn withheld(campaign: &Hash) -> i64 {
+    campaign.get("withheld").map_or(0, |n| n.parse().unwrap())
+}
+
+/// Checks every law. The outbox must be empty.
+pub async fn check(servers: &mut [MultiplexedConnection], db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
+    let all = read(servers).await;
+    check_read(all, db, partitions, dead_letters).await;
+}
+
+async fn check_read(mut all: Redis, db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
+    assert_eq!(all.outbox, 0, "the outbox is not drained");
+    if dead_letters == 0 {
+        what_is_over_leaves(&all);
+    }
+    let pool = db.get_postgres_connection_pool();
+    bring_back_what_has_left(&mut all, pool, partitions).await;
+    redis_against_itself(&all, partitions);
+    let letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
+    assert_eq!(letters, dead_letters, "dead letters");
+    postgres_against_itself(pool).await;
+    redis_against_postgres(&all, pool).await;
+}
+
+fn under_way(order: &Hash) -> bool {
+    matches!(order.get("gateway").map(String::as_str), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
+}
+
+/// With everything in Postgres, what is over leaves Redis, and nothing else does.
+fn what_is_over_leaves(all: &Redis) {
+    for (id, order) in &all.orders {
+        let over = order["status"] != "PENDING" && !under_way(order);
+        assert_eq!(all.leaving.contains(id), over, "order {id} leaves: {order:?}");
+    }
+    for (key, hold) in &all.holds {
+        assert_eq!(all.leaving_holds.contains(key), hold["state"] != "HELD", "the far hold {key:?} leaves: {hold:?}");
+    }
+}
+
+/// Adds the orders, and the far holds, that Redis does not have any more, as Postgres has them: the laws are about all. Only
+/// what is over may be missing.
+async fn bring_back_what_has_left(all: &mut Redis, pool: &PgPool, partitions: u16) {
+    let home = |id: i64| id % i64::from(partitions);
+    let known: Vec<i64> =
+        all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED").map(|(id, _)| *id).collect();
+    let rows = sqlx::query(
+        "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, coalesce(o.coupon_id::text, ''),
+             to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE 'Asia/Seoul')::date), 'YYYYMMDD'), o.close_reason,
+             p.status, p.method
+         FROM orders AS o LEFT JOIN payments AS p ON p.order_id = o.id WHERE NOT o.id = ANY($1)",
+    );
+    for row in rows.bind(&known).fetch_all(pool).await.unwrap() {
+        let (id, status): (i64, String) = (row.get(0), row.get(2));
+        let payment: Option<String> = row.get(9);
+        assert_ne!(status, "PENDING", "order {id} is not in Redis");
+        assert!(
+            !matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")),
+            "order {id} is not in Redis"
+        );
+        let of: Vec<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT product_id, quantity, price FROM order_lines WHERE order_id = $1 ORDER BY place, product_id",
+        )
+        .bind(id)
+        .fetch_all(pool)
+        .await
+        .unwrap();
+        let packed = |near: bool| {
+            let mine = of.iter().filter(|(product, ..)| (home(*product) == home(id)) == near);
+            mine.map(|(product, quantity, price)| format!("{product}:{quantity}:{price}")).collect::<Vec<_>>().join(",")
+        };
+        let mut order: Hash = [
+            ("user", row.get::<i64, _>(1).to_string()),
+            ("status", status.clone()),
+            ("total", row.get::<i64, _>(3).to_string()),
+            ("discount", row.get::<i64, _>(4).to_string()),
+            ("final", row.get::<i64, _>(5).to_string()),
+            ("coupon", row.get(6)),
+            ("lines", packed(true)),
+            ("far", packed(false)),
+        ]
+        .map(|(field, value)| (field.to_owned(), value))
+        .into();
+        if let Some(day) = row.get::<Option<String>, _>(7) {
+            order.insert("day".to_owned(), day);
+        }
+        if let Some(reason) = row.get::<Option<String>, _>(8) {
+            order.insert("reason".to_owned(), reason);
+            order.insert("closed_at".to_owned(), "in PostgreSQL".to_owned());
+        }
+        all.orders.insert(id, order);
+    }
+    let sold: Vec<(i32, i64, i64, String)> =
+        sqlx::query_as("SELECT partition, order_id, user_id, lines FROM stock_holds WHERE state = 'SETTLED'")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    for (partition, order, user, lines) in sold {
+        let hold = [("state", "SETTLED".to_owned()), ("lines", lines), ("user", user.to_string())];
+        let hold = || hold.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
+        all.holds.entry((partition as u16, order)).or_insert_with(hold);
+    }
+}
+
+#[tokio::test]
+async fn invariants_hold_while_orders_evicted() {
+    for partitions in [1, 3] {
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        busy_day(&test).await;
+        test.drain().await;
+        let mut redis = test.raw().await;
+        let listed = keys(&mut redis).await;
+        // The ends of their lives fall between the listing and the reading.
+        let gone = test.leave().await;
+        assert!(gone.iter().any(|key| key.contains("}:order:")) && gone.is_subset(&listed), "{gone:?}");
+        let mut all = Redis::default();
+        read_keys(&mut all, &mut redis, listed).await;
+        check_read(all, &test.db, partitions, 0).await;
+        test.finish().await;
+    }
+}
