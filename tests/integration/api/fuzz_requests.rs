@@ -29,15 +29,15 @@ use crate::{
 };
 
 /// A shop, and its router without a network in between.
-struct Bench {
+struct FuzzApp {
     test: TestApp,
     writes: Vec<Write>,
     router: axum::Router,
     document: &'static Document,
 }
 
-impl Bench {
-    async fn open() -> Bench {
+impl FuzzApp {
+    async fn open() -> FuzzApp {
         let (test, mut writes) = shop().await;
         // The operators' listings wait for it.
         test.app.project();
@@ -67,7 +67,7 @@ impl Bench {
             auth: AuthConfig::default(),
         };
         let (router, document) = (test.app.router(&http).unwrap(), document(&test).await);
-        Bench { test, writes, router, document }
+        FuzzApp { test, writes, router, document }
     }
 
     /// Sends a request and holds its reply against everything that is always true of one. `None`: it is no request at all
@@ -104,7 +104,7 @@ impl Bench {
 }
 
 /// Whether a body must be refused, as far as an onlooker can tell who does not read bodies as the service does.
-fn must_be_refused(bench: &Bench, write: &Write, body: &[u8]) -> bool {
+fn must_be_refused(bench: &FuzzApp, write: &Write, body: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(body) else { return true };
     match serde_json::from_str::<Value>(text) {
         Ok(value) => bench.document.rejects(write.method.as_str(), &write.path, &value),
@@ -115,9 +115,9 @@ fn must_be_refused(bench: &Bench, write: &Write, body: &[u8]) -> bool {
 }
 
 /// A run of the property over one bench.
-fn run<S: Strategy>(config: ProptestConfig, strategy: &S, mut test: impl AsyncFnMut(&Bench, S::Value)) {
+fn run<S: Strategy>(config: ProptestConfig, strategy: &S, mut test: impl AsyncFnMut(&FuzzApp, S::Value)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let bench = runtime.block_on(Bench::open());
+    let bench = runtime.block_on(FuzzApp::open());
     let test = std::cell::RefCell::new(&mut test);
     TestRunner::new(config)
         .run(strategy, |input| {
@@ -391,7 +391,7 @@ fn query_of_random_text_gets_documented_reply() {
 #[test]
 fn observer_detects_undocumented_replies() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let bench = runtime.block_on(Bench::open());
+    let bench = runtime.block_on(FuzzApp::open());
     for write in &bench.writes {
         assert!(!must_be_refused(&bench, write, write.body(None).as_bytes()), "{}", write.path);
         for wrong in ["", "{", "[]", "\u{feff}{}", "{\"a\":\"\\x\"}"] {

@@ -254,7 +254,7 @@ async fn order_paid_refunded_once() {
         assert_eq!(end(&refunded), json!(["CANCELLED", "REFUNDED", now(test), paid_at]));
         assert_eq!(refunded, detail(test, order).await);
         for field in ["paymentId", "paymentType", "receipt"] {
-            assert_eq!(refunded[field], paid[field], "what paid it is still told");
+            assert_eq!(refunded[field], paid[field], "the payment is still shown");
         }
         assert_eq!((stock(test, product).await, balance(test, user).await), (3, 5_000));
         assert_eq!(coupon(test, user, campaign).await["couponStatus"], "AVAILABLE");

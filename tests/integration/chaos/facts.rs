@@ -91,24 +91,24 @@ impl Facts {
 /// Two collections that must be the same, each element as often.
 struct Ledger<T> {
     what: &'static str,
-    told: BTreeMap<T, i64>,
+    acknowledged: BTreeMap<T, i64>,
 }
 
 impl<T: Ord + std::fmt::Debug> Ledger<T> {
     fn new(what: &'static str) -> Self {
-        Ledger { what, told: BTreeMap::new() }
+        Ledger { what, acknowledged: BTreeMap::new() }
     }
 
-    fn told(&mut self, item: T) {
-        *self.told.entry(item).or_default() += 1;
+    fn acknowledged(&mut self, item: T) {
+        *self.acknowledged.entry(item).or_default() += 1;
     }
 
     /// Compares with what is there.
     fn close(mut self, there: impl IntoIterator<Item = T>, wrong: &mut Vec<String>) {
         for item in there {
-            *self.told.entry(item).or_default() -= 1;
+            *self.acknowledged.entry(item).or_default() -= 1;
         }
-        for (item, difference) in self.told.into_iter().filter(|(_, difference)| *difference != 0) {
+        for (item, difference) in self.acknowledged.into_iter().filter(|(_, difference)| *difference != 0) {
             wrong.push(match difference > 0 {
                 true => format!("{}: acknowledged and not there ({difference}): {item:?}", self.what),
                 false => format!("{}: there and never acknowledged ({}): {item:?}", self.what, -difference),
@@ -131,38 +131,38 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<St
     let mut coupons = Ledger::new("coupons (campaign, user, place)");
     let mut orders = Ledger::new("orders (id, user, price, coupon, lines)");
     let mut payments = Ledger::new("payments (id, order, user, amount, receipt)");
-    let mut entries = Ledger::new("balance entries (user, type, amount, after if told, order)");
+    let mut entries = Ledger::new("balance entries (user, type, amount, after if acknowledged, order)");
     let mut failed = Ledger::new("failed orders");
     let mut closed = Ledger::new("closed orders (id, reason)");
     for user in &goods.users {
-        entries.told((*user, "CHARGE", Goods::BALANCE, Some(Goods::BALANCE), None));
+        entries.acknowledged((*user, "CHARGE", Goods::BALANCE, Some(Goods::BALANCE), None));
     }
     for operation in operations {
         if let (Ask::Pay { order, .. }, true) = (&operation.ask, operation.declined()) {
-            failed.told(*order);
+            failed.acknowledged(*order);
         }
         let Some(body) = operation.done() else { continue };
         match &operation.ask {
-            Ask::Issue { campaign, user } => coupons.told((*campaign, *user, int(body, "issueNo"))),
+            Ask::Issue { campaign, user } => coupons.acknowledged((*campaign, *user, int(body, "issueNo"))),
             Ask::Charge { user, amount } => {
-                entries.told((*user, "CHARGE", *amount, Some(int(body, "balance")), None));
+                entries.acknowledged((*user, "CHARGE", *amount, Some(int(body, "balance")), None));
             }
             Ask::Place { user, lines, coupon } => {
                 let lines: BTreeMap<i64, i64> = lines.iter().copied().collect();
-                orders.told((int(body, "orderId"), *user, int(body, "finalPrice"), *coupon, lines));
+                orders.acknowledged((int(body, "orderId"), *user, int(body, "finalPrice"), *coupon, lines));
             }
             Ask::Pay { order, user, price, .. } => {
-                payments.told((int(body, "paymentId"), *order, *user, *price, text(body, "receipt")));
+                payments.acknowledged((int(body, "paymentId"), *order, *user, *price, text(body, "receipt")));
                 if *price > 0 {
-                    entries.told((*user, "PAYMENT", *price, None, Some(*order)));
+                    entries.acknowledged((*user, "PAYMENT", *price, None, Some(*order)));
                 }
             }
             Ask::Cancel { order, user } => {
                 let (reason, price) = (text(body, "closeReason"), int(body, "finalPrice"));
                 if reason == "REFUNDED" && price > 0 {
-                    entries.told((*user, "REFUND", price, None, Some(*order)));
+                    entries.acknowledged((*user, "REFUND", price, None, Some(*order)));
                 }
-                closed.told((*order, reason));
+                closed.acknowledged((*order, reason));
             }
             _ => {}
         }
@@ -216,7 +216,11 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
                             wrong.push(format!("user {user} was shown a coupon that is not there: {coupon}"));
                         }
                     }
-                    let before = issued.get(&user).into_iter().flatten().filter(|(told, _)| *told < attempt.began);
+                    let before = issued
+                        .get(&user)
+                        .into_iter()
+                        .flatten()
+                        .filter(|(acknowledged, _)| *acknowledged < attempt.began);
                     for (_, campaign) in before.filter(|(_, campaign)| !shown.contains(campaign)) {
                         wrong.push(format!("user {user} has a coupon of {campaign} and was not shown it"));
                     }
@@ -226,13 +230,17 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
                     for entry in list {
                         let (kind, order) = (text(entry, "transactionType"), entry["orderId"].as_i64());
                         let (amount, after) = (int(entry, "amount"), int(entry, "after_balance"));
-                        let told = (kind, amount, int(entry, "before_balance"), after, order);
-                        if facts.entries.get(&(user, int(entry, "entryNo"))) != Some(&told) {
+                        let acknowledged = (kind, amount, int(entry, "before_balance"), after, order);
+                        if facts.entries.get(&(user, int(entry, "entryNo"))) != Some(&acknowledged) {
                             wrong.push(format!("user {user} was shown an entry that is not there: {entry}"));
                         }
                         shown.insert((amount, after));
                     }
-                    let before = charged.get(&user).into_iter().flatten().filter(|(told, ..)| *told < attempt.began);
+                    let before = charged
+                        .get(&user)
+                        .into_iter()
+                        .flatten()
+                        .filter(|(acknowledged, ..)| *acknowledged < attempt.began);
                     for (_, amount, after) in before.filter(|(_, amount, after)| !shown.contains(&(*amount, *after))) {
                         wrong.push(format!("user {user} charged {amount} to {after} and was not shown it"));
                     }

@@ -247,9 +247,9 @@ impl Operation {
 
     /// From when to when its effect came about: within the attempt that was told so, unless that was told of an earlier one's.
     pub fn effect_within(&self) -> Option<(u64, u64)> {
-        let told = self.effect()?;
-        let first = if told.outcome.replayed() { self.attempts.first()? } else { told };
-        Some((first.began, told.ended))
+        let effect_attempt = self.effect()?;
+        let first = if effect_attempt.outcome.replayed() { self.attempts.first()? } else { effect_attempt };
+        Some((first.began, effect_attempt.ended))
     }
 
     /// Whether nobody can say yet what came of it. A refusal after an unknown outcome does not say: the request before it
@@ -262,19 +262,19 @@ impl Operation {
     pub fn contradictions(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut said = |what: &str| wrong.push(format!("{what}: {:?} {} {:#?}", self.ask, self.key, self.attempts));
-        let mut told: Option<&Outcome> = None;
+        let mut effect_attempt: Option<&Outcome> = None;
         let mut unknown = false;
         for attempt in &self.attempts {
-            match (&attempt.outcome, told) {
+            match (&attempt.outcome, effect_attempt) {
                 (Outcome::Wrong(_), _) => said("a reply that nothing explains"),
                 (Outcome::Unknown(_), _) => {}
                 (Outcome::Refused { .. }, Some(_)) if self.ask.is_write() => said("refused after it was acknowledged"),
                 (Outcome::Refused { .. }, _) => {}
                 (outcome, None) => {
                     if outcome.replayed() && !unknown {
-                        said("the first to be told of it is told that it is a repeat");
+                        said("the first reply with the effect says that it is a repeat");
                     }
-                    told = Some(outcome);
+                    effect_attempt = Some(outcome);
                 }
                 (outcome, Some(first)) => {
                     let same = match (first, outcome) {

@@ -72,7 +72,7 @@ pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> Ve
         objects.refusals_and_reads(operation, &holders);
     }
     objects.expiries();
-    objects.last_looks();
+    objects.last_reads();
     let mut verdicts = Verdicts::default();
     for (id, mut intervals) in objects.campaigns {
         if partitions > 1 {
@@ -214,7 +214,7 @@ impl Objects<'_> {
     }
 
     /// What the stores hold in the end is what everybody would be shown next.
-    fn last_looks(&mut self) {
+    fn last_reads(&mut self) {
         let (facts, last) = (self.facts, (self.end + 1, self.end + 2));
         for (user, balance) in &facts.balances {
             self.balance(*user, last, BalanceOp::Look, BalanceRet::Is(*balance));

@@ -186,7 +186,7 @@ impl Shop {
             }
             child.try_wait().unwrap()?;
             service.child = None;
-            tells_of_loss(&tail(&service.log, said)).map(Err)
+            reports_loss(&tail(&service.log, said)).map(Err)
         })
         .await
     }
@@ -246,7 +246,7 @@ impl Shop {
                 let response = client.get(format!("{base}/readyz")).send().await.ok()?;
                 let ready = response.status() == 200;
                 let text = response.text().await.ok()?;
-                if ready { Some(Ok(())) } else { tells_of_loss(&text).map(Err) }
+                if ready { Some(Ok(())) } else { reports_loss(&text).map(Err) }
             })
             .await?;
         }
@@ -369,7 +369,7 @@ fn serving(log: &PathBuf, from: u64) -> Option<String> {
 }
 
 /// What is said about a loss, if anything is.
-fn tells_of_loss(said: &str) -> Option<String> {
+fn reports_loss(said: &str) -> Option<String> {
     let signs = ["are lost", "Redis lost decisions", "lost the state", "is not open in Redis"];
     said.lines().find(|line| signs.iter().any(|sign| line.contains(sign))).map(str::to_owned)
 }

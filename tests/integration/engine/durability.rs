@@ -369,14 +369,14 @@ async fn reply_waits_for_other_process_projector_when_ack_postgres() {
 async fn acknowledged_decisions_survive_loss_of_redis_when_ack_postgres() {
     let test = TestApp::with(Options { project: true, ..acknowledged_by_postgres() }).await;
     let user = test.user(0).await;
-    let mut told = 0;
+    let mut acknowledged = 0;
     for _ in 0..10 {
-        told = test.put_charge(user, 3).await.ok()["balance"].as_i64().unwrap();
+        acknowledged = test.put_charge(user, 3).await.ok()["balance"].as_i64().unwrap();
         let pool = test.db.get_postgres_connection_pool();
         let there: i64 = sqlx::query_scalar("SELECT balance FROM users").fetch_one(pool).await.unwrap();
-        assert_eq!(there, told);
+        assert_eq!(there, acknowledged);
     }
-    assert_eq!(told, 30);
+    assert_eq!(acknowledged, 30);
     test.finish().await;
 }
 

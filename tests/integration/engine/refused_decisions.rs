@@ -8,7 +8,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::{
     engine::durability::{acknowledged_by_postgres, another, lag, send},
-    recovery::rebuild::{careful, projected, rebuilt},
+    recovery::rebuild::{ack_postgres, projected, rebuilt},
     support::{
         fake_gateway::FakeGateway,
         harness::{self, Options, Reply, TestApp, until},
@@ -27,20 +27,20 @@ fn unknown(reply: &Reply) {
 
 /// Has every dead letter applied, oldest first. Returns how many there were.
 async fn apply_all(test: &TestApp) -> usize {
-    let letters = test.get("/admin/v1/dead-letters?size=100").await.ok()["content"].as_array().unwrap().clone();
-    for letter in letters.iter().rev() {
-        let body = json!({"partition": letter["partition"], "streamId": letter["streamId"], "seq": letter["seq"]});
+    let dead_letters = test.get("/admin/v1/dead-letters?size=100").await.ok()["content"].as_array().unwrap().clone();
+    for dead_letter in dead_letters.iter().rev() {
+        let body = json!({"partition": dead_letter["partition"], "streamId": dead_letter["streamId"], "seq": dead_letter["seq"]});
         let reply = test.post("/admin/v1/dead-letters/retry", body).await;
         assert_eq!(reply.status, 204, "{}", reply.text);
     }
-    letters.len()
+    dead_letters.len()
 }
 
 /// Whichever process carries decisions to PostgreSQL, and however many were decided together.
 #[tokio::test]
 async fn reply_unknown_while_decision_is_dead_letter() {
     for elsewhere in [false, true] {
-        let test = TestApp::with(if elsewhere { acknowledged_by_postgres() } else { careful() }).await;
+        let test = TestApp::with(if elsewhere { acknowledged_by_postgres() } else { ack_postgres() }).await;
         let projector = another(&test).await;
         if elsewhere {
             projector.project();
@@ -82,7 +82,7 @@ async fn reply_unknown_while_decision_is_dead_letter() {
 /// A step in another partition counts as much as the decision itself.
 #[tokio::test]
 async fn order_reply_unknown_while_remote_hold_is_dead_letter() {
-    let test = TestApp::with(Options { partitions: 3, ..careful() }).await;
+    let test = TestApp::with(Options { partitions: 3, ..ack_postgres() }).await;
     let (_, user) = (test.user(0).await, test.user(1_000).await);
     let product = test.product(100, 10).await;
     sql(&test, "ALTER TABLE stock_holds ADD CONSTRAINT none CHECK (false) NOT VALID").await;
@@ -103,7 +103,7 @@ async fn order_reply_unknown_while_remote_hold_is_dead_letter() {
 async fn gateway_not_asked_when_payment_is_dead_letter() {
     let gateway = FakeGateway::start().await;
     let gateways = harness::gateways(&[("CARD", gateway.url())]);
-    let test = TestApp::with(Options { gateway: gateways, ..careful() }).await;
+    let test = TestApp::with(Options { gateway: gateways, ..ack_postgres() }).await;
     let (user, product) = (test.user(0).await, test.product(100, 10).await);
     let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
     sql(&test, "ALTER TABLE payments ADD CONSTRAINT none CHECK (false) NOT VALID").await;

@@ -13,7 +13,7 @@ use firstcome::{
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::{
-    engine::sold_out::{NOBODY, another, issue},
+    engine::sold_out::{UNKNOWN_USER, issue, open_another},
     support::harness::{Options, TestApp, call},
 };
 
@@ -91,7 +91,7 @@ struct Trial<'a> {
 
 impl Trial<'_> {
     fn coupon(&self, coupon: usize) -> i64 {
-        self.coupons.get(coupon).copied().unwrap_or(NOBODY)
+        self.coupons.get(coupon).copied().unwrap_or(UNKNOWN_USER)
     }
 
     fn key_of(&self, coupon: i64) -> String {
@@ -183,20 +183,20 @@ impl Trial<'_> {
     }
 
     async fn issue(&mut self, by: usize, user: usize, coupon: usize, keyed: bool) {
-        let (user, coupon) = (self.users.get(user).copied().unwrap_or(NOBODY + user as i64), self.coupon(coupon));
+        let (user, coupon) = (self.users.get(user).copied().unwrap_or(UNKNOWN_USER + user as i64), self.coupon(coupon));
         let ids = (UserId::new(user).unwrap(), CouponId::new(coupon).unwrap());
         self.keys += 1;
         let key = format!("{coupon}-{}", self.keys);
         let call = call(keyed.then_some((key.as_str(), "issue")));
-        let told = self.engines[by].issue_coupon(&call, ids.0, ids.1).await.map(|issued| issued.value.issue_no);
+        let result = self.engines[by].issue_coupon(&call, ids.0, ids.1).await.map(|issued| issued.value.issue_no);
         let truth = issue(self.truth, coupon, user).await;
-        match (told, truth) {
+        match (result, truth) {
             (Ok(place), Err(Error::InvalidCoupon)) => {
                 assert!(self.has.insert((coupon, user), place).is_none(), "user {user} has two of {coupon}");
             }
-            (Err(told), Err(truth)) => {
-                let kinds = (std::mem::discriminant(&told), std::mem::discriminant(&truth));
-                assert!(kinds.0 == kinds.1, "user {user}, campaign {coupon}: {told:?}, and not {truth:?}");
+            (Err(result), Err(truth)) => {
+                let kinds = (std::mem::discriminant(&result), std::mem::discriminant(&truth));
+                assert!(kinds.0 == kinds.1, "user {user}, campaign {coupon}: {result:?}, and not {truth:?}");
             }
             other => panic!("user {user}, campaign {coupon}: {other:?}"),
         }
@@ -217,8 +217,8 @@ fn agree(partitions: u16, cases: u32) {
             runtime.block_on(async {
                 let options = Options { partitions, ..Options::default() };
                 let test = TestApp::with(options.clone()).await;
-                let other = another(&test, options.clone()).await;
-                let truth = another(&test, Options { sold_out_lease_ms: 0, ..options }).await;
+                let other = open_another(&test, options.clone()).await;
+                let truth = open_another(&test, Options { sold_out_lease_ms: 0, ..options }).await;
                 let engines: [&Engine; 2] = [&test.engine, &other.engine];
                 let (truth_engine, none) = (&truth.engine, (Vec::new(), Vec::new()));
                 let mut trial = Trial {

@@ -50,7 +50,7 @@ async fn bytes(test: &TestApp) -> BTreeMap<String, i64> {
     bytes
 }
 
-struct Shop {
+struct Catalog {
     test: TestApp,
     rich: i64,
     poor: i64,
@@ -58,15 +58,15 @@ struct Shop {
     products: Vec<i64>,
     sold_out: i64,
     campaign: i64,
-    given_out: i64,
+    issued: i64,
     closed: i64,
     paid: i64,
     cancelled: i64,
     pending: i64,
 }
 
-impl Shop {
-    async fn open(partitions: u16) -> Shop {
+impl Catalog {
+    async fn open(partitions: u16) -> Catalog {
         let test = TestApp::with(Options { partitions, max_open_orders: 1, ..Options::default() }).await;
         let mut users = Vec::new();
         for balance in [1_000_000, 0, 0] {
@@ -78,8 +78,8 @@ impl Shop {
             products.push(test.product(1_000, 100).await);
         }
         let sold_out = test.product(1_000, 0).await;
-        let (campaign, given_out) = (test.campaign("FIXED", 10, 100).await, test.campaign("FIXED", 10, 1).await);
-        test.issue(given_out, winner).await.ok();
+        let (campaign, issued) = (test.campaign("FIXED", 10, 100).await, test.campaign("FIXED", 10, 1).await);
+        test.issue(issued, winner).await.ok();
         test.issue(campaign, rich).await.ok();
         let opens = after(&test, 60_000);
         let closed = campaign_with(&test, json!({"opensAt": opens})).await;
@@ -89,12 +89,12 @@ impl Shop {
         let cancelled = order(products[0]).await;
         test.cancel(cancelled, rich).await.ok();
         let pending = order(products[0]).await;
-        Shop { test, rich, poor, products, sold_out, campaign, given_out, closed, paid, cancelled, pending }
+        Catalog { test, rich, poor, products, sold_out, campaign, issued, closed, paid, cancelled, pending }
     }
 
     /// Requests that are refused, and with what.
     fn refusals(&self) -> Vec<(&'static str, Method, String, Value)> {
-        let Shop { rich, poor, products, sold_out, campaign, given_out, closed, paid, cancelled, pending, .. } = self;
+        let Catalog { rich, poor, products, sold_out, campaign, issued, closed, paid, cancelled, pending, .. } = self;
         let nobody = 999_999;
         let everywhere: Vec<(i64, i64)> = products.iter().map(|product| (*product, 1)).collect();
         let with = |line: (i64, i64)| [&everywhere[..], &[line]].concat();
@@ -121,7 +121,7 @@ impl Shop {
             ("INVALID_COUPON", issue(nobody, *poor)),
             ("INVALID_COUPON", issue(*closed, *poor)),
             ("INVALID_COUPON", issue(*campaign, *rich)),
-            ("COUPON_OUT_OF_STOCK", issue(*given_out, *poor)),
+            ("COUPON_OUT_OF_STOCK", issue(*issued, *poor)),
             ("USER_NOT_FOUND", order(nobody, &everywhere, None)),
             ("TOO_MANY_REQUESTS", order(*rich, &everywhere, None)),
             ("PRODUCT_NOT_FOUND", order(*poor, &with((nobody, 1)), None)),
@@ -155,7 +155,7 @@ fn code(reply: &Reply) -> String {
 #[tokio::test]
 async fn refused_request_leaves_nothing() {
     for partitions in [1, 4] {
-        let shop = Shop::open(partitions).await;
+        let shop = Catalog::open(partitions).await;
         let test = &shop.test;
         test.drain().await;
         let (before, rows_before) = (state(test).await, rows(test).await);
@@ -205,7 +205,7 @@ fn documented() -> BTreeMap<String, i64> {
 #[tokio::test]
 async fn accepted_request_keeps_no_more_than_documented() {
     let documented = documented();
-    let shop = Shop::open(1).await;
+    let shop = Catalog::open(1).await;
     let test = &shop.test;
     let (user, product) = (test.user(1_000_000).await, shop.products[0]);
     let order = order_of(user, &[(product, 1)], None);

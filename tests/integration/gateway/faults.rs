@@ -4,22 +4,22 @@
 use serde_json::json;
 
 use crate::{
-    gateway::flow::{IMPATIENT_MS, PATIENT_MS, Shop},
+    gateway::flow::{GatewayShop, IMPATIENT_MS, PATIENT_MS},
     support::{
-        fake_gateway::{Behaviour, Manner},
+        fake_gateway::{Behaviour, QueryBehaviour},
         harness::{open, postgres_url, until},
     },
 };
 
 /// The transaction that PostgreSQL has for the shop's payment.
-async fn transaction(shop: &Shop) -> Option<String> {
+async fn transaction(shop: &GatewayShop) -> Option<String> {
     shop.test.drain().await;
     let query = sqlx::query_scalar("SELECT transaction_id FROM payments WHERE order_id = $1");
     query.bind(shop.order).fetch_one(shop.test.db.get_postgres_connection_pool()).await.unwrap()
 }
 
 /// Payments that are told as stuck.
-async fn stuck(shop: &Shop) -> u64 {
+async fn stuck(shop: &GatewayShop) -> u64 {
     shop.test.engine.observe().await.partitions.iter().map(|here| here.stuck_payments).sum()
 }
 
@@ -34,7 +34,7 @@ async fn payment_paid_when_transaction_id_number_or_long_string() {
         (json!("가".repeat(255)), "가".repeat(255)),
         (json!("a\u{1f}b\0c"), "a\\u001fb\\u0000c".to_owned()),
     ] {
-        let shop = Shop::start(PATIENT_MS).await;
+        let shop = GatewayShop::start(PATIENT_MS).await;
         shop.gateway.transaction_ids_are(id);
         assert_eq!(shop.pay(None).await.ok()["orderStatus"], "PAID");
         assert_eq!(transaction(&shop).await, Some(kept));
@@ -44,7 +44,7 @@ async fn payment_paid_when_transaction_id_number_or_long_string() {
 
 #[tokio::test]
 async fn payment_paid_by_sweeper_when_transaction_id_number() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     shop.gateway.transaction_ids_are(json!(12345));
     shop.gateway.next(Behaviour::ServerErrorAfterApproval);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -57,7 +57,7 @@ async fn payment_paid_by_sweeper_when_transaction_id_number() {
 #[tokio::test]
 async fn payment_refunded_when_transaction_id_unusable() {
     for id in [json!("x".repeat(256)), json!(""), json!(null), json!({"id": "tx"}), json!(true)] {
-        let shop = Shop::start(PATIENT_MS).await;
+        let shop = GatewayShop::start(PATIENT_MS).await;
         shop.gateway.transaction_ids_are(id.clone());
         shop.pay(None).await.refused(402, "INSUFFICIENT_BALANCE");
         assert_eq!(shop.status().await, failed(), "{id}");
@@ -70,7 +70,7 @@ async fn payment_refunded_when_transaction_id_unusable() {
 
 /// `hangs`: the sweeper finds out.
 async fn other_amount_goes_back(amount: i64, hangs: bool) {
-    let shop = Shop::start(if hangs { IMPATIENT_MS } else { PATIENT_MS }).await;
+    let shop = GatewayShop::start(if hangs { IMPATIENT_MS } else { PATIENT_MS }).await;
     if hangs {
         shop.gateway.next(Behaviour::ApproveAmountThenHang(amount));
         shop.pay(Some("k")).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -110,10 +110,10 @@ async fn payment_refunded_when_other_amount_found_later() {
 
 #[tokio::test]
 async fn payment_refunded_when_gateway_reports_less_than_taken() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     let lie = json!({"approved": true, "transactionId": "tx", "amount": 100}).to_string();
     shop.gateway.next(Behaviour::AnswerAfterApproval(200, lie.clone()));
-    shop.gateway.status_queries_are(Manner::Answer(200, lie));
+    shop.gateway.status_queries_are(QueryBehaviour::Answer(200, lie));
     shop.pay(None).await.refused(402, "INSUFFICIENT_BALANCE");
     shop.later(0).await;
     assert_eq!(shop.payment().await, "REFUNDED");
@@ -126,7 +126,7 @@ async fn payment_refunded_when_gateway_reports_less_than_taken() {
 
 #[tokio::test]
 async fn payment_unknown_when_reply_names_other_order() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     let other = json!({"approved": true, "transactionId": "tx", "orderId": shop.order + 1}).to_string();
     shop.gateway.next(Behaviour::Answer(200, other));
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -149,10 +149,10 @@ async fn refund_finished_by_status_when_cancel_refused_as_done() {
         (404, "<html>no such page</html>"),
         (302, ""),
     ] {
-        let shop = Shop::start(PATIENT_MS).await;
+        let shop = GatewayShop::start(PATIENT_MS).await;
         let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
         shop.test.cancel(shop.order, shop.user).await.ok();
-        shop.gateway.cancels_are(Manner::ThenAnswer(code, body.to_owned()));
+        shop.gateway.cancels_are(QueryBehaviour::ThenAnswer(code, body.to_owned()));
         shop.later(0).await;
         assert_eq!(shop.payment().await, "REFUNDED", "{code} {body}");
         assert_eq!((shop.gateway.cancels(&receipt), shop.gateway.status_queries(&receipt)), (1, 1), "{code} {body}");
@@ -163,7 +163,7 @@ async fn refund_finished_by_status_when_cancel_refused_as_done() {
 }
 
 /// Sweeps every other second for so long.
-async fn sweep_for(shop: &Shop, seconds: i64) {
+async fn sweep_for(shop: &GatewayShop, seconds: i64) {
     for _ in 0..seconds / 2 {
         shop.later(2).await;
     }
@@ -171,10 +171,10 @@ async fn sweep_for(shop: &Shop, seconds: i64) {
 
 #[tokio::test]
 async fn refund_retried_with_backoff_when_gateway_refuses() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
     shop.test.cancel(shop.order, shop.user).await.ok();
-    shop.gateway.cancels_are(Manner::Answer(409, r#"{"error": "not now"}"#.to_owned()));
+    shop.gateway.cancels_are(QueryBehaviour::Answer(409, r#"{"error": "not now"}"#.to_owned()));
     sweep_for(&shop, 60).await;
     let first = shop.gateway.cancels(&receipt);
     assert!((4..=9).contains(&first), "{first} in the first minute");
@@ -183,15 +183,15 @@ async fn refund_retried_with_backoff_when_gateway_refuses() {
     assert!((8..=16).contains(&cancels), "{cancels} in ten minutes");
     assert_eq!(stuck(&shop).await, 1);
     assert_eq!(shop.payment().await, "REFUND_DUE");
-    shop.gateway.cancels_are(Manner::Truthful);
+    shop.gateway.cancels_are(QueryBehaviour::Truthful);
     shop.later(1_000).await;
     assert_eq!((shop.payment().await.as_str(), stuck(&shop).await), ("REFUNDED", 0));
     shop.finish(0).await;
 }
 
 /// A gateway that took the money and hung, and from then on answers each question so.
-async fn gone(status: Manner) {
-    let shop = Shop::start(IMPATIENT_MS).await;
+async fn gone(status: QueryBehaviour) {
+    let shop = GatewayShop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.gateway.status_queries_are(status.clone());
@@ -214,7 +214,7 @@ async fn gone(status: Manner) {
     let day = shop.gateway.status_queries(uid);
     shop.later(10).await;
     assert_eq!((shop.gateway.status_queries(uid), stuck(&shop).await), (day, 1), "{status:?}");
-    shop.gateway.status_queries_are(Manner::Truthful);
+    shop.gateway.status_queries_are(QueryBehaviour::Truthful);
     shop.later(1_000).await;
     assert_eq!((shop.status().await.0.as_str(), stuck(&shop).await), ("PAID", 0), "{status:?}");
     shop.finish(5_000).await;
@@ -222,30 +222,30 @@ async fn gone(status: Manner) {
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_refuses_token() {
-    gone(Manner::Answer(401, r#"{"error": "who are you"}"#.to_owned())).await;
+    gone(QueryBehaviour::Answer(401, r#"{"error": "who are you"}"#.to_owned())).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_answers_html() {
-    gone(Manner::Answer(404, "<html>no such page</html>".to_owned())).await;
+    gone(QueryBehaviour::Answer(404, "<html>no such page</html>".to_owned())).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_gone() {
-    gone(Manner::Answer(410, r#"{"error": "gone"}"#.to_owned())).await;
+    gone(QueryBehaviour::Answer(410, r#"{"error": "gone"}"#.to_owned())).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_redirects() {
-    gone(Manner::Answer(302, String::new())).await;
+    gone(QueryBehaviour::Answer(302, String::new())).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_connection_refused() {
-    let shop = Shop::start(IMPATIENT_MS).await;
+    let shop = GatewayShop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    let Shop { test, gateway, order, .. } = shop;
+    let GatewayShop { test, gateway, order, .. } = shop;
     drop(gateway);
     for _ in 0..300 {
         test.clock.advance(2_000);
@@ -287,7 +287,7 @@ async fn payment_answered_in_time_when_reply_endless_or_slow() {
                 });
             }
         });
-        let shop = Shop::at(&url, IMPATIENT_MS).await;
+        let shop = GatewayShop::at(&url, IMPATIENT_MS).await;
         let reply = until("the payment is answered", async || Some(shop.pay(None).await)).await;
         reply.refused(503, "SERVICE_UNAVAILABLE");
         assert_eq!(shop.status().await, ("PENDING".into(), None));

@@ -6,12 +6,12 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::support::{
-    fake_gateway::{Behaviour, FakeGateway, Manner},
+    fake_gateway::{Behaviour, FakeGateway, QueryBehaviour},
     harness::{Options, TestApp, gateways, open, postgres_url, until},
 };
 
 /// A test app whose KAKAO_PAY goes to a fake gateway, with an order of 5,000 won to be paid through it.
-pub struct Shop {
+pub struct GatewayShop {
     pub test: TestApp,
     pub gateway: FakeGateway,
     pub user: i64,
@@ -25,19 +25,19 @@ pub const PATIENT_MS: u64 = 60_000;
 /// What it gets where it never does.
 pub const IMPATIENT_MS: u64 = 3_000;
 
-impl Shop {
-    pub async fn start(timeout_ms: u64) -> Shop {
+impl GatewayShop {
+    pub async fn start(timeout_ms: u64) -> GatewayShop {
         let gateway = FakeGateway::start().await;
         let url = gateway.url().to_owned();
-        Shop::with(gateway, &url, timeout_ms).await
+        GatewayShop::with(gateway, &url, timeout_ms).await
     }
 
     /// Whose gateway is somewhere else, and no fake one.
-    pub async fn at(url: &str, timeout_ms: u64) -> Shop {
-        Shop::with(FakeGateway::start().await, url, timeout_ms).await
+    pub async fn at(url: &str, timeout_ms: u64) -> GatewayShop {
+        GatewayShop::with(FakeGateway::start().await, url, timeout_ms).await
     }
 
-    async fn with(gateway: FakeGateway, url: &str, timeout_ms: u64) -> Shop {
+    async fn with(gateway: FakeGateway, url: &str, timeout_ms: u64) -> GatewayShop {
         let mut config = gateways(&[("KAKAO_PAY", url)]);
         config.payment_gateway_timeout_ms = timeout_ms;
         config.payment_gateway_give_up_seconds = 300;
@@ -48,7 +48,7 @@ impl Shop {
         test.issue(coupon, user).await.ok();
         let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
         let order = test.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
-        Shop { test, gateway, user, product, coupon, order }
+        GatewayShop { test, gateway, user, product, coupon, order }
     }
 
     pub async fn pay(&self, key: Option<&str>) -> crate::support::harness::Reply {
@@ -95,7 +95,7 @@ impl Shop {
 
 #[tokio::test]
 async fn approved_payment_pays_order_without_balance() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     let paid = shop.pay(None).await.ok();
     assert_eq!((paid["orderStatus"].as_str(), paid["amount"].as_i64()), (Some("PAID"), Some(5_000)));
     let receipt = paid["receipt"].as_str().unwrap();
@@ -109,7 +109,7 @@ async fn approved_payment_pays_order_without_balance() {
 
 #[tokio::test]
 async fn declined_payment_fails_order_and_releases_holds() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     shop.gateway.always(Behaviour::Decline);
     shop.pay(Some("k")).await.refused(402, "INSUFFICIENT_BALANCE");
     assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
@@ -124,7 +124,7 @@ async fn declined_payment_fails_order_and_releases_holds() {
 
 #[tokio::test]
 async fn refund_retried_through_gateway_until_done() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
     let cancelled = shop.test.cancel(shop.order, shop.user).await.ok();
     assert_eq!(
@@ -133,12 +133,12 @@ async fn refund_retried_through_gateway_until_done() {
     );
     assert_eq!(shop.stock().await, 10);
     assert_eq!(shop.payment().await, "REFUND_DUE");
-    shop.gateway.cancels_are(Manner::ServerError);
+    shop.gateway.cancels_are(QueryBehaviour::ServerError);
     shop.later(0).await;
     assert!(!shop.gateway.cancelled(&receipt));
-    shop.gateway.cancels_are(Manner::ThenServerError);
+    shop.gateway.cancels_are(QueryBehaviour::ThenServerError);
     shop.later(10).await;
-    shop.gateway.cancels_are(Manner::Truthful);
+    shop.gateway.cancels_are(QueryBehaviour::Truthful);
     shop.later(10).await;
     assert!(shop.gateway.cancelled(&receipt));
     assert_eq!(shop.payment().await, "REFUNDED");
@@ -151,7 +151,7 @@ async fn refund_retried_through_gateway_until_done() {
 
 /// Outcomes that the gateway does not tell, though it took the money.
 async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
-    let shop = Shop::start(timeout_ms).await;
+    let shop = GatewayShop::start(timeout_ms).await;
     shop.gateway.next(behaviour);
     let unknown = shop.pay(Some("k")).await;
     unknown.refused(503, "SERVICE_UNAVAILABLE");
@@ -161,13 +161,13 @@ async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
     shop.pay(Some("k")).await.refused(409, "REQUEST_IN_PROGRESS");
     shop.pay(None).await.refused(409, "REQUEST_IN_PROGRESS");
     shop.test.cancel(shop.order, shop.user).await.refused(409, "REQUEST_IN_PROGRESS");
-    shop.gateway.status_queries_are(Manner::ServerError);
+    shop.gateway.status_queries_are(QueryBehaviour::ServerError);
     shop.later(100_000).await;
     assert_eq!(shop.status().await, ("PENDING".into(), None));
-    shop.gateway.status_queries_are(Manner::Garbage);
+    shop.gateway.status_queries_are(QueryBehaviour::Garbage);
     shop.later(100_000).await;
     assert_eq!(shop.status().await, ("PENDING".into(), None));
-    shop.gateway.status_queries_are(Manner::Truthful);
+    shop.gateway.status_queries_are(QueryBehaviour::Truthful);
     shop.later(100_000).await;
     assert_eq!(shop.status().await, ("PAID".into(), None));
     // And the client that repeats its request is told.
@@ -200,7 +200,7 @@ async fn order_paid_when_money_taken_and_connection_cut() {
 
 /// Outcomes that the gateway does not tell, and there was no payment.
 async fn not_taken_and_not_told(behaviour: Behaviour, timeout_ms: u64) {
-    let shop = Shop::start(timeout_ms).await;
+    let shop = GatewayShop::start(timeout_ms).await;
     shop.gateway.next(behaviour);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.later(3 + timeout_ms as i64 / 1000).await;
@@ -237,7 +237,7 @@ async fn order_failed_when_reply_error_and_no_money_taken() {
 
 #[tokio::test]
 async fn payment_refunded_when_money_taken_after_order_failed() {
-    let shop = Shop::start(IMPATIENT_MS).await;
+    let shop = GatewayShop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveLate);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.later(300).await;
@@ -253,7 +253,7 @@ async fn payment_refunded_when_money_taken_after_order_failed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_payments_take_money_once() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     let replies = join_all((0..30).map(|_| shop.pay(None))).await;
     let paid = replies.iter().filter(|reply| reply.status == 200).count();
     assert_eq!(paid, 1);
@@ -263,7 +263,7 @@ async fn concurrent_payments_take_money_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_sweepers_settle_payment_once() {
-    let shop = Shop::start(IMPATIENT_MS).await;
+    let shop = GatewayShop::start(IMPATIENT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.test.clock.advance(60_000);
@@ -286,7 +286,7 @@ async fn concurrent_sweepers_settle_payment_once() {
 
 #[tokio::test]
 async fn free_order_paid_without_gateway() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     let cheap = shop.test.product(1_000, 1).await;
     let order = json!({"userId": shop.user, "orderProducts": [{"productId": cheap, "quantity": 1}], "userCouponId": shop.coupon});
     let order = shop.test.post("/api/v1/orders", order).await.ok();
@@ -299,7 +299,7 @@ async fn free_order_paid_without_gateway() {
 
 #[tokio::test]
 async fn payment_taken_from_balance_when_type_has_no_gateway() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     shop.test.put_charge(shop.user, 5_000).await.ok();
     assert_eq!(shop.test.pay(shop.order, shop.user, "CARD", 5_000).await.ok()["orderStatus"], "PAID");
     assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
@@ -309,12 +309,12 @@ async fn payment_taken_from_balance_when_type_has_no_gateway() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expiry_of_other_orders_continues_when_gateway_hangs() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     shop.gateway.next(Behaviour::CutAfterApproval);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     let (buyer, cheap) = (shop.test.user(1_000).await, shop.test.product(100, 1).await);
     let order = shop.test.order(buyer, cheap, 1).await.ok()["orderId"].as_i64().unwrap();
-    shop.gateway.status_queries_are(Manner::Hang);
+    shop.gateway.status_queries_are(QueryBehaviour::Hang);
     shop.test.clock.advance(700_000);
     shop.test.app.sweep();
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };

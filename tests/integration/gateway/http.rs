@@ -12,7 +12,7 @@ use firstcome::{
 };
 use tokio::net::TcpListener;
 
-use crate::support::fake_gateway::{Behaviour, FakeGateway, Manner};
+use crate::support::fake_gateway::{Behaviour, FakeGateway, QueryBehaviour};
 
 /// The request that the payments are of.
 const ASKED_BY: &str = "request-1";
@@ -131,8 +131,8 @@ async fn call_ends_by_its_timeout() {
     let fake = FakeGateway::start().await;
     let gateway = hasty(&fake);
     fake.always(Behaviour::Hang);
-    fake.status_queries_are(Manner::Hang);
-    fake.cancels_are(Manner::Hang);
+    fake.status_queries_are(QueryBehaviour::Hang);
+    fake.cancels_are(QueryBehaviour::Hang);
     let why = "timed out".to_owned();
     assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Unknown { why: why.clone() });
     assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Unknown { why: why.clone() });
@@ -230,8 +230,14 @@ async fn query_and_cancel_unknown_when_reply_unclear() {
     let fake = FakeGateway::start().await;
     let gateway = patient(&fake);
     assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
-    for manner in [Manner::ServerError, Manner::Garbage, Manner::Hang, Manner::ThenServerError, Manner::ThenHang] {
-        let hangs = matches!(manner, Manner::Hang | Manner::ThenHang);
+    for manner in [
+        QueryBehaviour::ServerError,
+        QueryBehaviour::Garbage,
+        QueryBehaviour::Hang,
+        QueryBehaviour::ThenServerError,
+        QueryBehaviour::ThenHang,
+    ] {
+        let hangs = matches!(manner, QueryBehaviour::Hang | QueryBehaviour::ThenHang);
         let gateway = if hangs { hasty(&fake) } else { patient(&fake) };
         fake.status_queries_are(manner.clone());
         fake.cancels_are(manner.clone());
@@ -239,10 +245,13 @@ async fn query_and_cancel_unknown_when_reply_unclear() {
         assert!(matches!(status, StatusOutcome::Unknown { .. }), "{manner:?}: {status:?}");
         let cancel = gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await;
         assert!(matches!(cancel, CancelOutcome::Unknown { .. }), "{manner:?}: {cancel:?}");
-        assert_eq!(fake.cancelled("r-1"), manner == Manner::ThenServerError || manner == Manner::ThenHang);
+        assert_eq!(
+            fake.cancelled("r-1"),
+            manner == QueryBehaviour::ThenServerError || manner == QueryBehaviour::ThenHang
+        );
     }
     fake.queried("r-1", 3).await;
-    fake.cancels_are(Manner::Truthful);
+    fake.cancels_are(QueryBehaviour::Truthful);
     assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
     assert_eq!(fake.total_kept(), 0);
 }

@@ -4,9 +4,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    gateway::flow::{IMPATIENT_MS, PATIENT_MS, Shop},
+    gateway::flow::{GatewayShop, IMPATIENT_MS, PATIENT_MS},
     support::{
-        fake_gateway::{Behaviour, FakeGateway, Manner},
+        fake_gateway::{Behaviour, FakeGateway, QueryBehaviour},
         harness::Reply,
     },
 };
@@ -14,8 +14,8 @@ use crate::{
 const GONE: &str = r#"{"error": "gone"}"#;
 
 /// A shop whose gateway took the money (or did not), hung, and has been gone since, for long enough to be told.
-async fn stuck_shop(behaviour: Behaviour) -> Shop {
-    let shop = Shop::start(IMPATIENT_MS).await;
+async fn stuck_shop(behaviour: Behaviour) -> GatewayShop {
+    let shop = GatewayShop::start(IMPATIENT_MS).await;
     shop.gateway.next(behaviour);
     shop.pay(Some("k")).await.refused(503, "SERVICE_UNAVAILABLE");
     gone(&shop);
@@ -25,32 +25,32 @@ async fn stuck_shop(behaviour: Behaviour) -> Shop {
     shop
 }
 
-fn gone(shop: &Shop) {
-    shop.gateway.status_queries_are(Manner::Answer(410, GONE.to_owned()));
-    shop.gateway.cancels_are(Manner::Answer(410, GONE.to_owned()));
+fn gone(shop: &GatewayShop) {
+    shop.gateway.status_queries_are(QueryBehaviour::Answer(410, GONE.to_owned()));
+    shop.gateway.cancels_are(QueryBehaviour::Answer(410, GONE.to_owned()));
 }
 
-fn back(shop: &Shop) {
-    shop.gateway.status_queries_are(Manner::Truthful);
-    shop.gateway.cancels_are(Manner::Truthful);
+fn back(shop: &GatewayShop) {
+    shop.gateway.status_queries_are(QueryBehaviour::Truthful);
+    shop.gateway.cancels_are(QueryBehaviour::Truthful);
 }
 
-async fn resolve_order(shop: &Shop, order: i64, body: &Value, key: Option<&str>) -> Reply {
+async fn resolve_order(shop: &GatewayShop, order: i64, body: &Value, key: Option<&str>) -> Reply {
     let path = format!("/admin/v1/orders/{order}/payment-outcome");
     shop.test.send(Method::POST, &path, Some(body), key).await
 }
 
-async fn resolve(shop: &Shop, outcome: &str) -> Reply {
+async fn resolve(shop: &GatewayShop, outcome: &str) -> Reply {
     resolve_order(shop, shop.order, &json!({"outcome": outcome, "reason": "the provider's console says so"}), None)
         .await
 }
 
-async fn stuck(shop: &Shop) -> Value {
+async fn stuck(shop: &GatewayShop) -> Value {
     shop.test.get("/admin/v1/payments/stuck").await.ok()
 }
 
 /// What PostgreSQL says of the shop's payment: status, transaction, who decided it and why.
-async fn payment(shop: &Shop) -> (String, Option<String>, Option<String>, Option<String>) {
+async fn payment(shop: &GatewayShop) -> (String, Option<String>, Option<String>, Option<String>) {
     shop.test.drain().await;
     let query = sqlx::query_as(
         "SELECT status, transaction_id, resolved_by, resolved_because FROM payments WHERE order_id = $1",
@@ -60,7 +60,7 @@ async fn payment(shop: &Shop) -> (String, Option<String>, Option<String>, Option
 
 #[tokio::test]
 async fn payment_listed_with_last_gateway_reply_when_stuck() {
-    let shop = Shop::start(IMPATIENT_MS).await;
+    let shop = GatewayShop::start(IMPATIENT_MS).await;
     assert_eq!(stuck(&shop).await, json!({"content": [], "totalElements": 0}));
     shop.finish(0).await;
     let shop = stuck_shop(Behaviour::ApproveThenHang).await;
@@ -119,14 +119,14 @@ async fn payment_stuck_and_order_paid_when_gateway_contradicts_operator() {
     assert_eq!(resolve(&shop, "APPROVED").await.ok()["orderStatus"], "PAID");
     // It never had it, and says so from now on: declined.
     let declined = r#"{"approved": false, "reason": "no such payment"}"#;
-    shop.gateway.status_queries_are(Manner::Answer(200, declined.to_owned()));
+    shop.gateway.status_queries_are(QueryBehaviour::Answer(200, declined.to_owned()));
     shop.later(10).await;
     assert_eq!(shop.status().await, ("PAID".into(), None));
     let listed = stuck(&shop).await;
     assert_eq!(listed["content"][0]["paymentStatus"], "UNCONFIRMED");
     assert_eq!(listed["content"][0]["lastAnswer"], "declined: no such payment");
     // An operator (or its user) refunds the order: there is no money, and the gateway says so.
-    shop.gateway.cancels_are(Manner::Answer(404, GONE.to_owned()));
+    shop.gateway.cancels_are(QueryBehaviour::Answer(404, GONE.to_owned()));
     assert_eq!(shop.test.cancel(shop.order, shop.user).await.ok()["closeReason"], "REFUNDED");
     shop.later(10).await;
     assert_eq!((payment(&shop).await.0.as_str(), &stuck(&shop).await["totalElements"]), ("REFUNDED", &json!(0)));
@@ -154,13 +154,13 @@ async fn order_failed_and_holds_released_when_operator_and_gateway_decline() {
     assert_eq!(resolve(&shop, "DECLINED").await.ok()["orderStatus"], "FAILED");
     assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
     assert_eq!(shop.stock().await, 10);
-    let told = shop.pay(Some("k")).await;
-    told.refused(402, "INSUFFICIENT_BALANCE");
-    assert!(told.replayed());
+    let repeat = shop.pay(Some("k")).await;
+    repeat.refused(402, "INSUFFICIENT_BALANCE");
+    assert!(repeat.replayed());
     assert_eq!(payment(&shop).await.0, "WATCHED");
     resolve(&shop, "DECLINED").await.refused(409, "NO_PAYMENT_UNDER_WAY");
     let declined = r#"{"approved": false, "reason": "limit"}"#;
-    shop.gateway.status_queries_are(Manner::Answer(200, declined.to_owned()));
+    shop.gateway.status_queries_are(QueryBehaviour::Answer(200, declined.to_owned()));
     shop.later(1_000).await;
     assert_eq!(payment(&shop).await.0, "DECLINED");
     shop.finish(0).await;
@@ -184,7 +184,7 @@ async fn coupon_and_open_order_released_when_operator_declines() {
     let url = gateway.url().to_owned();
     drop(gateway);
     // Connections to it are refused.
-    let shop = Shop::at(&url, PATIENT_MS).await;
+    let shop = GatewayShop::at(&url, PATIENT_MS).await;
     let lines = json!([{"productId": shop.product, "quantity": 1}]);
     let order = json!({"userId": shop.user, "orderProducts": lines, "userCouponId": shop.coupon});
     let order = shop.test.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
@@ -200,7 +200,7 @@ async fn coupon_and_open_order_released_when_operator_declines() {
 
 #[tokio::test]
 async fn resolve_refused_when_no_payment_open() {
-    let shop = Shop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(PATIENT_MS).await;
     // PENDING, and nobody has tried to pay.
     resolve(&shop, "APPROVED").await.refused(409, "NO_PAYMENT_UNDER_WAY");
     let body = json!({"outcome": "APPROVED", "reason": "x"});

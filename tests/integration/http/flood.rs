@@ -191,8 +191,8 @@ async fn crawl(service: SocketAddr, address: &'static str, begun: &'static str, 
                 stream.read_to_end(&mut said).await.ok()?;
                 String::from_utf8(said).unwrap().split(' ').nth(1)?.parse().ok()
             };
-            while let Some(told) = stop.run_until_cancelled(once()).await {
-                tally.add(told.unwrap_or(0));
+            while let Some(status) = stop.run_until_cancelled(once()).await {
+                tally.add(status.unwrap_or(0));
                 // Not to spend this test's own share of the machine on it.
                 tokio::task::yield_now().await;
             }

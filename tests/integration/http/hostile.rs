@@ -223,12 +223,12 @@ async fn token_guesses_refused_and_other_clients_served() {
         let most = 10 + began.elapsed().as_secs() / 6 + 1;
         assert!((10..=most).contains(&judged), "{path}: {judged} were judged");
         // Right ones are refused as wrong ones are: at most every sixth second one is looked at.
-        let mut told = Vec::new();
+        let mut replies = Vec::new();
         for _ in 0..20 {
-            told.push(ask(&guesser, right).await);
+            replies.push(ask(&guesser, right).await);
             ask(&guesser, "a-wrong-token-in-between").await;
         }
-        assert!(told.iter().filter(|status| **status == 429).count() >= 10, "{path}: {told:?}");
+        assert!(replies.iter().filter(|status| **status == 429).count() >= 10, "{path}: {replies:?}");
         assert_eq!(ask(&client_at("127.0.4.9"), right).await, 200, "{path}: others are not locked out");
         // What is not the operators' has nothing to do with it.
         assert_eq!(read(guesser.get(service.url("/api/v1/products"))).await.status, 200);

@@ -18,17 +18,17 @@ fn with_kim() -> Options {
 }
 
 /// Acts, oldest first.
-async fn acts(test: &TestApp, query: &str) -> Vec<Value> {
+async fn actions(test: &TestApp, query: &str) -> Vec<Value> {
     let page = get(test, &format!("/admin/v1/operator-log?size=100{query}")).await.ok();
-    let mut acts = page["content"].as_array().unwrap().clone();
-    assert_eq!(page["totalElements"].as_i64().unwrap(), acts.len() as i64);
-    acts.reverse();
-    acts
+    let mut actions = page["content"].as_array().unwrap().clone();
+    assert_eq!(page["totalElements"].as_i64().unwrap(), actions.len() as i64);
+    actions.reverse();
+    actions
 }
 
-fn told(act: &Value) -> (&str, &str, &str, i64) {
-    let text = |name: &str| act[name].as_str().unwrap();
-    (text("operator"), text("action"), text("target"), act["status"].as_i64().unwrap())
+fn summary(action: &Value) -> (&str, &str, &str, i64) {
+    let text = |name: &str| action[name].as_str().unwrap();
+    (text("operator"), text("action"), text("target"), action["status"].as_i64().unwrap())
 }
 
 #[tokio::test]
@@ -51,14 +51,14 @@ async fn operator_actions_recorded_and_nothing_else() {
     get(&test, "/admin/v1/orders").await.ok();
     test.put_charge(1, 5).await.refused(404, "USER_NOT_FOUND");
     test.send(Method::POST, "/admin/v1/nothing", Some(&json!({})), None).await.refused(404, "NOT_FOUND");
-    let stranger = test.client.post(format!("{}/admin/v1/users", test.base)).bearer_auth("wrong");
-    read(stranger.json(&json!({"userName": "x"}))).await.refused(401, "UNAUTHORIZED");
+    let unauthenticated = test.client.post(format!("{}/admin/v1/users", test.base)).bearer_auth("wrong");
+    read(unauthenticated.json(&json!({"userName": "x"}))).await.refused(401, "UNAUTHORIZED");
     post(&test, "/ops/session", json!({"token": "wrong"})).await.refused(401, "UNAUTHORIZED");
     let signed_in = test.post("/ops/session", json!({"token": KIM})).await;
     let cookie = signed_in.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
     read(test.client.delete(format!("{}/ops/session", test.base)).header("cookie", &cookie)).await;
 
-    let all = acts(&test, "").await;
+    let all = actions(&test, "").await;
     let expected = [
         ("admin", "POST /admin/v1/products", format!("productId={product}"), 201),
         ("kim", "PATCH /admin/v1/products/{productId}", format!("productId={product}"), 409),
@@ -67,8 +67,9 @@ async fn operator_actions_recorded_and_nothing_else() {
         ("kim", "POST /ops/session", String::new(), 204),
         ("kim", "DELETE /ops/session", String::new(), 204),
     ];
-    let expected: Vec<_> = expected.iter().map(|(who, act, on, status)| (*who, *act, on.as_str(), *status)).collect();
-    assert_eq!(all.iter().map(told).collect::<Vec<_>>(), expected);
+    let expected: Vec<_> =
+        expected.iter().map(|(who, action, on, status)| (*who, *action, on.as_str(), *status)).collect();
+    assert_eq!(all.iter().map(summary).collect::<Vec<_>>(), expected);
     fields(&all[0], "operator action target detail status at requestId");
     assert_eq!(all[0]["at"], now(&test));
     assert_eq!(all[1]["requestId"], "of-kim");
@@ -80,8 +81,8 @@ async fn operator_actions_recorded_and_nothing_else() {
         "{everything}"
     );
 
-    assert_eq!(acts(&test, "&operator=kim").await, all[1..]);
-    assert!(acts(&test, "&operator=lee").await.is_empty());
+    assert_eq!(actions(&test, "&operator=kim").await, all[1..]);
+    assert!(actions(&test, "&operator=lee").await.is_empty());
     let page = get(&test, "/admin/v1/operator-log?page=1&size=2").await.ok();
     assert_eq!(page["content"].as_array().unwrap()[..], [all[3].clone(), all[2].clone()]);
     for wrong in ["operator=Kim", "operator=", "operator=a%00", "size=101", "page=-1"] {
@@ -98,8 +99,8 @@ async fn operator_action_path_recorded_short_and_printable() {
         let path = format!("/admin/v1/products/{id}");
         test.send(Method::PATCH, &path, Some(&patch), None).await.refused(404, "PRODUCT_NOT_FOUND");
     }
-    let all = acts(&test, "").await;
-    let targets: Vec<&str> = all.iter().map(|act| told(act).2).collect();
+    let all = actions(&test, "").await;
+    let targets: Vec<&str> = all.iter().map(|action| summary(action).2).collect();
     let long = format!("productId={}…", "9".repeat(40));
     assert_eq!(targets, ["productId=\u{fffd}\u{fffd}", &long, "productId=👟"]);
     test.finish().await;
@@ -117,12 +118,12 @@ async fn operator_actions_queued_when_postgres_down() {
     let users: Vec<i64> = [test.user(1).await, test.user(2).await, test.user(3).await].into();
     rename("away", "operator_log").await;
     // Whoever asks now waits for what is still on its way.
-    let noted = crate::support::harness::until("the acts are written", async || {
-        let all = acts(&test, "").await;
+    let recorded = crate::support::harness::until("the acts are written", async || {
+        let all = actions(&test, "").await;
         (all.len() == users.len()).then_some(all)
     })
     .await;
-    let targets: Vec<String> = noted.iter().map(|act| told(act).2.to_owned()).collect();
+    let targets: Vec<String> = recorded.iter().map(|action| summary(action).2.to_owned()).collect();
     assert_eq!(targets, users.iter().map(|id| format!("userId={id}")).collect::<Vec<_>>());
     test.finish().await;
 }

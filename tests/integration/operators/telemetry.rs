@@ -118,8 +118,8 @@ async fn request_traced_without_secrets() {
         json!({"orderId": placed["orderId"], "userId": 1, "paymentType": "KAKAO_PAY", "amount": placed["finalPrice"]});
     send(&base, Method::POST, "/api/v1/payments", pay, &user, "follow-2").await.ok();
     assert_eq!(gateway.header("x-request-id").as_deref(), Some("follow-2"));
-    let told = gateway.header("traceparent").unwrap();
-    assert!(told.starts_with(&format!("00-{TRACE_ID}-")) && !told.contains(PARENT_ID), "{told}");
+    let traceparent = gateway.header("traceparent").unwrap();
+    assert!(traceparent.starts_with(&format!("00-{TRACE_ID}-")) && !traceparent.contains(PARENT_ID), "{traceparent}");
     send(&base, Method::PUT, "/api/v1/balances/1", json!({"amount": 5}), &user, "follow-3").await.ok();
     send(&base, Method::PUT, "/api/v1/balances/1", json!({"amount": 5}), &other, "follow-4")
         .await
@@ -186,7 +186,7 @@ async fn request_traced_without_secrets() {
     assert_eq!(charges, MANY + 1);
     let paid = below("follow-2", "POST /payments");
     assert_eq!(attribute(&paid.attributes, "firstcome.gateway"), "KAKAO_PAY");
-    assert_eq!(told, format!("00-{TRACE_ID}-{}-01", hex(&paid.span_id)));
+    assert_eq!(traceparent, format!("00-{TRACE_ID}-{}-01", hex(&paid.span_id)));
     for id in ["follow-1", "follow-2", "follow-3"] {
         let carried = spans.iter().filter(|span| span.name == "project");
         let mut ids = carried.map(|span| attribute(&span.attributes, "firstcome.request_ids"));
@@ -239,17 +239,17 @@ async fn collector_outage_logged_once() {
     ]);
     let mut dev = Running::start(&mut command, &dir, "dev");
     let base = dev.base().await;
-    let told = "the collector does not take traces: they are dropped until it does";
+    let traceparent = "the collector does not take traces: they are dropped until it does";
     until("the collector is missed", async || {
         read(client().get(format!("{base}/api/v1/products"))).await.ok();
-        dev.logged(told)
+        dev.logged(traceparent)
     })
     .await;
     for _ in 0..200 {
         read(client().get(format!("{base}/api/v1/products"))).await.ok();
     }
     dev.stop().await;
-    assert_eq!(dev.err().matches(told).count(), 1, "{}", dev.err());
+    assert_eq!(dev.err().matches(traceparent).count(), 1, "{}", dev.err());
     assert!(!dev.err().contains("firstcome::access"), "{}", dev.err());
 }
 

@@ -7,11 +7,11 @@ use crate::support::{
     harness::TestApp,
 };
 
-fn events(story: &Value) -> Vec<&str> {
-    story["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect()
+fn events(timeline_of: &Value) -> Vec<&str> {
+    timeline_of["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect()
 }
 
-async fn story(test: &TestApp, of: &str, id: i64) -> Value {
+async fn timeline_of(test: &TestApp, of: &str, id: i64) -> Value {
     get(test, &format!("/admin/v1/{of}/{id}/timeline")).await.ok()
 }
 
@@ -24,16 +24,17 @@ async fn user_timeline_complete() {
         bought(test, user, product, 2).await;
         let open = placed(test, user, &[(product, 1)], Some(coupon)).await;
         test.drain().await;
-        let told = story(test, "users", user).await;
-        assert_eq!(told["user"], json!({"userId": user, "userName": "이다은", "balance": 800}));
-        assert_eq!(told["coupons"][0]["heldByOrderId"], open);
-        let kinds: Vec<&Value> = told["entries"].as_array().unwrap().iter().map(|e| &e["transactionType"]).collect();
+        let timeline = timeline_of(test, "users", user).await;
+        assert_eq!(timeline["user"], json!({"userId": user, "userName": "이다은", "balance": 800}));
+        assert_eq!(timeline["coupons"][0]["heldByOrderId"], open);
+        let kinds: Vec<&Value> =
+            timeline["entries"].as_array().unwrap().iter().map(|e| &e["transactionType"]).collect();
         assert_eq!(kinds, ["CHARGE", "PAYMENT"]);
-        assert_eq!((&told["openOrdersInAll"], &told["openOrders"][0]["orderId"]), (&json!(1), &json!(open)));
-        assert_eq!((&told["ordersInAll"], told["orders"].as_array().unwrap().len()), (&json!(2), 2));
-        assert_eq!(told["deadLetters"], json!([]));
+        assert_eq!((&timeline["openOrdersInAll"], &timeline["openOrders"][0]["orderId"]), (&json!(1), &json!(open)));
+        assert_eq!((&timeline["ordersInAll"], timeline["orders"].as_array().unwrap().len()), (&json!(2), 2));
+        assert_eq!(timeline["deadLetters"], json!([]));
         let shown = get(test, &format!("/admin/v1/users/{user}")).await.ok();
-        assert_eq!(shown, told["user"]);
+        assert_eq!(shown, timeline["user"]);
         for path in ["/admin/v1/users/999999/timeline", "/admin/v1/users/999999", "/admin/v1/users/x/timeline"] {
             get(test, path).await.refused(404, "USER_NOT_FOUND");
         }
@@ -49,10 +50,10 @@ async fn timeline_lists_bounded() {
         bought(&test, user, product, 1).await;
     }
     test.drain().await;
-    let told = story(&test, "users", user).await;
-    assert_eq!((told["orders"].as_array().unwrap().len(), &told["ordersInAll"]), (20, &json!(25)));
-    assert_eq!(told["entries"].as_array().unwrap().len(), 20);
-    assert_eq!(told["entries"][19]["entryNo"], 26);
+    let timeline = timeline_of(&test, "users", user).await;
+    assert_eq!((timeline["orders"].as_array().unwrap().len(), &timeline["ordersInAll"]), (20, &json!(25)));
+    assert_eq!(timeline["entries"].as_array().unwrap().len(), 20);
+    assert_eq!(timeline["entries"][19]["entryNo"], 26);
     test.finish().await;
 }
 
@@ -64,29 +65,33 @@ async fn order_timeline_dates_every_step() {
         let order = post(test, "/api/v1/orders", order_of(user, &[(near, 1), (far, 1)], None)).await.ok();
         let order_id = id(&order, "orderId");
         // Postgres has nothing of it yet: Redis is believed.
-        let told = story(test, "orders", order_id).await;
-        assert_eq!((&told["redisStatus"], &told["postgresStatus"]), (&json!("PENDING"), &Value::Null));
-        assert_eq!((events(&told), &told["payment"]), (vec!["ORDER_PLACED"], &Value::Null));
+        let timeline = timeline_of(test, "orders", order_id).await;
+        assert_eq!((&timeline["redisStatus"], &timeline["postgresStatus"]), (&json!("PENDING"), &Value::Null));
+        assert_eq!((events(&timeline), &timeline["payment"]), (vec!["ORDER_PLACED"], &Value::Null));
         test.clock.advance(5_000);
         pay(test, order_id, user, 150).await.ok();
         test.clock.advance(5_000);
         crate::support::api_kit::cancel(test, order_id, user).await.ok();
         test.drain().await;
-        let told = story(test, "orders", order_id).await;
-        assert_eq!((&told["redisStatus"], &told["postgresStatus"]), (&json!("CANCELLED"), &json!("CANCELLED")));
+        let timeline = timeline_of(test, "orders", order_id).await;
+        assert_eq!((&timeline["redisStatus"], &timeline["postgresStatus"]), (&json!("CANCELLED"), &json!("CANCELLED")));
         let all = ["ORDER_PLACED", "BALANCE_CHANGED", "ORDER_PAID", "PAYMENT_ENDED", "BALANCE_CHANGED", "ORDER_CLOSED"];
-        assert_eq!(events(&told), all);
-        let details: Vec<&Value> = told["events"].as_array().unwrap().iter().map(|event| &event["detail"]).collect();
+        assert_eq!(events(&timeline), all);
+        let details: Vec<&Value> =
+            timeline["events"].as_array().unwrap().iter().map(|event| &event["detail"]).collect();
         assert_eq!(json!(details), json!([null, "PAYMENT 150", null, "REFUNDED", "REFUND 150", "REFUNDED"]));
-        assert_eq!((&told["payment"]["status"], &told["payment"]["method"]), (&json!("REFUNDED"), &json!("BALANCE")));
-        let elsewhere = told["holds"].as_array().unwrap();
+        assert_eq!(
+            (&timeline["payment"]["status"], &timeline["payment"]["method"]),
+            (&json!("REFUNDED"), &json!("BALANCE"))
+        );
+        let elsewhere = timeline["holds"].as_array().unwrap();
         assert_eq!(elsewhere.is_empty(), test.options.partitions == 1, "{elsewhere:?}");
         assert!(elsewhere.iter().all(|hold| hold["state"] == "REFUNDED"), "{elsewhere:?}");
         // And when it has left Redis.
-        test.leave().await;
-        let later = story(test, "orders", order_id).await;
-        assert_eq!((&later["redisStatus"], &later["order"]), (&Value::Null, &told["order"]));
-        assert_eq!(later["events"], told["events"]);
+        test.expire_evicted().await;
+        let later = timeline_of(test, "orders", order_id).await;
+        assert_eq!((&later["redisStatus"], &later["order"]), (&Value::Null, &timeline["order"]));
+        assert_eq!(later["events"], timeline["events"]);
         get(test, "/admin/v1/orders/999999/timeline").await.refused(404, "ORDER_NOT_FOUND");
     })
     .await;
@@ -99,12 +104,12 @@ async fn timeline_served_when_postgres_down() {
     let (user, product) = (test.user(1_000).await, test.product(100, 90).await);
     let order = placed(&test, user, &[(product, 1)], None).await;
     test.db.clone().close().await.unwrap();
-    let told = story(&test, "users", user).await;
+    let timeline = timeline_of(&test, "users", user).await;
     assert_eq!(
-        (&told["user"]["balance"], &told["orders"], &told["entries"]),
+        (&timeline["user"]["balance"], &timeline["orders"], &timeline["entries"]),
         (&json!(1_000), &Value::Null, &Value::Null)
     );
-    let told = story(&test, "orders", order).await;
-    assert_eq!((&told["redisStatus"], &told["deadLetters"]), (&json!("PENDING"), &Value::Null));
+    let timeline = timeline_of(&test, "orders", order).await;
+    assert_eq!((&timeline["redisStatus"], &timeline["deadLetters"]), (&json!("PENDING"), &Value::Null));
     test.finish_unchecked().await;
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::Connection;
 
 use crate::{
-    projector::projection::Shop,
+    projector::projection::RestartableApp,
     support::harness::{TestApp, postgres_config, until},
 };
 
@@ -14,7 +14,7 @@ use crate::{
 /// even be restarted meanwhile.
 #[tokio::test]
 async fn api_served_when_postgres_hangs() {
-    let mut shop = Shop::open().await;
+    let mut shop = RestartableApp::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
     let history = format!("/api/v1/balances/{user}/history");
@@ -58,7 +58,7 @@ async fn api_served_when_postgres_hangs() {
 /// Postgres that is up and lets nobody in: the same, and no answer is taken for a fault of the request.
 #[tokio::test]
 async fn api_served_when_postgres_refuses_connections() {
-    let shop = Shop::open().await;
+    let shop = RestartableApp::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
     let admin = firstcome::postgres::connect(&postgres_config(&shop.postgres.url("template1"))).await.unwrap();

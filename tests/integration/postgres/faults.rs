@@ -83,9 +83,9 @@ async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
     assert_eq!(audit["balanced"], false, "{audit}");
     // Once nothing is in their way they are applied, one by one.
     sql(&test, "DROP TRIGGER refuse ON users").await;
-    let letters = test.get("/admin/v1/dead-letters?size=100").await.ok();
-    for letter in letters["content"].as_array().unwrap() {
-        let body = json!({"partition": 0, "streamId": letter["streamId"], "seq": letter["seq"]});
+    let dead_letters = test.get("/admin/v1/dead-letters?size=100").await.ok();
+    for dead_letter in dead_letters["content"].as_array().unwrap() {
+        let body = json!({"partition": 0, "streamId": dead_letter["streamId"], "seq": dead_letter["seq"]});
         assert_eq!(test.post("/admin/v1/dead-letters/retry", body).await.status, 204);
     }
     test.finish().await;
@@ -101,12 +101,12 @@ async fn dead_letter_filed_in_ascii_when_postgres_refuses_its_text() {
     user(&test, "after").await;
     test.drain().await;
     assert_eq!((count(&test, "dead_letters").await, count(&test, "users").await), (1, 1));
-    let letters = test.get("/admin/v1/dead-letters").await.ok();
-    let letter = &letters["content"][0];
-    assert!(letter["fields"]["escaped"].as_str().is_some_and(|text| text.contains("1f39f")), "{letter}");
+    let dead_letters = test.get("/admin/v1/dead-letters").await.ok();
+    let dead_letter = &dead_letters["content"][0];
+    assert!(dead_letter["fields"]["escaped"].as_str().is_some_and(|text| text.contains("1f39f")), "{dead_letter}");
     // It is there to be read. Applied, it would be under another name.
     sql(&test, "DROP TRIGGER refuse ON users").await;
-    let body = json!({"partition": 0, "streamId": letter["streamId"], "seq": letter["seq"]});
+    let body = json!({"partition": 0, "streamId": dead_letter["streamId"], "seq": dead_letter["seq"]});
     test.post("/admin/v1/dead-letters/retry", body).await.refused(409, "DEAD_LETTER_REFUSED");
     test.finish_unchecked().await;
 }

@@ -66,7 +66,7 @@ async fn stop_follows_order() {
     let gateway = FakeGateway::start().await;
     // A machine that stalls for as long as the delay shows nothing of it: then once more.
     for attempt in 1.. {
-        assert!(attempt <= 5, "nobody was told in time");
+        assert!(attempt <= 5, "no client was notified in time");
         gateway.next(Behaviour::ApproveLate);
         let mut serve = with_gateway(&servers, &gateway, &[("DRAIN_DELAY_SECONDS", "4")], &format!("serve-{attempt}"));
         let base = serve.base().await;
@@ -74,7 +74,7 @@ async fn stop_follows_order() {
         let paying = paying(&base, &gateway).await;
         serve.signal(Signal::TERM);
         let (client, ready) = (harness::client(), format!("{base}/readyz"));
-        let told = until("it says so, or closes", async || match client.get(&ready).send().await {
+        let notified = until("it says so, or closes", async || match client.get(&ready).send().await {
             Ok(reply) if reply.status() == 200 => None,
             Ok(reply) => {
                 assert_eq!((reply.status().as_u16(), &reply.headers()["connection"]), (503, &"close".parse().unwrap()));
@@ -103,7 +103,7 @@ async fn stop_follows_order() {
         assert!(status.success(), "{status}\n{}", serve.err());
         assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
         assert_eq!(in_outbox(&servers).await, 0);
-        if told && served {
+        if notified && served {
             break;
         }
     }
@@ -173,7 +173,7 @@ async fn stop_writes_operator_log() {
     let servers = migrated().await;
     let db = servers.db().await;
     let pool = db.get_postgres_connection_pool();
-    for (drain, code, told) in [("3600", 0, 1), ("2", 1, 0)] {
+    for (drain, code, notified) in [("3600", 0, 1), ("2", 1, 0)] {
         sqlx::query("TRUNCATE operator_log").execute(pool).await.unwrap();
         let mut serve = servers.start_with(&["serve"], &[("DRAIN_SECONDS", drain)], &format!("serve-{drain}"));
         let base = serve.base().await;
@@ -195,9 +195,9 @@ async fn stop_writes_operator_log() {
         assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
         // One that is told of in no table is told of in the log.
         let lost = serve.log().iter().any(|line| line["fields"]["reason"] == "the process ends");
-        assert_eq!(lost, told == 0, "{}", serve.err());
+        assert_eq!(lost, notified == 0, "{}", serve.err());
         let there: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_log").fetch_one(pool).await.unwrap();
-        assert_eq!(there, told);
+        assert_eq!(there, notified);
     }
     db.close().await.unwrap();
     servers.end().await;

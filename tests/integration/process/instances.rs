@@ -102,7 +102,7 @@ fn address_of(base: &str) -> SocketAddr {
 }
 
 /// The shop as the crowd sees it.
-struct Shop {
+struct Deployment {
     balancer: Balancer,
     /// The instances that are asked whether they know what was told.
     witnesses: Mutex<BTreeSet<String>>,
@@ -119,7 +119,7 @@ struct Shop {
     issued: Vec<Mutex<Vec<i64>>>,
 }
 
-impl Shop {
+impl Deployment {
     /// A write under a key, repeated until it has an outcome.
     async fn settle(&self, method: Method, path: &str, body: &Value, key: &str) -> Reply {
         let url = format!("http://{}{path}", self.balancer.address);
@@ -231,7 +231,7 @@ const VARIABLES: [(&str, &str); 4] = [
     ("ORDER_HOLD_SECONDS", "20"),
 ];
 
-async fn serve(servers: &Servers, shop: Option<&Shop>, name: &str) -> (Running, String) {
+async fn serve(servers: &Servers, shop: Option<&Deployment>, name: &str) -> (Running, String) {
     let mut serve = servers.start_with(&["serve"], &VARIABLES, name);
     let base = serve.base().await;
     if let Some(shop) = shop {
@@ -240,14 +240,14 @@ async fn serve(servers: &Servers, shop: Option<&Shop>, name: &str) -> (Running, 
     (serve, base)
 }
 
-impl Shop {
+impl Deployment {
     async fn join(&self, base: &str) {
         self.balancer.add(base).await;
         self.witnesses.lock().unwrap().insert(base.to_owned());
     }
 
     /// Waits until the crowd has done that much more.
-    async fn goes_on(&self, writes: usize) {
+    async fn continues(&self, writes: usize) {
         let goal = self.settled.load(SeqCst) + writes;
         until("the crowd goes on", async || (self.settled.load(SeqCst) >= goal).then_some(())).await;
     }
@@ -258,22 +258,22 @@ fn project(servers: &Servers, name: &str) -> Running {
 }
 
 /// Everything that an operator does on a bad day, while the crowd shops.
-async fn replace_everybody(
+async fn replace_all(
     servers: &Servers,
-    shop: &Shop,
+    shop: &Deployment,
     (mut first, mut second): ((Running, String), (Running, String)),
     (mut projects, mut too): (Running, Running),
 ) -> [Running; 3] {
     // One instance dies. Those who were with it find their way to the other.
-    shop.goes_on(4 * USERS).await;
+    shop.continues(4 * USERS).await;
     shop.witnesses.lock().unwrap().remove(&first.1);
     first.0.child.kill().await.unwrap();
-    shop.goes_on(USERS).await;
+    shop.continues(USERS).await;
     shop.balancer.remove(&first.1).await;
     let (third, _) = serve(servers, Some(shop), "third").await;
 
     // The other is replaced in order: nobody notices.
-    shop.goes_on(2 * USERS).await;
+    shop.continues(2 * USERS).await;
     let (fourth, _) = serve(servers, Some(shop), "fourth").await;
     let disturbed = shop.disturbed.load(SeqCst);
     shop.witnesses.lock().unwrap().remove(&second.1);
@@ -292,15 +292,15 @@ async fn replace_everybody(
     }
 
     // So are the projectors: one dies, one is told to go, and does not wait for an outbox that never is empty.
-    shop.goes_on(2 * USERS).await;
+    shop.continues(2 * USERS).await;
     projects.child.kill().await.unwrap();
-    shop.goes_on(2 * USERS).await;
+    shop.continues(2 * USERS).await;
     let third_projects = project(servers, "third-projects");
     too.signal(Signal::TERM);
     let status = too.ended().await;
     assert!(status.success(), "{status}\n{}", too.err());
     assert!(too.logged("the outbox is drained").is_some(), "{}", too.err());
-    shop.goes_on(2 * USERS).await;
+    shop.continues(2 * USERS).await;
     [third, fourth, third_projects]
 }
 
@@ -329,7 +329,7 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
         users.push(post(base, "/admin/v1/users", user).await.created()["userId"].as_i64().unwrap());
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let shop = Shop {
+    let shop = Deployment {
         balancer: Balancer::start().await,
         witnesses: Mutex::default(),
         // A connection for each request, so that everybody meets every instance.
@@ -353,11 +353,11 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
     let stop = CancellationToken::new();
     let crowd = join_all(users.iter().enumerate().map(|(nth, user)| shop.shop(nth, *user, &stop)));
     let operator = async {
-        let left = replace_everybody(&servers, &shop, (first, second), (projects, too)).await;
+        let left = replace_all(&servers, &shop, (first, second), (projects, too)).await;
         stop.cancel();
         left
     };
-    let (told, [mut third, mut fourth, mut projects]) = tokio::join!(crowd, operator);
+    let (replies, [mut third, mut fourth, mut projects]) = tokio::join!(crowd, operator);
     println!("{:?} writes, {:?} attempts in vain", shop.settled, shop.disturbed);
     assert!(shop.disturbed.load(SeqCst) < shop.settled.load(SeqCst), "hardly anything went well");
 
@@ -371,7 +371,7 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
             (projection["lagEvents"] == 0).then_some(())
         })
         .await;
-        for ((user, (balance, entries)), nth) in users.iter().zip(&told).zip(0..) {
+        for ((user, (balance, entries)), nth) in users.iter().zip(&replies).zip(0..) {
             assert_eq!(get(base, &format!("/api/v1/balances/{user}")).await.ok()["balance"], *balance, "user {nth}");
             let history = get(base, &format!("/api/v1/balances/{user}/history?limit={MOST_ENTRIES}")).await.ok();
             assert_eq!(history.as_array().unwrap().len(), *entries, "user {nth}");

@@ -27,7 +27,7 @@ use crate::{
 type Entry = (String, Vec<(String, String)>);
 
 /// What an event's kind is called that this program does not know.
-const STRANGE: &str = "a_kind_of_a_newer_program";
+const UNKNOWN_KIND: &str = "a_kind_of_a_newer_program";
 
 async fn entries(redis: &mut MultiplexedConnection, partition: u16) -> Vec<Entry> {
     let outbox = format!("{{p{partition}}}:outbox");
@@ -35,8 +35,8 @@ async fn entries(redis: &mut MultiplexedConnection, partition: u16) -> Vec<Entry
 }
 
 /// Makes the chosen entries of the outbox ones that can't be understood, and what they are called is told in another field.
-async fn estrange(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize {
-    let (mut redis, mut place, mut estranged) = (test.raw().await, 0, 0);
+async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize {
+    let (mut redis, mut place, mut made) = (test.raw().await, 0, 0);
     for partition in 0..test.options.partitions {
         let outbox = format!("{{p{partition}}}:outbox");
         let all = entries(&mut redis, partition).await;
@@ -45,9 +45,9 @@ async fn estrange(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize
             let mut fields = event::fields_of(&fields, 0);
             let kind = fields.iter_mut().find(|(name, _)| name == "kind").unwrap();
             if chosen(place, &kind.1) {
-                let was = std::mem::replace(&mut kind.1, STRANGE.to_owned());
+                let was = std::mem::replace(&mut kind.1, UNKNOWN_KIND.to_owned());
                 fields.push(("was".to_owned(), was));
-                estranged += 1;
+                made += 1;
             }
             place += 1;
             let mut add = redis::cmd("XADD");
@@ -58,11 +58,11 @@ async fn estrange(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize
             let _: String = add.query_async(&mut redis).await.unwrap();
         }
     }
-    estranged
+    made
 }
 
 /// What a newer program would understand, this one does from now on.
-async fn understand(test: &TestApp) {
+async fn make_applicable(test: &TestApp) {
     sql(
         test,
         "UPDATE dead_letters SET fields = fields || jsonb_build_object('kind', fields->>'was') WHERE fields ? 'was'",
@@ -83,15 +83,16 @@ where
 }
 
 /// All dead letters, as they are shown.
-async fn letters(test: &TestApp) -> Vec<Value> {
+async fn all_dead_letters(test: &TestApp) -> Vec<Value> {
     let page = get(test, "/admin/v1/dead-letters?size=100").await.ok();
-    let letters = page["content"].as_array().unwrap().clone();
-    assert_eq!(page["totalElements"].as_i64().unwrap(), letters.len() as i64, "{page}");
-    letters
+    let all_dead_letters = page["content"].as_array().unwrap().clone();
+    assert_eq!(page["totalElements"].as_i64().unwrap(), all_dead_letters.len() as i64, "{page}");
+    all_dead_letters
 }
 
-async fn retry(test: &TestApp, letter: &Value) -> Reply {
-    let body = json!({"partition": letter["partition"], "streamId": letter["streamId"], "seq": letter["seq"]});
+async fn retry(test: &TestApp, dead_letter: &Value) -> Reply {
+    let body =
+        json!({"partition": dead_letter["partition"], "streamId": dead_letter["streamId"], "seq": dead_letter["seq"]});
     post(test, "/admin/v1/dead-letters/retry", body).await
 }
 
@@ -123,25 +124,25 @@ async fn tables(test: &TestApp) -> BTreeMap<&'static str, Vec<String>> {
 /// Retries all in rounds, each in another order, until none is left; every round must get some in.
 async fn retry_all(test: &TestApp, mut seed: u64) {
     for _ in 0..1_000 {
-        let mut left = letters(test).await;
+        let mut left = all_dead_letters(test).await;
         if left.is_empty() {
             return;
         }
         // Any order will do, as long as it is another one each time.
-        left.sort_by_cached_key(|letter| {
+        left.sort_by_cached_key(|dead_letter| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33, letter["seq"].as_i64())
+            (seed >> 33, dead_letter["seq"].as_i64())
         });
         let mut applied = 0;
-        for letter in &left {
-            let reply = retry(test, letter).await;
+        for dead_letter in &left {
+            let reply = retry(test, dead_letter).await;
             if reply.status == 204 {
                 applied += 1;
             } else {
                 reply.refused(409, "DEAD_LETTER_REFUSED");
             }
         }
-        assert!(applied > 0, "{:#?}", letters(test).await);
+        assert!(applied > 0, "{:#?}", all_dead_letters(test).await);
     }
     panic!("there is no end to it");
 }
@@ -156,13 +157,13 @@ fn dead_letters_retried_in_any_order_equal_timely_projection() {
             runtime.block_on(async {
                 let test = TestApp::with(Options { partitions, ..Options::default() }).await;
                 busy_day(&test).await;
-                let estranged = estrange(&test, |place, _| chosen.contains(&place)).await;
+                let made = make_dead_letters(&test, |place, _| chosen.contains(&place)).await;
                 test.drain().await;
-                assert!(letters(&test).await.len() >= estranged);
-                understand(&test).await;
+                assert!(all_dead_letters(&test).await.len() >= made);
+                make_applicable(&test).await;
                 retry_all(&test, seed).await;
                 // Where everything that is over may leave Redis, Postgres tells of it.
-                test.leave().await;
+                test.expire_evicted().await;
                 test.finish().await;
             });
             Ok(())
@@ -176,24 +177,24 @@ async fn dead_letter_applied_once_when_retries_race() {
     let user = test.user(0).await;
     test.put_charge(user, 500).await.ok();
     test.put_charge(user, 7).await.ok();
-    estrange(&test, |place, _| place == 1).await;
+    make_dead_letters(&test, |place, _| place == 1).await;
     test.drain().await;
-    let letter = letters(&test).await.remove(0);
-    assert!(letter["reason"].as_str().unwrap().contains(STRANGE), "{letter}");
+    let dead_letter = all_dead_letters(&test).await.remove(0);
+    assert!(dead_letter["reason"].as_str().unwrap().contains(UNKNOWN_KIND), "{dead_letter}");
     assert_eq!(
-        (&letter["fields"]["amount"], &letter["partition"], &letter["seq"]),
+        (&dead_letter["fields"]["amount"], &dead_letter["partition"], &dead_letter["seq"]),
         (&json!("500"), &json!(0), &json!(2))
     );
     // Not yet understood: it stays.
-    let refused = retry(&test, &letter).await;
+    let refused = retry(&test, &dead_letter).await;
     refused.refused(409, "DEAD_LETTER_REFUSED");
-    assert!(refused.json()["message"].as_str().unwrap().contains(STRANGE), "{}", refused.text);
-    understand(&test).await;
-    let tries = join_all((0..8).map(|_| retry(&test, &letter))).await;
+    assert!(refused.json()["message"].as_str().unwrap().contains(UNKNOWN_KIND), "{}", refused.text);
+    make_applicable(&test).await;
+    let tries = join_all((0..8).map(|_| retry(&test, &dead_letter))).await;
     let mut statuses: Vec<u16> = tries.iter().map(|reply| reply.status.as_u16()).collect();
     statuses.sort_unstable();
     assert_eq!(statuses, [204, 404, 404, 404, 404, 404, 404, 404]);
-    retry(&test, &letter).await.refused(404, "DEAD_LETTER_NOT_FOUND");
+    retry(&test, &dead_letter).await.refused(404, "DEAD_LETTER_NOT_FOUND");
     assert_eq!(one::<i64>(&test, "SELECT count(*) FROM balance_entries").await, 2);
     assert_eq!(one::<i64>(&test, "SELECT balance FROM users").await, 507, "the last word is the later charge's");
     test.finish().await;
@@ -206,19 +207,20 @@ async fn dead_letter_refused_changes_only_its_reason() {
     let product = test.product(10, 5).await;
     let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
     test.pay(order, user, "CARD", 10).await.ok();
-    estrange(&test, |_, kind| kind == "order_placed").await;
+    make_dead_letters(&test, |_, kind| kind == "order_placed").await;
     test.drain().await;
-    understand(&test).await;
+    make_applicable(&test).await;
     // Newest first: the payment of an order that is not there.
-    let both = letters(&test).await;
+    let both = all_dead_letters(&test).await;
     assert_eq!(both.len(), 2);
     sql(&test, "UPDATE dead_letters SET reason = 'nobody has looked'").await;
     let (before, redis) = (tables(&test).await, test.snapshot().await);
-    let paid = both.iter().find(|letter| letter["fields"]["kind"] == "order_paid").unwrap();
+    let paid = both.iter().find(|dead_letter| dead_letter["fields"]["kind"] == "order_paid").unwrap();
     let refused = retry(&test, paid).await;
     refused.refused(409, "DEAD_LETTER_REFUSED");
     assert_eq!((before, redis), (tables(&test).await, test.snapshot().await));
-    let reasons: Vec<String> = letters(&test).await.iter().map(|l| l["reason"].as_str().unwrap().to_owned()).collect();
+    let reasons: Vec<String> =
+        all_dead_letters(&test).await.iter().map(|l| l["reason"].as_str().unwrap().to_owned()).collect();
     assert!(reasons.contains(&"nobody has looked".to_owned()), "{reasons:?}");
     let reason = reasons.iter().find(|reason| *reason != "nobody has looked").unwrap();
     assert!(refused.json()["message"].as_str().unwrap().contains(reason.as_str()), "{} {reason}", refused.text);
@@ -250,20 +252,20 @@ async fn order_evicted_when_its_dead_letters_applied() {
     let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
     test.pay(order, user, "CARD", 10).await.ok();
     test.cancel(order, user).await.ok();
-    estrange(&test, |_, kind| kind == "order_placed").await;
+    make_dead_letters(&test, |_, kind| kind == "order_placed").await;
     test.drain().await;
-    understand(&test).await;
+    make_applicable(&test).await;
     let key = format!("{{p0}}:order:{order}");
-    let life = async || *invariants::lives(&mut test.raw().await).await.get(&key).unwrap();
-    let mut all = letters(&test).await;
-    all.sort_by_key(|letter| letter["seq"].as_i64());
+    let life = async || *invariants::ttls(&mut test.raw().await).await.get(&key).unwrap();
+    let mut all = all_dead_letters(&test).await;
+    all.sort_by_key(|dead_letter| dead_letter["seq"].as_i64());
     assert_eq!(all.len(), 3, "{all:#?}");
-    for letter in &all {
+    for dead_letter in &all {
         assert_eq!(life().await, -1, "it would leave, and Postgres does not have it");
-        assert_eq!(retry(&test, letter).await.status, 204);
+        assert_eq!(retry(&test, dead_letter).await.status, 204);
     }
     assert!(life().await > 0);
-    test.leave().await;
+    test.expire_evicted().await;
     let found = get(&test, &format!("/api/v1/orders/{order}")).await.ok();
     assert_eq!((&found["orderStatus"], &found["closeReason"]), (&json!("CANCELLED"), &json!("REFUNDED")));
     test.finish().await;
@@ -275,19 +277,19 @@ async fn dead_letter_refused_when_rebuild_discarded_it() {
     let test = TestApp::with(Options { dead_letters: 1, ..Options::default() }).await;
     let user = test.user(0).await;
     test.put_charge(user, 500).await.ok();
-    estrange(&test, |place, _| place == 1).await;
+    make_dead_letters(&test, |place, _| place == 1).await;
     test.drain().await;
-    understand(&test).await;
-    let letter = letters(&test).await.remove(0);
+    make_applicable(&test).await;
+    let dead_letter = all_dead_letters(&test).await.remove(0);
     // While it goes on nobody can tell what will be true after.
     let lock = firstcome::postgres::progress::Lock::take(&test.db).await.unwrap();
-    retry(&test, &letter).await.refused(503, "SERVICE_UNAVAILABLE");
+    retry(&test, &dead_letter).await.refused(503, "SERVICE_UNAVAILABLE");
     drop(lock);
     rebuilt(&test, rebuild::Options { discard: true, lost_at_most: Some(0) }).await;
     test.engine.ready().await.unwrap();
     for _ in 0..2 {
         // Before and after the new epoch is projected.
-        let refused = retry(&test, &letter).await;
+        let refused = retry(&test, &dead_letter).await;
         refused.refused(409, "DEAD_LETTER_REFUSED");
         assert!(refused.text.contains("rebuild"), "{}", refused.text);
         test.put_charge(user, 1).await.ok();
@@ -326,16 +328,16 @@ async fn dead_letter_refused_when_never_decided() {
     )
     .await;
     let before = tables(&test).await;
-    for letter in letters(&test).await {
-        assert_eq!(letter["seq"], Value::Null, "{letter}");
-        let refused = retry(&test, &letter).await;
+    for dead_letter in all_dead_letters(&test).await {
+        assert_eq!(dead_letter["seq"], Value::Null, "{dead_letter}");
+        let refused = retry(&test, &dead_letter).await;
         refused.refused(409, "DEAD_LETTER_REFUSED");
         assert!(refused.text.contains("place"), "{}", refused.text);
     }
     // Nor does a number that somebody gave it help.
     sql(&test, "UPDATE dead_letters SET epoch = 1, seq = 77 WHERE fields ? 'kind'").await;
-    let letter = letters(&test).await.into_iter().find(|letter| letter["seq"] == 77).unwrap();
-    retry(&test, &letter).await.refused(409, "DEAD_LETTER_REFUSED");
+    let dead_letter = all_dead_letters(&test).await.into_iter().find(|dead_letter| dead_letter["seq"] == 77).unwrap();
+    retry(&test, &dead_letter).await.refused(409, "DEAD_LETTER_REFUSED");
     assert_eq!(before, tables(&test).await);
     test.finish().await;
 }
@@ -356,14 +358,14 @@ async fn dead_letter_of_update_yields_to_newer_state() {
         }
     }
     // Of each, the first and the last are letters; then the last is retried first.
-    estrange(&test, |place, kind| kind.ends_with("_updated") && ![4, 5].contains(&place)).await;
+    make_dead_letters(&test, |place, kind| kind.ends_with("_updated") && ![4, 5].contains(&place)).await;
     test.drain().await;
-    understand(&test).await;
-    let mut all = letters(&test).await;
-    all.sort_by_key(|letter| -letter["seq"].as_i64().unwrap());
+    make_applicable(&test).await;
+    let mut all = all_dead_letters(&test).await;
+    all.sort_by_key(|dead_letter| -dead_letter["seq"].as_i64().unwrap());
     assert_eq!(all.len(), 4, "{all:#?}");
-    for letter in &all {
-        assert_eq!(retry(&test, letter).await.status, 204);
+    for dead_letter in &all {
+        assert_eq!(retry(&test, dead_letter).await.status, 204);
         let closes = "SELECT (extract(epoch FROM closes_at) * 1000)::bigint FROM campaigns";
         let priced: (i64, i64) = (one(&test, "SELECT price FROM products").await, one(&test, closes).await);
         // One of them is the other's yet.
@@ -400,10 +402,10 @@ async fn dead_letter_of_refund_leaves_finished_payment() {
     ))
     .await;
     decide("kind payment_ended order 7 receipt r outcome REFUNDED".to_owned()).await;
-    estrange(&test, |_, kind| kind == "order_closed").await;
+    make_dead_letters(&test, |_, kind| kind == "order_closed").await;
     test.drain().await;
-    understand(&test).await;
-    let all = letters(&test).await;
+    make_applicable(&test).await;
+    let all = all_dead_letters(&test).await;
     assert_eq!(all.len(), 1, "{all:#?}");
     assert_eq!(retry(&test, &all[0]).await.status, 204);
     assert_eq!(one::<String>(&test, "SELECT status FROM payments").await, "REFUNDED");

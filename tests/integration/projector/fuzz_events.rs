@@ -156,7 +156,7 @@ fn change(mut fields: Fields, changes: &[Change]) -> Fields {
 }
 
 /// Looks at an entry in every way in which the service does; what it decodes to, if anything.
-fn look_at(fields: &Fields) -> Option<Event> {
+fn inspect(fields: &Fields) -> Option<Event> {
     let _ = (is_newer(fields), fields_of(fields, 0), fields_of(fields, 1));
     let event = decode(fields).pop().expect("at least one").event;
     let event = event.map_err(|bad| assert!(bad.to_string().chars().count() < 300, "{bad}")).ok()?;
@@ -181,7 +181,7 @@ async fn event_mutated_leaves_projection_running() {
     let real = real_events().await;
     for fields in &real {
         // What is packed in an event is read and packed again to the same.
-        let event = look_at(fields).unwrap_or_else(|| panic!("{fields:?}"));
+        let event = inspect(fields).unwrap_or_else(|| panic!("{fields:?}"));
         let text: HashMap<&str, &str> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let lines = match &event.body {
             Body::OrderPlaced(placed) => &placed.lines,
@@ -192,7 +192,7 @@ async fn event_mutated_leaves_projection_running() {
         };
         assert_eq!(pack_lines(lines), text["lines"]);
     }
-    fold(&real.iter().filter_map(look_at).collect::<Vec<_>>());
+    fold(&real.iter().filter_map(inspect).collect::<Vec<_>>());
 
     let changed = (any::<Index>(), changes()).prop_map(|(at, changes)| change(at.get(&real).clone(), &changes));
     let name = prop_oneof![
@@ -206,7 +206,7 @@ async fn event_mutated_leaves_projection_running() {
     let batches = prop::collection::vec(prop_oneof![3 => changed, 1 => made_up], 1..16);
     TestRunner::new(config(256, 1))
         .run(&batches, |batch| {
-            let events: Vec<Event> = batch.iter().filter_map(look_at).collect();
+            let events: Vec<Event> = batch.iter().filter_map(inspect).collect();
             fold(&events);
             Ok(())
         })
@@ -276,7 +276,7 @@ async fn sum_of_largest_numbers_fits() {
             for extreme in EXTREMES {
                 let mut fields = fields.clone();
                 fields[at].1 = extreme.to_string();
-                if let Some(event) = look_at(&fields) {
+                if let Some(event) = inspect(&fields) {
                     let times = if matches!(event.body, Body::UsersCreated { .. }) { 2 } else { 5_000 };
                     fold(&vec![event; times]);
                 }

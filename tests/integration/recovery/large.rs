@@ -132,8 +132,8 @@ async fn large_store_rebuilt_and_audited_in_bounded_memory() {
     assert!(printed.contains("Epoch 2 has begun") && printed.contains("everything is on sale"), "{printed}");
     assert!(peak < 200, "{peak} MiB");
     if users >= 1_000_000 {
-        let told = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let progress: Vec<Value> = told.filter(|line| line["fields"]["message"] == "rebuilding").collect();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let progress: Vec<Value> = lines.filter(|line| line["fields"]["message"] == "rebuilding").collect();
         assert!(!progress.is_empty(), "no progress was shown: {log}");
         assert!(progress.iter().all(|line| line["fields"]["eta_seconds"].is_i64()), "{progress:?}");
         println!("{}", progress[progress.len() / 2]["fields"]);

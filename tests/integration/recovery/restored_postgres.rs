@@ -10,7 +10,9 @@ use firstcome::{
 use serde_json::json;
 
 use crate::{
-    recovery::rebuild::{careful, flush, pending, projected, projecting, ready, rebuilder, rebuilt, refused, stock},
+    recovery::rebuild::{
+        ack_postgres, flush, pending, projected, projecting, ready, rebuilder, rebuilt, refused, stock,
+    },
     support::harness::{self, Options, TestApp, admin_sql, until},
 };
 
@@ -53,7 +55,7 @@ async fn noticed(test: &TestApp) {
 /// The smallest input that oversold: 6 of 10 sold, PostgreSQL put back to before, everything discarded, 10 sold again.
 #[tokio::test]
 async fn rebuild_withholds_when_discarding_for_every_ack() {
-    for (partitions, options) in [(1, careful()), (3, careful()), (1, projecting())] {
+    for (partitions, options) in [(1, ack_postgres()), (3, ack_postgres()), (1, projecting())] {
         let test = TestApp::with(Options { partitions, ..options }).await;
         // At home in another partition than the product, where there are several.
         let (_, user, other) = (test.user(0).await, test.user(100_000).await, test.user(100_000).await);
@@ -99,7 +101,7 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
 /// `--lost-at-most` is about what nobody can count; what is discarded is counted, and comes on top.
 #[tokio::test]
 async fn loss_bound_not_below_known_loss() {
-    let test = TestApp::with(careful()).await;
+    let test = TestApp::with(ack_postgres()).await;
     let (user, product) = (test.user(0).await, test.product(100, 50_000).await);
     projected(&test).await;
     let backup = back_up(&test).await;
@@ -136,7 +138,7 @@ async fn loss_bound_not_below_known_loss() {
 #[tokio::test]
 async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
     for partitions in [1, 3] {
-        let test = TestApp::with(Options { partitions, ..careful() }).await;
+        let test = TestApp::with(Options { partitions, ..ack_postgres() }).await;
         let (_, user) = (test.user(0).await, test.user(100_000).await);
         let product = test.product(100, 10).await;
         let order = pending(&test, user, product, 6).await;
@@ -172,7 +174,7 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
 /// What was discarded is known to nobody any more once Redis is emptied: but that it must be withheld is.
 #[tokio::test]
 async fn rebuild_withholds_when_interrupted() {
-    let test = TestApp::with(careful()).await;
+    let test = TestApp::with(ack_postgres()).await;
     let (user, product) = (test.user(100_000).await, test.product(100, 10).await);
     projected(&test).await;
     let backup = back_up(&test).await;
@@ -212,7 +214,7 @@ async fn rebuild_withholds_when_interrupted() {
 /// PostgreSQL restored to before a rebuild: the first event of a new epoch does not make up for what is missing before it.
 #[tokio::test]
 async fn start_refused_when_postgres_of_earlier_epoch() {
-    let test = TestApp::with(careful()).await;
+    let test = TestApp::with(ack_postgres()).await;
     let (user, product) = (test.user(100_000).await, test.product(100, 10).await);
     projected(&test).await;
     let backup = back_up(&test).await;
@@ -237,7 +239,7 @@ async fn start_refused_when_postgres_of_earlier_epoch() {
 /// What replies waited for is not taken from a PostgreSQL of a time when all of them waited for it.
 #[tokio::test]
 async fn ack_mode_restored_while_process_runs() {
-    let test = TestApp::with(careful()).await;
+    let test = TestApp::with(ack_postgres()).await;
     test.user(5).await;
     projected(&test).await;
     let backup = back_up(&test).await;
@@ -264,7 +266,7 @@ async fn ack_mode_restored_while_process_runs() {
 #[tokio::test]
 async fn rebuild_at_start_withholds_loss_named_by_operator() {
     for said in [false, true] {
-        let test = TestApp::with(careful()).await;
+        let test = TestApp::with(ack_postgres()).await;
         let product = test.product(100, 10).await;
         projected(&test).await;
         test.app.stop(None).await;

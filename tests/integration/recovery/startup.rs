@@ -299,14 +299,14 @@ async fn start_rebuilds_redis_of_other_layout() {
     pair.is_refused(None, &["as another version of this program keeps it", "firstcome rebuild"]).await;
     let store = Store::connect(&harness::redis_config(&pair.redis.url())).await.unwrap();
     let (clock, keep) = (Clock::standing(START), RetentionConfig::default().retention());
-    let patience = std::time::Duration::from_secs(600);
-    let projector = Projector::new(store.clone(), pair.db.clone(), clock.clone(), &Default::default(), patience, keep);
+    let timeout = std::time::Duration::from_secs(600);
+    let projector = Projector::new(store.clone(), pair.db.clone(), clock.clone(), &Default::default(), timeout, keep);
     let (db, zone) = (pair.db.clone(), chrono_tz::Asia::Seoul);
     let rebuild = Rebuild { store, db, projector, clock, zone, keep, allow_unsafe_redis: false };
     rebuild.run(rebuild::Options::default()).await.unwrap();
     let app = pair.open(None).await.unwrap();
     user(&app, 5).await;
-    app.stop(Some(patience)).await;
+    app.stop(Some(timeout)).await;
     invariants::check(&mut [redis], &pair.db, 1, 0).await;
     app.db.close().await.unwrap();
     pair.end().await;

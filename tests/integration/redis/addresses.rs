@@ -236,9 +236,9 @@ async fn know_each_other(sentinels: &[RedisServer]) {
     for sentinel in sentinels {
         let mut link = signed_in(sentinel).await;
         until("the Sentinels know each other and the replica", async || {
-            let told: String = redis::cmd("INFO").arg("sentinel").query_async(&mut link).await.unwrap();
-            told.contains("status=ok").then_some(())?;
-            (told.contains("slaves=1") && told.contains("sentinels=3")).then_some(())
+            let info: String = redis::cmd("INFO").arg("sentinel").query_async(&mut link).await.unwrap();
+            info.contains("status=ok").then_some(())?;
+            (info.contains("slaves=1") && info.contains("sentinels=3")).then_some(())
         })
         .await;
     }

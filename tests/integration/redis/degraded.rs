@@ -296,7 +296,7 @@ async fn effects_applied_once_when_redis_killed_under_load() {
     let clients = (0..CLIENTS).map(|client| {
         let (send, running, answered) = (&send, &running, &answered);
         async move {
-            let mut told = Vec::new();
+            let mut outcomes = Vec::new();
             for n in (0..).take_while(|_| running.load(Ordering::SeqCst)) {
                 let (key, mut unknown) = (format!("{client}-{n}"), 0);
                 let reply = until("it is answered", async || {
@@ -306,9 +306,9 @@ async fn effects_applied_once_when_redis_killed_under_load() {
                 })
                 .await;
                 answered.fetch_add(1, Ordering::SeqCst);
-                told.push((n, key, reply, unknown));
+                outcomes.push((n, key, reply, unknown));
             }
-            told
+            outcomes
         }
     });
     let redis = &mut test.redis;
@@ -324,9 +324,9 @@ async fn effects_applied_once_when_redis_killed_under_load() {
         }
         running.store(false, Ordering::SeqCst);
     };
-    let (told, ()) = tokio::join!(futures_util::future::join_all(clients), kills);
+    let (outcomes, ()) = tokio::join!(futures_util::future::join_all(clients), kills);
     let (mut charges, mut orders, mut unknown) = (0, BTreeSet::new(), 0);
-    for (n, key, reply, turned_away) in told.into_iter().flatten() {
+    for (n, key, reply, turned_away) in outcomes.into_iter().flatten() {
         unknown += turned_away;
         let again = send(n, &key).await;
         assert!(again.replayed() && again.text == reply.text, "{key}: {} then {}", reply.text, again.text);

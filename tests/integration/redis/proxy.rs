@@ -146,8 +146,8 @@ async fn replies(
     let mut buffer = [0; 16_384];
     loop {
         let length = from_redis.read(&mut buffer).await?;
-        let told = state.replies.fetch_add(1, Ordering::SeqCst);
-        let lost = matches!(state.fault(), Fault::LoseReplies { after } if told >= after);
+        let sent = state.replies.fetch_add(1, Ordering::SeqCst);
+        let lost = matches!(state.fault(), Fault::LoseReplies { after } if sent >= after);
         if length == 0 || lost {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! What the tests share: the harness, the invariants, fakes and proxies, parsers.
+//! Shared by the tests: the harness, the invariants, fakes and proxies, parsers.
 
 pub mod api_kit;
 pub mod exposition;

@@ -103,7 +103,7 @@ async fn request_refused_when_content_type_not_json() {
 }
 
 /// Sends a request head and as much of the body as the service takes, and returns the whole reply.
-async fn by_hand(test: &TestApp, head: &str, body: impl Iterator<Item = Vec<u8>>) -> String {
+async fn raw_request(test: &TestApp, head: &str, body: impl Iterator<Item = Vec<u8>>) -> String {
     let mut stream = TcpStream::connect(test.base.trim_start_matches("http://")).await.unwrap();
     let (mut from, mut to) = stream.split();
     let send = async {
@@ -136,10 +136,10 @@ async fn request_refused_when_body_too_large() {
             write.method, write.path
         );
         let ten = || (0..160).map(|_| vec![b' '; 65_536]);
-        let whole = by_hand(&test, &format!("{head}content-length: {}\r\n\r\n", 160 * 65_536), ten()).await;
+        let whole = raw_request(&test, &format!("{head}content-length: {}\r\n\r\n", 160 * 65_536), ten()).await;
         let chunk = |part: Vec<u8>| [b"10000\r\n", &part[..], b"\r\n"].concat();
         let chunked = ten().map(chunk).chain([b"0\r\n\r\n".to_vec()]);
-        let chunked = by_hand(&test, &format!("{head}transfer-encoding: chunked\r\n\r\n"), chunked).await;
+        let chunked = raw_request(&test, &format!("{head}transfer-encoding: chunked\r\n\r\n"), chunked).await;
         for reply in [whole, chunked] {
             assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
             assert!(reply.contains("\"PAYLOAD_TOO_LARGE\"") && reply.contains("x-request-id: big-1"), "{reply}");

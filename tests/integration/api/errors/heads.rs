@@ -65,8 +65,8 @@ async fn request_refused_when_path_or_method_unknown() {
         {
             let reply = raw(&test, &Method::from_bytes(method.as_bytes()).unwrap(), path, "{}").await;
             reply.refused(405, "METHOD_NOT_ALLOWED");
-            let told: BTreeSet<&str> = reply.headers["allow"].to_str().unwrap().split(',').map(str::trim).collect();
-            assert_eq!(told, allowed, "{method} {path}");
+            let listed: BTreeSet<&str> = reply.headers["allow"].to_str().unwrap().split(',').map(str::trim).collect();
+            assert_eq!(listed, allowed, "{method} {path}");
         }
     }
     let head = read(test.client.head(format!("{}/api/v1/products", test.base))).await;

@@ -138,11 +138,11 @@ struct Model {
 }
 
 /// An id that nothing has.
-const NOBODY: i64 = 999_999;
+const UNKNOWN_USER: i64 = 999_999;
 
 impl Model {
     fn user_id(&self, user: usize) -> UserId {
-        UserId::new(self.user_ids.get(user).copied().unwrap_or(NOBODY)).unwrap()
+        UserId::new(self.user_ids.get(user).copied().unwrap_or(UNKNOWN_USER)).unwrap()
     }
 
     fn entry(&mut self, user: usize, kind: TransactionType, amount: i64) {

@@ -50,7 +50,7 @@ impl Run {
     }
 
     fn order_id(&self, order: usize) -> OrderId {
-        OrderId::new(self.model.orders.get(order).map_or(NOBODY, |order| order.id)).unwrap()
+        OrderId::new(self.model.orders.get(order).map_or(UNKNOWN_USER, |order| order.id)).unwrap()
     }
 
     fn owner(&self, order: usize, user: Option<usize>) -> usize {
@@ -79,7 +79,7 @@ impl Run {
                 Ok(("created".into(), None))
             }
             Op::Restock { product, delta } => {
-                let id = self.model.product_ids.get(*product).copied().unwrap_or(NOBODY);
+                let id = self.model.product_ids.get(*product).copied().unwrap_or(UNKNOWN_USER);
                 let patch = ProductPatch { stock_delta: Some(*delta), ..ProductPatch::default() };
                 let updated = engine.update_product(&call, ProductId::new(id).unwrap(), patch).await;
                 updated.map(|reply| (format!("stock {}", reply.value.stock), None))
@@ -100,7 +100,8 @@ impl Run {
                 Ok(("created".into(), None))
             }
             Op::Move { coupon, opens_in, closes_in } => {
-                let coupon = CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(NOBODY)).unwrap();
+                let coupon =
+                    CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(UNKNOWN_USER)).unwrap();
                 let at = |ms: &i64| now.plus(*ms);
                 let patch =
                     CampaignPatch { opens_at: opens_in.as_ref().map(at), closes_at: closes_in.as_ref().map(at) };
@@ -115,19 +116,20 @@ impl Run {
                 charged.map(|reply| (done(format!("balance {}", reply.value.balance), reply.replayed), None))
             }
             Op::Issue { user, coupon } => {
-                let coupon = CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(NOBODY)).unwrap();
+                let coupon =
+                    CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(UNKNOWN_USER)).unwrap();
                 let issued = engine.issue_coupon(&call, self.model.user_id(*user), coupon).await;
                 issued.map(|reply| (done(format!("issued {}", reply.value.issue_no), reply.replayed), None))
             }
             Op::Place { user, lines, coupon } => {
-                let product = |p: usize| self.model.product_ids.get(p).copied().unwrap_or(NOBODY + p as i64);
+                let product = |p: usize| self.model.product_ids.get(p).copied().unwrap_or(UNKNOWN_USER + p as i64);
                 let (_, first) = summed(lines);
                 let sums = summed(lines).0;
                 let order = NewOrder {
                     user_id: self.model.user_id(*user),
                     lines: first.iter().map(|p| (ProductId::new(product(*p)).unwrap(), sums[p])).collect(),
                     coupon_id: coupon
-                        .map(|c| CouponId::new(self.model.coupon_ids.get(c).copied().unwrap_or(NOBODY)).unwrap()),
+                        .map(|c| CouponId::new(self.model.coupon_ids.get(c).copied().unwrap_or(UNKNOWN_USER)).unwrap()),
                 };
                 let placed = engine.place_order(&call, order).await;
                 placed.map(|reply| {
@@ -165,7 +167,7 @@ impl Run {
             Op::Leave { partition } => {
                 let here = Partition(partition % self.test.options.partitions);
                 assert_eq!(self.test.app.projector.project(here).await.unwrap(), None);
-                self.test.leave().await;
+                self.test.expire_evicted().await;
                 Ok(("left".into(), None))
             }
             Op::Again { .. } => unreachable!(),
@@ -313,7 +315,7 @@ fn agree(partitions: u16, cases: u32) {
                 run.compare().await;
                 run.test.drain().await;
                 run.compare().await;
-                run.test.leave().await;
+                run.test.expire_evicted().await;
                 run.compare().await;
                 run.test.finish().await;
             });

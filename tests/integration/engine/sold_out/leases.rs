@@ -7,27 +7,27 @@ async fn lease_renewed_once_and_expires() {
     on_1_and_3(async |test| {
         let engine = &test.engine;
         let users = users(test, 30).await;
-        let coupon = given_out(test, &users[..1]).await;
+        let coupon = sold_out_campaign(test, &users[..1]).await;
         let late = &users[1..];
-        refused_alone(engine, coupon, late).await;
+        assert_refused_without_redis(engine, coupon, late).await;
         let all = async || {
-            for told in join_all(late.iter().map(|user| issue(engine, coupon, *user))).await {
-                assert!(matches!(told, Err(Error::CouponOutOfStock)), "{told:?}");
+            for result in join_all(late.iter().map(|user| issue(engine, coupon, *user))).await {
+                assert!(matches!(result, Err(Error::CouponOutOfStock)), "{result:?}");
             }
         };
         test.clock.advance(LEASE_MS / 2 - 1);
-        assert_eq!(since(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
+        assert_eq!(counts_during(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
         test.clock.advance(1);
-        let (_, counts) = since(engine, all()).await;
+        let (_, counts) = counts_during(engine, all()).await;
         assert_eq!(counts, Counts { refused: 29, renewed: 1, ..Counts::default() });
         // From then on.
         test.clock.advance(LEASE_MS / 2 - 1);
-        assert_eq!(since(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
+        assert_eq!(counts_during(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
         test.clock.advance(LEASE_MS / 2 + 1);
-        let (_, counts) = since(engine, all()).await;
+        let (_, counts) = counts_during(engine, all()).await;
         // One asks how it stands; who holds the coupons is known.
         assert_eq!(counts, Counts { renewed: 1, ..Counts::default() });
-        assert_eq!(since(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
+        assert_eq!(counts_during(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
     })
     .await;
 }
@@ -36,8 +36,8 @@ async fn lease_renewed_once_and_expires() {
 async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
     let mut test = TestApp::with(Options { redis_timeout_ms: 1_000, ..Options::default() }).await;
     let users = users(&test, 5).await;
-    let coupon = given_out(&test, &users[..1]).await;
-    refused_alone(&test.engine, coupon, &users[1..]).await;
+    let coupon = sold_out_campaign(&test, &users[..1]).await;
+    assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
     test.redis.pause().unwrap();
     for user in &users[1..] {
         test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -46,7 +46,7 @@ async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
     for user in &users[1..] {
         test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
     }
-    for user in [users[0], NOBODY] {
+    for user in [users[0], UNKNOWN_USER] {
         test.issue(coupon, user).await.refused(503, "SERVICE_UNAVAILABLE");
     }
     test.clock.advance(1);
@@ -60,7 +60,7 @@ async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
     test.engine.sold_out().settled().await;
     // It was asked in vain, and is not again at once.
     test.clock.advance(LEASE_MS / 4);
-    refused_alone(&test.engine, coupon, &users[1..]).await;
+    assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
     test.finish().await;
 }
 
@@ -78,7 +78,7 @@ async fn campaign_closed_refuses_in_every_process() {
         test.clock.advance(10_000);
         test.issue(coupon, users[0]).await.ok();
         test.clock.advance(9_999);
-        refused_alone(&test.engine, coupon, &users[1..]).await;
+        assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
         test.clock.advance(1);
         for user in &users {
             test.issue(coupon, *user).await.refused(400, "INVALID_COUPON");
@@ -97,8 +97,8 @@ async fn issue_unavailable_when_partition_closed() {
     for partitions in [1, 3] {
         let test = TestApp::with(Options { partitions, ..Options::default() }).await;
         let users = users(&test, 6).await;
-        let coupon = given_out(&test, &users[..1]).await;
-        refused_alone(&test.engine, coupon, &users[1..]).await;
+        let coupon = sold_out_campaign(&test, &users[..1]).await;
+        assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
         let here = Partition((coupon % i64::from(partitions)) as u16);
         let meta = format!("{{p{}}}:meta", here.0);
         let mut redis = test.raw().await;
@@ -109,7 +109,7 @@ async fn issue_unavailable_when_partition_closed() {
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
         test.engine.ready().await.unwrap();
         // Nothing has changed meanwhile, and the lease still stands.
-        refused_alone(&test.engine, coupon, &users[1..]).await;
+        assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
         // Frozen by somebody else: known as soon as anybody asks, which is halfway through the lease.
         let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg("x").query_async(&mut redis).await.unwrap();
         test.clock.advance(LEASE_MS / 2);
@@ -140,12 +140,12 @@ async fn issue_unavailable_when_partition_closed() {
 async fn lease_not_renewed_when_redis_lost_decisions() {
     let test = TestApp::start().await;
     let users = users(&test, 3).await;
-    let coupon = given_out(&test, &users[..1]).await;
-    refused_alone(&test.engine, coupon, &users[1..]).await;
+    let coupon = sold_out_campaign(&test, &users[..1]).await;
+    assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
     let mut redis = test.raw().await;
     let _: i64 = redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut redis).await.unwrap();
     test.clock.advance(LEASE_MS / 2);
-    let (reply, counts) = since(&test.engine, test.issue(coupon, users[1])).await;
+    let (reply, counts) = counts_during(&test.engine, test.issue(coupon, users[1])).await;
     reply.refused(409, "COUPON_OUT_OF_STOCK");
     assert_eq!(counts.renewed, 0);
     for user in &users {
@@ -164,8 +164,8 @@ async fn sold_out_state_dropped_when_epoch_changes() {
         test.drain().await;
         test.issue(coupon, users[1]).await.ok();
         let lost = test.user(0).await;
-        refused_alone(engine, coupon, &users[2..]).await;
-        refused_alone(engine, coupon, &[lost]).await;
+        assert_refused_without_redis(engine, coupon, &users[2..]).await;
+        assert_refused_without_redis(engine, coupon, &[lost]).await;
         let _: () = redis::cmd("FLUSHALL").query_async(&mut test.raw().await).await.unwrap();
         let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
         let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
@@ -181,7 +181,7 @@ async fn sold_out_state_dropped_when_epoch_changes() {
         // Not even the look at the partition was needed: no lease is left.
         test.issue(coupon, users[2]).await.ok();
         test.issue(coupon, users[2]).await.refused(400, "INVALID_COUPON");
-        refused_alone(engine, coupon, &[users[1], users[3], users[4], users[5]]).await;
+        assert_refused_without_redis(engine, coupon, &[users[1], users[3], users[4], users[5]]).await;
         test.issue(coupon, lost).await.refused(404, "USER_NOT_FOUND");
     })
     .await;

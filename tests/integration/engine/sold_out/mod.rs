@@ -23,7 +23,7 @@ use crate::support::harness::{self, Options, TestApp, call, until};
 
 const LEASE_MS: i64 = 200;
 /// An id that nobody has.
-pub const NOBODY: i64 = 5_000_000;
+pub const UNKNOWN_USER: i64 = 5_000_000;
 
 async fn on_1_and_3(body: impl AsyncFn(&TestApp)) {
     for partitions in [1, 3] {
@@ -40,7 +40,7 @@ async fn users(test: &TestApp, count: i64) -> Vec<i64> {
 }
 
 /// Another process on the same stores, by the same clock.
-pub async fn another(test: &TestApp, options: Options) -> App {
+pub async fn open_another(test: &TestApp, options: Options) -> App {
     let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
     harness::open(&options, &redis, &postgres, test.clock.clone()).await.unwrap()
 }
@@ -51,7 +51,7 @@ pub async fn issue(engine: &Engine, coupon: i64, user: i64) -> Result<i64, Error
 }
 
 /// A campaign, given out.
-async fn given_out(test: &TestApp, winners: &[i64]) -> i64 {
+async fn sold_out_campaign(test: &TestApp, winners: &[i64]) -> i64 {
     let coupon = test.campaign("FIXED", 100, winners.len() as i64).await;
     for user in winners {
         test.issue(coupon, *user).await.ok();
@@ -60,11 +60,11 @@ async fn given_out(test: &TestApp, winners: &[i64]) -> i64 {
 }
 
 /// Asks until the engine refuses these by itself.
-async fn refused_alone(engine: &Engine, coupon: i64, late: &[i64]) {
+async fn assert_refused_without_redis(engine: &Engine, coupon: i64, late: &[i64]) {
     for user in late {
         for _ in 0..3 {
-            let told = issue(engine, coupon, *user).await;
-            assert!(matches!(told, Err(Error::CouponOutOfStock)), "{told:?}");
+            let result = issue(engine, coupon, *user).await;
+            assert!(matches!(result, Err(Error::CouponOutOfStock)), "{result:?}");
             engine.sold_out().settled().await;
         }
     }
@@ -76,7 +76,7 @@ async fn refused_alone(engine: &Engine, coupon: i64, late: &[i64]) {
 }
 
 /// What the engine did while this ran.
-async fn since<T>(engine: &Engine, work: impl Future<Output = T>) -> (T, Counts) {
+async fn counts_during<T>(engine: &Engine, work: impl Future<Output = T>) -> (T, Counts) {
     let before = engine.sold_out().counts();
     let done = work.await;
     engine.sold_out().settled().await;

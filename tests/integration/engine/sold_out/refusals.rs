@@ -18,10 +18,10 @@ async fn issue_refused_without_redis_when_sold_out() {
     on_1_and_3(async |test| {
         let users = users(test, 60).await;
         let (winners, late) = users.split_at(4);
-        let coupon = given_out(test, winners).await;
-        refused_alone(&test.engine, coupon, late).await;
+        let coupon = sold_out_campaign(test, winners).await;
+        assert_refused_without_redis(&test.engine, coupon, late).await;
         let before = commands(test).await;
-        let (_, counts) = since(&test.engine, async {
+        let (_, counts) = counts_during(&test.engine, async {
             for user in late.iter().cycle().take(200) {
                 test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
             }
@@ -39,15 +39,15 @@ async fn issue_refused_for_other_reasons_when_sold_out() {
     on_1_and_3(async |test| {
         let users = users(test, 40).await;
         let (winners, late) = users.split_at(20);
-        let coupon = given_out(test, winners).await;
-        refused_alone(&test.engine, coupon, late).await;
-        let (_, counts) = since(&test.engine, async {
+        let coupon = sold_out_campaign(test, winners).await;
+        assert_refused_without_redis(&test.engine, coupon, late).await;
+        let (_, counts) = counts_during(&test.engine, async {
             for winner in winners {
                 for _ in 0..3 {
                     test.issue(coupon, *winner).await.refused(400, "INVALID_COUPON");
                 }
             }
-            for user in [NOBODY, users[39] + 1, users[39] + 2, users[39] + 3, MAX_SAFE_INTEGER] {
+            for user in [UNKNOWN_USER, users[39] + 1, users[39] + 2, users[39] + 3, MAX_SAFE_INTEGER] {
                 test.issue(coupon, user).await.refused(404, "USER_NOT_FOUND");
             }
             test.issue(coupon + 1, late[0]).await.refused(400, "INVALID_COUPON");
@@ -58,9 +58,9 @@ async fn issue_refused_for_other_reasons_when_sold_out() {
         assert_eq!(counts, Counts::default(), "made-up ids lead to nothing");
         // Somebody who is new is asked about once.
         let new = test.user(0).await;
-        let (_, counts) = since(&test.engine, test.issue(coupon, new)).await;
+        let (_, counts) = counts_during(&test.engine, test.issue(coupon, new)).await;
         assert_eq!(counts, Counts { learned: 1, ..Counts::default() });
-        let (reply, counts) = since(&test.engine, test.issue(coupon, new)).await;
+        let (reply, counts) = counts_during(&test.engine, test.issue(coupon, new)).await;
         reply.refused(409, "COUPON_OUT_OF_STOCK");
         assert_eq!(counts, Counts { refused: 1, ..Counts::default() });
     })
@@ -79,8 +79,8 @@ async fn issue_with_key_asks_redis_when_sold_out() {
         };
         let first = send(users[0], "first").await;
         assert_eq!(first.status, 200);
-        refused_alone(&test.engine, coupon, &users[1..]).await;
-        let (_, counts) = since(&test.engine, async {
+        assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
+        let (_, counts) = counts_during(&test.engine, async {
             let again = send(users[0], "first").await;
             assert!(again.replayed() && again.text == first.text, "{}", again.text);
             // Another user's key of the same text is another key; all the same it is asked about.
@@ -99,11 +99,11 @@ async fn issue_follows_campaign_window_when_sold_out() {
     on_1_and_3(async |test| {
         let users = users(test, 20).await;
         let (winners, late) = users.split_at(4);
-        let coupon = given_out(test, winners).await;
-        let other = another(test, test.options.clone()).await;
+        let coupon = sold_out_campaign(test, winners).await;
+        let other = open_another(test, test.options.clone()).await;
         test.clock.advance(1_000);
-        refused_alone(&test.engine, coupon, late).await;
-        refused_alone(&other.engine, coupon, late).await;
+        assert_refused_without_redis(&test.engine, coupon, late).await;
+        assert_refused_without_redis(&other.engine, coupon, late).await;
         let here = async |user: i64| issue(&test.engine, coupon, user).await;
         let there = async |user: i64| issue(&other.engine, coupon, user).await;
         let moves = async |opens_in: Option<i64>, closes_in: i64| {
@@ -123,8 +123,8 @@ async fn issue_follows_campaign_window_when_sold_out() {
         }
         // Open again, and given out as before.
         moves(None, 60_000).await;
-        refused_alone(&test.engine, coupon, late).await;
-        refused_alone(&other.engine, coupon, late).await;
+        assert_refused_without_redis(&test.engine, coupon, late).await;
+        assert_refused_without_redis(&other.engine, coupon, late).await;
         // Put off while the other process renews its lease: the next one knows.
         moves(Some(10_000), 60_000).await;
         test.clock.advance(LEASE_MS / 2 + 1);
@@ -132,7 +132,7 @@ async fn issue_follows_campaign_window_when_sold_out() {
         other.engine.sold_out().settled().await;
         assert!(matches!(there(late[0]).await, Err(Error::InvalidCoupon)), "it has asked since");
         test.clock.advance(10_000);
-        refused_alone(&other.engine, coupon, late).await;
+        assert_refused_without_redis(&other.engine, coupon, late).await;
         other.db.close().await.unwrap();
     })
     .await;
@@ -142,8 +142,8 @@ async fn issue_follows_campaign_window_when_sold_out() {
 async fn issue_asks_redis_without_lease() {
     let test = TestApp::with(Options { sold_out_lease_ms: 0, ..Options::default() }).await;
     let users = users(&test, 3).await;
-    let coupon = given_out(&test, &users[..1]).await;
-    let (_, counts) = since(&test.engine, async {
+    let coupon = sold_out_campaign(&test, &users[..1]).await;
+    let (_, counts) = counts_during(&test.engine, async {
         for user in users[1..].iter().cycle().take(10) {
             test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
         }
@@ -164,7 +164,7 @@ async fn sold_out_refusal_knows_all_holders_and_users() {
             join_all(some.iter().map(async |user| issue(&test.engine, coupon, *user).await.unwrap())).await;
         }
         let mut known = 0;
-        let (_, counts) = since(&test.engine, async {
+        let (_, counts) = counts_during(&test.engine, async {
             for user in users.iter().rev() {
                 let refused = test.engine.sold_out().counts().refused;
                 match issue(&test.engine, coupon, *user).await {

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Coupons kept back, as a rebuild leaves it, in both stores.
-async fn keep_back(test: &TestApp, coupon: i64, count: i64) {
+async fn withhold(test: &TestApp, coupon: i64, count: i64) {
     test.drain().await;
     let campaign = format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(test.options.partitions));
     let mut redis = test.raw().await;
@@ -23,19 +23,19 @@ async fn release_waits_for_every_lease() {
         let users = users(test, 8).await;
         let coupon = test.campaign("FIXED", 100, 5).await;
         test.issue(coupon, users[0]).await.ok();
-        keep_back(test, coupon, 4).await;
-        let other = another(test, test.options.clone()).await;
+        withhold(test, coupon, 4).await;
+        let other = open_another(test, test.options.clone()).await;
         for engine in [&test.engine, &other.engine] {
-            refused_alone(engine, coupon, &users[1..]).await;
+            assert_refused_without_redis(engine, coupon, &users[1..]).await;
         }
         release(test, coupon, 1).await;
         assert_eq!(issue(&test.engine, coupon, users[1]).await.unwrap(), 2);
         for engine in [&other.engine, &test.engine] {
-            let told = issue(engine, coupon, users[1]).await;
-            assert!(matches!(told, Err(Error::InvalidCoupon)), "{told:?}");
+            let result = issue(engine, coupon, users[1]).await;
+            assert!(matches!(result, Err(Error::InvalidCoupon)), "{result:?}");
         }
         for engine in [&other.engine, &test.engine] {
-            refused_alone(engine, coupon, &users[2..]).await;
+            assert_refused_without_redis(engine, coupon, &users[2..]).await;
         }
         // All at once; there the other process is asked first.
         test.drain().await;
@@ -52,11 +52,11 @@ async fn release_waits_for_every_lease() {
         assert_eq!(all.ok()["coupons"], json!([]));
         for (nth, user) in users[2..5].iter().enumerate() {
             assert_eq!(issue(&other.engine, coupon, *user).await.unwrap(), nth as i64 + 3);
-            let told = issue(&test.engine, coupon, *user).await;
-            assert!(matches!(told, Err(Error::InvalidCoupon)), "{told:?}");
+            let result = issue(&test.engine, coupon, *user).await;
+            assert!(matches!(result, Err(Error::InvalidCoupon)), "{result:?}");
         }
         for engine in [&other.engine, &test.engine] {
-            refused_alone(engine, coupon, &users[5..]).await;
+            assert_refused_without_redis(engine, coupon, &users[5..]).await;
         }
         other.db.close().await.unwrap();
     })
@@ -71,8 +71,8 @@ async fn release_announced_ends_leases() {
         let users = users(test, 6).await;
         let coupon = test.campaign("FIXED", 100, 3).await;
         test.issue(coupon, users[0]).await.ok();
-        keep_back(test, coupon, 2).await;
-        refused_alone(engine, coupon, &users[1..]).await;
+        withhold(test, coupon, 2).await;
+        assert_refused_without_redis(engine, coupon, &users[1..]).await;
         let id = CouponId::new(coupon).unwrap();
         let request = call(None);
         let ReleasePreparation::Prepared(prepared) = store.coupon_release_prepare(&request, id, 1).await.unwrap()
@@ -81,11 +81,11 @@ async fn release_announced_ends_leases() {
         };
         let ask = async || test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
         // What stands stands, until somebody asks.
-        assert_eq!(since(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
+        assert_eq!(counts_during(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
         test.clock.advance(LEASE_MS / 2);
-        assert_eq!(since(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
+        assert_eq!(counts_during(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
         for _ in 0..5 {
-            assert_eq!(since(engine, ask()).await.1, Counts::default());
+            assert_eq!(counts_during(engine, ask()).await.1, Counts::default());
             test.clock.advance(LEASE_MS);
         }
         // It is the only one that stands, and it is used up once.
@@ -94,7 +94,7 @@ async fn release_announced_ends_leases() {
         release(test, coupon, 1).await;
         assert!(store.coupon_release(&request, id, 1, &prepared).await.unwrap().is_none());
         test.issue(coupon, users[1]).await.ok();
-        refused_alone(engine, coupon, &users[2..]).await;
+        assert_refused_without_redis(engine, coupon, &users[2..]).await;
         // Neither what can't be released nor a repeat ends anything.
         let path = format!("/admin/v1/coupons/{coupon}/release");
         test.post(&path, json!({"quantity": 2})).await.refused(409, "INSUFFICIENT_STOCK");
@@ -122,8 +122,8 @@ async fn rush(partitions: u16) {
     let test = TestApp::with(options.clone()).await;
     let users = users(&test, USERS as i64).await;
     let coupon = test.campaign("FIXED", 100, 40).await;
-    keep_back(&test, coupon, 20).await;
-    let other = another(&test, options).await;
+    withhold(&test, coupon, 20).await;
+    let other = open_another(&test, options).await;
     let over = AtomicBool::new(false);
     let (given, released) = (AtomicU64::new(0), AtomicU64::new(0));
     let engines = [&test.engine, &other.engine];
@@ -140,9 +140,9 @@ async fn rush(partitions: u16) {
                         has = true;
                         given.fetch_add(1, Ordering::SeqCst);
                     }
-                    Err(Error::InvalidCoupon) => assert!(has, "user {user} has none, and is told otherwise"),
+                    Err(Error::InvalidCoupon) => assert!(has, "user {user} has none, and the reply says otherwise"),
                     Err(Error::CouponOutOfStock) => {
-                        assert!(!has, "user {user} has one, and is told that there are none");
+                        assert!(!has, "user {user} has one, and the reply says that there are none");
                         let there = 20 + before * 10;
                         assert!(given.load(Ordering::SeqCst) + USERS as u64 >= there, "{there} are there");
                     }

@@ -103,10 +103,10 @@ async fn orders_of_two_instances_listed_newest_first() {
             }
         }
         let story = get(&test, &format!("/admin/v1/users/{user}/timeline")).await.ok();
-        let told = |field: &str| -> Vec<i64> {
+        let ids = |field: &str| -> Vec<i64> {
             story[field].as_array().unwrap().iter().map(|order| id(order, "orderId")).collect()
         };
-        assert_eq!((told("orders"), told("openOrders")), (newest.clone(), pending));
+        assert_eq!((ids("orders"), ids("openOrders")), (newest.clone(), pending));
         other.stop(None).await;
         other.db.clone().close().await.unwrap();
         test.finish().await;

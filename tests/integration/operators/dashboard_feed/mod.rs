@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
-    projector::projection::{Shop, busy_day},
+    projector::projection::{RestartableApp, busy_day},
     support::{
         api_kit::{after, fields, now},
         harness::{self, ADMIN, Options, Reply, TestApp, client, until},
@@ -25,7 +25,7 @@ use crate::{
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                    base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 /// More looks than it takes on any machine for something to be seen.
-const LOOKS: usize = 300;
+const MAX_SNAPSHOTS: usize = 300;
 
 /// The cookie of a new session.
 async fn sign_in(base: &str) -> String {
@@ -85,7 +85,7 @@ impl Watch {
     /// The first snapshot that is as it should be.
     pub async fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let mut seen = Value::Null;
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_SNAPSHOTS {
             seen = self.next().await.unwrap();
             if is(&seen) {
                 return seen;

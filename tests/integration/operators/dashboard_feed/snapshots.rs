@@ -254,7 +254,7 @@ async fn snapshot_shows_audit_of_any_process() {
 
 #[tokio::test]
 async fn snapshot_shows_postgres_down_and_keeps_the_rest() {
-    let mut shop = Shop::open().await;
+    let mut shop = RestartableApp::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
     let body = json!({"productName": "A", "price": 100, "stockQuantity": 50, "category": "TOP"});
@@ -295,7 +295,7 @@ async fn snapshot_shows_postgres_down_and_keeps_the_rest() {
 
 #[tokio::test]
 async fn snapshot_shows_redis_down_and_keeps_the_rest() {
-    let mut shop = Shop::open().await;
+    let mut shop = RestartableApp::open().await;
     let mut watch = Watch::open(&shop.base).await;
     watch.until("all is well", is_well).await;
     shop.redis.kill().await.unwrap();

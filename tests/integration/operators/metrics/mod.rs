@@ -20,7 +20,7 @@ use tokio::process::{Child, Command};
 
 use crate::{
     process::binary::program,
-    projector::projection::{Shop, poison},
+    projector::projection::{RestartableApp, poison},
     support::{
         exposition::{Family, Scrape},
         harness::{self, ADMIN, Options, Reply, TestApp, until},
@@ -144,10 +144,10 @@ async fn metrics_count_every_event_exactly() {
             [("route", route), ("status", status), ("error_code", code)].map(|(k, v)| (k.to_owned(), v.to_owned()));
         labels.to_vec()
     };
-    let told = serve
-        .scraped("all is told", |told| {
-            told.sum("firstcome_http_requests_total", &[("route", "-")]) == 2.0
-                && told.sum("firstcome_http_requests_total", &[("method", "other")]) == 1.0
+    let exported = serve
+        .scraped("all is exported", |exported| {
+            exported.sum("firstcome_http_requests_total", &[("route", "-")]) == 2.0
+                && exported.sum("firstcome_http_requests_total", &[("method", "other")]) == 1.0
         })
         .await;
     for (labels, count) in [
@@ -163,45 +163,45 @@ async fn metrics_count_every_event_exactly() {
         (answered("/admin/v1/users/bulk", "201", ""), 1.0),
     ] {
         let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        assert_eq!(told.one("firstcome_http_requests_total", &labels), Some(count), "{labels:?}");
+        assert_eq!(exported.one("firstcome_http_requests_total", &labels), Some(count), "{labels:?}");
     }
     // Every request is in the histograms, once, and nobody is forgotten in flight but whoever scrapes.
     let route = [("method", "POST"), ("route", "/api/v1/coupons/issue")];
-    assert_eq!(told.one("firstcome_http_request_duration_seconds_count", &route), Some(20.0));
-    assert_eq!(told.one("firstcome_http_requests_in_flight", &[]), Some(1.0));
-    assert_eq!(told.one("firstcome_http_requests_abandoned_total", &[]), Some(0.0));
+    assert_eq!(exported.one("firstcome_http_request_duration_seconds_count", &route), Some(20.0));
+    assert_eq!(exported.one("firstcome_http_requests_in_flight", &[]), Some(1.0));
+    assert_eq!(exported.one("firstcome_http_requests_abandoned_total", &[]), Some(0.0));
 
     let script = |script: &'static str, code: &'static str| {
-        told.sum("firstcome_script_replies_total", &[("script", script), ("code", code)])
+        exported.sum("firstcome_script_replies_total", &[("script", script), ("code", code)])
     };
     assert_eq!((script("coupon_issue", "ISSUED"), script("coupon_issue", "OUT_OF_STOCK")), (7.0, 13.0));
     assert_eq!((script("order_place", "PLACED"), script("order_place", "INSUFFICIENT_STOCK")), (2.0, 1.0));
     assert_eq!((script("order_pay", "PAID"), script("order_pay", "ALREADY_PAID")), (1.0, 1.0));
     let of = [("script", "coupon_issue")];
-    let calls = told.one("firstcome_script_call_duration_seconds_count", &of).unwrap();
+    let calls = exported.one("firstcome_script_call_duration_seconds_count", &of).unwrap();
     assert!((1.0..=20.0).contains(&calls), "{calls}");
     // Merged calls: as many requests as there were.
-    assert_eq!(told.one("firstcome_script_requests_per_call_count", &of), Some(calls));
-    assert_eq!(told.one("firstcome_script_requests_per_call_sum", &of), Some(20.0));
-    assert_eq!(told.sum("firstcome_script_failures_total", &[]), 0.0);
-    assert!(told.one("firstcome_redis_connections", &[("kind", "shared")]).unwrap() >= 1.0);
-    assert!(told.one("firstcome_redis_connections_made_total", &[]).unwrap() >= 1.0);
-    assert_eq!(told.one("firstcome_redis_connections_broken_total", &[]), Some(0.0));
+    assert_eq!(exported.one("firstcome_script_requests_per_call_count", &of), Some(calls));
+    assert_eq!(exported.one("firstcome_script_requests_per_call_sum", &of), Some(20.0));
+    assert_eq!(exported.sum("firstcome_script_failures_total", &[]), 0.0);
+    assert!(exported.one("firstcome_redis_connections", &[("kind", "shared")]).unwrap() >= 1.0);
+    assert!(exported.one("firstcome_redis_connections_made_total", &[]).unwrap() >= 1.0);
+    assert_eq!(exported.one("firstcome_redis_connections_broken_total", &[]), Some(0.0));
 
     // What waits, and what does not; and the other process has carried it all.
-    assert_eq!(told.one("firstcome_holds_open", &[("kind", "order")]), Some(1.0));
-    assert_eq!(told.one("firstcome_holds_overdue", &[("kind", "order")]), Some(0.0));
+    assert_eq!(exported.one("firstcome_holds_open", &[("kind", "order")]), Some(1.0));
+    assert_eq!(exported.one("firstcome_holds_overdue", &[("kind", "order")]), Some(0.0));
     assert_eq!(
-        (told.one("firstcome_ready", &[]), told.one("firstcome_redis_unsafe_settings", &[])),
+        (exported.one("firstcome_ready", &[]), exported.one("firstcome_redis_unsafe_settings", &[])),
         (Some(1.0), Some(0.0))
     );
-    assert_eq!(told.one("firstcome_projector_partitions", &[]), Some(0.0));
-    assert_eq!(told.one("firstcome_projector_events_total", &[]), Some(0.0));
+    assert_eq!(exported.one("firstcome_projector_partitions", &[]), Some(0.0));
+    assert_eq!(exported.one("firstcome_projector_events_total", &[]), Some(0.0));
     let here = [("partition", "0")];
-    let decisions = told.one("firstcome_decisions_total", &here).unwrap();
+    let decisions = exported.one("firstcome_decisions_total", &here).unwrap();
     assert!(decisions >= 10.0, "{decisions}");
     let carried = project
-        .scraped("all is carried", |told| told.one("firstcome_projector_events_total", &[]) == Some(decisions))
+        .scraped("all is carried", |exported| exported.one("firstcome_projector_events_total", &[]) == Some(decisions))
         .await;
     assert_eq!(carried.one("firstcome_projector_batch_events_sum", &[]), Some(decisions));
     assert_eq!(carried.one("firstcome_projector_partitions", &[]), Some(1.0));
@@ -210,19 +210,20 @@ async fn metrics_count_every_event_exactly() {
     let began = carried.one("firstcome_process_start_time_seconds", &[]).unwrap();
     assert!(last_step + 2.0 >= began, "{began} {last_step}");
     for process in [&serve, &project] {
-        let told =
-            process.scraped("nothing lags", |told| told.one("firstcome_outbox_lag_events", &here) == Some(0.0)).await;
-        assert_eq!(told.one("firstcome_decisions_total", &here), Some(decisions));
-        assert_eq!(told.one("firstcome_dead_letters", &here), Some(0.0));
+        let exported = process
+            .scraped("nothing lags", |exported| exported.one("firstcome_outbox_lag_events", &here) == Some(0.0))
+            .await;
+        assert_eq!(exported.one("firstcome_decisions_total", &here), Some(decisions));
+        assert_eq!(exported.one("firstcome_dead_letters", &here), Some(0.0));
         for (name, least) in [
             ("firstcome_process_resident_memory_bytes", 1e6),
             ("firstcome_process_open_fds", 3.0),
             ("firstcome_process_threads", 1.0),
             ("firstcome_process_cpu_seconds_total", 0.0),
         ] {
-            assert!(told.one(name, &[]).unwrap() >= least, "{name}");
+            assert!(exported.one(name, &[]).unwrap() >= least, "{name}");
         }
-        assert_eq!(told.one("firstcome_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
+        assert_eq!(exported.one("firstcome_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
     }
     serve.stop().await;
     project.stop().await;
@@ -235,46 +236,48 @@ async fn metrics_served_when_redis_hangs() {
     let user = test.user(1).await;
     test.put_charge(user, 1).await.ok();
     let here = [("partition", "0")];
-    let told = scraped(&test, "all is well", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
-    assert_eq!(told.one("firstcome_outbox_lag_events", &here), Some(2.0));
-    assert_eq!(told.one("firstcome_backlog_events", &[]), Some(2.0));
-    assert!(told.one("firstcome_outbox_entries", &here).unwrap() >= 1.0);
+    let exported = scraped(&test, "all is well", |exported| exported.one("firstcome_ready", &[]) == Some(1.0)).await;
+    assert_eq!(exported.one("firstcome_outbox_lag_events", &here), Some(2.0));
+    assert_eq!(exported.one("firstcome_backlog_events", &[]), Some(2.0));
+    assert!(exported.one("firstcome_outbox_entries", &here).unwrap() >= 1.0);
 
     test.redis.pause().unwrap();
-    let told =
-        scraped(&test, "it is noticed", |told| told.one("firstcome_up", &[("part", "redis")]) == Some(0.0)).await;
-    assert_eq!(told.one("firstcome_up", &[("part", "postgres")]), Some(1.0));
-    assert_eq!(told.one("firstcome_ready", &[]), Some(0.0));
+    let exported =
+        scraped(&test, "it is noticed", |exported| exported.one("firstcome_up", &[("part", "redis")]) == Some(0.0))
+            .await;
+    assert_eq!(exported.one("firstcome_up", &[("part", "postgres")]), Some(1.0));
+    assert_eq!(exported.one("firstcome_ready", &[]), Some(0.0));
     for absent in ["firstcome_outbox_lag_events", "firstcome_outbox_lag_seconds", "firstcome_holds_open"] {
-        assert!(!told.0.contains_key(absent), "{absent}");
+        assert!(!exported.0.contains_key(absent), "{absent}");
     }
     // What is known without asking is told.
-    assert_eq!(told.one("firstcome_backlog_events", &[]), Some(2.0));
-    assert_eq!(told.one("firstcome_backlog_limit_events", &[]), Some(1_000_000.0));
+    assert_eq!(exported.one("firstcome_backlog_events", &[]), Some(2.0));
+    assert_eq!(exported.one("firstcome_backlog_limit_events", &[]), Some(1_000_000.0));
     test.redis.resume().unwrap();
-    scraped(&test, "it is well again", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
+    scraped(&test, "it is well again", |exported| exported.one("firstcome_ready", &[]) == Some(1.0)).await;
     // Not ready for long: it is told to stop.
     test.app.stopping.cancel();
-    scraped(&test, "it is stopping", |told| told.one("firstcome_ready", &[]) == Some(0.0)).await;
+    scraped(&test, "it is stopping", |exported| exported.one("firstcome_ready", &[]) == Some(0.0)).await;
     test.finish().await;
 }
 
 #[tokio::test]
 async fn metrics_served_with_lag_when_postgres_hangs() {
-    let mut shop = Shop::open().await;
+    let mut shop = RestartableApp::open().await;
     let (postgres, here) = ([("part", "postgres")], [("partition", "0")]);
-    let well = |told: &Scrape| {
-        told.one("firstcome_up", &postgres) == Some(1.0) && told.one("firstcome_outbox_lag_events", &here) == Some(0.0)
+    let well = |exported: &Scrape| {
+        exported.one("firstcome_up", &postgres) == Some(1.0)
+            && exported.one("firstcome_outbox_lag_events", &here) == Some(0.0)
     };
     shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
-    told_by(&shop, "all is carried", well).await;
+    scraped_from(&shop, "all is carried", well).await;
 
     shop.postgres.pause().unwrap();
     shop.post("/admin/v1/users", json!({"userName": "B", "balance": 1_000})).await.created();
-    let away = told_by(&shop, "the lag grows", |told| {
-        told.one("firstcome_up", &postgres) == Some(0.0)
-            && told.one("firstcome_outbox_lag_events", &here) == Some(1.0)
-            && told.one("firstcome_outbox_lag_seconds", &here).is_some_and(|seconds| seconds > 0.0)
+    let away = scraped_from(&shop, "the lag grows", |exported| {
+        exported.one("firstcome_up", &postgres) == Some(0.0)
+            && exported.one("firstcome_outbox_lag_events", &here) == Some(1.0)
+            && exported.one("firstcome_outbox_lag_seconds", &here).is_some_and(|seconds| seconds > 0.0)
     })
     .await;
     assert!(!away.0.contains_key("firstcome_dead_letters"), "nobody can know");
@@ -286,12 +289,12 @@ async fn metrics_served_with_lag_when_postgres_hangs() {
     }
     assert!(begun.elapsed() < Duration::from_secs(200), "{:?}", begun.elapsed());
     shop.postgres.resume().unwrap();
-    told_by(&shop, "it catches up", well).await;
+    scraped_from(&shop, "it catches up", well).await;
     shop.finish().await;
 }
 
 /// The first scrape of this shop that shows this.
-async fn told_by(shop: &Shop, what: &str, shows: impl Fn(&Scrape) -> bool) -> Scrape {
+async fn scraped_from(shop: &RestartableApp, what: &str, shows: impl Fn(&Scrape) -> bool) -> Scrape {
     until(what, async || {
         let reply = shop.get("/metrics").await;
         assert_eq!(reply.status, 200, "{}", reply.text);
@@ -348,7 +351,7 @@ async fn metrics_count_shed_writes() {
         shed += f64::from(u8::from(test.put_charge(user, 1).await.status == 503));
     }
     assert!(shed > 0.0);
-    let more = |told: &Scrape| told.sum("firstcome_shed_total", &[("reason", "backlog")]) >= before + shed;
+    let more = |exported: &Scrape| exported.sum("firstcome_shed_total", &[("reason", "backlog")]) >= before + shed;
     scraped(&test, "they are counted", more).await;
     test.finish().await;
 }

@@ -24,27 +24,28 @@ async fn everything() -> Scrape {
     // What Postgres can't take.
     let mut redis = test.raw().await;
     poison(&mut redis, true, &[("kind", b"nonsense"), ("v", b"1")]).await;
-    let dead = |told: &Scrape| told.one("firstcome_dead_letters", &[("partition", "0")]) == Some(1.0);
+    let dead = |exported: &Scrape| exported.one("firstcome_dead_letters", &[("partition", "0")]) == Some(1.0);
     scraped(&test, "the dead letter is filed", dead).await;
     // A partition that may not decide for a while.
     let _: i64 = redis::cmd("HSET").arg(META).arg("frozen").arg("a test").query_async(&mut redis).await.unwrap();
-    let closed = |told: &Scrape| {
-        told.one("firstcome_partition_open", &[("partition", "0")]) == Some(0.0)
-            && told.one("firstcome_ready", &[]) == Some(0.0)
+    let closed = |exported: &Scrape| {
+        exported.one("firstcome_partition_open", &[("partition", "0")]) == Some(0.0)
+            && exported.one("firstcome_ready", &[]) == Some(0.0)
     };
     scraped(&test, "it is closed", closed).await;
     test.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");
     let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
-    let told = scraped(&test, "it is open again", |told| told.one("firstcome_ready", &[]) == Some(1.0)).await;
+    let exported =
+        scraped(&test, "it is open again", |exported| exported.one("firstcome_ready", &[]) == Some(1.0)).await;
     test.finish().await;
-    told
+    exported
 }
 
 /// Labels that Prometheus itself adds, and what a histogram's buckets have.
 const ADDED: [&str; 3] = ["instance", "job", "le"];
 
 /// Every fault of an expression: a metric that is not told, or a label that it does not have.
-fn faults(told: &BTreeMap<String, Family>, expression: &str) -> Vec<String> {
+fn faults(exported: &BTreeMap<String, Family>, expression: &str) -> Vec<String> {
     let names = match promql::parse(expression) {
         Ok(names) => names,
         Err(fault) => return vec![fault],
@@ -53,8 +54,8 @@ fn faults(told: &BTreeMap<String, Family>, expression: &str) -> Vec<String> {
     let mut labels: BTreeSet<&str> = ADDED.into();
     for (name, matched) in &names.selectors {
         let base = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
-        let base = base.filter(|base| told.get(*base).is_some_and(|family| family.kind == "histogram"));
-        let Some(family) = told.get(base.unwrap_or(name)) else {
+        let base = base.filter(|base| exported.get(*base).is_some_and(|family| family.kind == "histogram"));
+        let Some(family) = exported.get(base.unwrap_or(name)) else {
             faults.push(format!("there is no {name}"));
             continue;
         };
@@ -124,7 +125,7 @@ fn alerts_have_runbook_sections() {
 
 #[tokio::test]
 async fn dashboard_alerts_and_docs_name_existing_metrics() {
-    let Scrape(told) = everything().await;
+    let Scrape(exported) = everything().await;
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let queries = queries(&dashboard);
     assert!(queries.len() > 30, "{}", queries.len());
@@ -133,13 +134,13 @@ async fn dashboard_alerts_and_docs_name_existing_metrics() {
     let alerts = alerts.into_iter().map(|rule| (rule["alert"].clone(), rule["expr"].clone()));
     let all: Vec<(String, String)> = queries.into_iter().chain(alerts).collect();
     let wrong: Vec<_> =
-        all.iter().map(|(of, expr)| (of, expr, faults(&told, expr))).filter(|(.., f)| !f.is_empty()).collect();
+        all.iter().map(|(of, expr)| (of, expr, faults(&exported, expr))).filter(|(.., f)| !f.is_empty()).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
     // The test can fail.
-    assert_eq!(faults(&told, "firstcome_nothing"), ["there is no firstcome_nothing"]);
-    assert_eq!(faults(&told, "firstcome_up{colour=\"red\"}"), ["firstcome_up has no colour"]);
-    assert_eq!(faults(&told, "sum by (colour) (firstcome_up)"), ["none of its metrics has colour"]);
-    assert_eq!(faults(&told, "firstcome_projector_batch_events").len(), 1);
+    assert_eq!(faults(&exported, "firstcome_nothing"), ["there is no firstcome_nothing"]);
+    assert_eq!(faults(&exported, "firstcome_up{colour=\"red\"}"), ["firstcome_up has no colour"]);
+    assert_eq!(faults(&exported, "sum by (colour) (firstcome_up)"), ["none of its metrics has colour"]);
+    assert_eq!(faults(&exported, "firstcome_projector_batch_events").len(), 1);
 
     // The list for readers is what is told, in both directions.
     let row = |line: &str| -> Option<(String, String, BTreeSet<String>, String)> {
@@ -149,7 +150,7 @@ async fn dashboard_alerts_and_docs_name_existing_metrics() {
         Some((name.trim_end_matches('`').to_owned(), (*kind).to_owned(), labels, (*meaning).to_owned()))
     };
     let listed: BTreeSet<_> = LIST.lines().filter_map(row).collect();
-    let there: BTreeSet<_> = told
+    let there: BTreeSet<_> = exported
         .iter()
         .map(|(name, family)| (name.clone(), family.kind.clone(), family.labels.clone(), family.help.clone()))
         .collect();

@@ -26,9 +26,9 @@ async fn dev_command_keeps_data_between_starts() {
     assert_eq!(get(&base, "/api/v1/campaigns").await.ok().as_array().map_or(0, Vec::len), 2);
     assert_eq!(get(&base, "/api/v1/balances/1").await.ok()["balance"], 10_000);
     get(&base, "/swagger-ui/index.html").await.status.is_success().then_some(()).unwrap();
-    let told = first.out();
+    let printed = first.out();
     for part in [base.as_str(), "/swagger-ui/index.html", "redis-cli -s ", "psql -h ", "Ctrl-C"] {
-        assert!(told.contains(part), "{part:?} is not in {told}");
+        assert!(printed.contains(part), "{part:?} is not in {printed}");
     }
     let names = servers_below(&data);
     for server in [&["redis-server", "valkey-server"][..], &["postgres"]] {

@@ -16,9 +16,9 @@ async fn roles_run_as_separate_processes() {
     }
     let (status, said) = run(&mut servers.role(&["migrate"])).await;
     assert!(status.success(), "a third time: {said}");
-    for told in ["The demo catalogue is in.", "nothing was changed"] {
+    for expected in ["The demo catalogue is in.", "nothing was changed"] {
         let (status, said) = run(&mut servers.role(&["seed"])).await;
-        assert!(status.success() && said.contains(told), "{said}");
+        assert!(status.success() && said.contains(expected), "{said}");
     }
 
     let mut serve = servers.start_role(&["serve", "--no-projector"], "serve");

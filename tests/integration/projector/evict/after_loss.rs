@@ -7,9 +7,9 @@ async fn rebuilt(test: &TestApp) -> rebuild::Summary {
     let db =
         firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
     let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.retention());
-    let patience = Duration::from_secs(600);
+    let timeout = Duration::from_secs(600);
     let projector =
-        projector::Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), patience, keep);
+        projector::Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, keep);
     let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, keep, allow_unsafe_redis: false };
     let summary = rebuild.run(rebuild::Options { discard: false, lost_at_most: Some(0) }).await.unwrap();
     db.close().await.unwrap();
@@ -21,8 +21,8 @@ async fn rebuilt(test: &TestApp) -> rebuild::Summary {
 async fn rebuild_restores_orders_not_archived() {
     for partitions in [1, 3] {
         let mut shop = Fixture::start(partitions).await;
-        let old = Ends::of(&mut shop).await;
-        let told_before = told(&shop, &old).await;
+        let old = ClosedOrders::of(&mut shop).await;
+        let replies_before = replies_of(&shop, &old).await;
         // The old ones' keep is over, but for that of what was refunded.
         shop.test.clock.advance(KEEP_MS + 1);
         let young = shop.paid().await;
@@ -33,34 +33,34 @@ async fn rebuild_restores_orders_not_archived() {
         let _: () = redis::cmd("FLUSHALL").query_async(&mut shop.test.raw().await).await.unwrap();
         let summary = rebuilt(&shop.test).await;
         assert_eq!((summary.withheld_units, summary.lost_at_least), (0, 0));
-        let lives = shop.lives().await;
-        let orders: BTreeSet<&String> = lives.keys().filter(|key| key.contains(":order:")).collect();
+        let ttls = shop.ttls().await;
+        let orders: BTreeSet<&String> = ttls.keys().filter(|key| key.contains(":order:")).collect();
         let expected = [old.refunded, old.pending, young, pending].map(|order| shop.key(order));
         assert_eq!(orders, expected.iter().collect());
-        let life = |order: i64| lives[&shop.key(order)];
-        assert_eq!(life(pending), -1);
+        let ttl = |order: i64| ttls[&shop.key(order)];
+        assert_eq!(ttl(pending), -1);
         // By the service's clock: a minute of it is over.
-        assert!((KEEP_MS - 360_000..=KEEP_MS - 60_000).contains(&life(young)), "{}", life(young));
-        assert!(life(old.pending) <= KEEP_MS - 60_000);
+        assert!((KEEP_MS - 360_000..=KEEP_MS - 60_000).contains(&ttl(young)), "{}", ttl(young));
+        assert!(ttl(old.pending) <= KEEP_MS - 60_000);
         let passed = KEEP_MS + 60_001;
         let rest = TOMBSTONE_TTL_MS - passed;
-        assert!((rest - 300_000..=rest).contains(&life(old.refunded)), "{}", life(old.refunded));
+        assert!((rest - 300_000..=rest).contains(&ttl(old.refunded)), "{}", ttl(old.refunded));
         for (order, whole) in [(young, Some(KEEP_MS - 60_000)), (pending, None), (old.paid, Some(0))] {
             for hold in shop.holds(order) {
                 match whole {
-                    None => assert_eq!(lives[&hold], -1),
-                    Some(0) => assert!(!lives.contains_key(&hold)),
-                    Some(whole) => assert!((whole - 300_000..=whole).contains(&lives[&hold])),
+                    None => assert_eq!(ttls[&hold], -1),
+                    Some(0) => assert!(!ttls.contains_key(&hold)),
+                    Some(whole) => assert!((whole - 300_000..=whole).contains(&ttls[&hold])),
                 }
             }
         }
         // Whether or not they came back, the answers are the same; and the others, too, are refunded.
-        let told_after = told(&shop, &old).await;
-        let of = |told: &[String]| -> Vec<String> {
+        let replies_after = replies_of(&shop, &old).await;
+        let of = |replies_of: &[String]| -> Vec<String> {
             let pending = format!("{}:", old.pending);
-            told.iter().filter(|line| !line.starts_with(&pending)).cloned().collect()
+            replies_of.iter().filter(|line| !line.starts_with(&pending)).cloned().collect()
         };
-        assert_eq!(of(&told_before), of(&told_after));
+        assert_eq!(of(&replies_before), of(&replies_after));
         let (balance, stock) = (shop.balance().await, shop.stock().await);
         for order in [old.paid, young] {
             assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
@@ -110,7 +110,7 @@ async fn rebuild_finishes_refund_of_archived_order() {
     shop.finish().await;
 }
 
-async fn wrong(test: &TestApp) -> Vec<String> {
+async fn failed_checks(test: &TestApp) -> Vec<String> {
     let report = test.app.audit().run().await.unwrap();
     report.checks.iter().filter(|check| !check.ok).map(|check| check.detail.clone()).collect()
 }
@@ -120,21 +120,21 @@ async fn wrong(test: &TestApp) -> Vec<String> {
 async fn audit_tells_archived_from_missing() {
     for partitions in [1, 3] {
         let mut shop = Fixture::start(partitions).await;
-        let ends = Ends::of(&mut shop).await;
+        let ends = ClosedOrders::of(&mut shop).await;
         let cancelled = shop.place(None).await;
         shop.test.drain().await;
         // Decided since, and in Postgres only as they were before.
         for order in [ends.paid, cancelled] {
             shop.test.cancel(order, shop.user).await.ok();
         }
-        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+        assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
         let mut redis = shop.test.raw().await;
         let mut missing = vec![shop.key(ends.pending), shop.key(ends.paid), shop.key(cancelled)];
         missing.extend(shop.holds(ends.pending));
         for key in &missing {
             let aside = format!("{key}:aside");
             let _: () = redis::cmd("RENAME").arg(key).arg(&aside).query_async(&mut redis).await.unwrap();
-            let found = wrong(&shop.test).await.join("\n");
+            let found = failed_checks(&shop.test).await.join("\n");
             let id = key.rsplit(':').next().unwrap();
             let says = if key.contains(":hold:") {
                 format!("stock held for order {id}: the hold is \"\"")
@@ -145,26 +145,26 @@ async fn audit_tells_archived_from_missing() {
             let _: () = redis::cmd("RENAME").arg(&aside).arg(key).query_async(&mut redis).await.unwrap();
             // Nor may it be about to leave.
             let _: i64 = redis::cmd("PEXPIRE").arg(key).arg(KEEP_MS).query_async(&mut redis).await.unwrap();
-            let found = wrong(&shop.test).await.join("\n");
+            let found = failed_checks(&shop.test).await.join("\n");
             assert!(found.contains(&format!("order {id}: it is about to leave Redis, and is not over")), "{found}");
             let _: i64 = redis::cmd("PERSIST").arg(key).query_async(&mut redis).await.unwrap();
-            assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+            assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
         }
         // All that may leave has left; and something that is there and has left in Postgres' eyes is compared as ever.
         for order in [ends.cancelled, ends.expired, ends.failed] {
             shop.delete([shop.key(order)]).await;
         }
-        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+        assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
         let refunded = shop.key(ends.refunded);
         let set = |value: i64| redis::cmd("HSET").arg(&refunded).arg("total").arg(value).to_owned();
         let _: i64 = set(1).query_async(&mut redis).await.unwrap();
-        let found = wrong(&shop.test).await.join("\n");
+        let found = failed_checks(&shop.test).await.join("\n");
         assert!(found.contains(&format!("order {}: the total", ends.refunded)), "{found}");
         let _: i64 = set(2_460).query_async(&mut redis).await.unwrap();
         // An order that Postgres has lost is found by what is left of it there.
         shop.test.drain().await;
-        shop.test.leave().await;
-        assert_eq!(wrong(&shop.test).await, Vec::<String>::new());
+        shop.test.expire_evicted().await;
+        assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
         shop.finish().await;
     }
 }
@@ -191,7 +191,7 @@ async fn load_keeps_invariants_when_retention_zero() {
                     continue;
                 }
                 test.pay(order, user, "CARD", 1_230).await.ok();
-                assert_eq!(test.get(&path).await.ok()["orderStatus"], "PAID", "its user was told");
+                assert_eq!(test.get(&path).await.ok()["orderStatus"], "PAID", "its user has the reply");
                 test.pay(order, user, "CARD", 1_230).await.refused(409, "ORDER_ALREADY_PAID");
                 let replies = join_all((0..3).map(|_| test.cancel(order, user))).await;
                 assert_eq!(replies.iter().filter(|reply| reply.status == 200).count(), 1, "{replies:?}");
@@ -202,7 +202,7 @@ async fn load_keeps_invariants_when_retention_zero() {
         });
         let auditing = async {
             for _ in 0..2 {
-                assert_eq!(wrong(test).await, Vec::<String>::new(), "{partitions} partitions");
+                assert_eq!(failed_checks(test).await, Vec::<String>::new(), "{partitions} partitions");
             }
         };
         tokio::join!(join_all(shopping), auditing);

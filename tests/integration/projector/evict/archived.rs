@@ -6,16 +6,16 @@ use super::*;
 async fn archived_order_shown_and_refused_as_before() {
     for partitions in [1, 3] {
         let mut shop = Fixture::start(partitions).await;
-        let ends = Ends::of(&mut shop).await;
-        let before = told(&shop, &ends).await;
+        let ends = ClosedOrders::of(&mut shop).await;
+        let before = replies_of(&shop, &ends).await;
         let all = before.join("\n");
         for code in ["ORDER_ALREADY_PAID", "INVALID_PAYMENT_REQUEST", "ORDER_ALREADY_CLOSED", "ORDER_NOT_FOUND"] {
             assert!(all.contains(code), "{code} is not in\n{all}");
         }
         shop.test.drain().await;
-        shop.test.leave().await;
+        shop.test.expire_evicted().await;
         let seqs = shop.test.get("/admin/v1/projection").await.text;
-        assert_eq!(before, told(&shop, &ends).await);
+        assert_eq!(before, replies_of(&shop, &ends).await);
         assert_eq!(seqs, shop.test.get("/admin/v1/projection").await.text, "a refusal decided something");
         shop.finish().await;
     }
@@ -42,7 +42,7 @@ async fn archived_order_repeats_get_first_reply() {
             first.push(reply.text);
         }
         test.drain().await;
-        test.leave().await;
+        test.expire_evicted().await;
         let balance = shop.balance().await;
         for ((path, body, key), first) in requests.iter().zip(&first) {
             let again = test.send(Method::POST, path, Some(body), Some(key)).await;
@@ -63,7 +63,7 @@ async fn archived_order_repeats_get_first_reply() {
 
 /// Which parts of a paid order have left when it is refunded.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Away {
+enum Missing {
     Order,
     Holds,
     Both,
@@ -71,16 +71,16 @@ enum Away {
 
 #[tokio::test]
 async fn archived_order_refunded_once() {
-    for (partitions, away) in [(1, Away::Both), (3, Away::Order), (3, Away::Holds), (3, Away::Both)] {
+    for (partitions, away) in [(1, Missing::Both), (3, Missing::Order), (3, Missing::Holds), (3, Missing::Both)] {
         let shop = Fixture::start(partitions).await;
         let (balance, stock) = (shop.balance().await, shop.stock().await);
         let (order, kept) = (shop.paid().await, shop.paid().await);
         shop.test.drain().await;
         let (key, holds) = (shop.key(order), shop.holds(order));
-        if away != Away::Holds {
+        if away != Missing::Holds {
             shop.delete([key.clone()]).await;
         }
-        if away != Away::Order {
+        if away != Missing::Order {
             shop.delete(holds.clone()).await;
         }
         let refund = json!({"userId": shop.user});
@@ -95,12 +95,12 @@ async fn archived_order_refunded_once() {
         let ranked = shop.test.get("/api/v1/products/popular?sortBy=MONTHLY").await.ok();
         assert!(ranked.as_array().unwrap().iter().all(|place| place["salesCount"] == 2), "{ranked}");
         // Postgres has not heard of it: nothing of it may leave.
-        let lives = shop.lives().await;
-        assert_eq!(lives[&key], -1, "{away:?}");
-        holds.iter().for_each(|hold| assert_eq!(lives[hold], -1, "{away:?}"));
+        let ttls = shop.ttls().await;
+        assert_eq!(ttls[&key], -1, "{away:?}");
+        holds.iter().for_each(|hold| assert_eq!(ttls[hold], -1, "{away:?}"));
         shop.test.drain().await;
-        begun(shop.life(order).await, TOMBSTONE_TTL_MS);
-        shop.test.leave().await;
+        assert_ttl_fresh(shop.ttl(order).await, TOMBSTONE_TTL_MS);
+        shop.test.expire_evicted().await;
         shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
         assert!(shop.show(kept).await.contains("PAID"));
         shop.finish().await;
@@ -115,7 +115,7 @@ async fn archived_order_refunded_once_when_refunds_race() {
         for _ in 0..10 {
             let order = shop.paid().await;
             shop.test.drain().await;
-            shop.test.leave().await;
+            shop.test.expire_evicted().await;
             let replies = join_all((0..8).map(|_| shop.test.cancel(order, shop.user))).await;
             let (done, refused): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.status == 200);
             assert_eq!(done.len(), 1);
@@ -134,7 +134,7 @@ async fn restore_of_stale_row_changes_nothing() {
         let (test, order) = (&shop.test, shop.paid().await);
         let (balance, stock) = (shop.balance().await, shop.stock().await);
         test.drain().await;
-        test.leave().await;
+        test.expire_evicted().await;
         let id = OrderId::new(order).unwrap();
         let read = firstcome::postgres::queries::archived_orders::order(&test.db, id, partitions, "Asia/Seoul")
             .await
@@ -177,7 +177,7 @@ async fn restored_order_evicted_again_when_unchanged() {
     let order = shop.paid().await;
     shop.test.drain().await;
     let shown = shop.show(order).await;
-    shop.test.leave().await;
+    shop.test.expire_evicted().await;
     let id = OrderId::new(order).unwrap();
     let read = firstcome::postgres::queries::archived_orders::order(&shop.test.db, id, 1, "Asia/Seoul")
         .await
@@ -190,9 +190,9 @@ async fn restored_order_evicted_again_when_unchanged() {
             .await
             .unwrap()
     );
-    assert!(shop.life(order).await.is_some_and(|life| (1..=60_000).contains(&life)));
+    assert!(shop.ttl(order).await.is_some_and(|ttl| (1..=60_000).contains(&ttl)));
     assert_eq!(shop.show(order).await, shown);
-    shop.test.leave().await;
+    shop.test.expire_evicted().await;
     assert_eq!(shop.show(order).await, shown);
     shop.finish().await;
 }
@@ -218,8 +218,8 @@ async fn relay_releases_archived_remote_hold() {
         if again {
             // Much later: the mark of the refund has left as well.
             shop.test.drain().await;
-            shop.test.leave().await;
-            assert!(shop.lives().await.is_empty());
+            shop.test.expire_evicted().await;
+            assert!(shop.ttls().await.is_empty());
             let postgres = (&shop.test.db, Duration::from_secs(600));
             let store = &shop.test.store;
             let events = events(&entries);
@@ -239,7 +239,7 @@ async fn delayed_sweeper_releases_nothing_of_archived_order() {
     let order = shop.paid().await;
     let stock = shop.stock().await;
     shop.test.drain().await;
-    shop.test.leave().await;
+    shop.test.expire_evicted().await;
     let mut redis = shop.test.raw().await;
     let member = format!("{order}:{}", shop.user);
     let index = |hold: &String| format!("{}}}:holds", hold.split('}').next().unwrap());

@@ -6,28 +6,28 @@ use super::*;
 async fn order_evicted_when_projected() {
     for partitions in [1, 3] {
         let mut shop = Fixture::start(partitions).await;
-        let ends = Ends::of(&mut shop).await;
-        for (key, life) in shop.lives().await {
+        let ends = ClosedOrders::of(&mut shop).await;
+        for (key, ttl) in shop.ttls().await {
             // Stock that was given back elsewhere is a mark, with a life from the beginning.
-            let mark = key.contains(":hold:") && life > KEEP_MS;
-            assert!(life == -1 || mark, "{key} leaves in {life}, and Postgres has nothing of it");
+            let mark = key.contains(":hold:") && ttl > KEEP_MS;
+            assert!(ttl == -1 || mark, "{key} leaves in {ttl}, and Postgres has nothing of it");
         }
         shop.test.drain().await;
-        let lives = shop.lives().await;
-        let life = |key: &String| Some(lives[key]);
-        assert_eq!(life(&shop.key(ends.pending)), Some(-1));
-        begun(life(&shop.key(ends.refunded)), TOMBSTONE_TTL_MS);
+        let ttls = shop.ttls().await;
+        let ttl = |key: &String| Some(ttls[key]);
+        assert_eq!(ttl(&shop.key(ends.pending)), Some(-1));
+        assert_ttl_fresh(ttl(&shop.key(ends.refunded)), TOMBSTONE_TTL_MS);
         for order in [ends.paid, ends.cancelled, ends.expired, ends.failed] {
-            begun(life(&shop.key(order)), KEEP_MS);
+            assert_ttl_fresh(ttl(&shop.key(order)), KEEP_MS);
         }
         assert_eq!(shop.holds(ends.paid).len(), if partitions == 3 { 2 } else { 0 });
-        shop.holds(ends.pending).iter().for_each(|hold| assert_eq!(life(hold), Some(-1)));
-        shop.holds(ends.paid).iter().for_each(|hold| begun(life(hold), KEEP_MS));
+        shop.holds(ends.pending).iter().for_each(|hold| assert_eq!(ttl(hold), Some(-1)));
+        shop.holds(ends.paid).iter().for_each(|hold| assert_ttl_fresh(ttl(hold), KEEP_MS));
         for order in [ends.refunded, ends.cancelled, ends.expired, ends.failed] {
-            shop.holds(order).iter().for_each(|hold| begun(life(hold), TOMBSTONE_TTL_MS));
+            shop.holds(order).iter().for_each(|hold| assert_ttl_fresh(ttl(hold), TOMBSTONE_TTL_MS));
         }
-        shop.test.leave().await;
-        let left: BTreeSet<String> = shop.lives().await.into_keys().collect();
+        shop.test.expire_evicted().await;
+        let left: BTreeSet<String> = shop.ttls().await.into_keys().collect();
         let pending = shop.holds(ends.pending).into_iter().chain([shop.key(ends.pending)]);
         assert_eq!(left, pending.collect());
         shop.finish().await;
@@ -63,26 +63,26 @@ async fn batch_repeated_evicts_the_same_orders() {
         }
         for _ in 0..2 {
             again().await;
-            let lives = shop.lives().await;
-            begun(lives.get(&shop.key(order)).copied(), KEEP_MS);
-            shop.holds(order).iter().for_each(|hold| begun(lives.get(hold).copied(), KEEP_MS));
+            let ttls = shop.ttls().await;
+            assert_ttl_fresh(ttls.get(&shop.key(order)).copied(), KEEP_MS);
+            shop.holds(order).iter().for_each(|hold| assert_ttl_fresh(ttls.get(hold).copied(), KEEP_MS));
         }
         // It was refunded meanwhile, and Postgres does not know: it must not leave as what it was.
         shop.test.cancel(order, shop.user).await.ok();
         again().await;
-        let lives = shop.lives().await;
-        assert_eq!(lives[&shop.key(order)], -1);
-        shop.holds(order).iter().for_each(|hold| assert_eq!(lives[hold], -1));
+        let ttls = shop.ttls().await;
+        assert_eq!(ttls[&shop.key(order)], -1);
+        shop.holds(order).iter().for_each(|hold| assert_eq!(ttls[hold], -1));
         shop.test.app.projector.project(home).await.unwrap();
         again().await;
-        begun(shop.life(order).await, TOMBSTONE_TTL_MS);
+        assert_ttl_fresh(shop.ttl(order).await, TOMBSTONE_TTL_MS);
         shop.test.drain().await;
         again().await;
-        shop.holds(order).iter().for_each(|hold| assert!(lives.contains_key(hold)));
+        shop.holds(order).iter().for_each(|hold| assert!(ttls.contains_key(hold)));
         // And what has left does not come back by it.
-        shop.test.leave().await;
+        shop.test.expire_evicted().await;
         again().await;
-        assert!(shop.lives().await.is_empty());
+        assert!(shop.ttls().await.is_empty());
         shop.finish().await;
     }
 }
@@ -100,9 +100,9 @@ async fn order_kept_when_event_is_dead_letter() {
         shop.test.cancel(order, shop.user).await.ok();
     }
     shop.test.drain().await;
-    assert_eq!(shop.life(order).await, Some(-1));
-    begun(shop.life(other).await, KEEP_MS);
-    shop.test.leave().await;
+    assert_eq!(shop.ttl(order).await, Some(-1));
+    assert_ttl_fresh(shop.ttl(other).await, KEEP_MS);
+    shop.test.expire_evicted().await;
     assert!(shop.show(order).await.contains("CANCELLED"));
     assert!(shop.show(other).await.contains("CANCELLED"));
     shop.test.finish_unchecked().await;
@@ -110,14 +110,14 @@ async fn order_kept_when_event_is_dead_letter() {
 
 /// Somebody in a shop whose Postgres can be paused.
 struct Customer {
-    shop: Shop,
+    shop: RestartableApp,
     user: i64,
     product: i64,
 }
 
 impl Customer {
     async fn start() -> Customer {
-        let shop = Shop::open().await;
+        let shop = RestartableApp::open().await;
         let user = json!({"userName": "A", "balance": 10_000});
         let user = shop.post("/admin/v1/users", user).await.created()["userId"].as_i64().unwrap();
         let product = json!({"productName": "B", "price": 100, "stockQuantity": 50, "category": "TOP"});
@@ -150,7 +150,7 @@ impl Customer {
         redis::cmd(command).arg(key).query_async(&mut redis).await.unwrap()
     }
 
-    async fn is_about_to_leave(&self, order: i64) {
+    async fn assert_evicted(&self, order: i64) {
         until("it is about to leave", async || (self.of_order("PTTL", order).await > 0).then_some(())).await;
     }
 }
@@ -163,7 +163,7 @@ async fn order_kept_and_request_unavailable_when_postgres_down() {
     me.pay(gone).await.ok();
     me.cancel(closed).await.ok();
     for order in [gone, closed] {
-        me.is_about_to_leave(order).await;
+        me.assert_evicted(order).await;
         assert_eq!(me.of_order("DEL", order).await, 1);
         me.show(order).await.ok();
     }
@@ -186,7 +186,7 @@ async fn order_kept_and_request_unavailable_when_postgres_down() {
     me.cancel(paid).await.ok();
     assert_eq!((me.of_order("PTTL", paid).await, me.of_order("PTTL", open).await), (-1, -1));
     me.shop.postgres.resume().unwrap();
-    me.is_about_to_leave(paid).await;
+    me.assert_evicted(paid).await;
     until("Postgres answers", async || (me.show(gone).await.status == 200).then_some(())).await;
     me.pay(gone).await.refused(409, "ORDER_ALREADY_PAID");
     me.cancel(closed).await.refused(409, "ORDER_ALREADY_CLOSED");

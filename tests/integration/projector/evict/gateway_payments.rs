@@ -2,18 +2,18 @@
 
 use super::*;
 
-struct ByGateway {
+struct GatewayOrder {
     shop: Fixture,
     gateway: FakeGateway,
 }
 
-impl ByGateway {
-    async fn start() -> ByGateway {
+impl GatewayOrder {
+    async fn start() -> GatewayOrder {
         let gateway = FakeGateway::start().await;
         let mut config = gateways(&[("KAKAO_PAY", gateway.url())]);
         config.payment_gateway_timeout_ms = 60_000;
         let shop = Fixture::with(Options { gateway: config, ..Options::default() }).await;
-        ByGateway { shop, gateway }
+        GatewayOrder { shop, gateway }
     }
 
     async fn pay(&self, order: i64) -> harness::Reply {
@@ -21,10 +21,10 @@ impl ByGateway {
     }
 
     /// What is about to leave leaves, once Postgres has everything. Whether the order has.
-    async fn has_left(&self, order: i64) -> bool {
+    async fn expired(&self, order: i64) -> bool {
         self.shop.test.drain().await;
-        self.shop.test.leave().await;
-        self.shop.life(order).await.is_none()
+        self.shop.test.expire_evicted().await;
+        self.shop.ttl(order).await.is_none()
     }
 
     async fn later(&self, seconds: i64) {
@@ -35,44 +35,44 @@ impl ByGateway {
 
 #[tokio::test]
 async fn order_kept_while_gateway_pending() {
-    let by = ByGateway::start().await;
+    let by = GatewayOrder::start().await;
     let (shop, gateway) = (&by.shop, &by.gateway);
     // Paid and refunded: until the money is back.
     let order = shop.place(None).await;
     let receipt = by.pay(order).await.ok()["receipt"].as_str().unwrap().to_owned();
-    assert!(by.has_left(order).await);
+    assert!(by.expired(order).await);
     by.pay(order).await.refused(409, "ORDER_ALREADY_PAID");
     assert_eq!(gateway.posts(&receipt), 1);
-    gateway.cancels_are(Manner::ServerError);
+    gateway.cancels_are(QueryBehaviour::ServerError);
     assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
     by.later(5).await;
-    assert!(!by.has_left(order).await, "money is still to come back");
+    assert!(!by.expired(order).await, "money is still to come back");
     assert!(!gateway.cancelled(&receipt));
-    gateway.cancels_are(Manner::Truthful);
+    gateway.cancels_are(QueryBehaviour::Truthful);
     by.later(5).await;
     assert!(gateway.cancelled(&receipt));
     shop.test.drain().await;
-    begun(shop.life(order).await, TOMBSTONE_TTL_MS);
-    assert!(by.has_left(order).await);
+    assert_ttl_fresh(shop.ttl(order).await, TOMBSTONE_TTL_MS);
+    assert!(by.expired(order).await);
     shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
 
     // Never heard of: until it is certain that no money comes.
     gateway.always(Behaviour::ServerError);
     let lost = shop.place(None).await;
     by.pay(lost).await.refused(503, "SERVICE_UNAVAILABLE");
-    assert!(!by.has_left(lost).await, "it is being asked about");
+    assert!(!by.expired(lost).await, "it is being asked about");
     by.later(100).await;
     assert!(shop.show(lost).await.contains("FAILED"));
-    assert!(!by.has_left(lost).await, "it is watched");
+    assert!(!by.expired(lost).await, "it is watched");
     by.later(7_200).await;
-    assert!(by.has_left(lost).await);
+    assert!(by.expired(lost).await);
     assert!(shop.show(lost).await.contains("FAILED"));
     by.pay(lost).await.refused(400, "INVALID_PAYMENT_REQUEST");
     // Declined for certain.
     gateway.always(Behaviour::Decline);
     let declined = shop.place(None).await;
     by.pay(declined).await.refused(402, "INSUFFICIENT_BALANCE");
-    assert!(by.has_left(declined).await);
+    assert!(by.expired(declined).await);
     by.shop.finish().await;
 }
 
@@ -80,7 +80,7 @@ async fn order_kept_while_gateway_pending() {
 /// goes back all the same.
 #[tokio::test]
 async fn late_payment_of_archived_order_refunded() {
-    let by = ByGateway::start().await;
+    let by = GatewayOrder::start().await;
     let (shop, gateway) = (&by.shop, &by.gateway);
     let order = shop.place(None).await;
     gateway.next(Behaviour::ApproveLate);
@@ -89,7 +89,7 @@ async fn late_payment_of_archived_order_refunded() {
         by.later(100).await;
         assert!(shop.show(order).await.contains("FAILED"));
         by.later(7_200).await;
-        assert!(by.has_left(order).await);
+        assert!(by.expired(order).await);
         gateway.release_late();
         uid
     };

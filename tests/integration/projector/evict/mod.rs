@@ -34,9 +34,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    projector::projection::{Shop, busy_day},
+    projector::projection::{RestartableApp, busy_day},
     support::{
-        fake_gateway::{Behaviour, FakeGateway, Manner},
+        fake_gateway::{Behaviour, FakeGateway, QueryBehaviour},
         harness::{self, Options, TestApp, call, gateways, until},
         invariants,
     },
@@ -114,12 +114,12 @@ impl Fixture {
         far.collect::<BTreeSet<_>>().into_iter().map(|here| Keys(here).hold(OrderId::new(order).unwrap())).collect()
     }
 
-    async fn lives(&self) -> BTreeMap<String, i64> {
-        invariants::lives(&mut self.test.raw().await).await
+    async fn ttls(&self) -> BTreeMap<String, i64> {
+        invariants::ttls(&mut self.test.raw().await).await
     }
 
-    async fn life(&self, order: i64) -> Option<i64> {
-        self.lives().await.get(&self.key(order)).copied()
+    async fn ttl(&self, order: i64) -> Option<i64> {
+        self.ttls().await.get(&self.key(order)).copied()
     }
 
     async fn delete(&self, keys: impl IntoIterator<Item = String>) {
@@ -136,12 +136,12 @@ impl Fixture {
 
 /// A life that began a moment ago.
 #[track_caller]
-fn begun(life: Option<i64>, whole: i64) {
-    assert!(life.is_some_and(|life| (whole - 300_000..=whole).contains(&life)), "{life:?} of {whole}");
+fn assert_ttl_fresh(ttl: Option<i64>, whole: i64) {
+    assert!(ttl.is_some_and(|ttl| (whole - 300_000..=whole).contains(&ttl)), "{ttl:?} of {whole}");
 }
 
 /// An order for each end, and its user. What is PENDING stays so.
-struct Ends {
+struct ClosedOrders {
     pending: i64,
     paid: i64,
     cancelled: i64,
@@ -152,8 +152,8 @@ struct Ends {
     poor: i64,
 }
 
-impl Ends {
-    async fn of(shop: &mut Fixture) -> Ends {
+impl ClosedOrders {
+    async fn of(shop: &mut Fixture) -> ClosedOrders {
         let (rich, poor) = (shop.user, shop.test.user(2_460).await);
         let expired = shop.place(None).await;
         shop.test.clock.advance(700_000);
@@ -167,7 +167,7 @@ impl Ends {
         shop.paid().await;
         shop.test.pay(failed, poor, "CARD", 2_460).await.refused(402, "INSUFFICIENT_BALANCE");
         shop.user = rich;
-        Ends { pending, paid, cancelled, expired, failed, refunded, poor }
+        ClosedOrders { pending, paid, cancelled, expired, failed, refunded, poor }
     }
 
     fn over(&self) -> [i64; 5] {
@@ -181,8 +181,8 @@ fn events(entries: &[Entry]) -> Vec<Event> {
 }
 
 /// Every question about every order, and what is answered.
-async fn told(shop: &Fixture, ends: &Ends) -> Vec<String> {
-    let mut told = Vec::new();
+async fn replies_of(shop: &Fixture, ends: &ClosedOrders) -> Vec<String> {
+    let mut replies_of = Vec::new();
     for order in [ends.pending].into_iter().chain(ends.over()) {
         let (user, other) = if order == ends.failed { (ends.poor, shop.user) } else { (shop.user, ends.poor) };
         let test = &shop.test;
@@ -202,10 +202,10 @@ async fn told(shop: &Fixture, ends: &Ends) -> Vec<String> {
         if order != ends.pending && order != ends.paid {
             replies.push(test.cancel(order, user).await);
         }
-        told.extend(replies.into_iter().map(|reply| format!("{order}: {} {}", reply.status, reply.text)));
+        replies_of.extend(replies.into_iter().map(|reply| format!("{order}: {} {}", reply.status, reply.text)));
     }
-    told.push(shop.test.get("/api/v1/orders/999999").await.text);
-    told
+    replies_of.push(shop.test.get("/api/v1/orders/999999").await.text);
+    replies_of
 }
 
 thread_local! {

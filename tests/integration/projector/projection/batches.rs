@@ -140,7 +140,7 @@ async fn two_projectors_apply_each_event_once_under_load() {
         for n in 0..6 {
             let charged = shop.put(&format!("/api/v1/balances/{user}"), json!({"amount": 5})).await.ok();
             let history = shop.get(&format!("/api/v1/balances/{user}/history?limit=1")).await.ok();
-            assert_eq!(history[0]["after_balance"], charged["balance"], "a reader sees what it was told");
+            assert_eq!(history[0]["after_balance"], charged["balance"], "a reader sees its own write");
             let order = shop.order(user, product, 2).await.ok()["orderId"].as_i64().unwrap();
             match n % 3 {
                 0 => drop(shop.pay(order, user, "CARD", 20).await.ok()),

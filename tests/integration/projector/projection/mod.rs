@@ -174,7 +174,7 @@ async fn history(test: &TestApp, user: i64, query: &str) -> Vec<Value> {
 }
 
 /// A service on a Postgres of its own, which may be killed. Its patience with Postgres is short.
-pub struct Shop {
+pub struct RestartableApp {
     pub app: App,
     pub base: String,
     client: reqwest::Client,
@@ -185,8 +185,8 @@ pub struct Shop {
     _dir: ScratchDir,
 }
 
-impl Shop {
-    pub async fn open() -> Shop {
+impl RestartableApp {
+    pub async fn open() -> RestartableApp {
         let dir = ScratchDir::new().unwrap();
         let mut config = dev::PostgresConfig::new(dir.path().join("postgres"));
         config.fsync = false;
@@ -229,7 +229,7 @@ impl Shop {
                 .unwrap();
         });
         let base = format!("http://{address}");
-        Shop { app, base, client: harness::client(), stop, serving, postgres, redis, _dir: dir }
+        RestartableApp { app, base, client: harness::client(), stop, serving, postgres, redis, _dir: dir }
     }
 
     pub async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Reply {
@@ -254,7 +254,7 @@ impl Shop {
 
     /// Drains the outbox, checks the books, and ends it all.
     pub async fn finish(self) {
-        let Shop { app, stop, serving, mut postgres, mut redis, .. } = self;
+        let RestartableApp { app, stop, serving, mut postgres, mut redis, .. } = self;
         stop.cancel();
         serving.await.unwrap();
         let (projector, db) = (app.projector.clone(), app.db.clone());

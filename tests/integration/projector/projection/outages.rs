@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn projection_resumes_when_postgres_returns() {
-    let mut shop = Shop::open().await;
+    let mut shop = RestartableApp::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 10_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
     let product = json!({"productName": "A", "price": 100, "stockQuantity": 50, "category": "TOP"});

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What every process of this store waits for before it answers; so nothing that anybody was told can be lost.
-pub fn careful() -> Options {
+pub fn ack_postgres() -> Options {
     Options { durability: DurabilityConfig { ack: Ack::Postgres, ..DurabilityConfig::default() }, ..projecting() }
 }
 
@@ -39,9 +39,9 @@ pub async fn rebuilder(test: &TestApp) -> Rebuild {
     let store = Store::connect(&test.redis_config()).await.unwrap();
     let db =
         firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
-    let patience = std::time::Duration::from_secs(600);
+    let timeout = std::time::Duration::from_secs(600);
     let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.retention());
-    let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), patience, keep);
+    let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, keep);
     Rebuild { store, db, projector, clock, zone, keep, allow_unsafe_redis: false }
 }
 

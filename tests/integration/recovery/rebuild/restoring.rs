@@ -7,9 +7,12 @@ use super::*;
 async fn rebuild_restores_state_of_postgres() {
     for partitions in [1, 3] {
         let gateway = FakeGateway::start().await;
-        let test =
-            TestApp::with(Options { partitions, gateway: harness::gateways(&[("TOSS", gateway.url())]), ..careful() })
-                .await;
+        let test = TestApp::with(Options {
+            partitions,
+            gateway: harness::gateways(&[("TOSS", gateway.url())]),
+            ..ack_postgres()
+        })
+        .await;
         gateway.next(Behaviour::Approve);
         gateway.next(Behaviour::Decline);
         busy_day(&test).await;
@@ -72,7 +75,7 @@ async fn rebuild_restores_state_of_postgres() {
 /// Sequences of ids go on after what was reserved under a key and not created yet.
 #[tokio::test]
 async fn rebuild_keeps_reserved_ids() {
-    let test = TestApp::with(careful()).await;
+    let test = TestApp::with(ack_postgres()).await;
     let call = harness::call(Some(("bulk", "request")));
     let first = test.store.ids_reserve(&call, "user", 1_000).await.unwrap().value;
     projected(&test).await;

@@ -6,7 +6,7 @@ use super::*;
 #[tokio::test]
 async fn start_rebuilds_empty_redis() {
     for partitions in [1, 3] {
-        let mut test = TestApp::with(Options { partitions, ..careful() }).await;
+        let mut test = TestApp::with(Options { partitions, ..ack_postgres() }).await;
         busy_day(&test).await;
         projected(&test).await;
         test.redis.kill().await.unwrap();
@@ -26,7 +26,7 @@ async fn start_rebuilds_empty_redis() {
 /// Several at once: one rebuilds, the others wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_starts_rebuild_once() {
-    let test = TestApp::with(careful()).await;
+    let test = TestApp::with(ack_postgres()).await;
     busy_day(&test).await;
     projected(&test).await;
     flush(&test).await;
@@ -46,7 +46,7 @@ async fn concurrent_starts_rebuild_once() {
 /// One that was interrupted is begun again: what it left is no store.
 #[tokio::test]
 async fn rebuild_restarted_when_interrupted() {
-    let test = TestApp::with(careful()).await;
+    let test = TestApp::with(ack_postgres()).await;
     busy_day(&test).await;
     projected(&test).await;
     test.app.stop(None).await;
@@ -74,7 +74,7 @@ async fn rebuild_restarted_when_interrupted() {
 /// An empty Redis while somebody is at work on another one is a wrong address, not a loss.
 #[tokio::test]
 async fn start_refused_when_redis_empty_and_others_run() {
-    let test = TestApp::with(careful()).await;
+    let test = TestApp::with(ack_postgres()).await;
     test.app.watch(true);
     test.user(5).await;
     projected(&test).await;
@@ -82,8 +82,8 @@ async fn start_refused_when_redis_empty_and_others_run() {
     let _: () = redis::cmd("FLUSHALL").query_async(&mut wrong.raw().await).await.unwrap();
     let (redis, postgres) = (wrong.redis.url(), harness::postgres_url(&test.database));
     until("somebody is heard of", async || {
-        let told = firstcome::postgres::progress::acknowledged(&test.db).await.unwrap();
-        (!told.is_empty()).then_some(())
+        let acknowledged = firstcome::postgres::progress::acknowledged(&test.db).await.unwrap();
+        (!acknowledged.is_empty()).then_some(())
     })
     .await;
     let Err(error) = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await else {

@@ -30,7 +30,7 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         test.order(user, product, 1).await.refused(409, "SOLD_OUT");
         test.issue(coupon, user + i64::from(partitions)).await.refused(404, "USER_NOT_FOUND");
         let late = test.user(0).await;
-        assert!(late > other + 1_000_000, "an id that somebody was told is given out again: {late}");
+        assert!(late > other + 1_000_000, "an acknowledged id is given out again: {late}");
         test.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
         test.get(&format!("/api/v1/orders/{lost}")).await.refused(404, "ORDER_NOT_FOUND");
         // What its user gives up goes back on sale; what only the clock ends may have been paid. (An order of another
@@ -53,7 +53,7 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         release(format!("/admin/v1/coupons/{coupon}/release"), 3).await;
         assert_eq!(stock(&test, product).await, 13);
         let issued = test.issue(coupon, late).await.ok();
-        assert!(issued["issueNo"].as_i64().unwrap() > 2, "a place that somebody was told is given out again: {issued}");
+        assert!(issued["issueNo"].as_i64().unwrap() > 2, "an acknowledged number is given out again: {issued}");
         test.order(user, product, 14).await.refused(409, "INSUFFICIENT_STOCK");
         pending(&test, user, product, 13).await;
         test.finish().await;

@@ -103,8 +103,13 @@ pub(super) async fn cancel(
         let manner = ledger.every_cancel.clone();
         let payment = ledger.payments.entry(uid.clone()).or_default();
         payment.cancels += 1;
-        let does =
-            matches!(manner, Manner::Truthful | Manner::ThenHang | Manner::ThenServerError | Manner::ThenAnswer(..));
+        let does = matches!(
+            manner,
+            QueryBehaviour::Truthful
+                | QueryBehaviour::ThenHang
+                | QueryBehaviour::ThenServerError
+                | QueryBehaviour::ThenAnswer(..)
+        );
         let answer = match payment.decision {
             Some(Decision::Taken { amount }) if asked.amount != amount || asked.reason.is_empty() => {
                 ledger.faults.push(format!("cancel of {uid}: {} of {amount}, {:?}", asked.amount, asked.reason));
@@ -122,13 +127,13 @@ pub(super) async fn cancel(
     say(manner, answer).await
 }
 
-async fn say(manner: Manner, truth: Response) -> Response {
+async fn say(manner: QueryBehaviour, truth: Response) -> Response {
     match manner {
-        Manner::Truthful => truth,
-        Manner::ThenHang | Manner::Hang => pending().await,
-        Manner::ThenServerError | Manner::ServerError => server_error(),
-        Manner::Garbage => garbage(),
-        Manner::ThenAnswer(status, body) | Manner::Answer(status, body) => said(status, body),
+        QueryBehaviour::Truthful => truth,
+        QueryBehaviour::ThenHang | QueryBehaviour::Hang => pending().await,
+        QueryBehaviour::ThenServerError | QueryBehaviour::ServerError => server_error(),
+        QueryBehaviour::Garbage => garbage(),
+        QueryBehaviour::ThenAnswer(status, body) | QueryBehaviour::Answer(status, body) => said(status, body),
     }
 }
 

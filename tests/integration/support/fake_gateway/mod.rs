@@ -72,7 +72,7 @@ pub enum Behaviour {
 
 /// What becomes of a `GET /payments/{uid}` or a `POST /payments/{uid}/cancel`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Manner {
+pub enum QueryBehaviour {
     /// Does as asked, answers the truth.
     Truthful,
     /// Does as asked, never answers.
@@ -108,8 +108,8 @@ struct Ledger {
     payments: HashMap<String, Payment>,
     next_pay: VecDeque<Behaviour>,
     every_pay: Behaviour,
-    every_status: Manner,
-    every_cancel: Manner,
+    every_status: QueryBehaviour,
+    every_cancel: QueryBehaviour,
     /// The `transactionId` of every approval; its own for each payment where there is none.
     transaction_id: Option<Value>,
     /// Of the latest request.
@@ -153,8 +153,8 @@ impl FakeGateway {
                 payments: HashMap::new(),
                 next_pay: VecDeque::new(),
                 every_pay: Behaviour::Approve,
-                every_status: Manner::Truthful,
-                every_cancel: Manner::Truthful,
+                every_status: QueryBehaviour::Truthful,
+                every_cancel: QueryBehaviour::Truthful,
                 transaction_id: None,
                 headers: HeaderMap::new(),
                 faults: Vec::new(),
@@ -196,12 +196,12 @@ impl FakeGateway {
     }
 
     /// Every status query is treated so.
-    pub fn status_queries_are(&self, manner: Manner) {
+    pub fn status_queries_are(&self, manner: QueryBehaviour) {
         self.ledger().every_status = manner;
     }
 
     /// Every cancel is treated so.
-    pub fn cancels_are(&self, manner: Manner) {
+    pub fn cancels_are(&self, manner: QueryBehaviour) {
         self.ledger().every_cancel = manner;
     }
 

@@ -318,11 +318,11 @@ impl TestApp {
     }
 
     /// Lets every order and far hold leave Redis that is about to: as if the end of its life had come. Returns their keys.
-    pub async fn leave(&self) -> std::collections::BTreeSet<String> {
+    pub async fn expire_evicted(&self) -> std::collections::BTreeSet<String> {
         let mut redis = self.raw().await;
-        let lives = invariants::lives(&mut redis).await;
+        let ttls = invariants::ttls(&mut redis).await;
         let gone: std::collections::BTreeSet<String> =
-            lives.into_iter().filter(|(_, life)| *life > 0).map(|(key, _)| key).collect();
+            ttls.into_iter().filter(|(_, ttl)| *ttl > 0).map(|(key, _)| key).collect();
         for key in &gone {
             let _: i64 = redis::cmd("DEL").arg(key).query_async(&mut redis).await.unwrap();
         }

@@ -41,8 +41,8 @@ pub struct Redis {
     pub seqs: BTreeMap<u16, (i64, i64)>,
     pub outbox: i64,
     /// Orders, and far holds, that will leave.
-    pub leaving: BTreeSet<i64>,
-    pub leaving_holds: BTreeSet<(u16, i64)>,
+    pub expiring: BTreeSet<i64>,
+    pub expiring_holds: BTreeSet<(u16, i64)>,
 }
 
 async fn get<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, command: &str, args: &[&str]) -> T {
@@ -85,15 +85,15 @@ pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, Str
 }
 
 /// How much longer each order and each far hold stays (ms), -1 for ever.
-pub async fn lives(redis: &mut MultiplexedConnection) -> BTreeMap<String, i64> {
-    let mut lives = BTreeMap::new();
+pub async fn ttls(redis: &mut MultiplexedConnection) -> BTreeMap<String, i64> {
+    let mut ttls = BTreeMap::new();
     for key in keys(redis).await {
         if key.contains("}:order:") || key.contains("}:hold:") {
-            let life = get(redis, "PTTL", &[&key]).await;
-            lives.insert(key, life);
+            let ttl = get(redis, "PTTL", &[&key]).await;
+            ttls.insert(key, ttl);
         }
     }
-    lives
+    ttls
 }
 
 /// Reads every server's keys.
@@ -107,11 +107,11 @@ pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
 }
 
 /// A hash and the rest of its life (ms, -1 without end), as of one moment; `None` where it has left Redis since it was listed.
-async fn leaving_hash(redis: &mut MultiplexedConnection, key: &str) -> Option<(Hash, i64)> {
+async fn hash_with_ttl(redis: &mut MultiplexedConnection, key: &str) -> Option<(Hash, i64)> {
     let mut both = redis::pipe();
     both.atomic().cmd("HGETALL").arg(key).cmd("PTTL").arg(key);
-    let (fields, life): (Hash, i64) = both.query_async(redis).await.unwrap();
-    (!fields.is_empty()).then_some((fields, life))
+    let (fields, ttl): (Hash, i64) = both.query_async(redis).await.unwrap();
+    (!fields.is_empty()).then_some((fields, ttl))
 }
 
 /// Reads these keys. Orders and far holds have a life that may end between the listing and the reading: those are taken as
@@ -146,20 +146,20 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
             ["sold"] => all.sold.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["withheld"] => all.withheld.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["order", order] => {
-                let Some((fields, life)) = leaving_hash(redis, &key).await else { continue };
+                let Some((fields, ttl)) = hash_with_ttl(redis, &key).await else { continue };
                 all.orders.insert(id(order), fields);
                 // A life of 0 ms is one that ends now.
-                if life >= 0 {
-                    all.leaving.insert(id(order));
+                if ttl >= 0 {
+                    all.expiring.insert(id(order));
                 }
             }
             ["expiry"] => all.expiry.extend(scores(redis, &key).await),
             ["gateway"] => all.gateway.extend(scores(redis, &key).await),
             ["hold", order] => {
-                let Some((fields, life)) = leaving_hash(redis, &key).await else { continue };
+                let Some((fields, ttl)) = hash_with_ttl(redis, &key).await else { continue };
                 all.holds.insert((partition, id(order)), fields);
-                if life >= 0 {
-                    all.leaving_holds.insert((partition, id(order)));
+                if ttl >= 0 {
+                    all.expiring_holds.insert((partition, id(order)));
                 }
             }
             ["holds"] => {
@@ -211,10 +211,10 @@ pub async fn check(servers: &mut [MultiplexedConnection], db: &DatabaseConnectio
 async fn check_read(mut all: Redis, db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
     assert_eq!(all.outbox, 0, "the outbox is not drained");
     if dead_letters == 0 {
-        what_is_over_leaves(&all);
+        closed_orders_expire(&all);
     }
     let pool = db.get_postgres_connection_pool();
-    bring_back_what_has_left(&mut all, pool, partitions).await;
+    restore_archived(&mut all, pool, partitions).await;
     redis_against_itself(&all, partitions);
     let letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
     assert_eq!(letters, dead_letters, "dead letters");
@@ -222,24 +222,24 @@ async fn check_read(mut all: Redis, db: &DatabaseConnection, partitions: u16, de
     redis_against_postgres(&all, pool).await;
 }
 
-fn under_way(order: &Hash) -> bool {
+fn is_open(order: &Hash) -> bool {
     matches!(order.get("gateway").map(String::as_str), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
 }
 
 /// With everything in Postgres, what is over leaves Redis, and nothing else does.
-fn what_is_over_leaves(all: &Redis) {
+fn closed_orders_expire(all: &Redis) {
     for (id, order) in &all.orders {
-        let over = order["status"] != "PENDING" && !under_way(order);
-        assert_eq!(all.leaving.contains(id), over, "order {id} leaves: {order:?}");
+        let over = order["status"] != "PENDING" && !is_open(order);
+        assert_eq!(all.expiring.contains(id), over, "order {id} leaves: {order:?}");
     }
     for (key, hold) in &all.holds {
-        assert_eq!(all.leaving_holds.contains(key), hold["state"] != "HELD", "the far hold {key:?} leaves: {hold:?}");
+        assert_eq!(all.expiring_holds.contains(key), hold["state"] != "HELD", "the far hold {key:?} leaves: {hold:?}");
     }
 }
 
 /// Adds the orders, and the far holds, that Redis does not have any more, as Postgres has them: the laws are about all. Only
 /// what is over may be missing.
-async fn bring_back_what_has_left(all: &mut Redis, pool: &PgPool, partitions: u16) {
+async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
     let home = |id: i64| id % i64::from(partitions);
     let known: Vec<i64> =
         all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED").map(|(id, _)| *id).collect();
@@ -310,7 +310,7 @@ async fn invariants_hold_while_orders_evicted() {
         let mut redis = test.raw().await;
         let listed = keys(&mut redis).await;
         // The ends of their lives fall between the listing and the reading.
-        let gone = test.leave().await;
+        let gone = test.expire_evicted().await;
         assert!(gone.iter().any(|key| key.contains("}:order:")) && gone.is_subset(&listed), "{gone:?}");
         let mut all = Redis::default();
         read_keys(&mut all, &mut redis, listed).await;
