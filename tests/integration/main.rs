@@ -1,7 +1,7 @@
-//! The one integration-test binary: everything runs against real servers, private to each test.
+//! The integration tests, one binary: every test runs against real servers of its own.
 //!
-//! A test starts a [`support::harness::TestApp`], does what it is about, and ends with `test.finish().await`, which drains the
-//! outbox and checks the books ([`support::invariants`]). A test that forgets to fails.
+//! A test starts a [`support::harness::TestApp`] and ends with `test.finish().await`, which drains the outbox and
+//! checks the invariants ([`support::invariants`]). A test that does not call it fails.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! 잔액: charges, balances, and a history that shows every change at once, however far the projection lags.
+//! 잔액: charges, balances, and a history that shows every change at once, however large the projection lag.
 
 use serde_json::{Value, json};
 
@@ -38,7 +38,7 @@ async fn charge_refused_changes_nothing() {
             get(test, &path).await.refused(404, "USER_NOT_FOUND");
             put(test, &path, json!({"amount": 1_000})).await.refused(404, "USER_NOT_FOUND");
             get(test, &format!("{path}/history")).await.refused(404, "USER_NOT_FOUND");
-            // What is wrong with the body is told first.
+            // A fault of the body is reported first.
             put(test, &path, json!({"amount": 0})).await.refused(400, "INVALID_AMOUNT");
         }
         assert_eq!(effects(test).await, before);

@@ -1,4 +1,4 @@
-//! 쿠폰: first come, first served; the order of checks; what becomes of a coupon; the discounts.
+//! 쿠폰: first come, first served; the order of the checks; the states of a coupon; discounts.
 
 use serde_json::{Value, json};
 
@@ -60,7 +60,7 @@ async fn issue_refused_in_order_of_contract() {
         issue(test, unknown, late).await.refused(400, "INVALID_COUPON");
         issue(test, early, late).await.refused(400, "INVALID_COUPON");
 
-        // A winner who taps twice is not told "sold out"; the others are.
+        // A winner who repeats does not get "sold out"; the others do.
         issue(test, open, winner).await.ok();
         let before = effects(test).await;
         for _ in 0..2 {
@@ -69,7 +69,7 @@ async fn issue_refused_in_order_of_contract() {
             issue(test, open, nobody).await.refused(404, "USER_NOT_FOUND");
         }
         assert_eq!(effects(test).await, before);
-        // Closed and given out: closed is told.
+        // Closed and sold out: the reply says closed.
         test.clock.advance(DAY_MS);
         for user in [winner, late] {
             issue(test, open, user).await.refused(400, "INVALID_COUPON");
@@ -108,19 +108,19 @@ async fn coupon_status_follows_its_order_and_expiry() {
         let campaign = campaign_with(test, json!({})).await;
         issue(test, campaign, user).await.ok();
         assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
-        // Held, and given back by a cancel.
+        // Held, and released by a cancel.
         let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
         assert_eq!(standing(test, user, campaign).await, json!(["USED", null, order]));
         cancel(test, order, user).await.ok();
         assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
-        // Used, and given back by a refund.
+        // Used, and released by a refund.
         let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
         test.clock.advance(5_000);
         pay(test, order, user, 9_000).await.ok();
         assert_eq!(standing(test, user, campaign).await, json!(["USED", now(test), null]));
         cancel(test, order, user).await.ok();
         assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
-        // Held past its end it can still be paid with; given back it is expired, to the millisecond.
+        // Held past its expiry it still pays; once released it is expired, to the millisecond.
         let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
         test.clock.advance(DAY_MS - 5_001);
         assert_eq!(standing(test, user, campaign).await, json!(["USED", null, order]));

@@ -1,6 +1,5 @@
-//! The request decoders under arbitrary bytes and under right requests with something wrong about them, through the whole
-//! router: never a 5xx, always the contract's envelope and what the OpenAPI document says, and a body that the document calls
-//! wrong is the endpoint's own 400.
+//! The whole router under random bytes and mutated requests: never a 5xx, always the contract's envelope and a reply
+//! that the OpenAPI document allows; a body that the document forbids gets the 400 of its endpoint.
 //!
 //! More cases: `PROPTEST_CASES=100000`.
 
@@ -85,7 +84,7 @@ impl FuzzApp {
             let token = HeaderValue::from_str(&format!("Bearer {ADMIN}")).unwrap();
             request.headers_mut().append("authorization", token);
         }
-        // Without a fragment, which is no part of what is sent.
+        // Without a fragment, which a client does not send.
         let sent = request.uri().to_string();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
@@ -103,7 +102,7 @@ impl FuzzApp {
     }
 }
 
-/// Whether a body must be refused, as far as an onlooker can tell who does not read bodies as the service does.
+/// Whether a body must be refused, judged without the service's own decoder.
 fn must_be_refused(bench: &FuzzApp, write: &Write, body: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(body) else { return true };
     match serde_json::from_str::<Value>(text) {
@@ -284,7 +283,8 @@ fn header_of_random_bytes_gets_documented_reply() {
         let expected = match &keys[..] {
             _ if !json => return,
             [] => 200,
-            // The balance that a charge leaves is part of the reply, which a repeat gets again: the body is always the same.
+            // The reply has the balance after the charge, and a repeat gets the same reply: the body is always the
+            // same.
             [key] if sound(key) => 200,
             _ => 400,
         };
@@ -295,7 +295,7 @@ fn header_of_random_bytes_gets_documented_reply() {
     });
 }
 
-/// Reads by an id, and what an id that there can't be answers.
+/// Reads by an id, and the reply to an impossible id.
 const BY_ID: &[(&str, &str, &str)] = &[
     ("/api/v1/balances/", "", "USER_NOT_FOUND"),
     ("/api/v1/balances/", "/history", "USER_NOT_FOUND"),
@@ -308,7 +308,7 @@ const BY_ID: &[(&str, &str, &str)] = &[
     ("/admin/v1/orders/", "/timeline", "ORDER_NOT_FOUND"),
 ];
 
-/// Text for a URL: percent-encoded, whatever it is, or as it stands.
+/// Text for a URL: percent-encoded, or unchanged.
 fn for_a_url() -> impl Strategy<Value = String> {
     let encoded = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("%{byte:02X}")).collect::<String>();
     prop_oneof![
@@ -334,7 +334,7 @@ fn path_of_random_text_gets_documented_reply() {
         if plain && segment.parse::<i64>().is_err() && segment != "popular" {
             reply.refused(404, unknown);
         }
-        // What is no path of ours is told so, and an operator's is not told from it.
+        // An unknown path gets a 404, and so does a path of the operators.
         assert!(reply.status == 200 || reply.status == 404 || reply.status == 400, "{}", reply.text);
     });
 }

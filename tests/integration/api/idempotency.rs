@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: a repeat gets the first reply again and has no effect; a key is bound to one request.
+//! `Idempotency-Key`: a repeat gets the first reply and has no effect; a key belongs to one request.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::support::{
     harness::{Options, Reply, TestApp, gateways},
 };
 
-/// A write that succeeds once, and another one of whoever asks, to an endpoint of the same kind.
+/// A write that succeeds once, and another write of the same user to an endpoint of the same kind.
 struct Write {
     method: Method,
     path: String,
@@ -117,7 +117,7 @@ async fn repeat_gets_first_reply_without_effect() {
             let again = headed(test, &write.method, &write.path, &headers, spelled).await;
             replays(&first, &again);
 
-            // Bound to this request of whoever asks: not to another body, path or endpoint.
+            // The key is bound to this request of this user: another body, path or endpoint is refused.
             let (other_path, other) = &write.other;
             let mut others = vec![(write.method.clone(), other_path.clone(), other.clone())];
             others.extend(match write.user {
@@ -144,11 +144,11 @@ async fn repeat_gets_first_reply_without_effect() {
                 reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
                 assert!(!reused.replayed());
             }
-            // A body that is none is told first.
+            // An invalid body is reported first.
             let headers = [("content-type", &b"application/json"[..]), ("idempotency-key", key.as_bytes())];
             assert_eq!(headed(test, &write.method, &write.path, &headers, "{").await.status, 400);
             assert_eq!(effects(test).await, done, "{}", write.path);
-            // Keys are told apart to the letter; and one that was never used is no repeat.
+            // Keys differ by case; and an unused key is no repeat.
             let other_key = keyed(test, &write.method, &write.path, &write.body, &key.to_uppercase()).await;
             assert!(!other_key.replayed(), "{}", other_key.text);
         }
@@ -314,7 +314,8 @@ async fn repeat_gets_created_campaign_after_its_end() {
     .await;
 }
 
-/// A coupon is issued in its campaign's partition, a charge in the user's, and what operators create in the first one.
+/// A coupon is issued in the partition of its campaign, a charge in that of the user, and operators create in the first
+/// one.
 #[tokio::test]
 async fn key_reused_for_other_request_refused_across_partitions() {
     let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
@@ -371,7 +372,7 @@ async fn repeat_refused_while_first_runs() {
             pay().await.refused(409, "REQUEST_IN_PROGRESS");
             let other = keyed(&test, &Method::POST, "/api/v1/payments", &payment(1), "k").await;
             other.refused(422, "IDEMPOTENCY_KEY_REUSED");
-            // Nor is the order anybody else's to end.
+            // Another user can't end the order.
             let without = post(&test, "/api/v1/payments", body.clone()).await;
             without.refused(409, "REQUEST_IN_PROGRESS");
             cancel(&test, order, user).await.refused(409, "REQUEST_IN_PROGRESS");
@@ -468,7 +469,7 @@ async fn key_of_one_user_free_for_others() {
             let issued = keyed(test, &Method::POST, "/api/v1/coupons/issue", &coupon, "coupon").await;
             assert!(!issued.replayed());
             issued.ok();
-            // Nor is it free for this user's other requests, whichever partition decides those.
+            // The key stays taken for this user's other requests, in every partition.
             for key in ["mine", "coupon"] {
                 let other = json!({"amount": 7});
                 let other = keyed(test, &Method::PUT, &format!("/api/v1/balances/{user}"), &other, key).await;

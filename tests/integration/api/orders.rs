@@ -1,4 +1,4 @@
-//! 주문: all lines or none, prices and holds, the order's detail, cancel and refund, expiry.
+//! 주문: all lines or none, prices and holds, the detail of an order, cancel and refund, expiry.
 
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ async fn order_placed_holds_stock() {
             "paymentType": null, "receipt": null, "closedAt": null, "closeReason": null});
         assert_eq!(shown, expected);
 
-        // Of this user, where one is named; of nobody else.
+        // With a user named, only of this user.
         let path = format!("/api/v1/orders/{order}");
         assert_eq!(get(test, &format!("{path}?userId={user}")).await.ok()["orderId"], order);
         get(test, &format!("{path}?userId={}", user + 1)).await.refused(404, "ORDER_NOT_FOUND");
@@ -61,7 +61,7 @@ async fn order_refused_when_one_line_short() {
         let user = test.user(10_000_000).await;
         let (many, few, none) = (test.product(10, 100).await, test.product(10, 4).await, test.product(10, 0).await);
         let before = effects(test).await;
-        // With more partitions a refusal leaves marks of what was held for a moment.
+        // With several partitions a refusal leaves tombstones of the holds taken for a moment.
         let nothing_held = async || match test.options.partitions {
             1 => assert_eq!(effects(test).await, before),
             _ => assert_eq!((stock(test, many).await, stock(test, few).await), (100, 4)),
@@ -86,7 +86,7 @@ async fn order_refused_when_one_line_short() {
             refused(test, order_of(user, &lines, None), status, code).await;
         }
         nothing_held().await;
-        // Who asks is looked at before what for.
+        // The user is checked before the order.
         for lines in [vec![(many, 1)], vec![(none, 1)], vec![(1_000_000, 1)]] {
             refused(test, order_of(1_000_000, &lines, None), 404, "USER_NOT_FOUND").await;
         }

@@ -1,4 +1,4 @@
-//! 결제: paying an order from the balance, and every way in which that is refused.
+//! 결제: paying an order from the balance, and every refusal.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! 상품: the catalogue, and the popular products over their calendar days.
+//! 상품: the catalog, and the popular products by calendar day.
 
 use serde_json::{Value, json};
 
@@ -115,7 +115,7 @@ async fn popular_products_ranked_by_units_then_won_then_id() {
         assert_eq!(first, json!(expected));
         let last = get(test, "/api/v1/products/popular?limit=7").await.ok()[6].clone();
         assert_eq!(last, place(free, 1, 0, "THREE_DAYS", 7));
-        // What is not paid, or paid back, does not count; coupons take nothing off.
+        // Unpaid and refunded orders do not count; coupons subtract nothing.
         placed(test, user, &[(six, 50)], None).await;
         let refunded = bought(test, user, six, 30).await;
         cancel(test, refunded, user).await.ok();
@@ -195,7 +195,7 @@ async fn refund_subtracted_from_day_of_sale() {
     bought(&test, user, kept, 1).await;
     bought(&test, user, returned, 3).await;
     let order = bought(&test, user, returned, 2).await;
-    // The price has changed since: what was sold is what is taken off.
+    // The price has changed since: the refund subtracts the price of the sale.
     patch(&test, &format!("/admin/v1/products/{returned}"), json!({"price": 999})).await.ok();
     test.clock.advance(TO_MIDNIGHT_MS);
     let again = bought(&test, user, returned, 1).await;

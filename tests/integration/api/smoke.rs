@@ -1,4 +1,4 @@
-//! The tour of docs/tour.md, in short.
+//! The tour of the README, in short.
 
 use serde_json::json;
 

@@ -1,5 +1,4 @@
-//! `AUTH=jwt`: a user acts for itself and for nobody else, whatever the route. (What a token must be like is tested beside
-//! `src/jwt`.)
+//! `AUTH=jwt`: on every route a user acts only for itself. (`src/jwt` has the tests of the tokens themselves.)
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use firstcome::config::{Auth, AuthConfig, Secret};
@@ -55,8 +54,8 @@ struct Asked {
     names_user: bool,
 }
 
-/// What the document says of the API under `/api/`: each operation, asked about `user`, who has an order `order`, and
-/// whether it wants a user's token.
+/// Each operation of the document under `/api/`, for `user` and its order `order`, and whether it requires a user's
+/// token.
 fn operations(document: &Value, user: i64, order: i64) -> Vec<(Asked, bool)> {
     let mut all = Vec::new();
     for (template, item) in document["paths"].as_object().unwrap() {
@@ -96,7 +95,7 @@ fn operations(document: &Value, user: i64, order: i64) -> Vec<(Asked, bool)> {
     all
 }
 
-/// Every route of the document: none acts for a user or shows one without that user's token.
+/// No route of the document acts for a user or shows one without that user's token.
 #[tokio::test]
 async fn user_routes_refuse_other_users_tokens() {
     for partitions in [1, 3] {
@@ -166,7 +165,7 @@ async fn token_errors_reported_in_order() {
     get(&format!("/api/v1/balances/{me}/history?limit=0"), Some(&mine)).await.refused(400, "INVALID_REQUEST");
     get("/api/v1/balances/x", Some(&mine)).await.refused(404, "USER_NOT_FOUND");
     get("/api/v1/balances/x", None).await.refused(401, "INVALID_TOKEN");
-    // What is about nobody, and what is nothing, needs none; and the operators have their own.
+    // Routes without a user and unknown paths need no token; operators have their own.
     for path in
         ["/api/v1/products", "/api/v1/products/popular", "/api/v1/campaigns", "/healthz", "/readyz", "/v3/api-docs"]
     {
@@ -209,7 +208,7 @@ async fn token_errors_reported_in_order() {
     test.finish().await;
 }
 
-/// Somebody else's order is none, and nobody else's key gives an answer away.
+/// An order of another user is not found, and a key of another user replays no reply.
 #[tokio::test]
 async fn orders_and_idempotency_keys_hidden_from_other_users() {
     let test = shop(Options::default()).await;

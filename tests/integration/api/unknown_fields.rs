@@ -1,5 +1,5 @@
-//! What a request says that the API does not know: refused by name under `/admin`, on every route of the document; tolerated
-//! and named in the reply under `/api`.
+//! Fields and parameters that the API does not know: under `/admin` every route of the document refuses them by name;
+//! under `/api` the request is accepted and the reply names them.
 
 use reqwest::Method;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use crate::support::{
 /// A field and a parameter that no operation has.
 const UNKNOWN: &str = "notAField";
 
-/// What the shop of these tests has in it, for the parameters of paths.
+/// The ids in the test app, for the parameters of paths.
 struct Ids {
     user: i64,
     product: i64,
@@ -177,7 +177,7 @@ async fn admin_request_with_misspelled_field_changes_nothing() {
         (Method::POST, "/admin/v1/withheld/release", json!({"productId": 1}), "productId"),
         (Method::PATCH, &coupon, json!({"closeAt": now(&test)}), "closeAt"),
         (Method::POST, "/admin/v1/coupons", new, "openAt"),
-        // What is missing is there under another name.
+        // The missing field is present under another name.
         (Method::POST, "/admin/v1/coupons", mistyped, "totalQuantty"),
         (Method::PATCH, &product, json!({"stockDelat": 100}), "stockDelat"),
         (Method::POST, "/admin/v1/users", json!({"userName": "x", "balanse": 5}), "balanse"),

@@ -1,7 +1,7 @@
-//! The shop's clients: who asks for what, under which key, and what they note down of it.
+//! The clients: which request each sends, under which key, and the replies they record.
 //!
-//! They share users, products, campaigns and orders, so that they get into each other's way; what each asks for follows from
-//! the seed. An object is retired after a while and the next takes its place: its history stays short enough to be checked.
+//! They share users, products, campaigns and orders, so that they conflict; the seed decides every request. An object
+//! is retired after a while and the next takes its place, so that its history stays short enough to be checked.
 
 use std::{
     collections::HashMap,
@@ -58,7 +58,7 @@ struct Placed {
     price: i64,
 }
 
-/// What the clients share.
+/// The state that the clients share.
 pub struct Market {
     pub history: History,
     /// How many more attempts may be made; closed when it is over.
@@ -113,7 +113,7 @@ impl Market {
                 }
             };
             let known = self.attempt(&http, number, &mut random).await.is_known();
-            // Half of what nobody knows is tried again at some time, and some of what is known all the same.
+            // Half of the unknown outcomes are tried again at some time, and some of the known ones too.
             if (!known && random.percent(50)) || (known && random.percent(8)) {
                 let ask = self.history.get(number).ask;
                 if ask.is_write() {
@@ -128,7 +128,7 @@ impl Market {
         self.history.begin(Operation::new(ask, key))
     }
 
-    /// Sends a request to one of the services, and notes down what came of it.
+    /// Sends a request to one of the services, and records the outcome.
     pub async fn attempt(&self, http: &reqwest::Client, number: usize, random: &mut Random) -> Outcome {
         let operation = self.history.get(number);
         let (method, path, body) = operation.ask.request();

@@ -1,4 +1,4 @@
-//! What the stores hold in the end, and whether it is what the clients were told: every acknowledged effect once, and no
+//! The final state of the stores, compared with the replies to the clients: every acknowledged effect once, and no
 //! other.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ pub struct OrderFact {
 /// A balance entry: type, amount, before, after, order.
 pub type Entry = (String, i64, i64, i64, Option<i64>);
 
-/// What PostgreSQL holds; that Redis holds the same is the books' business.
+/// The contents of PostgreSQL. (The invariants check that Redis has the same.)
 #[derive(Default)]
 pub struct Facts {
     pub orders: BTreeMap<i64, OrderFact>,
@@ -103,7 +103,7 @@ impl<T: Ord + std::fmt::Debug> Ledger<T> {
         *self.acknowledged.entry(item).or_default() += 1;
     }
 
-    /// Compares with what is there.
+    /// Compares with the stored items.
     fn close(mut self, there: impl IntoIterator<Item = T>, wrong: &mut Vec<String>) {
         for item in there {
             *self.acknowledged.entry(item).or_default() -= 1;
@@ -125,7 +125,7 @@ fn text(body: &Value, field: &str) -> String {
     body[field].as_str().unwrap_or("").to_owned()
 }
 
-/// What differs between what was acknowledged and what is there.
+/// The differences between the acknowledged effects and the stored ones.
 pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut coupons = Ledger::new("coupons (campaign, user, place)");

@@ -1,7 +1,7 @@
-//! What was asked and what came of it: every request, every reply, and when.
+//! The record of a run: every request, every reply, and their times.
 //!
-//! An operation is one request under one idempotency key; it is attempted until its outcome is known. Times are nanoseconds
-//! since 1970 that never step back within a run, so that they can be compared with those that the stores hold.
+//! An operation is one request under one idempotency key; it is attempted until its outcome is known. Times are
+//! nanoseconds since 1970 that never step back within a run, so that they can be compared with those in the stores.
 
 use std::{
     collections::BTreeMap,
@@ -74,7 +74,7 @@ pub enum Ask {
         lines: Vec<(i64, i64)>,
         coupon: Option<i64>,
     },
-    /// `price` is the order's, `amount` what is offered.
+    /// `price` is the order's, `amount` the client's.
     Pay {
         order: i64,
         user: i64,
@@ -155,7 +155,7 @@ impl Ask {
     }
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     Done {
@@ -228,7 +228,7 @@ impl Operation {
         Operation { ask, key, attempts: Vec::new(), settled: false }
     }
 
-    /// The first attempt that was told of an effect.
+    /// The first attempt whose reply reports an effect.
     pub fn effect(&self) -> Option<&Attempt> {
         self.attempts.iter().find(|attempt| attempt.outcome.took_effect())
     }
@@ -245,20 +245,21 @@ impl Operation {
         self.attempts.iter().any(|attempt| matches!(attempt.outcome, Outcome::Declined { .. }))
     }
 
-    /// From when to when its effect came about: within the attempt that was told so, unless that was told of an earlier one's.
+    /// The interval of its effect: that of the attempt whose reply reports it, or of the first attempt if that reply is
+    /// a replay.
     pub fn effect_within(&self) -> Option<(u64, u64)> {
         let effect_attempt = self.effect()?;
         let first = if effect_attempt.outcome.replayed() { self.attempts.first()? } else { effect_attempt };
         Some((first.began, effect_attempt.ended))
     }
 
-    /// Whether nobody can say yet what came of it. A refusal after an unknown outcome does not say: the request before it
-    /// may still be on its way.
+    /// Whether the outcome is still unknown. A refusal after an unknown outcome does not settle it: the earlier request
+    /// may still be under way.
     pub fn is_open(&self) -> bool {
         !self.settled && self.effect().is_none() && self.attempts.iter().any(|attempt| !attempt.outcome.is_known())
     }
 
-    /// What is wrong with its replies taken together.
+    /// The contradictions among its replies.
     pub fn contradictions(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut said = |what: &str| wrong.push(format!("{what}: {:?} {} {:#?}", self.ask, self.key, self.attempts));
@@ -312,7 +313,7 @@ impl History {
         self.0.lock().unwrap()[number].attempts.push(attempt);
     }
 
-    /// Nothing of what was asked before is on its way any more, and this was the last word on it.
+    /// No earlier request is under way any more: this outcome is final.
     pub fn settle(&self, number: usize) {
         self.0.lock().unwrap()[number].settled = true;
     }
@@ -325,7 +326,7 @@ impl History {
         self.0.lock().unwrap().clone()
     }
 
-    /// The numbers of those whose outcome nobody knows.
+    /// The numbers of the operations with an unknown outcome.
     pub fn open(&self) -> Vec<usize> {
         let all = self.0.lock().unwrap();
         (0..all.len()).filter(|number| all[*number].ask.is_write() && all[*number].is_open()).collect()
@@ -341,7 +342,7 @@ impl History {
     }
 }
 
-/// Counted: what happened to the operations.
+/// Counts of the operations by outcome.
 #[derive(Default)]
 pub struct Counts {
     pub operations: usize,

@@ -1,8 +1,8 @@
-//! Whether what was told of single objects can have happened one after the other: campaigns, balances, products, orders.
+//! Linearizability of single objects: campaigns, balances, products, orders.
 //!
-//! Each object's history is laid before stateright's checker with a sequential model of the object. What is known of the
-//! order in time goes in: an operation took effect between its request and its reply, and not before the moment that the
-//! stores note for it. Expiry, which nobody asks for, is an operation that begins when it is due.
+//! stateright's checker takes each object's history and a sequential model of the object. Known times constrain it: an
+//! operation took effect between its request and its reply, and not before the time that the stores record for it. An
+//! expiry has no request: it is an operation that begins when it is due.
 
 use std::{cell::Cell, collections::BTreeMap};
 
@@ -17,7 +17,7 @@ pub struct Interval<S: SequentialSpec> {
     pub ret: S::Ret,
 }
 
-/// What the checker says.
+/// The result of a check.
 pub enum Verdict {
     Linearizable,
     Not(String),
@@ -214,7 +214,7 @@ impl SequentialSpec for Stock {
     }
 }
 
-/// What became of an order that was placed.
+/// The state of a placed order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Order {
     Pending,

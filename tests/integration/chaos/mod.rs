@@ -1,16 +1,16 @@
-//! Crash tests: a shop of real processes, clients that note down every reply, and a nemesis that breaks everything in turn.
+//! Crash tests: real processes, clients that record every reply, and a nemesis that breaks each part in turn.
 //!
-//! Afterwards everything is started anew, what nobody knew the outcome of is asked for again under its key, the outbox is
-//! drained, and the record of the run is held against the stores: what was acknowledged is there exactly once, what was
-//! refused left no trace, the books balance, and what was told of each single object can have happened in one order.
+//! Afterwards everything is restarted, operations with an unknown outcome are repeated under their keys, the outbox is
+//! drained, and the record is compared with the stores: each acknowledged effect is there exactly once, a refusal left
+//! no trace, the invariants hold, and the history of each object is linearizable.
 //!
-//! `make test` runs a short form, `make chaos` a long one. The seed decides what is asked, what is broken and when, counted in
-//! what the clients have done; how the machine interleaves it is its own affair. A run that fails prints how to run it again:
-//! `CHAOS_SEED=… CHAOS_FAULTS=… make chaos`. `CHAOS_CLIENTS` is how many ask at once.
+//! `make test` runs a short form, `make chaos` a long one. The seed decides the requests, the faults and their moments,
+//! counted in attempts of the clients; the interleaving is up to the machine. A run that fails prints how to repeat it:
+//! `CHAOS_SEED=… CHAOS_FAULTS=… make chaos`. `CHAOS_CLIENTS` is the number of clients.
 //!
-//! - [`proxy`] is what lies on every way and breaks; [`shop`] the processes; [`clients`] who asks, [`nemesis`] who breaks;
-//! - [`history`] is the record; [`facts`] compares it with the stores, [`objects`] and [`linear`] look at single objects;
-//! - [`mutations`] shows that all this would notice: each breaks the product itself in one place.
+//! [`proxy`] lies on every connection and breaks it; [`shop`] has the processes, [`clients`] the load, [`nemesis`] the
+//! faults; [`history`] is the record; [`facts`] compares it with the stores, [`objects`] and [`linear`] check single
+//! objects; [`mutations`] proves the checks: each mutation breaks the program in one place.
 
 mod clients;
 mod facts;
@@ -141,7 +141,7 @@ async fn under_fire(partitions: u16, faults: u64) {
     replay.clean = true;
 }
 
-/// Starts everything anew, settles what is open, drains, and checks.
+/// Restarts everything, settles the open operations, drains, and checks.
 async fn conclude(shop: &mut Shop, market: &Market) -> Conclusion {
     let mut findings = Vec::new();
     let mut found = |by: &'static str, what: String| findings.push(Finding { by, what });

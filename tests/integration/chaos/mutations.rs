@@ -1,8 +1,8 @@
-//! Proof that the checks can fail: the product, or what it stands on, is broken in one place at a time, and something must
-//! notice. The same run with nothing broken must pass.
+//! Proof that the checks can fail: the program, or a store under it, is broken in one place at a time, and a check must
+//! detect it. The same run without a mutation must pass.
 //!
-//! The product has no hooks for this. Scripts are exchanged for mutants on their way to Redis; PostgreSQL is given a trigger;
-//! a disk is put back to what it was.
+//! The program has no hooks for this. Scripts are replaced by mutants on their way to Redis; PostgreSQL gets a trigger;
+//! a disk is set back to an earlier state.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -37,7 +37,7 @@ enum Mutation {
 
 use Mutation::*;
 
-/// What is broken, how, and what must notice it at least.
+/// Each mutation, with the checks that must detect it.
 const TABLE: [(Mutation, &str, &[&str]); 8] = [
     (Nothing, "nothing", &[]),
     (NoEvent, "balance_charge.lua without its XADD", &["the service", "the effects", "the books", "the audit"]),
@@ -52,7 +52,7 @@ const TABLE: [(Mutation, &str, &[&str]); 8] = [
         "appendfsync no, and Redis comes back with an older disk",
         &["the service", "the books", "the audit"],
     ),
-    // Nobody is left who was told: only the clients know.
+    // No process is left that acknowledged it: only the clients know.
     (
         DiskPutBackUnderNewService,
         "the same, the service and PostgreSQL knowing nothing",
@@ -78,7 +78,7 @@ async fn mutations_of_the_program_are_detected() {
     }
 }
 
-/// A short day of business with something broken in the middle of it: what notices.
+/// A short run with a mutation in the middle. Returns the checks that detect it.
 async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
     let safe = !matches!(mutation, DiskPutBack | DiskPutBackUnderNewService);
     let options = Options { partitions: 1, services: 1, hold_seconds: 600, safe, users: 2, products: 2, campaigns: 1 };
@@ -89,7 +89,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
     match mutation {
         Nothing => trade(&shop, &market, 1).await,
         NoEvent => {
-            // In the place of the call stands one that does nothing with the same arguments.
+            // The call is replaced by one that does nothing with the same arguments.
             mutate(&shop, &script::BALANCE_CHARGE, "local id = emit(", "local id = (function() return '' end)(").await;
             trade(&shop, &market, 1).await;
         }
@@ -124,7 +124,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
             let before = outbox_size(&shop).await;
             trade(&shop, &market, 1).await;
             db.close().await.unwrap();
-            // It is noticed by who looks for what comes next in an outbox that has it no more.
+            // The projector detects it: the next event is missing from the outbox.
             until("something of that day is committed and trimmed", async || {
                 let now = outbox_size(&shop).await;
                 (now.left < now.added - before.added).then_some(())
@@ -140,7 +140,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
             trade(&shop, &market, 1).await;
             match mutation {
                 DiskPutBackUnderNewService => shop.kill(0).await,
-                // What PostgreSQL has, nobody can be made to forget, however soon the service is replaced.
+                // The positions in PostgreSQL survive, however soon the service is replaced.
                 _ => shop.caught_up().await,
             }
             put_back(&mut shop, old.path()).await;

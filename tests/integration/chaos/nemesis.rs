@@ -1,8 +1,8 @@
-//! What breaks the shop: every kind of fault, in an order and at moments that follow from the seed, and how each is mended.
+//! The nemesis: every kind of fault, in an order and at moments that follow from the seed, and the repair of each.
 //!
-//! A moment is told by what the clients have done, not by the clock: before, while and after something is broken they are
-//! given so many attempts. Afterwards the shop must recover by itself (what was killed is started again): every service is
-//! ready, a write is acknowledged, and PostgreSQL catches up.
+//! A moment is counted in attempts of the clients, not in time: they get a number of attempts before, during and after
+//! a fault. Afterwards the service must recover by itself (killed processes are restarted): every instance is ready, a
+//! write is acknowledged, and PostgreSQL catches up.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::support::harness::until;
 
-/// What is broken.
+/// The part that a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Target {
     Redis,
@@ -56,14 +56,14 @@ enum Fault {
     /// SIGTERM, and a new start.
     Replace,
     On(Target, Link),
-    /// Every write beyond what is there fails.
+    /// Every write beyond the current size fails.
     DiskFull(Target),
     /// `maxmemory` at nothing.
     OutOfMemory,
     /// A script that does not end, until it is killed.
     BusyScript,
     ClientPause,
-    /// A replica of nobody, for a while.
+    /// A replica without a master, for a while.
     ReadOnly,
     ClientKill,
     ScriptFlush,
@@ -129,7 +129,7 @@ impl Fault {
     }
 }
 
-/// What a run's faults came to.
+/// The faults of a run.
 #[derive(Default)]
 pub struct Damage {
     /// By kind: how often, and the longest that the shop took to recover.
@@ -141,7 +141,7 @@ struct Broken {
     fault: Fault,
     /// The service that it is about.
     service: usize,
-    /// What mends it, while it runs.
+    /// The repair, while it runs.
     script: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -187,7 +187,7 @@ pub async fn rage(shop: &mut Shop, market: &Market, faults: usize, seed: u64) ->
     damage
 }
 
-/// For a while the clients go on with what is broken.
+/// Keeps the fault for a while under load.
 async fn hold(market: &Market, random: &mut Random) {
     let until = Instant::now() + Duration::from_millis(random.within(100, 2200) as u64);
     while Instant::now() < until {

@@ -14,7 +14,7 @@ use super::{
 /// How much the stores' notes of time may differ from ours; they are in milliseconds.
 const SLACK: u64 = 20_000_000;
 
-/// What the checker said of all of them.
+/// The results for all objects.
 #[derive(Default)]
 pub struct Verdicts {
     pub checked: BTreeMap<&'static str, usize>,
@@ -50,8 +50,8 @@ struct Objects<'a> {
     orders: BTreeMap<i64, Vec<Interval<Order>>>,
 }
 
-/// Checks every object. With several partitions an order's holds elsewhere are taken before it is decided, and a coupon is in
-/// its user's hands after it is given out: then products, and who holds what, are no single objects.
+/// Checks every object. With several partitions the remote holds of an order are taken before it is decided, and a
+/// coupon reaches its user after it is issued: then products and holders are not single objects.
 pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> Verdicts {
     let mut objects = Objects {
         facts,
@@ -144,7 +144,7 @@ impl Objects<'_> {
         }
     }
 
-    /// What changed nothing tells something all the same, each attempt for itself.
+    /// Refusals and reads are checked too, each attempt by itself.
     fn refusals_and_reads(&mut self, operation: &Operation, holders: &BTreeMap<i64, Vec<i64>>) {
         for attempt in &operation.attempts {
             let within = (attempt.began, attempt.ended);
@@ -203,7 +203,7 @@ impl Objects<'_> {
         }
     }
 
-    /// Nobody asked for these: they happened when they were noted to have, or somewhat later.
+    /// Expiries have no client: each happened at its recorded time or somewhat later.
     fn expiries(&mut self) {
         let facts = self.facts;
         for (id, order) in facts.orders.iter().filter(|(_, order)| order.reason == "EXPIRED") {
@@ -213,7 +213,7 @@ impl Objects<'_> {
         }
     }
 
-    /// What the stores hold in the end is what everybody would be shown next.
+    /// The final state of the stores counts as a last read.
     fn last_reads(&mut self) {
         let (facts, last) = (self.facts, (self.end + 1, self.end + 2));
         for (user, balance) in &facts.balances {

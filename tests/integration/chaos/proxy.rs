@@ -23,18 +23,18 @@ pub enum Upstream {
     Unix(PathBuf),
 }
 
-/// What a proxy does with what comes.
+/// How a proxy treats its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Mode {
     #[default]
     Pass,
-    /// Cuts what is connected, and closes what connects.
+    /// Cuts open connections, and closes new ones.
     Refuse,
     /// Passes everything on, this much later: to the server, and back from it.
     Delay { up: Duration, down: Duration },
     /// Takes bytes and connections, and passes nothing on until the mode changes.
     Stall,
-    /// Passes requests on; what is answered is thrown away, and the connection cut. So what was asked for has happened.
+    /// Passes requests on, drops the replies and cuts the connection: the requests have taken effect.
     DropReplies,
 }
 
@@ -43,7 +43,7 @@ struct State {
     mode: Mode,
     /// Connections made under a lower number are cut.
     cut: u64,
-    /// On connections made under a lower number nothing passes any more, and nobody is told.
+    /// Connections made under a lower number pass nothing any more, without an error.
     silenced: u64,
 }
 
@@ -82,13 +82,12 @@ impl Proxy {
         self.shared.state.send_modify(|state| state.mode = mode);
     }
 
-    /// Cuts what is connected now.
+    /// Cuts the open connections.
     pub fn cut(&self) {
         self.shared.state.send_modify(|state| state.cut += 1);
     }
 
-    /// What is connected now stays so, and nothing passes on it ever again: as where the other machine, or a firewall
-    /// between, has forgotten the connection. New ones are as good as any.
+    /// Open connections stay open and pass nothing ever again, as when a firewall has forgotten them. New ones work.
     pub fn silence(&self) {
         self.shared.state.send_modify(|state| state.silenced += 1);
     }
@@ -178,7 +177,7 @@ fn is_cut(state: &State, born: &State) -> bool {
     state.cut != born.cut || state.mode == Mode::Refuse
 }
 
-/// Returns once what was read may be passed on; `false`: the connection ends instead.
+/// Returns once the bytes may be passed on; `false`: the connection ends instead.
 async fn may_pass(state: &mut watch::Receiver<State>, born: &State, way: Way) -> bool {
     let mut delayed = false;
     loop {
@@ -209,7 +208,7 @@ async fn may_pass(state: &mut watch::Receiver<State>, born: &State, way: Way) ->
 #[derive(Default)]
 struct Exchange {
     pairs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// What came last, if it may be the beginning of a text to exchange.
+    /// The last bytes, where they may begin a text to replace.
     kept: Vec<u8>,
 }
 

@@ -1,6 +1,6 @@
-//! The shop under fire: Redis, PostgreSQL and `firstcome serve` as processes of their own, with a proxy on every way between.
+//! The processes of a run: Redis, PostgreSQL and `firstcome serve`, with a proxy on every connection between them.
 //!
-//! Owns starting, stopping and bringing back; what is broken when is the nemesis's, and what is asked is the clients'.
+//! Starts, stops and restarts them; the nemesis owns the faults, the clients own the load.
 
 use std::{
     fs,
@@ -29,21 +29,21 @@ use crate::{
 
 const DATABASE: &str = "shop";
 
-/// What a shop is like.
+/// The settings of a run.
 #[derive(Clone)]
 pub struct Options {
     pub partitions: u16,
     pub services: usize,
     pub hold_seconds: u32,
-    /// Redis flushes each decision to its disk; otherwise the service is told to put up with it.
+    /// Whether Redis flushes each decision to its disk; otherwise the service accepts unsafe settings.
     pub safe: bool,
-    /// What is on sale and given out.
+    /// The goods on sale.
     pub users: i64,
     pub products: i64,
     pub campaigns: i64,
 }
 
-/// What the shop sells, and to whom.
+/// The goods and the users of a run.
 #[derive(Clone, Debug)]
 pub struct Goods {
     pub users: Vec<i64>,
@@ -128,7 +128,7 @@ impl Shop {
         }
     }
 
-    /// What an operator asks for, before anything is broken.
+    /// A request of an operator, before the first fault.
     async fn operate(&self, method: Method, path: &str, body: Value) -> Value {
         let request = harness::client().request(method, format!("{}{path}", self.bases()[0]));
         harness::read(request.bearer_auth(ADMIN).json(&body)).await.created()
@@ -165,7 +165,7 @@ impl Shop {
                 command.env("REDIS_URL", &redis).env("DATABASE_URL", &url).env("ADMIN_TOKEN", ADMIN);
                 command.env("BIND_ADDR", "127.0.0.1:0").env("PARTITIONS", self.options.partitions.to_string());
                 command.env("ORDER_HOLD_SECONDS", self.options.hold_seconds.to_string());
-                // As short as may be: in a long run orders leave Redis.
+                // The minimum: in a long run orders are evicted.
                 command.env("CLOSED_ORDER_KEEP_SECONDS", "60");
                 command.env("REDIS_TIMEOUT_MS", "1000").env("DATABASE_TIMEOUT_MS", "1500");
                 command
@@ -253,7 +253,7 @@ impl Shop {
         Ok(())
     }
 
-    /// Waits until PostgreSQL has all that was decided, while nobody asks for anything.
+    /// Waits until PostgreSQL has every decision; no client is active.
     pub async fn caught_up(&self) {
         let client = client();
         until("PostgreSQL has caught up", async || {
@@ -310,7 +310,7 @@ impl Shop {
         wrong
     }
 
-    /// `firstcome audit`: what is wrong with the books, or why that can't be said.
+    /// `firstcome audit`: the failed checks, or why it could not run.
     pub async fn audit(&self) -> Vec<String> {
         let mut command = binary::program(&["audit", "--json"]);
         command.env("REDIS_URL", self.redis.url()).env("DATABASE_URL", self.postgres.url(DATABASE));
@@ -327,7 +327,7 @@ impl Shop {
         }
     }
 
-    /// What the services said of errors, and last: for a person who looks for what went wrong.
+    /// The errors and the last lines of the services' logs, for the report of a failure.
     pub fn logs(&self) -> String {
         let said = |service: &Service| {
             let log = tail(&service.log, 0);
@@ -368,7 +368,7 @@ fn serving(log: &PathBuf, from: u64) -> Option<String> {
     Some(line["fields"]["address"].as_str()?.to_owned())
 }
 
-/// What is said about a loss, if anything is.
+/// The reported loss, if any.
 fn reports_loss(said: &str) -> Option<String> {
     let signs = ["are lost", "Redis lost decisions", "lost the state", "is not open in Redis"];
     said.lines().find(|line| signs.iter().any(|sign| line.contains(sign))).map(str::to_owned)

@@ -1,4 +1,4 @@
-//! A busy second with big baskets: as many orders of as many lines as the API takes, from many connections at once.
+//! Load of orders with as many lines as the API accepts, from many connections at once.
 
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ async fn all<T, F: Future<Output = T>>(of: impl Iterator<Item = F>) -> Vec<T> {
     stream::iter(of).buffered(CLIENTS).collect().await
 }
 
-/// Everybody orders `LINES` distinct products of so many, twice; pays the one and cancels the other; all at the same time.
+/// Every user orders `LINES` distinct products twice, pays one order and cancels the other, all at the same time.
 async fn rush(products: usize) {
     let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let created = all((0..products).map(|_| test.product(PRICE, 1_000_000))).await;

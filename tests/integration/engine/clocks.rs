@@ -1,4 +1,4 @@
-//! One clock decides, the store's: a process whose own clock is wrong opens, closes, expires and dates nothing early or late.
+//! The clock of the store decides: a process with a wrong clock opens, closes, expires and dates at the right time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -84,7 +84,7 @@ async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
             let issued = app.engine.issue_coupon(&call(None), user, shut).await;
             assert!(matches!(issued, Err(Error::InvalidCoupon)), "{issued:?}");
         }
-        // One that opens at once is open at once, whoever creates it, and for everybody.
+        // A campaign that opens now is open at once, whichever process creates it, and in every process.
         let before = clocks.now().await;
         let created = app.engine.create_campaign(&call(None), campaign(None, None, day)).await.unwrap().value;
         let after = clocks.now().await;
@@ -125,7 +125,7 @@ async fn order_expires_by_store_clock_when_processes_skewed() {
     for app in clocks.all() {
         assert_eq!(app.engine.sweep().await.unwrap(), 0);
     }
-    // Due by the store's clock: everybody ends it, the slow one too.
+    // Due by the store's clock: every process ends it, the slow one too.
     let brief = Options { hold_seconds: 1, clock: None, ..Options::default() };
     let postgres = postgres_url(&clocks.test.database);
     let redis = clocks.test.redis.url();
@@ -160,7 +160,7 @@ async fn clock_offset_measured_and_corrected() {
     clocks.finish().await;
 }
 
-/// Midnight comes between what a process believes and the decision: the payment is of the day on which it was decided.
+/// Midnight lies between the clock of the process and that of the store: the payment belongs to the day of the store.
 #[tokio::test]
 async fn payment_dated_by_day_of_decision() {
     let test = TestApp::start().await;

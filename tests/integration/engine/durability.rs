@@ -1,5 +1,5 @@
-//! What keeps acknowledged decisions: settings that are checked, losses that are noticed, replies that wait for Postgres,
-//! and a backlog that has an end.
+//! Durability of acknowledged decisions: settings of Redis are checked, losses are detected, replies wait for
+//! PostgreSQL, and the backlog is bounded.
 
 use std::{path::Path, time::Duration};
 
@@ -135,8 +135,8 @@ async fn redis_settings_checked_again_after_reconnect() {
 
 // --- losses ----------------------------------------------------------------------------------------------------------
 
-/// Redis comes back with an older state than it had: what was acknowledged since is lost, and nobody goes on from there.
-/// Once the right data are back the service goes on by itself.
+/// Redis returns with an older state: acknowledged decisions are lost, so the partition stays closed. Once the right
+/// data is back the service goes on by itself.
 #[tokio::test]
 async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_restored() {
     let mut test = TestApp::start().await;
@@ -151,7 +151,7 @@ async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_res
     copy(&old, &data);
     test.redis.restart().await.unwrap();
     let says = until("the loss is noticed", async || {
-        // Nobody is ever shown what is left of it.
+        // No reply ever shows it.
         let reply = test.get(&format!("/api/v1/balances/{user}")).await;
         reply.refused(503, "SERVICE_UNAVAILABLE");
         let says = test.get("/readyz").await.text;
@@ -186,7 +186,7 @@ async fn partition_closed_when_decision_reuses_acknowledged_seq() {
     test.finish_unchecked().await;
 }
 
-/// Nor do reads believe a Redis whose books are gone, or another store's.
+/// Reads, too, are refused when the partition state is gone or belongs to another store.
 #[tokio::test]
 async fn partition_closed_when_redis_emptied_or_swapped() {
     for swapped in [false, true] {
@@ -207,7 +207,7 @@ async fn partition_closed_when_redis_emptied_or_swapped() {
     }
 }
 
-/// Nor is a list believed that has nothing in it, before anybody looked.
+/// An empty list is not served before the partition has been checked.
 #[tokio::test]
 async fn list_unavailable_when_redis_emptied() {
     for path in ["/api/v1/products/popular", "/api/v1/campaigns", "/api/v1/products"] {
@@ -219,7 +219,7 @@ async fn list_unavailable_when_redis_emptied() {
     }
 }
 
-/// A process that decided nothing itself believes Postgres, when Redis comes back, rather than a Redis that knows less.
+/// A process that decided nothing itself learns from PostgreSQL that Redis has returned with less.
 #[tokio::test]
 async fn partition_closed_when_redis_returns_behind_postgres() {
     let mut test = TestApp::start().await;
@@ -227,7 +227,7 @@ async fn partition_closed_when_redis_returns_behind_postgres() {
     let scratch = ScratchDir::new().unwrap();
     let (data, old) = (test.redis.data_dir(), scratch.path().join("old"));
     copy(&data, &old);
-    // Another process, which stays, and is told nothing.
+    // Another process, which stays and makes no decision.
     let other = another(&test).await;
     test.put_charge(user, 1).await.ok();
     test.drain().await;
@@ -314,7 +314,7 @@ async fn declined_payment_waits_for_commit_when_ack_postgres() {
     test.finish().await;
 }
 
-/// Nor is a gateway asked for money before Postgres knows for what.
+/// The gateway is asked for money only after PostgreSQL has the payment.
 #[tokio::test]
 async fn gateway_asked_after_commit_when_ack_postgres() {
     let gateway = FakeGateway::start().await;
@@ -348,7 +348,7 @@ async fn gateway_asked_after_commit_when_ack_postgres() {
     test.finish().await;
 }
 
-/// Another process carries the decisions to Postgres; this one asks how far that is.
+/// Another process projects; this one asks PostgreSQL for the position.
 #[tokio::test]
 async fn reply_waits_for_other_process_projector_when_ack_postgres() {
     let test = TestApp::with(acknowledged_by_postgres()).await;
@@ -364,7 +364,7 @@ async fn reply_waits_for_other_process_projector_when_ack_postgres() {
     test.finish().await;
 }
 
-/// What was acknowledged is in Postgres: nothing can be lost with Redis's disk.
+/// Every acknowledged decision is in PostgreSQL: the disk of Redis may be lost.
 #[tokio::test]
 async fn acknowledged_decisions_survive_loss_of_redis_when_ack_postgres() {
     let test = TestApp::with(Options { project: true, ..acknowledged_by_postgres() }).await;

@@ -1,5 +1,5 @@
-//! Holds end by themselves: not early, and their stock, their coupon and their place among the open orders come back
-//! exactly once, whoever sweeps and whatever comes between.
+//! Holds expire when due and not before; their stock, their coupon and their open order are released exactly once, by
+//! any number of sweepers and under any race.
 
 use std::collections::BTreeMap;
 
@@ -100,7 +100,7 @@ async fn order_due_but_unswept_can_be_paid() {
     test.finish().await;
 }
 
-/// More orders than one look takes on, due at once, and four processes that sweep.
+/// More due orders than one sweep takes, and four sweepers.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_sweepers_expire_each_order_once() {
     const ORDERS: usize = 700;
@@ -140,7 +140,7 @@ async fn concurrent_sweepers_expire_each_order_once() {
     test.finish().await;
 }
 
-/// The clock, the user who pays and the user who cancels, all at once: one of them ends the order.
+/// Expiry, payment and cancellation at once: exactly one of them ends the order.
 #[tokio::test(flavor = "multi_thread")]
 async fn order_ends_once_when_expiry_races_pay_and_cancel() {
     const ORDERS: i64 = 120;
@@ -186,7 +186,7 @@ async fn order_ends_once_when_expiry_races_pay_and_cancel() {
         };
         assert_eq!(reasons, expected, "order {id}: {paid:?} {cancelled:?}");
         spent += i64::from(was_paid && !was_cancelled);
-        // Who came too late was told so.
+        // The late users were refused.
         if let Some(reply) = paid.as_ref().filter(|reply| reply.status != 200) {
             reply.refused(400, "INVALID_PAYMENT_REQUEST");
         }
@@ -244,7 +244,7 @@ async fn order_stays_due_when_sweep_fails() {
     test.finish().await;
 }
 
-/// With many partitions the stock held elsewhere comes back too, and so does what was held for an order that never came.
+/// With several partitions remote holds are released too, also those of an order that was never placed.
 #[tokio::test]
 async fn remote_hold_expires_when_due() {
     let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;

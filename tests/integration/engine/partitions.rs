@@ -1,5 +1,5 @@
-//! With several partitions an operation takes a step in each. Here it stops between two of them, as a crash would, and
-//! whatever was left is finished or given back, exactly once, by the relay or by the clock.
+//! Operations over several partitions take a step in each. These tests stop between two steps, as a crash does; the
+//! relay or the clock finishes or releases the rest, exactly once.
 
 use chrono::Days;
 use firstcome::{
@@ -139,7 +139,7 @@ async fn paid_order_reaches_remote_stock_and_ranking_through_relay() {
     assert!(matches!(settled.value, Settled::Paid { .. }));
     assert!(apart.test.engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
     apart.test.drain().await;
-    // The merged ranking of a moment ago may still be shown; the scope that nobody asked for is merged now.
+    // The merged ranking may be cached for a moment; a scope that was not read before is merged now.
     let ranked = apart.test.engine.popular(RankingScope::Weekly, 5).await.unwrap();
     assert_eq!((ranked[0].product_id, ranked[0].units, ranked[0].won), (apart.product, 2, 2_000));
     apart.test.finish().await;
@@ -150,7 +150,7 @@ async fn order_end_reaches_remote_stock_by_expiry() {
     let apart = Apart::start().await;
     let (engine, store) = (apart.test.engine.clone(), apart.test.store.clone());
     let call = call(None);
-    // Paid, cancelled and still pending when the holds are looked at; the relay never runs.
+    // Paid, cancelled and still pending when the holds are due; the relay never runs.
     let mut orders = Vec::new();
     for id in [1_000_000, 1_000_002] {
         let order = OrderId::new(id).unwrap();

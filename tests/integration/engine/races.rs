@@ -1,5 +1,5 @@
-//! Many clients at once, over HTTP, wanting what there is too little of: exactly as many get it as there is, everybody
-//! else gets a clean refusal, and the books balance.
+//! Many HTTP clients compete for scarce goods: exactly the stock is sold, every other request gets a clean refusal, and
+//! the invariants hold.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -33,7 +33,7 @@ async fn last_pairs_of_shoes(partitions: u16) {
     let ids: BTreeSet<i64> =
         replies.iter().filter(|r| r.status == 200).map(|r| r.json()["orderId"].as_i64().unwrap()).collect();
     assert_eq!(ids.len(), 30, "an order id was given twice");
-    // What is given back is sold again, once.
+    // Released units are sold again, once.
     let buyers: Vec<(i64, i64)> = join_all(
         ids.iter()
             .map(async |id| (*id, test.get(&format!("/api/v1/orders/{id}")).await.ok()["userId"].as_i64().unwrap())),
@@ -60,7 +60,7 @@ async fn coupon_rush(partitions: u16) {
     let test = TestApp::with(Options { partitions, project: true, ..Options::default() }).await;
     let users = users(&test, 300, 0).await;
     let coupon = test.campaign("FIXED", 1_000, 50).await;
-    // Everybody taps twice.
+    // Every user sends two requests.
     let replies = at_once(users.iter().chain(&users).map(|user| test.issue(coupon, *user))).await;
     let places: BTreeSet<i64> =
         replies.iter().filter(|r| r.status == 200).map(|r| r.json()["issueNo"].as_i64().unwrap()).collect();
@@ -119,7 +119,8 @@ async fn concurrent_orders_use_coupon_once() {
     test.finish().await;
 }
 
-/// Pay, cancel and expiry meet at the same orders: each order ends in exactly one way, and keeps to what was answered.
+/// Pay, cancel and expiry race for the same orders: each order ends in exactly one way, the one that its client was
+/// answered.
 async fn pay_against_cancel_against_expiry(partitions: u16) {
     let options = Options { partitions, max_open_orders: 1000, ..Options::default() };
     let test = Arc::new(TestApp::with(options).await);
@@ -170,7 +171,7 @@ async fn order_ends_once_when_closings_race_across_partitions() {
     pay_against_cancel_against_expiry(3).await;
 }
 
-/// Everything at once, with the projector and the sweeper running: nobody is answered 500, and the books balance.
+/// All operations at once, with the projector and the sweeper running: no reply is a 500, and the invariants hold.
 async fn storm(partitions: u16) {
     let options =
         Options { partitions, project: true, sweep: true, batch: 50, max_open_orders: 5, ..Options::default() };
@@ -184,7 +185,7 @@ async fn storm(partitions: u16) {
     let clients = (0..8u64).map(|seed| {
         let (test, users, products) = (test.clone(), users.clone(), products.clone());
         tokio::spawn(async move {
-            // xorshift: the same storm for the same seed, as far as one client goes.
+            // xorshift: the same load of each client for the same seed.
             let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
             let mut random = move |below: usize| {
                 state ^= state << 13;

@@ -1,4 +1,4 @@
-//! `ACK=postgres`, and a decision that PostgreSQL passed without taking it: the reply is no 200 until it is there.
+//! `ACK=postgres` and a decision that PostgreSQL refuses: the reply is no 200 until PostgreSQL has it.
 
 use firstcome::recovery::rebuild;
 use futures_util::future::join_all;
@@ -25,7 +25,7 @@ fn unknown(reply: &Reply) {
     assert!(reply.headers.contains_key("retry-after"), "{:?}", reply.headers);
 }
 
-/// Has every dead letter applied, oldest first. Returns how many there were.
+/// Applies every dead letter, oldest first. Returns their number.
 async fn apply_all(test: &TestApp) -> usize {
     let dead_letters = test.get("/admin/v1/dead-letters?size=100").await.ok()["content"].as_array().unwrap().clone();
     for dead_letter in dead_letters.iter().rev() {
@@ -65,7 +65,7 @@ async fn reply_unknown_while_decision_is_dead_letter() {
                 }
             }
         }
-        // What comes after a letter is acknowledged as ever; Redis decided the seven once.
+        // Decisions after a dead letter are acknowledged as before; Redis decided the seven once.
         test.put_charge(users[0], 1).await.ok();
         assert_eq!(test.get(&format!("/api/v1/balances/{}", users[5])).await.ok()["balance"], 7);
         sql(&test, "ALTER TABLE balance_entries DROP CONSTRAINT no_sevens").await;

@@ -1,5 +1,5 @@
-//! Random steps of two processes that refuse coupons by themselves, and of one that always asks: what that one is told is
-//! what the script says, and the others must say the same.
+//! Random steps of two processes that refuse sold-out coupons by themselves, and of one that always calls the script:
+//! all must give the same reply.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ enum Step {
         opens_in: i64,
         lasts: i64,
     },
-    /// `settle`: what it led to is waited for.
+    /// `settle`: wait for its consequences.
     Issue {
         by: usize,
         user: usize,
@@ -49,7 +49,7 @@ enum Step {
         coupon: usize,
         count: i64,
     },
-    /// The ends of the campaign's window, from now; what is left out stays.
+    /// The bounds of the campaign's window, from now; `None` leaves a bound unchanged.
     Move {
         by: usize,
         coupon: usize,
@@ -78,7 +78,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Two processes with leases, and one without: what that one is told is what the script says.
+/// Two processes with leases, and one without, whose replies are those of the script.
 struct Trial<'a> {
     test: &'a TestApp,
     engines: [&'a Engine; 2],
@@ -157,7 +157,7 @@ impl Trial<'_> {
                     Err(Error::InvalidRequest(_) | Error::CampaignNotFound) => return,
                     Err(error) => panic!("{error}"),
                 }
-                // Who moved it knows at once; everybody else when the lease is over.
+                // The process that moved it knows at once, the others at the end of the lease.
                 for user in 0..self.users.len() {
                     self.issue(by, user, coupon, false).await;
                 }
@@ -244,7 +244,7 @@ fn agree(partitions: u16, cases: u32) {
                 for app in [other, truth] {
                     app.db.close().await.unwrap();
                 }
-                // What was kept back is in Redis alone.
+                // Only Redis has the withheld units.
                 test.finish_unchecked().await;
             });
             Ok(())

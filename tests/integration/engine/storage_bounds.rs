@@ -1,5 +1,5 @@
-//! What a stranger can make the stores keep: nothing by a request that is refused, whatever is wrong with it, with or without an
-//! idempotency key, on one partition or many; and by one that is accepted no more than docs/limits.md says.
+//! What clients make the stores keep: a refused request leaves nothing, whatever is wrong with it, with or without an
+//! idempotency key, on one partition or many; an accepted one keeps no more than docs/limits.md says.
 
 use std::collections::BTreeMap;
 
@@ -92,7 +92,7 @@ impl Catalog {
         Catalog { test, rich, poor, products, sold_out, campaign, issued, closed, paid, cancelled, pending }
     }
 
-    /// Requests that are refused, and with what.
+    /// Requests that are refused, and their errors.
     fn refusals(&self) -> Vec<(&'static str, Method, String, Value)> {
         let Catalog { rich, poor, products, sold_out, campaign, issued, closed, paid, cancelled, pending, .. } = self;
         let nobody = 999_999;

@@ -1,5 +1,5 @@
-//! Gateways that answer what no contract has: ids and amounts of their own, refusals to cancel, and none any more. Each
-//! payment has a defined end or is told to operators, and no gateway is asked without growing pauses.
+//! Gateways outside of the contract: ids and amounts of their own, refused cancels, and no service at all. Each payment
+//! ends in a defined way or is reported to operators, and no gateway is asked without growing pauses.
 
 use serde_json::json;
 
@@ -18,7 +18,7 @@ async fn transaction(shop: &GatewayShop) -> Option<String> {
     query.bind(shop.order).fetch_one(shop.test.db.get_postgres_connection_pool()).await.unwrap()
 }
 
-/// Payments that are told as stuck.
+/// Payments listed as stuck.
 async fn stuck(shop: &GatewayShop) -> u64 {
     shop.test.engine.observe().await.partitions.iter().map(|here| here.stuck_payments).sum()
 }

@@ -1,5 +1,5 @@
-//! Payments through an external gateway that approves, declines, hangs, answers late, and answers garbage: money is never
-//! taken twice, and never kept for an order that is not paid.
+//! Payments through a gateway that approves, declines, hangs, answers late or answers garbage: money is never taken
+//! twice, and never kept for an order that is not paid.
 
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -20,9 +20,9 @@ pub struct GatewayShop {
     pub order: i64,
 }
 
-/// What a gateway gets to answer where it answers: more than any stall.
+/// The timeout of a gateway that answers: longer than any stall of the machine.
 pub const PATIENT_MS: u64 = 60_000;
-/// What it gets where it never does.
+/// The timeout of a gateway that never answers.
 pub const IMPATIENT_MS: u64 = 3_000;
 
 impl GatewayShop {
@@ -42,7 +42,7 @@ impl GatewayShop {
         config.payment_gateway_timeout_ms = timeout_ms;
         config.payment_gateway_give_up_seconds = 300;
         let test = TestApp::with(Options { gateway: config, ..Options::default() }).await;
-        // A balance of nothing: whoever pays, it is not the balance.
+        // A balance of 0: the money can't come from the balance.
         let (user, product) = (test.user(0).await, test.product(2_500, 10).await);
         let coupon = test.campaign("FIXED", 1_000, 5).await;
         test.issue(coupon, user).await.ok();
@@ -66,7 +66,7 @@ impl GatewayShop {
         product["stockQuantity"].as_i64().unwrap()
     }
 
-    /// What Postgres says of the payment.
+    /// The status of the payment in PostgreSQL.
     pub async fn payment(&self) -> String {
         self.test.drain().await;
         let pool = self.test.db.get_postgres_connection_pool();
@@ -77,7 +77,7 @@ impl GatewayShop {
             .unwrap()
     }
 
-    /// Lets time pass and everything due be looked at.
+    /// Advances the clock and sweeps.
     pub async fn later(&self, seconds: i64) {
         self.test.clock.advance(seconds * 1000);
         self.test.engine.sweep().await.unwrap();
@@ -156,7 +156,8 @@ async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
     let unknown = shop.pay(Some("k")).await;
     unknown.refused(503, "SERVICE_UNAVAILABLE");
     assert!(unknown.headers.contains_key("retry-after"));
-    // Until it is known, nobody can end the order: not its user, not the clock, not a second payment.
+    // While the outcome is unknown, the order can't be ended: not by its user, nor by the clock, nor by a second
+    // payment.
     assert_eq!(shop.status().await, ("PENDING".into(), None));
     shop.pay(Some("k")).await.refused(409, "REQUEST_IN_PROGRESS");
     shop.pay(None).await.refused(409, "REQUEST_IN_PROGRESS");
@@ -170,7 +171,7 @@ async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
     shop.gateway.status_queries_are(QueryBehaviour::Truthful);
     shop.later(100_000).await;
     assert_eq!(shop.status().await, ("PAID".into(), None));
-    // And the client that repeats its request is told.
+    // A repeat of the request gets the outcome.
     let repeated = shop.pay(Some("k")).await;
     assert!(repeated.replayed());
     assert_eq!(repeated.ok()["orderStatus"], "PAID");

@@ -1,5 +1,5 @@
-//! A gateway that answers with arbitrary bytes: an approval is believed only where it is one, to the letter, and whatever
-//! else comes is unknown or refused, in bounded time. (What a status and a body mean is tested where they are decoded.)
+//! A gateway that answers with random bytes: only an exact approval approves; any other reply is unknown or refused, in
+//! bounded time. (The unit tests of the decoder cover the meaning of status and body.)
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The HTTP payment gateway against a fake one, for each way in which that one can misbehave.
+//! The HTTP client of the gateway against a fake gateway, for each of its faults.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -275,7 +275,7 @@ async fn payment_unknown_when_gateway_unreachable() {
 
 #[tokio::test]
 async fn payment_unknown_in_time_when_gateway_silent() {
-    // Connections are made by the kernel; nobody reads them.
+    // The kernel accepts connections; no task reads them.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let gateway = gateway_at(&format!("http://{}", listener.local_addr().unwrap()), HASTY);
     assert_eq!(why(gateway.pay(ASKED_BY, &charge("r-1")).await), "timed out");

@@ -1,4 +1,4 @@
-//! Payments whose gateway can't say what became of them, decided by an operator; and what the gateway says afterwards.
+//! Payments without a known outcome, resolved by an operator, and later replies of the gateway.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -13,7 +13,8 @@ use crate::{
 
 const GONE: &str = r#"{"error": "gone"}"#;
 
-/// A shop whose gateway took the money (or did not), hung, and has been gone since, for long enough to be told.
+/// A payment whose gateway took the money (or did not), hung, and has been down since, long enough to be listed as
+/// stuck.
 async fn stuck_shop(behaviour: Behaviour) -> GatewayShop {
     let shop = GatewayShop::start(IMPATIENT_MS).await;
     shop.gateway.next(behaviour);
@@ -49,7 +50,7 @@ async fn stuck(shop: &GatewayShop) -> Value {
     shop.test.get("/admin/v1/payments/stuck").await.ok()
 }
 
-/// What PostgreSQL says of the shop's payment: status, transaction, who decided it and why.
+/// The payment in PostgreSQL: status, transaction, the operator that resolved it and the reason.
 async fn payment(shop: &GatewayShop) -> (String, Option<String>, Option<String>, Option<String>) {
     shop.test.drain().await;
     let query = sqlx::query_as(
@@ -89,7 +90,7 @@ async fn order_paid_when_operator_and_gateway_approve() {
     assert_eq!((&resolved["orderId"], &resolved["orderStatus"]), (&json!(shop.order), &json!("PAID")));
     assert!(resolved["resolvedAt"].is_string());
     assert_eq!(shop.status().await, ("PAID".into(), None));
-    // Its client is told, under its own key, and the operator's repeat too.
+    // The client gets the outcome under its key, and so does the operator's repeat.
     let paid = shop.pay(Some("k")).await;
     assert!(paid.replayed());
     assert_eq!(paid.ok()["orderStatus"], "PAID");
@@ -201,7 +202,7 @@ async fn coupon_and_open_order_released_when_operator_declines() {
 #[tokio::test]
 async fn resolve_refused_when_no_payment_open() {
     let shop = GatewayShop::start(PATIENT_MS).await;
-    // PENDING, and nobody has tried to pay.
+    // PENDING, without a payment.
     resolve(&shop, "APPROVED").await.refused(409, "NO_PAYMENT_UNDER_WAY");
     let body = json!({"outcome": "APPROVED", "reason": "x"});
     resolve_order(&shop, 987_654_321, &body, None).await.refused(404, "ORDER_NOT_FOUND");

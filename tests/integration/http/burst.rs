@@ -1,4 +1,4 @@
-//! The first second of a sale: everybody connects at once.
+//! The first second of a sale: all clients connect at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
 

@@ -1,7 +1,7 @@
-//! The service on the open internet: what hostile clients do to honest ones, which is nothing.
+//! The service on the open internet: hostile clients do not affect honest ones.
 //!
-//! Clients are told apart by their addresses, of which loopback has many: each here connects from one of its own. Nothing
-//! is bounded by the clock: each flood goes on until it has been refused often enough, and for as long as anybody shops.
+//! The service identifies clients by address, and loopback has many: each client here connects from one of its own. No
+//! test is bounded by time: a flood lasts until it has been refused often enough and the honest clients are done.
 
 use std::{
     collections::BTreeMap,
@@ -78,7 +78,7 @@ async fn connect(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
     socket.connect(to).await
 }
 
-/// What came of a flood.
+/// The replies to a flood, by status.
 #[derive(Clone, Default)]
 struct Tally(Arc<Mutex<BTreeMap<u16, u64>>>);
 
@@ -96,7 +96,7 @@ impl Tally {
     }
 }
 
-/// Someone who shops: at an address, or behind the proxy.
+/// An honest client: at an address, or behind the proxy.
 struct Shopper {
     client: Client,
     behind: Option<String>,
@@ -118,7 +118,7 @@ impl Shopper {
         reply
     }
 
-    /// Browses, charges, takes a coupon, orders, pays, and looks at the balance: seven requests.
+    /// Browses, charges, takes a coupon, orders, pays, and reads the balance: seven requests.
     async fn shop(&self, user: i64, product: i64, campaign: i64) {
         self.send(Method::GET, &format!("/api/v1/products/{product}"), None).await;
         let balance = format!("/api/v1/balances/{user}");
@@ -136,7 +136,7 @@ impl Shopper {
     }
 }
 
-/// Asks as fast as it can until `stop`. `forged`: what the n-th request says in X-Forwarded-For.
+/// Sends requests as fast as it can until `stop`. `forged`: the X-Forwarded-For of the n-th request.
 async fn flood(
     service: SocketAddr,
     address: &'static str,
@@ -176,11 +176,11 @@ async fn flood(
     }
 }
 
-/// Opens more connections than one client may have and sends `begun` on each and nothing more; again whenever it is cut.
-/// Counts by what it was told: 0 for nothing.
+/// Opens more connections than one client may have and sends only `begun` on each; again whenever one is cut. Counts
+/// the replies by status, 0 for none.
 async fn crawl(service: SocketAddr, address: &'static str, begun: &'static str, tally: Tally, stop: CancellationToken) {
     let mut connections = JoinSet::new();
-    // Those who find no room come again at once, and again: two are enough to keep the machine busy.
+    // Refused connections come again at once: two are enough to keep the machine busy.
     for _ in 0..CONNECTIONS + 2 {
         let (tally, stop) = (tally.clone(), stop.clone());
         connections.spawn(async move {
@@ -201,7 +201,7 @@ async fn crawl(service: SocketAddr, address: &'static str, begun: &'static str, 
     connections.join_all().await;
 }
 
-/// Rather than wait for what a flood that has failed will never do.
+/// Fails if a flood has failed, rather than wait for it.
 #[track_caller]
 fn none_has_failed(floods: &mut JoinSet<()>) {
     if let Some(ended) = floods.try_join_next() {
@@ -253,8 +253,8 @@ async fn hostile_clients_refused_and_honest_ones_served() {
     let mut hostile = JoinSet::new();
     let tallies: [Tally; 7] = std::array::from_fn(|_| Tally::default());
     let [plain, forging, proxied, heads, bodies, more_bodies, guesses] = tallies.clone();
-    // One that only asks too much; one that says to be somebody else each time; one that does so behind a proxy, with its
-    // own address at the end, where the proxy puts it.
+    // One client sends too much; one forges another address each time; one does so behind a proxy, which appends the
+    // true address.
     hostile.spawn(flood(address, "127.0.0.2", None, plain.clone(), stop.clone()));
     let anybody = |n: u64| format!("198.51.{}.{}", n / 256 % 256, n % 256);
     hostile.spawn(flood(address, "127.0.0.3", Some(anybody), forging.clone(), stop.clone()));

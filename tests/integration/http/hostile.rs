@@ -1,5 +1,5 @@
-//! Requests that mean harm, on the sockets of the program itself: heads that can be read in two ways, bodies that never come,
-//! guesses at tokens, and questions that are dearer than they look.
+//! Hostile requests on the sockets of the program: ambiguous heads, bodies that never come, guesses at tokens, and
+//! requests that cost more than they seem to.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -34,7 +34,7 @@ async fn said(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut said = Vec::new();
-    // Some endings are resets: what was said before counts.
+    // Some connections end with a reset: the bytes before it count.
     let _ = stream.read_to_end(&mut said).await;
     String::from_utf8(said).unwrap()
 }
@@ -47,7 +47,7 @@ fn statuses(said: &str) -> Vec<u16> {
 async fn ambiguous_head_refused_and_connection_closed() {
     let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let mut service = Service::start(&test, &[("CORS_ORIGINS", "*"), ("HEADER_TIMEOUT_MS", "300000")]).await;
-    // Whoever reads the first request differently sees this one in another place.
+    // A parser that reads the first request differently finds this one elsewhere.
     const NEXT: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let preflight = "origin: http://a\r\naccess-control-request-method: PUT\r\n";
     // Ours: the envelope. Otherwise the HTTP library's own bare 400.
@@ -101,7 +101,7 @@ async fn ambiguous_head_refused_and_connection_closed() {
         let reply = said(service.address, format!("{head}{body}{NEXT}").as_bytes()).await;
         assert!(statuses(&reply).len() <= 1 && !reply.contains(" 200 "), "{body:?}: {reply}");
     }
-    // What is odd and means one thing only is served, and so is what comes behind it.
+    // An odd but unambiguous head is served, and so is the next request.
     for sound in [
         "GET /healthz HTTP/1.1\r\nHOST: a:8080\r\n\r\n",
         "GET http://A/healthz HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -120,8 +120,8 @@ async fn ambiguous_head_refused_and_connection_closed() {
     test.finish().await;
 }
 
-/// Who is not let in waits no longer than for any body, whatever the work would have been allowed, and a stop does not wait
-/// for it at all.
+/// A refused request whose body never comes ends in the time of a body, whatever the request timeout, and a stop does
+/// not wait for it.
 #[tokio::test]
 async fn refused_request_without_body_ends_and_delays_no_stop() {
     let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
@@ -222,7 +222,7 @@ async fn token_guesses_refused_and_other_clients_served() {
         }
         let most = 10 + began.elapsed().as_secs() / 6 + 1;
         assert!((10..=most).contains(&judged), "{path}: {judged} were judged");
-        // Right ones are refused as wrong ones are: at most every sixth second one is looked at.
+        // Right tokens are refused like wrong ones: at most one in six seconds is verified.
         let mut replies = Vec::new();
         for _ in 0..20 {
             replies.push(ask(&guesser, right).await);
@@ -230,7 +230,7 @@ async fn token_guesses_refused_and_other_clients_served() {
         }
         assert!(replies.iter().filter(|status| **status == 429).count() >= 10, "{path}: {replies:?}");
         assert_eq!(ask(&client_at("127.0.4.9"), right).await, 200, "{path}: others are not locked out");
-        // What is not the operators' has nothing to do with it.
+        // Public routes are not affected.
         assert_eq!(read(guesser.get(service.url("/api/v1/products"))).await.status, 200);
     }
     service.running.stop().await;
@@ -280,7 +280,7 @@ async fn readiness_polled_often_costs_redis_little() {
         });
     }
     asking.join_all().await;
-    // A hundred looks at once and a hundred a second, each of a few commands; and what a process does of itself.
+    // A hundred probes at once and a hundred a second, each of a few commands; and the process's own commands.
     let most = 800 * (began.elapsed().as_secs() + 2);
     let sent = commands(&mut redis).await - before;
     assert!(sent <= most, "{sent} commands for {asked} questions in {:?}", began.elapsed());
@@ -330,7 +330,7 @@ async fn requests_charged_to_client_by_cost() {
             Some(body) => of_client(test.client.post(format!("{}{path}", test.base)).json(body)).await,
         };
         assert!(matches!(reply.status.as_u16(), 200 | 404), "{path}: {} {}", reply.status, reply.text);
-        // What is left, in requests of one token; and one that has come back for each second.
+        // The rest, in requests of one token, and one token refilled each second.
         let mut left = 0;
         while of_client(test.client.get(format!("{}/api/v1/products/1", test.base))).await.status != 429 {
             left += 1;

@@ -1,4 +1,4 @@
-//! The dashboard of one instance shows the requests of all: each tells the others what it answered, as long as it lives.
+//! The dashboard of one instance shows the requests of all: each instance publishes its own while it runs.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -24,7 +24,7 @@ fn port(base: &str) -> u16 {
     base.rsplit(':').next().unwrap().parse().unwrap()
 }
 
-/// How often an instance, or all together, answered what is not there.
+/// The number of replies 404 of an instance, or of all together.
 fn missed(requests: &Value) -> f64 {
     let refusals = requests["refusals"].as_array().into_iter().flatten();
     refusals
@@ -33,7 +33,7 @@ fn missed(requests: &Value) -> f64 {
         .sum()
 }
 
-/// Asks for what is not there as long as `look` takes.
+/// Sends requests that get a 404 for as long as `look` takes.
 async fn busy<T>(base: &str, look: impl Future<Output = T>) -> T {
     let over = AtomicBool::new(false);
     let ask = async {

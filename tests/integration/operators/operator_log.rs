@@ -1,5 +1,5 @@
-//! The log of operators' acts: who did what, when, and what came of it; written once, also where Postgres was away, and in
-//! nobody's way.
+//! The operator log: who did what, when, with which result. Each action is recorded once, also after an outage of
+//! PostgreSQL, and no action waits for its record.
 
 use firstcome::config::{OperatorsConfig, Secret};
 use reqwest::Method;
@@ -17,7 +17,7 @@ fn with_kim() -> Options {
     Options { operators: OperatorsConfig { admin_tokens, ..OperatorsConfig::admin(ADMIN) }, ..Options::default() }
 }
 
-/// Acts, oldest first.
+/// The recorded actions, oldest first.
 async fn actions(test: &TestApp, query: &str) -> Vec<Value> {
     let page = get(test, &format!("/admin/v1/operator-log?size=100{query}")).await.ok();
     let mut actions = page["content"].as_array().unwrap().clone();
@@ -47,7 +47,7 @@ async fn operator_actions_recorded_and_nothing_else() {
     read(as_kim(Method::POST, "/admin/v1/users".into()).json(&json!({"userName": 1})))
         .await
         .refused(400, "INVALID_REQUEST");
-    // Looking is no act; nor is what strangers and customers do, nor what leads nowhere.
+    // Not recorded: reads, unauthenticated requests, requests of customers, and unknown paths.
     get(&test, "/admin/v1/orders").await.ok();
     test.put_charge(1, 5).await.refused(404, "USER_NOT_FOUND");
     test.send(Method::POST, "/admin/v1/nothing", Some(&json!({})), None).await.refused(404, "NOT_FOUND");
@@ -106,7 +106,7 @@ async fn operator_action_path_recorded_short_and_printable() {
     test.finish().await;
 }
 
-/// The act is not held up, and is written once Postgres is back.
+/// The action is not delayed, and is written once PostgreSQL is back.
 #[tokio::test]
 async fn operator_actions_queued_when_postgres_down() {
     let test = TestApp::start().await;
@@ -117,7 +117,7 @@ async fn operator_actions_queued_when_postgres_down() {
     rename("operator_log", "away").await;
     let users: Vec<i64> = [test.user(1).await, test.user(2).await, test.user(3).await].into();
     rename("away", "operator_log").await;
-    // Whoever asks now waits for what is still on its way.
+    // A read now waits for the actions under way.
     let recorded = crate::support::harness::until("the acts are written", async || {
         let all = actions(&test, "").await;
         (all.len() == users.len()).then_some(all)

@@ -1,5 +1,4 @@
-//! docs/operations.md, held to its word: every command that it prints runs as printed, in the situation that its section is about,
-//! on private servers.
+//! docs/operations.md: every command on the page runs as printed, in the situation of its section, on private servers.
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +15,7 @@ use crate::{
 };
 
 const PAGE: &str = include_str!("../../../docs/operations.md");
-/// What begins a command among words; more of it has to follow.
+/// The first words of a command in running text; arguments must follow.
 const PROGRAMS: [&str; 6] = ["curl ", "firstcome ", "redis-cli ", "pg_dump ", "ACL SETUSER ", "CONFIG SET "];
 /// Mentions, which are no commands to be typed there.
 const MENTIONS: [&str; 1] = ["firstcome project"];
@@ -28,7 +27,7 @@ struct Printed {
     text: String,
 }
 
-/// Every command of the page: the blocks, and what stands among words.
+/// Every command of the page, in blocks and in running text.
 fn printed() -> BTreeSet<Printed> {
     let (mut all, mut section, mut block) = (BTreeSet::new(), String::new(), None::<String>);
     for line in PAGE.lines() {
@@ -58,18 +57,18 @@ struct Operator {
     redis_url: String,
     postgres_url: String,
     token: String,
-    /// What was not typed yet.
+    /// The commands not run yet.
     left: BTreeSet<Printed>,
 }
 
-/// What came of a command.
+/// The outcome of a command.
 struct Came {
     code: Option<i32>,
     said: String,
 }
 
 impl Came {
-    /// The command succeeded; what it said.
+    /// Asserts that the command succeeded. Returns its output.
     #[track_caller]
     fn well(self) -> String {
         assert_eq!(self.code, Some(0), "{}", self.said);
@@ -110,7 +109,7 @@ impl Operator {
         }
     }
 
-    /// A command line, as somebody types it.
+    /// Runs a command line as an operator types it.
     async fn types(&self, line: &str) -> Came {
         let path = format!("{}:{}", self.dir.path().join("bin").display(), std::env::var("PATH").unwrap());
         let mut shell = Command::new("bash");
@@ -186,7 +185,7 @@ async fn sql(servers: &Servers, statement: &'static str) {
     db.close().await.unwrap();
 }
 
-/// What is asked, seen and set where nothing is lost.
+/// Requests, reads and settings when nothing is lost.
 async fn on_a_good_day(operator: &mut Operator, base: &str) {
     let exports = operator.printed("Operations", "export REDIS_URL");
     let set = operator.types(&format!("{exports}\necho \"$REDIS_URL $DATABASE_URL $ADMIN_TOKEN $SHOP\"")).await.well();
@@ -250,7 +249,7 @@ async fn on_a_good_day(operator: &mut Operator, base: &str) {
     assert!(dump.contains("CREATE TABLE public.orders"), "{}", dump.len());
 }
 
-/// Who operates, and what they do.
+/// The operators and their actions.
 async fn operators_act(operator: &mut Operator, servers: &Servers) {
     let (who, closing) = ("Operators and the operator log", "Opening and closing a campaign");
     let tokens = operator.printed(who, "export ADMIN_TOKENS");
@@ -303,7 +302,7 @@ async fn dead_letters(operator: &mut Operator, servers: &Servers, base: &str, us
 
 /// A payment whose gateway has closed down, settled by hand.
 async fn stuck_payment(operator: &mut Operator, servers: &Servers, user: i64) {
-    // Nobody listens there.
+    // No process listens there.
     let nobody = ("PAYMENT_GATEWAY_CARD_URL", "http://127.0.0.1:1");
     let mut serving = servers.start_with(&["serve"], &[nobody], "with a gateway");
     let base = serving.base().await;
@@ -326,7 +325,7 @@ async fn stuck_payment(operator: &mut Operator, servers: &Servers, user: i64) {
     serving.stop().await;
 }
 
-/// Puts on sale again whatever a rebuild has kept back.
+/// Releases the units that a rebuild withholds.
 async fn release(operator: &Operator) {
     let all = "curl -s -X POST $SHOP/admin/v1/withheld/release -H \"Authorization: Bearer $ADMIN_TOKEN\" \
                -H 'content-type: application/json' -d '{}'";
@@ -369,7 +368,7 @@ async fn operations_page_commands_run_as_printed() {
 
     on_a_good_day(&mut operator, &base).await;
     operators_act(&mut operator, &servers).await;
-    // Balances of 1,000 to begin with, of users who have bought nothing.
+    // Users without an order, with a balance of 1,000.
     dead_letters(&mut operator, &servers, &base, &users[1..3]).await;
 
     // Redis comes back with less than it had; PostgreSQL has it all.

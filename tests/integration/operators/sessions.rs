@@ -1,4 +1,4 @@
-//! Operators signing in and out: what the cookie opens, and what it does not.
+//! Operators sign in and out: which requests a cookie admits.
 
 use std::sync::Arc;
 
@@ -147,7 +147,7 @@ async fn sign_in_slowed_after_failures() {
         assert!(statuses.len() < 100_000);
     }
     assert!(statuses.len() > 20 && statuses[..statuses.len() - 1].iter().all(|status| *status == 401));
-    // Operators elsewhere are not locked out, nor is who is signed in.
+    // Operators at other addresses are not locked out, nor are open sessions.
     let elsewhere =
         reqwest::Client::builder().no_proxy().local_address("127.0.0.2".parse::<std::net::IpAddr>().unwrap());
     let elsewhere = elsewhere.build().unwrap();
@@ -173,7 +173,7 @@ async fn session_valid_on_every_instance_without_database() {
     let without_kim = instance(&OperatorsConfig::admin(ADMIN), false);
     assert!(without_kim.session(&headers).is_none());
 
-    // Signing in writes nothing anywhere, and nothing is looked up.
+    // A sign-in writes and reads no store.
     test.db.clone().close().await.unwrap();
     let another = self::cookie(&sign_in(&test, ADMIN).await);
     assert_ne!(another, cookie);
@@ -187,7 +187,7 @@ async fn sign_in_accepted_while_writes_shed() {
     let mut options = with_kim();
     options.durability.max_backlog = 1;
     let test = TestApp::with(options).await;
-    // Nobody projects.
+    // No projector runs.
     test.user(0).await;
     test.post("/admin/v1/users", json!({"userName": "x"})).await.refused(503, "SERVICE_UNAVAILABLE");
     session(&test, &cookie(&sign_in(&test, KIM).await)).await.ok();

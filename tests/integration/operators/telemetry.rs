@@ -1,5 +1,5 @@
-//! What the program tells of what happens inside it: a request is followed by its id through the log, the gateway and the
-//! projection, and by its trace to a collector; no secret is told to anybody.
+//! Logs and traces: a request is followed by its id through the log, the gateway and the projection, and by its trace
+//! to a collector; no secret is in either.
 
 use std::sync::{Arc, Mutex};
 
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// What no log may show, each in another place.
+/// Secrets that no log may show, each used in another place.
 const JWT_SECRET: &str = "hunter1-is-a-secret-of-enough-bytes";
 const ADMIN: &str = "hunter2-is-the-operators-token";
 const GATEWAY: &str = "hunter3-is-the-gateway-s-token";
@@ -81,7 +81,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A request of a user, with what it is followed by.
+/// A request of a user, with the ids to follow it by.
 async fn send(base: &str, method: Method, path: &str, body: Value, token: &str, id: &str) -> Reply {
     let request = client().request(method, format!("{base}{path}")).json(&body).bearer_auth(token);
     let parent = format!("00-{TRACE_ID}-{PARENT_ID}-01");
@@ -143,7 +143,7 @@ async fn request_traced_without_secrets() {
         (projection["lagEvents"] == 0).then_some(())
     })
     .await;
-    // What was not delivered yet is delivered at the end.
+    // The rest is delivered at the end.
     dev.stop().await;
 
     let spans = collector.spans();
@@ -219,7 +219,7 @@ async fn request_traced_without_secrets() {
     for secret in [JWT_SECRET, ADMIN, GATEWAY, API_KEY, "hunter", user.as_str(), other.as_str()] {
         assert!(!log.contains(secret), "{secret} is in {log}");
     }
-    // Nor the part of a token that would do.
+    // Nor the part of a token that is enough to use it.
     let signature = user.rsplit('.').next().unwrap();
     assert!(!log.contains(signature));
     assert!(gateway.faults().is_empty());

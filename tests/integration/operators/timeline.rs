@@ -1,4 +1,4 @@
-//! What an operator is told who asks why: the whole story of a user or an order, also of what is not in Postgres yet.
+//! The timeline of a user or an order, as an operator sees it, including events that PostgreSQL does not have yet.
 
 use serde_json::{Value, json};
 
@@ -87,7 +87,7 @@ async fn order_timeline_dates_every_step() {
         let elsewhere = timeline["holds"].as_array().unwrap();
         assert_eq!(elsewhere.is_empty(), test.options.partitions == 1, "{elsewhere:?}");
         assert!(elsewhere.iter().all(|hold| hold["state"] == "REFUNDED"), "{elsewhere:?}");
-        // And when it has left Redis.
+        // And after its eviction.
         test.expire_evicted().await;
         let later = timeline_of(test, "orders", order_id).await;
         assert_eq!((&later["redisStatus"], &later["order"]), (&Value::Null, &timeline["order"]));
@@ -97,7 +97,7 @@ async fn order_timeline_dates_every_step() {
     .await;
 }
 
-/// What Redis has is told while Postgres is away.
+/// The part in Redis is served while PostgreSQL is down.
 #[tokio::test]
 async fn timeline_served_when_postgres_down() {
     let test = TestApp::start().await;

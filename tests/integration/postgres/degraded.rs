@@ -1,4 +1,4 @@
-//! A Postgres that is there, but not well: the API goes on, and what only Postgres has is 503 in bounded time.
+//! A degraded PostgreSQL: the API goes on, and requests that need PostgreSQL get a 503 in bounded time.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::{
     support::harness::{TestApp, postgres_config, until},
 };
 
-/// Postgres stopped, its connections open: the API goes on, what only Postgres has is 503 in bounded time, and Redis may
-/// even be restarted meanwhile.
+/// PostgreSQL stopped, its connections open: the API goes on, requests that need PostgreSQL get a 503 in bounded time,
+/// and Redis may restart meanwhile.
 #[tokio::test]
 async fn api_served_when_postgres_hangs() {
     let mut shop = RestartableApp::open().await;
@@ -55,7 +55,7 @@ async fn api_served_when_postgres_hangs() {
     shop.finish().await;
 }
 
-/// Postgres that is up and lets nobody in: the same, and no answer is taken for a fault of the request.
+/// PostgreSQL is up and refuses connections: the same, and no refusal counts as a fault of the request.
 #[tokio::test]
 async fn api_served_when_postgres_refuses_connections() {
     let shop = RestartableApp::open().await;
@@ -98,7 +98,8 @@ async fn api_served_when_postgres_refuses_connections() {
     shop.finish().await;
 }
 
-/// Whoever stops waiting for a transaction to begin leaves it open, and nobody knows of it: the connection is not used again.
+/// A task that stops waiting for BEGIN leaves a transaction open, unknown to the pool: the connection is not used
+/// again.
 #[tokio::test]
 async fn connection_dropped_when_transaction_abandoned() {
     let test = TestApp::start().await;
@@ -110,7 +111,7 @@ async fn connection_dropped_when_transaction_abandoned() {
     for statement in ["BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"] {
         let mut connection = pool.acquire().await.unwrap();
         until("it is given up half way", async || {
-            // As far as the sending of it; unless the answer is there already.
+            // Up to sending it, unless the reply is there already.
             let beginning = connection.begin_with(statement);
             tokio::pin!(beginning);
             futures_util::poll!(beginning).is_pending().then_some(())

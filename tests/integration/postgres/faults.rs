@@ -1,4 +1,4 @@
-//! What PostgreSQL can never take, and what it can't take now: the first becomes a dead letter, the second shows.
+//! Errors of PostgreSQL: a permanent one makes a dead letter, a temporary one is reported and the projection waits.
 
 use firstcome::postgres;
 use serde_json::{Value, json};
@@ -91,7 +91,7 @@ async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
     test.finish().await;
 }
 
-/// What is refused as an event and as a letter is filed all the same, in letters that any database takes.
+/// An event that PostgreSQL refuses as an event and as a dead letter is filed as ASCII, which any database accepts.
 #[tokio::test]
 async fn dead_letter_filed_in_ascii_when_postgres_refuses_its_text() {
     let test = TestApp::start().await;

@@ -1,7 +1,7 @@
-//! PostgreSQL behind PgBouncer: what works in which mode, and what is refused at the start.
+//! PostgreSQL behind PgBouncer: which modes work, and which are refused at the start.
 //!
-//! `make install` installs PgBouncer; `PGBOUNCER_BIN` names another one. Transaction mode needs one that tracks prepared statements
-//! (1.21): an older one is refused in that mode, and that is what is tested then.
+//! `make install` installs PgBouncer; `PGBOUNCER_BIN` names another one. Transaction mode needs one that tracks
+//! prepared statements (1.21): an older one is refused in that mode, and the test then expects the refusal.
 
 use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 

@@ -1,4 +1,4 @@
-//! PostgreSQL with TLS: whose certificates are accepted, by which `sslmode`.
+//! PostgreSQL with TLS: which certificates each `sslmode` accepts.
 
 use std::{
     fs,
@@ -79,7 +79,7 @@ async fn certificate_refused_when_authority_unknown() {
         let url = format!("{plain}?sslmode=verify-full&sslrootcert={ours}");
         assert!(run(servers.role(&[role]).env("DATABASE_URL", url)).await.0.success());
     }
-    // What is wrong with a certificate does not pass by waiting.
+    // Waiting does not repair a certificate.
     let url = format!("{plain}?sslmode=verify-full");
     let (status, said) = run(servers.role(&["serve"]).env("DATABASE_URL", url).env("SSL_CERT_FILE", &theirs)).await;
     assert!(status.code() == Some(1) && said.contains("sslrootcert"), "{said}");

@@ -1,5 +1,5 @@
-//! The files that a deployment starts from, held against the program: the settings that they name, the roles that they run,
-//! the time that they leave for a stop, and what an image is built of.
+//! The files of a deployment, checked against the program: the settings they name, the roles they run, the time they
+//! allow for a stop, and the inputs of the image.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +44,7 @@ fn lines(file: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// The words of `["a", "b"]` after this key.
+/// The strings of `["a", "b"]` after this key.
 fn words(line: &str, key: &str) -> Option<Vec<String>> {
     let list = line.strip_prefix(key)?.trim().strip_prefix('[')?.strip_suffix(']')?;
     Some(list.split(',').map(|word| word.trim().trim_matches('"').to_owned()).collect())
@@ -58,7 +58,7 @@ struct Container {
     grace_seconds: Option<u64>,
 }
 
-/// The services of a compose file that run our image. What an anchor carries is looked up in the file that has it.
+/// The services of a compose file that run our image. An anchor is read from the file that defines it.
 fn of_compose(file: &str) -> BTreeMap<String, Container> {
     let mut found: BTreeMap<String, (bool, Container)> = BTreeMap::new();
     let (mut service, mut in_environment) = (None, None);
@@ -247,7 +247,7 @@ fn image_context_holds_exactly_the_build_inputs() {
         })
         .collect();
     assert_eq!(copied, read);
-    // The last stage: nobody's, and with the roles that it names.
+    // The last stage: without root, and with the roles that it names.
     let last = DOCKERFILE.rsplit("\nFROM ").next().unwrap();
     assert!(last.contains("\nUSER 65532:65532\n") && last.contains("\nENTRYPOINT [\"firstcome\"]\n"));
     let role = last.lines().find_map(|line| words(line, "CMD ")).unwrap();

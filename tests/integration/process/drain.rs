@@ -1,4 +1,4 @@
-//! How the program ends: in order, within its bound, and at once when it is told twice.
+//! How the program stops: in order, within its bound, and at once after a second signal.
 
 use std::time::{Duration, Instant};
 
@@ -52,14 +52,14 @@ fn with_gateway(servers: &Servers, gateway: &FakeGateway, variables: &[(&str, &s
     servers.start_with(&["serve"], &[&gateway, variables].concat(), name)
 }
 
-/// Whether nobody is let in any more.
+/// Whether connections are refused.
 async fn is_closed(base: &str) -> bool {
     let refused = harness::client().get(format!("{base}/healthz")).send().await;
     refused.is_err_and(|error| error.is_connect())
 }
 
-/// First it says that it is stopping, and serves on for those who have not heard; then nobody is let in; what is under way
-/// is finished; what was decided is carried to PostgreSQL.
+/// Readiness fails first, while requests are still served; then connections are refused; running requests finish; the
+/// outbox is projected.
 #[tokio::test]
 async fn stop_follows_order() {
     let servers = migrated().await;
@@ -130,7 +130,7 @@ async fn stop_cuts_hanging_request_and_drains_outbox() {
     assert_eq!(said["fields"]["requests"], 1, "{said}");
     assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
     assert_eq!(in_outbox(&servers).await, 0);
-    // What became of the payment is found out by whoever comes next.
+    // The next process finds the outcome of the payment.
     with_gateway(&servers, &gateway, &[], "next").base().await;
     servers.end().await;
 }
@@ -142,7 +142,7 @@ async fn stop_reports_events_left_at_deadline() {
     let mut serve = servers.start_with(&["serve"], &[("DRAIN_SECONDS", "2")], "first");
     let base = serve.base().await;
     let user = user(&base).await;
-    // Nothing can be projected while somebody else has the position's row.
+    // Nothing can be projected while another transaction locks the row of the position.
     let db = servers.db().await;
     let mut lock = db.get_postgres_connection_pool().begin().await.unwrap();
     sqlx::query("SELECT 1 FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();
@@ -193,7 +193,7 @@ async fn stop_writes_operator_log() {
         };
         assert_eq!(status.code(), Some(code), "{}", serve.err());
         assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
-        // One that is told of in no table is told of in the log.
+        // A decision that is in no table is in the log.
         let lost = serve.log().iter().any(|line| line["fields"]["reason"] == "the process ends");
         assert_eq!(lost, notified == 0, "{}", serve.err());
         let there: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_log").fetch_one(pool).await.unwrap();
@@ -203,7 +203,7 @@ async fn stop_writes_operator_log() {
     servers.end().await;
 }
 
-/// Who asks twice does not want to wait.
+/// A second signal asks for an end without delay.
 #[tokio::test]
 async fn second_signal_stops_at_once() {
     let servers = migrated().await;
@@ -259,11 +259,11 @@ async fn stop_ends_waiting_start() {
     servers.end().await;
 }
 
-/// What is decided while it stops is for those who go on: it would never end if it waited for an empty outbox.
+/// Decisions of other instances during a stop are left to them: a stop that waits for an empty outbox never ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_ignores_later_decisions_of_others() {
     for partitions in [1, 2] {
-        // One decision in a transaction: nobody who carries them catches up with those who decide.
+        // One decision in a transaction: no projector catches up with the deciders.
         let test = TestApp::with(Options { partitions, batch: 1, ..Options::default() }).await;
         let users = [test.user(0).await, test.user(0).await];
         let stop = CancellationToken::new();
@@ -298,7 +298,7 @@ async fn stop_ignores_later_decisions_of_others() {
     }
 }
 
-/// An outbox that lacks what was decided is not a drained one.
+/// An outbox with missing decisions is not drained.
 #[tokio::test]
 async fn stop_reports_missing_decisions() {
     let test = TestApp::start().await;

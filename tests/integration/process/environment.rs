@@ -1,4 +1,4 @@
-//! How the environment is read: the same rules for every variable.
+//! Environment variables: the same rules for each.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ async fn boolean_read_in_every_spelling() {
             serve
         };
         for value in spellings.values().flatten() {
-            // It got as far as the URL.
+            // It has reached the check of the URL.
             let (status, said) = run(&mut serve(value)).await;
             assert_eq!(status.code(), Some(1), "{name}={value}: {said}");
             assert!(said.contains("DATABASE_URL is no PostgreSQL URL"), "{name}={value}: {said}");
@@ -98,7 +98,7 @@ async fn start_refused_when_setting_has_its_old_name() {
     }
 }
 
-/// What a boolean says is what is done: a `false` in any spelling is no `true`.
+/// A `false` in any spelling disables the setting.
 #[tokio::test]
 async fn boolean_false_in_every_spelling_disables() {
     let servers = Servers::start().await;

@@ -1,5 +1,5 @@
-//! Several `firstcome serve` behind one address, and several `firstcome project`, as processes of their own: they are
-//! killed, stopped and replaced while a crowd shops through all of them, and what everybody was told is what there is.
+//! Several `firstcome serve` behind one address, and several `firstcome project`, each a process: they are killed,
+//! stopped and replaced under load, and every acknowledged decision is kept.
 
 use std::{
     collections::BTreeSet,
@@ -30,7 +30,7 @@ use crate::{
 
 const PARTITIONS: u16 = 2;
 const USERS: usize = 16;
-/// Everybody wants one of each; half of them get it.
+/// Every user wants one of each; half of them get it.
 const PRODUCTS: usize = 6;
 const CAMPAIGNS: usize = 3;
 const EACH: i64 = USERS as i64 / 2;
@@ -40,7 +40,7 @@ const HOLD: Duration = Duration::from_secs(20);
 /// A page of a user's history, and the most that is made of it.
 const MOST_ENTRIES: usize = 1_000;
 
-/// What stands before the instances: takes them in turn, and the next where one does not let it in.
+/// The balancer before the instances: round robin, and the next instance if one refuses the connection.
 struct Balancer {
     address: SocketAddr,
     instances: Arc<RwLock<Vec<SocketAddr>>>,
@@ -74,7 +74,7 @@ impl Balancer {
         self.instances.write().await.push(address_of(base));
     }
 
-    /// When this returns, nobody is on the way to it any more who has not been let in.
+    /// On return every connection under way has been accepted.
     async fn remove(&self, base: &str) {
         self.instances.write().await.retain(|instance| *instance != address_of(base));
     }
@@ -86,7 +86,7 @@ impl Drop for Balancer {
     }
 }
 
-/// The lock is held until the connection stands.
+/// The lock is held until the connection is made.
 async fn connect(instances: &RwLock<Vec<SocketAddr>>, turn: usize) -> Option<TcpStream> {
     let instances = instances.read().await;
     for n in 0..instances.len() {
@@ -104,7 +104,7 @@ fn address_of(base: &str) -> SocketAddr {
 /// The shop as the crowd sees it.
 struct Deployment {
     balancer: Balancer,
-    /// The instances that are asked whether they know what was told.
+    /// The instances whose state is compared with the replies.
     witnesses: Mutex<BTreeSet<String>>,
     client: reqwest::Client,
     products: Vec<i64>,
@@ -113,9 +113,9 @@ struct Deployment {
     settled: AtomicUsize,
     /// Attempts without one.
     disturbed: AtomicUsize,
-    /// Units of each product that were paid and not given back.
+    /// The units of each product that were paid and not refunded.
     sold: Vec<AtomicI64>,
-    /// The place in the order of arrival of each who has one, by campaign.
+    /// The issue numbers of the holders, by campaign.
     issued: Vec<Mutex<Vec<i64>>>,
 }
 
@@ -227,7 +227,7 @@ const VARIABLES: [(&str, &str); 4] = [
     ("PARTITIONS", "2"),
     ("NO_PROJECTOR", "true"),
     ("DRAIN_DELAY_SECONDS", "3"),
-    // With two partitions, what is held for an order that was never placed comes back no sooner.
+    // With two partitions, the hold of an order that was never placed is released no sooner.
     ("ORDER_HOLD_SECONDS", "20"),
 ];
 
@@ -264,7 +264,7 @@ async fn replace_all(
     (mut first, mut second): ((Running, String), (Running, String)),
     (mut projects, mut too): (Running, Running),
 ) -> [Running; 3] {
-    // One instance dies. Those who were with it find their way to the other.
+    // One instance is killed. Its clients move to the other.
     shop.continues(4 * USERS).await;
     shop.witnesses.lock().unwrap().remove(&first.1);
     first.0.child.kill().await.unwrap();
@@ -272,7 +272,7 @@ async fn replace_all(
     shop.balancer.remove(&first.1).await;
     let (third, _) = serve(servers, Some(shop), "third").await;
 
-    // The other is replaced in order: nobody notices.
+    // The other is replaced in order: no client notices.
     shop.continues(2 * USERS).await;
     let (fourth, _) = serve(servers, Some(shop), "fourth").await;
     let disturbed = shop.disturbed.load(SeqCst);
@@ -282,7 +282,7 @@ async fn replace_all(
     let asks = async || shop.client.get(&ready).send().await.map(|reply| reply.status().as_u16());
     until("it says that it is stopping, or has stopped", async || (asks().await.ok() != Some(200)).then_some(())).await;
     shop.balancer.remove(&second.1).await;
-    // Whoever came before this question was let in too, unless the machine stalled for as long as the delay.
+    // Earlier connections were accepted too, unless the machine stalled for as long as the delay.
     let in_time = asks().await.ok() == Some(503);
     println!("the instance that is stopped is seen to do so in time: {in_time}");
     let status = second.0.ended().await;
@@ -291,7 +291,7 @@ async fn replace_all(
         assert_eq!(shop.disturbed.load(SeqCst), disturbed, "somebody noticed that an instance was replaced");
     }
 
-    // So are the projectors: one dies, one is told to go, and does not wait for an outbox that never is empty.
+    // The projectors, too: one is killed, one is stopped and does not wait for an outbox that is never empty.
     shop.continues(2 * USERS).await;
     projects.child.kill().await.unwrap();
     shop.continues(2 * USERS).await;
@@ -332,7 +332,7 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
     let shop = Deployment {
         balancer: Balancer::start().await,
         witnesses: Mutex::default(),
-        // A connection for each request, so that everybody meets every instance.
+        // A connection for each request, so that every client meets every instance.
         client: reqwest::Client::builder()
             .no_proxy()
             .pool_max_idle_per_host(0)
@@ -361,7 +361,7 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
     println!("{:?} writes, {:?} attempts in vain", shop.settled, shop.disturbed);
     assert!(shop.disturbed.load(SeqCst) < shop.settled.load(SeqCst), "hardly anything went well");
 
-    // What everybody was told is what there is: in every instance, and, once all is projected, in PostgreSQL.
+    // Every acknowledged effect is in every instance, and, once all is projected, in PostgreSQL.
     let bases = shop.witnesses.lock().unwrap().clone();
     assert_eq!(bases.len(), 2);
     for base in &bases {

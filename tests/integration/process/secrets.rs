@@ -1,4 +1,4 @@
-//! No secret in what the program prints, however it was mistyped; and where secrets may come from.
+//! No secret is printed, however it was mistyped; and the places that a secret may come from.
 
 use std::{fs, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     support::harness::until,
 };
 
-/// What no output may show; two of them, since an error may have a part of what was given.
+/// Secrets that no output may show; two, since an error may quote a part of its input.
 const SECRET: &str = "hunter2-is-a-secret";
 const OTHER_HALF: &str = "correct-horse-battery";
 
@@ -127,7 +127,7 @@ async fn secret_not_printed_when_token_mistyped() {
     }
 }
 
-/// Where a server says why it lets nobody in, and a driver what it was given.
+/// A server gives a reason for its refusal, and a driver quotes its input.
 #[tokio::test]
 async fn secret_not_printed_when_server_refuses_it() {
     let servers = Servers::start().await;
@@ -169,7 +169,7 @@ async fn secret_refused_on_command_line() {
             assert!(said.contains(&format!("{name}_FILE")) && !said.contains(SECRET), "{said}");
         }
     }
-    // What is no option is quoted, and is not the less a secret.
+    // An unknown option is quoted, and may be a secret.
     let (status, said) = run(command("serve").arg(format!("redis://:{SECRET}@127.0.0.1"))).await;
     assert_eq!(status.code(), Some(2), "{said}");
     assert_hidden(&said, "an argument");

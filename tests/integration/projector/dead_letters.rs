@@ -1,5 +1,5 @@
-//! Dead letters and their second try: applied once, whoever tries, in any order, and as if it had been in time; or refused,
-//! with the reason, and nothing changed.
+//! Dead letters and their retries: applied once by any number of retries, in any order, with the result of a timely
+//! projection; or refused with a reason, and nothing changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ use crate::{
 
 type Entry = (String, Vec<(String, String)>);
 
-/// What an event's kind is called that this program does not know.
+/// A kind of event that this program does not know.
 const UNKNOWN_KIND: &str = "a_kind_of_a_newer_program";
 
 async fn entries(redis: &mut MultiplexedConnection, partition: u16) -> Vec<Entry> {
@@ -34,7 +34,8 @@ async fn entries(redis: &mut MultiplexedConnection, partition: u16) -> Vec<Entry
     redis::cmd("XRANGE").arg(outbox).arg("-").arg("+").query_async(redis).await.unwrap()
 }
 
-/// Makes the chosen entries of the outbox ones that can't be understood, and what they are called is told in another field.
+/// Gives the chosen entries of the outbox an unknown kind, and keeps their kind in another field: they become dead
+/// letters.
 async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize {
     let (mut redis, mut place, mut made) = (test.raw().await, 0, 0);
     for partition in 0..test.options.partitions {
@@ -61,7 +62,7 @@ async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool)
     made
 }
 
-/// What a newer program would understand, this one does from now on.
+/// Restores the kind of the dead letters, so that a retry can apply them.
 async fn make_applicable(test: &TestApp) {
     sql(
         test,
@@ -82,7 +83,7 @@ where
     row.0
 }
 
-/// All dead letters, as they are shown.
+/// All dead letters, as the operators' API shows them.
 async fn all_dead_letters(test: &TestApp) -> Vec<Value> {
     let page = get(test, "/admin/v1/dead-letters?size=100").await.ok();
     let all_dead_letters = page["content"].as_array().unwrap().clone();
@@ -96,7 +97,7 @@ async fn retry(test: &TestApp, dead_letter: &Value) -> Reply {
     post(test, "/admin/v1/dead-letters/retry", body).await
 }
 
-/// Every table but for the letters' own and what is written beside the projection.
+/// Every table that the projection writes, but for `dead_letters`.
 async fn tables(test: &TestApp) -> BTreeMap<&'static str, Vec<String>> {
     let mut all = BTreeMap::new();
     for table in [
@@ -147,7 +148,7 @@ async fn retry_all(test: &TestApp, mut seed: u64) {
     panic!("there is no end to it");
 }
 
-/// Whatever was a dead letter for a while, and whatever was applied meanwhile: once all are in, Postgres is as Redis is.
+/// Once every dead letter is applied, PostgreSQL equals Redis, whichever events were dead letters for a while.
 #[test]
 fn dead_letters_retried_in_any_order_equal_timely_projection() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -162,7 +163,7 @@ fn dead_letters_retried_in_any_order_equal_timely_projection() {
                 assert!(all_dead_letters(&test).await.len() >= made);
                 make_applicable(&test).await;
                 retry_all(&test, seed).await;
-                // Where everything that is over may leave Redis, Postgres tells of it.
+                // An evicted order is read from PostgreSQL.
                 test.expire_evicted().await;
                 test.finish().await;
             });
@@ -225,7 +226,7 @@ async fn dead_letter_refused_changes_only_its_reason() {
     let reason = reasons.iter().find(|reason| *reason != "nobody has looked").unwrap();
     assert!(refused.json()["message"].as_str().unwrap().contains(reason.as_str()), "{} {reason}", refused.text);
 
-    // What is named wrongly is not there.
+    // A misnamed field is missing.
     for (partition, id, seq) in [
         (json!(0), paid["streamId"].clone(), json!(null)),
         (json!(0), paid["streamId"].clone(), json!(1)),
@@ -243,7 +244,7 @@ async fn dead_letter_refused_changes_only_its_reason() {
     test.finish().await;
 }
 
-/// What a retried event ended leaves Redis as it would have, and not while another of its letters is there.
+/// An order that a retried event closed is evicted as usual, but not before its other dead letters are applied.
 #[tokio::test]
 async fn order_evicted_when_its_dead_letters_applied() {
     let test = TestApp::start().await;
@@ -271,7 +272,7 @@ async fn order_evicted_when_its_dead_letters_applied() {
     test.finish().await;
 }
 
-/// A rebuild goes on from what Postgres has: what it does not have then is no decision any more.
+/// A rebuild continues from PostgreSQL: a decision that is not there is void.
 #[tokio::test]
 async fn dead_letter_refused_when_rebuild_discarded_it() {
     let test = TestApp::with(Options { dead_letters: 1, ..Options::default() }).await;
@@ -281,7 +282,7 @@ async fn dead_letter_refused_when_rebuild_discarded_it() {
     test.drain().await;
     make_applicable(&test).await;
     let dead_letter = all_dead_letters(&test).await.remove(0);
-    // While it goes on nobody can tell what will be true after.
+    // During a rebuild the later state is unknown.
     let lock = firstcome::postgres::progress::Lock::take(&test.db).await.unwrap();
     retry(&test, &dead_letter).await.refused(503, "SERVICE_UNAVAILABLE");
     drop(lock);
@@ -299,7 +300,7 @@ async fn dead_letter_refused_when_rebuild_discarded_it() {
     test.finish().await;
 }
 
-/// An entry without a place among the decisions, and one in the place of another.
+/// An entry without a sequence number, and one with the number of another.
 #[tokio::test]
 async fn dead_letter_refused_when_never_decided() {
     let test = TestApp::with(Options { dead_letters: 2, ..Options::default() }).await;
@@ -334,7 +335,7 @@ async fn dead_letter_refused_when_never_decided() {
         refused.refused(409, "DEAD_LETTER_REFUSED");
         assert!(refused.text.contains("place"), "{}", refused.text);
     }
-    // Nor does a number that somebody gave it help.
+    // Nor does a forged sequence number.
     sql(&test, "UPDATE dead_letters SET epoch = 1, seq = 77 WHERE fields ? 'kind'").await;
     let dead_letter = all_dead_letters(&test).await.into_iter().find(|dead_letter| dead_letter["seq"] == 77).unwrap();
     retry(&test, &dead_letter).await.refused(409, "DEAD_LETTER_REFUSED");
@@ -342,7 +343,7 @@ async fn dead_letter_refused_when_never_decided() {
     test.finish().await;
 }
 
-/// What a product or a campaign is like: Redis has the last word, whichever letter is retried last.
+/// The description of a product or a campaign follows Redis, whichever dead letter is retried last.
 #[tokio::test]
 async fn dead_letter_of_update_yields_to_newer_state() {
     let test = TestApp::start().await;
@@ -357,7 +358,7 @@ async fn dead_letter_of_update_yields_to_newer_state() {
             test.send(Method::PATCH, &path, Some(&patch), None).await.ok();
         }
     }
-    // Of each, the first and the last are letters; then the last is retried first.
+    // Of each, the first and the last are dead letters; then the last is retried first.
     make_dead_letters(&test, |place, kind| kind.ends_with("_updated") && ![4, 5].contains(&place)).await;
     test.drain().await;
     make_applicable(&test).await;

@@ -1,5 +1,5 @@
-//! The event decoder, and everything behind it, under entries that no script wrote: arbitrary fields, and real events of
-//! every kind with something wrong about them. Nothing panics, nothing is unbounded, and nothing stops the projection.
+//! The event decoder and the projection under entries that no script wrote: arbitrary fields, and mutated events of
+//! every kind. Nothing panics, nothing grows without bound, and the projection goes on.
 //!
 //! More cases: `PROPTEST_CASES=100000`.
 
@@ -155,7 +155,7 @@ fn change(mut fields: Fields, changes: &[Change]) -> Fields {
     fields
 }
 
-/// Looks at an entry in every way in which the service does; what it decodes to, if anything.
+/// Decodes an entry in every way that the service does. Returns the event, if there is one.
 fn inspect(fields: &Fields) -> Option<Event> {
     let _ = (is_newer(fields), fields_of(fields, 0), fields_of(fields, 1));
     let event = decode(fields).pop().expect("at least one").event;
@@ -168,7 +168,7 @@ fn inspect(fields: &Fields) -> Option<Event> {
     Some(event)
 }
 
-/// Folds events as one batch; what a batch holds is bounded by what it was made of.
+/// Folds events as one batch; its size is bounded by that of the events.
 fn fold(events: &[Event]) {
     let batch = Batch::fold(events);
     assert!(batch.new_users.len() <= events.len() * MAX_USERS_PER_EVENT as usize);
@@ -180,7 +180,7 @@ fn fold(events: &[Event]) {
 async fn event_mutated_leaves_projection_running() {
     let real = real_events().await;
     for fields in &real {
-        // What is packed in an event is read and packed again to the same.
+        // A packed event decodes and packs again to the same bytes.
         let event = inspect(fields).unwrap_or_else(|| panic!("{fields:?}"));
         let text: HashMap<&str, &str> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let lines = match &event.body {
@@ -213,7 +213,7 @@ async fn event_mutated_leaves_projection_running() {
         .unwrap();
 }
 
-/// Entries of many decisions, with something wrong about some of them: each stands for itself.
+/// Entries of many decisions, some of them mutated: each is judged by itself.
 #[tokio::test]
 async fn packed_event_mutated_leaves_others_applied() {
     let packed = |fields: &Fields| fields.iter().find(|(name, _)| name == "events").map(|(_, packed)| packed.clone());
@@ -242,7 +242,7 @@ async fn packed_event_mutated_leaves_others_applied() {
         .run(&prop::collection::vec(event, 0..8), |events| {
             let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
             let head = [("v", "2"), ("epoch", "1")].map(pair);
-            // A part with the mark of the next event in it makes two of one.
+            // A part that contains the separator splits one event in two.
             let plain = |(event, _): &&(String, bool)| !event.contains('\u{1e}');
             let events: Vec<_> = events.iter().filter(plain).collect();
             let packed = events.iter().map(|(event, _)| event.as_str()).collect::<Vec<_>>().join("\u{1e}");
@@ -306,7 +306,7 @@ proptest! {
     }
 }
 
-/// Postgres refuses what the decoder let through, and the projection goes on behind it.
+/// PostgreSQL refuses an event that the decoder accepted, and the projection goes on.
 #[test]
 fn projection_continues_when_postgres_refuses_event() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -317,7 +317,7 @@ fn projection_continues_when_postgres_refuses_event() {
         busy_day(&test).await;
         let mut redis = test.raw().await;
         for (at, changes) in events {
-            // Where it stands in the books, and its version, are matters of their own: a gap stops everything, and must.
+            // Its position and its version stay: a gap stops everything, and must.
             let kept = |(name, _): &(String, String)| !["epoch", "seq", "v"].contains(&name.as_str());
             let fields: Fields = at.get(&real).iter().filter(|field| kept(field)).cloned().collect();
             let fields: Vec<_> =

@@ -1,4 +1,4 @@
-//! The audit finds what is wrong, names it, and finds nothing where nothing is, however much goes on meanwhile.
+//! The audit names each fault, and reports none in a sound store, also under load.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +17,7 @@ async fn audit(test: &TestApp) -> Report {
     test.app.audit().run().await.unwrap()
 }
 
-/// What is wrong, one line for each check.
+/// The failed checks, a line each.
 fn wrong(report: &Report) -> Vec<String> {
     assert_eq!(report.balanced, report.checks.iter().all(|check| check.ok));
     report.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)).collect()
@@ -82,7 +82,7 @@ async fn audit_clean_under_load() {
     }
 }
 
-/// With nothing projected at all, what Redis has decided since is taken into account.
+/// With nothing projected, the audit takes the backlog into account.
 #[tokio::test]
 async fn audit_clean_with_backlog() {
     for partitions in [1, 3] {
@@ -98,7 +98,7 @@ async fn audit_clean_with_backlog() {
     }
 }
 
-/// What waits for long is a discrepancy where nobody carries it, and none where somebody does.
+/// An old backlog is a discrepancy when no projector runs, and none when one does.
 #[tokio::test]
 async fn audit_fails_when_projection_stalled() {
     // Everything is a minute old as soon as it is there.
@@ -150,7 +150,7 @@ async fn run(redis: &mut MultiplexedConnection, command: &str) {
     let _: redis::Value = tampering.query_async(redis).await.unwrap();
 }
 
-/// Each way in which Redis may be wrong, undone afterwards, and what the audit says.
+/// Each fault of Redis, undone afterwards, and the finding of the audit.
 #[tokio::test]
 async fn audit_names_faults_in_redis() {
     let test = shop().await;

@@ -1,4 +1,4 @@
-//! A store of any size is rebuilt from Postgres and audited, by the program itself, in bounded memory.
+//! A large store is rebuilt from PostgreSQL and audited, by the program itself, in bounded memory.
 //!
 //! `make test` takes a small one; `make test-large` a million users and 200,000 orders (`LARGE_USERS`, `LARGE_ORDERS`).
 
@@ -146,7 +146,7 @@ async fn large_store_rebuilt_and_audited_in_bounded_memory() {
     assert!(printed.contains(&format!("{users} users")) && printed.contains("The books balance"), "{printed}");
     assert!(peak < 200, "{peak} MiB");
 
-    // A program is told the same, and a single won that is missing.
+    // The exit status says the same, and reports a single missing won.
     let mut raw = harness::raw_redis(&redis_url).await;
     let _: i64 = redis::cmd("HINCRBY").arg("{p0}:user:7").arg("balance").arg(-1).query_async(&mut raw).await.unwrap();
     let (status, printed, log, _) = run(&["audit", "--json"], &redis_url, &postgres).await;
@@ -156,7 +156,7 @@ async fn large_store_rebuilt_and_audited_in_bounded_memory() {
     let wrong: Vec<&Value> = report["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false).collect();
     assert_eq!(wrong.len(), 1);
     assert!(wrong[0]["detail"].as_str().unwrap().contains("user 7: the balance is"), "{wrong:?}");
-    // And what can't be found out is told apart from both.
+    // And an audit that can't run has a status of its own.
     redis.kill().await.unwrap();
     let (status, ..) = run(&["audit"], &redis_url, &postgres).await;
     assert_eq!(status, 2);

@@ -1,5 +1,5 @@
-//! PostgreSQL restored to an earlier state beside a Redis that is whole: nothing goes on silently, and what the decisions may have
-//! sold that are discarded then is withheld, whatever `ACK` says.
+//! PostgreSQL restored to an earlier state beside a whole Redis: the service does not go on silently, and units that
+//! discarded decisions may have sold are withheld, with every `ACK`.
 
 use firstcome::{
     config::{Ack, DurabilityConfig},
@@ -21,7 +21,7 @@ const DISCARD: rebuild::Options = rebuild::Options { discard: true, lost_at_most
 /// A copy of a test's database.
 struct Backup(String);
 
-/// Ends every connection to a database, and lets nobody in.
+/// Ends every connection to a database, and refuses new ones.
 async fn close(database: &str) {
     admin_sql(format!("ALTER DATABASE {database} WITH ALLOW_CONNECTIONS false")).await;
     admin_sql(format!("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = '{database}'"))
@@ -70,7 +70,7 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
         test.issue(coupon, user).await.ok();
         projected(&test).await;
         restore(&test, backup).await;
-        // Nothing more is decided, and the operator is told what will help.
+        // Nothing more is decided, and the reply names the remedy.
         noticed(&test).await;
         test.order(other, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
         let error = refused(&test, rebuild::Options::default()).await;
@@ -91,14 +91,14 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
             test.order(other, product, 1).await.refused(409, "SOLD_OUT");
         }
         test.issue(coupon, other).await.refused(409, "COUPON_OUT_OF_STOCK");
-        // Ids that somebody was told are not given out again.
+        // Acknowledged ids are not given out again.
         assert!(test.user(0).await > 1_000_000);
         projected(&test).await;
         test.finish().await;
     }
 }
 
-/// `--lost-at-most` is about what nobody can count; what is discarded is counted, and comes on top.
+/// `--lost-at-most` bounds the unknown loss; discarded decisions are counted, and come on top.
 #[tokio::test]
 async fn loss_bound_not_below_known_loss() {
     let test = TestApp::with(ack_postgres()).await;
@@ -117,7 +117,7 @@ async fn loss_bound_not_below_known_loss() {
     ready(&test).await;
     assert_eq!(stock(&test, product).await, 30_000);
 
-    // Lost from both, and somebody was told.
+    // Acknowledged, and lost from both stores.
     test.put_charge(user, 4).await.ok();
     projected(&test).await;
     let backup = back_up(&test).await;
@@ -171,7 +171,7 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
     }
 }
 
-/// What was discarded is known to nobody any more once Redis is emptied: but that it must be withheld is.
+/// Once Redis is emptied the discarded decisions are unknown; PostgreSQL still has how many units to withhold.
 #[tokio::test]
 async fn rebuild_withholds_when_interrupted() {
     let test = TestApp::with(ack_postgres()).await;
@@ -211,7 +211,7 @@ async fn rebuild_withholds_when_interrupted() {
     test.finish().await;
 }
 
-/// PostgreSQL restored to before a rebuild: the first event of a new epoch does not make up for what is missing before it.
+/// PostgreSQL restored to a time before a rebuild: the first event of the new epoch does not replace the missing ones.
 #[tokio::test]
 async fn start_refused_when_postgres_of_earlier_epoch() {
     let test = TestApp::with(ack_postgres()).await;
@@ -236,7 +236,7 @@ async fn start_refused_when_postgres_of_earlier_epoch() {
     test.finish().await;
 }
 
-/// What replies waited for is not taken from a PostgreSQL of a time when all of them waited for it.
+/// The ack mode is not read from a PostgreSQL that was restored to a time when every reply waited for it.
 #[tokio::test]
 async fn ack_mode_restored_while_process_runs() {
     let test = TestApp::with(ack_postgres()).await;
@@ -262,7 +262,7 @@ async fn ack_mode_restored_while_process_runs() {
     test.finish().await;
 }
 
-/// Both stores lost at once, and nobody left who was told more: the operator says that something is missing.
+/// Both stores lost data at once, and no process is left that knows: the operator says how much is missing.
 #[tokio::test]
 async fn rebuild_at_start_withholds_loss_named_by_operator() {
     for said in [false, true] {

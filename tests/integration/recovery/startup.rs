@@ -1,5 +1,5 @@
-//! Opening the store: what is new is made, once; what goes on goes on; what does not belong together is refused, and left
-//! as it is.
+//! Opening the store: a new store is created once, an existing one is resumed, stores that do not match are refused
+//! unchanged.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +42,7 @@ impl Pair {
         open(&self.redis.url(), &harness::postgres_url(&self.database), partitions).await
     }
 
-    /// Opens it, which must be refused with these words in the reason, and must change nothing.
+    /// Asserts that a start is refused with a reason that contains `words`, and changes nothing.
     async fn is_refused(&self, partitions: Option<u16>, words: &[&str]) {
         let before = (self.in_redis().await, self.in_postgres().await);
         let reason = refusal(self.open(partitions).await).await;
@@ -60,7 +60,7 @@ impl Pair {
         invariants::snapshot(&mut self.raw().await).await
     }
 
-    /// Who Postgres says it is, and its positions.
+    /// The identity in PostgreSQL, and its positions.
     async fn in_postgres(&self) -> (Vec<(String, i32)>, Vec<(i32, i64, i64, String)>) {
         let pool = self.db.get_postgres_connection_pool();
         let stores = sqlx::query_as("SELECT store, partitions FROM store").fetch_all(pool).await.unwrap();
@@ -245,7 +245,7 @@ async fn start_refused_when_stores_mismatch() {
     for pair in [&one, &other] {
         pair.is_refused(None, &["Redis has store", "PostgreSQL has store", "do not belong together"]).await;
     }
-    // Told apart even before anything was decided.
+    // Distinguished even before the first decision.
     let new = Pair::new().await;
     new.open(None).await.unwrap().db.close().await.unwrap();
     let reason = refusal(open(&new.redis.url(), &harness::postgres_url(&one.database), None).await).await;
@@ -290,7 +290,7 @@ async fn start_refused_when_redis_behind_postgres() {
     pair.end().await;
 }
 
-/// What an older version kept is not misread: it is refused, and brought back as this one keeps it.
+/// Another layout of Redis is not misread: the start is refused, and a rebuild writes the present layout.
 #[tokio::test]
 async fn start_rebuilds_redis_of_other_layout() {
     let pair = used().await;

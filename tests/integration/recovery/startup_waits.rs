@@ -1,4 +1,4 @@
-//! A process that starts while a store is away: it binds, says for what it waits, and goes on by itself.
+//! A process that starts while a store is down: it listens, says what it waits for, and goes on by itself.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn start(servers: &Servers, role: &str, name: &str) -> (Running, String) {
     (running, format!("http://{address}"))
 }
 
-/// Waits until it says that it waits for each of these, and looks at all that it answers meanwhile.
+/// Waits until the process reports that it waits for each of these, and checks its replies meanwhile.
 async fn waits_for(running: &mut Running, base: &str, words: &[&str]) {
     until("it says for what it waits", async || {
         running.assert_alive();
@@ -167,7 +167,7 @@ async fn start_waits_when_postgres_is_standby() {
     servers.end().await;
 }
 
-/// What an instance needs PostgreSQL for, nobody else can say: so it waits, and whoever serves already goes on.
+/// A new instance can't start without PostgreSQL, so it waits; an instance that serves already goes on.
 #[tokio::test]
 async fn new_instance_waits_and_old_one_sells_when_postgres_stopped() {
     let mut servers = servers().await;
@@ -205,7 +205,7 @@ async fn stop_ends_waiting_start() {
     servers.end().await;
 }
 
-/// What waiting does not help against ends the start, with its sentence, also where the other store is away.
+/// A fault that waiting can't cure ends the start with its message, also when the other store is down.
 #[tokio::test]
 async fn wrong_setting_ends_start_when_other_store_stopped() {
     let mut servers = servers().await;

@@ -1,4 +1,5 @@
-//! The ways to reach Redis: RESP3, TLS with client certificates, Sentinels, a cluster whose certificates have host names.
+//! The ways to reach Redis: RESP3, TLS with client certificates, Sentinels, a cluster whose certificates have host
+//! names.
 
 use std::{fs, path::PathBuf};
 
@@ -160,7 +161,8 @@ async fn sale_runs_with_client_certificates() {
     other.issue("stranger", "a-client");
     let (redis, port) = ours.server(&dir, "localhost", &["--tls-auth-clients", "yes"]).await;
     let config = ours.config(port);
-    // Without a certificate, with one of somebody else's, and where the server's is not believed or for another name.
+    // Without a certificate, with one of another authority, and with a server certificate that is not trusted or has
+    // another name.
     let none = RedisConfig { redis_tls_cert: None, redis_tls_key: None, ..config.clone() };
     let (certificate, key) = (Some(other.path("stranger.pem")), Some(other.path("stranger.key")));
     let strange = RedisConfig { redis_tls_cert: certificate, redis_tls_key: key, ..config.clone() };
@@ -337,7 +339,7 @@ async fn master_followed_when_sentinels_elect_after_kill() {
     test.finish().await;
 }
 
-/// The old master lives, answers, and takes itself for the master: only the Sentinels know better.
+/// The old master runs, answers, and reports itself as master: only the Sentinels know better.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn master_followed_when_sentinels_name_another() {
     let (mut test, replica, sentinels) = watched_over().await;

@@ -1,4 +1,4 @@
-//! The same service on a Redis Cluster of three nodes: each partition on the node that owns its slot.
+//! The service on a Redis Cluster of three nodes: each partition on the node that owns its slot.
 
 use firstcome::dev::{self, RedisServer, ScratchDir};
 use serde_json::{Value, json};
@@ -80,7 +80,7 @@ async fn sale_runs_on_cluster() {
     let popular = test.get("/api/v1/products/popular?sortBy=TODAY&limit=100").await.ok();
     assert_eq!(popular.as_array().unwrap().len(), 8);
     assert!(popular.as_array().unwrap().iter().all(|product| product["salesCount"] == 2));
-    // Who watches sees all of it, of every node.
+    // The dashboard shows the nodes together.
     let whole = |seen: &Value| seen["products"].as_array().is_some_and(|products| products.len() == 8);
     let seen = Watch::open(&test.base).await.until("all products", whole).await;
     assert_eq!((&seen["redis"]["servers"], seen["rankings"]["TODAY"].as_array().unwrap().len()), (&json!(3), 8));
@@ -128,7 +128,7 @@ async fn partition_found_when_slot_moved() {
     for node in [to, from, 3 - to - from] {
         set("NODE", &to_id).exec_async(&mut links[node]).await.unwrap();
     }
-    // Whoever asks at the old place is told "unavailable" once per lane at most, and then finds the new one.
+    // A request at the old node gets "unavailable" at most once per connection, and then finds the new one.
     let mut refused = 0;
     while test.put_charge(user, 100).await.status != 200 {
         refused += 1;
@@ -138,7 +138,7 @@ async fn partition_found_when_slot_moved() {
     test.finish().await;
 }
 
-/// A replica takes its master's place, which stays as its replica; nobody is stopped, and no connection closed.
+/// A replica and its master change roles; no server is stopped, and no connection closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn node_followed_when_failed_over() {
     let dir = ScratchDir::new().unwrap();

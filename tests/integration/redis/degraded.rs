@@ -1,5 +1,5 @@
-//! A Redis that is there, but not well: paused, read-only, busy, loading, without a disk, killed and restarted
-//! under load. The service says 503 and when to come back, changes nothing by halves, and goes on by itself.
+//! A degraded Redis: paused, read-only, busy, loading, with a failing disk, killed and restarted under load. The
+//! service answers 503 with a time to come back, changes nothing in part, and recovers by itself.
 
 use std::{
     collections::BTreeSet,
@@ -116,11 +116,10 @@ async fn lose_replies(options: Options, after: usize) -> usize {
             assert_eq!((first.status, first.text), (settled.status, settled.text), "{write:?}");
         }
     }
-    // Each once: what was there, the charge, less one payment before and one now.
+    // Each once: the balance before, the charge, less one payment before and one now.
     let balance = test.get(&format!("/api/v1/balances/{}", writes.user)).await.ok()["balance"].clone();
     assert_eq!(balance, 100_000 - 1_000 + 1_000 - 2_000);
-    // What was held for an order that did not come about goes back when its time is over: of 100 units three are paid for, and
-    // one more was put on sale.
+    // The holds of orders that were not placed expire: of 100 units three are paid for, and one more was put on sale.
     test.clock.advance(700_000);
     until("all holds have ended", async || {
         test.engine.sweep().await.unwrap();
@@ -137,7 +136,7 @@ async fn lose_replies(options: Options, after: usize) -> usize {
 async fn reads_served_when_redis_read_only() {
     let writes = Writes::on(TestApp::start().await).await;
     let (mut redis, mut again) = (writes.test.raw().await, writes.test.raw().await);
-    // Nobody listens on port 1.
+    // No process listens on port 1.
     let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).to_owned();
     let (away, back) = (replica_of("127.0.0.1", "1"), replica_of("NO", "ONE"));
     let degrade = async || {
@@ -194,7 +193,7 @@ async fn reads_served_when_redis_disk_fails() {
     writes.test.finish().await;
 }
 
-/// Somebody's script that does not end.
+/// A script that does not end.
 #[tokio::test]
 async fn requests_unavailable_when_redis_busy() {
     let writes = Writes::on(TestApp::start().await).await;
@@ -225,8 +224,8 @@ async fn requests_unavailable_when_redis_busy() {
     writes.test.finish().await;
 }
 
-/// Stopped, its connections open: nobody waits for longer than the service's patience, and what was sent before is carried
-/// out when it goes on, once.
+/// Redis stopped, its connections open: no request waits longer than the timeout, and requests sent before take effect
+/// once when Redis continues.
 #[tokio::test]
 async fn effects_applied_once_when_redis_hangs() {
     let mut writes = Writes::on(TestApp::with(Options { redis_timeout_ms: 2_000, ..Options::default() }).await).await;
@@ -267,8 +266,8 @@ async fn effects_applied_once_when_redis_hangs() {
     writes.test.finish().await;
 }
 
-/// Killed and restarted, again and again, while clients charge and order, and repeat what was not answered under its key:
-/// every reply is an answer or a 503, the service needs no help, and every effect is there once.
+/// Redis killed and restarted repeatedly, while clients charge and order and repeat unanswered requests under their
+/// keys: every reply is a decision or a 503, the service recovers by itself, and every effect happens once.
 #[tokio::test]
 async fn effects_applied_once_when_redis_killed_under_load() {
     const CLIENTS: usize = 6;
@@ -292,7 +291,7 @@ async fn effects_applied_once_when_redis_killed_under_load() {
         }
         reply
     };
-    // What each client was told, and how often it was told nothing before.
+    // The reply to each client, and how many attempts before it had none.
     let clients = (0..CLIENTS).map(|client| {
         let (send, running, answered) = (&send, &running, &answered);
         async move {

@@ -1,4 +1,4 @@
-//! A Redis that is replaced by its replica while every connection stays open; and masters that refuse every write.
+//! A Redis that is replaced by its replica while every connection stays open, and masters that refuse every write.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::{
     support::harness::{Options, TestApp, fresh_database, raw_redis, until},
 };
 
-/// What "within a second" may take on a machine that stalls.
+/// "Within a second", on a machine that stalls.
 const BOUND: Duration = Duration::from_secs(10);
 
 /// A server with a port, which replicates from `master` if there is one.
@@ -104,7 +104,7 @@ async fn demoted_master_left_within_second_when_connections_open() {
     test.finish().await;
 }
 
-/// Nobody asks for anything: the watch finds it out.
+/// Without requests the watch detects it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn demoted_master_left_when_process_idle() {
     let (mut test, replica) = replicated(Options::default()).await;
@@ -118,7 +118,7 @@ async fn demoted_master_left_when_process_idle() {
     test.finish().await;
 }
 
-/// What a demoted master still answers is not what others decide meanwhile: once it is known, it is not read either.
+/// A demoted master does not have the decisions made elsewhere: once its demotion is known it is not read either.
 #[tokio::test]
 async fn demoted_master_not_read_when_no_other_found() {
     let writes = Writes::on(TestApp::start().await).await;

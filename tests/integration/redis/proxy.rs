@@ -1,4 +1,4 @@
-//! A breakable proxy between the service and Redis: what is hard to bring about with a real server, exactly and at once.
+//! A proxy between the service and Redis that causes faults exactly and at once, where a real server can't.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What becomes of commands.
+/// The fault that commands meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     None,
@@ -42,7 +42,7 @@ struct State {
     socket: Mutex<PathBuf>,
     /// Replies since the fault was set.
     replies: AtomicUsize,
-    /// Told to cut all connections.
+    /// Notified to cut all connections.
     cut: Notify,
 }
 

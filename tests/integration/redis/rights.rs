@@ -1,5 +1,5 @@
-//! The rights of the user at Redis: exactly the documented ones are enough for everything, and a missing one is a refusal
-//! with its name, at start and at work, before anything is written.
+//! The rights of the user at Redis: the documented ones are enough for everything; a missing one is refused by name, at
+//! start and at work, before any write.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -51,7 +51,7 @@ async fn test(options: Options) -> TestApp {
     TestApp::on(options, dir, redis, fresh_database().await).await
 }
 
-/// What was refused to anybody since the server started: `user command`.
+/// The commands that the server has refused since its start, as `user command`.
 async fn denied(test: &TestApp) -> BTreeSet<String> {
     type Entry = std::collections::HashMap<String, redis::Value>;
     let log: Vec<Entry> = redis::cmd("ACL").arg("LOG").query_async(&mut test.raw().await).await.unwrap();
@@ -81,7 +81,7 @@ async fn start_refused_and_right_named_when_missing() {
     // Only used where it is configured so, or where there is a cluster.
     let elsewhere = ["hello", "select", "cluster|slots", "cluster|keyslot", "ping", "unwatch"];
     for right in PERMISSIONS.iter().filter(|right| !elsewhere.contains(&right.name)) {
-        // `AUTH` can't be taken from anybody.
+        // `AUTH` can't be denied to a user.
         if right.name == "auth" {
             continue;
         }
@@ -142,7 +142,7 @@ async fn partition_closed_before_write_when_right_revoked() {
     }
 }
 
-/// A refusal of the server for want of a right is no answer to anybody, and closes the partition at once.
+/// A refusal for a missing right is no reply to a client, and closes the partition at once.
 #[tokio::test]
 async fn partition_closed_when_command_lacks_right() {
     let test = test(Options::default()).await;
@@ -151,7 +151,7 @@ async fn partition_closed_when_command_lacks_right() {
     acl(&mut link, &["SETUSER", "firstcome", "-evalsha"]).await;
     let before = test.snapshot().await;
     test.put_charge(user, 5).await.refused(503, "SERVICE_UNAVAILABLE");
-    // From here on it is known, without another look.
+    // From here on it is known, without another check.
     test.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
     assert!(before == test.snapshot().await);
     acl(&mut link, &documented("secret")).await;

@@ -1,6 +1,6 @@
-//! A call that decides many requests comes to the same as one call for each, in their order: the same answers, the same
-//! events under the same numbers, the same state. Random calls of requests that get in each other's way, against a second
-//! test app that decides them one by one.
+//! A call that decides many requests equals one call for each, in their order: the same replies, the same events under
+//! the same numbers, the same state. Random calls of conflicting requests run against a second test app that decides
+//! them one by one.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ use crate::{
 const USERS: i64 = 4;
 const PRICE: i64 = 100;
 
-/// A request, as far as chance goes.
+/// The random part of a request.
 #[derive(Clone, Debug)]
 struct Ask {
     user: i64,
@@ -98,7 +98,7 @@ pub async fn decide_together(bench: &mut Bench, raws: &[Raw]) -> Vec<Vec<String>
     replies.iter().map(|reply| reply.split('\u{1f}').map(str::to_owned).collect()).collect()
 }
 
-/// Everything but where in the outbox a change stands.
+/// The state without the positions of changes in the outbox.
 async fn state(test: &TestApp) -> BTreeMap<String, String> {
     let mut all = test.snapshot().await;
     all.retain(|key, _| !key.ends_with(":outbox") && !key.ends_with(":meta"));
@@ -111,7 +111,7 @@ async fn state(test: &TestApp) -> BTreeMap<String, String> {
     all
 }
 
-/// The outbox's events as those of single decisions; where the one before a change stands aside.
+/// The outbox's events as those of single decisions, without the links between changes.
 async fn events(bench: &mut Bench) -> Vec<Vec<(String, String)>> {
     let mut read = redis::cmd("XRANGE");
     read.arg(Keys(Partition(0)).outbox()).arg("-").arg("+");
@@ -214,7 +214,7 @@ async fn concurrent_requests_share_outbox_entries() {
     test.finish().await;
 }
 
-/// One of an entry's decisions can't be applied: it becomes a dead letter by itself, and the others are where they belong.
+/// One decision of an entry can't be applied: it alone becomes a dead letter, and the others are applied.
 #[tokio::test]
 async fn poisoned_decision_leaves_rest_of_entry_applied() {
     let test = TestApp::with(Options { dead_letters: 2, ..Options::default() }).await;

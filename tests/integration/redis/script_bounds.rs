@@ -1,5 +1,5 @@
-//! Every script at the largest call that the service can form, one larger, and sizes in between that chance draws: all of it
-//! happens, or none of it.
+//! Every script at the largest call of the service, one larger, and at random sizes between: the call is decided whole
+//! or refused whole.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ async fn counters(bench: &mut Bench, key: String) -> BTreeMap<i64, i64> {
     all.into_iter().filter(|(_, units)| *units != 0).collect()
 }
 
-/// A call that places orders, and what follows it.
+/// A call that places orders, and the calls that follow.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     requests: i64,
@@ -47,8 +47,8 @@ struct Shape {
     products: i64,
 }
 
-/// Places `shape`'s orders in one call, pays half of them in one, cancels the others, and compares what Redis has with what that
-/// comes to.
+/// Places the orders of `shape` in one call, pays half of them in one, cancels the others, and compares Redis with the
+/// expected state.
 async fn decide(shape: Shape) {
     let Shape { requests, lines, products } = shape;
     let mut bench = Bench::start(1).await;
@@ -199,7 +199,7 @@ async fn single_scripts_decide_whole_at_max_lists() {
         let settle = bench.settle(1, order, 2, end);
         assert_eq!(bench.run(&settle).await[0], "MOVED");
     }
-    // It leaves and comes back, with all of its lines.
+    // It is evicted and restored, with all of its lines.
     let key = bench.order_key(order);
     let fields: Vec<(String, String)> = redis::cmd("HGETALL").arg(&key).query_async(&mut bench.redis).await.unwrap();
     let fields: Vec<(&str, &str)> = fields.iter().map(|(field, value)| (field.as_str(), value.as_str())).collect();

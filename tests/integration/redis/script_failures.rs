@@ -1,4 +1,5 @@
-//! Scripts and the state of their Redis: out of memory, scripts forgotten, partitions frozen or lost, as a client sees it.
+//! Scripts in a Redis that is out of memory, has forgotten them, or has a frozen or lost partition state, as a client
+//! sees it.
 
 use serde_json::{Value, json};
 
@@ -60,7 +61,7 @@ impl Writes {
         ]
     }
 
-    /// Reads of what is there, from Redis alone.
+    /// Reads from Redis alone succeed.
     pub async fn reads_go_on(&self) {
         let Writes { user, product, .. } = self;
         for path in [
@@ -73,7 +74,7 @@ impl Writes {
         }
     }
 
-    /// Every read that asks Redis answers 503 and says when to come back, of what is there and of what is not.
+    /// Every read from Redis gets a 503 with a time to come back, for existing and for missing objects.
     pub async fn reads_are_turned_away(&self) {
         let Writes { user, product, coupon, pending, .. } = self;
         self.are_turned_away([
@@ -94,7 +95,7 @@ impl Writes {
         self.test.get("/healthz").await.ok();
     }
 
-    /// What is not found may have been lost: never "no such thing", never a list with nothing in it.
+    /// An object that is not found may have been lost: the reply is neither "not found" nor an empty list.
     pub async fn absence_is_not_believed(&self) {
         self.are_turned_away(
             [
@@ -125,8 +126,8 @@ impl Writes {
         self.test.send(method.parse().unwrap(), path, Some(body), key).await
     }
 
-    /// Once Redis is degraded every write answers 503 and says when to come back; once it is restored, everything is as it
-    /// was, and every write is carried out.
+    /// While Redis is degraded every write gets a 503 with a time to come back; once it is restored nothing has
+    /// changed, and every write succeeds.
     pub async fn all_are_turned_away(&self, degrade: impl AsyncFnOnce(), restore: impl AsyncFnOnce()) {
         let before = self.test.snapshot().await;
         degrade().await;
@@ -242,7 +243,7 @@ async fn script_reloaded_when_redis_forgot_it() {
     writes.test.finish().await;
 }
 
-/// Between the steps of what takes several, too: whatever comes of it is settled under the key.
+/// Also between the steps of an operation over partitions: a repeat under the key settles it.
 #[tokio::test]
 async fn remote_operation_settled_when_scripts_forgotten_between_steps() {
     let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;

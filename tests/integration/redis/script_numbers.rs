@@ -1,4 +1,4 @@
-//! Numbers near their bounds, through the real scripts: Lua has doubles alone, and writes them in more than one way.
+//! Numbers near their bounds, through the real scripts: Lua has only doubles, and prints them in more than one way.
 
 use firstcome::{
     model::{

@@ -1,5 +1,5 @@
-//! The house rules of `lua/`, checked on the text: no clock, no random, no key built in Lua; checks, then writes, with the
-//! line between them, and the event first of the writes.
+//! The rules of `lua/`, checked on the text: no clock, no random numbers, no key built in Lua; checks first, then
+//! writes, with a marker between them, and the event before the other writes.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -12,7 +12,7 @@ const READS: [&str; 11] =
 const LISTS: &str = "lists";
 const LINE: &str = "---- checks above, writes below --";
 
-/// What each script may answer below the line: its effects. (`RUNNING` is a record's word.)
+/// The reply codes of each script below the line: its effects. (`RUNNING` is the code of a record.)
 const EFFECTS: [(&str, &[&str]); 27] = [
     ("balance_charge", &["CHARGED"]),
     ("partition_freeze", &["FROZEN"]),
@@ -57,7 +57,8 @@ fn files(dir: &str) -> BTreeMap<String, String> {
     files
 }
 
-/// The keys or arguments that a script's header numbers, counted up from 1, and whether each stands for a list ("3..", "1 to n").
+/// The keys or arguments that a script's header numbers, counted up from 1, and whether each is a list ("3..", "1 to
+/// n").
 fn described(source: &str, array: &str) -> Vec<(usize, bool)> {
     let header = source.lines().take_while(|line| line.starts_with("#!") || line.starts_with("--"));
     let listing = header.skip_while(|line| !line.starts_with(&format!("-- {array} ")));
@@ -141,7 +142,7 @@ fn as_lists(code: &str) -> String {
     code.replace("reply = '", "{ '").replace("return '", "{ '").replace(" .. SEPARATOR .. ", ", ")
 }
 
-/// The words of the replies that are made.
+/// The reply codes in the code.
 fn replies(code: &str) -> Vec<String> {
     let word = |rest: &str| rest.split('\'').next().unwrap().to_owned();
     let lists = as_lists(code);
@@ -189,7 +190,7 @@ fn locals(declaration: &str) -> Vec<String> {
     names.split(',').map(|name| name.trim().to_owned()).collect()
 }
 
-/// How often a name stands in the code, as a whole word.
+/// The number of uses of a name in the code, as a whole word.
 fn uses(code: &str, name: &str) -> usize {
     let words = code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| *word == name).count()
@@ -218,7 +219,7 @@ fn every_key_and_argument_of_a_header_used() {
         for array in ["KEYS", "ARGV"] {
             for (number, open_ended) in described(&source, array) {
                 let by_number = code.contains(&format!("{array}[{number}]"));
-                // One that stands for a list is used in a loop.
+                // A list is used in a loop.
                 let in_loop = open_ended && code.split(&format!("{array}[")).skip(1).any(index_of_loop);
                 assert!(by_number || in_loop, "{name} does not use {array}[{number}]");
             }

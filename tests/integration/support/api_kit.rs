@@ -1,5 +1,5 @@
-//! What the `api_*` tests share: requests whose every reply is held against the contract's error table and against the
-//! service's own OpenAPI document, and a look at everything that a request may have changed.
+//! Shared by the tests of the API: requests whose replies are checked against the contract's table of errors and the
+//! service's OpenAPI document, and a snapshot of everything that a request may change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -127,7 +127,7 @@ pub async fn document(test: &TestApp) -> &'static Document {
     DOCUMENT.get_or_init(async || Document::new(test.get("/v3/api-docs").await.ok())).await
 }
 
-/// What holds for every reply: a sane request id, JSON, and for a failure the envelope of the table and nothing else.
+/// Asserts what holds for every reply: a valid request id, JSON, and for a failure exactly the envelope of the table.
 #[track_caller]
 pub fn in_contract(path: &str, reply: &Reply) {
     let id = reply.headers["x-request-id"].to_str().unwrap();

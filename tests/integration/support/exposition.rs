@@ -1,8 +1,8 @@
-//! Prometheus's text format, read strictly: what a scrape of the tests is looked at with.
+//! A strict parser of the Prometheus text format.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a scrape says of one metric.
+/// One metric of a scrape.
 #[derive(Debug, Default)]
 pub struct Family {
     pub help: String,

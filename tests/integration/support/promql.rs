@@ -1,9 +1,9 @@
-//! PromQL, as much of it as the dashboard and the alerts are written in: enough to say that an expression is well-formed
-//! (its grammar, what its functions take, scalars and ranges where they belong) and which metrics and labels it names.
+//! The part of PromQL that the dashboard and the alerts use: whether an expression is well-formed (its grammar, the
+//! arguments of its functions, scalars and ranges in their places), and which metrics and labels it names.
 
 use std::collections::BTreeSet;
 
-/// What an expression names.
+/// The names in an expression.
 #[derive(Debug, Default)]
 pub struct Names {
     /// Each selector: its metric, and the labels that it matches.
@@ -12,7 +12,7 @@ pub struct Names {
     pub grouped: BTreeSet<String>,
 }
 
-/// What an expression comes to.
+/// The type of an expression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Scalar,
@@ -24,7 +24,7 @@ use Kind::{Range, Scalar, Text, Vector};
 
 const AGGREGATIONS: &[&str] = &["avg", "bottomk", "count", "max", "min", "quantile", "sum", "topk"];
 
-/// Functions: what they take, and give.
+/// Functions: the types of their arguments and of their result.
 const FUNCTIONS: &[(&str, &[Kind], Kind)] = &[
     ("absent", &[Vector], Vector),
     ("ceil", &[Vector], Vector),

@@ -126,7 +126,7 @@ async fn request_refused_when_body_too_large() {
     let (test, writes) = shop().await;
     let before = test.snapshot().await;
     for write in &writes {
-        // Just over the limit, then far over it, in one piece and in chunks of no length told.
+        // Just over the limit, then far over it, in one piece and in chunks without a length.
         let over = write.body(None).replacen('{', &format!("{{{}", " ".repeat(65_536)), 1);
         raw(&test, &write.method, &write.path, over).await.refused(413, "PAYLOAD_TOO_LARGE");
         let admin = format!("authorization: Bearer {ADMIN}\r\n");
@@ -163,7 +163,7 @@ async fn client_reads_reply_when_body_too_large() {
         for write in &writes {
             raw(&test, &write.method, &write.path, ten_megabytes()).await.refused(413, "PAYLOAD_TOO_LARGE");
         }
-        // So it is where nobody ever looks at the body.
+        // The same on a route that reads no body.
         raw(&test, &Method::POST, "/nothing", ten_megabytes()).await.refused(404, "NOT_FOUND");
         raw(&test, &Method::PATCH, "/api/v1/orders", ten_megabytes()).await.refused(405, "METHOD_NOT_ALLOWED");
         let untyped = headed(&test, &Method::POST, "/api/v1/orders", &[], ten_megabytes()).await;

@@ -34,7 +34,7 @@ async fn request_refused_when_field_out_of_schema() {
     }
     assert_eq!(test.snapshot().await, before);
 
-    // Each is right but for what was wrong with it; unknown fields of customers are ignored, however deep, and 1000.0 is 1000.
+    // Each body is valid but for its fault; unknown fields of customers are ignored at any depth, and 1000.0 is 1000.
     for write in &writes {
         let unknown = format!("{{\"unknown\":{}{{}}{},\"amounts\":0.5,", "[".repeat(20_000), "]".repeat(20_000));
         let mut body = write.body(None);

@@ -130,7 +130,7 @@ async fn request_refused_when_path_id_invalid() {
             (&writes[8], format!("/admin/v1/products/{bad}"), "PRODUCT_NOT_FOUND"),
         ] {
             raw(&test, &write.method, &path, write.body(None)).await.refused(404, code);
-            // What is wrong with the body is told first.
+            // A fault of the body is reported first.
             raw(&test, &write.method, &path, "{").await.refused(400, write.invalid);
         }
     }

@@ -1,5 +1,4 @@
-//! Hostile requests: each gets the contract's own error, whatever is wrong with it, and changes nothing. And the request id
-//! that every reply carries.
+//! Hostile requests: each is answered with the contract's error and changes nothing. Every reply carries a request id.
 
 mod bodies;
 mod fields;
@@ -19,12 +18,12 @@ use crate::support::{
     harness::{ADMIN, Options, TestApp, read},
 };
 
-/// What a field of a request may be.
+/// The values that a field of a request may have.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A whole number in these bounds.
     Int(i64, i64),
-    /// An enumeration's word, a category or a time.
+    /// A value of an enumeration, a category or a time.
     Word,
     /// A text of 1 to so many characters.
     Text(usize),

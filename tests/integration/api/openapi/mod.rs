@@ -1,8 +1,8 @@
-//! The document at `/v3/api-docs` and the page that shows it: that they are the contract's, and (through
-//! [`api_kit`](crate::support::api_kit), with every reply of every `api_*` test) that the service does what they say.
+//! The document at `/v3/api-docs` and its page: they match the contract, and (through
+//! [`api_kit`](crate::support::api_kit), with every reply in the tests of the API) the service matches the document.
 //!
-//! [`Document`] is a small JSON Schema checker, stricter than the standard where that finds more: a field that the schema
-//! does not name is a fault, and so is a keyword that the checker does not know.
+//! [`Document`] is a small JSON Schema checker, stricter than the standard where that finds more: a field that the
+//! schema does not name is a fault, and so is a keyword that the checker does not know.
 
 mod document;
 
@@ -18,7 +18,7 @@ use crate::support::{
 /// An OpenAPI 3.1 document.
 pub struct Document(pub Value);
 
-/// Keywords that say nothing about what is valid.
+/// Keywords without effect on validity.
 const ANNOTATIONS: &[&str] = &["description", "example", "examples", "default", "title", "format"];
 
 impl Document {
@@ -35,7 +35,7 @@ impl Document {
             let same = |(part, asked): (&&str, &&str)| part == asked || (part.starts_with('{') && !asked.is_empty());
             parts.len() == asked.len() && parts.iter().zip(&asked).all(same)
         };
-        // A path in so many words comes before one with a parameter.
+        // A literal path comes before one with a parameter.
         let paths = self.0["paths"].as_object().unwrap();
         let (template, item) =
             paths.iter().filter(|(path, _)| fits(path)).min_by_key(|(path, _)| path.contains('{'))?;
@@ -60,7 +60,7 @@ impl Document {
             panic!("{what}{fault}: {}", reply.text);
         }
         if !reply.status.is_success() && path != "/readyz" {
-            // Those of a key are told in the parameter's description.
+            // The errors of a key are in the description of the parameter.
             let code = reply.json()["errorCode"].take();
             let of_a_key = ["INVALID_IDEMPOTENCY_KEY", "REQUEST_IN_PROGRESS"].iter().any(|known| code == *known);
             let shown = examples(content).any(|example| example["errorCode"] == code);
@@ -89,7 +89,7 @@ impl Document {
         self.check(schema, body, false).is_err()
     }
 
-    /// What is wrong with `value`, and where. `strict`: fields that the schema does not name are.
+    /// The faults of `value`, each with its path. `strict`: a field that the schema does not name is a fault.
     pub fn check(&self, schema: &Value, value: &Value, strict: bool) -> Result<(), String> {
         let schema = schema.as_object().ok_or(" has no schema")?;
         for (keyword, rule) in schema {
@@ -165,7 +165,7 @@ impl Document {
     }
 }
 
-/// Whether a text has the looks of one of the patterns that the document knows.
+/// Whether a text matches one of the patterns of the document.
 fn fits(pattern: &str, text: &str) -> bool {
     let plain = !text.contains(char::is_control);
     match pattern {

@@ -1,7 +1,7 @@
-//! Random sequences of operations, run against the engine and against a model of a few lines in memory: every reply and the
-//! final state must be the same, with one partition and with several.
+//! Random operations against the engine and against a model in memory: every reply and the final state must be equal,
+//! with one partition and with several.
 //!
-//! The model says what the contract says, with none of the machinery: no scripts, no holds in other partitions, no outbox.
+//! The model states the contract without the machinery: no scripts, no remote holds, no outbox.
 
 mod runs;
 
@@ -34,7 +34,7 @@ enum Op {
         lasts: i64,
         good_for: i64,
     },
-    /// The ends of a campaign's window, from now; what is left out stays.
+    /// The bounds of a campaign's window, from now; `None` leaves a bound unchanged.
     Move {
         coupon: usize,
         opens_in: Option<i64>,
@@ -65,7 +65,7 @@ enum Op {
     Advance {
         ms: i64,
     },
-    /// A partition's outbox is projected, and everything leaves Redis that is about to.
+    /// A partition's outbox is projected, and evicted keys expire.
     Leave {
         partition: u16,
     },
@@ -130,7 +130,7 @@ struct Model {
     issued: Vec<i64>,
     coupons: BTreeMap<(usize, usize), Coupon>,
     orders: Vec<ModelOrder>,
-    /// What was answered under each operation's key, if it had an effect.
+    /// The reply under each operation's key, if it had an effect.
     records: BTreeMap<usize, String>,
     user_ids: Vec<i64>,
     product_ids: Vec<i64>,

@@ -25,7 +25,7 @@ async fn lease_renewed_once_and_expires() {
         assert_eq!(counts_during(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
         test.clock.advance(LEASE_MS / 2 + 1);
         let (_, counts) = counts_during(engine, all()).await;
-        // One asks how it stands; who holds the coupons is known.
+        // One call reads the state; the holders of the coupons are known.
         assert_eq!(counts, Counts { renewed: 1, ..Counts::default() });
         assert_eq!(counts_during(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
     })
@@ -83,7 +83,7 @@ async fn campaign_closed_refuses_in_every_process() {
         for user in &users {
             test.issue(coupon, *user).await.refused(400, "INVALID_COUPON");
         }
-        // Its lease stands all the same: a clock that is set back shows it.
+        // Its lease is still valid, as a clock set back shows.
         test.clock.advance(-1);
         for user in &users[1..] {
             test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -108,9 +108,9 @@ async fn issue_unavailable_when_partition_closed() {
         }
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
         test.engine.ready().await.unwrap();
-        // Nothing has changed meanwhile, and the lease still stands.
+        // Nothing has changed meanwhile, and the lease is still valid.
         assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
-        // Frozen by somebody else: known as soon as anybody asks, which is halfway through the lease.
+        // Frozen by another process: known at the next renewal, halfway through the lease.
         let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg("x").query_async(&mut redis).await.unwrap();
         test.clock.advance(LEASE_MS / 2);
         test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -135,7 +135,8 @@ async fn issue_unavailable_when_partition_closed() {
     }
 }
 
-/// Redis knows less than it said: whoever reads that asks for a look, and does not go by it.
+/// Redis has less than it reported: a process that reads this starts a check of the partition, and does not renew its
+/// lease.
 #[tokio::test]
 async fn lease_not_renewed_when_redis_lost_decisions() {
     let test = TestApp::start().await;
@@ -154,7 +155,7 @@ async fn lease_not_renewed_when_redis_lost_decisions() {
     test.finish_unchecked().await;
 }
 
-/// What was lost is given out anew, and who was known to exist may not.
+/// Lost coupons are issued again, and users known in the old epoch may not exist.
 #[tokio::test]
 async fn sold_out_state_dropped_when_epoch_changes() {
     on_1_and_3(async |test| {
@@ -175,10 +176,10 @@ async fn sold_out_state_dropped_when_epoch_changes() {
             Projector::new(store.clone(), db.clone(), test.clock.clone(), &Default::default(), patience, keep);
         let (clock, zone) = (test.clock.clone(), engine.zone());
         let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, keep, allow_unsafe_redis: false };
-        // Somebody knows that nothing is missing, and is wrong.
+        // The operator says that nothing is missing, and is wrong.
         rebuild.run(rebuild::Options { lost_at_most: Some(0), discard: false }).await.unwrap();
         db.close().await.unwrap();
-        // Not even the look at the partition was needed: no lease is left.
+        // No check of the partition was needed: no lease is left.
         test.issue(coupon, users[2]).await.ok();
         test.issue(coupon, users[2]).await.refused(400, "INVALID_COUPON");
         assert_refused_without_redis(engine, coupon, &[users[1], users[3], users[4], users[5]]).await;

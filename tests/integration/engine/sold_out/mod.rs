@@ -1,5 +1,5 @@
-//! Coupons refused without asking Redis: never a wrong answer, and no longer than the lease. The clock stands, so that a
-//! lease lasts until the test says otherwise.
+//! Coupons refused without a call to Redis: never wrong, and for no longer than the lease. The clock stands still, so
+//! that a lease lasts until the test advances it.
 
 mod leases;
 mod refusals;
@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::support::harness::{self, Options, TestApp, call, until};
 
 const LEASE_MS: i64 = 200;
-/// An id that nobody has.
+/// An id that no user has.
 pub const UNKNOWN_USER: i64 = 5_000_000;
 
 async fn on_1_and_3(body: impl AsyncFn(&TestApp)) {
@@ -50,7 +50,7 @@ pub async fn issue(engine: &Engine, coupon: i64, user: i64) -> Result<i64, Error
     engine.issue_coupon(&call(None), user, coupon).await.map(|issued| issued.value.issue_no)
 }
 
-/// A campaign, given out.
+/// A campaign whose coupons are all issued.
 async fn sold_out_campaign(test: &TestApp, winners: &[i64]) -> i64 {
     let coupon = test.campaign("FIXED", 100, winners.len() as i64).await;
     for user in winners {
@@ -59,7 +59,7 @@ async fn sold_out_campaign(test: &TestApp, winners: &[i64]) -> i64 {
     coupon
 }
 
-/// Asks until the engine refuses these by itself.
+/// Sends requests until the engine refuses these users without a call to Redis.
 async fn assert_refused_without_redis(engine: &Engine, coupon: i64, late: &[i64]) {
     for user in late {
         for _ in 0..3 {
@@ -75,7 +75,7 @@ async fn assert_refused_without_redis(engine: &Engine, coupon: i64, late: &[i64]
     assert_eq!(engine.sold_out().counts().refused, before.refused + late.len() as u64);
 }
 
-/// What the engine did while this ran.
+/// The counts of the engine while `work` ran.
 async fn counts_during<T>(engine: &Engine, work: impl Future<Output = T>) -> (T, Counts) {
     let before = engine.sold_out().counts();
     let done = work.await;

@@ -33,7 +33,7 @@ async fn issue_refused_without_redis_when_sold_out() {
     .await;
 }
 
-/// The contract's order of checks: body, user, campaign, window, whether the user has one, and only then what is left.
+/// The contract's order of checks: body, user, campaign, window, whether the user has a coupon, and last the stock.
 #[tokio::test]
 async fn issue_refused_for_other_reasons_when_sold_out() {
     on_1_and_3(async |test| {
@@ -56,7 +56,7 @@ async fn issue_refused_for_other_reasons_when_sold_out() {
         })
         .await;
         assert_eq!(counts, Counts::default(), "made-up ids lead to nothing");
-        // Somebody who is new is asked about once.
+        // A new user takes one call.
         let new = test.user(0).await;
         let (_, counts) = counts_during(&test.engine, test.issue(coupon, new)).await;
         assert_eq!(counts, Counts { learned: 1, ..Counts::default() });
@@ -67,7 +67,7 @@ async fn issue_refused_for_other_reasons_when_sold_out() {
     .await;
 }
 
-/// A key's record may say something else than what is so now.
+/// The record of a key may differ from the present state.
 #[tokio::test]
 async fn issue_with_key_asks_redis_when_sold_out() {
     on_1_and_3(async |test| {
@@ -93,7 +93,7 @@ async fn issue_with_key_asks_redis_when_sold_out() {
     .await;
 }
 
-/// Who moves a window knows at once; another process for no longer than its lease does not.
+/// The process that updates a window knows at once; another process no later than the end of its lease.
 #[tokio::test]
 async fn issue_follows_campaign_window_when_sold_out() {
     on_1_and_3(async |test| {
@@ -177,7 +177,7 @@ async fn sold_out_refusal_knows_all_holders_and_users() {
             }
         })
         .await;
-        // A block for each 1024 of a partition, each learned from one who was asked about.
+        // A block for each 1024 users of a partition, each learned from a call about one of them.
         assert!((7..=10).contains(&counts.learned), "{counts:?}");
         assert_eq!((counts.read, known), (1, 3_500 - 1 - counts.learned), "{counts:?}");
     })

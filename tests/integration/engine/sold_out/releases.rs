@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Coupons kept back, as a rebuild leaves it, in both stores.
+/// Withholds coupons in both stores, as a rebuild does.
 async fn withhold(test: &TestApp, coupon: i64, count: i64) {
     test.drain().await;
     let campaign = format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(test.options.partitions));
@@ -63,7 +63,7 @@ async fn release_waits_for_every_lease() {
     .await;
 }
 
-/// From the announcement on no lease begins or goes on; one that nobody followed up is taken up by the next release.
+/// After an announcement no lease begins or is renewed; the next release continues an abandoned announcement.
 #[tokio::test]
 async fn release_announced_ends_leases() {
     on_1_and_3(async |test| {
@@ -80,7 +80,7 @@ async fn release_announced_ends_leases() {
             panic!("it is released")
         };
         let ask = async || test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
-        // What stands stands, until somebody asks.
+        // Existing leases last until the next renewal.
         assert_eq!(counts_during(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
         test.clock.advance(LEASE_MS / 2);
         assert_eq!(counts_during(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
@@ -88,7 +88,7 @@ async fn release_announced_ends_leases() {
             assert_eq!(counts_during(engine, ask()).await.1, Counts::default());
             test.clock.advance(LEASE_MS);
         }
-        // It is the only one that stands, and it is used up once.
+        // It is the only release in effect, and it is used up once.
         let again = store.coupon_release_prepare(&request, id, 2).await.unwrap();
         assert!(matches!(&again, ReleasePreparation::Prepared(again) if *again == prepared), "{again:?}");
         release(test, coupon, 1).await;
@@ -113,8 +113,8 @@ async fn release_announced_ends_leases() {
     .await;
 }
 
-/// Two processes by the system's clock, more buyers than coupons, and releases in between: whoever was told that he has one
-/// is never told that there are none left.
+/// Two processes by the system's clock, more buyers than coupons, and releases in between: a user with a coupon never
+/// gets "sold out".
 async fn rush(partitions: u16) {
     const USERS: usize = 120;
     const RELEASES: i64 = 2;

@@ -155,7 +155,7 @@ async fn campaign_window_updated() {
             (&json!(after(test, -700)), &json!(after(test, 899_300)))
         );
         issue(test, coupon, users[0]).await.ok();
-        // Closed now, and once more: an act that changes nothing is none the worse.
+        // Closed now, and once more: an action without effect succeeds.
         for _ in 0..2 {
             let closed = patch(test, &path, json!({"closesAt": after(test, -700)})).await.ok();
             assert_eq!((&closed["closesAt"], &closed["issuedQuantity"]), (&json!(now(test)), &json!(1)));
@@ -190,7 +190,7 @@ async fn campaign_window_updated() {
     .await;
 }
 
-/// What a rebuild kept off sale is shown, and sold again when an operator says so.
+/// Units withheld by a rebuild are shown, and sold again once an operator releases them.
 #[tokio::test]
 async fn withheld_units_shown_and_released() {
     on_1_and_3(async |test| {
@@ -199,7 +199,7 @@ async fn withheld_units_shown_and_released() {
         test.drain().await;
         let nothing = json!({"products": [], "coupons": []});
         assert_eq!(get(test, "/admin/v1/withheld").await.ok(), nothing);
-        // As a rebuild leaves it, in both stores.
+        // In both stores, as after a rebuild.
         let mut redis = test.raw().await;
         let here = product % i64::from(test.options.partitions);
         for (key, field, value) in [

@@ -1,4 +1,5 @@
-//! 운영 and 상태: what operators do, that nobody else does it, and whether the service is well.
+//! The operators' API and the status endpoints: who is admitted, what each operation does, and whether the service is
+//! ready.
 
 mod catalog;
 mod orders;
@@ -44,7 +45,7 @@ async fn admin_request_refused_without_token() {
         (Method::POST, "/admin/v1/withheld/release", &json!({})),
         (Method::POST, "/admin/v1/products/1/release", &json!({"quantity": 1})),
         (Method::POST, "/admin/v1/coupons/1/release", &json!({"quantity": 1})),
-        // What does not exist is no business of theirs either, nor is what is wrong with their request.
+        // A request without a token learns neither which paths exist nor its other faults.
         (Method::GET, "/admin/v1/nothing", &Value::Null),
         (Method::GET, "/admin", &Value::Null),
         (Method::DELETE, "/admin/v1/users", &Value::Null),

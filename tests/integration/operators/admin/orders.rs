@@ -36,7 +36,7 @@ async fn orders_listed_newest_first() {
         assert_eq!(listed("?size=3").await, (all[..3].to_vec(), about(0, 3, 4)));
         assert_eq!(listed("?size=3&page=1").await, (all[3..].to_vec(), about(1, 3, 4)));
         assert_eq!(listed("?size=3&page=2").await, (vec![], about(2, 3, 4)));
-        // What is listed is what is shown to the buyer.
+        // The list equals the orders that buyers see.
         for order in get(&test, "/admin/v1/orders").await.ok()["content"].as_array().unwrap() {
             assert_eq!(*order, detail(&test, id(order, "orderId")).await);
         }

@@ -45,7 +45,7 @@ async fn readiness_fails_when_partition_state_lost() {
         for path in ["/healthz", "/readyz"] {
             assert_eq!(get(test, path).await.ok(), json!({"status": "UP"}));
         }
-        // A partition whose books are lost: alive, but not ready, and it says so.
+        // With the state of a partition lost the process is alive, but not ready, and names the reason.
         let meta = format!("{{p{}}}:meta", user % i64::from(test.options.partitions));
         let away = format!("{meta}-away");
         let mut redis = test.raw().await;

@@ -1,4 +1,4 @@
-//! The dashboard's server side: the page's files, and the live feed, which shows the truth to the unit, whatever is away.
+//! The server side of the dashboard: its files, and the live feed, whose numbers are exact, also with a store down.
 
 mod snapshots;
 mod stream;
@@ -24,7 +24,7 @@ use crate::{
 
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                    base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
-/// More looks than it takes on any machine for something to be seen.
+/// More snapshots than any condition needs on any machine.
 const MAX_SNAPSHOTS: usize = 300;
 
 /// The cookie of a new session.
@@ -39,7 +39,7 @@ fn asked(base: &str, cookie: &str) -> reqwest::RequestBuilder {
     client().get(format!("{base}/ops/feed")).header("cookie", cookie)
 }
 
-/// One who watches.
+/// A watcher of the feed.
 pub struct Watch {
     response: reqwest::Response,
     read: Vec<u8>,

@@ -65,7 +65,7 @@ async fn first_snapshot_immediate_and_complete() {
     test.finish().await;
 }
 
-/// What is shown is what the API says, and what Postgres has, once it has everything.
+/// The snapshot equals the API, and PostgreSQL once it has every event.
 #[tokio::test]
 async fn snapshot_matches_api_and_postgres() {
     for partitions in [1, 3] {
@@ -73,7 +73,7 @@ async fn snapshot_matches_api_and_postgres() {
         let mut watch = Watch::open(&test.base).await;
         watch.until("rankings", |snapshot| snapshot["rankings"].is_object()).await;
         busy_day(&test).await;
-        // Today's, of which the API and the books know: sold, held and on sale.
+        // Today's, as the API and Redis have them: sold, held and on sale.
         let user = test.user(1_000_000).await;
         let shoes = test.product(10_000, 100).await;
         let coat = test.product(20_000, 30).await;
@@ -190,7 +190,7 @@ async fn snapshot_follows_campaign_to_its_end() {
     test.finish().await;
 }
 
-/// The counters are the process's, and other tests run in it: what this one does is among what is shown.
+/// The counters belong to the process, which other tests share: the requests of this test are among those shown.
 #[tokio::test]
 async fn snapshot_counts_requests_by_class_without_its_own() {
     let test = TestApp::start().await;
@@ -314,7 +314,7 @@ async fn snapshot_shows_redis_down_and_keeps_the_rest() {
     shop.finish().await;
 }
 
-/// The migration counts what is there, and from then on Postgres does, whoever changes the orders.
+/// The migration counts the existing orders; a trigger counts every change from then on.
 #[tokio::test]
 async fn orders_counted_after_migration_of_existing_rows() {
     for partitions in [1, 3] {

@@ -109,7 +109,7 @@ async fn feed_reader_shared_and_stopped_with_last_watcher() {
     drop(second);
     first.until("one watcher", |snapshot| snapshot["watchers"] == 1).await;
     drop(first);
-    // Nobody else scans hashes here.
+    // No other code scans hashes here.
     let mut redis = test.raw().await;
     let (mut calls, mut since) = (String::new(), Instant::now());
     until("nobody reads any more", async || {
@@ -161,7 +161,7 @@ async fn feed_ends_when_process_stops() {
     let ended = tokio::time::timeout(Duration::from_secs(200), async { tokio::join!(watching, serving) }).await;
     let (cookie, served) = ended.expect("the stream holds up the stop");
     assert_eq!(served.unwrap(), 0, "something was cut");
-    // Who comes while it stops is turned away.
+    // A new watcher is refused during a stop.
     harness::read(asked(&test.base, &cookie)).await.refused(503, "SERVICE_UNAVAILABLE");
     test.finish().await;
 }

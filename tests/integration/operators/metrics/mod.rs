@@ -1,8 +1,7 @@
-//! What Prometheus is told: that it is true, that it is told whatever is away, and that the dashboard, the alerts and the
-//! list for readers name nothing that is not there.
+//! The metrics: exact, served with a store down, and the only ones that the Grafana dashboard, the alerts and the
+//! documentation name.
 //!
-//! The counters belong to the process, and all tests share one: what is counted to the unit is counted in a process of its
-//! own.
+//! The counters belong to the process, which all tests share: tests of exact counts start a process of their own.
 
 mod names;
 
@@ -88,7 +87,7 @@ impl Process {
     }
 }
 
-/// Who may scrape, in [`metrics_count_every_event_exactly`].
+/// The token that may scrape, in [`metrics_count_every_event_exactly`].
 const SCRAPER: &str = "a-token-for-prometheus";
 
 #[tokio::test]
@@ -106,7 +105,7 @@ async fn metrics_count_every_event_exactly() {
         Process::start(with_servers("serve").env("ADMIN_TOKEN", ADMIN).env("NO_PROJECTOR", "true"), "BIND_ADDR").await;
     let project = Process::start(&mut with_servers("project"), "OPS_BIND_ADDR").await;
 
-    // Only who has the token may scrape; and who only projects serves nothing else.
+    // Only the token admits a scrape; and a projector serves nothing else.
     for process in [&serve, &project] {
         for token in [ADMIN, "", "a-token-for-prometheuS"] {
             process.send(Method::GET, "/metrics", token, None).await.refused(401, "UNAUTHORIZED");
@@ -165,7 +164,7 @@ async fn metrics_count_every_event_exactly() {
         let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(exported.one("firstcome_http_requests_total", &labels), Some(count), "{labels:?}");
     }
-    // Every request is in the histograms, once, and nobody is forgotten in flight but whoever scrapes.
+    // Every request is in the histograms once, and only the scrape itself is in flight.
     let route = [("method", "POST"), ("route", "/api/v1/coupons/issue")];
     assert_eq!(exported.one("firstcome_http_request_duration_seconds_count", &route), Some(20.0));
     assert_eq!(exported.one("firstcome_http_requests_in_flight", &[]), Some(1.0));
@@ -250,12 +249,12 @@ async fn metrics_served_when_redis_hangs() {
     for absent in ["firstcome_outbox_lag_events", "firstcome_outbox_lag_seconds", "firstcome_holds_open"] {
         assert!(!exported.0.contains_key(absent), "{absent}");
     }
-    // What is known without asking is told.
+    // Metrics that need no call are exported.
     assert_eq!(exported.one("firstcome_backlog_events", &[]), Some(2.0));
     assert_eq!(exported.one("firstcome_backlog_limit_events", &[]), Some(1_000_000.0));
     test.redis.resume().unwrap();
     scraped(&test, "it is well again", |exported| exported.one("firstcome_ready", &[]) == Some(1.0)).await;
-    // Not ready for long: it is told to stop.
+    // A stop ends its readiness.
     test.app.stopping.cancel();
     scraped(&test, "it is stopping", |exported| exported.one("firstcome_ready", &[]) == Some(0.0)).await;
     test.finish().await;
@@ -282,7 +281,7 @@ async fn metrics_served_with_lag_when_postgres_hangs() {
     .await;
     assert!(!away.0.contains_key("firstcome_dead_letters"), "nobody can know");
     assert_eq!(away.one("firstcome_ready", &[]), Some(1.0));
-    // Whoever scrapes in a loop meanwhile does not wait each time: all of these are told within two answers' patience.
+    // Scrapes in a loop do not wait each time: all of them take no longer than two timeouts.
     let begun = Instant::now();
     for _ in 0..200 {
         shop.get("/metrics").await;
@@ -338,7 +337,7 @@ fn alerts() -> Vec<BTreeMap<String, String>> {
     rules
 }
 
-/// What a limit turns away is counted.
+/// Requests refused by a limit are counted.
 #[tokio::test]
 async fn metrics_count_shed_writes() {
     let mut options = Options::default();

@@ -5,7 +5,7 @@ use super::*;
 const DASHBOARD: &str = include_str!("../../../../deploy/grafana-dashboard.json");
 const LIST: &str = include_str!("../../../../docs/metrics.md");
 
-/// The books of the first partition.
+/// The state of the first partition.
 const META: &str = "{p0}:meta";
 
 /// A scrape after every kind of event.
@@ -41,10 +41,10 @@ async fn everything() -> Scrape {
     exported
 }
 
-/// Labels that Prometheus itself adds, and what a histogram's buckets have.
+/// Labels that Prometheus adds, and the label of a histogram's buckets.
 const ADDED: [&str; 3] = ["instance", "job", "le"];
 
-/// Every fault of an expression: a metric that is not told, or a label that it does not have.
+/// The faults of an expression: a metric that does not exist, or a label that it does not have.
 fn faults(exported: &BTreeMap<String, Family>, expression: &str) -> Vec<String> {
     let names = match promql::parse(expression) {
         Ok(names) => names,
@@ -142,7 +142,7 @@ async fn dashboard_alerts_and_docs_name_existing_metrics() {
     assert_eq!(faults(&exported, "sum by (colour) (firstcome_up)"), ["none of its metrics has colour"]);
     assert_eq!(faults(&exported, "firstcome_projector_batch_events").len(), 1);
 
-    // The list for readers is what is told, in both directions.
+    // The documented metrics are exactly the exported ones.
     let row = |line: &str| -> Option<(String, String, BTreeSet<String>, String)> {
         let cells: Vec<&str> = line.strip_prefix("| `")?.strip_suffix(" |")?.split(" | ").collect();
         let [name, kind, labels, meaning] = cells.as_slice() else { panic!("{line}") };

@@ -34,7 +34,7 @@ async fn dev_command_keeps_data_between_starts() {
     for server in [&["redis-server", "valkey-server"][..], &["postgres"]] {
         assert!(names.iter().any(|name| server.iter().any(|server| name.contains(server))), "{names:?}");
     }
-    // A second one in the same place is told who has it.
+    // A second process in the same directory names the first.
     let (status, said) = run(&mut dev_in(&data)).await;
     assert_eq!(status.code(), Some(1), "{said}");
     let pid = first.child.id().unwrap();

@@ -1,4 +1,4 @@
-//! The program itself, as a person or an init system runs it: what it says, how it starts and ends, what it leaves behind.
+//! The program as a user or an init system runs it: messages, start and end, and files that it leaves.
 
 mod dev_command;
 mod messages;
@@ -50,7 +50,7 @@ pub async fn run(command: &mut Command) -> (ExitStatus, String) {
     (output.status, String::from_utf8(said).unwrap())
 }
 
-/// One that runs until it is told to stop. What it says goes to files.
+/// A process that runs until it is stopped. Its output goes to files.
 pub struct Running {
     pub child: Child,
     out: PathBuf,
@@ -214,7 +214,7 @@ impl Servers {
         self.end_of(1).await;
     }
 
-    /// Checks the books of a store of that many partitions, and ends.
+    /// Checks the invariants of a store of that many partitions, and stops.
     pub async fn end_of(mut self, partitions: u16) {
         let db = self.db().await;
         invariants::check(&mut [harness::raw_redis(&self.redis_url).await], &db, partitions, 0).await;

@@ -59,7 +59,7 @@ async fn roles_run_as_separate_processes() {
     servers.end().await;
 }
 
-/// What was answered is carried to Postgres before the process ends, even if the projection hung until then.
+/// Every acknowledged decision is projected before the process ends, even if the projection hung until then.
 #[tokio::test]
 async fn stop_drains_outbox() {
     let servers = Servers::start().await;
@@ -67,7 +67,7 @@ async fn stop_drains_outbox() {
     let mut serve = servers.start_role(&["serve"], "serve");
     let base = serve.base().await;
     let user = post(&base, "/admin/v1/users", json!({"userName": "A", "balance": 0})).await.created()["userId"].clone();
-    // Nothing can be projected while somebody else has the position's row.
+    // Nothing can be projected while another transaction locks the row of the position.
     let db = servers.db().await;
     let mut lock = db.get_postgres_connection_pool().begin().await.unwrap();
     sqlx::query("SELECT 1 FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();

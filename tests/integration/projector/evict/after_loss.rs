@@ -23,7 +23,7 @@ async fn rebuild_restores_orders_not_archived() {
         let mut shop = Fixture::start(partitions).await;
         let old = ClosedOrders::of(&mut shop).await;
         let replies_before = replies_of(&shop, &old).await;
-        // The old ones' keep is over, but for that of what was refunded.
+        // The retention of the old orders is over, but for the refunded ones.
         shop.test.clock.advance(KEEP_MS + 1);
         let young = shop.paid().await;
         shop.test.cancel(old.pending, shop.user).await.ok();
@@ -76,7 +76,7 @@ async fn rebuild_restores_orders_not_archived() {
     }
 }
 
-/// A rebuild that finds what an order sold elsewhere not given back yet does so, whether or not it has left.
+/// A rebuild releases the remote holds of a refunded order, evicted or not.
 #[tokio::test]
 async fn rebuild_finishes_refund_of_archived_order() {
     let shop = Fixture::start(3).await;
@@ -89,7 +89,7 @@ async fn rebuild_finishes_refund_of_archived_order() {
     let closing = Closing::Cancel { paid_on: Some(day) };
     let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
     shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
-    // Postgres has the refund; nobody has told the others.
+    // PostgreSQL has the refund; the other partitions do not.
     let pool = shop.test.db.get_postgres_connection_pool();
     let home = shop.test.store.owner(order);
     shop.delete(shop.holds(order)).await;
@@ -115,7 +115,7 @@ async fn failed_checks(test: &TestApp) -> Vec<String> {
     report.checks.iter().filter(|check| !check.ok).map(|check| check.detail.clone()).collect()
 }
 
-/// What must be in Redis and is not is named; what may have left is not.
+/// A key that must be in Redis and is missing is named; an evicted one is not.
 #[tokio::test]
 async fn audit_tells_archived_from_missing() {
     for partitions in [1, 3] {
@@ -143,14 +143,14 @@ async fn audit_tells_archived_from_missing() {
             };
             assert!(found.contains(&says), "{says:?} is not in\n{found}");
             let _: () = redis::cmd("RENAME").arg(&aside).arg(key).query_async(&mut redis).await.unwrap();
-            // Nor may it be about to leave.
+            // Nor may it have a TTL.
             let _: i64 = redis::cmd("PEXPIRE").arg(key).arg(KEEP_MS).query_async(&mut redis).await.unwrap();
             let found = failed_checks(&shop.test).await.join("\n");
             assert!(found.contains(&format!("order {id}: it is about to leave Redis, and is not over")), "{found}");
             let _: i64 = redis::cmd("PERSIST").arg(key).query_async(&mut redis).await.unwrap();
             assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
         }
-        // All that may leave has left; and something that is there and has left in Postgres' eyes is compared as ever.
+        // All evictable keys are gone; a key that is there but evicted according to PostgreSQL is compared as before.
         for order in [ends.cancelled, ends.expired, ends.failed] {
             shop.delete([shop.key(order)]).await;
         }
@@ -161,7 +161,7 @@ async fn audit_tells_archived_from_missing() {
         let found = failed_checks(&shop.test).await.join("\n");
         assert!(found.contains(&format!("order {}: the total", ends.refunded)), "{found}");
         let _: i64 = set(2_460).query_async(&mut redis).await.unwrap();
-        // An order that Postgres has lost is found by what is left of it there.
+        // An order that PostgreSQL has lost is found by its other rows.
         shop.test.drain().await;
         shop.test.expire_evicted().await;
         assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
@@ -169,7 +169,7 @@ async fn audit_tells_archived_from_missing() {
     }
 }
 
-/// Everything leaves the moment that Postgres has it, while everybody shops, refunds and is audited.
+/// Orders are evicted as soon as PostgreSQL has them, under orders, refunds and audits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn load_keeps_invariants_when_retention_zero() {
     for partitions in [1, 3] {
@@ -211,7 +211,7 @@ async fn load_keeps_invariants_when_retention_zero() {
     }
 }
 
-/// The engine's own words for what has left, where HTTP has none.
+/// The retention setting has a minimum of a minute.
 #[tokio::test]
 async fn retention_refused_when_below_minute() {
     let keep = Retention::seconds(60);

@@ -21,7 +21,7 @@ async fn archived_order_shown_and_refused_as_before() {
     }
 }
 
-/// A repeat gets the same bytes, whether or not its order has left since; and the key is nobody else's.
+/// A repeat gets the same bytes, whether or not its order was evicted since; and the key stays bound to its request.
 #[tokio::test]
 async fn archived_order_repeats_get_first_reply() {
     for partitions in [1, 3] {
@@ -94,7 +94,7 @@ async fn archived_order_refunded_once() {
         assert_eq!(shop.stock().await, stock.iter().map(|units| units - 2).collect::<Vec<_>>());
         let ranked = shop.test.get("/api/v1/products/popular?sortBy=MONTHLY").await.ok();
         assert!(ranked.as_array().unwrap().iter().all(|place| place["salesCount"] == 2), "{ranked}");
-        // Postgres has not heard of it: nothing of it may leave.
+        // PostgreSQL does not have it: no key of it may be evicted.
         let ttls = shop.ttls().await;
         assert_eq!(ttls[&key], -1, "{away:?}");
         holds.iter().for_each(|hold| assert_eq!(ttls[hold], -1, "{away:?}"));
@@ -126,7 +126,8 @@ async fn archived_order_refunded_once_when_refunds_race() {
     }
 }
 
-/// Read in Postgres when it was PAID, and brought back after somebody else had it refunded: before Postgres knows, and after.
+/// Read from PostgreSQL while PAID, and restored after another request refunded it: before PostgreSQL has the refund,
+/// and after.
 #[tokio::test]
 async fn restore_of_stale_row_changes_nothing() {
     for partitions in [1, 3] {
@@ -170,7 +171,7 @@ async fn restore_of_stale_row_changes_nothing() {
     }
 }
 
-/// Brought back, and then nothing: it leaves again, as what it was.
+/// Restored without a change: evicted again, unchanged.
 #[tokio::test]
 async fn restored_order_evicted_again_when_unchanged() {
     let shop = Fixture::start(1).await;
@@ -197,7 +198,7 @@ async fn restored_order_evicted_again_when_unchanged() {
     shop.finish().await;
 }
 
-/// The request that refunds dies after the decision; the relay finds that what the order sold elsewhere has left.
+/// The refunding request dies after the decision; the relay finds the remote hold evicted.
 #[tokio::test]
 async fn relay_releases_archived_remote_hold() {
     for again in [false, true] {
@@ -216,7 +217,7 @@ async fn relay_releases_archived_remote_hold() {
         shop.test.drain().await;
         assert_eq!(shop.stock().await, stock);
         if again {
-            // Much later: the mark of the refund has left as well.
+            // Much later: the tombstone of the refund has expired as well.
             shop.test.drain().await;
             shop.test.expire_evicted().await;
             assert!(shop.ttls().await.is_empty());
@@ -231,8 +232,7 @@ async fn relay_releases_archived_remote_hold() {
     }
 }
 
-/// A sweeper that was held up between its two steps for so long that order and hold have left takes neither for one that
-/// never was.
+/// A sweeper delayed between its two steps, until order and hold are evicted, takes neither for one that never existed.
 #[tokio::test]
 async fn delayed_sweeper_releases_nothing_of_archived_order() {
     let shop = Fixture::start(3).await;

@@ -8,7 +8,7 @@ async fn order_evicted_when_projected() {
         let mut shop = Fixture::start(partitions).await;
         let ends = ClosedOrders::of(&mut shop).await;
         for (key, ttl) in shop.ttls().await {
-            // Stock that was given back elsewhere is a mark, with a life from the beginning.
+            // A released remote hold is a tombstone, with a TTL from the beginning.
             let mark = key.contains(":hold:") && ttl > KEEP_MS;
             assert!(ttl == -1 || mark, "{key} leaves in {ttl}, and Postgres has nothing of it");
         }
@@ -34,7 +34,8 @@ async fn order_evicted_when_projected() {
     }
 }
 
-/// As if the process had died between the commit and this; and as if another one did it once more, much later.
+/// As if the process had died between the commit and the eviction, and as if another process repeated the batch much
+/// later.
 #[tokio::test]
 async fn batch_repeated_evicts_the_same_orders() {
     for partitions in [1, 3] {
@@ -67,7 +68,7 @@ async fn batch_repeated_evicts_the_same_orders() {
             assert_ttl_fresh(ttls.get(&shop.key(order)).copied(), KEEP_MS);
             shop.holds(order).iter().for_each(|hold| assert_ttl_fresh(ttls.get(hold).copied(), KEEP_MS));
         }
-        // It was refunded meanwhile, and Postgres does not know: it must not leave as what it was.
+        // It was refunded meanwhile, and PostgreSQL does not have it: it must not be evicted as paid.
         shop.test.cancel(order, shop.user).await.ok();
         again().await;
         let ttls = shop.ttls().await;
@@ -79,7 +80,7 @@ async fn batch_repeated_evicts_the_same_orders() {
         shop.test.drain().await;
         again().await;
         shop.holds(order).iter().for_each(|hold| assert!(ttls.contains_key(hold)));
-        // And what has left does not come back by it.
+        // And it restores no evicted key.
         shop.test.expire_evicted().await;
         again().await;
         assert!(shop.ttls().await.is_empty());
@@ -87,7 +88,7 @@ async fn batch_repeated_evicts_the_same_orders() {
     }
 }
 
-/// What the projection could not apply is not in Postgres: Redis alone knows how the order ended.
+/// A dead letter is not in PostgreSQL: only Redis has the end of the order.
 #[tokio::test]
 async fn order_kept_when_event_is_dead_letter() {
     let shop = Fixture::with(Options { dead_letters: 1, ..Options::default() }).await;
@@ -108,7 +109,7 @@ async fn order_kept_when_event_is_dead_letter() {
     shop.test.finish_unchecked().await;
 }
 
-/// Somebody in a shop whose Postgres can be paused.
+/// A customer of an app whose PostgreSQL can be paused.
 struct Customer {
     shop: RestartableApp,
     user: i64,
@@ -155,7 +156,7 @@ impl Customer {
     }
 }
 
-/// Nothing leaves that Postgres does not have, and what has left is not taken for something that never was.
+/// No order leaves Redis before PostgreSQL has it, and an evicted order is not reported as missing.
 #[tokio::test]
 async fn order_kept_and_request_unavailable_when_postgres_down() {
     let mut me = Customer::start().await;
@@ -170,7 +171,7 @@ async fn order_kept_and_request_unavailable_when_postgres_down() {
     me.shop.postgres.pause().unwrap();
     let (paid, open) = (me.place().await, me.place().await);
     me.pay(paid).await.ok();
-    // What is here goes on; of what is not, nobody says that it is nowhere.
+    // Orders in Redis go on; a missing one is not reported as not found.
     for order in [paid, open] {
         me.show(order).await.ok();
         let path = format!("/api/v1/orders/{order}?userId={}", me.user + 1);

@@ -20,7 +20,7 @@ impl GatewayOrder {
         self.shop.test.pay(order, self.shop.user, "KAKAO_PAY", 2_460).await
     }
 
-    /// What is about to leave leaves, once Postgres has everything. Whether the order has.
+    /// Projects everything and expires evicted keys. Returns whether the order has left Redis.
     async fn expired(&self, order: i64) -> bool {
         self.shop.test.drain().await;
         self.shop.test.expire_evicted().await;
@@ -76,8 +76,8 @@ async fn order_kept_while_gateway_pending() {
     by.shop.finish().await;
 }
 
-/// The gateway's word comes so late that the order was given up, watched for as long as it is, and has left: money that it took
-/// goes back all the same.
+/// The gateway answers after the order was failed, watched to the end, and evicted: money that it took is refunded all
+/// the same.
 #[tokio::test]
 async fn late_payment_of_archived_order_refunded() {
     let by = GatewayOrder::start().await;

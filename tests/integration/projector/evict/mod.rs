@@ -1,7 +1,7 @@
-//! Orders that are over leave Redis once Postgres has them, and nobody can tell: they are shown, refused and refunded as
-//! before, whichever part of them has left, whatever is done twice, and whoever comes late.
+//! Eviction of closed orders: an order leaves Redis once PostgreSQL has it, and no client can tell. It is shown,
+//! refused and refunded as before, however many of its keys are gone, and whatever is repeated or late.
 //!
-//! Redis ends lives by its own clock; here they end when the test says so ([`TestApp::leave`]).
+//! Redis expires keys by its own clock; here they expire when the test calls [`TestApp::expire_evicted`].
 
 mod after_loss;
 mod archived;
@@ -107,7 +107,7 @@ impl Fixture {
         Keys(self.test.store.owner(order)).order(OrderId::new(order).unwrap())
     }
 
-    /// The far holds' keys.
+    /// The keys of the remote holds.
     fn holds(&self, order: i64) -> Vec<String> {
         let home = self.test.store.owner(order);
         let far = self.products.iter().map(|product| self.test.store.owner(*product)).filter(|here| *here != home);
@@ -134,13 +134,13 @@ impl Fixture {
     }
 }
 
-/// A life that began a moment ago.
+/// Asserts that a TTL began a moment ago.
 #[track_caller]
 fn assert_ttl_fresh(ttl: Option<i64>, whole: i64) {
     assert!(ttl.is_some_and(|ttl| (whole - 300_000..=whole).contains(&ttl)), "{ttl:?} of {whole}");
 }
 
-/// An order for each end, and its user. What is PENDING stays so.
+/// An order in each final state, its user, and a PENDING one.
 struct ClosedOrders {
     pending: i64,
     paid: i64,
@@ -180,7 +180,7 @@ fn events(entries: &[Entry]) -> Vec<Event> {
     entries.iter().flat_map(|entry| event::decode(&entry.fields)).filter_map(|decoded| decoded.event.ok()).collect()
 }
 
-/// Every question about every order, and what is answered.
+/// The replies to every read of every order.
 async fn replies_of(shop: &Fixture, ends: &ClosedOrders) -> Vec<String> {
     let mut replies_of = Vec::new();
     for order in [ends.pending].into_iter().chain(ends.over()) {

@@ -67,7 +67,7 @@ async fn crash_between_commit_and_trim_applies_events_once() {
     test.finish().await;
 }
 
-/// Two projectors that both read before either committed: the second finds itself overtaken.
+/// Two projectors read before either commits: the second is superseded.
 #[tokio::test(flavor = "multi_thread")]
 async fn superseded_projector_changes_nothing() {
     for batch in [3, 1000] {
@@ -100,7 +100,7 @@ async fn superseded_projector_changes_nothing() {
     }
 }
 
-/// Between its two reads, of the position and of the outbox, another may have committed and trimmed: that is no loss.
+/// Between its reads of the position and of the outbox another projector may commit and trim: that is no loss.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_projector_progress_is_no_loss() {
     let test = TestApp::with(Options { batch: 1, ..Options::default() }).await;

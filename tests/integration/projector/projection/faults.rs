@@ -105,7 +105,7 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
     }
 }
 
-/// Garbage can't tell where the books are: neither forward, nor back, nor into another epoch.
+/// Garbage moves no position: neither forward, nor back, nor to another epoch.
 #[tokio::test]
 async fn invalid_event_leaves_position_unchanged() {
     for batch in [1, 1000] {
@@ -129,7 +129,7 @@ async fn invalid_event_leaves_position_unchanged() {
     }
 }
 
-/// A decision that is missing was lost by Redis. Nothing is skipped over it: the projection stands still and says so.
+/// A missing decision was lost by Redis. The projection does not skip it: it stops and reports the gap.
 #[tokio::test]
 async fn projection_stops_at_gap() {
     for batch in [1, 1000] {
@@ -169,7 +169,7 @@ async fn projection_stops_when_seq_decreases() {
     let user = test.user(1_000).await;
     test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 1})).await.ok();
     test.drain().await;
-    // A replica that was behind took over, and decided the same number again for somebody who was not told before.
+    // A lagging replica took over, and decided the same number again for another client.
     let stamp = [("v", "1"), ("kind", "ids_reserved"), ("epoch", "1"), ("seq", "2"), ("at", "1")];
     let reserved = [("sequence", "user"), ("first", "2"), ("count", "1")];
     let _: String =
@@ -178,13 +178,13 @@ async fn projection_stops_when_seq_decreases() {
     let error = test.app.projector.drain().await.unwrap_err().to_string();
     assert!(error.contains("(1, 2) to (1, 2)"), "{error}");
     assert_eq!(before, tables(&test.db).await);
-    // Nobody decides on what is left of it.
+    // No process decides on the rest of it.
     let frozen: String = redis::cmd("HGET").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
     assert!(frozen.contains("decisions are lost"), "{frozen}");
     test.finish_unchecked().await;
 }
 
-/// What was decided before the gap is sound, and must be in Postgres when the store is rebuilt from there.
+/// The decisions before the gap are sound, and a rebuild needs them in PostgreSQL.
 #[tokio::test]
 async fn events_before_gap_projected() {
     for batch in [1, 2, 1000] {
@@ -214,7 +214,7 @@ async fn events_before_gap_projected() {
     }
 }
 
-/// While servers are replaced one after the other, what the new ones write waits for a projector that understands it.
+/// During a rolling upgrade, events of new instances wait for a projector that knows their version.
 #[tokio::test]
 async fn projection_stops_at_newer_event_version() {
     let test = TestApp::start().await;
@@ -230,7 +230,7 @@ async fn projection_stops_at_newer_event_version() {
     test.finish_unchecked().await;
 }
 
-/// What a request could not carry to another partition is carried by the projector, before it forgets the event.
+/// The projector relays an end that the request could not relay, before it trims the event.
 #[tokio::test]
 async fn order_end_relayed_to_other_partitions() {
     let test = TestApp::with(Options { partitions: 2, ..Options::default() }).await;

@@ -58,7 +58,7 @@ async fn history_complete_at_every_projected_position() {
     test.finish().await;
 }
 
-/// A tail of unprojected entries is walked to a limit; what is beyond it is not guessed at.
+/// The tail of unprojected entries is read up to a limit; the reply says that the rest is missing.
 #[tokio::test]
 async fn history_reports_truncated_tail() {
     let test = TestApp::start().await;

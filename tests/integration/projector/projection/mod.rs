@@ -1,5 +1,5 @@
-//! The projection: exactly once whatever is read twice, the same whatever the batches are, past what can't be applied,
-//! never past what is missing, and with Postgres away.
+//! The projection: each event is applied once, whatever the batches; invalid events are passed, gaps are not;
+//! PostgreSQL may be down.
 
 mod batches;
 mod faults;
@@ -252,7 +252,7 @@ impl RestartableApp {
         self.send(Method::PUT, &format!("/api/v1/balances/{user}"), Some(json!({"amount": amount}))).await
     }
 
-    /// Drains the outbox, checks the books, and ends it all.
+    /// Drains the outbox, checks the invariants, and stops.
     pub async fn finish(self) {
         let RestartableApp { app, stop, serving, mut postgres, mut redis, .. } = self;
         stop.cancel();

@@ -1,5 +1,5 @@
-//! Redis lost, and put back together from Postgres: nothing that Postgres has is missing afterwards, nothing is sold that may
-//! have been sold, and nothing is thrown away that nobody said may be.
+//! A lost Redis, rebuilt from PostgreSQL: everything in PostgreSQL is restored, units that may have been sold are
+//! withheld, and data is discarded only when the operator says so.
 
 mod refusals;
 mod restoring;
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// What every process of this store waits for before it answers; so nothing that anybody was told can be lost.
+/// Replies wait for PostgreSQL, so that no acknowledged decision can be lost.
 pub fn ack_postgres() -> Options {
     Options { durability: DurabilityConfig { ack: Ack::Postgres, ..DurabilityConfig::default() }, ..projecting() }
 }
@@ -76,8 +76,8 @@ pub async fn projected(test: &TestApp) {
     .await;
 }
 
-/// What is in Redis, without what may differ: where the epoch and the sequences of ids are, in which order an order has its
-/// lines, where the newest history is found, and what has ended in other partitions.
+/// The contents of Redis without the parts that may differ: the epoch, the sequences of ids, the order of lines, the
+/// place of the newest history, and closed orders of other partitions.
 fn comparable(snapshot: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for (key, value) in snapshot {
@@ -113,13 +113,13 @@ fn comparable(snapshot: BTreeMap<String, String>) -> BTreeMap<String, String> {
                 counters.sort_unstable();
                 counters.join(", ")
             }
-            // When they are looked at next.
+            // The time of their next check.
             ("gateway", _) => {
                 let orders: BTreeSet<&str> =
                     value.split("(\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
                 format!("{orders:?}")
             }
-            // What was given away is worth nothing, in the set or not.
+            // A free unit is worth nothing, in the set or not.
             ("rank", _) => {
                 let mut ranked: Vec<&str> =
                     value.split("(\"").skip(1).filter(|rest| !rest.contains(", 0.0)")).collect();

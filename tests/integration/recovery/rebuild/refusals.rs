@@ -30,7 +30,7 @@ async fn rebuild_refused_when_redis_holds_unprojected_events() {
     test.finish().await;
 }
 
-/// So are decisions that Postgres could not take: they are dead letters, and their effect is in Redis alone.
+/// Dead letters are decisions whose effect only Redis has: they, too, are not discarded unless the operator says so.
 #[tokio::test]
 async fn rebuild_refused_when_dead_letters_exist() {
     let test = TestApp::with(Options { dead_letters: 1, ..Options::default() }).await;
@@ -53,7 +53,7 @@ async fn rebuild_refused_when_dead_letters_exist() {
     let summary = rebuilt(&test, rebuild::Options { discard: true, lost_at_most: None }).await;
     assert_eq!((summary.discarded, summary.possible_losses), (1, vec![0]));
     ready(&test).await;
-    // Once is enough: the letter is of an epoch that has ended.
+    // Once is enough: the dead letter belongs to an epoch that has ended.
     assert_eq!(rebuilt(&test, rebuild::Options::default()).await.discarded, 0);
     ready(&test).await;
     assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 0);

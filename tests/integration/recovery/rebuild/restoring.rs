@@ -72,7 +72,7 @@ async fn rebuild_restores_state_of_postgres() {
     }
 }
 
-/// Sequences of ids go on after what was reserved under a key and not created yet.
+/// Sequences of ids continue after the ids reserved under a key and not created yet.
 #[tokio::test]
 async fn rebuild_keeps_reserved_ids() {
     let test = TestApp::with(ack_postgres()).await;

@@ -43,7 +43,7 @@ async fn concurrent_starts_rebuild_once() {
     test.finish().await;
 }
 
-/// One that was interrupted is begun again: what it left is no store.
+/// An interrupted rebuild leaves no valid store: the next one starts again.
 #[tokio::test]
 async fn rebuild_restarted_when_interrupted() {
     let test = TestApp::with(ack_postgres()).await;
@@ -71,7 +71,7 @@ async fn rebuild_restarted_when_interrupted() {
     test.finish().await;
 }
 
-/// An empty Redis while somebody is at work on another one is a wrong address, not a loss.
+/// An empty Redis while other processes work on another one is a wrong address, not a loss.
 #[tokio::test]
 async fn start_refused_when_redis_empty_and_others_run() {
     let test = TestApp::with(ack_postgres()).await;
@@ -95,7 +95,7 @@ async fn start_refused_when_redis_empty_and_others_run() {
     test.finish().await;
 }
 
-/// How far Redis had decided is known even when nobody who was told is left.
+/// PostgreSQL has the acknowledged positions, so a loss is known even after every process has ended.
 #[tokio::test]
 async fn running_process_detects_loss_unaided() {
     let test = TestApp::start().await;
@@ -112,7 +112,7 @@ async fn running_process_detects_loss_unaided() {
     test.finish_unchecked().await;
 }
 
-/// A node of a cluster lost its disk. What the others know of it is put right.
+/// A node of a cluster lost its disk. The rebuild repairs the other partitions.
 #[tokio::test]
 async fn rebuild_repairs_other_partitions_when_one_lost() {
     for lost in 0..3 {
@@ -151,7 +151,7 @@ async fn rebuild_repairs_other_partitions_when_one_lost() {
         assert_eq!(summary.possible_losses, [lost]);
         assert!(summary.repaired > 0, "{summary:?}");
         ready(&test).await;
-        // Whoever has a coupon in hand keeps it, and gets no second one.
+        // A user keeps an issued coupon, and gets no second one.
         for user in users {
             let held = test.get(&format!("/api/v1/coupons/{user}")).await.ok();
             if !held.as_array().unwrap().is_empty() {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Whoever was told of an order that nobody remembers may have the units: they are not sold again until somebody says so.
+/// The client of a lost order may own its units: they are not sold again until an operator releases them.
 #[tokio::test]
 async fn rebuild_withholds_units_of_lost_decisions() {
     for partitions in [1, 3] {
@@ -13,7 +13,7 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         let order = pending(&test, user, product, 3).await;
         let cancelled = pending(&test, user, product, 2).await;
         test.drain().await;
-        // Told, and lost.
+        // Acknowledged, and lost.
         test.pay(order, user, "CARD", 300).await.ok();
         let lost = pending(&test, user, product, 4).await;
         let other = test.user(0).await;
@@ -33,8 +33,8 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         assert!(late > other + 1_000_000, "an acknowledged id is given out again: {late}");
         test.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
         test.get(&format!("/api/v1/orders/{lost}")).await.refused(404, "ORDER_NOT_FOUND");
-        // What its user gives up goes back on sale; what only the clock ends may have been paid. (An order of another
-        // partition's stock is not told apart.)
+        // Units of an order that its user cancels are sold again; an order that only the clock ends may have been paid.
+        // (An order with stock in another partition counts as the latter.)
         test.cancel(cancelled, user).await.ok();
         let back = if partitions == 1 { 2 } else { stock(&test, product).await };
         assert_eq!(stock(&test, product).await, back);
@@ -82,7 +82,7 @@ async fn withheld_units_stay_when_order_in_doubt_declined() {
     test.finish().await;
 }
 
-/// An operator who knows how much was lost keeps no more back than that.
+/// An operator who knows the size of the loss withholds no more than that.
 #[tokio::test]
 async fn rebuild_withholds_no_more_than_loss_bound() {
     let test = TestApp::start().await;

@@ -23,7 +23,7 @@ async fn id_and_idempotency_scripts_match_headers() {
     let other = bench.idempotency_claim("digest", "another");
     let (refused, kept) =
         (bench.idempotency_settle("digest", "mine", 0), bench.idempotency_settle("digest", "mine", 1));
-    // A refusal leaves nothing, once all that claimed the key are refused.
+    // A refusal leaves nothing, once every request that claimed the key is refused.
     let before = bench.test.snapshot().await;
     for claims in 1..=2 {
         assert_eq!(bench.run(&claim).await, ["CLAIMED", &claims.to_string()]);

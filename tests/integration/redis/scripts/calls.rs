@@ -12,7 +12,7 @@ impl Bench {
         Raw { script, keys: vec![keys.meta(), keys.outbox()], args: strings([&START.0, &"rid"]), shared: None }
     }
 
-    /// A call of one request to a script that decides many, with what they all share.
+    /// A call of one request to a script that decides many, with the keys and arguments that all requests share.
     pub(super) fn one_of_many(script: &'static Script, keys: Vec<String>, args: Vec<String>, record: String) -> Raw {
         let mut raw = Raw { script, shared: Some((keys.len(), args.len())), keys, args };
         raw.keys.push(record);
@@ -193,7 +193,7 @@ impl Bench {
         Raw { script: &script::ORDER_RESOLVE, keys, args, shared: None }
     }
 
-    /// Orders of one partition, each with what Postgres has it as; a life of a minute for each.
+    /// Orders of one partition, each with its state in PostgreSQL and a TTL of a minute.
     pub fn retire(&self, orders: &[(String, &str)]) -> Raw {
         let (keys, was): (Vec<String>, Vec<&str>) = orders.iter().cloned().unzip();
         let args = was.iter().flat_map(|was| [(*was).to_owned(), "60000".to_owned()]).collect();

@@ -28,7 +28,7 @@ async fn coupon_issue_matches_header_in_one_partition() {
     let third = bench.coupon_issue(1, 3);
     bench.leaves_all("OUT_OF_STOCK", &third).await;
     bench.leaves_all("OUT_OF_STOCK", &third.keyed("k", "mine")).await;
-    // Who holds one is told so, not that there are no more.
+    // A holder gets "already issued", not "sold out".
     bench.leaves_all("ALREADY_HOLDS", &second).await;
     bench.covers(&[&script::COUPON_ISSUE]);
     bench.finish().await;

@@ -35,7 +35,7 @@ async fn creation_scripts_match_headers() {
     assert_eq!(reply[3..], ["자켓", "7", "999999995", "OUTER"]);
     let Body::ProductUpdated { product, name, price, category, delta } = &event.body else { panic!("{event:?}") };
     assert_eq!((product.get(), name.as_str(), *price, category.as_str(), *delta), (1, "자켓", 7, "OUTER", -5));
-    // What is left out stays, and the event says it whole.
+    // Omitted fields stay, and the event has them all.
     let mut same = bench.product_update(1, "OUTER").with(8, "OUTER").with(10, 5);
     same.keys[6] = same.keys[7].clone();
     let (reply, event) = bench.decides("UPDATED", &same).await;
@@ -70,13 +70,13 @@ async fn creation_scripts_match_headers() {
     bench.leaves_all("INVALID_WINDOW", &moved.with(6, START.0 + HOUR_MS / 2)).await;
     bench.leaves_all("INVALID_WINDOW", &moved.with(6, START.0 + HOUR_MS).with(7, "")).await;
     bench.leaves_all("INVALID_WINDOW", &moved.with(7, START.0 + 2 * HOUR_MS + 1)).await;
-    // It is open from START on, so that closing it now leaves nothing of it.
+    // It is open from START on, so that closing it now leaves no window.
     bench.leaves_all("INVALID_WINDOW", &moved.with(6, "").with(7, START.0 - 5)).await;
     let (reply, event) = bench.decides_once("MOVED", &moved).await;
     assert_eq!(reply[3..], [START.0.to_string(), (START.0 + HOUR_MS / 2).to_string(), "0".into(), "0".into()]);
     let Body::CampaignUpdated { coupon, opens_at, closes_at } = &event.body else { panic!("{event:?}") };
     assert_eq!((coupon.get(), *opens_at, *closes_at), (1, START, START.plus(HOUR_MS / 2)));
-    // An end just past is now; a beginning may be past, and what is left out stays.
+    // An end just past counts as now; a beginning may be past, and omitted fields stay.
     let (reply, _) = bench.decides("MOVED", &moved.with(6, START.0 - 9).with(7, START.0 - 60_000)).await;
     assert_eq!(reply[3..5], [(START.0 - 9).to_string(), START.0.to_string()]);
     let (reply, _) = bench.decides("MOVED", &moved.with(6, "").with(7, START.0 + 2 * HOUR_MS)).await;
@@ -105,7 +105,7 @@ async fn withheld_release_scripts_match_headers() {
         bench.run(raw).await;
     }
     bench.test.drain().await;
-    // As a rebuild leaves it, in both stores.
+    // In both stores, as after a rebuild.
     let keys = bench.keys(1);
     for (key, field, value) in
         [(keys.stock(), "1", 93), (keys.withheld(), "1", 7), (campaign_key(keys, 1), "withheld", 4)]
@@ -116,7 +116,7 @@ async fn withheld_release_scripts_match_headers() {
     for sql in ["UPDATE products SET on_sale = 93, withheld = 7", "UPDATE campaigns SET withheld = 4"] {
         sqlx::query(sql).execute(bench.test.db.get_postgres_connection_pool()).await.unwrap();
     }
-    // What is kept back is not given out.
+    // Withheld coupons are not issued.
     bench.decides("ISSUED", &bench.coupon_issue(1, 1)).await;
     bench.leaves_all("OUT_OF_STOCK", &bench.coupon_issue(1, 2)).await;
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Everything but what every decision leaves: its number and its event.
+/// The state without the traces of every decision: its position and its event.
 fn without_positions(mut all: BTreeMap<String, String>) -> BTreeMap<String, String> {
     all.retain(|key, _| !key.ends_with(":outbox") && !key.ends_with(":meta"));
     all
@@ -72,7 +72,7 @@ async fn hold_scripts_match_headers() {
     bench.leaves_all("UNCHANGED", &bench.settle(1, 12, 2, "RELEASED")).await;
     bench.leaves_all("RELEASED", &stray).await;
 
-    // Given back by whoever held it: nothing of it stays.
+    // Released by its own request: nothing of it stays.
     let undone = bench.hold(18, 2, &[(1, 3)]);
     let before = bench.test.snapshot().await;
     bench.decides("HELD", &undone).await;
@@ -87,12 +87,12 @@ async fn hold_scripts_match_headers() {
         .unwrap();
     assert_eq!(rows, 0);
 
-    // The end comes first: a mark, which is no decision, and the beginning obeys it.
+    // The release comes first: a tombstone, which is no decision, and the hold obeys it.
     let decided = bench.position(Partition(1)).await;
     for end in ["SETTLED", "REFUNDED"] {
         bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 14, 2, end)).await;
     }
-    // Whoever found it held needs no mark.
+    // A release that finds the hold needs no tombstone.
     bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 14, 2, "RELEASED").with(8, 0)).await;
     assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await, ["TOMBSTONED"]);
     assert_eq!(bench.position(Partition(1)).await, decided);
@@ -110,7 +110,7 @@ async fn hold_scripts_match_headers() {
     bench.finish().await;
 }
 
-/// What is over leaves, as long as it is what Postgres has; what comes of it afterwards takes that back.
+/// A closed order is evicted while PostgreSQL has the same state; a later change takes the eviction back.
 #[tokio::test]
 async fn order_evict_and_restore_match_headers() {
     let mut bench = Bench::start(1).await;
@@ -167,7 +167,7 @@ async fn order_evict_and_restore_match_headers() {
     assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key(11), "PAID")])).await[1], "0");
     assert_eq!(bench.life(&key(11)).await, -1);
 
-    // What has left comes back as it was, for a while; and only then.
+    // An evicted order is restored unchanged, for a while; and only an evicted one.
     let whole: Vec<(String, String)> = redis::cmd("HGETALL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
     let whole: Vec<(&str, &str)> = whole.iter().map(|(field, value)| (field.as_str(), value.as_str())).collect();
     let restore = bench.restore(keys, &key(13), &whole);
@@ -175,7 +175,7 @@ async fn order_evict_and_restore_match_headers() {
     let before = bench.test.snapshot().await;
     let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
     bench.needs_open_partition(&restore).await;
-    // The mark of an order that never was is wrong about it.
+    // The tombstone of an order that never existed is wrong about it.
     for mark in [false, true] {
         if mark {
             let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();

@@ -1,6 +1,6 @@
-//! Every script against its header, called as Redis gets it: each refusal leaves Redis as it was, each effect is exactly
-//! one event that carries it whole, each repeat changes nothing. A word that the header has and no test brought about, or
-//! the other way round, fails too.
+//! Every script against its header, called as the service calls it: a refusal leaves Redis unchanged, an effect is
+//! exactly one event that carries it whole, a repeat changes nothing. A reply code that only the header or only the
+//! tests have fails.
 
 mod balances;
 mod calls;
@@ -110,7 +110,7 @@ fn strings<const N: usize>(values: [&dyn ToString; N]) -> Vec<String> {
     values.map(|value| value.to_string()).into()
 }
 
-/// The words of a header's `Returns`: each reply's first element.
+/// The reply codes of a header's `Returns`: the first element of each reply.
 fn documented(script: &Script) -> BTreeSet<String> {
     let file = format!("{}/lua/{}.lua", env!("CARGO_MANIFEST_DIR"), script.name);
     let source = std::fs::read_to_string(file).unwrap();
@@ -119,7 +119,7 @@ fn documented(script: &Script) -> BTreeSet<String> {
     let from = header.iter().position(|line| line.starts_with("-- Returns ")).expect("a header says what it returns");
     let until = |line: &&&str| !line.starts_with("-- Emits") && !line.starts_with("--@");
     let returns: String = header[from..].iter().take_while(until).map(|line| format!("{} ", &line[3..])).collect();
-    // Of what is in braces only the first element, and nothing of what is in parentheses, or after "after".
+    // Only the first element in braces; nothing in parentheses, or after "after".
     let returns = returns.replace("after DECLINE", "");
     let (mut words, mut word, mut braces, mut parentheses, mut first) = (BTreeSet::new(), String::new(), 0, 0, true);
     for c in returns.chars().chain([' ']) {
@@ -174,7 +174,7 @@ impl Bench {
         (length, seq)
     }
 
-    /// Must answer this word, and leave everything as it is.
+    /// Asserts that the reply has this code, and that Redis is unchanged.
     #[track_caller]
     fn leaves_all<'a>(
         &'a mut self,
@@ -217,7 +217,7 @@ impl Bench {
         }
     }
 
-    /// What a call that would have an effect is refused for by a closed partition: one that is frozen, or whose state is lost.
+    /// Asserts that a closed partition, frozen or with its state lost, refuses a call that would have an effect.
     async fn needs_open_partition(&mut self, raw: &Raw) {
         let meta = Keys(raw.partition()).meta();
         let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg(1).query_async(&mut self.redis).await.unwrap();
@@ -229,8 +229,8 @@ impl Bench {
         let _: () = redis::cmd("RENAME").arg(&aside).arg(&meta).query_async(&mut self.redis).await.unwrap();
     }
 
-    /// What a call that would have an effect is refused for under an idempotency key that is another request's, or whose
-    /// request is still running. With `running` false the latter is no refusal of this script.
+    /// Asserts that a call is refused under an idempotency key of another request, or of one that still runs. With
+    /// `running` false this script does not refuse the latter.
     async fn needs_its_own_key(&mut self, raw: &Raw, running: bool) {
         for (record, word) in [(["other", "CHARGED"], "KEY_REUSED"), (["mine", "RUNNING"], "IN_PROGRESS")] {
             let raw = raw.keyed("planted", "mine");
@@ -269,7 +269,7 @@ impl Bench {
         }
     }
 
-    /// Every word of these scripts' headers was answered, and no other.
+    /// Asserts that exactly the reply codes of these scripts' headers have occurred.
     fn covers(&mut self, scripts: &[&'static Script]) {
         for script in scripts {
             let seen = self.seen.remove(script.name).unwrap_or_default();

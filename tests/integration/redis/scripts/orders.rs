@@ -26,7 +26,7 @@ async fn order_place_matches_header() {
     bench.leaves_all("TOO_MANY_OPEN", &place.with_shared(3, 0)).await;
     for (lines, word, product) in [
         (&[(1, 1), (77, 1)][..], "PRODUCT_NOT_FOUND", "77"),
-        // What is unknown is told before what is sold out, and the first that is short of all.
+        // An unknown product is reported before one that is short, and of those the first.
         (&[(3, 1), (77, 1)], "PRODUCT_NOT_FOUND", "77"),
         (&[(1, 1), (3, 1)], "SOLD_OUT", "3"),
         (&[(1, 6), (3, 1)], "INSUFFICIENT_STOCK", "1"),
@@ -37,7 +37,7 @@ async fn order_place_matches_header() {
         assert_eq!(reply[1], product);
         bench.leaves_all(word, &raw.keyed("k", "mine")).await;
     }
-    // Judged alone it is refused for the same, or for its far lines, and else would be placed.
+    // Judged alone it is refused for the same reason, or for its remote lines, or else placed.
     let judged = |raw: &Raw, shortage: &str| {
         let mut judged = raw.clone();
         *judged.args.last_mut().unwrap() = shortage.to_owned();
@@ -80,7 +80,7 @@ async fn order_place_matches_header() {
     assert_eq!(reply[4], "0");
     bench.leaves_all("TOO_MANY_OPEN", &bench.place(12, 1, &[(1, 1)], "").with_shared(3, 2)).await;
 
-    // The mark of an order whose far holds were given back keeps it from ever being placed with them.
+    // The tombstone of an order whose remote holds were released prevents its placement with them.
     let verdict = bench.verdict(20);
     assert_eq!(bench.run(&verdict).await, ["ORDER_STATUS", "ABANDONED", "", ""]);
     let late = bench.place(20, 1, &[(1, 1)], "6:1:10");
@@ -130,13 +130,13 @@ async fn order_pay_matches_header() {
     assert_eq!((closed.reason, closed.entry.is_none()), (CloseReason::PaymentDeclined, true));
     assert_eq!((closed.coupon.unwrap().get(), closed.lines[0].quantity), (1, 2));
     bench.leaves_all("ALREADY_CLOSED", &broke).await;
-    // Nothing to pay leaves no entry.
+    // A payment of 0 writes no entry.
     for raw in [bench.product_create(5, 0, 10), bench.place(13, 1, &[(5, 1)], "")] {
         bench.run(&raw).await;
     }
     let (_, event) = bench.decides_once("PAID", &bench.pay(13, 1, 0)).await;
     assert!(matches!(&event.body, Body::OrderPaid(paid) if paid.entry.is_none()), "{event:?}");
-    // A gateway's verdict told again.
+    // A repeated outcome of the gateway.
     for raw in [bench.place(14, 1, &[(5, 1)], ""), bench.payment_begin(14, 1, 0), bench.pay_by_gateway(14, 1, 0)] {
         bench.run(&raw).await;
     }

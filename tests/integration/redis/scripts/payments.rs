@@ -22,14 +22,14 @@ async fn payment_scripts_match_headers() {
     let Body::PaymentStarted(started) = &event.body else { panic!("{event:?}") };
     assert_eq!((started.order.get(), started.user.get(), started.payment.get()), (10, 1, 17));
     assert_eq!((started.amount, started.receipt.as_str()), (2_000, "receipt-10"));
-    // The repeat is told to wait, and another request of the order too; none can end it but the gateway's word.
+    // The repeat gets "in progress", and so does another request for the order; only the gateway's outcome ends it.
     bench.leaves_all("IN_PROGRESS", &begin).await;
     bench.leaves_all("KEY_REUSED", &begin.keyed("payment", "another")).await;
     bench.leaves_all("IN_PROGRESS", &bench.payment_begin(10, 1, 2_000)).await;
     bench.leaves_all("IN_PROGRESS", &bench.pay(10, 1, 2_000)).await;
     bench.leaves_all("IN_PROGRESS", &bench.close(10, 1, "CANCEL", "")).await;
     bench.leaves_all("NOT_DUE", &bench.close(10, 1, "EXPIRE", "").with(1, START.0 + HOUR_MS)).await;
-    // The gateway's word is told apart by its receipt.
+    // The receipt identifies the gateway's outcome.
     let settle = bench.pay_by_gateway(10, 1, 2_000).keyed("payment", "mine");
     bench.needs_open_partition(&settle).await;
     bench.leaves_all("ALREADY_CLOSED", &settle.with(9, "receipt-of-another")).await;

@@ -18,7 +18,7 @@ pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, b
         }
     };
     let uid = asked.merchant_uid.clone();
-    // What is done is done at once, before anything can wait or be cut off.
+    // The effect happens at once, before a wait or a cut.
     let behaviour = {
         let mut ledger = shared.ledger();
         let ledger = &mut *ledger;
@@ -149,7 +149,7 @@ fn server_error() -> Response {
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 
-/// All the words of an approval, but the connection breaks before the reply has ended.
+/// A whole approval, but the connection breaks before the end of the reply.
 fn cut() -> Response {
     let words = Bytes::from_static(br#"{"approved": true, "transactionId": "tx"}"#);
     let parts = [Ok(words), Err(std::io::Error::other("cut"))];

@@ -1,12 +1,12 @@
-//! A payment gateway of our own, for tests: it can be told to misbehave, and its ledger tells what it really did.
+//! A payment gateway for tests: it misbehaves on request, and its ledger records what it really did.
 //!
-//! What it does with money and what it says of it are separate, as with a real one: it may take the money and never
-//! answer. The ledger is the truth that tests assert on: that no money was taken twice, or kept for a failed order
-//! ([`FakeGateway::kept`]), and that nothing was asked that makes no sense ([`FakeGateway::faults`]).
+//! Taking money and answering are separate, as with a real gateway: it may take the money and never answer. Tests
+//! assert on the ledger: no money is taken twice, or kept for a failed order ([`FakeGateway::kept`]), and no request is
+//! senseless ([`FakeGateway::faults`]).
 //!
-//! One uid is one payment: whatever is asked again, the money is taken at most once and the first decision stands. A
-//! cancelled payment is refused from then on. A cancel that comes before its payment does not prevent that payment.
-//! Nothing here sleeps: what is late is late until the test releases it.
+//! One uid is one payment: however often it is asked for, the money is taken at most once and the first decision
+//! stands. A cancelled payment is refused from then on. A cancel that comes before its payment does not prevent that
+//! payment. The gateway does not sleep: a late reply is late until the test releases it.
 
 mod handlers;
 
@@ -36,7 +36,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// What becomes of a `POST /payments`.
+/// The effect of a `POST /payments`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     /// Takes the money and says so.
@@ -64,13 +64,13 @@ pub enum Behaviour {
     Answer(u16, String),
     /// Takes the money, answers this status and body.
     AnswerAfterApproval(u16, String),
-    /// Takes this much instead of what it was asked for, and says so, now and when it is asked.
+    /// Takes this amount instead of the requested one, and reports it in this reply and in later ones.
     ApproveAmount(i64),
     /// The same, never answers.
     ApproveAmountThenHang(i64),
 }
 
-/// What becomes of a `GET /payments/{uid}` or a `POST /payments/{uid}/cancel`.
+/// The effect of a `GET /payments/{uid}` or a `POST /payments/{uid}/cancel`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueryBehaviour {
     /// Does as asked, answers the truth.
@@ -146,7 +146,7 @@ struct PayBody {
 }
 
 impl FakeGateway {
-    /// On a free port of 127.0.0.1; approves everything until told otherwise.
+    /// Listens on a free port of 127.0.0.1; approves everything by default.
     pub async fn start() -> FakeGateway {
         let shared = Arc::new(Shared {
             ledger: Mutex::new(Ledger {
@@ -237,12 +237,12 @@ impl FakeGateway {
         self.until(|ledger| ledger.payments.get(uid).is_some_and(|payment| payment.status_queries >= count)).await;
     }
 
-    /// The won taken under `uid`, given back since or not.
+    /// The won taken under `uid`, refunded since or not.
     pub fn taken(&self, uid: &str) -> Option<i64> {
         self.ledger().payments.get(uid).and_then(Payment::taken)
     }
 
-    /// Whether the money taken under `uid` was given back.
+    /// Whether the money taken under `uid` was refunded.
     pub fn cancelled(&self, uid: &str) -> bool {
         self.ledger().payments.get(uid).is_some_and(|payment| payment.given_back)
     }
@@ -262,12 +262,12 @@ impl FakeGateway {
         Some(self.ledger().payments.get(uid)?.asked.as_ref()?.order_id)
     }
 
-    /// Won taken in all, given back since or not.
+    /// The won taken in all, refunded since or not.
     pub fn total_taken(&self) -> i64 {
         self.ledger().payments.values().filter_map(Payment::taken).sum()
     }
 
-    /// Won given back in all.
+    /// The won refunded in all.
     pub fn total_given_back(&self) -> i64 {
         self.ledger().payments.values().filter(|payment| payment.given_back).filter_map(Payment::taken).sum()
     }
@@ -307,8 +307,8 @@ impl FakeGateway {
         self.header(AUTHORIZATION.as_str())
     }
 
-    /// What was asked that no correct client asks: bodies that are not the contract's, one uid for two payments,
-    /// another amount given back than taken. Each test should end on this being empty.
+    /// Requests that no correct client sends: bodies outside of the contract, one uid for two payments, a refund of
+    /// another amount. Each test should end with none.
     pub fn faults(&self) -> Vec<String> {
         self.ledger().faults.clone()
     }

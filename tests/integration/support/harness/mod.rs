@@ -317,7 +317,7 @@ impl TestApp {
         self.app.projector.drain().await.unwrap();
     }
 
-    /// Lets every order and far hold leave Redis that is about to: as if the end of its life had come. Returns their keys.
+    /// Deletes every order and remote hold that has a TTL, as if it had expired. Returns their keys.
     pub async fn expire_evicted(&self) -> std::collections::BTreeSet<String> {
         let mut redis = self.raw().await;
         let ttls = invariants::ttls(&mut redis).await;
@@ -340,7 +340,7 @@ impl TestApp {
         raw_redis(self.options.raw_url.as_ref().unwrap_or(&own)).await
     }
 
-    /// Every key of Redis with its whole value, without the idempotency records' lives.
+    /// Every key of Redis with its value, without TTLs.
     pub async fn snapshot(&self) -> std::collections::BTreeMap<String, String> {
         invariants::snapshot(&mut self.raw().await).await
     }
@@ -390,7 +390,7 @@ pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) 
     App::open(&engine_config(options, redis, postgres), &projector, clock).await
 }
 
-/// What these options say of the engine, on these stores.
+/// The settings of the engine, on these stores.
 pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineConfig {
     EngineConfig {
         redis: options
@@ -412,7 +412,7 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
     }
 }
 
-/// What these options say of the API.
+/// The settings of the API.
 fn http_config(options: &Options, address: SocketAddr) -> HttpConfig {
     HttpConfig {
         bind_addr: address,
@@ -447,8 +447,8 @@ pub async fn raw_redis(url: &str) -> redis::aio::MultiplexedConnection {
     redis::Client::open(url).unwrap().get_multiplexed_async_connection_with_config(&config).await.unwrap()
 }
 
-/// Looks again and again until there is something to see: the one place in the tests that waits for time to pass, bounded
-/// so that only what never comes fails.
+/// Polls `look` until it returns a value: the only place in the tests that waits for time to pass. Fails after five
+/// minutes.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {

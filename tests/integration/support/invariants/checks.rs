@@ -70,7 +70,7 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
     assert_eq!(nonzero(&all.held), nonzero(&held), "held = lines of PENDING orders");
     assert_eq!(nonzero(&all.sold), nonzero(&sold), "sold = lines of PAID orders");
     assert_eq!(all.units, units, "rankings = paid order lines");
-    // What was given away for nothing is worth nothing, in the set or not.
+    // A free unit is worth nothing, in the set or not.
     won.retain(|_, won| *won != 0);
     let ranked: BTreeMap<_, _> =
         all.won.iter().filter(|(_, won)| **won != 0).map(|(k, won)| (k.clone(), *won)).collect();
@@ -118,7 +118,7 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
         assert!(withheld >= 0, "campaign {id} withheld {withheld}");
         assert!((0..=int(campaign, "total") - withheld).contains(&issued), "campaign {id} issued {issued}");
         let places: Vec<i64> = records.get(id).map(|places| places.keys().copied().collect()).unwrap_or_default();
-        // After a loss, places are skipped that somebody may have been told.
+        // After a loss, numbers that may have been acknowledged are skipped.
         let last = issued + campaign.get("skipped").map_or(0, |n| n.parse().unwrap());
         assert_eq!(places.len() as i64, issued, "campaign {id}: as many places as issued");
         assert!(places.iter().all(|place| (1..=last).contains(place)), "campaign {id}: {places:?} of 1 to {last}");
@@ -134,7 +134,7 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
 }
 
 pub(super) async fn postgres_against_itself(pool: &PgPool) {
-    // Each of these finds nothing in balanced books.
+    // Each of these queries finds nothing in a sound database.
     for (law, sql) in [
         (
             "a history's sum is the balance, without gaps, each entry's before the previous one's after",

@@ -1,4 +1,4 @@
-//! The conservation laws, recomputed from scratch: Redis against itself, Postgres against itself, and the two against each
+//! The invariants, recomputed from scratch: Redis against itself, PostgreSQL against itself, and the two against each
 //! other. Reads the raw keys and tables, not through the code under test.
 
 mod checks;
@@ -40,7 +40,7 @@ pub struct Redis {
     pub won: BTreeMap<(String, i64), i64>,
     pub seqs: BTreeMap<u16, (i64, i64)>,
     pub outbox: i64,
-    /// Orders, and far holds, that will leave.
+    /// Orders, and remote holds, that have a TTL.
     pub expiring: BTreeSet<i64>,
     pub expiring_holds: BTreeSet<(u16, i64)>,
 }
@@ -67,7 +67,7 @@ pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, Str
     for key in keys(redis).await {
         let kind: String = get(redis, "TYPE", &[&key]).await;
         let value = match kind.as_str() {
-            // Its life ended after it was listed.
+            // It expired after it was listed.
             "none" => continue,
             "string" => format!("{:?}", get::<String>(redis, "GET", &[&key]).await),
             "hash" => format!("{:?}", get::<BTreeMap<String, String>>(redis, "HGETALL", &[&key]).await),
@@ -84,7 +84,7 @@ pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, Str
     all
 }
 
-/// How much longer each order and each far hold stays (ms), -1 for ever.
+/// The TTL of each order and each remote hold (ms), -1 for none.
 pub async fn ttls(redis: &mut MultiplexedConnection) -> BTreeMap<String, i64> {
     let mut ttls = BTreeMap::new();
     for key in keys(redis).await {
@@ -106,7 +106,7 @@ pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
     all
 }
 
-/// A hash and the rest of its life (ms, -1 without end), as of one moment; `None` where it has left Redis since it was listed.
+/// A hash and its TTL (ms, -1 for none), read at one moment; `None` if it has expired since it was listed.
 async fn hash_with_ttl(redis: &mut MultiplexedConnection, key: &str) -> Option<(Hash, i64)> {
     let mut both = redis::pipe();
     both.atomic().cmd("HGETALL").arg(key).cmd("PTTL").arg(key);
@@ -114,8 +114,8 @@ async fn hash_with_ttl(redis: &mut MultiplexedConnection, key: &str) -> Option<(
     (!fields.is_empty()).then_some((fields, ttl))
 }
 
-/// Reads these keys. Orders and far holds have a life that may end between the listing and the reading: those are taken as
-/// PostgreSQL has them, like all that left before.
+/// Reads these keys. Orders and remote holds may expire between the listing and the reading: those are read from
+/// PostgreSQL, like all that were evicted before.
 async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: BTreeSet<String>) {
     for key in listed {
         let (tag, rest) = key.split_once(':').unwrap();
@@ -148,7 +148,7 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
             ["order", order] => {
                 let Some((fields, ttl)) = hash_with_ttl(redis, &key).await else { continue };
                 all.orders.insert(id(order), fields);
-                // A life of 0 ms is one that ends now.
+                // A TTL of 0 ms ends now.
                 if ttl >= 0 {
                     all.expiring.insert(id(order));
                 }
@@ -226,7 +226,7 @@ fn is_open(order: &Hash) -> bool {
     matches!(order.get("gateway").map(String::as_str), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
 }
 
-/// With everything in Postgres, what is over leaves Redis, and nothing else does.
+/// Once PostgreSQL has every event, exactly the closed orders have a TTL.
 fn closed_orders_expire(all: &Redis) {
     for (id, order) in &all.orders {
         let over = order["status"] != "PENDING" && !is_open(order);
@@ -237,8 +237,8 @@ fn closed_orders_expire(all: &Redis) {
     }
 }
 
-/// Adds the orders, and the far holds, that Redis does not have any more, as Postgres has them: the laws are about all. Only
-/// what is over may be missing.
+/// Adds the orders and the remote holds that only PostgreSQL has: the invariants are about all of them. Only closed
+/// ones may be missing from Redis.
 async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
     let home = |id: i64| id % i64::from(partitions);
     let known: Vec<i64> =
@@ -309,7 +309,7 @@ async fn invariants_hold_while_orders_evicted() {
         test.drain().await;
         let mut redis = test.raw().await;
         let listed = keys(&mut redis).await;
-        // The ends of their lives fall between the listing and the reading.
+        // Their keys expire between the listing and the reading.
         let gone = test.expire_evicted().await;
         assert!(gone.iter().any(|key| key.contains("}:order:")) && gone.is_subset(&listed), "{gone:?}");
         let mut all = Redis::default();
