@@ -158,7 +158,7 @@ async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_res
         says.contains("are lost").then_some(says)
     })
     .await;
-    assert!(says.contains("(1, 1), behind (1, 3)"), "{says}");
+    assert!(says.contains("(1, 1), behind the acknowledged (1, 3)"), "{says}");
     assert!(frozen(&test).await.unwrap().contains("are lost"), "other processes are stopped too");
     test.put_charge(user, 4).await.refused(503, "SERVICE_UNAVAILABLE");
     let error = test.app.projector.drain().await;
