@@ -57,7 +57,7 @@ impl Places {
         }
         let places = rankings
             .iter()
-            .flat_map(|(scope, ranked)| ranked.iter().map(|product| ((*scope, product.product_id), product.position)));
+            .flat_map(|(scope, ranked)| ranked.iter().map(|product| ((*scope, product.product_id), product.rank)));
         self.0.push_back((at, places.collect()));
     }
 
@@ -88,11 +88,11 @@ mod tests {
         let (mut places, begun) = (Places::default(), Instant::now());
         let product = |id: i64| ProductId::new(id).unwrap();
         let mut noted = |seconds: u64, order: &[i64]| {
-            let ranked = order.iter().zip(1..).map(|(id, position)| RankedProduct {
+            let ranked = order.iter().zip(1..).map(|(id, rank)| RankedProduct {
                 product_id: product(*id),
                 units: 1,
                 won: 1,
-                position,
+                rank,
             });
             places.note(begun + Duration::from_secs(seconds), &[(RankingScope::Today, ranked.collect())]);
             (1..=3).map(|id| places.before(RankingScope::Today, product(id))).collect::<Vec<_>>()

@@ -190,7 +190,7 @@ impl Reader {
                 product_name: sales.shelves.get(&product.product_id).map_or(String::new(), |shelf| shelf.name.clone()),
                 sales_count: product.units,
                 total_sales_price: product.won,
-                rank_position: product.position,
+                rank_position: product.rank,
                 previous_position: self.places.before(*scope, product.product_id),
             };
             (scope.as_str(), ranked.iter().take(SHOWN_PLACES).map(place).collect())

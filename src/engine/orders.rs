@@ -44,13 +44,13 @@ impl Engine {
             remote_lines: String::new(),
             validate: None,
         };
-        let far = self.remote_lines(home, &order);
-        if far.is_empty() {
+        let remote = self.remote_lines(home, &order);
+        if remote.is_empty() {
             place.lines = order.lines;
             return self.store.order_place(call, place).await;
         }
-        let near = order.lines.iter().filter(|(product, _)| self.store.owner(product.get()) == home);
-        place.lines = near.copied().collect();
+        let own = order.lines.iter().filter(|(product, _)| self.store.owner(product.get()) == home);
+        place.lines = own.copied().collect();
         // The owner partition, which has the user, the coupon and the balance, validates the order before another partition holds
         // stock: a refusal leaves nothing behind.
         let (priced, shortage) = self.check_remote_lines(home, &order).await?;
@@ -65,7 +65,7 @@ impl Engine {
         // The partitions that hold stock, and the one that may.
         let (mut certain, mut perhaps) = (Vec::new(), None);
         let mut holds = Ok(());
-        for (partition, lines) in far {
+        for (partition, lines) in remote {
             let hold = HoldStock { order_id, user_id: order.user_id, check_in_ms, lines };
             match self.store.stock_hold(call, partition, &hold).await {
                 Ok(packed) => {
@@ -86,9 +86,9 @@ impl Engine {
             Err(error) => Err(error),
         };
         // Release the holds, unless the order was placed with them. After an unknown outcome the holds expire by themselves.
-        let ours = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
+        let holds_used = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
         let unknown = all_held && placed.as_ref().is_err_and(Error::leaves_outcome_unknown);
-        if !ours && !unknown {
+        if !holds_used && !unknown {
             let certain = certain.into_iter().map(|partition| (partition, RemoteEnd::Abandoned));
             for (partition, end) in certain.chain(perhaps.map(|partition| (partition, RemoteEnd::Released))) {
                 let settle = SettleStock { order_id, user_id: order.user_id, end, day: None };
@@ -102,20 +102,20 @@ impl Engine {
 
     /// The lines of products in other partitions than `home`, by partition.
     fn remote_lines(&self, home: Partition, order: &NewOrder) -> BTreeMap<Partition, Vec<(ProductId, i64)>> {
-        let mut far: BTreeMap<Partition, Vec<_>> = BTreeMap::new();
+        let mut remote: BTreeMap<Partition, Vec<_>> = BTreeMap::new();
         for (product, quantity) in &order.lines {
             let partition = self.store.owner(product.get());
             if partition != home {
-                far.entry(partition).or_default().push((*product, *quantity));
+                remote.entry(partition).or_default().push((*product, *quantity));
             }
         }
-        far
+        remote
     }
 
     /// The lines of products in other partitions than `home`, packed with their current prices; and the reason why the current
     /// stock does not cover all lines, chosen in the same order as by the script for one partition.
     async fn check_remote_lines(&self, home: Partition, order: &NewOrder) -> Result<(String, Shortage), Error> {
-        let mut found = HashMap::new();
+        let mut products = HashMap::new();
         for here in self.store.all() {
             let ids = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.owner(id.get()) == here);
             let ids: Vec<ProductId> = ids.collect();
@@ -128,23 +128,23 @@ impl Engine {
                         product => product?,
                     },
                 };
-                found.insert(*id, product);
+                products.insert(*id, product);
             }
         }
         let mut shortage = Shortage::None;
-        let mut far = Vec::new();
+        let mut remote = Vec::new();
         for (id, quantity) in &order.lines {
-            let Some(product) = found.get(id) else { continue };
+            let Some(product) = products.get(id) else { continue };
             if shortage == Shortage::None && product.stock == 0 {
                 shortage = Shortage::SoldOut;
             } else if shortage == Shortage::None && product.stock < *quantity {
                 shortage = Shortage::InsufficientStock;
             }
             if self.store.owner(id.get()) != home {
-                far.push(OrderLine { product_id: *id, quantity: *quantity, price: product.price });
+                remote.push(OrderLine { product_id: *id, quantity: *quantity, price: product.price });
             }
         }
-        Ok((event::pack_lines(&far), shortage))
+        Ok((event::pack_lines(&remote), shortage))
     }
 
     /// An order; with a `user`, only that user's.

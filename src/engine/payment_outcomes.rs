@@ -46,8 +46,8 @@ impl Engine {
                     receipt: gateway.receipt,
                     state,
                     since: gateway.since,
-                    asks: gateway.asks,
-                    said: gateway.said,
+                    queries: gateway.queries,
+                    last_answer: gateway.last_answer,
                 })
             }));
         }

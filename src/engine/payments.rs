@@ -219,7 +219,7 @@ impl Engine {
         let Some(payment) = record.gateway.clone() else { return Ok(()) };
         let Some(gateway) = self.gateways.get(payment.payment_type).cloned() else {
             tracing::error!(%order, kind = %payment.payment_type, "a payment's gateway is no longer configured");
-            return self.ask_later(&record, &payment, "no gateway is configured for this payment type").await;
+            return self.query_later(&record, &payment, "no gateway is configured for this payment type").await;
         };
         let charge = Charge {
             merchant_uid: payment.receipt.clone(),
@@ -272,8 +272,8 @@ impl Engine {
                 tracing::warn!(order = %order.order_id, "the gateway does not know a payment: giving it up");
                 self.decline(&call, order.order_id, &payment.receipt, Some(RESOLVE_AFTER_MS)).await
             }
-            StatusOutcome::NotFound => return self.ask_later(record, payment, NOT_FOUND).await,
-            StatusOutcome::Unknown { why } => return self.ask_later(record, payment, &why).await,
+            StatusOutcome::NotFound => return self.query_later(record, payment, NOT_FOUND).await,
+            StatusOutcome::Unknown { why } => return self.query_later(record, payment, &why).await,
         };
         declined.map(drop)
     }
@@ -288,8 +288,8 @@ impl Engine {
             StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
                 self.finish_payment(record, payment, &PaymentEnd::Declined).await
             }
-            StatusOutcome::NotFound => self.ask_later(record, payment, NOT_FOUND).await,
-            StatusOutcome::Unknown { why } => self.ask_later(record, payment, &why).await,
+            StatusOutcome::NotFound => self.query_later(record, payment, NOT_FOUND).await,
+            StatusOutcome::Unknown { why } => self.query_later(record, payment, &why).await,
         }
     }
 
@@ -299,7 +299,7 @@ impl Engine {
         let PaymentCheck { record, payment, .. } = check;
         let now = self.store.now(self.store.owner(record.order.order_id.get()));
         let known_for = now.0 - payment.started_at.0;
-        let (said, contradicts) = match check.status().await {
+        let (last_answer, contradicts) = match check.status().await {
             StatusOutcome::Approved { transaction_id } => {
                 let end = PaymentEnd::Settled { transaction: transaction_id };
                 return self.finish_payment(record, payment, &end).await;
@@ -310,15 +310,15 @@ impl Engine {
             StatusOutcome::Unknown { why } => (why, false),
         };
         if self.is_watched_enough(record.order.order_id, payment) {
-            tracing::error!(order = %record.order.order_id, said, "a gateway never confirmed a payment that an operator approved");
+            tracing::error!(order = %record.order.order_id, last_answer, "a gateway never confirmed a payment that an operator approved");
             return self.finish_payment(record, payment, &PaymentEnd::Disputed).await;
         }
         if contradicts {
-            tracing::error!(order = %record.order.order_id, said, "a gateway contradicts an operator's approval");
+            tracing::error!(order = %record.order.order_id, last_answer, "a gateway contradicts an operator's approval");
         }
         let Pause { until, stuck } = Pause::after(payment.since, now, true);
         let order = record.order.order_id;
-        self.store.payment_postpone(order, &payment.receipt, until, stuck || contradicts, &said).await
+        self.store.payment_postpone(order, &payment.receipt, until, stuck || contradicts, &last_answer).await
     }
 
     /// Refunds a payment at the gateway: `taken` won if that is known, else the order's price. If the gateway does not confirm
@@ -327,10 +327,10 @@ impl Engine {
         let PaymentCheck { record, payment, gateway, charge } = check;
         let mut amounts = vec![taken.unwrap_or(charge.amount), charge.amount];
         amounts.dedup();
-        let mut said = String::new();
+        let mut last_answer = String::new();
         for amount in amounts {
             let outcome = gateway.cancel(&describe(payment), &payment.receipt, amount, reason).await;
-            said = match outcome {
+            last_answer = match outcome {
                 CancelOutcome::Cancelled => return self.finish_payment(record, payment, &PaymentEnd::Refunded).await,
                 CancelOutcome::NotFound => NOT_FOUND.to_owned(),
                 CancelOutcome::Unknown { why } => why,
@@ -347,8 +347,8 @@ impl Engine {
                 StatusOutcome::NotFound | StatusOutcome::Unknown { .. } => break,
             }
         }
-        tracing::warn!(order = %record.order.order_id, said, "a gateway has not refunded a payment yet");
-        self.ask_later(record, payment, &said).await
+        tracing::warn!(order = %record.order.order_id, last_answer, "a gateway has not refunded a payment yet");
+        self.query_later(record, payment, &last_answer).await
     }
 
     /// Whether the watch of a payment that the gateway does not know is over.
@@ -356,15 +356,15 @@ impl Engine {
         self.store.now(self.store.owner(order.get())).0 - payment.since.0 >= self.watch_ms
     }
 
-    /// Schedules the next query, after the pause of [`backoff`](super::backoff). `said` is the gateway's last answer.
-    async fn ask_later(&self, record: &OrderRecord, payment: &GatewayRecord, said: &str) -> Result<(), Error> {
+    /// Schedules the next query, after the pause of [`backoff`](super::backoff). `last_answer` is the gateway's last answer.
+    async fn query_later(&self, record: &OrderRecord, payment: &GatewayRecord, last_answer: &str) -> Result<(), Error> {
         let now = self.store.now(self.store.owner(record.order.order_id.get()));
-        let Pause { until, stuck } = Pause::after(payment.since, now, said != NOT_FOUND);
+        let Pause { until, stuck } = Pause::after(payment.since, now, last_answer != NOT_FOUND);
         if stuck {
             let order = record.order.order_id;
-            tracing::warn!(%order, receipt = payment.receipt, said, "a payment is stuck: its gateway gives no outcome");
+            tracing::warn!(%order, receipt = payment.receipt, last_answer, "a payment is stuck: its gateway gives no outcome");
         }
-        self.store.payment_postpone(record.order.order_id, &payment.receipt, until, stuck, said).await
+        self.store.payment_postpone(record.order.order_id, &payment.receipt, until, stuck, last_answer).await
     }
 
     async fn finish_payment(

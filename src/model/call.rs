@@ -35,13 +35,14 @@ impl AcknowledgedPositions {
         AcknowledgedPositions(Some(Arc::default()))
     }
 
+    /// Adds a decision, unless this is the default.
     pub fn add(&self, here: Partition, position: Position) {
         if let Some(positions) = &self.0 {
             positions.lock().unwrap_or_else(PoisonError::into_inner).push((here, position));
         }
     }
 
-    /// Those that were added until now.
+    /// The positions added so far.
     pub fn positions(&self) -> Vec<(Partition, Position)> {
         let Some(positions) = &self.0 else { return Vec::new() };
         positions.lock().unwrap_or_else(PoisonError::into_inner).clone()

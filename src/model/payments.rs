@@ -56,9 +56,9 @@ pub struct StuckPayment {
     /// The beginning of that state.
     pub since: Millis,
     /// The number of queries to the gateway without an outcome.
-    pub asks: i64,
+    pub queries: i64,
     /// The gateway's last answer.
-    pub said: Option<String>,
+    pub last_answer: Option<String>,
 }
 
 /// The stuck payments.

@@ -75,8 +75,8 @@ pub struct RankedProduct {
     pub units: i64,
     /// Won at list price, net of refunds.
     pub won: Won,
-    /// Rank, from 1.
-    pub position: i64,
+    /// From 1.
+    pub rank: i64,
 }
 
 /// Units and coupons that a rebuild keeps off sale until an operator releases them: the first of each by id.

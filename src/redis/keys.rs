@@ -22,7 +22,7 @@ impl Keys {
         self.key(format_args!("meta"))
     }
 
-    /// stream: the events of every decision, until Postgres has them.
+    /// stream: the events of every decision, until PostgreSQL has them.
     pub fn outbox(self) -> String {
         self.key(format_args!("outbox"))
     }
@@ -102,7 +102,7 @@ impl Keys {
 
     /// hash: `user status total discount final coupon lines far placed_at expires_at`, then its payment and its end; `far` are
     /// the lines that other partitions hold, and `doubt` is 1 if lost decisions may have paid the order. Evicted some time after
-    /// it is final and in Postgres.
+    /// it is final and in PostgreSQL.
     pub fn order(self, id: OrderId) -> String {
         self.key(format_args!("order:{id}"))
     }

@@ -8,7 +8,7 @@
 //!   which `batcher` collects;
 //! - [`queries`] are the reads, each one round trip; [`records`] parses what they read;
 //! - [`progress`] keeps the positions that this process knows of each partition, and [`fencing`] checks that Redis still has them;
-//! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in Postgres; [`bulk`] writes a
+//! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in PostgreSQL; [`bulk`] writes a
 //!   whole store back for a rebuild.
 //!
 //! It decides nothing itself: the scripts do. The engine knows what a decision means to a client.

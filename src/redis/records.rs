@@ -40,9 +40,9 @@ pub struct GatewayRecord {
     /// The beginning of its state: when it was started, or its order paid or closed.
     pub since: Millis,
     /// The number of queries to the gateway without an outcome.
-    pub asks: i64,
+    pub queries: i64,
     /// The gateway's last answer.
-    pub said: Option<String>,
+    pub last_answer: Option<String>,
     /// The idempotency key of the request that waits for the outcome.
     pub key: Option<IdempotencyKey>,
 }
@@ -162,8 +162,8 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
             since: closed_at
                 .or(payment.as_ref().map(|payment| payment.paid_at))
                 .or_else(|| time(int("gateway_at")?))?,
-            asks: int("gateway_asks").unwrap_or(0),
-            said: text("gateway_said").map(str::to_owned),
+            queries: int("gateway_asks").unwrap_or(0),
+            last_answer: text("gateway_said").map(str::to_owned),
             key: match (text("key"), text("fingerprint")) {
                 (Some(digest), Some(fingerprint)) => {
                     Some(IdempotencyKey { digest: digest.to_owned(), fingerprint: fingerprint.to_owned() })

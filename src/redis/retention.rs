@@ -1,4 +1,4 @@
-//! Eviction: orders and remote holds that are final leave Redis once Postgres has them, so that memory does not grow with every
+//! Eviction: orders and remote holds that are final leave Redis once PostgreSQL has them, so that memory does not grow with every
 //! sale. A decision that needs one restores it.
 
 use super::{
@@ -29,7 +29,7 @@ impl EvictionCandidate {
     }
 }
 
-/// The state that Postgres has of a candidate, and how much longer the candidate stays.
+/// The state that PostgreSQL has of a candidate, and how much longer the candidate stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Eviction {
     /// The order's status, CLOSED for an order that is FAILED or CANCELLED; or the hold's state.
@@ -38,7 +38,7 @@ pub struct Eviction {
 }
 
 impl Store {
-    /// `order_evict.lua`, in one round trip. Like the trim of the outbox it also runs in a closed partition, because Postgres has
+    /// `order_evict.lua`, in one round trip. Like the trim of the outbox it also runs in a closed partition, because PostgreSQL has
     /// the evicted data.
     ///
     /// # Errors

@@ -78,8 +78,8 @@ impl StuckPaymentsResponse {
             receipt: payment.receipt,
             payment_status: payment.state,
             since: payment.since.local(zone),
-            ask_count: payment.asks,
-            last_answer: payment.said,
+            ask_count: payment.queries,
+            last_answer: payment.last_answer,
         });
         StuckPaymentsResponse { content: content.collect(), total_elements: stuck.total }
     }

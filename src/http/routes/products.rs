@@ -99,7 +99,7 @@ impl ProductSalesRankResponse {
             sales_count: ranked.units,
             total_sales_price: ranked.won,
             ranking_scope: scope,
-            rank_position: ranked.position,
+            rank_position: ranked.rank,
         }
     }
 }

@@ -39,15 +39,15 @@ fn score(at: Millis, stuck: bool) -> i64 {
 }
 
 impl Store {
-    /// Gateway payments whose check is due: at most `most` that are stuck, and as many others.
+    /// Gateway payments whose check is due: at most `max` that are stuck, and as many others.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; so all the following.
-    pub async fn due_payments(&self, here: Partition, most: usize) -> Result<Vec<DuePayment>, Error> {
+    pub async fn due_payments(&self, here: Partition, max: usize) -> Result<Vec<DuePayment>, Error> {
         let index = Keys(here).gateway();
         let mut read = redis::pipe();
         for (first, last) in due_ranges(self.now(here)) {
-            read.cmd("ZRANGE").arg(&index).arg(first).arg(last).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+            read.cmd("ZRANGE").arg(&index).arg(first).arg(last).arg("BYSCORE").arg("LIMIT").arg(0).arg(max);
         }
         let (others, stuck): (Vec<i64>, Vec<i64>) = self.pipe(here, &read).await?;
         let due = |ids: Vec<i64>, stuck| {
@@ -56,12 +56,12 @@ impl Store {
         Ok(due(others, false).chain(due(stuck, true)).collect())
     }
 
-    /// Orders of a partition whose gateway payment is stuck, in the order of their next check, at most `most`; and their number.
-    pub async fn stuck_payments(&self, here: Partition, most: usize) -> Result<(Vec<OrderRecord>, i64), Error> {
+    /// Orders of a partition whose gateway payment is stuck, in the order of their next check, at most `max`; and their number.
+    pub async fn stuck_payments(&self, here: Partition, max: usize) -> Result<(Vec<OrderRecord>, i64), Error> {
         let index = Keys(here).gateway();
         let (first, last) = stuck_range();
         let mut read = redis::pipe();
-        read.cmd("ZRANGE").arg(&index).arg(first).arg(last).arg("BYSCORE").arg("LIMIT").arg(0).arg(most);
+        read.cmd("ZRANGE").arg(&index).arg(first).arg(last).arg("BYSCORE").arg("LIMIT").arg(0).arg(max);
         read.cmd("ZCOUNT").arg(&index).arg(first).arg(last);
         let (ids, count): (Vec<i64>, i64) = self.pipe(here, &read).await?;
         let mut orders = Vec::with_capacity(ids.len());
@@ -81,8 +81,8 @@ impl Store {
         self.query::<Value>(home, put_off).await.map(drop)
     }
 
-    /// `payment_postpone.lua`: the gateway is asked again at `until`. `said` is why it did not settle the payment; operators see
-    /// it.
+    /// `payment_postpone.lua`: the gateway is asked again at `until`. `last_answer` is why the payment is not settled; operators
+    /// see it.
     ///
     /// # Errors
     /// The shared refusals.
@@ -92,7 +92,7 @@ impl Store {
         receipt: &str,
         until: Millis,
         stuck: bool,
-        said: &str,
+        last_answer: &str,
     ) -> Result<(), Error> {
         let home = self.owner(order.get());
         let mut invocation = Invocation::new(&script::PAYMENT_POSTPONE);
@@ -103,7 +103,7 @@ impl Store {
             .arg(order.get())
             .arg(receipt)
             .arg(score(until, stuck))
-            .arg(said);
+            .arg(last_answer);
         let reply = self.run_script(home, &invocation).await?;
         match reply.code {
             ReplyCode::Postponed | ReplyCode::NotOpen => Ok(()),

@@ -63,15 +63,15 @@ impl Store {
             }
             ranked.extend(units.into_iter().filter(|(_, units)| *units > 0.0).filter_map(|(id, units)| {
                 let won = won.get(&id).copied().unwrap_or(0.0) as Won;
-                Some(RankedProduct { product_id: ProductId::new(id)?, units: units as i64, won, position: 0 })
+                Some(RankedProduct { product_id: ProductId::new(id)?, units: units as i64, won, rank: 0 })
             }));
         }
         ranked.sort_unstable_by_key(|product| {
             (std::cmp::Reverse(product.units), std::cmp::Reverse(product.won), product.product_id)
         });
         ranked.truncate(max);
-        for (place, product) in ranked.iter_mut().enumerate() {
-            product.position = place as i64 + 1;
+        for (index, product) in ranked.iter_mut().enumerate() {
+            product.rank = index as i64 + 1;
         }
         Ok(ranked)
     }

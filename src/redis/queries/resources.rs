@@ -35,15 +35,15 @@ impl Store {
         }
     }
 
-    /// `history_read.lua`: a user's balance changes that the outbox still has, newest first, at most `most`; and whether there are
+    /// `history_read.lua`: a user's balance changes that the outbox still has, newest first, at most `max`; and whether there are
     /// more.
     ///
     /// # Errors
     /// [`Error::UserNotFound`].
-    pub async fn history_read(&self, user: UserId, most: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
+    pub async fn history_read(&self, user: UserId, max: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
         let home = self.owner(user.get());
         let mut invocation = Invocation::new(&script::HISTORY_READ);
-        invocation.key(Keys(home).user(user)).key(Keys(home).outbox()).arg(most).arg(user.get());
+        invocation.key(Keys(home).user(user)).key(Keys(home).outbox()).arg(max).arg(user.get());
         let reply = self.run_script(home, &invocation).await?;
         match reply.code {
             ReplyCode::Entries => {
