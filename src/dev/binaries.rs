@@ -1,5 +1,5 @@
-//! Finds the server programs. Installs nothing: that is `scripts/install-servers`, which looks in
-//! the same places in the same order.
+//! Finds the server programs. `scripts/install-servers`, which installs them, searches the same places in the same
+//! order.
 
 use std::env;
 use std::fs;
@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The scripts begin with `#!lua`, which older Redis takes for a syntax error.
-const OLDEST_REDIS: u32 = 7;
-/// The oldest major version that the tests run on.
-const OLDEST_POSTGRES: u32 = 15;
+/// The oldest supported major version. The scripts begin with `#!lua`, a syntax error in older versions.
+const MIN_REDIS_VERSION: u32 = 7;
+/// The oldest supported major version.
+const MIN_POSTGRES_VERSION: u32 = 15;
 
 const HOW_TO_INSTALL: &str = "run `make install`, or install them yourself: \
      `apt-get install -y --no-install-recommends redis-server postgresql`";
@@ -21,13 +21,13 @@ const HOW_TO_INSTALL: &str = "run `make install`, or install them yourself: \
 /// `valkey-server` on `PATH`, else the one in the project's cache.
 ///
 /// # Errors
-/// When none of them is Redis 7 or newer; the message says how to install one.
+/// None of them is of version 7 or newer. The message says how to install one.
 pub fn redis_server() -> Result<PathBuf> {
     if let Some(given) = env_path("REDIS_SERVER_BIN") {
         let found = major_version(&given);
-        if found.is_none_or(|major| major < OLDEST_REDIS) {
+        if found.is_none_or(|major| major < MIN_REDIS_VERSION) {
             bail!(
-                "REDIS_SERVER_BIN={} is not a Redis or Valkey server of version {OLDEST_REDIS} or newer",
+                "REDIS_SERVER_BIN={} is not a Redis or Valkey server of version {MIN_REDIS_VERSION} or newer",
                 given.display()
             );
         }
@@ -38,29 +38,29 @@ pub fn redis_server() -> Result<PathBuf> {
         .flat_map(|name| path_dirs().map(move |dir| dir.join(name)))
         .collect();
     candidates.push(cache_dir()?.join("valkey/bin/valkey-server"));
-    candidates.into_iter().find(|path| major_version(path).is_some_and(|major| major >= OLDEST_REDIS)).with_context(
-        || {
+    candidates
+        .into_iter()
+        .find(|path| major_version(path).is_some_and(|major| major >= MIN_REDIS_VERSION))
+        .with_context(|| {
             format!(
-                "no redis-server or valkey-server of version {OLDEST_REDIS} or newer found: {HOW_TO_INSTALL}, \
+                "no redis-server or valkey-server of version {MIN_REDIS_VERSION} or newer found: {HOW_TO_INSTALL}, \
                  or set REDIS_SERVER_BIN to the program"
             )
-        },
-    )
+        })
 }
 
-/// The directory that holds PostgreSQL's `postgres` and `initdb`: `POSTGRES_BIN_DIR`, else the
-/// newest of Debian's `/usr/lib/postgresql/*/bin`, else one on `PATH`, else the project's cache.
-/// With `data_version`, the first of them that is of this major version: a data directory can only
-/// be opened by the major version that made it.
+/// The directory that holds PostgreSQL's `postgres` and `initdb`: `POSTGRES_BIN_DIR`, else the newest of Debian's
+/// `/usr/lib/postgresql/*/bin`, else one on `PATH`, else the project's cache. With `data_version`, the first of them of
+/// this major version: only the major version that created a data directory can open it.
 ///
 /// # Errors
-/// When none is PostgreSQL 15 or newer, or none is of `data_version`; the message says what to do.
+/// None is of version 15 or newer, or of `data_version`. The message says how to install one.
 pub fn postgres_bin_dir(data_version: Option<u32>) -> Result<PathBuf> {
     if let Some(given) = env_path("POSTGRES_BIN_DIR") {
         let found = postgres_version(&given);
-        if found.is_none_or(|major| major < OLDEST_POSTGRES) {
+        if found.is_none_or(|major| major < MIN_POSTGRES_VERSION) {
             bail!(
-                "POSTGRES_BIN_DIR={} does not hold `postgres` and `initdb` of PostgreSQL {OLDEST_POSTGRES} or newer",
+                "POSTGRES_BIN_DIR={} does not hold `postgres` and `initdb` of PostgreSQL {MIN_POSTGRES_VERSION} or newer",
                 given.display()
             );
         }
@@ -83,11 +83,11 @@ pub fn postgres_bin_dir(data_version: Option<u32>) -> Result<PathBuf> {
         .chain(path_dirs())
         .chain([cache_dir()?.join("postgres/bin")])
         .filter_map(|dir| Some((postgres_version(&dir)?, dir)))
-        .filter(|(major, _)| *major >= OLDEST_POSTGRES)
+        .filter(|(major, _)| *major >= MIN_POSTGRES_VERSION)
         .collect();
     let newest = found.first().with_context(|| {
         format!(
-            "no PostgreSQL {OLDEST_POSTGRES} or newer found: {HOW_TO_INSTALL}, \
+            "no PostgreSQL {MIN_POSTGRES_VERSION} or newer found: {HOW_TO_INSTALL}, \
              or set POSTGRES_BIN_DIR to the directory that holds `postgres` and `initdb`"
         )
     })?;
@@ -110,14 +110,14 @@ fn env_path(name: &str) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// The directories of `PATH`. A relative one is left out: it would mean another directory after
-/// the server's change of working directory.
+/// The absolute directories of `PATH`. The server changes its working directory, after which a relative one would be
+/// another.
 fn path_dirs() -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).filter(|dir| dir.is_absolute()).collect::<Vec<_>>().into_iter()
 }
 
-/// Where `scripts/install-servers` unpacks what it had to fetch itself.
+/// The directory in which `scripts/install-servers` unpacks the programs that it fetches.
 fn cache_dir() -> Result<PathBuf> {
     let dir = env_path("FIRSTCOME_CACHE_DIR").unwrap_or_else(|| ".firstcome/cache".into());
     std::path::absolute(&dir).with_context(|| format!("cannot resolve {}", dir.display()))
@@ -132,9 +132,8 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// What `PROGRAM --version` says: `Redis server v=7.0.15 ...`, `Valkey server v=9.1.2 ...` or
-/// `postgres (PostgreSQL) 15.18 ...`. `None` when it is not there, does not run, or says nothing of
-/// the kind.
+/// The major version in the output of `PROGRAM --version`: `Redis server v=7.0.15 ...`, `Valkey server v=9.1.2 ...` or
+/// `postgres (PostgreSQL) 15.18 ...`. `None` if the program is missing, does not run, or prints something else.
 fn major_version(program: &Path) -> Option<u32> {
     is_executable(program).then_some(())?;
     let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;

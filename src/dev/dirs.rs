@@ -1,5 +1,4 @@
-//! Directories: private ones, throwaway ones, and where a server's data and socket go when the
-//! directory that was asked for will not do.
+//! Private and temporary directories, and the directories of a server's data and socket.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -17,24 +16,24 @@ use rustix::process::geteuid;
 
 use super::reaper::Entry;
 
-/// A Unix socket's path has at most this many bytes: Linux's 108 less the closing zero.
-const SOCKET_PATH_BYTES: usize = 107;
+/// The maximum length of a Unix socket's path: Linux's 108 bytes less the closing zero.
+const MAX_SOCKET_PATH_LEN: usize = 107;
 
-/// A new directory of its own for one test, removed when this is dropped, and by the reaper should
-/// the process be killed. The servers in it are to be dropped first: declare them before it.
+/// A new directory, removed on drop, or by the reaper if the process is killed. Servers in it have to be dropped first:
+/// declare them before it.
 #[derive(Debug)]
 pub struct ScratchDir {
     path: PathBuf,
-    /// Off the list after the directory is gone.
+    /// Dropped after the directory is removed.
     _listed: Entry,
 }
 
 impl ScratchDir {
-    /// Makes one below the system's temporary directory, or below `/tmp` if PostgreSQL's user
-    /// cannot reach the former.
+    /// Creates one below the system's temporary directory, or below `/tmp` if PostgreSQL's user cannot reach the
+    /// former.
     ///
     /// # Errors
-    /// When the directory cannot be made.
+    /// The directory cannot be created.
     pub fn new() -> Result<Self> {
         let mut parent = std::env::temp_dir();
         if User::for_postgres()?.is_some_and(|user| !user.can_reach(&parent.join("any"))) {
@@ -56,15 +55,15 @@ impl ScratchDir {
             ],
         );
         let path = parent.join(format!("{prefix}-{unique}"));
-        // On the list before it exists: whenever we are killed, it is removed.
+        // Listed before it exists, so that it is removed whenever this process is killed.
         let listed = Entry::remove(&path)?;
-        // As root, PostgreSQL runs as another user, who has to pass through.
+        // Under root, PostgreSQL runs as another user, who has to pass through.
         let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
         DirBuilder::new().mode(mode).create(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self { path, _listed: listed })
     }
 
-    /// Where it is: absolute, without symbolic links.
+    /// The path: absolute, without symbolic links.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -81,27 +80,27 @@ impl Drop for ScratchDir {
     }
 }
 
-/// Where a server's socket is.
+/// The directory of a server's socket.
 #[derive(Debug)]
 pub(super) struct SocketDir {
     path: PathBuf,
-    /// Set when the directory is one of our own making, elsewhere.
+    /// The temporary directory, if the path of the wanted one is too long.
     _scratch: Option<ScratchDir>,
 }
 
 impl SocketDir {
-    /// `wanted`, made private to `owner`, where a socket called `file_name` in it has a path short
-    /// enough; else a directory of this run's own under `/tmp`.
+    /// `wanted`, made private to `owner`, if the path of a socket `file_name` in it is short enough; else a temporary
+    /// directory under `/tmp`.
     ///
     /// # Errors
-    /// When the directory cannot be made, or is someone else's.
+    /// The directory cannot be created, or belongs to another user.
     pub(super) fn new(wanted: &Path, file_name: &str, owner: Option<&User>) -> Result<Self> {
         let length = wanted.as_os_str().len() + 1 + file_name.len();
-        if length <= SOCKET_PATH_BYTES {
+        if length <= MAX_SOCKET_PATH_LEN {
             make_private(wanted, owner)?;
             return Ok(Self { path: wanted.to_owned(), _scratch: None });
         }
-        // Not one name for every run: an earlier run's reaper may yet remove its own.
+        // A new name for each run: the reaper of an earlier run may still remove that run's directory.
         let scratch = ScratchDir::named(Path::new("/tmp"), "firstcome")?;
         make_private(scratch.path(), owner)?;
         Ok(Self { path: scratch.path().to_owned(), _scratch: Some(scratch) })
@@ -112,7 +111,7 @@ impl SocketDir {
     }
 }
 
-/// The user as whom PostgreSQL runs where we are root, as which it refuses to run.
+/// The user that PostgreSQL runs as under root: it refuses to run as root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct User {
     pub(super) name: String,
@@ -121,10 +120,10 @@ pub(super) struct User {
 }
 
 impl User {
-    /// `None` where we are not root, and PostgreSQL runs as who we are.
+    /// `None` if this process does not run as root: PostgreSQL then runs as the same user.
     ///
     /// # Errors
-    /// When we are root and the system knows neither `postgres` nor `nobody`.
+    /// This process runs as root, and the system has neither a user `postgres` nor `nobody`.
     pub(super) fn for_postgres() -> Result<Option<Self>> {
         if !geteuid().is_root() {
             return Ok(None);
@@ -140,8 +139,8 @@ impl User {
         }
     }
 
-    /// Whether this user can pass through every directory above `path`. Access lists are not
-    /// looked at, so the answer may be a needless no.
+    /// Whether this user can pass through every directory above `path`. Ignores access lists, so it may return false
+    /// needlessly.
     pub(super) fn can_reach(&self, path: &Path) -> bool {
         path.ancestors().skip(1).all(|dir| {
             fs::metadata(dir).is_ok_and(|meta| {
@@ -167,31 +166,31 @@ fn parse_passwd(line: &str, name: &str) -> Option<User> {
     Some(User { name: name.to_owned(), uid: numbers.next()?.parse().ok()?, gid: numbers.next()?.parse().ok()? })
 }
 
-/// Makes `path`, and what is missing above it, and returns it absolute and without symbolic links. Ours
-/// alone, except that if there is a `user` who has data in it, others may pass through to what is theirs.
+/// Creates `path` with its parents, private to this process's user, and returns it absolute and without symbolic links.
+/// With a `user`, who has data in it, others may pass through to their own files.
 ///
 /// # Errors
-/// When it cannot be made, or belongs to someone else.
+/// It cannot be created, or belongs to another user.
 pub(super) fn make_own(path: &Path, user: Option<&User>) -> Result<PathBuf> {
     fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
     let path = path.canonicalize()?;
     ensure_owner(&path, geteuid().as_raw())?;
-    // In one step: a server that an earlier run left behind may be at work below.
+    // In one step, because a server of an earlier run may use a directory below.
     let mode = if user.is_some() { 0o711 } else { 0o700 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
     Ok(path)
 }
 
-/// Makes `path`, or takes it over, for `owner` (or us) alone.
+/// Creates `path` or takes it over, private to `owner`, or to this process's user.
 ///
 /// # Errors
-/// When it cannot be made, is a symbolic link, or belongs to a third party: in a directory like
-/// `/tmp` anyone could have put it there.
+/// It cannot be created, is a symbolic link, or belongs to a third user: in a directory like `/tmp` any user could have
+/// created it.
 pub(super) fn make_private(path: &Path, owner: Option<&User>) -> Result<()> {
     claim(path, owner, 0o700)
 }
 
-/// Makes `path`, or takes it over, for us, and lets others pass through to what in it is theirs.
+/// Creates `path` or takes it over, and lets others pass through to their own files.
 ///
 /// # Errors
 /// As [`make_private`].
@@ -229,17 +228,17 @@ fn ensure_owner(path: &Path, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Runs a file command that says itself what went wrong.
+/// Runs a command.
 ///
 /// # Errors
-/// When it cannot be run or fails.
+/// It cannot be run, or fails; the message has its error output.
 pub(super) fn run(program: &str, args: &[&OsStr]) -> Result<()> {
     let output = Command::new(program).args(args).output().with_context(|| format!("cannot run {program}"))?;
     ensure!(output.status.success(), "{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
 }
 
-/// A few letters that stand for `path` and `more` (64-bit FNV-1a: the same in every run and build).
+/// A short hash of `path` and `more` (64-bit FNV-1a, the same in every run and build).
 pub(super) fn short_hash(path: &Path, more: &[u64]) -> String {
     let more = more.iter().flat_map(|number| number.to_le_bytes());
     let hash = path
@@ -252,7 +251,7 @@ pub(super) fn short_hash(path: &Path, more: &[u64]) -> String {
     format!("{hash:016x}")[..12].to_owned()
 }
 
-/// `path` for use in a URL: all but letters, digits, `/`, `.`, `_` and `-` percent-encoded.
+/// Percent-encodes `path` for a URL, except for letters, digits, `/`, `.`, `_` and `-`.
 pub(super) fn percent_encode(path: &Path) -> String {
     let mut encoded = String::new();
     for &byte in path.as_os_str().as_bytes() {

@@ -1,5 +1,5 @@
-//! PostgreSQL's data directory: where it is and whose, how it is made, and what a killed server leaves
-//! in it. The server that runs on it is `postgres_server`'s.
+//! PostgreSQL's data directory: its place and owner, its creation, and the cleanup after a killed server.
+//! `postgres_server` runs the server.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -20,11 +20,11 @@ use super::{
 
 /// The superuser, and the only role.
 pub(super) const ROLE: &str = "firstcome";
-/// The superuser's password for TCP, kept in the data directory, so that it moves with the data.
+/// The file of the superuser's password for TCP, in the data directory, so that it moves with the data.
 pub(super) const PASSWORD_FILE: &str = "firstcome.password";
 
-/// Where data and socket go: `dir` (absolute), or a directory below `/var/tmp` if `user` cannot reach
-/// it. Once there, they stay there: the link in `dir` tells.
+/// The directory of data and socket: `dir` (absolute), or a directory below `/var/tmp` if `user` cannot reach `dir`. A
+/// link in `dir` records that choice for later starts.
 pub(super) fn base_dir(dir: &Path, user: Option<&User>) -> Result<PathBuf> {
     let elsewhere = Path::new("/var/tmp").join(format!("firstcome-{}", short_hash(dir, &[])));
     let data = fs::symlink_metadata(dir.join("data")).ok();
@@ -38,12 +38,12 @@ pub(super) fn base_dir(dir: &Path, user: Option<&User>) -> Result<PathBuf> {
     }
 }
 
-/// Makes `base`, for the data that should be in `dir`.
+/// Creates `base` for the data, and the link to it in `dir`.
 pub(super) fn use_elsewhere(dir: &Path, base: &Path) -> Result<()> {
     make_passable(base)?;
     let (link, data) = (dir.join("data"), base.join("data"));
     if !link.is_symlink() {
-        // Without their link, what is there belonged to a directory that was removed since.
+        // Data without a link belong to a directory that was removed since.
         if data.exists() {
             tracing::warn!(dir = %data.display(), "removing the data of a directory that is gone");
             fs::remove_dir_all(&data)?;
@@ -58,10 +58,10 @@ pub(super) fn use_elsewhere(dir: &Path, base: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the data directory if there is none, and returns the programs that can open it.
+/// Creates the data directory if it is missing, and returns the directory of the programs that can open it.
 ///
 /// # Errors
-/// When there are no such programs, `user` cannot reach them, or they fail.
+/// There are no such programs, `user` cannot reach them, or they fail.
 pub(super) async fn prepare(data: &Path, config: &PostgresConfig, user: Option<&User>, log: &Path) -> Result<PathBuf> {
     let version = fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|text| text.trim().parse().ok());
     let bin = binaries::postgres_bin_dir(version)?;
@@ -83,7 +83,7 @@ pub(super) async fn prepare(data: &Path, config: &PostgresConfig, user: Option<&
             None => init(&bin, data, config, user, log).await?,
         }
     }
-    // An earlier run may have been another user's: `nobody`, before there was a `postgres`.
+    // An earlier run may have used another user: `nobody`, before there was a `postgres`.
     if let Some(user) = user
         && fs::metadata(data)?.uid() != user.uid
     {
@@ -94,14 +94,14 @@ pub(super) async fn prepare(data: &Path, config: &PostgresConfig, user: Option<&
     Ok(bin)
 }
 
-/// Makes a data directory. Under another name until it is complete, so that there is never half a one.
+/// Creates a data directory, under another name until it is complete.
 async fn init(bin: &Path, data: &Path, config: &PostgresConfig, user: Option<&User>, log: &Path) -> Result<()> {
     let unfinished = unfinished(data);
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished)?;
     }
     make_private(&unfinished, user)?;
-    // `initdb` wants the directory empty, so the password waits beside it.
+    // Beside the directory, which `initdb` requires to be empty.
     let password_file = data.with_extension("password");
     write_password(&password_file, user)?;
     let mut command = server_command(&bin.join("initdb"), user);
@@ -114,7 +114,7 @@ async fn init(bin: &Path, data: &Path, config: &PostgresConfig, user: Option<&Us
         .arg("--pwfile")
         .arg(&password_file)
         .args(["--no-sync", "--no-instructions"])
-        // In MiB. Throwaway data are copied often, and a log file of the usual 16 would be half of them.
+        // In MiB. Temporary data are copied often, and a log file of the default 16 MiB would double their size.
         .args((!config.fsync).then_some("--wal-segsize=1"));
     Process::spawn("initdb", &mut command, &unfinished, log, StopSignal::Wait)?.finish().await?;
     fs::rename(&password_file, unfinished.join(PASSWORD_FILE))?;
@@ -122,7 +122,7 @@ async fn init(bin: &Path, data: &Path, config: &PostgresConfig, user: Option<&Us
     Ok(())
 }
 
-/// Copies the data of a stopped server. Under another name until they are complete, likewise.
+/// Copies the data of a stopped server, under another name until they are complete.
 fn copy(template: &Path, data: &Path) -> Result<()> {
     ensure!(!template.join("postmaster.pid").exists(), "the server of the template {} is running", template.display());
     let unfinished = unfinished(data);
@@ -136,7 +136,7 @@ fn copy(template: &Path, data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The name under which data are made.
+/// The name of a data directory until it is complete.
 pub(super) fn unfinished(data: &Path) -> PathBuf {
     data.with_extension("unfinished")
 }
@@ -153,8 +153,7 @@ fn write_password(path: &Path, user: Option<&User>) -> Result<()> {
     Ok(())
 }
 
-/// `program` run by `user`, in an environment in which no `PG…` variable or locale of the caller's
-/// changes what it does.
+/// A command that runs `program` as `user`, without the `PG…` variables and the locale of this process.
 pub(super) fn server_command(program: &Path, user: Option<&User>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C").env("TZ", "UTC");
@@ -169,10 +168,9 @@ pub(super) fn server_command(program: &Path, user: Option<&User>) -> Command {
     command
 }
 
-/// Clears away what a killed server left: a small segment of shared memory, which would stay as long
-/// as the machine runs, and its status file. That one would keep the next server from starting if some
-/// other process had got its process id by then, as after the machine's restart.
-pub(super) fn forget_killed(data: &Path) {
+/// Removes the remains of a killed server: a segment of shared memory, which would stay until the machine restarts, and
+/// the status file, which would prevent the next start if another process had the same process id by then.
+pub(super) fn clean_up_killed(data: &Path) {
     let file = data.join("postmaster.pid");
     let Ok(status) = fs::read_to_string(&file) else {
         return;
@@ -191,8 +189,8 @@ pub(super) fn forget_killed(data: &Path) {
     let _ = fs::remove_file(file);
 }
 
-/// Whether the shared memory `segment` was made by process `pid` and is attached to by none: after
-/// the machine's restart another server's may have the same number.
+/// Whether process `pid` created the shared memory `segment`, and no process is attached to it: after a restart of the
+/// machine, the segment of another server may have the same number.
 fn is_abandoned(segment: &str, pid: &str) -> bool {
     fs::read_to_string("/proc/sysvipc/shm").is_ok_and(|table| {
         table.lines().any(|row| {

@@ -1,5 +1,5 @@
-//! A private PostgreSQL. Owns the process and its settings; the data directory is `postgres_data`'s, and
-//! databases, tables and every other word of SQL are for whoever connects.
+//! A private PostgreSQL server: its process and settings. `postgres_data` has the data directory; databases and tables
+//! are up to the client.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,61 +12,58 @@ use super::{
     process::{self, Process, StopSignal},
 };
 
-/// Without TCP the port is only a part of the socket's name.
+/// The port in the socket's name, without TCP.
 const SOCKET_PORT: u16 = 5432;
 
-/// What a [`PostgresServer`] is started with.
+/// The settings of a [`PostgresServer`].
 #[derive(Clone, Debug)]
 pub struct PostgresConfig {
-    /// The server's own directory, made if it is missing: `data/`, `run/` (the socket),
-    /// `postgres.log`.
+    /// The directory of this server, created if it is missing: `data/`, `run/` (the socket), `postgres.log`.
     pub dir: PathBuf,
-    /// A TCP port on 127.0.0.1 beside the socket, with a password that the URL carries. `None`: no
-    /// TCP.
+    /// A TCP port on 127.0.0.1 besides the socket, with a password, which the URL has. `None`: no TCP.
     pub port: Option<u16>,
-    /// Whether commits reach the disk. Without, they survive the end of the server's processes, but
-    /// not the machine's: for tests. It also makes the end of ours, and a drop, skip the checkpoint.
+    /// Whether commits reach the disk. If not (for tests), they survive a crash of the server but not of the machine,
+    /// and the drop and the end of this process skip the checkpoint.
     pub fsync: bool,
     /// `max_connections`.
     pub max_connections: u32,
-    /// A stopped server's [`data_dir`](PostgresServer::data_dir), to be copied where this one has no
-    /// data yet, databases and all: much faster than making a new one. `None`: `initdb`.
+    /// The [`data_dir`](PostgresServer::data_dir) of a stopped server, copied if this server has no data yet: much
+    /// faster than `initdb`.
     pub template: Option<PathBuf>,
-    /// Further settings, name and value; they override what the fields above say.
+    /// Further settings, name and value; they override the fields above.
     pub settings: Vec<(String, String)>,
 }
 
 impl PostgresConfig {
-    /// A socket only, durable, 100 connections.
+    /// Durable, without TCP, 100 connections.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), port: None, fsync: true, max_connections: 100, template: None, settings: Vec::new() }
     }
 }
 
-/// A running, or ended, private PostgreSQL with one role, the superuser `firstcome`, and no databases
-/// of ours. Dropped, it is ended without a checkpoint; its data stay.
+/// A running or stopped private PostgreSQL with one role, the superuser `firstcome`, and no further databases. A drop
+/// stops it and keeps the data.
 ///
-/// Local connections need no password, and nobody else can reach the socket.
+/// Connections over the socket need no password: other users cannot reach it.
 #[derive(Debug)]
 pub struct PostgresServer {
-    /// Its `dir` is absolute.
+    /// `dir` is absolute.
     config: PostgresConfig,
     user: Option<User>,
-    // Before the directory of its socket, so that it is dropped first.
+    // Before the directory of the socket, so that it is dropped first.
     process: Option<Process>,
     socket: SocketDir,
     data: PathBuf,
 }
 
 impl PostgresServer {
-    /// Makes the data directory if there is none, starts the server on it, and waits until it has
-    /// recovered and takes connections. As root, which PostgreSQL refuses to run as, it runs as user
-    /// `postgres` or `nobody`; if that user cannot reach `dir`, the data go to a directory below
-    /// `/var/tmp` instead, and `dir/data` points there.
+    /// Creates the data directory if it is missing, starts the server, and waits until it accepts connections. Under
+    /// root, PostgreSQL runs as user `postgres` or `nobody`; if that user cannot reach `dir`, the data are in a
+    /// directory below `/var/tmp`, and `dir/data` is a link to it.
     ///
     /// # Errors
-    /// When no server program is found, the data were made by another major version, another server
-    /// uses them, or it does not start; the message then shows the end of its log.
+    /// No server program is found, another major version created the data, another server uses them, or the server does
+    /// not start; the message then has the end of its log.
     pub async fn start(mut config: PostgresConfig) -> Result<Self> {
         let user = User::for_postgres()?;
         config.dir = make_own(&config.dir, user.as_ref())?;
@@ -91,7 +88,7 @@ impl PostgresServer {
         set("listen_addresses", on_tcp);
         let port = self.config.port.unwrap_or(SOCKET_PORT);
         set("port", &port.to_string());
-        // The value is a list of directories; quoted, it is one with any characters.
+        // The value is a list of directories. Quoted, it is one directory with any characters.
         let socket_dir = self.socket.path().to_str().context("the path is not UTF-8")?;
         let quoted = format!("\"{}\"", socket_dir.replace('"', "\"\""));
         set("unix_socket_directories", &quoted);
@@ -99,7 +96,7 @@ impl PostgresServer {
         set("max_connections", &self.config.max_connections.to_string());
         set("timezone", "UTC");
         set("log_timezone", "UTC");
-        // In the data directory instead of /dev/shm, where a killed server's would stay.
+        // In the data directory and not in /dev/shm, where the memory of a killed server would stay.
         set("dynamic_shared_memory_type", "mmap");
         if !self.config.fsync {
             set("fsync", "off");
@@ -110,18 +107,17 @@ impl PostgresServer {
         }
 
         let when_dropped = if self.config.fsync { StopSignal::Int } else { StopSignal::Quit };
-        postgres_data::forget_killed(&self.data);
+        postgres_data::clean_up_killed(&self.data);
         let process = Process::spawn("PostgreSQL", &mut command, &self.data, &self.log_path(), when_dropped)?;
         let pid = process.pid();
         let data = &self.data;
-        // Kept from here on: given up while it starts, it is ended by its drop.
+        // Stored before the wait, so that a cancelled start drops it, which ends it.
         self.process.insert(process).until_ready(|| async { is_ready(data, pid) }).await?;
         tracing::debug!(pid, dir = %self.data.display(), "PostgreSQL is ready");
         Ok(())
     }
 
-    /// What sqlx (and `psql`) connect to, for a database that exists (`postgres` always does). It
-    /// stays the same when the server is restarted.
+    /// The URL of a database (`postgres` always exists), for sqlx and `psql`. A restart does not change it.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         let database = percent_encode(Path::new(database));
@@ -130,7 +126,7 @@ impl PostgresServer {
                 let password = fs::read_to_string(self.data.join(PASSWORD_FILE)).unwrap_or_default();
                 format!("postgres://{ROLE}:{password}@127.0.0.1:{port}/{database}?sslmode=disable")
             }
-            // The port too, or sqlx would take one from the environment.
+            // With the port: sqlx would take another from the environment.
             None => format!(
                 "postgres://{ROLE}@localhost:{SOCKET_PORT}/{database}?host={}&sslmode=disable",
                 percent_encode(self.socket.path())
@@ -138,19 +134,19 @@ impl PostgresServer {
         }
     }
 
-    /// The directory of the Unix socket, for `psql -h`. There is always one.
+    /// The directory of the Unix socket, for `psql -h`.
     #[must_use]
     pub fn socket_dir(&self) -> &Path {
         self.socket.path()
     }
 
-    /// The data directory. To lose the disk: kill the server and remove this.
+    /// The data directory. To simulate a lost disk, kill the server and remove it.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         &self.data
     }
 
-    /// What the server has to say.
+    /// The log of the server.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
         self.config.dir.join("postgres.log")
@@ -162,11 +158,10 @@ impl PostgresServer {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// Disconnects the clients, ends it in good order (SIGINT) and waits for that; SIGKILL after a
-    /// minute.
+    /// Disconnects the clients, stops the server in order (SIGINT), and waits for its end; SIGKILL after a minute.
     ///
     /// # Errors
-    /// When even that does not end it.
+    /// The server survives the SIGKILL.
     pub async fn stop(&mut self) -> Result<()> {
         match self.process.take() {
             Some(process) => process.stop(StopSignal::Int).await,
@@ -174,23 +169,23 @@ impl PostgresServer {
         }
     }
 
-    /// SIGKILL to the first process and then to the others, and waits until all are gone.
+    /// Kills the first process and then the others (SIGKILL), and waits for their end.
     ///
     /// # Errors
-    /// When they are not, half a minute later.
+    /// A process is still there after half a minute.
     pub async fn kill(&mut self) -> Result<()> {
         if let Some(process) = self.process.take() {
             process.kill().await?;
-            // At once: a test may remove the data next, and with them what tells of it.
-            postgres_data::forget_killed(&self.data);
+            // At once: a test may remove the data next, and with them the status file.
+            postgres_data::clean_up_killed(&self.data);
         }
         Ok(())
     }
 
-    /// Freezes all its processes (SIGSTOP): its connections stay open, and nothing answers.
+    /// Pauses all processes (SIGSTOP): connections stay open, and nothing answers.
     ///
     /// # Errors
-    /// When it is not running.
+    /// The server is not running.
     pub fn pause(&mut self) -> Result<()> {
         let process = self.process.as_mut();
         process.context("PostgreSQL is not running")?.pause()
@@ -199,24 +194,23 @@ impl PostgresServer {
     /// Undoes [`pause`](Self::pause).
     ///
     /// # Errors
-    /// When it is not running.
+    /// The server is not running.
     pub fn resume(&mut self) -> Result<()> {
         let process = self.process.as_ref();
         process.context("PostgreSQL is not running")?.resume();
         Ok(())
     }
 
-    /// Makes every write beyond this size of a file fail, as on a full disk, until it is lifted with `None` or the server
-    /// is started anew.
+    /// Makes every write beyond this file size fail, as on a full disk, until a call with `None` or the next start.
     ///
     /// # Errors
-    /// When it is not running.
+    /// The server is not running.
     pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
         let process = self.process.as_mut().context("PostgreSQL is not running")?;
         process.limit_file_size(bytes, self.user.as_ref())
     }
 
-    /// Starts it again on the same data, at the same URL, after stopping it in good order if it runs.
+    /// Stops the server in order if it runs, and starts it on the same data at the same URL.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -229,11 +223,11 @@ impl PostgresServer {
 impl Drop for PostgresServer {
     fn drop(&mut self) {
         self.process = None;
-        postgres_data::forget_killed(&self.data);
+        postgres_data::clean_up_killed(&self.data);
     }
 }
 
-/// Ends what a killed earlier run left behind in `dir`.
+/// Stops the servers that a killed earlier run left behind in `dir`.
 pub(super) async fn stop_leftovers(dir: &Path) -> Result<()> {
     let base = postgres_data::base_dir(dir, User::for_postgres()?.as_ref())?;
     let data = base.join("data");
@@ -242,15 +236,15 @@ pub(super) async fn stop_leftovers(dir: &Path) -> Result<()> {
 }
 
 fn socket_name(port: Option<u16>) -> String {
-    // The longest name in that directory.
+    // The longest name in the directory: that of the lock file.
     format!(".s.PGSQL.{}.lock", port.unwrap_or(SOCKET_PORT))
 }
 
-/// Whether the server whose first process is `pid` takes connections: its status file says so.
+/// Whether the server whose first process is `pid` accepts connections, by its status file.
 fn is_ready(data: &Path, pid: u32) -> bool {
     fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|status| {
         let mut lines = status.lines();
-        // A standby takes connections as well.
+        // A standby accepts connections too.
         lines.next().and_then(|line| line.parse().ok()) == Some(pid)
             && matches!(lines.nth(6).map(str::trim), Some("ready" | "standby"))
     })

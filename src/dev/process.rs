@@ -1,5 +1,5 @@
-//! One server process: started with its log, watched, signalled, ended. Knows nothing of Redis or
-//! PostgreSQL but the names of their programs; when a server is ready is for its own module.
+//! A server process: start with a log, wait, signals, end. Of Redis and PostgreSQL it knows only the names of the
+//! programs; the modules of the servers define readiness.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -13,23 +13,22 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{dirs::User, reaper::Entry};
 
-/// A starting server may replay a long log. It is given up on when it ends, not when it is slow;
-/// this only bounds one that neither ends nor gets ready.
-const START_LIMIT: Duration = Duration::from_secs(600);
-/// How long a server may take over its orderly end before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
-/// How long PostgreSQL may take over the end that it makes of itself without a checkpoint.
-const QUIT_LIMIT: Duration = Duration::from_secs(10);
-/// How long the kernel may take to end killed processes. One in the middle of a disk write ends after it.
-const KILL_LIMIT: Duration = Duration::from_secs(30);
-/// How often a state is looked at that we wait for.
-const POLL: Duration = Duration::from_millis(5);
-/// A log longer than this is set aside at the server's next start.
-const LOG_LIMIT_BYTES: u64 = 8 << 20;
-/// How much of a log an error message shows.
+/// How long a server may neither end nor get ready. Generous, because it may replay a long log.
+const START_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long an orderly stop may take before the server is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long PostgreSQL's stop without a checkpoint may take.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the kernel may take to end killed processes: a process in a disk write ends after it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The interval between two checks of an awaited state.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// The size from which a log is renamed at the next start.
+const MAX_LOG_BYTES: u64 = 8 << 20;
+/// Lines of a log in an error message.
 const LOG_TAIL_LINES: usize = 20;
 
-/// What ends a server that is dropped, or left over, without a word from us.
+/// The signal for a server that is dropped or left over.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum StopSignal {
     /// Redis: flush and end.
@@ -38,8 +37,7 @@ pub(super) enum StopSignal {
     Int,
     /// PostgreSQL "immediate": end without a checkpoint, but remove the shared memory.
     Quit,
-    /// `initdb`: nothing. It ends by itself in a second or two; interrupted, it would leave its
-    /// servers' shared memory behind.
+    /// `initdb`: none. It ends by itself in a second or two; an interrupt would leave shared memory behind.
     Wait,
 }
 
@@ -63,27 +61,27 @@ impl StopSignal {
     }
 }
 
-/// A server's first process, a child of ours that has not been waited for: so its id is its own.
+/// The first process of a server: a child that has not been reaped, so that no other process gets its id.
 #[derive(Debug)]
 pub(super) struct Process {
     /// For messages: `Redis`, `PostgreSQL`.
     name: &'static str,
     child: Child,
-    /// Where the server's processes, and no others of that name, work. Canonical.
+    /// The working directory of the server's processes, and of no other process of that name. Canonical.
     dir: PathBuf,
     log: PathBuf,
-    /// Where in the log this process's part begins.
+    /// The offset in the log at which this process started.
     log_start: u64,
     when_dropped: StopSignal,
-    /// Takes the server off the reaper's list, after it has ended.
+    /// Dropped after the server has ended, which removes it from the reaper's list.
     _listed: Entry,
 }
 
 impl Process {
-    /// Spawns `command` in `dir`, its output appended to `log`.
+    /// Spawns `command` in `dir`, and appends its output to `log`.
     ///
     /// # Errors
-    /// When another server works in `dir` (two would ruin the data), or `command` cannot be run.
+    /// Another server works in `dir` (two would corrupt the data), or `command` cannot be run.
     pub(super) fn spawn(
         name: &'static str,
         command: &mut Command,
@@ -97,14 +95,14 @@ impl Process {
         }
         let output = open_log(log).with_context(|| format!("cannot open {}", log.display()))?;
         let log_start = output.metadata()?.len();
-        // Before the spawn: a server that is not on the list yet would outlive us if we died now.
+        // Before the spawn: an unlisted server would outlive a crash of this process.
         let listed = Entry::server(when_dropped.name(), &dir)?;
         let child = command
             .current_dir(&dir)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            // A terminal's Ctrl-C is for us: we drain first, then end the servers.
+            // Keeps Ctrl-C of the terminal from the servers: this process drains first, and then stops them.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
@@ -115,11 +113,10 @@ impl Process {
         self.child.id()
     }
 
-    /// Waits until `ready` says so.
+    /// Waits until `ready` returns true.
     ///
     /// # Errors
-    /// When the process ends first, or is not ready after ten minutes; the message shows the end
-    /// of its log.
+    /// The process ends first, or is not ready after ten minutes; the message has the end of its log.
     pub(super) async fn until_ready<F, R>(&mut self, mut ready: F) -> Result<()>
     where
         F: FnMut() -> R,
@@ -134,20 +131,20 @@ impl Process {
                 return Ok(());
             }
             ensure!(
-                begun.elapsed() < START_LIMIT,
+                begun.elapsed() < START_TIMEOUT,
                 "{} is running but not ready after {} s\n{}",
                 self.name,
-                START_LIMIT.as_secs(),
+                START_TIMEOUT.as_secs(),
                 self.log_tail()
             );
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Waits for the end of one that ends by itself.
+    /// Waits for the end of a process that ends by itself.
     ///
     /// # Errors
-    /// When it failed, or has not ended after ten minutes; the message shows the end of its log.
+    /// It failed, or has not ended after ten minutes; the message has the end of its log.
     pub(super) async fn finish(mut self) -> Result<()> {
         let begun = Instant::now();
         loop {
@@ -155,42 +152,42 @@ impl Process {
                 ensure!(status.success(), "{} failed: {status}\n{}", self.name, self.log_tail());
                 return Ok(());
             }
-            ensure!(begun.elapsed() < START_LIMIT, "{} does not end\n{}", self.name, self.log_tail());
-            tokio::time::sleep(POLL).await;
+            ensure!(begun.elapsed() < START_TIMEOUT, "{} does not end\n{}", self.name, self.log_tail());
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Whether it has ended.
+    /// Whether the first process has ended.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// The kernel refuses the wait.
     pub(super) fn has_ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_some())
     }
 
-    /// SIGSTOP to all of the server's processes.
+    /// Sends SIGSTOP to all processes of the server.
     ///
     /// # Errors
-    /// When the server has ended.
+    /// The server has ended.
     pub(super) fn pause(&mut self) -> Result<()> {
         ensure!(!self.has_ended()?, "{} has ended", self.name);
-        // The first one first: it starts the others.
+        // The first process first, because it starts the others.
         self.send(Signal::STOP);
         send_to_all(&self.dir, Signal::STOP);
         Ok(())
     }
 
-    /// SIGCONT to all of the server's processes.
+    /// Sends SIGCONT to all processes of the server.
     pub(super) fn resume(&self) {
         send_to_all(&self.dir, Signal::CONT);
     }
 
-    /// What none of the server's processes can write a file beyond: the same to them as a full disk. `None`: no limit.
+    /// Limits the size of files that the server's processes can write, as a full disk would. `None`: no limit.
     ///
-    /// By the program `prlimit`, as the server's own user: in a container root may not limit another user's processes.
+    /// Runs `prlimit` as the user of the server: in a container, root may not limit the processes of another user.
     ///
     /// # Errors
-    /// When the server has ended, or there is no such program.
+    /// The server has ended, or `prlimit` is missing.
     pub(super) fn limit_file_size(&mut self, bytes: Option<u64>, user: Option<&User>) -> Result<()> {
         ensure!(!self.has_ended()?, "{} has ended", self.name);
         let bytes = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
@@ -201,47 +198,47 @@ impl Process {
                 limit.uid(user.uid).gid(user.gid);
             }
             let done = limit.output().context("cannot run prlimit")?;
-            // One of PostgreSQL's may have ended meanwhile.
+            // A process of PostgreSQL may have ended meanwhile.
             let gone = !Path::new(&format!("/proc/{pid}")).exists();
             ensure!(done.status.success() || gone, "prlimit: {}", String::from_utf8_lossy(&done.stderr));
         }
         Ok(())
     }
 
-    /// Asks it to end, and waits for it.
+    /// Stops the server with a signal, and waits for its end; SIGKILL after a minute.
     ///
     /// # Errors
-    /// When it has not even ended half a minute after a SIGKILL.
+    /// The server is still there half a minute after the SIGKILL.
     pub(super) async fn stop(mut self, how: StopSignal) -> Result<()> {
         self.send(how.signal());
-        // A paused process would sleep on the signal.
+        // A paused process handles no signal.
         self.resume();
         let begun = Instant::now();
         while !self.has_ended()? {
-            if begun.elapsed() > STOP_LIMIT {
+            if begun.elapsed() > STOP_TIMEOUT {
                 tracing::warn!(server = self.name, pid = self.pid(), "did not stop: killing it");
                 break;
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         self.kill().await
     }
 
-    /// SIGKILL to all of the server's processes, and waits until they are gone.
+    /// Sends SIGKILL to all processes of the server, and waits for their end.
     ///
     /// # Errors
-    /// When they are not, half a minute later.
+    /// A process is still there after half a minute.
     pub(super) async fn kill(mut self) -> Result<()> {
         let begun = Instant::now();
         while !self.kill_once()? {
-            ensure!(begun.elapsed() < KILL_LIMIT, "cannot kill {}", self.name);
-            tokio::time::sleep(POLL).await;
+            ensure!(begun.elapsed() < KILL_TIMEOUT, "cannot kill {}", self.name);
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    /// One round of killing: whether nothing is left. The first process goes first, after which
-    /// PostgreSQL starts no others.
+    /// Kills once. Returns whether no process is left. The first process is killed first, so that PostgreSQL starts no
+    /// others.
     fn kill_once(&mut self) -> Result<bool> {
         if !self.has_ended()? {
             self.child.kill()?;
@@ -254,13 +251,13 @@ impl Process {
         send(self.pid(), signal);
     }
 
-    /// The end of what this process has logged, for an error message.
+    /// The last lines that this process logged, for an error message.
     fn log_tail(&self) -> String {
         let read = || -> std::io::Result<String> {
             let mut file = File::open(&self.log)?;
             file.seek(SeekFrom::Start(self.log_start))?;
             let mut text = Vec::new();
-            file.take(LOG_LIMIT_BYTES).read_to_end(&mut text)?;
+            file.take(MAX_LOG_BYTES).read_to_end(&mut text)?;
             Ok(String::from_utf8_lossy(&text).into_owned())
         };
         let text = read().unwrap_or_default();
@@ -270,32 +267,31 @@ impl Process {
     }
 }
 
-/// Ends it quickly rather than orderly: who wants that calls `stop`. Blocks for the milliseconds
-/// that it takes.
+/// Ends the server quickly, not in order as `stop` does. Blocks for some milliseconds.
 impl Drop for Process {
     fn drop(&mut self) {
-        // Killed, PostgreSQL would leave its shared memory behind. Redis has nothing to tidy up.
+        // A killed PostgreSQL leaves shared memory behind, so it gets SIGQUIT first. Redis has nothing to clean up.
         if !matches!(self.when_dropped, StopSignal::Term) && matches!(self.has_ended(), Ok(false)) {
             if !matches!(self.when_dropped, StopSignal::Wait) {
                 self.send(Signal::QUIT);
             }
             self.resume();
             let begun = Instant::now();
-            while begun.elapsed() < QUIT_LIMIT && matches!(self.has_ended(), Ok(false)) {
-                std::thread::sleep(POLL);
+            while begun.elapsed() < QUIT_TIMEOUT && matches!(self.has_ended(), Ok(false)) {
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
         let begun = Instant::now();
-        while begun.elapsed() < KILL_LIMIT && matches!(self.kill_once(), Ok(false)) {
-            std::thread::sleep(POLL);
+        while begun.elapsed() < KILL_TIMEOUT && matches!(self.kill_once(), Ok(false)) {
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-/// Ends the servers that a killed earlier run left in `dir`; the caller knows that nobody owns them.
+/// Stops the servers that a killed earlier run left in `dir`. The caller ensures that no running process owns them.
 ///
 /// # Errors
-/// When they can not be ended.
+/// They cannot be stopped.
 pub(super) async fn stop_leftovers(dir: &Path, how: StopSignal) -> Result<()> {
     let Ok(dir) = dir.canonicalize() else {
         return Ok(());
@@ -305,7 +301,7 @@ pub(super) async fn stop_leftovers(dir: &Path, how: StopSignal) -> Result<()> {
         return Ok(());
     }
     tracing::warn!(dir = %dir.display(), ?pids, "stopping servers that an earlier run left behind");
-    // PostgreSQL's children have other uses for the signal: only the first process gets it.
+    // Only to the first process: to PostgreSQL's children the signal means something else.
     let first = fs::read_to_string(dir.join("postmaster.pid"))
         .ok()
         .and_then(|text| text.lines().next()?.parse().ok())
@@ -318,28 +314,28 @@ pub(super) async fn stop_leftovers(dir: &Path, how: StopSignal) -> Result<()> {
 
     let begun = Instant::now();
     while !servers_in(&dir).is_empty() {
-        if begun.elapsed() > STOP_LIMIT {
+        if begun.elapsed() > STOP_TIMEOUT {
             send_to_all(&dir, Signal::KILL);
         }
         ensure!(
-            begun.elapsed() < STOP_LIMIT + KILL_LIMIT,
+            begun.elapsed() < STOP_TIMEOUT + KILL_TIMEOUT,
             "cannot end the servers {:?} that an earlier run left in {}",
             servers_in(&dir),
             dir.display()
         );
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
-/// Sends `signal` to every server process in `dir` and says how many there were.
+/// Sends `signal` to every server process in `dir`. Returns their number.
 fn send_to_all(dir: &Path, signal: Signal) -> usize {
     let pids = servers_in(dir);
     pids.iter().for_each(|pid| send(*pid, signal));
     pids.len()
 }
 
-/// A process that is gone needs no signal, so an error is none.
+/// Sends a signal. Ignores an error, which means that the process has ended.
 fn send(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     if let Some(pid) = pid {
@@ -347,8 +343,8 @@ fn send(pid: u32, signal: Signal) {
     }
 }
 
-/// The server processes that work in `dir` (canonical). Zombies have no working directory and do
-/// not count; nor does a person's shell or `psql` that stands there.
+/// The server processes that work in `dir` (canonical). Zombies, which have no working directory, do not count; nor
+/// does a shell or a `psql` in that directory.
 pub(super) fn servers_in(dir: &Path) -> Vec<u32> {
     let is_server = |pid: &u32| {
         fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir)
@@ -365,9 +361,9 @@ pub(super) fn servers_in(dir: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// Appends, so that a restart does not wipe out why the last run ended.
+/// Opens the log for appending, so that a restart keeps the reason of the last end.
 fn open_log(path: &Path) -> std::io::Result<File> {
-    if fs::metadata(path).is_ok_and(|meta| meta.len() > LOG_LIMIT_BYTES) {
+    if fs::metadata(path).is_ok_and(|meta| meta.len() > MAX_LOG_BYTES) {
         fs::rename(path, path.with_extension("log.old"))?;
     }
     OpenOptions::new().create(true).append(true).open(path)

@@ -1,9 +1,8 @@
-//! Ends what this process started when this process ends, even by `kill -9`.
+//! Ends the servers of this process when this process ends, even by `kill -9`.
 //!
-//! Owns: one shell process per process of ours (`reaper.sh`), which waits at the other end of a
-//! pipe. Whatever ends us closes the pipe, and the shell then ends the listed servers and removes
-//! the listed directories. Leaves the ordinary, orderly stop to the servers' own methods; each
-//! [`Entry`] is off the list once it is dropped.
+//! A shell process (`reaper.sh`) waits at the other end of a pipe. Any end of this process closes the pipe; the shell
+//! then ends the listed servers and removes the listed directories. An orderly stop is up to the servers' own methods:
+//! a dropped [`Entry`] is off the list.
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -14,25 +13,24 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
-/// The running reaper. Never dropped: the kernel closes the pipe, which is the point.
+/// The running reaper. Never dropped: the kernel closes the pipe at the end of the process.
 static REAPER: Mutex<Option<Child>> = Mutex::new(None);
 
-/// One line on the reaper's list; dropping it takes the line off.
+/// A line of the reaper's list. A drop removes it.
 #[derive(Debug)]
 pub(super) struct Entry(Vec<u8>);
 
 impl Entry {
-    /// When we end, the server whose processes work in `dir` gets `signal` (`TERM`, `INT`, `QUIT`),
-    /// and after a minute SIGKILL. To be listed *before* the server is spawned, so that there is no
-    /// moment in which it could be left over.
+    /// Lists a server: at the end of this process, the server whose processes work in `dir` gets `signal` (`TERM`,
+    /// `INT`, `QUIT`), and SIGKILL after a minute. List a server *before* its spawn, so that it can never be left over.
     ///
     /// # Errors
-    /// When the reaper cannot be started or reached, or the path contains a line break.
+    /// The reaper cannot be started or reached, or the path contains a line break.
     pub(super) fn server(signal: &str, dir: &Path) -> Result<Self> {
         Self::add(&format!("server {signal} "), dir)
     }
 
-    /// When we end, and after the servers have, `path` is removed with all that is in it.
+    /// Lists a directory: it is removed with its contents after the end of this process and of the servers.
     ///
     /// # Errors
     /// As [`Entry::server`].
@@ -61,20 +59,20 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // Without a reaper nothing is listed any more: there is nothing to take off.
+        // Without a reaper there is no list, so an error needs no handling.
         let _ = self.send(b'-');
     }
 }
 
-/// The pipe's writing end is close-on-exec, as all that std opens: no server holds it open.
+/// Starts the shell. Std opens the pipe close-on-exec, so that no server keeps it open.
 fn spawn() -> io::Result<Child> {
     Command::new("/bin/sh")
-        // By the environment, so that a list of processes does not show all of it.
+        // In the environment, so that a list of processes does not show the whole script.
         .args(["-c", "eval \"$FIRSTCOME_REAPER\"", "firstcome-reaper"])
         .env("FIRSTCOME_REAPER", include_str!("reaper.sh"))
         .current_dir("/")
         .stdin(Stdio::piped())
-        // Whoever reads our output waits for its end, and must not wait for the reaper.
+        // A reader of this process's output waits for its end, and must not wait for the reaper.
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0)

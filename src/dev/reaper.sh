@@ -1,13 +1,13 @@
-# Ends the servers and removes the directories of a firstcome process that has ended, however it
-# ended. Standard input is a pipe whose only writing end that process holds, so that its end of file
-# is the process's end. A line `+ENTRY` adds an entry to the list, `-ENTRY` takes it off again:
+# Ends the servers and removes the directories of a firstcome process after its end. Standard input is
+# a pipe whose only writing end that process holds: its end of file is the end of the process. A line
+# `+ENTRY` adds an entry to the list, `-ENTRY` removes it:
 #
-#   server SIGNAL DIR   end the server that works in DIR: SIGNAL asks it to
+#   server SIGNAL DIR   end the server that works in DIR, with SIGNAL
 #   remove PATH         then remove PATH
 #
-# Needs Linux's /proc, and of test(1) the `-ef` that every Debian shell has.
+# Needs Linux's /proc, and `-ef` of test(1), which every Debian shell has.
 
-# Our own group is not the terminal's; this is for those who signal everything.
+# The process group already excludes the terminal's signals; this covers signals to every process.
 trap '' HUP INT TERM
 
 set --
@@ -23,7 +23,7 @@ while IFS= read -r line; do
     esac
 done
 
-# Whether process $1 works in $dir, which may have been removed under it.
+# Whether process $1 works in $dir, also if $dir has been removed meanwhile.
 in_dir() {
     if [ -d "$dir" ]; then
         [ "/proc/$1/cwd" -ef "$dir" ]
@@ -32,21 +32,21 @@ in_dir() {
     fi
 }
 
-# Those of $pids that are still alive. A zombie has no working directory, so it is not.
+# Prints those of $pids that are alive. A zombie has no working directory and is not printed.
 alive() {
     for pid in $pids; do
         if in_dir "$pid"; then echo "$pid"; fi
     done
 }
 
-# Only processes seen now are waited for and killed: a next `firstcome dev` may start its own servers
-# in the same directory as soon as these are gone.
+# Waits for and kills only the processes found at first: the next `firstcome dev` may start its own
+# servers in the same directory meanwhile.
 end_server() {
     signal=$1 dir=$2 pids=
     for process in /proc/[0-9]*; do
         pid=${process#/proc/}
         in_dir "$pid" || continue
-        # Not a person's shell, or their psql, that happens to stand in DIR.
+        # Skips a shell or a psql that works in DIR.
         read -r name <"$process/comm" || continue
         case $name in
         *redis-server* | *valkey-server* | *postgres* | initdb) pids="$pids $pid" ;;
@@ -54,20 +54,20 @@ end_server() {
     done
     [ -n "$pids" ] || return 0
 
-    # PostgreSQL's children have other uses for these signals: only its first process gets it.
+    # Only to the first process: to PostgreSQL's children these signals mean something else.
     leader=
     [ ! -e "$dir/postmaster.pid" ] || read -r leader <"$dir/postmaster.pid"
     case " $pids " in
     *" ${leader:-none} "*) kill -s "$signal" "$leader" ;;
     *) kill -s "$signal" $pids ;;
     esac
-    # A test may have paused it; a stopped process handles no signal.
+    # A test may have paused the server; a stopped process handles no signal.
     kill -s CONT $pids
 
     tries=0
     while [ -n "$(alive)" ]; do
         tries=$((tries + 1))
-        # A minute: a busy server flushes before it ends.
+        # SIGKILL after a minute: a busy server flushes before it ends.
         [ "$tries" -ne 600 ] || kill -s KILL $(alive)
         [ "$tries" -lt 700 ] || return 1
         sleep 0.1
@@ -86,7 +86,7 @@ wait
 for entry do
     case $entry in
     remove\ *)
-        # Once more if something that we were busy with still wrote there.
+        # Again after a second if a process still wrote there.
         rm -rf -- "${entry#remove }" || { sleep 1 && rm -rf -- "${entry#remove }"; }
         ;;
     esac

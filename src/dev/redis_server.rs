@@ -1,5 +1,4 @@
-//! A private Redis, or Valkey. Owns the process and its directory; what is said to it is for
-//! whoever connects.
+//! A private Redis or Valkey server: its process and its directory.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,37 +20,37 @@ const SOCKET: &str = "redis.sock";
 /// When an append-only file is flushed to disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AppendFsync {
-    /// Before each reply: what was acknowledged is kept.
+    /// Before each reply: no acknowledged write is lost.
     #[default]
     Always,
-    /// Once a second: up to that much is lost with the machine, but nothing with the process.
+    /// Once a second: a crash of the machine loses up to a second, a crash of the process nothing.
     EverySecond,
-    /// When the system pleases; likewise.
+    /// When the system decides: a crash of the machine loses the unflushed writes, a crash of the process nothing.
     Never,
 }
 
-/// What a [`RedisServer`] is started with.
+/// The settings of a [`RedisServer`].
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
-    /// The server's own directory, made if it is missing: `data/`, `redis.sock`, `redis.log`.
+    /// The directory of this server, created if it is missing: `data/`, `redis.sock`, `redis.log`.
     pub dir: PathBuf,
-    /// A TCP port on 127.0.0.1, without a password, beside the socket. `None`: no TCP.
+    /// A TCP port on 127.0.0.1 besides the socket, without a password. `None`: no TCP.
     pub port: Option<u16>,
-    /// See [`AppendFsync`].
+    /// The durability: `appendfsync`.
     pub append_fsync: AppendFsync,
-    /// `maxmemory`. `None`: no limit. Nothing is ever evicted.
+    /// `maxmemory`, without eviction. `None`: no limit.
     pub max_memory_bytes: Option<u64>,
-    /// Whether [`limit_file_size`](RedisServer::limit_file_size) will be used: a write beyond the limit is then an error to
-    /// the server, as on a full disk, and not a signal that ends it.
+    /// Whether [`limit_file_size`](RedisServer::limit_file_size) will be used: a write beyond the limit is then an
+    /// error, as on a full disk, and not a signal that ends the server.
     pub full_disks: bool,
-    /// Lines of a configuration file (`sentinel monitor ...`) that make it a Sentinel, which keeps no data. Empty: a server.
+    /// The lines of a Sentinel's configuration file (`sentinel monitor ...`). Empty: a server.
     pub sentinel: Vec<String>,
-    /// Further arguments; they override what the fields above say (`["--appendonly", "no"]`).
+    /// Further arguments; they override the fields above (`["--appendonly", "no"]`).
     pub extra_args: Vec<String>,
 }
 
 impl RedisConfig {
-    /// A socket only, and the durability that the service asks for.
+    /// Without TCP, and as durable as the service requires.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -65,22 +64,22 @@ impl RedisConfig {
     }
 }
 
-/// A running, or ended, private Redis. Dropped, it is killed; its data stay.
+/// A running or stopped private Redis. A drop kills it and keeps the data.
 #[derive(Debug)]
 pub struct RedisServer {
-    /// Its `dir` is absolute.
+    /// `dir` is absolute.
     config: RedisConfig,
-    // Before the directory of its socket, so that it is dropped first.
+    // Before the directory of the socket, so that it is dropped first.
     process: Option<Process>,
     socket: SocketDir,
 }
 
 impl RedisServer {
-    /// Starts a server on what is in the directory, and waits until it has loaded it.
+    /// Starts a server on the data of the directory, and waits until it has loaded them.
     ///
     /// # Errors
-    /// When no server program is found, another server uses the directory, or it does not start;
-    /// the message then shows the end of its log.
+    /// No server program is found, another server uses the directory, or the server does not start; the message then
+    /// has the end of its log.
     pub async fn start(mut config: RedisConfig) -> Result<Self> {
         config.dir = make_own(&config.dir, None)?;
         let socket = SocketDir::new(&config.dir, SOCKET, None)?;
@@ -94,7 +93,7 @@ impl RedisServer {
         let data = self.data_dir();
         make_private(&data, None)?;
         let mut command = match config.full_disks {
-            // PostgreSQL ignores this signal by itself; Redis needs somebody to do it before.
+            // Redis inherits the ignored signal from `env`. (PostgreSQL ignores it by itself.)
             true => {
                 let mut env = Command::new("env");
                 env.arg("--ignore-signal=XFSZ").arg(binaries::redis_server()?);
@@ -103,7 +102,7 @@ impl RedisServer {
             false => Command::new(binaries::redis_server()?),
         };
         if !config.sentinel.is_empty() {
-            // It writes what it learns into its file.
+            // A Sentinel rewrites its configuration file.
             let file = data.join("sentinel.conf");
             std::fs::write(&file, config.sentinel.join("\n") + "\n")?;
             command.arg(file).arg("--sentinel");
@@ -125,7 +124,7 @@ impl RedisServer {
                     AppendFsync::Never => "no",
                 },
             );
-            // The append-only file is the one copy: no snapshots beside it.
+            // No snapshots besides the append-only file.
             set("save", &"");
             set("maxmemory-policy", &"noeviction");
         }
@@ -135,15 +134,15 @@ impl RedisServer {
         command.args(&config.extra_args);
 
         let process = Process::spawn("Redis", &mut command, &data, &self.log_path(), StopSignal::Term)?;
-        // Kept from here on: given up while it starts, it is killed by its drop.
+        // Stored before the wait, so that a cancelled start drops it, which kills it.
         let socket = self.socket_path();
         self.process.insert(process).until_ready(|| answers(&socket)).await?;
         tracing::debug!(pid = self.pid(), socket = %socket.display(), "Redis is ready");
         Ok(())
     }
 
-    /// What redis-rs connects to: `redis://127.0.0.1:PORT/`, or `redis+unix://SOCKET` without a
-    /// port. It stays the same when the server is restarted.
+    /// The URL for redis-rs: `redis://127.0.0.1:PORT/`, or `redis+unix://SOCKET` without a port. A restart does not
+    /// change it.
     #[must_use]
     pub fn url(&self) -> String {
         match self.config.port {
@@ -152,19 +151,19 @@ impl RedisServer {
         }
     }
 
-    /// The Unix socket, for `redis-cli -s`. There is always one.
+    /// The Unix socket, for `redis-cli -s`.
     #[must_use]
     pub fn socket_path(&self) -> PathBuf {
         self.socket.path().join(SOCKET)
     }
 
-    /// Where the append-only file is. To lose the disk: kill the server and remove this.
+    /// The directory of the append-only file. To simulate a lost disk, kill the server and remove it.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.config.dir.join("data")
     }
 
-    /// What the server has to say.
+    /// The log of the server.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
         self.config.dir.join("redis.log")
@@ -176,10 +175,10 @@ impl RedisServer {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// Ends it in good order (SIGTERM) and waits for that; SIGKILL after a minute.
+    /// Stops the server in order (SIGTERM), and waits for its end; SIGKILL after a minute.
     ///
     /// # Errors
-    /// When even that does not end it.
+    /// The server survives the SIGKILL.
     pub async fn stop(&mut self) -> Result<()> {
         match self.process.take() {
             Some(process) => process.stop(StopSignal::Term).await,
@@ -187,10 +186,10 @@ impl RedisServer {
         }
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Kills the server (SIGKILL), and waits for its end.
     ///
     /// # Errors
-    /// When it is not, half a minute later.
+    /// The server is still there after half a minute.
     pub async fn kill(&mut self) -> Result<()> {
         match self.process.take() {
             Some(process) => process.kill().await,
@@ -198,10 +197,10 @@ impl RedisServer {
         }
     }
 
-    /// Freezes it (SIGSTOP): its connections stay open, and nothing answers.
+    /// Pauses the server (SIGSTOP): connections stay open, and nothing answers.
     ///
     /// # Errors
-    /// When it is not running.
+    /// The server is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.process.as_mut().context("Redis is not running")?.pause()
     }
@@ -209,28 +208,28 @@ impl RedisServer {
     /// Undoes [`pause`](Self::pause).
     ///
     /// # Errors
-    /// When it is not running.
+    /// The server is not running.
     pub fn resume(&mut self) -> Result<()> {
         let process = self.process.as_ref().context("Redis is not running")?;
         process.resume();
         Ok(())
     }
 
-    /// Makes every write beyond this size of a file fail, as on a full disk, until it is lifted with `None` or the server
-    /// is started anew. Only with [`full_disks`](RedisConfig::full_disks).
+    /// Makes every write beyond this file size fail, as on a full disk, until a call with `None` or the next start.
+    /// Requires [`full_disks`](RedisConfig::full_disks).
     ///
     /// # Errors
-    /// When it is not running.
+    /// The server is not running.
     pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
         self.process.as_mut().context("Redis is not running")?.limit_file_size(bytes, None)
     }
 
-    /// Adds to [`RedisConfig::extra_args`], from its next start on.
+    /// Adds to [`RedisConfig::extra_args`], for the next start.
     pub fn add_args(&mut self, args: &[&str]) {
         self.config.extra_args.extend(args.iter().map(|arg| (*arg).to_owned()));
     }
 
-    /// Starts it again on the same data, at the same URL, after stopping it in good order if it runs.
+    /// Stops the server in order if it runs, and starts it on the same data at the same URL.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -240,22 +239,22 @@ impl RedisServer {
     }
 }
 
-/// Ends what a killed earlier run left behind in `dir`.
+/// Stops the server that a killed earlier run left behind in `dir`.
 pub(super) async fn stop_leftovers(dir: &Path) -> Result<()> {
     process::stop_leftovers(&dir.join("data"), StopSignal::Term).await
 }
 
-/// Whether a server answers at `socket` and has loaded its data.
+/// Whether a server answers at `socket`, and has loaded its data.
 async fn answers(socket: &Path) -> bool {
-    let ask = async {
+    let ping = async {
         let mut stream = UnixStream::connect(socket).await?;
         stream.write_all(b"PING\r\n").await?;
         let mut reply = [0; 64];
         let length = stream.read(&mut reply).await?;
         io::Result::Ok(reply[..length].to_vec())
     };
-    match tokio::time::timeout(Duration::from_secs(1), ask).await {
-        // Any other refusal (a password is wanted, a primary is away) comes from a server that is up.
+    match tokio::time::timeout(Duration::from_secs(1), ping).await {
+        // Any other error (a missing password, an unavailable primary) comes from a server that is ready.
         Ok(Ok(reply)) => !reply.is_empty() && !reply.starts_with(b"-LOADING"),
         _ => false,
     }

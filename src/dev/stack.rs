@@ -1,4 +1,4 @@
-//! What `firstcome dev` runs on: a Redis and a PostgreSQL of its own, under one directory.
+//! The Redis and the PostgreSQL of `firstcome dev`, under one directory.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
@@ -12,30 +12,28 @@ use super::{
     redis_server::{self, RedisConfig, RedisServer},
 };
 
-/// The service's database. Making it is the caller's first act, over
-/// [`admin_database_url`](Stack::admin_database_url).
+/// The database of the service. The caller creates it first, over [`admin_database_url`](Stack::admin_database_url).
 const DATABASE: &str = "firstcome";
 
-/// A running Redis and PostgreSQL, durable, on Unix sockets only. The next start in the same
-/// directory goes on with the same data.
+/// A running Redis and PostgreSQL, durable, on Unix sockets only. The next start in the same directory uses the same
+/// data.
 #[derive(Debug)]
 pub struct Stack {
     redis: RedisServer,
     postgres: PostgresServer,
-    /// Held as long as the servers run, and let go by the kernel however we end.
+    /// Held while the servers run; the kernel releases it at any end of the process.
     _lock: File,
 }
 
 impl Stack {
-    /// Starts both under `dir` (`.firstcome`), made if it is missing: `redis/`, `postgres/`, `lock`.
-    /// Servers that a killed earlier run left behind there are stopped first.
+    /// Starts both servers under `dir` (`.firstcome`), created if it is missing: `redis/`, `postgres/`, `lock`. Stops
+    /// the servers that a killed earlier run left behind there.
     ///
     /// # Errors
-    /// When another process runs its own there ("already running"), or one of the servers does not
-    /// start.
+    /// Another process runs its servers there ("already running"), or a server does not start.
     pub async fn start(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        // First of all: only under the lock are servers that run here nobody's.
+        // The lock comes first: under it, no running process owns a server in this directory.
         let lock = lock(&dir.join("lock"))?;
         let redis = make_own(&dir.join("redis"), None)?;
         let postgres = make_own(&dir.join("postgres"), User::for_postgres()?.as_ref())?;
@@ -47,48 +45,47 @@ impl Stack {
         Ok(Self { redis, postgres, _lock: lock })
     }
 
-    /// For redis-rs.
+    /// The URL of Redis, for redis-rs.
     #[must_use]
     pub fn redis_url(&self) -> String {
         self.redis.url()
     }
 
-    /// For sqlx: the database `firstcome`, once the caller has made it.
+    /// The URL of the database `firstcome`, which the caller creates, for sqlx.
     #[must_use]
     pub fn database_url(&self) -> String {
         self.postgres.url(DATABASE)
     }
 
-    /// For sqlx: the database `postgres`, which is there from the start.
+    /// The URL of the database `postgres`, which always exists, for sqlx.
     #[must_use]
     pub fn admin_database_url(&self) -> String {
         self.postgres.url("postgres")
     }
 
-    /// For `redis-cli -s`.
+    /// The socket of Redis, for `redis-cli -s`.
     #[must_use]
     pub fn redis_socket(&self) -> PathBuf {
         self.redis.socket_path()
     }
 
-    /// For `psql -h DIR -U firstcome`.
+    /// The directory of PostgreSQL's socket, for `psql -h DIR -U firstcome`.
     #[must_use]
     pub fn postgres_socket_dir(&self) -> &Path {
         self.postgres.socket_dir()
     }
 
-    /// Ends both in good order. Dropped instead, both are ended at once; nothing that they
-    /// acknowledged is lost either way.
+    /// Stops both servers in order. A drop ends them at once. Neither loses an acknowledged write.
     ///
     /// # Errors
-    /// When one of them cannot be ended.
+    /// A server cannot be stopped.
     pub async fn stop(mut self) -> Result<()> {
         let (redis, postgres) = tokio::join!(self.redis.stop(), self.postgres.stop());
         redis.and(postgres)
     }
 }
 
-/// Takes the lock and writes our process id into it, for the message of the one who comes second.
+/// Takes the lock, and writes the process id into it for the error message of a second process.
 fn lock(path: &Path) -> Result<File> {
     let mut file = OpenOptions::new()
         .create(true)
