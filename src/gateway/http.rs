@@ -145,7 +145,7 @@ impl HttpGateway {
         if let Ok(id) = HeaderValue::from_str(request_id) {
             headers.insert(X_REQUEST_ID, id);
         }
-        span.tell(&mut headers);
+        span.inject(&mut headers);
         let request = request.headers(headers);
         // The limit includes the wait for a permit, so that a gateway that hangs delays a caller by one limit at most.
         let call = async {

@@ -1,9 +1,8 @@
-//! What is told of what happens inside: the log, and [`traces`]. Anybody may use it; it knows nobody.
+//! The log, [`metrics`] and [`traces`]. Depends on [`config`](crate::config) only; every other module may use it.
 //!
-//! The log goes to standard error: lines for people in a terminal, JSON objects elsewhere. `RUST_LOG` sets what is in it, by
-//! the module that says it; beside those there is the target [`ACCESS`], with a line for every request at level debug. No
-//! secret is logged: what is one has a type that prints as `***`, errors of clients are told without their URLs, and every line
-//! goes through [`Redacting`].
+//! The log goes to standard error: text in a terminal, JSON elsewhere. `RUST_LOG` filters it by module; the target
+//! [`ACCESS`] has a line per request at level debug. No secret is logged: secrets have a type that prints as `***`,
+//! errors of HTTP clients are logged without their URLs, and every line passes through [`Redacting`].
 
 pub mod metrics;
 pub mod traces;
@@ -14,15 +13,15 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, Redacting};
 
-/// The target of the log's lines about requests.
+/// The target of the access log.
 pub const ACCESS: &str = "firstcome::access";
 
-/// Starts the log of this process; to be called once.
+/// Starts the log of this process. To be called once.
 pub fn log(format: LogFormat) {
-    // Empty is not set; what can't be read is said, below.
-    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
-    let read = wanted.as_deref().map(|wanted| EnvFilter::builder().parse(wanted));
-    let (filter, problem) = match read {
+    // An empty value counts as unset.
+    let setting = std::env::var("RUST_LOG").ok().filter(|setting| !setting.trim().is_empty());
+    let parsed = setting.as_deref().map(|setting| EnvFilter::builder().parse(setting));
+    let (filter, problem) = match parsed {
         Some(Ok(filter)) => (filter, None),
         Some(Err(problem)) => (EnvFilter::new("info"), Some(problem)),
         None => (EnvFilter::new("info"), None),
@@ -39,8 +38,8 @@ pub fn log(format: LogFormat) {
         log.with_ansi(stderr().is_terminal()).init();
     }
     if let Some(problem) = problem {
-        tracing::warn!(%problem, "RUST_LOG can't be read: what is logged is as if it were info");
+        tracing::warn!(%problem, "RUST_LOG can't be read: the log is filtered as by info");
     }
-    // The message of a panic may be a library's.
+    // Panics go through the log too, which redacts the messages of libraries.
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
 }

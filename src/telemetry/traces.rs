@@ -1,13 +1,13 @@
-//! Traces: how long requests took and where, for an OpenTelemetry collector, by OTLP over HTTP.
+//! Traces, exported to an OpenTelemetry collector by OTLP over HTTP.
 //!
-//! Spans are made through OpenTelemetry's own interface and not through `tracing`, so that they cost nothing where they are
-//! off: there is no tracer then, which one atomic load tells, and the layer around requests is not there at all. What is
-//! exported waits in a bounded queue for a thread of its own; where that is full spans are dropped, and a collector that is
-//! away is told of once.
+//! Spans are created through OpenTelemetry's API, not through `tracing`, so that disabled tracing costs one atomic
+//! load. A thread exports the spans from a bounded queue. A full queue drops spans, and an outage of the collector is
+//! logged once.
 //!
-//! Spans: a request (`POST /api/v1/orders`, of which W3C's `traceparent` may name the caller's), a script that it called
-//! (`EVALSHA order_place`; one call may decide many requests: it is a child of the first, and linked to the others), a
-//! gateway that was asked, and a batch of the projection. Attributes are OpenTelemetry's, and ours begin with `firstcome.`.
+//! There is a span for each request (`POST /api/v1/orders`, whose parent is the caller's span in W3C's `traceparent`),
+//! each call of a script (`EVALSHA order_place`, a child of the first request that it decides, with links to the
+//! others), each call of a gateway, and each batch of the projection. Attributes follow OpenTelemetry's conventions;
+//! our own begin with `firstcome.`.
 
 use std::{
     borrow::Cow,
@@ -37,35 +37,35 @@ use tokio::runtime::Handle;
 
 use crate::config::{Secret, TelemetryConfig};
 
-/// How long one delivery to the collector may take.
-const LONGEST_DELIVERY: Duration = Duration::from_secs(10);
-/// How long the end of the process waits for the last spans to be delivered.
-const LONGEST_FLUSH: Duration = Duration::from_secs(2);
-/// The most requests that a batch of the projection names.
-const MOST_NAMED: usize = 64;
+/// How long one export may take.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end of the process waits for the last export.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Request ids in the span of a projected batch.
+const MAX_REQUEST_IDS: usize = 64;
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// Whether anything is traced.
+/// Whether tracing is on.
 pub fn on() -> bool {
     TRACER.get().is_some()
 }
 
-/// What delivers the spans of this process.
+/// Exports the spans of this process until it is stopped.
 pub struct Delivery(SdkTracerProvider);
 
-/// Starts tracing, if there is a collector to send to; within the runtime, and once.
+/// Starts tracing, if a collector is configured. To be called once, within the runtime.
 ///
 /// # Errors
-/// The collector's URL is none.
+/// The URL of the collector is invalid.
 pub fn start(config: &TelemetryConfig) -> anyhow::Result<Option<Delivery>> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let disabled = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let Some(collector) = collector(config)?.filter(|_| !disabled) else { return Ok(None) };
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut client = Client::builder().timeout(LONGEST_DELIVERY).redirect(redirect::Policy::none());
+    let mut client = Client::builder().timeout(EXPORT_TIMEOUT).redirect(redirect::Policy::none());
     if collector.scheme() == "http" {
-        // A slim image may have no certificates.
+        // No root certificates: a slim image may have none to load.
         client = client.tls_certs_only([]);
     }
     let exporter = opentelemetry_otlp::SpanExporter::builder()
@@ -82,7 +82,7 @@ pub fn start(config: &TelemetryConfig) -> anyhow::Result<Option<Delivery>> {
     if !named {
         resource = resource.with_service_name("firstcome");
     }
-    // Sampling and the queue are as OTEL_TRACES_SAMPLER and OTEL_BSP_* say.
+    // The SDK reads OTEL_TRACES_SAMPLER and OTEL_BSP_* by itself.
     let provider = SdkTracerProvider::builder().with_resource(resource.build()).with_batch_exporter(exporter).build();
     if TRACER.set(provider.tracer("firstcome")).is_err() {
         anyhow::bail!("traces are started already");
@@ -90,17 +90,17 @@ pub fn start(config: &TelemetryConfig) -> anyhow::Result<Option<Delivery>> {
     Ok(Some(Delivery(provider)))
 }
 
-/// The collector's URL for traces.
+/// The URL of the collector for traces; `None` if none is configured.
 fn collector(config: &TelemetryConfig) -> anyhow::Result<Option<Url>> {
     let given = |url: &Option<Secret>| url.as_ref().map(|url| url.expose().to_owned()).filter(|url| !url.is_empty());
     let traces = given(&config.otel_exporter_otlp_traces_endpoint);
     let base =
         given(&config.otel_exporter_otlp_endpoint).map(|base| format!("{}/v1/traces", base.trim_end_matches('/')));
     let Some(url) = traces.or(base) else { return Ok(None) };
-    // Not with the error of the parser, which may quote a password.
+    // Without the parser's error, which may quote a password.
     let url = Url::parse(&url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
     let url = url.context("OTEL_EXPORTER_OTLP_ENDPOINT is not an http:// or https:// URL")?;
-    // The client's library logs where it connects to.
+    // The HTTP client logs the address that it connects to.
     let secret = !url.username().is_empty() || url.password().is_some();
     anyhow::ensure!(
         !secret,
@@ -110,17 +110,17 @@ fn collector(config: &TelemetryConfig) -> anyhow::Result<Option<Url>> {
 }
 
 impl Delivery {
-    /// Delivers what there is, for a bounded time.
+    /// Exports the remaining spans, for at most [`FLUSH_TIMEOUT`].
     pub async fn stop(self) {
-        // It waits for a thread that waits for this runtime.
-        let stopped = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(LONGEST_FLUSH)).await;
+        // On a blocking thread: the exporting thread needs this runtime.
+        let stopped = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
         if !matches!(stopped, Ok(Ok(()))) {
             tracing::debug!("the last traces were not delivered");
         }
     }
 }
 
-/// The exporter, whose client needs the runtime that the thread of the batches is not on.
+/// Runs the exporter on the runtime that its HTTP client needs: the exporting thread is not part of it.
 #[derive(Debug)]
 struct OnRuntime {
     exporter: Arc<opentelemetry_otlp::SpanExporter>,
@@ -150,15 +150,16 @@ impl SpanExporter for OnRuntime {
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        // Before the first delivery, so that nobody else has it.
+        // Called before the first export, while this is the only reference.
         if let Some(exporter) = Arc::get_mut(&mut self.exporter) {
             exporter.set_resource(resource);
         }
     }
 }
 
-/// `traceparent` and `tracestate`.
+/// Reads `traceparent` and `tracestate`.
 struct Headers<'a>(&'a HeaderMap);
+/// Writes `traceparent` and `tracestate`.
 struct HeadersMut<'a>(&'a mut HeaderMap);
 
 impl Extractor for Headers<'_> {
@@ -179,7 +180,7 @@ impl Injector for HeadersMut<'_> {
     }
 }
 
-/// A request that came in: the span in it is ended by whoever asked for it, and is [`here`] for what runs with it.
+/// Starts the span of a received request. The caller ends it; it is [`here`] for the code that runs with the context.
 pub fn request(headers: &HeaderMap, name: impl Into<Cow<'static, str>>, attributes: Vec<KeyValue>) -> Option<Context> {
     let tracer = TRACER.get()?;
     let caller = TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
@@ -187,17 +188,17 @@ pub fn request(headers: &HeaderMap, name: impl Into<Cow<'static, str>>, attribut
     Some(caller.with_span(span.start_with_context(tracer, &caller)))
 }
 
-/// The span that this runs in. Boxed, for whoever keeps it is kept by the thousand, and it is rarely there.
+/// The current span. Boxed, because thousands of waiting requests store one, usually `None`.
 #[allow(clippy::box_collection)]
 pub fn here() -> Option<Box<SpanContext>> {
     TRACER.get()?;
     Context::map_current(|context| context.has_active_span().then(|| Box::new(context.span().span_context().clone())))
 }
 
-/// A piece of work in a span of its own, which ends with it; nothing where nothing is traced.
+/// A span that ends when it is dropped; empty while tracing is off.
 pub struct Work(Option<Box<Span>>);
 
-/// A call of a script that decides this many requests.
+/// Starts the span of a call of a script that decides `requests` requests, with the spans `asked_by`.
 pub fn script<'a>(
     name: &'static str,
     partition: u16,
@@ -221,7 +222,7 @@ pub fn script<'a>(
     Work(Some(Box::new(span.start_with_context(tracer, &parent))))
 }
 
-/// A call to the gateway of a payment type.
+/// Starts the span of a call to the gateway of a payment type.
 pub fn gateway(kind: &'static str, method: &'static str, route: &'static str, request_id: &str) -> Work {
     let Some(tracer) = TRACER.get() else { return Work(None) };
     let span = tracer.span_builder(format!("{method} {route}")).with_kind(SpanKind::Client).with_attributes([
@@ -233,10 +234,10 @@ pub fn gateway(kind: &'static str, method: &'static str, route: &'static str, re
     Work(Some(Box::new(span.start_with_context(tracer, &Context::current()))))
 }
 
-/// A batch of the projection, with the ids of the requests that it carries, or the first of them.
+/// Starts the span of a batch of the projection, with the ids of its first [`MAX_REQUEST_IDS`] requests.
 pub fn projection<'a>(partition: u16, events: usize, requests: impl IntoIterator<Item = &'a str>) -> Work {
     let Some(tracer) = TRACER.get() else { return Work(None) };
-    let requests = requests.into_iter().take(MOST_NAMED).map(|id| StringValue::from(id.to_owned())).collect();
+    let requests = requests.into_iter().take(MAX_REQUEST_IDS).map(|id| StringValue::from(id.to_owned())).collect();
     let span = tracer.span_builder("project").with_kind(SpanKind::Consumer).with_attributes([
         KeyValue::new("firstcome.partition", i64::from(partition)),
         KeyValue::new("firstcome.events", events as i64),
@@ -246,14 +247,14 @@ pub fn projection<'a>(partition: u16, events: usize, requests: impl IntoIterator
 }
 
 impl Work {
-    /// It did not work.
-    pub fn failed(&mut self, why: impl FnOnce() -> String) {
+    /// Marks the span as failed.
+    pub fn failed(&mut self, reason: impl FnOnce() -> String) {
         if let Some(span) = &mut self.0 {
-            span.set_status(Status::error(why()));
+            span.set_status(Status::error(reason()));
         }
     }
 
-    /// The same for what ends in an error.
+    /// Ends the span with a result, and returns the result.
     pub fn ends<T, E: std::fmt::Display>(mut self, result: Result<T, E>) -> Result<T, E> {
         if let Err(error) = &result {
             self.failed(|| error.to_string());
@@ -261,8 +262,8 @@ impl Work {
         result
     }
 
-    /// Tells the other side whose call it is.
-    pub fn tell(&self, headers: &mut HeaderMap) {
+    /// Writes the span into the headers of an outgoing request, as the parent of the receiver's spans.
+    pub fn inject(&self, headers: &mut HeaderMap) {
         if let Some(span) = &self.0 {
             let context = Context::new().with_remote_span_context(span.span_context().clone());
             TraceContextPropagator::new().inject_context(&context, &mut HeadersMut(headers));

@@ -1,4 +1,4 @@
-//! Requests: how many were answered how, and how long that took.
+//! The metrics of HTTP requests: counts by outcome, and durations.
 
 use std::{
     collections::HashMap,
@@ -13,12 +13,12 @@ use super::{
     slots::Slots,
 };
 
-/// Methods that have a label of their own; what else comes is `other`.
+/// The labels of methods. Any other method is `other`.
 const METHODS: [&str; 8] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "other"];
-/// The route of a request to nowhere.
+/// The route label of a request without a route.
 pub const NOWHERE: &str = "-";
 
-/// What is kept of a route template. Never dropped: there are as many as the program has routes.
+/// The metrics of a route template. Never dropped: their number is bounded by the routes of the program.
 #[derive(Default)]
 struct Route {
     methods: [OnceLock<Series>; METHODS.len()],
@@ -29,34 +29,34 @@ struct Series {
     method: &'static str,
     route: &'static str,
     seconds: Histogram,
-    /// By status and error code.
+    /// Counters by status and error code.
     answers: Slots<(u16, &'static str), 24>,
 }
 
 static ROUTES: LazyLock<RwLock<HashMap<&'static str, &'static Route>>> = LazyLock::new(RwLock::default);
 
 fn series(method: &str, route: &str) -> &'static Series {
-    let known = ROUTES.read().unwrap_or_else(PoisonError::into_inner).get_key_value(route).map(|(k, v)| (*k, *v));
-    let (route, of) = known.unwrap_or_else(|| {
+    let found = ROUTES.read().unwrap_or_else(PoisonError::into_inner).get_key_value(route).map(|(k, v)| (*k, *v));
+    let (route, metrics) = found.unwrap_or_else(|| {
         let mut routes = ROUTES.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, of)) = routes.get_key_value(route) {
-            return (*known, *of);
+        if let Some((route, metrics)) = routes.get_key_value(route) {
+            return (*route, *metrics);
         }
-        let name: &'static str = Box::leak(Box::from(route));
-        let of: &'static Route = Box::leak(Box::default());
-        routes.insert(name, of);
-        (name, of)
+        let route: &'static str = Box::leak(Box::from(route));
+        let metrics: &'static Route = Box::leak(Box::default());
+        routes.insert(route, metrics);
+        (route, metrics)
     });
     let other = METHODS.len() - 1;
-    let place = METHODS.iter().position(|known| *known == method).unwrap_or(other);
-    of.methods[place].get_or_init(|| {
-        let method = METHODS[place];
+    let index = METHODS.iter().position(|label| *label == method).unwrap_or(other);
+    metrics.methods[index].get_or_init(|| {
+        let method = METHODS[index];
         Series { method, route, seconds: HTTP_SECONDS.with_label_values(&[method, route]), answers: Slots::default() }
     })
 }
 
-/// A request that is being worked on, from its head to the head of its reply. Dropped before it is answered, its client went
-/// away.
+/// A request in flight, from its head to the head of its reply. A request that is dropped unanswered counts as
+/// abandoned by its client.
 pub struct Running {
     series: &'static Series,
     began: Instant,
@@ -64,13 +64,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// `route` is a template that the program has, or [`NOWHERE`]: it is kept for ever.
+    /// `route`: a template of the router, or [`NOWHERE`]. It is leaked, so it must never be the path of a request.
     pub fn begin(began: Instant, method: &str, route: &str) -> Self {
         HTTP_IN_FLIGHT.inc();
         Running { series: series(method, route), began, answered: false }
     }
 
-    /// `error_code`: that of the table of errors, or empty.
+    /// Counts the request. `error_code`: a code of the table of errors, or empty.
     pub fn answered(mut self, status: u16, error_code: &'static str) {
         let Series { method, route, seconds, answers } = self.series;
         seconds.observe(self.began.elapsed().as_secs_f64());
@@ -96,7 +96,7 @@ impl Drop for Running {
     }
 }
 
-/// A client's connection, as long as it is open.
+/// Counts a client's connection until it is dropped.
 pub struct Connected(());
 
 impl Connected {

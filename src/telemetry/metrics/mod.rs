@@ -1,16 +1,15 @@
-//! What Prometheus is told.
+//! The metrics for Prometheus. Depends on no other module; every module may use it.
 //!
-//! A leaf, as `tracing` is: anybody may count something here, and nothing here knows anybody. Owns the one registry of the
-//! process, every metric in it as a typed static with its help, and the text that is scraped. What is counted as it happens
-//! is in the registry; what is a state (how far PostgreSQL is behind, how many holds are open) is read when somebody
-//! scrapes, by those who know where, and comes here as [`state::Observed`].
+//! Each metric is a typed static with its help text, in the one registry of the process. Events are counted when they
+//! happen. States (the lag of PostgreSQL, the open holds) are read at a scrape, by the engine, and passed in as
+//! [`state::Observed`].
 //!
-//! **Labels are few and known beforehand**: route templates, script names, the words of the scripts, the codes of the table
-//! of errors. Never an id, never a text from outside: each distinct value would be kept for ever.
+//! **Label values come from a fixed set**: route templates, script names, reply codes, error codes. Never an id or a
+//! text of a client: the registry keeps every value for ever.
 //!
-//! **On the hot path** nothing is looked up by its labels: [`http`] and [`scripts`] keep the counters that they need at hand.
+//! **The hot path looks up no labels**: [`http`] and [`scripts`] cache the counters that they need.
 //!
-//! `docs/metrics.md` is the list for readers; a test holds the two together.
+//! `docs/metrics.md` documents every metric; a test compares the two.
 
 pub mod http;
 pub mod process;
@@ -25,22 +24,22 @@ use prometheus::{
     TextEncoder, core::Collector, proto::MetricFamily,
 };
 
-/// The process's metrics.
+/// The metrics of the process.
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
 
-/// Of a request: from a refusal without asking anybody to what runs into its time limit, in seconds.
+/// Buckets of the duration of a request, in seconds: from a refusal without a store to a timeout.
 const REQUEST_SECONDS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25,
     0.5, 1.0, 2.5, 5.0, 10.0,
 ];
-/// Of a call of Redis.
+/// Buckets of the duration of a call of Redis, in seconds.
 const CALL_SECONDS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 3.0];
-/// Of a transaction of PostgreSQL.
+/// Buckets of the duration of a transaction of PostgreSQL, in seconds.
 const COMMIT_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-/// What goes together in one call.
+/// Buckets of the requests in one call.
 const CALL_BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
-/// What goes together in one transaction.
+/// Buckets of the events in one transaction.
 const BATCH: &[f64] = &[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0];
 
 macro_rules! metrics {
@@ -49,12 +48,12 @@ macro_rules! metrics {
             #[doc = $help]
             pub static $static: LazyLock<$kind> = LazyLock::new(|| {
                 let buckets: &[&[f64]] = &[$($buckets)?];
-                made::<$kind>($name, $help, &[$($label),*], buckets.concat())
+                registered::<$kind>($name, $help, &[$($label),*], buckets.concat())
             });
         )*
 
-        /// Brings every metric into being, so that one which has not happened yet is told as 0.
-        fn bring_all() {
+        /// Creates every metric, so that a metric without events is exported as 0.
+        fn create_all() {
             $(LazyLock::force(&$static);)*
             for (counters, values) in KNOWN {
                 for value in *values {
@@ -158,7 +157,7 @@ const WORKERS: &[&str] = &[
     "sentinels",
 ];
 
-/// Values of a label that are known before they happen.
+/// Label values that are exported as 0 before their first event.
 static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&RATE_LIMITED, &["client", "operator", "user"]),
     (&SHED, &["backlog", "overload"]),
@@ -170,7 +169,7 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&WORKER_PANICS, WORKERS),
 ];
 
-/// A metric that is made of a name, labels and, if it is a histogram, buckets.
+/// A metric that is created from a name, labels and, for a histogram, buckets.
 trait Kind: Collector + Clone + 'static {
     fn make(opts: Opts, labels: &[&str], buckets: Vec<f64>) -> prometheus::Result<Self>;
 }
@@ -195,25 +194,25 @@ kinds! {
     HistogramVec: |opts, labels, buckets| HistogramVec::new(HistogramOpts::from(opts).buckets(buckets), labels);
 }
 
-/// A metric, made and registered.
+/// Creates and registers a metric.
 ///
 /// # Panics
-/// A name that is none, or is there already: a fault of the list above, which the first test that runs finds.
-fn made<K: Kind>(name: &str, help: &str, labels: &[&str], buckets: Vec<f64>) -> K {
+/// The name is invalid or taken: a fault of the list above, which the first test finds.
+fn registered<K: Kind>(name: &str, help: &str, labels: &[&str], buckets: Vec<f64>) -> K {
     let metric = K::make(Opts::new(name, help), labels, buckets)
         .and_then(|metric| REGISTRY.register(Box::new(metric.clone())).map(|()| metric));
     metric.unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The time, in seconds since 1970, as Prometheus counts it.
+/// The current time in seconds since 1970, as Prometheus expects it.
 pub fn now_seconds() -> f64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Everything that was counted by now, by name.
+/// The metrics of the registry, sorted by name.
 pub fn counted() -> Vec<MetricFamily> {
-    static ALL: LazyLock<()> = LazyLock::new(bring_all);
+    static ALL: LazyLock<()> = LazyLock::new(create_all);
     LazyLock::force(&ALL);
     REGISTRY.gather()
 }
@@ -221,10 +220,10 @@ pub fn counted() -> Vec<MetricFamily> {
 /// The content type of [`text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// What is scraped: everything that was counted, the process itself, and what was observed, by name.
+/// The text of a scrape: the registry, the process and the observed state, sorted by name.
 ///
 /// # Errors
-/// None for what this module makes; the encoder's own.
+/// The encoder fails, which no metric of this module causes.
 pub fn text(observed: &state::Observed) -> prometheus::Result<String> {
     let mut families = counted();
     families.extend(state::families(observed));
@@ -246,14 +245,14 @@ mod tests {
             let (name, help) = line.split_once(' ').unwrap();
             assert!(name.starts_with("firstcome_"), "{name}");
             assert!(help.ends_with('.'), "{name}: {help}");
-            assert!(names.insert(name), "{name} is told twice");
+            assert!(names.insert(name), "{name} is exported twice");
         }
         for (name, at) in
             [("firstcome_sweep_failures_total{kind=\"order\"}", "0"), ("firstcome_up{part=\"redis\"}", "0")]
         {
             assert!(text.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.trim() == at)), "{name}");
         }
-        // Counters end in what Prometheus takes for one, and nothing else does.
+        // Prometheus's convention: the names of counters, and of nothing else, end in `_total`.
         for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let (name, kind) = line.split_once(' ').unwrap();
             assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");

@@ -1,4 +1,4 @@
-//! The process itself, from `/proc`: nothing where there is none.
+//! The metrics of the process itself, from `/proc`; none on a system without it.
 
 use std::{fs, sync::LazyLock};
 
@@ -10,17 +10,17 @@ use super::{
     state::{family, one},
 };
 
-/// When the process began, by the system's clock as it was when somebody first asked.
+/// The start time of the process, by the system's clock at the first scrape.
 static BEGAN: LazyLock<f64> = LazyLock::new(|| now_seconds() - uptime_seconds().unwrap_or(0.0));
 
-/// For how long the process has run.
+/// Seconds since the start of the process.
 fn uptime_seconds() -> Option<f64> {
     let uptime: f64 = fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
     let began: f64 = Stat::read()?.began as f64 / clock_ticks_per_second() as f64;
     Some((uptime - began).max(0.0))
 }
 
-/// What is used of `/proc/self/stat`, times in clock ticks.
+/// Fields of `/proc/self/stat`. Times are in clock ticks.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     cpu: u64,
@@ -34,10 +34,10 @@ impl Stat {
         Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)
     }
 
-    /// See proc(5). The name in parentheses may have anything in it.
+    /// Parses the line (see proc(5)). The name in parentheses may contain spaces and parentheses.
     fn parse(stat: &str) -> Option<Stat> {
         let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
-        // The first of these is the third field of the page.
+        // The first of `fields` is field 3 of the manual page.
         let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
         Some(Stat {
             cpu: number(14)? + number(15)?,

@@ -1,4 +1,4 @@
-//! Calls of scripts: how long they took, how many requests each decided, and what they answered.
+//! The metrics of script calls: durations, requests per call, and reply codes.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -6,16 +6,16 @@ use prometheus::Histogram;
 
 use super::{SCRIPT_ANSWERS, SCRIPT_FAILURES, SCRIPT_REQUESTS, SCRIPT_SECONDS, slots::Slots};
 
-/// Why a call has no answer.
+/// Why a call has no reply.
 #[derive(Clone, Copy, Debug)]
 pub enum Failed {
-    /// Redis can't answer: the script may have run or not.
+    /// Redis can't answer: the script may have run.
     Unavailable,
-    /// The partition may not decide.
+    /// The partition is closed.
     Closed,
-    /// The answer shows that decisions are lost.
+    /// The reply shows that decisions are lost.
     Lost,
-    /// We asked for something wrong.
+    /// The call was wrong.
     Error,
 }
 
@@ -34,41 +34,41 @@ impl Failed {
 pub struct Meter {
     script: &'static str,
     seconds: Histogram,
-    /// Of scripts that decide many requests.
+    /// Only of scripts that decide batches.
     requests: OnceLock<Histogram>,
-    /// By word.
+    /// Counters by reply code.
     answers: Slots<&'static str, 16>,
 }
 
 impl Meter {
     pub fn new(script: &'static str) -> Self {
-        // Told as 0 until it happens.
-        for why in [Failed::Unavailable, Failed::Closed, Failed::Lost, Failed::Error] {
-            SCRIPT_FAILURES.with_label_values(&[script, why.kind()]);
+        // Creates the counters, so that they are exported as 0.
+        for reason in [Failed::Unavailable, Failed::Closed, Failed::Lost, Failed::Error] {
+            SCRIPT_FAILURES.with_label_values(&[script, reason.kind()]);
         }
         let seconds = SCRIPT_SECONDS.with_label_values(&[script]);
         Meter { script, seconds, requests: OnceLock::new(), answers: Slots::default() }
     }
 
-    /// A call was made, with whatever outcome.
+    /// Counts a call of any outcome.
     pub fn called(&self, took: Duration) {
         self.seconds.observe(took.as_secs_f64());
     }
 
-    /// It was one for this many requests.
+    /// Counts the requests of a call.
     pub fn batched(&self, requests: usize) {
         self.requests.get_or_init(|| SCRIPT_REQUESTS.with_label_values(&[self.script])).observe(requests as f64);
     }
 
-    /// It replied to one request with this code.
+    /// Counts the reply code of one request.
     pub fn replied(&self, code: &'static str) {
         self.answers
             .count(|counted| *counted == code, || (code, SCRIPT_ANSWERS.with_label_values(&[self.script, code])));
     }
 
-    /// It gave no answer.
-    pub fn failed(&self, why: Failed) {
-        SCRIPT_FAILURES.with_label_values(&[self.script, why.kind()]).inc();
+    /// Counts a call without a reply.
+    pub fn failed(&self, reason: Failed) {
+        SCRIPT_FAILURES.with_label_values(&[self.script, reason.kind()]).inc();
     }
 }
 

@@ -1,5 +1,4 @@
-//! Counters at hand: those of one thing, by the few values that one of their labels takes, found without a lock and without
-//! hashing anything.
+//! A small cache of counters by label value. A lookup takes no lock and computes no hash.
 
 use std::sync::OnceLock;
 
@@ -15,20 +14,20 @@ impl<K, const N: usize> Default for Slots<K, N> {
 }
 
 impl<K, const N: usize> Slots<K, N> {
-    /// Counts one under the key that `is` says it is; where there is none yet, under the one that `make` makes.
-    pub(super) fn count(&self, is: impl Fn(&K) -> bool, make: impl Fn() -> (K, IntCounter)) {
+    /// Increments the counter whose key `matches`, or the counter that `make` creates if none does.
+    pub(super) fn count(&self, matches: impl Fn(&K) -> bool, make: impl Fn() -> (K, IntCounter)) {
         for slot in &self.0 {
-            // Another may have filled it meanwhile, with the same or another key.
+            // Another thread may fill the slot first, also with another key.
             let (key, counter) = slot.get_or_init(&make);
-            if is(key) {
+            if matches(key) {
                 return counter.inc();
             }
         }
-        // More keys than there are slots: counted all the same, only not as quickly.
+        // Every slot is taken by another key: count without the cache.
         make().1.inc();
     }
 
-    /// The keys that have a slot.
+    /// The cached keys.
     #[cfg(test)]
     pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
         self.0.iter().filter_map(|slot| slot.get().map(|(key, _)| key))

@@ -1,53 +1,53 @@
-//! States, as they were found when somebody scraped: plain data, filled in by those who know where to look, and told as
-//! gauges. What could not be had in time is not told.
+//! The state at the time of a scrape, exported as gauges. The engine fills in [`Observed`]; a value that could not be
+//! read in time is not exported.
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
-/// What was found.
+/// The observed state.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// Whether requests can be served.
+    /// Whether the service can serve requests.
     pub ready: bool,
-    /// Every partition of Redis answered.
+    /// Whether every partition of Redis answered.
     pub redis: bool,
-    /// By partition; of those that answered.
+    /// The partitions that answered.
     pub partitions: Vec<Partition>,
-    /// By partition: whether this process may use it.
+    /// Whether this process may use a partition; indexed by partition.
     pub open: Vec<bool>,
     /// Settings of Redis that may lose acknowledged decisions.
     pub unsafe_settings: usize,
-    /// Connections to Redis by what they are for: how many there are, and may be.
+    /// Connections to Redis by kind: open, and the maximum.
     pub redis_connections: Vec<(&'static str, usize, usize)>,
-    /// `None`: PostgreSQL did not answer.
+    /// `None` if PostgreSQL did not answer.
     pub postgres: Option<Postgres>,
-    /// Connections to PostgreSQL: in use, idle, and how many there may be.
+    /// Connections to PostgreSQL: in use, idle, and the maximum.
     pub postgres_connections: (usize, usize, usize),
-    /// Decisions that PostgreSQL does not have yet, as far as this process knows, and how many there may be.
+    /// Decisions that PostgreSQL lacks, as far as this process knows, and the limit.
     pub backlog: (i64, i64),
-    /// How far this process's clock is ahead of the store's, seconds.
+    /// How far this process's clock is ahead of that of Redis, in seconds.
     pub clock_offset: f64,
-    /// What this process refused, and did to be able to, without asking whether coupons are left.
+    /// The sold-out refusals of this process.
     pub sold_out: SoldOut,
 }
 
-/// A partition, as Redis has it.
+/// The state of a partition in Redis.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Partition {
     pub partition: u16,
-    /// Decisions in all its life.
+    /// Decisions since the store was initialised.
     pub decisions: i64,
-    /// Entries in its outbox, committed but not trimmed ones included.
+    /// Entries in the outbox, including committed ones that are not trimmed yet.
     pub outbox: u64,
-    /// Decisions that PostgreSQL does not have; `None` where nobody ever said how far it is.
+    /// Decisions that PostgreSQL lacks; `None` if its position is unknown.
     pub lag_events: Option<i64>,
-    /// Age of the oldest of them, in seconds; 0 if there is none.
+    /// The age of the oldest of them, in seconds; 0 if there is none.
     pub lag_seconds: f64,
     pub holds: Holds,
-    /// Gateway payments that nobody can settle.
+    /// Gateway payments that stay unsettled for too long.
     pub stuck_payments: u64,
 }
 
-/// Things that come due: how many there are, and how many are due already.
+/// Records with a due time: all of them, and those that are overdue.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Holds {
     pub orders: (u64, u64),
@@ -55,26 +55,29 @@ pub struct Holds {
     pub payments: (u64, u64),
 }
 
-/// What PostgreSQL says.
+/// The state of PostgreSQL.
 #[derive(Clone, Debug, Default)]
 pub struct Postgres {
     /// Dead letters by partition.
     pub dead_letters: Vec<(u16, i64)>,
 }
 
-/// See [`Observed::sold_out`].
+/// Counters of the refusals that this process decides without asking Redis whether coupons are left.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SoldOut {
     pub refused: u64,
+    /// Leases begun or renewed.
     pub renewed: u64,
+    /// Reads of the holders of a campaign.
     pub read: u64,
+    /// Reads of the existence of users.
     pub learned: u64,
 }
 
-/// Label values with what goes for them.
+/// Values with their labels.
 pub(super) type Samples<'a> = Vec<(Vec<(&'static str, String)>, f64)>;
 
-/// A family of gauges, or of counters if its name ends as those do; nothing if there is nothing in it.
+/// A family of gauges, or of counters if the name ends in `_total`; `None` without samples.
 pub(super) fn family(name: &str, help: &str, samples: Samples<'_>) -> Option<MetricFamily> {
     let counts = name.ends_with("_total");
     let metrics = samples.into_iter().map(|(labels, value)| {
@@ -101,16 +104,17 @@ pub(super) fn family(name: &str, help: &str, samples: Samples<'_>) -> Option<Met
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
     family.set_field_type(if counts { MetricType::COUNTER } else { MetricType::GAUGE });
-    let there = !metrics.is_empty();
+    let has_samples = !metrics.is_empty();
     family.set_metric(metrics);
-    there.then_some(family)
+    has_samples.then_some(family)
 }
 
-/// One sample without labels.
+/// A sample without labels.
 pub(super) fn one(value: f64) -> Samples<'static> {
     vec![(Vec::new(), value)]
 }
 
+/// Samples with one label.
 fn by<V: ToString>(label: &'static str, of: impl IntoIterator<Item = (V, f64)>) -> Samples<'static> {
     of.into_iter().map(|(value, number)| (vec![(label, value.to_string())], number)).collect()
 }
@@ -119,7 +123,7 @@ fn yes(condition: bool) -> f64 {
     f64::from(u8::from(condition))
 }
 
-/// The states as families.
+/// The families of the observed state.
 pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
     let Observed { ready, redis, partitions, open, unsafe_settings, redis_connections, postgres, .. } = observed;
     let (backlog, backlog_limit) = observed.backlog;
@@ -136,13 +140,13 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
             ("order", sum(|holds| holds.orders)),
             ("payment", sum(|holds| holds.payments)),
         ];
-        // Of a part of the store the sum would say nothing.
+        // A sum over a part of the partitions would mislead.
         if *redis { by("kind", kinds) } else { Samples::new() }
     };
     let connections = |value: fn(&(&'static str, usize, usize)) -> usize| {
         by("kind", redis_connections.iter().map(|kind| (kind.0, value(kind) as f64)))
     };
-    let letters = postgres.iter().flat_map(|postgres| postgres.dead_letters.iter());
+    let dead_letters = postgres.iter().flat_map(|postgres| postgres.dead_letters.iter());
     let families = [
         family(
             "firstcome_up",
@@ -218,7 +222,7 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
         family(
             "firstcome_dead_letters",
             "Events that could not be applied and wait for an operator.",
-            by("partition", letters.map(|(partition, letters)| (*partition, *letters as f64))),
+            by("partition", dead_letters.map(|(partition, count)| (*partition, *count as f64))),
         ),
         family(
             "firstcome_holds_open",
