@@ -169,7 +169,7 @@ impl App {
             projector: Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep),
             clock: clock.clone(),
             zone: shop.time_zone,
-            keep,
+            retention: keep,
             allow_unsafe_redis: redis.allow_unsafe_redis,
         };
         // Large, and seldom needed.

@@ -127,9 +127,9 @@ impl Servers {
     /// Decisions that PostgreSQL does not have yet.
     pub async fn lag(&self) -> Result<i64> {
         let mut lag = 0;
-        let positions = postgres::queries::resources::positions(&self.db).await?;
+        let positions = postgres::progress::projected(&self.db).await?;
         for here in self.store.all() {
-            let projected = positions.iter().find(|p| p.partition == here.0).map_or(0, |p| p.seq);
+            let projected = positions.iter().find(|p| p.partition == here).map_or(0, |p| p.position.seq);
             lag += self.store.position(here).await?.seq - projected;
         }
         Ok(lag)

@@ -1,4 +1,4 @@
-//! One audit at a time in a process, and what the last one found.
+//! Runs one audit at a time per process, and keeps the last report.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,15 +7,15 @@ use tokio::sync::Semaphore;
 use super::{Audit, Check, Report};
 use crate::model::{Error, Millis};
 
-/// Runs audits of one store, for whoever asks.
+/// Runs the audits of a process.
 pub struct Auditor {
     audit: Audit,
-    /// Has one permit, held by the one that is under way.
+    /// The one permit, which a running audit holds.
     turn: Arc<Semaphore>,
     last: Mutex<Option<Arc<Finished>>>,
 }
 
-/// An audit that came to its end.
+/// A finished audit.
 #[derive(Debug)]
 pub struct Finished {
     pub report: Report,
@@ -27,15 +27,15 @@ impl Auditor {
         Auditor { audit, turn: Arc::new(Semaphore::new(1)), last: Mutex::default() }
     }
 
-    /// Recomputes everything, to its end even if nobody waits for it any more.
+    /// Runs an audit to its end, even if the caller stops waiting.
     ///
     /// # Errors
-    /// [`Error::InProgress`] while another one is under way: each looks at everything there is. [`Error::Unavailable`] where it
-    /// could not be finished.
+    /// [`Error::InProgress`] while another audit runs, because each reads everything. [`Error::Unavailable`] if the
+    /// audit could not be finished.
     pub async fn run(self: &Arc<Self>) -> Result<Arc<Finished>, Error> {
         let turn = self.turn.clone().try_acquire_owned().map_err(|_| Error::InProgress)?;
         let this = self.clone();
-        // On a thread of its own: it is long, and its future is not one that may move between threads.
+        // On a blocking thread, because the future of an audit is not `Send`.
         let audited = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let report = tokio::runtime::Handle::current().block_on(this.audit.clone().run())?;
@@ -54,12 +54,12 @@ impl Auditor {
         })
     }
 
-    /// The last one that this process finished.
+    /// The last finished audit of this process.
     pub fn last(&self) -> Option<Arc<Finished>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether one is under way.
+    /// Whether an audit runs now.
     pub fn is_running(&self) -> bool {
         self.turn.available_permits() == 0
     }

@@ -1,4 +1,4 @@
-//! Things of Redis and of Postgres, side by side.
+//! Compares the records of Redis with those of PostgreSQL, kind by kind.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,8 +8,8 @@ use super::{
     Audit,
     delta::Moment,
     expected::{
-        expected_campaigns, expected_coupons, expected_holds, expected_orders, expected_products, expected_users,
-        holds_that_may_leave, orders_that_may_leave,
+        evictable_holds, evictable_orders, expected_campaigns, expected_coupons, expected_holds, expected_orders,
+        expected_products, expected_users,
     },
     report::Findings,
 };
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// What one side says of a field, and the other.
+/// The discrepancy of a field; `None` if both sides agree.
 fn differ<A: ToString, B: ToString>(what: &str, redis: A, postgres: B) -> Option<String> {
     let (redis, postgres) = (redis.to_string(), postgres.to_string());
     (redis != postgres).then(|| format!("{what} is {redis:?} in Redis and {postgres:?} in PostgreSQL"))
@@ -39,15 +39,15 @@ fn int(fields: &Fields, name: &str) -> i64 {
     field(fields, name).parse().unwrap_or(0)
 }
 
-/// Adds what is wrong with one thing.
-fn file(findings: &mut Findings, thing: &str, id: impl std::fmt::Display, wrong: Vec<Option<String>>) {
+/// Counts a record, and adds its discrepancies.
+fn add_record(findings: &mut Findings, noun: &str, id: impl std::fmt::Display, wrong: Vec<Option<String>>) {
     findings.count_one();
     for wrong in wrong.into_iter().flatten() {
-        findings.add(format!("{thing} {id}: {wrong}"));
+        findings.add(format!("{noun} {id}: {wrong}"));
     }
 }
 
-/// Whether a thing is on one side only; `None` if on both, or on neither.
+/// The discrepancy of a record that is on one side only.
 fn one_sided(in_redis: bool, in_postgres: bool) -> Option<String> {
     match (in_redis, in_postgres) {
         (true, false) => Some("it is in Redis and not in PostgreSQL".into()),
@@ -57,7 +57,7 @@ fn one_sided(in_redis: bool, in_postgres: bool) -> Option<String> {
 }
 
 impl Audit {
-    /// Compares things at home in a partition (holds: those of these orders).
+    /// Compares the records of a partition with these ids (of remote holds: the ids of their orders).
     pub(super) async fn compare(
         &self,
         kind: Kind,
@@ -87,7 +87,7 @@ impl Audit {
             .await?;
         let expected = expected_users(users, &since);
         let mut expected_coupons = expected_coupons(coupons, &since);
-        // Whoever has a coupon is among its campaign's holders, who only ever become more.
+        // Users by coupon. Each must be among the holders of the campaign, a set that only grows.
         let mut holders: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
         for (id, UserSeen { fields, coupons }) in ids.iter().zip(&seen) {
             let row = expected.get(id);
@@ -101,16 +101,16 @@ impl Audit {
                     (row.balance < 0).then(|| "the balance is negative".to_owned()),
                 ]);
             }
-            let should: BTreeMap<i64, String> = expected_coupons.remove(id).unwrap_or_default();
-            for coupon in coupons.keys().chain(should.keys().filter(|coupon| !coupons.contains_key(coupon))) {
-                let (redis, postgres) = (coupons.get(coupon), should.get(coupon));
+            let expected: BTreeMap<i64, String> = expected_coupons.remove(id).unwrap_or_default();
+            for coupon in coupons.keys().chain(expected.keys().filter(|coupon| !coupons.contains_key(coupon))) {
+                let (redis, postgres) = (coupons.get(coupon), expected.get(coupon));
                 let shown = |record: Option<&String>| record.cloned().unwrap_or_default();
                 wrong.push(differ(&format!("coupon {coupon}"), shown(redis), shown(postgres)));
                 if redis.is_some() {
                     holders.entry(*coupon).or_default().push(*id);
                 }
             }
-            file(findings, "user", id, wrong);
+            add_record(findings, "user", id, wrong);
         }
         for (coupon, users) in holders {
             let Some(id) = CouponId::new(coupon) else { continue };
@@ -159,7 +159,7 @@ impl Audit {
                     (!listed).then(|| "it is not in the catalogue".to_owned()),
                 ]);
             }
-            file(findings, "product", id, wrong);
+            add_record(findings, "product", id, wrong);
         }
         Ok(())
     }
@@ -194,7 +194,7 @@ impl Audit {
                     (!listed).then(|| "it is not among the campaigns".to_owned()),
                 ]);
             }
-            file(findings, "campaign", id, wrong);
+            add_record(findings, "campaign", id, wrong);
         }
         Ok(())
     }
@@ -208,18 +208,19 @@ impl Audit {
                 async |outbox| self.store.inspect_orders(here, outbox, ids).await,
             )
             .await?;
-        let may_leave = orders_that_may_leave(&rows, &since);
+        let evictable = evictable_orders(&rows, &since);
         let expected = expected_orders(rows, &since);
         for (id, OrderSeen { fields, expires, watched, leaves }) in ids.iter().zip(&seen) {
             let row = expected.get(id);
-            // The mark of an order that never was.
-            let there = fields.contains_key("user");
-            let may_leave = may_leave.contains(id);
+            // A hash without a user is a tombstone.
+            let exists = fields.contains_key("user");
+            let evictable = evictable.contains(id);
             let mut wrong = vec![
-                one_sided(there, row.is_some()).filter(|_| there || !may_leave),
-                (there && *leaves && !may_leave).then(|| "it is about to leave Redis, and is not over".to_owned()),
+                one_sided(exists, row.is_some()).filter(|_| exists || !evictable),
+                (exists && *leaves && !evictable)
+                    .then(|| "it is about to be evicted from Redis, and is not closed".to_owned()),
             ];
-            if let (Some(row), true) = (row, there) {
+            if let (Some(row), true) = (row, exists) {
                 wrong.extend([
                     differ("the user", field(fields, "user"), row.user),
                     differ("the status", field(fields, "status"), &row.status),
@@ -228,12 +229,12 @@ impl Audit {
                     differ("the price", field(fields, "final"), row.final_price),
                     differ("the coupon", field(fields, "coupon"), &row.coupon),
                     differ("the lines", sorted(field(fields, "lines")), sorted(&row.own)),
-                    differ("the far lines", sorted(field(fields, "far")), sorted(&row.remote)),
+                    differ("the remote lines", sorted(field(fields, "far")), sorted(&row.remote)),
                     differ("the time of payment", field(fields, "paid_at"), &row.paid_at),
                     differ("the time of its end", field(fields, "closed_at"), &row.closed_at),
                 ]);
             }
-            if there {
+            if exists {
                 let lines =
                     [field(fields, "lines"), field(fields, "far")].map(|lines| unpack_lines(lines).unwrap_or_default());
                 let sum: i64 = lines.iter().flatten().map(|line| line.quantity.saturating_mul(line.price)).sum();
@@ -258,13 +259,13 @@ impl Audit {
             } else if *expires || *watched {
                 wrong.push(Some("something comes due, and there is no such order".into()));
             }
-            file(findings, "order", id, wrong);
+            add_record(findings, "order", id, wrong);
         }
         Ok(())
     }
 
     async fn holds(&self, here: Partition, ids: &[i64], findings: &mut Findings) -> anyhow::Result<()> {
-        // The user of a hold never changes, and names its entry in the index.
+        // Redis indexes a hold by order and user. The user never changes, so an earlier snapshot can name it.
         let mut snapshot = Snapshot::begin(&self.db).await?;
         let known = snapshot.holds_of(here.0, ids).await?;
         snapshot.end().await?;
@@ -277,32 +278,33 @@ impl Audit {
                 async |outbox| self.store.inspect_holds(here, outbox, &pairs).await,
             )
             .await?;
-        let may_leave = holds_that_may_leave(&rows, &since);
+        let evictable = evictable_holds(&rows, &since);
         let expected = expected_holds(rows, &since);
         for (id, HoldSeen { fields, due, leaves }) in ids.iter().zip(&seen) {
-            // Given back, and forgotten after a while, is the same.
-            let back = |state: &str| !matches!(state, "HELD" | "SETTLED");
+            // A released hold expires after a while: missing is the same as released.
+            let released = |state: &str| !matches!(state, "HELD" | "SETTLED");
             let (state, row) = (field(fields, "state"), expected.get(id));
-            let should = row.map_or("", |(state, _)| state.as_str());
-            let may_leave = may_leave.contains(id);
+            let expected_state = row.map_or("", |(state, _)| state.as_str());
+            let evictable = evictable.contains(id);
             let mut wrong = vec![
-                (!back(state) && *leaves && !may_leave)
-                    .then(|| "it is about to leave Redis, and is not over".to_owned()),
+                (!released(state) && *leaves && !evictable)
+                    .then(|| "it is about to be evicted from Redis, and is not closed".to_owned()),
             ];
-            let has_left = may_leave && fields.is_empty();
-            if !(has_left || back(state) && back(should)) {
-                wrong.push(differ("the hold", state, should));
+            let evicted = evictable && fields.is_empty();
+            if !(evicted || released(state) && released(expected_state)) {
+                wrong.push(differ("the hold", state, expected_state));
                 wrong.push(differ("its lines", field(fields, "lines"), row.map_or("", |(_, lines)| lines.as_str())));
             }
             if users.contains_key(id) {
                 wrong.push((*due != (state == "HELD")).then(|| "the clock does not look at it as it must".to_owned()));
             }
-            file(findings, "stock held for order", id, wrong);
+            add_record(findings, "stock held for order", id, wrong);
         }
         Ok(())
     }
 
-    /// The rankings of every day that counts. Returns the number of places, and what is wrong.
+    /// Compares the rankings of every day that a scope covers. Returns the number of ranked products and the
+    /// discrepancies.
     pub(super) async fn rankings(&self) -> anyhow::Result<(i64, Vec<String>)> {
         let today = self.clock.now().day(self.zone);
         let days: Vec<NaiveDate> =
@@ -331,11 +333,11 @@ impl Audit {
         }
         let (mut places, mut wrong) = (0, Vec::new());
         for (here, rows, seen) in moments {
-            // By day and product: units and won.
+            // Units and won, by day and product.
             let mut expected: BTreeMap<(String, i64), (i64, i64)> =
                 rows.into_iter().map(|row| ((row.day, row.product_id), (row.units, row.won))).collect();
-            for (day, near, far, sign) in &sales {
-                let lines = near.iter().chain(far).filter(|line| self.store.owner(line.product_id.get()) == here);
+            for (day, own, remote, sign) in &sales {
+                let lines = own.iter().chain(remote).filter(|line| self.store.owner(line.product_id.get()) == here);
                 for OrderLine { product_id, quantity, price } in lines {
                     let (units, won) = expected.entry((day.clone(), product_id.get())).or_default();
                     *units += sign * quantity;
@@ -347,10 +349,10 @@ impl Audit {
                 for (product, units) in seen.units {
                     places += 1;
                     let won = seen.won.get(&product).copied().unwrap_or(0);
-                    let (should, should_won) = expected.remove(&(day.clone(), product)).unwrap_or_default();
+                    let (expected_units, expected_won) = expected.remove(&(day.clone(), product)).unwrap_or_default();
                     let what = format!("product {product} on {day}:");
-                    wrong.extend(differ(&format!("{what} units"), units, should));
-                    wrong.extend(differ(&format!("{what} won"), won, should_won));
+                    wrong.extend(differ(&format!("{what} units"), units, expected_units));
+                    wrong.extend(differ(&format!("{what} won"), won, expected_won));
                 }
             }
             let counts = |day: &String| days.iter().any(|counted| counted.format(DAY_FORMAT).to_string() == *day);

@@ -1,4 +1,4 @@
-//! From where Postgres is to where Redis is: the decisions in between, and the same things on both sides of them.
+//! Reads the same records from both stores, together with the decisions that PostgreSQL lacks.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,20 +18,23 @@ use crate::{
     },
 };
 
-/// Decisions between the two at most: what is read of the outbox at one moment.
+/// Entries of the outbox in one read.
 const MAX_EVENTS: usize = 20_000;
-/// How often is looked where Postgres is too far behind, before it is given up.
+/// Attempts, and the pause between them, while the outbox has more entries than one read.
 const ATTEMPTS: usize = 150;
-const PAUSE: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The same things as Postgres and as Redis have them, and the decisions that are between the two.
+/// The same records in both stores.
 pub(super) struct Moment<R, T> {
+    /// The rows of PostgreSQL.
     pub(super) rows: R,
+    /// The records of Redis.
     pub(super) seen: Vec<T>,
+    /// The decisions in between.
     pub(super) since: Delta,
 }
 
-/// Decisions that Redis has taken and the snapshot of Postgres does not have.
+/// Decisions that Redis has made and the rows of PostgreSQL lack.
 pub(super) struct Delta {
     pub(super) batch: Batch,
     pub(super) events: Vec<Event>,
@@ -42,7 +45,7 @@ impl Delta {
         Delta { batch: Batch::fold(&events), events }
     }
 
-    /// What the decisions do to the number of PENDING orders of each user.
+    /// The change of the number of PENDING orders, by user.
     pub(super) fn open_orders(&self) -> HashMap<i64, i64> {
         let mut open = HashMap::new();
         for event in &self.events {
@@ -58,37 +61,39 @@ impl Delta {
     }
 }
 
+/// The decisions between two positions.
 enum Between {
-    Are(Vec<Event>),
-    /// More than is read at once.
+    Complete(Vec<Event>),
+    /// One read does not contain them all.
     TooMany,
-    AreGone,
+    /// The outbox lacks some.
+    Lost,
 }
 
 impl Audit {
-    /// Reads rows in a snapshot of Postgres, and the same things in Redis afterwards.
+    /// Reads rows of PostgreSQL with `rows`, and then the same records of Redis with `inspect`, while the projection is
+    /// blocked.
     pub(super) async fn moment<R, T>(
         &self,
         here: Partition,
         rows: impl AsyncFn(&mut Snapshot) -> Read<R>,
-        look: impl AsyncFn((StreamId, usize)) -> Result<Inspected<T>, Error>,
+        inspect: impl AsyncFn((StreamId, usize)) -> Result<Inspected<T>, Error>,
     ) -> anyhow::Result<Moment<R, T>> {
         for _ in 0..ATTEMPTS {
-            // Postgres stays where it is until Redis is read.
-            let (mut snapshot, projected) = Snapshot::standing(&self.db, here.0).await?;
+            let (mut snapshot, projected) = Snapshot::with_projection_blocked(&self.db, here).await?;
             let rows = rows(&mut snapshot).await?;
             let last: StreamId = projected.stream_id.parse()?;
-            let Inspected { position, entries, records } = look((last, MAX_EVENTS)).await?;
+            let Inspected { position, entries, records } = inspect((last, MAX_EVENTS)).await?;
             snapshot.end().await?;
-            let Some(decided) = position else { bail!("Redis has lost the books of partition {}", here.0) };
-            let projected = Position { epoch: projected.epoch, seq: projected.seq };
+            let Some(decided) = position else { bail!("Redis has lost the state of partition {}", here.0) };
+            let projected = projected.position;
             if decided < projected {
                 bail!("partition {} of Redis is at {decided:?}, behind PostgreSQL's {projected:?}", here.0);
             }
             match between(projected, decided, &entries) {
-                Between::Are(events) => return Ok(Moment { rows, seen: records, since: Delta::new(events) }),
-                Between::TooMany => tokio::time::sleep(PAUSE).await,
-                Between::AreGone => bail!(
+                Between::Complete(events) => return Ok(Moment { rows, seen: records, since: Delta::new(events) }),
+                Between::TooMany => tokio::time::sleep(RETRY_INTERVAL).await,
+                Between::Lost => bail!(
                     "partition {}: the outbox does not lead from {projected:?}, where PostgreSQL is, to {decided:?}: decisions \
                      are lost",
                     here.0
@@ -107,15 +112,15 @@ fn between(projected: Position, decided: Position, entries: &[Entry]) -> Between
         let next = Position { seq: at.seq + 1, ..at };
         if found == next {
             at = found;
-            // One that can't be read is going to be a dead letter, and a finding.
+            // An unreadable event is skipped: it becomes a dead letter, which is a finding of its own.
             events.extend(event);
         } else if found > at && event.is_ok() {
-            return Between::AreGone;
+            return Between::Lost;
         }
     }
     match at == decided {
-        true => Between::Are(events),
+        true => Between::Complete(events),
         false if entries.len() >= MAX_EVENTS => Between::TooMany,
-        false => Between::AreGone,
+        false => Between::Lost,
     }
 }

@@ -1,4 +1,4 @@
-//! What Postgres has, with the decisions applied that Redis has taken since: what Redis must have.
+//! Applies the decisions that PostgreSQL lacks to its rows. The results are the records that Redis must have.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -30,7 +30,7 @@ pub(super) fn expected_users(rows: Vec<UserRow>, since: &Delta) -> HashMap<i64, 
     users
 }
 
-/// By user and campaign, as Redis writes them.
+/// Packed coupons, by user and campaign.
 pub(super) fn expected_coupons(rows: Vec<CouponRow>, since: &Delta) -> HashMap<i64, BTreeMap<i64, String>> {
     let mut coupons: HashMap<(i64, i64), CouponRow> =
         rows.into_iter().map(|row| ((row.coupon_id, row.user_id), row)).collect();
@@ -130,7 +130,7 @@ pub(super) fn expected_campaigns(rows: Vec<CampaignRow>, since: &Delta) -> HashM
     campaigns
 }
 
-/// What Redis must say of an order; what is absent is empty.
+/// The fields that Redis must have of an order; an absent field is empty.
 pub(super) struct ExpectedOrder {
     pub(super) user: i64,
     pub(super) status: String,
@@ -144,9 +144,9 @@ pub(super) struct ExpectedOrder {
     pub(super) closed_at: String,
 }
 
-/// Orders that are over in Postgres, and of which nothing was decided since: the only ones that may leave Redis, or have left.
-pub(super) fn orders_that_may_leave(rows: &[OrderRow], since: &Delta) -> HashSet<i64> {
-    let mut over: HashSet<i64> = rows.iter().filter(|row| row.is_closed()).map(|row| row.id).collect();
+/// Orders that are closed in PostgreSQL and have no later decision: only these may be evicted.
+pub(super) fn evictable_orders(rows: &[OrderRow], since: &Delta) -> HashSet<i64> {
+    let mut evictable: HashSet<i64> = rows.iter().filter(|row| row.is_closed()).map(|row| row.id).collect();
     for event in &since.events {
         let order = match &event.body {
             Body::OrderPlaced(placed) => placed.order,
@@ -157,9 +157,9 @@ pub(super) fn orders_that_may_leave(rows: &[OrderRow], since: &Delta) -> HashSet
             Body::PaymentResolved(resolved) => resolved.order,
             _ => continue,
         };
-        over.remove(&order.get());
+        evictable.remove(&order.get());
     }
-    over
+    evictable
 }
 
 pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64, ExpectedOrder> {
@@ -173,8 +173,8 @@ pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64
         total: row.total,
         final_price: row.final_price,
         coupon: shown(row.coupon_id),
-        own: row.near,
-        remote: row.far,
+        own: row.own,
+        remote: row.remote,
         paid_at: shown(row.paid_at),
         closed_at: shown(row.closed_at),
     };
@@ -207,11 +207,11 @@ pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64
     orders
 }
 
-/// Orders whose far hold has sold something, as Postgres has it, and of which nothing was decided since: the only ones that
-/// may leave Redis, or have left. (What was given back leaves by itself.)
-pub(super) fn holds_that_may_leave(rows: &[HoldRow], since: &Delta) -> HashSet<i64> {
-    let sold = rows.iter().filter(|row| row.state == "SETTLED").map(|row| row.order_id);
-    sold.filter(|order| !since.batch.holds.contains_key(order)).collect()
+/// Orders whose remote hold is SETTLED in PostgreSQL and has no later decision: only these holds may be evicted. (A
+/// released hold expires by itself.)
+pub(super) fn evictable_holds(rows: &[HoldRow], since: &Delta) -> HashSet<i64> {
+    let settled = rows.iter().filter(|row| row.state == "SETTLED").map(|row| row.order_id);
+    settled.filter(|order| !since.batch.holds.contains_key(order)).collect()
 }
 
 /// State and lines by order.

@@ -1,20 +1,19 @@
-//! The audit: every conservation law recomputed, Redis against itself, Postgres against itself, and the two against each
-//! other, while traffic runs.
+//! The audit: recomputes every invariant within Redis, within PostgreSQL and between the two, while the service runs.
 //!
-//! There is no false alarm, because nothing is ever compared across a moment: the projection of a partition is kept where it
-//! is for the few milliseconds in which some things are read from Postgres; then the same things are read from Redis, in one
-//! step with every decision that Redis has taken since (they are in the outbox); and what Postgres has, with those decisions
-//! applied, must be exactly what Redis has. Only what is between two partitions can't be read at one moment: there a
-//! difference counts that stays the same while it is looked at again and again.
+//! There are no false alarms, because only consistent reads are compared. The audit blocks the projection of a
+//! partition for a few milliseconds and reads a page of records from PostgreSQL. Then it reads the same records from
+//! Redis, in one step with the decisions that PostgreSQL lacks, which are in the outbox. The rows of PostgreSQL with
+//! these decisions applied must equal the records of Redis. Two partitions can't be read in one step: there only a
+//! difference counts that repeated checks find again.
 //!
-//! Memory is bounded: things are taken a page at a time ([`compare`]), laws about many rows are left to Postgres ([`laws`]),
-//! and of many discrepancies the first few are named.
+//! Memory is bounded: records are compared page by page (`compare`), PostgreSQL evaluates the invariants over many rows
+//! (`invariants`), and only the first discrepancies are named.
 
 mod auditor;
 mod compare;
 mod delta;
 mod expected;
-mod laws;
+mod invariants;
 mod report;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -35,18 +34,18 @@ use crate::{
     redis::{Store, queries::audit::sort_keys},
 };
 
-/// Things compared at once.
+/// Records in one comparison.
 const PAGE: i64 = 500;
-/// How often what is between two partitions is looked at, and how long is waited in between.
+/// Checks of a difference between two partitions, and the interval between them.
 const MAX_CHECKS: usize = 20;
 const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How old a decision is that PostgreSQL should have long since (ms), and how long is waited for it to get on then.
+/// The age (ms) from which an unprojected decision is overdue, and how long the projection then has to advance.
 const OVERDUE_MS: i64 = 10_000;
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often is looked meanwhile.
+/// The interval between two reads of the projected positions meanwhile.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What an audit needs. Clones share the connections.
+/// The dependencies of an audit. Clones share the connections.
 #[derive(Clone)]
 pub struct Audit {
     pub store: Store,
@@ -56,37 +55,37 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Recomputes everything. Discrepancies are in the report.
+    /// Runs the audit. The report has the discrepancies.
     ///
     /// # Errors
-    /// Redis or Postgres can't answer, or Postgres is so far behind that the two can't be compared.
+    /// Redis or PostgreSQL can't answer, or PostgreSQL is too far behind to be compared.
     pub async fn run(mut self) -> anyhow::Result<Report> {
         let mut report = Report::begin(self.clock.now());
         let Some((name, partitions)) = progress::identity(&self.db).await? else {
             anyhow::bail!("this PostgreSQL database has no store");
         };
         self.store = self.store.with_partitions(partitions);
-        let belong = self.belong_together(&name).await?;
-        let sound = belong.is_ok();
-        report.add(belong);
-        laws::check(&self, &mut report).await?;
-        report.add(self.makes_progress().await?);
-        // What is not ours, or not whole, can't be compared with anything.
-        if sound {
+        let partitions_open = self.partitions_open(&name).await?;
+        let comparable = partitions_open.is_ok();
+        report.add(partitions_open);
+        invariants::check(&self, &mut report).await?;
+        report.add(self.projection_advances().await?);
+        // The state of another store, or of a frozen partition, can't be compared.
+        if comparable {
             self.compare_all(&mut report).await?;
         }
         report.positions = self.positions().await?;
         Ok(report.end())
     }
 
-    /// The two stores are the same one, and every partition is open.
-    async fn belong_together(&self, name: &str) -> anyhow::Result<Findings> {
+    /// Checks that every partition belongs to the store `name`, and is open.
+    async fn partitions_open(&self, name: &str) -> anyhow::Result<Findings> {
         let mut findings = Findings::new("stores belong together", "partitions");
         for here in self.store.all() {
-            let books = self.store.partition_state(here).await?;
+            let state = self.store.partition_state(here).await?;
             findings.count_one();
-            match (&books.store, &books.frozen) {
-                (None, _) => findings.add(format!("partition {}: Redis has lost its books", here.0)),
+            match (&state.store, &state.frozen) {
+                (None, _) => findings.add(format!("partition {}: Redis has lost its state", here.0)),
                 (Some(other), _) if other != name => {
                     findings.add(format!("partition {}: Redis has store {other}, PostgreSQL has {name}", here.0));
                 }
@@ -97,38 +96,32 @@ impl Audit {
         Ok(findings)
     }
 
-    /// Where PostgreSQL is behind it gets on. A backlog is no discrepancy, one that nobody carries is.
-    async fn makes_progress(&self) -> anyhow::Result<Findings> {
+    /// Checks that the projection advances wherever a decision is overdue. A backlog alone is no discrepancy.
+    async fn projection_advances(&self) -> anyhow::Result<Findings> {
         let mut findings = Findings::new("projection: PostgreSQL gets what is decided", "partitions");
-        let mut still = Vec::new();
-        for at in postgres::queries::resources::positions(&self.db).await? {
+        let mut overdue = Vec::new();
+        for projected in progress::projected(&self.db).await? {
             findings.count_one();
-            let here = Partition(at.partition);
-            let oldest = self.store.outbox_oldest_after(here, at.stream_id.parse()?).await?;
+            let oldest = self.store.outbox_oldest_after(projected.partition, projected.stream_id.parse()?).await?;
             let age_ms = oldest.map_or(0, |oldest| self.clock.now().0 - oldest.0);
             if age_ms >= OVERDUE_MS {
-                still.push((at, age_ms));
+                overdue.push((projected.partition, projected.position, age_ms));
             }
         }
         let began = tokio::time::Instant::now();
-        while !still.is_empty() && began.elapsed() < PROGRESS_TIMEOUT {
+        while !overdue.is_empty() && began.elapsed() < PROGRESS_TIMEOUT {
             tokio::time::sleep(PROGRESS_INTERVAL).await;
-            let now = postgres::queries::resources::positions(&self.db).await?;
-            still.retain(|(was, _)| now.iter().any(|now| (now.partition, now.at()) == (was.partition, was.at())));
+            let now = progress::projected(&self.db).await?;
+            overdue.retain(|(here, was, _)| now.iter().any(|now| (now.partition, now.position) == (*here, *was)));
         }
-        for (at, age_ms) in still {
-            let decided = self
-                .store
-                .partition_state(Partition(at.partition))
-                .await?
-                .position
-                .map_or(at.seq, |decided| decided.seq);
+        for (here, position, age_ms) in overdue {
+            let decided = self.store.partition_state(here).await?.position.unwrap_or(position).seq;
             findings.add(format!(
                 "partition {}: PostgreSQL stands still at ({}, {}) behind {decided}, and the oldest decision waits for {} s: no \
-                 process carries them, or its log says why the projection waits",
-                at.partition,
-                at.epoch,
-                at.seq,
+                 process projects this partition, or its log says why the projection waits",
+                here.0,
+                position.epoch,
+                position.seq,
                 age_ms / 1000
             ));
         }
@@ -170,21 +163,22 @@ impl Audit {
         }
         report.add(self.indexed().await?);
         report.add(self.scanned().await?);
-        report.add(self.stays("rankings = lines of paid orders", "places", async || self.rankings().await).await?);
+        report.add(self.repeat("rankings = lines of paid orders", "places", async || self.rankings().await).await?);
         if self.store.partitions() > 1 {
-            report.add(self.stays("what is between partitions", "steps", async || laws::between(self).await).await?);
+            let steps = async || invariants::between_partitions(self).await;
+            report.add(self.repeat("what is between partitions", "steps", steps).await?);
         }
         Ok(())
     }
 
-    /// With one partition: what `look` finds. With several: what it finds again and again.
-    async fn stays(
+    /// Runs a check. With several partitions, repeats it, and keeps only the discrepancies that every run finds.
+    async fn repeat(
         &self,
         name: &'static str,
         noun: &'static str,
-        look: impl AsyncFn() -> anyhow::Result<(i64, Vec<String>)>,
+        check: impl AsyncFn() -> anyhow::Result<(i64, Vec<String>)>,
     ) -> anyhow::Result<Findings> {
-        let (mut looked_at, first) = look().await?;
+        let (mut checked, first) = check().await?;
         let mut found: BTreeSet<String> = first.into_iter().collect();
         if self.store.partitions() > 1 {
             for _ in 1..MAX_CHECKS {
@@ -192,19 +186,19 @@ impl Audit {
                     break;
                 }
                 tokio::time::sleep(RECHECK_INTERVAL).await;
-                let (again, now) = look().await?;
-                looked_at = again;
-                let now: BTreeSet<String> = now.into_iter().collect();
-                found.retain(|what| now.contains(what));
+                let (count, again) = check().await?;
+                checked = count;
+                let again: BTreeSet<String> = again.into_iter().collect();
+                found.retain(|what| again.contains(what));
             }
         }
         let mut findings = Findings::new(name, noun);
-        findings.count(looked_at);
+        findings.count(checked);
         found.into_iter().for_each(|what| findings.add(what));
         Ok(findings)
     }
 
-    /// What the clock and the gateways' watch go by are orders, and these are as they say.
+    /// Compares the orders of the two indexes of due times: expiry, and gateway payments.
     async fn indexed(&self) -> anyhow::Result<Findings> {
         let mut findings = Findings::new("what comes due: is an order that waits for it", "entries");
         for here in self.store.all() {
@@ -219,7 +213,8 @@ impl Audit {
         Ok(findings)
     }
 
-    /// Every key of Redis is of something that Postgres has, or is about to have.
+    /// Scans every key of Redis. Compares the records that PostgreSQL lacks, and reports unknown keys and keys in a
+    /// wrong partition.
     async fn scanned(&self) -> anyhow::Result<Findings> {
         let mut findings = Findings::new("keys of Redis: each is of something in PostgreSQL", "keys");
         for server in self.store.servers().await? {
@@ -250,12 +245,12 @@ impl Audit {
                             }
                         }
                         let mut snapshot = Snapshot::begin(&self.db).await?;
-                        let there = snapshot.existing(kind, partition, &ids).await?;
+                        let existing = snapshot.existing(kind, partition, &ids).await?;
                         snapshot.end().await?;
-                        ids.retain(|id| there.binary_search(id).is_err());
-                        let mut strays = Findings::new("", "");
-                        self.compare(kind, here, &ids, &mut strays).await?;
-                        findings.take(strays);
+                        ids.retain(|id| existing.binary_search(id).is_err());
+                        let mut unknown = Findings::new("", "");
+                        self.compare(kind, here, &ids, &mut unknown).await?;
+                        findings.take(unknown);
                     }
                 }
             }
@@ -265,14 +260,13 @@ impl Audit {
 
     async fn positions(&self) -> anyhow::Result<Vec<report::Position>> {
         let mut positions = Vec::new();
-        for projected in postgres::queries::resources::positions(&self.db).await? {
-            let decided =
-                self.store.partition_state(Partition(projected.partition)).await?.position.unwrap_or_default();
+        for projected in progress::projected(&self.db).await? {
+            let decided = self.store.partition_state(projected.partition).await?.position.unwrap_or_default();
             positions.push(report::Position {
-                partition: projected.partition,
+                partition: projected.partition.0,
                 epoch: decided.epoch,
                 decided_seq: decided.seq,
-                projected_seq: projected.seq,
+                projected_seq: projected.position.seq,
             });
         }
         Ok(positions)

@@ -1,22 +1,22 @@
-//! What an audit found, for people and for programs.
+//! The report of an audit, as a table and as JSON.
 
 use std::{fmt, time::Instant};
 
 use crate::model::Millis;
 
-/// Discrepancies named of each check.
-const NAMED: usize = 20;
+/// Discrepancies that each check names.
+const MAX_NAMED: usize = 20;
 
-/// One law, and whether it holds.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub name: &'static str,
     pub ok: bool,
-    /// How much was looked at; where it does not hold, what is wrong, with the ids.
+    /// The number of checked records, and the discrepancies with their ids.
     pub detail: String,
 }
 
-/// How far a partition had decided, and Postgres was, when the audit ended.
+/// The decided and the projected position of a partition at the end of the audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     pub partition: u16,
@@ -25,14 +25,14 @@ pub struct Position {
     pub projected_seq: i64,
 }
 
-/// A whole audit.
+/// The report of an audit.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Whether every law holds.
+    /// Whether every check is ok.
     pub balanced: bool,
     pub checks: Vec<Check>,
     pub positions: Vec<Position>,
-    /// When it began.
+    /// The start of the audit.
     pub at: Millis,
     pub seconds: f64,
     began: Instant,
@@ -55,7 +55,7 @@ impl Report {
         self
     }
 
-    /// For programs; the HTTP API's shape.
+    /// The report in the shape of the operators' API.
     pub fn json(&self) -> serde_json::Value {
         let check = |check: &Check| serde_json::json!({"name": check.name, "ok": check.ok, "detail": check.detail});
         let position = |at: &Position| {
@@ -71,7 +71,7 @@ impl Report {
     }
 }
 
-/// A table.
+/// A table for people.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
@@ -88,7 +88,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// What one check has come to so far.
+/// The result of a check so far.
 pub(super) struct Findings {
     name: &'static str,
     noun: &'static str,
@@ -116,30 +116,30 @@ impl Findings {
 
     pub(super) fn add(&mut self, what: String) {
         self.found += 1;
-        if self.named.len() < NAMED {
+        if self.named.len() < MAX_NAMED {
             self.named.push(what);
         }
     }
 
-    /// More of them than are named.
+    /// Adds `found` discrepancies, of which the first are `named`.
     pub(super) fn add_all(&mut self, found: i64, named: Vec<String>) {
         let before = self.found;
         named.into_iter().for_each(|what| self.add(what));
         self.found = self.found.max(before + found as usize);
     }
 
-    /// Another check's discrepancies, and not what it looked at.
+    /// Adds the discrepancies of another check, but not its count of records.
     pub(super) fn take(&mut self, other: Findings) {
         self.add_all(other.found as i64, other.named);
     }
 
     fn check(self) -> Check {
-        let Findings { name, noun, checked: looked_at, found, named } = self;
+        let Findings { name, noun, checked, found, named } = self;
         let more = found.saturating_sub(named.len());
         let detail = match (found, more) {
-            (0, _) => format!("{looked_at} {noun}"),
-            (_, 0) => format!("{looked_at} {noun}, {found} wrong: {}", named.join("; ")),
-            _ => format!("{looked_at} {noun}, {found} wrong: {}; and {more} more", named.join("; ")),
+            (0, _) => format!("{checked} {noun}"),
+            (_, 0) => format!("{checked} {noun}, {found} wrong: {}", named.join("; ")),
+            _ => format!("{checked} {noun}, {found} wrong: {}; and {more} more", named.join("; ")),
         };
         Check { name, ok: found == 0, detail }
     }

@@ -54,7 +54,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         db,
         clock,
         zone: time_zone,
-        keep: retention.retention(),
+        retention: retention.retention(),
         allow_unsafe_redis: redis.allow_unsafe_redis,
     };
     let Summary {

@@ -98,7 +98,7 @@ impl Reader {
         self.begin();
         // Before the decisions are looked at: what Postgres has was decided.
         if let Some(remembered) = self.postgres.settle(tick).await {
-            let carried = remembered.projected.positions.iter().map(|position| position.seq).sum();
+            let carried = remembered.projected.positions.iter().map(|projected| projected.position.seq).sum();
             self.carried.note(Instant::now(), carried);
             self.projected = Some(remembered.projected.clone());
         }

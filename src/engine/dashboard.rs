@@ -6,9 +6,7 @@ use futures_util::future::try_join_all;
 use uuid::Uuid;
 
 use super::*;
-use crate::{
-    model::Partition, postgres::queries::resources::ProjectedPosition, redis::queries::dashboard::ServerState,
-};
+use crate::{postgres::progress::ProjectedPosition, redis::queries::dashboard::ServerState};
 
 /// The maximum number of campaigns to read, in the order of their closing.
 const MAX_CAMPAIGNS: i64 = 500;
@@ -29,8 +27,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Unavailable`] while PostgreSQL is.
     pub async fn projected_positions(&self) -> Result<Projected, Error> {
-        let positions = postgres::queries::resources::positions(&self.db).await?;
-        Ok(Projected { positions, dead_letters: postgres::queries::resources::dead_letters(&self.db).await? })
+        let positions = postgres::progress::projected(&self.db).await?;
+        Ok(Projected { positions, dead_letters: postgres::queries::dead_letters::counts(&self.db).await? })
     }
 
     /// The lag of `projected` behind the decisions up to now.
@@ -42,17 +40,17 @@ impl Engine {
         let dead_letters = &projected.dead_letters;
         let mut partitions = Vec::with_capacity(projected.positions.len());
         for projected in &projected.positions {
-            let here = Partition(projected.partition);
+            let here = projected.partition;
             let decided = self.store.position(here).await?;
             let last = projected.stream_id.parse().map_err(Error::Internal)?;
             let oldest = self.store.outbox_oldest_after(here, last).await?;
             partitions.push(PartitionStatus {
-                partition: projected.partition,
+                partition: here.0,
                 epoch: decided.epoch,
                 decided_seq: decided.seq,
-                projected_seq: projected.seq,
+                projected_seq: projected.position.seq,
                 lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
-                dead_letters: dead_letters.get(&projected.partition).copied().unwrap_or(0),
+                dead_letters: dead_letters.get(&here.0).copied().unwrap_or(0),
             });
         }
         Ok(ProjectionStatus {

@@ -205,11 +205,11 @@ impl Engine {
 
     async fn check_postgres(&self) {
         // A hanging connection must not stop the checks.
-        let positions = tokio::time::timeout(POSTGRES_TIMEOUT, postgres::queries::resources::positions(&self.db)).await;
+        let positions = tokio::time::timeout(POSTGRES_TIMEOUT, postgres::progress::projected(&self.db)).await;
         match positions.unwrap_or_else(|_| Err(Error::unavailable("PostgreSQL does not answer"))) {
             Ok(positions) => {
                 for projected in positions {
-                    self.store.observe_projection(Partition(projected.partition), projected.projection());
+                    self.store.observe_projection(projected.partition, projected.projection());
                 }
             }
             Err(error) => tracing::debug!(%error, "can't read PostgreSQL's progress"),

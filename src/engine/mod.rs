@@ -180,8 +180,8 @@ impl Engine {
         let mut pause = Duration::from_millis(2);
         let poll = async {
             loop {
-                let positions = postgres::queries::resources::positions(&self.db).await?;
-                let behind = positions.iter().zip(&decided).any(|(p, d)| (p.epoch, p.seq) < (d.epoch, d.seq));
+                let positions = postgres::progress::projected(&self.db).await?;
+                let behind = positions.iter().zip(&decided).any(|(projected, decided)| projected.position < *decided);
                 if !behind && positions.len() == decided.len() {
                     return Ok(());
                 }

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use super::{Engine, dashboard::Projected, sold_out};
 use crate::{
     model::Partition,
-    postgres::{self, queries::resources::ProjectedPosition},
+    postgres::{self, progress::ProjectedPosition},
     redis::{
         outbox::StreamId,
         queries::stats::{Pending, PendingCount},
@@ -49,7 +49,7 @@ impl Engine {
         // One deadline for all partitions together.
         let deadline = tokio::time::Instant::now() + STORE_TIMEOUT;
         let reads = self.store.all().map(|here| {
-            let projected = positions.iter().find(|position| position.partition == here.0);
+            let projected = positions.iter().find(|position| position.partition == here);
             async move { tokio::time::timeout_at(deadline, self.observe_partition(here, projected)).await.ok()? }
         });
         let partitions: Vec<Option<PartitionState>> = stream::iter(reads).buffered(CONCURRENCY).collect().await;
@@ -83,9 +83,10 @@ impl Engine {
         };
         let Projected { positions, dead_letters: letters } = read.ok()?;
         for projected in &positions {
-            self.store.observe_projection(Partition(projected.partition), projected.projection());
+            self.store.observe_projection(projected.partition, projected.projection());
         }
-        let dead_letters = positions.iter().map(|at| (at.partition, letters.get(&at.partition).copied().unwrap_or(0)));
+        let dead_letters =
+            positions.iter().map(|at| (at.partition.0, letters.get(&at.partition.0).copied().unwrap_or(0)));
         let postgres = Postgres { dead_letters: dead_letters.collect() };
         *seen() = PostgresSeen { positions, unavailable_since: None };
         Some(postgres)
@@ -106,7 +107,7 @@ impl Engine {
             partition: here.0,
             decisions,
             outbox,
-            lag_events: projected.map(|position| (decisions - position.seq).max(0)),
+            lag_events: projected.map(|position| (decisions - position.position.seq).max(0)),
             lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
             holds: Holds { orders: count(orders), remote_holds: count(remote_holds), payments: count(payments) },
             stuck_payments,

@@ -1,4 +1,4 @@
-//! The tables that are read, as SeaORM entities. What each column means is written in `migrations/`.
+//! The tables that listings read, as SeaORM entities. `migrations/` documents the columns.
 
 macro_rules! entity {
     ($(#[$doc:meta])* $module:ident = $table:literal { $($(#[$attr:meta])* $field:ident: $type:ty,)* }) => {
@@ -19,7 +19,7 @@ macro_rules! entity {
 }
 
 entity! {
-    /// Who this store is.
+    /// The identity of the deployment, in one row.
     stores = "store" {
         #[sea_orm(primary_key, auto_increment = false)]
         singleton: bool,
@@ -30,7 +30,7 @@ entity! {
 }
 
 entity! {
-    /// How far each partition is projected.
+    /// The projected position of each partition.
     positions = "projection_positions" {
         #[sea_orm(primary_key, auto_increment = false)]
         partition: i32,
@@ -41,7 +41,7 @@ entity! {
 }
 
 entity! {
-    /// Entries of the outbox that could not be applied.
+    /// Events that could not be applied.
     dead_letters = "dead_letters" {
         #[sea_orm(primary_key, auto_increment = false)]
         partition: i32,
@@ -75,7 +75,7 @@ entity! {
 }
 
 entity! {
-    /// Their lines.
+    /// The lines of orders.
     order_lines = "order_lines" {
         #[sea_orm(primary_key, auto_increment = false)]
         order_id: i64,
@@ -88,7 +88,7 @@ entity! {
 }
 
 entity! {
-    /// Their payments.
+    /// The payments of orders.
     payments = "payments" {
         #[sea_orm(primary_key, auto_increment = false)]
         id: i64,
@@ -101,7 +101,7 @@ entity! {
 }
 
 entity! {
-    /// Changes of balances.
+    /// The changes of balances, numbered per user.
     balance_entries = "balance_entries" {
         #[sea_orm(primary_key, auto_increment = false)]
         user_id: i64,
@@ -117,7 +117,7 @@ entity! {
 }
 
 entity! {
-    /// What a rebuild keeps of products.
+    /// Products, with only the columns of the listing of withheld units.
     products = "products" {
         #[sea_orm(primary_key, auto_increment = false)]
         id: i64,
@@ -126,7 +126,7 @@ entity! {
 }
 
 entity! {
-    /// The same of campaigns.
+    /// Campaigns, with only the columns of the listing of withheld units.
     campaigns = "campaigns" {
         #[sea_orm(primary_key, auto_increment = false)]
         id: i64,

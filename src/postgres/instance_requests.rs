@@ -1,23 +1,22 @@
-//! What each process of the service says of its requests, for the dashboards of the others.
+//! The request counts of each process, for the dashboards of the other processes.
 
-use sea_orm::{DbErr, RuntimeErr};
 use uuid::Uuid;
 
-use super::{Connection, translate};
+use super::{Connection, translate_sqlx};
 use crate::model::Error;
 
-/// A report is told of for so long: a process that has not said anything since then is gone.
+/// Seconds after which a report counts as that of an ended process.
 const FRESH_SECONDS: f64 = 5.0;
-/// After which one that was left behind is removed.
+/// Seconds after which the report of an ended process is removed.
 const STALE_SECONDS: f64 = 60.0;
-/// Reports that are read, and bytes of one.
+/// Reports in one read, and bytes in one report.
 const MAX_REPORTS: i64 = 64;
 const MAX_REPORT_LEN: i32 = 256 * 1024;
 
-/// Writes the report of a process, in place of the one before.
+/// Replaces the report of a process.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is; so all the following.
+/// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn write(db: &Connection, instance: Uuid, report: &str) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO instance_requests (instance, reported_at, report) VALUES ($1::text::uuid, clock_timestamp(), $2)
@@ -28,10 +27,13 @@ pub async fn write(db: &Connection, instance: Uuid, report: &str) -> Result<(), 
     .execute(db.get_postgres_connection_pool())
     .await
     .map(drop)
-    .map_err(untranslated)
+    .map_err(translate_sqlx)
 }
 
-/// The reports of the other processes that are at work, the newest process first.
+/// The fresh reports of the other processes, newest process first.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn others(db: &Connection, instance: Uuid) -> Result<Vec<String>, Error> {
     sqlx::query_scalar(
         "SELECT report FROM instance_requests
@@ -45,10 +47,13 @@ pub async fn others(db: &Connection, instance: Uuid) -> Result<Vec<String>, Erro
     .bind(MAX_REPORTS)
     .fetch_all(db.get_postgres_connection_pool())
     .await
-    .map_err(untranslated)
+    .map_err(translate_sqlx)
 }
 
-/// Removes the report of a process that ends, if any is named, and those of processes that did not end in order.
+/// Removes the report of `instance`, if given, and the stale reports of processes that did not remove their own.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn remove(db: &Connection, instance: Option<Uuid>) -> Result<(), Error> {
     sqlx::query(
         "DELETE FROM instance_requests
@@ -59,9 +64,5 @@ pub async fn remove(db: &Connection, instance: Option<Uuid>) -> Result<(), Error
     .execute(db.get_postgres_connection_pool())
     .await
     .map(drop)
-    .map_err(untranslated)
-}
-
-fn untranslated(error: sqlx::Error) -> Error {
-    translate(DbErr::Query(RuntimeErr::SqlxError(error.into())))
+    .map_err(translate_sqlx)
 }

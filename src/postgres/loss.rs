@@ -1,71 +1,74 @@
-//! What may be missing in a partition, as far as a rebuild must know it: kept in Postgres, since Redis is emptied meanwhile.
+//! Possible losses of a partition, as a rebuild has to know them. They are kept in PostgreSQL, because a rebuild
+//! empties Redis.
 
-use sea_orm::{ConnectionTrait, DbBackend, Statement};
-
-use super::Connection;
+use super::{Connection, translate_sqlx};
 use crate::model::{Error, Millis};
 
-/// What is known of a partition's losses.
+/// The possible losses of a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
     pub partition: u16,
-    /// A rebuild that withholds has begun here, and has not ended.
+    /// A rebuild that withholds has begun here and has not ended.
     pub suspected: bool,
-    /// Orders placed up to here, and PENDING still, may have been paid by a decision that is lost.
+    /// A lost decision may have paid any order that was placed until then and is still PENDING.
     pub suspected_at: Option<Millis>,
 }
 
 impl Loss {
-    /// Whether an order that is PENDING in Postgres, placed at this time (ms), may have been paid.
+    /// Whether an order that is PENDING in PostgreSQL and was placed at this time (ms) may have been paid.
     pub fn covers(&self, placed_at: i64) -> bool {
-        self.suspected_at.is_some_and(|doubted_at| placed_at <= doubted_at.0)
+        self.suspected_at.is_some_and(|suspected_at| placed_at <= suspected_at.0)
     }
 }
 
-/// By partition, in their order.
+/// The possible losses, ordered by partition.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
+/// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn read(db: &Connection) -> Result<Vec<Loss>, Error> {
-    let sql = "SELECT partition, in_doubt, (extract(epoch FROM doubted_at) * 1000)::bigint
-               FROM projection_positions ORDER BY partition";
-    let rows = db.query_all_raw(Statement::from_string(DbBackend::Postgres, sql)).await.map_err(super::translate)?;
-    rows.iter()
-        .map(|row| {
-            let partition: i32 = row.try_get_by_index(0).map_err(super::translate)?;
-            let doubted_at: Option<i64> = row.try_get_by_index(2).map_err(super::translate)?;
-            Ok(Loss {
-                partition: partition as u16,
-                suspected: row.try_get_by_index(1).map_err(super::translate)?,
-                suspected_at: doubted_at.map(Millis),
-            })
-        })
-        .collect()
+    let rows: Vec<(i32, bool, Option<i64>)> = sqlx::query_as(
+        "SELECT partition, in_doubt, (extract(epoch FROM doubted_at) * 1000)::bigint
+         FROM projection_positions ORDER BY partition",
+    )
+    .fetch_all(db.get_postgres_connection_pool())
+    .await
+    .map_err(translate_sqlx)?;
+    let loss = |(partition, suspected, suspected_at): (i32, bool, Option<i64>)| Loss {
+        partition: partition as u16,
+        suspected,
+        suspected_at: suspected_at.map(Millis),
+    };
+    Ok(rows.into_iter().map(loss).collect())
 }
 
-/// Notes, before anything is withheld, that decisions of these partitions may be lost. Every order that is PENDING now counts,
-/// whatever the clocks said that dated it.
+/// Records, before anything is withheld, that these partitions may have lost decisions. This covers every order that is
+/// PENDING now, even one whose `placed_at` is ahead of `now`: their clocks may differ.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
+/// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn begin(db: &Connection, partitions: &[u16], now: Millis) -> Result<(), Error> {
-    let sql = "UPDATE projection_positions SET in_doubt = true,
-                   doubted_at = greatest(doubted_at, to_timestamp($2 / 1000.0),
-                       (SELECT max(placed_at) FROM orders WHERE status = 'PENDING'))
-               WHERE partition = ANY($1::int[])";
-    let partitions: Vec<i32> = partitions.iter().map(|partition| i32::from(*partition)).collect();
-    let values = [partitions.into(), now.0.into()];
-    db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values))
+    sqlx::query(
+        "UPDATE projection_positions SET in_doubt = true,
+             doubted_at = greatest(doubted_at, to_timestamp($2 / 1000.0),
+                 (SELECT max(placed_at) FROM orders WHERE status = 'PENDING'))
+         WHERE partition = ANY($1::int[])",
+    )
+    .bind(partitions.iter().map(|partition| i32::from(*partition)).collect::<Vec<i32>>())
+    .bind(now.0)
+    .execute(db.get_postgres_connection_pool())
+    .await
+    .map(drop)
+    .map_err(translate_sqlx)
+}
+
+/// Records that everything that may be lost is withheld.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn end(db: &Connection) -> Result<(), Error> {
+    sqlx::query("UPDATE projection_positions SET in_doubt = false WHERE in_doubt")
+        .execute(db.get_postgres_connection_pool())
         .await
         .map(drop)
-        .map_err(super::translate)
-}
-
-/// Notes that what may be lost is withheld.
-///
-/// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn end(db: &Connection) -> Result<(), Error> {
-    let sql = "UPDATE projection_positions SET in_doubt = false WHERE in_doubt";
-    db.execute_unprepared(sql).await.map(drop).map_err(super::translate)
+        .map_err(translate_sqlx)
 }

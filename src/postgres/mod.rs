@@ -1,8 +1,8 @@
-//! Postgres, read: the entities, the reads behind history and listings, and the migrations.
+//! PostgreSQL: the connections, the migrations, and the statements except those of the projection.
 //!
-//! Writing is the projector's alone, but for the rows that say whose store this is ([`identity`]), what a rebuild knows to be
-//! missing ([`loss`]), the log of operators' acts ([`acts`]) and what each process says of its requests ([`instance_requests`]):
-//! none of them is a decision that an outbox carries.
+//! The projector alone writes decisions (`projector`). This module writes only facts that no outbox carries: the
+//! identity and the acknowledged positions ([`progress`]), possible losses ([`loss`]), the operator log
+//! ([`operator_log`]) and the request counts of each process ([`instance_requests`]).
 
 pub mod entities;
 pub mod instance_requests;
@@ -31,7 +31,7 @@ use sqlx::{
 
 use crate::{config::PostgresConfig, model::Error};
 
-/// The migrations, oldest first: version, what it is about, the SQL.
+/// The migrations, oldest first: version, description, SQL.
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "rebuild", include_str!("../../migrations/0002_rebuild.sql")),
@@ -47,15 +47,16 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (15, "table names", include_str!("../../migrations/0015_table_names.sql")),
 ];
 
-/// Makes the pool, once PostgreSQL is there and is what it must be.
+/// Checks the server, and creates the pool.
 ///
 /// # Errors
-/// [`Unusable`]: it can't be reached within `DATABASE_TIMEOUT_MS`, or is refused. A URL that can't be meant.
+/// [`Unusable`] if the server can't be reached within `DATABASE_TIMEOUT_MS` or can't be worked with; or the URL is
+/// wrong.
 pub async fn connect(config: &PostgresConfig) -> anyhow::Result<Connection> {
     let timeout = Duration::from_millis(config.database_timeout_ms);
-    let how = url::options(config.database_url.expose())?;
-    server::check(&how, timeout).await?;
-    // Not with the URL: what has it may print it.
+    let connect_options = url::options(config.database_url.expose())?;
+    server::check(&connect_options, timeout).await?;
+    // A placeholder instead of the URL, whose password SeaORM might print.
     let mut options = ConnectOptions::new("postgres://localhost");
     options
         .max_connections(config.database_connections)
@@ -63,43 +64,44 @@ pub async fn connect(config: &PostgresConfig) -> anyhow::Result<Connection> {
         .acquire_timeout(timeout)
         .connect_lazy(true)
         .record_stmt_in_spans(false)
-        .map_sqlx_postgres_opts(move |_| how.clone())
+        .map_sqlx_postgres_opts(move |_| connect_options.clone())
         .map_sqlx_postgres_pool_opts(move |pool| {
-            // Whoever stopped waiting for an answer leaves a connection on which it is still to come. The pool waits for it
-            // without end, and has one connection less meanwhile: on one that fell silent, for ever.
+            // A cancelled query leaves a connection with a pending reply. Without this bound the pool would wait for
+            // that reply without end: on a dead connection the pool would be one connection short for ever.
             pool.after_release(move |connection, _| {
                 Box::pin(async move {
-                    let answers = tokio::time::timeout(timeout, is_at_rest(connection));
-                    answers.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+                    let checked = tokio::time::timeout(timeout, is_idle(connection));
+                    checked.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
                 })
             })
         });
     Database::connect(options).await.context("can't reach PostgreSQL at DATABASE_URL")
 }
 
-/// Whether a connection has answered everything and is in no transaction; one that is must not be used again. (Whoever stops
-/// waiting for the answer to a BEGIN leaves one that sqlx knows nothing of: whatever is read or written next would be in it.)
-async fn is_at_rest(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    // Outside of a transaction a statement is one of its own, and begins it: as long as it comes alone, in the simple protocol.
-    let asked = sqlx::raw_sql("SELECT transaction_timestamp() = statement_timestamp()");
-    sqlx::Row::try_get(&asked.fetch_one(connection).await?, 0)
+/// Whether a connection has no pending reply and no open transaction; the pool drops any other. A cancelled BEGIN
+/// leaves a transaction that sqlx does not know of, and the next statements would be part of it.
+async fn is_idle(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    // Outside a transaction the two times are equal: a single statement in the simple protocol begins its own
+    // transaction.
+    let probe = sqlx::raw_sql("SELECT transaction_timestamp() = statement_timestamp()");
+    sqlx::Row::try_get(&probe.fetch_one(connection).await?, 0)
 }
 
-/// Makes a database, if the server has none of that name; over a connection to another one. `name` is ours, never a
-/// client's.
+/// Creates the database `name` over a connection to another one, unless it exists. `name` comes from this program,
+/// never from a client.
 ///
 /// # Errors
-/// Postgres can't be reached, or does not let us.
+/// PostgreSQL can't be reached, or refuses.
 pub async fn create_database(config: &PostgresConfig, name: &str) -> anyhow::Result<()> {
     anyhow::ensure!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{name:?}");
     let db = connect(config).await?;
     let pool = db.get_postgres_connection_pool();
-    let found: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
         .bind(name)
         .fetch_one(pool)
         .await?;
-    if !found {
-        // A name can't be bound.
+    if !exists {
+        // PostgreSQL takes no parameter for a name.
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(pool).await?;
     }
     db.close().await?;
@@ -107,42 +109,42 @@ pub async fn create_database(config: &PostgresConfig, name: &str) -> anyhow::Res
 }
 
 fn migrator() -> Migrator {
-    let migration = |(version, about, sql): &(i64, &'static str, &'static str)| {
+    let migration = |(version, description, sql): &(i64, &'static str, &'static str)| {
         let sql = AssertSqlSafe(*sql).into_sql_str();
-        Migration::new(*version, Cow::Borrowed(*about), MigrationType::Simple, sql, false)
+        Migration::new(*version, Cow::Borrowed(*description), MigrationType::Simple, sql, false)
     };
     Migrator::with_migrations(MIGRATIONS.iter().map(migration).collect())
 }
 
-/// The connections that there are: in use, idle, and how many there may be.
+/// The connections of the pool: in use, idle, and the maximum.
 pub fn connections(db: &Connection) -> (usize, usize, usize) {
     let pool = db.get_postgres_connection_pool();
-    let (there, idle) = (pool.size() as usize, pool.num_idle());
-    (there.saturating_sub(idle), idle, pool.options().get_max_connections() as usize)
+    let (open, idle) = (pool.size() as usize, pool.num_idle());
+    (open.saturating_sub(idle), idle, pool.options().get_max_connections() as usize)
 }
 
-/// Held while the schema is brought up to date.
+/// The key of the advisory lock that the migrations hold.
 const MIGRATION_LOCK: i64 = 0x6669_7273_746d_6967;
 
-/// Brings the schema up to date; several at once wait for each other.
+/// Runs the missing migrations, all or none. Concurrent calls wait for each other.
 ///
 /// # Errors
-/// A migration that fails, or that was changed since it ran.
+/// A migration fails, or differs from the one that ran under its version.
 pub async fn migrate(db: &Connection) -> anyhow::Result<()> {
-    // sqlx's own lock is a session's: behind a pooler it would stay with a connection that is somebody else's by then. So lock
-    // and migrations are one transaction; all of them are there, or none.
+    // sqlx's own lock belongs to a session: behind a pooler it would stay with a server connection that serves another
+    // client by then. So the lock and the migrations are one transaction.
     let mut transaction =
         lock(db.get_postgres_connection_pool(), MIGRATION_LOCK).await.context("the migrations can't be run")?;
     let mut migrator = migrator();
     migrator.set_locking(false);
     migrator.run(&mut *transaction).await.context("the migrations can't be run")?;
-    transaction.commit().await.context("nobody knows whether the migrations have run: run `firstcome migrate` again")
+    transaction.commit().await.context("it is unknown whether the migrations have run: run `firstcome migrate` again")
 }
 
-/// Waits for a lock, which is held until this transaction ends: however its connection ends, and whoever has it after.
+/// Waits for an advisory lock. The end of the returned transaction releases it, also where the connection breaks.
 async fn lock(pool: &sqlx::PgPool, id: i64) -> sqlx::Result<sqlx::Transaction<'static, sqlx::Postgres>> {
     let mut transaction = pool.begin().await?;
-    // Nothing is asked of it meanwhile, however long that is.
+    // The transaction stays idle for as long as the caller works.
     sqlx::raw_sql("SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")
         .execute(&mut *transaction)
         .await?;
@@ -153,7 +155,7 @@ async fn lock(pool: &sqlx::PgPool, id: i64) -> sqlx::Result<sqlx::Transaction<'s
 /// Checks that every migration of this program has run.
 ///
 /// # Errors
-/// The schema is older than this program, or not there.
+/// The schema is missing, or older than this program.
 pub async fn check_schema(db: &Connection) -> anyhow::Result<()> {
     let have: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(db.get_postgres_connection_pool())
@@ -164,7 +166,7 @@ pub async fn check_schema(db: &Connection) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a failure is Postgres being away, slow or busy: worth trying again.
+/// Whether an error is transient: PostgreSQL is unreachable, slow or busy, and a retry may succeed.
 pub fn is_transient(error: &DbErr) -> bool {
     let runtime = match error {
         DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => return true,
@@ -175,11 +177,12 @@ pub fn is_transient(error: &DbErr) -> bool {
     is_unavailable(error)
 }
 
-/// The same of the driver's own.
+/// [`is_transient`] of an error of sqlx.
 pub fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(error) => {
-            // Classes: 08 connection, 25 read-only, 40 rolled back, 53 resources, 55 not now, 57 intervention, 58 system.
+            // Classes: 08 connection, 25 transaction state (read-only), 40 rollback, 53 resources, 55 object state, 57
+            // intervention, 58 system.
             error
                 .code()
                 .is_some_and(|code| ["08", "25", "40", "53", "55", "57", "58"].iter().any(|c| code.starts_with(c)))
@@ -194,10 +197,10 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether a failure says that the data itself does not fit, now and for ever: a data exception (class 22), a violated
-/// constraint (23), the same row twice in a statement (21), a row or an index entry that is too large (54), what a trigger of
-/// the database's owner refuses (P0001); or a value that the driver can't send. Everything else, a missing column or a broken
-/// statement included, is about Postgres or about us, and may pass.
+/// Whether the data itself causes an error, so that no retry can succeed: a data exception (class 22), a violated
+/// constraint (23), a row twice in one statement (21), a row or an index entry that is too large (54), an exception of
+/// a trigger (P0001), or a value that the driver can't encode. Every other error, a missing column or a broken
+/// statement included, is a fault of PostgreSQL or of this program, and may pass.
 pub fn is_data_fault(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
         return false;
@@ -211,7 +214,7 @@ pub fn is_data_fault(error: &DbErr) -> bool {
     }
 }
 
-/// What the server calls a failure.
+/// The SQLSTATE of an error of the server.
 fn sql_state(error: &DbErr) -> Option<Cow<'_, str>> {
     match error {
         DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) => {
@@ -221,7 +224,17 @@ fn sql_state(error: &DbErr) -> Option<Cow<'_, str>> {
     }
 }
 
-/// A failed read as the domain's error.
+/// An error of sqlx as SeaORM would wrap it, so that one classification serves both.
+pub fn statement_error(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
+}
+
+/// [`translate`] of an error of sqlx.
+pub fn translate_sqlx(error: sqlx::Error) -> Error {
+    translate(statement_error(error))
+}
+
+/// Logs a failed statement, and converts its error.
 pub fn translate(error: DbErr) -> Error {
     if is_transient(&error) {
         tracing::warn!(%error, "PostgreSQL can't answer");

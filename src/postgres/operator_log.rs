@@ -1,49 +1,52 @@
-//! The log of operators' acts in Postgres. Written here and not by the projector: an act is no decision of Redis's, is in no
-//! outbox, and is told by the process in which it happened.
+//! The operator log in PostgreSQL. The process that served the operator writes it, not the projector: an operator's
+//! action is no decision of Redis and stands in no outbox.
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, RuntimeErr, Statement};
+use sea_orm::DbErr;
 
-use super::{Connection, translate};
+use super::{Connection, statement_error, translate_sqlx};
 use crate::model::{Error, Millis, OperatorAction, OperatorLogFilter, OperatorLogPage};
 
-/// Writes acts, each once however often it is tried.
+/// Writes actions, each once: an action that is already there changes nothing.
 ///
 /// # Errors
-/// Postgres is away, or takes one of them for no text at all.
-pub async fn write(db: &Connection, acts: &[OperatorAction]) -> Result<(), DbErr> {
-    let sql = "INSERT INTO operator_log (id, operator, action, target, detail, status, request_id, at)
-               SELECT id::uuid, operator, action, target, detail, status, request_id, to_timestamp(at / 1000.0)
-               FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[])
-                   AS new (id, operator, action, target, detail, status, request_id, at)
-               ON CONFLICT DO NOTHING";
-    let texts =
-        |text: fn(&OperatorAction) -> &str| acts.iter().map(|act| text(act).to_owned()).collect::<Vec<String>>();
-    let values = [
-        texts(|act| &act.id).into(),
-        texts(|act| &act.operator).into(),
-        texts(|act| &act.action).into(),
-        texts(|act| &act.target).into(),
-        texts(|act| &act.detail).into(),
-        acts.iter().map(|act| i32::from(act.status)).collect::<Vec<i32>>().into(),
-        texts(|act| &act.request_id).into(),
-        acts.iter().map(|act| act.at.0).collect::<Vec<i64>>().into(),
-    ];
-    db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await.map(drop)
+/// PostgreSQL is unavailable, or refuses the text of an action (see [`super::is_data_fault`]).
+pub async fn write(db: &Connection, actions: &[OperatorAction]) -> Result<(), DbErr> {
+    let texts = |text: fn(&OperatorAction) -> &str| {
+        actions.iter().map(|action| text(action).to_owned()).collect::<Vec<String>>()
+    };
+    sqlx::query(
+        "INSERT INTO operator_log (id, operator, action, target, detail, status, request_id, at)
+         SELECT id::uuid, operator, action, target, detail, status, request_id, to_timestamp(at / 1000.0)
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[])
+             AS new (id, operator, action, target, detail, status, request_id, at)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(texts(|action| &action.id))
+    .bind(texts(|action| &action.operator))
+    .bind(texts(|action| &action.action))
+    .bind(texts(|action| &action.target))
+    .bind(texts(|action| &action.detail))
+    .bind(actions.iter().map(|action| i32::from(action.status)).collect::<Vec<i32>>())
+    .bind(texts(|action| &action.request_id))
+    .bind(actions.iter().map(|action| action.at.0).collect::<Vec<i64>>())
+    .execute(db.get_postgres_connection_pool())
+    .await
+    .map(drop)
+    .map_err(statement_error)
 }
 
-/// A page of acts, newest first.
+/// A page of actions, newest first.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
+/// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<OperatorLogPage, Error> {
-    let untranslated = |error: sqlx::Error| translate(DbErr::Query(RuntimeErr::SqlxError(error.into())));
     let operator = filter.operator.as_deref();
     let pool = db.get_postgres_connection_pool();
     let total: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_log WHERE $1::text IS NULL OR operator = $1")
         .bind(operator)
         .fetch_one(pool)
         .await
-        .map_err(untranslated)?;
+        .map_err(translate_sqlx)?;
     type Row = (String, String, String, String, String, i32, String, i64);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id::text, operator, action, target, detail, status, request_id, (extract(epoch FROM at) * 1000)::bigint
@@ -55,8 +58,8 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Operato
     .bind(filter.size)
     .fetch_all(pool)
     .await
-    .map_err(untranslated)?;
-    let entry = |(id, operator, action, target, detail, status, request_id, at): Row| OperatorAction {
+    .map_err(translate_sqlx)?;
+    let action = |(id, operator, action, target, detail, status, request_id, at): Row| OperatorAction {
         id,
         operator,
         action,
@@ -66,5 +69,5 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Operato
         request_id,
         at: Millis(at),
     };
-    Ok(OperatorLogPage { actions: rows.into_iter().map(entry).collect(), page: filter.page, size: filter.size, total })
+    Ok(OperatorLogPage { actions: rows.into_iter().map(action).collect(), page: filter.page, size: filter.size, total })
 }

@@ -1,23 +1,25 @@
-//! What a PostgreSQL must be before anything is asked of it: reachable, of a version that is supported, in UTF-8, the primary; and
-//! a pooler before it must be one that does not mix up whose statement is whose.
+//! The check of PostgreSQL before its first use: reachable, a supported version, UTF-8, the primary. A pooler in front
+//! of it must keep the prepared statements of its clients apart.
 
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
 use tokio::time::timeout;
 
-/// The oldest version that is supported.
-const OLDEST: i32 = 15;
-/// How long a pooler may keep a second transaction waiting while a first one is open, before it counts as having one connection.
+/// The oldest supported major version.
+const MIN_VERSION: i32 = 15;
+/// A pooler that delays a second transaction for this long while a first one is open has a single server connection.
 const SECOND_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the close of a connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why PostgreSQL can't be worked with.
+/// Why PostgreSQL is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// Waiting may help: it is not there, or not yet.
+    /// A retry may succeed.
     #[error("PostgreSQL can't be reached at DATABASE_URL: {0}")]
     Unavailable(String),
-    /// It stays as it is until somebody changes a setting, here or there.
+    /// An operator has to change a setting first.
     #[error("{0}")]
     Refused(String),
 }
@@ -28,40 +30,40 @@ impl Unusable {
     }
 }
 
-/// Connects once, and looks.
+/// Checks the server and the pooler over connections of its own. `limit` bounds each connect, and the whole check after
+/// it.
 ///
 /// # Errors
-/// The reason, and what to do about it.
-pub(super) async fn check(options: &PgConnectOptions, patience: Duration) -> Result<(), Unusable> {
-    let mut first = connect(options, patience).await?;
-    let looked = timeout(patience, async {
+/// The reason, and the remedy.
+pub(super) async fn check(options: &PgConnectOptions, limit: Duration) -> Result<(), Unusable> {
+    let mut first = connect(options, limit).await?;
+    let checked = timeout(limit, async {
         check_server(&mut first).await?;
-        check_pooler(&mut first, options, patience).await
+        check_pooler(&mut first, options, limit).await
     });
-    let looked = looked.await.unwrap_or_else(|_| Err(no_answer(patience)));
-    // Whoever is at the other end hears of it, or does not.
-    let _ = timeout(Duration::from_secs(1), first.close()).await;
-    looked
+    let checked = checked.await.unwrap_or_else(|_| Err(no_answer(limit)));
+    let _ = timeout(CLOSE_TIMEOUT, first.close()).await;
+    checked
 }
 
-fn no_answer(patience: Duration) -> Unusable {
-    Unusable::Unavailable(format!("no answer within {patience:?}"))
+fn no_answer(limit: Duration) -> Unusable {
+    Unusable::Unavailable(format!("no answer within {limit:?}"))
 }
 
-async fn connect(options: &PgConnectOptions, patience: Duration) -> Result<PgConnection, Unusable> {
-    match timeout(patience, PgConnection::connect_with(options)).await {
+async fn connect(options: &PgConnectOptions, limit: Duration) -> Result<PgConnection, Unusable> {
+    match timeout(limit, PgConnection::connect_with(options)).await {
         Ok(connected) => connected.map_err(refusal),
-        Err(_) => Err(no_answer(patience)),
+        Err(_) => Err(no_answer(limit)),
     }
 }
 
-/// What a failure to connect, or of the first questions, means.
+/// Classifies an error of the connect or of the check.
 fn refusal(error: sqlx::Error) -> Unusable {
     match &error {
         sqlx::Error::Database(refused) => {
             let code = refused.code().unwrap_or_default();
             match code.get(..2) {
-                // 28: who we are; 3D: no such database; 42: what we may not do.
+                // Classes: 28 authorization, 3D database name, 42 access rule, 0A unsupported feature.
                 Some("28") => Unusable::refused(format!(
                     "PostgreSQL does not let us in ({refused}): the user or the password in DATABASE_URL is wrong"
                 )),
@@ -69,7 +71,7 @@ fn refusal(error: sqlx::Error) -> Unusable {
                     "PostgreSQL has no such database ({refused}): create it, or correct DATABASE_URL"
                 )),
                 Some("42" | "0A") => Unusable::refused(format!("PostgreSQL refuses us ({refused})")),
-                // A pooler's way to say what it does not know.
+                // PgBouncer reports its own refusals in class 08.
                 Some("08") if refused.message().contains("unsupported startup parameter") => {
                     Unusable::refused(format!(
                         "the pooler at DATABASE_URL refuses a parameter ({refused}): leave it out, or tell the pooler to ignore it \
@@ -89,7 +91,7 @@ fn refusal(error: sqlx::Error) -> Unusable {
         sqlx::Error::Tls(why) => {
             Unusable::refused(format!("TLS to PostgreSQL fails ({why}): see sslmode in docs/running.md"))
         }
-        // So rustls says that a certificate is not trusted, or is another host's.
+        // rustls reports an untrusted certificate, or one for another host, as invalid data.
         sqlx::Error::Io(why) if why.kind() == std::io::ErrorKind::InvalidData => Unusable::refused(format!(
             "PostgreSQL's certificate is not accepted ({why}): its authority belongs in the system's store, or in sslrootcert of \
              DATABASE_URL, and its name must be the host's for sslmode=verify-full"
@@ -105,8 +107,8 @@ async fn check_server(connection: &mut PgConnection) -> Result<(), Unusable> {
     let found = sqlx::raw_sql(sql).fetch_one(connection).await.map_err(refusal)?;
     let (version, encoding): (i32, String) = (found.try_get(0).map_err(refusal)?, found.try_get(1).map_err(refusal)?);
     let (database, standby): (String, bool) = (found.try_get(2).map_err(refusal)?, found.try_get(3).map_err(refusal)?);
-    if version < OLDEST {
-        return Err(Unusable::refused(format!("PostgreSQL {version} is too old: {OLDEST} is needed")));
+    if version < MIN_VERSION {
+        return Err(Unusable::refused(format!("PostgreSQL {version} is too old: {MIN_VERSION} is needed")));
     }
     if encoding != "UTF8" {
         return Err(Unusable::refused(format!(
@@ -121,19 +123,15 @@ async fn check_server(connection: &mut PgConnection) -> Result<(), Unusable> {
     Ok(())
 }
 
-/// A pooler that gives each transaction another connection must know of prepared statements: else one is not there where it is
-/// executed, or is somebody else's.
+/// Refuses a pooler that gives each transaction another server connection and does not track prepared statements: a
+/// statement would be missing where it is executed, or be that of another client.
 ///
-/// Two of our connections that are on the same one of the server's, or one of ours that changes it, are proof of such a pooler. It
-/// tracks statements where it calls them by names of its own.
-async fn check_pooler(
-    first: &mut PgConnection,
-    options: &PgConnectOptions,
-    patience: Duration,
-) -> Result<(), Unusable> {
-    let mut second = connect(options, patience).await?;
+/// Two client connections on one server connection, or a client connection that changes its server connection, prove
+/// such a pooler. It tracks statements if it gives them names of its own on the server.
+async fn check_pooler(first: &mut PgConnection, options: &PgConnectOptions, limit: Duration) -> Result<(), Unusable> {
+    let mut second = connect(options, limit).await?;
     let checked = async {
-        // Before anything is prepared on a connection that may be shared.
+        // The simple protocol first: `is_shared` prepares no statement on a connection that may be shared.
         if !is_shared(first, &mut second).await? || tracks_statements(first).await? {
             return Ok(());
         }
@@ -143,7 +141,7 @@ async fn check_pooler(
         ))
     };
     let checked = checked.await;
-    let _ = timeout(Duration::from_secs(1), second.close()).await;
+    let _ = timeout(CLOSE_TIMEOUT, second.close()).await;
     checked
 }
 
@@ -152,13 +150,13 @@ async fn is_shared(first: &mut PgConnection, second: &mut PgConnection) -> Resul
     if one == other {
         return Ok(true);
     }
-    // A pooler gives out what came back last, or first: so both ways.
+    // A pooler hands out either the connection that was returned last or the one that was returned first: test both.
     for second_ends_last in [true, false] {
         begin(first).await?;
         let now = backend(first).await?;
         match timeout(SECOND_TIMEOUT, begin(second)).await {
             Ok(began) => began?,
-            // It waits for ours to end: there is one connection for both.
+            // The second waits for the first to end: both share one server connection.
             Err(_) => return end(first).await.map(|()| true),
         }
         let also_now = backend(second).await?;
@@ -177,7 +175,7 @@ async fn is_shared(first: &mut PgConnection, second: &mut PgConnection) -> Resul
     Ok(false)
 }
 
-/// Which connection of the server's this one is on now; with the server's start, so that two servers differ.
+/// The server connection in use: its process id, and the start time of the server, which tells two servers apart.
 async fn backend(connection: &mut PgConnection) -> Result<(i32, String), Unusable> {
     let sql = "SELECT pg_backend_pid(), pg_postmaster_start_time()::text";
     let row = sqlx::raw_sql(sql).fetch_one(connection).await.map_err(refusal)?;
@@ -192,25 +190,27 @@ async fn end(connection: &mut PgConnection) -> Result<(), Unusable> {
     sqlx::raw_sql("COMMIT").execute(connection).await.map(drop).map_err(refusal)
 }
 
-/// Whether what is prepared has another name on the server than ours; in a transaction, which stays where it is.
+/// Whether a prepared statement has another name on the server than sqlx gave it. The transaction keeps the server
+/// connection.
 async fn tracks_statements(connection: &mut PgConnection) -> Result<bool, Unusable> {
-    // A statement that runs is among those that are prepared.
+    // The probe finds itself: a running statement is in pg_prepared_statements.
     const PROBE: &str = "SELECT name FROM pg_prepared_statements WHERE statement LIKE '%a probe of firstcome%' \
                          AND name NOT LIKE 'sqlx\\_s\\_%'";
-    let asked = async {
+    let probe = async {
         let mut transaction = connection.begin().await?;
-        let named = sqlx::query(PROBE).fetch_optional(&mut *transaction).await?;
+        let renamed = sqlx::query(PROBE).fetch_optional(&mut *transaction).await?;
         transaction.rollback().await?;
-        Ok::<bool, sqlx::Error>(named.is_some())
+        Ok::<bool, sqlx::Error>(renamed.is_some())
     };
-    match asked.await {
+    match probe.await {
         Ok(tracked) => Ok(tracked),
         Err(sqlx::Error::Database(error)) if is_mixed_up(error.code().as_deref()) => Ok(false),
         Err(error) => Err(refusal(error)),
     }
 }
 
-/// What a server says to a statement that is there already, or is not there: a pooler has mixed up whose it is.
+/// Whether the SQLSTATE says that a prepared statement exists already (42P05) or is missing (26000): a pooler mixed up
+/// the statements of its clients.
 pub(super) fn is_mixed_up(code: Option<&str>) -> bool {
     matches!(code, Some("42P05" | "26000"))
 }

@@ -1,16 +1,18 @@
-//! All of Postgres as of one moment, streamed: for a rebuild of Redis, in bounded memory however much there is.
+//! A consistent read of PostgreSQL: for a rebuild, which streams every row in bounded memory, and for the audit.
 //!
-//! Times travel as milliseconds since the epoch; what is absent is `None`. The notation of lines, `product:quantity:price,...`,
-//! is Redis's own.
+//! Times are milliseconds since 1970. Lines are packed as in Redis: `product:quantity:price,...`.
 
 use anyhow::Context;
 use futures_util::stream::BoxStream;
 use sqlx::{Executor, FromRow, PgConnection, Postgres, Row, postgres::PgRow};
 
-use super::{Connection, queries::resources::ProjectedPosition};
-use crate::config::Retention;
+use super::{Connection, progress::ProjectedPosition};
+use crate::{
+    config::Retention,
+    model::{Partition, Position},
+};
 
-/// Declares a row, read by its columns' names.
+/// Declares a row whose fields have the names of the columns.
 macro_rules! row {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
@@ -25,7 +27,7 @@ macro_rules! row {
     };
 }
 
-/// The orders that `filter` lets through. `$1`: how many partitions there are. `$2`: the zone of the days.
+/// The query of the orders that pass `filter`. `$1`: the number of partitions. `$2`: the time zone of the days.
 macro_rules! orders_sql {
     ($filter:literal) => {
         concat!(
@@ -33,9 +35,9 @@ macro_rules! orders_sql {
                  (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
                  (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
                  (extract(epoch FROM o.closed_at) * 1000)::bigint AS closed_at, o.close_reason,
-                 (extract(epoch FROM greatest(o.paid_at, o.closed_at, p.ended_at)) * 1000)::bigint AS over_at,
+                 (extract(epoch FROM greatest(o.paid_at, o.closed_at, p.ended_at)) * 1000)::bigint AS ended_at,
                  to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $2)::date), 'YYYYMMDD') AS day,
-                 coalesce(l.near, '') AS near, coalesce(l.far, '') AS far,
+                 coalesce(l.own, '') AS own, coalesce(l.remote, '') AS remote,
                  p.id AS payment_id, p.payment_type, p.method, p.status AS payment_status, p.receipt, p.transaction_id,
                  (extract(epoch FROM p.started_at) * 1000)::bigint AS started_at,
                  (extract(epoch FROM p.paid_at) * 1000)::bigint AS paid_at, p.key_digest, p.key_fingerprint
@@ -43,9 +45,9 @@ macro_rules! orders_sql {
              LEFT JOIN payments AS p ON p.order_id = o.id
              LEFT JOIN LATERAL (
                  SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id)
-                         FILTER (WHERE product_id % $1 = o.id % $1) AS near,
+                         FILTER (WHERE product_id % $1 = o.id % $1) AS own,
                      string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id)
-                         FILTER (WHERE product_id % $1 <> o.id % $1) AS far
+                         FILTER (WHERE product_id % $1 <> o.id % $1) AS remote
                  FROM order_lines WHERE order_id = o.id) AS l ON true ",
             $filter
         )
@@ -54,12 +56,12 @@ macro_rules! orders_sql {
 pub(super) use orders_sql;
 
 row! {
-    /// A user; `open` counts the PENDING orders.
+    /// A user; `entries` is the number of balance entries, `open` the number of PENDING orders.
     UserRow { id: i64, name: String, balance: i64, entries: i64, open: i64, }
 }
 
 row! {
-    /// A product and its counters of units.
+    /// A product, with its counters of units.
     ProductRow {
         id: i64, name: String, category: String, price: i64,
         on_sale: i64, held: i64, sold: i64, withheld: i64, stocked: i64,
@@ -67,7 +69,7 @@ row! {
 }
 
 row! {
-    /// A campaign; `last_no` is the highest place in the order of arrival that is known to be given out.
+    /// A campaign; `last_no` is the highest known issue number.
     CampaignRow {
         id: i64, code: String, discount_type: String, discount_amount: i64, total: i64, issued: i64, withheld: i64,
         opens_at: i64, closes_at: i64, expires_at: i64, last_no: i64,
@@ -75,7 +77,7 @@ row! {
 }
 
 row! {
-    /// A coupon in its user's hands.
+    /// A coupon, as its user holds it.
     CouponRow {
         coupon_id: i64, user_id: i64, issue_no: i64, status: String, order_id: Option<i64>,
         issued_at: i64, used_at: Option<i64>,
@@ -83,20 +85,20 @@ row! {
 }
 
 row! {
-    /// A coupon that its campaign's partition gave to a user at home in another one.
-    FarCouponRow { coupon_id: i64, user_id: i64, issue_no: i64, issued_at: i64, }
+    /// A coupon that a campaign issued to a user of another partition.
+    RemoteCouponRow { coupon_id: i64, user_id: i64, issue_no: i64, issued_at: i64, }
 }
 
 row! {
-    /// An order with its lines, at home in its own partition (`near`) and in others (`far`), and its payment.
+    /// An order with its payment and its lines: those of its owner partition (`own`) and those of others (`remote`).
     OrderRow {
         id: i64, user_id: i64, status: String, total: i64, discount: i64, final_price: i64, coupon_id: Option<i64>,
         placed_at: i64, expires_at: i64, closed_at: Option<i64>, close_reason: Option<String>,
-        /// When last something happened to one that is paid or closed.
-        over_at: Option<i64>,
-        /// `YYYYMMDD`
+        /// The last change of an order that is paid or closed, or of its payment.
+        ended_at: Option<i64>,
+        /// The day of the sale, `YYYYMMDD`.
         day: Option<String>,
-        near: String, far: String,
+        own: String, remote: String,
         payment_id: Option<i64>, payment_type: Option<String>, method: Option<String>, payment_status: Option<String>,
         receipt: Option<String>, transaction_id: Option<String>, started_at: Option<i64>, paid_at: Option<i64>,
         key_digest: Option<String>, key_fingerprint: Option<String>,
@@ -104,72 +106,77 @@ row! {
 }
 
 row! {
-    /// Stock held in a partition for an order at home in another one.
+    /// A remote hold: stock that a partition holds for an order of another partition.
     HoldRow {
         partition: i32, order_id: i64, user_id: i64, state: String, lines: String,
-        /// Of the order.
+        /// The times of the order.
         placed_at: Option<i64>, expires_at: Option<i64>, paid_at: Option<i64>,
     }
 }
 
 row! {
-    /// A far hold that does not say what its order says. `held` is `None` where there is no hold.
+    /// A remote hold whose state (`held`, `None` where there is no hold) is not the one that its order implies
+    /// (`wanted`).
     StrayHoldRow {
         partition: i32, order_id: i64, user_id: i64, lines: String, held: Option<String>, wanted: String,
-        /// Of the order.
+        /// The times of the order.
         placed_at: Option<i64>, expires_at: Option<i64>,
     }
 }
 
 row! {
-    /// An idempotency record that is still alive.
+    /// An idempotency record that has not expired.
     RecordRow { partition: i32, digest: String, fingerprint: String, reply: String, expires_at: i64, }
 }
 
 row! {
-    /// A product's sales of one day, `YYYYMMDD`.
+    /// The sales of a product on one day, `YYYYMMDD`: units and won.
     RankRow { day: String, product_id: i64, units: i64, won: i64, }
 }
 
-/// What a read comes to.
+/// The result of a read.
 pub type Read<T> = sqlx::Result<T>;
 /// A stream of rows.
 pub type Rows<'c, T> = BoxStream<'c, sqlx::Result<T>>;
 
-/// A read-only transaction: everything read in it is as of the same moment.
+/// A transaction whose reads are consistent.
 pub struct Snapshot(sqlx::Transaction<'static, Postgres>);
 
 impl Snapshot {
-    /// Begins it.
+    /// Begins a snapshot of the whole database.
     ///
     /// # Errors
-    /// Postgres can't answer.
+    /// PostgreSQL can't answer.
     pub async fn begin(db: &Connection) -> anyhow::Result<Self> {
         let pool = db.get_postgres_connection_pool();
         let begun = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await;
         Ok(Snapshot(begun.context("PostgreSQL can't be read")?))
     }
 
-    /// Begins one that keeps a partition's projection where it is until it ends, so that what is read here can be compared with
-    /// what the outbox has beyond. Only what that partition decided is as of one moment.
+    /// Begins a transaction that blocks the projection of a partition until it ends, so that the rows can be compared
+    /// with the rest of the outbox. Only the rows that this partition decides are consistent.
     ///
     /// # Errors
-    /// Postgres can't answer, or a projector does not get done with its batch.
-    pub async fn standing(db: &Connection, partition: u16) -> anyhow::Result<(Self, ProjectedPosition)> {
+    /// PostgreSQL can't answer, or a projector holds the position for longer than 30 seconds.
+    pub async fn with_projection_blocked(
+        db: &Connection,
+        partition: Partition,
+    ) -> anyhow::Result<(Self, ProjectedPosition)> {
         let pool = db.get_postgres_connection_pool();
-        let mut standing = Snapshot(pool.begin().await.context("PostgreSQL can't be read")?);
-        standing.0.execute("SET LOCAL lock_timeout = '30s'").await?;
+        let mut snapshot = Snapshot(pool.begin().await.context("PostgreSQL can't be read")?);
+        snapshot.0.execute("SET LOCAL lock_timeout = '30s'").await?;
         let row: Option<(i64, i64, String)> =
             sqlx::query_as("SELECT epoch, seq, stream_id FROM projection_positions WHERE partition = $1 FOR SHARE")
-                .bind(i32::from(partition))
-                .fetch_optional(&mut *standing.0)
+                .bind(i32::from(partition.0))
+                .fetch_optional(&mut *snapshot.0)
                 .await?;
         let (epoch, seq, stream_id) =
-            row.with_context(|| format!("PostgreSQL has no position of partition {partition}"))?;
-        Ok((standing, ProjectedPosition { partition, epoch, seq, stream_id, last_dead_letter: 0 }))
+            row.with_context(|| format!("PostgreSQL has no position of partition {}", partition.0))?;
+        let position = Position { epoch, seq };
+        Ok((snapshot, ProjectedPosition { partition, position, stream_id, last_dead_letter: 0 }))
     }
 
-    /// The connection, for reads of one's own.
+    /// The connection, for further reads.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.0
     }
@@ -184,11 +191,11 @@ impl Snapshot {
         query.fetch(&mut *self.0)
     }
 
-    /// How many rows a rebuild reads, of all kinds together; about, for of those that are over it reads the last ones only.
+    /// The approximate number of rows that a rebuild reads: the retention of refunded orders is ignored.
     ///
     /// # Errors
-    /// Postgres can't answer.
-    pub async fn size(&mut self, now: i64, keep: Retention) -> sqlx::Result<i64> {
+    /// PostgreSQL can't answer.
+    pub async fn size(&mut self, now: i64, retention: Retention) -> sqlx::Result<i64> {
         let sql =
             "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM products) + (SELECT count(*) FROM campaigns)
                        + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM remote_coupons)
@@ -196,7 +203,7 @@ impl Snapshot {
                               OR greatest(paid_at, closed_at) > to_timestamp(($1 - $2) / 1000.0))
                        + (SELECT count(*) FROM stock_holds WHERE state = 'HELD')
                        + (SELECT count(*) FROM idempotency_records)";
-        sqlx::query_scalar(sql).bind(now).bind(keep.closed_ms()).fetch_one(&mut *self.0).await
+        sqlx::query_scalar(sql).bind(now).bind(retention.closed_ms()).fetch_one(&mut *self.0).await
     }
 
     pub fn users(&mut self) -> Rows<'_, UserRow> {
@@ -235,27 +242,27 @@ impl Snapshot {
         ))
     }
 
-    pub fn far_coupons(&mut self) -> Rows<'_, FarCouponRow> {
+    pub fn remote_coupons(&mut self) -> Rows<'_, RemoteCouponRow> {
         self.rows(sqlx::query_as(
             "SELECT coupon_id, user_id, issue_no, (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at
              FROM remote_coupons",
         ))
     }
 
-    /// The orders that Redis has at `now`: those that are not over, and those that have not been for so long; with days in `zone` where the day of the
-    /// sale was not written down.
-    pub fn orders(&mut self, partitions: u16, zone: &str, now: i64, keep: Retention) -> Rows<'_, OrderRow> {
+    /// The orders that Redis keeps at `now`: open ones, and closed ones within their retention. `zone` gives the day of
+    /// a sale whose event did not name the day.
+    pub fn orders(&mut self, partitions: u16, zone: &str, now: i64, retention: Retention) -> Rows<'_, OrderRow> {
         let query = sqlx::query_as(orders_sql!(
             "WHERE o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE')
                 OR greatest(o.paid_at, o.closed_at, p.ended_at)
                     > to_timestamp(($3 - CASE WHEN o.close_reason = 'REFUNDED' THEN $4 ELSE $5 END) / 1000.0)"
         ));
         let query = query.bind(i64::from(partitions)).bind(zone.to_owned()).bind(now);
-        self.rows(query.bind(keep.refunded_ms()).bind(keep.closed_ms()))
+        self.rows(query.bind(retention.refunded_ms()).bind(retention.closed_ms()))
     }
 
-    /// Far holds that hold something, or have sold something not longer ago.
-    pub fn holds(&mut self, now: i64, keep: Retention) -> Rows<'_, HoldRow> {
+    /// The remote holds that Redis keeps at `now`: those that hold stock, and those that sold it within the retention.
+    pub fn holds(&mut self, now: i64, retention: Retention) -> Rows<'_, HoldRow> {
         let query = sqlx::query_as(
             "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
                  (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
@@ -264,10 +271,10 @@ impl Snapshot {
              FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
              WHERE h.state = 'HELD' OR (h.state = 'SETTLED' AND o.paid_at > to_timestamp(($1 - $2) / 1000.0))",
         );
-        self.rows(query.bind(now).bind(keep.closed_ms()))
+        self.rows(query.bind(now).bind(retention.closed_ms()))
     }
 
-    /// Far holds that do not say what their orders say: what was between two partitions when it stopped.
+    /// The remote holds that are not in the state that their orders imply: a step between two partitions is missing.
     pub fn stray_holds(&mut self, partitions: u16) -> Rows<'_, StrayHoldRow> {
         let query = sqlx::query_as(
             "WITH wanted AS (
@@ -287,16 +294,16 @@ impl Snapshot {
         self.rows(query.bind(i64::from(partitions)))
     }
 
-    /// Coupons that a campaign gave to a user elsewhere, who does not have them yet.
-    pub fn ungranted(&mut self) -> Rows<'_, FarCouponRow> {
+    /// Coupons that a campaign issued to a user of another partition, and that the user does not have yet.
+    pub fn ungranted(&mut self) -> Rows<'_, RemoteCouponRow> {
         self.rows(sqlx::query_as(
             "SELECT f.coupon_id, f.user_id, f.issue_no, (extract(epoch FROM f.issued_at) * 1000)::bigint AS issued_at
              FROM remote_coupons AS f LEFT JOIN user_coupons AS c USING (coupon_id, user_id) WHERE c.user_id IS NULL",
         ))
     }
 
-    /// Coupons that users have and their campaign, at home elsewhere, has forgotten.
-    pub fn unissued(&mut self, partitions: u16) -> Rows<'_, FarCouponRow> {
+    /// Coupons that a user has, and that the campaign of another partition did not issue.
+    pub fn unissued(&mut self, partitions: u16) -> Rows<'_, RemoteCouponRow> {
         let query = sqlx::query_as(
             "SELECT c.coupon_id, c.user_id, c.issue_no, (extract(epoch FROM c.issued_at) * 1000)::bigint AS issued_at
              FROM user_coupons AS c LEFT JOIN remote_coupons AS f USING (coupon_id, user_id)
@@ -305,7 +312,7 @@ impl Snapshot {
         self.rows(query.bind(i64::from(partitions)))
     }
 
-    /// Idempotency records that live on after `now`.
+    /// Idempotency records that expire after `now`.
     pub fn records(&mut self, now: i64) -> Rows<'_, RecordRow> {
         let query = sqlx::query_as(
             "SELECT partition, digest, fingerprint, reply, (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
@@ -314,7 +321,7 @@ impl Snapshot {
         self.rows(query.bind(now))
     }
 
-    /// Sales by day and product, of the days from `first` (`YYYYMMDD`) on.
+    /// Sales by day and product, from the day `first` (`YYYYMMDD`) on.
     pub fn ranks(&mut self, zone: &str, first: &str) -> Rows<'_, RankRow> {
         let query = sqlx::query_as(
             "SELECT to_char(day, 'YYYYMMDD') AS day, product_id, sum(quantity)::bigint AS units,
@@ -325,10 +332,10 @@ impl Snapshot {
         self.rows(query.bind(zone.to_owned()).bind(first.to_owned()))
     }
 
-    /// The highest id of each sequence that is known to be used or reserved.
+    /// The highest id of each sequence that is used or reserved.
     ///
     /// # Errors
-    /// Postgres can't answer.
+    /// PostgreSQL can't answer.
     pub async fn last_ids(&mut self) -> sqlx::Result<Vec<(String, i64)>> {
         sqlx::query_as(
             "SELECT name, greatest(used, coalesce(last, 0)) FROM (VALUES
@@ -343,10 +350,10 @@ impl Snapshot {
         .await
     }
 
-    /// Ends it.
+    /// Ends the snapshot.
     ///
     /// # Errors
-    /// Postgres can't answer.
+    /// PostgreSQL can't answer.
     pub async fn end(self) -> sqlx::Result<()> {
         self.0.commit().await
     }

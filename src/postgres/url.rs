@@ -1,7 +1,8 @@
-//! `DATABASE_URL`: what it may say, and how PostgreSQL is connected to.
+//! Parses and checks `DATABASE_URL`.
 //!
-//! sqlx ignores a parameter that it does not know, and logs it with its value; and its parser's errors quote. So everything is
-//! checked here first, and a parameter that would have no effect is refused: who writes `channel_binding=require` counts on it.
+//! sqlx ignores an unknown parameter and logs it with its value, and the errors of its parser quote the URL. So this
+//! module checks the URL first, quotes nothing that may be a secret, and refuses a parameter without effect: an
+//! operator who sets `channel_binding=require` relies on it.
 
 use std::{fs, path::Path};
 
@@ -10,8 +11,8 @@ use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 
 use crate::config::url_of;
 
-/// Parameters with an effect.
-const KNOWN: &[&str] = &[
+/// The supported parameters.
+const SUPPORTED: &[&str] = &[
     "sslmode",
     "ssl-mode",
     "sslrootcert",
@@ -31,8 +32,8 @@ const KNOWN: &[&str] = &[
     "application_name",
     "options",
 ];
-/// Parameters that others know, and what to do without each.
-const OTHERS: &[(&str, &str)] = &[
+/// Parameters of other clients, and what to do instead of each.
+const UNSUPPORTED: &[(&str, &str)] = &[
     ("channel_binding", "sslmode=verify-full says that the server is the right one"),
     ("connect_timeout", "DATABASE_TIMEOUT_MS is for it"),
     ("gssencmode", "Kerberos is not supported"),
@@ -53,38 +54,38 @@ const OTHERS: &[(&str, &str)] = &[
 ];
 const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// How to connect. Checks what can be checked without connecting.
+/// The connect options of a URL, checked as far as possible without connecting.
 ///
 /// # Errors
-/// What is wrong with the URL; nothing in it is quoted that may be a secret.
+/// The URL is wrong. The message quotes no part that may be a secret.
 pub(super) fn options(url: &str) -> anyhow::Result<PgConnectOptions> {
     ensure!(
         url.starts_with("postgres://") || url.starts_with("postgresql://"),
         "DATABASE_URL is no PostgreSQL URL: postgres://user:password@host/database"
     );
-    let read = url_of("DATABASE_URL", url)?;
-    ensure!(read.fragment().is_none(), "DATABASE_URL has a #: in a password it is percent-encoded, as %23");
+    let parsed = url_of("DATABASE_URL", url)?;
+    ensure!(parsed.fragment().is_none(), "DATABASE_URL has a #: in a password it is percent-encoded, as %23");
     ensure!(
-        !read.path().trim_start_matches('/').contains('/'),
+        !parsed.path().trim_start_matches('/').contains('/'),
         "DATABASE_URL has more than one / after its host: in a name or password it is percent-encoded, as %2F"
     );
-    for (key, value) in read.query_pairs() {
+    for (key, value) in parsed.query_pairs() {
         check(&key, &value)?;
     }
     for name in ["PGSSLCERT", "PGSSLKEY", "PGOPTIONS"] {
         let empty = std::env::var_os(name).is_some_and(|value| value.is_empty());
         ensure!(!empty, "{name} is set and empty: unset it, PostgreSQL's driver does not take that for the same");
     }
-    // Checked above; what may be left is of a kind that nothing is known of, and is not quoted.
+    // The checks above name the known faults. The parser's own error would quote the URL, so it is dropped.
     let options: Result<PgConnectOptions, _> = url.parse();
     let mut options = options.ok().context("DATABASE_URL can't be read")?;
     if std::env::var_os("PGSSLROOTCERT").is_some_and(|value| value.is_empty()) {
-        let given = read.query_pairs().any(|(key, _)| is_root_certificate(&key));
+        let given = parsed.query_pairs().any(|(key, _)| is_root_certificate(&key));
         if !given {
             options = options.ssl_root_cert_from_pem(Vec::new());
         }
     }
-    // A pooler knows few parameters of a start, and this is not one of them; the server's default loses no digit.
+    // A pooler refuses this startup parameter. The server's default is precise enough.
     options = options.extra_float_digits(None).application_name("firstcome");
     Ok(options.disable_statement_logging())
 }
@@ -94,14 +95,14 @@ fn is_root_certificate(key: &str) -> bool {
 }
 
 fn check(key: &str, value: &str) -> anyhow::Result<()> {
-    if let Some((name, instead)) = OTHERS.iter().find(|(name, _)| *name == key) {
+    if let Some((name, instead)) = UNSUPPORTED.iter().find(|(name, _)| *name == key) {
         bail!("DATABASE_URL: the parameter {name} is not supported: {instead}. Leave it out");
     }
-    // Not by its name: it may be a part of a password.
+    // The message does not quote the key, which may be a part of a password.
     ensure!(
-        KNOWN.contains(&key) || key.starts_with("options["),
+        SUPPORTED.contains(&key) || key.starts_with("options["),
         "DATABASE_URL has a parameter that is not known (these are: {}); a ? or & in a password is percent-encoded, as %3F or %26",
-        KNOWN.join(", ")
+        SUPPORTED.join(", ")
     );
     match key {
         "sslmode" | "ssl-mode" => {
@@ -117,15 +118,15 @@ fn check(key: &str, value: &str) -> anyhow::Result<()> {
             value.parse::<u16>().is_ok_and(|capacity| capacity > 0),
             "DATABASE_URL: statement-cache-capacity is a number from 1 to 65535"
         ),
-        "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" => pem(key, value)?,
-        _ if is_root_certificate(key) => pem(key, value)?,
+        "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" => check_pem(key, value)?,
+        _ if is_root_certificate(key) => check_pem(key, value)?,
         _ => {}
     }
     Ok(())
 }
 
-/// A certificate or a key in a file. A path is no secret.
-fn pem(key: &str, path: &str) -> anyhow::Result<()> {
+/// Checks the file of a certificate or a key. The message may quote the path, which is no secret.
+fn check_pem(key: &str, path: &str) -> anyhow::Result<()> {
     ensure!(path != "system", "DATABASE_URL: the system's certificates are looked at anyway: leave {key}=system out");
     let text = fs::read_to_string(Path::new(path));
     let text = text.map_err(|error| anyhow::anyhow!("DATABASE_URL: {key} can't be read: {path}: {}", error.kind()))?;

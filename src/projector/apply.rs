@@ -1,8 +1,9 @@
-//! A folded batch as SQL: one statement per table for what is new, one for what changed, all values bound as arrays, so
-//! that each statement's text is the same for every batch. A new order or payment is written as the batch leaves it, at once.
+//! Writes a folded batch: per table one statement for new rows and one for changed rows. All values are bound as
+//! arrays, so the text of a statement is the same for every batch. A new order or payment is inserted in its final
+//! state.
 //!
-//! Every statement must touch exactly the rows that the batch names. One that does not (an order that is not there, a
-//! coupon issued twice) fails the transaction, and the projector finds out which event it was.
+//! Every statement must touch exactly the rows that the batch names. Otherwise (an order is missing, a coupon was
+//! issued twice) the transaction fails, and the projector finds the event that caused it.
 
 use std::collections::HashSet;
 
@@ -26,8 +27,9 @@ pub enum ApplyError {
     Missing { what: &'static str, named: usize, touched: u64 },
 }
 
-/// Times travel as milliseconds. Those of what happens are divided as `float8`, which is exact to the microsecond until
-/// the year 2242, and takes a fourteenth of the time; those that an operator sets may be later, and are divided as `numeric`.
+/// Times are bound as milliseconds. The statements divide the times of events as `float8`: exact to the microsecond
+/// until the year 2242, and fourteen times as fast as `numeric`. They divide times that an operator sets, which may be
+/// later, as `numeric`.
 fn ms(at: Millis) -> i64 {
     at.0
 }
@@ -39,7 +41,7 @@ fn optional_ms(at: Option<Millis>) -> i64 {
 struct Apply<'a>(&'a DatabaseTransaction);
 
 impl Apply<'_> {
-    /// Runs one statement over `rows` rows, if there are any; it must touch as many.
+    /// Runs a statement that must touch `rows` rows, unless there are none.
     async fn run(&self, what: &'static str, rows: usize, sql: &str, values: Vec<Value>) -> Result<(), ApplyError> {
         if rows == 0 {
             return Ok(());
@@ -50,6 +52,7 @@ impl Apply<'_> {
     }
 }
 
+/// Binds one value of each row as an array.
 macro_rules! column {
     ($rows:expr, $row:pat => $value:expr) => {
         $rows.iter().map(|$row| $value).collect::<Vec<_>>().into()
@@ -59,7 +62,7 @@ macro_rules! column {
 /// Applies a batch of a partition.
 ///
 /// # Errors
-/// A row that violates a constraint, or that is not there, or Postgres being away.
+/// A row violates a constraint or is missing, or PostgreSQL is unavailable.
 pub async fn apply(transaction: &DatabaseTransaction, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
     let db = Apply(transaction);
     users(&db, batch).await?;
@@ -89,8 +92,8 @@ async fn users(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let newcomers: HashSet<i64> = new.iter().map(|u| u.id).collect();
-    let balances: Vec<_> = batch.balances.iter().filter(|(id, _)| !newcomers.contains(*id)).collect();
+    let inserted: HashSet<i64> = new.iter().map(|u| u.id).collect();
+    let balances: Vec<_> = batch.balances.iter().filter(|(id, _)| !inserted.contains(*id)).collect();
     db.run(
         "users",
         balances.len(),
@@ -236,7 +239,8 @@ async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     db.run(
         "new coupons",
         new.len(),
-        // The join stands for the foreign key to the users. (Hardly any is used in the batch that issued it.)
+        // The join replaces the foreign key to the users. The status is not yet that of the batch: hardly any coupon is
+        // used in the batch that issued it.
         "INSERT INTO user_coupons (coupon_id, user_id, issue_no, status, issued_at)
          SELECT coupon, user_id, issue_no, 'AVAILABLE', to_timestamp(at::float8 / 1000)
          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (coupon, user_id, issue_no, at)
@@ -249,18 +253,18 @@ async fn coupons(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let far = &batch.remote_coupons;
+    let remote = &batch.remote_coupons;
     db.run(
-        "far coupons",
-        far.len(),
+        "remote coupons",
+        remote.len(),
         "INSERT INTO remote_coupons (coupon_id, user_id, issue_no, issued_at)
          SELECT coupon, user_id, issue_no, to_timestamp(at::float8 / 1000)
          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (coupon, user_id, issue_no, at)",
         vec![
-            column!(far, c => c.coupon),
-            column!(far, c => c.user),
-            column!(far, c => c.issue_no),
-            column!(far, c => ms(c.at)),
+            column!(remote, c => c.coupon),
+            column!(remote, c => c.user),
+            column!(remote, c => c.issue_no),
+            column!(remote, c => ms(c.at)),
         ],
     )
     .await?;
@@ -290,7 +294,7 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     db.run(
         "new orders",
         new.len(),
-        // The join stands for the foreign key to the users.
+        // The join replaces the foreign key to the users.
         "INSERT INTO orders (id, user_id, total, discount, final_price, coupon_id, placed_at, expires_at, status, paid_at,
              closed_at, close_reason, sold_on)
          SELECT new.id, user_id, total, discount, final, NULLIF(coupon, 0), to_timestamp(at::float8 / 1000),
@@ -336,8 +340,8 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let fresh: HashSet<i64> = new.iter().map(|(o, _)| o.order.get()).collect();
-    let states: Vec<_> = batch.orders.iter().filter(|(id, _)| !fresh.contains(*id)).collect();
+    let inserted: HashSet<i64> = new.iter().map(|(o, _)| o.order.get()).collect();
+    let states: Vec<_> = batch.orders.iter().filter(|(id, _)| !inserted.contains(*id)).collect();
     db.run(
         "orders",
         states.len(),
@@ -360,7 +364,7 @@ async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     .await
 }
 
-/// The operator who decided a payment, and why; empty where none did.
+/// The operator who resolved a payment, and the reason; empty without one.
 fn resolved(state: Option<&PaymentState>) -> (String, String) {
     state.and_then(|state| state.resolved.clone()).unwrap_or_default()
 }
@@ -371,7 +375,7 @@ async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     db.run(
         "new payments",
         new.len(),
-        // The join stands for the foreign key to the orders.
+        // The join replaces the foreign key to the orders.
         "INSERT INTO payments
              (id, order_id, user_id, payment_type, method, amount, receipt, started_at, key_digest, key_fingerprint, status,
              transaction_id, paid_at, ended_at, resolved_by, resolved_because)
@@ -405,8 +409,8 @@ async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
         ],
     )
     .await?;
-    let fresh: HashSet<&str> = new.iter().map(|p| p.receipt.as_str()).collect();
-    let states: Vec<_> = batch.payments.iter().filter(|(receipt, _)| !fresh.contains(receipt.as_str())).collect();
+    let inserted: HashSet<&str> = new.iter().map(|p| p.receipt.as_str()).collect();
+    let states: Vec<_> = batch.payments.iter().filter(|(receipt, _)| !inserted.contains(receipt.as_str())).collect();
     db.run(
         "payments",
         states.len(),
@@ -433,15 +437,15 @@ async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
 }
 
 async fn holds(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
-    let forgotten: Vec<_> = batch.forgotten_holds.iter().collect();
+    let orphaned: Vec<_> = batch.orphaned_holds.iter().collect();
     db.run(
         "stock holds",
-        forgotten.len(),
+        orphaned.len(),
         "DELETE FROM stock_holds WHERE partition = $1 AND order_id = ANY($2)",
-        vec![i32::from(here.0).into(), column!(forgotten, order => **order)],
+        vec![i32::from(here.0).into(), column!(orphaned, order => **order)],
     )
     .await?;
-    let holds: Vec<_> = batch.holds.iter().filter(|(order, _)| !batch.forgotten_holds.contains(order)).collect();
+    let holds: Vec<_> = batch.holds.iter().filter(|(order, _)| !batch.orphaned_holds.contains(order)).collect();
     db.run(
         "stock holds",
         holds.len(),
@@ -465,7 +469,8 @@ async fn records(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), A
     db.run(
         "idempotency records",
         records.len(),
-        // A key may be used again once its record has ended; a payment's record is first RUNNING, then its outcome.
+        // A key may be used again after its record has expired. A payment's record is first RUNNING, then has the
+        // outcome.
         "INSERT INTO idempotency_records (partition, digest, fingerprint, reply, expires_at)
          SELECT $1, digest, fingerprint, reply, to_timestamp(until::float8 / 1000)
          FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) AS new (digest, fingerprint, reply, until)

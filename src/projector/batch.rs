@@ -1,8 +1,7 @@
-//! A batch of events folded into what it does to each table, so that each table takes one statement for what is new and
-//! one for what changed, however many events there are.
+//! Folds a batch of events into the changes of each table, so that the number of statements does not depend on the
+//! number of events.
 //!
-//! Within a batch the last word on a row counts (an order placed and paid is inserted PENDING, then updated once to PAID),
-//! and counters are sums.
+//! Of several changes to a row the last one counts, and the changes of a counter are summed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,24 +16,24 @@ use crate::{
     redis::commands::DAY_FORMAT,
 };
 
-/// What a batch does.
+/// The changes of a batch.
 #[derive(Default)]
 pub struct Batch {
     pub new_users: Vec<NewUser>,
-    /// Final balance by user.
+    /// The final balance, by user.
     pub balances: HashMap<i64, Won>,
     pub new_products: Vec<NewProduct>,
-    /// Name, price, category by product.
+    /// Name, price and category, by product.
     pub descriptions: HashMap<i64, (String, Won, String)>,
-    /// What is added to the counters of a product.
+    /// Additions to the counters of a product.
     pub units: HashMap<i64, Units>,
     pub new_campaigns: Vec<(CampaignTerms, Millis)>,
-    /// From when until when a campaign is open.
+    /// Opening and closing time, by campaign.
     pub windows: HashMap<i64, (Millis, Millis)>,
-    /// What is added to the counters of a campaign.
+    /// Additions to the counters of a campaign.
     pub issued: HashMap<i64, Issued>,
     pub new_coupons: Vec<NewCoupon>,
-    /// Issued to users at home elsewhere.
+    /// Coupons issued to users of other partitions.
     pub remote_coupons: Vec<NewCoupon>,
     /// By coupon and user.
     pub coupons: HashMap<(i64, i64), CouponState>,
@@ -45,13 +44,13 @@ pub struct Batch {
     /// By receipt.
     pub payments: HashMap<String, PaymentState>,
     pub entries: Vec<BalanceEntry>,
-    /// Stock held for orders at home elsewhere, by order.
+    /// Stock held for orders of other partitions, by order.
     pub holds: HashMap<i64, Hold>,
-    /// Of these, the ones that no order came of.
-    pub forgotten_holds: HashSet<i64>,
+    /// Those of the holds whose order was never placed.
+    pub orphaned_holds: HashSet<i64>,
     /// By the key's digest.
     pub records: HashMap<String, (event::Record, Millis)>,
-    /// The last id reserved under a key, by sequence.
+    /// The highest reserved id, by sequence.
     pub sequences: HashMap<String, i64>,
 }
 
@@ -116,7 +115,7 @@ pub struct OrderState {
 }
 
 impl OrderState {
-    /// Of an order of which nothing else is known than that it was placed.
+    /// The state of an order that was only placed.
     pub const PENDING: OrderState =
         OrderState { status: OrderStatus::Pending, paid_at: None, closed_at: None, reason: None, sold_on: None };
 }
@@ -129,7 +128,7 @@ pub struct NewPayment {
     pub method: &'static str,
     pub amount: Won,
     pub receipt: String,
-    /// The key of the request that waits for a gateway's verdict: digest and fingerprint.
+    /// The idempotency key of the request that waits for the gateway: digest and fingerprint.
     pub key: Option<(String, String)>,
     pub at: Millis,
 }
@@ -140,11 +139,11 @@ pub struct PaymentState {
     pub transaction: Option<String>,
     pub paid_at: Option<Millis>,
     pub ended_at: Option<Millis>,
-    /// The operator who decided it, and why.
+    /// The operator who resolved the payment, and the reason.
     pub resolved: Option<(String, String)>,
 }
 
-/// From where to where a line's units go.
+/// A counter of a product, between which events move units.
 #[derive(Clone, Copy)]
 enum Shelf {
     OnSale,
@@ -154,7 +153,7 @@ enum Shelf {
 }
 
 impl Batch {
-    /// Folds events of one partition, in their order.
+    /// Folds the events of one partition, in the sequence of their decisions.
     pub fn fold<'a>(events: impl IntoIterator<Item = &'a Event>) -> Self {
         let mut batch = Batch::default();
         for event in events {
@@ -205,7 +204,7 @@ impl Batch {
             Body::BalanceCharged(entry) => self.entry(entry),
             Body::OrderPlaced(placed) => {
                 self.shift(&placed.lines, Shelf::OnSale, Shelf::Held);
-                self.mark(placed.coupon, placed.user, "HELD", Some(placed.order), None);
+                self.set_coupon(placed.coupon, placed.user, "HELD", Some(placed.order), None);
                 self.new_orders.push((placed.clone(), at));
             }
             Body::PaymentStarted(started) => self.new_payments.push(NewPayment {
@@ -247,12 +246,12 @@ impl Batch {
                 self.shift(lines, shelf(*from), if *withheld { Shelf::Withheld } else { shelf(*to) });
                 self.hold(*order, *user, *to, lines);
                 if *forgotten {
-                    self.forgotten_holds.insert(order.get());
+                    self.orphaned_holds.insert(order.get());
                 }
             }
             Body::IdsReserved { sequence, last } => {
-                let known = self.sequences.entry(sequence.clone()).or_default();
-                *known = (*last).max(*known);
+                let highest = self.sequences.entry(sequence.clone()).or_default();
+                *highest = (*last).max(*highest);
             }
             Body::Rebuilt { units, coupons } => {
                 units.iter().for_each(|(product, units)| self.withhold(*product, *units));
@@ -267,7 +266,7 @@ impl Batch {
 
     fn paid(&mut self, paid: &event::OrderPaid, at: Millis) {
         self.shift(&paid.lines, Shelf::Held, Shelf::Sold);
-        self.mark(paid.coupon, paid.user, "USED", Some(paid.order), Some(at));
+        self.set_coupon(paid.coupon, paid.user, "USED", Some(paid.order), Some(at));
         let sold_on = NaiveDate::parse_from_str(&paid.day, DAY_FORMAT).ok();
         let state = OrderState { status: OrderStatus::Paid, paid_at: Some(at), closed_at: None, reason: None, sold_on };
         self.orders.insert(paid.order.get(), state);
@@ -296,7 +295,7 @@ impl Batch {
     fn closed(&mut self, closed: &event::OrderClosed, at: Millis) {
         let from = if closed.from == OrderStatus::Paid { Shelf::Sold } else { Shelf::Held };
         self.shift(&closed.lines, from, if closed.withheld { Shelf::Withheld } else { Shelf::OnSale });
-        self.mark(closed.coupon, closed.user, "AVAILABLE", None, None);
+        self.set_coupon(closed.coupon, closed.user, "AVAILABLE", None, None);
         let state = self.orders.entry(closed.order.get()).or_insert(OrderState::PENDING);
         state.status = closed.status;
         state.closed_at = Some(at);
@@ -340,7 +339,7 @@ impl Batch {
         self.holds.insert(order.get(), Hold { user: user.get(), state, lines: lines.to_vec() });
     }
 
-    fn mark(
+    fn set_coupon(
         &mut self,
         coupon: Option<CouponId>,
         user: UserId,

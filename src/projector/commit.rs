@@ -1,5 +1,5 @@
-//! One reading of an outbox committed to Postgres: as few transactions as it takes, each of which moves the position along;
-//! around what can't be applied, a dead letter.
+//! Commits one read of an outbox to PostgreSQL, in as few transactions as possible. Each transaction advances the
+//! position. An event that can't be applied becomes a dead letter.
 
 use std::time::{Duration, Instant};
 
@@ -15,28 +15,28 @@ use crate::{
         Partition, Position,
         event::{self, Decoded, Event},
     },
-    postgres::{self, queries::resources::ProjectedPosition},
+    postgres::{self, progress::ProjectedPosition},
     redis::outbox::Entry,
     telemetry::{metrics, traces},
 };
 
 impl Projector {
-    /// Commits events in as few transactions as it takes: as many at once as one may have, or, where one of them can't be
-    /// applied, the good ones around it and a dead letter for it. What came in one entry goes in one transaction.
+    /// Commits events in as few transactions as possible. A transaction that contains an event that can't be applied is
+    /// halved until the event is alone, and becomes a dead letter. The events of one entry stay in one transaction.
     pub(super) async fn commit(
         &self,
         here: Partition,
         from: &ProjectedPosition,
         read: &mut [Read<'_>],
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(), Failure> {
-        // What is before a gap is sound, and a rebuild from Postgres will need it.
+        // The events before a gap are sound, and a rebuild from PostgreSQL needs them.
         let (sound, gap) = match check_gapless(from, read) {
             Ok(()) => (read.len(), None),
             Err((at, gap)) => (start_of_entry(read, at), Some(gap)),
         };
         let mut from = from.clone();
-        // What is still to be committed, the next part last.
+        // A stack of the parts that remain: the next part is the last one.
         let mut parts: Vec<&[Read<'_>]> = if sound == 0 { Vec::new() } else { vec![&read[..sound]] };
         while let Some(part) = parts.pop() {
             let halves = halves(part);
@@ -44,14 +44,14 @@ impl Projector {
                 parts.extend([second, first]);
                 continue;
             }
-            match (self.commit_part(here, &from, part, patience, ApplyMode::Together).await, halves) {
+            match (self.commit_part(here, &from, part, timeout, ApplyMode::Together).await, halves) {
                 (Ok(to), _) => from = to,
                 (Err(CommitError::Bad(_)), Some((first, second))) => parts.extend([second, first]),
                 (Err(CommitError::Bad(_)), None) => {
-                    let mut committed = self.commit_part(here, &from, part, patience, ApplyMode::OneByOne).await;
+                    let mut committed = self.commit_part(here, &from, part, timeout, ApplyMode::OneByOne).await;
                     if let Err(CommitError::Bad(reason)) = &committed {
                         tracing::error!(partition = here.0, reason, "a dead letter can't be filed as it is");
-                        committed = self.commit_part(here, &from, part, patience, ApplyMode::Skip).await;
+                        committed = self.commit_part(here, &from, part, timeout, ApplyMode::Skip).await;
                     }
                     match committed {
                         Ok(to) => from = to,
@@ -67,20 +67,20 @@ impl Projector {
         gap.map_or(Ok(()), Err)
     }
 
-    /// One transaction, if it is over within `patience`. Where it is not, nobody knows whether it was committed: the position
-    /// tells.
+    /// Runs one transaction for at most `timeout`. After a timeout its outcome is unknown: the next read of the
+    /// position tells.
     async fn commit_part(
         &self,
         here: Partition,
         from: &ProjectedPosition,
         part: &[Read<'_>],
-        patience: Duration,
-        care: ApplyMode,
+        timeout: Duration,
+        mode: ApplyMode,
     ) -> Result<ProjectedPosition, CommitError> {
         let requests = part.iter().filter_map(|read| read.event.as_ref().ok()).map(|event| event.request_id.as_str());
         let mut work = traces::projection(here.0, part.len(), requests);
-        let committing = tokio::time::timeout(patience, self.transact(here, from, part, care)).await;
-        let committed = committing.unwrap_or(Err(CommitError::Failed(Failure::Timeout(patience))));
+        let committing = tokio::time::timeout(timeout, self.transact(here, from, part, mode)).await;
+        let committed = committing.unwrap_or(Err(CommitError::Failed(Failure::Timeout(timeout))));
         match &committed {
             Ok(_) => {}
             Err(CommitError::Bad(reason)) => work.failed(|| reason.clone()),
@@ -89,66 +89,66 @@ impl Projector {
         committed
     }
 
-    /// One transaction: the position, the effects, the dead letters. Returns the new position.
+    /// Runs one transaction: the position, the changes, the dead letters. Returns the new position.
     async fn transact(
         &self,
         here: Partition,
         from: &ProjectedPosition,
         part: &[Read<'_>],
-        care: ApplyMode,
+        mode: ApplyMode,
     ) -> Result<ProjectedPosition, CommitError> {
         let mut to = from.clone();
         for read in part {
             to.stream_id = read.entry.id.to_string();
-            if let Some((epoch, seq)) = read.position {
-                (to.epoch, to.seq) = (epoch, seq);
+            if let Some(position) = read.position {
+                to.position = position;
             }
         }
         let began = Instant::now();
         let transaction = self.db.begin().await?;
-        // If nobody hears of us any more, the server must not keep the position locked for us.
+        // If this process disappears, the server must not keep the position locked.
         let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.timeout.as_millis());
         transaction.execute_unprepared(&limit).await?;
-        // First the position: it locks the row, so that a second projector waits here and then finds itself overtaken.
+        // The position comes first, because its update locks the row: a second projector waits here, and is superseded.
         let moved = transaction
             .execute_raw(Statement::from_sql_and_values(
                 DbBackend::Postgres,
                 "UPDATE projection_positions SET epoch = $1, seq = $2, stream_id = $3, updated_at = now()
                  WHERE partition = $4 AND stream_id = $5 AND epoch = $6 AND seq = $7",
                 [
-                    to.epoch.into(),
-                    to.seq.into(),
+                    to.position.epoch.into(),
+                    to.position.seq.into(),
                     to.stream_id.as_str().into(),
                     i32::from(here.0).into(),
                     from.stream_id.as_str().into(),
-                    from.epoch.into(),
-                    from.seq.into(),
+                    from.position.epoch.into(),
+                    from.position.seq.into(),
                 ],
             ))
             .await?;
         if moved.rows_affected() != 1 {
             return Err(CommitError::Failed(Failure::Superseded));
         }
-        let (mut letters, mut last_letter) = (0, 0);
-        let mut filed = |read: &Read<'_>| {
-            letters += 1;
-            last_letter = read.position.map_or(last_letter, |(_, seq)| seq.max(last_letter));
+        let (mut filed, mut last_dead_letter) = (0, 0);
+        let mut count_filed = |read: &Read<'_>| {
+            filed += 1;
+            last_dead_letter = read.position.map_or(last_dead_letter, |position| position.seq.max(last_dead_letter));
         };
-        match care {
+        match mode {
             ApplyMode::Together => {
                 let events = part.iter().filter_map(|read| read.event.as_ref().ok());
                 apply(&transaction, here, &Batch::fold(events)).await?;
                 for read in part {
                     if let Err(reason) = &read.event {
-                        dead_letter(&transaction, here, read, reason, care).await?;
-                        filed(read);
+                        file_dead_letter(&transaction, here, read, reason, mode).await?;
+                        count_filed(read);
                     }
                 }
             }
             ApplyMode::OneByOne | ApplyMode::Skip => {
                 for read in part {
-                    if !apply_in_mode(&transaction, here, read, care).await? {
-                        filed(read);
+                    if !apply_or_file(&transaction, here, read, mode).await? {
+                        count_filed(read);
                     }
                 }
             }
@@ -157,19 +157,18 @@ impl Projector {
         metrics::PROJECTOR_SECONDS.observe(began.elapsed().as_secs_f64());
         metrics::PROJECTOR_BATCH.observe(part.len() as f64);
         metrics::PROJECTOR_EVENTS.inc_by(part.len() as u64);
-        metrics::DEAD_LETTERS_FILED.inc_by(letters);
-        let (epoch, seq) = to.at();
-        self.store.record_projected(here, Position { epoch, seq }, last_letter);
+        metrics::DEAD_LETTERS_FILED.inc_by(filed);
+        self.store.record_projected(here, to.position, last_dead_letter);
         Ok(to)
     }
 }
 
-/// One decision of an entry, read: an event or the reason why it is none.
+/// A decoded decision of an entry: its event, or the reason why it can't be read.
 pub(super) struct Read<'a> {
     entry: &'a Entry,
-    /// Which of the entry's decisions it is, from 0.
+    /// The index of the decision within its entry.
     nth: usize,
-    position: Option<(i64, i64)>,
+    position: Option<Position>,
     pub(super) event: Result<Event, String>,
 }
 
@@ -178,6 +177,7 @@ impl<'a> Read<'a> {
         let mut read = Vec::with_capacity(entries.len());
         for entry in entries {
             for (nth, Decoded { position, event }) in event::decode(&entry.fields).into_iter().enumerate() {
+                let position = position.map(|(epoch, seq)| Position { epoch, seq });
                 read.push(Read { entry, nth, position, event: event.map_err(|bad| bad.0) });
             }
         }
@@ -185,13 +185,13 @@ impl<'a> Read<'a> {
     }
 }
 
-/// The index of the first of those that came in one entry with `at`.
+/// The index of the first decision of the entry that contains decision `at`.
 fn start_of_entry(read: &[Read<'_>], at: usize) -> usize {
-    let here = read[at].entry.id;
-    read[..at].iter().rposition(|before| before.entry.id != here).map_or(0, |before| before + 1)
+    let entry = read[at].entry.id;
+    read[..at].iter().rposition(|before| before.entry.id != entry).map_or(0, |before| before + 1)
 }
 
-/// Two parts of about the same size, none of them with a part of an entry; nothing where there is but one entry.
+/// Splits a part between two entries, near the middle; `None` if it has only one entry.
 fn halves<'a, 'b>(part: &'a [Read<'b>]) -> Option<(&'a [Read<'b>], &'a [Read<'b>])> {
     let middle = start_of_entry(part, part.len() / 2);
     let first = part.first()?.entry.id;
@@ -199,24 +199,24 @@ fn halves<'a, 'b>(part: &'a [Read<'b>]) -> Option<(&'a [Read<'b>], &'a [Read<'b>
     Some(part.split_at(at))
 }
 
-/// How a transaction goes about its events.
+/// How a transaction applies its events.
 #[derive(Clone, Copy)]
 enum ApplyMode {
-    /// All at once; one that can't be applied fails it.
+    /// All events at once. An event that can't be applied fails the transaction.
     Together,
-    /// Each by itself; one that can't be applied becomes a dead letter.
+    /// Each event in a savepoint. An event that can't be applied becomes a dead letter.
     OneByOne,
-    /// The same, with dead letters in ASCII alone: for a database that refuses what is in them as well. Such a letter is there to
-    /// be read, and can't be tried again.
+    /// As `OneByOne`, with the text of dead letters escaped to ASCII, for a database that refuses the text itself. Such
+    /// a dead letter is for reading only: it can't be retried.
     Skip,
 }
 
-/// Whether it was applied; else it is a dead letter now.
-async fn apply_in_mode(
+/// Applies an event, or files it as a dead letter. Returns whether it was applied.
+async fn apply_or_file(
     transaction: &DatabaseTransaction,
     here: Partition,
     read: &Read<'_>,
-    care: ApplyMode,
+    mode: ApplyMode,
 ) -> Result<bool, CommitError> {
     let reason = match &read.event {
         Ok(event) => {
@@ -235,12 +235,13 @@ async fn apply_in_mode(
         }
         Err(reason) => reason.clone(),
     };
-    dead_letter(transaction, here, read, &reason, care).await.map(|()| false)
+    file_dead_letter(transaction, here, read, &reason, mode).await.map(|()| false)
 }
 
 enum CommitError {
-    /// The data does not fit.
+    /// The data causes the error: a retry can't succeed.
     Bad(String),
+    /// A retry may succeed.
     Failed(Failure),
 }
 
@@ -263,47 +264,47 @@ impl From<ApplyError> for CommitError {
     }
 }
 
-/// Decisions are numbered without gaps. (A rebuild begins a new epoch in Postgres as well: nothing leads from one epoch to the
-/// next.) An error is the index of the first entry that does not follow. An entry that is no event counts where its number is
-/// the next, and nowhere else: what a decision wrote may be unreadable, but it has its place, and what none wrote has none.
+/// Checks that the decisions follow `from` without a gap. The epoch never changes here: a rebuild also moves the
+/// position in PostgreSQL to the new epoch. An entry that can't be read keeps its position only if that is the next
+/// one: the entry of a decision may be unreadable, but an entry that no decision wrote has no position.
+///
+/// # Errors
+/// The index of the first decision after a gap, and the gap.
 fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), (usize, Failure)> {
-    let (epoch, mut seq) = from.at();
+    let mut last = from.position;
     for (at, read) in read.iter_mut().enumerate() {
-        let Some((found_epoch, found_seq)) = read.position else { continue };
-        let next = found_epoch == epoch && found_seq == seq + 1;
-        if !next && read.event.is_err() {
+        let Some(found) = read.position else { continue };
+        if found == (Position { seq: last.seq + 1, ..last }) {
+            last = found;
+        } else if let Ok(event) = &read.event {
+            let request_id = event.request_id.clone();
+            return Err((at, Failure::Gap { partition: from.partition, last, found, request_id }));
+        } else {
             read.position = None;
-            continue;
         }
-        if !next {
-            let request_id = read.event.as_ref().map_or_else(|_| String::new(), |event| event.request_id.clone());
-            let gap = Failure::Gap { partition: from.partition, epoch, seq, found_epoch, found_seq, request_id };
-            return Err((at, gap));
-        }
-        seq = found_seq;
     }
     Ok(())
 }
 
-async fn dead_letter(
+async fn file_dead_letter(
     transaction: &DatabaseTransaction,
     here: Partition,
     read: &Read<'_>,
     reason: &str,
-    care: ApplyMode,
+    mode: ApplyMode,
 ) -> Result<(), CommitError> {
     let fields = event::fields_of(&read.entry.fields, read.nth);
     let request_id = event::request_id(&fields);
     tracing::error!(partition = here.0, id = %read.entry.id, request_id, reason, "an event can't be applied");
-    // Postgres can't keep a NUL in text or JSON.
-    let clean = |text: &str| match care {
+    // PostgreSQL can't store a NUL in text or JSON.
+    let clean = |text: &str| match mode {
         ApplyMode::Skip => text.escape_default().to_string(),
         _ => text.replace('\0', "\u{fffd}"),
     };
     let mut fields: serde_json::Map<String, serde_json::Value> =
         fields.iter().map(|(name, value)| (clean(name), clean(value).into())).collect();
-    if let ApplyMode::Skip = care {
-        // Not as fields: what reads like an event again might be applied, with another name than was given.
+    if let ApplyMode::Skip = mode {
+        // One text instead of fields, so that a retry can't apply the event with escaped names.
         let text = serde_json::Value::Object(fields).to_string();
         fields = serde_json::Map::from_iter([("escaped".to_owned(), text.into())]);
     }
@@ -314,8 +315,8 @@ async fn dead_letter(
             [
                 i32::from(here.0).into(),
                 read.entry.id.to_string().into(),
-                read.position.map(|(epoch, _)| epoch).into(),
-                read.position.map(|(_, seq)| seq).into(),
+                read.position.map(|position| position.epoch).into(),
+                read.position.map(|position| position.seq).into(),
                 clean(reason).into(),
                 serde_json::Value::Object(fields).into(),
             ],

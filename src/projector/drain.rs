@@ -1,6 +1,7 @@
-//! The last thing that a process does: what was decided before it ends is carried to Postgres.
+//! The drain at the end of a process: projects every decision made until then.
 //!
-//! Up to where Redis is by then, and no further: others may go on deciding, and their outbox is never empty for long.
+//! It stops at the positions of that time, because other processes may go on deciding: the outbox need not become
+//! empty.
 
 use std::time::Duration;
 
@@ -10,18 +11,18 @@ use futures_util::FutureExt;
 use super::{Failure, MAX_TIMEOUT_FACTOR, Projector, Step};
 use crate::model::{Partition, Position};
 
-/// How many readings may find nothing where there has to be something. One does where another projector has just carried it
-/// away; its commit is seen by the next.
-const EMPTY_READINGS: usize = 3;
+/// Consecutive empty reads after which a decision counts as missing from the outbox. One empty read is normal: another
+/// projector has just trimmed the decision, and the next read sees its commit.
+const MAX_EMPTY_READS: usize = 3;
 
 impl Projector {
-    /// Projects everything that was decided until now, by whomever, together with whoever else projects. What was decided is
-    /// then in Postgres and no longer in the outbox.
+    /// Projects every decision of every process until now, beside any other projector. The decisions are then in
+    /// PostgreSQL, and no longer in the outbox.
     ///
     /// # Errors
-    /// Redis or Postgres is away, or decisions are lost.
+    /// Redis or PostgreSQL is unavailable, or decisions are lost.
     pub async fn project_decided(&self) -> anyhow::Result<()> {
-        // Twice: an order's end that is carried to stock in another partition is a decision there.
+        // A second round, because the relay of an order's end is a decision in the remote partition.
         let rounds = if self.store.partitions() > 1 { 2 } else { 1 };
         for _ in 0..rounds {
             for here in self.store.all() {
@@ -38,15 +39,15 @@ impl Projector {
         let mut empty = 0;
         loop {
             match self.step(here, Duration::ZERO, self.timeout * MAX_TIMEOUT_FACTOR).await {
-                Ok(Step { projected: carried, relayed, .. }) => {
-                    let is_there = self.store.wait_projected(&[(here, decided)]).now_or_never().is_some();
+                Ok(Step { projected, relayed, .. }) => {
+                    let is_projected = self.store.wait_projected(&[(here, decided)]).now_or_never().is_some();
                     match relayed {
-                        Ok(()) if is_there => return Ok(()),
-                        Err(failure) if carried == 0 => return Err(anyhow!(failure)),
+                        Ok(()) if is_projected => return Ok(()),
+                        Err(failure) if projected == 0 => return Err(anyhow!(failure)),
                         _ => {}
                     }
-                    empty = if carried == 0 { empty + 1 } else { 0 };
-                    if empty == EMPTY_READINGS {
+                    empty = if projected == 0 { empty + 1 } else { 0 };
+                    if empty == MAX_EMPTY_READS {
                         bail!("the outbox of partition {} does not have all that was decided", here.0);
                     }
                 }

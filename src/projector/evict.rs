@@ -1,13 +1,12 @@
-//! What Postgres has as over is let go by Redis: after the commit and the relay, before the trim.
+//! Evicts closed orders and settled remote holds from Redis, after the commit and the relay and before the trim.
 //!
-//! **What is not in Redis is in Postgres, as it last was.** Only here does anything get a life that ends, and only once the
-//! event which says so is committed. The script compares: an order that was refunded since, of which Postgres does not know
-//! yet, stays until the refund's own event is here; and whatever is decided about an order or a hold that was about to leave
-//! takes the end of its life away again, in the same step. An event that is a dead letter is not in Postgres, so its order
-//! stays.
+//! **Invariant: an order that is missing in Redis is in PostgreSQL, in its last state.** Only this module sets a TTL on
+//! an order, and only once the event that closed the order is committed. The script compares the state: an order that
+//! was refunded meanwhile stays until the refund's own event is committed. Every later decision about the order or the
+//! hold removes the TTL in the same step. A dead letter is not in PostgreSQL, so its order stays.
 //!
-//! After the relay, because a far hold of which nobody has heard the end asks for its order (`order_resolve.lua`), and takes
-//! one that is not there for one that never was.
+//! The relay comes first, because a remote hold that has not heard the end of its order asks for the order
+//! (`order_resolve.lua`), and takes a missing order for one that was never placed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,88 +19,89 @@ use crate::{
         event::{Body, Event, HoldState, PaymentOutcome},
         *,
     },
-    postgres,
+    postgres::queries::archived_orders,
     redis::{
         Store,
         retention::{Eviction, EvictionCandidate},
     },
 };
 
-/// Lets go what committed events ended.
+/// Evicts the orders and holds that committed events ended.
 ///
 /// # Errors
-/// Redis or Postgres can't answer; everything may be done again.
+/// Redis or PostgreSQL can't answer; a retry is safe.
 pub async fn evict(
     store: &Store,
-    (db, patience): (&DatabaseConnection, Duration),
-    keep: Retention,
+    (db, timeout): (&DatabaseConnection, Duration),
+    retention: Retention,
     here: Partition,
     events: &[&Event],
 ) -> Result<(), Error> {
-    // The last word counts.
-    let mut over: BTreeMap<_, _> = events.iter().filter_map(|event| ended(&event.body, keep)).collect();
-    if over.is_empty() {
+    // A map, because of several events about an order only the last counts.
+    let mut evictions: BTreeMap<_, _> = events.iter().filter_map(|event| eviction(&event.body, retention)).collect();
+    if evictions.is_empty() {
         return Ok(());
     }
-    let ids: Vec<i64> =
-        over.keys().map(|(EvictionCandidate::Order(order) | EvictionCandidate::Hold(order))| order.get()).collect();
-    let letters =
-        tokio::time::timeout(patience, postgres::queries::archived_orders::orders_in_dead_letters(db, here.0, &ids))
-            .await;
-    let letters = letters.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
-    over.retain(|(EvictionCandidate::Order(order) | EvictionCandidate::Hold(order)), _| {
-        !letters.contains(&order.get())
+    let ids: Vec<i64> = evictions
+        .keys()
+        .map(|(EvictionCandidate::Order(order) | EvictionCandidate::Hold(order))| order.get())
+        .collect();
+    let dead_letters = archived_orders::orders_in_dead_letters(db, here.0, &ids);
+    let dead_letters = tokio::time::timeout(timeout, dead_letters).await;
+    let dead_letters = dead_letters.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
+    evictions.retain(|(EvictionCandidate::Order(order) | EvictionCandidate::Hold(order)), _| {
+        !dead_letters.contains(&order.get())
     });
-    store.evict(here, &over.into_iter().collect::<Vec<_>>()).await
+    store.evict(here, &evictions.into_iter().collect::<Vec<_>>()).await
 }
 
-/// Lets an order go, and stock held for one, as Postgres has them now: after a dead letter about them, because of which whatever
-/// was said later stayed. As long as there is another one they stay.
+/// Evicts an order and its hold in the state that PostgreSQL has now, after a dead letter about the order was applied:
+/// later events could not evict them because of it. They stay while another dead letter is about the order.
 ///
 /// # Errors
-/// Redis or Postgres can't answer; everything may be done again.
+/// Redis or PostgreSQL can't answer; a retry is safe.
 pub async fn evict_late(
     store: &Store,
-    (db, patience): (&DatabaseConnection, Duration),
-    keep: Retention,
+    (db, timeout): (&DatabaseConnection, Duration),
+    retention: Retention,
     here: Partition,
     order: OrderId,
 ) -> Result<(), Error> {
     let reading = async {
-        let letters = postgres::queries::archived_orders::orders_in_dead_letters(db, here.0, &[order.get()]).await?;
-        if letters.is_empty() {
-            postgres::queries::archived_orders::ended(db, here.0, order).await
+        if archived_orders::orders_in_dead_letters(db, here.0, &[order.get()]).await?.is_empty() {
+            archived_orders::ended(db, here.0, order).await
         } else {
             Ok(Default::default())
         }
     };
-    let read = tokio::time::timeout(patience, reading).await;
+    let read = tokio::time::timeout(timeout, reading).await;
     let (ended, hold) = read.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
-    let life_ms = |refunded: bool| if refunded { keep.refunded_ms() } else { keep.closed_ms() };
-    let mut over = Vec::new();
+    let ttl_ms = |refunded: bool| if refunded { retention.refunded_ms() } else { retention.closed_ms() };
+    let mut evictions = Vec::new();
     if let Some((status, refunded)) = ended.filter(|_| store.owner(order.get()) == here) {
-        over.push((EvictionCandidate::Order(order), Eviction { was: status.as_str(), ttl_ms: life_ms(refunded) }));
+        evictions.push((EvictionCandidate::Order(order), Eviction { was: status.as_str(), ttl_ms: ttl_ms(refunded) }));
     }
     for (state, refunded) in [(HoldState::Settled, false), (HoldState::Refunded, true)] {
         if hold.as_deref() == Some(state.as_str()) {
-            over.push((EvictionCandidate::Hold(order), Eviction { was: state.as_str(), ttl_ms: life_ms(refunded) }));
+            let eviction = Eviction { was: state.as_str(), ttl_ms: ttl_ms(refunded) };
+            evictions.push((EvictionCandidate::Hold(order), eviction));
         }
     }
-    // A gateway that is still asked is the script's business.
-    store.evict(here, &over).await
+    // The script keeps an order whose gateway payment is still open.
+    store.evict(here, &evictions).await
 }
 
-/// What an event ended, if anything.
-fn ended(body: &Body, keep: Retention) -> Option<(EvictionCandidate, Eviction)> {
-    let (closed, refunded) = (keep.closed_ms(), keep.refunded_ms());
-    let (over, was, life_ms) = match body {
+/// The eviction that follows from an event.
+fn eviction(body: &Body, retention: Retention) -> Option<(EvictionCandidate, Eviction)> {
+    let (closed, refunded) = (retention.closed_ms(), retention.refunded_ms());
+    let (candidate, was, ttl_ms) = match body {
         Body::OrderPaid(paid) => (EvictionCandidate::Order(paid.order), OrderStatus::Paid.as_str(), closed),
-        // A gateway is still asked: what comes of it has an event of its own.
+        // The gateway payment is still open: its end is an event of its own.
         Body::OrderClosed(order) if order.watched => return None,
         Body::OrderClosed(order) if order.reason == CloseReason::Refunded && order.by_gateway => return None,
         Body::OrderClosed(order) => {
-            let life_ms = if order.reason == CloseReason::Refunded { refunded } else { closed };
-            (EvictionCandidate::Order(order.order), order.status.as_str(), life_ms)
+            let ttl_ms = if order.reason == CloseReason::Refunded { refunded } else { closed };
+            (EvictionCandidate::Order(order.order), order.status.as_str(), ttl_ms)
         }
         Body::PaymentEnded { order, outcome: PaymentOutcome::Refunded, .. } => {
             (EvictionCandidate::Order(*order), "CLOSED", refunded)
@@ -118,8 +118,8 @@ fn ended(body: &Body, keep: Retention) -> Option<(EvictionCandidate, Eviction)> 
         Body::StockSettled { order, to: HoldState::Refunded, .. } => {
             (EvictionCandidate::Hold(*order), HoldState::Refunded.as_str(), refunded)
         }
-        // A hold that was given back has had its life since (stock_settle.lua): nothing brings it back.
+        // A released hold has its TTL from stock_settle.lua already: no decision revives it.
         _ => return None,
     };
-    Some((over, Eviction { was, ttl_ms: life_ms }))
+    Some((candidate, Eviction { was, ttl_ms }))
 }

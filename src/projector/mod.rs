@@ -1,12 +1,13 @@
-//! The only code that writes to Postgres: it carries each partition's outbox there, in order, exactly once.
+//! The projector: applies each partition's outbox to PostgreSQL, in sequence, exactly once. It alone writes decisions
+//! to PostgreSQL.
 //!
-//! A batch is one transaction, which also moves the partition's position with `WHERE` it stands where this projector read
-//! from. A projector that was overtaken changes nothing and starts over from the new position. Only what is committed is
-//! trimmed from the stream. An event that can't be applied becomes a dead letter ([`dead_letters`]); Postgres being away is waited out.
+//! A batch is one transaction, which also moves the partition's position, on the condition that the position is still
+//! the one that this projector read from. A superseded projector changes nothing, and starts over from the new
+//! position. Only committed entries are trimmed from the outbox. An event that can't be applied becomes a dead letter
+//! ([`dead_letters`]). While PostgreSQL is unavailable, the projector retries.
 //!
-//! After the commit and before the trim, so that a crash between two steps is made good by the next reading: with many
-//! partitions, an order's end is carried to stock that it held in other partitions ([`relay`]); and Redis lets go what is over
-//! ([`evict`]).
+//! Between the commit and the trim it relays effects to other partitions ([`relay`]), and evicts closed orders from
+//! Redis ([`evict`]). Both are idempotent, so that after a crash the next step repeats them.
 
 pub mod apply;
 pub mod batch;
@@ -34,42 +35,42 @@ use crate::{
         Clock, Error, Partition, Position,
         event::{self, Event},
     },
-    postgres::{self, queries::resources::ProjectedPosition},
+    postgres::progress::{self, ProjectedPosition},
     redis::{Store, outbox::StreamId},
     telemetry::metrics,
     worker::Workers,
 };
 
-/// How long one reading of an idle outbox waits.
+/// How long one read of an idle outbox blocks.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// The first and the longest pause after a failure.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// How many times longer than at first a transaction is waited for at most.
+/// How many times the configured timeout a transaction may take at most, after earlier timeouts.
 const MAX_TIMEOUT_FACTOR: u32 = 64;
-/// How often idempotency records whose life is over are removed, and how many at most.
+/// How often expired idempotency records are removed, and how many at a time.
 const RECORD_CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
 const RECORD_CLEANUP_BATCH: i64 = 20_000;
 
-/// Carries outboxes to Postgres.
+/// Projects outboxes to PostgreSQL.
 #[derive(Clone)]
 pub struct Projector {
     store: Store,
     db: DatabaseConnection,
     clock: Clock,
-    /// Events per transaction.
+    /// Events per transaction, at most.
     batch: usize,
-    /// How many events there were in an entry lately, on average.
+    /// The average number of events per entry in the last read.
     per_entry: Arc<AtomicUsize>,
-    /// What passes after a transaction that had room left, before the next.
+    /// The pause after a transaction that was not full.
     linger: Duration,
-    /// How long a transaction may take before its connection counts as dead, if no longer one was needed before.
+    /// How long a transaction may take before its connection counts as dead. Doubles after each timeout.
     timeout: Duration,
-    /// How long what is over stays in Redis.
+    /// How long closed orders stay in Redis.
     retention: Retention,
 }
 
-/// A partition that is followed, as long as it is.
+/// Counts a followed partition in the metrics until it is dropped.
 struct Following(());
 
 impl Following {
@@ -85,50 +86,48 @@ impl Drop for Following {
     }
 }
 
-/// What a batch came to.
+/// The result of a step.
 struct Step {
     /// Entries committed.
     projected: usize,
-    /// Whether there may have been more of them.
+    /// Whether the outbox may have more entries.
     more: bool,
-    /// Whether everything committed was relayed, let go where it is over, and trimmed.
+    /// Whether the relay, the eviction and the trim of every committed entry succeeded.
     relayed: Result<(), Failure>,
 }
 
-/// Why a batch was not committed.
+/// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     /// Another projector moved the position meanwhile.
-    #[error("overtaken by another projector")]
+    #[error("superseded by another projector")]
     Superseded,
-    /// The outbox lacks decisions that were taken: Redis lost them. Nothing more is projected from this partition.
+    /// The outbox lacks decisions: one of the stores lost them. The partition is frozen.
     #[error(
-        "the outbox of partition {partition} goes from ({epoch}, {seq}) to ({found_epoch}, {found_seq}): decisions are lost, \
-         from Redis or from a PostgreSQL that was restored to an earlier state"
+        "the outbox of partition {} goes from ({}, {}) to ({}, {}): decisions are lost, from Redis or from a PostgreSQL that was \
+         restored to an earlier state",
+        .partition.0, .last.epoch, .last.seq, .found.epoch, .found.seq
     )]
     Gap {
-        partition: u16,
-        epoch: i64,
-        seq: i64,
-        found_epoch: i64,
-        found_seq: i64,
-        /// Of what was found.
+        partition: Partition,
+        last: Position,
+        found: Position,
+        /// The request that decided `found`; empty if unknown.
         request_id: String,
     },
-    /// What comes next was written by a newer program, and waits for one.
+    /// A newer version of the program wrote the next event, and has to project it.
     #[error("the next event was written by a newer version of this program")]
     NewerVersion,
-    /// Redis or Postgres is away.
+    /// Redis or PostgreSQL is unavailable.
     #[error("{0}")]
     Unavailable(String),
-    /// A connection that nobody answers on any more, and that nobody closes: where the other machine is gone, or a firewall
-    /// has forgotten it. Or a Postgres that needs longer.
+    /// The connection is dead without being closed (a lost machine, a firewall that dropped it), or PostgreSQL is slow.
     #[error("PostgreSQL has not answered for {0:?}")]
     Timeout(Duration),
 }
 
 impl Failure {
-    /// As a label of the metrics.
+    /// The label of the metric.
     fn kind(&self) -> &'static str {
         match self {
             Failure::Superseded => "superseded",
@@ -153,8 +152,8 @@ impl From<DbErr> for Failure {
 }
 
 impl Projector {
-    /// `patience` is how long a transaction may take before its connection counts as dead; `keep` how long what is over stays in
-    /// Redis.
+    /// `timeout`: how long a transaction may take before its connection counts as dead. `retention`: how long closed
+    /// orders stay in Redis.
     pub fn new(
         store: Store,
         db: DatabaseConnection,
@@ -168,7 +167,7 @@ impl Projector {
         Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), linger, timeout, retention }
     }
 
-    /// Starts to project: a worker per partition, and one that removes ended idempotency records.
+    /// Starts the projection: a worker per partition, and one that removes expired idempotency records.
     pub fn follow(&self, workers: &Workers) {
         for here in self.store.all() {
             let this = self.clone();
@@ -181,20 +180,20 @@ impl Projector {
         workers.every("record_cleanup", RECORD_CLEANUP_INTERVAL, move || {
             let this = this.clone();
             async move {
-                match tokio::time::timeout(this.timeout, this.forget_records()).await {
+                match tokio::time::timeout(this.timeout, this.remove_expired_records()).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, "ended idempotency records stay a while"),
-                    Err(_) => tracing::debug!("ended idempotency records stay a while: no answer"),
+                    Ok(Err(error)) => tracing::debug!(%error, "expired idempotency records are not removed yet"),
+                    Err(_) => tracing::debug!("expired idempotency records are not removed yet: no answer"),
                 }
             }
         });
     }
 
-    /// Removes idempotency records whose life is over, a bounded number at a time.
+    /// Removes expired idempotency records, a bounded number. Returns the number.
     ///
     /// # Errors
-    /// Postgres is away.
-    pub async fn forget_records(&self) -> Result<u64, DbErr> {
+    /// PostgreSQL is unavailable.
+    pub async fn remove_expired_records(&self) -> Result<u64, DbErr> {
         let sql = "DELETE FROM idempotency_records WHERE (partition, digest) IN (
                        SELECT partition, digest FROM idempotency_records
                        WHERE expires_at <= to_timestamp($1 / 1000.0) LIMIT $2)";
@@ -206,54 +205,55 @@ impl Projector {
     async fn follow_one(&self, here: Partition) {
         let _following = Following::begin();
         let last_step = metrics::PROJECTOR_LAST_STEP.with_label_values(&[here.0.to_string().as_str()]);
-        let mut pause = MIN_BACKOFF;
-        let mut patience = self.timeout;
-        // Since when it waits for a store that is away, and what it has carried since that is back.
-        let mut waiting: Option<(Instant, usize)> = None;
+        let mut backoff = MIN_BACKOFF;
+        let mut timeout = self.timeout;
+        // The time of the first failure of an outage, and the entries projected since its end.
+        let mut outage: Option<(Instant, usize)> = None;
         loop {
-            // Dropping a step half way is safe: what is not committed did not happen, and what is not trimmed is skipped.
-            let step = self.step(here, IDLE_WAIT, patience).await.and_then(|step| {
+            // A step may be cancelled at any point: an open transaction is rolled back, and committed entries are not
+            // applied again.
+            let step = self.step(here, IDLE_WAIT, timeout).await.and_then(|step| {
                 if step.projected > 0 { Ok((step.projected, step.more)) } else { step.relayed.map(|()| (0, false)) }
             });
             if let Err(failure) = &step {
                 metrics::PROJECTOR_FAILURES.with_label_values(&[failure.kind()]).inc();
             }
             match step {
-                Ok((carried, more)) => {
+                Ok((projected, more)) => {
                     last_step.set(metrics::now_seconds());
-                    pause = MIN_BACKOFF;
-                    patience = self.timeout;
-                    if carried > 0 && !more {
+                    backoff = MIN_BACKOFF;
+                    timeout = self.timeout;
+                    if projected > 0 && !more {
                         tokio::time::sleep(self.linger).await;
                     }
-                    if let Some((since, entries)) = &mut waiting {
-                        *entries += carried;
+                    if let Some((since, entries)) = &mut outage {
+                        *entries += projected;
                         if !more {
                             let seconds = since.elapsed().as_secs_f64();
                             tracing::info!(partition = here.0, entries, seconds, "the projection has caught up");
-                            waiting = None;
+                            outage = None;
                         }
                     }
                 }
-                Err(Failure::Superseded) => tracing::debug!(partition = here.0, "overtaken by another projector"),
+                Err(failure @ Failure::Superseded) => tracing::debug!(partition = here.0, "{failure}"),
                 Err(failure) => {
                     tracing::warn!(partition = here.0, %failure, "the projection waits");
                     if let Failure::Timeout(_) = failure {
-                        // It may also be slow: no batch is ever too large.
-                        patience = (patience * 2).min(self.timeout * MAX_TIMEOUT_FACTOR);
+                        // PostgreSQL may be slow, and not dead: a batch must not exceed every timeout.
+                        timeout = (timeout * 2).min(self.timeout * MAX_TIMEOUT_FACTOR);
                     }
-                    waiting.get_or_insert((Instant::now(), 0));
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(MAX_BACKOFF);
+                    outage.get_or_insert((Instant::now(), 0));
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
             }
         }
     }
 
-    /// Projects until every outbox is empty, with no waiting for more.
+    /// Projects until every outbox is empty.
     ///
     /// # Errors
-    /// Redis or Postgres is away, or decisions are lost.
+    /// Redis or PostgreSQL is unavailable, or decisions are lost.
     pub async fn drain(&self) -> anyhow::Result<()> {
         for here in self.store.all() {
             loop {
@@ -267,21 +267,21 @@ impl Projector {
         Ok(())
     }
 
-    /// The same projector, letting this pass after a transaction that had room left.
+    /// The same projector with another linger.
     pub fn lingering(self, linger: Duration) -> Self {
         Projector { linger, ..self }
     }
 
-    /// The same projector on the same store, whose partitions are known by now.
+    /// The same projector on another [`Store`], which has the number of partitions.
     pub fn on(self, store: Store) -> Self {
         Projector { store, ..self }
     }
 
-    /// Projects what the outbox of one partition has, as far as that goes: up to a gap, and without relaying what other
-    /// partitions can't take now. Returns what there is of a gap.
+    /// Projects the outbox of one partition, up to a gap. An unavailable partition does not stop it: the relay to that
+    /// partition stays undone. Returns the description of the gap, if there is one.
     ///
     /// # Errors
-    /// Redis or Postgres is away, or a newer program has been here.
+    /// Redis or PostgreSQL is unavailable, or a newer version of the program wrote an event.
     pub async fn project(&self, here: Partition) -> anyhow::Result<Option<String>> {
         loop {
             match self.step(here, Duration::ZERO, self.timeout * MAX_TIMEOUT_FACTOR).await {
@@ -293,11 +293,11 @@ impl Projector {
         }
     }
 
-    /// Takes the outboxes for new ones, whose entries' ids may be lower than any before, and which go on from these positions, by
-    /// partition: for a rebuild, after it has emptied them.
+    /// Moves the positions to these, indexed by partition, each at the start of a new outbox. For a rebuild, which has
+    /// emptied the outboxes: the ids of the new entries may be lower than earlier ones.
     ///
     /// # Errors
-    /// Postgres is away.
+    /// PostgreSQL is unavailable.
     pub async fn rewind(&self, positions: &[Position]) -> Result<(), DbErr> {
         let sql = "UPDATE projection_positions AS p SET stream_id = '0-0', epoch = new.epoch, seq = new.seq
                    FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS new (epoch, seq, nth)
@@ -307,9 +307,9 @@ impl Projector {
         self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await.map(drop)
     }
 
-    /// One batch: read, commit, relay, trim. A relay that fails (another partition is away) keeps its events in the outbox,
-    /// and does not keep the next ones from Postgres.
-    async fn step(&self, here: Partition, wait: Duration, patience: Duration) -> Result<Step, Failure> {
+    /// Processes one batch: read, commit, relay, evict, trim. A relay that fails, because another partition is
+    /// unavailable, keeps the events in the outbox; later events are still committed.
+    async fn step(&self, here: Partition, wait: Duration, timeout: Duration) -> Result<Step, Failure> {
         let from = self.position(here).await?;
         let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Unavailable(format!("{error}")))?;
         let mut relayed = self.finish_after_restart(here, last).await;
@@ -329,22 +329,22 @@ impl Projector {
         };
         let mut read = Read::all(&entries);
         self.per_entry.store(read.len().div_ceil(entries.len()), Ordering::Relaxed);
-        match self.commit(here, &from, &mut read, patience).await {
-            // What lacks may have been committed and trimmed by another projector since we read the position.
-            Err(Failure::Gap { epoch, seq, .. }) if self.position(here).await?.at() != (epoch, seq) => {
+        match self.commit(here, &from, &mut read, timeout).await {
+            // Another projector may have committed and trimmed the missing decisions since this one read the position.
+            Err(Failure::Gap { last, .. }) if self.position(here).await?.position != last => {
                 return Err(Failure::Superseded);
             }
             Err(gap @ Failure::Gap { .. }) => return Err(self.stop_at(here, gap).await?),
-            done => done?,
+            committed => committed?,
         }
-        // A trim takes everything before it along.
+        // Not after a failed relay: a trim removes every earlier entry.
         if relayed.is_ok() {
             relayed = self.after_commit(here, &read, end).await;
         }
         Ok(Step { projected: entries.len(), more: entries.len() >= count, relayed })
     }
 
-    /// Freezes a partition at a gap, which is returned.
+    /// Freezes a partition at a gap. Returns the gap.
     async fn stop_at(&self, here: Partition, gap: Failure) -> Result<Failure, Failure> {
         if let Failure::Gap { request_id, .. } = &gap {
             tracing::error!(partition = here.0, request_id, %gap, "the projection stops here");
@@ -353,42 +353,41 @@ impl Projector {
         Ok(gap)
     }
 
-    /// What an outbox lacks that has nothing after `from`, where its partition has decided more: a Postgres that was restored to
-    /// an earlier state shows so before anything else is decided.
+    /// The gap of an outbox that has no entry after `from` although the partition has decided more. So a PostgreSQL
+    /// that was restored to an earlier state is noticed before the next decision.
     async fn missing(
         &self,
         here: Partition,
         from: &ProjectedPosition,
         last: StreamId,
     ) -> Result<Option<Failure>, Failure> {
-        let (epoch, seq) = from.at();
-        let books = self.store.partition_state(here).await?;
-        let open = books.frozen.is_none() && !books.rebuilding;
-        let Some(decided) = books.position.filter(|decided| open && *decided > Position { epoch, seq }) else {
+        let state = self.store.partition_state(here).await?;
+        let open = state.frozen.is_none() && !state.rebuilding;
+        let Some(decided) = state.position.filter(|decided| open && *decided > from.position) else {
             return Ok(None);
         };
-        // Decided since the outbox was read, or committed and trimmed by another projector.
+        // The decision may be newer than the read of the outbox.
         if !self.store.outbox_after(here, last, 1, Duration::ZERO).await?.is_empty() {
             return Ok(None);
         }
-        if self.position(here).await?.at() != (epoch, seq) {
+        // Another projector may have committed and trimmed the decision.
+        if self.position(here).await?.position != from.position {
             return Err(Failure::Superseded);
         }
-        let (found_epoch, found_seq, request_id) = (decided.epoch, decided.seq, String::new());
-        Ok(Some(Failure::Gap { partition: here.0, epoch, seq, found_epoch, found_seq, request_id }))
+        Ok(Some(Failure::Gap { partition: here, last: from.position, found: decided, request_id: String::new() }))
     }
 
-    /// As many as have about as many events as one transaction takes.
+    /// The number of entries that have about as many events as one transaction takes.
     fn entries_per_read(&self) -> usize {
         (self.batch / self.per_entry.load(Ordering::Relaxed).max(1)).max(1)
     }
 
-    /// What was committed before but not relayed and trimmed, by an earlier projector or by this one.
+    /// Relays, evicts and trims the entries that this projector or an earlier one only committed.
     async fn finish_after_restart(&self, here: Partition, last: StreamId) -> Result<(), Failure> {
         loop {
-            let left = self.store.outbox_until(here, last, self.batch).await?;
-            let Some(end) = left.last().map(|entry| entry.id) else { return Ok(()) };
-            self.after_commit(here, &Read::all(&left), end).await?;
+            let committed = self.store.outbox_until(here, last, self.batch).await?;
+            let Some(end) = committed.last().map(|entry| entry.id) else { return Ok(()) };
+            self.after_commit(here, &Read::all(&committed), end).await?;
         }
     }
 
@@ -402,11 +401,11 @@ impl Projector {
     }
 
     async fn position(&self, here: Partition) -> Result<ProjectedPosition, Failure> {
-        let reading = tokio::time::timeout(self.timeout, postgres::queries::resources::positions(&self.db)).await;
+        let reading = tokio::time::timeout(self.timeout, progress::projected(&self.db)).await;
         let positions = reading.map_err(|_| Failure::Timeout(self.timeout))??;
         let missing = || Failure::Unavailable(format!("PostgreSQL has no position of partition {}", here.0));
-        let position = positions.into_iter().find(|position| position.partition == here.0).ok_or_else(missing)?;
-        self.store.observe_projection(here, position.projection());
-        Ok(position)
+        let projected = positions.into_iter().find(|projected| projected.partition == here).ok_or_else(missing)?;
+        self.store.observe_projection(here, projected.projection());
+        Ok(projected)
     }
 }

@@ -1,8 +1,8 @@
-//! What an event of one partition does in another: an issued coupon goes to its user, an order's end to the stock that
-//! other partitions held for it.
+//! Relays the effects of events to other partitions: a coupon to its user, the end of an order to the stock that is
+//! held for it.
 //!
-//! The request that decided has taken these steps itself, as a rule; here they are taken again, and change nothing then.
-//! With one partition there is nothing to relay.
+//! The request that decided has usually taken these steps itself; they are idempotent, so the relay then changes
+//! nothing. With one partition there is nothing to relay.
 
 use std::time::Duration;
 
@@ -24,24 +24,24 @@ use crate::{
 /// Relays committed events.
 ///
 /// # Errors
-/// A partition that can't answer; everything may be relayed again.
+/// A partition can't answer; a retry is safe.
 pub async fn relay(
     store: &Store,
-    (db, patience): (&DatabaseConnection, Duration),
+    (db, timeout): (&DatabaseConnection, Duration),
     here: Partition,
     events: &[&Event],
 ) -> Result<(), Error> {
     if store.partitions() == 1 {
         return Ok(());
     }
-    let end_far = async |call: &Call, of, far: &[OrderLine], end, day: &str| {
-        let ending = archive::end_remote((store, db), call, of, far, end, day);
-        // What was sold long ago is asked for in Postgres.
-        let ended = tokio::time::timeout(patience, ending).await;
-        ended.unwrap_or_else(|_| Err(Error::unavailable("an order's end is not carried on in time")))
+    let end_remote = async |call: &Call, order, lines: &[OrderLine], end, day: &str| {
+        let ending = archive::end_remote((store, db), call, order, lines, end, day);
+        // A timeout, because a hold that was evicted is read from PostgreSQL.
+        let ended = tokio::time::timeout(timeout, ending).await;
+        ended.unwrap_or_else(|_| Err(Error::unavailable("the end of an order is not relayed in time")))
     };
     for event in events {
-        // What follows elsewhere is of the same request.
+        // The relayed steps belong to the same request.
         let call = Call::new(&event.request_id, None);
         let relayed = match &event.body {
             Body::CouponIssued { coupon, user, issue_no, at_home: false } => {
@@ -49,11 +49,11 @@ pub async fn relay(
                 store.coupon_grant(&call, *user, *coupon, issued).await.map(drop)
             }
             Body::OrderPaid(paid) => {
-                end_far(&call, (paid.order, paid.user), &paid.remote, RemoteEnd::Settled, &paid.day).await.map(drop)
+                end_remote(&call, (paid.order, paid.user), &paid.remote, RemoteEnd::Settled, &paid.day).await.map(drop)
             }
             Body::OrderClosed(closed) => {
                 let end = if closed.from == OrderStatus::Paid { RemoteEnd::Refunded } else { RemoteEnd::Released };
-                end_far(&call, (closed.order, closed.user), &closed.remote, end, &closed.day).await.map(drop)
+                end_remote(&call, (closed.order, closed.user), &closed.remote, end, &closed.day).await.map(drop)
             }
             _ => Ok(()),
         };

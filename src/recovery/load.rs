@@ -1,4 +1,5 @@
-//! Every row of Postgres, as the scripts would have left it in Redis; but for what would have left Redis by now.
+//! Writes the rows of PostgreSQL to Redis, as the scripts would have left them, except for orders that would be evicted
+//! by now.
 
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
@@ -19,22 +20,21 @@ use crate::{
     },
 };
 
-/// Ids that live processes may have reserved and not used yet: they hold blocks of a thousand.
-const IDS_IN_HAND: i64 = 100_000;
-/// Ids that lost decisions may have used beyond those that are known.
-const IDS_PERHAPS_LOST: i64 = 10_000_000;
+/// Skips the ids that running processes may have reserved and not used: each reserves blocks of a thousand.
+const RESERVED_IDS: i64 = 100_000;
+/// Skips the ids that lost decisions may have used.
+const POSSIBLY_LOST_IDS: i64 = 10_000_000;
 
 pub(super) struct Loading<'a> {
     pub(super) store: &'a Store,
     pub(super) zone: Tz,
     pub(super) now: Millis,
-    /// How long what is over stays in Redis; what has been for longer is in Postgres alone.
-    pub(super) keep: Retention,
-    /// By partition: what may be missing.
+    /// How long closed orders stay in Redis; older ones are not loaded.
+    pub(super) retention: Retention,
     pub(super) losses: &'a PossibleLosses,
 }
 
-/// An id that Postgres has.
+/// An id of a row.
 fn id<T>(new: fn(i64) -> Option<T>, id: i64) -> anyhow::Result<T> {
     new(id).ok_or_else(|| anyhow::anyhow!("{id} in PostgreSQL is no id"))
 }
@@ -70,22 +70,22 @@ impl Loading<'_> {
             progress.row("coupons");
         }
         drop(rows);
-        let mut rows = snapshot.far_coupons();
+        let mut rows = snapshot.remote_coupons();
         while let Some(row) = rows.try_next().await? {
             self.holder(bulk, row.coupon_id, row.user_id).await?;
-            progress.row("far coupons");
+            progress.row("remote coupons");
         }
         drop(rows);
-        let mut rows = snapshot.orders(self.store.partitions(), self.zone.name(), self.now.0, self.keep);
+        let mut rows = snapshot.orders(self.store.partitions(), self.zone.name(), self.now.0, self.retention);
         while let Some(row) = rows.try_next().await? {
             self.order(bulk, &row).await?;
             progress.row("orders");
         }
         drop(rows);
-        let mut rows = snapshot.holds(self.now.0, self.keep);
+        let mut rows = snapshot.holds(self.now.0, self.retention);
         while let Some(row) = rows.try_next().await? {
             self.hold(bulk, &row).await?;
-            progress.row("far holds");
+            progress.row("remote holds");
         }
         drop(rows);
         let mut rows = snapshot.records(self.now.0);
@@ -100,16 +100,16 @@ impl Loading<'_> {
 
     async fn user(&self, bulk: &mut Bulk<'_>, row: &snapshot::UserRow) -> anyhow::Result<()> {
         let user = id(UserId::new, row.id)?;
-        let home = self.store.owner(row.id);
+        let owner = self.store.owner(row.id);
         let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
             ("name", Some(&row.name)),
             ("balance", Some(&row.balance)),
             ("entries", Some(&row.entries)),
-            // The whole history is in Postgres.
+            // Empty: PostgreSQL has the whole history.
             ("tail", Some(&"")),
             ("open", Some(&row.open)),
         ];
-        Ok(bulk.hash(home, Keys(home).user(user), fields).await?)
+        Ok(bulk.hash(owner, Keys(owner).user(user), fields).await?)
     }
 
     async fn product(&self, bulk: &mut Bulk<'_>, row: &snapshot::ProductRow) -> anyhow::Result<()> {
@@ -134,8 +134,8 @@ impl Loading<'_> {
         let coupon = id(CouponId::new, row.id)?;
         let here = self.store.owner(row.id);
         let skipped = (row.last_no - row.issued).max(row.withheld);
-        let some = |n: &i64| (*n != 0).then_some(*n);
-        let (withheld, skipped) = (some(&row.withheld), some(&skipped));
+        let nonzero = |n: &i64| (*n != 0).then_some(*n);
+        let (withheld, skipped) = (nonzero(&row.withheld), nonzero(&skipped));
         let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
             ("code", Some(&row.code)),
             ("type", Some(&row.discount_type)),
@@ -154,18 +154,18 @@ impl Loading<'_> {
 
     async fn coupon(&self, bulk: &mut Bulk<'_>, row: &snapshot::CouponRow) -> anyhow::Result<()> {
         let user = id(UserId::new, row.user_id)?;
-        let home = self.store.owner(row.user_id);
+        let owner = self.store.owner(row.user_id);
         let state = match row.status.as_str() {
             "AVAILABLE" => "A",
             "HELD" => "H",
             _ => "U",
         };
         let record = pack_coupon(row.issue_no, Millis(row.issued_at), state, row.order_id, row.used_at.map(Millis));
-        bulk.field(home, Keys(home).user(user), row.coupon_id, record).await?;
+        bulk.field(owner, Keys(owner).user(user), row.coupon_id, record).await?;
         self.holder(bulk, row.coupon_id, row.user_id).await
     }
 
-    /// Whoever has the coupon has it, whichever partition remembers.
+    /// Adds a user to the holders of a campaign. Both partitions' rows lead here; the set takes each user once.
     async fn holder(&self, bulk: &mut Bulk<'_>, coupon: i64, user: i64) -> anyhow::Result<()> {
         let here = self.store.owner(coupon);
         Ok(bulk.member(here, Keys(here).holders(id(CouponId::new, coupon)?), user).await?)
@@ -173,33 +173,34 @@ impl Loading<'_> {
 
     async fn order(&self, bulk: &mut Bulk<'_>, row: &snapshot::OrderRow) -> anyhow::Result<()> {
         let order = id(OrderId::new, row.id)?;
-        let home = self.store.owner(row.id);
-        let keys = Keys(home);
+        let owner = self.store.owner(row.id);
+        let keys = Keys(owner);
         let mut fields = row.fields();
-        if row.status == "PENDING" && self.losses.of_order(home, Some(row.placed_at)) {
+        if row.status == "PENDING" && self.losses.may_be_paid(owner, Some(row.placed_at)) {
             fields.push(("doubt", "1".to_owned()));
         }
-        let shown: Vec<(&str, Option<&dyn std::fmt::Display>)> =
+        let values: Vec<(&str, Option<&dyn std::fmt::Display>)> =
             fields.iter().map(|(field, value)| (*field, Some(value as _))).collect();
-        bulk.hash(home, keys.order(order), &shown).await?;
+        bulk.hash(owner, keys.order(order), &values).await?;
         if row.is_closed() {
             let refunded = row.close_reason.as_deref() == Some("REFUNDED");
-            let keep = if refunded { self.keep.refunded_ms() } else { self.keep.closed_ms() };
-            return Ok(bulk.expire_after(home, keys.order(order), self.rest(row.over_at, keep)).await?);
+            let retention_ms = if refunded { self.retention.refunded_ms() } else { self.retention.closed_ms() };
+            let ttl_ms = self.remaining_ttl_ms(row.ended_at, retention_ms);
+            return Ok(bulk.expire_after(owner, keys.order(order), ttl_ms).await?);
         }
-        if row.is_under_way() {
-            // Looked at soon: nobody knows what the gateway has done meanwhile.
-            bulk.ranked(home, keys.gateway(), row.id, self.now.0).await?;
+        if row.is_watched() {
+            // Due now: the gateway's outcome may be known meanwhile.
+            bulk.ranked(owner, keys.gateway(), row.id, self.now.0).await?;
         }
-        if row.status == "PENDING" && !row.is_under_way() {
-            bulk.ranked(home, keys.expiry(), row.id, row.expires_at).await?;
+        if row.status == "PENDING" && !row.is_watched() {
+            bulk.ranked(owner, keys.expiry(), row.id, row.expires_at).await?;
         }
         Ok(())
     }
 
-    /// What is left of a life that began when something was over.
-    fn rest(&self, over_at: Option<i64>, keep_ms: i64) -> i64 {
-        (over_at.unwrap_or(self.now.0) + keep_ms - self.now.0).max(1)
+    /// The rest of a retention that began at `ended_at`; at least 1 ms.
+    fn remaining_ttl_ms(&self, ended_at: Option<i64>, retention_ms: i64) -> i64 {
+        (ended_at.unwrap_or(self.now.0) + retention_ms - self.now.0).max(1)
     }
 
     async fn hold(&self, bulk: &mut Bulk<'_>, row: &snapshot::HoldRow) -> anyhow::Result<()> {
@@ -211,30 +212,30 @@ impl Loading<'_> {
             lines: &row.lines,
             state: &row.state,
             due: row.expires_at.map_or(self.now, Millis).plus(REMOTE_HOLD_GRACE_MS),
-            perhaps_paid: self.losses.of_order(self.store.owner(row.order_id), row.placed_at),
+            may_be_paid: self.losses.may_be_paid(self.store.owner(row.order_id), row.placed_at),
         };
         held.write(bulk).await?;
         if row.state == "SETTLED" {
-            let rest = self.rest(row.paid_at, self.keep.closed_ms());
-            bulk.expire_after(here, Keys(here).hold(held.order), rest).await?;
+            let ttl_ms = self.remaining_ttl_ms(row.paid_at, self.retention.closed_ms());
+            bulk.expire_after(here, Keys(here).hold(held.order), ttl_ms).await?;
         }
         Ok(())
     }
 
     async fn record(&self, bulk: &mut Bulk<'_>, row: &snapshot::RecordRow) -> anyhow::Result<()> {
-        let Some(mut words) = unpack_reply(&row.reply) else {
+        let Some(mut record) = unpack_reply(&row.reply) else {
             anyhow::bail!("an idempotency record in PostgreSQL is {:?}", row.reply);
         };
-        words.insert(0, &row.fingerprint);
-        let (here, life_ms) = (Partition(row.partition as u16), row.expires_at - self.now.0);
+        record.insert(0, &row.fingerprint);
+        let (here, ttl_ms) = (Partition(row.partition as u16), row.expires_at - self.now.0);
         let key = Keys(here).record(&row.digest);
-        bulk.list(here, key.clone(), &words).await?;
-        bulk.expire_after(here, key, life_ms).await?;
-        let home = self.store.owner_of_key(&row.digest);
-        if home != here {
-            let claim = Keys(home).record(&row.digest);
-            bulk.list(home, claim.clone(), &[row.fingerprint.as_str(), "CLAIMED", "KEPT"]).await?;
-            bulk.expire_after(home, claim, life_ms).await?;
+        bulk.list(here, key.clone(), &record).await?;
+        bulk.expire_after(here, key, ttl_ms).await?;
+        let owner = self.store.owner_of_key(&row.digest);
+        if owner != here {
+            let claim = Keys(owner).record(&row.digest);
+            bulk.list(owner, claim.clone(), &[row.fingerprint.as_str(), "CLAIMED", "KEPT"]).await?;
+            bulk.expire_after(owner, claim, ttl_ms).await?;
         }
         Ok(())
     }
@@ -255,24 +256,24 @@ impl Loading<'_> {
     }
 
     async fn sequences(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
-        // Also after an earlier loss: Postgres does not know the ids that it lacks.
-        let spared = if self.losses.ever() { IDS_PERHAPS_LOST } else { 0 };
+        // Also after an earlier loss: the ids of lost decisions are in no store.
+        let skipped = if self.losses.ever() { POSSIBLY_LOST_IDS } else { 0 };
         let first = Partition(0);
         for (name, last) in snapshot.last_ids().await? {
             let last = match name.as_str() {
-                // Counted without the partition that each id also names.
-                "order" | "payment" => last / i64::from(self.store.partitions()) + IDS_IN_HAND,
+                // The sequence counts without the partition, which is part of these ids.
+                "order" | "payment" => last / i64::from(self.store.partitions()) + RESERVED_IDS,
                 _ => last,
             };
-            if last + spared > 0 {
-                bulk.field(first, Keys(first).ids(), &name, last + spared).await?;
+            if last + skipped > 0 {
+                bulk.field(first, Keys(first).ids(), &name, last + skipped).await?;
             }
         }
         Ok(())
     }
 }
 
-/// Stock held for an order at home in another partition, as the scripts leave it.
+/// A remote hold: stock held for an order of another partition, as the scripts leave it.
 pub(super) struct Held<'a> {
     pub(super) here: Partition,
     pub(super) order: OrderId,
@@ -280,20 +281,19 @@ pub(super) struct Held<'a> {
     pub(super) lines: &'a str,
     /// HELD or SETTLED; after a repair also RELEASED or REFUNDED.
     pub(super) state: &'a str,
-    /// When it is looked at, while it is HELD.
+    /// When the sweeper asks for the order, while the state is HELD.
     pub(super) due: Millis,
-    pub(super) perhaps_paid: bool,
+    pub(super) may_be_paid: bool,
 }
 
 impl Held<'_> {
     pub(super) async fn write(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
-        let Held { here, order, user, lines, state, due, perhaps_paid: doubt } = self;
-        let doubt = doubt.then_some(1);
+        let Held { here, order, user, lines, state, due, may_be_paid } = self;
         let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
             ("state", Some(state)),
             ("lines", Some(lines)),
             ("user", Some(user)),
-            ("doubt", doubt.as_ref().map(|doubt| doubt as _)),
+            ("doubt", may_be_paid.then_some(&1 as _)),
         ];
         bulk.hash(*here, Keys(*here).hold(*order), fields).await?;
         let member = format!("{order}:{user}");
@@ -301,7 +301,7 @@ impl Held<'_> {
             "HELD" => bulk.ranked(*here, Keys(*here).holds(), member, due.0).await?,
             _ => bulk.unranked(*here, Keys(*here).holds(), member).await?,
         }
-        // What has sold something leaves once Postgres has it (projector::retire).
+        // A SETTLED hold gets its TTL from the caller; a REFUNDED one when its event is projected (`projector::evict`).
         if *state == "RELEASED" {
             bulk.expire_after(*here, Keys(*here).hold(*order), TOMBSTONE_TTL_MS).await?;
         }

@@ -1,4 +1,4 @@
-//! Opening the stores at a start, and rebuilding Redis from PostgreSQL.
+//! Opens the two stores at start ([`open`]), and rebuilds Redis from PostgreSQL ([`rebuild`]).
 
 mod load;
 pub mod open;

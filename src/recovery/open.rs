@@ -1,8 +1,9 @@
-//! Opening the store: who Redis is, who Postgres is, and whether they belong together.
+//! Opens the store: checks that Redis and PostgreSQL belong together.
 //!
-//! An empty Redis beside an empty Postgres is a new store. Everything else must match: the identity, the partitions, and
-//! Redis at or past the position that Postgres has of each partition, and past what any process was told, with all of the
-//! difference in the outbox. What does not match is refused, never repaired here: see [`crate::recovery::rebuild`].
+//! An empty Redis beside an empty PostgreSQL is initialised as a new store. Otherwise the identity and the partitions
+//! must match, and the position of each partition in Redis must not be behind the projected one or an acknowledged one,
+//! with every decision in between in the outbox. A mismatch is refused, never repaired here: see
+//! [`crate::recovery::rebuild`].
 
 use std::time::Duration;
 
@@ -11,31 +12,35 @@ use uuid::Uuid;
 
 use crate::{
     config::Ack,
-    model::{Error, Identity, Partition, event},
-    postgres::{self, progress, queries::resources::ProjectedPosition},
+    model::{Error, Identity, Partition, Position, event},
+    postgres::{
+        self,
+        progress::{self, ProjectedPosition},
+    },
     redis::{
         Store,
         fencing::{ProgressSource, ReportedProgress},
     },
 };
 
-/// How long the store waits for Postgres's word when Redis was restarted.
+/// How long a check of a partition waits for the positions that PostgreSQL has.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
-/// The way on where Redis knows less than it did.
+/// The remedy where Redis lost decisions.
 const REBUILD: &str = "bring back the Redis that knows them, or run `firstcome rebuild`: see docs/operations.md";
-/// The way on where Redis knows more than Postgres, and not how it came to it.
+/// The remedy where the outbox lacks decisions.
 const DISCARD: &str = "if PostgreSQL was restored from a backup, bring back a later one if there is one; \
                        `firstcome rebuild --discard` goes back to what PostgreSQL has, and keeps off sale what may have been sold \
                        since: see docs/operations.md";
-/// How often an outbox is looked at that others are carrying away at the same time.
+/// Reads of an outbox that another process projects meanwhile.
 const OUTBOX_ATTEMPTS: usize = 10;
 /// The epoch of a store that was never rebuilt.
 const FIRST_EPOCH: i64 = 1;
 
-/// Opens the store, initialising it if both sides are new. `partitions` is how many the configuration wants.
+/// Opens the store, and initialises it if both sides are empty. `partitions`: the number in the configuration, if it is
+/// set.
 ///
 /// # Errors
-/// The reason why these two can't be served from, and what to do about it.
+/// The two stores can't be used together. The message has the reason and the remedy.
 pub async fn open(
     store: Store,
     db: &postgres::Connection,
@@ -45,46 +50,44 @@ pub async fn open(
 ) -> anyhow::Result<Store> {
     postgres::check_schema(db).await?;
     store.check_settings(allow_unsafe_redis).await?;
-    let here = store.identity().await?;
-    let there = progress::identity(db).await?.map(identity_of);
-    let identity = match (here, there) {
+    let in_redis = store.identity().await?;
+    let in_postgres = progress::identity(db).await?.map(identity_of);
+    let identity = match (in_redis, in_postgres) {
         (None, None) => {
-            let mint =
-                Identity { store: Uuid::new_v4().to_string(), partitions: partitions.unwrap_or(1), epoch: FIRST_EPOCH };
-            progress::insert_identity(db, &mint.store, mint.partitions, mint.epoch).await?;
-            // Whoever came first, if several start at once.
-            let agreed = progress::identity(db).await?.context("the new store's identity did not stay")?;
-            let agreed = identity_of(agreed);
-            store.initialise(&agreed).await?;
-            tracing::info!(store = agreed.store, partitions = agreed.partitions, "a new store");
-            agreed
+            let name = Uuid::new_v4().to_string();
+            progress::insert_identity(db, &name, partitions.unwrap_or(1), FIRST_EPOCH).await?;
+            // The identity of the first process, if several start at once.
+            let stored = progress::identity(db).await?.context("the new store's identity did not stay")?;
+            let stored = identity_of(stored);
+            store.initialise(&stored).await?;
+            tracing::info!(store = stored.store, partitions = stored.partitions, "a new store");
+            stored
         }
-        (None, Some(there)) => {
-            let positions = postgres::queries::resources::positions(db).await?;
-            if positions.iter().any(|position| position.seq > 0) {
+        (None, Some(in_postgres)) => {
+            if progress::projected(db).await?.iter().any(|projected| projected.position.seq > 0) {
                 bail!(
                     "Redis is empty, but PostgreSQL has what store {} decided: bring that Redis back with its data, or run \
                      `firstcome rebuild`",
-                    there.store
+                    in_postgres.store
                 );
             }
-            // A first start that ended between the two.
-            store.initialise(&there).await?;
-            there
+            // The first start ended before it initialised Redis.
+            store.initialise(&in_postgres).await?;
+            in_postgres
         }
-        (Some(here), None) => bail!(
+        (Some(in_redis), None) => bail!(
             "Redis has store {}, but this PostgreSQL database has none: point DATABASE_URL at the database that belongs to it",
-            here.store
+            in_redis.store
         ),
-        (Some(here), Some(there)) => {
-            if (&here.store, here.partitions) != (&there.store, there.partitions) {
+        (Some(in_redis), Some(in_postgres)) => {
+            if (&in_redis.store, in_redis.partitions) != (&in_postgres.store, in_postgres.partitions) {
                 bail!(
                     "Redis has store {} and PostgreSQL has store {}: they do not belong together",
-                    here.store,
-                    there.store
+                    in_redis.store,
+                    in_postgres.store
                 );
             }
-            here
+            in_redis
         }
     };
     if let Some(wanted) = partitions.filter(|wanted| *wanted != identity.partitions) {
@@ -110,16 +113,18 @@ pub async fn open(
     Ok(store)
 }
 
-/// Postgres, asked by the store how far the partitions had decided.
+/// PostgreSQL as the source of the positions that a partition is checked against.
 fn progress_source(db: &postgres::Connection) -> ProgressSource {
     let db = db.clone();
     Box::new(move || {
         let db = db.clone();
         Box::pin(async move {
             match tokio::time::timeout(PROGRESS_TIMEOUT, reported_progress(&db)).await {
-                Ok(Ok(testimony)) => testimony,
+                Ok(Ok(reported)) => reported,
                 _ => {
-                    tracing::warn!("PostgreSQL can't say how far it is: only what this process was told counts");
+                    tracing::warn!(
+                        "PostgreSQL does not report its positions: partitions are checked against those of this process only"
+                    );
                     Vec::new()
                 }
             }
@@ -128,28 +133,27 @@ fn progress_source(db: &postgres::Connection) -> ProgressSource {
 }
 
 async fn reported_progress(db: &postgres::Connection) -> Result<Vec<ReportedProgress>, Error> {
-    let told = progress::acknowledged(db).await?;
-    let of = |projected: ProjectedPosition| {
-        let told = told.iter().find(|told| told.partition == i32::from(projected.partition));
+    let acknowledged = progress::acknowledged(db).await?;
+    let report = |projected: ProjectedPosition| {
+        let acknowledged = acknowledged.iter().find(|acknowledged| acknowledged.partition == projected.partition);
         ReportedProgress {
-            partition: Partition(projected.partition),
+            partition: projected.partition,
             projected: projected.projection(),
-            acknowledged: told.map(progress::Acknowledged::position).unwrap_or_default(),
+            acknowledged: acknowledged.map(|acknowledged| acknowledged.position).unwrap_or_default(),
         }
     };
-    Ok(postgres::queries::resources::positions(db).await?.into_iter().map(of).collect())
+    Ok(progress::projected(db).await?.into_iter().map(report).collect())
 }
 
-/// Redis must be at or past what Postgres has of each partition, and what any process was told; behind it, decisions were
-/// lost.
+/// Checks that no partition of Redis is behind its projected or its acknowledged position: decisions would be lost.
 async fn check_positions(store: &Store, db: &postgres::Connection) -> anyhow::Result<()> {
-    for ReportedProgress { partition, projected, acknowledged: told } in reported_progress(db).await? {
+    for ReportedProgress { partition, projected, acknowledged } in reported_progress(db).await? {
         let decided = store.position(partition).await?;
-        for (known, of) in [(projected.position, "behind PostgreSQL's"), (told, "behind what was told:")] {
+        for (known, whose) in [(projected.position, "PostgreSQL's"), (acknowledged, "the acknowledged position")] {
             if decided < known {
                 bail!(
-                    "partition {} of Redis is at ({}, {}), {of} ({}, {}): Redis lost decisions that were acknowledged, and \
-                     serving on would contradict them ({REBUILD})",
+                    "partition {} of Redis is at ({}, {}), behind {whose} ({}, {}): Redis lost decisions that were acknowledged, \
+                     and serving on would contradict them ({REBUILD})",
                     partition.0,
                     decided.epoch,
                     decided.seq,
@@ -162,25 +166,25 @@ async fn check_positions(store: &Store, db: &postgres::Connection) -> anyhow::Re
     Ok(())
 }
 
-/// What Redis has decided beyond Postgres must be in the outbox, from the next decision on; else it was lost from there.
+/// Checks that the outbox has the decision after the projected position, if there is one: otherwise decisions are lost.
 async fn check_outboxes(store: &Store, db: &postgres::Connection) -> anyhow::Result<()> {
-    for mut projected in postgres::queries::resources::positions(db).await? {
-        let here = Partition(projected.partition);
+    for mut projected in progress::projected(db).await? {
+        let here = projected.partition;
         for _ in 0..OUTBOX_ATTEMPTS {
             let decided = store.position(here).await?;
-            if (decided.epoch, decided.seq) <= projected.at() {
+            if decided <= projected.position {
                 break;
             }
             let first = store.outbox_page(here, projected.stream_id.parse()?, 1).await?;
             let again = position_of(here, db).await?;
             if again != projected {
-                // Another process carries decisions there, and takes them off the outbox.
+                // Another process projects and trims the outbox meanwhile.
                 projected = again;
                 continue;
             }
-            let (epoch, seq) = projected.at();
+            let Position { epoch, seq } = projected.position;
             let next = first.first().map(|entry| event::decode(&entry.fields).first().and_then(|event| event.position));
-            // One that has no number is no decision, and a dead letter to be.
+            // An entry without a position is no decision, and will become a dead letter.
             let follows = next.is_some_and(|next| next.is_none_or(|next| next == (epoch, seq + 1)));
             if !follows {
                 bail!(
@@ -198,12 +202,11 @@ async fn check_outboxes(store: &Store, db: &postgres::Connection) -> anyhow::Res
 }
 
 async fn position_of(here: Partition, db: &postgres::Connection) -> anyhow::Result<ProjectedPosition> {
-    let positions = postgres::queries::resources::positions(db).await?;
-    let position = positions.into_iter().find(|position| position.partition == here.0);
-    position.with_context(|| format!("PostgreSQL has no position of partition {}", here.0))
+    let projected = progress::projected(db).await?.into_iter().find(|projected| projected.partition == here);
+    projected.with_context(|| format!("PostgreSQL has no position of partition {}", here.0))
 }
 
-/// What Postgres knows of a store that Redis has lost or not had yet.
+/// The identity in PostgreSQL. The epoch is that of a new store: Redis alone has the current one.
 fn identity_of((store, partitions): (String, u16)) -> Identity {
     Identity { store, partitions, epoch: FIRST_EPOCH }
 }

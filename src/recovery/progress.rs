@@ -1,11 +1,11 @@
-//! How far a rebuild is, for whoever watches its log.
+//! Logs the progress of a rebuild.
 
 use std::time::{Duration, Instant};
 
-/// How often it is said.
+/// The interval between two lines of the log.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Rows done, of how many.
+/// Counts the rows that are written back.
 pub(super) struct Progress {
     total: i64,
     done: i64,
@@ -23,10 +23,10 @@ impl Progress {
         self.done
     }
 
-    /// One more row, of this kind.
+    /// Counts one row of this kind.
     pub(super) fn row(&mut self, kind: &'static str) {
         self.done += 1;
-        // The clock is looked at now and then.
+        // Reads the clock once in 1024 rows.
         if self.done % 1024 == 0 && self.reported_at.elapsed() >= REPORT_INTERVAL {
             self.reported_at = Instant::now();
             let per_second = self.done as f64 / self.began.elapsed().as_secs_f64();

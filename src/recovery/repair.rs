@@ -1,9 +1,9 @@
-//! What stood between two partitions when it stopped: finished the way the home partition decided. With one partition there
-//! is nothing of the kind.
+//! Completes the steps between two partitions that were pending, as the owner partition decided. With one partition
+//! there are none.
 //!
-//! In a store that lost nothing these are steps that the relay had not taken yet. Where a partition lost decisions, others
-//! may know of some of them: a coupon in its user's hands that its campaign has forgotten, stock held for an order that is
-//! gone. The order's home, and the user's own coupons, are believed.
+//! Without a loss, these are the steps that the relay had not taken yet. After a loss, one partition may have a
+//! decision that another has lost: a user has a coupon that the campaign did not issue, or stock is held for an order
+//! that does not exist. The order's owner partition and the user's coupons take precedence.
 
 use futures_util::TryStreamExt;
 
@@ -13,7 +13,7 @@ use crate::{
         CouponId, Millis, OrderId, OrderLine, Partition, UserId,
         event::{pack_lines, unpack_lines},
     },
-    postgres::snapshot::{FarCouponRow, Snapshot, StrayHoldRow},
+    postgres::snapshot::{RemoteCouponRow, Snapshot, StrayHoldRow},
     redis::{Store, bulk::Bulk, commands::REMOTE_HOLD_GRACE_MS, keys::Keys, records::pack_coupon},
 };
 
@@ -24,7 +24,7 @@ pub(super) struct Repair<'a> {
 }
 
 impl Repair<'_> {
-    /// Returns how many steps were finished.
+    /// Completes the pending steps. Returns their number.
     pub(super) async fn run(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<i64> {
         if self.store.partitions() == 1 {
             return Ok(0);
@@ -51,9 +51,9 @@ impl Repair<'_> {
         Ok(repaired)
     }
 
-    /// The user gets a coupon that the campaign gave out.
-    async fn grant(&self, bulk: &mut Bulk<'_>, row: &FarCouponRow) -> anyhow::Result<()> {
-        let home = self.store.owner(row.user_id);
+    /// Gives a user the coupon that a campaign issued.
+    async fn grant(&self, bulk: &mut Bulk<'_>, row: &RemoteCouponRow) -> anyhow::Result<()> {
+        let owner = self.store.owner(row.user_id);
         let Some(user) = UserId::new(row.user_id) else { anyhow::bail!("user {} in PostgreSQL", row.user_id) };
         let fields = [
             ("coupon", row.coupon_id.to_string()),
@@ -61,13 +61,13 @@ impl Repair<'_> {
             ("issue_no", row.issue_no.to_string()),
             ("issued_at", row.issued_at.to_string()),
         ];
-        bulk.emit(home, self.now, "coupon_granted", &fields).await?;
+        bulk.emit(owner, self.now, "coupon_granted", &fields).await?;
         let record = pack_coupon(row.issue_no, Millis(row.issued_at), "A", None, None);
-        Ok(bulk.field(home, Keys(home).user(user), row.coupon_id, record).await?)
+        Ok(bulk.field(owner, Keys(owner).user(user), row.coupon_id, record).await?)
     }
 
-    /// The campaign remembers a coupon that a user has.
-    async fn issue(&self, bulk: &mut Bulk<'_>, row: &FarCouponRow) -> anyhow::Result<()> {
+    /// Counts a coupon that a user has as issued by its campaign.
+    async fn issue(&self, bulk: &mut Bulk<'_>, row: &RemoteCouponRow) -> anyhow::Result<()> {
         let here = self.store.owner(row.coupon_id);
         let Some(coupon) = CouponId::new(row.coupon_id) else {
             anyhow::bail!("coupon {} in PostgreSQL", row.coupon_id)
@@ -78,39 +78,41 @@ impl Repair<'_> {
             ("issue_no", row.issue_no.to_string()),
             ("at_home", "0".to_owned()),
         ];
-        // The time is the issue's own: the grant has it, and the two must agree.
+        // At the time of the original issue: the user's coupon has it, and the two must agree.
         bulk.emit(here, Millis(row.issued_at), "coupon_issued", &fields).await?;
         let campaign = Keys(here).campaign(coupon);
         bulk.count(here, campaign, "issued", 1).await?;
         Ok(bulk.member(here, Keys(here).holders(coupon), row.user_id).await?)
     }
 
-    /// A far hold gets to where its order is. False where it can't.
+    /// Moves a remote hold to the state that its order implies. Returns false if there is nothing to move, or no stock
+    /// left.
     async fn hold(&self, bulk: &mut Bulk<'_>, row: &StrayHoldRow) -> anyhow::Result<bool> {
         let here = Partition(row.partition as u16);
         let (Some(order), Some(lines)) = (OrderId::new(row.order_id), unpack_lines(&row.lines)) else {
             anyhow::bail!("the hold of order {} in partition {} is unreadable", row.order_id, row.partition);
         };
-        let doubt = self.losses.of_order(self.store.owner(row.order_id), row.placed_at);
+        let may_be_paid = self.losses.may_be_paid(self.store.owner(row.order_id), row.placed_at);
         let was = row.held.as_deref().unwrap_or("RELEASED");
         let keys = Keys(here);
-        let place = |state: &str| match state {
+        // The counter that has the units in a state, and whether they are withheld there.
+        let counter = |state: &str| match state {
             "HELD" => (keys.held(), false),
             "SETTLED" => (keys.sold(), false),
-            _ if doubt => (keys.withheld(), true),
+            _ if may_be_paid => (keys.withheld(), true),
             _ => (keys.stock(), false),
         };
         let taken = matches!(row.wanted.as_str(), "HELD" | "SETTLED");
         let was_taken = matches!(was, "HELD" | "SETTLED");
-        if taken && !was_taken && !self.is_there(bulk, here, &lines).await? {
+        if taken && !was_taken && !self.suffices(bulk, here, &lines).await? {
             tracing::error!(%order, partition = here.0, "the stock of an order is gone: it was given back and sold again");
             return Ok(false);
         }
         if !taken && !was_taken {
             return Ok(false);
         }
-        let (to, withheld) = place(&row.wanted);
-        let from = if was_taken { place(was).0 } else { keys.stock() };
+        let (to, withheld) = counter(&row.wanted);
+        let from = if was_taken { counter(was).0 } else { keys.stock() };
         let fields = |mut more: Vec<(&'static str, String)>| {
             more.extend([
                 ("order", row.order_id.to_string()),
@@ -139,14 +141,13 @@ impl Repair<'_> {
             bulk.count(here, to.clone(), line.product_id.get(), line.quantity).await?;
         }
         let due = row.expires_at.map_or(self.now, Millis).plus(REMOTE_HOLD_GRACE_MS);
-        let held =
-            Held { here, order, user: row.user_id, lines: &row.lines, state: &row.wanted, due, perhaps_paid: doubt };
+        let held = Held { here, order, user: row.user_id, lines: &row.lines, state: &row.wanted, due, may_be_paid };
         held.write(bulk).await?;
         Ok(true)
     }
 
-    /// Whether what is on sale suffices for these lines.
-    async fn is_there(&self, bulk: &mut Bulk<'_>, here: Partition, lines: &[OrderLine]) -> anyhow::Result<bool> {
+    /// Whether the units on sale suffice for these lines.
+    async fn suffices(&self, bulk: &mut Bulk<'_>, here: Partition, lines: &[OrderLine]) -> anyhow::Result<bool> {
         bulk.flush().await?;
         let ids: Vec<i64> = lines.iter().map(|line| line.product_id.get()).collect();
         let stock = self.store.stock_of(here, &ids).await?;

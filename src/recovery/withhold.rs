@@ -1,5 +1,5 @@
-//! What decisions that were lost may have taken, kept off sale until an operator releases it; and the event that begins
-//! the new epoch in each partition.
+//! Withholds the units and coupons that lost decisions may have sold or issued, until an operator releases them. Emits
+//! the event that begins the new epoch in each partition.
 
 use super::rebuild::{Bound, PossibleLosses};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     redis::{Store, bulk::Bulk, keys::Keys},
 };
 
-/// Products, or campaigns, in one event.
+/// Products or campaigns in one event.
 const BATCH: usize = 1000;
 
 pub(super) struct Withhold<'a> {
@@ -17,7 +17,7 @@ pub(super) struct Withhold<'a> {
 }
 
 impl Withhold<'_> {
-    /// Returns the units and the coupons that are kept off sale.
+    /// Withholds by the bounds of the possible losses. Returns the withheld units and coupons.
     pub(super) async fn run(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<(i64, i64)> {
         bulk.flush().await?;
         let (mut units, mut coupons) = (0, 0);
@@ -59,7 +59,7 @@ impl Withhold<'_> {
         page: Vec<(i64, i64)>,
         bound: Bound,
     ) -> anyhow::Result<i64> {
-        // A decision takes at most so many units of one product.
+        // A decision sells at most MAX_LINE_QUANTITY units of one product.
         let most = bound.map_or(i64::MAX, |lost| lost.saturating_mul(MAX_LINE_QUANTITY));
         let kept: Vec<(i64, i64)> = page.into_iter().map(|(id, on_sale)| (id, on_sale.min(most))).collect();
         let kept: Vec<(i64, i64)> = kept.into_iter().filter(|(_, kept)| *kept > 0).collect();
@@ -85,7 +85,7 @@ impl Withhold<'_> {
         for (coupon, kept) in kept.iter().filter_map(|(id, kept)| Some((CouponId::new(*id)?, *kept))) {
             let campaign = Keys(here).campaign(coupon);
             bulk.count(here, campaign.clone(), "withheld", kept).await?;
-            // Nor are the places given out again that whoever got these coupons was told.
+            // The issue numbers of the lost coupons are not issued again.
             bulk.count(here, campaign, "skipped", kept).await?;
         }
         Ok(kept.iter().map(|(_, kept)| kept).sum())

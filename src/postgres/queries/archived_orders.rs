@@ -1,132 +1,120 @@
-//! What has left Redis, read one by one: orders, and what they sold in partitions that are not their own.
+//! Reads of single orders that have left Redis, and of the stock that they sold in remote partitions.
 
 use std::collections::HashSet;
-
-use sea_orm::{DatabaseConnection, DbErr, RuntimeErr};
 
 use crate::{
     model::{Error, OrderId, OrderStatus},
     postgres::{
+        Connection,
         snapshot::{OrderRow, orders_sql},
-        translate,
+        translate_sqlx,
     },
 };
 
 impl OrderRow {
-    /// Where its gateway payment stands, in the scripts' words; `None` where there is none.
+    /// The status of the order's gateway payment, as the scripts name it; `None` without such a payment.
     pub fn gateway(&self) -> Option<&str> {
         let status = self.payment_status.as_deref().filter(|_| self.method.as_deref() == Some("GATEWAY"));
-        // The scripts' word for a gateway's payment that is done.
+        // The scripts call a paid gateway payment SETTLED.
         status.map(|status| if status == "PAID" { "SETTLED" } else { status })
     }
 
-    /// Whether its gateway is still asked about its payment.
-    pub fn is_under_way(&self) -> bool {
+    /// Whether the sweeper still asks the gateway about the order's payment.
+    pub fn is_watched(&self) -> bool {
         matches!(self.gateway(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
     }
 
-    /// Whether nothing happens to it any more, unless its user has it refunded.
+    /// Whether the order is final, except for a refund.
     pub fn is_closed(&self) -> bool {
-        self.status != "PENDING" && !self.is_under_way()
+        self.status != "PENDING" && !self.is_watched()
     }
 
-    /// Its hash in Redis, as the scripts would have left it.
+    /// The fields of the order's hash in Redis, as the scripts would have left them.
     pub fn fields(&self) -> Vec<(&'static str, String)> {
         let (pending, by_gateway) = (self.paid_at.is_none(), self.gateway().is_some());
-        let shown = |n: Option<i64>| n.map(|n| n.to_string());
-        let asked = |text: &Option<String>| by_gateway.then(|| text.clone().unwrap_or_default());
+        let number = |n: Option<i64>| n.map(|n| n.to_string());
+        let of_gateway = |text: &Option<String>| by_gateway.then(|| text.clone().unwrap_or_default());
         let fields = [
             ("user", Some(self.user_id.to_string())),
             ("status", Some(self.status.clone())),
-            ("lines", Some(self.near.clone())),
-            ("far", Some(self.far.clone())),
+            ("lines", Some(self.own.clone())),
+            ("far", Some(self.remote.clone())),
             ("total", Some(self.total.to_string())),
             ("discount", Some(self.discount.to_string())),
             ("final", Some(self.final_price.to_string())),
-            ("coupon", Some(shown(self.coupon_id).unwrap_or_default())),
+            ("coupon", Some(number(self.coupon_id).unwrap_or_default())),
             ("placed_at", Some(self.placed_at.to_string())),
             ("expires_at", Some(self.expires_at.to_string())),
-            ("closed_at", shown(self.closed_at)),
+            ("closed_at", number(self.closed_at)),
             ("reason", self.close_reason.clone()),
             ("day", self.day.clone()),
-            ("payment", shown(self.payment_id)),
+            ("payment", number(self.payment_id)),
             ("type", self.payment_type.clone()),
             ("method", self.method.clone().filter(|_| !pending)),
             ("receipt", self.receipt.clone()),
-            ("paid_at", shown(self.paid_at)),
+            ("paid_at", number(self.paid_at)),
             ("transaction", self.transaction_id.clone()),
             ("gateway", self.gateway().map(str::to_owned)),
-            ("gateway_at", shown(self.started_at).filter(|_| by_gateway)),
-            ("key", asked(&self.key_digest)),
-            ("fingerprint", asked(&self.key_fingerprint)),
+            ("gateway_at", number(self.started_at).filter(|_| by_gateway)),
+            ("key", of_gateway(&self.key_digest)),
+            ("fingerprint", of_gateway(&self.key_fingerprint)),
         ];
         fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect()
     }
 }
 
-/// An order, with days in `zone` where the day of the sale was not written down; `None` if there is none (yet).
+/// An order; `None` if PostgreSQL does not have it (yet). `zone` gives the day of a sale whose event did not name the
+/// day.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn order(
-    db: &DatabaseConnection,
-    order: OrderId,
-    partitions: u16,
-    zone: &str,
-) -> Result<Option<OrderRow>, Error> {
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn order(db: &Connection, order: OrderId, partitions: u16, zone: &str) -> Result<Option<OrderRow>, Error> {
     let query = sqlx::query_as(orders_sql!("WHERE o.id = $3")).bind(i64::from(partitions)).bind(zone);
-    query.bind(order.get()).fetch_optional(db.get_postgres_connection_pool()).await.map_err(untranslated)
+    query.bind(order.get()).fetch_optional(db.get_postgres_connection_pool()).await.map_err(translate_sqlx)
 }
 
-/// The stock that a partition sold by an order at home elsewhere, packed; `None` if it has none, or not any more.
+/// The lines that a partition sold for an order of another owner partition, packed; `None` if it sold none, or they
+/// were refunded.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn sold_remote(db: &DatabaseConnection, partition: u16, order: OrderId) -> Result<Option<String>, Error> {
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn sold_remote(db: &Connection, partition: u16, order: OrderId) -> Result<Option<String>, Error> {
     let query = sqlx::query_scalar(
         "SELECT lines FROM stock_holds WHERE partition = $1 AND order_id = $2 AND state = 'SETTLED'",
     );
     let query = query.bind(i32::from(partition)).bind(order.get());
-    query.fetch_optional(db.get_postgres_connection_pool()).await.map_err(untranslated)
+    query.fetch_optional(db.get_postgres_connection_pool()).await.map_err(translate_sqlx)
 }
 
-/// Which of these orders a dead letter of the partition is about.
+/// Those of `orders` that a dead letter of the partition is about.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn orders_in_dead_letters(
-    db: &DatabaseConnection,
-    partition: u16,
-    orders: &[i64],
-) -> Result<HashSet<i64>, Error> {
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn orders_in_dead_letters(db: &Connection, partition: u16, orders: &[i64]) -> Result<HashSet<i64>, Error> {
     let ids: Vec<String> = orders.iter().map(i64::to_string).collect();
     let query = sqlx::query_scalar(
         "SELECT DISTINCT fields->>'order' FROM dead_letters WHERE partition = $1 AND fields->>'order' = ANY($2)",
     );
     let query = query.bind(i32::from(partition)).bind(ids);
-    let found: Vec<String> = query.fetch_all(db.get_postgres_connection_pool()).await.map_err(untranslated)?;
+    let found: Vec<String> = query.fetch_all(db.get_postgres_connection_pool()).await.map_err(translate_sqlx)?;
     Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
 }
 
-/// An order that is PENDING no more, whether it is refunded, and where stock that a partition held for it stands; of each nothing
-/// if it is not so.
+/// The status of an order that is no longer PENDING, and whether it was refunded; and the state of the stock that a
+/// partition holds for it.
 pub type Ended = (Option<(OrderStatus, bool)>, Option<String>);
 
-/// What has ended of an order, and of its stock in a partition.
+/// The final status of an order, and the state of its hold in a partition.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn ended(db: &DatabaseConnection, partition: u16, order: OrderId) -> Result<Ended, Error> {
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn ended(db: &Connection, partition: u16, order: OrderId) -> Result<Ended, Error> {
     let pool = db.get_postgres_connection_pool();
     let query = sqlx::query_as(
         "SELECT status, coalesce(close_reason = 'REFUNDED', false) FROM orders WHERE id = $1 AND status <> 'PENDING'",
     );
-    let ended: Option<(String, bool)> = query.bind(order.get()).fetch_optional(pool).await.map_err(untranslated)?;
+    let ended: Option<(String, bool)> = query.bind(order.get()).fetch_optional(pool).await.map_err(translate_sqlx)?;
     let query = sqlx::query_scalar("SELECT state FROM stock_holds WHERE partition = $1 AND order_id = $2");
-    let hold = query.bind(i32::from(partition)).bind(order.get()).fetch_optional(pool).await.map_err(untranslated)?;
+    let hold = query.bind(i32::from(partition)).bind(order.get()).fetch_optional(pool).await.map_err(translate_sqlx)?;
     Ok((ended.and_then(|(status, refunded)| Some((status.parse().ok()?, refunded))), hold))
-}
-
-fn untranslated(error: sqlx::Error) -> Error {
-    translate(DbErr::Query(RuntimeErr::SqlxError(error.into())))
 }

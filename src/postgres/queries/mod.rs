@@ -1,4 +1,4 @@
-//! Reads: one file per subject.
+//! Reads, one file per subject. Listings go through the entities; other statements are SQL through sqlx.
 
 pub mod archived_orders;
 pub mod dead_letters;

@@ -1,4 +1,4 @@
-//! Postgres as of one moment, a few things at a time: for the audit, in bounded memory however much there is.
+//! Reads of a snapshot page by page, for the audit: the memory is bounded by the page.
 
 use sqlx::AssertSqlSafe;
 
@@ -6,25 +6,25 @@ use crate::postgres::snapshot::{
     CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, RankRow, Snapshot, UserRow, orders_sql,
 };
 
-/// What the audit goes through.
+/// The kinds of records that the audit compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Users,
     Products,
     Campaigns,
     Orders,
-    /// By order.
+    /// Remote holds, by the id of the order.
     Holds,
 }
 
-/// Some things of one partition.
+/// A page of the records of one partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
     pub partition: u16,
     pub partitions: u16,
-    /// The last id of the page before.
+    /// The last id of the previous page.
     pub after: i64,
-    /// The last id of all: what is made later is not waited for.
+    /// The last id of the last page, so that new records do not prolong the audit.
     pub until: i64,
     pub size: i64,
 }
@@ -33,7 +33,7 @@ impl Snapshot {
     /// The ids of a page.
     ///
     /// # Errors
-    /// Postgres can't answer; so all the following.
+    /// PostgreSQL can't answer; the same holds for every method below.
     pub async fn ids(&mut self, kind: Kind, page: Page) -> sqlx::Result<Vec<i64>> {
         let sql = match kind {
             Kind::Users => "SELECT id FROM users WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4",
@@ -54,28 +54,28 @@ impl Snapshot {
         query.bind(i64::from(page.partition)).bind(page.size).bind(page.until).fetch_all(self.connection()).await
     }
 
-    /// What a query without parameters counts.
+    /// The count that a query without parameters returns.
     pub async fn count(&mut self, sql: &'static str) -> sqlx::Result<i64> {
         sqlx::query_scalar(sql).fetch_one(self.connection()).await
     }
 
-    /// How many rows `wrong` finds, and what it says of the first `named` of them in its one column, `what`. `$1`: how many
-    /// partitions there are.
-    pub async fn wrong(
+    /// Runs `query`, which returns one row per discrepancy, with its description in the column `what`. Returns the
+    /// number of rows and the first `limit` descriptions. `$1` of the query: the number of partitions.
+    pub async fn discrepancies(
         &mut self,
-        wrong: &'static str,
+        query: &'static str,
         partitions: u16,
-        named: usize,
+        limit: usize,
     ) -> sqlx::Result<(i64, Vec<String>)> {
-        // Put together of what is written in the program alone.
+        // Safe: both parts are constants of the program.
         let sql = format!(
-            "WITH wrong AS MATERIALIZED (SELECT what FROM ({wrong}) AS law WHERE $1 > 0)
-             SELECT (SELECT count(*) FROM wrong), ARRAY(SELECT what FROM wrong ORDER BY what LIMIT {named})"
+            "WITH wrong AS MATERIALIZED (SELECT what FROM ({query}) AS invariant WHERE $1 > 0)
+             SELECT (SELECT count(*) FROM wrong), ARRAY(SELECT what FROM wrong ORDER BY what LIMIT {limit})"
         );
         sqlx::query_as(AssertSqlSafe(sql)).bind(i64::from(partitions)).fetch_one(self.connection()).await
     }
 
-    /// The last id of a kind.
+    /// The highest id of a kind.
     pub async fn last_id(&mut self, kind: Kind) -> sqlx::Result<i64> {
         let sql = match kind {
             Kind::Users => "SELECT coalesce(max(id), 0) FROM users",
@@ -86,7 +86,7 @@ impl Snapshot {
         sqlx::query_scalar(sql).fetch_one(self.connection()).await
     }
 
-    /// Which of these are there, by id.
+    /// Those of `ids` that exist, in ascending order.
     pub async fn existing(&mut self, kind: Kind, partition: u16, ids: &[i64]) -> sqlx::Result<Vec<i64>> {
         let sql = match kind {
             Kind::Users => "SELECT id FROM users WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
@@ -134,7 +134,7 @@ impl Snapshot {
         .await
     }
 
-    /// Without the last place given out.
+    /// These campaigns, with a `last_no` of 0: the audit does not compare it.
     pub async fn campaigns_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<CampaignRow>> {
         sqlx::query_as(
             "SELECT id, code, discount_type, discount_amount, total, issued, withheld,
@@ -153,7 +153,7 @@ impl Snapshot {
         query.bind(i64::from(partitions)).bind(zone).bind(ids).fetch_all(self.connection()).await
     }
 
-    /// The far holds of these orders in a partition.
+    /// The remote holds of these orders in a partition.
     pub async fn holds_of(&mut self, partition: u16, orders: &[i64]) -> sqlx::Result<Vec<HoldRow>> {
         sqlx::query_as(
             "SELECT partition, order_id, user_id, state, lines, NULL::bigint AS placed_at, NULL::bigint AS expires_at, NULL::bigint AS paid_at
@@ -165,7 +165,7 @@ impl Snapshot {
         .await
     }
 
-    /// Sales from a day on (`YYYYMMDD`), of the products at home in a partition, as that partition has been told of them.
+    /// Sales by day and product from the day `first` (`YYYYMMDD`) on, of the products of a partition.
     pub async fn ranks_of(
         &mut self,
         partition: u16,

@@ -1,25 +1,25 @@
-//! What Postgres can tell of one order, or of what went wrong about one user: for operators who are asked why.
+//! The records of one order, and the dead letters of an order or a user, for the operators' timelines.
 
-use sea_orm::{DatabaseConnection, DbErr, RuntimeErr};
+use sqlx::{Row as _, postgres::PgRow};
 
 use crate::{
     model::{DeadLetter, DeadLetterId, Error, Millis, OrderId, OrderTrace, PaymentTrace, UserId},
-    postgres::translate,
+    postgres::{Connection, translate_sqlx},
 };
 
-/// Dead letters told of at most.
+/// Dead letters in one read.
 const MAX_DEAD_LETTERS: i64 = 20;
-/// Balance changes of one order: a payment and a refund, as a rule.
+/// Balance entries of one order: usually one payment, and one refund.
 const MAX_ENTRIES: i64 = 20;
 
-/// When what happened to an order, as far as Postgres has it; `None` if it does not have the order (yet).
+/// The records of an order; `None` if PostgreSQL does not have the order (yet).
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> Result<Option<OrderTrace>, Error> {
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn order(db: &Connection, order: OrderId, partitions: u16) -> Result<Option<OrderTrace>, Error> {
     let pool = db.get_postgres_connection_pool();
-    type Row = (i64, String, i64, i64, Option<i64>, Option<i64>, Option<String>);
-    let row: Option<Row> = sqlx::query_as(
+    type OrderRow = (i64, String, i64, i64, Option<i64>, Option<i64>, Option<String>);
+    let row: Option<OrderRow> = sqlx::query_as(
         "SELECT user_id, status, (extract(epoch FROM placed_at) * 1000)::bigint,
              (extract(epoch FROM expires_at) * 1000)::bigint, (extract(epoch FROM paid_at) * 1000)::bigint,
              (extract(epoch FROM closed_at) * 1000)::bigint, close_reason
@@ -28,62 +28,20 @@ pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> 
     .bind(order.get())
     .fetch_optional(pool)
     .await
-    .map_err(untranslated)?;
+    .map_err(translate_sqlx)?;
     let Some((user, status, placed_at, expires_at, paid_at, closed_at, close_reason)) = row else { return Ok(None) };
-    type Payment = (
-        i64,
-        String,
-        String,
-        String,
-        i64,
-        String,
-        Option<String>,
-        i64,
-        Option<i64>,
-        Option<i64>,
-        Option<String>,
-        Option<String>,
-    );
-    let payment: Option<Payment> = sqlx::query_as(
-        "SELECT id, payment_type, method, status, amount, receipt, transaction_id,
-             (extract(epoch FROM started_at) * 1000)::bigint, (extract(epoch FROM paid_at) * 1000)::bigint,
-             (extract(epoch FROM ended_at) * 1000)::bigint, resolved_by, resolved_because
+    let payment = sqlx::query(
+        "SELECT id, payment_type, method, status, amount, receipt, transaction_id, resolved_by, resolved_because,
+             (extract(epoch FROM started_at) * 1000)::bigint AS started_at,
+             (extract(epoch FROM paid_at) * 1000)::bigint AS paid_at,
+             (extract(epoch FROM ended_at) * 1000)::bigint AS ended_at
          FROM payments WHERE order_id = $1",
     )
     .bind(order.get())
     .fetch_optional(pool)
     .await
-    .map_err(untranslated)?;
-    let payment = payment.map(
-        |(
-            payment_id,
-            payment_type,
-            method,
-            status,
-            amount,
-            receipt,
-            transaction_id,
-            started_at,
-            paid_at,
-            ended_at,
-            resolved_by,
-            resolved_because,
-        )| {
-            PaymentTrace {
-                resolved: resolved_by.zip(resolved_because),
-                payment_id,
-                payment_type,
-                method,
-                status,
-                amount,
-                receipt,
-                transaction_id,
-                started_at: Millis(started_at),
-                paid_at: paid_at.map(Millis),
-                ended_at: ended_at.map(Millis),
-            }
-        },
-    );
+    .and_then(|row| row.as_ref().map(payment_trace).transpose())
+    .map_err(translate_sqlx)?;
     let entries: Vec<(i64, String, i64, i64)> = sqlx::query_as(
         "SELECT entry_no, transaction_type, amount, (extract(epoch FROM created_at) * 1000)::bigint
          FROM balance_entries WHERE user_id = $1 AND order_id = $2 ORDER BY entry_no LIMIT $3",
@@ -93,7 +51,7 @@ pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> 
     .bind(MAX_ENTRIES)
     .fetch_all(pool)
     .await
-    .map_err(untranslated)?;
+    .map_err(translate_sqlx)?;
     let holds: Vec<(i32, String)> = sqlx::query_as(
         "SELECT partition, state FROM stock_holds WHERE partition = ANY($1) AND order_id = $2 ORDER BY partition",
     )
@@ -101,7 +59,7 @@ pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> 
     .bind(order.get())
     .fetch_all(pool)
     .await
-    .map_err(untranslated)?;
+    .map_err(translate_sqlx)?;
     Ok(Some(OrderTrace {
         status,
         placed_at: Millis(placed_at),
@@ -115,24 +73,42 @@ pub async fn order(db: &DatabaseConnection, order: OrderId, partitions: u16) -> 
     }))
 }
 
+fn payment_trace(row: &PgRow) -> sqlx::Result<PaymentTrace> {
+    let resolved_by: Option<String> = row.try_get("resolved_by")?;
+    let time = |column: &str| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(Millis));
+    Ok(PaymentTrace {
+        payment_id: row.try_get("id")?,
+        payment_type: row.try_get("payment_type")?,
+        method: row.try_get("method")?,
+        status: row.try_get("status")?,
+        amount: row.try_get("amount")?,
+        receipt: row.try_get("receipt")?,
+        transaction_id: row.try_get("transaction_id")?,
+        started_at: Millis(row.try_get("started_at")?),
+        paid_at: time("paid_at")?,
+        ended_at: time("ended_at")?,
+        resolved: resolved_by.zip(row.try_get("resolved_because")?),
+    })
+}
+
 /// Dead letters about an order, oldest first, at most twenty.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn dead_letters_of_order(db: &DatabaseConnection, order: OrderId) -> Result<Vec<DeadLetter>, Error> {
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn dead_letters_of_order(db: &Connection, order: OrderId) -> Result<Vec<DeadLetter>, Error> {
     dead_letters(db, "order", order.get()).await
 }
 
-/// The same about a user.
+/// Dead letters about a user, oldest first, at most twenty.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while Postgres is.
-pub async fn dead_letters_of_user(db: &DatabaseConnection, user: UserId) -> Result<Vec<DeadLetter>, Error> {
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn dead_letters_of_user(db: &Connection, user: UserId) -> Result<Vec<DeadLetter>, Error> {
     dead_letters(db, "user", user.get()).await
 }
 
-/// They are few: no index has their fields.
-async fn dead_letters(db: &DatabaseConnection, field: &str, id: i64) -> Result<Vec<DeadLetter>, Error> {
+/// Dead letters whose `field` is `id`. There is no index on the fields: dead letters are few.
+async fn dead_letters(db: &Connection, field: &str, id: i64) -> Result<Vec<DeadLetter>, Error> {
     type Row = (i32, String, Option<i64>, String, String, i64);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT partition, stream_id, seq, reason, fields::text, (extract(epoch FROM recorded_at) * 1000)::bigint
@@ -143,16 +119,12 @@ async fn dead_letters(db: &DatabaseConnection, field: &str, id: i64) -> Result<V
     .bind(MAX_DEAD_LETTERS)
     .fetch_all(db.get_postgres_connection_pool())
     .await
-    .map_err(untranslated)?;
-    let letter = |(partition, stream_id, seq, reason, fields, at): Row| DeadLetter {
+    .map_err(translate_sqlx)?;
+    let dead_letter = |(partition, stream_id, seq, reason, fields, at): Row| DeadLetter {
         id: DeadLetterId { partition: partition as u16, stream_id, seq },
         reason,
         fields: serde_json::from_str(&fields).unwrap_or_default(),
         recorded_at: Millis(at),
     };
-    Ok(rows.into_iter().map(letter).collect())
-}
-
-fn untranslated(error: sqlx::Error) -> Error {
-    translate(DbErr::Query(RuntimeErr::SqlxError(error.into())))
+    Ok(rows.into_iter().map(dead_letter).collect())
 }

@@ -470,9 +470,9 @@ async fn idempotency_records_kept_in_postgres_until_expiry() {
     let words = firstcome::model::event::unpack_reply(&reply).unwrap();
     assert_eq!((words[0], words[4]), ("CHARGED", "5"));
     test.clock.advance(86_400_000 - 1);
-    assert_eq!(test.app.projector.forget_records().await.unwrap(), 0);
+    assert_eq!(test.app.projector.remove_expired_records().await.unwrap(), 0);
     test.clock.advance(1);
-    assert_eq!(test.app.projector.forget_records().await.unwrap(), 1);
+    assert_eq!(test.app.projector.remove_expired_records().await.unwrap(), 1);
     assert_eq!(kept().await, 0);
     test.finish().await;
 }

@@ -10,7 +10,7 @@ async fn rebuilt(test: &TestApp) -> rebuild::Summary {
     let timeout = Duration::from_secs(600);
     let projector =
         projector::Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, keep);
-    let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, keep, allow_unsafe_redis: false };
+    let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, retention: keep, allow_unsafe_redis: false };
     let summary = rebuild.run(rebuild::Options { discard: false, lost_at_most: Some(0) }).await.unwrap();
     db.close().await.unwrap();
     until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;
@@ -146,7 +146,10 @@ async fn audit_tells_archived_from_missing() {
             // Nor may it have a TTL.
             let _: i64 = redis::cmd("PEXPIRE").arg(key).arg(KEEP_MS).query_async(&mut redis).await.unwrap();
             let found = failed_checks(&shop.test).await.join("\n");
-            assert!(found.contains(&format!("order {id}: it is about to leave Redis, and is not over")), "{found}");
+            assert!(
+                found.contains(&format!("order {id}: it is about to be evicted from Redis, and is not closed")),
+                "{found}"
+            );
             let _: i64 = redis::cmd("PERSIST").arg(key).query_async(&mut redis).await.unwrap();
             assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
         }

@@ -1,6 +1,6 @@
-//! Postgres against itself: each law a query that finds nothing where it holds. With several partitions each law is about
-//! rows that the same partition's stream wrote, so that it holds at every moment; what is between two partitions is
-//! [`between`].
+//! The invariants within PostgreSQL. Each is a query that returns the rows that violate it. An invariant only relates
+//! rows that the outbox of one partition wrote, so that it holds at every moment. Those that relate two partitions are
+//! in [`between_partitions`].
 
 use super::{
     Audit,
@@ -8,17 +8,19 @@ use super::{
 };
 use crate::postgres::snapshot::Snapshot;
 
-/// Discrepancies that Postgres names.
-const NAMED: usize = 20;
-/// Steps between partitions that it names: those that stay are few.
-const NAMED_STEPS: usize = 1000;
+/// Discrepancies that a query returns per invariant.
+const MAX_NAMED: usize = 20;
+/// Pending steps between partitions that a query returns. More than of an invariant, because most of them disappear by
+/// the next check.
+const MAX_NAMED_STEPS: usize = 1000;
 
-/// A law: its name, what it is about and how many of them there are, and what is wrong (`what`, a text with the ids).
-/// `$1`: how many partitions there are.
+/// An invariant.
 struct Invariant {
     name: &'static str,
+    /// The rows that it is about, and the query that counts them.
     noun: &'static str,
     count: &'static str,
+    /// The query of the violations: a column `what` with a text that has the ids. `$1`: the number of partitions.
     wrong: &'static str,
 }
 
@@ -55,7 +57,7 @@ const INVARIANTS: [Invariant; 12] = [
         name: "products: held and sold are the lines of PENDING and PAID orders",
         noun: "products",
         count: "SELECT count(*) FROM products",
-        // Lines at home elsewhere than their order are known here by the stock that was held for them.
+        // Lines of remote orders count by the stock that is held for them.
         wrong: "SELECT format('product %s: held %s of %s, sold %s of %s', id, held, coalesce(h, 0), sold, coalesce(s, 0)) AS what
                 FROM products LEFT JOIN (
                     SELECT product_id, sum(quantity) FILTER (WHERE state = 'HELD') AS h,
@@ -168,7 +170,7 @@ const INVARIANTS: [Invariant; 12] = [
         name: "dead letters: every decision could be applied",
         noun: "partitions",
         count: "SELECT count(*) FROM projection_positions",
-        // Of the epoch that each partition is in: a rebuild has made good for those before.
+        // Only those of the current epoch: a rebuild has withheld for the earlier ones.
         wrong: "SELECT format('partition %s, entry %s: %s', partition, d.stream_id, reason) AS what
                 FROM dead_letters AS d JOIN projection_positions USING (partition, epoch)
                 UNION ALL
@@ -177,13 +179,13 @@ const INVARIANTS: [Invariant; 12] = [
     },
 ];
 
-/// Checks every law, as of one moment.
+/// Checks every invariant in one snapshot.
 pub(super) async fn check(audit: &Audit, report: &mut Report) -> anyhow::Result<()> {
     let mut snapshot = Snapshot::begin(&audit.db).await?;
-    for law in &INVARIANTS {
-        let mut findings = Findings::new(law.name, law.noun);
-        findings.count(snapshot.count(law.count).await?);
-        let (found, named) = snapshot.wrong(law.wrong, audit.store.partitions(), NAMED).await?;
+    for invariant in &INVARIANTS {
+        let mut findings = Findings::new(invariant.name, invariant.noun);
+        findings.count(snapshot.count(invariant.count).await?);
+        let (found, named) = snapshot.discrepancies(invariant.wrong, audit.store.partitions(), MAX_NAMED).await?;
         findings.add_all(found, named);
         report.add(findings);
     }
@@ -191,11 +193,12 @@ pub(super) async fn check(audit: &Audit, report: &mut Report) -> anyhow::Result<
     Ok(())
 }
 
-/// What stands between two partitions, as far as Postgres knows: each step is taken soon after the one before, so what is
-/// found here counts only if it stays. Stock that is HELD is looked at by the clock, and is none of this.
-pub(super) async fn between(audit: &Audit) -> anyhow::Result<(i64, Vec<String>)> {
+/// The steps between two partitions that are pending in PostgreSQL, and the number of rows that were checked. The relay
+/// takes a step soon, so only a step that stays pending is a discrepancy. HELD stock is not among them: the sweeper
+/// asks for its order.
+pub(super) async fn between_partitions(audit: &Audit) -> anyhow::Result<(i64, Vec<String>)> {
     let mut snapshot = Snapshot::begin(&audit.db).await?;
-    let (_, found) = snapshot.wrong(BETWEEN, audit.store.partitions(), NAMED_STEPS).await?;
+    let (_, found) = snapshot.discrepancies(BETWEEN, audit.store.partitions(), MAX_NAMED_STEPS).await?;
     let count =
         snapshot.count("SELECT (SELECT count(*) FROM stock_holds) + (SELECT count(*) FROM remote_coupons)").await?;
     snapshot.end().await?;
