@@ -1,0 +1,116 @@
+//! Orders with their lines, and remote holds.
+
+use std::collections::HashSet;
+
+use super::{Apply, ApplyError, column, ms, optional_ms};
+use crate::{
+    model::{
+        Partition,
+        event::{self, pack_lines},
+    },
+    projector::batch::{Batch, OrderState},
+};
+
+pub(super) async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let new = &batch.new_orders;
+    let state = |o: &event::OrderPlaced| batch.orders.get(&o.order.get()).copied().unwrap_or(OrderState::PENDING);
+    db.run(
+        "new orders",
+        new.len(),
+        // The join replaces the foreign key to the users.
+        "INSERT INTO orders (id, user_id, total, discount, final_price, coupon_id, placed_at, expires_at, status, paid_at,
+             closed_at, close_reason, sold_on)
+         SELECT new.id, user_id, total, discount, final, NULLIF(coupon, 0), to_timestamp(at::float8 / 1000),
+             to_timestamp(expires::float8 / 1000), status, to_timestamp(NULLIF(paid_at, 0)::float8 / 1000),
+             to_timestamp(NULLIF(closed_at, 0)::float8 / 1000), NULLIF(reason, ''), NULLIF(sold_on, '')::date
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::text[], $13::text[])
+             AS new (id, user_id, total, discount, final, coupon, at, expires, status, paid_at, closed_at, reason, sold_on)
+         JOIN users ON users.id = new.user_id",
+        vec![
+            column!(new, (o, _) => o.order.get()),
+            column!(new, (o, _) => o.user.get()),
+            column!(new, (o, _) => o.total),
+            column!(new, (o, _) => o.discount),
+            column!(new, (o, _) => o.final_price),
+            column!(new, (o, _) => o.coupon.map_or(0, |id| id.get())),
+            column!(new, (_, at) => ms(*at)),
+            column!(new, (o, _) => ms(o.expires_at)),
+            column!(new, (o, _) => state(o).status.as_str().to_owned()),
+            column!(new, (o, _) => optional_ms(state(o).paid_at)),
+            column!(new, (o, _) => optional_ms(state(o).closed_at)),
+            column!(new, (o, _) => state(o).reason.map_or("", |reason| reason.as_str()).to_owned()),
+            column!(new, (o, _) => state(o).sold_on.map(|day| day.to_string()).unwrap_or_default()),
+        ],
+    )
+    .await?;
+    let lines_of = |o: &'_ event::OrderPlaced| {
+        let lines = o.lines.iter().chain(&o.remote).copied().enumerate();
+        lines.map(|(place, line)| (o.order.get(), place as i64, line)).collect::<Vec<_>>()
+    };
+    let lines: Vec<_> = new.iter().flat_map(|(o, _)| lines_of(o)).collect();
+    db.run(
+        "new order lines",
+        lines.len(),
+        "INSERT INTO order_lines (order_id, product_id, quantity, price, place)
+         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])",
+        vec![
+            column!(lines, (order, ..) => *order),
+            column!(lines, (.., line) => line.product_id.get()),
+            column!(lines, (.., line) => line.quantity),
+            column!(lines, (.., line) => line.price),
+            column!(lines, (_, place, _) => *place),
+        ],
+    )
+    .await?;
+    let inserted: HashSet<i64> = new.iter().map(|(o, _)| o.order.get()).collect();
+    let states: Vec<_> = batch.orders.iter().filter(|(id, _)| !inserted.contains(*id)).collect();
+    db.run(
+        "orders",
+        states.len(),
+        "UPDATE orders SET status = new.status,
+             paid_at = coalesce(to_timestamp(NULLIF(new.paid_at, 0)::float8 / 1000), orders.paid_at),
+             closed_at = to_timestamp(NULLIF(new.closed_at, 0)::float8 / 1000), close_reason = NULLIF(new.reason, ''),
+             sold_on = coalesce(NULLIF(new.sold_on, '')::date, orders.sold_on)
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[])
+             AS new (id, status, paid_at, closed_at, reason, sold_on)
+         WHERE orders.id = new.id",
+        vec![
+            column!(states, (id, _) => **id),
+            column!(states, (_, state) => state.status.as_str().to_owned()),
+            column!(states, (_, state) => optional_ms(state.paid_at)),
+            column!(states, (_, state) => optional_ms(state.closed_at)),
+            column!(states, (_, state) => state.reason.map_or("", |reason| reason.as_str()).to_owned()),
+            column!(states, (_, state) => state.sold_on.map(|day| day.to_string()).unwrap_or_default()),
+        ],
+    )
+    .await
+}
+
+pub(super) async fn holds(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
+    let orphaned: Vec<_> = batch.orphaned_holds.iter().collect();
+    db.run(
+        "stock holds",
+        orphaned.len(),
+        "DELETE FROM stock_holds WHERE partition = $1 AND order_id = ANY($2)",
+        vec![i32::from(here.0).into(), column!(orphaned, order => **order)],
+    )
+    .await?;
+    let holds: Vec<_> = batch.holds.iter().filter(|(order, _)| !batch.orphaned_holds.contains(order)).collect();
+    db.run(
+        "stock holds",
+        holds.len(),
+        "INSERT INTO stock_holds (partition, order_id, user_id, state, lines)
+         SELECT $1, order_id, user_id, state, lines
+         FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::text[]) AS new (order_id, user_id, state, lines)
+         ON CONFLICT (partition, order_id) DO UPDATE SET state = excluded.state",
+        vec![
+            i32::from(here.0).into(),
+            column!(holds, (order, _) => **order),
+            column!(holds, (_, hold) => hold.user),
+            column!(holds, (_, hold) => hold.state.as_str().to_owned()),
+            column!(holds, (_, hold) => pack_lines(&hold.lines)),
+        ],
+    )
+    .await
+}
