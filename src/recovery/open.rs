@@ -149,7 +149,7 @@ async fn reported_progress(db: &postgres::Connection) -> Result<Vec<ReportedProg
 async fn check_positions(store: &Store, db: &postgres::Connection) -> anyhow::Result<()> {
     for ReportedProgress { partition, projected, acknowledged } in reported_progress(db).await? {
         let decided = store.position(partition).await?;
-        for (known, whose) in [(projected.position, "PostgreSQL's"), (acknowledged, "the acknowledged position")] {
+        for (known, whose) in [(projected.position, "PostgreSQL's"), (acknowledged, "the acknowledged")] {
             if decided < known {
                 bail!(
                     "partition {} of Redis is at ({}, {}), behind {whose} ({}, {}): Redis lost decisions that were acknowledged, \

@@ -108,7 +108,7 @@ async fn running_process_detects_loss_unaided() {
     let Err(error) = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await else {
         panic!("it was opened")
     };
-    assert!(format!("{error:#}").contains("behind the acknowledged position (1, 2)"), "{error:#}");
+    assert!(format!("{error:#}").contains("behind the acknowledged (1, 2)"), "{error:#}");
     test.finish_unchecked().await;
 }
 
