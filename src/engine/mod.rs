@@ -65,7 +65,7 @@ pub struct Engine {
     orders_seq: id_allocator::Sequence,
     payments_seq: id_allocator::Sequence,
     campaigns: coupons::CampaignCache,
-    sold_out: Arc<sold_out::SoldOut>,
+    sold_out: Arc<sold_out::SoldOutCache>,
     popular: catalog::PopularCache,
     durability: durability::Durability,
     last_postgres: stats::LastPostgres,
@@ -82,7 +82,7 @@ impl Engine {
         gateway: &GatewayConfig,
         durability: &DurabilityConfig,
     ) -> Self {
-        let sold_out = sold_out::SoldOut::new(store.clone(), clock.clone(), shop.sold_out_lease_ms);
+        let sold_out = sold_out::SoldOutCache::new(store.clone(), clock.clone(), shop.sold_out_lease_ms);
         let archive = Archive::new(store.clone(), db.clone(), shop.time_zone);
         Engine {
             store,
@@ -119,7 +119,7 @@ impl Engine {
     }
 
     /// The cache of sold-out campaigns.
-    pub fn sold_out(&self) -> &sold_out::SoldOut {
+    pub fn sold_out(&self) -> &sold_out::SoldOutCache {
         &self.sold_out
     }
 

@@ -14,7 +14,7 @@ use crate::{
     postgres::{self, progress::ProjectedPosition},
     redis::{
         outbox::StreamId,
-        queries::stats::{Pending, PendingCount},
+        queries::stats::{PendingCount, PendingWork},
     },
     telemetry::metrics::state::{Holds, Observed, Partition as PartitionState, Postgres, SoldOut},
 };
@@ -100,7 +100,7 @@ impl Engine {
         let now = self.store.now(here);
         let after = projected.and_then(|position| position.stream_id.parse().ok()).unwrap_or(StreamId::ZERO);
         let pending = self.store.pending(here, after, now).await.ok()?;
-        let Pending { decided, outbox, oldest, orders, payments, stuck_payments, remote_holds } = pending;
+        let PendingWork { decided, outbox, oldest, orders, payments, stuck_payments, remote_holds } = pending;
         let count = |waiting: PendingCount| (waiting.open, waiting.due);
         let decisions = decided?.seq;
         Some(PartitionState {

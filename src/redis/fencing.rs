@@ -241,27 +241,14 @@ impl Store {
             self.clock().correct(watermark.clock_offset_ms());
         }
         let mut found: MetaFields = redis::from_redis_value(found?)?;
-        let refused = write.err().map(|error| match Means::of(&error) {
-            Means::NotNow | Means::PerhapsOtherServer => Ok(format!("Redis refuses every write: {error}")),
-            _ => Err(error),
-        });
-        let refused = refused.transpose()?;
-        if let Some(why) = &refused
-            && watermark.no_writes().is_none()
-        {
-            tracing::error!(partition = here.0, why, "Redis refuses every write");
-        }
-        watermark.set_no_writes(refused);
+        self.record_refusal(here, write)?;
         if !self.shared.known_servers.has(&server.run_id) {
             // Another server, a restarted server, or the same one after a lost connection.
             let problems = settings::problems(link).await?;
             if !problems.is_empty() && !guard.allow_unsafe {
                 return Ok(State::Closed(format!("Redis may lose acknowledged decisions: {}", problems.join("; "))));
             }
-            for reported in (guard.progress_source)().await {
-                self.watermark(reported.partition).observe_projection(reported.projected);
-                self.watermark(reported.partition).advance(reported.acknowledged);
-            }
+            self.load_progress(guard).await;
             acknowledged = watermark.acknowledged();
             found = read_meta(here).query_async(link).await?;
             self.shared.known_servers.add(server.run_id, problems.len());
@@ -291,6 +278,33 @@ impl Store {
         }
         watermark.advance(position);
         Ok(State::Open)
+    }
+
+    /// Records whether Redis refuses all writes, by the result of the write that changes nothing.
+    fn record_refusal(&self, here: Partition, write: RedisResult<Value>) -> Result<(), RedisError> {
+        let refusal = match write {
+            Ok(_) => None,
+            Err(error) => match Means::of(&error) {
+                Means::NotNow | Means::PerhapsOtherServer => Some(format!("Redis refuses every write: {error}")),
+                _ => return Err(error),
+            },
+        };
+        let watermark = self.watermark(here);
+        if let Some(why) = &refusal
+            && watermark.no_writes().is_none()
+        {
+            tracing::error!(partition = here.0, why, "Redis refuses every write");
+        }
+        watermark.set_no_writes(refusal);
+        Ok(())
+    }
+
+    /// Reads the progress of all partitions from PostgreSQL, if it is available.
+    async fn load_progress(&self, guard: &Guard) {
+        for reported in (guard.progress_source)().await {
+            self.watermark(reported.partition).observe_projection(reported.projected);
+            self.watermark(reported.partition).advance(reported.acknowledged);
+        }
     }
 
     /// Closes and freezes a partition of which a script made a decision under a seq that was acknowledged before: Redis has lost
@@ -323,6 +337,7 @@ impl Store {
         self.shared_connections().settle(&handle, frozen).map(drop)
     }
 
+    /// Freezes a partition over `link`. Returns the reason.
     async fn freeze_over(
         &self,
         here: Partition,

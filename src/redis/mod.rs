@@ -11,7 +11,8 @@
 //! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in PostgreSQL; [`bulk`] writes a
 //!   whole store back for a rebuild.
 //!
-//! It decides nothing itself: the scripts do. The engine knows what a decision means to a client.
+//! It decides nothing itself: the scripts do. The engine knows what a decision means to a client. Depends on `model`, `config` and
+//! `telemetry`.
 
 mod address;
 mod availability;
@@ -66,11 +67,11 @@ const CLOCK_ERROR_MS: i64 = 1_000;
 /// A handle to Redis; clones share the connections.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    shared: Arc<StoreInner>,
     partitions: u16,
 }
 
-struct Shared {
+struct StoreInner {
     connections: SharedConnections,
     /// By partition, for the maximum number of partitions.
     watermarks: Arc<[Watermark]>,
@@ -101,7 +102,7 @@ impl Store {
         })
         .await;
         let connections = connections.context("can't reach Redis at REDIS_URL")?;
-        let shared = Shared {
+        let shared = StoreInner {
             connections,
             watermarks,
             guard: OnceLock::new(),

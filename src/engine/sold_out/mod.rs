@@ -57,7 +57,7 @@ const RETRY_INTERVAL_US: u64 = 1_000_000;
 const BLOCKS_AHEAD: i64 = 8;
 
 /// A cache of sold-out campaigns.
-pub struct SoldOut {
+pub struct SoldOutCache {
     store: Store,
     clock: Clock,
     lease_us: u64,
@@ -142,12 +142,12 @@ impl Drop for ClearOnDrop<'_> {
     }
 }
 
-impl SoldOut {
+impl SoldOutCache {
     pub(super) fn new(store: Store, clock: Clock, lease_ms: u64) -> Self {
         let tasks = TaskTracker::new();
         // `TaskTracker::wait` needs a closed tracker.
         tasks.close();
-        SoldOut {
+        SoldOutCache {
             users: Users::new(store.partitions()),
             store,
             clock,

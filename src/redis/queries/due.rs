@@ -42,7 +42,7 @@ impl Store {
     /// Gateway payments whose check is due: at most `max` that are stuck, and as many others.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; so all the following.
+    /// [`Error::Unavailable`], as for all the following methods.
     pub async fn due_payments(&self, here: Partition, max: usize) -> Result<Vec<DuePayment>, Error> {
         let index = Keys(here).gateway();
         let mut read = redis::pipe();
@@ -76,13 +76,13 @@ impl Store {
     pub async fn postpone_payment(&self, payment: DuePayment, until: Millis) -> Result<(), Error> {
         let DuePayment { order, stuck } = payment;
         let home = self.owner(order.get());
-        let mut put_off = redis::cmd("ZADD");
-        put_off.arg(Keys(home).gateway()).arg("XX").arg(score(until, stuck)).arg(order.get());
-        self.query::<Value>(home, put_off).await.map(drop)
+        let mut postpone = redis::cmd("ZADD");
+        postpone.arg(Keys(home).gateway()).arg("XX").arg(score(until, stuck)).arg(order.get());
+        self.query::<Value>(home, postpone).await.map(drop)
     }
 
-    /// `payment_postpone.lua`: the gateway is asked again at `until`. `last_answer` is why the payment is not settled; operators
-    /// see it.
+    /// `payment_postpone.lua`: schedules the next query to the gateway at `until`. `last_answer` is the gateway's last answer,
+    /// for operators.
     ///
     /// # Errors
     /// The shared refusals.

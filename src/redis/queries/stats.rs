@@ -24,7 +24,7 @@ pub struct PendingCount {
 
 /// The pending work of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pending {
+pub struct PendingWork {
     /// The last decision; `None` if the partition has no state.
     pub decided: Option<Position>,
     /// The number of entries in the outbox.
@@ -45,7 +45,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn pending(&self, here: Partition, after: StreamId, now: Millis) -> Result<Pending, Error> {
+    pub async fn pending(&self, here: Partition, after: StreamId, now: Millis) -> Result<PendingWork, Error> {
         let keys = Keys(here);
         let due = [keys.expiry(), keys.gateway(), keys.holds()];
         let mut read = redis::pipe();
@@ -73,7 +73,7 @@ impl Store {
             stuck,
             stuck_due,
         ): Reads = self.pipe_unchecked(here, &read).await?;
-        Ok(Pending {
+        Ok(PendingWork {
             decided: decided.0.zip(decided.1).map(|(epoch, seq)| Position { epoch, seq }),
             outbox,
             oldest: oldest.first().map(|entry| Millis(entry.id.ms as i64)),
