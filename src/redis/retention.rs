@@ -62,7 +62,7 @@ impl Store {
     /// `order_restore.lua`: true if Redis did not have the order, or the hold.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// [`Error::Unavailable`].
     pub async fn order_restore(
         &self,
         here: Partition,

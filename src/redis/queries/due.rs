@@ -85,7 +85,7 @@ impl Store {
     /// for operators.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// [`Error::Unavailable`].
     pub async fn payment_postpone(
         &self,
         order: OrderId,
