@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use axum::extract::FromRef;
 use tokio::{
     net::TcpListener,
     time::{Instant, timeout_at},
@@ -15,16 +16,20 @@ use crate::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig,
         redact,
     },
-    dashboard::{Instance, keep_reporting},
+    dashboard::{self, Dashboard, Instance, keep_reporting},
     engine::{Engine, OperatorLog},
     gateway::{self, Gateways},
     http::{
-        self,
+        admin::AdminState,
         auth::{operator::Operators, session::Sessions},
-        limits::{Limits, Side},
-        routes::metrics::Scrapes,
+        extract::write::Decoding,
+        limits::Limits,
+        middleware::operator_log::ActionRecorder,
+        request_class::Listener,
+        router::{self, Services},
+        routes::{health::HealthState, metrics::MetricsState},
         server,
-        state::{AppState, Parts},
+        state::AppState,
         waiting::Waiting,
     },
     jwt::Tokens,
@@ -215,70 +220,77 @@ impl App {
         Audit { store: self.store.clone(), db: self.db.clone(), clock, zone }
     }
 
-    /// The router with everything in it. Starts keeping up with the keys of users' tokens, where it needs them.
+    /// The router of one listener for everything. Starts refreshing the keys of users' tokens, if they need one.
     ///
     /// # Errors
     /// The operators' tokens are not what they should be, or users' can't be verified as configured.
     pub fn router(&self, http: &HttpConfig) -> anyhow::Result<axum::Router> {
-        Ok(http::router::router(self.state(http, http.bind_addr)?, Side::Both, &http.browsers))
+        let services = self.services(http)?;
+        let pages = dashboard::router(self.dashboard(&services, http.bind_addr));
+        Ok(router::router(services, http, Listener::All, pages))
     }
 
-    /// `address`: where it is served.
-    fn state(&self, http: &HttpConfig, address: SocketAddr) -> anyhow::Result<AppState> {
+    fn services(&self, http: &HttpConfig) -> anyhow::Result<Services> {
+        let (engine, clock, stopping) = (self.engine.clone(), self.engine.clock().clone(), self.stopping.clone());
         let operators = Operators::new(&http.operators)?;
-        let limits = Arc::new(Limits::new(&http.limits));
+        let limits = self.limits(&http.limits);
         let secure = http.operators.ops_cookie_secure;
-        let sessions = Sessions::new(operators, self.engine.clock().clone(), secure, limits.clone());
-        limits.keep_tidy(&self.workers);
-        let tokens = Tokens::new(&http.auth, self.engine.clock().clone())?;
+        let tokens = Tokens::new(&http.auth, clock.clone())?;
         if let Some(tokens) = &tokens {
             tokens.follow(&self.workers);
         }
-        Ok(AppState::from(Parts {
-            config: http::state::HttpConfig {
-                body_limit: http.body_limit_bytes as usize,
-                body_timeout: http.limits.body_timeout(),
-                request_timeout: Duration::from_millis(http.request_timeout_ms),
-                ..http::state::HttpConfig::default()
+        let app = AppState::new(engine.clone(), limits.clone(), http);
+        Ok(Services {
+            admin: AdminState {
+                app: app.clone(),
+                projector: self.projector.clone(),
+                auditor: Arc::new(Auditor::new(self.audit())),
+                recorder: ActionRecorder { log: self.acts.clone(), clock: clock.clone() },
             },
+            app,
+            health: HealthState::new(engine.clone(), self.store.all().count(), stopping.clone()),
+            metrics: MetricsState::new(engine, limits.clone(), &http.metrics, stopping.clone())?,
+            sessions: Arc::new(Sessions::new(operators, clock, secure, limits)),
             tokens,
-            ..self.parts(address, sessions, limits, Scrapes::new(&http.metrics)?)
-        }))
+            stopping,
+        })
     }
 
-    /// The router of a process that serves no API: its health and its metrics.
+    /// The dashboard of a process that listens on `address`.
+    fn dashboard(&self, services: &Services, address: SocketAddr) -> Dashboard {
+        Dashboard {
+            engine: self.engine.clone(),
+            sessions: services.sessions.clone(),
+            recorder: services.admin.recorder.clone(),
+            auditor: services.admin.auditor.clone(),
+            feed: Arc::default(),
+            instance: Arc::new(Instance::new(address, self.engine.clock().now())),
+            decoding: Decoding::from_ref(&services.app),
+            stopping: self.stopping.clone(),
+        }
+    }
+
+    fn limits(&self, config: &LimitsConfig) -> Arc<Limits> {
+        let limits = Arc::new(Limits::new(config));
+        limits.keep_tidy(&self.workers);
+        limits
+    }
+
+    /// The router of a process without an API: health and metrics.
     ///
     /// # Errors
     /// The metrics' token could be guessed.
-    pub fn probes(&self, address: SocketAddr, metrics: &MetricsConfig) -> anyhow::Result<axum::Router> {
-        // Nobody is limited but those who guess.
-        let limits = LimitsConfig {
+    pub fn probes(&self, metrics: &MetricsConfig) -> anyhow::Result<axum::Router> {
+        // Only guesses are limited.
+        let limits = self.limits(&LimitsConfig {
             rate_limit_guesses_per_minute: GUESSES_PER_MINUTE,
             rate_limit_keys: PROBES_CLIENTS,
             ..LimitsConfig::off()
-        };
-        let limits = Arc::new(Limits::new(&limits));
-        limits.keep_tidy(&self.workers);
-        let nobody = Sessions::new(Operators::default(), self.engine.clock().clone(), true, limits.clone());
-        Ok(http::router::probes(AppState::from(self.parts(address, nobody, limits, Scrapes::new(metrics)?))))
-    }
-
-    fn parts(&self, address: SocketAddr, sessions: Sessions, limits: Arc<Limits>, scrapes: Scrapes) -> Parts {
-        Parts {
-            engine: self.engine.clone(),
-            projector: self.projector.clone(),
-            auditor: Arc::new(Auditor::new(self.audit())),
-            sessions: Arc::new(sessions),
-            notes: http::middleware::operator_log::Notes { log: self.acts.clone(), clock: self.engine.clock().clone() },
-            feed: Arc::default(),
-            instance: Arc::new(Instance::new(address, self.engine.clock().now())),
-            readiness: http::routes::health::readiness(self.store.all().count()),
-            scrapes,
-            config: http::state::HttpConfig::default(),
-            limits,
-            tokens: None,
-            stopping: self.stopping.clone(),
-        }
+        });
+        let (engine, stopping) = (self.engine.clone(), self.stopping.clone());
+        let health = HealthState::new(engine.clone(), self.store.all().count(), stopping.clone());
+        let metrics = MetricsState::new(engine, limits.clone(), metrics, stopping.clone())?;
+        Ok(router::probes(health, metrics, limits, stopping))
     }
 
     /// The same app, which ends once `stop` is cancelled.
@@ -298,24 +310,17 @@ impl App {
         operators: Option<TcpListener>,
         http: &HttpConfig,
     ) -> anyhow::Result<usize> {
-        let limits = server::ServerLimits {
-            max_connections: http.max_connections as usize,
-            max_connections_per_client: http.limits.max_connections_per_client as usize,
-            proxies: http.limits.trusted_proxies.clone(),
-            header_read_timeout: Duration::from_millis(http.header_timeout_ms),
-            write_timeout: http.limits.write_timeout(),
-            drain_delay: http.drain_delay(),
-            drain: http.drain_requests(),
-            ..server::ServerLimits::default()
-        };
-        let (state, stopping) = (self.state(http, listener.local_addr()?)?, self.stopping.clone());
-        keep_reporting(self.engine.clone(), state.instance.clone(), &self.workers);
+        let limits = server::ServerLimits::from(http);
+        let (services, stopping) = (self.services(http)?, self.stopping.clone());
+        let dashboard = self.dashboard(&services, listener.local_addr()?);
+        keep_reporting(self.engine.clone(), dashboard.instance.clone(), &self.workers);
+        let pages = dashboard::router(dashboard);
         let Some(operators) = operators else {
-            let everything = http::router::router(state, Side::Both, &http.browsers);
+            let everything = router::router(services, http, Listener::All, pages);
             return Ok(server::serve(listener, everything, limits, stopping).await?);
         };
-        let public = http::router::router(state.clone(), Side::Public, &http.browsers);
-        let theirs = http::router::router(state, Side::Operators, &http.browsers);
+        let public = router::router(services.clone(), http, Listener::Public, pages.clone());
+        let theirs = router::router(services, http, Listener::Operators, pages);
         let few = server::ServerLimits {
             max_connections: OPERATORS_CONNECTIONS,
             max_connections_per_client: 0,

@@ -19,7 +19,7 @@ use crate::{
         RetentionConfig, Secret, ShopConfig,
     },
     dev::Stack,
-    http::{auth::operator::Operators, routes::metrics::Scrapes},
+    http::{auth::operator::Operators, routes::metrics},
     model::Clock,
     postgres,
 };
@@ -44,7 +44,7 @@ pub(super) struct Options {
 pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let Options { dir, shop, gateway, durability, retention, mut http } = options;
     Operators::new(&http.operators)?;
-    Scrapes::new(&http.metrics)?;
+    metrics::check(&http.metrics)?;
     let stop = stop_signal()?;
     // The port first: it is the likeliest to be taken, and the servers take a while to start.
     let listeners = Listeners::bind(&http)?;

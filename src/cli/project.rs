@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::{Ack, BrowserConfig, EngineConfig, MetricsConfig, ProjectorConfig},
-    http::{routes::metrics::Scrapes, server},
+    http::{routes::metrics, server},
     postgres,
 };
 
@@ -37,7 +37,7 @@ pub(super) struct Options {
 
 pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let Options { mut engine, projector, metrics, ops_bind_addr, drain_seconds } = options;
-    Scrapes::new(&metrics)?;
+    metrics::check(&metrics)?;
     let stop = stop_signal()?;
     let probes = match ops_bind_addr {
         Some(address) => Some(bind(address, "OPS_BIND_ADDR", PROBES_BACKLOG)?),
@@ -57,7 +57,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     if let Some(listener) = probes {
         let address = listener.local_addr()?;
         tracing::info!(%address, "serving health and metrics");
-        let (router, limits) = (app.probes(address, &metrics)?, server::ServerLimits::default());
+        let (router, limits) = (app.probes(&metrics)?, server::ServerLimits::default());
         tokio::spawn(server::serve(listener, router, limits, app.stopping.clone()));
     }
     tracing::info!("projecting");

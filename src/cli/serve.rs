@@ -14,7 +14,7 @@ use super::{
 use crate::{
     app::App,
     config::{EngineConfig, HttpConfig, ProjectorConfig},
-    http::{auth::operator::Operators, routes::metrics::Scrapes},
+    http::{auth::operator::Operators, routes::metrics},
     jwt::Tokens,
     model::Clock,
 };
@@ -36,7 +36,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let Options { engine, http, projector, no_projector } = options;
     // Wrong settings are reported before anything is opened.
     Tokens::new(&http.auth, Clock::system())?;
-    Scrapes::new(&http.metrics)?;
+    metrics::check(&http.metrics)?;
     if Operators::new(&http.operators)?.is_empty() {
         tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
     }

@@ -8,7 +8,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::App,
     config::{BrowserConfig, EngineConfig, ProjectorConfig},
-    http::{self, server, waiting::Waiting},
+    http::{
+        server,
+        waiting::{self, Waiting},
+    },
     model::Clock,
 };
 
@@ -34,7 +37,7 @@ impl WaitingServers {
             // A second descriptor of the same socket: connections that arrive while one server stops wait for the next.
             let shared = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
             let (router, limits) = (
-                http::waiting::waiting(waiting.clone(), browsers),
+                waiting::router(waiting.clone(), browsers),
                 server::ServerLimits { drain: Duration::from_millis(500), ..server::ServerLimits::default() },
             );
             servers.push(tokio::spawn(server::serve(TcpListener::from_std(shared)?, router, limits, opened.clone())));

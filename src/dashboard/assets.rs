@@ -1,4 +1,4 @@
-//! The page's files, which are in the binary: no network is needed to show them.
+//! The files of the page. They are in the binary: the page needs no network.
 
 use std::sync::LazyLock;
 
@@ -28,7 +28,7 @@ struct Asset {
     name: &'static str,
     content_type: &'static str,
     content: &'static [u8],
-    /// Of the content.
+    /// A hash of the content.
     etag: HeaderValue,
 }
 
@@ -67,16 +67,16 @@ assets! {
 
 impl Asset {
     fn new(name: &'static str, content_type: &'static str, content: &'static [u8]) -> Self {
-        let hash: String = Sha256::digest(content)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex::encode(&Sha256::digest(content)[..16]);
         let etag = HeaderValue::try_from(format!("\"{hash}\"")).unwrap_or(HeaderValue::from_static("\"\""));
         Asset { name, content_type, content, etag }
     }
 
-    /// The file, or that it is the one which the browser has.
+    /// The file, or 304 if the browser has it.
     fn answer(&self, headers: &HeaderMap) -> Response {
         let ours = [
             (ETAG, self.etag.clone()),
-            // Kept, and asked for each time: a newer program has newer files of the same name.
+            // Stored, and revalidated each time: a new program may have a new file of the same name.
             (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
             (CONTENT_TYPE, HeaderValue::from_static(self.content_type)),
         ];

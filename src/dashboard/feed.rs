@@ -1,15 +1,9 @@
-//! The stream that the page listens to: `GET /ops/feed`, server-sent events, a `snapshot` a second.
+//! The feed of the page: `GET /ops/feed`, server-sent events, one `snapshot` per second.
 //!
-//! For whoever has a session, and as long as that is open. However many watch, one reader reads, and only while somebody
-//! watches. Each watcher is sent the latest snapshot whenever it has taken the one before; what it is too slow for it never
-//! sees, and nothing is kept for it.
+//! Requires a session and ends with it. One reader serves all watchers, and runs only while there are some. A watcher gets the latest
+//! snapshot once it has taken the one before: a slow watcher skips snapshots, and none are queued.
 
-use std::{
-    convert::Infallible,
-    future::ready,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, future::ready, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -23,6 +17,7 @@ use axum::{
     routing::get,
 };
 use futures_util::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinHandle,
@@ -30,47 +25,48 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::reader::Reader;
-use crate::http::{
-    error::{ApiError, Code},
-    state::AppState,
-};
+use super::{Dashboard, reader::Reader};
+use crate::http::error::{ApiError, Code};
 
-/// How often there is a snapshot.
-const EVERY: Duration = Duration::from_secs(1);
-/// Who may watch at the same time.
-const SEATS: usize = 100;
-/// For how many snapshots reading goes on when nobody watches any more: who loads the page again finds what only time shows.
-const DESERTED: u32 = 10;
-/// First in every stream: after how many milliseconds a browser comes again when it has lost it.
+/// The interval between snapshots.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+/// The most watchers at a time.
+const MAX_WATCHERS: usize = 100;
+/// For how many snapshots the reader goes on without watchers: a page that is loaded again then has rates at once.
+const MAX_IDLE_SNAPSHOTS: u32 = 10;
+/// The start of every stream: the milliseconds after which a browser connects again.
 const RETRY: &str = "retry: 1000\n\n";
 
-/// What all watchers share.
+/// The state that all watchers share.
 pub struct Feed {
     /// The latest snapshot, as an event; none before the first.
     latest: watch::Sender<Option<Bytes>>,
-    seats: Arc<Semaphore>,
-    /// The reader's task, while there is one.
+    permits: Arc<Semaphore>,
+    /// The reader's task, if it runs.
     reading: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Default for Feed {
     fn default() -> Self {
-        Feed { latest: watch::Sender::default(), seats: Arc::new(Semaphore::new(SEATS)), reading: Mutex::default() }
+        Feed {
+            latest: watch::Sender::default(),
+            permits: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            reading: Mutex::default(),
+        }
     }
 }
 
-/// One who watches.
+/// One connected page.
 struct Watcher {
     latest: watch::Receiver<Option<Bytes>>,
-    _seat: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Feed {
-    /// Takes a seat, if one is free, and sees to it that somebody reads until `stopping`.
+    /// Adds a watcher, if there is room, and starts the reader if it does not run. The reader ends with `stopping`.
     fn watch(self: &Arc<Self>, reader: impl FnOnce() -> Reader, stopping: &CancellationToken) -> Option<Watcher> {
-        let seat = self.seats.clone().try_acquire_owned().ok()?;
-        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        let mut reading = self.reading.lock();
         let mut latest = self.latest.subscribe();
         if reading.as_ref().is_none_or(JoinHandle::is_finished) {
             self.latest.send_replace(None);
@@ -80,20 +76,20 @@ impl Feed {
                 let _ = read.await;
             }));
         }
-        // What was read before it came is new to it.
+        // The current snapshot is new to this watcher.
         latest.mark_changed();
-        Some(Watcher { latest, _seat: seat })
+        Some(Watcher { latest, _permit: permit })
     }
 
     async fn read(self: Arc<Self>, mut reader: Reader) {
-        let mut ticks = interval(EVERY);
+        let mut ticks = interval(SNAPSHOT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut deserted = 0;
+        let mut idle = 0;
         loop {
             ticks.tick().await;
             let watchers = self.latest.receiver_count();
-            deserted = if watchers == 0 { deserted + 1 } else { 0 };
-            if deserted > DESERTED && self.is_over() {
+            idle = if watchers == 0 { idle + 1 } else { 0 };
+            if idle > MAX_IDLE_SNAPSHOTS && self.is_over() {
                 return;
             }
             match reader.read(watchers).await {
@@ -103,9 +99,9 @@ impl Feed {
         }
     }
 
-    /// Whether nobody watches; then whoever comes next starts another reader.
+    /// Whether the reader is to end, since nobody watches; the next watcher starts another one.
     fn is_over(&self) -> bool {
-        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reading = self.reading.lock();
         let over = self.latest.receiver_count() == 0;
         if over {
             *reading = None;
@@ -115,7 +111,7 @@ impl Feed {
 }
 
 impl Watcher {
-    /// Each snapshot that is there when it is asked for one, never the same twice.
+    /// The latest snapshot each time the stream is polled, never the same twice.
     fn snapshots(self) -> impl Stream<Item = Bytes> {
         stream::unfold(self, |mut watcher| async move {
             loop {
@@ -129,36 +125,36 @@ impl Watcher {
     }
 }
 
-/// A `snapshot` event of JSON that is one line.
+/// A `snapshot` event. The JSON is one line.
 fn event(json: &[u8]) -> Bytes {
     [b"event: snapshot\ndata: ", json, b"\n\n"].concat().into()
 }
 
-/// The stream, for who has a session.
-pub fn router() -> Router<AppState> {
+/// The route.
+pub fn router() -> Router<Dashboard> {
     Router::new().route("/ops/feed", get(feed))
 }
 
-async fn feed(State(app): State<AppState>, headers: HeaderMap) -> Result<Response, ApiError> {
-    if app.stopping.is_cancelled() {
+async fn feed(State(dashboard): State<Dashboard>, headers: HeaderMap) -> Result<Response, ApiError> {
+    if dashboard.stopping.is_cancelled() {
         return Err(Code::Unavailable.into());
     }
-    let reader = || Reader::new(app.engine.clone(), app.auditor.clone(), app.instance.clone());
-    let watcher = app.feed.watch(reader, &app.stopping).ok_or(Code::Unavailable)?;
+    let reader = || Reader::new(dashboard.engine.clone(), dashboard.auditor.clone(), dashboard.instance.clone());
+    let watcher = dashboard.feed.watch(reader, &dashboard.stopping).ok_or(Code::Unavailable)?;
     let events = stream::once(ready(Bytes::from_static(RETRY.as_bytes()))).chain(watcher.snapshots());
-    // For as long as the session is open: it may be signed out of, and expires.
+    // Ends with the session, which expires or is signed out.
     let mut cookies = HeaderMap::new();
     for cookie in headers.get_all(COOKIE) {
         cookies.append(COOKIE, cookie.clone());
     }
-    let sessions = app.sessions.clone();
+    let sessions = dashboard.sessions.clone();
     let events = events.take_while(move |_| ready(sessions.session(&cookies).is_some()));
-    // At once, so that it holds up nobody's leaving.
-    let events = events.take_until(app.stopping.clone().cancelled_owned());
+    // Ends with the process: a feed must not delay a shutdown.
+    let events = events.take_until(dashboard.stopping.clone().cancelled_owned());
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        // A proxy that keeps back what it is sent would keep back all of it.
+        // A proxy that buffers would buffer the whole stream.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     Ok((headers, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response())
@@ -174,19 +170,19 @@ mod tests {
     #[tokio::test]
     async fn slow_watcher_gets_latest_snapshot_once() {
         let feed = Feed::default();
-        let seat = feed.seats.clone().try_acquire_owned().unwrap();
-        let mut snapshots = Box::pin(Watcher { latest: feed.latest.subscribe(), _seat: seat }.snapshots());
+        let permit = feed.permits.clone().try_acquire_owned().unwrap();
+        let mut snapshots = Box::pin(Watcher { latest: feed.latest.subscribe(), _permit: permit }.snapshots());
         for n in 0..5 {
             feed.latest.send_replace(Some(event(format!("{{\"n\":{n}}}").as_bytes())));
         }
         assert_eq!(snapshots.next().await.unwrap(), "event: snapshot\ndata: {\"n\":4}\n\n");
         assert!(snapshots.next().now_or_never().is_none());
-        // Between two readers there is nothing to see.
+        // Between two readers there is no snapshot.
         feed.latest.send_replace(None);
         assert!(snapshots.next().now_or_never().is_none());
         feed.latest.send_replace(Some(event(b"{}")));
         assert_eq!(snapshots.next().await.unwrap(), "event: snapshot\ndata: {}\n\n");
         drop(snapshots);
-        assert_eq!((feed.seats.available_permits(), feed.latest.receiver_count()), (SEATS, 0));
+        assert_eq!((feed.permits.available_permits(), feed.latest.receiver_count()), (MAX_WATCHERS, 0));
     }
 }

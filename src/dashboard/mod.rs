@@ -1,9 +1,8 @@
-//! The dashboard: the page at `/ops`, and what it shows while it happens.
+//! The dashboard: the page at `/ops` and its live feed.
 //!
-//! Owns the page's files ([`assets`]) and the stream that it listens to ([`feed`]): what a snapshot says ([`snapshot`]) is put
-//! together by one [`reader`], out of what `domain` reads of both stores, the audits, the process's own metrics ([`traffic`])
-//! and what the other processes say of theirs ([`reporter`]). Signing in is left to `http`, and so is everything that an operator does there: the page acts by the
-//! operators' API, as anybody else.
+//! Owns the page's files ([`assets`]), signing in and out ([`session`]) and the stream of snapshots ([`feed`]). One [`reader`]
+//! builds each [`snapshot`] from what the engine reads of both stores, the audits, the process's own metrics ([`traffic`]) and
+//! the reports of the other processes ([`reporter`]). What an operator changes on the page goes through the operators' API.
 
 mod assets;
 mod feed;
@@ -12,6 +11,7 @@ mod rates;
 mod reader;
 mod reporter;
 mod sales;
+mod session;
 mod snapshot;
 mod traffic;
 
@@ -19,6 +19,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
+    extract::FromRef,
     http::{
         HeaderName, HeaderValue,
         header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS},
@@ -27,20 +28,24 @@ use axum::{
     response::Response,
     routing::{any, get},
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::{feed::Feed, reporter::keep_reporting, snapshot::Instance};
 use crate::{
+    audit::Auditor,
+    engine::Engine,
     http::{
         auth::{require::session_only, session::Sessions},
         error::not_found,
-        state::AppState,
+        extract::write::Decoding,
+        middleware::operator_log::ActionRecorder,
     },
     model::Millis,
 };
 
-/// The page may show and ask for what this service sends, and nothing else; nobody may show it in a frame.
-const GUARDS: [(HeaderName, HeaderValue); 4] = [
+/// The page may load and call this service alone, and no page may frame it.
+const PAGE_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (
         CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(
@@ -53,27 +58,52 @@ const GUARDS: [(HeaderName, HeaderValue); 4] = [
     (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
 ];
 
-/// Everything under `/ops`, the routes of the `session` included. The page and its files are for everybody: they say nothing.
-pub fn router(session: Router<AppState>, sessions: Arc<Sessions>) -> Router<AppState> {
+/// The state of the dashboard. Listeners of one process share it.
+#[derive(Clone)]
+pub struct Dashboard {
+    pub engine: Arc<Engine>,
+    /// Authenticates operators.
+    pub sessions: Arc<Sessions>,
+    /// Records signing in and out.
+    pub recorder: ActionRecorder,
+    /// The last audits.
+    pub auditor: Arc<Auditor>,
+    pub feed: Arc<Feed>,
+    /// This process.
+    pub instance: Arc<Instance>,
+    pub decoding: Decoding,
+    /// Cancelled once the process is to end: feeds end then.
+    pub stopping: CancellationToken,
+}
+
+impl FromRef<Dashboard> for Decoding {
+    fn from_ref(dashboard: &Dashboard) -> Self {
+        dashboard.decoding.clone()
+    }
+}
+
+/// Everything under `/ops`. The page and its files are open: they tell nothing.
+pub fn router(dashboard: Dashboard) -> Router {
     Router::new()
         .route("/ops", get(assets::page))
         .route("/ops/", get(assets::page))
         .route("/ops/assets/{file}", get(assets::file))
-        .merge(feed::router().layer(from_fn_with_state(sessions, session_only)))
-        .merge(session)
+        .merge(feed::router().layer(from_fn_with_state(dashboard.sessions.clone(), session_only)))
+        .merge(session::router())
         .route("/ops/{*rest}", any(not_found))
-        .layer(map_response(guarded))
+        .layer(map_response(with_page_headers))
+        .with_state(dashboard)
 }
 
-async fn guarded(mut response: Response) -> Response {
-    for (name, value) in GUARDS {
+async fn with_page_headers(mut response: Response) -> Response {
+    for (name, value) in PAGE_HEADERS {
         response.headers_mut().insert(name, value);
     }
     response
 }
 
 impl Instance {
-    /// The process that serves on `address`.
+    /// The process that listens on `address`.
     pub fn new(address: SocketAddr, started_at: Millis) -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: String = host.trim().chars().take(64).collect();

@@ -1,4 +1,4 @@
-//! What sells: the rankings, and the products that a watcher of a sale wants to see.
+//! Sales: the rankings, and the products of interest during a sale.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,32 +12,32 @@ use crate::{
     model::{Error, ProductId, RankedProduct, RankingScope, ShelvedProduct},
 };
 
-/// Places of a ranking that are shown, and that are known, so that movement is seen from further below.
+/// The places of a ranking that are shown, and those that are read, so that movement from further below is seen.
 pub const SHOWN_PLACES: usize = 10;
 const KNOWN_PLACES: usize = 100;
-/// Products that are shown.
+/// The most products in a snapshot.
 const SHOWN_PRODUCTS: usize = 12;
-/// Products that may be those with most units held.
+/// The products that are candidates for the most held units.
 const HELD_CANDIDATES: usize = 48;
 
-/// What sells, as of one reading.
+/// The sales of one read.
 pub struct Sales {
-    /// By scope, the first places of each.
+    /// The first places of each ranking, by scope.
     pub rankings: Vec<(RankingScope, Vec<RankedProduct>)>,
     /// The products to show, in this order.
     pub hot: Vec<ProductId>,
-    /// Those, and those in the rankings' shown places.
+    /// The shown products, and those in the rankings' shown places.
     pub shelves: HashMap<ProductId, ShelvedProduct>,
-    /// For the next reading.
+    /// Kept for the next read.
     pub held: Held,
 }
 
-/// Which products have most units held: every reading learns of some products.
+/// The products with the most held units. Every read looks at some products.
 #[derive(Clone, Default)]
 pub struct Held {
-    /// How far the look around has come, by partition.
+    /// How far the search has come, by partition.
     cursors: Vec<String>,
-    /// Units held when last seen, of those with most.
+    /// The last known held units of the candidates.
     most: Vec<(ProductId, i64)>,
 }
 
@@ -53,7 +53,7 @@ impl Held {
 }
 
 impl Sales {
-    /// Reads them.
+    /// Reads the sales.
     ///
     /// # Errors
     /// Redis can't answer.
@@ -70,9 +70,9 @@ impl Sales {
         ids.extend(held.most.iter().map(|(id, _)| *id));
         let mut quiet = Vec::new();
         if ids.len() < SHOWN_PRODUCTS {
-            // Before a sale: what there is to sell.
+            // Before a sale there are no rankings: the first products.
             let catalogue = engine.products(0, SHOWN_PRODUCTS as i64, None).await?;
-            quiet.extend(catalogue.products.into_iter().map(|product| product.product_id));
+            quiet.extend(catalogue.items.into_iter().map(|product| product.product_id));
             ids.extend(&quiet);
         }
         let ids: Vec<ProductId> = ids.into_iter().collect();

@@ -61,9 +61,9 @@ impl Engine {
     ///
     /// # Errors
     /// Redis is unavailable.
-    pub async fn products(&self, page: i64, size: i64, category: Option<Category>) -> Result<ProductPage, Error> {
+    pub async fn products(&self, page: i64, size: i64, category: Option<Category>) -> Result<Page<Product>, Error> {
         let (products, total) = self.store.products(page * size, size, category.as_ref()).await?;
-        Ok(ProductPage { products, page, size, total })
+        Ok(Page { items: products, page, size, total })
     }
 
     /// The most sold products of a scope, at most `limit` (up to 100). Includes every sale that this process has replied to.

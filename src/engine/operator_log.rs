@@ -167,7 +167,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while PostgreSQL is.
-    pub async fn operator_log(&self, log: &OperatorLog, filter: &OperatorLogFilter) -> Result<OperatorLogPage, Error> {
+    pub async fn operator_log(
+        &self,
+        log: &OperatorLog,
+        filter: &OperatorLogFilter,
+    ) -> Result<Page<OperatorAction>, Error> {
         log.settled().await;
         postgres::operator_log::page(&self.db, filter).await
     }

@@ -161,7 +161,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while PostgreSQL is.
-    pub async fn dead_letters(&self, page: i64, size: i64) -> Result<DeadLetterPage, Error> {
+    pub async fn dead_letters(&self, page: i64, size: i64) -> Result<Page<DeadLetter>, Error> {
         postgres::queries::dead_letters::page(&self.db, page, size).await
     }
 
@@ -246,7 +246,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while PostgreSQL is.
-    pub async fn orders(&self, filter: OrderFilter) -> Result<OrderPage, Error> {
+    pub async fn orders(&self, filter: OrderFilter) -> Result<Page<Order>, Error> {
         self.wait_for_projection().await?;
         postgres::queries::resources::orders(&self.db, &filter).await
     }

@@ -1,8 +1,7 @@
-//! The one status table: every way in which a request can fail, its status, its `errorCode` and its Korean message.
+//! The status table: every failure of a request, with its status, its `errorCode` and its Korean message.
 //!
-//! Owns the table, how a [`Error`](crate::model::Error) finds its row, and the reply made of a row. The
-//! OpenAPI document takes its error examples from the same rows, so that the two cannot drift. Logging is left to
-//! [`edge`](super::middleware::edge), which knows the request id.
+//! Owns the table, the row of each [`Error`](crate::model::Error), and the reply of a row. The OpenAPI document takes its
+//! examples from the same rows. The [pipeline](super::middleware::pipeline), which knows the request's id, logs failures.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -25,7 +24,7 @@ macro_rules! codes {
         pub enum Code { $($(#[$doc])* $name,)* }
 
         impl Code {
-            /// Every row: the page's first, then ours. Where one status of an operation has several, this is their order.
+            /// Every row: the contract's first. Several rows of one status and operation have this order.
             pub const ALL: &[Code] = &[$(Code::$name),*];
 
             /// The HTTP status.
@@ -43,7 +42,7 @@ macro_rules! codes {
                 match self { $(Code::$name => $message,)* }
             }
 
-            /// The whole reply: no text of the table needs escaping (a test says so).
+            /// The body of the reply. No text of the table needs escaping (a test checks it).
             const fn body(self) -> &'static str {
                 match self {
                     $(Code::$name => concat!("{\"errorCode\":\"", $code, "\",\"message\":\"", $message, "\"}"),)*
@@ -68,7 +67,7 @@ codes! {
     SoldOut = CONFLICT "SOLD_OUT" "해당 상품이 품절되었습니다.";
     InsufficientStock = CONFLICT "INSUFFICIENT_STOCK" "선택한 상품의 재고가 부족합니다.";
     Internal = INTERNAL_SERVER_ERROR "INTERNAL_SERVER_ERROR" "서버 내부 오류가 발생했습니다.";
-    // Ours.
+    // Not in the contract.
     OrderAlreadyClosed = CONFLICT "ORDER_ALREADY_CLOSED" "해당 주문은 이미 종료되었습니다.";
     NoPaymentUnderWay = CONFLICT "NO_PAYMENT_UNDER_WAY" "진행 중인 결제가 없는 주문입니다.";
     CouponNotFound = NOT_FOUND "COUPON_NOT_FOUND" "해당 쿠폰을 찾을 수 없습니다.";
@@ -91,7 +90,7 @@ codes! {
 }
 
 impl Code {
-    /// The row for a failure that somebody else (axum, a layer) put into nothing but a status.
+    /// The row of a bare status, from axum or a layer.
     pub fn of_status(status: StatusCode) -> Code {
         match status {
             StatusCode::UNAUTHORIZED => Code::Unauthorized,
@@ -108,7 +107,7 @@ impl Code {
         }
     }
 
-    /// What `WWW-Authenticate` says.
+    /// The value of `WWW-Authenticate`.
     const fn challenge(self) -> Option<&'static str> {
         match self {
             Code::Unauthorized => Some("Bearer"),
@@ -117,12 +116,12 @@ impl Code {
         }
     }
 
-    /// Whether it is one that only users' tokens bring with them.
+    /// Whether the row occurs only if users need tokens.
     pub const fn is_of_tokens(self) -> bool {
         matches!(self, Code::InvalidToken | Code::Forbidden)
     }
 
-    /// What `Retry-After` says where nobody knows better, in seconds.
+    /// The default of `Retry-After`, in seconds.
     const fn retry_after(self) -> Option<u64> {
         match self {
             Code::RequestInProgress | Code::TooManyRequests | Code::Unavailable => Some(1),
@@ -159,7 +158,7 @@ impl From<&Error> for Code {
     }
 }
 
-/// A failed request, ready to be answered.
+/// A failure, ready to be a reply.
 #[derive(Debug)]
 pub struct ApiError {
     code: Code,
@@ -167,21 +166,21 @@ pub struct ApiError {
     retry_after: Option<u64>,
     replayed: bool,
     cause: Option<Arc<Error>>,
-    /// Follows the row's message.
+    /// Appended to the row's message.
     reason: Option<String>,
 }
 
-/// Left in the extensions of every reply made here: what it says, and what the log should say about it.
+/// In the extensions of every reply of a failure: its row, and the cause for the log.
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// The row.
     pub code: Code,
-    /// What the client is not told: only for [`Code::Internal`] and [`Code::Unavailable`].
+    /// Not part of the reply. Present for [`Code::Internal`] and [`Code::Unavailable`].
     pub cause: Option<Arc<Error>>,
 }
 
 impl ApiError {
-    /// The row, and why: for operators, who can do something about it.
+    /// The row with a reason, which the reply shows.
     pub fn because(code: Code, reason: &str) -> Self {
         ApiError { reason: Some(reason.to_owned()), ..ApiError::from(code) }
     }
@@ -191,7 +190,7 @@ impl ApiError {
         self.code
     }
 
-    /// Too many requests: the next may come after `wait`.
+    /// Too many requests: the next is admitted after `wait`.
     pub fn too_many(wait: Duration) -> Self {
         ApiError { retry_after: Some(whole_seconds(wait)), ..Code::TooManyRequests.into() }
     }
@@ -242,7 +241,7 @@ impl IntoResponse for ApiError {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if self.code == Code::RequestTimeout {
-            // What still comes of the request is nobody's.
+            // The rest of the body is not read.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(Failure { code: self.code, cause: self.cause });
@@ -255,7 +254,7 @@ pub(crate) async fn not_found() -> ApiError {
     Code::NotFound.into()
 }
 
-/// Rounded up, at least one.
+/// Whole seconds, rounded up, at least one.
 fn whole_seconds(duration: Duration) -> u64 {
     let up = u64::from(duration.subsec_nanos() > 0);
     duration.as_secs().saturating_add(up).max(1)

@@ -8,16 +8,18 @@
 //! [`middleware`] (one layer a file), [`auth`] and [`limits`], the extractors of [`extract`], and ends in a handler of
 //! [`routes`] (the public API) or [`admin`] (the operators' API). [`error`] is the one status table; [`openapi`] is the document.
 
-mod admin;
+pub mod admin;
 pub mod auth;
 pub mod error;
-mod extract;
+pub mod extract;
 mod headers;
 pub mod limits;
 pub mod middleware;
 mod openapi;
+mod page;
 mod reply;
-mod request_id;
+pub mod request_class;
+pub mod request_id;
 pub mod router;
 pub mod routes;
 pub mod server;

@@ -1,4 +1,4 @@
-//! What handlers answer with.
+//! The replies of handlers.
 
 use axum::{
     Json,
@@ -10,13 +10,13 @@ use serde::Serialize;
 use super::{error::ApiError, headers::IDEMPOTENT_REPLAYED};
 use crate::model::Reply;
 
-/// A read's outcome.
+/// The outcome of a read.
 pub type Found<T> = Result<Json<T>, ApiError>;
 
-/// A write's outcome.
+/// The outcome of a write.
 pub type Done<T> = Result<Answer<T>, ApiError>;
 
-/// 204: done, and there is nothing to say.
+/// 204: done, without a body.
 #[derive(Debug)]
 pub struct NoContent;
 
@@ -26,28 +26,28 @@ impl IntoResponse for NoContent {
     }
 }
 
-/// The answer to a write, which may be a replay.
+/// The reply to a write, which may be a replay.
 #[derive(Debug)]
 pub struct Answer<T> {
     status: StatusCode,
     reply: Reply<T>,
-    made: Option<Made>,
+    created: Option<CreatedResource>,
 }
 
 impl<T> Answer<T> {
     /// 200.
     pub fn ok(reply: Reply<T>) -> Self {
-        Answer { status: StatusCode::OK, reply, made: None }
+        Answer { status: StatusCode::OK, reply, created: None }
     }
 
     /// 201.
     pub fn created(reply: Reply<T>) -> Self {
-        Answer { status: StatusCode::CREATED, reply, made: None }
+        Answer { status: StatusCode::CREATED, reply, created: None }
     }
 
-    /// Says what was made, for the log of operators' acts.
-    pub fn made(self, name: &str, id: i64) -> Self {
-        Answer { made: Some(Made(format!("{name}={id}"))), ..self }
+    /// Names the created resource, for the operator log.
+    pub fn naming(self, name: &str, id: i64) -> Self {
+        Answer { created: Some(CreatedResource(format!("{name}={id}"))), ..self }
     }
 }
 
@@ -57,11 +57,11 @@ impl<T: Serialize> IntoResponse for Answer<T> {
         if self.reply.replayed {
             response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
         }
-        self.made.map(|made| response.extensions_mut().insert(made));
+        self.created.map(|created| response.extensions_mut().insert(created));
         response
     }
 }
 
-/// In the extensions of a reply: what was made, `name=id`.
+/// In the extensions of a reply: the resource that it created, `name=id`.
 #[derive(Clone, Debug)]
-pub struct Made(pub String);
+pub struct CreatedResource(pub String);

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::http::{Extensions, HeaderMap};
+use axum::{
+    extract::Request,
+    http::{Extensions, HeaderMap, HeaderValue},
+};
 use uuid::Uuid;
 
 use super::headers::X_REQUEST_ID;
@@ -12,8 +15,14 @@ use super::headers::X_REQUEST_ID;
 pub struct RequestId(Arc<str>);
 
 impl RequestId {
-    /// The client's own if it is sane, else a new one.
-    pub fn choose(headers: &HeaderMap) -> Self {
+    /// Gives a request its id: the client's own if it is sane, else a new one.
+    pub fn assign(request: &mut Request) -> Self {
+        let id = RequestId::choose(request.headers());
+        request.extensions_mut().insert(id.clone());
+        id
+    }
+
+    fn choose(headers: &HeaderMap) -> Self {
         let sane = |id: &&str| {
             (1..=64).contains(&id.len())
                 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
@@ -27,7 +36,14 @@ impl RequestId {
         &self.0
     }
 
-    /// The id of the request with these extensions; empty outside of the outermost layer.
+    /// Names the request in its reply.
+    pub fn set(&self, headers: &mut HeaderMap) {
+        if let Ok(id) = HeaderValue::from_str(&self.0) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+    }
+
+    /// The id of the request with these extensions; empty outside of a pipeline.
     pub fn of(extensions: &Extensions) -> String {
         extensions.get::<RequestId>().map_or_else(String::new, |id| id.0.as_ref().to_owned())
     }

@@ -4,99 +4,115 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    http::{
-        HeaderValue,
-        header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY},
-    },
-    middleware::{from_fn, from_fn_with_state, map_response},
-    response::Response,
+    middleware::{from_fn, from_fn_with_state},
 };
+use tokio_util::sync::CancellationToken;
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 #[cfg(feature = "baseline")]
 use super::routes::baseline;
 use super::{
-    admin::{self, session},
+    admin::{self, AdminState},
     auth::{session::Sessions, user},
     error::not_found,
-    limits::Side,
+    limits::Limits,
     middleware::{
         cors, durability,
-        edge::{self, Edge},
-        operator_log::Notes,
+        pipeline::{Pipeline, TimeLimits},
         tracing,
         unknown_fields::Parameters,
     },
     openapi,
-    routes::{balances, coupons, health, metrics, orders, payments, products},
+    request_class::{Listener, RequestClass},
+    routes::{
+        balances, coupons,
+        health::{self, HealthState},
+        metrics::{self, MetricsState},
+        orders, payments, products,
+    },
     state::AppState,
 };
-use crate::{config::BrowserConfig, dashboard, telemetry::traces};
+use crate::{config::HttpConfig, jwt::Tokens, telemetry::traces};
 
-/// Every route, of which those of this side are served.
-pub fn router(state: AppState, side: Side, browsers: &BrowserConfig) -> Router {
-    let (routes, document) = routes(state.sessions.clone(), state.notes.clone()).split_for_parts();
-    let tokens = state.tokens.clone();
+/// What the routes are served with. Listeners of one process share it.
+#[derive(Clone)]
+pub struct Services {
+    pub app: AppState,
+    pub admin: AdminState,
+    pub health: HealthState,
+    pub metrics: MetricsState,
+    /// Authenticates operators.
+    pub sessions: Arc<Sessions>,
+    /// Authenticates users; without it they need no token.
+    pub tokens: Option<Arc<Tokens>>,
+    /// Cancelled once the process is to end.
+    pub stopping: CancellationToken,
+}
+
+/// All routes, of which `listener` serves its classes. `pages` are further routes of the operators.
+///
+/// Layers from the outside in: CORS (public routes), the pipeline, traces, users' tokens (public routes), durability, the
+/// handler. Pages are outside of durability: operators sign in also while writes are rejected.
+pub fn router(services: Services, config: &HttpConfig, listener: Listener, pages: Router) -> Router {
+    let Services { app, admin, health, metrics, sessions, tokens, stopping } = services;
+    let document = document();
+    let hsts_seconds = config.browsers.hsts_seconds;
+    let pipeline = Pipeline::new(TimeLimits::from(config), app.limits.clone(), listener, hsts_seconds, stopping);
+    let durable = from_fn_with_state(app.engine.clone(), durability::durable);
+
+    let parameters = Parameters::of(&document);
+    let public = Router::from(api());
     #[cfg(feature = "baseline")]
-    let routes = routes.merge(baseline::router());
-    let edge = Edge::new(
-        state.config.time_limits(),
-        state.limits.clone(),
-        side,
-        browsers.hsts_seconds,
-        state.stopping.clone(),
-    )
-    .naming_unknown(Parameters::of(&document));
-    let mut routes = routes
-        .merge(openapi::router(document, tokens.is_some()).layer(map_response(documentation_guarded)))
-        .merge(metrics::router())
-        .fallback(not_found)
-        .layer(from_fn_with_state(state.engine.clone(), durability::durable))
-        // Not under what stands around writes: operators sign in when nothing else goes.
-        .merge(dashboard::router(session::router(), state.sessions.clone()));
-    // What is off is not there at all.
+    let public = public.merge(baseline::router());
+    let public = public.merge(openapi::page::router(document, tokens.is_some())).fallback(not_found).with_state(app);
+    let mut public = public.layer(durable.clone());
     if let Some(tokens) = tokens {
-        routes = routes.layer(from_fn_with_state(tokens, user::users_only));
+        public = public.layer(from_fn_with_state(tokens, user::users_only));
     }
-    if traces::on() {
-        routes = routes.layer(from_fn(tracing::trace));
-    }
-    let router = routes.layer(from_fn_with_state(Arc::new(edge), edge::edge)).with_state(state);
-    cors::around(router, &browsers.cors_origins)
+    let public = pipeline.clone().naming_unknown(parameters).around(RequestClass::Public, traced(public));
+    let public = cors::around(public, &config.browsers.cors_origins);
+
+    let operators = admin::router(admin, sessions).layer(durable.clone()).merge(pages);
+    let operators =
+        pipeline.clone().with_long_routes(admin::LONG_ROUTES).around(RequestClass::Operators, traced(operators));
+
+    let health = Router::from(health::routes()).with_state(health).layer(durable.clone());
+    let health = pipeline.around(RequestClass::Health, traced(health));
+
+    let metrics = metrics::router().with_state(metrics).layer(durable);
+    let metrics = pipeline.around(RequestClass::Metrics, traced(metrics));
+
+    public.merge(operators).merge(health).merge(metrics)
 }
 
-/// What a process that serves no API tells of itself: its health, and its metrics.
-pub fn probes(state: AppState) -> Router {
-    let edge = Edge::new(state.config.time_limits(), state.limits.clone(), Side::Both, 0, state.stopping.clone());
-    Router::from(health::router())
-        .merge(metrics::router())
-        .fallback(not_found)
-        .layer(from_fn_with_state(Arc::new(edge), edge::edge))
-        .with_state(state)
+/// The routes of a process without an API: health and metrics.
+pub fn probes(health: HealthState, metrics: MetricsState, limits: Arc<Limits>, stopping: CancellationToken) -> Router {
+    let pipeline = Pipeline::new(TimeLimits::default(), limits, Listener::All, 0, stopping);
+    let health = pipeline.around(RequestClass::Health, Router::from(health::routes()).with_state(health));
+    let metrics = pipeline.around(RequestClass::Metrics, metrics::router().with_state(metrics));
+    pipeline.around(RequestClass::Public, Router::new().fallback(not_found)).merge(health).merge(metrics)
 }
 
-/// Every documented route, with its documentation.
-pub fn routes(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(openapi::base())
+/// The public API.
+fn api() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(openapi::document::base())
         .merge(payments::router())
         .merge(balances::router())
         .merge(coupons::router())
         .merge(products::router())
         .merge(orders::router())
-        .merge(admin::router(sessions, notes))
-        .merge(health::router())
 }
 
-/// The documentation's page runs the scripts of this service and talks to it, and nothing else: it has the dashboard's
-/// origin, and a foreign script in it could act as an operator who is signed in. (It styles itself from its scripts.)
-const DOCUMENTATION_POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
-     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-);
+/// The document of every route, as the handlers describe it.
+pub fn document() -> OpenApi {
+    let mut document = api().into_openapi();
+    document.merge(admin::routes().into_openapi());
+    document.merge(health::routes().into_openapi());
+    document
+}
 
-async fn documentation_guarded(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_SECURITY_POLICY, DOCUMENTATION_POLICY);
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    response
+/// The routes in a span of each request. Without traces the layer is absent.
+fn traced(routes: Router) -> Router {
+    if traces::on() { routes.layer(from_fn(tracing::trace)) } else { routes }
 }

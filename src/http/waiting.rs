@@ -1,72 +1,74 @@
-//! What a process answers that waits for its stores: that it lives, for what it waits, and 503 to everything else.
+//! The routes of a process that waits for its stores: it is alive, not ready for these reasons, and 503 everywhere else.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use axum::{
     Router,
     extract::State,
-    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{any, get},
 };
-
+use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     error::ApiError,
-    limits::{Limits, Side},
+    limits::Limits,
     middleware::{
         cors,
-        edge::{self, Edge},
+        pipeline::{Pipeline, TimeLimits},
     },
+    request_class::{Listener, RequestClass},
     routes::health,
-    state::HttpConfig,
 };
 use crate::{
     config::{BrowserConfig, LimitsConfig},
     model::Error,
 };
 
-/// What is said as long as nothing else is known.
+/// The reason until another is known.
 const STARTING: &str = "starting";
 
-/// For what a process waits, as whoever asks it is told.
+/// The reasons why a process waits, as `/readyz` shows them.
 #[derive(Clone, Debug, Default)]
 pub struct Waiting(Arc<RwLock<Vec<String>>>);
 
 impl Waiting {
-    /// Has these reasons told from now on. Returns whether they are others than before.
+    /// Replaces the reasons. Returns whether they changed.
     pub fn tell(&self, reasons: Vec<String>) -> bool {
-        let mut told = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let differ = *told != reasons;
-        *told = reasons;
-        differ
+        let mut shown = self.0.write();
+        let changed = *shown != reasons;
+        *shown = reasons;
+        changed
     }
 
     fn reasons(&self) -> Vec<String> {
-        let told = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if told.is_empty() { vec![STARTING.to_owned()] } else { told.clone() }
+        let shown = self.0.read();
+        if shown.is_empty() { vec![STARTING.to_owned()] } else { shown.clone() }
     }
 }
 
 /// The router of such a process.
-pub fn waiting(waiting: Waiting, browsers: &BrowserConfig) -> Router {
+pub fn router(waiting: Waiting, browsers: &BrowserConfig) -> Router {
     let limits = Arc::new(Limits::new(&LimitsConfig::off()));
-    let edge = Edge::new(
-        HttpConfig::default().time_limits(),
-        limits,
-        Side::Both,
-        browsers.hsts_seconds,
-        // Nobody waits here for long: these end with the start.
-        CancellationToken::new(),
-    );
-    let router = Router::new()
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(readyz))
-        .fallback(unavailable)
-        .with_state(waiting)
-        .layer(from_fn_with_state(Arc::new(edge), edge::edge));
-    cors::around(router, &browsers.cors_origins)
+    // Never cancelled: these listeners end with the start.
+    let stopping = CancellationToken::new();
+    let pipeline = Pipeline::new(TimeLimits::default(), limits, Listener::All, browsers.hsts_seconds, stopping);
+    let health = Router::new().route("/healthz", get(health::healthz)).route("/readyz", get(readyz));
+    // Of a class of their own, so that CORS does not apply to them.
+    let operators = Router::new()
+        .route("/admin", any(unavailable))
+        .route("/admin/", any(unavailable))
+        .route("/admin/{*rest}", any(unavailable))
+        .route("/ops", any(unavailable))
+        .route("/ops/", any(unavailable))
+        .route("/ops/{*rest}", any(unavailable));
+    let metrics = Router::new().route("/metrics", any(unavailable));
+    let public = pipeline.around(RequestClass::Public, Router::new().fallback(unavailable));
+    cors::around(public, &browsers.cors_origins)
+        .merge(pipeline.around(RequestClass::Operators, operators))
+        .merge(pipeline.around(RequestClass::Metrics, metrics))
+        .merge(pipeline.around(RequestClass::Health, health.with_state(waiting)))
 }
 
 async fn readyz(State(waiting): State<Waiting>) -> Response {

@@ -31,13 +31,3 @@ pub struct OperatorLogFilter {
     /// 1–100.
     pub size: i64,
 }
-
-/// A page of the operator log.
-#[derive(Clone, Debug)]
-pub struct OperatorLogPage {
-    pub actions: Vec<OperatorAction>,
-    pub page: i64,
-    pub size: i64,
-    /// The number of matching actions.
-    pub total: i64,
-}

@@ -71,13 +71,3 @@ pub struct OrderFilter {
     /// 1–100.
     pub size: i64,
 }
-
-/// A page of orders from PostgreSQL.
-#[derive(Clone, Debug)]
-pub struct OrderPage {
-    pub orders: Vec<Order>,
-    pub page: i64,
-    pub size: i64,
-    /// The number of matching orders.
-    pub total: i64,
-}

@@ -18,17 +18,6 @@ pub struct Product {
     pub category: String,
 }
 
-/// A page of the catalog, by product id.
-#[derive(Clone, Debug)]
-pub struct ProductPage {
-    pub products: Vec<Product>,
-    /// From 0.
-    pub page: i64,
-    pub size: i64,
-    /// The number of products of the category, or of all products.
-    pub total: i64,
-}
-
 /// A product and its units by state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShelvedProduct {

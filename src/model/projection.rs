@@ -36,15 +36,6 @@ pub struct DeadLetter {
     pub recorded_at: Millis,
 }
 
-/// A page of dead letters, newest first.
-#[derive(Clone, Debug)]
-pub struct DeadLetterPage {
-    pub dead_letters: Vec<DeadLetter>,
-    pub page: i64,
-    pub size: i64,
-    pub total: i64,
-}
-
 /// The lag of one partition.
 #[derive(Clone, Debug)]
 pub struct PartitionStatus {

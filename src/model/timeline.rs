@@ -1,6 +1,6 @@
 //! The history of one user or one order, from both stores.
 
-use super::{Balance, BalanceEntry, DeadLetter, Millis, Order, OrderPage, OrderStatus, UserCoupon, Won};
+use super::{Balance, BalanceEntry, DeadLetter, Millis, Order, OrderStatus, Page, UserCoupon, Won};
 
 /// A user's timeline.
 #[derive(Clone, Debug)]
@@ -20,9 +20,9 @@ pub struct UserTrace {
     /// The newest balance changes, oldest first.
     pub entries: Vec<BalanceEntry>,
     /// PENDING orders, newest first.
-    pub open: OrderPage,
+    pub open: Page<Order>,
     /// Orders, newest first.
-    pub last: OrderPage,
+    pub last: Page<Order>,
     /// Dead letters about the user.
     pub dead_letters: Vec<DeadLetter>,
 }

@@ -4,7 +4,7 @@
 use sea_orm::DbErr;
 
 use super::{Connection, statement_error, translate_sqlx};
-use crate::model::{Error, Millis, OperatorAction, OperatorLogFilter, OperatorLogPage};
+use crate::model::{Error, Millis, OperatorAction, OperatorLogFilter, Page};
 
 /// Writes actions, each once: an action that is already there changes nothing.
 ///
@@ -39,7 +39,7 @@ pub async fn write(db: &Connection, actions: &[OperatorAction]) -> Result<(), Db
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<OperatorLogPage, Error> {
+pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Page<OperatorAction>, Error> {
     let operator = filter.operator.as_deref();
     let pool = db.get_postgres_connection_pool();
     let total: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_log WHERE $1::text IS NULL OR operator = $1")
@@ -69,5 +69,5 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Operato
         request_id,
         at: Millis(at),
     };
-    Ok(OperatorLogPage { actions: rows.into_iter().map(action).collect(), page: filter.page, size: filter.size, total })
+    Ok(Page { items: rows.into_iter().map(action).collect(), page: filter.page, size: filter.size, total })
 }

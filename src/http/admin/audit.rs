@@ -1,20 +1,21 @@
-//! Auditing the books.
+//! The audit of the invariants.
 
 use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     audit::{Check, Position, Report},
-    http::{openapi::documented_errors, reply::Found, state::AppState},
+    http::{openapi::errors::documented_errors, reply::Found},
 };
 
-/// The route that takes as long as there is much to look at.
+/// A long route.
 pub const AUDIT_PATH: &str = "/admin/v1/audit";
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(audit))
 }
 
@@ -84,8 +85,8 @@ documented_errors! { AuditErrors {
     description = "모든 보존 법칙을 Redis와 PostgreSQL에서 다시 계산하고 서로 비교합니다. 요청을 처리하는 중에도 정확하며, 한 번에 하나만 진행됩니다.",
     responses((status = 200, description = "감사 완료", body = AuditResponse), AuditErrors)
 )]
-async fn audit(State(app): State<AppState>) -> Found<AuditResponse> {
-    let finished = app.auditor.run().await?;
+async fn audit(State(AdminState { app, auditor, .. }): State<AdminState>) -> Found<AuditResponse> {
+    let finished = auditor.run().await?;
     let Report { balanced, checks, positions, at, seconds, .. } = &finished.report;
     Ok(Json(AuditResponse {
         balanced: *balanced,

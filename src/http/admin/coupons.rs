@@ -1,4 +1,4 @@
-//! Creating, moving and watching campaigns.
+//! Campaigns: creating, changing and listing them.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     http::{
         error::Code,
@@ -14,7 +15,7 @@ use crate::{
             params::PathId,
             write::{RequestBody, Write},
         },
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
         reply::{Answer, Done, Found},
         routes::coupons::CampaignResponse,
         state::AppState,
@@ -22,8 +23,8 @@ use crate::{
     model::{CampaignPatch, CouponId, Discount, DiscountType, NewCampaign, UserId},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(create)).routes(routes!(campaign, update))
 }
 
@@ -118,7 +119,7 @@ async fn create(
     let created = app.engine.create_campaign(&call, campaign).await?;
     let id = created.value.terms.coupon_id.get();
     let answer = Answer::created(created.map(|campaign| CampaignResponse::new(campaign, app.engine.zone())));
-    Ok(answer.made("couponId", id))
+    Ok(answer.naming("couponId", id))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]

@@ -1,64 +1,32 @@
-//! Looking at dead letters, and having another try at one.
+//! Dead letters: listing them and retrying one.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     http::{
         error::{ApiError, Code},
         extract::{
-            decode::{int, nullable_int, query_int, text},
-            params::{LAST_PAGE, Params, QueryParams, default_size},
+            decode::{int, nullable_int, text},
+            params::Params,
             write::{RequestBody, Write},
         },
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
+        page::{Listed, PageParams, PageResponse},
         reply::{Found, NoContent},
         state::AppState,
     },
-    model::{DeadLetter, DeadLetterId, DeadLetterPage, MAX_SAFE_INTEGER, UserId},
+    model::{DeadLetter, DeadLetterId, MAX_SAFE_INTEGER, UserId},
     projector::dead_letters::Retried,
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(letters)).routes(routes!(retry))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase")]
-#[into_params(parameter_in = Query)]
-struct LettersParams {
-    /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
-    #[param(minimum = 0, maximum = 10000, default = 0)]
-    page: i64,
-    /// 페이지 크기
-    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
-    #[param(minimum = 1, maximum = 100, default = 20)]
-    size: i64,
-}
-
-impl QueryParams for LettersParams {
-    fn user(&self) -> Option<UserId> {
-        None
-    }
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(description = "반영할 수 없어 따로 보관된 이벤트의 한 페이지")]
-struct DeadLetterPageResponse {
-    /// 보관된 이벤트 목록
-    content: Vec<DeadLetterResponse>,
-    /// 페이지 번호 (0부터)
-    page: i64,
-    /// 페이지 크기
-    size: i64,
-    /// 전체 보관된 이벤트 수
-    total_elements: i64,
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
+    OpenApiRouter::new().routes(routes!(dead_letters)).routes(routes!(retry))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -84,26 +52,28 @@ pub(super) struct DeadLetterResponse {
 }
 
 impl DeadLetterResponse {
-    pub(super) fn new(letter: DeadLetter, zone: Tz) -> Self {
+    pub(super) fn new(dead_letter: DeadLetter, zone: Tz) -> Self {
         DeadLetterResponse {
-            partition: letter.id.partition,
-            stream_id: letter.id.stream_id,
-            seq: letter.id.seq,
-            reason: letter.reason,
-            fields: letter.fields,
-            recorded_at: letter.recorded_at.local(zone),
+            partition: dead_letter.id.partition,
+            stream_id: dead_letter.id.stream_id,
+            seq: dead_letter.id.seq,
+            reason: dead_letter.reason,
+            fields: dead_letter.fields,
+            recorded_at: dead_letter.recorded_at.local(zone),
         }
     }
 }
 
-impl DeadLetterPageResponse {
-    fn new(page: DeadLetterPage, zone: Tz) -> Self {
-        let content = page.dead_letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect();
-        DeadLetterPageResponse { content, page: page.page, size: page.size, total_elements: page.total }
-    }
+type DeadLetterPageResponse = PageResponse<DeadLetterResponse>;
+
+impl Listed for DeadLetterResponse {
+    const PAGE: &str = "DeadLetterPageResponse";
+    const DESCRIPTION: &str = "반영할 수 없어 따로 보관된 이벤트의 한 페이지";
+    const CONTENT: &str = "보관된 이벤트 목록";
+    const TOTAL: &str = "전체 보관된 이벤트 수";
 }
 
-documented_errors! { LettersErrors {
+documented_errors! { DeadLettersErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
 }}
 
@@ -114,13 +84,14 @@ documented_errors! { LettersErrors {
     tag = "운영",
     summary = "반영할 수 없는 이벤트 조회",
     description = "데이터베이스에 반영할 수 없어 따로 보관된 이벤트를 최신순으로 조회합니다.",
-    params(LettersParams),
-    responses((status = 200, description = "조회 성공", body = DeadLetterPageResponse), LettersErrors)
+    params(PageParams),
+    responses((status = 200, description = "조회 성공", body = DeadLetterPageResponse), DeadLettersErrors)
 )]
-async fn letters(State(app): State<AppState>, params: Params<LettersParams>) -> Found<DeadLetterPageResponse> {
-    let LettersParams { page, size } = params.valid()?;
-    let letters = app.engine.dead_letters(page, size).await?;
-    Ok(Json(DeadLetterPageResponse::new(letters, app.engine.zone())))
+async fn dead_letters(State(app): State<AppState>, page: Params<PageParams>) -> Found<DeadLetterPageResponse> {
+    let PageParams { page, size } = page.valid()?;
+    let dead_letters = app.engine.dead_letters(page, size).await?;
+    let zone = app.engine.zone();
+    Ok(Json(PageResponse::new(dead_letters, |dead_letter| DeadLetterResponse::new(dead_letter, zone))))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -164,7 +135,7 @@ documented_errors! { RetryErrors {
     "이벤트를 반영할 수 없음" => [DeadLetterRefused],
 }}
 
-/// The idempotency key is not needed: a letter is applied once, and is gone then.
+/// Needs no idempotency key: a dead letter is applied once and deleted.
 #[utoipa::path(
     post,
     path = "/admin/v1/dead-letters/retry",
@@ -177,10 +148,10 @@ documented_errors! { RetryErrors {
     responses((status = 204, description = "반영 성공"), RetryErrors)
 )]
 async fn retry(
-    State(app): State<AppState>,
-    Write { body: letter, .. }: Write<RetryRequest>,
+    State(admin): State<AdminState>,
+    Write { body: dead_letter, .. }: Write<RetryRequest>,
 ) -> Result<NoContent, ApiError> {
-    match app.projector.retry(&letter).await? {
+    match admin.projector.retry(&dead_letter).await? {
         Retried::Applied => Ok(NoContent),
         Retried::Refused(reason) => Err(ApiError::because(Code::DeadLetterRefused, &reason)),
         Retried::NotFound => Err(Code::DeadLetterNotFound.into()),
@@ -196,14 +167,14 @@ mod tests {
 
     #[test]
     fn dead_letter_id_round_trips() {
-        let letter = |body: Value| {
+        let dead_letter = |body: Value| {
             let request: RetryRequest = serde_json::from_value(body).ok()?;
             request.validate(chrono_tz::UTC)
         };
-        let named = letter(json!({ "partition": 2, "streamId": "17-0", "seq": 4 })).unwrap();
+        let named = dead_letter(json!({ "partition": 2, "streamId": "17-0", "seq": 4 })).unwrap();
         assert_eq!(named, DeadLetterId { partition: 2, stream_id: "17-0".to_owned(), seq: Some(4) });
-        assert!(letter(json!({ "partition": 0, "streamId": "17-0", "seq": null })).unwrap().seq.is_none());
-        assert!(letter(json!({ "partition": 0, "streamId": "17-0" })).unwrap().seq.is_none());
+        assert!(dead_letter(json!({ "partition": 0, "streamId": "17-0", "seq": null })).unwrap().seq.is_none());
+        assert!(dead_letter(json!({ "partition": 0, "streamId": "17-0" })).unwrap().seq.is_none());
         for hostile in [
             json!({ "partition": 256, "streamId": "17-0", "seq": 4 }),
             json!({ "partition": -1, "streamId": "17-0", "seq": 4 }),
@@ -215,7 +186,7 @@ mod tests {
             json!({ "partition": 0, "streamId": "17-0", "seq": -1 }),
             json!({ "partition": 0, "streamId": "17-0", "seq": "4" }),
         ] {
-            assert!(letter(hostile.clone()).is_none(), "{hostile}");
+            assert!(dead_letter(hostile.clone()).is_none(), "{hostile}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! 운영: everything for operators alone.
+//! 운영: the operators' API.
 //!
-//! The whole of `/admin` is, also what does not exist: a stranger learns nothing from a 404.
+//! All of `/admin` asks for an operator, also paths that do not exist: without authentication a 404 tells nothing.
 
 mod audit;
 mod coupons;
@@ -10,32 +10,64 @@ mod orders;
 mod payments;
 mod products;
 mod projection;
-pub mod session;
 mod timeline;
 mod users;
 mod withheld;
 
 use std::sync::Arc;
 
-use axum::{middleware::from_fn_with_state, routing::any};
+use axum::{Router, extract::FromRef, middleware::from_fn_with_state, routing::any};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     auth::{require::operators_only, session::Sessions},
     error::not_found,
+    extract::write::Decoding,
+    limits::Limits,
     middleware::{
-        operator_log::{Notes, noted},
+        operator_log::{ActionRecorder, recorded},
         unknown_fields::{Parameters, known_parameters_only},
     },
     state::AppState,
 };
+use crate::{audit::Auditor, projector::Projector};
 
-/// What takes as long as there is much to do.
-pub const LONG_PATHS: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH];
+/// Routes whose time grows with the work.
+pub const LONG_ROUTES: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH];
 
-/// The operators' routes, open to whom `sessions` knows as one; what they do is noted.
-pub fn router(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> {
-    let routes = OpenApiRouter::new()
+/// The state of the operators' API.
+#[derive(Clone)]
+pub struct AdminState {
+    pub app: AppState,
+    /// Retries dead letters.
+    pub projector: Projector,
+    /// Recomputes the invariants.
+    pub auditor: Arc<Auditor>,
+    /// Records what operators do.
+    pub recorder: ActionRecorder,
+}
+
+impl FromRef<AdminState> for AppState {
+    fn from_ref(state: &AdminState) -> Self {
+        state.app.clone()
+    }
+}
+
+impl FromRef<AdminState> for Arc<Limits> {
+    fn from_ref(state: &AdminState) -> Self {
+        state.app.limits.clone()
+    }
+}
+
+impl FromRef<AdminState> for Decoding {
+    fn from_ref(state: &AdminState) -> Self {
+        Decoding::from_ref(&state.app)
+    }
+}
+
+/// The documented routes.
+pub fn routes() -> OpenApiRouter<AdminState> {
+    OpenApiRouter::new()
         .merge(users::router())
         .merge(products::router())
         .merge(coupons::router())
@@ -46,13 +78,19 @@ pub fn router(sessions: Arc<Sessions>, notes: Notes) -> OpenApiRouter<AppState> 
         .merge(withheld::router())
         .merge(audit::router())
         .merge(operator_log::router())
-        .merge(timeline::router());
-    let known = Arc::new(Parameters::of(routes.get_openapi()));
+        .merge(timeline::router())
+}
+
+/// The routes, open to operators alone. Every change is recorded.
+pub fn router(state: AdminState, sessions: Arc<Sessions>) -> Router {
+    let (routes, document) = routes().split_for_parts();
+    let known = Arc::new(Parameters::of(&document));
     routes
         .layer(from_fn_with_state(known, known_parameters_only))
-        .layer(from_fn_with_state(notes, noted))
+        .layer(from_fn_with_state(state.recorder.clone(), recorded))
         .route("/admin", any(not_found))
         .route("/admin/", any(not_found))
         .route("/admin/{*rest}", any(not_found))
         .layer(from_fn_with_state(sessions, operators_only))
+        .with_state(state)
 }

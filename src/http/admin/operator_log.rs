@@ -1,4 +1,4 @@
-//! Reads the operator log.
+//! The operator log.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
@@ -6,22 +6,23 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     http::{
         auth::operator::Operator,
         extract::{
-            decode::{optional_word, query_int},
-            params::{LAST_PAGE, Params, QueryParams, default_size},
+            decode::optional_word,
+            params::{Params, QueryParams},
         },
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
+        page::{Listed, PageParams, PageResponse},
         reply::Found,
-        state::AppState,
     },
-    model::{OperatorAction, OperatorLogFilter, OperatorLogPage, UserId},
+    model::{OperatorAction, OperatorLogFilter, UserId},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(operator_log))
 }
 
@@ -33,34 +34,12 @@ struct OperatorLogParams {
     #[serde(default, deserialize_with = "optional_word")]
     #[param(value_type = Option<String>, pattern = "^[a-z0-9._-]{1,32}$", nullable = false)]
     operator: Option<Operator>,
-    /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
-    #[param(minimum = 0, maximum = 10000, default = 0)]
-    page: i64,
-    /// 페이지 크기
-    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
-    #[param(minimum = 1, maximum = 100, default = 20)]
-    size: i64,
 }
 
 impl QueryParams for OperatorLogParams {
     fn user(&self) -> Option<UserId> {
         None
     }
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(description = "운영자 작업 기록의 한 페이지")]
-struct OperatorLogResponse {
-    /// 작업 목록
-    content: Vec<OperatorActionResponse>,
-    /// 페이지 번호 (0부터)
-    page: i64,
-    /// 페이지 크기
-    size: i64,
-    /// 전체 작업 수
-    total_elements: i64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -87,20 +66,27 @@ struct OperatorActionResponse {
     request_id: String,
 }
 
-impl OperatorLogResponse {
-    fn new(page: OperatorLogPage, zone: Tz) -> Self {
-        let entry = |entry: OperatorAction| OperatorActionResponse {
-            operator: entry.operator,
-            action: entry.action,
-            target: entry.target,
-            detail: entry.detail,
-            status: entry.status,
-            at: entry.at.local(zone),
-            request_id: entry.request_id,
-        };
-        let content = page.actions.into_iter().map(entry).collect();
-        OperatorLogResponse { content, page: page.page, size: page.size, total_elements: page.total }
+impl OperatorActionResponse {
+    fn new(action: OperatorAction, zone: Tz) -> Self {
+        OperatorActionResponse {
+            operator: action.operator,
+            action: action.action,
+            target: action.target,
+            detail: action.detail,
+            status: action.status,
+            at: action.at.local(zone),
+            request_id: action.request_id,
+        }
     }
+}
+
+type OperatorLogResponse = PageResponse<OperatorActionResponse>;
+
+impl Listed for OperatorActionResponse {
+    const PAGE: &str = "OperatorLogResponse";
+    const DESCRIPTION: &str = "운영자 작업 기록의 한 페이지";
+    const CONTENT: &str = "작업 목록";
+    const TOTAL: &str = "전체 작업 수";
 }
 
 documented_errors! { OperatorLogErrors {
@@ -114,12 +100,18 @@ documented_errors! { OperatorLogErrors {
     tag = "운영",
     summary = "운영자 작업 기록 조회",
     description = "운영자가 한 작업을 최신순으로 조회합니다: 누가, 무엇을, 언제 했고 결과가 무엇인지.",
-    params(OperatorLogParams),
+    params(OperatorLogParams, PageParams),
     responses((status = 200, description = "조회 성공", body = OperatorLogResponse), OperatorLogErrors)
 )]
-async fn operator_log(State(app): State<AppState>, params: Params<OperatorLogParams>) -> Found<OperatorLogResponse> {
-    let OperatorLogParams { operator, page, size } = params.valid()?;
+async fn operator_log(
+    State(AdminState { app, recorder, .. }): State<AdminState>,
+    params: Params<OperatorLogParams>,
+    page: Params<PageParams>,
+) -> Found<OperatorLogResponse> {
+    let OperatorLogParams { operator } = params.valid()?;
+    let PageParams { page, size } = page.valid()?;
     let filter = OperatorLogFilter { operator: operator.map(|operator| operator.name().to_owned()), page, size };
-    let entries = app.engine.operator_log(&app.notes.log, &filter).await?;
-    Ok(Json(OperatorLogResponse::new(entries, app.engine.zone())))
+    let actions = app.engine.operator_log(&recorder.log, &filter).await?;
+    let zone = app.engine.zone();
+    Ok(Json(PageResponse::new(actions, |action| OperatorActionResponse::new(action, zone))))
 }

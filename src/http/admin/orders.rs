@@ -1,27 +1,28 @@
-//! Listing orders.
+//! Orders: listing them.
 
 use axum::{Json, extract::State};
-use chrono_tz::Tz;
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Deserialize;
+use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     http::{
         extract::{
-            decode::{optional_query_id, optional_word, query_int},
-            params::{LAST_PAGE, Params, QueryParams, default_size},
+            decode::{optional_query_id, optional_word},
+            params::{Params, QueryParams},
         },
-        openapi::{documented_errors, order_status},
+        openapi::{document::order_status, errors::documented_errors},
+        page::{Listed, PageParams, PageResponse},
         reply::Found,
         routes::orders::OrderDetailResponse,
         state::AppState,
     },
-    model::{OrderFilter, OrderPage, OrderStatus, UserId},
+    model::{OrderFilter, OrderStatus, UserId},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(orders))
 }
 
@@ -37,46 +38,22 @@ struct OrdersParams {
     #[serde(default, deserialize_with = "optional_query_id")]
     #[param(value_type = Option<i64>, minimum = 1, maximum = 9007199254740991_i64, nullable = false)]
     user_id: Option<UserId>,
-    /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
-    #[param(minimum = 0, maximum = 10000, default = 0)]
-    page: i64,
-    /// 페이지 크기
-    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
-    #[param(minimum = 1, maximum = 100, default = 20)]
-    size: i64,
 }
 
 impl QueryParams for OrdersParams {
-    // Operators look at anybody's.
+    // Operators see the orders of any user.
     fn user(&self) -> Option<UserId> {
         None
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(description = "주문 목록의 한 페이지")]
-struct OrderPageResponse {
-    /// 주문 목록
-    content: Vec<OrderDetailResponse>,
-    /// 페이지 번호 (0부터)
-    page: i64,
-    /// 페이지 크기
-    size: i64,
-    /// 전체 주문 수
-    total_elements: i64,
-}
+type OrderPageResponse = PageResponse<OrderDetailResponse>;
 
-impl OrderPageResponse {
-    fn new(page: OrderPage, zone: Tz) -> Self {
-        OrderPageResponse {
-            content: page.orders.into_iter().map(|order| OrderDetailResponse::new(order, zone)).collect(),
-            page: page.page,
-            size: page.size,
-            total_elements: page.total,
-        }
-    }
+impl Listed for OrderDetailResponse {
+    const PAGE: &str = "OrderPageResponse";
+    const DESCRIPTION: &str = "주문 목록의 한 페이지";
+    const CONTENT: &str = "주문 목록";
+    const TOTAL: &str = "전체 주문 수";
 }
 
 documented_errors! { OrdersErrors {
@@ -90,11 +67,17 @@ documented_errors! { OrdersErrors {
     tag = "운영",
     summary = "주문 목록 조회",
     description = "주문 목록을 최신순으로 조회합니다. 데이터베이스에 반영된 주문만 보입니다.",
-    params(OrdersParams),
+    params(OrdersParams, PageParams),
     responses((status = 200, description = "주문 목록 조회 성공", body = OrderPageResponse), OrdersErrors)
 )]
-async fn orders(State(app): State<AppState>, params: Params<OrdersParams>) -> Found<OrderPageResponse> {
-    let OrdersParams { status, user_id, page, size } = params.valid()?;
+async fn orders(
+    State(app): State<AppState>,
+    params: Params<OrdersParams>,
+    page: Params<PageParams>,
+) -> Found<OrderPageResponse> {
+    let OrdersParams { status, user_id } = params.valid()?;
+    let PageParams { page, size } = page.valid()?;
     let orders = app.engine.orders(OrderFilter { status, user_id, page, size }).await?;
-    Ok(Json(OrderPageResponse::new(orders, app.engine.zone())))
+    let zone = app.engine.zone();
+    Ok(Json(PageResponse::new(orders, |order| OrderDetailResponse::new(order, zone))))
 }

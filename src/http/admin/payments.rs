@@ -1,4 +1,4 @@
-//! Payments that nobody can settle: showing them, and deciding one.
+//! Stuck payments: listing them and resolving one.
 
 use axum::{Extension, Json, extract::State};
 use chrono_tz::Tz;
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     gateway::reply::TRANSACTION_ID_CHARS,
     http::{
@@ -16,19 +17,19 @@ use crate::{
             params::PathId,
             write::{RequestBody, Write},
         },
-        openapi::{documented_errors, order_status},
+        openapi::{document::order_status, errors::documented_errors},
         reply::{Answer, Done, Found},
         state::AppState,
     },
     model::{OrderId, OrderStatus, PaymentResolution, PaymentType, ResolvedPayment, StuckPayments, UserId},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(stuck_payments)).routes(routes!(resolve_payment))
 }
 
-/// Characters of a reason.
+/// The most characters of a reason.
 const MAX_REASON_CHARS: usize = 500;
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -98,7 +99,7 @@ async fn stuck_payments(State(app): State<AppState>) -> Found<StuckPaymentsRespo
     Ok(Json(StuckPaymentsResponse::new(app.engine.stuck_payments().await?, app.engine.zone())))
 }
 
-/// What an operator says became of a payment.
+/// The outcome of a payment, as an operator knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[schema(description = "결제 결과")]
@@ -133,7 +134,7 @@ impl RequestBody for PaymentOutcomeRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn validate(self, _zone: Tz) -> Option<Self> {
-        // There is no transaction of a payment that was not made.
+        // A declined payment has no transaction.
         (self.outcome == PaymentOutcome::Approved || self.transaction_id.is_none()).then_some(self)
     }
 

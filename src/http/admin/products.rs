@@ -1,4 +1,4 @@
-//! Creating and changing products.
+//! Products: creating and changing them.
 
 use axum::extract::State;
 use chrono_tz::Tz;
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     http::{
         error::Code,
@@ -14,7 +15,7 @@ use crate::{
             params::PathId,
             write::{RequestBody, Write},
         },
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
         reply::{Answer, Done},
         routes::products::ProductResponse,
         state::AppState,
@@ -22,8 +23,8 @@ use crate::{
     model::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch, UserId},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(create)).routes(routes!(update))
 }
 
@@ -84,7 +85,7 @@ async fn create(
 ) -> Done<ProductResponse> {
     let created = app.engine.create_product(&call, product).await?;
     let id = created.value.product_id.get();
-    Ok(Answer::created(created.map(ProductResponse::from)).made("productId", id))
+    Ok(Answer::created(created.map(ProductResponse::from)).naming("productId", id))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]

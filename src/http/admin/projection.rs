@@ -1,17 +1,18 @@
-//! Watching the projection.
+//! The state of the projection.
 
 use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     http::{reply::Found, state::AppState},
     model::{PartitionStatus, ProjectionStatus},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(projection))
 }
 

@@ -1,4 +1,4 @@
-//! The timeline of a user or an order: its current state, and the events that led to it.
+//! The timeline of a user or an order: the current state and the events that led to it.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
@@ -6,11 +6,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::dead_letters::DeadLetterResponse;
+use super::{AdminState, dead_letters::DeadLetterResponse};
 use crate::{
     http::{
         extract::params::PathId,
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
         reply::Found,
         routes::{balances::UserBalanceHistoryResponse, coupons::UserCouponResponse, orders::OrderDetailResponse},
         state::AppState,
@@ -21,8 +21,8 @@ use crate::{
     },
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(user)).routes(routes!(user_timeline)).routes(routes!(order_timeline))
 }
 
@@ -110,11 +110,11 @@ impl UserTimelineResponse {
             let entry = |entry| UserBalanceHistoryResponse::new(entry, zone);
             shown.entries = Some(written.entries.into_iter().map(entry).collect());
             shown.open_orders_in_all = Some(written.open.total);
-            shown.open_orders = Some(orders(written.open.orders));
+            shown.open_orders = Some(orders(written.open.items));
             shown.orders_in_all = Some(written.last.total);
-            shown.orders = Some(orders(written.last.orders));
-            let letters = written.dead_letters.into_iter();
-            shown.dead_letters = Some(letters.map(|letter| DeadLetterResponse::new(letter, zone)).collect());
+            shown.orders = Some(orders(written.last.items));
+            let dead_letters = written.dead_letters.into_iter();
+            shown.dead_letters = Some(dead_letters.map(|letter| DeadLetterResponse::new(letter, zone)).collect());
         }
         shown
     }
@@ -217,8 +217,9 @@ struct HoldTimelineResponse {
 impl OrderTimelineResponse {
     fn new(timeline: OrderTimeline, zone: Tz) -> Self {
         let events = timeline.trace.as_ref().map_or_else(|| events_of(&timeline), traced);
-        let letters =
-            |letters: Vec<_>| letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect();
+        let dead_letters = |dead_letters: Vec<_>| {
+            dead_letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect()
+        };
         let postgres_status = timeline.trace.as_ref().map(|trace| trace.status.clone());
         let (payment, holds) = timeline.trace.map_or((None, None), |trace| (trace.payment, Some(trace.holds)));
         OrderTimelineResponse {
@@ -233,7 +234,7 @@ impl OrderTimelineResponse {
             holds: holds.map(|holds| {
                 holds.into_iter().map(|(partition, state)| HoldTimelineResponse { partition, state }).collect()
             }),
-            dead_letters: timeline.dead_letters.map(letters),
+            dead_letters: timeline.dead_letters.map(dead_letters),
         }
     }
 }
@@ -255,10 +256,10 @@ impl From<PaymentTrace> for PaymentTimelineResponse {
     }
 }
 
-type Happened = (Millis, &'static str, Option<String>);
+type Event = (Millis, &'static str, Option<String>);
 
-/// What the order itself tells, where Postgres tells nothing.
-fn events_of(timeline: &OrderTimeline) -> Vec<Happened> {
+/// The events that the order in Redis has, for when PostgreSQL has none.
+fn events_of(timeline: &OrderTimeline) -> Vec<Event> {
     let order = &timeline.order;
     let mut events = vec![(order.ordered_at, "ORDER_PLACED", None)];
     events.extend(order.payment.as_ref().map(|payment| (payment.paid_at, "ORDER_PAID", None)));
@@ -267,8 +268,8 @@ fn events_of(timeline: &OrderTimeline) -> Vec<Happened> {
     events
 }
 
-/// What Postgres tells, in the order in which it happened.
-fn traced(trace: &OrderTrace) -> Vec<Happened> {
+/// The events in PostgreSQL, in the order of their times.
+fn traced(trace: &OrderTrace) -> Vec<Event> {
     let mut events = vec![(trace.placed_at, "ORDER_PLACED", None)];
     if let Some(payment) = &trace.payment {
         if payment.method == "GATEWAY" {

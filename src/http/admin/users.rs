@@ -1,4 +1,4 @@
-//! Creating users, one or a million.
+//! Users: creating one or many.
 
 use axum::extract::State;
 use chrono_tz::Tz;
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     http::{
         error::Code,
@@ -13,19 +14,19 @@ use crate::{
             decode::{int, optional_prefix, text},
             write::{RequestBody, Write},
         },
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
         reply::{Answer, Done},
         state::AppState,
     },
     model::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers, UserId},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(create)).routes(routes!(create_many))
 }
 
-/// The one request that may take long.
+/// A long route.
 pub const BULK_PATH: &str = "/admin/v1/users/bulk";
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -94,7 +95,7 @@ async fn create(
 ) -> Done<CreatedUserResponse> {
     let created = app.engine.create_user(&call, user).await?;
     let id = created.value.user_id.get();
-    Ok(Answer::created(created.map(CreatedUserResponse::from)).made("userId", id))
+    Ok(Answer::created(created.map(CreatedUserResponse::from)).naming("userId", id))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -162,5 +163,5 @@ async fn create_many(
 ) -> Done<CreatedUsersResponse> {
     let created = app.engine.create_users(&call, users).await?;
     let first = created.value.first.get();
-    Ok(Answer::created(created.map(CreatedUsersResponse::from)).made("firstUserId", first))
+    Ok(Answer::created(created.map(CreatedUsersResponse::from)).naming("firstUserId", first))
 }

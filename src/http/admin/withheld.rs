@@ -1,4 +1,4 @@
-//! What a rebuild keeps off sale, and releasing it.
+//! Withheld units and coupons, which a rebuild keeps off sale: listing and releasing them.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::AdminState;
 use crate::{
     http::{
         error::Code,
@@ -14,15 +15,15 @@ use crate::{
             params::PathId,
             write::{RequestBody, Write},
         },
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
         reply::{Answer, Done, Found},
         state::AppState,
     },
     model::{CouponId, ProductId, Reply, UserId, Withheld},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The documented routes.
+pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new()
         .routes(routes!(withheld))
         .routes(routes!(release_all))
@@ -30,8 +31,8 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(release_coupons))
 }
 
-/// The most that is released of one thing at once.
-const MOST: i64 = 1_000_000_000;
+/// The most units or coupons that one request releases.
+const MAX_RELEASE: i64 = 1_000_000_000;
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -90,7 +91,7 @@ impl From<Withheld> for WithheldResponse {
 #[schema(description = "보류 해제 요청")]
 struct ReleaseRequest {
     /// 해제할 수량
-    #[serde(deserialize_with = "int::<_, 1, MOST>")]
+    #[serde(deserialize_with = "int::<_, 1, MAX_RELEASE>")]
     #[schema(minimum = 1, maximum = 1000000000, example = 10)]
     quantity: i64,
 }

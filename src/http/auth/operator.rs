@@ -1,8 +1,8 @@
-//! Who may operate: the operators' tokens, and what lets a request into `/admin`.
+//! Operators and their tokens.
 //!
-//! A request is an operator's that bears a token (`Authorization: Bearer …`), or that comes from a browser in a session
-//! ([`session`](super::session)) under the header [`CSRF_HEADER`]. Who it was goes with the request, as [`Operator`], for the
-//! log and for the log of acts.
+//! A request authenticates an operator by a token (`Authorization: Bearer …`), or by a [session](super::session) together with the
+//! header [`CSRF_HEADER`](crate::http::headers::CSRF_HEADER). Its extensions have the [`Operator`], for the access log and the
+//! operator log.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -10,18 +10,18 @@ use anyhow::{bail, ensure};
 use axum::http::{HeaderMap, header::AUTHORIZATION};
 use ring::hmac;
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
 use crate::config::{OperatorsConfig, Secret};
 
-/// The name that goes with `ADMIN_TOKEN`.
+/// The operator of `ADMIN_TOKEN`.
 const ADMIN: &str = "admin";
-/// The shortest token, in characters: shorter ones could be guessed.
-const SHORTEST_TOKEN: usize = 16;
-/// The most operators: each request's token is held against all.
-const MOST_OPERATORS: usize = 1000;
+/// The characters of a token, at least: shorter ones could be guessed.
+const MIN_TOKEN_LEN: usize = 16;
+/// Each request's token is compared with those of all operators.
+const MAX_OPERATORS: usize = 1000;
 
-/// The name of an operator: 1–32 characters `[a-z0-9._-]`. In the extensions of every request that is an operator's, and of
-/// its reply.
+/// The name of an operator: 1–32 characters `[a-z0-9._-]`. In the extensions of an operator's request and of its reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator(Arc<str>);
 
@@ -41,6 +41,7 @@ impl FromStr for Operator {
 }
 
 /// The hash of a token; the token itself is not kept.
+#[derive(Clone)]
 pub struct Token([u8; 32]);
 
 impl Token {
@@ -48,52 +49,52 @@ impl Token {
         Token(Sha256::digest(token).into())
     }
 
-    /// That of the setting `name`. An empty one is none: it would be no protection.
+    /// The token of the setting `name`. An empty one counts as absent: it would protect nothing.
     ///
     /// # Errors
-    /// It is too short, or has other characters than printable ones; the message does not have it.
+    /// The token is too short or has unprintable characters. The message does not contain it.
     pub fn given(name: &str, secret: Option<&Secret>) -> anyhow::Result<Option<Self>> {
         let token = secret.map(|secret| secret.expose().trim()).filter(|token| !token.is_empty());
         token.map(|token| checked(name, token).map(|()| Token::new(token.as_bytes()))).transpose()
     }
 
-    /// Whether it is this one.
+    /// Whether `theirs` is this token.
     pub fn is(&self, theirs: &[u8]) -> bool {
         self.same(&Token::new(theirs))
     }
 
-    /// Takes the same time however many bytes of the hashes are the same.
+    /// Takes the same time for any two hashes.
     fn same(&self, other: &Token) -> bool {
-        self.0.iter().zip(other.0).fold(0, |differing, (ours, theirs)| differing | (ours ^ theirs)) == 0
+        self.0.ct_eq(&other.0).into()
     }
 }
 
-/// An operator and the token.
-pub struct Known {
+/// An operator with the token.
+pub struct Credential {
     pub operator: Operator,
     token: Token,
 }
 
-impl Known {
-    /// What this operator's sessions are sealed with: another token, another seal.
-    pub fn seal(&self) -> hmac::Key {
+impl Credential {
+    /// The key that signs this operator's sessions: a new token invalidates the old sessions.
+    pub fn session_key(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.token.0)
     }
 }
 
-/// Everybody who operates.
+/// All operators.
 #[derive(Clone, Default)]
-pub struct Operators(Arc<[Known]>);
+pub struct Operators(Arc<[Credential]>);
 
 impl Operators {
-    /// Those of the configuration. An empty token is none: it would be no protection.
+    /// The operators of the configuration. An empty token counts as absent: it would protect nothing.
     ///
     /// # Errors
-    /// `ADMIN_TOKENS` is not what it should be; the message has no token in it.
+    /// `ADMIN_TOKENS` is invalid. The message does not contain a token.
     pub fn new(config: &OperatorsConfig) -> anyhow::Result<Self> {
         let mut all = Vec::new();
         if let Some(token) = Token::given("ADMIN_TOKEN", config.admin_token.as_ref())? {
-            all.push(Known { operator: Operator(ADMIN.into()), token });
+            all.push(Credential { operator: Operator(ADMIN.into()), token });
         }
         let named = config.admin_tokens.as_ref().map_or("", |named| named.expose());
         for (n, entry) in named.split(',').map(str::trim).filter(|entry| !entry.is_empty()).enumerate() {
@@ -102,14 +103,14 @@ impl Operators {
             };
             ensure!(is_name(name), "ADMIN_TOKENS: the name of entry {} is not 1 to 32 characters a-z 0-9 . _ -", n + 1);
             checked(&format!("ADMIN_TOKENS: the token of {name}"), token)?;
-            all.push(Known { operator: Operator(name.into()), token: Token::new(token.as_bytes()) });
+            all.push(Credential { operator: Operator(name.into()), token: Token::new(token.as_bytes()) });
         }
-        ensure!(all.len() <= MOST_OPERATORS, "ADMIN_TOKENS: more than {MOST_OPERATORS} operators");
+        ensure!(all.len() <= MAX_OPERATORS, "ADMIN_TOKENS: more than {MAX_OPERATORS} operators");
         for (n, one) in all.iter().enumerate() {
             let name = one.operator.name();
             let others = &all[..n];
             ensure!(others.iter().all(|other| other.operator != one.operator), "ADMIN_TOKENS: {name} is named twice");
-            // Whose act would it be?
+            // The operator log could not tell them apart.
             ensure!(
                 others.iter().all(|other| !other.token.same(&one.token)),
                 "{name} has the token of another operator"
@@ -118,41 +119,38 @@ impl Operators {
         Ok(Operators(all.into()))
     }
 
-    /// Nobody operates.
+    /// Whether there is no operator.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whose token this is. Takes the same time however much of whose token is right.
-    pub fn with_token(&self, token: &[u8]) -> Option<&Known> {
+    /// The operator with this token. Takes the same time for any token.
+    pub fn with_token(&self, token: &[u8]) -> Option<&Credential> {
         let theirs = Token::new(token);
         let mut found = None;
-        for known in self.0.iter() {
-            if known.token.same(&theirs) {
-                found = Some(known);
+        for credential in self.0.iter() {
+            if credential.token.same(&theirs) {
+                found = Some(credential);
             }
         }
         found
     }
 
-    pub fn named(&self, name: &str) -> Option<&Known> {
-        self.0.iter().find(|known| known.operator.name() == name)
+    pub fn named(&self, name: &str) -> Option<&Credential> {
+        self.0.iter().find(|credential| credential.operator.name() == name)
     }
 }
 
 impl fmt::Debug for Operators {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|known| known.operator.name())).finish()
+        f.debug_list().entries(self.0.iter().map(|credential| credential.operator.name())).finish()
     }
 }
 
-/// What a token must be like, so that nobody guesses it. `what` it is, for the message.
+/// Refuses a token that could be guessed. `what` names the setting in the message.
 fn checked(what: &str, token: &str) -> anyhow::Result<()> {
-    let strong = token.len() >= SHORTEST_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic());
-    ensure!(
-        strong,
-        "{what} is not {SHORTEST_TOKEN} or more printable characters: make one with `openssl rand -hex 32`"
-    );
+    let strong = token.len() >= MIN_TOKEN_LEN && token.bytes().all(|byte| byte.is_ascii_graphic());
+    ensure!(strong, "{what} is not {MIN_TOKEN_LEN} or more printable characters: make one with `openssl rand -hex 32`");
     Ok(())
 }
 
@@ -161,7 +159,7 @@ fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(legal)
 }
 
-/// The token of `Authorization: Bearer …`, said once.
+/// The token of `Authorization: Bearer …`; `None` if the header is absent or repeated.
 pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };

@@ -1,4 +1,4 @@
-//! The layers that ask for an operator: by a token or a session at `/admin`, by a session alone where a browser only looks.
+//! The layers that require an operator: by a token or a session for `/admin`; by a session alone for the dashboard's feed.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::http::{
     limits::Client,
 };
 
-/// Lets operators through and nobody else; nobody at all where no token is configured.
+/// Requires an operator. Without a configured token there is none.
 pub async fn operators_only(
     State(sessions): State<Arc<Sessions>>,
     request: Request,
@@ -24,7 +24,7 @@ pub async fn operators_only(
     Ok(run_as(operator, request, next).await)
 }
 
-/// Goes on with a request that is this operator's.
+/// Runs a request as this operator: the extensions of the request and of its reply name it.
 pub async fn run_as(operator: Operator, mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(operator.clone());
     let mut response = next.run(request).await;
@@ -32,8 +32,9 @@ pub async fn run_as(operator: Operator, mut request: Request, next: Next) -> Res
     response
 }
 
-/// Lets through who has a session, whatever else; for what only shows something. The session goes with the request, as
-/// [`Session`] and [`Operator`].
+/// Requires a session; for what only shows something. The extensions of the request have it, as [`Session`] and [`Operator`].
+///
+/// [`Session`]: super::session::Session
 pub async fn session_only(
     State(sessions): State<Arc<Sessions>>,
     mut request: Request,

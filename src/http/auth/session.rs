@@ -1,20 +1,20 @@
-//! Sessions: an operator's browser signs in with the token once, and has a cookie from then on.
+//! Sessions: an operator's browser signs in with the token once and has a cookie from then on.
 //!
-//! The cookie is `name.expiry.nonce.mac`: whose session it is, until when (epoch ms), a number used once, and an HMAC over the
-//! three under the hash of that operator's token. So nothing is kept anywhere: every process that has the same tokens knows
-//! its own cookies again, whatever else is away, and another token for an operator ends the sessions begun with the old one.
+//! The cookie is `name.expiry.nonce.mac`: the operator, the end of the session (epoch ms), a random number, and an HMAC over the
+//! three under the hash of the operator's token. No store has sessions: every process with the same tokens verifies the cookies of
+//! all, and a new token for an operator ends the sessions of the old one.
 //!
-//! Signing out clears the cookie, and this process remembers the session as over. Other processes don't hear of it: whoever
-//! had copied the cookie could use it there until it expires, within eight hours, or until the token is changed.
+//! Signing out clears the cookie, and this process rejects the session from then on. Other processes do not: a copy of the cookie
+//! is valid there until it expires, within eight hours, or until the token changes.
 //!
-//! The cookie alone opens what only shows something ([`session_only`]); `/admin` also asks for a header that no other site
-//! can send ([`CSRF_HEADER`](crate::http::headers::CSRF_HEADER)). The token is never in a URL and never in the cookie.
+//! The cookie alone opens what only shows something ([`session_only`](super::require::session_only)). `/admin` also requires a header
+//! that no other site can send ([`CSRF_HEADER`]). The token is never in a URL and never in the cookie.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -23,12 +23,13 @@ use axum::http::{
     HeaderMap, HeaderValue,
     header::{AUTHORIZATION, COOKIE},
 };
+use parking_lot::Mutex;
 use ring::{
     hmac,
     rand::{SecureRandom, SystemRandom},
 };
 
-use super::operator::{Known, Operator, Operators, bearer};
+use super::operator::{Credential, Operator, Operators, bearer};
 use crate::{
     http::{
         error::{ApiError, Code},
@@ -38,37 +39,36 @@ use crate::{
     model::{Clock, Error, Millis},
 };
 
-/// The cookie's name.
+/// The name of the cookie.
 pub const COOKIE_NAME: &str = "firstcome_ops";
-/// Where browsers send it: to the dashboard and to what it acts by, and to nothing else of this origin.
+/// The paths to which browsers send the cookie: the dashboard and the operators' API.
 pub const COOKIE_PATHS: [&str; 2] = ["/ops", "/admin"];
-/// How long a session lasts.
-pub const LIFE_SECONDS: i64 = 8 * 60 * 60;
-/// The longest cookie that is looked at: a name of 32, and what follows it.
-const LONGEST_COOKIE: usize = 160;
-/// Sessions remembered as over. Only a real one gets there, so it takes as many sign-ins to fill it.
-const MOST_SIGNED_OUT: usize = 10_000;
+/// The duration of a session.
+pub const SESSION_TTL_SECONDS: i64 = 8 * 60 * 60;
+/// Longer cookies are not read: a name has 32 characters, the rest is bounded.
+const MAX_COOKIE_LEN: usize = 160;
+/// The most signed-out sessions that are kept. Only valid ones get there, so that it takes as many sign-ins to fill it.
+const MAX_SIGNED_OUT: usize = 10_000;
 
-/// Sees who is an operator.
+/// Authenticates operators.
 pub struct Sessions {
     operators: Operators,
     clock: Clock,
-    /// Browsers send the cookie over https alone.
+    /// Browsers send the cookie over HTTPS only.
     secure: bool,
-    /// Slow down whoever guesses.
+    /// Slow down guesses.
     limits: Arc<Limits>,
-    /// Nonces of sessions that were signed out of, and when they would have expired.
-    over: Mutex<HashMap<String, Millis>>,
+    /// The nonces of signed-out sessions, with the time at which each session would have expired.
+    signed_out: Mutex<HashMap<String, Millis>>,
     failed: AtomicU64,
     limited: AtomicU64,
 }
 
-/// A session that is open.
+/// An open session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// Whose it is.
     pub operator: Operator,
-    /// The first instant at which it is no more.
+    /// The first instant after the session.
     pub expires_at: Millis,
     nonce: String,
 }
@@ -76,47 +76,48 @@ pub struct Session {
 /// Sign-ins that failed so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Failures {
-    /// With a token that is nobody's.
+    /// With a wrong token.
     pub wrong: u64,
-    /// Not looked at: too many at a time.
+    /// Not judged, because the client had too many wrong ones.
     pub limited: u64,
 }
 
 impl Sessions {
-    /// `secure`: browsers send the cookie over https alone. `limits`: who has guessed wrong too often.
+    /// `secure`: browsers send the cookie over HTTPS only. `limits` bound the guesses of a client.
     pub fn new(operators: Operators, clock: Clock, secure: bool, limits: Arc<Limits>) -> Self {
         Sessions {
             operators,
             clock,
             secure,
             limits,
-            over: Mutex::default(),
+            signed_out: Mutex::default(),
             failed: AtomicU64::default(),
             limited: AtomicU64::default(),
         }
     }
 
-    /// Whose request to `/admin` one with these headers, from this client, is: by its token, else by its session.
+    /// The operator of a request to `/admin` with these headers: by its token, else by its session.
     ///
     /// # Errors
-    /// 401: no operator's. 429: the client has guessed wrong too often, and its token was not looked at.
+    /// 401: there is none. 429: the client has guessed wrong too often, and its token was not judged.
     pub fn operator(&self, headers: &HeaderMap, client: IpAddr) -> Result<Operator, ApiError> {
         if headers.contains_key(AUTHORIZATION) {
             let token = bearer(headers).ok_or(Code::Unauthorized)?;
-            let known = self.limits.judge(client, || self.operators.with_token(token))?;
-            return Ok(known.operator.clone());
+            let credential = self.limits.judge(client, || self.operators.with_token(token))?;
+            return Ok(credential.operator.clone());
         }
-        let from_page = headers.get(CSRF_HEADER).is_some_and(|value| value == "1");
-        let session = if from_page { self.session(headers) } else { None };
+        let has_csrf_header = headers.get(CSRF_HEADER).is_some_and(|value| value == "1");
+        let session = if has_csrf_header { self.session(headers) } else { None };
         Ok(session.ok_or(Code::Unauthorized)?.operator)
     }
 
-    /// The open session of the cookie among these headers.
+    /// The open session of these headers' cookie.
     pub fn session(&self, headers: &HeaderMap) -> Option<Session> {
         let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
         let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let mut ours = pairs.filter(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| value);
-        // All of them, of which a head holds a few hundred: a page of a sibling domain may have set others, to be sent first.
+        // All cookies of the name, of which a head holds a few hundred: a page of a sibling domain may have set others that
+        // browsers send first.
         ours.find_map(|value| self.read(value))
     }
 
@@ -125,59 +126,63 @@ impl Sessions {
         Failures { wrong: self.failed.load(Ordering::Relaxed), limited: self.limited.load(Ordering::Relaxed) }
     }
 
-    /// A new session for whoever has this token.
+    /// A new session of the operator with this token, and its cookie.
+    ///
+    /// # Errors
+    /// As [`operator`](Sessions::operator).
     pub fn sign_in(&self, token: &str, client: IpAddr) -> Result<(Session, String), ApiError> {
         let judged = self.limits.judge(client, || self.operators.with_token(token.trim().as_bytes()));
-        let known = judged.inspect_err(|refused| {
+        let credential = judged.inspect_err(|refused| {
             let count = if refused.code() == Code::TooManyRequests { &self.limited } else { &self.failed };
             count.fetch_add(1, Ordering::Relaxed);
         })?;
         let mut nonce = [0; 16];
         SystemRandom::new().fill(&mut nonce).map_err(|_| Error::Internal(anyhow::anyhow!("no random numbers")))?;
-        let (expires_at, nonce) = (self.clock.now().plus(LIFE_SECONDS * 1000), hex(&nonce));
-        let cookie = seal(known, expires_at, &nonce);
-        Ok((Session { operator: known.operator.clone(), expires_at, nonce }, cookie))
+        let (expires_at, nonce) = (self.clock.now().plus(SESSION_TTL_SECONDS * 1000), hex::encode(nonce));
+        let cookie = signed(credential, expires_at, &nonce);
+        Ok((Session { operator: credential.operator.clone(), expires_at, nonce }, cookie))
     }
 
-    /// The session that a cookie's value is, while it is open.
+    /// The open session of a cookie's value.
     fn read(&self, cookie: &str) -> Option<Session> {
-        if cookie.len() > LONGEST_COOKIE {
+        if cookie.len() > MAX_COOKIE_LEN {
             return None;
         }
         // From the right: a name may have dots.
-        let (sealed, mac) = cookie.rsplit_once('.')?;
-        let (rest, nonce) = sealed.rsplit_once('.')?;
+        let (payload, mac) = cookie.rsplit_once('.')?;
+        let (rest, nonce) = payload.rsplit_once('.')?;
         let (name, expiry) = rest.rsplit_once('.')?;
-        let known = self.operators.named(name)?;
+        let credential = self.operators.named(name)?;
         let expires_at = Millis(expiry.parse().ok()?);
-        // What costs nothing first.
+        // Before the HMAC, which costs more.
         if self.clock.now() >= expires_at {
             return None;
         }
-        hmac::verify(&known.seal(), sealed.as_bytes(), &unhex(mac)?).ok()?;
-        let open = !self.signed_out().contains_key(nonce);
-        open.then(|| Session { operator: known.operator.clone(), expires_at, nonce: nonce.to_owned() })
+        // One spelling of each cookie.
+        if mac.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return None;
+        }
+        hmac::verify(&credential.session_key(), payload.as_bytes(), &hex::decode(mac).ok()?).ok()?;
+        let open = !self.signed_out.lock().contains_key(nonce);
+        open.then(|| Session { operator: credential.operator.clone(), expires_at, nonce: nonce.to_owned() })
     }
 
+    /// Ends a session in this process.
     pub fn sign_out(&self, session: &Session) {
         let now = self.clock.now();
-        let mut over = self.signed_out();
-        if over.len() >= MOST_SIGNED_OUT {
-            over.retain(|_, expires_at| *expires_at > now);
+        let mut signed_out = self.signed_out.lock();
+        if signed_out.len() >= MAX_SIGNED_OUT {
+            signed_out.retain(|_, expires_at| *expires_at > now);
         }
-        if over.len() >= MOST_SIGNED_OUT {
-            // The one that would end first anyway.
-            let next = over.iter().min_by_key(|(_, expires_at)| **expires_at).map(|(nonce, _)| nonce.clone());
-            next.map(|nonce| over.remove(&nonce));
+        if signed_out.len() >= MAX_SIGNED_OUT {
+            // The one that expires first.
+            let next = signed_out.iter().min_by_key(|(_, expires_at)| **expires_at).map(|(nonce, _)| nonce.clone());
+            next.map(|nonce| signed_out.remove(&nonce));
         }
-        over.insert(session.nonce.clone(), session.expires_at);
+        signed_out.insert(session.nonce.clone(), session.expires_at);
     }
 
-    fn signed_out(&self) -> std::sync::MutexGuard<'_, HashMap<String, Millis>> {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What makes a browser keep the cookie so long, or forget it.
+    /// The header that makes a browser keep the cookie for `seconds`, or forget it for 0.
     pub fn set_cookie(&self, value: &str, path: &str, seconds: i64) -> Option<HeaderValue> {
         let secure = if self.secure { "; Secure" } else { "" };
         let cookie =
@@ -186,24 +191,11 @@ impl Sessions {
     }
 }
 
-fn seal(known: &Known, expires_at: Millis, nonce: &str) -> String {
-    let sealed = format!("{}.{}.{nonce}", known.operator.name(), expires_at.0);
-    let mac = hmac::sign(&known.seal(), sealed.as_bytes());
-    format!("{sealed}.{}", hex(mac.as_ref()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(digits: &str) -> Option<Vec<u8>> {
-    let pair = |pair: &[u8]| {
-        // Lower case alone, as it is written: one spelling of each cookie.
-        let digit = |byte: u8| char::from(byte).to_digit(16).filter(|_| !byte.is_ascii_uppercase());
-        let [high, low] = pair else { return None };
-        u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()
-    };
-    digits.as_bytes().chunks(2).map(pair).collect()
+/// The cookie of a session.
+fn signed(credential: &Credential, expires_at: Millis, nonce: &str) -> String {
+    let payload = format!("{}.{}.{nonce}", credential.operator.name(), expires_at.0);
+    let mac = hmac::sign(&credential.session_key(), payload.as_bytes());
+    format!("{payload}.{}", hex::encode(mac))
 }
 
 #[cfg(test)]
@@ -273,13 +265,13 @@ mod tests {
             assert!(!opens(&sessions, &String::from_utf8(changed).unwrap()), "{at}");
             assert!(!opens(&sessions, &cookie[..at]), "{at}");
         }
-        let (sealed, mac) = cookie.rsplit_once('.').unwrap();
+        let (payload, mac) = cookie.rsplit_once('.').unwrap();
         for wrong in [
             format!("{cookie}0"),
             format!("{cookie}00"),
-            format!("{sealed}.{}", mac.replace(['a', 'b', 'c', 'd', 'e', 'f'], "A")),
+            format!("{payload}.{}", mac.replace(['a', 'b', 'c', 'd', 'e', 'f'], "A")),
             cookie.replacen("kim", "admin", 1),
-            format!("{sealed}."),
+            format!("{payload}."),
             "...".to_owned(),
             ".".repeat(200),
             "kim.+1.0.00".to_owned(),
@@ -296,8 +288,8 @@ mod tests {
         assert!(sessions.session(&with(&[&theirs, &ours])).is_some());
         assert!(sessions.session(&with(&[&format!("{theirs}; {ours}")])).is_some());
         // As many as a head of 16 KiB holds, of the right looks: none of them is read for the one behind it.
-        let (sealed, mac) = cookie.rsplit_once('.').unwrap();
-        let forged = format!("{COOKIE_NAME}={sealed}.{}", mac.replace(|_| true, "0"));
+        let (payload, mac) = cookie.rsplit_once('.').unwrap();
+        let forged = format!("{COOKIE_NAME}={payload}.{}", mac.replace(|_| true, "0"));
         for bogus in [theirs, forged] {
             let many = vec![bogus.as_str(); 16 * 1024 / bogus.len()].join("; ");
             assert!(sessions.session(&with(&[&many, &ours])).is_some());
@@ -333,14 +325,14 @@ mod tests {
         clock.advance(1);
         let later =
             |n: usize| Session { expires_at: session.expires_at.plus(1), nonce: n.to_string(), ..session.clone() };
-        for n in 0..MOST_SIGNED_OUT + 10 {
+        for n in 0..MAX_SIGNED_OUT + 10 {
             sessions.sign_out(&later(n));
         }
-        assert_eq!(sessions.signed_out().len(), MOST_SIGNED_OUT);
-        assert!(!sessions.signed_out().contains_key(&session.nonce), "it ends before the others");
+        assert_eq!(sessions.signed_out.lock().len(), MAX_SIGNED_OUT);
+        assert!(!sessions.signed_out.lock().contains_key(&session.nonce), "it ends before the others");
         clock.advance(9 * 3_600_000);
         sessions.sign_out(&Session { expires_at: clock.now().plus(1), nonce: "new".to_owned(), ..session });
-        assert_eq!(sessions.signed_out().len(), 1);
+        assert_eq!(sessions.signed_out.lock().len(), 1);
     }
 
     #[test]

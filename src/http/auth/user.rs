@@ -1,10 +1,10 @@
-//! Whom a request acts for, or shows, and whether it may: with `AUTH=jwt`, the user of its token and nobody else.
+//! Authorization of users: with `AUTH=jwt` a request acts for the user of its token alone.
 //!
-//! A request names its user in the path, the query or the body. The one extractor of each ([`PathId`](crate::http::extract::params::PathId),
-//! [`Params`](crate::http::extract::params::Params), [`Write`](crate::http::extract::write::Write)) says so to [`admit`], so that no handler has to think of
-//! it; and what answers without anybody having asked is not let out ([`users_only`]), so that no handler can forget it.
+//! A request names its user in the path, the query or the body. The extractor of each ([`PathId`](crate::http::extract::params::PathId),
+//! [`Params`](crate::http::extract::params::Params), [`Write`](crate::http::extract::write::Write)) calls [`admit`], so that no handler
+//! has to. The layer [`users_only`] turns a success into a 500 if the user was not checked, so that no handler can forget it.
 //!
-//! The token comes before anything else; whose it is comes once the request says whom it is about.
+//! The token is checked first; its user is compared once the request has named one.
 
 use std::{
     convert::Infallible,
@@ -29,7 +29,7 @@ use crate::{
     model::{Error, UserId},
 };
 
-/// The routes of the API that are about no user. All others need a token: a new one does until it is named here.
+/// The routes of the API that concern no user. All others need a token, new ones included.
 const OPEN: [&str; 4] =
     ["/api/v1/products", "/api/v1/products/popular", "/api/v1/products/{productId}", "/api/v1/campaigns"];
 
@@ -38,27 +38,27 @@ pub fn needs_user(route: &str) -> bool {
     route.starts_with("/api/") && !OPEN.contains(&route)
 }
 
-/// The user whose token came with a request; nobody where users need none.
+/// The user of a request's token; none if users need no token.
 #[derive(Clone, Debug)]
-pub struct Caller(Option<Known>);
+pub struct Caller(Option<Authenticated>);
 
 #[derive(Clone, Debug)]
-struct Known {
+struct Authenticated {
     user: UserId,
-    /// Whether it made a difference to anybody.
-    asked: Arc<AtomicBool>,
+    /// Set once the user is used for a decision.
+    checked: Arc<AtomicBool>,
 }
 
 impl Caller {
-    /// The caller where it is known, else the user that the request names, if any.
+    /// The user of the token, else the user that the request names, if any.
     pub fn or(self, named: Option<UserId>) -> Option<UserId> {
-        self.0.map(|known| known.ask()).or(named)
+        self.0.map(|caller| caller.check()).or(named)
     }
 }
 
-impl Known {
-    fn ask(&self) -> UserId {
-        self.asked.store(true, Ordering::Relaxed);
+impl Authenticated {
+    fn check(&self) -> UserId {
+        self.checked.store(true, Ordering::Relaxed);
         self.user
     }
 }
@@ -67,19 +67,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        Ok(Caller(parts.extensions.get::<Known>().cloned()))
+        Ok(Caller(parts.extensions.get::<Authenticated>().cloned()))
     }
 }
 
-/// Whether the request may act for `user`, if it names one there.
+/// Whether a request may act for `user`, if its path, query or body names one.
 pub fn admit(extensions: &Extensions, user: Option<UserId>) -> Result<(), Code> {
-    match (user, extensions.get::<Known>()) {
-        (Some(user), Some(known)) if known.ask() != user => Err(Code::Forbidden),
+    match (user, extensions.get::<Authenticated>()) {
+        (Some(user), Some(caller)) if caller.check() != user => Err(Code::Forbidden),
         _ => Ok(()),
     }
 }
 
-/// The layer, where users need tokens.
+/// The layer. It is absent if users need no token.
 pub async fn users_only(
     State(tokens): State<Arc<Tokens>>,
     mut request: Request,
@@ -99,10 +99,10 @@ pub async fn users_only(
         }
         Err(unknown @ Refused::KeysUnknown) => return Err(Error::from(unknown).into()),
     };
-    let asked = Arc::new(AtomicBool::new(false));
-    request.extensions_mut().insert(Known { user, asked: asked.clone() });
+    let checked = Arc::new(AtomicBool::new(false));
+    request.extensions_mut().insert(Authenticated { user, checked: checked.clone() });
     let response = next.run(request).await;
-    if response.status().is_success() && !asked.load(Ordering::Relaxed) {
+    if response.status().is_success() && !checked.load(Ordering::Relaxed) {
         return Err(Error::Internal(anyhow!("a handler did not ask whose request this is")).into());
     }
     Ok(response)

@@ -1,7 +1,6 @@
-//! Hostile input, field by field: what a JSON value or a query parameter must look like to be let in.
+//! Decodes untrusted input, field by field: the `deserialize_with` functions of request bodies and query strings.
 //!
-//! Owns the `deserialize_with` functions of the request bodies and query strings. Which error a refusal becomes is
-//! left to [`body`](super::write) and [`params`](super::params).
+//! [`write`](super::write) and [`params`](super::params) turn a refusal into an error.
 
 use std::{fmt, marker::PhantomData, ops::RangeInclusive, str::FromStr};
 
@@ -17,15 +16,15 @@ use crate::{
     model::{CouponId, MAX_SAFE_INTEGER, Millis, OrderId, ProductId, UserId},
 };
 
-/// An id that clients name.
+/// An id in a request.
 pub trait Id: Copy {
-    /// What a path with an id that cannot exist answers.
+    /// The error of a path whose id cannot exist.
     const UNKNOWN: Code;
 
     /// `None` unless it is 1 to 2^53−1.
     fn new(id: i64) -> Option<Self>;
 
-    /// The user that a request with this id in its path acts for, or shows.
+    /// The user for whom a request with this id in its path acts.
     fn user(self) -> Option<UserId>;
 }
 
@@ -52,8 +51,8 @@ ids! {
     CouponId CouponNotFound |_| None;
 }
 
-/// A JSON number that is whole and within ±(2^53−1): `1000`, `1000.0` and `1e3` are the same one. A number is the
-/// double that it denotes, so that every client in the world agrees with us about which one it is.
+/// A whole JSON number within ±(2^53−1): `1000`, `1000.0` and `1e3` are the same. A number is the double that it denotes, as it is
+/// for every client.
 #[derive(Clone, Copy)]
 struct Whole(i64);
 
@@ -121,13 +120,13 @@ pub fn id<'de, D: Deserializer<'de>, T: Id>(deserializer: D) -> Result<T, D::Err
     T::new(number).ok_or_else(|| D::Error::custom("not an id"))
 }
 
-/// An id, or null for none: clients in languages with nullable fields write what they don't have that way.
+/// An id, or null for none: clients in languages with nullable fields send null for an absent value.
 pub fn nullable_id<'de, D: Deserializer<'de>, T: Id>(deserializer: D) -> Result<Option<T>, D::Error> {
     let Some(Whole(number)) = Option::deserialize(deserializer)? else { return Ok(None) };
     T::new(number).map(Some).ok_or_else(|| D::Error::custom("not an id"))
 }
 
-/// A word of an enumeration, or a token: exactly as it is spelled.
+/// A word of an enumeration, or a token, in its exact spelling.
 pub fn word<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> Result<T, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(|_| D::Error::custom("unknown word"))
 }
@@ -137,12 +136,12 @@ pub fn optional_word<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> 
     word(deserializer).map(Some)
 }
 
-/// What [`text`] lets in, as the document says it. Written out so that every dialect of patterns takes it for the same.
+/// The pattern of [`text`] in the document. It avoids classes that dialects of patterns define differently.
 pub const TEXT_PATTERN: &str =
     concat!(r"^[^\u0000-\u001F\u007F-\u009F]*[^\s\u0000-\u001F\u007F-\u009F]", r"[^\u0000-\u001F\u007F-\u009F]*$");
-/// The same of [`optional_prefix`].
+/// The pattern of [`optional_prefix`].
 pub const PREFIX_PATTERN: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
-/// The same of a [`LocalTime`], but for days and hours that no calendar and no zone has.
+/// The pattern of a [`LocalTime`]. It also matches days and hours that no calendar or zone has.
 pub const TIME_PATTERN: &str = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?$";
 
 /// A text of 1 to `MAX` characters, not blank and free of control characters.
@@ -173,13 +172,12 @@ fn printable<E: Error>(text: String, max: usize) -> Result<String, E> {
     Ok(text)
 }
 
-/// A wall-clock time as a request names it: `2024-04-04T14:45:00`, with or without a fraction of a second.
+/// The wall-clock time of a request: `2024-04-04T14:45:00`, with or without a fraction of a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalTime(NaiveDateTime);
 
 impl LocalTime {
-    /// The instant that clocks in `zone` call so: of two, the earlier; `None` if they skip it, or if it is outside
-    /// 1970–9999.
+    /// The instant of this time in `zone`: the earlier of two; `None` if the zone skips it, or outside of 1970–9999.
     pub fn instant(self, zone: Tz) -> Option<Millis> {
         let instant = match zone.from_local_datetime(&self.0) {
             LocalResult::Single(time) => time,
@@ -195,7 +193,7 @@ impl FromStr for LocalTime {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        // chrono alone would also take `+2024-4-4T 1:2:60`.
+        // chrono alone would also accept `+2024-4-4T 1:2:60`.
         const SHAPE: &[u8] = b"0000-00-00T00:00:00";
         let (seconds, fraction) = text.split_once('.').map_or((text, None), |(s, f)| (s, Some(f)));
         let shaped = seconds.len() == SHAPE.len()
@@ -218,7 +216,7 @@ impl Serialize for LocalTime {
     }
 }
 
-/// A `T` that is a JSON object: serde's own structs would also be read from an array.
+/// A `T` from a JSON object: serde would also decode a struct from an array.
 #[derive(Clone, Copy, Debug)]
 pub struct Object<T>(pub T);
 
@@ -267,8 +265,8 @@ pub fn optional_query_id<'de, D: Deserializer<'de>, T: Id>(deserializer: D) -> R
     decimal(&digits).and_then(T::new).map(Some).ok_or_else(|| D::Error::custom("not an id"))
 }
 
-/// Up to 18 decimal digits and nothing else, without zeros in front: each number has one spelling, so that what compares
-/// texts (a proxy's rules, an idempotency key's request) does not take one thing for two.
+/// Up to 18 decimal digits without leading zeros. Each number has one spelling, so that comparisons of texts (a proxy's rules, an
+/// idempotency key's request) see one number as one.
 pub fn decimal(digits: &str) -> Option<i64> {
     let plain = (1..=18).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
     if plain && (digits == "0" || !digits.starts_with('0')) { digits.parse().ok() } else { None }

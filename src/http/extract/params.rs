@@ -1,7 +1,7 @@
 //! Path ids and query strings.
 //!
-//! The extractors always succeed and are asked for their value by the handler, in the order in which a client is told
-//! what is wrong: the body, then the path, then the query.
+//! These extractors always succeed. The handler asks them for their values in the order in which a client learns what is wrong:
+//! the body, then the path, then the query.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -16,21 +16,21 @@ use crate::{
     http::{
         auth::user,
         error::{ApiError, Code},
-        limits::{Limits, Traffic},
-        middleware::edge,
+        limits::Limits,
+        request_class::RequestClass,
     },
     model::UserId,
 };
 
-/// The last page of a listing, whatever its size: a bound of two parameters together could not be said in the document.
-pub const LAST_PAGE: i64 = 10_000;
-
-/// The one id in the path.
+/// The id in the path.
 #[derive(Clone, Copy, Debug)]
 pub struct PathId<T>(Result<T, Code>);
 
 impl<T: Id> PathId<T> {
-    /// The id; what can't be one names nothing that exists, and another user than the caller's may not be asked about.
+    /// The id.
+    ///
+    /// # Errors
+    /// 404: an invalid id names nothing that exists. 403: it is another user than the token's.
     pub fn valid(self) -> Result<T, ApiError> {
         Ok(self.0?)
     }
@@ -46,12 +46,15 @@ impl<S: Send + Sync, T: Id> FromRequestParts<S> for PathId<T> {
     }
 }
 
-/// The user in the path, for whom the request acts: within the user's limit.
+/// The user in the path, for whom the request acts, within the user's limit.
 #[derive(Debug)]
 pub struct PathUser(Result<UserId, ApiError>);
 
 impl PathUser {
-    /// The user; what can't be one names nobody that exists.
+    /// The user.
+    ///
+    /// # Errors
+    /// 404: an invalid id names no user. 403: it is another user than the token's. 429: the limit is reached.
     pub fn valid(self) -> Result<UserId, ApiError> {
         self.0
     }
@@ -71,15 +74,15 @@ where
     }
 }
 
-/// The parameters of an endpoint.
+/// The query parameters of an endpoint.
 pub trait QueryParams: DeserializeOwned {
-    /// What a query string that can't be read answers.
+    /// The error of an invalid query string.
     const INVALID: Code = Code::InvalidRequest;
 
-    /// The user that a request with these parameters acts for, or shows.
+    /// The user for whom a request with these parameters acts.
     fn user(&self) -> Option<UserId>;
 
-    /// Tokens that a request with these parameters costs more than others to the same route.
+    /// The tokens that a request with these parameters costs more than others to the same route.
     fn cost(&self) -> u32 {
         0
     }
@@ -90,7 +93,10 @@ pub trait QueryParams: DeserializeOwned {
 pub struct Params<T>(Result<T, ApiError>);
 
 impl<T: QueryParams> Params<T> {
-    /// The parameters; they may not name another user than the caller's.
+    /// The parameters.
+    ///
+    /// # Errors
+    /// The parameters are invalid. 403: they name another user than the token's. 429: the client has too few tokens.
     pub fn valid(self) -> Result<T, ApiError> {
         self.0
     }
@@ -107,17 +113,12 @@ where
             let Query(params) = Query::<T>::try_from_uri(&parts.uri).map_err(|_| T::INVALID)?;
             user::admit(&parts.extensions, params.user())?;
             let more = params.cost();
-            if more > 0 && Traffic::of(parts.uri.path()) == Traffic::Public {
+            if more > 0 && RequestClass::of(&parts.extensions) == RequestClass::Public {
                 let limits = Arc::<Limits>::from_ref(state);
-                limits.admit_more(edge::client(&limits, &parts.extensions, &parts.headers), more)?;
+                limits.admit_more(limits.client_of(&parts.extensions, &parts.headers), more)?;
             }
             Ok(params)
         };
         Ok(Params(admitted()))
     }
-}
-
-/// The `size` of a page where none is named.
-pub fn default_size() -> i64 {
-    20
 }

@@ -1,9 +1,8 @@
-//! The one way in for writes: body, idempotency key and request id become a typed request and its
-//! [`Call`](crate::model::Call).
+//! The extractor of writes: body, idempotency key and request id become a typed request and its [`Call`].
 //!
-//! Order matters: whatever is wrong with a body is told before anything else (the path, the key), so the extractor
-//! that reads it is the first thing in a write that can fail. Once it is known for whom the request acts, its limit is asked
-//! ([`limits`](crate::http::limits)): before anything is asked of the stores.
+//! Order matters: a client learns what is wrong with a body before it learns what is wrong with the path or the key, so this
+//! extractor is the first part of a write that can fail. The limit of the user applies once the body is decoded, before any store
+//! is asked.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -23,25 +22,25 @@ use crate::{
         auth::{operator::Operator, user},
         error::{ApiError, Code},
         headers::IDEMPOTENCY_KEY,
-        limits::{Limits, Traffic},
+        limits::Limits,
         middleware::{
-            edge,
-            operator_log::Asked,
+            operator_log::RequestDetail,
             unknown_fields::{self, Names},
         },
+        request_class::RequestClass,
         request_id::RequestId,
     },
     model::{AcknowledgedPositions, Call, IdempotencyKey, KeyOwner, UserId},
 };
 
-/// What decoding needs to know.
+/// What decoding depends on.
 #[derive(Clone)]
 pub struct Decoding {
-    /// Bytes of the largest body let in.
+    /// Bytes of the largest body.
     pub body_limit: usize,
     /// How long a body may take to arrive.
     pub body_timeout: Duration,
-    /// Asked for the user.
+    /// The limits of the user.
     pub limits: Arc<Limits>,
     /// The zone of the wall-clock times in requests.
     pub zone: Tz,
@@ -49,28 +48,28 @@ pub struct Decoding {
 
 /// The body of a write.
 ///
-/// Its `Serialize` is the canonical form of the request: what an idempotency key is bound to.
+/// Its `Serialize` is the canonical form of the request, to which an idempotency key is bound.
 pub trait RequestBody: DeserializeOwned + Serialize + Send {
-    /// What the handler gets.
+    /// The type that the handler gets.
     type Valid: Send;
 
     /// The endpoint's own 400.
     const INVALID: Code;
-    /// Nothing of it may be in a log, not even of one that can't be read.
+    /// No part of the body may be logged, also if it can't be read.
     const SECRET: bool = false;
 
-    /// A change of nothing, which is refused: whoever asks for one has misspelled what was meant, or sent too little.
+    /// Whether the request changes nothing. It is refused: a field is misspelled or missing.
     fn changes_nothing(&self) -> bool {
         false
     }
 
-    /// What the fields' own types can't say: bounds that take two fields, times in the zone. `None` is refused.
+    /// Checks what the types of the fields can't: bounds of two fields together, times in the zone. `None` is refused.
     fn validate(self, zone: Tz) -> Option<Self::Valid>;
 
-    /// The user that the request acts for, where the body says so.
+    /// The user for whom the request acts, if the body names one.
     fn user(valid: &Self::Valid) -> Option<UserId>;
 
-    /// Tokens that the request costs more than others to the same route.
+    /// The tokens that the request costs more than others to the same route.
     fn cost(_: &Self::Valid) -> u32 {
         0
     }
@@ -79,9 +78,9 @@ pub trait RequestBody: DeserializeOwned + Serialize + Send {
 /// A decoded write.
 #[derive(Debug)]
 pub struct Write<T: RequestBody> {
-    /// Who asks, and under which key.
+    /// The request's id and idempotency key.
     pub call: Call,
-    /// What for.
+    /// The validated body.
     pub body: T::Valid,
 }
 
@@ -99,15 +98,15 @@ where
         if !is_json(&parts.headers) {
             return Err(Code::UnsupportedMediaType.into());
         }
-        let traffic = Traffic::of(parts.uri.path());
-        let bytes = read(body, &decoding, traffic).await?.ok_or(T::INVALID)?;
-        // As text first: the decoder does not look into the strings that it skips.
+        let class = RequestClass::of(&parts.extensions);
+        let bytes = read(body, &decoding, class).await?.ok_or(T::INVALID)?;
+        // Checked as text first: the decoder does not check the strings that it skips.
         let text = std::str::from_utf8(&bytes).map_err(|_| T::INVALID)?;
         let mut unknown = Names::default();
         let mut json = serde_json::Deserializer::from_str(text);
         let read = serde_ignored::deserialize::<_, _, Object<T>>(&mut json, |path| unknown.add(&path.to_string()));
         let read = read.and_then(|request| json.end().map(|()| request));
-        // First: a field that is missing may be there under another name.
+        // First: a missing field may be there under another name.
         unknown_fields::judge_fields(&parts.extensions, unknown)?;
         let Object(request) = read.map_err(|error| {
             if !T::SECRET {
@@ -118,8 +117,8 @@ where
         if request.changes_nothing() {
             return Err(ApiError::because(T::INVALID, "변경할 항목이 없습니다"));
         }
-        if let Some(asked) = parts.extensions.get::<Asked>().filter(|_| !T::SECRET) {
-            asked.note(&request);
+        if let Some(detail) = parts.extensions.get::<RequestDetail>().filter(|_| !T::SECRET) {
+            detail.set(&request);
         }
         let canonical =
             if parts.headers.contains_key(IDEMPOTENCY_KEY) { canonical(&parts, &request)? } else { Vec::new() };
@@ -127,8 +126,8 @@ where
         let user = T::user(&body);
         user::admit(&parts.extensions, user)?;
         let more = T::cost(&body);
-        if more > 0 && traffic == Traffic::Public {
-            let client = edge::client(&decoding.limits, &parts.extensions, &parts.headers);
+        if more > 0 && class == RequestClass::Public {
+            let client = decoding.limits.client_of(&parts.extensions, &parts.headers);
             decoding.limits.admit_more(client, more)?;
         }
         if let Some(user) = user {
@@ -144,21 +143,21 @@ where
     }
 }
 
-/// The whole body; `None` if it breaks off.
-async fn read(body: Body, decoding: &Decoding, traffic: Traffic) -> Result<Option<Bytes>, ApiError> {
+/// The whole body; `None` if the client breaks it off.
+async fn read(body: Body, decoding: &Decoding, class: RequestClass) -> Result<Option<Bytes>, ApiError> {
     let limit = decoding.body_limit;
     if body.size_hint().lower() > limit as u64 {
         return Err(Code::PayloadTooLarge.into());
     }
     let mut reading = pin!(Limited::new(body, limit).collect());
-    // Most bodies came with their heads.
+    // Most bodies arrive with their heads.
     let read = match poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await {
         Poll::Ready(read) => read,
         Poll::Pending => {
-            let waiting = decoding.limits.step_out(traffic);
+            let suspended = decoding.limits.suspend(class);
             let late = |_| ApiError::from(Code::RequestTimeout);
             let read = tokio::time::timeout(decoding.body_timeout, reading).await.map_err(late)?;
-            if !waiting.has_room() {
+            if !suspended.resume() {
                 return Err(decoding.limits.shed());
             }
             read
@@ -174,7 +173,7 @@ async fn read(body: Body, decoding: &Decoding, traffic: Traffic) -> Result<Optio
     }
 }
 
-/// `application/json` or `application/<anything>+json`, with any parameters; said once.
+/// `application/json` or `application/<anything>+json`, with any parameters, in one header.
 fn is_json(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -183,14 +182,14 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.strip_prefix("application/").is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
 }
 
-/// Method, path and decoded body, so that two spellings of a request are one.
+/// Method, path and decoded body: two spellings of a request have one canonical form.
 fn canonical<T: Serialize>(parts: &Parts, request: &T) -> Result<Vec<u8>, ApiError> {
     let mut bytes = format!("{} {}\n", parts.method, parts.uri.path()).into_bytes();
     serde_json::to_writer(&mut bytes, request).map_err(|error| crate::model::Error::Internal(error.into()))?;
     Ok(bytes)
 }
 
-/// The key as its owner's: the operator who asks, or the user for whom the request acts, whom its body names or its path.
+/// The key with its owner: the operator, or the user whom the body or the path names.
 async fn owned_key(
     parts: &mut Parts,
     named: Option<UserId>,
@@ -205,7 +204,7 @@ async fn owned_key(
         None => {
             let path = RawPathParams::from_request_parts(parts, &()).await.ok();
             let user = path.as_ref().and_then(|path| path.iter().find(|(name, _)| *name == "userId"));
-            // What is no id is refused by whoever reads the path.
+            // The path's extractor refuses an invalid id.
             user.and_then(|(_, id)| UserId::new(id.parse().ok()?))
         }
     };
@@ -215,7 +214,7 @@ async fn owned_key(
     })
 }
 
-/// 1–255 printable ASCII characters, said once, or not at all.
+/// The idempotency key: 1–255 printable ASCII characters in one header, or none.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -389,7 +388,7 @@ mod tests {
         assert_eq!(write::<ChargeRequest>(request(chunked)).await.unwrap_err(), Code::PayloadTooLarge);
     }
 
-    /// A body of which the first bytes come, and the rest once it is sent.
+    /// A body whose first bytes arrive at once, and the rest once it is sent.
     fn slow() -> (mpsc::UnboundedSender<&'static str>, Body) {
         let (rest, parts) = mpsc::unbounded_channel();
         rest.send("{\"amount\"").unwrap();
@@ -409,11 +408,11 @@ mod tests {
         let limits = Arc::new(Limits::new(&LimitsConfig { max_in_flight: 1, ..LimitsConfig::off() }));
         let client = std::net::Ipv4Addr::LOCALHOST.into();
         for full in [false, true] {
-            let inside = limits.admit(Traffic::Public, client, "").unwrap();
+            let inside = limits.admit(RequestClass::Public, client, "").unwrap();
             let (rest, body) = slow();
             let waiting = Write::<ChargeRequest>::from_request(request(body), &limits);
             let meanwhile = async {
-                let other = limits.admit(Traffic::Public, client, "").unwrap();
+                let other = limits.admit(RequestClass::Public, client, "").unwrap();
                 let other = full.then_some(other);
                 rest.send(":1}").unwrap();
                 drop(rest);

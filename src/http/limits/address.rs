@@ -1,8 +1,8 @@
-//! Who a request comes from, and what of that counts as one client.
+//! The address of a client, and the addresses that count as one client.
 //!
-//! Anybody can write an X-Forwarded-For. Each proxy appends the address that it was called from, so that the right end of
-//! the list is what our own proxies wrote: it is believed from the right, as far as it was written by trusted ones, and the
-//! first address that is none of theirs is the client. What stands to the left of it is the client's own invention.
+//! Any client can send an X-Forwarded-For. Each proxy appends the address of its peer, so the right end of the list comes from our
+//! own proxies. The list is read from the right, as far as trusted proxies wrote it; the first address that is not a trusted proxy is
+//! the client. The client may have invented the addresses to the left of it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 
 use crate::{config::TrustedProxies, http::headers::X_FORWARDED_FOR};
 
-/// The client of a request that came from `peer`, in its canonical form.
+/// The client of a request from `peer`, in its canonical form.
 pub fn client(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> IpAddr {
     let mut client = peer.to_canonical();
     if !proxies.contains(client) {
@@ -19,7 +19,7 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> Ip
     // Several lines are one list, in their order.
     let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
     for hop in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
-        // Who wrote this can't be trusted to have got the rest right.
+        // A proxy that writes no address may have got the rest wrong too.
         let Some(hop) = address(hop) else { break };
         client = hop;
         if !proxies.contains(client) {
@@ -38,10 +38,9 @@ fn address(hop: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// What is counted as one client: an IPv4 address, or the /64 of an IPv6 address, which is the least that one subscriber
-/// gets.
+/// The key of a client: an IPv4 address, or the /64 of an IPv6 address, which is the least that a subscriber gets.
 ///
-/// The two can't be mistaken for each other: an IPv4 address is a number below 2³², and no IPv6 client comes from `::/32`.
+/// The two do not collide: an IPv4 address is a number below 2³², and no IPv6 client comes from `::/32`.
 pub fn key(client: IpAddr) -> u64 {
     match client.to_canonical() {
         IpAddr::V4(address) => address.to_bits().into(),
@@ -49,7 +48,7 @@ pub fn key(client: IpAddr) -> u64 {
     }
 }
 
-/// Whether an address is one of a host's or a site's own, as a proxy's is, and no client's from the internet.
+/// Whether an address belongs to a host or a site, as that of a proxy does, and not to a client on the internet.
 pub fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {

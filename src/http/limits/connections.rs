@@ -1,54 +1,55 @@
-//! Limits on a connection: how many one client may have, and how long one may take nothing of what it is sent.
+//! Limits on connections: how many one client may have, and how long a client may take no part of what it is sent.
 
 use std::{
     collections::HashMap,
     io::{self, ErrorKind, IoSlice},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Sleep, sleep},
 };
 
-/// The connections of each client. Their number bounds this.
+/// Counts the connections of each client; the open connections bound its size.
 #[derive(Clone)]
-pub struct PerClient {
+pub struct ConnectionsPerClient {
     open: Arc<Mutex<HashMap<u64, usize>>>,
-    most: usize,
+    max: usize,
 }
 
-/// One connection of a client, until dropped.
-pub struct Seat {
+/// Counts one connection of a client until it is dropped.
+pub struct ConnectionPermit {
     open: Arc<Mutex<HashMap<u64, usize>>>,
     client: u64,
 }
 
-impl PerClient {
+impl ConnectionsPerClient {
     /// `None` for 0: no limit.
-    pub fn new(most: usize) -> Option<Self> {
-        (most > 0).then(|| PerClient { open: Arc::default(), most })
+    pub fn new(max: usize) -> Option<Self> {
+        (max > 0).then(|| ConnectionsPerClient { open: Arc::default(), max })
     }
 
-    /// One more connection of this client, unless it has too many.
-    pub fn seat(&self, client: u64) -> Option<Seat> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A permit for one more connection of this client; `None` if it has too many.
+    pub fn acquire(&self, client: u64) -> Option<ConnectionPermit> {
+        let mut open = self.open.lock();
         let count = open.entry(client).or_default();
-        if *count >= self.most {
+        if *count >= self.max {
             return None;
         }
         *count += 1;
-        Some(Seat { open: self.open.clone(), client })
+        Some(ConnectionPermit { open: self.open.clone(), client })
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         if let Some(count) = open.get_mut(&self.client) {
             *count -= 1;
             if *count == 0 {
@@ -58,18 +59,18 @@ impl Drop for Seat {
     }
 }
 
-/// A connection that fails when its client has taken nothing for too long of what it is sent. A reply may take as long as it
-/// gets on; a stream that has nothing to send is not waiting.
-pub struct Patient {
+/// A connection that fails once its client has taken no part of what it is sent for `timeout`. A reply that makes progress may
+/// take any time, and a stream without anything to send does not wait.
+pub struct WriteTimeout {
     stream: TcpStream,
-    patience: Duration,
-    /// Runs while the client is waited for.
+    timeout: Duration,
+    /// Runs while a write waits for the client.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patient {
-    pub fn new(stream: TcpStream, patience: Duration) -> Self {
-        Patient { stream, patience, waiting: None }
+impl WriteTimeout {
+    pub fn new(stream: TcpStream, timeout: Duration) -> Self {
+        WriteTimeout { stream, timeout, waiting: None }
     }
 
     fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -77,19 +78,19 @@ impl Patient {
             self.waiting = None;
             return written;
         }
-        let patience = self.patience;
-        ready!(self.waiting.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx));
+        let timeout = self.timeout;
+        ready!(self.waiting.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client does not take its reply")))
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for WriteTimeout {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for WriteTimeout {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.written(cx, written)
@@ -108,7 +109,7 @@ impl AsyncWrite for Patient {
         self.stream.is_write_vectored()
     }
 
-    // Neither waits for the client: what was written is the kernel's.
+    // Flush and shutdown do not wait for the client: the kernel has what was written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
@@ -125,15 +126,15 @@ mod tests {
 
     #[test]
     fn connections_of_client_bounded() {
-        let clients = PerClient::new(2).unwrap();
-        let first = clients.seat(1).unwrap();
-        let second = clients.seat(1).unwrap();
-        assert!(clients.seat(1).is_none());
-        let other = clients.seat(2).unwrap();
+        let clients = ConnectionsPerClient::new(2).unwrap();
+        let first = clients.acquire(1).unwrap();
+        let second = clients.acquire(1).unwrap();
+        assert!(clients.acquire(1).is_none());
+        let other = clients.acquire(2).unwrap();
         drop(first);
-        let third = clients.seat(1).unwrap();
+        let third = clients.acquire(1).unwrap();
         drop((second, third, other));
-        assert!(clients.open.lock().unwrap().is_empty(), "who is gone is forgotten");
-        assert!(PerClient::new(0).is_none());
+        assert!(clients.open.lock().is_empty(), "who is gone is forgotten");
+        assert!(ConnectionsPerClient::new(0).is_none());
     }
 }

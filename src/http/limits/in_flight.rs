@@ -1,76 +1,76 @@
-//! How many requests may be under way at once: those beyond are turned away at the door, before anything is read of them.
+//! Bounds the requests in flight: further ones are shed before their body is read.
 //!
-//! A request that waits for its client to send the body is no work and does not count: otherwise slow clients could keep
-//! everybody else out. It steps outside meanwhile, and has to find room again.
+//! A request that waits for its body does not count: otherwise slow clients could use up the bound. Its permit is suspended
+//! meanwhile and must find room again.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
-/// Counts who is inside, up to a bound.
-pub struct Gate {
-    inside: AtomicI64,
-    /// `None`: no bound, and nobody is counted.
-    most: Option<i64>,
+/// Counts requests in flight, up to a bound.
+pub struct InFlight {
+    count: AtomicI64,
+    /// `None`: no bound and no count.
+    max: Option<i64>,
 }
 
-/// Inside until dropped.
+/// Counts a request until it is dropped.
 #[must_use]
-pub struct Pass<'a>(Option<&'a Gate>);
+pub struct Permit<'a>(Option<&'a InFlight>);
 
-/// Outside for a while: back inside when dropped.
+/// A permit that does not count: it counts again once this is dropped.
 #[must_use]
-pub struct Outside<'a>(Option<&'a Gate>);
+pub struct Suspended<'a>(Option<&'a InFlight>);
 
-impl Gate {
-    /// A gate for `most` at once; 0: any number.
-    pub fn new(most: u32) -> Self {
-        Gate { inside: AtomicI64::new(0), most: (most > 0).then_some(most.into()) }
+impl InFlight {
+    /// Lets `max` requests be in flight; 0: any number.
+    pub fn new(max: u32) -> Self {
+        InFlight { count: AtomicI64::new(0), max: (max > 0).then_some(max.into()) }
     }
 
-    /// Lets a request in, if there is room.
-    pub fn enter(&self) -> Option<Pass<'_>> {
-        let Some(most) = self.most else { return Some(Pass(None)) };
-        let before = self.inside.fetch_add(1, Relaxed);
-        // Counted either way until it is dropped.
-        let pass = Pass(Some(self));
-        (before < most).then_some(pass)
+    /// A permit for a request, if there is room.
+    pub fn acquire(&self) -> Option<Permit<'_>> {
+        let Some(max) = self.max else { return Some(Permit(None)) };
+        let before = self.count.fetch_add(1, Relaxed);
+        // Undoes the count if it is dropped here.
+        let permit = Permit(Some(self));
+        (before < max).then_some(permit)
     }
 
-    /// Steps outside, for a request that is inside.
-    pub fn step_out(&self) -> Outside<'_> {
-        let gate = self.most.map(|_| self);
-        if let Some(gate) = gate {
-            gate.inside.fetch_sub(1, Relaxed);
+    /// Suspends a permit that is held.
+    pub fn suspend(&self) -> Suspended<'_> {
+        let counted = self.max.map(|_| self);
+        if let Some(counted) = counted {
+            counted.count.fetch_sub(1, Relaxed);
         }
-        Outside(gate)
+        Suspended(counted)
     }
 
-    /// How many are inside; 0 without a bound.
-    pub fn inside(&self) -> i64 {
-        self.inside.load(Relaxed).max(0)
+    /// The requests in flight; 0 without a bound.
+    pub fn count(&self) -> i64 {
+        self.count.load(Relaxed).max(0)
     }
 }
 
-impl Outside<'_> {
-    /// Comes back in; `false` if others have taken the place meanwhile.
-    pub fn has_room(self) -> bool {
-        let Some((gate, most)) = self.0.and_then(|gate| Some((gate, gate.most?))) else { return true };
+impl Suspended<'_> {
+    /// Makes the permit count again; `false` if others have taken its room meanwhile.
+    pub fn resume(self) -> bool {
+        let Some((counted, max)) = self.0.and_then(|counted| Some((counted, counted.max?))) else { return true };
         drop(self);
-        gate.inside.load(Relaxed) <= most
+        counted.count.load(Relaxed) <= max
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if let Some(gate) = self.0 {
-            gate.inside.fetch_sub(1, Relaxed);
+        if let Some(counted) = self.0 {
+            counted.count.fetch_sub(1, Relaxed);
         }
     }
 }
 
-impl Drop for Outside<'_> {
+impl Drop for Suspended<'_> {
     fn drop(&mut self) {
-        if let Some(gate) = self.0 {
-            gate.inside.fetch_add(1, Relaxed);
+        if let Some(counted) = self.0 {
+            counted.count.fetch_add(1, Relaxed);
         }
     }
 }
@@ -82,38 +82,38 @@ mod tests {
 
     #[test]
     fn permits_bounded_by_capacity() {
-        let gate = Gate::new(2);
-        let first = gate.enter().unwrap();
-        let _second = gate.enter().unwrap();
-        assert!(gate.enter().is_none());
-        assert_eq!(gate.inside(), 2, "who was turned away is not inside");
+        let in_flight = InFlight::new(2);
+        let first = in_flight.acquire().unwrap();
+        let _second = in_flight.acquire().unwrap();
+        assert!(in_flight.acquire().is_none());
+        assert_eq!(in_flight.count(), 2, "a refused request is not counted");
         drop(first);
-        assert!(gate.enter().is_some());
+        assert!(in_flight.acquire().is_some());
     }
 
     #[test]
     fn waiting_request_takes_no_permit() {
-        let gate = Gate::new(1);
-        let first = gate.enter().unwrap();
-        let outside = gate.step_out();
-        let second = gate.enter().unwrap();
-        assert!(!outside.has_room());
+        let in_flight = InFlight::new(1);
+        let first = in_flight.acquire().unwrap();
+        let suspended = in_flight.suspend();
+        let second = in_flight.acquire().unwrap();
+        assert!(!suspended.resume());
         drop((first, second));
-        assert_eq!(gate.inside(), 0);
+        assert_eq!(in_flight.count(), 0);
 
-        let pass = gate.enter().unwrap();
-        assert!(gate.step_out().has_room());
-        drop(gate.step_out());
-        assert_eq!(gate.inside(), 1);
-        drop(pass);
-        assert_eq!(gate.inside(), 0);
+        let permit = in_flight.acquire().unwrap();
+        assert!(in_flight.suspend().resume());
+        drop(in_flight.suspend());
+        assert_eq!(in_flight.count(), 1);
+        drop(permit);
+        assert_eq!(in_flight.count(), 0);
     }
 
     #[test]
     fn permits_unbounded_when_capacity_none() {
-        let gate = Gate::new(0);
-        let passes: Vec<_> = (0..100).map(|_| gate.enter().unwrap()).collect();
-        assert!(gate.step_out().has_room());
-        assert_eq!((passes.len(), gate.inside()), (100, 0));
+        let in_flight = InFlight::new(0);
+        let permits: Vec<_> = (0..100).map(|_| in_flight.acquire().unwrap()).collect();
+        assert!(in_flight.suspend().resume());
+        assert_eq!((permits.len(), in_flight.count()), (100, 0));
     }
 }

@@ -1,7 +1,7 @@
-//! What pages of other origins may do from a browser: call the public API, where the configuration says so, and never the
-//! operators'.
+//! Cross-origin requests: pages of the configured origins may call the public API from a browser. No page of another origin may
+//! call the operators' API.
 //!
-//! Around everything else, so that a page can also read that it was refused, and when to come back.
+//! The outermost layer of the public routes, so that a page can also read a refusal and its `Retry-After`.
 
 use std::time::Duration;
 
@@ -12,22 +12,20 @@ use axum::{
         HeaderName, Method,
         header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
+    routing::Route,
 };
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, ServiceExt, layer::layer_fn, service_fn};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use super::framing;
 use crate::{
     config::CorsOrigins,
-    http::{
-        headers::{IDEMPOTENCY_KEY, IDEMPOTENT_REPLAYED, X_REQUEST_ID, X_UNKNOWN_FIELDS},
-        limits::Traffic,
-    },
+    http::headers::{IDEMPOTENCY_KEY, IDEMPOTENT_REPLAYED, X_REQUEST_ID, X_UNKNOWN_FIELDS},
 };
 
-/// What a page may send: what the API reads; what a page's tracing adds to each of its calls; and, for browsers that know the
-/// wildcard, whatever else. A header means nothing here that is not one of these, and no cookie is ever sent along. The wildcard
-/// does not stand for `Authorization`.
+/// The headers that a page may send: those that the API reads; those that a page's tracing adds; and, for browsers that know the
+/// wildcard, any other. The API ignores the others, and cookies are never sent along. The wildcard does not include
+/// `Authorization`.
 const ALLOWED: [HeaderName; 9] = [
     CONTENT_TYPE,
     AUTHORIZATION,
@@ -39,16 +37,16 @@ const ALLOWED: [HeaderName; 9] = [
     HeaderName::from_static("sentry-trace"),
     HeaderName::from_static("*"),
 ];
-/// What a page may read of a reply, beside what any page may.
+/// The headers of a reply that a page may read, beside those that any page may.
 const EXPOSED: [HeaderName; 5] = [X_REQUEST_ID, RETRY_AFTER, IDEMPOTENT_REPLAYED, X_UNKNOWN_FIELDS, WWW_AUTHENTICATE];
 
-/// For which a browser need not ask again.
+/// How long a browser may keep the answer to a preflight.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// The router, with what these origins are told. For none it stays as it is.
-pub fn around(router: Router, origins: &CorsOrigins) -> Router {
+/// The routes, with the permissions of these origins. Without origins the routes stay as they are.
+pub fn around(routes: Router, origins: &CorsOrigins) -> Router {
     let layer = match origins {
-        CorsOrigins::Own => return router,
+        CorsOrigins::Own => return routes,
         CorsOrigins::Any => CorsLayer::new().allow_origin(Any),
         CorsOrigins::Listed(origins) => CorsLayer::new().allow_origin(AllowOrigin::list(origins.clone())),
     };
@@ -57,16 +55,18 @@ pub fn around(router: Router, origins: &CorsOrigins) -> Router {
         .allow_headers(ALLOWED)
         .expose_headers(EXPOSED)
         .max_age(MAX_AGE);
-    let open = layer.layer(router.clone());
-    Router::new().fallback_service(service_fn(move |request: Request| {
-        let (open, shut) = (open.clone(), router.clone());
-        async move {
-            match Traffic::of(request.uri().path()) {
-                // What is refused is not to be answered here, before anybody has looked at it.
-                Traffic::Public if framing::flaw(&request).is_none() => open.oneshot(request).await,
-                _ => shut.oneshot(request).await,
+    routes.layer(layer_fn(move |route: Route| {
+        let permitting = layer.layer(route.clone());
+        service_fn(move |request: Request| {
+            let (route, permitting) = (route.clone(), permitting.clone());
+            async move {
+                // A flawed request is refused further in: a preflight must not be answered here before that.
+                match framing::flaw(&request) {
+                    None => permitting.oneshot(request).await,
+                    Some(_) => route.oneshot(request).await,
+                }
             }
-        }
+        })
     }))
 }
 
@@ -87,10 +87,11 @@ mod tests {
         let router = Router::new()
             .route("/api/v1/balances/{userId}", put(|| async { "fine" }))
             .route("/api/v1/refused", get(|| async { StatusCode::TOO_MANY_REQUESTS }))
-            .route("/admin/{*rest}", any(|| async { StatusCode::UNAUTHORIZED }));
+            .fallback(async || StatusCode::NOT_FOUND);
+        let operators = Router::new().route("/admin/{*rest}", any(|| async { StatusCode::UNAUTHORIZED }));
         let request = Request::builder().method(method).uri(path).header(HOST, "shop").header(ORIGIN, origin);
         let request = request.header(ACCESS_CONTROL_REQUEST_METHOD, "PUT").body(Body::empty()).unwrap();
-        let response = around(router, &origins.parse().unwrap()).oneshot(request).await.unwrap();
+        let response = around(router, &origins.parse().unwrap()).merge(operators).oneshot(request).await.unwrap();
         (response.status(), response.headers().clone())
     }
 

@@ -1,10 +1,10 @@
-//! What operators do, noted for the log of acts: who, what, when, and what came of it.
+//! The operator log: records who did what, when, and with which outcome.
 //!
-//! Every request to `/admin` that may change something is noted when it is over, also one that is given up (its outcome is then
-//! what its client was told). What was asked for is noted by [`body`](crate::http::extract::write) once it is understood, so that the note has
-//! nothing in it that the request's type does not name; what was made, by its handler.
+//! Every request of an operator that may change something is recorded once it ends, also if its client goes away; the recorded
+//! outcome is then the 503 of an unfinished request. The [body's extractor](crate::http::extract::write) gives the detail once
+//! the body is decoded, so that it has no field that the request's type does not name. The handler names what it created.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::{
     extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State},
@@ -12,48 +12,50 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use parking_lot::Mutex;
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::{
     engine::OperatorLog,
-    http::{auth::operator::Operator, error::Code, reply::Made, request_id::RequestId},
-    model::{Clock, OperatorAction},
+    http::{auth::operator::Operator, error::Code, reply::CreatedResource, request_id::RequestId},
+    model::{Clock, Millis, OperatorAction},
 };
 
-/// Characters kept of what was asked for, and of each part of the path.
-const LONGEST_DETAIL: usize = 2000;
-const LONGEST_PART: usize = 40;
+/// The most characters of a body, and of an id in the path, that are recorded.
+const MAX_DETAIL_LEN: usize = 2000;
+const MAX_ID_LEN: usize = 40;
 
-/// In the extensions of a request whose body is to be noted.
+/// In the extensions of a recorded request: takes its body.
 #[derive(Clone, Default)]
-pub struct Asked(Arc<Mutex<String>>);
+pub struct RequestDetail(Arc<Mutex<String>>);
 
-impl Asked {
-    /// Notes what is asked for.
-    pub fn note(&self, request: &impl Serialize) {
-        let json = serde_json::to_string(request).unwrap_or_default();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shortened(&json, LONGEST_DETAIL);
+impl RequestDetail {
+    /// Keeps the beginning of a body, as JSON.
+    pub fn set(&self, body: &impl Serialize) {
+        let json = serde_json::to_string(body).unwrap_or_default();
+        *self.0.lock() = shortened(&json, MAX_DETAIL_LEN);
     }
 
-    fn noted(&self) -> String {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn take(&self) -> String {
+        std::mem::take(&mut self.0.lock())
     }
 }
 
-/// What notes acts.
+/// Writes to the operator log.
 #[derive(Clone)]
-pub struct Notes {
+pub struct ActionRecorder {
     pub log: Arc<OperatorLog>,
     pub clock: Clock,
 }
 
-impl Notes {
-    /// Notes that something was done.
-    pub fn done(&self, operator: &Operator, act: &str, status: u16, request_id: String) {
+impl ActionRecorder {
+    /// Records an action that has no target and no detail.
+    pub fn record(&self, operator: &Operator, action: &str, status: u16, request_id: String) {
         self.log.record(OperatorAction {
-            id: id(),
+            id: new_id(),
             operator: operator.name().to_owned(),
-            action: act.to_owned(),
+            action: action.to_owned(),
             target: String::new(),
             detail: String::new(),
             status,
@@ -63,80 +65,81 @@ impl Notes {
     }
 }
 
-/// The layer, under the one that finds out whose the request is.
-pub async fn noted(State(notes): State<Notes>, request: Request, next: Next) -> Response {
+/// The layer. Stands inside the layer that authenticates operators.
+pub async fn recorded(State(recorder): State<ActionRecorder>, request: Request, next: Next) -> Response {
     let Some(operator) = request.extensions().get::<Operator>().cloned() else { return next.run(request).await };
     if request.method().is_safe() {
         return next.run(request).await;
     }
     let (mut parts, body) = request.into_parts();
-    let asked = Asked::default();
-    parts.extensions.insert(asked.clone());
-    let mut act = Doing { notes, asked, act: Some(begun(&operator, &mut parts).await) };
+    let detail = RequestDetail::default();
+    parts.extensions.insert(detail.clone());
+    let action = unfinished(&operator, &mut parts).await;
+    let mut in_progress = ActionInProgress { recorder, detail, action: Some(action) };
     let response = next.run(Request::from_parts(parts, body)).await;
-    act.over(&response);
+    in_progress.finish(&response);
     response
 }
 
-/// What is known of an act before it is one.
-async fn begun(operator: &Operator, parts: &mut Parts) -> OperatorAction {
+/// The action of a request that has no reply yet.
+async fn unfinished(operator: &Operator, parts: &mut Parts) -> OperatorAction {
     let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
-    let act = format!("{} {route}", parts.method);
+    let action = format!("{} {route}", parts.method);
     let target = match RawPathParams::from_request_parts(parts, &()).await {
-        Ok(ids) => ids.iter().map(|(name, id)| format!("{name}={}", shortened(id, LONGEST_PART))).collect(),
+        Ok(ids) => ids.iter().map(|(name, id)| format!("{name}={}", shortened(id, MAX_ID_LEN))).collect(),
         Err(_) => Vec::new(),
     };
     OperatorAction {
-        id: id(),
+        id: new_id(),
         operator: operator.name().to_owned(),
-        action: act,
+        action,
         target: target.join(" "),
         detail: String::new(),
         status: Code::Unavailable.status().as_u16(),
         request_id: RequestId::of(&parts.extensions),
-        at: crate::model::Millis(0),
+        at: Millis(0),
     }
 }
 
-/// Under way; where it is given up half way, it is noted all the same.
-struct Doing {
-    notes: Notes,
-    asked: Asked,
-    act: Option<OperatorAction>,
+/// Records its action when it is dropped: also a request that is given up is recorded.
+struct ActionInProgress {
+    recorder: ActionRecorder,
+    detail: RequestDetail,
+    action: Option<OperatorAction>,
 }
 
-impl Doing {
-    fn over(&mut self, response: &Response) {
-        let Some(act) = &mut self.act else { return };
-        act.status = response.status().as_u16();
-        if let Some(Made(made)) = response.extensions().get() {
-            act.target.clone_from(made);
+impl ActionInProgress {
+    fn finish(&mut self, response: &Response) {
+        let Some(action) = &mut self.action else { return };
+        action.status = response.status().as_u16();
+        if let Some(CreatedResource(created)) = response.extensions().get() {
+            action.target.clone_from(created);
         }
     }
 }
 
-impl Drop for Doing {
+impl Drop for ActionInProgress {
     fn drop(&mut self) {
-        let Some(mut act) = self.act.take() else { return };
+        let Some(mut action) = self.action.take() else { return };
         if std::thread::panicking() {
-            act.status = Code::Internal.status().as_u16();
+            action.status = Code::Internal.status().as_u16();
         }
-        act.detail = self.asked.noted();
-        act.at = self.notes.clock.now();
-        self.notes.log.record(act);
+        action.detail = self.detail.take();
+        action.at = self.recorder.clock.now();
+        self.recorder.log.record(action);
     }
 }
 
-/// Ids in the order of their making, which is nearly that of the acts.
-fn id() -> String {
-    uuid::Uuid::now_v7().to_string()
+/// Ids sort by the time of their creation, which is nearly that of the actions.
+fn new_id() -> String {
+    Uuid::now_v7().to_string()
 }
 
-/// At most so many characters, none of them a control character: paths may have anything in them.
-fn shortened(text: &str, most: usize) -> String {
+/// The first `max` characters, control characters replaced: a path may have any.
+fn shortened(text: &str, max: usize) -> String {
     let printable = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
-    let mut short: String = printable.take(most).collect();
-    if text.chars().nth(most).is_some() {
+    let mut short: String = printable.take(max).collect();
+    if text.chars().nth(max).is_some() {
         short.push('…');
     }
     short
@@ -148,11 +151,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn note_shortened_and_printable() {
+    fn detail_shortened_and_printable() {
         assert_eq!(shortened("a\0b\u{9f}", 4), "a\u{fffd}b\u{fffd}");
         assert_eq!(shortened("가나다", 2), "가나…");
-        let asked = Asked::default();
-        asked.note(&"x".repeat(10_000));
-        assert_eq!(asked.noted().chars().count(), LONGEST_DETAIL + 1);
+        let detail = RequestDetail::default();
+        detail.set(&"x".repeat(10_000));
+        assert_eq!(detail.take().chars().count(), MAX_DETAIL_LEN + 1);
     }
 }

@@ -1,8 +1,8 @@
-//! What a request says that the API does not know: fields of its body, and parameters of its query string.
+//! Fields of a body and parameters of a query that the API does not know.
 //!
-//! Under `/admin` they are refused, and the message names them: a misspelled field must never mean its default. Under `/api` they
-//! are tolerated, since clients of the page may send more, and named in the header [`X_UNKNOWN_FIELDS`] of the reply. What is
-//! known is what the OpenAPI document says of the operation; of a body, what its type reads.
+//! The operators' API refuses them and its message names them: a misspelled field must never mean its default. The public API
+//! tolerates them, since its clients may send more, and names them in the header [`X_UNKNOWN_FIELDS`] of the reply. The known
+//! parameters are those of the operation in the OpenAPI document; the known fields are those that the body's type reads.
 
 use std::{
     collections::HashMap,
@@ -27,18 +27,18 @@ use crate::http::{
     headers::X_UNKNOWN_FIELDS,
 };
 
-/// Names that are kept of one request, and characters of each.
+/// The most names that one request keeps, and the most characters of each.
 const MAX_NAMES: usize = 8;
 const MAX_NAME_LEN: usize = 64;
-/// What a name in the header is written without: it would end the name, or the header.
+/// Characters that would end a name in the header, or the header.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b',').add(b'"').add(b'%').add(b'\\');
 
-/// Names that are not known, as the client spelled them; bounded, and free of control characters.
+/// Unknown names, as the client spelled them; bounded, and without control characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names(Vec<String>);
 
 impl Names {
-    /// Adds one, while there is room. A field of an object in another has the path of both, `orderProducts.0.price`.
+    /// Adds a name, while there is room. A nested field has its whole path: `orderProducts.0.price`.
     pub fn add(&mut self, name: &str) {
         if self.0.len() < MAX_NAMES {
             let printable = name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
@@ -46,10 +46,10 @@ impl Names {
         }
     }
 
-    /// Refuses the request if there is one. `what` they are, in Korean.
+    /// Refuses the request if there is a name. `what` says in Korean what the names are.
     ///
     /// # Errors
-    /// 400 `INVALID_REQUEST`; its message has the names.
+    /// 400 `INVALID_REQUEST`; the message has the names.
     fn refuse(&self, what: &str) -> Result<(), ApiError> {
         if self.0.is_empty() {
             return Ok(());
@@ -63,14 +63,14 @@ impl Names {
     }
 }
 
-/// In the extensions of a request to the public API whose body may be read: gets what is not known of it.
+/// In the extensions of a public request with a body: takes the unknown fields once the body is read.
 #[derive(Clone, Default)]
 struct BodyFields(Arc<OnceLock<Names>>);
 
-/// Judges the fields of a body that its type does not read.
+/// Refuses the unknown fields of an operator's body; keeps those of a public body for the reply.
 ///
 /// # Errors
-/// 400 `INVALID_REQUEST` where the request is an operator's, and there is one.
+/// 400 `INVALID_REQUEST` if an operator's body has one.
 pub fn judge_fields(extensions: &Extensions, names: Names) -> Result<(), ApiError> {
     if extensions.get::<Operator>().is_some() {
         return names.refuse("항목");
@@ -88,7 +88,7 @@ pub fn judge_fields(extensions: &Extensions, names: Names) -> Result<(), ApiErro
 pub struct Parameters(HashMap<String, Vec<(Method, Vec<String>)>>);
 
 impl Parameters {
-    /// Those that the document names.
+    /// The query parameters in the document.
     pub fn of(document: &OpenApi) -> Self {
         let names = |operation: &Operation| -> Vec<String> {
             let parameters = operation.parameters.iter().flatten();
@@ -114,7 +114,7 @@ impl Parameters {
         Parameters(routes.collect())
     }
 
-    /// The parameters of a request that its operation does not have.
+    /// The parameters of a request that are unknown to its operation.
     fn unknown(&self, request: &Request) -> Names {
         let mut names = Names::default();
         let Some(query) = request.uri().query() else { return names };
@@ -129,10 +129,10 @@ impl Parameters {
         names
     }
 
-    /// Looks at a request to the public API: what is not known of it is named in its reply. `None` where nothing can be.
+    /// Collects the unknown names of a public request; `None` for a request that can't have any.
     pub fn watch(&self, request: &mut Request) -> Option<Watched> {
         let has_body = !request.method().is_safe();
-        if !request.uri().path().starts_with("/api/") || !has_body && request.uri().query().is_none() {
+        if !has_body && request.uri().query().is_none() {
             return None;
         }
         let watched = Watched { parameters: self.unknown(request), fields: BodyFields::default() };
@@ -143,15 +143,15 @@ impl Parameters {
     }
 }
 
-/// What is not known of a request that is under way.
+/// The unknown names of a request that is under way.
 pub struct Watched {
     parameters: Names,
     fields: BodyFields,
 }
 
 impl Watched {
-    /// Names it in the reply's headers.
-    pub fn tell(self, headers: &mut HeaderMap) {
+    /// Names them in the headers of the reply.
+    pub fn set(self, headers: &mut HeaderMap) {
         let mut names = self.fields.0.get().cloned().unwrap_or_default();
         self.parameters.0.iter().for_each(|name| names.add(name));
         if let Some(value) = names.header() {
@@ -160,7 +160,7 @@ impl Watched {
     }
 }
 
-/// The layer of the operators' routes: a query with a parameter that the operation does not have is refused.
+/// The layer of the operators' routes: refuses a query with an unknown parameter.
 pub async fn known_parameters_only(State(known): State<Arc<Parameters>>, request: Request, next: Next) -> Response {
     match known.unknown(&request).refuse("조회 조건") {
         Ok(()) => next.run(request).await,

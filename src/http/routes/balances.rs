@@ -15,14 +15,14 @@ use crate::{
             write::{RequestBody, Write},
         },
         limits::costs,
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
         reply::{Answer, Done, Found},
         state::AppState,
     },
     model::{Balance, BalanceEntry, MAX_CHARGE, MAX_SAFE_INTEGER, OrderId, TransactionType, UserId, Won},
 };
 
-/// This resource's routes.
+/// The documented routes.
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(balance, charge)).routes(routes!(history))
 }

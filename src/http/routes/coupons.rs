@@ -3,26 +3,26 @@
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     http::{
         error::Code,
         extract::{
-            decode::{id, query_int},
-            params::{LAST_PAGE, Params, PathUser, QueryParams, default_size},
+            decode::id,
+            params::{Params, PathUser},
             write::{RequestBody, Write},
         },
-        limits::costs,
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
+        page::PageParams,
         reply::{Answer, Done, Found},
         state::AppState,
     },
     model::{Campaign, CouponId, CouponStatus, DiscountType, IssuedCoupon, Millis, OrderId, UserCoupon, UserId},
 };
 
-/// This resource's routes.
+/// The documented routes.
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(issue)).routes(routes!(list)).routes(routes!(campaigns))
 }
@@ -259,29 +259,6 @@ impl CampaignResponse {
     }
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct CampaignsParams {
-    /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
-    #[param(minimum = 0, maximum = 10000, default = 0)]
-    page: i64,
-    /// 페이지 크기
-    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
-    #[param(minimum = 1, maximum = 100, default = 20)]
-    size: i64,
-}
-
-impl QueryParams for CampaignsParams {
-    fn user(&self) -> Option<UserId> {
-        None
-    }
-
-    fn cost(&self) -> u32 {
-        costs::of_page(self.size)
-    }
-}
-
 documented_errors! { CampaignsErrors {
     "잘못된 요청 (유효하지 않은 조회 조건)" => [InvalidRequest],
 }}
@@ -292,14 +269,14 @@ documented_errors! { CampaignsErrors {
     tag = "쿠폰",
     summary = "진행 중인 쿠폰 캠페인 조회",
     description = "지금 쿠폰을 발급받을 수 있는 캠페인 목록을 조회합니다.",
-    params(CampaignsParams),
+    params(PageParams),
     responses(
         (status = 200, description = "캠페인 조회 성공", body = Vec<CampaignResponse>),
         CampaignsErrors,
     )
 )]
-async fn campaigns(State(app): State<AppState>, params: Params<CampaignsParams>) -> Found<Vec<CampaignResponse>> {
-    let CampaignsParams { page, size } = params.valid()?;
+async fn campaigns(State(app): State<AppState>, page: Params<PageParams>) -> Found<Vec<CampaignResponse>> {
+    let PageParams { page, size } = page.valid()?;
     let campaigns = app.engine.open_campaigns(page, size).await?;
     let zone = app.engine.zone();
     Ok(Json(campaigns.into_iter().map(|campaign| CampaignResponse::new(campaign, zone)).collect()))

@@ -1,6 +1,6 @@
-//! 상태: whether the process lives, and whether it can serve.
+//! 상태: `/healthz` and `/readyz`.
 
-use std::num::NonZeroU32;
+use std::{convert::Infallible, num::NonZeroU32, sync::Arc};
 
 use axum::{
     Json,
@@ -10,17 +10,44 @@ use axum::{
 };
 use governor::Quota;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::recent::Recent;
-use crate::http::{
-    error::{Code, Failure},
-    state::AppState,
+use crate::{
+    engine::Engine,
+    http::error::{Code, Failure},
 };
 
-/// This resource's routes.
-pub fn router() -> OpenApiRouter<AppState> {
+/// The state of these routes.
+#[derive(Clone)]
+pub struct HealthState {
+    engine: Arc<Engine>,
+    /// The result of the last check.
+    readiness: Arc<Recent<Result<(), Vec<String>>>>,
+    /// Cancelled once the process is to end: it is not ready from then on.
+    stopping: CancellationToken,
+}
+
+impl HealthState {
+    /// `partitions`: each check asks so many.
+    pub fn new(engine: Arc<Engine>, partitions: usize, stopping: CancellationToken) -> Self {
+        let partitions = u32::try_from(partitions).unwrap_or(u32::MAX).max(1);
+        let per_second = (PARTITION_CHECKS_PER_SECOND / partitions).clamp(10, 100);
+        let quota = Quota::per_second(NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN));
+        HealthState { engine, readiness: Arc::new(Recent::new(quota)), stopping }
+    }
+
+    async fn check(&self) -> Result<(), Vec<String>> {
+        let check = async || Ok::<_, Infallible>(self.engine.ready().await);
+        let Ok(ready) = self.readiness.get(check).await;
+        ready
+    }
+}
+
+/// The documented routes.
+pub fn routes() -> OpenApiRouter<HealthState> {
     OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz))
 }
 
@@ -37,24 +64,14 @@ pub struct HealthResponse {
 
 const UP: Json<HealthResponse> = Json(HealthResponse { status: "UP", reasons: Vec::new() });
 
-/// Looks at a partition per second at most, of all partitions together: whoever asks in a loop costs Redis no more.
-const LOOKS_PER_SECOND: u32 = 200;
+/// The most partitions that checks ask per second, at ten to a hundred checks per second: more requests to `/readyz` cost Redis
+/// no more.
+const PARTITION_CHECKS_PER_SECOND: u32 = 200;
 
-/// Whether it can serve, or why not, as found out a moment ago.
-pub type Readiness = Recent<Result<(), Vec<String>>>;
-
-/// Nothing is found out yet. `partitions`: how many are looked at each time.
-pub fn readiness(partitions: usize) -> Readiness {
-    let partitions = u32::try_from(partitions).unwrap_or(u32::MAX).max(1);
-    // Between every tenth and every hundredth of a second.
-    let rate = NonZeroU32::new((LOOKS_PER_SECOND / partitions).clamp(10, 100)).unwrap_or(NonZeroU32::MIN);
-    Recent::new(Quota::per_second(rate))
-}
-
-/// The reason of a process that was told to end.
+/// The reason of a process that is to end.
 const STOPPING: &str = "stopping";
 
-/// The envelope, and what is missing.
+/// The envelope of errors, with the reasons.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "요청을 처리할 수 없는 이유")]
@@ -92,27 +109,22 @@ pub async fn healthz() -> Json<HealthResponse> {
         (status = 503, description = "처리 불가", body = NotReadyResponse),
     )
 )]
-async fn readyz(State(app): State<AppState>) -> Response {
-    let ready = match app.stopping.is_cancelled() {
-        // What it could do is no matter: whoever balances load is to look elsewhere.
-        true => Err(vec![STOPPING.to_owned()]),
-        false => {
-            let look = async || Ok::<_, std::convert::Infallible>(app.engine.ready().await);
-            let Ok(ready) = app.readiness.get(look).await;
-            ready
-        }
-    };
-    match ready {
-        Ok(()) => match app.engine.projection_stalls() {
+async fn readyz(State(health): State<HealthState>) -> Response {
+    if health.stopping.is_cancelled() {
+        // Balancers are to use another process, whatever the check says.
+        return not_ready(vec![STOPPING.to_owned()]);
+    }
+    match health.check().await {
+        Ok(()) => match health.engine.projection_stalls() {
             reasons if reasons.is_empty() => UP.into_response(),
-            // Requests are served all the same: nobody is to be sent elsewhere for it.
+            // Still 200: requests are served.
             reasons => Json(HealthResponse { status: "DEGRADED", reasons }).into_response(),
         },
         Err(reasons) => not_ready(reasons),
     }
 }
 
-/// 503, and why.
+/// 503, with the reasons.
 pub fn not_ready(reasons: Vec<String>) -> Response {
     let code = Code::Unavailable;
     let body = NotReadyResponse { error_code: code.as_str(), message: code.message(), reasons };

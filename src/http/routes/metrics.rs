@@ -1,9 +1,8 @@
-//! `/metrics`: what Prometheus scrapes.
+//! `/metrics`: the metrics of [`telemetry`](crate::telemetry::metrics), for Prometheus.
 //!
-//! Not in the OpenAPI document: it is no JSON API. What is told is [`metrics`](crate::telemetry::metrics)'s; here is who may ask, and how
-//! often it is made anew, so that whoever asks in a loop costs nothing.
+//! It is no JSON API and not in the OpenAPI document. The text is made at a bounded rate, so that frequent requests cost nothing.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::Arc};
 
 use axum::{
     Router,
@@ -14,54 +13,79 @@ use axum::{
     routing::get,
 };
 use governor::Quota;
+use tokio_util::sync::CancellationToken;
 
 use super::recent::Recent;
 use crate::{
     config::MetricsConfig,
+    engine::Engine,
     http::{
         auth::operator::{Token, bearer},
         error::{ApiError, Code},
-        limits::Client,
-        state::AppState,
+        limits::{Client, Limits},
     },
     model::Error,
     telemetry::metrics,
 };
 
-/// How often a text is made: much more often than anybody scrapes.
+/// How often the text is made: much more often than anything scrapes it.
 const RATE: Quota = Quota::per_second(NonZeroU32::new(2).unwrap()).allow_burst(NonZeroU32::MIN);
 
-/// This resource's route.
-pub fn router() -> Router<AppState> {
-    Router::new().route("/metrics", get(scrape))
-}
-
-/// What scrapes share.
-pub struct Scrapes {
-    /// Without one anybody may scrape.
+/// The state of this route.
+#[derive(Clone)]
+pub struct MetricsState {
+    engine: Arc<Engine>,
+    limits: Arc<Limits>,
+    /// Without one the metrics are open.
     token: Option<Token>,
-    text: Recent<Bytes>,
+    text: Arc<Recent<Bytes>>,
+    /// Cancelled once the process is to end: it is not ready from then on.
+    stopping: CancellationToken,
 }
 
-impl Scrapes {
+impl MetricsState {
     /// # Errors
     /// The token could be guessed.
-    pub fn new(config: &MetricsConfig) -> anyhow::Result<Self> {
-        let token = Token::given("METRICS_TOKEN", config.metrics_token.as_ref())?;
-        Ok(Scrapes { token, text: Recent::new(RATE) })
+    pub fn new(
+        engine: Arc<Engine>,
+        limits: Arc<Limits>,
+        config: &MetricsConfig,
+        stopping: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        Ok(MetricsState { engine, limits, token: token(config)?, text: Arc::new(Recent::new(RATE)), stopping })
     }
 }
 
-async fn scrape(State(app): State<AppState>, Client(client): Client, headers: HeaderMap) -> Result<Response, ApiError> {
-    let Scrapes { token, text } = &app.scrapes;
-    if let Some(token) = token {
-        let theirs = bearer(&headers).ok_or(Code::Unauthorized)?;
-        app.limits.judge(client, || token.is(theirs).then_some(()))?;
+/// Checks the setting of the token.
+///
+/// # Errors
+/// The token could be guessed.
+pub fn check(config: &MetricsConfig) -> anyhow::Result<()> {
+    token(config).map(drop)
+}
+
+fn token(config: &MetricsConfig) -> anyhow::Result<Option<Token>> {
+    Token::given("METRICS_TOKEN", config.metrics_token.as_ref())
+}
+
+/// The route.
+pub fn router() -> Router<MetricsState> {
+    Router::new().route("/metrics", get(text))
+}
+
+async fn text(
+    State(state): State<MetricsState>,
+    Client(client): Client,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    if let Some(token) = &state.token {
+        let given = bearer(&headers).ok_or(Code::Unauthorized)?;
+        state.limits.judge(client, || token.is(given).then_some(()))?;
     }
     let make = async || {
-        let mut observed = app.engine.observe().await;
-        observed.ready &= !app.stopping.is_cancelled();
+        let mut observed = state.engine.observe().await;
+        observed.ready &= !state.stopping.is_cancelled();
         metrics::text(&observed).map(Bytes::from).map_err(|error| Error::Internal(error.into()))
     };
-    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text.get(make).await?).into_response())
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], state.text.get(make).await?).into_response())
 }

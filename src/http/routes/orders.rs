@@ -16,7 +16,7 @@ use crate::{
             write::{RequestBody, Write},
         },
         limits::costs,
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
         reply::{Answer, Done, Found},
         state::AppState,
     },
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// This resource's routes.
+/// The documented routes.
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(place)).routes(routes!(order)).routes(routes!(cancel))
 }
@@ -84,8 +84,8 @@ impl RequestBody for OrderCreateRequest {
     }
 }
 
-/// One line per product, where it first appears; `None` if one has more than [`MAX_LINE_QUANTITY`] units. The list is
-/// short, so that scanning it beats hashing.
+/// One line per product, at its first place; `None` if a product has more than [`MAX_LINE_QUANTITY`] units. The list is short, so
+/// scanning it beats hashing.
 fn summed(products: &[Object<OrderProductRequest>]) -> Option<Vec<(ProductId, i64)>> {
     let mut lines: Vec<(ProductId, i64)> = Vec::with_capacity(products.len());
     for Object(OrderProductRequest { product_id, quantity }) in products {
@@ -283,7 +283,7 @@ async fn order(
     caller: Caller,
 ) -> Found<OrderDetailResponse> {
     let order = order.valid()?;
-    // Whoever is known by a token sees only its own orders.
+    // A user with a token sees its own orders only.
     let user = caller.or(params.valid()?.user_id);
     let order = app.engine.order(order, user).await?;
     Ok(Json(OrderDetailResponse::new(order, app.engine.zone())))

@@ -13,14 +13,14 @@ use crate::{
             decode::{id, int, word},
             write::{RequestBody, Write},
         },
-        openapi::documented_errors,
+        openapi::errors::documented_errors,
         reply::{Answer, Done},
         state::AppState,
     },
     model::{MAX_SAFE_INTEGER, NewPayment, OrderId, OrderStatus, Payment, PaymentType, UserId},
 };
 
-/// This resource's routes.
+/// The documented routes.
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(pay))
 }

@@ -1,4 +1,4 @@
-//! 상품: the catalogue and what sells best.
+//! 상품: products and the popular ones.
 
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
@@ -9,18 +9,18 @@ use crate::{
     http::{
         error::{ApiError, Code},
         extract::{
-            decode::{decimal, optional_word, query_int},
-            params::{LAST_PAGE, Params, PathId, QueryParams, default_size},
+            decode::{decimal, optional_word},
+            params::{Params, PathId, QueryParams},
         },
-        limits::costs,
-        openapi::{documented_errors, ranking_scope},
+        openapi::{document::ranking_scope, errors::documented_errors},
+        page::{Listed, PageParams, PageResponse},
         reply::Found,
         state::AppState,
     },
-    model::{Category, Product, ProductId, ProductPage, RankedProduct, RankingScope, UserId},
+    model::{Category, Product, ProductId, RankedProduct, RankingScope, UserId},
 };
 
-/// This resource's routes.
+/// The documented routes.
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(product)).routes(routes!(popular)).routes(routes!(products))
 }
@@ -123,7 +123,7 @@ fn popular_limit() -> String {
 }
 
 impl QueryParams for PopularParams {
-    /// Only naming a parameter twice gets here.
+    /// Only a repeated parameter is invalid here.
     const INVALID: Code = Code::InvalidScope;
 
     fn user(&self) -> Option<UserId> {
@@ -132,7 +132,7 @@ impl QueryParams for PopularParams {
 }
 
 impl PopularParams {
-    /// The scope is judged first: its 400 is the one that the page knows.
+    /// Checks the scope first: the contract has its 400.
     fn decode(&self) -> Result<(RankingScope, usize), ApiError> {
         let scope = match &self.sort_by {
             None => RankingScope::ThreeDays,
@@ -176,42 +176,18 @@ async fn popular(State(app): State<AppState>, params: Params<PopularParams>) -> 
     Ok(Json(ranked.into_iter().map(|product| ProductSalesRankResponse::new(product, scope)).collect()))
 }
 
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(description = "상품 목록의 한 페이지")]
-struct ProductPageResponse {
-    /// 상품 목록
-    content: Vec<ProductResponse>,
-    /// 페이지 번호 (0부터)
-    page: i64,
-    /// 페이지 크기
-    size: i64,
-    /// 전체 상품 수
-    total_elements: i64,
-}
+type ProductPageResponse = PageResponse<ProductResponse>;
 
-impl From<ProductPage> for ProductPageResponse {
-    fn from(page: ProductPage) -> Self {
-        ProductPageResponse {
-            content: page.products.into_iter().map(ProductResponse::from).collect(),
-            page: page.page,
-            size: page.size,
-            total_elements: page.total,
-        }
-    }
+impl Listed for ProductResponse {
+    const PAGE: &str = "ProductPageResponse";
+    const DESCRIPTION: &str = "상품 목록의 한 페이지";
+    const CONTENT: &str = "상품 목록";
+    const TOTAL: &str = "전체 상품 수";
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ProductsParams {
-    /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
-    #[param(minimum = 0, maximum = 10000, default = 0)]
-    page: i64,
-    /// 페이지 크기
-    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
-    #[param(minimum = 1, maximum = 100, default = 20)]
-    size: i64,
     /// 카테고리
     #[serde(default, deserialize_with = "optional_word")]
     #[param(value_type = Option<String>, pattern = "^[A-Z][A-Z0-9_]{0,31}$", nullable = false)]
@@ -221,10 +197,6 @@ struct ProductsParams {
 impl QueryParams for ProductsParams {
     fn user(&self) -> Option<UserId> {
         None
-    }
-
-    fn cost(&self) -> u32 {
-        costs::of_page(self.size)
     }
 }
 
@@ -238,12 +210,18 @@ documented_errors! { ProductsErrors {
     tag = "상품",
     summary = "상품 목록 조회",
     description = "상품 목록을 상품 ID 순으로 조회합니다.",
-    params(ProductsParams),
+    params(PageParams, ProductsParams),
     responses((status = 200, description = "상품 목록 조회 성공", body = ProductPageResponse), ProductsErrors)
 )]
-async fn products(State(app): State<AppState>, params: Params<ProductsParams>) -> Found<ProductPageResponse> {
-    let ProductsParams { page, size, category } = params.valid()?;
-    Ok(Json(app.engine.products(page, size, category).await?.into()))
+async fn products(
+    State(app): State<AppState>,
+    page: Params<PageParams>,
+    params: Params<ProductsParams>,
+) -> Found<ProductPageResponse> {
+    let PageParams { page, size } = page.valid()?;
+    let ProductsParams { category } = params.valid()?;
+    let products = app.engine.products(page, size, category).await?;
+    Ok(Json(PageResponse::new(products, ProductResponse::from)))
 }
 
 #[cfg(test)]
@@ -288,21 +266,22 @@ mod tests {
 
     #[tokio::test]
     async fn page_size_bounded() {
-        let first = params::<ProductsParams>("").await.unwrap();
-        assert_eq!((first.page, first.size, first.category), (0, 20, None));
-        let deepest = params::<ProductsParams>("page=10000&size=100&category=SHOES").await.unwrap();
+        let first = params::<PageParams>("").await.unwrap();
+        assert_eq!((first.page, first.size), (0, 20));
+        let deepest = params::<PageParams>("page=10000&size=100&category=SHOES").await.unwrap();
         assert_eq!((deepest.page, deepest.size), (10_000, 100));
-        for query in [
-            "page=10001&size=1",
-            "page=-1",
-            "size=0",
-            "size=101",
-            "page=",
-            "page=1&page=1",
-            "category=shoes",
-            "category=",
-        ] {
-            assert_eq!(params::<ProductsParams>(query).await.unwrap_err(), Code::InvalidRequest, "{query}");
+        for query in ["page=10001&size=1", "page=-1", "size=0", "size=101", "page=", "page=1&page=1"] {
+            assert_eq!(params::<PageParams>(query).await.unwrap_err(), Code::InvalidRequest, "{query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn category_refused_when_no_word() {
+        let category = async |query: &str| params::<ProductsParams>(query).await.map(|params| params.category);
+        assert_eq!(category("").await, Ok(None));
+        assert!(category("category=SHOES&page=1").await.unwrap().is_some());
+        for query in ["category=shoes", "category="] {
+            assert_eq!(category(query).await, Err(Code::InvalidRequest), "{query}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryOrder, QuerySelect, sea_query::NullOrdering};
 
 use crate::{
-    model::{DeadLetter, DeadLetterId, DeadLetterPage, Error, OrderId, Partition, Position},
+    model::{DeadLetter, DeadLetterId, Error, OrderId, Page, Partition, Position},
     postgres::{Connection, entities::dead_letters, translate, translate_sqlx},
 };
 
@@ -82,7 +82,7 @@ pub async fn counts_of_current_epoch(db: &Connection) -> Result<HashMap<u16, i64
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn page(db: &Connection, page: i64, size: i64) -> Result<DeadLetterPage, Error> {
+pub async fn page(db: &Connection, page: i64, size: i64) -> Result<Page<DeadLetter>, Error> {
     use dead_letters::{Column, Entity};
     let total = Entity::find().count(db).await.map_err(translate)? as i64;
     let rows = Entity::find()
@@ -102,5 +102,5 @@ pub async fn page(db: &Connection, page: i64, size: i64) -> Result<DeadLetterPag
         fields: row.fields,
         recorded_at: row.recorded_at.into(),
     };
-    Ok(DeadLetterPage { dead_letters: rows.into_iter().map(dead_letter).collect(), page, size, total })
+    Ok(Page { items: rows.into_iter().map(dead_letter).collect(), page, size, total })
 }

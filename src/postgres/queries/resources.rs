@@ -61,7 +61,7 @@ pub const NEWEST_ORDERS: &str = "SELECT * FROM (
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn orders(db: &Connection, filter: &OrderFilter) -> Result<OrderPage, Error> {
+pub async fn orders(db: &Connection, filter: &OrderFilter) -> Result<Page<Order>, Error> {
     use orders::{Column, Entity};
     let mut matching = Condition::all();
     if let Some(status) = filter.status {
@@ -94,7 +94,7 @@ pub async fn orders(db: &Connection, filter: &OrderFilter) -> Result<OrderPage, 
         newest.offset(offset as u64).limit(size as u64).all(db).await
     };
     let rows = found.map_err(translate)?;
-    Ok(OrderPage { orders: with_lines_and_payments(db, rows).await?, page: filter.page, size: filter.size, total })
+    Ok(Page { items: with_lines_and_payments(db, rows).await?, page: filter.page, size: filter.size, total })
 }
 
 /// Adds lines and payments to `rows`, in the same sequence, with two queries in all.

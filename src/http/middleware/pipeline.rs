@@ -1,43 +1,37 @@
-//! What happens to every request, whatever it is: its id, whether it is let in (see [`limits`](crate::http::limits)), its time
-//! limit, its line in the log, its place in the metrics, what every reply says to browsers, and the promise that a failure is
-//! always the envelope of [`error`](crate::http::error).
+//! The one layer around every route: the steps that every request takes, in order.
 //!
-//! The one thing it can't reach is a request so malformed that hyper refuses it before there is one (a broken request
-//! line, headers beyond the limits): that is a bare 400, 414 or 431. hyper has no hook for these, and its replies could only
-//! be told apart by their bytes.
+//! Each step is a function of one job in a file of its own. They share a layer because every layer of axum boxes its future once
+//! more per request.
+//!
+//! A request so malformed that hyper can't read it (a broken request line, headers beyond the limits) does not reach this layer:
+//! hyper answers a bare 400, 414 or 431 and has no hook for it.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
-    extract::{ConnectInfo, MatchedPath, Request, State},
-    http::{
-        Extensions, HeaderMap, HeaderValue, StatusCode,
-        header::{
-            ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
-            X_CONTENT_TYPE_OPTIONS,
-        },
-    },
-    middleware::Next,
+    Router,
+    extract::{MatchedPath, Request, State},
+    http::{HeaderValue, StatusCode, header::CONNECTION},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
-use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    access_log, framing,
+    access_log::RequestLine,
+    envelope, framing, response_headers,
     unknown_fields::Parameters,
-    unread_body::{self, Leftover},
+    unread_body::{self, UnreadBody},
 };
 use crate::{
+    config::HttpConfig,
     http::{
         error::{ApiError, Code, Failure},
-        headers::X_REQUEST_ID,
-        limits::{Client, Limits, Side, Traffic, costs},
+        limits::{Client, Limits, Permit, costs},
+        request_class::{Listener, RequestClass},
         request_id::RequestId,
     },
     telemetry::metrics::http::{NOWHERE, Running},
@@ -46,210 +40,212 @@ use crate::{
 /// How long requests may take.
 #[derive(Clone, Copy, Debug)]
 pub struct TimeLimits {
-    /// Any request, from its head to the head of its reply.
+    /// From a request's head to the head of its reply; then 503.
     pub request: Duration,
-    /// A body, from its request's head to its end, whether anybody reads it or not.
+    /// From a request's head to the end of its body, whether it is read or not.
     pub body: Duration,
-    /// Requests to `long_paths`, which are expected to take long.
+    /// Instead of `request` for long routes: creating users in bulk, an audit.
     pub long: Duration,
-    /// Routes, as registered.
-    pub long_paths: &'static [&'static str],
 }
 
-/// What the outermost layer knows.
-pub struct Edge {
+impl Default for TimeLimits {
+    fn default() -> Self {
+        TimeLimits { request: Duration::from_secs(10), body: Duration::from_secs(5), long: Duration::from_secs(600) }
+    }
+}
+
+impl From<&HttpConfig> for TimeLimits {
+    fn from(config: &HttpConfig) -> Self {
+        let request = Duration::from_millis(config.request_timeout_ms);
+        TimeLimits { request, body: config.limits.body_timeout(), ..TimeLimits::default() }
+    }
+}
+
+/// The steps around the routes of one class.
+#[derive(Clone)]
+pub struct Pipeline {
+    class: RequestClass,
+    listener: Listener,
     time: TimeLimits,
+    /// Routes, as registered, that have the time of long ones.
+    long_routes: &'static [&'static str],
     limits: Arc<Limits>,
-    side: Side,
-    /// What Strict-Transport-Security says, if anything.
     hsts: Option<HeaderValue>,
-    /// Of the public API's operations.
-    parameters: Parameters,
-    /// Cancelled once the process is to end: bodies that nobody wants are not waited for any more.
+    /// The query parameters that the class's operations have; the reply names others.
+    parameters: Arc<Parameters>,
+    /// Cancelled once the process is to end: the rest of unread bodies is not read any more.
     stopping: CancellationToken,
 }
 
-impl Edge {
+impl Pipeline {
+    /// A pipeline of `listener`, without long routes and without known parameters.
     pub fn new(
         time: TimeLimits,
         limits: Arc<Limits>,
-        side: Side,
+        listener: Listener,
         hsts_seconds: u64,
         stopping: CancellationToken,
     ) -> Self {
-        let hsts = (hsts_seconds > 0).then(|| HeaderValue::try_from(format!("max-age={hsts_seconds}")).ok());
-        Edge { time, limits, side, hsts: hsts.flatten(), parameters: Parameters::default(), stopping }
+        Pipeline {
+            class: RequestClass::Public,
+            listener,
+            time,
+            long_routes: &[],
+            limits,
+            hsts: response_headers::hsts(hsts_seconds),
+            parameters: Arc::default(),
+            stopping,
+        }
     }
 
-    /// The same, which names what is not known of a request to the public API in its reply.
+    /// The same, where these routes may take long.
+    pub fn with_long_routes(self, long_routes: &'static [&'static str]) -> Self {
+        Pipeline { long_routes, ..self }
+    }
+
+    /// The same, which names unknown fields and parameters of public requests in their replies.
     pub fn naming_unknown(self, parameters: Parameters) -> Self {
-        Edge { parameters, ..self }
+        Pipeline { parameters: Arc::new(parameters), ..self }
     }
 
-    /// Reads what is left of a refused request's body, for as long as any body may take: who is not let in does not get the
-    /// time that the work would have had.
-    async fn forget(&self, leftover: Leftover, began: Instant) {
+    /// The routes, of this class, in a pipeline.
+    pub fn around<S: Clone + Send + Sync + 'static>(&self, class: RequestClass, routes: Router<S>) -> Router<S> {
+        routes.layer(from_fn_with_state(Arc::new(Pipeline { class, ..self.clone() }), run))
+    }
+
+    /// Runs the handler of an admitted request.
+    async fn handle(
+        &self,
+        request: Request,
+        next: Next,
+        line: &RequestLine<'_>,
+        began: Instant,
+        permit: Permit<'_>,
+    ) -> Response {
+        let (request, unread) = unread_body::lend(request);
+        let limit = if self.long_routes.contains(&line.route) { self.time.long } else { self.time.request };
+        let response = envelope::run(line, limit, next.run(request)).await;
+        drop(permit);
+        // A client that was too slow with the body had all the time that a body has.
+        let answered = response.status().is_success() || response.status() == StatusCode::REQUEST_TIMEOUT;
+        if let Some(unread) = unread.filter(|_| !answered) {
+            self.discard(unread, began).await;
+        }
+        response
+    }
+
+    /// Reads the rest of a refused request's body, within the time of a body: a refused request does not get the time that
+    /// the work would have had.
+    async fn discard(&self, unread: UnreadBody, began: Instant) {
         let left = self.time.body.saturating_sub(began.elapsed());
         tokio::select! {
             biased;
-            _ = tokio::time::timeout(left, leftover.forget()) => {}
+            _ = tokio::time::timeout(left, unread.discard()) => {}
             () = self.stopping.cancelled() => {}
         }
     }
 }
 
-/// The outermost layer.
-pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -> Response {
+/// The layer.
+async fn run(State(pipeline): State<Arc<Pipeline>>, mut request: Request, next: Next) -> Response {
+    let Pipeline { class, listener, limits, .. } = &*pipeline;
     let began = Instant::now();
-    let id = RequestId::choose(request.headers());
-    request.extensions_mut().insert(id.clone());
+    let id = RequestId::assign(&mut request);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or(NOWHERE, MatchedPath::as_str);
+    let line = RequestLine { id: &id, method: &method, route };
     let running = Running::begin(began, method.as_str(), route);
-    let traffic = Traffic::of(request.uri().path());
-    let client = client(&edge.limits, request.extensions(), request.headers());
-    if traffic != Traffic::Public {
+    let client = limits.client_of(request.extensions(), request.headers());
+    let mut unknown = None;
+    if *class == RequestClass::Public {
+        unknown = pipeline.parameters.watch(&mut request);
+    } else {
+        request.extensions_mut().insert(*class);
         request.extensions_mut().insert(Client(client));
     }
     let flaw = framing::flaw(&request);
-    let limit = if edge.time.long_paths.contains(&route) { edge.time.long } else { edge.time.request };
 
-    let unknown = edge.parameters.watch(&mut request);
-
-    let mut response = if !edge.side.serves(traffic) {
+    let mut response = if !listener.serves(*class) {
         ApiError::from(Code::NotFound).into_response()
     } else {
-        match edge.limits.admit(traffic, client, route) {
-            // Nothing is read of its body: a flood is not to be carried, and what is small is here anyway.
+        match limits.admit(*class, client, route) {
+            // Nothing is read of its body: a flood is not worth the reading, and small bodies have arrived.
             Err(refused) => refused.into_response(),
             Ok(_) if let Some(flaw) = flaw => ApiError::because(Code::InvalidRequest, flaw).into_response(),
-            Ok(pass) => {
-                let (request, leftover) = unread_body::keep(request);
-                let answer = AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await;
-                drop(pass);
-                let response = match answer {
-                    Ok(Ok(response)) => enveloped(response),
-                    Ok(Err(_elapsed)) => {
-                        tracing::warn!(request_id = id.as_str(), %method, route, ?limit, "request timed out");
-                        ApiError::from(Code::Unavailable).into_response()
-                    }
-                    Err(panic) => {
-                        tracing::error!(request_id = id.as_str(), %method, route, panic = said(&*panic), "handler panicked");
-                        ApiError::from(Code::Internal).into_response()
-                    }
-                };
-                // Who was too slow with the body was given all the time there is.
-                let answered = response.status().is_success() || response.status() == StatusCode::REQUEST_TIMEOUT;
-                if let Some(leftover) = leftover.filter(|_| !answered) {
-                    edge.forget(leftover, began).await;
-                }
-                response
-            }
+            Ok(permit) => pipeline.handle(request, next, &line, began, permit).await,
         }
     };
-    if matches!(traffic, Traffic::Operators | Traffic::Metrics)
+    if matches!(class, RequestClass::Operators | RequestClass::Metrics)
         && response.status() == StatusCode::UNAUTHORIZED
-        && let Err(refused) = edge.limits.admit_stranger(client)
+        && let Err(refused) = limits.admit_unauthenticated(client)
     {
         response = refused.into_response();
     }
 
     let failure = response.extensions().get::<Failure>();
     if let Some(failure) = failure
-        && traffic == Traffic::Public
+        && *class == RequestClass::Public
     {
-        edge.limits.charge(client, costs::of_refusal(failure.code));
+        limits.charge(client, costs::of_refusal(failure.code));
     }
     running.answered(response.status().as_u16(), failure.map_or("", |failure| failure.code.as_str()));
-    if let Some(Failure { code, cause: Some(cause) }) = failure {
-        match code {
-            Code::Internal => {
-                tracing::error!(request_id = id.as_str(), %method, route, error = %cause, "request failed")
-            }
-            _ => tracing::warn!(request_id = id.as_str(), %method, route, error = %cause, "request turned away"),
-        }
+    if let Some(failure) = failure {
+        line.failure(failure);
     }
-    access_log::tell(&id, &method, route, client, began, &response);
+    line.access(client, began, &response);
     let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
-        headers.insert(X_REQUEST_ID, id);
-    }
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    id.set(headers);
     if let Some(unknown) = unknown {
-        unknown.tell(headers);
+        unknown.set(headers);
     }
-    // What is not said to be otherwise is somebody's, or of this moment.
-    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    if let Some(hsts) = &edge.hsts {
-        headers.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
-    }
+    response_headers::set(headers, pipeline.hsts.as_ref());
     if flaw.is_some() {
-        // Where the next request would start is not certain.
+        // Where the next request begins is not certain.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-/// Whom a request comes from; outside of a server, from nowhere.
-pub fn client(limits: &Limits, extensions: &Extensions, headers: &HeaderMap) -> IpAddr {
-    let peer = extensions.get::<ConnectInfo<SocketAddr>>();
-    limits.client(peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.ip()), headers)
-}
-
-/// Any failure that is not ours yet becomes ours, and keeps the headers that mean something to a client.
-fn enveloped(response: Response) -> Response {
-    let status = response.status();
-    let failed = status.is_client_error() || status.is_server_error();
-    if !failed || response.extensions().get::<Failure>().is_some() {
-        return response;
-    }
-    let mut ours = ApiError::from(Code::of_status(status)).into_response();
-    for name in [ALLOW, RETRY_AFTER] {
-        if let Some(value) = response.headers().get(&name) {
-            ours.headers_mut().insert(name, value.clone());
-        }
-    }
-    debug_assert!(ours.headers().contains_key(CONTENT_TYPE) && !ours.headers().contains_key(CONTENT_LENGTH));
-    ours
-}
-
-/// The message of a panic.
-fn said(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("(no message)")
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::net::SocketAddr;
+
     use axum::{
-        Router,
         body::Body,
-        extract::Json,
-        http::header::HOST,
-        middleware::from_fn_with_state,
+        extract::{ConnectInfo, Json},
+        http::{
+            HeaderMap,
+            header::{
+                ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
+                X_CONTENT_TYPE_OPTIONS,
+            },
+        },
         routing::{get, post},
     };
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
     use super::*;
-    use crate::config::LimitsConfig;
+    use crate::{config::LimitsConfig, http::headers::X_REQUEST_ID};
 
-    fn app_with(limits: &LimitsConfig, side: Side, hsts_seconds: u64) -> Router {
+    /// A pipeline that takes no longer than a test has time for.
+    fn pipeline(limits: &LimitsConfig, listener: Listener, hsts_seconds: u64) -> Pipeline {
         let time = TimeLimits {
             request: Duration::from_millis(20),
             body: Duration::from_millis(20),
             long: Duration::from_secs(3600),
-            long_paths: &["/long", "/admin/v1/shut"],
         };
-        let edge = Edge::new(time, Arc::new(Limits::new(limits)), side, hsts_seconds, CancellationToken::new());
+        let limits = Arc::new(Limits::new(limits));
+        Pipeline::new(time, limits, listener, hsts_seconds, CancellationToken::new())
+            .with_long_routes(&["/long", "/admin/v1/shut"])
+    }
+
+    fn app_with(limits: &LimitsConfig, listener: Listener, hsts_seconds: u64) -> Router {
+        let pipeline = pipeline(limits, listener, hsts_seconds);
         let longer_than_a_request = || tokio::time::sleep(Duration::from_millis(200));
-        Router::new()
+        let public = Router::new()
             .route("/fine", get(|| async { "fine" }))
             .route("/echo", get(|request: Request| async move { RequestId::of(request.extensions()) }))
             .route(
@@ -265,16 +261,21 @@ mod tests {
             .route("/axum", post(|_: Json<u8>| async {}))
             .route("/teapot", get(|| async { (StatusCode::IM_A_TEAPOT, "short and stout") }))
             .route("/bad-gateway", get(|| async { (StatusCode::BAD_GATEWAY, "plain text") }))
-            .route("/own", get(|| async { [(CACHE_CONTROL, "no-cache")] }))
+            .route("/own", get(|| async { [(CACHE_CONTROL, "no-cache")] }));
+        let operators = Router::new()
             .route("/admin/v1/shut", get(|| async { StatusCode::UNAUTHORIZED }))
-            .route("/ops/shut", get(|| async { StatusCode::UNAUTHORIZED }))
-            .route("/metrics", get(|| async {}))
-            .route("/readyz", get(|| async {}))
-            .layer(from_fn_with_state(Arc::new(edge), super::edge))
+            .route("/ops/shut", get(|| async { StatusCode::UNAUTHORIZED }));
+        let metrics = Router::new().route("/metrics", get(|| async {}));
+        let health = Router::new().route("/readyz", get(|| async {}));
+        pipeline
+            .around(RequestClass::Public, public)
+            .merge(pipeline.around(RequestClass::Operators, operators))
+            .merge(pipeline.around(RequestClass::Metrics, metrics))
+            .merge(pipeline.around(RequestClass::Health, health))
     }
 
     fn app() -> Router {
-        app_with(&LimitsConfig::off(), Side::Both, 0)
+        app_with(&LimitsConfig::off(), Listener::All, 0)
     }
 
     async fn send(method: &str, path: &str, id: Option<&str>) -> (StatusCode, HeaderMap, String) {
@@ -332,7 +333,7 @@ mod tests {
             assert!(!headers.contains_key(STRICT_TRANSPORT_SECURITY), "{path}");
         }
         assert_eq!(send("GET", "/own", None).await.1[CACHE_CONTROL], "no-cache");
-        let secure = app_with(&LimitsConfig::off(), Side::Both, 63_072_000);
+        let secure = app_with(&LimitsConfig::off(), Listener::All, 63_072_000);
         let response =
             secure.oneshot(Request::get("/fine").header(HOST, "test").body(Body::empty()).unwrap()).await.unwrap();
         assert_eq!(response.headers()[STRICT_TRANSPORT_SECURITY], "max-age=63072000");
@@ -359,7 +360,7 @@ mod tests {
 
     #[tokio::test]
     async fn client_over_limit_refused_and_others_served() {
-        let app = app_with(&two_tokens(), Side::Both, 0);
+        let app = app_with(&two_tokens(), Listener::All, 0);
         let answers = [(); 20].map(|()| status(&app, "198.51.100.7", "/fine"));
         let answers = futures_util::future::join_all(answers).await;
         assert_eq!(answers[..2], [200, 200]);
@@ -374,7 +375,7 @@ mod tests {
     #[tokio::test]
     async fn token_guesses_limited() {
         for path in ["/admin/v1/shut", "/ops/shut"] {
-            let app = app_with(&two_tokens(), Side::Both, 0);
+            let app = app_with(&two_tokens(), Listener::All, 0);
             let mut answers = Vec::new();
             for _ in 0..20 {
                 answers.push(status(&app, "198.51.100.7", path).await);
@@ -386,19 +387,19 @@ mod tests {
 
     #[tokio::test]
     async fn route_of_other_listener_not_found() {
-        for (side, open, shut) in [
-            (Side::Public, ["/fine", "/readyz", "/readyz"], ["/metrics", "/admin/v1/shut", "/ops/shut"]),
-            (Side::Operators, ["/metrics", "/readyz", "/readyz"], ["/fine", "/echo", "/unknown"]),
+        for (listener, open, shut) in [
+            (Listener::Public, ["/fine", "/readyz", "/readyz"], ["/metrics", "/admin/v1/shut", "/ops/shut"]),
+            (Listener::Operators, ["/metrics", "/readyz", "/readyz"], ["/fine", "/echo", "/unknown"]),
         ] {
-            let app = app_with(&LimitsConfig::off(), side, 0);
+            let app = app_with(&LimitsConfig::off(), listener, 0);
             for path in open {
-                assert_eq!(status(&app, "198.51.100.7", path).await, 200, "{side:?} {path}");
+                assert_eq!(status(&app, "198.51.100.7", path).await, 200, "{listener:?} {path}");
             }
             for path in shut {
-                assert_eq!(status(&app, "198.51.100.7", path).await, 404, "{side:?} {path}");
+                assert_eq!(status(&app, "198.51.100.7", path).await, 404, "{listener:?} {path}");
             }
         }
-        let operators = app_with(&LimitsConfig::off(), Side::Operators, 0);
+        let operators = app_with(&LimitsConfig::off(), Listener::Operators, 0);
         assert_eq!(status(&operators, "198.51.100.7", "/admin/v1/shut").await, 401);
     }
 
@@ -419,11 +420,12 @@ mod tests {
 
     #[tokio::test]
     async fn refused_request_ends_at_stop_when_body_endless() {
-        let time = TimeLimits { request: DAY, body: DAY, long: DAY, long_paths: &[] };
+        let time = TimeLimits { request: DAY, body: DAY, long: DAY };
         const DAY: Duration = Duration::from_secs(86_400);
         let stopping = CancellationToken::new();
-        let edge = Edge::new(time, Arc::new(Limits::new(&LimitsConfig::off())), Side::Both, 0, stopping.clone());
-        let app = Router::new().layer(from_fn_with_state(Arc::new(edge), super::edge));
+        let limits = Arc::new(Limits::new(&LimitsConfig::off()));
+        let pipeline = Pipeline::new(time, limits, Listener::All, 0, stopping.clone());
+        let app = pipeline.around(RequestClass::Public, Router::new());
         let answer = app.oneshot(Request::post("/unknown").header(HOST, "test").body(silent()).unwrap());
         tokio::pin!(answer);
         assert!(futures_util::poll!(&mut answer).is_pending());
@@ -460,17 +462,11 @@ mod tests {
     async fn not_found_charged_more_when_postgres_asked() {
         let unknown = get(|| async { ApiError::from(Code::OrderNotFound) });
         let limits = LimitsConfig { rate_limit_client_burst: 4, ..two_tokens() };
-        let edge = Edge::new(
-            TimeLimits { request: DAY, body: DAY, long: DAY, long_paths: &[] },
-            Arc::new(Limits::new(&limits)),
-            Side::Both,
-            0,
-            CancellationToken::new(),
-        );
+        let time = TimeLimits { request: DAY, body: DAY, long: DAY };
         const DAY: Duration = Duration::from_secs(86_400);
-        let app = Router::new()
-            .route("/api/v1/orders/{orderId}", unknown)
-            .layer(from_fn_with_state(Arc::new(edge), super::edge));
+        let limits = Arc::new(Limits::new(&limits));
+        let pipeline = Pipeline::new(time, limits, Listener::All, 0, CancellationToken::new());
+        let app = pipeline.around(RequestClass::Public, Router::new().route("/api/v1/orders/{orderId}", unknown));
         assert_eq!(status(&app, "198.51.100.7", "/api/v1/orders/1").await, 404);
         assert_eq!(status(&app, "198.51.100.7", "/api/v1/orders/1").await, 429);
     }

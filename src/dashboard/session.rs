@@ -13,11 +13,12 @@ use axum::{
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
+use super::Dashboard;
 use crate::{
     http::{
         auth::{
             operator::Operator,
-            session::{COOKIE_PATHS, LIFE_SECONDS, Sessions},
+            session::{COOKIE_PATHS, SESSION_TTL_SECONDS, Sessions},
         },
         error::{ApiError, Code},
         extract::{
@@ -26,16 +27,15 @@ use crate::{
         },
         limits::Client,
         request_id::RequestId,
-        state::AppState,
     },
     model::UserId,
 };
 
-/// What signing in and out answer.
+/// The status of signing in and of signing out.
 const DONE: StatusCode = StatusCode::NO_CONTENT;
 
-/// Signing in and out: for the page, so not in the API's document.
-pub fn router() -> Router<AppState> {
+/// The routes. They belong to the page and are not in the API's document.
+pub fn router() -> Router<Dashboard> {
     Router::new().route("/ops/session", post(sign_in).get(session).delete(sign_out))
 }
 
@@ -60,16 +60,16 @@ impl RequestBody for SignInRequest {
     }
 }
 
-/// Only as JSON, which no other site's form can send.
+/// Takes JSON only, which no form of another site can send.
 async fn sign_in(
-    State(app): State<AppState>,
+    State(Dashboard { sessions, recorder, .. }): State<Dashboard>,
     Client(client): Client,
     Write { call, body: token }: Write<SignInRequest>,
 ) -> Response {
-    match app.sessions.sign_in(&token, client) {
+    match sessions.sign_in(&token, client) {
         Ok((session, cookie)) => {
-            app.notes.done(&session.operator, "POST /ops/session", DONE.as_u16(), call.request_id);
-            with_cookie(&app.sessions, Some(session.operator), &cookie, LIFE_SECONDS)
+            recorder.record(&session.operator, "POST /ops/session", DONE.as_u16(), call.request_id);
+            with_cookie(&sessions, Some(session.operator), &cookie, SESSION_TTL_SECONDS)
         }
         Err(refused) => refused.into_response(),
     }
@@ -83,21 +83,24 @@ struct SessionResponse<'a> {
     expires_at: i64,
 }
 
-async fn session(State(app): State<AppState>, headers: HeaderMap) -> Result<Response, ApiError> {
-    let session = app.sessions.session(&headers).ok_or(Code::Unauthorized)?;
+async fn session(
+    State(Dashboard { sessions, .. }): State<Dashboard>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let session = sessions.session(&headers).ok_or(Code::Unauthorized)?;
     let shown = SessionResponse { operator: session.operator.name(), expires_at: session.expires_at.0 };
     Ok(([(CACHE_CONTROL, "no-store")], Json(shown)).into_response())
 }
 
-/// Also clears a cookie that opens nothing.
-async fn sign_out(State(app): State<AppState>, request: Request) -> Response {
-    let session = app.sessions.session(request.headers());
+/// Clears the cookie also if it opens no session.
+async fn sign_out(State(Dashboard { sessions, recorder, .. }): State<Dashboard>, request: Request) -> Response {
+    let session = sessions.session(request.headers());
     if let Some(session) = &session {
-        app.sessions.sign_out(session);
+        sessions.sign_out(session);
         let request_id = RequestId::of(request.extensions());
-        app.notes.done(&session.operator, "DELETE /ops/session", DONE.as_u16(), request_id);
+        recorder.record(&session.operator, "DELETE /ops/session", DONE.as_u16(), request_id);
     }
-    with_cookie(&app.sessions, session.map(|session| session.operator), "", 0)
+    with_cookie(&sessions, session.map(|session| session.operator), "", 0)
 }
 
 fn with_cookie(sessions: &Sessions, operator: Option<Operator>, value: &str, seconds: i64) -> Response {
