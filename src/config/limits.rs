@@ -3,6 +3,7 @@
 use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use clap::Args;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::items;
 
@@ -76,60 +77,29 @@ impl LimitsConfig {
     }
 }
 
-/// A CIDR block; a single address is a block of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct CidrBlock {
-    /// Any address of the block.
-    first: IpAddr,
-    /// The number of leading bits that all addresses of the block share.
-    prefix: u8,
-}
-
-impl CidrBlock {
-    fn contains(self, address: IpAddr) -> bool {
-        match (self.first, address) {
-            (IpAddr::V4(first), IpAddr::V4(address)) => {
-                same(first.to_bits().into(), address.to_bits().into(), 32 - self.prefix)
-            }
-            (IpAddr::V6(first), IpAddr::V6(address)) => same(first.to_bits(), address.to_bits(), 128 - self.prefix),
-            _ => false,
+/// An address or a CIDR block. An IPv4-mapped block becomes an IPv4 block, because addresses are compared in their canonical form.
+fn block(text: &str) -> Result<IpNet, String> {
+    let wrong = || format!("`{text}` is neither an address nor a CIDR block such as 10.0.0.0/8");
+    let block = match text.parse() {
+        Ok(block) => block,
+        Err(_) => IpNet::from(text.parse::<IpAddr>().map_err(|_| wrong())?),
+    };
+    match (block.addr().to_canonical(), block.prefix_len().checked_sub(96)) {
+        (IpAddr::V4(first), Some(prefix)) if block.addr().is_ipv6() => {
+            Ipv4Net::new(first, prefix).map(IpNet::from).map_err(|_| wrong())
         }
-    }
-}
-
-/// Whether two addresses differ at most in their last `free` bits.
-fn same(one: u128, other: u128, free: u8) -> bool {
-    (one ^ other).checked_shr(free.into()).unwrap_or(0) == 0
-}
-
-impl FromStr for CidrBlock {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is neither an address nor a CIDR block such as 10.0.0.0/8");
-        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
-        let first: IpAddr = address.parse().map_err(|_| wrong())?;
-        let longest = if first.is_ipv4() { 32 } else { 128 };
-        let prefix: u8 = prefix.map_or(Ok(longest), str::parse).map_err(|_| wrong())?;
-        if prefix > longest {
-            return Err(wrong());
-        }
-        // An IPv4-mapped block becomes an IPv4 block, because addresses are compared in their canonical form.
-        match (first.to_canonical(), prefix.checked_sub(96)) {
-            (first @ IpAddr::V4(_), Some(prefix)) if longest == 128 => Ok(CidrBlock { first, prefix }),
-            _ => Ok(CidrBlock { first, prefix }),
-        }
+        _ => Ok(block),
     }
 }
 
 /// The proxies whose `X-Forwarded-For` names the client.
 #[derive(Clone, Debug, Default)]
-pub struct TrustedProxies(Arc<[CidrBlock]>);
+pub struct TrustedProxies(Arc<[IpNet]>);
 
 impl TrustedProxies {
     /// Whether `address`, in its canonical form, is a trusted proxy.
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|block| block.contains(address))
+        self.0.iter().any(|block| block.contains(&address))
     }
 }
 
@@ -137,7 +107,7 @@ impl FromStr for TrustedProxies {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        items(text).map(str::parse).collect::<Result<_, _>>().map(TrustedProxies)
+        items(text).map(block).collect::<Result<_, _>>().map(TrustedProxies)
     }
 }
 
