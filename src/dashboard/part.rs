@@ -1,5 +1,5 @@
-//! A part of what is shown, read time and again: one reading at a time, none waited for longer than the page can wait, and what
-//! is slow to read is read less often.
+//! A part of the snapshot that is read repeatedly: one read at a time, awaited no longer than the page can wait. A slow part is
+//! read less often.
 
 use std::time::{Duration, Instant};
 
@@ -8,25 +8,24 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::model::Error;
 
-/// How long the page can wait for a part that it just asked for, and for one that has not answered for longer.
-const PATIENCE: Duration = Duration::from_millis(900);
-const BRIEFLY: Duration = Duration::from_millis(20);
-/// How long a part is shown after it was read, where the next reading does not come to its end.
-const FRESH: Duration = Duration::from_secs(3);
-/// When a reading is given up.
-const LONGEST: Duration = Duration::from_secs(10);
-/// A part is read for no more than so much of the time: one in this; but it rests no longer than this. (It may have been slow
-/// for once.)
-const EASE: u32 = 10;
-const LONGEST_REST: Duration = Duration::from_secs(5);
+/// How long a snapshot waits for a read that begins with it, and for an older one.
+const READ_TIMEOUT: Duration = Duration::from_millis(900);
+const LATE_READ_TIMEOUT: Duration = Duration::from_millis(20);
+/// How long a part is shown after its read, if no later read ends.
+const VALUE_TTL: Duration = Duration::from_secs(3);
+/// The time after which a read is given up.
+const MAX_READ: Duration = Duration::from_secs(10);
+/// After a read, a part rests for so many times its duration, up to a bound: it may have been slow once.
+const REST_FACTOR: u32 = 10;
+const MAX_REST: Duration = Duration::from_secs(5);
 
-/// What is read, and how that goes.
+/// A part and the state of its reads.
 pub struct Part<T> {
-    /// What was read last, and until when it is shown.
+    /// The last value, and the time until which it is shown.
     known: Option<(T, Instant)>,
-    /// The reading that is under way, and since when.
+    /// The read in progress, and its start.
     reading: Option<(Instant, AbortOnDropHandle<Result<T, Error>>)>,
-    /// Not read again before.
+    /// The time of the next read, at the earliest.
     rests: Option<Instant>,
     failed: Option<String>,
 }
@@ -38,9 +37,9 @@ impl<T> Default for Part<T> {
 }
 
 impl<T: Send + 'static> Part<T> {
-    /// Begins a reading, unless one is under way, or it is too soon for another.
+    /// Begins a read, unless one is in progress or the part rests.
     pub fn begin(&mut self, read: impl Future<Output = Result<T, Error>> + Send + 'static) {
-        if self.reading.as_ref().is_some_and(|(began, _)| began.elapsed() >= LONGEST) {
+        if self.reading.as_ref().is_some_and(|(began, _)| began.elapsed() >= MAX_READ) {
             self.reading = None;
         }
         if self.reading.is_none() && self.rests.is_none_or(|until| Instant::now() >= until) {
@@ -48,22 +47,21 @@ impl<T: Send + 'static> Part<T> {
         }
     }
 
-    /// Waits for the reading that is under way: a little where it was begun before `tick`, else for as long as the page can wait
-    /// from then on. What is new, if anything.
+    /// Waits for the read in progress: briefly if it began before `tick`, else as long as a snapshot waits. Returns a new value.
     pub async fn settle(&mut self, tick: Instant) -> Option<&T> {
         let (began, mut reading) = self.reading.take()?;
-        let until = if began < tick { Instant::now() + BRIEFLY } else { tick + PATIENCE };
+        let until = if began < tick { Instant::now() + LATE_READ_TIMEOUT } else { tick + READ_TIMEOUT };
         let Ok(read) = timeout_at(until.into(), &mut reading).await else {
             self.failed = Some("no answer yet".to_owned());
             self.reading = Some((began, reading));
             return None;
         };
-        let rests = (began + began.elapsed() * EASE).min(Instant::now() + LONGEST_REST);
+        let rests = (began + began.elapsed() * REST_FACTOR).min(Instant::now() + MAX_REST);
         self.rests = Some(rests);
         match read.unwrap_or_else(|error| Err(Error::Internal(error.into()))) {
             Ok(read) => {
                 self.failed = None;
-                self.known = Some((read, rests.max(Instant::now()) + FRESH));
+                self.known = Some((read, rests.max(Instant::now()) + VALUE_TTL));
                 self.get()
             }
             Err(error) => {
@@ -81,12 +79,12 @@ impl<T: Send + 'static> Part<T> {
         }
     }
 
-    /// What was read last, if that is not too long ago.
+    /// The last value, if it is recent enough.
     pub fn get(&self) -> Option<&T> {
         self.known.as_ref().filter(|(_, until)| Instant::now() < *until).map(|(known, _)| known)
     }
 
-    /// Why the last reading came to nothing; empty if it did not.
+    /// Why the last read failed; empty if it did not.
     pub fn failure(&self) -> &str {
         self.failed.as_deref().unwrap_or("")
     }
@@ -147,7 +145,7 @@ mod tests {
             assert!(part.settle(Instant::now()).await.is_none());
         }
         assert_eq!((begun.load(Ordering::SeqCst), part.failure()), (1, "no answer yet"));
-        part.reading.as_mut().unwrap().0 -= LONGEST;
+        part.reading.as_mut().unwrap().0 -= MAX_READ;
         part.begin(read(&begun));
         assert!(part.settle(Instant::now()).await.is_none());
         assert_eq!(begun.load(Ordering::SeqCst), 2);
@@ -163,7 +161,7 @@ mod tests {
         });
         assert_eq!(part.settle(Instant::now()).await, None);
         go.notify_one();
-        // Its task has to come to its turn.
+        // Its task has to run first.
         while part.settle(Instant::now()).await.is_none() {}
         assert_eq!(part.get(), Some(&7));
     }
@@ -175,7 +173,7 @@ mod tests {
         part.reading.as_mut().unwrap().0 -= Duration::from_secs(5);
         assert_eq!(part.settle(Instant::now()).await, Some(&1));
         part.begin(async { Ok(2) });
-        assert!(part.reading.is_none() && part.rests.unwrap() <= Instant::now() + LONGEST_REST, "it was slow");
+        assert!(part.reading.is_none() && part.rests.unwrap() <= Instant::now() + MAX_REST, "it was slow");
         assert_eq!(part.get(), Some(&1), "shown until the next reading");
         part.rests = Some(Instant::now());
         part.begin(async { Ok(3) });

@@ -1,4 +1,4 @@
-//! What only time shows: how fast a counter grows, and how places in a ranking change.
+//! Changes over time: the rate of a counter, and the movement of places in a ranking.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,13 +7,13 @@ use std::{
 
 use crate::model::{ProductId, RankedProduct, RankingScope};
 
-/// Over how long a rate is taken.
+/// The time over which a rate is taken.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
-/// With what is older than this places are compared, and how often they are taken note of.
+/// Places are compared with those of so long ago, and recorded in this interval.
 const PLACES_WINDOW: Duration = Duration::from_secs(60);
-const PLACES_EVERY: Duration = Duration::from_secs(5);
+const PLACES_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How fast a counter has grown over the last seconds.
+/// The rate of a counter over the last seconds.
 #[derive(Default)]
 pub struct Rate {
     counts: VecDeque<(Instant, i64)>,
@@ -21,7 +21,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Takes note of the counter.
+    /// Records the counter.
     pub fn note(&mut self, at: Instant, count: i64) {
         while self.counts.get(1).is_some_and(|(then, _)| at.duration_since(*then) >= RATE_WINDOW) {
             self.counts.pop_front();
@@ -33,23 +33,23 @@ impl Rate {
         self.counts.push_back((at, count));
     }
 
-    /// As of the last note.
+    /// The rate at the last record.
     pub fn per_second(&self) -> f64 {
         self.per_second
     }
 }
 
-/// Positions by ranking and product.
+/// The positions of products, by ranking.
 type Positions = HashMap<(RankingScope, ProductId), i64>;
 
-/// Where products were in the rankings.
+/// The past positions of products.
 #[derive(Default)]
 pub struct Places(VecDeque<(Instant, Positions)>);
 
 impl Places {
-    /// Takes note of the rankings, from time to time.
+    /// Records the rankings, once per interval.
     pub fn note(&mut self, at: Instant, rankings: &[(RankingScope, Vec<RankedProduct>)]) {
-        if self.0.back().is_some_and(|(then, _)| at.duration_since(*then) < PLACES_EVERY) {
+        if self.0.back().is_some_and(|(then, _)| at.duration_since(*then) < PLACES_INTERVAL) {
             return;
         }
         while self.0.get(1).is_some_and(|(then, _)| at.duration_since(*then) >= PLACES_WINDOW) {
@@ -61,7 +61,7 @@ impl Places {
         self.0.push_back((at, places.collect()));
     }
 
-    /// Where a product was about a minute ago, or when watching began.
+    /// The position of a product about a minute ago, or at the first record.
     pub fn before(&self, scope: RankingScope, product: ProductId) -> Option<i64> {
         self.0.front().and_then(|(_, places)| places.get(&(scope, product)).copied())
     }
@@ -98,7 +98,7 @@ mod tests {
             (1..=3).map(|id| places.before(RankingScope::Today, product(id))).collect::<Vec<_>>()
         };
         assert_eq!(noted(0, &[1, 2]), [Some(1), Some(2), None]);
-        // Too soon to be taken note of, and then not old enough to be compared with.
+        // Too soon to be recorded, and then too recent to be compared with.
         assert_eq!(noted(1, &[3]), [Some(1), Some(2), None]);
         assert_eq!(noted(10, &[2, 1, 3]), [Some(1), Some(2), None]);
         assert_eq!(noted(65, &[3]), [Some(1), Some(2), None]);

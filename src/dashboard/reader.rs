@@ -1,6 +1,6 @@
-//! The one reader: puts together, once a second, what all watchers are shown.
+//! The reader builds the snapshot of all watchers, once per second.
 //!
-//! Each part is read by itself ([`Part`]): Redis or Postgres away shows as that, and takes nothing else with it.
+//! Each part is read by itself ([`Part`]): an unavailable store makes its own parts fail and no others.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,24 +28,24 @@ use crate::{
 
 /// How long a campaign is shown after its window has closed.
 const CLOSED_FOR_MS: i64 = 3_600_000;
-/// Campaigns that are shown.
+/// The most campaigns in a snapshot.
 const SHOWN_CAMPAIGNS: usize = 24;
-/// When the projection is behind by more than it should ever be, in seconds.
+/// The lag of the projection that is shown as a fault, in seconds.
 const LATE_SECONDS: f64 = 10.0;
 
-/// What Postgres says.
+/// The part that PostgreSQL has.
 struct Remembered {
     projected: Arc<Projected>,
     orders: HashMap<OrderStatus, i64>,
 }
 
-/// Reads, and remembers what only time shows.
+/// Reads the parts, and keeps what rates and movements need.
 pub struct Reader {
     engine: Arc<Engine>,
     auditor: Arc<Auditor>,
     instance: Arc<Instance>,
     postgres: Part<Remembered>,
-    /// Where Postgres was when it last said so.
+    /// The last known position of PostgreSQL.
     projected: Option<Arc<Projected>>,
     projection: Part<ProjectionStatus>,
     sales: Part<Sales>,
@@ -53,12 +53,12 @@ pub struct Reader {
     campaigns: Part<Vec<Campaign>>,
     redis: Part<Vec<ServerState>>,
     stuck_payments: Part<i64>,
-    /// Why decisions can't be taken; nothing where they can.
+    /// Why decisions can't be made; empty if they can.
     hindrances: Part<Vec<String>>,
     traffic: Traffic,
-    /// What this process answered.
+    /// The requests of this process.
     own: Option<Window>,
-    /// What the others say.
+    /// The reports of the other processes.
     others: Part<Vec<Report>>,
     issued: HashMap<CouponId, Rate>,
     carried: Rate,
@@ -89,14 +89,14 @@ impl Reader {
         }
     }
 
-    /// Reads everything anew, as far as it can be had within a second: a [`Snapshot`] as JSON, on one line.
+    /// Reads all parts that answer within a second. Returns a [`Snapshot`] as JSON, on one line.
     ///
     /// # Errors
     /// None that data can cause.
     pub async fn read(&mut self, watchers: usize) -> serde_json::Result<Vec<u8>> {
         let tick = Instant::now();
         self.begin();
-        // Before the decisions are looked at: what Postgres has was decided.
+        // Read before the decisions: what PostgreSQL has was decided.
         if let Some(remembered) = self.postgres.settle(tick).await {
             let carried = remembered.projected.positions.iter().map(|projected| projected.position.seq).sum();
             self.carried.note(Instant::now(), carried);
@@ -130,7 +130,7 @@ impl Reader {
     fn begin(&mut self) {
         let engine = self.engine.clone();
         self.postgres.begin(async move {
-            // In this order, so that the position is never before what is shown to be there.
+            // In this order, so that the position is never before what it is shown to contain.
             let orders = engine.order_totals().await?;
             Ok(Remembered { orders, projected: Arc::new(engine.projected_positions().await?) })
         });
@@ -167,7 +167,7 @@ impl Reader {
         }
     }
 
-    /// Those of all processes together, as far as they are known.
+    /// The requests of all known processes together.
     fn requests(&self) -> Option<Requests> {
         let others = self.others.get().into_iter().flatten().map(|report| &report.window);
         Some(Requests::of(&self.own.iter().chain(others).collect::<Vec<_>>())).filter(|_| self.own.is_some())
@@ -198,7 +198,7 @@ impl Reader {
         Some(places.collect())
     }
 
-    /// Those that burn first.
+    /// The campaigns, those that sell fastest first.
     fn campaigns(&self) -> Option<Vec<BurningCampaign>> {
         let now = self.engine.clock().now();
         let burning = |campaign: &Campaign| {
@@ -274,7 +274,7 @@ impl Reader {
     }
 }
 
-/// Why a part can't be shown, if it can't.
+/// The failure of a part, if it has one.
 fn absent<T: Send + 'static>(part: &Part<T>) -> Option<String> {
     match (part.get(), part.failure()) {
         (Some(_), _) => None,

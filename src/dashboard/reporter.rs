@@ -1,5 +1,5 @@
-//! What a process tells the others of its requests, once a second, so that the dashboard of each shows those of all: in
-//! PostgreSQL, where one that dies leaves a report that is soon too old to count.
+//! Reports of the requests of a process, once per second in PostgreSQL, so that every dashboard shows those of all processes. The
+//! report of a process that dies soon is too old to count.
 
 use std::{
     sync::Arc,
@@ -16,13 +16,13 @@ use super::{
 use crate::{engine::Engine, model::Error, worker::Workers};
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a report may take to be written, and how long the end of the process waits for its being withdrawn.
+/// How long writing a report may take, and how long the end of the process waits for withdrawing it.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 const WITHDRAW_TIMEOUT: Duration = Duration::from_millis(500);
-/// Reports between two looks for those that others left behind.
-const TIDY_INTERVAL: u32 = 60;
+/// Reports between two deletions of reports that dead processes left behind.
+const REPORTS_PER_TIDY: u32 = 60;
 
-/// A process, and what it says.
+/// A process and its requests.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     pub instance: Instance,
@@ -30,7 +30,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// `None` where it is of a version that says it otherwise.
+    /// `None` if another version wrote it in another form.
     fn read(text: &str) -> Option<Self> {
         let read = serde_json::from_str(text);
         read.inspect_err(|error| tracing::debug!(%error, "another instance's report can't be read")).ok()
@@ -41,7 +41,7 @@ impl Report {
 pub fn keep_reporting(engine: Arc<Engine>, instance: Arc<Instance>, workers: &Workers) {
     let (withdrawing, id) = (engine.clone(), instance.id);
     workers.at_stop(async move {
-        told(timeout(WITHDRAW_TIMEOUT, withdrawing.withdraw_requests(Some(id))).await);
+        log_failure(timeout(WITHDRAW_TIMEOUT, withdrawing.withdraw_requests(Some(id))).await);
     });
     workers.spawn("request_reports", move || report(engine.clone(), instance.clone()));
 }
@@ -53,19 +53,19 @@ async fn report(engine: Arc<Engine>, instance: Arc<Instance>) {
     for count in 0_u32.. {
         ticks.tick().await;
         let window = traffic.look(&crate::telemetry::metrics::counted(), Instant::now());
-        if count % TIDY_INTERVAL == 0 {
-            told(timeout(REPORT_TIMEOUT, engine.withdraw_requests(None)).await);
+        if count % REPORTS_PER_TIDY == 0 {
+            log_failure(timeout(REPORT_TIMEOUT, engine.withdraw_requests(None)).await);
         }
         let Some(window) = window else { continue };
         let report = Report { instance: Instance::clone(&instance), window };
         if let Ok(report) = serde_json::to_string(&report) {
-            told(timeout(REPORT_TIMEOUT, engine.report_requests(instance.id, &report)).await);
+            log_failure(timeout(REPORT_TIMEOUT, engine.report_requests(instance.id, &report)).await);
         }
     }
 }
 
-/// The dashboards do without it, and say that PostgreSQL is away.
-fn told(written: Result<Result<(), Error>, tokio::time::error::Elapsed>) {
+/// A missing report is not an error: the dashboards show that PostgreSQL is unavailable.
+fn log_failure(written: Result<Result<(), Error>, tokio::time::error::Elapsed>) {
     match written {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "the requests of this instance are not reported"),
@@ -73,7 +73,7 @@ fn told(written: Result<Result<(), Error>, tokio::time::error::Elapsed>) {
     }
 }
 
-/// What the other processes say.
+/// The reports of the other processes.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.

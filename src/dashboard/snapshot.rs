@@ -1,5 +1,4 @@
-//! What the page is told, once a second: the shape of a `snapshot` event's JSON. What can't be had at the moment is null. Times
-//! are milliseconds since the epoch.
+//! The JSON of a `snapshot` event. Unavailable parts are null. Times are milliseconds since the epoch.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +15,7 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot<'a> {
     pub at: i64,
-    /// Of the shop's wall-clock times.
+    /// The zone of the shop's wall-clock times.
     pub zone: &'a str,
     pub instance: &'a Instance,
     pub health: Vec<Health>,
@@ -24,18 +23,18 @@ pub struct Snapshot<'a> {
     pub rankings: Option<BTreeMap<&'static str, Vec<Place>>>,
     pub campaigns: Option<Vec<BurningCampaign>>,
     pub products: Option<Vec<HotProduct<'a>>>,
-    /// By status: every one of them.
+    /// By status, all of them.
     pub orders: Option<BTreeMap<&'static str, i64>>,
-    /// Payments that nobody can settle.
+    /// Stuck payments.
     pub stuck_payments: Option<i64>,
-    /// Of all processes that are known.
+    /// The requests of all known processes.
     pub requests: Option<Requests>,
-    /// Each process that is at work, this one first; `None` where it is not known what others there are.
+    /// The running processes, this one first; `None` if the others are unknown.
     pub instances: Option<Vec<InstanceRequests>>,
     pub projection: Option<Projection>,
     pub redis: Option<Redis>,
     pub audit: Audits<'a>,
-    /// Who is looking at the page of the process that tells all this.
+    /// The watchers of this process's page.
     pub watchers: usize,
 }
 
@@ -43,7 +42,7 @@ pub struct Snapshot<'a> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
-    /// Its own, from its start to its end.
+    /// Unique to one run of the process.
     #[serde(skip)]
     pub id: Uuid,
     pub name: String,
@@ -51,16 +50,16 @@ pub struct Instance {
     pub started_at: i64,
 }
 
-/// What one process answered.
+/// The requests of one process.
 #[derive(Debug, Serialize)]
 pub struct InstanceRequests {
     #[serde(flatten)]
     pub instance: Instance,
-    /// `None` where it has not been looked at for long enough.
+    /// `None` until there are two samples.
     pub requests: Option<Requests>,
 }
 
-/// Whether a part is well; if not, why.
+/// Whether a part is healthy; if not, why.
 #[derive(Serialize)]
 pub struct Health {
     pub part: &'static str,
@@ -76,7 +75,7 @@ pub struct Place {
     pub sales_count: i64,
     pub total_sales_price: i64,
     pub rank_position: i64,
-    /// About a minute before; `None` if it was not there.
+    /// About a minute ago; `None` if it had no place.
     pub previous_position: Option<i64>,
 }
 
@@ -97,11 +96,11 @@ pub struct BurningCampaign {
     pub state: CampaignState,
     /// Over the last seconds.
     pub issues_per_second: f64,
-    /// At that rate; `None` where nothing moves, or nothing is left.
+    /// At that rate; `None` if nothing moves or nothing is left.
     pub seconds_to_empty: Option<f64>,
 }
 
-/// Where a campaign stands; in the order in which they are shown.
+/// The status of a campaign, in the order of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum CampaignState {
@@ -170,18 +169,18 @@ impl<'a> From<&'a ShelvedProduct> for HotProduct<'a> {
     }
 }
 
-/// Requests that were answered over the last seconds; the page's own are not among them.
+/// The requests of the last seconds, without the page's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Requests {
     pub per_second: f64,
-    /// 4xx but 429.
+    /// 4xx without 429.
     pub refused_per_second: f64,
-    /// 5xx but what was shed.
+    /// 5xx without shed ones.
     pub failed_per_second: f64,
     /// 429.
     pub limited_per_second: f64,
-    /// Turned away under overload.
+    /// Shed under overload.
     pub shed_per_second: f64,
     /// `None` without requests.
     pub latency: Option<Latency>,
@@ -225,7 +224,7 @@ pub struct Projection {
     lag_seconds: f64,
     dead_letters: i64,
     max_backlog: i64,
-    /// Carried to Postgres, over the last seconds.
+    /// Projected to PostgreSQL, over the last seconds.
     events_per_second: f64,
 }
 
@@ -241,7 +240,7 @@ impl Projection {
     }
 }
 
-/// All servers of Redis together: sums, and what is true of each of them.
+/// All servers of Redis: sums, and properties that all share.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Redis {
@@ -250,11 +249,11 @@ pub struct Redis {
     version: String,
     servers: usize,
     used_memory_bytes: u64,
-    /// `None` where a server has no limit of its own.
+    /// `None` if a server has no limit.
     max_memory_bytes: Option<u64>,
     maxmemory_policy: String,
     aof_enabled: bool,
-    /// `None` where it does not say.
+    /// `None` if a server does not tell.
     appendfsync: Option<String>,
     aof_last_write_ok: bool,
     aof_rewrite_in_progress: bool,
@@ -286,7 +285,7 @@ impl Redis {
 
 #[derive(Serialize)]
 pub struct Audits<'a> {
-    /// The last one that this process finished.
+    /// The last audit that this process finished.
     pub last: Option<Audit<'a>>,
     pub running: bool,
 }
@@ -319,7 +318,7 @@ impl<'a> From<&'a Finished> for Audit<'a> {
     }
 }
 
-/// To a thousandth.
+/// Rounded to a thousandth.
 pub fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }

@@ -1,5 +1,5 @@
-//! Requests, as a process's own metrics count them: how many, of which kind and how long they took, over the last seconds; and
-//! those of several processes together.
+//! The requests of the last seconds, from the metrics of a process: their numbers, kinds and durations, and the sums over several
+//! processes.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -15,25 +15,25 @@ const REQUESTS: &str = "firstcome_http_requests_total";
 const DURATIONS: &str = "firstcome_http_request_duration_seconds";
 const SHED: &str = "firstcome_shed_total";
 
-/// Over how long rates are taken.
+/// The time over which rates are taken.
 const WINDOW: Duration = Duration::from_secs(3);
-/// What is shown of each list.
-const MOST: usize = 12;
-/// Where the page's own requests are, which nobody wants to see there.
+/// The most entries of a list.
+const MAX_ENTRIES: usize = 12;
+/// The routes of the page's own requests, which are left out.
 const OWN: &str = "/ops";
 
-/// The counters, time and again.
+/// Samples of the counters.
 #[derive(Default)]
 pub struct Traffic(VecDeque<Sample>);
 
-/// The counters as of one moment.
+/// The counters at one time.
 struct Sample {
     at: Instant,
     /// Requests.
     counts: HashMap<Kind, f64>,
-    /// Seconds, rising: the bounds of `times`.
+    /// The bounds of `times`, in seconds, rising.
     bounds: Vec<f64>,
-    /// By method and route: how many took at most so many seconds, for each bound; the last: any.
+    /// By method and route: the requests within each bound, cumulative; the last count is all of them.
     times: HashMap<Operation, Vec<u64>>,
     shed: f64,
 }
@@ -53,13 +53,13 @@ struct Kind {
     error_code: String,
 }
 
-/// The requests that one process answered over the last seconds.
+/// The requests of one process over the last seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Window {
-    /// How long it is.
+    /// The duration of the window.
     seconds: f64,
-    /// Of each kind, how many.
+    /// The number of requests of each kind.
     counts: Vec<(Kind, f64)>,
     bounds: Vec<f64>,
     times: Vec<(Operation, Vec<u64>)>,
@@ -75,11 +75,11 @@ struct Rates {
 }
 
 impl Traffic {
-    /// Takes note of the counters. What has happened since some seconds before; `None` when there was no earlier look.
+    /// Samples the counters. Returns the requests of the last seconds; `None` at the first sample.
     pub fn look(&mut self, families: &[MetricFamily], at: Instant) -> Option<Window> {
         let now = Sample::new(families, at);
         let recent = |sample: Option<&Sample>| sample.is_some_and(|sample| at.duration_since(sample.at) >= WINDOW);
-        // The last of those that are old enough is what is compared with.
+        // Compared with the latest sample that is old enough.
         while recent(self.0.get(1)) {
             self.0.pop_front();
         }
@@ -145,8 +145,8 @@ impl Sample {
 }
 
 impl Requests {
-    /// Those of these processes together. Times that are counted in other steps than the first one's are left out: they are of
-    /// another version of the program.
+    /// The requests of these processes together. Times with other bounds than the first one's, from another version of the program,
+    /// are left out.
     pub fn of(windows: &[&Window]) -> Self {
         let (mut all, mut operations) = (Rates::default(), BTreeMap::<&Operation, Rates>::new());
         let (mut refusals, mut shed) = (BTreeMap::<&str, f64>::new(), 0.0);
@@ -184,12 +184,12 @@ impl Requests {
         shown.sort_by(|a, b| {
             b.per_second.total_cmp(&a.per_second).then_with(|| (&a.route, &a.method).cmp(&(&b.route, &b.method)))
         });
-        shown.truncate(MOST);
+        shown.truncate(MAX_ENTRIES);
         let refusals = refusals.into_iter().filter(|(_, rate)| *rate > 0.0);
         let mut refusals: Vec<Refusal> =
             refusals.map(|(code, rate)| Refusal { error_code: code.to_owned(), per_second: rounded(rate) }).collect();
         refusals.sort_by(|a, b| b.per_second.total_cmp(&a.per_second));
-        refusals.truncate(MOST);
+        refusals.truncate(MAX_ENTRIES);
         Requests {
             per_second: rounded(all.all),
             refused_per_second: rounded(all.refused),
@@ -230,13 +230,13 @@ fn add(sum: &mut Vec<u64>, more: &[u64]) {
     }
 }
 
-/// `None` where nothing is counted.
+/// `None` if nothing is counted.
 fn latency(bounds: &[f64], counts: &[u64]) -> Option<Latency> {
     let ms = |share| Some(rounded(quantile(bounds, counts, share)? * 1000.0));
     Some(Latency { p50_ms: ms(0.5)?, p95_ms: ms(0.95)?, p99_ms: ms(0.99)? })
 }
 
-/// As `histogram_quantile` of Prometheus: evenly spread within a bucket; beyond the last bound, that bound.
+/// As `histogram_quantile` of Prometheus: interpolates linearly within a bucket; beyond the last bound, that bound.
 fn quantile(bounds: &[f64], counts: &[u64], share: f64) -> Option<f64> {
     let all = counts.last().copied().filter(|count| *count > 0)?;
     let wanted = share * all as f64;
@@ -328,9 +328,9 @@ mod tests {
             ("INTERNAL_SERVER_ERROR", 1.0),
         ];
         assert_eq!(codes, expected);
-        // Half of those below a millisecond, spread evenly; what took long beyond all bounds is at the last one.
+        // Half of those below a millisecond, interpolated; times beyond all bounds are at the last one.
         assert_eq!(busy.latency, Some(Latency { p50_ms: 0.51, p95_ms: 0.969, p99_ms: 100.0 }));
-        // They count for as long as the window is, and no longer.
+        // They count within the window only.
         assert!(look(at(4)).unwrap().per_second > 0.0);
         assert_eq!(look(at(6)).unwrap(), Requests::default());
         assert_eq!(traffic.0.len(), 3);
@@ -345,7 +345,7 @@ mod tests {
         }
         let busy = traffic.look(&metrics.registry.gather(), begun + Duration::from_secs(1)).unwrap();
         let busy = Requests::of(&[&busy]);
-        assert_eq!((busy.routes.len(), busy.refusals.len()), (MOST, MOST));
+        assert_eq!((busy.routes.len(), busy.refusals.len()), (MAX_ENTRIES, MAX_ENTRIES));
         assert_eq!((busy.routes[0].route.as_str(), busy.refusals[0].error_code.as_str()), ("/39", "CODE_39"));
         let anew = Metrics::new();
         anew.serve("/39", "400", "CODE_39", 1, 0.001);
@@ -354,7 +354,7 @@ mod tests {
         assert!(requests.per_second >= 0.0 && requests.refusals.len() <= 1);
     }
 
-    /// What a process tells the others of its last second.
+    /// The reported window of a process.
     fn told(serve: impl Fn(&Metrics)) -> Window {
         let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
         traffic.look(&metrics.registry.gather(), begun);
@@ -377,9 +377,9 @@ mod tests {
         assert_eq!((all.per_second, all.shed_per_second, all.failed_per_second), (60.0, 10.0, 0.0));
         let (alone, route) = (Requests::of(&[&one]), &all.routes[0]);
         assert_eq!((alone.per_second, route.route.as_str(), route.per_second), (45.0, "/a", 50.0));
-        // The slow tenth is the other's alone.
+        // The slow tenth is that of the other process.
         assert!(alone.latency.unwrap().p99_ms <= 1.0 && route.latency.p50_ms <= 1.0 && route.latency.p99_ms > 50.0);
-        // Another version may count in other steps: its rates count, its times can't be added.
+        // Another version may have other bounds: its rates count, its times can't be added.
         let mut newer = other.clone();
         newer.bounds.pop();
         let mixed = Requests::of(&[&one, &newer]);

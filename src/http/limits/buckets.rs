@@ -1,9 +1,9 @@
 //! Token buckets, one per client or user, in bounded memory.
 //!
-//! The arithmetic is governor's (GCRA): a bucket is one number, the time at which it will be full. A full one is no different from
-//! none, so it is forgotten within a second: what is kept are those who asked for something in the last seconds. Beyond a
-//! number of keys, newcomers share one bucket: an attacker with very many addresses slows down other newcomers, and can
-//! neither fill the memory nor take anything from those who are known.
+//! The arithmetic is governor's (GCRA): a bucket is one number, the time at which it will be full. A full bucket is the same as none
+//! and is forgotten within a second, so that only the keys of the last seconds are kept. Beyond a number of keys, new keys share one
+//! bucket: an attacker with very many addresses slows down other new keys, but can neither fill the memory nor take tokens of known
+//! keys.
 
 use std::{
     num::NonZeroU32,
@@ -28,13 +28,13 @@ use governor::{
 /// Buckets of one size, by key.
 pub struct Buckets<C: Clock = MonotonicClock> {
     limiter: RateLimiter<u64, Shared, C, NoOpMiddleware<C::Instant>>,
-    /// The limiter's own.
+    /// The clock of the limiter.
     keys: Shared,
-    /// From when on the limiter counts time.
+    /// The start of the limiter's time.
     start: C::Instant,
-    /// Nanoseconds in which a token comes back.
+    /// The nanoseconds until a token is back.
     interval: u64,
-    /// Tokens of a full bucket.
+    /// The tokens of a full bucket.
     burst: NonZeroU32,
 }
 
@@ -63,10 +63,10 @@ impl<C: Clock> Buckets<C> {
         Buckets { limiter: RateLimiter::new(quota, keys.clone(), clock), keys, start, interval, burst }
     }
 
-    /// Takes `tokens` of this key's; all of a full bucket, where it holds fewer.
+    /// Takes `tokens` of this key; at most those of a full bucket.
     ///
     /// # Errors
-    /// There are not so many: how long until there are. Nothing is taken.
+    /// The time until there are as many. Nothing is taken.
     pub fn take(&self, key: u64, tokens: u32) -> Result<(), Duration> {
         let taken = match NonZeroU32::new(tokens) {
             None => return Ok(()),
@@ -80,22 +80,22 @@ impl<C: Clock> Buckets<C> {
     /// Whether this key has a token; takes none.
     ///
     /// # Errors
-    /// It has none: how long until it has.
+    /// The time until it has one.
     pub fn has_token(&self, key: u64) -> Result<(), Duration> {
         let now = self.now();
-        // An unknown key's bucket is full. Nothing is replaced, and nothing new is kept.
+        // The bucket of an unknown key is full. This changes no bucket.
         let full_at = self.keys.full_at(&key).unwrap_or(0);
         let token_at = full_at.saturating_sub(self.interval * (u64::from(self.burst.get()) - 1));
         if now < token_at { Err(Duration::from_nanos(token_at - now)) } else { Ok(()) }
     }
 
-    /// Takes `tokens` of this key's, also those that it does not have yet: it owes them, up to those of another full bucket.
+    /// Takes `tokens` of this key, also tokens that it does not have yet: it owes them, up to those of another full bucket.
     pub fn charge(&self, key: u64, tokens: u32) {
         let now = self.now();
         let (price, most) = (self.interval * u64::from(tokens), self.interval * 2 * u64::from(self.burst.get()));
         let _: Result<(), ()> = self.keys.measure_and_replace(&key, |full_at| {
             let full_at = full_at.map_or(0, Nanos::as_u64).max(now);
-            // What is owed already stays.
+            // Earlier debts stay.
             Ok(((), Nanos::from((full_at + price).min((now + most).max(full_at)))))
         });
     }
@@ -110,12 +110,12 @@ impl<C: Clock> Buckets<C> {
         self.limiter.retain_recent();
     }
 
-    /// Gives back memory that was not needed since this was last called.
+    /// Gives back memory that was not needed since the last call.
     pub fn shrink(&self) {
         self.limiter.shrink_to_fit();
     }
 
-    /// How many keys are known.
+    /// The number of known keys.
     pub fn len(&self) -> usize {
         self.limiter.len()
     }
@@ -124,12 +124,12 @@ impl<C: Clock> Buckets<C> {
 /// The state of each key, for a bounded number of keys.
 struct Keys {
     states: DashMapStateStore<u64>,
-    /// How many there are: counting them would take every lock.
+    /// The number of keys: counting them would take every lock.
     count: AtomicUsize,
     most: usize,
-    /// The most there were when last looked at, since memory was last given back.
+    /// The largest number of keys since memory was last given back.
     peak: AtomicUsize,
-    /// Of those who came when there were `most` others.
+    /// The shared bucket of keys beyond the bound.
     newcomers: InMemoryState,
 }
 
@@ -144,7 +144,7 @@ impl Keys {
         }
     }
 
-    /// When this key's bucket is full (ns); `None` for one that is.
+    /// The time at which this key's bucket is full (ns); `None` if it is.
     fn full_at(&self, key: &u64) -> Option<u64> {
         let full_at = |state: &InMemoryState| {
             let kept = state.measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>);
@@ -180,7 +180,7 @@ impl StateStore for Shared {
         if let Some(state) = self.states.get(key) {
             return state.measure_and_replace(&NotKeyed::NonKey, decide);
         }
-        // Counted before it is there, so that there are never more than the count says.
+        // Counted before it is added, so that there are never more keys than the count.
         if self.count.fetch_add(1, Relaxed) >= self.most {
             self.count.fetch_sub(1, Relaxed);
             return self.newcomers.measure_and_replace(&NotKeyed::NonKey, decide);
@@ -212,7 +212,7 @@ impl ShrinkableKeyedStateStore<u64> for Shared {
 
     fn shrink_to_fit(&self) {
         let peak = self.peak.swap(0, Relaxed).max(self.count.load(Relaxed));
-        // Not what comes and goes: it would only be asked for again.
+        // Not the memory of keys that come and go: it would be allocated again.
         if self.states.capacity() > 4 * peak + 1024 {
             self.states.shrink_to_fit();
         }
@@ -236,7 +236,7 @@ mod tests {
 
     fn buckets(per_second: u32, burst: u32, most: u32) -> (Buckets<FakeRelativeClock>, FakeRelativeClock) {
         let clock = FakeRelativeClock::default();
-        // Governor's zero is also the state of a key that it has never seen.
+        // Governor's zero is also the state of an unknown key.
         clock.advance(Duration::from_secs(3600));
         (Buckets::per_second(per_second, burst, most, clock.clone()).unwrap(), clock)
     }

@@ -1,50 +1,49 @@
-//! What requests cost, in tokens of their client.
+//! The costs of requests, in tokens of their client.
 //!
-//! Limits on numbers of requests alone would let a client ask for the dearest thing at the rate of the cheapest. One token is
-//! about what an ordinary request costs: 0.05 ms of this process and as much of Redis. The tables here are the only place that
-//! says what costs more; `docs/limits.md` repeats them.
+//! Limits on numbers of requests alone would admit the most expensive request at the rate of the cheapest. One token is about the
+//! cost of an ordinary request: 0.05 ms of this process and as much of Redis. These tables are the only place with higher costs;
+//! `docs/limits.md` repeats them.
 
 use crate::http::error::Code;
 
-/// Tokens of a request to these routes; to all others: one.
+/// The tokens of a request to these routes. A request to any other costs one.
 const ROUTES: &[(&str, u32)] = &[
-    // Read from PostgreSQL, where Redis does not have the order any more.
+    // Read from PostgreSQL once the order has left Redis.
     ("/api/v1/orders/{orderId}", 2),
     // A quarter of a megabyte and more.
     ("/swagger-ui/{*file}", 5),
     ("/v3/api-docs", 5),
 ];
 
-/// Tokens more where the reply is this refusal: it took PostgreSQL to know that there is nothing.
+/// Further tokens if the reply is this refusal: PostgreSQL was asked for it.
 const REFUSALS: &[(Code, u32)] = &[(Code::OrderNotFound, 2)];
 
-/// Lines of an order, things of a page and entries of a history that one token more pays for; those of an ordinary request
-/// are paid for.
+/// The lines of an order, items of a page and entries of a history that a further token pays for. The first token pays for as many.
 const LINES: usize = 10;
 const PAGE: i64 = 20;
 const ENTRIES: i64 = 50;
 
-/// What a request to this route costs, whatever is in it.
+/// The cost of a request to this route.
 pub fn of_route(route: &str) -> u32 {
     ROUTES.iter().find(|(named, _)| *named == route).map_or(1, |(_, tokens)| *tokens)
 }
 
-/// What a refusal costs more.
+/// The further cost of a refusal.
 pub fn of_refusal(code: Code) -> u32 {
     REFUSALS.iter().find(|(named, _)| *named == code).map_or(0, |(_, tokens)| *tokens)
 }
 
-/// What an order of so many lines costs more.
+/// The further cost of an order of so many lines.
 pub fn of_lines(lines: usize) -> u32 {
     (lines.saturating_sub(1) / LINES) as u32
 }
 
-/// What a page of so many products or campaigns costs more.
+/// The further cost of a page of so many products or campaigns.
 pub fn of_page(size: i64) -> u32 {
     ((size.max(1) - 1) / PAGE) as u32
 }
 
-/// What a history of so many entries costs more.
+/// The further cost of a history of so many entries.
 pub fn of_entries(limit: i64) -> u32 {
     ((limit.max(1) - 1) / ENTRIES) as u32
 }

@@ -1,22 +1,22 @@
-//! Requests whose bounds or whose addressee could be read in two ways.
+//! Refuses requests with an ambiguous length or host.
 //!
-//! A proxy in front that reads such a head differently would take a part of one request for another one (request smuggling) or
-//! hand it to another host's users. hyper refuses what it can't read: lines that are folded, lengths that differ or are none,
-//! spaces before a colon, a last transfer coding other than `chunked`. Of a length beside `chunked` it takes the latter and
-//! closes the connection after the reply, as RFC 9112, 6.3 asks. It takes the rest, which is refused here, and then the
-//! connection is closed: where the next request starts is not certain.
+//! A proxy that reads such a head differently could take a part of a request for another one (request smuggling) or send it to
+//! another host's users. hyper refuses folded lines, lengths that differ or are no numbers, spaces before a colon, and a last
+//! transfer coding other than `chunked`. If a length stands beside `chunked`, it ignores the length and closes the connection after
+//! the reply, as RFC 9112, 6.3 asks. It accepts the rest, which is refused here; the connection is then closed, since the start of
+//! the next request is not certain.
 
 use axum::http::{
     HeaderMap, Request, Uri, Version,
     header::{HOST, TRANSFER_ENCODING},
 };
 
-/// Why a request can't be taken; `None` for a sound one.
+/// The reason to refuse a request; `None` for a sound one.
 pub fn flaw<B>(request: &Request<B>) -> Option<&'static str> {
     host_flaw(request.version(), request.uri(), request.headers()).or_else(|| coding_flaw(request.headers()))
 }
 
-/// RFC 9112, 3.2: one Host, of legal characters. HTTP/1.0 does not know it: old health checks leave it out.
+/// RFC 9112, 3.2: one Host, of legal characters. HTTP/1.0 does not require it: old health checks leave it out.
 fn host_flaw(version: Version, uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
@@ -37,7 +37,7 @@ fn host_flaw(version: Version, uri: &Uri, headers: &HeaderMap) -> Option<&'stati
     }
 }
 
-/// RFC 9112, 6.1: `chunked`, once, is the one transfer coding that is understood here.
+/// RFC 9112, 6.1: `chunked`, once, is the only supported transfer coding.
 fn coding_flaw(headers: &HeaderMap) -> Option<&'static str> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next()?;

@@ -1,4 +1,4 @@
-//! A request's span, where traces are on: what it was, what became of it, and whose trace it is part of.
+//! The span of a request, as part of its caller's trace. Without traces the layer is absent.
 
 use std::net::SocketAddr;
 
@@ -22,16 +22,16 @@ use crate::{
 /// The layer.
 pub async fn trace(request: Request, next: Next) -> Response {
     let Some(context) = begun(&request) else { return next.run(request).await };
-    let mut under_way = UnderWay(Some(context.clone()));
+    let mut unanswered = Unanswered(Some(context.clone()));
     let response = next.run(request).with_context(context).await;
-    under_way.answered(&response);
+    unanswered.answered(&response);
     response
 }
 
 fn begun(request: &Request) -> Option<Context> {
     let extensions = request.extensions();
     let route = extensions.get::<MatchedPath>().map(MatchedPath::as_str);
-    // Of the methods that there are: names are few, whatever clients send.
+    // Known methods only, so that names of spans stay few.
     let method = match request.method() {
         known @ (&Method::GET | &Method::HEAD | &Method::POST | &Method::PUT | &Method::PATCH | &Method::DELETE) => {
             known.as_str().to_owned()
@@ -52,10 +52,10 @@ fn begun(request: &Request) -> Option<Context> {
     traces::request(request.headers(), name, attributes)
 }
 
-/// A request that has no answer yet: one that is dropped, because it took too long or panicked, says so.
-struct UnderWay(Option<Context>);
+/// The span of an unanswered request. Dropped before the reply, because of a timeout or a panic, it ends as an error.
+struct Unanswered(Option<Context>);
 
-impl UnderWay {
+impl Unanswered {
     fn answered(&mut self, response: &Response) {
         let Some(context) = self.0.take() else { return };
         let (span, status) = (context.span(), response.status());
@@ -70,7 +70,7 @@ impl UnderWay {
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for Unanswered {
     fn drop(&mut self) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(KeyValue::new("error.type", "unanswered"));

@@ -1,15 +1,15 @@
-//! Answers that are dear to find out and may be a moment old.
+//! A value that is expensive to compute and may be a moment old.
 //!
-//! They are found out at a bounded rate. Whoever asks less often gets a new one each time; beyond it all get the last one,
-//! which is then no older than the rate says. However many ask at once, one finds it out.
+//! It is computed at a bounded rate. Below the rate each request computes it; beyond the rate requests get the last one, which is no
+//! older than the rate's period. Concurrent requests compute it once.
 
 use governor::{DefaultDirectRateLimiter, Quota};
 use tokio::sync::Mutex;
 
-/// The last answer, and how often there may be another.
+/// The last value, and the rate at which it is replaced.
 pub struct Recent<T> {
     rate: DefaultDirectRateLimiter,
-    /// Held by the one that finds it out.
+    /// Locked while it is computed.
     last: Mutex<Option<T>>,
 }
 
@@ -18,10 +18,10 @@ impl<T: Clone> Recent<T> {
         Recent { rate: DefaultDirectRateLimiter::direct(rate), last: Mutex::new(None) }
     }
 
-    /// A new answer, or the last one where there were too many.
+    /// A new value, or the last one beyond the rate.
     ///
     /// # Errors
-    /// It can't be found out; the next who asks tries again.
+    /// It can't be computed; the next request tries again.
     pub async fn get<E>(&self, find: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
         let mut last = self.last.lock().await;
         if self.rate.check().is_err()
@@ -29,7 +29,7 @@ impl<T: Clone> Recent<T> {
         {
             return Ok(answer.clone());
         }
-        // Nobody is told the old one any more, whatever comes of this.
+        // The old value is dropped also if this fails.
         *last = None;
         let answer = find().await?;
         *last = Some(answer.clone());
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// So many at once, and none after that while this runs.
+    /// So many at once, and none after that during a test.
     fn recent(burst: u32) -> Recent<u32> {
         let rate = Quota::with_period(Duration::from_secs(3600)).unwrap();
         Recent::new(rate.allow_burst(NonZeroU32::new(burst).unwrap()))

@@ -1,18 +1,18 @@
-//! Sockets that listen, with a backlog of our own choice.
+//! Listening sockets with a backlog of our choice.
 //!
-//! The backlog holds connections that the kernel has made and that [`server`](super::) has not accepted yet. When it is
-//! full, the kernel drops what clients send, and each of them tries again after a second. The standard library asks for 128,
-//! which the first moment of a sale fills at once.
+//! The backlog holds connections that the kernel has established and the [server](super) has not accepted yet. When it is full, the
+//! kernel drops new ones, and each client tries again after a second. The standard library asks for 128, which the first moment of a
+//! sale fills at once.
 
 use std::{io, net::SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that any backlog may hold: the kernel's bound.
+/// The kernel's bound of any backlog.
 const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
 
-/// Listens on `address`. Up to `backlog` connections wait to be accepted, or as many as the kernel allows; where that is
-/// less, the log says so.
+/// Listens on `address`. Up to `backlog` connections wait to be accepted, or as many as the kernel allows; if that is less, it is
+/// logged.
 ///
 /// # Errors
 /// The address can't be used.
@@ -34,7 +34,7 @@ pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// The most connections that the kernel lets wait, where it says so.
+/// The kernel's bound, if it is known.
 pub fn kernel_bound() -> Option<u32> {
     std::fs::read_to_string(SOMAXCONN).ok()?.trim().parse().ok()
 }
