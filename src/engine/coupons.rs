@@ -44,11 +44,11 @@ impl Engine {
         if call.key.is_none() && self.sold_out.refuses(user, coupon) {
             return Err(Error::CouponOutOfStock);
         }
-        let (home, here) = (self.store.owner(user.get()), self.store.owner(coupon.get()));
-        let remote = home != here;
+        let (owner, here) = (self.store.owner(user.get()), self.store.owner(coupon.get()));
+        let remote = owner != here;
         if remote {
             // Check the key before the user: it may belong to another request.
-            self.store.check_key(call, home).await?;
+            self.store.check_key(call, owner).await?;
             self.store.balance(user).await?;
         }
         // Read before the decision: after it, nothing that the reply needs may fail.

@@ -161,10 +161,10 @@ impl Engine {
 
     /// Rejects an order that can't be this user's: an order has the same owner partition as its user.
     async fn check_owner(&self, call: &Call, order: OrderId, user: UserId) -> Result<(), Error> {
-        let home = self.store.owner(user.get());
-        if self.store.owner(order.get()) != home {
+        let owner = self.store.owner(user.get());
+        if self.store.owner(order.get()) != owner {
             // Check the key before the order: it may belong to another request.
-            self.store.check_key(call, home).await?;
+            self.store.check_key(call, owner).await?;
             return Err(Error::OrderNotFound);
         }
         Ok(())

@@ -25,8 +25,8 @@ impl Engine {
     /// # Errors
     /// The refusals of `POST /orders`; then nothing is held.
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
-        let home = self.store.owner(order.user_id.get());
-        let id = self.orders_seq.next(&self.store, home).await?;
+        let owner = self.store.owner(order.user_id.get());
+        let id = self.orders_seq.next(&self.store, owner).await?;
         let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
         let terms = match order.coupon_id {
             Some(coupon) => self.terms(coupon).await?,
@@ -44,16 +44,16 @@ impl Engine {
             remote_lines: String::new(),
             validate: None,
         };
-        let remote = self.remote_lines(home, &order);
+        let remote = self.remote_lines(owner, &order);
         if remote.is_empty() {
             place.lines = order.lines;
             return self.store.order_place(call, place).await;
         }
-        let own = order.lines.iter().filter(|(product, _)| self.store.owner(product.get()) == home);
+        let own = order.lines.iter().filter(|(product, _)| self.store.owner(product.get()) == owner);
         place.lines = own.copied().collect();
         // The owner partition, which has the user, the coupon and the balance, validates the order before another partition holds
         // stock: a refusal leaves nothing behind.
-        let (priced, shortage) = self.check_remote_lines(home, &order).await?;
+        let (priced, shortage) = self.check_remote_lines(owner, &order).await?;
         let validate = PlaceOrder { remote_lines: priced, ..place.clone() };
         if let Some(before) = self.store.order_validate(call, validate, shortage).await? {
             // The earlier reply does not name its decisions in other partitions.
@@ -100,21 +100,21 @@ impl Engine {
         placed
     }
 
-    /// The lines of products in other partitions than `home`, by partition.
-    fn remote_lines(&self, home: Partition, order: &NewOrder) -> BTreeMap<Partition, Vec<(ProductId, i64)>> {
+    /// The lines of products in other partitions than `owner`, by partition.
+    fn remote_lines(&self, owner: Partition, order: &NewOrder) -> BTreeMap<Partition, Vec<(ProductId, i64)>> {
         let mut remote: BTreeMap<Partition, Vec<_>> = BTreeMap::new();
         for (product, quantity) in &order.lines {
             let partition = self.store.owner(product.get());
-            if partition != home {
+            if partition != owner {
                 remote.entry(partition).or_default().push((*product, *quantity));
             }
         }
         remote
     }
 
-    /// The lines of products in other partitions than `home`, packed with their current prices; and the reason why the current
+    /// The lines of products in other partitions than `owner`, packed with their current prices; and the reason why the current
     /// stock does not cover all lines, chosen in the same order as by the script for one partition.
-    async fn check_remote_lines(&self, home: Partition, order: &NewOrder) -> Result<(String, Shortage), Error> {
+    async fn check_remote_lines(&self, owner: Partition, order: &NewOrder) -> Result<(String, Shortage), Error> {
         let mut products = HashMap::new();
         for here in self.store.all() {
             let ids = order.lines.iter().map(|(product, _)| *product).filter(|id| self.store.owner(id.get()) == here);
@@ -140,7 +140,7 @@ impl Engine {
             } else if shortage == Shortage::None && product.stock < *quantity {
                 shortage = Shortage::InsufficientStock;
             }
-            if self.store.owner(id.get()) != home {
+            if self.store.owner(id.get()) != owner {
                 remote.push(OrderLine { product_id: *id, quantity: *quantity, price: product.price });
             }
         }

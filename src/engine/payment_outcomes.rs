@@ -75,10 +75,10 @@ impl Engine {
         order: OrderId,
         resolution: &PaymentResolution,
     ) -> Outcome<ResolvedPayment> {
-        let home = self.store.owner(order.get());
+        let owner = self.store.owner(order.get());
         let work = async {
             // Check the key before the order, which may be archived by now.
-            if let Some(resolved) = self.store.payment_resolved_before(call, home, order).await? {
+            if let Some(resolved) = self.store.payment_resolved_before(call, owner, order).await? {
                 return Ok(resolved);
             }
             for _ in 0..RESOLVE_ATTEMPTS {
@@ -104,6 +104,6 @@ impl Engine {
             }
             Err(Error::InProgress)
         };
-        self.with_claimed_key(call, home, work).await
+        self.with_claimed_key(call, owner, work).await
     }
 }

@@ -74,8 +74,8 @@ impl Engine {
             transaction: transaction.map(str::to_owned),
             day: self.day(now),
         };
-        let home = self.store.owner(payment.order_id.get());
-        let settled = match self.store.order_pay(call, home, &pay_at).await {
+        let owner = self.store.owner(payment.order_id.get());
+        let settled = match self.store.order_pay(call, owner, &pay_at).await {
             Err(Error::OrderNotFound) => {
                 return Box::pin(self.settled_before(payment, transaction.and(Some(receipt)))).await;
             }

@@ -44,7 +44,7 @@ pub enum Error {
     InvalidOrder,
     #[error("a product is sold out")]
     SoldOut,
-    #[error("a product has less than was asked for")]
+    #[error("a product has fewer units than requested")]
     InsufficientStock,
     /// Extension: the user has too many PENDING orders.
     #[error("too many open orders")]

@@ -75,10 +75,10 @@ impl Store {
     /// Postpones the check of a gateway payment, if the payment is still in the index.
     pub async fn postpone_payment(&self, payment: DuePayment, until: Millis) -> Result<(), Error> {
         let DuePayment { order, stuck } = payment;
-        let home = self.owner(order.get());
+        let owner = self.owner(order.get());
         let mut postpone = redis::cmd("ZADD");
-        postpone.arg(Keys(home).gateway()).arg("XX").arg(score(until, stuck)).arg(order.get());
-        self.query::<Value>(home, postpone).await.map(drop)
+        postpone.arg(Keys(owner).gateway()).arg("XX").arg(score(until, stuck)).arg(order.get());
+        self.query::<Value>(owner, postpone).await.map(drop)
     }
 
     /// `payment_postpone.lua`: schedules the next query to the gateway at `until`. `last_answer` is the gateway's last answer,
@@ -94,17 +94,17 @@ impl Store {
         stuck: bool,
         last_answer: &str,
     ) -> Result<(), Error> {
-        let home = self.owner(order.get());
+        let owner = self.owner(order.get());
         let mut invocation = Invocation::new(&script::PAYMENT_POSTPONE);
         invocation
-            .key(Keys(home).meta())
-            .key(Keys(home).order(order))
-            .key(Keys(home).gateway())
+            .key(Keys(owner).meta())
+            .key(Keys(owner).order(order))
+            .key(Keys(owner).gateway())
             .arg(order.get())
             .arg(receipt)
             .arg(score(until, stuck))
             .arg(last_answer);
-        let reply = self.run_script(home, &invocation).await?;
+        let reply = self.run_script(owner, &invocation).await?;
         match reply.code {
             ReplyCode::Postponed | ReplyCode::NotOpen => Ok(()),
             _ => Err(reply.unexpected()),

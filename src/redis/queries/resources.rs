@@ -26,12 +26,12 @@ impl Store {
     /// # Errors
     /// [`Error::UserNotFound`].
     pub async fn balance(&self, user: UserId) -> Result<Balance, Error> {
-        let home = self.owner(user.get());
+        let owner = self.owner(user.get());
         let mut read = redis::cmd("HMGET");
-        read.arg(Keys(home).user(user)).arg(&["name", "balance"]);
-        match self.query(home, read).await? {
+        read.arg(Keys(owner).user(user)).arg(&["name", "balance"]);
+        match self.query(owner, read).await? {
             (Some(user_name), Some(balance)) => Ok(Balance { user_id: user, user_name, balance }),
-            _ => Err(self.absent(home, Error::UserNotFound).await),
+            _ => Err(self.absent(owner, Error::UserNotFound).await),
         }
     }
 
@@ -41,10 +41,10 @@ impl Store {
     /// # Errors
     /// [`Error::UserNotFound`].
     pub async fn history_read(&self, user: UserId, max: usize) -> Result<(Vec<BalanceEntry>, bool), Error> {
-        let home = self.owner(user.get());
+        let owner = self.owner(user.get());
         let mut invocation = Invocation::new(&script::HISTORY_READ);
-        invocation.key(Keys(home).user(user)).key(Keys(home).outbox()).arg(max).arg(user.get());
-        let reply = self.run_script(home, &invocation).await?;
+        invocation.key(Keys(owner).user(user)).key(Keys(owner).outbox()).arg(max).arg(user.get());
+        let reply = self.run_script(owner, &invocation).await?;
         match reply.code {
             ReplyCode::Entries => {
                 let more = reply.get::<String>(0)? == "1";
@@ -59,7 +59,7 @@ impl Store {
                 }
                 Ok((entries, more))
             }
-            ReplyCode::UserNotFound => Err(self.absent(home, Error::UserNotFound).await),
+            ReplyCode::UserNotFound => Err(self.absent(owner, Error::UserNotFound).await),
             _ => Err(reply.unexpected()),
         }
     }
@@ -69,13 +69,13 @@ impl Store {
     /// # Errors
     /// [`Error::UserNotFound`].
     pub async fn user_coupons(&self, user: UserId) -> Result<Vec<CouponRecord>, Error> {
-        let home = self.owner(user.get());
+        let owner = self.owner(user.get());
         let mut read = redis::cmd("HGETALL");
-        read.arg(Keys(home).user(user));
-        let mut fields: HashMap<String, String> = self.query(home, read).await?;
+        read.arg(Keys(owner).user(user));
+        let mut fields: HashMap<String, String> = self.query(owner, read).await?;
         let records = take_coupons(&mut fields);
         if fields.is_empty() {
-            return Err(self.absent(home, Error::UserNotFound).await);
+            return Err(self.absent(owner, Error::UserNotFound).await);
         }
         records
             .iter()
@@ -225,12 +225,12 @@ impl Store {
 
     /// An order, or `None`.
     pub async fn order(&self, order: OrderId) -> Result<Option<OrderRecord>, Error> {
-        let home = self.owner(order.get());
+        let owner = self.owner(order.get());
         let mut read = redis::cmd("HGETALL");
-        read.arg(Keys(home).order(order));
-        let fields: HashMap<String, String> = self.query(home, read).await?;
+        read.arg(Keys(owner).order(order));
+        let fields: HashMap<String, String> = self.query(owner, read).await?;
         if !fields.contains_key("user") {
-            self.check_partition(home).await?;
+            self.check_partition(owner).await?;
             return Ok(None);
         }
         order_record(order, &fields).map(Some).ok_or_else(|| Error::Internal(anyhow!("order {order} is not readable")))
