@@ -26,7 +26,9 @@ pub use sea_orm::DatabaseConnection as Connection;
 
 use sqlx::{
     AssertSqlSafe, PgConnection, SqlSafeStr,
+    error::DatabaseError,
     migrate::{Migration, MigrationType, Migrator},
+    postgres::{PgDatabaseError, PgSeverity},
 };
 
 use crate::{config::PostgresConfig, model::Error};
@@ -183,9 +185,9 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(error) => {
             // Classes: 08 connection, 25 transaction state (read-only), 40 rollback, 53 resources, 55 object state, 57
             // intervention, 58 system.
-            error
-                .code()
-                .is_some_and(|code| ["08", "25", "40", "53", "55", "57", "58"].iter().any(|c| code.starts_with(c)))
+            const TRANSIENT: [&str; 7] = ["08", "25", "40", "53", "55", "57", "58"];
+            ends_connection(error.as_ref())
+                || error.code().is_some_and(|code| TRANSIENT.iter().any(|class| code.starts_with(class)))
         }
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
@@ -195,6 +197,12 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::WorkerCrashed => true,
         _ => false,
     }
+}
+
+/// Whether an error is FATAL: the server refuses the connection, whatever the class of the error, or ends it.
+fn ends_connection(error: &dyn DatabaseError) -> bool {
+    let error = error.try_downcast_ref::<PgDatabaseError>();
+    error.is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// Whether the data itself causes an error, so that no retry can succeed: a data exception (class 22), a violated

@@ -1,9 +1,9 @@
 //! Evicts closed orders and settled remote holds from Redis, after the commit and the relay and before the trim.
 //!
-//! **Invariant: an order that is missing in Redis is in PostgreSQL, in its last state.** Only this module sets a TTL on
-//! an order, and only once the event that closed the order is committed. The script compares the state: an order that
-//! was refunded meanwhile stays until the refund's own event is committed. Every later decision about the order or the
-//! hold removes the TTL in the same step. A dead letter is not in PostgreSQL, so its order stays.
+//! **Invariant: an order that is missing in Redis is in PostgreSQL, in its last state.** Only this module, and a rebuild
+//! in its place, set a TTL on an order, and only once the event that closed the order is committed. The script compares
+//! the state: an order that was refunded meanwhile stays until the refund's own event is committed. Every later decision
+//! about the order or the hold removes the TTL in the same step. A dead letter is not in PostgreSQL, so its order stays.
 //!
 //! The relay comes first, because a remote hold that has not heard the end of its order asks for the order
 //! (`order_resolve.lua`), and takes a missing order for one that was never placed.
