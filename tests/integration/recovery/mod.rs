@@ -6,3 +6,4 @@ pub mod rebuild;
 mod restored_postgres;
 mod startup;
 mod startup_waits;
+mod upgrade;
