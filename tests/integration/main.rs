@@ -24,3 +24,4 @@ mod projector;
 mod recovery;
 mod redis;
 mod support;
+mod vocabulary;

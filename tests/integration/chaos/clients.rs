@@ -1,7 +1,7 @@
 //! The clients: which request each sends, under which key, and the replies they record.
 //!
-//! They share users, products, campaigns and orders, so that they conflict; the seed decides every request. An object
-//! is retired after a while and the next takes its place, so that its history stays short enough to be checked.
+//! They share users, products, campaigns and orders, so that they conflict; the seed decides every request. Each
+//! object is used for a while and then replaced, so that its history stays short enough to be checked.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use super::{
     shop::{self, Goods},
 };
 
-/// Objects of a kind that are asked for at a time, and how often each is before it is retired.
+/// Objects of a kind that are asked for at a time, and how often each is used before it is replaced.
 const USERS: (usize, u32) = (10, 50);
 const PRODUCTS: (usize, u32) = (3, 40);
 const CAMPAIGNS: (usize, u32) = (2, 30);

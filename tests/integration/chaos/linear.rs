@@ -18,7 +18,7 @@ pub struct Interval<S: SequentialSpec> {
 }
 
 /// The result of a check.
-pub enum Verdict {
+pub enum CheckResult {
     Linearizable,
     Not(String),
     /// It took too many steps to say.
@@ -53,7 +53,7 @@ where
 }
 
 /// Checks one object's history.
-pub fn check<S>(object: &str, start: S, mut intervals: Vec<Interval<S>>) -> Verdict
+pub fn check<S>(object: &str, start: S, mut intervals: Vec<Interval<S>>) -> CheckResult
 where
     S: SequentialSpec + Clone,
     S::Op: Clone + std::fmt::Debug,
@@ -78,17 +78,17 @@ where
         }
     }
     if tester.is_consistent() {
-        return Verdict::Linearizable;
+        return CheckResult::Linearizable;
     }
     if STEPS_LEFT.with(Cell::get) == 0 {
-        return Verdict::Undecided;
+        return CheckResult::Undecided;
     }
     let first = intervals.first().map_or(0, |interval| interval.began);
     let line = |interval: &Interval<S>| {
         let ms = |at: u64| (at - first) as f64 / 1e6;
         format!("  {:9.1}–{:9.1} ms  {:?} → {:?}\n", ms(interval.began), ms(interval.ended), interval.op, interval.ret)
     };
-    Verdict::Not(format!("{object}: no order explains\n{}", intervals.iter().map(line).collect::<String>()))
+    CheckResult::Not(format!("{object}: no order explains\n{}", intervals.iter().map(line).collect::<String>()))
 }
 
 /// A campaign: places in the order of arrival, one per user, until they are gone.
@@ -277,19 +277,19 @@ fn concurrent_operations_reorder_and_sequential_ones_do_not() {
     let charged = || at(5, 30, BalanceOp::Charge(7), BalanceRet::Is(17));
     let look = |began, ended, is| at(began, ended, BalanceOp::Look, BalanceRet::Is(is));
     let verdict = |last| check("a balance", Balance(10), vec![charged(), look(10, 20, 17), last]);
-    assert!(matches!(verdict(look(15, 18, 10)), Verdict::Linearizable));
-    assert!(matches!(verdict(look(21, 25, 10)), Verdict::Not(_)));
-    assert!(matches!(verdict(look(31, 35, 17)), Verdict::Linearizable));
+    assert!(matches!(verdict(look(15, 18, 10)), CheckResult::Linearizable));
+    assert!(matches!(verdict(look(21, 25, 10)), CheckResult::Not(_)));
+    assert!(matches!(verdict(look(31, 35, 17)), CheckResult::Linearizable));
 }
 
 #[test]
 fn history_rejected_when_two_operations_share_a_place() {
     let issue = |user, place| at(user as u64, 100, CampaignOp::Issue(user), CampaignRet::Issued(place));
     let campaign = || Campaign { total: 2, issued: BTreeMap::new() };
-    assert!(matches!(check("a", campaign(), vec![issue(1, 2), issue(2, 1)]), Verdict::Linearizable));
-    assert!(matches!(check("a", campaign(), vec![issue(1, 1), issue(2, 1)]), Verdict::Not(_)));
+    assert!(matches!(check("a", campaign(), vec![issue(1, 2), issue(2, 1)]), CheckResult::Linearizable));
+    assert!(matches!(check("a", campaign(), vec![issue(1, 1), issue(2, 1)]), CheckResult::Not(_)));
     let late = at(150, 160, CampaignOp::Issue(3), CampaignRet::Issued(3));
-    assert!(matches!(check("a", campaign(), vec![issue(1, 2), issue(2, 1), late]), Verdict::Not(_)));
+    assert!(matches!(check("a", campaign(), vec![issue(1, 2), issue(2, 1), late]), CheckResult::Not(_)));
 }
 
 #[test]
@@ -298,6 +298,6 @@ fn history_rejected_when_units_released_twice() {
     let held = at(1, 2, StockOp::Hold(2), StockRet::Moved);
     let back = at(3, 9, StockOp::GiveBack(2), StockRet::Moved);
     let stock = |after| check("a", Stock(5), vec![held.clone(), look(5, 3), back.clone(), look(10, after)]);
-    assert!(matches!(stock(5), Verdict::Linearizable));
-    assert!(matches!(stock(7), Verdict::Not(_)));
+    assert!(matches!(stock(5), CheckResult::Linearizable));
+    assert!(matches!(stock(7), CheckResult::Not(_)));
 }

@@ -31,7 +31,7 @@ use self::{
     facts::Facts,
     history::{Ask, Counts, Operation, Outcome, Random},
     nemesis::Damage,
-    objects::Verdicts,
+    objects::CheckResults,
     shop::{Options, Shop},
 };
 use crate::support::{harness::until, invariants};
@@ -46,7 +46,7 @@ pub struct Finding {
 /// The end of a run.
 struct Conclusion {
     operations: Vec<Operation>,
-    verdicts: Verdicts,
+    verdicts: CheckResults,
     findings: Vec<Finding>,
 }
 

@@ -16,14 +16,14 @@ const SLACK: u64 = 20_000_000;
 
 /// The results for all objects.
 #[derive(Default)]
-pub struct Verdicts {
+pub struct CheckResults {
     pub checked: BTreeMap<&'static str, usize>,
     pub longest: usize,
     pub undecided: usize,
     pub violations: Vec<String>,
 }
 
-impl Verdicts {
+impl CheckResults {
     fn check<S>(&mut self, kind: &'static str, id: i64, start: S, intervals: Vec<Interval<S>>)
     where
         S: stateright::semantics::SequentialSpec + Clone,
@@ -33,9 +33,9 @@ impl Verdicts {
         *self.checked.entry(kind).or_default() += 1;
         self.longest = self.longest.max(intervals.len());
         match check(&format!("{kind} {id}"), start, intervals) {
-            Verdict::Linearizable => {}
-            Verdict::Not(why) => self.violations.push(why),
-            Verdict::Undecided => self.undecided += 1,
+            CheckResult::Linearizable => {}
+            CheckResult::Not(why) => self.violations.push(why),
+            CheckResult::Undecided => self.undecided += 1,
         }
     }
 }
@@ -52,7 +52,7 @@ struct Objects<'a> {
 
 /// Checks every object. With several partitions the remote holds of an order are taken before it is decided, and a
 /// coupon reaches its user after it is issued: then products and holders are not single objects.
-pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> Verdicts {
+pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> CheckResults {
     let mut objects = Objects {
         facts,
         end: now(),
@@ -73,7 +73,7 @@ pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> Ve
     }
     objects.expiries();
     objects.last_reads();
-    let mut verdicts = Verdicts::default();
+    let mut verdicts = CheckResults::default();
     for (id, mut intervals) in objects.campaigns {
         if partitions > 1 {
             intervals.retain(|interval| !matches!(interval.op, CampaignOp::Look(_)));

@@ -42,14 +42,14 @@ async fn encrypt(servers: &Servers, certificate: &str, key: &str) {
 async fn certificate_refused_when_authority_unknown() {
     let servers = Servers::start().await;
     let (authority, certificate, key) = private_authority("127.0.0.1");
-    let (stranger, ..) = private_authority("127.0.0.1");
+    let (foreign, ..) = private_authority("127.0.0.1");
     encrypt(&servers, &certificate, &key).await;
     let file = |name: &str, text: &str| {
         let path = servers.dir.path().join(name);
         fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let (ours, theirs) = (file("authority.pem", &authority), file("stranger.pem", &stranger));
+    let (ours, theirs) = (file("authority.pem", &authority), file("stranger.pem", &foreign));
     let plain = servers.postgres_url.replace("?sslmode=disable", "");
     let with_name = plain.replace("127.0.0.1", "localhost");
     // URL, the system's store, and why it is refused.

@@ -208,7 +208,7 @@ async fn single_scripts_decide_whole_at_max_lists() {
     assert_eq!(bench.run(&restore).await, ["RESTORED"]);
     assert_eq!(counters(&mut bench, Keys(Partition(1)).held()).await, BTreeMap::new());
     let orders: Vec<(String, &str)> = (0..20_000).map(|id| (bench.order_key(20_000 + 2 * id), "PAID")).collect();
-    let evict = bench.retire(&orders);
+    let evict = bench.evict(&orders);
     assert_eq!(bench.run(&evict).await, ["EVICTED", "0"]);
     bench.finish().await;
 }

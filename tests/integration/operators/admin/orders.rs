@@ -102,9 +102,9 @@ async fn orders_of_two_instances_listed_newest_first() {
                 assert_eq!(paged, *expected, "{filter} by {size}");
             }
         }
-        let story = get(&test, &format!("/admin/v1/users/{user}/timeline")).await.ok();
+        let timeline = get(&test, &format!("/admin/v1/users/{user}/timeline")).await.ok();
         let ids = |field: &str| -> Vec<i64> {
-            story[field].as_array().unwrap().iter().map(|order| id(order, "orderId")).collect()
+            timeline[field].as_array().unwrap().iter().map(|order| id(order, "orderId")).collect()
         };
         assert_eq!((ids("orders"), ids("openOrders")), (newest.clone(), pending));
         other.stop(None).await;

@@ -194,7 +194,7 @@ impl Bench {
     }
 
     /// Orders of one partition, each with its state in PostgreSQL and a TTL of a minute.
-    pub fn retire(&self, orders: &[(String, &str)]) -> Raw {
+    pub fn evict(&self, orders: &[(String, &str)]) -> Raw {
         let (keys, was): (Vec<String>, Vec<&str>) = orders.iter().cloned().unzip();
         let args = was.iter().flat_map(|was| [(*was).to_owned(), "60000".to_owned()]).collect();
         Raw { script: &script::ORDER_EVICT, keys, args, shared: None }

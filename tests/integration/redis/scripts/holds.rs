@@ -140,13 +140,13 @@ async fn order_evict_and_restore_match_headers() {
     let may = [(11, "PAID"), (12, "CANCELLED"), (12, "CLOSED"), (13, "FAILED"), (13, "CLOSED")];
     for (order, status) in (10..=17).zip(states) {
         for was in ["PAID", "CANCELLED", "FAILED", "CLOSED", "SETTLED", "REFUNDED", "RELEASED", "ABANDONED"] {
-            let raw = bench.retire(&[(key(order), was)]);
+            let raw = bench.evict(&[(key(order), was)]);
             let before = bench.test.snapshot().await;
-            let retired = usize::from(may.contains(&(order, was)));
-            assert_eq!(bench.run(&raw).await, ["EVICTED".to_owned(), retired.to_string()], "{status} as {was}");
+            let evicted = usize::from(may.contains(&(order, was)));
+            assert_eq!(bench.run(&raw).await, ["EVICTED".to_owned(), evicted.to_string()], "{status} as {was}");
             assert!(before == bench.test.snapshot().await);
-            assert_eq!(bench.life(&key(order)).await > 0, retired == 1, "{status} as {was}");
-            if retired == 1 {
+            assert_eq!(bench.life(&key(order)).await > 0, evicted == 1, "{status} as {was}");
+            if evicted == 1 {
                 let _: i64 = redis::cmd("PERSIST").arg(key(order)).query_async(&mut bench.redis).await.unwrap();
             }
         }
@@ -154,17 +154,17 @@ async fn order_evict_and_restore_match_headers() {
     // Many at once: each for itself. Said again it is the same.
     let all: Vec<(String, &str)> = (10..=17).zip(states).map(|(order, was)| (key(order), was)).collect();
     for _ in 0..2 {
-        let raw = bench.retire(&all[1..]);
+        let raw = bench.evict(&all[1..]);
         assert_eq!(bench.leaves_all("EVICTED", &raw).await[1], "3");
         assert_eq!(bench.life(&key(11)).await / 60_001, 0);
     }
-    assert_eq!(bench.run(&bench.retire(&[])).await, ["EVICTED", "0"]);
+    assert_eq!(bench.run(&bench.evict(&[])).await, ["EVICTED", "0"]);
 
     // A refund keeps the order: Postgres does not know of it yet.
     assert!(bench.life(&key(11)).await > 0);
     bench.decides("CLOSED", &bench.close(11, 1, "CANCEL", DAY)).await;
     assert_eq!(bench.life(&key(11)).await, -1);
-    assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key(11), "PAID")])).await[1], "0");
+    assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key(11), "PAID")])).await[1], "0");
     assert_eq!(bench.life(&key(11)).await, -1);
 
     // An evicted order is restored unchanged, for a while; and only an evicted one.
@@ -206,11 +206,11 @@ async fn hold_evict_and_restore_match_headers() {
     }
     // HELD: whatever Postgres is said to have.
     for was in ["SETTLED", "REFUNDED", "RELEASED", "PAID", "CLOSED"] {
-        assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), was)])).await[1], "0", "{was}");
+        assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key.clone(), was)])).await[1], "0", "{was}");
     }
     bench.decides("MOVED", &bench.settle(1, 10, 2, "SETTLED")).await;
     assert_eq!(bench.life(&key).await, -1);
-    assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "1");
+    assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key.clone(), "SETTLED")])).await[1], "1");
     let before = bench.test.snapshot().await;
     let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut bench.redis).await.unwrap();
     // Whatever is said of it again, there is nothing; and the refund finds out that there should be.
@@ -228,7 +228,7 @@ async fn hold_evict_and_restore_match_headers() {
     bench.decides("MOVED", &bench.settle(1, 10, 2, "REFUNDED")).await;
     assert_eq!(bench.life(&key).await, -1);
     bench.leaves_all("ALREADY_PRESENT", &restore).await;
-    assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), "SETTLED")])).await[1], "0");
-    assert_eq!(bench.leaves_all("EVICTED", &bench.retire(&[(key.clone(), "REFUNDED")])).await[1], "1");
+    assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key.clone(), "SETTLED")])).await[1], "0");
+    assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key.clone(), "REFUNDED")])).await[1], "1");
     bench.finish().await;
 }
