@@ -32,8 +32,8 @@ impl Store {
     ///
     /// # Errors
     /// The shared refusals.
-    pub async fn users_create(&self, call: &Call, home: Partition, batch: &UserBatch<'_>) -> Result<Created, Error> {
-        let mut invocation = self.begin_unrecorded(call, &script::USERS_CREATE, home);
+    pub async fn users_create(&self, call: &Call, owner: Partition, batch: &UserBatch<'_>) -> Result<Created, Error> {
+        let mut invocation = self.begin_unrecorded(call, &script::USERS_CREATE, owner);
         invocation
             .arg(batch.balance)
             .arg(batch.first.get())
@@ -42,13 +42,13 @@ impl Store {
             .arg(batch.name);
         for id in batch.ids() {
             let Some(user) = UserId::new(id) else { return Err(Error::InvalidRequest("ids are used up")) };
-            invocation.key(Keys(home).user(user));
+            invocation.key(Keys(owner).user(user));
             match batch.prefixed {
                 true => invocation.arg(format!("{}{id}", batch.name)),
                 false => invocation.arg(batch.name),
             };
         }
-        Created::of(&self.decide(call, home, &invocation).await?)
+        Created::of(&self.decide(call, owner, &invocation).await?)
     }
 
     /// `product_create.lua`.

@@ -20,12 +20,12 @@ pub struct Issued {
     pub issued_at: Millis,
 }
 
-/// The state of a release of withheld coupons before its script runs.
+/// The reply of `coupon_release_prepare.lua`.
 #[derive(Clone, Debug)]
 pub enum ReleasePreparation {
-    /// It is prepared, under this token.
+    /// A release may follow, under this token.
     Prepared(String),
-    /// It was done before, under this idempotency key; so many coupons were still withheld then.
+    /// The release under this idempotency key was done before, and left so many coupons withheld.
     Released(Reply<i64>),
 }
 
@@ -55,6 +55,7 @@ impl Created {
     }
 }
 
+/// Issues a coupon to a user.
 struct IssueCoupon {
     user_id: UserId,
     coupon_id: CouponId,
@@ -76,7 +77,7 @@ impl Batchable for IssueCoupon {
     }
 
     fn write_own(&self, keys: Keys, invocation: &mut Invocation) {
-        // The key of a user of another partition names none of this one, and the script does not use it.
+        // Of a user of another partition the script does not use the key, which exists in no partition.
         invocation.key(keys.user(self.user_id)).arg(self.user_id.get()).arg(if self.owns_user { "1" } else { "0" });
     }
 }

@@ -212,19 +212,19 @@ impl Store {
         }
     }
 
-    /// `order_pay.lua`, for an order of partition `home`. `pay_at` is the command at a time, which tells its day.
+    /// `order_pay.lua`, for an order of partition `owner`. `pay_at` is the command at a time, which tells its day.
     ///
     /// # Errors
     /// The refusals of `POST /payments`, and the shared ones. [`Settled::Declined`] is no error here: it has an effect.
     pub async fn order_pay(
         &self,
         call: &Call,
-        home: Partition,
+        owner: Partition,
         pay_at: &(dyn Fn(Millis) -> PayOrder + Sync),
     ) -> Result<Reply<Settled>, Error> {
-        let mut now = self.now(home);
+        let mut now = self.now(owner);
         for _ in 0..DAY_ATTEMPTS {
-            let reply = self.run_batched(call, home, pay_at(now)).await?;
+            let reply = self.run_batched(call, owner, pay_at(now)).await?;
             if reply.code != ReplyCode::OtherDay {
                 return settled(&reply).map(|settled| reply.with(settled));
             }
@@ -240,13 +240,13 @@ impl Store {
     /// The refusals of `POST /payments`, and the shared ones.
     pub async fn payment_begin(&self, call: &Call, begin: &BeginPayment<'_>) -> Result<Option<Settled>, Error> {
         let NewPayment { order_id, user_id, payment_type, amount } = begin.payment;
-        let home = self.owner(order_id.get());
-        let keys = Keys(home);
-        let mut invocation = self.begin(call, &script::PAYMENT_BEGIN, home);
+        let owner = self.owner(order_id.get());
+        let keys = Keys(owner);
+        let mut invocation = self.begin(call, &script::PAYMENT_BEGIN, owner);
         invocation.key(keys.order(*order_id)).key(keys.expiry()).key(keys.gateway());
         invocation.arg(order_id.get()).arg(user_id.get()).arg(amount).arg(payment_type.as_str());
         invocation.arg(begin.payment_id.get()).arg(begin.receipt).arg(begin.check_in_ms).arg(key_parts(call).0);
-        let reply = self.decide(call, home, &invocation).await?;
+        let reply = self.decide(call, owner, &invocation).await?;
         match reply.code {
             ReplyCode::Started => Ok(None),
             _ => settled(&reply).map(Some),
@@ -265,15 +265,15 @@ impl Store {
         user: UserId,
         closing: Closing<'_>,
     ) -> Result<Option<Reply<Closed>>, Error> {
-        let home = self.owner(order.get());
-        let keys = Keys(home);
+        let owner = self.owner(order.get());
+        let keys = Keys(owner);
         let (why, day, receipt, ask_again_in_ms) = match closing {
             Closing::Cancel { paid_on } => ("CANCEL", paid_on, "", None),
             Closing::Expire => ("EXPIRE", None, "", None),
             Closing::Decline { receipt, ask_again_in_ms } => ("DECLINE", None, receipt, ask_again_in_ms),
         };
         let ranked = day.unwrap_or(NaiveDate::MIN);
-        let mut invocation = self.begin(call, &script::ORDER_CLOSE, home);
+        let mut invocation = self.begin(call, &script::ORDER_CLOSE, owner);
         invocation.key(keys.user(user)).key(keys.order(order)).key(keys.expiry());
         invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
         invocation.key(keys.rank_units(ranked)).key(keys.rank_won(ranked)).key(keys.gateway()).key(keys.withheld());
@@ -281,7 +281,7 @@ impl Store {
         invocation.arg(day.map(|day| day.format(DAY_FORMAT).to_string()).unwrap_or_default());
         invocation.arg(day.map_or(0, |day| ranked_until(day).0)).arg(receipt);
         invocation.arg(ask_again_in_ms.map(|delay| delay.to_string()).unwrap_or_default());
-        let reply = self.decide(call, home, &invocation).await?;
+        let reply = self.decide(call, owner, &invocation).await?;
         let closed = match reply.code {
             ReplyCode::Closed => Closed {
                 status: parse_word(&reply.get::<String>(0)?)?,

@@ -46,21 +46,21 @@ impl Store {
         receipt: &str,
         end: &PaymentEnd,
     ) -> Result<bool, Error> {
-        let home = self.owner(order.get());
+        let owner = self.owner(order.get());
         let transaction = match end {
             PaymentEnd::Settled { transaction } => transaction.as_str(),
             _ => "",
         };
-        let mut invocation = self.begin_unrecorded(call, &script::PAYMENT_FINISH, home);
+        let mut invocation = self.begin_unrecorded(call, &script::PAYMENT_FINISH, owner);
         invocation
-            .key(Keys(home).order(order))
-            .key(Keys(home).gateway())
+            .key(Keys(owner).order(order))
+            .key(Keys(owner).gateway())
             .arg(order.get())
             .arg(user.get())
             .arg(receipt)
             .arg(end.as_str())
             .arg(transaction);
-        let reply = self.decide(call, home, &invocation).await?;
+        let reply = self.decide(call, owner, &invocation).await?;
         match reply.code {
             ReplyCode::Finished => Ok(true),
             ReplyCode::NotOpen => Ok(false),
@@ -83,13 +83,13 @@ impl Store {
     ) -> Result<Option<Reply<ResolvedPayment>>, Error> {
         let Some(payment) = &record.gateway else { return Err(Error::NoPaymentUnderWay) };
         let (order, user) = (record.order.order_id, record.order.user_id);
-        let home = self.owner(order.get());
-        let keys = Keys(home);
+        let owner = self.owner(order.get());
+        let keys = Keys(owner);
         let waiting = payment.key.as_ref().map_or("", |key| key.digest.as_str());
-        let mut now = self.now(home);
+        let mut now = self.now(owner);
         for _ in 0..DAY_ATTEMPTS {
             let CalendarDay { date, from, until } = day(now);
-            let mut invocation = self.begin(call, &script::PAYMENT_RESOLVE, home);
+            let mut invocation = self.begin(call, &script::PAYMENT_RESOLVE, owner);
             invocation.key(keys.record(waiting)).key(keys.user(user)).key(keys.order(order)).key(keys.gateway());
             invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
             invocation.key(keys.rank_units(date)).key(keys.rank_won(date));
@@ -99,7 +99,7 @@ impl Store {
             invocation.arg(&resolution.operator).arg(&resolution.reason);
             invocation.arg(date.format(DAY_FORMAT).to_string()).arg(from.0).arg(until.0);
             invocation.arg(ranked_until(date).0).arg(ask_after_ms);
-            let reply = self.decide(call, home, &invocation).await?;
+            let reply = self.decide(call, owner, &invocation).await?;
             match reply.code {
                 ReplyCode::Resolved => return Ok(Some(reply.with(resolved(&reply, order)?))),
                 ReplyCode::Stale => return Ok(None),
@@ -120,10 +120,10 @@ impl Store {
     pub async fn payment_resolved_before(
         &self,
         call: &Call,
-        home: Partition,
+        owner: Partition,
         order: OrderId,
     ) -> Result<Option<Reply<ResolvedPayment>>, Error> {
-        let Some(reply) = self.recorded(call, home, &script::PAYMENT_RESOLVE).await? else { return Ok(None) };
+        let Some(reply) = self.recorded(call, owner, &script::PAYMENT_RESOLVE).await? else { return Ok(None) };
         match reply.code {
             ReplyCode::Resolved => Ok(Some(reply.with(resolved(&reply, order)?))),
             _ => Err(reply.unexpected()),

@@ -66,15 +66,15 @@ impl Store {
     /// # Errors
     /// The shared refusals.
     pub async fn coupon_grant(&self, call: &Call, user: UserId, coupon: CouponId, issued: Issued) -> Result<(), Error> {
-        let home = self.owner(user.get());
-        let mut invocation = self.begin_unrecorded(call, &script::COUPON_GRANT, home);
+        let owner = self.owner(user.get());
+        let mut invocation = self.begin_unrecorded(call, &script::COUPON_GRANT, owner);
         invocation
-            .key(Keys(home).user(user))
+            .key(Keys(owner).user(user))
             .arg(user.get())
             .arg(coupon.get())
             .arg(issued.issue_no)
             .arg(issued.issued_at.0);
-        let reply = self.decide(call, home, &invocation).await?;
+        let reply = self.decide(call, owner, &invocation).await?;
         match reply.code {
             ReplyCode::Granted | ReplyCode::AlreadyGranted => Ok(()),
             _ => Err(reply.unexpected()),
@@ -162,10 +162,10 @@ impl Store {
     /// # Errors
     /// The shared refusals.
     pub async fn order_resolve(&self, order: OrderId) -> Result<ResolvedOrder, Error> {
-        let home = self.owner(order.get());
+        let owner = self.owner(order.get());
         let mut invocation = Invocation::new(&script::ORDER_RESOLVE);
-        invocation.key(Keys(home).meta()).key(Keys(home).order(order)).arg(TOMBSTONE_TTL_MS);
-        let reply = self.run_script(home, &invocation).await?;
+        invocation.key(Keys(owner).meta()).key(Keys(owner).order(order)).arg(TOMBSTONE_TTL_MS);
+        let reply = self.run_script(owner, &invocation).await?;
         if reply.code != ReplyCode::OrderStatus {
             return Err(reply.unexpected());
         }
