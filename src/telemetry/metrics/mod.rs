@@ -88,7 +88,7 @@ metrics! {
         "Seconds from sending a script call to its reply.";
     SCRIPT_REQUESTS: HistogramVec = "firstcome_script_requests_per_call" ("script") in CALL_BATCH
         "Requests decided by one script call.";
-    SCRIPT_ANSWERS: IntCounterVec = "firstcome_script_replies_total" ("script", "code")
+    SCRIPT_REPLIES: IntCounterVec = "firstcome_script_replies_total" ("script", "code")
         "Replies of scripts, one per request, by reply code.";
     SCRIPT_FAILURES: IntCounterVec = "firstcome_script_failures_total" ("script", "kind")
         "Script calls without a reply: unavailable (503), closed (the partition may not decide), lost (Redis is behind an acknowledged position), error (500).";

@@ -4,7 +4,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use prometheus::Histogram;
 
-use super::{SCRIPT_ANSWERS, SCRIPT_FAILURES, SCRIPT_REQUESTS, SCRIPT_SECONDS, slots::Slots};
+use super::{SCRIPT_FAILURES, SCRIPT_REPLIES, SCRIPT_REQUESTS, SCRIPT_SECONDS, slots::Slots};
 
 /// Why a call has no reply.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ pub struct Meter {
     /// Only of scripts that decide batches.
     requests: OnceLock<Histogram>,
     /// Counters by reply code.
-    answers: Slots<&'static str, 16>,
+    replies: Slots<&'static str, 16>,
 }
 
 impl Meter {
@@ -47,7 +47,7 @@ impl Meter {
             SCRIPT_FAILURES.with_label_values(&[script, reason.kind()]);
         }
         let seconds = SCRIPT_SECONDS.with_label_values(&[script]);
-        Meter { script, seconds, requests: OnceLock::new(), answers: Slots::default() }
+        Meter { script, seconds, requests: OnceLock::new(), replies: Slots::default() }
     }
 
     /// Counts a call of any outcome.
@@ -62,8 +62,8 @@ impl Meter {
 
     /// Counts the reply code of one request.
     pub fn replied(&self, code: &'static str) {
-        self.answers
-            .count(|counted| *counted == code, || (code, SCRIPT_ANSWERS.with_label_values(&[self.script, code])));
+        self.replies
+            .count(|counted| *counted == code, || (code, SCRIPT_REPLIES.with_label_values(&[self.script, code])));
     }
 
     /// Counts a call without a reply.
@@ -82,8 +82,8 @@ mod tests {
         for code in ["YES", "NO", "YES"] {
             meter.replied(code);
         }
-        let counted = |code: &str| SCRIPT_ANSWERS.with_label_values(&["metrics_test", code]).get();
+        let counted = |code: &str| SCRIPT_REPLIES.with_label_values(&["metrics_test", code]).get();
         assert_eq!((counted("YES"), counted("NO")), (2, 1));
-        assert_eq!(meter.answers.keys().copied().collect::<Vec<_>>(), ["YES", "NO"]);
+        assert_eq!(meter.replies.keys().copied().collect::<Vec<_>>(), ["YES", "NO"]);
     }
 }
