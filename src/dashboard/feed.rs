@@ -99,7 +99,7 @@ impl Feed {
         }
     }
 
-    /// Whether the reader is to end, since nobody watches; the next watcher starts another one.
+    /// Whether the reader is to end, because there are no watchers; the next watcher starts another one.
     fn is_over(&self) -> bool {
         let mut reading = self.reading.lock();
         let over = self.latest.receiver_count() == 0;

@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(buckets.take(1, 1), Err(Duration::from_millis(3_100)), "one more than another bucket");
         clock.advance(Duration::from_millis(3_100));
         assert_eq!(taken(&buckets, 1), 1);
-        assert_eq!(taken(&buckets, 2), 30, "nobody else owes it");
+        assert_eq!(taken(&buckets, 2), 30, "other keys owe nothing");
     }
 
     #[test]

@@ -332,7 +332,7 @@ mod tests {
         for right in [false, true] {
             assert_eq!(guess(&limits, CLIENT, right), None);
         }
-        assert_eq!(guess(&limits, other, true), Some(true), "nobody else is locked out");
+        assert_eq!(guess(&limits, other, true), Some(true), "other clients are not locked out");
         assert!(limits.admit(RequestClass::Public, CLIENT, "").is_ok());
         let off = Limits::new(&LimitsConfig::off());
         assert!((0..1_000).all(|_| guess(&off, CLIENT, false) == Some(false)));
@@ -384,10 +384,10 @@ mod tests {
             config.rate_limit_client_per_second = 1;
             config.trusted_proxies = "10.0.0.1".parse().unwrap();
         });
-        assert!(!forwarded(&limits, "203.0.113.1"), "that is anybody");
-        assert!(!forwarded(&limits, "10.0.0.1"), "that is known");
+        assert!(!forwarded(&limits, "203.0.113.1"), "a public address may be any client");
+        assert!(!forwarded(&limits, "10.0.0.1"), "a trusted proxy");
         limits.client("10.0.0.2".parse().unwrap(), &HeaderMap::new());
-        assert!(!limits.warned.load(Relaxed), "that is a neighbour");
+        assert!(!limits.warned.load(Relaxed), "a private address without the header");
         assert!(forwarded(&limits, "10.0.0.2"));
     }
 }

@@ -228,7 +228,10 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::{config::LimitsConfig, http::headers::X_REQUEST_ID};
+    use crate::{
+        config::LimitsConfig,
+        http::{error::not_found, headers::X_REQUEST_ID},
+    };
 
     /// A pipeline that takes no longer than a test has time for.
     fn pipeline(limits: &LimitsConfig, listener: Listener, hsts_seconds: u64) -> Pipeline {
@@ -261,7 +264,8 @@ mod tests {
             .route("/axum", post(|_: Json<u8>| async {}))
             .route("/teapot", get(|| async { (StatusCode::IM_A_TEAPOT, "short and stout") }))
             .route("/bad-gateway", get(|| async { (StatusCode::BAD_GATEWAY, "plain text") }))
-            .route("/own", get(|| async { [(CACHE_CONTROL, "no-cache")] }));
+            .route("/own", get(|| async { [(CACHE_CONTROL, "no-cache")] }))
+            .fallback(not_found);
         let operators = Router::new()
             .route("/admin/v1/shut", get(|| async { StatusCode::UNAUTHORIZED }))
             .route("/ops/shut", get(|| async { StatusCode::UNAUTHORIZED }));

@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
 
-    /// Handshakes that find the backlog full are repeated after a second at the earliest, and never end while nobody accepts.
+    /// Handshakes that find the backlog full are repeated after a second at the earliest, and do not end while no connection is accepted.
     #[tokio::test]
     async fn listener_holds_backlog_when_not_accepting() {
         let people = kernel_bound().unwrap_or(128).min(2_000);
