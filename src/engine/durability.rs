@@ -53,6 +53,46 @@ impl Durability {
     pub(super) fn new(ack: Ack, max_backlog: i64) -> Self {
         Durability { ack, max_backlog, shedding: AtomicBool::new(false), progress: Mutex::default() }
     }
+
+    /// Whether to shed a write at this backlog. Hysteresis: shedding ends only when the backlog is 10% below the limit.
+    fn sheds(&self, backlog: i64) -> bool {
+        let Durability { max_backlog, shedding, .. } = self;
+        let limit = if shedding.load(Ordering::Relaxed) { max_backlog - max_backlog / 10 } else { *max_backlog };
+        let full = backlog >= limit;
+        if shedding.swap(full, Ordering::Relaxed) != full {
+            match full {
+                true => tracing::error!(backlog, max_backlog, "PostgreSQL is too far behind: shedding writes"),
+                false => tracing::info!(backlog, "PostgreSQL has caught up: admitting writes again"),
+            }
+        }
+        full
+    }
+
+    /// Records the acknowledged and the projected position of each partition at `now_us`, by the clock's uptime.
+    fn record_progress(&self, partitions: &[(Partition, Position, Position)], now_us: u64) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.retain(|here, _| partitions.iter().any(|(partition, ..)| partition == here));
+        for &(here, acknowledged, projected) in partitions {
+            if projected >= acknowledged {
+                progress.remove(&here);
+                continue;
+            }
+            let lagging = progress.entry(here).or_insert(LaggingProgress { projected, since_us: now_us });
+            if lagging.projected != projected {
+                *lagging = LaggingProgress { projected, since_us: now_us };
+            }
+        }
+    }
+
+    /// The partitions whose decisions wait and whose projection has made no progress for [`STALLED_AFTER`] or longer, and for how long.
+    fn stalls(&self, now_us: u64) -> Vec<(Partition, Duration)> {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = |lagging: &LaggingProgress| Duration::from_micros(now_us.saturating_sub(lagging.since_us));
+        let mut stalls: Vec<_> = progress.iter().map(|(here, lagging)| (*here, since(lagging))).collect();
+        stalls.retain(|(_, stalled)| *stalled >= STALLED_AFTER);
+        stalls.sort_unstable_by_key(|(here, _)| here.0);
+        stalls
+    }
 }
 
 fn refused_by_postgres() -> Error {
@@ -67,18 +107,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Unavailable`]; nothing was decided.
     pub fn admit_write(&self) -> Result<AcknowledgedPositions, Error> {
-        let Durability { max_backlog, shedding, .. } = &self.durability;
         let backlog = self.store.backlog();
-        // Hysteresis: shedding ends only when the backlog is 10% below the limit.
-        let limit = if shedding.load(Ordering::Relaxed) { max_backlog - max_backlog / 10 } else { *max_backlog };
-        let full = backlog >= limit;
-        if shedding.swap(full, Ordering::Relaxed) != full {
-            match full {
-                true => tracing::error!(backlog, max_backlog, "PostgreSQL is too far behind: shedding writes"),
-                false => tracing::info!(backlog, "PostgreSQL has caught up: admitting writes again"),
-            }
-        }
-        if full {
+        if self.durability.sheds(backlog) {
             metrics::SHED.with_label_values(&["backlog"]).inc();
             let reason = format!("PostgreSQL is {backlog} decisions behind");
             return Err(Error::Unavailable { reason, retry_after: SHED_RETRY });
@@ -167,40 +197,22 @@ impl Engine {
     /// A message for each partition whose projection has stalled: decisions wait, and PostgreSQL made no progress for
     /// [`STALLED_AFTER`]. PostgreSQL may be unavailable or reject decisions, or no projector runs.
     pub fn projection_stalls(&self) -> Vec<String> {
-        let progress = self.durability.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.clock.uptime_us();
-        let mut stalls: Vec<_> = progress
-            .iter()
-            .map(|(here, lagging)| (here.0, Duration::from_micros(now.saturating_sub(lagging.since_us))))
-            .filter(|(_, stalled)| *stalled >= STALLED_AFTER)
-            .collect();
-        stalls.sort_unstable();
-        let message = |(here, stalled): (u16, Duration)| {
+        let message = |(here, stalled): (Partition, Duration)| {
             format!(
-                "partition {here}: the projection has made no progress for {} s, and decisions wait: see the projector's log",
+                "partition {}: the projection has made no progress for {} s, and decisions wait: see the projector's log",
+                here.0,
                 stalled.as_secs()
             )
         };
-        stalls.into_iter().map(message).collect()
+        self.durability.stalls(self.clock.uptime_us()).into_iter().map(message).collect()
     }
 
     /// Records the projected position of every partition that lags.
     fn record_progress(&self) {
-        let now = self.clock.uptime_us();
-        let mut progress = self.durability.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = self.store.acknowledged();
-        progress.retain(|here, _| all.iter().any(|(partition, _)| partition == here));
-        for (here, acknowledged) in all {
-            let projected = self.store.projected_position(here);
-            if projected >= acknowledged {
-                progress.remove(&here);
-                continue;
-            }
-            let lagging = progress.entry(here).or_insert(LaggingProgress { projected, since_us: now });
-            if lagging.projected != projected {
-                *lagging = LaggingProgress { projected, since_us: now };
-            }
-        }
+        let now_us = self.clock.uptime_us();
+        let projected = |(here, acknowledged)| (here, acknowledged, self.store.projected_position(here));
+        let partitions: Vec<_> = self.store.acknowledged().into_iter().map(projected).collect();
+        self.durability.record_progress(&partitions, now_us);
     }
 
     async fn check_postgres(&self) {
@@ -237,5 +249,61 @@ impl Engine {
                 tracing::debug!(partition = here.0, %error, "a partition is unavailable");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seq: i64) -> Position {
+        Position { epoch: 1, seq }
+    }
+
+    #[test]
+    fn writes_shed_until_a_tenth_of_the_room_is_free() {
+        let durability = Durability::new(Ack::Redis, 100);
+        for (backlog, sheds) in
+            [(0, false), (99, false), (100, true), (99, true), (90, true), (89, false), (99, false), (250, true)]
+        {
+            assert_eq!(durability.sheds(backlog), sheds, "{backlog}");
+        }
+    }
+
+    #[test]
+    fn smallest_backlog_sheds_and_recovers() {
+        let durability = Durability::new(Ack::Redis, 1);
+        assert!(durability.sheds(1));
+        assert!(!durability.sheds(0));
+    }
+
+    #[test]
+    fn projection_stalls_when_decisions_wait_and_nothing_comes() {
+        let durability = Durability::new(Ack::Redis, 100);
+        let (stalled, second) = (STALLED_AFTER.as_micros() as u64, 1_000_000);
+        // Partition 0 has nothing to project, 1 makes progress, 2 does not.
+        let record = |projected: i64, now_us| {
+            let partitions =
+                [(Partition(0), at(5), at(5)), (Partition(1), at(90), at(projected)), (Partition(2), at(9), at(8))];
+            durability.record_progress(&partitions, now_us);
+        };
+        record(1, second);
+        assert_eq!(durability.stalls(stalled), []);
+        record(2, stalled);
+        assert_eq!(durability.stalls(stalled + second), [(Partition(2), STALLED_AFTER)]);
+        assert_eq!(
+            durability.stalls(2 * stalled),
+            [(Partition(1), STALLED_AFTER), (Partition(2), STALLED_AFTER * 2 - Duration::from_secs(1))]
+        );
+    }
+
+    #[test]
+    fn stall_ends_when_projected_or_partition_gone() {
+        let durability = Durability::new(Ack::Redis, 100);
+        durability.record_progress(&[(Partition(0), at(2), at(1)), (Partition(1), at(2), at(1))], 0);
+        let later = 2 * STALLED_AFTER.as_micros() as u64;
+        assert_eq!(durability.stalls(later).len(), 2);
+        durability.record_progress(&[(Partition(0), at(2), at(2))], later);
+        assert_eq!(durability.stalls(later), []);
     }
 }

@@ -76,6 +76,7 @@ impl Engine {
         outcome
     }
 
+    /// Every partition with every kind of due thing.
     fn sweeps(&self) -> impl Iterator<Item = (Partition, Due)> + use<> {
         let partitioned = self.store.partitions() > 1;
         let kinds = if partitioned {
@@ -165,4 +166,49 @@ async fn all<I, F: Future<Output = Result<bool, Error>>>(
     let done = outcomes.iter().filter(|outcome| matches!(outcome, Ok(true))).count();
     metrics::SWEPT.with_label_values(&[due.kind()]).inc_by(done as u64);
     outcomes.into_iter().find_map(Result::err).map_or(Ok(done), Err)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_due_item_tried_when_one_fails() {
+        let tried = AtomicUsize::new(0);
+        let step = |item: usize| {
+            tried.fetch_add(1, Ordering::Relaxed);
+            async move {
+                match item {
+                    3 => Err(Error::unavailable("the first")),
+                    other => Ok(other % 2 == 0),
+                }
+            }
+        };
+        let failed = all(Due::Orders, (0..100).collect(), step).await;
+        assert!(matches!(failed, Err(Error::Unavailable { .. })), "{failed:?}");
+        assert_eq!(tried.load(Ordering::Relaxed), 100);
+    }
+
+    #[tokio::test]
+    async fn due_items_counted_when_step_did_something() {
+        let done = all(Due::Payments, (0..100).collect(), |item: usize| async move { Ok(item % 4 == 0) }).await;
+        assert_eq!(done.unwrap(), 25);
+        assert_eq!(all(Due::Payments, Vec::new(), |(): ()| async { Ok(true) }).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn steps_bounded_when_many_are_due() {
+        let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let step = |_: usize| async {
+            most.fetch_max(running.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            running.fetch_sub(1, Ordering::Relaxed);
+            Ok(true)
+        };
+        all(Due::Orders, (0..500).collect(), step).await.unwrap();
+        assert_eq!(most.load(Ordering::Relaxed), CONCURRENCY);
+    }
 }

@@ -117,3 +117,66 @@ impl Users {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn user(id: i64) -> UserId {
+        UserId::new(id).unwrap()
+    }
+
+    #[test]
+    fn neighbours_of_a_partition_share_a_block() {
+        let users = Users::new(3);
+        assert_eq!(users.place(user(5)), ((Partition(2), 0), 1));
+        assert_eq!(users.place(user(3 * BLOCK + 1)), ((Partition(1), 1), 0));
+        let (block, _) = users.place(user(7));
+        let (_learning, asked) = users.to_learn(block, Some(user(7)), 1).unwrap();
+        assert_eq!(asked.len(), BLOCK as usize);
+        assert!(asked.iter().all(|user| users.place(*user).0 == block));
+    }
+
+    #[test]
+    fn block_learned_by_one_task_at_a_time() {
+        let users = Users::new(1);
+        let block = users.place(user(1)).0;
+        let (learning, _) = users.to_learn(block, Some(user(1)), 1).unwrap();
+        assert!(users.to_learn(block, Some(user(1)), 1).is_none());
+        drop(learning);
+        assert!(users.to_learn(block, Some(user(1)), 1).is_some());
+        // The number of blocks at once is limited, too.
+        let block = |n: i64| (Partition(0), n);
+        let learning: Vec<_> = (0..MAX_LEARNING as i64).map(|n| users.to_learn(block(n), None, 1).unwrap()).collect();
+        assert!(users.to_learn(block(99), None, 1).is_none());
+        drop(learning);
+        assert!(users.to_learn(block(99), None, 1).is_some());
+    }
+
+    #[test]
+    fn user_known_in_the_epoch_that_was_read_only() {
+        let users = Users::new(1);
+        let (block, _) = users.place(user(7));
+        assert!(!users.exists(user(7), 1));
+        users.learned(block, 1, [user(7), user(9)].into_iter());
+        assert!(users.exists(user(7), 1) && users.exists(user(9), 1) && !users.exists(user(8), 1));
+        assert!(!users.exists(user(7), 2));
+        // A read of another epoch replaces the block.
+        users.learned(block, 2, [user(8)].into_iter());
+        assert!(users.exists(user(8), 2) && !users.exists(user(7), 2) && !users.exists(user(7), 1));
+    }
+
+    #[test]
+    fn newcomer_of_known_block_asked_about_alone() {
+        let users = Users::new(1);
+        let (block, _) = users.place(user(7));
+        users.learned(block, 1, [user(7)].into_iter());
+        assert!(users.to_learn(block, Some(user(7)), 1).is_none());
+        assert!(users.to_learn(block, None, 1).is_none());
+        let (_learning, asked) = users.to_learn(block, Some(user(8)), 1).unwrap();
+        assert_eq!(asked, [user(8)]);
+        users.learned(block, 1, [user(8)].into_iter());
+        assert!(users.exists(user(7), 1) && users.exists(user(8), 1));
+    }
+}
