@@ -4,8 +4,8 @@ WORKDIR /src
 # The dependencies are a separate layer, built from the manifests and placeholders: Docker rebuilds it only when the manifests
 # change.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/integration benches/bench \
-    && echo 'fn main() {}' | tee src/main.rs tests/integration/main.rs > benches/bench/main.rs \
+RUN mkdir -p src tests/integration tests/concurrency benches/bench \
+    && echo 'fn main() {}' | tee src/main.rs tests/integration/main.rs tests/concurrency/main.rs > benches/bench/main.rs \
     && touch src/lib.rs \
     && cargo build --profile dist --locked --bin firstcome
 COPY src src

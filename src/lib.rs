@@ -8,9 +8,10 @@
 //! Redis decides; PostgreSQL records. A module imports only modules to its left, which a test holds:
 //!
 //! ```text
-//! model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive ← engine | projector ← recovery, audit ← http ← dashboard ← app | dev ← cli
+//! sync, model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive ← engine | projector ← recovery, audit ← http ← dashboard ← app | dev ← cli
 //! ```
 //!
+//! - `sync` names the locks that the concurrency tests replace.
 //! - [`model`] is the vocabulary: ids, money, time, positions, entities, events, errors.
 //! - [`config`] is the settings with their bounds; [`telemetry`] is the log, the traces and the metrics; [`worker`] runs work
 //!   in the background.
@@ -39,5 +40,6 @@ pub mod postgres;
 pub mod projector;
 pub mod recovery;
 pub mod redis;
+mod sync;
 pub mod telemetry;
 pub mod worker;

@@ -5,12 +5,14 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     hash::Hash,
-    sync::{Mutex, PoisonError},
 };
 
 use tokio::sync::oneshot;
 
-use crate::model::Error;
+use crate::{
+    model::Error,
+    sync::{Mutex, PoisonError},
+};
 
 /// The most requests of a batch.
 pub(super) const MAX_BATCH: usize = 128;

@@ -171,6 +171,7 @@ impl Store {
         (handle, link): (&ConnectionHandle, &mut MultiplexedConnection),
         checked: &mut Checked,
     ) -> Result<(), Error> {
+        let generation = self.watermark(here).begin_check();
         let due = !self.watermark(here).is_open()
             || checked.permissions_checked.is_none_or(|at| at.elapsed() >= permissions::CHECK_INTERVAL);
         let found = match due {
@@ -192,7 +193,7 @@ impl Store {
         checked.failed = found.is_err().then(Instant::now);
         let state = self.shared_connections().settle(handle, found)?;
         checked.found_closed = matches!(state, State::Closed(_)).then(Instant::now);
-        let before = self.watermark(here).set(state.clone());
+        let before = self.watermark(here).end_check(generation, state.clone());
         match state {
             State::Closed(reason) => {
                 if before != State::Closed(reason.clone()) {
@@ -201,7 +202,7 @@ impl Store {
                 Err(Error::unavailable(reason))
             }
             _ => {
-                if matches!(before, State::Closed(_)) {
+                if matches!(before, State::Closed(_)) && self.watermark(here).is_open() {
                     tracing::info!(partition = here.0, "a partition is open again");
                 }
                 Ok(())
@@ -318,7 +319,7 @@ impl Store {
     ) -> Error {
         let reason = behind(here, found, acknowledged);
         tracing::error!(partition = here.0, reason, "a partition is closed");
-        self.watermark(here).set(State::Closed(reason.clone()));
+        self.watermark(here).close(reason.clone());
         if let Err(error) = self.freeze_over(here, link, &reason).await {
             tracing::error!(partition = here.0, %error, "can't freeze a partition for other processes");
         }
@@ -331,7 +332,7 @@ impl Store {
     /// [`Error::Unavailable`].
     pub async fn freeze(&self, here: Partition, reason: &str) -> Result<(), Error> {
         tracing::error!(partition = here.0, reason, "a partition is frozen");
-        self.watermark(here).set(State::Closed(reason.to_owned()));
+        self.watermark(here).close(reason.to_owned());
         let (handle, mut link) = self.shared_connections().get(here).await?;
         let frozen = self.freeze_over(here, &mut link, reason).await;
         self.shared_connections().settle(&handle, frozen).map(drop)

@@ -8,17 +8,17 @@
 //! A partition is checked before its first use, after every new connection (which may lead to another server, or to the same one
 //! with fewer data), when Redis has forgotten its scripts, when a script finds the partition closed, and twice a second.
 
-use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicU8, Ordering},
-    },
-    time::Instant,
-};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
-use crate::model::{Millis, Position, Projection};
+use crate::{
+    model::{Millis, Position, Projection},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU8, Ordering},
+    },
+};
 
 /// Whether a partition may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +35,9 @@ const UNCHECKED: u8 = 1;
 const CLOSED: u8 = 2;
 
 pub(super) struct Watermark {
-    /// `OPEN`, `UNCHECKED` or `CLOSED`; `reason` has the reason of the latter.
+    /// `OPEN`, `UNCHECKED` or `CLOSED`; written under the lock of `changes`.
     state: AtomicU8,
-    reason: Mutex<String>,
+    changes: Mutex<Changes>,
     /// Why Redis refused every write to the open partition at the last check.
     no_writes: Mutex<Option<String>>,
     /// The last decision that Redis acknowledged to this process.
@@ -48,6 +48,15 @@ pub(super) struct Watermark {
     clock_offset_ms: AtomicI64,
     /// Held during a check.
     pub(super) checking: tokio::sync::Mutex<Checked>,
+}
+
+/// The rest of a partition's state.
+#[derive(Default)]
+struct Changes {
+    /// The reason why the partition is closed, or was closed last.
+    reason: String,
+    /// Incremented by whatever makes the result of a check in progress obsolete.
+    generation: u64,
 }
 
 /// The result of the last check, which the tasks share that waited for it.
@@ -64,7 +73,7 @@ impl Default for Watermark {
     fn default() -> Self {
         Watermark {
             state: AtomicU8::new(UNCHECKED),
-            reason: Mutex::default(),
+            changes: Mutex::default(),
             no_writes: Mutex::default(),
             acknowledged: Mutex::default(),
             projected: watch::Sender::default(),
@@ -83,23 +92,50 @@ impl Watermark {
         match self.state.load(Ordering::Acquire) {
             OPEN => State::Open,
             UNCHECKED => State::Unchecked,
-            _ => State::Closed(self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            _ => State::Closed(self.changes().reason.clone()),
         }
     }
 
-    /// Returns the state before.
-    pub(super) fn set(&self, state: State) -> State {
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The generation in which a check begins. To be called before the check reads anything.
+    pub(super) fn begin_check(&self) -> u64 {
+        self.changes().generation
+    }
+
+    /// Records the result of a check that began in `generation`; returns the state before. The partition does not open if it was
+    /// invalidated or closed meanwhile: the check may have read a server that is no longer in use.
+    pub(super) fn end_check(&self, generation: u64, found: State) -> State {
         let before = self.state();
-        let number = match state {
-            State::Open => OPEN,
-            State::Unchecked => UNCHECKED,
+        let mut changes = self.changes();
+        match found {
             State::Closed(reason) => {
-                *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-                CLOSED
+                changes.reason = reason;
+                self.state.store(CLOSED, Ordering::Release);
             }
-        };
-        self.state.store(number, Ordering::Release);
+            State::Open if changes.generation == generation => self.state.store(OPEN, Ordering::Release),
+            State::Open | State::Unchecked => {}
+        }
         before
+    }
+
+    /// Closes the partition, whatever the result of a check in progress.
+    pub(super) fn close(&self, reason: String) {
+        let mut changes = self.changes();
+        changes.generation += 1;
+        changes.reason = reason;
+        self.state.store(CLOSED, Ordering::Release);
+    }
+
+    /// Requires a check before the next use of the partition. A closed partition stays closed until then.
+    pub(super) fn invalidate(&self) {
+        let mut changes = self.changes();
+        changes.generation += 1;
+        if self.is_open() {
+            self.state.store(UNCHECKED, Ordering::Release);
+        }
     }
 
     pub(super) fn no_writes(&self) -> Option<String> {
@@ -108,11 +144,6 @@ impl Watermark {
 
     pub(super) fn set_no_writes(&self, why: Option<String>) {
         *self.no_writes.lock().unwrap_or_else(PoisonError::into_inner) = why;
-    }
-
-    /// Requires a check before the next use. A closed partition stays closed until then.
-    pub(super) fn invalidate(&self) {
-        let _ = self.state.compare_exchange(OPEN, UNCHECKED, Ordering::AcqRel, Ordering::Acquire);
     }
 
     pub(super) fn acknowledged(&self) -> Position {

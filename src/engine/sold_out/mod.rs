@@ -22,23 +22,26 @@
 //! **Cost.** While requests for a campaign arrive, one background read renews its lease at half time, whatever their number.
 //! Users are read in blocks, and only around a user whom Redis has just confirmed, so that invented ids cause no reads.
 
+mod campaigns;
 mod users;
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use tokio_util::task::TaskTracker;
 
-use self::users::Users;
+use self::{
+    campaigns::{Campaigns, ClearOnDrop, Holders, SoldOutCampaign},
+    users::Users,
+};
 use crate::{
     config::MAX_LEASE_MS,
-    model::{CampaignTerms, Clock, CouponId, Error, Millis, UserId},
+    model::{CampaignTerms, Clock, CouponId, Error, UserId},
     redis::Store,
 };
 
@@ -47,10 +50,6 @@ pub const LEASE_EXPIRES_AFTER: Duration = Duration::from_millis(MAX_LEASE_MS + M
 
 /// The maximum number of cached holders of one campaign: 40 MB.
 const MAX_HOLDERS: usize = 5_000_000;
-/// The maximum number of cached holders of all campaigns.
-const MAX_TOTAL_HOLDERS: usize = 10_000_000;
-/// The maximum number of cached campaigns.
-const MAX_CAMPAIGNS: usize = 10_000;
 /// The time until the next read of a campaign with too many holders, or with another number of holders than were read.
 const RETRY_INTERVAL_US: u64 = 1_000_000;
 /// The maximum number of consecutive blocks of users to read after one request.
@@ -61,9 +60,7 @@ pub struct SoldOutCache {
     store: Store,
     clock: Clock,
     lease_us: u64,
-    campaigns: RwLock<HashMap<CouponId, Arc<SoldOutCampaign>>>,
-    /// The number of cached holders of all campaigns.
-    cached_holders: AtomicUsize,
+    campaigns: Campaigns,
     /// A read of holders is in progress; there is one at a time.
     reading: AtomicBool,
     users: Users,
@@ -87,61 +84,6 @@ pub struct Counts {
     pub learned: u64,
 }
 
-/// A campaign that Redis has reported as sold out. A change of the window or of the holders replaces the entry.
-struct SoldOutCampaign {
-    /// The first instant at which the campaign is open, and the first at which it is closed.
-    window: (Millis, Millis),
-    /// Set once the holders are read.
-    holders: OnceLock<Holders>,
-    /// The end of the lease, by the clock's uptime.
-    until_us: AtomicU64,
-    /// A check is in progress.
-    checking: AtomicBool,
-    /// The earliest time of the next check, by the clock's uptime.
-    retry_at_us: AtomicU64,
-}
-
-struct Holders {
-    epoch: i64,
-    /// Ascending.
-    users: Box<[i64]>,
-}
-
-impl SoldOutCampaign {
-    fn new(window: (Millis, Millis)) -> Self {
-        SoldOutCampaign {
-            window,
-            holders: OnceLock::new(),
-            until_us: AtomicU64::default(),
-            checking: AtomicBool::default(),
-            retry_at_us: AtomicU64::default(),
-        }
-    }
-
-    /// The number of cached holders.
-    fn holder_count(&self) -> usize {
-        self.holders.get().map_or(0, |holders| holders.users.len())
-    }
-
-    /// Starts a check, unless one is in progress or it is too early. If true, the caller must run it.
-    fn begin_check(&self, now_us: u64) -> bool {
-        now_us >= self.retry_at_us.load(Ordering::Relaxed) && !self.checking.swap(true, Ordering::Acquire)
-    }
-
-    fn retry_at(&self, until_us: u64) {
-        self.retry_at_us.store(until_us, Ordering::Relaxed);
-    }
-}
-
-/// Clears a flag when dropped.
-struct ClearOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for ClearOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
-
 impl SoldOutCache {
     pub(super) fn new(store: Store, clock: Clock, lease_ms: u64) -> Self {
         let tasks = TaskTracker::new();
@@ -152,8 +94,7 @@ impl SoldOutCache {
             store,
             clock,
             lease_us: lease_ms.min(MAX_LEASE_MS) * 1000,
-            campaigns: RwLock::default(),
-            cached_holders: AtomicUsize::default(),
+            campaigns: Campaigns::default(),
             reading: AtomicBool::default(),
             tasks,
             refused: AtomicU64::default(),
@@ -184,7 +125,7 @@ impl SoldOutCache {
         if self.lease_us == 0 || !self.store.is_open(self.store.owner(coupon.get())) {
             return false;
         }
-        let campaigns = self.campaigns.read().unwrap_or_else(PoisonError::into_inner);
+        let campaigns = self.campaigns.read();
         let Some(campaign) = campaigns.get(&coupon) else { return false };
         let (now_us, until_us) = (self.clock.uptime_us(), campaign.until_us.load(Ordering::Acquire));
         let (opens_at, closes_at) = campaign.window;
@@ -214,7 +155,7 @@ impl SoldOutCache {
         if self.lease_us == 0 {
             return;
         }
-        let campaign = self.campaign(terms);
+        let campaign = self.campaigns.get_or_insert(terms.coupon_id, (terms.opens_at, terms.closes_at));
         let now_us = self.clock.uptime_us();
         if now_us < campaign.until_us.load(Ordering::Acquire) {
             if let Some(holders) = campaign.holders.get() {
@@ -225,35 +166,16 @@ impl SoldOutCache {
         }
     }
 
-    fn campaign(&self, terms: &CampaignTerms) -> Arc<SoldOutCampaign> {
-        let known = self.campaigns.read().unwrap_or_else(PoisonError::into_inner).get(&terms.coupon_id).cloned();
-        known.unwrap_or_else(|| {
-            let fresh = Arc::new(SoldOutCampaign::new((terms.opens_at, terms.closes_at)));
-            let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
-            if campaigns.len() >= MAX_CAMPAIGNS {
-                self.clear(&mut campaigns);
-            }
-            campaigns.entry(terms.coupon_id).or_insert(fresh).clone()
-        })
-    }
-
     /// Drops a campaign whose window was moved.
     pub(super) fn moved(&self, coupon: CouponId) {
-        let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
-        let before = campaigns.remove(&coupon);
-        self.cached_holders.fetch_sub(before.map_or(0, |before| before.holder_count()), Ordering::Relaxed);
-    }
-
-    fn clear(&self, campaigns: &mut HashMap<CouponId, Arc<SoldOutCampaign>>) {
-        campaigns.clear();
-        self.cached_holders.store(0, Ordering::Relaxed);
+        self.campaigns.remove(coupon);
     }
 
     /// Checks a campaign in the background. The caller has called [`SoldOutCampaign::begin_check`].
     fn check_in_background(self: &Arc<Self>, coupon: CouponId, campaign: Arc<SoldOutCampaign>) {
         let this = self.clone();
         self.tasks.spawn(async move {
-            let _checking = ClearOnDrop(&campaign.checking);
+            let _checking = campaign.checking();
             if let Err(error) = this.check(coupon, &campaign).await {
                 // A valid lease stays valid.
                 tracing::debug!(%coupon, %error, "can't check whether a campaign is sold out");
@@ -275,7 +197,7 @@ impl SoldOutCache {
         if status.window != campaign.window {
             // Start over with the new window; the next request causes a check.
             campaign.until_us.store(0, Ordering::Release);
-            self.cache(coupon, SoldOutCampaign::new(status.window), 0);
+            self.campaigns.replace(coupon, campaign, SoldOutCampaign::new(status.window));
             return Ok(());
         }
         let unchanged = |holders: &Holders| (holders.epoch, holders.users.len()) == (status.epoch, status.holders);
@@ -305,21 +227,10 @@ impl SoldOutCache {
         }
         let entry = SoldOutCampaign::new(confirmed.window);
         entry.until_us.store(sent_us + self.lease_us, Ordering::Release);
-        let (count, epoch) = (users.len(), status.epoch);
-        let _ = entry.holders.set(Holders { epoch, users });
-        self.cache(coupon, entry, count);
+        let _ = entry.holders.set(Holders { epoch: status.epoch, users });
+        self.campaigns.replace(coupon, campaign, entry);
         self.renewed.fetch_add(1, Ordering::Relaxed);
         Ok(())
-    }
-
-    fn cache(&self, coupon: CouponId, entry: SoldOutCampaign, holders: usize) {
-        let mut campaigns = self.campaigns.write().unwrap_or_else(PoisonError::into_inner);
-        if self.cached_holders.load(Ordering::Relaxed) + holders > MAX_TOTAL_HOLDERS {
-            self.clear(&mut campaigns);
-        }
-        let before = campaigns.insert(coupon, Arc::new(entry));
-        self.cached_holders.fetch_add(holders, Ordering::Relaxed);
-        self.cached_holders.fetch_sub(before.map_or(0, |before| before.holder_count()), Ordering::Relaxed);
     }
 
     /// Reads in the background which users exist, after Redis has confirmed a user whom the cache lacks: the user's block and,
