@@ -183,7 +183,7 @@ mod tests {
             async move {
                 match item {
                     3 => Err(Error::unavailable("the first")),
-                    other => Ok(other % 2 == 0),
+                    other => Ok(other.is_multiple_of(2)),
                 }
             }
         };
@@ -194,7 +194,8 @@ mod tests {
 
     #[tokio::test]
     async fn due_items_counted_when_step_did_something() {
-        let done = all(Due::Payments, (0..100).collect(), |item: usize| async move { Ok(item % 4 == 0) }).await;
+        let done =
+            all(Due::Payments, (0..100).collect(), |item: usize| async move { Ok(item.is_multiple_of(4)) }).await;
         assert_eq!(done.unwrap(), 25);
         assert_eq!(all(Due::Payments, Vec::new(), |(): ()| async { Ok(true) }).await.unwrap(), 0);
     }
