@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// How long a stop takes that has no bound of its own: long enough for a machine that stalls.
-const PATIENCE: Duration = Duration::from_secs(300);
+const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 /// Clients that a process without an API tells apart.
 const PROBES_CLIENTS: u32 = 10_000;
 /// Connections to the operators' own listener, where there is one.
@@ -50,7 +50,7 @@ const OPERATORS_CONNECTIONS: usize = 1024;
 
 /// The first and the longest pause between two attempts to open stores that are away.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Clients of the gateways; connects to none of them.
 fn gateways(config: &GatewayConfig) -> anyhow::Result<Gateways> {
@@ -153,7 +153,7 @@ impl App {
                 tracing::warn!(reasons = reasons.join("; "), "waiting for the stores");
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(MAX_BACKOFF);
         }
     }
 
@@ -167,7 +167,7 @@ impl App {
         let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
         let keep = retention.retention();
         store.set_clock(&clock);
-        let patience = postgres.transaction_patience();
+        let patience = postgres.transaction_timeout();
         let rebuild = Rebuild {
             store: store.clone(),
             db: db.clone(),
@@ -339,25 +339,25 @@ impl App {
         Ok(cut + cut_of_operators)
     }
 
-    /// Ends the background work; the last requests must have been answered before. With `drain`, what was decided until now
-    /// is carried to Postgres, all of this within that time. Returns whether nothing was left.
+    /// Stops the background work, after the last reply. With `drain`, projects every decision made before
+    /// within that time. Returns whether nothing is left.
     pub async fn stop(&self, drain: Option<Duration>) -> bool {
-        self.stop_within(drain.unwrap_or(PATIENCE), drain.is_some()).await
+        self.stop_within(drain.unwrap_or(STOP_TIMEOUT), drain.is_some()).await
     }
 
-    /// The same within `patience`; `carries`: what was decided is this process's to carry. What does not make it waits in the
-    /// outbox for the next start. What operators did is nowhere else than here, so it is tried to be told to the last.
-    pub async fn stop_within(&self, patience: Duration, carries: bool) -> bool {
-        let end = Instant::now() + patience;
+    /// The same within `timeout`; `projects`: this process carries decisions to PostgreSQL. A decision that is not projected in
+    /// time stays in the outbox for the next start. The operator log is only in this process, so it is flushed until the end.
+    pub async fn stop_within(&self, timeout: Duration, projects: bool) -> bool {
+        let end = Instant::now() + timeout;
         let ended = self.workers.stop(end).await;
-        let told = self.acts.flush(&self.db, end.duration_since(Instant::now()));
-        let carried = async { !carries || self.carry(end).await };
-        let (told, carried) = tokio::join!(told, carried);
-        ended && told && carried
+        let flushed = self.acts.flush(&self.db, end.duration_since(Instant::now()));
+        let projected = async { !projects || self.project(end).await };
+        let (flushed, projected) = tokio::join!(flushed, projected);
+        ended && flushed && projected
     }
 
-    /// Carries what was decided until now to Postgres, until `end`. Returns whether all of it is there.
-    async fn carry(&self, end: Instant) -> bool {
+    /// Projects every decision made before the call, until `end`. Returns whether PostgreSQL has all of them.
+    async fn project(&self, end: Instant) -> bool {
         let why = match timeout_at(end, self.projector.project_decided()).await {
             Ok(Ok(())) => {
                 tracing::info!("the outbox is drained");

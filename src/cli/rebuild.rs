@@ -47,7 +47,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
             db.clone(),
             clock.clone(),
             &projector,
-            postgres.transaction_patience(),
+            postgres.transaction_timeout(),
             retention.retention(),
         ),
         store,

@@ -23,7 +23,7 @@ pub struct PostgresConfig {
 impl PostgresConfig {
     /// The time limit of a transaction of the projector. Beyond it the connection counts as dead; the next transaction gets
     /// more time, in case this one was only slow.
-    pub fn transaction_patience(&self) -> Duration {
+    pub fn transaction_timeout(&self) -> Duration {
         Duration::from_millis(self.database_timeout_ms) * 6
     }
 }

@@ -38,7 +38,7 @@ const PRICE: i64 = 1_000;
 const FIRST_BALANCE: i64 = 1_000_000;
 const HOLD: Duration = Duration::from_secs(20);
 /// A page of a user's history, and the most that is made of it.
-const MOST_ENTRIES: usize = 1_000;
+const MAX_ENTRIES: usize = 1_000;
 
 /// The balancer before the instances: round robin, and the next instance if one refuses the connection.
 struct Balancer {
@@ -166,7 +166,7 @@ impl Deployment {
         let (mut balance, mut entries) = (FIRST_BALANCE, usize::from(FIRST_BALANCE > 0));
         let key = |what: &str, round: usize| format!("{what}-{user}-{round}");
         for round in 0.. {
-            if round >= PRODUCTS && (stop.is_cancelled() || entries + 1 >= MOST_ENTRIES) {
+            if round >= PRODUCTS && (stop.is_cancelled() || entries + 1 >= MAX_ENTRIES) {
                 break;
             }
             if let Some(campaign) = self.campaigns.get(round) {
@@ -373,7 +373,7 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
         .await;
         for ((user, (balance, entries)), nth) in users.iter().zip(&replies).zip(0..) {
             assert_eq!(get(base, &format!("/api/v1/balances/{user}")).await.ok()["balance"], *balance, "user {nth}");
-            let history = get(base, &format!("/api/v1/balances/{user}/history?limit={MOST_ENTRIES}")).await.ok();
+            let history = get(base, &format!("/api/v1/balances/{user}/history?limit={MAX_ENTRIES}")).await.ok();
             assert_eq!(history.as_array().unwrap().len(), *entries, "user {nth}");
         }
         for (product, sold) in shop.products.iter().zip(&shop.sold) {
