@@ -49,7 +49,7 @@ const PROBES_CLIENTS: u32 = 10_000;
 const OPERATORS_CONNECTIONS: usize = 1024;
 
 /// The first and the longest pause between two attempts to open stores that are away.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Clients of the gateways; connects to none of them.
@@ -135,7 +135,7 @@ impl App {
         waiting: &Waiting,
     ) -> anyhow::Result<Self> {
         let gateways = gateways(&config.gateway)?;
-        let mut pause = FIRST_PAUSE;
+        let mut pause = MIN_BACKOFF;
         loop {
             let reasons = match connect_both(config).await? {
                 Ok(stores) => {
@@ -351,13 +351,13 @@ impl App {
         let end = Instant::now() + timeout;
         let ended = self.workers.stop(end).await;
         let flushed = self.acts.flush(&self.db, end.duration_since(Instant::now()));
-        let projected = async { !projects || self.project(end).await };
+        let projected = async { !projects || self.drain(end).await };
         let (flushed, projected) = tokio::join!(flushed, projected);
         ended && flushed && projected
     }
 
     /// Projects every decision made before the call, until `end`. Returns whether PostgreSQL has all of them.
-    async fn project(&self, end: Instant) -> bool {
+    async fn drain(&self, end: Instant) -> bool {
         let why = match timeout_at(end, self.projector.project_decided()).await {
             Ok(Ok(())) => {
                 tracing::info!("the outbox is drained");
