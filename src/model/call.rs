@@ -6,6 +6,9 @@ use sha2::{Digest, Sha256};
 
 use super::{Partition, Position, UserId};
 
+/// Life of an idempotency record: 24 hours.
+pub const RECORD_TTL_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// The context of a write: its request id, its idempotency key, and the decisions that its reply waits for.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
@@ -20,6 +23,14 @@ impl Call {
     /// A call of this process itself: no reply waits for its decisions.
     pub fn new(request_id: impl Into<String>, key: Option<IdempotencyKey>) -> Self {
         Call { request_id: request_id.into(), key, acknowledged: AcknowledgedPositions::default() }
+    }
+
+    /// The digest and the fingerprint of the idempotency key, as scripts take them: empty without a key.
+    pub fn key_parts(&self) -> (&str, &str) {
+        match &self.key {
+            Some(key) => (&key.digest, &key.fingerprint),
+            None => ("", ""),
+        }
     }
 }
 

@@ -28,11 +28,10 @@ use super::{
 };
 use crate::{
     model::{
-        CouponId, DeadLetterId, Error, OrderId, Partition, UserId,
+        CouponId, DeadLetterId, Error, OrderId, Partition, RECORD_TTL_MS, UserId,
         event::{self, Body, Event, HoldState},
     },
     postgres::{self, progress},
-    redis::commands::RECORD_TTL_MS,
 };
 
 /// The outcome of a retry.

@@ -7,13 +7,12 @@ use redis::Value;
 use super::{
     Store,
     batcher::{self, BatchReplies, Batcher},
-    commands::{RECORD_TTL_MS, key_parts},
     keys::Keys,
     script::{Invocation, Script},
     script_reply::ScriptReply,
 };
 use crate::{
-    model::{Call, Error, Partition},
+    model::{Call, Error, Partition, RECORD_TTL_MS},
     telemetry::traces,
 };
 
@@ -95,7 +94,7 @@ impl Store {
         invocation.key(keys.meta()).key(keys.outbox()).arg(self.test_clock()).arg(RECORD_TTL_MS);
         first.write_shared(keys, &mut invocation);
         for Pending { call, request, .. } in &batch {
-            let (digest, fingerprint) = key_parts(call);
+            let (digest, fingerprint) = call.key_parts();
             invocation.key(keys.record(digest)).arg(fingerprint).arg(&call.request_id);
             request.write_own(keys, &mut invocation);
         }

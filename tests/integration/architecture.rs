@@ -20,9 +20,6 @@ const PRINTED: &[(&str, &str)] = &[
     ("docs/architecture.md", include_str!("../../docs/architecture.md")),
 ];
 
-/// Layers whose folders still import each other.
-const TO_DISENTANGLE: &[&str] = &["src/redis"];
-
 /// The place of each module: smaller is further to the left; modules beside a `|` share one.
 fn places() -> BTreeMap<&'static str, usize> {
     let columns = LAYERS.split(['←', ',']).enumerate();
@@ -331,9 +328,6 @@ fn circles_of_imports_stay_within_a_folder() {
     // The shortest of each pair of folders tells most.
     let mut circles: BTreeMap<_, Vec<String>> = BTreeMap::new();
     for (from, direct) in &imports {
-        if TO_DISENTANGLE.iter().any(|layer| Path::new(from).starts_with(layer)) {
-            continue;
-        }
         for to in direct.iter().filter(|to| folder(to) != folder(from)) {
             let Some(back) = way_back(&imports, to, from) else { continue };
             let circle = circles.entry((folder(from), folder(to))).or_default();

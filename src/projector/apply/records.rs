@@ -1,7 +1,10 @@
 //! Idempotency records, and the sequences of ids.
 
 use super::{Apply, ApplyError, column, ms};
-use crate::{model::Partition, projector::batch::Batch, redis::commands::RECORD_TTL_MS};
+use crate::{
+    model::{Partition, RECORD_TTL_MS},
+    projector::batch::Batch,
+};
 
 pub(super) async fn records(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
     let records: Vec<_> = batch.records.values().collect();

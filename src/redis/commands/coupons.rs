@@ -1,6 +1,5 @@
 //! Campaigns and their coupons.
 
-use super::key_parts;
 use crate::{
     model::{Call, CampaignPatch, CampaignTerms, CouponId, Error, Millis, Reply, UserId},
     redis::{
@@ -116,7 +115,7 @@ impl Store {
         count: i64,
     ) -> Result<ReleasePreparation, Error> {
         let here = self.owner(id.get());
-        let (digest, fingerprint) = key_parts(call);
+        let (digest, fingerprint) = call.key_parts();
         let mut invocation = Invocation::new(&script::COUPON_RELEASE_PREPARE);
         invocation
             .key(Keys(here).meta())

@@ -1,8 +1,7 @@
 //! Idempotency keys whose own partition is not the one that decides: claimed before the decision, settled after it.
 
-use super::RECORD_TTL_MS;
 use crate::{
-    model::{Call, Error, Partition},
+    model::{Call, Error, Partition, RECORD_TTL_MS},
     redis::{
         Store,
         keys::Keys,

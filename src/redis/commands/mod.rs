@@ -22,10 +22,8 @@ use super::{
     keys::Keys,
     script::{Invocation, Script},
 };
-use crate::model::{Call, Partition};
+use crate::model::{Call, Partition, RECORD_TTL_MS};
 
-/// Life of an idempotency record: 24 hours.
-pub const RECORD_TTL_MS: i64 = 24 * 60 * 60 * 1000;
 /// How long after its order a remote hold is checked: the end of the order has normally been relayed by then.
 pub const REMOTE_HOLD_GRACE_MS: i64 = 60_000;
 
@@ -33,7 +31,7 @@ impl Store {
     /// Begins a call of a script with an idempotency record: writes the keys and arguments that all of them start with.
     fn begin(&self, call: &Call, script: &'static Script, partition: Partition) -> Invocation {
         let keys = Keys(partition);
-        let (digest, fingerprint) = key_parts(call);
+        let (digest, fingerprint) = call.key_parts();
         let mut invocation = Invocation::new(script);
         invocation.key(keys.meta()).key(keys.outbox()).key(keys.record(digest));
         invocation.arg(self.test_clock()).arg(fingerprint).arg(RECORD_TTL_MS).arg(&call.request_id);
@@ -46,13 +44,5 @@ impl Store {
         let mut invocation = Invocation::new(script);
         invocation.key(keys.meta()).key(keys.outbox()).arg(self.test_clock()).arg(&call.request_id);
         invocation
-    }
-}
-
-/// The digest and the fingerprint of a call's idempotency key, as scripts take them: empty without a key.
-pub(super) fn key_parts(call: &Call) -> (&str, &str) {
-    match &call.key {
-        Some(key) => (&key.digest, &key.fingerprint),
-        None => ("", ""),
     }
 }

@@ -2,7 +2,6 @@
 
 use chrono::{Datelike, NaiveDate};
 
-use super::key_parts;
 use crate::{
     model::*,
     redis::{
@@ -245,7 +244,7 @@ impl Store {
         let mut invocation = self.begin(call, &script::PAYMENT_BEGIN, owner);
         invocation.key(keys.order(*order_id)).key(keys.expiry()).key(keys.gateway());
         invocation.arg(order_id.get()).arg(user_id.get()).arg(amount).arg(payment_type.as_str());
-        invocation.arg(begin.payment_id.get()).arg(begin.receipt).arg(begin.check_in_ms).arg(key_parts(call).0);
+        invocation.arg(begin.payment_id.get()).arg(begin.receipt).arg(begin.check_in_ms).arg(call.key_parts().0);
         let reply = self.decide(call, owner, &invocation).await?;
         match reply.code {
             ReplyCode::Started => Ok(None),
