@@ -164,7 +164,7 @@ async fn all<I, F: Future<Output = Result<bool, Error>>>(
     let outcomes: Vec<Result<bool, Error>> =
         stream::iter(items).map(step).buffer_unordered(CONCURRENCY).collect().await;
     let done = outcomes.iter().filter(|outcome| matches!(outcome, Ok(true))).count();
-    metrics::SWEPT.with_label_values(&[due.kind()]).inc_by(done as u64);
+    metrics::EXPIRED.with_label_values(&[due.kind()]).inc_by(done as u64);
     outcomes.into_iter().find_map(Result::err).map_or(Ok(done), Err)
 }
 

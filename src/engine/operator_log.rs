@@ -142,7 +142,7 @@ impl OperatorLog {
 
     fn drop_one(&self, action: &OperatorAction, reason: &str) {
         let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-        metrics::ACTS_DROPPED.inc();
+        metrics::OPERATOR_LOG_DROPPED.inc();
         let OperatorAction { operator, action, target, detail, status, request_id, .. } = action;
         tracing::error!(
             reason,

@@ -189,7 +189,7 @@ impl Store {
             Ok(State::Closed(_)) => "closed",
             Ok(_) => "open",
         };
-        metrics::STORE_LOOKS.with_label_values(&[result]).inc();
+        metrics::PARTITION_CHECKS.with_label_values(&[result]).inc();
         checked.failed = found.is_err().then(Instant::now);
         let state = self.shared_connections().settle(handle, found)?;
         checked.found_closed = matches!(state, State::Closed(_)).then(Instant::now);
@@ -345,7 +345,7 @@ impl Store {
         link: &mut MultiplexedConnection,
         reason: &str,
     ) -> Result<String, RedisError> {
-        metrics::STORE_FREEZES.inc();
+        metrics::PARTITION_FREEZES.inc();
         let mut freeze = Invocation::new(&script::PARTITION_FREEZE);
         freeze.key(Keys(here).meta()).arg(reason);
         freeze.by_source().query_async::<redis::Value>(link).await?;
@@ -363,7 +363,7 @@ impl Store {
 
     /// Requires a check of every partition before its next use.
     pub(super) fn invalidate(&self) {
-        metrics::STORE_DOUBTS.inc();
+        metrics::PARTITION_INVALIDATIONS.inc();
         self.shared.known_servers.forget();
         self.shared.watermarks.iter().for_each(Watermark::invalidate);
     }

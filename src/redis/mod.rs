@@ -96,7 +96,7 @@ impl Store {
         let known = Arc::<KnownServers>::default();
         let (invalidated, forgotten) = (watermarks.clone(), known.clone());
         let connections = SharedConnections::connect(config, move || {
-            metrics::STORE_DOUBTS.inc();
+            metrics::PARTITION_INVALIDATIONS.inc();
             forgotten.forget();
             invalidated.iter().for_each(Watermark::invalidate);
         })

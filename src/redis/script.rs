@@ -244,7 +244,7 @@ impl Store {
         if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
             // The script did not run, so it is safe to send it again.
             tracing::warn!(script = script.name, "Redis has forgotten a script: it was restarted or replaced");
-            metrics::SCRIPTS_FORGOTTEN.inc();
+            metrics::SCRIPT_NOSCRIPT.inc();
             self.invalidate();
             self.admit(here, &handle, &mut link).await?;
             let mut load = redis::cmd("SCRIPT");

@@ -92,7 +92,7 @@ metrics! {
         "Replies of scripts, one per request, by reply code.";
     SCRIPT_FAILURES: IntCounterVec = "firstcome_script_failures_total" ("script", "kind")
         "Script calls without a reply: unavailable (503), closed (the partition may not decide), lost (Redis is behind an acknowledged position), error (500).";
-    SCRIPTS_FORGOTTEN: IntCounter = "firstcome_script_noscript_total" ()
+    SCRIPT_NOSCRIPT: IntCounter = "firstcome_script_noscript_total" ()
         "Script calls answered NOSCRIPT: Redis was restarted or replaced.";
 
     REDIS_CALLS: IntGauge = "firstcome_redis_calls_in_flight" ()
@@ -110,11 +110,11 @@ metrics! {
     REDIS_ERRORS: IntCounterVec = "firstcome_redis_errors_total" ("kind")
         "Failed commands: unavailable (no answer of Redis), refused (Redis rejects the command).";
 
-    STORE_DOUBTS: IntCounter = "firstcome_partition_invalidations_total" ()
+    PARTITION_INVALIDATIONS: IntCounter = "firstcome_partition_invalidations_total" ()
         "Events (a new connection, a NOSCRIPT) after which every partition is checked before its next use.";
-    STORE_LOOKS: IntCounterVec = "firstcome_partition_checks_total" ("result")
+    PARTITION_CHECKS: IntCounterVec = "firstcome_partition_checks_total" ("result")
         "Checks of a partition: open, closed (it may not decide), failed (no answer).";
-    STORE_FREEZES: IntCounter = "firstcome_partition_freezes_total" ()
+    PARTITION_FREEZES: IntCounter = "firstcome_partition_freezes_total" ()
         "Partitions that this process froze because decisions are lost.";
 
     PROJECTOR_PARTITIONS: IntGauge = "firstcome_projector_partitions" ()
@@ -129,12 +129,12 @@ metrics! {
         "Seconds from the begin to the commit of a transaction.";
     PROJECTOR_FAILURES: IntCounterVec = "firstcome_projector_failures_total" ("kind")
         "Failed steps of the projector: unavailable (a store), timeout (of PostgreSQL), superseded (by another projector), newer_version (the next event requires one), gap (decisions are lost).";
-    ACTS_DROPPED: IntCounter = "firstcome_operator_log_dropped_total" ()
+    OPERATOR_LOG_DROPPED: IntCounter = "firstcome_operator_log_dropped_total" ()
         "Actions of operators that the operator log lacks: PostgreSQL was unavailable for too long.";
     DEAD_LETTERS_FILED: IntCounter = "firstcome_dead_letters_filed_total" ()
         "Events that this process could not apply and filed as dead letters.";
 
-    SWEPT: IntCounterVec = "firstcome_expired_total" ("kind")
+    EXPIRED: IntCounterVec = "firstcome_expired_total" ("kind")
         "Holds that the sweeper processed when due: order (expired), payment (its gateway asked), remote_hold (stock held for an order of another partition).";
     SWEEP_FAILURES: IntCounterVec = "firstcome_sweep_failures_total" ("kind")
         "Due holds that the sweeper could not process; they stay due.";
@@ -162,9 +162,9 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&RATE_LIMITED, &["client", "operator", "user"]),
     (&SHED, &["backlog", "overload"]),
     (&REDIS_ERRORS, &["refused", "unavailable"]),
-    (&STORE_LOOKS, &["closed", "failed", "open"]),
+    (&PARTITION_CHECKS, &["closed", "failed", "open"]),
     (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
-    (&SWEPT, &["order", "payment", "remote_hold"]),
+    (&EXPIRED, &["order", "payment", "remote_hold"]),
     (&SWEEP_FAILURES, &["order", "payment", "remote_hold"]),
     (&WORKER_PANICS, WORKERS),
 ];
