@@ -1,4 +1,4 @@
-//! The parts put together: connect, open the store, run the background work, serve, and stop in the right order.
+//! Builds the parts of a process: connects, opens the stores, runs the background work, serves, and stops in order.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -41,18 +41,18 @@ use crate::{
     worker::Workers,
 };
 
-/// How long a stop takes that has no bound of its own: long enough for a machine that stalls.
+/// The bound of a stop that has none of its own: long enough for a machine that stalls.
 const STOP_TIMEOUT: Duration = Duration::from_secs(300);
-/// Clients that a process without an API tells apart.
+/// Clients that the limits of a process without an API distinguish.
 const PROBES_CLIENTS: u32 = 10_000;
-/// Connections to the operators' own listener, where there is one.
+/// Connections to the operators' own listener.
 const OPERATORS_CONNECTIONS: usize = 1024;
 
-/// The first and the longest pause between two attempts to open stores that are away.
+/// The first and the longest pause between two attempts to open unavailable stores.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Clients of the gateways; connects to none of them.
+/// Creates the clients of the gateways. Connects to no gateway.
 fn gateways(config: &GatewayConfig) -> anyhow::Result<Gateways> {
     let gateways = config.urls().map(|(kind, url)| {
         let of_kind = gateway::HttpGatewayConfig {
@@ -65,10 +65,10 @@ fn gateways(config: &GatewayConfig) -> anyhow::Result<Gateways> {
     Gateways::connect(gateways).context("the payment gateways can't be set up")
 }
 
-/// Connects to both stores; or the reasons why that has to wait.
+/// Connects to both stores. Returns the reasons to wait if a store is unavailable.
 ///
 /// # Errors
-/// What waiting does not help against.
+/// Errors that waiting does not cure.
 async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres::Connection, Store), Vec<String>>> {
     let redis = async {
         let store = Store::connect(&config.redis).await?;
@@ -84,50 +84,50 @@ async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres:
     }
 }
 
-/// Why an attempt to open the stores failed, if the next one may succeed; else the error again.
+/// The reason of a failed attempt to open the stores, if the next attempt may succeed; otherwise the error.
 fn reason_to_wait(error: anyhow::Error) -> anyhow::Result<String> {
-    let passes = error.chain().any(|cause| {
+    let is_transient = error.chain().any(|cause| {
         matches!(cause.downcast_ref::<postgres::Unusable>(), Some(postgres::Unusable::Unavailable(_)))
             || matches!(cause.downcast_ref::<Error>(), Some(Error::Unavailable { .. }))
             || cause.downcast_ref::<sea_orm::DbErr>().is_some_and(postgres::is_transient)
             || cause.downcast_ref::<sqlx::Error>().is_some_and(postgres::is_unavailable)
             || redis::is_unavailable(cause)
     });
-    if passes { Ok(redact(&format!("{error:#}")).into_owned()) } else { Err(error) }
+    if is_transient { Ok(redact(&format!("{error:#}")).into_owned()) } else { Err(error) }
 }
 
-/// A process's parts, connected.
+/// The connected parts of a process.
 pub struct App {
     pub engine: Arc<Engine>,
     pub projector: Projector,
     pub store: Store,
     pub db: postgres::Connection,
-    /// Cancelled by whoever wants it to end.
+    /// Stops the process when cancelled.
     pub stopping: CancellationToken,
-    /// What operators did.
-    pub acts: Arc<OperatorLog>,
+    /// Actions of operators that are not in PostgreSQL yet.
+    pub operator_log: Arc<OperatorLog>,
     workers: Workers,
 }
 
 impl App {
-    /// Connects to both stores and opens them; a Redis that lost everything is rebuilt first.
+    /// Connects to both stores and opens them. Rebuilds an empty Redis first.
     ///
     /// # Errors
-    /// The reason why they can't be served from, and what to do about it.
+    /// The reason why the stores can't be served from, and its remedy.
     pub async fn open(config: &EngineConfig, projector: &ProjectorConfig, clock: Clock) -> anyhow::Result<Self> {
         let gateways = gateways(&config.gateway)?;
         let (db, store) = (postgres::connect(&config.postgres).await?, Store::connect(&config.redis).await?);
         Self::open_on(config, projector, clock, gateways, (db, store)).await
     }
 
-    /// The same, which waits for stores that are away, and for what passes by itself; what it waits for is told to `waiting`.
+    /// As [`App::open`], but waits for unavailable stores and other transient errors. Reports the reasons to `waiting`.
     ///
-    /// It waits for both of them, even where another instance serves without PostgreSQL: PostgreSQL alone says which Redis is
-    /// this store's and how far that one must be, and it is where a process registers what it acknowledges. An instance that
-    /// began without it could serve a Redis that has lost decisions, and nobody would notice.
+    /// Waits for both stores, even while another instance serves without PostgreSQL. PostgreSQL knows which Redis belongs to it
+    /// and the position that Redis must have, and every process registers its acknowledged positions there. An instance that
+    /// started without PostgreSQL could serve a Redis that has lost decisions.
     ///
     /// # Errors
-    /// What does not pass: settings that are wrong, stores that do not belong together.
+    /// Permanent errors: wrong settings, stores that do not belong together.
     pub async fn open_when_there(
         config: &EngineConfig,
         projector: &ProjectorConfig,
@@ -140,7 +140,7 @@ impl App {
             let reasons = match connect_both(config).await? {
                 Ok(stores) => {
                     waiting.tell(Vec::new());
-                    // Large, and waited for by little.
+                    // Boxed: the future is large.
                     let opened = Self::open_on(config, projector, clock.clone(), gateways.clone(), stores);
                     match Box::pin(opened).await {
                         Ok(app) => return Ok(app),
@@ -165,36 +165,36 @@ impl App {
         (db, store): (postgres::Connection, Store),
     ) -> anyhow::Result<Self> {
         let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
-        let keep = retention.retention();
+        let retention = retention.retention();
         store.set_clock(&clock);
-        let patience = postgres.transaction_timeout();
+        let timeout = postgres.transaction_timeout();
         let rebuild = Rebuild {
             store: store.clone(),
             db: db.clone(),
-            projector: Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep),
+            projector: Projector::new(store.clone(), db.clone(), clock.clone(), projector, timeout, retention),
             clock: clock.clone(),
             zone: shop.time_zone,
-            retention: keep,
+            retention,
             allow_unsafe_redis: redis.allow_unsafe_redis,
         };
-        // Large, and seldom needed.
+        // Boxed: the future is large and seldom needed.
         Box::pin(rebuild.run_if_needed()).await?;
         let store = open::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
-        let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, patience, keep);
+        let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, timeout, retention);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
-        let (acts, workers) = (Arc::<OperatorLog>::default(), Workers::default());
-        acts.keep_writing(db.clone(), &workers);
+        let (operator_log, workers) = (Arc::<OperatorLog>::default(), Workers::default());
+        operator_log.keep_writing(db.clone(), &workers);
         Ok(App {
             engine: Arc::new(engine),
             projector: match durability.ack {
                 Ack::Redis => following,
-                // Replies wait for it.
+                // Replies wait for the projection.
                 Ack::Postgres => following.lingering(Duration::ZERO),
             },
             store,
             db,
             stopping: CancellationToken::new(),
-            acts,
+            operator_log,
             workers,
         })
     }
@@ -204,26 +204,26 @@ impl App {
         self.projector.follow(&self.workers);
     }
 
-    /// Starts ending what is due.
+    /// Starts ending due holds and checking due payments.
     pub fn sweep(&self) {
         self.engine.keep_sweeping(&self.workers);
     }
 
-    /// Starts watching over the stores. `projects`: this process also runs the projection.
+    /// Starts watching the stores. `projects`: this process also runs the projection.
     pub fn watch(&self, projects: bool) {
         self.engine.keep_watch(projects, &self.workers);
     }
 
-    /// What recomputes the books of these stores.
+    /// The audit of these stores.
     pub fn audit(&self) -> Audit {
         let (clock, zone) = (self.engine.clock().clone(), self.engine.zone());
         Audit { store: self.store.clone(), db: self.db.clone(), clock, zone }
     }
 
-    /// The router of one listener for everything. Starts refreshing the keys of users' tokens, if they need one.
+    /// The router of one listener for everything. Starts refreshing the keys of users' tokens, if `AUTH=jwt`.
     ///
     /// # Errors
-    /// The operators' tokens are not what they should be, or users' can't be verified as configured.
+    /// Unusable tokens of operators; users' tokens that can't be verified as configured.
     pub fn router(&self, http: &HttpConfig) -> anyhow::Result<axum::Router> {
         let services = self.services(http)?;
         let pages = dashboard::router(self.dashboard(&services, http.bind_addr));
@@ -245,7 +245,7 @@ impl App {
                 app: app.clone(),
                 projector: self.projector.clone(),
                 auditor: Arc::new(Auditor::new(self.audit())),
-                recorder: ActionRecorder { log: self.acts.clone(), clock: clock.clone() },
+                recorder: ActionRecorder { log: self.operator_log.clone(), clock: clock.clone() },
             },
             app,
             health: HealthState::new(engine.clone(), self.store.all().count(), stopping.clone()),
@@ -279,9 +279,9 @@ impl App {
     /// The router of a process without an API: health and metrics.
     ///
     /// # Errors
-    /// The metrics' token could be guessed.
+    /// A metrics token that could be guessed.
     pub fn probes(&self, metrics: &MetricsConfig) -> anyhow::Result<axum::Router> {
-        // Only guesses are limited.
+        // Limits guesses only.
         let limits = self.limits(&LimitsConfig {
             rate_limit_guesses_per_minute: GUESSES_PER_MINUTE,
             rate_limit_keys: PROBES_CLIENTS,
@@ -293,17 +293,16 @@ impl App {
         Ok(router::probes(health, metrics, limits, stopping))
     }
 
-    /// The same app, which ends once `stop` is cancelled.
+    /// The same app, stopped by `stop`.
     pub fn until(self, stop: CancellationToken) -> Self {
         App { stopping: stop, ..self }
     }
 
-    /// Serves until it is told to stop and everybody had time to notice, then finishes the requests that have begun. Returns
-    /// how many of them had to be cut. With a listener for the operators, what is theirs is served there alone, and until the
-    /// last customer is served.
+    /// Serves until `stopping` is cancelled and the drain delay is over, then finishes the requests that have begun. Returns the
+    /// number of requests cut off. A listener for operators serves their routes alone, until the last public request ends.
     ///
     /// # Errors
-    /// As [`App::router`]; a listener fails.
+    /// As [`App::router`]; a failing listener.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -325,7 +324,7 @@ impl App {
             max_connections: OPERATORS_CONNECTIONS,
             max_connections_per_client: 0,
             drain_delay: Duration::ZERO,
-            // Half of what is left then: the rest is the outbox's.
+            // Half of the remaining time: the drain of the outbox needs the rest.
             drain: (http.drain() - http.drain_requests()) / 2,
             ..limits.clone()
         };
@@ -339,18 +338,18 @@ impl App {
         Ok(cut + cut_of_operators)
     }
 
-    /// Stops the background work, after the last reply. With `drain`, projects every decision made before
-    /// within that time. Returns whether nothing is left.
+    /// Stops the background work, after the last reply. With `drain`, projects every decision made before, within that time.
+    /// Returns whether nothing is left.
     pub async fn stop(&self, drain: Option<Duration>) -> bool {
         self.stop_within(drain.unwrap_or(STOP_TIMEOUT), drain.is_some()).await
     }
 
-    /// The same within `timeout`; `projects`: this process carries decisions to PostgreSQL. A decision that is not projected in
+    /// As [`App::stop`], within `timeout`. `projects`: this process runs the projection. A decision that is not projected in
     /// time stays in the outbox for the next start. The operator log is only in this process, so it is flushed until the end.
     pub async fn stop_within(&self, timeout: Duration, projects: bool) -> bool {
         let end = Instant::now() + timeout;
         let ended = self.workers.stop(end).await;
-        let flushed = self.acts.flush(&self.db, end.duration_since(Instant::now()));
+        let flushed = self.operator_log.flush(&self.db, end.duration_since(Instant::now()));
         let projected = async { !projects || self.drain(end).await };
         let (flushed, projected) = tokio::join!(flushed, projected);
         ended && flushed && projected

@@ -118,7 +118,7 @@ async fn operator_actions_queued_when_postgres_down() {
     let users: Vec<i64> = [test.user(1).await, test.user(2).await, test.user(3).await].into();
     rename("away", "operator_log").await;
     // A read now waits for the actions under way.
-    let recorded = crate::support::harness::until("the acts are written", async || {
+    let recorded = crate::support::harness::until("the operator log is written", async || {
         let all = actions(&test, "").await;
         (all.len() == users.len()).then_some(all)
     })
@@ -136,6 +136,6 @@ async fn operator_actions_written_before_stop() {
     let pool = test.db.get_postgres_connection_pool();
     let target: String = sqlx::query_scalar("SELECT target FROM operator_log").fetch_one(pool).await.unwrap();
     assert_eq!(target, format!("userId={user}"));
-    assert_eq!(test.app.acts.dropped(), 0);
+    assert_eq!(test.app.operator_log.dropped(), 0);
     test.finish().await;
 }

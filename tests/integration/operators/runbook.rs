@@ -260,9 +260,9 @@ async fn operators_act(operator: &mut Operator, servers: &Servers) {
     let token = std::mem::replace(&mut operator.token, kim);
     let closed = operator.does(closing, "# Close it now").await.json();
     assert_eq!(closed["couponId"], 1, "{closed}");
-    let acts = operator.does(who, "curl -s \"$SHOP/admin/v1/operator-log").await.json();
-    assert_eq!(acts["content"][0]["action"], "PATCH /admin/v1/coupons/{couponId}", "{acts}");
-    assert_eq!((&acts["content"][0]["operator"], &acts["totalElements"]), (&json!("kim"), &json!(1)));
+    let actions = operator.does(who, "curl -s \"$SHOP/admin/v1/operator-log").await.json();
+    assert_eq!(actions["content"][0]["action"], "PATCH /admin/v1/coupons/{couponId}", "{actions}");
+    assert_eq!((&actions["content"][0]["operator"], &actions["totalElements"]), (&json!("kim"), &json!(1)));
     (operator.shop, operator.token) = (shop, token);
     theirs.stop().await;
 }
