@@ -16,6 +16,11 @@ pub(super) struct Withhold<'a> {
     pub(super) losses: &'a PossibleLosses,
 }
 
+/// The positive counts of a page, each at most `max`.
+fn at_most(page: Vec<(i64, i64)>, max: i64) -> Vec<(i64, i64)> {
+    page.into_iter().map(|(id, count)| (id, count.min(max))).filter(|(_, count)| *count > 0).collect()
+}
+
 impl Withhold<'_> {
     /// Withholds by the bounds of the possible losses. Returns the withheld units and coupons.
     pub(super) async fn run(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<(i64, i64)> {
@@ -60,9 +65,7 @@ impl Withhold<'_> {
         bound: Bound,
     ) -> anyhow::Result<i64> {
         // A decision sells at most MAX_LINE_QUANTITY units of one product.
-        let most = bound.map_or(i64::MAX, |lost| lost.saturating_mul(MAX_LINE_QUANTITY));
-        let kept: Vec<(i64, i64)> = page.into_iter().map(|(id, on_sale)| (id, on_sale.min(most))).collect();
-        let kept: Vec<(i64, i64)> = kept.into_iter().filter(|(_, kept)| *kept > 0).collect();
+        let kept = at_most(page, bound.map_or(i64::MAX, |lost| lost.saturating_mul(MAX_LINE_QUANTITY)));
         self.emit(bulk, here, &kept, &[]).await?;
         for (id, kept) in &kept {
             bulk.count(here, Keys(here).stock(), *id, -kept).await?;
@@ -78,9 +81,7 @@ impl Withhold<'_> {
         page: Vec<(i64, i64)>,
         bound: Bound,
     ) -> anyhow::Result<i64> {
-        let most = bound.unwrap_or(i64::MAX);
-        let kept: Vec<(i64, i64)> = page.into_iter().map(|(id, left)| (id, left.min(most))).collect();
-        let kept: Vec<(i64, i64)> = kept.into_iter().filter(|(_, kept)| *kept > 0).collect();
+        let kept = at_most(page, bound.unwrap_or(i64::MAX));
         self.emit(bulk, here, &[], &kept).await?;
         for (coupon, kept) in kept.iter().filter_map(|(id, kept)| Some((CouponId::new(*id)?, *kept))) {
             let campaign = Keys(here).campaign(coupon);
