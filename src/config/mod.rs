@@ -31,7 +31,7 @@ pub use self::{
     projector::ProjectorConfig,
     redis::RedisConfig,
     retention::{Retention, RetentionConfig, TOMBSTONE_TTL_MS},
-    secrets::{Redacting, Secret, hide, redact, url_of},
+    secrets::{PUBLIC_POSTGRES_PARAMETERS, Redacting, Secret, hide, redact, url_of},
     shop::{MAX_LEASE_MS, ShopConfig},
     telemetry::{LogFormat, TelemetryConfig},
 };

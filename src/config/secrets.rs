@@ -23,15 +23,8 @@ const MIN_SECRET_LEN: usize = 4;
 /// Common words of the log. Such a word is no real password, and redacting it would garble every line.
 const LOG_WORDS: &[&str] =
     &["firstcome", "postgres", "postgresql", "redis", "rediss", "default", "http", "https", "info", "true"];
-/// URL parameters whose values are not secret.
-const PUBLIC_PARAMETERS: &[&str] = &[
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "application_name",
-    "options",
+/// The supported parameters of `DATABASE_URL` whose values are not secret: all but the password.
+pub const PUBLIC_POSTGRES_PARAMETERS: &[&str] = &[
     "sslmode",
     "ssl-mode",
     "sslrootcert",
@@ -42,9 +35,16 @@ const PUBLIC_PARAMETERS: &[&str] = &[
     "sslkey",
     "ssl-key",
     "statement-cache-capacity",
-    "db",
-    "protocol",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "application_name",
+    "options",
 ];
+/// Parameters of `REDIS_URL`; none is secret.
+const REDIS_PARAMETERS: &[&str] = &["db", "protocol"];
 /// The advice for a URL whose password is not percent-encoded.
 const PERCENT_ENCODING: &str = "in a user name or password every character but letters, digits, - . _ ~ is percent-encoded (/ is %2F, # is \
                        %23, ? is %3F, @ is %40, % is %25)";
@@ -115,7 +115,7 @@ pub(super) fn secret_parts(value: &str) -> Vec<String> {
     if let Some((_, query)) = rest.split_once('?') {
         for pair in query.split(['&', '#']) {
             match pair.split_once('=') {
-                Some((key, _)) if PUBLIC_PARAMETERS.contains(&key) => {}
+                Some((key, _)) if PUBLIC_POSTGRES_PARAMETERS.contains(&key) || REDIS_PARAMETERS.contains(&key) => {}
                 Some((key, value)) => {
                     add(value);
                     // No parameter has such a name: it is a part of a password.

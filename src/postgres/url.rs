@@ -9,29 +9,10 @@ use std::{fs, path::Path};
 use anyhow::{Context, bail, ensure};
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 
-use crate::config::url_of;
+use crate::config::{PUBLIC_POSTGRES_PARAMETERS, url_of};
 
-/// The supported parameters.
-const SUPPORTED: &[&str] = &[
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-];
+/// The one supported parameter whose value is secret.
+const PASSWORD: &str = "password";
 /// Parameters of other clients, and what to do instead of each.
 const UNSUPPORTED: &[(&str, &str)] = &[
     ("channel_binding", "sslmode=verify-full says that the server is the right one"),
@@ -100,9 +81,9 @@ fn check(key: &str, value: &str) -> anyhow::Result<()> {
     }
     // The message does not quote the key, which may be a part of a password.
     ensure!(
-        SUPPORTED.contains(&key) || key.starts_with("options["),
-        "DATABASE_URL has a parameter that is not known (these are: {}); a ? or & in a password is percent-encoded, as %3F or %26",
-        SUPPORTED.join(", ")
+        PUBLIC_POSTGRES_PARAMETERS.contains(&key) || key == PASSWORD || key.starts_with("options["),
+        "DATABASE_URL has a parameter that is not known (these are: {}, {PASSWORD}); a ? or & in a password is percent-encoded, as %3F or %26",
+        PUBLIC_POSTGRES_PARAMETERS.join(", ")
     );
     match key {
         "sslmode" | "ssl-mode" => {
