@@ -11,3 +11,14 @@ mod refused_decisions;
 pub mod sold_out;
 mod sold_out_model;
 mod storage_bounds;
+
+use proptest::test_runner::Config;
+
+/// The runner of a model test: so many cases, or as many as `PROPTEST_CASES` says.
+fn model_config(cases: u32) -> Config {
+    let mut config = Config { max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+    if std::env::var("PROPTEST_CASES").is_err() {
+        config.cases = cases;
+    }
+    config
+}

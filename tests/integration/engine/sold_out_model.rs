@@ -205,11 +205,7 @@ impl Trial<'_> {
 
 fn agree(partitions: u16, cases: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut config = proptest::test_runner::Config { max_shrink_iters: 60, ..Default::default() };
-    if std::env::var("PROPTEST_CASES").is_err() {
-        config.cases = cases;
-    }
-    config.failure_persistence = None;
+    let config = super::model_config(cases);
     let refused = AtomicU64::new(0);
     let steps = prop::collection::vec(step(), 80..240);
     TestRunner::new(config)

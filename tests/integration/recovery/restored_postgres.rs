@@ -43,6 +43,18 @@ async fn restore(test: &TestApp, Backup(copy): Backup) {
     admin_sql(format!("ALTER DATABASE {copy} RENAME TO {database}")).await;
 }
 
+/// A user, a product with 10 units, a backup, and then 6 units sold and projected.
+async fn backed_up_before_sale() -> (TestApp, i64, i64, Backup) {
+    let test = TestApp::with(ack_postgres()).await;
+    let (user, product) = (test.user(100_000).await, test.product(100, 10).await);
+    projected(&test).await;
+    let backup = back_up(&test).await;
+    let order = pending(&test, user, product, 6).await;
+    test.pay(order, user, "CARD", 600).await.ok();
+    projected(&test).await;
+    (test, user, product, backup)
+}
+
 /// Waits until the partitions are closed for what PostgreSQL lacks.
 async fn noticed(test: &TestApp) {
     until("the loss is noticed", async || {
@@ -174,13 +186,7 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
 /// Once Redis is emptied the discarded decisions are unknown; PostgreSQL still has how many units to withhold.
 #[tokio::test]
 async fn rebuild_withholds_when_interrupted() {
-    let test = TestApp::with(ack_postgres()).await;
-    let (user, product) = (test.user(100_000).await, test.product(100, 10).await);
-    projected(&test).await;
-    let backup = back_up(&test).await;
-    let order = pending(&test, user, product, 6).await;
-    test.pay(order, user, "CARD", 600).await.ok();
-    projected(&test).await;
+    let (test, user, product, backup) = backed_up_before_sale().await;
     restore(&test, backup).await;
     noticed(&test).await;
     {
@@ -214,13 +220,7 @@ async fn rebuild_withholds_when_interrupted() {
 /// PostgreSQL restored to a time before a rebuild: the first event of the new epoch does not replace the missing ones.
 #[tokio::test]
 async fn start_refused_when_postgres_of_earlier_epoch() {
-    let test = TestApp::with(ack_postgres()).await;
-    let (user, product) = (test.user(100_000).await, test.product(100, 10).await);
-    projected(&test).await;
-    let backup = back_up(&test).await;
-    let order = pending(&test, user, product, 6).await;
-    test.pay(order, user, "CARD", 600).await.ok();
-    projected(&test).await;
+    let (test, user, _, backup) = backed_up_before_sale().await;
     assert!(rebuilt(&test, rebuild::Options::default()).await.possible_losses.is_empty());
     ready(&test).await;
     // The outbox has the new epoch from its beginning.

@@ -287,11 +287,7 @@ impl Run {
 
 fn agree(partitions: u16, cases: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut config = proptest::test_runner::Config { max_shrink_iters: 60, ..Default::default() };
-    if std::env::var("PROPTEST_CASES").is_err() {
-        config.cases = cases;
-    }
-    config.failure_persistence = None;
+    let config = crate::engine::model_config(cases);
     // A few of each from the start, so that short sequences get somewhere.
     let start = [
         Op::User { balance: 5_000 },
