@@ -47,6 +47,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (13, "instance requests", include_str!("../../migrations/0013_instance_requests.sql")),
     (14, "payment outcomes", include_str!("../../migrations/0014_payment_outcomes.sql")),
     (15, "table names", include_str!("../../migrations/0015_table_names.sql")),
+    (16, "orders in place", include_str!("../../migrations/0016_orders_in_place.sql")),
 ];
 
 /// Checks the server, and creates the pool.
