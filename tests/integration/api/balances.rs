@@ -1,4 +1,4 @@
-//! 잔액: charges, balances, and a history that shows every change at once, however large the projection lag.
+//! 잔액: charges, balances, and a history that shows every change immediately, regardless of the projection lag.
 
 use serde_json::{Value, json};
 
@@ -33,12 +33,12 @@ async fn charge_refused_changes_nothing() {
             let refused = put(test, &format!("/api/v1/balances/{user}"), json!({"amount": amount})).await;
             refused.refused(400, "INVALID_AMOUNT");
         }
-        for nobody in [user + 1, 9_007_199_254_740_991] {
-            let path = format!("/api/v1/balances/{nobody}");
+        for unknown in [user + 1, 9_007_199_254_740_991] {
+            let path = format!("/api/v1/balances/{unknown}");
             get(test, &path).await.refused(404, "USER_NOT_FOUND");
             put(test, &path, json!({"amount": 1_000})).await.refused(404, "USER_NOT_FOUND");
             get(test, &format!("{path}/history")).await.refused(404, "USER_NOT_FOUND");
-            // A fault of the body is reported first.
+            // The body is validated before the user is looked up.
             put(test, &path, json!({"amount": 0})).await.refused(400, "INVALID_AMOUNT");
         }
         assert_eq!(effects(test).await, before);
@@ -86,7 +86,7 @@ async fn history_complete_when_projection_lags() {
                 "after_balance": after, "createdAt": now(test), "entryNo": expected.len() + 1, "orderId": order}));
             expected.clone()
         };
-        // In the outbox only, then the first part in Postgres, then all of it.
+        // The history comes first from the outbox alone, then partly from PostgreSQL, then entirely from PostgreSQL.
         let first = change("CHARGE", 10_000, 0, 10_000, None);
         assert_eq!(get(test, &path).await.ok(), json!(first));
         test.clock.advance(1_000);
@@ -105,7 +105,7 @@ async fn history_complete_when_projection_lags() {
         cancel(test, order, user).await.ok();
         let refunded = change("REFUND", 2_000, 13_000, 15_000, Some(order));
         assert_eq!(get(test, &path).await.ok(), json!(refunded));
-        // What changes no balance is no entry.
+        // An order that is cancelled before payment adds no entry.
         let order = placed(test, user, &[(product, 1)], None).await;
         cancel(test, order, user).await.ok();
         for limit in 1..=5 {

@@ -34,9 +34,9 @@ async fn coupon_issued_is_listed() {
             "expiredAt": expires, "userCouponId": percent, "heldByOrderId": null, "issueNo": 1});
         let listed = get(test, &format!("/api/v1/coupons/{first}")).await.ok();
         assert_eq!(listed, json!([one, other]), "in the order of issue");
-        let nobody = test.user(0).await;
-        assert_eq!(get(test, &format!("/api/v1/coupons/{nobody}")).await.ok(), json!([]));
-        get(test, &format!("/api/v1/coupons/{}", nobody + 1)).await.refused(404, "USER_NOT_FOUND");
+        let without_coupons = test.user(0).await;
+        assert_eq!(get(test, &format!("/api/v1/coupons/{without_coupons}")).await.ok(), json!([]));
+        get(test, &format!("/api/v1/coupons/{}", without_coupons + 1)).await.refused(404, "USER_NOT_FOUND");
     })
     .await;
 }
@@ -44,32 +44,33 @@ async fn coupon_issued_is_listed() {
 #[tokio::test]
 async fn issue_refused_in_order_of_contract() {
     on_1_and_3(async |test| {
-        let (winner, late, nobody) = (test.user(0).await, test.user(0).await, 1_000_000);
+        let (winner, late, unknown_user) = (test.user(0).await, test.user(0).await, 1_000_000);
         let open = campaign_with(test, json!({"totalQuantity": 1})).await;
         let early = campaign_with(test, json!({"opensAt": after(test, 1_000), "closesAt": after(test, 2_000)})).await;
         let unknown = 1_000_000;
 
         // Body, then user, then campaign.
-        for (coupon, user) in [(json!("1"), json!(nobody)), (json!(open), json!(0)), (json!(null), json!(winner))] {
+        for (coupon, user) in [(json!("1"), json!(unknown_user)), (json!(open), json!(0)), (json!(null), json!(winner))]
+        {
             let body = json!({"couponId": coupon, "userId": user});
             post(test, "/api/v1/coupons/issue", body).await.refused(400, "INVALID_COUPON");
         }
         for coupon in [open, early, unknown] {
-            issue(test, coupon, nobody).await.refused(404, "USER_NOT_FOUND");
+            issue(test, coupon, unknown_user).await.refused(404, "USER_NOT_FOUND");
         }
         issue(test, unknown, late).await.refused(400, "INVALID_COUPON");
         issue(test, early, late).await.refused(400, "INVALID_COUPON");
 
-        // A winner who repeats does not get "sold out"; the others do.
+        // A repeat by a holder is INVALID_COUPON; only users without a coupon get "out of stock".
         issue(test, open, winner).await.ok();
         let before = effects(test).await;
         for _ in 0..2 {
             issue(test, open, winner).await.refused(400, "INVALID_COUPON");
             issue(test, open, late).await.refused(409, "COUPON_OUT_OF_STOCK");
-            issue(test, open, nobody).await.refused(404, "USER_NOT_FOUND");
+            issue(test, open, unknown_user).await.refused(404, "USER_NOT_FOUND");
         }
         assert_eq!(effects(test).await, before);
-        // Closed and sold out: the reply says closed.
+        // A campaign that is closed and sold out is reported as closed.
         test.clock.advance(DAY_MS);
         for user in [winner, late] {
             issue(test, open, user).await.refused(400, "INVALID_COUPON");
@@ -96,7 +97,7 @@ async fn issue_accepted_only_within_window() {
 }
 
 /// A coupon's status, usedAt and heldByOrderId.
-async fn standing(test: &TestApp, user: i64, campaign: i64) -> Value {
+async fn coupon_state(test: &TestApp, user: i64, campaign: i64) -> Value {
     let coupon = coupon(test, user, campaign).await;
     json!([coupon["couponStatus"], coupon["usedAt"], coupon["heldByOrderId"]])
 }
@@ -107,31 +108,31 @@ async fn coupon_status_follows_its_order_and_expiry() {
         let (user, product) = (test.user(100_000).await, test.product(10_000, 10).await);
         let campaign = campaign_with(test, json!({})).await;
         issue(test, campaign, user).await.ok();
-        assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
-        // Held, and released by a cancel.
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["AVAILABLE", null, null]));
+        // The order holds the coupon; its cancellation releases the coupon.
         let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
-        assert_eq!(standing(test, user, campaign).await, json!(["USED", null, order]));
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["USED", null, order]));
         cancel(test, order, user).await.ok();
-        assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
-        // Used, and released by a refund.
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["AVAILABLE", null, null]));
+        // The payment uses the coupon; the refund releases it.
         let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
         test.clock.advance(5_000);
         pay(test, order, user, 9_000).await.ok();
-        assert_eq!(standing(test, user, campaign).await, json!(["USED", now(test), null]));
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["USED", now(test), null]));
         cancel(test, order, user).await.ok();
-        assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
-        // Held past its expiry it still pays; once released it is expired, to the millisecond.
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["AVAILABLE", null, null]));
+        // A held coupon pays after its expiry. Once released, it is expired from the exact millisecond.
         let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
         test.clock.advance(DAY_MS - 5_001);
-        assert_eq!(standing(test, user, campaign).await, json!(["USED", null, order]));
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["USED", null, order]));
         cancel(test, order, user).await.ok();
-        assert_eq!(standing(test, user, campaign).await, json!(["AVAILABLE", null, null]));
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["AVAILABLE", null, null]));
         let order = placed(test, user, &[(product, 1)], Some(campaign)).await;
         test.clock.advance(1);
-        assert_eq!(standing(test, user, campaign).await, json!(["USED", null, order]));
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["USED", null, order]));
         pay(test, order, user, 9_000).await.ok();
         cancel(test, order, user).await.ok();
-        assert_eq!(standing(test, user, campaign).await, json!(["EXPIRED", null, null]));
+        assert_eq!(coupon_state(test, user, campaign).await, json!(["EXPIRED", null, null]));
         let refused = post(test, "/api/v1/orders", order_of(user, &[(product, 1)], Some(campaign))).await;
         refused.refused(400, "INVALID_COUPON");
     })
@@ -221,11 +222,11 @@ async fn campaigns_open_are_listed() {
             let campaigns = get(test, &format!("/api/v1/campaigns{query}")).await.ok();
             campaigns.as_array().unwrap().iter().map(|campaign| id(campaign, "couponId")).collect()
         };
-        assert_eq!(listed("").await, [later], "one is not open yet");
+        assert_eq!(listed("").await, [later], "one campaign has not opened");
         test.clock.advance(1_000);
         let user = test.user(0).await;
         issue(test, sooner, user).await.ok();
-        assert_eq!(listed("").await, [sooner, later], "soonest to close first");
+        assert_eq!(listed("").await, [sooner, later], "sorted by closing time");
         assert_eq!(listed("?size=1").await, [sooner]);
         assert_eq!(listed("?size=1&page=1").await, [later]);
         assert!(listed("?size=1&page=2").await.is_empty());
@@ -235,7 +236,7 @@ async fn campaigns_open_are_listed() {
         test.clock.advance(DAY_MS - 1_001);
         assert_eq!(listed("").await, [sooner, later]);
         test.clock.advance(1);
-        assert_eq!(listed("").await, [later], "closed on the dot");
+        assert_eq!(listed("").await, [later], "closed from the exact millisecond");
         for query in ["?page=-1", "?size=0", "?size=101", "?page=a", "?page=10001&size=1", "?page=&size="] {
             get(test, &format!("/api/v1/campaigns{query}")).await.refused(400, "INVALID_REQUEST");
         }

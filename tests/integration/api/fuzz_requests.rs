@@ -1,7 +1,7 @@
-//! The whole router under random bytes and mutated requests: never a 5xx, always the contract's envelope and a reply
-//! that the OpenAPI document allows; a body that the document forbids gets the 400 of its endpoint.
+//! Fuzzes the whole router with random bytes and mutated requests. No reply is a 5xx, every reply matches the contract
+//! and the OpenAPI document, and a body that the document forbids gets the 400 of its endpoint.
 //!
-//! More cases: `PROPTEST_CASES=100000`.
+//! `PROPTEST_CASES=100000` runs more cases.
 
 use axum::{
     body::Body,
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// A shop, and its router without a network in between.
+/// A test app and its router, called without a network.
 struct FuzzApp {
     test: TestApp,
     writes: Vec<Write>,
@@ -36,9 +36,9 @@ struct FuzzApp {
 }
 
 impl FuzzApp {
-    async fn open() -> FuzzApp {
+    async fn start() -> FuzzApp {
         let (test, mut writes) = shop().await;
-        // The operators' listings wait for it.
+        // The operators' listings wait for the projector.
         test.app.project();
         let one = Kind::Int(1, 1_000_000_000);
         let release = |path: &str| Write::new(Method::POST, path, "INVALID_REQUEST");
@@ -69,8 +69,8 @@ impl FuzzApp {
         FuzzApp { test, writes, router, document }
     }
 
-    /// Sends a request and holds its reply against everything that is always true of one. `None`: it is no request at all
-    /// to the HTTP library.
+    /// Sends a request and checks the reply against the contract and the OpenAPI document. `None` if the HTTP library
+    /// can't represent the request.
     async fn send(&self, method: &Method, uri: &str, headers: &[(&str, Vec<u8>)], body: Vec<u8>) -> Option<Reply> {
         let mut request = Request::builder().method(method.clone()).uri(uri).body(Body::from(body)).ok()?;
         let host = request.uri().authority().map_or("fuzz", |authority| authority.as_str());
@@ -84,7 +84,7 @@ impl FuzzApp {
             let token = HeaderValue::from_str(&format!("Bearer {ADMIN}")).unwrap();
             request.headers_mut().append("authorization", token);
         }
-        // Without a fragment, which a client does not send.
+        // A client sends no fragment, so the check uses the URI without it.
         let sent = request.uri().to_string();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
@@ -102,36 +102,36 @@ impl FuzzApp {
     }
 }
 
-/// Whether a body must be refused, judged without the service's own decoder.
-fn must_be_refused(bench: &FuzzApp, write: &Write, body: &[u8]) -> bool {
+/// Whether the service must refuse a body, decided without the service's own decoder.
+fn must_be_refused(fuzz: &FuzzApp, write: &Write, body: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(body) else { return true };
     match serde_json::from_str::<Value>(text) {
-        Ok(value) => bench.document.rejects(write.method.as_str(), &write.path, &value),
-        // Some syntax that a reader of values refuses is skipped where it does not matter: too deep, too large, half a
-        // surrogate pair. (Text that is no JSON at all is another matter.)
+        Ok(value) => fuzz.document.rejects(write.method.as_str(), &write.path, &value),
+        // `Value` refuses syntax that a skipped field may have: deep nesting, huge numbers, lone surrogates. The
+        // service must refuse only text that is not JSON at all.
         Err(_) => serde_json::from_str::<IgnoredAny>(text).is_err(),
     }
 }
 
-/// A run of the property over one bench.
+/// Runs a property on one app.
 fn run<S: Strategy>(config: ProptestConfig, strategy: &S, mut test: impl AsyncFnMut(&FuzzApp, S::Value)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let bench = runtime.block_on(FuzzApp::open());
+    let fuzz = runtime.block_on(FuzzApp::start());
     let test = std::cell::RefCell::new(&mut test);
     TestRunner::new(config)
         .run(strategy, |input| {
-            runtime.block_on(test.borrow_mut()(&bench, input));
+            runtime.block_on(test.borrow_mut()(&fuzz, input));
             Ok(())
         })
         .unwrap();
-    runtime.block_on(bench.test.finish());
+    runtime.block_on(fuzz.test.finish());
 }
 
 fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 0..most)
 }
 
-/// JSON of any shape, as text: also numbers that no machine has, and keys that come twice.
+/// JSON of any shape as text, including numbers out of range and duplicate keys.
 fn json_text() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         4 => prop::sample::select(&["null", "true", "0", "-0", "1", "1.0", "1e0", "0.5", "-1", "100", "101", "10001", "100001",
@@ -159,14 +159,14 @@ fn json_text() -> impl Strategy<Value = String> {
 
 #[derive(Clone, Debug)]
 enum Change {
-    /// Another value in place of a field's.
+    /// Replaces the value of a field.
     Value(Index, String),
     Without(Index),
-    /// The field once more, before or after the others.
+    /// Repeats a field, before the others (`true`) or after them.
     Twice(Index, String, bool),
-    /// A field that the endpoint does not know.
+    /// Adds a field that the endpoint does not know.
     Unknown(String, String),
-    /// Bytes in place of others, in the text.
+    /// Replaces bytes of the text.
     Splice(Index, usize, Vec<u8>),
 }
 
@@ -181,7 +181,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// The body of a write that is right, changed.
+/// The valid body of a write with these changes.
 fn changed(write: &Write, changes: &[Change]) -> Vec<u8> {
     let mut fields: Vec<(String, String)> =
         write.fields.iter().map(|field| (field.name.to_owned(), field.right.clone())).collect();
@@ -217,8 +217,8 @@ fn changed(write: &Write, changes: &[Change]) -> Vec<u8> {
     body
 }
 
-/// A million users take their time, and prove nothing here.
-fn too_much(write: &Write, body: &[u8]) -> bool {
+/// Whether the body creates so many users that the case is slow without testing more.
+fn creates_many_users(write: &Write, body: &[u8]) -> bool {
     let count = || serde_json::from_slice::<Value>(body).ok()?["count"].as_f64();
     write.path.ends_with("/bulk") && count().is_some_and(|count| count > 200.0)
 }
@@ -226,15 +226,15 @@ fn too_much(write: &Write, body: &[u8]) -> bool {
 #[test]
 fn body_mutated_gets_documented_reply() {
     let input = (any::<Index>(), prop::collection::vec(change(), 0..4));
-    run(config(1_024, 1), &input, async |bench, (at, changes)| {
-        let write = at.get(&bench.writes);
+    run(config(1_024, 1), &input, async |fuzz, (at, changes)| {
+        let write = at.get(&fuzz.writes);
         let body = changed(write, &changes);
-        if too_much(write, &body) {
+        if creates_many_users(write, &body) {
             return;
         }
-        let refused = must_be_refused(bench, write, &body);
+        let refused = must_be_refused(fuzz, write, &body);
         let shown = String::from_utf8_lossy(&body).into_owned();
-        let reply = bench.json(write, body).await;
+        let reply = fuzz.json(write, body).await;
         if refused {
             let code = reply.json()["errorCode"].clone();
             let own = if reply.status == 413 { "PAYLOAD_TOO_LARGE" } else { write.invalid };
@@ -248,13 +248,13 @@ fn body_mutated_gets_documented_reply() {
 #[test]
 fn body_of_random_bytes_gets_documented_reply() {
     let input = prop_oneof![bytes(64), json_text().prop_map(String::into_bytes), Just(vec![b' '; 70_000])];
-    run(config(256, 8), &input, async |bench, body| {
-        for write in &bench.writes {
-            if must_be_refused(bench, write, &body) || body.len() > 65_536 {
+    run(config(256, 8), &input, async |fuzz, body| {
+        for write in &fuzz.writes {
+            if must_be_refused(fuzz, write, &body) || body.len() > 65_536 {
                 let code = if body.len() > 65_536 { "PAYLOAD_TOO_LARGE" } else { write.invalid };
-                assert_eq!(bench.json(write, body.clone()).await.json()["errorCode"], code, "{}", write.path);
+                assert_eq!(fuzz.json(write, body.clone()).await.json()["errorCode"], code, "{}", write.path);
             } else {
-                bench.json(write, body.clone()).await;
+                fuzz.json(write, body.clone()).await;
             }
         }
     });
@@ -269,23 +269,22 @@ fn header_of_random_bytes_gets_documented_reply() {
         1 => value(),
     ];
     let keys = prop::collection::vec(value(), 0..3);
-    run(config(512, 1), &(kind, keys, value(), value()), async |bench, (kind, keys, id, other)| {
-        let write = &bench.writes[0];
+    run(config(512, 1), &(kind, keys, value(), value()), async |fuzz, (kind, keys, id, other)| {
+        let write = &fuzz.writes[0];
         let mut headers = vec![("content-type", kind.clone()), ("x-request-id", id), ("expect", other.clone())];
         headers.extend(keys.iter().map(|key| ("idempotency-key", key.clone())));
         headers.push(("accept", other));
-        let Some(reply) = bench.send(&write.method, &write.path, &headers, write.body(None).into_bytes()).await else {
+        let Some(reply) = fuzz.send(&write.method, &write.path, &headers, write.body(None).into_bytes()).await else {
             return;
         };
-        let sound =
+        let valid =
             |key: &Vec<u8>| (1..=255).contains(&key.len()) && key.iter().all(|byte| (0x20..0x7f).contains(byte));
         let json = kind == b"application/json";
         let expected = match &keys[..] {
             _ if !json => return,
             [] => 200,
-            // The reply has the balance after the charge, and a repeat gets the same reply: the body is always the
-            // same.
-            [key] if sound(key) => 200,
+            // The body is always the same, so a repeated key replays the first reply.
+            [key] if valid(key) => 200,
             _ => 400,
         };
         assert_eq!(reply.status, expected, "{keys:?}: {}", reply.text);
@@ -295,7 +294,7 @@ fn header_of_random_bytes_gets_documented_reply() {
     });
 }
 
-/// Reads by an id, and the reply to an impossible id.
+/// Prefix and suffix of a read by id, and the error code for an invalid id.
 const BY_ID: &[(&str, &str, &str)] = &[
     ("/api/v1/balances/", "", "USER_NOT_FOUND"),
     ("/api/v1/balances/", "/history", "USER_NOT_FOUND"),
@@ -325,21 +324,22 @@ fn for_a_url() -> impl Strategy<Value = String> {
 
 #[test]
 fn path_of_random_text_gets_documented_reply() {
-    run(config(512, 1), &(any::<Index>(), for_a_url()), async |bench, (at, segment)| {
+    run(config(512, 1), &(any::<Index>(), for_a_url()), async |fuzz, (at, segment)| {
         let (before, after, unknown) = *at.get(BY_ID);
-        let Some(reply) = bench.send(&Method::GET, &format!("{before}{segment}{after}"), &[], Vec::new()).await else {
+        let Some(reply) = fuzz.send(&Method::GET, &format!("{before}{segment}{after}"), &[], Vec::new()).await else {
             return;
         };
         let plain = !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if plain && segment.parse::<i64>().is_err() && segment != "popular" {
             reply.refused(404, unknown);
         }
-        // An unknown path gets a 404, and so does a path of the operators.
+        // Text with a slash leads to an unknown path, which gets a 404.
         assert!(reply.status == 200 || reply.status == 404 || reply.status == 400, "{}", reply.text);
     });
 }
 
-/// Listings, and the whole numbers that their parameters may be.
+/// Listings with their parameters, each with the inclusive bounds of its value; a parameter that is not a number has
+/// the empty range 0..=-1.
 const LISTINGS: &[(&str, &[(&str, i64, i64)])] = &[
     ("/api/v1/products", &[("page", 0, 10_000), ("size", 1, 100), ("category", 0, -1)]),
     ("/api/v1/campaigns", &[("page", 0, 10_000), ("size", 1, 100)]),
@@ -357,7 +357,7 @@ const LISTINGS: &[(&str, &[(&str, i64, i64)])] = &[
 #[test]
 fn query_of_random_text_gets_documented_reply() {
     let pairs = prop::collection::vec((any::<Index>(), for_a_url(), any::<bool>()), 0..4);
-    run(config(512, 1), &(any::<Index>(), pairs, for_a_url()), async |bench, (at, pairs, rest)| {
+    run(config(512, 1), &(any::<Index>(), pairs, for_a_url()), async |fuzz, (at, pairs, rest)| {
         let (path, parameters) = *at.get(LISTINGS);
         let mut query = Vec::new();
         for (at, value, known) in &pairs {
@@ -371,16 +371,15 @@ fn query_of_random_text_gets_documented_reply() {
             [(at, value, true)] => Some((*at.get(parameters), value)),
             _ => None,
         };
-        let Some(reply) = bench.send(&Method::GET, &format!("{path}?{}", query.join("&")), &[], Vec::new()).await
-        else {
+        let Some(reply) = fuzz.send(&Method::GET, &format!("{path}?{}", query.join("&")), &[], Vec::new()).await else {
             return;
         };
-        // One parameter alone that is a whole number: its bounds decide.
+        // The bounds decide if the only parameter is an alphanumeric text.
         if let Some(((_, least, most), value)) = alone
             && least <= most
             && value.bytes().all(|byte| byte.is_ascii_alphanumeric())
         {
-            // A number has one spelling: 01 is none.
+            // Leading zeros are invalid.
             let spelled = |number: i64| (least..=most).contains(&number) && number.to_string() == *value;
             let fits = value.parse().is_ok_and(spelled);
             assert_eq!(reply.status == 400, !fits, "{path} {query:?}: {}", reply.text);
@@ -389,16 +388,16 @@ fn query_of_random_text_gets_documented_reply() {
 }
 
 #[test]
-fn observer_detects_undocumented_replies() {
+fn checker_detects_undocumented_replies() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let bench = runtime.block_on(FuzzApp::open());
-    for write in &bench.writes {
-        assert!(!must_be_refused(&bench, write, write.body(None).as_bytes()), "{}", write.path);
+    let fuzz = runtime.block_on(FuzzApp::start());
+    for write in &fuzz.writes {
+        assert!(!must_be_refused(&fuzz, write, write.body(None).as_bytes()), "{}", write.path);
         for wrong in ["", "{", "[]", "\u{feff}{}", "{\"a\":\"\\x\"}"] {
-            assert!(must_be_refused(&bench, write, wrong.as_bytes()), "{}: {wrong}", write.path);
+            assert!(must_be_refused(&fuzz, write, wrong.as_bytes()), "{}: {wrong}", write.path);
         }
     }
     let charge = json!({"amount": 100_001}).to_string();
-    assert!(must_be_refused(&bench, &bench.writes[0], charge.as_bytes()));
-    runtime.block_on(bench.test.finish());
+    assert!(must_be_refused(&fuzz, &fuzz.writes[0], charge.as_bytes()));
+    runtime.block_on(fuzz.test.finish());
 }

@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: a repeat gets the first reply and has no effect; a key belongs to one request.
+//! `Idempotency-Key`: a repeat replays the first reply and has no effect; a key belongs to one request.
 
 use std::collections::BTreeMap;
 
@@ -12,17 +12,17 @@ use crate::support::{
     harness::{Options, Reply, TestApp, gateways},
 };
 
-/// A write that succeeds once, and another write of the same user to an endpoint of the same kind.
+/// A write that succeeds once, and another request to the same endpoint by the same caller.
 struct Write {
     method: Method,
     path: String,
     body: Value,
     other: (String, Value),
-    /// Whose it is; `None`: an operator's.
+    /// The user that writes; `None` for an operator.
     user: Option<i64>,
 }
 
-/// Every POST, PUT and PATCH, ready to be made.
+/// One valid request per POST, PUT and PATCH.
 async fn writes(test: &TestApp) -> Vec<Write> {
     let (user, product) = (test.user(1_000_000).await, test.product(1_000, 1_000).await);
     let campaign = test.campaign("FIXED", 100, 10).await;
@@ -79,9 +79,9 @@ async fn writes(test: &TestApp) -> Vec<Write> {
     ]
 }
 
-/// The reply is the first one again.
+/// Asserts that `again` replays `first`.
 #[track_caller]
-fn replays(first: &Reply, again: &Reply) {
+fn assert_replays(first: &Reply, again: &Reply) {
     assert_eq!((again.status, &again.text), (first.status, &first.text));
     assert!(again.replayed() && !first.replayed(), "{}", again.text);
 }
@@ -94,13 +94,14 @@ async fn repeat_gets_first_reply_without_effect() {
             let first = keyed(test, &write.method, &write.path, &write.body, &key).await;
             assert!(first.status.is_success(), "{}: {}", write.path, first.text);
             let done = effects(test).await;
-            // Later, and more than once.
+            // Repeats at later times.
             for _ in 0..3 {
                 test.clock.advance(1_500);
                 let again = keyed(test, &write.method, &write.path, &write.body, &key).await;
-                replays(&first, &again);
+                assert_replays(&first, &again);
             }
-            // However it is spelled.
+            // The fingerprint covers the decoded request, so the order of fields, blanks and unknown fields do not
+            // matter.
             let fields = write.body.as_object().unwrap();
             let mut spelled: Vec<String> = fields
                 .iter()
@@ -110,14 +111,14 @@ async fn repeat_gets_first_reply_without_effect() {
                 })
                 .collect();
             spelled.reverse();
-            // Operators' bodies have no field that is not known.
+            // The operators' API refuses unknown fields.
             let unknown = if write.path.starts_with("/admin/") { "" } else { "\"unknown\": [null], " };
             let spelled = format!("{{{unknown}{}}}\r\n", spelled.join(","));
             let headers = [("content-type", &b"application/vnd.x+json"[..]), ("idempotency-key", key.as_bytes())];
             let again = headed(test, &write.method, &write.path, &headers, spelled).await;
-            replays(&first, &again);
+            assert_replays(&first, &again);
 
-            // The key is bound to this request of this user: another body, path or endpoint is refused.
+            // Another request under the same key is refused: another body, path or endpoint.
             let (other_path, other) = &write.other;
             let mut others = vec![(write.method.clone(), other_path.clone(), other.clone())];
             others.extend(match write.user {
@@ -144,11 +145,11 @@ async fn repeat_gets_first_reply_without_effect() {
                 reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
                 assert!(!reused.replayed());
             }
-            // An invalid body is reported first.
+            // The body is validated before the key.
             let headers = [("content-type", &b"application/json"[..]), ("idempotency-key", key.as_bytes())];
             assert_eq!(headed(test, &write.method, &write.path, &headers, "{").await.status, 400);
             assert_eq!(effects(test).await, done, "{}", write.path);
-            // Keys differ by case; and an unused key is no repeat.
+            // Keys are case-sensitive.
             let other_key = keyed(test, &write.method, &write.path, &write.body, &key.to_uppercase()).await;
             assert!(!other_key.replayed(), "{}", other_key.text);
         }
@@ -160,23 +161,27 @@ async fn repeat_gets_first_reply_without_effect() {
 async fn key_expires_after_24_hours() {
     on_1_and_3(async |test| {
         let mut redis = test.raw().await;
-        let lives = async |redis: &mut redis::aio::MultiplexedConnection| -> BTreeMap<String, i64> {
-            let mut lives = BTreeMap::new();
+        let ttls = async |redis: &mut redis::aio::MultiplexedConnection| -> BTreeMap<String, i64> {
+            let mut ttls = BTreeMap::new();
             let found: Vec<String> = redis::cmd("KEYS").arg("*:idem:*").query_async(redis).await.unwrap();
             for key in found {
-                lives.insert(key.clone(), redis::cmd("PTTL").arg(&key).query_async(redis).await.unwrap());
+                ttls.insert(key.clone(), redis::cmd("PTTL").arg(&key).query_async(redis).await.unwrap());
             }
-            lives
+            ttls
         };
         for (index, write) in writes(test).await.iter().enumerate() {
-            let before = lives(&mut redis).await;
+            let before = ttls(&mut redis).await;
             let key = format!("key {index}");
             assert!(keyed(test, &write.method, &write.path, &write.body, &key).await.status.is_success());
-            let after = lives(&mut redis).await;
+            let after = ttls(&mut redis).await;
             let new: Vec<_> = after.iter().filter(|(key, _)| !before.contains_key(*key)).collect();
             assert!(!new.is_empty(), "{}", write.path);
             for (key, life) in new {
-                assert!((86_400_000 - 600_000..=86_400_000).contains(life), "{}: {key} lives {life} ms", write.path);
+                assert!(
+                    (86_400_000 - 600_000..=86_400_000).contains(life),
+                    "{}: the TTL of {key} is {life} ms",
+                    write.path
+                );
             }
         }
     })
@@ -195,7 +200,7 @@ async fn refusal_not_recorded() {
         put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 1_000})).await.ok();
         let placed = place().await;
         assert!(placed.status.is_success() && !placed.replayed());
-        replays(&placed, &place().await);
+        assert_replays(&placed, &place().await);
 
         let pay = async |amount: i64, key: &str| {
             let order = placed.json()["orderId"].clone();
@@ -205,10 +210,10 @@ async fn refusal_not_recorded() {
         pay(999, "wrong amount").await.refused(400, "INVALID_PAYMENT_REQUEST");
         pay(999, "wrong amount").await.refused(400, "INVALID_PAYMENT_REQUEST");
         let paid = pay(1_000, "paid").await;
-        replays(&paid, &pay(1_000, "paid").await);
+        assert_replays(&paid, &pay(1_000, "paid").await);
         pay(1_000, "paid again").await.refused(409, "ORDER_ALREADY_PAID");
 
-        // A user that is created meanwhile; a window that opens meanwhile.
+        // Retries of a refused request under its key: the user now exists, the window is now open.
         let next = json!({"amount": 5});
         let path = format!("/api/v1/balances/{}", user + 1);
         keyed(test, &Method::PUT, &path, &next, "soon").await.refused(404, "USER_NOT_FOUND");
@@ -233,11 +238,11 @@ async fn repeat_of_declined_payment_is_declined() {
         let body = json!({"orderId": second, "userId": user, "paymentType": "CARD", "amount": 1_000});
         let declined = keyed(test, &Method::POST, "/api/v1/payments", &body, "k").await;
         declined.refused(402, "INSUFFICIENT_BALANCE");
-        // It had an effect, so it is recorded, whatever the balance is now.
+        // A declined payment closes the order, so its reply is recorded and later charges do not change it.
         put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 100_000})).await.ok();
         let done = effects(test).await;
         let again = keyed(test, &Method::POST, "/api/v1/payments", &body, "k").await;
-        replays(&declined, &again);
+        assert_replays(&declined, &again);
         let without = keyed(test, &Method::POST, "/api/v1/payments", &body, "another").await;
         without.refused(400, "INVALID_PAYMENT_REQUEST");
         if test.options.partitions == 1 {
@@ -279,23 +284,23 @@ async fn repeat_gets_first_reply_when_state_has_changed() {
         let cancelled = cancel().await;
         patch(test, &format!("/admin/v1/products/{product_id}"), json!({"price": 7, "productName": "y"})).await.ok();
 
-        // A day less a moment later: all given out, closed, repriced, refunded.
+        // One second before the keys expire: the campaign is closed, the product repriced, the order refunded.
         test.clock.advance(86_399_000);
         test.engine.sweep().await.unwrap();
         let done = effects(test).await;
-        replays(&created, &product().await);
-        replays(&opened, &campaign().await);
-        replays(&issued, &issue().await);
-        replays(&placed, &place().await);
-        replays(&paid, &pay().await);
-        replays(&charged, &charge().await);
-        replays(&cancelled, &cancel().await);
+        assert_replays(&created, &product().await);
+        assert_replays(&opened, &campaign().await);
+        assert_replays(&issued, &issue().await);
+        assert_replays(&placed, &place().await);
+        assert_replays(&paid, &pay().await);
+        assert_replays(&charged, &charge().await);
+        assert_replays(&cancelled, &cancel().await);
         assert_eq!(effects(test).await, done);
     })
     .await;
 }
 
-/// A campaign that opens at once is created, and its repeat comes after its end.
+/// The request has no `opensAt`, so its validity depends on the time.
 #[tokio::test]
 async fn repeat_gets_created_campaign_after_its_end() {
     on_1_and_3(async |test| {
@@ -308,14 +313,14 @@ async fn repeat_gets_created_campaign_after_its_end() {
         let again = create().await;
         assert!(again.replayed(), "{}", again.text);
         again.created();
-        // Without the key it is a campaign that is over before it opens.
+        // Without the key, the request describes a campaign that ends before it opens.
         post(test, "/admin/v1/coupons", new.clone()).await.refused(400, "INVALID_REQUEST");
     })
     .await;
 }
 
-/// A coupon is issued in the partition of its campaign, a charge in that of the user, and operators create in the first
-/// one.
+/// A coupon is issued in the partition of its campaign and a charge in the partition of its user. Operators create in
+/// partition 0.
 #[tokio::test]
 async fn key_reused_for_other_request_refused_across_partitions() {
     let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
@@ -354,7 +359,7 @@ async fn key_reused_for_other_request_refused_across_partitions() {
     test.finish().await;
 }
 
-/// While a gateway is being asked the first request is still running.
+/// The first request runs until its gateway replies.
 #[tokio::test]
 async fn repeat_refused_while_first_runs() {
     for partitions in [1, 3] {
@@ -372,7 +377,7 @@ async fn repeat_refused_while_first_runs() {
             pay().await.refused(409, "REQUEST_IN_PROGRESS");
             let other = keyed(&test, &Method::POST, "/api/v1/payments", &payment(1), "k").await;
             other.refused(422, "IDEMPOTENCY_KEY_REUSED");
-            // Another user can't end the order.
+            // Neither another request nor a cancellation ends the order meanwhile.
             let without = post(&test, "/api/v1/payments", body.clone()).await;
             without.refused(409, "REQUEST_IN_PROGRESS");
             cancel(&test, order, user).await.refused(409, "REQUEST_IN_PROGRESS");
@@ -381,15 +386,15 @@ async fn repeat_refused_while_first_runs() {
         };
         let (first, receipt) = tokio::join!(pay(), meanwhile);
         assert_eq!(first.json()["receipt"], receipt);
-        replays(&first, &pay().await);
+        assert_replays(&first, &pay().await);
         assert_eq!((gateway.total_posts(), gateway.total_kept()), (1, 1_000));
         assert!(gateway.faults().is_empty());
         test.finish().await;
     }
 }
 
-/// Sends the same request under the same key fifty times at once; all replies, the first (not replayed) one apart.
-async fn fifty(test: &TestApp, write: &Write, key: &str) -> (Reply, Vec<Reply>) {
+/// Sends the same request under the same key fifty times concurrently. Returns the first reply and the 49 replays.
+async fn send_fifty(test: &TestApp, write: &Write, key: &str) -> (Reply, Vec<Reply>) {
     let mut requests = JoinSet::new();
     for _ in 0..50 {
         let mut request = test.client.request(write.method.clone(), format!("{}{}", test.base, write.path));
@@ -415,16 +420,16 @@ async fn concurrent_repeats_have_one_effect_and_one_reply() {
         let test = TestApp::with(Options { partitions, ..Options::default() }).await;
         for (index, write) in writes(&test).await.iter().enumerate() {
             let before = test.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap();
-            let (first, again) = fifty(&test, write, &format!("key {index}")).await;
+            let (first, again) = send_fifty(&test, write, &format!("key {index}")).await;
             assert!(first.status.is_success(), "{}: {}", write.path, first.text);
             assert_eq!(again.len(), 49);
             for again in &again {
-                replays(&first, again);
+                assert_replays(&first, again);
             }
-            // As many decisions as one request takes.
+            // All repeats together decide as often as one request.
             let decided = test.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap() - before;
             if partitions == 1 {
-                // What creates reserves its ids first.
+                // Creating reserves ids first, in a decision of its own.
                 let decisions = match (write.path.ends_with("/bulk"), write.method == Method::POST) {
                     (true, _) => 4,
                     (_, true) if write.path.starts_with("/admin") => 2,
@@ -447,14 +452,14 @@ async fn concurrent_repeats_of_declined_payment_decline_once() {
     let body = json!({"orderId": second, "userId": user, "paymentType": "CARD", "amount": 1_000});
     let path = "/api/v1/payments".to_owned();
     let write = Write { method: Method::POST, other: (path.clone(), body.clone()), path, body, user: Some(user) };
-    let (declined, again) = fifty(&test, &write, "k").await;
+    let (declined, again) = send_fifty(&test, &write, "k").await;
     declined.refused(402, "INSUFFICIENT_BALANCE");
-    again.iter().for_each(|again| replays(&declined, again));
+    again.iter().for_each(|again| assert_replays(&declined, again));
     assert_eq!(stock(&test, product).await, 4);
     test.finish().await;
 }
 
-/// A key is its owner's: another user's of the same text, and an operator's, is another key.
+/// A key is scoped to its caller: the same text is a different key for another user and for an operator.
 #[tokio::test]
 async fn key_of_one_user_free_for_others() {
     on_1_and_3(async |test| {
@@ -469,7 +474,7 @@ async fn key_of_one_user_free_for_others() {
             let issued = keyed(test, &Method::POST, "/api/v1/coupons/issue", &coupon, "coupon").await;
             assert!(!issued.replayed());
             issued.ok();
-            // The key stays taken for this user's other requests, in every partition.
+            // The key stays bound to this user's first request, in every partition.
             for key in ["mine", "coupon"] {
                 let other = json!({"amount": 7});
                 let other = keyed(test, &Method::PUT, &format!("/api/v1/balances/{user}"), &other, key).await;

@@ -1,4 +1,4 @@
-//! 주문: all lines or none, prices and holds, the detail of an order, cancel and refund, expiry.
+//! 주문: placement (all lines or none), prices, holds, detail, cancel, refund and expiry.
 
 use serde_json::{Value, json};
 
@@ -34,14 +34,14 @@ async fn order_placed_holds_stock() {
         lines.as_array_mut().unwrap().sort_by_key(|line| id(line, "productId"));
         let line =
             |product: i64, quantity: i64, price: i64| json!({"productId": product, "quantity": quantity, "price": price});
-        assert_eq!(lines, json!([line(shoes, 3, 49_900), line(top, 5, 10), line(outer, 1, 1_000)]), "summed");
+        assert_eq!(lines, json!([line(shoes, 3, 49_900), line(top, 5, 10), line(outer, 1, 1_000)]), "lines of one product are summed");
         let expected = json!({"orderId": order, "userId": user, "orderStatus": "PENDING", "orderProducts": null,
             "totalPrice": 150_750, "discountPrice": 0, "finalPrice": 150_750, "userCouponId": null,
             "orderedAt": placed_at, "expiresAt": after(test, HOLD_MS), "paidAt": null, "paymentId": null,
             "paymentType": null, "receipt": null, "closedAt": null, "closeReason": null});
         assert_eq!(shown, expected);
 
-        // With a user named, only of this user.
+        // `userId` restricts the read to the orders of this user.
         let path = format!("/api/v1/orders/{order}");
         assert_eq!(get(test, &format!("{path}?userId={user}")).await.ok()["orderId"], order);
         get(test, &format!("{path}?userId={}", user + 1)).await.refused(404, "ORDER_NOT_FOUND");
@@ -50,7 +50,7 @@ async fn order_placed_holds_stock() {
             get(test, &format!("{path}?{query}")).await.refused(400, "INVALID_REQUEST");
         }
         let null_coupon = json!({"userId": user, "orderProducts": [line(shoes, 1, 7)], "userCouponId": null});
-        assert_eq!(test.post("/api/v1/orders", null_coupon).await.ok()["finalPrice"], 49_900, "not the client's price");
+        assert_eq!(test.post("/api/v1/orders", null_coupon).await.ok()["finalPrice"], 49_900, "the client's price is ignored");
     })
     .await;
 }
@@ -61,7 +61,7 @@ async fn order_refused_when_one_line_short() {
         let user = test.user(10_000_000).await;
         let (many, few, none) = (test.product(10, 100).await, test.product(10, 4).await, test.product(10, 0).await);
         let before = effects(test).await;
-        // With several partitions a refusal leaves tombstones of the holds taken for a moment.
+        // With several partitions a refusal leaves tombstones of the holds that it released.
         let nothing_held = async || match test.options.partitions {
             1 => assert_eq!(effects(test).await, before),
             _ => assert_eq!((stock(test, many).await, stock(test, few).await), (100, 4)),
@@ -86,14 +86,14 @@ async fn order_refused_when_one_line_short() {
             refused(test, order_of(user, &lines, None), status, code).await;
         }
         nothing_held().await;
-        // The user is checked before the order.
+        // The user is looked up before stock.
         for lines in [vec![(many, 1)], vec![(none, 1)], vec![(1_000_000, 1)]] {
             refused(test, order_of(1_000_000, &lines, None), 404, "USER_NOT_FOUND").await;
         }
         refused(test, order_of(1_000_000, &[], None), 400, "INVALID_ORDER").await;
         nothing_held().await;
 
-        // The last ones: nothing left is sold out, even if they are only held.
+        // A product whose last units are held is sold out.
         let order = placed(test, user, &[(few, 2); 2], None).await;
         refused(test, order_of(user, &[(many, 1), (few, 1)], None), 409, "SOLD_OUT").await;
         cancel(test, order, user).await.ok();
@@ -115,7 +115,7 @@ async fn order_refused_when_balance_short() {
         assert_eq!(stock(test, product).await, 10);
         test.drain().await;
         assert_eq!(get(test, "/admin/v1/orders").await.ok()["totalElements"], 0);
-        // It is the final price that counts.
+        // The balance has to cover the price after the discount.
         placed(test, user, &[(product, 3)], Some(campaign)).await;
         assert_eq!(stock(test, product).await, 7);
     })
@@ -128,7 +128,7 @@ async fn order_accepted_when_gateway_covers_short_balance() {
     let options = Options { gateway: gateways(&[("TOSS", gateway.url())]), ..Options::default() };
     let test = TestApp::with(options).await;
     let (user, product) = (test.user(0).await, test.product(1_000_000_000_000, 10_000).await);
-    // As dear as an order may be, and one unit more.
+    // The highest possible price, then one unit more.
     let order = order_of(user, &[(product, 9_007)], None);
     let order = post(&test, "/api/v1/orders", order).await.ok();
     assert_eq!(order["finalPrice"], 9_007_000_000_000_000_i64);
@@ -157,7 +157,7 @@ async fn order_refused_when_total_overflows() {
         }
         let halves: Vec<(i64, i64)> = products.iter().map(|(product, _)| (*product, 2_300)).collect();
         refused(test, order_of(user, &halves, None), 400, "INVALID_ORDER").await;
-        // Within the bounds, but beyond the balance.
+        // The total is within the bounds, but exceeds the balance.
         refused(test, order_of(user, &halves[..3], None), 402, "INSUFFICIENT_BALANCE").await;
         for (product, _) in products {
             assert_eq!(stock(test, product).await, 1_000_000);
@@ -178,7 +178,7 @@ async fn order_refused_when_user_has_too_many_open() {
     assert!(one_more.headers.contains_key("retry-after"));
     assert_eq!(effects(&test).await, before);
     placed(&test, other, &[(product, 1)], None).await;
-    // Paid, cancelled or expired they are not open any more.
+    // Paid, cancelled and expired orders are not open.
     pay(&test, first, user, 10).await.ok();
     let third = placed(&test, user, &[(product, 1)], None).await;
     cancel(&test, second, user).await.ok();
@@ -208,7 +208,7 @@ async fn order_keeps_price_when_product_changes() {
     .await;
 }
 
-/// The fields of an order's detail that tell how it ended.
+/// The fields of an order's detail that show its end.
 fn end(order: &Value) -> Value {
     json!([order["orderStatus"], order["closeReason"], order["closedAt"], order["paidAt"]])
 }
@@ -254,7 +254,7 @@ async fn order_paid_refunded_once() {
         assert_eq!(end(&refunded), json!(["CANCELLED", "REFUNDED", now(test), paid_at]));
         assert_eq!(refunded, detail(test, order).await);
         for field in ["paymentId", "paymentType", "receipt"] {
-            assert_eq!(refunded[field], paid[field], "the payment is still shown");
+            assert_eq!(refunded[field], paid[field], "a refunded order shows its payment");
         }
         assert_eq!((stock(test, product).await, balance(test, user).await), (3, 5_000));
         assert_eq!(coupon(test, user, campaign).await["couponStatus"], "AVAILABLE");
@@ -286,7 +286,7 @@ async fn order_unpaid_expires() {
         assert_eq!(coupon(test, user, campaign).await["couponStatus"], "AVAILABLE");
         pay(test, order, user, 1_000).await.refused(400, "INVALID_PAYMENT_REQUEST");
         cancel(test, order, user).await.refused(409, "ORDER_ALREADY_CLOSED");
-        // A paid one does not.
+        // A paid order does not expire.
         bought(test, user, product, 1).await;
         test.clock.advance(10 * HOLD_MS);
         assert_eq!(test.engine.sweep().await.unwrap(), 0);

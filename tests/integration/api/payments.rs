@@ -1,4 +1,4 @@
-//! 결제: paying an order from the balance, and every refusal.
+//! 결제: payments from the balance, and every refusal.
 
 use std::collections::BTreeSet;
 
@@ -78,7 +78,7 @@ async fn payment_declined_fails_order_and_releases_holds() {
         let (user, product) = (test.user(5_000).await, test.product(2_000, 5).await);
         let campaign = campaign_with(test, json!({"discountAmount": 100})).await;
         issue(test, campaign, user).await.ok();
-        // Each is affordable, both are not.
+        // The balance covers either order, but not both.
         let first = placed(test, user, &[(product, 2)], None).await;
         let second = placed(test, user, &[(product, 1)], Some(campaign)).await;
         pay(test, first, user, 4_000).await.ok();
@@ -97,9 +97,9 @@ async fn payment_declined_fails_order_and_releases_holds() {
             json!(["FAILED", "PAYMENT_DECLINED", now(test), null, null])
         );
         assert_eq!((stock(test, product).await, balance(test, user).await), (3, 1_000));
-        let given_back = coupon(test, user, campaign).await;
-        assert_eq!((&given_back["couponStatus"], &given_back["heldByOrderId"]), (&json!("AVAILABLE"), &json!(null)));
-        // It stays failed, whatever the balance is now.
+        let released = coupon(test, user, campaign).await;
+        assert_eq!((&released["couponStatus"], &released["heldByOrderId"]), (&json!("AVAILABLE"), &json!(null)));
+        // A failed order stays failed after a charge.
         put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 100_000})).await.ok();
         let before = effects(test).await;
         for amount in [1_900, 1] {
@@ -107,11 +107,11 @@ async fn payment_declined_fails_order_and_releases_holds() {
         }
         cancel(test, second, user).await.refused(409, "ORDER_ALREADY_CLOSED");
         assert_eq!(effects(test).await, before);
-        // The coupon and the stock are there for another one.
+        // A new order can hold the released coupon and stock.
         let third = placed(test, user, &[(product, 3)], Some(campaign)).await;
         pay(test, third, user, 5_900).await.ok();
         let history = get(test, &format!("/api/v1/balances/{user}/history")).await.ok();
-        assert_eq!(history.as_array().unwrap().len(), 4, "a declined payment is no entry: {history}");
+        assert_eq!(history.as_array().unwrap().len(), 4, "a declined payment adds no entry: {history}");
     })
     .await;
 }
@@ -149,7 +149,7 @@ async fn payment_of_zero_pays_free_order() {
         assert_eq!(get(test, &format!("/api/v1/balances/{user}/history")).await.ok(), json!([]));
         assert_eq!(coupon(test, user, campaign).await["usedAt"], json!(now(test)));
         assert_eq!(get(test, "/api/v1/products/popular").await.ok()[0]["totalSalesPrice"], 2_000);
-        // Nothing comes back but the goods.
+        // The refund returns stock and no money.
         cancel(test, order, user).await.ok();
         assert_eq!(get(test, &format!("/api/v1/balances/{user}/history")).await.ok(), json!([]));
         assert_eq!((stock(test, product).await, balance(test, user).await), (10, 0));

@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 const DAY_MS: i64 = 86_400_000;
-/// From the start of every test's clock, 14:00 in Seoul, to midnight there.
+/// From [`START`], 14:00 in Seoul, to midnight there.
 const TO_MIDNIGHT_MS: i64 = 10 * 3_600_000;
 
 async fn product(test: &TestApp, name: &str, category: &str, price: i64, stock: i64) -> i64 {
@@ -98,13 +98,13 @@ async fn popular_products_ranked_by_units_then_won_then_id() {
             products.push(test.product(price, 100).await);
         }
         let [cheap, dear, same, twin, most, six, free] = products[..] else { unreachable!() };
-        // Units beat won, won beats the id, the lower id comes first.
+        // Sorted by units, then by won, then by ascending id.
         for (product, quantity) in [(twin, 4), (same, 4), (cheap, 9), (dear, 4), (most, 10), (six, 2), (free, 1)] {
             bought(test, user, product, quantity).await;
         }
         let all = [most, cheap, dear, same, twin, six, free];
         assert_eq!(ranked(test, "?limit=100").await, all);
-        assert_eq!(ranked(test, "").await, all[..5], "five unless more are asked for");
+        assert_eq!(ranked(test, "").await, all[..5], "the default limit is 5");
         assert_eq!(ranked(test, "?limit=1").await, all[..1]);
         let place = |product: i64, units: i64, won: i64, scope: &str, position: i64| {
             json!({"productId": product,
@@ -115,7 +115,7 @@ async fn popular_products_ranked_by_units_then_won_then_id() {
         assert_eq!(first, json!(expected));
         let last = get(test, "/api/v1/products/popular?limit=7").await.ok()[6].clone();
         assert_eq!(last, place(free, 1, 0, "THREE_DAYS", 7));
-        // Unpaid and refunded orders do not count; coupons subtract nothing.
+        // Unpaid and refunded orders do not count. Coupons do not reduce the total price.
         placed(test, user, &[(six, 50)], None).await;
         let refunded = bought(test, user, six, 30).await;
         cancel(test, refunded, user).await.ok();
@@ -156,13 +156,13 @@ async fn popular_products_counted_by_calendar_days_of_seoul() {
     for partitions in [1, 2] {
         let test = TestApp::with(Options { partitions, ..Options::default() }).await;
         let user = test.user(1_000_000).await;
-        // One product sold a day, on even days in its first millisecond, on odd ones in its last.
+        // One sale per day: in the first millisecond of even days, in the last one of odd days.
         let mut sold = Vec::new();
         test.clock.advance(TO_MIDNIGHT_MS - DAY_MS);
         let first_midnight = test.clock.now().0;
-        let go = |to: i64| test.clock.advance(first_midnight + to - test.clock.now().0);
+        let advance_to = |ms: i64| test.clock.advance(first_midnight + ms - test.clock.now().0);
         for day in 0..40 {
-            go(day * DAY_MS + if day % 2 == 0 { 0 } else { DAY_MS - 1 });
+            advance_to(day * DAY_MS + if day % 2 == 0 { 0 } else { DAY_MS - 1 });
             let product = test.product(1, 1).await;
             bought(&test, user, product, 1).await;
             sold.push(product);
@@ -175,12 +175,12 @@ async fn popular_products_counted_by_calendar_days_of_seoul() {
             }
         };
         windows(39).await;
-        go(40 * DAY_MS - 1);
+        advance_to(40 * DAY_MS - 1);
         windows(39).await;
-        go(40 * DAY_MS);
+        advance_to(40 * DAY_MS);
         windows(40).await;
         for day in [41, 42, 43, 46, 47, 68, 69] {
-            go((day + 1) * DAY_MS - 1);
+            advance_to((day + 1) * DAY_MS - 1);
             windows(day as usize).await;
         }
         test.finish().await;
@@ -195,7 +195,7 @@ async fn refund_subtracted_from_day_of_sale() {
     bought(&test, user, kept, 1).await;
     bought(&test, user, returned, 3).await;
     let order = bought(&test, user, returned, 2).await;
-    // The price has changed since: the refund subtracts the price of the sale.
+    // The price has changed since the sale; the refund subtracts the price of the sale.
     patch(&test, &format!("/admin/v1/products/{returned}"), json!({"price": 999})).await.ok();
     test.clock.advance(TO_MIDNIGHT_MS);
     let again = bought(&test, user, returned, 1).await;
@@ -219,7 +219,7 @@ async fn refund_of_old_sale_leaves_rankings_unchanged() {
     let (user, product) = (test.user(1_000).await, test.product(100, 5).await);
     let order = bought(&test, user, product, 5).await;
     test.clock.advance(40 * DAY_MS);
-    // The day's rankings have expired meanwhile, by a clock that the test can't move.
+    // The rankings of that day expire by the clock of Redis, which the test can't move, so the test deletes them.
     let mut redis = test.raw().await;
     let day = START.day(test.engine.zone()).format("%Y%m%d");
     let keys = [format!("{{p0}}:rank:units:{day}"), format!("{{p0}}:rank:won:{day}")];

@@ -1,4 +1,4 @@
-//! The tour of the README, in short.
+//! A short version of the README's tour.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! `AUTH=jwt`: on every route a user acts only for itself. (`src/jwt` has the tests of the tokens themselves.)
+//! `AUTH=jwt`: a token acts only for its own user, on every route. (`src/jwt` tests the tokens themselves.)
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use firstcome::config::{Auth, AuthConfig, Secret};
@@ -15,7 +15,7 @@ use crate::{
 
 const SECRET: &str = "a secret of more than thirty-two bytes";
 
-/// A token with these claims, by HS256.
+/// A token with these claims, signed by HS256.
 pub fn token_of(secret: &str, claims: &Value) -> String {
     let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
     let message = format!("{}.{}", part(&json!({"alg": "HS256", "typ": "JWT"})), part(claims));
@@ -23,7 +23,7 @@ pub fn token_of(secret: &str, claims: &Value) -> String {
     format!("{message}.{}", URL_SAFE_NO_PAD.encode(ring::hmac::sign(&key, message.as_bytes())))
 }
 
-/// A user's token, good for an hour by the test's clock.
+/// A token of the user that expires after an hour of the test's clock.
 fn token(test: &TestApp, user: i64) -> String {
     token_of(SECRET, &json!({"sub": user.to_string(), "exp": test.clock.now().0 / 1000 + 3600}))
 }
@@ -33,7 +33,7 @@ async fn shop(options: Options) -> TestApp {
     TestApp::with(Options { auth, ..options }).await
 }
 
-/// A request with this token.
+/// Sends a request with this token.
 async fn send(test: &TestApp, method: &Method, path: &str, body: Option<&Value>, token: Option<&str>) -> Reply {
     let mut request = test.client.request(method.clone(), format!("{}{path}", test.base));
     if let Some(body) = body {
@@ -45,18 +45,18 @@ async fn send(test: &TestApp, method: &Method, path: &str, body: Option<&Value>,
     read(request).await
 }
 
-/// One operation of the API, asked about a user.
-struct Asked {
+/// A request to one operation of the API, about a user.
+struct Call {
     method: Method,
     path: String,
     body: Option<Value>,
-    /// Whether the request names the user, rather than a thing of the user's.
+    /// Whether the request has the user's id, rather than only an order's.
     names_user: bool,
 }
 
-/// Each operation of the document under `/api/`, for `user` and its order `order`, and whether it requires a user's
-/// token.
-fn operations(document: &Value, user: i64, order: i64) -> Vec<(Asked, bool)> {
+/// A request for each operation of the document under `/api/`, about `user` and its order `order`, and whether the
+/// operation requires a user's token.
+fn operations(document: &Value, user: i64, order: i64) -> Vec<(Call, bool)> {
     let mut all = Vec::new();
     for (template, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
@@ -87,15 +87,15 @@ fn operations(document: &Value, user: i64, order: i64) -> Vec<(Asked, bool)> {
                     body["orderId"] = order.into();
                 }
             }
-            let wants_token = operation["security"].to_string().contains("userToken");
+            let requires_token = operation["security"].to_string().contains("userToken");
             let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap();
-            all.push((Asked { method, path, body, names_user }, wants_token));
+            all.push((Call { method, path, body, names_user }, requires_token));
         }
     }
     all
 }
 
-/// No route of the document acts for a user or shows one without that user's token.
+/// Every operation that names a user requires the token of this user.
 #[tokio::test]
 async fn user_routes_refuse_other_users_tokens() {
     for partitions in [1, 3] {
@@ -109,33 +109,33 @@ async fn user_routes_refuse_other_users_tokens() {
         let document = Document::new(test.get("/v3/api-docs").await.ok());
 
         let operations = operations(&document.0, other, order);
-        assert!(operations.len() >= 13 && operations.iter().filter(|(_, wants)| *wants).count() >= 9);
+        assert!(operations.len() >= 13 && operations.iter().filter(|(_, required)| *required).count() >= 9);
         let before = test.snapshot().await;
-        for (Asked { method, path, body, names_user }, wants_token) in &operations {
+        for (Call { method, path, body, names_user }, requires_token) in &operations {
             let named = format!("{method} {path}");
             let ask = |token| send(&test, method, path, body.as_ref(), token);
-            let (nobody, me) = (ask(None).await, ask(Some(&mine)).await);
-            for reply in [&nobody, &me] {
+            let (anonymous, foreign) = (ask(None).await, ask(Some(&mine)).await);
+            for reply in [&anonymous, &foreign] {
                 document.check_reply(method.as_str(), path, reply);
                 in_contract(path, reply);
             }
-            assert!(*wants_token || !*names_user, "{named} is about a user, and open");
-            if !*wants_token {
-                assert!(nobody.status.is_success() || nobody.status == 404, "{named}: {}", nobody.text);
+            assert!(*requires_token || !*names_user, "{named} names a user and requires no token");
+            if !*requires_token {
+                assert!(anonymous.status.is_success() || anonymous.status == 404, "{named}: {}", anonymous.text);
                 continue;
             }
-            nobody.refused(401, "INVALID_TOKEN");
-            assert_eq!(nobody.headers["www-authenticate"], "Bearer error=\"invalid_token\"", "{named}");
+            anonymous.refused(401, "INVALID_TOKEN");
+            assert_eq!(anonymous.headers["www-authenticate"], "Bearer error=\"invalid_token\"", "{named}");
             if *names_user {
-                me.refused(403, "FORBIDDEN");
+                foreign.refused(403, "FORBIDDEN");
             } else {
-                assert_eq!(me.status, 404, "{named}: {}", me.text);
+                assert_eq!(foreign.status, 404, "{named}: {}", foreign.text);
             }
         }
-        assert_eq!(test.snapshot().await, before, "nothing was done");
-        // The same with the right token is let in, whatever becomes of it then.
-        for (Asked { method, path, body, .. }, wants_token) in &operations {
-            if *wants_token {
+        assert_eq!(test.snapshot().await, before, "a refused request has an effect");
+        // The owner's token is accepted; the operation itself may refuse the request.
+        for (Call { method, path, body, .. }, requires_token) in &operations {
+            if *requires_token {
                 let reply = send(&test, method, path, body.as_ref(), Some(&theirs)).await;
                 assert!(![401, 403].contains(&reply.status.as_u16()), "{method} {path}: {}", reply.text);
                 document.check_reply(method.as_str(), path, &reply);
@@ -149,15 +149,15 @@ async fn user_routes_refuse_other_users_tokens() {
 async fn token_errors_reported_in_order() {
     let test = shop(Options::default()).await;
     let (me, other) = (test.user(1_000).await, test.user(1_000).await);
-    let (mine, nobody_s) = (token(&test, me), token(&test, 9_999));
+    let (mine, unknown_users) = (token(&test, me), token(&test, 9_999));
     let put = async |user: i64, body: Value, token: Option<&str>| {
         send(&test, &Method::PUT, &format!("/api/v1/balances/{user}"), Some(&body), token).await
     };
-    // The token comes first, then the body, then whom it is about.
+    // The token is checked first, then the body, then whether the token's user is the request's user.
     put(me, json!({"amount": 0}), None).await.refused(401, "INVALID_TOKEN");
     put(other, json!({"amount": 0}), Some(&mine)).await.refused(400, "INVALID_AMOUNT");
     put(other, json!({"amount": 1}), Some(&mine)).await.refused(403, "FORBIDDEN");
-    put(9_999, json!({"amount": 1}), Some(&nobody_s)).await.refused(404, "USER_NOT_FOUND");
+    put(9_999, json!({"amount": 1}), Some(&unknown_users)).await.refused(404, "USER_NOT_FOUND");
     put(9_999, json!({"amount": 1}), Some(&mine)).await.refused(403, "FORBIDDEN");
     assert_eq!(put(me, json!({"amount": 1}), Some(&mine)).await.ok()["balance"], 1_001);
     let get = async |path: &str, token: Option<&str>| send(&test, &Method::GET, path, None, token).await;
@@ -165,7 +165,7 @@ async fn token_errors_reported_in_order() {
     get(&format!("/api/v1/balances/{me}/history?limit=0"), Some(&mine)).await.refused(400, "INVALID_REQUEST");
     get("/api/v1/balances/x", Some(&mine)).await.refused(404, "USER_NOT_FOUND");
     get("/api/v1/balances/x", None).await.refused(401, "INVALID_TOKEN");
-    // Routes without a user and unknown paths need no token; operators have their own.
+    // Routes without a user and unknown paths require no token. Operators' routes take operators' tokens only.
     for path in
         ["/api/v1/products", "/api/v1/products/popular", "/api/v1/campaigns", "/healthz", "/readyz", "/v3/api-docs"]
     {
@@ -176,11 +176,11 @@ async fn token_errors_reported_in_order() {
     get("/admin/v1/projection", Some(&mine)).await.refused(401, "UNAUTHORIZED");
     get(&format!("/api/v1/balances/{me}"), Some(crate::support::harness::ADMIN)).await.refused(401, "INVALID_TOKEN");
 
-    // All that is wrong with a token is one message.
+    // Every bad token gets the same message.
     let path = format!("/api/v1/balances/{me}");
     let claims = |exp: i64| json!({"sub": me.to_string(), "exp": exp});
     let now = test.clock.now().0 / 1000;
-    let mut said = Vec::new();
+    let mut messages = Vec::new();
     for bad in [
         String::new(),
         "nonsense".to_owned(),
@@ -194,21 +194,21 @@ async fn token_errors_reported_in_order() {
     ] {
         let reply = get(&path, Some(&bad)).await;
         reply.refused(401, "INVALID_TOKEN");
-        said.push(reply.text);
+        messages.push(reply.text);
     }
-    said.dedup();
-    assert_eq!(said.len(), 1);
+    messages.dedup();
+    assert_eq!(messages.len(), 1);
     let twice = test.client.get(format!("{}{path}", test.base)).bearer_auth(&mine).bearer_auth(&mine);
     read(twice).await.refused(401, "INVALID_TOKEN");
     get(&path, Some(&mine)).await.ok();
-    // It ends.
+    // The token expires.
     test.clock.advance(3_600_000 + 30_000);
     get(&path, Some(&mine)).await.refused(401, "INVALID_TOKEN");
     get(&path, Some(&token(&test, me))).await.ok();
     test.finish().await;
 }
 
-/// An order of another user is not found, and a key of another user replays no reply.
+/// Another user's order is not found, and another user's idempotency key replays nothing.
 #[tokio::test]
 async fn orders_and_idempotency_keys_hidden_from_other_users() {
     let test = shop(Options::default()).await;
@@ -236,7 +236,7 @@ async fn orders_and_idempotency_keys_hidden_from_other_users() {
     test.finish().await;
 }
 
-/// Keys that can't be had yet are no reason to say that a token is bad.
+/// Without the issuer's keys the service can't judge a token, so it replies 503, not 401.
 #[tokio::test]
 async fn request_unavailable_when_issuer_unreachable() {
     let auth = AuthConfig {

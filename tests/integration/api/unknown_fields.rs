@@ -1,5 +1,5 @@
-//! Fields and parameters that the API does not know: under `/admin` every route of the document refuses them by name;
-//! under `/api` the request is accepted and the reply names them.
+//! Unknown fields and parameters: the operators' API refuses them by name on every route; the public API accepts the
+//! request and names them in its reply.
 
 use reqwest::Method;
 use serde_json::{Map, Value, json};
@@ -9,10 +9,10 @@ use crate::support::{
     harness::{Reply, TestApp, client, read},
 };
 
-/// A field and a parameter that no operation has.
+/// The name of a field and a parameter that no operation has.
 const UNKNOWN: &str = "notAField";
 
-/// The ids in the test app, for the parameters of paths.
+/// Ids of existing objects, for path parameters.
 struct Ids {
     user: i64,
     product: i64,
@@ -42,7 +42,7 @@ impl Ids {
     }
 }
 
-/// Every operation below this path: method, template, itself.
+/// Every operation below this path: method, path template, operation object.
 fn operations<'d>(document: &'d Value, below: &str) -> Vec<(Method, &'d str, &'d Value)> {
     let paths = document["paths"].as_object().unwrap().iter().filter(|(path, _)| path.starts_with(below));
     paths
@@ -53,7 +53,7 @@ fn operations<'d>(document: &'d Value, below: &str) -> Vec<(Method, &'d str, &'d
         .collect()
 }
 
-/// A value that fits the schema: its own example, where it has one.
+/// A value that fits the schema: its example if it has one.
 fn example(test: &TestApp, document: &Value, name: &str, schema: &Value) -> Value {
     if let Some(to) = schema["$ref"].as_str() {
         return example(test, document, name, document.pointer(to.trim_start_matches('#')).unwrap());
@@ -84,7 +84,7 @@ fn body(test: &TestApp, document: &Value, operation: &Value) -> Option<Value> {
     (!schema.is_null()).then(|| example(test, document, "", schema))
 }
 
-/// The same with a field more, in each object of it.
+/// Copies of `body`, each with an unknown field in one of its objects.
 fn with_unknown(body: &Value) -> Vec<Value> {
     let mut all = Vec::new();
     match body {
@@ -155,7 +155,7 @@ async fn unknown_field_or_parameter_refused_by_name_on_every_admin_route() {
     assert!(bodies >= 10, "{bodies}");
     assert_eq!(effects(&test).await, before);
 
-    // It was for that field alone: without it nothing is wrong with any of them.
+    // Without the unknown field every request is valid.
     for (method, template, operation) in &operations {
         let reply = send(&test, method, &ids.fill(template), body(&test, document, operation).as_ref()).await;
         assert!(reply.status != 400, "{method} {template}: {}", reply.text);
@@ -177,7 +177,7 @@ async fn admin_request_with_misspelled_field_changes_nothing() {
         (Method::POST, "/admin/v1/withheld/release", json!({"productId": 1}), "productId"),
         (Method::PATCH, &coupon, json!({"closeAt": now(&test)}), "closeAt"),
         (Method::POST, "/admin/v1/coupons", new, "openAt"),
-        // The missing field is present under another name.
+        // A misspelled name of a required field.
         (Method::POST, "/admin/v1/coupons", mistyped, "totalQuantty"),
         (Method::PATCH, &product, json!({"stockDelat": 100}), "stockDelat"),
         (Method::POST, "/admin/v1/users", json!({"userName": "x", "balanse": 5}), "balanse"),
@@ -187,7 +187,7 @@ async fn admin_request_with_misspelled_field_changes_nothing() {
         let body = (!body.is_null()).then_some(&body);
         refused_by_name(path, &send(&test, &method, path, body).await, name);
     }
-    // However many there are and however long: few are named, and shortly.
+    // The message names only some of many unknown fields, and shortens long names.
     let many: Map<String, Value> = (0..500).map(|n| (format!("{n}{}", "x".repeat(100)), Value::Null)).collect();
     let reply = send(&test, &Method::PATCH, &product, Some(&many.into())).await;
     refused_by_name("many", &reply, "0xxx");
@@ -208,7 +208,7 @@ async fn api_request_with_unknown_field_accepted_and_named_in_reply() {
     let names = named(&reply).unwrap();
     assert!(names.contains("userCouponID") && names.contains("orderProducts.0.price"), "{names}");
     assert_eq!(id(&reply.ok(), "finalPrice"), 10);
-    // Also where something is missing, or the request is refused for another reason.
+    // The header comes with refusals, too.
     order.as_object_mut().unwrap().remove("userId");
     let reply = send(&test, &Method::POST, "/api/v1/orders?dryRun=true", Some(&order)).await;
     reply.refused(400, "INVALID_ORDER");
@@ -228,7 +228,7 @@ async fn api_request_with_unknown_field_accepted_and_named_in_reply() {
         let reply = read(client().get(format!("{}{path}", test.base))).await;
         assert_eq!(named(&reply).as_deref(), expected, "{path}");
     }
-    // Nothing is said of a request that is understood.
+    // A request without unknown fields gets no header.
     let reply =
         send(&test, &Method::POST, "/api/v1/orders", Some(&order_of(ids.user, &[(ids.product, 1)], None))).await;
     assert_eq!((reply.status.as_u16(), named(&reply)), (200, None));

@@ -1,5 +1,5 @@
-//! Every test that a page cites exists, every promise of the README cites one, and every message that a page quotes is the
-//! program's.
+//! Every test that a page cites exists, every promise of the README cites a test, and every message that a page quotes
+//! is in the program's sources.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use super::{Page, files_below, page, pages, root, spans_of};
 
-/// The paths of all tests: of this program, by its own list, and of the library, by its sources.
+/// The paths of all tests: integration tests by this program's own list, unit tests by the sources.
 pub(super) fn all_tests() -> Vec<String> {
     let list = Command::new(std::env::current_exe().unwrap()).args(["--list", "--format", "terse"]).output().unwrap();
     let list = String::from_utf8(list.stdout).unwrap();
@@ -20,7 +20,7 @@ pub(super) fn all_tests() -> Vec<String> {
     tests
 }
 
-/// The paths of the tests in a source file.
+/// The paths of the unit tests in a source file.
 fn unit_tests(path: &Path) -> Vec<String> {
     let module = path.strip_prefix(root().join("src")).unwrap().with_extension("");
     let module = module.to_str().unwrap().replace('/', "::");
@@ -36,7 +36,7 @@ fn unit_tests(path: &Path) -> Vec<String> {
     tests
 }
 
-/// Whether a test's path has the cited segments, side by side.
+/// Whether a test's path contains the cited segments, adjacent and in order.
 fn names(test: &str, cited: &str) -> bool {
     format!("::{test}::").contains(&format!("::{cited}::"))
 }
@@ -85,17 +85,17 @@ fn every_promise_cites_a_test() {
     assert!(count >= 8, "{count} promises");
 }
 
-/// The program's sources, each with white space as single spaces.
+/// The sources of the program, with white space collapsed.
 fn sources() -> Vec<String> {
     let flat = |path: PathBuf| {
-        // A backslash continues a literal on the next line.
+        // A backslash at the end of a line continues a string literal.
         let text = fs::read_to_string(path).unwrap().replace("\\\n", " ");
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     files_below("src", ".rs").into_iter().map(flat).collect()
 }
 
-/// Inline code of three words and more is a message, unless it begins with a command of Redis.
+/// Inline code of three or more words is a message, unless it begins with a Redis command.
 fn is_message(span: &str) -> bool {
     let is_word = |word: &str| word.trim_end_matches(',').chars().all(|c| c.is_alphabetic() || c == '\'');
     let first = span.split(' ').next().unwrap_or_default();

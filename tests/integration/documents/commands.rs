@@ -1,14 +1,14 @@
-//! Every command that a page names is one: `make` has the target, the program has the command and the option, and a filter
-//! of tests matches some.
+//! Every command on a page is valid: the Makefile has the target, the program has the command and its options, and a
+//! test matches each filter.
 
 use std::{fs, process::Command};
 
 use super::{Page, citations::all_tests, pages, root};
 
-/// Programs that a block for a shell may start with, beside those below.
+/// Further programs that a shell block may call.
 const OTHER_PROGRAMS: [&str; 3] = ["psql", "export", "curl"];
 
-/// The lines of blocks for a shell (with their continuations), and inline code that begins with one of our programs.
+/// The commands of shell blocks, with continued lines joined, and inline code that begins with a program of ours.
 fn commands(page: &Page) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let mut continued = false;
@@ -29,7 +29,7 @@ fn commands(page: &Page) -> Vec<String> {
     commands
 }
 
-/// The words of a command; quotes keep theirs together.
+/// Splits a command into words; a quoted text is one word.
 pub(super) fn words(command: &str) -> Vec<String> {
     let (mut words, mut quoted) = (vec![String::new()], false);
     for c in command.chars() {
@@ -54,7 +54,10 @@ fn check_make(words: &[String], tests: &[String]) {
         "bench" => {
             let source = fs::read_to_string(root().join("benches/bench/main.rs")).unwrap().to_lowercase();
             for word in arguments.take_while(|word| *word != "--only") {
-                assert!(source.contains(&word.trim_start_matches('-').to_lowercase()), "make bench knows no {word}");
+                assert!(
+                    source.contains(&word.trim_start_matches('-').to_lowercase()),
+                    "make bench has no section {word}"
+                );
             }
         }
         _ => {}
@@ -70,7 +73,7 @@ fn check_filters<'a>(filters: impl Iterator<Item = &'a str>, tests: &[String]) {
     }
 }
 
-/// Asks the program itself: its help for the command names each option.
+/// The program's own help for the command has to name each option.
 fn check_program(words: &[String]) {
     let help = Command::new(env!("CARGO_BIN_EXE_firstcome")).args([&words[0], "--help"]).output().unwrap();
     assert!(help.status.success(), "the program has no {}", words[0]);
@@ -105,9 +108,9 @@ fn every_command_of_a_page_exists() {
                 "firstcome" => check_program(&words[1..]),
                 "cargo" => check_cargo(&words[1..], &tests),
                 script if script.starts_with("scripts/") => assert!(root().join(script).exists(), "no {script}"),
-                // Its own test runs these.
+                // `operators::runbook` runs these.
                 _ if page.path.ends_with("docs/operations.md") => {}
-                program => assert!(OTHER_PROGRAMS.contains(&program), "{}: what is {command}?", page.name()),
+                program => assert!(OTHER_PROGRAMS.contains(&program), "{}: unknown program in {command}", page.name()),
             }
             count += 1;
         }

@@ -1,4 +1,4 @@
-//! The console blocks of the README and of the tour run as printed, each page on a store of its own.
+//! The console blocks of the README and of the tour run as printed, each page on a new store.
 
 use std::process::{Child, Command, Stdio};
 
@@ -28,7 +28,7 @@ fn steps(page: &Page) -> Vec<Step> {
     steps
 }
 
-/// The output without times and receipts, which differ from run to run.
+/// The output without times and receipts, which differ between runs.
 fn timeless(output: &str) -> String {
     let zeros = |c: char| if c.is_ascii_digit() { '0' } else { c };
     let mut text = String::new();
@@ -56,7 +56,7 @@ impl Drop for Running {
     }
 }
 
-/// Runs the page's commands in one shell beside `firstcome dev`, then `last`; returns what `last` prints.
+/// Runs the page's commands and then `last` in one shell, beside `firstcome dev`. Returns the output of `last`.
 async fn run_as_printed(page: &Page, last: &str) -> String {
     let dir = ScratchDir::new().unwrap();
     let address = format!("127.0.0.1:{}", free_port().unwrap());
@@ -101,10 +101,10 @@ async fn tour_commands_run_as_printed() {
     let tour = page("docs/tour.md");
     let lines = tour.lines();
     let [psql] = *lines.iter().filter(|line| line.block == Some("sh")).map(|line| line.text).collect::<Vec<_>>() else {
-        panic!("the tour has one command for PostgreSQL's own program")
+        panic!("the tour has exactly one psql command")
     };
     let said = run_as_printed(&tour, psql).await;
-    // PostgreSQL's own program comes with Debian's package of the server, not with a server that was fetched.
+    // The Debian package of the server includes psql; a server that `scripts/install-servers` fetched does not.
     if !(std::env::var_os("POSTGRES_BIN_DIR").is_some() && said.contains("not found")) {
         assert!(said.contains("| PAID") && said.contains("138000"), "{said}");
     }

@@ -1,4 +1,4 @@
-//! Every relative link of every page leads to a file, and to a heading in it; every path that a page names exists.
+//! Every relative link of every page leads to a file, and its fragment to a heading; every path on a page exists.
 
 use std::{
     collections::BTreeSet,
@@ -8,13 +8,13 @@ use std::{
 
 use super::{Page, files_below, page, pages, root};
 
-/// How a path of the repository begins.
+/// The top folders that a path of the repository begins with.
 const FOLDERS: [&str; 9] =
     ["src/", "lua/", "migrations/", "tests/", "benches/", "load-tests/", "deploy/", "docs/", "scripts/"];
-/// The folder that a load test makes.
+/// Load tests create this folder.
 const RESULTS: &str = "load-tests/results/";
 
-/// A heading as GitHub's anchor.
+/// GitHub's anchor for a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c)).collect::<String>();
     kept.replace(' ', "-")
@@ -27,7 +27,7 @@ fn anchors(page: &Page) -> BTreeSet<String> {
     headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
 }
 
-/// The targets of the page's links, without those in code.
+/// The targets of the page's links outside of code.
 fn links(page: &Page) -> Vec<String> {
     let mut links = Vec::new();
     for paragraph in page.prose().split("\n\n") {
@@ -37,7 +37,7 @@ fn links(page: &Page) -> Vec<String> {
     links
 }
 
-/// The path without `.` and `..`.
+/// The path with `.` and `..` resolved.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {
@@ -61,10 +61,10 @@ fn every_relative_link_resolves() {
                 "" => from.path.clone(),
                 file => normal(&from.path.parent().unwrap().join(file)),
             };
-            assert!(root().join(&target).exists(), "{}: {link} leads nowhere", from.name());
+            assert!(root().join(&target).exists(), "{}: {link} has no target", from.name());
             if let Some(anchor) = anchor {
                 let anchors = anchors(&page(target));
-                assert!(anchors.contains(anchor), "{}: {link} has no heading", from.name());
+                assert!(anchors.contains(anchor), "{}: {link} has no such heading", from.name());
             }
             count += 1;
         }
@@ -76,7 +76,7 @@ fn every_relative_link_resolves() {
 fn every_named_path_exists() {
     let (mut missing, mut count) = (Vec::new(), 0);
     for page in pages() {
-        // Inline code, and drawings, which four spaces indent.
+        // Paths are in inline code and in drawings, which four spaces indent.
         let prose = page.prose();
         let drawn = prose.lines().filter(|line| line.starts_with("    ")).flat_map(str::split_whitespace);
         for named in page.spans().into_iter().chain(drawn.map(str::to_owned)) {
@@ -92,7 +92,7 @@ fn every_named_path_exists() {
     assert!(count > 50, "{count} paths");
 }
 
-/// The pages of docs/ that a text cites, each with the text behind it.
+/// The pages of docs/ that a text cites, each with the text that follows the citation.
 fn cited_pages(text: &str) -> Vec<(&str, &str)> {
     let word = |c: char| c.is_ascii_alphanumeric() || "/_-".contains(c);
     let starts = text.match_indices("docs/").map(|(at, _)| at);
@@ -114,7 +114,7 @@ fn every_page_cited_by_code_exists() {
     let (mut files, mut count) = (dirs.map(|dir| files_below(dir, "")).concat(), 0);
     files.extend(["Makefile", "Dockerfile", "Cargo.toml", "compose.yaml"].map(|name| root().join(name)));
     for file in files {
-        // A file that is no text has no comments.
+        // Binary files cite nothing.
         let Ok(text) = fs::read_to_string(&file) else { continue };
         for (path, after) in cited_pages(&text) {
             assert!(root().join(path).exists(), "{} cites {path}", file.display());

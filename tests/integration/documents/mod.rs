@@ -1,4 +1,4 @@
-//! Every page for readers, held to the program: its commands run, and the settings, tests, links and paths that it names exist.
+//! Tests of the documentation: commands run, and the settings, tests, links and paths on every page exist.
 //! (`operators::runbook` runs the commands of docs/operations.md.)
 
 mod citations;
@@ -17,12 +17,12 @@ pub use settings::documented_variables;
 
 /// A page in Markdown.
 struct Page {
-    /// Its path in the repository.
+    /// Relative to the repository.
     path: PathBuf,
     text: String,
 }
 
-/// A line of a page; `block` is the language of the fenced block around it.
+/// A line of a page. `block` is the language of the fenced block that contains it.
 struct Line<'a> {
     block: Option<&'a str>,
     text: &'a str,
@@ -53,7 +53,7 @@ fn pages() -> Vec<Page> {
     pages
 }
 
-/// The files below a folder of the repository, with what their names end in.
+/// The files below a folder of the repository whose names end in `extension`.
 fn files_below(dir: &str, extension: &str) -> Vec<PathBuf> {
     let (mut files, mut dirs) = (Vec::new(), vec![root().join(dir)]);
     while let Some(dir) = dirs.pop() {
@@ -74,7 +74,7 @@ impl Page {
         self.path.display().to_string()
     }
 
-    /// Every line but the fences themselves.
+    /// Every line except the fences.
     fn lines(&self) -> Vec<Line<'_>> {
         let (mut lines, mut block) = (Vec::new(), None);
         for text in self.text.lines() {
@@ -84,7 +84,7 @@ impl Page {
                 _ => lines.push(Line { block, text }),
             }
         }
-        assert!(block.is_none(), "{}: a block without an end", self.name());
+        assert!(block.is_none(), "{}: unclosed fenced block", self.name());
         lines
     }
 
@@ -93,12 +93,12 @@ impl Page {
         self.lines().iter().filter(|line| line.block.is_none()).map(|line| format!("{}\n", line.text)).collect()
     }
 
-    /// The inline code of the prose, with white space as single spaces.
+    /// The inline code of the prose, with white space collapsed.
     fn spans(&self) -> Vec<String> {
         self.prose().split("\n\n").flat_map(spans_of).collect()
     }
 
-    /// The part below a heading, up to the next of the same level.
+    /// The text below a `##` heading, up to the next one.
     fn section(&self, heading: &str) -> &str {
         let (_, below) = self.text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading:?}"));
         below.split("\n## ").next().unwrap()

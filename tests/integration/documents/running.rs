@@ -7,14 +7,14 @@ use serde_json::json;
 use super::{Page, commands::words, page};
 use crate::process::binary::{Servers, get, post, run};
 
-/// The inline code of a page that begins so.
+/// The first inline code of a page that begins with `begins`.
 #[track_caller]
 fn printed(page: &Page, begins: &str) -> String {
     let found = page.spans().into_iter().find(|span| span.starts_with(begins));
     found.unwrap_or_else(|| panic!("{} prints no {begins:?}", page.name()))
 }
 
-/// Runs a command of the program as printed; it must succeed.
+/// Runs a command of the program as printed, asserts that it succeeds, and returns its output.
 async fn succeeds(servers: &Servers, command: &str, variables: &[(&str, &str)]) -> String {
     let words = words(command);
     let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();

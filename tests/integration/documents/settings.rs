@@ -1,4 +1,4 @@
-//! docs/configuration.md names every setting of the program, with its default.
+//! docs/configuration.md names every setting of the program with its default.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,12 +8,12 @@ use std::{
 use super::page;
 
 const COMMANDS: [&str; 8] = ["dev", "serve", "project", "migrate", "seed", "rebuild", "audit", "health"];
-/// What the page says where the program's help names no default.
+/// What the page may show for an option whose help names no default.
 const WITHOUT_DEFAULT: [&str; 3] = ["–", "false", "off"];
 
-/// The program's variables, each with the default that its help names.
+/// The program's environment variables with the defaults of its help.
 fn program_settings() -> BTreeMap<String, Option<String>> {
-    // tracing-subscriber reads it; no option has it.
+    // No option names RUST_LOG, since tracing-subscriber reads it.
     let mut settings = BTreeMap::from([("RUST_LOG".to_owned(), Some("info".to_owned()))]);
     for command in COMMANDS {
         let help = Command::new(env!("CARGO_BIN_EXE_firstcome")).args([command, "--help"]).output().unwrap();
@@ -30,7 +30,7 @@ fn program_settings() -> BTreeMap<String, Option<String>> {
     settings
 }
 
-/// The page's variables with their defaults.
+/// The variables on the page with their defaults.
 fn documented_settings() -> BTreeMap<String, String> {
     let page = page("docs/configuration.md");
     let mut settings = BTreeMap::new();
@@ -41,13 +41,13 @@ fn documented_settings() -> BTreeMap<String, String> {
         assert!(defaults.len() == 1 || defaults.len() == names.len(), "{row}");
         for (n, name) in names.iter().enumerate() {
             let default = defaults[n.min(defaults.len() - 1)];
-            assert!(settings.insert((*name).to_owned(), default.to_owned()).is_none(), "{name} stands there twice");
+            assert!(settings.insert((*name).to_owned(), default.to_owned()).is_none(), "{name} is documented twice");
         }
     }
     settings
 }
 
-/// The variables that docs/configuration.md names.
+/// The variables that docs/configuration.md documents.
 pub fn documented_variables() -> BTreeSet<String> {
     documented_settings().into_keys().collect()
 }
@@ -59,7 +59,7 @@ fn configuration_page_names_every_setting_with_its_default() {
     for (name, default) in &program {
         let documented = documented[name].as_str();
         match default {
-            // A default that depends on something else goes on in words.
+            // The help may explain a default that depends on another setting.
             Some(default) => {
                 assert_eq!(default.split([',', ';']).next(), Some(documented), "{name}");
             }

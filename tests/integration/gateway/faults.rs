@@ -1,26 +1,26 @@
-//! Gateways outside of the contract: ids and amounts of their own, refused cancels, and no service at all. Each payment
-//! ends in a defined way or is reported to operators, and no gateway is asked without growing pauses.
+//! Gateways that violate the contract: other ids and amounts, refused cancels, errors instead of replies. Each payment
+//! ends in a defined state or is reported to operators, and the service asks a failing gateway with growing pauses.
 
 use serde_json::json;
 
 use crate::{
-    gateway::flow::{GatewayShop, IMPATIENT_MS, PATIENT_MS},
+    gateway::flow::{GatewayShop, LONG_TIMEOUT_MS, SHORT_TIMEOUT_MS},
     support::{
         fake_gateway::{Behaviour, QueryBehaviour},
         harness::{open, postgres_url, until},
     },
 };
 
-/// The transaction that PostgreSQL has for the shop's payment.
+/// The transaction id in PostgreSQL of the shop's payment.
 async fn transaction(shop: &GatewayShop) -> Option<String> {
     shop.test.drain().await;
     let query = sqlx::query_scalar("SELECT transaction_id FROM payments WHERE order_id = $1");
     query.bind(shop.order).fetch_one(shop.test.db.get_postgres_connection_pool()).await.unwrap()
 }
 
-/// Payments listed as stuck.
-async fn stuck(shop: &GatewayShop) -> u64 {
-    shop.test.engine.observe().await.partitions.iter().map(|here| here.stuck_payments).sum()
+/// The number of stuck payments.
+async fn stuck_payments(shop: &GatewayShop) -> u64 {
+    shop.test.engine.observe().await.partitions.iter().map(|partition| partition.stuck_payments).sum()
 }
 
 fn failed() -> (String, Option<String>) {
@@ -34,7 +34,7 @@ async fn payment_paid_when_transaction_id_number_or_long_string() {
         (json!("가".repeat(255)), "가".repeat(255)),
         (json!("a\u{1f}b\0c"), "a\\u001fb\\u0000c".to_owned()),
     ] {
-        let shop = GatewayShop::start(PATIENT_MS).await;
+        let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
         shop.gateway.transaction_ids_are(id);
         assert_eq!(shop.pay(None).await.ok()["orderStatus"], "PAID");
         assert_eq!(transaction(&shop).await, Some(kept));
@@ -44,7 +44,7 @@ async fn payment_paid_when_transaction_id_number_or_long_string() {
 
 #[tokio::test]
 async fn payment_paid_by_sweeper_when_transaction_id_number() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     shop.gateway.transaction_ids_are(json!(12345));
     shop.gateway.next(Behaviour::ServerErrorAfterApproval);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -57,7 +57,7 @@ async fn payment_paid_by_sweeper_when_transaction_id_number() {
 #[tokio::test]
 async fn payment_refunded_when_transaction_id_unusable() {
     for id in [json!("x".repeat(256)), json!(""), json!(null), json!({"id": "tx"}), json!(true)] {
-        let shop = GatewayShop::start(PATIENT_MS).await;
+        let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
         shop.gateway.transaction_ids_are(id.clone());
         shop.pay(None).await.refused(402, "INSUFFICIENT_BALANCE");
         assert_eq!(shop.status().await, failed(), "{id}");
@@ -68,9 +68,9 @@ async fn payment_refunded_when_transaction_id_unusable() {
     }
 }
 
-/// `hangs`: the sweeper finds out.
-async fn other_amount_goes_back(amount: i64, hangs: bool) {
-    let shop = GatewayShop::start(if hangs { IMPATIENT_MS } else { PATIENT_MS }).await;
+/// A payment with another amount is refunded. `hangs`: the sweeper learns the amount, not the request.
+async fn other_amount_refunded(amount: i64, hangs: bool) {
+    let shop = GatewayShop::start(if hangs { SHORT_TIMEOUT_MS } else { LONG_TIMEOUT_MS }).await;
     if hangs {
         shop.gateway.next(Behaviour::ApproveAmountThenHang(amount));
         shop.pay(Some("k")).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -87,38 +87,42 @@ async fn other_amount_goes_back(amount: i64, hangs: bool) {
     shop.later(0).await;
     assert_eq!(shop.payment().await, "REFUNDED");
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
-    let asked = (shop.gateway.cancels(uid), shop.gateway.status_queries(uid));
+    let calls = (shop.gateway.cancels(uid), shop.gateway.status_queries(uid));
     shop.later(100_000).await;
-    assert_eq!((shop.gateway.cancels(uid), shop.gateway.status_queries(uid)), asked, "nothing is left to do");
+    assert_eq!(
+        (shop.gateway.cancels(uid), shop.gateway.status_queries(uid)),
+        calls,
+        "a finished payment is queried again"
+    );
     shop.finish(0).await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_approved_amount_lower() {
-    other_amount_goes_back(100, false).await;
+    other_amount_refunded(100, false).await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_approved_amount_higher() {
-    other_amount_goes_back(50_000, false).await;
+    other_amount_refunded(50_000, false).await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_other_amount_found_later() {
-    other_amount_goes_back(100, true).await;
+    other_amount_refunded(100, true).await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_gateway_reports_less_than_taken() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
-    let lie = json!({"approved": true, "transactionId": "tx", "amount": 100}).to_string();
-    shop.gateway.next(Behaviour::AnswerAfterApproval(200, lie.clone()));
-    shop.gateway.status_queries_are(QueryBehaviour::Answer(200, lie));
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+    let understated = json!({"approved": true, "transactionId": "tx", "amount": 100}).to_string();
+    shop.gateway.next(Behaviour::AnswerAfterApproval(200, understated.clone()));
+    shop.gateway.status_queries_are(QueryBehaviour::Answer(200, understated));
     shop.pay(None).await.refused(402, "INSUFFICIENT_BALANCE");
     shop.later(0).await;
     assert_eq!(shop.payment().await, "REFUNDED");
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
-    // 100 is not what it took, so it refused; 5,000 is.
+    // The gateway refuses to cancel the reported amount of 100 and accepts the requested amount of 5,000.
     assert_eq!(shop.gateway.cancels(uid), 2);
     assert_eq!(shop.gateway.total_kept(), 0);
     shop.test.finish().await;
@@ -126,12 +130,12 @@ async fn payment_refunded_when_gateway_reports_less_than_taken() {
 
 #[tokio::test]
 async fn payment_unknown_when_reply_names_other_order() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     let other = json!({"approved": true, "transactionId": "tx", "orderId": shop.order + 1}).to_string();
     shop.gateway.next(Behaviour::Answer(200, other));
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     assert_eq!(shop.status().await, ("PENDING".into(), None));
-    // It never had the payment that was asked for.
+    // The gateway replied about another order, so it never received this payment.
     shop.later(300).await;
     assert_eq!(shop.status().await, failed());
     shop.later(100_000).await;
@@ -149,7 +153,7 @@ async fn refund_finished_by_status_when_cancel_refused_as_done() {
         (404, "<html>no such page</html>"),
         (302, ""),
     ] {
-        let shop = GatewayShop::start(PATIENT_MS).await;
+        let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
         let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
         shop.test.cancel(shop.order, shop.user).await.ok();
         shop.gateway.cancels_are(QueryBehaviour::ThenAnswer(code, body.to_owned()));
@@ -162,7 +166,7 @@ async fn refund_finished_by_status_when_cancel_refused_as_done() {
     }
 }
 
-/// Sweeps every other second for so long.
+/// Sweeps every other second for this long.
 async fn sweep_for(shop: &GatewayShop, seconds: i64) {
     for _ in 0..seconds / 2 {
         shop.later(2).await;
@@ -171,7 +175,7 @@ async fn sweep_for(shop: &GatewayShop, seconds: i64) {
 
 #[tokio::test]
 async fn refund_retried_with_backoff_when_gateway_refuses() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
     shop.test.cancel(shop.order, shop.user).await.ok();
     shop.gateway.cancels_are(QueryBehaviour::Answer(409, r#"{"error": "not now"}"#.to_owned()));
@@ -181,68 +185,69 @@ async fn refund_retried_with_backoff_when_gateway_refuses() {
     sweep_for(&shop, 540).await;
     let cancels = shop.gateway.cancels(&receipt);
     assert!((8..=16).contains(&cancels), "{cancels} in ten minutes");
-    assert_eq!(stuck(&shop).await, 1);
+    assert_eq!(stuck_payments(&shop).await, 1);
     assert_eq!(shop.payment().await, "REFUND_DUE");
     shop.gateway.cancels_are(QueryBehaviour::Truthful);
     shop.later(1_000).await;
-    assert_eq!((shop.payment().await.as_str(), stuck(&shop).await), ("REFUNDED", 0));
+    assert_eq!((shop.payment().await.as_str(), stuck_payments(&shop).await), ("REFUNDED", 0));
     shop.finish(0).await;
 }
 
-/// A gateway that took the money and hung, and from then on answers each question so.
-async fn gone(status: QueryBehaviour) {
-    let shop = GatewayShop::start(IMPATIENT_MS).await;
+/// A payment stays PENDING and is stuck while its gateway, which took the money and hung, answers every query with
+/// `status`.
+async fn stuck_while_gateway_replies(status: QueryBehaviour) {
+    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.gateway.status_queries_are(status.clone());
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
-    assert_eq!(stuck(&shop).await, 0, "{status:?}");
+    assert_eq!(stuck_payments(&shop).await, 0, "{status:?}");
     sweep_for(&shop, 600).await;
-    let asked = shop.gateway.status_queries(uid);
-    assert!((6..=13).contains(&asked), "{status:?}: asked {asked} times in ten minutes");
-    assert_eq!((shop.status().await.0.as_str(), stuck(&shop).await), ("PENDING", 1), "{status:?}");
-    // Another process does not begin anew.
+    let queries = shop.gateway.status_queries(uid);
+    assert!((6..=13).contains(&queries), "{status:?}: {queries} queries in ten minutes");
+    assert_eq!((shop.status().await.0.as_str(), stuck_payments(&shop).await), ("PENDING", 1), "{status:?}");
+    // Another process continues the backoff.
     let (redis, postgres) = (shop.test.redis.url(), postgres_url(&shop.test.database));
     let other = open(&shop.test.options, &redis, &postgres, shop.test.clock.clone()).await.unwrap();
     for _ in 0..10 {
         shop.test.clock.advance(2_000);
         other.engine.sweep().await.unwrap();
     }
-    assert!(shop.gateway.status_queries(uid) <= asked + 1, "{status:?}");
+    assert!(shop.gateway.status_queries(uid) <= queries + 1, "{status:?}");
     other.db.close().await.unwrap();
     shop.later(100_000).await;
     let day = shop.gateway.status_queries(uid);
     shop.later(10).await;
-    assert_eq!((shop.gateway.status_queries(uid), stuck(&shop).await), (day, 1), "{status:?}");
+    assert_eq!((shop.gateway.status_queries(uid), stuck_payments(&shop).await), (day, 1), "{status:?}");
     shop.gateway.status_queries_are(QueryBehaviour::Truthful);
     shop.later(1_000).await;
-    assert_eq!((shop.status().await.0.as_str(), stuck(&shop).await), ("PAID", 0), "{status:?}");
+    assert_eq!((shop.status().await.0.as_str(), stuck_payments(&shop).await), ("PAID", 0), "{status:?}");
     shop.finish(5_000).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_refuses_token() {
-    gone(QueryBehaviour::Answer(401, r#"{"error": "who are you"}"#.to_owned())).await;
+    stuck_while_gateway_replies(QueryBehaviour::Answer(401, r#"{"error": "who are you"}"#.to_owned())).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_answers_html() {
-    gone(QueryBehaviour::Answer(404, "<html>no such page</html>".to_owned())).await;
+    stuck_while_gateway_replies(QueryBehaviour::Answer(404, "<html>no such page</html>".to_owned())).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_gone() {
-    gone(QueryBehaviour::Answer(410, r#"{"error": "gone"}"#.to_owned())).await;
+    stuck_while_gateway_replies(QueryBehaviour::Answer(410, r#"{"error": "gone"}"#.to_owned())).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_redirects() {
-    gone(QueryBehaviour::Answer(302, String::new())).await;
+    stuck_while_gateway_replies(QueryBehaviour::Answer(302, String::new())).await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_connection_refused() {
-    let shop = GatewayShop::start(IMPATIENT_MS).await;
+    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     let GatewayShop { test, gateway, order, .. } = shop;
@@ -254,7 +259,7 @@ async fn payment_stuck_when_connection_refused() {
     let path = format!("/api/v1/orders/{order}");
     assert_eq!(test.get(&path).await.ok()["orderStatus"], "PENDING");
     let observed = test.engine.observe().await;
-    assert_eq!(observed.partitions.iter().map(|here| here.stuck_payments).sum::<u64>(), 1);
+    assert_eq!(observed.partitions.iter().map(|partition| partition.stuck_payments).sum::<u64>(), 1);
     test.finish().await;
 }
 
@@ -278,7 +283,7 @@ async fn payment_answered_in_time_when_reply_endless_or_slow() {
                 tokio::spawn(async move {
                     let _ = stream.read(&mut [0; 4096]).await;
                     let _ = stream.write_all(head.as_bytes()).await;
-                    // Once, and then never again; or as fast as it is read.
+                    // Sends the piece once and stalls, or repeats it without end.
                     while stream.write_all(piece.as_bytes()).await.is_ok() {
                         if bounded {
                             std::future::pending::<()>().await;
@@ -287,7 +292,7 @@ async fn payment_answered_in_time_when_reply_endless_or_slow() {
                 });
             }
         });
-        let shop = GatewayShop::at(&url, IMPATIENT_MS).await;
+        let shop = GatewayShop::at(&url, SHORT_TIMEOUT_MS).await;
         let reply = until("the payment is answered", async || Some(shop.pay(None).await)).await;
         reply.refused(503, "SERVICE_UNAVAILABLE");
         assert_eq!(shop.status().await, ("PENDING".into(), None));

@@ -1,5 +1,5 @@
-//! Payments through a gateway that approves, declines, hangs, answers late or answers garbage: money is never taken
-//! twice, and never kept for an order that is not paid.
+//! Payments through a gateway that approves, declines, hangs, replies late or replies with garbage: the gateway never
+//! takes money twice, and never keeps it for an unpaid order.
 
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -10,7 +10,7 @@ use crate::support::{
     harness::{Options, TestApp, gateways, open, postgres_url, until},
 };
 
-/// A test app whose KAKAO_PAY goes to a fake gateway, with an order of 5,000 won to be paid through it.
+/// A test app that pays KAKAO_PAY through a fake gateway, with a pending order of 5,000 won.
 pub struct GatewayShop {
     pub test: TestApp,
     pub gateway: FakeGateway,
@@ -20,10 +20,10 @@ pub struct GatewayShop {
     pub order: i64,
 }
 
-/// The timeout of a gateway that answers: longer than any stall of the machine.
-pub const PATIENT_MS: u64 = 60_000;
-/// The timeout of a gateway that never answers.
-pub const IMPATIENT_MS: u64 = 3_000;
+/// Timeout for gateways that reply, in milliseconds: longer than any stall of the machine.
+pub const LONG_TIMEOUT_MS: u64 = 60_000;
+/// Timeout for gateways that never reply, in milliseconds.
+pub const SHORT_TIMEOUT_MS: u64 = 3_000;
 
 impl GatewayShop {
     pub async fn start(timeout_ms: u64) -> GatewayShop {
@@ -32,7 +32,7 @@ impl GatewayShop {
         GatewayShop::with(gateway, &url, timeout_ms).await
     }
 
-    /// Whose gateway is somewhere else, and no fake one.
+    /// The gateway is at `url`, not the fake one.
     pub async fn at(url: &str, timeout_ms: u64) -> GatewayShop {
         GatewayShop::with(FakeGateway::start().await, url, timeout_ms).await
     }
@@ -42,7 +42,7 @@ impl GatewayShop {
         config.payment_gateway_timeout_ms = timeout_ms;
         config.payment_gateway_give_up_seconds = 300;
         let test = TestApp::with(Options { gateway: config, ..Options::default() }).await;
-        // A balance of 0: the money can't come from the balance.
+        // A balance of 0 proves that the money does not come from the balance.
         let (user, product) = (test.user(0).await, test.product(2_500, 10).await);
         let coupon = test.campaign("FIXED", 1_000, 5).await;
         test.issue(coupon, user).await.ok();
@@ -66,7 +66,7 @@ impl GatewayShop {
         product["stockQuantity"].as_i64().unwrap()
     }
 
-    /// The status of the payment in PostgreSQL.
+    /// The status in PostgreSQL of the shop's payment.
     pub async fn payment(&self) -> String {
         self.test.drain().await;
         let pool = self.test.db.get_postgres_connection_pool();
@@ -77,7 +77,7 @@ impl GatewayShop {
             .unwrap()
     }
 
-    /// Advances the clock and sweeps.
+    /// Advances the clock and runs the sweeper.
     pub async fn later(&self, seconds: i64) {
         self.test.clock.advance(seconds * 1000);
         self.test.engine.sweep().await.unwrap();
@@ -87,7 +87,7 @@ impl GatewayShop {
         assert_eq!(self.gateway.total_kept(), kept, "money kept by the gateway");
         assert!(self.gateway.faults().is_empty(), "{:?}", self.gateway.faults());
         for uid in self.gateway.uids() {
-            assert_eq!(self.gateway.posts(&uid), 1, "the gateway was asked for {uid} more than once");
+            assert_eq!(self.gateway.posts(&uid), 1, "payment {uid} was posted more than once");
         }
         self.test.finish().await;
     }
@@ -95,7 +95,7 @@ impl GatewayShop {
 
 #[tokio::test]
 async fn approved_payment_pays_order_without_balance() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     let paid = shop.pay(None).await.ok();
     assert_eq!((paid["orderStatus"].as_str(), paid["amount"].as_i64()), (Some("PAID"), Some(5_000)));
     let receipt = paid["receipt"].as_str().unwrap();
@@ -109,7 +109,7 @@ async fn approved_payment_pays_order_without_balance() {
 
 #[tokio::test]
 async fn declined_payment_fails_order_and_releases_holds() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     shop.gateway.always(Behaviour::Decline);
     shop.pay(Some("k")).await.refused(402, "INSUFFICIENT_BALANCE");
     assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
@@ -124,7 +124,7 @@ async fn declined_payment_fails_order_and_releases_holds() {
 
 #[tokio::test]
 async fn refund_retried_through_gateway_until_done() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
     let cancelled = shop.test.cancel(shop.order, shop.user).await.ok();
     assert_eq!(
@@ -142,22 +142,21 @@ async fn refund_retried_through_gateway_until_done() {
     shop.later(10).await;
     assert!(shop.gateway.cancelled(&receipt));
     assert_eq!(shop.payment().await, "REFUNDED");
-    let asked = shop.gateway.cancels(&receipt);
+    let cancels = shop.gateway.cancels(&receipt);
     shop.later(3_600).await;
-    assert_eq!(shop.gateway.cancels(&receipt), asked, "nothing is left to do");
+    assert_eq!(shop.gateway.cancels(&receipt), cancels, "a finished refund is repeated");
     assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
     shop.finish(0).await;
 }
 
-/// Outcomes that the gateway does not tell, though it took the money.
-async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
+/// The gateway takes the money, but its reply does not arrive.
+async fn taken_without_reply(behaviour: Behaviour, timeout_ms: u64) {
     let shop = GatewayShop::start(timeout_ms).await;
     shop.gateway.next(behaviour);
     let unknown = shop.pay(Some("k")).await;
     unknown.refused(503, "SERVICE_UNAVAILABLE");
     assert!(unknown.headers.contains_key("retry-after"));
-    // While the outcome is unknown, the order can't be ended: not by its user, nor by the clock, nor by a second
-    // payment.
+    // While the outcome is unknown, neither the user, nor the expiry, nor a second payment ends the order.
     assert_eq!(shop.status().await, ("PENDING".into(), None));
     shop.pay(Some("k")).await.refused(409, "REQUEST_IN_PROGRESS");
     shop.pay(None).await.refused(409, "REQUEST_IN_PROGRESS");
@@ -181,64 +180,64 @@ async fn taken_but_not_told(behaviour: Behaviour, timeout_ms: u64) {
 
 #[tokio::test]
 async fn order_paid_when_money_taken_without_reply() {
-    taken_but_not_told(Behaviour::ApproveThenHang, IMPATIENT_MS).await;
+    taken_without_reply(Behaviour::ApproveThenHang, SHORT_TIMEOUT_MS).await;
 }
 
 #[tokio::test]
 async fn order_paid_when_money_taken_and_reply_garbage() {
-    taken_but_not_told(Behaviour::GarbageAfterApproval, PATIENT_MS).await;
+    taken_without_reply(Behaviour::GarbageAfterApproval, LONG_TIMEOUT_MS).await;
 }
 
 #[tokio::test]
 async fn order_paid_when_money_taken_and_reply_error() {
-    taken_but_not_told(Behaviour::ServerErrorAfterApproval, PATIENT_MS).await;
+    taken_without_reply(Behaviour::ServerErrorAfterApproval, LONG_TIMEOUT_MS).await;
 }
 
 #[tokio::test]
 async fn order_paid_when_money_taken_and_connection_cut() {
-    taken_but_not_told(Behaviour::CutAfterApproval, PATIENT_MS).await;
+    taken_without_reply(Behaviour::CutAfterApproval, LONG_TIMEOUT_MS).await;
 }
 
-/// Outcomes that the gateway does not tell, and there was no payment.
-async fn not_taken_and_not_told(behaviour: Behaviour, timeout_ms: u64) {
+/// The gateway takes no money, and its reply does not arrive.
+async fn not_taken_without_reply(behaviour: Behaviour, timeout_ms: u64) {
     let shop = GatewayShop::start(timeout_ms).await;
     shop.gateway.next(behaviour);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.later(3 + timeout_ms as i64 / 1000).await;
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
     assert_eq!(shop.gateway.status_queries(uid), 1);
-    assert_eq!(shop.status().await.0, "PENDING", "it may be on its way");
+    assert_eq!(shop.status().await.0, "PENDING", "the payment may still arrive");
     shop.later(300).await;
     assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
     assert_eq!(shop.stock().await, 10);
-    // Watched for an hour, then forgotten.
+    // The sweeper queries the payment for an hour, in case the money is taken late.
     shop.later(100).await;
     shop.later(4_000).await;
-    let asked = shop.gateway.status_queries(uid);
+    let queries = shop.gateway.status_queries(uid);
     shop.later(100_000).await;
-    assert_eq!(shop.gateway.status_queries(uid), asked);
+    assert_eq!(shop.gateway.status_queries(uid), queries);
     assert_eq!(shop.payment().await, "DECLINED");
     shop.finish(0).await;
 }
 
 #[tokio::test]
 async fn order_failed_when_gateway_hangs_without_taking_money() {
-    not_taken_and_not_told(Behaviour::Hang, IMPATIENT_MS).await;
+    not_taken_without_reply(Behaviour::Hang, SHORT_TIMEOUT_MS).await;
 }
 
 #[tokio::test]
 async fn order_failed_when_reply_garbage_and_no_money_taken() {
-    not_taken_and_not_told(Behaviour::Garbage, PATIENT_MS).await;
+    not_taken_without_reply(Behaviour::Garbage, LONG_TIMEOUT_MS).await;
 }
 
 #[tokio::test]
 async fn order_failed_when_reply_error_and_no_money_taken() {
-    not_taken_and_not_told(Behaviour::ServerError, PATIENT_MS).await;
+    not_taken_without_reply(Behaviour::ServerError, LONG_TIMEOUT_MS).await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_money_taken_after_order_failed() {
-    let shop = GatewayShop::start(IMPATIENT_MS).await;
+    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
     shop.gateway.next(Behaviour::ApproveLate);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.later(300).await;
@@ -254,7 +253,7 @@ async fn payment_refunded_when_money_taken_after_order_failed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_payments_take_money_once() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     let replies = join_all((0..30).map(|_| shop.pay(None))).await;
     let paid = replies.iter().filter(|reply| reply.status == 200).count();
     assert_eq!(paid, 1);
@@ -264,11 +263,11 @@ async fn concurrent_payments_take_money_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_sweepers_settle_payment_once() {
-    let shop = GatewayShop::start(IMPATIENT_MS).await;
+    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.test.clock.advance(60_000);
-    // Another process, which has never heard of the payment but through the stores.
+    // Other processes, which know the payment only through the stores.
     let mut others = Vec::new();
     for _ in 0..4 {
         let (redis, postgres) = (shop.test.redis.url(), postgres_url(&shop.test.database));
@@ -287,7 +286,7 @@ async fn concurrent_sweepers_settle_payment_once() {
 
 #[tokio::test]
 async fn free_order_paid_without_gateway() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     let cheap = shop.test.product(1_000, 1).await;
     let order = json!({"userId": shop.user, "orderProducts": [{"productId": cheap, "quantity": 1}], "userCouponId": shop.coupon});
     let order = shop.test.post("/api/v1/orders", order).await.ok();
@@ -300,7 +299,7 @@ async fn free_order_paid_without_gateway() {
 
 #[tokio::test]
 async fn payment_taken_from_balance_when_type_has_no_gateway() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     shop.test.put_charge(shop.user, 5_000).await.ok();
     assert_eq!(shop.test.pay(shop.order, shop.user, "CARD", 5_000).await.ok()["orderStatus"], "PAID");
     assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
@@ -310,7 +309,7 @@ async fn payment_taken_from_balance_when_type_has_no_gateway() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expiry_of_other_orders_continues_when_gateway_hangs() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
     shop.gateway.next(Behaviour::CutAfterApproval);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     let (buyer, cheap) = (shop.test.user(1_000).await, shop.test.product(100, 1).await);
@@ -325,7 +324,7 @@ async fn expiry_of_other_orders_continues_when_gateway_hangs() {
         (shop.test.get(&path).await.ok()["orderStatus"] == "CANCELLED").then_some(())
     })
     .await;
-    assert_eq!(shop.gateway.status_queries(uid), 1, "the gateway still hangs on the first");
+    assert_eq!(shop.gateway.status_queries(uid), 1, "the first query still hangs");
     assert_eq!(shop.status().await.0, "PENDING");
     shop.finish(5_000).await;
 }

@@ -1,5 +1,5 @@
-//! A gateway that answers with random bytes: only an exact approval approves; any other reply is unknown or refused, in
-//! bounded time. (The unit tests of the decoder cover the meaning of status and body.)
+//! A gateway that replies with random bytes: only an exact approval approves; any other reply is unknown or refused,
+//! within bounded time. (The unit tests of the decoder cover the meaning of status and body.)
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::projector::fuzz_events::config;
 
-/// A reply, and whether it is a valid approval with nothing changed about it.
+/// A reply, and whether it is a valid approval.
 fn replies() -> impl Strategy<Value = (Vec<u8>, bool)> {
     let status = prop_oneof![
         4 => Just(200_u16),
@@ -29,7 +29,7 @@ fn replies() -> impl Strategy<Value = (Vec<u8>, bool)> {
         1 => any::<String>(),
         1 => Just(String::new()),
     ];
-    // What the length is said to be, beside the truth.
+    // The deviation of the content-length header from the true length.
     let length = prop_oneof![6 => Just(0_i64), 1 => -60..60_i64, 1 => any::<i64>()];
     let header = prop_oneof![
         6 => Just(""),
@@ -43,7 +43,7 @@ fn replies() -> impl Strategy<Value = (Vec<u8>, bool)> {
     let whole = (status, body, length, header).prop_map(|(status, body, off, header)| {
         let length = (body.len() as i64).wrapping_add(off);
         let reply = format!("HTTP/1.1 {status} OK\r\n{header}content-length: {length}\r\n\r\n{body}");
-        // 204 and 205 have no body, whatever follows.
+        // A reply with status 204 or 205 has no body, even if bytes follow.
         let valid = (200..300).contains(&status) && !matches!(status, 204 | 205) && body.contains("tx-1") && off == 0;
         let about_the_body = ["transfer-encoding", "content-length", "\0"].iter().any(|name| header.starts_with(name));
         (reply.into_bytes(), valid && !about_the_body)
@@ -89,14 +89,14 @@ fn reply_of_random_bytes_approves_nothing() {
             let length = stream.read(&mut buffer).await.unwrap();
             asked.extend_from_slice(&buffer[..length]);
         }
-        // It may have heard enough already.
+        // The client may close the connection early.
         let _ = stream.write_all(reply).await;
         drop(stream);
         std::future::pending::<PayOutcome>().await
     };
     TestRunner::new(config(256, 4))
         .run(&replies(), |(reply, valid)| {
-            // A new one each time, so that no connection of the last is used.
+            // A new client does not reuse the previous case's connection.
             let gateway = HttpGateway::new(PaymentType::Toss, &config_of).unwrap();
             let outcome = runtime.block_on(async {
                 tokio::select! {

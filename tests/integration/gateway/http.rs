@@ -1,4 +1,4 @@
-//! The HTTP client of the gateway against a fake gateway, for each of its faults.
+//! The HTTP client of gateways against each fault of the fake gateway.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,37 +14,38 @@ use tokio::net::TcpListener;
 
 use crate::support::fake_gateway::{Behaviour, FakeGateway, QueryBehaviour};
 
-/// The request that the payments are of.
-const ASKED_BY: &str = "request-1";
+/// The id of the request that pays.
+const REQUEST_ID: &str = "request-1";
 
-/// Long enough that no healthy call on a busy machine reaches it.
-const PATIENT: Duration = Duration::from_secs(20);
+/// Timeout for calls that get a reply: longer than any stall of the machine.
+const LONG_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// For calls that are never answered, whether they arrive in time or not.
-const HASTY: Duration = Duration::from_secs(2);
+/// Timeout for calls that never get a reply.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn gateway_at(url: &str, timeout: Duration) -> HttpGateway {
     HttpGateway::new(PaymentType::Toss, &HttpGatewayConfig { url: url.to_owned(), timeout, token: None }).unwrap()
 }
 
-fn patient(fake: &FakeGateway) -> HttpGateway {
-    gateway_at(fake.url(), PATIENT)
+fn with_long_timeout(fake: &FakeGateway) -> HttpGateway {
+    gateway_at(fake.url(), LONG_TIMEOUT)
 }
 
-fn hasty(fake: &FakeGateway) -> HttpGateway {
-    gateway_at(fake.url(), HASTY)
+fn with_short_timeout(fake: &FakeGateway) -> HttpGateway {
+    gateway_at(fake.url(), SHORT_TIMEOUT)
 }
 
-/// A payment whose client goes away as soon as the gateway has it: as a timeout, but known to have arrived.
-async fn pay_and_leave(fake: &FakeGateway, uid: &str) {
-    let (gateway, asking) = (patient(fake), charge(uid));
+/// Pays with a client that drops the call once the gateway has received it. Unlike a timeout, the request certainly
+/// arrived.
+async fn pay_and_disconnect(fake: &FakeGateway, uid: &str) {
+    let (gateway, charge) = (with_long_timeout(fake), charge_of(uid));
     tokio::select! {
-        outcome = gateway.pay(ASKED_BY, &asking) => panic!("answered: {outcome:?}"),
+        outcome = gateway.pay(REQUEST_ID, &charge) => panic!("answered: {outcome:?}"),
         () = fake.posted(uid, 1) => {}
     }
 }
 
-fn charge(uid: &str) -> Charge {
+fn charge_of(uid: &str) -> Charge {
     Charge {
         merchant_uid: uid.to_owned(),
         order_id: OrderId::new(7).unwrap(),
@@ -71,20 +72,23 @@ fn why(outcome: PayOutcome) -> String {
 #[tokio::test]
 async fn approved_payment_found_and_refunded_once() {
     let fake = FakeGateway::start().await;
-    let gateway = patient(&fake);
-    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::NotFound);
-    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
-    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
-    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
-    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, found("r-1"));
+    let gateway = with_long_timeout(&fake);
+    assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::NotFound);
+    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, approved("r-1"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, approved("r-1"));
+    assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, found("r-1"));
     assert_eq!((fake.taken("r-1"), fake.kept("r-1"), fake.posts("r-1")), (Some(12_000), 12_000, 2));
     assert_eq!(fake.order_of("r-1"), Some(7));
     for _ in 0..2 {
-        assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "주문 취소").await, CancelOutcome::Cancelled);
+        assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "주문 취소").await, CancelOutcome::Cancelled);
     }
     let cancelled = "CANCELLED".to_owned();
-    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Declined { reason: cancelled.clone() });
-    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Declined { reason: cancelled });
+    assert_eq!(
+        gateway.status(REQUEST_ID, &charge_of("r-1")).await,
+        StatusOutcome::Declined { reason: cancelled.clone() }
+    );
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, PayOutcome::Declined { reason: cancelled });
     assert!(fake.cancelled("r-1"));
     assert_eq!((fake.total_taken(), fake.total_given_back(), fake.total_kept()), (12_000, 12_000, 0));
     assert_eq!((fake.cancels("r-1"), fake.status_queries("r-1"), fake.total_posts()), (3, 3, 3));
@@ -94,16 +98,16 @@ async fn approved_payment_found_and_refunded_once() {
 #[tokio::test]
 async fn declined_payment_stays_declined() {
     let fake = FakeGateway::start().await;
-    let gateway = patient(&fake);
+    let gateway = with_long_timeout(&fake);
     fake.next(Behaviour::Decline);
     let reason = "LIMIT_EXCEEDED".to_owned();
     for _ in 0..2 {
-        assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Declined { reason: reason.clone() });
+        assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, PayOutcome::Declined { reason: reason.clone() });
     }
-    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Declined { reason });
-    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::Declined { reason });
+    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
     assert_eq!(fake.taken("r-1"), None);
-    assert_eq!(gateway.pay(ASKED_BY, &charge("r-2")).await, approved("r-2"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-2")).await, approved("r-2"));
     let mut uids = fake.uids();
     uids.sort();
     assert_eq!(uids, ["r-1", "r-2"]);
@@ -115,45 +119,45 @@ async fn payment_unknown_until_queried_when_no_reply() {
     let fake = FakeGateway::start().await;
     fake.next(Behaviour::Hang);
     fake.next(Behaviour::ApproveThenHang);
-    pay_and_leave(&fake, "untaken").await;
-    pay_and_leave(&fake, "taken").await;
+    pay_and_disconnect(&fake, "untaken").await;
+    pay_and_disconnect(&fake, "taken").await;
     assert_eq!((fake.taken("untaken"), fake.taken("taken")), (None, Some(12_000)));
-    let gateway = patient(&fake);
-    assert_eq!(gateway.status(ASKED_BY, &charge("untaken")).await, StatusOutcome::NotFound);
-    assert_eq!(gateway.status(ASKED_BY, &charge("taken")).await, found("taken"));
-    assert_eq!(gateway.pay(ASKED_BY, &charge("untaken")).await, approved("untaken"));
-    assert_eq!(gateway.pay(ASKED_BY, &charge("taken")).await, approved("taken"));
+    let gateway = with_long_timeout(&fake);
+    assert_eq!(gateway.status(REQUEST_ID, &charge_of("untaken")).await, StatusOutcome::NotFound);
+    assert_eq!(gateway.status(REQUEST_ID, &charge_of("taken")).await, found("taken"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("untaken")).await, approved("untaken"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("taken")).await, approved("taken"));
     assert_eq!((fake.total_taken(), fake.total_posts()), (24_000, 4));
 }
 
 #[tokio::test]
 async fn call_ends_by_its_timeout() {
     let fake = FakeGateway::start().await;
-    let gateway = hasty(&fake);
+    let gateway = with_short_timeout(&fake);
     fake.always(Behaviour::Hang);
     fake.status_queries_are(QueryBehaviour::Hang);
     fake.cancels_are(QueryBehaviour::Hang);
     let why = "timed out".to_owned();
-    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Unknown { why: why.clone() });
-    assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Unknown { why: why.clone() });
-    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { why });
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, PayOutcome::Unknown { why: why.clone() });
+    assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::Unknown { why: why.clone() });
+    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { why });
 }
 
 #[tokio::test]
 async fn late_payment_not_found_before_taken() {
     let fake = FakeGateway::start().await;
-    let gateway = patient(&fake);
+    let gateway = with_long_timeout(&fake);
     fake.next(Behaviour::ApproveLate);
-    let asking = charge("r-1");
+    let charge = charge_of("r-1");
     let test = async {
         assert_eq!(fake.any_posted().await, "r-1");
-        assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::NotFound);
+        assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::NotFound);
         assert_eq!(fake.taken("r-1"), None);
         fake.release_late();
         assert_eq!(fake.taken("r-1"), Some(12_000));
-        assert_eq!(gateway.status(ASKED_BY, &charge("r-1")).await, found("r-1"));
+        assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, found("r-1"));
     };
-    let (outcome, ()) = tokio::join!(gateway.pay(ASKED_BY, &asking), test);
+    let (outcome, ()) = tokio::join!(gateway.pay(REQUEST_ID, &charge), test);
     assert_eq!(outcome, approved("r-1"));
 }
 
@@ -161,12 +165,12 @@ async fn late_payment_not_found_before_taken() {
 async fn late_payment_taken_when_client_gone() {
     let fake = FakeGateway::start().await;
     fake.next(Behaviour::ApproveLate);
-    pay_and_leave(&fake, "r-1").await;
-    let gateway = patient(&fake);
-    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    pay_and_disconnect(&fake, "r-1").await;
+    let gateway = with_long_timeout(&fake);
+    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
     fake.release_late();
     assert_eq!(fake.kept("r-1"), 12_000);
-    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
+    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
     assert_eq!(fake.kept("r-1"), 0);
 }
 
@@ -174,8 +178,8 @@ async fn late_payment_taken_when_client_gone() {
 async fn late_payment_retried_is_taken_once() {
     let fake = FakeGateway::start().await;
     fake.next(Behaviour::ApproveLate);
-    pay_and_leave(&fake, "r-1").await;
-    assert_eq!(patient(&fake).pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
+    pay_and_disconnect(&fake, "r-1").await;
+    assert_eq!(with_long_timeout(&fake).pay(REQUEST_ID, &charge_of("r-1")).await, approved("r-1"));
     fake.release_late();
     assert_eq!((fake.total_taken(), fake.posts("r-1")), (12_000, 2));
 }
@@ -197,16 +201,16 @@ async fn payment_unknown_when_reply_invalid() {
         (Behaviour::Answer(302, String::new()), false),
     ];
     let fake = FakeGateway::start().await;
-    let gateway = patient(&fake);
+    let gateway = with_long_timeout(&fake);
     for (n, (behaviour, is_taken)) in answers.into_iter().enumerate() {
         let uid = format!("r-{n}");
         fake.next(behaviour.clone());
-        let why = why(gateway.pay(ASKED_BY, &charge(&uid)).await);
+        let why = why(gateway.pay(REQUEST_ID, &charge_of(&uid)).await);
         assert!(!why.is_empty() && !why.contains("127.0.0.1"), "{behaviour:?}: {why}");
         assert_eq!(fake.taken(&uid).is_some(), is_taken, "{behaviour:?}");
-        assert_eq!(fake.posts(&uid), 1, "asked again by itself: {behaviour:?}");
+        assert_eq!(fake.posts(&uid), 1, "the client retried: {behaviour:?}");
         let status = if is_taken { found(&uid) } else { StatusOutcome::NotFound };
-        assert_eq!(gateway.status(ASKED_BY, &charge(&uid)).await, status, "{behaviour:?}");
+        assert_eq!(gateway.status(REQUEST_ID, &charge_of(&uid)).await, status, "{behaviour:?}");
     }
     assert_eq!(fake.faults(), [""; 0]);
 }
@@ -214,85 +218,88 @@ async fn payment_unknown_when_reply_invalid() {
 #[tokio::test]
 async fn reply_read_up_to_limit() {
     let fake = FakeGateway::start().await;
-    let gateway = patient(&fake);
+    let gateway = with_long_timeout(&fake);
     let padded = |bytes: usize| {
         let reply = r#"{"approved": true, "transactionId": "tx"}"#;
         Behaviour::Answer(200, format!("{reply}{}", " ".repeat(bytes - reply.len())))
     };
     fake.next(padded(64 * 1024));
-    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, PayOutcome::Approved { transaction_id: "tx".to_owned() });
+    assert_eq!(
+        gateway.pay(REQUEST_ID, &charge_of("r-1")).await,
+        PayOutcome::Approved { transaction_id: "tx".to_owned() }
+    );
     fake.next(padded(64 * 1024 + 1));
-    assert!(why(gateway.pay(ASKED_BY, &charge("r-2")).await).contains("more than 65536 bytes"));
+    assert!(why(gateway.pay(REQUEST_ID, &charge_of("r-2")).await).contains("more than 65536 bytes"));
 }
 
 #[tokio::test]
 async fn query_and_cancel_unknown_when_reply_unclear() {
     let fake = FakeGateway::start().await;
-    let gateway = patient(&fake);
-    assert_eq!(gateway.pay(ASKED_BY, &charge("r-1")).await, approved("r-1"));
-    for manner in [
+    let gateway = with_long_timeout(&fake);
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, approved("r-1"));
+    for behaviour in [
         QueryBehaviour::ServerError,
         QueryBehaviour::Garbage,
         QueryBehaviour::Hang,
         QueryBehaviour::ThenServerError,
         QueryBehaviour::ThenHang,
     ] {
-        let hangs = matches!(manner, QueryBehaviour::Hang | QueryBehaviour::ThenHang);
-        let gateway = if hangs { hasty(&fake) } else { patient(&fake) };
-        fake.status_queries_are(manner.clone());
-        fake.cancels_are(manner.clone());
-        let status = gateway.status(ASKED_BY, &charge("r-1")).await;
-        assert!(matches!(status, StatusOutcome::Unknown { .. }), "{manner:?}: {status:?}");
-        let cancel = gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await;
-        assert!(matches!(cancel, CancelOutcome::Unknown { .. }), "{manner:?}: {cancel:?}");
+        let hangs = matches!(behaviour, QueryBehaviour::Hang | QueryBehaviour::ThenHang);
+        let gateway = if hangs { with_short_timeout(&fake) } else { with_long_timeout(&fake) };
+        fake.status_queries_are(behaviour.clone());
+        fake.cancels_are(behaviour.clone());
+        let status = gateway.status(REQUEST_ID, &charge_of("r-1")).await;
+        assert!(matches!(status, StatusOutcome::Unknown { .. }), "{behaviour:?}: {status:?}");
+        let cancel = gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await;
+        assert!(matches!(cancel, CancelOutcome::Unknown { .. }), "{behaviour:?}: {cancel:?}");
         assert_eq!(
             fake.cancelled("r-1"),
-            manner == QueryBehaviour::ThenServerError || manner == QueryBehaviour::ThenHang
+            behaviour == QueryBehaviour::ThenServerError || behaviour == QueryBehaviour::ThenHang
         );
     }
     fake.queried("r-1", 3).await;
     fake.cancels_are(QueryBehaviour::Truthful);
-    assert_eq!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
+    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
     assert_eq!(fake.total_kept(), 0);
 }
 
 #[tokio::test]
 async fn payment_unknown_when_gateway_unreachable() {
     let fake = FakeGateway::start().await;
-    let gateway = patient(&fake);
+    let gateway = with_long_timeout(&fake);
     fake.always(Behaviour::Hang);
-    let asking = charge("r-1");
+    let charge = charge_of("r-1");
     let dies = async {
         fake.posted("r-1", 1).await;
         drop(fake);
     };
-    let (outcome, ()) = tokio::join!(gateway.pay(ASKED_BY, &asking), dies);
+    let (outcome, ()) = tokio::join!(gateway.pay(REQUEST_ID, &charge), dies);
     assert!(!why(outcome).is_empty());
-    assert!(!why(gateway.pay(ASKED_BY, &charge("r-2")).await).contains("127.0.0.1"));
-    assert!(matches!(gateway.status(ASKED_BY, &charge("r-1")).await, StatusOutcome::Unknown { .. }));
-    assert!(matches!(gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { .. }));
+    assert!(!why(gateway.pay(REQUEST_ID, &charge_of("r-2")).await).contains("127.0.0.1"));
+    assert!(matches!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::Unknown { .. }));
+    assert!(matches!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { .. }));
 }
 
 #[tokio::test]
 async fn payment_unknown_in_time_when_gateway_silent() {
-    // The kernel accepts connections; no task reads them.
+    // The kernel accepts connections; no task reads from them.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let gateway = gateway_at(&format!("http://{}", listener.local_addr().unwrap()), HASTY);
-    assert_eq!(why(gateway.pay(ASKED_BY, &charge("r-1")).await), "timed out");
+    let gateway = gateway_at(&format!("http://{}", listener.local_addr().unwrap()), SHORT_TIMEOUT);
+    assert_eq!(why(gateway.pay(REQUEST_ID, &charge_of("r-1")).await), "timed out");
 }
 
 #[tokio::test]
 async fn payment_uid_escaped_in_path() {
     let fake = FakeGateway::start().await;
-    let gateway = patient(&fake);
+    let gateway = with_long_timeout(&fake);
     for uid in ["a/cancel", "../payments", "a?b#c", "100%", "영수증"] {
-        assert_eq!(gateway.status(ASKED_BY, &charge(uid)).await, StatusOutcome::NotFound, "{uid}");
+        assert_eq!(gateway.status(REQUEST_ID, &charge_of(uid)).await, StatusOutcome::NotFound, "{uid}");
         assert_eq!(fake.status_queries(uid), 1, "{uid}");
     }
     for uid in ["", ".", ".."] {
-        assert!(why(gateway.pay(ASKED_BY, &charge(uid)).await).contains("not sent"));
-        assert!(matches!(gateway.status(ASKED_BY, &charge(uid)).await, StatusOutcome::Unknown { .. }));
-        assert!(matches!(gateway.cancel(ASKED_BY, uid, 1, "EXPIRED").await, CancelOutcome::Unknown { .. }));
+        assert!(why(gateway.pay(REQUEST_ID, &charge_of(uid)).await).contains("not sent"));
+        assert!(matches!(gateway.status(REQUEST_ID, &charge_of(uid)).await, StatusOutcome::Unknown { .. }));
+        assert!(matches!(gateway.cancel(REQUEST_ID, uid, 1, "EXPIRED").await, CancelOutcome::Unknown { .. }));
     }
     assert_eq!(fake.total_posts(), 0);
 }
@@ -302,37 +309,38 @@ async fn token_sent_with_every_call() {
     let fake = FakeGateway::start().await;
     let config = |token: Option<&str>| HttpGatewayConfig {
         url: format!("{}/", fake.url()),
-        timeout: PATIENT,
+        timeout: LONG_TIMEOUT,
         token: token.map(str::to_owned),
     };
     let gateways = Gateways::connect([(PaymentType::KakaoPay, config(Some("s3cret")))]).unwrap();
     let gateway = gateways.get(PaymentType::KakaoPay).unwrap();
     let expected = Some("Bearer s3cret".to_owned());
-    gateway.status(ASKED_BY, &charge("r-1")).await;
+    gateway.status(REQUEST_ID, &charge_of("r-1")).await;
     assert_eq!(fake.authorization(), expected);
-    assert_eq!(fake.header("x-request-id").as_deref(), Some(ASKED_BY));
-    assert_eq!(fake.header("traceparent"), None, "nothing is traced");
-    patient(&fake).status(ASKED_BY, &charge("r-1")).await;
+    assert_eq!(fake.header("x-request-id").as_deref(), Some(REQUEST_ID));
+    assert_eq!(fake.header("traceparent"), None, "a call outside of a trace has no trace context");
+    with_long_timeout(&fake).status(REQUEST_ID, &charge_of("r-1")).await;
     assert_eq!(fake.authorization(), None);
-    gateway.pay(ASKED_BY, &charge("r-1")).await;
+    gateway.pay(REQUEST_ID, &charge_of("r-1")).await;
     assert_eq!(fake.authorization(), expected);
-    patient(&fake).status(ASKED_BY, &charge("r-1")).await;
-    gateway.cancel(ASKED_BY, "r-1", 12_000, "EXPIRED").await;
+    with_long_timeout(&fake).status(REQUEST_ID, &charge_of("r-1")).await;
+    gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await;
     assert_eq!(fake.authorization(), expected);
 }
 
 #[tokio::test]
 async fn concurrent_payments_each_taken_once() {
     let fake = FakeGateway::start().await;
-    let gateway: Arc<dyn PaymentGateway> = Arc::new(patient(&fake));
+    let gateway: Arc<dyn PaymentGateway> = Arc::new(with_long_timeout(&fake));
     let payments: Vec<_> = (0..600)
         .map(|n| {
             let gateway = Arc::clone(&gateway);
             tokio::spawn(async move {
-                let asking = charge(&format!("r-{n}"));
-                // A machine with too much to do may not even connect in time: that is unknown, and asked again.
+                let charge = charge_of(&format!("r-{n}"));
+                // On an overloaded machine even the connection may time out; then the outcome is unknown and the call
+                // is repeated.
                 loop {
-                    match gateway.pay(ASKED_BY, &asking).await {
+                    match gateway.pay(REQUEST_ID, &charge).await {
                         PayOutcome::Unknown { .. } => {}
                         known => return known,
                     }

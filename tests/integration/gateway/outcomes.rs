@@ -1,10 +1,10 @@
-//! Payments without a known outcome, resolved by an operator, and later replies of the gateway.
+//! Payments with an unknown outcome that an operator resolves, and replies of the gateway after that.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    gateway::flow::{GatewayShop, IMPATIENT_MS, PATIENT_MS},
+    gateway::flow::{GatewayShop, LONG_TIMEOUT_MS, SHORT_TIMEOUT_MS},
     support::{
         fake_gateway::{Behaviour, FakeGateway, QueryBehaviour},
         harness::Reply,
@@ -13,25 +13,24 @@ use crate::{
 
 const GONE: &str = r#"{"error": "gone"}"#;
 
-/// A payment whose gateway took the money (or did not), hung, and has been down since, long enough to be listed as
-/// stuck.
+/// A stuck payment: its gateway took the money (or not, by `behaviour`), hung, and has been down since.
 async fn stuck_shop(behaviour: Behaviour) -> GatewayShop {
-    let shop = GatewayShop::start(IMPATIENT_MS).await;
+    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
     shop.gateway.next(behaviour);
     shop.pay(Some("k")).await.refused(503, "SERVICE_UNAVAILABLE");
-    gone(&shop);
+    gateway_down(&shop);
     for _ in 0..3 {
         shop.later(400).await;
     }
     shop
 }
 
-fn gone(shop: &GatewayShop) {
+fn gateway_down(shop: &GatewayShop) {
     shop.gateway.status_queries_are(QueryBehaviour::Answer(410, GONE.to_owned()));
     shop.gateway.cancels_are(QueryBehaviour::Answer(410, GONE.to_owned()));
 }
 
-fn back(shop: &GatewayShop) {
+fn gateway_up(shop: &GatewayShop) {
     shop.gateway.status_queries_are(QueryBehaviour::Truthful);
     shop.gateway.cancels_are(QueryBehaviour::Truthful);
 }
@@ -46,11 +45,11 @@ async fn resolve(shop: &GatewayShop, outcome: &str) -> Reply {
         .await
 }
 
-async fn stuck(shop: &GatewayShop) -> Value {
+async fn listed_stuck(shop: &GatewayShop) -> Value {
     shop.test.get("/admin/v1/payments/stuck").await.ok()
 }
 
-/// The payment in PostgreSQL: status, transaction, the operator that resolved it and the reason.
+/// The payment in PostgreSQL: status, transaction id, the operator who resolved it, the reason.
 async fn payment(shop: &GatewayShop) -> (String, Option<String>, Option<String>, Option<String>) {
     shop.test.drain().await;
     let query = sqlx::query_as(
@@ -61,11 +60,11 @@ async fn payment(shop: &GatewayShop) -> (String, Option<String>, Option<String>,
 
 #[tokio::test]
 async fn payment_listed_with_last_gateway_reply_when_stuck() {
-    let shop = GatewayShop::start(IMPATIENT_MS).await;
-    assert_eq!(stuck(&shop).await, json!({"content": [], "totalElements": 0}));
+    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
+    assert_eq!(listed_stuck(&shop).await, json!({"content": [], "totalElements": 0}));
     shop.finish(0).await;
     let shop = stuck_shop(Behaviour::ApproveThenHang).await;
-    let listed = stuck(&shop).await;
+    let listed = listed_stuck(&shop).await;
     assert_eq!(listed["totalElements"], 1);
     let payment = &listed["content"][0];
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
@@ -74,9 +73,9 @@ async fn payment_listed_with_last_gateway_reply_when_stuck() {
     assert_eq!((&payment["receipt"], &payment["paymentStatus"]), (&json!(uid), &json!("STARTED")));
     assert_eq!(payment["lastAnswer"], "HTTP 410 is no decision");
     assert!(payment["askCount"].as_i64().unwrap() >= 2, "{payment}");
-    back(&shop);
+    gateway_up(&shop);
     shop.later(1_000).await;
-    assert_eq!(stuck(&shop).await["totalElements"], 0);
+    assert_eq!(listed_stuck(&shop).await["totalElements"], 0);
     shop.finish(5_000).await;
 }
 
@@ -84,33 +83,33 @@ async fn payment_listed_with_last_gateway_reply_when_stuck() {
 async fn order_paid_when_operator_and_gateway_approve() {
     let shop = stuck_shop(Behaviour::ApproveThenHang).await;
     let body = json!({"outcome": "APPROVED", "transactionId": "by-hand", "reason": "the customer's statement"});
-    let resolved = resolve_order(&shop, shop.order, &body, Some("act")).await;
+    let resolved = resolve_order(&shop, shop.order, &body, Some("resolve")).await;
     assert!(!resolved.replayed());
     let resolved = resolved.ok();
     assert_eq!((&resolved["orderId"], &resolved["orderStatus"]), (&json!(shop.order), &json!("PAID")));
     assert!(resolved["resolvedAt"].is_string());
     assert_eq!(shop.status().await, ("PAID".into(), None));
-    // The client gets the outcome under its key, and so does the operator's repeat.
+    // A repeat by the client gets the outcome, and a repeat by the operator replays the resolution.
     let paid = shop.pay(Some("k")).await;
     assert!(paid.replayed());
     assert_eq!(paid.ok()["orderStatus"], "PAID");
-    let again = resolve_order(&shop, shop.order, &body, Some("act")).await;
+    let again = resolve_order(&shop, shop.order, &body, Some("resolve")).await;
     assert!(again.replayed());
     assert_eq!(again.ok(), resolved);
     let other = json!({"outcome": "DECLINED", "reason": "on second thought"});
-    resolve_order(&shop, shop.order, &other, Some("act")).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
+    resolve_order(&shop, shop.order, &other, Some("resolve")).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
     resolve_order(&shop, shop.order, &other, None).await.refused(409, "NO_PAYMENT_UNDER_WAY");
     let of = |text: &str| Some(text.to_owned());
     let why = of("the customer's statement");
     assert_eq!(payment(&shop).await, ("UNCONFIRMED".into(), of("by-hand"), of("admin"), why.clone()));
-    // The gateway is back, and says the same.
-    back(&shop);
+    // The gateway is back and confirms the payment.
+    gateway_up(&shop);
     shop.later(1_000).await;
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
     assert_eq!(payment(&shop).await, ("PAID".into(), of(&format!("tx-{uid}")), of("admin"), why));
-    let asked = shop.gateway.status_queries(uid);
+    let queries = shop.gateway.status_queries(uid);
     shop.later(100_000).await;
-    assert_eq!(shop.gateway.status_queries(uid), asked, "nothing is left to do");
+    assert_eq!(shop.gateway.status_queries(uid), queries, "a finished payment is queried again");
     shop.finish(5_000).await;
 }
 
@@ -118,19 +117,19 @@ async fn order_paid_when_operator_and_gateway_approve() {
 async fn payment_stuck_and_order_paid_when_gateway_contradicts_operator() {
     let shop = stuck_shop(Behaviour::Hang).await;
     assert_eq!(resolve(&shop, "APPROVED").await.ok()["orderStatus"], "PAID");
-    // It never had it, and says so from now on: declined.
+    // The gateway never received the payment, so it reports the payment as declined.
     let declined = r#"{"approved": false, "reason": "no such payment"}"#;
     shop.gateway.status_queries_are(QueryBehaviour::Answer(200, declined.to_owned()));
     shop.later(10).await;
     assert_eq!(shop.status().await, ("PAID".into(), None));
-    let listed = stuck(&shop).await;
+    let listed = listed_stuck(&shop).await;
     assert_eq!(listed["content"][0]["paymentStatus"], "UNCONFIRMED");
     assert_eq!(listed["content"][0]["lastAnswer"], "declined: no such payment");
-    // An operator (or its user) refunds the order: there is no money, and the gateway says so.
+    // The refund finds no money at the gateway, which is its end.
     shop.gateway.cancels_are(QueryBehaviour::Answer(404, GONE.to_owned()));
     assert_eq!(shop.test.cancel(shop.order, shop.user).await.ok()["closeReason"], "REFUNDED");
     shop.later(10).await;
-    assert_eq!((payment(&shop).await.0.as_str(), &stuck(&shop).await["totalElements"]), ("REFUNDED", &json!(0)));
+    assert_eq!((payment(&shop).await.0.as_str(), &listed_stuck(&shop).await["totalElements"]), ("REFUNDED", &json!(0)));
     assert_eq!(shop.stock().await, 10);
     shop.finish(0).await;
 }
@@ -142,9 +141,9 @@ async fn payment_disputed_when_gateway_never_confirms_approval() {
     shop.later(100_000).await;
     assert_eq!(payment(&shop).await.0, "DISPUTED");
     let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
-    let asked = shop.gateway.status_queries(uid);
+    let queries = shop.gateway.status_queries(uid);
     shop.later(100_000).await;
-    assert_eq!((shop.gateway.status_queries(uid), shop.status().await.0.as_str()), (asked, "PAID"));
+    assert_eq!((shop.gateway.status_queries(uid), shop.status().await.0.as_str()), (queries, "PAID"));
     shop.finish(0).await;
 }
 
@@ -173,7 +172,7 @@ async fn payment_refunded_when_gateway_took_money_that_operator_declined() {
     assert_eq!(resolve(&shop, "DECLINED").await.ok()["orderStatus"], "FAILED");
     shop.later(1_000).await;
     assert_eq!((shop.gateway.total_kept(), payment(&shop).await.0.as_str()), (5_000, "WATCHED"));
-    back(&shop);
+    gateway_up(&shop);
     shop.later(2_000).await;
     assert_eq!(payment(&shop).await.0, "REFUNDED");
     shop.finish(0).await;
@@ -184,8 +183,8 @@ async fn coupon_and_open_order_released_when_operator_declines() {
     let gateway = FakeGateway::start().await;
     let url = gateway.url().to_owned();
     drop(gateway);
-    // Connections to it are refused.
-    let shop = GatewayShop::at(&url, PATIENT_MS).await;
+    // The gateway refuses connections.
+    let shop = GatewayShop::at(&url, LONG_TIMEOUT_MS).await;
     let lines = json!([{"productId": shop.product, "quantity": 1}]);
     let order = json!({"userId": shop.user, "orderProducts": lines, "userCouponId": shop.coupon});
     let order = shop.test.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
@@ -201,8 +200,8 @@ async fn coupon_and_open_order_released_when_operator_declines() {
 
 #[tokio::test]
 async fn resolve_refused_when_no_payment_open() {
-    let shop = GatewayShop::start(PATIENT_MS).await;
-    // PENDING, without a payment.
+    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+    // The order is PENDING and has no payment.
     resolve(&shop, "APPROVED").await.refused(409, "NO_PAYMENT_UNDER_WAY");
     let body = json!({"outcome": "APPROVED", "reason": "x"});
     resolve_order(&shop, 987_654_321, &body, None).await.refused(404, "ORDER_NOT_FOUND");
@@ -241,8 +240,8 @@ async fn resolve_refused_when_body_invalid() {
     let misspelled = json!({"outcome": "APPROVED", "reason": "x", "transactionID": "t"});
     let refused = resolve_order(&shop, shop.order, &misspelled, None).await;
     assert!(refused.json()["message"].as_str().unwrap().contains("transactionID"), "{}", refused.text);
-    assert!(before == shop.test.snapshot().await, "something was changed");
-    back(&shop);
+    assert!(before == shop.test.snapshot().await, "a refused request has an effect");
+    gateway_up(&shop);
     shop.later(1_000).await;
     shop.finish(5_000).await;
 }
@@ -252,10 +251,10 @@ async fn resolve_recorded_in_operator_log() {
     let shop = stuck_shop(Behaviour::Hang).await;
     resolve(&shop, "DECLINED").await.ok();
     let log = shop.test.get("/admin/v1/operator-log").await.ok();
-    let act = &log["content"][0];
-    assert_eq!(act["action"], "POST /admin/v1/orders/{orderId}/payment-outcome");
-    assert_eq!((&act["operator"], &act["status"]), (&json!("admin"), &json!(200)));
-    assert_eq!(act["target"], format!("orderId={}", shop.order));
-    assert!(act["detail"].as_str().unwrap().contains("the provider's console says so"), "{act}");
+    let entry = &log["content"][0];
+    assert_eq!(entry["action"], "POST /admin/v1/orders/{orderId}/payment-outcome");
+    assert_eq!((&entry["operator"], &entry["status"]), (&json!("admin"), &json!(200)));
+    assert_eq!(entry["target"], format!("orderId={}", shop.order));
+    assert!(entry["detail"].as_str().unwrap().contains("the provider's console says so"), "{entry}");
     shop.finish(0).await;
 }

@@ -40,7 +40,7 @@ async fn request_refused_when_body_not_json_object() {
         ]
         .map(String::into_bytes)
         .into();
-        // Everything may be left out of a change, but not all at once.
+        // Each field of a PATCH is optional, but an empty object is invalid.
         bodies.push(b"{}".to_vec());
         for garbage in GARBAGE {
             bodies.push([right.as_bytes(), *garbage].concat());
@@ -102,7 +102,7 @@ async fn request_refused_when_content_type_not_json() {
     test.finish().await;
 }
 
-/// Sends a request head and as much of the body as the service takes, and returns the whole reply.
+/// Sends a request head and as much of the body as the service accepts. Returns the whole reply.
 async fn raw_request(test: &TestApp, head: &str, body: impl Iterator<Item = Vec<u8>>) -> String {
     let mut stream = TcpStream::connect(test.base.trim_start_matches("http://")).await.unwrap();
     let (mut from, mut to) = stream.split();
@@ -114,7 +114,7 @@ async fn raw_request(test: &TestApp, head: &str, body: impl Iterator<Item = Vec<
         std::io::Result::Ok(())
     };
     let mut reply = Vec::new();
-    // The service may close before it has everything; what it said before must still arrive.
+    // The service may close the connection before it has read the body; the reply that precedes the close must arrive.
     let (_sent, received) = tokio::join!(send, from.read_to_end(&mut reply));
     let text = String::from_utf8_lossy(&reply).into_owned();
     assert!(!text.is_empty(), "no reply: {received:?}");
@@ -126,7 +126,7 @@ async fn request_refused_when_body_too_large() {
     let (test, writes) = shop().await;
     let before = test.snapshot().await;
     for write in &writes {
-        // Just over the limit, then far over it, in one piece and in chunks without a length.
+        // Bodies just over the limit and far over it, with a length and in chunks.
         let over = write.body(None).replacen('{', &format!("{{{}", " ".repeat(65_536)), 1);
         raw(&test, &write.method, &write.path, over).await.refused(413, "PAYLOAD_TOO_LARGE");
         let admin = format!("authorization: Bearer {ADMIN}\r\n");
@@ -146,7 +146,7 @@ async fn request_refused_when_body_too_large() {
         }
     }
     assert_eq!(test.snapshot().await, before);
-    // Exactly at the limit it is let in.
+    // A body of exactly the limit is accepted.
     let write = &writes[0];
     let body = write.body(None);
     let at = body.replacen('{', &format!("{{{}", " ".repeat(65_536 - body.len())), 1);
@@ -163,13 +163,13 @@ async fn client_reads_reply_when_body_too_large() {
         for write in &writes {
             raw(&test, &write.method, &write.path, ten_megabytes()).await.refused(413, "PAYLOAD_TOO_LARGE");
         }
-        // The same on a route that reads no body.
+        // Refusals for other reasons than the size.
         raw(&test, &Method::POST, "/nothing", ten_megabytes()).await.refused(404, "NOT_FOUND");
         raw(&test, &Method::PATCH, "/api/v1/orders", ten_megabytes()).await.refused(405, "METHOD_NOT_ALLOWED");
         let untyped = headed(&test, &Method::POST, "/api/v1/orders", &[], ten_megabytes()).await;
         untyped.refused(415, "UNSUPPORTED_MEDIA_TYPE");
-        let stranger = test.client.post(format!("{}/admin/v1/users", test.base)).body(ten_megabytes());
-        read(stranger).await.refused(401, "UNAUTHORIZED");
+        let unauthenticated = test.client.post(format!("{}/admin/v1/users", test.base)).body(ten_megabytes());
+        read(unauthenticated).await.refused(401, "UNAUTHORIZED");
     }
     assert_eq!(test.snapshot().await, before);
     test.finish().await;

@@ -1,4 +1,4 @@
-//! Fields out of their schema.
+//! Fields that violate their schema.
 
 use super::*;
 
@@ -19,9 +19,9 @@ async fn request_refused_when_field_out_of_schema() {
             }
             if !field.optional {
                 refused("without", write.body(Some((field.name, None)))).await;
-                // The name of a field is what it is.
+                // Field names are case-sensitive.
                 refused(
-                    "named otherwise",
+                    "in upper case",
                     write
                         .body(None)
                         .replace(&format!("\"{}\"", field.name), &format!("\"{}\"", field.name.to_uppercase())),
@@ -34,7 +34,8 @@ async fn request_refused_when_field_out_of_schema() {
     }
     assert_eq!(test.snapshot().await, before);
 
-    // Each body is valid but for its fault; unknown fields of customers are ignored at any depth, and 1000.0 is 1000.
+    // Every write succeeds with its valid body: the public API ignores unknown fields at any depth, and 1000.0 is the
+    // integer 1000.
     for write in &writes {
         let unknown = format!("{{\"unknown\":{}{{}}{},\"amounts\":0.5,", "[".repeat(20_000), "]".repeat(20_000));
         let mut body = write.body(None);

@@ -130,12 +130,12 @@ async fn request_refused_when_path_id_invalid() {
             (&writes[8], format!("/admin/v1/products/{bad}"), "PRODUCT_NOT_FOUND"),
         ] {
             raw(&test, &write.method, &path, write.body(None)).await.refused(404, code);
-            // A fault of the body is reported first.
+            // The body is validated before the id.
             raw(&test, &write.method, &path, "{").await.refused(400, write.invalid);
         }
     }
     assert_eq!(test.snapshot().await, before);
-    // A number is the same however its digits are written into the URL; leading zeros are digits.
+    // Percent-encoded digits are digits.
     let user = id(&test.post("/admin/v1/users", json!({"userName": "x"})).await.created(), "userId");
     let spelled: String = user.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
     assert_eq!(get(&test, &format!("/api/v1/balances/{spelled}")).await.ok()["userId"], user);
@@ -168,7 +168,7 @@ async fn request_refused_when_idempotency_key_invalid() {
         let headers = [("idempotency-key", key.as_bytes()), json];
         let reply = headed(&test, &write.method, &write.path, &headers, write.body(None)).await;
         if key == " " {
-            // A header's value loses its outer blanks on the way.
+            // HTTP strips blanks around a header's value, so the key is empty.
             reply.refused(400, "INVALID_IDEMPOTENCY_KEY");
         } else {
             assert!(reply.status.is_success(), "{key}: {}", reply.text);
@@ -184,7 +184,7 @@ async fn reply_carries_request_id() {
     test.order(user, product, 1).await.ok();
     let order = order_of(user, &[(product, 1)], None).to_string();
     let kind: (&str, &[u8]) = ("content-type", b"application/json");
-    let mut minted = BTreeSet::new();
+    let mut generated = BTreeSet::new();
     for (method, path, headers, body, status) in [
         (Method::GET, "/api/v1/products".to_owned(), vec![], String::new(), 200),
         (Method::PUT, format!("/api/v1/balances/{user}"), vec![kind], "{\"amount\":1}".to_owned(), 200),
@@ -201,7 +201,7 @@ async fn reply_carries_request_id() {
         (Method::GET, "/v3/api-docs".to_owned(), vec![], String::new(), 200),
         (Method::GET, "/swagger-ui/index.html".to_owned(), vec![], String::new(), 200),
     ] {
-        let asked = async |id: Option<&[u8]>| {
+        let request_id = async |id: Option<&[u8]>| {
             let headers: Vec<_> = headers.iter().copied().chain(id.map(|id| ("x-request-id", id))).collect();
             let mut request = test.client.request(method.clone(), format!("{}{path}", test.base)).body(body.clone());
             for (name, value) in headers {
@@ -218,16 +218,16 @@ async fn reply_carries_request_id() {
         };
         let sixty_four = "Aa0._-xy".repeat(8);
         for id in ["client-1.A_z", "1", &sixty_four] {
-            assert_eq!(asked(Some(id.as_bytes())).await, id);
+            assert_eq!(request_id(Some(id.as_bytes())).await, id);
         }
         let long = "x".repeat(65);
         for id in
             [None, Some(&b""[..]), Some(b"a b"), Some(b"a\"b"), Some(b"<script>"), Some(b"\xff"), Some(long.as_bytes())]
         {
-            assert!(minted.insert(asked(id).await), "an id was minted twice");
+            assert!(generated.insert(request_id(id).await), "a request id repeats");
         }
     }
-    // The operators' door.
+    // A request that fails authentication carries its request id, too.
     let request = test.client.get(format!("{}/admin/v1/orders", test.base)).header("x-request-id", "mine");
     let reply = read(request).await;
     assert_eq!((reply.status.as_u16(), reply.headers["x-request-id"].to_str().unwrap()), (401, "mine"));

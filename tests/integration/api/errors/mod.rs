@@ -1,4 +1,4 @@
-//! Hostile requests: each is answered with the contract's error and changes nothing. Every reply carries a request id.
+//! Invalid requests: each gets the error of the contract and changes nothing. Every reply carries a request id.
 
 mod bodies;
 mod fields;
@@ -21,32 +21,32 @@ use crate::support::{
 /// The values that a field of a request may have.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
-    /// A whole number in these bounds.
+    /// An integer within these inclusive bounds.
     Int(i64, i64),
-    /// A value of an enumeration, a category or a time.
+    /// An enumeration value, a category or a time.
     Word,
-    /// A text of 1 to so many characters.
+    /// A text of 1 to this many characters.
     Text(usize),
-    /// A list of lines.
+    /// A list of order lines.
     Lines,
 }
 
 #[derive(Clone, Debug)]
 pub struct Field {
     pub name: &'static str,
-    /// JSON that is right.
+    /// A valid value, as JSON.
     pub right: String,
     kind: Kind,
     optional: bool,
     nullable: bool,
 }
 
-/// A write of the API, and a body for it that is right.
+/// A write of the API with a valid body.
 #[derive(Clone, Debug)]
 pub struct Write {
     pub method: Method,
     pub path: String,
-    /// The endpoint's own 400.
+    /// The error code for an invalid body.
     pub invalid: &'static str,
     pub fields: Vec<Field>,
 }
@@ -62,14 +62,14 @@ impl Write {
         self
     }
 
-    /// The last field may be left out, and be null if it is `nullable`.
+    /// Makes the last field optional, and nullable if `nullable`.
     pub fn optional(mut self, nullable: bool) -> Self {
         let last = self.fields.last_mut().unwrap();
         (last.optional, last.nullable) = (true, nullable);
         self
     }
 
-    /// The right body, with one field replaced (or, with nothing, left out).
+    /// The valid body. `other` replaces the value of one field, or removes the field if it has no value.
     pub fn body(&self, other: Option<(&str, Option<&str>)>) -> String {
         let fields = self.fields.iter().filter_map(|field| match other {
             Some((name, json)) if name == field.name => json.map(|json| format!("\"{name}\":{json}")),
@@ -148,7 +148,7 @@ pub async fn shop() -> (TestApp, Vec<Write>) {
     (test, writes)
 }
 
-/// JSON that a field of this kind must not be.
+/// Values, as JSON, that are invalid for the field.
 fn wrong(field: &Field) -> Vec<String> {
     let mut wrong: Vec<String> =
         ["true", "false", "{}", "[]", "[1]", "{\"a\":1}", "0.5", "-0.5", "1e400", "-1e400", "1e-400", "1e308"]
@@ -164,7 +164,7 @@ fn wrong(field: &Field) -> Vec<String> {
                 ["9007199254740992", "9223372036854775808", "18446744073709551616", "1e30", "NaN"].map(str::to_owned),
             );
             wrong.extend([format!("\"{}\"", field.right), "\"\"".to_owned(), "\"abc\"".to_owned(), "1.0.0".to_owned()]);
-            // 1e-400 is written nothing and read as 0.
+            // A parser reads 1e-400 as 0, which is valid here.
             if least <= 0 {
                 wrong.retain(|json| json != "1e-400");
             }
@@ -215,5 +215,5 @@ fn wrong(field: &Field) -> Vec<String> {
     wrong
 }
 
-/// Bytes that are no UTF-8, or no part of a JSON text.
+/// Bytes that are not UTF-8, or not valid within JSON.
 const GARBAGE: &[&[u8]] = &[b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\0"];

@@ -1,8 +1,8 @@
-//! The document against the contract.
+//! The OpenAPI document matches the contract.
 
 use super::*;
 
-/// The contract's additions, by method and path. (`/metrics` and `/ops` are no JSON API.)
+/// The operations beyond the contract, by method and path, without `/metrics` and `/ops`, which are not JSON.
 const OURS: &[(&str, &str)] = &[
     ("get", "/api/v1/orders/{orderId}"),
     ("post", "/api/v1/orders/{orderId}/cancel"),
@@ -24,7 +24,7 @@ const OURS: &[(&str, &str)] = &[
     ("get", "/readyz"),
 ];
 
-/// The page's schemas: name, fields that it shows.
+/// The schemas of the contract: name, fields.
 const SCHEMAS: &[(&str, &str)] = &[
     ("ChargeRequest", "amount"),
     ("UserBalanceResponse", "userId userName amount balance"),
@@ -42,7 +42,7 @@ const SCHEMAS: &[(&str, &str)] = &[
     ("UserBalanceHistoryResponse", "userId transactionType amount before_balance after_balance createdAt"),
 ];
 
-/// Lines and paragraphs as one line: the print has none of them left.
+/// The text with white space collapsed, as in [`PAGE`].
 fn flat(text: &Value) -> String {
     text.as_str().unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -85,21 +85,21 @@ async fn document_matches_contract() {
     let sort_by = &api["paths"]["/api/v1/products/popular"]["get"]["parameters"][0];
     assert_eq!((&sort_by["name"], &sort_by["schema"]["default"]), (&json!("sortBy"), &json!("THREE_DAYS")));
 
-    let there: BTreeSet<(&str, &str)> = api["paths"]
+    let documented: BTreeSet<(&str, &str)> = api["paths"]
         .as_object()
         .unwrap()
         .iter()
         .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| (method.as_str(), path.as_str())))
         .collect();
     for (method, path) in PAGE.iter().map(|(method, path, ..)| (*method, *path)).chain(OURS.iter().copied()) {
-        assert!(there.contains(&(method, path)), "{method} {path}");
+        assert!(documented.contains(&(method, path)), "{method} {path}");
     }
 
     let schemas = &api["components"]["schemas"];
     for (name, shown) in SCHEMAS {
         let properties = schemas[name]["properties"].as_object().unwrap_or_else(|| panic!("{name}"));
         assert!(shown.split(' ').all(|field| properties.contains_key(field)), "{name}: {properties:?}");
-        // What a client may rely on is always there, in requests and in replies.
+        // Every field of the contract is required, in requests and replies.
         for field in shown.split(' ').filter(|field| *field != "userCouponId") {
             let required = schemas[name]["required"].as_array().unwrap();
             assert!(required.iter().any(|name| name == field), "{name}.{field}");
@@ -144,7 +144,7 @@ async fn documentation_page_loads_without_network() {
     assert_eq!(html.status, 200);
     assert!(html.headers["content-type"].to_str().unwrap().starts_with("text/html"));
 
-    // Whatever the page or its initializer names is served here; nothing is anywhere else.
+    // The page and its initializer refer to files of this service only.
     let mut seen = BTreeSet::new();
     let attributes = |text: &str| -> Vec<String> {
         let named = ["src=\"", "href=\""].iter().flat_map(|mark| text.split(mark).skip(1));
@@ -170,17 +170,17 @@ async fn documentation_page_loads_without_network() {
     let initializer = test.get("/swagger-ui/swagger-initializer.js").await;
     assert!(initializer.text.contains("/v3/api-docs"), "{}", initializer.text);
     for text in [&html.text, &initializer.text] {
-        for foreign in text.split("http").skip(1) {
-            assert!(!foreign.starts_with("://") && !foreign.starts_with("s://"), "{}", &foreign[..40]);
+        for rest in text.split("http").skip(1) {
+            assert!(!rest.starts_with("://") && !rest.starts_with("s://"), "{}", &rest[..40]);
         }
     }
     assert!(
         initializer.text.contains("\"validatorUrl\": \"none\"") || initializer.text.contains("validatorUrl\":\"none\"")
     );
 
-    // The ways to the page; and nothing but the page's own files is below it.
-    for way in ["/swagger-ui", "/swagger-ui/", "/swagger-ui.html"] {
-        assert_eq!(test.get(way).await.text, html.text, "{way}");
+    // Every alias leads to the page, and only the page's files are below it.
+    for alias in ["/swagger-ui", "/swagger-ui/", "/swagger-ui.html"] {
+        assert_eq!(test.get(alias).await.text, html.text, "{alias}");
     }
     for stray in ["/swagger-ui/nothing.js", "/swagger-ui/..%2f..%2fCargo.toml", "/v3/api-docs/"] {
         test.get(stray).await.refused(404, "NOT_FOUND");

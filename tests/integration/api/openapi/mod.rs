@@ -1,8 +1,8 @@
-//! The document at `/v3/api-docs` and its page: they match the contract, and (through
-//! [`api_kit`](crate::support::api_kit), with every reply in the tests of the API) the service matches the document.
+//! The document at `/v3/api-docs` matches the contract, and the service matches the document:
+//! [`api_kit`](crate::support::api_kit) checks every reply of the API tests.
 //!
-//! [`Document`] is a small JSON Schema checker, stricter than the standard where that finds more: a field that the
-//! schema does not name is a fault, and so is a keyword that the checker does not know.
+//! [`Document`] is a small JSON Schema checker. It is stricter than the standard: a field that the schema does not name
+//! is a fault, and so is a keyword that the checker does not know.
 
 mod document;
 
@@ -26,7 +26,7 @@ impl Document {
         Document(document)
     }
 
-    /// The operation that answers this method and path, and its path in the document.
+    /// The operation of a method and path, with its path template.
     fn operation(&self, method: &str, path: &str) -> Option<(&str, &Value)> {
         let path = path.split('?').next().unwrap();
         let asked: Vec<&str> = path.split('/').collect();
@@ -35,14 +35,14 @@ impl Document {
             let same = |(part, asked): (&&str, &&str)| part == asked || (part.starts_with('{') && !asked.is_empty());
             parts.len() == asked.len() && parts.iter().zip(&asked).all(same)
         };
-        // A literal path comes before one with a parameter.
+        // A literal path takes precedence over a template.
         let paths = self.0["paths"].as_object().unwrap();
         let (template, item) =
             paths.iter().filter(|(path, _)| fits(path)).min_by_key(|(path, _)| path.contains('{'))?;
         Some((template, item.get(method.to_ascii_lowercase())?))
     }
 
-    /// The reply is one that its operation documents.
+    /// Asserts that the operation documents the reply.
     #[track_caller]
     pub fn check_reply(&self, method: &str, path: &str, reply: &Reply) {
         let status = reply.status.as_str();
@@ -60,7 +60,7 @@ impl Document {
             panic!("{what}{fault}: {}", reply.text);
         }
         if !reply.status.is_success() && path != "/readyz" {
-            // The errors of a key are in the description of the parameter.
+            // The parameter's description lists the errors of idempotency keys.
             let code = reply.json()["errorCode"].take();
             let of_a_key = ["INVALID_IDEMPOTENCY_KEY", "REQUEST_IN_PROGRESS"].iter().any(|known| code == *known);
             let shown = examples(content).any(|example| example["errorCode"] == code);
@@ -72,24 +72,25 @@ impl Document {
         }
     }
 
-    /// A request that was carried out is one that its operation documents, but for fields that it does not know.
+    /// Asserts that the document allows a body that the service accepted. Unknown fields are allowed.
     #[track_caller]
     pub fn check_request(&self, method: &str, path: &str, body: &Value) {
         let (template, operation) = self.operation(method, path).unwrap();
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
         if let Err(fault) = self.check(schema, body, false) {
-            panic!("{method} {template}{fault}: {body} was carried out");
+            panic!("{method} {template}{fault}: {body} was accepted");
         }
     }
 
-    /// Whether the document calls this body wrong.
+    /// Whether the document forbids the body.
     pub fn rejects(&self, method: &str, path: &str, body: &Value) -> bool {
         let (_, operation) = self.operation(method, path).unwrap();
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
         self.check(schema, body, false).is_err()
     }
 
-    /// The faults of `value`, each with its path. `strict`: a field that the schema does not name is a fault.
+    /// Checks `value` against `schema`; the error is the first fault, with its path. `strict`: a field that the schema
+    /// does not name is a fault.
     pub fn check(&self, schema: &Value, value: &Value, strict: bool) -> Result<(), String> {
         let schema = schema.as_object().ok_or(" has no schema")?;
         for (keyword, rule) in schema {
@@ -165,7 +166,7 @@ impl Document {
     }
 }
 
-/// Whether a text matches one of the patterns of the document.
+/// Whether a text matches a pattern of the document. Panics on an unknown pattern.
 fn fits(pattern: &str, text: &str) -> bool {
     let plain = !text.contains(char::is_control);
     match pattern {
@@ -189,7 +190,7 @@ fn fits(pattern: &str, text: &str) -> bool {
     }
 }
 
-/// The examples of a request or reply.
+/// The examples of a request or reply body.
 fn examples(content: &Value) -> impl Iterator<Item = &Value> {
     let named = content["examples"].as_object().into_iter().flat_map(|examples| examples.values());
     content.get("example").into_iter().chain(named.map(|example| &example["value"]))
@@ -203,9 +204,9 @@ fn is_a(kind: &str, value: &Value) -> bool {
         "array" => value.is_array(),
         "object" => value.is_object(),
         "number" => value.is_number(),
-        // As JSON Schema has it: 1000.0 is one.
+        // JSON Schema counts 1000.0 as an integer.
         "integer" => value.as_f64().is_some_and(|number| number.fract() == 0.0),
-        other => panic!("{other} is no type"),
+        other => panic!("{other} is not a type"),
     }
 }
 
@@ -243,7 +244,7 @@ fn schema_checker_finds_faults() {
     }
 }
 
-/// The printed page, operation by operation: method, path, tag, summary, description, statuses with their descriptions.
+/// An operation of the contract: method, path, tag, summary, description, statuses with their descriptions.
 type PageRow =
     (&'static str, &'static str, &'static str, &'static str, &'static str, &'static [(&'static str, &'static str)]);
 
