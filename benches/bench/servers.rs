@@ -81,11 +81,11 @@ impl Process {
 impl Servers {
     pub async fn start() -> Result<Self> {
         let dir = ScratchDir::new()?;
-        let mut config = dev::RedisConfig::new(dir.path().join("redis"));
+        let mut config = dev::RedisServerConfig::new(dir.path().join("redis"));
         // No rewrite within a round, whose figures would include it: see `tidy`.
         config.extra_args = vec!["--auto-aof-rewrite-percentage".to_owned(), "0".to_owned()];
         let redis = RedisServer::start(config).await?;
-        let postgres = PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await?;
+        let postgres = PostgresServer::start(dev::PostgresServerConfig::new(dir.path().join("postgres"))).await?;
         let admin = postgres_config(postgres.url("postgres"));
         for database in ["firstcome", "lock_based"] {
             postgres::create_database(&admin, database).await?;

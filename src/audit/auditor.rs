@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 
-use super::{Audit, Check, Report};
+use super::{Audit, AuditReport, Check};
 use crate::model::{Error, Millis};
 
 /// Runs the audits of a process.
@@ -18,7 +18,7 @@ pub struct Auditor {
 /// A finished audit.
 #[derive(Debug)]
 pub struct Finished {
-    pub report: Report,
+    pub report: AuditReport,
     pub at: Millis,
 }
 

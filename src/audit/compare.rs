@@ -18,10 +18,10 @@ use crate::{
         CouponId, OrderLine, OrderStatus, Partition, RankingScope,
         event::{Body, unpack_lines},
     },
-    postgres::{queries::page::Kind, snapshot::Snapshot},
+    postgres::{queries::page::RecordKind, snapshot::Snapshot},
     redis::{
         commands::DAY_FORMAT,
-        queries::audit::{CampaignSeen, Fields, HoldSeen, OrderSeen, ProductSeen, UserSeen},
+        queries::audit::{CampaignSeen, HashFields, HoldSeen, OrderSeen, ProductSeen, UserSeen},
     },
 };
 
@@ -31,11 +31,11 @@ fn differ<A: ToString, B: ToString>(what: &str, redis: A, postgres: B) -> Option
     (redis != postgres).then(|| format!("{what} is {redis:?} in Redis and {postgres:?} in PostgreSQL"))
 }
 
-fn field<'f>(fields: &'f Fields, name: &str) -> &'f str {
+fn field<'f>(fields: &'f HashFields, name: &str) -> &'f str {
     fields.get(name).map_or("", String::as_str)
 }
 
-fn int(fields: &Fields, name: &str) -> i64 {
+fn int(fields: &HashFields, name: &str) -> i64 {
     field(fields, name).parse().unwrap_or(0)
 }
 
@@ -60,7 +60,7 @@ impl Audit {
     /// Compares the records of a partition with these ids (of remote holds: the ids of their orders).
     pub(super) async fn compare(
         &self,
-        kind: Kind,
+        kind: RecordKind,
         here: Partition,
         ids: &[i64],
         findings: &mut Findings,
@@ -69,11 +69,11 @@ impl Audit {
             return Ok(());
         }
         match kind {
-            Kind::Users => self.users(here, ids, findings).await,
-            Kind::Products => self.products(here, ids, findings).await,
-            Kind::Campaigns => self.campaigns(here, ids, findings).await,
-            Kind::Orders => self.orders(here, ids, findings).await,
-            Kind::Holds => self.holds(here, ids, findings).await,
+            RecordKind::Users => self.users(here, ids, findings).await,
+            RecordKind::Products => self.products(here, ids, findings).await,
+            RecordKind::Campaigns => self.campaigns(here, ids, findings).await,
+            RecordKind::Orders => self.orders(here, ids, findings).await,
+            RecordKind::Holds => self.holds(here, ids, findings).await,
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
         Error, OrderStatus, Partition, Position,
         event::{self, Body, Decoded, Event},
     },
-    postgres::snapshot::{Read, Snapshot},
+    postgres::snapshot::{ReadResult, Snapshot},
     projector::batch::Batch,
     redis::{
         outbox::{Entry, StreamId},
@@ -76,7 +76,7 @@ impl Audit {
     pub(super) async fn moment<R, T>(
         &self,
         here: Partition,
-        rows: impl AsyncFn(&mut Snapshot) -> Read<R>,
+        rows: impl AsyncFn(&mut Snapshot) -> ReadResult<R>,
         inspect: impl AsyncFn((StreamId, usize)) -> Result<Inspected<T>, Error>,
     ) -> anyhow::Result<Moment<R, T>> {
         for _ in 0..ATTEMPTS {

@@ -4,7 +4,7 @@
 
 use super::{
     Audit,
-    report::{Findings, Report},
+    report::{AuditReport, Findings},
 };
 use crate::postgres::snapshot::Snapshot;
 
@@ -180,7 +180,7 @@ const INVARIANTS: [Invariant; 12] = [
 ];
 
 /// Checks every invariant in one snapshot.
-pub(super) async fn check(audit: &Audit, report: &mut Report) -> anyhow::Result<()> {
+pub(super) async fn check(audit: &Audit, report: &mut AuditReport) -> anyhow::Result<()> {
     let mut snapshot = Snapshot::begin(&audit.db).await?;
     for invariant in &INVARIANTS {
         let mut findings = Findings::new(invariant.name, invariant.noun);

@@ -21,14 +21,14 @@ use std::{collections::BTreeSet, time::Duration};
 use chrono_tz::Tz;
 
 pub use auditor::{Auditor, Finished};
-pub use report::{Check, Position, Report};
+pub use report::{AuditReport, Check, PartitionPositions};
 
 use self::report::Findings;
 use crate::{
     model::{Clock, Partition},
     postgres::{
         self, progress,
-        queries::page::{Kind, Page},
+        queries::page::{RecordKind, RecordPage},
         snapshot::Snapshot,
     },
     redis::{Store, queries::audit::sort_keys},
@@ -59,8 +59,8 @@ impl Audit {
     ///
     /// # Errors
     /// Redis or PostgreSQL can't answer, or PostgreSQL is too far behind to be compared.
-    pub async fn run(mut self) -> anyhow::Result<Report> {
-        let mut report = Report::begin(self.clock.now());
+    pub async fn run(mut self) -> anyhow::Result<AuditReport> {
+        let mut report = AuditReport::begin(self.clock.now());
         let Some((name, partitions)) = progress::identity(&self.db).await? else {
             anyhow::bail!("this PostgreSQL database has no store");
         };
@@ -128,19 +128,23 @@ impl Audit {
         Ok(findings)
     }
 
-    async fn compare_all(&self, report: &mut Report) -> anyhow::Result<()> {
+    async fn compare_all(&self, report: &mut AuditReport) -> anyhow::Result<()> {
         for (kind, name, noun) in [
-            (Kind::Users, "users: Redis = PostgreSQL", "users"),
-            (Kind::Products, "products: Redis = PostgreSQL, stocked = on sale + held + sold + withheld", "products"),
+            (RecordKind::Users, "users: Redis = PostgreSQL", "users"),
             (
-                Kind::Campaigns,
+                RecordKind::Products,
+                "products: Redis = PostgreSQL, stocked = on sale + held + sold + withheld",
+                "products",
+            ),
+            (
+                RecordKind::Campaigns,
                 "campaigns: Redis = PostgreSQL, issued = holders, issued + withheld <= total",
                 "campaigns",
             ),
-            (Kind::Orders, "orders: Redis = PostgreSQL, total = lines, every hold has an end", "orders"),
-            (Kind::Holds, "stock held for other partitions: Redis = PostgreSQL", "holds"),
+            (RecordKind::Orders, "orders: Redis = PostgreSQL, total = lines, every hold has an end", "orders"),
+            (RecordKind::Holds, "stock held for other partitions: Redis = PostgreSQL", "holds"),
         ] {
-            if kind == Kind::Holds && self.store.partitions() == 1 {
+            if kind == RecordKind::Holds && self.store.partitions() == 1 {
                 continue;
             }
             let mut findings = Findings::new(name, noun);
@@ -149,7 +153,7 @@ impl Audit {
             snapshot.end().await?;
             for here in self.store.all() {
                 let mut page =
-                    Page { partition: here.0, partitions: self.store.partitions(), after: 0, until, size: PAGE };
+                    RecordPage { partition: here.0, partitions: self.store.partitions(), after: 0, until, size: PAGE };
                 loop {
                     let mut snapshot = Snapshot::begin(&self.db).await?;
                     let ids = snapshot.ids(kind, page).await?;
@@ -206,7 +210,7 @@ impl Audit {
                 let size = self.store.index_size(here, gateway).await?;
                 for offset in (0..size).step_by(PAGE as usize) {
                     let ids = self.store.index_page(here, gateway, offset, PAGE as usize).await?;
-                    self.compare(Kind::Orders, here, &ids, &mut findings).await?;
+                    self.compare(RecordKind::Orders, here, &ids, &mut findings).await?;
                 }
             }
         }
@@ -229,16 +233,16 @@ impl Audit {
                     }
                     let here = Partition(partition);
                     let kinds = [
-                        (Kind::Users, scanned.users),
-                        (Kind::Products, scanned.products),
-                        (Kind::Campaigns, scanned.campaigns),
-                        (Kind::Orders, scanned.orders),
-                        (Kind::Holds, scanned.holds),
+                        (RecordKind::Users, scanned.users),
+                        (RecordKind::Products, scanned.products),
+                        (RecordKind::Campaigns, scanned.campaigns),
+                        (RecordKind::Orders, scanned.orders),
+                        (RecordKind::Holds, scanned.holds),
                     ];
                     for (kind, mut ids) in kinds {
                         ids.sort_unstable();
                         ids.dedup();
-                        if kind != Kind::Holds {
+                        if kind != RecordKind::Holds {
                             for id in ids.extract_if(.., |id| self.store.owner(*id) != here) {
                                 findings
                                     .add(format!("{kind:?} {id} is in partition {partition}, where it is not at home"));
@@ -258,11 +262,11 @@ impl Audit {
         Ok(findings)
     }
 
-    async fn positions(&self) -> anyhow::Result<Vec<report::Position>> {
+    async fn positions(&self) -> anyhow::Result<Vec<report::PartitionPositions>> {
         let mut positions = Vec::new();
         for projected in progress::projected(&self.db).await? {
             let decided = self.store.partition_state(projected.partition).await?.position.unwrap_or_default();
-            positions.push(report::Position {
+            positions.push(report::PartitionPositions {
                 partition: projected.partition.0,
                 epoch: decided.epoch,
                 decided_seq: decided.seq,

@@ -18,7 +18,7 @@ pub struct Check {
 
 /// The decided and the projected position of a partition at the end of the audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
+pub struct PartitionPositions {
     pub partition: u16,
     pub epoch: i64,
     pub decided_seq: i64,
@@ -27,21 +27,21 @@ pub struct Position {
 
 /// The report of an audit.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct AuditReport {
     /// Whether every check is ok.
     pub balanced: bool,
     pub checks: Vec<Check>,
-    pub positions: Vec<Position>,
+    pub positions: Vec<PartitionPositions>,
     /// The start of the audit.
     pub at: Millis,
     pub seconds: f64,
     began: Instant,
 }
 
-impl Report {
+impl AuditReport {
     pub(super) fn begin(at: Millis) -> Self {
         let (checks, positions) = (Vec::new(), Vec::new());
-        Report { balanced: true, checks, positions, at, seconds: 0.0, began: Instant::now() }
+        AuditReport { balanced: true, checks, positions, at, seconds: 0.0, began: Instant::now() }
     }
 
     pub(super) fn add(&mut self, findings: Findings) {
@@ -58,7 +58,7 @@ impl Report {
     /// The report in the shape of the operators' API.
     pub fn json(&self) -> serde_json::Value {
         let check = |check: &Check| serde_json::json!({"name": check.name, "ok": check.ok, "detail": check.detail});
-        let position = |at: &Position| {
+        let position = |at: &PartitionPositions| {
             serde_json::json!({"partition": at.partition, "epoch": at.epoch, "decidedSeq": at.decided_seq,
                 "projectedSeq": at.projected_seq})
         };
@@ -72,7 +72,7 @@ impl Report {
 }
 
 /// A table for people.
-impl fmt::Display for Report {
+impl fmt::Display for AuditReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
         for check in &self.checks {
@@ -80,7 +80,7 @@ impl fmt::Display for Report {
             writeln!(f, "{word}  {:width$}  {}", check.name, check.detail)?;
         }
         for at in &self.positions {
-            let Position { partition, epoch, decided_seq, projected_seq } = at;
+            let PartitionPositions { partition, epoch, decided_seq, projected_seq } = at;
             writeln!(f, "partition {partition}: epoch {epoch}, decided {decided_seq}, in PostgreSQL {projected_seq}")?;
         }
         let word = if self.balanced { "The books balance" } else { "THE BOOKS DO NOT BALANCE" };

@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct AuditArgs {
     #[command(flatten)]
     redis: RedisConfig,
     #[command(flatten)]
@@ -28,8 +28,8 @@ pub(super) struct Options {
 }
 
 /// The status tells an invariant that does not hold (1) from an audit that could not be made (2).
-pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
-    let Options { redis, postgres, time_zone, json } = options;
+pub(super) async fn run(options: AuditArgs) -> anyhow::Result<ExitCode> {
+    let AuditArgs { redis, postgres, time_zone, json } = options;
     let audited = async {
         let (store, db) = (Store::connect(&redis).await?, postgres::connect(&postgres).await?);
         postgres::check_schema(&db).await?;

@@ -25,7 +25,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct DevArgs {
     /// Where the servers keep their data; the next run goes on with it
     #[arg(long, env = "FIRSTCOME_DIR", default_value = ".firstcome")]
     dir: PathBuf,
@@ -41,8 +41,8 @@ pub(super) struct Options {
     http: HttpConfig,
 }
 
-pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
-    let Options { dir, shop, gateway, durability, retention, mut http } = options;
+pub(super) async fn run(options: DevArgs) -> anyhow::Result<ExitCode> {
+    let DevArgs { dir, shop, gateway, durability, retention, mut http } = options;
     Operators::new(&http.operators)?;
     metrics::check(&http.metrics)?;
     let stop = stop_signal()?;

@@ -15,7 +15,7 @@ use super::{print, status};
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct HealthArgs {
     /// What to ask [default: /readyz of the service that is bound to BIND_ADDR]
     #[arg(long)]
     url: Option<String>,
@@ -24,7 +24,7 @@ pub(super) struct Options {
     bind_addr: SocketAddr,
 }
 
-pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(options: HealthArgs) -> anyhow::Result<ExitCode> {
     let url = options.url.unwrap_or_else(|| readiness_url(options.bind_addr));
     let (ready, answer) = probe(&url).await?;
     print(&answer)?;

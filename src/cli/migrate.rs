@@ -7,12 +7,12 @@ use clap::Args;
 use crate::{config::PostgresConfig, postgres};
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct MigrateArgs {
     #[command(flatten)]
     postgres: PostgresConfig,
 }
 
-pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(options: MigrateArgs) -> anyhow::Result<ExitCode> {
     postgres::migrate(&postgres::connect(&options.postgres).await?).await?;
     Ok(ExitCode::SUCCESS)
 }

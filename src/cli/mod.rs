@@ -39,22 +39,22 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Everything at once, to try it: private Redis and PostgreSQL, migrations, a demo catalogue, and the API
-    Dev(Box<dev::Options>),
+    Dev(Box<dev::DevArgs>),
     /// The API, and (unless --no-projector) the projector
-    Serve(Box<serve::Options>),
+    Serve(Box<serve::ServeArgs>),
     /// The projector alone: carries what Redis decided to PostgreSQL
-    Project(Box<project::Options>),
+    Project(Box<project::ProjectArgs>),
     /// Brings PostgreSQL's schema up to date, and ends
-    Migrate(migrate::Options),
+    Migrate(migrate::MigrateArgs),
     /// Puts the demo catalogue into a store without products, and ends
-    Seed(Box<seed::Options>),
+    Seed(Box<seed::SeedArgs>),
     /// Puts Redis back together from PostgreSQL, after a loss, and ends
-    Rebuild(Box<rebuild::Options>),
+    Rebuild(Box<rebuild::RebuildArgs>),
     /// Recomputes every conservation law from Redis and PostgreSQL, while they work, and ends: with status 0 if the books
     /// balance, 1 if not, 2 if that could not be found out
-    Audit(Box<audit::Options>),
+    Audit(Box<audit::AuditArgs>),
     /// Asks a running service whether it is ready, for health checks: ends with status 0 if it is, 1 if not
-    Health(health::Options),
+    Health(health::HealthArgs),
 }
 
 impl Cli {

@@ -20,7 +20,7 @@ use crate::{
 const PROBES_BACKLOG: u32 = 128;
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct ProjectArgs {
     #[command(flatten)]
     engine: EngineConfig,
     #[command(flatten)]
@@ -35,8 +35,8 @@ pub(super) struct Options {
     drain_seconds: u64,
 }
 
-pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
-    let Options { mut engine, projector, metrics, ops_bind_addr, drain_seconds } = options;
+pub(super) async fn run(options: ProjectArgs) -> anyhow::Result<ExitCode> {
+    let ProjectArgs { mut engine, projector, metrics, ops_bind_addr, drain_seconds } = options;
     metrics::check(&metrics)?;
     let stop = stop_signal()?;
     let probes = match ops_bind_addr {

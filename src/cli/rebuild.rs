@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct RebuildArgs {
     #[command(flatten)]
     redis: RedisConfig,
     #[command(flatten)]
@@ -38,8 +38,8 @@ pub(super) struct Options {
     lost_at_most: Option<i64>,
 }
 
-pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
-    let Options { redis, postgres, projector, retention, time_zone, discard, lost_at_most } = options;
+pub(super) async fn run(options: RebuildArgs) -> anyhow::Result<ExitCode> {
+    let RebuildArgs { redis, postgres, projector, retention, time_zone, discard, lost_at_most } = options;
     let (store, db, clock) = (Store::connect(&redis).await?, postgres::connect(&postgres).await?, Clock::system());
     let rebuild = Rebuild {
         projector: Projector::new(
@@ -67,7 +67,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         repaired,
         withheld_units,
         withheld_coupons,
-    } = rebuild.run(recovery::rebuild::Options { discard, lost_at_most }).await?;
+    } = rebuild.run(recovery::rebuild::RebuildOptions { discard, lost_at_most }).await?;
     print(&format!(
         "Redis is rebuilt from PostgreSQL: {rows} rows in {seconds:.1} s. Epoch {epoch} has begun.\n\
          Discarded decisions: {discarded}. Lost at least: {lost_at_least}. Steps between partitions finished: {repaired}."

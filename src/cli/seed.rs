@@ -13,7 +13,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct SeedArgs {
     #[command(flatten)]
     engine: EngineConfig,
 }
@@ -38,7 +38,7 @@ const CAMPAIGNS: &[(&str, DiscountType, i64, i64)] =
 /// Days after which the demo's coupons expire.
 const COUPON_DAYS: i64 = 90;
 
-pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(options: SeedArgs) -> anyhow::Result<ExitCode> {
     let app = App::open(&options.engine, &ProjectorConfig::default(), Clock::system()).await?;
     let seeded = demo(&app.engine).await?;
     print(if seeded { "The demo catalogue is in." } else { "There are products already: nothing was changed." })?;

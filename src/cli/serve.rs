@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct ServeArgs {
     #[command(flatten)]
     engine: EngineConfig,
     #[command(flatten)]
@@ -32,8 +32,8 @@ pub(super) struct Options {
     no_projector: bool,
 }
 
-pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
-    let Options { engine, http, projector, no_projector } = options;
+pub(super) async fn run(options: ServeArgs) -> anyhow::Result<ExitCode> {
+    let ServeArgs { engine, http, projector, no_projector } = options;
     // Wrong settings are reported before anything is opened.
     Tokens::new(&http.auth, Clock::system())?;
     metrics::check(&http.metrics)?;

@@ -40,11 +40,11 @@ impl Rate {
 }
 
 /// The positions of products, by ranking.
-type Positions = HashMap<(RankingScope, ProductId), i64>;
+type Ranks = HashMap<(RankingScope, ProductId), i64>;
 
 /// The past positions of products.
 #[derive(Default)]
-pub struct Places(VecDeque<(Instant, Positions)>);
+pub struct Places(VecDeque<(Instant, Ranks)>);
 
 impl Places {
     /// Records the rankings, once per interval.

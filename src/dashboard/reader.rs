@@ -11,11 +11,11 @@ use std::{
 use super::{
     part::Part,
     rates::{Places, Rate},
-    reporter::{self, Report},
-    sales::{Held, SHOWN_PLACES, Sales},
+    reporter::{self, ProcessReport},
+    sales::{MostHeld, SHOWN_PLACES, Sales},
     snapshot::{
-        Audit, Audits, BurningCampaign, Health, HotProduct, Instance, InstanceRequests, Place, Projection, Redis,
-        Requests, Snapshot,
+        Audits, BurningCampaign, DashboardSnapshot, Health, HotProduct, Instance, InstanceRequests, LastAudit, Place,
+        ProjectionSummary, Redis, Requests,
     },
     traffic::{Traffic, Window},
 };
@@ -49,7 +49,7 @@ pub struct Reader {
     projected: Option<Arc<Projected>>,
     projection: Part<ProjectionStatus>,
     sales: Part<Sales>,
-    held: Held,
+    held: MostHeld,
     campaigns: Part<Vec<Campaign>>,
     redis: Part<Vec<ServerState>>,
     stuck_payments: Part<i64>,
@@ -59,7 +59,7 @@ pub struct Reader {
     /// The requests of this process.
     own: Option<Window>,
     /// The reports of the other processes.
-    others: Part<Vec<Report>>,
+    others: Part<Vec<ProcessReport>>,
     issued: HashMap<CouponId, Rate>,
     carried: Rate,
     places: Places,
@@ -75,7 +75,7 @@ impl Reader {
             projected: None,
             projection: Part::default(),
             sales: Part::default(),
-            held: Held::default(),
+            held: MostHeld::default(),
             campaigns: Part::default(),
             redis: Part::default(),
             stuck_payments: Part::default(),
@@ -89,7 +89,7 @@ impl Reader {
         }
     }
 
-    /// Reads all parts that answer within a second. Returns a [`Snapshot`] as JSON, on one line.
+    /// Reads all parts that answer within a second. Returns a [`DashboardSnapshot`] as JSON, on one line.
     ///
     /// # Errors
     /// None that data can cause.
@@ -147,8 +147,8 @@ impl Reader {
         self.hindrances.begin(async move { Ok(engine.ready().await.err().unwrap_or_default()) });
     }
 
-    fn snapshot<'a>(&'a self, watchers: usize, last: Option<&'a Finished>) -> Snapshot<'a> {
-        Snapshot {
+    fn snapshot<'a>(&'a self, watchers: usize, last: Option<&'a Finished>) -> DashboardSnapshot<'a> {
+        DashboardSnapshot {
             at: self.engine.clock().now().0,
             zone: self.engine.zone().name(),
             instance: &self.instance,
@@ -160,9 +160,9 @@ impl Reader {
             stuck_payments: self.stuck_payments.get().copied(),
             requests: self.requests(),
             instances: self.instances(),
-            projection: self.projection.get().map(|status| Projection::new(status, self.carried.per_second())),
+            projection: self.projection.get().map(|status| ProjectionSummary::new(status, self.carried.per_second())),
             redis: self.redis.get().and_then(|servers| Redis::new(servers)),
-            audit: Audits { last: last.map(Audit::from), running: self.auditor.is_running() },
+            audit: Audits { last: last.map(LastAudit::from), running: self.auditor.is_running() },
             watchers,
         }
     }

@@ -24,12 +24,12 @@ const REPORTS_PER_TIDY: u32 = 60;
 
 /// A process and its requests.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Report {
+pub struct ProcessReport {
     pub instance: Instance,
     pub window: Window,
 }
 
-impl Report {
+impl ProcessReport {
     /// `None` if another version wrote it in another form.
     fn read(text: &str) -> Option<Self> {
         let read = serde_json::from_str(text);
@@ -57,7 +57,7 @@ async fn report(engine: Arc<Engine>, instance: Arc<Instance>) {
             log_failure(timeout(REPORT_TIMEOUT, engine.withdraw_requests(None)).await);
         }
         let Some(window) = window else { continue };
-        let report = Report { instance: Instance::clone(&instance), window };
+        let report = ProcessReport { instance: Instance::clone(&instance), window };
         if let Ok(report) = serde_json::to_string(&report) {
             log_failure(timeout(REPORT_TIMEOUT, engine.report_requests(instance.id, &report)).await);
         }
@@ -77,9 +77,9 @@ fn log_failure(written: Result<Result<(), Error>, tokio::time::error::Elapsed>) 
 ///
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
-pub async fn others(engine: &Engine, instance: &Instance) -> Result<Vec<Report>, Error> {
+pub async fn others(engine: &Engine, instance: &Instance) -> Result<Vec<ProcessReport>, Error> {
     let reports = engine.requests_of_others(instance.id).await?;
-    let mut reports: Vec<Report> = reports.iter().filter_map(|text| Report::read(text)).collect();
+    let mut reports: Vec<ProcessReport> = reports.iter().filter_map(|text| ProcessReport::read(text)).collect();
     reports.sort_by(|a, b| (&a.instance.name, a.instance.started_at).cmp(&(&b.instance.name, b.instance.started_at)));
     Ok(reports)
 }

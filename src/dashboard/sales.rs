@@ -29,19 +29,19 @@ pub struct Sales {
     /// The shown products, and those in the rankings' shown places.
     pub shelves: HashMap<ProductId, ShelvedProduct>,
     /// Kept for the next read.
-    pub held: Held,
+    pub held: MostHeld,
 }
 
 /// The products with the most held units. Every read looks at some products.
 #[derive(Clone, Default)]
-pub struct Held {
+pub struct MostHeld {
     /// How far the search has come, by partition.
     cursors: Vec<String>,
     /// The last known held units of the candidates.
     most: Vec<(ProductId, i64)>,
 }
 
-impl Held {
+impl MostHeld {
     fn learn(&mut self, seen: Vec<(ProductId, i64)>, cursors: Vec<String>) {
         self.cursors = cursors;
         let mut most: HashMap<ProductId, i64> = self.most.drain(..).collect();
@@ -57,7 +57,7 @@ impl Sales {
     ///
     /// # Errors
     /// Redis can't answer.
-    pub async fn read(engine: Arc<Engine>, mut held: Held) -> Result<Self, Error> {
+    pub async fn read(engine: Arc<Engine>, mut held: MostHeld) -> Result<Self, Error> {
         let ranking = async |scope: RankingScope| Ok((scope, engine.popular(scope, KNOWN_PLACES).await?));
         let rankings = try_join_all(RankingScope::ALL.iter().map(|scope| ranking(*scope)));
         let (rankings, (seen, cursors)) = try_join(rankings, engine.held_lately(&held.cursors)).await?;
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn sales_keep_largest_and_drop_absent() {
         let id = |id: i64| ProductId::new(id).unwrap();
-        let mut held = Held::default();
+        let mut held = MostHeld::default();
         held.learn((1..=1000).map(|n| (id(n), n)).collect(), vec!["7".to_owned()]);
         assert_eq!((held.most.len(), held.most[0], held.cursors[0].as_str()), (HELD_CANDIDATES, (id(1000), 1000), "7"));
         held.learn(vec![(id(1000), 0), (id(3), 5_000)], vec!["0".to_owned()]);

@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Snapshot<'a> {
+pub struct DashboardSnapshot<'a> {
     pub at: i64,
     /// The zone of the shop's wall-clock times.
     pub zone: &'a str,
@@ -31,7 +31,7 @@ pub struct Snapshot<'a> {
     pub requests: Option<Requests>,
     /// The running processes, this one first; `None` if the others are unknown.
     pub instances: Option<Vec<InstanceRequests>>,
-    pub projection: Option<Projection>,
+    pub projection: Option<ProjectionSummary>,
     pub redis: Option<Redis>,
     pub audit: Audits<'a>,
     /// The watchers of this process's page.
@@ -185,7 +185,7 @@ pub struct Requests {
     /// `None` without requests.
     pub latency: Option<Latency>,
     /// The busiest first.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteTraffic>,
     /// The most frequent first.
     pub refusals: Vec<Refusal>,
 }
@@ -200,7 +200,7 @@ pub struct Latency {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Route {
+pub struct RouteTraffic {
     pub method: String,
     pub route: String,
     pub per_second: f64,
@@ -219,7 +219,7 @@ pub struct Refusal {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Projection {
+pub struct ProjectionSummary {
     lag_events: i64,
     lag_seconds: f64,
     dead_letters: i64,
@@ -228,9 +228,9 @@ pub struct Projection {
     events_per_second: f64,
 }
 
-impl Projection {
+impl ProjectionSummary {
     pub fn new(status: &ProjectionStatus, events_per_second: f64) -> Self {
-        Projection {
+        ProjectionSummary {
             lag_events: status.lag_events,
             lag_seconds: rounded(status.lag_seconds),
             dead_letters: status.dead_letters,
@@ -286,13 +286,13 @@ impl Redis {
 #[derive(Serialize)]
 pub struct Audits<'a> {
     /// The last audit that this process finished.
-    pub last: Option<Audit<'a>>,
+    pub last: Option<LastAudit<'a>>,
     pub running: bool,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Audit<'a> {
+pub struct LastAudit<'a> {
     balanced: bool,
     checks: Vec<AuditCheck<'a>>,
     finished_at: i64,
@@ -306,10 +306,10 @@ struct AuditCheck<'a> {
     detail: &'a str,
 }
 
-impl<'a> From<&'a Finished> for Audit<'a> {
+impl<'a> From<&'a Finished> for LastAudit<'a> {
     fn from(finished: &'a Finished) -> Self {
         let check = |Check { name, ok, detail }: &'a Check| AuditCheck { name, ok: *ok, detail };
-        Audit {
+        LastAudit {
             balanced: finished.report.balanced,
             checks: finished.report.checks.iter().map(check).collect(),
             finished_at: finished.at.0,

@@ -9,7 +9,7 @@ use std::{
 use prometheus::proto::{Metric, MetricFamily};
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::{Latency, Refusal, Requests, Route, rounded};
+use super::snapshot::{Latency, Refusal, Requests, RouteTraffic, rounded};
 
 const REQUESTS: &str = "firstcome_http_requests_total";
 const DURATIONS: &str = "firstcome_http_request_duration_seconds";
@@ -30,7 +30,7 @@ pub struct Traffic(VecDeque<Sample>);
 struct Sample {
     at: Instant,
     /// Requests.
-    counts: HashMap<Kind, f64>,
+    counts: HashMap<RequestKind, f64>,
     /// The bounds of `times`, in seconds, rising.
     bounds: Vec<f64>,
     /// By method and route: the requests within each bound, cumulative; the last count is all of them.
@@ -46,7 +46,7 @@ struct Operation {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Kind {
+struct RequestKind {
     #[serde(flatten)]
     operation: Operation,
     status: String,
@@ -60,7 +60,7 @@ pub struct Window {
     /// The duration of the window.
     seconds: f64,
     /// The number of requests of each kind.
-    counts: Vec<(Kind, f64)>,
+    counts: Vec<(RequestKind, f64)>,
     bounds: Vec<f64>,
     times: Vec<(Operation, Vec<u64>)>,
     shed: f64,
@@ -102,7 +102,8 @@ impl Sample {
         let shop = |metric: &&Metric| !label(metric, "route").starts_with(OWN);
         let count = |metric: &Metric| {
             let label = |name: &str| label(metric, name).to_owned();
-            let kind = Kind { operation: operation(metric), status: label("status"), error_code: label("error_code") };
+            let kind =
+                RequestKind { operation: operation(metric), status: label("status"), error_code: label("error_code") };
             (kind, metric.get_counter().get_value())
         };
         let finite = |metric: &Metric| -> Vec<(f64, u64)> {
@@ -171,7 +172,7 @@ impl Requests {
         times.values().for_each(|counts| add(&mut every, counts));
         let shown = times.iter().filter_map(|(operation, counts)| {
             let rates = operations.get(operation).copied().unwrap_or_default();
-            Some(Route {
+            Some(RouteTraffic {
                 method: operation.method.clone(),
                 route: operation.route.clone(),
                 per_second: rounded(rates.all),
@@ -180,7 +181,7 @@ impl Requests {
                 latency: latency(bounds, counts)?,
             })
         });
-        let mut shown: Vec<Route> = shown.collect();
+        let mut shown: Vec<RouteTraffic> = shown.collect();
         shown.sort_by(|a, b| {
             b.per_second.total_cmp(&a.per_second).then_with(|| (&a.route, &a.method).cmp(&(&b.route, &b.method)))
         });

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 
-use super::reaper::Entry;
+use super::reaper::ReaperEntry;
 
 /// The maximum length of a Unix socket's path: Linux's 108 bytes less the closing zero.
 const MAX_SOCKET_PATH_LEN: usize = 107;
@@ -25,7 +25,7 @@ const MAX_SOCKET_PATH_LEN: usize = 107;
 pub struct ScratchDir {
     path: PathBuf,
     /// Dropped after the directory is removed.
-    _listed: Entry,
+    _listed: ReaperEntry,
 }
 
 impl ScratchDir {
@@ -56,7 +56,7 @@ impl ScratchDir {
         );
         let path = parent.join(format!("{prefix}-{unique}"));
         // Listed before it exists, so that it is removed whenever this process is killed.
-        let listed = Entry::remove(&path)?;
+        let listed = ReaperEntry::remove(&path)?;
         // Under root, PostgreSQL runs as another user, who has to pass through.
         let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
         DirBuilder::new().mode(mode).create(&path).with_context(|| format!("cannot make {}", path.display()))?;

@@ -23,8 +23,8 @@ mod stack;
 
 pub use binaries::{postgres_bin_dir, redis_server};
 pub use dirs::ScratchDir;
-pub use postgres_server::{PostgresConfig, PostgresServer};
-pub use redis_server::{AppendFsync, RedisConfig, RedisServer};
+pub use postgres_server::{PostgresServer, PostgresServerConfig};
+pub use redis_server::{AppendFsync, RedisServer, RedisServerConfig};
 pub use stack::Stack;
 
 /// A TCP port on 127.0.0.1 that was free a moment ago, for servers that need one (cluster tests). If another process

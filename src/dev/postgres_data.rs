@@ -14,7 +14,7 @@ use anyhow::{Result, bail, ensure};
 use super::{
     binaries,
     dirs::{User, make_passable, make_private, run, short_hash},
-    postgres_server::PostgresConfig,
+    postgres_server::PostgresServerConfig,
     process::{self, Process, StopSignal},
 };
 
@@ -62,7 +62,12 @@ pub(super) fn use_elsewhere(dir: &Path, base: &Path) -> Result<()> {
 ///
 /// # Errors
 /// There are no such programs, `user` cannot reach them, or they fail.
-pub(super) async fn prepare(data: &Path, config: &PostgresConfig, user: Option<&User>, log: &Path) -> Result<PathBuf> {
+pub(super) async fn prepare(
+    data: &Path,
+    config: &PostgresServerConfig,
+    user: Option<&User>,
+    log: &Path,
+) -> Result<PathBuf> {
     let version = fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|text| text.trim().parse().ok());
     let bin = binaries::postgres_bin_dir(version)?;
     if let Some(user) = user {
@@ -95,7 +100,7 @@ pub(super) async fn prepare(data: &Path, config: &PostgresConfig, user: Option<&
 }
 
 /// Creates a data directory, under another name until it is complete.
-async fn init(bin: &Path, data: &Path, config: &PostgresConfig, user: Option<&User>, log: &Path) -> Result<()> {
+async fn init(bin: &Path, data: &Path, config: &PostgresServerConfig, user: Option<&User>, log: &Path) -> Result<()> {
     let unfinished = unfinished(data);
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished)?;

@@ -17,7 +17,7 @@ const SOCKET_PORT: u16 = 5432;
 
 /// The settings of a [`PostgresServer`].
 #[derive(Clone, Debug)]
-pub struct PostgresConfig {
+pub struct PostgresServerConfig {
     /// The directory of this server, created if it is missing: `data/`, `run/` (the socket), `postgres.log`.
     pub dir: PathBuf,
     /// A TCP port on 127.0.0.1 besides the socket, with a password, which the URL has. `None`: no TCP.
@@ -34,7 +34,7 @@ pub struct PostgresConfig {
     pub settings: Vec<(String, String)>,
 }
 
-impl PostgresConfig {
+impl PostgresServerConfig {
     /// Durable, without TCP, 100 connections.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), port: None, fsync: true, max_connections: 100, template: None, settings: Vec::new() }
@@ -48,7 +48,7 @@ impl PostgresConfig {
 #[derive(Debug)]
 pub struct PostgresServer {
     /// `dir` is absolute.
-    config: PostgresConfig,
+    config: PostgresServerConfig,
     user: Option<User>,
     // Before the directory of the socket, so that it is dropped first.
     process: Option<Process>,
@@ -64,7 +64,7 @@ impl PostgresServer {
     /// # Errors
     /// No server program is found, another major version created the data, another server uses them, or the server does
     /// not start; the message then has the end of its log.
-    pub async fn start(mut config: PostgresConfig) -> Result<Self> {
+    pub async fn start(mut config: PostgresServerConfig) -> Result<Self> {
         let user = User::for_postgres()?;
         config.dir = make_own(&config.dir, user.as_ref())?;
         let base = postgres_data::base_dir(&config.dir, user.as_ref())?;

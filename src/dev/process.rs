@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{dirs::User, reaper::Entry};
+use super::{dirs::User, reaper::ReaperEntry};
 
 /// How long a server may neither end nor get ready. Generous, because it may replay a long log.
 const START_TIMEOUT: Duration = Duration::from_secs(600);
@@ -74,7 +74,7 @@ pub(super) struct Process {
     log_start: u64,
     when_dropped: StopSignal,
     /// Dropped after the server has ended, which removes it from the reaper's list.
-    _listed: Entry,
+    _listed: ReaperEntry,
 }
 
 impl Process {
@@ -96,7 +96,7 @@ impl Process {
         let output = open_log(log).with_context(|| format!("cannot open {}", log.display()))?;
         let log_start = output.metadata()?.len();
         // Before the spawn: an unlisted server would outlive a crash of this process.
-        let listed = Entry::server(when_dropped.name(), &dir)?;
+        let listed = ReaperEntry::server(when_dropped.name(), &dir)?;
         let child = command
             .current_dir(&dir)
             .stdin(Stdio::null())

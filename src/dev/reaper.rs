@@ -2,7 +2,7 @@
 //!
 //! A shell process (`reaper.sh`) waits at the other end of a pipe. Any end of this process closes the pipe; the shell
 //! then ends the listed servers and removes the listed directories. An orderly stop is up to the servers' own methods:
-//! a dropped [`Entry`] is off the list.
+//! a dropped [`ReaperEntry`] is off the list.
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -18,9 +18,9 @@ static REAPER: Mutex<Option<Child>> = Mutex::new(None);
 
 /// A line of the reaper's list. A drop removes it.
 #[derive(Debug)]
-pub(super) struct Entry(Vec<u8>);
+pub(super) struct ReaperEntry(Vec<u8>);
 
-impl Entry {
+impl ReaperEntry {
     /// Lists a server: at the end of this process, the server whose processes work in `dir` gets `signal` (`TERM`,
     /// `INT`, `QUIT`), and SIGKILL after a minute. List a server *before* its spawn, so that it can never be left over.
     ///
@@ -33,7 +33,7 @@ impl Entry {
     /// Lists a directory: it is removed with its contents after the end of this process and of the servers.
     ///
     /// # Errors
-    /// As [`Entry::server`].
+    /// As [`ReaperEntry::server`].
     pub(super) fn remove(path: &Path) -> Result<Self> {
         Self::add("remove ", path)
     }
@@ -57,7 +57,7 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for ReaperEntry {
     fn drop(&mut self) {
         // Without a reaper there is no list, so an error needs no handling.
         let _ = self.send(b'-');

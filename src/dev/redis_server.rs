@@ -31,7 +31,7 @@ pub enum AppendFsync {
 
 /// The settings of a [`RedisServer`].
 #[derive(Clone, Debug)]
-pub struct RedisConfig {
+pub struct RedisServerConfig {
     /// The directory of this server, created if it is missing: `data/`, `redis.sock`, `redis.log`.
     pub dir: PathBuf,
     /// A TCP port on 127.0.0.1 besides the socket, without a password. `None`: no TCP.
@@ -49,7 +49,7 @@ pub struct RedisConfig {
     pub extra_args: Vec<String>,
 }
 
-impl RedisConfig {
+impl RedisServerConfig {
     /// Without TCP, and as durable as the service requires.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl RedisConfig {
 #[derive(Debug)]
 pub struct RedisServer {
     /// `dir` is absolute.
-    config: RedisConfig,
+    config: RedisServerConfig,
     // Before the directory of the socket, so that it is dropped first.
     process: Option<Process>,
     socket: SocketDir,
@@ -80,7 +80,7 @@ impl RedisServer {
     /// # Errors
     /// No server program is found, another server uses the directory, or the server does not start; the message then
     /// has the end of its log.
-    pub async fn start(mut config: RedisConfig) -> Result<Self> {
+    pub async fn start(mut config: RedisServerConfig) -> Result<Self> {
         config.dir = make_own(&config.dir, None)?;
         let socket = SocketDir::new(&config.dir, SOCKET, None)?;
         let mut server = Self { config, process: None, socket };
@@ -216,7 +216,7 @@ impl RedisServer {
     }
 
     /// Makes every write beyond this file size fail, as on a full disk, until a call with `None` or the next start.
-    /// Requires [`full_disks`](RedisConfig::full_disks).
+    /// Requires [`full_disks`](RedisServerConfig::full_disks).
     ///
     /// # Errors
     /// The server is not running.
@@ -224,7 +224,7 @@ impl RedisServer {
         self.process.as_mut().context("Redis is not running")?.limit_file_size(bytes, None)
     }
 
-    /// Adds to [`RedisConfig::extra_args`], for the next start.
+    /// Adds to [`RedisServerConfig::extra_args`], for the next start.
     pub fn add_args(&mut self, args: &[&str]) {
         self.config.extra_args.extend(args.iter().map(|arg| (*arg).to_owned()));
     }

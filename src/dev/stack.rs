@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     dirs::{User, make_own},
-    postgres_server::{self, PostgresConfig, PostgresServer},
-    redis_server::{self, RedisConfig, RedisServer},
+    postgres_server::{self, PostgresServer, PostgresServerConfig},
+    redis_server::{self, RedisServer, RedisServerConfig},
 };
 
 /// The database of the service. The caller creates it first, over [`admin_database_url`](Stack::admin_database_url).
@@ -39,8 +39,8 @@ impl Stack {
         let postgres = make_own(&dir.join("postgres"), User::for_postgres()?.as_ref())?;
         tokio::try_join!(redis_server::stop_leftovers(&redis), postgres_server::stop_leftovers(&postgres))?;
         let (redis, postgres) = tokio::try_join!(
-            RedisServer::start(RedisConfig::new(redis)),
-            PostgresServer::start(PostgresConfig::new(postgres)),
+            RedisServer::start(RedisServerConfig::new(redis)),
+            PostgresServer::start(PostgresServerConfig::new(postgres)),
         )?;
         Ok(Self { redis, postgres, _lock: lock })
     }

@@ -16,7 +16,7 @@ use crate::{
         outbox::StreamId,
         queries::stats::{PendingCount, PendingWork},
     },
-    telemetry::metrics::state::{Holds, Observed, Partition as PartitionState, Postgres, SoldOut},
+    telemetry::metrics::state::{Holds, Observed, PartitionGauges, Postgres, SoldOut},
 };
 
 /// The time limit for each store.
@@ -52,7 +52,7 @@ impl Engine {
             let projected = positions.iter().find(|position| position.partition == here);
             async move { tokio::time::timeout_at(deadline, self.observe_partition(here, projected)).await.ok()? }
         });
-        let partitions: Vec<Option<PartitionState>> = stream::iter(reads).buffered(CONCURRENCY).collect().await;
+        let partitions: Vec<Option<PartitionGauges>> = stream::iter(reads).buffered(CONCURRENCY).collect().await;
         let redis = partitions.iter().all(Option::is_some);
         let open: Vec<bool> = self.store.all().map(|here| self.store.is_open(here)).collect();
         let sold_out::Counts { refused, renewed, read, learned } = self.sold_out.counts();
@@ -96,14 +96,14 @@ impl Engine {
         &self,
         here: Partition,
         projected: Option<&ProjectedPosition>,
-    ) -> Option<PartitionState> {
+    ) -> Option<PartitionGauges> {
         let now = self.store.now(here);
         let after = projected.and_then(|position| position.stream_id.parse().ok()).unwrap_or(StreamId::ZERO);
         let pending = self.store.pending(here, after, now).await.ok()?;
         let PendingWork { decided, outbox, oldest, orders, payments, stuck_payments, remote_holds } = pending;
         let count = |waiting: PendingCount| (waiting.open, waiting.due);
         let decisions = decided?.seq;
-        Some(PartitionState {
+        Some(PartitionGauges {
             partition: here.0,
             decisions,
             outbox,

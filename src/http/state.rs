@@ -9,10 +9,10 @@ use crate::{config::HttpConfig, engine::Engine};
 
 /// The state of the public API. Axum clones it several times per request, so it is one counter.
 #[derive(Clone)]
-pub struct AppState(Arc<Shared>);
+pub struct AppState(Arc<SharedState>);
 
 /// What [`AppState`] points to.
-pub struct Shared {
+pub struct SharedState {
     pub engine: Arc<Engine>,
     pub limits: Arc<Limits>,
     decoding: Decoding,
@@ -26,14 +26,14 @@ impl AppState {
             limits: limits.clone(),
             zone: engine.zone(),
         };
-        AppState(Arc::new(Shared { engine, limits, decoding }))
+        AppState(Arc::new(SharedState { engine, limits, decoding }))
     }
 }
 
 impl std::ops::Deref for AppState {
-    type Target = Shared;
+    type Target = SharedState;
 
-    fn deref(&self) -> &Shared {
+    fn deref(&self) -> &SharedState {
         &self.0
     }
 }

@@ -47,8 +47,8 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Page<Op
         .fetch_one(pool)
         .await
         .map_err(translate_sqlx)?;
-    type Row = (String, String, String, String, String, i32, String, i64);
-    let rows: Vec<Row> = sqlx::query_as(
+    type LogRow = (String, String, String, String, String, i32, String, i64);
+    let rows: Vec<LogRow> = sqlx::query_as(
         "SELECT id::text, operator, action, target, detail, status, request_id, (extract(epoch FROM at) * 1000)::bigint
          FROM operator_log WHERE $1::text IS NULL OR operator = $1
          ORDER BY operator_log.at DESC, operator_log.id DESC OFFSET $2 LIMIT $3",
@@ -59,7 +59,7 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Page<Op
     .fetch_all(pool)
     .await
     .map_err(translate_sqlx)?;
-    let action = |(id, operator, action, target, detail, status, request_id, at): Row| OperatorAction {
+    let action = |(id, operator, action, target, detail, status, request_id, at): LogRow| OperatorAction {
         id,
         operator,
         action,

@@ -135,7 +135,7 @@ row! {
 }
 
 /// The result of a read.
-pub type Read<T> = sqlx::Result<T>;
+pub type ReadResult<T> = sqlx::Result<T>;
 /// A stream of rows.
 pub type Rows<'c, T> = BoxStream<'c, sqlx::Result<T>>;
 

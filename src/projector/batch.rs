@@ -19,28 +19,28 @@ use crate::{
 /// The changes of a batch.
 #[derive(Default)]
 pub struct Batch {
-    pub new_users: Vec<NewUser>,
+    pub new_users: Vec<UserInsert>,
     /// The final balance, by user.
     pub balances: HashMap<i64, Won>,
-    pub new_products: Vec<NewProduct>,
+    pub new_products: Vec<ProductInsert>,
     /// Name, price and category, by product.
     pub descriptions: HashMap<i64, (String, Won, String)>,
     /// Additions to the counters of a product.
-    pub units: HashMap<i64, Units>,
+    pub units: HashMap<i64, StockDelta>,
     pub new_campaigns: Vec<(CampaignTerms, Millis)>,
     /// Opening and closing time, by campaign.
     pub windows: HashMap<i64, (Millis, Millis)>,
     /// Additions to the counters of a campaign.
-    pub issued: HashMap<i64, Issued>,
-    pub new_coupons: Vec<NewCoupon>,
+    pub issued: HashMap<i64, CampaignDelta>,
+    pub new_coupons: Vec<CouponInsert>,
     /// Coupons issued to users of other partitions.
-    pub remote_coupons: Vec<NewCoupon>,
+    pub remote_coupons: Vec<CouponInsert>,
     /// By coupon and user.
     pub coupons: HashMap<(i64, i64), CouponState>,
     pub new_orders: Vec<(event::OrderPlaced, Millis)>,
     /// By order.
     pub orders: HashMap<i64, OrderState>,
-    pub new_payments: Vec<NewPayment>,
+    pub new_payments: Vec<PaymentInsert>,
     /// By receipt.
     pub payments: HashMap<String, PaymentState>,
     pub entries: Vec<BalanceEntry>,
@@ -54,13 +54,13 @@ pub struct Batch {
     pub sequences: HashMap<String, i64>,
 }
 
-pub struct NewUser {
+pub struct UserInsert {
     pub id: i64,
     pub name: String,
     pub at: Millis,
 }
 
-pub struct NewProduct {
+pub struct ProductInsert {
     pub id: i64,
     pub name: String,
     pub category: String,
@@ -70,7 +70,7 @@ pub struct NewProduct {
 
 /// Changes of a product's counters, in units.
 #[derive(Clone, Copy, Default)]
-pub struct Units {
+pub struct StockDelta {
     pub on_sale: i64,
     pub held: i64,
     pub sold: i64,
@@ -80,7 +80,7 @@ pub struct Units {
 
 /// Changes of a campaign's counters, in coupons.
 #[derive(Clone, Copy, Default)]
-pub struct Issued {
+pub struct CampaignDelta {
     pub issued: i64,
     pub withheld: i64,
 }
@@ -91,7 +91,7 @@ pub struct Hold {
     pub lines: Vec<OrderLine>,
 }
 
-pub struct NewCoupon {
+pub struct CouponInsert {
     pub coupon: i64,
     pub user: i64,
     pub issue_no: i64,
@@ -120,7 +120,7 @@ impl OrderState {
         OrderState { status: OrderStatus::Pending, paid_at: None, closed_at: None, reason: None, sold_on: None };
 }
 
-pub struct NewPayment {
+pub struct PaymentInsert {
     pub id: i64,
     pub order: i64,
     pub user: i64,
@@ -171,7 +171,7 @@ impl Batch {
             Body::UsersCreated { first, step, count, balance, name, prefixed } => {
                 for id in (0..*count).map(|n| first.get().saturating_add(n.saturating_mul(*step))) {
                     let name = if *prefixed { format!("{name}{id}") } else { name.clone() };
-                    self.new_users.push(NewUser { id, name, at });
+                    self.new_users.push(UserInsert { id, name, at });
                     if let Some(user) = UserId::new(id).filter(|_| *balance > 0) {
                         self.entry(&event::opening_entry(user, *balance, at));
                     }
@@ -179,7 +179,7 @@ impl Batch {
             }
             Body::ProductCreated { product, name, price, units, category } => {
                 let (id, name, category) = (product.get(), name.clone(), category.clone());
-                self.new_products.push(NewProduct { id, name, category, price: *price, at });
+                self.new_products.push(ProductInsert { id, name, category, price: *price, at });
                 self.restock(*product, *units);
             }
             Body::ProductUpdated { product, name, price, category, delta } => {
@@ -193,9 +193,9 @@ impl Batch {
             Body::CouponIssued { coupon, user, issue_no, at_home } => {
                 self.issued.entry(coupon.get()).or_default().issued += 1;
                 let coupons = if *at_home { &mut self.new_coupons } else { &mut self.remote_coupons };
-                coupons.push(NewCoupon { coupon: coupon.get(), user: user.get(), issue_no: *issue_no, at });
+                coupons.push(CouponInsert { coupon: coupon.get(), user: user.get(), issue_no: *issue_no, at });
             }
-            Body::CouponGranted { coupon, user, issue_no, issued_at } => self.new_coupons.push(NewCoupon {
+            Body::CouponGranted { coupon, user, issue_no, issued_at } => self.new_coupons.push(CouponInsert {
                 coupon: coupon.get(),
                 user: user.get(),
                 issue_no: *issue_no,
@@ -207,7 +207,7 @@ impl Batch {
                 self.set_coupon(placed.coupon, placed.user, "HELD", Some(placed.order), None);
                 self.new_orders.push((placed.clone(), at));
             }
-            Body::PaymentStarted(started) => self.new_payments.push(NewPayment {
+            Body::PaymentStarted(started) => self.new_payments.push(PaymentInsert {
                 id: started.payment.get(),
                 order: started.order.get(),
                 user: started.user.get(),
@@ -271,7 +271,7 @@ impl Batch {
         let state = OrderState { status: OrderStatus::Paid, paid_at: Some(at), closed_at: None, reason: None, sold_on };
         self.orders.insert(paid.order.get(), state);
         if !paid.by_gateway {
-            self.new_payments.push(NewPayment {
+            self.new_payments.push(PaymentInsert {
                 id: paid.payment.get(),
                 order: paid.order.get(),
                 user: paid.user.get(),
@@ -359,7 +359,7 @@ impl Batch {
     }
 }
 
-impl Units {
+impl StockDelta {
     fn on(&mut self, shelf: Shelf) -> &mut i64 {
         match shelf {
             Shelf::OnSale => &mut self.on_sale,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement, TransactionTrait};
 
 use super::{
-    Failure, Projector,
+    Projector, StepError,
     apply::{ApplyError, apply},
     batch::Batch,
 };
@@ -27,9 +27,9 @@ impl Projector {
         &self,
         here: Partition,
         from: &ProjectedPosition,
-        read: &mut [Read<'_>],
+        read: &mut [DecodedDecision<'_>],
         timeout: Duration,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), StepError> {
         // The events before a gap are sound, and a rebuild from PostgreSQL needs them.
         let (sound, gap) = match check_gapless(from, read) {
             Ok(()) => (read.len(), None),
@@ -37,7 +37,7 @@ impl Projector {
         };
         let mut from = from.clone();
         // A stack of the parts that remain: the next part is the last one.
-        let mut parts: Vec<&[Read<'_>]> = if sound == 0 { Vec::new() } else { vec![&read[..sound]] };
+        let mut parts: Vec<&[DecodedDecision<'_>]> = if sound == 0 { Vec::new() } else { vec![&read[..sound]] };
         while let Some(part) = parts.pop() {
             let halves = halves(part);
             if let Some((first, second)) = halves.filter(|_| part.len() > self.batch) {
@@ -57,7 +57,7 @@ impl Projector {
                         Ok(to) => from = to,
                         Err(CommitError::Failed(failure)) => return Err(failure),
                         Err(CommitError::Bad(reason)) => {
-                            return Err(Failure::Unavailable(format!("a dead letter can't be filed: {reason}")));
+                            return Err(StepError::Unavailable(format!("a dead letter can't be filed: {reason}")));
                         }
                     }
                 }
@@ -73,14 +73,14 @@ impl Projector {
         &self,
         here: Partition,
         from: &ProjectedPosition,
-        part: &[Read<'_>],
+        part: &[DecodedDecision<'_>],
         timeout: Duration,
         mode: ApplyMode,
     ) -> Result<ProjectedPosition, CommitError> {
         let requests = part.iter().filter_map(|read| read.event.as_ref().ok()).map(|event| event.request_id.as_str());
         let mut work = traces::projection(here.0, part.len(), requests);
         let committing = tokio::time::timeout(timeout, self.transact(here, from, part, mode)).await;
-        let committed = committing.unwrap_or(Err(CommitError::Failed(Failure::Timeout(timeout))));
+        let committed = committing.unwrap_or(Err(CommitError::Failed(StepError::Timeout(timeout))));
         match &committed {
             Ok(_) => {}
             Err(CommitError::Bad(reason)) => work.failed(|| reason.clone()),
@@ -94,7 +94,7 @@ impl Projector {
         &self,
         here: Partition,
         from: &ProjectedPosition,
-        part: &[Read<'_>],
+        part: &[DecodedDecision<'_>],
         mode: ApplyMode,
     ) -> Result<ProjectedPosition, CommitError> {
         let mut to = from.clone();
@@ -127,10 +127,10 @@ impl Projector {
             ))
             .await?;
         if moved.rows_affected() != 1 {
-            return Err(CommitError::Failed(Failure::Superseded));
+            return Err(CommitError::Failed(StepError::Superseded));
         }
         let (mut filed, mut last_dead_letter) = (0, 0);
-        let mut count_filed = |read: &Read<'_>| {
+        let mut count_filed = |read: &DecodedDecision<'_>| {
             filed += 1;
             last_dead_letter = read.position.map_or(last_dead_letter, |position| position.seq.max(last_dead_letter));
         };
@@ -164,7 +164,7 @@ impl Projector {
 }
 
 /// A decoded decision of an entry: its event, or the reason why it can't be read.
-pub(super) struct Read<'a> {
+pub(super) struct DecodedDecision<'a> {
     entry: &'a Entry,
     /// The index of the decision within its entry.
     nth: usize,
@@ -172,13 +172,13 @@ pub(super) struct Read<'a> {
     pub(super) event: Result<Event, String>,
 }
 
-impl<'a> Read<'a> {
+impl<'a> DecodedDecision<'a> {
     pub(super) fn all(entries: &'a [Entry]) -> Vec<Self> {
         let mut read = Vec::with_capacity(entries.len());
         for entry in entries {
             for (nth, Decoded { position, event }) in event::decode(&entry.fields).into_iter().enumerate() {
                 let position = position.map(|(epoch, seq)| Position { epoch, seq });
-                read.push(Read { entry, nth, position, event: event.map_err(|bad| bad.0) });
+                read.push(DecodedDecision { entry, nth, position, event: event.map_err(|bad| bad.0) });
             }
         }
         read
@@ -186,13 +186,13 @@ impl<'a> Read<'a> {
 }
 
 /// The index of the first decision of the entry that contains decision `at`.
-fn start_of_entry(read: &[Read<'_>], at: usize) -> usize {
+fn start_of_entry(read: &[DecodedDecision<'_>], at: usize) -> usize {
     let entry = read[at].entry.id;
     read[..at].iter().rposition(|before| before.entry.id != entry).map_or(0, |before| before + 1)
 }
 
 /// Splits a part between two entries, near the middle; `None` if it has only one entry.
-fn halves<'a, 'b>(part: &'a [Read<'b>]) -> Option<(&'a [Read<'b>], &'a [Read<'b>])> {
+fn halves<'a, 'b>(part: &'a [DecodedDecision<'b>]) -> Option<(&'a [DecodedDecision<'b>], &'a [DecodedDecision<'b>])> {
     let middle = start_of_entry(part, part.len() / 2);
     let first = part.first()?.entry.id;
     let at = if middle > 0 { middle } else { part.iter().position(|read| read.entry.id != first)? };
@@ -215,7 +215,7 @@ enum ApplyMode {
 async fn apply_or_file(
     transaction: &DatabaseTransaction,
     here: Partition,
-    read: &Read<'_>,
+    read: &DecodedDecision<'_>,
     mode: ApplyMode,
 ) -> Result<bool, CommitError> {
     let reason = match &read.event {
@@ -242,7 +242,7 @@ enum CommitError {
     /// The data causes the error: a retry can't succeed.
     Bad(String),
     /// A retry may succeed.
-    Failed(Failure),
+    Failed(StepError),
 }
 
 impl From<DbErr> for CommitError {
@@ -270,7 +270,7 @@ impl From<ApplyError> for CommitError {
 ///
 /// # Errors
 /// The index of the first decision after a gap, and the gap.
-fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), (usize, Failure)> {
+fn check_gapless(from: &ProjectedPosition, read: &mut [DecodedDecision<'_>]) -> Result<(), (usize, StepError)> {
     let mut last = from.position;
     for (at, read) in read.iter_mut().enumerate() {
         let Some(found) = read.position else { continue };
@@ -278,7 +278,7 @@ fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), 
             last = found;
         } else if let Ok(event) = &read.event {
             let request_id = event.request_id.clone();
-            return Err((at, Failure::Gap { partition: from.partition, last, found, request_id }));
+            return Err((at, StepError::Gap { partition: from.partition, last, found, request_id }));
         } else {
             read.position = None;
         }
@@ -289,7 +289,7 @@ fn check_gapless(from: &ProjectedPosition, read: &mut [Read<'_>]) -> Result<(), 
 async fn file_dead_letter(
     transaction: &DatabaseTransaction,
     here: Partition,
-    read: &Read<'_>,
+    read: &DecodedDecision<'_>,
     reason: &str,
     mode: ApplyMode,
 ) -> Result<(), CommitError> {

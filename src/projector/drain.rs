@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use futures_util::FutureExt;
 
-use super::{Failure, MAX_TIMEOUT_FACTOR, Projector, Step};
+use super::{MAX_TIMEOUT_FACTOR, Projector, Step, StepError};
 use crate::model::{Partition, Position};
 
 /// Consecutive empty reads after which a decision counts as missing from the outbox. One empty read is normal: another
@@ -51,7 +51,7 @@ impl Projector {
                         bail!("the outbox of partition {} does not have all that was decided", here.0);
                     }
                 }
-                Err(Failure::Superseded) => {}
+                Err(StepError::Superseded) => {}
                 Err(failure) => return Err(anyhow!(failure)),
             }
         }

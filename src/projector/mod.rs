@@ -28,7 +28,7 @@ use std::{
 use anyhow::anyhow;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
 
-use self::commit::Read;
+use self::commit::DecodedDecision;
 use crate::{
     config::{ProjectorConfig, Retention},
     model::{
@@ -93,12 +93,12 @@ struct Step {
     /// Whether the outbox may have more entries.
     more: bool,
     /// Whether the relay, the eviction and the trim of every committed entry succeeded.
-    relayed: Result<(), Failure>,
+    relayed: Result<(), StepError>,
 }
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum StepError {
     /// Another projector moved the position meanwhile.
     #[error("superseded by another projector")]
     Superseded,
@@ -126,28 +126,28 @@ enum Failure {
     Timeout(Duration),
 }
 
-impl Failure {
+impl StepError {
     /// The label of the metric.
     fn kind(&self) -> &'static str {
         match self {
-            Failure::Superseded => "superseded",
-            Failure::Gap { .. } => "gap",
-            Failure::NewerVersion => "newer_version",
-            Failure::Unavailable(_) => "unavailable",
-            Failure::Timeout(_) => "timeout",
+            StepError::Superseded => "superseded",
+            StepError::Gap { .. } => "gap",
+            StepError::NewerVersion => "newer_version",
+            StepError::Unavailable(_) => "unavailable",
+            StepError::Timeout(_) => "timeout",
         }
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for StepError {
     fn from(error: Error) -> Self {
-        Failure::Unavailable(error.to_string())
+        StepError::Unavailable(error.to_string())
     }
 }
 
-impl From<DbErr> for Failure {
+impl From<DbErr> for StepError {
     fn from(error: DbErr) -> Self {
-        Failure::Unavailable(error.to_string())
+        StepError::Unavailable(error.to_string())
     }
 }
 
@@ -235,10 +235,10 @@ impl Projector {
                         }
                     }
                 }
-                Err(failure @ Failure::Superseded) => tracing::debug!(partition = here.0, "{failure}"),
+                Err(failure @ StepError::Superseded) => tracing::debug!(partition = here.0, "{failure}"),
                 Err(failure) => {
                     tracing::warn!(partition = here.0, %failure, "the projection waits");
-                    if let Failure::Timeout(_) = failure {
+                    if let StepError::Timeout(_) = failure {
                         // PostgreSQL may be slow, and not dead: a batch must not exceed every timeout.
                         timeout = (timeout * 2).min(self.timeout * MAX_TIMEOUT_FACTOR);
                     }
@@ -259,7 +259,7 @@ impl Projector {
             loop {
                 match self.step(here, Duration::ZERO, self.timeout * MAX_TIMEOUT_FACTOR).await {
                     Ok(Step { projected: 0, relayed, .. }) => break relayed.map_err(|failure| anyhow!(failure))?,
-                    Ok(_) | Err(Failure::Superseded) => {}
+                    Ok(_) | Err(StepError::Superseded) => {}
                     Err(failure) => return Err(anyhow!(failure)),
                 }
             }
@@ -286,8 +286,8 @@ impl Projector {
         loop {
             match self.step(here, Duration::ZERO, self.timeout * MAX_TIMEOUT_FACTOR).await {
                 Ok(Step { projected: 0, .. }) => return Ok(None),
-                Err(gap @ Failure::Gap { .. }) => return Ok(Some(gap.to_string())),
-                Ok(_) | Err(Failure::Superseded) => {}
+                Err(gap @ StepError::Gap { .. }) => return Ok(Some(gap.to_string())),
+                Ok(_) | Err(StepError::Superseded) => {}
                 Err(failure) => return Err(anyhow!(failure)),
             }
         }
@@ -309,16 +309,16 @@ impl Projector {
 
     /// Processes one batch: read, commit, relay, evict, trim. A relay that fails, because another partition is
     /// unavailable, keeps the events in the outbox; later events are still committed.
-    async fn step(&self, here: Partition, wait: Duration, timeout: Duration) -> Result<Step, Failure> {
+    async fn step(&self, here: Partition, wait: Duration, timeout: Duration) -> Result<Step, StepError> {
         let from = self.position(here).await?;
-        let last: StreamId = from.stream_id.parse().map_err(|error| Failure::Unavailable(format!("{error}")))?;
+        let last: StreamId = from.stream_id.parse().map_err(|error| StepError::Unavailable(format!("{error}")))?;
         let mut relayed = self.finish_after_restart(here, last).await;
         let count = self.entries_per_read();
         let mut entries = self.store.outbox_after(here, last, count, wait).await?;
         if let Some(newer) = entries.iter().position(|entry| event::is_newer(&entry.fields)) {
             entries.truncate(newer);
             if newer == 0 {
-                return Err(Failure::NewerVersion);
+                return Err(StepError::NewerVersion);
             }
         }
         let Some(end) = entries.last().map(|entry| entry.id) else {
@@ -327,14 +327,14 @@ impl Projector {
             }
             return Ok(Step { projected: 0, more: false, relayed });
         };
-        let mut read = Read::all(&entries);
+        let mut read = DecodedDecision::all(&entries);
         self.per_entry.store(read.len().div_ceil(entries.len()), Ordering::Relaxed);
         match self.commit(here, &from, &mut read, timeout).await {
             // Another projector may have committed and trimmed the missing decisions since this one read the position.
-            Err(Failure::Gap { last, .. }) if self.position(here).await?.position != last => {
-                return Err(Failure::Superseded);
+            Err(StepError::Gap { last, .. }) if self.position(here).await?.position != last => {
+                return Err(StepError::Superseded);
             }
-            Err(gap @ Failure::Gap { .. }) => return Err(self.stop_at(here, gap).await?),
+            Err(gap @ StepError::Gap { .. }) => return Err(self.stop_at(here, gap).await?),
             committed => committed?,
         }
         // Not after a failed relay: a trim removes every earlier entry.
@@ -345,8 +345,8 @@ impl Projector {
     }
 
     /// Freezes a partition at a gap. Returns the gap.
-    async fn stop_at(&self, here: Partition, gap: Failure) -> Result<Failure, Failure> {
-        if let Failure::Gap { request_id, .. } = &gap {
+    async fn stop_at(&self, here: Partition, gap: StepError) -> Result<StepError, StepError> {
+        if let StepError::Gap { request_id, .. } = &gap {
             tracing::error!(partition = here.0, request_id, %gap, "the projection stops here");
         }
         self.store.freeze(here, &gap.to_string()).await?;
@@ -360,7 +360,7 @@ impl Projector {
         here: Partition,
         from: &ProjectedPosition,
         last: StreamId,
-    ) -> Result<Option<Failure>, Failure> {
+    ) -> Result<Option<StepError>, StepError> {
         let state = self.store.partition_state(here).await?;
         let open = state.frozen.is_none() && !state.rebuilding;
         let Some(decided) = state.position.filter(|decided| open && *decided > from.position) else {
@@ -372,9 +372,9 @@ impl Projector {
         }
         // Another projector may have committed and trimmed the decision.
         if self.position(here).await?.position != from.position {
-            return Err(Failure::Superseded);
+            return Err(StepError::Superseded);
         }
-        Ok(Some(Failure::Gap { partition: here, last: from.position, found: decided, request_id: String::new() }))
+        Ok(Some(StepError::Gap { partition: here, last: from.position, found: decided, request_id: String::new() }))
     }
 
     /// The number of entries that have about as many events as one transaction takes.
@@ -383,15 +383,20 @@ impl Projector {
     }
 
     /// Relays, evicts and trims the entries that this projector or an earlier one only committed.
-    async fn finish_after_restart(&self, here: Partition, last: StreamId) -> Result<(), Failure> {
+    async fn finish_after_restart(&self, here: Partition, last: StreamId) -> Result<(), StepError> {
         loop {
             let committed = self.store.outbox_until(here, last, self.batch).await?;
             let Some(end) = committed.last().map(|entry| entry.id) else { return Ok(()) };
-            self.after_commit(here, &Read::all(&committed), end).await?;
+            self.after_commit(here, &DecodedDecision::all(&committed), end).await?;
         }
     }
 
-    async fn after_commit(&self, here: Partition, read: &[Read<'_>], end: StreamId) -> Result<(), Failure> {
+    async fn after_commit(
+        &self,
+        here: Partition,
+        read: &[DecodedDecision<'_>],
+        end: StreamId,
+    ) -> Result<(), StepError> {
         let postgres = (&self.db, self.timeout);
         let events: Vec<&Event> = read.iter().filter_map(|read| read.event.as_ref().ok()).collect();
         relay::relay(&self.store, postgres, here, &events).await?;
@@ -400,10 +405,10 @@ impl Projector {
         Ok(())
     }
 
-    async fn position(&self, here: Partition) -> Result<ProjectedPosition, Failure> {
+    async fn position(&self, here: Partition) -> Result<ProjectedPosition, StepError> {
         let reading = tokio::time::timeout(self.timeout, progress::projected(&self.db)).await;
-        let positions = reading.map_err(|_| Failure::Timeout(self.timeout))??;
-        let missing = || Failure::Unavailable(format!("PostgreSQL has no position of partition {}", here.0));
+        let positions = reading.map_err(|_| StepError::Timeout(self.timeout))??;
+        let missing = || StepError::Unavailable(format!("PostgreSQL has no position of partition {}", here.0));
         let projected = positions.into_iter().find(|projected| projected.partition == here).ok_or_else(missing)?;
         self.store.observe_projection(here, projected.projection());
         Ok(projected)

@@ -205,7 +205,7 @@ impl Loading<'_> {
 
     async fn hold(&self, bulk: &mut Bulk<'_>, row: &snapshot::HoldRow) -> anyhow::Result<()> {
         let here = Partition(row.partition as u16);
-        let held = Held {
+        let held = RemoteHold {
             here,
             order: id(OrderId::new, row.order_id)?,
             user: row.user_id,
@@ -274,7 +274,7 @@ impl Loading<'_> {
 }
 
 /// A remote hold: stock held for an order of another partition, as the scripts leave it.
-pub(super) struct Held<'a> {
+pub(super) struct RemoteHold<'a> {
     pub(super) here: Partition,
     pub(super) order: OrderId,
     pub(super) user: i64,
@@ -286,9 +286,9 @@ pub(super) struct Held<'a> {
     pub(super) may_be_paid: bool,
 }
 
-impl Held<'_> {
+impl RemoteHold<'_> {
     pub(super) async fn write(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
-        let Held { here, order, user, lines, state, due, may_be_paid } = self;
+        let RemoteHold { here, order, user, lines, state, due, may_be_paid } = self;
         let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
             ("state", Some(state)),
             ("lines", Some(lines)),

@@ -57,7 +57,7 @@ const QUIET_PERIOD: Duration = Duration::from_secs(2);
 
 /// The operator's choices for a rebuild.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+pub struct RebuildOptions {
     /// Discard decisions that Redis has and PostgreSQL lacks.
     pub discard: bool,
     /// An upper bound of the lost decisions of each partition, besides the discarded ones; `None` if unknown.
@@ -164,7 +164,7 @@ impl Rebuild {
         }
         tracing::warn!(store = identity.0, "Redis is empty, and is rebuilt from PostgreSQL");
         self.check_no_process_writes().await?;
-        self.run_locked(identity, Options::default()).await.map(Some)
+        self.run_locked(identity, RebuildOptions::default()).await.map(Some)
     }
 
     /// Rebuilds Redis, whatever its state.
@@ -173,7 +173,7 @@ impl Rebuild {
     /// Decisions would be discarded, and the options do not allow it; the stores do not belong together, or PostgreSQL
     /// has no store; or one of them is unavailable. Before step 3 the partitions are opened again. Afterwards they stay
     /// marked, and the next start or the next rebuild begins anew.
-    pub async fn run(mut self, options: Options) -> anyhow::Result<Summary> {
+    pub async fn run(mut self, options: RebuildOptions) -> anyhow::Result<Summary> {
         postgres::check_schema(&self.db).await?;
         let identity = progress::identity(&self.db).await?;
         let identity =
@@ -218,7 +218,7 @@ impl Rebuild {
         Ok(())
     }
 
-    async fn run_locked(&self, (name, partitions): (String, u16), options: Options) -> anyhow::Result<Summary> {
+    async fn run_locked(&self, (name, partitions): (String, u16), options: RebuildOptions) -> anyhow::Result<Summary> {
         self.store.check_settings(self.allow_unsafe_redis).await?;
         let began = Instant::now();
         let identity = Identity { store: name, partitions, epoch: 0 };
@@ -244,7 +244,7 @@ impl Rebuild {
     async fn prepare(
         &self,
         identity: &Identity,
-        options: Options,
+        options: RebuildOptions,
         frozen: &mut Vec<Partition>,
     ) -> anyhow::Result<Vec<PartitionFinding>> {
         let mut all = Vec::new();
@@ -348,7 +348,7 @@ impl Rebuild {
         &self,
         identity: &Identity,
         findings: &[PartitionFinding],
-        options: Options,
+        options: RebuildOptions,
     ) -> anyhow::Result<Summary> {
         let replies_waited = progress::only_postgres_acknowledged(&self.db).await?;
         let bounds: Vec<Option<Bound>> =
@@ -431,7 +431,7 @@ impl PartitionFinding {
 
     /// The bound of the acknowledged decisions that may be lost; `None` if none is. `replies_waited`: every reply of
     /// this store waited for PostgreSQL, so that only PostgreSQL can have lost an acknowledged decision.
-    fn possible_loss(&self, replies_waited: bool, options: Options) -> Option<Bound> {
+    fn possible_loss(&self, replies_waited: bool, options: RebuildOptions) -> Option<Bound> {
         if self.suspected {
             // The interrupted rebuild has emptied Redis: its bound is no longer known.
             return Some(None);

@@ -7,7 +7,7 @@
 
 use futures_util::TryStreamExt;
 
-use super::{load::Held, rebuild::PossibleLosses};
+use super::{load::RemoteHold, rebuild::PossibleLosses};
 use crate::{
     model::{
         CouponId, Millis, OrderId, OrderLine, Partition, UserId,
@@ -141,7 +141,8 @@ impl Repair<'_> {
             bulk.count(here, to.clone(), line.product_id.get(), line.quantity).await?;
         }
         let due = row.expires_at.map_or(self.now, Millis).plus(REMOTE_HOLD_GRACE_MS);
-        let held = Held { here, order, user: row.user_id, lines: &row.lines, state: &row.wanted, due, may_be_paid };
+        let held =
+            RemoteHold { here, order, user: row.user_id, lines: &row.lines, state: &row.wanted, due, may_be_paid };
         held.write(bulk).await?;
         Ok(true)
     }

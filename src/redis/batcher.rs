@@ -22,13 +22,13 @@ pub(super) const MAX_BATCH_WEIGHT: usize = 1000;
 type ReplySender<A> = oneshot::Sender<Result<A, Error>>;
 
 /// A request that waits for its batch.
-struct Waiting<R, A> {
+struct QueuedRequest<R, A> {
     request: R,
     weight: usize,
     reply_to: ReplySender<A>,
 }
 
-type Queue<R, A> = VecDeque<Waiting<R, A>>;
+type Queue<R, A> = VecDeque<QueuedRequest<R, A>>;
 
 /// The replies to the first requests of a batch, and the requests that the batch left for the next one.
 pub(super) struct BatchReplies<R, A> {
@@ -64,7 +64,7 @@ impl<K: Copy + Eq + Hash, R, A> Batcher<K, R, A> {
         let (reply_to, reply) = oneshot::channel();
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let must_run = !queues.contains_key(&kind);
-        queues.entry(kind).or_default().push_back(Waiting { request, weight, reply_to });
+        queues.entry(kind).or_default().push_back(QueuedRequest { request, weight, reply_to });
         (reply, must_run)
     }
 
@@ -75,13 +75,14 @@ impl<K: Copy + Eq + Hash, R, A> Batcher<K, R, A> {
         let queue = entry.get_mut();
         queue.retain(|waiting| !waiting.reply_to.is_closed());
         let mut total = 0;
-        let fits = |waiting: &&Waiting<R, A>| {
+        let fits = |waiting: &&QueuedRequest<R, A>| {
             total += waiting.weight;
             total <= MAX_BATCH_WEIGHT
         };
         // The first is taken whatever its weight.
         let count = queue.iter().take(MAX_BATCH).take_while(fits).count().max(1).min(queue.len());
-        let batch = queue.drain(..count).map(|Waiting { request, weight, reply_to }| (request, (weight, reply_to)));
+        let batch =
+            queue.drain(..count).map(|QueuedRequest { request, weight, reply_to }| (request, (weight, reply_to)));
         let batch: (Vec<R>, Vec<_>) = batch.unzip();
         if batch.0.is_empty() {
             entry.remove();
@@ -92,7 +93,7 @@ impl<K: Copy + Eq + Hash, R, A> Batcher<K, R, A> {
     /// Puts the remaining requests of a batch back, before those that arrived since.
     fn put_back(&self, kind: K, remaining: Vec<R>, senders: Vec<(usize, ReplySender<A>)>) {
         let remaining = remaining.into_iter().zip(senders);
-        let remaining = remaining.map(|(request, (weight, reply_to))| Waiting { request, weight, reply_to });
+        let remaining = remaining.map(|(request, (weight, reply_to))| QueuedRequest { request, weight, reply_to });
         let mut remaining: Queue<R, A> = remaining.collect();
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = queues.entry(kind).or_default();

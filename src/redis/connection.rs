@@ -89,14 +89,17 @@ impl Drop for ConnectionHandle {
 
 /// The number of open connections of a kind, and its maximum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Connections {
+pub struct ConnectionCount {
     pub open: usize,
     pub max: usize,
 }
 
-impl std::iter::Sum for Connections {
+impl std::iter::Sum for ConnectionCount {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Connections::default(), |sum, one| Connections { open: sum.open + one.open, max: sum.max + one.max })
+        all.fold(ConnectionCount::default(), |sum, one| ConnectionCount {
+            open: sum.open + one.open,
+            max: sum.max + one.max,
+        })
     }
 }
 
@@ -240,9 +243,9 @@ impl SharedConnections {
     }
 
     /// The numbers of shared connections, of connections of the pool, and of connections for blocking reads.
-    pub(super) fn connections(&self) -> [(&'static str, Connections); 3] {
+    pub(super) fn connections(&self) -> [(&'static str, ConnectionCount); 3] {
         let topology = self.current();
-        let of = |count: fn(&Node) -> Connections| topology.nodes().iter().map(|node| count(node)).sum();
+        let of = |count: fn(&Node) -> ConnectionCount| topology.nodes().iter().map(|node| count(node)).sum();
         [
             ("shared", of(Node::open_connections)),
             ("pool", of(|node| status(&node.pool))),
@@ -370,15 +373,15 @@ fn fail_fast(failed: Option<Instant>) -> Result<(), Error> {
 }
 
 impl Node {
-    fn open_connections(&self) -> Connections {
+    fn open_connections(&self) -> ConnectionCount {
         let open = self.shared.iter().filter(|shared| shared.link().is_some()).count();
-        Connections { open, max: self.shared.len() }
+        ConnectionCount { open, max: self.shared.len() }
     }
 }
 
-fn status(pool: &deadpool_redis::Pool) -> Connections {
+fn status(pool: &deadpool_redis::Pool) -> ConnectionCount {
     let status = pool.status();
-    Connections { open: status.size, max: status.max_size }
+    ConnectionCount { open: status.size, max: status.max_size }
 }
 
 impl SharedConnection {

@@ -259,7 +259,7 @@ impl Store {
             script.meter.failed(if unavailable { Failed::Unavailable } else { Failed::Error });
         })?;
         let replies = parse(value).inspect_err(|_| script.meter.failed(Failed::Error))?;
-        let Positions { closed, first_new, last } = Positions::of(replies.as_ref(), &script.meter);
+        let ReplyPositions { closed, first_new, last } = ReplyPositions::of(replies.as_ref(), &script.meter);
         if closed {
             script.meter.failed(Failed::Closed);
             watermark.invalidate();
@@ -278,7 +278,7 @@ impl Store {
 
 /// What the replies of one call say of their partition.
 #[derive(Default)]
-struct Positions {
+struct ReplyPositions {
     closed: bool,
     /// The first decision of this call.
     first_new: Option<Position>,
@@ -286,10 +286,10 @@ struct Positions {
     last: Option<Position>,
 }
 
-impl Positions {
+impl ReplyPositions {
     /// Counts the replies by code, too.
     fn of(replies: &[Result<ScriptReply, Error>], meter: &Meter) -> Self {
-        let mut positions = Positions::default();
+        let mut positions = ReplyPositions::default();
         for reply in replies {
             let Ok(reply) = reply else {
                 meter.failed(Failed::Error);

@@ -16,13 +16,13 @@ pub struct ScriptReply {
     pub position: Option<Position>,
     /// Whether this is the stored reply to an earlier request under the same idempotency key.
     pub replayed: bool,
-    fields: Fields,
+    fields: ReplyFields,
     script: &'static str,
 }
 
 /// The parts of a reply after its code and position.
 #[derive(Debug)]
-enum Fields {
+enum ReplyFields {
     List(Vec<Value>),
     /// One reply of a batch, whole; its fields follow `head`, each after a separator. Not copied before one is read.
     Packed {
@@ -79,7 +79,7 @@ impl ScriptReply {
         };
         let Head { code, position, replayed, parts, .. } = Head::parse(script, values.iter().map_while(text_of))?;
         values.drain(..parts);
-        Ok(ScriptReply { code, position, replayed, fields: Fields::List(values), script })
+        Ok(ScriptReply { code, position, replayed, fields: ReplyFields::List(values), script })
     }
 
     /// One of the replies of a script that decides a batch of requests per call: a text.
@@ -91,7 +91,7 @@ impl ScriptReply {
             .map_err(|error| Error::Internal(anyhow!("{script} replied with bytes that are no text: {error}")))?;
         let Head { code, position, replayed, length, .. } =
             Head::parse(script, text.split(SEPARATOR).map(Cow::Borrowed))?;
-        Ok(ScriptReply { code, position, replayed, fields: Fields::Packed { text, head: length }, script })
+        Ok(ScriptReply { code, position, replayed, fields: ReplyFields::Packed { text, head: length }, script })
     }
 
     /// The reply that an idempotency record holds for a repeat of its request.
@@ -124,8 +124,8 @@ impl ScriptReply {
     /// There is none, or it is no `T`.
     pub fn get<T: FromStr>(&self, index: usize) -> Result<T, Error> {
         let field = match &self.fields {
-            Fields::List(values) => values.get(index).and_then(text_of),
-            Fields::Packed { text, head } => text[*head..].split(SEPARATOR).nth(index + 1).map(Cow::Borrowed),
+            ReplyFields::List(values) => values.get(index).and_then(text_of),
+            ReplyFields::Packed { text, head } => text[*head..].split(SEPARATOR).nth(index + 1).map(Cow::Borrowed),
         };
         field
             .and_then(|field| field.parse().ok())
@@ -135,8 +135,8 @@ impl ScriptReply {
     /// The fields from `first` on, of a script that does not decide batches.
     pub fn into_fields(self, first: usize) -> impl Iterator<Item = Value> {
         let values = match self.fields {
-            Fields::List(values) => values,
-            Fields::Packed { .. } => Vec::new(),
+            ReplyFields::List(values) => values,
+            ReplyFields::Packed { .. } => Vec::new(),
         };
         values.into_iter().skip(first)
     }

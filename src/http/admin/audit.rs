@@ -7,7 +7,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::AdminState;
 use crate::{
-    audit::{Check, Position, Report},
+    audit::{AuditReport, Check, PartitionPositions},
     http::{openapi::errors::documented_errors, reply::Found},
 };
 
@@ -67,8 +67,8 @@ impl From<Check> for CheckResponse {
     }
 }
 
-impl From<Position> for AuditedPartitionResponse {
-    fn from(Position { partition, epoch, decided_seq, projected_seq }: Position) -> Self {
+impl From<PartitionPositions> for AuditedPartitionResponse {
+    fn from(PartitionPositions { partition, epoch, decided_seq, projected_seq }: PartitionPositions) -> Self {
         AuditedPartitionResponse { partition, epoch, decided_seq, projected_seq }
     }
 }
@@ -87,7 +87,7 @@ documented_errors! { AuditErrors {
 )]
 async fn audit(State(AdminState { app, auditor, .. }): State<AdminState>) -> Found<AuditResponse> {
     let finished = auditor.run().await?;
-    let Report { balanced, checks, positions, at, seconds, .. } = &finished.report;
+    let AuditReport { balanced, checks, positions, at, seconds, .. } = &finished.report;
     Ok(Json(AuditResponse {
         balanced: *balanced,
         checks: checks.iter().cloned().map(CheckResponse::from).collect(),

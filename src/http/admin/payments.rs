@@ -102,8 +102,8 @@ async fn stuck_payments(State(app): State<AppState>) -> Found<StuckPaymentsRespo
 /// The outcome of a payment, as an operator knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[schema(description = "결제 결과")]
-enum PaymentOutcome {
+#[schema(as = PaymentOutcome, description = "결제 결과")]
+enum ConfirmedOutcome {
     Approved,
     Declined,
 }
@@ -113,7 +113,7 @@ enum PaymentOutcome {
 #[schema(description = "결제 결과 처리 요청")]
 struct PaymentOutcomeRequest {
     /// 결제 결과: APPROVED(승인됨) 또는 DECLINED(승인되지 않음)
-    outcome: PaymentOutcome,
+    outcome: ConfirmedOutcome,
     /// 외부 결제의 거래 번호
     #[serde(
         default,
@@ -135,7 +135,7 @@ impl RequestBody for PaymentOutcomeRequest {
 
     fn validate(self, _zone: Tz) -> Option<Self> {
         // A declined payment has no transaction.
-        (self.outcome == PaymentOutcome::Approved || self.transaction_id.is_none()).then_some(self)
+        (self.outcome == ConfirmedOutcome::Approved || self.transaction_id.is_none()).then_some(self)
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {
@@ -193,7 +193,7 @@ async fn resolve_payment(
     Write { call, body }: Write<PaymentOutcomeRequest>,
 ) -> Done<PaymentOutcomeResponse> {
     let resolution = PaymentResolution {
-        approved: body.outcome == PaymentOutcome::Approved,
+        approved: body.outcome == ConfirmedOutcome::Approved,
         transaction: body.transaction_id,
         operator: operator.name().to_owned(),
         reason: body.reason,

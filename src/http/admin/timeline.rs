@@ -256,10 +256,10 @@ impl From<PaymentTrace> for PaymentTimelineResponse {
     }
 }
 
-type Event = (Millis, &'static str, Option<String>);
+type TimelineEvent = (Millis, &'static str, Option<String>);
 
 /// The events that the order in Redis has, for when PostgreSQL has none.
-fn events_of(timeline: &OrderTimeline) -> Vec<Event> {
+fn events_of(timeline: &OrderTimeline) -> Vec<TimelineEvent> {
     let order = &timeline.order;
     let mut events = vec![(order.ordered_at, "ORDER_PLACED", None)];
     events.extend(order.payment.as_ref().map(|payment| (payment.paid_at, "ORDER_PAID", None)));
@@ -269,7 +269,7 @@ fn events_of(timeline: &OrderTimeline) -> Vec<Event> {
 }
 
 /// The events in PostgreSQL, in the order of their times.
-fn traced(trace: &OrderTrace) -> Vec<Event> {
+fn traced(trace: &OrderTrace) -> Vec<TimelineEvent> {
     let mut events = vec![(trace.placed_at, "ORDER_PLACED", None)];
     if let Some(payment) = &trace.payment {
         if payment.method == "GATEWAY" {

@@ -27,9 +27,9 @@ use governor::{
 
 /// Buckets of one size, by key.
 pub struct Buckets<C: Clock = MonotonicClock> {
-    limiter: RateLimiter<u64, Shared, C, NoOpMiddleware<C::Instant>>,
+    limiter: RateLimiter<u64, SharedStates, C, NoOpMiddleware<C::Instant>>,
     /// The clock of the limiter.
-    keys: Shared,
+    keys: SharedStates,
     /// The start of the limiter's time.
     start: C::Instant,
     /// The nanoseconds until a token is back.
@@ -59,7 +59,7 @@ impl<C: Clock> Buckets<C> {
     fn of(quota: Quota, most: u32, clock: C) -> Self {
         let (start, burst) = (clock.now(), quota.burst_size());
         let interval = quota.replenish_interval().as_nanos().max(1) as u64;
-        let keys = Shared(Arc::new(Keys::at_most(most as usize)));
+        let keys = SharedStates(Arc::new(KeyStates::at_most(most as usize)));
         Buckets { limiter: RateLimiter::new(quota, keys.clone(), clock), keys, start, interval, burst }
     }
 
@@ -122,7 +122,7 @@ impl<C: Clock> Buckets<C> {
 }
 
 /// The state of each key, for a bounded number of keys.
-struct Keys {
+struct KeyStates {
     states: DashMapStateStore<u64>,
     /// The number of keys: counting them would take every lock.
     count: AtomicUsize,
@@ -133,9 +133,9 @@ struct Keys {
     newcomers: InMemoryState,
 }
 
-impl Keys {
+impl KeyStates {
     fn at_most(most: usize) -> Self {
-        Keys {
+        KeyStates {
             states: DashMapStateStore::default(),
             count: AtomicUsize::new(0),
             most,
@@ -160,17 +160,17 @@ impl Keys {
 
 /// The keys of a limiter, which keeps them to itself.
 #[derive(Clone)]
-struct Shared(Arc<Keys>);
+struct SharedStates(Arc<KeyStates>);
 
-impl std::ops::Deref for Shared {
-    type Target = Keys;
+impl std::ops::Deref for SharedStates {
+    type Target = KeyStates;
 
-    fn deref(&self) -> &Keys {
+    fn deref(&self) -> &KeyStates {
         &self.0
     }
 }
 
-impl StateStore for Shared {
+impl StateStore for SharedStates {
     type Key = u64;
 
     fn measure_and_replace<T, F, E>(&self, key: &u64, decide: F) -> Result<T, E>
@@ -197,7 +197,7 @@ impl StateStore for Shared {
     }
 }
 
-impl ShrinkableKeyedStateStore<u64> for Shared {
+impl ShrinkableKeyedStateStore<u64> for SharedStates {
     fn retain_recent(&self, drop_below: Nanos) {
         self.peak.fetch_max(self.count.load(Relaxed), Relaxed);
         let mut gone = 0;
@@ -388,7 +388,7 @@ mod tests {
     }
 
     /// hashbrown keeps a key, its state and a byte for each bucket of a table of a power of two, at most 7/8 full.
-    fn bytes(keys: &Keys) -> usize {
+    fn bytes(keys: &KeyStates) -> usize {
         keys.states.capacity() * 8 / 7 * (size_of::<(u64, InMemoryState)>() + 1)
     }
 

@@ -8,7 +8,7 @@ use crate::postgres::snapshot::{
 
 /// The kinds of records that the audit compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RecordKind {
     Users,
     Products,
     Campaigns,
@@ -19,7 +19,7 @@ pub enum Kind {
 
 /// A page of the records of one partition.
 #[derive(Clone, Copy, Debug)]
-pub struct Page {
+pub struct RecordPage {
     pub partition: u16,
     pub partitions: u16,
     /// The last id of the previous page.
@@ -34,17 +34,21 @@ impl Snapshot {
     ///
     /// # Errors
     /// PostgreSQL can't answer; the same holds for every method below.
-    pub async fn ids(&mut self, kind: Kind, page: Page) -> sqlx::Result<Vec<i64>> {
+    pub async fn ids(&mut self, kind: RecordKind, page: RecordPage) -> sqlx::Result<Vec<i64>> {
         let sql = match kind {
-            Kind::Users => "SELECT id FROM users WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4",
-            Kind::Products => {
+            RecordKind::Users => {
+                "SELECT id FROM users WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4"
+            }
+            RecordKind::Products => {
                 "SELECT id FROM products WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4"
             }
-            Kind::Campaigns => {
+            RecordKind::Campaigns => {
                 "SELECT id FROM campaigns WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4"
             }
-            Kind::Orders => "SELECT id FROM orders WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4",
-            Kind::Holds => {
+            RecordKind::Orders => {
+                "SELECT id FROM orders WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4"
+            }
+            RecordKind::Holds => {
                 "SELECT order_id FROM stock_holds
                  WHERE order_id > $1 AND $2 > 1 AND partition = $3 AND state IN ('HELD', 'SETTLED') AND order_id <= $5
                  ORDER BY order_id LIMIT $4"
@@ -76,24 +80,24 @@ impl Snapshot {
     }
 
     /// The highest id of a kind.
-    pub async fn last_id(&mut self, kind: Kind) -> sqlx::Result<i64> {
+    pub async fn last_id(&mut self, kind: RecordKind) -> sqlx::Result<i64> {
         let sql = match kind {
-            Kind::Users => "SELECT coalesce(max(id), 0) FROM users",
-            Kind::Products => "SELECT coalesce(max(id), 0) FROM products",
-            Kind::Campaigns => "SELECT coalesce(max(id), 0) FROM campaigns",
-            Kind::Orders | Kind::Holds => "SELECT coalesce(max(id), 0) FROM orders",
+            RecordKind::Users => "SELECT coalesce(max(id), 0) FROM users",
+            RecordKind::Products => "SELECT coalesce(max(id), 0) FROM products",
+            RecordKind::Campaigns => "SELECT coalesce(max(id), 0) FROM campaigns",
+            RecordKind::Orders | RecordKind::Holds => "SELECT coalesce(max(id), 0) FROM orders",
         };
         sqlx::query_scalar(sql).fetch_one(self.connection()).await
     }
 
     /// Those of `ids` that exist, in ascending order.
-    pub async fn existing(&mut self, kind: Kind, partition: u16, ids: &[i64]) -> sqlx::Result<Vec<i64>> {
+    pub async fn existing(&mut self, kind: RecordKind, partition: u16, ids: &[i64]) -> sqlx::Result<Vec<i64>> {
         let sql = match kind {
-            Kind::Users => "SELECT id FROM users WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
-            Kind::Products => "SELECT id FROM products WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
-            Kind::Campaigns => "SELECT id FROM campaigns WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
-            Kind::Orders => "SELECT id FROM orders WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
-            Kind::Holds => {
+            RecordKind::Users => "SELECT id FROM users WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            RecordKind::Products => "SELECT id FROM products WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            RecordKind::Campaigns => "SELECT id FROM campaigns WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            RecordKind::Orders => "SELECT id FROM orders WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            RecordKind::Holds => {
                 "SELECT order_id FROM stock_holds WHERE order_id = ANY($1) AND partition = $2 ORDER BY order_id"
             }
         };

@@ -109,8 +109,8 @@ pub async fn dead_letters_of_user(db: &Connection, user: UserId) -> Result<Vec<D
 
 /// Dead letters whose `field` is `id`. There is no index on the fields: dead letters are few.
 async fn dead_letters(db: &Connection, field: &str, id: i64) -> Result<Vec<DeadLetter>, Error> {
-    type Row = (i32, String, Option<i64>, String, String, i64);
-    let rows: Vec<Row> = sqlx::query_as(
+    type DeadLetterRow = (i32, String, Option<i64>, String, String, i64);
+    let rows: Vec<DeadLetterRow> = sqlx::query_as(
         "SELECT partition, stream_id, seq, reason, fields::text, (extract(epoch FROM recorded_at) * 1000)::bigint
          FROM dead_letters WHERE fields->>$1 = $2 ORDER BY epoch, seq, recorded_at LIMIT $3",
     )
@@ -120,7 +120,7 @@ async fn dead_letters(db: &Connection, field: &str, id: i64) -> Result<Vec<DeadL
     .fetch_all(db.get_postgres_connection_pool())
     .await
     .map_err(translate_sqlx)?;
-    let dead_letter = |(partition, stream_id, seq, reason, fields, at): Row| DeadLetter {
+    let dead_letter = |(partition, stream_id, seq, reason, fields, at): DeadLetterRow| DeadLetter {
         id: DeadLetterId { partition: partition as u16, stream_id, seq },
         reason,
         fields: serde_json::from_str(&fields).unwrap_or_default(),

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Apply, ApplyError, column, ms, optional_ms};
-use crate::projector::batch::{Batch, NewPayment, PaymentState};
+use crate::projector::batch::{Batch, PaymentInsert, PaymentState};
 
 /// The operator who resolved a payment, and the reason; empty without one.
 fn resolved(state: Option<&PaymentState>) -> (String, String) {
@@ -12,7 +12,7 @@ fn resolved(state: Option<&PaymentState>) -> (String, String) {
 
 pub(super) async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     let new = &batch.new_payments;
-    let state = |p: &NewPayment| batch.payments.get(&p.receipt);
+    let state = |p: &PaymentInsert| batch.payments.get(&p.receipt);
     db.run(
         "new payments",
         new.len(),

@@ -23,7 +23,7 @@ use crate::{
 const SCAN_BATCH: usize = 1000;
 
 /// The fields of a hash.
-pub type Fields = HashMap<String, String>;
+pub type HashFields = HashMap<String, String>;
 
 /// Records of one partition at one moment.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub struct Inspected<T> {
 /// A user. The fields are empty if the user does not exist.
 #[derive(Debug, Default)]
 pub struct UserSeen {
-    pub fields: Fields,
+    pub fields: HashFields,
     /// The coupon records by campaign, as the scripts write them.
     pub coupons: HashMap<i64, String>,
 }
@@ -46,7 +46,7 @@ pub struct UserSeen {
 /// A product.
 #[derive(Debug, Default)]
 pub struct ProductSeen {
-    pub fields: Fields,
+    pub fields: HashFields,
     pub price: Option<i64>,
     pub on_sale: Option<i64>,
     pub held: i64,
@@ -59,7 +59,7 @@ pub struct ProductSeen {
 /// A campaign.
 #[derive(Debug, Default)]
 pub struct CampaignSeen {
-    pub fields: Fields,
+    pub fields: HashFields,
     pub holders: i64,
     pub listed: bool,
 }
@@ -67,7 +67,7 @@ pub struct CampaignSeen {
 /// An order.
 #[derive(Debug, Default)]
 pub struct OrderSeen {
-    pub fields: Fields,
+    pub fields: HashFields,
     /// Whether the expiry index has it.
     pub expires: bool,
     /// Whether the index of gateway payments has it.
@@ -79,7 +79,7 @@ pub struct OrderSeen {
 /// A remote hold.
 #[derive(Debug, Default)]
 pub struct HoldSeen {
-    pub fields: Fields,
+    pub fields: HashFields,
     /// Whether the index of remote holds has it.
     pub due: bool,
     /// Whether its key expires.

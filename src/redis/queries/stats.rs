@@ -5,7 +5,7 @@ use crate::{
     model::{Error, Millis, Partition, Position},
     redis::{
         Store,
-        connection::Connections,
+        connection::ConnectionCount,
         keys::Keys,
         outbox::{Entry, StreamId},
     },
@@ -85,7 +85,7 @@ impl Store {
     }
 
     /// The numbers of connections, by their use.
-    pub fn connections(&self) -> [(&'static str, Connections); 3] {
+    pub fn connections(&self) -> [(&'static str, ConnectionCount); 3] {
         self.shared_connections().connections()
     }
 }

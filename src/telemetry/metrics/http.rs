@@ -20,7 +20,7 @@ pub const NOWHERE: &str = "-";
 
 /// The metrics of a route template. Never dropped: their number is bounded by the routes of the program.
 #[derive(Default)]
-struct Route {
+struct RouteMetrics {
     methods: [OnceLock<Series>; METHODS.len()],
 }
 
@@ -33,7 +33,7 @@ struct Series {
     answers: Slots<(u16, &'static str), 24>,
 }
 
-static ROUTES: LazyLock<RwLock<HashMap<&'static str, &'static Route>>> = LazyLock::new(RwLock::default);
+static ROUTES: LazyLock<RwLock<HashMap<&'static str, &'static RouteMetrics>>> = LazyLock::new(RwLock::default);
 
 fn series(method: &str, route: &str) -> &'static Series {
     let found = ROUTES.read().unwrap_or_else(PoisonError::into_inner).get_key_value(route).map(|(k, v)| (*k, *v));
@@ -43,7 +43,7 @@ fn series(method: &str, route: &str) -> &'static Series {
             return (*route, *metrics);
         }
         let route: &'static str = Box::leak(Box::from(route));
-        let metrics: &'static Route = Box::leak(Box::default());
+        let metrics: &'static RouteMetrics = Box::leak(Box::default());
         routes.insert(route, metrics);
         (route, metrics)
     });

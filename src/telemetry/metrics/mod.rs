@@ -170,13 +170,13 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
 ];
 
 /// A metric that is created from a name, labels and, for a histogram, buckets.
-trait Kind: Collector + Clone + 'static {
+trait MetricKind: Collector + Clone + 'static {
     fn make(opts: Opts, labels: &[&str], buckets: Vec<f64>) -> prometheus::Result<Self>;
 }
 
 macro_rules! kinds {
     ($($kind:ty: |$opts:ident, $labels:ident, $buckets:ident| $make:expr;)*) => {
-        $(impl Kind for $kind {
+        $(impl MetricKind for $kind {
             fn make($opts: Opts, $labels: &[&str], $buckets: Vec<f64>) -> prometheus::Result<Self> {
                 $make
             }
@@ -198,7 +198,7 @@ kinds! {
 ///
 /// # Panics
 /// The name is invalid or taken: a fault of the list above, which the first test finds.
-fn registered<K: Kind>(name: &str, help: &str, labels: &[&str], buckets: Vec<f64>) -> K {
+fn registered<K: MetricKind>(name: &str, help: &str, labels: &[&str], buckets: Vec<f64>) -> K {
     let metric = K::make(Opts::new(name, help), labels, buckets)
         .and_then(|metric| REGISTRY.register(Box::new(metric.clone())).map(|()| metric));
     metric.unwrap_or_else(|error| panic!("{name}: {error}"))

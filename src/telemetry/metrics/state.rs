@@ -11,7 +11,7 @@ pub struct Observed {
     /// Whether every partition of Redis answered.
     pub redis: bool,
     /// The partitions that answered.
-    pub partitions: Vec<Partition>,
+    pub partitions: Vec<PartitionGauges>,
     /// Whether this process may use a partition; indexed by partition.
     pub open: Vec<bool>,
     /// Settings of Redis that may lose acknowledged decisions.
@@ -32,7 +32,7 @@ pub struct Observed {
 
 /// The state of a partition in Redis.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Partition {
+pub struct PartitionGauges {
     pub partition: u16,
     /// Decisions since the store was initialised.
     pub decisions: i64,
@@ -129,7 +129,7 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
     let (backlog, backlog_limit) = observed.backlog;
     let (used, idle, most) = observed.postgres_connections;
     let SoldOut { refused, renewed, read, learned } = observed.sold_out;
-    let of_partitions = |value: fn(&Partition) -> Option<f64>| {
+    let of_partitions = |value: fn(&PartitionGauges) -> Option<f64>| {
         by("partition", partitions.iter().filter_map(|here| Some((here.partition, value(here)?))))
     };
     let holds = |value: fn((u64, u64)) -> u64| {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use firstcome::{
-    dev::{PostgresConfig, PostgresServer, ScratchDir},
+    dev::{PostgresServer, PostgresServerConfig, ScratchDir},
     redis::script::{self, Script},
 };
 
@@ -66,7 +66,7 @@ const TABLE: [(Mutation, &str, &[&str]); 8] = [
 #[tokio::test]
 async fn mutations_of_the_program_are_detected() {
     let dir = ScratchDir::new().unwrap();
-    let mut template = PostgresServer::start(PostgresConfig::new(dir.path().join("postgres"))).await.unwrap();
+    let mut template = PostgresServer::start(PostgresServerConfig::new(dir.path().join("postgres"))).await.unwrap();
     template.stop().await.unwrap();
     println!("(What the books find is also printed as a panic.)");
     for (mutation, what, expected) in TABLE {

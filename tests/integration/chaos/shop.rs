@@ -11,7 +11,7 @@ use std::{
 };
 
 use firstcome::{
-    dev::{AppendFsync, PostgresConfig, PostgresServer, RedisConfig, RedisServer, ScratchDir},
+    dev::{AppendFsync, PostgresServer, PostgresServerConfig, RedisServer, RedisServerConfig, ScratchDir},
     postgres,
 };
 use redis::aio::MultiplexedConnection;
@@ -82,13 +82,13 @@ impl Shop {
     /// Starts everything and fills the shelves. `template` is the data of a stopped PostgreSQL server, to save time.
     pub async fn open(options: Options, template: Option<PathBuf>) -> Shop {
         let dir = ScratchDir::new().unwrap();
-        let mut redis = RedisConfig::new(dir.path().join("redis"));
+        let mut redis = RedisServerConfig::new(dir.path().join("redis"));
         redis.full_disks = true;
         if !options.safe {
             redis.append_fsync = AppendFsync::Never;
         }
         let redis = RedisServer::start(redis).await.unwrap();
-        let mut postgres = PostgresConfig::new(dir.path().join("postgres"));
+        let mut postgres = PostgresServerConfig::new(dir.path().join("postgres"));
         postgres.template = template;
         let postgres = PostgresServer::start(postgres).await.unwrap();
         let to_redis = Proxy::start(Some(Upstream::Unix(redis.socket_path()))).await;

@@ -65,7 +65,7 @@ async fn start_refused_when_redis_may_lose_data_unless_accepted() {
         (AppendFsync::Always, &["--rename-command", "CONFIG", ""], "its settings can't be read"),
     ] {
         let dir = ScratchDir::new().unwrap();
-        let mut config = dev::RedisConfig::new(dir.path().join("redis"));
+        let mut config = dev::RedisServerConfig::new(dir.path().join("redis"));
         config.append_fsync = fsync;
         config.extra_args = extra.iter().map(|arg| (*arg).to_owned()).collect();
         let mut redis = RedisServer::start(config).await.unwrap();
@@ -88,7 +88,7 @@ async fn start_refused_when_redis_may_lose_data_unless_accepted() {
 #[tokio::test]
 async fn start_refused_when_redis_is_replica() {
     let dir = ScratchDir::new().unwrap();
-    let mut config = dev::RedisConfig::new(dir.path().join("redis"));
+    let mut config = dev::RedisServerConfig::new(dir.path().join("redis"));
     config.extra_args = ["--replicaof", "127.0.0.1", "1"].map(str::to_owned).into();
     let mut redis = RedisServer::start(config).await.unwrap();
     let database = harness::fresh_database().await;
@@ -414,9 +414,10 @@ async fn writes_shed_and_reads_served_when_backlog_full() {
 #[tokio::test]
 async fn writes_shed_when_postgres_down_and_resumed_when_back() {
     let dir = ScratchDir::new().unwrap();
-    let mut postgres = dev::PostgresServer::start(dev::PostgresConfig::new(dir.path().join("postgres"))).await.unwrap();
+    let mut postgres =
+        dev::PostgresServer::start(dev::PostgresServerConfig::new(dir.path().join("postgres"))).await.unwrap();
     let redis_dir = ScratchDir::new().unwrap();
-    let mut redis = RedisServer::start(dev::RedisConfig::new(redis_dir.path().join("redis"))).await.unwrap();
+    let mut redis = RedisServer::start(dev::RedisServerConfig::new(redis_dir.path().join("redis"))).await.unwrap();
     firstcome::postgres::create_database(&harness::postgres_config(&postgres.url("postgres")), "shop").await.unwrap();
     let mut config = harness::engine_config(&Options::default(), &redis.url(), &postgres.url("shop"));
     config.postgres.database_timeout_ms = 500;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use firstcome::{audit::Report, model::Clock};
+use firstcome::{audit::AuditReport, model::Clock};
 use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
@@ -13,12 +13,12 @@ use crate::{
     support::harness::{ADMIN, Options, TestApp, client, read},
 };
 
-async fn audit(test: &TestApp) -> Report {
+async fn audit(test: &TestApp) -> AuditReport {
     test.app.audit().run().await.unwrap()
 }
 
 /// The failed checks, a line each.
-fn wrong(report: &Report) -> Vec<String> {
+fn wrong(report: &AuditReport) -> Vec<String> {
     assert_eq!(report.balanced, report.checks.iter().all(|check| check.ok));
     report.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)).collect()
 }

@@ -116,7 +116,7 @@ async fn run(args: &[&str], redis: &str, postgres: &str) -> (i32, String, String
 async fn large_store_rebuilt_and_audited_in_bounded_memory() {
     let (users, orders) = (size("LARGE_USERS", 20_000), size("LARGE_ORDERS", 4_000));
     let dir = ScratchDir::new().unwrap();
-    let mut redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
+    let mut redis = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
     let database = harness::fresh_database().await;
     let (redis_url, postgres) = (redis.url(), postgres_url(&database));
     let db = firstcome::postgres::connect(&harness::postgres_config(&postgres)).await.unwrap();

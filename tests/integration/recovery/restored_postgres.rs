@@ -16,7 +16,7 @@ use crate::{
     support::harness::{self, Options, TestApp, admin_sql, until},
 };
 
-const DISCARD: rebuild::Options = rebuild::Options { discard: true, lost_at_most: None };
+const DISCARD: rebuild::RebuildOptions = rebuild::RebuildOptions { discard: true, lost_at_most: None };
 
 /// A copy of a test's database.
 struct Backup(String);
@@ -85,7 +85,7 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
         // Nothing more is decided, and the reply names the remedy.
         noticed(&test).await;
         test.order(other, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
-        let error = refused(&test, rebuild::Options::default()).await;
+        let error = refused(&test, rebuild::RebuildOptions::default()).await;
         assert!(error.contains("restored from a backup") && error.contains("`firstcome rebuild --discard`"), "{error}");
         let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
         let Err(error) = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await else {
@@ -123,7 +123,7 @@ async fn loss_bound_not_below_known_loss() {
     test.engine.check().await;
     restore(&test, backup).await;
     noticed(&test).await;
-    let none = rebuild::Options { discard: true, lost_at_most: Some(0) };
+    let none = rebuild::RebuildOptions { discard: true, lost_at_most: Some(0) };
     let summary = rebuilt(&test, none).await;
     assert_eq!((summary.discarded, summary.withheld_units), (2, 20_000), "{summary:?}");
     ready(&test).await;
@@ -138,9 +138,9 @@ async fn loss_bound_not_below_known_loss() {
     restore(&test, backup).await;
     test.engine.check().await;
     flush(&test).await;
-    let error = refused(&test, rebuild::Options { discard: false, lost_at_most: Some(0) }).await;
+    let error = refused(&test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await;
     assert!(error.contains("known to have lost 1 decision") && error.contains("--lost-at-most 0"), "{error}");
-    let summary = rebuilt(&test, rebuild::Options { discard: false, lost_at_most: Some(1) }).await;
+    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(1) }).await;
     assert_eq!((summary.lost_at_least, summary.discarded, summary.withheld_units), (1, 0, 10_000), "{summary:?}");
     ready(&test).await;
     test.finish().await;
@@ -167,7 +167,7 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
         test.clock.advance(1);
         let later = pending(&test, user, product, 1).await;
         projected(&test).await;
-        let summary = rebuilt(&test, rebuild::Options::default()).await;
+        let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert!(summary.possible_losses.is_empty(), "{summary:?}");
         ready(&test).await;
         assert_eq!(stock(&test, product).await, 3);
@@ -221,7 +221,7 @@ async fn rebuild_withholds_when_interrupted() {
 #[tokio::test]
 async fn start_refused_when_postgres_of_earlier_epoch() {
     let (test, user, _, backup) = backed_up_before_sale().await;
-    assert!(rebuilt(&test, rebuild::Options::default()).await.possible_losses.is_empty());
+    assert!(rebuilt(&test, rebuild::RebuildOptions::default()).await.possible_losses.is_empty());
     ready(&test).await;
     // The outbox has the new epoch from its beginning.
     test.app.stop(None).await;

@@ -32,7 +32,7 @@ struct Pair {
 impl Pair {
     async fn new() -> Pair {
         let dir = ScratchDir::new().unwrap();
-        let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
+        let redis = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
         let database = harness::fresh_database().await;
         let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&database))).await.unwrap();
         Pair { redis, database, db, _dir: dir }
@@ -303,7 +303,7 @@ async fn start_rebuilds_redis_of_other_layout() {
     let projector = Projector::new(store.clone(), pair.db.clone(), clock.clone(), &Default::default(), timeout, keep);
     let (db, zone) = (pair.db.clone(), chrono_tz::Asia::Seoul);
     let rebuild = Rebuild { store, db, projector, clock, zone, retention: keep, allow_unsafe_redis: false };
-    rebuild.run(rebuild::Options::default()).await.unwrap();
+    rebuild.run(rebuild::RebuildOptions::default()).await.unwrap();
     let app = pair.open(None).await.unwrap();
     user(&app, 5).await;
     app.stop(Some(timeout)).await;

@@ -37,7 +37,7 @@ fn decode_hex(text: &str) -> Vec<u8> {
 
 /// A Redis with the keys of the release.
 async fn restored_redis(schema: u32, dir: &ScratchDir) -> RedisServer {
-    let server = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
+    let server = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
     let mut redis = harness::raw_redis(&server.url()).await;
     for line in file(schema, "redis.txt").lines() {
         let [key, ttl_ms, payload] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();

@@ -58,7 +58,7 @@ pub async fn everything(test: &TestApp) {
     test.clock.advance(700_000);
     test.engine.sweep().await.unwrap();
     test.drain().await;
-    rebuilt(test, rebuild::Options { discard: false, lost_at_most: Some(0) }).await;
+    rebuilt(test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await;
     test.engine.check().await;
     let user = test.user(1_000).await;
     test.put_charge(user, 5).await.ok();
@@ -69,7 +69,7 @@ pub async fn everything(test: &TestApp) {
 }
 
 async fn plain(dir: &ScratchDir, args: &[&str]) -> RedisServer {
-    let mut config = dev::RedisConfig::new(dir.path().join("redis"));
+    let mut config = dev::RedisServerConfig::new(dir.path().join("redis"));
     config.extra_args = args.iter().map(|arg| (*arg).to_owned()).collect();
     RedisServer::start(config).await.unwrap()
 }
@@ -219,7 +219,7 @@ const SENTINEL_PASSWORD: &str = "of-the-sentinels";
 async fn sentinels(dir: &ScratchDir, master: &str, lines: &[String]) -> Vec<RedisServer> {
     let mut sentinels = Vec::new();
     for n in 0..3 {
-        let mut config = dev::RedisConfig::new(dir.path().join(format!("sentinel-{n}")));
+        let mut config = dev::RedisServerConfig::new(dir.path().join(format!("sentinel-{n}")));
         config.port = Some(dev::free_port().unwrap());
         config.sentinel = vec![
             format!("sentinel monitor mymaster 127.0.0.1 {master} 2"),
@@ -281,7 +281,7 @@ async fn sale_runs_with_sentinels_over_tls() {
     let file = |name: &str| ours.path(name).display().to_string();
     let mut sentinels = Vec::new();
     for (n, port) in ports.iter().enumerate() {
-        let mut config = dev::RedisConfig::new(dir.path().join(format!("sentinel-{n}")));
+        let mut config = dev::RedisServerConfig::new(dir.path().join(format!("sentinel-{n}")));
         config.sentinel = vec![
             format!("tls-port {port}"),
             format!("tls-cert-file {}", file("server.pem")),

@@ -10,7 +10,7 @@ use crate::{
 
 /// A node by itself, its port and that of its bus.
 async fn node(dir: &ScratchDir, n: usize) -> (RedisServer, u16, String) {
-    let mut config = dev::RedisConfig::new(dir.path().join(format!("node-{n}")));
+    let mut config = dev::RedisServerConfig::new(dir.path().join(format!("node-{n}")));
     config.port = Some(dev::free_port().unwrap());
     let bus = dev::free_port().unwrap().to_string();
     let args = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-require-full-coverage", "yes"];

@@ -15,7 +15,7 @@ const BOUND: Duration = Duration::from_secs(10);
 
 /// A server with a port, which replicates from `master` if there is one.
 pub async fn server(dir: &ScratchDir, name: &str, master: Option<&RedisServer>) -> RedisServer {
-    let mut config = dev::RedisConfig::new(dir.path().join(name));
+    let mut config = dev::RedisServerConfig::new(dir.path().join(name));
     config.port = Some(dev::free_port().unwrap());
     if let Some(master) = master {
         config.extra_args = vec!["--replicaof".to_owned(), "127.0.0.1".to_owned(), port(master)];

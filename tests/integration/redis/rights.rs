@@ -37,7 +37,7 @@ fn as_user(redis: &RedisServer) -> RedisConfig {
 }
 
 async fn servers(dir: &ScratchDir) -> (RedisServer, MultiplexedConnection) {
-    let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
+    let redis = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
     let mut link = harness::raw_redis(&redis.url()).await;
     acl(&mut link, &documented("secret")).await;
     (redis, link)

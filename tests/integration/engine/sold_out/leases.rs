@@ -178,7 +178,7 @@ async fn sold_out_state_dropped_when_epoch_changes() {
         let rebuild =
             Rebuild { store, db: db.clone(), projector, clock, zone, retention: keep, allow_unsafe_redis: false };
         // The operator says that nothing is missing, and is wrong.
-        rebuild.run(rebuild::Options { lost_at_most: Some(0), discard: false }).await.unwrap();
+        rebuild.run(rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await.unwrap();
         db.close().await.unwrap();
         // No check of the partition was needed: no lease is left.
         test.issue(coupon, users[2]).await.ok();

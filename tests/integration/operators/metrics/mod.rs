@@ -93,7 +93,7 @@ const SCRAPER: &str = "a-token-for-prometheus";
 #[tokio::test]
 async fn metrics_count_every_event_exactly() {
     let dir = ScratchDir::new().unwrap();
-    let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
+    let redis = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
     let database = harness::fresh_database().await;
     let with_servers = |role: &str| {
         let mut command = program(&[role]);

@@ -160,9 +160,9 @@ pub struct Servers {
 impl Servers {
     pub async fn start() -> Servers {
         let dir = ScratchDir::new().unwrap();
-        let mut redis = dev::RedisConfig::new(dir.path().join("redis"));
+        let mut redis = dev::RedisServerConfig::new(dir.path().join("redis"));
         redis.extra_args = vec!["--requirepass".into(), SECRET.into()];
-        let mut postgres = dev::PostgresConfig::new(dir.path().join("postgres"));
+        let mut postgres = dev::PostgresServerConfig::new(dir.path().join("postgres"));
         postgres.fsync = false;
         postgres.port = Some(dev::free_port().unwrap());
         let (redis, postgres) = tokio::join!(RedisServer::start(redis), PostgresServer::start(postgres));

@@ -188,9 +188,9 @@ pub struct RestartableApp {
 impl RestartableApp {
     pub async fn open() -> RestartableApp {
         let dir = ScratchDir::new().unwrap();
-        let mut config = dev::PostgresConfig::new(dir.path().join("postgres"));
+        let mut config = dev::PostgresServerConfig::new(dir.path().join("postgres"));
         config.fsync = false;
-        let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis")));
+        let redis = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis")));
         let (postgres, redis) = tokio::join!(PostgresServer::start(config), redis);
         let (postgres, redis) = (postgres.unwrap(), redis.unwrap());
         let url = postgres.url("postgres");

@@ -45,14 +45,14 @@ pub async fn rebuilder(test: &TestApp) -> Rebuild {
     Rebuild { store, db, projector, clock, zone, retention: keep, allow_unsafe_redis: false }
 }
 
-pub async fn rebuilt(test: &TestApp, options: rebuild::Options) -> Summary {
+pub async fn rebuilt(test: &TestApp, options: rebuild::RebuildOptions) -> Summary {
     let rebuild = rebuilder(test).await;
     let summary = rebuild.clone().run(options).await.unwrap();
     rebuild.db.close().await.unwrap();
     summary
 }
 
-pub async fn refused(test: &TestApp, options: rebuild::Options) -> String {
+pub async fn refused(test: &TestApp, options: rebuild::RebuildOptions) -> String {
     let rebuild = rebuilder(test).await;
     let error = rebuild.clone().run(options).await.expect_err("it was rebuilt");
     rebuild.db.close().await.unwrap();

@@ -16,13 +16,13 @@ async fn rebuild_refused_when_redis_holds_unprojected_events() {
         redis::cmd("XRANGE").arg("{p0}:outbox").arg("-").arg("+").query_async(&mut redis).await.unwrap();
     let _: i64 = redis::cmd("XDEL").arg("{p0}:outbox").arg(&entries[2].0).query_async(&mut redis).await.unwrap();
     let before = test.snapshot().await;
-    let error = refused(&test, rebuild::Options::default()).await;
+    let error = refused(&test, rebuild::RebuildOptions::default()).await;
     assert!(error.contains("discard 2 decisions") && error.contains("--discard"), "{error}");
     let after = test.snapshot().await;
     assert_eq!(before["{p0}:user:1"], after["{p0}:user:1"]);
     // The gap froze it, not the rebuild.
     assert!(after["{p0}:meta"].contains("decisions are lost"), "{}", after["{p0}:meta"]);
-    let summary = rebuilt(&test, rebuild::Options { discard: true, lost_at_most: None }).await;
+    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, lost_at_most: None }).await;
     assert_eq!((summary.discarded, summary.possible_losses), (2, vec![0]));
     ready(&test).await;
     assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1);
@@ -45,16 +45,16 @@ async fn rebuild_refused_when_dead_letters_exist() {
     test.put_charge(user, 7).await.ok();
     test.drain().await;
     sqlx::query("UPDATE users SET balance = 0").execute(pool).await.unwrap();
-    let error = refused(&test, rebuild::Options::default()).await;
+    let error = refused(&test, rebuild::RebuildOptions::default()).await;
     assert!(error.contains("discard 1 decisions"), "{error}");
     // It was let go again.
     test.put_charge(user, 0).await.refused(400, "INVALID_AMOUNT");
     ready(&test).await;
-    let summary = rebuilt(&test, rebuild::Options { discard: true, lost_at_most: None }).await;
+    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, lost_at_most: None }).await;
     assert_eq!((summary.discarded, summary.possible_losses), (1, vec![0]));
     ready(&test).await;
     // Once is enough: the dead letter belongs to an epoch that has ended.
-    assert_eq!(rebuilt(&test, rebuild::Options::default()).await.discarded, 0);
+    assert_eq!(rebuilt(&test, rebuild::RebuildOptions::default()).await.discarded, 0);
     ready(&test).await;
     assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 0);
     test.finish().await;
@@ -68,7 +68,7 @@ async fn rebuild_refused_when_redis_belongs_to_other_store() {
     let mut rebuild = rebuilder(&test).await;
     rebuild.store = Store::connect(&harness::redis_config(&other.redis.url())).await.unwrap();
     rebuild.projector = rebuild.projector.on(rebuild.store.clone());
-    let error = rebuild.clone().run(rebuild::Options::default()).await.expect_err("it was rebuilt");
+    let error = rebuild.clone().run(rebuild::RebuildOptions::default()).await.expect_err("it was rebuilt");
     assert!(format!("{error:#}").contains("do not belong together"), "{error:#}");
     assert_eq!(before, other.snapshot().await);
     rebuild.db.close().await.unwrap();

@@ -42,7 +42,7 @@ async fn rebuild_restores_state_of_postgres() {
 
         let before = comparable(test.snapshot().await);
         flush(&test).await;
-        let summary = rebuilt(&test, rebuild::Options::default()).await;
+        let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert_eq!(
             (summary.epoch, summary.possible_losses.len(), summary.lost_at_least, summary.discarded),
             (2, 0, 0, 0)
@@ -80,7 +80,7 @@ async fn rebuild_keeps_reserved_ids() {
     let first = test.store.ids_reserve(&call, "user", 1_000).await.unwrap().value;
     projected(&test).await;
     flush(&test).await;
-    rebuilt(&test, rebuild::Options::default()).await;
+    rebuilt(&test, rebuild::RebuildOptions::default()).await;
     ready(&test).await;
     assert_eq!(test.user(0).await, first + 1_000);
     assert_eq!(test.store.ids_reserve(&call, "user", 1_000).await.unwrap().value, first);

@@ -147,7 +147,7 @@ async fn rebuild_repairs_other_partitions_when_one_lost() {
         let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{{p{lost}}}:*")).query_async(&mut redis).await.unwrap();
         let _: i64 = redis::cmd("DEL").arg(&keys).query_async(&mut redis).await.unwrap();
         test.engine.check().await;
-        let summary = rebuilt(&test, rebuild::Options::default()).await;
+        let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert_eq!(summary.possible_losses, [lost]);
         assert!(summary.repaired > 0, "{summary:?}");
         ready(&test).await;

@@ -21,7 +21,7 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         test.engine.check().await;
         flush(&test).await;
 
-        let summary = rebuilt(&test, rebuild::Options::default()).await;
+        let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert_eq!(summary.possible_losses, (0..partitions).collect::<Vec<_>>());
         assert!(summary.lost_at_least >= 4, "{summary:?}");
         assert_eq!((summary.withheld_units, summary.withheld_coupons), (15, 4));
@@ -70,7 +70,7 @@ async fn withheld_units_stay_when_order_in_doubt_declined() {
     let spent = pending(&test, user, product, 3).await;
     test.drain().await;
     flush(&test).await;
-    rebuilt(&test, rebuild::Options::default()).await;
+    rebuilt(&test, rebuild::RebuildOptions::default()).await;
     ready(&test).await;
     test.pay(spent, user, "CARD", 300).await.ok();
     test.pay(order, user, "CARD", 500).await.refused(402, "INSUFFICIENT_BALANCE");
@@ -90,14 +90,14 @@ async fn rebuild_withholds_no_more_than_loss_bound() {
     let coupon = test.campaign("FIXED", 10, 500).await;
     test.drain().await;
     flush(&test).await;
-    let summary = rebuilt(&test, rebuild::Options { lost_at_most: Some(3), discard: false }).await;
+    let summary = rebuilt(&test, rebuild::RebuildOptions { lost_at_most: Some(3), discard: false }).await;
     assert_eq!((summary.withheld_units, summary.withheld_coupons), (30_000, 3));
     ready(&test).await;
     assert_eq!(stock(&test, product).await, 20_000);
     assert_eq!(test.issue(coupon, user).await.ok()["issueNo"], 4);
     test.drain().await;
     flush(&test).await;
-    let summary = rebuilt(&test, rebuild::Options { lost_at_most: Some(0), discard: false }).await;
+    let summary = rebuilt(&test, rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await;
     assert_eq!((summary.epoch, summary.withheld_units, summary.withheld_coupons), (3, 0, 0));
     assert!(summary.possible_losses.is_empty());
     ready(&test).await;
@@ -112,7 +112,7 @@ async fn rebuild_of_sound_redis_withholds_nothing() {
         let test = TestApp::with(Options { partitions, ..Options::default() }).await;
         busy_day(&test).await;
         // Not everything is in Postgres yet: the rebuild carries it there.
-        let summary = rebuilt(&test, rebuild::Options::default()).await;
+        let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert_eq!(
             (summary.possible_losses.len(), summary.withheld_units, summary.discarded),
             (0, 0, 0),

@@ -13,7 +13,7 @@ fn postgres_server() -> &'static str {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let dir = ScratchDir::new().unwrap();
-                let mut config = dev::PostgresConfig::new(dir.path().join("postgres"));
+                let mut config = dev::PostgresServerConfig::new(dir.path().join("postgres"));
                 config.fsync = false;
                 config.max_connections = 300;
                 let server = PostgresServer::start(config).await.unwrap();

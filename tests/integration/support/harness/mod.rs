@@ -189,7 +189,7 @@ impl TestApp {
 
     pub async fn with(options: Options) -> TestApp {
         let dir = ScratchDir::new().unwrap();
-        let redis = RedisServer::start(dev::RedisConfig::new(dir.path().join("redis"))).await.unwrap();
+        let redis = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
         let database = fresh_database().await;
         Self::on(options, dir, redis, database).await
     }
