@@ -24,4 +24,5 @@ mod projector;
 mod recovery;
 mod redis;
 mod support;
+mod type_names;
 mod vocabulary;
