@@ -22,7 +22,7 @@ use crate::{
         },
         error::{ApiError, Code},
         extract::{
-            decode::text,
+            fields::Text,
             write::{RequestBody, Write},
         },
         limits::Client,
@@ -41,8 +41,7 @@ pub fn router() -> Router<Dashboard> {
 
 #[derive(Deserialize, Serialize)]
 struct SignInRequest {
-    #[serde(deserialize_with = "text::<_, 1_000>")]
-    token: String,
+    token: Text<1_000>,
 }
 
 impl RequestBody for SignInRequest {
@@ -52,7 +51,7 @@ impl RequestBody for SignInRequest {
     const SECRET: bool = true;
 
     fn validate(self, _zone: Tz) -> Option<String> {
-        Some(self.token)
+        Some(self.token.into())
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {

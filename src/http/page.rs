@@ -9,7 +9,7 @@ use utoipa::{
 };
 
 use super::{
-    extract::{decode::query_int, params::QueryParams},
+    extract::{decode::parsed, fields::Bounded, params::QueryParams},
     limits::costs,
 };
 use crate::model::{Page, UserId};
@@ -22,17 +22,20 @@ const LAST_PAGE: i64 = 10_000;
 #[into_params(parameter_in = Query)]
 pub struct PageParams {
     /// 페이지 번호 (0부터)
-    #[serde(default, deserialize_with = "query_int::<_, 0, LAST_PAGE>")]
-    #[param(minimum = 0, maximum = 10000, default = 0)]
-    pub page: i64,
+    #[serde(default, deserialize_with = "parsed")]
+    #[param(inline, default = 0)]
+    pub page: Bounded<0, { LAST_PAGE }>,
     /// 페이지 크기
-    #[serde(default = "default_size", deserialize_with = "query_int::<_, 1, 100>")]
-    #[param(minimum = 1, maximum = 100, default = 20)]
-    pub size: i64,
+    #[serde(default = "default_size", deserialize_with = "parsed")]
+    #[param(inline, default = 20)]
+    pub size: PageSize,
 }
 
-fn default_size() -> i64 {
-    20
+/// The items of a page, at most.
+type PageSize = Bounded<1, 100>;
+
+fn default_size() -> PageSize {
+    const { PageSize::constant(20) }
 }
 
 impl QueryParams for PageParams {
@@ -41,7 +44,7 @@ impl QueryParams for PageParams {
     }
 
     fn cost(&self) -> u32 {
-        costs::of_page(self.size)
+        costs::of_page(self.size.get())
     }
 }
 

@@ -11,7 +11,8 @@ use crate::{
     http::{
         error::Code,
         extract::{
-            decode::{LocalTime, int, optional_word, text, word},
+            decode::{not_null, parsed},
+            fields::{Bounded, LocalTime, Text},
             params::PathId,
             write::{RequestBody, Write},
         },
@@ -35,34 +36,32 @@ const MAX_CAMPAIGN: i64 = 1_000_000_000;
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "쿠폰 캠페인 생성 요청")]
+#[schema(
+    description = "쿠폰 캠페인 생성 요청",
+    example = json!({
+        "couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1000, "totalQuantity": 100,
+        "opensAt": "2024-04-01T10:00:00", "closesAt": "2024-06-30T23:59:59", "expiredAt": "2024-06-30T23:59:59"
+    }),
+)]
 pub struct CreateCampaignRequest {
     /// 쿠폰 코드
-    #[serde(deserialize_with = "text::<_, 64>")]
-    #[schema(min_length = 1, max_length = 64, example = "HANGHAE8888")]
-    coupon_code: String,
+    coupon_code: Text<64>,
     /// 할인 유형
-    #[serde(deserialize_with = "word")]
+    #[serde(deserialize_with = "parsed")]
     discount_type: DiscountType,
     /// 할인 값: PERCENTAGE는 1–100 퍼센트, FIXED는 원
-    #[serde(deserialize_with = "int::<_, 1, MAX_FIXED_DISCOUNT>")]
-    #[schema(minimum = 1, maximum = 1000000000000_i64, example = 1000)]
-    discount_amount: i64,
+    discount_amount: Bounded<1, { MAX_FIXED_DISCOUNT }>,
     /// 총 발급 수량
-    #[serde(deserialize_with = "int::<_, 1, MAX_CAMPAIGN>")]
-    #[schema(minimum = 1, maximum = 1000000000, example = 100)]
-    total_quantity: i64,
+    total_quantity: Bounded<1, { MAX_CAMPAIGN }>,
     /// 발급 시작 시각: 없으면 지금부터
-    #[serde(default, deserialize_with = "optional_word")]
-    #[schema(value_type = Option<String>, nullable = false, example = "2024-04-01T10:00:00")]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     opens_at: Option<LocalTime>,
     /// 발급 종료 시각: 없으면 쿠폰 만료 시각까지
-    #[serde(default, deserialize_with = "optional_word")]
-    #[schema(value_type = Option<String>, nullable = false, example = "2024-06-30T23:59:59")]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     closes_at: Option<LocalTime>,
     /// 쿠폰 만료 시각
-    #[serde(deserialize_with = "word")]
-    #[schema(value_type = String, example = "2024-06-30T23:59:59")]
     expired_at: LocalTime,
 }
 
@@ -72,7 +71,7 @@ impl RequestBody for CreateCampaignRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn validate(self, zone: Tz) -> Option<NewCampaign> {
-        if self.discount_type == DiscountType::Percentage && self.discount_amount > 100 {
+        if self.discount_type == DiscountType::Percentage && self.discount_amount.get() > 100 {
             return None;
         }
         let instant = |time: LocalTime| time.instant(zone);
@@ -84,9 +83,9 @@ impl RequestBody for CreateCampaignRequest {
             return None;
         }
         Some(NewCampaign {
-            code: self.coupon_code,
-            discount: Discount { kind: self.discount_type, amount: self.discount_amount },
-            total: self.total_quantity,
+            code: self.coupon_code.into(),
+            discount: Discount { kind: self.discount_type, amount: self.discount_amount.get() },
+            total: self.total_quantity.get(),
             opens_at,
             closes_at,
             expires_at,
@@ -124,15 +123,18 @@ async fn create(
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "쿠폰 캠페인 발급 기간 변경 요청: 보내지 않은 항목은 그대로 둡니다.")]
+#[schema(
+    description = "쿠폰 캠페인 발급 기간 변경 요청: 보내지 않은 항목은 그대로 둡니다.",
+    example = json!({ "opensAt": "2024-04-01T10:00:00", "closesAt": "2024-06-30T23:59:59" }),
+)]
 struct UpdateCampaignRequest {
     /// 발급 시작 시각
-    #[serde(default, deserialize_with = "optional_word")]
-    #[schema(value_type = Option<String>, nullable = false, example = "2024-04-01T10:00:00")]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     opens_at: Option<LocalTime>,
     /// 발급 종료 시각: 지난 시각이면 1분 이내만 가능하며, 지금 종료합니다
-    #[serde(default, deserialize_with = "optional_word")]
-    #[schema(value_type = Option<String>, nullable = false, example = "2024-06-30T23:59:59")]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     closes_at: Option<LocalTime>,
 }
 

@@ -1,5 +1,7 @@
 //! Dead letters: listing them and retrying one.
 
+use std::str::FromStr;
+
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use crate::{
     http::{
         error::{ApiError, Code},
         extract::{
-            decode::{int, nullable_int, text},
+            fields::{Bounded, text_field},
             params::Params,
             write::{RequestBody, Write},
         },
@@ -89,27 +91,41 @@ documented_errors! { DeadLettersErrors {
 )]
 async fn dead_letters(State(app): State<AppState>, page: Params<PageParams>) -> Found<DeadLetterPageResponse> {
     let PageParams { page, size } = page.valid()?;
-    let dead_letters = app.engine.dead_letters(page, size).await?;
+    let dead_letters = app.engine.dead_letters(page.get(), size.get()).await?;
     let zone = app.engine.zone();
     Ok(Json(PageResponse::new(dead_letters, |dead_letter| DeadLetterResponse::new(dead_letter, zone))))
 }
 
+/// The id of an entry of a stream: milliseconds and a number.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct StreamId(String);
+
+impl FromStr for StreamId {
+    type Err = ();
+
+    fn from_str(id: &str) -> Result<Self, ()> {
+        let number = |digits: &str| (1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+        let (ms, no) = id.split_once('-').ok_or(())?;
+        if number(ms) && number(no) { Ok(StreamId(id.to_owned())) } else { Err(()) }
+    }
+}
+
+text_field! { StreamId, "^[0-9]{1,20}-[0-9]{1,20}$" }
+
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "보관된 이벤트 재시도 요청")]
+#[schema(
+    description = "보관된 이벤트 재시도 요청",
+    example = json!({ "partition": 0, "streamId": "1712209500000-0", "seq": 42 }),
+)]
 struct RetryRequest {
     /// 파티션 번호
-    #[serde(deserialize_with = "int::<_, 0, 255>")]
-    #[schema(minimum = 0, maximum = 255, example = 0)]
-    partition: i64,
+    partition: Bounded<0, 255>,
     /// 스트림 항목 ID
-    #[serde(deserialize_with = "text::<_, 41>")]
-    #[schema(pattern = "^[0-9]{1,20}-[0-9]{1,20}$", example = "1712209500000-0")]
-    stream_id: String,
+    stream_id: StreamId,
     /// 결정 순번: 조회된 값이 null이면 null
-    #[serde(default, deserialize_with = "nullable_int::<_, 0, MAX_SAFE_INTEGER>")]
-    #[schema(minimum = 0, maximum = 9007199254740991_i64, example = 42)]
-    seq: Option<i64>,
+    seq: Option<Bounded<0, { MAX_SAFE_INTEGER }>>,
 }
 
 impl RequestBody for RetryRequest {
@@ -118,10 +134,9 @@ impl RequestBody for RetryRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn validate(self, _zone: Tz) -> Option<DeadLetterId> {
-        let number = |digits: &str| (1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
-        let (ms, no) = self.stream_id.split_once('-')?;
-        let partition = u16::try_from(self.partition).ok()?;
-        (number(ms) && number(no)).then_some(DeadLetterId { partition, stream_id: self.stream_id, seq: self.seq })
+        let RetryRequest { partition, stream_id: StreamId(stream_id), seq } = self;
+        let partition = u16::try_from(partition.get()).ok()?;
+        Some(DeadLetterId { partition, stream_id, seq: seq.map(Bounded::get) })
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {

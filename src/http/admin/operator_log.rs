@@ -11,7 +11,7 @@ use crate::{
     http::{
         auth::operator::Operator,
         extract::{
-            decode::optional_word,
+            fields::text_field,
             params::{Params, QueryParams},
         },
         openapi::errors::documented_errors,
@@ -26,13 +26,14 @@ pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(operator_log))
 }
 
+text_field! { Operator, "^[a-z0-9._-]{1,32}$" }
+
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
 struct OperatorLogParams {
     /// 운영자 이름
-    #[serde(default, deserialize_with = "optional_word")]
-    #[param(value_type = Option<String>, pattern = "^[a-z0-9._-]{1,32}$", nullable = false)]
+    #[param(inline)]
     operator: Option<Operator>,
 }
 
@@ -110,7 +111,8 @@ async fn operator_log(
 ) -> Found<OperatorLogResponse> {
     let OperatorLogParams { operator } = params.valid()?;
     let PageParams { page, size } = page.valid()?;
-    let filter = OperatorLogFilter { operator: operator.map(|operator| operator.name().to_owned()), page, size };
+    let operator = operator.map(|operator| operator.name().to_owned());
+    let filter = OperatorLogFilter { operator, page: page.get(), size: size.get() };
     let actions = app.engine.operator_log(&recorder.log, &filter).await?;
     let zone = app.engine.zone();
     Ok(Json(PageResponse::new(actions, |action| OperatorActionResponse::new(action, zone))))

@@ -9,7 +9,7 @@ use super::AdminState;
 use crate::{
     http::{
         extract::{
-            decode::{optional_query_id, optional_word},
+            decode::optional_parsed,
             params::{Params, QueryParams},
         },
         openapi::{document::order_status, errors::documented_errors},
@@ -31,12 +31,12 @@ pub fn router() -> OpenApiRouter<AdminState> {
 #[into_params(parameter_in = Query)]
 struct OrdersParams {
     /// 주문 상태
-    #[serde(default, deserialize_with = "optional_word")]
+    #[serde(default, deserialize_with = "optional_parsed")]
     #[param(schema_with = order_status, required = false)]
     status: Option<OrderStatus>,
     /// 사용자 ID
-    #[serde(default, deserialize_with = "optional_query_id")]
-    #[param(value_type = Option<i64>, minimum = 1, maximum = 9007199254740991_i64, nullable = false)]
+    #[serde(default, deserialize_with = "optional_parsed")]
+    #[param(inline)]
     user_id: Option<UserId>,
 }
 
@@ -77,7 +77,7 @@ async fn orders(
 ) -> Found<OrderPageResponse> {
     let OrdersParams { status, user_id } = params.valid()?;
     let PageParams { page, size } = page.valid()?;
-    let orders = app.engine.orders(OrderFilter { status, user_id, page, size }).await?;
+    let orders = app.engine.orders(OrderFilter { status, user_id, page: page.get(), size: size.get() }).await?;
     let zone = app.engine.zone();
     Ok(Json(PageResponse::new(orders, |order| OrderDetailResponse::new(order, zone))))
 }

@@ -13,7 +13,8 @@ use crate::{
         auth::operator::Operator,
         error::Code,
         extract::{
-            decode::{optional_text, text},
+            decode::not_null,
+            fields::Text,
             params::PathId,
             write::{RequestBody, Write},
         },
@@ -28,9 +29,6 @@ use crate::{
 pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(stuck_payments)).routes(routes!(resolve_payment))
 }
-
-/// The most characters of a reason.
-const MAX_REASON_CHARS: usize = 500;
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -110,22 +108,19 @@ enum ConfirmedOutcome {
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "결제 결과 처리 요청")]
+#[schema(
+    description = "결제 결과 처리 요청",
+    example = json!({ "outcome": "APPROVED", "reason": "PG사 관리자 화면에서 승인 확인" }),
+)]
 struct PaymentOutcomeRequest {
     /// 결제 결과: APPROVED(승인됨) 또는 DECLINED(승인되지 않음)
     outcome: ConfirmedOutcome,
     /// 외부 결제의 거래 번호
-    #[serde(
-        default,
-        deserialize_with = "optional_text::<_, TRANSACTION_ID_CHARS>",
-        skip_serializing_if = "Option::is_none"
-    )]
-    #[schema(min_length = 1, max_length = 255, nullable = false)]
-    transaction_id: Option<String>,
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    transaction_id: Option<Text<{ TRANSACTION_ID_CHARS }>>,
     /// 그렇게 판단한 이유: 작업 기록에 남습니다
-    #[serde(deserialize_with = "text::<_, MAX_REASON_CHARS>")]
-    #[schema(min_length = 1, max_length = 500, example = "PG사 관리자 화면에서 승인 확인")]
-    reason: String,
+    reason: Text<500>,
 }
 
 impl RequestBody for PaymentOutcomeRequest {
@@ -194,9 +189,9 @@ async fn resolve_payment(
 ) -> Done<PaymentOutcomeResponse> {
     let resolution = PaymentResolution {
         approved: body.outcome == ConfirmedOutcome::Approved,
-        transaction: body.transaction_id,
+        transaction: body.transaction_id.map(String::from),
         operator: operator.name().to_owned(),
-        reason: body.reason,
+        reason: body.reason.into(),
     };
     let resolved = app.engine.resolve_payment(&call, order.valid()?, &resolution).await?;
     Ok(Answer::ok(resolved.map(|resolved| PaymentOutcomeResponse::new(resolved, app.engine.zone()))))

@@ -11,7 +11,8 @@ use crate::{
     http::{
         error::Code,
         extract::{
-            decode::{int, optional_int, optional_text, optional_word, text, word},
+            decode::not_null,
+            fields::{Bounded, Text},
             params::PathId,
             write::{RequestBody, Write},
         },
@@ -30,23 +31,18 @@ pub fn router() -> OpenApiRouter<AdminState> {
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "상품 생성 요청")]
+#[schema(
+    description = "상품 생성 요청",
+    example = json!({ "productName": "나이키 에어포스", "price": 990000, "stockQuantity": 50, "category": "SHOES" }),
+)]
 struct CreateProductRequest {
     /// 상품 이름
-    #[serde(deserialize_with = "text::<_, 200>")]
-    #[schema(min_length = 1, max_length = 200, example = "나이키 에어포스")]
-    product_name: String,
+    product_name: Text<200>,
     /// 가격(원)
-    #[serde(deserialize_with = "int::<_, 0, MAX_PRICE>")]
-    #[schema(minimum = 0, maximum = 1000000000000_i64, example = 990000)]
-    price: i64,
+    price: Bounded<0, { MAX_PRICE }>,
     /// 처음 재고 수량
-    #[serde(deserialize_with = "int::<_, 0, MAX_STOCK>")]
-    #[schema(minimum = 0, maximum = 1000000000, example = 50)]
-    stock_quantity: i64,
+    stock_quantity: Bounded<0, { MAX_STOCK }>,
     /// 카테고리
-    #[serde(deserialize_with = "word")]
-    #[schema(value_type = String, pattern = "^[A-Z][A-Z0-9_]{0,31}$", example = "SHOES")]
     category: Category,
 }
 
@@ -56,8 +52,8 @@ impl RequestBody for CreateProductRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn validate(self, _zone: Tz) -> Option<NewProduct> {
-        let CreateProductRequest { product_name: name, price, stock_quantity: stock, category } = self;
-        Some(NewProduct { name, price, stock, category })
+        let CreateProductRequest { product_name, price, stock_quantity, category } = self;
+        Some(NewProduct { name: product_name.into(), price: price.get(), stock: stock_quantity.get(), category })
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {
@@ -90,24 +86,24 @@ async fn create(
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "상품 변경 요청: 보내지 않은 항목은 그대로 둡니다.")]
+#[schema(description = "상품 변경 요청: 보내지 않은 항목은 그대로 둡니다.", example = json!({ "stockDelta": 10 }))]
 struct UpdateProductRequest {
     /// 상품 이름
-    #[serde(default, deserialize_with = "optional_text::<_, 200>")]
-    #[schema(min_length = 1, max_length = 200, nullable = false)]
-    product_name: Option<String>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    product_name: Option<Text<200>>,
     /// 가격(원)
-    #[serde(default, deserialize_with = "optional_int::<_, 0, MAX_PRICE>")]
-    #[schema(minimum = 0, maximum = 1000000000000_i64, nullable = false)]
-    price: Option<i64>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    price: Option<Bounded<0, { MAX_PRICE }>>,
     /// 카테고리
-    #[serde(default, deserialize_with = "optional_word")]
-    #[schema(value_type = Option<String>, pattern = "^[A-Z][A-Z0-9_]{0,31}$", nullable = false)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     category: Option<Category>,
     /// 재고 증감 수량
-    #[serde(default, deserialize_with = "optional_int::<_, { -MAX_STOCK }, MAX_STOCK>")]
-    #[schema(minimum = -1000000000, maximum = 1000000000, nullable = false, example = 10)]
-    stock_delta: Option<i64>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    stock_delta: Option<Bounded<{ -MAX_STOCK }, { MAX_STOCK }>>,
 }
 
 impl RequestBody for UpdateProductRequest {
@@ -121,8 +117,13 @@ impl RequestBody for UpdateProductRequest {
     }
 
     fn validate(self, _zone: Tz) -> Option<ProductPatch> {
-        let UpdateProductRequest { product_name: name, price, category, stock_delta } = self;
-        Some(ProductPatch { name, price, category, stock_delta })
+        let UpdateProductRequest { product_name, price, category, stock_delta } = self;
+        Some(ProductPatch {
+            name: product_name.map(String::from),
+            price: price.map(Bounded::get),
+            category,
+            stock_delta: stock_delta.map(Bounded::get),
+        })
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {

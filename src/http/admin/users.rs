@@ -11,7 +11,8 @@ use crate::{
     http::{
         error::Code,
         extract::{
-            decode::{int, optional_prefix, text},
+            decode::not_null,
+            fields::{Bounded, Prefix, Text},
             write::{RequestBody, Write},
         },
         openapi::errors::documented_errors,
@@ -31,16 +32,14 @@ pub const BULK_PATH: &str = "/admin/v1/users/bulk";
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "사용자 생성 요청")]
+#[schema(description = "사용자 생성 요청", example = json!({ "userName": "이다은", "balance": 10000 }))]
 struct CreateUserRequest {
     /// 사용자 이름
-    #[serde(deserialize_with = "text::<_, 100>")]
-    #[schema(min_length = 1, max_length = 100, example = "이다은")]
-    user_name: String,
+    user_name: Text<100>,
     /// 처음 잔액(원)
-    #[serde(default, deserialize_with = "int::<_, 0, MAX_OPENING_BALANCE>")]
-    #[schema(minimum = 0, maximum = 1000000000000_i64, default = 0, example = 10000)]
-    balance: i64,
+    #[serde(default)]
+    #[schema(default = 0)]
+    balance: Bounded<0, { MAX_OPENING_BALANCE }>,
 }
 
 impl RequestBody for CreateUserRequest {
@@ -49,7 +48,7 @@ impl RequestBody for CreateUserRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn validate(self, _zone: Tz) -> Option<NewUser> {
-        Some(NewUser { name: self.user_name, balance: self.balance })
+        Some(NewUser { name: self.user_name.into(), balance: self.balance.get() })
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {
@@ -100,20 +99,18 @@ async fn create(
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "사용자 대량 생성 요청")]
+#[schema(description = "사용자 대량 생성 요청", example = json!({ "count": 1000, "balance": 10000 }))]
 struct CreateUsersRequest {
     /// 생성할 사용자 수
-    #[serde(deserialize_with = "int::<_, 1, 1_000_000>")]
-    #[schema(minimum = 1, maximum = 1000000, example = 1000)]
-    count: i64,
+    count: Bounded<1, 1_000_000>,
     /// 이름의 앞부분: 뒤에 사용자 ID가 붙습니다.
-    #[serde(default, deserialize_with = "optional_prefix::<_, 80>")]
-    #[schema(max_length = 80, default = "user-", nullable = false)]
-    name_prefix: Option<String>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(default = "user-", nullable = false)]
+    name_prefix: Option<Prefix<80>>,
     /// 처음 잔액(원)
-    #[serde(default, deserialize_with = "int::<_, 0, MAX_OPENING_BALANCE>")]
-    #[schema(minimum = 0, maximum = 1000000000000_i64, default = 0, example = 10000)]
-    balance: i64,
+    #[serde(default)]
+    #[schema(default = 0)]
+    balance: Bounded<0, { MAX_OPENING_BALANCE }>,
 }
 
 impl RequestBody for CreateUsersRequest {
@@ -122,8 +119,8 @@ impl RequestBody for CreateUsersRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn validate(self, _zone: Tz) -> Option<NewUsers> {
-        let prefix = self.name_prefix.unwrap_or_else(|| "user-".to_owned());
-        Some(NewUsers { count: self.count, prefix, balance: self.balance })
+        let prefix = self.name_prefix.map_or_else(|| "user-".to_owned(), String::from);
+        Some(NewUsers { count: self.count.get(), prefix, balance: self.balance.get() })
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {

@@ -11,7 +11,7 @@ use crate::{
     http::{
         error::Code,
         extract::{
-            decode::int,
+            fields::Bounded,
             params::PathId,
             write::{RequestBody, Write},
         },
@@ -88,12 +88,10 @@ impl From<Withheld> for WithheldResponse {
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "보류 해제 요청")]
+#[schema(description = "보류 해제 요청", example = json!({ "quantity": 10 }))]
 struct ReleaseRequest {
     /// 해제할 수량
-    #[serde(deserialize_with = "int::<_, 1, MAX_RELEASE>")]
-    #[schema(minimum = 1, maximum = 1000000000, example = 10)]
-    quantity: i64,
+    quantity: Bounded<1, { MAX_RELEASE }>,
 }
 
 impl RequestBody for ReleaseRequest {
@@ -102,7 +100,7 @@ impl RequestBody for ReleaseRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn validate(self, _zone: Tz) -> Option<i64> {
-        Some(self.quantity)
+        Some(self.quantity.get())
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {

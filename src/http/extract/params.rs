@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 
-use super::decode::{Id, decimal};
+use super::fields::Id;
 use crate::{
     http::{
         auth::user,
@@ -41,7 +41,7 @@ impl<S: Send + Sync, T: Id> FromRequestParts<S> for PathId<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let segment = Path::<String>::from_request_parts(parts, state).await.ok();
-        let id = segment.and_then(|Path(segment)| decimal(&segment)).and_then(T::new).ok_or(T::UNKNOWN);
+        let id = segment.and_then(|Path(segment)| segment.parse::<T>().ok()).ok_or(T::UNKNOWN);
         Ok(PathId(id.and_then(|id| user::admit(&parts.extensions, id.user()).map(|()| id))))
     }
 }

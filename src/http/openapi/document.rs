@@ -13,12 +13,11 @@ use utoipa::openapi::{
     tag::TagBuilder,
 };
 
-use super::errors::failures;
+use super::{errors::failures, fields};
 use crate::{
     http::{
         auth::{session, user},
         error::Code,
-        extract::decode::{PREFIX_PATTERN, TEXT_PATTERN, TIME_PATTERN},
         headers::{CSRF_HEADER, X_UNKNOWN_FIELDS},
     },
     model::{CloseReason, CouponStatus, DiscountType, OrderStatus, PaymentType, RankingScope, TransactionType},
@@ -31,7 +30,7 @@ const CSRF: &str = "opsPage";
 /// The name of the users' security scheme.
 pub const USER: &str = "userToken";
 /// What references to schemas begin with.
-const SCHEMAS: &str = "#/components/schemas/";
+pub(super) const SCHEMAS: &str = "#/components/schemas/";
 
 /// The groups of operations: the tag, the tag in Latin letters, and the description.
 pub const GROUPS: [(&str, &str, &str); 7] = [
@@ -93,10 +92,12 @@ fn error_schema(tokens: bool) -> RefOr<Schema> {
 pub fn complete(mut document: OpenApi, tokens: bool) -> Value {
     for (path, item) in &mut document.paths.paths {
         for operation in operations(item) {
+            fields::merge_defaults(operation);
             complete_operation(path, operation, tokens && user::needs_user(path));
         }
     }
     if let Some(components) = &mut document.components {
+        fields::inline(components);
         if tokens {
             let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
             let bearer = bearer.description(Some("사용자 토큰: 토큰의 사용자 본인에 대한 요청만 허용됩니다."));
@@ -118,8 +119,6 @@ pub fn complete(mut document: OpenApi, tokens: bool) -> Value {
     let strict = strict_schemas(&document);
     let schemas = document["components"]["schemas"].as_object_mut();
     for (name, schema) in schemas.into_iter().flatten().filter(|(name, _)| name.ends_with("Request")) {
-        let fields = schema.get_mut("properties").and_then(Value::as_object_mut);
-        fields.into_iter().flatten().for_each(|(name, field)| add_pattern(name, field));
         if let Some(change) = strict.get(name) {
             schema["additionalProperties"] = false.into();
             if *change {
@@ -192,21 +191,6 @@ pub fn for_clients(mut document: Value) -> Value {
         .map(|(name, latin, description)| json!({ "name": latin, "description": description, "x-displayName": name }))
         .collect();
     document
-}
-
-/// Adds the pattern that a request's text or time must match. Texts have a length, times have none.
-fn add_pattern(name: &str, field: &mut Value) {
-    let Value::Object(field) = field else { return };
-    if field.get("type") != Some(&json!("string")) || field.contains_key("pattern") {
-        return;
-    }
-    let pattern = match (field.contains_key("maxLength"), field.contains_key("minLength")) {
-        (true, true) => TEXT_PATTERN,
-        (true, false) => PREFIX_PATTERN,
-        (false, _) if name.ends_with("At") => TIME_PATTERN,
-        _ => return,
-    };
-    field.insert("pattern".to_owned(), pattern.into());
 }
 
 /// Sorts named examples in the order of the table: the page shows the first. (utoipa sorts them by name; serde_json keeps this

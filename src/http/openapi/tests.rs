@@ -99,6 +99,7 @@ fn document_has_every_schema_of_contract() {
     assert_eq!(schemas["ChargeRequest"]["properties"]["amount"]["format"], "int64");
     // Every text that a client may send, but for those of an enumeration, says what it looks like.
     for (name, schema) in schemas.iter().filter(|(name, _)| name.ends_with("Request")) {
+        assert_eq!(schema.get("example"), None, "{name}: no field has this part of its example");
         for (field, schema) in schema["properties"].as_object().into_iter().flatten() {
             assert!(schema["type"] != "string" || schema["pattern"].is_string(), "{name}.{field}");
         }

@@ -10,7 +10,8 @@ use crate::{
     http::{
         error::Code,
         extract::{
-            decode::{int, optional_query_int, query_int},
+            decode::{optional_parsed, parsed},
+            fields::Bounded,
             params::{Params, PathUser, QueryParams},
             write::{RequestBody, Write},
         },
@@ -28,12 +29,10 @@ pub fn router() -> OpenApiRouter<AppState> {
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(description = "잔액 충전 요청")]
+#[schema(description = "잔액 충전 요청", example = json!({ "amount": 1000 }))]
 pub struct ChargeRequest {
     /// 충전 금액(원)
-    #[serde(deserialize_with = "int::<_, 1, MAX_CHARGE>")]
-    #[schema(minimum = 1, maximum = 100000, example = 1000)]
-    amount: i64,
+    amount: Bounded<1, { MAX_CHARGE }>,
 }
 
 impl RequestBody for ChargeRequest {
@@ -42,7 +41,7 @@ impl RequestBody for ChargeRequest {
     const INVALID: Code = Code::InvalidAmount;
 
     fn validate(self, _zone: Tz) -> Option<Won> {
-        Some(self.amount)
+        Some(self.amount.get())
     }
 
     // The path names the user.
@@ -173,17 +172,20 @@ async fn charge(
 #[into_params(parameter_in = Query)]
 struct HistoryParams {
     /// 조회할 최대 내역 수
-    #[serde(default = "history_limit", deserialize_with = "query_int::<_, 1, 1_000>")]
-    #[param(minimum = 1, maximum = 1000, default = 100)]
-    limit: i64,
+    #[serde(default = "history_limit", deserialize_with = "parsed")]
+    #[param(inline, default = 100)]
+    limit: HistoryLimit,
     /// 이 entryNo보다 앞선 내역만 조회
-    #[serde(default, deserialize_with = "optional_query_int::<_, 1, MAX_SAFE_INTEGER>")]
-    #[param(minimum = 1, maximum = 9007199254740991_i64, nullable = false)]
-    before: Option<i64>,
+    #[serde(default, deserialize_with = "optional_parsed")]
+    #[param(inline)]
+    before: Option<Bounded<1, { MAX_SAFE_INTEGER }>>,
 }
 
-fn history_limit() -> i64 {
-    100
+/// The entries of a reply, at most.
+type HistoryLimit = Bounded<1, 1_000>;
+
+fn history_limit() -> HistoryLimit {
+    const { HistoryLimit::constant(100) }
 }
 
 impl QueryParams for HistoryParams {
@@ -193,7 +195,7 @@ impl QueryParams for HistoryParams {
     }
 
     fn cost(&self) -> u32 {
-        costs::of_entries(self.limit)
+        costs::of_entries(self.limit.get())
     }
 }
 
@@ -231,7 +233,7 @@ async fn history(
 ) -> Found<Vec<UserBalanceHistoryResponse>> {
     let user = user.valid()?;
     let HistoryParams { limit, before } = params.valid()?;
-    let entries = app.engine.history(user, limit, before).await?;
+    let entries = app.engine.history(user, limit.get(), before.map(Bounded::get)).await?;
     let zone = app.engine.zone();
     Ok(Json(entries.into_iter().map(|entry| UserBalanceHistoryResponse::new(entry, zone)).collect()))
 }

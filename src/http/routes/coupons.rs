@@ -10,7 +10,6 @@ use crate::{
     http::{
         error::Code,
         extract::{
-            decode::id,
             params::{Params, PathUser},
             write::{RequestBody, Write},
         },
@@ -29,15 +28,11 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "쿠폰 발급 요청")]
+#[schema(description = "쿠폰 발급 요청", example = json!({ "couponId": 123, "userId": 1 }))]
 pub struct UserCouponRequest {
     /// 발급받을 쿠폰 ID
-    #[serde(deserialize_with = "id")]
-    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 123)]
     coupon_id: CouponId,
     /// 발급받는 사용자 ID
-    #[serde(deserialize_with = "id")]
-    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
     user_id: UserId,
 }
 
@@ -277,7 +272,7 @@ documented_errors! { CampaignsErrors {
 )]
 async fn campaigns(State(app): State<AppState>, page: Params<PageParams>) -> Found<Vec<CampaignResponse>> {
     let PageParams { page, size } = page.valid()?;
-    let campaigns = app.engine.open_campaigns(page, size).await?;
+    let campaigns = app.engine.open_campaigns(page.get(), size.get()).await?;
     let zone = app.engine.zone();
     Ok(Json(campaigns.into_iter().map(|campaign| CampaignResponse::new(campaign, zone)).collect()))
 }

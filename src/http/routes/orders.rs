@@ -11,7 +11,8 @@ use crate::{
         auth::user::Caller,
         error::Code,
         extract::{
-            decode::{Object, id, int, nullable_id, optional_query_id},
+            decode::{Object, optional_parsed},
+            fields::Bounded,
             params::{Params, PathId, QueryParams},
             write::{RequestBody, Write},
         },
@@ -33,32 +34,27 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "주문 상품")]
+#[schema(description = "주문 상품", example = json!({ "productId": 1, "quantity": 2 }))]
 struct OrderProductRequest {
     /// 상품 ID
-    #[serde(deserialize_with = "id")]
-    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
     product_id: ProductId,
     /// 주문 수량
-    #[serde(deserialize_with = "int::<_, 1, MAX_LINE_QUANTITY>")]
-    #[schema(minimum = 1, maximum = 10000, example = 2)]
-    quantity: i64,
+    quantity: Bounded<1, { MAX_LINE_QUANTITY }>,
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "주문 생성 요청")]
+#[schema(
+    description = "주문 생성 요청",
+    example = json!({ "userId": 1, "orderProducts": [{ "productId": 1, "quantity": 2 }], "userCouponId": 1 }),
+)]
 pub struct OrderCreateRequest {
     /// 주문하는 사용자 ID
-    #[serde(deserialize_with = "id")]
-    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
     user_id: UserId,
     /// 주문 상품 목록: 같은 상품은 수량을 더합니다.
     #[schema(value_type = Vec<OrderProductRequest>, min_items = 1, max_items = 100)]
     order_products: Vec<Object<OrderProductRequest>>,
     /// 사용할 쿠폰 ID
-    #[serde(default, deserialize_with = "nullable_id")]
-    #[schema(value_type = Option<i64>, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
     user_coupon_id: Option<CouponId>,
 }
 
@@ -90,8 +86,8 @@ fn summed(products: &[Object<OrderProductRequest>]) -> Option<Vec<(ProductId, i6
     let mut lines: Vec<(ProductId, i64)> = Vec::with_capacity(products.len());
     for Object(OrderProductRequest { product_id, quantity }) in products {
         match lines.iter_mut().find(|(product, _)| product == product_id) {
-            Some((_, units)) => *units = units.checked_add(*quantity)?,
-            None => lines.push((*product_id, *quantity)),
+            Some((_, units)) => *units = units.checked_add(quantity.get())?,
+            None => lines.push((*product_id, quantity.get())),
         }
     }
     lines.iter().all(|(_, units)| *units <= MAX_LINE_QUANTITY).then_some(lines)
@@ -250,8 +246,8 @@ impl OrderDetailResponse {
 #[into_params(parameter_in = Query)]
 struct OrderParams {
     /// 주문한 사용자 ID: 지정하면 이 사용자의 주문만 조회합니다.
-    #[serde(default, deserialize_with = "optional_query_id")]
-    #[param(value_type = Option<i64>, minimum = 1, maximum = 9007199254740991_i64, nullable = false)]
+    #[serde(default, deserialize_with = "optional_parsed")]
+    #[param(inline)]
     user_id: Option<UserId>,
 }
 
@@ -291,11 +287,9 @@ async fn order(
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "주문 취소 요청")]
+#[schema(description = "주문 취소 요청", example = json!({ "userId": 1 }))]
 struct OrderCancelRequest {
     /// 주문한 사용자 ID
-    #[serde(deserialize_with = "id")]
-    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
     user_id: UserId,
 }
 

@@ -10,7 +10,8 @@ use crate::{
     http::{
         error::Code,
         extract::{
-            decode::{id, int, word},
+            decode::parsed,
+            fields::Bounded,
             write::{RequestBody, Write},
         },
         openapi::errors::documented_errors,
@@ -27,23 +28,20 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "결제 요청")]
+#[schema(
+    description = "결제 요청",
+    example = json!({ "orderId": 123, "userId": 1, "paymentType": "CARD", "amount": 49900 }),
+)]
 pub struct PaymentRequest {
     /// 결제할 주문 ID
-    #[serde(deserialize_with = "id")]
-    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 123)]
     order_id: OrderId,
     /// 주문한 사용자 ID
-    #[serde(deserialize_with = "id")]
-    #[schema(value_type = i64, minimum = 1, maximum = 9007199254740991_i64, example = 1)]
     user_id: UserId,
     /// 결제 수단
-    #[serde(deserialize_with = "word")]
+    #[serde(deserialize_with = "parsed")]
     payment_type: PaymentType,
     /// 결제 금액(원): 주문의 finalPrice와 같아야 합니다.
-    #[serde(deserialize_with = "int::<_, 0, MAX_SAFE_INTEGER>")]
-    #[schema(minimum = 0, maximum = 9007199254740991_i64, example = 49900)]
-    amount: i64,
+    amount: Bounded<0, { MAX_SAFE_INTEGER }>,
 }
 
 impl RequestBody for PaymentRequest {
@@ -53,7 +51,7 @@ impl RequestBody for PaymentRequest {
 
     fn validate(self, _zone: Tz) -> Option<NewPayment> {
         let PaymentRequest { order_id, user_id, payment_type, amount } = self;
-        Some(NewPayment { order_id, user_id, payment_type, amount })
+        Some(NewPayment { order_id, user_id, payment_type, amount: amount.get() })
     }
 
     fn user(payment: &Self::Valid) -> Option<UserId> {

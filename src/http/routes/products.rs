@@ -9,7 +9,7 @@ use crate::{
     http::{
         error::{ApiError, Code},
         extract::{
-            decode::{decimal, optional_word},
+            fields::Bounded,
             params::{Params, PathId, QueryParams},
         },
         openapi::{document::ranking_scope, errors::documented_errors},
@@ -114,9 +114,12 @@ struct PopularParams {
     sort_by: Option<String>,
     /// 조회할 최대 상품 수
     #[serde(default = "popular_limit")]
-    #[param(value_type = i64, minimum = 1, maximum = 100, default = 5)]
+    #[param(inline, value_type = PopularLimit, default = 5)]
     limit: String,
 }
+
+/// The products of a reply, at most.
+type PopularLimit = Bounded<1, 100>;
 
 fn popular_limit() -> String {
     "5".to_owned()
@@ -138,9 +141,8 @@ impl PopularParams {
             None => RankingScope::ThreeDays,
             Some(word) => word.to_ascii_uppercase().parse().map_err(|_| Code::InvalidScope)?,
         };
-        let limit = decimal(&self.limit).and_then(|limit| usize::try_from(limit).ok());
-        let limit = limit.filter(|limit| (1..=100).contains(limit)).ok_or(Code::InvalidRequest)?;
-        Ok((scope, limit))
+        let limit: PopularLimit = self.limit.parse().map_err(|()| Code::InvalidRequest)?;
+        Ok((scope, limit.get() as usize))
     }
 }
 
@@ -189,8 +191,7 @@ impl Listed for ProductResponse {
 #[into_params(parameter_in = Query)]
 struct ProductsParams {
     /// 카테고리
-    #[serde(default, deserialize_with = "optional_word")]
-    #[param(value_type = Option<String>, pattern = "^[A-Z][A-Z0-9_]{0,31}$", nullable = false)]
+    #[param(inline)]
     category: Option<Category>,
 }
 
@@ -220,7 +221,7 @@ async fn products(
 ) -> Found<ProductPageResponse> {
     let PageParams { page, size } = page.valid()?;
     let ProductsParams { category } = params.valid()?;
-    let products = app.engine.products(page, size, category).await?;
+    let products = app.engine.products(page.get(), size.get(), category).await?;
     Ok(Json(PageResponse::new(products, ProductResponse::from)))
 }
 
@@ -267,9 +268,9 @@ mod tests {
     #[tokio::test]
     async fn page_size_bounded() {
         let first = params::<PageParams>("").await.unwrap();
-        assert_eq!((first.page, first.size), (0, 20));
+        assert_eq!((first.page.get(), first.size.get()), (0, 20));
         let deepest = params::<PageParams>("page=10000&size=100&category=SHOES").await.unwrap();
-        assert_eq!((deepest.page, deepest.size), (10_000, 100));
+        assert_eq!((deepest.page.get(), deepest.size.get()), (10_000, 100));
         for query in ["page=10001&size=1", "page=-1", "size=0", "size=101", "page=", "page=1&page=1"] {
             assert_eq!(params::<PageParams>(query).await.unwrap_err(), Code::InvalidRequest, "{query}");
         }
