@@ -99,19 +99,19 @@ async fn dead_letters(State(app): State<AppState>, page: Params<PageParams>) -> 
 /// The id of an entry of a stream: milliseconds and a number.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-struct StreamId(String);
+struct StreamEntryId(String);
 
-impl FromStr for StreamId {
+impl FromStr for StreamEntryId {
     type Err = ();
 
     fn from_str(id: &str) -> Result<Self, ()> {
         let number = |digits: &str| (1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
         let (ms, no) = id.split_once('-').ok_or(())?;
-        if number(ms) && number(no) { Ok(StreamId(id.to_owned())) } else { Err(()) }
+        if number(ms) && number(no) { Ok(StreamEntryId(id.to_owned())) } else { Err(()) }
     }
 }
 
-text_field! { StreamId, "^[0-9]{1,20}-[0-9]{1,20}$" }
+text_field! { StreamEntryId, "^[0-9]{1,20}-[0-9]{1,20}$" }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -123,7 +123,7 @@ struct RetryRequest {
     /// 파티션 번호
     partition: Bounded<0, 255>,
     /// 스트림 항목 ID
-    stream_id: StreamId,
+    stream_id: StreamEntryId,
     /// 결정 순번: 조회된 값이 null이면 null
     seq: Option<Bounded<0, { MAX_SAFE_INTEGER }>>,
 }
@@ -134,7 +134,7 @@ impl RequestBody for RetryRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn validate(self, _zone: Tz) -> Option<DeadLetterId> {
-        let RetryRequest { partition, stream_id: StreamId(stream_id), seq } = self;
+        let RetryRequest { partition, stream_id: StreamEntryId(stream_id), seq } = self;
         let partition = u16::try_from(partition.get()).ok()?;
         Some(DeadLetterId { partition, stream_id, seq: seq.map(Bounded::get) })
     }
