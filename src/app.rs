@@ -14,7 +14,7 @@ use crate::{
     audit::{Audit, Auditor},
     config::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig,
-        redact,
+        RedisDurability, redact,
     },
     dashboard::{self, Dashboard, Instance, keep_reporting},
     engine::{Engine, OperatorLog},
@@ -36,7 +36,7 @@ use crate::{
     model::{Clock, Error},
     postgres,
     projector::Projector,
-    recovery::{open, rebuild::Rebuild},
+    recovery::{emptied::EmptiedRedis, open, rebuild::Rebuild},
     redis::{self, Store},
     worker::Workers,
 };
@@ -106,6 +106,8 @@ pub struct App {
     pub stopping: CancellationToken,
     /// Actions of operators that are not in PostgreSQL yet.
     pub operator_log: Arc<OperatorLog>,
+    /// The rebuild of an empty Redis while the process runs; `None` unless `REDIS_DURABILITY=none`.
+    emptied: Option<EmptiedRedis>,
     workers: Workers,
 }
 
@@ -113,8 +115,9 @@ impl App {
     /// Connects to both stores and opens them. Rebuilds an empty Redis first.
     ///
     /// # Errors
-    /// The reason why the stores can't be served from, and its remedy.
+    /// The reason why the stores can't be served from, and its remedy; settings that contradict each other.
     pub async fn open(config: &EngineConfig, projector: &ProjectorConfig, clock: Clock) -> anyhow::Result<Self> {
+        config.check()?;
         let gateways = gateways(&config.gateway)?;
         let (db, store) = (postgres::connect(&config.postgres).await?, Store::connect(&config.redis).await?);
         Self::open_on(config, projector, clock, gateways, (db, store)).await
@@ -134,6 +137,7 @@ impl App {
         clock: Clock,
         waiting: &Waiting,
     ) -> anyhow::Result<Self> {
+        config.check()?;
         let gateways = gateways(&config.gateway)?;
         let mut pause = MIN_BACKOFF;
         loop {
@@ -175,13 +179,23 @@ impl App {
             clock: clock.clone(),
             zone: shop.time_zone,
             retention,
-            allow_unsafe_redis: redis.allow_unsafe_redis,
+            durability: redis.redis_durability,
         };
         // Boxed: the future is large and seldom needed.
         Box::pin(rebuild.run_if_needed()).await?;
-        let store = open::open(store, &db, shop.partitions, redis.allow_unsafe_redis, durability.ack).await?;
+        let store = open::open(store, &db, shop.partitions, redis.redis_durability, durability.ack).await?;
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, timeout, retention);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
+        let emptied = (redis.redis_durability == RedisDurability::None).then(|| EmptiedRedis {
+            store: store.clone(),
+            redis: redis.clone(),
+            db: db.clone(),
+            clock: clock.clone(),
+            zone: shop.time_zone,
+            projector: projector.clone(),
+            timeout,
+            retention,
+        });
         let (operator_log, workers) = (Arc::<OperatorLog>::default(), Workers::default());
         operator_log.keep_writing(db.clone(), &workers);
         Ok(App {
@@ -195,6 +209,7 @@ impl App {
             db,
             stopping: CancellationToken::new(),
             operator_log,
+            emptied,
             workers,
         })
     }
@@ -209,8 +224,12 @@ impl App {
         self.engine.keep_sweeping(&self.workers);
     }
 
-    /// Starts watching the stores. `projects`: this process also runs the projection.
+    /// Starts watching the stores, and rebuilding a Redis that comes back empty where it may. `projects`: this process also
+    /// runs the projection.
     pub fn watch(&self, projects: bool) {
+        if let Some(emptied) = &self.emptied {
+            emptied.clone().keep_rebuilding(&self.workers);
+        }
         self.engine.keep_watch(projects, &self.workers);
     }
 

@@ -214,7 +214,7 @@ fn product(units: i64) -> Value {
 }
 
 pub fn redis_config(url: String) -> RedisConfig {
-    RedisConfig { redis_timeout_ms: 120_000, allow_unsafe_redis: true, ..RedisConfig::at(url) }
+    RedisConfig { redis_timeout_ms: 120_000, redis_durability: RedisDurability::Asserted, ..RedisConfig::at(url) }
 }
 
 pub fn postgres_config(url: String) -> PostgresConfig {

@@ -55,7 +55,7 @@ pub(super) async fn run(options: RebuildArgs) -> anyhow::Result<ExitCode> {
         clock,
         zone: time_zone,
         retention: retention.retention(),
-        allow_unsafe_redis: redis.allow_unsafe_redis,
+        durability: redis.redis_durability,
     };
     let Summary {
         epoch,

@@ -27,8 +27,12 @@ use super::secrets::{self, redact, secret_parts};
 
 /// The maximum size of a secret's file.
 const MAX_FILE_BYTES: u64 = 65_536;
-/// Renamed settings: the old name and the new one. A process refuses to start with an old name, instead of ignoring it.
-const RENAMED: &[(&str, &str)] = &[("REDIS_LANES", "REDIS_CONNECTIONS")];
+/// Renamed settings: the old name, the new one, and what to do. A process refuses to start with an old name, instead of
+/// ignoring it.
+const RENAMED: &[(&str, &str, &str)] = &[
+    ("REDIS_LANES", "REDIS_CONNECTIONS", "rename the variable"),
+    ("ALLOW_UNSAFE_REDIS", "REDIS_DURABILITY", "instead of true set it to asserted, instead of false leave it out"),
+];
 /// Variables with secrets that libraries read.
 const OTHERS_SECRETS: &[&str] =
     &["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "PGPASSWORD", "PGOPTIONS"];
@@ -130,8 +134,8 @@ impl Environment {
 
 /// The error for a variable under its old name.
 fn renamed_setting() -> Option<anyhow::Error> {
-    let (old, new) = RENAMED.iter().find(|(old, _)| is_given(var_os(old).as_deref()))?;
-    Some(anyhow::anyhow!("{old} has the new name {new}: rename the variable"))
+    let (old, new, remedy) = RENAMED.iter().find(|(old, ..)| is_given(var_os(old).as_deref()))?;
+    Some(anyhow::anyhow!("{old} has the new name {new}: {remedy}"))
 }
 
 fn is_given(value: Option<&OsStr>) -> bool {

@@ -29,7 +29,7 @@ pub use self::{
     limits::{GUESSES_PER_MINUTE, LimitsConfig, TrustedProxies},
     postgres::PostgresConfig,
     projector::ProjectorConfig,
-    redis::RedisConfig,
+    redis::{RedisConfig, RedisDurability},
     retention::{Retention, RetentionConfig, TOMBSTONE_TTL_MS},
     secrets::{PUBLIC_POSTGRES_PARAMETERS, Redacting, Secret, hide, redact, url_of},
     shop::{MAX_LEASE_MS, ShopConfig},
@@ -51,6 +51,21 @@ pub struct EngineConfig {
     pub durability: DurabilityConfig,
     #[command(flatten)]
     pub retention: RetentionConfig,
+}
+
+impl EngineConfig {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// The settings that contradict each other, and the reason.
+    pub fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.redis.redis_durability != RedisDurability::None || self.durability.ack == Ack::Postgres,
+            "REDIS_DURABILITY=none needs ACK=postgres: a Redis that keeps nothing loses what was acknowledged before PostgreSQL \
+             had it"
+        );
+        Ok(())
+    }
 }
 
 /// The items of a comma-separated list.

@@ -101,7 +101,7 @@ impl Loading<'_> {
     async fn user(&self, bulk: &mut Bulk<'_>, row: &snapshot::UserRow) -> anyhow::Result<()> {
         let user = id(UserId::new, row.id)?;
         let owner = self.store.owner(row.id);
-        let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
+        let fields: &[(&str, Option<&(dyn std::fmt::Display + Sync)>)] = &[
             ("name", Some(&row.name)),
             ("balance", Some(&row.balance)),
             ("entries", Some(&row.entries)),
@@ -116,7 +116,7 @@ impl Loading<'_> {
         let product = id(ProductId::new, row.id)?;
         let here = self.store.owner(row.id);
         let keys = Keys(here);
-        let fields: &[(&str, Option<&dyn std::fmt::Display>)] =
+        let fields: &[(&str, Option<&(dyn std::fmt::Display + Sync)>)] =
             &[("name", Some(&row.name)), ("category", Some(&row.category)), ("stocked", Some(&row.stocked))];
         bulk.hash(here, keys.product(product), fields).await?;
         bulk.field(here, keys.price(), row.id, row.price).await?;
@@ -136,7 +136,7 @@ impl Loading<'_> {
         let skipped = (row.last_no - row.issued).max(row.withheld);
         let nonzero = |n: &i64| (*n != 0).then_some(*n);
         let (withheld, skipped) = (nonzero(&row.withheld), nonzero(&skipped));
-        let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
+        let fields: &[(&str, Option<&(dyn std::fmt::Display + Sync)>)] = &[
             ("code", Some(&row.code)),
             ("type", Some(&row.discount_type)),
             ("amount", Some(&row.discount_amount)),
@@ -179,7 +179,7 @@ impl Loading<'_> {
         if row.status == "PENDING" && self.losses.may_be_paid(owner, Some(row.placed_at)) {
             fields.push(("doubt", "1".to_owned()));
         }
-        let values: Vec<(&str, Option<&dyn std::fmt::Display>)> =
+        let values: Vec<(&str, Option<&(dyn std::fmt::Display + Sync)>)> =
             fields.iter().map(|(field, value)| (*field, Some(value as _))).collect();
         bulk.hash(owner, keys.order(order), &values).await?;
         if row.is_closed() {
@@ -289,7 +289,7 @@ pub(super) struct RemoteHold<'a> {
 impl RemoteHold<'_> {
     pub(super) async fn write(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
         let RemoteHold { here, order, user, lines, state, due, may_be_paid } = self;
-        let fields: &[(&str, Option<&dyn std::fmt::Display>)] = &[
+        let fields: &[(&str, Option<&(dyn std::fmt::Display + Sync)>)] = &[
             ("state", Some(state)),
             ("lines", Some(lines)),
             ("user", Some(user)),

@@ -1,5 +1,7 @@
-//! Opens the two stores at start ([`open`]), and rebuilds Redis from PostgreSQL ([`rebuild`]).
+//! Opens the two stores at start ([`open`]), and rebuilds Redis from PostgreSQL ([`rebuild`]), also while the process runs
+//! ([`emptied`]).
 
+pub mod emptied;
 mod load;
 pub mod open;
 mod progress;

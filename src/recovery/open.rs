@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use uuid::Uuid;
 
 use crate::{
-    config::Ack,
+    config::{Ack, RedisDurability},
     model::{Error, Identity, Partition, Position, event},
     postgres::{
         self,
@@ -45,11 +45,11 @@ pub async fn open(
     store: Store,
     db: &postgres::Connection,
     partitions: Option<u16>,
-    allow_unsafe_redis: bool,
+    durability: RedisDurability,
     ack: Ack,
 ) -> anyhow::Result<Store> {
     postgres::check_schema(db).await?;
-    store.check_settings(allow_unsafe_redis).await?;
+    store.check_settings(durability).await?;
     let in_redis = store.identity().await?;
     let in_postgres = progress::identity(db).await?.map(identity_of);
     let identity = match (in_redis, in_postgres) {
@@ -95,12 +95,12 @@ pub async fn open(
     }
     let store = store.with_partitions(identity.partitions);
     if identity.partitions > 1 {
-        store.check_settings(allow_unsafe_redis).await?;
+        store.check_settings(durability).await?;
     }
     check_positions(&store, db).await?;
     check_outboxes(&store, db).await?;
     store.load_scripts().await?;
-    store.guard(&identity.store, allow_unsafe_redis, progress_source(db));
+    store.guard(&identity.store, durability, progress_source(db));
     for here in store.all() {
         store.check(here).await.map_err(|error| match error {
             Error::Unavailable { reason, .. } => anyhow::anyhow!("{reason} ({REBUILD})"),

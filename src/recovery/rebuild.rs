@@ -33,7 +33,7 @@ use chrono_tz::Tz;
 
 use super::{load::Loading, progress::Progress, repair::Repair, withhold::Withhold};
 use crate::{
-    config::Retention,
+    config::{RedisDurability, Retention},
     engine::sold_out::LEASE_EXPIRES_AFTER,
     model::{Clock, Identity, Partition, Position},
     postgres::{
@@ -50,7 +50,7 @@ use crate::{
 };
 
 /// The reason with which partitions are frozen during a rebuild.
-const REASON: &str = "a rebuild from PostgreSQL is under way";
+pub(super) const REASON: &str = "a rebuild from PostgreSQL is under way";
 /// Without a sign of another process for this long, an empty Redis counts as lost. Also the time that running processes
 /// get to notice a frozen partition. Four times the interval of their checks.
 const QUIET_PERIOD: Duration = Duration::from_secs(2);
@@ -96,7 +96,7 @@ pub struct Rebuild {
     pub zone: Tz,
     /// How long closed orders stay in Redis.
     pub retention: Retention,
-    pub allow_unsafe_redis: bool,
+    pub durability: RedisDurability,
 }
 
 /// The state of a partition before its rebuild.
@@ -219,7 +219,7 @@ impl Rebuild {
     }
 
     async fn run_locked(&self, (name, partitions): (String, u16), options: RebuildOptions) -> anyhow::Result<Summary> {
-        self.store.check_settings(self.allow_unsafe_redis).await?;
+        self.store.check_settings(self.durability).await?;
         let began = Instant::now();
         let identity = Identity { store: name, partitions, epoch: 0 };
         let mut frozen = Vec::new();

@@ -249,7 +249,7 @@ impl<'s> Bulk<'s> {
         &mut self,
         here: Partition,
         key: String,
-        fields: &[(&str, Option<&dyn Display>)],
+        fields: &[(&str, Option<&(dyn Display + Sync)>)],
     ) -> Result<(), Error> {
         let mut set = redis::cmd("HSET");
         set.arg(key);

@@ -19,9 +19,10 @@ use super::{
     permissions,
     progress::{Checked, State, Watermark},
     script::{self, Invocation},
-    settings::{self, ServerInfo},
+    settings::{self, ServerInfo, ServerSettings},
 };
 use crate::{
+    config::RedisDurability,
     model::{Error, Millis, Partition, Position, Projection},
     telemetry::metrics,
 };
@@ -44,12 +45,11 @@ pub type ProgressSource = Box<dyn Fn() -> BoxFuture<'static, Vec<ReportedProgres
 pub(super) struct Guard {
     /// The id of the deployment.
     store: String,
-    /// Whether to accept settings of Redis that may lose acknowledged decisions.
-    allow_unsafe: bool,
+    durability: RedisDurability,
     progress_source: ProgressSource,
 }
 
-/// The servers checked since the last new connection: run id, and number of unsafe settings.
+/// The servers checked since the last new connection: run id, and number of accepted settings that may lose decisions.
 #[derive(Default)]
 pub(super) struct KnownServers(Mutex<HashMap<String, usize>>);
 
@@ -75,14 +75,14 @@ impl Store {
     /// Checks the settings and permissions of every server, before the first write.
     ///
     /// # Errors
-    /// A server that can't be used, missing permissions, or, without `allow_unsafe`, unsafe settings. With `allow_unsafe` these
-    /// cause a warning.
-    pub async fn check_settings(&self, allow_unsafe: bool) -> anyhow::Result<()> {
+    /// A server that can't be used, missing permissions, or settings that `durability` does not accept. Those that it accepts
+    /// although they may lose acknowledged decisions cause a warning.
+    pub async fn check_settings(&self, durability: RedisDurability) -> anyhow::Result<()> {
         let mut seen = HashSet::new();
         for here in self.all() {
             let (handle, mut link) = self.shared_connections().get(here).await?;
             let checked = check_server_settings(&mut link).await;
-            let (server, role, problems) = self.shared_connections().settle(&handle, checked)?;
+            let (server, role, settings) = self.shared_connections().settle(&handle, checked)?;
             if let Some(missing) =
                 self.shared_connections().settle(&handle, missing_permissions(&mut link, here).await)?
             {
@@ -94,23 +94,17 @@ impl Store {
             if let Some(why) = server.unusable(&role) {
                 anyhow::bail!(why);
             }
-            for problem in &problems {
-                tracing::warn!(problem, "Redis may lose acknowledged decisions");
-            }
-            if !problems.is_empty() && !allow_unsafe {
-                anyhow::bail!(
-                    "Redis may lose acknowledged decisions: {}. Change its settings, or accept that with \
-                     ALLOW_UNSAFE_REDIS=true",
-                    problems.join("; ")
-                );
+            settings.log(durability);
+            if let Some(reason) = settings.refusal(durability) {
+                anyhow::bail!("{reason}. {}", settings.remedy());
             }
         }
         Ok(())
     }
 
     /// Enables the checks: from then on no unchecked partition is used. Only the first call counts.
-    pub fn guard(&self, store: &str, allow_unsafe: bool, progress_source: ProgressSource) {
-        let guard = Guard { store: store.to_owned(), allow_unsafe, progress_source };
+    pub fn guard(&self, store: &str, durability: RedisDurability, progress_source: ProgressSource) {
+        let guard = Guard { store: store.to_owned(), durability, progress_source };
         let _ = self.shared.guard.set(guard);
     }
 
@@ -245,18 +239,18 @@ impl Store {
         self.record_refusal(here, write)?;
         if !self.shared.known_servers.has(&server.run_id) {
             // Another server, a restarted server, or the same one after a lost connection.
-            let problems = settings::problems(link).await?;
-            if !problems.is_empty() && !guard.allow_unsafe {
-                return Ok(State::Closed(format!("Redis may lose acknowledged decisions: {}", problems.join("; "))));
+            let settings = ServerSettings::read(link).await?;
+            if let Some(reason) = settings.refusal(guard.durability) {
+                return Ok(State::Closed(reason));
             }
             self.load_progress(guard).await;
             acknowledged = watermark.acknowledged();
             found = read_meta(here).query_async(link).await?;
-            self.shared.known_servers.add(server.run_id, problems.len());
+            self.shared.known_servers.add(server.run_id, settings.accepted_risks(guard.durability));
         }
         let (store, epoch, seq, frozen, layout) = found;
         let (Some(store), Some(epoch), Some(seq)) = (store, epoch, seq) else {
-            return Ok(State::Closed(format!("Redis has lost the state of partition {}", here.0)));
+            return Ok(State::Closed(state_lost(here)));
         };
         if store != guard.store {
             return Ok(State::Closed(format!("this Redis belongs to store {store}, not to {}", guard.store)));
@@ -416,7 +410,20 @@ impl Store {
         self.all().any(|here| self.watermark(here).projection().borrow().last_dead_letter > 0)
     }
 
-    /// The number of unsafe settings of the checked servers.
+    /// Whether the last check found that Redis no longer has the state of a partition: it came back empty.
+    pub fn has_lost_state(&self, here: Partition) -> bool {
+        self.closed_for(here).is_some_and(|reason| reason == state_lost(here))
+    }
+
+    /// The reason of a closed partition.
+    pub fn closed_for(&self, here: Partition) -> Option<String> {
+        match self.watermark(here).state() {
+            State::Closed(reason) => Some(reason),
+            State::Open | State::Unchecked => None,
+        }
+    }
+
+    /// The number of accepted settings of the checked servers that may lose acknowledged decisions.
     pub fn unsafe_settings(&self) -> usize {
         self.shared.known_servers.problems()
     }
@@ -440,6 +447,11 @@ fn read_meta(here: Partition) -> redis::Cmd {
     read
 }
 
+/// The reason to close a partition without a state.
+fn state_lost(here: Partition) -> String {
+    format!("Redis has lost the state of partition {}", here.0)
+}
+
 fn behind(here: Partition, found: Position, acknowledged: Position) -> String {
     format!(
         "partition {} of Redis is at ({}, {}), behind the acknowledged ({}, {}): acknowledged decisions are lost",
@@ -447,16 +459,16 @@ fn behind(here: Partition, found: Position, acknowledged: Position) -> String {
     )
 }
 
-/// Reads the server, its role and its unsafe settings.
+/// Reads the server, its role and its settings.
 async fn check_server_settings(
     link: &mut MultiplexedConnection,
-) -> Result<(ServerInfo, String, Vec<String>), RedisError> {
+) -> Result<(ServerInfo, String, ServerSettings), RedisError> {
     let mut read = redis::pipe();
     read.cmd("INFO").arg("server");
     read.cmd("INFO").arg("replication");
     let (info, replication): (String, String) = read.query_async(link).await?;
     let role = settings::role(&replication);
-    Ok((ServerInfo::read(&info), role, settings::problems(link).await?))
+    Ok((ServerInfo::read(&info), role, ServerSettings::read(link).await?))
 }
 
 /// A message about the permissions that the Redis user lacks for a partition; `None` if it has all.

@@ -5,17 +5,21 @@ use std::collections::HashMap;
 use redis::{RedisError, aio::MultiplexedConnection};
 
 use super::connection::Means;
+use crate::config::RedisDurability;
 
 /// The oldest supported version. From it on, Redis refuses a script (`#!lua`) when memory is out, instead of stopping it half
 /// way, and the append-only file survives a crash during a rewrite.
 const OLDEST: (u64, u64) = (7, 0);
+
+/// The setting that decides what happens when memory is short.
+const EVICTION: &str = "maxmemory-policy";
 
 /// The required settings: name, value, and the consequence of another value.
 const REQUIRED: [(&str, &str, &str); 4] = [
     ("appendonly", "yes", "or a restart loses all data"),
     ("appendfsync", "always", "or a crash of the machine loses the last acknowledged decisions"),
     ("no-appendfsync-on-rewrite", "no", "or a crash during a rewrite of the append-only file loses them"),
-    ("maxmemory-policy", "noeviction", "or Redis evicts decisions when memory is short"),
+    (EVICTION, "noeviction", "or Redis evicts decisions when memory is short"),
 ];
 
 /// A server.
@@ -63,26 +67,106 @@ pub(super) fn role(info: &str) -> String {
     role.unwrap_or("server of no role").trim().to_owned()
 }
 
-/// A message for each setting that has not the required value, or one message if the settings can't be read.
-pub(super) async fn problems(link: &mut MultiplexedConnection) -> Result<Vec<String>, RedisError> {
-    let mut read = redis::cmd("CONFIG");
-    read.arg("GET");
-    for (name, ..) in REQUIRED {
-        read.arg(name);
-    }
-    let found: HashMap<String, String> = match read.query_async(link).await {
-        Ok(found) => found,
-        // Managed services refuse the command; the server is reachable.
-        Err(error) if matches!(Means::of(&error), Means::Wrong | Means::Forbidden) => {
-            return Ok(vec![format!("its settings can't be read ({error}), so its durability is unknown")]);
+/// The durability settings of a server, as far as they can be read.
+#[derive(Default)]
+pub(super) struct ServerSettings {
+    /// A message for each setting that may lose acknowledged decisions.
+    losing: Vec<String>,
+    /// The message about a policy that removes keys when memory is short: decisions would contradict what is gone.
+    evicting: Option<String>,
+    /// Why `CONFIG GET` is refused, as by most managed services.
+    unreadable: Option<String>,
+}
+
+impl ServerSettings {
+    /// Reads the settings with `CONFIG GET`; where that is refused, what `INFO` tells of them.
+    pub(super) async fn read(link: &mut MultiplexedConnection) -> Result<ServerSettings, RedisError> {
+        let mut read = redis::cmd("CONFIG");
+        read.arg("GET");
+        for (name, ..) in REQUIRED {
+            read.arg(name);
         }
-        Err(error) => return Err(error),
-    };
-    let wrong = REQUIRED.iter().filter_map(|(name, needed, why)| {
-        let value = found.get(*name).map_or("unknown", String::as_str);
-        (value != *needed).then(|| format!("{name} is {value} and must be {needed}, {why}"))
-    });
-    Ok(wrong.collect())
+        let reply: Result<HashMap<String, String>, RedisError> = read.query_async(link).await;
+        match reply {
+            Ok(found) => Ok(ServerSettings::judge(|name| Some(found.get(name).map_or("unknown", String::as_str)))),
+            Err(error) if matches!(Means::of(&error), Means::Wrong | Means::Forbidden) => {
+                let mut info = redis::pipe();
+                info.cmd("INFO").arg("persistence");
+                info.cmd("INFO").arg("memory");
+                let (persistence, memory): (String, String) = info.query_async(link).await?;
+                let info = persistence + &memory;
+                let told = told_by_info(&info);
+                let unreadable = Some(format!("its settings can't be read ({error}), so its durability is unknown"));
+                Ok(ServerSettings { unreadable, ..ServerSettings::judge(|name| told.get(name).copied()) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compares with [`REQUIRED`]; `value` is `None` for a setting that nothing tells.
+    fn judge<'a>(value: impl Fn(&str) -> Option<&'a str>) -> ServerSettings {
+        let mut settings = ServerSettings::default();
+        for (name, needed, why) in REQUIRED {
+            let Some(value) = value(name).filter(|value| *value != needed) else { continue };
+            let message = format!("{name} is {value} and must be {needed}, {why}");
+            match name {
+                EVICTION => settings.evicting = Some(message),
+                _ => settings.losing.push(message),
+            }
+        }
+        settings
+    }
+
+    /// The reason why `durability` does not accept these settings.
+    pub(super) fn refusal(&self, durability: RedisDurability) -> Option<String> {
+        let risks = self.losing.iter().chain(&self.unreadable).filter(|_| durability == RedisDurability::Checked);
+        let refused: Vec<&str> = risks.chain(&self.evicting).map(String::as_str).collect();
+        (!refused.is_empty()).then(|| format!("Redis may lose acknowledged decisions: {}", refused.join("; ")))
+    }
+
+    /// What to do about a refusal at start.
+    pub(super) fn remedy(&self) -> &'static str {
+        match (&self.evicting, &self.unreadable) {
+            (Some(_), _) => "Change its settings",
+            (None, Some(_)) => {
+                "If its provider promises that it keeps every write that it has answered, say so with \
+                 REDIS_DURABILITY=asserted (docs/running.md)"
+            }
+            (None, None) => {
+                "Change its settings; docs/running.md says when REDIS_DURABILITY=asserted, or none with ACK=postgres, is right"
+            }
+        }
+    }
+
+    /// The number of settings that `durability` accepts although they may lose acknowledged decisions.
+    pub(super) fn accepted_risks(&self, durability: RedisDurability) -> usize {
+        match durability {
+            // PostgreSQL has what such a Redis loses.
+            RedisDurability::None => 0,
+            RedisDurability::Checked | RedisDurability::Asserted => self.losing.len(),
+        }
+    }
+
+    /// Logs what an operator answers for.
+    pub(super) fn log(&self, durability: RedisDurability) {
+        if durability != RedisDurability::Asserted {
+            return;
+        }
+        for problem in &self.losing {
+            tracing::warn!(problem, "Redis may lose acknowledged decisions");
+        }
+        if let Some(unreadable) = &self.unreadable {
+            tracing::info!(unreadable, "the durability of Redis is as its operator asserts");
+        }
+    }
+}
+
+/// The settings that `INFO` tells.
+fn told_by_info(info: &str) -> HashMap<&'static str, &str> {
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let appendonly = field("aof_enabled").map(|enabled| if enabled == "1" { "yes" } else { "no" });
+    let told = [("appendonly", appendonly), (EVICTION, field("maxmemory_policy"))];
+    told.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 #[cfg(test)]
@@ -99,5 +183,36 @@ mod tests {
         let old = ServerInfo::read("redis_version:6.2.14\r\nrun_id:1\r\n");
         assert!(old.unusable("master").is_some_and(|why| why.contains("6.2 is too old")));
         assert!(ServerInfo::read("").unusable("master").is_some());
+    }
+
+    #[test]
+    fn settings_judged_by_asserted_durability() {
+        use RedisDurability::{Asserted, Checked, None as Nothing};
+        let judge = |settings: ServerSettings| {
+            [Checked, Asserted, Nothing]
+                .map(|durability| (settings.refusal(durability).is_none(), settings.accepted_risks(durability)))
+        };
+        let of = |append: &'static str, policy: &'static str| {
+            ServerSettings::judge(move |name| match name {
+                "appendonly" => Some(append),
+                "appendfsync" => Some("always"),
+                "no-appendfsync-on-rewrite" => Some("no"),
+                _ => Some(policy),
+            })
+        };
+        assert_eq!(judge(of("yes", "noeviction")), [(true, 0); 3]);
+        assert_eq!(judge(of("no", "noeviction")), [(false, 1), (true, 1), (true, 0)]);
+        // Evicted keys make wrong decisions, however durable Redis is.
+        assert_eq!(judge(of("yes", "allkeys-lru")).map(|(accepted, _)| accepted), [false; 3]);
+        let closed = |info: &str| {
+            let told = told_by_info(info);
+            let unreadable = Some("its settings can't be read".to_owned());
+            ServerSettings { unreadable, ..ServerSettings::judge(|name| told.get(name).copied()) }
+        };
+        let info = "aof_enabled:1\r\nmaxmemory_policy:noeviction\r\n";
+        assert_eq!(judge(closed(info)), [(false, 0), (true, 0), (true, 0)]);
+        assert_eq!(judge(closed("aof_enabled:0\r\n")), [(false, 1), (true, 1), (true, 0)]);
+        assert_eq!(judge(closed("maxmemory_policy:volatile-lru\r\n")).map(|(accepted, _)| accepted), [false; 3]);
+        assert_eq!(judge(closed("")), [(false, 0), (true, 0), (true, 0)]);
     }
 }

@@ -175,7 +175,7 @@ impl Shop {
                     .env("MAX_BACKLOG", "500");
                 // All of its clients are one.
                 command.env("RATE_LIMIT_CLIENT_PER_SECOND", "0").env("RATE_LIMIT_USER_PER_SECOND", "0");
-                command.env("ALLOW_UNSAFE_REDIS", (!self.options.safe).to_string());
+                command.env("REDIS_DURABILITY", if self.options.safe { "checked" } else { "asserted" });
                 command.stdout(log.try_clone().unwrap()).stderr(log);
                 service.child = Some(command.spawn().unwrap());
                 return None;

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use firstcome::{
     app::App,
-    config::{Ack, DurabilityConfig, EngineConfig, ProjectorConfig},
+    config::{Ack, DurabilityConfig, EngineConfig, ProjectorConfig, RedisDurability},
     dev::{self, AppendFsync, RedisServer, ScratchDir},
     model::Clock,
 };
@@ -17,7 +17,7 @@ use crate::support::{
     harness::{self, Options, START, TestApp, until},
 };
 
-async fn reopen(config: &EngineConfig) -> anyhow::Result<App> {
+pub async fn reopen(config: &EngineConfig) -> anyhow::Result<App> {
     App::open(config, &ProjectorConfig::default(), Clock::standing(START)).await
 }
 
@@ -60,7 +60,6 @@ async fn start_refused_when_redis_may_lose_data_unless_accepted() {
     for (fsync, extra, says) in [
         (AppendFsync::EverySecond, &[][..], "appendfsync is everysec and must be always"),
         (AppendFsync::Always, &["--appendonly", "no"], "appendonly is no and must be yes"),
-        (AppendFsync::Always, &["--maxmemory-policy", "allkeys-lru"], "maxmemory-policy is allkeys-lru"),
         (AppendFsync::Always, &["--no-appendfsync-on-rewrite", "yes"], "no-appendfsync-on-rewrite is yes"),
         (AppendFsync::Always, &["--rename-command", "CONFIG", ""], "its settings can't be read"),
     ] {
@@ -73,10 +72,10 @@ async fn start_refused_when_redis_may_lose_data_unless_accepted() {
         let mut config = harness::engine_config(&Options::default(), &redis.url(), &harness::postgres_url(&database));
         let Err(error) = reopen(&config).await else { panic!("{says}: it was opened") };
         let error = format!("{error:#}");
-        assert!(error.contains(says) && error.contains("ALLOW_UNSAFE_REDIS"), "{error}");
+        assert!(error.contains(says) && error.contains("REDIS_DURABILITY"), "{error}");
         let keys: i64 = redis::cmd("DBSIZE").query_async(&mut harness::raw_redis(&redis.url()).await).await.unwrap();
         assert_eq!(keys, 0, "it was refused before anything was written");
-        config.redis.allow_unsafe_redis = true;
+        config.redis.redis_durability = RedisDurability::Asserted;
         let app = reopen(&config).await.unwrap();
         app.engine.ready().await.unwrap();
         app.db.close().await.unwrap();

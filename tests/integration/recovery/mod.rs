@@ -1,6 +1,7 @@
 //! Startup, rebuild, audit.
 
 mod audit;
+mod emptied;
 mod large;
 pub mod rebuild;
 mod restored_postgres;

@@ -302,7 +302,7 @@ async fn start_rebuilds_redis_of_other_layout() {
     let timeout = std::time::Duration::from_secs(600);
     let projector = Projector::new(store.clone(), pair.db.clone(), clock.clone(), &Default::default(), timeout, keep);
     let (db, zone) = (pair.db.clone(), chrono_tz::Asia::Seoul);
-    let rebuild = Rebuild { store, db, projector, clock, zone, retention: keep, allow_unsafe_redis: false };
+    let rebuild = Rebuild { store, db, projector, clock, zone, retention: keep, durability: Default::default() };
     rebuild.run(rebuild::RebuildOptions::default()).await.unwrap();
     let app = pair.open(None).await.unwrap();
     user(&app, 5).await;

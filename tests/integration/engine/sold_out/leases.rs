@@ -176,7 +176,7 @@ async fn sold_out_state_dropped_when_epoch_changes() {
             Projector::new(store.clone(), db.clone(), test.clock.clone(), &Default::default(), patience, keep);
         let (clock, zone) = (test.clock.clone(), engine.zone());
         let rebuild =
-            Rebuild { store, db: db.clone(), projector, clock, zone, retention: keep, allow_unsafe_redis: false };
+            Rebuild { store, db: db.clone(), projector, clock, zone, retention: keep, durability: Default::default() };
         // The operator says that nothing is missing, and is wrong.
         rebuild.run(rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await.unwrap();
         db.close().await.unwrap();

@@ -10,7 +10,8 @@ async fn rebuilt(test: &TestApp) -> rebuild::Summary {
     let timeout = Duration::from_secs(600);
     let projector =
         projector::Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, keep);
-    let rebuild = Rebuild { store, db: db.clone(), projector, clock, zone, retention: keep, allow_unsafe_redis: false };
+    let rebuild =
+        Rebuild { store, db: db.clone(), projector, clock, zone, retention: keep, durability: Default::default() };
     let summary = rebuild.run(rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await.unwrap();
     db.close().await.unwrap();
     until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;

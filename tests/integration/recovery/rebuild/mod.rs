@@ -42,7 +42,7 @@ pub async fn rebuilder(test: &TestApp) -> Rebuild {
     let timeout = std::time::Duration::from_secs(600);
     let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.retention());
     let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, keep);
-    Rebuild { store, db, projector, clock, zone, retention: keep, allow_unsafe_redis: false }
+    Rebuild { store, db, projector, clock, zone, retention: keep, durability: Default::default() }
 }
 
 pub async fn rebuilt(test: &TestApp, options: rebuild::RebuildOptions) -> Summary {
