@@ -9,6 +9,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     audit::{Audit, Auditor},
@@ -33,11 +34,16 @@ use crate::{
         waiting::Waiting,
     },
     jwt::Tokens,
-    model::{Clock, Error},
+    model::Clock,
     postgres,
     projector::Projector,
-    recovery::{emptied::EmptiedRedis, open, rebuild::Rebuild},
-    redis::{self, Store},
+    recovery::{
+        emptied::EmptiedRedis,
+        join::{self, Confirmation, Voucher},
+        open,
+        rebuild::Rebuild,
+    },
+    redis::Store,
     worker::Workers,
 };
 
@@ -65,11 +71,17 @@ fn gateways(config: &GatewayConfig) -> anyhow::Result<Gateways> {
     Gateways::connect(gateways).context("the payment gateways can't be set up")
 }
 
+/// The reasons to wait for the stores. Redis, if only PostgreSQL is unavailable.
+struct MissingStores {
+    reasons: Vec<String>,
+    redis: Option<Store>,
+}
+
 /// Connects to both stores. Returns the reasons to wait if a store is unavailable.
 ///
 /// # Errors
 /// Errors that waiting does not cure.
-async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres::Connection, Store), Vec<String>>> {
+async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres::Connection, Store), MissingStores>> {
     let redis = async {
         let store = Store::connect(&config.redis).await?;
         store.check_loaded().await?;
@@ -78,22 +90,20 @@ async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres:
     match tokio::join!(postgres::connect(&config.postgres), redis) {
         (Ok(db), Ok(store)) => Ok(Ok((db, store))),
         (db, store) => {
-            let failed = [db.err(), store.err()].into_iter().flatten();
-            Ok(Err(failed.map(reason_to_wait).collect::<anyhow::Result<_>>()?))
+            let (store, failed) = match store {
+                Ok(store) => (Some(store), None),
+                Err(error) => (None, Some(error)),
+            };
+            let failed = db.err().into_iter().chain(failed);
+            let reasons = failed.map(reason_to_wait).collect::<anyhow::Result<_>>()?;
+            Ok(Err(MissingStores { reasons, redis: store }))
         }
     }
 }
 
 /// The reason of a failed attempt to open the stores, if the next attempt may succeed; otherwise the error.
 fn reason_to_wait(error: anyhow::Error) -> anyhow::Result<String> {
-    let is_transient = error.chain().any(|cause| {
-        matches!(cause.downcast_ref::<postgres::Unusable>(), Some(postgres::Unusable::Unavailable(_)))
-            || matches!(cause.downcast_ref::<Error>(), Some(Error::Unavailable { .. }))
-            || cause.downcast_ref::<sea_orm::DbErr>().is_some_and(postgres::is_transient)
-            || cause.downcast_ref::<sqlx::Error>().is_some_and(postgres::is_unavailable)
-            || redis::is_unavailable(cause)
-    });
-    if is_transient { Ok(redact(&format!("{error:#}")).into_owned()) } else { Err(error) }
+    if open::is_transient(&error) { Ok(redact(&format!("{error:#}")).into_owned()) } else { Err(error) }
 }
 
 /// The connected parts of a process.
@@ -108,6 +118,10 @@ pub struct App {
     pub operator_log: Arc<OperatorLog>,
     /// The rebuild of an empty Redis while the process runs; `None` unless `REDIS_DURABILITY=none`.
     emptied: Option<EmptiedRedis>,
+    /// What this process tells those that start while PostgreSQL is away.
+    voucher: Voucher,
+    /// What PostgreSQL has to confirm; `None` if the process started with PostgreSQL.
+    confirmation: Option<Confirmation>,
     workers: Workers,
 }
 
@@ -125,9 +139,8 @@ impl App {
 
     /// As [`App::open`], but waits for unavailable stores and other transient errors. Reports the reasons to `waiting`.
     ///
-    /// Waits for both stores, even while another instance serves without PostgreSQL. PostgreSQL knows which Redis belongs to it
-    /// and the position that Redis must have, and every process registers its acknowledged positions there. An instance that
-    /// started without PostgreSQL could serve a Redis that has lost decisions.
+    /// With `joins`, waits for Redis only, if PostgreSQL is away and other instances serve: their leases say what PostgreSQL would
+    /// ([`recovery::join`](crate::recovery::join)). Otherwise such a process could serve a Redis that has lost decisions.
     ///
     /// # Errors
     /// Permanent errors: wrong settings, stores that do not belong together.
@@ -136,9 +149,10 @@ impl App {
         projector: &ProjectorConfig,
         clock: Clock,
         waiting: &Waiting,
+        joins: bool,
     ) -> anyhow::Result<Self> {
         config.check()?;
-        let gateways = gateways(&config.gateway)?;
+        let (gateways, process) = (gateways(&config.gateway)?, Uuid::new_v4().to_string());
         let mut pause = MIN_BACKOFF;
         loop {
             let reasons = match connect_both(config).await? {
@@ -151,7 +165,16 @@ impl App {
                         Err(error) => vec![reason_to_wait(error)?],
                     }
                 }
-                Err(reasons) => reasons,
+                Err(MissingStores { mut reasons, redis: Some(store) }) if joins => {
+                    let joining = Self::join(config, projector, clock.clone(), gateways.clone(), store, &process);
+                    match Box::pin(joining).await {
+                        Ok(Ok(app)) => return Ok(app),
+                        Ok(Err(why)) => reasons.iter_mut().for_each(|reason| *reason = format!("{reason} ({why})")),
+                        Err(error) => reasons.push(reason_to_wait(error)?),
+                    }
+                    reasons
+                }
+                Err(MissingStores { reasons, .. }) => reasons,
             };
             if waiting.tell(reasons.clone()) {
                 tracing::warn!(reasons = reasons.join("; "), "waiting for the stores");
@@ -168,7 +191,7 @@ impl App {
         gateways: Gateways,
         (db, store): (postgres::Connection, Store),
     ) -> anyhow::Result<Self> {
-        let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
+        let EngineConfig { redis, postgres, shop, durability, retention, .. } = config;
         let retention = retention.retention();
         store.set_clock(&clock);
         let timeout = postgres.transaction_timeout();
@@ -184,8 +207,62 @@ impl App {
         // Boxed: the future is large and seldom needed.
         Box::pin(rebuild.run_if_needed()).await?;
         let store = open::open(store, &db, shop.partitions, redis.redis_durability, durability.ack).await?;
+        let identity = store.identity().await?.context("Redis has lost the store's identity")?.store;
+        let voucher = Voucher {
+            process: Uuid::new_v4().to_string(),
+            store,
+            identity,
+            database: postgres::place(postgres)?,
+            ack: durability.ack,
+        };
+        Ok(Self::assemble(config, projector, clock, gateways, db, voucher, None))
+    }
+
+    /// Opens Redis on the word of the instances that serve, while PostgreSQL is away. Returns the reason to wait if they do not
+    /// vouch for it.
+    async fn join(
+        config: &EngineConfig,
+        projector: &ProjectorConfig,
+        clock: Clock,
+        gateways: Gateways,
+        store: Store,
+        process: &str,
+    ) -> anyhow::Result<Result<Self, String>> {
+        store.set_clock(&clock);
+        let confirmed = CancellationToken::new();
+        let db = postgres::connect_when(&config.postgres, confirmed.clone()).await?;
+        let voucher = match join::join(store, &db, config, process).await? {
+            Ok(voucher) => voucher,
+            Err(why) => return Ok(Err(why)),
+        };
+        let confirmation = Confirmation {
+            voucher: voucher.clone(),
+            postgres: config.postgres.clone(),
+            confirmed,
+            contradiction: Arc::default(),
+        };
+        Ok(Ok(Self::assemble(config, projector, clock, gateways, db, voucher, Some(confirmation))))
+    }
+
+    /// The parts of a process on stores that are open.
+    fn assemble(
+        config: &EngineConfig,
+        projector: &ProjectorConfig,
+        clock: Clock,
+        gateways: Gateways,
+        db: postgres::Connection,
+        voucher: Voucher,
+        confirmation: Option<Confirmation>,
+    ) -> Self {
+        let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
+        let (store, retention, timeout) =
+            (voucher.store.clone(), retention.retention(), postgres.transaction_timeout());
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, timeout, retention);
         let engine = Engine::new(store.clone(), db.clone(), clock.clone(), shop, gateways, gateway, durability);
+        let engine = match &confirmation {
+            Some(confirmation) => engine.joined(confirmation.confirmed.clone()),
+            None => engine,
+        };
         let emptied = (redis.redis_durability == RedisDurability::None).then(|| EmptiedRedis {
             store: store.clone(),
             redis: redis.clone(),
@@ -198,7 +275,7 @@ impl App {
         });
         let (operator_log, workers) = (Arc::<OperatorLog>::default(), Workers::default());
         operator_log.keep_writing(db.clone(), &workers);
-        Ok(App {
+        App {
             engine: Arc::new(engine),
             projector: match durability.ack {
                 Ack::Redis => following,
@@ -210,8 +287,10 @@ impl App {
             stopping: CancellationToken::new(),
             operator_log,
             emptied,
+            voucher,
+            confirmation,
             workers,
-        })
+        }
     }
 
     /// Starts the projection.
@@ -230,7 +309,20 @@ impl App {
         if let Some(emptied) = &self.emptied {
             emptied.clone().keep_rebuilding(&self.workers);
         }
+        if let Some(confirmation) = &self.confirmation {
+            confirmation.clone().keep_asking(self.stopping.clone(), &self.workers);
+        }
         self.engine.keep_watch(projects, &self.workers);
+    }
+
+    /// Starts to vouch for Redis while PostgreSQL is away, for instances that start meanwhile. Only for a process that serves.
+    pub fn vouch(&self) {
+        self.voucher.clone().keep_vouching(self.engine.clone(), &self.workers);
+    }
+
+    /// Why PostgreSQL contradicts what this process joined on: the process has to end.
+    pub fn contradiction(&self) -> Option<String> {
+        self.confirmation.as_ref()?.contradiction.get().cloned()
     }
 
     /// The audit of these stores.
@@ -369,6 +461,8 @@ impl App {
         let end = Instant::now() + timeout;
         let ended = self.workers.stop(end).await;
         let flushed = self.operator_log.flush(&self.db, end.duration_since(Instant::now()));
+        // Not into a database that is not this store's.
+        let projects = projects && self.contradiction().is_none();
         let projected = async { !projects || self.drain(end).await };
         let (flushed, projected) = tokio::join!(flushed, projected);
         ended && flushed && projected

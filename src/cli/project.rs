@@ -46,7 +46,7 @@ pub(super) async fn run(options: ProjectArgs) -> anyhow::Result<ExitCode> {
     // This process acknowledges nothing to clients.
     engine.durability.ack = Ack::Postgres;
     let waiting = WaitingServers::start(probes.iter(), &BrowserConfig::default())?;
-    let Some(mut app) = open(&engine, &projector, &stop, waiting).await? else { return Ok(ExitCode::SUCCESS) };
+    let Some(mut app) = open(&engine, &projector, &stop, waiting, false).await? else { return Ok(ExitCode::SUCCESS) };
     // Linger only where no reply waits for the projection. A PostgreSQL that is away again can't tell; then do not linger.
     if !postgres::progress::only_postgres_acknowledged(&app.db).await.unwrap_or(true) {
         app.projector = app.projector.lingering(Duration::from_millis(projector.projector_linger_ms));

@@ -44,7 +44,7 @@ pub(super) async fn run(options: ServeArgs) -> anyhow::Result<ExitCode> {
     let listeners = Listeners::bind(&http)?;
     let waiting = [Some(&listeners.public), listeners.operators.as_ref()];
     let waiting = WaitingServers::start(waiting.into_iter().flatten(), &http.browsers)?;
-    let Some(app) = open(&engine, &projector, &stop, waiting).await? else { return Ok(ExitCode::SUCCESS) };
+    let Some(app) = open(&engine, &projector, &stop, waiting, true).await? else { return Ok(ExitCode::SUCCESS) };
     serve(app, listeners, &http, !no_projector).await
 }
 
@@ -66,6 +66,7 @@ pub(super) async fn serve(
     }
     app.sweep();
     app.watch(projects);
+    app.vouch();
     let Listeners { public, operators } = listeners;
     if let Some(operators) = &operators {
         tracing::info!(address = %operators.local_addr()?, "serving operators");
@@ -75,5 +76,8 @@ pub(super) async fn serve(
     let left = end.await?.duration_since(Instant::now());
     // A process that does not project leaves its decisions to the projectors of others.
     let stopped = app.stop_within(left, projects).await;
+    if let Some(reason) = app.contradiction() {
+        anyhow::bail!(reason);
+    }
     Ok(status(cut == 0 && stopped))
 }

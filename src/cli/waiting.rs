@@ -56,7 +56,8 @@ impl WaitingServers {
     }
 }
 
-/// Waits until the stores are open, and opens them; `None` where `stop` came first.
+/// Waits until the stores are open, and opens them; `None` where `stop` came first. `joins`: other instances that serve
+/// may stand for PostgreSQL.
 ///
 /// # Errors
 /// As [`App::open_when_there`].
@@ -65,9 +66,10 @@ pub(super) async fn open(
     projector: &ProjectorConfig,
     stop: &CancellationToken,
     servers: WaitingServers,
+    joins: bool,
 ) -> anyhow::Result<Option<App>> {
     // Boxed: it is large, and so would be every future that awaits it.
-    let opening = Box::pin(App::open_when_there(engine, projector, Clock::system(), &servers.waiting));
+    let opening = Box::pin(App::open_when_there(engine, projector, Clock::system(), &servers.waiting, joins));
     let opened = stop.run_until_cancelled(opening).await.transpose();
     servers.stop().await;
     Ok(opened?.map(|app| app.until(stop.clone())))

@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::Engine;
 use crate::{
     config::Ack,
@@ -40,6 +42,10 @@ pub(super) struct Durability {
     pub(super) max_backlog: i64,
     shedding: AtomicBool,
     progress: Mutex<HashMap<Partition, LaggingProgress>>,
+    /// Whether PostgreSQL was unavailable to the last check.
+    postgres_away: AtomicBool,
+    /// Cancelled once PostgreSQL has confirmed the start; `None` for a start with PostgreSQL.
+    confirmed: Option<CancellationToken>,
 }
 
 /// The last known projected position of a partition that lags, and the time since when it is unchanged.
@@ -51,7 +57,14 @@ struct LaggingProgress {
 
 impl Durability {
     pub(super) fn new(ack: Ack, max_backlog: i64) -> Self {
-        Durability { ack, max_backlog, shedding: AtomicBool::new(false), progress: Mutex::default() }
+        Durability {
+            ack,
+            max_backlog,
+            shedding: AtomicBool::new(false),
+            progress: Mutex::default(),
+            postgres_away: AtomicBool::new(false),
+            confirmed: None,
+        }
     }
 
     /// Whether to shed a write at this backlog. Hysteresis: shedding ends only when the backlog is 10% below the limit.
@@ -101,6 +114,23 @@ fn refused_by_postgres() -> Error {
 }
 
 impl Engine {
+    /// The same engine of a process that started without PostgreSQL, which has yet to cancel `confirmed`.
+    pub fn joined(mut self, confirmed: CancellationToken) -> Self {
+        self.durability.postgres_away.store(true, Ordering::Relaxed);
+        self.durability.confirmed = Some(confirmed);
+        self
+    }
+
+    /// Whether PostgreSQL was unavailable to the last check of its progress.
+    pub fn is_postgres_away(&self) -> bool {
+        self.durability.postgres_away.load(Ordering::Relaxed)
+    }
+
+    /// Whether this process started without PostgreSQL, which has not confirmed the start yet.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.durability.confirmed.as_ref().is_some_and(|confirmed| !confirmed.is_cancelled())
+    }
+
     /// Admits a write, unless the backlog of PostgreSQL is too long. Returns the list, still empty, of the decisions that its
     /// reply waits for: the write's [`Call`](crate::model::Call) carries it, and [`Engine::wait_until_durable`] waits.
     ///
@@ -195,7 +225,8 @@ impl Engine {
     }
 
     /// A message for each partition whose projection has stalled: decisions wait, and PostgreSQL made no progress for
-    /// [`STALLED_AFTER`]. PostgreSQL may be unavailable or reject decisions, or no projector runs.
+    /// [`STALLED_AFTER`]. PostgreSQL may be unavailable or reject decisions, or no projector runs. Also a message while
+    /// PostgreSQL has not confirmed a start without it.
     pub fn projection_stalls(&self) -> Vec<String> {
         let message = |(here, stalled): (Partition, Duration)| {
             format!(
@@ -204,7 +235,9 @@ impl Engine {
                 stalled.as_secs()
             )
         };
-        self.durability.stalls(self.clock.uptime_us()).into_iter().map(message).collect()
+        let unconfirmed = "this process started without PostgreSQL, which has yet to confirm what it serves on";
+        let stalls = self.durability.stalls(self.clock.uptime_us()).into_iter().map(message);
+        self.is_unconfirmed().then(|| unconfirmed.to_owned()).into_iter().chain(stalls).collect()
     }
 
     /// Records the projected position of every partition that lags.
@@ -220,11 +253,16 @@ impl Engine {
         let positions = tokio::time::timeout(POSTGRES_TIMEOUT, postgres::progress::projected(&self.db)).await;
         match positions.unwrap_or_else(|_| Err(Error::unavailable("PostgreSQL does not answer"))) {
             Ok(positions) => {
+                self.durability.postgres_away.store(false, Ordering::Relaxed);
                 for projected in positions {
                     self.store.observe_projection(projected.partition, projected.projection());
                 }
             }
-            Err(error) => tracing::debug!(%error, "can't read PostgreSQL's progress"),
+            Err(error) => {
+                let away = matches!(error, Error::Unavailable { .. });
+                self.durability.postgres_away.store(away, Ordering::Relaxed);
+                tracing::debug!(%error, "can't read PostgreSQL's progress");
+            }
         }
         self.record_progress();
     }

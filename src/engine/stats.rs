@@ -62,6 +62,7 @@ impl Engine {
             redis,
             partitions: partitions.into_iter().flatten().collect(),
             open,
+            unconfirmed: self.is_unconfirmed(),
             unsafe_settings: self.store.unsafe_settings(),
             redis_connections: connections.map(|(kind, count)| (kind, count.open, count.max)).into(),
             postgres,

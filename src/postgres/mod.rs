@@ -20,6 +20,7 @@ use std::{borrow::Cow, time::Duration};
 
 use anyhow::Context;
 use sea_orm::{ConnectOptions, Database, DbErr, RuntimeErr};
+use sha2::{Digest, Sha256};
 
 /// A pool of connections; clones share it.
 pub use sea_orm::DatabaseConnection as Connection;
@@ -28,8 +29,9 @@ use sqlx::{
     AssertSqlSafe, PgConnection, SqlSafeStr,
     error::DatabaseError,
     migrate::{Migration, MigrationType, Migrator},
-    postgres::{PgDatabaseError, PgSeverity},
+    postgres::{PgConnectOptions, PgDatabaseError, PgSeverity},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{config::PostgresConfig, model::Error};
 
@@ -56,9 +58,38 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
 /// [`Unusable`] if the server can't be reached within `DATABASE_TIMEOUT_MS` or can't be worked with; or the URL is
 /// wrong.
 pub async fn connect(config: &PostgresConfig) -> anyhow::Result<Connection> {
-    let timeout = Duration::from_millis(config.database_timeout_ms);
     let connect_options = url::options(config.database_url.expose())?;
-    server::check(&connect_options, timeout).await?;
+    server::check(&connect_options, Duration::from_millis(config.database_timeout_ms)).await?;
+    // Open from the start.
+    let open = CancellationToken::new();
+    open.cancel();
+    pool(config, connect_options, open).await
+}
+
+/// Creates the pool without a server. Its connections wait until `open` is cancelled, and count as unavailable meanwhile.
+///
+/// # Errors
+/// The URL is wrong.
+pub async fn connect_when(config: &PostgresConfig, open: CancellationToken) -> anyhow::Result<Connection> {
+    pool(config, url::options(config.database_url.expose())?, open).await
+}
+
+/// A digest of the place of the database: the host, the port and the name in `DATABASE_URL`.
+///
+/// # Errors
+/// The URL is wrong.
+pub fn place(config: &PostgresConfig) -> anyhow::Result<String> {
+    let options = url::options(config.database_url.expose())?;
+    let place = format!("{}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or_default());
+    Ok(hex::encode(&Sha256::digest(place)[..16]))
+}
+
+async fn pool(
+    config: &PostgresConfig,
+    connect_options: PgConnectOptions,
+    open: CancellationToken,
+) -> anyhow::Result<Connection> {
+    let timeout = Duration::from_millis(config.database_timeout_ms);
     // A placeholder instead of the URL, whose password SeaORM might print.
     let mut options = ConnectOptions::new("postgres://localhost");
     options
@@ -69,6 +100,14 @@ pub async fn connect(config: &PostgresConfig) -> anyhow::Result<Connection> {
         .record_stmt_in_spans(false)
         .map_sqlx_postgres_opts(move |_| connect_options.clone())
         .map_sqlx_postgres_pool_opts(move |pool| {
+            let open = open.clone();
+            let pool = pool.after_connect(move |_, _| {
+                let open = open.clone();
+                Box::pin(async move {
+                    open.cancelled().await;
+                    Ok(())
+                })
+            });
             // A cancelled query leaves a connection with a pending reply. Without this bound the pool would wait for
             // that reply without end: on a dead connection the pool would be one connection short for ever.
             pool.after_release(move |connection, _| {

@@ -1,7 +1,8 @@
 //! Opens the two stores at start ([`open`]), and rebuilds Redis from PostgreSQL ([`rebuild`]), also while the process runs
-//! ([`emptied`]).
+//! ([`emptied`]). [`join`] opens Redis without PostgreSQL, on the word of other instances.
 
 pub mod emptied;
+pub mod join;
 mod load;
 pub mod open;
 mod progress;

@@ -18,7 +18,7 @@ use crate::{
         progress::{self, ProjectedPosition},
     },
     redis::{
-        Store,
+        self, Store,
         fencing::{ProgressSource, ReportedProgress},
     },
 };
@@ -90,9 +90,7 @@ pub async fn open(
             in_redis
         }
     };
-    if let Some(wanted) = partitions.filter(|wanted| *wanted != identity.partitions) {
-        bail!("PARTITIONS is {wanted}, but this store has {} and that can't be changed", identity.partitions);
-    }
+    check_partitions(partitions, identity.partitions)?;
     let store = store.with_partitions(identity.partitions);
     if identity.partitions > 1 {
         store.check_settings(durability).await?;
@@ -113,8 +111,27 @@ pub async fn open(
     Ok(store)
 }
 
+/// Checks the configured number of partitions, if it is set.
+pub(super) fn check_partitions(configured: Option<u16>, partitions: u16) -> anyhow::Result<()> {
+    if let Some(wanted) = configured.filter(|wanted| *wanted != partitions) {
+        bail!("PARTITIONS is {wanted}, but this store has {partitions} and that can't be changed");
+    }
+    Ok(())
+}
+
+/// Whether the next attempt to open the stores may succeed.
+pub fn is_transient(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref::<postgres::Unusable>(), Some(postgres::Unusable::Unavailable(_)))
+            || matches!(cause.downcast_ref::<Error>(), Some(Error::Unavailable { .. }))
+            || cause.downcast_ref::<sea_orm::DbErr>().is_some_and(postgres::is_transient)
+            || cause.downcast_ref::<sqlx::Error>().is_some_and(postgres::is_unavailable)
+            || redis::is_unavailable(cause)
+    })
+}
+
 /// PostgreSQL as the source of the positions that a partition is checked against.
-fn progress_source(db: &postgres::Connection) -> ProgressSource {
+pub(super) fn progress_source(db: &postgres::Connection) -> ProgressSource {
     let db = db.clone();
     Box::new(move || {
         let db = db.clone();
@@ -132,7 +149,7 @@ fn progress_source(db: &postgres::Connection) -> ProgressSource {
     })
 }
 
-async fn reported_progress(db: &postgres::Connection) -> Result<Vec<ReportedProgress>, Error> {
+pub(super) async fn reported_progress(db: &postgres::Connection) -> Result<Vec<ReportedProgress>, Error> {
     let acknowledged = progress::acknowledged(db).await?;
     let report = |projected: ProjectedPosition| {
         let acknowledged = acknowledged.iter().find(|acknowledged| acknowledged.partition == projected.partition);

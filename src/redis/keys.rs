@@ -140,7 +140,16 @@ impl Keys {
 
     /// The keys whose names are fixed, each with its type in Redis.
     pub(super) fn fixed(self) -> Vec<(String, &'static str)> {
-        let hashes = [self.meta(), self.ids(), self.price(), self.stock(), self.held(), self.sold(), self.withheld()];
+        let hashes = [
+            self.meta(),
+            self.ids(),
+            self.price(),
+            self.stock(),
+            self.held(),
+            self.sold(),
+            self.withheld(),
+            self.serving(),
+        ];
         let sets = [self.campaigns(), self.catalogue(), self.expiry(), self.gateway(), self.holds()];
         let hashes = hashes.into_iter().map(|key| (key, "hash"));
         let sets = sets.into_iter().map(|key| (key, "zset"));
@@ -158,6 +167,11 @@ impl Keys {
         );
         samples.extend([self.rank_units(day), self.rank_won(day)]);
         samples
+    }
+
+    /// hash: process → [`ServingLease`](super::leases::ServingLease), as JSON; only while PostgreSQL is away.
+    pub fn serving(self) -> String {
+        self.key(format_args!("serving"))
     }
 
     /// A key that never exists.

@@ -8,6 +8,7 @@
 //!   which `batcher` collects;
 //! - [`queries`] are the reads, each one round trip; [`records`] parses what they read;
 //! - [`progress`] keeps the positions that this process knows of each partition, and [`fencing`] checks that Redis still has them;
+//! - [`leases`] say which processes serve while PostgreSQL is away, and what they know;
 //! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in PostgreSQL; [`bulk`] writes a
 //!   whole store back for a rebuild.
 //!
@@ -23,6 +24,7 @@ pub mod commands;
 pub mod connection;
 pub mod fencing;
 pub mod keys;
+pub mod leases;
 pub mod outbox;
 pub mod permissions;
 pub mod progress;

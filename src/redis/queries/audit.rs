@@ -358,7 +358,8 @@ pub fn sort_keys(page: &[String]) -> BTreeMap<u16, Scanned> {
             ["order", id] => Some((&mut scanned.orders, id)),
             ["hold", id] => Some((&mut scanned.holds, id)),
             [
-                "meta" | "outbox" | "ids" | "coupons" | "catalogue" | "price" | "stock" | "held" | "sold" | "withheld",
+                "meta" | "outbox" | "ids" | "coupons" | "catalogue" | "price" | "stock" | "held" | "sold" | "withheld"
+                | "serving",
             ]
             | ["expiry" | "gateway" | "holds"]
             | ["idem" | "claim" | "catalogue", _]

@@ -14,6 +14,8 @@ pub struct Observed {
     pub partitions: Vec<PartitionGauges>,
     /// Whether this process may use a partition; indexed by partition.
     pub open: Vec<bool>,
+    /// Whether the process started without PostgreSQL, which has not confirmed that yet.
+    pub unconfirmed: bool,
     /// Settings of Redis that may lose acknowledged decisions.
     pub unsafe_settings: usize,
     /// Connections to Redis by kind: open, and the maximum.
@@ -158,6 +160,11 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
             "firstcome_partition_open",
             "Whether this process may use a partition; 0 also before the check after an invalidation.",
             by("partition", open.iter().enumerate().map(|(here, open)| (here, yes(*open)))),
+        ),
+        family(
+            "firstcome_unconfirmed",
+            "Whether the process started without PostgreSQL, which has not confirmed the start yet.",
+            one(yes(observed.unconfirmed)),
         ),
         family(
             "firstcome_redis_unsafe_settings",

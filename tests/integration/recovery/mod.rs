@@ -2,6 +2,7 @@
 
 mod audit;
 mod emptied;
+mod joining;
 mod large;
 pub mod rebuild;
 mod restored_postgres;

@@ -124,6 +124,8 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
         let id = |text: &str| text.parse::<i64>().unwrap();
         let counters = |hash: BTreeMap<i64, i64>| hash;
         match parts.as_slice() {
+            // Of processes that served while PostgreSQL was away.
+            ["serving"] => {}
             ["meta"] => {
                 let meta: Hash = get(redis, "HGETALL", &[&key]).await;
                 all.seqs.insert(partition, (id(&meta["epoch"]), id(&meta["seq"])));

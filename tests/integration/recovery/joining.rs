@@ -1,0 +1,223 @@
+//! A process that starts while PostgreSQL is away joins the instances that serve, if they vouch for this Redis; PostgreSQL
+//! confirms that as soon as it is back.
+
+use std::collections::BTreeSet;
+
+use firstcome::dev::free_port;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::startup_waits::{becomes_ready, servers, start_with, waits_for};
+use crate::{
+    process::binary::{Running, Servers, get, post, put, run},
+    support::harness::{self, until},
+};
+
+const META: &str = "{p0}:meta";
+const SERVING: &str = "{p0}:serving";
+
+/// Starts an instance on these stores, at a port that is known before it serves.
+fn serve(servers: &Servers, name: &str, variables: &[(&str, &str)]) -> (Running, String) {
+    start_with(servers, "serve", name, variables)
+}
+
+async fn joins(running: &mut Running, base: &str) {
+    until("it joins without PostgreSQL", async || {
+        running.assert_alive();
+        let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
+        (ready.status() == 200).then_some(())
+    })
+    .await;
+    assert!(running.logged("PostgreSQL is away: joined the instances that serve").is_some(), "{}", running.err());
+    let ready = get(base, "/readyz").await.ok();
+    assert!(ready["status"] == "DEGRADED" && ready["reasons"].to_string().contains("has yet to confirm"), "{ready}");
+}
+
+async fn confirmed(running: &mut Running, base: &str) {
+    until("PostgreSQL confirms", async || {
+        running.assert_alive();
+        running.logged("PostgreSQL is there, and confirms what this process joined on")
+    })
+    .await;
+    until("it is up", async || (get(base, "/readyz").await.ok()["status"] == "UP").then_some(())).await;
+}
+
+/// An order of one unit; its id.
+async fn order(base: &str, key: &str) -> i64 {
+    let body = json!({"userId": 2, "orderProducts": [{"productId": 5, "quantity": 1}]});
+    let reply = until("an order is placed", async || {
+        let request = harness::client().post(format!("{base}/api/v1/orders")).header("Idempotency-Key", key);
+        let reply = harness::read(request.json(&body)).await;
+        (reply.status != 503).then_some(reply)
+    })
+    .await;
+    reply.ok()["orderId"].as_i64().unwrap()
+}
+
+async fn redis(servers: &Servers) -> redis::aio::MultiplexedConnection {
+    harness::raw_redis(&servers.redis_url).await
+}
+
+/// The reasons of an instance that is not ready.
+async fn reasons(base: &str) -> Option<String> {
+    let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
+    let body: Value = ready.json().await.ok()?;
+    Some(body["reasons"].to_string())
+}
+
+#[tokio::test]
+async fn third_instance_joins_and_sells_when_postgres_stopped() {
+    let mut servers = servers().await;
+    let (mut first, a) = serve(&servers, "first", &[]);
+    let (mut second, b) = serve(&servers, "second", &[]);
+    becomes_ready(&mut first, &a).await;
+    becomes_ready(&mut second, &b).await;
+    servers.postgres.kill().await.unwrap();
+    let mut orders = BTreeSet::from([order(&a, "a").await, order(&b, "b").await]);
+    let (mut third, c) = serve(&servers, "third", &[]);
+    joins(&mut third, &c).await;
+    let sold = order(&c, "c-1").await;
+    orders.extend([sold, order(&c, "c-2").await, order(&a, "a-2").await]);
+    // What only PostgreSQL has is unavailable, as for the others.
+    for base in [&a, &c] {
+        get(base, "/admin/v1/orders").await.refused(503, "SERVICE_UNAVAILABLE");
+    }
+    // A process dies that PostgreSQL has never heard of.
+    third.child.kill().await.unwrap();
+    assert_eq!(order(&b, "c-1").await, sold, "the same reply from another instance");
+    let (mut fourth, d) = serve(&servers, "fourth", &[]);
+    joins(&mut fourth, &d).await;
+    orders.insert(order(&d, "d").await);
+    assert_eq!(orders.len(), 6);
+    servers.postgres.restart().await.unwrap();
+    confirmed(&mut fourth, &d).await;
+    orders.insert(order(&d, "d-2").await);
+    until("the leases expire", async || {
+        let there: i64 = redis::cmd("EXISTS").arg(SERVING).query_async(&mut redis(&servers).await).await.unwrap();
+        (there == 0).then_some(())
+    })
+    .await;
+    let listed = until("all are projected", async || {
+        let listed = get(&d, "/admin/v1/orders").await.ok();
+        (listed["totalElements"] == orders.len()).then_some(listed)
+    })
+    .await;
+    let ids = listed["content"].as_array().unwrap().iter().map(|order| order["orderId"].as_i64().unwrap());
+    assert_eq!(ids.collect::<BTreeSet<_>>(), orders);
+    let (status, said) = run(&mut servers.role(&["audit"])).await;
+    assert!(status.success(), "{said}");
+    for running in [&mut first, &mut second, &mut fourth] {
+        running.stop().await;
+    }
+    servers.end().await;
+}
+
+/// Redis comes back without the last decisions: the instance that serves fences it, and a new one does not join. Nor does it
+/// where the instance has died, whose lease came back with the old data.
+#[tokio::test]
+async fn new_instance_waits_when_redis_lost_decisions_while_postgres_stopped() {
+    let mut servers = servers().await;
+    let (mut old, a) = serve(&servers, "old", &[]);
+    becomes_ready(&mut old, &a).await;
+    servers.postgres.kill().await.unwrap();
+    let mut raw = redis(&servers).await;
+    until("it keeps a lease", async || {
+        let there: i64 = redis::cmd("EXISTS").arg(SERVING).query_async(&mut raw).await.unwrap();
+        (there == 1).then_some(())
+    })
+    .await;
+    order(&a, "before").await;
+    let data = servers.redis.data_dir();
+    let copy = servers.dir.path().join("copy");
+    crate::engine::durability::copy(&data, &copy);
+    order(&a, "lost").await;
+    servers.redis.kill().await.unwrap();
+    crate::engine::durability::copy(&copy, &data);
+    servers.redis.restart().await.unwrap();
+    until("the loss is noticed", async || reasons(&a).await?.contains("behind the acknowledged").then_some(())).await;
+    let (mut new, b) = serve(&servers, "new", &[]);
+    waits_for(&mut new, &b, &["PostgreSQL"]).await;
+    assert!(reasons(&b).await.unwrap().contains("no other instance serves"), "{}", new.err());
+    old.child.kill().await.unwrap();
+    // Redis as it was, and nobody left who knows better.
+    servers.redis.kill().await.unwrap();
+    crate::engine::durability::copy(&copy, &data);
+    servers.redis.restart().await.unwrap();
+    let frozen: Option<String> =
+        redis::cmd("HGET").arg(META).arg("frozen").query_async(&mut redis(&servers).await).await.unwrap();
+    assert_eq!(frozen, None);
+    waits_for(&mut new, &b, &["PostgreSQL"]).await;
+    new.signal(Signal::TERM);
+    assert!(new.ended().await.success(), "{}", new.err());
+    servers.postgres.restart().await.unwrap();
+    let (status, said) = run(&mut servers.role(&["rebuild"])).await;
+    assert!(status.success(), "{said}");
+    servers.end().await;
+}
+
+/// PostgreSQL comes back as another store's: the process that joined ends, and has written nothing there.
+#[tokio::test]
+async fn joined_instance_ends_when_postgres_contradicts() {
+    let mut servers = servers().await;
+    let (mut old, a) = serve(&servers, "old", &[("NO_PROJECTOR", "true")]);
+    becomes_ready(&mut old, &a).await;
+    servers.postgres.kill().await.unwrap();
+    let (mut new, b) = serve(&servers, "new", &[("DRAIN_SECONDS", "5")]);
+    joins(&mut new, &b).await;
+    order(&b, "joined").await;
+    old.child.kill().await.unwrap();
+    // Only the joined instance meets the other database.
+    new.signal(Signal::STOP);
+    servers.postgres.restart().await.unwrap();
+    let db = servers.db().await;
+    let pool = db.get_postgres_connection_pool();
+    let store: String = sqlx::query_scalar("SELECT store FROM store").fetch_one(pool).await.unwrap();
+    sqlx::query("UPDATE store SET store = 'another'").execute(pool).await.unwrap();
+    new.signal(Signal::CONT);
+    let ended = new.ended().await;
+    assert!(ended.code() == Some(1) && new.err().contains("they do not belong together"), "{}", new.err());
+    let orders: i64 = sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(pool).await.unwrap();
+    assert_eq!(orders, 0, "nothing was written to it");
+    sqlx::query("UPDATE store SET store = $1").bind(store).execute(pool).await.unwrap();
+    db.close().await.unwrap();
+    let (mut last, c) = serve(&servers, "last", &[]);
+    becomes_ready(&mut last, &c).await;
+    put(&c, "/api/v1/balances/1", json!({"amount": 1})).await.ok();
+    last.stop().await;
+    servers.end().await;
+}
+
+/// A process that would answer before PostgreSQL has a decision does not join instances that never did: PostgreSQL would not
+/// know that decisions can be lost. Nor does one with another database.
+#[tokio::test]
+async fn new_instance_waits_when_its_settings_differ_from_those_that_serve() {
+    let mut servers = servers().await;
+    let (mut old, a) = serve(&servers, "old", &[("ACK", "postgres")]);
+    becomes_ready(&mut old, &a).await;
+    servers.postgres.kill().await.unwrap();
+    let (mut early, b) = serve(&servers, "early", &[]);
+    let port = free_port().unwrap().to_string();
+    let (user, place) = servers.postgres_url.split_once('@').unwrap();
+    let (host, database) = (place.split(':').next().unwrap(), place.split_once('/').unwrap().1);
+    let elsewhere = format!("{user}@{host}:{port}/{database}");
+    let (mut other, c) = serve(&servers, "other", &[("DATABASE_URL", &elsewhere), ("ACK", "postgres")]);
+    let (mut same, d) = serve(&servers, "same", &[("ACK", "postgres")]);
+    joins(&mut same, &d).await;
+    for (running, base, why) in
+        [(&mut early, &b, "every instance that serves has ACK=postgres"), (&mut other, &c, "another DATABASE_URL")]
+    {
+        until("it says why it does not join", async || {
+            running.assert_alive();
+            reasons(base).await?.contains(why).then_some(())
+        })
+        .await;
+    }
+    servers.postgres.restart().await.unwrap();
+    for (running, base) in [(&mut old, &a), (&mut early, &b), (&mut same, &d)] {
+        becomes_ready(running, base).await;
+        post(base, "/admin/v1/users", json!({"userName": "A"})).await.created();
+        running.stop().await;
+    }
+    other.child.kill().await.unwrap();
+    servers.end().await;
+}
