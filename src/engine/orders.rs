@@ -9,8 +9,8 @@ use crate::{
     model::Partition,
     redis::{
         commands::{
-            Closed, Closing, CouponTerms, DAY_FORMAT, HoldStock, PlaceOrder, REMOTE_HOLD_GRACE_MS, RemoteEnd,
-            SettleStock, Shortage,
+            CloseOrder, Closed, Closing, CouponTerms, DAY_FORMAT, HoldStock, PlaceOrder, REMOTE_HOLD_GRACE_MS,
+            RemoteEnd, SettleStock, Shortage,
         },
         records::OrderRecord,
     },
@@ -198,10 +198,11 @@ impl Engine {
         &self,
         call: &Call,
         record: &OrderRecord,
-        closing: Closing<'_>,
+        closing: Closing,
     ) -> Result<Option<Reply<Closed>>, Error> {
         let (order, user) = (record.order.order_id, record.order.user_id);
-        let Some(closed) = self.store.order_close(call, order, user, closing).await? else { return Ok(None) };
+        let close = CloseOrder { order_id: order, user_id: user, closing };
+        let Some(closed) = self.store.order_close(call, &close).await? else { return Ok(None) };
         let refunded = closed.value.reason == CloseReason::Refunded;
         if !record.remote.is_empty() {
             let end = if refunded { RemoteEnd::Refunded } else { RemoteEnd::Released };
@@ -220,7 +221,7 @@ impl Engine {
 }
 
 /// The closing of an order by its user: a cancellation or, if the record has a day of sale, a refund.
-fn by_user(record: &OrderRecord) -> Closing<'static> {
+fn by_user(record: &OrderRecord) -> Closing {
     let paid_on = record.day.as_deref().and_then(|day| NaiveDate::parse_from_str(day, DAY_FORMAT).ok());
     Closing::Cancel { paid_on }
 }

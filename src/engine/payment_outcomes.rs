@@ -13,7 +13,10 @@
 use futures_util::future::try_join_all;
 
 use super::*;
-use crate::redis::{commands::RemoteEnd, records::GatewayState};
+use crate::redis::{
+    commands::{RemoteEnd, ResolvePayment},
+    records::GatewayState,
+};
 
 /// The maximum number of stuck payments in a listing.
 const MAX_SHOWN: usize = 100;
@@ -83,9 +86,18 @@ impl Engine {
             }
             for _ in 0..RESOLVE_ATTEMPTS {
                 let record = self.archive.find(order).await?.ok_or(Error::OrderNotFound)?.record;
-                let day = |now| self.day(now);
-                let decided = self.store.payment_resolve(call, &record, resolution, &day, CONFIRM_AFTER_MS).await;
-                let Some(resolved) = decided? else { continue };
+                let Some(payment) = &record.gateway else { return Err(Error::NoPaymentUnderWay) };
+                let resolve_at = |now| ResolvePayment {
+                    order_id: order,
+                    user_id: record.order.user_id,
+                    receipt: payment.receipt.clone(),
+                    key: payment.key.clone(),
+                    resolution: resolution.clone(),
+                    day: self.day(now),
+                    check_in_ms: CONFIRM_AFTER_MS,
+                };
+                let decided = self.store.payment_resolve(call, owner, &resolve_at).await?;
+                let Some(resolved) = decided else { continue };
                 tracing::warn!(
                     request_id = call.request_id,
                     %order,

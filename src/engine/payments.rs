@@ -12,7 +12,7 @@ use super::{backoff::Pause, *};
 use crate::{
     gateway::{CancelOutcome, Charge, PayOutcome, PaymentGateway, StatusOutcome},
     redis::{
-        commands::{BeginPayment, Closing, PayOrder, PaymentEnd, RemoteEnd, Settled},
+        commands::{BeginPayment, Closing, PayOrder, PaymentFinish, RemoteEnd, Settled},
         queries::due::DuePayment,
         records::{GatewayRecord, GatewayState, OrderRecord},
     },
@@ -197,7 +197,8 @@ impl Engine {
     ) -> Result<bool, Error> {
         // Another check of the payment was first, and the order is archived by now.
         let Some(record) = self.store.order(order).await? else { return Ok(true) };
-        match self.close(call, &record, Closing::Decline { receipt, ask_again_in_ms }).await {
+        let closing = Closing::Decline { receipt: receipt.to_owned(), ask_again_in_ms };
+        match self.close(call, &record, closing).await {
             Ok(closed) => Ok(closed.is_some()),
             // Another check of the payment was first.
             Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(true),
@@ -284,9 +285,9 @@ impl Engine {
         match check.status().await {
             StatusOutcome::Approved { .. } => self.refund(check, LATE_REASON, None).await,
             StatusOutcome::Unacceptable { taken, .. } => self.refund(check, UNACCEPTABLE_REASON, taken).await,
-            StatusOutcome::Declined { .. } => self.finish_payment(record, payment, &PaymentEnd::Declined).await,
+            StatusOutcome::Declined { .. } => self.finish_payment(record, payment, &PaymentFinish::Declined).await,
             StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
-                self.finish_payment(record, payment, &PaymentEnd::Declined).await
+                self.finish_payment(record, payment, &PaymentFinish::Declined).await
             }
             StatusOutcome::NotFound => self.query_later(record, payment, NOT_FOUND).await,
             StatusOutcome::Unknown { why } => self.query_later(record, payment, &why).await,
@@ -301,8 +302,8 @@ impl Engine {
         let known_for = now.0 - payment.started_at.0;
         let (last_answer, contradicts) = match check.status().await {
             StatusOutcome::Approved { transaction_id } => {
-                let end = PaymentEnd::Settled { transaction: transaction_id };
-                return self.finish_payment(record, payment, &end).await;
+                let finish = PaymentFinish::Settled { transaction: transaction_id };
+                return self.finish_payment(record, payment, &finish).await;
             }
             StatusOutcome::Declined { reason } => (format!("declined: {reason}"), true),
             StatusOutcome::Unacceptable { why, .. } => (why, true),
@@ -311,7 +312,7 @@ impl Engine {
         };
         if self.is_watched_enough(record.order.order_id, payment) {
             tracing::error!(order = %record.order.order_id, last_answer, "a gateway never confirmed a payment that an operator approved");
-            return self.finish_payment(record, payment, &PaymentEnd::Disputed).await;
+            return self.finish_payment(record, payment, &PaymentFinish::Disputed).await;
         }
         if contradicts {
             tracing::error!(order = %record.order.order_id, last_answer, "a gateway contradicts an operator's approval");
@@ -331,16 +332,18 @@ impl Engine {
         for amount in amounts {
             let outcome = gateway.cancel(&describe(payment), &payment.receipt, amount, reason).await;
             last_answer = match outcome {
-                CancelOutcome::Cancelled => return self.finish_payment(record, payment, &PaymentEnd::Refunded).await,
+                CancelOutcome::Cancelled => {
+                    return self.finish_payment(record, payment, &PaymentFinish::Refunded).await;
+                }
                 CancelOutcome::NotFound => NOT_FOUND.to_owned(),
                 CancelOutcome::Unknown { why } => why,
             };
             match check.status().await {
                 StatusOutcome::Declined { .. } => {
-                    return self.finish_payment(record, payment, &PaymentEnd::Refunded).await;
+                    return self.finish_payment(record, payment, &PaymentFinish::Refunded).await;
                 }
                 StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => {
-                    return self.finish_payment(record, payment, &PaymentEnd::Refunded).await;
+                    return self.finish_payment(record, payment, &PaymentFinish::Refunded).await;
                 }
                 // The gateway has the money. If it rejected the amount that it named, it may accept the requested amount.
                 StatusOutcome::Approved { .. } | StatusOutcome::Unacceptable { .. } => {}
@@ -371,11 +374,11 @@ impl Engine {
         &self,
         record: &OrderRecord,
         payment: &GatewayRecord,
-        end: &PaymentEnd,
+        finish: &PaymentFinish,
     ) -> Result<(), Error> {
         let call = Call::new(describe(payment), None);
         let of = (record.order.order_id, record.order.user_id);
-        self.store.payment_finish(&call, of, &payment.receipt, end).await.map(drop)
+        self.store.payment_finish(&call, of, &payment.receipt, finish).await.map(drop)
     }
 }
 

@@ -204,8 +204,7 @@ impl Store {
     /// Runs a script that decides, and keeps the decision's position with the call.
     ///
     /// # Errors
-    /// The refusals that all scripts share. [`Error::Unavailable`] where Redis does not reply: the script may have run or
-    /// not. The same where the partition is closed, or has lost decisions.
+    /// The [shared refusals](super::commands#shared-refusals).
     pub(super) async fn decide(
         &self,
         call: &Call,

@@ -37,7 +37,8 @@ impl Store {
     /// `balance_charge.lua`: the user's name and new balance.
     ///
     /// # Errors
-    /// [`Error::UserNotFound`], [`Error::InvalidAmount`] where the balance would pass `limit`, and the shared refusals.
+    /// [`Error::UserNotFound`], [`Error::InvalidAmount`] where the balance would pass `limit`,
+    /// and the [shared refusals](super#shared-refusals).
     pub async fn balance_charge(
         &self,
         call: &Call,

@@ -31,7 +31,7 @@ impl Store {
     /// `users_create.lua`.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// The [shared refusals](super#shared-refusals).
     pub async fn users_create(&self, call: &Call, owner: Partition, batch: &UserBatch<'_>) -> Result<Created, Error> {
         let mut invocation = self.begin_unrecorded(call, &script::USERS_CREATE, owner);
         invocation
@@ -54,7 +54,7 @@ impl Store {
     /// `product_create.lua`.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// The [shared refusals](super#shared-refusals).
     pub async fn product_create(&self, call: &Call, id: ProductId, new: &NewProduct) -> Result<Created, Error> {
         let here = self.owner(id.get());
         let keys = Keys(here);
@@ -76,7 +76,8 @@ impl Store {
     /// `stock_release.lua`: the units that are still withheld.
     ///
     /// # Errors
-    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where fewer are withheld, and the shared refusals.
+    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where fewer are withheld,
+    /// and the [shared refusals](super#shared-refusals).
     pub async fn stock_release(&self, call: &Call, id: ProductId, units: i64) -> Result<Reply<i64>, Error> {
         let here = self.owner(id.get());
         let keys = Keys(here);
@@ -94,8 +95,8 @@ impl Store {
     /// `product_update.lua`: the changed product; `None`, and no change, if its category is no longer `had`.
     ///
     /// # Errors
-    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where fewer units are on sale than are removed, and the shared
-    /// refusals.
+    /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where fewer units are on sale than are removed, and the
+    /// [shared refusals](super#shared-refusals).
     pub async fn product_update(
         &self,
         call: &Call,

@@ -86,7 +86,8 @@ impl Store {
     /// [`Store::coupon_grant`] after.
     ///
     /// # Errors
-    /// [`Error::UserNotFound`], [`Error::InvalidCoupon`], [`Error::CouponOutOfStock`], and the shared refusals.
+    /// [`Error::UserNotFound`], [`Error::InvalidCoupon`], [`Error::CouponOutOfStock`],
+    /// and the [shared refusals](super#shared-refusals).
     pub async fn coupon_issue(&self, call: &Call, user: UserId, coupon: CouponId) -> Result<Reply<Issued>, Error> {
         let here = self.owner(coupon.get());
         let issue = IssueCoupon { user_id: user, coupon_id: coupon, owns_user: self.owner(user.get()) == here };
@@ -107,7 +108,8 @@ impl Store {
     /// itself any more.
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where fewer are withheld, and the shared refusals.
+    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where fewer are withheld,
+    /// and the [shared refusals](super#shared-refusals).
     pub async fn coupon_release_prepare(
         &self,
         call: &Call,
@@ -138,7 +140,8 @@ impl Store {
     /// `token` is the preparation's.
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where fewer are withheld, and the shared refusals.
+    /// [`Error::CampaignNotFound`], [`Error::InsufficientStock`] where fewer are withheld,
+    /// and the [shared refusals](super#shared-refusals).
     pub async fn coupon_release(
         &self,
         call: &Call,
@@ -162,7 +165,8 @@ impl Store {
     /// `campaign_create.lua`: when the campaign opens; `None` if the campaign exists. Without `opens_at` it opens immediately.
     ///
     /// # Errors
-    /// [`Error::InvalidRequest`] where the window is empty, or ends after the coupons expire; and the shared refusals.
+    /// [`Error::InvalidRequest`] where the window is empty, or ends after the coupons expire;
+    /// and the [shared refusals](super#shared-refusals).
     pub async fn campaign_create(
         &self,
         call: &Call,
@@ -196,8 +200,8 @@ impl Store {
     /// `grace_ms` means now.
     ///
     /// # Errors
-    /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] where the window would end in the past, or be empty; and the shared
-    /// refusals.
+    /// [`Error::CampaignNotFound`]; [`Error::InvalidRequest`] where the window would end in the past, or be empty; and the
+    /// [shared refusals](super#shared-refusals).
     pub async fn campaign_update(
         &self,
         call: &Call,

@@ -1,6 +1,14 @@
 //! One typed function per script that decides: it writes keys and arguments, and turns the reply's code into an outcome.
 //!
 //! A code that the function does not expect is an error, never a default.
+//!
+//! # Shared refusals
+//! Every command may return these values of [`Error`](crate::model::Error), beside its own:
+//!
+//! - `IdempotencyKeyReused`: the call's idempotency key belongs to another request.
+//! - `InProgress`: the first request under the key, or a payment of the order, is still running.
+//! - `Unavailable`: Redis does not reply, and the script may have run or not; or the partition is closed, or has lost decisions.
+//! - `Internal`: the reply has a code or a field that the function does not expect.
 
 mod balances;
 mod catalog;

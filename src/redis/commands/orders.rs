@@ -162,15 +162,42 @@ pub enum Settled {
     Declined,
 }
 
+/// Closes an order.
+#[derive(Clone, Debug)]
+pub struct CloseOrder {
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    pub closing: Closing,
+}
+
 /// Why an order is closed.
-#[derive(Clone, Copy, Debug)]
-pub enum Closing<'a> {
+#[derive(Clone, Debug)]
+pub enum Closing {
     /// Its user cancels it; a PAID one, paid on this day, is refunded.
     Cancel { paid_on: Option<NaiveDate> },
     /// Its hold has expired.
     Expire,
     /// The gateway declined the payment with this receipt; `ask_again_in_ms` if the gateway was not certain.
-    Decline { receipt: &'a str, ask_again_in_ms: Option<i64> },
+    Decline { receipt: String, ask_again_in_ms: Option<i64> },
+}
+
+impl CloseOrder {
+    /// Writes the keys and arguments after those that [`Store::begin`] writes.
+    fn write(&self, keys: Keys, invocation: &mut Invocation) {
+        let (why, day, receipt, ask_again_in_ms) = match &self.closing {
+            Closing::Cancel { paid_on } => ("CANCEL", *paid_on, "", None),
+            Closing::Expire => ("EXPIRE", None, "", None),
+            Closing::Decline { receipt, ask_again_in_ms } => ("DECLINE", None, receipt.as_str(), *ask_again_in_ms),
+        };
+        let ranked = day.unwrap_or(NaiveDate::MIN);
+        invocation.key(keys.user(self.user_id)).key(keys.order(self.order_id)).key(keys.expiry());
+        invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
+        invocation.key(keys.rank_units(ranked)).key(keys.rank_won(ranked)).key(keys.gateway()).key(keys.withheld());
+        invocation.arg(self.order_id.get()).arg(self.user_id.get()).arg(why);
+        invocation.arg(day.map(|day| day.format(DAY_FORMAT).to_string()).unwrap_or_default());
+        invocation.arg(day.map_or(0, |day| ranked_until(day).0)).arg(receipt);
+        invocation.arg(ask_again_in_ms.map(|delay| delay.to_string()).unwrap_or_default());
+    }
 }
 
 /// An order after it was closed.
@@ -186,7 +213,7 @@ impl Store {
     /// `order_place.lua`.
     ///
     /// # Errors
-    /// The refusals of `POST /orders`, and the shared ones.
+    /// The refusals of `POST /orders`, and the [shared ones](super#shared-refusals).
     pub async fn order_place(&self, call: &Call, order: PlaceOrder) -> Result<Reply<PlacedOrder>, Error> {
         let reply = self.run_batched(call, self.owner(order.user_id.get()), order).await?;
         placed_or_refused(&reply)
@@ -214,7 +241,8 @@ impl Store {
     /// `order_pay.lua`, for an order of partition `owner`. `pay_at` is the command at a time, which tells its day.
     ///
     /// # Errors
-    /// The refusals of `POST /payments`, and the shared ones. [`Settled::Declined`] is no error here: it has an effect.
+    /// The refusals of `POST /payments`,
+    /// and the [shared ones](super#shared-refusals). [`Settled::Declined`] is no error here: it has an effect.
     pub async fn order_pay(
         &self,
         call: &Call,
@@ -236,7 +264,7 @@ impl Store {
     /// `payment_begin.lua`. `Some`: the reply to an earlier request under the same idempotency key, settled since.
     ///
     /// # Errors
-    /// The refusals of `POST /payments`, and the shared ones.
+    /// The refusals of `POST /payments`, and the [shared ones](super#shared-refusals).
     pub async fn payment_begin(&self, call: &Call, begin: &BeginPayment<'_>) -> Result<Option<Settled>, Error> {
         let NewPayment { order_id, user_id, payment_type, amount } = begin.payment;
         let owner = self.owner(order_id.get());
@@ -256,30 +284,11 @@ impl Store {
     /// another day.
     ///
     /// # Errors
-    /// [`Error::OrderNotFound`], [`Error::OrderAlreadyClosed`], and the shared refusals.
-    pub async fn order_close(
-        &self,
-        call: &Call,
-        order: OrderId,
-        user: UserId,
-        closing: Closing<'_>,
-    ) -> Result<Option<Reply<Closed>>, Error> {
-        let owner = self.owner(order.get());
-        let keys = Keys(owner);
-        let (why, day, receipt, ask_again_in_ms) = match closing {
-            Closing::Cancel { paid_on } => ("CANCEL", paid_on, "", None),
-            Closing::Expire => ("EXPIRE", None, "", None),
-            Closing::Decline { receipt, ask_again_in_ms } => ("DECLINE", None, receipt, ask_again_in_ms),
-        };
-        let ranked = day.unwrap_or(NaiveDate::MIN);
+    /// [`Error::OrderNotFound`], [`Error::OrderAlreadyClosed`], and the [shared refusals](super#shared-refusals).
+    pub async fn order_close(&self, call: &Call, close: &CloseOrder) -> Result<Option<Reply<Closed>>, Error> {
+        let owner = self.owner(close.order_id.get());
         let mut invocation = self.begin(call, &script::ORDER_CLOSE, owner);
-        invocation.key(keys.user(user)).key(keys.order(order)).key(keys.expiry());
-        invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
-        invocation.key(keys.rank_units(ranked)).key(keys.rank_won(ranked)).key(keys.gateway()).key(keys.withheld());
-        invocation.arg(order.get()).arg(user.get()).arg(why);
-        invocation.arg(day.map(|day| day.format(DAY_FORMAT).to_string()).unwrap_or_default());
-        invocation.arg(day.map_or(0, |day| ranked_until(day).0)).arg(receipt);
-        invocation.arg(ask_again_in_ms.map(|delay| delay.to_string()).unwrap_or_default());
+        close.write(Keys(owner), &mut invocation);
         let reply = self.decide(call, owner, &invocation).await?;
         let closed = match reply.code {
             ReplyCode::Closed => Closed {

@@ -2,16 +2,23 @@
 
 use super::{DAY_ATTEMPTS, DAY_FORMAT, clock_unsteady, parse_word};
 use crate::{
-    model::{CalendarDay, Call, Error, Millis, OrderId, Partition, PaymentResolution, Reply, ResolvedPayment, UserId},
+    model::{
+        CalendarDay, Call, Error, IdempotencyKey, Millis, OrderId, Partition, PaymentResolution, Reply,
+        ResolvedPayment, UserId,
+    },
     redis::{
-        Store, keys::Keys, queries::ranking::ranked_until, records::OrderRecord, reply_code::ReplyCode, script,
+        Store,
+        keys::Keys,
+        queries::ranking::ranked_until,
+        reply_code::ReplyCode,
+        script::{self, Invocation},
         script_reply::ScriptReply,
     },
 };
 
 /// How a gateway payment finishes that is still open after its order was decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PaymentEnd {
+pub enum PaymentFinish {
     /// The money went back.
     Refunded,
     /// No money was taken.
@@ -22,15 +29,48 @@ pub enum PaymentEnd {
     Disputed,
 }
 
-impl PaymentEnd {
+impl PaymentFinish {
     /// The word of the script and of its event.
     fn as_str(&self) -> &'static str {
         match self {
-            PaymentEnd::Refunded => "REFUNDED",
-            PaymentEnd::Declined => "DECLINED",
-            PaymentEnd::Settled { .. } => "SETTLED",
-            PaymentEnd::Disputed => "DISPUTED",
+            PaymentFinish::Refunded => "REFUNDED",
+            PaymentFinish::Declined => "DECLINED",
+            PaymentFinish::Settled { .. } => "SETTLED",
+            PaymentFinish::Disputed => "DISPUTED",
         }
+    }
+}
+
+/// Resolves a gateway payment as an operator decided.
+#[derive(Clone, Debug)]
+pub struct ResolvePayment {
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    /// The payment that the operator saw.
+    pub receipt: String,
+    /// The idempotency key of the request that waits for the payment's outcome.
+    pub key: Option<IdempotencyKey>,
+    pub resolution: PaymentResolution,
+    /// The day of the decision.
+    pub day: CalendarDay,
+    /// How long from now the gateway is asked to confirm the decision.
+    pub check_in_ms: i64,
+}
+
+impl ResolvePayment {
+    /// Writes the keys and arguments after those that [`Store::begin`] writes.
+    fn write(&self, keys: Keys, invocation: &mut Invocation) {
+        let PaymentResolution { approved, transaction, operator, reason } = &self.resolution;
+        let CalendarDay { date, from, until } = self.day;
+        let waiting = self.key.as_ref().map_or("", |key| key.digest.as_str());
+        invocation.key(keys.record(waiting)).key(keys.user(self.user_id)).key(keys.order(self.order_id));
+        invocation.key(keys.gateway()).key(keys.stock()).key(keys.held()).key(keys.sold());
+        invocation.key(keys.rank_units(date)).key(keys.rank_won(date));
+        invocation.arg(self.order_id.get()).arg(&self.receipt).arg(waiting);
+        invocation.arg(if *approved { "APPROVED" } else { "DECLINED" }).arg(transaction.as_deref().unwrap_or(""));
+        invocation.arg(operator).arg(reason);
+        invocation.arg(date.format(DAY_FORMAT).to_string()).arg(from.0).arg(until.0);
+        invocation.arg(ranked_until(date).0).arg(self.check_in_ms);
     }
 }
 
@@ -38,17 +78,17 @@ impl Store {
     /// `payment_finish.lua`: true if the payment was still open.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// The [shared refusals](super#shared-refusals).
     pub async fn payment_finish(
         &self,
         call: &Call,
         (order, user): (OrderId, UserId),
         receipt: &str,
-        end: &PaymentEnd,
+        finish: &PaymentFinish,
     ) -> Result<bool, Error> {
         let owner = self.owner(order.get());
-        let transaction = match end {
-            PaymentEnd::Settled { transaction } => transaction.as_str(),
+        let transaction = match finish {
+            PaymentFinish::Settled { transaction } => transaction.as_str(),
             _ => "",
         };
         let mut invocation = self.begin_unrecorded(call, &script::PAYMENT_FINISH, owner);
@@ -58,7 +98,7 @@ impl Store {
             .arg(order.get())
             .arg(user.get())
             .arg(receipt)
-            .arg(end.as_str())
+            .arg(finish.as_str())
             .arg(transaction);
         let reply = self.decide(call, owner, &invocation).await?;
         match reply.code {
@@ -68,40 +108,25 @@ impl Store {
         }
     }
 
-    /// `payment_resolve.lua`; `None`, and no change, if the order has another payment than `record` says. `day` is the day at a
-    /// time; the gateway is asked again after `ask_after_ms`.
+    /// `payment_resolve.lua`, for an order of partition `owner`; `None`, and no change, if the order has another payment by now.
+    /// `resolve_at` is the command at a time, which tells its day.
     ///
     /// # Errors
-    /// [`Error::OrderNotFound`]; [`Error::NoPaymentUnderWay`]; the shared refusals.
+    /// [`Error::OrderNotFound`]; [`Error::NoPaymentUnderWay`]; the [shared refusals](super#shared-refusals).
     pub async fn payment_resolve(
         &self,
         call: &Call,
-        record: &OrderRecord,
-        resolution: &PaymentResolution,
-        day: &(dyn Fn(Millis) -> CalendarDay + Sync),
-        ask_after_ms: i64,
+        owner: Partition,
+        resolve_at: &(dyn Fn(Millis) -> ResolvePayment + Sync),
     ) -> Result<Option<Reply<ResolvedPayment>>, Error> {
-        let Some(payment) = &record.gateway else { return Err(Error::NoPaymentUnderWay) };
-        let (order, user) = (record.order.order_id, record.order.user_id);
-        let owner = self.owner(order.get());
-        let keys = Keys(owner);
-        let waiting = payment.key.as_ref().map_or("", |key| key.digest.as_str());
         let mut now = self.now(owner);
         for _ in 0..DAY_ATTEMPTS {
-            let CalendarDay { date, from, until } = day(now);
+            let resolve = resolve_at(now);
             let mut invocation = self.begin(call, &script::PAYMENT_RESOLVE, owner);
-            invocation.key(keys.record(waiting)).key(keys.user(user)).key(keys.order(order)).key(keys.gateway());
-            invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
-            invocation.key(keys.rank_units(date)).key(keys.rank_won(date));
-            invocation.arg(order.get()).arg(&payment.receipt).arg(waiting);
-            invocation.arg(if resolution.approved { "APPROVED" } else { "DECLINED" });
-            invocation.arg(resolution.transaction.as_deref().unwrap_or(""));
-            invocation.arg(&resolution.operator).arg(&resolution.reason);
-            invocation.arg(date.format(DAY_FORMAT).to_string()).arg(from.0).arg(until.0);
-            invocation.arg(ranked_until(date).0).arg(ask_after_ms);
+            resolve.write(Keys(owner), &mut invocation);
             let reply = self.decide(call, owner, &invocation).await?;
             match reply.code {
-                ReplyCode::Resolved => return Ok(Some(reply.with(resolved(&reply, order)?))),
+                ReplyCode::Resolved => return Ok(Some(reply.with(resolved(&reply, resolve.order_id)?))),
                 ReplyCode::Stale => return Ok(None),
                 ReplyCode::OrderNotFound => return Err(Error::OrderNotFound),
                 ReplyCode::NotOpen => return Err(Error::NoPaymentUnderWay),
@@ -116,7 +141,7 @@ impl Store {
     /// The reply of an earlier `payment_resolve.lua` under this idempotency key, if there is one.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// The [shared refusals](super#shared-refusals).
     pub async fn payment_resolved_before(
         &self,
         call: &Call,

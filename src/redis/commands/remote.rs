@@ -64,7 +64,7 @@ impl Store {
     /// `coupon_grant.lua`.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// The [shared refusals](super#shared-refusals).
     pub async fn coupon_grant(&self, call: &Call, user: UserId, coupon: CouponId, issued: Issued) -> Result<(), Error> {
         let owner = self.owner(user.get());
         let mut invocation = self.begin_unrecorded(call, &script::COUPON_GRANT, owner);
@@ -84,7 +84,8 @@ impl Store {
     /// `stock_hold.lua`: the lines with their prices, packed.
     ///
     /// # Errors
-    /// [`Error::ProductNotFound`], [`Error::SoldOut`], [`Error::InsufficientStock`], and the shared refusals.
+    /// [`Error::ProductNotFound`], [`Error::SoldOut`], [`Error::InsufficientStock`],
+    /// and the [shared refusals](super#shared-refusals).
     pub async fn stock_hold(&self, call: &Call, here: Partition, hold: &HoldStock) -> Result<String, Error> {
         let keys = Keys(here);
         let mut invocation = self.begin_unrecorded(call, &script::STOCK_HOLD, here);
@@ -105,7 +106,7 @@ impl Store {
     /// `stock_settle.lua`: false if partition `here` has no hold of the order: there never was one, or it was evicted.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// The [shared refusals](super#shared-refusals).
     pub async fn stock_settle(&self, call: &Call, here: Partition, settle: SettleStock) -> Result<bool, Error> {
         let SettleStock { order_id, user_id, end, day } = settle;
         let keys = Keys(here);
@@ -133,7 +134,7 @@ impl Store {
     /// empty. Returns the partitions without a hold of the order.
     ///
     /// # Errors
-    /// The shared refusals. A repeat is safe.
+    /// The [shared refusals](super#shared-refusals). A repeat is safe.
     pub async fn end_remote(
         &self,
         call: &Call,
@@ -160,7 +161,7 @@ impl Store {
     /// `order_resolve.lua`, in the order's owner partition.
     ///
     /// # Errors
-    /// The shared refusals.
+    /// The [shared refusals](super#shared-refusals).
     pub async fn order_resolve(&self, order: OrderId) -> Result<ResolvedOrder, Error> {
         let owner = self.owner(order.get());
         let mut invocation = Invocation::new(&script::ORDER_RESOLVE);

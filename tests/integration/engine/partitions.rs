@@ -4,7 +4,7 @@
 use chrono::Days;
 use firstcome::{
     model::{Partition, *},
-    redis::commands::{HoldStock, PayOrder, PlaceOrder, RemoteEnd, SettleStock, Settled},
+    redis::commands::{CloseOrder, Closing, HoldStock, PayOrder, PlaceOrder, RemoteEnd, SettleStock, Settled},
 };
 
 use crate::support::harness::{Options, TestApp, call};
@@ -158,8 +158,9 @@ async fn order_end_reaches_remote_stock_by_expiry() {
         apart.place(order, &far).await.unwrap();
         orders.push(order);
     }
-    let closing = firstcome::redis::commands::Closing::Cancel { paid_on: None };
-    store.order_close(&call, orders[1], apart.user, closing).await.unwrap().unwrap();
+    let closing = Closing::Cancel { paid_on: None };
+    let close = CloseOrder { order_id: orders[1], user_id: apart.user, closing };
+    store.order_close(&call, &close).await.unwrap().unwrap();
     assert_eq!(apart.stock().await, 1);
     apart.test.clock.advance(660_000);
     engine.sweep().await.unwrap();

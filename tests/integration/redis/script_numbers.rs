@@ -7,7 +7,7 @@ use firstcome::{
         event::{self, Body, Event},
     },
     redis::{
-        commands::{Closing, CouponTerms, PlaceOrder, UserBatch},
+        commands::{CloseOrder, Closing, CouponTerms, PlaceOrder, UserBatch},
         keys::Keys,
     },
 };
@@ -234,8 +234,8 @@ async fn discount_equal_in_lua_and_rust() {
             (total, discount.of(total), final_price),
             "{case}"
         );
-        let closing = Closing::Cancel { paid_on: None };
-        test.store.order_close(&plain, order_id, user(1), closing).await.unwrap().unwrap();
+        let close = CloseOrder { order_id, user_id: user(1), closing: Closing::Cancel { paid_on: None } };
+        test.store.order_close(&plain, &close).await.unwrap().unwrap();
     }
     test.finish().await;
 }

@@ -89,7 +89,8 @@ async fn rebuild_finishes_refund_of_archived_order() {
     let day = START_DAY.with(|day| *day);
     let closing = Closing::Cancel { paid_on: Some(day) };
     let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
-    shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
+    let close = CloseOrder { order_id: id, user_id: user, closing };
+    shop.test.store.order_close(&call, &close).await.unwrap().unwrap();
     // PostgreSQL has the refund; the other partitions do not.
     let pool = shop.test.db.get_postgres_connection_pool();
     let home = shop.test.store.owner(order);

@@ -159,7 +159,8 @@ async fn restore_of_stale_row_changes_nothing() {
             }
             let call = call(None);
             let closing = Closing::Cancel { paid_on: None };
-            let again = test.store.order_close(&call, id, UserId::new(shop.user).unwrap(), closing).await;
+            let close = CloseOrder { order_id: id, user_id: UserId::new(shop.user).unwrap(), closing };
+            let again = test.store.order_close(&call, &close).await;
             assert!(matches!(again, Err(Error::OrderAlreadyClosed)), "{when}: {again:?}");
         };
         late("before Postgres knows").await;
@@ -210,7 +211,8 @@ async fn relay_releases_archived_remote_hold() {
         let day = shop.test.clock.now().day(shop.test.engine.zone());
         let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
         let closing = Closing::Cancel { paid_on: Some(day) };
-        shop.test.store.order_close(&call, id, user, closing).await.unwrap().unwrap();
+        let close = CloseOrder { order_id: id, user_id: user, closing };
+        shop.test.store.order_close(&call, &close).await.unwrap().unwrap();
         shop.delete(shop.holds(order)).await;
         let home = shop.test.store.owner(order);
         let entries = shop.test.store.outbox_page(home, StreamId::ZERO, 1000).await.unwrap();

@@ -23,7 +23,7 @@ use firstcome::{
     recovery::rebuild::{self, Rebuild},
     redis::{
         Store,
-        commands::Closing,
+        commands::{CloseOrder, Closing},
         keys::Keys,
         outbox::{Entry, StreamId},
         retention::EvictionCandidate,
