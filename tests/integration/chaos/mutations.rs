@@ -21,7 +21,7 @@ use super::{
     proxy::Mode,
     shop::{self, Options, Shop, outbox},
 };
-use crate::{engine::durability::copy, support::harness::until};
+use crate::support::{files::copy_dir, harness::until};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mutation {
@@ -133,7 +133,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
         }
         DiskPutBack | DiskPutBackUnderNewService => {
             let (data, old) = (shop.redis.data_dir(), ScratchDir::new().unwrap());
-            copy(&data, old.path());
+            copy_dir(&data, old.path());
             if mutation == DiskPutBackUnderNewService {
                 shop.to_postgres.set(Mode::Stall);
             }
@@ -216,6 +216,6 @@ async fn mutate(shop: &Shop, script: &Script, from: &str, to: &str) {
 async fn put_back(shop: &mut Shop, old: &Path) {
     let data = shop.redis.data_dir();
     shop.redis.kill().await.unwrap();
-    copy(old, &data);
+    copy_dir(old, &data);
     shop.redis.restart().await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! Durability of acknowledged decisions: settings of Redis are checked, losses are detected, replies wait for
 //! PostgreSQL, and the backlog is bounded.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use firstcome::{
     app::App,
@@ -14,32 +14,12 @@ use serde_json::json;
 
 use crate::support::{
     fake_gateway::FakeGateway,
+    files::copy_dir,
     harness::{self, Options, START, TestApp, until},
 };
 
 pub async fn reopen(config: &EngineConfig) -> anyhow::Result<App> {
     App::open(config, &ProjectorConfig::default(), Clock::standing(START)).await
-}
-
-/// A second process on the same stores.
-pub async fn another(test: &TestApp) -> App {
-    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-    harness::open(&Options::default(), &redis, &postgres, test.clock.clone()).await.unwrap()
-}
-
-/// Copies a directory of files.
-pub fn copy(from: &Path, to: &Path) {
-    let _ = std::fs::remove_dir_all(to);
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to);
-        } else if entry.file_type().unwrap().is_file() {
-            std::fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 async fn frozen(test: &TestApp) -> Option<String> {
@@ -142,12 +122,12 @@ async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_res
     let user = test.user(100).await;
     let scratch = ScratchDir::new().unwrap();
     let (data, old, new) = (test.redis.data_dir(), scratch.path().join("old"), scratch.path().join("new"));
-    copy(&data, &old);
+    copy_dir(&data, &old);
     test.put_charge(user, 1).await.ok();
     test.put_charge(user, 2).await.ok();
     test.redis.kill().await.unwrap();
-    copy(&data, &new);
-    copy(&old, &data);
+    copy_dir(&data, &new);
+    copy_dir(&old, &data);
     test.redis.restart().await.unwrap();
     let says = until("the loss is noticed", async || {
         // No reply ever shows it.
@@ -164,7 +144,7 @@ async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_res
     error.unwrap();
     // What it decided is not lost from the disk that knows it.
     test.redis.kill().await.unwrap();
-    copy(&new, &data);
+    copy_dir(&new, &data);
     test.redis.restart().await.unwrap();
     until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;
     assert_eq!(test.put_charge(user, 4).await.ok()["balance"], 107);
@@ -212,7 +192,7 @@ async fn list_unavailable_when_redis_emptied() {
     for path in ["/api/v1/products/popular", "/api/v1/campaigns", "/api/v1/products"] {
         let test = TestApp::start().await;
         test.campaign("FIXED", 1, 10).await;
-        let _: () = redis::cmd("FLUSHALL").query_async(&mut test.raw().await).await.unwrap();
+        test.flush_redis().await;
         test.get(path).await.refused(503, "SERVICE_UNAVAILABLE");
         test.finish_unchecked().await;
     }
@@ -225,13 +205,13 @@ async fn partition_closed_when_redis_returns_behind_postgres() {
     let user = test.user(100).await;
     let scratch = ScratchDir::new().unwrap();
     let (data, old) = (test.redis.data_dir(), scratch.path().join("old"));
-    copy(&data, &old);
+    copy_dir(&data, &old);
     // Another process, which stays and makes no decision.
-    let other = another(&test).await;
+    let other = test.open_instance(&Options::default()).await.unwrap();
     test.put_charge(user, 1).await.ok();
     test.drain().await;
     test.redis.kill().await.unwrap();
-    copy(&old, &data);
+    copy_dir(&old, &data);
     test.redis.restart().await.unwrap();
     let user = firstcome::model::UserId::new(user).unwrap();
     until("the other process notices", async || match other.engine.balance(user).await {
@@ -352,7 +332,7 @@ async fn gateway_asked_after_commit_when_ack_postgres() {
 async fn reply_waits_for_other_process_projector_when_ack_postgres() {
     let test = TestApp::with(acknowledged_by_postgres()).await;
     test.app.watch(false);
-    let projector = another(&test).await;
+    let projector = test.open_instance(&Options::default()).await.unwrap();
     projector.project();
     let user = test.user(100).await;
     for n in 1..=5 {

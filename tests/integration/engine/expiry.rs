@@ -13,24 +13,19 @@ use firstcome::{
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::harness::{self, Options, TestApp, until};
+use crate::support::{
+    harness::{Options, TestApp, until},
+    outbox,
+};
 
 async fn order(test: &TestApp, order: i64, user: i64) -> Value {
     test.get(&format!("/api/v1/orders/{order}?userId={user}")).await.ok()
 }
 
-async fn stock(test: &TestApp, product: i64) -> i64 {
-    test.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap()
-}
-
 /// How often each order was closed, and why, by the events of the outbox.
 async fn closed(test: &TestApp) -> BTreeMap<i64, Vec<CloseReason>> {
-    type Entry = (String, Vec<(String, String)>);
-    let mut read = redis::cmd("XRANGE");
-    let entries: Vec<Entry> =
-        read.arg("{p0}:outbox").arg("-").arg("+").query_async(&mut test.raw().await).await.unwrap();
     let mut closed: BTreeMap<i64, Vec<CloseReason>> = BTreeMap::new();
-    for (_, fields) in entries {
+    for (_, fields) in outbox::entries(&mut test.raw().await, 0).await {
         for decoded in event::decode(&fields) {
             if let Body::OrderClosed(event) = decoded.event.unwrap().body {
                 closed.entry(event.order.get()).or_default().push(event.reason);
@@ -70,7 +65,7 @@ async fn hold_expires_when_due_and_not_before() {
     assert_eq!(shown["closedAt"], "2026-03-02T14:10:00");
     assert_eq!(order(&test, second, user).await["orderStatus"], "PENDING");
     // Stock, coupon and the place among the open orders are back, once.
-    assert_eq!(stock(&test, product).await, 4);
+    assert_eq!(test.stock(product).await, 4);
     let coupons = test.get(&format!("/api/v1/coupons/{user}")).await.ok();
     assert_eq!((&coupons[0]["couponStatus"], &coupons[0]["heldByOrderId"]), (&json!("AVAILABLE"), &Value::Null));
     let before = test.snapshot().await;
@@ -84,7 +79,7 @@ async fn hold_expires_when_due_and_not_before() {
     test.pay(third, user, "CARD", 290).await.ok();
     test.clock.advance(600_000);
     assert_eq!(test.engine.sweep().await.unwrap(), 1, "the second; a paid one does not expire");
-    assert_eq!(stock(&test, product).await, 2);
+    assert_eq!(test.stock(product).await, 2);
     test.finish().await;
 }
 
@@ -116,10 +111,8 @@ async fn concurrent_sweepers_expire_each_order_once() {
         placed.into_iter().for_each(|reply| drop(reply.ok()));
     }
     test.order(users[0], product, 1).await.refused(409, "SOLD_OUT");
-    let postgres = harness::postgres_url(&test.database);
-    let redis = test.redis.url();
-    let open = || harness::open(&shop.options, &redis, &postgres, shop.clock.clone());
-    let others: Vec<App> = join_all((0..3).map(|_| open())).await.into_iter().map(Result::unwrap).collect();
+    let others: Vec<App> =
+        join_all((0..3).map(|_| shop.open_instance(&shop.options))).await.into_iter().map(Result::unwrap).collect();
     test.clock.advance(600_000);
     let engines = others.iter().map(|app| app.engine.clone()).chain([test.engine.clone()]);
     let sweeps = engines.map(|engine| tokio::spawn(async move { engine.sweep().await.unwrap() }));
@@ -133,7 +126,7 @@ async fn concurrent_sweepers_expire_each_order_once() {
     let closed = closed(&test).await;
     assert_eq!(closed.len(), ORDERS);
     assert!(closed.values().all(|reasons| *reasons == [CloseReason::Expired]), "{closed:?}");
-    assert_eq!(stock(&test, product).await, ORDERS as i64);
+    assert_eq!(test.stock(product).await, ORDERS as i64);
     for app in others {
         app.db.close().await.unwrap();
     }
@@ -196,7 +189,7 @@ async fn order_ends_once_when_expiry_races_pay_and_cancel() {
         let status = order(&test, *id, user).await["orderStatus"].as_str().unwrap().to_owned();
         assert_eq!(status, if was_paid && !was_cancelled { "PAID" } else { "CANCELLED" });
     }
-    assert_eq!(stock(&test, product).await, ORDERS - spent);
+    assert_eq!(test.stock(product).await, ORDERS - spent);
     assert_eq!(
         test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"],
         1_000_000 - 10 * spent,
@@ -219,7 +212,7 @@ async fn sweeper_expires_order_in_background() {
     .await;
     assert_eq!(shown["closeReason"], "EXPIRED");
     assert!(shown["closedAt"].as_str().unwrap() >= shown["expiresAt"].as_str().unwrap(), "{shown}");
-    assert_eq!(stock(&test, product).await, 5);
+    assert_eq!(test.stock(product).await, 5);
     test.finish().await;
 }
 
@@ -254,7 +247,7 @@ async fn remote_hold_expires_when_due() {
     let place = json!({"userId": user, "orderProducts": lines});
     let placed = test.post("/api/v1/orders", place).await.ok()["orderId"].as_i64().unwrap();
     for product in products {
-        assert_eq!(stock(&test, product).await, 3);
+        assert_eq!(test.stock(product).await, 3);
     }
     test.clock.advance(599_999);
     assert_eq!(test.engine.sweep().await.unwrap(), 0);
@@ -262,7 +255,7 @@ async fn remote_hold_expires_when_due() {
     assert_eq!(test.engine.sweep().await.unwrap(), 1);
     for _ in 0..3 {
         for product in products {
-            assert_eq!(stock(&test, product).await, 5);
+            assert_eq!(test.stock(product).await, 5);
         }
         assert_eq!(order(&test, placed, user).await["closeReason"], "EXPIRED");
         test.clock.advance(120_000);

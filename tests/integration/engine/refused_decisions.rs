@@ -4,20 +4,15 @@ use firstcome::recovery::rebuild;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::AssertSqlSafe;
 
 use crate::{
-    engine::durability::{acknowledged_by_postgres, another, lag, send},
+    engine::durability::{acknowledged_by_postgres, lag, send},
     recovery::rebuild::{ack_postgres, projected, rebuilt},
     support::{
         fake_gateway::FakeGateway,
         harness::{self, Options, Reply, TestApp, until},
     },
 };
-
-async fn sql(test: &TestApp, sql: &str) {
-    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(test.db.get_postgres_connection_pool()).await.unwrap();
-}
 
 /// Refused as a request whose outcome is unknown.
 fn unknown(reply: &Reply) {
@@ -41,7 +36,7 @@ async fn apply_all(test: &TestApp) -> usize {
 async fn reply_unknown_while_decision_is_dead_letter() {
     for elsewhere in [false, true] {
         let test = TestApp::with(if elsewhere { acknowledged_by_postgres() } else { ack_postgres() }).await;
-        let projector = another(&test).await;
+        let projector = test.open_instance(&Options::default()).await.unwrap();
         if elsewhere {
             projector.project();
             test.app.watch(false);
@@ -50,7 +45,7 @@ async fn reply_unknown_while_decision_is_dead_letter() {
         for _ in 0..12 {
             users.push(test.user(0).await);
         }
-        sql(&test, "ALTER TABLE balance_entries ADD CONSTRAINT no_sevens CHECK (amount <> 7)").await;
+        test.sql("ALTER TABLE balance_entries ADD CONSTRAINT no_sevens CHECK (amount <> 7)").await;
         let charge = async |n: usize| {
             let (path, amount) = (format!("/api/v1/balances/{}", users[n]), if n == 5 { 7 } else { 10 });
             test.send(Method::PUT, &path, Some(&json!({"amount": amount})), Some(&format!("key-{n}"))).await
@@ -68,7 +63,7 @@ async fn reply_unknown_while_decision_is_dead_letter() {
         // Decisions after a dead letter are acknowledged as before; Redis decided the seven once.
         test.put_charge(users[0], 1).await.ok();
         assert_eq!(test.get(&format!("/api/v1/balances/{}", users[5])).await.ok()["balance"], 7);
-        sql(&test, "ALTER TABLE balance_entries DROP CONSTRAINT no_sevens").await;
+        test.sql("ALTER TABLE balance_entries DROP CONSTRAINT no_sevens").await;
         assert_eq!(apply_all(&test).await, 1);
         let reply = charge(5).await;
         assert!(reply.replayed(), "{}", reply.text);
@@ -85,12 +80,12 @@ async fn order_reply_unknown_while_remote_hold_is_dead_letter() {
     let test = TestApp::with(Options { partitions: 3, ..ack_postgres() }).await;
     let (_, user) = (test.user(0).await, test.user(1_000).await);
     let product = test.product(100, 10).await;
-    sql(&test, "ALTER TABLE stock_holds ADD CONSTRAINT none CHECK (false) NOT VALID").await;
+    test.sql("ALTER TABLE stock_holds ADD CONSTRAINT none CHECK (false) NOT VALID").await;
     let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
     let place = async || test.send(Method::POST, "/api/v1/orders", Some(&order), Some("order")).await;
     unknown(&place().await);
     unknown(&place().await);
-    sql(&test, "ALTER TABLE stock_holds DROP CONSTRAINT none").await;
+    test.sql("ALTER TABLE stock_holds DROP CONSTRAINT none").await;
     assert_eq!(apply_all(&test).await, 1);
     let reply = place().await;
     assert!(reply.replayed(), "{}", reply.text);
@@ -106,12 +101,12 @@ async fn gateway_not_asked_when_payment_is_dead_letter() {
     let test = TestApp::with(Options { gateway: gateways, ..ack_postgres() }).await;
     let (user, product) = (test.user(0).await, test.product(100, 10).await);
     let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-    sql(&test, "ALTER TABLE payments ADD CONSTRAINT none CHECK (false) NOT VALID").await;
+    test.sql("ALTER TABLE payments ADD CONSTRAINT none CHECK (false) NOT VALID").await;
     let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 100});
     let reply = test.send(Method::POST, "/api/v1/payments", Some(&body), Some("pay")).await;
     unknown(&reply);
     assert_eq!(gateway.total_posts(), 0, "money was asked for that nobody may remember");
-    sql(&test, "ALTER TABLE payments DROP CONSTRAINT none").await;
+    test.sql("ALTER TABLE payments DROP CONSTRAINT none").await;
     assert_eq!(apply_all(&test).await, 1);
     test.finish().await;
 }

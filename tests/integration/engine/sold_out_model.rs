@@ -13,7 +13,7 @@ use firstcome::{
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::{
-    engine::sold_out::{UNKNOWN_USER, issue, open_another},
+    engine::sold_out::{UNKNOWN_USER, issue},
     support::harness::{Options, TestApp, call},
 };
 
@@ -213,8 +213,8 @@ fn agree(partitions: u16, cases: u32) {
             runtime.block_on(async {
                 let options = Options { partitions, ..Options::default() };
                 let test = TestApp::with(options.clone()).await;
-                let other = open_another(&test, options.clone()).await;
-                let truth = open_another(&test, Options { sold_out_lease_ms: 0, ..options }).await;
+                let other = test.open_instance(&options).await.unwrap();
+                let truth = test.open_instance(&Options { sold_out_lease_ms: 0, ..options }).await.unwrap();
                 let engines: [&Engine; 2] = [&test.engine, &other.engine];
                 let (truth_engine, none) = (&truth.engine, (Vec::new(), Vec::new()));
                 let mut trial = Trial {

@@ -31,13 +31,6 @@ async fn rows(test: &TestApp) -> BTreeMap<String, i64> {
     rows
 }
 
-/// Everything in Redis but the ids that a process has reserved for orders to come, a block of them at a time.
-async fn state(test: &TestApp) -> BTreeMap<String, String> {
-    let mut all = test.snapshot().await;
-    all.retain(|key, _| !key.ends_with(":ids"));
-    all
-}
-
 /// Bytes of Redis by key.
 async fn bytes(test: &TestApp) -> BTreeMap<String, i64> {
     let mut redis = test.raw().await;
@@ -158,12 +151,12 @@ async fn refused_request_leaves_nothing() {
         let shop = Catalog::open(partitions).await;
         let test = &shop.test;
         test.drain().await;
-        let (before, rows_before) = (state(test).await, rows(test).await);
+        let (before, rows_before) = (effects(test).await, rows(test).await);
         for (at, (wanted, method, path, body)) in shop.refusals().into_iter().enumerate() {
             for key in [None, Some(format!("key-{at}"))] {
                 let reply = test.send(method.clone(), &path, Some(&body), key.as_deref()).await;
                 assert_eq!(code(&reply), wanted, "{partitions}: {method} {path} {body} {}", reply.text);
-                let after = state(test).await;
+                let after = effects(test).await;
                 let new: Vec<_> = after.iter().filter(|(key, value)| before.get(*key) != Some(value)).collect();
                 assert!(after == before, "{partitions}: {wanted} of {method} {path} under {key:?} leaves {new:?}");
             }
@@ -184,7 +177,7 @@ async fn refused_request_leaves_nothing() {
         ] {
             assert!(test.get(path).await.status.is_client_error(), "{path}");
         }
-        assert!(state(test).await == before, "{partitions}");
+        assert!(effects(test).await == before, "{partitions}");
         test.drain().await;
         assert_eq!(rows(test).await, rows_before, "{partitions}");
         shop.test.finish().await;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     process::binary::{ADMIN, Running, Servers, get, post, run},
-    support::harness::until,
+    support::{files::copy_dir, harness::until},
 };
 
 const PAGE: &str = include_str!("../../../docs/operations.md");
@@ -141,16 +141,6 @@ impl Operator {
 fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
-}
-
-/// Copies a server's directory; the server is down.
-fn copy(from: &Path, to: &Path) {
-    for step in [
-        Command::new("rm").arg("-rf").arg("--").arg(to).status(),
-        Command::new("cp").arg("-a").arg("--").arg(from).arg(to).status(),
-    ] {
-        assert!(step.unwrap().success());
-    }
 }
 
 async fn projected(base: &str) {
@@ -375,14 +365,14 @@ async fn operations_page_commands_run_as_printed() {
     release(&operator).await;
     serving.stop().await;
     servers.redis.stop().await.unwrap();
-    copy(&servers.redis.data_dir(), &redis_copy);
+    copy_dir(&servers.redis.data_dir(), &redis_copy);
     servers.redis.restart().await.unwrap();
     let (mut serving, base) = serve(&servers, "second").await;
     operator.shop.clone_from(&base);
     bought(&base, users[3], 1, 1).await;
     projected(&base).await;
     servers.redis.kill().await.unwrap();
-    copy(&redis_copy, &servers.redis.data_dir());
+    copy_dir(&redis_copy, &servers.redis.data_dir());
     servers.redis.restart().await.unwrap();
     until("it says what is missing", async || get(&base, "/readyz").await.text.contains("behind").then_some(())).await;
     let less = "Redis came back with less than it had";
@@ -423,7 +413,7 @@ async fn operations_page_commands_run_as_printed() {
     projected(&base).await;
     serving.stop().await;
     servers.postgres.stop().await.unwrap();
-    copy(servers.postgres.data_dir(), &postgres_copy);
+    copy_dir(servers.postgres.data_dir(), &postgres_copy);
     servers.postgres.restart().await.unwrap();
     let (mut serving, base) = serve(&servers, "fourth").await;
     operator.shop.clone_from(&base);
@@ -433,7 +423,7 @@ async fn operations_page_commands_run_as_printed() {
     // The outbox keeps what PostgreSQL has for a while; then it is gone.
     operator.types("redis-cli XTRIM '{p0}:outbox' MAXLEN 0").await.well();
     servers.postgres.stop().await.unwrap();
-    copy(&postgres_copy, servers.postgres.data_dir());
+    copy_dir(&postgres_copy, servers.postgres.data_dir());
     servers.postgres.restart().await.unwrap();
     let restored = "PostgreSQL's disk is gone";
     assert_ne!(operator.types("firstcome rebuild").await.code, Some(0), "it would discard decisions");

@@ -37,10 +37,6 @@ async fn start_refused_when_database_not_utf8() {
     harness::drop_database(&template).await;
 }
 
-async fn sql(test: &TestApp, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(test.db.get_postgres_connection_pool()).await.unwrap();
-}
-
 async fn count(test: &TestApp, what: &str) -> i64 {
     let sql = AssertSqlSafe(format!("SELECT count(*) FROM {what}"));
     sqlx::query_scalar(sql).fetch_one(test.db.get_postgres_connection_pool()).await.unwrap()
@@ -48,8 +44,7 @@ async fn count(test: &TestApp, what: &str) -> i64 {
 
 /// Has the server refuse every user of this name, as if for this reason.
 async fn refuse(test: &TestApp, state: &str) {
-    sql(
-        test,
+    test.sql(
         &format!(
             "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
              $$ BEGIN RAISE EXCEPTION 'not {NAME}' USING ERRCODE = '{state}'; END $$;
@@ -82,7 +77,7 @@ async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
     let audit = test.get("/admin/v1/audit").await.ok();
     assert_eq!(audit["balanced"], false, "{audit}");
     // Once nothing is in their way they are applied, one by one.
-    sql(&test, "DROP TRIGGER refuse ON users").await;
+    test.sql("DROP TRIGGER refuse ON users").await;
     let dead_letters = test.get("/admin/v1/dead-letters?size=100").await.ok();
     for dead_letter in dead_letters["content"].as_array().unwrap() {
         let body = json!({"partition": 0, "streamId": dead_letter["streamId"], "seq": dead_letter["seq"]});
@@ -96,7 +91,7 @@ async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
 async fn dead_letter_filed_in_ascii_when_postgres_refuses_its_text() {
     let test = TestApp::start().await;
     refuse(&test, "22P05").await;
-    sql(&test, r"ALTER TABLE dead_letters ADD CHECK (fields::text ~ '^[ -~]*$' AND reason ~ '^[ -~]*$')").await;
+    test.sql(r"ALTER TABLE dead_letters ADD CHECK (fields::text ~ '^[ -~]*$' AND reason ~ '^[ -~]*$')").await;
     user(&test, NAME).await;
     user(&test, "after").await;
     test.drain().await;
@@ -105,7 +100,7 @@ async fn dead_letter_filed_in_ascii_when_postgres_refuses_its_text() {
     let dead_letter = &dead_letters["content"][0];
     assert!(dead_letter["fields"]["escaped"].as_str().is_some_and(|text| text.contains("1f39f")), "{dead_letter}");
     // It is there to be read. Applied, it would be under another name.
-    sql(&test, "DROP TRIGGER refuse ON users").await;
+    test.sql("DROP TRIGGER refuse ON users").await;
     let body = json!({"partition": 0, "streamId": dead_letter["streamId"], "seq": dead_letter["seq"]});
     test.post("/admin/v1/dead-letters/retry", body).await.refused(409, "DEAD_LETTER_REFUSED");
     test.finish_unchecked().await;
@@ -135,7 +130,7 @@ async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
         );
         // A sale goes on meanwhile.
         test.put("/api/v1/balances/1", json!({"amount": 1})).await.ok();
-        sql(&test, "DROP TRIGGER refuse ON users").await;
+        test.sql("DROP TRIGGER refuse ON users").await;
         test.drain().await;
         test.engine.check().await;
         assert_eq!(ready().await, json!({"status": "UP"}), "{state}");

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use firstcome::{model::event, recovery::rebuild};
 use futures_util::future::join_all;
 use proptest::{prelude::*, test_runner::TestRunner};
-use redis::aio::MultiplexedConnection;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -20,30 +19,21 @@ use crate::{
     support::{
         api_kit::{get, post},
         harness::{Options, Reply, TestApp},
-        invariants,
+        invariants, outbox,
     },
 };
 
-type Entry = (String, Vec<(String, String)>);
-
 /// A kind of event that this program does not know.
 const UNKNOWN_KIND: &str = "a_kind_of_a_newer_program";
-
-async fn entries(redis: &mut MultiplexedConnection, partition: u16) -> Vec<Entry> {
-    let outbox = format!("{{p{partition}}}:outbox");
-    redis::cmd("XRANGE").arg(outbox).arg("-").arg("+").query_async(redis).await.unwrap()
-}
 
 /// Gives the chosen entries of the outbox an unknown kind, and keeps their kind in another field: they become dead
 /// letters.
 async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize {
     let (mut redis, mut place, mut made) = (test.raw().await, 0, 0);
     for partition in 0..test.options.partitions {
-        let outbox = format!("{{p{partition}}}:outbox");
-        let all = entries(&mut redis, partition).await;
-        let _: i64 = redis::cmd("DEL").arg(&outbox).query_async(&mut redis).await.unwrap();
-        for (id, fields) in all {
-            let mut fields = event::fields_of(&fields, 0);
+        let mut all = outbox::entries(&mut redis, partition).await;
+        for (_, fields) in &mut all {
+            *fields = event::fields_of(fields, 0);
             let kind = fields.iter_mut().find(|(name, _)| name == "kind").unwrap();
             if chosen(place, &kind.1) {
                 let was = std::mem::replace(&mut kind.1, UNKNOWN_KIND.to_owned());
@@ -51,28 +41,18 @@ async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool)
                 made += 1;
             }
             place += 1;
-            let mut add = redis::cmd("XADD");
-            add.arg(&outbox).arg(&id);
-            for (name, value) in &fields {
-                add.arg(name).arg(value);
-            }
-            let _: String = add.query_async(&mut redis).await.unwrap();
         }
+        outbox::replace(&mut redis, partition, &all).await;
     }
     made
 }
 
 /// Restores the kind of the dead letters, so that a retry can apply them.
 async fn make_applicable(test: &TestApp) {
-    sql(
-        test,
+    test.sql(
         "UPDATE dead_letters SET fields = fields || jsonb_build_object('kind', fields->>'was') WHERE fields ? 'was'",
     )
     .await;
-}
-
-async fn sql(test: &TestApp, sql: &str) {
-    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(test.db.get_postgres_connection_pool()).await.unwrap();
 }
 
 async fn one<T: Send + Unpin>(test: &TestApp, sql: &'static str) -> T
@@ -214,7 +194,7 @@ async fn dead_letter_refused_changes_only_its_reason() {
     // Newest first: the payment of an order that is not there.
     let both = all_dead_letters(&test).await;
     assert_eq!(both.len(), 2);
-    sql(&test, "UPDATE dead_letters SET reason = 'nobody has looked'").await;
+    test.sql("UPDATE dead_letters SET reason = 'nobody has looked'").await;
     let (before, redis) = (tables(&test).await, test.snapshot().await);
     let paid = both.iter().find(|dead_letter| dead_letter["fields"]["kind"] == "order_paid").unwrap();
     let refused = retry(&test, paid).await;
@@ -323,8 +303,7 @@ async fn dead_letter_refused_when_never_decided() {
     poison(&mut redis, false, &charge).await;
     test.put_charge(user, 9).await.ok();
     test.drain().await;
-    sql(
-        &test,
+    test.sql(
         "UPDATE dead_letters SET fields = jsonb_set(fields, '{kind}', '\"balance_charged\"') WHERE fields ? 'kind'",
     )
     .await;
@@ -336,7 +315,7 @@ async fn dead_letter_refused_when_never_decided() {
         assert!(refused.text.contains("place"), "{}", refused.text);
     }
     // Nor does a forged sequence number.
-    sql(&test, "UPDATE dead_letters SET epoch = 1, seq = 77 WHERE fields ? 'kind'").await;
+    test.sql("UPDATE dead_letters SET epoch = 1, seq = 77 WHERE fields ? 'kind'").await;
     let dead_letter = all_dead_letters(&test).await.into_iter().find(|dead_letter| dead_letter["seq"] == 77).unwrap();
     retry(&test, &dead_letter).await.refused(409, "DEAD_LETTER_REFUSED");
     assert_eq!(before, tables(&test).await);

@@ -19,7 +19,10 @@ use proptest::{prelude::*, sample::Index, test_runner::TestRunner};
 
 use crate::{
     projector::projection::{busy_day, poison},
-    support::harness::{Options, TestApp},
+    support::{
+        harness::{Options, TestApp},
+        outbox,
+    },
 };
 
 type Fields = Vec<(String, String)>;
@@ -73,10 +76,7 @@ async fn real_entries() -> Vec<Fields> {
     busy_day(&test).await;
     let (mut redis, mut events) = (test.raw().await, Vec::new());
     for partition in 0..3 {
-        let mut read = redis::cmd("XRANGE");
-        read.arg(format!("{{p{partition}}}:outbox")).arg("-").arg("+");
-        let entries: Vec<(String, Fields)> = read.query_async(&mut redis).await.unwrap();
-        events.extend(entries.into_iter().map(|(_, fields)| fields));
+        events.extend(outbox::entries(&mut redis, partition).await.into_iter().map(|(_, fields)| fields));
     }
     test.finish().await;
     events

@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use super::startup_waits::{becomes_ready, servers, start_with, waits_for};
 use crate::{
     process::binary::{Running, Servers, get, post, put, run},
-    support::harness::{self, until},
+    support::{
+        files::copy_dir,
+        harness::{self, until},
+    },
 };
 
 const META: &str = "{p0}:meta";
@@ -129,10 +132,10 @@ async fn new_instance_waits_when_redis_lost_decisions_while_postgres_stopped() {
     order(&a, "before").await;
     let data = servers.redis.data_dir();
     let copy = servers.dir.path().join("copy");
-    crate::engine::durability::copy(&data, &copy);
+    copy_dir(&data, &copy);
     order(&a, "lost").await;
     servers.redis.kill().await.unwrap();
-    crate::engine::durability::copy(&copy, &data);
+    copy_dir(&copy, &data);
     servers.redis.restart().await.unwrap();
     until("the loss is noticed", async || reasons(&a).await?.contains("behind the acknowledged").then_some(())).await;
     let (mut new, b) = serve(&servers, "new", &[]);
@@ -141,7 +144,7 @@ async fn new_instance_waits_when_redis_lost_decisions_while_postgres_stopped() {
     old.child.kill().await.unwrap();
     // Redis as it was, and nobody left who knows better.
     servers.redis.kill().await.unwrap();
-    crate::engine::durability::copy(&copy, &data);
+    copy_dir(&copy, &data);
     servers.redis.restart().await.unwrap();
     let frozen: Option<String> =
         redis::cmd("HGET").arg(META).arg("frozen").query_async(&mut redis(&servers).await).await.unwrap();

@@ -10,9 +10,7 @@ use firstcome::{
 use serde_json::json;
 
 use crate::{
-    recovery::rebuild::{
-        ack_postgres, flush, pending, projected, projecting, ready, rebuilder, rebuilt, refused, stock,
-    },
+    recovery::rebuild::{ack_postgres, projected, projecting, ready, rebuilt, refused},
     support::harness::{self, Options, TestApp, admin_sql, until},
 };
 
@@ -49,7 +47,7 @@ async fn backed_up_before_sale() -> (TestApp, i64, i64, Backup) {
     let (user, product) = (test.user(100_000).await, test.product(100, 10).await);
     projected(&test).await;
     let backup = back_up(&test).await;
-    let order = pending(&test, user, product, 6).await;
+    let order = test.place(user, product, 6).await;
     test.pay(order, user, "CARD", 600).await.ok();
     projected(&test).await;
     (test, user, product, backup)
@@ -76,7 +74,7 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
         projected(&test).await;
         let backup = back_up(&test).await;
         for (product, units) in [(product, 4), (product, 2), (small, 3)] {
-            let order = pending(&test, user, product, units).await;
+            let order = test.place(user, product, units).await;
             test.pay(order, user, "CARD", 100 * units).await.ok();
         }
         test.issue(coupon, user).await.ok();
@@ -87,10 +85,7 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
         test.order(other, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
         let error = refused(&test, rebuild::RebuildOptions::default()).await;
         assert!(error.contains("restored from a backup") && error.contains("`firstcome rebuild --discard`"), "{error}");
-        let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-        let Err(error) = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await else {
-            panic!("it was opened")
-        };
+        let Err(error) = test.open_instance(&test.options).await else { panic!("it was opened") };
         let error = format!("{error:#}");
         assert!(error.contains("rebuild --discard") && error.contains("restored from a backup"), "{error}");
 
@@ -99,7 +94,7 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
         assert_eq!((summary.withheld_units, summary.withheld_coupons), (13, 5), "{summary:?}");
         ready(&test).await;
         for product in [product, small] {
-            assert_eq!(stock(&test, product).await, 0);
+            assert_eq!(test.stock(product).await, 0);
             test.order(other, product, 1).await.refused(409, "SOLD_OUT");
         }
         test.issue(coupon, other).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -127,7 +122,7 @@ async fn loss_bound_not_below_known_loss() {
     let summary = rebuilt(&test, none).await;
     assert_eq!((summary.discarded, summary.withheld_units), (2, 20_000), "{summary:?}");
     ready(&test).await;
-    assert_eq!(stock(&test, product).await, 30_000);
+    assert_eq!(test.stock(product).await, 30_000);
 
     // Acknowledged, and lost from both stores.
     test.put_charge(user, 4).await.ok();
@@ -137,7 +132,7 @@ async fn loss_bound_not_below_known_loss() {
     projected(&test).await;
     restore(&test, backup).await;
     test.engine.check().await;
-    flush(&test).await;
+    test.flush_redis().await;
     let error = refused(&test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await;
     assert!(error.contains("known to have lost 1 decision") && error.contains("--lost-at-most 0"), "{error}");
     let summary = rebuilt(&test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(1) }).await;
@@ -153,7 +148,7 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
         let test = TestApp::with(Options { partitions, ..ack_postgres() }).await;
         let (_, user) = (test.user(0).await, test.user(100_000).await);
         let product = test.product(100, 10).await;
-        let order = pending(&test, user, product, 6).await;
+        let order = test.place(user, product, 6).await;
         projected(&test).await;
         let backup = back_up(&test).await;
         test.pay(order, user, "CARD", 600).await.ok();
@@ -165,18 +160,18 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
         test.post("/admin/v1/withheld/release", json!({})).await.ok();
         projected(&test).await;
         test.clock.advance(1);
-        let later = pending(&test, user, product, 1).await;
+        let later = test.place(user, product, 1).await;
         projected(&test).await;
         let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert!(summary.possible_losses.is_empty(), "{summary:?}");
         ready(&test).await;
-        assert_eq!(stock(&test, product).await, 3);
+        assert_eq!(test.stock(product).await, 3);
         test.clock.advance(700_000);
         test.engine.sweep().await.unwrap();
         test.clock.advance(700_000);
         test.engine.sweep().await.unwrap();
         projected(&test).await;
-        assert_eq!(stock(&test, product).await, 4, "the one of order {later}, and not the six");
+        assert_eq!(test.stock(product).await, 4, "the one of order {later}, and not the six");
         let kept = test.get("/admin/v1/withheld").await.ok();
         assert_eq!(kept["products"][0]["withheldQuantity"], 6, "{kept}");
         test.finish().await;
@@ -190,7 +185,7 @@ async fn rebuild_withholds_when_interrupted() {
     restore(&test, backup).await;
     noticed(&test).await;
     {
-        let rebuild = rebuilder(&test).await;
+        let rebuild = test.rebuild().await;
         let mut lock = test.db.get_postgres_connection_pool().begin().await.unwrap();
         sqlx::query("LOCK TABLE users").execute(&mut *lock).await.unwrap();
         let begun = until("Redis is emptied", async || {
@@ -205,11 +200,10 @@ async fn rebuild_withholds_when_interrupted() {
         lock.rollback().await.unwrap();
         rebuild.db.close().await.unwrap();
     }
-    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-    let next = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await.unwrap();
+    let next = test.open_instance(&test.options).await.unwrap();
     assert!(!loss::read(&next.db).await.unwrap()[0].suspected);
     ready(&test).await;
-    assert_eq!(stock(&test, product).await, 0);
+    assert_eq!(test.stock(product).await, 0);
     test.order(user, product, 1).await.refused(409, "SOLD_OUT");
     projected(&test).await;
     assert_eq!(test.get("/admin/v1/withheld").await.ok()["products"][0]["withheldQuantity"], 10);
@@ -247,8 +241,7 @@ async fn ack_mode_restored_while_process_runs() {
         durability: DurabilityConfig { ack: Ack::Redis, ..DurabilityConfig::default() },
         ..test.options.clone()
     };
-    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-    let next = harness::open(&options, &redis, &postgres, test.clock.clone()).await.unwrap();
+    let next = test.open_instance(&options).await.unwrap();
     next.watch(false);
     assert!(!progress::only_postgres_acknowledged(&test.db).await.unwrap());
     restore(&test, backup).await;
@@ -270,15 +263,14 @@ async fn rebuild_at_start_withholds_loss_named_by_operator() {
         let product = test.product(100, 10).await;
         projected(&test).await;
         test.app.stop(None).await;
-        flush(&test).await;
+        test.flush_redis().await;
         if said {
             let sql = "UPDATE store SET ack = 'redis'";
             sqlx::query(sql).execute(test.db.get_postgres_connection_pool()).await.unwrap();
         }
-        let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-        let next = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await.unwrap();
+        let next = test.open_instance(&test.options).await.unwrap();
         ready(&test).await;
-        assert_eq!(stock(&test, product).await, if said { 0 } else { 10 });
+        assert_eq!(test.stock(product).await, if said { 0 } else { 10 });
         next.db.close().await.unwrap();
         test.finish().await;
     }

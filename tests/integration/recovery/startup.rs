@@ -9,9 +9,7 @@ use firstcome::{
     dev::{self, RedisServer, ScratchDir},
     model::{Clock, NewOrder, NewProduct, NewUser, UserId},
     postgres,
-    projector::Projector,
-    recovery::rebuild::{self, Rebuild},
-    redis::Store,
+    recovery::rebuild,
 };
 use futures_util::future::join_all;
 use sea_orm::DatabaseConnection;
@@ -297,16 +295,13 @@ async fn start_rebuilds_redis_of_other_layout() {
     let mut redis = pair.raw().await;
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("layout").query_async(&mut redis).await.unwrap();
     pair.is_refused(None, &["as another version of this program keeps it", "firstcome rebuild"]).await;
-    let store = Store::connect(&harness::redis_config(&pair.redis.url())).await.unwrap();
-    let (clock, keep) = (Clock::standing(START), RetentionConfig::default().retention());
-    let timeout = std::time::Duration::from_secs(600);
-    let projector = Projector::new(store.clone(), pair.db.clone(), clock.clone(), &Default::default(), timeout, keep);
-    let (db, zone) = (pair.db.clone(), chrono_tz::Asia::Seoul);
-    let rebuild = Rebuild { store, db, projector, clock, zone, retention: keep, durability: Default::default() };
-    rebuild.run(rebuild::RebuildOptions::default()).await.unwrap();
+    let (config, retention) = (harness::redis_config(&pair.redis.url()), RetentionConfig::default().retention());
+    let rebuild = harness::rebuild(&config, &pair.database, Clock::standing(START), retention).await;
+    rebuild.clone().run(rebuild::RebuildOptions::default()).await.unwrap();
+    rebuild.db.close().await.unwrap();
     let app = pair.open(None).await.unwrap();
     user(&app, 5).await;
-    app.stop(Some(timeout)).await;
+    app.stop(Some(std::time::Duration::from_secs(600))).await;
     invariants::check(&mut [redis], &pair.db, 1, 0).await;
     app.db.close().await.unwrap();
     pair.end().await;

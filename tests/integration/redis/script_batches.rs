@@ -17,7 +17,10 @@ use serde_json::json;
 
 use crate::{
     redis::scripts::{Bench, HOUR_MS, Raw},
-    support::harness::{Options, START, TestApp},
+    support::{
+        harness::{Options, START, TestApp},
+        outbox,
+    },
 };
 
 const USERS: i64 = 4;
@@ -113,11 +116,8 @@ async fn state(test: &TestApp) -> BTreeMap<String, String> {
 
 /// The outbox's events as those of single decisions, without the links between changes.
 async fn events(bench: &mut Bench) -> Vec<Vec<(String, String)>> {
-    let mut read = redis::cmd("XRANGE");
-    read.arg(Keys(Partition(0)).outbox()).arg("-").arg("+");
-    let entries: Vec<(String, Vec<(String, String)>)> = read.query_async(&mut bench.redis).await.unwrap();
     let mut events = Vec::new();
-    for (_, fields) in entries {
+    for (_, fields) in outbox::entries(&mut bench.redis, 0).await {
         for nth in 0..event::decode(&fields).len() {
             let mut event = event::fields_of(&fields, nth);
             event.retain(|(name, _)| name != "prev");
@@ -226,19 +226,13 @@ async fn poisoned_decision_leaves_rest_of_entry_applied() {
     charged.await.into_iter().for_each(|reply| drop(reply.ok()));
     // The last entry, with two decisions more: one that lacks its parts, and one of a user that does not exist.
     let (mut redis, keys) = (test.raw().await, Keys(Partition(0)));
-    let mut read = redis::cmd("XRANGE");
-    read.arg(keys.outbox()).arg("-").arg("+");
-    let mut entries: Vec<(String, Vec<(String, String)>)> = read.query_async(&mut redis).await.unwrap();
+    let mut entries = outbox::entries(&mut redis, 0).await;
     let seq: i64 = redis::cmd("HINCRBY").arg(keys.meta()).arg("seq").arg(2).query_async(&mut redis).await.unwrap();
     let parts = ["balance_charged", &seq.to_string(), &START.0.to_string(), "rid", "999", "1", "5", "0", "5", ""];
     let (_, events) = entries.last_mut().unwrap().1.last_mut().unwrap();
     let broken = ["order_placed", &(seq - 1).to_string(), "of another version"].join("\u{1f}");
     *events = format!("{events}\u{1e}{broken}\u{1e}{}", parts.join("\u{1f}"));
-    let _: i64 = redis::cmd("DEL").arg(keys.outbox()).query_async(&mut redis).await.unwrap();
-    for (id, fields) in &entries {
-        let _: String =
-            redis::cmd("XADD").arg(keys.outbox()).arg(id).arg(fields).query_async(&mut redis).await.unwrap();
-    }
+    outbox::replace(&mut redis, 0, &entries).await;
     test.drain().await;
     // Which checks that there are two dead letters.
     test.finish().await;

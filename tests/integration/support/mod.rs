@@ -3,6 +3,8 @@
 pub mod api_kit;
 pub mod exposition;
 pub mod fake_gateway;
+pub mod files;
 pub mod harness;
 pub mod invariants;
+pub mod outbox;
 pub mod promql;

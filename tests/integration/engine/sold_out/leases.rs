@@ -167,19 +167,9 @@ async fn sold_out_state_dropped_when_epoch_changes() {
         let lost = test.user(0).await;
         assert_refused_without_redis(engine, coupon, &users[2..]).await;
         assert_refused_without_redis(engine, coupon, &[lost]).await;
-        let _: () = redis::cmd("FLUSHALL").query_async(&mut test.raw().await).await.unwrap();
-        let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
-        let db = postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
-        let patience = std::time::Duration::from_secs(600);
-        let keep = test.options.retention.retention();
-        let projector =
-            Projector::new(store.clone(), db.clone(), test.clock.clone(), &Default::default(), patience, keep);
-        let (clock, zone) = (test.clock.clone(), engine.zone());
-        let rebuild =
-            Rebuild { store, db: db.clone(), projector, clock, zone, retention: keep, durability: Default::default() };
-        // The operator says that nothing is missing, and is wrong.
-        rebuild.run(rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await.unwrap();
-        db.close().await.unwrap();
+        test.flush_redis().await;
+        // The operator says that no decision is missing, and is wrong.
+        rebuilt(test, rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await;
         // No check of the partition was needed: no lease is left.
         test.issue(coupon, users[2]).await.ok();
         test.issue(coupon, users[2]).await.refused(400, "INVALID_COUPON");

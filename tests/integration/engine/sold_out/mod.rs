@@ -8,41 +8,30 @@ mod releases;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use firstcome::{
-    app::App,
     engine::{sold_out::Counts, *},
     model::{Partition, *},
-    postgres,
-    projector::Projector,
-    recovery::rebuild::{self, Rebuild},
-    redis::{Store, commands::ReleasePreparation},
+    recovery::rebuild,
+    redis::commands::ReleasePreparation,
 };
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::support::harness::{self, Options, TestApp, call, until};
+use crate::{
+    recovery::rebuild::rebuilt,
+    support::{
+        api_kit::on_1_and_3,
+        harness::{Options, TestApp, call, until},
+    },
+};
 
 const LEASE_MS: i64 = 200;
 /// An id that no user has.
 pub const UNKNOWN_USER: i64 = 5_000_000;
 
-async fn on_1_and_3(body: impl AsyncFn(&TestApp)) {
-    for partitions in [1, 3] {
-        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
-        body(&test).await;
-        test.finish().await;
-    }
-}
-
 async fn users(test: &TestApp, count: i64) -> Vec<i64> {
     let made = test.post("/admin/v1/users/bulk", json!({"count": count})).await.created();
     let first = made["firstUserId"].as_i64().unwrap();
     (first..first + count).collect()
-}
-
-/// Another process on the same stores, by the same clock.
-pub async fn open_another(test: &TestApp, options: Options) -> App {
-    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-    harness::open(&options, &redis, &postgres, test.clock.clone()).await.unwrap()
 }
 
 pub async fn issue(engine: &Engine, coupon: i64, user: i64) -> Result<i64, Error> {

@@ -100,7 +100,7 @@ async fn issue_follows_campaign_window_when_sold_out() {
         let users = users(test, 20).await;
         let (winners, late) = users.split_at(4);
         let coupon = sold_out_campaign(test, winners).await;
-        let other = open_another(test, test.options.clone()).await;
+        let other = test.open_instance(&test.options).await.unwrap();
         test.clock.advance(1_000);
         assert_refused_without_redis(&test.engine, coupon, late).await;
         assert_refused_without_redis(&other.engine, coupon, late).await;

@@ -24,7 +24,7 @@ async fn release_waits_for_every_lease() {
         let coupon = test.campaign("FIXED", 100, 5).await;
         test.issue(coupon, users[0]).await.ok();
         withhold(test, coupon, 4).await;
-        let other = open_another(test, test.options.clone()).await;
+        let other = test.open_instance(&test.options).await.unwrap();
         for engine in [&test.engine, &other.engine] {
             assert_refused_without_redis(engine, coupon, &users[1..]).await;
         }
@@ -123,7 +123,7 @@ async fn rush(partitions: u16) {
     let users = users(&test, USERS as i64).await;
     let coupon = test.campaign("FIXED", 100, 40).await;
     withhold(&test, coupon, 20).await;
-    let other = open_another(&test, options).await;
+    let other = test.open_instance(&options).await.unwrap();
     let over = AtomicBool::new(false);
     let (given, released) = (AtomicU64::new(0), AtomicU64::new(0));
     let engines = [&test.engine, &other.engine];

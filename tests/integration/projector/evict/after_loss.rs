@@ -2,19 +2,10 @@
 
 use super::*;
 
-async fn rebuilt(test: &TestApp) -> rebuild::Summary {
-    let store = Store::connect(&harness::redis_config(&test.redis.url())).await.unwrap();
-    let db =
-        firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
-    let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.retention());
-    let timeout = Duration::from_secs(600);
-    let projector =
-        projector::Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, keep);
-    let rebuild =
-        Rebuild { store, db: db.clone(), projector, clock, zone, retention: keep, durability: Default::default() };
-    let summary = rebuild.run(rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await.unwrap();
-    db.close().await.unwrap();
-    until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;
+/// Rebuilds Redis, and says that no decision is missing.
+async fn rebuild_without_loss(test: &TestApp) -> rebuild::Summary {
+    let summary = rebuilt(test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await;
+    ready(test).await;
     summary
 }
 
@@ -31,8 +22,8 @@ async fn rebuild_restores_orders_not_archived() {
         let pending = shop.place(None).await;
         shop.test.clock.advance(60_000);
         shop.test.drain().await;
-        let _: () = redis::cmd("FLUSHALL").query_async(&mut shop.test.raw().await).await.unwrap();
-        let summary = rebuilt(&shop.test).await;
+        shop.test.flush_redis().await;
+        let summary = rebuild_without_loss(&shop.test).await;
         assert_eq!((summary.withheld_units, summary.lost_at_least), (0, 0));
         let ttls = shop.ttls().await;
         let orders: BTreeSet<&String> = ttls.keys().filter(|key| key.contains(":order:")).collect();
@@ -106,7 +97,7 @@ async fn rebuild_finishes_refund_of_archived_order() {
         .await
         .unwrap();
     assert_eq!(refunded, 1);
-    let summary = rebuilt(&shop.test).await;
+    let summary = rebuild_without_loss(&shop.test).await;
     assert_eq!(summary.repaired, 2);
     assert_eq!(shop.stock().await, stock);
     shop.finish().await;

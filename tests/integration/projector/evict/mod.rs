@@ -20,9 +20,8 @@ use firstcome::{
         event::{self, Event},
     },
     projector,
-    recovery::rebuild::{self, Rebuild},
+    recovery::rebuild,
     redis::{
-        Store,
         commands::{CloseOrder, Closing},
         keys::Keys,
         outbox::{Entry, StreamId},
@@ -35,6 +34,7 @@ use serde_json::{Value, json};
 
 use crate::{
     projector::projection::{RestartableApp, busy_day},
+    recovery::rebuild::{ready, rebuilt},
     support::{
         fake_gateway::{Behaviour, FakeGateway, QueryBehaviour},
         harness::{self, Options, TestApp, call, gateways, until},
@@ -96,11 +96,7 @@ impl Fixture {
     }
 
     async fn stock(&self) -> Vec<i64> {
-        let of = |product| async move {
-            let product = self.test.get(&format!("/api/v1/products/{product}")).await.ok();
-            product["stockQuantity"].as_i64().unwrap()
-        };
-        join_all(self.products.iter().copied().map(of)).await
+        join_all(self.products.iter().map(|product| self.test.stock(*product))).await
     }
 
     fn key(&self, order: i64) -> String {

@@ -7,7 +7,7 @@ async fn batch_size_leaves_tables_unchanged() {
     let test = TestApp::start().await;
     busy_day(&test).await;
     let mut redis = test.raw().await;
-    let stream = entries(&mut redis).await;
+    let stream = entries(&mut redis, 0).await;
     let kind = |fields: &[(String, String)]| {
         event::fields_of(fields, 0).into_iter().find(|(name, _)| name == "kind").unwrap().1
     };
@@ -18,7 +18,7 @@ async fn batch_size_leaves_tables_unchanged() {
     assert!(expected.iter().all(|(table, rows)| rows.is_empty() == (*table == "dead_letters")), "{expected:?}");
     let store: String = redis::cmd("HGET").arg(META).arg("store").query_async(&mut redis).await.unwrap();
     for batch in [1, 2, 7] {
-        put_back(&mut redis, &stream).await;
+        outbox::replace(&mut redis, 0, &stream).await;
         let database = harness::fresh_database().await;
         let url = harness::postgres_url(&database);
         let db = postgres::connect(&harness::postgres_config(&url)).await.unwrap();
@@ -31,7 +31,7 @@ async fn batch_size_leaves_tables_unchanged() {
         let options = Options { batch, ..test.options.clone() };
         let app = harness::open(&options, &test.redis.url(), &url, test.clock.clone()).await.unwrap();
         app.projector.drain().await.unwrap();
-        assert!(entries(&mut redis).await.is_empty());
+        assert!(entries(&mut redis, 0).await.is_empty());
         assert_eq!(expected, tables(&db).await, "batches of {batch}");
         app.db.close().await.unwrap();
         db.close().await.unwrap();
@@ -45,19 +45,19 @@ async fn crash_between_commit_and_trim_applies_events_once() {
     let test = TestApp::with(Options { batch: 5, ..Options::default() }).await;
     busy_day(&test).await;
     let mut redis = test.raw().await;
-    let stream = entries(&mut redis).await;
+    let stream = entries(&mut redis, 0).await;
     test.drain().await;
     let expected = tables(&test.db).await;
     // Nothing of it was trimmed; all but some of it; and some of it with new events behind.
     for left in [stream.len(), 7, 1] {
-        put_back(&mut redis, &stream[stream.len() - left..]).await;
+        outbox::replace(&mut redis, 0, &stream[stream.len() - left..]).await;
         test.drain().await;
-        assert!(entries(&mut redis).await.is_empty());
+        assert!(entries(&mut redis, 0).await.is_empty());
         assert_eq!(expected, tables(&test.db).await);
     }
-    put_back(&mut redis, &stream).await;
+    outbox::replace(&mut redis, 0, &stream).await;
     test.put("/api/v1/balances/1", json!({"amount": 11})).await.ok();
-    assert_eq!(entries(&mut redis).await.len(), stream.len() + 1);
+    assert_eq!(entries(&mut redis, 0).await.len(), stream.len() + 1);
     let projection = test.get("/admin/v1/projection").await.ok();
     assert_eq!(projection["lagEvents"], 1, "what is committed is not behind: {projection}");
     test.drain().await;
@@ -73,7 +73,8 @@ async fn superseded_projector_changes_nothing() {
     for batch in [3, 1000] {
         let test = TestApp::with(Options { batch, ..Options::default() }).await;
         busy_day(&test).await;
-        let others = [another(&test, &test.options).await, another(&test, &test.options).await];
+        let others =
+            [test.open_instance(&test.options).await.unwrap(), test.open_instance(&test.options).await.unwrap()];
         // The position is locked, so that each has read all and waits with its first commit.
         let pool = test.db.get_postgres_connection_pool();
         let mut lock = pool.begin().await.unwrap();
@@ -105,7 +106,7 @@ async fn superseded_projector_changes_nothing() {
 async fn concurrent_projector_progress_is_no_loss() {
     let test = TestApp::with(Options { batch: 1, ..Options::default() }).await;
     let user = test.user(0).await;
-    let others = join_all((0..4).map(|_| another(&test, &test.options))).await;
+    let others = join_all((0..4).map(async |_| test.open_instance(&test.options).await.unwrap())).await;
     for _ in 0..10 {
         for _ in 0..20 {
             test.put_charge(user, 1).await.ok();
@@ -127,8 +128,8 @@ async fn concurrent_projector_progress_is_no_loss() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_projectors_apply_each_event_once_under_load() {
     let test = TestApp::with(Options { max_open_orders: 1000, ..Options::default() }).await;
-    let first = another(&test, &Options { batch: 7, ..test.options.clone() }).await;
-    let second = another(&test, &Options { batch: 3, ..test.options.clone() }).await;
+    let first = test.open_instance(&Options { batch: 7, ..test.options.clone() }).await.unwrap();
+    let second = test.open_instance(&Options { batch: 3, ..test.options.clone() }).await.unwrap();
     first.project();
     second.project();
     let product = test.product(10, 1_000).await;
@@ -159,7 +160,7 @@ async fn two_projectors_apply_each_event_once_under_load() {
     let issued = join_all(shoppers).await.into_iter().filter(|issued| *issued).count();
     assert_eq!(issued, 5);
     // They drain by themselves.
-    until("the outbox is empty", async || entries(&mut test.raw().await).await.is_empty().then_some(())).await;
+    until("the outbox is empty", async || entries(&mut test.raw().await, 0).await.is_empty().then_some(())).await;
     first.stop(None).await;
     second.stop(Some(Duration::from_secs(300))).await;
     test.finish().await;

@@ -28,7 +28,7 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
         );
         test.pay(order, user, "CARD", 300).await.ok();
         // Of an order that is not there: none of its units must have moved either.
-        let mut paid = event::fields_of(&entries(&mut redis).await.pop().unwrap().1, 0);
+        let mut paid = event::fields_of(&entries(&mut redis, 0).await.pop().unwrap().1, 0);
         for (name, value) in &mut paid {
             match name.as_str() {
                 "order" => *value = "999999".into(),
@@ -124,7 +124,7 @@ async fn invalid_event_leaves_position_unchanged() {
         assert_eq!((&here["epoch"], &here["projectedSeq"]), (&json!(1), &json!(5)), "{projection}");
         assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_004);
         // And the next start does not mind.
-        another(&test, &test.options).await.db.close().await.unwrap();
+        test.open_instance(&test.options).await.unwrap().db.close().await.unwrap();
         test.finish().await;
     }
 }
@@ -139,22 +139,22 @@ async fn projection_stops_at_gap() {
         test.drain().await;
         let path = format!("/api/v1/balances/{user}");
         test.put(&path, json!({"amount": 1})).await.ok();
-        let lost = entries(&mut redis).await.pop().unwrap();
+        let lost = entries(&mut redis, 0).await.pop().unwrap();
         let _: i64 = redis::cmd("XDEL").arg(OUTBOX).arg(&lost.0).query_async(&mut redis).await.unwrap();
         test.put(&path, json!({"amount": 2})).await.ok();
         test.put(&path, json!({"amount": 4})).await.ok();
-        let (before, stream) = (tables(&test.db).await, entries(&mut redis).await);
+        let (before, stream) = (tables(&test.db).await, entries(&mut redis, 0).await);
         for _ in 0..3 {
             let error = test.app.projector.drain().await.unwrap_err().to_string();
             assert!(error.contains("(1, 1) to (1, 3)") && error.contains("lost"), "{error}");
         }
         assert_eq!(before, tables(&test.db).await);
-        assert_eq!(stream, entries(&mut redis).await, "what could not be projected was trimmed");
+        assert_eq!(stream, entries(&mut redis, 0).await, "what could not be projected was trimmed");
         let projection = test.get("/admin/v1/projection").await.ok();
         assert_eq!((projection["lagEvents"].as_i64(), projection["deadLetters"].as_i64()), (Some(3), Some(0)));
         // The lost one came back: it all goes on.
-        let all: Vec<Entry> = std::iter::once(lost).chain(stream).collect();
-        put_back(&mut redis, &all).await;
+        let all: Vec<outbox::Entry> = std::iter::once(lost).chain(stream).collect();
+        outbox::replace(&mut redis, 0, &all).await;
         let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
         test.drain().await;
         assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_007);
@@ -195,16 +195,16 @@ async fn events_before_gap_projected() {
         for amount in [1, 2, 4, 8, 16] {
             test.put(&path, json!({"amount": amount})).await.ok();
         }
-        let stream = entries(&mut redis).await;
+        let stream = entries(&mut redis, 0).await;
         let _: i64 = redis::cmd("XDEL").arg(OUTBOX).arg(&stream[4].0).query_async(&mut redis).await.unwrap();
         for _ in 0..2 {
             let error = test.app.projector.drain().await.unwrap_err().to_string();
             assert!(error.contains("(1, 4) to (1, 6)"), "{error}");
             assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_007);
         }
-        assert_eq!(entries(&mut redis).await, stream[5..], "what is projected is trimmed, and nothing else");
+        assert_eq!(entries(&mut redis, 0).await, stream[5..], "what is projected is trimmed, and nothing else");
         test.get(&path).await.refused(503, "SERVICE_UNAVAILABLE");
-        put_back(&mut redis, &stream[4..]).await;
+        outbox::replace(&mut redis, 0, &stream[4..]).await;
         let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
         test.engine.check().await;
         assert_eq!(test.get(&path).await.ok()["balance"], 1_031);

@@ -17,7 +17,7 @@ async fn history_complete_at_every_projected_position() {
         test.pay(order, user, "CARD", 10 * amount).await;
         test.cancel(order, user).await;
     }
-    let stream = entries(&mut redis).await;
+    let stream = entries(&mut redis, 0).await;
     let whole = history(&test, user, "").await;
     let others = history(&test, other, "").await;
     assert!(whole.len() > 10, "{whole:?}");
@@ -40,18 +40,18 @@ async fn history_complete_at_every_projected_position() {
     same("before").await;
     // Half of it projected, half still to come: the later entries are away while the earlier are projected.
     let half = stream.len() / 2;
-    put_back(&mut redis, &stream[..half]).await;
+    outbox::replace(&mut redis, 0, &stream[..half]).await;
     let missing = test.app.projector.drain().await.expect_err("nothing is missing").to_string();
     assert!(missing.contains("decisions are lost"), "{missing}");
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
     test.engine.check().await;
-    put_back(&mut redis, &stream[half..]).await;
+    outbox::replace(&mut redis, 0, &stream[half..]).await;
     same("half").await;
-    put_back(&mut redis, &stream).await;
+    outbox::replace(&mut redis, 0, &stream).await;
     same("half, and not trimmed").await;
     test.drain().await;
     same("after").await;
-    put_back(&mut redis, &stream).await;
+    outbox::replace(&mut redis, 0, &stream).await;
     same("after, and not trimmed").await;
     test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 1})).await.ok();
     assert_eq!(history(&test, user, "").await[..whole.len()], whole);

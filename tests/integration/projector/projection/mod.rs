@@ -27,30 +27,11 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{
     harness::{self, ADMIN, Options, Reply, TestApp, until},
     invariants,
+    outbox::{self, entries},
 };
 
 const OUTBOX: &str = "{p0}:outbox";
 const META: &str = "{p0}:meta";
-
-type Entry = (String, Vec<(String, String)>);
-
-pub async fn entries(redis: &mut MultiplexedConnection) -> Vec<Entry> {
-    redis::cmd("XRANGE").arg(OUTBOX).arg("-").arg("+").query_async(redis).await.unwrap()
-}
-
-/// Makes the outbox hold exactly these entries, under their own ids: as it was when nothing had been trimmed yet.
-async fn put_back(redis: &mut MultiplexedConnection, entries: &[Entry]) {
-    let _: i64 = redis::cmd("DEL").arg(OUTBOX).query_async(redis).await.unwrap();
-    for (id, fields) in entries {
-        let mut add = redis::cmd("XADD");
-        add.arg(OUTBOX).arg(id);
-        for (name, value) in fields {
-            add.arg(name).arg(value);
-        }
-        let added: String = add.query_async(redis).await.unwrap();
-        assert_eq!(&added, id);
-    }
-}
 
 /// Every row of every table, without the times at which they were written.
 async fn tables(db: &DatabaseConnection) -> BTreeMap<&'static str, Vec<String>> {
@@ -77,12 +58,6 @@ async fn tables(db: &DatabaseConnection) -> BTreeMap<&'static str, Vec<String>> 
 
 async fn count(db: &DatabaseConnection, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(db.get_postgres_connection_pool()).await.unwrap()
-}
-
-/// The parts of another process, on the same stores.
-async fn another(test: &TestApp, options: &Options) -> App {
-    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-    harness::open(options, &redis, &postgres, test.clock.clone()).await.unwrap()
 }
 
 fn ids(reply: &Value) -> i64 {
@@ -158,7 +133,7 @@ pub async fn poison(redis: &mut MultiplexedConnection, position: bool, fields: &
 
 /// The outbox's last event again, as if it had been decided twice.
 async fn again(redis: &mut MultiplexedConnection) -> String {
-    let (_, fields) = entries(redis).await.pop().unwrap();
+    let (_, fields) = entries(redis, 0).await.pop().unwrap();
     let fields = event::fields_of(&fields, 0);
     let fields: Vec<(&str, &[u8])> = fields
         .iter()

@@ -10,8 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firstcome::{
     config::{Ack, DurabilityConfig},
-    projector::Projector,
-    recovery::rebuild::{self, Rebuild, Summary},
+    recovery::rebuild::{self, Summary},
     redis::Store,
 };
 use reqwest::Method;
@@ -22,6 +21,7 @@ use crate::{
     support::{
         fake_gateway::{Behaviour, FakeGateway},
         harness::{self, Options, TestApp, until},
+        outbox,
     },
 };
 
@@ -34,33 +34,18 @@ pub fn projecting() -> Options {
     Options { project: true, ..Options::default() }
 }
 
-/// A rebuild by a process of its own.
-pub async fn rebuilder(test: &TestApp) -> Rebuild {
-    let store = Store::connect(&test.redis_config()).await.unwrap();
-    let db =
-        firstcome::postgres::connect(&harness::postgres_config(&harness::postgres_url(&test.database))).await.unwrap();
-    let timeout = std::time::Duration::from_secs(600);
-    let (clock, zone, keep) = (test.clock.clone(), test.engine.zone(), test.options.retention.retention());
-    let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, keep);
-    Rebuild { store, db, projector, clock, zone, retention: keep, durability: Default::default() }
-}
-
 pub async fn rebuilt(test: &TestApp, options: rebuild::RebuildOptions) -> Summary {
-    let rebuild = rebuilder(test).await;
+    let rebuild = test.rebuild().await;
     let summary = rebuild.clone().run(options).await.unwrap();
     rebuild.db.close().await.unwrap();
     summary
 }
 
 pub async fn refused(test: &TestApp, options: rebuild::RebuildOptions) -> String {
-    let rebuild = rebuilder(test).await;
+    let rebuild = test.rebuild().await;
     let error = rebuild.clone().run(options).await.expect_err("it was rebuilt");
     rebuild.db.close().await.unwrap();
     format!("{error:#}")
-}
-
-pub async fn flush(test: &TestApp) {
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut test.raw().await).await.unwrap();
 }
 
 pub async fn ready(test: &TestApp) {
@@ -133,12 +118,4 @@ fn comparable(snapshot: BTreeMap<String, String>) -> BTreeMap<String, String> {
         }
     }
     all
-}
-
-pub async fn pending(test: &TestApp, user: i64, product: i64, quantity: i64) -> i64 {
-    test.order(user, product, quantity).await.ok()["orderId"].as_i64().unwrap()
-}
-
-pub async fn stock(test: &TestApp, product: i64) -> i64 {
-    test.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap()
 }

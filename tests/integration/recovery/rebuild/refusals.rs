@@ -12,8 +12,7 @@ async fn rebuild_refused_when_redis_holds_unprojected_events() {
     test.put_charge(user, 4).await.ok();
     // The second is gone from the outbox: what comes after it can't be applied.
     let mut redis = test.raw().await;
-    let entries: Vec<(String, Vec<String>)> =
-        redis::cmd("XRANGE").arg("{p0}:outbox").arg("-").arg("+").query_async(&mut redis).await.unwrap();
+    let entries = outbox::entries(&mut redis, 0).await;
     let _: i64 = redis::cmd("XDEL").arg("{p0}:outbox").arg(&entries[2].0).query_async(&mut redis).await.unwrap();
     let before = test.snapshot().await;
     let error = refused(&test, rebuild::RebuildOptions::default()).await;
@@ -65,7 +64,7 @@ async fn rebuild_refused_when_redis_belongs_to_other_store() {
     let (test, other) = (TestApp::start().await, TestApp::start().await);
     test.user(0).await;
     let before = other.snapshot().await;
-    let mut rebuild = rebuilder(&test).await;
+    let mut rebuild = test.rebuild().await;
     rebuild.store = Store::connect(&harness::redis_config(&other.redis.url())).await.unwrap();
     rebuild.projector = rebuild.projector.on(rebuild.store.clone());
     let error = rebuild.clone().run(rebuild::RebuildOptions::default()).await.expect_err("it was rebuilt");

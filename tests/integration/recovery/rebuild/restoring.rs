@@ -41,7 +41,7 @@ async fn rebuild_restores_state_of_postgres() {
         projected(&test).await;
 
         let before = comparable(test.snapshot().await);
-        flush(&test).await;
+        test.flush_redis().await;
         let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert_eq!(
             (summary.epoch, summary.possible_losses.len(), summary.lost_at_least, summary.discarded),
@@ -79,7 +79,7 @@ async fn rebuild_keeps_reserved_ids() {
     let call = harness::call(Some(("bulk", "request")));
     let first = test.store.ids_reserve(&call, "user", 1_000).await.unwrap().value;
     projected(&test).await;
-    flush(&test).await;
+    test.flush_redis().await;
     rebuilt(&test, rebuild::RebuildOptions::default()).await;
     ready(&test).await;
     assert_eq!(test.user(0).await, first + 1_000);

@@ -13,8 +13,7 @@ async fn start_rebuilds_empty_redis() {
         std::fs::remove_dir_all(test.redis.data_dir()).unwrap();
         test.redis.restart().await.unwrap();
         until("the loss is noticed", async || (test.get("/readyz").await.status == 503).then_some(())).await;
-        let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-        let next = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await.unwrap();
+        let next = test.open_instance(&test.options).await.unwrap();
         next.engine.ready().await.unwrap();
         ready(&test).await;
         busy_day(&test).await;
@@ -29,11 +28,8 @@ async fn concurrent_starts_rebuild_once() {
     let test = TestApp::with(ack_postgres()).await;
     busy_day(&test).await;
     projected(&test).await;
-    flush(&test).await;
-    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-    let opened = futures_util::future::join_all(
-        (0..4).map(|_| harness::open(&test.options, &redis, &postgres, test.clock.clone())),
-    );
+    test.flush_redis().await;
+    let opened = futures_util::future::join_all((0..4).map(|_| test.open_instance(&test.options)));
     for app in opened.await {
         let app = app.unwrap();
         assert_eq!(app.store.identity().await.unwrap().unwrap().epoch, 2);
@@ -53,7 +49,7 @@ async fn rebuild_restarted_when_interrupted() {
     let before = comparable(test.snapshot().await);
     let mut redis = test.raw().await;
     let store: String = redis::cmd("HGET").arg("{p0}:meta").arg("store").query_async(&mut redis).await.unwrap();
-    flush(&test).await;
+    test.flush_redis().await;
     // As it is a moment after its first keys are back.
     let _: i64 = redis::cmd("HSET")
         .arg("{p0}:meta")
@@ -63,8 +59,7 @@ async fn rebuild_restarted_when_interrupted() {
         .unwrap();
     let _: i64 = redis::cmd("HSET").arg("{p0}:stock").arg(&["1", "999"]).query_async(&mut redis).await.unwrap();
     test.get("/api/v1/products/1").await.refused(503, "SERVICE_UNAVAILABLE");
-    let (url, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-    let next = harness::open(&test.options, &url, &postgres, test.clock.clone()).await.unwrap();
+    let next = test.open_instance(&test.options).await.unwrap();
     assert_eq!(before, comparable(test.snapshot().await));
     next.db.close().await.unwrap();
     ready(&test).await;
@@ -79,7 +74,7 @@ async fn start_refused_when_redis_empty_and_others_run() {
     test.user(5).await;
     projected(&test).await;
     let wrong = TestApp::start().await;
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut wrong.raw().await).await.unwrap();
+    wrong.flush_redis().await;
     let (redis, postgres) = (wrong.redis.url(), harness::postgres_url(&test.database));
     until("somebody is heard of", async || {
         let acknowledged = firstcome::postgres::progress::acknowledged(&test.db).await.unwrap();
@@ -104,10 +99,7 @@ async fn running_process_detects_loss_unaided() {
     test.engine.check().await;
     let _: i64 =
         redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut test.raw().await).await.unwrap();
-    let (redis, postgres) = (test.redis.url(), harness::postgres_url(&test.database));
-    let Err(error) = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await else {
-        panic!("it was opened")
-    };
+    let Err(error) = test.open_instance(&test.options).await else { panic!("it was opened") };
     assert!(format!("{error:#}").contains("behind the acknowledged (1, 2)"), "{error:#}");
     test.finish_unchecked().await;
 }

@@ -10,23 +10,23 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         let (user, product) = (test.user(100_000).await, test.product(100, 20).await);
         let coupon = test.campaign("FIXED", 10, 5).await;
         test.issue(coupon, user).await.ok();
-        let order = pending(&test, user, product, 3).await;
-        let cancelled = pending(&test, user, product, 2).await;
+        let order = test.place(user, product, 3).await;
+        let cancelled = test.place(user, product, 2).await;
         test.drain().await;
         // Acknowledged, and lost.
         test.pay(order, user, "CARD", 300).await.ok();
-        let lost = pending(&test, user, product, 4).await;
+        let lost = test.place(user, product, 4).await;
         let other = test.user(0).await;
         test.issue(coupon, other).await.ok();
         test.engine.check().await;
-        flush(&test).await;
+        test.flush_redis().await;
 
         let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert_eq!(summary.possible_losses, (0..partitions).collect::<Vec<_>>());
         assert!(summary.lost_at_least >= 4, "{summary:?}");
         assert_eq!((summary.withheld_units, summary.withheld_coupons), (15, 4));
         ready(&test).await;
-        assert_eq!(stock(&test, product).await, 0);
+        assert_eq!(test.stock(product).await, 0);
         test.order(user, product, 1).await.refused(409, "SOLD_OUT");
         test.issue(coupon, user + i64::from(partitions)).await.refused(404, "USER_NOT_FOUND");
         let late = test.user(0).await;
@@ -36,11 +36,11 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         // Units of an order that its user cancels are sold again; an order that only the clock ends may have been paid.
         // (An order with stock in another partition counts as the latter.)
         test.cancel(cancelled, user).await.ok();
-        let back = if partitions == 1 { 2 } else { stock(&test, product).await };
-        assert_eq!(stock(&test, product).await, back);
+        let back = if partitions == 1 { 2 } else { test.stock(product).await };
+        assert_eq!(test.stock(product).await, back);
         test.clock.advance(700_000);
         assert_eq!(test.engine.sweep().await.unwrap(), 1);
-        assert_eq!(stock(&test, product).await, back);
+        assert_eq!(test.stock(product).await, back);
         test.drain().await;
         let kept = test.get("/admin/v1/withheld").await.ok();
         assert_eq!(kept["products"], json!([{"productId": product, "withheldQuantity": 20 - back}]));
@@ -51,11 +51,11 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         };
         release(format!("/admin/v1/products/{product}/release"), 13 - back).await;
         release(format!("/admin/v1/coupons/{coupon}/release"), 3).await;
-        assert_eq!(stock(&test, product).await, 13);
+        assert_eq!(test.stock(product).await, 13);
         let issued = test.issue(coupon, late).await.ok();
         assert!(issued["issueNo"].as_i64().unwrap() > 2, "an acknowledged number is given out again: {issued}");
         test.order(user, product, 14).await.refused(409, "INSUFFICIENT_STOCK");
-        pending(&test, user, product, 13).await;
+        test.place(user, product, 13).await;
         test.finish().await;
     }
 }
@@ -65,20 +65,20 @@ async fn rebuild_withholds_units_of_lost_decisions() {
 async fn withheld_units_stay_when_order_in_doubt_declined() {
     let test = TestApp::start().await;
     let (user, product) = (test.user(500).await, test.product(100, 20).await);
-    let order = pending(&test, user, product, 5).await;
+    let order = test.place(user, product, 5).await;
     test.drain().await;
-    let spent = pending(&test, user, product, 3).await;
+    let spent = test.place(user, product, 3).await;
     test.drain().await;
-    flush(&test).await;
+    test.flush_redis().await;
     rebuilt(&test, rebuild::RebuildOptions::default()).await;
     ready(&test).await;
     test.pay(spent, user, "CARD", 300).await.ok();
     test.pay(order, user, "CARD", 500).await.refused(402, "INSUFFICIENT_BALANCE");
-    assert_eq!(stock(&test, product).await, 0);
+    assert_eq!(test.stock(product).await, 0);
     test.drain().await;
     assert_eq!(test.get("/admin/v1/withheld").await.ok()["products"][0]["withheldQuantity"], 17);
     test.post("/admin/v1/withheld/release", json!({})).await.ok();
-    assert_eq!(stock(&test, product).await, 17);
+    assert_eq!(test.stock(product).await, 17);
     test.finish().await;
 }
 
@@ -89,19 +89,19 @@ async fn rebuild_withholds_no_more_than_loss_bound() {
     let (user, product) = (test.user(0).await, test.product(100, 50_000).await);
     let coupon = test.campaign("FIXED", 10, 500).await;
     test.drain().await;
-    flush(&test).await;
+    test.flush_redis().await;
     let summary = rebuilt(&test, rebuild::RebuildOptions { lost_at_most: Some(3), discard: false }).await;
     assert_eq!((summary.withheld_units, summary.withheld_coupons), (30_000, 3));
     ready(&test).await;
-    assert_eq!(stock(&test, product).await, 20_000);
+    assert_eq!(test.stock(product).await, 20_000);
     assert_eq!(test.issue(coupon, user).await.ok()["issueNo"], 4);
     test.drain().await;
-    flush(&test).await;
+    test.flush_redis().await;
     let summary = rebuilt(&test, rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await;
     assert_eq!((summary.epoch, summary.withheld_units, summary.withheld_coupons), (3, 0, 0));
     assert!(summary.possible_losses.is_empty());
     ready(&test).await;
-    assert_eq!(stock(&test, product).await, 20_000);
+    assert_eq!(test.stock(product).await, 20_000);
     test.finish().await;
 }
 

@@ -4,6 +4,7 @@
 //! by the first that needs it and ends with the process.
 
 mod databases;
+mod requests;
 
 use std::{
     net::SocketAddr,
@@ -22,21 +23,23 @@ use firstcome::{
     engine::Engine,
     model::{Call, Clock, IdempotencyKey, KeyOwner, Millis},
     postgres,
+    projector::Projector,
+    recovery::rebuild::Rebuild,
     redis::Store,
 };
-use reqwest::{Method, StatusCode};
 use sea_orm::DatabaseConnection;
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{redis::proxy::Proxy, support::invariants};
 pub use databases::{admin_sql, drop_database, fresh_database, postgres_url};
+pub use requests::{Reply, client, read};
 
 /// The operators' token of every test.
 pub const ADMIN: &str = "a-token-for-tests";
 /// Where a standing clock starts: 2026-03-02 14:00 in Seoul, a Monday.
 pub const START: Millis = Millis(1_772_427_600_000);
+const ZONE: chrono_tz::Tz = chrono_tz::Asia::Seoul;
 
 /// The settings of a [`TestApp`].
 #[derive(Clone)]
@@ -142,46 +145,6 @@ pub struct TestApp {
     _dir: ScratchDir,
 }
 
-/// A reply, read whole.
-#[derive(Debug)]
-pub struct Reply {
-    pub status: StatusCode,
-    pub headers: reqwest::header::HeaderMap,
-    pub text: String,
-}
-
-impl Reply {
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {} {}", self.status, self.text))
-    }
-
-    /// The reply, which must be a 200.
-    #[track_caller]
-    pub fn ok(self) -> Value {
-        assert_eq!(self.status, 200, "{}", self.text);
-        self.json()
-    }
-
-    /// The reply, which must be a 201.
-    #[track_caller]
-    pub fn created(self) -> Value {
-        assert_eq!(self.status, 201, "{}", self.text);
-        self.json()
-    }
-
-    /// Must be this status and errorCode, in the contract's envelope.
-    #[track_caller]
-    pub fn refused(&self, status: u16, code: &str) {
-        let body = self.json();
-        assert_eq!((self.status.as_u16(), body["errorCode"].as_str()), (status, Some(code)), "{}", self.text);
-        assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{}", self.text);
-    }
-
-    pub fn replayed(&self) -> bool {
-        self.headers.get("idempotent-replayed").is_some_and(|value| value == "true")
-    }
-}
-
 impl TestApp {
     pub async fn start() -> TestApp {
         TestApp::with(Options::default()).await
@@ -237,79 +200,31 @@ impl TestApp {
         }
     }
 
+    /// Opens another process on the same stores, with the same clock.
+    pub async fn open_instance(&self, options: &Options) -> anyhow::Result<App> {
+        open(options, &self.redis.url(), &postgres_url(&self.database), self.clock.clone()).await
+    }
+
+    /// A rebuild in a process of its own.
+    pub async fn rebuild(&self) -> Rebuild {
+        let retention = self.options.retention.retention();
+        rebuild(&self.redis_config(), &self.database, self.clock.clone(), retention).await
+    }
+
+    /// Deletes everything in Redis.
+    pub async fn flush_redis(&self) {
+        let _: () = redis::cmd("FLUSHALL").query_async(&mut self.raw().await).await.unwrap();
+    }
+
+    /// Runs a statement in the database.
+    pub async fn sql(&self, sql: &str) {
+        let pool = self.db.get_postgres_connection_pool();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
+    }
+
     /// How this test's API is served.
     pub fn http_config(&self) -> HttpConfig {
         http_config(&self.options, self.base.trim_start_matches("http://").parse().unwrap())
-    }
-
-    /// A request; `key` is its Idempotency-Key.
-    pub async fn send(&self, method: Method, path: &str, body: Option<&Value>, key: Option<&str>) -> Reply {
-        let mut request = self.client.request(method, format!("{}{path}", self.base));
-        if path.starts_with("/admin") {
-            request = request.bearer_auth(ADMIN);
-        }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        if let Some(key) = key {
-            request = request.header("Idempotency-Key", key);
-        }
-        read(request).await
-    }
-
-    pub async fn get(&self, path: &str) -> Reply {
-        self.send(Method::GET, path, None, None).await
-    }
-
-    pub async fn post(&self, path: &str, body: Value) -> Reply {
-        self.send(Method::POST, path, Some(&body), None).await
-    }
-
-    pub async fn put(&self, path: &str, body: Value) -> Reply {
-        self.send(Method::PUT, path, Some(&body), None).await
-    }
-
-    /// A new user's id.
-    pub async fn user(&self, balance: i64) -> i64 {
-        let body = serde_json::json!({"userName": "이다은", "balance": balance});
-        self.post("/admin/v1/users", body).await.created()["userId"].as_i64().unwrap()
-    }
-
-    /// A new product's id.
-    pub async fn product(&self, price: i64, stock: i64) -> i64 {
-        let body = serde_json::json!({"productName": "나이키 에어포스", "price": price, "stockQuantity": stock, "category": "SHOES"});
-        self.post("/admin/v1/products", body).await.created()["productId"].as_i64().unwrap()
-    }
-
-    /// A new campaign's id: open now, its coupons good for a day.
-    pub async fn campaign(&self, kind: &str, amount: i64, total: i64) -> i64 {
-        let expires = self.clock.now().plus(86_400_000).local(self.engine.zone());
-        let body = serde_json::json!({"couponCode": "HANGHAE8888", "discountType": kind, "discountAmount": amount,
-            "totalQuantity": total, "expiredAt": expires});
-        self.post("/admin/v1/coupons", body).await.created()["couponId"].as_i64().unwrap()
-    }
-
-    pub async fn issue(&self, coupon: i64, user: i64) -> Reply {
-        self.post("/api/v1/coupons/issue", serde_json::json!({"couponId": coupon, "userId": user})).await
-    }
-
-    /// Orders one product, without a coupon.
-    pub async fn order(&self, user: i64, product: i64, quantity: i64) -> Reply {
-        let lines = serde_json::json!([{"productId": product, "quantity": quantity}]);
-        self.post("/api/v1/orders", serde_json::json!({"userId": user, "orderProducts": lines})).await
-    }
-
-    pub async fn pay(&self, order: i64, user: i64, kind: &str, amount: i64) -> Reply {
-        let body = serde_json::json!({"orderId": order, "userId": user, "paymentType": kind, "amount": amount});
-        self.post("/api/v1/payments", body).await
-    }
-
-    pub async fn put_charge(&self, user: i64, amount: i64) -> Reply {
-        self.put(&format!("/api/v1/balances/{user}"), serde_json::json!({"amount": amount})).await
-    }
-
-    pub async fn cancel(&self, order: i64, user: i64) -> Reply {
-        self.post(&format!("/api/v1/orders/{order}/cancel"), serde_json::json!({"userId": user})).await
     }
 
     /// Carries the outbox to Postgres.
@@ -390,6 +305,15 @@ pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) 
     App::open(&engine_config(options, redis, postgres), &projector, clock).await
 }
 
+/// A rebuild of these stores, in a process of its own.
+pub async fn rebuild(redis: &RedisConfig, database: &str, clock: Clock, retention: Retention) -> Rebuild {
+    let store = Store::connect(redis).await.unwrap();
+    let db = postgres::connect(&postgres_config(&postgres_url(database))).await.unwrap();
+    let timeout = Duration::from_secs(600);
+    let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, retention);
+    Rebuild { store, db, projector, clock, zone: ZONE, retention, durability: Default::default() }
+}
+
 /// The settings of the engine, on these stores.
 pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineConfig {
     EngineConfig {
@@ -399,7 +323,7 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
             .unwrap_or_else(|| RedisConfig { redis_timeout_ms: options.redis_timeout_ms, ..redis_config(redis) }),
         postgres: postgres_config(postgres),
         shop: ShopConfig {
-            time_zone: chrono_tz::Asia::Seoul,
+            time_zone: ZONE,
             order_hold_seconds: options.hold_seconds,
             max_open_orders_per_user: options.max_open_orders,
             max_balance: options.max_balance.unwrap_or(firstcome::model::MAX_SAFE_INTEGER),
@@ -458,20 +382,6 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
         assert!(begun.elapsed() < Duration::from_secs(300), "not in five minutes: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A client of its own connections.
-pub fn client() -> reqwest::Client {
-    // Already there in all tests but the first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().no_proxy().build().unwrap()
-}
-
-/// Sends a request and reads the reply whole.
-pub async fn read(request: reqwest::RequestBuilder) -> Reply {
-    let response = request.send().await.unwrap();
-    let (status, headers) = (response.status(), response.headers().clone());
-    Reply { status, headers, text: response.text().await.unwrap() }
 }
 
 /// A [`Call`] for tests that use the engine or the store directly.
