@@ -1,7 +1,7 @@
-//! The clients: which request each sends, under which key, and the replies they record.
+//! The clients: they send random requests under idempotency keys, and record the replies.
 //!
-//! They share users, products, campaigns and orders, so that they conflict; the seed decides every request. Each
-//! object is used for a while and then replaced, so that its history stays short enough to be checked.
+//! They share users, products, campaigns and orders, so that their requests conflict; the seed decides every request. Each
+//! object is replaced after a number of requests, so that its history stays short enough for the check.
 
 use std::{
     collections::HashMap,
@@ -15,38 +15,38 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::{
-    history::{Ask, Attempt, History, Operation, Outcome, Random, now},
+    history::{Attempt, History, Operation, Outcome, Random, Request, now},
     shop::{self, Goods},
 };
 
-/// Objects of a kind that are asked for at a time, and how often each is used before it is replaced.
+/// Objects of a kind that are in use at a time, and the number of requests after which one is replaced.
 const USERS: (usize, u32) = (10, 50);
 const PRODUCTS: (usize, u32) = (3, 40);
 const CAMPAIGNS: (usize, u32) = (2, 30);
-/// Orders that are still of interest.
+/// The newest orders, which requests may name.
 const ORDERS: usize = 24;
 
-/// Objects that come and go.
+/// Objects of a kind, of which a few are in use at a time.
 struct Rotation {
     ids: Vec<i64>,
-    asked: Vec<AtomicU32>,
+    uses: Vec<AtomicU32>,
     at_once: usize,
-    often: u32,
+    max_uses: u32,
 }
 
 impl Rotation {
-    fn new(ids: &[i64], (at_once, often): (usize, u32)) -> Self {
-        Rotation { ids: ids.to_vec(), asked: ids.iter().map(|_| AtomicU32::new(0)).collect(), at_once, often }
+    fn new(ids: &[i64], (at_once, max_uses): (usize, u32)) -> Self {
+        Rotation { ids: ids.to_vec(), uses: ids.iter().map(|_| AtomicU32::new(0)).collect(), at_once, max_uses }
     }
 
     fn pick(&self, random: &mut Random) -> i64 {
-        let fresh = |place: &usize| self.asked[*place].load(Ordering::Relaxed) < self.often;
+        let fresh = |place: &usize| self.uses[*place].load(Ordering::Relaxed) < self.max_uses;
         let mut open: Vec<usize> = (0..self.ids.len()).filter(fresh).take(self.at_once).collect();
         if open.is_empty() {
             open = (0..self.ids.len()).collect();
         }
         let place = *random.pick(&open);
-        self.asked[place].fetch_add(1, Ordering::Relaxed);
+        self.uses[place].fetch_add(1, Ordering::Relaxed);
         self.ids[place]
     }
 }
@@ -61,7 +61,7 @@ struct Placed {
 /// The state that the clients share.
 pub struct Market {
     pub history: History,
-    /// How many more attempts may be made; closed when it is over.
+    /// The attempts that the clients may still make; closed at the end of the run.
     pub permits: Semaphore,
     bases: Vec<String>,
     users: Rotation,
@@ -70,7 +70,7 @@ pub struct Market {
     orders: Mutex<Vec<Placed>>,
     /// The campaigns that a user has a coupon of.
     wallets: Mutex<HashMap<i64, Vec<i64>>>,
-    /// Operations to try again.
+    /// Operations to repeat.
     again: Mutex<Vec<usize>>,
     seed: u64,
     keys: AtomicU64,
@@ -93,7 +93,7 @@ impl Market {
         })
     }
 
-    /// Starts so many clients; they end when the permits are closed.
+    /// Starts this many clients; they end when the permits are closed.
     pub fn start(self: &Arc<Self>, clients: u64) -> Vec<tokio::task::JoinHandle<()>> {
         let client = |number: u64| tokio::spawn(self.clone().client(Random::new(self.seed ^ ((number + 1) << 32))));
         (0..clients).map(client).collect()
@@ -113,50 +113,50 @@ impl Market {
                 }
             };
             let known = self.attempt(&http, number, &mut random).await.is_known();
-            // Half of the unknown outcomes are tried again at some time, and some of the known ones too.
+            // Repeats half of the operations with an unknown outcome, and some with a known one.
             if (!known && random.percent(50)) || (known && random.percent(8)) {
-                let ask = self.history.get(number).ask;
-                if ask.is_write() {
+                let request = self.history.get(number).request;
+                if request.is_write() {
                     self.again.lock().unwrap().push(number);
                 }
             }
         }
     }
 
-    pub fn begin(&self, ask: Ask) -> usize {
+    pub fn begin(&self, request: Request) -> usize {
         let key = format!("{:x}-{}", self.seed, self.keys.fetch_add(1, Ordering::Relaxed));
-        self.history.begin(Operation::new(ask, key))
+        self.history.begin(Operation::new(request, key))
     }
 
     /// Sends a request to one of the services, and records the outcome.
     pub async fn attempt(&self, http: &reqwest::Client, number: usize, random: &mut Random) -> Outcome {
         let operation = self.history.get(number);
-        let (method, path, body) = operation.ask.request();
+        let (method, path, body) = operation.request.to_http();
         let mut request = http.request(method, format!("{}{path}", random.pick(&self.bases)));
         if let Some(body) = &body {
             request = request.json(body).header("Idempotency-Key", &operation.key);
         }
         let began = now();
         let outcome = match send(request).await {
-            Ok((status, text, replayed)) => Outcome::read(&operation.ask, status, &text, replayed),
+            Ok((status, text, replayed)) => Outcome::read(&operation.request, status, &text, replayed),
             Err(error) => Outcome::Unknown(format!("{error:?}")),
         };
         if let Outcome::Done { body, .. } = &outcome {
-            self.learn(&operation.ask, body);
+            self.remember(&operation.request, body);
         }
         self.history.add(number, Attempt { began, ended: now(), outcome: outcome.clone() });
         outcome
     }
 
-    /// Asks for one thing, once: for runs in which nothing is at random.
-    pub async fn ask(&self, http: &reqwest::Client, ask: Ask) -> Outcome {
-        let number = self.begin(ask);
+    /// Sends one request once: for runs without randomness.
+    pub async fn send(&self, http: &reqwest::Client, request: Request) -> Outcome {
+        let number = self.begin(request);
         self.attempt(http, number, &mut Random::new(0)).await
     }
 
-    fn learn(&self, ask: &Ask, body: &Value) {
-        match ask {
-            Ask::Place { user, .. } => {
+    fn remember(&self, request: &Request, body: &Value) {
+        match request {
+            Request::Place { user, .. } => {
                 let (order, price) = (body["orderId"].as_i64().unwrap(), body["finalPrice"].as_i64().unwrap());
                 let mut orders = self.orders.lock().unwrap();
                 if orders.iter().all(|placed| placed.order != order) {
@@ -165,37 +165,37 @@ impl Market {
                 let surplus = orders.len().saturating_sub(ORDERS);
                 orders.drain(..surplus);
             }
-            Ask::Issue { campaign, user } => {
+            Request::Issue { campaign, user } => {
                 self.wallets.lock().unwrap().entry(*user).or_default().push(*campaign);
             }
             _ => {}
         }
     }
 
-    fn choose(&self, random: &mut Random) -> Ask {
+    fn choose(&self, random: &mut Random) -> Request {
         let user = self.users.pick(random);
         let placed = {
             let orders = self.orders.lock().unwrap();
             (!orders.is_empty()).then(|| *random.pick(&orders))
         };
         match (random.within(0, 99), placed) {
-            (0..18, _) => Ask::Issue { campaign: self.campaigns.pick(random), user },
-            (18..32, _) => Ask::Charge { user, amount: random.within(1, 400) },
+            (0..18, _) => Request::Issue { campaign: self.campaigns.pick(random), user },
+            (18..32, _) => Request::Charge { user, amount: random.within(1, 400) },
             (32..48, Some(Placed { order, user, price })) => {
                 let amount = if random.percent(4) { price + 1 } else { price };
-                Ask::Pay { order, user, price, amount }
+                Request::Pay { order, user, price, amount }
             }
-            (48..57, Some(Placed { order, user, .. })) => Ask::Cancel { order, user },
-            (57..64, _) => Ask::Balance { user },
-            (64..66, _) => Ask::Entries { user },
-            (66..71, _) => Ask::Product { product: self.products.pick(random) },
-            (71..74, Some(Placed { order, user, .. })) => Ask::Order { order, user },
-            (74..77, _) => Ask::Coupons { user },
+            (48..57, Some(Placed { order, user, .. })) => Request::Cancel { order, user },
+            (57..64, _) => Request::Balance { user },
+            (64..66, _) => Request::Entries { user },
+            (66..71, _) => Request::Product { product: self.products.pick(random) },
+            (71..74, Some(Placed { order, user, .. })) => Request::Order { order, user },
+            (74..77, _) => Request::Coupons { user },
             _ => self.place(user, random),
         }
     }
 
-    fn place(&self, user: i64, random: &mut Random) -> Ask {
+    fn place(&self, user: i64, random: &mut Random) -> Request {
         let mut lines: Vec<(i64, i64)> = Vec::new();
         for _ in 0..[1, 1, 1, 2, 3][random.within(0, 4) as usize] {
             let line = (self.products.pick(random), random.within(1, 3));
@@ -205,7 +205,7 @@ impl Market {
         }
         let wallets = self.wallets.lock().unwrap();
         let coupon = wallets.get(&user).filter(|_| random.percent(40)).map(|mine| *random.pick(mine));
-        Ask::Place { user, lines, coupon }
+        Request::Place { user, lines, coupon }
     }
 }
 

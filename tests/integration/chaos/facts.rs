@@ -1,5 +1,5 @@
-//! The final state of the stores, compared with the replies to the clients: every acknowledged effect once, and no
-//! other.
+//! Compares the final state of the stores with the replies to the clients: the stores have every acknowledged effect once, and
+//! no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use sqlx::PgPool;
 
 use super::{
-    history::{Ask, Operation, Outcome},
+    history::{Operation, Outcome, Request},
     shop::Goods,
 };
 
@@ -19,7 +19,7 @@ pub struct OrderFact {
     pub price: i64,
     pub coupon: Option<i64>,
     pub reason: String,
-    /// Nanoseconds; 0 where it did not happen.
+    /// Nanoseconds since 1970; 0 without such an event.
     pub placed_at: u64,
     pub paid_at: u64,
     pub closed_at: u64,
@@ -33,11 +33,11 @@ pub type Entry = (String, i64, i64, i64, Option<i64>);
 #[derive(Default)]
 pub struct Facts {
     pub orders: BTreeMap<i64, OrderFact>,
-    /// Payment id → order, user, amount, receipt.
+    /// By payment id: order, user, amount, receipt.
     pub payments: BTreeMap<i64, (i64, i64, i64, String)>,
-    /// User, number → entry.
+    /// By user and entry number.
     pub entries: BTreeMap<(i64, i64), Entry>,
-    /// Campaign, user → place, when.
+    /// By campaign and user: the place, and the time in nanoseconds since 1970.
     pub coupons: BTreeMap<(i64, i64), (i64, u64)>,
     pub balances: BTreeMap<i64, i64>,
     pub on_sale: BTreeMap<i64, i64>,
@@ -68,7 +68,7 @@ impl Facts {
         let sql = "SELECT id, order_id, user_id, amount, receipt FROM payments";
         let rows: Vec<(i64, i64, i64, i64, String)> = sqlx::query_as(sql).fetch_all(pool).await.unwrap();
         facts.payments =
-            rows.into_iter().map(|(id, order, user, won, paper)| (id, (order, user, won, paper))).collect();
+            rows.into_iter().map(|(id, order, user, amount, receipt)| (id, (order, user, amount, receipt))).collect();
         let sql = "SELECT user_id, entry_no, transaction_type, amount, before_balance, after_balance, order_id
                    FROM balance_entries";
         let rows: Vec<(i64, i64, String, i64, i64, i64, Option<i64>)> =
@@ -88,7 +88,7 @@ impl Facts {
     }
 }
 
-/// Two collections that must be the same, each element as often.
+/// Compares acknowledged with stored items, each with its number of occurrences.
 struct Ledger<T> {
     what: &'static str,
     acknowledged: BTreeMap<T, i64>,
@@ -104,14 +104,14 @@ impl<T: Ord + std::fmt::Debug> Ledger<T> {
     }
 
     /// Compares with the stored items.
-    fn close(mut self, there: impl IntoIterator<Item = T>, wrong: &mut Vec<String>) {
-        for item in there {
+    fn compare(mut self, stored: impl IntoIterator<Item = T>, differences: &mut Vec<String>) {
+        for item in stored {
             *self.acknowledged.entry(item).or_default() -= 1;
         }
         for (item, difference) in self.acknowledged.into_iter().filter(|(_, difference)| *difference != 0) {
-            wrong.push(match difference > 0 {
-                true => format!("{}: acknowledged and not there ({difference}): {item:?}", self.what),
-                false => format!("{}: there and never acknowledged ({}): {item:?}", self.what, -difference),
+            differences.push(match difference > 0 {
+                true => format!("{}: acknowledged and not stored ({difference}): {item:?}", self.what),
+                false => format!("{}: stored and never acknowledged ({}): {item:?}", self.what, -difference),
             });
         }
     }
@@ -127,7 +127,7 @@ fn text(body: &Value, field: &str) -> String {
 
 /// The differences between the acknowledged effects and the stored ones.
 pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut differences = Vec::new();
     let mut coupons = Ledger::new("coupons (campaign, user, place)");
     let mut orders = Ledger::new("orders (id, user, price, coupon, lines)");
     let mut payments = Ledger::new("payments (id, order, user, amount, receipt)");
@@ -138,26 +138,26 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<St
         entries.acknowledged((*user, "CHARGE", Goods::BALANCE, Some(Goods::BALANCE), None));
     }
     for operation in operations {
-        if let (Ask::Pay { order, .. }, true) = (&operation.ask, operation.declined()) {
+        if let (Request::Pay { order, .. }, true) = (&operation.request, operation.declined()) {
             failed.acknowledged(*order);
         }
         let Some(body) = operation.done() else { continue };
-        match &operation.ask {
-            Ask::Issue { campaign, user } => coupons.acknowledged((*campaign, *user, int(body, "issueNo"))),
-            Ask::Charge { user, amount } => {
+        match &operation.request {
+            Request::Issue { campaign, user } => coupons.acknowledged((*campaign, *user, int(body, "issueNo"))),
+            Request::Charge { user, amount } => {
                 entries.acknowledged((*user, "CHARGE", *amount, Some(int(body, "balance")), None));
             }
-            Ask::Place { user, lines, coupon } => {
+            Request::Place { user, lines, coupon } => {
                 let lines: BTreeMap<i64, i64> = lines.iter().copied().collect();
                 orders.acknowledged((int(body, "orderId"), *user, int(body, "finalPrice"), *coupon, lines));
             }
-            Ask::Pay { order, user, price, .. } => {
+            Request::Pay { order, user, price, .. } => {
                 payments.acknowledged((int(body, "paymentId"), *order, *user, *price, text(body, "receipt")));
                 if *price > 0 {
                     entries.acknowledged((*user, "PAYMENT", *price, None, Some(*order)));
                 }
             }
-            Ask::Cancel { order, user } => {
+            Request::Cancel { order, user } => {
                 let (reason, price) = (text(body, "closeReason"), int(body, "finalPrice"));
                 if reason == "REFUNDED" && price > 0 {
                     entries.acknowledged((*user, "REFUND", price, None, Some(*order)));
@@ -167,37 +167,37 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<St
             _ => {}
         }
     }
-    coupons.close(facts.coupons.iter().map(|((campaign, user), (no, _))| (*campaign, *user, *no)), &mut wrong);
+    coupons.compare(facts.coupons.iter().map(|((campaign, user), (no, _))| (*campaign, *user, *no)), &mut differences);
     let order = |(id, o): (&i64, &OrderFact)| (*id, o.user, o.price, o.coupon, o.lines.clone());
-    orders.close(facts.orders.iter().map(order), &mut wrong);
+    orders.compare(facts.orders.iter().map(order), &mut differences);
     let payment = |(id, (order, user, amount, receipt)): (&i64, &(i64, i64, i64, String))| {
         (*id, *order, *user, *amount, receipt.clone())
     };
-    payments.close(facts.payments.iter().map(payment), &mut wrong);
+    payments.compare(facts.payments.iter().map(payment), &mut differences);
     let entry = |((user, _), (kind, amount, _, after, order)): (&(i64, i64), &Entry)| {
         let kind = ["CHARGE", "PAYMENT", "REFUND"].into_iter().find(|known| known == kind).unwrap_or("?");
         (*user, kind, *amount, (kind == "CHARGE").then_some(*after), *order)
     };
-    entries.close(facts.entries.iter().map(entry), &mut wrong);
+    entries.compare(facts.entries.iter().map(entry), &mut differences);
     let of_status = |status: &'static str| facts.orders.iter().filter(move |(_, order)| order.status == status);
-    failed.close(of_status("FAILED").map(|(id, _)| *id), &mut wrong);
+    failed.compare(of_status("FAILED").map(|(id, _)| *id), &mut differences);
     let by_users = of_status("CANCELLED").filter(|(_, order)| order.reason != "EXPIRED");
-    closed.close(by_users.map(|(id, order)| (*id, order.reason.clone())), &mut wrong);
-    wrong.extend(reads(operations, facts));
-    wrong
+    closed.compare(by_users.map(|(id, order)| (*id, order.reason.clone())), &mut differences);
+    differences.extend(reads(operations, facts));
+    differences
 }
 
-/// Histories and lists of coupons that were read while it all went on: nothing in them that is not so in the end, and nothing
-/// missing that was acknowledged before.
+/// Checks the histories and the lists of coupons that clients read during the run: each entry agrees with the final state, and
+/// none is missing that was acknowledged before the read.
 fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut differences = Vec::new();
     let mut issued: BTreeMap<i64, Vec<(u64, i64)>> = BTreeMap::new();
     let mut charged: BTreeMap<i64, Vec<(u64, i64, i64)>> = BTreeMap::new();
     for operation in operations {
         let (Some(effect), Some(body)) = (operation.effect(), operation.done()) else { continue };
-        match operation.ask {
-            Ask::Issue { campaign, user } => issued.entry(user).or_default().push((effect.ended, campaign)),
-            Ask::Charge { user, amount } => {
+        match operation.request {
+            Request::Issue { campaign, user } => issued.entry(user).or_default().push((effect.ended, campaign)),
+            Request::Charge { user, amount } => {
                 charged.entry(user).or_default().push((effect.ended, amount, int(body, "balance")));
             }
             _ => {}
@@ -207,13 +207,14 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
         for attempt in &operation.attempts {
             let Outcome::Done { body, .. } = &attempt.outcome else { continue };
             let list = body.as_array().map(Vec::as_slice).unwrap_or_default();
-            match operation.ask {
-                Ask::Coupons { user } => {
+            match operation.request {
+                Request::Coupons { user } => {
                     let shown: BTreeSet<i64> = list.iter().map(|coupon| int(coupon, "couponId")).collect();
                     for coupon in list {
-                        let there = facts.coupons.get(&(int(coupon, "couponId"), user)).map(|(place, _)| *place);
-                        if there != Some(int(coupon, "issueNo")) {
-                            wrong.push(format!("user {user} was shown a coupon that is not there: {coupon}"));
+                        let place = facts.coupons.get(&(int(coupon, "couponId"), user)).map(|(place, _)| *place);
+                        if place != Some(int(coupon, "issueNo")) {
+                            differences
+                                .push(format!("user {user} read a coupon that the stores do not have: {coupon}"));
                         }
                     }
                     let before = issued
@@ -222,17 +223,17 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
                         .flatten()
                         .filter(|(acknowledged, _)| *acknowledged < attempt.began);
                     for (_, campaign) in before.filter(|(_, campaign)| !shown.contains(campaign)) {
-                        wrong.push(format!("user {user} has a coupon of {campaign} and was not shown it"));
+                        differences.push(format!("user {user} has a coupon of {campaign} and did not read it"));
                     }
                 }
-                Ask::Entries { user } => {
+                Request::Entries { user } => {
                     let mut shown = BTreeSet::new();
                     for entry in list {
                         let (kind, order) = (text(entry, "transactionType"), entry["orderId"].as_i64());
                         let (amount, after) = (int(entry, "amount"), int(entry, "after_balance"));
                         let acknowledged = (kind, amount, int(entry, "before_balance"), after, order);
                         if facts.entries.get(&(user, int(entry, "entryNo"))) != Some(&acknowledged) {
-                            wrong.push(format!("user {user} was shown an entry that is not there: {entry}"));
+                            differences.push(format!("user {user} read an entry that the stores do not have: {entry}"));
                         }
                         shown.insert((amount, after));
                     }
@@ -242,12 +243,12 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
                         .flatten()
                         .filter(|(acknowledged, ..)| *acknowledged < attempt.began);
                     for (_, amount, after) in before.filter(|(_, amount, after)| !shown.contains(&(*amount, *after))) {
-                        wrong.push(format!("user {user} charged {amount} to {after} and was not shown it"));
+                        differences.push(format!("user {user} charged {amount} to {after} and did not read the entry"));
                     }
                 }
                 _ => {}
             }
         }
     }
-    wrong
+    differences
 }

@@ -1,7 +1,7 @@
-//! The record of a run: every request, every reply, and their times.
+//! The history of a run: every request, every reply, and their times.
 //!
-//! An operation is one request under one idempotency key; it is attempted until its outcome is known. Times are
-//! nanoseconds since 1970 that never step back within a run, so that they can be compared with those in the stores.
+//! An operation is one request under one idempotency key; clients repeat it until its outcome is known. Times are nanoseconds
+//! since 1970 that never decrease within a run, comparable with the times in the stores.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use std::{
 use reqwest::Method;
 use serde_json::{Value, json};
 
-/// Now.
+/// The current time, in nanoseconds since 1970.
 pub fn now() -> u64 {
     static ORIGIN: OnceLock<(Instant, u64)> = OnceLock::new();
     let (begun, at) = ORIGIN.get_or_init(|| {
@@ -22,7 +22,7 @@ pub fn now() -> u64 {
     at + begun.elapsed().as_nanos() as u64
 }
 
-/// Numbers that follow from a seed (SplitMix64).
+/// A pseudo-random generator (SplitMix64).
 #[derive(Clone)]
 pub struct Random(u64);
 
@@ -38,7 +38,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From `least` to `most`.
+    /// A number from `least` to `most`, both included.
     pub fn within(&mut self, least: i64, most: i64) -> i64 {
         least + (self.next() % (most - least + 1) as u64) as i64
     }
@@ -60,7 +60,7 @@ impl Random {
 
 /// A request.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Ask {
+pub enum Request {
     Issue {
         campaign: i64,
         user: i64,
@@ -103,19 +103,19 @@ pub enum Ask {
     },
 }
 
-impl Ask {
+impl Request {
     pub fn verb(&self) -> &'static str {
         match self {
-            Ask::Issue { .. } => "issue",
-            Ask::Charge { .. } => "charge",
-            Ask::Place { .. } => "place",
-            Ask::Pay { .. } => "pay",
-            Ask::Cancel { .. } => "cancel",
-            Ask::Balance { .. } => "read balance",
-            Ask::Entries { .. } => "read history",
-            Ask::Product { .. } => "read product",
-            Ask::Order { .. } => "read order",
-            Ask::Coupons { .. } => "read coupons",
+            Request::Issue { .. } => "issue",
+            Request::Charge { .. } => "charge",
+            Request::Place { .. } => "place",
+            Request::Pay { .. } => "pay",
+            Request::Cancel { .. } => "cancel",
+            Request::Balance { .. } => "read balance",
+            Request::Entries { .. } => "read history",
+            Request::Product { .. } => "read product",
+            Request::Order { .. } => "read order",
+            Request::Coupons { .. } => "read coupons",
         }
     }
 
@@ -124,32 +124,36 @@ impl Ask {
     }
 
     /// Method, path, body.
-    pub fn request(&self) -> (Method, String, Option<Value>) {
+    pub fn to_http(&self) -> (Method, String, Option<Value>) {
         let (method, path, body) = match self {
-            Ask::Issue { campaign, user } => {
+            Request::Issue { campaign, user } => {
                 (Method::POST, "/api/v1/coupons/issue".to_owned(), json!({"couponId": campaign, "userId": user}))
             }
-            Ask::Charge { user, amount } => {
+            Request::Charge { user, amount } => {
                 (Method::PUT, format!("/api/v1/balances/{user}"), json!({"amount": amount}))
             }
-            Ask::Place { user, lines, coupon } => {
+            Request::Place { user, lines, coupon } => {
                 let line = |(product, quantity): &(i64, i64)| json!({"productId": product, "quantity": quantity});
                 let lines: Vec<Value> = lines.iter().map(line).collect();
                 let body = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
                 (Method::POST, "/api/v1/orders".to_owned(), body)
             }
-            Ask::Pay { order, user, amount, .. } => {
+            Request::Pay { order, user, amount, .. } => {
                 let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": amount});
                 (Method::POST, "/api/v1/payments".to_owned(), body)
             }
-            Ask::Cancel { order, user } => {
+            Request::Cancel { order, user } => {
                 (Method::POST, format!("/api/v1/orders/{order}/cancel"), json!({"userId": user}))
             }
-            Ask::Balance { user } => return (Method::GET, format!("/api/v1/balances/{user}"), None),
-            Ask::Entries { user } => return (Method::GET, format!("/api/v1/balances/{user}/history?limit=1000"), None),
-            Ask::Product { product } => return (Method::GET, format!("/api/v1/products/{product}"), None),
-            Ask::Order { order, user } => return (Method::GET, format!("/api/v1/orders/{order}?userId={user}"), None),
-            Ask::Coupons { user } => return (Method::GET, format!("/api/v1/coupons/{user}"), None),
+            Request::Balance { user } => return (Method::GET, format!("/api/v1/balances/{user}"), None),
+            Request::Entries { user } => {
+                return (Method::GET, format!("/api/v1/balances/{user}/history?limit=1000"), None);
+            }
+            Request::Product { product } => return (Method::GET, format!("/api/v1/products/{product}"), None),
+            Request::Order { order, user } => {
+                return (Method::GET, format!("/api/v1/orders/{order}?userId={user}"), None);
+            }
+            Request::Coupons { user } => return (Method::GET, format!("/api/v1/coupons/{user}"), None),
         };
         (method, path, Some(body))
     }
@@ -162,38 +166,38 @@ pub enum Outcome {
         body: Value,
         replayed: bool,
     },
-    /// A payment that the balance did not suffice for: the order has failed, which is an effect.
+    /// A payment above the balance: the order failed, which is an effect.
     Declined {
         replayed: bool,
     },
-    /// Nothing was changed.
+    /// No effect.
     Refused {
         status: u16,
         code: String,
     },
-    /// It may have had its effect or not: no reply, or a 503.
+    /// No reply, a 503 or a `REQUEST_IN_PROGRESS`: the effect may have happened.
     Unknown(String),
-    /// A reply that nothing explains.
+    /// A reply that no correct service sends.
     Wrong(String),
 }
 
 impl Outcome {
     /// The reply to this request.
-    pub fn read(ask: &Ask, status: u16, body: &str, replayed: bool) -> Outcome {
+    pub fn read(request: &Request, status: u16, body: &str, replayed: bool) -> Outcome {
         let Ok(json) = serde_json::from_str::<Value>(body) else { return Outcome::Wrong(format!("{status} {body}")) };
         let code = json["errorCode"].as_str().unwrap_or("").to_owned();
-        match (status, code.as_str(), ask) {
+        match (status, code.as_str(), request) {
             (200, ..) => Outcome::Done { body: json, replayed },
-            (402, "INSUFFICIENT_BALANCE", Ask::Pay { .. }) => Outcome::Declined { replayed },
+            (402, "INSUFFICIENT_BALANCE", Request::Pay { .. }) => Outcome::Declined { replayed },
             (503, ..) | (409, "REQUEST_IN_PROGRESS", _) => Outcome::Unknown(format!("{status} {code}")),
-            // Everything that is asked for was acknowledged to be there, and no key is used for two requests.
+            // Requests name only acknowledged objects, and no key serves two requests.
             (404 | 405 | 413 | 415 | 422 | 500.., ..) => Outcome::Wrong(format!("{status} {body}")),
             (400..500, ..) if !code.is_empty() => Outcome::Refused { status, code },
             _ => Outcome::Wrong(format!("{status} {body}")),
         }
     }
 
-    /// Whether it was acknowledged that something happened.
+    /// Whether the reply acknowledges an effect.
     pub fn took_effect(&self) -> bool {
         matches!(self, Outcome::Done { .. } | Outcome::Declined { .. })
     }
@@ -216,16 +220,16 @@ pub struct Attempt {
 
 #[derive(Clone, Debug)]
 pub struct Operation {
-    pub ask: Ask,
+    pub request: Request,
     pub key: String,
     pub attempts: Vec<Attempt>,
-    /// Its last reply was given when nothing of it could be on its way any more.
+    /// The last reply came after every earlier attempt had ended.
     pub settled: bool,
 }
 
 impl Operation {
-    pub fn new(ask: Ask, key: String) -> Self {
-        Operation { ask, key, attempts: Vec::new(), settled: false }
+    pub fn new(request: Request, key: String) -> Self {
+        Operation { request, key, attempts: Vec::new(), settled: false }
     }
 
     /// The first attempt whose reply reports an effect.
@@ -233,7 +237,7 @@ impl Operation {
         self.attempts.iter().find(|attempt| attempt.outcome.took_effect())
     }
 
-    /// The body of its 200.
+    /// The body of the 200.
     pub fn done(&self) -> Option<&Value> {
         self.attempts.iter().find_map(|attempt| match &attempt.outcome {
             Outcome::Done { body, .. } => Some(body),
@@ -245,8 +249,8 @@ impl Operation {
         self.attempts.iter().any(|attempt| matches!(attempt.outcome, Outcome::Declined { .. }))
     }
 
-    /// The interval of its effect: that of the attempt whose reply reports it, or of the first attempt if that reply is
-    /// a replay.
+    /// The interval of the effect: it ends with the first reply that reports it, and begins with that attempt, or with the first
+    /// attempt if the reply is a replay.
     pub fn effect_within(&self) -> Option<(u64, u64)> {
         let effect_attempt = self.effect()?;
         let first = if effect_attempt.outcome.replayed() { self.attempts.first()? } else { effect_attempt };
@@ -259,21 +263,24 @@ impl Operation {
         !self.settled && self.effect().is_none() && self.attempts.iter().any(|attempt| !attempt.outcome.is_known())
     }
 
-    /// The contradictions among its replies.
+    /// The contradictions among the replies.
     pub fn contradictions(&self) -> Vec<String> {
-        let mut wrong = Vec::new();
-        let mut said = |what: &str| wrong.push(format!("{what}: {:?} {} {:#?}", self.ask, self.key, self.attempts));
+        let mut contradictions = Vec::new();
+        let mut report =
+            |what: &str| contradictions.push(format!("{what}: {:?} {} {:#?}", self.request, self.key, self.attempts));
         let mut effect_attempt: Option<&Outcome> = None;
         let mut unknown = false;
         for attempt in &self.attempts {
             match (&attempt.outcome, effect_attempt) {
-                (Outcome::Wrong(_), _) => said("a reply that nothing explains"),
+                (Outcome::Wrong(_), _) => report("a reply that no correct service sends"),
                 (Outcome::Unknown(_), _) => {}
-                (Outcome::Refused { .. }, Some(_)) if self.ask.is_write() => said("refused after it was acknowledged"),
+                (Outcome::Refused { .. }, Some(_)) if self.request.is_write() => {
+                    report("refused after an acknowledged effect")
+                }
                 (Outcome::Refused { .. }, _) => {}
                 (outcome, None) => {
                     if outcome.replayed() && !unknown {
-                        said("the first reply with the effect says that it is a repeat");
+                        report("the first reply with the effect claims to be a replay");
                     }
                     effect_attempt = Some(outcome);
                 }
@@ -284,16 +291,16 @@ impl Operation {
                         _ => false,
                     };
                     if !same {
-                        said("two replies under one key differ");
+                        report("two replies under one key differ");
                     }
                     if !outcome.replayed() {
-                        said("a repeat that is not said to be one");
+                        report("a replay without Idempotent-Replayed");
                     }
                 }
             }
             unknown |= !attempt.outcome.is_known();
         }
-        wrong
+        contradictions
     }
 }
 
@@ -302,7 +309,7 @@ impl Operation {
 pub struct History(Mutex<Vec<Operation>>);
 
 impl History {
-    /// Returns its number.
+    /// Adds an operation. Returns its number.
     pub fn begin(&self, operation: Operation) -> usize {
         let mut all = self.0.lock().unwrap();
         all.push(operation);
@@ -313,7 +320,7 @@ impl History {
         self.0.lock().unwrap()[number].attempts.push(attempt);
     }
 
-    /// No earlier request is under way any more: this outcome is final.
+    /// Makes the outcome final: no attempt is under way.
     pub fn settle(&self, number: usize) {
         self.0.lock().unwrap()[number].settled = true;
     }
@@ -329,14 +336,14 @@ impl History {
     /// The numbers of the operations with an unknown outcome.
     pub fn open(&self) -> Vec<usize> {
         let all = self.0.lock().unwrap();
-        (0..all.len()).filter(|number| all[*number].ask.is_write() && all[*number].is_open()).collect()
+        (0..all.len()).filter(|number| all[*number].request.is_write() && all[*number].is_open()).collect()
     }
 
     /// Whether a write that began after `at` was acknowledged.
     pub fn wrote_since(&self, at: u64) -> bool {
         let all = self.0.lock().unwrap();
         let new = |operation: &Operation| {
-            operation.ask.is_write() && operation.effect().is_some_and(|attempt| attempt.began > at)
+            operation.request.is_write() && operation.effect().is_some_and(|attempt| attempt.began > at)
         };
         all.iter().rev().take(2000).any(new)
     }
@@ -365,8 +372,8 @@ impl Counts {
         for operation in operations {
             counts.operations += 1;
             counts.attempts += operation.attempts.len();
-            *counts.verbs.entry(operation.ask.verb()).or_default() += 1;
-            if !operation.ask.is_write() {
+            *counts.verbs.entry(operation.request.verb()).or_default() += 1;
+            if !operation.request.is_write() {
                 continue;
             }
             counts.writes += 1;

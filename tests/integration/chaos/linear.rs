@@ -1,8 +1,8 @@
 //! Linearizability of single objects: campaigns, balances, products, orders.
 //!
-//! stateright's checker takes each object's history and a sequential model of the object. Known times constrain it: an
-//! operation took effect between its request and its reply, and not before the time that the stores record for it. An
-//! expiry has no request: it is an operation that begins when it is due.
+//! stateright's checker gets each object's history and a sequential model of the object. An operation took effect between its
+//! request and its reply, and not before the time that the stores recorded for it. An expiry has no request: its interval
+//! begins when it is due.
 
 use std::{cell::Cell, collections::BTreeMap};
 
@@ -21,7 +21,7 @@ pub struct Interval<S: SequentialSpec> {
 pub enum CheckResult {
     Linearizable,
     Not(String),
-    /// It took too many steps to say.
+    /// The check ran out of steps.
     Undecided,
 }
 
@@ -32,7 +32,7 @@ thread_local! {
     static STEPS_LEFT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A model whose steps are counted: when they are used up nothing is valid any more, and the search ends.
+/// A model that counts its steps. Without steps left, every step is invalid, which ends the search.
 #[derive(Clone)]
 struct Counted<S>(S);
 
@@ -59,7 +59,7 @@ where
     S::Op: Clone + std::fmt::Debug,
     S::Ret: Clone + std::fmt::Debug + PartialEq,
 {
-    // Each is a thread of its own, in the order of beginning: the search then tries the likely order first.
+    // Each operation is a thread, numbered in the order of beginning: the search tries the likely order first.
     intervals.sort_by_key(|interval| interval.began);
     let mut moments: Vec<(u64, bool, usize)> = Vec::new();
     for (thread, interval) in intervals.iter().enumerate() {
@@ -91,7 +91,7 @@ where
     CheckResult::Not(format!("{object}: no order explains\n{}", intervals.iter().map(line).collect::<String>()))
 }
 
-/// A campaign: places in the order of arrival, one per user, until they are gone.
+/// A campaign: places in the order of arrival, one per user, up to the total.
 #[derive(Clone)]
 pub struct Campaign {
     pub total: i64,
@@ -101,8 +101,8 @@ pub struct Campaign {
 #[derive(Clone, Debug)]
 pub enum CampaignOp {
     Issue(i64),
-    /// Which place this user has.
-    Look(i64),
+    /// Reads this user's place.
+    Read(i64),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -119,7 +119,7 @@ impl SequentialSpec for Campaign {
 
     fn invoke(&mut self, op: &CampaignOp) -> CampaignRet {
         match op {
-            CampaignOp::Look(user) => CampaignRet::Has(self.issued.get(user).copied()),
+            CampaignOp::Read(user) => CampaignRet::Has(self.issued.get(user).copied()),
             CampaignOp::Issue(user) if self.issued.contains_key(user) => CampaignRet::HoldsOne,
             CampaignOp::Issue(_) if self.issued.len() as i64 >= self.total => CampaignRet::SoldOut,
             CampaignOp::Issue(user) => {
@@ -140,7 +140,7 @@ pub enum BalanceOp {
     Charge(i64),
     Pay(i64),
     Refund(i64),
-    Look,
+    Read,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -169,7 +169,7 @@ impl SequentialSpec for Balance {
                 self.0 += amount;
                 BalanceRet::Moved
             }
-            BalanceOp::Look => BalanceRet::Is(self.0),
+            BalanceOp::Read => BalanceRet::Is(self.0),
         }
     }
 }
@@ -181,8 +181,8 @@ pub struct Stock(pub i64);
 #[derive(Clone, Debug)]
 pub enum StockOp {
     Hold(i64),
-    GiveBack(i64),
-    Look,
+    Release(i64),
+    Read,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -205,11 +205,11 @@ impl SequentialSpec for Stock {
                 self.0 -= units;
                 StockRet::Moved
             }
-            StockOp::GiveBack(units) => {
+            StockOp::Release(units) => {
                 self.0 += units;
                 StockRet::Moved
             }
-            StockOp::Look => StockRet::Are(self.0),
+            StockOp::Read => StockRet::Are(self.0),
         }
     }
 }
@@ -227,14 +227,14 @@ pub enum Order {
 
 #[derive(Clone, Debug)]
 pub enum OrderOp {
-    /// Whether the amount is the order's, and whether the balance suffices, which is another object's business.
+    /// `right`: the amount is the order's price. `affordable`: the balance suffices, which the balance's history checks.
     Pay {
         right: bool,
         affordable: bool,
     },
     Cancel,
     Expire,
-    Look,
+    Read,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -251,7 +251,7 @@ impl SequentialSpec for Order {
 
     fn invoke(&mut self, op: &OrderOp) -> OrderRet {
         let to = match (*self, op) {
-            (now, OrderOp::Look) => now,
+            (now, OrderOp::Read) => now,
             (Order::Paid, OrderOp::Pay { .. }) => return OrderRet::AlreadyPaid,
             (Order::Pending, OrderOp::Pay { right: true, affordable: true }) => Order::Paid,
             (Order::Pending, OrderOp::Pay { right: true, affordable: false }) => Order::Failed,
@@ -266,7 +266,7 @@ impl SequentialSpec for Order {
     }
 }
 
-// --- the checker itself, tested --------------------------------------------------------------------------------------
+// --- tests of the checker --------------------------------------------------------------------------------------------
 
 fn at<S: SequentialSpec>(began: u64, ended: u64, op: S::Op, ret: S::Ret) -> Interval<S> {
     Interval { began, ended, op, ret }
@@ -275,11 +275,11 @@ fn at<S: SequentialSpec>(began: u64, ended: u64, op: S::Op, ret: S::Ret) -> Inte
 #[test]
 fn concurrent_operations_reorder_and_sequential_ones_do_not() {
     let charged = || at(5, 30, BalanceOp::Charge(7), BalanceRet::Is(17));
-    let look = |began, ended, is| at(began, ended, BalanceOp::Look, BalanceRet::Is(is));
-    let verdict = |last| check("a balance", Balance(10), vec![charged(), look(10, 20, 17), last]);
-    assert!(matches!(verdict(look(15, 18, 10)), CheckResult::Linearizable));
-    assert!(matches!(verdict(look(21, 25, 10)), CheckResult::Not(_)));
-    assert!(matches!(verdict(look(31, 35, 17)), CheckResult::Linearizable));
+    let read = |began, ended, is| at(began, ended, BalanceOp::Read, BalanceRet::Is(is));
+    let result = |last| check("a balance", Balance(10), vec![charged(), read(10, 20, 17), last]);
+    assert!(matches!(result(read(15, 18, 10)), CheckResult::Linearizable));
+    assert!(matches!(result(read(21, 25, 10)), CheckResult::Not(_)));
+    assert!(matches!(result(read(31, 35, 17)), CheckResult::Linearizable));
 }
 
 #[test]
@@ -294,10 +294,10 @@ fn history_rejected_when_two_operations_share_a_place() {
 
 #[test]
 fn history_rejected_when_units_released_twice() {
-    let look = |at_ms, units| at(at_ms, at_ms + 1, StockOp::Look, StockRet::Are(units));
+    let read = |at_ms, units| at(at_ms, at_ms + 1, StockOp::Read, StockRet::Are(units));
     let held = at(1, 2, StockOp::Hold(2), StockRet::Moved);
-    let back = at(3, 9, StockOp::GiveBack(2), StockRet::Moved);
-    let stock = |after| check("a", Stock(5), vec![held.clone(), look(5, 3), back.clone(), look(10, after)]);
+    let back = at(3, 9, StockOp::Release(2), StockRet::Moved);
+    let stock = |after| check("a", Stock(5), vec![held.clone(), read(5, 3), back.clone(), read(10, after)]);
     assert!(matches!(stock(5), CheckResult::Linearizable));
     assert!(matches!(stock(7), CheckResult::Not(_)));
 }

@@ -1,16 +1,16 @@
 //! Crash tests: real processes, clients that record every reply, and a nemesis that breaks each part in turn.
 //!
-//! Afterwards everything is restarted, operations with an unknown outcome are repeated under their keys, the outbox is
-//! drained, and the record is compared with the stores: each acknowledged effect is there exactly once, a refusal left
-//! no trace, the invariants hold, and the history of each object is linearizable.
+//! Afterwards the test restarts everything, repeats operations with an unknown outcome under their keys, drains the outbox, and
+//! compares the record with the stores: each acknowledged effect is stored exactly once, a refusal has no effect, the
+//! invariants hold, and the history of each object is linearizable.
 //!
-//! `make test` runs a short form, `make chaos` a long one. The seed decides the requests, the faults and their moments,
-//! counted in attempts of the clients; the interleaving is up to the machine. A run that fails prints how to repeat it:
+//! `make test` has a short run, `make chaos` a long one. The seed decides the requests, the faults and their moments, counted
+//! in attempts of the clients; the machine decides the interleaving. A failed run prints the command that repeats it:
 //! `CHAOS_SEED=… CHAOS_FAULTS=… make chaos`. `CHAOS_CLIENTS` is the number of clients.
 //!
-//! [`proxy`] lies on every connection and breaks it; [`shop`] has the processes, [`clients`] the load, [`nemesis`] the
-//! faults; [`history`] is the record; [`facts`] compares it with the stores, [`objects`] and [`linear`] check single
-//! objects; [`mutations`] proves the checks: each mutation breaks the program in one place.
+//! [`proxy`] is on every connection and breaks it; [`shop`] has the processes, [`clients`] the load, [`nemesis`] the faults;
+//! [`history`] is the record; [`facts`] compares it with the stores; [`objects`] and [`linear`] check single objects;
+//! [`mutations`] tests the checks: each mutation breaks the program in one place.
 
 mod clients;
 mod facts;
@@ -29,14 +29,14 @@ use sea_orm::DatabaseConnection;
 use self::{
     clients::Market,
     facts::Facts,
-    history::{Ask, Counts, Operation, Outcome, Random},
-    nemesis::Damage,
+    history::{Counts, Operation, Outcome, Random, Request},
+    nemesis::FaultCounts,
     objects::CheckResults,
     shop::{Options, Shop},
 };
 use crate::support::{harness::until, invariants};
 
-/// Something that is not as it was promised, and which check found it.
+/// A broken promise, and the check that found it.
 #[derive(Clone, Debug)]
 pub struct Finding {
     pub by: &'static str,
@@ -46,7 +46,7 @@ pub struct Finding {
 /// The end of a run.
 struct Conclusion {
     operations: Vec<Operation>,
-    verdicts: CheckResults,
+    check_results: CheckResults,
     findings: Vec<Finding>,
 }
 
@@ -57,7 +57,7 @@ fn number(name: &str, default: u64) -> u64 {
     }
 }
 
-/// Says how to run it again if the run ends in a panic, or finds something.
+/// Prints the command that repeats the run, unless the run ends without findings.
 struct Replay {
     seed: u64,
     faults: u64,
@@ -69,23 +69,23 @@ impl Drop for Replay {
     fn drop(&mut self) {
         if !self.clean {
             let Replay { seed, faults, clients, .. } = self;
-            println!("to run it again: CHAOS_SEED={seed} CHAOS_FAULTS={faults} CHAOS_CLIENTS={clients} make chaos");
+            println!("repeat with: CHAOS_SEED={seed} CHAOS_FAULTS={faults} CHAOS_CLIENTS={clients} make chaos");
         }
     }
 }
 
 #[tokio::test]
 async fn acknowledged_decisions_survive_faults() {
-    under_fire(1, number("CHAOS_FAULTS", 10)).await;
+    survive_faults(1, number("CHAOS_FAULTS", 10)).await;
 }
 
 #[tokio::test]
 async fn acknowledged_decisions_survive_faults_across_partitions() {
-    under_fire(3, number("CHAOS_FAULTS", 10).div_ceil(2)).await;
+    survive_faults(3, number("CHAOS_FAULTS", 10).div_ceil(2)).await;
 }
 
-/// A connection to PostgreSQL that falls silent in the middle of a transaction, as when a firewall forgets it: the projection
-/// goes on over another one, though the server still takes the first for alive.
+/// A connection to PostgreSQL stops passing bytes within a transaction, as when a firewall drops its state: the projection
+/// continues over another connection, although the server considers the first one alive.
 #[tokio::test]
 async fn projection_reconnects_when_connection_silent() {
     let options =
@@ -97,8 +97,8 @@ async fn projection_reconnects_when_connection_silent() {
     let pool = db.get_postgres_connection_pool();
     let mut lock = pool.begin().await.unwrap();
     sqlx::query("SELECT FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();
-    market.ask(&shop::client(), Ask::Charge { user: shop.goods.users[0], amount: 1 }).await;
-    until("the projection is in the middle of it", async || {
+    market.send(&shop::client(), Request::Charge { user: shop.goods.users[0], amount: 1 }).await;
+    until("the projection waits for the lock", async || {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
         let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap();
         (waiting > 0).then_some(())
@@ -112,7 +112,7 @@ async fn projection_reconnects_when_connection_silent() {
     assert!(conclusion.findings.is_empty(), "{:?}", conclusion.findings);
 }
 
-async fn under_fire(partitions: u16, faults: u64) {
+async fn survive_faults(partitions: u16, faults: u64) {
     let (seed, clients) = (number("CHAOS_SEED", 20_260_302), number("CHAOS_CLIENTS", 8));
     let begun = Instant::now();
     let mut replay = Replay { seed, faults: number("CHAOS_FAULTS", 10), clients, clean: false };
@@ -123,14 +123,14 @@ async fn under_fire(partitions: u16, faults: u64) {
         Options { partitions, services, hold_seconds, safe, users: 2 * each, products: each, campaigns: each };
     let mut shop = Shop::open(options, None).await;
     let market = Market::new(&shop.goods, shop.bases(), seed);
-    let asking = market.start(clients);
-    let damage = nemesis::rage(&mut shop, &market, faults as usize, seed).await;
+    let clients = market.start(clients);
+    let fault_counts = nemesis::run(&mut shop, &market, faults as usize, seed).await;
     market.permits.close();
-    for client in asking {
+    for client in clients {
         client.await.unwrap();
     }
     let conclusion = conclude(&mut shop, &market).await;
-    report(seed, partitions, &damage, &conclusion, begun);
+    report(seed, partitions, &fault_counts, &conclusion, begun);
     if !conclusion.findings.is_empty() {
         println!("{}", shop.logs());
         for Finding { by, what } in &conclusion.findings {
@@ -154,12 +154,12 @@ async fn conclude(shop: &mut Shop, market: &Market) -> Conclusion {
     let facts = Facts::read(db.get_postgres_connection_pool()).await;
     operations.iter().flat_map(Operation::contradictions).for_each(|what| found("the replies", what));
     facts::compare(&operations, &facts, &shop.goods).into_iter().for_each(|what| found("the effects", what));
-    recompute(shop, &db).await.into_iter().for_each(|what| found("the books", what));
+    recompute(shop, &db).await.into_iter().for_each(|what| found("the invariants", what));
     shop.audit().await.into_iter().for_each(|what| found("the audit", what));
-    let verdicts = objects::check_all(&operations, &facts, shop.options.partitions);
-    verdicts.violations.iter().for_each(|what| found("linearizability", what.clone()));
+    let check_results = objects::check_all(&operations, &facts, shop.options.partitions);
+    check_results.violations.iter().for_each(|what| found("linearizability", what.clone()));
     db.close().await.unwrap();
-    Conclusion { operations, verdicts, findings }
+    Conclusion { operations, check_results, findings }
 }
 
 async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
@@ -175,21 +175,21 @@ async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
     Ok(())
 }
 
-/// Recomputes every law of conservation from the raw stores, as `firstcome audit` does from within the product.
+/// Checks every invariant in the raw stores, apart from `firstcome audit`, which is part of the product.
 async fn recompute(shop: &Shop, db: &DatabaseConnection) -> Vec<String> {
     let (mut servers, db, partitions) = (vec![shop.raw().await], db.clone(), shop.options.partitions);
     let checked = tokio::spawn(async move { invariants::check(&mut servers, &db, partitions, 0).await }).await;
-    let said = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
+    let message = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
         Ok(text) => *text,
         Err(panic) => (*panic.downcast::<&str>().map_or("?", |text| *text)).to_owned(),
     };
-    checked.err().map(|error| said(error.into_panic())).into_iter().collect()
+    checked.err().map(|error| message(error.into_panic())).into_iter().collect()
 }
 
-fn report(seed: u64, partitions: u16, damage: &Damage, conclusion: &Conclusion, begun: Instant) {
+fn report(seed: u64, partitions: u16, fault_counts: &FaultCounts, conclusion: &Conclusion, begun: Instant) {
     let counts = Counts::of(&conclusion.operations);
-    let verdicts = &conclusion.verdicts;
-    let total: usize = damage.faults.values().map(|(times, _)| times).sum();
+    let check_results = &conclusion.check_results;
+    let total: usize = fault_counts.faults.values().map(|(times, _)| times).sum();
     println!("\n--- seed {seed}, {partitions} partition(s), {:.0} s ---", begun.elapsed().as_secs_f64());
     for (name, count) in [
         ("operations", counts.operations),
@@ -199,20 +199,20 @@ fn report(seed: u64, partitions: u16, damage: &Damage, conclusion: &Conclusion, 
         ("  declined payments", counts.declined),
         ("  refused", counts.refused),
         ("  with an unknown outcome at first", counts.unknown),
-        ("    settled: had taken effect, or did", counts.settled_done),
-        ("    settled: refused, no effect", counts.settled_refused),
+        ("    settled: with the effect", counts.settled_done),
+        ("    settled: refused", counts.settled_refused),
         ("    never settled", counts.open),
-        ("  replies that were repeats", counts.replays),
-        ("objects checked for linearizability", verdicts.checked.values().sum()),
-        ("  the longest history", verdicts.longest),
-        ("  undecided", verdicts.undecided),
+        ("  replayed replies", counts.replays),
+        ("objects checked for linearizability", check_results.checked.values().sum()),
+        ("  the longest history", check_results.longest),
+        ("  undecided", check_results.undecided),
         ("faults", total),
     ] {
         println!("{name:<40}{count:>8}");
     }
-    for (name, (times, longest)) in &damage.faults {
+    for (name, (times, longest)) in &fault_counts.faults {
         println!("  {name:<38}{times:>8}   recovered within {:.1} s", longest.as_secs_f64());
     }
     println!("{:<40}{:>8}", "violations", conclusion.findings.len());
-    println!("by verb {:?}; by object {:?}", counts.verbs, verdicts.checked);
+    println!("by verb {:?}; by object {:?}", counts.verbs, check_results.checked);
 }

@@ -1,8 +1,8 @@
-//! Proof that the checks can fail: the program, or a store under it, is broken in one place at a time, and a check must
-//! detect it. The same run without a mutation must pass.
+//! Tests of the checks: each mutation breaks the program or a store in one place, and a check must detect it. The same run
+//! without a mutation must pass.
 //!
-//! The program has no hooks for this. Scripts are replaced by mutants on their way to Redis; PostgreSQL gets a trigger;
-//! a disk is set back to an earlier state.
+//! The program has no hooks for mutations. The proxy replaces scripts by mutants on the way to Redis; PostgreSQL gets a
+//! trigger; Redis's disk is restored to an earlier state.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,7 +17,7 @@ use firstcome::{
 use super::{
     clients::Market,
     conclude,
-    history::{Ask, Outcome},
+    history::{Outcome, Request},
     proxy::Mode,
     shop::{self, Options, Shop, outbox},
 };
@@ -28,10 +28,10 @@ enum Mutation {
     Nothing,
     NoEvent,
     TrimBeforeCommit,
-    PositionStays,
-    DiskPutBack,
-    DiskPutBackUnderNewService,
-    GiveBackTwice,
+    PositionKept,
+    DiskRestored,
+    DiskRestoredUnderNewService,
+    ReleasesTwice,
     FailsBelowTheLine,
 }
 
@@ -40,27 +40,31 @@ use Mutation::*;
 /// Each mutation, with the checks that must detect it.
 const TABLE: [(Mutation, &str, &[&str]); 8] = [
     (Nothing, "nothing", &[]),
-    (NoEvent, "balance_charge.lua without its XADD", &["the service", "the effects", "the books", "the audit"]),
+    (NoEvent, "balance_charge.lua without its XADD", &["the service", "the effects", "the invariants", "the audit"]),
     (
         TrimBeforeCommit,
         "the outbox is trimmed before PostgreSQL commits",
-        &["the service", "the effects", "the books", "the audit"],
+        &["the service", "the effects", "the invariants", "the audit"],
     ),
-    (PositionStays, "the position is not moved in the transaction", &["the service", "the books", "the audit"]),
+    (PositionKept, "the transaction does not advance the position", &["the service", "the invariants", "the audit"]),
     (
-        DiskPutBack,
+        DiskRestored,
         "appendfsync no, and Redis comes back with an older disk",
-        &["the service", "the books", "the audit"],
+        &["the service", "the invariants", "the audit"],
     ),
-    // No process is left that acknowledged it: only the clients know.
+    // No process is left that acknowledged the decisions: only the clients know them.
     (
-        DiskPutBackUnderNewService,
-        "the same, the service and PostgreSQL knowing nothing",
+        DiskRestoredUnderNewService,
+        "the same, unknown to the service and to PostgreSQL",
         &["the effects", "linearizability"],
     ),
-    (GiveBackTwice, "order_close.lua gives a hold back twice", &["the books", "the audit", "linearizability"]),
-    // Half a decision: its event is there, and nothing else of it.
-    (FailsBelowTheLine, "a command of order_pay.lua fails below the line", &["the replies", "the books", "the audit"]),
+    (ReleasesTwice, "order_close.lua releases a hold twice", &["the invariants", "the audit", "linearizability"]),
+    // Half a decision: the outbox has the event, and the state lacks the effect.
+    (
+        FailsBelowTheLine,
+        "a command of order_pay.lua fails below the line",
+        &["the replies", "the invariants", "the audit"],
+    ),
 ];
 
 #[tokio::test]
@@ -68,19 +72,19 @@ async fn mutations_of_the_program_are_detected() {
     let dir = ScratchDir::new().unwrap();
     let mut template = PostgresServer::start(PostgresServerConfig::new(dir.path().join("postgres"))).await.unwrap();
     template.stop().await.unwrap();
-    println!("(What the books find is also printed as a panic.)");
+    println!("(The findings of the invariants are also printed as panics.)");
     for (mutation, what, expected) in TABLE {
-        let caught = run(mutation, template.data_dir().to_owned()).await;
-        println!("{what:<66}caught by {caught:?}");
-        let missing: Vec<_> = expected.iter().filter(|by| !caught.contains(**by)).collect();
-        assert!(missing.is_empty(), "{what}: not caught by {missing:?}");
-        assert_eq!(caught.is_empty(), mutation == Nothing, "{what}: caught by {caught:?}");
+        let detected_by = run(mutation, template.data_dir().to_owned()).await;
+        println!("{what:<66}detected by {detected_by:?}");
+        let missing: Vec<_> = expected.iter().filter(|by| !detected_by.contains(**by)).collect();
+        assert!(missing.is_empty(), "{what}: not detected by {missing:?}");
+        assert_eq!(detected_by.is_empty(), mutation == Nothing, "{what}: detected by {detected_by:?}");
     }
 }
 
 /// A short run with a mutation in the middle. Returns the checks that detect it.
 async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
-    let safe = !matches!(mutation, DiskPutBack | DiskPutBackUnderNewService);
+    let safe = !matches!(mutation, DiskRestored | DiskRestoredUnderNewService);
     let options = Options { partitions: 1, services: 1, hold_seconds: 600, safe, users: 2, products: 2, campaigns: 1 };
     let mut shop = Shop::open(options, Some(template)).await;
     let market = Market::new(&shop.goods, shop.bases(), 0);
@@ -89,17 +93,17 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
     match mutation {
         Nothing => trade(&shop, &market, 1).await,
         NoEvent => {
-            // The call is replaced by one that does nothing with the same arguments.
+            // Replaces the call by one that takes the same arguments and does nothing.
             mutate(&shop, &script::BALANCE_CHARGE, "local id = emit(", "local id = (function() return '' end)(").await;
             trade(&shop, &market, 1).await;
         }
-        GiveBackTwice => {
-            let back = "move_units(ids, units, from_units, to_units)";
-            mutate(&shop, &script::ORDER_CLOSE, back, &format!("{back} {back}")).await;
+        ReleasesTwice => {
+            let release = "move_units(ids, units, from_units, to_units)";
+            mutate(&shop, &script::ORDER_CLOSE, release, &format!("{release} {release}")).await;
             trade(&shop, &market, 1).await;
         }
         FailsBelowTheLine => {
-            // As where a right is missing, or a list is too long.
+            // Fails as a missing right or an argument list that is too long does.
             let written = "local id = emit(outbox, epoch, events)\n";
             mutate(&shop, &script::ORDER_PAY, written, &format!("{written}redis.call('HSET', meta)\n")).await;
             trade(&shop, &market, 1).await;
@@ -113,38 +117,38 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
             assert!(trimmed > 0);
             shop.kill(0).await;
             shop.to_postgres.set(Mode::Pass);
-            // Which it refuses to do, as it should.
+            // The start is refused, which the conclusion reports.
             let _ = shop.start(0).await;
         }
-        PositionStays => {
+        PositionKept => {
             let db = shop.db().await;
-            let stay = "CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END';
+            let keep_position = "CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END';
                         CREATE TRIGGER stay BEFORE UPDATE ON projection_positions FOR EACH ROW EXECUTE FUNCTION stay()";
-            sqlx::raw_sql(stay).execute(db.get_postgres_connection_pool()).await.unwrap();
+            sqlx::raw_sql(keep_position).execute(db.get_postgres_connection_pool()).await.unwrap();
             let before = outbox_size(&shop).await;
             trade(&shop, &market, 1).await;
             db.close().await.unwrap();
-            // The projector detects it: the next event is missing from the outbox.
-            until("something of that day is committed and trimmed", async || {
+            // The projector then misses the next event in the outbox.
+            until("an event of that day is committed and trimmed", async || {
                 let now = outbox_size(&shop).await;
                 (now.left < now.added - before.added).then_some(())
             })
             .await;
         }
-        DiskPutBack | DiskPutBackUnderNewService => {
+        DiskRestored | DiskRestoredUnderNewService => {
             let (data, old) = (shop.redis.data_dir(), ScratchDir::new().unwrap());
             copy_dir(&data, old.path());
-            if mutation == DiskPutBackUnderNewService {
+            if mutation == DiskRestoredUnderNewService {
                 shop.to_postgres.set(Mode::Stall);
             }
             trade(&shop, &market, 1).await;
             match mutation {
-                DiskPutBackUnderNewService => shop.kill(0).await,
-                // The positions in PostgreSQL survive, however soon the service is replaced.
+                DiskRestoredUnderNewService => shop.kill(0).await,
+                // PostgreSQL keeps the positions, also if the service is replaced at once.
                 _ => shop.caught_up().await,
             }
-            put_back(&mut shop, old.path()).await;
-            if mutation == DiskPutBackUnderNewService {
+            restore_disk(&mut shop, old.path()).await;
+            if mutation == DiskRestoredUnderNewService {
                 shop.to_postgres.set(Mode::Pass);
                 shop.start(0).await.unwrap();
             }
@@ -159,31 +163,31 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
     findings.map(|finding| finding.by).collect()
 }
 
-/// Every verb once or more; each time on the same few objects.
+/// Sends every kind of write, and reads, for the same few objects.
 async fn trade(shop: &Shop, market: &Market, day: i64) {
     let http = shop::client();
     let goods = &shop.goods;
     let (user, other, product) = (goods.users[0], goods.users[1], goods.products[0]);
-    let ask = async |ask: Ask| market.ask(&http, ask).await;
-    ask(Ask::Charge { user, amount: 10 + day }).await;
+    let send = async |request: Request| market.send(&http, request).await;
+    send(Request::Charge { user, amount: 10 + day }).await;
     let taker = if day == 0 { user } else { other };
-    ask(Ask::Issue { campaign: goods.campaigns[0], user: taker }).await;
+    send(Request::Issue { campaign: goods.campaigns[0], user: taker }).await;
     for end in ["pay", "cancel"] {
-        let placing = Ask::Place { user, lines: vec![(product, 2), (goods.products[1], 1)], coupon: None };
-        let Outcome::Done { body, .. } = ask(placing).await else { continue };
+        let placing = Request::Place { user, lines: vec![(product, 2), (goods.products[1], 1)], coupon: None };
+        let Outcome::Done { body, .. } = send(placing).await else { continue };
         let (order, price) = (body["orderId"].as_i64().unwrap(), body["finalPrice"].as_i64().unwrap());
-        ask(Ask::Product { product }).await;
+        send(Request::Product { product }).await;
         match end {
-            "pay" => ask(Ask::Pay { order, user, price, amount: price }).await,
-            _ => ask(Ask::Cancel { order, user }).await,
+            "pay" => send(Request::Pay { order, user, price, amount: price }).await,
+            _ => send(Request::Cancel { order, user }).await,
         };
-        ask(Ask::Order { order, user }).await;
+        send(Request::Order { order, user }).await;
     }
-    ask(Ask::Product { product }).await;
-    ask(Ask::Balance { user }).await;
+    send(Request::Product { product }).await;
+    send(Request::Balance { user }).await;
 }
 
-/// How many decisions an outbox has ever had, and has now.
+/// The number of entries that an outbox has ever had, and that it has now.
 struct OutboxSize {
     added: i64,
     left: i64,
@@ -197,7 +201,7 @@ async fn outbox_size(shop: &Shop) -> OutboxSize {
     OutboxSize { added: number("entries-added"), left: number("length") }
 }
 
-/// From now on this script is another one, wherever it is called.
+/// Replaces this script by a mutant in every call from now on.
 async fn mutate(shop: &Shop, script: &Script, from: &str, to: &str) {
     let source = script.source();
     let mutant = source.replace(from, to);
@@ -212,8 +216,8 @@ async fn mutate(shop: &Shop, script: &Script, from: &str, to: &str) {
     shop.ready().await.unwrap();
 }
 
-/// Redis is killed, and comes back with what it had written then.
-async fn put_back(shop: &mut Shop, old: &Path) {
+/// Kills Redis, and restarts it with an earlier copy of its data.
+async fn restore_disk(shop: &mut Shop, old: &Path) {
     let data = shop.redis.data_dir();
     shop.redis.kill().await.unwrap();
     copy_dir(old, &data);

@@ -1,8 +1,8 @@
-//! The nemesis: every kind of fault, in an order and at moments that follow from the seed, and the repair of each.
+//! The nemesis: injects every kind of fault, in an order and at moments that the seed decides, and repairs each.
 //!
-//! A moment is counted in attempts of the clients, not in time: they get a number of attempts before, during and after
-//! a fault. Afterwards the service must recover by itself (killed processes are restarted): every instance is ready, a
-//! write is acknowledged, and PostgreSQL catches up.
+//! Moments are counted in attempts of the clients, not in time: the clients get a number of attempts before, during and after
+//! a fault. After the repair, which restarts killed processes, the service must recover by itself: every instance is ready,
+//! a write is acknowledged, and PostgreSQL catches up.
 
 use std::{
     collections::BTreeMap,
@@ -26,16 +26,16 @@ use crate::support::harness::until;
 enum Target {
     Redis,
     Postgres,
-    /// The way to either, or the clients' way to a service.
+    /// The connections to either store, or the clients' connections to a service.
     RedisLink,
     PostgresLink,
     ClientLink,
-    /// Mended last: it does not start without the others.
+    /// Repaired last: a service does not start without the stores.
     Service,
     All,
 }
 
-/// How a way is broken.
+/// How a link is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Link {
     Cut,
@@ -51,19 +51,19 @@ enum Link {
 enum Fault {
     /// `kill -9`.
     Kill(Target),
-    /// SIGSTOP, and SIGCONT after a while.
+    /// SIGSTOP, and SIGCONT as the repair.
     Freeze(Target),
-    /// SIGTERM, and a new start.
+    /// SIGTERM, and a new start as the repair.
     Replace,
     On(Target, Link),
     /// Every write beyond the current size fails.
     DiskFull(Target),
-    /// `maxmemory` at nothing.
+    /// `maxmemory` at one byte.
     OutOfMemory,
-    /// A script that does not end, until it is killed.
+    /// A script that runs until SCRIPT KILL.
     BusyScript,
     ClientPause,
-    /// A replica without a master, for a while.
+    /// Redis as a replica of a server that does not exist.
     ReadOnly,
     ClientKill,
     ScriptFlush,
@@ -131,21 +131,21 @@ impl Fault {
 
 /// The faults of a run.
 #[derive(Default)]
-pub struct Damage {
-    /// By kind: how often, and the longest that the shop took to recover.
+pub struct FaultCounts {
+    /// By kind: the number of faults, and the longest recovery.
     pub faults: BTreeMap<String, (usize, Duration)>,
 }
 
-/// Something that is broken now.
-struct Broken {
+/// A fault that is not repaired yet.
+struct Injected {
     fault: Fault,
-    /// The service that it is about.
+    /// The number of the affected service.
     service: usize,
-    /// The repair, while it runs.
+    /// The call of the busy script.
     script: Option<tokio::task::JoinHandle<()>>,
 }
 
-/// The faults of a run: every kind comes before any comes again.
+/// The faults of a run: no kind repeats before every kind has occurred.
 fn plan(faults: usize, random: &mut Random) -> Vec<Fault> {
     let mut plan: Vec<Fault> = Vec::new();
     while plan.len() < faults {
@@ -157,37 +157,37 @@ fn plan(faults: usize, random: &mut Random) -> Vec<Fault> {
     plan
 }
 
-/// Breaks and mends, so many times.
-pub async fn rage(shop: &mut Shop, market: &Market, faults: usize, seed: u64) -> Damage {
+/// Injects and repairs this many faults.
+pub async fn run(shop: &mut Shop, market: &Market, faults: usize, seed: u64) -> FaultCounts {
     let mut random = Random::new(seed);
-    let mut damage = Damage::default();
+    let mut counts = FaultCounts::default();
     for fault in plan(faults, &mut random) {
         market.permits.add_permits(random.within(5, 30) as usize);
-        let mut broken = vec![inject(shop, fault, &mut random).await];
+        let mut injected = vec![inject(shop, fault, &mut random).await];
         hold(market, &mut random).await;
-        // Now and then something else breaks as well.
+        // One fault in four comes with a second one on another target.
         let second = *random.pick(Fault::ALL);
         if random.percent(25) && fault.target() != All && ![All, fault.target()].contains(&second.target()) {
-            broken.push(inject(shop, second, &mut random).await);
+            injected.push(inject(shop, second, &mut random).await);
             hold(market, &mut random).await;
         }
-        let names: Vec<String> = broken.iter().map(|broken| broken.fault.name()).collect();
+        let names: Vec<String> = injected.iter().map(|injected| injected.fault.name()).collect();
         println!("{}", names.join(" and "));
-        broken.sort_by_key(|broken| broken.fault.target());
-        for broken in broken {
-            mend(shop, broken).await;
+        injected.sort_by_key(|injected| injected.fault.target());
+        for injected in injected {
+            repair(shop, injected).await;
         }
         let took = recovered(shop, market).await;
         for name in names {
-            let (times, longest) = damage.faults.entry(name).or_default();
+            let (times, longest) = counts.faults.entry(name).or_default();
             *times += 1;
             *longest = took.max(*longest);
         }
     }
-    damage
+    counts
 }
 
-/// Keeps the fault for a while under load.
+/// Keeps the fault for 0.1 to 2.2 seconds under load.
 async fn hold(market: &Market, random: &mut Random) {
     let until = Instant::now() + Duration::from_millis(random.within(100, 2200) as u64);
     while Instant::now() < until {
@@ -197,22 +197,23 @@ async fn hold(market: &Market, random: &mut Random) {
 }
 
 async fn recovered(shop: &Shop, market: &Market) -> Duration {
-    let mended = (Instant::now(), now());
+    let repaired = (Instant::now(), now());
     shop.ready().await.unwrap_or_else(|loss| panic!("acknowledged decisions are lost: {loss}"));
     until("a write is acknowledged again", async || {
-        let written = market.history.wrote_since(mended.1);
+        let written = market.history.wrote_since(repaired.1);
         if !written && market.permits.available_permits() < 20 {
             market.permits.add_permits(5);
         }
         written.then_some(())
     })
     .await;
-    until("the clients are done", async || (market.permits.available_permits() == 0).then_some(())).await;
+    until("the clients have used their permits", async || (market.permits.available_permits() == 0).then_some(()))
+        .await;
     shop.caught_up().await;
-    mended.0.elapsed()
+    repaired.0.elapsed()
 }
 
-async fn inject(shop: &mut Shop, fault: Fault, random: &mut Random) -> Broken {
+async fn inject(shop: &mut Shop, fault: Fault, random: &mut Random) -> Injected {
     let service = random.within(0, shop.services.len() as i64 - 1) as usize;
     let mut script = None;
     match fault {
@@ -239,22 +240,22 @@ async fn inject(shop: &mut Shop, fault: Fault, random: &mut Random) -> Broken {
         Freeze(_) => shop.signal(service, Signal::STOP),
         Replace => shop.signal(service, Signal::TERM),
         On(target, link) => {
-            let way = way(shop, target, service);
-            let some = |random: &mut Random| Duration::from_millis(random.within(0, 400) as u64);
+            let link_proxy = link_proxy(shop, target, service);
+            let delay = |random: &mut Random| Duration::from_millis(random.within(0, 400) as u64);
             match link {
-                Cut => way.cut(),
-                Silence => way.silence(),
-                Refuse => way.set(Mode::Refuse),
-                Stall => way.set(Mode::Stall),
-                DropReplies => way.set(Mode::DropReplies),
-                Delay => way.set(Mode::Delay { up: some(random), down: some(random) }),
+                Cut => link_proxy.cut(),
+                Silence => link_proxy.silence(),
+                Refuse => link_proxy.set(Mode::Refuse),
+                Stall => link_proxy.set(Mode::Stall),
+                DropReplies => link_proxy.set(Mode::DropReplies),
+                Delay => link_proxy.set(Mode::Delay { up: delay(random), down: delay(random) }),
             }
         }
         DiskFull(Redis) => {
             let limit = longest_file(&shop.redis.data_dir()) + random.within(0, 4096) as u64;
             shop.redis.limit_file_size(Some(limit)).unwrap();
         }
-        // Its log is written into files that are there in their whole length: so the limit is below that.
+        // PostgreSQL writes its log into files of their full length: only a limit below that length stops it.
         DiskFull(_) => shop.postgres.limit_file_size(Some(random.within(8 << 10, 512 << 10) as u64)).unwrap(),
         OutOfMemory => config(shop, "maxmemory", "1").await,
         BusyScript => {
@@ -272,12 +273,12 @@ async fn inject(shop: &mut Shop, fault: Fault, random: &mut Random) -> Broken {
         }
         ScriptFlush => drop(command(&mut shop.raw().await, &["SCRIPT", "FLUSH", "SYNC"]).await.unwrap()),
     }
-    Broken { fault, service, script }
+    Injected { fault, service, script }
 }
 
-async fn mend(shop: &mut Shop, broken: Broken) {
-    let service = broken.service;
-    match broken.fault {
+async fn repair(shop: &mut Shop, injected: Injected) {
+    let service = injected.service;
+    match injected.fault {
         Kill(Redis) => shop.redis.restart().await.unwrap(),
         Kill(Postgres) => shop.postgres.restart().await.unwrap(),
         Kill(All) => {
@@ -295,21 +296,24 @@ async fn mend(shop: &mut Shop, broken: Broken) {
             shop.stop(service).await;
             start(shop, service).await;
         }
-        On(target, _) => way(shop, target, service).set(Mode::Pass),
-        // Room is made on the disk, and what ended of it is started.
+        On(target, _) => link_proxy(shop, target, service).set(Mode::Pass),
+        // Lifts the limit, and starts the server if the full disk has ended it.
         DiskFull(Redis) => {
-            println!("  Redis {}", if shop.redis.limit_file_size(None).is_err() { "ended" } else { "went on" });
+            println!("  Redis {}", if shop.redis.limit_file_size(None).is_err() { "ended" } else { "kept running" });
             shop.redis.restart().await.unwrap();
         }
         DiskFull(_) => {
-            println!("  PostgreSQL {}", if shop.postgres.limit_file_size(None).is_err() { "ended" } else { "went on" });
+            println!(
+                "  PostgreSQL {}",
+                if shop.postgres.limit_file_size(None).is_err() { "ended" } else { "kept running" }
+            );
             shop.postgres.restart().await.unwrap();
         }
         OutOfMemory => config(shop, "maxmemory", "0").await,
         BusyScript => {
             let mut redis = shop.raw().await;
             until("the script is killed", async || command(&mut redis, &["SCRIPT", "KILL"]).await.ok()).await;
-            broken.script.unwrap().await.unwrap();
+            injected.script.unwrap().await.unwrap();
         }
         ClientPause => drop(command(&mut shop.raw().await, &["CLIENT", "UNPAUSE"]).await.unwrap()),
         ReadOnly => drop(command(&mut shop.raw().await, &["REPLICAOF", "NO", "ONE"]).await.unwrap()),
@@ -321,7 +325,7 @@ async fn start(shop: &mut Shop, number: usize) {
     shop.start(number).await.unwrap_or_else(|loss| panic!("acknowledged decisions are lost: {loss}"));
 }
 
-fn way(shop: &Shop, target: Target, service: usize) -> &Proxy {
+fn link_proxy(shop: &Shop, target: Target, service: usize) -> &Proxy {
     match target {
         RedisLink => &shop.to_redis,
         PostgresLink => &shop.to_postgres,

@@ -1,4 +1,4 @@
-//! The histories of single objects, taken from the history of the run and from what the stores note of times.
+//! The histories of single objects, from the history of the run and the times that the stores record.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use super::{
     facts::{Facts, OrderFact},
-    history::{Ask, Operation, Outcome, now},
+    history::{Operation, Outcome, Request, now},
     linear::*,
     shop::Goods,
 };
 
-/// How much the stores' notes of time may differ from ours; they are in milliseconds.
+/// The difference between a time of the stores, in whole milliseconds, and one of the clients, in nanoseconds.
 const SLACK: u64 = 20_000_000;
 
 /// The results for all objects.
@@ -40,7 +40,7 @@ impl CheckResults {
     }
 }
 
-/// Histories by object, as they grow.
+/// The histories collected so far, by object.
 struct Objects<'a> {
     facts: &'a Facts,
     end: u64,
@@ -50,8 +50,8 @@ struct Objects<'a> {
     orders: BTreeMap<i64, Vec<Interval<Order>>>,
 }
 
-/// Checks every object. With several partitions the remote holds of an order are taken before it is decided, and a
-/// coupon reaches its user after it is issued: then products and holders are not single objects.
+/// Checks every object. With several partitions, stock is held in other partitions before the order is decided, and a coupon
+/// reaches its user's partition after it is issued: the products and the holders are then not linearizable by themselves.
 pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> CheckResults {
     let mut objects = Objects {
         facts,
@@ -63,7 +63,7 @@ pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> Ch
     };
     let mut holders: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
     for operation in operations.iter().filter(|operation| operation.done().is_some()) {
-        if let Ask::Issue { campaign, user } = operation.ask {
+        if let Request::Issue { campaign, user } = operation.request {
             holders.entry(user).or_default().push(campaign);
         }
     }
@@ -73,50 +73,50 @@ pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> Ch
     }
     objects.expiries();
     objects.last_reads();
-    let mut verdicts = CheckResults::default();
+    let mut results = CheckResults::default();
     for (id, mut intervals) in objects.campaigns {
         if partitions > 1 {
-            intervals.retain(|interval| !matches!(interval.op, CampaignOp::Look(_)));
+            intervals.retain(|interval| !matches!(interval.op, CampaignOp::Read(_)));
         }
         let start = Campaign { total: Goods::COUPONS, issued: BTreeMap::new() };
-        verdicts.check("campaign", id, start, intervals);
+        results.check("campaign", id, start, intervals);
     }
     for (id, intervals) in objects.balances {
-        verdicts.check("balance", id, Balance(Goods::BALANCE), intervals);
+        results.check("balance", id, Balance(Goods::BALANCE), intervals);
     }
     for (id, intervals) in objects.products.into_iter().filter(|_| partitions == 1) {
-        verdicts.check("product", id, Stock(Goods::STOCK), intervals);
+        results.check("product", id, Stock(Goods::STOCK), intervals);
     }
     for (id, intervals) in objects.orders {
-        verdicts.check("order", id, Order::Pending, intervals);
+        results.check("order", id, Order::Pending, intervals);
     }
-    verdicts
+    results
 }
 
 impl Objects<'_> {
     fn effect(&mut self, operation: &Operation) {
         let Some((began, ended)) = operation.effect_within() else { return };
-        // Not before the moment that is noted for it.
-        let since = |noted: u64| began.max(noted.saturating_sub(SLACK)).min(ended);
+        // The effect is not older than the time that the stores recorded.
+        let since = |recorded: u64| began.max(recorded.saturating_sub(SLACK)).min(ended);
         let none = Value::Null;
         let body = operation.done().unwrap_or(&none);
-        match &operation.ask {
-            Ask::Issue { campaign, user } => {
-                let noted = self.facts.coupons.get(&(*campaign, *user)).map_or(0, |(_, at)| *at);
+        match &operation.request {
+            Request::Issue { campaign, user } => {
+                let recorded = self.facts.coupons.get(&(*campaign, *user)).map_or(0, |(_, at)| *at);
                 let ret = CampaignRet::Issued(body["issueNo"].as_i64().unwrap_or(-1));
-                let interval = Interval { began: since(noted), ended, op: CampaignOp::Issue(*user), ret };
+                let interval = Interval { began: since(recorded), ended, op: CampaignOp::Issue(*user), ret };
                 self.campaigns.entry(*campaign).or_default().push(interval);
             }
-            Ask::Charge { user, amount } => {
+            Request::Charge { user, amount } => {
                 let ret = BalanceRet::Is(body["balance"].as_i64().unwrap_or(-1));
                 self.balance(*user, (began, ended), BalanceOp::Charge(*amount), ret);
             }
-            Ask::Place { .. } => {
+            Request::Place { .. } => {
                 let id = body["orderId"].as_i64().unwrap_or(-1);
                 let Some(order) = self.facts.orders.get(&id) else { return };
                 self.stock(order, (since(order.placed_at), ended), StockOp::Hold);
             }
-            Ask::Pay { order: id, user, price, amount } => {
+            Request::Pay { order: id, user, price, amount } => {
                 let Some(order) = self.facts.orders.get(id) else { return };
                 let affordable = !operation.declined();
                 let within = (since(if affordable { order.paid_at } else { order.closed_at }), ended);
@@ -127,10 +127,10 @@ impl Objects<'_> {
                 let to = if affordable { Order::Paid } else { Order::Failed };
                 self.order(*id, within, OrderOp::Pay { right: price == amount, affordable }, OrderRet::Is(to));
                 if !affordable {
-                    self.stock(order, within, StockOp::GiveBack);
+                    self.stock(order, within, StockOp::Release);
                 }
             }
-            Ask::Cancel { order: id, user } => {
+            Request::Cancel { order: id, user } => {
                 let Some(order) = self.facts.orders.get(id) else { return };
                 let (within, refunded) = ((since(order.closed_at), ended), body["closeReason"] == "REFUNDED");
                 if refunded && order.price > 0 {
@@ -138,22 +138,22 @@ impl Objects<'_> {
                 }
                 let to = if refunded { Order::Refunded } else { Order::Cancelled };
                 self.order(*id, within, OrderOp::Cancel, OrderRet::Is(to));
-                self.stock(order, within, StockOp::GiveBack);
+                self.stock(order, within, StockOp::Release);
             }
             _ => {}
         }
     }
 
-    /// Refusals and reads are checked too, each attempt by itself.
+    /// Adds refusals and reads, each attempt as an operation of its own.
     fn refusals_and_reads(&mut self, operation: &Operation, holders: &BTreeMap<i64, Vec<i64>>) {
         for attempt in &operation.attempts {
             let within = (attempt.began, attempt.ended);
-            match (&operation.ask, &attempt.outcome) {
-                (Ask::Issue { campaign, user }, Outcome::Refused { code, .. }) => {
+            match (&operation.request, &attempt.outcome) {
+                (Request::Issue { campaign, user }, Outcome::Refused { code, .. }) => {
                     let ret = if code == "COUPON_OUT_OF_STOCK" { CampaignRet::SoldOut } else { CampaignRet::HoldsOne };
                     self.campaign(*campaign, within, CampaignOp::Issue(*user), ret);
                 }
-                (Ask::Place { lines, .. }, Outcome::Refused { code, .. }) if lines.len() == 1 => {
+                (Request::Place { lines, .. }, Outcome::Refused { code, .. }) if lines.len() == 1 => {
                     let ret = match code.as_str() {
                         "SOLD_OUT" => StockRet::SoldOut,
                         "INSUFFICIENT_STOCK" => StockRet::TooFew,
@@ -163,39 +163,39 @@ impl Objects<'_> {
                     let interval = Interval { began, ended, op: StockOp::Hold(lines[0].1), ret };
                     self.products.entry(lines[0].0).or_default().push(interval);
                 }
-                (Ask::Pay { order, price, amount, .. }, Outcome::Refused { code, .. }) => {
+                (Request::Pay { order, price, amount, .. }, Outcome::Refused { code, .. }) => {
                     let op = OrderOp::Pay { right: price == amount, affordable: true };
                     let paid = code == "ORDER_ALREADY_PAID";
                     self.order(*order, within, op, if paid { OrderRet::AlreadyPaid } else { OrderRet::Invalid });
                 }
-                (Ask::Cancel { order, .. }, Outcome::Refused { .. }) => {
+                (Request::Cancel { order, .. }, Outcome::Refused { .. }) => {
                     self.order(*order, within, OrderOp::Cancel, OrderRet::AlreadyClosed);
                 }
-                (Ask::Balance { user }, Outcome::Done { body, .. }) => {
+                (Request::Balance { user }, Outcome::Done { body, .. }) => {
                     let ret = BalanceRet::Is(body["balance"].as_i64().unwrap_or(-1));
-                    self.balance(*user, within, BalanceOp::Look, ret);
+                    self.balance(*user, within, BalanceOp::Read, ret);
                 }
-                (Ask::Entries { user }, Outcome::Done { body, .. }) => {
+                (Request::Entries { user }, Outcome::Done { body, .. }) => {
                     let last = body.as_array().and_then(|list| list.last());
                     let ret = BalanceRet::Is(last.and_then(|last| last["after_balance"].as_i64()).unwrap_or(-1));
-                    self.balance(*user, within, BalanceOp::Look, ret);
+                    self.balance(*user, within, BalanceOp::Read, ret);
                 }
-                (Ask::Product { product }, Outcome::Done { body, .. }) => {
+                (Request::Product { product }, Outcome::Done { body, .. }) => {
                     let ret = StockRet::Are(body["stockQuantity"].as_i64().unwrap_or(-1));
-                    let interval = Interval { began: within.0, ended: within.1, op: StockOp::Look, ret };
+                    let interval = Interval { began: within.0, ended: within.1, op: StockOp::Read, ret };
                     self.products.entry(*product).or_default().push(interval);
                 }
-                (Ask::Order { order, .. }, Outcome::Done { body, .. }) => {
+                (Request::Order { order, .. }, Outcome::Done { body, .. }) => {
                     let text = |field: &str| body[field].as_str().unwrap_or("").to_owned();
-                    let shown = status(&text("orderStatus"), &text("closeReason"));
-                    self.order(*order, within, OrderOp::Look, OrderRet::Is(shown));
+                    let read = status(&text("orderStatus"), &text("closeReason"));
+                    self.order(*order, within, OrderOp::Read, OrderRet::Is(read));
                 }
-                (Ask::Coupons { user }, Outcome::Done { body, .. }) => {
+                (Request::Coupons { user }, Outcome::Done { body, .. }) => {
                     for campaign in holders.get(user).into_iter().flatten() {
                         let list = body.as_array().map(Vec::as_slice).unwrap_or_default();
-                        let shown = list.iter().find(|coupon| coupon["couponId"] == *campaign);
-                        let place = shown.and_then(|coupon| coupon["issueNo"].as_i64());
-                        self.campaign(*campaign, within, CampaignOp::Look(*user), CampaignRet::Has(place));
+                        let read = list.iter().find(|coupon| coupon["couponId"] == *campaign);
+                        let place = read.and_then(|coupon| coupon["issueNo"].as_i64());
+                        self.campaign(*campaign, within, CampaignOp::Read(*user), CampaignRet::Has(place));
                     }
                 }
                 _ => {}
@@ -203,29 +203,29 @@ impl Objects<'_> {
         }
     }
 
-    /// Expiries have no client: each happened at its recorded time or somewhat later.
+    /// Adds expiries, which no client requests: each took effect at its recorded time or later.
     fn expiries(&mut self) {
         let facts = self.facts;
         for (id, order) in facts.orders.iter().filter(|(_, order)| order.reason == "EXPIRED") {
             let within = (order.closed_at.saturating_sub(SLACK), self.end);
             self.order(*id, within, OrderOp::Expire, OrderRet::Is(Order::Expired));
-            self.stock(order, within, StockOp::GiveBack);
+            self.stock(order, within, StockOp::Release);
         }
     }
 
-    /// The final state of the stores counts as a last read.
+    /// Adds the final state of the stores as a last read.
     fn last_reads(&mut self) {
         let (facts, last) = (self.facts, (self.end + 1, self.end + 2));
         for (user, balance) in &facts.balances {
-            self.balance(*user, last, BalanceOp::Look, BalanceRet::Is(*balance));
+            self.balance(*user, last, BalanceOp::Read, BalanceRet::Is(*balance));
         }
         for (product, units) in &facts.on_sale {
-            let interval = Interval { began: last.0, ended: last.1, op: StockOp::Look, ret: StockRet::Are(*units) };
+            let interval = Interval { began: last.0, ended: last.1, op: StockOp::Read, ret: StockRet::Are(*units) };
             self.products.entry(*product).or_default().push(interval);
         }
         for (id, order) in &facts.orders {
-            let shown = status(&order.status, &order.reason);
-            self.order(*id, last, OrderOp::Look, OrderRet::Is(shown));
+            let read = status(&order.status, &order.reason);
+            self.order(*id, last, OrderOp::Read, OrderRet::Is(read));
         }
     }
 
@@ -241,7 +241,7 @@ impl Objects<'_> {
         self.orders.entry(id).or_default().push(Interval { began, ended, op, ret });
     }
 
-    /// The same for each product of an order.
+    /// Adds an operation on each product of an order.
     fn stock(&mut self, order: &OrderFact, (began, ended): (u64, u64), op: fn(i64) -> StockOp) {
         for (product, units) in &order.lines {
             let interval = Interval { began, ended, op: op(*units), ret: StockRet::Moved };

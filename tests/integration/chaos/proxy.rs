@@ -1,7 +1,7 @@
-//! A TCP proxy that breaks on command: it refuses, delays, holds back, swallows replies, cuts, or falls silent for good.
+//! A TCP proxy that breaks connections on command: it refuses, delays or stalls them, drops replies, cuts or silences them.
 //!
-//! It knows nothing of what passes through it, but that it can put one text for another of the same length in what clients
-//! send: that is how the mutations exchange a script for a mutant of it.
+//! It does not parse the protocol. It can replace a text in the clients' bytes by another of the same length, with which the
+//! mutations exchange a script for its mutant.
 
 use std::{
     net::SocketAddr,
@@ -16,7 +16,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Where a proxy leads.
+/// The server behind a proxy.
 #[derive(Clone, Debug)]
 pub enum Upstream {
     Tcp(SocketAddr),
@@ -30,20 +30,20 @@ pub enum Mode {
     Pass,
     /// Cuts open connections, and closes new ones.
     Refuse,
-    /// Passes everything on, this much later: to the server, and back from it.
+    /// Passes everything on after a delay: `up` to the server, `down` from it.
     Delay { up: Duration, down: Duration },
-    /// Takes bytes and connections, and passes nothing on until the mode changes.
+    /// Accepts connections and bytes, and passes nothing on until the mode changes.
     Stall,
-    /// Passes requests on, drops the replies and cuts the connection: the requests have taken effect.
+    /// Passes requests on, drops the replies and cuts the connection: the requests take effect.
     DropReplies,
 }
 
 #[derive(Clone, Copy, Default)]
 struct State {
     mode: Mode,
-    /// Connections made under a lower number are cut.
+    /// Counts the calls of [`Proxy::cut`]; connections from before the last call are cut.
     cut: u64,
-    /// Connections made under a lower number pass nothing any more, without an error.
+    /// Counts the calls of [`Proxy::silence`]; connections from before the last call pass nothing, without an error.
     silenced: u64,
 }
 
@@ -61,7 +61,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a port of its own. Without an upstream every connection is closed.
+    /// Listens on a free port. Without an upstream the proxy closes every connection.
     pub async fn start(upstream: Option<Upstream>) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -74,7 +74,7 @@ impl Proxy {
         Proxy { address, shared, accepting }
     }
 
-    pub fn lead_to(&self, upstream: Upstream) {
+    pub fn set_upstream(&self, upstream: Upstream) {
         *self.shared.upstream.lock().unwrap() = Some(upstream);
     }
 
@@ -87,12 +87,12 @@ impl Proxy {
         self.shared.state.send_modify(|state| state.cut += 1);
     }
 
-    /// Open connections stay open and pass nothing ever again, as when a firewall has forgotten them. New ones work.
+    /// Open connections stay open and pass nothing, as when a firewall drops their state. New ones work.
     pub fn silence(&self) {
         self.shared.state.send_modify(|state| state.silenced += 1);
     }
 
-    /// From the next connection on, clients' `from` arrives as `to`.
+    /// Replaces `from` by `to` in the clients' bytes, on new connections.
     pub fn exchange(&self, from: &str, to: &str) {
         assert_eq!(from.len(), to.len());
         self.shared.exchanges.lock().unwrap().push((from.into(), to.into()));
@@ -177,7 +177,7 @@ fn is_cut(state: &State, born: &State) -> bool {
     state.cut != born.cut || state.mode == Mode::Refuse
 }
 
-/// Returns once the bytes may be passed on; `false`: the connection ends instead.
+/// Waits until the bytes may pass. Returns `false` if the connection ends instead.
 async fn may_pass(state: &mut watch::Receiver<State>, born: &State, way: Way) -> bool {
     let mut delayed = false;
     loop {
@@ -204,11 +204,11 @@ async fn may_pass(state: &mut watch::Receiver<State>, born: &State, way: Way) ->
     }
 }
 
-/// Puts texts for others in a stream, also where one comes in two pieces.
+/// Replaces texts in a stream, also one that is split between two reads.
 #[derive(Default)]
 struct Exchange {
     pairs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The last bytes, where they may begin a text to replace.
+    /// The last bytes, if a text to replace may begin with them.
     kept: Vec<u8>,
 }
 
@@ -238,9 +238,9 @@ impl Exchange {
     }
 }
 
-// --- the proxy itself, tested ----------------------------------------------------------------------------------------
+// --- tests of the proxy ----------------------------------------------------------------------------------------------
 
-/// A server that answers every byte with its successor.
+/// A server that replies to every byte with its successor.
 async fn successor() -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -258,31 +258,31 @@ async fn successor() -> (SocketAddr, tokio::task::JoinHandle<()>) {
     (address, serving)
 }
 
-/// The answer to a byte; `None`: the connection ended.
-async fn ask(stream: &mut TcpStream, byte: u8) -> Option<u8> {
+/// Sends a byte. Returns the reply, or `None` if the connection has ended.
+async fn exchange_byte(stream: &mut TcpStream, byte: u8) -> Option<u8> {
     stream.write_u8(byte).await.ok()?;
     stream.read_u8().await.ok()
 }
 
 #[tokio::test]
-async fn proxy_passes_refuses_cuts_and_swallows() {
+async fn proxy_passes_refuses_cuts_and_drops_replies() {
     let (address, serving) = successor().await;
     let proxy = Proxy::start(Some(Upstream::Tcp(address))).await;
     let connect = async || TcpStream::connect(proxy.address).await.unwrap();
     let mut stream = connect().await;
-    assert_eq!(ask(&mut stream, 1).await, Some(2));
+    assert_eq!(exchange_byte(&mut stream, 1).await, Some(2));
     proxy.cut();
-    assert_eq!(ask(&mut stream, 1).await, None);
+    assert_eq!(exchange_byte(&mut stream, 1).await, None);
     let mut stream = connect().await;
-    assert_eq!(ask(&mut stream, 3).await, Some(4));
+    assert_eq!(exchange_byte(&mut stream, 3).await, Some(4));
     proxy.set(Mode::DropReplies);
-    assert_eq!(ask(&mut stream, 1).await, None);
+    assert_eq!(exchange_byte(&mut stream, 1).await, None);
     proxy.set(Mode::Refuse);
-    assert_eq!(ask(&mut connect().await, 1).await, None);
+    assert_eq!(exchange_byte(&mut connect().await, 1).await, None);
     let delay = Duration::from_millis(20);
     proxy.set(Mode::Delay { up: delay, down: delay });
     let begun = std::time::Instant::now();
-    assert_eq!(ask(&mut connect().await, 5).await, Some(6));
+    assert_eq!(exchange_byte(&mut connect().await, 5).await, Some(6));
     assert!(begun.elapsed() >= 2 * delay);
     serving.abort();
 }
@@ -293,7 +293,7 @@ async fn proxy_delivers_after_stall_and_never_after_silence() {
     let proxy = Proxy::start(Some(Upstream::Tcp(address))).await;
     let (mut held, mut silenced) =
         (TcpStream::connect(proxy.address).await.unwrap(), TcpStream::connect(proxy.address).await.unwrap());
-    assert_eq!((ask(&mut held, 1).await, ask(&mut silenced, 1).await), (Some(2), Some(2)));
+    assert_eq!((exchange_byte(&mut held, 1).await, exchange_byte(&mut silenced, 1).await), (Some(2), Some(2)));
     proxy.set(Mode::Stall);
     held.write_u8(7).await.unwrap();
     let early = tokio::time::timeout(Duration::from_millis(30), held.read_u8()).await;
@@ -302,7 +302,7 @@ async fn proxy_delivers_after_stall_and_never_after_silence() {
     assert_eq!(held.read_u8().await.unwrap(), 8);
     proxy.silence();
     silenced.write_u8(7).await.unwrap();
-    assert_eq!(ask(&mut TcpStream::connect(proxy.address).await.unwrap(), 9).await, Some(10));
+    assert_eq!(exchange_byte(&mut TcpStream::connect(proxy.address).await.unwrap(), 9).await, Some(10));
     assert!(tokio::time::timeout(Duration::from_millis(30), silenced.read_u8()).await.is_err());
     serving.abort();
 }

@@ -1,6 +1,6 @@
 //! The processes of a run: Redis, PostgreSQL and `firstcome serve`, with a proxy on every connection between them.
 //!
-//! Starts, stops and restarts them; the nemesis owns the faults, the clients own the load.
+//! Starts, stops and restarts them; the nemesis has the faults, the clients the load.
 
 use std::{
     fs,
@@ -37,7 +37,6 @@ pub struct Options {
     pub hold_seconds: u32,
     /// Whether Redis flushes each decision to its disk; otherwise the service accepts unsafe settings.
     pub safe: bool,
-    /// The goods on sale.
     pub users: i64,
     pub products: i64,
     pub campaigns: i64,
@@ -61,25 +60,25 @@ impl Goods {
 pub struct Service {
     child: Option<Child>,
     log: PathBuf,
-    /// Where its clients find it, whichever port it has.
+    /// The clients' way to the service, with the same address after a restart.
     pub proxy: Proxy,
 }
 
-/// All of it. Dropped, it is gone.
+/// All processes of a run. Dropped, they end.
 pub struct Shop {
     pub options: Options,
     pub services: Vec<Service>,
     pub to_redis: Proxy,
     pub to_postgres: Proxy,
     pub goods: Goods,
-    // The servers are ended before their directory goes.
+    // Fields drop in this order: the servers end before their directory is removed.
     pub redis: RedisServer,
     pub postgres: PostgresServer,
     dir: ScratchDir,
 }
 
 impl Shop {
-    /// Starts everything and fills the shelves. `template` is the data of a stopped PostgreSQL server, to save time.
+    /// Starts everything and creates the goods. `template` is the data directory of a stopped PostgreSQL server, to save time.
     pub async fn open(options: Options, template: Option<PathBuf>) -> Shop {
         let dir = ScratchDir::new().unwrap();
         let mut redis = RedisServerConfig::new(dir.path().join("redis"));
@@ -128,44 +127,44 @@ impl Shop {
         }
     }
 
-    /// A request of an operator, before the first fault.
+    /// Sends an operator's request, before the first fault.
     async fn operate(&self, method: Method, path: &str, body: Value) -> Value {
         let request = harness::client().request(method, format!("{}{path}", self.bases()[0]));
         harness::read(request.bearer_auth(ADMIN).json(&body)).await.created()
     }
 
-    /// Where the services are.
+    /// The base URLs of the services.
     pub fn bases(&self) -> Vec<String> {
         self.services.iter().map(|service| format!("http://{}", service.proxy.address)).collect()
     }
 
-    /// Straight to Redis, past the proxy.
+    /// A connection to Redis that bypasses the proxy.
     pub async fn raw(&self) -> MultiplexedConnection {
         harness::raw_redis(&self.redis.url()).await
     }
 
-    /// Straight to PostgreSQL.
+    /// A connection to PostgreSQL that bypasses the proxy.
     pub async fn db(&self) -> DatabaseConnection {
         postgres::connect(&harness::postgres_config(&self.postgres.url(DATABASE))).await.unwrap()
     }
 
-    /// Starts a service; one that ends at once, because something it needs is not there yet, again.
+    /// Starts a service, again if it ends at once because a store is not ready.
     ///
     /// # Errors
-    /// It says that acknowledged decisions are lost.
+    /// The service reports a loss of acknowledged decisions.
     pub async fn start(&mut self, number: usize) -> Result<(), String> {
         let url = format!("postgres://firstcome@{}/{DATABASE}?sslmode=disable", self.to_postgres.address);
         let (redis, service) = (format!("redis://{}/", self.to_redis.address), &mut self.services[number]);
-        let mut said = 0;
-        until("a service serves", async || {
+        let mut log_start = 0;
+        until("a service listens", async || {
             let Some(child) = &mut service.child else {
                 let log = fs::OpenOptions::new().create(true).append(true).open(&service.log).unwrap();
-                said = log.metadata().unwrap().len();
+                log_start = log.metadata().unwrap().len();
                 let mut command = binary::program(&["serve"]);
                 command.env("REDIS_URL", &redis).env("DATABASE_URL", &url).env("ADMIN_TOKEN", ADMIN);
                 command.env("BIND_ADDR", "127.0.0.1:0").env("PARTITIONS", self.options.partitions.to_string());
                 command.env("ORDER_HOLD_SECONDS", self.options.hold_seconds.to_string());
-                // The minimum: in a long run orders are evicted.
+                // The minimum, so that a long run evicts orders.
                 command.env("CLOSED_ORDER_KEEP_SECONDS", "60");
                 command.env("REDIS_TIMEOUT_MS", "1000").env("DATABASE_TIMEOUT_MS", "1500");
                 command
@@ -173,20 +172,20 @@ impl Shop {
                     .env("DRAIN_SECONDS", "120")
                     .env("DRAIN_DELAY_SECONDS", "0")
                     .env("MAX_BACKLOG", "500");
-                // All of its clients are one.
+                // All clients have one address.
                 command.env("RATE_LIMIT_CLIENT_PER_SECOND", "0").env("RATE_LIMIT_USER_PER_SECOND", "0");
                 command.env("REDIS_DURABILITY", if self.options.safe { "checked" } else { "asserted" });
                 command.stdout(log.try_clone().unwrap()).stderr(log);
                 service.child = Some(command.spawn().unwrap());
                 return None;
             };
-            if let Some(address) = serving(&service.log, said) {
-                service.proxy.lead_to(Upstream::Tcp(address.parse().unwrap()));
+            if let Some(address) = serving(&service.log, log_start) {
+                service.proxy.set_upstream(Upstream::Tcp(address.parse().unwrap()));
                 return Some(Ok(()));
             }
             child.try_wait().unwrap()?;
             service.child = None;
-            reports_loss(&tail(&service.log, said)).map(Err)
+            reported_loss(&tail(&service.log, log_start)).map(Err)
         })
         .await
     }
@@ -206,17 +205,22 @@ impl Shop {
         }
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM, and waits for the end.
     pub async fn stop(&mut self, number: usize) -> Option<ExitStatus> {
         self.signal(number, Signal::TERM);
         let mut child = self.services[number].child.take()?;
-        Some(tokio::time::timeout(Duration::from_secs(300), child.wait()).await.expect("it does not end").unwrap())
+        Some(
+            tokio::time::timeout(Duration::from_secs(300), child.wait())
+                .await
+                .expect("the service does not end")
+                .unwrap(),
+        )
     }
 
-    /// Everything is mended, and started anew: nothing that was asked before is on its way any more.
+    /// Repairs and restarts everything, which ends every request under way.
     ///
     /// # Errors
-    /// A service says that acknowledged decisions are lost.
+    /// A service reports a loss of acknowledged decisions.
     pub async fn start_anew(&mut self) -> Result<(), String> {
         for number in 0..self.services.len() {
             self.kill(number).await;
@@ -238,7 +242,7 @@ impl Shop {
     /// Waits until every service is ready.
     ///
     /// # Errors
-    /// One says that acknowledged decisions are lost.
+    /// A service reports a loss of acknowledged decisions.
     pub async fn ready(&self) -> Result<(), String> {
         let client = client();
         for base in self.bases() {
@@ -246,7 +250,7 @@ impl Shop {
                 let response = client.get(format!("{base}/readyz")).send().await.ok()?;
                 let ready = response.status() == 200;
                 let text = response.text().await.ok()?;
-                if ready { Some(Ok(())) } else { reports_loss(&text).map(Err) }
+                if ready { Some(Ok(())) } else { reported_loss(&text).map(Err) }
             })
             .await?;
         }
@@ -265,19 +269,19 @@ impl Shop {
         .await;
     }
 
-    /// Waits until no stock is held for an order that is not PENDING. Where a request ended between holding stock in another
-    /// partition and placing the order, only the clock gives it back: a minute after the order would have expired.
+    /// Waits until no stock is held for an order that is not PENDING. A request that ended between its remote hold and its order
+    /// leaves the hold to the sweeper, which releases it a minute after the order would have expired.
     pub async fn stray_holds_ended(&self) {
         let (mut redis, partitions) = (self.raw().await, self.options.partitions);
-        until("stock of orders that were never placed is given back", async || {
+        until("holds of orders that were never placed are released", async || {
             for here in 0..partitions {
                 let mut read = redis::cmd("ZRANGE");
                 let held: Vec<String> =
                     read.arg(format!("{{p{here}}}:holds")).arg(0).arg(-1).query_async(&mut redis).await.unwrap();
                 for order in held.iter().map(|member| member.split(':').next().unwrap()) {
-                    let home = order.parse::<i64>().unwrap() % i64::from(partitions);
+                    let owner = order.parse::<i64>().unwrap() % i64::from(partitions);
                     let mut read = redis::cmd("HGET");
-                    read.arg(format!("{{p{home}}}:order:{order}")).arg("status");
+                    read.arg(format!("{{p{owner}}}:order:{order}")).arg("status");
                     let status: Option<String> = read.query_async(&mut redis).await.unwrap();
                     if status.as_deref() != Some("PENDING") {
                         return None;
@@ -289,13 +293,13 @@ impl Shop {
         .await;
     }
 
-    /// Stops every service in good order, which drains the outbox. Returns what went wrong.
+    /// Stops every service with SIGTERM, which drains the outbox. Returns the failures.
     pub async fn drain(&mut self) -> Vec<String> {
-        let mut wrong = Vec::new();
+        let mut failures = Vec::new();
         for number in 0..self.services.len() {
             match self.stop(number).await {
                 Some(status) if status.success() => {}
-                ended => wrong.push(format!("service {number} ended with {ended:?}")),
+                ended => failures.push(format!("service {number} ended with {ended:?}")),
             }
         }
         let mut redis = self.raw().await;
@@ -303,23 +307,25 @@ impl Shop {
             let left: i64 = redis::cmd("XLEN").arg(outbox(partition)).query_async(&mut redis).await.unwrap();
             if left > 0 {
                 let log = tail(&self.services[0].log, 0);
-                let said = log.lines().rfind(|line| line.contains("outbox keeps") || line.contains("projection waits"));
-                wrong.push(format!("the outbox of partition {partition} keeps {left} events: {}", said.unwrap_or("")));
+                let reason =
+                    log.lines().rfind(|line| line.contains("outbox keeps") || line.contains("projection waits"));
+                failures
+                    .push(format!("the outbox of partition {partition} keeps {left} events: {}", reason.unwrap_or("")));
             }
         }
-        wrong
+        failures
     }
 
-    /// `firstcome audit`: the failed checks, or why it could not run.
+    /// Runs `firstcome audit`. Returns the failed checks, or its log if it could not run.
     pub async fn audit(&self) -> Vec<String> {
         let mut command = binary::program(&["audit", "--json"]);
         command.env("REDIS_URL", self.redis.url()).env("DATABASE_URL", self.postgres.url(DATABASE));
         let output = command.output().await.unwrap();
-        let (said, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        let (printed, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         match output.status.code() {
             Some(0) => Vec::new(),
             Some(1) => {
-                let report: Value = serde_json::from_str(&said).unwrap();
+                let report: Value = serde_json::from_str(&printed).unwrap();
                 let checks = report["checks"].as_array().unwrap().iter();
                 checks.filter(|check| check["ok"] == false).map(Value::to_string).collect()
             }
@@ -329,23 +335,23 @@ impl Shop {
 
     /// The errors and the last lines of the services' logs, for the report of a failure.
     pub fn logs(&self) -> String {
-        let said = |service: &Service| {
+        let excerpt = |service: &Service| {
             let log = tail(&service.log, 0);
             let (errors, rest): (Vec<&str>, Vec<&str>) =
                 log.lines().filter(|line| !line.contains("\"INFO\"")).partition(|line| line.contains("\"ERROR\""));
             let last = &rest[rest.len().saturating_sub(15)..];
             [&errors[..errors.len().min(15)], last].concat().join("\n")
         };
-        self.services.iter().map(said).collect::<Vec<_>>().join("\n--\n")
+        self.services.iter().map(excerpt).collect::<Vec<_>>().join("\n--\n")
     }
 }
 
-/// A partition's stream of decisions.
+/// The key of a partition's outbox.
 pub fn outbox(partition: u16) -> String {
     format!("{{p{partition}}}:outbox")
 }
 
-/// A client that does not wait for ever.
+/// A client with a timeout.
 pub fn client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(4)).build().unwrap()
@@ -360,16 +366,16 @@ fn tail(log: &PathBuf, from: u64) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// The address that a service says it serves, since this place in its log.
+/// The address that a service serves, from its log after this offset.
 fn serving(log: &PathBuf, from: u64) -> Option<String> {
-    let said = tail(log, from);
-    let line = said.lines().find(|line| line.contains("\"message\":\"serving\"") && line.ends_with('}'))?;
+    let text = tail(log, from);
+    let line = text.lines().find(|line| line.contains("\"message\":\"serving\"") && line.ends_with('}'))?;
     let line: Value = serde_json::from_str(line).ok()?;
     Some(line["fields"]["address"].as_str()?.to_owned())
 }
 
 /// The reported loss, if any.
-fn reports_loss(said: &str) -> Option<String> {
+fn reported_loss(text: &str) -> Option<String> {
     let signs = ["are lost", "Redis lost decisions", "lost the state", "is not open in Redis"];
-    said.lines().find(|line| signs.iter().any(|sign| line.contains(sign))).map(str::to_owned)
+    text.lines().find(|line| signs.iter().any(|sign| line.contains(sign))).map(str::to_owned)
 }

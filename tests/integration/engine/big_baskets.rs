@@ -10,12 +10,13 @@ const LINES: usize = 100;
 const PRICE: i64 = 10;
 const BALANCE: i64 = 1_000_000;
 
-async fn all<T, F: Future<Output = T>>(of: impl Iterator<Item = F>) -> Vec<T> {
-    stream::iter(of).buffered(CLIENTS).collect().await
+/// Runs up to [`CLIENTS`] of these at a time. Returns their results in order.
+async fn all<T, F: Future<Output = T>>(work: impl Iterator<Item = F>) -> Vec<T> {
+    stream::iter(work).buffered(CLIENTS).collect().await
 }
 
-/// Every user orders `LINES` distinct products twice, pays one order and cancels the other, all at the same time.
-async fn rush(products: usize) {
+/// Every user orders [`LINES`] distinct products twice, then pays one order and cancels the other concurrently.
+async fn order_pay_and_cancel(products: usize) {
     let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let created = all((0..products).map(|_| test.product(PRICE, 1_000_000))).await;
     let users = test.post("/admin/v1/users/bulk", json!({"count": CLIENTS, "balance": BALANCE})).await.created();
@@ -39,16 +40,15 @@ async fn rush(products: usize) {
     for reply in paid.into_iter().chain(cancelled) {
         reply.ok();
     }
-    // Which checks the invariants and the audit.
     test.finish().await;
 }
 
 #[tokio::test]
 async fn orders_of_many_lines_decided_whole_over_4500_products() {
-    rush(4_500).await;
+    order_pay_and_cancel(4_500).await;
 }
 
 #[tokio::test]
 async fn orders_of_many_lines_decided_whole_over_8200_products() {
-    rush(8_200).await;
+    order_pay_and_cancel(8_200).await;
 }

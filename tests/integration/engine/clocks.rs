@@ -1,4 +1,4 @@
-//! The clock of the store decides: a process with a wrong clock opens, closes, expires and dates at the right time.
+//! Redis's clock decides: a process with a wrong clock opens and closes campaigns, expires orders and dates decisions correctly.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,10 +14,10 @@ use firstcome::{
 use crate::support::harness::{Options, TestApp, call, open, postgres_url};
 
 const SKEW_MS: i64 = 45_000;
-/// Longer than any answer takes here, shorter than the skew.
+/// Longer than a reply takes, shorter than the skew.
 const SLACK_MS: i64 = 10_000;
 
-/// A service whose clock is right, on stores that two others use whose clocks are not.
+/// Three processes on the same stores: one has the right clock, one is fast and one is slow.
 struct Clocks {
     test: TestApp,
     fast: App,
@@ -35,7 +35,7 @@ impl Clocks {
         Clocks { test, fast, slow }
     }
 
-    /// The store's clock.
+    /// The time of Redis's clock.
     async fn now(&self) -> Millis {
         let (seconds, microseconds): (i64, i64) =
             redis::cmd("TIME").query_async(&mut self.test.raw().await).await.unwrap();
@@ -74,7 +74,7 @@ async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
     let day = now.plus(86_400_000);
     let coming = engine.create_campaign(&call(None), campaign(Some(now.plus(30_000)), None, day)).await.unwrap();
     let over = engine.create_campaign(&call(None), campaign(None, Some(now.plus(SLACK_MS)), day)).await.unwrap();
-    // Closed now, by the store's clock.
+    // Closed now, by Redis's clock.
     let patch =
         firstcome::model::CampaignPatch { opens_at: Some(now.plus(-1000)), closes_at: Some(clocks.now().await) };
     engine.update_campaign(&call(None), over.value.terms.coupon_id, patch).await.unwrap();
@@ -121,11 +121,11 @@ async fn order_expires_by_store_clock_when_processes_skewed() {
         assert_eq!(shown.expires_at, placed.ordered_at.plus(30_000));
         orders.push(placed.order_id);
     }
-    // None is due for half a minute, whatever a process believes.
+    // No order is due for half a minute, also in a process with a fast clock.
     for app in clocks.all() {
         assert_eq!(app.engine.sweep().await.unwrap(), 0);
     }
-    // Due by the store's clock: every process ends it, the slow one too.
+    // Due by Redis's clock: every process ends the order, also the slow one.
     let brief = Options { hold_seconds: 1, clock: None, ..Options::default() };
     let postgres = postgres_url(&clocks.test.database);
     let redis = clocks.test.redis.url();
@@ -133,7 +133,7 @@ async fn order_expires_by_store_clock_when_processes_skewed() {
         let app = open(&brief, &redis, &postgres, Clock::skewed(skew_ms)).await.unwrap();
         let placed = app.engine.place_order(&call(None), order()).await.unwrap().value;
         while app.engine.sweep().await.unwrap() == 0 {
-            assert!(clocks.now().await.0 - placed.ordered_at.0 < 60_000, "nobody ends it");
+            assert!(clocks.now().await.0 - placed.ordered_at.0 < 60_000, "the order does not expire");
             tokio::task::yield_now().await;
         }
         let over = app.engine.order(placed.order_id, None).await.unwrap();
@@ -160,21 +160,21 @@ async fn clock_offset_measured_and_corrected() {
     clocks.finish().await;
 }
 
-/// Midnight lies between the clock of the process and that of the store: the payment belongs to the day of the store.
+/// Midnight is between the process's clock and Redis's: the payment belongs to the day of Redis's clock.
 #[tokio::test]
 async fn payment_dated_by_day_of_decision() {
     let test = TestApp::start().await;
     let (user, product) = (test.user(1_000).await, test.product(100, 5).await);
-    let order = OrderId::new(test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap()).unwrap();
+    let order = OrderId::new(test.place(user, product, 1).await).unwrap();
     let payment = NewPayment {
         order_id: order,
         user_id: UserId::new(user).unwrap(),
         payment_type: PaymentType::Card,
         amount: 100,
     };
-    let asked = AtomicUsize::new(0);
+    let calls = AtomicUsize::new(0);
     let day = |now: Millis| {
-        let late = if asked.fetch_add(1, Ordering::SeqCst) == 0 { 86_400_000 } else { 0 };
+        let late = if calls.fetch_add(1, Ordering::SeqCst) == 0 { 86_400_000 } else { 0 };
         CalendarDay::of(now.plus(-late), test.engine.zone())
     };
     let payment_id = PaymentId::new(1).unwrap();
@@ -187,7 +187,7 @@ async fn payment_dated_by_day_of_decision() {
     };
     let settled = test.store.order_pay(&call(None), Partition(0), &pay_at).await.unwrap();
     assert!(matches!(settled.value, Settled::Paid { .. }));
-    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
     let ranked = test.get("/api/v1/products/popular?sortBy=TODAY").await.ok();
     assert_eq!(ranked[0]["salesCount"], 1);
     test.finish().await;

@@ -26,7 +26,7 @@ async fn frozen(test: &TestApp) -> Option<String> {
     redis::cmd("HGET").arg("{p0}:meta").arg("frozen").query_async(&mut test.raw().await).await.unwrap()
 }
 
-/// Why the service is not ready, all of it.
+/// Every reason why the service is not ready.
 async fn reasons(test: &TestApp) -> String {
     let reply = test.get("/readyz").await;
     reply.refused(503, "SERVICE_UNAVAILABLE");
@@ -37,7 +37,7 @@ async fn reasons(test: &TestApp) -> String {
 
 #[tokio::test]
 async fn start_refused_when_redis_may_lose_data_unless_accepted() {
-    for (fsync, extra, says) in [
+    for (fsync, extra, reason) in [
         (AppendFsync::EverySecond, &[][..], "appendfsync is everysec and must be always"),
         (AppendFsync::Always, &["--appendonly", "no"], "appendonly is no and must be yes"),
         (AppendFsync::Always, &["--no-appendfsync-on-rewrite", "yes"], "no-appendfsync-on-rewrite is yes"),
@@ -50,11 +50,11 @@ async fn start_refused_when_redis_may_lose_data_unless_accepted() {
         let mut redis = RedisServer::start(config).await.unwrap();
         let database = harness::fresh_database().await;
         let mut config = harness::engine_config(&Options::default(), &redis.url(), &harness::postgres_url(&database));
-        let Err(error) = reopen(&config).await else { panic!("{says}: it was opened") };
+        let Err(error) = reopen(&config).await else { panic!("{reason}: it was opened") };
         let error = format!("{error:#}");
-        assert!(error.contains(says) && error.contains("REDIS_DURABILITY"), "{error}");
+        assert!(error.contains(reason) && error.contains("REDIS_DURABILITY"), "{error}");
         let keys: i64 = redis::cmd("DBSIZE").query_async(&mut harness::raw_redis(&redis.url()).await).await.unwrap();
-        assert_eq!(keys, 0, "it was refused before anything was written");
+        assert_eq!(keys, 0, "the refused start wrote nothing");
         config.redis.redis_durability = RedisDurability::Asserted;
         let app = reopen(&config).await.unwrap();
         app.engine.ready().await.unwrap();
@@ -78,7 +78,7 @@ async fn start_refused_when_redis_is_replica() {
     harness::drop_database(&database).await;
 }
 
-/// Settings that were changed while the service was away from Redis.
+/// The settings of Redis change, and the service's connections break.
 #[tokio::test]
 async fn redis_settings_checked_again_after_reconnect() {
     let test = TestApp::start().await;
@@ -98,7 +98,7 @@ async fn redis_settings_checked_again_after_reconnect() {
             .unwrap();
     };
     set(&mut redis, "everysec").await;
-    until("the service notices", async || {
+    until("the service detects the setting", async || {
         let reply = test.put_charge(user, 1).await;
         let ready = test.get("/readyz").await;
         let closed = ready.text.contains("appendfsync is everysec");
@@ -107,15 +107,15 @@ async fn redis_settings_checked_again_after_reconnect() {
     })
     .await;
     set(&mut redis, "always").await;
-    until("it is served again", async || (test.get("/readyz").await.status == 200).then_some(())).await;
+    until("the service is ready", async || (test.get("/readyz").await.status == 200).then_some(())).await;
     test.put_charge(user, 1).await.ok();
     test.finish().await;
 }
 
 // --- losses ----------------------------------------------------------------------------------------------------------
 
-/// Redis returns with an older state: acknowledged decisions are lost, so the partition stays closed. Once the right
-/// data is back the service goes on by itself.
+/// Redis restarts with older data: acknowledged decisions are lost, so the partition stays closed. With the right data restored,
+/// the service opens it without help.
 #[tokio::test]
 async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_restored() {
     let mut test = TestApp::start().await;
@@ -129,29 +129,29 @@ async fn partition_closed_when_redis_returns_with_older_data_and_opened_when_res
     copy_dir(&data, &new);
     copy_dir(&old, &data);
     test.redis.restart().await.unwrap();
-    let says = until("the loss is noticed", async || {
-        // No reply ever shows it.
+    let reason = until("the loss is detected", async || {
+        // No reply shows the older state.
         let reply = test.get(&format!("/api/v1/balances/{user}")).await;
         reply.refused(503, "SERVICE_UNAVAILABLE");
-        let says = test.get("/readyz").await.text;
-        says.contains("are lost").then_some(says)
+        let reason = test.get("/readyz").await.text;
+        reason.contains("are lost").then_some(reason)
     })
     .await;
-    assert!(says.contains("(1, 1), behind the acknowledged (1, 3)"), "{says}");
-    assert!(frozen(&test).await.unwrap().contains("are lost"), "other processes are stopped too");
+    assert!(reason.contains("(1, 1), behind the acknowledged (1, 3)"), "{reason}");
+    assert!(frozen(&test).await.unwrap().contains("are lost"), "the freeze in Redis also stops other processes");
     test.put_charge(user, 4).await.refused(503, "SERVICE_UNAVAILABLE");
     let error = test.app.projector.drain().await;
     error.unwrap();
-    // What it decided is not lost from the disk that knows it.
+    // Restores the data with every decision.
     test.redis.kill().await.unwrap();
     copy_dir(&new, &data);
     test.redis.restart().await.unwrap();
-    until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;
+    until("the service is ready", async || (test.get("/readyz").await.status == 200).then_some(())).await;
     assert_eq!(test.put_charge(user, 4).await.ok()["balance"], 107);
     test.finish().await;
 }
 
-/// No connection was lost: the decision's own number tells.
+/// Without a lost connection, the number of a new decision reveals the loss.
 #[tokio::test]
 async fn partition_closed_when_decision_reuses_acknowledged_seq() {
     let test = TestApp::start().await;
@@ -165,7 +165,7 @@ async fn partition_closed_when_decision_reuses_acknowledged_seq() {
     test.finish_unchecked().await;
 }
 
-/// Reads, too, are refused when the partition state is gone or belongs to another store.
+/// Reads are refused when the partition state is missing or belongs to another store.
 #[tokio::test]
 async fn partition_closed_when_redis_emptied_or_swapped() {
     for swapped in [false, true] {
@@ -186,7 +186,7 @@ async fn partition_closed_when_redis_emptied_or_swapped() {
     }
 }
 
-/// An empty list is not served before the partition has been checked.
+/// A list that would be empty is not served before a check of the partition.
 #[tokio::test]
 async fn list_unavailable_when_redis_emptied() {
     for path in ["/api/v1/products/popular", "/api/v1/campaigns", "/api/v1/products"] {
@@ -198,7 +198,7 @@ async fn list_unavailable_when_redis_emptied() {
     }
 }
 
-/// A process that decided nothing itself learns from PostgreSQL that Redis has returned with less.
+/// A process without decisions of its own learns from PostgreSQL that Redis lost decisions.
 #[tokio::test]
 async fn partition_closed_when_redis_returns_behind_postgres() {
     let mut test = TestApp::start().await;
@@ -206,7 +206,7 @@ async fn partition_closed_when_redis_returns_behind_postgres() {
     let scratch = ScratchDir::new().unwrap();
     let (data, old) = (test.redis.data_dir(), scratch.path().join("old"));
     copy_dir(&data, &old);
-    // Another process, which stays and makes no decision.
+    // Another process, which keeps running and decides nothing.
     let other = test.open_instance(&Options::default()).await.unwrap();
     test.put_charge(user, 1).await.ok();
     test.drain().await;
@@ -214,8 +214,8 @@ async fn partition_closed_when_redis_returns_behind_postgres() {
     copy_dir(&old, &data);
     test.redis.restart().await.unwrap();
     let user = firstcome::model::UserId::new(user).unwrap();
-    until("the other process notices", async || match other.engine.balance(user).await {
-        Ok(_) => panic!("it shows what is left"),
+    until("the other process detects the loss", async || match other.engine.balance(user).await {
+        Ok(_) => panic!("the older state is served"),
         Err(error) => error.to_string().contains("are lost").then_some(()),
     })
     .await;
@@ -229,7 +229,7 @@ pub fn acknowledged_by_postgres() -> Options {
     Options { durability: DurabilityConfig { ack: Ack::Postgres, ..DurabilityConfig::default() }, ..Options::default() }
 }
 
-/// A request under way.
+/// Sends a request in the background.
 pub fn send(
     test: &TestApp,
     method: Method,
@@ -242,9 +242,9 @@ pub fn send(
     tokio::spawn(harness::read(request))
 }
 
-/// Waits until so many decisions are in Redis and not in Postgres.
-pub async fn lag(test: &TestApp, events: i64) {
-    until("the decisions are taken", async || {
+/// Waits until Redis has this many decisions that PostgreSQL does not have.
+pub async fn lag_reached(test: &TestApp, events: i64) {
+    until("Redis has the decisions", async || {
         let lag = test.get("/admin/v1/projection").await.ok()["lagEvents"].as_i64().unwrap();
         (lag == events).then_some(())
     })
@@ -255,17 +255,17 @@ pub async fn lag(test: &TestApp, events: i64) {
 async fn reply_waits_for_commit_when_ack_postgres() {
     let test = TestApp::with(acknowledged_by_postgres()).await;
     let creating = send(&test, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
-    lag(&test, 2).await;
-    assert!(!creating.is_finished(), "it was acknowledged before Postgres had it");
+    lag_reached(&test, 2).await;
+    assert!(!creating.is_finished(), "acknowledged before PostgreSQL has the decision");
     test.drain().await;
     let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
     let path = format!("/api/v1/balances/{user}");
-    // Many at once wait for one commit, and so does a repeat.
+    // Concurrent requests wait for one commit, and so does a repeat.
     let mut charges: Vec<_> =
         (0..20).map(|n| send(&test, Method::PUT, &path, json!({"amount": 1}), &format!("charge-{n}"))).collect();
-    lag(&test, 20).await;
+    lag_reached(&test, 20).await;
     charges.push(send(&test, Method::PUT, &path, json!({"amount": 1}), "charge-0"));
-    // Reads and refusals wait for nothing.
+    // Reads and refusals do not wait.
     assert_eq!(test.get(&path).await.ok()["balance"], 25);
     test.put_charge(user, 0).await.refused(400, "INVALID_AMOUNT");
     test.put_charge(user + 1, 1).await.refused(404, "USER_NOT_FOUND");
@@ -277,45 +277,42 @@ async fn reply_waits_for_commit_when_ack_postgres() {
     test.finish().await;
 }
 
-/// A payment that is declined fails the order, which is an effect like any other.
+/// A declined payment fails the order, which is an effect.
 #[tokio::test]
 async fn declined_payment_waits_for_commit_when_ack_postgres() {
     let test = TestApp::with(Options { project: true, ..acknowledged_by_postgres() }).await;
     let (user, product) = (test.user(100).await, test.product(60, 5).await);
-    let orders = [
-        test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap(),
-        test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap(),
-    ];
+    let orders = [test.place(user, product, 1).await, test.place(user, product, 1).await];
     test.pay(orders[0], user, "CARD", 60).await.ok();
     test.pay(orders[1], user, "CARD", 60).await.refused(402, "INSUFFICIENT_BALANCE");
-    // Nothing is under way any more: it was all waited for.
+    // The reply has waited for the commit.
     assert_eq!(test.get("/admin/v1/projection").await.ok()["lagEvents"], 0);
     test.finish().await;
 }
 
-/// The gateway is asked for money only after PostgreSQL has the payment.
+/// The gateway gets the payment request only after PostgreSQL has the payment.
 #[tokio::test]
-async fn gateway_asked_after_commit_when_ack_postgres() {
+async fn gateway_called_after_commit_when_ack_postgres() {
     let gateway = FakeGateway::start().await;
     let gateways = harness::gateways(&[("CARD", gateway.url())]);
     let test = TestApp::with(Options { gateway: gateways, ..acknowledged_by_postgres() }).await;
     let creating = send(&test, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "a");
-    lag(&test, 2).await;
+    lag_reached(&test, 2).await;
     let product = json!({"productName": "A", "price": 60, "stockQuantity": 5, "category": "TOP"});
     let stocking = send(&test, Method::POST, "/admin/v1/products", product, "b");
-    lag(&test, 4).await;
+    lag_reached(&test, 4).await;
     test.drain().await;
     let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
     let product = stocking.await.unwrap().created()["productId"].as_i64().unwrap();
     let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 1}]});
     let ordering = send(&test, Method::POST, "/api/v1/orders", order, "c");
-    lag(&test, 1).await;
+    lag_reached(&test, 1).await;
     test.drain().await;
     let order = ordering.await.unwrap().ok()["orderId"].as_i64().unwrap();
     let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 60});
     let paying = send(&test, Method::POST, "/api/v1/payments", body, "d");
-    lag(&test, 1).await;
-    assert_eq!(gateway.total_posts(), 0, "it was asked before PostgreSQL had the payment");
+    lag_reached(&test, 1).await;
+    assert_eq!(gateway.total_posts(), 0, "requested before PostgreSQL has the payment");
     test.drain().await;
     gateway.any_posted().await;
     until("the payment is settled, and in PostgreSQL", async || {
@@ -327,7 +324,7 @@ async fn gateway_asked_after_commit_when_ack_postgres() {
     test.finish().await;
 }
 
-/// Another process projects; this one asks PostgreSQL for the position.
+/// Another process projects; this one reads the position from PostgreSQL.
 #[tokio::test]
 async fn reply_waits_for_other_process_projector_when_ack_postgres() {
     let test = TestApp::with(acknowledged_by_postgres()).await;
@@ -343,7 +340,7 @@ async fn reply_waits_for_other_process_projector_when_ack_postgres() {
     test.finish().await;
 }
 
-/// Every acknowledged decision is in PostgreSQL: the disk of Redis may be lost.
+/// PostgreSQL has every acknowledged decision, so that none is lost with Redis's disk.
 #[tokio::test]
 async fn acknowledged_decisions_survive_loss_of_redis_when_ack_postgres() {
     let test = TestApp::with(Options { project: true, ..acknowledged_by_postgres() }).await;
@@ -352,8 +349,8 @@ async fn acknowledged_decisions_survive_loss_of_redis_when_ack_postgres() {
     for _ in 0..10 {
         acknowledged = test.put_charge(user, 3).await.ok()["balance"].as_i64().unwrap();
         let pool = test.db.get_postgres_connection_pool();
-        let there: i64 = sqlx::query_scalar("SELECT balance FROM users").fetch_one(pool).await.unwrap();
-        assert_eq!(there, acknowledged);
+        let balance: i64 = sqlx::query_scalar("SELECT balance FROM users").fetch_one(pool).await.unwrap();
+        assert_eq!(balance, acknowledged);
     }
     assert_eq!(acknowledged, 30);
     test.finish().await;
@@ -378,8 +375,8 @@ async fn writes_shed_and_reads_served_when_backlog_full() {
     }
     test.order(user, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
     test.post("/admin/v1/users", json!({"userName": "A"})).await.refused(503, "SERVICE_UNAVAILABLE");
-    assert_eq!(before, test.snapshot().await, "what was shed left a trace");
-    // Reads go on, the history among them, and the service stays in its balancer.
+    assert_eq!(before, test.snapshot().await, "a shed request changed the state");
+    // Reads are served, also the history, and the service stays ready for its load balancer.
     assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 108);
     assert_eq!(test.get(&format!("/api/v1/balances/{user}/history")).await.ok().as_array().unwrap().len(), 9);
     test.get("/readyz").await.ok();
@@ -389,7 +386,7 @@ async fn writes_shed_and_reads_served_when_backlog_full() {
     test.finish().await;
 }
 
-/// Postgres gone: the API goes on to the limit and no further; back again: it catches up, and goes on.
+/// Without PostgreSQL the service decides up to `MAX_BACKLOG`, and then sheds writes until the projection catches up.
 #[tokio::test]
 async fn writes_shed_when_postgres_down_and_resumed_when_back() {
     let dir = ScratchDir::new().unwrap();
@@ -416,23 +413,23 @@ async fn writes_shed_when_postgres_down_and_resumed_when_back() {
         app.engine.charge(&harness::call(None), user, 1).await.unwrap();
         charged += 1;
     }
-    assert_eq!(charged, 30, "to the limit, and no further");
+    assert_eq!(charged, 30, "decisions up to MAX_BACKLOG");
     assert_eq!(app.engine.balance(user).await.unwrap().balance, 30);
-    assert_eq!(app.engine.history(user, 10, None).await.unwrap().len(), 10, "what the outbox has needs no Postgres");
+    assert_eq!(app.engine.history(user, 10, None).await.unwrap().len(), 10, "the newest entries come from the outbox");
     app.engine.ready().await.unwrap();
     postgres.restart().await.unwrap();
-    until("it catches up", async || app.engine.admit_write().is_ok().then_some(())).await;
-    until("and is done", async || (app.store.backlog() == 0).then_some(())).await;
+    until("writes are admitted again", async || app.engine.admit_write().is_ok().then_some(())).await;
+    until("the projection has caught up", async || (app.store.backlog() == 0).then_some(())).await;
     let pool = app.db.get_postgres_connection_pool();
-    let there: i64 = sqlx::query_scalar("SELECT balance FROM users").fetch_one(pool).await.unwrap();
-    assert_eq!(there, 30);
+    let balance: i64 = sqlx::query_scalar("SELECT balance FROM users").fetch_one(pool).await.unwrap();
+    assert_eq!(balance, 30);
     app.stop(Some(Duration::from_secs(60))).await;
     app.db.close().await.unwrap();
     redis.kill().await.unwrap();
     postgres.kill().await.unwrap();
 }
 
-/// Idempotency records outlive Redis in Postgres for as long as they live in Redis, and no longer.
+/// PostgreSQL keeps an idempotency record exactly as long as Redis does.
 #[tokio::test]
 async fn idempotency_records_kept_in_postgres_until_expiry() {
     let test = TestApp::start().await;

@@ -22,7 +22,7 @@ async fn order(test: &TestApp, order: i64, user: i64) -> Value {
     test.get(&format!("/api/v1/orders/{order}?userId={user}")).await.ok()
 }
 
-/// How often each order was closed, and why, by the events of the outbox.
+/// The reasons of every closing of each order, from the events of the outbox.
 async fn closed(test: &TestApp) -> BTreeMap<i64, Vec<CloseReason>> {
     let mut closed: BTreeMap<i64, Vec<CloseReason>> = BTreeMap::new();
     for (_, fields) in outbox::entries(&mut test.raw().await, 0).await {
@@ -45,18 +45,18 @@ async fn hold_expires_when_due_and_not_before() {
     let place = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
     let first = test.post("/api/v1/orders", place.clone()).await.ok()["orderId"].as_i64().unwrap();
     test.clock.advance(1_000);
-    let second = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    let second = test.place(user, product, 1).await;
     test.order(user, product, 1).await.refused(429, "TOO_MANY_REQUESTS");
     let shown = order(&test, first, user).await;
     assert_eq!((&shown["orderStatus"], &shown["expiresAt"]), (&json!("PENDING"), &json!("2026-03-02T14:10:00")));
 
-    // A millisecond early: nothing happens.
+    // One millisecond before it is due.
     test.clock.advance(598_999);
     let before = test.snapshot().await;
     for _ in 0..3 {
         assert_eq!(test.engine.sweep().await.unwrap(), 0);
     }
-    assert!(before == test.snapshot().await, "a sweep changed something that was not due");
+    assert!(before == test.snapshot().await, "a sweep changed the state before the order was due");
 
     test.clock.advance(1);
     assert_eq!(test.engine.sweep().await.unwrap(), 1);
@@ -64,21 +64,21 @@ async fn hold_expires_when_due_and_not_before() {
     assert_eq!((&shown["orderStatus"], &shown["closeReason"]), (&json!("CANCELLED"), &json!("EXPIRED")));
     assert_eq!(shown["closedAt"], "2026-03-02T14:10:00");
     assert_eq!(order(&test, second, user).await["orderStatus"], "PENDING");
-    // Stock, coupon and the place among the open orders are back, once.
+    // The stock, the coupon and the open order are released once.
     assert_eq!(test.stock(product).await, 4);
     let coupons = test.get(&format!("/api/v1/coupons/{user}")).await.ok();
     assert_eq!((&coupons[0]["couponStatus"], &coupons[0]["heldByOrderId"]), (&json!("AVAILABLE"), &Value::Null));
     let before = test.snapshot().await;
     assert_eq!(test.engine.sweep().await.unwrap(), 0);
-    assert!(before == test.snapshot().await, "a second sweep changed something");
-    // It can be neither paid nor cancelled any more; and what came back can be had again.
+    assert!(before == test.snapshot().await, "a second sweep changed the state");
+    // The expired order can't be paid or cancelled; its stock and its coupon are available again.
     test.pay(first, user, "CARD", 290).await.refused(400, "INVALID_PAYMENT_REQUEST");
     test.cancel(first, user).await.refused(409, "ORDER_ALREADY_CLOSED");
     let third = test.post("/api/v1/orders", place).await.ok()["orderId"].as_i64().unwrap();
     test.order(user, product, 1).await.refused(429, "TOO_MANY_REQUESTS");
     test.pay(third, user, "CARD", 290).await.ok();
     test.clock.advance(600_000);
-    assert_eq!(test.engine.sweep().await.unwrap(), 1, "the second; a paid one does not expire");
+    assert_eq!(test.engine.sweep().await.unwrap(), 1, "the second order expires and the paid third does not");
     assert_eq!(test.stock(product).await, 2);
     test.finish().await;
 }
@@ -87,7 +87,7 @@ async fn hold_expires_when_due_and_not_before() {
 async fn order_due_but_unswept_can_be_paid() {
     let test = TestApp::start().await;
     let (user, product) = (test.user(10_000).await, test.product(100, 5).await);
-    let placed = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    let placed = test.place(user, product, 1).await;
     test.clock.advance(700_000);
     test.pay(placed, user, "CARD", 100).await.ok();
     assert_eq!(test.engine.sweep().await.unwrap(), 0);
@@ -95,7 +95,7 @@ async fn order_due_but_unswept_can_be_paid() {
     test.finish().await;
 }
 
-/// More due orders than one sweep takes, and four sweepers.
+/// Four sweepers, and more due orders than one sweep ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_sweepers_expire_each_order_once() {
     const ORDERS: usize = 700;
@@ -120,9 +120,9 @@ async fn concurrent_sweepers_expire_each_order_once() {
     for sweep in sweeps.collect::<Vec<_>>() {
         expired += sweep.await.unwrap();
     }
-    // Each may have left the rest to another.
+    // Every sweeper may stop while another still ends orders; one more sweep ends the rest.
     expired += test.engine.sweep().await.unwrap();
-    assert_eq!(expired, ORDERS, "each was ended by one sweeper, and counted by that one");
+    assert_eq!(expired, ORDERS, "each order is ended and counted by one sweeper");
     let closed = closed(&test).await;
     assert_eq!(closed.len(), ORDERS);
     assert!(closed.values().all(|reasons| *reasons == [CloseReason::Expired]), "{closed:?}");
@@ -133,7 +133,7 @@ async fn concurrent_sweepers_expire_each_order_once() {
     test.finish().await;
 }
 
-/// Expiry, payment and cancellation at once: exactly one of them ends the order.
+/// Concurrent expiry, payment and cancel of an order: its replies and its closings agree.
 #[tokio::test(flavor = "multi_thread")]
 async fn order_ends_once_when_expiry_races_pay_and_cancel() {
     const ORDERS: i64 = 120;
@@ -179,7 +179,7 @@ async fn order_ends_once_when_expiry_races_pay_and_cancel() {
         };
         assert_eq!(reasons, expected, "order {id}: {paid:?} {cancelled:?}");
         spent += i64::from(was_paid && !was_cancelled);
-        // The late users were refused.
+        // A request that lost the race is refused.
         if let Some(reply) = paid.as_ref().filter(|reply| reply.status != 200) {
             reply.refused(400, "INVALID_PAYMENT_REQUEST");
         }
@@ -193,7 +193,7 @@ async fn order_ends_once_when_expiry_races_pay_and_cancel() {
     assert_eq!(
         test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"],
         1_000_000 - 10 * spent,
-        "each paid order was paid once"
+        "each paid order is debited once"
     );
     test.finish().await;
 }
@@ -203,7 +203,7 @@ async fn sweeper_expires_order_in_background() {
     let options = Options { clock: None, hold_seconds: 1, sweep: true, ..Options::default() };
     let test = TestApp::with(options).await;
     let (user, product) = (test.user(10_000).await, test.product(100, 5).await);
-    let placed = test.order(user, product, 5).await.ok()["orderId"].as_i64().unwrap();
+    let placed = test.place(user, product, 5).await;
     test.order(user, product, 1).await.refused(409, "SOLD_OUT");
     let shown = until("the order is CANCELLED", async || {
         let shown = order(&test, placed, user).await;
@@ -216,12 +216,12 @@ async fn sweeper_expires_order_in_background() {
     test.finish().await;
 }
 
-/// A Redis that could not answer while orders became due: they stay due, and end when it is back.
+/// Orders become due while Redis hangs: they stay due, and a later sweep ends them.
 #[tokio::test]
 async fn order_stays_due_when_sweep_fails() {
     let test = TestApp::start().await;
     let (user, product) = (test.user(10_000).await, test.product(100, 5).await);
-    let placed = test.order(user, product, 5).await.ok()["orderId"].as_i64().unwrap();
+    let placed = test.place(user, product, 5).await;
     test.clock.advance(600_000);
     let mut redis = test.raw().await;
     let _: i64 = redis::cmd("HSET").arg("{p0}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
@@ -229,7 +229,7 @@ async fn order_stays_due_when_sweep_fails() {
     for _ in 0..2 {
         assert!(test.engine.sweep().await.is_err());
     }
-    assert!(before == test.snapshot().await, "a sweep that failed changed something");
+    assert!(before == test.snapshot().await, "a failed sweep changed the state");
     let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
     test.engine.check().await;
     assert_eq!(test.engine.sweep().await.unwrap(), 1);
@@ -237,7 +237,7 @@ async fn order_stays_due_when_sweep_fails() {
     test.finish().await;
 }
 
-/// With several partitions remote holds are released too, also those of an order that was never placed.
+/// With several partitions the sweeper also releases remote holds, and those of an order that was never placed.
 #[tokio::test]
 async fn remote_hold_expires_when_due() {
     let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;

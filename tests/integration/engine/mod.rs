@@ -14,7 +14,7 @@ mod storage_bounds;
 
 use proptest::test_runner::Config;
 
-/// The runner of a model test: so many cases, or as many as `PROPTEST_CASES` says.
+/// The configuration of a model test: this many cases, or `PROPTEST_CASES`.
 fn model_config(cases: u32) -> Config {
     let mut config = Config { max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
     if std::env::var("PROPTEST_CASES").is_err() {

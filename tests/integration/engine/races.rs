@@ -1,5 +1,5 @@
-//! Many HTTP clients compete for scarce goods: exactly the stock is sold, every other request gets a clean refusal, and
-//! the invariants hold.
+//! Many HTTP clients compete for scarce goods: exactly the stock is sold, every other request is refused with its error, and the
+//! invariants hold.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::support::harness::{Options, Reply, TestApp};
 
-/// Runs all of these at once and returns the replies.
-async fn at_once<F: Future<Output = Reply>>(requests: impl IntoIterator<Item = F>) -> Vec<Reply> {
+/// Runs up to 256 requests at a time. Returns the replies in the order in which they come.
+async fn concurrently<F: Future<Output = Reply>>(requests: impl IntoIterator<Item = F>) -> Vec<Reply> {
     stream::iter(requests).buffer_unordered(256).collect().await
 }
 
@@ -17,57 +17,51 @@ fn count(replies: &[Reply], status: u16) -> usize {
     replies.iter().filter(|reply| reply.status == status).count()
 }
 
-async fn users(test: &TestApp, count: i64, balance: i64) -> Vec<i64> {
-    let body = json!({"count": count, "balance": balance});
-    let first = test.post("/admin/v1/users/bulk", body).await.created()["firstUserId"].as_i64().unwrap();
-    (first..first + count).collect()
-}
-
-async fn last_pairs_of_shoes(partitions: u16) {
+async fn order_more_than_the_stock(partitions: u16) {
     let test = TestApp::with(Options { partitions, ..Options::default() }).await;
-    let users = users(&test, 200, 10_000).await;
+    let users = test.users(200, 10_000).await;
     let product = test.product(1_000, 30).await;
-    let replies = at_once(users.iter().map(|user| test.order(*user, product, 1))).await;
+    let replies = concurrently(users.iter().map(|user| test.order(*user, product, 1))).await;
     assert_eq!((count(&replies, 200), count(&replies, 409)), (30, 170));
     replies.iter().filter(|reply| reply.status == 409).for_each(|reply| reply.refused(409, "SOLD_OUT"));
     let ids: BTreeSet<i64> =
         replies.iter().filter(|r| r.status == 200).map(|r| r.json()["orderId"].as_i64().unwrap()).collect();
-    assert_eq!(ids.len(), 30, "an order id was given twice");
-    // Released units are sold again, once.
+    assert_eq!(ids.len(), 30, "two orders have one id");
+    // The units of cancelled orders are sold again, once.
     let buyers: Vec<(i64, i64)> = join_all(
         ids.iter()
             .map(async |id| (*id, test.get(&format!("/api/v1/orders/{id}")).await.ok()["userId"].as_i64().unwrap())),
     )
     .await;
-    let cancelled = at_once(buyers.iter().take(10).map(|(order, user)| test.cancel(*order, *user))).await;
+    let cancelled = concurrently(buyers.iter().take(10).map(|(order, user)| test.cancel(*order, *user))).await;
     assert_eq!(count(&cancelled, 200), 10);
-    let again = at_once(users.iter().map(|user| test.order(*user, product, 3))).await;
-    assert_eq!(count(&again, 200), 3, "ten units are three threes");
+    let again = concurrently(users.iter().map(|user| test.order(*user, product, 3))).await;
+    assert_eq!(count(&again, 200), 3, "ten released units suffice for three orders of three");
     test.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_orders_sell_exactly_the_stock() {
-    last_pairs_of_shoes(1).await;
+    order_more_than_the_stock(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_orders_sell_exactly_the_stock_across_partitions() {
-    last_pairs_of_shoes(3).await;
+    order_more_than_the_stock(3).await;
 }
 
-async fn coupon_rush(partitions: u16) {
+async fn issue_more_than_the_coupons(partitions: u16) {
     let test = TestApp::with(Options { partitions, project: true, ..Options::default() }).await;
-    let users = users(&test, 300, 0).await;
+    let users = test.users(300, 0).await;
     let coupon = test.campaign("FIXED", 1_000, 50).await;
     // Every user sends two requests.
-    let replies = at_once(users.iter().chain(&users).map(|user| test.issue(coupon, *user))).await;
+    let replies = concurrently(users.iter().chain(&users).map(|user| test.issue(coupon, *user))).await;
     let places: BTreeSet<i64> =
         replies.iter().filter(|r| r.status == 200).map(|r| r.json()["issueNo"].as_i64().unwrap()).collect();
     assert_eq!(count(&replies, 200), 50);
     assert_eq!(places, (1..=50).collect());
-    // A winner's second tap is never "sold out".
-    let again = at_once(users.iter().map(|user| test.issue(coupon, *user))).await;
+    // A user with a coupon gets INVALID_COUPON, not COUPON_OUT_OF_STOCK.
+    let again = concurrently(users.iter().map(|user| test.issue(coupon, *user))).await;
     assert_eq!((count(&again, 400), count(&again, 409)), (50, 250));
     let campaign = test.get(&format!("/admin/v1/coupons/{coupon}")).await.ok();
     assert_eq!((&campaign["issuedQuantity"], &campaign["remainingQuantity"]), (&json!(50), &json!(0)));
@@ -76,12 +70,12 @@ async fn coupon_rush(partitions: u16) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_issues_give_exactly_the_coupons() {
-    coupon_rush(1).await;
+    issue_more_than_the_coupons(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_issues_give_exactly_the_coupons_across_partitions() {
-    coupon_rush(3).await;
+    issue_more_than_the_coupons(3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -91,14 +85,14 @@ async fn concurrent_payments_never_overdraw_balance() {
     let product = test.product(1_000, 1_000).await;
     let mut orders = Vec::new();
     for _ in 0..40 {
-        orders.push(test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap());
+        orders.push(test.place(user, product, 1).await);
     }
     let pays = orders.iter().map(|order| test.pay(*order, user, "CARD", 1_000));
-    let paid = at_once(pays).await;
-    assert_eq!((count(&paid, 200), count(&paid, 402)), (10, 30), "ten thousand won are ten payments of a thousand");
+    let paid = concurrently(pays).await;
+    assert_eq!((count(&paid, 200), count(&paid, 402)), (10, 30), "a balance of 10,000 won pays ten orders of 1,000");
     let (charges, refunds) = tokio::join!(
-        at_once((0..50).map(|_| test.put_charge(user, 100))),
-        at_once(orders.iter().map(|order| test.cancel(*order, user)))
+        concurrently((0..50).map(|_| test.put_charge(user, 100))),
+        concurrently(orders.iter().map(|order| test.cancel(*order, user)))
     );
     assert_eq!((count(&charges, 200), count(&refunds, 200)), (50, 10));
     assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 15_000);
@@ -114,13 +108,12 @@ async fn concurrent_orders_use_coupon_once() {
     test.issue(coupon, user).await.ok();
     let order =
         json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 1}], "userCouponId": coupon});
-    let replies = at_once((0..50).map(|_| test.post("/api/v1/orders", order.clone()))).await;
+    let replies = concurrently((0..50).map(|_| test.post("/api/v1/orders", order.clone()))).await;
     assert_eq!((count(&replies, 200), count(&replies, 400)), (1, 49));
     test.finish().await;
 }
 
-/// Pay, cancel and expiry race for the same orders: each order ends in exactly one way, the one that its client was
-/// answered.
+/// Pay, cancel and expiry race for the same orders: the end of each order agrees with its replies.
 async fn pay_against_cancel_against_expiry(partitions: u16) {
     let options = Options { partitions, max_open_orders: 1000, ..Options::default() };
     let test = Arc::new(TestApp::with(options).await);
@@ -171,12 +164,12 @@ async fn order_ends_once_when_closings_race_across_partitions() {
     pay_against_cancel_against_expiry(3).await;
 }
 
-/// All operations at once, with the projector and the sweeper running: no reply is a 500, and the invariants hold.
-async fn storm(partitions: u16) {
+/// All operations concurrently, with the projector and the sweeper: no reply is a 500, and the invariants hold.
+async fn mixed_load(partitions: u16) {
     let options =
         Options { partitions, project: true, sweep: true, batch: 50, max_open_orders: 5, ..Options::default() };
     let test = Arc::new(TestApp::with(options).await);
-    let users = users(&test, 20, 3_000).await;
+    let users = test.users(20, 3_000).await;
     let mut products = Vec::new();
     for stock in [3, 10, 40, 1_000] {
         products.push(test.product(500, stock).await);
@@ -185,7 +178,7 @@ async fn storm(partitions: u16) {
     let clients = (0..8u64).map(|seed| {
         let (test, users, products) = (test.clone(), users.clone(), products.clone());
         tokio::spawn(async move {
-            // xorshift: the same load of each client for the same seed.
+            // xorshift: each client's load follows from its seed.
             let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
             let mut random = move |below: usize| {
                 state ^= state << 13;
@@ -241,10 +234,10 @@ async fn storm(partitions: u16) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn mixed_load_keeps_invariants() {
-    storm(1).await;
+    mixed_load(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn mixed_load_keeps_invariants_across_partitions() {
-    storm(4).await;
+    mixed_load(4).await;
 }

@@ -1,4 +1,4 @@
-//! `ACK=postgres` and a decision that PostgreSQL refuses: the reply is no 200 until PostgreSQL has it.
+//! `ACK=postgres` and a decision that PostgreSQL refuses: the reply is a 503 until the dead letter is applied.
 
 use firstcome::recovery::rebuild;
 use futures_util::future::join_all;
@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    engine::durability::{acknowledged_by_postgres, lag, send},
+    engine::durability::{acknowledged_by_postgres, lag_reached, send},
     recovery::rebuild::{ack_postgres, projected, rebuilt},
     support::{
         fake_gateway::FakeGateway,
@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// Refused as a request whose outcome is unknown.
-fn unknown(reply: &Reply) {
+/// Asserts that the reply reports an unknown outcome.
+fn assert_unknown(reply: &Reply) {
     reply.refused(503, "SERVICE_UNAVAILABLE");
     assert!(reply.headers.contains_key("retry-after"), "{:?}", reply.headers);
 }
@@ -31,7 +31,7 @@ async fn apply_all(test: &TestApp) -> usize {
     dead_letters.len()
 }
 
-/// Whichever process carries decisions to PostgreSQL, and however many were decided together.
+/// This process or another one projects; the refused decision is one of a batch.
 #[tokio::test]
 async fn reply_unknown_while_decision_is_dead_letter() {
     for elsewhere in [false, true] {
@@ -51,16 +51,16 @@ async fn reply_unknown_while_decision_is_dead_letter() {
             test.send(Method::PUT, &path, Some(&json!({"amount": amount})), Some(&format!("key-{n}"))).await
         };
         for _ in 0..2 {
-            // Repeats too.
+            // The second round repeats every request.
             for (n, reply) in join_all((0..users.len()).map(charge)).await.into_iter().enumerate() {
                 if n == 5 {
-                    unknown(&reply);
+                    assert_unknown(&reply);
                 } else {
-                    assert_eq!(reply.ok()["balance"], 10, "only the one that was refused");
+                    assert_eq!(reply.ok()["balance"], 10, "only the dead letter's reply is a 503");
                 }
             }
         }
-        // Decisions after a dead letter are acknowledged as before; Redis decided the seven once.
+        // Decisions after a dead letter are acknowledged. Redis decided the charge of 7 won once.
         test.put_charge(users[0], 1).await.ok();
         assert_eq!(test.get(&format!("/api/v1/balances/{}", users[5])).await.ok()["balance"], 7);
         test.sql("ALTER TABLE balance_entries DROP CONSTRAINT no_sevens").await;
@@ -74,7 +74,7 @@ async fn reply_unknown_while_decision_is_dead_letter() {
     }
 }
 
-/// A step in another partition counts as much as the decision itself.
+/// The dead letter is the remote hold of the order: the order's reply is unknown too.
 #[tokio::test]
 async fn order_reply_unknown_while_remote_hold_is_dead_letter() {
     let test = TestApp::with(Options { partitions: 3, ..ack_postgres() }).await;
@@ -83,8 +83,8 @@ async fn order_reply_unknown_while_remote_hold_is_dead_letter() {
     test.sql("ALTER TABLE stock_holds ADD CONSTRAINT none CHECK (false) NOT VALID").await;
     let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
     let place = async || test.send(Method::POST, "/api/v1/orders", Some(&order), Some("order")).await;
-    unknown(&place().await);
-    unknown(&place().await);
+    assert_unknown(&place().await);
+    assert_unknown(&place().await);
     test.sql("ALTER TABLE stock_holds DROP CONSTRAINT none").await;
     assert_eq!(apply_all(&test).await, 1);
     let reply = place().await;
@@ -100,41 +100,41 @@ async fn gateway_not_asked_when_payment_is_dead_letter() {
     let gateways = harness::gateways(&[("CARD", gateway.url())]);
     let test = TestApp::with(Options { gateway: gateways, ..ack_postgres() }).await;
     let (user, product) = (test.user(0).await, test.product(100, 10).await);
-    let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    let order = test.place(user, product, 1).await;
     test.sql("ALTER TABLE payments ADD CONSTRAINT none CHECK (false) NOT VALID").await;
     let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 100});
     let reply = test.send(Method::POST, "/api/v1/payments", Some(&body), Some("pay")).await;
-    unknown(&reply);
-    assert_eq!(gateway.total_posts(), 0, "money was asked for that nobody may remember");
+    assert_unknown(&reply);
+    assert_eq!(gateway.total_posts(), 0, "the gateway got a payment that PostgreSQL does not have");
     test.sql("ALTER TABLE payments DROP CONSTRAINT none").await;
     assert_eq!(apply_all(&test).await, 1);
     test.finish().await;
 }
 
-/// A rebuild ends the epoch of a decision that still waits, and goes on without it.
+/// A rebuild ends the epoch while a reply waits, and discards its decision.
 #[tokio::test]
 async fn reply_unknown_when_rebuild_discards_decision() {
     let test = TestApp::with(acknowledged_by_postgres()).await;
     let creating = send(&test, Method::POST, "/admin/v1/users", json!({"userName": "A", "balance": 5}), "user");
-    lag(&test, 2).await;
+    lag_reached(&test, 2).await;
     test.drain().await;
     let user = creating.await.unwrap().created()["userId"].as_i64().unwrap();
     let path = format!("/api/v1/balances/{user}");
     let charge = || send(&test, Method::PUT, &path, json!({"amount": 10}), "charge");
     let charging = charge();
-    lag(&test, 1).await;
+    lag_reached(&test, 1).await;
     let _: i64 =
         redis::cmd("XTRIM").arg("{p0}:outbox").arg("MAXLEN").arg(0).query_async(&mut test.raw().await).await.unwrap();
     let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, lost_at_most: None }).await;
     assert_eq!(summary.discarded, 1);
-    until("the request is answered", async || {
+    until("the request has a reply", async || {
         test.engine.check().await;
         charging.is_finished().then_some(())
     })
     .await;
-    unknown(&charging.await.unwrap());
+    assert_unknown(&charging.await.unwrap());
     assert_eq!(test.get(&path).await.ok()["balance"], 5);
-    // Its repeat is the first of the new epoch, and one of an earlier epoch is in PostgreSQL already.
+    // The repeat is decided again, in the new epoch. A repeat of a projected request is replayed.
     test.app.project();
     let reply: Reply = charge().await.unwrap();
     assert!(!reply.replayed(), "{}", reply.text);

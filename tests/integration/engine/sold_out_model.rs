@@ -1,5 +1,5 @@
-//! Random steps of two processes that refuse sold-out coupons by themselves, and of one that always calls the script:
-//! all must give the same reply.
+//! Random steps of two processes that refuse sold-out coupons without Redis, and of one that always calls the script: all must
+//! give the same replies.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use crate::{
     support::harness::{Options, TestApp, call},
 };
 
-/// One step. Users and campaigns are named by index, those past the last being ones that are not there.
+/// One step. Users and campaigns are named by index; an index past the last one names an unknown id.
 #[derive(Clone, Debug)]
 enum Step {
     User,
@@ -26,7 +26,7 @@ enum Step {
         opens_in: i64,
         lasts: i64,
     },
-    /// `settle`: wait for its consequences.
+    /// `settle`: wait for the background work of the request.
     Issue {
         by: usize,
         user: usize,
@@ -37,11 +37,11 @@ enum Step {
     Advance {
         ms: i64,
     },
-    KeepBack {
+    Withhold {
         coupon: usize,
         count: i64,
     },
-    Announce {
+    PrepareRelease {
         coupon: usize,
     },
     Release {
@@ -50,7 +50,7 @@ enum Step {
         count: i64,
     },
     /// The bounds of the campaign's window, from now; `None` leaves a bound unchanged.
-    Move {
+    UpdateWindow {
         by: usize,
         coupon: usize,
         opens_in: Option<i64>,
@@ -69,27 +69,27 @@ fn step() -> impl Strategy<Value = Step> {
         50 => (0..2usize, 0..7usize, 0..3usize, prop::bool::weighted(0.1), prop::bool::weighted(0.8))
             .prop_map(|(by, user, coupon, keyed, settle)| Step::Issue { by, user, coupon, keyed, settle }),
         6 => prop_oneof![1..60i64, Just(100), Just(200), 1..2_000i64].prop_map(|ms| Step::Advance { ms }),
-        2 => (0..4usize, 1..3i64).prop_map(|(coupon, count)| Step::KeepBack { coupon, count }),
-        1 => (0..4usize).prop_map(|coupon| Step::Announce { coupon }),
+        2 => (0..4usize, 1..3i64).prop_map(|(coupon, count)| Step::Withhold { coupon, count }),
+        1 => (0..4usize).prop_map(|coupon| Step::PrepareRelease { coupon }),
         3 => (0..2usize, 0..4usize, 1..3i64).prop_map(|(by, coupon, count)| Step::Release { by, coupon, count }),
         4 => (0..2usize, 0..4usize, prop::option::of(-2_000..300i64), prop::option::of(prop_oneof![-50..300i64, Just(9_000)]))
-            .prop_map(|(by, coupon, opens_in, closes_in)| Step::Move { by, coupon, opens_in, closes_in }),
+            .prop_map(|(by, coupon, opens_in, closes_in)| Step::UpdateWindow { by, coupon, opens_in, closes_in }),
         1 => (0..3u16).prop_map(|partition| Step::Freeze { partition }),
     ]
 }
 
 /// Two processes with leases, and one without, whose replies are those of the script.
-struct Trial<'a> {
+struct Comparison<'a> {
     test: &'a TestApp,
     engines: [&'a Engine; 2],
-    truth: &'a Engine,
+    script: &'a Engine,
     users: Vec<i64>,
     coupons: Vec<i64>,
     has: BTreeMap<(i64, i64), i64>,
     keys: usize,
 }
 
-impl Trial<'_> {
+impl Comparison<'_> {
     fn coupon(&self, coupon: usize) -> i64 {
         self.coupons.get(coupon).copied().unwrap_or(UNKNOWN_USER)
     }
@@ -98,7 +98,7 @@ impl Trial<'_> {
         format!("{{p{}}}:coupon:{coupon}", coupon % i64::from(self.test.options.partitions))
     }
 
-    async fn take(&mut self, step: &Step) {
+    async fn run(&mut self, step: &Step) {
         match *step {
             Step::User => self.users.push(self.test.user(0).await),
             Step::Campaign { total, opens_in, lasts } => {
@@ -122,7 +122,7 @@ impl Trial<'_> {
                 }
             }
             Step::Advance { ms } => self.test.clock.advance(ms),
-            Step::KeepBack { coupon, count } => {
+            Step::Withhold { coupon, count } => {
                 let (key, mut redis) = (self.key_of(self.coupon(coupon)), self.test.raw().await);
                 let mut read = redis::cmd("HMGET");
                 read.arg(&key).arg(&["total", "issued", "withheld"]);
@@ -135,7 +135,7 @@ impl Trial<'_> {
                     let _: i64 = keep.query_async(&mut redis).await.unwrap();
                 }
             }
-            Step::Announce { coupon } => {
+            Step::PrepareRelease { coupon } => {
                 let id = CouponId::new(self.coupon(coupon)).unwrap();
                 let _ = self.test.store.coupon_release_prepare(&call(None), id, 1).await;
             }
@@ -146,7 +146,7 @@ impl Trial<'_> {
                     Err(error) => panic!("{error}"),
                 }
             }
-            Step::Move { by, coupon, opens_in, closes_in } => {
+            Step::UpdateWindow { by, coupon, opens_in, closes_in } => {
                 let (id, now) = (CouponId::new(self.coupon(coupon)).unwrap(), self.test.clock.now());
                 let patch = CampaignPatch {
                     opens_at: opens_in.map(|ms| now.plus(ms)),
@@ -157,7 +157,7 @@ impl Trial<'_> {
                     Err(Error::InvalidRequest(_) | Error::CampaignNotFound) => return,
                     Err(error) => panic!("{error}"),
                 }
-                // The process that moved it knows at once, the others at the end of the lease.
+                // The process that updates the window follows it at once, the others at the end of their lease.
                 for user in 0..self.users.len() {
                     self.issue(by, user, coupon, false).await;
                 }
@@ -166,7 +166,7 @@ impl Trial<'_> {
             Step::Freeze { partition } => {
                 let here = Partition(partition % self.test.options.partitions);
                 self.test.store.freeze(here, "a test").await.unwrap();
-                for engine in self.engines.iter().chain([&self.truth]) {
+                for engine in self.engines.iter().chain([&self.script]) {
                     engine.ready().await.unwrap_err();
                 }
                 for user in 0..self.users.len() {
@@ -175,7 +175,7 @@ impl Trial<'_> {
                 let mut thaw = redis::cmd("HDEL");
                 thaw.arg(format!("{{p{}}}:meta", here.0)).arg("frozen");
                 let _: i64 = thaw.query_async(&mut self.test.raw().await).await.unwrap();
-                for engine in self.engines.iter().chain([&self.truth]) {
+                for engine in self.engines.iter().chain([&self.script]) {
                     engine.ready().await.unwrap();
                 }
             }
@@ -189,21 +189,24 @@ impl Trial<'_> {
         let key = format!("{coupon}-{}", self.keys);
         let call = call(keyed.then_some((key.as_str(), "issue")));
         let result = self.engines[by].issue_coupon(&call, ids.0, ids.1).await.map(|issued| issued.value.issue_no);
-        let truth = issue(self.truth, coupon, user).await;
-        match (result, truth) {
+        let script = issue(self.script, coupon, user).await;
+        match (result, script) {
             (Ok(place), Err(Error::InvalidCoupon)) => {
-                assert!(self.has.insert((coupon, user), place).is_none(), "user {user} has two of {coupon}");
+                assert!(
+                    self.has.insert((coupon, user), place).is_none(),
+                    "user {user} gets a second coupon of {coupon}"
+                );
             }
-            (Err(result), Err(truth)) => {
-                let kinds = (std::mem::discriminant(&result), std::mem::discriminant(&truth));
-                assert!(kinds.0 == kinds.1, "user {user}, campaign {coupon}: {result:?}, and not {truth:?}");
+            (Err(result), Err(script)) => {
+                let kinds = (std::mem::discriminant(&result), std::mem::discriminant(&script));
+                assert!(kinds.0 == kinds.1, "user {user}, campaign {coupon}: {result:?}, the script: {script:?}");
             }
             other => panic!("user {user}, campaign {coupon}: {other:?}"),
         }
     }
 }
 
-fn agree(partitions: u16, cases: u32) {
+fn compare_processes(partitions: u16, cases: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = super::model_config(cases);
     let refused = AtomicU64::new(0);
@@ -214,49 +217,49 @@ fn agree(partitions: u16, cases: u32) {
                 let options = Options { partitions, ..Options::default() };
                 let test = TestApp::with(options.clone()).await;
                 let other = test.open_instance(&options).await.unwrap();
-                let truth = test.open_instance(&Options { sold_out_lease_ms: 0, ..options }).await.unwrap();
+                let script = test.open_instance(&Options { sold_out_lease_ms: 0, ..options }).await.unwrap();
                 let engines: [&Engine; 2] = [&test.engine, &other.engine];
-                let (truth_engine, none) = (&truth.engine, (Vec::new(), Vec::new()));
-                let mut trial = Trial {
+                let (script_engine, none) = (&script.engine, (Vec::new(), Vec::new()));
+                let mut comparison = Comparison {
                     test: &test,
                     engines,
-                    truth: truth_engine,
+                    script: script_engine,
                     users: none.0,
                     coupons: none.1,
                     has: BTreeMap::new(),
                     keys: 0,
                 };
                 for start in [Step::User, Step::User, Step::User, Step::User, Step::User] {
-                    trial.take(&start).await;
+                    comparison.run(&start).await;
                 }
                 for total in [1, 2] {
-                    trial.take(&Step::Campaign { total, opens_in: 0, lasts: 1 << 40 }).await;
+                    comparison.run(&Step::Campaign { total, opens_in: 0, lasts: 1 << 40 }).await;
                 }
                 for step in &steps {
-                    trial.take(step).await;
+                    comparison.run(step).await;
                 }
                 let counts = engines.map(|engine| engine.sold_out().counts().refused);
                 refused.fetch_add(counts[0] + counts[1], Ordering::SeqCst);
-                for app in [other, truth] {
+                for app in [other, script] {
                     app.db.close().await.unwrap();
                 }
-                // Only Redis has the withheld units.
+                // PostgreSQL lacks the units that `Withhold` writes to Redis only.
                 test.finish_unchecked().await;
             });
             Ok(())
         })
         .unwrap();
     let refused = refused.into_inner();
-    println!("{refused} were refused without asking");
-    assert!(refused > 5 * u64::from(cases), "it was hardly tested");
+    println!("{refused} requests refused without Redis");
+    assert!(refused > 5 * u64::from(cases), "{refused} requests refused without Redis");
 }
 
 #[test]
 fn random_steps_match_script() {
-    agree(1, 24);
+    compare_processes(1, 24);
 }
 
 #[test]
 fn random_steps_match_script_across_partitions() {
-    agree(3, 24);
+    compare_processes(3, 24);
 }

@@ -1,5 +1,5 @@
-//! What clients make the stores keep: a refused request leaves nothing, whatever is wrong with it, with or without an
-//! idempotency key, on one partition or many; an accepted one keeps no more than docs/limits.md says.
+//! Bounds of the state that clients cause: a refused request adds none, for every error, with and without an idempotency key, on
+//! one partition and on several; an accepted one adds no more than docs/limits.md documents.
 
 use std::collections::BTreeMap;
 
@@ -22,11 +22,11 @@ async fn rows(test: &TestApp) -> BTreeMap<String, i64> {
     .unwrap();
     let mut rows = BTreeMap::new();
     for table in tables {
-        // Names of tables, from the catalogue itself.
+        // The names come from PostgreSQL's catalogue.
         let count = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM \"{table}\"")));
         rows.insert(table, count.fetch_one(pool).await.unwrap());
     }
-    // What instances say of themselves, asked or not.
+    // Instances report their state in these tables without a request.
     rows.retain(|table, _| !table.starts_with("instance"));
     rows
 }
@@ -47,7 +47,7 @@ struct Catalog {
     test: TestApp,
     rich: i64,
     poor: i64,
-    /// At home in every partition, in stock.
+    /// One in every partition, with stock.
     products: Vec<i64>,
     sold_out: i64,
     campaign: i64,
@@ -76,7 +76,7 @@ impl Catalog {
         test.issue(campaign, rich).await.ok();
         let opens = after(&test, 60_000);
         let closed = campaign_with(&test, json!({"opensAt": opens})).await;
-        let order = async |product: i64| test.order(rich, product, 1).await.ok()["orderId"].as_i64().unwrap();
+        let order = async |product: i64| test.place(rich, product, 1).await;
         let paid = order(products[0]).await;
         test.pay(paid, rich, "CARD", 1_000).await.ok();
         let cancelled = order(products[0]).await;
@@ -160,7 +160,7 @@ async fn refused_request_leaves_nothing() {
                 let new: Vec<_> = after.iter().filter(|(key, value)| before.get(*key) != Some(value)).collect();
                 assert!(after == before, "{partitions}: {wanted} of {method} {path} under {key:?} leaves {new:?}");
             }
-            // What can't be read at all.
+            // Malformed bodies.
             for body in ["", "{", "[]", "null", "{\"userId\":"] {
                 let headers = [("content-type", &b"application/json"[..]), ("idempotency-key", b"malformed")];
                 let reply = headed(test, &method, &path, &headers, body.to_owned()).await;
@@ -184,7 +184,7 @@ async fn refused_request_leaves_nothing() {
     }
 }
 
-/// The bytes that docs/limits.md says an accepted request keeps in Redis, by its kind, on one partition.
+/// The bytes that an accepted request keeps in Redis on one partition, by kind, as docs/limits.md documents them.
 fn documented() -> BTreeMap<String, i64> {
     let page = include_str!("../../../docs/limits.md");
     let section = page.split("## State that a client can cause").nth(1).unwrap().split("\n## ").next().unwrap();
@@ -223,7 +223,7 @@ async fn accepted_request_keeps_no_more_than_documented() {
             "order paid" => (Method::POST, "/api/v1/payments".to_owned(), pay),
             _ => (Method::POST, format!("/api/v1/orders/{placed}/cancel"), cancel),
         };
-        // The longest key that there may be.
+        // A key of the maximal length.
         let key = under_key.then(|| "k".repeat(255));
         let key = key.map(|key| format!("{kind}{key}")[..255].to_owned());
         for replayed in [false, true] {
@@ -243,14 +243,14 @@ async fn accepted_request_keeps_no_more_than_documented() {
                 all.map(|(key, size)| size - before.get(key).copied().unwrap_or(0)).sum()
             };
             let (records, others) = (grown(&record), grown(&|key| !record(key)));
-            let most_of_record = documented["a request under an `Idempotency-Key`"];
-            assert!(records <= most_of_record, "{kind}: its record is {records} bytes, documented {most_of_record}");
-            let most = documented[kind];
-            assert!(others <= most, "{kind} keeps {others} bytes, documented {most}");
+            let record_bound = documented["a request under an `Idempotency-Key`"];
+            assert!(records <= record_bound, "{kind}: its record is {records} bytes, documented {record_bound}");
+            let bound = documented[kind];
+            assert!(others <= bound, "{kind} keeps {others} bytes, documented {bound}");
             println!("{kind}: {others} and {records} bytes");
         }
     }
-    // All that many of them take, with what Redis needs to find and to end them.
+    // The used memory of many records, with Redis's own structures for keys and expiry.
     let used = async || -> i64 {
         let info: String = redis::cmd("INFO").arg("memory").query_async(&mut test.raw().await).await.unwrap();
         info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap()
@@ -266,8 +266,8 @@ async fn accepted_request_keeps_no_more_than_documented() {
         measured.push((used().await - before) / 500);
     }
     // The first round also fills the outbox's and the clients' buffers.
-    let (most, bytes) = (documented["a request under an `Idempotency-Key`"], measured[1]);
+    let (bound, bytes) = (documented["a request under an `Idempotency-Key`"], measured[1]);
     println!("a request under a key: {bytes} bytes of used memory");
-    assert!(bytes <= most, "{measured:?}, documented {most}");
+    assert!(bytes <= bound, "{measured:?}, documented {bound}");
     shop.test.finish().await;
 }

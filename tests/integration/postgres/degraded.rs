@@ -1,4 +1,4 @@
-//! A degraded PostgreSQL: the API goes on, and requests that need PostgreSQL get a 503 in bounded time.
+//! PostgreSQL hangs or refuses connections: the API serves, and requests that need PostgreSQL get a 503 in bounded time.
 
 use std::time::Duration;
 
@@ -10,15 +10,14 @@ use crate::{
     support::harness::{TestApp, postgres_config, until},
 };
 
-/// PostgreSQL stopped, its connections open: the API goes on, requests that need PostgreSQL get a 503 in bounded time,
-/// and Redis may restart meanwhile.
+/// PostgreSQL is stopped with its connections open. Redis may restart meanwhile.
 #[tokio::test]
 async fn api_served_when_postgres_hangs() {
     let mut shop = RestartableApp::open().await;
     let user = shop.post("/admin/v1/users", json!({"userName": "A", "balance": 1_000})).await.created();
     let user = user["userId"].as_i64().unwrap();
     let history = format!("/api/v1/balances/{user}/history");
-    until("it is projected", async || {
+    until("the projection has caught up", async || {
         let reply = shop.get("/admin/v1/projection").await;
         (reply.status == 200 && reply.json()["lagEvents"] == 0).then_some(())
     })
@@ -32,19 +31,19 @@ async fn api_served_when_postgres_hangs() {
     // The newest entries are in Redis, the first is not.
     assert_eq!(shop.get(&format!("{history}?limit=5")).await.ok().as_array().unwrap().len(), 5);
     for path in [history.as_str(), "/admin/v1/projection", "/admin/v1/orders"] {
-        let reply = tokio::time::timeout(Duration::from_secs(200), shop.get(path)).await.expect("it hangs");
+        let reply = tokio::time::timeout(Duration::from_secs(200), shop.get(path)).await.expect("the request hangs");
         reply.refused(503, "SERVICE_UNAVAILABLE");
         assert!(reply.headers.contains_key("retry-after"), "{path}");
     }
     shop.redis.kill().await.unwrap();
     shop.redis.restart().await.unwrap();
-    let charged = until("it goes on with a new Redis", async || {
+    let charged = until("the service writes to the restarted Redis", async || {
         let reply = shop.charge(user, 1).await;
         (reply.status != 503).then_some(reply)
     });
     assert_eq!(charged.await.ok()["balance"], 1_006);
     shop.postgres.resume().unwrap();
-    let entries = until("the history answers", async || {
+    let entries = until("the history is readable", async || {
         let reply = shop.get(&history).await;
         (reply.status == 200).then(|| reply.json())
     })
@@ -55,7 +54,7 @@ async fn api_served_when_postgres_hangs() {
     shop.finish().await;
 }
 
-/// PostgreSQL is up and refuses connections: the same, and no refusal counts as a fault of the request.
+/// PostgreSQL refuses new connections: every request that needs it gets a 503, never a 4xx.
 #[tokio::test]
 async fn api_served_when_postgres_refuses_connections() {
     let shop = RestartableApp::open().await;
@@ -64,7 +63,7 @@ async fn api_served_when_postgres_refuses_connections() {
     let admin = firstcome::postgres::connect(&postgres_config(&shop.postgres.url("template1"))).await.unwrap();
     let mut admin = admin.get_postgres_connection_pool().acquire().await.unwrap();
     let role: String = sqlx::query_scalar("SELECT current_user::text").fetch_one(&mut *admin).await.unwrap();
-    for (shut, open) in [
+    for (close, open) in [
         (format!("ALTER ROLE {role} NOLOGIN"), format!("ALTER ROLE {role} LOGIN")),
         (
             "ALTER DATABASE postgres ALLOW_CONNECTIONS false".to_owned(),
@@ -73,9 +72,9 @@ async fn api_served_when_postgres_refuses_connections() {
         ("ALTER DATABASE postgres RENAME TO gone".to_owned(), "ALTER DATABASE gone RENAME TO postgres".to_owned()),
     ] {
         let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres'";
-        until("it is shut", async || {
+        until("PostgreSQL refuses connections", async || {
             sqlx::query(others).execute(&mut *admin).await.unwrap();
-            sqlx::query(sqlx::AssertSqlSafe(shut.as_str())).execute(&mut *admin).await.ok()
+            sqlx::query(sqlx::AssertSqlSafe(close.as_str())).execute(&mut *admin).await.ok()
         })
         .await;
         sqlx::query(others).execute(&mut *admin).await.unwrap();
@@ -84,11 +83,11 @@ async fn api_served_when_postgres_refuses_connections() {
         shop.get("/readyz").await.ok();
         for path in ["/admin/v1/projection", "/admin/v1/orders"] {
             let reply = shop.get(path).await;
-            assert_eq!(reply.status, 503, "{shut}: {path}: {}", reply.text);
+            assert_eq!(reply.status, 503, "{close}: {path}: {}", reply.text);
             assert!(reply.headers.contains_key("retry-after"), "{path}");
         }
         sqlx::query(sqlx::AssertSqlSafe(open.as_str())).execute(&mut *admin).await.unwrap();
-        until("it is projected", async || {
+        until("the projection has caught up", async || {
             let reply = shop.get("/admin/v1/projection").await;
             (reply.status == 200 && reply.json()["lagEvents"] == 0).then_some(())
         })
@@ -98,8 +97,8 @@ async fn api_served_when_postgres_refuses_connections() {
     shop.finish().await;
 }
 
-/// A task that stops waiting for BEGIN leaves a transaction open, unknown to the pool: the connection is not used
-/// again.
+/// A task that stops waiting for BEGIN leaves a transaction open that the pool does not know: the pool does not reuse the
+/// connection.
 #[tokio::test]
 async fn connection_dropped_when_transaction_abandoned() {
     let test = TestApp::start().await;
@@ -110,8 +109,8 @@ async fn connection_dropped_when_transaction_abandoned() {
     };
     for statement in ["BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"] {
         let mut connection = pool.acquire().await.unwrap();
-        until("it is given up half way", async || {
-            // Up to sending it, unless the reply is there already.
+        until("BEGIN is sent and its reply not read", async || {
+            // One poll sends BEGIN; the next attempt follows if the reply came at once.
             let beginning = connection.begin_with(statement);
             tokio::pin!(beginning);
             futures_util::poll!(beginning).is_pending().then_some(())
@@ -119,8 +118,8 @@ async fn connection_dropped_when_transaction_abandoned() {
         .await;
         until("the transaction is open", async || open(1).await).await;
         drop(connection);
-        until("it is gone", async || open(0).await).await;
-        // All connections there are, at once: none is in a transaction, and none is missing.
+        until("the transaction is gone", async || open(0).await).await;
+        // Every connection of the pool is available, and none is in a transaction.
         let all: Vec<_> = futures_util::future::join_all((0..6).map(|_| pool.acquire())).await;
         for connection in all {
             let mut connection = connection.unwrap();

@@ -1,4 +1,4 @@
-//! Errors of PostgreSQL: a permanent one makes a dead letter, a temporary one is reported and the projection waits.
+//! Errors of PostgreSQL: a permanent one makes a dead letter; a temporary one is reported while the projection waits.
 
 use firstcome::postgres;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::{
     support::harness::{self, Options, TestApp},
 };
 
-/// A name in letters that most encodings do not have.
+/// A name that most encodings can't represent.
 const NAME: &str = "한정판 🎟";
 
 #[tokio::test]
@@ -28,8 +28,8 @@ async fn start_refused_when_database_not_utf8() {
         for role in ["migrate", "serve", "project"] {
             let mut command = program(&[role]);
             command.env("DATABASE_URL", &url).env("REDIS_URL", "redis://127.0.0.1:1").env("BIND_ADDR", "127.0.0.1:0");
-            let (status, said) = run(&mut command).await;
-            assert!(!status.success() && said.contains("must be UTF8"), "{role}: {said}");
+            let (status, output) = run(&mut command).await;
+            assert!(!status.success() && output.contains("must be UTF8"), "{role}: {output}");
         }
         harness::drop_database(&name).await;
     }
@@ -42,7 +42,7 @@ async fn count(test: &TestApp, what: &str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(test.db.get_postgres_connection_pool()).await.unwrap()
 }
 
-/// Has the server refuse every user of this name, as if for this reason.
+/// Makes the server refuse every user named [`NAME`] with this SQLSTATE.
 async fn refuse(test: &TestApp, state: &str) {
     test.sql(
         &format!(
@@ -59,8 +59,8 @@ async fn user(test: &TestApp, name: &str) -> Value {
     test.post("/admin/v1/users", json!({"userName": name})).await.created()["userId"].clone()
 }
 
-/// By SQLSTATE: too long, out of range, no such character, a constraint, the same row twice, an index entry too large, what a
-/// trigger says.
+/// SQLSTATEs: a value too long or out of range, a character that the encoding lacks, a constraint, the same row twice in a
+/// statement, an index entry too large, an error of a trigger.
 #[tokio::test]
 async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
     let test = TestApp::start().await;
@@ -76,7 +76,7 @@ async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
     }
     let audit = test.get("/admin/v1/audit").await.ok();
     assert_eq!(audit["balanced"], false, "{audit}");
-    // Once nothing is in their way they are applied, one by one.
+    // Without the trigger, PostgreSQL accepts each of them.
     test.sql("DROP TRIGGER refuse ON users").await;
     let dead_letters = test.get("/admin/v1/dead-letters?size=100").await.ok();
     for dead_letter in dead_letters["content"].as_array().unwrap() {
@@ -86,7 +86,7 @@ async fn event_becomes_dead_letter_when_postgres_refuses_for_good() {
     test.finish().await;
 }
 
-/// An event that PostgreSQL refuses as an event and as a dead letter is filed as ASCII, which any database accepts.
+/// PostgreSQL refuses the event, and its text as a dead letter: the projector stores the text in ASCII, which any database accepts.
 #[tokio::test]
 async fn dead_letter_filed_in_ascii_when_postgres_refuses_its_text() {
     let test = TestApp::start().await;
@@ -99,14 +99,14 @@ async fn dead_letter_filed_in_ascii_when_postgres_refuses_its_text() {
     let dead_letters = test.get("/admin/v1/dead-letters").await.ok();
     let dead_letter = &dead_letters["content"][0];
     assert!(dead_letter["fields"]["escaped"].as_str().is_some_and(|text| text.contains("1f39f")), "{dead_letter}");
-    // It is there to be read. Applied, it would be under another name.
+    // A retry is refused: it would write the escaped name.
     test.sql("DROP TRIGGER refuse ON users").await;
     let body = json!({"partition": 0, "streamId": dead_letter["streamId"], "seq": dead_letter["seq"]});
     test.post("/admin/v1/dead-letters/retry", body).await.refused(409, "DEAD_LETTER_REFUSED");
     test.finish_unchecked().await;
 }
 
-/// By SQLSTATE: no right, no room, a broken disk, a column that is not there, read-only, no connection to be had.
+/// SQLSTATEs: a missing right, a full disk, an I/O error, a missing column, a read-only transaction, too many connections.
 #[tokio::test]
 async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
     let test = TestApp::start().await;
@@ -116,7 +116,7 @@ async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
         let failed = test.app.projector.drain().await.unwrap_err().to_string();
         assert!(failed.contains("not "), "{failed}");
         assert_eq!((count(&test, "dead_letters").await, count(&test, "users").await), (0, n - 1), "{state}");
-        // At first it is a delay, then a stall.
+        // A short delay is no stall; a minute without progress is one.
         let ready = async || test.get("/readyz").await.ok();
         test.engine.check().await;
         assert_eq!(ready().await, json!({"status": "UP"}), "{state}");
@@ -128,7 +128,7 @@ async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
             stalled["reasons"][0].as_str().unwrap().starts_with("partition 0: the projection has made no progress"),
             "{stalled}"
         );
-        // A sale goes on meanwhile.
+        // The service decides meanwhile.
         test.put("/api/v1/balances/1", json!({"amount": 1})).await.ok();
         test.sql("DROP TRIGGER refuse ON users").await;
         test.drain().await;
@@ -139,10 +139,10 @@ async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
     test.finish().await;
 }
 
-/// Books that agree but for what waits prove nothing where it waits for ever.
+/// The stores agree but for the backlog; the audit fails once the backlog has waited too long.
 #[tokio::test]
 async fn audit_fails_when_projection_stalled() {
-    // The outbox's times are Redis's, and so is this clock's.
+    // The clock must agree with Redis's, which dates the events.
     let test =
         TestApp::with(Options { clock: Some(firstcome::model::Clock::system().now()), ..Options::default() }).await;
     user(&test, "A").await;

@@ -1,7 +1,7 @@
 //! PostgreSQL behind PgBouncer: which modes work, and which are refused at the start.
 //!
-//! `make install` installs PgBouncer; `PGBOUNCER_BIN` names another one. Transaction mode needs one that tracks
-//! prepared statements (1.21): an older one is refused in that mode, and the test then expects the refusal.
+//! `make install` installs PgBouncer; `PGBOUNCER_BIN` names another one. Transaction mode needs PgBouncer 1.21, which tracks
+//! prepared statements; with an older one the test expects a refusal.
 
 use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     support::harness::until,
 };
 
-/// A running PgBouncer before a server.
+/// A running PgBouncer in front of a server.
 struct Pooler {
     url: String,
     child: Child,
@@ -22,7 +22,7 @@ struct Pooler {
     _dir: ScratchDir,
 }
 
-/// The program, and its version.
+/// PgBouncer's program and version.
 fn pgbouncer() -> (PathBuf, (u32, u32)) {
     let given = std::env::var_os("PGBOUNCER_BIN").filter(|path| !path.is_empty()).map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -30,22 +30,22 @@ fn pgbouncer() -> (PathBuf, (u32, u32)) {
     let program = given.or_else(|| found.into_iter().find(|program| program.is_file()));
     let program =
         program.expect("PgBouncer is missing: `make install`, or `apt-get install pgbouncer`, or set PGBOUNCER_BIN");
-    let said = std::process::Command::new(&program).arg("--version").output().unwrap();
-    let said = String::from_utf8(said.stdout).unwrap();
-    let version = said.split_whitespace().nth(1).unwrap().split('.').map(|number| number.parse().unwrap_or(0));
+    let output = std::process::Command::new(&program).arg("--version").output().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    let version = output.split_whitespace().nth(1).unwrap().split('.').map(|number| number.parse().unwrap_or(0));
     let version: Vec<u32> = version.collect();
     (program, (version[0], version[1]))
 }
 
-/// Whether it can keep track of prepared statements.
-fn can_track() -> bool {
+/// Whether this PgBouncer can track prepared statements.
+fn tracks_statements() -> bool {
     let (program, version) = pgbouncer();
     println!("{} {version:?}", program.display());
     version >= (1, 21)
 }
 
 impl Pooler {
-    /// `tracked`: how many prepared statements it keeps track of, where it can.
+    /// `tracked`: the number of prepared statements that PgBouncer tracks, from version 1.21 on.
     async fn start(servers: &Servers, mode: &str, tracked: u32, connections: u32) -> Pooler {
         let dir = ScratchDir::new().unwrap();
         let port = free_port().unwrap();
@@ -63,7 +63,7 @@ impl Pooler {
             config += &format!("max_prepared_statements = {tracked}\n");
         }
         if rustix::process::geteuid().is_root() {
-            // It does not run as root.
+            // PgBouncer refuses to run as root.
             config += "user = nobody\n";
         }
         let (file, log) = (dir.path().join("pgbouncer.ini"), dir.path().join("pgbouncer.log"));
@@ -85,25 +85,25 @@ impl Pooler {
     }
 }
 
-/// A whole life behind the pooler: the schema, a sale, its projection, an audit, a rebuild, and another one.
+/// Runs behind the pooler, twice: instances, a sale, its projection, an audit, rebuilds.
 async fn whole_sale(mode: &str, tracked: u32, connections: u32) {
     let servers = Servers::start().await;
     let pooler = Pooler::start(&servers, mode, tracked, connections).await;
     let through =
         [("DATABASE_URL", pooler.url.as_str()), ("DATABASE_CONNECTIONS", "6"), ("DATABASE_TIMEOUT_MS", "60000")];
-    let once = async |args: &[&str]| {
+    let succeeds = async |args: &[&str]| {
         let mut command = servers.role(args);
         let ended = tokio::time::timeout(Duration::from_secs(300), run(command.envs(through))).await;
-        let (status, said) = ended.unwrap_or_else(|_| panic!("{args:?} hangs"));
-        assert!(status.success(), "{mode} {args:?}: {said}\n{}", fs::read_to_string(&pooler.log).unwrap());
-        said
+        let (status, output) = ended.unwrap_or_else(|_| panic!("{args:?} hangs"));
+        assert!(status.success(), "{mode} {args:?}: {output}\n{}", fs::read_to_string(&pooler.log).unwrap());
+        output
     };
     for _ in 0..2 {
-        once(&["migrate"]).await;
+        succeeds(&["migrate"]).await;
     }
-    once(&["seed"]).await;
+    succeeds(&["seed"]).await;
     for round in 0..2 {
-        // Two of each, so that connections change hands.
+        // Two instances, so that server connections pass from one to the other.
         let mut all = Vec::new();
         for n in 0..2 {
             all.push(servers.start_with(&["serve"], &through, &format!("serve-{round}-{n}")));
@@ -130,16 +130,16 @@ async fn whole_sale(mode: &str, tracked: u32, connections: u32) {
             }
         });
         futures_util::future::join_all(shopping).await;
-        let audit = once(&["audit"]).await;
+        let audit = succeeds(&["audit"]).await;
         assert!(!audit.contains("mixes up"), "{audit}");
         for serve in &mut all {
             serve.stop().await;
             assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
             assert!(!serve.err().contains("mixes up") && !serve.err().contains("sqlx_s_"), "{}", serve.err());
         }
-        // No lock is left with a connection of the pooler's: the next one would wait for it.
+        // The pooler's connections hold no lock: a second rebuild would wait for it.
         for _ in 0..2 {
-            once(&["rebuild"]).await;
+            succeeds(&["rebuild"]).await;
         }
         let db = servers.db().await;
         let locks: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
@@ -148,14 +148,14 @@ async fn whole_sale(mode: &str, tracked: u32, connections: u32) {
             .unwrap();
         assert_eq!(locks, 0, "{mode}");
         db.close().await.unwrap();
-        once(&["audit"]).await;
+        succeeds(&["audit"]).await;
     }
     pooler.end().await;
     servers.end().await;
 }
 
-/// Every command that needs PostgreSQL is refused, at once, each time, with what to do.
-async fn refused(mode: &str, tracked: u32, connections: u32, words: &[&str]) {
+/// Every command that needs PostgreSQL fails at once with an error that names the remedy.
+async fn commands_refused(mode: &str, tracked: u32, connections: u32, expected: &[&str]) {
     let servers = Servers::start().await;
     let direct = async |args: &[&str]| assert!(run(&mut servers.role(args)).await.0.success(), "{args:?}");
     direct(&["migrate"]).await;
@@ -164,15 +164,15 @@ async fn refused(mode: &str, tracked: u32, connections: u32, words: &[&str]) {
     for role in ["migrate", "serve", "project", "rebuild", "audit", "serve"] {
         let mut command = servers.role(&[role]);
         command.env("DATABASE_URL", &pooler.url).env("DATABASE_TIMEOUT_MS", "60000");
-        let (status, said) = run(&mut command).await;
-        assert!(!status.success(), "{role} behind {mode} {tracked}: {said}");
-        for word in words {
-            assert!(said.contains(word), "{role}: {word:?} is not in {said}");
+        let (status, output) = run(&mut command).await;
+        assert!(!status.success(), "{role} behind {mode} {tracked}: {output}");
+        for part in expected {
+            assert!(output.contains(part), "{role}: {part:?} is not in {output}");
         }
     }
     pooler.end().await;
     let mut project = servers.start_role(&["project"], "project");
-    until("it projects", async || project.logged("projecting")).await;
+    until("the projector runs", async || project.logged("projecting")).await;
     project.stop().await;
     servers.end().await;
 }
@@ -186,22 +186,22 @@ async fn sale_runs_when_pooler_in_session_mode() {
 
 #[tokio::test]
 async fn sale_runs_when_pooler_in_transaction_mode_tracks_statements() {
-    if can_track() {
-        // Fewer connections than ours: they change hands all the time.
+    if tracks_statements() {
+        // Fewer server connections than client connections: every transaction may get another one.
         whole_sale("transaction", 200, 4).await;
     } else {
-        refused("transaction", 200, 4, UNTRACKED).await;
+        commands_refused("transaction", 200, 4, UNTRACKED).await;
     }
 }
 
 #[tokio::test]
 async fn start_refused_when_pooler_in_transaction_mode_tracks_no_statements() {
     for connections in [1, 2, 20] {
-        refused("transaction", 0, connections, UNTRACKED).await;
+        commands_refused("transaction", 0, connections, UNTRACKED).await;
     }
 }
 
 #[tokio::test]
 async fn start_refused_when_pooler_in_statement_mode() {
-    refused("statement", 200, 5, &["statement mode"]).await;
+    commands_refused("statement", 200, 5, &["statement mode"]).await;
 }

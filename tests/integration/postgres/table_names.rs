@@ -1,5 +1,5 @@
-//! Migration 15 renames tables. Processes of the version before it keep running during an upgrade: the statements that they have
-//! prepared before the migration read and write the same rows after it.
+//! Migration 15 renames tables while processes of the previous version still run: statements that they prepared before the
+//! migration read and write the same rows after it.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::support::harness::{admin_sql, drop_database, postgres_url};
 const DATABASE: &str = "fc_table_names";
 const MIGRATION: &str = "0015_table_names.sql";
 
-/// The statements of the version before, to the letter.
+/// The statements of the previous version, verbatim.
 const LOG: &str = "INSERT INTO operator_acts (id, operator, act, target, detail, status, request_id, at)
                SELECT id::uuid, operator, act, target, detail, status, request_id, to_timestamp(at / 1000.0)
                FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[])
@@ -38,7 +38,7 @@ const READ_COUPONS: &str = "SELECT coupon_id, user_id, issue_no FROM far_coupons
 
 type Entry = (String, String, String, String, String, i32, String, i64);
 
-/// An old process on one connection, which keeps its prepared statements.
+/// A process of the previous version, on one connection that keeps its prepared statements.
 struct OldProcess(PgConnection);
 
 impl OldProcess {
@@ -117,7 +117,7 @@ async fn old_process_reads_and_writes_when_tables_have_new_names() {
     old.issue(2).await;
     assert_eq!((old.logged().await, old.acknowledged().await, old.issued().await), (vec![2, 1], (1, 7), vec![1, 2]));
 
-    // The rows are in the renamed tables, and old processes read what new ones write there.
+    // The renamed tables have the rows, and old processes read what new ones write.
     let entries: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_log WHERE action = 'POST /admin/v1/users'")
         .fetch_one(&mut new)
         .await

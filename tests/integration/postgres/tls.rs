@@ -9,7 +9,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use crate::process::binary::{Servers, run};
 
-/// An authority of its own, in PEM, and a server's certificate with its key, for this host name or address.
+/// A new certificate authority, a server certificate for this host name or address, and the server's key, in PEM.
 fn private_authority(host: &str) -> (String, String, String) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -21,7 +21,7 @@ fn private_authority(host: &str) -> (String, String, String) {
     (authority.pem(), server.pem(), server_key.serialize_pem())
 }
 
-/// Has the server speak TLS with this certificate.
+/// Makes the server use TLS with this certificate.
 async fn encrypt(servers: &Servers, certificate: &str, key: &str) {
     let data = servers.postgres.data_dir();
     let owner = fs::metadata(data).unwrap();
@@ -49,42 +49,55 @@ async fn certificate_refused_when_authority_unknown() {
         fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let (ours, theirs) = (file("authority.pem", &authority), file("stranger.pem", &foreign));
+    let (authority_file, foreign_file) = (file("authority.pem", &authority), file("foreign.pem", &foreign));
     let plain = servers.postgres_url.replace("?sslmode=disable", "");
     let with_name = plain.replace("127.0.0.1", "localhost");
-    // URL, the system's store, and why it is refused.
+    // URL, the system's certificate store, and the reason of the refusal.
     for (url, store, refused) in [
-        (format!("{plain}?sslmode=require"), &theirs, None),
-        (format!("{plain}?sslmode=verify-full&sslrootcert={ours}"), &theirs, None),
-        // The store of the system, where this program finds it.
-        (format!("{plain}?sslmode=verify-full"), &ours, None),
-        (format!("{plain}?sslmode=verify-ca"), &ours, None),
-        (format!("{with_name}?sslmode=verify-ca&sslrootcert={ours}"), &theirs, None),
-        (format!("{with_name}?sslmode=verify-full&sslrootcert={ours}"), &theirs, Some("certificate is not accepted")),
-        (format!("{plain}?sslmode=verify-full"), &theirs, Some("certificate is not accepted")),
-        (format!("{plain}?sslmode=verify-full&sslrootcert={theirs}"), &theirs, Some("certificate is not accepted")),
-        (format!("{plain}?sslmode=verify-full&sslrootcert=/nonexistent"), &ours, Some("sslrootcert can't be read")),
+        (format!("{plain}?sslmode=require"), &foreign_file, None),
+        (format!("{plain}?sslmode=verify-full&sslrootcert={authority_file}"), &foreign_file, None),
+        // Without `sslrootcert` the program uses the system's store.
+        (format!("{plain}?sslmode=verify-full"), &authority_file, None),
+        (format!("{plain}?sslmode=verify-ca"), &authority_file, None),
+        (format!("{with_name}?sslmode=verify-ca&sslrootcert={authority_file}"), &foreign_file, None),
+        (
+            format!("{with_name}?sslmode=verify-full&sslrootcert={authority_file}"),
+            &foreign_file,
+            Some("certificate is not accepted"),
+        ),
+        (format!("{plain}?sslmode=verify-full"), &foreign_file, Some("certificate is not accepted")),
+        (
+            format!("{plain}?sslmode=verify-full&sslrootcert={foreign_file}"),
+            &foreign_file,
+            Some("certificate is not accepted"),
+        ),
+        (
+            format!("{plain}?sslmode=verify-full&sslrootcert=/nonexistent"),
+            &authority_file,
+            Some("sslrootcert can't be read"),
+        ),
     ] {
         for role in ["migrate", "audit"] {
             let mut command = servers.role(&[role]);
-            let (status, said) = run(command.env("DATABASE_URL", &url).env("SSL_CERT_FILE", store)).await;
+            let (status, output) = run(command.env("DATABASE_URL", &url).env("SSL_CERT_FILE", store)).await;
             match refused {
-                // Until there is a store there is nothing to audit.
-                None => assert!(status.success() || said.contains("has no store"), "{role} {url}: {said}"),
-                Some(why) => assert!(!status.success() && said.contains(why), "{role} {url}: {said}"),
+                // The audit connects, and finds no store before the first start.
+                None => assert!(status.success() || output.contains("has no store"), "{role} {url}: {output}"),
+                Some(why) => assert!(!status.success() && output.contains(why), "{role} {url}: {output}"),
             }
         }
     }
     for role in ["migrate", "seed"] {
-        let url = format!("{plain}?sslmode=verify-full&sslrootcert={ours}");
+        let url = format!("{plain}?sslmode=verify-full&sslrootcert={authority_file}");
         assert!(run(servers.role(&[role]).env("DATABASE_URL", url)).await.0.success());
     }
-    // Waiting does not repair a certificate.
+    // A start does not wait after a TLS error.
     let url = format!("{plain}?sslmode=verify-full");
-    let (status, said) = run(servers.role(&["serve"]).env("DATABASE_URL", url).env("SSL_CERT_FILE", &theirs)).await;
-    assert!(status.code() == Some(1) && said.contains("sslrootcert"), "{said}");
+    let (status, output) =
+        run(servers.role(&["serve"]).env("DATABASE_URL", url).env("SSL_CERT_FILE", &foreign_file)).await;
+    assert!(status.code() == Some(1) && output.contains("sslrootcert"), "{output}");
     let mut project = servers.start_role(&["project"], "project");
-    crate::support::harness::until("it projects", async || project.logged("projecting")).await;
+    crate::support::harness::until("the projector runs", async || project.logged("projecting")).await;
     project.stop().await;
     servers.end().await;
 }
@@ -93,13 +106,13 @@ async fn certificate_refused_when_authority_unknown() {
 async fn connection_refused_when_server_has_no_tls() {
     let servers = Servers::start().await;
     let url = servers.postgres_url.replace("sslmode=disable", "sslmode=require");
-    let (status, said) = run(servers.role(&["migrate"]).env("DATABASE_URL", url)).await;
-    assert!(status.code() == Some(1) && said.contains("TLS to PostgreSQL fails"), "{said}");
+    let (status, output) = run(servers.role(&["migrate"]).env("DATABASE_URL", url)).await;
+    assert!(status.code() == Some(1) && output.contains("TLS to PostgreSQL fails"), "{output}");
     for role in ["migrate", "seed"] {
         assert!(run(&mut servers.role(&[role])).await.0.success());
     }
     let mut project = servers.start_role(&["project"], "project");
-    crate::support::harness::until("it projects", async || project.logged("projecting")).await;
+    crate::support::harness::until("the projector runs", async || project.logged("projecting")).await;
     project.stop().await;
     servers.end().await;
 }

@@ -186,7 +186,7 @@ async fn dead_letter_refused_changes_only_its_reason() {
     let test = TestApp::start().await;
     let user = test.user(100).await;
     let product = test.product(10, 5).await;
-    let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    let order = test.place(user, product, 1).await;
     test.pay(order, user, "CARD", 10).await.ok();
     make_dead_letters(&test, |_, kind| kind == "order_placed").await;
     test.drain().await;
@@ -230,7 +230,7 @@ async fn order_evicted_when_its_dead_letters_applied() {
     let test = TestApp::start().await;
     let user = test.user(100).await;
     let product = test.product(10, 5).await;
-    let order = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+    let order = test.place(user, product, 1).await;
     test.pay(order, user, "CARD", 10).await.ok();
     test.cancel(order, user).await.ok();
     make_dead_letters(&test, |_, kind| kind == "order_placed").await;

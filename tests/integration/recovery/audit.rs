@@ -18,12 +18,12 @@ async fn audit(test: &TestApp) -> AuditReport {
 }
 
 /// The failed checks, a line each.
-fn wrong(report: &AuditReport) -> Vec<String> {
+fn failed_checks(report: &AuditReport) -> Vec<String> {
     assert_eq!(report.balanced, report.checks.iter().all(|check| check.ok));
     report.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)).collect()
 }
 
-/// A shop at its busiest, with Postgres behind by more or less.
+/// Clients write on every partition, and the projection lags behind them.
 #[tokio::test(flavor = "multi_thread")]
 async fn audit_clean_under_load() {
     for partitions in [1, 3] {
@@ -70,9 +70,9 @@ async fn audit_clean_under_load() {
             let mut decided = 0;
             for _ in 0..2 {
                 let report = audit(&test).await;
-                assert_eq!(wrong(&report), Vec::<String>::new(), "{partitions} partitions");
+                assert_eq!(failed_checks(&report), Vec::<String>::new(), "{partitions} partitions");
                 let now = report.positions.iter().map(|at| at.decided_seq).sum();
-                assert!(now > decided, "nothing went on meanwhile");
+                assert!(now > decided, "no decision between two audits");
                 decided = now;
             }
             done.store(true, Ordering::Relaxed);
@@ -89,11 +89,11 @@ async fn audit_clean_with_backlog() {
         let test = TestApp::with(Options { partitions, ..Options::default() }).await;
         busy_day(&test).await;
         let report = audit(&test).await;
-        assert_eq!(wrong(&report), Vec::<String>::new());
+        assert_eq!(failed_checks(&report), Vec::<String>::new());
         assert!(report.positions.iter().any(|at| at.projected_seq == 0 && at.decided_seq > 0));
         test.drain().await;
         busy_day(&test).await;
-        assert_eq!(wrong(&audit(&test).await), Vec::<String>::new());
+        assert_eq!(failed_checks(&audit(&test).await), Vec::<String>::new());
         test.finish().await;
     }
 }
@@ -101,61 +101,61 @@ async fn audit_clean_with_backlog() {
 /// An old backlog is a discrepancy when no projector runs, and none when one does.
 #[tokio::test]
 async fn audit_fails_when_projection_stalled() {
-    // Everything is a minute old as soon as it is there.
+    // A clock a minute ahead makes every decision a minute old.
     let ahead = Clock::system().now().plus(60_000);
     let test = TestApp::with(Options { clock: Some(ahead), partitions: 3, ..Options::default() }).await;
     let (_, user) = (test.user(0).await, test.user(100).await);
     let (report, ()) = tokio::join!(audit(&test), async { test.drain().await });
-    assert_eq!(wrong(&report), Vec::<String>::new());
+    assert_eq!(failed_checks(&report), Vec::<String>::new());
     test.put_charge(user, 5).await.ok();
     let report = audit(&test).await;
     assert!(!report.balanced);
-    let found = wrong(&report).join("\n");
+    let found = failed_checks(&report).join("\n");
     assert!(found.contains("partition 2: PostgreSQL stands still at (1, 1) behind 2"), "{found}");
-    assert_eq!(wrong(&report).len(), 1, "{found}");
+    assert_eq!(failed_checks(&report).len(), 1, "{found}");
     test.drain().await;
-    assert_eq!(wrong(&audit(&test).await), Vec::<String>::new());
+    assert_eq!(failed_checks(&audit(&test).await), Vec::<String>::new());
     test.finish().await;
 }
 
-// --- what is wrong ---------------------------------------------------------------------------------------------------
+// --- faults ----------------------------------------------------------------------------------------------------------
 
-/// A shop with one of everything, all of it in Postgres. Users 1 and 2, product 1, campaign 1, orders 1000 (PAID), 1001
-/// (PENDING with the coupon) and 1002 (CANCELLED).
+/// A projected store with users 1 and 2, product 1, campaign 1, and the orders 1 (PAID), 2 (PENDING, with the coupon) and 3
+/// (CANCELLED).
 async fn shop() -> TestApp {
     let test = TestApp::start().await;
     let (user, _) = (test.user(10_000).await, test.user(5).await);
     let product = test.product(100, 50).await;
     let coupon = test.campaign("FIXED", 10, 5).await;
     test.issue(coupon, user).await.ok();
-    let paid = test.order(user, product, 3).await.ok()["orderId"].as_i64().unwrap();
+    let paid = test.place(user, product, 3).await;
     test.pay(paid, user, "CARD", 300).await.ok();
     let order =
         json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}], "userCouponId": coupon});
     test.post("/api/v1/orders", order).await.ok();
-    let cancelled = test.order(user, product, 4).await.ok()["orderId"].as_i64().unwrap();
+    let cancelled = test.place(user, product, 4).await;
     test.cancel(cancelled, user).await.ok();
     test.drain().await;
     assert_eq!((user, product, coupon, paid, cancelled), (1, 1, 1, 1, 3));
-    assert_eq!(wrong(&audit(&test).await), Vec::<String>::new());
+    assert_eq!(failed_checks(&audit(&test).await), Vec::<String>::new());
     test
 }
 
 async fn run(redis: &mut MultiplexedConnection, command: &str) {
     let mut words = command.split(' ');
-    let mut tampering = redis::cmd(words.next().unwrap());
+    let mut corruption = redis::cmd(words.next().unwrap());
     words.for_each(|word| {
-        tampering.arg(word);
+        corruption.arg(word);
     });
-    let _: redis::Value = tampering.query_async(redis).await.unwrap();
+    let _: redis::Value = corruption.query_async(redis).await.unwrap();
 }
 
-/// Each fault of Redis, undone afterwards, and the finding of the audit.
+/// Each row: a command that corrupts Redis, the command that undoes it, and parts of the audit's findings.
 #[tokio::test]
 async fn audit_names_faults_in_redis() {
     let test = shop().await;
     let mut redis = test.raw().await;
-    for (tampering, undoing, says) in [
+    for (corruption, undo, parts) in [
         ("HINCRBY {p0}:user:1 balance 1", "HINCRBY {p0}:user:1 balance -1", &["user 1: the balance is"][..]),
         ("HINCRBY {p0}:user:2 entries 1", "HINCRBY {p0}:user:2 entries -1", &["user 2: the number of balance entries"]),
         ("HINCRBY {p0}:user:1 open 1", "HINCRBY {p0}:user:1 open -1", &["user 1: the number of open orders"]),
@@ -229,27 +229,27 @@ async fn audit_names_faults_in_redis() {
         ("HSET {p0}:meta frozen tested", "HDEL {p0}:meta frozen", &["partition 0 is frozen: tested"]),
         ("HSET {p0}:meta store another", "", &["Redis has store another"]),
     ] {
-        run(&mut redis, tampering).await;
+        run(&mut redis, corruption).await;
         let report = audit(&test).await;
-        assert!(!report.balanced, "not noticed: {tampering}");
-        let found = wrong(&report).join("\n");
-        for says in says {
-            assert!(found.contains(says), "{tampering}: {says:?} is not in\n{found}");
+        assert!(!report.balanced, "not detected: {corruption}");
+        let found = failed_checks(&report).join("\n");
+        for part in parts {
+            assert!(found.contains(part), "{corruption}: {part:?} is not in\n{found}");
         }
-        if !undoing.is_empty() {
-            run(&mut redis, undoing).await;
-            assert_eq!(wrong(&audit(&test).await), Vec::<String>::new(), "after {undoing}");
+        if !undo.is_empty() {
+            run(&mut redis, undo).await;
+            assert_eq!(failed_checks(&audit(&test).await), Vec::<String>::new(), "after {undo}");
         }
     }
     test.finish_unchecked().await;
 }
 
-/// The same of Postgres.
+/// The same for PostgreSQL.
 #[tokio::test]
 async fn audit_names_faults_in_postgres() {
     let test = shop().await;
     let pool = test.db.get_postgres_connection_pool();
-    for (tampering, undoing, says) in [
+    for (corruption, undo, parts) in [
         (
             "UPDATE users SET balance = balance + 1 WHERE id = 2",
             "UPDATE users SET balance = balance - 1 WHERE id = 2",
@@ -341,32 +341,32 @@ async fn audit_names_faults_in_postgres() {
         ),
         ("UPDATE projection_positions SET seq = seq + 1", "UPDATE projection_positions SET seq = seq - 1", &[]),
     ] {
-        sqlx::query(tampering).execute(pool).await.unwrap();
-        if says.is_empty() {
-            // Postgres ahead of Redis: there is nothing to compare.
-            let error = test.app.audit().run().await.expect_err("it was compared");
+        sqlx::query(corruption).execute(pool).await.unwrap();
+        if parts.is_empty() {
+            // PostgreSQL is ahead of Redis: the audit refuses to compare them.
+            let error = test.app.audit().run().await.expect_err("the audit succeeded");
             assert!(format!("{error:#}").contains("behind PostgreSQL"), "{error:#}");
         } else {
             let report = audit(&test).await;
-            assert!(!report.balanced, "not noticed: {tampering}");
-            let found = wrong(&report).join("\n");
-            for says in says {
-                assert!(found.contains(says), "{tampering}: {says:?} is not in\n{found}");
+            assert!(!report.balanced, "not detected: {corruption}");
+            let found = failed_checks(&report).join("\n");
+            for part in parts {
+                assert!(found.contains(part), "{corruption}: {part:?} is not in\n{found}");
             }
         }
-        sqlx::query(undoing).execute(pool).await.unwrap();
-        assert_eq!(wrong(&audit(&test).await), Vec::<String>::new(), "after {undoing}");
+        sqlx::query(undo).execute(pool).await.unwrap();
+        assert_eq!(failed_checks(&audit(&test).await), Vec::<String>::new(), "after {undo}");
     }
     test.finish().await;
 }
 
-/// Decisions that left the outbox before Postgres had them.
+/// Decisions that were trimmed from the outbox before PostgreSQL had them.
 #[tokio::test]
 async fn audit_names_trimmed_outbox() {
     let test = shop().await;
     test.put_charge(1, 5).await.ok();
     run(&mut test.raw().await, "XTRIM {p0}:outbox MAXLEN 0").await;
-    let error = test.app.audit().run().await.expect_err("it was compared");
+    let error = test.app.audit().run().await.expect_err("the audit succeeded");
     assert!(format!("{error:#}").contains("decisions are lost"), "{error:#}");
     test.finish_unchecked().await;
 }
@@ -376,8 +376,8 @@ async fn audit_names_trimmed_outbox() {
 #[tokio::test]
 async fn audit_run_by_operator() {
     let test = shop().await;
-    let stranger = read(client().get(format!("{}/admin/v1/audit", test.base))).await;
-    stranger.refused(401, "UNAUTHORIZED");
+    let unauthenticated = read(client().get(format!("{}/admin/v1/audit", test.base))).await;
+    unauthenticated.refused(401, "UNAUTHORIZED");
     let report = test.get("/admin/v1/audit").await.ok();
     assert_eq!(report["balanced"], true);
     let checks = report["checks"].as_array().unwrap();
@@ -389,9 +389,9 @@ async fn audit_run_by_operator() {
     let report = test.get("/admin/v1/audit").await.ok();
     assert_eq!(report["balanced"], false);
     run(&mut test.raw().await, "HINCRBY {p0}:user:1 balance -1").await;
-    // One at a time.
-    let ask = || read(test.client.request(Method::GET, format!("{}/admin/v1/audit", test.base)).bearer_auth(ADMIN));
-    let replies = join_all((0..4).map(|_| ask())).await;
+    // One audit runs at a time.
+    let request = || read(test.client.request(Method::GET, format!("{}/admin/v1/audit", test.base)).bearer_auth(ADMIN));
+    let replies = join_all((0..4).map(|_| request())).await;
     assert!(replies.iter().any(|reply| reply.status == 200));
     for reply in replies.iter().filter(|reply| reply.status != 200) {
         reply.refused(409, "REQUEST_IN_PROGRESS");

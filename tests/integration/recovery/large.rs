@@ -1,6 +1,6 @@
 //! A large store is rebuilt from PostgreSQL and audited, by the program itself, in bounded memory.
 //!
-//! `make test` takes a small one; `make test-large` a million users and 200,000 orders (`LARGE_USERS`, `LARGE_ORDERS`).
+//! `make test` uses a small one; `make test-large` uses a million users and 200,000 orders (`LARGE_USERS`, `LARGE_ORDERS`).
 
 use std::{fs, process::Stdio, time::Instant};
 
@@ -15,8 +15,8 @@ fn size(name: &str, default: i64) -> i64 {
     std::env::var(name).ok().and_then(|size| size.parse().ok()).unwrap_or(default)
 }
 
-/// A day's business, as the projector would have written it: every user charged, coupons in a tenth of the hands, orders of
-/// one to three lines, three of four paid, the others open or given up.
+/// Writes the rows that the projector writes on a day: a charge for every user, a coupon for every tenth user, orders of one to
+/// three lines, of which three in four are paid and the others are open or cancelled.
 async fn fill(pool: &PgPool, users: i64, orders: i64) {
     let products = 1_000;
     let statements = [
@@ -79,7 +79,7 @@ async fn fill(pool: &PgPool, users: i64, orders: i64) {
     }
 }
 
-/// Runs the program to its end: its status, what it printed, its log, and the most memory that it had (MiB).
+/// Runs the program to its end. Returns its exit status, its output, its log, and its peak memory in MiB.
 async fn run(args: &[&str], redis: &str, postgres: &str) -> (i32, String, String, u64) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firstcome"));
     command.args(args).env_clear().env("REDIS_URL", redis).env("DATABASE_URL", postgres);
@@ -122,11 +122,11 @@ async fn large_store_rebuilt_and_audited_in_bounded_memory() {
     let db = firstcome::postgres::connect(&harness::postgres_config(&postgres)).await.unwrap();
     fill(db.get_postgres_connection_pool(), users, orders).await;
 
-    let began = Instant::now();
+    let started = Instant::now();
     let (status, printed, log, peak) = run(&["rebuild"], &redis_url, &postgres).await;
     println!(
         "rebuild of {users} users, {orders} orders: {:.1} s, {peak} MiB\n{printed}",
-        began.elapsed().as_secs_f64()
+        started.elapsed().as_secs_f64()
     );
     assert_eq!(status, 0, "{printed}\n{log}");
     assert!(printed.contains("Epoch 2 has begun") && printed.contains("everything is on sale"), "{printed}");
@@ -134,29 +134,30 @@ async fn large_store_rebuilt_and_audited_in_bounded_memory() {
     if users >= 1_000_000 {
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let progress: Vec<Value> = lines.filter(|line| line["fields"]["message"] == "rebuilding").collect();
-        assert!(!progress.is_empty(), "no progress was shown: {log}");
+        assert!(!progress.is_empty(), "no progress in the log: {log}");
         assert!(progress.iter().all(|line| line["fields"]["eta_seconds"].is_i64()), "{progress:?}");
         println!("{}", progress[progress.len() / 2]["fields"]);
     }
 
-    let began = Instant::now();
+    let started = Instant::now();
     let (status, printed, log, peak) = run(&["audit"], &redis_url, &postgres).await;
-    println!("audit: {:.1} s, {peak} MiB\n{printed}", began.elapsed().as_secs_f64());
+    println!("audit: {:.1} s, {peak} MiB\n{printed}", started.elapsed().as_secs_f64());
     assert_eq!(status, 0, "{printed}\n{log}");
     assert!(printed.contains(&format!("{users} users")) && printed.contains("The books balance"), "{printed}");
     assert!(peak < 200, "{peak} MiB");
 
-    // The exit status says the same, and reports a single missing won.
+    // The exit status and the report show a single missing won.
     let mut raw = harness::raw_redis(&redis_url).await;
     let _: i64 = redis::cmd("HINCRBY").arg("{p0}:user:7").arg("balance").arg(-1).query_async(&mut raw).await.unwrap();
     let (status, printed, log, _) = run(&["audit", "--json"], &redis_url, &postgres).await;
     assert_eq!(status, 1, "{printed}\n{log}");
     let report: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(report["balanced"], false);
-    let wrong: Vec<&Value> = report["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false).collect();
-    assert_eq!(wrong.len(), 1);
-    assert!(wrong[0]["detail"].as_str().unwrap().contains("user 7: the balance is"), "{wrong:?}");
-    // And an audit that can't run has a status of its own.
+    let failed: Vec<&Value> =
+        report["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false).collect();
+    assert_eq!(failed.len(), 1);
+    assert!(failed[0]["detail"].as_str().unwrap().contains("user 7: the balance is"), "{failed:?}");
+    // An audit that can't run has another exit status.
     redis.kill().await.unwrap();
     let (status, ..) = run(&["audit"], &redis_url, &postgres).await;
     assert_eq!(status, 2);

@@ -1,5 +1,5 @@
-//! PostgreSQL restored to an earlier state beside a whole Redis: the service does not go on silently, and units that
-//! discarded decisions may have sold are withheld, with every `ACK`.
+//! PostgreSQL restored to an earlier state than Redis: the service closes its partitions, and a rebuild withholds the units
+//! that discarded decisions may have sold, with every `ACK`.
 
 use firstcome::{
     config::{Ack, DurabilityConfig},
@@ -53,21 +53,22 @@ async fn backed_up_before_sale() -> (TestApp, i64, i64, Backup) {
     (test, user, product, backup)
 }
 
-/// Waits until the partitions are closed for what PostgreSQL lacks.
-async fn noticed(test: &TestApp) {
-    until("the loss is noticed", async || {
+/// Waits until the partitions are closed because PostgreSQL lacks decisions.
+async fn loss_detected(test: &TestApp) {
+    until("the loss is detected", async || {
         let ready = test.get("/readyz").await.text;
         ready.contains("restored to an earlier state").then_some(())
     })
     .await;
 }
 
-/// The smallest input that oversold: 6 of 10 sold, PostgreSQL put back to before, everything discarded, 10 sold again.
+/// The smallest case that could oversell: 6 of 10 units sold, PostgreSQL restored to before the sale, a rebuild with `--discard`,
+/// 10 units sold again.
 #[tokio::test]
 async fn rebuild_withholds_when_discarding_for_every_ack() {
     for (partitions, options) in [(1, ack_postgres()), (3, ack_postgres()), (1, projecting())] {
         let test = TestApp::with(Options { partitions, ..options }).await;
-        // At home in another partition than the product, where there are several.
+        // With three partitions, the user is in another partition than the product.
         let (_, user, other) = (test.user(0).await, test.user(100_000).await, test.user(100_000).await);
         let (product, coupon) = (test.product(100, 10).await, test.campaign("FIXED", 10, 5).await);
         let small = test.product(100, 3).await;
@@ -80,12 +81,12 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
         test.issue(coupon, user).await.ok();
         projected(&test).await;
         restore(&test, backup).await;
-        // Nothing more is decided, and the reply names the remedy.
-        noticed(&test).await;
+        // The service decides nothing, and its errors name the remedy.
+        loss_detected(&test).await;
         test.order(other, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
         let error = refused(&test, rebuild::RebuildOptions::default()).await;
         assert!(error.contains("restored from a backup") && error.contains("`firstcome rebuild --discard`"), "{error}");
-        let Err(error) = test.open_instance(&test.options).await else { panic!("it was opened") };
+        let Err(error) = test.open_instance(&test.options).await else { panic!("the start succeeded") };
         let error = format!("{error:#}");
         assert!(error.contains("rebuild --discard") && error.contains("restored from a backup"), "{error}");
 
@@ -98,14 +99,14 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
             test.order(other, product, 1).await.refused(409, "SOLD_OUT");
         }
         test.issue(coupon, other).await.refused(409, "COUPON_OUT_OF_STOCK");
-        // Acknowledged ids are not given out again.
+        // New ids do not repeat acknowledged ones.
         assert!(test.user(0).await > 1_000_000);
         projected(&test).await;
         test.finish().await;
     }
 }
 
-/// `--lost-at-most` bounds the unknown loss; discarded decisions are counted, and come on top.
+/// `--lost-at-most` bounds the unknown loss only; discarded decisions are counted and added to it.
 #[tokio::test]
 async fn loss_bound_not_below_known_loss() {
     let test = TestApp::with(ack_postgres()).await;
@@ -117,14 +118,14 @@ async fn loss_bound_not_below_known_loss() {
     projected(&test).await;
     test.engine.check().await;
     restore(&test, backup).await;
-    noticed(&test).await;
-    let none = rebuild::RebuildOptions { discard: true, lost_at_most: Some(0) };
-    let summary = rebuilt(&test, none).await;
+    loss_detected(&test).await;
+    let no_unknown_loss = rebuild::RebuildOptions { discard: true, lost_at_most: Some(0) };
+    let summary = rebuilt(&test, no_unknown_loss).await;
     assert_eq!((summary.discarded, summary.withheld_units), (2, 20_000), "{summary:?}");
     ready(&test).await;
     assert_eq!(test.stock(product).await, 30_000);
 
-    // Acknowledged, and lost from both stores.
+    // An acknowledged charge, lost from both stores.
     test.put_charge(user, 4).await.ok();
     projected(&test).await;
     let backup = back_up(&test).await;
@@ -141,7 +142,7 @@ async fn loss_bound_not_below_known_loss() {
     test.finish().await;
 }
 
-/// An order that is PENDING in PostgreSQL may have been paid: also after a second rebuild, which has lost nothing itself.
+/// An order that is PENDING in PostgreSQL may have been paid before the loss; a second rebuild without a loss does not forget that.
 #[tokio::test]
 async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
     for partitions in [1, 3] {
@@ -154,7 +155,7 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
         test.pay(order, user, "CARD", 600).await.ok();
         projected(&test).await;
         restore(&test, backup).await;
-        noticed(&test).await;
+        loss_detected(&test).await;
         rebuilt(&test, DISCARD).await;
         ready(&test).await;
         test.post("/admin/v1/withheld/release", json!({})).await.ok();
@@ -171,19 +172,23 @@ async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
         test.clock.advance(700_000);
         test.engine.sweep().await.unwrap();
         projected(&test).await;
-        assert_eq!(test.stock(product).await, 4, "the one of order {later}, and not the six");
+        assert_eq!(
+            test.stock(product).await,
+            4,
+            "order {later} releases its unit; the older order's six stay withheld"
+        );
         let kept = test.get("/admin/v1/withheld").await.ok();
         assert_eq!(kept["products"][0]["withheldQuantity"], 6, "{kept}");
         test.finish().await;
     }
 }
 
-/// Once Redis is emptied the discarded decisions are unknown; PostgreSQL still has how many units to withhold.
+/// A rebuild that stops after it has emptied Redis: the next one reads from PostgreSQL how many units to withhold.
 #[tokio::test]
 async fn rebuild_withholds_when_interrupted() {
     let (test, user, product, backup) = backed_up_before_sale().await;
     restore(&test, backup).await;
-    noticed(&test).await;
+    loss_detected(&test).await;
     {
         let rebuild = test.rebuild().await;
         let mut lock = test.db.get_postgres_connection_pool().begin().await.unwrap();
@@ -194,7 +199,7 @@ async fn rebuild_withholds_when_interrupted() {
             (keys == 1 && in_doubt).then_some(())
         });
         tokio::select! {
-            done = rebuild.clone().run(DISCARD) => panic!("it came to its end: {done:?}"),
+            done = rebuild.clone().run(DISCARD) => panic!("the rebuild ended: {done:?}"),
             () = begun => {}
         }
         lock.rollback().await.unwrap();
@@ -211,17 +216,17 @@ async fn rebuild_withholds_when_interrupted() {
     test.finish().await;
 }
 
-/// PostgreSQL restored to a time before a rebuild: the first event of the new epoch does not replace the missing ones.
+/// PostgreSQL restored to a time before a rebuild: the projector does not apply the new epoch's events over the gap.
 #[tokio::test]
 async fn start_refused_when_postgres_of_earlier_epoch() {
     let (test, user, _, backup) = backed_up_before_sale().await;
     assert!(rebuilt(&test, rebuild::RebuildOptions::default()).await.possible_losses.is_empty());
     ready(&test).await;
-    // The outbox has the new epoch from its beginning.
+    // The outbox has every event of the new epoch.
     test.app.stop(None).await;
     restore(&test, backup).await;
     test.engine.charge(&harness::call(None), UserId::new(user).unwrap(), 5).await.unwrap();
-    let error = format!("{:#}", test.app.projector.drain().await.expect_err("it was carried"));
+    let error = format!("{:#}", test.app.projector.drain().await.expect_err("the events were projected"));
     assert!(error.contains("restored to an earlier state"), "{error}");
     let summary = rebuilt(&test, DISCARD).await;
     assert_eq!(summary.withheld_units, 10, "{summary:?}");
@@ -230,7 +235,7 @@ async fn start_refused_when_postgres_of_earlier_epoch() {
     test.finish().await;
 }
 
-/// The ack mode is not read from a PostgreSQL that was restored to a time when every reply waited for it.
+/// A restore of PostgreSQL brings back an older ack mode; a running process records its own again.
 #[tokio::test]
 async fn ack_mode_restored_while_process_runs() {
     let test = TestApp::with(ack_postgres()).await;
@@ -245,7 +250,7 @@ async fn ack_mode_restored_while_process_runs() {
     next.watch(false);
     assert!(!progress::only_postgres_acknowledged(&test.db).await.unwrap());
     restore(&test, backup).await;
-    until("it is noted again", async || {
+    until("the ack mode is recorded again", async || {
         let only = progress::only_postgres_acknowledged(&test.db).await.ok()?;
         (!only).then_some(())
     })
@@ -255,22 +260,23 @@ async fn ack_mode_restored_while_process_runs() {
     test.finish().await;
 }
 
-/// Both stores lost data at once, and no process is left that knows: the operator says how much is missing.
+/// Both stores lost data, and no process knows how much: the start withholds every unit if an operator has set `store.ack` to
+/// `redis`.
 #[tokio::test]
 async fn rebuild_at_start_withholds_loss_named_by_operator() {
-    for said in [false, true] {
+    for redis_acknowledged in [false, true] {
         let test = TestApp::with(ack_postgres()).await;
         let product = test.product(100, 10).await;
         projected(&test).await;
         test.app.stop(None).await;
         test.flush_redis().await;
-        if said {
+        if redis_acknowledged {
             let sql = "UPDATE store SET ack = 'redis'";
             sqlx::query(sql).execute(test.db.get_postgres_connection_pool()).await.unwrap();
         }
         let next = test.open_instance(&test.options).await.unwrap();
         ready(&test).await;
-        assert_eq!(test.stock(product).await, if said { 0 } else { 10 });
+        assert_eq!(test.stock(product).await, if redis_acknowledged { 0 } else { 10 });
         next.db.close().await.unwrap();
         test.finish().await;
     }

@@ -1,4 +1,4 @@
-//! A process that starts while a store is down: it listens, says what it waits for, and goes on by itself.
+//! A process that starts while a store is down: it listens, reports what it waits for, and starts once the store is up.
 
 use std::time::Duration;
 
@@ -12,22 +12,22 @@ use crate::{
     support::harness::{self, until},
 };
 
-/// The servers, with the schema and a user in them.
+/// Servers with the schema and the demo data.
 pub async fn servers() -> Servers {
     let servers = Servers::start().await;
     for role in ["migrate", "seed"] {
-        let (status, said) = run(&mut servers.role(&[role])).await;
-        assert!(status.success(), "{said}");
+        let (status, output) = run(&mut servers.role(&[role])).await;
+        assert!(status.success(), "{output}");
     }
     servers
 }
 
-/// Starts a role on a port that is known before it says so.
+/// Starts a role on a port that the test knows before the process listens.
 fn start(servers: &Servers, role: &str, name: &str) -> (Running, String) {
     start_with(servers, role, name, &[])
 }
 
-/// Likewise, with these variables on top.
+/// Starts a role, with these variables besides, on a port that the test knows before the process listens.
 pub fn start_with(servers: &Servers, role: &str, name: &str, variables: &[(&str, &str)]) -> (Running, String) {
     let address = format!("127.0.0.1:{}", free_port().unwrap());
     let variable = if role == "serve" { "BIND_ADDR" } else { "OPS_BIND_ADDR" };
@@ -36,9 +36,9 @@ pub fn start_with(servers: &Servers, role: &str, name: &str, variables: &[(&str,
     (running, format!("http://{address}"))
 }
 
-/// Waits until the process reports that it waits for each of these, and checks its replies meanwhile.
-pub async fn waits_for(running: &mut Running, base: &str, words: &[&str]) {
-    until("it says for what it waits", async || {
+/// Waits until the process reports exactly these reasons for its wait, and checks its replies meanwhile.
+pub async fn waits_for(running: &mut Running, base: &str, expected: &[&str]) {
+    until("/readyz reports what the process waits for", async || {
         running.assert_alive();
         let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
         assert_eq!(ready.status(), 503);
@@ -46,8 +46,8 @@ pub async fn waits_for(running: &mut Running, base: &str, words: &[&str]) {
         let body: Value = ready.json().await.unwrap();
         assert_eq!(body["errorCode"], "SERVICE_UNAVAILABLE", "{body}");
         let reasons = body["reasons"].to_string();
-        let all = body["reasons"].as_array().unwrap().len() == words.len();
-        (all && words.iter().all(|word| reasons.contains(word))).then_some(())
+        let all = body["reasons"].as_array().unwrap().len() == expected.len();
+        (all && expected.iter().all(|reason| reasons.contains(reason))).then_some(())
     })
     .await;
     get(base, "/healthz").await.ok();
@@ -61,7 +61,7 @@ pub async fn waits_for(running: &mut Running, base: &str, words: &[&str]) {
 }
 
 pub async fn becomes_ready(running: &mut Running, base: &str) {
-    until("it is ready", async || {
+    until("the process is ready", async || {
         running.assert_alive();
         let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
         (ready.status() == 200).then_some(())
@@ -118,7 +118,7 @@ async fn start_waits_when_postgres_silent() {
 #[tokio::test]
 async fn start_waits_when_redis_loading() {
     let mut servers = servers().await;
-    // Twenty kilobytes that can't be compressed, of which each takes half a second to load; in between others are answered.
+    // Twenty kilobytes that can't be compressed. Redis takes half a second to load each, and replies to clients in between.
     let mut redis = harness::raw_redis(&servers.redis_url).await;
     let names: Vec<String> = (0..100).map(|n| format!("filler-{n}")).collect();
     let mut fill = redis::pipe();
@@ -127,7 +127,7 @@ async fn start_waits_when_redis_loading() {
         fill.set(name, noise).ignore();
     }
     let _: () = fill.cmd("BGREWRITEAOF").ignore().query_async(&mut redis).await.unwrap();
-    until("they are in the base file", async || {
+    until("the keys are in the base file", async || {
         let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut redis).await.unwrap();
         let done = info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0");
         (done && info.contains("aof_rewrites:1")).then_some(())
@@ -154,7 +154,7 @@ async fn start_waits_when_redis_loading() {
     servers.end().await;
 }
 
-/// In the middle of a failover DATABASE_URL leads to a standby, which will be the primary.
+/// During a failover `DATABASE_URL` leads to a standby that is promoted later.
 #[tokio::test]
 async fn start_waits_when_postgres_is_standby() {
     let mut servers = servers().await;
@@ -191,21 +191,21 @@ async fn stop_ends_waiting_start() {
     servers.end().await;
 }
 
-/// A fault that waiting can't cure ends the start with its message, also when the other store is down.
+/// A wrong setting ends the start with an error, also while the other store is down.
 #[tokio::test]
 async fn wrong_setting_ends_start_when_other_store_stopped() {
     let mut servers = servers().await;
     servers.redis.kill().await.unwrap();
     let wrong = servers.postgres_url.replacen("firstcome:", "nobody:", 1);
-    let (status, said) = run(servers.role(&["serve"]).env("DATABASE_URL", &wrong)).await;
-    assert!(status.code() == Some(1) && said.contains("does not let us in"), "{said}");
+    let (status, output) = run(servers.role(&["serve"]).env("DATABASE_URL", &wrong)).await;
+    assert!(status.code() == Some(1) && output.contains("does not let us in"), "{output}");
     let missing = servers.postgres_url.replacen("/postgres?", "/missing?", 1);
-    let (status, said) = run(servers.role(&["serve"]).env("DATABASE_URL", &missing)).await;
-    assert!(status.code() == Some(1) && said.contains("no such database"), "{said}");
+    let (status, output) = run(servers.role(&["serve"]).env("DATABASE_URL", &missing)).await;
+    assert!(status.code() == Some(1) && output.contains("no such database"), "{output}");
     servers.redis.restart().await.unwrap();
     servers.postgres.kill().await.unwrap();
-    let (status, said) = run(servers.role(&["serve"]).env("REDIS_URL", servers.redis.url())).await;
-    assert!(status.code() == Some(1) && said.contains("REDIS_URL"), "{said}");
+    let (status, output) = run(servers.role(&["serve"]).env("REDIS_URL", servers.redis.url())).await;
+    assert!(status.code() == Some(1) && output.contains("REDIS_URL"), "{output}");
     servers.postgres.restart().await.unwrap();
     let (mut running, base) = start(&servers, "serve", "last");
     becomes_ready(&mut running, &base).await;

@@ -35,7 +35,7 @@ fn decode_hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// A Redis with the keys of the release.
+/// Starts a Redis with the keys of the release.
 async fn restored_redis(schema: u32, dir: &ScratchDir) -> RedisServer {
     let server = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
     let mut redis = harness::raw_redis(&server.url()).await;
@@ -61,7 +61,7 @@ async fn order_status(test: &TestApp, order: &Value) -> String {
     order["orderStatus"].as_str().unwrap().to_owned()
 }
 
-/// Migrates the stores of the release with this schema, audits them, reads what it wrote, and sells on.
+/// Migrates the stores of the release with this schema, audits them, reads what the release wrote, and takes orders on them.
 async fn upgrade(schema: u32) {
     let facts: Value = serde_json::from_str(&file(schema, "facts.json")).unwrap();
     let dir = ScratchDir::new().unwrap();
@@ -93,7 +93,7 @@ async fn upgrade(schema: u32) {
         assert_eq!((reply.replayed(), reply.text.as_str()), (true, text("reply")), "{repeat}");
     }
 
-    // What the release began ends here: a hold, a sale, a payment without a reply.
+    // Ends what the release began: a hold, a sale, a payment without a reply.
     let id = |name: &str| facts[name].as_i64().unwrap();
     let user = id("user");
     test.pay(id("pending"), user, "CARD", 2_450).await.ok();
@@ -106,7 +106,7 @@ async fn upgrade(schema: u32) {
     assert_eq!(order_status(&test, &facts["asked"]).await, "FAILED");
     assert_eq!(gateway.total_kept(), 0);
 
-    // And the sale goes on, with ids that the release did not give out.
+    // New ids do not repeat those of the release.
     let newcomer = test.user(10_000).await;
     assert!(newcomer > id("second"));
     test.issue(id("coupon"), newcomer).await.ok();
@@ -137,7 +137,7 @@ async fn start_refused_when_schema_of_release() {
     let options = Options { partitions: PARTITIONS, ..Options::default() };
     let clock = Clock::standing(harness::START);
     let Err(refusal) = harness::open(&options, &redis.url(), &postgres_url(name), clock).await else {
-        panic!("started on the schema of the release")
+        panic!("the start succeeded on the schema of the release")
     };
     assert!(format!("{refusal:#}").contains("`firstcome migrate`"), "{refusal:#}");
     harness::drop_database(name).await;

@@ -23,10 +23,10 @@ impl Writes {
     pub async fn on(test: TestApp) -> Writes {
         let (user, product) = (test.user(100_000).await, test.product(1_000, 100).await);
         let coupon = test.campaign("FIXED", 100, 10).await;
-        let pending = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
-        let payable = test.order(user, product, 2).await.ok()["orderId"].as_i64().unwrap();
+        let pending = test.place(user, product, 1).await;
+        let payable = test.place(user, product, 2).await;
         // Ids of payments are reserved in blocks: so that there are some at hand.
-        let paid = test.order(user, product, 1).await.ok()["orderId"].as_i64().unwrap();
+        let paid = test.place(user, product, 1).await;
         test.pay(paid, user, "CARD", 1_000).await.ok();
         Writes { test, user, product, coupon, pending, payable }
     }

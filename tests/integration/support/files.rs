@@ -1,18 +1,30 @@
 //! Files of the servers under test.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, chown},
+    path::Path,
+};
 
-/// Copies a directory of a stopped server: the files in it, without its sockets. Replaces what `to` has.
+/// Copies the data directory of a server, with modes and owners and without sockets. Replaces `to`.
 pub fn copy_dir(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &to);
-        } else if entry.file_type().unwrap().is_file() {
-            fs::copy(entry.path(), to).unwrap();
+    copy(from, to);
+}
+
+fn copy(from: &Path, to: &Path) {
+    let metadata = fs::symlink_metadata(from).unwrap();
+    if metadata.is_dir() {
+        fs::create_dir_all(to).unwrap();
+        fs::set_permissions(to, metadata.permissions()).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            copy(&entry.path(), &to.join(entry.file_name()));
         }
+    } else if metadata.is_file() {
+        fs::copy(from, to).unwrap();
+    } else {
+        return;
     }
+    chown(to, Some(metadata.uid()), Some(metadata.gid())).unwrap();
 }

@@ -1,7 +1,7 @@
 //! Random operations against the engine and against a model in memory: every reply and the final state must be equal,
 //! with one partition and with several.
 //!
-//! The model states the contract without the machinery: no scripts, no remote holds, no outbox.
+//! The model implements the contract without scripts, remote holds and an outbox.
 
 mod runs;
 
@@ -12,7 +12,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::support::harness::{Options, TestApp, call};
 
-/// One operation. Users, products, campaigns and orders are named by index, one past the last being one that is not there.
+/// One operation. Users, products, campaigns and orders are named by index; an index past the last one names an unknown id.
 #[derive(Clone, Debug)]
 enum Op {
     User {
@@ -35,7 +35,7 @@ enum Op {
         good_for: i64,
     },
     /// The bounds of a campaign's window, from now; `None` leaves a bound unchanged.
-    Move {
+    UpdateWindow {
         coupon: usize,
         opens_in: Option<i64>,
         closes_in: Option<i64>,
@@ -65,12 +65,12 @@ enum Op {
     Advance {
         ms: i64,
     },
-    /// A partition's outbox is projected, and evicted keys expire.
-    Leave {
+    /// Projects a partition's outbox, and expires the evicted keys.
+    Evict {
         partition: u16,
     },
-    /// An earlier operation again, under its idempotency key.
-    Again {
+    /// Repeats an earlier operation under its idempotency key.
+    Repeat {
         op: usize,
     },
 }
@@ -88,7 +88,7 @@ fn op() -> impl Strategy<Value = Op> {
             }),
         2 => (pick(), prop::option::of(-2_000_000..2_000_000i64), prop::option::of(prop_oneof![
                 2 => -61_000..0i64, 1 => Just(0), 1 => Just(-60_000), 1 => Just(-60_001), 4 => 0..2_000_000i64
-            ])).prop_map(|(coupon, opens_in, closes_in)| Op::Move { coupon, opens_in, closes_in }),
+            ])).prop_map(|(coupon, opens_in, closes_in)| Op::UpdateWindow { coupon, opens_in, closes_in }),
         3 => (pick(), 1..=MAX_CHARGE).prop_map(|(user, amount)| Op::Charge { user, amount }),
         6 => (pick(), pick()).prop_map(|(user, coupon)| Op::Issue { user, coupon }),
         10 => (pick(), prop::collection::vec((pick(), prop_oneof![5 => 1..4i64, 1 => Just(MAX_LINE_QUANTITY)]), 1..4),
@@ -97,8 +97,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(order, user, more)| Op::Pay { order, user, more }),
         5 => (0..12usize, prop::option::weighted(0.1, pick())).prop_map(|(order, user)| Op::Cancel { order, user }),
         3 => prop_oneof![1..1_000i64, Just(600_000), 1..90_000_000i64].prop_map(|ms| Op::Advance { ms }),
-        3 => (0..3u16).prop_map(|partition| Op::Leave { partition }),
-        3 => (0..60usize).prop_map(|op| Op::Again { op }),
+        3 => (0..3u16).prop_map(|partition| Op::Evict { partition }),
+        3 => (0..60usize).prop_map(|op| Op::Repeat { op }),
     ]
 }
 
@@ -137,12 +137,12 @@ struct Model {
     coupon_ids: Vec<i64>,
 }
 
-/// An id that nothing has.
-const UNKNOWN_USER: i64 = 999_999;
+/// An id that no object has.
+const UNKNOWN_ID: i64 = 999_999;
 
 impl Model {
     fn user_id(&self, user: usize) -> UserId {
-        UserId::new(self.user_ids.get(user).copied().unwrap_or(UNKNOWN_USER)).unwrap()
+        UserId::new(self.user_ids.get(user).copied().unwrap_or(UNKNOWN_ID)).unwrap()
     }
 
     fn entry(&mut self, user: usize, kind: TransactionType, amount: i64) {
@@ -341,7 +341,7 @@ impl Model {
     }
 }
 
-/// The variant's name, which is what the model speaks of.
+/// The name of the variant, without its fields, as the model has it.
 fn name(error: &Error) -> String {
     let debug = format!("{error:?}");
     debug.split([' ', '(', '{']).next().unwrap().to_owned()

@@ -9,11 +9,11 @@ struct Run {
 }
 
 impl Run {
-    /// Runs operation `at` (or, for `Again`, an earlier one) in both, and compares.
+    /// Runs operation `at` (or, for `Repeat`, an earlier one) in both, and compares.
     async fn step(&mut self, at: usize) {
-        let (index, again) = match self.ops[at] {
-            Op::Again { op } if op < at => (op, true),
-            Op::Again { .. } => return,
+        let (index, repeat) = match self.ops[at] {
+            Op::Repeat { op } if op < at => (op, true),
+            Op::Repeat { .. } => return,
             _ => (at, false),
         };
         let op = self.ops[index].clone();
@@ -24,33 +24,33 @@ impl Run {
                 | Op::Place { .. }
                 | Op::Pay { .. }
                 | Op::Cancel { .. }
-                | Op::Move { .. }
+                | Op::UpdateWindow { .. }
         );
-        if again && !keyed {
+        if repeat && !keyed {
             return;
         }
         let before = self.model.orders.len();
-        // What the operation asks for was fixed when it was first run: the same key means the same request.
-        let theirs = self.engine(index, &op).await;
-        let ours = match self.model.records.get(&index) {
+        // A repeat has the key and the request of the first run.
+        let actual = self.engine(index, &op).await;
+        let expected = match self.model.records.get(&index) {
             Some(first) => format!("{first} replayed"),
             None => {
-                let ours = self.modelled(&op);
-                if let (true, Ok(first)) = (keyed, &ours) {
+                let expected = self.expected_reply(&op);
+                if let (true, Ok(first)) = (keyed, &expected) {
                     self.model.records.insert(index, first.clone());
                 }
-                ours.unwrap_or_else(str::to_owned)
+                expected.unwrap_or_else(str::to_owned)
             }
         };
-        let (theirs, order) = theirs;
-        assert_eq!(theirs, ours, "operation {at} ({op:?}) of {:#?}", self.ops);
+        let (actual, order) = actual;
+        assert_eq!(actual, expected, "operation {at} ({op:?}) of {:#?}", self.ops);
         if let (Some(id), true) = (order, self.model.orders.len() > before) {
             self.model.orders[before].id = id;
         }
     }
 
     fn order_id(&self, order: usize) -> OrderId {
-        OrderId::new(self.model.orders.get(order).map_or(UNKNOWN_USER, |order| order.id)).unwrap()
+        OrderId::new(self.model.orders.get(order).map_or(UNKNOWN_ID, |order| order.id)).unwrap()
     }
 
     fn owner(&self, order: usize, user: Option<usize>) -> usize {
@@ -61,7 +61,7 @@ impl Run {
         let engine = self.test.engine.clone();
         let now = self.test.clock.now();
         let key = format!("key-{index}");
-        // The fingerprint only has to be the same for the same request.
+        // The fingerprint: equal for equal requests.
         let call = call(Some((&key, &key)));
         let done = |text: String, replayed: bool| if replayed { format!("{text} replayed") } else { text };
         let result: Result<(String, Option<i64>), Error> = match op {
@@ -79,7 +79,7 @@ impl Run {
                 Ok(("created".into(), None))
             }
             Op::Restock { product, delta } => {
-                let id = self.model.product_ids.get(*product).copied().unwrap_or(UNKNOWN_USER);
+                let id = self.model.product_ids.get(*product).copied().unwrap_or(UNKNOWN_ID);
                 let patch = ProductPatch { stock_delta: Some(*delta), ..ProductPatch::default() };
                 let updated = engine.update_product(&call, ProductId::new(id).unwrap(), patch).await;
                 updated.map(|reply| (format!("stock {}", reply.value.stock), None))
@@ -99,9 +99,8 @@ impl Run {
                 self.model.coupon_ids.push(campaign.terms.coupon_id.get());
                 Ok(("created".into(), None))
             }
-            Op::Move { coupon, opens_in, closes_in } => {
-                let coupon =
-                    CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(UNKNOWN_USER)).unwrap();
+            Op::UpdateWindow { coupon, opens_in, closes_in } => {
+                let coupon = CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(UNKNOWN_ID)).unwrap();
                 let at = |ms: &i64| now.plus(*ms);
                 let patch =
                     CampaignPatch { opens_at: opens_in.as_ref().map(at), closes_at: closes_in.as_ref().map(at) };
@@ -116,20 +115,19 @@ impl Run {
                 charged.map(|reply| (done(format!("balance {}", reply.value.balance), reply.replayed), None))
             }
             Op::Issue { user, coupon } => {
-                let coupon =
-                    CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(UNKNOWN_USER)).unwrap();
+                let coupon = CouponId::new(self.model.coupon_ids.get(*coupon).copied().unwrap_or(UNKNOWN_ID)).unwrap();
                 let issued = engine.issue_coupon(&call, self.model.user_id(*user), coupon).await;
                 issued.map(|reply| (done(format!("issued {}", reply.value.issue_no), reply.replayed), None))
             }
             Op::Place { user, lines, coupon } => {
-                let product = |p: usize| self.model.product_ids.get(p).copied().unwrap_or(UNKNOWN_USER + p as i64);
+                let product = |p: usize| self.model.product_ids.get(p).copied().unwrap_or(UNKNOWN_ID + p as i64);
                 let (_, first) = summed(lines);
                 let sums = summed(lines).0;
                 let order = NewOrder {
                     user_id: self.model.user_id(*user),
                     lines: first.iter().map(|p| (ProductId::new(product(*p)).unwrap(), sums[p])).collect(),
                     coupon_id: coupon
-                        .map(|c| CouponId::new(self.model.coupon_ids.get(c).copied().unwrap_or(UNKNOWN_USER)).unwrap()),
+                        .map(|c| CouponId::new(self.model.coupon_ids.get(c).copied().unwrap_or(UNKNOWN_ID)).unwrap()),
                 };
                 let placed = engine.place_order(&call, order).await;
                 placed.map(|reply| {
@@ -164,18 +162,18 @@ impl Run {
                 self.test.clock.advance(*ms);
                 Ok((format!("swept {}", engine.sweep().await.unwrap()), None))
             }
-            Op::Leave { partition } => {
+            Op::Evict { partition } => {
                 let here = Partition(partition % self.test.options.partitions);
                 assert_eq!(self.test.app.projector.project(here).await.unwrap(), None);
                 self.test.expire_evicted().await;
                 Ok(("left".into(), None))
             }
-            Op::Again { .. } => unreachable!(),
+            Op::Repeat { .. } => unreachable!(),
         };
         result.unwrap_or_else(|error| (name(&error), None))
     }
 
-    fn modelled(&mut self, op: &Op) -> Result<String, &'static str> {
+    fn expected_reply(&mut self, op: &Op) -> Result<String, &'static str> {
         let now = self.test.clock.now();
         let owner = |order: usize, user: Option<usize>| self.owner(order, user);
         match op {
@@ -206,7 +204,7 @@ impl Run {
                 self.model.issued.push(0);
                 Ok("created".into())
             }
-            Op::Move { coupon, opens_in, closes_in } => self.model.moved(now.0, *coupon, *opens_in, *closes_in),
+            Op::UpdateWindow { coupon, opens_in, closes_in } => self.model.moved(now.0, *coupon, *opens_in, *closes_in),
             Op::Charge { user, amount } => {
                 if *user >= self.model.users.len() {
                     return Err("UserNotFound");
@@ -229,12 +227,12 @@ impl Run {
                 self.model.cancel(*order, user)
             }
             Op::Advance { .. } => Ok(format!("swept {}", self.model.sweep(now.0))),
-            Op::Leave { .. } => Ok("left".into()),
-            Op::Again { .. } => unreachable!(),
+            Op::Evict { .. } => Ok("left".into()),
+            Op::Repeat { .. } => unreachable!(),
         }
     }
 
-    /// Compares everything that can be read.
+    /// Compares every read of the engine with the model.
     async fn compare(&self) {
         let (engine, model) = (&self.test.engine, &self.model);
         let mut seen = BTreeSet::new();
@@ -285,10 +283,10 @@ impl Run {
     }
 }
 
-fn agree(partitions: u16, cases: u32) {
+fn compare_with_model(partitions: u16, cases: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = crate::engine::model_config(cases);
-    // A few of each from the start, so that short sequences get somewhere.
+    // Objects of every kind, so that short sequences reach every operation.
     let start = [
         Op::User { balance: 5_000 },
         Op::User { balance: 300_000 },
@@ -322,10 +320,10 @@ fn agree(partitions: u16, cases: u32) {
 
 #[test]
 fn random_operations_match_model() {
-    agree(1, 24);
+    compare_with_model(1, 24);
 }
 
 #[test]
 fn random_operations_match_model_across_partitions() {
-    agree(3, 24);
+    compare_with_model(3, 24);
 }

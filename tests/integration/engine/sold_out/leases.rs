@@ -1,4 +1,4 @@
-//! The lease: renewed, expired, and lost with the state of Redis.
+//! The lease: its renewal, its expiry, and its end with the state of Redis.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 async fn lease_renewed_once_and_expires() {
     on_1_and_3(async |test| {
         let engine = &test.engine;
-        let users = users(test, 30).await;
+        let users = test.users(30, 0).await;
         let coupon = sold_out_campaign(test, &users[..1]).await;
         let late = &users[1..];
         assert_refused_without_redis(engine, coupon, late).await;
@@ -20,12 +20,12 @@ async fn lease_renewed_once_and_expires() {
         test.clock.advance(1);
         let (_, counts) = counts_during(engine, all()).await;
         assert_eq!(counts, Counts { refused: 29, renewed: 1, ..Counts::default() });
-        // From then on.
+        // The renewed lease begins at its renewal.
         test.clock.advance(LEASE_MS / 2 - 1);
         assert_eq!(counts_during(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
         test.clock.advance(LEASE_MS / 2 + 1);
         let (_, counts) = counts_during(engine, all()).await;
-        // One call reads the state; the holders of the coupons are known.
+        // One call reads the state of the campaign; the process still knows the holders.
         assert_eq!(counts, Counts { renewed: 1, ..Counts::default() });
         assert_eq!(counts_during(engine, all()).await.1, Counts { refused: 29, ..Counts::default() });
     })
@@ -35,7 +35,7 @@ async fn lease_renewed_once_and_expires() {
 #[tokio::test]
 async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
     let mut test = TestApp::with(Options { redis_timeout_ms: 1_000, ..Options::default() }).await;
-    let users = users(&test, 5).await;
+    let users = test.users(5, 0).await;
     let coupon = sold_out_campaign(&test, &users[..1]).await;
     assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
     test.redis.pause().unwrap();
@@ -52,13 +52,13 @@ async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
     test.clock.advance(1);
     test.issue(coupon, users[1]).await.refused(503, "SERVICE_UNAVAILABLE");
     test.redis.resume().unwrap();
-    until("it is refused again", async || {
+    until("Redis answers again", async || {
         let reply = test.issue(coupon, users[1]).await;
         (reply.status != 503).then(|| reply.refused(409, "COUPON_OUT_OF_STOCK"))
     })
     .await;
     test.engine.sold_out().settled().await;
-    // It was asked in vain, and is not again at once.
+    // The failed call is not repeated at once.
     test.clock.advance(LEASE_MS / 4);
     assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
     test.finish().await;
@@ -67,7 +67,7 @@ async fn sold_out_refusals_end_with_lease_when_redis_hangs() {
 #[tokio::test]
 async fn campaign_closed_refuses_in_every_process() {
     on_1_and_3(async |test| {
-        let users = users(test, 5).await;
+        let users = test.users(5, 0).await;
         let start = test.clock.now();
         let (opens, closes) = (start.plus(10_000), start.plus(20_000));
         let zone = test.engine.zone();
@@ -83,7 +83,7 @@ async fn campaign_closed_refuses_in_every_process() {
         for user in &users {
             test.issue(coupon, *user).await.refused(400, "INVALID_COUPON");
         }
-        // Its lease is still valid, as a clock set back shows.
+        // The lease is still valid: with the clock set back, the process refuses with it.
         test.clock.advance(-1);
         for user in &users[1..] {
             test.issue(coupon, *user).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -96,7 +96,7 @@ async fn campaign_closed_refuses_in_every_process() {
 async fn issue_unavailable_when_partition_closed() {
     for partitions in [1, 3] {
         let test = TestApp::with(Options { partitions, ..Options::default() }).await;
-        let users = users(&test, 6).await;
+        let users = test.users(6, 0).await;
         let coupon = sold_out_campaign(&test, &users[..1]).await;
         assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
         let here = Partition((coupon % i64::from(partitions)) as u16);
@@ -108,9 +108,9 @@ async fn issue_unavailable_when_partition_closed() {
         }
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
         test.engine.ready().await.unwrap();
-        // Nothing has changed meanwhile, and the lease is still valid.
+        // Without a change of the state the lease is still valid.
         assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
-        // Frozen by another process: known at the next renewal, halfway through the lease.
+        // Another process freezes the partition: this one learns of it at the next renewal, after half of the lease.
         let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg("x").query_async(&mut redis).await.unwrap();
         test.clock.advance(LEASE_MS / 2);
         test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
@@ -121,13 +121,15 @@ async fn issue_unavailable_when_partition_closed() {
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
         test.engine.ready().await.unwrap();
         if partitions > 1 {
-            // A user's own partition counts as well.
-            let of = |home: u16| users.iter().copied().find(|user| *user > users[0] && user % 3 == i64::from(home));
-            let away = Partition((here.0 + 1) % 3);
-            test.store.freeze(away, "a test").await.unwrap();
-            test.issue(coupon, of(away.0).unwrap()).await.refused(503, "SERVICE_UNAVAILABLE");
+            // A frozen partition of the user counts too.
+            let of = |partition: u16| {
+                users.iter().copied().find(|user| *user > users[0] && user % 3 == i64::from(partition))
+            };
+            let user_partition = Partition((here.0 + 1) % 3);
+            test.store.freeze(user_partition, "a test").await.unwrap();
+            test.issue(coupon, of(user_partition.0).unwrap()).await.refused(503, "SERVICE_UNAVAILABLE");
             test.issue(coupon, of((here.0 + 2) % 3).unwrap()).await.refused(409, "COUPON_OUT_OF_STOCK");
-            let meta = format!("{{p{}}}:meta", away.0);
+            let meta = format!("{{p{}}}:meta", user_partition.0);
             let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
             test.engine.ready().await.unwrap();
         }
@@ -135,12 +137,11 @@ async fn issue_unavailable_when_partition_closed() {
     }
 }
 
-/// Redis has less than it reported: a process that reads this starts a check of the partition, and does not renew its
-/// lease.
+/// Redis lost decisions: the process that reads this starts a check of the partition, and does not renew its lease.
 #[tokio::test]
 async fn lease_not_renewed_when_redis_lost_decisions() {
     let test = TestApp::start().await;
-    let users = users(&test, 3).await;
+    let users = test.users(3, 0).await;
     let coupon = sold_out_campaign(&test, &users[..1]).await;
     assert_refused_without_redis(&test.engine, coupon, &users[1..]).await;
     let mut redis = test.raw().await;
@@ -155,11 +156,11 @@ async fn lease_not_renewed_when_redis_lost_decisions() {
     test.finish_unchecked().await;
 }
 
-/// Lost coupons are issued again, and users known in the old epoch may not exist.
+/// After the rebuild, lost coupons are issued again, and users of the old epoch may be unknown.
 #[tokio::test]
 async fn sold_out_state_dropped_when_epoch_changes() {
     on_1_and_3(async |test| {
-        let (users, engine) = (users(test, 6).await, &test.engine);
+        let (users, engine) = (test.users(6, 0).await, &test.engine);
         let coupon = test.campaign("FIXED", 100, 2).await;
         test.issue(coupon, users[0]).await.ok();
         test.drain().await;
@@ -170,7 +171,7 @@ async fn sold_out_state_dropped_when_epoch_changes() {
         test.flush_redis().await;
         // The operator says that no decision is missing, and is wrong.
         rebuilt(test, rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await;
-        // No check of the partition was needed: no lease is left.
+        // The new epoch has ended the lease, without a check of the partition.
         test.issue(coupon, users[2]).await.ok();
         test.issue(coupon, users[2]).await.refused(400, "INVALID_COUPON");
         assert_refused_without_redis(engine, coupon, &[users[1], users[3], users[4], users[5]]).await;

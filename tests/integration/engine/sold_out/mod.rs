@@ -1,5 +1,5 @@
-//! Coupons refused without a call to Redis: never wrong, and for no longer than the lease. The clock stands still, so
-//! that a lease lasts until the test advances it.
+//! Coupons refused without a call to Redis: the refusals are right, and end with the lease. The clock stands still: a lease
+//! lasts until the test advances it.
 
 mod leases;
 mod refusals;
@@ -27,12 +27,6 @@ use crate::{
 const LEASE_MS: i64 = 200;
 /// An id that no user has.
 pub const UNKNOWN_USER: i64 = 5_000_000;
-
-async fn users(test: &TestApp, count: i64) -> Vec<i64> {
-    let made = test.post("/admin/v1/users/bulk", json!({"count": count})).await.created();
-    let first = made["firstUserId"].as_i64().unwrap();
-    (first..first + count).collect()
-}
 
 pub async fn issue(engine: &Engine, coupon: i64, user: i64) -> Result<i64, Error> {
     let (user, coupon) = (UserId::new(user).unwrap(), CouponId::new(coupon).unwrap());

@@ -1,8 +1,8 @@
-//! Each request gets the reply that the script would give.
+//! A process that refuses without Redis gives each request the reply of the script.
 
 use super::*;
 
-/// Commands that Redis has carried out, but for the question.
+/// The number of commands that Redis has executed, without those of this connection.
 async fn commands(test: &TestApp) -> u64 {
     let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut test.raw().await).await.unwrap();
     let calls = |line: &str| {
@@ -16,7 +16,7 @@ async fn commands(test: &TestApp) -> u64 {
 #[tokio::test]
 async fn issue_refused_without_redis_when_sold_out() {
     on_1_and_3(async |test| {
-        let users = users(test, 60).await;
+        let users = test.users(60, 0).await;
         let (winners, late) = users.split_at(4);
         let coupon = sold_out_campaign(test, winners).await;
         assert_refused_without_redis(&test.engine, coupon, late).await;
@@ -28,7 +28,7 @@ async fn issue_refused_without_redis_when_sold_out() {
         })
         .await;
         assert_eq!(counts, Counts { refused: 200, ..Counts::default() });
-        assert_eq!(commands(test).await, before, "Redis was asked");
+        assert_eq!(commands(test).await, before, "a command was sent to Redis");
     })
     .await;
 }
@@ -37,7 +37,7 @@ async fn issue_refused_without_redis_when_sold_out() {
 #[tokio::test]
 async fn issue_refused_for_other_reasons_when_sold_out() {
     on_1_and_3(async |test| {
-        let users = users(test, 40).await;
+        let users = test.users(40, 0).await;
         let (winners, late) = users.split_at(20);
         let coupon = sold_out_campaign(test, winners).await;
         assert_refused_without_redis(&test.engine, coupon, late).await;
@@ -55,8 +55,8 @@ async fn issue_refused_for_other_reasons_when_sold_out() {
             test.post("/api/v1/coupons/issue", body).await.refused(400, "INVALID_COUPON");
         })
         .await;
-        assert_eq!(counts, Counts::default(), "made-up ids lead to nothing");
-        // A new user takes one call.
+        assert_eq!(counts, Counts::default(), "unknown ids change no state");
+        // The first request of a new user calls Redis, which teaches the process about the user.
         let new = test.user(0).await;
         let (_, counts) = counts_during(&test.engine, test.issue(coupon, new)).await;
         assert_eq!(counts, Counts { learned: 1, ..Counts::default() });
@@ -67,11 +67,11 @@ async fn issue_refused_for_other_reasons_when_sold_out() {
     .await;
 }
 
-/// The record of a key may differ from the present state.
+/// The idempotency record decides the reply, whatever the current state is.
 #[tokio::test]
-async fn issue_with_key_asks_redis_when_sold_out() {
+async fn issue_with_key_calls_redis_when_sold_out() {
     on_1_and_3(async |test| {
-        let users = users(test, 4).await;
+        let users = test.users(4, 0).await;
         let coupon = test.campaign("FIXED", 100, 1).await;
         let body = |user: i64| json!({"couponId": coupon, "userId": user});
         let send = async |user: i64, key: &str| {
@@ -83,7 +83,7 @@ async fn issue_with_key_asks_redis_when_sold_out() {
         let (_, counts) = counts_during(&test.engine, async {
             let again = send(users[0], "first").await;
             assert!(again.replayed() && again.text == first.text, "{}", again.text);
-            // Another user's key of the same text is another key; all the same it is asked about.
+            // The same key of another user is another key, with a call to Redis of its own.
             send(users[1], "first").await.refused(409, "COUPON_OUT_OF_STOCK");
             send(users[1], "second").await.refused(409, "COUPON_OUT_OF_STOCK");
         })
@@ -93,11 +93,11 @@ async fn issue_with_key_asks_redis_when_sold_out() {
     .await;
 }
 
-/// The process that updates a window knows at once; another process no later than the end of its lease.
+/// The process that updates a window follows it at once; another process follows at the end of its lease at the latest.
 #[tokio::test]
 async fn issue_follows_campaign_window_when_sold_out() {
     on_1_and_3(async |test| {
-        let users = users(test, 20).await;
+        let users = test.users(20, 0).await;
         let (winners, late) = users.split_at(4);
         let coupon = sold_out_campaign(test, winners).await;
         let other = test.open_instance(&test.options).await.unwrap();
@@ -106,31 +106,34 @@ async fn issue_follows_campaign_window_when_sold_out() {
         assert_refused_without_redis(&other.engine, coupon, late).await;
         let here = async |user: i64| issue(&test.engine, coupon, user).await;
         let there = async |user: i64| issue(&other.engine, coupon, user).await;
-        let moves = async |opens_in: Option<i64>, closes_in: i64| {
+        let update_window = async |opens_in: Option<i64>, closes_in: i64| {
             let (id, now) = (CouponId::new(coupon).unwrap(), test.clock.now());
             let patch =
                 CampaignPatch { opens_at: opens_in.map(|ms| now.plus(ms)), closes_at: Some(now.plus(closes_in)) };
             test.engine.update_campaign(&call(None), id, patch).await.unwrap();
         };
-        // Closed.
-        moves(None, 0).await;
+        // The campaign closes now.
+        update_window(None, 0).await;
         assert!(matches!(here(late[0]).await, Err(Error::InvalidCoupon)));
-        assert!(matches!(there(late[0]).await, Err(Error::CouponOutOfStock)), "its lease is not over");
+        assert!(
+            matches!(there(late[0]).await, Err(Error::CouponOutOfStock)),
+            "the lease of the other process has not ended"
+        );
         test.clock.advance(LEASE_MS);
         for user in late {
             assert!(matches!(there(*user).await, Err(Error::InvalidCoupon)));
             assert!(matches!(here(*user).await, Err(Error::InvalidCoupon)));
         }
-        // Open again, and given out as before.
-        moves(None, 60_000).await;
+        // Open again, and still sold out.
+        update_window(None, 60_000).await;
         assert_refused_without_redis(&test.engine, coupon, late).await;
         assert_refused_without_redis(&other.engine, coupon, late).await;
-        // Put off while the other process renews its lease: the next one knows.
-        moves(Some(10_000), 60_000).await;
+        // The opening moves while the other process renews its lease: its next refusal follows.
+        update_window(Some(10_000), 60_000).await;
         test.clock.advance(LEASE_MS / 2 + 1);
         let _ = there(late[0]).await;
         other.engine.sold_out().settled().await;
-        assert!(matches!(there(late[0]).await, Err(Error::InvalidCoupon)), "it has asked since");
+        assert!(matches!(there(late[0]).await, Err(Error::InvalidCoupon)), "the other process has renewed its lease");
         test.clock.advance(10_000);
         assert_refused_without_redis(&other.engine, coupon, late).await;
         other.db.close().await.unwrap();
@@ -139,9 +142,9 @@ async fn issue_follows_campaign_window_when_sold_out() {
 }
 
 #[tokio::test]
-async fn issue_asks_redis_without_lease() {
+async fn issue_calls_redis_without_lease() {
     let test = TestApp::with(Options { sold_out_lease_ms: 0, ..Options::default() }).await;
-    let users = users(&test, 3).await;
+    let users = test.users(3, 0).await;
     let coupon = sold_out_campaign(&test, &users[..1]).await;
     let (_, counts) = counts_during(&test.engine, async {
         for user in users[1..].iter().cycle().take(10) {
@@ -153,11 +156,11 @@ async fn issue_asks_redis_without_lease() {
     test.finish().await;
 }
 
-/// More holders than come in one page, and users of several blocks that do not all exist.
+/// More holders than one page has, and users in several blocks of ids.
 #[tokio::test]
 async fn sold_out_refusal_knows_all_holders_and_users() {
     on_1_and_3(async |test| {
-        let users = users(test, 7_000).await;
+        let users = test.users(7_000, 0).await;
         let winners: Vec<i64> = users.iter().copied().filter(|user| user % 2 == 0).collect();
         let coupon = test.campaign("FIXED", 100, winners.len() as i64).await;
         for some in winners.chunks(256) {
@@ -177,7 +180,7 @@ async fn sold_out_refusal_knows_all_holders_and_users() {
             }
         })
         .await;
-        // A block for each 1024 users of a partition, each learned from a call about one of them.
+        // One call learns of a block of 1024 users of a partition.
         assert!((7..=10).contains(&counts.learned), "{counts:?}");
         assert_eq!((counts.read, known), (1, 3_500 - 1 - counts.learned), "{counts:?}");
     })

@@ -1,4 +1,4 @@
-//! Coupons that are released while processes refuse.
+//! Releases of coupons while processes refuse without Redis.
 
 use super::*;
 
@@ -20,7 +20,7 @@ async fn release(test: &TestApp, coupon: i64, count: i64) {
 #[tokio::test]
 async fn release_waits_for_every_lease() {
     on_1_and_3(async |test| {
-        let users = users(test, 8).await;
+        let users = test.users(8, 0).await;
         let coupon = test.campaign("FIXED", 100, 5).await;
         test.issue(coupon, users[0]).await.ok();
         withhold(test, coupon, 4).await;
@@ -37,11 +37,11 @@ async fn release_waits_for_every_lease() {
         for engine in [&other.engine, &test.engine] {
             assert_refused_without_redis(engine, coupon, &users[2..]).await;
         }
-        // All at once; there the other process is asked first.
+        // Releases all coupons; the other process then issues first.
         test.drain().await;
         let all = test.post("/admin/v1/withheld/release", json!({}));
         let (all, ()) = tokio::join!(all, async {
-            until("it is all released", async || {
+            until("all coupons are released", async || {
                 test.drain().await;
                 let shown = test.get(&format!("/admin/v1/coupons/{coupon}")).await.ok();
                 (shown["remainingQuantity"] == 3).then_some(())
@@ -63,12 +63,12 @@ async fn release_waits_for_every_lease() {
     .await;
 }
 
-/// After an announcement no lease begins or is renewed; the next release continues an abandoned announcement.
+/// A prepared release prevents new leases and renewals; the next release continues an abandoned preparation.
 #[tokio::test]
 async fn release_announced_ends_leases() {
     on_1_and_3(async |test| {
         let (engine, store) = (&test.engine, &test.store);
-        let users = users(test, 6).await;
+        let users = test.users(6, 0).await;
         let coupon = test.campaign("FIXED", 100, 3).await;
         test.issue(coupon, users[0]).await.ok();
         withhold(test, coupon, 2).await;
@@ -77,25 +77,25 @@ async fn release_announced_ends_leases() {
         let request = call(None);
         let ReleasePreparation::Prepared(prepared) = store.coupon_release_prepare(&request, id, 1).await.unwrap()
         else {
-            panic!("it is released")
+            panic!("released without preparation")
         };
-        let ask = async || test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
+        let refused = async || test.issue(coupon, users[1]).await.refused(409, "COUPON_OUT_OF_STOCK");
         // Existing leases last until the next renewal.
-        assert_eq!(counts_during(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
+        assert_eq!(counts_during(engine, refused()).await.1, Counts { refused: 1, ..Counts::default() });
         test.clock.advance(LEASE_MS / 2);
-        assert_eq!(counts_during(engine, ask()).await.1, Counts { refused: 1, ..Counts::default() });
+        assert_eq!(counts_during(engine, refused()).await.1, Counts { refused: 1, ..Counts::default() });
         for _ in 0..5 {
-            assert_eq!(counts_during(engine, ask()).await.1, Counts::default());
+            assert_eq!(counts_during(engine, refused()).await.1, Counts::default());
             test.clock.advance(LEASE_MS);
         }
-        // It is the only release in effect, and it is used up once.
+        // One release is prepared at a time, and takes effect once.
         let again = store.coupon_release_prepare(&request, id, 2).await.unwrap();
         assert!(matches!(&again, ReleasePreparation::Prepared(again) if *again == prepared), "{again:?}");
         release(test, coupon, 1).await;
         assert!(store.coupon_release(&request, id, 1, &prepared).await.unwrap().is_none());
         test.issue(coupon, users[1]).await.ok();
         assert_refused_without_redis(engine, coupon, &users[2..]).await;
-        // Neither what can't be released nor a repeat ends anything.
+        // A refused release and a repeat end no lease.
         let path = format!("/admin/v1/coupons/{coupon}/release");
         test.post(&path, json!({"quantity": 2})).await.refused(409, "INSUFFICIENT_STOCK");
         test.post("/admin/v1/coupons/999/release", json!({"quantity": 2})).await.refused(404, "COUPON_NOT_FOUND");
@@ -113,22 +113,22 @@ async fn release_announced_ends_leases() {
     .await;
 }
 
-/// Two processes by the system's clock, more buyers than coupons, and releases in between: a user with a coupon never
-/// gets "sold out".
-async fn rush(partitions: u16) {
+/// Two processes on the system's clock, more buyers than coupons, and releases in between: a user with a coupon never gets
+/// "sold out".
+async fn releases_under_load(partitions: u16) {
     const USERS: usize = 120;
     const RELEASES: i64 = 2;
     let options = Options { partitions, clock: None, project: true, ..Options::default() };
     let test = TestApp::with(options.clone()).await;
-    let users = users(&test, USERS as i64).await;
+    let users = test.users(USERS as i64, 0).await;
     let coupon = test.campaign("FIXED", 100, 40).await;
     withhold(&test, coupon, 20).await;
     let other = test.open_instance(&options).await.unwrap();
     let over = AtomicBool::new(false);
-    let (given, released) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (issued, released) = (AtomicU64::new(0), AtomicU64::new(0));
     let engines = [&test.engine, &other.engine];
     let buyers = users.iter().enumerate().map(|(n, user)| {
-        let (over, given, released) = (&over, &given, &released);
+        let (over, issued, released) = (&over, &issued, &released);
         async move {
             let (mut has, mut turn) = (false, n);
             while !over.load(Ordering::SeqCst) {
@@ -136,15 +136,18 @@ async fn rush(partitions: u16) {
                 let before = released.load(Ordering::SeqCst);
                 match issue(engines[turn % 2], coupon, *user).await {
                     Ok(_) => {
-                        assert!(!has, "user {user} has two");
+                        assert!(!has, "user {user} gets a second coupon");
                         has = true;
-                        given.fetch_add(1, Ordering::SeqCst);
+                        issued.fetch_add(1, Ordering::SeqCst);
                     }
-                    Err(Error::InvalidCoupon) => assert!(has, "user {user} has none, and the reply says otherwise"),
+                    Err(Error::InvalidCoupon) => assert!(has, "user {user} has no coupon and gets INVALID_COUPON"),
                     Err(Error::CouponOutOfStock) => {
-                        assert!(!has, "user {user} has one, and the reply says that there are none");
-                        let there = 20 + before * 10;
-                        assert!(given.load(Ordering::SeqCst) + USERS as u64 >= there, "{there} are there");
+                        assert!(!has, "user {user} has a coupon and gets COUPON_OUT_OF_STOCK");
+                        let on_sale = 20 + before * 10;
+                        assert!(
+                            issued.load(Ordering::SeqCst) + USERS as u64 >= on_sale,
+                            "{on_sale} coupons are on sale"
+                        );
                     }
                     other => panic!("{other:?}"),
                 }
@@ -155,19 +158,21 @@ async fn rush(partitions: u16) {
     });
     let releases = async {
         for nth in 1..=RELEASES {
-            until("all are given out", async || (given.load(Ordering::SeqCst) == 10 + 10 * nth as u64).then_some(()))
-                .await;
+            until("all coupons are issued", async || {
+                (issued.load(Ordering::SeqCst) == 10 + 10 * nth as u64).then_some(())
+            })
+            .await;
             let refused = engines.map(|engine| engine.sold_out().counts().refused);
-            let alone = async || {
+            let both_refused = async || {
                 let now = engines.map(|engine| engine.sold_out().counts().refused);
                 (now[0] > refused[0] && now[1] > refused[1]).then_some(())
             };
-            until("both refuse by themselves", alone).await;
+            until("both processes refuse without Redis", both_refused).await;
             let id = CouponId::new(coupon).unwrap();
             test.engine.release_coupons(&call(None), id, 10).await.unwrap();
             released.fetch_add(1, Ordering::SeqCst);
         }
-        until("all are given out", async || (given.load(Ordering::SeqCst) == 40).then_some(())).await;
+        until("all coupons are issued", async || (issued.load(Ordering::SeqCst) == 40).then_some(())).await;
         over.store(true, Ordering::SeqCst);
     };
     let (has, ()) = tokio::join!(join_all(buyers), releases);
@@ -178,10 +183,10 @@ async fn rush(partitions: u16) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_issues_correct_while_coupons_released() {
-    rush(1).await;
+    releases_under_load(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_issues_correct_while_coupons_released_across_partitions() {
-    rush(3).await;
+    releases_under_load(3).await;
 }

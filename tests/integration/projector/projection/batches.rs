@@ -142,7 +142,7 @@ async fn two_projectors_apply_each_event_once_under_load() {
             let charged = shop.put(&format!("/api/v1/balances/{user}"), json!({"amount": 5})).await.ok();
             let history = shop.get(&format!("/api/v1/balances/{user}/history?limit=1")).await.ok();
             assert_eq!(history[0]["after_balance"], charged["balance"], "a reader sees its own write");
-            let order = shop.order(user, product, 2).await.ok()["orderId"].as_i64().unwrap();
+            let order = shop.place(user, product, 2).await;
             match n % 3 {
                 0 => drop(shop.pay(order, user, "CARD", 20).await.ok()),
                 1 => drop(shop.cancel(order, user).await.ok()),

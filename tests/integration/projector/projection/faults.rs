@@ -16,7 +16,7 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
         test.issue(coupon, user).await.ok();
         bad.insert(again(&mut redis).await, "user_coupons_");
         let product = test.product(100, 10).await;
-        let order = test.order(user, product, 3).await.ok()["orderId"].as_i64().unwrap();
+        let order = test.place(user, product, 3).await;
         bad.insert(again(&mut redis).await, "orders_pk");
         bad.insert(
             poison(&mut redis, true, &[("v", b"1"), ("at", b"1"), ("kind", b"no_such_kind")]).await,
@@ -244,7 +244,7 @@ async fn order_end_relayed_to_other_partitions() {
     let far = ids.iter().map(|(_, product)| *product).find(|product| product % 2 == 1).unwrap();
     let mut orders = Vec::new();
     for _ in 0..4 {
-        orders.push(test.order(user, far, 1).await.ok()["orderId"].as_i64().unwrap());
+        orders.push(test.place(user, far, 1).await);
     }
     let _: i64 = redis::cmd("HSET").arg("{p1}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
     // The home partition decides, and says so.

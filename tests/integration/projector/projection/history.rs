@@ -13,7 +13,7 @@ async fn history_complete_at_every_projected_position() {
     for amount in 1..=5 {
         test.put(&format!("/api/v1/balances/{user}"), json!({"amount": amount})).await.ok();
         test.put(&format!("/api/v1/balances/{other}"), json!({"amount": amount})).await.ok();
-        let order = test.order(user, product, amount).await.ok()["orderId"].as_i64().unwrap();
+        let order = test.place(user, product, amount).await;
         test.pay(order, user, "CARD", 10 * amount).await;
         test.cancel(order, user).await;
     }

@@ -1,5 +1,5 @@
-//! A lost Redis, rebuilt from PostgreSQL: everything in PostgreSQL is restored, units that may have been sold are
-//! withheld, and data is discarded only when the operator says so.
+//! Rebuilds of Redis from PostgreSQL: a rebuild restores everything that PostgreSQL has, withholds units that may have been
+//! sold, and discards data only with `--discard`.
 
 mod refusals;
 mod restoring;
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Replies wait for PostgreSQL, so that no acknowledged decision can be lost.
+/// `ACK=postgres`: no acknowledged decision is lost with Redis.
 pub fn ack_postgres() -> Options {
     Options { durability: DurabilityConfig { ack: Ack::Postgres, ..DurabilityConfig::default() }, ..projecting() }
 }
@@ -43,26 +43,26 @@ pub async fn rebuilt(test: &TestApp, options: rebuild::RebuildOptions) -> Summar
 
 pub async fn refused(test: &TestApp, options: rebuild::RebuildOptions) -> String {
     let rebuild = test.rebuild().await;
-    let error = rebuild.clone().run(options).await.expect_err("it was rebuilt");
+    let error = rebuild.clone().run(options).await.expect_err("the rebuild succeeded");
     rebuild.db.close().await.unwrap();
     format!("{error:#}")
 }
 
 pub async fn ready(test: &TestApp) {
-    until("the service goes on", async || (test.get("/readyz").await.status == 200).then_some(())).await;
+    until("the service is ready", async || (test.get("/readyz").await.status == 200).then_some(())).await;
 }
 
-/// Waits until Postgres has everything, without the outbox being read by the test.
+/// Waits until the background projector has carried every event to PostgreSQL.
 pub async fn projected(test: &TestApp) {
-    until("Postgres has everything", async || {
+    until("PostgreSQL has every event", async || {
         let status = test.get("/admin/v1/projection").await.ok();
         (status["lagEvents"] == 0).then_some(())
     })
     .await;
 }
 
-/// The contents of Redis without the parts that may differ: the epoch, the sequences of ids, the order of lines, the
-/// place of the newest history, and closed orders of other partitions.
+/// The contents of Redis without the parts that a rebuild may change: the epoch, the sequences of ids, the order of lines, the
+/// entry that a user's history points to, and ended remote holds.
 fn comparable(snapshot: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for (key, value) in snapshot {
@@ -92,19 +92,19 @@ fn comparable(snapshot: BTreeMap<String, String>) -> BTreeMap<String, String> {
                 }
                 value
             }
-            // Counters that came back to nothing.
+            // A counter of 0 equals a missing one.
             ("held" | "sold" | "withheld", _) => {
                 let mut counters: Vec<&str> = fields.split(", ").filter(|field| !field.ends_with(": \"0\"")).collect();
                 counters.sort_unstable();
                 counters.join(", ")
             }
-            // The time of their next check.
+            // Without the scores: the times of the next checks.
             ("gateway", _) => {
                 let orders: BTreeSet<&str> =
                     value.split("(\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
                 format!("{orders:?}")
             }
-            // A free unit is worth nothing, in the set or not.
+            // A score of 0 equals a missing member: units that cost nothing add none.
             ("rank", _) => {
                 let mut ranked: Vec<&str> =
                     value.split("(\"").skip(1).filter(|rest| !rest.contains(", 0.0)")).collect();

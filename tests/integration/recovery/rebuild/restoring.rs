@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Every kind of thing in every state, key by key.
+/// Compares every key of Redis before and after a rebuild, with orders and payments in every state.
 #[tokio::test]
 async fn rebuild_restores_state_of_postgres() {
     for partitions in [1, 3] {
@@ -17,10 +17,10 @@ async fn rebuild_restores_state_of_postgres() {
         gateway.next(Behaviour::Decline);
         busy_day(&test).await;
         let (rich, product) = (test.user(10_000_000).await, test.product(1_000, 50).await);
-        // Through a gateway: paid; declined; not known yet; paid and refunded, the money still to go back.
+        // Through a gateway: paid; declined; without an outcome yet; paid and cancelled, with the refund under way.
         let toss = async |behaviour| {
             gateway.next(behaviour);
-            let order = test.order(rich, product, 1).await.ok()["orderId"].as_i64().unwrap();
+            let order = test.place(rich, product, 1).await;
             let body = json!({"orderId": order, "userId": rich, "paymentType": "TOSS", "amount": 1_000});
             test.send(Method::POST, "/api/v1/payments", Some(&body), Some(&format!("toss-{order}"))).await;
             order
@@ -28,9 +28,9 @@ async fn rebuild_restores_state_of_postgres() {
         toss(Behaviour::Approve).await;
         toss(Behaviour::Decline).await;
         toss(Behaviour::Garbage).await;
-        let back = toss(Behaviour::Approve).await;
-        test.cancel(back, rich).await.ok();
-        // Under keys.
+        let refunded = toss(Behaviour::Approve).await;
+        test.cancel(refunded, rich).await.ok();
+        // Requests with idempotency keys.
         let body = json!({"amount": 77});
         test.send(Method::PUT, &format!("/api/v1/balances/{rich}"), Some(&body), Some("charge")).await.ok();
         let body = json!({"userName": "키", "balance": 5});
@@ -50,11 +50,11 @@ async fn rebuild_restores_state_of_postgres() {
         assert_eq!(summary.withheld_units + summary.withheld_coupons, 0, "{summary:?}");
         let after = comparable(test.snapshot().await);
         for (key, value) in &before {
-            assert_eq!(after.get(key), Some(value), "{key}, of {partitions}");
+            assert_eq!(after.get(key), Some(value), "{key}, {partitions} partitions");
         }
         assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
 
-        // Repeats are still recognised, and ids are not given out again.
+        // Repeats are replayed, and new ids do not repeat old ones.
         ready(&test).await;
         let again = test.send(Method::POST, "/api/v1/orders", Some(&order), Some("order")).await;
         assert!(again.replayed(), "{}", again.text);
@@ -62,17 +62,18 @@ async fn rebuild_restores_state_of_postgres() {
         let again = test.send(Method::POST, "/admin/v1/users", Some(&body), Some("user")).await;
         assert!(again.replayed());
         assert_eq!(again.created(), made);
-        let other = json!({"amount": 78});
-        let other = test.send(Method::PUT, &format!("/api/v1/balances/{rich}"), Some(&other), Some("charge")).await;
-        other.refused(422, "IDEMPOTENCY_KEY_REUSED");
+        let other_body = json!({"amount": 78});
+        let path = format!("/api/v1/balances/{rich}");
+        let reused = test.send(Method::PUT, &path, Some(&other_body), Some("charge")).await;
+        reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
         let new = test.user(1).await;
-        assert_eq!(new, made["userId"].as_i64().unwrap() + 1, "no id is lost or used twice");
+        assert_eq!(new, made["userId"].as_i64().unwrap() + 1, "ids continue without a gap or a repeat");
         test.order(rich, product, 1).await.ok();
         test.finish().await;
     }
 }
 
-/// Sequences of ids continue after the ids reserved under a key and not created yet.
+/// Sequences of ids continue after ids that are reserved under a key and not used yet.
 #[tokio::test]
 async fn rebuild_keeps_reserved_ids() {
     let test = TestApp::with(ack_postgres()).await;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Redis's disk is gone: the next start puts it back together, while a process that stayed waits, and then goes on too.
+/// Redis lost its disk: the next start rebuilds it. A running process waits for the rebuild and serves again afterwards.
 #[tokio::test]
 async fn start_rebuilds_empty_redis() {
     for partitions in [1, 3] {
@@ -12,7 +12,7 @@ async fn start_rebuilds_empty_redis() {
         test.redis.kill().await.unwrap();
         std::fs::remove_dir_all(test.redis.data_dir()).unwrap();
         test.redis.restart().await.unwrap();
-        until("the loss is noticed", async || (test.get("/readyz").await.status == 503).then_some(())).await;
+        until("the loss is detected", async || (test.get("/readyz").await.status == 503).then_some(())).await;
         let next = test.open_instance(&test.options).await.unwrap();
         next.engine.ready().await.unwrap();
         ready(&test).await;
@@ -22,7 +22,7 @@ async fn start_rebuilds_empty_redis() {
     }
 }
 
-/// Several at once: one rebuilds, the others wait.
+/// Of several concurrent starts one rebuilds and the others wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_starts_rebuild_once() {
     let test = TestApp::with(ack_postgres()).await;
@@ -39,7 +39,7 @@ async fn concurrent_starts_rebuild_once() {
     test.finish().await;
 }
 
-/// An interrupted rebuild leaves no valid store: the next one starts again.
+/// An interrupted rebuild leaves an invalid store: the next start rebuilds again.
 #[tokio::test]
 async fn rebuild_restarted_when_interrupted() {
     let test = TestApp::with(ack_postgres()).await;
@@ -50,7 +50,7 @@ async fn rebuild_restarted_when_interrupted() {
     let mut redis = test.raw().await;
     let store: String = redis::cmd("HGET").arg("{p0}:meta").arg("store").query_async(&mut redis).await.unwrap();
     test.flush_redis().await;
-    // As it is a moment after its first keys are back.
+    // The state after an interrupted rebuild has written its first keys.
     let _: i64 = redis::cmd("HSET")
         .arg("{p0}:meta")
         .arg(&["store", &store, "partitions", "1", "epoch", "2", "seq", "30", "rebuilding", "1", "frozen", "a rebuild"])
@@ -66,7 +66,7 @@ async fn rebuild_restarted_when_interrupted() {
     test.finish().await;
 }
 
-/// An empty Redis while other processes work on another one is a wrong address, not a loss.
+/// An empty Redis while other processes use another Redis is a wrong `REDIS_URL`, not a loss.
 #[tokio::test]
 async fn start_refused_when_redis_empty_and_others_run() {
     let test = TestApp::with(ack_postgres()).await;
@@ -76,13 +76,13 @@ async fn start_refused_when_redis_empty_and_others_run() {
     let wrong = TestApp::start().await;
     wrong.flush_redis().await;
     let (redis, postgres) = (wrong.redis.url(), harness::postgres_url(&test.database));
-    until("somebody is heard of", async || {
+    until("a process has reported its acknowledged positions", async || {
         let acknowledged = firstcome::postgres::progress::acknowledged(&test.db).await.unwrap();
         (!acknowledged.is_empty()).then_some(())
     })
     .await;
     let Err(error) = harness::open(&test.options, &redis, &postgres, test.clock.clone()).await else {
-        panic!("it was rebuilt")
+        panic!("the start succeeded")
     };
     assert!(format!("{error:#}").contains("REDIS_URL leads to the wrong one"), "{error:#}");
     assert!(wrong.snapshot().await.is_empty());
@@ -90,21 +90,21 @@ async fn start_refused_when_redis_empty_and_others_run() {
     test.finish().await;
 }
 
-/// PostgreSQL has the acknowledged positions, so a loss is known even after every process has ended.
+/// PostgreSQL keeps the acknowledged positions, so that a start detects a loss without help from other processes.
 #[tokio::test]
-async fn running_process_detects_loss_unaided() {
+async fn start_refused_when_redis_behind_acknowledged() {
     let test = TestApp::start().await;
     let user = test.user(100).await;
     test.put_charge(user, 1).await.ok();
     test.engine.check().await;
     let _: i64 =
         redis::cmd("HINCRBY").arg("{p0}:meta").arg("seq").arg(-1).query_async(&mut test.raw().await).await.unwrap();
-    let Err(error) = test.open_instance(&test.options).await else { panic!("it was opened") };
+    let Err(error) = test.open_instance(&test.options).await else { panic!("the start succeeded") };
     assert!(format!("{error:#}").contains("behind the acknowledged (1, 2)"), "{error:#}");
     test.finish_unchecked().await;
 }
 
-/// A node of a cluster lost its disk. The rebuild repairs the other partitions.
+/// One partition is lost: the rebuild also repairs remote holds and coupons in the others.
 #[tokio::test]
 async fn rebuild_repairs_other_partitions_when_one_lost() {
     for lost in 0..3 {
@@ -123,7 +123,7 @@ async fn rebuild_repairs_other_partitions_when_one_lost() {
             orders.extend([all(user).await, all(user).await, all(user).await]);
         }
         test.drain().await;
-        // Not in Postgres yet, in any partition: some paid, some cancelled, some new, and coupons.
+        // Decisions of every partition that PostgreSQL does not have yet: payments, cancels, orders and coupons.
         for (n, (order, user)) in orders.iter().enumerate() {
             match n % 3 {
                 0 => drop(test.pay(*order, *user, "CARD", 1_200).await.ok()),
@@ -143,7 +143,7 @@ async fn rebuild_repairs_other_partitions_when_one_lost() {
         assert_eq!(summary.possible_losses, [lost]);
         assert!(summary.repaired > 0, "{summary:?}");
         ready(&test).await;
-        // A user keeps an issued coupon, and gets no second one.
+        // A user who kept the coupon gets no second one.
         for user in users {
             let held = test.get(&format!("/api/v1/coupons/{user}")).await.ok();
             if !held.as_array().unwrap().is_empty() {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The client of a lost order may own its units: they are not sold again until an operator releases them.
+/// A client may have a 200 for a lost order: its units stay withheld until an operator releases them.
 #[tokio::test]
 async fn rebuild_withholds_units_of_lost_decisions() {
     for partitions in [1, 3] {
@@ -13,7 +13,7 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         let order = test.place(user, product, 3).await;
         let cancelled = test.place(user, product, 2).await;
         test.drain().await;
-        // Acknowledged, and lost.
+        // Acknowledged decisions that are lost.
         test.pay(order, user, "CARD", 300).await.ok();
         let lost = test.place(user, product, 4).await;
         let other = test.user(0).await;
@@ -30,11 +30,11 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         test.order(user, product, 1).await.refused(409, "SOLD_OUT");
         test.issue(coupon, user + i64::from(partitions)).await.refused(404, "USER_NOT_FOUND");
         let late = test.user(0).await;
-        assert!(late > other + 1_000_000, "an acknowledged id is given out again: {late}");
+        assert!(late > other + 1_000_000, "an acknowledged id is used again: {late}");
         test.issue(coupon, late).await.refused(409, "COUPON_OUT_OF_STOCK");
         test.get(&format!("/api/v1/orders/{lost}")).await.refused(404, "ORDER_NOT_FOUND");
-        // Units of an order that its user cancels are sold again; an order that only the clock ends may have been paid.
-        // (An order with stock in another partition counts as the latter.)
+        // A user's cancel proves that the order was not paid before the loss: its units go on sale. An expiry does not prove it.
+        // An order with stock in another partition counts as an expired one.
         test.cancel(cancelled, user).await.ok();
         let back = if partitions == 1 { 2 } else { test.stock(product).await };
         assert_eq!(test.stock(product).await, back);
@@ -45,7 +45,7 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         let kept = test.get("/admin/v1/withheld").await.ok();
         assert_eq!(kept["products"], json!([{"productId": product, "withheldQuantity": 20 - back}]));
         assert_eq!(kept["coupons"], json!([{"couponId": coupon, "withheldQuantity": 4}]));
-        // The operator knows that one coupon and seven units are really gone, and keeps them back.
+        // The operator knows that one coupon and seven units are lost, and leaves them withheld.
         let release = async |path: String, quantity: i64| {
             test.post(&path, json!({"quantity": quantity})).await.ok();
         };
@@ -53,14 +53,14 @@ async fn rebuild_withholds_units_of_lost_decisions() {
         release(format!("/admin/v1/coupons/{coupon}/release"), 3).await;
         assert_eq!(test.stock(product).await, 13);
         let issued = test.issue(coupon, late).await.ok();
-        assert!(issued["issueNo"].as_i64().unwrap() > 2, "an acknowledged number is given out again: {issued}");
+        assert!(issued["issueNo"].as_i64().unwrap() > 2, "an acknowledged number is used again: {issued}");
         test.order(user, product, 14).await.refused(409, "INSUFFICIENT_STOCK");
         test.place(user, product, 13).await;
         test.finish().await;
     }
 }
 
-/// A payment that is declined is the same as one that the clock ends: the order may have been paid before.
+/// A declined payment, like an expiry, does not prove that the order was not paid before the loss.
 #[tokio::test]
 async fn withheld_units_stay_when_order_in_doubt_declined() {
     let test = TestApp::start().await;
@@ -82,7 +82,7 @@ async fn withheld_units_stay_when_order_in_doubt_declined() {
     test.finish().await;
 }
 
-/// An operator who knows the size of the loss withholds no more than that.
+/// `--lost-at-most` bounds what a rebuild withholds.
 #[tokio::test]
 async fn rebuild_withholds_no_more_than_loss_bound() {
     let test = TestApp::start().await;
@@ -105,13 +105,13 @@ async fn rebuild_withholds_no_more_than_loss_bound() {
     test.finish().await;
 }
 
-/// A Redis that is sound, and drained first, has lost nothing.
+/// A rebuild first drains a sound Redis, and then withholds nothing.
 #[tokio::test]
 async fn rebuild_of_sound_redis_withholds_nothing() {
     for partitions in [1, 3] {
         let test = TestApp::with(Options { partitions, ..Options::default() }).await;
         busy_day(&test).await;
-        // Not everything is in Postgres yet: the rebuild carries it there.
+        // The outbox still has events, which the rebuild projects.
         let summary = rebuilt(&test, rebuild::RebuildOptions::default()).await;
         assert_eq!(
             (summary.possible_losses.len(), summary.withheld_units, summary.discarded),

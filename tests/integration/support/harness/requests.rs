@@ -79,6 +79,13 @@ impl TestApp {
         self.post("/admin/v1/users", body).await.created()["userId"].as_i64().unwrap()
     }
 
+    /// The ids of new users.
+    pub async fn users(&self, count: i64, balance: i64) -> Vec<i64> {
+        let body = json!({"count": count, "balance": balance});
+        let first = self.post("/admin/v1/users/bulk", body).await.created()["firstUserId"].as_i64().unwrap();
+        (first..first + count).collect()
+    }
+
     /// A new product's id.
     pub async fn product(&self, price: i64, stock: i64) -> i64 {
         let body =
