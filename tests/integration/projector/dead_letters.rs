@@ -1,5 +1,5 @@
-//! Dead letters and their retries: applied once by any number of retries, in any order, with the result of a timely
-//! projection; or refused with a reason, and nothing changes.
+//! Dead letters and their retries: any number of retries, in any order, applies each once, with the result of a timely
+//! projection; a refused retry changes only the reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,8 +26,8 @@ use crate::{
 /// A kind of event that this program does not know.
 const UNKNOWN_KIND: &str = "a_kind_of_a_newer_program";
 
-/// Gives the chosen entries of the outbox an unknown kind, and keeps their kind in another field: they become dead
-/// letters.
+/// Gives the chosen entries of the outbox an unknown kind, so that they become dead letters, and keeps their kind in the field
+/// `was`.
 async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize {
     let (mut redis, mut place, mut made) = (test.raw().await, 0, 0);
     for partition in 0..test.options.partitions {
@@ -77,7 +77,7 @@ async fn retry(test: &TestApp, dead_letter: &Value) -> Reply {
     post(test, "/admin/v1/dead-letters/retry", body).await
 }
 
-/// Every table that the projection writes, but for `dead_letters`.
+/// The rows of every table that the projection writes, without `dead_letters`.
 async fn tables(test: &TestApp) -> BTreeMap<&'static str, Vec<String>> {
     let mut all = BTreeMap::new();
     for table in [
@@ -102,14 +102,14 @@ async fn tables(test: &TestApp) -> BTreeMap<&'static str, Vec<String>> {
     all
 }
 
-/// Retries all in rounds, each in another order, until none is left; every round must get some in.
+/// Retries all dead letters in rounds of different orders, until none is left. Every round must apply at least one.
 async fn retry_all(test: &TestApp, mut seed: u64) {
     for _ in 0..1_000 {
         let mut left = all_dead_letters(test).await;
         if left.is_empty() {
             return;
         }
-        // Any order will do, as long as it is another one each time.
+        // A different order in each round.
         left.sort_by_cached_key(|dead_letter| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33, dead_letter["seq"].as_i64())
@@ -125,10 +125,10 @@ async fn retry_all(test: &TestApp, mut seed: u64) {
         }
         assert!(applied > 0, "{:#?}", all_dead_letters(test).await);
     }
-    panic!("there is no end to it");
+    panic!("dead letters are left after 1,000 rounds");
 }
 
-/// Once every dead letter is applied, PostgreSQL equals Redis, whichever events were dead letters for a while.
+/// After every dead letter is applied, PostgreSQL equals Redis, for any choice of dead letters.
 #[test]
 fn dead_letters_retried_in_any_order_equal_timely_projection() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -143,7 +143,7 @@ fn dead_letters_retried_in_any_order_equal_timely_projection() {
                 assert!(all_dead_letters(&test).await.len() >= made);
                 make_applicable(&test).await;
                 retry_all(&test, seed).await;
-                // An evicted order is read from PostgreSQL.
+                // PostgreSQL serves reads of evicted orders.
                 test.expire_evicted().await;
                 test.finish().await;
             });
@@ -166,7 +166,7 @@ async fn dead_letter_applied_once_when_retries_race() {
         (&dead_letter["fields"]["amount"], &dead_letter["partition"], &dead_letter["seq"]),
         (&json!("500"), &json!(0), &json!(2))
     );
-    // Not yet understood: it stays.
+    // Still of an unknown kind: the dead letter stays.
     let refused = retry(&test, &dead_letter).await;
     refused.refused(409, "DEAD_LETTER_REFUSED");
     assert!(refused.json()["message"].as_str().unwrap().contains(UNKNOWN_KIND), "{}", refused.text);
@@ -177,7 +177,7 @@ async fn dead_letter_applied_once_when_retries_race() {
     assert_eq!(statuses, [204, 404, 404, 404, 404, 404, 404, 404]);
     retry(&test, &dead_letter).await.refused(404, "DEAD_LETTER_NOT_FOUND");
     assert_eq!(one::<i64>(&test, "SELECT count(*) FROM balance_entries").await, 2);
-    assert_eq!(one::<i64>(&test, "SELECT balance FROM users").await, 507, "the last word is the later charge's");
+    assert_eq!(one::<i64>(&test, "SELECT balance FROM users").await, 507, "the later charge decides the balance");
     test.finish().await;
 }
 
@@ -191,10 +191,10 @@ async fn dead_letter_refused_changes_only_its_reason() {
     make_dead_letters(&test, |_, kind| kind == "order_placed").await;
     test.drain().await;
     make_applicable(&test).await;
-    // Newest first: the payment of an order that is not there.
+    // Newest first: the payment of an order that PostgreSQL lacks.
     let both = all_dead_letters(&test).await;
     assert_eq!(both.len(), 2);
-    test.sql("UPDATE dead_letters SET reason = 'nobody has looked'").await;
+    test.sql("UPDATE dead_letters SET reason = 'not retried yet'").await;
     let (before, redis) = (tables(&test).await, test.snapshot().await);
     let paid = both.iter().find(|dead_letter| dead_letter["fields"]["kind"] == "order_paid").unwrap();
     let refused = retry(&test, paid).await;
@@ -202,11 +202,11 @@ async fn dead_letter_refused_changes_only_its_reason() {
     assert_eq!((before, redis), (tables(&test).await, test.snapshot().await));
     let reasons: Vec<String> =
         all_dead_letters(&test).await.iter().map(|l| l["reason"].as_str().unwrap().to_owned()).collect();
-    assert!(reasons.contains(&"nobody has looked".to_owned()), "{reasons:?}");
-    let reason = reasons.iter().find(|reason| *reason != "nobody has looked").unwrap();
+    assert!(reasons.contains(&"not retried yet".to_owned()), "{reasons:?}");
+    let reason = reasons.iter().find(|reason| *reason != "not retried yet").unwrap();
     assert!(refused.json()["message"].as_str().unwrap().contains(reason.as_str()), "{} {reason}", refused.text);
 
-    // A misnamed field is missing.
+    // A body with a misnamed field lacks that field.
     for (partition, id, seq) in [
         (json!(0), paid["streamId"].clone(), json!(null)),
         (json!(0), paid["streamId"].clone(), json!(1)),
@@ -224,7 +224,7 @@ async fn dead_letter_refused_changes_only_its_reason() {
     test.finish().await;
 }
 
-/// An order that a retried event closed is evicted as usual, but not before its other dead letters are applied.
+/// An order that a retried event closes is evicted only after its other dead letters are applied.
 #[tokio::test]
 async fn order_evicted_when_its_dead_letters_applied() {
     let test = TestApp::start().await;
@@ -242,7 +242,7 @@ async fn order_evicted_when_its_dead_letters_applied() {
     all.sort_by_key(|dead_letter| dead_letter["seq"].as_i64());
     assert_eq!(all.len(), 3, "{all:#?}");
     for dead_letter in &all {
-        assert_eq!(life().await, -1, "it would leave, and Postgres does not have it");
+        assert_eq!(life().await, -1, "the order has a TTL, and PostgreSQL lacks it");
         assert_eq!(retry(&test, dead_letter).await.status, 204);
     }
     assert!(life().await > 0);
@@ -252,7 +252,7 @@ async fn order_evicted_when_its_dead_letters_applied() {
     test.finish().await;
 }
 
-/// A rebuild continues from PostgreSQL: a decision that is not there is void.
+/// A rebuild starts from PostgreSQL, and discards decisions that PostgreSQL lacks.
 #[tokio::test]
 async fn dead_letter_refused_when_rebuild_discarded_it() {
     let test = TestApp::with(Options { dead_letters: 1, ..Options::default() }).await;
@@ -262,7 +262,7 @@ async fn dead_letter_refused_when_rebuild_discarded_it() {
     test.drain().await;
     make_applicable(&test).await;
     let dead_letter = all_dead_letters(&test).await.remove(0);
-    // During a rebuild the later state is unknown.
+    // During a rebuild the later state is not known yet.
     let lock = firstcome::postgres::progress::Lock::take(&test.db).await.unwrap();
     retry(&test, &dead_letter).await.refused(503, "SERVICE_UNAVAILABLE");
     drop(lock);
@@ -314,7 +314,7 @@ async fn dead_letter_refused_when_never_decided() {
         refused.refused(409, "DEAD_LETTER_REFUSED");
         assert!(refused.text.contains("place"), "{}", refused.text);
     }
-    // Nor does a forged sequence number.
+    // A forged sequence number is refused too.
     test.sql("UPDATE dead_letters SET epoch = 1, seq = 77 WHERE fields ? 'kind'").await;
     let dead_letter = all_dead_letters(&test).await.into_iter().find(|dead_letter| dead_letter["seq"] == 77).unwrap();
     retry(&test, &dead_letter).await.refused(409, "DEAD_LETTER_REFUSED");
@@ -322,7 +322,7 @@ async fn dead_letter_refused_when_never_decided() {
     test.finish().await;
 }
 
-/// The description of a product or a campaign follows Redis, whichever dead letter is retried last.
+/// The description of a product or a campaign follows Redis, in any order of the retries.
 #[tokio::test]
 async fn dead_letter_of_update_yields_to_newer_state() {
     let test = TestApp::start().await;
@@ -337,7 +337,7 @@ async fn dead_letter_of_update_yields_to_newer_state() {
             test.send(Method::PATCH, &path, Some(&patch), None).await.ok();
         }
     }
-    // Of each, the first and the last are dead letters; then the last is retried first.
+    // The first and the last update of each are dead letters, and the last is retried first.
     make_dead_letters(&test, |place, kind| kind.ends_with("_updated") && ![4, 5].contains(&place)).await;
     test.drain().await;
     make_applicable(&test).await;
@@ -355,7 +355,7 @@ async fn dead_letter_of_update_yields_to_newer_state() {
     test.finish().await;
 }
 
-/// A refund that a gateway has carried out is not due again when the event that asked for it comes late.
+/// A refund that a gateway has made is not due again when the event that requested it is applied late.
 #[tokio::test]
 async fn dead_letter_of_refund_leaves_finished_payment() {
     let test = TestApp::start().await;

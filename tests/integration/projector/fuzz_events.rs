@@ -1,7 +1,7 @@
-//! The event decoder and the projection under entries that no script wrote: arbitrary fields, and mutated events of
-//! every kind. Nothing panics, nothing grows without bound, and the projection goes on.
+//! The event decoder and the projection with entries that no script writes: arbitrary fields, and mutated events of every kind.
+//! Nothing panics, nothing grows without bound, and the projection continues.
 //!
-//! More cases: `PROPTEST_CASES=100000`.
+//! `PROPTEST_CASES=100000` runs more cases.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -27,14 +27,14 @@ use crate::{
 
 type Fields = Vec<(String, String)>;
 
-/// So many cases; one in `weight` of those that `PROPTEST_CASES` asks for.
+/// The configuration of a property test: this many cases, or `PROPTEST_CASES` divided by `weight`.
 pub fn config(cases: u32, weight: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|asked| asked.parse::<u32>().ok());
     let cases = asked.map_or(cases, |asked| (asked / weight).max(1));
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 2_000, ..ProptestConfig::default() }
 }
 
-/// Kinds that a day without a gateway, a rebuild or a bulk of ids does not see.
+/// Kinds of events that [`busy_day`] does not cause: of gateways, rebuilds and reserved ids.
 const RARE: &[&str] = &[
     "kind payment_started order 7 user 3 payment 9 type CARD amount 500 receipt r-1 key 0a print 0b reply 7:RUNNING",
     "kind payment_ended order 7 receipt r-1 outcome REFUNDED",
@@ -52,7 +52,7 @@ const RARE: &[&str] = &[
 ];
 
 fn rare(n: usize) -> Fields {
-    // A field with nothing in it is followed by two spaces, or by the end.
+    // An empty field is followed by two spaces, or by the end.
     let words: Vec<&str> = RARE[n].split(' ').collect();
     let pairs = words.chunks(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned()));
     let position = [("v", "1".to_owned()), ("epoch", "1".to_owned()), ("seq", (1_000 + n).to_string())];
@@ -60,7 +60,7 @@ fn rare(n: usize) -> Fields {
     position.map(|(name, value)| (name.to_owned(), value)).into_iter().chain([at]).chain(pairs).collect()
 }
 
-/// Events as the scripts write them, of every kind, each as the one of its entry.
+/// Events of every kind as the scripts write them, each as the only one of an entry.
 async fn real_events() -> Vec<Fields> {
     let mut events: Vec<Fields> = real_entries().await.iter().map(|fields| fields_of(fields, 0)).collect();
     events.extend((0..RARE.len()).map(rare));
@@ -155,7 +155,7 @@ fn change(mut fields: Fields, changes: &[Change]) -> Fields {
     fields
 }
 
-/// Decodes an entry in every way that the service does. Returns the event, if there is one.
+/// Decodes an entry in every way that the service does. Returns the event of a valid entry.
 fn inspect(fields: &Fields) -> Option<Event> {
     let _ = (is_newer(fields), fields_of(fields, 0), fields_of(fields, 1));
     let event = decode(fields).pop().expect("at least one").event;
@@ -168,7 +168,7 @@ fn inspect(fields: &Fields) -> Option<Event> {
     Some(event)
 }
 
-/// Folds events as one batch; its size is bounded by that of the events.
+/// Folds events into one batch, and asserts that the events' size bounds the batch's.
 fn fold(events: &[Event]) {
     let batch = Batch::fold(events);
     assert!(batch.new_users.len() <= events.len() * MAX_USERS_PER_EVENT as usize);
@@ -213,7 +213,7 @@ async fn event_mutated_leaves_projection_running() {
         .unwrap();
 }
 
-/// Entries of many decisions, some of them mutated: each is judged by itself.
+/// Entries of several decisions, some of them mutated: each decision is applied or refused on its own.
 #[tokio::test]
 async fn packed_event_mutated_leaves_others_applied() {
     let packed = |fields: &Fields| fields.iter().find(|(name, _)| name == "events").map(|(_, packed)| packed.clone());
@@ -266,7 +266,7 @@ async fn packed_event_mutated_leaves_others_applied() {
         .unwrap();
 }
 
-/// The largest numbers that are decodable at all, as often as they fit in a batch.
+/// The largest decodable numbers, as many as fit in a batch.
 #[tokio::test]
 async fn sum_of_largest_numbers_fits() {
     const EXTREMES: [i64; 6] =
@@ -306,7 +306,7 @@ proptest! {
     }
 }
 
-/// PostgreSQL refuses an event that the decoder accepted, and the projection goes on.
+/// PostgreSQL refuses an event that the decoder accepts: the projection continues.
 #[test]
 fn projection_continues_when_postgres_refuses_event() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -317,7 +317,7 @@ fn projection_continues_when_postgres_refuses_event() {
         busy_day(&test).await;
         let mut redis = test.raw().await;
         for (at, changes) in events {
-            // Its position and its version stay: a gap stops everything, and must.
+            // The position and the version are not mutated: a gap or a newer version stops the projection.
             let kept = |(name, _): &(String, String)| !["epoch", "seq", "v"].contains(&name.as_str());
             let fields: Fields = at.get(&real).iter().filter(|field| kept(field)).cloned().collect();
             let fields: Vec<_> =

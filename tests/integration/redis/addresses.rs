@@ -22,7 +22,7 @@ use crate::{
     support::harness::{self, Options, START, TestApp, fresh_database, postgres_url, raw_redis, until},
 };
 
-/// A bit of all that the service does with Redis.
+/// Runs one of everything that the service does with Redis.
 pub async fn everything(test: &TestApp) {
     busy_day(test).await;
     let first = test.get("/api/v1/products?size=1").await.ok()["products"][0]["productId"].as_i64().unwrap_or(1);
@@ -62,10 +62,12 @@ pub async fn everything(test: &TestApp) {
     test.engine.check().await;
     let user = test.user(1_000).await;
     test.put_charge(user, 5).await.ok();
-    // Carried by a blocking read.
+    // The projector reads the event with a blocking command.
     test.app.project();
-    until("Postgres has it", async || (test.get("/admin/v1/projection").await.ok()["lagEvents"] == 0).then_some(()))
-        .await;
+    until("PostgreSQL has every event", async || {
+        (test.get("/admin/v1/projection").await.ok()["lagEvents"] == 0).then_some(())
+    })
+    .await;
 }
 
 async fn plain(dir: &ScratchDir, args: &[&str]) -> RedisServer {
@@ -74,7 +76,7 @@ async fn plain(dir: &ScratchDir, args: &[&str]) -> RedisServer {
     RedisServer::start(config).await.unwrap()
 }
 
-/// Why a service does not start with this Redis.
+/// The error of a start with this Redis.
 async fn refusal(redis: RedisConfig) -> String {
     let database = fresh_database().await;
     let mut config = harness::engine_config(&Options::default(), "", &postgres_url(&database));
@@ -98,7 +100,7 @@ async fn sale_runs_over_resp3() {
     }
 }
 
-/// Certificates of an authority of the test's own.
+/// The certificates of a test's own authority.
 struct Authority {
     dir: PathBuf,
     issuer: Issuer<'static, KeyPair>,
@@ -128,7 +130,7 @@ impl Authority {
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
 
-    /// A server for TLS alone, whose certificate is for this host, and its port.
+    /// A server with TLS only, a certificate for this host, and its port.
     async fn server(&self, dir: &ScratchDir, host: &str, args: &[&str]) -> (RedisServer, u16) {
         self.issue("server", host);
         let port = dev::free_port().unwrap();
@@ -140,7 +142,7 @@ impl Authority {
         (plain(dir, &all).await, port)
     }
 
-    /// How to reach a server on this port that wants a certificate of the client.
+    /// The settings of a server on this port that requires a client certificate.
     fn config(&self, port: u16) -> RedisConfig {
         RedisConfig {
             redis_tls_ca: Some(self.path("authority.pem")),
@@ -153,7 +155,7 @@ impl Authority {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sale_runs_with_client_certificates() {
-    // Makes the process's TLS.
+    // Installs the process's TLS provider.
     harness::client();
     let dir = ScratchDir::new().unwrap();
     let (ours, other) = (Authority::new(&dir, "authority"), Authority::new(&dir, "another"));
@@ -190,13 +192,13 @@ async fn cluster_found_by_announced_host_names() {
         ours.issue("client", "a-client");
         let bus = dev::free_port().unwrap().to_string();
         let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--tls-cluster", "yes"];
-        // As by default: the address that the others know it by is an IP address.
+        // The default: the other nodes know this one by its IP address.
         let address = ["--cluster-preferred-endpoint-type", "ip", "--cluster-announce-ip", "127.0.0.1"];
         let name: &[&str] = if announced { &["--cluster-announce-hostname", "localhost"] } else { &[] };
         let (redis, port) = ours.server(&dir, "localhost", &[&cluster[..], &address[..], name].concat()).await;
         let mut link = raw_redis(&redis.url()).await;
         redis::cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(0).arg(16_383).exec_async(&mut link).await.unwrap();
-        until("the cluster comes up", async || {
+        until("the cluster is up", async || {
             let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut link).await.unwrap();
             info.contains("cluster_state:ok").then_some(())
         })
@@ -215,7 +217,7 @@ async fn cluster_found_by_announced_host_names() {
 
 const SENTINEL_PASSWORD: &str = "of-the-sentinels";
 
-/// Three Sentinels that watch a master; `lines` are of their configuration.
+/// Three Sentinels that watch a master, with these lines in their configuration.
 async fn sentinels(dir: &ScratchDir, master: &str, lines: &[String]) -> Vec<RedisServer> {
     let mut sentinels = Vec::new();
     for n in 0..3 {
@@ -266,8 +268,8 @@ async fn watched_over() -> (TestApp, RedisServer, Vec<RedisServer>) {
     (test, replica, sentinels)
 }
 
-/// Everything by TLS: to the Sentinels, from them to the master, and to the master, with certificates on all sides and a
-/// password of the master's own.
+/// TLS with client certificates on every connection: to the Sentinels, from them to the master, and to the master, which has a
+/// password of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sale_runs_with_sentinels_over_tls() {
     harness::client();
@@ -275,7 +277,7 @@ async fn sale_runs_with_sentinels_over_tls() {
     let ours = Authority::new(&dir, "authority");
     ours.issue("client", "a-client");
     let args = ["--tls-auth-clients", "yes", "--tls-replication", "yes", "--requirepass", "of-the-master"];
-    // The Sentinels know it by its address, and so must its certificate.
+    // The Sentinels announce the master by its address, so that its certificate must name it.
     let (redis, master) = ours.server(&dir, "127.0.0.1", &args).await;
     let ports: Vec<u16> = (0..3).map(|_| dev::free_port().unwrap()).collect();
     let file = |name: &str| ours.path(name).display().to_string();
@@ -331,7 +333,7 @@ async fn master_followed_when_sentinels_elect_after_kill() {
     .await;
     assert_eq!(reply.ok()["balance"], 21);
     test.get("/readyz").await.ok();
-    // One Sentinel less is no matter, nor is the old master, which comes back as a replica.
+    // The service works with one Sentinel less, and with the old master back as a replica.
     let mut sentinels = sentinels;
     sentinels[0].kill().await.unwrap();
     old.restart().await.unwrap();
@@ -339,7 +341,7 @@ async fn master_followed_when_sentinels_elect_after_kill() {
     test.finish().await;
 }
 
-/// The old master runs, answers, and reports itself as master: only the Sentinels know better.
+/// The old master runs, replies, and reports itself as master: only the Sentinels name another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn master_followed_when_sentinels_name_another() {
     let (mut test, replica, sentinels) = watched_over().await;

@@ -18,7 +18,7 @@ async fn node(dir: &ScratchDir, n: usize) -> (RedisServer, u16, String) {
     (RedisServer::start(config.clone()).await.unwrap(), config.port.unwrap(), bus)
 }
 
-/// Three nodes that know each other, with a third of the slots each.
+/// Three nodes of one cluster, with a third of the slots each.
 async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
     let mut nodes = Vec::new();
     for n in 0..3 {
@@ -35,10 +35,10 @@ async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
             meet.exec_async(&mut first).await.unwrap();
         }
     }
-    // They gossip at their own pace; this waits for the fact, not for a time.
+    // The nodes gossip on timers of their own.
     for (node, ..) in &nodes {
         let mut link = raw_redis(&node.url()).await;
-        until("the cluster comes up", async || {
+        until("the cluster is up", async || {
             let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut link).await.unwrap();
             (info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")).then_some(())
         })
@@ -80,16 +80,16 @@ async fn sale_runs_on_cluster() {
     let popular = test.get("/api/v1/products/popular?sortBy=TODAY&limit=100").await.ok();
     assert_eq!(popular.as_array().unwrap().len(), 8);
     assert!(popular.as_array().unwrap().iter().all(|product| product["salesCount"] == 2));
-    // The dashboard shows the nodes together.
+    // The dashboard sums the nodes.
     let whole = |seen: &Value| seen["products"].as_array().is_some_and(|products| products.len() == 8);
     let seen = Watch::open(&test.base).await.until("all products", whole).await;
     assert_eq!((&seen["redis"]["servers"], seen["rankings"]["TODAY"].as_array().unwrap().len()), (&json!(3), 8));
     let held: i64 = seen["products"].as_array().unwrap().iter().map(|product| product["held"].as_i64().unwrap()).sum();
     assert_eq!(held, 16);
-    // Every node has some of it.
+    // Every node has keys.
     for node in std::iter::once(&test.redis).chain(&test.others) {
         let keys: i64 = redis::cmd("DBSIZE").query_async(&mut raw_redis(&node.url()).await).await.unwrap();
-        assert!(keys > 0, "a node has nothing");
+        assert!(keys > 0, "a node without keys");
     }
     test.finish().await;
 }
@@ -103,7 +103,7 @@ async fn partition_found_when_slot_moved() {
         TestApp::on(Options { partitions: 2, ..Options::default() }, dir, first, fresh_database().await).await;
     test.others = nodes;
     let user = test.user(1_000).await;
-    // The slot of this user's partition goes, empty-handed but for its keys, to the next node.
+    // The slot of this user's partition moves to the next node with its keys.
     let mut links = vec![raw_redis(&test.redis.url()).await];
     for other in &test.others {
         links.push(raw_redis(&other.url()).await);
@@ -128,7 +128,7 @@ async fn partition_found_when_slot_moved() {
     for node in [to, from, 3 - to - from] {
         set("NODE", &to_id).exec_async(&mut links[node]).await.unwrap();
     }
-    // A request at the old node gets "unavailable" at most once per connection, and then finds the new one.
+    // Each connection gets at most one 503 at the old node, and then uses the new one.
     let mut refused = 0;
     while test.put_charge(user, 100).await.status != 200 {
         refused += 1;
@@ -138,7 +138,7 @@ async fn partition_found_when_slot_moved() {
     test.finish().await;
 }
 
-/// A replica and its master change roles; no server is stopped, and no connection closed.
+/// A replica and its master exchange roles; no server stops, and no connection closes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn node_followed_when_failed_over() {
     let dir = ScratchDir::new().unwrap();
@@ -152,7 +152,7 @@ async fn node_followed_when_failed_over() {
         redis::cmd("CLUSTER").arg("REPLICATE").arg(&id).exec_async(&mut link).await.ok()
     })
     .await;
-    until("it is in sync", async || {
+    until("the replica is in sync", async || {
         let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await.unwrap();
         info.contains("master_link_status:up").then_some(())
     })
@@ -165,7 +165,7 @@ async fn node_followed_when_failed_over() {
     for _ in 0..8 {
         users.push(test.user(1_000).await);
     }
-    until("it has everything", async || {
+    until("the replica has every decision", async || {
         let ask = |link: &redis::aio::MultiplexedConnection| {
             let mut link = link.clone();
             async move {
@@ -178,7 +178,7 @@ async fn node_followed_when_failed_over() {
     })
     .await;
     redis::cmd("CLUSTER").arg("FAILOVER").exec_async(&mut link).await.unwrap();
-    until("they have changed places", async || {
+    until("the roles are exchanged", async || {
         let info: String = redis::cmd("INFO").arg("replication").query_async(&mut first).await.unwrap();
         info.contains("role:slave").then_some(())
     })

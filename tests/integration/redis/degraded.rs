@@ -1,5 +1,5 @@
-//! A degraded Redis: paused, read-only, busy, loading, with a failing disk, killed and restarted under load. The
-//! service answers 503 with a time to come back, changes nothing in part, and recovers by itself.
+//! A degraded Redis: paused, read-only, busy, loading, with a failing disk, killed and restarted under load. The service replies
+//! 503 with `Retry-After`, has no partial effects, and recovers by itself.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ use crate::{
     support::harness::{Options, TestApp, until},
 };
 
-/// Every error with which Redis refuses to work now, whatever it is asked; each is a 503 and none is believed to be an answer.
+/// The errors with which Redis refuses every command for a time; each makes a 503.
 const REFUSALS: &[&str] = &[
     "LOADING Redis is loading the dataset in memory",
     "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
@@ -47,28 +47,28 @@ async fn request_unavailable_when_redis_refuses() {
     for refusal in REFUSALS {
         println!("{refusal}");
         proxy.set(Fault::Answer((*refusal).to_owned()));
-        writes.reads_are_turned_away().await;
+        writes.assert_reads_unavailable().await;
         for write in writes.all() {
             let reply = writes.send(&write, None).await;
             assert_eq!(reply.status, 503, "{refusal}: {write:?}: {}", reply.text);
         }
         proxy.set(Fault::None);
-        until("it is served again", async || (writes.test.get("/readyz").await.status == 200).then_some(())).await;
+        until("the service is ready", async || (writes.test.get("/readyz").await.status == 200).then_some(())).await;
     }
     assert!(before == writes.test.snapshot().await);
     let refusal = Fault::Answer(REFUSALS[0].to_owned());
-    // The same on connections that are new, as after a restart.
+    // The same on new connections, as after a restart.
     let degrade = async || {
         proxy.set(refusal);
         proxy.cut();
-        writes.reads_are_turned_away().await;
+        writes.assert_reads_unavailable().await;
     };
-    writes.all_are_turned_away(degrade, async || proxy.set(Fault::None)).await;
+    writes.assert_writes_unavailable(degrade, async || proxy.set(Fault::None)).await;
     writes.test.finish().await;
 }
 
-/// Carried out, and the reply lost: the outcome is unknown, and the same request under its key finds out. Whichever reply of
-/// those that a request takes it is: with many partitions that is between any two of its steps.
+/// A lost reply of Redis makes the outcome unknown, and a repeat under the key settles it. The test loses each reply of a request
+/// in turn; with several partitions that is between any two steps.
 #[tokio::test]
 async fn lost_reply_settled_by_repeat() {
     for partitions in [1, 3] {
@@ -82,10 +82,10 @@ async fn lost_reply_settled_by_repeat() {
     }
 }
 
-/// How many of the writes were turned away.
+/// Returns the number of writes with a 503.
 async fn lose_replies(options: Options, after: usize) -> usize {
     let test = TestApp::with(options).await;
-    // So that user, product and campaign are at home in a partition each, where there are three.
+    // With three partitions, the user, the product and the campaign are in a partition each.
     test.user(0).await;
     for _ in 0..2 {
         test.product(0, 0).await;
@@ -103,7 +103,7 @@ async fn lose_replies(options: Options, after: usize) -> usize {
             assert!(first.headers.contains_key("retry-after"), "{write:?}");
         }
         proxy.set(Fault::None);
-        let settled = until("it is settled", async || {
+        let settled = until("the request is settled", async || {
             let reply = writes.send(write, Some(&key)).await;
             (reply.status != 503).then_some(reply)
         })
@@ -116,10 +116,10 @@ async fn lose_replies(options: Options, after: usize) -> usize {
             assert_eq!((first.status, first.text), (settled.status, settled.text), "{write:?}");
         }
     }
-    // Each once: the balance before, the charge, less one payment before and one now.
+    // Each effect once: the first balance and the charge, less two payments.
     let balance = test.get(&format!("/api/v1/balances/{}", writes.user)).await.ok()["balance"].clone();
     assert_eq!(balance, 100_000 - 1_000 + 1_000 - 2_000);
-    // The holds of orders that were not placed expire: of 100 units three are paid for, and one more was put on sale.
+    // The holds of orders that were not placed expire. Of 100 units three are sold, and one unit was added.
     test.clock.advance(700_000);
     until("all holds have ended", async || {
         test.engine.sweep().await.unwrap();
@@ -131,7 +131,7 @@ async fn lose_replies(options: Options, after: usize) -> usize {
     turned_away
 }
 
-/// A demoted server: what it has may be read, nothing is written.
+/// A demoted server serves reads and refuses writes.
 #[tokio::test]
 async fn reads_served_when_redis_read_only() {
     let writes = Writes::on(TestApp::start().await).await;
@@ -141,16 +141,16 @@ async fn reads_served_when_redis_read_only() {
     let (away, back) = (replica_of("127.0.0.1", "1"), replica_of("NO", "ONE"));
     let degrade = async || {
         let _: () = away.query_async(&mut redis).await.unwrap();
-        writes.reads_go_on().await;
+        writes.assert_reads_served().await;
     };
     let restore = async || {
         let _: () = back.query_async(&mut again).await.unwrap();
     };
-    writes.all_are_turned_away(degrade, restore).await;
+    writes.assert_writes_unavailable(degrade, restore).await;
     writes.test.finish().await;
 }
 
-/// A demoted server that does not even answer reads, as `replica-serve-stale-data no` has it.
+/// A demoted server that refuses reads too, because of `replica-serve-stale-data no`.
 #[tokio::test]
 async fn reads_unavailable_when_replica_has_no_master() {
     let writes = Writes::on(TestApp::start().await).await;
@@ -158,16 +158,16 @@ async fn reads_unavailable_when_replica_has_no_master() {
     let degrade = async || {
         config(&writes.test, "replica-serve-stale-data", "no").await;
         let _: () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).query_async(&mut redis).await.unwrap();
-        writes.reads_are_turned_away().await;
+        writes.assert_reads_unavailable().await;
     };
     let restore = async || {
         let _: () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut again).await.unwrap();
     };
-    writes.all_are_turned_away(degrade, restore).await;
+    writes.assert_writes_unavailable(degrade, restore).await;
     writes.test.finish().await;
 }
 
-/// A disk that can't be written to. Redis finds that out by a snapshot that fails, and refuses every write from then on.
+/// Redis's disk fails: after a failed snapshot Redis refuses every write.
 #[tokio::test]
 async fn reads_served_when_redis_disk_fails() {
     let writes = Writes::on(TestApp::start().await).await;
@@ -184,16 +184,16 @@ async fn reads_served_when_redis_disk_fails() {
             info.contains("rdb_last_bgsave_status:err").then_some(())
         })
         .await;
-        writes.reads_go_on().await;
+        writes.assert_reads_served().await;
     };
     let restore = async || {
         let _: () = redis::cmd("CONFIG").arg("SET").arg("save").arg("").query_async(&mut again).await.unwrap();
     };
-    writes.all_are_turned_away(degrade, restore).await;
+    writes.assert_writes_unavailable(degrade, restore).await;
     writes.test.finish().await;
 }
 
-/// A script that does not end.
+/// A script runs without end.
 #[tokio::test]
 async fn requests_unavailable_when_redis_busy() {
     let writes = Writes::on(TestApp::start().await).await;
@@ -206,26 +206,26 @@ async fn requests_unavailable_when_redis_busy() {
             let endless = redis::cmd("EVAL").arg("while true do end").arg(0).to_owned();
             endless.query_async::<()>(&mut running).await.unwrap_err().to_string()
         }));
-        until("it is busy", async || {
+        until("Redis is busy", async || {
             let pong: redis::RedisResult<String> = redis::cmd("PING").query_async(&mut ask).await;
             pong.err().filter(|error| error.code() == Some("BUSY"))
         })
         .await;
-        writes.reads_are_turned_away().await;
+        writes.assert_reads_unavailable().await;
     };
     let restore = async || {
         let _: () = redis::cmd("SCRIPT").arg("KILL").query_async(&mut kill).await.unwrap();
-        // It ends at its next step.
-        until("it is done", async || redis::cmd("PING").query_async::<String>(&mut kill).await.ok()).await;
+        // The script ends at its next step.
+        until("Redis answers again", async || redis::cmd("PING").query_async::<String>(&mut kill).await.ok()).await;
     };
-    writes.all_are_turned_away(degrade, restore).await;
+    writes.assert_writes_unavailable(degrade, restore).await;
     let ended = script.unwrap().await.unwrap();
     assert!(ended.contains("killed"), "{ended}");
     writes.test.finish().await;
 }
 
-/// Redis stopped, its connections open: no request waits longer than the timeout, and requests sent before take effect
-/// once when Redis continues.
+/// Redis is stopped with its connections open: no request waits longer than the timeout, and the requests take effect once when
+/// Redis continues.
 #[tokio::test]
 async fn effects_applied_once_when_redis_hangs() {
     let mut writes = Writes::on(TestApp::with(Options { redis_timeout_ms: 2_000, ..Options::default() }).await).await;
@@ -240,12 +240,12 @@ async fn effects_applied_once_when_redis_hangs() {
         assert_eq!(reply.status, 503, "{write:?}: {}", reply.text);
         assert!(reply.headers.contains_key("retry-after"), "{write:?}");
     }
-    let reads = tokio::time::timeout(Duration::from_secs(200), writes.reads_are_turned_away());
+    let reads = tokio::time::timeout(Duration::from_secs(200), writes.assert_reads_unavailable());
     reads.await.expect("a read hangs");
     writes.test.redis.resume().unwrap();
     for (n, write) in all.iter().enumerate() {
         let settle = async || {
-            until("it is settled", async || {
+            until("the request is settled", async || {
                 let reply = writes.send(write, Some(&format!("key-{n}"))).await;
                 (reply.status != 503).then_some(reply)
             })
@@ -315,7 +315,7 @@ async fn effects_applied_once_when_redis_killed_under_load() {
         for kill in 0..=KILLS {
             let before = answered.load(Ordering::SeqCst);
             let worked = async || (answered.load(Ordering::SeqCst) >= before + BETWEEN).then_some(());
-            until("it works, by itself", worked).await;
+            until("the service has recovered", worked).await;
             if kill < KILLS {
                 redis.kill().await.unwrap();
                 redis.restart().await.unwrap();
@@ -335,7 +335,7 @@ async fn effects_applied_once_when_redis_killed_under_load() {
             assert!(orders.insert(reply.ok()["orderId"].as_i64().unwrap()), "{key}");
         }
     }
-    assert!(unknown > 0, "no request met a Redis that was gone");
+    assert!(unknown > 0, "every request reached Redis");
     println!("{charges} charges and {} orders, {unknown} times 503", orders.len());
     assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 3 * charges);
     let left = test.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap();

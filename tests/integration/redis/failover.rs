@@ -1,4 +1,4 @@
-//! A Redis that is replaced by its replica while every connection stays open, and masters that refuse every write.
+//! A Redis that its replica replaces while every connection stays open, and masters that refuse every write.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::{
     support::harness::{Options, TestApp, fresh_database, raw_redis, until},
 };
 
-/// "Within a second", on a machine that stalls.
+/// The bound of "within a second", for a machine that stalls.
 const BOUND: Duration = Duration::from_secs(10);
 
 /// A server with a port, which replicates from `master` if there is one.
@@ -31,7 +31,7 @@ pub async fn info(link: &mut MultiplexedConnection, section: &str) -> String {
     redis::cmd("INFO").arg(section).query_async(link).await.unwrap()
 }
 
-/// Until the replica has everything that its master has.
+/// Waits until the replica has everything that its master has.
 pub async fn in_sync(master: &RedisServer, replica: &RedisServer) {
     let (mut from, mut to) = (raw_redis(&master.url()).await, raw_redis(&replica.url()).await);
     let offset = |info: &str, name: &str| {
@@ -55,7 +55,7 @@ async fn replicated(options: Options) -> (TestApp, RedisServer) {
     (test, replica)
 }
 
-/// The two change places; no connection is closed, and only new ones lead to the new master. Returns the old one.
+/// Exchanges the roles of the two without closing a connection: only new connections lead to the new master. Returns the old one.
 async fn switch(test: &mut TestApp, replica: RedisServer) -> RedisServer {
     in_sync(&test.redis, &replica).await;
     test.proxy.as_ref().unwrap().lead_to(replica.socket_path());
@@ -66,7 +66,7 @@ async fn switch(test: &mut TestApp, replica: RedisServer) -> RedisServer {
     std::mem::replace(&mut test.redis, replica)
 }
 
-/// Connections of the service that a server has: all but the one that asks, and replicas.
+/// The number of the service's connections at a server: without this one and those of replicas.
 async fn connections(server: &RedisServer) -> usize {
     let list = redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal").to_owned();
     let list: String = list.query_async(&mut raw_redis(&server.url()).await).await.unwrap();
@@ -90,7 +90,7 @@ async fn demoted_master_left_within_second_when_connections_open() {
             break;
         }
         reply.refused(503, "SERVICE_UNAVAILABLE");
-        assert!(!ready, "it said that it was ready, and refused");
+        assert!(!ready, "ready while it refuses writes");
         refused += 1;
         assert!(demoted.elapsed() < BOUND, "{refused} writes refused");
     }
@@ -100,11 +100,11 @@ async fn demoted_master_left_within_second_when_connections_open() {
     }
     assert_eq!(test.get(&path).await.ok()["balance"], 41);
     test.get("/readyz").await.ok();
-    until("nothing is left of the old connections", async || (connections(&old).await == 0).then_some(())).await;
+    until("the old connections are closed", async || (connections(&old).await == 0).then_some(())).await;
     test.finish().await;
 }
 
-/// Without requests the watch detects it.
+/// Without requests, the watch detects the demotion.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn demoted_master_left_when_process_idle() {
     let (mut test, replica) = replicated(Options::default()).await;
@@ -118,7 +118,7 @@ async fn demoted_master_left_when_process_idle() {
     test.finish().await;
 }
 
-/// A demoted master does not have the decisions made elsewhere: once its demotion is known it is not read either.
+/// A demoted master lacks the decisions of the new one: the service does not read from it either.
 #[tokio::test]
 async fn demoted_master_not_read_when_no_other_found() {
     let writes = Writes::on(TestApp::start().await).await;
@@ -127,7 +127,7 @@ async fn demoted_master_not_read_when_no_other_found() {
         let away = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).to_owned();
         let _: () = away.query_async(&mut redis).await.unwrap();
         writes.test.engine.check().await;
-        writes.absence_is_not_believed().await;
+        writes.assert_missing_unavailable().await;
         writes.test.get(&format!("/api/v1/balances/{}", writes.user)).await.refused(503, "SERVICE_UNAVAILABLE");
         let reply = writes.test.get("/readyz").await;
         assert!(reply.text.contains("slave, which can't be written to"), "{}", reply.text);
@@ -135,11 +135,11 @@ async fn demoted_master_not_read_when_no_other_found() {
     let restore = async || {
         let _: () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut again).await.unwrap();
     };
-    writes.all_are_turned_away(degrade, restore).await;
+    writes.assert_writes_unavailable(degrade, restore).await;
     writes.test.finish().await;
 }
 
-/// A master that takes no writes is read; `readyz` says that it decides nothing.
+/// A master that refuses writes is read; `/readyz` reports that its partitions can't decide.
 #[tokio::test]
 async fn readiness_names_reason_when_writes_refused() {
     for (setting, value, back, code) in
@@ -149,12 +149,12 @@ async fn readiness_names_reason_when_writes_refused() {
         let degrade = async || {
             config(&writes.test, setting, value).await;
             writes.test.engine.check().await;
-            writes.reads_go_on().await;
+            writes.assert_reads_served().await;
             let reply = writes.test.get("/readyz").await;
             reply.refused(503, "SERVICE_UNAVAILABLE");
             assert!(reply.text.contains("refuses every write") && reply.text.contains(code), "{}", reply.text);
         };
-        writes.all_are_turned_away(degrade, async || config(&writes.test, setting, back).await).await;
+        writes.assert_writes_unavailable(degrade, async || config(&writes.test, setting, back).await).await;
         writes.test.get("/readyz").await.ok();
         writes.test.finish().await;
     }

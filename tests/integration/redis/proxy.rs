@@ -1,4 +1,4 @@
-//! A proxy between the service and Redis that causes faults exactly and at once, where a real server can't.
+//! A proxy between the service and Redis that causes faults at exact moments, which a real server can't.
 
 use std::{
     io,
@@ -17,19 +17,19 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// The fault that commands meet.
+/// The fault of commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     None,
-    /// They do not get through; each is answered with this error (without the `-`).
+    /// Does not pass commands on; replies to each with this error (without the `-`).
     Answer(String),
-    /// They get through, and so many replies do; the next is lost, and its connection is cut.
+    /// Passes commands and this many replies on; drops the next reply, and cuts its connection.
     LoseReplies {
         after: usize,
     },
 }
 
-/// Dropped, every connection through it is cut.
+/// A listening proxy. Dropped, it cuts every connection.
 pub struct Proxy {
     address: SocketAddr,
     state: Arc<State>,
@@ -38,7 +38,7 @@ pub struct Proxy {
 
 struct State {
     fault: Mutex<Fault>,
-    /// Where new connections lead.
+    /// The socket of the server for new connections.
     socket: Mutex<PathBuf>,
     /// Replies since the fault was set.
     replies: AtomicUsize,
@@ -53,7 +53,7 @@ impl State {
 }
 
 impl Proxy {
-    /// A proxy before the Redis at this socket.
+    /// Starts a proxy in front of the Redis at this socket.
     pub async fn before(socket: PathBuf) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -72,7 +72,7 @@ impl Proxy {
                 links.spawn(async move {
                     let cut = state.cut.notified();
                     tokio::select! {
-                        // However it ends, both sides are closed.
+                        // The end of one side closes both.
                         _ = carry(client, socket, &state) => {}
                         () = cut => {}
                     }
@@ -86,18 +86,18 @@ impl Proxy {
         format!("redis://{}/", self.address)
     }
 
-    /// From now on.
+    /// Sets the fault of commands from now on.
     pub fn set(&self, fault: Fault) {
         *self.state.fault.lock().unwrap() = fault;
         self.state.replies.store(0, Ordering::SeqCst);
     }
 
-    /// New connections lead to the Redis at this socket from now on; those that are there stay where they are.
+    /// Connects new connections to the Redis at this socket; open ones stay.
     pub fn lead_to(&self, socket: PathBuf) {
         *self.state.socket.lock().unwrap() = socket;
     }
 
-    /// Cuts every connection that is there now.
+    /// Cuts every open connection.
     pub fn cut(&self) {
         self.state.cut.notify_waiters();
     }
@@ -155,18 +155,18 @@ async fn replies(
     }
 }
 
-/// Counts the commands in what a client sends: arrays of bulk strings, in pieces of any size.
+/// Counts the commands in a client's bytes: arrays of bulk strings, in pieces of any size.
 #[derive(Default)]
 struct Commands {
     line: Vec<u8>,
-    /// Bytes of a bulk string, and its end, that are still to come.
+    /// The missing bytes of a bulk string and its end.
     skip: usize,
-    /// Bulk strings of the command that are still to come.
+    /// The missing bulk strings of the command.
     left: usize,
 }
 
 impl Commands {
-    /// How many commands end in this piece.
+    /// Returns the number of commands that end in this piece.
     fn count(&mut self, piece: &[u8]) -> usize {
         let mut whole = 0;
         for byte in piece {

@@ -1,5 +1,5 @@
-//! The rights of the user at Redis: the documented ones are enough for everything; a missing one is refused by name, at
-//! start and at work, before any write.
+//! The rights of the service's user at Redis: the documented ones suffice; without one, the start and later checks fail with its
+//! name, before any write.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -15,7 +15,7 @@ use crate::{
     support::harness::{self, Options, TestApp, fresh_database, postgres_url},
 };
 
-/// The line of the docs that makes the user, with a password in it.
+/// The documented command that creates the user, with a password.
 fn documented(password: &str) -> Vec<String> {
     let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/running.md")).unwrap();
     let begin = docs.find("ACL SETUSER firstcome").expect("the docs have the line");
@@ -31,7 +31,7 @@ async fn acl(link: &mut MultiplexedConnection, words: &[impl AsRef<str>]) {
     acl.exec_async(link).await.unwrap();
 }
 
-/// How the user of the docs reaches a server.
+/// The settings of Redis with the documented user.
 fn as_user(redis: &RedisServer) -> RedisConfig {
     harness::redis_config(&format!("{}?user=firstcome&pass=secret", redis.url()))
 }
@@ -78,7 +78,7 @@ async fn start_refused_and_right_named_when_missing() {
     let keys: i64 = redis::cmd("DBSIZE").query_async(&mut link).await.unwrap();
     assert_eq!(keys, 0);
     let mut refusals = Vec::new();
-    // Only used where it is configured so, or where there is a cluster.
+    // Used with certain settings only, or on a cluster.
     let elsewhere = ["hello", "select", "cluster|slots", "cluster|keyslot", "ping", "unwatch"];
     for right in PERMISSIONS.iter().filter(|right| !elsewhere.contains(&right.name)) {
         // `AUTH` can't be denied to a user.
@@ -96,11 +96,11 @@ async fn start_refused_and_right_named_when_missing() {
     }
     for (name, refusal) in refusals {
         let refusal = refusal.unwrap_or_else(|| panic!("it starts without {name}"));
-        // Whether settings have to be readable is a setting of its own.
+        // A setting decides whether Redis's settings must be readable.
         let explained = refusal.contains("docs/running.md") || name == "config|get";
         assert!(refusal.contains(&name) && explained, "{name}: {refusal}");
     }
-    // Nothing was written by any of them.
+    // No refused start wrote anything.
     let keys: i64 = redis::cmd("DBSIZE").query_async(&mut link).await.unwrap();
     assert_eq!(keys, 0);
     acl(&mut link, &documented("secret")).await;
@@ -108,7 +108,7 @@ async fn start_refused_and_right_named_when_missing() {
     harness::drop_database(&database).await;
 }
 
-/// Why it does not start; `None` if it does.
+/// The error of the start, if it fails.
 async fn start(config: &firstcome::config::EngineConfig) -> Option<String> {
     let opened =
         firstcome::app::App::open(config, &Default::default(), firstcome::model::Clock::standing(harness::START)).await;
@@ -129,7 +129,7 @@ async fn partition_closed_before_write_when_right_revoked() {
         let (mut link, mut again) = (writes.test.raw().await, writes.test.raw().await);
         let degrade = async || {
             acl(&mut link, &["SETUSER", "firstcome", taken]).await;
-            // As the watch does twice a second.
+            // The watch checks twice a second; the test checks at once.
             writes.test.store.recheck_permissions();
             writes.test.engine.check().await;
             let reply = writes.test.get("/readyz").await;
@@ -137,12 +137,12 @@ async fn partition_closed_before_write_when_right_revoked() {
             let named = if taken == "resetkeys" { KEY_PATTERN } else { &taken[1..] };
             assert!(reply.text.contains(named) && reply.text.contains("lacks permissions"), "{taken}: {}", reply.text);
         };
-        writes.all_are_turned_away(degrade, async || acl(&mut again, &documented("secret")).await).await;
+        writes.assert_writes_unavailable(degrade, async || acl(&mut again, &documented("secret")).await).await;
         writes.test.finish().await;
     }
 }
 
-/// A refusal for a missing right is no reply to a client, and closes the partition at once.
+/// Redis refuses a command for a missing right: the client gets a 503, and the partition closes at once.
 #[tokio::test]
 async fn partition_closed_when_command_lacks_right() {
     let test = test(Options::default()).await;
@@ -151,7 +151,7 @@ async fn partition_closed_when_command_lacks_right() {
     acl(&mut link, &["SETUSER", "firstcome", "-evalsha"]).await;
     let before = test.snapshot().await;
     test.put_charge(user, 5).await.refused(503, "SERVICE_UNAVAILABLE");
-    // From here on it is known, without another check.
+    // The partition stays closed without another check.
     test.get(&format!("/api/v1/balances/{user}")).await.refused(503, "SERVICE_UNAVAILABLE");
     assert!(before == test.snapshot().await);
     acl(&mut link, &documented("secret")).await;
@@ -160,7 +160,7 @@ async fn partition_closed_when_command_lacks_right() {
     test.finish().await;
 }
 
-/// A key of ours that something else has written is found before a script meets it half way.
+/// A key with a type that the service does not write closes the partition before a script fails on it.
 #[tokio::test]
 async fn partition_closed_when_key_has_other_type() {
     let writes = Writes::on(TestApp::start().await).await;
@@ -177,11 +177,11 @@ async fn partition_closed_when_key_has_other_type() {
     let restore = async || {
         rename("{p0}:idem:aside", "{p0}:expiry").exec_async(&mut again).await.unwrap();
     };
-    writes.all_are_turned_away(degrade, restore).await;
+    writes.assert_writes_unavailable(degrade, restore).await;
     writes.test.finish().await;
 }
 
-/// Every command that is written anywhere in the program or its scripts is in the list, and the docs have the list.
+/// The list of rights has every command of the program and its scripts, and the docs have the list.
 #[test]
 fn documented_rights_cover_every_command() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -194,10 +194,10 @@ fn documented_rights_cover_every_command() {
                 folders.push(path);
                 continue;
             }
-            // A list is passed in chunks.
+            // A list goes to Redis in chunks.
             let text = fs::read_to_string(&path).unwrap().replace("_in_chunks('", "redis.call('");
             let (starts, end): (&[&str], char) = match path.extension().and_then(|end| end.to_str()) {
-                // The second: functions that hand long lists to the command they are given.
+                // The second one: functions that pass long lists to a command in their arguments.
                 Some("lua") => (&["redis.call(", "_in_chunks("], '\''),
                 Some("rs") => (&["cmd("], '"'),
                 _ => continue,
@@ -218,11 +218,11 @@ fn documented_rights_cover_every_command() {
     let listed: BTreeSet<String> = PERMISSIONS.iter().map(|right| right.name.to_owned()).collect();
     let missing: Vec<_> = used.difference(&listed).collect();
     assert!(missing.is_empty(), "not in RIGHTS: {missing:?}");
-    // What the libraries send, and what transactions are made of.
+    // The commands of the libraries, and of transactions.
     let of_libraries = ["auth", "exec", "hello", "multi", "ping", "select", "unwatch"];
     let idle = listed.iter().filter(|name| !used.contains(*name));
     let idle: Vec<_> = idle.map(String::as_str).collect();
-    assert_eq!(idle, of_libraries, "rights that nothing needs");
+    assert_eq!(idle, of_libraries, "unused rights");
     let documented: BTreeSet<String> = documented("secret").into_iter().collect();
     let of_docs: BTreeSet<&str> = documented.iter().filter_map(|word| word.strip_prefix('+')).collect();
     assert_eq!(of_docs, listed.iter().map(String::as_str).collect::<BTreeSet<_>>());

@@ -1,6 +1,5 @@
-//! A call that decides many requests equals one call for each, in their order: the same replies, the same events under
-//! the same numbers, the same state. Random calls of conflicting requests run against a second test app that decides
-//! them one by one.
+//! A call with many requests equals one call for each, in the same order: the same replies, the same events with the same
+//! positions, the same state. A second test app decides the same random, conflicting requests one by one.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +39,7 @@ struct Ask {
 
 fn asks() -> impl Strategy<Value = (u8, Vec<Ask>)> {
     let key = prop::option::weighted(0.3, (0..6u8, 0..2u8));
-    // One user more than there are, and one product, and one order.
+    // Each range includes one unknown user, product and order.
     let ask = (1..=USERS + 1, 1..=4i64, prop::sample::select(&[0, 99, 100, 200, 290, 300][..]), 1..=3i64);
     let ask = (ask, prop::option::weighted(0.4, 1..=2i64), key)
         .prop_map(|((user, thing, amount, quantity), coupon, key)| Ask { user, thing, amount, quantity, coupon, key });
@@ -52,7 +51,7 @@ fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64,
     let one = |ask: &Ask| {
         let raw = match kind {
             0 => bench.charge(ask.user, ask.amount / 20 + 1),
-            // All of one call are of one campaign.
+            // All requests of a call name one campaign.
             1 => bench.coupon_issue(1 + asks[0].thing % 2, ask.user),
             2 => {
                 *orders += 1;
@@ -67,7 +66,7 @@ fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64,
                     None => raw,
                 }
             }
-            // One of the newest orders, rightly or wrongly.
+            // One of the newest orders, with its own user and price or with others.
             _ => match placed.iter().rev().nth(ask.thing as usize) {
                 Some((order, user, price)) if ask.quantity > 1 => bench.pay(*order, *user, *price),
                 _ => bench.pay((*orders - ask.thing * ask.quantity).max(1), ask.user, ask.amount),
@@ -81,7 +80,7 @@ fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64,
     asks.iter().map(one).collect()
 }
 
-/// All in one call.
+/// Combines the requests into one call.
 pub fn together(raws: &[Raw]) -> Raw {
     let (keys, args) = raws[0].shared.unwrap();
     let mut whole = raws[0].clone();
@@ -114,7 +113,7 @@ async fn state(test: &TestApp) -> BTreeMap<String, String> {
     all
 }
 
-/// The outbox's events as those of single decisions, without the links between changes.
+/// The events of the outbox, one per decision, without the links between changes.
 async fn events(bench: &mut Bench) -> Vec<Vec<(String, String)>> {
     let mut events = Vec::new();
     for (_, fields) in outbox::entries(&mut bench.redis, 0).await {
@@ -148,7 +147,7 @@ async fn batch_equals_single_calls() {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for _ in 0..3 {
         let (mut many, mut single) = (open().await, open().await);
-        // Ids given to orders, and order, user and price of those that were placed.
+        // The next order id; the order, user and price of placed orders.
         let (mut orders, mut placed) = (0, Vec::new());
         for round in 0..120 {
             let (kind, asks) = asks().new_tree(&mut runner).unwrap().current();
@@ -168,7 +167,7 @@ async fn batch_equals_single_calls() {
         }
         assert_eq!(events(&mut many).await, events(&mut single).await, "BATCH_SEED={seed}");
         assert_eq!(state(&many.test).await, state(&single.test).await, "BATCH_SEED={seed}");
-        // A user's changes are chained through calls of many as through single ones.
+        // The chain of a user's changes is the same with both kinds of calls.
         for user in 1..=USERS {
             let path = format!("/api/v1/balances/{user}/history?limit=1000");
             let before = many.test.get(&path).await.ok();
@@ -180,12 +179,12 @@ async fn batch_equals_single_calls() {
         single.finish().await;
     }
     for word in ["coupon_issue REPLAYED", "order_place SOLD_OUT", "order_place INVALID_COUPON", "order_pay DECLINED"] {
-        assert!(seen.contains_key(word), "{word} did not come about: {seen:?}");
+        assert!(seen.contains_key(word), "{word} did not occur: {seen:?}");
     }
     assert!(seen["order_pay PAID"] > 10 && seen["balance_charge REPLAYED"] > 3, "{seen:?}");
 }
 
-/// Requests that come at once are decided together, and each gets its own answer.
+/// Concurrent requests share calls, and each gets its own reply.
 #[tokio::test]
 async fn concurrent_requests_share_outbox_entries() {
     let test = TestApp::start().await;
@@ -214,7 +213,7 @@ async fn concurrent_requests_share_outbox_entries() {
     test.finish().await;
 }
 
-/// One decision of an entry can't be applied: it alone becomes a dead letter, and the others are applied.
+/// Invalid decisions of an entry become dead letters, and the entry's other decisions are applied.
 #[tokio::test]
 async fn poisoned_decision_leaves_rest_of_entry_applied() {
     let test = TestApp::with(Options { dead_letters: 2, ..Options::default() }).await;
@@ -224,7 +223,7 @@ async fn poisoned_decision_leaves_rest_of_entry_applied() {
         users.iter().map(async |user| test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 500})).await),
     );
     charged.await.into_iter().for_each(|reply| drop(reply.ok()));
-    // The last entry, with two decisions more: one that lacks its parts, and one of a user that does not exist.
+    // Adds two decisions to the last entry: one without its fields, and one of an unknown user.
     let (mut redis, keys) = (test.raw().await, Keys(Partition(0)));
     let mut entries = outbox::entries(&mut redis, 0).await;
     let seq: i64 = redis::cmd("HINCRBY").arg(keys.meta()).arg("seq").arg(2).query_async(&mut redis).await.unwrap();
@@ -234,6 +233,5 @@ async fn poisoned_decision_leaves_rest_of_entry_applied() {
     *events = format!("{events}\u{1e}{broken}\u{1e}{}", parts.join("\u{1f}"));
     outbox::replace(&mut redis, 0, &entries).await;
     test.drain().await;
-    // Which checks that there are two dead letters.
     test.finish().await;
 }

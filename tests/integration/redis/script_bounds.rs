@@ -1,5 +1,5 @@
-//! Every script at the largest call of the service, one larger, and at random sizes between: the call is decided whole
-//! or refused whole.
+//! Every script at the maximal size of the service's calls, one above it, and at random sizes: a call is decided whole or refused
+//! whole.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::redis::{
     scripts::{Bench, Raw},
 };
 
-/// The most requests that the service sends in one call.
+/// The maximal number of requests in one call of the service.
 const MAX_REQUESTS: i64 = 128;
 const MAX_LINES: i64 = 100;
 const PRICE: i64 = 3;
@@ -43,7 +43,7 @@ async fn counters(bench: &mut Bench, key: String) -> BTreeMap<i64, i64> {
 struct Shape {
     requests: i64,
     lines: i64,
-    /// How many products the orders are of.
+    /// The number of distinct products in the orders.
     products: i64,
 }
 
@@ -82,7 +82,7 @@ async fn decide(shape: Shape) {
         assert!(on_sale.iter().all(|(id, units)| UNITS - units == *wanted.get(id).unwrap_or(&0)), "{shape:?}");
     }
 
-    // Whatever one call takes on, the next goes on where it ended.
+    // The next call continues after the requests that this one decided.
     for most in [1_000_000, 1_000, 1] {
         let pays = (0..requests).filter(|request| request % 2 == 0);
         let pays: Vec<Raw> = pays
@@ -108,7 +108,6 @@ async fn decide(shape: Shape) {
     assert_eq!(counters(&mut bench, keys.held()).await, BTreeMap::new(), "{shape:?}");
     let on_sale = counters(&mut bench, keys.stock()).await;
     assert!(on_sale.iter().all(|(id, units)| UNITS - units == *sold.get(id).unwrap_or(&0)), "{shape:?}");
-    // The invariants hold over both stores.
     bench.finish().await;
 }
 
@@ -133,7 +132,7 @@ async fn order_batch_decided_whole_at_any_size() {
     }
 }
 
-/// The payments of one call that carry more than it takes on are decided by the next calls, in their order.
+/// A call decides payments up to a number of lines; the next calls decide the rest, in order.
 #[tokio::test]
 async fn payment_batch_stops_at_line_limit() {
     let mut bench = Bench::start(1).await;
@@ -172,13 +171,13 @@ async fn charge_and_issue_batches_decided_whole_at_max_size() {
     }
 }
 
-/// The scripts of one request, each with the longest lists that it can get.
+/// Scripts that decide one request, with lists of maximal length.
 #[tokio::test]
 async fn single_scripts_decide_whole_at_max_lists() {
     let mut bench = Bench::start(2).await;
     let users = bench.users_create(2, 250, 1_000_000);
     assert_eq!(bench.run(&users).await[0], "CREATED");
-    // All at home in the second partition.
+    // All in the second partition.
     let products: Vec<i64> = (0..MAX_LINES).map(|n| 1 + 2 * n).collect();
     let create: Vec<Raw> = products.iter().map(|id| bench.product_create(*id, PRICE, UNITS)).collect();
     run_all(&mut bench, &create).await;
@@ -199,7 +198,7 @@ async fn single_scripts_decide_whole_at_max_lists() {
         let settle = bench.settle(1, order, 2, end);
         assert_eq!(bench.run(&settle).await[0], "MOVED");
     }
-    // It is evicted and restored, with all of its lines.
+    // The order is evicted and restored with all of its lines.
     let key = bench.order_key(order);
     let fields: Vec<(String, String)> = redis::cmd("HGETALL").arg(&key).query_async(&mut bench.redis).await.unwrap();
     let fields: Vec<(&str, &str)> = fields.iter().map(|(field, value)| (field.as_str(), value.as_str())).collect();

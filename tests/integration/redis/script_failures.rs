@@ -1,5 +1,4 @@
-//! Scripts in a Redis that is out of memory, has forgotten them, or has a frozen or lost partition state, as a client
-//! sees it.
+//! Replies to clients while Redis is out of memory, has flushed its scripts, or has a frozen or lost partition state.
 
 use serde_json::{Value, json};
 
@@ -25,7 +24,7 @@ impl Writes {
         let coupon = test.campaign("FIXED", 100, 10).await;
         let pending = test.place(user, product, 1).await;
         let payable = test.place(user, product, 2).await;
-        // Ids of payments are reserved in blocks: so that there are some at hand.
+        // Ids of payments are reserved in blocks: this payment reserves one before the snapshot.
         let paid = test.place(user, product, 1).await;
         test.pay(paid, user, "CARD", 1_000).await.ok();
         Writes { test, user, product, coupon, pending, payable }
@@ -61,8 +60,8 @@ impl Writes {
         ]
     }
 
-    /// Reads from Redis alone succeed.
-    pub async fn reads_go_on(&self) {
+    /// Asserts that reads that need Redis only succeed.
+    pub async fn assert_reads_served(&self) {
         let Writes { user, product, .. } = self;
         for path in [
             format!("/api/v1/balances/{user}"),
@@ -74,10 +73,10 @@ impl Writes {
         }
     }
 
-    /// Every read from Redis gets a 503 with a time to come back, for existing and for missing objects.
-    pub async fn reads_are_turned_away(&self) {
+    /// Asserts that every read from Redis gets a 503 with `Retry-After`, for existing and for missing objects.
+    pub async fn assert_reads_unavailable(&self) {
         let Writes { user, product, coupon, pending, .. } = self;
-        self.are_turned_away([
+        self.assert_unavailable([
             format!("/api/v1/balances/{user}"),
             format!("/api/v1/balances/{user}/history"),
             format!("/api/v1/coupons/{user}"),
@@ -91,13 +90,13 @@ impl Writes {
             "/admin/v1/orders".to_owned(),
         ])
         .await;
-        self.absence_is_not_believed().await;
+        self.assert_missing_unavailable().await;
         self.test.get("/healthz").await.ok();
     }
 
-    /// An object that is not found may have been lost: the reply is neither "not found" nor an empty list.
-    pub async fn absence_is_not_believed(&self) {
-        self.are_turned_away(
+    /// Asserts that missing objects, which Redis may have lost, get a 503: no 404, and no empty list.
+    pub async fn assert_missing_unavailable(&self) {
+        self.assert_unavailable(
             [
                 "/api/v1/balances/999",
                 "/api/v1/balances/999/history",
@@ -113,7 +112,7 @@ impl Writes {
         .await;
     }
 
-    async fn are_turned_away(&self, paths: impl IntoIterator<Item = String>) {
+    async fn assert_unavailable(&self, paths: impl IntoIterator<Item = String>) {
         for path in paths {
             let reply = self.test.get(&path).await;
             assert_eq!(reply.status, 503, "{path}: {}", reply.text);
@@ -126,9 +125,9 @@ impl Writes {
         self.test.send(method.parse().unwrap(), path, Some(body), key).await
     }
 
-    /// While Redis is degraded every write gets a 503 with a time to come back; once it is restored nothing has
-    /// changed, and every write succeeds.
-    pub async fn all_are_turned_away(&self, degrade: impl AsyncFnOnce(), restore: impl AsyncFnOnce()) {
+    /// Asserts that every write gets a 503 with `Retry-After` while Redis is degraded, and that after the repair the state is
+    /// unchanged and every write succeeds.
+    pub async fn assert_writes_unavailable(&self, degrade: impl AsyncFnOnce(), restore: impl AsyncFnOnce()) {
         let before = self.test.snapshot().await;
         degrade().await;
         let writes = self.all();
@@ -140,13 +139,13 @@ impl Writes {
             }
         }
         restore().await;
-        assert!(before == self.test.snapshot().await, "a write that was turned away changed something");
-        until("it is served again", async || {
+        assert!(before == self.test.snapshot().await, "a refused write changed the state");
+        until("the service is ready", async || {
             self.test.engine.check().await;
             (self.test.get("/readyz").await.status == 200).then_some(())
         })
         .await;
-        // Nothing was used up: the same requests under the same keys are now carried out.
+        // The refusals consumed no key: the same requests under the same keys succeed.
         for (n, write) in writes.iter().enumerate() {
             let reply = self.send(write, Some(&format!("key-{n}"))).await;
             assert!(reply.status.is_success() && !reply.replayed(), "{write:?}: {}", reply.text);
@@ -165,15 +164,15 @@ pub async fn config(test: &TestApp, name: &str, value: &str) {
 async fn script_refused_before_write_when_out_of_memory() {
     let writes = Writes::ready().await;
     let test = &writes.test;
-    // The projection goes on: it is what makes room.
+    // The projection continues, and frees memory.
     config(test, "maxmemory", "1").await;
     test.drain().await;
     config(test, "maxmemory", "0").await;
     let degrade = async || {
         config(test, "maxmemory", "1").await;
-        writes.reads_go_on().await;
+        writes.assert_reads_served().await;
     };
-    writes.all_are_turned_away(degrade, async || config(test, "maxmemory", "0").await).await;
+    writes.assert_writes_unavailable(degrade, async || config(test, "maxmemory", "0").await).await;
     writes.test.finish().await;
 }
 
@@ -183,12 +182,12 @@ async fn request_unavailable_when_partition_frozen() {
     let (mut redis, mut again) = (writes.test.raw().await, writes.test.raw().await);
     let degrade = async || {
         let _: i64 = redis::cmd("HSET").arg("{p0}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
-        writes.reads_go_on().await;
+        writes.assert_reads_served().await;
     };
     let restore = async || {
         let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut again).await.unwrap();
     };
-    writes.all_are_turned_away(degrade, restore).await;
+    writes.assert_writes_unavailable(degrade, restore).await;
     writes.test.finish().await;
 }
 
@@ -200,13 +199,13 @@ async fn request_unavailable_when_partition_state_gone() {
     let degrade = async || {
         let away = rename("{p0}:meta", "{p0}:idem:aside");
         let _: () = away.query_async(&mut redis).await.unwrap();
-        writes.absence_is_not_believed().await;
+        writes.assert_missing_unavailable().await;
     };
     let restore = async || {
         let back = rename("{p0}:idem:aside", "{p0}:meta");
         let _: () = back.query_async(&mut again).await.unwrap();
     };
-    writes.all_are_turned_away(degrade, restore).await;
+    writes.assert_writes_unavailable(degrade, restore).await;
     for path in ["/api/v1/balances/999", "/api/v1/balances/999/history", "/api/v1/coupons/999"] {
         writes.test.get(path).await.refused(404, "USER_NOT_FOUND");
     }
@@ -224,7 +223,7 @@ async fn script_reloaded_when_redis_forgot_it() {
     }
     let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut redis).await.unwrap();
     writes.test.get(&format!("/api/v1/balances/{}/history", writes.user)).await.ok();
-    // By many at once, while they are forgotten again and again.
+    // Concurrent requests, while the scripts are flushed repeatedly.
     let path = format!("/api/v1/balances/{}", writes.user);
     let charges = futures_util::future::join_all((0..100).map(|_| writes.test.put(&path, json!({"amount": 1}))));
     let forget = async {
@@ -235,7 +234,7 @@ async fn script_reloaded_when_redis_forgot_it() {
     let before = writes.test.get(&path).await.ok()["balance"].as_i64().unwrap();
     let (replies, ()) = tokio::join!(charges, forget);
     let charged = replies.iter().filter(|reply| reply.status == 200).count() as i64;
-    // Forgotten twice within one request it is not carried out, and says so.
+    // A script that is flushed twice within one request is not executed, and the reply is a 503.
     for reply in replies.iter().filter(|reply| reply.status != 200) {
         reply.refused(503, "SERVICE_UNAVAILABLE");
     }
@@ -243,11 +242,11 @@ async fn script_reloaded_when_redis_forgot_it() {
     writes.test.finish().await;
 }
 
-/// Also between the steps of an operation over partitions: a repeat under the key settles it.
+/// Scripts are flushed between the steps of an operation over partitions: a repeat under the key settles it.
 #[tokio::test]
 async fn remote_operation_settled_when_scripts_forgotten_between_steps() {
     let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
-    // So that user, product and campaign are at home in a partition each.
+    // The user, the product and the campaign are in a partition each.
     test.user(0).await;
     for _ in 0..2 {
         test.product(0, 0).await;

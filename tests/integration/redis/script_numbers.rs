@@ -1,4 +1,4 @@
-//! Numbers near their bounds, through the real scripts: Lua has only doubles, and prints them in more than one way.
+//! Numbers near their bounds in the real scripts: Lua has only doubles, and several formats to print them.
 
 use firstcome::{
     model::{
@@ -88,13 +88,13 @@ async fn order_total_exact_up_to_largest_integer() {
         let lines: Vec<_> = lines.iter().map(|(id, n)| json!({"productId": id, "quantity": n})).collect();
         test.post("/api/v1/orders", json!({"userId": 1, "orderProducts": lines}))
     };
-    // Ids of orders are reserved in blocks: so that there are some at hand.
+    // Ids of orders are reserved in blocks: this order reserves one before the snapshot.
     order(&[(dear, 10_000)]).await.refused(400, "INVALID_ORDER");
     let before = test.snapshot().await;
     order(&[(dear, 9_007), (rest, 1), (won, 1)]).await.refused(400, "INVALID_ORDER");
     order(&[(dear, 10_000)]).await.refused(400, "INVALID_ORDER");
     order(&[(won, 1), (dear, 10_000), (rest, 9)]).await.refused(400, "INVALID_ORDER");
-    assert!(before == test.snapshot().await, "a refused order changed something");
+    assert!(before == test.snapshot().await, "a refused order changed the state");
     let placed = order(&[(dear, 9_007), (rest, 1)]).await.ok();
     assert_eq!(placed["finalPrice"], MAX_SAFE_INTEGER);
     let Body::OrderPlaced(event) = last_event(&test).await.body else { panic!() };
@@ -147,14 +147,14 @@ async fn order_of_hundred_lines_exact() {
     test.finish().await;
 }
 
-/// What a discount is taken off, and how much: two prices, units of the first, and the discount.
+/// A case of a discount: two prices, the units of the first, and the discount.
 type Case = (i64, i64, i64, Discount);
 
 fn cases() -> Vec<Case> {
     let percent = |amount| Discount { kind: DiscountType::Percentage, amount };
     let fixed = |amount| Discount { kind: DiscountType::Fixed, amount };
     let mut cases: Vec<Case> = Vec::new();
-    // Where a double, or a number written in fourteen digits, would go wrong.
+    // Numbers that are inexact as a double or in fourteen digits.
     for total in [
         (1, 1, 0),
         (0, 1, 0),
@@ -200,7 +200,7 @@ async fn discount_equal_in_lua_and_rust() {
             let patch = ProductPatch { price: Some(price), ..ProductPatch::default() };
             test.store.product_update(&plain, product(id), "TOP", &patch).await.unwrap().unwrap();
         }
-        // Terms come as arguments, so that every case can have its own.
+        // The terms are arguments of the script, so that each case has its own.
         let terms = CouponTerms { discount, expires_at: START.plus(1) };
         let order_id = OrderId::new(1_000 + n as i64).unwrap();
         let place = PlaceOrder {

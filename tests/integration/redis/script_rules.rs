@@ -1,14 +1,14 @@
-//! The rules of `lua/`, checked on the text: no clock, no random numbers, no key built in Lua; checks first, then
-//! writes, with a marker between them, and the event before the other writes.
+//! The rules of `lua/`, checked in the source text: no clock, no random numbers, no key built in Lua; checks above the line,
+//! writes below it, and the event as the first write.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use firstcome::redis::{reply_code::ReplyCode, script};
 
-/// Commands that change nothing.
+/// Commands that only read.
 const READS: [&str; 11] =
     ["EXISTS", "GET", "HEXISTS", "HGET", "HMGET", "LRANGE", "SISMEMBER", "SMISMEMBER", "TIME", "XRANGE", "ZSCORE"];
-/// The file whose functions hand lists to Redis; every other one names its commands and values.
+/// The file whose functions pass lists to Redis; every other file names its commands and values.
 const LISTS: &str = "lists";
 const LINE: &str = "---- checks above, writes below --";
 
@@ -57,8 +57,7 @@ fn files(dir: &str) -> BTreeMap<String, String> {
     files
 }
 
-/// The keys or arguments that a script's header numbers, counted up from 1, and whether each is a list ("3..", "1 to
-/// n").
+/// The numbers of the keys or arguments in a script's header, from 1, and whether each is a list (`3..`, `1 to n`).
 fn described(source: &str, array: &str) -> Vec<(usize, bool)> {
     let header = source.lines().take_while(|line| line.starts_with("#!") || line.starts_with("--"));
     let listing = header.skip_while(|line| !line.starts_with(&format!("-- {array} ")));
@@ -82,7 +81,7 @@ fn code(source: &str) -> String {
     source.lines().map(|line| line.split("--").next().unwrap()).collect::<Vec<_>>().join("\n")
 }
 
-/// Every `redis.call` in order, also of a list in chunks: the command, and what it names as its key.
+/// Every `redis.call` in order, also of lists in chunks: the command and its key expression.
 fn calls(code: &str) -> Vec<(String, String)> {
     let code = code.replace("read_in_chunks('", "redis.call('").replace("write_in_chunks('", "redis.call('");
     let call = |rest: &str| {
@@ -94,7 +93,7 @@ fn calls(code: &str) -> Vec<(String, String)> {
     code.split("redis.call(").skip(1).map(call).collect()
 }
 
-/// The functions of `lua/lib`, as they are called: those that write, and those that refuse.
+/// The functions of `lua/lib` that write, and those that refuse, as calls name them.
 fn shared() -> (Vec<String>, Vec<String>) {
     let writes = |code: &str| calls(code).iter().any(|(command, _)| !READS.contains(&command.as_str()));
     let (mut writers, mut refusers) = (vec![".write(".to_owned()], Vec::new());
@@ -137,7 +136,7 @@ fn halves(name: &str, source: &str) -> (String, String) {
     (code(parts[0]), code(below))
 }
 
-/// The code with all replies as lists, those too that are made as texts where many are decided at once.
+/// The code with every reply as a list, also the texts that scripts for many requests build.
 fn as_lists(code: &str) -> String {
     code.replace("reply = '", "{ '").replace("return '", "{ '").replace(" .. SEPARATOR .. ", ", ")
 }
@@ -159,7 +158,7 @@ fn script_files_match_registered_scripts() {
         let source = script.source();
         assert!(source.starts_with("#!lua"), "{}", script.name);
         assert_eq!(source.lines().filter(|line| line.starts_with("#!")).count(), 1, "{}", script.name);
-        // What it asks to include is there.
+        // Its includes exist.
         for (include, function) in [
             ("lists", "local function write_in_chunks"),
             ("partition", "local function begin_decision"),
@@ -211,7 +210,7 @@ fn include_used_by_script_or_by_another_include() {
     }
 }
 
-/// A key that no line uses makes calls longer and does nothing else.
+/// An unused key only makes calls longer.
 #[test]
 fn every_key_and_argument_of_a_header_used() {
     for (name, source) in files("lua") {
@@ -289,7 +288,7 @@ fn scripts_depend_on_keys_and_arguments_only() {
     }
 }
 
-/// Lua hands over no more than some 8,000 values at once: a list goes to Redis in chunks, wherever it comes from.
+/// Lua's `unpack` passes about 8,000 values at most: every list goes to Redis in chunks.
 #[test]
 fn scripts_unpack_no_unbounded_list() {
     let lists = &files("lua/lib")[LISTS];
@@ -318,11 +317,11 @@ fn scripts_unpack_no_unbounded_list() {
 fn scripts_build_no_keys() {
     for (name, source) in files("lua").into_iter().chain(files("lua/lib")).filter(|(name, _)| name != LISTS) {
         for (command, key) in calls(&code(&source)).into_iter().filter(|(command, _)| command != "TIME") {
-            // A variable, or a field of one; nothing that is put together.
+            // A variable or a field of one, no expression that builds a key.
             let named = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.[]".contains(&byte));
             assert!(named && !key.is_empty() && !key.contains(".."), "{name}: {command} on {key}");
         }
-        // No name of a key is put together anywhere.
+        // No line builds the name of a key.
         for line in code(&source).lines().filter(|line| line.contains("local") && line.contains("KEYS[")) {
             assert!(!line.contains(".."), "{name}: {line}");
         }
@@ -392,7 +391,7 @@ fn scripts_check_before_writes() {
             assert!(!above.contains(writer.as_str()), "{name} calls {writer}) above the line");
         }
         let effects = effects.get(name.as_str()).unwrap_or_else(|| panic!("what are the effects of {name}?"));
-        // What could not be read any more can't be a reason to fail below the line.
+        // A read below the line could fail after a write.
         for (command, key) in calls(&below) {
             assert!(!READS.contains(&command.as_str()), "{name} reads {key} by {command} below the line");
         }
@@ -414,7 +413,7 @@ fn scripts_check_before_writes() {
                     "{name} calls {writer}) before the event"
                 );
             }
-            // And the number of the decision moves with it.
+            // The next write advances the position.
             let sequence: Vec<_> = calls(&below);
             for (at, _) in sequence.iter().enumerate().filter(|(_, (command, _))| command == "XADD") {
                 assert_eq!(sequence[at + 1], ("HSET".to_owned(), "meta".to_owned()), "{name}: after the event");
@@ -422,7 +421,7 @@ fn scripts_check_before_writes() {
         } else {
             assert!(!code(&source).contains("XADD"), "{name}");
         }
-        // It decides nothing, and what Postgres has is sound: the outbox is trimmed then, too.
+        // A trim is no decision: it runs in a closed partition too.
         let follows = name == "order_evict";
         assert!(follows || code(&source).contains("begin_decision(meta)"), "{name} decides in a closed partition");
     }

@@ -15,7 +15,7 @@ use crate::{
     support::harness::{ADMIN, Options, Reply, TestApp, read},
 };
 
-/// The contract's table: code, status, message to the letter (ours have none there).
+/// The contract's table: code, status, exact message (empty for codes that the page does not have).
 const CODES: &[(&str, u16, &str)] = &[
     ("INVALID_PAYMENT_REQUEST", 400, "결제 요청 데이터가 유효하지 않습니다."),
     ("INSUFFICIENT_BALANCE", 402, "사용자의 잔액이 부족합니다."),
@@ -52,7 +52,7 @@ const CODES: &[(&str, u16, &str)] = &[
     ("UNSUPPORTED_MEDIA_TYPE", 415, ""),
 ];
 
-/// The same test on a store of one partition and of three.
+/// Runs a test on a store of one partition and on one of three.
 pub async fn on_1_and_3(body: impl AsyncFn(&TestApp)) {
     for partitions in [1, 3] {
         println!("with {partitions} partitions");
@@ -94,12 +94,12 @@ async fn send(test: &TestApp, method: Method, path: &str, body: Option<Value>, k
     reply
 }
 
-/// A JSON request of these very bytes; operators' requests carry their token.
+/// A request with exactly these bytes as its JSON; operators' requests carry their token.
 pub async fn raw(test: &TestApp, method: &Method, path: &str, body: impl Into<reqwest::Body>) -> Reply {
     headed(test, method, path, &[("content-type", b"application/json")], body).await
 }
 
-/// A request with these very headers; operators' requests also carry their token.
+/// A request with exactly these headers; operators' requests also carry their token.
 pub async fn headed(
     test: &TestApp,
     method: &Method,
@@ -127,7 +127,7 @@ pub async fn document(test: &TestApp) -> &'static Document {
     DOCUMENT.get_or_init(async || Document::new(test.get("/v3/api-docs").await.ok())).await
 }
 
-/// Asserts what holds for every reply: a valid request id, JSON, and for a failure exactly the envelope of the table.
+/// Asserts what holds for every reply: a valid request id, JSON, and for an error exactly the envelope of the table.
 #[track_caller]
 pub fn in_contract(path: &str, reply: &Reply) {
     let id = reply.headers["x-request-id"].to_str().unwrap();
@@ -166,7 +166,7 @@ pub fn fields(object: &Value, names: &str) {
     assert_eq!(there, names.split_whitespace().collect::<BTreeSet<_>>(), "{object}");
 }
 
-/// Everything in Redis that a request may have changed; ids that were reserved and not used are no effect.
+/// Everything in Redis that a request may change, without the ids that a process reserves in blocks.
 pub async fn effects(test: &TestApp) -> BTreeMap<String, String> {
     let mut all = test.snapshot().await;
     all.retain(|key, _| !key.ends_with(":ids"));
@@ -241,7 +241,7 @@ pub async fn coupon(test: &TestApp, user: i64, campaign: i64) -> Value {
     coupons.as_array().unwrap().iter().find(|coupon| coupon["couponId"] == campaign).unwrap().clone()
 }
 
-/// A new campaign's id, with these fields on top of the usual.
+/// A new campaign's id, with these fields besides the usual ones.
 pub async fn campaign_with(test: &TestApp, more: Value) -> i64 {
     let mut body = json!({"couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1_000,
         "totalQuantity": 10, "expiredAt": after(test, 86_400_000)});

@@ -9,7 +9,7 @@ pub struct Family {
     pub kind: String,
     /// Labels, without a histogram's `le`.
     pub labels: BTreeSet<String>,
-    /// Name (a histogram has three), labels, value.
+    /// Name (of a histogram: with `_bucket`, `_sum` or `_count`), labels, value.
     pub samples: Vec<(String, BTreeMap<String, String>, f64)>,
 }
 
@@ -18,9 +18,9 @@ pub struct Family {
 pub struct Scrape(pub BTreeMap<String, Family>);
 
 impl Scrape {
-    /// Panics over anything that Prometheus would not take, or that a client library would not have written.
+    /// Panics on text that Prometheus refuses, or that no client library writes.
     pub fn parse(text: &str) -> Scrape {
-        assert!(text.ends_with('\n'), "the last line does not end");
+        assert!(text.ends_with('\n'), "the last line has no line feed");
         let mut families: BTreeMap<String, Family> = BTreeMap::new();
         let mut current = String::new();
         for line in text.lines() {
@@ -28,7 +28,7 @@ impl Scrape {
                 let (name, help) = rest.split_once(' ').unwrap_or_else(|| panic!("no help: {line}"));
                 name.clone_into(&mut current);
                 let before = families.insert(name.to_owned(), Family { help: help.to_owned(), ..Family::default() });
-                assert!(before.is_none(), "{name} is there twice");
+                assert!(before.is_none(), "{name} occurs twice");
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').unwrap();
                 assert_eq!(name, current, "{line}");
@@ -36,7 +36,7 @@ impl Scrape {
                 kind.clone_into(&mut families.get_mut(name).unwrap().kind);
             } else {
                 let (name, labels, value) = sample(line);
-                let family = families.get_mut(&current).unwrap_or_else(|| panic!("of no metric: {line}"));
+                let family = families.get_mut(&current).unwrap_or_else(|| panic!("a sample before its metric: {line}"));
                 let part = name.strip_prefix(current.as_str()).unwrap_or_else(|| panic!("not of {current}: {line}"));
                 let parts: &[&str] = if family.kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
                 assert!(parts.contains(&part), "{line}");
@@ -87,7 +87,7 @@ impl Family {
         if self.kind != "histogram" {
             return;
         }
-        // Buckets only grow, and the last one is the count.
+        // The buckets' counts do not decrease, and the last one equals `_count`.
         let series: BTreeSet<BTreeMap<String, String>> = self
             .samples
             .iter()

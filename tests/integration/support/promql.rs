@@ -1,5 +1,5 @@
-//! The part of PromQL that the dashboard and the alerts use: whether an expression is well-formed (its grammar, the
-//! arguments of its functions, scalars and ranges in their places), and which metrics and labels it names.
+//! A parser of the part of PromQL that the dashboard and the alerts use: it checks the grammar and the types of an expression,
+//! and lists the metrics and labels that it names.
 
 use std::collections::BTreeSet;
 
@@ -50,7 +50,7 @@ const OPERATORS: &[&[&str]] =
 /// The names in an expression, which must be a vector or a scalar.
 ///
 /// # Errors
-/// Where it is not well-formed, and why.
+/// The place and the reason where the expression is malformed.
 pub fn parse(text: &str) -> Result<Names, String> {
     let mut parser = Parser { tokens: tokens(text)?, at: 0, names: Names::default() };
     let kind = parser.expression(0)?;
@@ -58,7 +58,7 @@ pub fn parse(text: &str) -> Result<Names, String> {
         return Err(format!("{rest:?} is left over"));
     }
     if !matches!(kind, Scalar | Vector) {
-        return Err(format!("it is a {kind:?}"));
+        return Err(format!("the expression is a {kind:?}"));
     }
     Ok(parser.names)
 }
@@ -135,7 +135,7 @@ impl Parser {
 
     fn next(&mut self) -> Result<Token, String> {
         self.at += 1;
-        self.tokens.get(self.at - 1).cloned().ok_or_else(|| "it ends too early".to_owned())
+        self.tokens.get(self.at - 1).cloned().ok_or_else(|| "the expression ends too early".to_owned())
     }
 
     fn expression(&mut self, level: usize) -> Result<Kind, String> {

@@ -15,7 +15,7 @@ async fn rebuild_restores_orders_not_archived() {
         let mut shop = Fixture::start(partitions).await;
         let old = ClosedOrders::of(&mut shop).await;
         let replies_before = replies_of(&shop, &old).await;
-        // The retention of the old orders is over, but for the refunded ones.
+        // The retention of the old orders has ended, except of the refunded ones.
         shop.test.clock.advance(KEEP_MS + 1);
         let young = shop.paid().await;
         shop.test.cancel(old.pending, shop.user).await.ok();
@@ -31,7 +31,7 @@ async fn rebuild_restores_orders_not_archived() {
         assert_eq!(orders, expected.iter().collect());
         let ttl = |order: i64| ttls[&shop.key(order)];
         assert_eq!(ttl(pending), -1);
-        // By the service's clock: a minute of it is over.
+        // By the service's clock, a minute of the TTL has passed.
         assert!((KEEP_MS - 360_000..=KEEP_MS - 60_000).contains(&ttl(young)), "{}", ttl(young));
         assert!(ttl(old.pending) <= KEEP_MS - 60_000);
         let passed = KEEP_MS + 60_001;
@@ -46,7 +46,7 @@ async fn rebuild_restores_orders_not_archived() {
                 }
             }
         }
-        // Whether or not they came back, the answers are the same; and the others, too, are refunded.
+        // The replies are the same for restored and for archived orders, and both can be refunded.
         let replies_after = replies_of(&shop, &old).await;
         let of = |replies_of: &[String]| -> Vec<String> {
             let pending = format!("{}:", old.pending);
@@ -59,7 +59,7 @@ async fn rebuild_restores_orders_not_archived() {
         }
         assert_eq!(shop.balance().await, balance + 2 * 2_460);
         assert_eq!(shop.stock().await, stock.iter().map(|units| units + 4).collect::<Vec<_>>());
-        // No id is given out again, whether or not its order came back.
+        // New ids do not repeat those of restored or archived orders.
         let last = [old.pending, young, pending].into_iter().chain(old.over()).max().unwrap();
         for _ in 0..5 {
             assert!(shop.paid().await > last);
@@ -82,13 +82,13 @@ async fn rebuild_finishes_refund_of_archived_order() {
     let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
     let close = CloseOrder { order_id: id, user_id: user, closing };
     shop.test.store.order_close(&call, &close).await.unwrap().unwrap();
-    // PostgreSQL has the refund; the other partitions do not.
+    // PostgreSQL has the refund; the other partitions lack it.
     let pool = shop.test.db.get_postgres_connection_pool();
     let home = shop.test.store.owner(order);
     shop.delete(shop.holds(order)).await;
     let mut redis = shop.test.raw().await;
     for hold in shop.holds(order) {
-        // Not a hash: the relay can't take the step, and the projection goes on.
+        // A key of another type: the relay of this step fails, and the projection continues.
         let _: () = redis::cmd("SET").arg(&hold).arg("in the way").query_async(&mut redis).await.unwrap();
     }
     shop.test.app.projector.project(home).await.unwrap();
@@ -108,7 +108,7 @@ async fn failed_checks(test: &TestApp) -> Vec<String> {
     report.checks.iter().filter(|check| !check.ok).map(|check| check.detail.clone()).collect()
 }
 
-/// A key that must be in Redis and is missing is named; an evicted one is not.
+/// The audit names a missing key that Redis must have, and not an evicted one.
 #[tokio::test]
 async fn audit_tells_archived_from_missing() {
     for partitions in [1, 3] {
@@ -116,7 +116,7 @@ async fn audit_tells_archived_from_missing() {
         let ends = ClosedOrders::of(&mut shop).await;
         let cancelled = shop.place(None).await;
         shop.test.drain().await;
-        // Decided since, and in Postgres only as they were before.
+        // Decided since; PostgreSQL has the earlier state.
         for order in [ends.paid, cancelled] {
             shop.test.cancel(order, shop.user).await.ok();
         }
@@ -136,7 +136,7 @@ async fn audit_tells_archived_from_missing() {
             };
             assert!(found.contains(&says), "{says:?} is not in\n{found}");
             let _: () = redis::cmd("RENAME").arg(&aside).arg(key).query_async(&mut redis).await.unwrap();
-            // Nor may it have a TTL.
+            // An open order must have no TTL either.
             let _: i64 = redis::cmd("PEXPIRE").arg(key).arg(KEEP_MS).query_async(&mut redis).await.unwrap();
             let found = failed_checks(&shop.test).await.join("\n");
             assert!(
@@ -146,7 +146,7 @@ async fn audit_tells_archived_from_missing() {
             let _: i64 = redis::cmd("PERSIST").arg(key).query_async(&mut redis).await.unwrap();
             assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
         }
-        // All evictable keys are gone; a key that is there but evicted according to PostgreSQL is compared as before.
+        // Without all evicted keys. A key that still exists is compared.
         for order in [ends.cancelled, ends.expired, ends.failed] {
             shop.delete([shop.key(order)]).await;
         }
@@ -157,7 +157,7 @@ async fn audit_tells_archived_from_missing() {
         let found = failed_checks(&shop.test).await.join("\n");
         assert!(found.contains(&format!("order {}: the total", ends.refunded)), "{found}");
         let _: i64 = set(2_460).query_async(&mut redis).await.unwrap();
-        // An order that PostgreSQL has lost is found by its other rows.
+        // The rows that refer to an order reveal its loss in PostgreSQL.
         shop.test.drain().await;
         shop.test.expire_evicted().await;
         assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
@@ -165,7 +165,7 @@ async fn audit_tells_archived_from_missing() {
     }
 }
 
-/// Orders are evicted as soon as PostgreSQL has them, under orders, refunds and audits.
+/// Orders are evicted as soon as PostgreSQL has them, during orders, refunds and audits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn load_keeps_invariants_when_retention_zero() {
     for partitions in [1, 3] {
@@ -187,7 +187,7 @@ async fn load_keeps_invariants_when_retention_zero() {
                     continue;
                 }
                 test.pay(order, user, "CARD", 1_230).await.ok();
-                assert_eq!(test.get(&path).await.ok()["orderStatus"], "PAID", "its user has the reply");
+                assert_eq!(test.get(&path).await.ok()["orderStatus"], "PAID", "the user got a 200");
                 test.pay(order, user, "CARD", 1_230).await.refused(409, "ORDER_ALREADY_PAID");
                 let replies = join_all((0..3).map(|_| test.cancel(order, user))).await;
                 assert_eq!(replies.iter().filter(|reply| reply.status == 200).count(), 1, "{replies:?}");

@@ -16,12 +16,12 @@ async fn archived_order_shown_and_refused_as_before() {
         shop.test.expire_evicted().await;
         let seqs = shop.test.get("/admin/v1/projection").await.text;
         assert_eq!(before, replies_of(&shop, &ends).await);
-        assert_eq!(seqs, shop.test.get("/admin/v1/projection").await.text, "a refusal decided something");
+        assert_eq!(seqs, shop.test.get("/admin/v1/projection").await.text, "a refused request made a decision");
         shop.finish().await;
     }
 }
 
-/// A repeat gets the same bytes, whether or not its order was evicted since; and the key stays bound to its request.
+/// A repeat gets the same bytes before and after the eviction of its order, and the key stays bound to its request.
 #[tokio::test]
 async fn archived_order_repeats_get_first_reply() {
     for partitions in [1, 3] {
@@ -48,20 +48,20 @@ async fn archived_order_repeats_get_first_reply() {
             let again = test.send(Method::POST, path, Some(body), Some(key)).await;
             assert!(again.replayed(), "{}", again.text);
             assert_eq!(&again.text, first);
-            // Another request of this user.
+            // Another request of this user, under the same key.
             let charge = format!("/api/v1/balances/{user}");
             let reused = test.send(Method::PUT, &charge, Some(&json!({"amount": 1})), Some(key)).await;
             reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
         }
         assert_eq!(shop.balance().await, balance);
-        // Another request under a key of its own is judged anew.
+        // A request under a new key gets the reply of the current state.
         let late = test.send(Method::POST, &requests[1].0, Some(&cancel), Some("another")).await;
         late.refused(409, "ORDER_ALREADY_CLOSED");
         shop.finish().await;
     }
 }
 
-/// Which parts of a paid order have left when it is refunded.
+/// The parts of a paid order that are evicted when it is refunded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Missing {
     Order,
@@ -89,12 +89,12 @@ async fn archived_order_refunded_once() {
         assert_eq!(reply.json()["closeReason"], "REFUNDED", "{away:?} {}", reply.text);
         assert!(shop.test.send(Method::POST, &path, Some(&refund), Some("refund")).await.replayed());
         shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
-        // At once, and not when it is relayed.
+        // The refund takes effect at once, before the relay.
         assert_eq!(shop.balance().await, balance - 2_460);
         assert_eq!(shop.stock().await, stock.iter().map(|units| units - 2).collect::<Vec<_>>());
         let ranked = shop.test.get("/api/v1/products/popular?sortBy=MONTHLY").await.ok();
         assert!(ranked.as_array().unwrap().iter().all(|place| place["salesCount"] == 2), "{ranked}");
-        // PostgreSQL does not have it: no key of it may be evicted.
+        // PostgreSQL does not have the refund yet: no key of the order may be evicted.
         let ttls = shop.ttls().await;
         assert_eq!(ttls[&key], -1, "{away:?}");
         holds.iter().for_each(|hold| assert_eq!(ttls[hold], -1, "{away:?}"));
@@ -126,8 +126,8 @@ async fn archived_order_refunded_once_when_refunds_race() {
     }
 }
 
-/// Read from PostgreSQL while PAID, and restored after another request refunded it: before PostgreSQL has the refund,
-/// and after.
+/// An order is read from PostgreSQL as PAID, and restored after another request refunded it: before and after PostgreSQL has the
+/// refund.
 #[tokio::test]
 async fn restore_of_stale_row_changes_nothing() {
     for partitions in [1, 3] {
@@ -149,7 +149,7 @@ async fn restore_of_stale_row_changes_nothing() {
             let home = test.store.owner(order);
             let back =
                 test.store.order_restore(home, EvictionCandidate::Order(id), &read.fields(), 60_000).await.unwrap();
-            assert!(!back, "brought back {when}");
+            assert!(!back, "restored {when}");
             for here in &homes {
                 let sold = [("state", "SETTLED".to_owned()), ("lines", String::new()), ("user", "1".to_owned())];
                 assert!(
@@ -163,16 +163,16 @@ async fn restore_of_stale_row_changes_nothing() {
             let again = test.store.order_close(&call, &close).await;
             assert!(matches!(again, Err(Error::OrderAlreadyClosed)), "{when}: {again:?}");
         };
-        late("before Postgres knows").await;
+        late("before PostgreSQL has the refund").await;
         test.drain().await;
-        late("after it does").await;
+        late("after PostgreSQL has the refund").await;
         assert_eq!(shop.balance().await, balance + 2_460);
         assert_eq!(shop.stock().await, stock.iter().map(|units| units + 2).collect::<Vec<_>>());
         shop.finish().await;
     }
 }
 
-/// Restored without a change: evicted again, unchanged.
+/// A restored order without a change is evicted again.
 #[tokio::test]
 async fn restored_order_evicted_again_when_unchanged() {
     let shop = Fixture::start(1).await;
@@ -199,7 +199,7 @@ async fn restored_order_evicted_again_when_unchanged() {
     shop.finish().await;
 }
 
-/// The refunding request dies after the decision; the relay finds the remote hold evicted.
+/// The refunding process dies after the decision; the relay finds the remote hold evicted.
 #[tokio::test]
 async fn relay_releases_archived_remote_hold() {
     for again in [false, true] {
@@ -219,7 +219,7 @@ async fn relay_releases_archived_remote_hold() {
         shop.test.drain().await;
         assert_eq!(shop.stock().await, stock);
         if again {
-            // Much later: the tombstone of the refund has expired as well.
+            // Much later, the tombstone of the refund has expired too.
             shop.test.drain().await;
             shop.test.expire_evicted().await;
             assert!(shop.ttls().await.is_empty());
@@ -228,13 +228,13 @@ async fn relay_releases_archived_remote_hold() {
             let events = events(&entries);
             let events: Vec<_> = events.iter().collect();
             projector::relay::relay(store, postgres, home, &events).await.unwrap();
-            assert_eq!(shop.stock().await, stock, "given back twice");
+            assert_eq!(shop.stock().await, stock, "released twice");
         }
         shop.finish().await;
     }
 }
 
-/// A sweeper delayed between its two steps, until order and hold are evicted, takes neither for one that never existed.
+/// A sweeper is delayed between its two steps until the order and its hold are evicted: it does not treat them as never placed.
 #[tokio::test]
 async fn delayed_sweeper_releases_nothing_of_archived_order() {
     let shop = Fixture::start(3).await;
@@ -252,7 +252,7 @@ async fn delayed_sweeper_releases_nothing_of_archived_order() {
     for hold in shop.holds(order) {
         let _: i64 = redis::cmd("ZREM").arg(index(&hold)).arg(&member).query_async(&mut redis).await.unwrap();
         let there: bool = redis::cmd("EXISTS").arg(&hold).query_async(&mut redis).await.unwrap();
-        assert!(!there, "{hold} is marked as never held");
+        assert!(!there, "{hold} has a tombstone");
     }
     assert_eq!(shop.stock().await, stock);
     assert!(shop.show(order).await.contains("PAID"));

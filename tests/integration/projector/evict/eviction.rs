@@ -1,4 +1,4 @@
-//! When an order leaves Redis, and when it stays.
+//! The conditions under which an order leaves Redis.
 
 use super::*;
 
@@ -8,9 +8,9 @@ async fn order_evicted_when_projected() {
         let mut shop = Fixture::start(partitions).await;
         let ends = ClosedOrders::of(&mut shop).await;
         for (key, ttl) in shop.ttls().await {
-            // A released remote hold is a tombstone, with a TTL from the beginning.
+            // A released remote hold is a tombstone, which has a TTL from its creation.
             let mark = key.contains(":hold:") && ttl > KEEP_MS;
-            assert!(ttl == -1 || mark, "{key} leaves in {ttl}, and Postgres has nothing of it");
+            assert!(ttl == -1 || mark, "{key} has the TTL {ttl}, and PostgreSQL does not have it");
         }
         shop.test.drain().await;
         let ttls = shop.ttls().await;
@@ -34,8 +34,7 @@ async fn order_evicted_when_projected() {
     }
 }
 
-/// As if the process had died between the commit and the eviction, and as if another process repeated the batch much
-/// later.
+/// The process dies between the commit and the eviction, or another process repeats the batch much later.
 #[tokio::test]
 async fn batch_repeated_evicts_the_same_orders() {
     for partitions in [1, 3] {
@@ -57,7 +56,7 @@ async fn batch_repeated_evicts_the_same_orders() {
                 projector::evict::evict(&shop.test.store, postgres, keep, *here, &events).await.unwrap();
             }
         };
-        // It never came to that.
+        // The state without an eviction.
         for key in shop.holds(order).into_iter().chain([shop.key(order)]) {
             let had: i64 = redis::cmd("PERSIST").arg(&key).query_async(&mut redis).await.unwrap();
             assert_eq!(had, 1, "{key}");
@@ -68,7 +67,7 @@ async fn batch_repeated_evicts_the_same_orders() {
             assert_ttl_fresh(ttls.get(&shop.key(order)).copied(), KEEP_MS);
             shop.holds(order).iter().for_each(|hold| assert_ttl_fresh(ttls.get(hold).copied(), KEEP_MS));
         }
-        // It was refunded meanwhile, and PostgreSQL does not have it: it must not be evicted as paid.
+        // Refunded meanwhile, without the refund in PostgreSQL: the batch must not evict the order as PAID.
         shop.test.cancel(order, shop.user).await.ok();
         again().await;
         let ttls = shop.ttls().await;
@@ -80,7 +79,7 @@ async fn batch_repeated_evicts_the_same_orders() {
         shop.test.drain().await;
         again().await;
         shop.holds(order).iter().for_each(|hold| assert!(ttls.contains_key(hold)));
-        // And it restores no evicted key.
+        // The batch restores no evicted key.
         shop.test.expire_evicted().await;
         again().await;
         assert!(shop.ttls().await.is_empty());
@@ -88,7 +87,7 @@ async fn batch_repeated_evicts_the_same_orders() {
     }
 }
 
-/// A dead letter is not in PostgreSQL: only Redis has the end of the order.
+/// The end of an order is a dead letter, so that only Redis has it: the order stays.
 #[tokio::test]
 async fn order_kept_when_event_is_dead_letter() {
     let shop = Fixture::with(Options { dead_letters: 1, ..Options::default() }).await;
@@ -152,7 +151,7 @@ impl Customer {
     }
 
     async fn assert_evicted(&self, order: i64) {
-        until("it is about to leave", async || (self.of_order("PTTL", order).await > 0).then_some(())).await;
+        until("the order has a TTL", async || (self.of_order("PTTL", order).await > 0).then_some(())).await;
     }
 }
 
@@ -171,7 +170,7 @@ async fn order_kept_and_request_unavailable_when_postgres_down() {
     me.shop.postgres.pause().unwrap();
     let (paid, open) = (me.place().await, me.place().await);
     me.pay(paid).await.ok();
-    // Orders in Redis go on; a missing one is not reported as not found.
+    // Requests for orders in Redis are served; one for an evicted order is a 503, not a 404.
     for order in [paid, open] {
         me.show(order).await.ok();
         let path = format!("/api/v1/orders/{order}?userId={}", me.user + 1);

@@ -37,7 +37,7 @@ impl GatewayOrder {
 async fn order_kept_while_gateway_pending() {
     let by = GatewayOrder::start().await;
     let (shop, gateway) = (&by.shop, &by.gateway);
-    // Paid and refunded: until the money is back.
+    // Paid and cancelled: kept until the gateway confirms the refund.
     let order = shop.place(None).await;
     let receipt = by.pay(order).await.ok()["receipt"].as_str().unwrap().to_owned();
     assert!(by.expired(order).await);
@@ -46,7 +46,7 @@ async fn order_kept_while_gateway_pending() {
     gateway.cancels_are(QueryBehaviour::ServerError);
     assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
     by.later(5).await;
-    assert!(!by.expired(order).await, "money is still to come back");
+    assert!(!by.expired(order).await, "the refund is not confirmed");
     assert!(!gateway.cancelled(&receipt));
     gateway.cancels_are(QueryBehaviour::Truthful);
     by.later(5).await;
@@ -56,19 +56,19 @@ async fn order_kept_while_gateway_pending() {
     assert!(by.expired(order).await);
     shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
 
-    // Never heard of: until it is certain that no money comes.
+    // Without a reply: kept until no money can come any more.
     gateway.always(Behaviour::ServerError);
     let lost = shop.place(None).await;
     by.pay(lost).await.refused(503, "SERVICE_UNAVAILABLE");
-    assert!(!by.expired(lost).await, "it is being asked about");
+    assert!(!by.expired(lost).await, "the payment has no outcome");
     by.later(100).await;
     assert!(shop.show(lost).await.contains("FAILED"));
-    assert!(!by.expired(lost).await, "it is watched");
+    assert!(!by.expired(lost).await, "the payment is watched");
     by.later(7_200).await;
     assert!(by.expired(lost).await);
     assert!(shop.show(lost).await.contains("FAILED"));
     by.pay(lost).await.refused(400, "INVALID_PAYMENT_REQUEST");
-    // Declined for certain.
+    // Declined: evicted at once.
     gateway.always(Behaviour::Decline);
     let declined = shop.place(None).await;
     by.pay(declined).await.refused(402, "INSUFFICIENT_BALANCE");
@@ -76,8 +76,7 @@ async fn order_kept_while_gateway_pending() {
     by.shop.finish().await;
 }
 
-/// The gateway answers after the order was failed, watched to the end, and evicted: money that it took is refunded all
-/// the same.
+/// The gateway replies after the order failed, was watched to the end, and was evicted: the money is refunded nevertheless.
 #[tokio::test]
 async fn late_payment_of_archived_order_refunded() {
     let by = GatewayOrder::start().await;

@@ -1,5 +1,5 @@
-//! Eviction of closed orders: an order leaves Redis once PostgreSQL has it, and no client can tell. It is shown,
-//! refused and refunded as before, however many of its keys are gone, and whatever is repeated or late.
+//! Eviction of closed orders: an order leaves Redis once PostgreSQL has it, without a difference to clients. It is shown,
+//! refused and refunded as before, with any of its keys missing, and under late or repeated requests.
 //!
 //! Redis expires keys by its own clock; here they expire when the test calls [`TestApp::expire_evicted`].
 
@@ -44,11 +44,11 @@ use crate::{
 
 const KEEP_MS: i64 = 3_600_000;
 
-/// A shop whose users, products and orders are spread over its partitions.
+/// A user, products and a campaign, spread over the partitions.
 struct Fixture {
     test: TestApp,
     user: i64,
-    /// At home in partitions 0, 1, 2 where there are three; the second one first, so that no list is in its order by chance.
+    /// In partitions 0, 1 and 2 if there are three. The second one comes first, so that no list is sorted by chance.
     products: Vec<i64>,
     coupon: i64,
 }
@@ -121,7 +121,7 @@ impl Fixture {
     async fn delete(&self, keys: impl IntoIterator<Item = String>) {
         for key in keys {
             let gone: i64 = redis::cmd("DEL").arg(&key).query_async(&mut self.test.raw().await).await.unwrap();
-            assert_eq!(gone, 1, "{key} was not there");
+            assert_eq!(gone, 1, "{key} does not exist");
         }
     }
 
@@ -130,13 +130,13 @@ impl Fixture {
     }
 }
 
-/// Asserts that a TTL began a moment ago.
+/// Asserts that a TTL has just begun.
 #[track_caller]
 fn assert_ttl_fresh(ttl: Option<i64>, whole: i64) {
     assert!(ttl.is_some_and(|ttl| (whole - 300_000..=whole).contains(&ttl)), "{ttl:?} of {whole}");
 }
 
-/// An order in each final state, its user, and a PENDING one.
+/// An order in each final state, and a PENDING one.
 struct ClosedOrders {
     pending: i64,
     paid: i64,
@@ -144,7 +144,7 @@ struct ClosedOrders {
     expired: i64,
     failed: i64,
     refunded: i64,
-    /// Whose order failed.
+    /// The user of the failed order.
     poor: i64,
 }
 

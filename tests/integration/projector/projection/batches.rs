@@ -1,4 +1,4 @@
-//! Each event is applied once: with any size of batch, after a crash, with several projectors.
+//! Each event is applied once: with every batch size, after a crash, and with several projectors.
 
 use super::*;
 
@@ -59,7 +59,7 @@ async fn crash_between_commit_and_trim_applies_events_once() {
     test.put("/api/v1/balances/1", json!({"amount": 11})).await.ok();
     assert_eq!(entries(&mut redis, 0).await.len(), stream.len() + 1);
     let projection = test.get("/admin/v1/projection").await.ok();
-    assert_eq!(projection["lagEvents"], 1, "what is committed is not behind: {projection}");
+    assert_eq!(projection["lagEvents"], 1, "committed events count as lag: {projection}");
     test.drain().await;
     let rows = tables(&test.db).await;
     assert_eq!(rows["balance_entries"].len(), expected["balance_entries"].len() + 1);
@@ -67,7 +67,7 @@ async fn crash_between_commit_and_trim_applies_events_once() {
     test.finish().await;
 }
 
-/// Two projectors read before either commits: the second is superseded.
+/// Two projectors read the same events before either commits: the second one is superseded.
 #[tokio::test(flavor = "multi_thread")]
 async fn superseded_projector_changes_nothing() {
     for batch in [3, 1000] {
@@ -75,7 +75,7 @@ async fn superseded_projector_changes_nothing() {
         busy_day(&test).await;
         let others =
             [test.open_instance(&test.options).await.unwrap(), test.open_instance(&test.options).await.unwrap()];
-        // The position is locked, so that each has read all and waits with its first commit.
+        // The lock on the position makes each projector wait at its first commit, after its reads.
         let pool = test.db.get_postgres_connection_pool();
         let mut lock = pool.begin().await.unwrap();
         sqlx::query("SELECT 1 FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();
@@ -101,7 +101,7 @@ async fn superseded_projector_changes_nothing() {
     }
 }
 
-/// Between its reads of the position and of the outbox another projector may commit and trim: that is no loss.
+/// Another projector commits and trims between this one's reads of the position and of the outbox: that is no loss.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_projector_progress_is_no_loss() {
     let test = TestApp::with(Options { batch: 1, ..Options::default() }).await;
@@ -141,7 +141,7 @@ async fn two_projectors_apply_each_event_once_under_load() {
         for n in 0..6 {
             let charged = shop.put(&format!("/api/v1/balances/{user}"), json!({"amount": 5})).await.ok();
             let history = shop.get(&format!("/api/v1/balances/{user}/history?limit=1")).await.ok();
-            assert_eq!(history[0]["after_balance"], charged["balance"], "a reader sees its own write");
+            assert_eq!(history[0]["after_balance"], charged["balance"], "a client reads its own write");
             let order = shop.place(user, product, 2).await;
             match n % 3 {
                 0 => drop(shop.pay(order, user, "CARD", 20).await.ok()),
@@ -159,7 +159,7 @@ async fn two_projectors_apply_each_event_once_under_load() {
     });
     let issued = join_all(shoppers).await.into_iter().filter(|issued| *issued).count();
     assert_eq!(issued, 5);
-    // They drain by themselves.
+    // The projectors drain the outbox without the test.
     until("the outbox is empty", async || entries(&mut test.raw().await, 0).await.is_empty().then_some(())).await;
     first.stop(None).await;
     second.stop(Some(Duration::from_secs(300))).await;

@@ -1,4 +1,4 @@
-//! Invalid events become dead letters; gaps and newer events stop the projection.
+//! Invalid events, which become dead letters; gaps and newer events, which stop the projection.
 
 use super::*;
 
@@ -7,7 +7,7 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
     for batch in [1, 4, 1000] {
         let test = TestApp::with(Options { batch, dead_letters: 12, ..Options::default() }).await;
         let mut redis = test.raw().await;
-        // By the id of the entry: a part of the reason.
+        // Part of each dead letter's reason, by the id of the entry.
         let mut bad: BTreeMap<String, &str> = BTreeMap::new();
         bad.insert(poison(&mut redis, false, &[("garbage", b"yes")]).await, "field v is missing");
         let user = test.user(1_000).await;
@@ -27,7 +27,7 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
             "version 0",
         );
         test.pay(order, user, "CARD", 300).await.ok();
-        // Of an order that is not there: none of its units must have moved either.
+        // Of an unknown order: its units must not change either.
         let mut paid = event::fields_of(&entries(&mut redis, 0).await.pop().unwrap().1, 0);
         for (name, value) in &mut paid {
             match name.as_str() {
@@ -45,7 +45,7 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
         bad.insert(poison(&mut redis, true, &paid).await, "");
         test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 50})).await.ok();
         bad.insert(again(&mut redis).await, "balance_entries_pk");
-        // Bytes that are no text, a name with a NUL in it, a number beyond all bounds, more units than there are.
+        // Invalid UTF-8, a name with a NUL, a number out of range, more units than the stock.
         bad.insert(poison(&mut redis, true, &[("v", b"1"), (("kind"), b"\xff\xfe\0\x80")]).await, "at is missing");
         let created: [(&str, &[u8]); 9] = [
             ("v", b"1"),
@@ -97,7 +97,7 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
         let projection = test.get("/admin/v1/projection").await.ok();
         assert_eq!((projection["deadLetters"].as_i64(), projection["lagEvents"].as_i64()), (Some(12), Some(0)));
         assert_eq!(projection["partitions"][0]["deadLetters"], 12);
-        // The good ones around them are in, to the last.
+        // Every valid event around them is applied.
         assert_eq!(count(&test.db, "SELECT max(id) FROM users").await, last);
         assert_eq!(count(&test.db, "SELECT sold FROM products").await, 3);
         assert_eq!(count(&test.db, "SELECT count(*) FROM orders WHERE status = 'PAID'").await, 1);
@@ -105,7 +105,7 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
     }
 }
 
-/// Garbage moves no position: neither forward, nor back, nor to another epoch.
+/// An invalid event does not change the position or the epoch.
 #[tokio::test]
 async fn invalid_event_leaves_position_unchanged() {
     for batch in [1, 1000] {
@@ -123,13 +123,13 @@ async fn invalid_event_leaves_position_unchanged() {
         let here = &projection["partitions"][0];
         assert_eq!((&here["epoch"], &here["projectedSeq"]), (&json!(1), &json!(5)), "{projection}");
         assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_004);
-        // And the next start does not mind.
+        // The next start succeeds.
         test.open_instance(&test.options).await.unwrap().db.close().await.unwrap();
         test.finish().await;
     }
 }
 
-/// A missing decision was lost by Redis. The projection does not skip it: it stops and reports the gap.
+/// Redis lost a decision: the projection stops at the gap and reports it.
 #[tokio::test]
 async fn projection_stops_at_gap() {
     for batch in [1, 1000] {
@@ -149,10 +149,10 @@ async fn projection_stops_at_gap() {
             assert!(error.contains("(1, 1) to (1, 3)") && error.contains("lost"), "{error}");
         }
         assert_eq!(before, tables(&test.db).await);
-        assert_eq!(stream, entries(&mut redis, 0).await, "what could not be projected was trimmed");
+        assert_eq!(stream, entries(&mut redis, 0).await, "unprojected events were trimmed");
         let projection = test.get("/admin/v1/projection").await.ok();
         assert_eq!((projection["lagEvents"].as_i64(), projection["deadLetters"].as_i64()), (Some(3), Some(0)));
-        // The lost one came back: it all goes on.
+        // With the lost event restored, the projection continues.
         let all: Vec<outbox::Entry> = std::iter::once(lost).chain(stream).collect();
         outbox::replace(&mut redis, 0, &all).await;
         let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
@@ -169,7 +169,7 @@ async fn projection_stops_when_seq_decreases() {
     let user = test.user(1_000).await;
     test.put(&format!("/api/v1/balances/{user}"), json!({"amount": 1})).await.ok();
     test.drain().await;
-    // A lagging replica took over, and decided the same number again for another client.
+    // A lagging replica became the primary, and used a number again for another client.
     let stamp = [("v", "1"), ("kind", "ids_reserved"), ("epoch", "1"), ("seq", "2"), ("at", "1")];
     let reserved = [("sequence", "user"), ("first", "2"), ("count", "1")];
     let _: String =
@@ -178,13 +178,13 @@ async fn projection_stops_when_seq_decreases() {
     let error = test.app.projector.drain().await.unwrap_err().to_string();
     assert!(error.contains("(1, 2) to (1, 2)"), "{error}");
     assert_eq!(before, tables(&test.db).await);
-    // No process decides on the rest of it.
+    // The partition is frozen for every process.
     let frozen: String = redis::cmd("HGET").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
     assert!(frozen.contains("decisions are lost"), "{frozen}");
     test.finish_unchecked().await;
 }
 
-/// The decisions before the gap are sound, and a rebuild needs them in PostgreSQL.
+/// Events before a gap are projected: a rebuild needs them in PostgreSQL.
 #[tokio::test]
 async fn events_before_gap_projected() {
     for batch in [1, 2, 1000] {
@@ -202,7 +202,7 @@ async fn events_before_gap_projected() {
             assert!(error.contains("(1, 4) to (1, 6)"), "{error}");
             assert_eq!(count(&test.db, "SELECT balance FROM users").await, 1_007);
         }
-        assert_eq!(entries(&mut redis, 0).await, stream[5..], "what is projected is trimmed, and nothing else");
+        assert_eq!(entries(&mut redis, 0).await, stream[5..], "exactly the projected events are trimmed");
         test.get(&path).await.refused(503, "SERVICE_UNAVAILABLE");
         outbox::replace(&mut redis, 0, &stream[4..]).await;
         let _: i64 = redis::cmd("HDEL").arg(META).arg("frozen").query_async(&mut redis).await.unwrap();
@@ -214,7 +214,7 @@ async fn events_before_gap_projected() {
     }
 }
 
-/// During a rolling upgrade, events of new instances wait for a projector that knows their version.
+/// In a rolling upgrade, events of new instances wait for a projector that knows their version.
 #[tokio::test]
 async fn projection_stops_at_newer_event_version() {
     let test = TestApp::start().await;
@@ -224,18 +224,18 @@ async fn projection_stops_at_newer_event_version() {
     for _ in 0..2 {
         let error = test.app.projector.drain().await.unwrap_err().to_string();
         assert!(error.contains("newer"), "{error}");
-        assert_eq!(count(&test.db, "SELECT count(*) FROM users").await, 1, "what is before it is projected");
+        assert_eq!(count(&test.db, "SELECT count(*) FROM users").await, 1, "the events before it are projected");
         assert_eq!(count(&test.db, "SELECT count(*) FROM dead_letters").await, 0);
     }
     test.finish_unchecked().await;
 }
 
-/// The projector relays an end that the request could not relay, before it trims the event.
+/// The projector relays the end of an order to other partitions before it trims the event, if the request did not.
 #[tokio::test]
 async fn order_end_relayed_to_other_partitions() {
     let test = TestApp::with(Options { partitions: 2, ..Options::default() }).await;
     let mut redis = test.raw().await;
-    // The user is at home in the first partition, which also has the ids; the product is in the second.
+    // The user and the ids are in the first partition; the product is in the second.
     let mut ids = Vec::new();
     for _ in 0..2 {
         ids.push((test.user(10_000).await, test.product(100, 10).await));
@@ -247,14 +247,14 @@ async fn order_end_relayed_to_other_partitions() {
         orders.push(test.place(user, far, 1).await);
     }
     let _: i64 = redis::cmd("HSET").arg("{p1}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
-    // The home partition decides, and says so.
+    // The owner partition decides and acknowledges.
     test.pay(orders[0], user, "CARD", 100).await.ok();
     test.cancel(orders[1], user).await.ok();
     test.clock.advance(600_000);
     for _ in 0..2 {
-        assert!(test.app.projector.drain().await.is_err(), "nothing is forgotten that was not carried on");
+        assert!(test.app.projector.drain().await.is_err(), "an event is trimmed before its relay");
     }
-    // Postgres has heard of it all the same.
+    // PostgreSQL has the payment nevertheless.
     assert_eq!(count(&test.db, "SELECT count(*) FROM orders WHERE status = 'PAID'").await, 1);
     let _: i64 = redis::cmd("HDEL").arg("{p1}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
     test.engine.check().await;

@@ -1,8 +1,8 @@
-//! The history of a balance is complete at every position of the projection; the lag.
+//! The history of a balance, which is complete at every position of the projection, and the lag.
 
 use super::*;
 
-/// The history, its pages and its cuts are the same wherever its entries are.
+/// The history and its pages are the same, whether Redis or PostgreSQL has their entries.
 #[tokio::test]
 async fn history_complete_at_every_projected_position() {
     let test = TestApp::with(Options { batch: 3, ..Options::default() }).await;
@@ -58,7 +58,7 @@ async fn history_complete_at_every_projected_position() {
     test.finish().await;
 }
 
-/// The tail of unprojected entries is read up to a limit; the reply says that the rest is missing.
+/// Unprojected entries are read up to a limit; the reply reports that it is truncated.
 #[tokio::test]
 async fn history_reports_truncated_tail() {
     let test = TestApp::start().await;
@@ -98,7 +98,7 @@ async fn lag_counted_when_projection_stopped() {
     }
     let lag = async || test.get("/admin/v1/projection").await.ok()["lagSeconds"].as_f64().unwrap();
     let old = until("the lag grows", async || Some(lag().await).filter(|lag| *lag > 0.0)).await;
-    until("the lag grows on", async || Some(lag().await).filter(|lag| *lag > old)).await;
+    until("the lag grows", async || Some(lag().await).filter(|lag| *lag > old)).await;
     test.drain().await;
     let projection = test.get("/admin/v1/projection").await.ok();
     assert_eq!((&projection["lagEvents"], &projection["lagSeconds"]), (&json!(0), &json!(0.0)));

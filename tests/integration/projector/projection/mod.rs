@@ -1,5 +1,5 @@
-//! The projection: each event is applied once, whatever the batches; invalid events are passed, gaps are not;
-//! PostgreSQL may be down.
+//! The projection: each event is applied once, in batches of any size; invalid events become dead letters, gaps stop the
+//! projection, and PostgreSQL may be down.
 
 mod batches;
 mod faults;
@@ -64,7 +64,7 @@ fn ids(reply: &Value) -> i64 {
     reply["orderId"].as_i64().unwrap()
 }
 
-/// One of everything that a shop sees in a day: every kind of event, and every end of an order.
+/// The requests of a shop's day: they cause almost every kind of event, and every end of an order.
 pub async fn busy_day(test: &TestApp) {
     let (user, poor) = (test.user(500_000).await, test.user(0).await);
     test.post("/admin/v1/users/bulk", json!({"count": 7, "namePrefix": "손님", "balance": 3_000})).await.created();
@@ -84,7 +84,7 @@ pub async fn busy_day(test: &TestApp) {
         test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines, "userCouponId": coupon}))
     };
     let one = |product: i64, quantity: i64| json!([{"productId": product, "quantity": quantity}]);
-    // Paid with a coupon, and kept; paid and refunded with the other; cancelled; failed; free; left to the clock.
+    // Paid with a coupon; paid with the other one and refunded; cancelled; failed; free of charge; expired.
     let both = json!([{"productId": shoes, "quantity": 2}, {"productId": shirt, "quantity": 3}]);
     let kept = order(both.clone(), Some(percent)).await.ok();
     test.pay(ids(&kept), user, "CARD", kept["finalPrice"].as_i64().unwrap()).await.ok();
@@ -109,7 +109,7 @@ pub async fn busy_day(test: &TestApp) {
     test.send(Method::PATCH, &format!("/admin/v1/products/{shirt}"), Some(&patch), None).await.ok();
     let patch = json!({"stockDelta": -4});
     test.send(Method::PATCH, &format!("/admin/v1/products/{shirt}"), Some(&patch), None).await.ok();
-    // Closed early, and open for longer again, but not as long as at first.
+    // Closed early, and then opened again for less time than at first.
     for closes_in in [0, 3_600_000] {
         let closes_at = test.clock.now().plus(closes_in).local(test.engine.zone());
         let patch = json!({"closesAt": closes_at});
@@ -117,7 +117,7 @@ pub async fn busy_day(test: &TestApp) {
     }
 }
 
-/// Adds an entry as if a script had decided it: with the next number, unless `position` is false.
+/// Adds an entry to the outbox as a script does, with the next position if `position` is set.
 pub async fn poison(redis: &mut MultiplexedConnection, position: bool, fields: &[(&str, &[u8])]) -> String {
     let mut add = redis::cmd("XADD");
     add.arg(OUTBOX).arg("*");
@@ -131,7 +131,7 @@ pub async fn poison(redis: &mut MultiplexedConnection, position: bool, fields: &
     add.query_async(redis).await.unwrap()
 }
 
-/// The outbox's last event again, as if it had been decided twice.
+/// Adds the outbox's last event again, with the next position.
 async fn again(redis: &mut MultiplexedConnection) -> String {
     let (_, fields) = entries(redis, 0).await.pop().unwrap();
     let fields = event::fields_of(&fields, 0);
@@ -148,7 +148,7 @@ async fn history(test: &TestApp, user: i64, query: &str) -> Vec<Value> {
     reply.as_array().unwrap().clone()
 }
 
-/// A service on a Postgres of its own, which may be killed. Its patience with Postgres is short.
+/// A service with a PostgreSQL server of its own, which the test may stop, and a short timeout of PostgreSQL.
 pub struct RestartableApp {
     pub app: App,
     pub base: String,

@@ -14,7 +14,7 @@ async fn projection_resumes_when_postgres_returns() {
     let coupon = shop.post("/admin/v1/coupons", coupon).await.created()["couponId"].as_i64().unwrap();
     shop.charge(user, 7).await.ok();
     let history = format!("/api/v1/balances/{user}/history");
-    until("it is projected", async || {
+    until("the projection has caught up", async || {
         let lag = shop.get("/admin/v1/projection").await.json()["lagEvents"].as_i64();
         (lag == Some(0)).then_some(())
     })
@@ -22,7 +22,7 @@ async fn projection_resumes_when_postgres_returns() {
     assert_eq!(shop.get(&history).await.ok().as_array().unwrap().len(), 2);
 
     shop.postgres.kill().await.unwrap();
-    // Every write goes on.
+    // Writes are served.
     for n in 1..=5 {
         assert_eq!(shop.charge(user, 1).await.ok()["balance"], 10_007 + n);
     }
@@ -33,7 +33,7 @@ async fn projection_resumes_when_postgres_returns() {
     let pay = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": 195});
     shop.post("/api/v1/payments", pay.clone()).await.ok();
     shop.post("/api/v1/payments", pay).await.refused(409, "ORDER_ALREADY_PAID");
-    // And every read but of what only Postgres has: that says so, in bounded time, in the envelope.
+    // Reads are served, except of what only PostgreSQL has: those get a 503 in bounded time.
     assert_eq!(shop.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 10_012 - 195);
     assert_eq!(shop.get(&format!("/api/v1/products/{product}")).await.ok()["stockQuantity"], 48);
     assert_eq!(shop.get(&format!("/api/v1/coupons/{user}")).await.ok()[0]["couponStatus"], "USED");
@@ -47,7 +47,7 @@ async fn projection_resumes_when_postgres_returns() {
     }
 
     shop.postgres.restart().await.unwrap();
-    until("it is projected", async || {
+    until("the projection has caught up", async || {
         let reply = shop.get("/admin/v1/projection").await;
         (reply.status == 200 && reply.json()["lagEvents"] == 0).then_some(())
     })
@@ -61,7 +61,7 @@ async fn projection_resumes_when_postgres_returns() {
     shop.finish().await;
 }
 
-/// A database that is not as this program knows it (a deploy half way, say) is no fault of the events: they wait.
+/// An unexpected schema, as during a deployment, makes no dead letters: the events wait.
 #[tokio::test]
 async fn projection_waits_without_dead_letters_when_schema_broken() {
     let test = TestApp::start().await;

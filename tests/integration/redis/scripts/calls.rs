@@ -140,7 +140,7 @@ impl Bench {
         self.pay(order, user, amount).with(10, "GATEWAY").with(11, format!("tx-{order}"))
     }
 
-    /// `why` is CANCEL, EXPIRE or DECLINE; of a PAID order, `day` is the day of its sale.
+    /// `why` is CANCEL, EXPIRE or DECLINE; `day` is the day of sale of a PAID order.
     pub fn close(&self, order: i64, user: i64, why: &str, day: &str) -> Raw {
         let mut raw = self.closing(&script::ORDER_CLOSE, order, user);
         raw.args.extend(strings([&why, &day, &if day.is_empty() { 0 } else { START.0 + HOUR_MS * 24 }, &"", &""]));
@@ -214,7 +214,7 @@ impl Bench {
         redis::cmd("PTTL").arg(key).query_async(&mut self.redis).await.unwrap()
     }
 
-    /// All `lines` are of products at home in one partition, which is not the order's.
+    /// All `lines` name products of one partition, which is not the order's.
     pub fn hold(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
         let keys = self.keys(lines[0].0);
         let mut raw = self.begin_unrecorded(&script::STOCK_HOLD, keys);
@@ -270,8 +270,7 @@ impl Bench {
         Raw { script: &script::HISTORY_READ, keys, args, shared: None }
     }
 
-    /// A user with this balance and a product of this price with 100 units, at home in the first partition, and an order
-    /// of `quantity` of it.
+    /// Creates a user with this balance and a product with 100 units in the first partition, and an order of `quantity` units.
     pub(super) async fn ordered(&mut self, order: i64, user: i64, balance: i64, quantity: i64) -> i64 {
         let product = 900 * self.partitions;
         let (create, user_create) = (self.product_create(product, 1_000, 100), self.users_create(user, 1, balance));

@@ -11,7 +11,7 @@ async fn creation_scripts_match_headers() {
     let Body::UsersCreated { first, step, count, balance, name, prefixed } = &event.body else { panic!("{event:?}") };
     assert_eq!((first.get(), *step, *count, *balance, name.as_str(), *prefixed), (5, 1, 3, 250, "u", true));
     bench.leaves_all("ALREADY_EXISTS", &users).await;
-    // Without a balance there is no entry.
+    // A balance of 0 has no entry.
     let poor = bench.users_create(8, 1, 0);
     bench.decides("CREATED", &poor).await;
 
@@ -35,7 +35,7 @@ async fn creation_scripts_match_headers() {
     assert_eq!(reply[3..], ["자켓", "7", "999999995", "OUTER"]);
     let Body::ProductUpdated { product, name, price, category, delta } = &event.body else { panic!("{event:?}") };
     assert_eq!((product.get(), name.as_str(), *price, category.as_str(), *delta), (1, "자켓", 7, "OUTER", -5));
-    // Omitted fields stay, and the event has them all.
+    // Omitted fields keep their values, and the event has every field.
     let mut same = bench.product_update(1, "OUTER").with(8, "OUTER").with(10, 5);
     same.keys[6] = same.keys[7].clone();
     let (reply, event) = bench.decides("UPDATED", &same).await;
@@ -52,7 +52,7 @@ async fn creation_scripts_match_headers() {
     assert_eq!((terms.opens_at, terms.closes_at), (START, START.plus(HOUR_MS)));
     assert_eq!(terms.expires_at, START.plus(2 * HOUR_MS));
     bench.leaves_all("ALREADY_EXISTS", &campaign.with(7, 9)).await;
-    // One that is to open at once does so by the script's clock; a window that is none is no campaign.
+    // Without a beginning the campaign opens at the script's time; an empty window is refused.
     let at_once = bench.campaign_create(3, "FIXED", 10, 3).with(8, "");
     bench.leaves_all("INVALID_WINDOW", &at_once.with(9, START.0)).await;
     bench.leaves_all("INVALID_WINDOW", &at_once.with(9, START.0 + 2 * HOUR_MS + 1)).await;
@@ -70,13 +70,13 @@ async fn creation_scripts_match_headers() {
     bench.leaves_all("INVALID_WINDOW", &moved.with(6, START.0 + HOUR_MS / 2)).await;
     bench.leaves_all("INVALID_WINDOW", &moved.with(6, START.0 + HOUR_MS).with(7, "")).await;
     bench.leaves_all("INVALID_WINDOW", &moved.with(7, START.0 + 2 * HOUR_MS + 1)).await;
-    // It is open from START on, so that closing it now leaves no window.
+    // The campaign opens at START, so that a closing at START leaves an empty window.
     bench.leaves_all("INVALID_WINDOW", &moved.with(6, "").with(7, START.0 - 5)).await;
     let (reply, event) = bench.decides_once("MOVED", &moved).await;
     assert_eq!(reply[3..], [START.0.to_string(), (START.0 + HOUR_MS / 2).to_string(), "0".into(), "0".into()]);
     let Body::CampaignUpdated { coupon, opens_at, closes_at } = &event.body else { panic!("{event:?}") };
     assert_eq!((coupon.get(), *opens_at, *closes_at), (1, START, START.plus(HOUR_MS / 2)));
-    // An end just past counts as now; a beginning may be past, and omitted fields stay.
+    // An end in the near past counts as now; a beginning may be in the past; omitted fields keep their values.
     let (reply, _) = bench.decides("MOVED", &moved.with(6, START.0 - 9).with(7, START.0 - 60_000)).await;
     assert_eq!(reply[3..5], [(START.0 - 9).to_string(), START.0.to_string()]);
     let (reply, _) = bench.decides("MOVED", &moved.with(6, "").with(7, START.0 + 2 * HOUR_MS)).await;
@@ -105,7 +105,7 @@ async fn withheld_release_scripts_match_headers() {
         bench.run(raw).await;
     }
     bench.test.drain().await;
-    // In both stores, as after a rebuild.
+    // Withholds units in both stores, as a rebuild does.
     let keys = bench.keys(1);
     for (key, field, value) in
         [(keys.stock(), "1", 93), (keys.withheld(), "1", 7), (campaign_key(keys, 1), "withheld", 4)]
@@ -134,7 +134,7 @@ async fn withheld_release_scripts_match_headers() {
     coupons.keys.push(campaign_key(keys, 1));
     coupons.args.extend(strings([&1, &1, &"mine"]));
     bench.needs_open_partition(&coupons).await;
-    // Not before it was announced.
+    // A release without a preparation is refused.
     bench.leaves_all("RELEASE_NOT_PREPARED", &coupons).await;
     let announce = bench.coupon_release_prepare(1, 1);
     bench.needs_open_partition(&announce).await;
@@ -144,7 +144,11 @@ async fn withheld_release_scripts_match_headers() {
     nowhere.keys[2] = campaign_key(keys, 2);
     bench.leaves_all("CAMPAIGN_NOT_FOUND", &nowhere).await;
     assert_eq!(bench.run(&announce).await, ["RELEASE_PREPARED", "mine"]);
-    assert_eq!(bench.run(&announce.with(2, "another")).await, ["RELEASE_PREPARED", "mine"], "the first one stands");
+    assert_eq!(
+        bench.run(&announce.with(2, "another")).await,
+        ["RELEASE_PREPARED", "mine"],
+        "the first preparation stays"
+    );
     bench.leaves_all("RELEASE_NOT_PREPARED", &coupons.with(7, "another")).await;
     bench.needs_its_own_key(&coupons, true).await;
     let mut unknown = coupons.clone();

@@ -2,13 +2,13 @@
 
 use super::*;
 
-/// The state without the traces of every decision: its position and its event.
+/// The state without the position and the event, which every decision changes.
 fn without_positions(mut all: BTreeMap<String, String>) -> BTreeMap<String, String> {
     all.retain(|key, _| !key.ends_with(":outbox") && !key.ends_with(":meta"));
     all
 }
 
-/// The steps of an order across two partitions, taken by hand: its user is at home in the first, its product in the second.
+/// The steps of an order across two partitions, one by one: the user is in the first, the product in the second.
 #[tokio::test]
 async fn hold_scripts_match_headers() {
     let mut bench = Bench::start(2).await;
@@ -34,7 +34,7 @@ async fn hold_scripts_match_headers() {
     assert_eq!(reply[3], "1:2:1000,5:3:10");
     assert!(matches!(&event.body, Body::StockHeld { lines, .. } if lines.len() == 2), "{event:?}");
     let again = bench.leaves_all("ALREADY_HELD", &hold).await;
-    assert_eq!(again[1], reply[3], "said twice, held once");
+    assert_eq!(again[1], reply[3], "a repeat holds nothing");
     let place = bench.place(10, 2, &[], "1:2:1000,5:3:10");
     let (placed, event) = bench.decides_once("PLACED", &place).await;
     assert_eq!(placed[4], "2030");
@@ -63,7 +63,7 @@ async fn hold_scripts_match_headers() {
     bench.leaves_all("UNCHANGED", &refund).await;
     bench.leaves_all("UNCHANGED", &settle).await;
 
-    // No order came of it: it comes back, and stays back.
+    // Without an order the hold is released, once.
     let stray = bench.hold(12, 2, &[(1, 5)]);
     bench.decides("HELD", &stray).await;
     assert_eq!(bench.run(&bench.verdict(12)).await[1], "ABANDONED");
@@ -72,7 +72,7 @@ async fn hold_scripts_match_headers() {
     bench.leaves_all("UNCHANGED", &bench.settle(1, 12, 2, "RELEASED")).await;
     bench.leaves_all("RELEASED", &stray).await;
 
-    // Released by its own request: nothing of it stays.
+    // A release by the request itself leaves no trace.
     let undone = bench.hold(18, 2, &[(1, 3)]);
     let before = bench.test.snapshot().await;
     bench.decides("HELD", &undone).await;
@@ -87,18 +87,18 @@ async fn hold_scripts_match_headers() {
         .unwrap();
     assert_eq!(rows, 0);
 
-    // The release comes first: a tombstone, which is no decision, and the hold obeys it.
+    // A release before the hold leaves a tombstone, which is no decision and prevents the hold.
     let decided = bench.position(Partition(1)).await;
     for end in ["SETTLED", "REFUNDED"] {
         bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 14, 2, end)).await;
     }
-    // A release that finds the hold needs no tombstone.
+    // A release of an existing hold leaves no tombstone.
     bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 14, 2, "RELEASED").with(8, 0)).await;
     assert_eq!(bench.run(&bench.settle(1, 14, 2, "RELEASED")).await, ["TOMBSTONED"]);
     assert_eq!(bench.position(Partition(1)).await, decided);
     bench.leaves_all("RELEASED", &bench.hold(14, 2, &[(1, 1)])).await;
 
-    // A refund that overtook its settlement.
+    // A refund that arrives before its settlement.
     let overtaken = bench.hold(16, 2, &[(5, 1)]);
     bench.decides("HELD", &overtaken).await;
     for raw in [bench.place(16, 2, &[], "5:1:10"), bench.pay(16, 2, 10), bench.close(16, 2, "CANCEL", DAY)] {
@@ -110,7 +110,7 @@ async fn hold_scripts_match_headers() {
     bench.finish().await;
 }
 
-/// A closed order is evicted while PostgreSQL has the same state; a later change takes the eviction back.
+/// A closed order is evicted if PostgreSQL has the same state; a later change cancels the eviction.
 #[tokio::test]
 async fn order_evict_and_restore_match_headers() {
     let mut bench = Bench::start(1).await;
@@ -119,7 +119,7 @@ async fn order_evict_and_restore_match_headers() {
         let place = bench.place(order, 1, &[(product, 1)], "");
         bench.decides("PLACED", &place).await;
     }
-    // PENDING, PAID, CANCELLED, FAILED; and with a gateway still asked: about its payment, its late money, its refund.
+    // PENDING, PAID, CANCELLED, FAILED; and with an open gateway request: a payment, late money, a refund.
     for raw in [
         bench.pay(11, 1, 1_000),
         bench.close(12, 1, "CANCEL", ""),
@@ -151,7 +151,7 @@ async fn order_evict_and_restore_match_headers() {
             }
         }
     }
-    // Many at once: each for itself. Said again it is the same.
+    // A call evicts each order on its own; a repeat changes nothing.
     let all: Vec<(String, &str)> = (10..=17).zip(states).map(|(order, was)| (key(order), was)).collect();
     for _ in 0..2 {
         let raw = bench.evict(&all[1..]);
@@ -160,14 +160,14 @@ async fn order_evict_and_restore_match_headers() {
     }
     assert_eq!(bench.run(&bench.evict(&[])).await, ["EVICTED", "0"]);
 
-    // A refund keeps the order: Postgres does not know of it yet.
+    // A refund that PostgreSQL lacks keeps the order.
     assert!(bench.life(&key(11)).await > 0);
     bench.decides("CLOSED", &bench.close(11, 1, "CANCEL", DAY)).await;
     assert_eq!(bench.life(&key(11)).await, -1);
     assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key(11), "PAID")])).await[1], "0");
     assert_eq!(bench.life(&key(11)).await, -1);
 
-    // An evicted order is restored unchanged, for a while; and only an evicted one.
+    // Only an evicted order is restored: unchanged, and with a TTL.
     let whole: Vec<(String, String)> = redis::cmd("HGETALL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
     let whole: Vec<(&str, &str)> = whole.iter().map(|(field, value)| (field.as_str(), value.as_str())).collect();
     let restore = bench.restore(keys, &key(13), &whole);
@@ -175,7 +175,7 @@ async fn order_evict_and_restore_match_headers() {
     let before = bench.test.snapshot().await;
     let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
     bench.needs_open_partition(&restore).await;
-    // The tombstone of an order that never existed is wrong about it.
+    // A tombstone would mark the evicted order as never placed.
     for mark in [false, true] {
         if mark {
             let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
@@ -183,7 +183,7 @@ async fn order_evict_and_restore_match_headers() {
         }
         let decided = bench.position(Partition(0)).await;
         assert_eq!(bench.run(&restore).await, ["RESTORED"]);
-        assert_eq!(bench.position(Partition(0)).await, decided, "that decided something");
+        assert_eq!(bench.position(Partition(0)).await, decided, "eviction and restore are no decisions");
         assert!(before == bench.test.snapshot().await);
         assert!((1..=60_000).contains(&bench.life(&key(13)).await));
         bench.leaves_all("ALREADY_PRESENT", &restore).await;
@@ -192,7 +192,7 @@ async fn order_evict_and_restore_match_headers() {
     bench.finish().await;
 }
 
-/// The same of stock held in another partition.
+/// The same for remote holds.
 #[tokio::test]
 async fn hold_evict_and_restore_match_headers() {
     let mut bench = Bench::start(2).await;
@@ -204,7 +204,7 @@ async fn hold_evict_and_restore_match_headers() {
     for raw in [bench.hold(10, 2, &[(1, 2)]), bench.place(10, 2, &[], far), bench.pay(10, 2, 2_000)] {
         bench.run(&raw).await;
     }
-    // HELD: whatever Postgres is said to have.
+    // A HELD one is not evicted, whatever state PostgreSQL is claimed to have.
     for was in ["SETTLED", "REFUNDED", "RELEASED", "PAID", "CLOSED"] {
         assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key.clone(), was)])).await[1], "0", "{was}");
     }
@@ -213,7 +213,7 @@ async fn hold_evict_and_restore_match_headers() {
     assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key.clone(), "SETTLED")])).await[1], "1");
     let before = bench.test.snapshot().await;
     let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut bench.redis).await.unwrap();
-    // Whatever is said of it again, there is nothing; and the refund finds out that there should be.
+    // Without the hold, a repeat changes nothing, and a refund reports the missing hold.
     for end in ["SETTLED", "REFUNDED"] {
         bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 10, 2, end)).await;
     }
@@ -224,7 +224,7 @@ async fn hold_evict_and_restore_match_headers() {
     assert!(before == bench.test.snapshot().await);
     assert!((1..=60_000).contains(&bench.life(&key).await));
     bench.decides("CLOSED", &bench.close(10, 2, "CANCEL", DAY)).await;
-    // The refund keeps it: Postgres does not know of it yet.
+    // A refund that PostgreSQL lacks keeps the hold.
     bench.decides("MOVED", &bench.settle(1, 10, 2, "REFUNDED")).await;
     assert_eq!(bench.life(&key).await, -1);
     bench.leaves_all("ALREADY_PRESENT", &restore).await;

@@ -26,7 +26,7 @@ async fn order_place_matches_header() {
     bench.leaves_all("TOO_MANY_OPEN", &place.with_shared(3, 0)).await;
     for (lines, word, product) in [
         (&[(1, 1), (77, 1)][..], "PRODUCT_NOT_FOUND", "77"),
-        // An unknown product is reported before one that is short, and of those the first.
+        // An unknown product is reported before a short one, and the first short one before the others.
         (&[(3, 1), (77, 1)], "PRODUCT_NOT_FOUND", "77"),
         (&[(1, 1), (3, 1)], "SOLD_OUT", "3"),
         (&[(1, 6), (3, 1)], "INSUFFICIENT_STOCK", "1"),
@@ -37,7 +37,7 @@ async fn order_place_matches_header() {
         assert_eq!(reply[1], product);
         bench.leaves_all(word, &raw.keyed("k", "mine")).await;
     }
-    // Judged alone it is refused for the same reason, or for its remote lines, or else placed.
+    // Alone, the order is refused for the same reason or for its remote lines, or placed.
     let judged = |raw: &Raw, shortage: &str| {
         let mut judged = raw.clone();
         *judged.args.last_mut().unwrap() = shortage.to_owned();
@@ -52,7 +52,7 @@ async fn order_place_matches_header() {
     let dear = bench.place(10, 1, &[(4, 10_000)], "").with_shared(4, 0);
     bench.leaves_all("OVERFLOW", &dear).await;
     bench.leaves_all("INSUFFICIENT_BALANCE", &bench.place(10, 1, &[(4, 1)], "")).await;
-    // Coupons: not this user's, of no campaign, past their end.
+    // Coupons of another user, of no campaign, and after their end.
     let with_coupon = |raw: &Raw, id: i64, kind: &str, amount: i64| {
         raw.with(6, id).with(7, kind).with(8, amount).with(9, START.0 + 2 * HOUR_MS)
     };
@@ -75,7 +75,7 @@ async fn order_place_matches_header() {
     let again = bench.place(11, 1, &[(1, 1)], "");
     bench.leaves_all("INVALID_COUPON", &with_coupon(&again, 1, "PERCENTAGE", 33)).await;
     bench.leaves_all("SOLD_OUT", &bench.place(11, 1, &[(2, 1)], "")).await;
-    // A discount beyond the total ends at nothing to pay.
+    // A discount above the total makes a final price of 0.
     let (reply, _) = bench.decides("PLACED", &with_coupon(&again, 2, "FIXED", 99_999)).await;
     assert_eq!(reply[4], "0");
     bench.leaves_all("TOO_MANY_OPEN", &bench.place(12, 1, &[(1, 1)], "").with_shared(3, 2)).await;
@@ -107,7 +107,7 @@ async fn order_pay_matches_header() {
     bench.leaves_all("ORDER_NOT_FOUND", &unknown).await;
     bench.leaves_all("WRONG_AMOUNT", &pay.with(6, 3_999)).await;
     bench.leaves_all("WRONG_AMOUNT", &pay.with(6, 4_001).keyed("k", "mine")).await;
-    // The day of the call is the server's: the last instant of it is still of it, the first after it is not.
+    // The day in the call must be the day of Redis's clock: its last instant is accepted, the next one is not.
     let today = CalendarDay::of(START, chrono_tz::Asia::Seoul);
     for now in [today.from.0 - 1, today.until.0] {
         assert_eq!(bench.leaves_all("OTHER_DAY", &pay.with(1, now)).await[1], now.to_string());
@@ -122,7 +122,7 @@ async fn order_pay_matches_header() {
     assert_eq!((entry.entry_no, entry.before, entry.amount, entry.after), (2, 5_000, 4_000, 1_000));
     assert_eq!(entry.order_id.unwrap().get(), 10);
     bench.leaves_all("ALREADY_PAID", &pay).await;
-    // A balance that does not suffice is an effect: the order has failed.
+    // A payment above the balance is an effect: the order fails.
     let broke = bench.pay(11, 1, 1_900);
     let (_, event) = bench.decides_once("DECLINED", &broke).await;
     let Body::OrderClosed(closed) = &event.body else { panic!("{event:?}") };
@@ -169,7 +169,7 @@ async fn order_close_matches_header() {
         bench.leaves_all("ALREADY_CLOSED", &again.with(1, START.0 + HOUR_MS)).await;
     }
 
-    // By the clock: not a millisecond early.
+    // An expiry is refused one millisecond before it is due.
     let expire = bench.close(11, 1, "EXPIRE", "");
     bench.leaves_all("NOT_DUE", &expire.with(1, START.0 + HOUR_MS - 1)).await;
     let expire = expire.with(1, START.0 + HOUR_MS);
@@ -177,7 +177,7 @@ async fn order_close_matches_header() {
     assert_eq!(reply[4], "EXPIRED");
     assert!(matches!(&event.body, Body::OrderClosed(closed) if closed.reason == CloseReason::Expired), "{event:?}");
 
-    // A paid one: by its user alone, refunded, and with the rankings of its own day.
+    // Only the user closes a paid order: with a refund, in the rankings of its day of sale.
     let pay = bench.pay(12, 1, 1_000);
     bench.decides("PAID", &pay).await;
     for why in ["EXPIRE", "DECLINE"] {
@@ -195,7 +195,7 @@ async fn order_close_matches_header() {
     assert_eq!((closed.from, closed.receipt.as_deref()), (OrderStatus::Paid, Some("receipt-12")));
     assert_eq!((closed.day.as_str(), closed.by_gateway), (DAY, false));
 
-    // A decline is of one payment: without it, or with another receipt, there is nothing to decline.
+    // A decline names a payment: without one, or with another receipt, it is refused.
     let decline = bench.decline(13, 1);
     bench.leaves_all("NOT_DUE", &decline).await;
     let begin = bench.payment_begin(13, 1, 1_000);

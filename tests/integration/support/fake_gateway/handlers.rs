@@ -1,4 +1,4 @@
-//! The requests of the gateway.
+//! The handlers of the gateway's requests.
 
 use super::*;
 
@@ -18,7 +18,7 @@ pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, b
         }
     };
     let uid = asked.merchant_uid.clone();
-    // The effect happens at once, before a wait or a cut.
+    // The effect precedes a wait or a cut.
     let behaviour = {
         let mut ledger = shared.ledger();
         let ledger = &mut *ledger;
@@ -63,7 +63,7 @@ pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, b
         Behaviour::Garbage | Behaviour::GarbageAfterApproval => return garbage(),
         Behaviour::ServerError | Behaviour::ServerErrorAfterApproval => return server_error(),
         Behaviour::CutAfterApproval => return cut(),
-        Behaviour::Answer(status, body) | Behaviour::AnswerAfterApproval(status, body) => return said(status, body),
+        Behaviour::Answer(status, body) | Behaviour::AnswerAfterApproval(status, body) => return reply(status, body),
     }
     let ledger = shared.ledger();
     ledger.payments[&uid].answer(&uid, ledger.transaction_id.as_ref())
@@ -80,7 +80,7 @@ pub(super) async fn status(State(shared): State<Arc<Shared>>, Path(uid): Path<St
         (manner, payment.answer(&uid, ledger.transaction_id.as_ref()))
     };
     shared.changed();
-    say(manner, answer).await
+    answer_as(manner, answer).await
 }
 
 pub(super) async fn cancel(
@@ -124,20 +124,20 @@ pub(super) async fn cancel(
         (manner, answer)
     };
     shared.changed();
-    say(manner, answer).await
+    answer_as(manner, answer).await
 }
 
-async fn say(manner: QueryBehaviour, truth: Response) -> Response {
+async fn answer_as(manner: QueryBehaviour, truth: Response) -> Response {
     match manner {
         QueryBehaviour::Truthful => truth,
         QueryBehaviour::ThenHang | QueryBehaviour::Hang => pending().await,
         QueryBehaviour::ThenServerError | QueryBehaviour::ServerError => server_error(),
         QueryBehaviour::Garbage => garbage(),
-        QueryBehaviour::ThenAnswer(status, body) | QueryBehaviour::Answer(status, body) => said(status, body),
+        QueryBehaviour::ThenAnswer(status, body) | QueryBehaviour::Answer(status, body) => reply(status, body),
     }
 }
 
-fn said(status: u16, body: String) -> Response {
+fn reply(status: u16, body: String) -> Response {
     (StatusCode::from_u16(status).unwrap(), body).into_response()
 }
 
@@ -149,7 +149,7 @@ fn server_error() -> Response {
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 
-/// A whole approval, but the connection breaks before the end of the reply.
+/// A complete approval, but the connection breaks before the end of the reply.
 fn cut() -> Response {
     let words = Bytes::from_static(br#"{"approved": true, "transactionId": "tx"}"#);
     let parts = [Ok(words), Err(std::io::Error::other("cut"))];

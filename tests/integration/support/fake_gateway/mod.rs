@@ -1,12 +1,12 @@
-//! A payment gateway for tests: it misbehaves on request, and its ledger records what it really did.
+//! A payment gateway for tests: it misbehaves on request, and its ledger records the money that it takes and refunds.
 //!
-//! Taking money and answering are separate, as with a real gateway: it may take the money and never answer. Tests
-//! assert on the ledger: no money is taken twice, or kept for a failed order ([`FakeGateway::kept`]), and no request is
-//! senseless ([`FakeGateway::faults`]).
+//! Taking money and replying are separate, as with a real gateway: it may take the money and never reply. Tests assert on the
+//! ledger: no money is taken twice, or kept for a failed order ([`FakeGateway::kept`]), and no request is invalid
+//! ([`FakeGateway::faults`]).
 //!
-//! One uid is one payment: however often it is asked for, the money is taken at most once and the first decision
-//! stands. A cancelled payment is refused from then on. A cancel that comes before its payment does not prevent that
-//! payment. The gateway does not sleep: a late reply is late until the test releases it.
+//! A uid is one payment: repeated requests take the money at most once and get the first decision. After a cancel the payment
+//! is refused. A cancel before the payment does not prevent it. The gateway does not sleep: a late reply waits until the test
+//! releases it.
 
 mod handlers;
 
@@ -39,59 +39,59 @@ use tokio::{
 /// The effect of a `POST /payments`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Takes the money and says so.
+    /// Takes the money and approves.
     Approve,
-    /// Refuses, for good, and says so.
+    /// Refuses the payment finally.
     Decline,
-    /// Takes no money, never answers.
+    /// Takes no money, never replies.
     Hang,
-    /// Takes the money, never answers.
+    /// Takes the money, never replies.
     ApproveThenHang,
-    /// Takes the money, and answers, only once [`FakeGateway::release_late`] is called, even if the client is gone by
-    /// then; until that the payment is not found.
+    /// Takes the money and replies when the test calls [`FakeGateway::release_late`], even if the client has disconnected; until
+    /// then the payment is not found.
     ApproveLate,
-    /// Takes no money, answers 200 and nonsense.
+    /// Takes no money, replies 200 with an invalid body.
     Garbage,
-    /// Takes the money, answers 200 and nonsense.
+    /// Takes the money, replies 200 with an invalid body.
     GarbageAfterApproval,
-    /// Takes no money, answers 500.
+    /// Takes no money, replies 500.
     ServerError,
-    /// Takes the money, answers 500.
+    /// Takes the money, replies 500.
     ServerErrorAfterApproval,
     /// Takes the money, breaks the connection in the middle of the reply.
     CutAfterApproval,
-    /// Takes no money, answers this status and body.
+    /// Takes no money, replies with this status and body.
     Answer(u16, String),
-    /// Takes the money, answers this status and body.
+    /// Takes the money, replies with this status and body.
     AnswerAfterApproval(u16, String),
     /// Takes this amount instead of the requested one, and reports it in this reply and in later ones.
     ApproveAmount(i64),
-    /// The same, never answers.
+    /// The same, but never replies.
     ApproveAmountThenHang(i64),
 }
 
 /// The effect of a `GET /payments/{uid}` or a `POST /payments/{uid}/cancel`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueryBehaviour {
-    /// Does as asked, answers the truth.
+    /// Executes the request, and replies correctly.
     Truthful,
-    /// Does as asked, never answers.
+    /// Executes the request, and never replies.
     ThenHang,
-    /// Does as asked, answers 500.
+    /// Executes the request, and replies 500.
     ThenServerError,
-    /// Does nothing, never answers.
+    /// Does nothing, and never replies.
     Hang,
-    /// Does nothing, answers 500.
+    /// Does nothing, and replies 500.
     ServerError,
-    /// Does nothing, answers 200 and nonsense.
+    /// Does nothing, and replies 200 with an invalid body.
     Garbage,
-    /// Does as asked, answers this status and body.
+    /// Executes the request, and replies with this status and body.
     ThenAnswer(u16, String),
-    /// Does nothing, answers this status and body.
+    /// Does nothing, and replies with this status and body.
     Answer(u16, String),
 }
 
-/// A running fake gateway. Dropped, it is gone at once, and every connection to it breaks.
+/// A running fake gateway. Dropped, it ends at once and breaks every connection.
 pub struct FakeGateway {
     url: String,
     shared: Arc<Shared>,
@@ -100,7 +100,7 @@ pub struct FakeGateway {
 
 struct Shared {
     ledger: Mutex<Ledger>,
-    /// Moves with every request that came in, and with every release.
+    /// Counts the requests and the releases.
     changes: watch::Sender<u64>,
 }
 
@@ -110,14 +110,14 @@ struct Ledger {
     every_pay: Behaviour,
     every_status: QueryBehaviour,
     every_cancel: QueryBehaviour,
-    /// The `transactionId` of every approval; its own for each payment where there is none.
+    /// The `transactionId` of every approval; `None`: one per payment.
     transaction_id: Option<Value>,
     /// Of the latest request.
     headers: HeaderMap,
     faults: Vec<String>,
 }
 
-/// All that was asked and done under one uid.
+/// The requests and the state of one uid.
 #[derive(Default)]
 struct Payment {
     asked: Option<PayBody>,
@@ -125,7 +125,7 @@ struct Payment {
     status_queries: usize,
     cancels: usize,
     decision: Option<Decision>,
-    /// A payment of [`Behaviour::ApproveLate`] that was not released yet.
+    /// A payment of [`Behaviour::ApproveLate`] before its release.
     is_late: bool,
     given_back: bool,
 }
@@ -168,7 +168,7 @@ impl FakeGateway {
             .with_state(Arc::clone(&shared));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        // Not axum::serve: its connections would outlive it.
+        // Not axum::serve: its connections outlive it.
         let server = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
@@ -180,37 +180,37 @@ impl FakeGateway {
         FakeGateway { url, shared, server }
     }
 
-    /// The base URL, as `PAYMENT_GATEWAY_<TYPE>_URL` wants it.
+    /// The base URL, for `PAYMENT_GATEWAY_<TYPE>_URL`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The next payment request, of whatever uid, is treated so; called again, the one after it.
+    /// Sets the behaviour of the next payment request, under any uid; another call sets that of the request after it.
     pub fn next(&self, behaviour: Behaviour) {
         self.ledger().next_pay.push_back(behaviour);
     }
 
-    /// Every payment request is treated so, after those of [`FakeGateway::next`].
+    /// Sets the behaviour of every payment request, after those of [`FakeGateway::next`].
     pub fn always(&self, behaviour: Behaviour) {
         self.ledger().every_pay = behaviour;
     }
 
-    /// Every status query is treated so.
+    /// Sets the behaviour of every status query.
     pub fn status_queries_are(&self, manner: QueryBehaviour) {
         self.ledger().every_status = manner;
     }
 
-    /// Every cancel is treated so.
+    /// Sets the behaviour of every cancel.
     pub fn cancels_are(&self, manner: QueryBehaviour) {
         self.ledger().every_cancel = manner;
     }
 
-    /// Every approval names the transaction so.
+    /// Sets the `transactionId` of every approval.
     pub fn transaction_ids_are(&self, id: Value) {
         self.ledger().transaction_id = Some(id);
     }
 
-    /// Takes the money of every payment that is late, before this returns, and answers those clients that still wait.
+    /// Takes the money of every late payment before it returns, and replies to clients that still wait.
     pub fn release_late(&self) {
         for payment in self.ledger().payments.values_mut().filter(|payment| payment.is_late) {
             payment.is_late = false;
@@ -219,12 +219,12 @@ impl FakeGateway {
         self.shared.changed();
     }
 
-    /// Waits until `count` payment requests came in under `uid`.
+    /// Waits for `count` payment requests under `uid`.
     pub async fn posted(&self, uid: &str, count: usize) {
         self.until(|ledger| ledger.payments.get(uid).is_some_and(|payment| payment.posts >= count)).await;
     }
 
-    /// Waits until a payment request came in under any uid, and names one.
+    /// Waits for a payment request under any uid. Returns one of the uids.
     pub async fn any_posted(&self) -> String {
         self.until(|ledger| ledger.payments.values().any(|payment| payment.posts > 0)).await;
         let ledger = self.ledger();
@@ -232,12 +232,12 @@ impl FakeGateway {
         uid.clone()
     }
 
-    /// Waits until `count` status queries came in for `uid`.
+    /// Waits for `count` status queries for `uid`.
     pub async fn queried(&self, uid: &str, count: usize) {
         self.until(|ledger| ledger.payments.get(uid).is_some_and(|payment| payment.status_queries >= count)).await;
     }
 
-    /// The won taken under `uid`, refunded since or not.
+    /// The won taken under `uid`, including refunded ones.
     pub fn taken(&self, uid: &str) -> Option<i64> {
         self.ledger().payments.get(uid).and_then(Payment::taken)
     }
@@ -247,22 +247,22 @@ impl FakeGateway {
         self.ledger().payments.get(uid).is_some_and(|payment| payment.given_back)
     }
 
-    /// The won that the gateway has of `uid` now.
+    /// The won taken under `uid` and not refunded.
     pub fn kept(&self, uid: &str) -> i64 {
         self.ledger().payments.get(uid).map_or(0, Payment::kept)
     }
 
-    /// Every uid that was ever asked for, in no order.
+    /// Every uid of a request, in no order.
     pub fn uids(&self) -> Vec<String> {
         self.ledger().payments.keys().cloned().collect()
     }
 
-    /// The order that `uid` was to pay, as asked for first.
+    /// The order of the first payment request under `uid`.
     pub fn order_of(&self, uid: &str) -> Option<i64> {
         Some(self.ledger().payments.get(uid)?.asked.as_ref()?.order_id)
     }
 
-    /// The won taken in all, refunded since or not.
+    /// The won taken in all, including refunded ones.
     pub fn total_taken(&self) -> i64 {
         self.ledger().payments.values().filter_map(Payment::taken).sum()
     }
@@ -272,7 +272,7 @@ impl FakeGateway {
         self.ledger().payments.values().filter(|payment| payment.given_back).filter_map(Payment::taken).sum()
     }
 
-    /// Won that the gateway has now.
+    /// The won taken in all and not refunded.
     pub fn total_kept(&self) -> i64 {
         self.ledger().payments.values().map(Payment::kept).sum()
     }
@@ -292,7 +292,7 @@ impl FakeGateway {
         self.ledger().payments.get(uid).map_or(0, |payment| payment.status_queries)
     }
 
-    /// Requests to give the money of `uid` back.
+    /// Cancel requests for `uid`.
     pub fn cancels(&self, uid: &str) -> usize {
         self.ledger().payments.get(uid).map_or(0, |payment| payment.cancels)
     }
@@ -307,8 +307,8 @@ impl FakeGateway {
         self.header(AUTHORIZATION.as_str())
     }
 
-    /// Requests that no correct client sends: bodies outside of the contract, one uid for two payments, a refund of
-    /// another amount. Each test should end with none.
+    /// Requests that no correct client sends: bodies outside the contract, one uid for two payments, a refund of another amount.
+    /// A test should end without one.
     pub fn faults(&self) -> Vec<String> {
         self.ledger().faults.clone()
     }
@@ -360,7 +360,7 @@ impl Payment {
         self.decision.get_or_insert(Decision::Taken { amount });
     }
 
-    /// The truth about this payment.
+    /// The correct reply for this payment.
     fn answer(&self, uid: &str, id: Option<&Value>) -> Response {
         let asked = self.asked.as_ref().map_or(0, |asked| asked.amount);
         let id = id.cloned().unwrap_or_else(|| json!(format!("tx-{uid}")));

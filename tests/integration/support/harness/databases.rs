@@ -4,7 +4,7 @@ use super::*;
 
 const TEMPLATE: &str = "fc_template";
 
-/// The shared PostgreSQL's URL for the database `postgres`; the server belongs to a thread that never ends.
+/// The URL of the database `postgres` of the shared server, which a thread owns until the process ends.
 fn postgres_server() -> &'static str {
     static URL: OnceLock<String> = OnceLock::new();
     URL.get_or_init(|| {
@@ -23,7 +23,7 @@ fn postgres_server() -> &'static str {
                 postgres::migrate(&template).await.unwrap();
                 template.close().await.unwrap();
                 send.send(server.url("postgres")).unwrap();
-                // Until the process ends; then the reaper ends the server and removes the directory.
+                // At the end of the process the reaper ends the server and removes the directory.
                 std::future::pending::<()>().await;
                 drop((server, dir));
             });
@@ -38,7 +38,7 @@ pub fn postgres_url(database: &str) -> String {
 }
 
 pub async fn admin_sql(sql: String) {
-    // The template is copied by one at a time.
+    // PostgreSQL copies a template for one database at a time.
     static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _one = ONE.lock().await;
     let db = postgres::connect(&postgres_config(postgres_server())).await.unwrap();

@@ -1,7 +1,7 @@
 //! [`TestApp`]: the whole service in this process, with a Redis server, a database and a clock of its own for each test.
 //!
-//! One PostgreSQL server is shared by all tests of a run (a database each, copied from a migrated template); it is started
-//! by the first that needs it and ends with the process.
+//! All tests of a run share one PostgreSQL server, with a database each, copied from a migrated template. The first test that
+//! needs the server starts it; it ends with the process.
 
 mod databases;
 mod requests;
@@ -47,11 +47,11 @@ pub struct Options {
     pub partitions: u16,
     /// `None`: the system's clock.
     pub clock: Option<Millis>,
-    /// How wrong the system's clock is.
+    /// The error of the system's clock.
     pub clock_skew_ms: i64,
-    /// Project in the background, rather than when the test drains.
+    /// Whether the service projects in the background; otherwise only [`TestApp::drain`] projects.
     pub project: bool,
-    /// Sweep in the background, rather than when the test sweeps.
+    /// Whether the service sweeps in the background; otherwise only the test does.
     pub sweep: bool,
     pub hold_seconds: i64,
     pub max_open_orders: u32,
@@ -66,15 +66,15 @@ pub struct Options {
     pub operators: OperatorsConfig,
     pub limits: LimitsConfig,
     pub auth: AuthConfig,
-    /// The service's patience with Redis; a test that shortens it must bear with a 503 that only a stall explains.
+    /// The service's timeout of Redis. With a short one, a stalled machine may cause a 503.
     pub redis_timeout_ms: u64,
-    /// The service reaches Redis through [`TestApp::proxy`].
+    /// Whether the service reaches Redis through [`TestApp::proxy`].
     pub proxied: bool,
-    /// How the service reaches Redis, where that is not [`redis_config`] of the server's own address.
+    /// The service's settings of Redis; `None`: [`redis_config`] of the server's address.
     pub redis: Option<RedisConfig>,
-    /// How the test itself reaches it, where that is not the server's own address.
+    /// The URL of the test's own connections to Redis; `None`: the server's address.
     pub raw_url: Option<String>,
-    /// How many dead letters [`TestApp::finish`] accepts.
+    /// The number of dead letters that [`TestApp::finish`] expects.
     pub dead_letters: i64,
 }
 
@@ -136,9 +136,9 @@ pub struct TestApp {
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
     finished: bool,
-    /// Between the service and Redis, where a test asked for it.
+    /// Between the service and Redis, with [`Options::proxied`].
     pub proxy: Option<Proxy>,
-    // Last, and in this order: the servers are ended before their directory goes.
+    // Last, in this order: the servers end before their directory is removed.
     pub redis: RedisServer,
     /// The other nodes of a cluster.
     pub others: Vec<RedisServer>,
@@ -222,7 +222,7 @@ impl TestApp {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
     }
 
-    /// How this test's API is served.
+    /// The HTTP settings of this test.
     pub fn http_config(&self) -> HttpConfig {
         http_config(&self.options, self.base.trim_start_matches("http://").parse().unwrap())
     }
@@ -244,7 +244,7 @@ impl TestApp {
         gone
     }
 
-    /// How this test's service reaches Redis.
+    /// The service's settings of Redis.
     pub fn redis_config(&self) -> RedisConfig {
         self.options.redis.clone().unwrap_or_else(|| redis_config(&self.redis.url()))
     }
@@ -262,7 +262,7 @@ impl TestApp {
 
     /// Drains the outbox, checks the invariants, and stops. Every test ends with this.
     pub async fn finish(mut self) {
-        // The invariants are read key by key: nothing may change meanwhile.
+        // The check reads key by key: nothing may change meanwhile.
         self.app.stop(None).await;
         self.drain().await;
         let mut servers = vec![self.raw().await];
@@ -299,7 +299,7 @@ impl Drop for TestApp {
     }
 }
 
-/// The parts of a service on these stores.
+/// Opens a process on these stores.
 pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) -> anyhow::Result<App> {
     let projector = ProjectorConfig { projector_batch: options.batch, projector_linger_ms: 0 };
     App::open(&engine_config(options, redis, postgres), &projector, clock).await
@@ -361,7 +361,7 @@ pub fn redis_config(url: &str) -> RedisConfig {
     RedisConfig { redis_connections: 2, redis_timeout_ms: 300_000, ..RedisConfig::at(url) }
 }
 
-/// Likewise.
+/// Timeouts that a stalled machine does not reach.
 pub fn postgres_config(url: &str) -> PostgresConfig {
     PostgresConfig { database_url: Secret::new(url), database_connections: 6, database_timeout_ms: 300_000 }
 }
@@ -371,15 +371,14 @@ pub async fn raw_redis(url: &str) -> redis::aio::MultiplexedConnection {
     redis::Client::open(url).unwrap().get_multiplexed_async_connection_with_config(&config).await.unwrap()
 }
 
-/// Polls `look` until it returns a value: the only place in the tests that waits for time to pass. Fails after five
-/// minutes.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+/// Polls `condition` until it returns a value: the only place of the tests that waits by time. Panics after five minutes.
+pub async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = condition().await {
             return found;
         }
-        assert!(begun.elapsed() < Duration::from_secs(300), "not in five minutes: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(300), "not within five minutes: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

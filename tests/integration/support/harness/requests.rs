@@ -32,7 +32,7 @@ impl Reply {
         self.json()
     }
 
-    /// Must be this status and errorCode, in the contract's envelope.
+    /// Asserts that the reply is an error with this status and errorCode, in the contract's envelope.
     #[track_caller]
     pub fn refused(&self, status: u16, code: &str) {
         let body = self.json();
@@ -135,9 +135,9 @@ impl TestApp {
     }
 }
 
-/// A client of its own connections.
+/// A client with connections of its own.
 pub fn client() -> reqwest::Client {
-    // Already there in all tests but the first.
+    // Fails in every test but the first, which installs the provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().unwrap()
 }

@@ -1,4 +1,4 @@
-//! The invariants themselves.
+//! The invariants.
 
 use super::*;
 
@@ -7,19 +7,25 @@ fn int(hash: &Hash, field: &str) -> i64 {
 }
 
 pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
-    let home = |id: i64| (id % i64::from(partitions)) as u16;
+    let owner = |id: i64| (id % i64::from(partitions)) as u16;
     // Orders, and what they hold and sold.
     let (mut held, mut sold): (BTreeMap<i64, i64>, BTreeMap<i64, i64>) = Default::default();
     let (mut units, mut won): (BTreeMap<(String, i64), i64>, BTreeMap<(String, i64), i64>) = Default::default();
     let mut open: BTreeMap<i64, i64> = BTreeMap::new();
     let (mut expiry, mut gateway) = (BTreeSet::new(), BTreeSet::new());
     let (mut coupon_held, mut coupon_used) = (BTreeMap::new(), BTreeMap::new());
-    let mut far_state: BTreeMap<(u16, i64), &str> = BTreeMap::new();
+    let mut remote_states: BTreeMap<(u16, i64), &str> = BTreeMap::new();
     for (id, order) in all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED") {
         let mut every = lines(&order["lines"]);
         let far = lines(&order["far"]);
-        assert!(every.iter().all(|(product, ..)| home(*product) == home(*id)), "order {id} has a near line from afar");
-        assert!(far.iter().all(|(product, ..)| home(*product) != home(*id)), "order {id} has a far line from near");
+        assert!(
+            every.iter().all(|(product, ..)| owner(*product) == owner(*id)),
+            "order {id} has a local line of another partition"
+        );
+        assert!(
+            far.iter().all(|(product, ..)| owner(*product) != owner(*id)),
+            "order {id} has a remote line of its own partition"
+        );
         for (product, ..) in &far {
             let state = match (order["status"].as_str(), order.get("reason").map(String::as_str)) {
                 ("PENDING", _) => "HELD",
@@ -27,7 +33,7 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
                 (_, Some("REFUNDED")) => "REFUNDED",
                 _ => "RELEASED",
             };
-            far_state.insert((home(*product), *id), state);
+            remote_states.insert((owner(*product), *id), state);
         }
         every.extend(far);
         let total: i64 = every.iter().map(|(_, quantity, price)| quantity * price).sum();
@@ -70,21 +76,21 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
     assert_eq!(nonzero(&all.held), nonzero(&held), "held = lines of PENDING orders");
     assert_eq!(nonzero(&all.sold), nonzero(&sold), "sold = lines of PAID orders");
     assert_eq!(all.units, units, "rankings = paid order lines");
-    // A free unit is worth nothing, in the set or not.
+    // A score of 0 equals a missing member: units that cost nothing add none.
     won.retain(|_, won| *won != 0);
     let ranked: BTreeMap<_, _> =
         all.won.iter().filter(|(_, won)| **won != 0).map(|(k, won)| (k.clone(), *won)).collect();
     assert_eq!(ranked, won, "rankings = paid order lines");
     assert_eq!(all.expiry.keys().copied().collect::<BTreeSet<_>>(), expiry, "expiry = PENDING orders");
-    assert_eq!(all.gateway.keys().copied().collect::<BTreeSet<_>>(), gateway, "gateway = payments under way");
-    // Far holds: those of orders that are there say what the order says; there are no others but released ones.
+    assert_eq!(all.gateway.keys().copied().collect::<BTreeSet<_>>(), gateway, "gateway = unfinished payments");
+    // Remote holds: the hold of an existing order has the order's state; any other is released.
     for (key, hold) in &all.holds {
         let state = hold["state"].as_str();
-        assert_eq!(state, far_state.remove(key).unwrap_or("RELEASED"), "the far hold {key:?}");
-        assert_eq!(all.due_holds.contains(key), state == "HELD", "the far hold {key:?}");
+        assert_eq!(state, remote_states.remove(key).unwrap_or("RELEASED"), "the remote hold {key:?}");
+        assert_eq!(all.due_holds.contains(key), state == "HELD", "the remote hold {key:?}");
     }
-    far_state.retain(|_, state| !matches!(*state, "RELEASED" | "REFUNDED"));
-    assert!(far_state.is_empty(), "orders without their far holds: {far_state:?}");
+    remote_states.retain(|_, state| !matches!(*state, "RELEASED" | "REFUNDED"));
+    assert!(remote_states.is_empty(), "orders without their remote holds: {remote_states:?}");
     // Products.
     for (id, product) in &all.products {
         let counter = |counters: &BTreeMap<i64, i64>| counters.get(id).copied().unwrap_or(0);
@@ -134,8 +140,8 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
 }
 
 pub(super) async fn postgres_against_itself(pool: &PgPool) {
-    // Each of these queries finds nothing in a sound database.
-    for (law, sql) in [
+    // In a sound database each query returns no row.
+    for (invariant, sql) in [
         (
             "a history's sum is the balance, without gaps, each entry's before the previous one's after",
             "SELECT user_id FROM (
@@ -188,7 +194,7 @@ pub(super) async fn postgres_against_itself(pool: &PgPool) {
         ("coupons are of campaigns that exist", "SELECT coupon_id FROM user_coupons EXCEPT SELECT id FROM campaigns"),
     ] {
         let ids: Vec<i64> = sqlx::query_scalar(sql).fetch_all(pool).await.unwrap();
-        assert!(ids.is_empty(), "{law}: not so for {ids:?}");
+        assert!(ids.is_empty(), "{invariant}: not so for {ids:?}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! The invariants, recomputed from scratch: Redis against itself, PostgreSQL against itself, and the two against each
-//! other. Reads the raw keys and tables, not through the code under test.
+//! The invariants, recomputed from the raw keys and tables without the code under test: within Redis, within PostgreSQL, and
+//! between the two.
 
 mod checks;
 
@@ -106,7 +106,7 @@ pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
     all
 }
 
-/// A hash and its TTL (ms, -1 for none), read at one moment; `None` if it has expired since it was listed.
+/// A hash and its TTL (ms, -1 for none), read atomically; `None` if it has expired since the listing.
 async fn hash_with_ttl(redis: &mut MultiplexedConnection, key: &str) -> Option<(Hash, i64)> {
     let mut both = redis::pipe();
     both.atomic().cmd("HGETALL").arg(key).cmd("PTTL").arg(key);
@@ -114,8 +114,7 @@ async fn hash_with_ttl(redis: &mut MultiplexedConnection, key: &str) -> Option<(
     (!fields.is_empty()).then_some((fields, ttl))
 }
 
-/// Reads these keys. Orders and remote holds may expire between the listing and the reading: those are read from
-/// PostgreSQL, like all that were evicted before.
+/// Reads these keys, without orders and remote holds that have expired since the listing: PostgreSQL has those.
 async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: BTreeSet<String>) {
     for key in listed {
         let (tag, rest) = key.split_once(':').unwrap();
@@ -199,12 +198,12 @@ fn lines(packed: &str) -> Vec<(i64, i64, i64)> {
         .collect()
 }
 
-/// Coupons that a rebuild keeps back.
+/// Coupons that a rebuild withholds.
 fn withheld(campaign: &Hash) -> i64 {
     campaign.get("withheld").map_or(0, |n| n.parse().unwrap())
 }
 
-/// Checks every law. The outbox must be empty.
+/// Checks every invariant. The outbox must be empty.
 pub async fn check(servers: &mut [MultiplexedConnection], db: &DatabaseConnection, partitions: u16, dead_letters: i64) {
     let all = read(servers).await;
     check_read(all, db, partitions, dead_letters).await;
@@ -232,15 +231,19 @@ fn is_open(order: &Hash) -> bool {
 fn closed_orders_expire(all: &Redis) {
     for (id, order) in &all.orders {
         let over = order["status"] != "PENDING" && !is_open(order);
-        assert_eq!(all.expiring.contains(id), over, "order {id} leaves: {order:?}");
+        assert_eq!(all.expiring.contains(id), over, "the TTL of order {id}: {order:?}");
     }
     for (key, hold) in &all.holds {
-        assert_eq!(all.expiring_holds.contains(key), hold["state"] != "HELD", "the far hold {key:?} leaves: {hold:?}");
+        assert_eq!(
+            all.expiring_holds.contains(key),
+            hold["state"] != "HELD",
+            "the TTL of the remote hold {key:?}: {hold:?}"
+        );
     }
 }
 
-/// Adds the orders and the remote holds that only PostgreSQL has: the invariants are about all of them. Only closed
-/// ones may be missing from Redis.
+/// Adds the orders and the remote holds that only PostgreSQL has, since the invariants count all of them. Only closed ones may
+/// be missing from Redis.
 async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
     let home = |id: i64| id % i64::from(partitions);
     let known: Vec<i64> =
@@ -311,7 +314,7 @@ async fn invariants_hold_while_orders_evicted() {
         test.drain().await;
         let mut redis = test.raw().await;
         let listed = keys(&mut redis).await;
-        // Their keys expire between the listing and the reading.
+        // Keys expire between the listing and the reads.
         let gone = test.expire_evicted().await;
         assert!(gone.iter().any(|key| key.contains("}:order:")) && gone.is_subset(&listed), "{gone:?}");
         let mut all = Redis::default();
