@@ -194,6 +194,9 @@ impl App {
         let EngineConfig { redis, postgres, shop, durability, retention, .. } = config;
         let retention = retention.retention();
         store.set_clock(&clock);
+        if let Some(ack) = durability.replica_ack() {
+            store.require_replicas(ack);
+        }
         let timeout = postgres.transaction_timeout();
         let rebuild = Rebuild {
             store: store.clone(),
@@ -229,6 +232,9 @@ impl App {
         process: &str,
     ) -> anyhow::Result<Result<Self, String>> {
         store.set_clock(&clock);
+        if let Some(ack) = config.durability.replica_ack() {
+            store.require_replicas(ack);
+        }
         let confirmed = CancellationToken::new();
         let db = postgres::connect_when(&config.postgres, confirmed.clone()).await?;
         let voucher = match join::join(store, &db, config, process).await? {
@@ -278,7 +284,7 @@ impl App {
         App {
             engine: Arc::new(engine),
             projector: match durability.ack {
-                Ack::Redis => following,
+                Ack::Redis | Ack::Replica => following,
                 // Replies wait for the projection.
                 Ack::Postgres => following.lingering(Duration::ZERO),
             },

@@ -19,6 +19,7 @@ mod lock_based;
 mod measure;
 mod micro;
 mod projector;
+mod replica;
 mod report;
 mod scripts;
 mod servers;
@@ -35,7 +36,8 @@ use clap::Parser;
 use self::{report::Report, servers::Servers, targets::Targets};
 
 /// In the order of the report.
-const SECTIONS: &[&str] = &["endpoints", "scripts", "everysec", "connections", "projector", "burst", "growth", "micro"];
+const SECTIONS: &[&str] =
+    &["endpoints", "scripts", "everysec", "connections", "projector", "burst", "replica", "growth", "micro"];
 
 #[derive(Parser)]
 #[command(about = "Measures the figures of the documentation about speed; see benches/README.md")]
@@ -170,6 +172,7 @@ async fn run_section(section: &str, options: &Options, report: &mut Report, targ
         "connections" => connections::run(&servers, options, report).await,
         "projector" => projector::run(&servers, options, report, targets).await,
         "burst" => burst::run(&servers, options, report, targets).await,
+        "replica" => replica::run(&servers, options, report, targets).await,
         "growth" => growth::run(&servers, options, report, targets).await,
         "micro" => micro::run(&servers, options, report).await,
         other => bail!("there is no section {other}"),

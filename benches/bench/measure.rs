@@ -38,9 +38,21 @@ pub async fn measure(
     numbers: Range<u64>,
     duration: Duration,
 ) -> Result<Measured> {
+    measure_with(CONNECTIONS, servers, process, load, numbers, duration).await
+}
+
+/// The same with another number of connections.
+pub async fn measure_with(
+    connections: usize,
+    servers: &Servers,
+    process: &Process,
+    load: &Load<'_>,
+    numbers: Range<u64>,
+    duration: Duration,
+) -> Result<Measured> {
     servers.tidy().await?;
     let before = servers.cpu(process.pid());
-    let round = client::run(process.address, CONNECTIONS, load, numbers, duration).await?;
+    let round = client::run(process.address, connections, load, numbers, duration).await?;
     let generator = servers.cpu(process.pid()).generator;
     let lag = servers.lag().await?;
     servers.drain().await?;

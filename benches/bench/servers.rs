@@ -103,9 +103,17 @@ impl Servers {
 
     /// Starts this program in another role, and waits until it prints the address that it listens at.
     pub fn process(&self, role: &str, args: &[&str]) -> Result<Process> {
+        self.process_with(role, args, &[])
+    }
+
+    /// The same with further variables in its environment.
+    pub fn process_with(&self, role: &str, args: &[&str], variables: &[(&str, &str)]) -> Result<Process> {
         let database = if role == LOCK_BASED { "lock_based" } else { "firstcome" };
         let mut child = self
-            .with_servers(Command::new(std::env::current_exe()?).arg(role).args(args), database)
+            .with_servers(
+                Command::new(std::env::current_exe()?).arg(role).args(args).envs(variables.iter().copied()),
+                database,
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -221,6 +229,14 @@ pub fn postgres_config(url: String) -> PostgresConfig {
     PostgresConfig { database_url: Secret::new(url), database_connections: 10, database_timeout_ms: 120_000 }
 }
 
+/// The `ACK` of the environment.
+fn ack() -> Ack {
+    match std::env::var("ACK").as_deref() {
+        Ok("replica") => Ack::Replica,
+        _ => Ack::Redis,
+    }
+}
+
 fn engine_config() -> Result<EngineConfig> {
     Ok(EngineConfig {
         redis: redis_config(std::env::var("REDIS_URL")?),
@@ -235,7 +251,7 @@ fn engine_config() -> Result<EngineConfig> {
         },
         gateway: GatewayConfig::default(),
         retention: RetentionConfig::default(),
-        durability: DurabilityConfig { max_backlog: 100_000_000, ..DurabilityConfig::default() },
+        durability: DurabilityConfig { ack: ack(), max_backlog: 100_000_000, ..DurabilityConfig::default() },
     })
 }
 

@@ -12,6 +12,7 @@ pub enum Target {
     SoldOutRate,
     ProjectorKeepsUp,
     BurstTail,
+    ReplicaCpu,
     CouponBytes,
     OrderBytes,
 }
@@ -46,6 +47,7 @@ const ALL: &[(Target, &str, &str, Bound)] = &[
         Bound::AtMost(crate::projector::GROWING),
     ),
     (BurstTail, "burst", "p99 of a burst of coupon issues, × p50", Bound::AtMost(10.0)),
+    (ReplicaCpu, "replica", "CPU of a coupon issue with `ACK=replica`, × `ACK=redis`, 64 clients", Bound::AtMost(1.3)),
     (CouponBytes, "growth", "bytes of Redis per issued coupon", Bound::AtMost(200.0)),
     (OrderBytes, "growth", "bytes of Redis per open order", Bound::AtMost(1024.0)),
 ];

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use crate::{
-    config::Ack,
-    model::{AcknowledgedPositions, Error, OrderId, Partition, Position},
+    config::{Ack, DurabilityConfig},
+    model::{AcknowledgedPositions, Error, OrderId, Partition, Position, Replication},
     postgres,
     telemetry::metrics,
     worker::Workers,
@@ -39,6 +39,8 @@ const SHED_RETRY: Duration = Duration::from_secs(2);
 /// The required durability, the limit of the backlog, and PostgreSQL's progress.
 pub(super) struct Durability {
     ack: Ack,
+    /// Replicas that must have a decision before its reply; 0 unless `ACK=replica`.
+    replicas: usize,
     pub(super) max_backlog: i64,
     shedding: AtomicBool,
     progress: Mutex<HashMap<Partition, LaggingProgress>>,
@@ -56,15 +58,20 @@ struct LaggingProgress {
 }
 
 impl Durability {
-    pub(super) fn new(ack: Ack, max_backlog: i64) -> Self {
+    pub(super) fn new(config: &DurabilityConfig) -> Self {
         Durability {
-            ack,
-            max_backlog,
+            ack: config.ack,
+            replicas: config.replica_ack().map_or(0, |ack| ack.replicas),
+            max_backlog: config.max_backlog,
             shedding: AtomicBool::new(false),
             progress: Mutex::default(),
             postgres_away: AtomicBool::new(false),
             confirmed: None,
         }
+    }
+
+    pub(super) fn replicas(&self) -> usize {
+        self.replicas
     }
 
     /// Whether to shed a write at this backlog. Hysteresis: shedding ends only when the backlog is 10% below the limit.
@@ -108,6 +115,15 @@ impl Durability {
     }
 }
 
+async fn wait_until_replicated(replications: Vec<Replication>) -> Result<(), Error> {
+    for replication in replications {
+        if !replication.reached().await {
+            return Err(Error::unavailable("too few replicas of Redis have the decision"));
+        }
+    }
+    Ok(())
+}
+
 fn refused_by_postgres() -> Error {
     let reason = "PostgreSQL refused the decision: it is a dead letter".to_owned();
     Error::Unavailable { reason, retry_after: DEAD_LETTER_RETRY }
@@ -145,19 +161,23 @@ impl Engine {
         }
         Ok(match self.durability.ack {
             Ack::Redis => AcknowledgedPositions::default(),
-            Ack::Postgres => AcknowledgedPositions::collecting(),
+            Ack::Replica | Ack::Postgres => AcknowledgedPositions::collecting(),
         })
     }
 
-    /// Waits until these decisions are as durable as `ACK` asks: with `ACK=postgres`, until PostgreSQL has them. Has no time
-    /// limit of its own; the request's limit leaves its outcome unknown.
+    /// Waits until these decisions are as durable as `ACK` asks: with `ACK=replica`, until replicas have them, at most
+    /// `ACK_REPLICA_TIMEOUT_MS`; with `ACK=postgres`, until PostgreSQL has them, without a time limit of its own: the request's
+    /// limit leaves its outcome unknown.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if PostgreSQL has passed a decision without applying it: the decision is a dead letter that is
-    /// not applied yet, or Redis was rebuilt meanwhile. The outcome is unknown; a repeat under the request's key returns it.
+    /// [`Error::Unavailable`] if too few replicas have a decision in time, or PostgreSQL has passed it without applying it: the
+    /// decision is a dead letter that is not applied yet, or Redis was rebuilt meanwhile. The outcome is unknown; a repeat under
+    /// the request's key returns it.
     pub async fn wait_until_durable(&self, acknowledged: &AcknowledgedPositions) -> Result<(), Error> {
-        if self.durability.ack != Ack::Postgres {
-            return Ok(());
+        match self.durability.ack {
+            Ack::Redis => return Ok(()),
+            Ack::Replica => return wait_until_replicated(acknowledged.replications()).await,
+            Ack::Postgres => {}
         }
         let refused = self.store.wait_projected(&acknowledged.positions()).await?;
         if !refused.is_empty() && postgres::queries::dead_letters::is_any_dead(&self.db, &refused).await? {
@@ -166,11 +186,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Checks the same for an earlier order: that no decision about it, in any partition, is a dead letter.
+    /// Checks the same for an earlier order: that replicas have every decision about it, in any partition, or that none is a dead
+    /// letter.
     ///
     /// # Errors
     /// As [`Engine::wait_until_durable`].
     pub(super) async fn check_order_durable(&self, order: OrderId) -> Result<(), Error> {
+        if self.durability.ack == Ack::Replica {
+            let mut replications = Vec::new();
+            for here in self.store.all() {
+                replications.extend(self.store.replicated(here).await?);
+            }
+            return wait_until_replicated(replications).await;
+        }
         if self.durability.ack == Ack::Postgres
             && self.store.has_dead_letters()
             && postgres::queries::dead_letters::is_about_order(&self.db, order).await?
@@ -240,6 +268,11 @@ impl Engine {
         self.is_unconfirmed().then(|| unconfirmed.to_owned()).into_iter().chain(stalls).collect()
     }
 
+    /// A message for each partition whose server has too few replicas for `ACK=replica`.
+    pub fn missing_replicas(&self) -> Vec<String> {
+        self.store.missing_replicas()
+    }
+
     /// Records the projected position of every partition that lags.
     fn record_progress(&self) {
         let now_us = self.clock.uptime_us();
@@ -269,11 +302,13 @@ impl Engine {
 
     /// Stores the acknowledged positions in PostgreSQL, where a later process finds them if Redis loses decisions.
     async fn report_to_postgres(&self) {
-        if let Err(error) = postgres::progress::record_acknowledged(&self.db, &self.store.acknowledged()).await {
+        if let Err(error) =
+            postgres::progress::record_acknowledged(&self.db, &self.store.acknowledged_to_clients()).await
+        {
             tracing::debug!(%error, "can't store the acknowledged positions");
         }
         // Repeated, because a restored PostgreSQL may lack it.
-        if self.durability.ack == Ack::Redis
+        if self.durability.ack != Ack::Postgres
             && let Err(error) = postgres::progress::acknowledges_before_postgres(&self.db).await
         {
             tracing::debug!(%error, "can't store the acknowledgement mode");
@@ -294,13 +329,17 @@ impl Engine {
 mod tests {
     use super::*;
 
+    fn config(max_backlog: i64) -> DurabilityConfig {
+        DurabilityConfig { max_backlog, ..DurabilityConfig::default() }
+    }
+
     fn at(seq: i64) -> Position {
         Position { epoch: 1, seq }
     }
 
     #[test]
     fn writes_shed_until_a_tenth_of_the_room_is_free() {
-        let durability = Durability::new(Ack::Redis, 100);
+        let durability = Durability::new(&config(100));
         for (backlog, sheds) in
             [(0, false), (99, false), (100, true), (99, true), (90, true), (89, false), (99, false), (250, true)]
         {
@@ -310,14 +349,14 @@ mod tests {
 
     #[test]
     fn smallest_backlog_sheds_and_recovers() {
-        let durability = Durability::new(Ack::Redis, 1);
+        let durability = Durability::new(&config(1));
         assert!(durability.sheds(1));
         assert!(!durability.sheds(0));
     }
 
     #[test]
     fn projection_stalls_when_decisions_wait_and_nothing_comes() {
-        let durability = Durability::new(Ack::Redis, 100);
+        let durability = Durability::new(&config(100));
         let (stalled, second) = (STALLED_AFTER.as_micros() as u64, 1_000_000);
         // Partition 0 has nothing to project, 1 makes progress, 2 does not.
         let record = |projected: i64, now_us| {
@@ -337,7 +376,7 @@ mod tests {
 
     #[test]
     fn stall_ends_when_projected_or_partition_gone() {
-        let durability = Durability::new(Ack::Redis, 100);
+        let durability = Durability::new(&config(100));
         durability.record_progress(&[(Partition(0), at(2), at(1)), (Partition(1), at(2), at(1))], 0);
         let later = 2 * STALLED_AFTER.as_micros() as u64;
         assert_eq!(durability.stalls(later).len(), 2);

@@ -102,7 +102,7 @@ impl Engine {
             campaigns: coupons::CampaignCache::default(),
             sold_out: Arc::new(sold_out),
             popular: catalog::PopularCache::default(),
-            durability: durability::Durability::new(durability.ack, durability.max_backlog),
+            durability: durability::Durability::new(durability),
             last_postgres: stats::LastPostgres::default(),
             last_day: RwLock::default(),
         }

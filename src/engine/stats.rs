@@ -64,6 +64,7 @@ impl Engine {
             open,
             unconfirmed: self.is_unconfirmed(),
             unsafe_settings: self.store.unsafe_settings(),
+            replicas: (self.store.all().map(|here| self.store.replicas(here)).collect(), self.durability.replicas()),
             redis_connections: connections.map(|(kind, count)| (kind, count.open, count.max)).into(),
             postgres,
             postgres_connections: postgres::connections(&self.db),

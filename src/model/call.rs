@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use super::{Partition, Position, UserId};
 
@@ -36,9 +37,30 @@ impl Call {
 
 /// The decisions that Redis acknowledged to a call, replays included. All clones share one list; the default keeps none.
 #[derive(Clone, Debug, Default)]
-pub struct AcknowledgedPositions(Option<Arc<PositionList>>);
+pub struct AcknowledgedPositions(Option<Arc<Mutex<CallDecisions>>>);
 
-type PositionList = Mutex<Vec<(Partition, Position)>>;
+#[derive(Debug, Default)]
+struct CallDecisions {
+    positions: Vec<(Partition, Position)>,
+    replications: Vec<Replication>,
+}
+
+/// Whether replicas have a decision, and everything before it in its partition. All clones share the answer.
+#[derive(Clone, Debug)]
+pub struct Replication(watch::Receiver<Option<bool>>);
+
+impl Replication {
+    /// One that is not known yet, and the sender of the answer.
+    pub fn pending() -> (watch::Sender<Option<bool>>, Replication) {
+        let (sender, receiver) = watch::channel(None);
+        (sender, Replication(receiver))
+    }
+
+    /// Waits for the answer: whether enough replicas have it. False too if nothing is left that could find out.
+    pub async fn reached(mut self) -> bool {
+        self.0.wait_for(Option::is_some).await.is_ok_and(|reached| *reached == Some(true))
+    }
+}
 
 impl AcknowledgedPositions {
     /// An empty list.
@@ -46,17 +68,30 @@ impl AcknowledgedPositions {
         AcknowledgedPositions(Some(Arc::default()))
     }
 
-    /// Adds a decision, unless this is the default.
-    pub fn add(&self, here: Partition, position: Position) {
-        if let Some(positions) = &self.0 {
-            positions.lock().unwrap_or_else(PoisonError::into_inner).push((here, position));
+    /// Whether a reply waits for the decisions: this is not the default.
+    pub fn is_collecting(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Adds a decision, and whether replicas have it, unless this is the default.
+    pub fn add(&self, here: Partition, position: Position, replication: Option<&Replication>) {
+        if let Some(acknowledged) = &self.0 {
+            let mut acknowledged = acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+            acknowledged.positions.push((here, position));
+            acknowledged.replications.extend(replication.cloned());
         }
+    }
+
+    /// Whether replicas have the decisions added so far.
+    pub fn replications(&self) -> Vec<Replication> {
+        let Some(acknowledged) = &self.0 else { return Vec::new() };
+        acknowledged.lock().unwrap_or_else(PoisonError::into_inner).replications.clone()
     }
 
     /// The positions added so far.
     pub fn positions(&self) -> Vec<(Partition, Position)> {
-        let Some(positions) = &self.0 else { return Vec::new() };
-        positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let Some(acknowledged) = &self.0 else { return Vec::new() };
+        acknowledged.lock().unwrap_or_else(PoisonError::into_inner).positions.clone()
     }
 }
 
@@ -119,10 +154,10 @@ mod tests {
     fn positions_shared_by_clones_of_a_call() {
         let mut call = Call::new("request", None);
         let position = Position { epoch: 1, seq: 7 };
-        call.acknowledged.add(Partition(2), position);
+        call.acknowledged.add(Partition(2), position, None);
         assert!(call.acknowledged.positions().is_empty(), "no reply waits for a call of this process itself");
         call.acknowledged = AcknowledgedPositions::collecting();
-        call.clone().acknowledged.add(Partition(2), position);
+        call.clone().acknowledged.add(Partition(2), position, None);
         assert_eq!(call.acknowledged.positions(), [(Partition(2), position)]);
     }
 }

@@ -105,7 +105,8 @@ pub async fn open(
             other => other.into(),
         })?;
     }
-    if ack == Ack::Redis {
+    store.check_replication().await?;
+    if ack != Ack::Postgres {
         progress::acknowledges_before_postgres(db).await?;
     }
     Ok(store)

@@ -98,6 +98,7 @@ impl Store {
             invocation.key(keys.record(digest)).arg(fingerprint).arg(&call.request_id);
             request.write_own(keys, &mut invocation);
         }
+        let waits = batch.iter().any(|pending| pending.call.acknowledged.is_collecting());
         let count = batch.len();
         script.meter.batched(count);
         let requests = batch.iter().filter_map(|pending| pending.span.as_deref());
@@ -108,7 +109,7 @@ impl Store {
             }
             _ => Err(Error::Internal(anyhow!("{} did not reply to {count} requests", script.name))),
         };
-        let replies = span.ends(self.eval(kind.here, script, &invocation.by_hash(), parse).await)?;
+        let replies = span.ends(self.eval(kind.here, script, (&invocation.by_hash(), waits), parse).await)?;
         let remaining = batch.split_off(replies.len());
         Ok(BatchReplies { replies, remaining })
     }

@@ -41,6 +41,8 @@ const FAILURE_SHARED_FOR: Duration = Duration::from_millis(200);
 const MIN_AGE: Duration = Duration::from_millis(500);
 /// The same, after an error that the right server may also return.
 const MIN_AGE_WHEN_AMBIGUOUS: Duration = Duration::from_secs(5);
+/// The index of a connection that is not shared.
+const NOT_SHARED: usize = usize::MAX;
 /// The error of a request without a connection.
 const NO_CONNECTION: &str = "no connection to Redis";
 
@@ -78,6 +80,11 @@ impl ConnectionHandle {
     fn new(node: Arc<Node>, index: usize, generation: u64) -> Self {
         metrics::REDIS_CALLS.inc();
         ConnectionHandle { node, index, generation }
+    }
+
+    /// Of a connection that is not shared.
+    pub(super) fn dedicated(node: Arc<Node>) -> Self {
+        ConnectionHandle::new(node, NOT_SHARED, 0)
     }
 }
 
@@ -122,7 +129,7 @@ impl SharedConnections {
     }
 
     /// The server of `partition`.
-    async fn node(&self, partition: Partition) -> Result<Arc<Node>, Error> {
+    pub(super) async fn node(&self, partition: Partition) -> Result<Arc<Node>, Error> {
         if self.outdated.load(Ordering::Acquire) {
             let found: BoxFuture<'_, _> = Box::pin(self.find_servers());
             found.await?;
@@ -210,6 +217,20 @@ impl SharedConnections {
         })
     }
 
+    /// Opens a connection to a server that belongs to no pool and has no response timeout.
+    pub(super) async fn open_detached(&self, node: &Node) -> Result<MultiplexedConnection, Error> {
+        let opened = node.blocking.get().await.map_err(|_| {
+            self.outdated.store(true, Ordering::Release);
+            Error::unavailable(NO_CONNECTION)
+        })?;
+        Ok(deadpool_redis::Connection::take(opened))
+    }
+
+    /// How long Redis may take to reply.
+    pub(super) fn timeout(&self) -> Duration {
+        self.connecting.timeout()
+    }
+
     /// Marks a server as stale and drops its connections: the next request discovers the servers again. Running commands keep
     /// their connection, and are not resent. Does nothing if the connections are new.
     pub(super) fn mark_stale(&self, node: &Node) {
@@ -258,7 +279,11 @@ impl SharedConnections {
         result.map_err(|error| {
             match Means::of(&error) {
                 Means::BrokenConnection => {
-                    let shared = &handle.node.shared[handle.index];
+                    // The idle ones are probably broken as well.
+                    let Some(shared) = handle.node.shared.get(handle.index) else {
+                        handle.node.dedicated.clear();
+                        return self.translate(error);
+                    };
                     let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
                     // A connection that timed out may be alive, but a dead one would never answer again.
                     if current.0 == handle.generation && current.1.take().is_some() {

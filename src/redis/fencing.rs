@@ -19,10 +19,10 @@ use super::{
     permissions,
     progress::{Checked, State, Watermark},
     script::{self, Invocation},
-    settings::{self, ServerInfo, ServerSettings},
+    settings::{Replicas, ServerInfo, ServerSettings},
 };
 use crate::{
-    config::RedisDurability,
+    config::{RedisDurability, ReplicaAck},
     model::{Error, Millis, Partition, Position, Projection},
     telemetry::metrics,
 };
@@ -54,7 +54,7 @@ pub(super) struct Guard {
 pub(super) struct KnownServers(Mutex<HashMap<String, usize>>);
 
 impl KnownServers {
-    fn has(&self, run_id: &str) -> bool {
+    pub(super) fn has(&self, run_id: &str) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(run_id)
     }
 
@@ -81,18 +81,22 @@ impl Store {
         let mut seen = HashSet::new();
         for here in self.all() {
             let (handle, mut link) = self.shared_connections().get(here).await?;
-            let checked = check_server_settings(&mut link).await;
-            let (server, role, settings) = self.shared_connections().settle(&handle, checked)?;
-            if let Some(missing) =
-                self.shared_connections().settle(&handle, missing_permissions(&mut link, here).await)?
+            let checked = check_server_settings(&mut link, self.replica_ack()).await;
+            let (server, replicas, settings) = self.shared_connections().settle(&handle, checked)?;
+            if let Some(missing) = self
+                .shared_connections()
+                .settle(&handle, permissions::lacking(&mut link, here, self.replica_ack()).await)?
             {
                 anyhow::bail!(missing);
             }
             if !seen.insert(server.run_id.clone()) {
                 continue;
             }
-            if let Some(why) = server.unusable(&role) {
+            if let Some(why) = server.unusable(&replicas.role) {
                 anyhow::bail!(why);
+            }
+            if let Some(ack) = self.replica_ack() {
+                replicas.check(&server, ack)?;
             }
             settings.log(durability);
             if let Some(reason) = settings.refusal(durability) {
@@ -126,10 +130,26 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] with the reason why the partition can't be used.
     pub async fn check(&self, here: Partition) -> Result<(), Error> {
-        let Some(guard) = self.shared.guard.get() else { return Ok(()) };
+        if self.shared.guard.get().is_none() {
+            return Ok(());
+        }
         let (handle, mut link) = self.shared_connections().get(here).await?;
+        self.check_over(here, &handle, &mut link).await
+    }
+
+    /// Checks a partition now, over this connection.
+    ///
+    /// # Errors
+    /// As [`Store::check`].
+    pub(super) async fn check_over(
+        &self,
+        here: Partition,
+        handle: &ConnectionHandle,
+        link: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        let Some(guard) = self.shared.guard.get() else { return Ok(()) };
         let mut checked = self.watermark(here).checking.lock().await;
-        self.examine(guard, here, (&handle, &mut link), &mut checked).await
+        self.examine(guard, here, (handle, link), &mut checked).await
     }
 
     /// Admits a command to an open partition. Checks the partition first if it is not known to be open.
@@ -169,7 +189,7 @@ impl Store {
         let due = !self.watermark(here).is_open()
             || checked.permissions_checked.is_none_or(|at| at.elapsed() >= permissions::CHECK_INTERVAL);
         let found = match due {
-            true => missing_permissions(link, here).await,
+            true => permissions::lacking(link, here, self.replica_ack()).await,
             false => Ok(None),
         };
         checked.permissions_checked = if due { found.is_ok().then(Instant::now) } else { checked.permissions_checked };
@@ -225,7 +245,9 @@ impl Store {
         let (info, replication, time, found, write): CheckReplies = read.ignore_errors().query_async(link).await?;
         let received_at = self.clock().own();
         let server = ServerInfo::read(&info?);
-        if let Some(why) = server.unusable(&settings::role(&replication?)) {
+        let replicas = Replicas::read(&replication?);
+        self.record_replicas(here, replicas.in_sync);
+        if let Some(why) = server.unusable(&replicas.role) {
             // New connections may lead to another server.
             self.shared_connections().mark_stale(&handle.node);
             return Ok(State::Closed(why));
@@ -239,7 +261,7 @@ impl Store {
         self.record_refusal(here, write)?;
         if !self.shared.known_servers.has(&server.run_id) {
             // Another server, a restarted server, or the same one after a lost connection.
-            let settings = ServerSettings::read(link).await?;
+            let settings = ServerSettings::read(link, self.replica_ack()).await?;
             if let Some(reason) = settings.refusal(guard.durability) {
                 return Ok(State::Closed(reason));
             }
@@ -462,21 +484,11 @@ fn behind(here: Partition, found: Position, acknowledged: Position) -> String {
 /// Reads the server, its role and its settings.
 async fn check_server_settings(
     link: &mut MultiplexedConnection,
-) -> Result<(ServerInfo, String, ServerSettings), RedisError> {
+    ack: Option<ReplicaAck>,
+) -> Result<(ServerInfo, Replicas, ServerSettings), RedisError> {
     let mut read = redis::pipe();
     read.cmd("INFO").arg("server");
     read.cmd("INFO").arg("replication");
     let (info, replication): (String, String) = read.query_async(link).await?;
-    let role = settings::role(&replication);
-    Ok((ServerInfo::read(&info), role, ServerSettings::read(link).await?))
-}
-
-/// A message about the permissions that the Redis user lacks for a partition; `None` if it has all.
-async fn missing_permissions(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
-    match permissions::missing(link, here).await {
-        Ok(missing) => Ok(missing.map(|missing| permissions::reason(&missing))),
-        // The user may not even run the command that checks; the error names it.
-        Err(error) if Means::of(&error) == Means::Forbidden => Ok(Some(permissions::reason(&error.to_string()))),
-        Err(error) => Err(error),
-    }
+    Ok((ServerInfo::read(&info), Replicas::read(&replication), ServerSettings::read(link, ack).await?))
 }

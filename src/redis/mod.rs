@@ -9,6 +9,7 @@
 //! - [`queries`] are the reads, each one round trip; [`records`] parses what they read;
 //! - [`progress`] keeps the positions that this process knows of each partition, and [`fencing`] checks that Redis still has them;
 //! - [`leases`] say which processes serve while PostgreSQL is away, and what they know;
+//! - [`replication`] waits for replicas, with `ACK=replica`;
 //! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in PostgreSQL; [`bulk`] writes a
 //!   whole store back for a rebuild.
 //!
@@ -30,6 +31,7 @@ pub mod permissions;
 pub mod progress;
 pub mod queries;
 pub mod records;
+pub mod replication;
 pub mod reply_code;
 pub mod retention;
 pub mod script;
@@ -53,7 +55,7 @@ use self::{
     progress::Watermark,
 };
 use crate::{
-    config::RedisConfig,
+    config::{RedisConfig, ReplicaAck},
     model::{Clock, Error, Identity, MAX_PARTITIONS, Millis, Partition, Position, Product, ProductId},
     telemetry::metrics,
 };
@@ -80,6 +82,8 @@ struct StoreInner {
     /// Set when the store is opened: from then on no unchecked partition is used.
     guard: OnceLock<Guard>,
     known_servers: Arc<KnownServers>,
+    /// Set with `ACK=replica`: what replies ask of replicas.
+    replica_ack: OnceLock<ReplicaAck>,
     /// This process's clock.
     clock: OnceLock<Clock>,
     /// Requests that wait for a batch: to decide, and to read.
@@ -109,6 +113,7 @@ impl Store {
             watermarks,
             guard: OnceLock::new(),
             known_servers: known,
+            replica_ack: OnceLock::new(),
             clock: OnceLock::new(),
             batcher: ScriptBatcher::default(),
             commands: Batcher::default(),

@@ -8,7 +8,7 @@ use std::{collections::HashSet, time::Duration};
 use redis::{RedisError, aio::MultiplexedConnection};
 
 use super::{connection::Means, keys::Keys};
-use crate::model::Partition;
+use crate::{config::ReplicaAck, model::Partition};
 
 /// The interval of the checks of a partition in use.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -90,6 +90,16 @@ pub const PERMISSIONS: &[Permission] = &[
     permission("xtrim", "XTRIM KEY MINID 0"),
 ];
 
+/// What the user needs beside them with `ACK=replica`; the second with `ACK_REPLICA_DISK` instead of the first.
+pub const REPLICA_PERMISSIONS: [Permission; 2] =
+    [permission("wait", "WAIT 1 1"), permission("waitaof", "WAITAOF 0 1 1")];
+
+/// The commands that the user needs, as configured.
+fn needed(ack: Option<ReplicaAck>) -> impl Iterator<Item = &'static Permission> {
+    let of_replicas = ack.map(|ack| &REPLICA_PERMISSIONS[usize::from(ack.on_disk)]);
+    PERMISSIONS.iter().chain(of_replicas)
+}
+
 /// A script that returns the indexes of those arguments, each a command, that its caller may not run. It runs none of them.
 const CHECK_SCRIPT: &str = "#!lua flags=no-writes,allow-oom
 if not redis.acl_check_cmd then
@@ -106,13 +116,17 @@ end
 return missing
 ";
 
-/// The permissions that the user lacks for a partition; `None` if it has all.
+/// The commands and key patterns that the user lacks for a partition; `None` if it has all.
 ///
 /// # Errors
 /// Redis is unavailable, or can't run the check. If the user may not run `EVAL`, the error names it.
-pub(super) async fn missing(link: &mut MultiplexedConnection, here: Partition) -> Result<Option<String>, RedisError> {
+async fn missing(
+    link: &mut MultiplexedConnection,
+    here: Partition,
+    ack: Option<ReplicaAck>,
+) -> Result<Option<String>, RedisError> {
     let (meta, keys) = (Keys(here).meta(), Keys(here).samples());
-    let checked: Vec<&Permission> = PERMISSIONS.iter().filter(|permission| !permission.sample.is_empty()).collect();
+    let checked: Vec<&Permission> = needed(ack).filter(|permission| !permission.sample.is_empty()).collect();
     let mut check = redis::cmd("EVAL");
     check.arg(CHECK_SCRIPT).arg(0);
     for permission in &checked {
@@ -148,8 +162,22 @@ pub(super) async fn missing(link: &mut MultiplexedConnection, here: Partition) -
     Ok((!missing.is_empty()).then(|| missing.join(" ")))
 }
 
+/// A message about the permissions that the Redis user lacks for a partition; `None` if it has all.
+pub(super) async fn lacking(
+    link: &mut MultiplexedConnection,
+    here: Partition,
+    ack: Option<ReplicaAck>,
+) -> Result<Option<String>, RedisError> {
+    match missing(link, here, ack).await {
+        Ok(missing) => Ok(missing.map(|missing| reason(&missing))),
+        // The user may not even run the command that checks; the error names it.
+        Err(error) if Means::of(&error) == Means::Forbidden => Ok(Some(reason(&error.to_string()))),
+        Err(error) => Err(error),
+    }
+}
+
 /// The message about missing permissions.
-pub(super) fn reason(missing: &str) -> String {
+fn reason(missing: &str) -> String {
     format!("the Redis user lacks permissions: {missing}. docs/running.md has the whole list")
 }
 

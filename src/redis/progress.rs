@@ -16,7 +16,7 @@ use crate::{
     model::{Millis, Position, Projection},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, AtomicU8, Ordering},
+        atomic::{AtomicI64, AtomicU8, AtomicUsize, Ordering},
     },
 };
 
@@ -42,6 +42,10 @@ pub(super) struct Watermark {
     no_writes: Mutex<Option<String>>,
     /// The last decision that Redis acknowledged to this process.
     acknowledged: Mutex<Position>,
+    /// The last decision that replicas are known to have, with `ACK=replica`.
+    replicated: Mutex<Position>,
+    /// The replicas in sync at the last check.
+    replicas: AtomicUsize,
     /// The last decision that Postgres has, as far as this process knows.
     projected: watch::Sender<Projection>,
     /// How far its server's clock is ahead of this process's, ms.
@@ -76,6 +80,8 @@ impl Default for Watermark {
             changes: Mutex::default(),
             no_writes: Mutex::default(),
             acknowledged: Mutex::default(),
+            replicated: Mutex::default(),
+            replicas: AtomicUsize::default(),
             projected: watch::Sender::default(),
             clock_offset_ms: AtomicI64::default(),
             checking: tokio::sync::Mutex::default(),
@@ -153,6 +159,24 @@ impl Watermark {
     pub(super) fn advance(&self, position: Position) {
         let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
         *acknowledged = position.max(*acknowledged);
+    }
+
+    pub(super) fn replicated(&self) -> Position {
+        *self.replicated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn record_replicated(&self, position: Position) {
+        let mut replicated = self.replicated.lock().unwrap_or_else(PoisonError::into_inner);
+        *replicated = position.max(*replicated);
+    }
+
+    pub(super) fn replicas(&self) -> usize {
+        self.replicas.load(Ordering::Relaxed)
+    }
+
+    /// Records the replicas in sync; returns the number before.
+    pub(super) fn set_replicas(&self, replicas: usize) -> usize {
+        self.replicas.swap(replicas, Ordering::Relaxed)
     }
 
     /// Records a reading of Postgres's progress.

@@ -2,10 +2,13 @@
 
 use std::{sync::LazyLock, time::Instant};
 
-use redis::{RedisError, ServerErrorKind, ToRedisArgs, Value};
+use redis::{RedisError, ServerErrorKind, ToRedisArgs, Value, aio::MultiplexedConnection};
 
-use super::{Store, keys::Keys, partition_closed, reply_code::ReplyCode, script_reply::ScriptReply};
+use super::{
+    Store, connection::ConnectionHandle, keys::Keys, partition_closed, reply_code::ReplyCode, script_reply::ScriptReply,
+};
 use crate::{
+    config::ReplicaAck,
     model::{Call, Error, Partition, Position},
     telemetry::{
         metrics::{
@@ -165,11 +168,15 @@ impl Store {
         let Some(key) = &call.key else { return Ok(None) };
         let mut read = redis::cmd("LRANGE");
         read.arg(Keys(here).record(&key.digest)).arg(0).arg(-1);
-        let record: Vec<Value> = self.query(here, read).await?;
+        let (record, replication) = match self.replica_ack().filter(|_| call.acknowledged.is_collecting()) {
+            None => (self.query::<Vec<Value>>(here, read).await?, None),
+            Some(ack) => Box::pin(self.read_replicated(here, &read, ack)).await?,
+        };
         if record.is_empty() {
             return Ok(None);
         }
-        let reply = ScriptReply::parse_record(script.name, record, &key.fingerprint)?.accepted()?;
+        let mut reply = ScriptReply::parse_record(script.name, record, &key.fingerprint)?.accepted()?;
+        reply.replication = replication;
         self.acknowledge(call, here, &reply);
         Ok(Some(reply))
     }
@@ -194,10 +201,15 @@ impl Store {
     /// # Errors
     /// As [`Store::decide`].
     pub async fn run_script(&self, here: Partition, invocation: &Invocation) -> Result<ScriptReply, Error> {
+        self.run(here, invocation, false).await
+    }
+
+    /// `waits`: the reply to a client waits for the decision.
+    async fn run(&self, here: Partition, invocation: &Invocation, waits: bool) -> Result<ScriptReply, Error> {
         let script = invocation.script;
         let span = traces::script(script.name, here.0, 1, traces::here().as_deref());
         let parse = |value| Ok([ScriptReply::parse(script.name, value)]);
-        let [reply] = span.ends(self.eval(here, script, &invocation.by_hash(), parse).await)?;
+        let [reply] = span.ends(self.eval(here, script, (&invocation.by_hash(), waits), parse).await)?;
         reply?.accepted()
     }
 
@@ -211,7 +223,7 @@ impl Store {
         here: Partition,
         invocation: &Invocation,
     ) -> Result<ScriptReply, Error> {
-        let reply = self.run_script(here, invocation).await?;
+        let reply = self.run(here, invocation, call.acknowledged.is_collecting()).await?;
         self.acknowledge(call, here, &reply);
         Ok(reply)
     }
@@ -221,58 +233,130 @@ impl Store {
         let Some(position) = reply.position else { return };
         // A rebuild restored the records of earlier epochs from Postgres, so Postgres has their decisions.
         if !reply.replayed || position.epoch >= self.watermark(here).acknowledged().epoch {
-            call.acknowledged.add(here, position);
+            call.acknowledged.add(here, position, reply.replication.as_ref());
         }
     }
 
     /// Runs a script and checks what its replies say of the partition: whether it is open, and whether it still has every
-    /// decision that was acknowledged.
-    pub(super) async fn eval<R: AsRef<[Result<ScriptReply, Error>]>>(
+    /// decision that was acknowledged. `waits`: a reply to a client waits until the decision is as durable as `ACK` asks.
+    pub(super) async fn eval<R: AsRef<[Result<ScriptReply, Error>]> + AsMut<[Result<ScriptReply, Error>]>>(
         &self,
         here: Partition,
         script: &'static Script,
-        command: &redis::Cmd,
+        (command, waits): (&redis::Cmd, bool),
         parse: impl FnOnce(Value) -> Result<R, Error>,
     ) -> Result<R, Error> {
+        if let Some(ack) = self.replica_ack().filter(|_| waits) {
+            // Boxed: without replicas no call is to carry this future.
+            return Box::pin(self.eval_replicated(here, script, (command, ack), parse)).await;
+        }
         let (handle, mut link) = self.connection(here).await?;
-        let watermark = self.watermark(here);
         // Read before the call: the script must decide after everything that was acknowledged until now.
-        let acknowledged = watermark.acknowledged();
+        let acknowledged = self.watermark(here).acknowledged();
         let called = Instant::now();
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
-        if result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
-            // The script did not run, so it is safe to send it again.
-            tracing::warn!(script = script.name, "Redis has forgotten a script: it was restarted or replaced");
-            metrics::SCRIPT_NOSCRIPT.inc();
-            self.invalidate();
-            self.admit(here, &handle, &mut link).await?;
-            let mut load = redis::cmd("SCRIPT");
-            load.arg("LOAD").arg(script.source());
-            let loaded: Result<String, RedisError> = load.query_async(&mut link).await;
-            self.shared_connections().settle(&handle, loaded)?;
+        if is_forgotten(&result) {
+            self.load_again(here, script, &handle, &mut link).await?;
             result = command.query_async(&mut link).await;
         }
         script.meter.called(called.elapsed());
-        let value = self.shared_connections().settle(&handle, result).inspect_err(|error| {
+        let value = self.settle_call(script, &handle, result)?;
+        self.judge(here, script, (&mut link, acknowledged), value, parse).await.map(|(replies, _)| replies)
+    }
+
+    /// The same on a dedicated connection, with a wait for replicas behind the script.
+    async fn eval_replicated<R: AsRef<[Result<ScriptReply, Error>]> + AsMut<[Result<ScriptReply, Error>]>>(
+        &self,
+        here: Partition,
+        script: &'static Script,
+        (command, ack): (&redis::Cmd, ReplicaAck),
+        parse: impl FnOnce(Value) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let timeout = self.shared_connections().timeout();
+        let mut dedicated = self.dedicated(here).await?;
+        let acknowledged = self.watermark(here).acknowledged();
+        let called = Instant::now();
+        let (mut result, mut wait) = dedicated.call(command, ack, timeout).await;
+        if is_forgotten(&result) {
+            // Not this connection: its wait is for nothing.
+            dedicated = self.dedicated(here).await?;
+            let (handle, link) = dedicated.parts();
+            self.load_again(here, script, handle, link).await?;
+            (result, wait) = dedicated.call(command, ack, timeout).await;
+        }
+        script.meter.called(called.elapsed());
+        let value = self.settle_call(script, &dedicated.handle, result)?;
+        let link = (dedicated.connection(), acknowledged);
+        let (mut replies, positions) = self.judge(here, script, link, value, parse).await?;
+        // A batch of replays writes nothing.
+        let marks = positions.first_new.is_none() && positions.last.is_some();
+        let replication = self.follow_replicas(here, dedicated, wait, (positions.last, marks), ack);
+        for reply in replies.as_mut().iter_mut().flatten() {
+            reply.replication = Some(replication.clone());
+        }
+        Ok(replies)
+    }
+
+    /// Loads a script that Redis has forgotten; its call did not run, so it is safe to send it again.
+    async fn load_again(
+        &self,
+        here: Partition,
+        script: &'static Script,
+        handle: &ConnectionHandle,
+        link: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        tracing::warn!(script = script.name, "Redis has forgotten a script: it was restarted or replaced");
+        metrics::SCRIPT_NOSCRIPT.inc();
+        self.invalidate();
+        self.admit(here, handle, link).await?;
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(script.source());
+        let loaded: Result<String, RedisError> = load.query_async(link).await;
+        self.shared_connections().settle(handle, loaded).map(drop)
+    }
+
+    fn settle_call(
+        &self,
+        script: &'static Script,
+        handle: &ConnectionHandle,
+        result: Result<Value, RedisError>,
+    ) -> Result<Value, Error> {
+        self.shared_connections().settle(handle, result).inspect_err(|error| {
             let unavailable = matches!(error, Error::Unavailable { .. });
             script.meter.failed(if unavailable { Failed::Unavailable } else { Failed::Error });
-        })?;
+        })
+    }
+
+    /// Parses the replies of a call, and checks what they say of the partition. `acknowledged`: its position before the call.
+    async fn judge<R: AsRef<[Result<ScriptReply, Error>]>>(
+        &self,
+        here: Partition,
+        script: &'static Script,
+        (link, acknowledged): (&mut MultiplexedConnection, Position),
+        value: Value,
+        parse: impl FnOnce(Value) -> Result<R, Error>,
+    ) -> Result<(R, ReplyPositions), Error> {
+        let watermark = self.watermark(here);
         let replies = parse(value).inspect_err(|_| script.meter.failed(Failed::Error))?;
-        let ReplyPositions { closed, first_new, last } = ReplyPositions::of(replies.as_ref(), &script.meter);
-        if closed {
+        let positions = ReplyPositions::of(replies.as_ref(), &script.meter);
+        if positions.closed {
             script.meter.failed(Failed::Closed);
             watermark.invalidate();
             return Err(partition_closed());
         }
-        if let Some(found) = first_new.filter(|first| *first <= acknowledged) {
+        if let Some(found) = positions.first_new.filter(|first| *first <= acknowledged) {
             script.meter.failed(Failed::Lost);
-            return Err(self.lost(here, &mut link, found, acknowledged).await);
+            return Err(self.lost(here, link, found, acknowledged).await);
         }
-        if let Some(last) = last {
+        if let Some(last) = positions.last {
             watermark.advance(last);
         }
-        Ok(replies)
+        Ok((replies, positions))
     }
+}
+
+fn is_forgotten(result: &Result<Value, RedisError>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into())
 }
 
 /// What the replies of one call say of their partition.

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use redis::Value;
 
 use super::reply_code::ReplyCode;
-use crate::model::{Error, Position, Reply, event::SEPARATOR};
+use crate::model::{Error, Position, Replication, Reply, event::SEPARATOR};
 
 /// A script's reply to one request.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct ScriptReply {
     pub position: Option<Position>,
     /// Whether this is the stored reply to an earlier request under the same idempotency key.
     pub replayed: bool,
+    /// With `ACK=replica`, of a reply to a client: whether replicas have the decision.
+    pub replication: Option<Replication>,
     fields: ReplyFields,
     script: &'static str,
 }
@@ -79,7 +81,7 @@ impl ScriptReply {
         };
         let Head { code, position, replayed, parts, .. } = Head::parse(script, values.iter().map_while(text_of))?;
         values.drain(..parts);
-        Ok(ScriptReply { code, position, replayed, fields: ReplyFields::List(values), script })
+        Ok(ScriptReply { code, position, replayed, replication: None, fields: ReplyFields::List(values), script })
     }
 
     /// One of the replies of a script that decides a batch of requests per call: a text.
@@ -91,7 +93,8 @@ impl ScriptReply {
             .map_err(|error| Error::Internal(anyhow!("{script} replied with bytes that are no text: {error}")))?;
         let Head { code, position, replayed, length, .. } =
             Head::parse(script, text.split(SEPARATOR).map(Cow::Borrowed))?;
-        Ok(ScriptReply { code, position, replayed, fields: ReplyFields::Packed { text, head: length }, script })
+        let fields = ReplyFields::Packed { text, head: length };
+        Ok(ScriptReply { code, position, replayed, replication: None, fields, script })
     }
 
     /// The reply that an idempotency record holds for a repeat of its request.

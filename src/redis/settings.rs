@@ -5,8 +5,13 @@ use std::collections::HashMap;
 use redis::{RedisError, aio::MultiplexedConnection};
 
 use super::connection::Means;
-use crate::config::RedisDurability;
+use crate::{
+    config::{RedisDurability, ReplicaAck},
+    model::Error,
+};
 
+/// The oldest version that knows `WAITAOF`.
+const OLDEST_WITH_WAITAOF: (u64, u64) = (7, 2);
 /// The oldest supported version. From it on, Redis refuses a script (`#!lua`) when memory is out, instead of stopping it half
 /// way, and the append-only file survives a crash during a rewrite.
 const OLDEST: (u64, u64) = (7, 0);
@@ -21,6 +26,9 @@ const REQUIRED: [(&str, &str, &str); 4] = [
     ("no-appendfsync-on-rewrite", "no", "or a crash during a rewrite of the append-only file loses them"),
     (EVICTION, "noeviction", "or Redis evicts decisions when memory is short"),
 ];
+
+/// The number of replicas without which a master refuses writes.
+const MIN_REPLICAS: &str = "min-replicas-to-write";
 
 /// A server.
 pub(super) struct ServerInfo {
@@ -67,6 +75,58 @@ pub(super) fn role(info: &str) -> String {
     role.unwrap_or("server of no role").trim().to_owned()
 }
 
+/// A server's part in the replication, by `INFO replication`.
+pub(super) struct Replicas {
+    pub role: String,
+    /// Every promotion, and every start, begins a new one.
+    pub replication_id: String,
+    /// The connected replicas.
+    connected: usize,
+    /// Those that have the initial copy, and follow.
+    pub in_sync: usize,
+}
+
+impl Replicas {
+    /// Parses the reply to `INFO replication`.
+    pub(super) fn read(info: &str) -> Replicas {
+        let id = info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap_or_default();
+        let is_replica = |line: &&str| {
+            let number = line.strip_prefix("slave").and_then(|rest| rest.split_once(':'));
+            number.is_some_and(|(number, rest)| number.parse::<usize>().is_ok() && rest.contains("state="))
+        };
+        let replicas = info.lines().filter(is_replica);
+        let (connected, in_sync) = replicas.fold((0, 0), |(connected, in_sync), line| {
+            (connected + 1, in_sync + usize::from(line.contains("state=online")))
+        });
+        Replicas { role: role(info), replication_id: id.trim().to_owned(), connected, in_sync }
+    }
+
+    /// Checks that `ACK=replica` can keep its promise on this server.
+    ///
+    /// # Errors
+    /// It can't; [`Error::Unavailable`] while replicas load their first copy.
+    pub(super) fn check(&self, server: &ServerInfo, ack: ReplicaAck) -> anyhow::Result<()> {
+        let (needed, (major, minor)) = (ack.replicas, server.version);
+        if ack.on_disk && server.version < OLDEST_WITH_WAITAOF {
+            anyhow::bail!(
+                "ACK_REPLICA_DISK needs Redis 7.2 or newer, and this one is {major}.{minor}: upgrade it, or leave ACK_REPLICA_DISK out"
+            );
+        }
+        if self.connected < needed {
+            anyhow::bail!(
+                "ACK=replica waits for {needed} replicas (ACK_REPLICAS), and this Redis has {}: start replicas of it, or choose \
+                 ACK=redis or ACK=postgres",
+                self.connected
+            );
+        }
+        if self.in_sync < needed {
+            let reason = format!("replicas of Redis load their first copy: {} of {needed} are in sync", self.in_sync);
+            return Err(Error::unavailable(reason).into());
+        }
+        Ok(())
+    }
+}
+
 /// The durability settings of a server, as far as they can be read.
 #[derive(Default)]
 pub(super) struct ServerSettings {
@@ -80,15 +140,22 @@ pub(super) struct ServerSettings {
 
 impl ServerSettings {
     /// Reads the settings with `CONFIG GET`; where that is refused, what `INFO` tells of them.
-    pub(super) async fn read(link: &mut MultiplexedConnection) -> Result<ServerSettings, RedisError> {
+    ///
+    /// With `ack`, a server must refuse writes while it has fewer replicas than that: it would make decisions that no reply may
+    /// report.
+    pub(super) async fn read(
+        link: &mut MultiplexedConnection,
+        ack: Option<ReplicaAck>,
+    ) -> Result<ServerSettings, RedisError> {
         let mut read = redis::cmd("CONFIG");
         read.arg("GET");
         for (name, ..) in REQUIRED {
             read.arg(name);
         }
+        read.arg(MIN_REPLICAS);
         let reply: Result<HashMap<String, String>, RedisError> = read.query_async(link).await;
         match reply {
-            Ok(found) => Ok(ServerSettings::judge(|name| Some(found.get(name).map_or("unknown", String::as_str)))),
+            Ok(found) => Ok(ServerSettings::judge(ack, |name| Some(found.get(name).map_or("unknown", String::as_str)))),
             Err(error) if matches!(Means::of(&error), Means::Wrong | Means::Forbidden) => {
                 let mut info = redis::pipe();
                 info.cmd("INFO").arg("persistence");
@@ -97,14 +164,14 @@ impl ServerSettings {
                 let info = persistence + &memory;
                 let told = told_by_info(&info);
                 let unreadable = Some(format!("its settings can't be read ({error}), so its durability is unknown"));
-                Ok(ServerSettings { unreadable, ..ServerSettings::judge(|name| told.get(name).copied()) })
+                Ok(ServerSettings { unreadable, ..ServerSettings::judge(ack, |name| told.get(name).copied()) })
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Compares with [`REQUIRED`]; `value` is `None` for a setting that nothing tells.
-    fn judge<'a>(value: impl Fn(&str) -> Option<&'a str>) -> ServerSettings {
+    /// Compares with [`REQUIRED`], and with `ack`; `value` is `None` for a setting that nothing tells.
+    fn judge<'a>(ack: Option<ReplicaAck>, value: impl Fn(&str) -> Option<&'a str>) -> ServerSettings {
         let mut settings = ServerSettings::default();
         for (name, needed, why) in REQUIRED {
             let Some(value) = value(name).filter(|value| *value != needed) else { continue };
@@ -113,6 +180,14 @@ impl ServerSettings {
                 EVICTION => settings.evicting = Some(message),
                 _ => settings.losing.push(message),
             }
+        }
+        if let Some((ReplicaAck { replicas, .. }, value)) = ack.zip(value(MIN_REPLICAS))
+            && !value.parse::<usize>().is_ok_and(|value| value >= replicas)
+        {
+            settings.losing.push(format!(
+                "{MIN_REPLICAS} is {value} and must be {replicas} or more with ACK=replica, or a master without replicas makes \
+                 decisions that are acknowledged to nobody"
+            ));
         }
         settings
     }
@@ -170,6 +245,7 @@ fn told_by_info(info: &str) -> HashMap<&'static str, &str> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -186,6 +262,23 @@ mod tests {
     }
 
     #[test]
+    fn replicas_counted_when_they_follow() {
+        let info = "role:master\r\nconnected_slaves:2\r\nslave0:ip=1,port=2,state=online,offset=3,lag=0\r\n\
+                    slave1:ip=1,port=3,state=wait_bgsave,offset=0,lag=0\r\nmaster_replid:8f\r\nslave_read_repl_offset:1\r\n";
+        let replicas = Replicas::read(info);
+        assert_eq!((replicas.role.as_str(), replicas.replication_id.as_str()), ("master", "8f"));
+        assert_eq!((replicas.connected, replicas.in_sync), (2, 1));
+        let (old, new) = (ServerInfo::read("redis_version:7.0.15"), ServerInfo::read("redis_version:7.2.4"));
+        let ack = |replicas, on_disk| ReplicaAck { replicas, on_disk, timeout: std::time::Duration::from_secs(1) };
+        assert!(replicas.check(&old, ack(1, false)).is_ok() && replicas.check(&new, ack(1, true)).is_ok());
+        let refusal = |server: &ServerInfo, ack| replicas.check(server, ack).unwrap_err();
+        assert!(refusal(&old, ack(1, true)).to_string().contains("Redis 7.2 or newer"));
+        assert!(refusal(&new, ack(3, false)).to_string().contains("has 2: start replicas"));
+        // This one is worth waiting for.
+        assert!(refusal(&new, ack(2, false)).downcast_ref::<Error>().is_some());
+    }
+
+    #[test]
     fn settings_judged_by_asserted_durability() {
         use RedisDurability::{Asserted, Checked, None as Nothing};
         let judge = |settings: ServerSettings| {
@@ -193,7 +286,7 @@ mod tests {
                 .map(|durability| (settings.refusal(durability).is_none(), settings.accepted_risks(durability)))
         };
         let of = |append: &'static str, policy: &'static str| {
-            ServerSettings::judge(move |name| match name {
+            ServerSettings::judge(None, move |name| match name {
                 "appendonly" => Some(append),
                 "appendfsync" => Some("always"),
                 "no-appendfsync-on-rewrite" => Some("no"),
@@ -207,7 +300,7 @@ mod tests {
         let closed = |info: &str| {
             let told = told_by_info(info);
             let unreadable = Some("its settings can't be read".to_owned());
-            ServerSettings { unreadable, ..ServerSettings::judge(|name| told.get(name).copied()) }
+            ServerSettings { unreadable, ..ServerSettings::judge(None, |name| told.get(name).copied()) }
         };
         let info = "aof_enabled:1\r\nmaxmemory_policy:noeviction\r\n";
         assert_eq!(judge(closed(info)), [(false, 0), (true, 0), (true, 0)]);

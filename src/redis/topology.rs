@@ -23,6 +23,7 @@ use super::{
     connection::SharedConnection,
     keys::Keys,
     permissions,
+    replication::DedicatedConnections,
     settings::{self, MASTER, NotMaster},
 };
 use crate::{
@@ -52,6 +53,8 @@ pub(super) struct Node {
     pub(super) pool: Pool,
     /// Connections without a response timeout.
     pub(super) blocking: Pool,
+    /// For calls whose replies wait for replicas.
+    pub(super) dedicated: DedicatedConnections,
     created_at: Instant,
     stale: AtomicBool,
 }
@@ -74,6 +77,11 @@ impl Connecting {
             timeout: Duration::from_millis(config.redis_timeout_ms),
             shared: usize::from(config.redis_connections.max(1)),
         })
+    }
+
+    /// How long Redis may take to reply.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     pub(super) fn has_sentinels(&self) -> bool {
@@ -104,6 +112,7 @@ impl Connecting {
             pool: pool(settings.clone(), self.shared + SPARE_CONNECTIONS)?,
             // A blocking read returns when there is an entry, or after its own BLOCK time.
             blocking: pool(settings.set_response_timeout(None), usize::from(MAX_PARTITIONS) + SPARE_CONNECTIONS)?,
+            dedicated: DedicatedConnections::default(),
             address,
             created_at: Instant::now(),
             stale: AtomicBool::new(false),
@@ -235,6 +244,7 @@ impl Node {
         let is_new = !self.stale.swap(true, Ordering::AcqRel);
         self.pool.close();
         self.blocking.close();
+        self.dedicated.clear();
         is_new
     }
 

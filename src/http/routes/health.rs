@@ -39,6 +39,13 @@ impl HealthState {
         HealthState { engine, readiness: Arc::new(Recent::new(quota)), stopping }
     }
 
+    /// What needs attention while requests are served.
+    fn attention(&self) -> Vec<String> {
+        let mut reasons = self.engine.projection_stalls();
+        reasons.extend(self.engine.missing_replicas());
+        reasons
+    }
+
     async fn check(&self) -> Result<(), Vec<String>> {
         let check = async || Ok::<_, Infallible>(self.engine.ready().await);
         let Ok(ready) = self.readiness.get(check).await;
@@ -102,8 +109,8 @@ pub async fn healthz() -> Json<HealthResponse> {
     path = "/readyz",
     tag = "상태",
     summary = "요청 처리 가능 확인",
-    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다. 처리할 수는 있지만 PostgreSQL로의 반영이 멈춰 있으면 \
-                   상태는 DEGRADED이고 이유가 함께 있습니다. 종료 중이면 이유는 stopping입니다.",
+    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다. 처리할 수는 있지만 PostgreSQL로의 반영이 멈춰 있거나 \
+                   Redis 복제본이 부족하면 상태는 DEGRADED이고 이유가 함께 있습니다. 종료 중이면 이유는 stopping입니다.",
     responses(
         (status = 200, description = "처리 가능", body = HealthResponse, example = json!({ "status": "UP" })),
         (status = 503, description = "처리 불가", body = NotReadyResponse),
@@ -115,7 +122,7 @@ async fn readyz(State(health): State<HealthState>) -> Response {
         return not_ready(vec![STOPPING.to_owned()]);
     }
     match health.check().await {
-        Ok(()) => match health.engine.projection_stalls() {
+        Ok(()) => match health.attention() {
             reasons if reasons.is_empty() => UP.into_response(),
             // Still 200: requests are served.
             reasons => Json(HealthResponse { status: "DEGRADED", reasons }).into_response(),

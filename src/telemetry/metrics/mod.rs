@@ -109,6 +109,10 @@ metrics! {
         "Failed attempts to connect to Redis.";
     REDIS_ERRORS: IntCounterVec = "firstcome_redis_errors_total" ("kind")
         "Failed commands: unavailable (no answer of Redis), refused (Redis rejects the command).";
+    REPLICA_WAITS: IntCounterVec = "firstcome_replica_waits_total" ("result")
+        "Waits for replicas with ACK=replica, one per call of a script: reached, late (not in ACK_REPLICA_TIMEOUT_MS), failed (no answer of Redis, or another master).";
+    REPLICA_WAIT_SECONDS: Histogram = "firstcome_replica_wait_duration_seconds" () in CALL_SECONDS
+        "Seconds from a script's reply to the confirmation of the replicas, with ACK=replica.";
 
     PARTITION_INVALIDATIONS: IntCounter = "firstcome_partition_invalidations_total" ()
         "Events (a new connection, a NOSCRIPT) after which every partition is checked before its next use.";
@@ -162,6 +166,7 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&RATE_LIMITED, &["client", "operator", "user"]),
     (&SHED, &["backlog", "overload"]),
     (&REDIS_ERRORS, &["refused", "unavailable"]),
+    (&REPLICA_WAITS, &["failed", "late", "reached"]),
     (&PARTITION_CHECKS, &["closed", "failed", "open"]),
     (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
     (&EXPIRED, &["order", "payment", "remote_hold"]),

@@ -18,6 +18,8 @@ pub struct Observed {
     pub unconfirmed: bool,
     /// Settings of Redis that may lose acknowledged decisions.
     pub unsafe_settings: usize,
+    /// The replicas in sync of each partition's server, by the last check; and how many `ACK=replica` needs, 0 otherwise.
+    pub replicas: (Vec<usize>, usize),
     /// Connections to Redis by kind: open, and the maximum.
     pub redis_connections: Vec<(&'static str, usize, usize)>,
     /// `None` if PostgreSQL did not answer.
@@ -170,6 +172,16 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
             "firstcome_redis_unsafe_settings",
             "Settings of Redis that may lose acknowledged decisions.",
             one(*unsafe_settings as f64),
+        ),
+        family(
+            "firstcome_redis_replicas",
+            "Replicas in sync that the server of a partition had at the last check.",
+            by("partition", observed.replicas.0.iter().enumerate().map(|(here, count)| (here, *count as f64))),
+        ),
+        family(
+            "firstcome_redis_replicas_required",
+            "Replicas that must have a decision before its reply: ACK_REPLICAS with ACK=replica, 0 otherwise.",
+            one(observed.replicas.1 as f64),
         ),
         family(
             "firstcome_redis_connections",

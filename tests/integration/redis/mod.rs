@@ -5,6 +5,7 @@ mod cluster;
 mod degraded;
 pub mod failover;
 pub mod proxy;
+mod replicas;
 mod rights;
 pub mod script_batches;
 mod script_bounds;
