@@ -260,7 +260,7 @@ async fn start_refused_when_replicas_can_not_keep_the_promise() {
     let user = redis::cmd("ACL").arg("SETUSER").arg(&["no-wait", "on", ">secret", "~*", "+@all", "-wait"]).clone();
     user.exec_async(&mut link).await.unwrap();
     redis::cmd("CONFIG").arg("SET").arg("min-replicas-to-write").arg(1).exec_async(&mut link).await.unwrap();
-    let without = harness::redis_config(&format!("{}?user=no-wait&pass=secret", alone.url()));
+    let without = harness::redis_config(&alone.url().replace("redis://", "redis://no-wait:secret@"));
     let why = refusal(without, waiting(PATIENT_MS)).await;
     assert!(why.contains("lacks permissions: +wait"), "{why}");
     let keys: i64 = redis::cmd("DBSIZE").query_async(&mut link).await.unwrap();

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use firstcome::{
     config::RedisConfig,
     dev::{self, RedisServer, ScratchDir},
-    redis::permissions::{KEY_PATTERN, PERMISSIONS},
+    redis::permissions::{KEY_PATTERN, PERMISSIONS, REPLICA_PERMISSIONS},
 };
 use redis::aio::MultiplexedConnection;
 
@@ -215,7 +215,8 @@ fn documented_rights_cover_every_command() {
             }
         }
     }
-    let listed: BTreeSet<String> = PERMISSIONS.iter().map(|right| right.name.to_owned()).collect();
+    let all = PERMISSIONS.iter().chain(&REPLICA_PERMISSIONS);
+    let listed: BTreeSet<String> = all.map(|right| right.name.to_owned()).collect();
     let missing: Vec<_> = used.difference(&listed).collect();
     assert!(missing.is_empty(), "not in RIGHTS: {missing:?}");
     // The commands of the libraries, and of transactions.
@@ -225,6 +226,10 @@ fn documented_rights_cover_every_command() {
     assert_eq!(idle, of_libraries, "unused rights");
     let documented: BTreeSet<String> = documented("secret").into_iter().collect();
     let of_docs: BTreeSet<&str> = documented.iter().filter_map(|word| word.strip_prefix('+')).collect();
-    assert_eq!(of_docs, listed.iter().map(String::as_str).collect::<BTreeSet<_>>());
+    assert_eq!(of_docs, PERMISSIONS.iter().map(|right| right.name).collect::<BTreeSet<_>>());
     assert!(documented.contains(KEY_PATTERN));
+    let docs = fs::read_to_string(root.join("docs/running.md")).unwrap();
+    for right in REPLICA_PERMISSIONS {
+        assert!(docs.contains(&format!("`+{}`", right.name)), "{}", right.name);
+    }
 }
