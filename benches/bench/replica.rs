@@ -103,6 +103,7 @@ async fn replica_of(servers: &Servers, dir: &ScratchDir) -> Result<RedisServer> 
     let mut link = servers.redis_link().await?;
     redis::cmd("CONFIG").arg("SET").arg("port").arg(port).exec_async(&mut link).await?;
     redis::cmd("CONFIG").arg("SET").arg("repl-diskless-sync-delay").arg(0).exec_async(&mut link).await?;
+    redis::cmd("CONFIG").arg("SET").arg("min-replicas-max-lag").arg(3600).exec_async(&mut link).await?;
     let mut config = dev::RedisServerConfig::new(dir.path().join("replica"));
     config.extra_args = vec!["--replicaof".to_owned(), "127.0.0.1".to_owned(), port.to_string()];
     let replica = RedisServer::start(config).await?;
@@ -110,6 +111,8 @@ async fn replica_of(servers: &Servers, dir: &ScratchDir) -> Result<RedisServer> 
     loop {
         let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await?;
         if info.contains("state=online") {
+            // As ACK=replica asks.
+            redis::cmd("CONFIG").arg("SET").arg("min-replicas-to-write").arg(1).exec_async(&mut link).await?;
             return Ok(replica);
         }
         ensure!(begun.elapsed() < Duration::from_secs(60), "the replica does not come: {info}");
