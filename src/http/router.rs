@@ -52,8 +52,9 @@ pub struct Services {
 
 /// All routes, of which `listener` serves its classes. `pages` are further routes of the operators.
 ///
-/// Layers from the outside in: CORS (public routes), the pipeline, traces, users' tokens (public routes), durability, the
-/// handler. Pages are outside of durability: operators sign in also while writes are rejected.
+/// Layers from the outside in: CORS (public routes), the pipeline, traces, users' tokens (public routes), durability (the API and
+/// the operators' API, which write), the handler. Pages are outside of durability: operators sign in also while writes are
+/// rejected.
 pub fn router(services: Services, config: &HttpConfig, listener: Listener, pages: Router) -> Router {
     let Services { app, admin, health, metrics, sessions, tokens, stopping } = services;
     let document = document();
@@ -73,14 +74,14 @@ pub fn router(services: Services, config: &HttpConfig, listener: Listener, pages
     let public = pipeline.clone().naming_unknown(parameters).around(RequestClass::Public, traced(public));
     let public = cors::around(public, &config.browsers.cors_origins);
 
-    let operators = admin::router(admin, sessions).layer(durable.clone()).merge(pages);
+    let operators = admin::router(admin, sessions).layer(durable).merge(pages);
     let operators =
         pipeline.clone().with_long_routes(admin::LONG_ROUTES).around(RequestClass::Operators, traced(operators));
 
-    let health = Router::from(health::routes()).with_state(health).layer(durable.clone());
+    let health = Router::from(health::routes()).with_state(health);
     let health = pipeline.around(RequestClass::Health, traced(health));
 
-    let metrics = metrics::router().with_state(metrics).layer(durable);
+    let metrics = metrics::router().with_state(metrics);
     let metrics = pipeline.around(RequestClass::Metrics, traced(metrics));
 
     public.merge(operators).merge(health).merge(metrics)
