@@ -61,6 +61,12 @@ impl SoldOutCampaign {
             && self.checking.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
+    /// Starts the check that renews a lease, in the second half of its `lease_us`, of which `left_us` are left. As
+    /// [`SoldOutCampaign::begin_check`].
+    pub fn begin_renewal(&self, now_us: u64, left_us: u64, lease_us: u64) -> bool {
+        left_us <= lease_us / 2 && self.begin_check(now_us)
+    }
+
     /// Ends the check in progress when dropped.
     pub fn checking(&self) -> ClearOnDrop<'_> {
         ClearOnDrop(&self.checking)
@@ -139,5 +145,30 @@ impl Campaigns {
     fn clear(&self, entries: &mut HashMap<CouponId, Arc<SoldOutCampaign>>) {
         entries.clear();
         self.total_holders.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lease_renewal_begins_once_in_second_half() {
+        const LEASE_US: u64 = 1000;
+        let campaign = SoldOutCampaign::new((Millis(0), Millis(1)));
+        // The lease ends at 1000.
+        let begins = |now_us| campaign.begin_renewal(now_us, LEASE_US - now_us, LEASE_US);
+        assert!(!begins(0));
+        assert!(!begins(499));
+        assert!(begins(500));
+        // One check at a time.
+        assert!(!begins(501));
+        drop(campaign.checking());
+        assert!(begins(502));
+        // After a failed check the next one waits.
+        campaign.retry_at(750);
+        drop(campaign.checking());
+        assert!(!begins(749));
+        assert!(begins(750));
     }
 }

@@ -138,7 +138,7 @@ impl SoldOutCache {
         let known = self.users.exists(user, holders.epoch)
             && self.store.is_open(self.store.owner(user.get()))
             && holders.users.binary_search(&user.get()).is_err();
-        let renewing = until_us - now_us <= self.lease_us / 2 && campaign.begin_check(now_us);
+        let renewing = campaign.begin_renewal(now_us, until_us - now_us, self.lease_us);
         let renewing = renewing.then(|| campaign.clone());
         drop(campaigns);
         if let Some(campaign) = renewing {
