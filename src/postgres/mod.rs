@@ -205,7 +205,32 @@ pub async fn check_schema(db: &Connection) -> anyhow::Result<()> {
         .context("the database has no schema of ours: run `firstcome migrate`")?;
     let need = MIGRATIONS.iter().map(|(version, ..)| *version).max();
     anyhow::ensure!(have >= need, "the database's schema is older than this program: run `firstcome migrate`");
+    let missing =
+        missing_grants(db.get_postgres_connection_pool()).await.context("can't read the rights of our role")?;
+    if !missing.is_empty() {
+        tracing::warn!(
+            "processes of an older version fail: the role of DATABASE_URL may not use the views that they need. Grant it, as the \
+             role that runs `firstcome migrate`: {}",
+            missing.join("; ")
+        );
+    }
     Ok(())
+}
+
+/// The GRANT statements that give the role of a connection the same rights to each view of migration 15 as to its table. Processes
+/// of the version before that migration use the views. Where another role runs the migrations, it owns the views, and the grants
+/// of a renamed table do not pass on to its view.
+///
+/// # Errors
+/// PostgreSQL can't answer.
+pub async fn missing_grants(connection: impl sqlx::PgExecutor<'_>) -> sqlx::Result<Vec<String>> {
+    let sql = "SELECT format('GRANT %s ON %I TO %I', string_agg(kind, ', ' ORDER BY kind), view, current_user)
+               FROM (VALUES ('operator_acts', 'operator_log'), ('watermarks', 'acknowledged_positions'),
+                            ('far_coupons', 'remote_coupons')) AS renamed (view, name),
+                    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS kind
+               WHERE has_table_privilege(to_regclass(name), kind) AND NOT has_table_privilege(to_regclass(view), kind)
+               GROUP BY view ORDER BY view";
+    sqlx::query_scalar(sql).fetch_all(connection).await
 }
 
 /// Whether an error is transient: PostgreSQL is unreachable, slow or busy, and a retry may succeed.

@@ -3,9 +3,10 @@
 
 use std::fs;
 
+use firstcome::postgres::missing_grants;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::support::harness::{admin_sql, drop_database, postgres_url};
+use crate::support::harness::{TestApp, admin_sql, drop_database, postgres_url};
 
 const DATABASE: &str = "fc_table_names";
 const MIGRATION: &str = "0015_table_names.sql";
@@ -130,4 +131,27 @@ async fn old_process_reads_and_writes_when_tables_have_new_names() {
     assert_eq!(old.acknowledged().await, (2, 1));
 
     drop_database(DATABASE).await;
+}
+
+#[tokio::test]
+async fn grants_named_when_role_lacks_views() {
+    let test = TestApp::start().await;
+    let pool = test.db.get_postgres_connection_pool();
+    assert!(missing_grants(pool).await.unwrap().is_empty());
+
+    // Roles belong to the whole server: the rollback removes this one.
+    let mut transaction = pool.begin().await.unwrap();
+    let role = "CREATE ROLE fc_without_views;
+                GRANT SELECT, INSERT, UPDATE ON operator_log, acknowledged_positions TO fc_without_views;
+                GRANT SELECT ON watermarks TO fc_without_views;
+                SET LOCAL ROLE fc_without_views";
+    sqlx::raw_sql(role).execute(&mut *transaction).await.unwrap();
+    let missing = missing_grants(&mut *transaction).await.unwrap();
+    let expected = [
+        "GRANT INSERT, SELECT, UPDATE ON operator_acts TO fc_without_views",
+        "GRANT INSERT, UPDATE ON watermarks TO fc_without_views",
+    ];
+    assert_eq!(missing, expected);
+    transaction.rollback().await.unwrap();
+    test.finish().await;
 }
