@@ -11,6 +11,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::telemetry::metrics;
 
+pub use metrics::worker::Worker;
+
 /// The pause before a worker that panicked starts again.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
@@ -30,7 +32,7 @@ impl Default for Workers {
 
 impl Workers {
     /// Runs `job` at once and then every `interval`, until the stop. A run that takes longer delays the next one.
-    pub fn every<F>(&self, name: &'static str, every: Duration, mut job: impl FnMut() -> F + Send + 'static)
+    pub fn every<F>(&self, worker: Worker, every: Duration, mut job: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send,
     {
@@ -39,19 +41,19 @@ impl Workers {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
-                completes(name, &mut job).await;
+                completes(worker, &mut job).await;
             }
         });
     }
 
     /// Runs `job`, which waits by itself for what it has to do, until it returns or the stop. After a panic `job` starts again.
-    pub fn spawn<F>(&self, name: &'static str, mut job: impl FnMut() -> F + Send + 'static)
+    pub fn spawn<F>(&self, worker: Worker, mut job: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send,
     {
         let delay = self.restart_delay;
         self.track(async move {
-            while !completes(name, &mut job).await {
+            while !completes(worker, &mut job).await {
                 sleep(delay).await;
             }
         });
@@ -83,12 +85,12 @@ impl Workers {
 }
 
 /// Whether a run of `job` came to its end, or panicked.
-async fn completes<F: Future<Output = ()>>(name: &'static str, job: &mut impl FnMut() -> F) -> bool {
+async fn completes<F: Future<Output = ()>>(worker: Worker, job: &mut impl FnMut() -> F) -> bool {
     // Unwind safe: what a panic leaves behind is what the stop, which drops a run at any await, may leave too.
     let completed = AssertUnwindSafe(async { job().await }).catch_unwind().await.is_ok();
     if !completed {
-        metrics::WORKER_PANICS.with_label_values(&[name]).inc();
-        tracing::error!(worker = name, "a worker panicked; it goes on");
+        metrics::WORKER_PANICS.with_label_values(&[worker.as_str()]).inc();
+        tracing::error!(worker = worker.as_str(), "a worker panicked; it goes on");
     }
     completed
 }
@@ -113,8 +115,8 @@ mod tests {
         workers.stop(Instant::now() + Duration::from_secs(30)).await
     }
 
-    fn panics(name: &str) -> u64 {
-        metrics::WORKER_PANICS.with_label_values(&[name]).get()
+    fn panics(worker: Worker) -> u64 {
+        metrics::WORKER_PANICS.with_label_values(&[worker.as_str()]).get()
     }
 
     /// A job that panics on its second run, and sends the number of each run.
@@ -137,11 +139,11 @@ mod tests {
     async fn periodic_job_runs_until_stop_and_survives_panic() {
         let (job, mut runs) = panicking_job();
         let workers = workers();
-        workers.every("periodic", Duration::from_millis(1), job);
+        workers.every(Worker::Expiry, Duration::from_millis(1), job);
         for run in [1, 3, 4] {
             assert_eq!(runs.recv().await, Some(run));
         }
-        assert_eq!(panics("periodic"), 1);
+        assert_eq!(panics(Worker::Expiry), 1);
         assert!(stopped(&workers).await);
         // The job is dropped: nothing sends any more.
         while runs.recv().await.is_some() {}
@@ -153,10 +155,10 @@ mod tests {
         drop(job());
         let workers = workers();
         // Its first run panics, its second returns: there is no third.
-        workers.spawn("once", job);
+        workers.spawn(Worker::Jwks, job);
         assert_eq!(runs.recv().await, Some(3));
         assert_eq!(runs.recv().await, None);
-        assert_eq!(panics("once"), 1);
+        assert_eq!(panics(Worker::Jwks), 1);
         assert!(stopped(&workers).await);
     }
 
@@ -165,7 +167,7 @@ mod tests {
         let workers = workers();
         let (held, last) = (Arc::new(()), Arc::new(AtomicBool::new(false)));
         let guard = held.clone();
-        workers.spawn("waiting", move || {
+        workers.spawn(Worker::Projector, move || {
             let guard = guard.clone();
             async move {
                 let _guard = guard;

@@ -13,7 +13,11 @@ use super::{
     snapshot::Instance,
     traffic::{Traffic, Window},
 };
-use crate::{engine::Engine, model::Error, worker::Workers};
+use crate::{
+    engine::Engine,
+    model::Error,
+    worker::{Worker, Workers},
+};
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long writing a report may take, and how long the end of the process waits for withdrawing it.
@@ -43,7 +47,7 @@ pub fn keep_reporting(engine: Arc<Engine>, instance: Arc<Instance>, workers: &Wo
     workers.at_stop(async move {
         log_failure(timeout(WITHDRAW_TIMEOUT, withdrawing.withdraw_requests(Some(id))).await);
     });
-    workers.spawn("request_reports", move || report(engine.clone(), instance.clone()));
+    workers.spawn(Worker::RequestReports, move || report(engine.clone(), instance.clone()));
 }
 
 /// Reports every [`REPORT_INTERVAL`], for ever.

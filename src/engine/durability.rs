@@ -18,7 +18,7 @@ use crate::{
     model::{AcknowledgedPositions, Error, OrderId, Partition, Position, Replication},
     postgres,
     telemetry::metrics,
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 
 /// The interval of the checks of the partitions and of PostgreSQL's progress.
@@ -212,17 +212,17 @@ impl Engine {
     /// `projects`: this process runs the projector, which reports PostgreSQL's progress itself.
     pub fn keep_watch(self: &Arc<Self>, projects: bool, workers: &Workers) {
         let (this, polls) = (self.clone(), !projects && self.durability.ack == Ack::Postgres);
-        workers.spawn("postgres_watch", move || {
+        workers.spawn(Worker::PostgresWatch, move || {
             let this = this.clone();
             async move { this.watch_postgres(polls).await }
         });
         let this = self.clone();
-        workers.every("redis_watch", CHECK_INTERVAL, move || {
+        workers.every(Worker::RedisWatch, CHECK_INTERVAL, move || {
             let this = this.clone();
             async move { this.check_redis().await }
         });
         let store = self.store.clone();
-        workers.every("sentinels", SENTINEL_INTERVAL, move || {
+        workers.every(Worker::Sentinels, SENTINEL_INTERVAL, move || {
             let store = store.clone();
             async move { store.follow_sentinels().await }
         });

@@ -14,7 +14,7 @@ use crate::{
     model::Partition,
     redis::commands::{Closing, DAY_FORMAT, RemoteEnd, SettleStock},
     telemetry::metrics,
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 
 /// The pause between two sweeps.
@@ -50,7 +50,7 @@ impl Engine {
     pub fn keep_sweeping(self: &Arc<Self>, workers: &Workers) {
         for (here, due) in self.sweeps() {
             let this = self.clone();
-            workers.every("expiry", SWEEP_INTERVAL, move || {
+            workers.every(Worker::Expiry, SWEEP_INTERVAL, move || {
                 let this = this.clone();
                 async move {
                     if let Err(error) = this.sweep_one(here, due).await {

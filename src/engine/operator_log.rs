@@ -20,7 +20,7 @@ use crate::{
     model::{Error, *},
     postgres,
     telemetry::metrics,
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 
 /// The capacity of the queue: some megabytes.
@@ -72,7 +72,7 @@ impl OperatorLog {
     /// Starts the worker that writes the queue.
     pub fn keep_writing(self: &Arc<Self>, db: postgres::Connection, workers: &Workers) {
         let this = self.clone();
-        workers.spawn("operator_log", move || {
+        workers.spawn(Worker::OperatorLog, move || {
             let (this, db) = (this.clone(), db.clone());
             async move {
                 loop {

@@ -25,7 +25,7 @@ use self::{
 use crate::{
     config::{Auth, AuthConfig},
     model::{Clock, Error, UserId},
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 
 /// The allowed difference, in ms, between this process's clock and an issuer's.
@@ -108,7 +108,7 @@ impl Tokens {
     pub fn follow(&self, workers: &Workers) {
         if let KeySource::Set(jwks) = &self.keys {
             let jwks = jwks.clone();
-            workers.spawn("jwks", move || {
+            workers.spawn(Worker::Jwks, move || {
                 let jwks = jwks.clone();
                 async move { jwks.follow().await }
             });

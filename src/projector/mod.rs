@@ -38,7 +38,7 @@ use crate::{
     postgres::progress::{self, ProjectedPosition},
     redis::{Store, outbox::StreamId},
     telemetry::metrics,
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 
 /// How long one read of an idle outbox blocks.
@@ -171,13 +171,13 @@ impl Projector {
     pub fn follow(&self, workers: &Workers) {
         for here in self.store.all() {
             let this = self.clone();
-            workers.spawn("projector", move || {
+            workers.spawn(Worker::Projector, move || {
                 let this = this.clone();
                 async move { this.follow_one(here).await }
             });
         }
         let this = self.clone();
-        workers.every("record_cleanup", RECORD_CLEANUP_INTERVAL, move || {
+        workers.every(Worker::RecordCleanup, RECORD_CLEANUP_INTERVAL, move || {
             let this = this.clone();
             async move {
                 match tokio::time::timeout(this.timeout, this.remove_expired_records()).await {

@@ -16,7 +16,7 @@ use crate::{
     postgres,
     projector::Projector,
     redis::Store,
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 
 /// The interval between two looks at the last result of the checks.
@@ -40,7 +40,7 @@ pub struct EmptiedRedis {
 impl EmptiedRedis {
     /// Starts to watch for an empty Redis.
     pub fn keep_rebuilding(self, workers: &Workers) {
-        workers.every("emptied_redis", INTERVAL, move || {
+        workers.every(Worker::EmptiedRedis, INTERVAL, move || {
             let this = self.clone();
             async move {
                 if this.is_suspected()

@@ -45,7 +45,7 @@ use crate::{
         Store,
         leases::{LEASE_TTL, ServingLease},
     },
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 
 /// The interval of the renewals of a lease.
@@ -112,7 +112,7 @@ impl Voucher {
     pub fn keep_vouching(self, engine: Arc<Engine>, workers: &Workers) {
         let (this, history, beat) =
             (Arc::new(self), Arc::<Mutex<LeaseHistory>>::default(), Arc::<AtomicU64>::default());
-        workers.every("leases", RENEWAL_INTERVAL, move || {
+        workers.every(Worker::Leases, RENEWAL_INTERVAL, move || {
             let (this, engine, history, beat) = (this.clone(), engine.clone(), history.clone(), beat.clone());
             async move {
                 if !engine.is_postgres_away() {
@@ -307,7 +307,7 @@ pub struct Confirmation {
 impl Confirmation {
     /// Starts to ask PostgreSQL as soon as it is there. Cancels `stopping` if it contradicts.
     pub fn keep_asking(self, stopping: CancellationToken, workers: &Workers) {
-        workers.spawn("confirmation", move || {
+        workers.spawn(Worker::Confirmation, move || {
             let (this, stopping) = (self.clone(), stopping.clone());
             async move {
                 loop {

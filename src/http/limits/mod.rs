@@ -41,7 +41,7 @@ use crate::{
     config::{LimitsConfig, TrustedProxies},
     model::UserId,
     telemetry::metrics,
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 
 /// Bounds the operators' requests in flight: they are few, and some take long.
@@ -88,7 +88,7 @@ impl Limits {
             return;
         }
         let (this, mut count) = (self.clone(), 0_u32);
-        workers.every("limits", TIDY_INTERVAL, move || {
+        workers.every(Worker::Limits, TIDY_INTERVAL, move || {
             count = count.wrapping_add(1);
             let (this, shrink) = (this.clone(), count % TIDIES_PER_SHRINK == 0);
             async move {

@@ -16,6 +16,7 @@ pub mod process;
 pub mod scripts;
 mod slots;
 pub mod state;
+pub mod worker;
 
 use std::{sync::LazyLock, time::SystemTime};
 
@@ -23,6 +24,8 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder, core::Collector, proto::MetricFamily,
 };
+
+use self::worker::Worker;
 
 /// The metrics of the process.
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
@@ -147,20 +150,6 @@ metrics! {
         "Number of panics of background work. The work continues; the log has the message of the panic.";
 }
 
-/// The names of the workers.
-const WORKERS: &[&str] = &[
-    "expiry",
-    "jwks",
-    "limits",
-    "operator_log",
-    "postgres_watch",
-    "projector",
-    "record_cleanup",
-    "redis_watch",
-    "request_reports",
-    "sentinels",
-];
-
 /// Label values that are exported as 0 before their first event.
 static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&RATE_LIMITED, &["client", "operator", "user"]),
@@ -171,7 +160,7 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
     (&EXPIRED, &["order", "payment", "remote_hold"]),
     (&SWEEP_FAILURES, &["order", "payment", "remote_hold"]),
-    (&WORKER_PANICS, WORKERS),
+    (&WORKER_PANICS, Worker::LABELS),
 ];
 
 /// A metric that is created from a name, labels and, for a histogram, buckets.
