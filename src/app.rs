@@ -206,6 +206,7 @@ impl App {
             zone: shop.time_zone,
             retention,
             durability: redis.redis_durability,
+            barrier: None,
         };
         // Boxed: the future is large and seldom needed.
         Box::pin(rebuild.run_if_needed()).await?;

@@ -7,12 +7,12 @@ use clap::Args;
 use super::print;
 use crate::{
     config::{PostgresConfig, ProjectorConfig, RedisConfig, RetentionConfig},
-    model::Clock,
+    model::{Clock, Partition},
     postgres,
     projector::Projector,
     recovery::{
         self,
-        rebuild::{Rebuild, Summary},
+        rebuild::{LossBounds, Rebuild, Summary},
     },
     redis::Store,
 };
@@ -30,6 +30,9 @@ pub(super) struct RebuildArgs {
     /// The zone of the rankings' days
     #[arg(long, env = "TIME_ZONE", default_value = "Asia/Seoul")]
     time_zone: chrono_tz::Tz,
+    /// Rebuild only this partition, while the others sell; may be given several times (default: all)
+    #[arg(long = "partition", value_name = "N")]
+    partitions: Vec<u16>,
     /// Go on where decisions would be discarded that Redis has and PostgreSQL does not
     #[arg(long)]
     discard: bool,
@@ -39,7 +42,7 @@ pub(super) struct RebuildArgs {
 }
 
 pub(super) async fn run(options: RebuildArgs) -> anyhow::Result<ExitCode> {
-    let RebuildArgs { redis, postgres, projector, retention, time_zone, discard, lost_at_most } = options;
+    let RebuildArgs { redis, postgres, projector, retention, time_zone, partitions, discard, lost_at_most } = options;
     let (store, db, clock) = (Store::connect(&redis).await?, postgres::connect(&postgres).await?, Clock::system());
     let rebuild = Rebuild {
         projector: Projector::new(
@@ -56,8 +59,15 @@ pub(super) async fn run(options: RebuildArgs) -> anyhow::Result<ExitCode> {
         zone: time_zone,
         retention: retention.retention(),
         durability: redis.redis_durability,
+        barrier: None,
+    };
+    let options = recovery::rebuild::RebuildOptions {
+        partitions: (!partitions.is_empty()).then(|| partitions.into_iter().map(Partition).collect()),
+        discard,
+        lost_at_most: lost_at_most.map_or(LossBounds::Unknown, LossBounds::Each),
     };
     let Summary {
+        partitions,
         epoch,
         rows,
         seconds,
@@ -67,9 +77,9 @@ pub(super) async fn run(options: RebuildArgs) -> anyhow::Result<ExitCode> {
         repaired,
         withheld_units,
         withheld_coupons,
-    } = rebuild.run(recovery::rebuild::RebuildOptions { discard, lost_at_most }).await?;
+    } = rebuild.run(options).await?;
     print(&format!(
-        "Redis is rebuilt from PostgreSQL: {rows} rows in {seconds:.1} s. Epoch {epoch} has begun.\n\
+        "Redis is rebuilt from PostgreSQL, partitions {partitions:?}: {rows} rows in {seconds:.1} s. Epoch {epoch} has begun.\n\
          Discarded decisions: {discarded}. Lost at least: {lost_at_least}. Steps between partitions finished: {repaired}."
     ))?;
     if possible_losses.is_empty() {

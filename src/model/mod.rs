@@ -25,7 +25,7 @@ pub use error::Error;
 pub use operator_log::*;
 pub use orders::*;
 pub use page::Page;
-pub use partition::{MAX_PARTITIONS, Partition};
+pub use partition::{MAX_PARTITIONS, Partition, Scope};
 pub use payments::*;
 pub use position::{Identity, Position, Projection};
 pub use products::*;

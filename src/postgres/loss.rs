@@ -53,7 +53,7 @@ pub async fn begin(db: &Connection, partitions: &[u16], now: Millis) -> Result<(
                  (SELECT max(placed_at) FROM orders WHERE status = 'PENDING'))
          WHERE partition = ANY($1::int[])",
     )
-    .bind(partitions.iter().map(|partition| i32::from(*partition)).collect::<Vec<i32>>())
+    .bind(numbers(partitions))
     .bind(now.0)
     .execute(db.get_postgres_connection_pool())
     .await
@@ -61,14 +61,19 @@ pub async fn begin(db: &Connection, partitions: &[u16], now: Millis) -> Result<(
     .map_err(translate_sqlx)
 }
 
-/// Records that everything that may be lost is withheld.
+/// Records that everything that these partitions may have lost is withheld.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn end(db: &Connection) -> Result<(), Error> {
-    sqlx::query("UPDATE projection_positions SET in_doubt = false WHERE in_doubt")
+pub async fn end(db: &Connection, partitions: &[u16]) -> Result<(), Error> {
+    sqlx::query("UPDATE projection_positions SET in_doubt = false WHERE in_doubt AND partition = ANY($1::int[])")
+        .bind(numbers(partitions))
         .execute(db.get_postgres_connection_pool())
         .await
         .map(drop)
         .map_err(translate_sqlx)
+}
+
+fn numbers(partitions: &[u16]) -> Vec<i32> {
+    partitions.iter().map(|partition| i32::from(*partition)).collect()
 }

@@ -9,7 +9,7 @@ use sqlx::{Executor, FromRow, PgConnection, Postgres, Row, postgres::PgRow};
 use super::{Connection, progress::ProjectedPosition};
 use crate::{
     config::Retention,
-    model::{Partition, Position},
+    model::{Partition, Position, Scope},
 };
 
 /// Declares a row whose fields have the names of the columns.
@@ -121,6 +121,8 @@ row! {
         partition: i32, order_id: i64, user_id: i64, lines: String, held: Option<String>, wanted: String,
         /// The times of the order.
         placed_at: Option<i64>, expires_at: Option<i64>,
+        /// The day of the sale, `YYYYMMDD`, of an order that was paid.
+        day: Option<String>,
     }
 }
 
@@ -191,6 +193,14 @@ impl Snapshot {
         query.fetch(&mut *self.0)
     }
 
+    /// The rows of a query that selects a scope. `$1`: the number of partitions. `$2`: the selected ones, NULL for all.
+    fn scoped<'c, T>(&'c mut self, scope: &Scope, sql: &'static str) -> Rows<'c, T>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin + 'c,
+    {
+        self.rows(sqlx::query_as(sql).bind(i64::from(scope.partitions())).bind(scope.selected()))
+    }
+
     /// The approximate number of rows that a rebuild reads: the retention of refunded orders is ignored.
     ///
     /// # Errors
@@ -206,113 +216,155 @@ impl Snapshot {
         sqlx::query_scalar(sql).bind(now).bind(retention.closed_ms()).fetch_one(&mut *self.0).await
     }
 
-    pub fn users(&mut self) -> Rows<'_, UserRow> {
-        self.rows(sqlx::query_as(
+    pub fn users(&mut self, scope: &Scope) -> Rows<'_, UserRow> {
+        self.scoped(
+            scope,
             "SELECT id, name, balance, coalesce(entries, 0) AS entries, coalesce(open, 0) AS open FROM users
-             LEFT JOIN (SELECT user_id, max(entry_no) AS entries FROM balance_entries GROUP BY 1) AS e ON e.user_id = id
-             LEFT JOIN (SELECT user_id, count(*) AS open FROM orders WHERE status = 'PENDING' GROUP BY 1) AS o
-                 ON o.user_id = id",
-        ))
+             LEFT JOIN (SELECT user_id, max(entry_no) AS entries FROM balance_entries
+                        WHERE $2::bigint[] IS NULL OR user_id % $1 = ANY($2) GROUP BY 1) AS e ON e.user_id = id
+             LEFT JOIN (SELECT user_id, count(*) AS open FROM orders
+                        WHERE status = 'PENDING' AND ($2::bigint[] IS NULL OR user_id % $1 = ANY($2)) GROUP BY 1) AS o
+                 ON o.user_id = id
+             WHERE $2::bigint[] IS NULL OR id % $1 = ANY($2)",
+        )
     }
 
-    pub fn products(&mut self) -> Rows<'_, ProductRow> {
-        self.rows(sqlx::query_as(
-            "SELECT id, name, category, price, on_sale, held, sold, withheld, stocked FROM products",
-        ))
+    pub fn products(&mut self, scope: &Scope) -> Rows<'_, ProductRow> {
+        self.scoped(
+            scope,
+            "SELECT id, name, category, price, on_sale, held, sold, withheld, stocked FROM products
+             WHERE $2::bigint[] IS NULL OR id % $1 = ANY($2)",
+        )
     }
 
-    pub fn campaigns(&mut self) -> Rows<'_, CampaignRow> {
-        self.rows(sqlx::query_as(
+    pub fn campaigns(&mut self, scope: &Scope) -> Rows<'_, CampaignRow> {
+        self.scoped(
+            scope,
             "SELECT id, code, discount_type, discount_amount, total, issued, withheld,
                  (extract(epoch FROM opens_at) * 1000)::bigint AS opens_at,
                  (extract(epoch FROM closes_at) * 1000)::bigint AS closes_at,
                  (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at,
                  greatest((SELECT max(issue_no) FROM user_coupons WHERE coupon_id = id),
                           (SELECT max(issue_no) FROM remote_coupons WHERE coupon_id = id), 0) AS last_no
-             FROM campaigns",
-        ))
+             FROM campaigns WHERE $2::bigint[] IS NULL OR id % $1 = ANY($2)",
+        )
     }
 
-    pub fn coupons(&mut self) -> Rows<'_, CouponRow> {
-        self.rows(sqlx::query_as(
+    /// The coupons of users of the scope, and those of its campaigns.
+    pub fn coupons(&mut self, scope: &Scope) -> Rows<'_, CouponRow> {
+        self.scoped(
+            scope,
             "SELECT coupon_id, user_id, issue_no, status, order_id,
                  (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at,
                  (extract(epoch FROM used_at) * 1000)::bigint AS used_at
-             FROM user_coupons",
-        ))
+             FROM user_coupons
+             WHERE $2::bigint[] IS NULL OR user_id % $1 = ANY($2) OR coupon_id % $1 = ANY($2)",
+        )
     }
 
-    pub fn remote_coupons(&mut self) -> Rows<'_, RemoteCouponRow> {
-        self.rows(sqlx::query_as(
+    /// The coupons that campaigns of the scope issued to users of other partitions than theirs.
+    pub fn remote_coupons(&mut self, scope: &Scope) -> Rows<'_, RemoteCouponRow> {
+        self.scoped(
+            scope,
             "SELECT coupon_id, user_id, issue_no, (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at
-             FROM remote_coupons",
-        ))
+             FROM remote_coupons WHERE $2::bigint[] IS NULL OR coupon_id % $1 = ANY($2)",
+        )
     }
 
-    /// The orders that Redis keeps at `now`: open ones, and closed ones within their retention. `zone` gives the day of
-    /// a sale whose event did not name the day.
-    pub fn orders(&mut self, partitions: u16, zone: &str, now: i64, retention: Retention) -> Rows<'_, OrderRow> {
+    /// The orders of the scope that Redis keeps at `now`: open ones, and closed ones within their retention. `zone`
+    /// gives the day of a sale whose event did not name the day.
+    pub fn orders(&mut self, scope: &Scope, zone: &str, now: i64, retention: Retention) -> Rows<'_, OrderRow> {
         let query = sqlx::query_as(orders_sql!(
-            "WHERE o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE')
-                OR greatest(o.paid_at, o.closed_at, p.ended_at)
-                    > to_timestamp(($3 - CASE WHEN o.close_reason = 'REFUNDED' THEN $4 ELSE $5 END) / 1000.0)"
+            "WHERE ($6::bigint[] IS NULL OR o.id % $1 = ANY($6))
+                AND (o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE')
+                    OR greatest(o.paid_at, o.closed_at, p.ended_at)
+                        > to_timestamp(($3 - CASE WHEN o.close_reason = 'REFUNDED' THEN $4 ELSE $5 END) / 1000.0))"
         ));
-        let query = query.bind(i64::from(partitions)).bind(zone.to_owned()).bind(now);
-        self.rows(query.bind(retention.refunded_ms()).bind(retention.closed_ms()))
+        let query = query.bind(i64::from(scope.partitions())).bind(zone.to_owned()).bind(now);
+        self.rows(query.bind(retention.refunded_ms()).bind(retention.closed_ms()).bind(scope.selected()))
     }
 
-    /// The remote holds that Redis keeps at `now`: those that hold stock, and those that sold it within the retention.
-    pub fn holds(&mut self, now: i64, retention: Retention) -> Rows<'_, HoldRow> {
+    /// The remote holds of the scope that Redis keeps at `now`: those that hold stock, and those that sold it within the
+    /// retention.
+    pub fn holds(&mut self, scope: &Scope, now: i64, retention: Retention) -> Rows<'_, HoldRow> {
         let query = sqlx::query_as(
             "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
                  (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
                  (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
                  (extract(epoch FROM o.paid_at) * 1000)::bigint AS paid_at
              FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
-             WHERE h.state = 'HELD' OR (h.state = 'SETTLED' AND o.paid_at > to_timestamp(($1 - $2) / 1000.0))",
+             WHERE ($3::bigint[] IS NULL OR h.partition = ANY($3))
+                AND (h.state = 'HELD' OR (h.state = 'SETTLED' AND o.paid_at > to_timestamp(($1 - $2) / 1000.0)))",
         );
-        self.rows(query.bind(now).bind(retention.closed_ms()))
+        self.rows(query.bind(now).bind(retention.closed_ms()).bind(scope.selected()))
     }
 
-    /// The remote holds that are not in the state that their orders imply: a step between two partitions is missing.
-    pub fn stray_holds(&mut self, partitions: u16) -> Rows<'_, StrayHoldRow> {
+    /// The HELD remote holds of other partitions whose orders are of the scope.
+    pub fn held_elsewhere(&mut self, scope: &Scope) -> Rows<'_, HoldRow> {
+        self.scoped(
+            scope,
+            "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
+                 (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
+                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
+                 (extract(epoch FROM o.paid_at) * 1000)::bigint AS paid_at
+             FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
+             WHERE h.state = 'HELD' AND h.partition <> ALL($2::bigint[]) AND h.order_id % $1 = ANY($2)",
+        )
+    }
+
+    /// The remote holds that are not in the state that their orders imply: a step between two partitions is missing. Of
+    /// a scope, those with the hold or the order in it.
+    pub fn stray_holds(&mut self, scope: &Scope, zone: &str) -> Rows<'_, StrayHoldRow> {
         let query = sqlx::query_as(
             "WITH wanted AS (
                  SELECT (l.product_id % $1)::int AS partition, o.id AS order_id, o.user_id, o.placed_at, o.expires_at,
+                     to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $3)::date), 'YYYYMMDD') AS day,
                      CASE WHEN o.status = 'PENDING' THEN 'HELD' WHEN o.status = 'PAID' THEN 'SETTLED'
                           WHEN o.close_reason = 'REFUNDED' THEN 'REFUNDED' ELSE 'RELEASED' END AS state,
                      string_agg(l.product_id || ':' || l.quantity || ':' || l.price, ',' ORDER BY l.product_id) AS lines
                  FROM orders AS o JOIN order_lines AS l ON l.order_id = o.id
-                 WHERE l.product_id % $1 <> o.id % $1 GROUP BY 1, 2, 3, 4, 5, 6)
+                 WHERE l.product_id % $1 <> o.id % $1
+                    AND ($2::bigint[] IS NULL OR o.id % $1 = ANY($2) OR l.product_id % $1 = ANY($2))
+                 GROUP BY 1, 2, 3, 4, 5, 6, 7),
+             held AS (
+                 SELECT * FROM stock_holds
+                 WHERE $2::bigint[] IS NULL OR order_id % $1 = ANY($2) OR partition = ANY($2))
              SELECT coalesce(w.partition, h.partition) AS partition, coalesce(w.order_id, h.order_id) AS order_id,
                  coalesce(w.user_id, h.user_id) AS user_id, coalesce(h.lines, w.lines) AS lines, h.state AS held,
                  coalesce(w.state, 'RELEASED') AS wanted, (extract(epoch FROM w.placed_at) * 1000)::bigint AS placed_at,
-                 (extract(epoch FROM w.expires_at) * 1000)::bigint AS expires_at
-             FROM wanted AS w FULL JOIN stock_holds AS h ON h.partition = w.partition AND h.order_id = w.order_id
+                 (extract(epoch FROM w.expires_at) * 1000)::bigint AS expires_at, w.day
+             FROM wanted AS w FULL JOIN held AS h ON h.partition = w.partition AND h.order_id = w.order_id
              WHERE coalesce(w.state, 'RELEASED') <> coalesce(h.state, 'RELEASED')",
         );
-        self.rows(query.bind(i64::from(partitions)))
+        self.rows(query.bind(i64::from(scope.partitions())).bind(scope.selected()).bind(zone.to_owned()))
     }
 
-    /// Coupons that a campaign issued to a user of another partition, and that the user does not have yet.
-    pub fn ungranted(&mut self) -> Rows<'_, RemoteCouponRow> {
-        self.rows(sqlx::query_as(
+    /// Coupons that a campaign issued to a user of another partition, and that the user does not have yet. Of a scope,
+    /// those with the campaign or the user in it.
+    pub fn ungranted(&mut self, scope: &Scope) -> Rows<'_, RemoteCouponRow> {
+        self.scoped(
+            scope,
             "SELECT f.coupon_id, f.user_id, f.issue_no, (extract(epoch FROM f.issued_at) * 1000)::bigint AS issued_at
-             FROM remote_coupons AS f LEFT JOIN user_coupons AS c USING (coupon_id, user_id) WHERE c.user_id IS NULL",
-        ))
+             FROM remote_coupons AS f LEFT JOIN user_coupons AS c USING (coupon_id, user_id)
+             WHERE c.user_id IS NULL
+                AND ($2::bigint[] IS NULL OR f.coupon_id % $1 = ANY($2) OR f.user_id % $1 = ANY($2))",
+        )
     }
 
-    /// Coupons that a user has, and that the campaign of another partition did not issue.
-    pub fn unissued(&mut self, partitions: u16) -> Rows<'_, RemoteCouponRow> {
-        let query = sqlx::query_as(
+    /// Coupons that a user has, and that the campaign of another partition did not issue. Of a scope, those with the
+    /// campaign or the user in it.
+    pub fn unissued(&mut self, scope: &Scope) -> Rows<'_, RemoteCouponRow> {
+        self.scoped(
+            scope,
             "SELECT c.coupon_id, c.user_id, c.issue_no, (extract(epoch FROM c.issued_at) * 1000)::bigint AS issued_at
              FROM user_coupons AS c LEFT JOIN remote_coupons AS f USING (coupon_id, user_id)
-             WHERE f.user_id IS NULL AND c.coupon_id % $1 <> c.user_id % $1 ORDER BY c.coupon_id, c.issue_no",
-        );
-        self.rows(query.bind(i64::from(partitions)))
+             WHERE f.user_id IS NULL AND c.coupon_id % $1 <> c.user_id % $1
+                AND ($2::bigint[] IS NULL OR c.coupon_id % $1 = ANY($2) OR c.user_id % $1 = ANY($2))
+             ORDER BY c.coupon_id, c.issue_no",
+        )
     }
 
-    /// Idempotency records that expire after `now`.
+    /// Idempotency records of every partition that expire after `now`.
     pub fn records(&mut self, now: i64) -> Rows<'_, RecordRow> {
         let query = sqlx::query_as(
             "SELECT partition, digest, fingerprint, reply, (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
@@ -321,15 +373,17 @@ impl Snapshot {
         self.rows(query.bind(now))
     }
 
-    /// Sales by day and product, from the day `first` (`YYYYMMDD`) on.
-    pub fn ranks(&mut self, zone: &str, first: &str) -> Rows<'_, RankRow> {
+    /// Sales by day and product of the scope, from the day `first` (`YYYYMMDD`) on.
+    pub fn ranks(&mut self, scope: &Scope, zone: &str, first: &str) -> Rows<'_, RankRow> {
         let query = sqlx::query_as(
             "SELECT to_char(day, 'YYYYMMDD') AS day, product_id, sum(quantity)::bigint AS units,
                  sum(quantity * price)::bigint AS won
              FROM (SELECT id, coalesce(sold_on, (paid_at AT TIME ZONE $1)::date) AS day FROM orders WHERE status = 'PAID') AS o
-             JOIN order_lines ON order_id = o.id WHERE day >= to_date($2, 'YYYYMMDD') GROUP BY 1, 2",
+             JOIN order_lines ON order_id = o.id
+             WHERE day >= to_date($2, 'YYYYMMDD') AND ($4::bigint[] IS NULL OR product_id % $3 = ANY($4)) GROUP BY 1, 2",
         );
-        self.rows(query.bind(zone.to_owned()).bind(first.to_owned()))
+        let query = query.bind(zone.to_owned()).bind(first.to_owned());
+        self.rows(query.bind(i64::from(scope.partitions())).bind(scope.selected()))
     }
 
     /// The highest id of each sequence that is used or reserved.

@@ -3,12 +3,12 @@
 //! It stops at the positions of that time, because other processes may go on deciding: the outbox need not become
 //! empty.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 use futures_util::FutureExt;
 
-use super::{MAX_TIMEOUT_FACTOR, Projector, Step, StepError};
+use super::{MAX_TIMEOUT_FACTOR, MIN_BACKOFF, Projector, Step, StepError};
 use crate::model::{Partition, Position};
 
 /// Consecutive empty reads after which a decision counts as missing from the outbox. One empty read is normal: another
@@ -33,6 +33,39 @@ impl Projector {
             }
         }
         Ok(())
+    }
+
+    /// Projects one partition, beside any other projector, until PostgreSQL has this decision. A relay to a partition that
+    /// is unavailable stays undone, and does not stop it.
+    ///
+    /// # Errors
+    /// Redis or PostgreSQL is unavailable, decisions are lost, or the projection makes no progress for `patience`.
+    pub async fn project_up_to(&self, here: Partition, decided: Position, patience: Duration) -> anyhow::Result<()> {
+        let mut progress = (Position::default(), Instant::now());
+        loop {
+            let projected = self.position(here).await.map_err(|failure| anyhow!(failure))?.position;
+            if projected >= decided {
+                return Ok(());
+            }
+            if projected > progress.0 {
+                progress = (projected, Instant::now());
+            } else if progress.1.elapsed() >= patience {
+                bail!(
+                    "the projection of partition {} makes no progress from ({}, {}) to ({}, {})",
+                    here.0,
+                    projected.epoch,
+                    projected.seq,
+                    decided.epoch,
+                    decided.seq
+                );
+            }
+            match self.step(here, Duration::ZERO, self.timeout * MAX_TIMEOUT_FACTOR).await {
+                // Another projector has the decision in hand: one that trimmed it, or the newer version that wrote it.
+                Ok(Step { projected: 0, .. }) | Err(StepError::NewerVersion) => tokio::time::sleep(MIN_BACKOFF).await,
+                Ok(_) | Err(StepError::Superseded) => {}
+                Err(failure) => return Err(anyhow!(failure)),
+            }
+        }
     }
 
     async fn project_until(&self, here: Partition, decided: Position) -> anyhow::Result<()> {

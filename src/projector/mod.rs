@@ -293,17 +293,18 @@ impl Projector {
         }
     }
 
-    /// Moves the positions to these, indexed by partition, each at the start of a new outbox. For a rebuild, which has
-    /// emptied the outboxes: the ids of the new entries may be lower than earlier ones.
+    /// Moves the positions of these partitions, each to the start of a new outbox. For a rebuild, which has emptied the
+    /// outboxes: the ids of the new entries may be lower than earlier ones.
     ///
     /// # Errors
     /// PostgreSQL is unavailable.
-    pub async fn rewind(&self, positions: &[Position]) -> Result<(), DbErr> {
+    pub async fn rewind(&self, positions: &[(Partition, Position)]) -> Result<(), DbErr> {
         let sql = "UPDATE projection_positions AS p SET stream_id = '0-0', epoch = new.epoch, seq = new.seq
-                   FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS new (epoch, seq, nth)
-                   WHERE p.partition = new.nth - 1";
-        let column = |value: fn(&Position) -> i64| positions.iter().map(value).collect::<Vec<i64>>();
-        let values = [column(|position| position.epoch).into(), column(|position| position.seq).into()];
+                   FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (partition, epoch, seq)
+                   WHERE p.partition = new.partition";
+        let column =
+            |value: fn(&(Partition, Position)) -> i64| positions.iter().map(value).collect::<Vec<i64>>().into();
+        let values = [column(|(here, _)| here.0.into()), column(|(_, at)| at.epoch), column(|(_, at)| at.seq)];
         self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await.map(drop)
     }
 

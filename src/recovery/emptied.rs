@@ -67,6 +67,9 @@ impl EmptiedRedis {
         let projector =
             Projector::new(store.clone(), db.clone(), clock.clone(), &self.projector, self.timeout, retention);
         let durability = self.redis.redis_durability;
-        Rebuild { store, db, projector, clock, zone, retention, durability }.run_if_needed().await.map(drop)
+        Rebuild { store, db, projector, clock, zone, retention, durability, barrier: None }
+            .run_if_needed()
+            .await
+            .map(drop)
     }
 }

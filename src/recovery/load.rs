@@ -5,10 +5,10 @@ use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use futures_util::TryStreamExt;
 
-use super::{progress::Progress, rebuild::PossibleLosses};
+use super::{findings::PossibleLosses, progress::Progress};
 use crate::{
     config::{Retention, TOMBSTONE_TTL_MS},
-    model::{CouponId, Millis, OrderId, Partition, ProductId, RankingScope, UserId, event::unpack_reply},
+    model::{CouponId, Millis, OrderId, Partition, ProductId, RankingScope, Scope, UserId, event::unpack_reply},
     postgres::snapshot::{self, Snapshot},
     redis::{
         Store,
@@ -20,6 +20,8 @@ use crate::{
     },
 };
 
+/// The partition that has the sequences of ids.
+const FIRST: Partition = Partition(0);
 /// Skips the ids that running processes may have reserved and not used: each reserves blocks of a thousand.
 const RESERVED_IDS: i64 = 100_000;
 /// Skips the ids that lost decisions may have used.
@@ -27,6 +29,8 @@ const POSSIBLY_LOST_IDS: i64 = 10_000_000;
 
 pub(super) struct Loading<'a> {
     pub(super) store: &'a Store,
+    /// The partitions that are loaded.
+    pub(super) scope: &'a Scope,
     pub(super) zone: Tz,
     pub(super) now: Millis,
     /// How long closed orders stay in Redis; older ones are not loaded.
@@ -46,43 +50,43 @@ impl Loading<'_> {
         bulk: &mut Bulk<'_>,
         progress: &mut Progress,
     ) -> anyhow::Result<()> {
-        let mut rows = snapshot.users();
+        let mut rows = snapshot.users(self.scope);
         while let Some(row) = rows.try_next().await? {
             self.user(bulk, &row).await?;
             progress.row("users");
         }
         drop(rows);
-        let mut rows = snapshot.products();
+        let mut rows = snapshot.products(self.scope);
         while let Some(row) = rows.try_next().await? {
             self.product(bulk, &row).await?;
             progress.row("products");
         }
         drop(rows);
-        let mut rows = snapshot.campaigns();
+        let mut rows = snapshot.campaigns(self.scope);
         while let Some(row) = rows.try_next().await? {
             self.campaign(bulk, &row).await?;
             progress.row("campaigns");
         }
         drop(rows);
-        let mut rows = snapshot.coupons();
+        let mut rows = snapshot.coupons(self.scope);
         while let Some(row) = rows.try_next().await? {
             self.coupon(bulk, &row).await?;
             progress.row("coupons");
         }
         drop(rows);
-        let mut rows = snapshot.remote_coupons();
+        let mut rows = snapshot.remote_coupons(self.scope);
         while let Some(row) = rows.try_next().await? {
             self.holder(bulk, row.coupon_id, row.user_id).await?;
             progress.row("remote coupons");
         }
         drop(rows);
-        let mut rows = snapshot.orders(self.store.partitions(), self.zone.name(), self.now.0, self.retention);
+        let mut rows = snapshot.orders(self.scope, self.zone.name(), self.now.0, self.retention);
         while let Some(row) = rows.try_next().await? {
             self.order(bulk, &row).await?;
             progress.row("orders");
         }
         drop(rows);
-        let mut rows = snapshot.holds(self.now.0, self.retention);
+        let mut rows = snapshot.holds(self.scope, self.now.0, self.retention);
         while let Some(row) = rows.try_next().await? {
             self.hold(bulk, &row).await?;
             progress.row("remote holds");
@@ -95,7 +99,8 @@ impl Loading<'_> {
         }
         drop(rows);
         self.rankings(snapshot, bulk).await?;
-        self.sequences(snapshot, bulk).await
+        // Without the first partition the sequences are where they are, and continue.
+        if self.scope.contains(FIRST) { self.sequences(snapshot, bulk).await } else { Ok(()) }
     }
 
     async fn user(&self, bulk: &mut Bulk<'_>, row: &snapshot::UserRow) -> anyhow::Result<()> {
@@ -211,7 +216,8 @@ impl Loading<'_> {
             user: row.user_id,
             lines: &row.lines,
             state: &row.state,
-            due: row.expires_at.map_or(self.now, Millis).plus(REMOTE_HOLD_GRACE_MS),
+            // Without an order, the owner partition is asked now.
+            due: row.expires_at.map_or(self.now, |at| Millis(at).plus(REMOTE_HOLD_GRACE_MS)),
             may_be_paid: self.losses.may_be_paid(self.store.owner(row.order_id), row.placed_at),
         };
         held.write(bulk).await?;
@@ -243,7 +249,7 @@ impl Loading<'_> {
     async fn rankings(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
         let first = self.now.day(self.zone).checked_sub_days(Days::new(u64::from(RankingScope::MAX_DAYS)));
         let first = first.unwrap_or(NaiveDate::MIN).format(DAY_FORMAT).to_string();
-        let mut rows = snapshot.ranks(self.zone.name(), &first);
+        let mut rows = snapshot.ranks(self.scope, self.zone.name(), &first);
         while let Some(row) = rows.try_next().await? {
             let day = NaiveDate::parse_from_str(&row.day, DAY_FORMAT)?;
             let here = self.store.owner(row.product_id);
@@ -258,7 +264,6 @@ impl Loading<'_> {
     async fn sequences(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
         // Also after an earlier loss: the ids of lost decisions are in no store.
         let skipped = if self.losses.ever() { POSSIBLY_LOST_IDS } else { 0 };
-        let first = Partition(0);
         for (name, last) in snapshot.last_ids().await? {
             let last = match name.as_str() {
                 // The sequence counts without the partition, which is part of these ids.
@@ -266,7 +271,7 @@ impl Loading<'_> {
                 _ => last,
             };
             if last + skipped > 0 {
-                bulk.field(first, Keys(first).ids(), &name, last + skipped).await?;
+                bulk.field(FIRST, Keys(FIRST).ids(), &name, last + skipped).await?;
             }
         }
         Ok(())

@@ -2,9 +2,11 @@
 //! ([`emptied`]). [`join`] opens Redis without PostgreSQL, on the word of other instances.
 
 pub mod emptied;
+pub mod findings;
 pub mod join;
 mod load;
 pub mod open;
+mod prepare;
 mod progress;
 pub mod rebuild;
 mod repair;

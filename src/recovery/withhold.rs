@@ -1,9 +1,9 @@
 //! Withholds the units and coupons that lost decisions may have sold or issued, until an operator releases them. Emits
 //! the event that begins the new epoch in each partition.
 
-use super::rebuild::{Bound, PossibleLosses};
+use super::findings::{Bound, PossibleLosses};
 use crate::{
-    model::{CouponId, MAX_LINE_QUANTITY, Millis, Partition},
+    model::{CouponId, MAX_LINE_QUANTITY, Millis, Partition, Scope},
     redis::{Store, bulk::Bulk, keys::Keys},
 };
 
@@ -12,6 +12,7 @@ const BATCH: usize = 1000;
 
 pub(super) struct Withhold<'a> {
     pub(super) store: &'a Store,
+    pub(super) scope: &'a Scope,
     pub(super) now: Millis,
     pub(super) losses: &'a PossibleLosses,
 }
@@ -26,7 +27,7 @@ impl Withhold<'_> {
     pub(super) async fn run(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<(i64, i64)> {
         bulk.flush().await?;
         let (mut units, mut coupons) = (0, 0);
-        for here in self.store.all() {
+        for here in self.scope.iter() {
             let mut begun = false;
             if let Some(bound) = self.losses.bound(here) {
                 let mut offset = 0;

@@ -1,12 +1,12 @@
-//! Bulk writes of a rebuild, key by key, while every partition is frozen and no other process writes.
+//! Bulk writes of a rebuild, key by key, while its partitions are frozen and no other process writes to them.
 //!
 //! Nothing here is atomic. A partition is marked `rebuilding` from before the first deletion until after the last write, and a
 //! rebuild that finds the mark starts over.
 
-use std::fmt::Display;
+use std::{collections::BTreeMap, fmt::Display};
 
 use super::{LAYOUT, Store, keys::Keys, outbox::StreamId};
-use crate::model::{Error, Identity, Millis, Partition, Position, event};
+use crate::model::{Error, Identity, Millis, Partition, Position, Scope, event};
 
 /// The number of commands per pipeline.
 const PIPELINE_BATCH: usize = 1000;
@@ -118,23 +118,23 @@ impl Store {
         }
     }
 
-    /// Removes every key of every partition except its `meta`. Returns the number of removed keys.
+    /// Removes every key of these partitions except their `meta`. Returns the number of removed keys.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn empty(&self) -> Result<u64, Error> {
+    pub async fn empty(&self, scope: &Scope) -> Result<u64, Error> {
         let mut removed = 0;
+        let tags: Vec<_> = scope.iter().map(|here| (here, format!("{{p{}}}:", here.0), Keys(here).meta())).collect();
         for server in self.servers().await? {
             let mut cursor = Some("0".to_owned());
             while let Some(from) = cursor {
                 let (page, next) = self.scan_page(server, &from).await?;
-                for here in self.all() {
-                    let (tag, meta) = (format!("{{p{}}}:", here.0), Keys(here).meta());
-                    let keys: Vec<&String> = page.iter().filter(|key| key.starts_with(&tag) && **key != meta).collect();
+                for (here, tag, meta) in &tags {
+                    let keys: Vec<&String> = page.iter().filter(|key| key.starts_with(tag) && *key != meta).collect();
                     if !keys.is_empty() {
                         let mut unlink = redis::cmd("UNLINK");
                         unlink.arg(&keys);
-                        removed += self.query_unchecked::<u64>(here, &unlink).await?;
+                        removed += self.query_unchecked::<u64>(*here, &unlink).await?;
                     }
                 }
                 cursor = next;
@@ -199,35 +199,33 @@ impl Store {
     }
 }
 
-/// A buffer of commands for all partitions. It sends a partition's commands in pipelines of [`PIPELINE_BATCH`].
+/// A buffer of commands for the partitions of a rebuild. It sends a partition's commands in pipelines of
+/// [`PIPELINE_BATCH`], and drops those of other partitions: only their scripts may write there.
 pub struct Bulk<'s> {
     store: &'s Store,
-    pending: Vec<(redis::Pipeline, usize)>,
-    /// The last decision of each partition.
-    positions: Vec<Position>,
+    pending: BTreeMap<Partition, PendingCommands>,
+}
+
+/// The commands of a partition that are not sent yet.
+struct PendingCommands {
+    pipe: redis::Pipeline,
+    count: usize,
+    /// The last decision of the partition.
+    position: Position,
 }
 
 impl<'s> Bulk<'s> {
-    /// `positions` are the last decisions, by partition.
-    pub fn new(store: &'s Store, positions: Vec<Position>) -> Self {
-        Bulk { store, pending: store.all().map(|_| (redis::pipe(), 0)).collect(), positions }
+    /// `positions` are the last decisions of the rebuild's partitions.
+    pub fn new(store: &'s Store, positions: impl IntoIterator<Item = (Partition, Position)>) -> Self {
+        let pending = |(here, position)| (here, PendingCommands { pipe: redis::pipe(), count: 0, position });
+        Bulk { store, pending: positions.into_iter().map(pending).collect() }
     }
 
     async fn add(&mut self, here: Partition, command: redis::Cmd) -> Result<(), Error> {
-        let (pipe, count) = &mut self.pending[usize::from(here.0)];
-        pipe.add_command(command).ignore();
-        *count += 1;
-        if *count >= PIPELINE_BATCH { self.flush_one(here).await } else { Ok(()) }
-    }
-
-    async fn flush_one(&mut self, here: Partition) -> Result<(), Error> {
-        let (pipe, count) = &mut self.pending[usize::from(here.0)];
-        if *count == 0 {
-            return Ok(());
-        }
-        let full = std::mem::replace(pipe, redis::pipe());
-        *count = 0;
-        self.store.pipe_unchecked::<()>(here, &full).await
+        let Some(pending) = self.pending.get_mut(&here) else { return Ok(()) };
+        pending.pipe.add_command(command).ignore();
+        pending.count += 1;
+        if pending.count >= PIPELINE_BATCH { pending.flush(self.store, here).await } else { Ok(()) }
     }
 
     /// Sends the remaining commands.
@@ -235,8 +233,8 @@ impl<'s> Bulk<'s> {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn flush(&mut self) -> Result<(), Error> {
-        for here in self.store.all() {
-            self.flush_one(here).await?;
+        for (here, pending) in &mut self.pending {
+            pending.flush(self.store, *here).await?;
         }
         Ok(())
     }
@@ -316,9 +314,9 @@ impl<'s> Bulk<'s> {
         kind: &str,
         fields: &[(&str, String)],
     ) -> Result<(), Error> {
-        let position = &mut self.positions[usize::from(here.0)];
-        position.seq += 1;
-        let Position { epoch, seq } = *position;
+        let Some(pending) = self.pending.get_mut(&here) else { return Ok(()) };
+        pending.position.seq += 1;
+        let Position { epoch, seq } = pending.position;
         let mut add = redis::cmd("XADD");
         add.arg(Keys(here).outbox()).arg("*").arg("v").arg(event::SINGLE).arg("kind").arg(kind);
         add.arg("epoch").arg(epoch).arg("seq").arg(seq).arg("at").arg(at.0).arg("rid").arg("rebuild");
@@ -327,5 +325,16 @@ impl<'s> Bulk<'s> {
         }
         self.add(here, add).await?;
         self.field(here, Keys(here).meta(), "seq", seq).await
+    }
+}
+
+impl PendingCommands {
+    async fn flush(&mut self, store: &Store, here: Partition) -> Result<(), Error> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let full = std::mem::replace(&mut self.pipe, redis::pipe());
+        self.count = 0;
+        store.pipe_unchecked::<()>(here, &full).await
     }
 }

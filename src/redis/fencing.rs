@@ -390,6 +390,11 @@ impl Store {
         open.map(|here| (here, self.watermark(here).acknowledged())).collect()
     }
 
+    /// The epoch of a partition, as far as this process knows. Of an open partition it is the current one.
+    pub fn epoch(&self, here: Partition) -> i64 {
+        self.watermark(here).epoch()
+    }
+
     /// Records PostgreSQL's progress, as read from there.
     pub fn observe_projection(&self, here: Partition, read: Projection) {
         self.watermark(here).observe_projection(read);

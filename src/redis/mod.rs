@@ -187,7 +187,7 @@ impl Store {
     }
 
     /// The identity of the deployment in this Redis; `None` if it was never initialised. Reads the first partition, and checks
-    /// that the others have the same identity.
+    /// that the others have the same identity. One that has lost its state is left to the check of the partition.
     ///
     /// # Errors
     /// Redis is unavailable, or the partitions contradict each other.
@@ -196,7 +196,7 @@ impl Store {
         let Some(first) = first else { return Ok(None) };
         for other in (1..first.partitions).map(Partition) {
             let here = self.meta(other).await?;
-            if here.as_ref().map(|m| (&m.store, m.partitions)) != Some((&first.store, first.partitions)) {
+            if here.is_some_and(|here| (&here.store, here.partitions) != (&first.store, first.partitions)) {
                 bail!("partition {} of Redis is not of the same store as partition 0", other.0);
             }
         }

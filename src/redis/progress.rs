@@ -46,6 +46,8 @@ pub(super) struct Watermark {
     replicated: Mutex<Position>,
     /// The replicas in sync at the last check.
     replicas: AtomicUsize,
+    /// Its epoch, without the lock.
+    epoch: AtomicI64,
     /// The last decision that Postgres has, as far as this process knows.
     projected: watch::Sender<Projection>,
     /// How far its server's clock is ahead of this process's, ms.
@@ -82,6 +84,7 @@ impl Default for Watermark {
             acknowledged: Mutex::default(),
             replicated: Mutex::default(),
             replicas: AtomicUsize::default(),
+            epoch: AtomicI64::default(),
             projected: watch::Sender::default(),
             clock_offset_ms: AtomicI64::default(),
             checking: tokio::sync::Mutex::default(),
@@ -159,6 +162,12 @@ impl Watermark {
     pub(super) fn advance(&self, position: Position) {
         let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
         *acknowledged = position.max(*acknowledged);
+        self.epoch.store(acknowledged.epoch, Ordering::Relaxed);
+    }
+
+    /// The epoch of the last acknowledged decision.
+    pub(super) fn epoch(&self) -> i64 {
+        self.epoch.load(Ordering::Relaxed)
     }
 
     pub(super) fn replicated(&self) -> Position {

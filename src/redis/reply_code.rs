@@ -107,6 +107,7 @@ reply_codes! {
         Running = "RUNNING",
         Settled = "SETTLED",
         Stale = "STALE",
+        Suspected = "SUSPECTED",
         Tombstoned = "TOMBSTONED",
         TooManyOpen = "TOO_MANY_OPEN",
         Unchanged = "UNCHANGED",

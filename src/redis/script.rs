@@ -60,6 +60,7 @@ scripts! {
     PAYMENT_POSTPONE = "payment_postpone";
     PAYMENT_RESOLVE = "payment_resolve";
     STOCK_HOLD = "stock_hold";
+    HOLD_SUSPECT = "hold_suspect";
     STOCK_SETTLE = "stock_settle";
     USERS_CREATE = "users_create";
     PRODUCT_CREATE = "product_create";

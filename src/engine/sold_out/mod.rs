@@ -135,8 +135,9 @@ impl SoldOutCache {
             return false;
         }
         let Some(holders) = campaign.holders.get() else { return false };
-        let known = self.users.exists(user, holders.epoch)
-            && self.store.is_open(self.store.owner(user.get()))
+        let owner = self.store.owner(user.get());
+        let known = self.store.is_open(owner)
+            && self.users.exists(user, self.store.epoch(owner))
             && holders.users.binary_search(&user.get()).is_err();
         let renewing = campaign.begin_renewal(now_us, until_us - now_us, self.lease_us);
         let renewing = renewing.then(|| campaign.clone());
@@ -158,8 +159,8 @@ impl SoldOutCache {
         let campaign = self.campaigns.get_or_insert(terms.coupon_id, (terms.opens_at, terms.closes_at));
         let now_us = self.clock.uptime_us();
         if now_us < campaign.until_us.load(Ordering::Acquire) {
-            if let Some(holders) = campaign.holders.get() {
-                self.learn(user, holders.epoch);
+            if campaign.holders.get().is_some() {
+                self.learn(user);
             }
         } else if campaign.begin_check(now_us) {
             self.check_in_background(terms.coupon_id, campaign);
@@ -235,7 +236,8 @@ impl SoldOutCache {
 
     /// Reads in the background which users exist, after Redis has confirmed a user whom the cache lacks: the user's block and,
     /// while the blocks are full, the following ones; or only the user, if the cache has the block.
-    fn learn(self: &Arc<Self>, user: UserId, epoch: i64) {
+    fn learn(self: &Arc<Self>, user: UserId) {
+        let epoch = self.store.epoch(self.store.owner(user.get()));
         let (first, _) = self.users.place(user);
         let Some((mut learning, mut users)) = self.users.to_learn(first, Some(user), epoch) else { return };
         let this = self.clone();

@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// Holds in one call of `hold_suspect.lua`.
+const SUSPECT_BATCH: usize = 200;
+
 /// Holds stock of one partition for an order of another one.
 #[derive(Clone, Debug)]
 pub struct HoldStock {
@@ -156,6 +159,28 @@ impl Store {
             }
         }
         Ok(without_hold)
+    }
+
+    /// `hold_suspect.lua`: marks the HELD ones of these remote holds of partition `here`, so that their units are withheld when
+    /// they are released. Returns their number.
+    ///
+    /// # Errors
+    /// The shared refusals. A repeat is safe.
+    pub async fn hold_suspect(&self, here: Partition, orders: &[OrderId]) -> Result<i64, Error> {
+        let mut suspected = 0;
+        for batch in orders.chunks(SUSPECT_BATCH) {
+            let mut invocation = Invocation::new(&script::HOLD_SUSPECT);
+            invocation.key(Keys(here).meta()).arg(batch.len());
+            for order in batch {
+                invocation.key(Keys(here).hold(*order));
+            }
+            let reply = self.run_script(here, &invocation).await?;
+            match reply.code {
+                ReplyCode::Suspected => suspected += reply.get::<i64>(0)?,
+                _ => return Err(reply.unexpected()),
+            }
+        }
+        Ok(suspected)
     }
 
     /// `order_resolve.lua`, in the order's owner partition.

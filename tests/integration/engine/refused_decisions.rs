@@ -125,7 +125,7 @@ async fn reply_unknown_when_rebuild_discards_decision() {
     lag_reached(&test, 1).await;
     let _: i64 =
         redis::cmd("XTRIM").arg("{p0}:outbox").arg("MAXLEN").arg(0).query_async(&mut test.raw().await).await.unwrap();
-    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, lost_at_most: None }).await;
+    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, ..Default::default() }).await;
     assert_eq!(summary.discarded, 1);
     until("the request has a reply", async || {
         test.engine.check().await;

@@ -266,7 +266,11 @@ async fn dead_letter_refused_when_rebuild_discarded_it() {
     let lock = firstcome::postgres::progress::Lock::take(&test.db).await.unwrap();
     retry(&test, &dead_letter).await.refused(503, "SERVICE_UNAVAILABLE");
     drop(lock);
-    rebuilt(&test, rebuild::RebuildOptions { discard: true, lost_at_most: Some(0) }).await;
+    rebuilt(
+        &test,
+        rebuild::RebuildOptions { discard: true, lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() },
+    )
+    .await;
     test.engine.ready().await.unwrap();
     for _ in 0..2 {
         // Before and after the new epoch is projected.

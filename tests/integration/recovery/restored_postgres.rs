@@ -14,7 +14,8 @@ use crate::{
     support::harness::{self, Options, TestApp, admin_sql, until},
 };
 
-const DISCARD: rebuild::RebuildOptions = rebuild::RebuildOptions { discard: true, lost_at_most: None };
+const DISCARD: rebuild::RebuildOptions =
+    rebuild::RebuildOptions { partitions: None, discard: true, lost_at_most: rebuild::LossBounds::Unknown };
 
 /// A copy of a test's database.
 struct Backup(String);
@@ -119,7 +120,8 @@ async fn loss_bound_not_below_known_loss() {
     test.engine.check().await;
     restore(&test, backup).await;
     loss_detected(&test).await;
-    let no_unknown_loss = rebuild::RebuildOptions { discard: true, lost_at_most: Some(0) };
+    let no_unknown_loss =
+        rebuild::RebuildOptions { discard: true, lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() };
     let summary = rebuilt(&test, no_unknown_loss).await;
     assert_eq!((summary.discarded, summary.withheld_units), (2, 20_000), "{summary:?}");
     ready(&test).await;
@@ -134,9 +136,13 @@ async fn loss_bound_not_below_known_loss() {
     restore(&test, backup).await;
     test.engine.check().await;
     test.flush_redis().await;
-    let error = refused(&test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await;
+    let error =
+        refused(&test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() })
+            .await;
     assert!(error.contains("known to have lost 1 decision") && error.contains("--lost-at-most 0"), "{error}");
-    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(1) }).await;
+    let summary =
+        rebuilt(&test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(1), ..Default::default() })
+            .await;
     assert_eq!((summary.lost_at_least, summary.discarded, summary.withheld_units), (1, 0, 10_000), "{summary:?}");
     ready(&test).await;
     test.finish().await;

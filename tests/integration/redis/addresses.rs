@@ -58,7 +58,7 @@ pub async fn everything(test: &TestApp) {
     test.clock.advance(700_000);
     test.engine.sweep().await.unwrap();
     test.drain().await;
-    rebuilt(test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await;
+    rebuilt(test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() }).await;
     test.engine.check().await;
     let user = test.user(1_000).await;
     test.put_charge(user, 5).await.ok();

@@ -210,7 +210,8 @@ async fn nothing_acknowledged_lost_when_master_killed_and_replica_promoted_under
     let (histories, promoted) = tokio::join!(join_all(users.iter().map(|user| client(*user))), killed);
     test.redis = replicas.swap_remove(promoted);
     if test.get("/readyz").await.status != 200 {
-        rebuilt(&test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await;
+        rebuilt(&test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() })
+            .await;
     }
     let (mut known, mut unknown) = (0, 0);
     for (user, history) in users.iter().zip(histories) {

@@ -209,5 +209,7 @@ async fn single_scripts_decide_whole_at_max_lists() {
     let orders: Vec<(String, &str)> = (0..20_000).map(|id| (bench.order_key(20_000 + 2 * id), "PAID")).collect();
     let evict = bench.evict(&orders);
     assert_eq!(bench.run(&evict).await, ["EVICTED", "0"]);
+    let suspect = bench.suspect(Keys(Partition(1)), (0..20_000).map(|id| 20_000 + 2 * id));
+    assert_eq!(bench.run(&suspect).await, ["SUSPECTED", "0"]);
     bench.finish().await;
 }

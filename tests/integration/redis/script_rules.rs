@@ -13,13 +13,14 @@ const LISTS: &str = "lists";
 const LINE: &str = "---- checks above, writes below --";
 
 /// The reply codes of each script below the line: its effects. (`RUNNING` is the code of a record.)
-const EFFECTS: [(&str, &[&str]); 27] = [
+const EFFECTS: [(&str, &[&str]); 28] = [
     ("balance_charge", &["CHARGED"]),
     ("partition_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
     ("campaign_update", &["MOVED"]),
     ("coupon_grant", &["GRANTED"]),
     ("coupon_issue", &["ISSUED"]),
+    ("hold_suspect", &["SUSPECTED"]),
     ("ids_reserve", &["RESERVED", "ALLOCATED"]),
     ("coupon_release", &["COUPONS_RELEASED"]),
     ("coupon_release_prepare", &["RELEASE_PREPARED"]),

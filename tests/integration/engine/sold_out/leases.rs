@@ -170,7 +170,8 @@ async fn sold_out_state_dropped_when_epoch_changes() {
         assert_refused_without_redis(engine, coupon, &[lost]).await;
         test.flush_redis().await;
         // The operator says that no decision is missing, and is wrong.
-        rebuilt(test, rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await;
+        rebuilt(test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() })
+            .await;
         // The new epoch has ended the lease, without a check of the partition.
         test.issue(coupon, users[2]).await.ok();
         test.issue(coupon, users[2]).await.refused(400, "INVALID_COUPON");

@@ -4,7 +4,9 @@ use super::*;
 
 /// Rebuilds Redis, and says that no decision is missing.
 async fn rebuild_without_loss(test: &TestApp) -> rebuild::Summary {
-    let summary = rebuilt(test, rebuild::RebuildOptions { discard: false, lost_at_most: Some(0) }).await;
+    let summary =
+        rebuilt(test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() })
+            .await;
     ready(test).await;
     summary
 }

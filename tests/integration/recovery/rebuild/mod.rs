@@ -1,6 +1,7 @@
 //! Rebuilds of Redis from PostgreSQL: a rebuild restores everything that PostgreSQL has, withholds units that may have been
 //! sold, and discards data only with `--discard`.
 
+mod partial;
 mod refusals;
 mod restoring;
 mod starts;

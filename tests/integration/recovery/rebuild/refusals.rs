@@ -21,7 +21,7 @@ async fn rebuild_refused_when_redis_holds_unprojected_events() {
     assert_eq!(before["{p0}:user:1"], after["{p0}:user:1"]);
     // The projector froze the partition because of the gap.
     assert!(after["{p0}:meta"].contains("decisions are lost"), "{}", after["{p0}:meta"]);
-    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, lost_at_most: None }).await;
+    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, ..Default::default() }).await;
     assert_eq!((summary.discarded, summary.possible_losses), (2, vec![0]));
     ready(&test).await;
     assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1);
@@ -49,7 +49,7 @@ async fn rebuild_refused_when_dead_letters_exist() {
     // The refused rebuild has lifted its freeze.
     test.put_charge(user, 0).await.refused(400, "INVALID_AMOUNT");
     ready(&test).await;
-    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, lost_at_most: None }).await;
+    let summary = rebuilt(&test, rebuild::RebuildOptions { discard: true, ..Default::default() }).await;
     assert_eq!((summary.discarded, summary.possible_losses), (1, vec![0]));
     ready(&test).await;
     // The next rebuild ignores the dead letter, which belongs to an ended epoch.

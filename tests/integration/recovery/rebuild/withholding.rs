@@ -90,14 +90,18 @@ async fn rebuild_withholds_no_more_than_loss_bound() {
     let coupon = test.campaign("FIXED", 10, 500).await;
     test.drain().await;
     test.flush_redis().await;
-    let summary = rebuilt(&test, rebuild::RebuildOptions { lost_at_most: Some(3), discard: false }).await;
+    let summary =
+        rebuilt(&test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(3), ..Default::default() })
+            .await;
     assert_eq!((summary.withheld_units, summary.withheld_coupons), (30_000, 3));
     ready(&test).await;
     assert_eq!(test.stock(product).await, 20_000);
     assert_eq!(test.issue(coupon, user).await.ok()["issueNo"], 4);
     test.drain().await;
     test.flush_redis().await;
-    let summary = rebuilt(&test, rebuild::RebuildOptions { lost_at_most: Some(0), discard: false }).await;
+    let summary =
+        rebuilt(&test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() })
+            .await;
     assert_eq!((summary.epoch, summary.withheld_units, summary.withheld_coupons), (3, 0, 0));
     assert!(summary.possible_losses.is_empty());
     ready(&test).await;

@@ -193,6 +193,14 @@ impl Bench {
         Raw { script: &script::ORDER_RESOLVE, keys, args, shared: None }
     }
 
+    /// The holds of these orders in one partition.
+    pub fn suspect(&self, here: Keys, orders: impl IntoIterator<Item = i64>) -> Raw {
+        let holds = orders.into_iter().map(|order| hold_key(here, order));
+        let keys: Vec<String> = std::iter::once(here.meta()).chain(holds).collect();
+        let args = strings([&(keys.len() - 1)]);
+        Raw { script: &script::HOLD_SUSPECT, keys, args, shared: None }
+    }
+
     /// Orders of one partition, each with its state in PostgreSQL and a TTL of a minute.
     pub fn evict(&self, orders: &[(String, &str)]) -> Raw {
         let (keys, was): (Vec<String>, Vec<&str>) = orders.iter().cloned().unzip();
@@ -231,7 +239,7 @@ impl Bench {
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
         let mut raw = self.begin_unrecorded(&script::STOCK_SETTLE, keys);
         raw.keys.extend([hold_key(keys, order), keys.holds(), keys.stock(), keys.held(), keys.sold()]);
-        raw.keys.extend([keys.rank_units(day), keys.rank_won(day)]);
+        raw.keys.extend([keys.rank_units(day), keys.rank_won(day), keys.withheld()]);
         raw.args.extend(strings([&order, &user, &state, &(START.0 + HOUR_MS * 24), &604_800_000, &1]));
         raw
     }

@@ -232,3 +232,31 @@ async fn hold_evict_and_restore_match_headers() {
     assert_eq!(bench.leaves_all("EVICTED", &bench.evict(&[(key.clone(), "REFUNDED")])).await[1], "1");
     bench.finish().await;
 }
+
+/// What a suspected hold releases is withheld; a hold that has ended is not marked.
+#[tokio::test]
+async fn hold_suspect_matches_header() {
+    let mut bench = Bench::start(2).await;
+    for raw in [bench.users_create(2, 1, 100_000), bench.product_create(1, 1_000, 9)] {
+        bench.run(&raw).await;
+    }
+    for order in [10, 12, 14] {
+        let hold = bench.hold(order, 2, &[(1, 2)]);
+        bench.decides("HELD", &hold).await;
+    }
+    bench.decides("MOVED", &bench.settle(1, 12, 2, "RELEASED")).await;
+    let keys = Keys(Partition(1));
+    // The second is released, and there is no third.
+    let suspect = bench.suspect(keys, [10, 12, 16]);
+    bench.needs_open_partition(&suspect).await;
+    let decided = bench.position(Partition(1)).await;
+    assert_eq!(bench.run(&suspect).await, ["SUSPECTED", "1"]);
+    assert_eq!(bench.position(Partition(1)).await, decided, "it is no decision");
+    bench.leaves_all("SUSPECTED", &suspect).await;
+    for (order, withheld) in [(10, true), (14, false)] {
+        let (_, event) = bench.decides("MOVED", &bench.settle(1, order, 2, "RELEASED")).await;
+        assert!(matches!(event.body, Body::StockSettled { withheld: is, .. } if is == withheld), "{event:?}");
+    }
+    bench.covers(&[&script::HOLD_SUSPECT]);
+    bench.finish().await;
+}
