@@ -3,81 +3,17 @@
 use std::collections::BTreeMap;
 
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::support::{
-    api_kit::*,
-    fake_gateway::{Behaviour, FakeGateway},
-    harness::{Options, Reply, TestApp, gateways},
+use crate::{
+    api::writes::{Write, writes},
+    support::{
+        api_kit::*,
+        fake_gateway::{Behaviour, FakeGateway},
+        harness::{Options, Reply, TestApp, gateways},
+    },
 };
-
-/// A write that succeeds once, and another request to the same endpoint by the same caller.
-struct Write {
-    method: Method,
-    path: String,
-    body: Value,
-    other: (String, Value),
-    /// The user that writes; `None` for an operator.
-    user: Option<i64>,
-}
-
-/// One valid request per POST, PUT and PATCH.
-async fn writes(test: &TestApp) -> Vec<Write> {
-    let (user, product) = (test.user(1_000_000).await, test.product(1_000, 1_000).await);
-    let campaign = test.campaign("FIXED", 100, 10).await;
-    let [to_pay, to_cancel, to_refund] = [
-        placed(test, user, &[(product, 2)], None).await,
-        placed(test, user, &[(product, 3)], None).await,
-        bought(test, user, product, 4).await,
-    ];
-    let write = |method: Method, path: String, body: Value, other: Value| {
-        let user = path.starts_with("/api/").then_some(user);
-        Write { method, other: (path.clone(), other), path, body, user }
-    };
-    let cancel = |order: i64| Write {
-        method: Method::POST,
-        path: format!("/api/v1/orders/{order}/cancel"),
-        body: json!({"userId": user}),
-        other: (format!("/api/v1/orders/{to_pay}/cancel"), json!({"userId": user})),
-        user: Some(user),
-    };
-    let pay = |amount: i64| json!({"orderId": to_pay, "userId": user, "paymentType": "TOSS", "amount": amount});
-    let new_product = |price: i64| json!({"productName": "x", "price": price, "stockQuantity": 3, "category": "TOP"});
-    let new_campaign = |total: i64| {
-        json!({"couponCode": "X", "discountType": "FIXED", "discountAmount": 1,
-        "totalQuantity": total, "expiredAt": after(test, 3_600_000)})
-    };
-    let post = |path: &str, body: Value, other: Value| write(Method::POST, path.to_owned(), body, other);
-    vec![
-        write(Method::PUT, format!("/api/v1/balances/{user}"), json!({"amount": 1_000}), json!({"amount": 1_001})),
-        post(
-            "/api/v1/coupons/issue",
-            json!({"couponId": campaign, "userId": user}),
-            json!({"couponId": campaign + 3, "userId": user}),
-        ),
-        post("/api/v1/orders", order_of(user, &[(product, 5)], None), order_of(user, &[(product, 6)], None)),
-        post("/api/v1/payments", pay(2_000), pay(2_001)),
-        cancel(to_cancel),
-        cancel(to_refund),
-        post("/admin/v1/users", json!({"userName": "x", "balance": 7}), json!({"userName": "y", "balance": 7})),
-        post("/admin/v1/users/bulk", json!({"count": 600, "balance": 7}), json!({"count": 601, "balance": 7})),
-        post("/admin/v1/products", new_product(1), new_product(2)),
-        post("/admin/v1/coupons", new_campaign(1), new_campaign(2)),
-        write(
-            Method::PATCH,
-            format!("/admin/v1/products/{product}"),
-            json!({"stockDelta": 5, "category": "TOP"}),
-            json!({"stockDelta": 6, "category": "TOP"}),
-        ),
-        write(
-            Method::PATCH,
-            format!("/admin/v1/coupons/{campaign}"),
-            json!({"closesAt": after(test, 3_600_000)}),
-            json!({"closesAt": after(test, 3_700_000)}),
-        ),
-    ]
-}
 
 /// Asserts that `again` replays `first`.
 #[track_caller]

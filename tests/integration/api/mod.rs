@@ -12,3 +12,4 @@ mod products;
 mod smoke;
 pub mod tokens;
 mod unknown_fields;
+mod writes;

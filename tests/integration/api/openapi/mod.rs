@@ -42,6 +42,21 @@ impl Document {
         Some((template, item.get(method.to_ascii_lowercase())?))
     }
 
+    /// Every operation that writes, as `POST /path/{template}`.
+    pub fn writes(&self) -> BTreeSet<String> {
+        let mut writes = BTreeSet::new();
+        for (template, item) in self.0["paths"].as_object().unwrap() {
+            let methods = item.as_object().unwrap().keys().filter(|method| *method != "get");
+            writes.extend(methods.map(|method| format!("{} {template}", method.to_ascii_uppercase())));
+        }
+        writes
+    }
+
+    /// The operation of a request, named as [`Document::writes`] does.
+    pub fn name(&self, method: &str, path: &str) -> Option<String> {
+        self.operation(method, path).map(|(template, _)| format!("{method} {template}"))
+    }
+
     /// Asserts that the operation documents the reply.
     #[track_caller]
     pub fn check_reply(&self, method: &str, path: &str, reply: &Reply) {
