@@ -13,7 +13,7 @@ const LISTS: &str = "lists";
 const LINE: &str = "---- checks above, writes below --";
 
 /// The reply codes of each script below the line: its effects. (`RUNNING` is the code of a record.)
-const EFFECTS: [(&str, &[&str]); 28] = [
+const EFFECTS: &[(&str, &[&str])] = &[
     ("balance_charge", &["CHARGED"]),
     ("partition_freeze", &["FROZEN"]),
     ("campaign_create", &["CREATED"]),
@@ -154,7 +154,7 @@ fn replies(code: &str) -> Vec<String> {
 fn script_files_match_registered_scripts() {
     let mut names: Vec<&str> = script::ALL.iter().map(|script| script.name).collect();
     names.sort_unstable();
-    assert_eq!(files("lua").keys().collect::<Vec<_>>(), names);
+    assert_eq!(files("lua").keys().collect::<Vec<_>>(), names, "files of lua/, and `scripts!` in src/redis/script.rs");
     for script in script::ALL {
         let source = script.source();
         assert!(source.starts_with("#!lua"), "{}", script.name);
@@ -371,7 +371,7 @@ fn script_headers_complete() {
 
 #[test]
 fn scripts_check_before_writes() {
-    let effects: BTreeMap<&str, &[&str]> = EFFECTS.into();
+    let effects: BTreeMap<&str, &[&str]> = EFFECTS.iter().copied().collect();
     let (writers, refusers) = shared();
     for (some, of) in [("rank(", &writers), ("remember(", &writers), ("replay(", &refusers)] {
         assert!(of.iter().any(|call| call == some), "{of:?}");
@@ -391,7 +391,7 @@ fn scripts_check_before_writes() {
         for writer in &writers {
             assert!(!above.contains(writer.as_str()), "{name} calls {writer}) above the line");
         }
-        let effects = effects.get(name.as_str()).unwrap_or_else(|| panic!("what are the effects of {name}?"));
+        let effects = effects.get(name.as_str()).unwrap_or_else(|| panic!("EFFECTS in this file lacks {name}"));
         // A read below the line could fail after a write.
         for (command, key) in calls(&below) {
             assert!(!READS.contains(&command.as_str()), "{name} reads {key} by {command} below the line");
@@ -442,5 +442,5 @@ fn scripts_reply_codes_with_position_known() {
         }
     }
     let decisions = ReplyCode::ALL.iter().filter(|code| code.is_decision()).map(|code| code.as_str().to_owned());
-    assert_eq!(said, decisions.collect());
+    assert_eq!(said, decisions.collect(), "codes before epoch and seq, and `decisions` in src/redis/reply_code.rs");
 }

@@ -307,7 +307,24 @@ fn header_reply_codes_are_those_of_reply_code() {
     let documented: BTreeSet<String> = script::ALL.iter().flat_map(|script| documented(script)).collect();
     // `RUNNING` is of idempotency records only.
     let known = ReplyCode::ALL.iter().filter(|code| **code != ReplyCode::Running).map(|code| code.as_str().to_owned());
-    assert_eq!(documented, known.collect());
+    assert_eq!(documented, known.collect(), "codes of the headers in lua/, and src/redis/reply_code.rs");
+}
+
+/// A script that emits an event is called with arguments for each of its reply codes.
+#[test]
+fn scripts_that_emit_covered_by_tests() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/redis/scripts");
+    let mut covered = BTreeSet::new();
+    for file in std::fs::read_dir(dir).unwrap() {
+        let source = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        for list in source.split(".covers(&[").skip(1) {
+            let names = list.split(']').next().unwrap().split("script::").skip(1);
+            covered.extend(names.map(|name| name.split(',').next().unwrap().trim().to_ascii_lowercase()));
+        }
+    }
+    for script in script::ALL.iter().filter(|script| script.source().contains("\n-- Emits ")) {
+        assert!(covered.contains(script.name), "no test in redis/scripts/ passes {} to `Bench::covers`", script.name);
+    }
 }
 
 #[test]
