@@ -122,7 +122,7 @@ fn main() -> Result<()> {
     }
     match role.as_str() {
         servers::SERVE => several()?.block_on(servers::serve(rest.is_empty())),
-        servers::PROJECT => several()?.block_on(servers::project()),
+        servers::PROJECT => several()?.block_on(servers::project(rest.is_empty())),
         // One thread, so that callgrind counts all of it.
         servers::MICRO => micro::role(&rest),
         servers::LOCK_BASED => several()?.block_on(lock_based::serve(rest.iter().any(|lock| lock == "redis"))),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
+use firstcome::{model::Partition, redis::keys::Keys};
 
 use crate::{
     Options, client, cpu,
@@ -32,6 +33,8 @@ struct Backlog {
     projecting: f64,
     /// CPU-µs per event: projector, Redis, PostgreSQL.
     us: [f64; 3],
+    /// Bytes of the outbox per event, afterwards.
+    kept: f64,
 }
 
 impl Backlog {
@@ -54,17 +57,20 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         let _projector = servers.process(PROJECT, &[])?;
         servers.drain().await?;
     }
-    let mut issues = Vec::new();
-    let mut sales = Vec::new();
+    let (mut issues, mut sales) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     for _ in 0..if options.quick { 1 } else { BACKLOGS } {
-        issues.push(backlog(servers, &alone, async || make_issues(&alone, users, wanted).await).await?);
-        sales.push(backlog(servers, &alone, async || make_sales(&alone, users, &products, wanted).await).await?);
+        for (at, keeps) in [true, false].into_iter().enumerate() {
+            let make = async || make_issues(&alone, users, wanted).await;
+            issues[at].push(backlog(servers, &alone, make, keeps).await?);
+            let make = async || make_sales(&alone, users, &products, wanted).await;
+            sales[at].push(backlog(servers, &alone, make, keeps).await?);
+        }
     }
     drop(alone);
     report.heading("The projector");
     report.text(&format!(
         "{wanted} decisions over HTTP by {CONNECTIONS} connections without a projector; then the projector alone, until PostgreSQL has \
-         them all. CPU-µs are per event, during the projection."
+         them all. CPU-µs are per event, during the projection; the bytes are those of the outbox afterwards, which keeps events for a          minute after their commit, or not (`OUTBOX_KEEP_SECONDS=0`), in alternation."
     ));
     let middle = |of: &[Backlog], value: &dyn Fn(&Backlog) -> f64| median(of.iter().map(value));
     let line = |name: &str, of: &[Backlog]| {
@@ -78,6 +84,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
             format!("{:.1}", middle(of, &|b| b.us[1])),
             format!("{:.1}", middle(of, &|b| b.us[2])),
             format!("{:.1}", middle(of, &|b| b.us.iter().sum())),
+            format!("{:.0}", middle(of, &|b| b.kept)),
         ]
     };
     report.table(
@@ -90,8 +97,14 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
             "Redis µs",
             "PostgreSQL µs",
             "sum µs",
+            "bytes kept",
         ],
-        &[line("coupon issues", &issues), line("orders and payments, half each", &sales)],
+        &[
+            line("coupon issues", &issues[0]),
+            line("coupon issues, nothing kept", &issues[1]),
+            line("orders and payments, half each", &sales[0]),
+            line("orders and payments, nothing kept", &sales[1]),
+        ],
     );
 
     let service = servers.process(SERVE, &[])?;
@@ -136,16 +149,27 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     Ok(())
 }
 
-/// Creates a backlog, starts the projector, and waits until the backlog is projected.
-async fn backlog(servers: &Servers, alone: &Process, make: impl AsyncFn() -> Result<(u64, f64)>) -> Result<Backlog> {
+/// Creates a backlog, starts the projector, and waits until the backlog is projected. `keeps`: the outbox keeps it.
+async fn backlog(
+    servers: &Servers,
+    alone: &Process,
+    make: impl AsyncFn() -> Result<(u64, f64)>,
+    keeps: bool,
+) -> Result<Backlog> {
+    // Nothing is kept of the one before, which is in PostgreSQL.
+    let (mut link, outbox) = (servers.redis_link().await?, Keys(Partition(0)).outbox());
+    redis::cmd("XTRIM").arg(&outbox).arg("MAXLEN").arg(0).exec_async(&mut link).await?;
     servers.tidy().await?;
     let (decided, deciding) = make().await?;
-    let projector = servers.process(PROJECT, &[])?;
+    let projector = servers.process(PROJECT, if keeps { &[] } else { &["keeps-nothing"] })?;
     let cpu = || (cpu::of(projector.pid()), servers.cpu(alone.pid()));
     let (lag, since, (own, before)) = (servers.lag().await? as f64, Instant::now(), cpu());
     servers.drain().await?;
     let projecting = since.elapsed().as_secs_f64();
     let (own_after, after) = cpu();
+    let mut usage = redis::cmd("MEMORY");
+    usage.arg("USAGE").arg(&outbox).arg("SAMPLES").arg(0);
+    let kept: Option<f64> = usage.query_async(&mut link).await?;
     let (spent, us) = (after - before, |seconds: f64| seconds * 1e6 / lag);
     Ok(Backlog {
         decided,
@@ -153,6 +177,7 @@ async fn backlog(servers: &Servers, alone: &Process, make: impl AsyncFn() -> Res
         projected: lag,
         projecting,
         us: [us(own_after - own), us(spent.redis), us(spent.postgres)],
+        kept: kept.unwrap_or(0.0) / lag,
     })
 }
 

@@ -294,9 +294,12 @@ pub fn http_config() -> HttpConfig {
     }
 }
 
-/// Runs the projector alone.
-pub async fn project() -> Result<()> {
-    let app = open().await?;
+/// Runs the projector alone. `keeps`: committed events stay in the outbox as long as by default.
+pub async fn project(keeps: bool) -> Result<()> {
+    let config = ProjectorConfig::default();
+    let outbox_keep_seconds = if keeps { config.outbox_keep_seconds } else { 0 };
+    let config = ProjectorConfig { outbox_keep_seconds, ..config };
+    let app = App::open(&engine_config()?, &config, Clock::system()).await?;
     app.project();
     let _listener = listen().await?;
     stop_with_parent().cancelled().await;

@@ -7,6 +7,9 @@
 //! then from PostgreSQL, is at most [`MAX_READ_AGE`] old; after that the caller reads again. The same holds for remote holds. A
 //! restore itself decides nothing: of two refunds, the second finds the order closed.
 //!
+//! **PostgreSQL may have gone back** behind the eviction of an order, by a failover to a standby that lacks the last commits. It is
+//! then projected again, and until it is as far as the eviction, what it lacks is unknown and not missing.
+//!
 //! Depends on `redis` and `postgres`; the engine and the projector use it.
 
 use std::time::{Duration, Instant};
@@ -15,7 +18,7 @@ use chrono_tz::Tz;
 
 use crate::{
     model::{Call, Error, OrderId, OrderLine, Partition, UserId},
-    postgres::{self, queries::archived_orders, snapshot::OrderRow},
+    postgres::{self, progress::ProjectedPosition, queries::archived_orders, snapshot::OrderRow},
     redis::{
         Store,
         commands::RemoteEnd,
@@ -71,9 +74,17 @@ impl Archive {
         if let Some(record) = self.store.order(order).await? {
             return Ok(Some(LocatedOrder { record, archived: None }));
         }
-        let row = archived_orders::order(&self.db, order, self.store.partitions(), self.zone.name()).await?;
-        // An open order is never evicted: this one was placed after the read from Redis.
-        let Some(row) = row.filter(OrderRow::is_closed) else { return Ok(None) };
+        let read = async || {
+            let row = archived_orders::order(&self.db, order, self.store.partitions(), self.zone.name()).await?;
+            // An open order is never evicted: this one was placed after the read from Redis.
+            Ok::<_, Error>(row.filter(OrderRow::is_closed))
+        };
+        let mut row = read().await?;
+        if row.is_none() {
+            check_evictions(&self.store, &self.db, self.store.owner(order.get())).await?;
+            row = read().await?;
+        }
+        let Some(row) = row else { return Ok(None) };
         let fields = row.fields().into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
         let record = order_record(order, &fields);
         let record = record.ok_or_else(|| Error::Internal(anyhow::anyhow!("order {order} in PostgreSQL")))?;
@@ -93,6 +104,21 @@ impl Archive {
         let owner = self.store.owner(order.get());
         self.store.order_restore(owner, EvictionCandidate::Order(order), &row.fields(), RESTORED_TTL_MS).await?;
         Ok(true)
+    }
+}
+
+/// Checks that PostgreSQL has everything that was evicted from a partition: it may have gone back. A read after this check finds
+/// what Redis did not have before it.
+///
+/// # Errors
+/// [`Error::Unavailable`] if it does not, or can't tell.
+async fn check_evictions(store: &Store, db: &postgres::Connection, here: Partition) -> Result<(), Error> {
+    let Some(evicted) = store.relayed(here).await? else { return Ok(()) };
+    let projected = postgres::progress::projected(db).await?;
+    let is_behind = |at: &ProjectedPosition| at.partition == here && at.position < evicted.position;
+    match projected.iter().any(is_behind) {
+        true => Err(Error::unavailable("PostgreSQL has gone back, and does not have every evicted order yet")),
+        false => Ok(()),
     }
 }
 
@@ -118,7 +144,12 @@ pub async fn end_remote(
     let mut restored = Vec::new();
     for here in missing {
         // A hold that is not sold in PostgreSQL was released, or never existed.
-        let Some(lines) = archived_orders::sold_remote(db, here.0, order).await? else { continue };
+        let mut lines = archived_orders::sold_remote(db, here.0, order).await?;
+        if lines.is_none() {
+            check_evictions(store, db, here).await?;
+            lines = archived_orders::sold_remote(db, here.0, order).await?;
+        }
+        let Some(lines) = lines else { continue };
         let fields = [("state", "SETTLED".to_owned()), ("lines", lines), ("user", user.to_string())];
         if read_at.elapsed() > MAX_READ_AGE {
             return Err(Error::unavailable("restoring an order's remote holds took too long"));

@@ -6,7 +6,7 @@ use crate::{
     postgres,
 };
 
-/// The maximum number of unprojected entries that a page before another reads.
+/// The maximum number of entries of the outbox that a page before another reads.
 const MAX_TAIL: usize = 2000;
 
 impl Engine {
@@ -40,12 +40,13 @@ impl Engine {
         let max = if before.is_none() { wanted } else { MAX_TAIL };
         let (mut entries, more) = self.store.history_read(user, max).await?;
         entries.retain(|entry| before.is_none_or(|before| entry.entry_no < before));
-        if more && entries.len() < wanted {
-            return Err(Error::unavailable("the projection lags behind the user's history"));
-        }
-        let oldest = entries.last().map_or(i64::MAX, |entry| entry.entry_no);
+        let oldest = entries.last().map_or(before.unwrap_or(i64::MAX), |entry| entry.entry_no);
         if entries.len() < wanted && oldest > 1 {
             let written = postgres::queries::resources::history(&self.db, user, limit.max(0) as u64, before).await?;
+            // The walk through the outbox was cut before the entries that it shares with PostgreSQL.
+            if more && written.iter().all(|entry| entry.entry_no + 1 != oldest) {
+                return Err(Error::unavailable("the projection lags behind the user's history"));
+            }
             entries.extend(written.into_iter().filter(|entry| entry.entry_no < oldest));
         }
         entries.truncate(wanted);

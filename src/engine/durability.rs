@@ -282,13 +282,14 @@ impl Engine {
     }
 
     async fn check_postgres(&self) {
+        let before = self.store.projected_positions();
         // A hanging connection must not stop the checks.
         let positions = tokio::time::timeout(POSTGRES_TIMEOUT, postgres::progress::projected(&self.db)).await;
         match positions.unwrap_or_else(|_| Err(Error::unavailable("PostgreSQL does not answer"))) {
             Ok(positions) => {
                 self.durability.postgres_away.store(false, Ordering::Relaxed);
                 for projected in positions {
-                    self.store.observe_projection(projected.partition, projected.projection());
+                    self.store.observe_projection(projected.partition, projected.projection(), &before);
                 }
             }
             Err(error) => {

@@ -3,6 +3,8 @@
 //! An action is recorded after its request, and the request never waits for PostgreSQL: a bounded queue holds the action until
 //! a task has written it. The log is therefore best effort. It lacks an action whose process dies before the write, and an
 //! action beyond the bound of the queue, which is counted and logged instead. A shutdown writes the queue first.
+//!
+//! An action is written again some time later, because PostgreSQL may have failed over to a standby that lacks the first write.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +12,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -31,6 +33,8 @@ const WRITE_BATCH: usize = 100;
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// The time limit of a write: a connection may hang.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time between the two writes of an action: a standby that is promoted lags by less.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
 /// The maximum time that a reader waits for queued actions.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -38,6 +42,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub struct OperatorLog {
     queue: Mutex<VecDeque<OperatorAction>>,
+    /// Written once, at this time; at most as many as may be queued.
+    written_once: Mutex<VecDeque<(Instant, OperatorAction)>>,
     queued: Notify,
     written: Notify,
     dropped: AtomicU64,
@@ -76,11 +82,15 @@ impl OperatorLog {
             let (this, db) = (this.clone(), db.clone());
             async move {
                 loop {
-                    if let Err(reason) = this.write(&db).await {
+                    let written = match this.write(&db).await {
+                        Ok(()) => this.write_again(&db, REPEAT_AFTER).await,
+                        failed => failed,
+                    };
+                    if let Err(reason) = written {
                         tracing::warn!(reason, queued = this.queue().len(), "operator actions wait for PostgreSQL");
                         tokio::time::sleep(RETRY_INTERVAL).await;
                     } else {
-                        this.queued.notified().await;
+                        let _ = tokio::time::timeout(this.next_repeat(), this.queued.notified()).await;
                     }
                 }
             }
@@ -111,8 +121,9 @@ impl OperatorLog {
             if batch.is_empty() {
                 return Ok(());
             }
-            match tokio::time::timeout(WRITE_TIMEOUT, postgres::operator_log::write(db, &batch)).await {
-                Ok(Ok(())) => {}
+            let writing = tokio::time::timeout(WRITE_TIMEOUT, postgres::operator_log::write(db, &batch));
+            match writing.await {
+                Ok(Ok(())) => self.written_once().extend(batch.iter().map(|action| (Instant::now(), action.clone()))),
                 Ok(Err(error)) if postgres::is_data_fault(&error) => {
                     batch.iter().for_each(|action| self.drop_one(action, &error.to_string()));
                 }
@@ -121,7 +132,41 @@ impl OperatorLog {
             }
             self.queue().drain(..batch.len());
             self.written.notify_waiters();
+            let mut written = self.written_once();
+            let excess = written.len().saturating_sub(MAX_QUEUED);
+            written.drain(..excess);
         }
+    }
+
+    /// Writes again what was written `after` this time or longer ago. What is there already stays as it is. A process of
+    /// [`OperatorLog::keep_writing`] does so by itself.
+    ///
+    /// # Errors
+    /// PostgreSQL can't answer.
+    pub async fn write_again(&self, db: &postgres::Connection, after: Duration) -> Result<(), String> {
+        loop {
+            let due: Vec<OperatorAction> = {
+                let written = self.written_once();
+                let due = written.iter().take_while(|(at, _)| at.elapsed() >= after).take(WRITE_BATCH);
+                due.map(|(_, action)| action.clone()).collect()
+            };
+            if due.is_empty() {
+                return Ok(());
+            }
+            match tokio::time::timeout(WRITE_TIMEOUT, postgres::operator_log::write(db, &due)).await {
+                Ok(Err(error)) if !postgres::is_data_fault(&error) => return Err(error.to_string()),
+                Ok(_) => {}
+                Err(_) => return Err("timed out".to_owned()),
+            }
+            let mut written = self.written_once();
+            let done = due.len().min(written.len());
+            written.drain(..done);
+        }
+    }
+
+    /// The time until an action is due to be written again.
+    fn next_repeat(&self) -> Duration {
+        self.written_once().front().map_or(REPEAT_AFTER, |(at, _)| REPEAT_AFTER.saturating_sub(at.elapsed()))
     }
 
     /// Waits until the queue is empty, at most [`READ_TIMEOUT`].
@@ -155,6 +200,10 @@ impl OperatorLog {
             dropped,
             "action of an operator not in the operator log"
         );
+    }
+
+    fn written_once(&self) -> MutexGuard<'_, VecDeque<(Instant, OperatorAction)>> {
+        self.written_once.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<OperatorAction>> {

@@ -79,13 +79,14 @@ impl Engine {
         if seen().unavailable_since.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
             return None;
         }
+        let before = self.store.projected_positions();
         let Ok(read) = tokio::time::timeout(STORE_TIMEOUT, self.projected_positions()).await else {
             seen().unavailable_since = Some(Instant::now());
             return None;
         };
         let Projected { positions, dead_letters: letters } = read.ok()?;
         for projected in &positions {
-            self.store.observe_projection(projected.partition, projected.projection());
+            self.store.observe_projection(projected.partition, projected.projection(), &before);
         }
         let dead_letters =
             positions.iter().map(|at| (at.partition.0, letters.get(&at.partition.0).copied().unwrap_or(0)));

@@ -120,12 +120,13 @@ async fn pool(
     Database::connect(options).await.context("can't reach PostgreSQL at DATABASE_URL")
 }
 
-/// Whether a connection has no pending reply and no open transaction; the pool drops any other. A cancelled BEGIN
-/// leaves a transaction that sqlx does not know of, and the next statements would be part of it.
+/// Whether a connection has no pending reply and no open transaction, and leads to the primary; the pool drops any other.
+/// A cancelled BEGIN leaves a transaction that sqlx does not know of, and the next statements would be part of it. A
+/// primary that became a standby keeps its connections, while DATABASE_URL leads to another server.
 async fn is_idle(connection: &mut PgConnection) -> sqlx::Result<bool> {
     // Outside a transaction the two times are equal: a single statement in the simple protocol begins its own
     // transaction.
-    let probe = sqlx::raw_sql("SELECT transaction_timestamp() = statement_timestamp()");
+    let probe = sqlx::raw_sql("SELECT transaction_timestamp() = statement_timestamp() AND NOT pg_is_in_recovery()");
     sqlx::Row::try_get(&probe.fetch_one(connection).await?, 0)
 }
 

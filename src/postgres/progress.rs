@@ -81,23 +81,27 @@ impl ProjectedPosition {
 /// How far PostgreSQL is with each partition, ordered by partition.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while PostgreSQL is.
+/// [`Error::Unavailable`] while PostgreSQL is, or while it is a standby.
 pub async fn projected(db: &Connection) -> Result<Vec<ProjectedPosition>, Error> {
-    let rows: Vec<(i32, i64, i64, String, i64)> = sqlx::query_as(
+    type PositionRow = (i32, i64, i64, String, i64, bool);
+    let rows: Vec<PositionRow> = sqlx::query_as(
         "SELECT partition, epoch, seq, stream_id,
-             coalesce((SELECT max(d.seq) FROM dead_letters AS d WHERE d.partition = p.partition), 0)
+             coalesce((SELECT max(d.seq) FROM dead_letters AS d WHERE d.partition = p.partition), 0), pg_is_in_recovery()
          FROM projection_positions AS p ORDER BY partition",
     )
     .fetch_all(db.get_postgres_connection_pool())
     .await
     .map_err(translate_sqlx)?;
-    let position =
-        |(partition, epoch, seq, stream_id, last_dead_letter): (i32, i64, i64, String, i64)| ProjectedPosition {
-            partition: Partition(partition as u16),
-            position: Position { epoch, seq },
-            stream_id,
-            last_dead_letter,
-        };
+    // A standby may lag: its position is no proof of anything.
+    if rows.iter().any(|(.., is_standby)| *is_standby) {
+        return Err(Error::unavailable("PostgreSQL is a standby"));
+    }
+    let position = |(partition, epoch, seq, stream_id, last_dead_letter, _): PositionRow| ProjectedPosition {
+        partition: Partition(partition as u16),
+        position: Position { epoch, seq },
+        stream_id,
+        last_dead_letter,
+    };
     Ok(rows.into_iter().map(position).collect())
 }
 

@@ -23,13 +23,14 @@ use crate::{
 impl Projector {
     /// Commits events in as few transactions as possible. A transaction that contains an event that can't be applied is
     /// halved until the event is alone, and becomes a dead letter. The events of one entry stay in one transaction.
+    /// Returns the new position.
     pub(super) async fn commit(
         &self,
         here: Partition,
         from: &ProjectedPosition,
         read: &mut [DecodedDecision<'_>],
         timeout: Duration,
-    ) -> Result<(), StepError> {
+    ) -> Result<ProjectedPosition, StepError> {
         // The events before a gap are sound, and a rebuild from PostgreSQL needs them.
         let (sound, gap) = match check_gapless(from, read) {
             Ok(()) => (read.len(), None),
@@ -64,7 +65,7 @@ impl Projector {
                 (Err(CommitError::Failed(failure)), _) => return Err(failure),
             }
         }
-        gap.map_or(Ok(()), Err)
+        gap.map_or(Ok(from), Err)
     }
 
     /// Runs one transaction for at most `timeout`. After a timeout its outcome is unknown: the next read of the

@@ -3,11 +3,12 @@
 //!
 //! A batch is one transaction, which also moves the partition's position, on the condition that the position is still
 //! the one that this projector read from. A superseded projector changes nothing, and starts over from the new
-//! position. Only committed entries are trimmed from the outbox. An event that can't be applied becomes a dead letter
+//! position. Only committed entries are trimmed from the outbox, and only some time after the commit ([`keep`]), so that
+//! a PostgreSQL that has lost its last commits gets them again. An event that can't be applied becomes a dead letter
 //! ([`dead_letters`]). While PostgreSQL is unavailable, the projector retries.
 //!
-//! Between the commit and the trim it relays effects to other partitions ([`relay`]), and evicts closed orders from
-//! Redis ([`evict`]). Both are idempotent, so that after a crash the next step repeats them.
+//! After the commit it relays effects to other partitions ([`relay`]), evicts closed orders from Redis ([`evict`]), and
+//! marks in Redis how far it has. All are idempotent, so that after a crash the next step repeats them.
 
 pub mod apply;
 pub mod batch;
@@ -15,6 +16,7 @@ mod commit;
 pub mod dead_letters;
 mod drain;
 pub mod evict;
+mod keep;
 pub mod relay;
 
 use std::{
@@ -28,7 +30,10 @@ use std::{
 use anyhow::anyhow;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
 
-use self::commit::DecodedDecision;
+use self::{
+    commit::DecodedDecision,
+    keep::{Keep, Tails},
+};
 use crate::{
     config::{ProjectorConfig, Retention},
     model::{
@@ -36,7 +41,10 @@ use crate::{
         event::{self, Event},
     },
     postgres::progress::{self, ProjectedPosition},
-    redis::{Store, outbox::StreamId},
+    redis::{
+        Store,
+        outbox::{Relayed, StreamId},
+    },
     telemetry::metrics,
     worker::{Worker, Workers},
 };
@@ -68,6 +76,9 @@ pub struct Projector {
     timeout: Duration,
     /// How long closed orders stay in Redis.
     retention: Retention,
+    /// How long committed entries stay in the outbox, by the configuration.
+    config: ProjectorConfig,
+    tails: Arc<Tails>,
 }
 
 /// Counts a followed partition in the metrics until it is dropped.
@@ -92,7 +103,7 @@ struct Step {
     projected: usize,
     /// Whether the outbox may have more entries.
     more: bool,
-    /// Whether the relay, the eviction and the trim of every committed entry succeeded.
+    /// Whether the relay and the eviction of every committed entry, and the trim, succeeded.
     relayed: Result<(), StepError>,
 }
 
@@ -164,7 +175,19 @@ impl Projector {
     ) -> Self {
         let batch = config.projector_batch as usize;
         let linger = Duration::from_millis(config.projector_linger_ms);
-        Projector { store, db, clock, batch, per_entry: Arc::new(AtomicUsize::new(1)), linger, timeout, retention }
+        let (config, tails) = (config.clone(), Arc::default());
+        Projector {
+            store,
+            db,
+            clock,
+            batch,
+            per_entry: Arc::new(AtomicUsize::new(1)),
+            linger,
+            timeout,
+            retention,
+            config,
+            tails,
+        }
     }
 
     /// Starts the projection: a worker per partition, and one that removes expired idempotency records.
@@ -250,7 +273,7 @@ impl Projector {
         }
     }
 
-    /// Projects until every outbox is empty.
+    /// Projects until PostgreSQL has every decision of every outbox.
     ///
     /// # Errors
     /// Redis or PostgreSQL is unavailable, or decisions are lost.
@@ -274,7 +297,7 @@ impl Projector {
 
     /// The same projector on another [`Store`], which has the number of partitions.
     pub fn on(self, store: Store) -> Self {
-        Projector { store, ..self }
+        Projector { store, tails: Arc::default(), ..self }
     }
 
     /// Projects the outbox of one partition, up to a gap. An unavailable partition does not stop it: the relay to that
@@ -308,12 +331,18 @@ impl Projector {
         self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await.map(drop)
     }
 
-    /// Processes one batch: read, commit, relay, evict, trim. A relay that fails, because another partition is
+    /// Processes one batch: read, commit, relay, evict, mark, trim. A relay that fails, because another partition is
     /// unavailable, keeps the events in the outbox; later events are still committed.
     async fn step(&self, here: Partition, wait: Duration, timeout: Duration) -> Result<Step, StepError> {
+        if self.tails.of(here, |tail| tail.is_unmarked()) {
+            let mark = self.store.relayed(here).await?.unwrap_or_default();
+            self.tails.of(here, |tail| tail.mark(mark));
+        }
+        let before = self.tails.of(here, |tail| tail.known());
         let from = self.position(here).await?;
-        let last: StreamId = from.stream_id.parse().map_err(|error| StepError::Unavailable(format!("{error}")))?;
-        let mut relayed = self.finish_after_restart(here, last).await;
+        let last = entry_of(&from)?;
+        self.tails.of(here, |tail| tail.observe(&from, last, before, self.clock.uptime_us()));
+        let mut relayed = self.finish_committed(here, from.position, last).await;
         let count = self.entries_per_read();
         let mut entries = self.store.outbox_after(here, last, count, wait).await?;
         if let Some(newer) = entries.iter().position(|entry| event::is_newer(&entry.fields)) {
@@ -326,21 +355,26 @@ impl Projector {
             if let Some(gap) = self.missing(here, &from, last).await? {
                 return Err(self.stop_at(here, gap).await?);
             }
+            if relayed.is_ok() {
+                relayed = self.trim(here, None).await;
+            }
             return Ok(Step { projected: 0, more: false, relayed });
         };
         let mut read = DecodedDecision::all(&entries);
         self.per_entry.store(read.len().div_ceil(entries.len()), Ordering::Relaxed);
-        match self.commit(here, &from, &mut read, timeout).await {
+        self.tails.of(here, |tail| tail.measure(&entries));
+        let to = match self.commit(here, &from, &mut read, timeout).await {
             // Another projector may have committed and trimmed the missing decisions since this one read the position.
             Err(StepError::Gap { last, .. }) if self.position(here).await?.position != last => {
                 return Err(StepError::Superseded);
             }
             Err(gap @ StepError::Gap { .. }) => return Err(self.stop_at(here, gap).await?),
             committed => committed?,
-        }
-        // Not after a failed relay: a trim removes every earlier entry.
+        };
+        self.tails.of(here, |tail| tail.observe(&to, end, None, self.clock.uptime_us()));
+        // Not after a failed relay: the mark and the trim are about every earlier entry.
         if relayed.is_ok() {
-            relayed = self.after_commit(here, &read, end).await;
+            relayed = self.after_commit(here, &read, Relayed { position: to.position, entry: end }).await;
         }
         Ok(Step { projected: entries.len(), more: entries.len() >= count, relayed })
     }
@@ -383,35 +417,78 @@ impl Projector {
         (self.batch / self.per_entry.load(Ordering::Relaxed).max(1)).max(1)
     }
 
-    /// Relays, evicts and trims the entries that this projector or an earlier one only committed.
-    async fn finish_after_restart(&self, here: Partition, last: StreamId) -> Result<(), StepError> {
-        loop {
-            let committed = self.store.outbox_until(here, last, self.batch).await?;
-            let Some(end) = committed.last().map(|entry| entry.id) else { return Ok(()) };
-            self.after_commit(here, &DecodedDecision::all(&committed), end).await?;
+    /// Relays and evicts the entries up to `last`, at `position`, that this projector or an earlier one only committed.
+    async fn finish_committed(&self, here: Partition, position: Position, last: StreamId) -> Result<(), StepError> {
+        if self.tails.of(here, |tail| tail.is_relayed(position, last)) {
+            return Ok(());
         }
+        let mark = self.store.relayed(here).await?.unwrap_or_default();
+        self.tails.of(here, |tail| tail.mark(mark));
+        if self.tails.of(here, |tail| tail.is_relayed(position, last)) {
+            return Ok(());
+        }
+        // The ids of the entries of another epoch tell nothing.
+        let mut after = if mark.position.epoch == position.epoch { mark.entry } else { StreamId::ZERO };
+        loop {
+            let committed = self.store.outbox_between(here, (after, last), self.batch).await?;
+            let Some(end) = committed.last().map(|entry| entry.id) else { break };
+            self.relay_and_evict(here, &DecodedDecision::all(&committed), false).await?;
+            after = end;
+        }
+        self.trim(here, Some(Relayed { position, entry: last })).await
     }
 
-    async fn after_commit(
+    /// Relays and evicts committed entries up to `to`, and marks that. Trims what was committed long enough ago.
+    async fn after_commit(&self, here: Partition, read: &[DecodedDecision<'_>], to: Relayed) -> Result<(), StepError> {
+        let again = self.tails.of(here, |tail| tail.is_relayed(to.position, to.entry));
+        self.relay_and_evict(here, read, again).await?;
+        self.trim(here, Some(to).filter(|_| !again)).await
+    }
+
+    /// `again`: an earlier commit of these entries, which PostgreSQL has lost, was followed by their relay.
+    async fn relay_and_evict(
         &self,
         here: Partition,
         read: &[DecodedDecision<'_>],
-        end: StreamId,
+        again: bool,
     ) -> Result<(), StepError> {
         let postgres = (&self.db, self.timeout);
         let events: Vec<&Event> = read.iter().filter_map(|read| read.event.as_ref().ok()).collect();
-        relay::relay(&self.store, postgres, here, &events).await?;
+        if !again {
+            relay::relay(&self.store, postgres, here, &events).await?;
+        }
         evict::evict(&self.store, postgres, self.retention, here, &events).await?;
-        self.store.outbox_trim(here, end).await?;
+        Ok(())
+    }
+
+    /// Writes the mark, if there is one to write, and trims what was committed long enough ago or needs too much memory.
+    async fn trim(&self, here: Partition, mark: Option<Relayed>) -> Result<(), StepError> {
+        let keep = Keep::new(&self.config, self.store.partitions());
+        let due = self.tails.of(here, |tail| tail.due(keep, self.clock.uptime_us()));
+        if mark.is_none() && due.is_none() {
+            return Ok(());
+        }
+        let entries = self.store.outbox_mark_and_trim(here, mark, due).await?;
+        let unprojected = self.store.partition_backlog(here) as usize / self.per_entry.load(Ordering::Relaxed).max(1);
+        self.tails.of(here, |tail| {
+            mark.into_iter().for_each(|mark| tail.mark(mark));
+            tail.limit(keep, entries.saturating_sub(unprojected));
+        });
         Ok(())
     }
 
     async fn position(&self, here: Partition) -> Result<ProjectedPosition, StepError> {
+        let before = self.store.projected_positions();
         let reading = tokio::time::timeout(self.timeout, progress::projected(&self.db)).await;
         let positions = reading.map_err(|_| StepError::Timeout(self.timeout))??;
         let missing = || StepError::Unavailable(format!("PostgreSQL has no position of partition {}", here.0));
         let projected = positions.into_iter().find(|projected| projected.partition == here).ok_or_else(missing)?;
-        self.store.observe_projection(here, projected.projection());
+        self.store.observe_projection(here, projected.projection(), &before);
         Ok(projected)
     }
+}
+
+/// The entry of the outbox that PostgreSQL's position is at.
+fn entry_of(position: &ProjectedPosition) -> Result<StreamId, StepError> {
+    position.stream_id.parse().map_err(|error| StepError::Unavailable(format!("{error}")))
 }

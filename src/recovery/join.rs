@@ -180,7 +180,8 @@ impl Voucher {
             }
             let Some(why) = waits_for.or_else(|| facts.is_empty().then(not_vouched)) else {
                 for (here, acknowledged, projected) in facts {
-                    self.store.observe_projection(here, projected);
+                    // Their word, and no reading: it is no proof that PostgreSQL has gone back.
+                    self.store.observe_projection(here, projected, &[]);
                     self.store.observe_acknowledged(here, acknowledged);
                 }
                 return Ok(Ok(frozen));
@@ -350,8 +351,9 @@ impl Confirmation {
             (name.as_str(), partitions) == (identity.as_str(), store.partitions()),
             "Redis has store {identity} and PostgreSQL has store {name}: they do not belong together"
         );
+        let before = store.projected_positions();
         for reported in open::reported_progress(db).await? {
-            store.observe_projection(reported.partition, reported.projected);
+            store.observe_projection(reported.partition, reported.projected, &before);
             store.observe_acknowledged(reported.partition, reported.acknowledged);
         }
         for here in store.all() {

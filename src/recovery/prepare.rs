@@ -111,11 +111,11 @@ impl Rebuild {
         let mut findings = Vec::new();
         for (here, state) in states.iter().map(|(here, state)| (*here, state.clone())) {
             let projected = projected.iter().find(|projected| projected.partition == here);
-            let projected =
-                projected.with_context(|| format!("PostgreSQL has no position of partition {}", here.0))?.position;
+            let projected = projected.with_context(|| format!("PostgreSQL has no position of partition {}", here.0))?;
+            let (projected, entry) = (projected.position, projected.stream_id.parse()?);
             let acknowledged = acknowledged.iter().find(|acknowledged| acknowledged.partition == here);
             let acknowledged = acknowledged.map(|acknowledged| acknowledged.position).unwrap_or_default();
-            let (entries, highest) = self.store.unprojected(here, projected).await?;
+            let (entries, highest) = self.store.unprojected(here, projected, entry).await?;
             let mut decided = highest.max(acknowledged).max(projected);
             let (mut known, mut unprojected) = (beyond(acknowledged, projected), 0);
             // A rebuilding partition has the state and the outbox of an interrupted rebuild: they count for nothing.

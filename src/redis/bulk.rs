@@ -98,22 +98,35 @@ impl Store {
         self.query_unchecked::<i64>(here, &mark).await.map(drop)
     }
 
-    /// The number of decisions in the outbox beyond PostgreSQL's position, and the highest position.
+    /// The number of decisions in the outbox beyond PostgreSQL's position, which is at `entry`, and the highest position.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn unprojected(&self, here: Partition, projected: Position) -> Result<(usize, Position), Error> {
-        let (mut count, mut last, mut highest) = (0, StreamId::ZERO, projected);
+    pub async fn unprojected(
+        &self,
+        here: Partition,
+        projected: Position,
+        entry: StreamId,
+    ) -> Result<(usize, Position), Error> {
+        let (mut count, mut highest) = (0, projected);
+        // Skips the entries that are kept after their commit, if they are of the epoch that PostgreSQL is in.
+        let at = self.outbox_between(here, (entry.before(), entry), 1).await?;
+        let mut decided =
+            at.iter().flat_map(|entry| event::decode(&entry.fields)).filter_map(|decoded| decoded.position);
+        let is_of_outbox = decided.next_back().is_some_and(|(epoch, seq)| Position { epoch, seq } == projected);
+        let mut last = if is_of_outbox { entry } else { StreamId::ZERO };
         loop {
             let page = self.outbox_page(here, last, PIPELINE_BATCH).await?;
             let Some(end) = page.last() else { return Ok((count, highest)) };
             last = end.id;
-            for decoded in page.iter().flat_map(|entry| event::decode(&entry.fields)) {
-                let position = decoded.position.map(|(epoch, seq)| Position { epoch, seq });
-                if position.is_none_or(|position| position > projected) {
-                    count += 1;
+            for read in &page {
+                for decoded in event::decode(&read.fields) {
+                    let position = decoded.position.map(|(epoch, seq)| Position { epoch, seq });
+                    if position.map_or(read.id > entry, |position| position > projected) {
+                        count += 1;
+                    }
+                    highest = highest.max(position.unwrap_or_default());
                 }
-                highest = highest.max(position.unwrap_or_default());
             }
         }
     }

@@ -318,8 +318,9 @@ impl Store {
 
     /// Reads the progress of all partitions from PostgreSQL, if it is available.
     async fn load_progress(&self, guard: &Guard) {
+        let before = self.projected_positions();
         for reported in (guard.progress_source)().await {
-            self.watermark(reported.partition).observe_projection(reported.projected);
+            self.observe_projection(reported.partition, reported.projected, &before);
             self.watermark(reported.partition).advance(reported.acknowledged);
         }
     }
@@ -395,9 +396,16 @@ impl Store {
         self.watermark(here).epoch()
     }
 
-    /// Records PostgreSQL's progress, as read from there.
-    pub fn observe_projection(&self, here: Partition, read: Projection) {
-        self.watermark(here).observe_projection(read);
+    /// Records PostgreSQL's progress, as read from there. `before` are the [`Store::projected_positions`] from before the reading: a
+    /// lower position is believed, and waiting replies then wait for it to rise again.
+    pub fn observe_projection(&self, here: Partition, read: Projection, before: &[Position]) {
+        let before = before.get(usize::from(here.0)).copied().unwrap_or_default();
+        self.watermark(here).observe_projection(read, before);
+    }
+
+    /// PostgreSQL's last known positions, indexed by partition.
+    pub fn projected_positions(&self) -> Vec<Position> {
+        self.all().map(|here| self.projected_position(here)).collect()
     }
 
     /// PostgreSQL's last known position.
@@ -453,6 +461,11 @@ impl Store {
     /// The number of accepted settings of the checked servers that may lose acknowledged decisions.
     pub fn unsafe_settings(&self) -> usize {
         self.shared.known_servers.problems()
+    }
+
+    /// The number of a partition's decisions that are not in PostgreSQL yet, as far as this process knows.
+    pub fn partition_backlog(&self, here: Partition) -> i64 {
+        self.watermark(here).backlog()
     }
 
     /// The number of decisions that are not in PostgreSQL yet, as far as this process knows.

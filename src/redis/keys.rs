@@ -17,12 +17,13 @@ impl Keys {
     }
 
     /// hash: `store partitions layout epoch seq`; `frozen` (the reason) while the partition must not decide, and `rebuilding`
-    /// while a rebuild has written only a part of it.
+    /// while a rebuild has written only a part of it; `relayed`, `epoch:seq:entry` of the last decision whose effects the
+    /// projector has relayed and whose order it has evicted.
     pub fn meta(self) -> String {
         self.key(format_args!("meta"))
     }
 
-    /// stream: the events of every decision, until PostgreSQL has them.
+    /// stream: the events of every decision, until PostgreSQL has had them for a while.
     pub fn outbox(self) -> String {
         self.key(format_args!("outbox"))
     }

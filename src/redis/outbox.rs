@@ -5,11 +5,19 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
 
-use super::{Store, keys::Keys};
-use crate::model::{Error, Millis, Partition};
+use super::{
+    Store,
+    keys::Keys,
+    script::{self, Invocation},
+};
+use crate::model::{Error, Millis, Partition, Position};
+
+/// What Redis needs beside the texts, about: for each name with its value, and for each entry.
+const FIELD_BYTES: usize = 4;
+const ENTRY_BYTES: usize = 16;
 
 /// The id of an entry in its stream: `milliseconds-number`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId {
     pub ms: u64,
     pub no: u64,
@@ -18,6 +26,14 @@ pub struct StreamId {
 impl StreamId {
     /// Before every entry.
     pub const ZERO: StreamId = StreamId { ms: 0, no: 0 };
+
+    /// The id before this one.
+    pub fn before(self) -> StreamId {
+        match self.no.checked_sub(1) {
+            Some(no) => StreamId { ms: self.ms, no },
+            None => StreamId { ms: self.ms.saturating_sub(1), no: u64::MAX },
+        }
+    }
 
     /// The next id: the first that a trim up to and including this one keeps.
     fn next(self) -> StreamId {
@@ -43,12 +59,36 @@ impl std::str::FromStr for StreamId {
     }
 }
 
+/// The last decision whose effects the projector has relayed and whose order it has evicted, and its entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relayed {
+    pub position: Position,
+    pub entry: StreamId,
+}
+
+impl Relayed {
+    /// Parses the field `relayed` of a partition's state.
+    fn parse(text: &str) -> Option<Self> {
+        let (epoch, rest) = text.split_once(':')?;
+        let (seq, entry) = rest.split_once(':')?;
+        let position = Position { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? };
+        Some(Relayed { position, entry: entry.parse().ok()? })
+    }
+}
+
 /// An entry of the stream, not decoded.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: StreamId,
     /// Invalid UTF-8 is replaced: such an entry becomes a dead letter anyway.
     pub fields: Vec<(String, String)>,
+}
+
+impl Entry {
+    /// About the bytes that Redis needs for the entry.
+    pub fn bytes(&self) -> usize {
+        self.fields.iter().map(|(name, value)| name.len() + value.len() + FIELD_BYTES).sum::<usize>() + ENTRY_BYTES
+    }
 }
 
 /// Parses an entry of `XRANGE` with all fields in their order, duplicate names included.
@@ -73,10 +113,15 @@ impl FromRedisValue for Entry {
 }
 
 impl Store {
-    /// Reads up to `count` entries up to and including `last`, oldest first.
-    pub async fn outbox_until(&self, here: Partition, last: StreamId, count: usize) -> Result<Vec<Entry>, Error> {
+    /// Reads up to `count` entries after `after`, up to and including `last`, oldest first.
+    pub async fn outbox_between(
+        &self,
+        here: Partition,
+        (after, last): (StreamId, StreamId),
+        count: usize,
+    ) -> Result<Vec<Entry>, Error> {
         let mut read = redis::cmd("XRANGE");
-        read.arg(Keys(here).outbox()).arg("-").arg(last.to_string()).arg("COUNT").arg(count);
+        read.arg(Keys(here).outbox()).arg(format!("({after}")).arg(last.to_string()).arg("COUNT").arg(count);
         self.query_unchecked(here, &read).await
     }
 
@@ -120,11 +165,41 @@ impl Store {
         self.query_unchecked(here, &read).await
     }
 
-    /// Trims every entry up to and including `last`. PostgreSQL must have committed them.
-    pub async fn outbox_trim(&self, here: Partition, last: StreamId) -> Result<(), Error> {
-        let mut trim = redis::cmd("XTRIM");
-        trim.arg(Keys(here).outbox()).arg("MINID").arg("=").arg(last.next().to_string());
-        self.query_unchecked::<i64>(here, &trim).await.map(drop)
+    /// The mark of [`Store::outbox_mark_and_trim`]; `None` before the first one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn relayed(&self, here: Partition) -> Result<Option<Relayed>, Error> {
+        let mut read = redis::cmd("HGET");
+        read.arg(Keys(here).meta()).arg("relayed");
+        let mark: Option<String> = self.query_unchecked(here, &read).await?;
+        Ok(mark.as_deref().and_then(Relayed::parse))
+    }
+
+    /// Marks decisions as relayed and their orders as evicted (`outbox_mark.lua`), and trims every entry up to and including
+    /// `trim`, which PostgreSQL must have committed. Returns the number of entries that remain.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]. A repeat is safe.
+    pub async fn outbox_mark_and_trim(
+        &self,
+        here: Partition,
+        mark: Option<Relayed>,
+        trim: Option<StreamId>,
+    ) -> Result<usize, Error> {
+        let mut calls = redis::pipe();
+        if let Some(Relayed { position, entry }) = mark {
+            let mut invocation = Invocation::new(&script::OUTBOX_MARK);
+            invocation.key(Keys(here).meta()).arg(position.epoch).arg(position.seq).arg(entry.to_string());
+            // By source, because a pipeline can't load a forgotten script and go on.
+            calls.add_command(invocation.by_source()).ignore();
+        }
+        if let Some(last) = trim {
+            calls.cmd("XTRIM").arg(Keys(here).outbox()).arg("MINID").arg("=").arg(last.next().to_string()).ignore();
+        }
+        calls.cmd("XLEN").arg(Keys(here).outbox());
+        let (remaining,): (usize,) = self.pipe_unchecked(here, &calls).await?;
+        Ok(remaining)
     }
 
     /// The time, by Redis's clock, of the oldest entry after `last`; `None` if there is none.

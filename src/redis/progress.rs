@@ -188,10 +188,15 @@ impl Watermark {
         self.replicas.swap(replicas, Ordering::Relaxed)
     }
 
-    /// Records a reading of Postgres's progress.
-    pub(super) fn observe_projection(&self, read: Projection) {
+    /// Records a reading of Postgres's progress. `before` is the position that this process knew when the reading began: a reading
+    /// behind it is believed, because Postgres has then failed over to a standby that lacks its last commits, or was restored.
+    pub(super) fn observe_projection(&self, read: Projection, before: Position) {
         self.advance(read.position);
         self.projected.send_if_modified(|known| {
+            if read.position < before {
+                *known = read;
+                return false;
+            }
             if read.position < known.position {
                 // An older reading: its dead letters may have been applied since.
                 known.last_dead_letter = known.last_dead_letter.max(read.last_dead_letter);

@@ -89,6 +89,7 @@ reply_codes! {
         InvalidWindow = "INVALID_WINDOW",
         KeyReused = "KEY_REUSED",
         LimitExceeded = "LIMIT_EXCEEDED",
+        Marked = "MARKED",
         NotDue = "NOT_DUE",
         NotOpen = "NOT_OPEN",
         OrderNotFound = "ORDER_NOT_FOUND",

@@ -74,6 +74,7 @@ scripts! {
     COUPON_RELEASE = "coupon_release";
     COUPON_RELEASE_PREPARE = "coupon_release_prepare";
     PARTITION_FREEZE = "partition_freeze";
+    OUTBOX_MARK = "outbox_mark";
     HISTORY_READ = "history_read";
 }
 

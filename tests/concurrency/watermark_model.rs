@@ -1,4 +1,4 @@
-//! The watermark of a partition: its positions never go back, and an obsolete check does not open the partition.
+//! The watermark of a partition: its positions go back only where PostgreSQL did, and an obsolete check does not open the partition.
 
 use loom::{
     sync::{
@@ -16,6 +16,7 @@ use crate::{
 
 pub const MODELS: &[Model] = &[
     ("watermark_never_goes_back", never_goes_back),
+    ("watermark_goes_back_with_postgres", goes_back),
     ("watermark_notifies_waiting_replies", notifies_waiting),
     ("watermark_closed_with_its_reason", closed_with_reason),
     ("watermark_stays_unchecked_when_invalidated_during_check", invalidated_during_check),
@@ -40,7 +41,8 @@ fn never_goes_back() {
             decides.advance(at(9));
         });
         let reading = thread::spawn(move || {
-            reads.observe_projection(projection(7, 3));
+            let before = reads.projected_position();
+            reads.observe_projection(projection(7, 3), before);
             assert!(reads.acknowledged() >= at(7));
         });
         watermark.record_projected(at(6), 2);
@@ -53,13 +55,34 @@ fn never_goes_back() {
     });
 }
 
+/// PostgreSQL goes back from 9 to 4, and is projected again: readings from before and after arrive in any order.
+fn goes_back() {
+    explore(|| {
+        let watermark = Arc::new(Watermark::default());
+        watermark.record_projected(at(9), 0);
+        let (lost, late) = (watermark.clone(), watermark.clone());
+        let reading = thread::spawn(move || {
+            let before = lost.projected_position();
+            lost.observe_projection(projection(4, 0), before);
+        });
+        // Of before the failover: it was slow, and proves nothing.
+        let slow = thread::spawn(move || late.observe_projection(projection(7, 0), at(7)));
+        reading.join().unwrap();
+        slow.join().unwrap();
+        assert!(watermark.projected_position() < at(9), "a reply is released by a position that PostgreSQL has lost");
+        assert_eq!(watermark.acknowledged(), at(9), "what was acknowledged stays so");
+        watermark.record_projected(at(10), 0);
+        assert_eq!(watermark.projected_position(), at(10));
+    });
+}
+
 fn notifies_waiting() {
     explore(|| {
         let watermark = Arc::new(Watermark::default());
         let waiting = watermark.projection();
         let (projects, reads) = (watermark.clone(), watermark.clone());
         let projecting = thread::spawn(move || projects.record_projected(at(2), 0));
-        let reading = thread::spawn(move || reads.observe_projection(projection(1, 0)));
+        let reading = thread::spawn(move || reads.observe_projection(projection(1, 0), at(0)));
         projecting.join().unwrap();
         reading.join().unwrap();
         assert!(waiting.has_changed().unwrap(), "a reply waits though its decision is projected");

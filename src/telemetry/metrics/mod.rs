@@ -136,6 +136,8 @@ metrics! {
         "Seconds from the begin to the commit of a transaction.";
     PROJECTOR_FAILURES: IntCounterVec = "firstcome_projector_failures_total" ("kind")
         "Failed steps of the projector: unavailable (a store), timeout (of PostgreSQL), superseded (by another projector), newer_version (the next event requires one), gap (decisions are lost).";
+    PROJECTION_REWINDS: IntCounter = "firstcome_projection_rewinds_total" ()
+        "Times that a partition's position in PostgreSQL went back, after a failover to a standby that lacked the last commits or a restore: the outbox is projected again from there.";
     OPERATOR_LOG_DROPPED: IntCounter = "firstcome_operator_log_dropped_total" ()
         "Actions of operators that the operator log lacks: PostgreSQL was unavailable for too long.";
     DEAD_LETTERS_FILED: IntCounter = "firstcome_dead_letters_filed_total" ()

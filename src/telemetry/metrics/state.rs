@@ -40,7 +40,7 @@ pub struct PartitionGauges {
     pub partition: u16,
     /// Decisions since the store was initialised.
     pub decisions: i64,
-    /// Entries in the outbox, including committed ones that are not trimmed yet.
+    /// Entries in the outbox, including committed ones that are kept.
     pub outbox: u64,
     /// Decisions that PostgreSQL lacks; `None` if its position is unknown.
     pub lag_events: Option<i64>,
@@ -210,7 +210,7 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
         ),
         family(
             "firstcome_outbox_entries",
-            "Entries in the outbox; one entry may have many events.",
+            "Entries in the outbox, with those that are kept after their commit; one entry may have many events.",
             of_partitions(|here| Some(here.outbox as f64)),
         ),
         family(

@@ -88,8 +88,16 @@ async fn acknowledged_decisions_survive_faults_across_partitions() {
 /// continues over another connection, although the server considers the first one alive.
 #[tokio::test]
 async fn projection_reconnects_when_connection_silent() {
-    let options =
-        Options { partitions: 1, services: 1, hold_seconds: 600, safe: true, users: 1, products: 0, campaigns: 0 };
+    let options = Options {
+        partitions: 1,
+        services: 1,
+        hold_seconds: 600,
+        outbox_keep_seconds: 60,
+        safe: true,
+        users: 1,
+        products: 0,
+        campaigns: 0,
+    };
     let mut shop = Shop::open(options, None).await;
     shop.caught_up().await;
     let market = Market::new(&shop.goods, shop.bases(), 0);
@@ -119,8 +127,16 @@ async fn survive_faults(partitions: u16, faults: u64) {
     println!("seed {seed}, {partitions} partition(s), {faults} faults, {clients} clients");
     let each = 12 + faults as i64;
     let (services, safe, hold_seconds) = (2, true, 3);
-    let options =
-        Options { partitions, services, hold_seconds, safe, users: 2 * each, products: each, campaigns: each };
+    let options = Options {
+        partitions,
+        services,
+        hold_seconds,
+        outbox_keep_seconds: 60,
+        safe,
+        users: 2 * each,
+        products: each,
+        campaigns: each,
+    };
     let mut shop = Shop::open(options, None).await;
     let market = Market::new(&shop.goods, shop.bases(), seed);
     let clients = market.start(clients);

@@ -85,7 +85,11 @@ async fn mutations_of_the_program_are_detected() {
 /// A short run with a mutation in the middle. Returns the checks that detect it.
 async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
     let safe = !matches!(mutation, DiskRestored | DiskRestoredUnderNewService);
-    let options = Options { partitions: 1, services: 1, hold_seconds: 600, safe, users: 2, products: 2, campaigns: 1 };
+    // The projector notices a kept position when the outbox lacks the next event.
+    let outbox_keep_seconds = if mutation == PositionKept { 0 } else { 60 };
+    let (partitions, services, hold_seconds) = (1, 1, 600);
+    let (users, products, campaigns) = (2, 2, 1);
+    let options = Options { partitions, services, hold_seconds, outbox_keep_seconds, safe, users, products, campaigns };
     let mut shop = Shop::open(options, Some(template)).await;
     let market = Market::new(&shop.goods, shop.bases(), 0);
     trade(&shop, &market, 0).await;

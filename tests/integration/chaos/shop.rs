@@ -19,6 +19,7 @@ use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use sea_orm::DatabaseConnection;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use tokio::process::Child;
 
 use super::proxy::{Mode, Proxy, Upstream};
@@ -35,6 +36,7 @@ pub struct Options {
     pub partitions: u16,
     pub services: usize,
     pub hold_seconds: u32,
+    pub outbox_keep_seconds: u64,
     /// Whether Redis flushes each decision to its disk; otherwise the service accepts unsafe settings.
     pub safe: bool,
     pub users: i64,
@@ -164,6 +166,7 @@ impl Shop {
                 command.env("REDIS_URL", &redis).env("DATABASE_URL", &url).env("ADMIN_TOKEN", ADMIN);
                 command.env("BIND_ADDR", "127.0.0.1:0").env("PARTITIONS", self.options.partitions.to_string());
                 command.env("ORDER_HOLD_SECONDS", self.options.hold_seconds.to_string());
+                command.env("OUTBOX_KEEP_SECONDS", self.options.outbox_keep_seconds.to_string());
                 // The minimum, so that a long run evicts orders.
                 command.env("CLOSED_ORDER_KEEP_SECONDS", "60");
                 command.env("REDIS_TIMEOUT_MS", "1000").env("DATABASE_TIMEOUT_MS", "1500");
@@ -303,8 +306,13 @@ impl Shop {
             }
         }
         let mut redis = self.raw().await;
+        let mut postgres = PgConnection::connect(&self.postgres.url(DATABASE)).await.unwrap();
         for partition in 0..self.options.partitions {
-            let left: i64 = redis::cmd("XLEN").arg(outbox(partition)).query_async(&mut redis).await.unwrap();
+            let sql = "SELECT stream_id FROM projection_positions WHERE partition = $1";
+            let at: String = sqlx::query_scalar(sql).bind(i32::from(partition)).fetch_one(&mut postgres).await.unwrap();
+            let mut read = redis::cmd("XRANGE");
+            read.arg(outbox(partition)).arg(format!("({at}")).arg("+");
+            let left = read.query_async::<Vec<redis::Value>>(&mut redis).await.unwrap().len();
             if left > 0 {
                 let log = tail(&self.services[0].log, 0);
                 let reason =

@@ -22,10 +22,16 @@ async fn migrated() -> Servers {
     servers
 }
 
-/// Events in the outbox of a store of one partition.
-async fn in_outbox(servers: &Servers) -> i64 {
+/// Entries in the outbox of a store of one partition that PostgreSQL does not have.
+async fn in_outbox(servers: &Servers) -> usize {
+    let db = servers.db().await;
+    let projected = firstcome::postgres::progress::projected(&db).await.unwrap();
+    db.close().await.unwrap();
     let mut redis = harness::raw_redis(&servers.redis_url).await;
-    redis::cmd("XLEN").arg("{p0}:outbox").query_async(&mut redis).await.unwrap()
+    let mut read = redis::cmd("XRANGE");
+    read.arg("{p0}:outbox").arg(format!("({}", projected[0].stream_id)).arg("+");
+    let entries: Vec<redis::Value> = read.query_async(&mut redis).await.unwrap();
+    entries.len()
 }
 
 async fn user(base: &str) -> i64 {

@@ -1,5 +1,6 @@
 //! PostgreSQL restored to an earlier state than Redis: the service closes its partitions, and a rebuild withholds the units
 //! that discarded decisions may have sold, with every `ACK`.
+//! (`step_back` has the states from which the outbox still leads on.)
 
 use firstcome::{
     config::{Ack, DurabilityConfig},
@@ -10,15 +11,24 @@ use firstcome::{
 use serde_json::json;
 
 use crate::{
-    recovery::rebuild::{ack_postgres, projected, projecting, ready, rebuilt, refused},
+    recovery::rebuild::{self as rebuilds, projected, ready, rebuilt, refused},
     support::harness::{self, Options, TestApp, admin_sql, until},
 };
 
 const DISCARD: rebuild::RebuildOptions =
     rebuild::RebuildOptions { partitions: None, discard: true, lost_at_most: rebuild::LossBounds::Unknown };
 
+/// The outbox keeps nothing that PostgreSQL has: the restored state is farther back than the outbox.
+fn ack_postgres() -> Options {
+    Options { outbox_keep_seconds: 0, ..rebuilds::ack_postgres() }
+}
+
+fn projecting() -> Options {
+    Options { outbox_keep_seconds: 0, ..rebuilds::projecting() }
+}
+
 /// A copy of a test's database.
-struct Backup(String);
+pub struct Backup(String);
 
 /// Ends every connection to a database, and refuses new ones.
 async fn close(database: &str) {
@@ -27,7 +37,7 @@ async fn close(database: &str) {
         .await;
 }
 
-async fn back_up(test: &TestApp) -> Backup {
+pub async fn back_up(test: &TestApp) -> Backup {
     let (database, copy) = (&test.database, format!("{}_backup", test.database));
     close(database).await;
     admin_sql(format!("CREATE DATABASE {copy} TEMPLATE {database}")).await;
@@ -35,7 +45,7 @@ async fn back_up(test: &TestApp) -> Backup {
     Backup(copy)
 }
 
-async fn restore(test: &TestApp, Backup(copy): Backup) {
+pub async fn restore(test: &TestApp, Backup(copy): Backup) {
     let database = &test.database;
     close(database).await;
     admin_sql(format!("DROP DATABASE {database} WITH (FORCE)")).await;

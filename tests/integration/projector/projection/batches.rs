@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn batch_size_leaves_tables_unchanged() {
-    let test = TestApp::start().await;
+    let test = TestApp::with(Options { outbox_keep_seconds: 0, ..Options::default() }).await;
     busy_day(&test).await;
     let mut redis = test.raw().await;
     let stream = entries(&mut redis, 0).await;
@@ -42,7 +42,7 @@ async fn batch_size_leaves_tables_unchanged() {
 
 #[tokio::test]
 async fn crash_between_commit_and_trim_applies_events_once() {
-    let test = TestApp::with(Options { batch: 5, ..Options::default() }).await;
+    let test = TestApp::with(Options { batch: 5, outbox_keep_seconds: 0, ..Options::default() }).await;
     busy_day(&test).await;
     let mut redis = test.raw().await;
     let stream = entries(&mut redis, 0).await;
@@ -127,7 +127,7 @@ async fn concurrent_projector_progress_is_no_loss() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_projectors_apply_each_event_once_under_load() {
-    let test = TestApp::with(Options { max_open_orders: 1000, ..Options::default() }).await;
+    let test = TestApp::with(Options { max_open_orders: 1000, outbox_keep_seconds: 0, ..Options::default() }).await;
     let first = test.open_instance(&Options { batch: 7, ..test.options.clone() }).await.unwrap();
     let second = test.open_instance(&Options { batch: 3, ..test.options.clone() }).await.unwrap();
     first.project();

@@ -133,7 +133,7 @@ async fn invalid_event_leaves_position_unchanged() {
 #[tokio::test]
 async fn projection_stops_at_gap() {
     for batch in [1, 1000] {
-        let test = TestApp::with(Options { batch, ..Options::default() }).await;
+        let test = TestApp::with(Options { batch, outbox_keep_seconds: 0, ..Options::default() }).await;
         let mut redis = test.raw().await;
         let user = test.user(1_000).await;
         test.drain().await;
@@ -188,7 +188,7 @@ async fn projection_stops_when_seq_decreases() {
 #[tokio::test]
 async fn events_before_gap_projected() {
     for batch in [1, 2, 1000] {
-        let test = TestApp::with(Options { batch, ..Options::default() }).await;
+        let test = TestApp::with(Options { batch, outbox_keep_seconds: 0, ..Options::default() }).await;
         let mut redis = test.raw().await;
         let user = test.user(1_000).await;
         let path = format!("/api/v1/balances/{user}");

@@ -174,9 +174,18 @@ impl RestartableApp {
         migrating.close().await.unwrap();
         let mut config = harness::engine_config(&Options::default(), &redis.url(), &url);
         config.postgres.database_timeout_ms = 5_000;
-        let app = App::open(&config, &ProjectorConfig { projector_batch: 3, projector_linger_ms: 0 }, Clock::system())
-            .await
-            .unwrap();
+        let app = App::open(
+            &config,
+            &ProjectorConfig {
+                projector_batch: 3,
+                projector_linger_ms: 0,
+                outbox_keep_seconds: 0,
+                ..ProjectorConfig::default()
+            },
+            Clock::system(),
+        )
+        .await
+        .unwrap();
         app.project();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

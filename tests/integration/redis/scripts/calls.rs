@@ -201,6 +201,11 @@ impl Bench {
         Raw { script: &script::HOLD_SUSPECT, keys, args, shared: None }
     }
 
+    pub fn mark(&self, epoch: i64, seq: i64, entry: &str) -> Raw {
+        let keys = vec![Keys(Partition(0)).meta()];
+        Raw { script: &script::OUTBOX_MARK, keys, args: strings([&epoch, &seq, &entry]), shared: None }
+    }
+
     /// Orders of one partition, each with its state in PostgreSQL and a TTL of a minute.
     pub fn evict(&self, orders: &[(String, &str)]) -> Raw {
         let (keys, was): (Vec<String>, Vec<&str>) = orders.iter().cloned().unzip();

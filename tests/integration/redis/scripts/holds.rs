@@ -110,6 +110,46 @@ async fn hold_scripts_match_headers() {
     bench.finish().await;
 }
 
+/// The mark never goes back, and a lost partition stays lost.
+#[tokio::test]
+async fn outbox_mark_matches_header() {
+    let mut bench = Bench::start(1).await;
+    let meta = Keys(Partition(0)).meta();
+    for (epoch, seq, entry, marks) in [
+        (1, 9, "5-1", true),
+        (1, 9, "5-1", false),
+        (1, 8, "9-0", false),
+        (1, 10, "6-0", true),
+        (2, 1, "2-0", true),
+        (1, 99, "9-0", false),
+    ] {
+        let raw = bench.mark(epoch, seq, entry);
+        if marks {
+            assert_eq!(bench.run(&raw).await, ["MARKED"]);
+            let found = firstcome::redis::outbox::Relayed {
+                position: firstcome::model::Position { epoch, seq },
+                entry: entry.parse().unwrap(),
+            };
+            assert_eq!(bench.test.store.relayed(Partition(0)).await.unwrap(), Some(found));
+        } else {
+            bench.leaves_all("STALE", &raw).await;
+        }
+    }
+    let state: Vec<(String, String)> = redis::cmd("HGETALL").arg(&meta).query_async(&mut bench.redis).await.unwrap();
+    let _: i64 = redis::cmd("DEL").arg(&meta).query_async(&mut bench.redis).await.unwrap();
+    let raw = bench.mark(3, 1, "7-0");
+    bench.leaves_all("STALE", &raw).await;
+    let fields = state.iter().filter(|(field, _)| field != "relayed");
+    let mut put_back = redis::cmd("HSET");
+    put_back.arg(&meta);
+    for (field, value) in fields {
+        put_back.arg(field).arg(value);
+    }
+    let _: i64 = put_back.query_async(&mut bench.redis).await.unwrap();
+    bench.covers(&[&script::OUTBOX_MARK]);
+    bench.finish().await;
+}
+
 /// A closed order is evicted if PostgreSQL has the same state; a later change cancels the eviction.
 #[tokio::test]
 async fn order_evict_and_restore_match_headers() {

@@ -61,6 +61,8 @@ pub struct Options {
     pub durability: DurabilityConfig,
     pub retention: RetentionConfig,
     pub batch: u32,
+    /// How long the outbox keeps what PostgreSQL has, by the clock of the test.
+    pub outbox_keep_seconds: u64,
     pub request_timeout: Duration,
     pub body_limit: u64,
     pub operators: OperatorsConfig,
@@ -94,6 +96,7 @@ impl Default for Options {
             durability: DurabilityConfig::default(),
             retention: RetentionConfig::default(),
             batch: 1000,
+            outbox_keep_seconds: 60,
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
             operators: OperatorsConfig::admin(ADMIN),
@@ -301,7 +304,12 @@ impl Drop for TestApp {
 
 /// Opens a process on these stores.
 pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) -> anyhow::Result<App> {
-    let projector = ProjectorConfig { projector_batch: options.batch, projector_linger_ms: 0 };
+    let projector = ProjectorConfig {
+        projector_batch: options.batch,
+        projector_linger_ms: 0,
+        outbox_keep_seconds: options.outbox_keep_seconds,
+        ..ProjectorConfig::default()
+    };
     App::open(&engine_config(options, redis, postgres), &projector, clock).await
 }
 
