@@ -157,7 +157,7 @@ impl App {
         loop {
             let reasons = match connect_both(config).await? {
                 Ok(stores) => {
-                    waiting.tell(Vec::new());
+                    waiting.set(Vec::new());
                     // Boxed: the future is large.
                     let opened = Self::open_on(config, projector, clock.clone(), gateways.clone(), stores);
                     match Box::pin(opened).await {
@@ -176,7 +176,7 @@ impl App {
                 }
                 Err(MissingStores { reasons, .. }) => reasons,
             };
-            if waiting.tell(reasons.clone()) {
+            if waiting.set(reasons.clone()) {
                 tracing::warn!(reasons = reasons.join("; "), "waiting for the stores");
             }
             tokio::time::sleep(pause).await;

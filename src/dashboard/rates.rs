@@ -22,7 +22,7 @@ pub struct Rate {
 
 impl Rate {
     /// Records the counter.
-    pub fn note(&mut self, at: Instant, count: i64) {
+    pub fn record(&mut self, at: Instant, count: i64) {
         while self.counts.get(1).is_some_and(|(then, _)| at.duration_since(*then) >= RATE_WINDOW) {
             self.counts.pop_front();
         }
@@ -48,7 +48,7 @@ pub struct Places(VecDeque<(Instant, Ranks)>);
 
 impl Places {
     /// Records the rankings, once per interval.
-    pub fn note(&mut self, at: Instant, rankings: &[(RankingScope, Vec<RankedProduct>)]) {
+    pub fn record(&mut self, at: Instant, rankings: &[(RankingScope, Vec<RankedProduct>)]) {
         if self.0.back().is_some_and(|(then, _)| at.duration_since(*then) < PLACES_INTERVAL) {
             return;
         }
@@ -76,7 +76,7 @@ mod tests {
     fn rate_covers_last_seconds() {
         let (mut rate, begun) = (Rate::default(), Instant::now());
         let mut noted = |ms: u64, count: i64| {
-            rate.note(begun + Duration::from_millis(ms), count);
+            rate.record(begun + Duration::from_millis(ms), count);
             rate.per_second()
         };
         let rates = [(0, 100), (0, 200), (1_000, 300), (2_000, 300), (8_000, 300), (9_000, 290)];
@@ -94,7 +94,7 @@ mod tests {
                 won: 1,
                 rank,
             });
-            places.note(begun + Duration::from_secs(seconds), &[(RankingScope::Today, ranked.collect())]);
+            places.record(begun + Duration::from_secs(seconds), &[(RankingScope::Today, ranked.collect())]);
             (1..=3).map(|id| places.before(RankingScope::Today, product(id))).collect::<Vec<_>>()
         };
         assert_eq!(noted(0, &[1, 2]), [Some(1), Some(2), None]);

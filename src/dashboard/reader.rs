@@ -99,7 +99,7 @@ impl Reader {
         // Read before the decisions: what PostgreSQL has was decided.
         if let Some(remembered) = self.postgres.settle(tick).await {
             let carried = remembered.projected.positions.iter().map(|projected| projected.position.seq).sum();
-            self.carried.note(Instant::now(), carried);
+            self.carried.record(Instant::now(), carried);
             self.projected = Some(remembered.projected.clone());
         }
         if let Some(projected) = self.projected.clone() {
@@ -110,19 +110,19 @@ impl Reader {
             let now = Instant::now();
             self.issued.retain(|id, _| campaigns.iter().any(|campaign| campaign.terms.coupon_id == *id));
             for campaign in campaigns {
-                self.issued.entry(campaign.terms.coupon_id).or_default().note(now, campaign.issued);
+                self.issued.entry(campaign.terms.coupon_id).or_default().record(now, campaign.issued);
             }
         }
         if let Some(sales) = self.sales.settle(tick).await {
             self.held = sales.held.clone();
-            self.places.note(Instant::now(), &sales.rankings);
+            self.places.record(Instant::now(), &sales.rankings);
         }
         self.redis.settle(tick).await;
         self.stuck_payments.settle(tick).await;
         self.hindrances.settle(tick).await;
         self.projection.settle(tick).await;
         self.others.settle(tick).await;
-        self.own = self.traffic.look(&crate::telemetry::metrics::counted(), Instant::now());
+        self.own = self.traffic.sample(&crate::telemetry::metrics::counted(), Instant::now());
         let last = self.auditor.last();
         serde_json::to_vec(&self.snapshot(watchers, last.as_deref()))
     }

@@ -56,7 +56,7 @@ async fn report(engine: Arc<Engine>, instance: Arc<Instance>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for count in 0_u32.. {
         ticks.tick().await;
-        let window = traffic.look(&crate::telemetry::metrics::counted(), Instant::now());
+        let window = traffic.sample(&crate::telemetry::metrics::counted(), Instant::now());
         if count % REPORTS_PER_TIDY == 0 {
             log_failure(timeout(REPORT_TIMEOUT, engine.withdraw_requests(None)).await);
         }

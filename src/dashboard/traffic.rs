@@ -76,7 +76,7 @@ struct Rates {
 
 impl Traffic {
     /// Samples the counters. Returns the requests of the last seconds; `None` at the first sample.
-    pub fn look(&mut self, families: &[MetricFamily], at: Instant) -> Option<Window> {
+    pub fn sample(&mut self, families: &[MetricFamily], at: Instant) -> Option<Window> {
         let now = Sample::new(families, at);
         let recent = |sample: Option<&Sample>| sample.is_some_and(|sample| at.duration_since(sample.at) >= WINDOW);
         // Compared with the latest sample that is old enough.
@@ -296,7 +296,7 @@ mod tests {
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         metrics.serve("/a", "200", "", 1_000, 0.05);
         let mut look = |at: Instant| {
-            let window = traffic.look(&metrics.registry.gather(), at)?;
+            let window = traffic.sample(&metrics.registry.gather(), at)?;
             Some(Requests::of(&[&window]))
         };
         assert_eq!(look(begun), None);
@@ -340,27 +340,27 @@ mod tests {
     #[test]
     fn request_rates_bounded_and_reset_ignored() {
         let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
-        assert_eq!(traffic.look(&metrics.registry.gather(), begun), None);
+        assert_eq!(traffic.sample(&metrics.registry.gather(), begun), None);
         for n in 0..40 {
             metrics.serve(&format!("/{n}"), "400", &format!("CODE_{n}"), n + 1, 0.001);
         }
-        let busy = traffic.look(&metrics.registry.gather(), begun + Duration::from_secs(1)).unwrap();
+        let busy = traffic.sample(&metrics.registry.gather(), begun + Duration::from_secs(1)).unwrap();
         let busy = Requests::of(&[&busy]);
         assert_eq!((busy.routes.len(), busy.refusals.len()), (MAX_ENTRIES, MAX_ENTRIES));
         assert_eq!((busy.routes[0].route.as_str(), busy.refusals[0].error_code.as_str()), ("/39", "CODE_39"));
         let anew = Metrics::new();
         anew.serve("/39", "400", "CODE_39", 1, 0.001);
-        let requests = traffic.look(&anew.registry.gather(), begun + Duration::from_secs(2)).unwrap();
+        let requests = traffic.sample(&anew.registry.gather(), begun + Duration::from_secs(2)).unwrap();
         let requests = Requests::of(&[&requests]);
         assert!(requests.per_second >= 0.0 && requests.refusals.len() <= 1);
     }
 
     /// The reported window of a process.
-    fn told(serve: impl Fn(&Metrics)) -> Window {
+    fn window_of(serve: impl Fn(&Metrics)) -> Window {
         let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
-        traffic.look(&metrics.registry.gather(), begun);
+        traffic.sample(&metrics.registry.gather(), begun);
         serve(&metrics);
-        let window = traffic.look(&metrics.registry.gather(), begun + Duration::from_secs(2)).unwrap();
+        let window = traffic.sample(&metrics.registry.gather(), begun + Duration::from_secs(2)).unwrap();
         let again: Window = serde_json::from_str(&serde_json::to_string(&window).unwrap()).unwrap();
         assert_eq!(again, window, "as it is written, so it is read");
         window
@@ -368,8 +368,8 @@ mod tests {
 
     #[test]
     fn requests_and_times_summed_over_instances() {
-        let one = told(|metrics| metrics.serve("/a", "200", "", 90, 0.001));
-        let other = told(|metrics| {
+        let one = window_of(|metrics| metrics.serve("/a", "200", "", 90, 0.001));
+        let other = window_of(|metrics| {
             metrics.serve("/a", "200", "", 10, 0.05);
             metrics.serve("/b", "503", "SERVICE_UNAVAILABLE", 20, 0.001);
             metrics.shed.with_label_values(&["tested"]).inc_by(20);

@@ -79,19 +79,19 @@ impl Engine {
                 let _merging = self.popular.merging.lock().await;
                 match self.popular.get(scope, today, sales) {
                     Some(ranking) => ranking,
-                    None => self.merge(scope, today).await?,
+                    None => self.load_ranking(scope, today).await?,
                 }
             }
         };
         Ok(ranking.iter().take(limit).cloned().collect())
     }
 
-    async fn merge(&self, scope: RankingScope, day: NaiveDate) -> Result<Arc<Vec<RankedProduct>>, Error> {
+    async fn load_ranking(&self, scope: RankingScope, day: NaiveDate) -> Result<Arc<Vec<RankedProduct>>, Error> {
         // Load the count before the read: the ranking may lack a sale made during the read.
         let sales = self.popular.sales.load(Ordering::SeqCst);
         let ranking = Arc::new(self.store.ranking(day, scope.days(), POPULAR_PLACES).await?);
-        let merged = CachedRanking { at: Instant::now(), day, sales, ranking: ranking.clone() };
-        self.popular.cached.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(scope, merged);
+        let loaded = CachedRanking { at: Instant::now(), day, sales, ranking: ranking.clone() };
+        self.popular.cached.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(scope, loaded);
         Ok(ranking)
     }
 }

@@ -196,7 +196,7 @@ impl Engine {
                     ReleasePreparation::Prepared(token) => token,
                     ReleasePreparation::Released(before) => return Ok(before),
                 };
-                self.clock.pass(sold_out::LEASE_EXPIRES_AFTER).await;
+                self.clock.sleep(sold_out::LEASE_EXPIRES_AFTER).await;
                 if let Some(released) = self.store.coupon_release(call, coupon, count, &token).await? {
                     return Ok(released);
                 }
@@ -230,7 +230,7 @@ impl Engine {
             }
         }
         if !prepared.is_empty() {
-            self.clock.pass(sold_out::LEASE_EXPIRES_AFTER).await;
+            self.clock.sleep(sold_out::LEASE_EXPIRES_AFTER).await;
         }
         for (coupon, count, token) in prepared {
             match self.store.coupon_release(&call, coupon, count, &token).await {

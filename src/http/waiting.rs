@@ -35,7 +35,7 @@ pub struct Waiting(Arc<RwLock<Vec<String>>>);
 
 impl Waiting {
     /// Replaces the reasons. Returns whether they changed.
-    pub fn tell(&self, reasons: Vec<String>) -> bool {
+    pub fn set(&self, reasons: Vec<String>) -> bool {
         let mut shown = self.0.write();
         let changed = *shown != reasons;
         *shown = reasons;

@@ -178,7 +178,7 @@ impl Clock {
     }
 
     /// Sleeps for `time`. A standing clock returns at once, and advances its uptime only.
-    pub async fn pass(&self, time: Duration) {
+    pub async fn sleep(&self, time: Duration) {
         match &self.0 {
             ClockSource::Standing(standing) => {
                 let _ = standing.uptime_us.fetch_add(time.as_micros() as u64, Ordering::SeqCst);

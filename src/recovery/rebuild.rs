@@ -283,7 +283,7 @@ impl Rebuild {
         self.catch_up(scope).await?;
         // Wait until every process has dropped its sold-out leases of the previous epoch.
         let since = Duration::from_micros(self.clock.uptime_us() - marked_us);
-        self.clock.pass(LEASE_EXPIRES_AFTER.saturating_sub(since)).await;
+        self.clock.sleep(LEASE_EXPIRES_AFTER.saturating_sub(since)).await;
         loss::end(&self.db, &summary.partitions).await?;
         for here in scope.iter() {
             self.store.reopen(here).await?;

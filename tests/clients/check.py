@@ -1,4 +1,4 @@
-"""What `make test-clients` holds the OpenAPI documents and the clients made of them against (scripts/test-clients)."""
+"""Checks the OpenAPI documents and the clients that `scripts/test-clients` generates from them."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 
 METHODS = ("get", "put", "post", "patch", "delete")
-# Where a generator puts the class of a group, and how a method of it is spelled.
+# By generator: the directory of the classes, and the spelling of a method.
 CLASSES = {
     "java": ("**/src/main/java/**/{group}Api.java", r"\bpublic \S+ {method}\("),
     "kotlin": ("**/src/main/kotlin/**/{group}Api.kt", r"\bfun {method}\("),
@@ -28,7 +28,7 @@ def operations(document):
 
 
 def documents(base, directory):
-    """Fetches both documents, and validates them."""
+    """Fetches and validates both documents."""
     from openapi_spec_validator import OpenAPIV31SpecValidator
 
     for name, path in (("page", "/v3/api-docs"), ("clients", "/v3/api-docs/clients")):
@@ -44,7 +44,7 @@ def documents(base, directory):
 
 
 def client(document, language, made):
-    """Each operation is a method of its group's class, and there is no other class."""
+    """Checks that each operation is a method of the class of its group, and that there are no other classes."""
     document = json.loads(Path(document).read_text())
     place, method = CLASSES[language]
     groups = {}

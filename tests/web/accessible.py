@@ -60,7 +60,7 @@ const rgba = (colour) => {
     const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
     return [r, g, b, a / 255];
 };
-const over = ([r, g, b, a], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a), 1];
+const blend = ([r, g, b, a], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a), 1];
 const behind = (element) => {
     const layers = [];
     for (let at = element; at; at = at.parentElement) {
@@ -69,7 +69,7 @@ const behind = (element) => {
         if (colour[3] === 1) break;
         if (at.tagName === 'DIALOG') break;
     }
-    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]);
+    return layers.reverse().reduce((below, layer) => blend(layer, below), [255, 255, 255, 1]);
 };
 const luminance = ([r, g, b]) => [r, g, b]
     .map((value) => value / 255)
@@ -81,7 +81,7 @@ for (const element of document.querySelectorAll('body *')) {
     if (!says || !element.checkVisibility({ visibilityProperty: true }) || element.closest('[disabled], [aria-disabled=true], .unseen, svg, canvas, noscript, .skip, option')) continue;
     const style = getComputedStyle(element);
     const ground = behind(element);
-    const ink = over(rgba(style.color), ground);
+    const ink = blend(rgba(style.color), ground);
     const [high, low] = [luminance(ink), luminance(ground)].sort((a, b) => b - a);
     const ratio = (high + 0.05) / (low + 0.05);
     const size = parseFloat(style.fontSize);

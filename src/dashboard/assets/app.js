@@ -187,8 +187,8 @@ function drawStatus() {
         announced = `${language()} ${status.kind}`;
         updateText(byId('announce'), [status.headline, ...status.problems.map(({ text }) => text)].join(' '));
     }
-    const mark = { ok: '✓', warn: '▲', bad: '✕', lost: '…', waiting: '…' }[status.level];
-    const title = `${mark} firstcome ${t('title')}`;
+    const symbol = { ok: '✓', warn: '▲', bad: '✕', lost: '…', waiting: '…' }[status.level];
+    const title = `${symbol} firstcome ${t('title')}`;
     if (document.title !== title) document.title = title;
 }
 

@@ -47,12 +47,12 @@ export function updateList(parent, items, keyOf, make, update) {
     if (!rowsOf.has(parent)) rowsOf.set(parent, new Map());
     const rows = rowsOf.get(parent);
     const focused = parent.contains(document.activeElement) ? document.activeElement : null;
-    const keep = new Set();
+    const present = new Set();
     let place = parent.firstChild;
     for (const item of items) {
         const key = String(keyOf(item));
-        if (keep.has(key)) continue;
-        keep.add(key);
+        if (present.has(key)) continue;
+        present.add(key);
         let row = rows.get(key);
         if (!row) rows.set(key, (row = make(item)));
         if (row === place) place = place.nextSibling;
@@ -60,7 +60,7 @@ export function updateList(parent, items, keyOf, make, update) {
         update(row, item);
     }
     for (const [key, row] of rows) {
-        if (keep.has(key)) continue;
+        if (present.has(key)) continue;
         row.remove();
         rows.delete(key);
     }

@@ -52,7 +52,7 @@ export function assess(snapshot, lostSeconds) {
         kind: `${level} ${problems.map((problem) => problem.key).sort().join(' ')}`,
         only,
         problems: problems.filter((problem) => problem !== only),
-        notes: notes(snapshot, open),
+        notes: collectNotes(snapshot, open),
     };
 }
 
@@ -131,7 +131,7 @@ function* findProblems(snapshot) {
 }
 
 // Information that is no problem.
-function notes(snapshot, open) {
+function collectNotes(snapshot, open) {
     const list = [];
     const soon = open.filter((campaign) => campaign.secondsToEmpty !== null && campaign.secondsToEmpty < SOON_S && campaign.remainingQuantity > 0)
         .sort((a, b) => a.secondsToEmpty - b.secondsToEmpty)[0];

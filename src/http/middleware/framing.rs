@@ -59,7 +59,7 @@ mod tests {
 
     use super::*;
 
-    fn told(target: &str, version: Version, headers: &[(&str, &str)]) -> Option<&'static str> {
+    fn fault_of(target: &str, version: Version, headers: &[(&str, &str)]) -> Option<&'static str> {
         let mut request = Request::builder().uri(target).version(version);
         for (name, value) in headers {
             request = request.header(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
@@ -69,8 +69,9 @@ mod tests {
 
     #[test]
     fn host_header_refused_unless_single_and_valid() {
-        let of =
-            |hosts: &[&str]| told("/", Version::HTTP_11, &hosts.iter().map(|host| ("host", *host)).collect::<Vec<_>>());
+        let of = |hosts: &[&str]| {
+            fault_of("/", Version::HTTP_11, &hosts.iter().map(|host| ("host", *host)).collect::<Vec<_>>())
+        };
         for sound in ["shop.example", "shop.example:8080", "127.0.0.1:80", "[::1]:80", "localhost", "a_b.example"] {
             assert_eq!(of(&[sound]), None, "{sound}");
         }
@@ -86,13 +87,13 @@ mod tests {
         ] {
             assert_eq!(of(flawed), Some(why), "{flawed:?}");
         }
-        assert_eq!(told("/", Version::HTTP_10, &[]), None);
-        assert!(told("/", Version::HTTP_10, &[("host", "a"), ("host", "a")]).is_some());
+        assert_eq!(fault_of("/", Version::HTTP_10, &[]), None);
+        assert!(fault_of("/", Version::HTTP_10, &[("host", "a"), ("host", "a")]).is_some());
     }
 
     #[test]
     fn absolute_target_refused_when_host_differs() {
-        let of = |target: &str, host: &str| told(target, Version::HTTP_11, &[("host", host)]);
+        let of = |target: &str, host: &str| fault_of(target, Version::HTTP_11, &[("host", host)]);
         assert_eq!(of("http://Shop.example/x", "shop.example"), None);
         for (target, host) in [
             ("http://other.example/x", "shop.example"),
@@ -107,7 +108,7 @@ mod tests {
     fn transfer_encoding_refused_unless_chunked() {
         let of = |codings: &[&str]| {
             let headers: Vec<_> = codings.iter().map(|coding| ("transfer-encoding", *coding)).collect();
-            told("/", Version::HTTP_11, &[&[("host", "x")], &headers[..]].concat())
+            fault_of("/", Version::HTTP_11, &[&[("host", "x")], &headers[..]].concat())
         };
         for sound in [&[][..], &["chunked"], &["Chunked"]] {
             assert_eq!(of(sound), None, "{sound:?}");

@@ -408,14 +408,14 @@ mod tests {
     }
 
     /// A body of which nothing ever comes.
-    fn silent() -> Body {
+    fn pending_body() -> Body {
         Body::from_stream(futures_util::stream::pending::<std::io::Result<&str>>())
     }
 
     #[tokio::test]
     async fn refused_request_ends_in_body_timeout_when_body_endless() {
         for path in ["/admin/v1/shut", "/ops/shut", "/teapot", "/unknown", "/axum"] {
-            let request = Request::post(path).header(HOST, "test").body(silent()).unwrap();
+            let request = Request::post(path).header(HOST, "test").body(pending_body()).unwrap();
             // It hangs for an hour where the work's time is waited for.
             let answer = tokio::time::timeout(Duration::from_secs(300), app().oneshot(request)).await.unwrap().unwrap();
             assert!(answer.status().is_client_error(), "{path}");
@@ -430,7 +430,7 @@ mod tests {
         let limits = Arc::new(Limits::new(&LimitsConfig::off()));
         let pipeline = Pipeline::new(time, limits, Listener::All, 0, stopping.clone());
         let app = pipeline.around(RequestClass::Public, Router::new());
-        let answer = app.oneshot(Request::post("/unknown").header(HOST, "test").body(silent()).unwrap());
+        let answer = app.oneshot(Request::post("/unknown").header(HOST, "test").body(pending_body()).unwrap());
         tokio::pin!(answer);
         assert!(futures_util::poll!(&mut answer).is_pending());
         stopping.cancel();
@@ -455,7 +455,7 @@ mod tests {
             assert_eq!(body["errorCode"], "INVALID_REQUEST");
         }
         let coded = Request::post("/axum").header(HOST, "a").header("transfer-encoding", "gzip, chunked");
-        let response = app().oneshot(coded.body(silent()).unwrap()).await.unwrap();
+        let response = app().oneshot(coded.body(pending_body()).unwrap()).await.unwrap();
         assert_eq!(
             (response.status(), &response.headers()[CONNECTION]),
             (StatusCode::BAD_REQUEST, &"close".parse().unwrap())

@@ -13,10 +13,10 @@ use crate::{
     support::harness::{Options, TestApp, until},
 };
 
-/// Open files that are not for connections of the burst: other tests run in this process.
+/// Files that this process may have open beside the connections of the burst, for other tests.
 const OTHER_FILES: u64 = 6_000;
 
-/// Connections that found the listener's backlog full, anywhere on this machine.
+/// Connections that found a full listen backlog, on the whole machine.
 fn listen_overflows() -> u64 {
     let counters = std::fs::read_to_string("/proc/net/netstat").unwrap();
     let mut lines = counters.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -25,7 +25,8 @@ fn listen_overflows() -> u64 {
     pairs.find(|(name, _)| *name == "ListenOverflows").unwrap().1.parse().unwrap()
 }
 
-/// So many connections at once, each with a request. Returns how many were not answered, and how often the backlog was full.
+/// Opens this many connections at once, each with a request. Returns the number without a reply, and the number of
+/// backlog overflows.
 async fn burst(address: SocketAddr, nth: u8, people: usize) -> (usize, u64) {
     let from = SocketAddr::new(Ipv4Addr::new(127, 0, 3, nth).into(), 0);
     let before = listen_overflows();
@@ -53,24 +54,24 @@ async fn burst_of_connections_loses_none() {
     .unwrap();
     let allowed = files.maximum.unwrap_or(u64::MAX).saturating_sub(OTHER_FILES);
     let people = allowed.min(10_000) as usize;
-    assert!(people >= 1_000, "`ulimit -Hn` allows too few connections to try this");
+    assert!(people >= 1_000, "`ulimit -Hn` allows too few connections for this test");
     let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let settings =
         [("MAX_CONNECTIONS_PER_CLIENT", "0"), ("RATE_LIMIT_CLIENT_PER_SECOND", "0"), ("HEADER_TIMEOUT_MS", "300000")];
     let short = [&settings[..], &[("LISTEN_BACKLOG", "16")]].concat();
     let mut service = Service::start(&test, &short).await;
-    // What finds no place there may try again for minutes: that it is counted is enough.
+    // A connection that overflows the backlog may retry for minutes, so the test waits for the counter only.
     let before = listen_overflows();
     tokio::select! {
         _ = burst(service.address, 100, 1_000) => {}
         () = until("some find the backlog full", async || (listen_overflows() > before).then_some(())) => {}
     }
-    assert!(listen_overflows() > before, "a backlog of 16 holds no thousand connections");
+    assert!(listen_overflows() > before, "a thousand connections did not overflow a backlog of 16");
     service.running.stop().await;
 
     let mut service = Service::start(&test, &settings).await;
     let mut lost = Vec::new();
-    // The counter is the machine's: what another test's listener loses is in it. So a burst may be tried again.
+    // The counter includes overflows of other tests' listeners, so a burst with overflows is repeated.
     for attempt in 1..=5_u8 {
         let (unanswered, full) = burst(service.address, attempt, people).await;
         assert_eq!(unanswered, 0);

@@ -1,11 +1,11 @@
 //! The service on the open internet: hostile clients do not affect honest ones.
 //!
-//! The service identifies clients by address, and loopback has many: each client here connects from one of its own. No
-//! test is bounded by time: a flood lasts until it has been refused often enough and the honest clients are done.
+//! The service identifies clients by address. Loopback has many addresses, and each client here connects from its own.
+//! No test is bounded by time: a flood ends when it has been refused often enough and the honest clients are done.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -25,14 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     process::binary::{Running, program},
-    support::harness::{ADMIN, Options, Reply, TestApp, postgres_url, read, until},
+    support::harness::{ADMIN, Options, Reply, TestApp, client_at, postgres_url, read, until},
 };
 
 const RATE: u64 = 50;
 const BURST: u64 = 100;
 const CONNECTIONS: usize = 64;
 const IN_FLIGHT: usize = 100;
-/// A proxy that is trusted.
+/// A trusted proxy.
 const PROXY: &str = "127.0.9.1";
 
 /// The program, serving this test's stores.
@@ -67,11 +67,6 @@ impl Service {
     }
 }
 
-fn client_at(address: &str) -> Client {
-    let address: IpAddr = address.parse().unwrap();
-    Client::builder().no_proxy().local_address(address).build().unwrap()
-}
-
 async fn connect(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(from.parse().unwrap(), 0))?;
@@ -96,7 +91,7 @@ impl Tally {
     }
 }
 
-/// An honest client: at an address, or behind the proxy.
+/// An honest client, at its own address or behind the proxy.
 struct Shopper {
     client: Client,
     behind: Option<String>,
@@ -136,7 +131,7 @@ impl Shopper {
     }
 }
 
-/// Sends requests as fast as it can until `stop`. `forged`: the X-Forwarded-For of the n-th request.
+/// Sends requests as fast as possible until `stop`. `forged`: the X-Forwarded-For header of the n-th request.
 async fn flood(
     service: SocketAddr,
     address: &'static str,
@@ -176,24 +171,30 @@ async fn flood(
     }
 }
 
-/// Opens more connections than one client may have and sends only `begun` on each; again whenever one is cut. Counts
-/// the replies by status, 0 for none.
-async fn crawl(service: SocketAddr, address: &'static str, begun: &'static str, tally: Tally, stop: CancellationToken) {
+/// Opens more connections than a client may have, sends only `unfinished` on each, and replaces each closed one. Counts the
+/// replies by status; 0 stands for a connection without a reply.
+async fn hold_unfinished_requests(
+    service: SocketAddr,
+    address: &'static str,
+    unfinished: &'static str,
+    tally: Tally,
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
-    // Refused connections come again at once: two are enough to keep the machine busy.
+    // A refused connection is replaced at once; two in excess are enough to keep the machine busy.
     for _ in 0..CONNECTIONS + 2 {
         let (tally, stop) = (tally.clone(), stop.clone());
         connections.spawn(async move {
             let once = async || {
                 let mut stream = connect(address, service).await.ok()?;
-                stream.write_all(begun.as_bytes()).await.ok()?;
+                stream.write_all(unfinished.as_bytes()).await.ok()?;
                 let mut said = Vec::new();
                 stream.read_to_end(&mut said).await.ok()?;
                 String::from_utf8(said).unwrap().split(' ').nth(1)?.parse().ok()
             };
             while let Some(status) = stop.run_until_cancelled(once()).await {
                 tally.add(status.unwrap_or(0));
-                // Not to spend this test's own share of the machine on it.
+                // Leaves time for the other tasks of this test.
                 tokio::task::yield_now().await;
             }
         });
@@ -201,17 +202,17 @@ async fn crawl(service: SocketAddr, address: &'static str, begun: &'static str, 
     connections.join_all().await;
 }
 
-/// Fails if a flood has failed, rather than wait for it.
+/// Fails if a flood has ended, so that the test does not wait for it.
 #[track_caller]
-fn none_has_failed(floods: &mut JoinSet<()>) {
+fn assert_none_ended(floods: &mut JoinSet<()>) {
     if let Some(ended) = floods.try_join_next() {
         ended.unwrap();
         panic!("a flood has ended");
     }
 }
 
-/// Tries operators' tokens.
-async fn guess(service: SocketAddr, tally: Tally, stop: CancellationToken) {
+/// Guesses operators' tokens.
+async fn guess_tokens(service: SocketAddr, tally: Tally, stop: CancellationToken) {
     let client = client_at("127.0.0.8");
     for n in 0_u64.. {
         if stop.is_cancelled() {
@@ -253,15 +254,15 @@ async fn hostile_clients_refused_and_honest_ones_served() {
     let mut hostile = JoinSet::new();
     let tallies: [Tally; 7] = std::array::from_fn(|_| Tally::default());
     let [plain, forging, proxied, heads, bodies, more_bodies, guesses] = tallies.clone();
-    // One client sends too much; one forges another address each time; one does so behind a proxy, which appends the
-    // true address.
+    // Three floods: from one address, with a different forged address per request, and the same behind a proxy that
+    // appends the true address.
     hostile.spawn(flood(address, "127.0.0.2", None, plain.clone(), stop.clone()));
-    let anybody = |n: u64| format!("198.51.{}.{}", n / 256 % 256, n % 256);
-    hostile.spawn(flood(address, "127.0.0.3", Some(anybody), forging.clone(), stop.clone()));
+    let forged_address = |n: u64| format!("198.51.{}.{}", n / 256 % 256, n % 256);
+    hostile.spawn(flood(address, "127.0.0.3", Some(forged_address), forging.clone(), stop.clone()));
     let through_proxy = |n: u64| format!("198.51.{}.{}, 203.0.113.66", n / 256 % 256, n % 256);
     hostile.spawn(flood(address, PROXY, Some(through_proxy), proxied.clone(), stop.clone()));
-    // Heads and bodies that do not end: more of the latter than there may be requests under way.
-    hostile.spawn(crawl(
+    // Unfinished heads, and more unfinished bodies than requests may be in flight.
+    hostile.spawn(hold_unfinished_requests(
         address,
         "127.0.0.4",
         "GET /api/v1/products/1 HTTP/1.1\r\nhost: x\r\nx-",
@@ -270,18 +271,18 @@ async fn hostile_clients_refused_and_honest_ones_served() {
     ));
     let body =
         "POST /api/v1/orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{";
-    hostile.spawn(crawl(address, "127.0.0.5", body, bodies.clone(), stop.clone()));
-    hostile.spawn(crawl(address, "127.0.0.6", body, more_bodies.clone(), stop.clone()));
-    hostile.spawn(guess(address, guesses.clone(), stop.clone()));
+    hostile.spawn(hold_unfinished_requests(address, "127.0.0.5", body, bodies.clone(), stop.clone()));
+    hostile.spawn(hold_unfinished_requests(address, "127.0.0.6", body, more_bodies.clone(), stop.clone()));
+    hostile.spawn(guess_tokens(address, guesses.clone(), stop.clone()));
     let floods = [&plain, &forging, &proxied];
     until("the floods are refused", async || {
-        none_has_failed(&mut hostile);
+        assert_none_ended(&mut hostile);
         floods.iter().all(|tally| tally.of(429) > BURST).then_some(())
     })
     .await;
     let resident = service.resident_bytes();
 
-    // Operators and balancers, at the same address as the public.
+    // Operators and load balancers, at the same address as the public.
     let answered = Arc::new(AtomicU64::new(0));
     hostile.spawn({
         let (answered, stop, base) = (answered.clone(), stop.clone(), service.url(""));
@@ -310,7 +311,7 @@ async fn hostile_clients_refused_and_honest_ones_served() {
     }
     honest.join_all().await;
     until("slow clients are cut, and all is answered meanwhile", async || {
-        none_has_failed(&mut hostile);
+        assert_none_ended(&mut hostile);
         let slow = heads.total() > 100 && bodies.of(408) > 10 && more_bodies.of(408) > 10;
         (slow && guesses.of(429) > 10 && answered.load(Relaxed) > 10).then_some(())
     })
@@ -325,15 +326,15 @@ async fn hostile_clients_refused_and_honest_ones_served() {
         let let_in = tally.of(200) + tally.of(404);
         assert!(let_in >= BURST && let_in <= most, "{let_in} of at most {most}");
     }
-    // Thirty at once, and one every two seconds: whatever else is at it, no more are judged.
-    let judged = 30 + began.elapsed().as_secs() / 2 + 1;
-    assert!((30..=judged).contains(&guesses.of(401)), "{} were judged", guesses.of(401));
+    // The limit admits thirty guesses at once, then one every two seconds.
+    let max_verified = 30 + began.elapsed().as_secs() / 2 + 1;
+    assert!((30..=max_verified).contains(&guesses.of(401)), "{} guesses were verified", guesses.of(401));
     assert_eq!(guesses.of(401) + guesses.of(429), guesses.total());
-    assert!(bodies.of(503) + more_bodies.of(503) == 0, "who waits for a body is not under way");
+    assert!(bodies.of(503) + more_bodies.of(503) == 0, "a request counts as in flight before its body has arrived");
     let grown = service.resident_bytes().saturating_sub(resident);
-    assert!(grown < 64 * 1024 * 1024, "{grown} bytes more than when it began");
+    assert!(grown < 64 * 1024 * 1024, "{grown} bytes of growth");
 
-    // A user, at any address: the burst, and then no more than one a second.
+    // A user has the same limit at every address: the burst, then one request per second.
     let shopper = client_at("127.0.2.1");
     let (user, other) = (users[0], users[1]);
     let began = Instant::now();
@@ -369,9 +370,9 @@ async fn operators_served_on_own_address_when_public_flooded() {
     let operators = service.running.logged("serving operators").unwrap();
     let operators: SocketAddr = operators["fields"]["address"].as_str().unwrap().parse().unwrap();
     let (public, client) = (service.address, crate::support::harness::client());
-    let ask = async |door: SocketAddr, path: &str| {
-        // Each on a connection of its own: none may keep one.
-        let request = client.get(format!("http://{door}{path}")).header("connection", "close");
+    let ask = async |listener: SocketAddr, path: &str| {
+        // Each on its own connection, since the limit of connections is tested.
+        let request = client.get(format!("http://{listener}{path}")).header("connection", "close");
         read(request.bearer_auth(ADMIN)).await.status.as_u16()
     };
     for (path, at_public, at_operators) in [
@@ -385,7 +386,7 @@ async fn operators_served_on_own_address_when_public_flooded() {
     ] {
         assert_eq!((ask(public, path).await, ask(operators, path).await), (at_public, at_operators), "{path}");
     }
-    // The whole public side is taken, and the operators notice nothing.
+    // All public connections are taken; the operators' listener still has room.
     let mut taken = Vec::new();
     for _ in 0..2 {
         let mut stream = connect("127.0.0.2", public).await.unwrap();
@@ -401,7 +402,7 @@ async fn operators_served_on_own_address_when_public_flooded() {
     assert_eq!(ask(operators, "/readyz").await, 200);
     assert_eq!(ask(operators, "/admin/v1/projection").await, 200);
     let none = tokio::time::timeout(Duration::from_millis(200), &mut waiting).await;
-    assert!(none.is_err(), "there was no room for it");
+    assert!(none.is_err(), "a connection beyond the limit was served");
     drop(taken);
     assert_eq!(waiting.await, 200);
     service.running.stop().await;

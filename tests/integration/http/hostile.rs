@@ -1,10 +1,7 @@
-//! Hostile requests on the sockets of the program: ambiguous heads, bodies that never come, guesses at tokens, and
-//! requests that cost more than they seem to.
+//! Hostile requests on the program's sockets: ambiguous heads, bodies that never arrive, guessed tokens, and requests
+//! that cost more than they seem to.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Instant,
-};
+use std::{net::SocketAddr, time::Instant};
 
 use firstcome::config::{Auth, AuthConfig, LimitsConfig, Secret};
 use reqwest::Client;
@@ -19,22 +16,17 @@ use crate::{
     api::tokens::token_of,
     http::flood::Service,
     process::binary::{program, run},
-    support::harness::{ADMIN, Options, TestApp, raw_redis, read, until},
+    support::harness::{ADMIN, Options, TestApp, client_at, raw_redis, read, until},
 };
 
 const SCRAPER: &str = "a-token-of-the-scraper";
 
-fn client_at(address: &str) -> Client {
-    let address: IpAddr = address.parse().unwrap();
-    Client::builder().no_proxy().local_address(address).build().unwrap()
-}
-
-/// All that is said to these bytes until the connection ends.
+/// All that the service sends in reply to these bytes, until the connection ends.
 async fn said(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut said = Vec::new();
-    // Some connections end with a reset: the bytes before it count.
+    // Some connections end with a reset; the bytes before it count.
     let _ = stream.read_to_end(&mut said).await;
     String::from_utf8(said).unwrap()
 }
@@ -47,10 +39,10 @@ fn statuses(said: &str) -> Vec<u16> {
 async fn ambiguous_head_refused_and_connection_closed() {
     let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
     let mut service = Service::start(&test, &[("CORS_ORIGINS", "*"), ("HEADER_TIMEOUT_MS", "300000")]).await;
-    // A parser that reads the first request differently finds this one elsewhere.
+    // A parser that finds another end of the first request serves this one.
     const NEXT: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let preflight = "origin: http://a\r\naccess-control-request-method: PUT\r\n";
-    // Ours: the envelope. Otherwise the HTTP library's own bare 400.
+    // `ours`: the reply is the service's error; otherwise the HTTP library's bare 400.
     for (head, ours) in [
         ("GET /healthz HTTP/1.1\r\n\r\n".to_owned(), true),
         ("GET /healthz HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".to_owned(), true),
@@ -86,7 +78,7 @@ async fn ambiguous_head_refused_and_connection_closed() {
         assert_eq!(reply.contains("\"errorCode\":\"INVALID_REQUEST\""), ours, "{head:?}: {reply}");
         assert!(!ours || reply.contains("connection: close\r\n") && reply.contains("x-request-id: "), "{reply}");
     }
-    // Bodies whose bounds are not certain: one reply, and nothing behind it is read as a request.
+    // Bodies of ambiguous length: one reply, and the bytes behind the body are never served as a request.
     for body in [
         "content-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nG",
         "transfer-encoding: chunked\r\ncontent-length: 6\r\n\r\n0\r\n\r\nG",
@@ -101,12 +93,12 @@ async fn ambiguous_head_refused_and_connection_closed() {
         let reply = said(service.address, format!("{head}{body}{NEXT}").as_bytes()).await;
         assert!(statuses(&reply).len() <= 1 && !reply.contains(" 200 "), "{body:?}: {reply}");
     }
-    // An odd but unambiguous head is served, and so is the next request.
+    // An unusual but unambiguous head is served, and so is the next request.
     for sound in [
         "GET /healthz HTTP/1.1\r\nHOST: a:8080\r\n\r\n",
         "GET http://A/healthz HTTP/1.1\r\nhost: a\r\n\r\n",
         "\r\nGET /healthz HTTP/1.1\r\nhost: a\r\n\r\n",
-        // RFC 9112, 2.2 lets a line end so.
+        // RFC 9112, 2.2 allows a line to end without a carriage return.
         "GET /healthz HTTP/1.1\nhost: a\n\n",
         "GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\nx",
         "GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding: Chunked\r\n\r\n1;x=y\r\nx\r\n0\r\nt: u\r\n\r\n",
@@ -115,13 +107,13 @@ async fn ambiguous_head_refused_and_connection_closed() {
         assert_eq!(statuses(&reply), [200, 200], "{sound:?}: {reply}");
     }
     let old = said(service.address, b"GET /healthz HTTP/1.0\r\n\r\n").await;
-    assert!(old.starts_with("HTTP/1.0 200"), "old health checks have no Host: {old}");
+    assert!(old.starts_with("HTTP/1.0 200"), "a health check in HTTP/1.0 has no Host header: {old}");
     service.running.stop().await;
     test.finish().await;
 }
 
-/// A refused request whose body never comes ends in the time of a body, whatever the request timeout, and a stop does
-/// not wait for it.
+/// A refused request whose body never arrives ends within the body timeout, regardless of the request timeout, and a
+/// stop does not wait for it.
 #[tokio::test]
 async fn refused_request_without_body_ends_and_delays_no_stop() {
     let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
@@ -145,7 +137,7 @@ async fn refused_request_without_body_ends_and_delays_no_stop() {
     let started = async |body_timeout: &str| {
         let settings = [
             ("METRICS_TOKEN", SCRAPER),
-            // An hour, and ten minutes for the long ones.
+            // An hour for ordinary requests and ten minutes for heads.
             ("REQUEST_TIMEOUT_MS", "3600000"),
             ("HEADER_TIMEOUT_MS", "600000"),
             ("BODY_TIMEOUT_MS", body_timeout),
@@ -170,11 +162,11 @@ async fn refused_request_without_body_ends_and_delays_no_stop() {
         let (reply, head) = answered.unwrap();
         assert_eq!(statuses(&reply).len(), 1, "{head}: {reply}");
     }
-    // Far from the ten minutes of the work.
+    // Far less than the request timeout.
     assert!(began.elapsed().as_secs() < 120, "{:?}", began.elapsed());
     service.running.stop().await;
 
-    // A stop in the middle of it: an hour for a body is no hour to wait.
+    // A stop while bodies are missing does not wait for their timeout of almost an hour.
     let mut service = started("3500000").await;
     let mut asked = JoinSet::new();
     for (method, path) in routes.iter().filter(|(_, path)| path.starts_with("/admin")) {
@@ -189,7 +181,7 @@ async fn refused_request_without_body_ends_and_delays_no_stop() {
         (open >= asked.len() as f64).then_some(())
     })
     .await;
-    // With status 0.
+    // These requests count with status 0.
     service.running.stop().await;
     while let Some(answered) = asked.join_next().await {
         let (reply, head) = answered.unwrap();
@@ -210,27 +202,27 @@ async fn token_guesses_refused_and_other_clients_served() {
             read(client.get(service.url(path)).bearer_auth(token)).await.status.as_u16()
         };
         let began = Instant::now();
-        let mut judged = 0;
-        // Until it has been refused often; a right one is among the guesses from the moment that they are refused.
+        let mut verified = 0;
+        // Guesses until many are refused; the right token is tried only while guesses are refused.
         let mut refused = 0;
         while refused < 100 {
-            match ask(&guesser, &format!("a-wrong-token-{judged}")).await {
-                401 => judged += 1,
+            match ask(&guesser, &format!("a-wrong-token-{verified}")).await {
+                401 => verified += 1,
                 429 => refused += 1,
                 other => panic!("{path}: {other}"),
             }
         }
         let most = 10 + began.elapsed().as_secs() / 6 + 1;
-        assert!((10..=most).contains(&judged), "{path}: {judged} were judged");
-        // Right tokens are refused like wrong ones: at most one in six seconds is verified.
+        assert!((10..=most).contains(&verified), "{path}: {verified} guesses were verified");
+        // The limit refuses right tokens, too: it admits one attempt every six seconds.
         let mut replies = Vec::new();
         for _ in 0..20 {
             replies.push(ask(&guesser, right).await);
             ask(&guesser, "a-wrong-token-in-between").await;
         }
         assert!(replies.iter().filter(|status| **status == 429).count() >= 10, "{path}: {replies:?}");
-        assert_eq!(ask(&client_at("127.0.4.9"), right).await, 200, "{path}: others are not locked out");
-        // Public routes are not affected.
+        assert_eq!(ask(&client_at("127.0.4.9"), right).await, 200, "{path}: another client is refused");
+        // Public routes have limits of their own.
         assert_eq!(read(guesser.get(service.url("/api/v1/products"))).await.status, 200);
     }
     service.running.stop().await;
@@ -257,7 +249,7 @@ async fn start_refused_when_token_guessable() {
     }
 }
 
-/// Commands that Redis was sent.
+/// The number of commands that Redis has processed.
 async fn commands(redis: &mut redis::aio::MultiplexedConnection) -> u64 {
     let stats: String = redis::cmd("INFO").arg("stats").query_async(redis).await.unwrap();
     let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
@@ -280,7 +272,8 @@ async fn readiness_polled_often_costs_redis_little() {
         });
     }
     asking.join_all().await;
-    // A hundred probes at once and a hundred a second, each of a few commands; and the process's own commands.
+    // At most a hundred probes at once and a hundred per second reach Redis, each with a few commands; the process adds
+    // its own.
     let most = 800 * (began.elapsed().as_secs() + 2);
     let sent = commands(&mut redis).await - before;
     assert!(sent <= most, "{sent} commands for {asked} questions in {:?}", began.elapsed());
@@ -330,7 +323,7 @@ async fn requests_charged_to_client_by_cost() {
             Some(body) => of_client(test.client.post(format!("{}{path}", test.base)).json(body)).await,
         };
         assert!(matches!(reply.status.as_u16(), 200 | 404), "{path}: {} {}", reply.status, reply.text);
-        // The rest, in requests of one token, and one token refilled each second.
+        // Counts the remaining tokens by requests that cost one token, of which one returns per second.
         let mut left = 0;
         while of_client(test.client.get(format!("{}/api/v1/products/1", test.base))).await.status != 429 {
             left += 1;
@@ -341,7 +334,7 @@ async fn requests_charged_to_client_by_cost() {
     test.finish().await;
 }
 
-/// The dashboard is at the documentation's origin.
+/// The documentation and the dashboard share an origin, so a foreign script could act as an operator.
 #[tokio::test]
 async fn documentation_runs_no_foreign_script() {
     let test = TestApp::start().await;
@@ -353,7 +346,7 @@ async fn documentation_runs_no_foreign_script() {
             assert!(policy.contains(part), "{path}: {policy}");
         }
     }
-    // What the policy forbids is not there: scripts in the page itself.
+    // The page has no inline scripts, which its policy forbids.
     let page = test.get("/swagger-ui/index.html").await.text;
     for script in page.split("<script").skip(1) {
         let (tag, rest) = script.split_once('>').unwrap();

@@ -1,4 +1,4 @@
-//! The dashboard of one instance shows the requests of all: each instance publishes its own while it runs.
+//! The dashboard of one instance shows the requests of every instance: each publishes its counts while it runs.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -24,7 +24,7 @@ fn port(base: &str) -> u16 {
     base.rsplit(':').next().unwrap().parse().unwrap()
 }
 
-/// The number of replies 404 of an instance, or of all together.
+/// The rate of 404 replies of one instance, or of all.
 fn missed(requests: &Value) -> f64 {
     let refusals = requests["refusals"].as_array().into_iter().flatten();
     refusals
@@ -33,7 +33,7 @@ fn missed(requests: &Value) -> f64 {
         .sum()
 }
 
-/// Sends requests that get a 404 for as long as `look` takes.
+/// Sends requests that get a 404 until `look` has its result.
 async fn busy<T>(base: &str, look: impl Future<Output = T>) -> T {
     let over = AtomicBool::new(false);
     let ask = async {
@@ -60,11 +60,11 @@ async fn dashboard_shows_requests_of_every_instance() {
     let mut watch = Watch::open(&one).await;
     watch.until("all three", |seen| ports(seen).len() == 3).await;
 
-    // What the second one answers is seen at the first, in the sum and by itself, and nowhere else.
+    // The first instance shows replies of the second one in the sum and in the row of the second one only.
     let all =
         busy(&other, watch.until("the other's", |seen| ports(seen).len() == 3 && missed(&seen["requests"]) > 0.0))
             .await;
-    assert_eq!(ports(&all)[0], port(&one), "the one that tells comes first");
+    assert_eq!(ports(&all)[0], port(&one), "the reporting instance is not the first");
     for instance in all["instances"].as_array().unwrap() {
         let its = instance["name"].as_str().unwrap().ends_with(&format!(":{}", port(&other)));
         assert_eq!(missed(&instance["requests"]) > 0.0, its, "{instance}");
@@ -73,7 +73,7 @@ async fn dashboard_shows_requests_of_every_instance() {
     let mine = busy(&one, watch.until("its own", |seen| missed(&seen["instances"][0]["requests"]) > 0.0)).await;
     assert!(missed(&mine["requests"]) > 0.0);
 
-    // One that dies drops out; one that ends says so.
+    // A killed instance disappears after a while, a stopped one immediately.
     second.child.kill().await.unwrap();
     let left = watch.until("the dead one is gone", |seen| ports(seen).len() == 2).await;
     assert!(!ports(&left).contains(&port(&other)));

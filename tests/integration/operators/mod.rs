@@ -9,3 +9,16 @@ mod runbook;
 mod sessions;
 mod telemetry;
 mod timeline;
+
+use firstcome::config::{OperatorsConfig, Secret};
+
+use crate::support::harness::{ADMIN, Options};
+
+/// The token of the operator `kim`.
+const KIM: &str = "a-token-of-kim-0123";
+
+/// Options of a service with the operators `admin` and `kim`.
+fn options_with_kim() -> Options {
+    let admin_tokens = Some(Secret::new(format!("kim:{KIM}")));
+    Options { operators: OperatorsConfig { admin_tokens, ..OperatorsConfig::admin(ADMIN) }, ..Options::default() }
+}

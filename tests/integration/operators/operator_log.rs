@@ -1,21 +1,14 @@
-//! The operator log: who did what, when, with which result. Each action is recorded once, also after an outage of
+//! The operator log: who did what, when, with which result. Each action is recorded once, even across an outage of
 //! PostgreSQL, and no action waits for its record.
 
-use firstcome::config::{OperatorsConfig, Secret};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::{KIM, options_with_kim};
 use crate::support::{
     api_kit::{fields, get, now, post},
-    harness::{ADMIN, Options, TestApp, read},
+    harness::{ADMIN, TestApp, read},
 };
-
-const KIM: &str = "a-token-of-kim-0123";
-
-fn with_kim() -> Options {
-    let admin_tokens = Some(Secret::new(format!("kim:{KIM}")));
-    Options { operators: OperatorsConfig { admin_tokens, ..OperatorsConfig::admin(ADMIN) }, ..Options::default() }
-}
 
 /// The recorded actions, oldest first.
 async fn actions(test: &TestApp, query: &str) -> Vec<Value> {
@@ -33,7 +26,7 @@ fn summary(action: &Value) -> (&str, &str, &str, i64) {
 
 #[tokio::test]
 async fn operator_actions_recorded_and_nothing_else() {
-    let test = TestApp::with(with_kim()).await;
+    let test = TestApp::with(options_with_kim()).await;
     let as_kim = |method: Method, path: String| {
         test.client.request(method, format!("{}{path}", test.base)).bearer_auth(KIM).header("x-request-id", "of-kim")
     };
@@ -41,13 +34,13 @@ async fn operator_actions_recorded_and_nothing_else() {
     let patch = as_kim(Method::PATCH, format!("/admin/v1/products/{product}"));
     let renamed = json!({"productName": "가\"나", "stockDelta": -9});
     read(patch.json(&renamed)).await.refused(409, "INSUFFICIENT_STOCK");
-    // What the request's type does not name is not noted.
-    let unknown = json!({"userName": "x", "nobody's field": "x".repeat(5_000)});
+    // Unknown fields are not recorded.
+    let unknown = json!({"userName": "x", "unknown field": "x".repeat(5_000)});
     read(as_kim(Method::POST, "/admin/v1/users".into()).json(&unknown)).await.refused(400, "INVALID_REQUEST");
     read(as_kim(Method::POST, "/admin/v1/users".into()).json(&json!({"userName": 1})))
         .await
         .refused(400, "INVALID_REQUEST");
-    // Not recorded: reads, unauthenticated requests, requests of customers, and unknown paths.
+    // Reads, unauthenticated requests, requests of customers and unknown paths are not recorded.
     get(&test, "/admin/v1/orders").await.ok();
     test.put_charge(1, 5).await.refused(404, "USER_NOT_FOUND");
     test.send(Method::POST, "/admin/v1/nothing", Some(&json!({})), None).await.refused(404, "NOT_FOUND");
@@ -77,7 +70,7 @@ async fn operator_actions_recorded_and_nothing_else() {
     assert_eq!((&detail["productName"], &detail["stockDelta"]), (&json!("가\"나"), &json!(-9)), "{detail}");
     let everything = all.iter().map(Value::to_string).collect::<String>();
     assert!(
-        !everything.contains(KIM) && !everything.contains(ADMIN) && !everything.contains("nobody's"),
+        !everything.contains(KIM) && !everything.contains(ADMIN) && !everything.contains("unknown field"),
         "{everything}"
     );
 
@@ -106,7 +99,7 @@ async fn operator_action_path_recorded_short_and_printable() {
     test.finish().await;
 }
 
-/// The action is not delayed, and is written once PostgreSQL is back.
+/// The action succeeds at once; its record follows when PostgreSQL is back.
 #[tokio::test]
 async fn operator_actions_queued_when_postgres_down() {
     let test = TestApp::start().await;
@@ -117,7 +110,7 @@ async fn operator_actions_queued_when_postgres_down() {
     rename("operator_log", "away").await;
     let users: Vec<i64> = [test.user(1).await, test.user(2).await, test.user(3).await].into();
     rename("away", "operator_log").await;
-    // A read now waits for the actions under way.
+    // A read waits for records in progress.
     let recorded = crate::support::harness::until("the operator log is written", async || {
         let all = actions(&test, "").await;
         (all.len() == users.len()).then_some(all)

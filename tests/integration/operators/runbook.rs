@@ -1,4 +1,4 @@
-//! docs/operations.md: every command on the page runs as printed, in the situation of its section, on private servers.
+//! Every command of docs/operations.md runs as printed, in the situation of its section, on private servers.
 
 use std::{
     collections::BTreeSet,
@@ -15,12 +15,12 @@ use crate::{
 };
 
 const PAGE: &str = include_str!("../../../docs/operations.md");
-/// The first words of a command in running text; arguments must follow.
+/// The beginnings of commands in running text.
 const PROGRAMS: [&str; 6] = ["curl ", "firstcome ", "redis-cli ", "pg_dump ", "ACL SETUSER ", "CONFIG SET "];
-/// Mentions, which are no commands to be typed there.
+/// Inline code that mentions a command which the reader does not run.
 const MENTIONS: [&str; 1] = ["firstcome project"];
 
-/// A command, where the page prints it.
+/// A command and its section.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Printed {
     section: String,
@@ -46,45 +46,45 @@ fn printed() -> BTreeSet<Printed> {
             }
         }
     }
-    assert!(block.is_none(), "a block without an end");
+    assert!(block.is_none(), "unclosed fenced block");
     all
 }
 
-/// An operator at a terminal, in an empty directory, with the page open.
+/// A terminal in an empty directory, and the commands of the page.
 struct Operator {
     dir: ScratchDir,
     shop: String,
     redis_url: String,
     postgres_url: String,
     token: String,
-    /// The commands not run yet.
-    left: BTreeSet<Printed>,
+    /// The commands that have not run yet.
+    not_run: BTreeSet<Printed>,
 }
 
 /// The outcome of a command.
-struct Came {
+struct Outcome {
     code: Option<i32>,
     said: String,
 }
 
-impl Came {
+impl Outcome {
     /// Asserts that the command succeeded. Returns its output.
     #[track_caller]
-    fn well(self) -> String {
+    fn success(self) -> String {
         assert_eq!(self.code, Some(0), "{}", self.said);
         self.said
     }
 
-    /// The same, as JSON.
+    /// Asserts that the command succeeded. Returns its output as JSON.
     #[track_caller]
     fn json(self) -> Value {
-        let said = self.well();
+        let said = self.success();
         serde_json::from_str(&said).unwrap_or_else(|_| panic!("no JSON: {said}"))
     }
 }
 
 impl Operator {
-    /// `socket`, `password`: of Redis, for its own program.
+    /// `socket`, `password`: how redis-cli reaches Redis.
     fn new(servers: &Servers, socket: &Path, password: &str) -> Operator {
         let dir = ScratchDir::new().unwrap();
         let tools = dir.path().join("bin");
@@ -105,12 +105,12 @@ impl Operator {
             redis_url: servers.redis_url.clone(),
             postgres_url: servers.postgres_url.clone(),
             token: ADMIN.to_owned(),
-            left: printed(),
+            not_run: printed(),
         }
     }
 
-    /// Runs a command line as an operator types it.
-    async fn types(&self, line: &str) -> Came {
+    /// Runs a command line in bash.
+    async fn run(&self, line: &str) -> Outcome {
         let path = format!("{}:{}", self.dir.path().join("bin").display(), std::env::var("PATH").unwrap());
         let mut shell = Command::new("bash");
         shell.args(["-c", &format!("exec 2>&1\n{line}")]).current_dir(self.dir.path()).env_clear().stdin(Stdio::null());
@@ -118,23 +118,23 @@ impl Operator {
         shell.envs([("REDIS_URL", &self.redis_url), ("DATABASE_URL", &self.postgres_url)]);
         shell.env("NO_PROXY", "*").env("RUST_LOG", "error");
         let output = tokio::task::spawn_blocking(move || shell.output().expect("bash")).await.unwrap();
-        Came { code: output.status.code(), said: String::from_utf8_lossy(&output.stdout).into_owned() }
+        Outcome { code: output.status.code(), said: String::from_utf8_lossy(&output.stdout).into_owned() }
     }
 
-    /// The command of a section that begins so, which is typed now.
+    /// The command of a section that begins with `begins`; it counts as run.
     #[track_caller]
     fn printed(&mut self, section: &str, begins: &str) -> String {
         let all = printed();
-        let there = all.iter().find(|one| one.section == section && one.text.starts_with(begins));
-        let there = there.unwrap_or_else(|| panic!("{section:?} prints no command that begins with {begins:?}"));
-        self.left.remove(there);
-        there.text.clone()
+        let found = all.iter().find(|one| one.section == section && one.text.starts_with(begins));
+        let found = found.unwrap_or_else(|| panic!("{section:?} prints no command that begins with {begins:?}"));
+        self.not_run.remove(found);
+        found.text.clone()
     }
 
-    /// Types it as printed.
-    async fn does(&mut self, section: &str, begins: &str) -> Came {
+    /// Runs the command as printed.
+    async fn run_printed(&mut self, section: &str, begins: &str) -> Outcome {
         let line = self.printed(section, begins);
-        self.types(&line).await
+        self.run(&line).await
     }
 }
 
@@ -175,42 +175,42 @@ async fn sql(servers: &Servers, statement: &'static str) {
     db.close().await.unwrap();
 }
 
-/// Requests, reads and settings when nothing is lost.
-async fn on_a_good_day(operator: &mut Operator, base: &str) {
+/// Requests, reads and settings of a healthy deployment.
+async fn healthy_deployment(operator: &mut Operator, base: &str) {
     let exports = operator.printed("Operations", "export REDIS_URL");
-    let set = operator.types(&format!("{exports}\necho \"$REDIS_URL $DATABASE_URL $ADMIN_TOKEN $SHOP\"")).await.well();
+    let set = operator.run(&format!("{exports}\necho \"$REDIS_URL $DATABASE_URL $ADMIN_TOKEN $SHOP\"")).await.success();
     assert!(set.starts_with("redis://redis.example:6379 postgres://") && set.trim().ends_with(":8080"), "{set}");
 
     let asks = "Four questions";
-    assert_eq!(operator.does(asks, "curl -s $SHOP/readyz").await.json(), json!({"status": "UP"}));
-    assert_eq!(operator.does("FirstcomeNotReady", "curl -s $SHOP/readyz").await.json(), json!({"status": "UP"}));
-    assert_eq!(operator.does(asks, "curl -s $SHOP/admin/v1/projection").await.json()["deadLetters"], 0);
-    assert!(operator.does(asks, "firstcome audit").await.well().contains("The books balance"));
-    assert_eq!(operator.does(asks, "curl -s $SHOP/admin/v1/audit").await.json()["balanced"], true);
-    let withheld = operator.does(asks, "curl -s $SHOP/admin/v1/withheld").await.json();
+    assert_eq!(operator.run_printed(asks, "curl -s $SHOP/readyz").await.json(), json!({"status": "UP"}));
+    assert_eq!(operator.run_printed("FirstcomeNotReady", "curl -s $SHOP/readyz").await.json(), json!({"status": "UP"}));
+    assert_eq!(operator.run_printed(asks, "curl -s $SHOP/admin/v1/projection").await.json()["deadLetters"], 0);
+    assert!(operator.run_printed(asks, "firstcome audit").await.success().contains("The books balance"));
+    assert_eq!(operator.run_printed(asks, "curl -s $SHOP/admin/v1/audit").await.json()["balanced"], true);
+    let withheld = operator.run_printed(asks, "curl -s $SHOP/admin/v1/withheld").await.json();
     assert_eq!(withheld, json!({"products": [], "coupons": []}));
 
-    let memory = operator.does("Redis's memory grows", "redis-cli INFO memory").await.well();
+    let memory = operator.run_printed("Redis's memory grows", "redis-cli INFO memory").await.success();
     assert!(memory.contains("used_memory_human:") && memory.contains("mem_fragmentation_ratio:"), "{memory}");
     assert!(memory.contains("Sampled ") && !memory.contains("ERR"), "{memory}");
-    let defragmented = operator.does("Redis's memory grows", "CONFIG SET activedefrag").await;
-    assert_ne!(defragmented.code, Some(0), "it is typed to redis-cli");
-    let defragmented = operator.types("redis-cli CONFIG SET activedefrag yes").await.well();
+    let defragmented = operator.run_printed("Redis's memory grows", "CONFIG SET activedefrag").await;
+    assert_ne!(defragmented.code, Some(0), "a Redis command ran in the shell");
+    let defragmented = operator.run("redis-cli CONFIG SET activedefrag yes").await.success();
     assert!(defragmented.starts_with("OK") || defragmented.contains("cannot be enabled"), "{defragmented}");
 
     let slow = operator.printed("The disk is slow", "redis-cli CONFIG SET latency-monitor-threshold");
-    let seen = operator.types(&slow.replace("sleep 10", "sleep 0")).await.well();
+    let seen = operator.run(&slow.replace("sleep 10", "sleep 0")).await.success();
     assert!(seen.starts_with("OK") && seen.contains("aof_last_write_status:ok"), "{seen}");
     for section in ["The disk is slow", "The books do not balance"] {
-        let rewritten = operator.does(section, "redis-cli BGREWRITEAOF").await.well();
+        let rewritten = operator.run_printed(section, "redis-cli BGREWRITEAOF").await.success();
         assert!(rewritten.contains("ackground append only file rewriting"), "{rewritten}");
     }
     let full = "Redis is out of memory, read-only, loading or busy";
-    assert_eq!(operator.does(full, "redis-cli CONFIG SET maxmemory 8gb").await.well().trim(), "OK");
-    assert_eq!(operator.types("redis-cli CONFIG SET busy-reply-threshold 50").await.well().trim(), "OK");
-    let busy = operator.types("redis-cli EVAL 'while true do end' 0");
+    assert_eq!(operator.run_printed(full, "redis-cli CONFIG SET maxmemory 8gb").await.success().trim(), "OK");
+    assert_eq!(operator.run("redis-cli CONFIG SET busy-reply-threshold 50").await.success().trim(), "OK");
+    let busy = operator.run("redis-cli EVAL 'while true do end' 0");
     let killed = until("the script is killed", async || {
-        let killed = operator.types("redis-cli SCRIPT KILL").await.well();
+        let killed = operator.run("redis-cli SCRIPT KILL").await.success();
         killed.contains("OK").then_some(killed)
     });
     let (ended, _) = tokio::join!(busy, killed);
@@ -218,46 +218,52 @@ async fn on_a_good_day(operator: &mut Operator, base: &str) {
     operator.printed(full, "redis-cli SCRIPT KILL");
     ready(base).await;
 
-    // Words of Redis's own, typed to its program: `>` is no redirection there.
+    // Redis commands, entered in redis-cli, where `>` is not a redirection.
     let tokens = "Tokens and certificates change";
     let (adds, takes) =
         (operator.printed(tokens, "ACL SETUSER default >"), operator.printed(tokens, "ACL SETUSER default <"));
     let quoted = |line: &str| line.replace('>', "'>'").replace('<', "'<'");
-    assert_eq!(operator.types(&format!("redis-cli {}", quoted(&adds))).await.well().trim(), "OK");
-    assert_eq!(operator.types("REDISCLI_AUTH=new redis-cli PING").await.well().trim(), "PONG");
-    // Once more, so that there is an old one to take away.
+    assert_eq!(operator.run(&format!("redis-cli {}", quoted(&adds))).await.success().trim(), "OK");
+    assert_eq!(operator.run("REDISCLI_AUTH=new redis-cli PING").await.success().trim(), "PONG");
+    // Adds an old password, so that there is one to remove.
     assert_eq!(
-        operator.types(&format!("redis-cli {}", quoted(&adds.replace(">new", ">old")))).await.well().trim(),
+        operator.run(&format!("redis-cli {}", quoted(&adds.replace(">new", ">old")))).await.success().trim(),
         "OK"
     );
-    assert_eq!(operator.types(&format!("redis-cli {}", quoted(&takes))).await.well().trim(), "OK");
-    assert!(!operator.types("REDISCLI_AUTH=old redis-cli PING").await.said.contains("PONG"));
+    assert_eq!(operator.run(&format!("redis-cli {}", quoted(&takes))).await.success().trim(), "OK");
+    assert!(!operator.run("REDISCLI_AUTH=old redis-cli PING").await.said.contains("PONG"));
 
-    assert!(operator.does("The books do not balance", "firstcome audit").await.well().contains("The books balance"));
-    operator.does("The books do not balance", "pg_dump").await.well();
+    assert!(
+        operator
+            .run_printed("The books do not balance", "firstcome audit")
+            .await
+            .success()
+            .contains("The books balance")
+    );
+    operator.run_printed("The books do not balance", "pg_dump").await.success();
     let dump = std::fs::read_to_string(operator.dir.path().join("before.sql")).unwrap();
     assert!(dump.contains("CREATE TABLE public.orders"), "{}", dump.len());
 }
 
-/// The operators and their actions.
-async fn operators_act(operator: &mut Operator, servers: &Servers) {
+/// Operators' tokens and the operator log.
+async fn operator_tokens(operator: &mut Operator, servers: &Servers) {
     let (who, closing) = ("Operators and the operator log", "Opening and closing a campaign");
     let tokens = operator.printed(who, "export ADMIN_TOKENS");
-    let tokens = operator.types(&format!("{tokens}\necho \"$ADMIN_TOKENS\"")).await.well();
+    let tokens = operator.run(&format!("{tokens}\necho \"$ADMIN_TOKENS\"")).await.success();
     let kim = tokens.trim().split(',').find_map(|one| one.strip_prefix("kim:")).unwrap().to_owned();
     let mut theirs = servers.start_with(&["serve"], &[("ADMIN_TOKENS", tokens.trim())], "theirs");
     let shop = std::mem::replace(&mut operator.shop, theirs.base().await);
     let token = std::mem::replace(&mut operator.token, kim);
-    let closed = operator.does(closing, "# Close it now").await.json();
+    let closed = operator.run_printed(closing, "# Close it now").await.json();
     assert_eq!(closed["couponId"], 1, "{closed}");
-    let actions = operator.does(who, "curl -s \"$SHOP/admin/v1/operator-log").await.json();
+    let actions = operator.run_printed(who, "curl -s \"$SHOP/admin/v1/operator-log").await.json();
     assert_eq!(actions["content"][0]["action"], "PATCH /admin/v1/coupons/{couponId}", "{actions}");
     assert_eq!((&actions["content"][0]["operator"], &actions["totalElements"]), (&json!("kim"), &json!(1)));
     (operator.shop, operator.token) = (shop, token);
     theirs.stop().await;
 }
 
-/// A decision that PostgreSQL refuses, applied after all; and one that is left out.
+/// Applies a dead letter after its cause is removed, and discards another one.
 async fn dead_letters(operator: &mut Operator, servers: &Servers, base: &str, users: &[i64]) {
     let section = "Dead letters";
     let refused = async |user: i64| {
@@ -269,32 +275,32 @@ async fn dead_letters(operator: &mut Operator, servers: &Servers, base: &str, us
         .await;
     };
     refused(users[0]).await;
-    let letters = operator.does(section, "curl -s $SHOP/admin/v1/dead-letters -H").await.json();
+    let letters = operator.run_printed(section, "curl -s $SHOP/admin/v1/dead-letters -H").await.json();
     let letter = &letters["content"][0];
     assert!(letter["reason"].as_str().unwrap().contains("in_the_way"), "{letters}");
-    assert_eq!(operator.does(section, "firstcome audit").await.code, Some(1));
+    assert_eq!(operator.run_printed(section, "firstcome audit").await.code, Some(1));
     let retry = operator.printed(section, "curl -s -X POST $SHOP/admin/v1/dead-letters/retry");
     let named = format!("{{\"partition\":0,\"streamId\":{},\"seq\":{}}}", letter["streamId"], letter["seq"]);
     let retry = retry.replace("{\"partition\":0,\"streamId\":\"1772427600000-0\",\"seq\":42}", &named);
-    let again = operator.types(&retry).await.json();
-    assert_eq!(again["errorCode"], "DEAD_LETTER_REFUSED", "as long as its cause is there");
+    let again = operator.run(&retry).await.json();
+    assert_eq!(again["errorCode"], "DEAD_LETTER_REFUSED", "a dead letter is applied before its cause is removed");
     sql(servers, "ALTER TABLE users DROP CONSTRAINT in_the_way").await;
-    assert_eq!(operator.types(&retry).await.well(), "");
-    assert_eq!(operator.types("firstcome audit").await.code, Some(0));
-    // One that stays.
+    assert_eq!(operator.run(&retry).await.success(), "");
+    assert_eq!(operator.run("firstcome audit").await.code, Some(0));
+    // A dead letter whose cause stays.
     refused(users[1]).await;
-    let discarded = operator.does(section, "firstcome rebuild --discard").await.well();
+    let discarded = operator.run_printed(section, "firstcome rebuild --discard").await.success();
     assert!(discarded.contains("Redis is rebuilt from PostgreSQL"), "{discarded}");
     sql(servers, "ALTER TABLE users DROP CONSTRAINT in_the_way").await;
     sql(servers, "DELETE FROM dead_letters").await;
     ready(base).await;
 }
 
-/// A payment whose gateway has closed down, settled by hand.
+/// A payment whose gateway no longer exists, resolved by the operator.
 async fn stuck_payment(operator: &mut Operator, servers: &Servers, user: i64) {
-    // No process listens there.
-    let nobody = ("PAYMENT_GATEWAY_CARD_URL", "http://127.0.0.1:1");
-    let mut serving = servers.start_with(&["serve"], &[nobody], "with a gateway");
+    // No process listens on this port.
+    let gateway = ("PAYMENT_GATEWAY_CARD_URL", "http://127.0.0.1:1");
+    let mut serving = servers.start_with(&["serve"], &[gateway], "with a gateway");
     let base = serving.base().await;
     operator.shop.clone_from(&base);
     let lines = json!([{"productId": 1, "quantity": 1}]);
@@ -305,8 +311,8 @@ async fn stuck_payment(operator: &mut Operator, servers: &Servers, user: i64) {
     assert_eq!(post(&base, "/api/v1/payments", pay).await.status, 503);
     let settle = operator.printed("A payment's outcome stays unknown", "curl -s $SHOP/admin/v1/payments");
     let settle = settle.replace("/orders/7/", &format!("/orders/{id}/"));
-    // Two replies, one behind the other.
-    let said = operator.types(&settle).await.well();
+    // The section's commands print two replies in a row.
+    let said = operator.run(&settle).await.success();
     let replies = serde_json::Deserializer::from_str(&said).into_iter::<Value>().collect::<Result<Vec<_>, _>>();
     let replies = replies.unwrap_or_else(|_| panic!("no JSON: {said}"));
     assert!(replies[0]["content"].is_array(), "{said}");
@@ -319,13 +325,13 @@ async fn stuck_payment(operator: &mut Operator, servers: &Servers, user: i64) {
 async fn release(operator: &Operator) {
     let all = "curl -s -X POST $SHOP/admin/v1/withheld/release -H \"Authorization: Bearer $ADMIN_TOKEN\" \
                -H 'content-type: application/json' -d '{}'";
-    let left = operator.types(all).await.json();
+    let left = operator.run(all).await.json();
     assert_eq!(left, json!({"products": [], "coupons": []}));
 }
 
 #[tokio::test]
 async fn operations_page_commands_run_as_printed() {
-    // The stores' own programs come with Debian's packages of the servers, and not with servers that were fetched.
+    // Debian's packages of the servers include these programs; servers that `scripts/install-servers` fetched do not.
     let fetched = ["REDIS_SERVER_BIN", "POSTGRES_BIN_DIR"].iter().any(|name| std::env::var_os(name).is_some());
     let missing: Vec<_> = ["redis-cli", "psql", "pg_dump"].into_iter().filter(|tool| on_path(tool).is_none()).collect();
     if fetched && !missing.is_empty() {
@@ -356,12 +362,12 @@ async fn operations_page_commands_run_as_printed() {
     bought(&base, users[0], 1, 2).await;
     projected(&base).await;
 
-    on_a_good_day(&mut operator, &base).await;
-    operators_act(&mut operator, &servers).await;
+    healthy_deployment(&mut operator, &base).await;
+    operator_tokens(&mut operator, &servers).await;
     // Users without an order, with a balance of 1,000.
     dead_letters(&mut operator, &servers, &base, &users[1..3]).await;
 
-    // Redis comes back with less than it had; PostgreSQL has it all.
+    // Redis returns with less than it had; PostgreSQL has everything.
     release(&operator).await;
     serving.stop().await;
     servers.redis.stop().await.unwrap();
@@ -376,13 +382,13 @@ async fn operations_page_commands_run_as_printed() {
     servers.redis.restart().await.unwrap();
     until("it says what is missing", async || get(&base, "/readyz").await.text.contains("behind").then_some(())).await;
     let less = "Redis came back with less than it had";
-    operator.does(less, "firstcome rebuild\n").await.well();
+    operator.run_printed(less, "firstcome rebuild\n").await.success();
     ready(&base).await;
-    operator.does(less, "firstcome rebuild --discard").await.well();
-    operator.does("The books do not balance", "firstcome rebuild").await.well();
+    operator.run_printed(less, "firstcome rebuild --discard").await.success();
+    operator.run_printed("The books do not balance", "firstcome rebuild").await.success();
     ready(&base).await;
 
-    // Redis's disk is gone, and what may be missing is kept off sale.
+    // Redis's disk is lost, so the rebuild withholds what may be missing.
     projected(&base).await;
     serving.stop().await;
     let wiped = async |servers: &mut Servers| {
@@ -395,21 +401,21 @@ async fn operations_page_commands_run_as_printed() {
     let gone = "Redis's disk is gone";
     let bounds = operator.printed(gone, "firstcome rebuild --lost-at-most 200");
     for (line, off) in bounds.lines().zip([true, false]) {
-        let rebuilt = operator.types(line).await.well();
+        let rebuilt = operator.run(line).await.success();
         assert_eq!(rebuilt.contains("kept off sale"), off, "{line}: {rebuilt}");
     }
     wiped(&mut servers).await;
-    operator.does("Moving to another Redis", "firstcome rebuild --lost-at-most 0").await.well();
+    operator.run_printed("Moving to another Redis", "firstcome rebuild --lost-at-most 0").await.success();
     wiped(&mut servers).await;
     let (mut serving, base) = serve(&servers, "third").await;
     operator.shop.clone_from(&base);
     let kept = get(&base, "/admin/v1/withheld").await.ok();
     assert!(kept["products"][0]["withheldQuantity"].as_i64().unwrap() >= 40, "{kept}");
-    let released = operator.does(gone, "curl -s $SHOP/admin/v1/withheld").await.well();
+    let released = operator.run_printed(gone, "curl -s $SHOP/admin/v1/withheld").await.success();
     assert!(!released.contains("errorCode"), "{released}");
     assert!(released.ends_with("{\"products\":[],\"coupons\":[]}"), "{released}");
 
-    // PostgreSQL is put back to an earlier state, beside a Redis that is whole.
+    // PostgreSQL returns to an earlier state; Redis is whole.
     projected(&base).await;
     serving.stop().await;
     servers.postgres.stop().await.unwrap();
@@ -420,23 +426,27 @@ async fn operations_page_commands_run_as_printed() {
     bought(&base, users[3], 1, 3).await;
     projected(&base).await;
     serving.stop().await;
-    // The outbox keeps what PostgreSQL has for a while; then it is gone.
-    operator.types("redis-cli XTRIM '{p0}:outbox' MAXLEN 0").await.well();
+    // The outbox keeps projected events for a while; the test removes them.
+    operator.run("redis-cli XTRIM '{p0}:outbox' MAXLEN 0").await.success();
     servers.postgres.stop().await.unwrap();
     copy_dir(&postgres_copy, servers.postgres.data_dir());
     servers.postgres.restart().await.unwrap();
     let restored = "PostgreSQL's disk is gone";
-    assert_ne!(operator.types("firstcome rebuild").await.code, Some(0), "it would discard decisions");
-    operator.does(restored, "firstcome rebuild --discard").await.well();
+    assert_ne!(
+        operator.run("firstcome rebuild").await.code,
+        Some(0),
+        "a rebuild that discards decisions needs --discard"
+    );
+    operator.run_printed(restored, "firstcome rebuild --discard").await.success();
     let (mut serving, base) = serve(&servers, "fifth").await;
     operator.shop.clone_from(&base);
     release(&operator).await;
     projected(&base).await;
-    assert_eq!(operator.types("firstcome audit").await.code, Some(0));
+    assert_eq!(operator.run("firstcome audit").await.code, Some(0));
     serving.stop().await;
 
-    // And beside one that is lost, too.
-    assert_eq!(operator.does(restored, "psql ").await.well().trim(), "UPDATE 1");
+    // PostgreSQL returns to an earlier state, and Redis is lost.
+    assert_eq!(operator.run_printed(restored, "psql ").await.success().trim(), "UPDATE 1");
     wiped(&mut servers).await;
     let (mut serving, base) = serve(&servers, "sixth").await;
     operator.shop.clone_from(&base);
@@ -448,6 +458,6 @@ async fn operations_page_commands_run_as_printed() {
 
     stuck_payment(&mut operator, &servers, users[3]).await;
 
-    assert_eq!(operator.left, BTreeSet::new(), "commands of the page that nobody typed");
+    assert_eq!(operator.not_run, BTreeSet::new(), "commands of the page that did not run");
     servers.end().await;
 }

@@ -1,9 +1,9 @@
-//! Operators sign in and out: which requests a cookie admits.
+//! Operators' sessions: sign-in, sign-out, and the requests that a cookie admits.
 
 use std::sync::Arc;
 
 use firstcome::{
-    config::{LimitsConfig, OperatorsConfig, Secret},
+    config::{LimitsConfig, OperatorsConfig},
     http::{
         auth::{operator::Operators, session::Sessions},
         limits::Limits,
@@ -12,17 +12,11 @@ use firstcome::{
 use reqwest::{Method, header::COOKIE};
 use serde_json::{Value, json};
 
+use super::{KIM, options_with_kim};
 use crate::support::{
     api_kit::in_contract,
     harness::{ADMIN, Options, Reply, TestApp, read},
 };
-
-const KIM: &str = "a-token-of-kim-0123";
-
-fn with_kim() -> Options {
-    let admin_tokens = Some(Secret::new(format!("kim:{KIM}")));
-    Options { operators: OperatorsConfig { admin_tokens, ..OperatorsConfig::admin(ADMIN) }, ..Options::default() }
-}
 
 async fn sign_in(test: &TestApp, token: &str) -> Reply {
     let reply = test.post("/ops/session", json!({"token": token})).await;
@@ -32,7 +26,7 @@ async fn sign_in(test: &TestApp, token: &str) -> Reply {
     reply
 }
 
-/// The cookie of a sign-in, as a browser sends it again.
+/// The cookie of a sign-in, as the next request sends it.
 fn cookie(reply: &Reply) -> String {
     assert_eq!((reply.status.as_u16(), reply.text.as_str()), (204, ""));
     assert_eq!(reply.headers["cache-control"], "no-store");
@@ -40,8 +34,15 @@ fn cookie(reply: &Reply) -> String {
     set.split(';').next().unwrap().to_owned()
 }
 
-/// A request with a cookie and no token.
-async fn cookied(test: &TestApp, method: Method, path: &str, cookie: &str, header: bool, body: Option<Value>) -> Reply {
+/// Sends a request with a cookie and without a token.
+async fn send_with_cookie(
+    test: &TestApp,
+    method: Method,
+    path: &str,
+    cookie: &str,
+    header: bool,
+    body: Option<Value>,
+) -> Reply {
     let mut request = test.client.request(method, format!("{}{path}", test.base)).header(COOKIE, cookie);
     if header {
         request = request.header("x-firstcome-ops", "1");
@@ -53,18 +54,19 @@ async fn cookied(test: &TestApp, method: Method, path: &str, cookie: &str, heade
 }
 
 async fn session(test: &TestApp, cookie: &str) -> Reply {
-    cookied(test, Method::GET, "/ops/session", cookie, false, None).await
+    send_with_cookie(test, Method::GET, "/ops/session", cookie, false, None).await
 }
 
 #[tokio::test]
-async fn session_opens_acts_and_closes() {
-    let test = TestApp::with(with_kim()).await;
+async fn session_admits_requests_until_sign_out() {
+    let test = TestApp::with(options_with_kim()).await;
     let signed_in = sign_in(&test, KIM).await;
     let set = signed_in.headers["set-cookie"].to_str().unwrap();
     assert!(set.starts_with("firstcome_ops=kim."), "{set}");
     assert!(set.ends_with("; HttpOnly; SameSite=Strict; Path=/ops; Max-Age=28800"), "{set}");
     assert!(!set.contains(KIM));
-    // What else is at this origin, the documentation's page for one, is not sent it.
+    // The browser sends the cookie to the operators' paths only, not to other pages of this origin such as the
+    // documentation.
     let paths =
         signed_in.headers.get_all("set-cookie").iter().map(|set| {
             set.to_str().unwrap().split("; ").find_map(|part| part.strip_prefix("Path=")).unwrap().to_owned()
@@ -74,27 +76,29 @@ async fn session_opens_acts_and_closes() {
     let shown = session(&test, &cookie).await.ok();
     assert_eq!(shown, json!({"operator": "kim", "expiresAt": test.clock.now().0 + 28_800_000}));
 
-    // The cookie alone is what a form of another site would come with.
+    // A form on another site sends the cookie but no custom header, so the cookie alone is refused.
     let new = json!({"productName": "x", "price": 1, "stockQuantity": 1, "category": "TOP"});
     let before = test.snapshot().await;
     for (method, path) in [(Method::POST, "/admin/v1/products"), (Method::GET, "/admin/v1/orders")] {
         let body = (method == Method::POST).then(|| new.clone());
-        cookied(&test, method, path, &cookie, false, body).await.refused(401, "UNAUTHORIZED");
+        send_with_cookie(&test, method, path, &cookie, false, body).await.refused(401, "UNAUTHORIZED");
     }
     assert_eq!(test.snapshot().await, before);
-    cookied(&test, Method::POST, "/admin/v1/products", &cookie, true, Some(new)).await.created();
-    cookied(&test, Method::GET, "/admin/v1/projection", &cookie, true, None).await.ok();
-    cookied(&test, Method::GET, "/admin/v1/nothing", &cookie, true, None).await.refused(404, "NOT_FOUND");
+    send_with_cookie(&test, Method::POST, "/admin/v1/products", &cookie, true, Some(new)).await.created();
+    send_with_cookie(&test, Method::GET, "/admin/v1/projection", &cookie, true, None).await.ok();
+    send_with_cookie(&test, Method::GET, "/admin/v1/nothing", &cookie, true, None).await.refused(404, "NOT_FOUND");
 
-    let signed_out = cookied(&test, Method::DELETE, "/ops/session", &cookie, false, None).await;
+    let signed_out = send_with_cookie(&test, Method::DELETE, "/ops/session", &cookie, false, None).await;
     assert_eq!(signed_out.status, 204);
     let cleared = "firstcome_ops=; HttpOnly; SameSite=Strict; Path=/ops; Max-Age=0";
     assert_eq!(signed_out.headers["set-cookie"], cleared);
     session(&test, &cookie).await.refused(401, "UNAUTHORIZED");
-    cookied(&test, Method::GET, "/admin/v1/projection", &cookie, true, None).await.refused(401, "UNAUTHORIZED");
-    // Again, and without any.
+    send_with_cookie(&test, Method::GET, "/admin/v1/projection", &cookie, true, None)
+        .await
+        .refused(401, "UNAUTHORIZED");
+    // A second sign-out, and one without a cookie.
     for cookie in [cookie.as_str(), "firstcome_ops="] {
-        let again = cookied(&test, Method::DELETE, "/ops/session", cookie, false, None).await;
+        let again = send_with_cookie(&test, Method::DELETE, "/ops/session", cookie, false, None).await;
         assert_eq!((again.status.as_u16(), again.headers["set-cookie"].to_str().unwrap()), (204, cleared));
     }
     test.finish().await;
@@ -102,7 +106,7 @@ async fn session_opens_acts_and_closes() {
 
 #[tokio::test]
 async fn session_refused_when_cookie_invalid() {
-    let test = TestApp::with(with_kim()).await;
+    let test = TestApp::with(options_with_kim()).await;
     for wrong in ["wrong", "kim", &KIM[1..], &format!("kim:{KIM}")] {
         let refused = sign_in(&test, wrong).await;
         refused.refused(401, "UNAUTHORIZED");
@@ -113,11 +117,11 @@ async fn session_refused_when_cookie_invalid() {
     {
         test.post("/ops/session", wrong).await.refused(400, "INVALID_REQUEST");
     }
-    // As a form may send it.
+    // An HTML form can send this content type.
     let form = test.client.post(format!("{}/ops/session", test.base));
     let form = form.header("content-type", "text/plain").body(json!({"token": KIM}).to_string());
     read(form).await.refused(415, "UNSUPPORTED_MEDIA_TYPE");
-    // A token is for signing in, or for each request; it is no cookie, and none is taken from a URL.
+    // A token is not a cookie, and a token in the URL is ignored.
     for path in ["/ops/session", "/ops/session?token=a-token-of-kim-0123"] {
         session_at(&test, path).await.refused(401, "UNAUTHORIZED");
     }
@@ -135,32 +139,32 @@ async fn session_at(test: &TestApp, path: &str) -> Reply {
 
 #[tokio::test]
 async fn sign_in_slowed_after_failures() {
-    let mut options = with_kim();
+    let mut options = options_with_kim();
     options.limits = LimitsConfig { rate_limit_guesses_per_minute: 20, rate_limit_keys: 10, ..LimitsConfig::off() };
     let test = TestApp::with(options).await;
     let cookie = cookie(&sign_in(&test, KIM).await);
     let mut statuses = Vec::new();
-    // A slow machine lets a few more through.
+    // On a slow machine a few more attempts are admitted.
     while statuses.last() != Some(&429) {
         let refused = sign_in(&test, "wrong").await;
         statuses.push(refused.status.as_u16());
         assert!(statuses.len() < 100_000);
     }
     assert!(statuses.len() > 20 && statuses[..statuses.len() - 1].iter().all(|status| *status == 401));
-    // Operators at other addresses are not locked out, nor are open sessions.
+    // The limit is per address, and open sessions stay open.
     let elsewhere =
         reqwest::Client::builder().no_proxy().local_address("127.0.0.2".parse::<std::net::IpAddr>().unwrap());
     let elsewhere = elsewhere.build().unwrap();
     let signing_in = elsewhere.post(format!("{}/ops/session", test.base)).json(&json!({"token": ADMIN}));
     assert_eq!(read(signing_in).await.status, 204);
     read(elsewhere.get(format!("{}/admin/v1/orders", test.base)).bearer_auth(ADMIN)).await.ok();
-    cookied(&test, Method::GET, "/admin/v1/orders", &cookie, true, None).await.ok();
+    send_with_cookie(&test, Method::GET, "/admin/v1/orders", &cookie, true, None).await.ok();
     test.finish().await;
 }
 
 #[tokio::test]
 async fn session_valid_on_every_instance_without_database() {
-    let test = TestApp::with(with_kim()).await;
+    let test = TestApp::with(options_with_kim()).await;
     let cookie = cookie(&sign_in(&test, KIM).await);
     let mut headers = reqwest::header::HeaderMap::new();
     headers.insert(COOKIE, cookie.parse().unwrap());
@@ -173,7 +177,7 @@ async fn session_valid_on_every_instance_without_database() {
     let without_kim = instance(&OperatorsConfig::admin(ADMIN), false);
     assert!(without_kim.session(&headers).is_none());
 
-    // A sign-in writes and reads no store.
+    // A sign-in uses no store.
     test.db.clone().close().await.unwrap();
     let another = self::cookie(&sign_in(&test, ADMIN).await);
     assert_ne!(another, cookie);
@@ -184,10 +188,10 @@ async fn session_valid_on_every_instance_without_database() {
 
 #[tokio::test]
 async fn sign_in_accepted_while_writes_shed() {
-    let mut options = with_kim();
+    let mut options = options_with_kim();
     options.durability.max_backlog = 1;
     let test = TestApp::with(options).await;
-    // No projector runs.
+    // Without a projector the backlog stays.
     test.user(0).await;
     test.post("/admin/v1/users", json!({"userName": "x"})).await.refused(503, "SERVICE_UNAVAILABLE");
     session(&test, &cookie(&sign_in(&test, KIM).await)).await.ok();
@@ -202,7 +206,7 @@ async fn session_cookie_secure_when_behind_tls() {
     let signed_in = sign_in(&test, ADMIN).await;
     let set = signed_in.headers["set-cookie"].to_str().unwrap();
     assert!(set.ends_with("; Path=/ops; Max-Age=28800; Secure"), "{set}");
-    let signed_out = cookied(&test, Method::DELETE, "/ops/session", &cookie(&signed_in), false, None).await;
+    let signed_out = send_with_cookie(&test, Method::DELETE, "/ops/session", &cookie(&signed_in), false, None).await;
     assert!(signed_out.headers["set-cookie"].to_str().unwrap().ends_with("; Max-Age=0; Secure"));
     test.finish().await;
 }

@@ -1,5 +1,5 @@
-//! Logs and traces: a request is followed by its id through the log, the gateway and the projection, and by its trace
-//! to a collector; no secret is in either.
+//! Logs and traces: the id of a request appears in the log, at the gateway and in the projection; its trace reaches the
+//! collector. Neither contains a secret.
 
 use std::sync::{Arc, Mutex};
 
@@ -24,19 +24,19 @@ use crate::{
     },
 };
 
-/// Secrets that no log may show, each used in another place.
+/// Secrets that no log may contain, each used in a different place.
 const JWT_SECRET: &str = "hunter1-is-a-secret-of-enough-bytes";
 const ADMIN: &str = "hunter2-is-the-operators-token";
 const GATEWAY: &str = "hunter3-is-the-gateway-s-token";
 const API_KEY: &str = "hunter4-is-the-collector-s-key";
 
-/// Charges at the same time.
+/// Concurrent charges.
 const MANY: usize = 40;
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT_ID: &str = "00f067aa0ba902b7";
 
-/// An OpenTelemetry collector: the exports that it got, and the headers of the last.
+/// An OpenTelemetry collector: the exports that it received, and the headers of the last one.
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<(Vec<ExportTraceServiceRequest>, HeaderMap)>>);
 
@@ -81,7 +81,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A request of a user, with the ids to follow it by.
+/// Sends a user's request with a request id and a trace context.
 async fn send(base: &str, method: Method, path: &str, body: Value, token: &str, id: &str) -> Reply {
     let request = client().request(method, format!("{base}{path}")).json(&body).bearer_auth(token);
     let parent = format!("00-{TRACE_ID}-{PARENT_ID}-01");
@@ -129,7 +129,7 @@ async fn request_traced_without_secrets() {
         .refused(401, "INVALID_TOKEN");
     let projection = client().get(format!("{base}/admin/v1/projection")).header("x-request-id", "follow-6");
     read(projection.bearer_auth(ADMIN)).await.ok();
-    // However many of these are decided by one call, each is accounted for.
+    // Each of the batched requests appears in the trace.
     let charge = |n: usize| {
         let (base, user) = (base.clone(), user.clone());
         async move {
@@ -143,7 +143,7 @@ async fn request_traced_without_secrets() {
         (projection["lagEvents"] == 0).then_some(())
     })
     .await;
-    // The rest is delivered at the end.
+    // The program exports the remaining spans when it stops.
     dev.stop().await;
 
     let spans = collector.spans();
@@ -219,7 +219,7 @@ async fn request_traced_without_secrets() {
     for secret in [JWT_SECRET, ADMIN, GATEWAY, API_KEY, "hunter", user.as_str(), other.as_str()] {
         assert!(!log.contains(secret), "{secret} is in {log}");
     }
-    // Nor the part of a token that is enough to use it.
+    // The log does not even contain the token's signature.
     let signature = user.rsplit('.').next().unwrap();
     assert!(!log.contains(signature));
     assert!(gateway.faults().is_empty());

@@ -1,4 +1,4 @@
-//! The timeline of a user or an order, as an operator sees it, including events that PostgreSQL does not have yet.
+//! The timeline of a user or an order, including events that PostgreSQL does not have yet.
 
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ async fn order_timeline_dates_every_step() {
         let far = test.product(50, 9).await;
         let order = post(test, "/api/v1/orders", order_of(user, &[(near, 1), (far, 1)], None)).await.ok();
         let order_id = id(&order, "orderId");
-        // Postgres has nothing of it yet: Redis is believed.
+        // PostgreSQL does not have the order yet, so the timeline shows the state in Redis.
         let timeline = timeline_of(test, "orders", order_id).await;
         assert_eq!((&timeline["redisStatus"], &timeline["postgresStatus"]), (&json!("PENDING"), &Value::Null));
         assert_eq!((events(&timeline), &timeline["payment"]), (vec!["ORDER_PLACED"], &Value::Null));
@@ -87,7 +87,7 @@ async fn order_timeline_dates_every_step() {
         let elsewhere = timeline["holds"].as_array().unwrap();
         assert_eq!(elsewhere.is_empty(), test.options.partitions == 1, "{elsewhere:?}");
         assert!(elsewhere.iter().all(|hold| hold["state"] == "REFUNDED"), "{elsewhere:?}");
-        // And after its eviction.
+        // The timeline stays after the order's eviction.
         test.expire_evicted().await;
         let later = timeline_of(test, "orders", order_id).await;
         assert_eq!((&later["redisStatus"], &later["order"]), (&Value::Null, &timeline["order"]));
@@ -97,7 +97,7 @@ async fn order_timeline_dates_every_step() {
     .await;
 }
 
-/// The part in Redis is served while PostgreSQL is down.
+/// While PostgreSQL is down, the timeline has the part that is in Redis.
 #[tokio::test]
 async fn timeline_served_when_postgres_down() {
     let test = TestApp::start().await;

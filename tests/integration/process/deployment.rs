@@ -1,5 +1,5 @@
-//! The files of a deployment, checked against the program: the settings they name, the roles they run, the time they
-//! allow for a stop, and the inputs of the image.
+//! The deployment files match the program: the settings and roles that they name, the time that they allow for a stop,
+//! the inputs of the image.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,16 +14,16 @@ const COMPOSE: &str = include_str!("../../../compose.yaml");
 const SCALED: &str = include_str!("../../../compose.scaled.yaml");
 const KUBERNETES: &str = include_str!("../../../deploy/kubernetes.yaml");
 const HAPROXY: &str = include_str!("../../../deploy/haproxy.cfg");
-/// Grace beyond DRAIN_SECONDS.
+/// The time that a container has to stop, beyond DRAIN_SECONDS.
 const SPARE_SECONDS: u64 = 5;
 
 fn help(role: &str) -> String {
     let help = Command::new(env!("CARGO_BIN_EXE_firstcome")).args([role, "--help"]).output().unwrap();
-    assert!(help.status.success(), "{role} is no role");
+    assert!(help.status.success(), "{role} is not a role");
     String::from_utf8(help.stdout).unwrap()
 }
 
-/// The variables of a role, with their defaults.
+/// The variables of a role with their defaults.
 fn settings(role: &str) -> BTreeMap<String, Option<String>> {
     let help = help(role);
     let mut settings = BTreeMap::new();
@@ -36,7 +36,7 @@ fn settings(role: &str) -> BTreeMap<String, Option<String>> {
     settings
 }
 
-/// A line without its comment and the indentation that says what it belongs to.
+/// The lines without comments, each with its indentation.
 fn lines(file: &str) -> impl Iterator<Item = (usize, &str)> {
     file.lines().filter(|line| !line.trim_start().starts_with('#') && !line.trim().is_empty()).map(|line| {
         let text = line.trim_start();
@@ -50,7 +50,7 @@ fn words(line: &str, key: &str) -> Option<Vec<String>> {
     Some(list.split(',').map(|word| word.trim().trim_matches('"').to_owned()).collect())
 }
 
-/// A container of ours: its role and arguments, the variables that it is given, and how long it may take to stop.
+/// A container of ours: role and arguments, variables, and seconds allowed for a stop.
 #[derive(Debug, Default)]
 struct Container {
     arguments: Vec<String>,
@@ -58,7 +58,7 @@ struct Container {
     grace_seconds: Option<u64>,
 }
 
-/// The services of a compose file that run our image. An anchor is read from the file that defines it.
+/// The services of a compose file that run our image. The file that defines an anchor resolves it.
 fn of_compose(file: &str) -> BTreeMap<String, Container> {
     let mut found: BTreeMap<String, (bool, Container)> = BTreeMap::new();
     let (mut service, mut in_environment) = (None, None);
@@ -90,7 +90,7 @@ fn of_compose(file: &str) -> BTreeMap<String, Container> {
             container.variables.insert(name.to_owned(), value.trim().trim_matches('"').to_owned());
         }
     }
-    // The override file says only what differs.
+    // The override file has only the differences.
     found
         .into_iter()
         .filter(|(name, (ours, _))| *ours || name == "firstcome")
@@ -121,7 +121,7 @@ fn of_kubernetes() -> BTreeMap<String, Container> {
                 container.variables.insert(name.clone(), String::new());
                 variable = None;
             }
-            // One that has neither would be started with nothing.
+            // A variable needs a value or a secret.
             assert!(
                 !(line.starts_with("ports:") || line.starts_with("resources:")) || variable.is_none(),
                 "{variable:?}"
@@ -145,7 +145,7 @@ fn fits(file: &str, name: &str, container: &Container) {
     }
     if ["serve", "project"].contains(&role.as_str()) {
         let drain = container.variables.get("DRAIN_SECONDS").or(settings["DRAIN_SECONDS"].as_ref()).unwrap();
-        let grace = container.grace_seconds.unwrap_or_else(|| panic!("{file}, {name}: no time to stop"));
+        let grace = container.grace_seconds.unwrap_or_else(|| panic!("{file}, {name}: no time for a stop"));
         assert!(grace >= drain.parse::<u64>().unwrap() + SPARE_SECONDS, "{file}, {name}: {grace} s for {drain} s");
     }
 }
@@ -164,7 +164,7 @@ fn compose_files_match_program() {
     }
     let mut scaled = of_compose(SCALED);
     assert_eq!(scaled.keys().collect::<Vec<_>>(), ["firstcome", "project"]);
-    // What it does not say is as in the other.
+    // An override inherits the settings that it does not have.
     scaled.get_mut("firstcome").unwrap().grace_seconds = of_all["firstcome"].grace_seconds;
     for (name, container) in &scaled {
         fits("compose.scaled.yaml", name, container);
@@ -174,7 +174,7 @@ fn compose_files_match_program() {
     let role = check.unwrap()[2].clone();
     assert_eq!(role, "health");
     help(&role);
-    // The start of the balancer's own file.
+    // The compose file mounts the balancer's configuration.
     assert!(SCALED.contains("./deploy/haproxy.cfg:") && HAPROXY.contains("uri /readyz "));
 }
 
@@ -202,7 +202,7 @@ fn kubernetes_manifest_matches_program() {
     }
 }
 
-/// The files that the program is compiled from beside its sources.
+/// Collects the files outside of src/ that the program is compiled from.
 fn read_by_the_build(dir: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -247,7 +247,7 @@ fn image_context_holds_exactly_the_build_inputs() {
         })
         .collect();
     assert_eq!(copied, read);
-    // The last stage: without root, and with the roles that it names.
+    // The image runs without root, and its command is a role of the program.
     let last = DOCKERFILE.rsplit("\nFROM ").next().unwrap();
     assert!(last.contains("\nUSER 65532:65532\n") && last.contains("\nENTRYPOINT [\"firstcome\"]\n"));
     let role = last.lines().find_map(|line| words(line, "CMD ")).unwrap();

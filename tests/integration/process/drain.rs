@@ -1,4 +1,4 @@
-//! How the program stops: in order, within its bound, and at once after a second signal.
+//! The program stops in order and within its deadline, and at once on a second signal.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ async fn user(base: &str) -> i64 {
     post(base, "/admin/v1/users", body).await.created()["userId"].as_i64().unwrap()
 }
 
-/// A payment that is under way until the gateway lets it go, as a request that is sent.
+/// Starts a payment that waits until the gateway replies.
 async fn paying(base: &str, gateway: &FakeGateway) -> tokio::task::JoinHandle<reqwest::Result<reqwest::Response>> {
     let product = json!({"productName": "P", "price": 500, "stockQuantity": 5, "category": "SHOES"});
     let product = post(base, "/admin/v1/products", product).await.created()["productId"].clone();
@@ -64,15 +64,15 @@ async fn is_closed(base: &str) -> bool {
     refused.is_err_and(|error| error.is_connect())
 }
 
-/// Readiness fails first, while requests are still served; then connections are refused; running requests finish; the
-/// outbox is projected.
+/// First readiness fails while requests are still served; then connections are refused; then running requests finish;
+/// last, the outbox is projected.
 #[tokio::test]
 async fn stop_follows_order() {
     let servers = migrated().await;
     let gateway = FakeGateway::start().await;
-    // A machine that stalls for as long as the delay shows nothing of it: then once more.
+    // A machine that stalls for the whole delay hides the first phase, so the test is repeated.
     for attempt in 1.. {
-        assert!(attempt <= 5, "no client was notified in time");
+        assert!(attempt <= 5, "no client saw the failing readiness");
         gateway.next(Behaviour::ApproveLate);
         let mut serve = with_gateway(&servers, &gateway, &[("DRAIN_DELAY_SECONDS", "4")], &format!("serve-{attempt}"));
         let base = serve.base().await;
@@ -94,13 +94,13 @@ async fn stop_follows_order() {
             Err(_) => Some(false),
         })
         .await;
-        // Writes too are still served.
+        // Writes are still served.
         let charge = client.put(format!("{base}/api/v1/balances/1")).json(&json!({"amount": 1})).send().await;
         let served = charge.is_ok_and(|reply| {
             assert_eq!((reply.status().as_u16(), &reply.headers()["connection"]), (200, &"close".parse().unwrap()));
             true
         });
-        until("nobody is let in", async || is_closed(&base).await.then_some(())).await;
+        until("connections are refused", async || is_closed(&base).await.then_some(())).await;
         serve.assert_alive();
         gateway.release_late();
         let paid = paying.await.unwrap().unwrap();
@@ -116,7 +116,7 @@ async fn stop_follows_order() {
     servers.end().await;
 }
 
-/// A request that does not end is cut when three quarters of the time are over; the rest is enough for the outbox.
+/// A hanging request is cut after three quarters of the deadline; the rest is for the outbox.
 #[tokio::test]
 async fn stop_cuts_hanging_request_and_drains_outbox() {
     let servers = migrated().await;
@@ -131,24 +131,25 @@ async fn stop_cuts_hanging_request_and_drains_outbox() {
     let cut = began.elapsed();
     assert!((Duration::from_secs(6)..Duration::from_secs(60)).contains(&cut), "{cut:?}");
     let status = serve.ended().await;
-    assert_eq!(status.code(), Some(1), "something was left: {}", serve.err());
+    assert_eq!(status.code(), Some(1), "events were left: {}", serve.err());
     let said = serve.logged("connections cut at shutdown").unwrap();
     assert_eq!(said["fields"]["requests"], 1, "{said}");
     assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
     assert_eq!(in_outbox(&servers).await, 0);
-    // The next process finds the outcome of the payment.
+    // The next process resolves the payment.
     with_gateway(&servers, &gateway, &[], "next").base().await;
     servers.end().await;
 }
 
-/// One bound for all of it: what PostgreSQL does not take by then waits for the next start, and that is said.
+/// One deadline bounds the whole stop: events that PostgreSQL does not have by then wait for the next start, and the
+/// log counts them.
 #[tokio::test]
 async fn stop_reports_events_left_at_deadline() {
     let servers = migrated().await;
     let mut serve = servers.start_with(&["serve"], &[("DRAIN_SECONDS", "2")], "first");
     let base = serve.base().await;
     let user = user(&base).await;
-    // Nothing can be projected while another transaction locks the row of the position.
+    // The projection waits while another transaction locks the row of the position.
     let db = servers.db().await;
     let mut lock = db.get_postgres_connection_pool().begin().await.unwrap();
     sqlx::query("SELECT 1 FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();
@@ -173,7 +174,7 @@ async fn stop_reports_events_left_at_deadline() {
     servers.end().await;
 }
 
-/// What operators did is nowhere but in the process until PostgreSQL has it: that is waited for, as long as there is time.
+/// Unwritten entries of the operator log exist in the process only, so the stop writes them before its deadline.
 #[tokio::test]
 async fn stop_writes_operator_log() {
     let servers = migrated().await;
@@ -188,7 +189,7 @@ async fn stop_writes_operator_log() {
         user(&base).await;
         serve.signal(Signal::TERM);
         let status = if code == 0 {
-            until("nobody is let in", async || is_closed(&base).await.then_some(())).await;
+            until("connections are refused", async || is_closed(&base).await.then_some(())).await;
             serve.assert_alive();
             lock.rollback().await.unwrap();
             serve.ended().await
@@ -199,7 +200,7 @@ async fn stop_writes_operator_log() {
         };
         assert_eq!(status.code(), Some(code), "{}", serve.err());
         assert!(serve.logged("the outbox is drained").is_some(), "{}", serve.err());
-        // A decision that is in no table is in the log.
+        // An entry that was not written is in the log.
         let lost = serve.log().iter().any(|line| line["fields"]["reason"] == "the process ends");
         assert_eq!(lost, notified == 0, "{}", serve.err());
         let there: i64 = sqlx::query_scalar("SELECT count(*) FROM operator_log").fetch_one(pool).await.unwrap();
@@ -209,7 +210,7 @@ async fn stop_writes_operator_log() {
     servers.end().await;
 }
 
-/// A second signal asks for an end without delay.
+/// A second signal ends the process without a drain.
 #[tokio::test]
 async fn second_signal_stops_at_once() {
     let servers = migrated().await;
@@ -221,23 +222,23 @@ async fn second_signal_stops_at_once() {
         let base = serve.base().await;
         let paying = paying(&base, &gateway).await;
         serve.signal(first);
-        until("nobody is let in", async || is_closed(&base).await.then_some(())).await;
+        until("connections are refused", async || is_closed(&base).await.then_some(())).await;
         serve.assert_alive();
         serve.signal(second);
-        // Within five minutes, of the hour that it would take.
+        // The limit of five minutes proves that the process does not wait for the deadline of an hour.
         assert_eq!(serve.ended().await.code(), Some(code), "{}", serve.err());
         assert!(serve.logged("stopping at once").is_some(), "{}", serve.err());
         assert!(paying.await.unwrap().is_err());
     }
-    // Nothing is lost by it.
+    // The next process finds every decision.
     let mut serve = servers.start_role(&["serve"], "last");
     serve.base().await;
     serve.stop().await;
     servers.end().await;
 }
 
-/// A start that waits for a store can be ended like anything else, also as the first process of a container, which no
-/// signal ends by itself.
+/// A signal ends a start that waits for a store, even as process 1 of a container, where signals have no default
+/// action.
 #[tokio::test]
 async fn stop_ends_waiting_start() {
     let mut servers = migrated().await;
@@ -246,7 +247,7 @@ async fn stop_ends_waiting_start() {
     let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
     for role in ["serve", "project"] {
         let mut waiting = servers.start_role(&[role], role);
-        // Redis comes after PostgreSQL.
+        // A start connects to PostgreSQL before Redis.
         until("it has come as far as PostgreSQL", async || {
             waiting.assert_alive();
             let others: i64 = sqlx::query_scalar(others).fetch_one(&mut postgres).await.unwrap();
@@ -265,11 +266,11 @@ async fn stop_ends_waiting_start() {
     servers.end().await;
 }
 
-/// Decisions of other instances during a stop are left to them: a stop that waits for an empty outbox never ends.
+/// A stop leaves later decisions of other instances to them; a stop that waits for an empty outbox never ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_ignores_later_decisions_of_others() {
     for partitions in [1, 2] {
-        // One decision in a transaction: no projector catches up with the deciders.
+        // One decision per transaction makes the projector slower than the writers.
         let test = TestApp::with(Options { partitions, batch: 1, ..Options::default() }).await;
         let users = [test.user(0).await, test.user(0).await];
         let stop = CancellationToken::new();
@@ -288,12 +289,15 @@ async fn stop_ignores_later_decisions_of_others() {
         let charging: Vec<_> = charging.collect();
         until("PostgreSQL is behind", async || (test.store.backlog() > 200).then_some(())).await;
         let carrying = test.app.projector.project_decided();
-        tokio::time::timeout(Duration::from_secs(300), carrying).await.expect("it waits for others").unwrap();
+        tokio::time::timeout(Duration::from_secs(300), carrying)
+            .await
+            .expect("the stop waits for other instances")
+            .unwrap();
         let carried: i64 = sqlx::query_scalar("SELECT sum(balance)::bigint FROM users")
             .fetch_one(test.db.get_postgres_connection_pool())
             .await
             .unwrap();
-        assert!(carried >= 190, "what was decided before is there: {carried}");
+        assert!(carried >= 190, "decisions from before the stop are missing: {carried}");
         stop.cancel();
         let mut charged = 0;
         for one in charging {
@@ -304,7 +308,7 @@ async fn stop_ignores_later_decisions_of_others() {
     }
 }
 
-/// An outbox with missing decisions is not drained.
+/// A stop reports an outbox with missing decisions as an error.
 #[tokio::test]
 async fn stop_reports_missing_decisions() {
     let test = TestApp::start().await;

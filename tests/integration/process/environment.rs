@@ -1,4 +1,4 @@
-//! Environment variables: the same rules for each.
+//! Environment variables follow the same rules, whichever setting they are for.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::{
     process::binary::{Running, Servers, get, post, program, run},
 };
 
-/// The variables that have to say something, and what an option says instead.
+/// The variables without which the program does not start.
 const NEEDED: &[&str] = &["REDIS_URL", "DATABASE_URL", "BIND_ADDR"];
 
 #[tokio::test]
@@ -34,11 +34,11 @@ async fn empty_variable_counts_as_unset() {
         for name in ["PGSSLROOTCERT", "PGPORT", "PGHOST", "PGDATABASE", "PGSSLMODE", "OTEL_SERVICE_NAME"] {
             serve.env(name, "");
         }
-        // RUST_LOG is read by the same rule: what it logs by default is how the test sees it start.
+        // RUST_LOG follows the same rule: the test reads the address from the log of the default level.
         let mut serve = Running::start(&mut serve, &dir, "empty");
         let base = serve.base().await;
         get(&base, "/readyz").await.ok();
-        // No operator, no issuer of tokens, no gateway.
+        // No operator, no token issuer and no gateway is configured.
         get(&base, "/admin/v1/projection").await.refused(401, "UNAUTHORIZED");
         let order = json!({"userId": 1, "orderProducts": [{"productId": 1, "quantity": 1}]});
         post(&base, "/api/v1/orders", order).await.refused(404, "USER_NOT_FOUND");
@@ -66,7 +66,7 @@ async fn boolean_read_in_every_spelling() {
             serve
         };
         for value in spellings.values().flatten() {
-            // It has reached the check of the URL.
+            // The program gets as far as the check of the URL.
             let (status, said) = run(&mut serve(value)).await;
             assert_eq!(status.code(), Some(1), "{name}={value}: {said}");
             assert!(said.contains("DATABASE_URL is no PostgreSQL URL"), "{name}={value}: {said}");

@@ -1,5 +1,5 @@
-//! Several `firstcome serve` behind one address, and several `firstcome project`, each a process: they are killed,
-//! stopped and replaced under load, and every acknowledged decision is kept.
+//! Several `firstcome serve` processes behind one address and several `firstcome project` processes are killed, stopped
+//! and replaced under load. Every acknowledged decision survives.
 
 use std::{
     collections::BTreeSet,
@@ -30,17 +30,17 @@ use crate::{
 
 const PARTITIONS: u16 = 2;
 const USERS: usize = 16;
-/// Every user wants one of each; half of them get it.
+/// Every user wants one unit of each product; there are units for half of the users.
 const PRODUCTS: usize = 6;
 const CAMPAIGNS: usize = 3;
 const EACH: i64 = USERS as i64 / 2;
 const PRICE: i64 = 1_000;
 const FIRST_BALANCE: i64 = 1_000_000;
 const HOLD: Duration = Duration::from_secs(20);
-/// A page of a user's history, and the most that is made of it.
+/// The entries of a user's history that are read, at most.
 const MAX_ENTRIES: usize = 1_000;
 
-/// The balancer before the instances: round robin, and the next instance if one refuses the connection.
+/// A round-robin load balancer that skips instances that refuse the connection.
 struct Balancer {
     address: SocketAddr,
     instances: Arc<RwLock<Vec<SocketAddr>>>,
@@ -61,7 +61,7 @@ impl Balancer {
                 let behind = behind.clone();
                 links.spawn(async move {
                     if let Some(mut instance) = connect(&behind, turn).await {
-                        // However it ends, both sides are closed.
+                        // When either side ends the connection, both are closed.
                         let _ = copy_bidirectional(&mut client, &mut instance).await;
                     }
                 });
@@ -74,7 +74,7 @@ impl Balancer {
         self.instances.write().await.push(address_of(base));
     }
 
-    /// On return every connection under way has been accepted.
+    /// On return the instance has accepted every connection that was being opened.
     async fn remove(&self, base: &str) {
         self.instances.write().await.retain(|instance| *instance != address_of(base));
     }
@@ -86,7 +86,7 @@ impl Drop for Balancer {
     }
 }
 
-/// The lock is held until the connection is made.
+/// Holds the lock until the connection is open.
 async fn connect(instances: &RwLock<Vec<SocketAddr>>, turn: usize) -> Option<TcpStream> {
     let instances = instances.read().await;
     for n in 0..instances.len() {
@@ -101,42 +101,42 @@ fn address_of(base: &str) -> SocketAddr {
     base.strip_prefix("http://").unwrap().parse().unwrap()
 }
 
-/// The shop as the crowd sees it.
+/// The deployment as the clients of the test see it.
 struct Deployment {
     balancer: Balancer,
     /// The instances whose state is compared with the replies.
-    witnesses: Mutex<BTreeSet<String>>,
+    checked: Mutex<BTreeSet<String>>,
     client: reqwest::Client,
     products: Vec<i64>,
     campaigns: Vec<i64>,
-    /// Writes with an outcome.
+    /// Writes with a known outcome.
     settled: AtomicUsize,
-    /// Attempts without one.
-    disturbed: AtomicUsize,
-    /// The units of each product that were paid and not refunded.
+    /// Attempts without a reply or with a 503.
+    failed_attempts: AtomicUsize,
+    /// The units paid and not refunded, by product.
     sold: Vec<AtomicI64>,
-    /// The issue numbers of the holders, by campaign.
+    /// The issue numbers of the coupons, by campaign.
     issued: Vec<Mutex<Vec<i64>>>,
 }
 
 impl Deployment {
-    /// A write under a key, repeated until it has an outcome.
+    /// Sends a write under a key until its outcome is known.
     async fn settle(&self, method: Method, path: &str, body: &Value, key: &str) -> Reply {
         let url = format!("http://{}{path}", self.balancer.address);
         let reply = until("a write has an outcome", async || {
             let request = self.client.request(method.clone(), &url).header("Idempotency-Key", key).json(body);
             let Ok(response) = request.send().await else {
-                self.disturbed.fetch_add(1, SeqCst);
+                self.failed_attempts.fetch_add(1, SeqCst);
                 return None;
             };
             let (status, headers) = (response.status(), response.headers().clone());
             let Ok(text) = response.text().await else {
-                self.disturbed.fetch_add(1, SeqCst);
+                self.failed_attempts.fetch_add(1, SeqCst);
                 return None;
             };
             let again = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
                 || text.contains("REQUEST_IN_PROGRESS");
-            self.disturbed.fetch_add(usize::from(again), SeqCst);
+            self.failed_attempts.fetch_add(usize::from(again), SeqCst);
             (!again).then_some(Reply { status, headers, text })
         })
         .await;
@@ -144,24 +144,24 @@ impl Deployment {
         reply
     }
 
-    /// What every instance says.
-    async fn seen(&self, path: &str, holds: impl Fn(&Value) -> bool) {
-        let witnesses = self.witnesses.lock().unwrap().clone();
-        for base in witnesses {
+    /// Reads `path` from every instance and checks the reply.
+    async fn check_everywhere(&self, path: &str, holds: impl Fn(&Value) -> bool) {
+        let checked = self.checked.lock().unwrap().clone();
+        for base in checked {
             match self.client.get(format!("{base}{path}")).send().await {
                 Ok(reply) => {
                     let (status, text) = (reply.status(), reply.text().await.unwrap_or_default());
-                    if self.witnesses.lock().unwrap().contains(&base) {
+                    if self.checked.lock().unwrap().contains(&base) {
                         assert_eq!(status, 200, "{base}{path}: {text}");
                         assert!(holds(&serde_json::from_str(&text).unwrap()), "{base}{path}: {text}");
                     }
                 }
-                Err(error) => assert!(!self.witnesses.lock().unwrap().contains(&base), "{error}"),
+                Err(error) => assert!(!self.checked.lock().unwrap().contains(&base), "{error}"),
             }
         }
     }
 
-    /// One of the crowd, until there is nothing more to see.
+    /// One client, until `stop`.
     async fn shop(&self, nth: usize, user: i64, stop: &CancellationToken) -> (i64, usize) {
         let (mut balance, mut entries) = (FIRST_BALANCE, usize::from(FIRST_BALANCE > 0));
         let key = |what: &str, round: usize| format!("{what}-{user}-{round}");
@@ -178,7 +178,7 @@ impl Deployment {
                     false => reply.refused(409, "COUPON_OUT_OF_STOCK"),
                 }
                 let has = |coupons: &Value| coupons.as_array().unwrap().iter().any(|one| one["couponId"] == *campaign);
-                self.seen(&format!("/api/v1/coupons/{user}"), |coupons| has(coupons) == won).await;
+                self.check_everywhere(&format!("/api/v1/coupons/{user}"), |coupons| has(coupons) == won).await;
             }
             if let Some(product) = self.products.get(round) {
                 let lines = json!([{"productId": product, "quantity": 1}]);
@@ -188,17 +188,17 @@ impl Deployment {
                 if reply.status == 200 {
                     let order = reply.ok()["orderId"].as_i64().unwrap();
                     let path = format!("/api/v1/orders/{order}?userId={user}");
-                    // Unless the machine stalled for as long as an order waits.
+                    // The order may have expired if the machine stalled for longer than the hold.
                     let late = || placed.elapsed() >= HOLD;
-                    self.seen(&path, |order| order["orderStatus"] == "PENDING" || late()).await;
+                    self.check_everywhere(&path, |order| order["orderStatus"] == "PENDING" || late()).await;
                     let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": PRICE});
                     let paid = self.settle(Method::POST, "/api/v1/payments", &body, &key("pay", round)).await;
                     if paid.status == 400 && late() {
-                        self.seen(&path, |order| order["closeReason"] == "EXPIRED").await;
+                        self.check_everywhere(&path, |order| order["closeReason"] == "EXPIRED").await;
                     } else {
                         paid.ok();
                         (balance, entries) = (balance - PRICE, entries + 1);
-                        self.seen(&path, |order| order["orderStatus"] == "PAID").await;
+                        self.check_everywhere(&path, |order| order["orderStatus"] == "PAID").await;
                         if nth.is_multiple_of(3) {
                             let path = format!("/api/v1/orders/{order}/cancel");
                             self.settle(Method::POST, &path, &json!({"userId": user}), &key("cancel", round))
@@ -217,7 +217,7 @@ impl Deployment {
             let charged = self.settle(Method::PUT, &path, &json!({"amount": 1}), &key("charge", round)).await.ok();
             (balance, entries) = (balance + 1, entries + 1);
             assert_eq!(charged["balance"], balance);
-            self.seen(&path, |seen| seen["balance"] == balance).await;
+            self.check_everywhere(&path, |seen| seen["balance"] == balance).await;
         }
         (balance, entries)
     }
@@ -227,7 +227,7 @@ const VARIABLES: [(&str, &str); 4] = [
     ("PARTITIONS", "2"),
     ("NO_PROJECTOR", "true"),
     ("DRAIN_DELAY_SECONDS", "3"),
-    // With two partitions, the hold of an order that was never placed is released no sooner.
+    // With two partitions, this is the time until the hold of an order that was never placed is released.
     ("ORDER_HOLD_SECONDS", "20"),
 ];
 
@@ -243,11 +243,11 @@ async fn serve(servers: &Servers, shop: Option<&Deployment>, name: &str) -> (Run
 impl Deployment {
     async fn join(&self, base: &str) {
         self.balancer.add(base).await;
-        self.witnesses.lock().unwrap().insert(base.to_owned());
+        self.checked.lock().unwrap().insert(base.to_owned());
     }
 
-    /// Waits until the crowd has done that much more.
-    async fn continues(&self, writes: usize) {
+    /// Waits until the clients have done this many further writes.
+    async fn wait_for_writes(&self, writes: usize) {
         let goal = self.settled.load(SeqCst) + writes;
         until("the crowd goes on", async || (self.settled.load(SeqCst) >= goal).then_some(())).await;
     }
@@ -257,50 +257,54 @@ fn project(servers: &Servers, name: &str) -> Running {
     servers.start_with(&["project"], &[("PARTITIONS", "2"), ("ORDER_HOLD_SECONDS", "20")], name)
 }
 
-/// Everything that an operator does on a bad day, while the crowd shops.
-async fn replace_all(
+/// Kills, stops and replaces every process under load.
+async fn replace_processes(
     servers: &Servers,
     shop: &Deployment,
     (mut first, mut second): ((Running, String), (Running, String)),
-    (mut projects, mut too): (Running, Running),
+    (mut projects, mut spare): (Running, Running),
 ) -> [Running; 3] {
-    // One instance is killed. Its clients move to the other.
-    shop.continues(4 * USERS).await;
-    shop.witnesses.lock().unwrap().remove(&first.1);
+    // One instance is killed; its clients move to the other.
+    shop.wait_for_writes(4 * USERS).await;
+    shop.checked.lock().unwrap().remove(&first.1);
     first.0.child.kill().await.unwrap();
-    shop.continues(USERS).await;
+    shop.wait_for_writes(USERS).await;
     shop.balancer.remove(&first.1).await;
     let (third, _) = serve(servers, Some(shop), "third").await;
 
-    // The other is replaced in order: no client notices.
-    shop.continues(2 * USERS).await;
+    // The other one is replaced in order, which no client notices.
+    shop.wait_for_writes(2 * USERS).await;
     let (fourth, _) = serve(servers, Some(shop), "fourth").await;
-    let disturbed = shop.disturbed.load(SeqCst);
-    shop.witnesses.lock().unwrap().remove(&second.1);
+    let failed_attempts = shop.failed_attempts.load(SeqCst);
+    shop.checked.lock().unwrap().remove(&second.1);
     second.0.signal(Signal::TERM);
     let ready = format!("{}/readyz", second.1);
     let asks = async || shop.client.get(&ready).send().await.map(|reply| reply.status().as_u16());
     until("it says that it is stopping, or has stopped", async || (asks().await.ok() != Some(200)).then_some(())).await;
     shop.balancer.remove(&second.1).await;
-    // Earlier connections were accepted too, unless the machine stalled for as long as the delay.
+    // The stopping instance accepts connections during the drain delay, unless the machine stalls for as long.
     let in_time = asks().await.ok() == Some(503);
     println!("the instance that is stopped is seen to do so in time: {in_time}");
     let status = second.0.ended().await;
     assert!(status.success(), "{status}\n{}", second.0.err());
     if in_time {
-        assert_eq!(shop.disturbed.load(SeqCst), disturbed, "somebody noticed that an instance was replaced");
+        assert_eq!(
+            shop.failed_attempts.load(SeqCst),
+            failed_attempts,
+            "a client noticed the replacement of an instance"
+        );
     }
 
-    // The projectors, too: one is killed, one is stopped and does not wait for an outbox that is never empty.
-    shop.continues(2 * USERS).await;
+    // One projector is killed. The other is stopped, and its stop does not wait for an empty outbox.
+    shop.wait_for_writes(2 * USERS).await;
     projects.child.kill().await.unwrap();
-    shop.continues(2 * USERS).await;
+    shop.wait_for_writes(2 * USERS).await;
     let third_projects = project(servers, "third-projects");
-    too.signal(Signal::TERM);
-    let status = too.ended().await;
-    assert!(status.success(), "{status}\n{}", too.err());
-    assert!(too.logged("the outbox is drained").is_some(), "{}", too.err());
-    shop.continues(2 * USERS).await;
+    spare.signal(Signal::TERM);
+    let status = spare.ended().await;
+    assert!(status.success(), "{status}\n{}", spare.err());
+    assert!(spare.logged("the outbox is drained").is_some(), "{}", spare.err());
+    shop.wait_for_writes(2 * USERS).await;
     [third, fourth, third_projects]
 }
 
@@ -309,9 +313,9 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
     let servers = Servers::start().await;
     let (status, said) = run(&mut servers.role(&["migrate"])).await;
     assert!(status.success(), "{said}");
-    // All at once, on a new store.
+    // All processes start concurrently on a new store.
     let (first, second) = tokio::join!(serve(&servers, None, "first"), serve(&servers, None, "second"));
-    let (projects, too) = (project(&servers, "projects"), project(&servers, "projects-too"));
+    let (projects, spare) = (project(&servers, "projects"), project(&servers, "projects-spare"));
 
     let base = &first.1;
     let product = json!({"productName": "P", "price": PRICE, "stockQuantity": EACH, "category": "SHOES"});
@@ -331,8 +335,8 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let shop = Deployment {
         balancer: Balancer::start().await,
-        witnesses: Mutex::default(),
-        // A connection for each request, so that every client meets every instance.
+        checked: Mutex::default(),
+        // Each request has a new connection, so that every client reaches every instance.
         client: reqwest::Client::builder()
             .no_proxy()
             .pool_max_idle_per_host(0)
@@ -342,7 +346,7 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
         products,
         campaigns,
         settled: AtomicUsize::new(0),
-        disturbed: AtomicUsize::new(0),
+        failed_attempts: AtomicUsize::new(0),
         sold: (0..PRODUCTS).map(|_| AtomicI64::new(0)).collect(),
         issued: (0..CAMPAIGNS).map(|_| Mutex::default()).collect(),
     };
@@ -353,16 +357,16 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
     let stop = CancellationToken::new();
     let crowd = join_all(users.iter().enumerate().map(|(nth, user)| shop.shop(nth, *user, &stop)));
     let operator = async {
-        let left = replace_all(&servers, &shop, (first, second), (projects, too)).await;
+        let left = replace_processes(&servers, &shop, (first, second), (projects, spare)).await;
         stop.cancel();
         left
     };
     let (replies, [mut third, mut fourth, mut projects]) = tokio::join!(crowd, operator);
-    println!("{:?} writes, {:?} attempts in vain", shop.settled, shop.disturbed);
-    assert!(shop.disturbed.load(SeqCst) < shop.settled.load(SeqCst), "hardly anything went well");
+    println!("{:?} writes, {:?} attempts in vain", shop.settled, shop.failed_attempts);
+    assert!(shop.failed_attempts.load(SeqCst) < shop.settled.load(SeqCst), "most attempts failed");
 
-    // Every acknowledged effect is in every instance, and, once all is projected, in PostgreSQL.
-    let bases = shop.witnesses.lock().unwrap().clone();
+    // Every instance has every acknowledged effect, and so has PostgreSQL once everything is projected.
+    let bases = shop.checked.lock().unwrap().clone();
     assert_eq!(bases.len(), 2);
     for base in &bases {
         until("PostgreSQL has caught up", async || {
@@ -377,7 +381,7 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
             assert_eq!(history.as_array().unwrap().len(), *entries, "user {nth}");
         }
         for (product, sold) in shop.products.iter().zip(&shop.sold) {
-            // A unit held by an order that died with its instance comes back.
+            // A unit held by an order whose instance died returns to sale.
             until("nothing is held any more", async || {
                 let left =
                     get(base, &format!("/api/v1/products/{product}")).await.ok()["stockQuantity"].as_i64().unwrap();
@@ -389,7 +393,7 @@ async fn instances_replaced_under_load_keep_acknowledged_decisions() {
     }
     for issued in &shop.issued {
         let issued: BTreeSet<i64> = issued.lock().unwrap().iter().copied().collect();
-        assert_eq!(issued, (1..=EACH).collect(), "as many as there are, each once");
+        assert_eq!(issued, (1..=EACH).collect(), "the issue numbers are not exactly 1..=EACH");
     }
     let audit = get(bases.first().unwrap(), "/admin/v1/audit").await.ok();
     assert_eq!(audit["balanced"], true, "{audit}");

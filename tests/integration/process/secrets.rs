@@ -1,4 +1,4 @@
-//! No secret is printed, however it was mistyped; and the places that a secret may come from.
+//! No output contains a secret, however the setting is mistyped; and the sources of secrets.
 
 use std::{fs, time::Duration};
 
@@ -10,11 +10,11 @@ use crate::{
     support::harness::until,
 };
 
-/// Secrets that no output may show; two, since an error may quote a part of its input.
+/// Secrets that no output may contain. There are two, since an error may quote a part of its input.
 const SECRET: &str = "hunter2-is-a-secret";
 const OTHER_HALF: &str = "correct-horse-battery";
 
-/// Every setting that is a secret and a URL, with the schemes that it takes.
+/// Every secret setting that is a URL, with its schemes.
 const URLS: &[(&str, &[&str])] = &[
     ("DATABASE_URL", &["postgres", "postgresql"]),
     ("REDIS_URL", &["redis", "rediss", "redis+unix", "redis+sentinel"]),
@@ -28,7 +28,7 @@ const URLS: &[(&str, &[&str])] = &[
 const TOKENS: &[&str] = &["ADMIN_TOKEN", "ADMIN_TOKENS", "METRICS_TOKEN", "PAYMENT_GATEWAY_TOKEN", "AUTH_JWT_SECRET"];
 const COMMANDS: &[&str] = &["serve", "project", "seed", "rebuild", "audit", "migrate"];
 
-/// A URL mistyped in every way in which a password gets out of its place.
+/// URLs mistyped so that a parser finds the password elsewhere.
 fn mistyped(scheme: &str) -> Vec<String> {
     [
         "{scheme}://user:{a}/{b}@127.0.0.1:1/db",
@@ -70,7 +70,7 @@ fn command(role: &str) -> Command {
     command
 }
 
-/// What it says until it ends, or begins to wait for its stores, to which no mistyped URL leads.
+/// The output until the program ends or waits for its stores; no mistyped URL leads to a store.
 pub async fn said(command: &mut Command, dir: &ScratchDir) -> String {
     let mut running = Running::start(command, dir, "said");
     until("it ends or waits", async || {
@@ -88,7 +88,7 @@ async fn secret_not_printed_when_url_mistyped() {
     for (name, schemes) in URLS {
         let commands = if name.starts_with("DATABASE") || name.starts_with("REDIS") { COMMANDS } else { &["serve"] };
         for (n, scheme) in schemes.iter().enumerate() {
-            // Every command with the first scheme; the others differ in the scheme alone.
+            // Every command runs with the first scheme; the other schemes run with one command.
             for role in if n == 0 { commands } else { &commands[..1] } {
                 for url in mistyped(scheme) {
                     let mut command = command(role);
@@ -127,7 +127,7 @@ async fn secret_not_printed_when_token_mistyped() {
     }
 }
 
-/// A server gives a reason for its refusal, and a driver quotes its input.
+/// A server gives a reason for its refusal, and a driver may quote its input.
 #[tokio::test]
 async fn secret_not_printed_when_server_refuses_it() {
     let servers = Servers::start().await;
@@ -169,11 +169,11 @@ async fn secret_refused_on_command_line() {
             assert!(said.contains(&format!("{name}_FILE")) && !said.contains(SECRET), "{said}");
         }
     }
-    // An unknown option is quoted, and may be a secret.
+    // An error quotes an unknown option, which may be a secret.
     let (status, said) = run(command("serve").arg(format!("redis://:{SECRET}@127.0.0.1"))).await;
     assert_eq!(status.code(), Some(2), "{said}");
     assert_hidden(&said, "an argument");
-    // A URL without a password is none.
+    // A URL without a password is not a secret.
     let (_, said) = run(command("migrate").args(["--database-url", "postgres://firstcome@127.0.0.1:1/db"])).await;
     assert!(said.contains("can't be reached"), "{said}");
 }
@@ -200,7 +200,7 @@ async fn secret_read_from_file_without_its_newline() {
     get(&base, "/admin/v1/projection").await.ok();
     serve.stop().await;
     assert!(!(serve.out() + &serve.err()).contains(ADMIN));
-    // A newline at the end of a variable is none of the secret's either.
+    // A newline at the end of a variable is not part of the secret.
     let mut serve = servers.role(&["serve"]);
     let mut serve = Running::start(serve.env("ADMIN_TOKEN", format!(" {ADMIN}\n")), &dir, "newline");
     get(&serve.base().await, "/admin/v1/projection").await.ok();

@@ -160,7 +160,7 @@ async fn loss_bound_not_below_known_loss() {
 
 /// An order that is PENDING in PostgreSQL may have been paid before the loss; a second rebuild without a loss does not forget that.
 #[tokio::test]
-async fn pending_order_of_lost_epoch_stays_in_doubt_after_rebuilds() {
+async fn pending_order_of_lost_epoch_stays_suspected_after_rebuilds() {
     for partitions in [1, 3] {
         let test = TestApp::with(Options { partitions, ..ack_postgres() }).await;
         let (_, user) = (test.user(0).await, test.user(100_000).await);
@@ -211,8 +211,8 @@ async fn rebuild_withholds_when_interrupted() {
         sqlx::query("LOCK TABLE users").execute(&mut *lock).await.unwrap();
         let begun = until("Redis is emptied", async || {
             let keys: i64 = redis::cmd("DBSIZE").query_async(&mut test.raw().await).await.unwrap();
-            let in_doubt = loss::read(&rebuild.db).await.unwrap()[0].suspected;
-            (keys == 1 && in_doubt).then_some(())
+            let suspected = loss::read(&rebuild.db).await.unwrap()[0].suspected;
+            (keys == 1 && suspected).then_some(())
         });
         tokio::select! {
             done = rebuild.clone().run(DISCARD) => panic!("the rebuild ended: {done:?}"),

@@ -160,16 +160,16 @@ async fn sale_runs_with_client_certificates() {
     let dir = ScratchDir::new().unwrap();
     let (ours, other) = (Authority::new(&dir, "authority"), Authority::new(&dir, "another"));
     ours.issue("client", "a-client");
-    other.issue("stranger", "a-client");
+    other.issue("foreign", "a-client");
     let (redis, port) = ours.server(&dir, "localhost", &["--tls-auth-clients", "yes"]).await;
     let config = ours.config(port);
     // Without a certificate, with one of another authority, and with a server certificate that is not trusted or has
     // another name.
     let none = RedisConfig { redis_tls_cert: None, redis_tls_key: None, ..config.clone() };
-    let (certificate, key) = (Some(other.path("stranger.pem")), Some(other.path("stranger.key")));
+    let (certificate, key) = (Some(other.path("foreign.pem")), Some(other.path("foreign.key")));
     let strange = RedisConfig { redis_tls_cert: certificate, redis_tls_key: key, ..config.clone() };
     let unbelieved = RedisConfig { redis_tls_ca: Some(other.path("another.pem")), ..config.clone() };
-    let mismatched = RedisConfig { redis_tls_key: Some(other.path("stranger.key")), ..config.clone() };
+    let mismatched = RedisConfig { redis_tls_key: Some(other.path("foreign.key")), ..config.clone() };
     let misnamed = RedisConfig { redis_url: Secret::new(format!("rediss://127.0.0.1:{port}")), ..config.clone() };
     for refused in [none, strange, unbelieved, mismatched, misnamed] {
         let reason = refusal(refused).await;

@@ -73,7 +73,7 @@ impl Proxy {
                     let cut = state.cut.notified();
                     tokio::select! {
                         // The end of one side closes both.
-                        _ = carry(client, socket, &state) => {}
+                        _ = forward(client, socket, &state) => {}
                         () = cut => {}
                     }
                 });
@@ -109,7 +109,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(client: TcpStream, socket: PathBuf, state: &State) -> io::Result<()> {
+async fn forward(client: TcpStream, socket: PathBuf, state: &State) -> io::Result<()> {
     client.set_nodelay(true)?;
     let (mut from_client, to_client) = client.into_split();
     let to_client = tokio::sync::Mutex::new(to_client);

@@ -84,7 +84,7 @@ async fn product_created_and_updated() {
             assert_eq!(listed["totalElements"], total, "{category}");
         }
 
-        // Never below zero on sale, never more than there may be; then nothing of the change is made.
+        // A change that would make the stock negative or exceed its bound is refused as a whole.
         let user = test.user(100).await;
         placed(test, user, &[(product, 4)], None).await;
         let before = effects(test).await;
@@ -126,7 +126,7 @@ async fn campaign_created_shows_issued_and_left() {
         }
         get(test, &format!("/admin/v1/coupons/{}", coupon + 1)).await.refused(404, "COUPON_NOT_FOUND");
 
-        // Open at once and until its coupons expire, where the window is left out.
+        // A campaign without a window opens at once and closes when its coupons expire.
         let open = json!({"couponCode": "OPEN", "discountType": "FIXED", "discountAmount": 1_000_000_000_000_i64,
             "totalQuantity": 1_000_000_000, "expiredAt": "2030-12-31T23:59:59"});
         let open = post(test, "/admin/v1/coupons", open).await.created();
@@ -147,7 +147,7 @@ async fn campaign_window_updated() {
         let coupon = id(&post(test, "/admin/v1/coupons", new).await.created(), "couponId");
         let path = format!("/admin/v1/coupons/{coupon}");
         issue(test, coupon, users[0]).await.refused(400, "INVALID_COUPON");
-        // Opened now: by a page whose clock shows whole seconds.
+        // The operator's page sends whole seconds, so the time is 700 ms ago.
         test.clock.advance(700);
         let opened = patch(test, &path, json!({"opensAt": after(test, -700)})).await.ok();
         assert_eq!(
@@ -155,17 +155,17 @@ async fn campaign_window_updated() {
             (&json!(after(test, -700)), &json!(after(test, 899_300)))
         );
         issue(test, coupon, users[0]).await.ok();
-        // Closed now, and once more: an action without effect succeeds.
+        // Closes the campaign twice; a repeat without effect succeeds.
         for _ in 0..2 {
             let closed = patch(test, &path, json!({"closesAt": after(test, -700)})).await.ok();
             assert_eq!((&closed["closesAt"], &closed["issuedQuantity"]), (&json!(now(test)), &json!(1)));
             issue(test, coupon, users[1]).await.refused(400, "INVALID_COUPON");
         }
         let open = get(test, "/api/v1/campaigns").await.ok();
-        assert_eq!(open, json!([]), "and is shown to nobody");
-        // The coupon that was given out is as good as ever.
+        assert_eq!(open, json!([]), "a closed campaign is listed");
+        // An issued coupon stays available.
         assert_eq!(crate::support::api_kit::coupon(test, users[0], coupon).await["couponStatus"], "AVAILABLE");
-        // Reopened, and put off again.
+        // Reopens the campaign, then postpones it.
         patch(test, &path, json!({"closesAt": after(test, 100_000)})).await.ok();
         issue(test, coupon, users[1]).await.ok();
         assert_eq!(get(test, "/api/v1/campaigns").await.ok()[0]["couponId"], coupon);
@@ -190,7 +190,7 @@ async fn campaign_window_updated() {
     .await;
 }
 
-/// Units withheld by a rebuild are shown, and sold again once an operator releases them.
+/// Withheld units are listed, and return to sale once an operator releases them.
 #[tokio::test]
 async fn withheld_units_shown_and_released() {
     on_1_and_3(async |test| {
@@ -199,7 +199,7 @@ async fn withheld_units_shown_and_released() {
         test.drain().await;
         let nothing = json!({"products": [], "coupons": []});
         assert_eq!(get(test, "/admin/v1/withheld").await.ok(), nothing);
-        // In both stores, as after a rebuild.
+        // Both stores have withheld units, as after a rebuild.
         let mut redis = test.raw().await;
         let here = product % i64::from(test.options.partitions);
         for (key, field, value) in [
@@ -246,7 +246,7 @@ async fn withheld_units_shown_and_released() {
         assert_eq!(get(test, "/admin/v1/withheld").await.ok(), kept(25, 19));
         let all = post(test, "/admin/v1/withheld/release", json!({}));
         let (all, ()) = tokio::join!(all, async {
-            // The answer waits for what it released to be written down.
+            // The reply waits until PostgreSQL has the releases.
             crate::support::harness::until("it is all released", async || {
                 test.drain().await;
                 let shown = get(test, &format!("/admin/v1/coupons/{coupon}")).await.ok();

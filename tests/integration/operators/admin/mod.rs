@@ -1,5 +1,4 @@
-//! The operators' API and the status endpoints: who is admitted, what each operation does, and whether the service is
-//! ready.
+//! The operators' API and the status endpoints: authentication, every operation, readiness.
 
 mod catalog;
 mod orders;
@@ -45,7 +44,7 @@ async fn admin_request_refused_without_token() {
         (Method::POST, "/admin/v1/withheld/release", &json!({})),
         (Method::POST, "/admin/v1/products/1/release", &json!({"quantity": 1})),
         (Method::POST, "/admin/v1/coupons/1/release", &json!({"quantity": 1})),
-        // A request without a token learns neither which paths exist nor its other faults.
+        // A request without a token does not learn which paths exist.
         (Method::GET, "/admin/v1/nothing", &Value::Null),
         (Method::GET, "/admin", &Value::Null),
         (Method::DELETE, "/admin/v1/users", &Value::Null),
@@ -67,7 +66,7 @@ async fn admin_request_refused_without_token() {
     }
     assert_eq!(test.snapshot().await, before);
     test.send(Method::GET, "/admin/v1/nothing", None, None).await.refused(404, "NOT_FOUND");
-    // The shop's own paths need no token and mind none.
+    // The public paths ignore operators' tokens.
     let request = test.client.get(format!("{}/api/v1/products/{product}", test.base)).bearer_auth("wrong");
     read(request).await.ok();
     test.finish().await;

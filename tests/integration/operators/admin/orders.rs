@@ -25,7 +25,7 @@ async fn orders_listed_newest_first() {
         let mut all = vec![pending, paid, cancelled, refunded];
         all.sort_by_key(|order| -order);
         let both = |a: i64, b: i64| if a > b { vec![a, b] } else { vec![b, a] };
-        assert_eq!(listed("").await, (all.clone(), about(0, 20, 4)), "what was answered before is in it");
+        assert_eq!(listed("").await, (all.clone(), about(0, 20, 4)), "an acknowledged order is missing");
         assert_eq!(listed("?status=PENDING").await, (vec![pending], about(0, 20, 1)));
         assert_eq!(listed("?status=PAID").await, (vec![paid], about(0, 20, 1)));
         assert_eq!(listed("?status=CANCELLED").await, (both(cancelled, refunded), about(0, 20, 2)));
@@ -36,7 +36,7 @@ async fn orders_listed_newest_first() {
         assert_eq!(listed("?size=3").await, (all[..3].to_vec(), about(0, 3, 4)));
         assert_eq!(listed("?size=3&page=1").await, (all[3..].to_vec(), about(1, 3, 4)));
         assert_eq!(listed("?size=3&page=2").await, (vec![], about(2, 3, 4)));
-        // The list equals the orders that buyers see.
+        // The list shows each order as its buyer sees it.
         for order in get(&test, "/admin/v1/orders").await.ok()["content"].as_array().unwrap() {
             assert_eq!(*order, detail(&test, id(order, "orderId")).await);
         }
@@ -63,7 +63,7 @@ async fn orders_of_two_instances_listed_newest_first() {
     for partitions in [1, 3] {
         let test = TestApp::with(Options { partitions, ..Options::default() }).await;
         let (user, product) = (test.user(1_000_000).await, test.product(10, 1_000).await);
-        // Another process, which gives out ids of a block of its own.
+        // Another process, with ids from another block.
         let (redis, postgres) = (test.redis.url(), postgres_url(&test.database));
         let other = open(&test.options, &redis, &postgres, test.clock.clone()).await.unwrap();
         let order = || NewOrder {

@@ -30,7 +30,7 @@ async fn projection_status_shows_position_and_lag() {
     .await;
 }
 
-/// One partition is the reason why the service is not ready.
+/// Asserts that the service is not ready, for one reason only.
 async fn not_ready(test: &TestApp) {
     let reply = get(test, "/readyz").await;
     reply.refused(503, "SERVICE_UNAVAILABLE");
@@ -45,16 +45,16 @@ async fn readiness_fails_when_partition_state_lost() {
         for path in ["/healthz", "/readyz"] {
             assert_eq!(get(test, path).await.ok(), json!({"status": "UP"}));
         }
-        // With the state of a partition lost the process is alive, but not ready, and names the reason.
+        // A process that lost the state of a partition is alive but not ready.
         let meta = format!("{{p{}}}:meta", user % i64::from(test.options.partitions));
-        let away = format!("{meta}-away");
+        let moved = format!("{meta}-moved");
         let mut redis = test.raw().await;
-        let _: () = redis::cmd("RENAME").arg(&meta).arg(&away).query_async(&mut redis).await.unwrap();
+        let _: () = redis::cmd("RENAME").arg(&meta).arg(&moved).query_async(&mut redis).await.unwrap();
         assert_eq!(get(test, "/healthz").await.ok(), json!({"status": "UP"}));
         not_ready(test).await;
         let charge = put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 1})).await;
         charge.refused(503, "SERVICE_UNAVAILABLE");
-        let _: () = redis::cmd("RENAME").arg(&away).arg(&meta).query_async(&mut redis).await.unwrap();
+        let _: () = redis::cmd("RENAME").arg(&moved).arg(&meta).query_async(&mut redis).await.unwrap();
         get(test, "/readyz").await.ok();
         assert_eq!(put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 1})).await.ok()["balance"], 1);
     })

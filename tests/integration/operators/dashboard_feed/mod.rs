@@ -1,4 +1,4 @@
-//! The server side of the dashboard: its files, and the live feed, whose numbers are exact, also with a store down.
+//! The server side of the dashboard: its files and its feed, which stays exact while a store is down.
 
 mod snapshots;
 mod stream;
@@ -24,7 +24,7 @@ use crate::{
 
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                    base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
-/// More snapshots than any condition needs on any machine.
+/// More snapshots than any condition takes, on any machine.
 const MAX_SNAPSHOTS: usize = 300;
 
 /// The cookie of a new session.
@@ -34,12 +34,12 @@ async fn sign_in(base: &str) -> String {
     reply.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned()
 }
 
-/// A request for the feed, on a connection of its own, as browsers have it.
-fn asked(base: &str, cookie: &str) -> reqwest::RequestBuilder {
+/// A request for the feed on a new connection, as browsers send it.
+fn feed_request(base: &str, cookie: &str) -> reqwest::RequestBuilder {
     client().get(format!("{base}/ops/feed")).header("cookie", cookie)
 }
 
-/// A watcher of the feed.
+/// A client of the feed.
 pub struct Watch {
     response: reqwest::Response,
     read: Vec<u8>,
@@ -51,7 +51,7 @@ impl Watch {
     }
 
     async fn with(base: &str, cookie: &str) -> Watch {
-        let response = asked(base, cookie).send().await.unwrap();
+        let response = feed_request(base, cookie).send().await.unwrap();
         assert_eq!(response.status(), 200);
         Watch { response, read: Vec::new() }
     }
@@ -82,7 +82,7 @@ impl Watch {
         Some(serde_json::from_str(&self.text().await?).unwrap())
     }
 
-    /// The first snapshot that is as it should be.
+    /// The first snapshot that fulfils a condition.
     pub async fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let mut seen = Value::Null;
         for _ in 0..MAX_SNAPSHOTS {

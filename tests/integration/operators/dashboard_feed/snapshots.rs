@@ -1,4 +1,4 @@
-//! The snapshots: complete, exact, and with a store down.
+//! The snapshots are complete and exact, also while a store is down.
 
 use super::*;
 
@@ -65,7 +65,7 @@ async fn first_snapshot_immediate_and_complete() {
     test.finish().await;
 }
 
-/// The snapshot equals the API, and PostgreSQL once it has every event.
+/// A snapshot equals the API, and PostgreSQL once every event is projected.
 #[tokio::test]
 async fn snapshot_matches_api_and_postgres() {
     for partitions in [1, 3] {
@@ -73,7 +73,7 @@ async fn snapshot_matches_api_and_postgres() {
         let mut watch = Watch::open(&test.base).await;
         watch.until("rankings", |snapshot| snapshot["rankings"].is_object()).await;
         busy_day(&test).await;
-        // Today's, as the API and Redis have them: sold, held and on sale.
+        // Units sold today, held and on sale, as in the API.
         let user = test.user(1_000_000).await;
         let shoes = test.product(10_000, 100).await;
         let coat = test.product(20_000, 30).await;
@@ -131,7 +131,7 @@ async fn snapshot_matches_api_and_postgres() {
         let paid: i64 = sqlx::query_scalar(paid).fetch_one(test.db.get_postgres_connection_pool()).await.unwrap();
         assert_eq!(sold, paid);
         let moved = &truth["rankings"]["TODAY"][0]["previousPosition"];
-        assert!(moved.is_null(), "nothing was sold when watching began: {moved}");
+        assert!(moved.is_null(), "a product has a past position without past sales: {moved}");
         test.finish().await;
     }
 }
@@ -177,7 +177,7 @@ async fn snapshot_follows_campaign_to_its_end() {
     assert_eq!(campaign(&seen, &later_id)["state"], "SCHEDULED");
     assert_eq!(campaign(&seen, &short)["state"], "CLOSED");
     assert!(campaign(&seen, &json!(small))["secondsToEmpty"].is_null());
-    // It comes to rest; and what closed is shown for a while yet, and no longer.
+    // The rate falls to zero, and a closed campaign disappears after a while.
     test.clock.advance(3_600_000);
     let rest = watch
         .until("rest", |snapshot| {
@@ -190,7 +190,7 @@ async fn snapshot_follows_campaign_to_its_end() {
     test.finish().await;
 }
 
-/// The counters belong to the process, which other tests share: the requests of this test are among those shown.
+/// Tests in this process share its counters, so the requests of this test are only a part of those shown.
 #[tokio::test]
 async fn snapshot_counts_requests_by_class_without_its_own() {
     let test = TestApp::start().await;
@@ -271,17 +271,17 @@ async fn snapshot_shows_postgres_down_and_keeps_the_rest() {
         }
         shop.post("/api/v1/orders", order.clone()).await.ok();
         let held = if hangs { 4 } else { 6 };
-        let away = watch
-            .until("Postgres is away", |seen| {
+        let down = watch
+            .until("Postgres is down", |seen| {
                 part(seen, "postgres")["ok"] == false
                     && seen["orders"].is_null()
                     && seen["projection"]["lagEvents"] == 1
                     && product(seen, shoes).is_some_and(|shoes| shoes["held"] == held)
             })
             .await;
-        assert!(!part(&away, "postgres")["detail"].as_str().unwrap().is_empty());
-        assert_eq!((&part(&away, "redis")["ok"], &part(&away, "decisions")["ok"]), (&json!(true), &json!(true)));
-        assert!(away["rankings"].is_object() && away["campaigns"].is_array() && away["redis"].is_object());
+        assert!(!part(&down, "postgres")["detail"].as_str().unwrap().is_empty());
+        assert_eq!((&part(&down, "redis")["ok"], &part(&down, "decisions")["ok"]), (&json!(true), &json!(true)));
+        assert!(down["rankings"].is_object() && down["campaigns"].is_array() && down["redis"].is_object());
         if hangs {
             shop.postgres.resume().unwrap();
         } else {
@@ -299,22 +299,22 @@ async fn snapshot_shows_redis_down_and_keeps_the_rest() {
     let mut watch = Watch::open(&shop.base).await;
     watch.until("all is well", is_well).await;
     shop.redis.kill().await.unwrap();
-    let away = watch
-        .until("Redis is away", |seen| {
+    let down = watch
+        .until("Redis is down", |seen| {
             let not_well = ["redis", "decisions"].iter().all(|name| part(seen, name)["ok"] == false);
             let absent = ["rankings", "campaigns", "products", "redis", "projection"];
             not_well && absent.iter().all(|part| seen[part].is_null())
         })
         .await;
-    assert_eq!(part(&away, "postgres")["ok"], true, "{away:#}");
-    assert!(away["orders"].is_object());
+    assert_eq!(part(&down, "postgres")["ok"], true, "{down:#}");
+    assert!(down["orders"].is_object());
     shop.redis.restart().await.unwrap();
     watch.until("it is back", |seen| is_well(seen) && seen["rankings"].is_object()).await;
     drop(watch);
     shop.finish().await;
 }
 
-/// The migration counts the existing orders; a trigger counts every change from then on.
+/// The migration counts the existing orders; afterwards a trigger counts every change.
 #[tokio::test]
 async fn orders_counted_after_migration_of_existing_rows() {
     for partitions in [1, 3] {
@@ -333,7 +333,7 @@ async fn orders_counted_after_migration_of_existing_rows() {
         sqlx::raw_sql(undo).execute(pool).await.unwrap();
         postgres::migrate(&test.db).await.unwrap();
         assert_eq!(totals().await, before);
-        // A statement that is undone counts for nothing.
+        // A rolled back statement does not count.
         let mut transaction = pool.begin().await.unwrap();
         sqlx::query("DELETE FROM orders").execute(&mut *transaction).await.unwrap();
         transaction.rollback().await.unwrap();

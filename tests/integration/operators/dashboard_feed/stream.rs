@@ -1,4 +1,4 @@
-//! The page and the stream: sessions, watchers, the end.
+//! The page and the stream: sessions, clients, end of the stream.
 
 use super::*;
 
@@ -20,7 +20,7 @@ async fn dashboard_page_served_with_strict_policy() {
     );
     guarded(&page.headers);
     assert_eq!(plain(&test, Method::GET, "/ops/", None).await.text, page.text);
-    // Nothing in it that its own policy forbids.
+    // The page has nothing that its own policy forbids.
     for forbidden in ["<style", "style=", "onclick=", "onload=", "javascript:", "http://", "https://"] {
         assert!(!page.text.contains(forbidden), "{forbidden}");
     }
@@ -62,10 +62,12 @@ async fn feed_refused_without_session() {
     let reply = plain(&test, Method::GET, "/ops/feed", None).await;
     reply.refused(401, "UNAUTHORIZED");
     guarded(&reply.headers);
-    // A token is for programs, and a page that keeps none has none to send.
+    // The feed takes session cookies only, since the page does not keep the token.
     let with_token = test.client.get(format!("{}/ops/feed", test.base)).bearer_auth(ADMIN);
     harness::read(with_token).await.refused(401, "UNAUTHORIZED");
-    harness::read(asked(&test.base, "firstcome_ops=admin.9999999999999.00.00")).await.refused(401, "UNAUTHORIZED");
+    harness::read(feed_request(&test.base, "firstcome_ops=admin.9999999999999.00.00"))
+        .await
+        .refused(401, "UNAUTHORIZED");
     guarded(&plain(&test, Method::GET, "/ops/session", None).await.headers);
     test.finish().await;
 }
@@ -86,12 +88,12 @@ async fn feed_ends_with_session() {
     test.clock.advance(8 * 3_600_000);
     while expires.block().await.is_some() {}
     for cookie in [&ours, &theirs] {
-        harness::read(asked(&test.base, cookie)).await.refused(401, "UNAUTHORIZED");
+        harness::read(feed_request(&test.base, cookie)).await.refused(401, "UNAUTHORIZED");
     }
     test.finish().await;
 }
 
-/// All see the very same snapshots: their times are their own, to the millisecond.
+/// All clients get identical snapshots, as the equal millisecond times show.
 #[tokio::test]
 async fn feed_reader_shared_and_stopped_with_last_watcher() {
     let test = TestApp::with(Options { clock: None, ..Options::default() }).await;
@@ -109,10 +111,10 @@ async fn feed_reader_shared_and_stopped_with_last_watcher() {
     drop(second);
     first.until("one watcher", |snapshot| snapshot["watchers"] == 1).await;
     drop(first);
-    // No other code scans hashes here.
+    // Only the feed reader scans hashes here.
     let mut redis = test.raw().await;
     let (mut calls, mut since) = (String::new(), Instant::now());
-    until("nobody reads any more", async || {
+    until("the feed reader stops", async || {
         let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut redis).await.unwrap();
         let now = info.lines().find(|line| line.starts_with("cmdstat_hscan:")).unwrap_or_default().to_owned();
         assert!(!now.is_empty(), "{info}");
@@ -132,11 +134,11 @@ async fn feed_refused_when_hundred_watchers() {
     let test = TestApp::start().await;
     let cookie = sign_in(&test.base).await;
     let mut seats = join_all((0..100).map(|_| Watch::with(&test.base, &cookie))).await;
-    let turned_away = harness::read(asked(&test.base, &cookie)).await;
+    let turned_away = harness::read(feed_request(&test.base, &cookie)).await;
     turned_away.refused(503, "SERVICE_UNAVAILABLE");
     assert!(turned_away.headers.contains_key("retry-after"));
     seats.pop();
-    let free = async || (asked(&test.base, &cookie).send().await.unwrap().status() == 200).then_some(());
+    let free = async || (feed_request(&test.base, &cookie).send().await.unwrap().status() == 200).then_some(());
     until("a seat is free", free).await;
     drop(seats);
     test.finish().await;
@@ -157,11 +159,11 @@ async fn feed_ends_when_process_stops() {
         while watch.block().await.is_some() {}
         cookie
     };
-    // The drain may take minutes: that it ends is because the stream does.
+    // The drain may take minutes; only the end of the stream ends the wait early.
     let ended = tokio::time::timeout(Duration::from_secs(200), async { tokio::join!(watching, serving) }).await;
-    let (cookie, served) = ended.expect("the stream holds up the stop");
-    assert_eq!(served.unwrap(), 0, "something was cut");
+    let (cookie, served) = ended.expect("the stop waits for the stream");
+    assert_eq!(served.unwrap(), 0, "a connection was cut");
     // A new watcher is refused during a stop.
-    harness::read(asked(&test.base, &cookie)).await.refused(503, "SERVICE_UNAVAILABLE");
+    harness::read(feed_request(&test.base, &cookie)).await.refused(503, "SERVICE_UNAVAILABLE");
     test.finish().await;
 }

@@ -1,7 +1,7 @@
-//! The metrics: exact, served with a store down, and the only ones that the Grafana dashboard, the alerts and the
-//! documentation name.
+//! The metrics are exact and served while a store is down. The Grafana dashboard, the alerts and the documentation name
+//! only metrics that exist.
 //!
-//! The counters belong to the process, which all tests share: tests of exact counts start a process of their own.
+//! All tests in this process share its counters, so a test of exact counts starts its own process.
 
 mod names;
 
@@ -35,7 +35,7 @@ async fn scrape(test: &TestApp) -> Scrape {
     Scrape::parse(&reply.text)
 }
 
-/// The first scrape that shows this.
+/// The first scrape that fulfils a condition.
 async fn scraped(test: &TestApp, what: &str, shows: impl Fn(&Scrape) -> bool) -> Scrape {
     until(what, async || Some(scrape(test).await).filter(&shows)).await
 }
@@ -87,7 +87,7 @@ impl Process {
     }
 }
 
-/// The token that may scrape, in [`metrics_count_every_event_exactly`].
+/// The token for scrapes in [`metrics_count_every_event_exactly`].
 const SCRAPER: &str = "a-token-for-prometheus";
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn metrics_count_every_event_exactly() {
         Process::start(with_servers("serve").env("ADMIN_TOKEN", ADMIN).env("NO_PROJECTOR", "true"), "BIND_ADDR").await;
     let project = Process::start(&mut with_servers("project"), "OPS_BIND_ADDR").await;
 
-    // Only the token admits a scrape; and a projector serves nothing else.
+    // Scrapes require the token, and a projector serves metrics only.
     for process in [&serve, &project] {
         for token in [ADMIN, "", "a-token-for-prometheuS"] {
             process.send(Method::GET, "/metrics", token, None).await.refused(401, "UNAUTHORIZED");
@@ -164,7 +164,7 @@ async fn metrics_count_every_event_exactly() {
         let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(exported.one("firstcome_http_requests_total", &labels), Some(count), "{labels:?}");
     }
-    // Every request is in the histograms once, and only the scrape itself is in flight.
+    // The histograms count every request once; only the scrape itself is in flight.
     let route = [("method", "POST"), ("route", "/api/v1/coupons/issue")];
     assert_eq!(exported.one("firstcome_http_request_duration_seconds_count", &route), Some(20.0));
     assert_eq!(exported.one("firstcome_http_requests_in_flight", &[]), Some(1.0));
@@ -179,7 +179,7 @@ async fn metrics_count_every_event_exactly() {
     let of = [("script", "coupon_issue")];
     let calls = exported.one("firstcome_script_call_duration_seconds_count", &of).unwrap();
     assert!((1.0..=20.0).contains(&calls), "{calls}");
-    // Merged calls: as many requests as there were.
+    // The histogram of batched calls counts every request.
     assert_eq!(exported.one("firstcome_script_requests_per_call_count", &of), Some(calls));
     assert_eq!(exported.one("firstcome_script_requests_per_call_sum", &of), Some(20.0));
     assert_eq!(exported.sum("firstcome_script_failures_total", &[]), 0.0);
@@ -187,7 +187,7 @@ async fn metrics_count_every_event_exactly() {
     assert!(exported.one("firstcome_redis_connections_made_total", &[]).unwrap() >= 1.0);
     assert_eq!(exported.one("firstcome_redis_connections_broken_total", &[]), Some(0.0));
 
-    // What waits, and what does not; and the other process has carried it all.
+    // Open holds, and the projection by the other process.
     assert_eq!(exported.one("firstcome_holds_open", &[("kind", "order")]), Some(1.0));
     assert_eq!(exported.one("firstcome_holds_overdue", &[("kind", "order")]), Some(0.0));
     assert_eq!(
@@ -254,7 +254,7 @@ async fn metrics_served_when_redis_hangs() {
     assert_eq!(exported.one("firstcome_backlog_limit_events", &[]), Some(1_000_000.0));
     test.redis.resume().unwrap();
     scraped(&test, "it is well again", |exported| exported.one("firstcome_ready", &[]) == Some(1.0)).await;
-    // A stop ends its readiness.
+    // A stopping process is not ready.
     test.app.stopping.cancel();
     scraped(&test, "it is stopping", |exported| exported.one("firstcome_ready", &[]) == Some(0.0)).await;
     test.finish().await;
@@ -273,15 +273,15 @@ async fn metrics_served_with_lag_when_postgres_hangs() {
 
     shop.postgres.pause().unwrap();
     shop.post("/admin/v1/users", json!({"userName": "B", "balance": 1_000})).await.created();
-    let away = scraped_from(&shop, "the lag grows", |exported| {
+    let down = scraped_from(&shop, "the lag grows", |exported| {
         exported.one("firstcome_up", &postgres) == Some(0.0)
             && exported.one("firstcome_outbox_lag_events", &here) == Some(1.0)
             && exported.one("firstcome_outbox_lag_seconds", &here).is_some_and(|seconds| seconds > 0.0)
     })
     .await;
-    assert!(!away.0.contains_key("firstcome_dead_letters"), "nobody can know");
-    assert_eq!(away.one("firstcome_ready", &[]), Some(1.0));
-    // Scrapes in a loop do not wait each time: all of them take no longer than two timeouts.
+    assert!(!down.0.contains_key("firstcome_dead_letters"), "a count that only PostgreSQL knows is exported");
+    assert_eq!(down.one("firstcome_ready", &[]), Some(1.0));
+    // Scrapes share a pending read, so many of them take no longer than two timeouts.
     let begun = Instant::now();
     for _ in 0..200 {
         shop.get("/metrics").await;
@@ -292,7 +292,7 @@ async fn metrics_served_with_lag_when_postgres_hangs() {
     shop.finish().await;
 }
 
-/// The first scrape of this shop that shows this.
+/// The first scrape of this shop that fulfils a condition.
 async fn scraped_from(shop: &RestartableApp, what: &str, shows: impl Fn(&Scrape) -> bool) -> Scrape {
     until(what, async || {
         let reply = shop.get("/metrics").await;
@@ -302,10 +302,10 @@ async fn scraped_from(shop: &RestartableApp, what: &str, shows: impl Fn(&Scrape)
     .await
 }
 
-/// The alerts, as `deploy/alerts.yml` is written: each rule's fields, in blocks of `key: value` and `key: |`.
+/// The rules of `deploy/alerts.yml`: the fields of each, written as `key: value` or as a block after `key: |`.
 fn alerts() -> Vec<BTreeMap<String, String>> {
     let mut rules: Vec<BTreeMap<String, String>> = Vec::new();
-    // The key whose block goes on, and its indentation.
+    // The key of the current block, and its indentation.
     let mut block: Option<(String, usize)> = None;
     for line in ALERTS.lines() {
         let (indent, text) = (line.len() - line.trim_start().len(), line.trim());
@@ -337,7 +337,7 @@ fn alerts() -> Vec<BTreeMap<String, String>> {
     rules
 }
 
-/// Requests refused by a limit are counted.
+/// A limit counts the requests that it refuses.
 #[tokio::test]
 async fn metrics_count_shed_writes() {
     let mut options = Options::default();

@@ -1,11 +1,11 @@
-//! The dashboard, the alerts and the list of metrics name only metrics that exist.
+//! The dashboard, the alerts and docs/metrics.md name only metrics that exist.
 
 use super::*;
 
 const DASHBOARD: &str = include_str!("../../../../deploy/grafana-dashboard.json");
 const LIST: &str = include_str!("../../../../docs/metrics.md");
 
-/// The state of the first partition.
+/// The state of partition 0.
 const META: &str = "{p0}:meta";
 
 /// A scrape after every kind of event.
@@ -21,12 +21,12 @@ async fn everything() -> Scrape {
     test.order(user, product, 1).await.ok();
     test.order(user, product, 5).await.refused(409, "INSUFFICIENT_STOCK");
     test.get("/nowhere").await.refused(404, "NOT_FOUND");
-    // What Postgres can't take.
+    // An event that PostgreSQL refuses.
     let mut redis = test.raw().await;
     poison(&mut redis, true, &[("kind", b"nonsense"), ("v", b"1")]).await;
     let dead = |exported: &Scrape| exported.one("firstcome_dead_letters", &[("partition", "0")]) == Some(1.0);
     scraped(&test, "the dead letter is filed", dead).await;
-    // A partition that may not decide for a while.
+    // A partition that is frozen for a while.
     let _: i64 = redis::cmd("HSET").arg(META).arg("frozen").arg("a test").query_async(&mut redis).await.unwrap();
     let closed = |exported: &Scrape| {
         exported.one("firstcome_partition_open", &[("partition", "0")]) == Some(0.0)
@@ -41,7 +41,7 @@ async fn everything() -> Scrape {
     exported
 }
 
-/// Labels that Prometheus adds, and the label of a histogram's buckets.
+/// The labels that Prometheus adds, and the label of histogram buckets.
 const ADDED: [&str; 3] = ["instance", "job", "le"];
 
 /// The faults of an expression: a metric that does not exist, or a label that it does not have.
@@ -71,7 +71,7 @@ fn faults(exported: &BTreeMap<String, Family>, expression: &str) -> Vec<String> 
     faults
 }
 
-/// The queries of the dashboard, with Grafana's variables filled in: panel and expression.
+/// The queries of the dashboard with Grafana's variables replaced: panel, expression.
 fn queries(dashboard: &Value) -> Vec<(String, String)> {
     fn panels<'a>(of: &'a Value, found: &mut Vec<&'a Value>) {
         for panel in of["panels"].as_array().into_iter().flatten() {
@@ -98,7 +98,7 @@ fn queries(dashboard: &Value) -> Vec<(String, String)> {
     queries
 }
 
-/// GitHub's anchor of a heading.
+/// GitHub's anchor for a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
@@ -136,13 +136,13 @@ async fn dashboard_alerts_and_docs_name_existing_metrics() {
     let wrong: Vec<_> =
         all.iter().map(|(of, expr)| (of, expr, faults(&exported, expr))).filter(|(.., f)| !f.is_empty()).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // The test can fail.
+    // The check detects faults.
     assert_eq!(faults(&exported, "firstcome_nothing"), ["there is no firstcome_nothing"]);
     assert_eq!(faults(&exported, "firstcome_up{colour=\"red\"}"), ["firstcome_up has no colour"]);
     assert_eq!(faults(&exported, "sum by (colour) (firstcome_up)"), ["none of its metrics has colour"]);
     assert_eq!(faults(&exported, "firstcome_projector_batch_events").len(), 1);
 
-    // The documented metrics are exactly the exported ones.
+    // docs/metrics.md documents exactly the exported metrics.
     let row = |line: &str| -> Option<(String, String, BTreeSet<String>, String)> {
         let cells: Vec<&str> = line.strip_prefix("| `")?.strip_suffix(" |")?.split(" | ").collect();
         let [name, kind, labels, meaning] = cells.as_slice() else { panic!("{line}") };

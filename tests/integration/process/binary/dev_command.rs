@@ -8,8 +8,8 @@ fn dev_in(data: &Path) -> Command {
     command
 }
 
-/// The quick start: up, seeded, stopped without a trace but its data, which the next start goes on with, also after it
-/// was killed.
+/// The quick start: it starts, seeds, and stops without leaving more than its data. The next start continues with the
+/// data, even after a kill.
 #[tokio::test]
 async fn dev_command_keeps_data_between_starts() {
     let dir = ScratchDir::new().unwrap();
@@ -34,7 +34,7 @@ async fn dev_command_keeps_data_between_starts() {
     for server in [&["redis-server", "valkey-server"][..], &["postgres"]] {
         assert!(names.iter().any(|name| server.iter().any(|server| name.contains(server))), "{names:?}");
     }
-    // A second process in the same directory names the first.
+    // A second process in the same directory is refused, with the pid of the first.
     let (status, said) = run(&mut dev_in(&data)).await;
     assert_eq!(status.code(), Some(1), "{said}");
     let pid = first.child.id().unwrap();
@@ -50,11 +50,11 @@ async fn dev_command_keeps_data_between_starts() {
     assert!(servers_below(dir.path()).is_empty(), "{:?}", servers_below(dir.path()));
     assert!(!first.err().contains(ADMIN), "the token is in the log");
 
-    // The second goes on with it, and is killed.
+    // A second start continues with the data; then the test kills it.
     let mut second = Running::start(&mut dev_in(&data), &dir, "second");
     let base = second.base().await;
     assert_eq!(get(&base, "/api/v1/balances/1").await.ok()["balance"], 10_001);
-    assert_eq!(get(&base, "/api/v1/products").await.ok()["totalElements"], 6, "it was seeded again");
+    assert_eq!(get(&base, "/api/v1/products").await.ok()["totalElements"], 6, "the catalogue was seeded again");
     let path = format!("/api/v1/orders/{order}?userId=2");
     assert_eq!(get(&base, &path).await.ok()["orderStatus"], "PENDING");
     put(&base, "/api/v1/balances/1", json!({"amount": 2})).await.ok();
@@ -76,7 +76,7 @@ async fn dev_command_keeps_data_between_starts() {
         (projection["lagEvents"] == 0).then_some(())
     })
     .await;
-    // Started right after a kill, before the servers that it left behind are gone.
+    // A start right after a kill, before the orphaned servers have ended.
     third.child.kill().await.unwrap();
     let mut fourth = Running::start(&mut dev_in(&data), &dir, "fourth");
     let base = fourth.base().await;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Every variable with a value that must not be shown, or nothing.
+/// Sets every variable to a value that no output may contain.
 fn with_secrets(command: &mut Command) -> &mut Command {
     for name in [
         "REDIS_URL",
@@ -150,7 +150,7 @@ async fn start_error_names_unreachable_store_without_password() {
         let mut serve = serve("redis://127.0.0.1:1", &nowhere);
         let (status, said) = run(serve.env("PAYMENT_GATEWAY_CARD_URL", &gateway)).await;
         assert!(!status.success() && !said.contains(SECRET), "{said}");
-        assert!(said.to_lowercase().contains("gateway"), "{gateway:?} is not what is wrong in {said}");
+        assert!(said.to_lowercase().contains("gateway"), "{gateway:?} : the gateway is not named in {said}");
     }
     harness::drop_database(&database).await;
 }
@@ -170,7 +170,7 @@ async fn start_error_says_remedy_when_port_taken() {
         for part in [format!("{address} is taken"), "ss -ltnp".into(), "BIND_ADDR=127.0.0.1:".into()] {
             assert!(said.contains(&part), "{part:?} is not in {said}");
         }
-        assert!(!data.exists(), "servers were started in vain");
+        assert!(!data.exists(), "servers were started before the port was checked");
     }
 }
 
@@ -184,7 +184,7 @@ async fn start_error_says_remedy_when_server_programs_missing() {
         assert_eq!(status.code(), Some(1), "{said}");
         assert!(said.contains(&format!("{name}=/nonexistent")), "{said}");
     }
-    // None at all: how to get them.
+    // Without any server program the message says how to install them.
     let mut command = program(&["dev"]);
     command.env_remove("REDIS_SERVER_BIN").env_remove("POSTGRES_BIN_DIR").env("PATH", "/nonexistent");
     command.env("FIRSTCOME_CACHE_DIR", "/nonexistent").env("BIND_ADDR", "127.0.0.1:0");

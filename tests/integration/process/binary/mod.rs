@@ -1,4 +1,4 @@
-//! The program as a user or an init system runs it: messages, start and end, and files that it leaves.
+//! The program as a user or an init system runs it: messages, start, stop, and the files that it leaves.
 
 mod dev_command;
 mod messages;
@@ -27,11 +27,12 @@ use crate::{
     },
 };
 
-/// What no output may show.
+/// A secret that no output may contain.
 const SECRET: &str = "hunter2-is-a-secret";
 pub const ADMIN: &str = "a-token-for-tests";
 
-/// The program with these arguments, in an environment without our variables but for where the servers' programs are.
+/// The program with these arguments; its environment has no variables of ours except for the paths of the servers'
+/// programs.
 pub fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firstcome"));
     command.args(args).env_clear().stdin(Stdio::null()).kill_on_drop(true);
@@ -43,14 +44,14 @@ pub fn program(args: &[&str]) -> Command {
     command
 }
 
-/// One run to its end: how it ended, and all that it said.
+/// Runs the program until it ends. Returns its status and output.
 pub async fn run(command: &mut Command) -> (ExitStatus, String) {
     let output = command.output().await.unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status, String::from_utf8(said).unwrap())
 }
 
-/// A process that runs until it is stopped. Its output goes to files.
+/// A running process. Its output goes to files.
 pub struct Running {
     pub child: Child,
     out: PathBuf,
@@ -79,8 +80,9 @@ impl Running {
 
     /// The lines of its log.
     pub fn log(&self) -> Vec<Value> {
-        let read = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON in the log: {line}"));
-        // The last line may be half written.
+        let read =
+            |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("a line of the log is not JSON: {line}"));
+        // The last line may be incomplete.
         let log = self.err();
         log.rsplit_once('\n').map_or("", |(whole, _)| whole).lines().map(read).collect()
     }
@@ -89,7 +91,7 @@ impl Running {
         self.log().into_iter().find(|line| line["fields"]["message"] == message)
     }
 
-    /// Where it serves, once it does: its log says so. (`BIND_ADDR` with port 0 lets the system choose.)
+    /// The base URL, once the log has the address. (`BIND_ADDR` with port 0 lets the system choose the port.)
     pub async fn base(&mut self) -> String {
         until("it serves", async || {
             self.assert_alive();
@@ -112,7 +114,7 @@ impl Running {
         tokio::time::timeout(Duration::from_secs(300), self.child.wait()).await.expect("it does not end").unwrap()
     }
 
-    /// Stops it as an init system does; it must end well.
+    /// Stops the process as an init system does, and asserts that it succeeds.
     pub async fn stop(&mut self) {
         self.signal(Signal::TERM);
         let status = self.ended().await;
@@ -121,7 +123,7 @@ impl Running {
     }
 }
 
-/// The server processes that work below `dir`.
+/// The server processes whose working directory is below `dir`.
 fn servers_below(dir: &Path) -> Vec<String> {
     let dir = dir.canonicalize().unwrap();
     let server = |pid: &str| {
@@ -148,7 +150,7 @@ pub async fn put(base: &str, path: &str, body: Value) -> harness::Reply {
     harness::read(harness::client().put(format!("{base}{path}")).bearer_auth(ADMIN).json(&body)).await
 }
 
-/// Servers with passwords, as in a deployment.
+/// Redis and PostgreSQL with passwords, as in a deployment.
 pub struct Servers {
     pub redis: RedisServer,
     pub postgres: PostgresServer,
@@ -177,9 +179,9 @@ impl Servers {
         command.env("REDIS_URL", &self.redis_url).env("DATABASE_URL", &self.postgres_url);
         command.env("ADMIN_TOKEN", ADMIN).env("BIND_ADDR", "127.0.0.1:0").env("DRAIN_SECONDS", "300");
         command.env("DRAIN_DELAY_SECONDS", "0");
-        // A test is one client, often of one user.
+        // A test is one client, often with one user, so per-client limits are off.
         command.env("RATE_LIMIT_CLIENT_PER_SECOND", "0").env("RATE_LIMIT_USER_PER_SECOND", "0");
-        // Timeouts that a stalled machine does not reach.
+        // Timeouts longer than any stall of the machine.
         command.env("REDIS_TIMEOUT_MS", "300000").env("DATABASE_TIMEOUT_MS", "300000");
         command.env("REQUEST_TIMEOUT_MS", "300000").env("RUST_LOG", "debug,hyper=info,reqwest=info");
         command
@@ -189,7 +191,7 @@ impl Servers {
         self.start_with(args, &[], name)
     }
 
-    /// With these variables on top.
+    /// Starts a role with additional variables.
     pub fn start_with(&self, args: &[&str], variables: &[(&str, &str)], name: &str) -> Running {
         Running::start(self.role(args).envs(variables.iter().copied()), &self.dir, name)
     }
@@ -198,7 +200,7 @@ impl Servers {
         postgres::connect(&harness::postgres_config(&self.postgres_url)).await.unwrap()
     }
 
-    /// Passwords and tokens are in none of these logs.
+    /// Asserts that none of these logs contains a password or token.
     fn no_secret_in(&self, roles: &[&Running]) {
         let password = self.postgres_url.split(':').nth(2).unwrap().split('@').next().unwrap();
         assert!(password.len() > 8);
@@ -214,7 +216,7 @@ impl Servers {
         self.end_of(1).await;
     }
 
-    /// Checks the invariants of a store of that many partitions, and stops.
+    /// Checks the invariants of a store with this many partitions, and stops the servers.
     pub async fn end_of(mut self, partitions: u16) {
         let db = self.db().await;
         invariants::check(&mut [harness::raw_redis(&self.redis_url).await], &db, partitions, 0).await;

@@ -28,7 +28,7 @@ async fn roles_run_as_separate_processes() {
     let order = order["orderId"].as_i64().unwrap();
     let pay = json!({"orderId": order, "userId": 2, "paymentType": "TOSS", "amount": 79_800});
     post(&base, "/api/v1/payments", pay).await.ok();
-    // A token that is not ours, in the header, is no less of a secret.
+    // The log contains no unknown token either.
     let wrong = harness::client().get(format!("{base}/admin/v1/projection")).bearer_auth(SECRET);
     harness::read(wrong).await.refused(401, "UNAUTHORIZED");
     let projection = get(&base, "/admin/v1/projection").await.ok();
@@ -49,7 +49,7 @@ async fn roles_run_as_separate_processes() {
     .await;
     let listed = get(&base, "/admin/v1/orders").await.ok();
     assert_eq!(listed["content"][0]["orderId"], order, "{listed}");
-    // Without a projector it ends at once; what it decided last is the other's to carry.
+    // A process without a projector stops at once and leaves its last decisions to the other process.
     put(&base, "/api/v1/balances/1", json!({"amount": 5})).await.ok();
     serve.stop().await;
     project.stop().await;
@@ -59,7 +59,7 @@ async fn roles_run_as_separate_processes() {
     servers.end().await;
 }
 
-/// Every acknowledged decision is projected before the process ends, even if the projection hung until then.
+/// A stop waits until every acknowledged decision is projected, even if the projection hung before.
 #[tokio::test]
 async fn stop_drains_outbox() {
     let servers = Servers::start().await;
@@ -67,7 +67,7 @@ async fn stop_drains_outbox() {
     let mut serve = servers.start_role(&["serve"], "serve");
     let base = serve.base().await;
     let user = post(&base, "/admin/v1/users", json!({"userName": "A", "balance": 0})).await.created()["userId"].clone();
-    // Nothing can be projected while another transaction locks the row of the position.
+    // The projection waits while another transaction locks the row of the position.
     let db = servers.db().await;
     let mut lock = db.get_postgres_connection_pool().begin().await.unwrap();
     sqlx::query("SELECT 1 FROM projection_positions FOR UPDATE").execute(&mut *lock).await.unwrap();
@@ -93,7 +93,7 @@ async fn stop_drains_outbox() {
     servers.end().await;
 }
 
-/// Killed in the middle of its work, it loses nothing that it answered, and a repeat under its key is no second time.
+/// A killed process loses no acknowledged decision, and a repeat under the same key has no second effect.
 #[tokio::test]
 async fn kill_loses_no_acknowledged_decision() {
     const REQUESTS: u32 = 200;

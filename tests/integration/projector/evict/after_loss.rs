@@ -62,7 +62,7 @@ async fn rebuild_restores_orders_not_archived() {
         assert_eq!(shop.balance().await, balance + 2 * 2_460);
         assert_eq!(shop.stock().await, stock.iter().map(|units| units + 4).collect::<Vec<_>>());
         // New ids do not repeat those of restored or archived orders.
-        let last = [old.pending, young, pending].into_iter().chain(old.over()).max().unwrap();
+        let last = [old.pending, young, pending].into_iter().chain(old.closed()).max().unwrap();
         for _ in 0..5 {
             assert!(shop.paid().await > last);
         }

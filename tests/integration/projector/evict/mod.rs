@@ -166,7 +166,7 @@ impl ClosedOrders {
         ClosedOrders { pending, paid, cancelled, expired, failed, refunded, poor }
     }
 
-    fn over(&self) -> [i64; 5] {
+    fn closed(&self) -> [i64; 5] {
         [self.paid, self.cancelled, self.expired, self.failed, self.refunded]
     }
 }
@@ -179,7 +179,7 @@ fn events(entries: &[Entry]) -> Vec<Event> {
 /// The replies to every read of every order.
 async fn replies_of(shop: &Fixture, ends: &ClosedOrders) -> Vec<String> {
     let mut replies_of = Vec::new();
-    for order in [ends.pending].into_iter().chain(ends.over()) {
+    for order in [ends.pending].into_iter().chain(ends.closed()) {
         let (user, other) = if order == ends.failed { (ends.poor, shop.user) } else { (shop.user, ends.poor) };
         let test = &shop.test;
         let path = format!("/api/v1/orders/{order}");

@@ -62,7 +62,7 @@ async fn rebuild_withholds_units_of_lost_decisions() {
 
 /// A declined payment, like an expiry, does not prove that the order was not paid before the loss.
 #[tokio::test]
-async fn withheld_units_stay_when_order_in_doubt_declined() {
+async fn withheld_units_stay_when_possibly_paid_order_declined() {
     let test = TestApp::start().await;
     let (user, product) = (test.user(500).await, test.product(100, 20).await);
     let order = test.place(user, product, 5).await;

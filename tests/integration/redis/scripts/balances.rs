@@ -60,9 +60,9 @@ async fn balance_scripts_match_headers() {
     bench.needs_its_own_key(&charge, true).await;
     bench.leaves_all("LIMIT_EXCEEDED", &charge.with_shared(3, 149)).await;
     bench.leaves_all("LIMIT_EXCEEDED", &charge.with_shared(3, 149).keyed("k", "mine")).await;
-    let stranger = bench.charge(2, 100);
-    bench.leaves_all("USER_NOT_FOUND", &stranger).await;
-    bench.leaves_all("USER_NOT_FOUND", &stranger.keyed("k", "mine")).await;
+    let unknown_user = bench.charge(2, 100);
+    bench.leaves_all("USER_NOT_FOUND", &unknown_user).await;
+    bench.leaves_all("USER_NOT_FOUND", &unknown_user.keyed("k", "mine")).await;
     let (reply, event) = bench.decides_once("CHARGED", &charge.with_shared(3, 150)).await;
     assert_eq!(reply[3..], ["u1", "150"]);
     let Body::BalanceCharged(entry) = &event.body else { panic!("{event:?}") };
@@ -75,8 +75,8 @@ async fn balance_scripts_match_headers() {
     assert!(reply[2].contains("events balance_charged") && reply[3].contains("kind users_created"), "{reply:?}");
     let cut = bench.leaves_all("ENTRIES", &tail.with(1, 1)).await;
     assert_eq!((cut.len(), cut[1].as_str()), (3, "1"));
-    let stranger = bench.history_read(2, 10);
-    bench.leaves_all("USER_NOT_FOUND", &stranger).await;
+    let unknown_user = bench.history_read(2, 10);
+    bench.leaves_all("USER_NOT_FOUND", &unknown_user).await;
     bench.covers(&[&script::BALANCE_CHARGE, &script::HISTORY_READ]);
     bench.finish().await;
 }

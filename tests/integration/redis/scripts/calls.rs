@@ -187,7 +187,7 @@ impl Bench {
         raw
     }
 
-    pub(super) fn verdict(&self, order: i64) -> Raw {
+    pub(super) fn order_resolve(&self, order: i64) -> Raw {
         let keys = self.keys(order);
         let (keys, args) = (vec![keys.meta(), order_key(keys, order)], strings([&604_800_000]));
         Raw { script: &script::ORDER_RESOLVE, keys, args, shared: None }

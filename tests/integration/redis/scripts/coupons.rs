@@ -15,8 +15,8 @@ async fn coupon_issue_matches_header_in_one_partition() {
     bench.leaves_all("NOT_OPEN", &issue.with(1, START.0 + HOUR_MS)).await;
     let unknown = bench.coupon_issue(2, 1);
     bench.leaves_all("CAMPAIGN_NOT_FOUND", &unknown).await;
-    let stranger = bench.coupon_issue(1, 9);
-    bench.leaves_all("USER_NOT_FOUND", &stranger).await;
+    let unknown_user = bench.coupon_issue(1, 9);
+    bench.leaves_all("USER_NOT_FOUND", &unknown_user).await;
     let (reply, event) = bench.decides_once("ISSUED", &issue).await;
     assert_eq!(reply[3..], ["1".to_owned(), START.0.to_string()]);
     let Body::CouponIssued { coupon, user, issue_no, at_home } = &event.body else { panic!("{event:?}") };

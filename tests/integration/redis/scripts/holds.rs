@@ -39,12 +39,12 @@ async fn hold_scripts_match_headers() {
     let (placed, event) = bench.decides_once("PLACED", &place).await;
     assert_eq!(placed[4], "2030");
     assert!(matches!(&event.body, Body::OrderPlaced(placed) if placed.remote.len() == 2), "{event:?}");
-    let verdict = bench.verdict(10);
-    bench.needs_open_partition(&verdict).await;
-    assert_eq!(bench.leaves_all("ORDER_STATUS", &verdict).await, ["ORDER_STATUS", "PENDING", "", ""]);
+    let resolve = bench.order_resolve(10);
+    bench.needs_open_partition(&resolve).await;
+    assert_eq!(bench.leaves_all("ORDER_STATUS", &resolve).await, ["ORDER_STATUS", "PENDING", "", ""]);
 
     bench.decides("PAID", &bench.pay(10, 2, 2_030)).await;
-    assert_eq!(bench.leaves_all("ORDER_STATUS", &verdict).await, ["ORDER_STATUS", "PAID", "", DAY]);
+    assert_eq!(bench.leaves_all("ORDER_STATUS", &resolve).await, ["ORDER_STATUS", "PAID", "", DAY]);
     let settle = bench.settle(1, 10, 2, "SETTLED");
     bench.needs_open_partition(&settle).await;
     let (_, event) = bench.decides("MOVED", &settle).await;
@@ -55,7 +55,7 @@ async fn hold_scripts_match_headers() {
     bench.leaves_all("RELEASED", &hold).await;
 
     bench.decides("CLOSED", &bench.close(10, 2, "CANCEL", DAY)).await;
-    assert_eq!(bench.leaves_all("ORDER_STATUS", &verdict).await, ["ORDER_STATUS", "CANCELLED", "REFUNDED", DAY]);
+    assert_eq!(bench.leaves_all("ORDER_STATUS", &resolve).await, ["ORDER_STATUS", "CANCELLED", "REFUNDED", DAY]);
     let refund = bench.settle(1, 10, 2, "REFUNDED");
     let (_, event) = bench.decides("MOVED", &refund).await;
     let Body::StockSettled { from, to, .. } = &event.body else { panic!("{event:?}") };
@@ -66,8 +66,8 @@ async fn hold_scripts_match_headers() {
     // Without an order the hold is released, once.
     let stray = bench.hold(12, 2, &[(1, 5)]);
     bench.decides("HELD", &stray).await;
-    assert_eq!(bench.run(&bench.verdict(12)).await[1], "ABANDONED");
-    bench.leaves_all("ORDER_STATUS", &bench.verdict(12)).await;
+    assert_eq!(bench.run(&bench.order_resolve(12)).await[1], "ABANDONED");
+    bench.leaves_all("ORDER_STATUS", &bench.order_resolve(12)).await;
     bench.decides("MOVED", &bench.settle(1, 12, 2, "RELEASED")).await;
     bench.leaves_all("UNCHANGED", &bench.settle(1, 12, 2, "RELEASED")).await;
     bench.leaves_all("RELEASED", &stray).await;
@@ -219,7 +219,7 @@ async fn order_evict_and_restore_match_headers() {
     for mark in [false, true] {
         if mark {
             let _: i64 = redis::cmd("DEL").arg(key(13)).query_async(&mut bench.redis).await.unwrap();
-            assert_eq!(bench.run(&bench.verdict(13)).await[1], "ABANDONED");
+            assert_eq!(bench.run(&bench.order_resolve(13)).await[1], "ABANDONED");
         }
         let decided = bench.position(Partition(0)).await;
         assert_eq!(bench.run(&restore).await, ["RESTORED"]);

@@ -21,8 +21,8 @@ async fn order_place_matches_header() {
     let place = bench.place(10, 1, &[(1, 2), (2, 1)], "");
     bench.needs_open_partition(&place).await;
     bench.needs_its_own_key(&place, true).await;
-    let stranger = bench.place(10, 9, &[(1, 2)], "");
-    bench.leaves_all("USER_NOT_FOUND", &stranger).await;
+    let unknown_user = bench.place(10, 9, &[(1, 2)], "");
+    bench.leaves_all("USER_NOT_FOUND", &unknown_user).await;
     bench.leaves_all("TOO_MANY_OPEN", &place.with_shared(3, 0)).await;
     for (lines, word, product) in [
         (&[(1, 1), (77, 1)][..], "PRODUCT_NOT_FOUND", "77"),
@@ -46,7 +46,7 @@ async fn order_place_matches_header() {
     bench.leaves_all("ACCEPTABLE", &judged(&place, "NONE")).await;
     bench.leaves_all("ACCEPTABLE", &judged(&place, "NONE").keyed("k", "mine")).await;
     bench.leaves_all("SOLD_OUT", &judged(&place, "SOLD_OUT")).await;
-    bench.leaves_all("USER_NOT_FOUND", &judged(&stranger, "SOLD_OUT")).await;
+    bench.leaves_all("USER_NOT_FOUND", &judged(&unknown_user, "SOLD_OUT")).await;
     bench.leaves_all("INSUFFICIENT_STOCK", &judged(&bench.place(10, 1, &[(1, 6)], ""), "NONE")).await;
     bench.leaves_all("INSUFFICIENT_BALANCE", &judged(&bench.place(10, 1, &[(4, 1)], ""), "NONE")).await;
     let dear = bench.place(10, 1, &[(4, 10_000)], "").with_shared(4, 0);
@@ -81,8 +81,8 @@ async fn order_place_matches_header() {
     bench.leaves_all("TOO_MANY_OPEN", &bench.place(12, 1, &[(1, 1)], "").with_shared(3, 2)).await;
 
     // The tombstone of an order whose remote holds were released prevents its placement with them.
-    let verdict = bench.verdict(20);
-    assert_eq!(bench.run(&verdict).await, ["ORDER_STATUS", "ABANDONED", "", ""]);
+    let resolve = bench.order_resolve(20);
+    assert_eq!(bench.run(&resolve).await, ["ORDER_STATUS", "ABANDONED", "", ""]);
     let late = bench.place(20, 1, &[(1, 1)], "6:1:10");
     bench.leaves_all("ABANDONED", &late).await;
     bench.covers(&[&script::ORDER_PLACE]);

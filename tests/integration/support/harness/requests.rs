@@ -142,6 +142,12 @@ pub fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
+/// A client whose connections come from a local address.
+pub fn client_at(address: &str) -> reqwest::Client {
+    let address: std::net::IpAddr = address.parse().unwrap();
+    reqwest::Client::builder().no_proxy().local_address(address).build().unwrap()
+}
+
 /// Sends a request and reads the reply whole.
 pub async fn read(request: reqwest::RequestBuilder) -> Reply {
     let response = request.send().await.unwrap();
