@@ -39,8 +39,8 @@ impl Projector {
     /// is unavailable stays undone, and does not stop it.
     ///
     /// # Errors
-    /// Redis or PostgreSQL is unavailable, decisions are lost, or the projection makes no progress for `patience`.
-    pub async fn project_up_to(&self, here: Partition, decided: Position, patience: Duration) -> anyhow::Result<()> {
+    /// Redis or PostgreSQL is unavailable, decisions are lost, or the projection makes no progress for `timeout`.
+    pub async fn project_up_to(&self, here: Partition, decided: Position, timeout: Duration) -> anyhow::Result<()> {
         let mut progress = (Position::default(), Instant::now());
         loop {
             let projected = self.position(here).await.map_err(|failure| anyhow!(failure))?.position;
@@ -49,7 +49,7 @@ impl Projector {
             }
             if projected > progress.0 {
                 progress = (projected, Instant::now());
-            } else if progress.1.elapsed() >= patience {
+            } else if progress.1.elapsed() >= timeout {
                 bail!(
                     "the projection of partition {} makes no progress from ({}, {}) to ({}, {})",
                     here.0,

@@ -3,7 +3,7 @@
 //!
 //! A batch is one transaction, which also moves the partition's position, on the condition that the position is still
 //! the one that this projector read from. A superseded projector changes nothing, and starts over from the new
-//! position. Only committed entries are trimmed from the outbox, and only some time after the commit ([`keep`]), so that
+//! position. Only committed entries are trimmed from the outbox, and only some time after the commit ([`outbox_retention`]), so that
 //! a PostgreSQL that has lost its last commits gets them again. An event that can't be applied becomes a dead letter
 //! ([`dead_letters`]). While PostgreSQL is unavailable, the projector retries.
 //!
@@ -16,7 +16,7 @@ mod commit;
 pub mod dead_letters;
 mod drain;
 pub mod evict;
-mod keep;
+mod outbox_retention;
 pub mod relay;
 
 use std::{
@@ -32,7 +32,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
 
 use self::{
     commit::DecodedDecision,
-    keep::{Keep, Tails},
+    outbox_retention::{OutboxRetention, Tails},
 };
 use crate::{
     config::{ProjectorConfig, Retention},
@@ -336,7 +336,7 @@ impl Projector {
     async fn step(&self, here: Partition, wait: Duration, timeout: Duration) -> Result<Step, StepError> {
         if self.tails.of(here, |tail| tail.is_unmarked()) {
             let mark = self.store.relayed(here).await?.unwrap_or_default();
-            self.tails.of(here, |tail| tail.mark(mark));
+            self.tails.of(here, |tail| tail.record_relayed(mark));
         }
         let before = self.tails.of(here, |tail| tail.known());
         let from = self.position(here).await?;
@@ -423,7 +423,7 @@ impl Projector {
             return Ok(());
         }
         let mark = self.store.relayed(here).await?.unwrap_or_default();
-        self.tails.of(here, |tail| tail.mark(mark));
+        self.tails.of(here, |tail| tail.record_relayed(mark));
         if self.tails.of(here, |tail| tail.is_relayed(position, last)) {
             return Ok(());
         }
@@ -463,16 +463,16 @@ impl Projector {
 
     /// Writes the mark, if there is one to write, and trims what was committed long enough ago or needs too much memory.
     async fn trim(&self, here: Partition, mark: Option<Relayed>) -> Result<(), StepError> {
-        let keep = Keep::new(&self.config, self.store.partitions());
-        let due = self.tails.of(here, |tail| tail.due(keep, self.clock.uptime_us()));
+        let retention = OutboxRetention::new(&self.config, self.store.partitions());
+        let due = self.tails.of(here, |tail| tail.due(retention, self.clock.uptime_us()));
         if mark.is_none() && due.is_none() {
             return Ok(());
         }
         let entries = self.store.outbox_mark_and_trim(here, mark, due).await?;
         let unprojected = self.store.partition_backlog(here) as usize / self.per_entry.load(Ordering::Relaxed).max(1);
         self.tails.of(here, |tail| {
-            mark.into_iter().for_each(|mark| tail.mark(mark));
-            tail.limit(keep, entries.saturating_sub(unprojected));
+            mark.into_iter().for_each(|mark| tail.record_relayed(mark));
+            tail.limit(retention, entries.saturating_sub(unprojected));
         });
         Ok(())
     }

@@ -139,7 +139,12 @@ impl Dedicated {
     }
 
     /// Sends the write that changes nothing, and a `WAIT` behind it.
-    async fn mark(&self, here: Partition, ack: ReplicaAck, timeout: Duration) -> (RedisResult<Value>, ReplicaWait) {
+    async fn write_mark(
+        &self,
+        here: Partition,
+        ack: ReplicaAck,
+        timeout: Duration,
+    ) -> (RedisResult<Value>, ReplicaWait) {
         let mut mark = redis::cmd("EVAL");
         mark.arg(MARK_SCRIPT).arg(1).arg(Keys(here).meta());
         self.call(&mark, ack, timeout).await
@@ -289,7 +294,7 @@ impl Store {
             if !marks || !is_enough(&replies.0, ack) {
                 return Ok(replies);
             }
-            let (marked, wait) = dedicated.mark(here, ack, timeout).await;
+            let (marked, wait) = dedicated.write_mark(here, ack, timeout).await;
             marked?;
             replies_of(wait).await
         };
@@ -328,7 +333,7 @@ impl Store {
     pub async fn replicated(&self, here: Partition) -> Result<Option<Replication>, Error> {
         let Some(ack) = self.replica_ack() else { return Ok(None) };
         let dedicated = self.dedicated(here).await?;
-        let (marked, wait) = dedicated.mark(here, ack, self.shared_connections().timeout()).await;
+        let (marked, wait) = dedicated.write_mark(here, ack, self.shared_connections().timeout()).await;
         self.shared_connections().settle(&dedicated.handle, marked)?;
         Ok(Some(self.follow_replicas(here, dedicated, wait, (None, false), ack)))
     }

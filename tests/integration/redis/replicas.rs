@@ -37,8 +37,8 @@ const PATIENT_MS: u64 = 300_000;
 async fn guarded(dir: &ScratchDir, name: &str, master: Option<&RedisServer>) -> RedisServer {
     let mut config = dev::RedisServerConfig::new(dir.path().join(name));
     config.port = Some(dev::free_port().unwrap());
-    let (patience, at_once) = ("3600", "0");
-    let own = ["--min-replicas-to-write", "1", "--min-replicas-max-lag", patience, "--repl-timeout", patience];
+    let (never, at_once) = ("3600", "0");
+    let own = ["--min-replicas-to-write", "1", "--min-replicas-max-lag", never, "--repl-timeout", never];
     config.extra_args = own.into_iter().chain(["--repl-diskless-sync-delay", at_once]).map(str::to_owned).collect();
     if let Some(master) = master {
         config.extra_args.extend(["--replicaof".to_owned(), "127.0.0.1".to_owned(), port(master)]);

@@ -201,7 +201,7 @@ impl Bench {
         Raw { script: &script::HOLD_SUSPECT, keys, args, shared: None }
     }
 
-    pub fn mark(&self, epoch: i64, seq: i64, entry: &str) -> Raw {
+    pub fn outbox_mark(&self, epoch: i64, seq: i64, entry: &str) -> Raw {
         let keys = vec![Keys(Partition(0)).meta()];
         Raw { script: &script::OUTBOX_MARK, keys, args: strings([&epoch, &seq, &entry]), shared: None }
     }

@@ -123,7 +123,7 @@ async fn outbox_mark_matches_header() {
         (2, 1, "2-0", true),
         (1, 99, "9-0", false),
     ] {
-        let raw = bench.mark(epoch, seq, entry);
+        let raw = bench.outbox_mark(epoch, seq, entry);
         if marks {
             assert_eq!(bench.run(&raw).await, ["MARKED"]);
             let found = firstcome::redis::outbox::Relayed {
@@ -137,7 +137,7 @@ async fn outbox_mark_matches_header() {
     }
     let state: Vec<(String, String)> = redis::cmd("HGETALL").arg(&meta).query_async(&mut bench.redis).await.unwrap();
     let _: i64 = redis::cmd("DEL").arg(&meta).query_async(&mut bench.redis).await.unwrap();
-    let raw = bench.mark(3, 1, "7-0");
+    let raw = bench.outbox_mark(3, 1, "7-0");
     bench.leaves_all("STALE", &raw).await;
     let fields = state.iter().filter(|(field, _)| field != "relayed");
     let mut put_back = redis::cmd("HSET");

@@ -28,16 +28,16 @@ const PARTS: u64 = 64;
 
 /// How long, and how many, committed entries stay in the outbox.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Keep {
+pub(super) struct OutboxRetention {
     us: u64,
     /// Of one partition, about.
     bytes: u64,
 }
 
-impl Keep {
+impl OutboxRetention {
     pub(super) fn new(config: &ProjectorConfig, partitions: u16) -> Self {
         let us = config.outbox_keep().as_micros() as u64;
-        Keep { us, bytes: config.outbox_keep_bytes / u64::from(partitions.max(1)) }
+        OutboxRetention { us, bytes: config.outbox_keep_bytes / u64::from(partitions.max(1)) }
     }
 }
 
@@ -79,7 +79,7 @@ impl Tail {
     }
 
     /// Records the mark, as read or written.
-    pub(super) fn mark(&mut self, mark: Relayed) {
+    pub(super) fn record_relayed(&mut self, mark: Relayed) {
         let is_later = |old: Relayed| (mark.position, mark.entry) > (old.position, old.entry);
         if self.relayed.is_none_or(is_later) {
             self.relayed = Some(mark);
@@ -127,15 +127,15 @@ impl Tail {
     }
 
     /// The last entry that is to be trimmed now, if there is one.
-    pub(super) fn due(&mut self, keep: Keep, now_us: u64) -> Option<StreamId> {
-        self.committed.due(keep, now_us)
+    pub(super) fn due(&mut self, retention: OutboxRetention, now_us: u64) -> Option<StreamId> {
+        self.committed.due(retention, now_us)
     }
 
     /// Drops the oldest entries before their time if the `kept` committed ones need more than their share of memory; the
     /// next step trims them.
-    pub(super) fn limit(&mut self, keep: Keep, kept: usize) {
+    pub(super) fn limit(&mut self, retention: OutboxRetention, kept: usize) {
         let bytes = kept as u64 * self.bytes_per_entry;
-        self.committed.drop_oldest(bytes.saturating_sub(keep.bytes), bytes);
+        self.committed.drop_oldest(bytes.saturating_sub(retention.bytes), bytes);
     }
 }
 
@@ -167,10 +167,10 @@ impl Committed {
     }
 
     /// Removes the ends that are due, and merges those that are close together. Returns the last due one.
-    fn due(&mut self, keep: Keep, now_us: u64) -> Option<StreamId> {
+    fn due(&mut self, retention: OutboxRetention, now_us: u64) -> Option<StreamId> {
         let mut due = None;
         while let Some(end) = self.ends.front().copied()
-            && (self.excess > 0 || end.at_us.saturating_add(keep.us) <= now_us)
+            && (self.excess > 0 || end.at_us.saturating_add(retention.us) <= now_us)
         {
             self.excess = self.excess.saturating_sub(1);
             self.ends.pop_front();
@@ -179,7 +179,7 @@ impl Committed {
         self.excess = 0;
         // Entries leave late rather than early.
         if let [.., first, _, last] = *self.ends.make_contiguous()
-            && last.at_us - first.at_us < keep.us / PARTS
+            && last.at_us - first.at_us < retention.us / PARTS
         {
             let middle = self.ends.len() - 2;
             self.ends.remove(middle);
@@ -198,7 +198,7 @@ impl Committed {
 mod tests {
     use super::*;
 
-    const KEEP: Keep = Keep { us: 64_000, bytes: 1000 };
+    const RETENTION: OutboxRetention = OutboxRetention { us: 64_000, bytes: 1000 };
 
     fn id(ms: u64) -> StreamId {
         StreamId { ms, no: 0 }
@@ -211,17 +211,17 @@ mod tests {
         committed.observe(id(9), 10_000);
         // Seen again, it is not younger.
         committed.observe(id(9), 20_000);
-        assert_eq!(committed.due(KEEP, 63_999), None);
-        assert_eq!(committed.due(KEEP, 64_000), Some(id(5)));
-        assert_eq!(committed.due(KEEP, 64_000), None);
-        assert_eq!(committed.due(KEEP, 100_000), Some(id(9)));
+        assert_eq!(committed.due(RETENTION, 63_999), None);
+        assert_eq!(committed.due(RETENTION, 64_000), Some(id(5)));
+        assert_eq!(committed.due(RETENTION, 64_000), None);
+        assert_eq!(committed.due(RETENTION, 100_000), Some(id(9)));
     }
 
     #[test]
     fn entry_due_at_once_when_nothing_kept() {
         let mut committed = Committed::default();
         committed.observe(id(5), 7);
-        assert_eq!(committed.due(Keep { us: 0, bytes: 0 }, 7), Some(id(5)));
+        assert_eq!(committed.due(OutboxRetention { us: 0, bytes: 0 }, 7), Some(id(5)));
     }
 
     #[test]
@@ -231,9 +231,9 @@ mod tests {
         committed.observe(id(9), 10_000);
         committed.observe(id(5), 60_000);
         committed.observe(id(9), 61_000);
-        assert_eq!(committed.due(KEEP, 80_000), Some(id(5)), "9 was lost, and committed again later");
-        assert_eq!(committed.due(KEEP, 124_999), None);
-        assert_eq!(committed.due(KEEP, 125_000), Some(id(9)));
+        assert_eq!(committed.due(RETENTION, 80_000), Some(id(5)), "9 was lost, and committed again later");
+        assert_eq!(committed.due(RETENTION, 124_999), None);
+        assert_eq!(committed.due(RETENTION, 125_000), Some(id(9)));
     }
 
     #[test]
@@ -242,12 +242,12 @@ mod tests {
         let mut trimmed = Vec::new();
         for at in 0..64_000 {
             committed.observe(id(at + 1), at * 10);
-            trimmed.extend(committed.due(KEEP, at * 10));
+            trimmed.extend(committed.due(RETENTION, at * 10));
             assert!(committed.ends.len() <= 2 * PARTS as usize + 3, "{}", committed.ends.len());
         }
         // Nothing leaves early, and nothing much later than it should.
-        assert!(trimmed.iter().all(|end| (end.ms - 1) * 10 + KEEP.us <= 640_000));
-        assert!(trimmed.last().is_some_and(|end| end.ms * 10 + KEEP.us + 3_000 > 640_000), "{:?}", trimmed.last());
+        assert!(trimmed.iter().all(|end| (end.ms - 1) * 10 + RETENTION.us <= 640_000));
+        assert!(trimmed.last().is_some_and(|end| end.ms * 10 + RETENTION.us + 3_000 > 640_000), "{:?}", trimmed.last());
     }
 
     #[test]
@@ -256,10 +256,10 @@ mod tests {
         for at in 0..10 {
             tail.committed.observe(id(at + 1), at * 2_000);
         }
-        tail.limit(KEEP, 10);
-        assert_eq!(tail.due(KEEP, 20_000), None);
-        tail.limit(KEEP, 20);
-        assert_eq!(tail.due(KEEP, 20_000), Some(id(5)));
-        assert_eq!(tail.due(KEEP, 20_000), None);
+        tail.limit(RETENTION, 10);
+        assert_eq!(tail.due(RETENTION, 20_000), None);
+        tail.limit(RETENTION, 20);
+        assert_eq!(tail.due(RETENTION, 20_000), Some(id(5)));
+        assert_eq!(tail.due(RETENTION, 20_000), None);
     }
 }
