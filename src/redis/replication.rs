@@ -39,6 +39,8 @@ use crate::{
 
 /// The calls of one server that may wait for its replicas at once.
 const MAX_WAITS: usize = 64;
+/// The attempts of the check at start: replicas that are late once are busy.
+const START_ATTEMPTS: usize = 5;
 
 /// A write that replicas get and that changes nothing: behind it, `WAIT` covers the writes of every connection. Not to a partition
 /// without state: it would look like a part of one.
@@ -345,13 +347,21 @@ impl Store {
     pub async fn check_replication(&self) -> anyhow::Result<()> {
         let Some(ack) = self.replica_ack() else { return Ok(()) };
         for here in self.all() {
-            if let Some(replication) = self.replicated(here).await?
-                && !replication.reached().await
-            {
+            let mut reached = false;
+            for _ in 0..START_ATTEMPTS {
+                reached = match self.replicated(here).await? {
+                    Some(replication) => replication.reached().await,
+                    None => true,
+                };
+                if reached {
+                    break;
+                }
+            }
+            if !reached {
                 let on_disk = if ack.on_disk { " to their disk (they need appendonly yes)" } else { "" };
                 anyhow::bail!(
-                    "the replicas of partition {}'s server did not confirm a write{on_disk} within {} ms: bring back ACK_REPLICAS={} \
-                     of them, raise ACK_REPLICA_TIMEOUT_MS, or choose another ACK",
+                    "the replicas of partition {}'s server did not confirm a write{on_disk} within {} ms, in \
+                     {START_ATTEMPTS} attempts: bring back ACK_REPLICAS={} of them, raise ACK_REPLICA_TIMEOUT_MS, or choose another ACK",
                     here.0,
                     ack.timeout.as_millis(),
                     ack.replicas

@@ -384,6 +384,8 @@ async fn operations_page_commands_run_as_printed() {
     let less = "Redis came back with less than it had";
     operator.run_printed(less, "firstcome rebuild\n").await.success();
     ready(&base).await;
+    operator.run_printed(less, "firstcome rebuild --partition").await.success();
+    ready(&base).await;
     operator.run_printed(less, "firstcome rebuild --discard").await.success();
     operator.run_printed("The books do not balance", "firstcome rebuild").await.success();
     ready(&base).await;

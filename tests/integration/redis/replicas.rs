@@ -277,7 +277,10 @@ async fn start_refused_when_replica_confirms_nothing() {
     until_online(&master, 1).await;
     replica.pause().unwrap();
     let why = refusal(harness::redis_config(&master.url()), waiting(200)).await;
-    assert!(why.contains("did not confirm a write within 200 ms: bring back ACK_REPLICAS=1 of them"), "{why}");
+    assert!(
+        why.contains("did not confirm a write within 200 ms, in 5 attempts: bring back ACK_REPLICAS=1 of them"),
+        "{why}"
+    );
     replica.resume().unwrap();
 }
 
