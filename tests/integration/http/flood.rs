@@ -237,8 +237,9 @@ async fn hostile_clients_refused_and_honest_ones_served() {
             ("TRUSTED_PROXIES", PROXY),
             ("MAX_CONNECTIONS_PER_CLIENT", &CONNECTIONS.to_string()),
             ("MAX_IN_FLIGHT", &IN_FLIGHT.to_string()),
-            ("HEADER_TIMEOUT_MS", "2000"),
-            ("BODY_TIMEOUT_MS", "2000"),
+            // Longer than a slow machine keeps an honest client from sending its next head.
+            ("HEADER_TIMEOUT_MS", "15000"),
+            ("BODY_TIMEOUT_MS", "15000"),
         ],
     )
     .await;

@@ -142,10 +142,12 @@ pub fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
-/// A client whose connections come from a local address.
+/// A client whose connections come from a local address. It replaces an idle connection long before a service with short time
+/// limits closes it.
 pub fn client_at(address: &str) -> reqwest::Client {
     let address: std::net::IpAddr = address.parse().unwrap();
-    reqwest::Client::builder().no_proxy().local_address(address).build().unwrap()
+    let idle = std::time::Duration::from_secs(1);
+    reqwest::Client::builder().no_proxy().local_address(address).pool_idle_timeout(idle).build().unwrap()
 }
 
 /// Sends a request and reads the reply whole.
