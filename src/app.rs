@@ -471,7 +471,7 @@ impl App {
         // Not into a database that is not this store's.
         let projects = projects && self.contradiction().is_none();
         let projected = async { !projects || self.drain(end).await };
-        let (flushed, projected) = tokio::join!(flushed, projected);
+        let (flushed, projected, ()) = tokio::join!(flushed, projected, self.engine.end_acknowledging());
         ended && flushed && projected
     }
 

@@ -44,6 +44,7 @@ impl Engine {
         if call.key.is_none() && self.sold_out.refuses(user, coupon) {
             return Err(Error::CouponOutOfStock);
         }
+        let _operation = self.store.begin_operation();
         let (owner, here) = (self.store.owner(user.get()), self.store.owner(coupon.get()));
         let remote = owner != here;
         if remote {

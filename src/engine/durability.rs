@@ -316,6 +316,18 @@ impl Engine {
         }
     }
 
+    /// Records this process's last acknowledged positions in PostgreSQL, and withdraws it from the roll calls: call it after the last
+    /// reply. While PostgreSQL is unavailable the word stays in Redis.
+    pub async fn end_acknowledging(&self) {
+        let acknowledged = self.store.acknowledged();
+        let recording = postgres::progress::record_acknowledged(&self.db, &acknowledged);
+        match tokio::time::timeout(POSTGRES_TIMEOUT, recording).await {
+            Ok(Ok(())) => self.store.withdraw_word().await,
+            Ok(Err(error)) => tracing::debug!(%error, "can't store the last acknowledged positions"),
+            Err(_) => tracing::debug!("can't store the last acknowledged positions: PostgreSQL does not answer"),
+        }
+    }
+
     async fn check_redis(&self) {
         for here in self.store.all() {
             // `check` itself logs what it finds.

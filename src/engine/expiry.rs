@@ -136,6 +136,7 @@ impl Engine {
     }
 
     async fn check_remote_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
+        let _operation = self.store.begin_operation();
         let call = Call::new(format!("expire-{order}"), None);
         let resolved = self.store.order_resolve(order).await?;
         let end = match resolved.status {

@@ -25,6 +25,7 @@ impl Engine {
     /// # Errors
     /// The refusals of `POST /orders`; then nothing is held.
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
+        let _operation = self.store.begin_operation();
         let owner = self.store.owner(order.user_id.get());
         let id = self.orders_seq.next(&self.store, owner).await?;
         let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
@@ -200,6 +201,7 @@ impl Engine {
         record: &OrderRecord,
         closing: Closing,
     ) -> Result<Option<Reply<Closed>>, Error> {
+        let _operation = self.store.begin_operation();
         let (order, user) = (record.order.order_id, record.order.user_id);
         let close = CloseOrder { order_id: order, user_id: user, closing };
         let Some(closed) = self.store.order_close(call, &close).await? else { return Ok(None) };

@@ -67,6 +67,7 @@ impl Engine {
         receipt: &str,
         transaction: Option<&str>,
     ) -> Outcome<Settled> {
+        let _operation = self.store.begin_operation();
         let pay_at = |now| PayOrder {
             payment: payment.clone(),
             payment_id,

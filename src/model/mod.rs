@@ -27,7 +27,7 @@ pub use orders::*;
 pub use page::Page;
 pub use partition::{MAX_PARTITIONS, Partition, Scope};
 pub use payments::*;
-pub use position::{Identity, Position, Projection};
+pub use position::{Identity, Position, Projection, Word};
 pub use products::*;
 pub use projection::*;
 pub use time::*;

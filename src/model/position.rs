@@ -1,5 +1,7 @@
 //! The identity of a deployment, and positions in a partition's sequence of decisions.
 
+use super::Millis;
+
 /// The identity of a deployment. Redis and PostgreSQL each hold a copy; start-up compares the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -25,4 +27,17 @@ pub struct Projection {
     pub position: Position,
     /// The seq of the last dead letter up to `position`; 0 if there is none.
     pub last_dead_letter: i64,
+}
+
+/// The word of a process about a partition: see `redis::roll_call`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// The history of the partition for which it was given: see `redis::roll_call`.
+    pub history: String,
+    /// The last position that the process had acknowledged.
+    pub acknowledged: Position,
+    /// The time of that server.
+    pub at: Millis,
+    /// Whether every operation has ended that the process had begun before it gave its first word for this history.
+    pub drained: bool,
 }

@@ -43,6 +43,7 @@ use crate::{
     postgres::progress::{self, ProjectedPosition},
     redis::{
         Store,
+        fencing::FreezeCause,
         outbox::{Relayed, StreamId},
     },
     telemetry::metrics,
@@ -384,7 +385,7 @@ impl Projector {
         if let StepError::Gap { request_id, .. } = &gap {
             tracing::error!(partition = here.0, request_id, %gap, "the projection stops here");
         }
-        self.store.freeze(here, &gap.to_string()).await?;
+        self.store.freeze(here, &gap.to_string(), FreezeCause::Gap).await?;
         Ok(gap)
     }
 

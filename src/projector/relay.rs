@@ -34,6 +34,7 @@ pub async fn relay(
     if store.partitions() == 1 {
         return Ok(());
     }
+    let _operation = store.begin_operation();
     let end_remote = async |call: &Call, order, lines: &[OrderLine], end, day: &str| {
         let ending = archive::end_remote((store, db), call, order, lines, end, day);
         // A timeout, because a hold that was evicted is read from PostgreSQL.

@@ -73,7 +73,10 @@ impl Store {
         let (receiver, must_run) = self.shared.batcher.submit(kind, pending, weight);
         if must_run {
             let store = self.clone();
+            // A request may be cancelled while its batch runs.
+            let operation = self.begin_operation();
             tokio::spawn(async move {
+                let _operation = operation;
                 let run_batch = |batch| store.run_batch(kind, batch);
                 store.shared.batcher.run(kind, run_batch).await;
             });

@@ -76,7 +76,7 @@ impl Store {
     /// [`Error::Unavailable`].
     pub async fn reopen(&self, here: Partition) -> Result<(), Error> {
         let mut open = redis::cmd("HDEL");
-        open.arg(Keys(here).meta()).arg(&["frozen", "rebuilding"]);
+        open.arg(Keys(here).meta()).arg(&["frozen", "cause", "rebuilding"]);
         self.query_unchecked::<i64>(here, &open).await.map(drop)
     }
 
@@ -131,19 +131,21 @@ impl Store {
         }
     }
 
-    /// Removes every key of these partitions except their `meta`. Returns the number of removed keys.
+    /// Removes every key of these partitions except their state and the words of their processes. Returns the number of removed keys.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn empty(&self, scope: &Scope) -> Result<u64, Error> {
         let mut removed = 0;
-        let tags: Vec<_> = scope.iter().map(|here| (here, format!("{{p{}}}:", here.0), Keys(here).meta())).collect();
+        let kept = |here| [Keys(here).meta(), Keys(here).instances()];
+        let tags: Vec<_> = scope.iter().map(|here| (here, format!("{{p{}}}:", here.0), kept(here))).collect();
         for server in self.servers().await? {
             let mut cursor = Some("0".to_owned());
             while let Some(from) = cursor {
                 let (page, next) = self.scan_page(server, &from).await?;
-                for (here, tag, meta) in &tags {
-                    let keys: Vec<&String> = page.iter().filter(|key| key.starts_with(tag) && *key != meta).collect();
+                for (here, tag, kept) in &tags {
+                    let keys: Vec<&String> =
+                        page.iter().filter(|key| key.starts_with(tag) && !kept.contains(key)).collect();
                     if !keys.is_empty() {
                         let mut unlink = redis::cmd("UNLINK");
                         unlink.arg(&keys);

@@ -5,25 +5,27 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
 use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
+use uuid::Uuid;
 
 use super::{
     LAYOUT, Store,
     connection::{ConnectionHandle, Means},
     keys::Keys,
     permissions,
-    progress::{Checked, State, Watermark},
+    progress::{Checked, Loss, State, Watermark},
+    roll_call::{self, RECENT, RollCall, VERIFIED_FOR},
     script::{self, Invocation},
     settings::{Replicas, ServerInfo, ServerSettings},
 };
 use crate::{
     config::{RedisDurability, ReplicaAck},
-    model::{Error, Millis, Partition, Position, Projection},
+    model::{Error, Millis, Partition, Position, Projection, Word},
     telemetry::metrics,
 };
 
@@ -41,10 +43,35 @@ pub struct ReportedProgress {
 /// Reads the progress of all partitions from PostgreSQL; empty if PostgreSQL is unavailable.
 pub type ProgressSource = Box<dyn Fn() -> BoxFuture<'static, Vec<ReportedProgress>> + Send + Sync>;
 
+/// The start of the reason why a partition waits for a roll call.
+const WAITS_FOR_WORDS: &str =
+    "the partition has moved to another server, and waits for what these processes acknowledged";
+
+/// Why a partition is frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreezeCause {
+    /// Redis has lost acknowledged decisions.
+    Loss,
+    /// The outbox does not continue where PostgreSQL is.
+    Gap,
+}
+
+impl FreezeCause {
+    /// The value in the partition's state.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FreezeCause::Loss => "LOSS",
+            FreezeCause::Gap => "GAP",
+        }
+    }
+}
+
 /// The requirements of the checks.
 pub(super) struct Guard {
     /// The id of the deployment.
     store: String,
+    /// The id of this process in the roll calls.
+    instance: String,
     durability: RedisDurability,
     progress_source: ProgressSource,
 }
@@ -108,7 +135,8 @@ impl Store {
 
     /// Enables the checks: from then on no unchecked partition is used. Only the first call counts.
     pub fn guard(&self, store: &str, durability: RedisDurability, progress_source: ProgressSource) {
-        let guard = Guard { store: store.to_owned(), durability, progress_source };
+        let instance = Uuid::new_v4().to_string();
+        let guard = Guard { store: store.to_owned(), instance, durability, progress_source };
         let _ = self.shared.guard.set(guard);
     }
 
@@ -152,6 +180,14 @@ impl Store {
         self.examine(guard, here, (handle, link), &mut checked).await
     }
 
+    /// Checks a partition whose last check is too old for an acknowledgement.
+    pub(super) async fn verify(&self, here: Partition) -> Result<(), Error> {
+        match self.watermark(here).verified_for() > VERIFIED_FOR {
+            true => Box::pin(self.check(here)).await,
+            false => Ok(()),
+        }
+    }
+
     /// Admits a command to an open partition. Checks the partition first if it is not known to be open.
     pub(super) async fn admit(
         &self,
@@ -185,7 +221,7 @@ impl Store {
         (handle, link): (&ConnectionHandle, &mut MultiplexedConnection),
         checked: &mut Checked,
     ) -> Result<(), Error> {
-        let generation = self.watermark(here).begin_check();
+        let (began, generation) = (Instant::now(), self.watermark(here).begin_check());
         let due = !self.watermark(here).is_open()
             || checked.permissions_checked.is_none_or(|at| at.elapsed() >= permissions::CHECK_INTERVAL);
         let found = match due {
@@ -194,7 +230,7 @@ impl Store {
         };
         checked.permissions_checked = if due { found.is_ok().then(Instant::now) } else { checked.permissions_checked };
         let found = match found {
-            Ok(None) => self.find(guard, here, (handle, link)).await,
+            Ok(None) => self.find(guard, here, (handle, link), checked).await,
             Ok(Some(missing)) => Ok(State::Closed(missing)),
             Err(error) => Err(error),
         };
@@ -216,6 +252,9 @@ impl Store {
                 Err(Error::unavailable(reason))
             }
             _ => {
+                if self.no_writes(here).is_none() {
+                    self.watermark(here).verify(began);
+                }
                 if matches!(before, State::Closed(_)) && self.watermark(here).is_open() {
                     tracing::info!(partition = here.0, "a partition is open again");
                 }
@@ -230,6 +269,7 @@ impl Store {
         guard: &Guard,
         here: Partition,
         (handle, link): (&ConnectionHandle, &mut MultiplexedConnection),
+        checked: &mut Checked,
     ) -> Result<State, RedisError> {
         let watermark = self.watermark(here);
         // Load before the read: the partition must have everything acknowledged so far.
@@ -253,7 +293,8 @@ impl Store {
             return Ok(State::Closed(why));
         }
         let (seconds, microseconds) = time?;
-        watermark.read_clock(Millis(seconds * 1000 + microseconds / 1000), sent_at, received_at);
+        let at = Millis(seconds * 1000 + microseconds / 1000);
+        watermark.read_clock(at, sent_at, received_at);
         if here == Partition(0) {
             self.clock().correct(watermark.clock_offset_ms());
         }
@@ -268,15 +309,34 @@ impl Store {
             self.load_progress(guard).await;
             acknowledged = watermark.acknowledged();
             found = read_meta(here).query_async(link).await?;
-            self.shared.known_servers.add(server.run_id, settings.accepted_risks(guard.durability));
+            self.shared.known_servers.add(server.run_id.clone(), settings.accepted_risks(guard.durability));
         }
-        let (store, epoch, seq, frozen, layout) = found;
-        let (Some(store), Some(epoch), Some(seq)) = (store, epoch, seq) else {
-            return Ok(State::Closed(state_lost(here)));
+        let (store, epoch, seq, frozen, layout, cause, rebuilding) = found;
+        if let Some(other) = store.as_ref().filter(|store| **store != guard.store) {
+            return Ok(State::Closed(format!("this Redis belongs to store {other}, not to {}", guard.store)));
+        }
+        let position = epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq });
+        let lost = position.is_none() || rebuilding.is_some() || cause.as_deref() == Some(FreezeCause::Loss.as_str());
+        let history = roll_call::history(&server.run_id, &replicas.replication_id, lost);
+        let writable = watermark.no_writes().is_none();
+        let roll = match writable {
+            true => self.call_roll(guard, here, link, (history, at), checked).await?,
+            false if checked.history.as_ref().is_some_and(|(known, _)| *known == history) => RollCall::default(),
+            false => return Ok(State::Closed("the partition is on a server that refuses every write".to_owned())),
         };
-        if store != guard.store {
-            return Ok(State::Closed(format!("this Redis belongs to store {store}, not to {}", guard.store)));
+        acknowledged = acknowledged.max(roll.acknowledged);
+        let waited = checked.history.as_ref().is_some_and(|(_, since)| since.elapsed() >= RECENT);
+        if lost {
+            let reason = frozen.unwrap_or_else(|| state_lost(here));
+            let RollCall { silent, draining, .. } = roll;
+            let loss = Loss { reason: reason.clone(), found: position, acknowledged, silent, draining, waited };
+            watermark.set_loss(Some(loss));
+            return Ok(State::Closed(reason));
         }
+        watermark.set_loss(None);
+        let (Some(_), Some(position)) = (store, position) else {
+            return Ok(State::Closed(format!("the state of partition {} in Redis is incomplete", here.0)));
+        };
         if let Some(reason) = frozen {
             return Ok(State::Closed(reason));
         }
@@ -288,13 +348,72 @@ impl Store {
         if layout != Some(LAYOUT) {
             return Ok(State::Closed("Redis is as another version of this program keeps it".to_owned()));
         }
-        let position = Position { epoch, seq };
         if position < acknowledged {
-            let reason = self.freeze_over(here, link, &behind(here, position, acknowledged)).await?;
+            let reason = behind(here, position, acknowledged);
+            self.freeze_over(here, link, &reason, FreezeCause::Loss).await?;
             return Ok(State::Closed(reason));
         }
+        if !roll.silent.is_empty() {
+            let silent = roll.silent.join(", ");
+            if !waited {
+                return Ok(State::Closed(format!("{WAITS_FOR_WORDS}: {silent}")));
+            }
+            if !watermark.is_open() {
+                tracing::warn!(
+                    partition = here.0,
+                    silent,
+                    "a partition opens without the word of processes that have ended"
+                );
+            }
+        }
+        checked.words_before.clear();
         watermark.advance(position);
         Ok(State::Open)
+    }
+
+    /// Gives this process's word for the history, and calls the roll.
+    async fn call_roll(
+        &self,
+        guard: &Guard,
+        here: Partition,
+        link: &mut MultiplexedConnection,
+        (history, at): (String, Millis),
+        checked: &mut Checked,
+    ) -> Result<RollCall, RedisError> {
+        let watermark = self.watermark(here);
+        let changed = checked.history.as_ref().is_none_or(|(known, _)| *known != history);
+        let acknowledged = if changed { watermark.give_word() } else { watermark.acknowledged() };
+        if changed {
+            checked.begun_before = Some(self.shared.operations.replace());
+        }
+        let drained = checked.begun_before.as_ref().is_none_or(|begun| Arc::strong_count(begun) == 1);
+        let word = Word { history: history.clone(), acknowledged, at, drained };
+        let words = roll_call::give_word(link, here, &guard.instance, &word).await?;
+        if changed {
+            checked.words_before.extend(std::mem::take(&mut checked.words));
+            checked.history = Some((history.clone(), Instant::now()));
+        }
+        checked.words = words;
+        checked.words.insert(guard.instance.clone(), word);
+        let roll = roll_call::call(&history, &guard.instance, &checked.words, &checked.words_before);
+        watermark.advance(roll.acknowledged);
+        Ok(roll)
+    }
+
+    /// The loss of a partition, as the last check found it; `None` if the partition has lost nothing.
+    pub fn loss(&self, here: Partition) -> Option<Loss> {
+        self.watermark(here).loss()
+    }
+
+    /// Withdraws this process's word from every partition, after its last acknowledgement: nobody waits for it any more.
+    pub async fn withdraw_word(&self) {
+        let Some(guard) = self.shared.guard.get() else { return };
+        for here in self.all() {
+            let withdrawn = self.query_unchecked::<i64>(here, &roll_call::withdrawal(here, &guard.instance)).await;
+            if let Err(error) = withdrawn {
+                tracing::debug!(partition = here.0, %error, "the word of this process stays in Redis");
+            }
+        }
     }
 
     /// Records whether Redis refuses all writes, by the result of the write that changes nothing.
@@ -337,7 +456,7 @@ impl Store {
         let reason = behind(here, found, acknowledged);
         tracing::error!(partition = here.0, reason, "a partition is closed");
         self.watermark(here).close(reason.clone());
-        if let Err(error) = self.freeze_over(here, link, &reason).await {
+        if let Err(error) = self.freeze_over(here, link, &reason, FreezeCause::Loss).await {
             tracing::error!(partition = here.0, %error, "can't freeze a partition for other processes");
         }
         Error::unavailable(reason)
@@ -347,26 +466,26 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn freeze(&self, here: Partition, reason: &str) -> Result<(), Error> {
+    pub async fn freeze(&self, here: Partition, reason: &str, cause: FreezeCause) -> Result<(), Error> {
         tracing::error!(partition = here.0, reason, "a partition is frozen");
         self.watermark(here).close(reason.to_owned());
         let (handle, mut link) = self.shared_connections().get(here).await?;
-        let frozen = self.freeze_over(here, &mut link, reason).await;
+        let frozen = self.freeze_over(here, &mut link, reason, cause).await;
         self.shared_connections().settle(&handle, frozen).map(drop)
     }
 
-    /// Freezes a partition over `link`. Returns the reason.
+    /// Freezes a partition over `link`.
     async fn freeze_over(
         &self,
         here: Partition,
         link: &mut MultiplexedConnection,
         reason: &str,
-    ) -> Result<String, RedisError> {
+        cause: FreezeCause,
+    ) -> Result<(), RedisError> {
         metrics::PARTITION_FREEZES.inc();
         let mut freeze = Invocation::new(&script::PARTITION_FREEZE);
-        freeze.key(Keys(here).meta()).arg(reason);
-        freeze.by_source().query_async::<redis::Value>(link).await?;
-        Ok(reason.to_owned())
+        freeze.key(Keys(here).meta()).arg(reason).arg(cause.as_str());
+        freeze.by_source().query_async::<redis::Value>(link).await.map(drop)
     }
 
     pub(super) fn watermark(&self, here: Partition) -> &Watermark {
@@ -474,8 +593,9 @@ impl Store {
     }
 }
 
-/// `store`, `epoch`, `seq`, `frozen` and `layout` of a partition's `meta`.
-type MetaFields = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<i64>);
+/// `store`, `epoch`, `seq`, `frozen`, `layout`, `cause` and `rebuilding` of a partition's `meta`.
+type MetaFields =
+    (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<i64>, Option<String>, Option<String>);
 
 /// The replies of a check: both sections of `INFO`, the time, `meta`, and the write that changes nothing.
 type CheckReplies =
@@ -483,7 +603,7 @@ type CheckReplies =
 
 fn read_meta(here: Partition) -> redis::Cmd {
     let mut read = redis::cmd("HMGET");
-    read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "layout"]);
+    read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "layout", "cause", "rebuilding"]);
     read
 }
 

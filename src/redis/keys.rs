@@ -16,11 +16,16 @@ impl Keys {
         format!("{{p{}}}:{rest}", self.0.0)
     }
 
-    /// hash: `store partitions layout epoch seq`; `frozen` (the reason) while the partition must not decide, and `rebuilding`
-    /// while a rebuild has written only a part of it; `relayed`, `epoch:seq:entry` of the last decision whose effects the
-    /// projector has relayed and whose order it has evicted.
+    /// hash: `store partitions layout epoch seq`; `frozen` (the reason) while the partition must not decide, with its `cause` if
+    /// decisions were lost, and `rebuilding` while a rebuild has written only a part of it; `relayed`, `epoch:seq:entry` of the
+    /// last decision whose effects the projector has relayed and whose order it has evicted.
     pub fn meta(self) -> String {
         self.key(format_args!("meta"))
+    }
+
+    /// hash: process id → its word: `history epoch seq at drained`. See [`roll_call`](super::roll_call).
+    pub fn instances(self) -> String {
+        self.key(format_args!("instances"))
     }
 
     /// stream: the events of every decision, until PostgreSQL has had them for a while.
@@ -143,6 +148,7 @@ impl Keys {
     pub(super) fn fixed(self) -> Vec<(String, &'static str)> {
         let hashes = [
             self.meta(),
+            self.instances(),
             self.ids(),
             self.price(),
             self.stock(),

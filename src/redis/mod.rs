@@ -7,7 +7,8 @@
 //! - [`commands`] has one typed function per script that decides; [`batchable`] runs a script for a batch of concurrent requests,
 //!   which `batcher` collects;
 //! - [`queries`] are the reads, each one round trip; [`records`] parses what they read;
-//! - [`progress`] keeps the positions that this process knows of each partition, and [`fencing`] checks that Redis still has them;
+//! - [`progress`] keeps the positions that this process knows of each partition, [`fencing`] checks that Redis still has them, and
+//!   `roll_call` asks every process for its positions when a partition has moved to another server;
 //! - [`leases`] say which processes serve while PostgreSQL is away, and what they know;
 //! - [`replication`] waits for replicas, with `ACK=replica`;
 //! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in PostgreSQL; [`bulk`] writes a
@@ -34,6 +35,7 @@ pub mod records;
 pub mod replication;
 pub mod reply_code;
 pub mod retention;
+mod roll_call;
 pub mod script;
 pub mod script_reply;
 mod settings;
@@ -44,6 +46,7 @@ pub use availability::is_unavailable;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, bail};
+use parking_lot::RwLock;
 use redis::{FromRedisValue, RedisResult, aio::MultiplexedConnection};
 
 use self::{
@@ -84,12 +87,33 @@ struct StoreInner {
     known_servers: Arc<KnownServers>,
     /// Set with `ACK=replica`: what replies ask of replicas.
     replica_ack: OnceLock<ReplicaAck>,
+    /// The operations in progress that take steps in several partitions.
+    operations: Operations,
     /// This process's clock.
     clock: OnceLock<Clock>,
     /// Requests that wait for a batch: to decide, and to read.
     batcher: ScriptBatcher,
     commands: Batcher<Partition, redis::Cmd, redis::Value>,
     products: Batcher<Partition, ProductId, Option<Product>>,
+}
+
+/// An operation in progress.
+#[derive(Clone, Debug)]
+pub struct Operation(#[expect(dead_code, reason = "held")] Arc<()>);
+
+/// The operations in progress: each holds a clone of the current token.
+#[derive(Debug, Default)]
+struct Operations(RwLock<Arc<()>>);
+
+impl Operations {
+    fn begin(&self) -> Operation {
+        Operation(self.0.read().clone())
+    }
+
+    /// Returns the token of the operations in progress; later ones hold another.
+    fn replace(&self) -> Arc<()> {
+        std::mem::take(&mut *self.0.write())
+    }
 }
 
 impl Store {
@@ -114,6 +138,7 @@ impl Store {
             guard: OnceLock::new(),
             known_servers: known,
             replica_ack: OnceLock::new(),
+            operations: Operations::default(),
             clock: OnceLock::new(),
             batcher: ScriptBatcher::default(),
             commands: Batcher::default(),
@@ -249,6 +274,14 @@ impl Store {
             (Some(epoch), Some(seq)) => Ok(Position { epoch, seq }),
             _ => Err(partition_closed()),
         }
+    }
+
+    /// Registers an operation that takes steps in several partitions, until the returned token is dropped. A recovery waits for the
+    /// operations that began before a loss, because their later steps build on decisions that may be lost. With one partition there
+    /// are none.
+    #[must_use]
+    pub fn begin_operation(&self) -> Option<Operation> {
+        (self.partitions > 1).then(|| self.shared.operations.begin())
     }
 
     fn shared_connections(&self) -> &SharedConnections {

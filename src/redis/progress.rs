@@ -8,15 +8,19 @@
 //! A partition is checked before its first use, after every new connection (which may lead to another server, or to the same one
 //! with fewer data), when Redis has forgotten its scripts, when a script finds the partition closed, and twice a second.
 
-use std::time::Instant;
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::watch;
 
 use crate::{
-    model::{Millis, Position, Projection},
+    model::{Millis, Position, Projection, Word},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -40,14 +44,18 @@ pub(super) struct Watermark {
     changes: Mutex<Changes>,
     /// Why Redis refused every write to the open partition at the last check.
     no_writes: Mutex<Option<String>>,
-    /// The last decision that Redis acknowledged to this process.
-    acknowledged: Mutex<Position>,
+    acknowledged: Mutex<Acknowledged>,
     /// The last decision that replicas are known to have, with `ACK=replica`.
     replicated: Mutex<Position>,
     /// The replicas in sync at the last check.
     replicas: AtomicUsize,
-    /// Its epoch, without the lock.
+    /// The epoch of the acknowledged position, without the lock.
     epoch: AtomicI64,
+    /// The loss that the last check found.
+    loss: Mutex<Option<Loss>>,
+    /// When the last check that found the partition open began, in µs since `created`.
+    verified_us: AtomicU64,
+    created: Instant,
     /// The last decision that Postgres has, as far as this process knows.
     projected: watch::Sender<Projection>,
     /// How far its server's clock is ahead of this process's, ms.
@@ -65,6 +73,32 @@ struct Changes {
     generation: u64,
 }
 
+/// A partition whose server has lost decisions, as a check found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Why the partition is closed.
+    pub reason: String,
+    /// The last decision that the server has; `None` if the server has lost the partition's state.
+    pub found: Option<Position>,
+    /// The highest position that a process acknowledged, as far as they have given their words.
+    pub acknowledged: Position,
+    /// The processes that have not given their words yet, and may have acknowledged more.
+    pub silent: Vec<String>,
+    /// Whether operations are in progress that began before the loss.
+    pub draining: bool,
+    /// Whether the silent processes had the time to give their words.
+    pub waited: bool,
+}
+
+/// What this process acknowledged.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Acknowledged {
+    /// The last decision that Redis acknowledged to this process.
+    pub position: Position,
+    /// The number of histories for which this process gave its word ([`roll_call`](super::roll_call)).
+    words_given: u64,
+}
+
 /// The result of the last check, which the tasks share that waited for it.
 #[derive(Default)]
 pub(super) struct Checked {
@@ -73,6 +107,13 @@ pub(super) struct Checked {
     pub failed: Option<Instant>,
     /// When the user had all permissions.
     pub permissions_checked: Option<Instant>,
+    /// The history for which this process last gave its word, and since when.
+    pub history: Option<(String, Instant)>,
+    /// The words of the partition's processes: at the last check, and when the history changed.
+    pub words: HashMap<String, Word>,
+    pub words_before: HashMap<String, Word>,
+    /// Shared with the operations that had begun when the history changed.
+    pub begun_before: Option<Arc<()>>,
 }
 
 impl Default for Watermark {
@@ -85,6 +126,9 @@ impl Default for Watermark {
             replicated: Mutex::default(),
             replicas: AtomicUsize::default(),
             epoch: AtomicI64::default(),
+            loss: Mutex::default(),
+            verified_us: AtomicU64::default(),
+            created: Instant::now(),
             projected: watch::Sender::default(),
             clock_offset_ms: AtomicI64::default(),
             checking: tokio::sync::Mutex::default(),
@@ -155,14 +199,65 @@ impl Watermark {
         *self.no_writes.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
+    pub(super) fn loss(&self) -> Option<Loss> {
+        self.loss.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_loss(&self, loss: Option<Loss>) {
+        *self.loss.lock().unwrap_or_else(PoisonError::into_inner) = loss;
+    }
+
+    /// Records a check that began at this time and found the partition open.
+    pub(super) fn verify(&self, began: Instant) {
+        let began_us = began.saturating_duration_since(self.created).as_micros() as u64;
+        self.verified_us.store(began_us, Ordering::Relaxed);
+    }
+
+    /// The time since the last check that found the partition open.
+    pub(super) fn verified_for(&self) -> Duration {
+        let verified = Duration::from_micros(self.verified_us.load(Ordering::Relaxed));
+        self.created.elapsed().saturating_sub(verified)
+    }
+
+    fn acknowledgements(&self) -> MutexGuard<'_, Acknowledged> {
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn acknowledged(&self) -> Position {
-        *self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
+        self.acknowledgements().position
     }
 
     pub(super) fn advance(&self, position: Position) {
-        let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
-        *acknowledged = position.max(*acknowledged);
-        self.epoch.store(acknowledged.epoch, Ordering::Relaxed);
+        self.advance_locked(&mut self.acknowledgements(), position);
+    }
+
+    fn advance_locked(&self, acknowledged: &mut Acknowledged, position: Position) {
+        acknowledged.position = position.max(acknowledged.position);
+        self.epoch.store(acknowledged.position.epoch, Ordering::Relaxed);
+    }
+
+    /// What is acknowledged before a command is sent that decides.
+    pub(super) fn before_call(&self) -> Acknowledged {
+        *self.acknowledgements()
+    }
+
+    /// Records the decision of a command that was sent after `before`. Returns false if this process gave its word for another
+    /// history since: it must not acknowledge the decision.
+    #[must_use]
+    pub(super) fn acknowledge(&self, before: Acknowledged, position: Position) -> bool {
+        let mut acknowledged = self.acknowledgements();
+        if acknowledged.words_given != before.words_given {
+            return false;
+        }
+        self.advance_locked(&mut acknowledged, position);
+        true
+    }
+
+    /// Ends the acknowledgement of what was asked before, and returns the last position: the word for a new history.
+    pub(super) fn give_word(&self) -> Position {
+        let mut acknowledged = self.acknowledgements();
+        acknowledged.words_given += 1;
+        acknowledged.position
     }
 
     /// The epoch of the last acknowledged decision.

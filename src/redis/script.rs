@@ -5,7 +5,8 @@ use std::{sync::LazyLock, time::Instant};
 use redis::{RedisError, ServerErrorKind, ToRedisArgs, Value, aio::MultiplexedConnection};
 
 use super::{
-    Store, connection::ConnectionHandle, keys::Keys, partition_closed, reply_code::ReplyCode, script_reply::ScriptReply,
+    Store, connection::ConnectionHandle, keys::Keys, partition_closed, progress::Acknowledged, reply_code::ReplyCode,
+    script_reply::ScriptReply,
 };
 use crate::{
     config::ReplicaAck,
@@ -254,7 +255,7 @@ impl Store {
         }
         let (handle, mut link) = self.connection(here).await?;
         // Read before the call: the script must decide after everything that was acknowledged until now.
-        let acknowledged = self.watermark(here).acknowledged();
+        let before = self.watermark(here).before_call();
         let called = Instant::now();
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
         if is_forgotten(&result) {
@@ -263,7 +264,7 @@ impl Store {
         }
         script.meter.called(called.elapsed());
         let value = self.settle_call(script, &handle, result)?;
-        self.judge(here, script, (&mut link, acknowledged), value, parse).await.map(|(replies, _)| replies)
+        self.judge(here, script, (&mut link, before), value, parse).await.map(|(replies, _)| replies)
     }
 
     /// The same on a dedicated connection, with a wait for replicas behind the script.
@@ -276,7 +277,7 @@ impl Store {
     ) -> Result<R, Error> {
         let timeout = self.shared_connections().timeout();
         let mut dedicated = self.dedicated(here).await?;
-        let acknowledged = self.watermark(here).acknowledged();
+        let before = self.watermark(here).before_call();
         let called = Instant::now();
         let (mut result, mut wait) = dedicated.call(command, ack, timeout).await;
         if is_forgotten(&result) {
@@ -288,7 +289,7 @@ impl Store {
         }
         script.meter.called(called.elapsed());
         let value = self.settle_call(script, &dedicated.handle, result)?;
-        let link = (dedicated.connection(), acknowledged);
+        let link = (dedicated.connection(), before);
         let (mut replies, positions) = self.judge(here, script, link, value, parse).await?;
         // A batch of replays writes nothing.
         let marks = positions.first_new.is_none() && positions.last.is_some();
@@ -329,12 +330,12 @@ impl Store {
         })
     }
 
-    /// Parses the replies of a call, and checks what they say of the partition. `acknowledged`: its position before the call.
+    /// Parses the replies of a call, and checks what they say of the partition. `before`: what was acknowledged before the call.
     async fn judge<R: AsRef<[Result<ScriptReply, Error>]>>(
         &self,
         here: Partition,
         script: &'static Script,
-        (link, acknowledged): (&mut MultiplexedConnection, Position),
+        (link, before): (&mut MultiplexedConnection, Acknowledged),
         value: Value,
         parse: impl FnOnce(Value) -> Result<R, Error>,
     ) -> Result<(R, ReplyPositions), Error> {
@@ -346,12 +347,16 @@ impl Store {
             watermark.invalidate();
             return Err(partition_closed());
         }
-        if let Some(found) = positions.first_new.filter(|first| *first <= acknowledged) {
+        if let Some(found) = positions.first_new.filter(|first| *first <= before.position) {
             script.meter.failed(Failed::Lost);
-            return Err(self.lost(here, link, found, acknowledged).await);
+            return Err(self.lost(here, link, found, before.position).await);
         }
         if let Some(last) = positions.last {
-            watermark.advance(last);
+            self.verify(here).await?;
+            if !watermark.acknowledge(before, last) {
+                script.meter.failed(Failed::Unavailable);
+                return Err(Error::unavailable("the partition has moved to another server meanwhile"));
+            }
         }
         Ok((replies, positions))
     }

@@ -19,6 +19,7 @@ pub const MODELS: &[Model] = &[
     ("watermark_goes_back_with_postgres", goes_back),
     ("watermark_notifies_waiting_replies", notifies_waiting),
     ("watermark_closed_with_its_reason", closed_with_reason),
+    ("watermark_word_covers_every_acknowledgement", word_covers_acknowledgements),
     ("watermark_stays_unchecked_when_invalidated_during_check", invalidated_during_check),
     ("watermark_stays_closed_when_closed_during_check", closed_during_check),
 ];
@@ -73,6 +74,19 @@ fn goes_back() {
         assert_eq!(watermark.acknowledged(), at(9), "what was acknowledged stays so");
         watermark.record_projected(at(10), 0);
         assert_eq!(watermark.projected_position(), at(10));
+    });
+}
+
+fn word_covers_acknowledgements() {
+    explore(|| {
+        let watermark = Arc::new(Watermark::default());
+        let (speaks, before) = (watermark.clone(), watermark.before_call());
+        let speaking = thread::spawn(move || speaks.give_word());
+        let acknowledged = watermark.acknowledge(before, at(5));
+        let word = speaking.join().unwrap();
+        assert!(!acknowledged || word == at(5), "a decision was acknowledged after the word {word:?}");
+        assert!(!watermark.acknowledge(before, at(6)));
+        assert!(watermark.acknowledge(watermark.before_call(), at(7)));
     });
 }
 

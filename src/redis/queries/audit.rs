@@ -359,7 +359,7 @@ pub fn sort_keys(page: &[String]) -> BTreeMap<u16, Scanned> {
             ["hold", id] => Some((&mut scanned.holds, id)),
             [
                 "meta" | "outbox" | "ids" | "coupons" | "catalogue" | "price" | "stock" | "held" | "sold" | "withheld"
-                | "serving",
+                | "serving" | "instances",
             ]
             | ["expiry" | "gateway" | "holds"]
             | ["idem" | "claim" | "catalogue", _]

@@ -9,6 +9,7 @@ use std::{
 use firstcome::{
     engine::*,
     model::{Partition, *},
+    redis::fencing::FreezeCause,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 
@@ -165,7 +166,7 @@ impl Comparison<'_> {
             }
             Step::Freeze { partition } => {
                 let here = Partition(partition % self.test.options.partitions);
-                self.test.store.freeze(here, "a test").await.unwrap();
+                self.test.store.freeze(here, "a test", FreezeCause::Gap).await.unwrap();
                 for engine in self.engines.iter().chain([&self.script]) {
                     engine.ready().await.unwrap_err();
                 }

@@ -47,7 +47,7 @@ pub async fn in_sync(master: &RedisServer, replica: &RedisServer) {
 }
 
 /// A test app that reaches its Redis through a proxy, and a replica in sync with it.
-async fn replicated(options: Options) -> (TestApp, RedisServer) {
+pub async fn replicated(options: Options) -> (TestApp, RedisServer) {
     let dir = ScratchDir::new().unwrap();
     let master = server(&dir, "master", None).await;
     let replica = server(&dir, "replica", Some(&master)).await;

@@ -7,6 +7,7 @@ pub mod failover;
 pub mod proxy;
 mod replicas;
 mod rights;
+mod roll_call;
 pub mod script_batches;
 mod script_bounds;
 pub mod script_failures;

@@ -102,7 +102,7 @@ async fn issue_unavailable_when_partition_closed() {
         let here = Partition((coupon % i64::from(partitions)) as u16);
         let meta = format!("{{p{}}}:meta", here.0);
         let mut redis = test.raw().await;
-        test.store.freeze(here, "a test").await.unwrap();
+        test.store.freeze(here, "a test", FreezeCause::Gap).await.unwrap();
         for user in &users {
             test.issue(coupon, *user).await.refused(503, "SERVICE_UNAVAILABLE");
         }
@@ -126,7 +126,7 @@ async fn issue_unavailable_when_partition_closed() {
                 users.iter().copied().find(|user| *user > users[0] && user % 3 == i64::from(partition))
             };
             let user_partition = Partition((here.0 + 1) % 3);
-            test.store.freeze(user_partition, "a test").await.unwrap();
+            test.store.freeze(user_partition, "a test", FreezeCause::Gap).await.unwrap();
             test.issue(coupon, of(user_partition.0).unwrap()).await.refused(503, "SERVICE_UNAVAILABLE");
             test.issue(coupon, of((here.0 + 2) % 3).unwrap()).await.refused(409, "COUPON_OUT_OF_STOCK");
             let meta = format!("{{p{}}}:meta", user_partition.0);

@@ -5,7 +5,10 @@ use std::{future::Future, pin::pin, sync::Arc};
 use firstcome::{
     model::{CouponId, OrderId, Partition, UserId},
     recovery::rebuild::LossBounds,
-    redis::commands::{CloseOrder, Closing},
+    redis::{
+        commands::{CloseOrder, Closing},
+        fencing::FreezeCause,
+    },
 };
 use tokio::sync::oneshot;
 
@@ -383,7 +386,7 @@ async fn rebuild_refused_when_contradicting_partition_closed() {
     assert!(refused(&test, of(PARTITIONS)).await.contains("no partition 3"));
     test.pay(order, shop.users[1], "CARD", 200).await.ok();
     wipe(&test, 1).await;
-    test.store.freeze(Partition(2), "a test").await.unwrap();
+    test.store.freeze(Partition(2), "a test", FreezeCause::Gap).await.unwrap();
     let error = refused(&test, of(1)).await;
     assert!(error.contains("partition 2") && error.contains("rebuild them together"), "{error}");
     assert!(!test.snapshot().await.contains_key("{p1}:meta"));

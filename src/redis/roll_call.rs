@@ -1,0 +1,184 @@
+//! The roll call: who decides on a partition, and what each of them acknowledged.
+//!
+//! Every process keeps its *word* in the partition: the history that it works with, the last position that it acknowledged, and
+//! the time. It renews the word with each check, twice a second. A *history* is that of one server: it ends when the partition
+//! moves to another server (a failover, a restart, a resharding), or when the server has lost decisions. A partition with a new
+//! history decides only after every process has given its word for it: a replica that was promoted may lack decisions that another
+//! process has acknowledged and has not reported to PostgreSQL yet.
+//!
+//! The first word for a history is final for the history before: from then on the process acknowledges no reply that it had asked
+//! for before. A process acknowledges only within [`VERIFIED_FOR`] of a successful check, so that a word older than [`RECENT`]
+//! before the newest one belongs to a process that had ended by then; the newer words cover what it acknowledged.
+
+use std::{collections::HashMap, time::Duration};
+
+use redis::{RedisError, aio::MultiplexedConnection};
+
+use super::keys::Keys;
+use crate::model::{Millis, Partition, Position, Word};
+
+/// The time after a successful check for which a process acknowledges decisions without another check.
+pub(super) const VERIFIED_FOR: Duration = Duration::from_secs(2);
+/// The age, before the newest word, up to which the process of a word may still acknowledge decisions. Also the time for which a
+/// process that gives no word holds up the others.
+pub(super) const RECENT: Duration = Duration::from_secs(3);
+/// The age at which a word is removed.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
+
+fn pack(word: &Word) -> String {
+    let Word { history, acknowledged, at, drained } = word;
+    format!("{history} {} {} {} {}", acknowledged.epoch, acknowledged.seq, at.0, i64::from(*drained))
+}
+
+fn unpack(packed: &str) -> Option<Word> {
+    let mut parts = packed.split(' ');
+    let history = parts.next()?.to_owned();
+    let mut number = || parts.next()?.parse::<i64>().ok();
+    let acknowledged = Position { epoch: number()?, seq: number()? };
+    Some(Word { history, acknowledged, at: Millis(number()?), drained: number()? == 1 })
+}
+
+/// The words of a partition's processes, by the id of the process.
+pub(super) type Words = HashMap<String, Word>;
+
+/// The history of a partition on a server: it changes with a restart, with a promotion, and when the server has `lost` decisions.
+pub(super) fn history(run_id: &str, replication_id: &str, lost: bool) -> String {
+    format!("{run_id}:{replication_id}{}", if lost { "!" } else { "" })
+}
+
+/// Gives the word of process `id`. Returns the words before, its own included.
+pub(super) async fn give_word(
+    link: &mut MultiplexedConnection,
+    here: Partition,
+    id: &str,
+    word: &Word,
+) -> Result<Words, RedisError> {
+    let key = Keys(here).instances();
+    let mut give = redis::pipe();
+    give.atomic();
+    give.cmd("HGETALL").arg(&key);
+    give.cmd("HSET").arg(&key).arg(id).arg(pack(word)).ignore();
+    let (packed,): (HashMap<String, String>,) = give.query_async(link).await?;
+    let words: Words = packed.into_iter().filter_map(|(id, word)| Some((id, unpack(&word)?))).collect();
+    let horizon = word.at.0 - FORGOTTEN_AFTER.as_millis() as i64;
+    let forgotten: Vec<&String> = words.iter().filter(|(_, word)| word.at.0 < horizon).map(|(id, _)| id).collect();
+    if !forgotten.is_empty() {
+        redis::cmd("HDEL").arg(&key).arg(forgotten).query_async::<()>(link).await?;
+    }
+    Ok(words)
+}
+
+/// The command that withdraws the word of process `id`.
+pub(super) fn withdrawal(here: Partition, id: &str) -> redis::Cmd {
+    redis::cmd("HDEL").arg(Keys(here).instances()).arg(id).to_owned()
+}
+
+/// The result of a roll call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RollCall {
+    /// The highest position in the words for the history.
+    pub acknowledged: Position,
+    /// The processes that worked with an earlier history until it ended, and have not given their word for this one, sorted.
+    pub silent: Vec<String>,
+    /// Whether an operation is in progress that a process had begun before its word.
+    pub draining: bool,
+}
+
+/// Calls the roll of a history. `before`: the words as this process knew them before the history changed, which a server that lost
+/// its data does not have.
+pub(super) fn call(history: &str, id: &str, words: &Words, before: &Words) -> RollCall {
+    let mut roll = RollCall::default();
+    let newest = words.values().map(|word| word.at.0).max().unwrap_or(0);
+    let recent = |at: Millis, newest: i64| at.0 >= newest - RECENT.as_millis() as i64;
+    for word in words.values().filter(|word| word.history == history) {
+        roll.acknowledged = roll.acknowledged.max(word.acknowledged);
+        roll.draining |= !word.drained && recent(word.at, newest);
+    }
+    let spoken = |other: &String| words.get(other).is_some_and(|word| word.history == history);
+    let earlier: HashMap<&String, Millis> = before
+        .iter()
+        .chain(words)
+        .filter(|(_, word)| word.history != history)
+        .fold(HashMap::new(), |mut latest, (other, word)| {
+            latest.entry(other).and_modify(|at: &mut Millis| *at = (*at).max(word.at)).or_insert(word.at);
+            latest
+        });
+    let newest = earlier.values().max().map_or(0, |at| at.0);
+    let silent = earlier.into_iter().filter(|(other, at)| *other != id && recent(*at, newest) && !spoken(other));
+    roll.silent = silent.map(|(other, _)| other.clone()).collect();
+    roll.silent.sort_unstable();
+    roll
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(history: &str, seq: i64, at: i64) -> Word {
+        Word { history: history.to_owned(), acknowledged: Position { epoch: 1, seq }, at: Millis(at), drained: true }
+    }
+
+    fn roll(seq: i64, silent: &[&str]) -> RollCall {
+        let silent = silent.iter().map(|id| (*id).to_owned()).collect();
+        RollCall { acknowledged: Position { epoch: 1, seq }, silent, draining: false }
+    }
+
+    fn words(words: &[(&str, Word)]) -> Words {
+        words.iter().map(|(id, word)| ((*id).to_owned(), word.clone())).collect()
+    }
+
+    #[test]
+    fn word_unpacked_as_packed() {
+        let given = word("0d12ab:77fe", 42, 1_700_000_000_123);
+        assert_eq!(unpack(&pack(&given)), Some(given));
+        for bad in ["", "a", "a 1", "a 1 2", "a 1 2 x"] {
+            assert_eq!(unpack(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn process_silent_when_it_gave_its_word_for_the_history_before_only() {
+        let known =
+            words(&[("me", word("new", 5, 10_000)), ("b", word("old", 9, 9_800)), ("c", word("new", 7, 9_000))]);
+        assert_eq!(call("new", "me", &known, &Words::new()), roll(7, &["b"]));
+    }
+
+    #[test]
+    fn process_covered_when_it_ended_before_the_newest_word() {
+        let recent = RECENT.as_millis() as i64;
+        let known = words(&[("ended", word("old", 9, 10_000)), ("b", word("old", 9, 10_001 + recent))]);
+        assert_eq!(call("new", "me", &known, &Words::new()).silent, ["b"]);
+        let known = words(&[("ended", word("old", 9, 10_000)), ("b", word("old", 9, 10_000 + recent))]);
+        assert_eq!(call("new", "me", &known, &Words::new()).silent, ["b", "ended"]);
+    }
+
+    #[test]
+    fn own_word_before_covers_processes_that_had_ended() {
+        let known = words(&[("ended", word("old", 9, 1_000)), ("me", word("old", 9, 9_000))]);
+        assert_eq!(call("new", "me", &known, &Words::new()).silent, Vec::<String>::new());
+    }
+
+    #[test]
+    fn processes_called_from_memory_when_the_server_is_empty() {
+        let before = words(&[("me", word("old", 4, 9_000)), ("b", word("old", 6, 8_900))]);
+        assert_eq!(call("new", "me", &Words::new(), &before).silent, ["b"]);
+        let spoken = words(&[("b", word("new", 8, 100))]);
+        assert_eq!(call("new", "me", &spoken, &before), roll(8, &[]));
+    }
+
+    #[test]
+    fn nobody_silent_while_the_history_is_the_same() {
+        let known = words(&[("b", word("same", 9, 1)), ("c", word("same", 3, 9_000_000))]);
+        assert_eq!(call("same", "me", &known, &known), roll(9, &[]));
+    }
+
+    #[test]
+    fn roll_draining_while_process_that_lives_has_operations_from_before() {
+        let begun = |at: i64| Word { drained: false, ..word("new", 5, at) };
+        let ended = 10_000 - RECENT.as_millis() as i64 - 1;
+        for (at, draining) in [(10_000, true), (9_000, true), (ended, false)] {
+            let known = words(&[("me", word("new", 5, 10_000)), ("b", begun(at))]);
+            assert_eq!(call("new", "me", &known, &Words::new()).draining, draining, "{at}");
+        }
+    }
+}
