@@ -15,7 +15,7 @@ use crate::{
     audit::{Audit, Auditor},
     config::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig,
-        RedisDurability, redact,
+        redact,
     },
     dashboard::{self, Dashboard, Instance, keep_reporting},
     engine::{Engine, OperatorLog},
@@ -38,10 +38,10 @@ use crate::{
     postgres,
     projector::Projector,
     recovery::{
-        emptied::EmptiedRedis,
         join::{self, Confirmation, Voucher},
         open,
         rebuild::Rebuild,
+        watch::Watch,
     },
     redis::Store,
     worker::Workers,
@@ -116,8 +116,8 @@ pub struct App {
     pub stopping: CancellationToken,
     /// Actions of operators that are not in PostgreSQL yet.
     pub operator_log: Arc<OperatorLog>,
-    /// The rebuild of an empty Redis while the process runs; `None` unless `REDIS_DURABILITY=none`.
-    emptied: Option<EmptiedRedis>,
+    /// The recovery of partitions whose data Redis lost.
+    recovery: Arc<Watch>,
     /// What this process tells those that start while PostgreSQL is away.
     voucher: Voucher,
     /// What PostgreSQL has to confirm; `None` if the process started with PostgreSQL.
@@ -270,7 +270,7 @@ impl App {
             Some(confirmation) => engine.joined(confirmation.confirmed.clone()),
             None => engine,
         };
-        let emptied = (redis.redis_durability == RedisDurability::None).then(|| EmptiedRedis {
+        let recovery = Watch {
             store: store.clone(),
             redis: redis.clone(),
             db: db.clone(),
@@ -279,7 +279,10 @@ impl App {
             projector: projector.clone(),
             timeout,
             retention,
-        });
+            mode: durability.recovery,
+            wait: Duration::from_secs(durability.recovery_wait_seconds),
+            noticed: Default::default(),
+        };
         let (operator_log, workers) = (Arc::<OperatorLog>::default(), Workers::default());
         operator_log.keep_writing(db.clone(), &workers);
         App {
@@ -293,7 +296,7 @@ impl App {
             db,
             stopping: CancellationToken::new(),
             operator_log,
-            emptied,
+            recovery: Arc::new(recovery),
             voucher,
             confirmation,
             workers,
@@ -310,16 +313,18 @@ impl App {
         self.engine.keep_sweeping(&self.workers);
     }
 
-    /// Starts watching the stores, and rebuilding a Redis that comes back empty where it may. `projects`: this process also
-    /// runs the projection.
+    /// Starts watching the stores, and recovering what Redis lost. `projects`: this process also runs the projection.
     pub fn watch(&self, projects: bool) {
-        if let Some(emptied) = &self.emptied {
-            emptied.clone().keep_rebuilding(&self.workers);
-        }
+        self.recovery.clone().keep_watching(&self.workers);
         if let Some(confirmation) = &self.confirmation {
             confirmation.clone().keep_asking(self.stopping.clone(), &self.workers);
         }
         self.engine.keep_watch(projects, &self.workers);
+    }
+
+    /// The recovery of partitions whose data Redis lost.
+    pub fn recovery(&self) -> &Watch {
+        &self.recovery
     }
 
     /// Starts to vouch for Redis while PostgreSQL is away, for instances that start meanwhile. Only for a process that serves.

@@ -18,6 +18,18 @@ pub enum Ack {
     Postgres,
 }
 
+/// What a process does about partitions whose data Redis lost.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecoveryMode {
+    /// Rebuilds them from PostgreSQL, and withholds what lost decisions may have sold.
+    #[default]
+    Automatic,
+    /// Rebuilds them if nothing acknowledged can be missing; otherwise an operator does.
+    Lossless,
+    /// Leaves them to an operator.
+    Manual,
+}
+
 /// Durability and backlog.
 #[derive(Args, Clone, Debug)]
 pub struct DurabilityConfig {
@@ -37,6 +49,14 @@ pub struct DurabilityConfig {
     /// Decisions that PostgreSQL may lag before writes are answered 503
     #[arg(long, env = "MAX_BACKLOG", default_value_t = 1_000_000, value_parser = clap::value_parser!(i64).range(1..=MAX_SAFE_INTEGER))]
     pub max_backlog: i64,
+    /// Who rebuilds partitions whose data Redis lost: this process, this process if nothing acknowledged can be missing, or an
+    /// operator
+    #[arg(long, env = "RECOVERY", value_enum, default_value_t)]
+    pub recovery: RecoveryMode,
+    /// With RECOVERY=automatic: seconds in which lost data may come back (the old master, its disk) before what they may have
+    /// sold is kept off sale
+    #[arg(long, env = "RECOVERY_WAIT_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub recovery_wait_seconds: u64,
 }
 
 impl Default for DurabilityConfig {
@@ -47,6 +67,8 @@ impl Default for DurabilityConfig {
             ack_replica_disk: false,
             ack_replica_timeout_ms: 2000,
             max_backlog: 1_000_000,
+            recovery: RecoveryMode::default(),
+            recovery_wait_seconds: 10,
         }
     }
 }

@@ -23,7 +23,7 @@ use clap::Args;
 pub use self::{
     auth::{Auth, AuthConfig, OperatorsConfig},
     browsers::{BrowserConfig, CorsOrigins},
-    durability::{Ack, DurabilityConfig, ReplicaAck},
+    durability::{Ack, DurabilityConfig, RecoveryMode, ReplicaAck},
     gateway::GatewayConfig,
     http::{HttpConfig, MetricsConfig},
     limits::{GUESSES_PER_MINUTE, LimitsConfig, TrustedProxies},

@@ -144,7 +144,7 @@ impl Reader {
         let engine = self.engine.clone();
         self.stuck_payments.begin(async move { engine.count_stuck_payments().await });
         let engine = self.engine.clone();
-        self.hindrances.begin(async move { Ok(engine.ready().await.err().unwrap_or_default()) });
+        self.hindrances.begin(async move { Ok(engine.ready().await.unwrap_or_else(|reasons| reasons)) });
     }
 
     fn snapshot<'a>(&'a self, watchers: usize, last: Option<&'a Finished>) -> DashboardSnapshot<'a> {

@@ -303,9 +303,7 @@ impl Engine {
 
     /// Stores the acknowledged positions in PostgreSQL, where a later process finds them if Redis loses decisions.
     async fn report_to_postgres(&self) {
-        if let Err(error) =
-            postgres::progress::record_acknowledged(&self.db, &self.store.acknowledged_to_clients()).await
-        {
+        if let Err(error) = postgres::progress::record_acknowledged(&self.db, &self.store.confirmed_positions()).await {
             tracing::debug!(%error, "can't store the acknowledged positions");
         }
         // Repeated, because a restored PostgreSQL may lack it.
@@ -319,7 +317,7 @@ impl Engine {
     /// Records this process's last acknowledged positions in PostgreSQL, and withdraws it from the roll calls: call it after the last
     /// reply. While PostgreSQL is unavailable the word stays in Redis.
     pub async fn end_acknowledging(&self) {
-        let acknowledged = self.store.acknowledged();
+        let acknowledged = self.store.confirmed_positions();
         let recording = postgres::progress::record_acknowledged(&self.db, &acknowledged);
         match tokio::time::timeout(POSTGRES_TIMEOUT, recording).await {
             Ok(Ok(())) => self.store.withdraw_word().await,

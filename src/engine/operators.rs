@@ -260,12 +260,12 @@ impl Engine {
         self.lag(&projected).await
     }
 
-    /// Whether requests can be served. An unavailable PostgreSQL does not count: the API goes on, and the outbox keeps the
-    /// decisions.
+    /// Whether requests can be served: a partition decides. Returns the reasons of those that do not. An unavailable PostgreSQL does
+    /// not count: the API goes on, and the outbox keeps the decisions.
     ///
     /// # Errors
-    /// The reasons, one for each partition that can't serve.
-    pub async fn ready(&self) -> Result<(), Vec<String>> {
+    /// No partition can serve: the reason of each.
+    pub async fn ready(&self) -> Result<Vec<String>, Vec<String>> {
         let mut reasons = Vec::new();
         for here in self.store.all() {
             if let Err(error) = self.store.check(here).await {
@@ -278,7 +278,7 @@ impl Engine {
                 reasons.push(format!("partition {}: {reason}", here.0));
             }
         }
-        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+        if reasons.len() < usize::from(self.store.partitions()) { Ok(reasons) } else { Err(reasons) }
     }
 }
 

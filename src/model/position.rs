@@ -34,8 +34,10 @@ pub struct Projection {
 pub struct Word {
     /// The history of the partition for which it was given: see `redis::roll_call`.
     pub history: String,
-    /// The last position that the process had acknowledged.
+    /// The last decision that Redis had acknowledged to the process.
     pub acknowledged: Position,
+    /// The last decision that the process may have acknowledged to a client: as durable as its `ACK` asks.
+    pub confirmed: Position,
     /// The time of that server.
     pub at: Millis,
     /// Whether every operation has ended that the process had begun before it gave its first word for this history.

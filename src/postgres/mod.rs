@@ -10,6 +10,7 @@ pub mod loss;
 pub mod operator_log;
 pub mod progress;
 pub mod queries;
+pub mod recoveries;
 mod server;
 pub mod snapshot;
 mod url;
@@ -50,6 +51,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (14, "payment outcomes", include_str!("../../migrations/0014_payment_outcomes.sql")),
     (15, "table names", include_str!("../../migrations/0015_table_names.sql")),
     (16, "orders in place", include_str!("../../migrations/0016_orders_in_place.sql")),
+    (17, "recoveries", include_str!("../../migrations/0017_recoveries.sql")),
 ];
 
 /// Checks the server, and creates the pool.
@@ -193,6 +195,15 @@ async fn lock(pool: &sqlx::PgPool, id: i64) -> sqlx::Result<sqlx::Transaction<'s
         .await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(id).execute(&mut *transaction).await?;
     Ok(transaction)
+}
+
+/// Takes an advisory lock as [`lock`] does, unless somebody holds it: then `None`.
+async fn try_lock(pool: &sqlx::PgPool, id: i64) -> sqlx::Result<Option<sqlx::Transaction<'static, sqlx::Postgres>>> {
+    let mut transaction = pool.begin().await?;
+    sqlx::raw_sql("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *transaction).await?;
+    let taken: bool =
+        sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(id).fetch_one(&mut *transaction).await?;
+    Ok(taken.then_some(transaction))
 }
 
 /// Checks that every migration of this program has run.

@@ -1,6 +1,8 @@
 //! The identity of the deployment, and the facts that must survive a loss of Redis: the initial positions, the
 //! acknowledged positions, and whether replies ever went out before PostgreSQL had the decision.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, Statement};
 
@@ -163,6 +165,21 @@ pub async fn acknowledged(db: &Connection) -> Result<Vec<Acknowledged>, Error> {
     Ok(rows.into_iter().map(acknowledged).collect())
 }
 
+/// The partitions that some process has reported as open within this time.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn reported_within(db: &Connection, time: Duration) -> Result<Vec<Partition>, Error> {
+    let rows: Vec<i32> = sqlx::query_scalar(
+        "SELECT partition FROM acknowledged_positions WHERE acknowledged_at > clock_timestamp() - $1 * interval '1 ms'",
+    )
+    .bind(time.as_millis() as f64)
+    .fetch_all(db.get_postgres_connection_pool())
+    .await
+    .map_err(translate_sqlx)?;
+    Ok(rows.into_iter().map(|partition| Partition(partition as u16)).collect())
+}
+
 /// The key of the advisory lock that a rebuild holds.
 const REBUILD_LOCK: i64 = 0x6669_7273_7463_6f6d;
 
@@ -176,6 +193,14 @@ impl Lock {
     /// PostgreSQL can't answer.
     pub async fn take(db: &Connection) -> anyhow::Result<Lock> {
         Ok(Lock(super::lock(db.get_postgres_connection_pool(), REBUILD_LOCK).await?))
+    }
+
+    /// Takes the lock, unless another process holds it: then `None`.
+    ///
+    /// # Errors
+    /// PostgreSQL can't answer.
+    pub async fn try_take(db: &Connection) -> anyhow::Result<Option<Lock>> {
+        Ok(super::try_lock(db.get_postgres_connection_pool(), REBUILD_LOCK).await?.map(Lock))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a rebuild knows of its partitions before it empties them: their positions, and what they may have lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::rebuild::RebuildOptions;
 use crate::{
@@ -18,6 +18,9 @@ pub enum LossBounds {
     Each(i64),
     /// By partition, and unknown for the others. 0: nothing that was acknowledged can be missing.
     ByPartition(BTreeMap<Partition, i64>),
+    /// Every process has said what it acknowledged in these partitions: they lost what the stores lack, and nothing else. Unknown
+    /// for the others.
+    Counted(BTreeSet<Partition>),
 }
 
 impl LossBounds {
@@ -27,7 +30,12 @@ impl LossBounds {
             LossBounds::Unknown => None,
             LossBounds::Each(bound) => Some(*bound),
             LossBounds::ByPartition(bounds) => bounds.get(&here).copied(),
+            LossBounds::Counted(_) => None,
         }
+    }
+
+    fn is_counted(&self, here: Partition) -> bool {
+        matches!(self, LossBounds::Counted(partitions) if partitions.contains(&here))
     }
 }
 
@@ -62,6 +70,9 @@ impl PartitionFinding {
             return Some(None);
         }
         let known = self.discarded() + self.lost;
+        if options.lost_at_most.is_counted(self.here) {
+            return (known > 0).then_some(Some(known));
+        }
         let sound =
             self.state.position == Some(self.projected) && self.state.frozen.is_none() && !self.state.rebuilding;
         let bound = options.lost_at_most.of(self.here).map(|bound| bound + self.discarded());

@@ -284,9 +284,9 @@ pub async fn join(
     };
     store.check_settings(durability).await?;
     store.load_scripts().await?;
-    store.guard(&identity.store, durability, open::progress_source(db));
+    store.guard(&identity.store, durability, config.durability.ack, open::progress_source(db));
     for here in store.all().filter(|here| !frozen.contains(here)) {
-        if let Err(error) = store.check(here).await {
+        if let Err(error) = store.check_at_start(here).await {
             return Ok(Err(error.to_string()));
         }
     }

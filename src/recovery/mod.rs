@@ -1,7 +1,6 @@
 //! Opens the two stores at start ([`open`]), and rebuilds Redis from PostgreSQL ([`rebuild`]), also while the process runs
-//! ([`emptied`]). [`join`] opens Redis without PostgreSQL, on the word of other instances.
+//! ([`watch`]). [`join`] opens Redis without PostgreSQL, on the word of other instances.
 
-pub mod emptied;
 pub mod findings;
 pub mod join;
 mod load;
@@ -10,4 +9,5 @@ mod prepare;
 mod progress;
 pub mod rebuild;
 mod repair;
+pub mod watch;
 mod withhold;

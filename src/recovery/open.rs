@@ -98,9 +98,9 @@ pub async fn open(
     check_positions(&store, db).await?;
     check_outboxes(&store, db).await?;
     store.load_scripts().await?;
-    store.guard(&identity.store, durability, progress_source(db));
+    store.guard(&identity.store, durability, ack, progress_source(db));
     for here in store.all() {
-        store.check(here).await.map_err(|error| match error {
+        store.check_at_start(here).await.map_err(|error| match error {
             Error::Unavailable { reason, .. } => anyhow::anyhow!("{reason} ({REBUILD})"),
             other => other.into(),
         })?;

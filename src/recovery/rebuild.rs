@@ -163,6 +163,16 @@ impl Rebuild {
         self.run_locked(identity, options).await
     }
 
+    /// As [`Rebuild::run`], for a caller that holds the lock.
+    ///
+    /// # Errors
+    /// As [`Rebuild::run`].
+    pub async fn run_holding(mut self, _lock: &progress::Lock, options: RebuildOptions) -> anyhow::Result<Summary> {
+        let identity = progress::identity(&self.db).await?.context("this PostgreSQL database has no store")?;
+        self.set_partitions(identity.1);
+        self.run_locked(identity, options).await
+    }
+
     fn set_partitions(&mut self, partitions: u16) {
         self.store = self.store.clone().with_partitions(partitions);
         self.projector = self.projector.clone().on(self.store.clone());

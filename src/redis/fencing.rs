@@ -24,7 +24,7 @@ use super::{
     settings::{Replicas, ServerInfo, ServerSettings},
 };
 use crate::{
-    config::{RedisDurability, ReplicaAck},
+    config::{Ack, RedisDurability, ReplicaAck},
     model::{Error, Millis, Partition, Position, Projection, Word},
     telemetry::metrics,
 };
@@ -73,6 +73,7 @@ pub(super) struct Guard {
     /// The id of this process in the roll calls.
     instance: String,
     durability: RedisDurability,
+    ack: Ack,
     progress_source: ProgressSource,
 }
 
@@ -134,9 +135,9 @@ impl Store {
     }
 
     /// Enables the checks: from then on no unchecked partition is used. Only the first call counts.
-    pub fn guard(&self, store: &str, durability: RedisDurability, progress_source: ProgressSource) {
+    pub fn guard(&self, store: &str, durability: RedisDurability, ack: Ack, progress_source: ProgressSource) {
         let instance = Uuid::new_v4().to_string();
-        let guard = Guard { store: store.to_owned(), instance, durability, progress_source };
+        let guard = Guard { store: store.to_owned(), instance, durability, ack, progress_source };
         let _ = self.shared.guard.set(guard);
     }
 
@@ -163,6 +164,20 @@ impl Store {
         }
         let (handle, mut link) = self.shared_connections().get(here).await?;
         self.check_over(here, &handle, &mut link).await
+    }
+
+    /// Checks a partition at a start. Waits while other processes may still give their words for it, at most [`RECENT`].
+    ///
+    /// # Errors
+    /// As [`Store::check`].
+    pub async fn check_at_start(&self, here: Partition) -> Result<(), Error> {
+        loop {
+            let checked = self.check(here).await;
+            if checked.is_ok() || !self.watermark(here).checking.lock().await.waits_for_words {
+                return checked;
+            }
+            tokio::time::sleep(CHECK_SHARED_FOR).await;
+        }
     }
 
     /// Checks a partition now, over this connection.
@@ -222,6 +237,7 @@ impl Store {
         checked: &mut Checked,
     ) -> Result<(), Error> {
         let (began, generation) = (Instant::now(), self.watermark(here).begin_check());
+        checked.waits_for_words = false;
         let due = !self.watermark(here).is_open()
             || checked.permissions_checked.is_none_or(|at| at.elapsed() >= permissions::CHECK_INTERVAL);
         let found = match due {
@@ -278,7 +294,7 @@ impl Store {
         read.cmd("INFO").arg("server");
         read.cmd("INFO").arg("replication");
         read.cmd("TIME");
-        read.add_command(read_meta(here));
+        read.add_command(meta_fields(here));
         // A write that changes nothing: Redis refuses it if it refuses all writes.
         read.cmd("ZADD").arg(Keys(here).never()).arg("XX").arg(0).arg("never");
         let sent_at = self.clock().own();
@@ -298,7 +314,7 @@ impl Store {
         if here == Partition(0) {
             self.clock().correct(watermark.clock_offset_ms());
         }
-        let mut found: MetaFields = redis::from_redis_value(found?)?;
+        let mut found = Meta::read(found?)?;
         self.record_refusal(here, write)?;
         if !self.shared.known_servers.has(&server.run_id) {
             // Another server, a restarted server, or the same one after a lost connection.
@@ -308,16 +324,13 @@ impl Store {
             }
             self.load_progress(guard).await;
             acknowledged = watermark.acknowledged();
-            found = read_meta(here).query_async(link).await?;
+            found = read_meta(here, link).await?;
             self.shared.known_servers.add(server.run_id.clone(), settings.accepted_risks(guard.durability));
         }
-        let (store, epoch, seq, frozen, layout, cause, rebuilding) = found;
-        if let Some(other) = store.as_ref().filter(|store| **store != guard.store) {
+        if let Some(other) = found.store.as_ref().filter(|store| **store != guard.store) {
             return Ok(State::Closed(format!("this Redis belongs to store {other}, not to {}", guard.store)));
         }
-        let position = epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq });
-        let lost = position.is_none() || rebuilding.is_some() || cause.as_deref() == Some(FreezeCause::Loss.as_str());
-        let history = roll_call::history(&server.run_id, &replicas.replication_id, lost);
+        let history = roll_call::history(&server.run_id, &replicas.replication_id, found.is_lost());
         let writable = watermark.no_writes().is_none();
         let roll = match writable {
             true => self.call_roll(guard, here, link, (history, at), checked).await?,
@@ -325,11 +338,17 @@ impl Store {
             false => return Ok(State::Closed("the partition is on a server that refuses every write".to_owned())),
         };
         acknowledged = acknowledged.max(roll.acknowledged);
+        if found.position.is_some_and(|position| position < acknowledged) {
+            // The words contain decisions of the time since the reading.
+            found = read_meta(here, link).await?;
+        }
         let waited = checked.history.as_ref().is_some_and(|(_, since)| since.elapsed() >= RECENT);
+        let lost = found.is_lost();
+        let Meta { store, position, frozen, layout, .. } = found;
         if lost {
             let reason = frozen.unwrap_or_else(|| state_lost(here));
-            let RollCall { silent, draining, .. } = roll;
-            let loss = Loss { reason: reason.clone(), found: position, acknowledged, silent, draining, waited };
+            let RollCall { confirmed, silent, draining, .. } = roll;
+            let loss = Loss { reason: reason.clone(), found: position, confirmed, silent, draining, waited };
             watermark.set_loss(Some(loss));
             return Ok(State::Closed(reason));
         }
@@ -355,6 +374,7 @@ impl Store {
         }
         if !roll.silent.is_empty() {
             let silent = roll.silent.join(", ");
+            checked.waits_for_words = !waited;
             if !waited {
                 return Ok(State::Closed(format!("{WAITS_FOR_WORDS}: {silent}")));
             }
@@ -387,7 +407,8 @@ impl Store {
             checked.begun_before = Some(self.shared.operations.replace());
         }
         let drained = checked.begun_before.as_ref().is_none_or(|begun| Arc::strong_count(begun) == 1);
-        let word = Word { history: history.clone(), acknowledged, at, drained };
+        let confirmed = self.confirmed(here);
+        let word = Word { history: history.clone(), acknowledged, confirmed, at, drained };
         let words = roll_call::give_word(link, here, &guard.instance, &word).await?;
         if changed {
             checked.words_before.extend(std::mem::take(&mut checked.words));
@@ -515,6 +536,23 @@ impl Store {
         self.watermark(here).epoch()
     }
 
+    /// The last decision that a client may have been told: as durable as `ACK` asks. What Redis loses beyond it was acknowledged to
+    /// nobody.
+    pub fn confirmed(&self, here: Partition) -> Position {
+        let watermark = self.watermark(here);
+        match self.shared.guard.get().map(|guard| guard.ack).unwrap_or_default() {
+            Ack::Redis => watermark.acknowledged(),
+            Ack::Replica => watermark.replicated(),
+            Ack::Postgres => watermark.furthest_projected(),
+        }
+    }
+
+    /// [`Store::confirmed`] of the open partitions.
+    pub fn confirmed_positions(&self) -> Vec<(Partition, Position)> {
+        let open = self.all().filter(|here| self.watermark(*here).is_open());
+        open.map(|here| (here, self.confirmed(here))).collect()
+    }
+
     /// Records PostgreSQL's progress, as read from there. `before` are the [`Store::projected_positions`] from before the reading: a
     /// lower position is believed, and waiting replies then wait for it to rise again.
     pub fn observe_projection(&self, here: Partition, read: Projection, before: &[Position]) {
@@ -564,19 +602,6 @@ impl Store {
         self.all().any(|here| self.watermark(here).projection().borrow().last_dead_letter > 0)
     }
 
-    /// Whether the last check found that Redis no longer has the state of a partition: it came back empty.
-    pub fn has_lost_state(&self, here: Partition) -> bool {
-        self.closed_for(here).is_some_and(|reason| reason == state_lost(here))
-    }
-
-    /// The reason of a closed partition.
-    pub fn closed_for(&self, here: Partition) -> Option<String> {
-        match self.watermark(here).state() {
-            State::Closed(reason) => Some(reason),
-            State::Open | State::Unchecked => None,
-        }
-    }
-
     /// The number of accepted settings of the checked servers that may lose acknowledged decisions.
     pub fn unsafe_settings(&self) -> usize {
         self.shared.known_servers.problems()
@@ -593,18 +618,44 @@ impl Store {
     }
 }
 
-/// `store`, `epoch`, `seq`, `frozen`, `layout`, `cause` and `rebuilding` of a partition's `meta`.
-type MetaFields =
-    (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<i64>, Option<String>, Option<String>);
-
 /// The replies of a check: both sections of `INFO`, the time, `meta`, and the write that changes nothing.
 type CheckReplies =
     (RedisResult<String>, RedisResult<String>, RedisResult<(i64, i64)>, RedisResult<Value>, RedisResult<Value>);
 
-fn read_meta(here: Partition) -> redis::Cmd {
-    let mut read = redis::cmd("HMGET");
-    read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "layout", "cause", "rebuilding"]);
-    read
+/// What a check reads of a partition's `meta`.
+struct Meta {
+    store: Option<String>,
+    position: Option<Position>,
+    frozen: Option<String>,
+    layout: Option<i64>,
+    cause: Option<String>,
+    rebuilding: Option<String>,
+}
+
+impl Meta {
+    /// From the reply to [`meta_fields`].
+    fn read(reply: Value) -> RedisResult<Meta> {
+        let (epoch, seq, layout, store, frozen, cause, rebuilding): (Option<i64>, Option<i64>, _, _, _, _, _) =
+            redis::from_redis_value(reply)?;
+        let position = epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq });
+        Ok(Meta { store, position, frozen, layout, cause, rebuilding })
+    }
+
+    /// Whether Redis has lost decisions of the partition, and has not been rebuilt yet.
+    fn is_lost(&self) -> bool {
+        let loss = self.cause.as_deref() == Some(FreezeCause::Loss.as_str());
+        self.position.is_none() || self.rebuilding.is_some() || loss
+    }
+}
+
+fn meta_fields(here: Partition) -> redis::Cmd {
+    let mut fields = redis::cmd("HMGET");
+    fields.arg(Keys(here).meta()).arg(&["epoch", "seq", "layout", "store", "frozen", "cause", "rebuilding"]);
+    fields
+}
+
+async fn read_meta(here: Partition, link: &mut MultiplexedConnection) -> RedisResult<Meta> {
+    Meta::read(meta_fields(here).query_async(link).await?)
 }
 
 /// The reason to close a partition without a state.

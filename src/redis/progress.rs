@@ -58,6 +58,8 @@ pub(super) struct Watermark {
     created: Instant,
     /// The last decision that Postgres has, as far as this process knows.
     projected: watch::Sender<Projection>,
+    /// The furthest that Postgres ever was, as far as this process knows: it may have been restored to an earlier state since.
+    furthest_projected: Mutex<Position>,
     /// How far its server's clock is ahead of this process's, ms.
     clock_offset_ms: AtomicI64,
     /// Held during a check.
@@ -80,8 +82,8 @@ pub struct Loss {
     pub reason: String,
     /// The last decision that the server has; `None` if the server has lost the partition's state.
     pub found: Option<Position>,
-    /// The highest position that a process acknowledged, as far as they have given their words.
-    pub acknowledged: Position,
+    /// The last decision that a client may have been told, as far as the processes have given their words.
+    pub confirmed: Position,
     /// The processes that have not given their words yet, and may have acknowledged more.
     pub silent: Vec<String>,
     /// Whether operations are in progress that began before the loss.
@@ -107,6 +109,8 @@ pub(super) struct Checked {
     pub failed: Option<Instant>,
     /// When the user had all permissions.
     pub permissions_checked: Option<Instant>,
+    /// Other processes may still give their words for the history.
+    pub waits_for_words: bool,
     /// The history for which this process last gave its word, and since when.
     pub history: Option<(String, Instant)>,
     /// The words of the partition's processes: at the last check, and when the history changed.
@@ -130,6 +134,7 @@ impl Default for Watermark {
             verified_us: AtomicU64::default(),
             created: Instant::now(),
             projected: watch::Sender::default(),
+            furthest_projected: Mutex::default(),
             clock_offset_ms: AtomicI64::default(),
             checking: tokio::sync::Mutex::default(),
         }
@@ -283,10 +288,20 @@ impl Watermark {
         self.replicas.swap(replicas, Ordering::Relaxed)
     }
 
+    fn record_furthest(&self, projected: Position) {
+        self.advance(projected);
+        let mut furthest = self.furthest_projected.lock().unwrap_or_else(PoisonError::into_inner);
+        *furthest = projected.max(*furthest);
+    }
+
+    pub(super) fn furthest_projected(&self) -> Position {
+        *self.furthest_projected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Records a reading of Postgres's progress. `before` is the position that this process knew when the reading began: a reading
     /// behind it is believed, because Postgres has then failed over to a standby that lacks its last commits, or was restored.
     pub(super) fn observe_projection(&self, read: Projection, before: Position) {
-        self.advance(read.position);
+        self.record_furthest(read.position);
         self.projected.send_if_modified(|known| {
             if read.position < before {
                 *known = read;
@@ -303,7 +318,7 @@ impl Watermark {
 
     /// Records that this process projected everything up to `position`, with its last dead letter at `last_letter` (0: none).
     pub(super) fn record_projected(&self, position: Position, last_letter: i64) {
-        self.advance(position);
+        self.record_furthest(position);
         self.projected.send_if_modified(|known| {
             known.last_dead_letter = known.last_dead_letter.max(last_letter);
             let further = position > known.position;

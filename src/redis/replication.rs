@@ -371,16 +371,6 @@ impl Store {
         Ok(())
     }
 
-    /// The positions of the open partitions that clients may have been told: with `ACK=replica` of decisions that replicas have.
-    /// What Redis loses beyond them was acknowledged to nobody.
-    pub fn acknowledged_to_clients(&self) -> Vec<(Partition, Position)> {
-        if self.replica_ack().is_none() {
-            return self.acknowledged();
-        }
-        let open = self.all().filter(|here| self.watermark(*here).is_open());
-        open.map(|here| (here, self.watermark(here).replicated())).collect()
-    }
-
     /// Records the replicas of the partition's server.
     pub(super) fn record_replicas(&self, here: Partition, in_sync: usize) {
         let before = self.watermark(here).set_replicas(in_sync);

@@ -26,8 +26,9 @@ pub(super) const RECENT: Duration = Duration::from_secs(3);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 fn pack(word: &Word) -> String {
-    let Word { history, acknowledged, at, drained } = word;
-    format!("{history} {} {} {} {}", acknowledged.epoch, acknowledged.seq, at.0, i64::from(*drained))
+    let Word { history, acknowledged, confirmed, at, drained } = word;
+    let numbers = [acknowledged.epoch, acknowledged.seq, confirmed.epoch, confirmed.seq, at.0, i64::from(*drained)];
+    numbers.iter().fold(history.clone(), |packed, number| format!("{packed} {number}"))
 }
 
 fn unpack(packed: &str) -> Option<Word> {
@@ -35,7 +36,8 @@ fn unpack(packed: &str) -> Option<Word> {
     let history = parts.next()?.to_owned();
     let mut number = || parts.next()?.parse::<i64>().ok();
     let acknowledged = Position { epoch: number()?, seq: number()? };
-    Some(Word { history, acknowledged, at: Millis(number()?), drained: number()? == 1 })
+    let confirmed = Position { epoch: number()?, seq: number()? };
+    Some(Word { history, acknowledged, confirmed, at: Millis(number()?), drained: number()? == 1 })
 }
 
 /// The words of a partition's processes, by the id of the process.
@@ -76,8 +78,9 @@ pub(super) fn withdrawal(here: Partition, id: &str) -> redis::Cmd {
 /// The result of a roll call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RollCall {
-    /// The highest position in the words for the history.
+    /// The highest positions in the words for the history.
     pub acknowledged: Position,
+    pub confirmed: Position,
     /// The processes that worked with an earlier history until it ended, and have not given their word for this one, sorted.
     pub silent: Vec<String>,
     /// Whether an operation is in progress that a process had begun before its word.
@@ -92,6 +95,7 @@ pub(super) fn call(history: &str, id: &str, words: &Words, before: &Words) -> Ro
     let recent = |at: Millis, newest: i64| at.0 >= newest - RECENT.as_millis() as i64;
     for word in words.values().filter(|word| word.history == history) {
         roll.acknowledged = roll.acknowledged.max(word.acknowledged);
+        roll.confirmed = roll.confirmed.max(word.confirmed);
         roll.draining |= !word.drained && recent(word.at, newest);
     }
     let spoken = |other: &String| words.get(other).is_some_and(|word| word.history == history);
@@ -115,12 +119,14 @@ mod tests {
     use super::*;
 
     fn word(history: &str, seq: i64, at: i64) -> Word {
-        Word { history: history.to_owned(), acknowledged: Position { epoch: 1, seq }, at: Millis(at), drained: true }
+        let (acknowledged, confirmed) = (Position { epoch: 1, seq }, Position { epoch: 1, seq: seq - 1 });
+        Word { history: history.to_owned(), acknowledged, confirmed, at: Millis(at), drained: true }
     }
 
     fn roll(seq: i64, silent: &[&str]) -> RollCall {
         let silent = silent.iter().map(|id| (*id).to_owned()).collect();
-        RollCall { acknowledged: Position { epoch: 1, seq }, silent, draining: false }
+        let (acknowledged, confirmed) = (Position { epoch: 1, seq }, Position { epoch: 1, seq: seq - 1 });
+        RollCall { acknowledged, confirmed, silent, draining: false }
     }
 
     fn words(words: &[(&str, Word)]) -> Words {
@@ -131,7 +137,7 @@ mod tests {
     fn word_unpacked_as_packed() {
         let given = word("0d12ab:77fe", 42, 1_700_000_000_123);
         assert_eq!(unpack(&pack(&given)), Some(given));
-        for bad in ["", "a", "a 1", "a 1 2", "a 1 2 x"] {
+        for bad in ["", "a", "a 1", "a 1 2 3 4 5", "a 1 2 3 4 5 x"] {
             assert_eq!(unpack(bad), None, "{bad}");
         }
     }

@@ -25,7 +25,7 @@ use crate::{
 pub struct HealthState {
     engine: Arc<Engine>,
     /// The result of the last check.
-    readiness: Arc<Recent<Result<(), Vec<String>>>>,
+    readiness: Arc<Recent<Result<Vec<String>, Vec<String>>>>,
     /// Cancelled once the process is to end: it is not ready from then on.
     stopping: CancellationToken,
 }
@@ -46,7 +46,7 @@ impl HealthState {
         reasons
     }
 
-    async fn check(&self) -> Result<(), Vec<String>> {
+    async fn check(&self) -> Result<Vec<String>, Vec<String>> {
         let check = async || Ok::<_, Infallible>(self.engine.ready().await);
         let Ok(ready) = self.readiness.get(check).await;
         ready
@@ -109,8 +109,8 @@ pub async fn healthz() -> Json<HealthResponse> {
     path = "/readyz",
     tag = "상태",
     summary = "요청 처리 가능 확인",
-    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다. 처리할 수는 있지만 PostgreSQL로의 반영이 멈춰 있거나 \
-                   Redis 복제본이 부족하면 상태는 DEGRADED이고 이유가 함께 있습니다. 종료 중이면 이유는 stopping입니다.",
+    description = "요청을 처리할 수 있으면 200, 아니면 이유와 함께 503을 반환합니다. 처리할 수는 있지만 일부 파티션이 결정하지 못하거나, \
+                   PostgreSQL로의 반영이 멈춰 있거나, Redis 복제본이 부족하면 상태는 DEGRADED이고 이유가 함께 있습니다. 종료 중이면 이유는 stopping입니다.",
     responses(
         (status = 200, description = "처리 가능", body = HealthResponse, example = json!({ "status": "UP" })),
         (status = 503, description = "처리 불가", body = NotReadyResponse),
@@ -122,7 +122,7 @@ async fn readyz(State(health): State<HealthState>) -> Response {
         return not_ready(vec![STOPPING.to_owned()]);
     }
     match health.check().await {
-        Ok(()) => match health.attention() {
+        Ok(closed) => match [closed, health.attention()].concat() {
             reasons if reasons.is_empty() => UP.into_response(),
             // Still 200: requests are served.
             reasons => Json(HealthResponse { status: "DEGRADED", reasons }).into_response(),

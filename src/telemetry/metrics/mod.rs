@@ -40,6 +40,8 @@ const CALL_SECONDS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 3.0];
 /// Buckets of the duration of a transaction of PostgreSQL, in seconds.
 const COMMIT_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Buckets of the duration of a recovery, in seconds.
+const RECOVERY_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0];
 /// Buckets of the requests in one call.
 const CALL_BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 /// Buckets of the events in one transaction.
@@ -124,6 +126,11 @@ metrics! {
     PARTITION_FREEZES: IntCounter = "firstcome_partition_freezes_total" ()
         "Partitions that this process froze because decisions are lost.";
 
+    RECOVERIES: IntCounterVec = "firstcome_recoveries_total" ("outcome")
+        "Recoveries of partitions by this process: COMPLETE (nothing acknowledged is missing), WITHHELD (what may be missing is withheld), FAILED (tried again).";
+    RECOVERY_SECONDS: Histogram = "firstcome_recovery_duration_seconds" () in RECOVERY_BUCKETS
+        "Seconds from the moment that this process noticed a loss to the end of the recovery.";
+
     PROJECTOR_PARTITIONS: IntGauge = "firstcome_projector_partitions" ()
         "Partitions that this process projects to PostgreSQL.";
     PROJECTOR_LAST_STEP: GaugeVec = "firstcome_projector_last_step_timestamp_seconds" ("partition")
@@ -159,6 +166,7 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&REDIS_ERRORS, &["refused", "unavailable"]),
     (&REPLICA_WAITS, &["failed", "late", "reached"]),
     (&PARTITION_CHECKS, &["closed", "failed", "open"]),
+    (&RECOVERIES, &["COMPLETE", "FAILED", "WITHHELD"]),
     (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
     (&EXPIRED, &["order", "payment", "remote_hold"]),
     (&SWEEP_FAILURES, &["order", "payment", "remote_hold"]),

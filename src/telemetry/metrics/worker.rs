@@ -25,8 +25,6 @@ macro_rules! workers {
 workers! {
     /// Asks PostgreSQL, once it is back, to confirm what this process started with.
     Confirmation = "confirmation",
-    /// Rebuilds a Redis that has lost everything.
-    EmptiedRedis = "emptied_redis",
     /// Ends what is due, of a kind in a partition.
     Expiry = "expiry",
     /// Refreshes the keys of users' tokens.
@@ -43,6 +41,8 @@ workers! {
     Projector = "projector",
     /// Deletes expired idempotency records.
     RecordCleanup = "record_cleanup",
+    /// Recovers partitions whose data Redis lost.
+    Recovery = "recovery",
     /// Watches the partitions of Redis.
     RedisWatch = "redis_watch",
     /// Reports the requests of this process to the others.

@@ -177,6 +177,8 @@ impl Shop {
                     .env("MAX_BACKLOG", "500");
                 // All clients have one address.
                 command.env("RATE_LIMIT_CLIENT_PER_SECOND", "0").env("RATE_LIMIT_USER_PER_SECOND", "0");
+                // A loss is a violation here: a recovery must not make it good.
+                command.env("RECOVERY", "manual");
                 command.env("REDIS_DURABILITY", if self.options.safe { "checked" } else { "asserted" });
                 command.stdout(log.try_clone().unwrap()).stderr(log);
                 service.child = Some(command.spawn().unwrap());

@@ -168,7 +168,7 @@ impl Comparison<'_> {
                 let here = Partition(partition % self.test.options.partitions);
                 self.test.store.freeze(here, "a test", FreezeCause::Gap).await.unwrap();
                 for engine in self.engines.iter().chain([&self.script]) {
-                    engine.ready().await.unwrap_err();
+                    engine.check().await;
                 }
                 for user in 0..self.users.len() {
                     self.issue(0, user, 0, false).await;

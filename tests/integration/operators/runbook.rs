@@ -164,7 +164,8 @@ async fn bought(base: &str, user: i64, product: i64, quantity: i64) {
 }
 
 async fn serve(servers: &Servers, name: &str) -> (Running, String) {
-    let mut serve = servers.start_role(&["serve"], name);
+    // The page's commands are those of an operator who recovers by hand.
+    let mut serve = servers.start_with(&["serve"], &[("RECOVERY", "manual")], name);
     let base = serve.base().await;
     (serve, base)
 }

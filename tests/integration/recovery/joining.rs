@@ -146,8 +146,10 @@ async fn new_instance_waits_when_redis_lost_decisions_while_postgres_stopped() {
     servers.redis.kill().await.unwrap();
     copy_dir(&copy, &data);
     servers.redis.restart().await.unwrap();
-    let frozen: Option<String> =
-        redis::cmd("HGET").arg(META).arg("frozen").query_async(&mut redis(&servers).await).await.unwrap();
+    let frozen: Option<String> = until("Redis has loaded its data", async || {
+        redis::cmd("HGET").arg(META).arg("frozen").query_async(&mut redis(&servers).await).await.ok()
+    })
+    .await;
     assert_eq!(frozen, None);
     waits_for(&mut new, &b, &["PostgreSQL"]).await;
     new.signal(Signal::TERM);

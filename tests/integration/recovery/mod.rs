@@ -10,3 +10,4 @@ mod startup;
 mod startup_waits;
 mod step_back;
 mod upgrade;
+mod watch;

@@ -1,11 +1,13 @@
 //! A partition that moves to another server decides again only when every process has said what it acknowledged.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use firstcome::{
     app::App,
-    model::{Error, UserId},
+    model::{Error, Partition, UserId},
 };
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::failover::{in_sync, port, replicated};
 use crate::support::harness::{Options, TestApp, call, open, postgres_url, raw_redis, until};
@@ -101,6 +103,47 @@ async fn decisions_continue_without_word_of_process_that_has_ended() {
     })
     .await;
     until("the second process decides alone", async || processes.charge().await.ok()).await;
+    until("the first process is back", async || processes.test.store.check(Partition(0)).await.ok()).await;
     processes.second.stop(Some(Duration::from_secs(60))).await;
     processes.test.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn process_starts_after_those_of_the_server_before_had_time_to_give_their_words() {
+    let (mut processes, replica) = Processes::start().await;
+    // Neither process checks again.
+    processes.fail_over(replica, async |_| {}).await;
+    let url = processes.test.proxy.as_ref().unwrap().url();
+    let database = postgres_url(&processes.test.database);
+    let third = open(&processes.test.options, &url, &database, processes.test.clock.clone()).await.unwrap();
+    third.engine.charge(&call(None), processes.user, 1).await.unwrap();
+    until("the first process is back", async || processes.test.store.check(Partition(0)).await.ok()).await;
+    for app in [processes.second, third] {
+        app.stop(Some(Duration::from_secs(60))).await;
+    }
+    processes.test.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partition_stays_open_when_checked_amid_acknowledgements() {
+    let test = Arc::new(TestApp::with(Options::default()).await);
+    let user = UserId::new(test.user(0).await).unwrap();
+    let stop = CancellationToken::new();
+    let mut writers = JoinSet::new();
+    for _ in 0..8 {
+        let (test, stop) = (test.clone(), stop.clone());
+        writers.spawn(async move {
+            while !stop.is_cancelled() {
+                test.engine.charge(&call(None), user, 1).await.unwrap();
+            }
+        });
+    }
+    for _ in 0..500 {
+        test.store.check(Partition(0)).await.unwrap();
+    }
+    stop.cancel();
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+    Arc::into_inner(test).unwrap().finish().await;
 }

@@ -181,7 +181,7 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
                 let day_won = scores(redis, &key).await;
                 all.won.extend(day_won.into_iter().map(|(product, won)| ((day.to_string(), product), won as i64)));
             }
-            ["ids"] | ["coupons"] | ["catalogue"] | ["catalogue", _] | ["idem", _] | ["claim", _] => {}
+            ["ids"] | ["instances"] | ["coupons"] | ["catalogue"] | ["catalogue", _] | ["idem", _] | ["claim", _] => {}
             _ => panic!("an unknown key {key}"),
         }
     }

@@ -1,0 +1,276 @@
+//! Recovers partitions whose data Redis lost, by itself, while the other partitions decide.
+//!
+//! The checks of a partition find the loss, and each process then gives its last word: what it acknowledged, and that it
+//! acknowledges nothing more (`redis::roll_call`). A partition is rebuilt from PostgreSQL at once if nothing
+//! acknowledged can be missing: every process has spoken and PostgreSQL has everything up to the highest position, or every reply
+//! of this store waited for PostgreSQL. Otherwise the lost data may come back (the old master, its disk), so that the recovery
+//! waits first; then it withholds what may have been sold, in that partition alone. One process recovers at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use chrono_tz::Tz;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::rebuild::{Barrier, LossBounds, QUIET_PERIOD, Rebuild, RebuildOptions, Summary};
+use crate::{
+    config::{ProjectorConfig, RecoveryMode, RedisConfig, Retention},
+    model::{Clock, Partition, Position, Recovery, RecoveryOutcome, Scope},
+    postgres::{self, progress, recoveries},
+    projector::Projector,
+    redis::{Store, progress::Loss},
+    telemetry::metrics,
+    worker::{Worker, Workers},
+};
+
+/// The interval in which a process looks for lost partitions.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// The pause after a recovery that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+/// The time limit of the queries for what PostgreSQL has.
+const POSTGRES_TIMEOUT: Duration = Duration::from_secs(5);
+/// The interval of the checks while operations drain, and how long they may take.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Watches the partitions, and recovers those that are lost.
+pub struct Watch {
+    /// The store of the running process, whose checks find the losses.
+    pub store: Store,
+    pub redis: RedisConfig,
+    pub db: postgres::Connection,
+    pub clock: Clock,
+    pub zone: Tz,
+    pub projector: ProjectorConfig,
+    /// The time limit of a transaction of the projector.
+    pub timeout: Duration,
+    pub retention: Retention,
+    pub mode: RecoveryMode,
+    /// How long lost data may come back before what they may have sold is withheld.
+    pub wait: Duration,
+    pub noticed: Mutex<HashMap<Partition, Noticed>>,
+}
+
+/// When this process noticed a loss, and when a recovery of it failed last.
+#[derive(Clone, Copy, Debug)]
+pub struct Noticed {
+    at: Instant,
+    failed: Option<Instant>,
+}
+
+/// A lost partition, and what is known of its loss.
+#[derive(Clone, Debug)]
+struct Lost {
+    here: Partition,
+    loss: Loss,
+    /// What PostgreSQL has.
+    projected: Position,
+}
+
+impl Watch {
+    /// Watches in the background, unless operators recover by hand.
+    pub fn keep_watching(self: Arc<Self>, workers: &Workers) {
+        if self.mode == RecoveryMode::Manual {
+            return;
+        }
+        workers.every(Worker::Recovery, WATCH_INTERVAL, move || {
+            let this = self.clone();
+            async move {
+                if let Err(error) = Box::pin(this.step()).await {
+                    tracing::error!(error = format!("{error:#}"), "lost partitions are not recovered yet");
+                }
+            }
+        });
+    }
+
+    /// Recovers the partitions that can be recovered now. Returns what was done, if anything was.
+    ///
+    /// # Errors
+    /// PostgreSQL or Redis is unavailable, or the rebuild is refused.
+    pub async fn step(&self) -> anyhow::Result<Option<Summary>> {
+        let store = &self.store;
+        let losses: BTreeMap<Partition, Loss> =
+            store.all().filter_map(|here| Some((here, store.loss(here)?))).collect();
+        self.notice(&losses);
+        // A hanging connection must not stop the watch.
+        let due = tokio::time::timeout(POSTGRES_TIMEOUT, self.due(losses)).await;
+        let due = due.context("PostgreSQL does not answer")??;
+        if due.is_empty() {
+            return Ok(None);
+        }
+        let Some(lock) = progress::Lock::try_take(&self.db).await? else { return Ok(None) };
+        // Another process may have recovered some meanwhile.
+        for lost in &due {
+            let _closed = store.check(lost.here).await;
+        }
+        let due: Vec<Lost> = due.into_iter().filter(|lost| store.loss(lost.here).is_some()).collect();
+        if due.is_empty() {
+            return Ok(None);
+        }
+        self.recover(&due, &lock).await.map(Some)
+    }
+
+    /// Remembers new losses, and forgets those that have ended.
+    fn notice(&self, losses: &BTreeMap<Partition, Loss>) {
+        let mut noticed = self.noticed.lock();
+        noticed.retain(|here, _| losses.contains_key(here));
+        for (here, loss) in losses {
+            noticed.entry(*here).or_insert_with(|| {
+                tracing::error!(
+                    partition = here.0,
+                    reason = loss.reason,
+                    "Redis has lost decisions: a recovery is due"
+                );
+                Noticed { at: Instant::now(), failed: None }
+            });
+        }
+    }
+
+    /// The lost partitions that can be recovered now.
+    async fn due(&self, losses: BTreeMap<Partition, Loss>) -> anyhow::Result<Vec<Lost>> {
+        let heard = |loss: &Loss| loss.silent.is_empty() || loss.waited;
+        let losses: Vec<_> = losses.into_iter().filter(|(_, loss)| heard(loss)).collect();
+        if losses.is_empty() {
+            return Ok(Vec::new());
+        }
+        let replies_waited = progress::only_postgres_acknowledged(&self.db).await?;
+        let projected = progress::projected(&self.db).await?;
+        let reported = progress::acknowledged(&self.db).await?;
+        // A process that works with another Redis: REDIS_URL of this one leads to the wrong one.
+        let elsewhere = progress::reported_within(&self.db, QUIET_PERIOD).await?;
+        let noticed = self.noticed.lock();
+        let mut due = Vec::new();
+        for (here, mut loss) in losses {
+            let Some(Noticed { at, failed }) = noticed.get(&here) else { continue };
+            if failed.is_some_and(|failed| failed.elapsed() < RETRY_INTERVAL) || elsewhere.contains(&here) {
+                continue;
+            }
+            let Some(projected) = projected.iter().find(|projected| projected.partition == here) else { continue };
+            let projected = projected.position;
+            let reported = reported.iter().find(|reported| reported.partition == here);
+            let reported = reported.map(|reported| reported.position).unwrap_or_default();
+            if replies_waited {
+                // Nobody was told more than PostgreSQL had.
+                (loss.confirmed, loss.silent) = (reported, Vec::new());
+            } else {
+                loss.confirmed = loss.confirmed.max(reported);
+            }
+            let complete = loss.silent.is_empty() && loss.confirmed <= projected;
+            let waited = at.elapsed() >= self.wait && self.mode == RecoveryMode::Automatic;
+            if complete || waited {
+                due.push(Lost { here, loss, projected });
+            }
+        }
+        Ok(due)
+    }
+
+    /// Rebuilds these partitions, and logs their recoveries.
+    async fn recover(&self, due: &[Lost], lock: &progress::Lock) -> anyhow::Result<Summary> {
+        let db = &self.db;
+        let acknowledged: Vec<_> = due.iter().map(|lost| (lost.here, lost.loss.confirmed)).collect();
+        progress::record_acknowledged(db, &acknowledged).await?;
+        let mut log: Vec<Recovery> = due.iter().map(|lost| self.begun(lost)).collect();
+        self.write(&log).await;
+        let counted = due.iter().filter(|lost| lost.loss.silent.is_empty()).map(|lost| lost.here).collect();
+        let partitions: BTreeSet<Partition> = due.iter().map(|lost| lost.here).collect();
+        let options =
+            RebuildOptions { partitions: Some(partitions), discard: false, lost_at_most: LossBounds::Counted(counted) };
+        let recovered = async { self.rebuild().await?.run_holding(lock, options).await }.await;
+        let ended_at = self.clock.now();
+        for recovery in &mut log {
+            recovery.ended_at = Some(ended_at);
+            match &recovered {
+                Ok(summary) => {
+                    let withheld = summary.possible_losses.contains(&recovery.partition.0);
+                    recovery.outcome = if withheld { RecoveryOutcome::Withheld } else { RecoveryOutcome::Complete };
+                    recovery.epoch = Some(summary.epoch);
+                }
+                Err(error) => {
+                    (recovery.outcome, recovery.detail) = (RecoveryOutcome::Failed, format!("{error:#}"));
+                    if let Some(noticed) = self.noticed.lock().get_mut(&recovery.partition) {
+                        noticed.failed = Some(Instant::now());
+                    }
+                }
+            }
+            metrics::RECOVERIES.with_label_values(&[recovery.outcome.as_str()]).inc();
+            let seconds = (ended_at.0 - recovery.noticed_at.0) as f64 / 1000.0;
+            metrics::RECOVERY_SECONDS.observe(seconds);
+            tracing::warn!(?recovery, seconds, "a recovery has ended");
+        }
+        self.write(&log).await;
+        recovered
+    }
+
+    /// The rebuild, over connections of its own: those of the process refuse a closed partition.
+    async fn rebuild(&self) -> anyhow::Result<Rebuild> {
+        let store = Store::connect(&self.redis).await?;
+        store.set_clock(&self.clock);
+        let (db, clock, zone, retention) = (self.db.clone(), self.clock.clone(), self.zone, self.retention);
+        let projector =
+            Projector::new(store.clone(), db.clone(), clock.clone(), &self.projector, self.timeout, retention);
+        let running = self.store.clone();
+        let barrier: Barrier = Arc::new(move |scope| {
+            let running = running.clone();
+            Box::pin(async move { drained(&running, &scope).await })
+        });
+        let durability = self.redis.redis_durability;
+        Ok(Rebuild { store, db, projector, clock, zone, retention, durability, barrier: Some(barrier) })
+    }
+
+    fn begun(&self, lost: &Lost) -> Recovery {
+        let now = self.clock.now();
+        let noticed_for = self.noticed.lock().get(&lost.here).map_or(Duration::ZERO, |noticed| noticed.at.elapsed());
+        Recovery {
+            id: Uuid::now_v7().to_string(),
+            partition: lost.here,
+            reason: lost.loss.reason.clone(),
+            found_seq: lost.loss.found.map(|found| found.seq),
+            acknowledged_seq: lost.loss.confirmed.seq,
+            projected_seq: lost.projected.seq,
+            silent: lost.loss.silent.clone(),
+            outcome: RecoveryOutcome::Running,
+            detail: String::new(),
+            epoch: None,
+            noticed_at: now.plus(-(noticed_for.as_millis() as i64)),
+            began_at: now,
+            ended_at: None,
+        }
+    }
+
+    /// Writes the log. A failure does not stop a recovery.
+    async fn write(&self, log: &[Recovery]) {
+        for recovery in log {
+            if let Err(error) = recoveries::write(&self.db, recovery).await {
+                tracing::warn!(%error, "a recovery is not in the log of recoveries");
+            }
+        }
+    }
+}
+
+/// Waits until no process has an operation in progress that began before the loss of a partition of the scope.
+async fn drained(store: &Store, scope: &Scope) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        for here in scope.iter() {
+            let _closed = store.check(here).await;
+        }
+        let draining: Vec<u16> = scope
+            .iter()
+            .filter(|here| store.loss(*here).is_some_and(|loss| loss.draining))
+            .map(|here| here.0)
+            .collect();
+        if draining.is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            began.elapsed() < DRAIN_TIMEOUT,
+            "operations that began before the loss of partitions {draining:?} are still in progress"
+        );
+        tokio::time::sleep(DRAIN_INTERVAL).await;
+    }
+}
