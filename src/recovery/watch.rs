@@ -23,7 +23,7 @@ use crate::{
     model::{Clock, Partition, Position, Recovery, RecoveryOutcome, Scope},
     postgres::{self, progress, recoveries},
     projector::Projector,
-    redis::{Store, progress::Loss},
+    redis::{Store, progress::PartitionLoss},
     telemetry::metrics,
     worker::{Worker, Workers},
 };
@@ -67,7 +67,7 @@ pub struct Noticed {
 #[derive(Clone, Debug)]
 struct Lost {
     here: Partition,
-    loss: Loss,
+    loss: PartitionLoss,
     /// What PostgreSQL has.
     projected: Position,
 }
@@ -94,7 +94,7 @@ impl Watch {
     /// PostgreSQL or Redis is unavailable, or the rebuild is refused.
     pub async fn step(&self) -> anyhow::Result<Option<Summary>> {
         let store = &self.store;
-        let losses: BTreeMap<Partition, Loss> =
+        let losses: BTreeMap<Partition, PartitionLoss> =
             store.all().filter_map(|here| Some((here, store.loss(here)?))).collect();
         self.notice(&losses);
         // A hanging connection must not stop the watch.
@@ -116,7 +116,7 @@ impl Watch {
     }
 
     /// Remembers new losses, and forgets those that have ended.
-    fn notice(&self, losses: &BTreeMap<Partition, Loss>) {
+    fn notice(&self, losses: &BTreeMap<Partition, PartitionLoss>) {
         let mut noticed = self.noticed.lock();
         noticed.retain(|here, _| losses.contains_key(here));
         for (here, loss) in losses {
@@ -132,8 +132,8 @@ impl Watch {
     }
 
     /// The lost partitions that can be recovered now.
-    async fn due(&self, losses: BTreeMap<Partition, Loss>) -> anyhow::Result<Vec<Lost>> {
-        let heard = |loss: &Loss| loss.silent.is_empty() || loss.waited;
+    async fn due(&self, losses: BTreeMap<Partition, PartitionLoss>) -> anyhow::Result<Vec<Lost>> {
+        let heard = |loss: &PartitionLoss| loss.silent.is_empty() || loss.waited;
         let losses: Vec<_> = losses.into_iter().filter(|(_, loss)| heard(loss)).collect();
         if losses.is_empty() {
             return Ok(Vec::new());

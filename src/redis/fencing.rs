@@ -18,7 +18,7 @@ use super::{
     connection::{ConnectionHandle, Means},
     keys::Keys,
     permissions,
-    progress::{Checked, Loss, State, Watermark},
+    progress::{Checked, PartitionLoss, State, Watermark},
     roll_call::{self, RECENT, RollCall, VERIFIED_FOR},
     script::{self, Invocation},
     settings::{Replicas, ServerInfo, ServerSettings},
@@ -348,7 +348,7 @@ impl Store {
         if lost {
             let reason = frozen.unwrap_or_else(|| state_lost(here));
             let RollCall { confirmed, silent, draining, .. } = roll;
-            let loss = Loss { reason: reason.clone(), found: position, confirmed, silent, draining, waited };
+            let loss = PartitionLoss { reason: reason.clone(), found: position, confirmed, silent, draining, waited };
             watermark.set_loss(Some(loss));
             return Ok(State::Closed(reason));
         }
@@ -422,7 +422,7 @@ impl Store {
     }
 
     /// The loss of a partition, as the last check found it; `None` if the partition has lost nothing.
-    pub fn loss(&self, here: Partition) -> Option<Loss> {
+    pub fn loss(&self, here: Partition) -> Option<PartitionLoss> {
         self.watermark(here).loss()
     }
 

@@ -99,15 +99,15 @@ struct StoreInner {
 
 /// An operation in progress.
 #[derive(Clone, Debug)]
-pub struct Operation(#[expect(dead_code, reason = "held")] Arc<()>);
+pub struct OperationToken(#[expect(dead_code, reason = "held")] Arc<()>);
 
 /// The operations in progress: each holds a clone of the current token.
 #[derive(Debug, Default)]
 struct Operations(RwLock<Arc<()>>);
 
 impl Operations {
-    fn begin(&self) -> Operation {
-        Operation(self.0.read().clone())
+    fn begin(&self) -> OperationToken {
+        OperationToken(self.0.read().clone())
     }
 
     /// Returns the token of the operations in progress; later ones hold another.
@@ -280,7 +280,7 @@ impl Store {
     /// operations that began before a loss, because their later steps build on decisions that may be lost. With one partition there
     /// are none.
     #[must_use]
-    pub fn begin_operation(&self) -> Option<Operation> {
+    pub fn begin_operation(&self) -> Option<OperationToken> {
         (self.partitions > 1).then(|| self.shared.operations.begin())
     }
 

@@ -44,7 +44,7 @@ pub(super) struct Watermark {
     changes: Mutex<Changes>,
     /// Why Redis refused every write to the open partition at the last check.
     no_writes: Mutex<Option<String>>,
-    acknowledged: Mutex<Acknowledged>,
+    acknowledged: Mutex<Acknowledgements>,
     /// The last decision that replicas are known to have, with `ACK=replica`.
     replicated: Mutex<Position>,
     /// The replicas in sync at the last check.
@@ -52,7 +52,7 @@ pub(super) struct Watermark {
     /// The epoch of the acknowledged position, without the lock.
     epoch: AtomicI64,
     /// The loss that the last check found.
-    loss: Mutex<Option<Loss>>,
+    loss: Mutex<Option<PartitionLoss>>,
     /// When the last check that found the partition open began, in µs since `created`.
     verified_us: AtomicU64,
     created: Instant,
@@ -77,7 +77,7 @@ struct Changes {
 
 /// A partition whose server has lost decisions, as a check found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loss {
+pub struct PartitionLoss {
     /// Why the partition is closed.
     pub reason: String,
     /// The last decision that the server has; `None` if the server has lost the partition's state.
@@ -94,7 +94,7 @@ pub struct Loss {
 
 /// What this process acknowledged.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Acknowledged {
+pub(super) struct Acknowledgements {
     /// The last decision that Redis acknowledged to this process.
     pub position: Position,
     /// The number of histories for which this process gave its word ([`roll_call`](super::roll_call)).
@@ -204,11 +204,11 @@ impl Watermark {
         *self.no_writes.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    pub(super) fn loss(&self) -> Option<Loss> {
+    pub(super) fn loss(&self) -> Option<PartitionLoss> {
         self.loss.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn set_loss(&self, loss: Option<Loss>) {
+    pub(super) fn set_loss(&self, loss: Option<PartitionLoss>) {
         *self.loss.lock().unwrap_or_else(PoisonError::into_inner) = loss;
     }
 
@@ -224,7 +224,7 @@ impl Watermark {
         self.created.elapsed().saturating_sub(verified)
     }
 
-    fn acknowledgements(&self) -> MutexGuard<'_, Acknowledged> {
+    fn acknowledgements(&self) -> MutexGuard<'_, Acknowledgements> {
         self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -236,20 +236,20 @@ impl Watermark {
         self.advance_locked(&mut self.acknowledgements(), position);
     }
 
-    fn advance_locked(&self, acknowledged: &mut Acknowledged, position: Position) {
+    fn advance_locked(&self, acknowledged: &mut Acknowledgements, position: Position) {
         acknowledged.position = position.max(acknowledged.position);
         self.epoch.store(acknowledged.position.epoch, Ordering::Relaxed);
     }
 
     /// What is acknowledged before a command is sent that decides.
-    pub(super) fn before_call(&self) -> Acknowledged {
+    pub(super) fn before_call(&self) -> Acknowledgements {
         *self.acknowledgements()
     }
 
     /// Records the decision of a command that was sent after `before`. Returns false if this process gave its word for another
     /// history since: it must not acknowledge the decision.
     #[must_use]
-    pub(super) fn acknowledge(&self, before: Acknowledged, position: Position) -> bool {
+    pub(super) fn acknowledge(&self, before: Acknowledgements, position: Position) -> bool {
         let mut acknowledged = self.acknowledgements();
         if acknowledged.words_given != before.words_given {
             return false;

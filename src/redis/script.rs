@@ -5,8 +5,8 @@ use std::{sync::LazyLock, time::Instant};
 use redis::{RedisError, ServerErrorKind, ToRedisArgs, Value, aio::MultiplexedConnection};
 
 use super::{
-    Store, connection::ConnectionHandle, keys::Keys, partition_closed, progress::Acknowledged, reply_code::ReplyCode,
-    script_reply::ScriptReply,
+    Store, connection::ConnectionHandle, keys::Keys, partition_closed, progress::Acknowledgements,
+    reply_code::ReplyCode, script_reply::ScriptReply,
 };
 use crate::{
     config::ReplicaAck,
@@ -335,7 +335,7 @@ impl Store {
         &self,
         here: Partition,
         script: &'static Script,
-        (link, before): (&mut MultiplexedConnection, Acknowledged),
+        (link, before): (&mut MultiplexedConnection, Acknowledgements),
         value: Value,
         parse: impl FnOnce(Value) -> Result<R, Error>,
     ) -> Result<(R, ReplyPositions), Error> {

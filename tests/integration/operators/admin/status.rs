@@ -30,28 +30,32 @@ async fn projection_status_shows_position_and_lag() {
     .await;
 }
 
-/// Asserts that the service is not ready, for one reason only.
-async fn not_ready(test: &TestApp) {
+/// Asserts that one partition does not decide: the service is degraded if others do, and not ready otherwise.
+async fn one_partition_closed(test: &TestApp) {
     let reply = get(test, "/readyz").await;
-    reply.refused(503, "SERVICE_UNAVAILABLE");
-    fields(&reply.json(), "errorCode message reasons");
+    if test.options.partitions > 1 {
+        assert_eq!((reply.status.as_u16(), &reply.json()["status"]), (200, &json!("DEGRADED")), "{}", reply.text);
+    } else {
+        reply.refused(503, "SERVICE_UNAVAILABLE");
+        fields(&reply.json(), "errorCode message reasons");
+    }
     assert_eq!(reply.json()["reasons"].as_array().map(Vec::len), Some(1), "{}", reply.text);
 }
 
 #[tokio::test]
-async fn readiness_fails_when_partition_state_lost() {
+async fn partition_reported_when_its_state_lost() {
     on_1_and_3(async |test| {
         let user = test.user(0).await;
         for path in ["/healthz", "/readyz"] {
             assert_eq!(get(test, path).await.ok(), json!({"status": "UP"}));
         }
-        // A process that lost the state of a partition is alive but not ready.
+        // The process is alive.
         let meta = format!("{{p{}}}:meta", user % i64::from(test.options.partitions));
         let moved = format!("{meta}-moved");
         let mut redis = test.raw().await;
         let _: () = redis::cmd("RENAME").arg(&meta).arg(&moved).query_async(&mut redis).await.unwrap();
         assert_eq!(get(test, "/healthz").await.ok(), json!({"status": "UP"}));
-        not_ready(test).await;
+        one_partition_closed(test).await;
         let charge = put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 1})).await;
         charge.refused(503, "SERVICE_UNAVAILABLE");
         let _: () = redis::cmd("RENAME").arg(&moved).arg(&meta).query_async(&mut redis).await.unwrap();
@@ -62,7 +66,7 @@ async fn readiness_fails_when_partition_state_lost() {
 }
 
 #[tokio::test]
-async fn readiness_fails_when_partition_frozen() {
+async fn partition_reported_when_frozen() {
     on_1_and_3(async |test| {
         let user = test.user(0).await;
         let meta = format!("{{p{}}}:meta", user % i64::from(test.options.partitions));
@@ -70,7 +74,7 @@ async fn readiness_fails_when_partition_frozen() {
         let _: i64 = redis::cmd("HSET").arg(&meta).arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
         let charge = put(test, &format!("/api/v1/balances/{user}"), json!({"amount": 1})).await;
         charge.refused(503, "SERVICE_UNAVAILABLE");
-        not_ready(test).await;
+        one_partition_closed(test).await;
         let _: i64 = redis::cmd("HDEL").arg(&meta).arg("frozen").query_async(&mut redis).await.unwrap();
         get(test, "/readyz").await.ok();
         assert_eq!(balance(test, user).await, 0);
