@@ -10,6 +10,8 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
+use crate::support::repository::{files_below, root};
+
 /// From the bottom to the top. A module imports only what stands to its left; modules beside a `|` do not import each other.
 const LAYERS: &str = "sync, model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive ← engine | projector \
                       ← recovery, audit ← http ← dashboard ← app | dev ← cli";
@@ -219,24 +221,16 @@ struct Sources(BTreeMap<ModulePath, Module>);
 
 impl Sources {
     fn read() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let src = root().join("src");
         let mut files = BTreeMap::new();
-        let mut folders = vec![root.clone()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|ext| ext == "rs") {
-                    let inside = path.strip_prefix(&root).unwrap().with_extension("");
-                    let mut module: ModulePath = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
-                    if module.last().is_some_and(|last| last == "mod") || module == ["lib"] {
-                        module.pop();
-                    }
-                    if module != ["main"] {
-                        files.insert(module, path);
-                    }
-                }
+        for path in files_below("src", ".rs") {
+            let inside = path.strip_prefix(&src).unwrap().with_extension("");
+            let mut module: ModulePath = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+            if module.last().is_some_and(|last| last == "mod") || module == ["lib"] {
+                module.pop();
+            }
+            if module != ["main"] {
+                files.insert(module, path);
             }
         }
         let known: BTreeSet<ModulePath> = files.keys().cloned().collect();
@@ -284,7 +278,7 @@ impl Sources {
 }
 
 fn shown(module: &Module) -> String {
-    module.file.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().display().to_string()
+    module.file.strip_prefix(root()).unwrap().display().to_string()
 }
 
 #[test]

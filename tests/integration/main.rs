@@ -24,5 +24,6 @@ mod projector;
 mod recovery;
 mod redis;
 mod support;
+mod test_names;
 mod type_names;
 mod vocabulary;

@@ -1,12 +1,10 @@
 //! A type name stands for one thing: no two declarations in `src/` share one, whatever their visibility.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+use crate::support::repository::files_below;
 
 /// The names that a stream of tokens declares with `struct`, `enum`, `union`, `trait` or `type`. Associated types do not count:
 /// a trait names them.
@@ -54,24 +52,15 @@ fn names_in(text: &str) -> Vec<String> {
     names
 }
 
-/// The files of every declared name below `folder`; a file that declares a name twice counts twice.
-fn collect(folder: &Path, files: &mut BTreeMap<String, Vec<PathBuf>>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            for name in names_in(&fs::read_to_string(&path).unwrap()) {
-                files.entry(name).or_default().push(path.clone());
-            }
-        }
-    }
-}
-
 #[test]
 fn type_names_declared_once() {
-    let mut files = BTreeMap::new();
-    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    // A file that declares a name twice counts twice.
+    let mut files: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for path in files_below("src", ".rs") {
+        for name in names_in(&fs::read_to_string(&path).unwrap()) {
+            files.entry(name).or_default().push(path.clone());
+        }
+    }
     assert!(files.len() > 400, "{} names", files.len());
     files.retain(|_, declarations| declarations.len() > 1);
     assert!(files.is_empty(), "type names that stand for two things: {files:#?}");

@@ -1,40 +1,10 @@
 //! Every test that a page cites exists, every promise of the README cites a test, and every message that a page quotes
 //! is in the program's sources.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf};
 
-use super::{Page, files_below, page, pages, root, spans_of};
-
-/// The paths of all tests: integration tests by this program's own list, unit tests by the sources.
-pub(super) fn all_tests() -> Vec<String> {
-    let list = Command::new(std::env::current_exe().unwrap()).args(["--list", "--format", "terse"]).output().unwrap();
-    let list = String::from_utf8(list.stdout).unwrap();
-    let mut tests: Vec<String> =
-        list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
-    assert!(tests.len() > 100, "too few tests: {}", tests.len());
-    tests.extend(files_below("src", ".rs").iter().flat_map(|path| unit_tests(path)));
-    tests
-}
-
-/// The paths of the unit tests in a source file.
-fn unit_tests(path: &Path) -> Vec<String> {
-    let module = path.strip_prefix(root().join("src")).unwrap().with_extension("");
-    let module = module.to_str().unwrap().replace('/', "::");
-    let module = module.strip_suffix("::mod").unwrap_or(&module);
-    let (text, mut tests, mut marked) = (fs::read_to_string(path).unwrap(), Vec::new(), false);
-    for line in text.lines().map(str::trim) {
-        marked |= line == "#[test]" || line.starts_with("#[tokio::test");
-        if let Some((_, rest)) = line.split_once("fn ").filter(|_| marked) {
-            tests.push(format!("{module}::{}", rest.split('(').next().unwrap()));
-            marked = false;
-        }
-    }
-    tests
-}
+use super::{Page, page, pages, spans_of};
+use crate::{support::repository::files_below, test_names::all_tests};
 
 /// Whether a test's path contains the cited segments, adjacent and in order.
 fn names(test: &str, cited: &str) -> bool {

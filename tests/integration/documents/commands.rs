@@ -3,7 +3,8 @@
 
 use std::{fs, process::Command};
 
-use super::{Page, citations::all_tests, pages, root};
+use super::{Page, pages};
+use crate::{support::repository::root, test_names::all_tests};
 
 /// Further programs that a shell block may call.
 const OTHER_PROGRAMS: [&str; 3] = ["psql", "export", "curl"];

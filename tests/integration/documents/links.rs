@@ -6,7 +6,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{Page, files_below, page, pages, root};
+use super::{Page, page, pages};
+use crate::support::repository::{files_below, root};
 
 /// The top folders that a path of the repository begins with.
 const FOLDERS: [&str; 9] =

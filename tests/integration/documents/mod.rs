@@ -15,6 +15,8 @@ use std::{
 
 pub use settings::documented_variables;
 
+use crate::support::repository::root;
+
 /// A page in Markdown.
 struct Page {
     /// Relative to the repository.
@@ -26,10 +28,6 @@ struct Page {
 struct Line<'a> {
     block: Option<&'a str>,
     text: &'a str,
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 fn page(path: impl Into<PathBuf>) -> Page {
@@ -51,22 +49,6 @@ fn pages() -> Vec<Page> {
     }
     assert!(pages.len() > 8, "too few pages");
     pages
-}
-
-/// The files below a folder of the repository whose names end in `extension`.
-fn files_below(dir: &str, extension: &str) -> Vec<PathBuf> {
-    let (mut files, mut dirs) = (Vec::new(), vec![root().join(dir)]);
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else if path.to_str().unwrap().ends_with(extension) {
-                files.push(path);
-            }
-        }
-    }
-    files
 }
 
 impl Page {

@@ -212,7 +212,7 @@ async fn session_cookie_secure_when_behind_tls() {
 }
 
 #[tokio::test]
-async fn session_expires() {
+async fn session_refused_when_expired() {
     let test = TestApp::start().await;
     let cookie = cookie(&sign_in(&test, ADMIN).await);
     test.clock.advance(28_800_000 - 1);

@@ -141,7 +141,7 @@ async fn projection_waits_and_reports_when_postgres_refuses_for_now() {
 
 /// The stores agree but for the backlog; the audit fails once the backlog has waited too long.
 #[tokio::test]
-async fn audit_fails_when_projection_stalled() {
+async fn audit_balanced_until_backlog_too_old() {
     // The clock must agree with Redis's, which dates the events.
     let test =
         TestApp::with(Options { clock: Some(firstcome::model::Clock::system().now()), ..Options::default() }).await;

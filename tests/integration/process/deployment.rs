@@ -4,9 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
     process::Command,
 };
+
+use crate::support::repository::{files_below, root};
 
 const DOCKERFILE: &str = include_str!("../../../Dockerfile");
 const DOCKERIGNORE: &str = include_str!("../../../.dockerignore");
@@ -202,37 +203,31 @@ fn kubernetes_manifest_matches_program() {
     }
 }
 
-/// Collects the files outside of src/ that the program is compiled from.
-fn read_by_the_build(dir: &Path, found: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            read_by_the_build(&path, found);
-        } else if path.extension().is_some_and(|kind| kind == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            for include in ["include_str!(", "include_bytes!("] {
-                for rest in text.split(include).skip(1) {
-                    let file = rest.split('"').nth(1).unwrap();
-                    let outside = path.parent().unwrap().join(file);
-                    let outside = outside.components().fold(Vec::new(), |mut parts, part| {
-                        match part {
-                            std::path::Component::ParentDir => drop(parts.pop()),
-                            part => parts.push(part.as_os_str().to_string_lossy().into_owned()),
-                        }
-                        parts
-                    });
-                    let root = Path::new(env!("CARGO_MANIFEST_DIR")).components().count();
-                    found.insert(outside[root].clone());
+/// The files and folders outside of src/ that the program is compiled from.
+fn read_by_the_build() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for path in files_below("src", ".rs") {
+        let text = fs::read_to_string(&path).unwrap();
+        for rest in ["include_str!(", "include_bytes!("].iter().flat_map(|include| text.split(include).skip(1)) {
+            let file = rest.split('"').nth(1).unwrap();
+            let outside = path.parent().unwrap().join(file);
+            let outside = outside.components().fold(Vec::new(), |mut parts, part| {
+                match part {
+                    std::path::Component::ParentDir => drop(parts.pop()),
+                    part => parts.push(part.as_os_str().to_string_lossy().into_owned()),
                 }
-            }
+                parts
+            });
+            found.insert(outside[root().components().count()].clone());
         }
     }
+    found
 }
 
 #[test]
 fn image_context_holds_exactly_the_build_inputs() {
     let mut read = BTreeSet::from(["src".to_owned(), "Cargo.toml".to_owned(), "Cargo.lock".to_owned()]);
-    read_by_the_build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut read);
+    read.extend(read_by_the_build());
     assert!(read.contains("lua") && read.contains("migrations"));
     let mut ignored = DOCKERIGNORE.lines().filter(|line| !line.starts_with('#'));
     assert_eq!(ignored.next(), Some("*"));

@@ -240,7 +240,7 @@ async fn second_signal_stops_at_once() {
 /// A signal ends a start that waits for a store, even as process 1 of a container, where signals have no default
 /// action.
 #[tokio::test]
-async fn stop_ends_waiting_start() {
+async fn stop_ends_start_when_redis_hangs() {
     let mut servers = migrated().await;
     servers.redis.pause().unwrap();
     let mut postgres = PgConnection::connect(&servers.postgres_url).await.unwrap();

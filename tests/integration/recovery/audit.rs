@@ -100,7 +100,7 @@ async fn audit_clean_with_backlog() {
 
 /// An old backlog is a discrepancy when no projector runs, and none when one does.
 #[tokio::test]
-async fn audit_fails_when_projection_stalled() {
+async fn audit_names_partition_whose_projection_stalled() {
     // A clock a minute ahead makes every decision a minute old.
     let ahead = Clock::system().now().plus(60_000);
     let test = TestApp::with(Options { clock: Some(ahead), partitions: 3, ..Options::default() }).await;

@@ -174,7 +174,7 @@ async fn start_waits_when_postgres_is_standby() {
 }
 
 #[tokio::test]
-async fn stop_ends_waiting_start() {
+async fn stop_ends_start_when_redis_stopped() {
     let mut servers = servers().await;
     servers.redis.kill().await.unwrap();
     for role in ["serve", "project"] {

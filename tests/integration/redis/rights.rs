@@ -1,7 +1,7 @@
 //! The rights of the service's user at Redis: the documented ones suffice; without one, the start and later checks fail with its
 //! name, before any write.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs};
 
 use firstcome::{
     config::RedisConfig,
@@ -12,12 +12,15 @@ use redis::aio::MultiplexedConnection;
 
 use crate::{
     redis::{addresses::everything, script_failures::Writes},
-    support::harness::{self, Options, TestApp, fresh_database, postgres_url},
+    support::{
+        harness::{self, Options, TestApp, fresh_database, postgres_url},
+        repository::{files_below, root},
+    },
 };
 
 /// The documented command that creates the user, with a password.
 fn documented(password: &str) -> Vec<String> {
-    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/running.md")).unwrap();
+    let docs = fs::read_to_string(root().join("docs/running.md")).unwrap();
     let begin = docs.find("ACL SETUSER firstcome").expect("the docs have the line");
     let line = docs[begin..].split("```").next().unwrap().replace('\\', " ").replace("PASSWORD", password);
     line.split_whitespace().skip(1).map(str::to_owned).collect()
@@ -184,35 +187,25 @@ async fn partition_closed_when_key_has_other_type() {
 /// The list of rights has every command of the program and its scripts, and the docs have the list.
 #[test]
 fn documented_rights_cover_every_command() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut used = BTreeSet::new();
-    let mut folders = vec![root.join("lua"), root.join("src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
+    for path in [files_below("lua", ".lua"), files_below("src", ".rs")].concat() {
+        // A list goes to Redis in chunks.
+        let text = fs::read_to_string(&path).unwrap().replace("_in_chunks('", "redis.call('");
+        let (starts, end): (&[&str], char) = match path.extension().and_then(|end| end.to_str()) {
+            // The second one: functions that pass long lists to a command in their arguments.
+            Some("lua") => (&["redis.call(", "_in_chunks("], '\''),
+            _ => (&["cmd("], '"'),
+        };
+        for call in starts.iter().flat_map(|start| text.split(start).skip(1)) {
+            let Some(call) = call.strip_prefix(end) else {
+                let given = path.ends_with("lua/lib/lists.lua") && call.starts_with("command, ");
+                assert!(end == '"' || given, "{}: a command that is not written out: {call:.40}", path.display());
                 continue;
-            }
-            // A list goes to Redis in chunks.
-            let text = fs::read_to_string(&path).unwrap().replace("_in_chunks('", "redis.call('");
-            let (starts, end): (&[&str], char) = match path.extension().and_then(|end| end.to_str()) {
-                // The second one: functions that pass long lists to a command in their arguments.
-                Some("lua") => (&["redis.call(", "_in_chunks("], '\''),
-                Some("rs") => (&["cmd("], '"'),
-                _ => continue,
             };
-            for call in starts.iter().flat_map(|start| text.split(start).skip(1)) {
-                let Some(call) = call.strip_prefix(end) else {
-                    let given = path.ends_with("lua/lib/lists.lua") && call.starts_with("command, ");
-                    assert!(end == '"' || given, "{}: a command that is not written out: {call:.40}", path.display());
-                    continue;
-                };
-                let name = call.split(end).next().unwrap().to_lowercase();
-                let sub = call.split_once(".arg(\"").map(|(_, rest)| rest.split('"').next().unwrap().to_lowercase());
-                let has_sub = ["script", "config", "cluster", "acl", "client"].contains(&name.as_str());
-                used.insert(if has_sub { format!("{name}|{}", sub.unwrap()) } else { name });
-            }
+            let name = call.split(end).next().unwrap().to_lowercase();
+            let sub = call.split_once(".arg(\"").map(|(_, rest)| rest.split('"').next().unwrap().to_lowercase());
+            let has_sub = ["script", "config", "cluster", "acl", "client"].contains(&name.as_str());
+            used.insert(if has_sub { format!("{name}|{}", sub.unwrap()) } else { name });
         }
     }
     let all = PERMISSIONS.iter().chain(&REPLICA_PERMISSIONS);
@@ -228,7 +221,7 @@ fn documented_rights_cover_every_command() {
     let of_docs: BTreeSet<&str> = documented.iter().filter_map(|word| word.strip_prefix('+')).collect();
     assert_eq!(of_docs, PERMISSIONS.iter().map(|right| right.name).collect::<BTreeSet<_>>());
     assert!(documented.contains(KEY_PATTERN));
-    let docs = fs::read_to_string(root.join("docs/running.md")).unwrap();
+    let docs = fs::read_to_string(root().join("docs/running.md")).unwrap();
     for right in REPLICA_PERMISSIONS {
         assert!(docs.contains(&format!("`+{}`", right.name)), "{}", right.name);
     }

@@ -8,3 +8,4 @@ pub mod harness;
 pub mod invariants;
 pub mod outbox;
 pub mod promql;
+pub mod repository;
