@@ -160,7 +160,7 @@ const INVARIANTS: [Invariant; 12] = [
                 WHERE NOT EXISTS (SELECT FROM users WHERE id = t.user_id)",
     },
     Invariant {
-        name: "lines: each is of a product that exists, at home where its order's partition can tell",
+        name: "lines: each of its order's own partition is of a product that exists",
         noun: "lines",
         count: "SELECT count(*) FROM order_lines",
         wrong: "SELECT format('order %s: there is no product %s', order_id, product_id) AS what FROM order_lines AS l

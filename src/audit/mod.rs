@@ -244,8 +244,8 @@ impl Audit {
                         ids.dedup();
                         if kind != RecordKind::Holds {
                             for id in ids.extract_if(.., |id| self.store.owner(*id) != here) {
-                                findings
-                                    .add(format!("{kind:?} {id} is in partition {partition}, where it is not at home"));
+                                let owner = self.store.owner(id).0;
+                                findings.add(format!("{kind:?} {id} is in partition {partition} instead of {owner}"));
                             }
                         }
                         let mut snapshot = Snapshot::begin(&self.db).await?;

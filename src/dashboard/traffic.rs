@@ -295,12 +295,12 @@ mod tests {
         let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         metrics.serve("/a", "200", "", 1_000, 0.05);
-        let mut look = |at: Instant| {
+        let mut sample = |at: Instant| {
             let window = traffic.sample(&metrics.registry.gather(), at)?;
             Some(Requests::of(&[&window]))
         };
-        assert_eq!(look(begun), None);
-        let idle = look(at(1)).unwrap();
+        assert_eq!(sample(begun), None);
+        let idle = sample(at(1)).unwrap();
         assert_eq!(idle, Requests::default());
         metrics.serve("/a", "200", "", 60, 0.001);
         metrics.serve("/a", "409", "SOLD_OUT", 20, 0.001);
@@ -309,7 +309,7 @@ mod tests {
         metrics.serve("/b", "503", "SERVICE_UNAVAILABLE", 14, 0.001);
         metrics.serve("/ops/feed", "200", "", 50, 0.001);
         metrics.shed.with_label_values(&["tested"]).inc_by(14);
-        let busy = look(at(2)).unwrap();
+        let busy = sample(at(2)).unwrap();
         let rates = [
             busy.per_second,
             busy.refused_per_second,
@@ -332,8 +332,8 @@ mod tests {
         // Half of those below a millisecond, interpolated; times beyond all bounds are at the last one.
         assert_eq!(busy.latency, Some(Latency { p50_ms: 0.51, p95_ms: 0.969, p99_ms: 100.0 }));
         // They count within the window only.
-        assert!(look(at(4)).unwrap().per_second > 0.0);
-        assert_eq!(look(at(6)).unwrap(), Requests::default());
+        assert!(sample(at(4)).unwrap().per_second > 0.0);
+        assert_eq!(sample(at(6)).unwrap(), Requests::default());
         assert_eq!(traffic.0.len(), 3);
     }
 

@@ -84,12 +84,12 @@ impl Engine {
             seen().unavailable_since = Some(Instant::now());
             return None;
         };
-        let Projected { positions, dead_letters: letters } = read.ok()?;
+        let Projected { positions, dead_letters } = read.ok()?;
         for projected in &positions {
             self.store.observe_projection(projected.partition, projected.projection(), &before);
         }
         let dead_letters =
-            positions.iter().map(|at| (at.partition.0, letters.get(&at.partition.0).copied().unwrap_or(0)));
+            positions.iter().map(|at| (at.partition.0, dead_letters.get(&at.partition.0).copied().unwrap_or(0)));
         let postgres = Postgres { dead_letters: dead_letters.collect() };
         *seen() = PostgresSeen { positions, unavailable_since: None };
         Some(postgres)

@@ -162,9 +162,9 @@ impl ServerSettings {
                 info.cmd("INFO").arg("memory");
                 let (persistence, memory): (String, String) = info.query_async(link).await?;
                 let info = persistence + &memory;
-                let told = told_by_info(&info);
+                let reported = reported_by_info(&info);
                 let unreadable = Some(format!("its settings can't be read ({error}), so its durability is unknown"));
-                Ok(ServerSettings { unreadable, ..ServerSettings::judge(ack, |name| told.get(name).copied()) })
+                Ok(ServerSettings { unreadable, ..ServerSettings::judge(ack, |name| reported.get(name).copied()) })
             }
             Err(error) => Err(error),
         }
@@ -237,11 +237,11 @@ impl ServerSettings {
 }
 
 /// The settings that `INFO` tells.
-fn told_by_info(info: &str) -> HashMap<&'static str, &str> {
+fn reported_by_info(info: &str) -> HashMap<&'static str, &str> {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let appendonly = field("aof_enabled").map(|enabled| if enabled == "1" { "yes" } else { "no" });
-    let told = [("appendonly", appendonly), (EVICTION, field("maxmemory_policy"))];
-    told.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    let reported = [("appendonly", appendonly), (EVICTION, field("maxmemory_policy"))];
+    reported.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 #[cfg(test)]
@@ -298,9 +298,9 @@ mod tests {
         // Evicted keys make wrong decisions, however durable Redis is.
         assert_eq!(judge(of("yes", "allkeys-lru")).map(|(accepted, _)| accepted), [false; 3]);
         let closed = |info: &str| {
-            let told = told_by_info(info);
+            let reported = reported_by_info(info);
             let unreadable = Some("its settings can't be read".to_owned());
-            ServerSettings { unreadable, ..ServerSettings::judge(None, |name| told.get(name).copied()) }
+            ServerSettings { unreadable, ..ServerSettings::judge(None, |name| reported.get(name).copied()) }
         };
         let info = "aof_enabled:1\r\nmaxmemory_policy:noeviction\r\n";
         assert_eq!(judge(closed(info)), [(false, 0), (true, 0), (true, 0)]);

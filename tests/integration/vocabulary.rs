@@ -1,9 +1,10 @@
 //! Each idea has one word, the one in docs/glossary.md. The words that it replaced stay out of the repository.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use proc_macro2::{TokenStream, TokenTree};
+
+use crate::support::repository::{files_below, root};
 
 /// The folders and files that are checked. CHANGELOG.md maps old words to new ones, so it is not.
 const CHECKED: &[&str] = &[
@@ -102,41 +103,45 @@ const ABANDONED: &[(&str, &str)] = &[
 ];
 
 /// Names that nothing declares, in snake case, and the words in their place. The words are English too, so texts may
-/// contain them.
+/// contain them, and locals may have those that mean something else there.
 const ABANDONED_NAMES: &[(&str, &str)] = &[
-    ("act", "operator_action"),
-    ("acts", "operator_log"),
     ("asked", "request"),
     ("away", "unavailable"),
-    ("books", "partition_state, invariants"),
-    ("care", "apply_mode"),
     ("carry", "project, forward"),
     ("edge", "middleware"),
-    ("far", "remote"),
     ("floor", "baseline"),
-    ("gate", "in_flight"),
     ("gather", "batcher"),
-    ("home", "owner"),
     ("keep", "retention"),
     ("leave", "eviction"),
-    ("leftover", "unread_body"),
-    ("letters", "dead_letters"),
-    ("look", "check"),
-    ("looked", "checked"),
     ("made", "operator_action"),
     ("mark", "tombstone"),
     ("merge", "run_batched"),
     ("note", "record"),
-    ("notes", "operator_log"),
     ("over", "eviction_candidate"),
-    ("overtaken", "superseded"),
     ("pass", "permit"),
-    ("patient", "write_timeout"),
     ("peer", "lock_based"),
     ("raise", "advance"),
-    ("seat", "connection_permit"),
     ("side", "listener"),
     ("silent", "timeout"),
+];
+
+/// Names that nothing has, locals and fields included. Texts may contain them too.
+const ABANDONED_IDENTIFIERS: &[(&str, &str)] = &[
+    ("act", "operator_action"),
+    ("acts", "operator_log"),
+    ("books", "partition_state, invariants"),
+    ("care", "apply_mode"),
+    ("far", "remote"),
+    ("gate", "in_flight"),
+    ("home", "owner"),
+    ("leftover", "unread_body"),
+    ("letters", "dead_letters"),
+    ("look", "check"),
+    ("looked", "checked"),
+    ("notes", "operator_log"),
+    ("overtaken", "superseded"),
+    ("patient", "write_timeout"),
+    ("seat", "connection_permit"),
     ("stands", "status"),
     ("tell", "report"),
     ("told", "acknowledged"),
@@ -144,9 +149,9 @@ const ABANDONED_NAMES: &[(&str, &str)] = &[
     ("world", "test_app"),
 ];
 
-/// What precedes a declared name in Rust, JavaScript and Python.
+/// What precedes a declared name in Rust, JavaScript, Python and Lua.
 const DECLARES: &[&str] =
-    &["struct", "enum", "fn", "mod", "const", "static", "type", "trait", "function", "class", "def"];
+    &["struct", "enum", "fn", "mod", "const", "static", "type", "trait", "function", "class", "def", "local"];
 
 /// `camelCase` and `snake_case` as `_camel_case_` and `_snake_case_`.
 fn snake_case(word: &str) -> String {
@@ -185,25 +190,46 @@ fn abandoned_words(text: &str) -> Vec<Finding> {
 /// The abandoned names that a source declares.
 fn abandoned_names(source: &str) -> Vec<Finding> {
     let mut found = Vec::new();
-    let comment = |line: &str| ["//", "#"].iter().any(|mark| line.trim_start().starts_with(mark));
+    let comment = |line: &str| ["//", "#", "--"].iter().any(|mark| line.trim_start().starts_with(mark));
     for (number, line) in source.lines().enumerate().filter(|(_, line)| !comment(line)) {
         let tokens: Vec<&str> = line.split_whitespace().collect();
         for declared in tokens.windows(2).filter(|pair| DECLARES.contains(&pair[0])) {
             let Some(name) = words(declared[1]).next().map(snake_case) else { continue };
-            let abandoned = ABANDONED_NAMES.iter().filter(|(old, _)| name.trim_matches('_') == *old);
+            let names = ABANDONED_NAMES.iter().chain(ABANDONED_IDENTIFIERS);
+            let abandoned = names.filter(|(old, _)| name.trim_matches('_') == *old);
             found.extend(abandoned.map(|(old, new)| (number + 1, *old, *new)));
         }
     }
     found
 }
 
-/// The files at or below `path`, by their paths in the repository.
-fn files(path: PathBuf) -> Vec<String> {
-    if path.is_dir() {
-        return fs::read_dir(path).unwrap().flat_map(|entry| files(entry.unwrap().path())).collect();
+/// The abandoned identifiers in a source of Rust, each with the first line that has the word.
+fn abandoned_identifiers(source: &str) -> Vec<Finding> {
+    let (mut identifiers, mut streams) = (BTreeSet::new(), vec![source.parse::<TokenStream>().unwrap()]);
+    while let Some(stream) = streams.pop() {
+        for token in stream {
+            match token {
+                TokenTree::Group(group) => streams.push(group.stream()),
+                TokenTree::Ident(identifier) => drop(identifiers.insert(identifier.to_string())),
+                TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+            }
+        }
     }
-    let relative = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap();
-    vec![relative.to_str().unwrap().to_owned()]
+    let mut found = Vec::new();
+    for identifier in identifiers {
+        let name = snake_case(&identifier);
+        let abandoned = ABANDONED_IDENTIFIERS.iter().filter(|(old, _)| name.trim_matches('_') == *old);
+        let line = || source.lines().position(|line| words(line).any(|word| word == identifier)).unwrap_or_default();
+        found.extend(abandoned.map(|(old, new)| (line() + 1, *old, *new)));
+    }
+    found
+}
+
+/// The checked files at or below a path in the repository, by their paths there.
+fn files(path: &str) -> Vec<String> {
+    let relative = |file: PathBuf| file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+    let all = if root().join(path).is_dir() { files_below(path, "") } else { vec![root().join(path)] };
+    all.into_iter().map(relative).filter(|path| is_checked(path)).collect()
 }
 
 fn is_checked(path: &str) -> bool {
@@ -213,17 +239,19 @@ fn is_checked(path: &str) -> bool {
 
 #[test]
 fn abandoned_words_absent_from_repository() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut count, mut findings) = (0, Vec::new());
-    for path in CHECKED.iter().flat_map(|path| files(root.join(path))).filter(|path| is_checked(path)) {
+    for path in CHECKED.iter().flat_map(|path| files(path)) {
         // A file that is not UTF-8 is an image.
-        let Ok(text) = fs::read_to_string(root.join(&path)) else { continue };
+        let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         count += 1;
         let exempt = |word: &str| EXEMPT.iter().any(|(file, exempt, _)| *file == path && *exempt == word);
         let mut found = abandoned_words(&text);
-        let source = [".rs", ".js", ".py"].iter().any(|extension| path.ends_with(extension));
+        let source = [".rs", ".js", ".py", ".lua"].iter().any(|extension| path.ends_with(extension));
         if source {
             found.extend(abandoned_names(&text));
+        }
+        if path.ends_with(".rs") {
+            found.extend(abandoned_identifiers(&text));
         }
         let found = found.into_iter().filter(|(_, word, _)| !exempt(word));
         findings.extend(found.map(|(line, old, new)| format!("{path}:{line}: {old}, now {new}")));
@@ -234,9 +262,8 @@ fn abandoned_words_absent_from_repository() {
 
 #[test]
 fn exemptions_are_needed() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for (path, word, _) in EXEMPT {
-        let found = abandoned_words(&fs::read_to_string(root.join(path)).unwrap());
+        let found = abandoned_words(&fs::read_to_string(root().join(path)).unwrap());
         assert!(found.iter().any(|(_, old, _)| old == word), "{path} does not contain {word}");
     }
 }
@@ -257,4 +284,17 @@ fn abandoned_name_found_in_declarations_only() {
         assert_eq!(abandoned_names(source).len(), 1, "{source}");
     }
     assert!(abandoned_names("// a look at the seat; fn look_up(); let note = 1;").is_empty());
+}
+
+#[test]
+fn abandoned_identifier_found_in_code_only() {
+    let source = "
+        // At home.
+        fn place() { let far = \"told\"; close(home, |look| look); format!(\"{far}\") }";
+    let found = abandoned_identifiers(source);
+    assert_eq!(
+        found.iter().map(|(line, old, _)| (*line, *old)).collect::<Vec<_>>(),
+        [(3, "far"), (2, "home"), (3, "look")]
+    );
+    assert!(abandoned_identifiers("let far_away = 'a'; // told").is_empty());
 }

@@ -232,8 +232,8 @@ impl Exchange {
         let begins = |(from, _): &(Vec<u8>, Vec<u8>)| {
             (1..from.len().min(out.len() + 1)).rev().find(|length| out.ends_with(&from[..*length]))
         };
-        let keep = self.pairs.iter().filter_map(begins).max().unwrap_or(0);
-        self.kept = out.split_off(out.len() - keep);
+        let begun = self.pairs.iter().filter_map(begins).max().unwrap_or(0);
+        self.kept = out.split_off(out.len() - begun);
         out
     }
 }

@@ -51,7 +51,7 @@ impl TwoPartitions {
         self.test.store.stock_hold(&call, Partition(1), &self.new_hold(order)).await.unwrap()
     }
 
-    async fn place(&self, order_id: OrderId, far: &str) -> Result<PlacedOrder, Error> {
+    async fn place(&self, order_id: OrderId, remote_lines: &str) -> Result<PlacedOrder, Error> {
         let call = call(None);
         let place = PlaceOrder {
             order_id,
@@ -61,7 +61,7 @@ impl TwoPartitions {
             must_afford: true,
             coupon: None,
             lines: Vec::new(),
-            remote_lines: far.to_owned(),
+            remote_lines: remote_lines.to_owned(),
             validate: None,
         };
         self.test.store.order_place(&call, place).await.map(|placed| placed.value)
@@ -84,7 +84,7 @@ async fn coupon_issued_reaches_user_through_relay() {
 async fn remote_hold_without_order_released_when_due() {
     let shop = TwoPartitions::start().await;
     let order = OrderId::new(1_000_000).unwrap();
-    let far = shop.hold(order).await;
+    let remote_lines = shop.hold(order).await;
     assert_eq!(shop.stock().await, 3);
     shop.test.clock.advance(659_999);
     shop.test.engine.sweep().await.unwrap();
@@ -94,7 +94,7 @@ async fn remote_hold_without_order_released_when_due() {
     shop.test.engine.sweep().await.unwrap();
     assert_eq!(shop.stock().await, 5);
     // A late order finds its hold released.
-    let late = shop.place(order, &far).await;
+    let late = shop.place(order, &remote_lines).await;
     assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
     assert_eq!(shop.stock().await, 5);
     shop.test.finish().await;
@@ -118,8 +118,8 @@ async fn remote_hold_after_release_holds_nothing() {
 async fn paid_order_reaches_remote_stock_and_ranking_through_relay() {
     let shop = TwoPartitions::start().await;
     let order = OrderId::new(1_000_000).unwrap();
-    let far = shop.hold(order).await;
-    let placed = shop.place(order, &far).await.unwrap();
+    let remote_lines = shop.hold(order).await;
+    let placed = shop.place(order, &remote_lines).await.unwrap();
     let call = call(None);
     let payment =
         NewPayment { order_id: order, user_id: shop.user, payment_type: PaymentType::Card, amount: placed.final_price };
@@ -150,8 +150,8 @@ async fn order_end_reaches_remote_stock_by_expiry() {
     let mut orders = Vec::new();
     for id in [1_000_000, 1_000_002] {
         let order = OrderId::new(id).unwrap();
-        let far = shop.hold(order).await;
-        shop.place(order, &far).await.unwrap();
+        let remote_lines = shop.hold(order).await;
+        shop.place(order, &remote_lines).await.unwrap();
         orders.push(order);
     }
     let closing = Closing::Cancel { paid_on: None };

@@ -131,9 +131,9 @@ impl Comparison<'_> {
                     read.query_async(&mut redis).await.unwrap();
                 let left = total.unwrap_or(0) - issued.unwrap_or(0) - withheld.unwrap_or(0);
                 if left > 0 {
-                    let mut keep = redis::cmd("HINCRBY");
-                    keep.arg(&key).arg("withheld").arg(count.min(left));
-                    let _: i64 = keep.query_async(&mut redis).await.unwrap();
+                    let mut withhold = redis::cmd("HINCRBY");
+                    withhold.arg(&key).arg("withheld").arg(count.min(left));
+                    let _: i64 = withhold.query_async(&mut redis).await.unwrap();
                 }
             }
             Step::PrepareRelease { coupon } => {

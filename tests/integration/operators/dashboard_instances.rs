@@ -34,19 +34,19 @@ fn missed(requests: &Value) -> f64 {
 }
 
 /// Sends requests that get a 404 until `look` has its result.
-async fn busy<T>(base: &str, look: impl Future<Output = T>) -> T {
+async fn busy<T>(base: &str, reading: impl Future<Output = T>) -> T {
     let over = AtomicBool::new(false);
     let ask = async {
         while !over.load(SeqCst) {
             get(base, "/api/v1/products/9").await.refused(404, "PRODUCT_NOT_FOUND");
         }
     };
-    let look = async {
-        let seen = look.await;
+    let reading = async {
+        let seen = reading.await;
         over.store(true, SeqCst);
         seen
     };
-    tokio::join!(ask, look).1
+    tokio::join!(ask, reading).1
 }
 
 #[tokio::test]

@@ -276,12 +276,12 @@ async fn dead_letters(operator: &mut Operator, servers: &Servers, base: &str, us
         .await;
     };
     refused(users[0]).await;
-    let letters = operator.run_printed(section, "curl -s $SHOP/admin/v1/dead-letters -H").await.json();
-    let letter = &letters["content"][0];
-    assert!(letter["reason"].as_str().unwrap().contains("in_the_way"), "{letters}");
+    let dead_letters = operator.run_printed(section, "curl -s $SHOP/admin/v1/dead-letters -H").await.json();
+    let dead_letter = &dead_letters["content"][0];
+    assert!(dead_letter["reason"].as_str().unwrap().contains("in_the_way"), "{dead_letters}");
     assert_eq!(operator.run_printed(section, "firstcome audit").await.code, Some(1));
     let retry = operator.printed(section, "curl -s -X POST $SHOP/admin/v1/dead-letters/retry");
-    let named = format!("{{\"partition\":0,\"streamId\":{},\"seq\":{}}}", letter["streamId"], letter["seq"]);
+    let named = format!("{{\"partition\":0,\"streamId\":{},\"seq\":{}}}", dead_letter["streamId"], dead_letter["seq"]);
     let retry = retry.replace("{\"partition\":0,\"streamId\":\"1772427600000-0\",\"seq\":42}", &named);
     let again = operator.run(&retry).await.json();
     assert_eq!(again["errorCode"], "DEAD_LETTER_REFUSED", "a dead letter is applied before its cause is removed");

@@ -60,9 +60,9 @@ async fn timeline_lists_bounded() {
 #[tokio::test]
 async fn order_timeline_dates_every_step() {
     on_1_and_3(async |test| {
-        let (user, near) = (test.user(1_000).await, test.product(100, 90).await);
-        let far = test.product(50, 9).await;
-        let order = post(test, "/api/v1/orders", order_of(user, &[(near, 1), (far, 1)], None)).await.ok();
+        let (user, own) = (test.user(1_000).await, test.product(100, 90).await);
+        let remote = test.product(50, 9).await;
+        let order = post(test, "/api/v1/orders", order_of(user, &[(own, 1), (remote, 1)], None)).await.ok();
         let order_id = id(&order, "orderId");
         // PostgreSQL does not have the order yet, so the timeline shows the state in Redis.
         let timeline = timeline_of(test, "orders", order_id).await;

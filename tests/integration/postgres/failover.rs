@@ -227,8 +227,8 @@ impl Load {
     async fn is_all_there(&self, url: &str) {
         let db = pool(url).await;
         let (orders, charges, coupons) = {
-            let told = self.acknowledged.lock().unwrap();
-            (told.orders.clone(), told.charges.len() as i64, told.coupons.clone())
+            let acknowledged = self.acknowledged.lock().unwrap();
+            (acknowledged.orders.clone(), acknowledged.charges.len() as i64, acknowledged.coupons.clone())
         };
         assert!(orders.len() > CLIENTS && !coupons.is_empty());
         let found: i64 = sqlx::query_scalar("SELECT count(*) FROM orders WHERE id = ANY($1) AND paid_at IS NOT NULL")

@@ -95,16 +95,16 @@ async fn every_write_acknowledged_when_replica_has_it() {
             let first = writes.test.send(method.clone(), &path, Some(&body), Some(&path)).await;
             assert!(first.status.is_success(), "{path}: {}", first.text);
             // The reply was the wait: nothing else waits for the replica.
-            for (here, told) in writes.test.store.confirmed_positions() {
+            for (here, confirmed) in writes.test.store.confirmed_positions() {
                 let meta = format!("{{p{}}}:meta", here.0);
                 let seq: Option<i64> = redis::cmd("HGET").arg(meta).arg("seq").query_async(&mut there).await.unwrap();
-                assert!(seq.unwrap_or(0) >= told.seq, "{path}: {seq:?} {told:?}");
+                assert!(seq.unwrap_or(0) >= confirmed.seq, "{path}: {seq:?} {confirmed:?}");
             }
             let again = writes.test.send(method, &path, Some(&body), Some(&path)).await;
             assert!(again.status.is_success() && again.replayed(), "{path}: {}", again.text);
         }
-        let told = writes.test.store.confirmed_positions();
-        assert!(told.iter().any(|(_, told)| told.seq > 0), "{told:?}");
+        let confirmed = writes.test.store.confirmed_positions();
+        assert!(confirmed.iter().any(|(_, confirmed)| confirmed.seq > 0), "{confirmed:?}");
         writes.test.engine.check().await;
         assert_eq!(writes.test.get("/readyz").await.ok()["status"], "UP");
         writes.test.finish().await;

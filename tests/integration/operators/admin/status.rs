@@ -22,8 +22,8 @@ async fn projection_status_shows_position_and_lag() {
         }
         let behind = projection().await;
         assert_eq!(behind["lagEvents"], 3);
-        let home = &behind["partitions"][(user % i64::from(test.options.partitions)) as usize];
-        assert_eq!(id(home, "decidedSeq") - id(home, "projectedSeq"), 3);
+        let partition = &behind["partitions"][(user % i64::from(test.options.partitions)) as usize];
+        assert_eq!(id(partition, "decidedSeq") - id(partition, "projectedSeq"), 3);
         test.drain().await;
         assert_eq!(projection().await["lagEvents"], 0);
     })

@@ -86,14 +86,14 @@ async fn rebuild_finishes_refund_of_archived_order() {
     shop.test.store.order_close(&call, &close).await.unwrap().unwrap();
     // PostgreSQL has the refund; the other partitions lack it.
     let pool = shop.test.db.get_postgres_connection_pool();
-    let home = shop.test.store.owner(order);
+    let owner = shop.test.store.owner(order);
     shop.delete(shop.holds(order)).await;
     let mut redis = shop.test.raw().await;
     for hold in shop.holds(order) {
         // A key of another type: the relay of this step fails, and the projection continues.
         let _: () = redis::cmd("SET").arg(&hold).arg("in the way").query_async(&mut redis).await.unwrap();
     }
-    shop.test.app.projector.project(home).await.unwrap();
+    shop.test.app.projector.project(owner).await.unwrap();
     let refunded: i64 = sqlx::query_scalar("SELECT count(*) FROM orders WHERE close_reason = 'REFUNDED'")
         .fetch_one(pool)
         .await
@@ -212,10 +212,10 @@ async fn load_keeps_invariants_when_retention_zero() {
 /// The retention setting has a minimum of a minute.
 #[tokio::test]
 async fn retention_refused_when_below_minute() {
-    let keep = Retention::seconds(60);
-    assert_eq!((keep.closed_ms(), keep.refunded_ms()), (60_000, TOMBSTONE_TTL_MS));
-    let keep = Retention::seconds(31_536_000);
-    assert_eq!(keep.closed_ms(), keep.refunded_ms());
+    let retention = Retention::seconds(60);
+    assert_eq!((retention.closed_ms(), retention.refunded_ms()), (60_000, TOMBSTONE_TTL_MS));
+    let retention = Retention::seconds(31_536_000);
+    assert_eq!(retention.closed_ms(), retention.refunded_ms());
     let program = || std::process::Command::new(env!("CARGO_BIN_EXE_firstcome"));
     for (seconds, ok) in [("59", false), ("60", true), ("0", false)] {
         let output = program()

@@ -146,9 +146,9 @@ async fn restore_of_stale_row_changes_nothing() {
             test.store.all().filter(|here| shop.holds(order).contains(&Keys(*here).hold(id))).collect();
         test.cancel(order, shop.user).await.ok();
         let late = async |when: &str| {
-            let home = test.store.owner(order);
+            let owner = test.store.owner(order);
             let back =
-                test.store.order_restore(home, EvictionCandidate::Order(id), &read.fields(), 60_000).await.unwrap();
+                test.store.order_restore(owner, EvictionCandidate::Order(id), &read.fields(), 60_000).await.unwrap();
             assert!(!back, "restored {when}");
             for here in &homes {
                 let sold = [("state", "SETTLED".to_owned()), ("lines", String::new()), ("user", "1".to_owned())];
@@ -214,8 +214,8 @@ async fn relay_releases_archived_remote_hold() {
         let close = CloseOrder { order_id: id, user_id: user, closing };
         shop.test.store.order_close(&call, &close).await.unwrap().unwrap();
         shop.delete(shop.holds(order)).await;
-        let home = shop.test.store.owner(order);
-        let entries = shop.test.store.outbox_page(home, StreamId::ZERO, 1000).await.unwrap();
+        let owner = shop.test.store.owner(order);
+        let entries = shop.test.store.outbox_page(owner, StreamId::ZERO, 1000).await.unwrap();
         shop.test.drain().await;
         assert_eq!(shop.stock().await, stock);
         if again {
@@ -227,7 +227,7 @@ async fn relay_releases_archived_remote_hold() {
             let store = &shop.test.store;
             let events = events(&entries);
             let events: Vec<_> = events.iter().collect();
-            projector::relay::relay(store, postgres, home, &events).await.unwrap();
+            projector::relay::relay(store, postgres, owner, &events).await.unwrap();
             assert_eq!(shop.stock().await, stock, "released twice");
         }
         shop.finish().await;

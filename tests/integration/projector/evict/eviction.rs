@@ -40,7 +40,7 @@ async fn batch_repeated_evicts_the_same_orders() {
     for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
         let order = shop.paid().await;
-        let home = shop.test.store.owner(order);
+        let owner = shop.test.store.owner(order);
         let mut batches = Vec::new();
         for here in shop.test.store.all() {
             batches.push((here, shop.test.store.outbox_page(here, StreamId::ZERO, 1000).await.unwrap()));
@@ -50,10 +50,10 @@ async fn batch_repeated_evicts_the_same_orders() {
         let again = async || {
             for (here, entries) in &batches {
                 let postgres = (&shop.test.db, Duration::from_secs(600));
-                let keep = shop.test.options.retention.retention();
+                let retention = shop.test.options.retention.retention();
                 let events = events(entries);
                 let events: Vec<_> = events.iter().collect();
-                projector::evict::evict(&shop.test.store, postgres, keep, *here, &events).await.unwrap();
+                projector::evict::evict(&shop.test.store, postgres, retention, *here, &events).await.unwrap();
             }
         };
         // The state without an eviction.
@@ -73,7 +73,7 @@ async fn batch_repeated_evicts_the_same_orders() {
         let ttls = shop.ttls().await;
         assert_eq!(ttls[&shop.key(order)], -1);
         shop.holds(order).iter().for_each(|hold| assert_eq!(ttls[hold], -1));
-        shop.test.app.projector.project(home).await.unwrap();
+        shop.test.app.projector.project(owner).await.unwrap();
         again().await;
         assert_ttl_fresh(shop.ttl(order).await, TOMBSTONE_TTL_MS);
         shop.test.drain().await;

@@ -105,9 +105,9 @@ impl Fixture {
 
     /// The keys of the remote holds.
     fn holds(&self, order: i64) -> Vec<String> {
-        let home = self.test.store.owner(order);
-        let far = self.products.iter().map(|product| self.test.store.owner(*product)).filter(|here| *here != home);
-        far.collect::<BTreeSet<_>>().into_iter().map(|here| Keys(here).hold(OrderId::new(order).unwrap())).collect()
+        let owner = self.test.store.owner(order);
+        let remote = self.products.iter().map(|product| self.test.store.owner(*product)).filter(|here| *here != owner);
+        remote.collect::<BTreeSet<_>>().into_iter().map(|here| Keys(here).hold(OrderId::new(order).unwrap())).collect()
     }
 
     async fn ttls(&self) -> BTreeMap<String, i64> {

@@ -78,13 +78,13 @@ async fn invalid_event_becomes_dead_letter_and_projection_continues() {
         assert_eq!(bad.len(), 12);
 
         test.drain().await;
-        let letters: Vec<(String, Option<i64>, Option<i64>, String, String)> =
+        let dead_letters: Vec<(String, Option<i64>, Option<i64>, String, String)> =
             sqlx::query_as("SELECT stream_id, epoch, seq, reason, fields::text FROM dead_letters ORDER BY stream_id")
                 .fetch_all(test.db.get_postgres_connection_pool())
                 .await
                 .unwrap();
-        assert_eq!(letters.len(), 12, "batches of {batch}: {letters:#?}");
-        for (id, epoch, seq, reason, fields) in &letters {
+        assert_eq!(dead_letters.len(), 12, "batches of {batch}: {dead_letters:#?}");
+        for (id, epoch, seq, reason, fields) in &dead_letters {
             let part = bad.remove(id).unwrap_or_else(|| panic!("a good event is a dead letter: {reason} {fields}"));
             assert!(reason.contains(part) && !reason.is_empty(), "{reason:?} does not say {part:?}");
             let fields: Value = serde_json::from_str(fields).unwrap();
@@ -241,10 +241,10 @@ async fn order_end_relayed_to_other_partitions() {
         ids.push((test.user(10_000).await, test.product(100, 10).await));
     }
     let user = ids.iter().map(|(user, _)| *user).find(|user| user % 2 == 0).unwrap();
-    let far = ids.iter().map(|(_, product)| *product).find(|product| product % 2 == 1).unwrap();
+    let remote = ids.iter().map(|(_, product)| *product).find(|product| product % 2 == 1).unwrap();
     let mut orders = Vec::new();
     for _ in 0..4 {
-        orders.push(test.place(user, far, 1).await);
+        orders.push(test.place(user, remote, 1).await);
     }
     let _: i64 = redis::cmd("HSET").arg("{p1}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
     // The owner partition decides and acknowledges.
@@ -259,7 +259,7 @@ async fn order_end_relayed_to_other_partitions() {
     let _: i64 = redis::cmd("HDEL").arg("{p1}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
     test.engine.check().await;
     test.drain().await;
-    let held: i64 = redis::cmd("HGET").arg("{p1}:held").arg(far).query_async(&mut redis).await.unwrap();
+    let held: i64 = redis::cmd("HGET").arg("{p1}:held").arg(remote).query_async(&mut redis).await.unwrap();
     assert_eq!(held, 2, "two of the four have ended");
     assert_eq!(test.engine.sweep().await.unwrap(), 2);
     test.finish().await;

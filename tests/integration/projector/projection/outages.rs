@@ -77,8 +77,8 @@ async fn projection_waits_without_dead_letters_when_schema_broken() {
     test.put_charge(user, 200).await.ok();
     let failed = test.app.projector.drain().await.unwrap_err().to_string();
     assert!(failed.contains("amount"), "{failed}");
-    let letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
-    assert_eq!(letters, 0);
+    let dead_letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
+    assert_eq!(dead_letters, 0);
     rename("sum", "amount").await;
     test.finish().await;
 }

@@ -94,7 +94,7 @@ impl Bench {
         raw
     }
 
-    pub fn place(&self, order: i64, user: i64, lines: &[(i64, i64)], far: &str) -> Raw {
+    pub fn place(&self, order: i64, user: i64, lines: &[(i64, i64)], remote_lines: &str) -> Raw {
         let keys = self.keys(user);
         let shared = vec![keys.meta(), keys.outbox(), keys.expiry(), keys.price(), keys.stock(), keys.held()];
         let args = strings([&START.0, &86_400_000, &20, &1, &HOUR_MS]);
@@ -104,7 +104,7 @@ impl Bench {
         for (product, quantity) in lines {
             raw.args.extend(strings([product, quantity]));
         }
-        raw.args.extend([far.to_owned(), String::new()]);
+        raw.args.extend([remote_lines.to_owned(), String::new()]);
         raw
     }
 

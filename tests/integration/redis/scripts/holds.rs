@@ -99,8 +99,8 @@ async fn hold_scripts_match_headers() {
     bench.leaves_all("RELEASED", &bench.hold(14, 2, &[(1, 1)])).await;
 
     // A refund that arrives before its settlement.
-    let overtaken = bench.hold(16, 2, &[(5, 1)]);
-    bench.decides("HELD", &overtaken).await;
+    let superseded = bench.hold(16, 2, &[(5, 1)]);
+    bench.decides("HELD", &superseded).await;
     for raw in [bench.place(16, 2, &[], "5:1:10"), bench.pay(16, 2, 10), bench.close(16, 2, "CANCEL", DAY)] {
         bench.run(&raw).await;
     }
@@ -240,8 +240,8 @@ async fn hold_evict_and_restore_match_headers() {
         bench.run(&raw).await;
     }
     let keys = Keys(Partition(1));
-    let (key, far) = (hold_key(keys, 10), "1:2:1000");
-    for raw in [bench.hold(10, 2, &[(1, 2)]), bench.place(10, 2, &[], far), bench.pay(10, 2, 2_000)] {
+    let (key, remote_lines) = (hold_key(keys, 10), "1:2:1000");
+    for raw in [bench.hold(10, 2, &[(1, 2)]), bench.place(10, 2, &[], remote_lines), bench.pay(10, 2, 2_000)] {
         bench.run(&raw).await;
     }
     // A HELD one is not evicted, whatever state PostgreSQL is claimed to have.
@@ -258,7 +258,7 @@ async fn hold_evict_and_restore_match_headers() {
         bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 10, 2, end)).await;
     }
     bench.leaves_all("HOLD_NOT_FOUND", &bench.settle(1, 10, 2, "RELEASED").with(8, 0)).await;
-    let restore = bench.restore(keys, &key, &[("state", "SETTLED"), ("lines", far), ("user", "2")]);
+    let restore = bench.restore(keys, &key, &[("state", "SETTLED"), ("lines", remote_lines), ("user", "2")]);
     bench.needs_open_partition(&restore).await;
     assert_eq!(bench.run(&restore).await, ["RESTORED"]);
     assert!(before == bench.test.snapshot().await);

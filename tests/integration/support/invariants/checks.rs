@@ -17,16 +17,16 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
     let mut remote_states: BTreeMap<(u16, i64), &str> = BTreeMap::new();
     for (id, order) in all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED") {
         let mut every = lines(&order["lines"]);
-        let far = lines(&order["far"]);
+        let remote = lines(&order["far"]);
         assert!(
             every.iter().all(|(product, ..)| owner(*product) == owner(*id)),
             "order {id} has a local line of another partition"
         );
         assert!(
-            far.iter().all(|(product, ..)| owner(*product) != owner(*id)),
+            remote.iter().all(|(product, ..)| owner(*product) != owner(*id)),
             "order {id} has a remote line of its own partition"
         );
-        for (product, ..) in &far {
+        for (product, ..) in &remote {
             let state = match (order["status"].as_str(), order.get("reason").map(String::as_str)) {
                 ("PENDING", _) => "HELD",
                 ("PAID", _) => "SETTLED",
@@ -35,7 +35,7 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
             };
             remote_states.insert((owner(*product), *id), state);
         }
-        every.extend(far);
+        every.extend(remote);
         let total: i64 = every.iter().map(|(_, quantity, price)| quantity * price).sum();
         assert_eq!(int(order, "total"), total, "order {id}");
         assert_eq!(int(order, "final"), total - int(order, "discount"), "order {id}");

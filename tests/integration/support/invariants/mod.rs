@@ -226,8 +226,8 @@ async fn check_read(mut all: Redis, db: &DatabaseConnection, partitions: u16, de
     }
     restore_archived(&mut all, pool, partitions).await;
     redis_against_itself(&all, partitions);
-    let letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
-    assert_eq!(letters, dead_letters, "dead letters");
+    let found: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
+    assert_eq!(found, dead_letters, "dead letters");
     postgres_against_itself(pool).await;
     redis_against_postgres(&all, pool).await;
 }
@@ -254,7 +254,7 @@ fn closed_orders_expire(all: &Redis) {
 /// Adds the orders and the remote holds that only PostgreSQL has, since the invariants count all of them. Only closed ones may
 /// be missing from Redis.
 async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
-    let home = |id: i64| id % i64::from(partitions);
+    let owner = |id: i64| id % i64::from(partitions);
     let known: Vec<i64> =
         all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED").map(|(id, _)| *id).collect();
     let rows = sqlx::query(
@@ -278,8 +278,8 @@ async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
         .fetch_all(pool)
         .await
         .unwrap();
-        let packed = |near: bool| {
-            let mine = of.iter().filter(|(product, ..)| (home(*product) == home(id)) == near);
+        let packed = |own: bool| {
+            let mine = of.iter().filter(|(product, ..)| (owner(*product) == owner(id)) == own);
             mine.map(|(product, quantity, price)| format!("{product}:{quantity}:{price}")).collect::<Vec<_>>().join(",")
         };
         let mut order: Hash = [
