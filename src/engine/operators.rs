@@ -30,10 +30,10 @@ impl Engine {
         let work = async {
             let reserved = self.store.ids_reserve(call, "user", 1).await?;
             let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
-            let batch =
-                UserBatch { first: user_id, step: 1, count: 1, name: &new.name, prefixed: false, balance: new.balance };
+            let NewUser { name, balance } = new;
+            let batch = UserBatch { first: user_id, step: 1, count: 1, name, prefixed: false, balance };
             self.store.users_create(call, self.store.owner(user_id.get()), &batch).await?;
-            Ok(reserved.map(|_| Balance { user_id, user_name: new.name, balance: new.balance }))
+            Ok(reserved.map(|_| Balance { user_id, user_name: batch.name, balance }))
         };
         self.with_claimed_key(call, Partition(0), work).await
     }
@@ -57,7 +57,7 @@ impl Engine {
                         first: UserId::new(next).ok_or_else(ids_used_up)?,
                         step,
                         count: left.min(USERS_BATCH),
-                        name: &new.prefix,
+                        name: new.prefix.clone(),
                         prefixed: true,
                         balance: new.balance,
                     };

@@ -133,7 +133,7 @@ impl Engine {
         gateway: &Arc<dyn PaymentGateway>,
     ) -> Outcome<Settled> {
         let check_in_ms = self.gateway_timeout_ms + RESOLVE_AFTER_MS;
-        let begin = BeginPayment { payment, payment_id, receipt, check_in_ms };
+        let begin = BeginPayment { payment: payment.clone(), payment_id, receipt: receipt.to_owned(), check_in_ms };
         match self.store.payment_begin(call, &begin).await {
             Ok(None) => {}
             Ok(Some(settled)) => return Ok(Reply { value: settled, replayed: true }),

@@ -9,18 +9,19 @@ use crate::{
 };
 
 /// Users that one script creates: all of one partition.
-pub struct UserBatch<'a> {
+#[derive(Clone, Debug)]
+pub struct UserBatch {
     pub first: UserId,
     /// From one id to the next: the number of partitions.
     pub step: i64,
     pub count: i64,
     /// The name of every user; with `prefixed`, what precedes the id in each name.
-    pub name: &'a str,
+    pub name: String,
     pub prefixed: bool,
     pub balance: Won,
 }
 
-impl UserBatch<'_> {
+impl UserBatch {
     fn ids(&self) -> impl Iterator<Item = i64> {
         let (first, step) = (self.first.get(), self.step);
         (0..self.count).map(move |n| first + n * step)
@@ -32,20 +33,20 @@ impl Store {
     ///
     /// # Errors
     /// The [shared refusals](super#shared-refusals).
-    pub async fn users_create(&self, call: &Call, owner: Partition, batch: &UserBatch<'_>) -> Result<Created, Error> {
+    pub async fn users_create(&self, call: &Call, owner: Partition, batch: &UserBatch) -> Result<Created, Error> {
         let mut invocation = self.begin_unrecorded(call, &script::USERS_CREATE, owner);
         invocation
             .arg(batch.balance)
             .arg(batch.first.get())
             .arg(batch.step)
             .arg(if batch.prefixed { "1" } else { "0" })
-            .arg(batch.name);
+            .arg(&batch.name);
         for id in batch.ids() {
             let Some(user) = UserId::new(id) else { return Err(Error::InvalidRequest("ids are used up")) };
             invocation.key(Keys(owner).user(user));
             match batch.prefixed {
                 true => invocation.arg(format!("{}{id}", batch.name)),
-                false => invocation.arg(batch.name),
+                false => invocation.arg(&batch.name),
             };
         }
         Created::of(&self.decide(call, owner, &invocation).await?)

@@ -147,10 +147,10 @@ impl Batchable for PayOrder {
 
 /// Begins a payment through a gateway.
 #[derive(Clone, Debug)]
-pub struct BeginPayment<'a> {
-    pub payment: &'a NewPayment,
+pub struct BeginPayment {
+    pub payment: NewPayment,
     pub payment_id: PaymentId,
-    pub receipt: &'a str,
+    pub receipt: String,
     /// How long from now the gateway is asked for the outcome, unless it is known by then.
     pub check_in_ms: i64,
 }
@@ -265,14 +265,14 @@ impl Store {
     ///
     /// # Errors
     /// The refusals of `POST /payments`, and the [shared ones](super#shared-refusals).
-    pub async fn payment_begin(&self, call: &Call, begin: &BeginPayment<'_>) -> Result<Option<Settled>, Error> {
-        let NewPayment { order_id, user_id, payment_type, amount } = begin.payment;
+    pub async fn payment_begin(&self, call: &Call, begin: &BeginPayment) -> Result<Option<Settled>, Error> {
+        let NewPayment { order_id, user_id, payment_type, amount } = &begin.payment;
         let owner = self.owner(order_id.get());
         let keys = Keys(owner);
         let mut invocation = self.begin(call, &script::PAYMENT_BEGIN, owner);
         invocation.key(keys.order(*order_id)).key(keys.expiry()).key(keys.gateway());
         invocation.arg(order_id.get()).arg(user_id.get()).arg(amount).arg(payment_type.as_str());
-        invocation.arg(begin.payment_id.get()).arg(begin.receipt).arg(begin.check_in_ms).arg(call.key_parts().0);
+        invocation.arg(begin.payment_id.get()).arg(&begin.receipt).arg(begin.check_in_ms).arg(call.key_parts().0);
         let reply = self.decide(call, owner, &invocation).await?;
         match reply.code {
             ReplyCode::Started => Ok(None),
