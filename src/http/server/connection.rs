@@ -25,11 +25,12 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use super::ServerLimits;
-use crate::{http::limits::connections::WriteTimeout, telemetry::metrics::http::Connected};
+use crate::telemetry::metrics::http::Connected;
 
 /// The open connections of a server.
 pub struct Connections {
@@ -91,7 +92,10 @@ impl Connections {
                 Ok::<_, Infallible>(response)
             }
         });
-        let stream = TokioIo::new(WriteTimeout::new(stream, self.write_timeout));
+        let mut stream = TimeoutWriter::new(stream);
+        // Ends a connection whose client takes no part of what it is sent. A reply that makes progress may take any time.
+        stream.set_timeout(Some(self.write_timeout));
+        let stream = TokioIo::new(Box::pin(stream));
         let connection = self.graceful.watch(self.http.serve_connection(stream, service));
         let (cut, unanswered) = (self.cut.clone(), self.unanswered.clone());
         self.tasks.spawn(async move {
