@@ -1,8 +1,8 @@
 //! Linearizability of single objects: campaigns, balances, products, orders.
 //!
 //! stateright's checker gets each object's history and a sequential model of the object. An operation took effect between its
-//! request and its reply, and not before the time that the stores recorded for it. An expiry has no request: its interval
-//! begins when it is due.
+//! request and its reply, at the recorded time of the stores or later. An expiry has no request: its interval begins when it is
+//! due.
 
 use std::{cell::Cell, collections::BTreeMap};
 

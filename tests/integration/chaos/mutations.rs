@@ -52,7 +52,7 @@ const TABLE: [(Mutation, &str, &[&str]); 8] = [
         "appendfsync no, and Redis comes back with an older disk",
         &["the service", "the invariants", "the audit"],
     ),
-    // No process is left that acknowledged the decisions: only the clients know them.
+    // The service that acknowledged the decisions is dead: the clients alone know them.
     (
         DiskRestoredUnderNewService,
         "the same, unknown to the service and to PostgreSQL",
@@ -121,7 +121,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
             assert!(trimmed > 0);
             shop.kill(0).await;
             shop.to_postgres.set(Mode::Pass);
-            // The start is refused, which the conclusion reports.
+            // The service refuses to start; the conclusion reports it.
             let _ = shop.start(0).await;
         }
         PositionKept => {

@@ -1,5 +1,5 @@
-//! A process that starts while PostgreSQL is away joins the instances that serve, if they vouch for this Redis; PostgreSQL
-//! confirms that as soon as it is back.
+//! A process that starts while PostgreSQL is unavailable joins the serving instances if they vouch for its Redis. PostgreSQL
+//! confirms the join once it is back.
 
 use std::collections::BTreeSet;
 
@@ -19,13 +19,14 @@ use crate::{
 const META: &str = "{p0}:meta";
 const SERVING: &str = "{p0}:serving";
 
-/// Starts an instance on these stores, at a port that is known before it serves.
+/// Starts an instance on these stores. Returns it, and its URL.
 fn serve(servers: &Servers, name: &str, variables: &[(&str, &str)]) -> (Running, String) {
     start_with(servers, "serve", name, variables)
 }
 
+/// Waits until the instance serves without PostgreSQL.
 async fn joins(running: &mut Running, base: &str) {
-    until("it joins without PostgreSQL", async || {
+    until("the instance joins", async || {
         running.assert_alive();
         let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
         (ready.status() == 200).then_some(())
@@ -36,16 +37,17 @@ async fn joins(running: &mut Running, base: &str) {
     assert!(ready["status"] == "DEGRADED" && ready["reasons"].to_string().contains("has yet to confirm"), "{ready}");
 }
 
+/// Waits until PostgreSQL has confirmed the join.
 async fn confirmed(running: &mut Running, base: &str) {
     until("PostgreSQL confirms", async || {
         running.assert_alive();
         running.logged("PostgreSQL is there, and confirms what this process joined on")
     })
     .await;
-    until("it is up", async || (get(base, "/readyz").await.ok()["status"] == "UP").then_some(())).await;
+    until("the instance is up", async || (get(base, "/readyz").await.ok()["status"] == "UP").then_some(())).await;
 }
 
-/// An order of one unit; its id.
+/// Orders one unit. Returns the order's id.
 async fn order(base: &str, key: &str) -> i64 {
     let body = json!({"userId": 2, "orderProducts": [{"productId": 5, "quantity": 1}]});
     let reply = until("an order is placed", async || {
@@ -61,7 +63,7 @@ async fn redis(servers: &Servers) -> redis::aio::MultiplexedConnection {
     harness::raw_redis(&servers.redis_url).await
 }
 
-/// The reasons of an instance that is not ready.
+/// The reasons why an instance is not ready; `None` if it does not reply.
 async fn reasons(base: &str) -> Option<String> {
     let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
     let body: Value = ready.json().await.ok()?;
@@ -81,13 +83,13 @@ async fn third_instance_joins_and_sells_when_postgres_stopped() {
     joins(&mut third, &c).await;
     let sold = order(&c, "c-1").await;
     orders.extend([sold, order(&c, "c-2").await, order(&a, "a-2").await]);
-    // What only PostgreSQL has is unavailable, as for the others.
+    // Reads from PostgreSQL are unavailable on both.
     for base in [&a, &c] {
         get(base, "/admin/v1/orders").await.refused(503, "SERVICE_UNAVAILABLE");
     }
-    // A process dies that PostgreSQL has never heard of.
+    // PostgreSQL has no record of the third instance, which dies.
     third.child.kill().await.unwrap();
-    assert_eq!(order(&b, "c-1").await, sold, "the same reply from another instance");
+    assert_eq!(order(&b, "c-1").await, sold, "another instance replays the reply");
     let (mut fourth, d) = serve(&servers, "fourth", &[]);
     joins(&mut fourth, &d).await;
     orders.insert(order(&d, "d").await);
@@ -96,8 +98,8 @@ async fn third_instance_joins_and_sells_when_postgres_stopped() {
     confirmed(&mut fourth, &d).await;
     orders.insert(order(&d, "d-2").await);
     until("the leases expire", async || {
-        let there: i64 = redis::cmd("EXISTS").arg(SERVING).query_async(&mut redis(&servers).await).await.unwrap();
-        (there == 0).then_some(())
+        let leases: i64 = redis::cmd("EXISTS").arg(SERVING).query_async(&mut redis(&servers).await).await.unwrap();
+        (leases == 0).then_some(())
     })
     .await;
     let listed = until("all are projected", async || {
@@ -107,16 +109,16 @@ async fn third_instance_joins_and_sells_when_postgres_stopped() {
     .await;
     let ids = listed["content"].as_array().unwrap().iter().map(|order| order["orderId"].as_i64().unwrap());
     assert_eq!(ids.collect::<BTreeSet<_>>(), orders);
-    let (status, said) = run(&mut servers.role(&["audit"])).await;
-    assert!(status.success(), "{said}");
+    let (status, output) = run(&mut servers.role(&["audit"])).await;
+    assert!(status.success(), "{output}");
     for running in [&mut first, &mut second, &mut fourth] {
         running.stop().await;
     }
     servers.end().await;
 }
 
-/// Redis comes back without the last decisions: the instance that serves fences it, and a new one does not join. Nor does it
-/// where the instance has died, whose lease came back with the old data.
+/// Redis restarts without its last decisions: the serving instance fences it, and a new instance does not join. Once the serving
+/// instance is dead, its lease in the restored data does not vouch for Redis either.
 #[tokio::test]
 async fn new_instance_waits_when_redis_lost_decisions_while_postgres_stopped() {
     let mut servers = servers().await;
@@ -124,9 +126,9 @@ async fn new_instance_waits_when_redis_lost_decisions_while_postgres_stopped() {
     becomes_ready(&mut old, &a).await;
     servers.postgres.kill().await.unwrap();
     let mut raw = redis(&servers).await;
-    until("it keeps a lease", async || {
-        let there: i64 = redis::cmd("EXISTS").arg(SERVING).query_async(&mut raw).await.unwrap();
-        (there == 1).then_some(())
+    until("the old instance has a lease", async || {
+        let leases: i64 = redis::cmd("EXISTS").arg(SERVING).query_async(&mut raw).await.unwrap();
+        (leases == 1).then_some(())
     })
     .await;
     order(&a, "before").await;
@@ -142,7 +144,7 @@ async fn new_instance_waits_when_redis_lost_decisions_while_postgres_stopped() {
     waits_for(&mut new, &b, &["PostgreSQL"]).await;
     assert!(reasons(&b).await.unwrap().contains("no other instance serves"), "{}", new.err());
     old.child.kill().await.unwrap();
-    // Redis as it was, and nobody left who knows better.
+    // Restores Redis again, now that no process knows of the loss.
     servers.redis.kill().await.unwrap();
     copy_dir(&copy, &data);
     servers.redis.restart().await.unwrap();
@@ -155,12 +157,12 @@ async fn new_instance_waits_when_redis_lost_decisions_while_postgres_stopped() {
     new.signal(Signal::TERM);
     assert!(new.ended().await.success(), "{}", new.err());
     servers.postgres.restart().await.unwrap();
-    let (status, said) = run(&mut servers.role(&["rebuild"])).await;
-    assert!(status.success(), "{said}");
+    let (status, output) = run(&mut servers.role(&["rebuild"])).await;
+    assert!(status.success(), "{output}");
     servers.end().await;
 }
 
-/// PostgreSQL comes back as another store's: the process that joined ends, and has written nothing there.
+/// PostgreSQL returns with the identity of another store: the joined process ends, and has written nothing to it.
 #[tokio::test]
 async fn joined_instance_ends_when_postgres_contradicts() {
     let mut servers = servers().await;
@@ -171,7 +173,7 @@ async fn joined_instance_ends_when_postgres_contradicts() {
     joins(&mut new, &b).await;
     order(&b, "joined").await;
     old.child.kill().await.unwrap();
-    // Only the joined instance meets the other database.
+    // The joined instance stands still until the identity in PostgreSQL has changed.
     new.signal(Signal::STOP);
     servers.postgres.restart().await.unwrap();
     let db = servers.db().await;
@@ -182,7 +184,7 @@ async fn joined_instance_ends_when_postgres_contradicts() {
     let ended = new.ended().await;
     assert!(ended.code() == Some(1) && new.err().contains("they do not belong together"), "{}", new.err());
     let orders: i64 = sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(pool).await.unwrap();
-    assert_eq!(orders, 0, "nothing was written to it");
+    assert_eq!(orders, 0, "the joined instance wrote orders to another store");
     sqlx::query("UPDATE store SET store = $1").bind(store).execute(pool).await.unwrap();
     db.close().await.unwrap();
     let (mut last, c) = serve(&servers, "last", &[]);
@@ -192,8 +194,8 @@ async fn joined_instance_ends_when_postgres_contradicts() {
     servers.end().await;
 }
 
-/// A process that would answer before PostgreSQL has a decision does not join instances that never did: PostgreSQL would not
-/// know that decisions can be lost. Nor does one with another database.
+/// A process with `ACK=redis` does not join instances with `ACK=postgres`: PostgreSQL would have no record that decisions can be
+/// lost. A process with another database does not join either.
 #[tokio::test]
 async fn new_instance_waits_when_its_settings_differ_from_those_that_serve() {
     let mut servers = servers().await;
@@ -211,7 +213,7 @@ async fn new_instance_waits_when_its_settings_differ_from_those_that_serve() {
     for (running, base, why) in
         [(&mut early, &b, "every instance that serves has ACK=postgres"), (&mut other, &c, "another DATABASE_URL")]
     {
-        until("it says why it does not join", async || {
+        until("the instance reports why it does not join", async || {
             running.assert_alive();
             reasons(base).await?.contains(why).then_some(())
         })
