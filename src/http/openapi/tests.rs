@@ -42,16 +42,8 @@ fn operations(document: &Value) -> impl Iterator<Item = (&String, &String, &Valu
 }
 
 #[test]
-fn document_matches_contract() {
+fn contract_statuses_have_examples() {
     let document = document();
-    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
-    assert_eq!(document["info"]["title"], "E-commerce API");
-    assert_eq!(document["info"]["version"], "v1.0.0");
-    assert_eq!(document["info"]["description"], "이커머스 API 문서");
-    let servers = document["servers"].as_array().unwrap().iter().map(|server| server["url"].as_str().unwrap());
-    assert_eq!(servers.collect::<Vec<_>>(), ["/", "http://localhost:8080"]);
-    let tags: Vec<_> = document["tags"].as_array().unwrap().iter().map(|tag| tag["name"].as_str().unwrap()).collect();
-    assert_eq!(tags[..5], ["결제", "잔액", "쿠폰", "상품", "주문"]);
     for (method, path, statuses) in PAGE {
         let operation = &document["paths"][path][method];
         for status in statuses {
@@ -72,27 +64,9 @@ fn document_matches_contract() {
 }
 
 #[test]
-fn document_has_every_schema_of_contract() {
+fn schemas_have_bounds_and_patterns() {
     let document = document();
     let schemas = document["components"]["schemas"].as_object().unwrap();
-    for name in [
-        "ChargeRequest",
-        "UserBalanceResponse",
-        "ErrorResponse",
-        "PaymentRequest",
-        "PaymentResponse",
-        "OrderCreateRequest",
-        "OrderProductRequest",
-        "OrderResponse",
-        "UserCouponRequest",
-        "CouponIssueResponse",
-        "ProductResponse",
-        "ProductSalesRankResponse",
-        "UserCouponResponse",
-        "UserBalanceHistoryResponse",
-    ] {
-        assert_eq!(schemas[name]["type"], "object", "{name}");
-    }
     assert_eq!(schemas["PaymentType"]["enum"], json!(["CARD", "KAKAO_PAY", "TOSS", "BALANCE"]));
     assert_eq!(schemas["UserCouponResponse"]["properties"]["usedAt"]["type"], json!(["string", "null"]));
     assert_eq!(schemas["ChargeRequest"]["properties"]["amount"]["maximum"], 100_000);

@@ -4,24 +4,34 @@ use super::*;
 
 /// The operations beyond the contract, by method and path, without `/metrics` and `/ops`, which are not JSON.
 const OURS: &[(&str, &str)] = &[
-    ("get", "/api/v1/orders/{orderId}"),
-    ("post", "/api/v1/orders/{orderId}/cancel"),
-    ("get", "/api/v1/products"),
-    ("get", "/api/v1/campaigns"),
-    ("post", "/admin/v1/users"),
-    ("post", "/admin/v1/users/bulk"),
-    ("post", "/admin/v1/products"),
-    ("patch", "/admin/v1/products/{productId}"),
-    ("post", "/admin/v1/coupons"),
+    ("get", "/admin/v1/audit"),
     ("get", "/admin/v1/coupons/{couponId}"),
+    ("get", "/admin/v1/dead-letters"),
+    ("get", "/admin/v1/operator-log"),
     ("get", "/admin/v1/orders"),
+    ("get", "/admin/v1/orders/{orderId}/timeline"),
+    ("get", "/admin/v1/payments/stuck"),
     ("get", "/admin/v1/projection"),
+    ("get", "/admin/v1/users/{userId}"),
+    ("get", "/admin/v1/users/{userId}/timeline"),
     ("get", "/admin/v1/withheld"),
-    ("post", "/admin/v1/withheld/release"),
-    ("post", "/admin/v1/products/{productId}/release"),
-    ("post", "/admin/v1/coupons/{couponId}/release"),
+    ("get", "/api/v1/campaigns"),
+    ("get", "/api/v1/orders/{orderId}"),
+    ("get", "/api/v1/products"),
     ("get", "/healthz"),
     ("get", "/readyz"),
+    ("patch", "/admin/v1/coupons/{couponId}"),
+    ("patch", "/admin/v1/products/{productId}"),
+    ("post", "/admin/v1/coupons"),
+    ("post", "/admin/v1/coupons/{couponId}/release"),
+    ("post", "/admin/v1/dead-letters/retry"),
+    ("post", "/admin/v1/orders/{orderId}/payment-outcome"),
+    ("post", "/admin/v1/products"),
+    ("post", "/admin/v1/products/{productId}/release"),
+    ("post", "/admin/v1/users"),
+    ("post", "/admin/v1/users/bulk"),
+    ("post", "/admin/v1/withheld/release"),
+    ("post", "/api/v1/orders/{orderId}/cancel"),
 ];
 
 /// The schemas of the contract: name, fields.
@@ -45,6 +55,29 @@ const SCHEMAS: &[(&str, &str)] = &[
 /// The text with white space collapsed, as in [`PAGE`].
 fn flat(text: &Value) -> String {
     text.as_str().unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Every operation: method, path, and itself.
+fn operations(api: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
+    let paths = api["paths"].as_object().unwrap().iter();
+    paths.flat_map(|(path, item)| {
+        item.as_object().unwrap().iter().map(move |(method, operation)| (method.as_str(), path.as_str(), operation))
+    })
+}
+
+/// Adds the names of the schemas to which a part of the document refers, and to which these refer in turn.
+fn collect_schemas(api: &Value, part: &Value, names: &mut BTreeSet<String>) {
+    match part {
+        Value::Array(items) => items.iter().for_each(|item| collect_schemas(api, item, names)),
+        Value::Object(fields) => fields.values().for_each(|field| collect_schemas(api, field, names)),
+        Value::String(text) => {
+            let Some(name) = text.strip_prefix("#/components/schemas/") else { return };
+            if names.insert(name.to_owned()) {
+                collect_schemas(api, &api["components"]["schemas"][name], names);
+            }
+        }
+        _ => {}
+    }
 }
 
 #[tokio::test]
@@ -85,15 +118,11 @@ async fn document_matches_contract() {
     let sort_by = &api["paths"]["/api/v1/products/popular"]["get"]["parameters"][0];
     assert_eq!((&sort_by["name"], &sort_by["schema"]["default"]), (&json!("sortBy"), &json!("THREE_DAYS")));
 
-    let documented: BTreeSet<(&str, &str)> = api["paths"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| (method.as_str(), path.as_str())))
-        .collect();
-    for (method, path) in PAGE.iter().map(|(method, path, ..)| (*method, *path)).chain(OURS.iter().copied()) {
-        assert!(documented.contains(&(method, path)), "{method} {path}");
-    }
+    let documented = operations(&api).map(|(method, path, _)| (method, path)).collect::<BTreeSet<_>>();
+    let listed = PAGE.iter().map(|(method, path, ..)| (*method, *path)).chain(OURS.iter().copied()).collect();
+    let missing = |these: &BTreeSet<_>, those: &BTreeSet<_>| these.difference(those).copied().collect::<Vec<_>>();
+    assert_eq!(missing(&documented, &listed), [], "operations that OURS does not list");
+    assert_eq!(missing(&listed, &documented), [], "operations that are not documented");
 
     let schemas = &api["components"]["schemas"];
     for (name, shown) in SCHEMAS {
@@ -111,6 +140,27 @@ async fn document_matches_contract() {
     test.finish().await;
 }
 
+/// The contract's operations use the contract's objects alone: nothing of ours takes the place of one. No schema is unused.
+#[tokio::test]
+async fn schemas_of_contract_are_those_its_operations_use() {
+    let test = TestApp::start().await;
+    let api = &document(&test).await.0;
+    let used = |of_contract: bool| {
+        let listed = |method: &str, path: &str| PAGE.iter().any(|row| (row.0, row.1) == (method, path));
+        let mut used = BTreeSet::new();
+        for (.., operation) in operations(api).filter(|(method, path, _)| !of_contract || listed(method, path)) {
+            collect_schemas(api, operation, &mut used);
+        }
+        used
+    };
+    let schemas = &api["components"]["schemas"];
+    let objects = used(true).into_iter().filter(|name| schemas[name]["type"] == "object");
+    let contract: BTreeSet<String> = SCHEMAS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(objects.collect::<BTreeSet<_>>(), contract);
+    assert_eq!(used(false), schemas.as_object().unwrap().keys().cloned().collect());
+    test.finish().await;
+}
+
 #[tokio::test]
 async fn document_examples_valid() {
     let test = TestApp::start().await;
@@ -124,12 +174,10 @@ async fn document_examples_valid() {
             }
         }
     };
-    for (path, item) in api.0["paths"].as_object().unwrap() {
-        for (method, operation) in item.as_object().unwrap() {
-            check(&format!("{method} {path}"), &operation["requestBody"]["content"]["application/json"], true);
-            for (status, response) in operation["responses"].as_object().unwrap() {
-                check(&format!("{method} {path} {status}"), &response["content"]["application/json"], true);
-            }
+    for (method, path, operation) in operations(&api.0) {
+        check(&format!("{method} {path}"), &operation["requestBody"]["content"]["application/json"], true);
+        for (status, response) in operation["responses"].as_object().unwrap() {
+            check(&format!("{method} {path} {status}"), &response["content"]["application/json"], true);
         }
     }
     assert!(checked > 100, "{checked}");
