@@ -43,8 +43,8 @@ use crate::{
     postgres::progress::{self, ProjectedPosition},
     redis::{
         Store,
-        fencing::FreezeCause,
         outbox::{Relayed, StreamId},
+        partition_state::FreezeCause,
     },
     telemetry::metrics,
     worker::{Worker, Workers},

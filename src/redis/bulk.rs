@@ -21,7 +21,7 @@ pub struct PartitionState {
 }
 
 impl Store {
-    /// Reads the state of a partition, in whatever state it is.
+    /// Reads the state of a partition, open or not.
     ///
     /// # Errors
     /// [`Error::Unavailable`].

@@ -17,10 +17,10 @@ use super::{
     LAYOUT, Store,
     connection::{ConnectionHandle, Means},
     keys::Keys,
+    partition_state::{FreezeCause, Meta, behind, meta_fields, read_meta, state_lost},
     permissions,
     progress::{Checked, PartitionLoss, State, Watermark},
     roll_call::{self, RECENT, RollCall, VERIFIED_FOR},
-    script::{self, Invocation},
     settings::{Replicas, ServerInfo, ServerSettings},
 };
 use crate::{
@@ -47,25 +47,6 @@ pub type ProgressSource = Box<dyn Fn() -> BoxFuture<'static, Vec<ReportedProgres
 const WAITS_FOR_WORDS: &str =
     "the partition has moved to another server, and waits for what these processes acknowledged";
 
-/// Why a partition is frozen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FreezeCause {
-    /// Redis has lost acknowledged decisions.
-    Loss,
-    /// The outbox does not continue where PostgreSQL is.
-    Gap,
-}
-
-impl FreezeCause {
-    /// The value in the partition's state.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FreezeCause::Loss => "LOSS",
-            FreezeCause::Gap => "GAP",
-        }
-    }
-}
-
 /// The requirements of the checks.
 pub(super) struct Guard {
     /// The id of the deployment.
@@ -73,7 +54,7 @@ pub(super) struct Guard {
     /// The id of this process in the roll calls.
     instance: String,
     durability: RedisDurability,
-    ack: Ack,
+    pub ack: Ack,
     progress_source: ProgressSource,
 }
 
@@ -426,7 +407,7 @@ impl Store {
         self.watermark(here).loss()
     }
 
-    /// Withdraws this process's word from every partition, after its last acknowledgement: nobody waits for it any more.
+    /// Withdraws this process's word from every partition, after its last acknowledgement: no process waits for it any more.
     pub async fn withdraw_word(&self) {
         let Some(guard) = self.shared.guard.get() else { return };
         for here in self.all() {
@@ -465,54 +446,6 @@ impl Store {
         }
     }
 
-    /// Closes and freezes a partition of which a script made a decision under a seq that was acknowledged before: Redis has lost
-    /// the earlier decisions.
-    pub(super) async fn lost(
-        &self,
-        here: Partition,
-        link: &mut MultiplexedConnection,
-        found: Position,
-        acknowledged: Position,
-    ) -> Error {
-        let reason = behind(here, found, acknowledged);
-        tracing::error!(partition = here.0, reason, "a partition is closed");
-        self.watermark(here).close(reason.clone());
-        if let Err(error) = self.freeze_over(here, link, &reason, FreezeCause::Loss).await {
-            tracing::error!(partition = here.0, %error, "can't freeze a partition for other processes");
-        }
-        Error::unavailable(reason)
-    }
-
-    /// Freezes a partition for all processes, until a rebuild.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn freeze(&self, here: Partition, reason: &str, cause: FreezeCause) -> Result<(), Error> {
-        tracing::error!(partition = here.0, reason, "a partition is frozen");
-        self.watermark(here).close(reason.to_owned());
-        let (handle, mut link) = self.shared_connections().get(here).await?;
-        let frozen = self.freeze_over(here, &mut link, reason, cause).await;
-        self.shared_connections().settle(&handle, frozen).map(drop)
-    }
-
-    /// Freezes a partition over `link`.
-    async fn freeze_over(
-        &self,
-        here: Partition,
-        link: &mut MultiplexedConnection,
-        reason: &str,
-        cause: FreezeCause,
-    ) -> Result<(), RedisError> {
-        metrics::PARTITION_FREEZES.inc();
-        let mut freeze = Invocation::new(&script::PARTITION_FREEZE);
-        freeze.key(Keys(here).meta()).arg(reason).arg(cause.as_str());
-        freeze.by_source().query_async::<redis::Value>(link).await.map(drop)
-    }
-
-    pub(super) fn watermark(&self, here: Partition) -> &Watermark {
-        &self.shared.watermarks[usize::from(here.0) % self.shared.watermarks.len()]
-    }
-
     /// Requires a full check of every partition before its next use, permissions, key types and settings included.
     pub fn recheck_permissions(&self) {
         self.invalidate();
@@ -525,150 +458,15 @@ impl Store {
         self.shared.watermarks.iter().for_each(Watermark::invalidate);
     }
 
-    /// The acknowledged positions of the open partitions, as this process knows them.
-    pub fn acknowledged(&self) -> Vec<(Partition, Position)> {
-        let open = self.all().filter(|here| self.watermark(*here).is_open());
-        open.map(|here| (here, self.watermark(here).acknowledged())).collect()
-    }
-
-    /// The epoch of a partition, as far as this process knows. Of an open partition it is the current one.
-    pub fn epoch(&self, here: Partition) -> i64 {
-        self.watermark(here).epoch()
-    }
-
-    /// The last decision that a client may have been told: as durable as `ACK` asks. What Redis loses beyond it was acknowledged to
-    /// nobody.
-    pub fn confirmed(&self, here: Partition) -> Position {
-        let watermark = self.watermark(here);
-        match self.shared.guard.get().map(|guard| guard.ack).unwrap_or_default() {
-            Ack::Redis => watermark.acknowledged(),
-            Ack::Replica => watermark.replicated(),
-            Ack::Postgres => watermark.furthest_projected(),
-        }
-    }
-
-    /// [`Store::confirmed`] of the open partitions.
-    pub fn confirmed_positions(&self) -> Vec<(Partition, Position)> {
-        let open = self.all().filter(|here| self.watermark(*here).is_open());
-        open.map(|here| (here, self.confirmed(here))).collect()
-    }
-
-    /// Records PostgreSQL's progress, as read from there. `before` are the [`Store::projected_positions`] from before the reading: a
-    /// lower position is believed, and waiting replies then wait for it to rise again.
-    pub fn observe_projection(&self, here: Partition, read: Projection, before: &[Position]) {
-        let before = before.get(usize::from(here.0)).copied().unwrap_or_default();
-        self.watermark(here).observe_projection(read, before);
-    }
-
-    /// PostgreSQL's last known positions, indexed by partition.
-    pub fn projected_positions(&self) -> Vec<Position> {
-        self.all().map(|here| self.projected_position(here)).collect()
-    }
-
-    /// PostgreSQL's last known position.
-    pub fn projected_position(&self, here: Partition) -> Position {
-        self.watermark(here).projected_position()
-    }
-
-    /// Records the progress of this process's projector: its position, and the seq of the last dead letter (0 if there is none).
-    pub fn record_projected(&self, here: Partition, position: Position, last_dead_letter: i64) {
-        self.watermark(here).record_projected(position, last_dead_letter);
-    }
-
-    /// Waits until PostgreSQL has passed all these decisions. Returns those that may be dead letters.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] if a rebuild ended the epoch of a decision: the new epoch may lack it.
-    pub async fn wait_projected(&self, decided: &[(Partition, Position)]) -> Result<Vec<(Partition, Position)>, Error> {
-        let mut refused = Vec::new();
-        for (here, position) in decided {
-            let mut projection = self.watermark(*here).projection();
-            let passed = projection.wait_for(|projected| projected.position >= *position).await;
-            // Never fails: the sender lives as long as the store.
-            let Projection { position: at, last_dead_letter } =
-                *passed.map_err(|error| Error::Internal(error.into()))?;
-            if at.epoch > position.epoch {
-                return Err(Error::unavailable("Redis was rebuilt meanwhile, with or without the decision"));
-            }
-            if position.seq <= last_dead_letter {
-                refused.push((*here, *position));
-            }
-        }
-        Ok(refused)
-    }
-
-    /// Whether PostgreSQL has dead letters, as far as this process knows.
-    pub fn has_dead_letters(&self) -> bool {
-        self.all().any(|here| self.watermark(here).projection().borrow().last_dead_letter > 0)
-    }
-
     /// The number of accepted settings of the checked servers that may lose acknowledged decisions.
     pub fn unsafe_settings(&self) -> usize {
         self.shared.known_servers.problems()
-    }
-
-    /// The number of a partition's decisions that are not in PostgreSQL yet, as far as this process knows.
-    pub fn partition_backlog(&self, here: Partition) -> i64 {
-        self.watermark(here).backlog()
-    }
-
-    /// The number of decisions that are not in PostgreSQL yet, as far as this process knows.
-    pub fn backlog(&self) -> i64 {
-        self.all().map(|here| self.watermark(here).backlog()).sum()
     }
 }
 
 /// The replies of a check: both sections of `INFO`, the time, `meta`, and the write that changes nothing.
 type CheckReplies =
     (RedisResult<String>, RedisResult<String>, RedisResult<(i64, i64)>, RedisResult<Value>, RedisResult<Value>);
-
-/// What a check reads of a partition's `meta`.
-struct Meta {
-    store: Option<String>,
-    position: Option<Position>,
-    frozen: Option<String>,
-    layout: Option<i64>,
-    cause: Option<String>,
-    rebuilding: Option<String>,
-}
-
-impl Meta {
-    /// From the reply to [`meta_fields`].
-    fn read(reply: Value) -> RedisResult<Meta> {
-        let (epoch, seq, layout, store, frozen, cause, rebuilding): (Option<i64>, Option<i64>, _, _, _, _, _) =
-            redis::from_redis_value(reply)?;
-        let position = epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq });
-        Ok(Meta { store, position, frozen, layout, cause, rebuilding })
-    }
-
-    /// Whether Redis has lost decisions of the partition, and has not been rebuilt yet.
-    fn is_lost(&self) -> bool {
-        let loss = self.cause.as_deref() == Some(FreezeCause::Loss.as_str());
-        self.position.is_none() || self.rebuilding.is_some() || loss
-    }
-}
-
-fn meta_fields(here: Partition) -> redis::Cmd {
-    let mut fields = redis::cmd("HMGET");
-    fields.arg(Keys(here).meta()).arg(&["epoch", "seq", "layout", "store", "frozen", "cause", "rebuilding"]);
-    fields
-}
-
-async fn read_meta(here: Partition, link: &mut MultiplexedConnection) -> RedisResult<Meta> {
-    Meta::read(meta_fields(here).query_async(link).await?)
-}
-
-/// The reason to close a partition without a state.
-fn state_lost(here: Partition) -> String {
-    format!("Redis has lost the state of partition {}", here.0)
-}
-
-fn behind(here: Partition, found: Position, acknowledged: Position) -> String {
-    format!(
-        "partition {} of Redis is at ({}, {}), behind the acknowledged ({}, {}): acknowledged decisions are lost",
-        here.0, found.epoch, found.seq, acknowledged.epoch, acknowledged.seq
-    )
-}
 
 /// Reads the server, its role and its settings.
 async fn check_server_settings(

@@ -7,8 +7,9 @@
 //! - [`commands`] has one typed function per script that decides; [`batchable`] runs a script for a batch of concurrent requests,
 //!   which `batcher` collects;
 //! - [`queries`] are the reads, each one round trip; [`records`] parses what they read;
-//! - [`progress`] keeps the positions that this process knows of each partition, [`fencing`] checks that Redis still has them, and
-//!   `roll_call` asks every process for its positions when a partition has moved to another server;
+//! - [`progress`] keeps the positions that this process knows of each partition, which `positions` gives to others; [`fencing`] checks
+//!   that Redis still has them, [`partition_state`] freezes a partition that lost some, and `roll_call` asks every process for its
+//!   positions when a partition has moved to another server;
 //! - [`leases`] say which processes serve while PostgreSQL is away, and what they know;
 //! - [`replication`] waits for replicas, with `ACK=replica`;
 //! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in PostgreSQL; [`bulk`] writes a
@@ -28,7 +29,9 @@ pub mod fencing;
 pub mod keys;
 pub mod leases;
 pub mod outbox;
+pub mod partition_state;
 pub mod permissions;
+mod positions;
 pub mod progress;
 pub mod queries;
 pub mod records;

@@ -15,6 +15,7 @@ mod architecture;
 mod chaos;
 mod documents;
 mod engine;
+mod file_lengths;
 mod gateway;
 mod http;
 mod operators;

@@ -9,7 +9,7 @@ use std::{
 use firstcome::{
     engine::*,
     model::{Partition, *},
-    redis::fencing::FreezeCause,
+    redis::partition_state::FreezeCause,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 

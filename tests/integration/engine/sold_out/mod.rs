@@ -11,7 +11,7 @@ use firstcome::{
     engine::{sold_out::Counts, *},
     model::{Partition, *},
     recovery::rebuild,
-    redis::{commands::ReleasePreparation, fencing::FreezeCause},
+    redis::{commands::ReleasePreparation, partition_state::FreezeCause},
 };
 use futures_util::future::join_all;
 use serde_json::json;

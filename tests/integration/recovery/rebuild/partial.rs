@@ -7,7 +7,7 @@ use firstcome::{
     recovery::rebuild::LossBounds,
     redis::{
         commands::{CloseOrder, Closing},
-        fencing::FreezeCause,
+        partition_state::FreezeCause,
     },
 };
 use tokio::sync::oneshot;
@@ -111,7 +111,7 @@ async fn lost_partition_restored_while_others_sell() {
             test.order(user, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
         };
         sells().await;
-        // Nothing that anybody was told is missing.
+        // No acknowledged decision is missing.
         let bound = LossBounds::ByPartition([(Partition(lost), 0)].into());
         // Not while the partition opens: then the last of these is no longer refused.
         let (frozen, is_frozen) = oneshot::channel();
@@ -287,7 +287,7 @@ async fn pending_steps_taken_in_live_partitions() {
     test.finish().await;
 }
 
-/// Decisions of every kind, of which PostgreSQL has none: whatever goes back, the books balance.
+/// PostgreSQL has none of the decisions, which are of every kind. The books balance without them.
 #[tokio::test]
 async fn books_balance_when_unprojected_partition_lost() {
     for lost in 0..PARTITIONS {
