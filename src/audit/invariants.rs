@@ -140,7 +140,7 @@ const INVARIANTS: [Invariant; 12] = [
                 WHERE o.coupon_id IS NOT NULL AND o.status IN ('PENDING', 'PAID') AND c.order_id IS DISTINCT FROM o.id",
     },
     Invariant {
-        name: "references: whoever is named is there",
+        name: "references: every user and order that a row names exists",
         noun: "orders, lines, payments, coupons and entries",
         count: "SELECT (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_lines) + (SELECT count(*) FROM payments)
                     + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM balance_entries)",

@@ -125,8 +125,8 @@ impl Engine {
         let requested = new.opens_at;
         let NewCampaign { code, discount, total, expires_at, .. } = new;
         let terms = CampaignTerms { coupon_id, code, discount, total, opens_at, closes_at, expires_at };
-        // A repeat gets the first reply, whatever was issued or moved since. Except an omitted beginning: the first reply had
-        // the time of the request, a repeat has the current beginning of the window.
+        // A repeat gets the first reply, also after coupons were issued or the window was moved. One field may differ: for an
+        // omitted beginning the first reply had the time of the request, and a repeat has the current beginning of the window.
         let opens_at = match (self.store.campaign_create(call, &terms, requested).await?, requested) {
             (Some(opens_at), _) | (None, Some(opens_at)) => opens_at,
             (None, None) => self.campaign(coupon_id).await?.terms.opens_at,

@@ -197,7 +197,7 @@ async fn lock(pool: &sqlx::PgPool, id: i64) -> sqlx::Result<sqlx::Transaction<'s
     Ok(transaction)
 }
 
-/// Takes an advisory lock as [`lock`] does, unless somebody holds it: then `None`.
+/// Takes an advisory lock as [`lock`] does, unless another session holds it: then `None`.
 async fn try_lock(pool: &sqlx::PgPool, id: i64) -> sqlx::Result<Option<sqlx::Transaction<'static, sqlx::Postgres>>> {
     let mut transaction = pool.begin().await?;
     sqlx::raw_sql("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *transaction).await?;

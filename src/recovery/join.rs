@@ -50,8 +50,8 @@ use crate::{
 
 /// The interval of the renewals of a lease.
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(500);
-/// The interval of a new process's looks at the leases.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The interval at which a new process checks the leases.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long one attempt to join may take: a lease expires, and another one is renewed.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// The interval of the attempts to reach PostgreSQL.
@@ -147,7 +147,7 @@ impl Voucher {
 enum Judgement {
     /// Enough instances vouch for the partition: the highest acknowledged position, and the highest progress of PostgreSQL.
     Sound { acknowledged: Position, projected: Projection },
-    /// A rebuild or an operator has to open the partition first; nobody can decide in it.
+    /// A rebuild or an operator has to open the partition first; no process can decide in it.
     Frozen,
     /// Why the process can't join yet.
     NotYet(String),
@@ -158,7 +158,7 @@ fn not_vouched() -> String {
 }
 
 impl Voucher {
-    /// Joins the instances that serve. Returns the partitions that nobody vouches for because they are frozen, or the
+    /// Joins the instances that serve. Returns the partitions for which no instance vouches because they are frozen, or the
     /// reason to wait.
     ///
     /// # Errors
@@ -167,11 +167,11 @@ impl Voucher {
         let (deadline, mut history, mut beat) = (Instant::now() + JOIN_TIMEOUT, LeaseHistory::default(), 0);
         loop {
             let mut waits_for = None;
-            let (mut frozen, mut facts, mut anybody) = (Vec::new(), Vec::new(), false);
+            let (mut frozen, mut facts, mut any_serves) = (Vec::new(), Vec::new(), false);
             for here in self.store.all() {
                 let mut read = self.store.leases(here).await?;
                 read.remove(&self.process);
-                anybody |= read.values().flatten().any(|lease| lease.serves);
+                any_serves |= read.values().flatten().any(|lease| lease.serves);
                 match self.judge(here, &read, &mut history).await? {
                     Judgement::Sound { acknowledged, projected } => facts.push((here, acknowledged, projected)),
                     Judgement::Frozen => frozen.push(here),
@@ -180,14 +180,14 @@ impl Voucher {
             }
             let Some(why) = waits_for.or_else(|| facts.is_empty().then(not_vouched)) else {
                 for (here, acknowledged, projected) in facts {
-                    // Their word, and no reading: it is no proof that PostgreSQL has gone back.
+                    // Not a reading of PostgreSQL: a lower position does not prove that PostgreSQL has gone back.
                     self.store.observe_projection(here, projected, &[]);
                     self.store.observe_acknowledged(here, acknowledged);
                 }
                 return Ok(Ok(frozen));
             };
-            // Nothing is written where nobody serves.
-            if !anybody || Instant::now() >= deadline {
+            // Write no lease where no instance serves.
+            if !any_serves || Instant::now() >= deadline {
                 return Ok(Err(why));
             }
             beat += 1;
@@ -195,7 +195,7 @@ impl Voucher {
                 let asks = self.lease(here, false, BTreeSet::new(), beat);
                 self.store.renew_lease(here, &self.process, &asks, &[]).await?;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_silent_while_the_history_is_the_same() {
+    fn no_process_silent_when_history_unchanged() {
         let known = words(&[("b", word("same", 9, 1)), ("c", word("same", 3, 9_000_000))]);
         assert_eq!(call("same", "me", &known, &known), roll(9, &[]));
     }

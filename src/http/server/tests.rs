@@ -280,8 +280,8 @@ async fn shutdown_finishes_running_requests_only() {
     server.go.cancel();
     let reply = read(&mut slow).await.unwrap();
     assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("connection: close\r\n"), "{reply}");
-    assert_eq!(server.task.await.unwrap().unwrap(), 1, "the stuck one is told of");
-    // The stuck one was given its time, and no more: it would never have ended by itself.
+    assert_eq!(server.task.await.unwrap().unwrap(), 1, "the stuck request is counted");
+    // The stuck request had the time of the drain: it never ends by itself.
     assert!(began.elapsed() >= drain, "{:?}", began.elapsed());
     assert_eq!(read(&mut stuck).await.unwrap(), "");
     assert!(TcpStream::connect(server.address).await.is_err());

@@ -157,7 +157,7 @@ async fn start_refused_when_redis_evicts_whatever_durability_is_asserted() {
     }
 }
 
-/// What a Redis that keeps nothing loses has to be in PostgreSQL before anybody is told of it.
+/// A Redis without persistence needs `ACK=postgres`.
 #[tokio::test]
 async fn start_refused_when_redis_keeps_nothing_and_replies_do_not_wait_for_postgres() {
     let mut config = harness::engine_config(&Options::default(), "redis://127.0.0.1:1", "postgres://a@127.0.0.1:1/b");

@@ -1,5 +1,5 @@
-//! PostgreSQL goes back by less than the outbox keeps, as after a failover to a standby that is a moment behind: it is
-//! projected again, and nobody types anything. `postgres::failover` does the same with a real standby under load.
+//! PostgreSQL goes back by less than the outbox keeps, as after a failover to a standby that is a moment behind: the outbox is
+//! projected again, without an operator. `postgres::failover` does the same with a real standby under load.
 
 use std::collections::BTreeSet;
 

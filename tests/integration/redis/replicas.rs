@@ -128,7 +128,7 @@ async fn outcome_unknown_when_replica_paused_and_replayed_when_it_runs_on() {
         reply.refused(503, "SERVICE_UNAVAILABLE");
         assert!(reply.headers.contains_key("retry-after"), "{:?}", reply.headers);
     }
-    // It waits for nobody else: reads and refusals go on.
+    // No other request waits: reads and refusals go on.
     test.get(&format!("/api/v1/balances/{user}")).await.ok();
     test.put_charge(user, 0).await.refused(400, "INVALID_AMOUNT");
     replicas[0].resume().unwrap();
@@ -198,7 +198,7 @@ async fn nothing_acknowledged_lost_when_master_killed_and_replica_promoted_under
         follow.exec_async(&mut links[1 - promoted].1).await.unwrap();
         until_online(&replicas[promoted], 1).await;
         proxy.lead_to(replicas[promoted].socket_path());
-        // Where the process knew more than the replica, it stops rather than contradict itself: nobody was told.
+        // A process that knew more than the replica closes the partition. No client was told of the difference.
         until("it is served again", async || {
             let ready = test.get("/readyz").await;
             (ready.status == 200 || ready.text.contains("are lost")).then_some(())
