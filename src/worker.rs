@@ -96,7 +96,6 @@ async fn completes<F: Future<Output = ()>>(worker: Worker, job: &mut impl FnMut(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::{
         Arc,

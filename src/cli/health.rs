@@ -56,7 +56,6 @@ async fn probe(url: &str) -> anyhow::Result<(bool, String)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::readiness_url;
 

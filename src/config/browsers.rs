@@ -57,7 +57,6 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 

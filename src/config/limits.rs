@@ -112,7 +112,6 @@ impl FromStr for TrustedProxies {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 

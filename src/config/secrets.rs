@@ -221,7 +221,6 @@ pub fn url_of(name: &str, value: &str) -> anyhow::Result<Url> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

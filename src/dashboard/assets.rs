@@ -107,7 +107,6 @@ pub async fn file(Path(name): Path<String>, headers: HeaderMap) -> Result<Respon
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::collections::BTreeSet;
 

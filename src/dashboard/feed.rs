@@ -161,7 +161,6 @@ async fn feed(State(dashboard): State<Dashboard>, headers: HeaderMap) -> Result<
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use futures_util::FutureExt;
 

@@ -91,7 +91,6 @@ impl<T: Send + 'static> Part<T> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::{
         future::pending,

@@ -253,7 +253,6 @@ fn quantile(bounds: &[f64], counts: &[u64], share: f64) -> Option<f64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 

@@ -170,7 +170,6 @@ async fn all<I, F: Future<Output = Result<bool, Error>>>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

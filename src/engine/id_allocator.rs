@@ -71,7 +71,6 @@ fn id_of(n: i64, partitions: u16, owner: Partition) -> Result<i64, Error> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::{collections::BTreeSet, thread};
 

@@ -189,7 +189,6 @@ impl fmt::Debug for Gateways {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 

@@ -112,7 +112,6 @@ impl<T: Listed> PartialSchema for PageResponse<T> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

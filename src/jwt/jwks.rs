@@ -209,7 +209,6 @@ fn validated(url: &str) -> Result<Url, &'static str> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Mutex;
 

@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Tests of the verification of tokens.
 
 use std::collections::BTreeMap;
 

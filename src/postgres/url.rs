@@ -117,7 +117,6 @@ fn check_pem(key: &str, path: &str) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::options;
 

@@ -192,7 +192,6 @@ fn pem(setting: &str, file: &Path, label: &str) -> anyhow::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use redis::ProtocolVersion;
 

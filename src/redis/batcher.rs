@@ -142,7 +142,6 @@ pub(super) async fn reply<A>(receiver: oneshot::Receiver<Result<A, Error>>) -> R
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Arc;
 

@@ -192,7 +192,6 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use proptest::{collection, prelude::*, sample::select};
 

@@ -245,7 +245,6 @@ fn reported_by_info(info: &str) -> HashMap<&'static str, &str> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -189,7 +189,6 @@ pub fn request(headers: &HeaderMap, name: impl Into<Cow<'static, str>>, attribut
 }
 
 /// The current span. Boxed, because thousands of waiting requests store one, usually `None`.
-#[allow(clippy::box_collection)]
 pub fn here() -> Option<Box<SpanContext>> {
     TRACER.get()?;
     Context::map_current(|context| context.has_active_span().then(|| Box::new(context.span().span_context().clone())))
@@ -272,7 +271,6 @@ impl Work {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -205,7 +205,6 @@ async fn campaign(State(app): State<AppState>, coupon: PathId<CouponId>) -> Foun
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use serde_json::{Value, json};
 

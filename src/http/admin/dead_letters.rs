@@ -174,7 +174,6 @@ async fn retry(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use serde_json::{Value, json};
 

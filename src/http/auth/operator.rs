@@ -168,7 +168,6 @@ pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use axum::http::HeaderValue;
 

@@ -199,7 +199,6 @@ fn signed(credential: &Credential, expires_at: Millis, nonce: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
     use crate::config::{LimitsConfig, OperatorsConfig, Secret};

@@ -109,7 +109,6 @@ pub async fn users_only(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use axum::{
         Router,

@@ -254,7 +254,6 @@ impl Serialize for LocalTime {
 text_field! { LocalTime, TIME_PATTERN }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

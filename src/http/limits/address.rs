@@ -60,7 +60,6 @@ pub fn is_private(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use axum::http::HeaderValue;
 

@@ -228,7 +228,6 @@ impl ShrinkableKeyedStateStore<u64> for SharedStates {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use governor::clock::FakeRelativeClock;
 

@@ -48,7 +48,6 @@ impl Drop for ConnectionPermit {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 

@@ -259,7 +259,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use axum::{http::header::RETRY_AFTER, response::IntoResponse};
 

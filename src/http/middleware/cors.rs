@@ -71,7 +71,6 @@ pub fn around(routes: Router, origins: &CorsOrigins) -> Router {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use axum::{
         body::Body,

@@ -208,7 +208,6 @@ async fn run(State(pipeline): State<Arc<Pipeline>>, mut request: Request, next: 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::net::SocketAddr;
 

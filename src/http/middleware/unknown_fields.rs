@@ -169,7 +169,6 @@ pub async fn known_parameters_only(State(known): State<Arc<Parameters>>, request
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 

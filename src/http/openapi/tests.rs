@@ -1,7 +1,5 @@
 //! Tests of the document as a whole.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::sync::Arc;
 
 use serde_json::{Value, json};

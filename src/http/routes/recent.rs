@@ -38,7 +38,6 @@ impl<T: Clone> Recent<T> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::{
         num::NonZeroU32,

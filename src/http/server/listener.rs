@@ -40,7 +40,6 @@ pub fn kernel_bound() -> Option<u32> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::net::Ipv4Addr;
 

@@ -1,7 +1,5 @@
 //! Tests of the server over real sockets.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo, routing::get};

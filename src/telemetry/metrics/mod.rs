@@ -237,7 +237,6 @@ pub fn text(observed: &state::Observed) -> prometheus::Result<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -82,7 +82,6 @@ pub(super) fn families() -> Vec<MetricFamily> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -35,7 +35,6 @@ impl<K, const N: usize> Slots<K, N> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use prometheus::{IntCounterVec, Opts};
 

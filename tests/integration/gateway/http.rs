@@ -1,7 +1,5 @@
 //! The HTTP client of gateways against each fault of the fake gateway.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::{sync::Arc, time::Duration};
 
 use firstcome::{
