@@ -50,6 +50,20 @@ impl Engine {
             place.lines = order.lines;
             return self.store.order_place(call, place).await;
         }
+        // Boxed: the future is large, and every order moves it.
+        Box::pin(self.place_across_partitions(call, owner, order, place, remote)).await
+    }
+
+    /// Places an order that has lines in other partitions than its own.
+    async fn place_across_partitions(
+        &self,
+        call: &Call,
+        owner: Partition,
+        order: NewOrder,
+        mut place: PlaceOrder,
+        remote: BTreeMap<Partition, Vec<(ProductId, i64)>>,
+    ) -> Outcome<PlacedOrder> {
+        let order_id = place.order_id;
         let own = order.lines.iter().filter(|(product, _)| self.store.owner(product.get()) == owner);
         place.lines = own.copied().collect();
         // The owner partition, which has the user, the coupon and the balance, validates the order before another partition holds

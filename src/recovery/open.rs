@@ -2,10 +2,10 @@
 //!
 //! An empty Redis beside an empty PostgreSQL is initialised as a new store. Otherwise the identity and the partitions
 //! must match, and the position of each partition in Redis must not be behind the projected one or an acknowledged one,
-//! with every decision in between in the outbox. A mismatch is refused, never repaired here: see
-//! [`crate::recovery::rebuild`].
+//! with every decision in between in the outbox. A partition that is stays closed beside the others, and a store of which every
+//! partition is closed is refused. Nothing is repaired here: see [`crate::recovery::rebuild`] and [`crate::recovery::watch`].
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, bail};
 use uuid::Uuid;
@@ -20,6 +20,7 @@ use crate::{
     redis::{
         self, Store,
         fencing::{ProgressSource, ReportedProgress},
+        partition_state::FreezeCause,
     },
 };
 
@@ -50,8 +51,12 @@ pub async fn open(
 ) -> anyhow::Result<Store> {
     postgres::check_schema(db).await?;
     store.check_settings(durability).await?;
-    let in_redis = store.identity().await?;
     let in_postgres = progress::identity(db).await?.map(identity_of);
+    let store = match &in_postgres {
+        Some(identity) => store.with_partitions(identity.partitions),
+        None => store,
+    };
+    let in_redis = store.identity().await?;
     let identity = match (in_redis, in_postgres) {
         (None, None) => {
             let name = Uuid::new_v4().to_string();
@@ -64,7 +69,7 @@ pub async fn open(
             stored
         }
         (None, Some(in_postgres)) => {
-            if progress::projected(db).await?.iter().any(|projected| projected.position.seq > 0) {
+            if has_decisions(db).await? {
                 bail!(
                     "Redis is empty, but PostgreSQL has what store {} decided: bring that Redis back with its data, or run \
                      `firstcome rebuild`",
@@ -87,6 +92,10 @@ pub async fn open(
                     in_postgres.store
                 );
             }
+            if !has_decisions(db).await? && is_half_initialised(&store).await? {
+                // The first start ended before it had initialised Redis.
+                store.initialise(&in_postgres).await?;
+            }
             in_redis
         }
     };
@@ -95,15 +104,27 @@ pub async fn open(
     if identity.partitions > 1 {
         store.check_settings(durability).await?;
     }
-    check_positions(&store, db).await?;
-    check_outboxes(&store, db).await?;
+    let mut closed = partitions_behind(&store, db).await?;
+    let gaps = gaps(&store, db).await?;
+    closed.extend(gaps.clone());
+    refuse_if_all_closed(&store, &closed)?;
     store.load_scripts().await?;
     store.guard(&identity.store, durability, ack, progress_source(db));
-    for here in store.all() {
-        store.check_at_start(here).await.map_err(|error| match error {
-            Error::Unavailable { reason, .. } => anyhow::anyhow!("{reason} ({REBUILD})"),
-            other => other.into(),
-        })?;
+    for (here, reason) in &gaps {
+        store.freeze(*here, reason, FreezeCause::Gap).await?;
+    }
+    for here in store.all().filter(|here| !gaps.contains_key(here)) {
+        match store.check_at_start(here).await {
+            Ok(()) => {}
+            Err(Error::Unavailable { reason, .. }) => {
+                closed.entry(here).or_insert_with(|| format!("{reason} ({REBUILD})"));
+            }
+            Err(other) => return Err(other.into()),
+        }
+    }
+    refuse_if_all_closed(&store, &closed)?;
+    for (here, reason) in &closed {
+        tracing::error!(partition = here.0, reason, "a partition is closed, and the others decide without it");
     }
     store.check_replication().await?;
     if ack != Ack::Postgres {
@@ -163,33 +184,64 @@ pub(super) async fn reported_progress(db: &postgres::Connection) -> Result<Vec<R
     Ok(progress::projected(db).await?.into_iter().map(report).collect())
 }
 
-/// Checks that no partition of Redis is behind its projected or its acknowledged position: decisions would be lost.
-async fn check_positions(store: &Store, db: &postgres::Connection) -> anyhow::Result<()> {
+/// Whether PostgreSQL has a decision of the store.
+async fn has_decisions(db: &postgres::Connection) -> Result<bool, Error> {
+    Ok(progress::projected(db).await?.iter().any(|projected| projected.position.seq > 0))
+}
+
+/// Whether no partition of Redis has decided anything, and the first one, which is initialised last, has no state.
+async fn is_half_initialised(store: &Store) -> Result<bool, Error> {
+    let mut first = None;
+    for here in store.all() {
+        let position = store.partition_state(here).await?.position;
+        if position.is_some_and(|position| position.seq > 0) {
+            return Ok(false);
+        }
+        first = first.or(Some(position.is_some()));
+    }
+    Ok(first == Some(false))
+}
+
+/// Refuses a store of which no partition can be used.
+fn refuse_if_all_closed(store: &Store, closed: &BTreeMap<Partition, String>) -> anyhow::Result<()> {
+    match closed.values().next() {
+        Some(reason) if closed.len() == usize::from(store.partitions()) => bail!("{reason}"),
+        _ => Ok(()),
+    }
+}
+
+/// The partitions of Redis that are behind their projected or their acknowledged position, or that have no state: decisions are
+/// lost. Each with the reason not to use it, and the remedy.
+async fn partitions_behind(store: &Store, db: &postgres::Connection) -> anyhow::Result<BTreeMap<Partition, String>> {
+    let mut behind = BTreeMap::new();
     for ReportedProgress { partition, projected, acknowledged } in reported_progress(db).await? {
-        let decided = store.position(partition).await?;
+        let Some(decided) = store.partition_state(partition).await?.position else {
+            behind.insert(partition, format!("Redis has lost the state of partition {} ({REBUILD})", partition.0));
+            continue;
+        };
         for (known, whose) in [(projected.position, "PostgreSQL's"), (acknowledged, "the acknowledged")] {
             if decided < known {
-                bail!(
-                    "partition {} of Redis is at ({}, {}), behind {whose} ({}, {}): Redis lost decisions that were acknowledged, \
-                     and serving on would contradict them ({REBUILD})",
-                    partition.0,
-                    decided.epoch,
-                    decided.seq,
-                    known.epoch,
-                    known.seq
-                );
+                behind.entry(partition).or_insert_with(|| {
+                    format!(
+                        "partition {} of Redis is at ({}, {}), behind {whose} ({}, {}): Redis lost decisions that were \
+                         acknowledged, and serving on would contradict them ({REBUILD})",
+                        partition.0, decided.epoch, decided.seq, known.epoch, known.seq
+                    )
+                });
             }
         }
     }
-    Ok(())
+    Ok(behind)
 }
 
-/// Checks that the outbox has the decision after the projected position, if there is one: otherwise decisions are lost.
-async fn check_outboxes(store: &Store, db: &postgres::Connection) -> anyhow::Result<()> {
+/// The partitions whose outbox lacks the decision after the projected position although there is one: decisions are lost. Each with
+/// the reason not to use it, and the remedy.
+async fn gaps(store: &Store, db: &postgres::Connection) -> anyhow::Result<BTreeMap<Partition, String>> {
+    let mut gaps = BTreeMap::new();
     for mut projected in progress::projected(db).await? {
         let here = projected.partition;
         for _ in 0..OUTBOX_ATTEMPTS {
-            let decided = store.position(here).await?;
+            let Some(decided) = store.partition_state(here).await?.position else { break };
             if decided <= projected.position {
                 break;
             }
@@ -205,18 +257,17 @@ async fn check_outboxes(store: &Store, db: &postgres::Connection) -> anyhow::Res
             // An entry without a position is no decision, and will become a dead letter.
             let follows = next.is_some_and(|next| next.is_none_or(|next| next == (epoch, seq + 1)));
             if !follows {
-                bail!(
+                let reason = format!(
                     "the outbox of partition {} of Redis does not lead from ({epoch}, {seq}), where PostgreSQL is, to ({}, {}): \
                      decisions are lost ({DISCARD})",
-                    here.0,
-                    decided.epoch,
-                    decided.seq
+                    here.0, decided.epoch, decided.seq
                 );
+                gaps.insert(here, reason);
             }
             break;
         }
     }
-    Ok(())
+    Ok(gaps)
 }
 
 async fn position_of(here: Partition, db: &postgres::Connection) -> anyhow::Result<ProjectedPosition> {

@@ -128,7 +128,12 @@ impl Rebuild {
         postgres::check_schema(&self.db).await?;
         let Some(identity) = progress::identity(&self.db).await? else { return Ok(None) };
         self.set_partitions(identity.1);
-        if self.needed(&identity.0).await?.is_empty() {
+        let needed = self.needed(&identity.0).await?;
+        if needed.is_empty() {
+            return Ok(None);
+        }
+        if !needed.is_all() && !progress::reported_within(&self.db, QUIET_PERIOD).await?.is_empty() {
+            tracing::warn!(?needed, "Redis has lost partitions: a process that used them before recovers them");
             return Ok(None);
         }
         let _lock = progress::Lock::take(&self.db).await?;

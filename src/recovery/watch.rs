@@ -30,6 +30,8 @@ use crate::{
 
 /// The interval in which a process looks for lost partitions.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// How much longer a process waits that has not used the partition before the loss: one that has withholds less.
+const NEWCOMER_DELAY: Duration = Duration::from_secs(10);
 /// The pause after a recovery that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// The time limit of the queries for what PostgreSQL has.
@@ -156,12 +158,13 @@ impl Watch {
             let reported = reported.map(|reported| reported.position).unwrap_or_default();
             if replies_waited {
                 // Nobody was told more than PostgreSQL had.
-                (loss.confirmed, loss.silent) = (reported, Vec::new());
+                (loss.confirmed, loss.silent, loss.witnessed) = (reported, Vec::new(), true);
             } else {
                 loss.confirmed = loss.confirmed.max(reported);
             }
-            let complete = loss.silent.is_empty() && loss.confirmed <= projected;
-            let waited = at.elapsed() >= self.wait && self.mode == RecoveryMode::Automatic;
+            let complete = loss.all_spoke() && loss.confirmed <= projected;
+            let wait = if loss.witnessed { self.wait } else { self.wait + NEWCOMER_DELAY };
+            let waited = at.elapsed() >= wait && self.mode == RecoveryMode::Automatic;
             if complete || waited {
                 due.push(Lost { here, loss, projected });
             }
@@ -176,7 +179,7 @@ impl Watch {
         progress::record_acknowledged(db, &acknowledged).await?;
         let mut log: Vec<Recovery> = due.iter().map(|lost| self.begun(lost)).collect();
         self.write(&log).await;
-        let counted = due.iter().filter(|lost| lost.loss.silent.is_empty()).map(|lost| lost.here).collect();
+        let counted = due.iter().filter(|lost| lost.loss.all_spoke()).map(|lost| lost.here).collect();
         let partitions: BTreeSet<Partition> = due.iter().map(|lost| lost.here).collect();
         let options =
             RebuildOptions { partitions: Some(partitions), discard: false, lost_at_most: LossBounds::Counted(counted) };

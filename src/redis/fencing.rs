@@ -329,7 +329,16 @@ impl Store {
         if lost {
             let reason = frozen.unwrap_or_else(|| state_lost(here));
             let RollCall { confirmed, silent, draining, .. } = roll;
-            let loss = PartitionLoss { reason: reason.clone(), found: position, confirmed, silent, draining, waited };
+            let witnessed = checked.words_before.contains_key(&guard.instance);
+            let loss = PartitionLoss {
+                reason: reason.clone(),
+                found: position,
+                confirmed,
+                silent,
+                witnessed,
+                draining,
+                waited,
+            };
             watermark.set_loss(Some(loss));
             return Ok(State::Closed(reason));
         }

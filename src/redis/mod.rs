@@ -214,21 +214,27 @@ impl Store {
         Partition((spread % u64::from(self.partitions)) as u16)
     }
 
-    /// The identity of the deployment in this Redis; `None` if it was never initialised. Reads the first partition, and checks
-    /// that the others have the same identity. One that has lost its state is left to the check of the partition.
+    /// The identity of the deployment in this Redis, which every partition has; `None` if none has a state. One that has lost its
+    /// state is left to the check of the partition.
     ///
     /// # Errors
     /// Redis is unavailable, or the partitions contradict each other.
     pub async fn identity(&self) -> anyhow::Result<Option<Identity>> {
-        let first = self.meta(Partition(0)).await?;
-        let Some(first) = first else { return Ok(None) };
-        for other in (1..first.partitions).map(Partition) {
-            let here = self.meta(other).await?;
-            if here.is_some_and(|here| (&here.store, here.partitions) != (&first.store, first.partitions)) {
-                bail!("partition {} of Redis is not of the same store as partition 0", other.0);
+        let mut found = None;
+        for here in self.all() {
+            found = self.meta(here).await?.map(|identity| (here, identity));
+            if found.is_some() {
+                break;
             }
         }
-        Ok(Some(first))
+        let Some((first, identity)) = found else { return Ok(None) };
+        for other in (first.0 + 1..identity.partitions).map(Partition) {
+            let here = self.meta(other).await?;
+            if here.is_some_and(|here| (&here.store, here.partitions) != (&identity.store, identity.partitions)) {
+                bail!("partition {} of Redis is not of the same store as partition {}", other.0, first.0);
+            }
+        }
+        Ok(Some(identity))
     }
 
     async fn meta(&self, partition: Partition) -> anyhow::Result<Option<Identity>> {

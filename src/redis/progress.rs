@@ -86,10 +86,19 @@ pub struct PartitionLoss {
     pub confirmed: Position,
     /// The processes that have not given their words yet, and may have acknowledged more.
     pub silent: Vec<String>,
+    /// Whether this process used the partition before the loss, and so knows who else did. The server may have lost the words.
+    pub witnessed: bool,
     /// Whether operations are in progress that began before the loss.
     pub draining: bool,
     /// Whether the silent processes had the time to give their words.
     pub waited: bool,
+}
+
+impl PartitionLoss {
+    /// Whether every process that may have acknowledged a decision has given its word.
+    pub fn all_spoke(&self) -> bool {
+        self.witnessed && self.silent.is_empty()
+    }
 }
 
 /// What this process acknowledged.

@@ -4,7 +4,7 @@
 
 use firstcome::{
     config::{Ack, DurabilityConfig},
-    model::UserId,
+    model::{Error, UserId},
     postgres::{loss, progress},
     recovery::rebuild,
 };
@@ -97,9 +97,20 @@ async fn rebuild_withholds_when_discarding_for_every_ack() {
         test.order(other, product, 1).await.refused(503, "SERVICE_UNAVAILABLE");
         let error = refused(&test, rebuild::RebuildOptions::default()).await;
         assert!(error.contains("restored from a backup") && error.contains("`firstcome rebuild --discard`"), "{error}");
-        let Err(error) = test.open_instance(&test.options).await else { panic!("the start succeeded") };
-        let error = format!("{error:#}");
-        assert!(error.contains("rebuild --discard") && error.contains("restored from a backup"), "{error}");
+        match test.open_instance(&test.options).await {
+            Err(error) => {
+                let error = format!("{error:#}");
+                assert!(error.contains("rebuild --discard") && error.contains("restored from a backup"), "{error}");
+            }
+            // Another partition lost nothing, and decides.
+            Ok(next) => {
+                let closed = next.engine.ready().await.unwrap();
+                assert!(partitions > 1 && !closed.is_empty(), "{closed:?}");
+                let charged = next.engine.charge(&harness::call(None), UserId::new(user).unwrap(), 1).await;
+                assert!(matches!(charged, Err(Error::Unavailable { .. })), "{charged:?}");
+                next.db.close().await.unwrap();
+            }
+        }
 
         let summary = rebuilt(&test, DISCARD).await;
         assert!(summary.discarded >= 7, "{summary:?}");

@@ -141,3 +141,44 @@ async fn lagging_replica_left_to_operator_when_recovery_lossless() {
     second.stop(Some(Duration::from_secs(1))).await;
     test.finish_unchecked().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn process_started_beside_lost_partition_decides_in_the_others_and_recovers_nothing_that_others_know() {
+    for lost in 0..3 {
+        let durability = DurabilityConfig { recovery_wait_seconds: 0, ..DurabilityConfig::default() };
+        let test = TestApp::with(Options { durability, partitions: 3, ..Options::default() }).await;
+        let users = [test.user(0).await, test.user(0).await, test.user(0).await];
+        test.drain().await;
+        let mut redis = test.raw().await;
+        let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{{p{lost}}}:*")).query_async(&mut redis).await.unwrap();
+        redis::cmd("DEL").arg(&keys).exec_async(&mut redis).await.unwrap();
+        // The first process notices the loss, and reports the partitions that decide.
+        test.engine.check().await;
+        let second = test.open_instance(&test.options).await.unwrap();
+        assert_eq!(second.engine.ready().await.map(|reasons| reasons.len()), Ok(1));
+        for user in users {
+            let charged = second.engine.charge(&call(None), UserId::new(user).unwrap(), 1).await;
+            assert_eq!(charged.is_ok(), user % 3 != lost, "{charged:?} in partition {} of {lost}", user % 3);
+        }
+        assert_eq!(
+            second.recovery().step().await.unwrap(),
+            None,
+            "the second process does not know who acknowledged what"
+        );
+        until("the first process recovers", async || {
+            test.engine.check().await;
+            test.app.recovery().step().await.unwrap()
+        })
+        .await;
+        let log = recoveries::page(&test.db, 0, 100).await.unwrap().items;
+        assert!(log.len() == 1 && log[0].outcome == RecoveryOutcome::Complete, "{log:?}");
+        for user in users {
+            until("the second process decides", async || {
+                second.engine.charge(&call(None), UserId::new(user).unwrap(), 1).await.ok().map(drop)
+            })
+            .await;
+        }
+        second.stop(None).await;
+        test.finish().await;
+    }
+}
