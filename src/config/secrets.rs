@@ -127,12 +127,23 @@ pub(super) fn secret_parts(value: &str) -> Vec<String> {
             }
         }
     }
-    if Url::parse(value).is_err() {
+    if Url::parse(&with_one_host(value)).is_err() {
         add(rest);
         rest.split(['/', '?', '#', '@', ':', '&', '=', ' ']).for_each(&mut add);
     }
     parts.retain(|part| !part.is_empty());
     parts
+}
+
+/// A URL of Sentinels without their hosts but the first: a list of hosts is no URL by itself.
+fn with_one_host(value: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = value.split_once("://").filter(|(scheme, _)| scheme.ends_with("+sentinel")) else {
+        return value.into();
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+    let host = hosts.split(',').next().unwrap_or_default();
+    format!("{scheme}://{user}{host}{path}").into()
 }
 
 fn percent_decoded(text: &str) -> Option<String> {
@@ -237,6 +248,9 @@ mod tests {
             ("redis://:hunter2@host:99999/", "hunter2"),
             ("hunter2", "hunter2"),
             ("kim:hunter2,lee:other", "hunter2"),
+            ("redis+sentinel://app:hunter2@one:26379,two:26379/mymaster", "hunter2"),
+            ("redis+sentinel://one:26379,two:26379/mymaster?sentinel_password=hunter2", "hunter2"),
+            ("redis+sentinel://app:hun/ter2@one:26379,two:26379/mymaster", "ter2"),
         ] {
             assert!(secret_parts(value).iter().any(|found| found == part), "{value}: {:?}", secret_parts(value));
         }
@@ -248,6 +262,7 @@ mod tests {
             "redis://localhost",
             "postgres://firstcome@localhost:5432/shop?host=/run/postgresql&sslmode=disable",
             "https://a/b",
+            "redis+sentinel://10.0.0.1:26379,10.0.0.2:26379/mymaster",
         ] {
             assert!(secret_parts(value).is_empty(), "{value}: {:?}", secret_parts(value));
         }
