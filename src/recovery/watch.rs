@@ -211,7 +211,7 @@ impl Watch {
 
     /// The rebuild, over connections of its own: those of the process refuse a closed partition.
     async fn rebuild(&self) -> anyhow::Result<Rebuild> {
-        let store = Store::connect(&self.redis).await?;
+        let store = self.store.connect_again(&self.redis).await?;
         store.set_clock(&self.clock);
         let (db, clock, zone, retention) = (self.db.clone(), self.clock.clone(), self.zone, self.retention);
         let projector =

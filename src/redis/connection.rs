@@ -111,13 +111,18 @@ impl std::iter::Sum for ConnectionCount {
 }
 
 impl SharedConnections {
-    /// Discovers the servers and connects to them.
+    /// Discovers the servers, also by those that `running` knows, and connects to them.
     ///
     /// # Errors
     /// The URL is invalid, or Redis can't be reached.
-    pub async fn connect(config: &RedisConfig, changed: impl Fn() + Send + Sync + 'static) -> anyhow::Result<Self> {
+    pub async fn connect(
+        config: &RedisConfig,
+        running: Option<&SharedConnections>,
+        changed: impl Fn() + Send + Sync + 'static,
+    ) -> anyhow::Result<Self> {
         let connecting = Connecting::new(config)?;
-        let topology = connecting.discover(None).await?;
+        let known = running.map(|running| connecting.unconnected(&running.current())).transpose()?;
+        let topology = connecting.discover(known.as_ref()).await?;
         Ok(SharedConnections {
             connecting,
             topology: RwLock::new(Arc::new(topology)),

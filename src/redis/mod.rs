@@ -125,10 +125,23 @@ impl Store {
     /// # Errors
     /// The URL is invalid, or Redis can't be reached.
     pub async fn connect(config: &RedisConfig) -> anyhow::Result<Self> {
+        Self::connect_beside(config, None).await
+    }
+
+    /// Connects to the Redis of a running store, over connections of its own. The servers that the other one knows help to find
+    /// the cluster: the configured one may be gone.
+    ///
+    /// # Errors
+    /// As [`Store::connect`].
+    pub async fn connect_again(&self, config: &RedisConfig) -> anyhow::Result<Self> {
+        Self::connect_beside(config, Some(self.shared_connections())).await
+    }
+
+    async fn connect_beside(config: &RedisConfig, running: Option<&SharedConnections>) -> anyhow::Result<Self> {
         let watermarks: Arc<[Watermark]> = (0..MAX_PARTITIONS).map(|_| Watermark::default()).collect();
         let known = Arc::<KnownServers>::default();
         let (invalidated, forgotten) = (watermarks.clone(), known.clone());
-        let connections = SharedConnections::connect(config, move || {
+        let connections = SharedConnections::connect(config, running, move || {
             metrics::PARTITION_INVALIDATIONS.inc();
             forgotten.forget();
             invalidated.iter().for_each(Watermark::invalidate);

@@ -119,6 +119,15 @@ impl Connecting {
         }))
     }
 
+    /// The servers of another topology, without its connections.
+    ///
+    /// # Errors
+    /// A certificate can't be used.
+    pub(super) fn unconnected(&self, other: &Topology) -> anyhow::Result<Topology> {
+        let nodes: anyhow::Result<_> = other.nodes.iter().map(|node| self.node(node.address.clone())).collect();
+        Ok(Topology { nodes: nodes?, owners: other.owners.clone() })
+    }
+
     /// Asks the known servers and the configured one for the partitions' servers. A known node keeps its connections; a stale
     /// one gets new ones.
     ///
