@@ -14,6 +14,7 @@ mod api;
 mod architecture;
 mod chaos;
 mod documents;
+mod drill;
 mod engine;
 mod file_lengths;
 mod gateway;

@@ -339,6 +339,13 @@ impl History {
         (0..all.len()).filter(|number| all[*number].request.is_write() && all[*number].is_open()).collect()
     }
 
+    /// What `read` takes from the attempts that ended after `at`.
+    pub fn since<T>(&self, at: u64, read: impl Fn(&Attempt) -> T) -> Vec<T> {
+        let all = self.0.lock().unwrap();
+        let attempts = all.iter().flat_map(|operation| &operation.attempts);
+        attempts.filter(|attempt| attempt.ended > at).map(read).collect()
+    }
+
     /// Whether a write that began after `at` was acknowledged.
     pub fn wrote_since(&self, at: u64) -> bool {
         let all = self.0.lock().unwrap();

@@ -12,15 +12,15 @@
 //! [`history`] is the record; [`facts`] compares it with the stores; [`objects`] and [`linear`] check single objects;
 //! [`mutations`] tests the checks: each mutation breaks the program in one place.
 
-mod clients;
-mod facts;
-mod history;
+pub mod clients;
+pub mod facts;
+pub mod history;
 mod linear;
 mod mutations;
 mod nemesis;
 mod objects;
 mod proxy;
-mod shop;
+pub mod shop;
 
 use std::time::Instant;
 

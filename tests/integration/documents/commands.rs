@@ -52,6 +52,10 @@ fn check_make(words: &[String], tests: &[String]) {
     let arguments = value("ARGS").unwrap_or_default().split(' ').filter(|word| !word.is_empty());
     match target.as_str() {
         "test" | "test-fetched" => check_filters(arguments.take_while(|word| *word != "--"), tests),
+        "drill" => {
+            let drills: Vec<String> = arguments.map(|drill| format!("drill::{}", drill.replace('-', "_"))).collect();
+            check_filters(drills.iter().map(String::as_str), tests);
+        }
         "bench" => {
             let source = fs::read_to_string(root().join("benches/bench/main.rs")).unwrap().to_lowercase();
             for word in arguments.take_while(|word| *word != "--only") {

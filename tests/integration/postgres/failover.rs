@@ -1,17 +1,13 @@
 //! PostgreSQL fails over, under load, to a streaming standby that lacks its last commits: nothing acknowledged is missing
 //! afterwards, and no command is typed. See also `recovery::step_back`.
 
-use std::{
-    os::unix::fs::symlink,
-    path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering::SeqCst},
 };
 
 use firstcome::{
-    dev::{self, PostgresServer, RedisServer, ScratchDir},
+    dev::{self, RedisServer, ScratchDir},
     postgres,
 };
 use futures_util::future::join_all;
@@ -20,7 +16,10 @@ use sqlx::PgPool;
 
 use crate::{
     process::binary::{Running, Servers, get, post, put, run},
-    support::harness::{self, until},
+    support::{
+        harness::{self, until},
+        standby::{self, Standby},
+    },
 };
 
 const PARTITIONS: u16 = 3;
@@ -28,10 +27,10 @@ const CLIENTS: usize = 6;
 /// Decisions that each client makes that only the primary has.
 const LOST: usize = 10;
 
-/// A primary with a standby, at an address that moves: a link to the socket of one of them.
+/// A shop on a primary with a standby.
 struct Pair {
     servers: Servers,
-    standby: Option<PostgresServer>,
+    standby: Option<Standby>,
 }
 
 async fn pool(url: &str) -> PgPool {
@@ -42,52 +41,13 @@ impl Pair {
     async fn start() -> Pair {
         let dir = ScratchDir::new().unwrap();
         let redis = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
-        let config = |name: &str| {
-            let mut config = dev::PostgresServerConfig::new(dir.path().join(name));
-            config.fsync = false;
-            config.settings = vec![("wal_retrieve_retry_interval".to_owned(), "100ms".to_owned())];
-            config
-        };
-        let mut primary = PostgresServer::start(config("primary")).await.unwrap();
-        let socket = primary.socket_dir().display().to_string();
-        let admin = pool(&primary.url("postgres")).await;
-        let sql = format!("ALTER SYSTEM SET primary_conninfo = 'host={socket} port=5432 user=firstcome'");
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&admin).await.unwrap();
-        admin.close().await;
-        primary.stop().await.unwrap();
-        // A copy of a stopped server is what a base backup is.
-        let signal = primary.data_dir().join("standby.signal");
-        std::fs::write(&signal, "").unwrap();
-        let mut copy = config("standby");
-        copy.template = Some(primary.data_dir().to_owned());
-        let standby = PostgresServer::start(copy).await.unwrap();
-        std::fs::remove_file(&signal).unwrap();
-        primary.restart().await.unwrap();
-        let address = dir.path().join("address");
-        std::fs::create_dir(&address).unwrap();
-        point(&address, &primary);
-        let path = |path: &Path| path.to_str().unwrap().to_owned();
-        let postgres_url = primary.url("postgres").replace(&path(primary.socket_dir()), &path(&address));
-        assert_ne!(postgres_url, primary.url("postgres"));
-        let redis_url = redis.url();
-        let servers = Servers { redis, postgres: primary, redis_url, postgres_url, dir };
+        let (postgres, standby) = standby::pair(&dir).await;
+        let (redis_url, postgres_url) = (redis.url(), standby.url(&postgres, "postgres"));
+        let servers = Servers { redis, postgres, redis_url, postgres_url, dir };
         let (status, said) = run(&mut servers.role(&["migrate"])).await;
         assert!(status.success(), "{said}");
-        let pair = Pair { servers, standby: Some(standby) };
-        pair.caught_up().await;
-        pair
-    }
-
-    /// The standby has everything that the primary has.
-    async fn caught_up(&self) {
-        let primary = pool(&self.servers.postgres.url("postgres")).await;
-        until("the standby has caught up", async || {
-            let sql = "SELECT coalesce(bool_and(replay_lsn >= pg_current_wal_lsn()), false) FROM pg_stat_replication";
-            let caught_up: bool = sqlx::query_scalar(sql).fetch_one(&primary).await.unwrap();
-            caught_up.then_some(())
-        })
-        .await;
-        primary.close().await;
+        standby.caught_up(&servers.postgres).await;
+        Pair { servers, standby: Some(standby) }
     }
 
     fn serve(&self, ack: &str, name: &str) -> Running {
@@ -96,40 +56,11 @@ impl Pair {
         self.servers.start_with(&["serve"], &variables, name)
     }
 
-    /// From now on the standby gets nothing more, and the primary goes on without it.
-    async fn cut(&self) {
-        let admin = pool(&self.standby.as_ref().unwrap().url("postgres")).await;
-        for sql in ["ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"] {
-            sqlx::query(sql).execute(&admin).await.unwrap();
-        }
-        until("the standby is cut off", async || {
-            let receivers: i64 =
-                sqlx::query_scalar("SELECT count(*) FROM pg_stat_wal_receiver").fetch_one(&admin).await.unwrap();
-            (receivers == 0).then_some(())
-        })
-        .await;
-        admin.close().await;
-    }
-
     /// The primary is gone, and the standby takes its place.
     async fn fail_over(&mut self) {
         self.servers.postgres.kill().await.unwrap();
-        let standby = self.standby.take().unwrap();
-        let admin = pool(&standby.url("postgres")).await;
-        let promoted: bool = sqlx::query_scalar("SELECT pg_promote()").fetch_one(&admin).await.unwrap();
-        assert!(promoted);
-        admin.close().await;
-        point(&self.servers.dir.path().join("address"), &standby);
-        self.servers.postgres = standby;
+        self.servers.postgres = self.standby.take().unwrap().promote().await;
     }
-}
-
-/// Leads the address to this server.
-fn point(address: &Path, server: &PostgresServer) {
-    let name = ".s.PGSQL.5432";
-    let next = address.join("next");
-    symlink(server.socket_dir().join(name), &next).unwrap();
-    std::fs::rename(next, address.join(name)).unwrap();
 }
 
 /// What the clients were told.
@@ -273,7 +204,7 @@ async fn decisions_survive(ack: &str) {
         })
         .collect();
     load.more(2).await;
-    pair.cut().await;
+    pair.standby.as_ref().unwrap().cut().await;
     load.more(LOST).await;
     pair.fail_over().await;
     load.more(LOST).await;
@@ -327,11 +258,11 @@ async fn standby_is_unavailable_until_promoted() {
     let mut serve = pair.serve("redis", "serve");
     let base = serve.base().await;
     let user = post(&base, "/admin/v1/users", json!({"userName": "A", "balance": 5})).await.created();
-    let standby = pair.standby.as_ref().unwrap().url("postgres");
     let db = postgres::connect(&harness::postgres_config(&pair.servers.postgres_url)).await.unwrap();
     postgres::progress::projected(&db).await.unwrap();
-    pair.caught_up().await;
-    point(&pair.servers.dir.path().join("address"), pair.standby.as_ref().unwrap());
+    let standby = pair.standby.take().unwrap();
+    standby.caught_up(&pair.servers.postgres).await;
+    standby.lead_to(&standby.server);
     pair.servers.postgres.kill().await.unwrap();
     until("the standby is found and not used", async || {
         let refused = postgres::progress::projected(&db).await.expect_err("a standby is used");
@@ -340,10 +271,7 @@ async fn standby_is_unavailable_until_promoted() {
     .await;
     let path = format!("/api/v1/balances/{}", user["userId"]);
     put(&base, &path, json!({"amount": 1})).await.ok();
-    let admin = pool(&standby).await;
-    sqlx::query("SELECT pg_promote()").execute(&admin).await.unwrap();
-    admin.close().await;
-    pair.servers.postgres = pair.standby.take().unwrap();
+    pair.servers.postgres = standby.promote().await;
     until("it is used as primary", async || postgres::progress::projected(&db).await.ok()).await;
     db.close().await.unwrap();
     serve.stop().await;

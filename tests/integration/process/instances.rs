@@ -41,14 +41,14 @@ const HOLD: Duration = Duration::from_secs(20);
 const MAX_ENTRIES: usize = 1_000;
 
 /// A round-robin load balancer that skips instances that refuse the connection.
-struct Balancer {
-    address: SocketAddr,
+pub struct Balancer {
+    pub address: SocketAddr,
     instances: Arc<RwLock<Vec<SocketAddr>>>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
 impl Balancer {
-    async fn start() -> Balancer {
+    pub async fn start() -> Balancer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let instances = Arc::new(RwLock::new(Vec::new()));
@@ -70,12 +70,12 @@ impl Balancer {
         Balancer { address, instances, accepting }
     }
 
-    async fn add(&self, base: &str) {
+    pub async fn add(&self, base: &str) {
         self.instances.write().await.push(address_of(base));
     }
 
     /// On return the instance has accepted every connection that was being opened.
-    async fn remove(&self, base: &str) {
+    pub async fn remove(&self, base: &str) {
         self.instances.write().await.retain(|instance| *instance != address_of(base));
     }
 }

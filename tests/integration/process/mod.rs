@@ -4,5 +4,5 @@ pub mod binary;
 mod deployment;
 mod drain;
 mod environment;
-mod instances;
+pub mod instances;
 pub mod secrets;

@@ -218,7 +218,7 @@ async fn cluster_found_by_announced_host_names() {
 const SENTINEL_PASSWORD: &str = "of-the-sentinels";
 
 /// Three Sentinels that watch a master, with these lines in their configuration.
-async fn sentinels(dir: &ScratchDir, master: &str, lines: &[String]) -> Vec<RedisServer> {
+pub async fn sentinels(dir: &ScratchDir, master: &str, lines: &[String]) -> Vec<RedisServer> {
     let mut sentinels = Vec::new();
     for n in 0..3 {
         let mut config = dev::RedisServerConfig::new(dir.path().join(format!("sentinel-{n}")));
@@ -236,7 +236,7 @@ async fn sentinels(dir: &ScratchDir, master: &str, lines: &[String]) -> Vec<Redi
     sentinels
 }
 
-async fn know_each_other(sentinels: &[RedisServer]) {
+pub async fn know_each_other(sentinels: &[RedisServer]) {
     for sentinel in sentinels {
         let mut link = signed_in(sentinel).await;
         until("the Sentinels know each other and the replica", async || {
@@ -252,6 +252,12 @@ async fn signed_in(sentinel: &RedisServer) -> redis::aio::MultiplexedConnection 
     raw_redis(&format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:{}", port(sentinel))).await
 }
 
+/// The `REDIS_URL` of the master that these Sentinels watch.
+pub fn sentinel_url(sentinels: &[RedisServer]) -> String {
+    let hosts: Vec<String> = sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", port(sentinel))).collect();
+    format!("redis+sentinel://{}/mymaster?sentinel_password={SENTINEL_PASSWORD}", hosts.join(","))
+}
+
 /// A test app that finds its Redis through Sentinels, and the replica.
 async fn watched_over() -> (TestApp, RedisServer, Vec<RedisServer>) {
     let dir = ScratchDir::new().unwrap();
@@ -259,9 +265,7 @@ async fn watched_over() -> (TestApp, RedisServer, Vec<RedisServer>) {
     let replica = server(&dir, "replica", Some(&master)).await;
     let sentinels = sentinels(&dir, &port(&master), &[]).await;
     know_each_other(&sentinels).await;
-    let hosts: Vec<String> = sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", port(sentinel))).collect();
-    let url = format!("redis+sentinel://{}/mymaster?sentinel_password={SENTINEL_PASSWORD}", hosts.join(","));
-    let redis = RedisConfig { redis_timeout_ms: 5_000, ..harness::redis_config(&url) };
+    let redis = RedisConfig { redis_timeout_ms: 5_000, ..harness::redis_config(&sentinel_url(&sentinels)) };
     let options = Options { project: true, redis: Some(redis), ..Options::default() };
     let test = TestApp::on(options, dir, master, fresh_database().await).await;
     test.app.watch(true);

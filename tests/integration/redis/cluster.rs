@@ -5,11 +5,12 @@ use serde_json::{Value, json};
 
 use crate::{
     operators::dashboard_feed::Watch,
+    redis::failover::in_sync,
     support::harness::{Options, TestApp, fresh_database, raw_redis, until},
 };
 
 /// A node by itself, its port and that of its bus.
-async fn node(dir: &ScratchDir, n: usize) -> (RedisServer, u16, String) {
+pub async fn node(dir: &ScratchDir, n: usize) -> (RedisServer, u16, String) {
     let mut config = dev::RedisServerConfig::new(dir.path().join(format!("node-{n}")));
     config.port = Some(dev::free_port().unwrap());
     let bus = dev::free_port().unwrap().to_string();
@@ -19,7 +20,7 @@ async fn node(dir: &ScratchDir, n: usize) -> (RedisServer, u16, String) {
 }
 
 /// Three nodes of one cluster, with a third of the slots each.
-async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
+pub async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
     let mut nodes = Vec::new();
     for n in 0..3 {
         nodes.push(node(dir, n).await);
@@ -45,6 +46,21 @@ async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
         .await;
     }
     nodes.into_iter().map(|(node, ..)| node).collect()
+}
+
+/// A further node of the cluster, which replicates this master and is in sync.
+pub async fn replica_of(dir: &ScratchDir, n: usize, master: &RedisServer) -> RedisServer {
+    let (replica, port, bus) = node(dir, n).await;
+    let (mut there, mut link) = (raw_redis(&master.url()).await, raw_redis(&replica.url()).await);
+    let id: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut there).await.unwrap();
+    let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(port).arg(bus).clone();
+    meet.exec_async(&mut there).await.unwrap();
+    until("the replica knows its master", async || {
+        redis::cmd("CLUSTER").arg("REPLICATE").arg(&id).exec_async(&mut link).await.ok()
+    })
+    .await;
+    in_sync(master, &replica).await;
+    replica
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,20 +159,8 @@ async fn partition_found_when_slot_moved() {
 async fn node_followed_when_failed_over() {
     let dir = ScratchDir::new().unwrap();
     let mut nodes = cluster(&dir).await;
-    let (replica, port, bus) = node(&dir, 3).await;
+    let replica = replica_of(&dir, 3, &nodes[0]).await;
     let (mut first, mut link) = (raw_redis(&nodes[0].url()).await, raw_redis(&replica.url()).await);
-    let id: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut first).await.unwrap();
-    let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(port).arg(bus).clone();
-    meet.exec_async(&mut first).await.unwrap();
-    until("the replica knows its master", async || {
-        redis::cmd("CLUSTER").arg("REPLICATE").arg(&id).exec_async(&mut link).await.ok()
-    })
-    .await;
-    until("the replica is in sync", async || {
-        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await.unwrap();
-        info.contains("master_link_status:up").then_some(())
-    })
-    .await;
     let master = nodes.remove(0);
     let mut test =
         TestApp::on(Options { partitions: 8, ..Options::default() }, dir, master, fresh_database().await).await;
@@ -165,18 +169,7 @@ async fn node_followed_when_failed_over() {
     for _ in 0..8 {
         users.push(test.user(1_000).await);
     }
-    until("the replica has every decision", async || {
-        let ask = |link: &redis::aio::MultiplexedConnection| {
-            let mut link = link.clone();
-            async move {
-                let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await.unwrap();
-                let offset = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
-                offset.unwrap().trim().to_owned()
-            }
-        };
-        (ask(&first).await == ask(&link).await).then_some(())
-    })
-    .await;
+    in_sync(&test.redis, &replica).await;
     redis::cmd("CLUSTER").arg("FAILOVER").exec_async(&mut link).await.unwrap();
     until("the roles are exchanged", async || {
         let info: String = redis::cmd("INFO").arg("replication").query_async(&mut first).await.unwrap();

@@ -1,7 +1,7 @@
 //! The Lua scripts, and Redis in every state and behind every address.
 
 pub mod addresses;
-mod cluster;
+pub mod cluster;
 mod degraded;
 pub mod failover;
 pub mod proxy;

@@ -9,3 +9,4 @@ pub mod invariants;
 pub mod outbox;
 pub mod promql;
 pub mod repository;
+pub mod standby;
