@@ -207,6 +207,7 @@ impl App {
             retention,
             durability: redis.redis_durability,
             barrier: None,
+            log: Default::default(),
         };
         // Boxed: the future is large and seldom needed.
         Box::pin(rebuild.run_if_needed()).await?;
@@ -282,6 +283,7 @@ impl App {
             mode: durability.recovery,
             wait: Duration::from_secs(durability.recovery_wait_seconds),
             noticed: Default::default(),
+            log: Default::default(),
         };
         let (operator_log, workers) = (Arc::<OperatorLog>::default(), Workers::default());
         operator_log.keep_writing(db.clone(), &workers);
@@ -467,17 +469,18 @@ impl App {
         self.stop_within(drain.unwrap_or(STOP_TIMEOUT), drain.is_some()).await
     }
 
-    /// As [`App::stop`], within `timeout`. `projects`: this process runs the projection. A decision that is not projected in
-    /// time stays in the outbox for the next start. The operator log is only in this process, so it is flushed until the end.
+    /// As [`App::stop`], within `timeout`. `projects`: this process runs the projection. A decision that is not projected in time
+    /// stays in the outbox for the next start. Both logs are only in this process, so they are flushed until the end.
     pub async fn stop_within(&self, timeout: Duration, projects: bool) -> bool {
         let end = Instant::now() + timeout;
         let ended = self.workers.stop(end).await;
-        let flushed = self.operator_log.flush(&self.db, end.duration_since(Instant::now()));
+        let (db, left) = (&self.db, end.duration_since(Instant::now()));
+        let flushed = async { tokio::join!(self.operator_log.flush(db, left), self.recovery.log.flush(db, left)) };
         // Not into a database that is not this store's.
         let projects = projects && self.contradiction().is_none();
         let projected = async { !projects || self.drain(end).await };
         let (flushed, projected, ()) = tokio::join!(flushed, projected, self.engine.end_acknowledging());
-        ended && flushed && projected
+        ended && flushed == (true, true) && projected
     }
 
     /// Projects every decision made before the call, until `end`. Returns whether PostgreSQL has all of them.

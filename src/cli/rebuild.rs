@@ -60,6 +60,7 @@ pub(super) async fn run(options: RebuildArgs) -> anyhow::Result<ExitCode> {
         retention: retention.retention(),
         durability: redis.redis_durability,
         barrier: None,
+        log: Default::default(),
     };
     let options = recovery::rebuild::RebuildOptions {
         partitions: (!partitions.is_empty()).then(|| partitions.into_iter().map(Partition).collect()),

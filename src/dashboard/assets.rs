@@ -57,6 +57,7 @@ assets! {
     "index.html": HTML,
     "messages.js": SCRIPT,
     "operator-log.js": SCRIPT,
+    "recoveries.js": SCRIPT,
     "sale.js": SCRIPT,
     "status.js": SCRIPT,
     "timeline.js": SCRIPT,

@@ -14,15 +14,15 @@ use super::{
     reporter::{self, ProcessReport},
     sales::{MostHeld, SHOWN_PLACES, Sales},
     snapshot::{
-        Audits, BurningCampaign, DashboardSnapshot, Health, HotProduct, Instance, InstanceRequests, LastAudit, Place,
-        ProjectionSummary, Redis, Requests,
+        Audits, BurningCampaign, ClosedPartition, DashboardSnapshot, Health, HotProduct, Instance, InstanceRequests,
+        LastAudit, Partitions, Place, ProjectionSummary, RecentRecovery, Redis, Requests,
     },
     traffic::{Traffic, Window},
 };
 use crate::{
     audit::{Auditor, Finished},
     engine::{Engine, dashboard::Projected},
-    model::{Campaign, CouponId, OrderStatus, ProjectionStatus, RankedProduct},
+    model::{Campaign, CouponId, OrderStatus, Partition, ProjectionStatus, RankedProduct, Recovery},
     redis::queries::dashboard::ServerState,
 };
 
@@ -30,6 +30,8 @@ use crate::{
 const CLOSED_FOR_MS: i64 = 3_600_000;
 /// The most campaigns in a snapshot.
 const SHOWN_CAMPAIGNS: usize = 24;
+/// The recoveries in a snapshot, the newest ones.
+const SHOWN_RECOVERIES: i64 = 8;
 /// The lag of the projection that is shown as a fault, in seconds.
 const LATE_SECONDS: f64 = 10.0;
 
@@ -53,8 +55,9 @@ pub struct Reader {
     campaigns: Part<Vec<Campaign>>,
     redis: Part<Vec<ServerState>>,
     stuck_payments: Part<i64>,
-    /// Why decisions can't be made; empty if they can.
-    hindrances: Part<Vec<String>>,
+    /// The partitions that do not decide, and why.
+    closed: Part<Vec<(Partition, String)>>,
+    recoveries: Part<Vec<Recovery>>,
     traffic: Traffic,
     /// The requests of this process.
     own: Option<Window>,
@@ -79,7 +82,8 @@ impl Reader {
             campaigns: Part::default(),
             redis: Part::default(),
             stuck_payments: Part::default(),
-            hindrances: Part::default(),
+            closed: Part::default(),
+            recoveries: Part::default(),
             traffic: Traffic::default(),
             own: None,
             others: Part::default(),
@@ -119,7 +123,8 @@ impl Reader {
         }
         self.redis.settle(tick).await;
         self.stuck_payments.settle(tick).await;
-        self.hindrances.settle(tick).await;
+        self.closed.settle(tick).await;
+        self.recoveries.settle(tick).await;
         self.projection.settle(tick).await;
         self.others.settle(tick).await;
         self.own = self.traffic.sample(&crate::telemetry::metrics::counted(), Instant::now());
@@ -144,7 +149,9 @@ impl Reader {
         let engine = self.engine.clone();
         self.stuck_payments.begin(async move { engine.count_stuck_payments().await });
         let engine = self.engine.clone();
-        self.hindrances.begin(async move { Ok(engine.ready().await.unwrap_or_else(|reasons| reasons)) });
+        self.closed.begin(async move { Ok(engine.closed_partitions().await) });
+        let engine = self.engine.clone();
+        self.recoveries.begin(async move { Ok(engine.recoveries(0, SHOWN_RECOVERIES).await?.items) });
     }
 
     fn snapshot<'a>(&'a self, watchers: usize, last: Option<&'a Finished>) -> DashboardSnapshot<'a> {
@@ -162,6 +169,11 @@ impl Reader {
             instances: self.instances(),
             projection: self.projection.get().map(|status| ProjectionSummary::new(status, self.carried.per_second())),
             redis: self.redis.get().and_then(|servers| Redis::new(servers)),
+            partitions: self.closed.get().map(|closed| Partitions {
+                count: self.engine.partitions(),
+                closed: closed.iter().map(ClosedPartition::from).collect(),
+            }),
+            recoveries: self.recoveries.get().map(|all| all.iter().map(RecentRecovery::from).collect()),
             audit: Audits { last: last.map(LastAudit::from), running: self.auditor.is_running() },
             watchers,
         }
@@ -232,26 +244,28 @@ impl Reader {
             health("redis", self.redis_wrong()),
             health("postgres", absent(&self.postgres).unwrap_or_default()),
             health("projection", self.projection_wrong()),
-            health("decisions", absent(&self.hindrances).unwrap_or_else(|| self.hindered())),
+            health("decisions", absent(&self.closed).unwrap_or_else(|| self.hindered())),
         ]
     }
 
     fn redis_wrong(&self) -> String {
         let Some(servers) = self.redis.get() else { return absent(&self.redis).unwrap_or_default() };
         let full = |server: &ServerState| server.max_memory.is_some_and(|most| server.used_memory > most / 10 * 9);
+        let missing_replicas = self.engine.missing_replicas();
         let wrong = [
             (servers.iter().any(|server| !server.aof_enabled), "the append-only file is off"),
             (servers.iter().any(|server| !server.aof_last_write_ok), "the append-only file could not be written"),
             (servers.iter().any(full), "more than nine tenths of the memory are used"),
         ];
-        wrong.into_iter().filter_map(|(wrong, what)| wrong.then_some(what)).collect::<Vec<_>>().join("; ")
+        let wrong = wrong.into_iter().filter_map(|(wrong, what)| wrong.then_some(what));
+        wrong.chain(missing_replicas.iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
     }
 
     fn projection_wrong(&self) -> String {
         let Some(status) = self.projection.get() else {
             return absent(&self.projection).unwrap_or_default();
         };
-        let mut wrong = Vec::new();
+        let mut wrong = self.engine.projection_stalls();
         if status.dead_letters > 0 {
             wrong.push(format!("{} events could not be applied", status.dead_letters));
         }
@@ -265,11 +279,11 @@ impl Reader {
     }
 
     fn hindered(&self) -> String {
-        let hindrances = self.hindrances.get().map_or(&[][..], Vec::as_slice);
-        match hindrances {
+        let reason = |(here, reason): &(Partition, String)| format!("partition {}: {reason}", here.0);
+        match self.closed.get().map_or(&[][..], Vec::as_slice) {
             [] => String::new(),
-            [one] => one.clone(),
-            [first, more @ ..] => format!("{first}; and {} more", more.len()),
+            [one] => reason(one),
+            [first, more @ ..] => format!("{}; and {} more", reason(first), more.len()),
         }
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     audit::{Check, Finished},
-    model::{Campaign, Millis, ProjectionStatus, ShelvedProduct},
+    model::{Campaign, Millis, Partition, ProjectionStatus, Recovery, ShelvedProduct},
     redis::queries::dashboard::ServerState,
 };
 
@@ -33,6 +33,9 @@ pub struct DashboardSnapshot<'a> {
     pub instances: Option<Vec<InstanceRequests>>,
     pub projection: Option<ProjectionSummary>,
     pub redis: Option<Redis>,
+    pub partitions: Option<Partitions<'a>>,
+    /// The newest first.
+    pub recoveries: Option<Vec<RecentRecovery<'a>>>,
     pub audit: Audits<'a>,
     /// The watchers of this process's page.
     pub watchers: usize,
@@ -280,6 +283,65 @@ impl Redis {
             connected_clients: sum(|server| server.connected_clients),
             ops_per_second: sum(|server| server.ops_per_second),
         })
+    }
+}
+
+/// The partitions, and those of them that do not decide.
+#[derive(Serialize)]
+pub struct Partitions<'a> {
+    pub count: u16,
+    pub closed: Vec<ClosedPartition<'a>>,
+}
+
+#[derive(Serialize)]
+pub struct ClosedPartition<'a> {
+    partition: u16,
+    reason: &'a str,
+}
+
+impl<'a> From<&'a (Partition, String)> for ClosedPartition<'a> {
+    fn from((here, reason): &'a (Partition, String)) -> Self {
+        ClosedPartition { partition: here.0, reason }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecentRecovery<'a> {
+    recovery_id: &'a str,
+    partition: u16,
+    begun_by: &'static str,
+    attempts: i32,
+    outcome: &'static str,
+    reason: &'a str,
+    detail: &'a str,
+    missing_first_seq: Option<i64>,
+    missing_last_seq: Option<i64>,
+    withheld_units: i64,
+    withheld_coupons: i64,
+    noticed_at: i64,
+    /// `None` while the rebuild is in progress.
+    seconds: Option<f64>,
+}
+
+impl<'a> From<&'a Recovery> for RecentRecovery<'a> {
+    fn from(recovery: &'a Recovery) -> Self {
+        let missing = recovery.missing();
+        RecentRecovery {
+            recovery_id: &recovery.id,
+            partition: recovery.partition.0,
+            begun_by: recovery.begun_by.as_str(),
+            attempts: recovery.attempts,
+            outcome: recovery.outcome.as_str(),
+            reason: &recovery.reason,
+            detail: &recovery.detail,
+            missing_first_seq: missing.map(|(first, _)| first),
+            missing_last_seq: missing.and_then(|(_, last)| last),
+            withheld_units: recovery.withheld_units,
+            withheld_coupons: recovery.withheld_coupons,
+            noticed_at: recovery.noticed_at.0,
+            seconds: recovery.seconds(),
+        }
     }
 }
 

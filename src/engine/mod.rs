@@ -118,6 +118,11 @@ impl Engine {
         &self.clock
     }
 
+    /// The number of partitions.
+    pub fn partitions(&self) -> u16 {
+        self.store.partitions()
+    }
+
     /// The cache of sold-out campaigns.
     pub fn sold_out(&self) -> &sold_out::SoldOutCache {
         &self.sold_out

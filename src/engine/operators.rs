@@ -266,19 +266,35 @@ impl Engine {
     /// # Errors
     /// No partition can serve: the reason of each.
     pub async fn ready(&self) -> Result<Vec<String>, Vec<String>> {
-        let mut reasons = Vec::new();
+        let closed = self.closed_partitions().await;
+        let reasons: Vec<String> =
+            closed.into_iter().map(|(here, reason)| format!("partition {}: {reason}", here.0)).collect();
+        if reasons.len() < usize::from(self.store.partitions()) { Ok(reasons) } else { Err(reasons) }
+    }
+
+    /// The partitions that do not decide now, and why.
+    pub async fn closed_partitions(&self) -> Vec<(Partition, String)> {
+        let mut closed = Vec::new();
         for here in self.store.all() {
             if let Err(error) = self.store.check(here).await {
                 let reason = match error {
                     Error::Unavailable { reason, .. } => reason,
                     other => other.to_string(),
                 };
-                reasons.push(format!("partition {}: {reason}", here.0));
+                closed.push((here, reason));
             } else if let Some(reason) = self.store.no_writes(here) {
-                reasons.push(format!("partition {}: {reason}", here.0));
+                closed.push((here, reason));
             }
         }
-        if reasons.len() < usize::from(self.store.partitions()) { Ok(reasons) } else { Err(reasons) }
+        closed
+    }
+
+    /// A page of the log of recoveries, newest first. `page`: from 0.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while PostgreSQL is.
+    pub async fn recoveries(&self, page: i64, size: i64) -> Result<Page<Recovery>, Error> {
+        postgres::recoveries::page(&self.db, page, size).await
     }
 }
 

@@ -52,6 +52,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (15, "table names", include_str!("../../migrations/0015_table_names.sql")),
     (16, "orders in place", include_str!("../../migrations/0016_orders_in_place.sql")),
     (17, "recoveries", include_str!("../../migrations/0017_recoveries.sql")),
+    (18, "recovery details", include_str!("../../migrations/0018_recovery_details.sql")),
 ];
 
 /// Checks the server, and creates the pool.

@@ -1,45 +1,67 @@
 //! The log of recoveries. The process that recovers a partition writes it.
 
-use super::{Connection, translate_sqlx};
-use crate::model::{Error, Millis, Page, Partition, Recovery, RecoveryOutcome};
+use sea_orm::DbErr;
+use sqlx::{Row, postgres::PgRow};
+
+use super::{Connection, statement_error, translate_sqlx};
+use crate::model::{BegunBy, Error, Millis, Page, Partition, Recovery, RecoveryOutcome};
 
 /// Writes a recovery, or replaces what an earlier call wrote about it.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn write(db: &Connection, recovery: &Recovery) -> Result<(), Error> {
+/// PostgreSQL is unavailable, or refuses a text (see [`super::is_data_fault`]).
+pub async fn write(db: &Connection, recovery: &Recovery) -> Result<(), DbErr> {
     sqlx::query(
-        "INSERT INTO recoveries (id, partition, reason, found_seq, acknowledged_seq, projected_seq, silent, outcome, detail,
-             epoch, noticed_at, began_at, ended_at)
-         VALUES ($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, to_timestamp($11 / 1000.0), to_timestamp($12 / 1000.0),
-             to_timestamp($13 / 1000.0))
-         ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome, detail = excluded.detail, epoch = excluded.epoch,
-             ended_at = excluded.ended_at",
+        "INSERT INTO recoveries (id, partition, begun_by, attempts, reason, found_seq, acknowledged_seq, projected_seq,
+             missing_last_seq, silent, outcome, detail, epoch, withheld_units, withheld_coupons, noticed_at, began_at, ended_at)
+         VALUES ($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, to_timestamp($16 / 1000.0),
+             to_timestamp($17 / 1000.0), to_timestamp($18 / 1000.0))
+         ON CONFLICT (id) DO UPDATE SET attempts = excluded.attempts, reason = excluded.reason, found_seq = excluded.found_seq,
+             acknowledged_seq = excluded.acknowledged_seq, projected_seq = excluded.projected_seq,
+             missing_last_seq = excluded.missing_last_seq, silent = excluded.silent, outcome = excluded.outcome,
+             detail = excluded.detail, epoch = excluded.epoch, withheld_units = excluded.withheld_units,
+             withheld_coupons = excluded.withheld_coupons, ended_at = excluded.ended_at",
     )
     .bind(&recovery.id)
     .bind(i32::from(recovery.partition.0))
+    .bind(recovery.begun_by.as_str())
+    .bind(recovery.attempts)
     .bind(&recovery.reason)
     .bind(recovery.found_seq)
     .bind(recovery.acknowledged_seq)
     .bind(recovery.projected_seq)
+    .bind(recovery.missing_last_seq)
     .bind(recovery.silent.join(","))
     .bind(recovery.outcome.as_str())
     .bind(&recovery.detail)
     .bind(recovery.epoch)
+    .bind(recovery.withheld_units)
+    .bind(recovery.withheld_coupons)
     .bind(recovery.noticed_at.0)
     .bind(recovery.began_at.0)
     .bind(recovery.ended_at.map(|at| at.0))
     .execute(db.get_postgres_connection_pool())
     .await
     .map(drop)
-    .map_err(translate_sqlx)
+    .map_err(statement_error)
 }
 
-/// A row, in the sequence of its columns.
-type RecoveryRow =
-    (String, i32, String, Option<i64>, i64, i64, String, String, String, Option<i64>, i64, i64, Option<i64>);
+/// The columns that [`recovery`] reads.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id::text, partition, begun_by, attempts, reason, found_seq, acknowledged_seq, projected_seq,
+                 missing_last_seq, silent, outcome, detail, epoch, withheld_units, withheld_coupons,
+                 (extract(epoch FROM noticed_at) * 1000)::bigint AS noticed_ms,
+                 (extract(epoch FROM began_at) * 1000)::bigint AS began_ms,
+                 (extract(epoch FROM ended_at) * 1000)::bigint AS ended_ms
+             FROM recoveries ",
+            $rest
+        )
+    };
+}
 
-/// A page of recoveries, newest first.
+/// A page of recoveries, newest first. `page`: from 0.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
@@ -47,52 +69,72 @@ pub async fn page(db: &Connection, page: i64, size: i64) -> Result<Page<Recovery
     let pool = db.get_postgres_connection_pool();
     let total: i64 =
         sqlx::query_scalar("SELECT count(*) FROM recoveries").fetch_one(pool).await.map_err(translate_sqlx)?;
-    let rows: Vec<RecoveryRow> = sqlx::query_as(
-        "SELECT id::text, partition, reason, found_seq, acknowledged_seq, projected_seq, silent, outcome, detail, epoch,
-             (extract(epoch FROM noticed_at) * 1000)::bigint, (extract(epoch FROM began_at) * 1000)::bigint,
-             (extract(epoch FROM ended_at) * 1000)::bigint
-         FROM recoveries ORDER BY recoveries.began_at DESC, recoveries.id DESC OFFSET $1 LIMIT $2",
-    )
-    .bind(page * size)
-    .bind(size)
-    .fetch_all(pool)
-    .await
-    .map_err(translate_sqlx)?;
-    let items = rows.into_iter().map(recovery).collect::<Result<Vec<_>, Error>>()?;
+    let rows = sqlx::query(select!("ORDER BY recoveries.began_at DESC, recoveries.id DESC OFFSET $1 LIMIT $2"))
+        .bind(page * size)
+        .bind(size)
+        .fetch_all(pool)
+        .await
+        .map_err(translate_sqlx)?;
+    let items = rows.iter().map(recovery).collect::<sqlx::Result<_>>().map_err(translate_sqlx)?;
     Ok(Page { items, page, size, total })
 }
 
-fn recovery(row: RecoveryRow) -> Result<Recovery, Error> {
-    let (
-        id,
-        partition,
-        reason,
-        found_seq,
-        acknowledged_seq,
-        projected_seq,
-        silent,
-        outcome,
-        detail,
-        epoch,
-        noticed_at,
-        began_at,
-        ended_at,
-    ) = row;
-    let outcome = RecoveryOutcome::from_name(&outcome)
-        .ok_or_else(|| Error::Internal(anyhow::anyhow!("{outcome:?} in PostgreSQL is no outcome of a recovery")))?;
+/// The last recovery of a partition.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn last(db: &Connection, partition: Partition) -> Result<Option<Recovery>, Error> {
+    let row = sqlx::query(select!(
+        "WHERE recoveries.partition = $1 ORDER BY recoveries.began_at DESC, recoveries.id DESC LIMIT 1"
+    ))
+    .bind(i32::from(partition.0))
+    .fetch_optional(db.get_postgres_connection_pool())
+    .await
+    .map_err(translate_sqlx)?;
+    row.as_ref().map(recovery).transpose().map_err(translate_sqlx)
+}
+
+/// Ends the recoveries in progress, but for `ids`, as failed for this reason: the process of each has ended. Only for the
+/// holder of the lock of rebuilds.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn end_interrupted(db: &Connection, ids: &[String], reason: &str, at: Millis) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE recoveries SET outcome = 'FAILED', detail = $2, ended_at = to_timestamp($3 / 1000.0)
+         WHERE outcome = 'RUNNING' AND id::text <> ALL($1::text[])",
+    )
+    .bind(ids)
+    .bind(reason)
+    .bind(at.0)
+    .execute(db.get_postgres_connection_pool())
+    .await
+    .map(drop)
+    .map_err(translate_sqlx)
+}
+
+fn recovery(row: &PgRow) -> sqlx::Result<Recovery> {
+    let unknown = |value: &str| sqlx::Error::Decode(format!("a recovery has the unknown value {value:?}").into());
+    let (begun_by, outcome): (&str, &str) = (row.try_get("begun_by")?, row.try_get("outcome")?);
+    let silent: &str = row.try_get("silent")?;
     Ok(Recovery {
-        id,
-        partition: Partition(partition as u16),
-        reason,
-        found_seq,
-        acknowledged_seq,
-        projected_seq,
+        id: row.try_get("id")?,
+        partition: Partition(row.try_get::<i32, _>("partition")? as u16),
+        begun_by: BegunBy::from_name(begun_by).ok_or_else(|| unknown(begun_by))?,
+        attempts: row.try_get("attempts")?,
+        reason: row.try_get("reason")?,
+        found_seq: row.try_get("found_seq")?,
+        acknowledged_seq: row.try_get("acknowledged_seq")?,
+        projected_seq: row.try_get("projected_seq")?,
+        missing_last_seq: row.try_get("missing_last_seq")?,
         silent: silent.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect(),
-        outcome,
-        detail,
-        epoch,
-        noticed_at: Millis(noticed_at),
-        began_at: Millis(began_at),
-        ended_at: ended_at.map(Millis),
+        outcome: RecoveryOutcome::from_name(outcome).ok_or_else(|| unknown(outcome))?,
+        detail: row.try_get("detail")?,
+        epoch: row.try_get("epoch")?,
+        withheld_units: row.try_get("withheld_units")?,
+        withheld_coupons: row.try_get("withheld_coupons")?,
+        noticed_at: Millis(row.try_get("noticed_ms")?),
+        began_at: Millis(row.try_get("began_ms")?),
+        ended_at: row.try_get::<Option<i64>, _>("ended_ms")?.map(Millis),
     })
 }

@@ -44,6 +44,8 @@ pub(super) struct PartitionFinding {
     pub(super) here: Partition,
     pub(super) state: PartitionState,
     pub(super) projected: Position,
+    /// What the processes acknowledged, as far as PostgreSQL knows.
+    pub(super) acknowledged: Position,
     /// The highest known position: of Redis, acknowledged or projected.
     pub(super) decided: Position,
     /// Decisions that only Redis has.
@@ -60,6 +62,11 @@ impl PartitionFinding {
     /// Decisions that Redis or a dead letter has, and that a rebuild discards.
     pub(super) fn discarded(&self) -> i64 {
         self.unprojected + self.dead_letters
+    }
+
+    /// The last decision that may be missing, if it is known; that of PostgreSQL if none is.
+    pub(super) fn missing_last(&self, options: &RebuildOptions) -> Option<i64> {
+        (options.lost_at_most.is_counted(self.here) && !self.suspected).then_some(self.decided.seq)
     }
 
     /// The bound of the acknowledged decisions that may be lost; `None` if none is. `replies_waited`: every reply of

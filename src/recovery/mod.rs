@@ -4,6 +4,7 @@
 pub mod findings;
 pub mod join;
 mod load;
+pub mod log;
 pub mod open;
 mod prepare;
 mod progress;

@@ -129,6 +129,7 @@ impl Rebuild {
                 here,
                 state,
                 projected,
+                acknowledged,
                 decided,
                 unprojected,
                 dead_letters: dead_letters.get(&here.0).copied().unwrap_or(0),

@@ -42,6 +42,7 @@ pub use super::findings::LossBounds;
 use super::{
     findings::{Bound, PartitionFinding, PossibleLosses},
     load::Loading,
+    log::{OpenRecoveries, RebuildCause, RecoveryLog, end_interrupted},
     prepare::continuations,
     progress::Progress,
     repair::Repair,
@@ -50,7 +51,7 @@ use super::{
 use crate::{
     config::{RedisDurability, Retention},
     engine::sold_out::LEASE_EXPIRES_AFTER,
-    model::{Clock, Identity, Partition, Scope},
+    model::{BegunBy, Clock, Identity, Partition, Scope},
     postgres::{self, loss, progress, snapshot::Snapshot},
     projector::Projector,
     redis::{
@@ -64,6 +65,9 @@ pub(super) const REASON: &str = "a rebuild from PostgreSQL is under way";
 /// Without a sign of another process for this long, an empty Redis counts as lost. Also the time that running processes
 /// get to notice a frozen partition. Four times the interval of their checks.
 pub(super) const QUIET_PERIOD: Duration = Duration::from_secs(2);
+
+/// How long a rebuild of its own process waits at its end for PostgreSQL to take the log of recoveries.
+const LOG_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The choices for a rebuild.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,6 +121,7 @@ pub struct Rebuild {
     pub durability: RedisDurability,
     /// For a rebuild beside running processes.
     pub barrier: Option<Barrier>,
+    pub log: RecoveryLog,
 }
 
 impl Rebuild {
@@ -130,6 +135,9 @@ impl Rebuild {
         self.set_partitions(identity.1);
         let needed = self.needed(&identity.0).await?;
         if needed.is_empty() {
+            if let Some(_lock) = progress::Lock::try_take(&self.db).await? {
+                end_interrupted(&self.db, &[], self.clock.now()).await;
+            }
             return Ok(None);
         }
         if !needed.is_all() && !progress::reported_within(&self.db, QUIET_PERIOD).await?.is_empty() {
@@ -147,12 +155,11 @@ impl Rebuild {
         if needed.is_all() {
             self.check_no_process_writes().await?;
         }
-        self.run_locked(identity, RebuildOptions { partitions: Some(partitions), ..RebuildOptions::default() })
-            .await
-            .map(Some)
+        let options = RebuildOptions { partitions: Some(partitions), ..RebuildOptions::default() };
+        self.run_alone(identity, options, BegunBy::Service).await.map(Some)
     }
 
-    /// Rebuilds partitions, whatever their state, and those that took steps which contradict them.
+    /// Rebuilds partitions, whatever their state, and those that took steps which contradict them. An operator asked for it.
     ///
     /// # Errors
     /// Decisions would be discarded, and the options do not allow it; the stores do not belong together, or PostgreSQL
@@ -165,17 +172,22 @@ impl Rebuild {
             identity.context("this PostgreSQL database has no store: there is nothing to rebuild Redis from")?;
         self.set_partitions(identity.1);
         let _lock = progress::Lock::take(&self.db).await?;
-        self.run_locked(identity, options).await
+        self.run_alone(identity, options, BegunBy::Operator).await
     }
 
-    /// As [`Rebuild::run`], for a caller that holds the lock.
+    /// As [`Rebuild::run`], for a process that holds the lock and recovers by itself.
     ///
     /// # Errors
     /// As [`Rebuild::run`].
-    pub async fn run_holding(mut self, _lock: &progress::Lock, options: RebuildOptions) -> anyhow::Result<Summary> {
+    pub async fn run_holding(
+        mut self,
+        _lock: &progress::Lock,
+        options: RebuildOptions,
+        cause: RebuildCause,
+    ) -> anyhow::Result<Summary> {
         let identity = progress::identity(&self.db).await?.context("this PostgreSQL database has no store")?;
         self.set_partitions(identity.1);
-        self.run_locked(identity, options).await
+        self.run_locked(identity, options, cause).await
     }
 
     fn set_partitions(&mut self, partitions: u16) {
@@ -216,8 +228,25 @@ impl Rebuild {
         Ok(())
     }
 
-    async fn run_locked(&self, (name, partitions): (String, u16), options: RebuildOptions) -> anyhow::Result<Summary> {
-        let mut scope = match &options.partitions {
+    /// For a process that does nothing else: waits for its log.
+    async fn run_alone(
+        &self,
+        identity: (String, u16),
+        options: RebuildOptions,
+        begun_by: BegunBy,
+    ) -> anyhow::Result<Summary> {
+        let rebuilt = self.run_locked(identity, options, RebuildCause::new(begun_by)).await;
+        self.log.flush(&self.db, LOG_TIMEOUT).await;
+        rebuilt
+    }
+
+    async fn run_locked(
+        &self,
+        (name, partitions): (String, u16),
+        options: RebuildOptions,
+        cause: RebuildCause,
+    ) -> anyhow::Result<Summary> {
+        let scope = match &options.partitions {
             None => Scope::all(partitions),
             Some(selected) => {
                 if let Some(unknown) = selected.iter().find(|here| here.0 >= partitions) {
@@ -228,10 +257,43 @@ impl Rebuild {
         };
         ensure!(!scope.is_empty(), "no partition is selected");
         self.store.check_settings(self.durability).await?;
-        let began = Instant::now();
         let identity = Identity { store: name, partitions, epoch: 0 };
+        let mut log = self.open_recoveries(&scope, cause).await?;
+        log.begin().await;
+        let rebuilt = self.run_logged(&identity, scope, &options, &mut log).await;
+        log.end(&rebuilt).await;
+        rebuilt
+    }
+
+    /// The recoveries of these partitions, as the stores are now.
+    async fn open_recoveries(&self, scope: &Scope, cause: RebuildCause) -> anyhow::Result<OpenRecoveries<'_>> {
+        let (projected, acknowledged) = (progress::projected(&self.db).await?, progress::acknowledged(&self.db).await?);
+        let mut log = OpenRecoveries::new(&self.log, &self.db, &self.clock, cause);
+        for here in scope.iter() {
+            let acknowledged = acknowledged.iter().find(|acknowledged| acknowledged.partition == here);
+            let projected = projected.iter().find(|projected| projected.partition == here);
+            let state = self.store.partition_state(here).await?;
+            log.add(
+                here,
+                &state,
+                acknowledged.map(|acknowledged| acknowledged.position).unwrap_or_default(),
+                projected.map(|projected| projected.position).unwrap_or_default(),
+            )
+            .await;
+        }
+        Ok(log)
+    }
+
+    async fn run_logged(
+        &self,
+        identity: &Identity,
+        mut scope: Scope,
+        options: &RebuildOptions,
+        log: &mut OpenRecoveries<'_>,
+    ) -> anyhow::Result<Summary> {
+        let began = Instant::now();
         let mut frozen = Vec::new();
-        let findings = match self.prepare(&identity, &options, &mut scope, &mut frozen).await {
+        let findings = match self.prepare(identity, options, &mut scope, &mut frozen).await {
             Ok(findings) => findings,
             Err(error) => {
                 // Redis still has all its data.
@@ -241,7 +303,10 @@ impl Rebuild {
                 return Err(error);
             }
         };
-        let mut summary = self.replace(&identity, &scope, &findings, &options).await?;
+        for finding in &findings {
+            log.update(finding, finding.missing_last(options)).await;
+        }
+        let mut summary = self.replace(identity, &scope, &findings, options, log).await?;
         summary.seconds = began.elapsed().as_secs_f64();
         tracing::warn!(?summary, "Redis is rebuilt from PostgreSQL");
         Ok(summary)
@@ -254,6 +319,7 @@ impl Rebuild {
         scope: &Scope,
         findings: &[PartitionFinding],
         options: &RebuildOptions,
+        log: &mut OpenRecoveries<'_>,
     ) -> anyhow::Result<Summary> {
         let replies_waited = progress::only_postgres_acknowledged(&self.db).await?;
         let bound = |finding: &PartitionFinding| Some((finding.here, finding.possible_loss(replies_waited, options)?));
@@ -291,7 +357,11 @@ impl Rebuild {
         summary.repaired = repair.run(&mut snapshot, &mut bulk).await?;
         snapshot.end().await?;
         let withhold = Withhold { store, scope, now, losses };
-        (summary.withheld_units, summary.withheld_coupons) = withhold.run(&mut bulk).await?;
+        for (here, (units, coupons)) in withhold.run(&mut bulk).await? {
+            summary.withheld_units += units;
+            summary.withheld_coupons += coupons;
+            log.withheld(here, (units, coupons));
+        }
         bulk.flush().await?;
         summary.rows = progress.done();
 

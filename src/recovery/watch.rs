@@ -15,16 +15,17 @@ use std::{
 use anyhow::{Context, ensure};
 use chrono_tz::Tz;
 use parking_lot::Mutex;
-use uuid::Uuid;
 
-use super::rebuild::{Barrier, LossBounds, QUIET_PERIOD, Rebuild, RebuildOptions, Summary};
+use super::{
+    log::{NoticedLoss, RebuildCause, RecoveryLog},
+    rebuild::{Barrier, LossBounds, QUIET_PERIOD, Rebuild, RebuildOptions, Summary},
+};
 use crate::{
     config::{ProjectorConfig, RecoveryMode, RedisConfig, Retention},
-    model::{Clock, Partition, Position, Recovery, RecoveryOutcome, Scope},
-    postgres::{self, progress, recoveries},
+    model::{BegunBy, Clock, Partition, Scope},
+    postgres::{self, progress},
     projector::Projector,
     redis::{Store, progress::PartitionLoss},
-    telemetry::metrics,
     worker::{Worker, Workers},
 };
 
@@ -56,6 +57,7 @@ pub struct Watch {
     /// How long lost data may come back before what they may have sold is withheld.
     pub wait: Duration,
     pub noticed: Mutex<HashMap<Partition, Noticed>>,
+    pub log: RecoveryLog,
 }
 
 /// When this process noticed a loss, and when a recovery of it failed last.
@@ -70,19 +72,20 @@ pub struct Noticed {
 struct Lost {
     here: Partition,
     loss: PartitionLoss,
-    /// What PostgreSQL has.
-    projected: Position,
 }
 
 impl Watch {
-    /// Watches in the background, unless operators recover by hand.
+    /// Writes in the background what the log of recoveries lacks, and watches, unless operators recover by hand.
     pub fn keep_watching(self: Arc<Self>, workers: &Workers) {
-        if self.mode == RecoveryMode::Manual {
-            return;
-        }
         workers.every(Worker::Recovery, WATCH_INTERVAL, move || {
             let this = self.clone();
             async move {
+                if let Err(reason) = this.log.write(&this.db).await {
+                    tracing::debug!(reason, "the log of recoveries still waits for PostgreSQL");
+                }
+                if this.mode == RecoveryMode::Manual {
+                    return;
+                }
                 if let Err(error) = Box::pin(this.step()).await {
                     tracing::error!(error = format!("{error:#}"), "lost partitions are not recovered yet");
                 }
@@ -166,7 +169,7 @@ impl Watch {
             let wait = if loss.witnessed { self.wait } else { self.wait + NEWCOMER_DELAY };
             let waited = at.elapsed() >= wait && self.mode == RecoveryMode::Automatic;
             if complete || waited {
-                due.push(Lost { here, loss, projected });
+                due.push(Lost { here, loss });
             }
         }
         Ok(due)
@@ -174,38 +177,23 @@ impl Watch {
 
     /// Rebuilds these partitions, and logs their recoveries.
     async fn recover(&self, due: &[Lost], lock: &progress::Lock) -> anyhow::Result<Summary> {
-        let db = &self.db;
         let acknowledged: Vec<_> = due.iter().map(|lost| (lost.here, lost.loss.confirmed)).collect();
-        progress::record_acknowledged(db, &acknowledged).await?;
-        let mut log: Vec<Recovery> = due.iter().map(|lost| self.begun(lost)).collect();
-        self.write(&log).await;
+        progress::record_acknowledged(&self.db, &acknowledged).await?;
         let counted = due.iter().filter(|lost| lost.loss.all_spoke()).map(|lost| lost.here).collect();
         let partitions: BTreeSet<Partition> = due.iter().map(|lost| lost.here).collect();
         let options =
             RebuildOptions { partitions: Some(partitions), discard: false, lost_at_most: LossBounds::Counted(counted) };
-        let recovered = async { self.rebuild().await?.run_holding(lock, options).await }.await;
-        let ended_at = self.clock.now();
-        for recovery in &mut log {
-            recovery.ended_at = Some(ended_at);
-            match &recovered {
-                Ok(summary) => {
-                    let withheld = summary.possible_losses.contains(&recovery.partition.0);
-                    recovery.outcome = if withheld { RecoveryOutcome::Withheld } else { RecoveryOutcome::Complete };
-                    recovery.epoch = Some(summary.epoch);
-                }
-                Err(error) => {
-                    (recovery.outcome, recovery.detail) = (RecoveryOutcome::Failed, format!("{error:#}"));
-                    if let Some(noticed) = self.noticed.lock().get_mut(&recovery.partition) {
-                        noticed.failed = Some(Instant::now());
-                    }
+        let noticed = due.iter().map(|lost| (lost.here, self.noticed_loss(lost))).collect();
+        let cause = RebuildCause { begun_by: BegunBy::Service, noticed };
+        let recovered = async { self.rebuild().await?.run_holding(lock, options, cause).await }.await;
+        if recovered.is_err() {
+            let mut noticed = self.noticed.lock();
+            for lost in due {
+                if let Some(noticed) = noticed.get_mut(&lost.here) {
+                    noticed.failed = Some(Instant::now());
                 }
             }
-            metrics::RECOVERIES.with_label_values(&[recovery.outcome.as_str()]).inc();
-            let seconds = (ended_at.0 - recovery.noticed_at.0) as f64 / 1000.0;
-            metrics::RECOVERY_SECONDS.observe(seconds);
-            tracing::warn!(?recovery, seconds, "a recovery has ended");
         }
-        self.write(&log).await;
         recovered
     }
 
@@ -221,37 +209,14 @@ impl Watch {
             let running = running.clone();
             Box::pin(async move { drained(&running, &scope).await })
         });
-        let durability = self.redis.redis_durability;
-        Ok(Rebuild { store, db, projector, clock, zone, retention, durability, barrier: Some(barrier) })
+        let (durability, log) = (self.redis.redis_durability, self.log.clone());
+        Ok(Rebuild { store, db, projector, clock, zone, retention, durability, barrier: Some(barrier), log })
     }
 
-    fn begun(&self, lost: &Lost) -> Recovery {
-        let now = self.clock.now();
-        let noticed_for = self.noticed.lock().get(&lost.here).map_or(Duration::ZERO, |noticed| noticed.at.elapsed());
-        Recovery {
-            id: Uuid::now_v7().to_string(),
-            partition: lost.here,
-            reason: lost.loss.reason.clone(),
-            found_seq: lost.loss.found.map(|found| found.seq),
-            acknowledged_seq: lost.loss.confirmed.seq,
-            projected_seq: lost.projected.seq,
-            silent: lost.loss.silent.clone(),
-            outcome: RecoveryOutcome::Running,
-            detail: String::new(),
-            epoch: None,
-            noticed_at: now.plus(-(noticed_for.as_millis() as i64)),
-            began_at: now,
-            ended_at: None,
-        }
-    }
-
-    /// Writes the log. A failure does not stop a recovery.
-    async fn write(&self, log: &[Recovery]) {
-        for recovery in log {
-            if let Err(error) = recoveries::write(&self.db, recovery).await {
-                tracing::warn!(%error, "a recovery is not in the log of recoveries");
-            }
-        }
+    fn noticed_loss(&self, lost: &Lost) -> NoticedLoss {
+        let ago = self.noticed.lock().get(&lost.here).map_or(Duration::ZERO, |noticed| noticed.at.elapsed());
+        let at = self.clock.now().plus(-(ago.as_millis() as i64));
+        NoticedLoss { reason: lost.loss.reason.clone(), silent: lost.loss.silent.clone(), at }
     }
 }
 

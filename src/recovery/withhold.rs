@@ -1,6 +1,8 @@
 //! Withholds the units and coupons that lost decisions may have sold or issued, until an operator releases them. Emits
 //! the event that begins the new epoch in each partition.
 
+use std::collections::BTreeMap;
+
 use super::findings::{Bound, PossibleLosses};
 use crate::{
     model::{CouponId, MAX_LINE_QUANTITY, Millis, Partition, Scope},
@@ -23,12 +25,12 @@ fn at_most(page: Vec<(i64, i64)>, max: i64) -> Vec<(i64, i64)> {
 }
 
 impl Withhold<'_> {
-    /// Withholds by the bounds of the possible losses. Returns the withheld units and coupons.
-    pub(super) async fn run(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<(i64, i64)> {
+    /// Withholds by the bounds of the possible losses. Returns the withheld units and coupons by partition.
+    pub(super) async fn run(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<BTreeMap<Partition, (i64, i64)>> {
         bulk.flush().await?;
-        let (mut units, mut coupons) = (0, 0);
+        let mut withheld = BTreeMap::new();
         for here in self.scope.iter() {
-            let mut begun = false;
+            let (mut begun, mut units, mut coupons) = (false, 0, 0);
             if let Some(bound) = self.losses.bound(here) {
                 let mut offset = 0;
                 loop {
@@ -54,8 +56,9 @@ impl Withhold<'_> {
             if !begun {
                 self.emit(bulk, here, &[], &[]).await?;
             }
+            withheld.insert(here, (units, coupons));
         }
-        Ok((units, coupons))
+        Ok(withheld)
     }
 
     async fn units(

@@ -45,20 +45,30 @@ class Shop:
         self.process = None
         self.others = []
 
-    def start_another(self):
-        """Starts another instance on the same servers. Returns its port, which its name contains."""
+    def stores(self):
+        """The settings that lead to the servers of `firstcome dev`."""
         postgres = (self.directory / "data/postgres/data/postmaster.pid").read_text().splitlines()[4]
-        environment = self.environment() | {
-            "BIND_ADDR": f"127.0.0.1:{free_port()}",
+        return {
             "REDIS_URL": f"redis+unix://{(self.directory / 'data/redis/redis.sock').resolve()}",
             "DATABASE_URL": f"postgres://firstcome@localhost/firstcome?host={postgres}",
         }
+
+    def start_another(self):
+        """Starts another instance on the same servers. Returns its port, which its name contains."""
+        environment = self.environment() | self.stores() | {"BIND_ADDR": f"127.0.0.1:{free_port()}"}
         with open(self.directory / "log-of-others", "ab") as log:
             process = subprocess.Popen(
                 [os.environ["FIRSTCOME_BIN"], "serve"], env=environment, stdout=subprocess.DEVNULL, stderr=log
             )
         self.others.append(process)
         return environment["BIND_ADDR"].rsplit(":", 1)[1]
+
+    def rebuild(self):
+        """`firstcome rebuild`, while the service runs."""
+        subprocess.run(
+            [os.environ["FIRSTCOME_BIN"], "rebuild"], env=self.environment() | self.stores(), check=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=TIMEOUT_S,
+        )
 
     def kill_others(self):
         for process in self.others:

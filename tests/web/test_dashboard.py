@@ -415,6 +415,79 @@ class Actions(Dashboard):
         self.assertTrue(any(f"orderId={orders[0]}" in entry["target"] and "console" in entry["detail"] for entry in entries))
 
 
+class Recoveries(Dashboard):
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(shop.sql, "DELETE FROM recoveries")
+
+    def test_a_closed_partition_and_its_recovery(self):
+        page = self.page
+        page.until_equal("ok", page.level)
+        self.assertEqual(page.text("#recoveries .nothing"), "No partition was recovered.")
+        self.expected_errors.append(r"status of 503")
+        shop.redis("HSET", "{p0}:meta", "frozen", "kept shut by a test")
+        page.until(lambda: page.text("#headline") == "Partition 0 does not decide (of 1).", "the headline says so")
+        page.until_equal("bad", page.level)
+        self.assertIn("kept shut by a test", page.text("#detail") + page.text("#problems"))
+        closed = "#recoveries .closed [data-partition='0']"
+        page.until_equal("Partition 0 does not decide", lambda: page.text(page.part(closed, "name")))
+        self.assertIn("kept shut by a test", page.text(page.part(closed, "reason")))
+        page.screenshot("recoveries-closed", whole=True)
+        page.size(DESKTOP)
+
+        shop.redis("HDEL", "{p0}:meta", "frozen")
+        page.until(lambda: not page.all(closed), "the partition decides again")
+        shop.rebuild()
+        page.until_equal("Nothing lost", lambda: page.text("#recoveries tbody [data-part=outcome]"))
+        self.assertEqual("an operator rebuilds the partition · begun by an operator", page.text("#recoveries tbody [data-part=detail]"))
+        page.until(lambda: not page.all(closed), "the partition decides in its new epoch")
+        page.until_equal("ok", page.level)
+        self.assertIn("A partition was recovered within the hour.", page.text("#problems"))
+        (row,) = shop.admin("GET", "/recoveries")["content"]
+        self.assertEqual((row["begunBy"], row["outcome"]), ("OPERATOR", "COMPLETE"))
+
+    def test_every_state_in_both_languages(self):
+        page = self.page
+        rows = [
+            ("00000000-0000-7000-8000-000000000001", 4, "COMPLETE", 120, 120, "null", 0, 0, 1, "''", "'0:02:00'", "'0:01:57'"),
+            ("00000000-0000-7000-8000-000000000002", 5, "WITHHELD", 131, 120, "131", 40, 7, 1, "''", "'0:01:30'", "'0:01:17'"),
+            ("00000000-0000-7000-8000-000000000003", 6, "WITHHELD", 131, 120, "null", 1200, 0, 1, "''", "'0:01:00'", "'0:00:41'"),
+            ("00000000-0000-7000-8000-000000000004", 7, "FAILED", 131, 120, "null", 0, 0, 3, "'it would discard 2 decisions'", "'0:00:50'", "'0:00:08'"),
+            ("00000000-0000-7000-8000-000000000005", 0, "RUNNING", 131, 120, "null", 0, 0, 1, "''", "'0:00:06'", "null"),
+        ]
+        for identity, partition, outcome, acknowledged, projected, missing, units, coupons, attempts, detail, began, ended in rows:
+            shop.sql(
+                "INSERT INTO recoveries (id, partition, reason, found_seq, acknowledged_seq, projected_seq, missing_last_seq, silent, outcome, detail,"
+                " epoch, withheld_units, withheld_coupons, attempts, noticed_at, began_at, ended_at) VALUES"
+                f" ('{identity}', {partition}, 'acknowledged decisions are lost', 118, {acknowledged}, {projected}, {missing}, '', '{outcome}', {detail},"
+                f" null, {units}, {coupons}, {attempts}, now() - {began}::interval, now() - {began}::interval, now() - {ended}::interval)"
+            )
+        table = "#recoveries tbody"
+        page.until(lambda: len(page.all(f"{table} tr")) == 5, "all are listed")
+        page.until(lambda: "Partition 0 is being rebuilt" in page.text("#problems"), "the status line tells of the one in progress")
+        text = page.text(table)
+        for expected in ("Nothing lost", "May have lost", "Failed", "Rebuilding", "40 units · 7 coupons", "1,200 units", "decisions 121 to 131 may be missing",
+                         "decisions from 121 on may be missing", "it would discard 2 decisions", "attempt 3"):
+            self.assertIn(expected, text)
+        newest_first = [row.get_attribute("data-recovery")[-1] for row in page.all(f"{table} tr")]
+        self.assertEqual(newest_first, ["5", "4", "3", "2", "1"])
+        for language, theme in (("en", "light"), ("ko", "dark")):
+            page.choose(language=language, theme=theme)
+            self.assertEqual(driver.execute_script(accessible.STRUCTURE), [])
+            self.assertEqual(driver.execute_script(accessible.CONTRAST), [])
+            page.screenshot(f"recoveries-{language}-{theme}", whole=True)
+            page.size(PHONE)
+            self.assertEqual(driver.execute_script(accessible.WIDE), [], language)
+            page.size(DESKTOP)
+            page.click("#all-recoveries")
+            page.until(lambda: len(page.all("dialog[open] tbody tr")) == 5, "the log has them, too")
+            self.assertEqual(accessible.nameless(driver), [])
+            self.assertEqual(driver.execute_script(accessible.CONTRAST), [])
+            page.screenshot(f"recoveries-log-{language}-{theme}")
+            page.close_dialogs()
+        page.until(lambda: "유실 가능" in page.text(table), "the rows speak Korean")
+
+
 class Reading(Dashboard):
     """In both languages and themes, on a phone, a desktop and a wall."""
 
@@ -449,7 +522,7 @@ class Reading(Dashboard):
             self.assertEqual(*blanks, key)
         source = " ".join(
             driver.execute_async_script("fetch(arguments[0]).then((answer) => answer.text()).then(arguments[1])", f"/ops/assets/{name}")
-            for name in ("../", "app.js", "actions.js", "sale.js", "engine.js", "timeline.js", "operator-log.js", "status.js", "dialogs.js", "charts.js")
+            for name in ("../", "app.js", "actions.js", "sale.js", "engine.js", "timeline.js", "operator-log.js", "recoveries.js", "status.js", "dialogs.js", "charts.js")
         )
         used = set(re.findall(r"\bt\('([\w.]+)'", source)) | set(re.findall(r'data-t(?:-label)?="([\w.]+)"', source))
         self.assertGreater(len(used), 100)
@@ -467,7 +540,7 @@ class Reading(Dashboard):
                     self.assertEqual(accessible.nameless(driver), [])
                     self.assertEqual(driver.execute_script(accessible.STRUCTURE), [])
                     self.assertEqual(driver.execute_script(accessible.CONTRAST), [])
-        for opener in ("#new-campaign", "#new-product", "#find", "#operator-log", "#dead", "#stuck"):
+        for opener in ("#new-campaign", "#new-product", "#find", "#operator-log", "#dead", "#stuck", "#all-recoveries"):
             with self.subTest(dialog=opener):
                 page.click(opener)
                 dialog = page.dialog()
@@ -505,7 +578,7 @@ class Reading(Dashboard):
         for language in ("en", "ko"):
             page.choose(language=language)
             self.assertEqual(driver.execute_script(accessible.WIDE), [], language)
-        for opener in ("#new-campaign", "#new-product", "#find", "#operator-log", "#dead", "#stuck"):
+        for opener in ("#new-campaign", "#new-product", "#find", "#operator-log", "#dead", "#stuck", "#all-recoveries"):
             page.click(opener)
             dialog = page.dialog()
             self.assertEqual(driver.execute_script(accessible.WIDE), [], opener)

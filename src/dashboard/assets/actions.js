@@ -6,6 +6,7 @@ import { byId, h } from './dom.js';
 import { setAuditRunning } from './engine.js';
 import { localIso, number, readIso, shopZone, t, won } from './i18n.js';
 import { openOperatorLog } from './operator-log.js';
+import { openRecoveries } from './recoveries.js';
 import { openTimelineSearch } from './timeline.js';
 
 const MAX_COUPONS = 1_000_000_000;
@@ -271,6 +272,7 @@ export function bindActions({ snapshot, now, onResult }) {
         dead: deadLetters,
         stuck: stuckPayments,
         withheld,
+        recoveries: openRecoveries,
     };
     const campaignOf = (id) => snapshot().campaigns.find(({ couponId }) => couponId === id);
     byId('new-campaign').addEventListener('click', () => newCampaign(now()));
@@ -280,6 +282,7 @@ export function bindActions({ snapshot, now, onResult }) {
     byId('stuck').addEventListener('click', stuckPayments);
     byId('find').addEventListener('click', openTimelineSearch);
     byId('operator-log').addEventListener('click', openOperatorLog);
+    byId('all-recoveries').addEventListener('click', openRecoveries);
     byId('run-audit').addEventListener('click', ({ currentTarget }) => {
         if (currentTarget.getAttribute('aria-disabled') !== 'true') runAudit(snapshot);
     });

@@ -3,7 +3,7 @@
 // messages.js, i18n.js   the messages of the page, and the format of numbers
 // api.js, feed.js        the session and the operators' API; the live feed
 // status.js              the status line
-// sale.js, engine.js     the panels; charts.js the history that they show
+// sale.js, engine.js, recoveries.js   the panels; charts.js the history that they show
 // actions.js, dialogs.js the actions of operators; timeline.js, operator-log.js their look-ups
 
 import { bindActions } from './actions.js';
@@ -13,6 +13,7 @@ import { updateAttribute, byId, updateList, h, icon, part, updateText } from './
 import { drawEngine, bindInstances } from './engine.js';
 import { Feed } from './feed.js';
 import { clock, counted, language, setLanguage, setZone, shopZone, t } from './i18n.js';
+import { drawRecoveries } from './recoveries.js';
 import { drawSale, bindFolds, bindTabs } from './sale.js';
 import { resetStatus, assess } from './status.js';
 
@@ -214,6 +215,7 @@ function draw() {
     if (!snapshot) return;
     drawSale(snapshot);
     drawEngine(snapshot);
+    drawRecoveries(snapshot);
     drawCharts();
     if (root.classList.contains('wall')) fit();
 }

@@ -11,9 +11,11 @@ const LAG_BAD_S = 30;
 const FULL_WARN = 0.5;
 const FULL_BAD = 0.8;
 const SOON_S = 60;
+/// How long the status line tells of a recovery.
+const RECOVERED_MS = 3_600_000;
 
-const PARTS = ['health', 'rankings', 'campaigns', 'products', 'orders', 'requests', 'projection', 'redis'];
-const PART_TITLES = { health: 'health', rankings: 'rankings', campaigns: 'campaigns', products: 'stock', orders: 'orders', requests: 'traffic', projection: 'projection', redis: 'redis' };
+const PARTS = ['health', 'rankings', 'campaigns', 'products', 'orders', 'requests', 'projection', 'redis', 'partitions', 'recoveries'];
+const PART_TITLES = { health: 'health', rankings: 'rankings', campaigns: 'campaigns', products: 'stock', orders: 'orders', requests: 'traffic', projection: 'projection', redis: 'redis', partitions: 'part.decisions', recoveries: 'recoveries' };
 
 /// Milliseconds after which an absent part is a problem. One snapshot without it is normal: a rate takes two readings.
 const ABSENT_MS = 3_000;
@@ -66,6 +68,12 @@ function* findProblems(snapshot) {
     const { requests, projection, redis } = snapshot;
     for (const { part, ok, detail } of snapshot.health ?? []) {
         if (ok) continue;
+        const closed = part === 'decisions' ? snapshot.partitions?.closed ?? [] : [];
+        if (closed.length > 0) {
+            const values = () => ({ n: closed.length, count: number(snapshot.partitions.count), partitions: closed.map((it) => number(it.partition)).join(', ') });
+            yield { key: 'part.decisions', level: 'bad', message: 'problem.closed', values, more: detail };
+            continue;
+        }
         const known = ['redis', 'postgres', 'projection', 'decisions'].includes(part);
         yield {
             key: `part.${part}`, level: 'bad', message: known ? `problem.part.${part}` : 'problem.part.other', values: () => ({ part }), more: detail,
@@ -138,6 +146,13 @@ function collectNotes(snapshot, open) {
     if (soon) list.push({ key: 'soon', text: t('note.soon', { code: soon.couponCode, t: counted(soon.secondsToEmpty) }) });
     if (snapshot.requests?.limitedPerSecond > 0) list.push({ key: 'limited', text: t('note.limited', { rate: rate(snapshot.requests.limitedPerSecond) }) });
     const withheld = [...(snapshot.campaigns ?? []).map((campaign) => campaign.withheldQuantity), ...(snapshot.products ?? []).map((product) => product.withheld)];
+    const recovering = (snapshot.recoveries ?? []).filter(({ outcome }) => outcome === 'RUNNING');
+    if (recovering.length > 0) {
+        const partitions = recovering.map(({ partition }) => number(partition)).join(', ');
+        list.push({ key: 'recovering', text: t('note.recovering', { partitions }), action: 'recoveries' });
+    }
+    const recovered = (snapshot.recoveries ?? []).filter((it) => ['COMPLETE', 'WITHHELD'].includes(it.outcome) && snapshot.at - it.noticedAt < RECOVERED_MS);
+    if (recovered.length > 0) list.push({ key: 'recovered', text: t('note.recovered', { n: recovered.length }), action: 'recoveries' });
     if (withheld.some((quantity) => quantity > 0)) list.push({ key: 'withheld', text: t('note.withheld'), action: 'withheld' });
     return list;
 }

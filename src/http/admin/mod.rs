@@ -10,6 +10,7 @@ mod orders;
 mod payments;
 mod products;
 mod projection;
+mod recoveries;
 mod timeline;
 mod users;
 mod withheld;
@@ -74,6 +75,7 @@ pub fn routes() -> OpenApiRouter<AdminState> {
         .merge(orders::router())
         .merge(payments::router())
         .merge(projection::router())
+        .merge(recoveries::router())
         .merge(dead_letters::router())
         .merge(withheld::router())
         .merge(audit::router())

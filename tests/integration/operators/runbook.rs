@@ -385,6 +385,9 @@ async fn operations_page_commands_run_as_printed() {
     let less = "Redis came back with less than it had";
     operator.run_printed(less, "firstcome rebuild\n").await.success();
     ready(&base).await;
+    let log = operator.run_printed(less, "curl").await.json();
+    let newest = &log["content"][0];
+    assert!(newest["begunBy"] == "OPERATOR" && newest["endedAt"].is_string(), "{log}");
     operator.run_printed(less, "firstcome rebuild --partition").await.success();
     ready(&base).await;
     operator.run_printed(less, "firstcome rebuild --discard").await.success();

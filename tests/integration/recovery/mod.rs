@@ -4,6 +4,7 @@ mod audit;
 mod emptied;
 mod joining;
 mod large;
+mod log;
 pub mod rebuild;
 pub mod restored_postgres;
 mod startup;

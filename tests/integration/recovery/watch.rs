@@ -96,6 +96,50 @@ async fn lagging_replica_recovered_without_loss_when_postgres_has_everything() {
     test.finish().await;
 }
 
+/// PostgreSQL can't take the log while the recovery ends: the processes write it afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovery_recorded_later_when_log_unavailable() {
+    let lagging = Lagging::start(DurabilityConfig::default(), true).await;
+    lagging.decide(2).await;
+    lagging.test.drain().await;
+    lagging.test.sql("ALTER TABLE recoveries RENAME TO away").await;
+    let (test, second, user, _) = lagging.fail_over().await;
+    until_ready(&test).await;
+    test.put_charge(user, 1).await.ok();
+    test.sql("ALTER TABLE away RENAME TO recoveries").await;
+    let log = until("the log has the recovery", async || {
+        let log = recoveries::page(&test.db, 0, 100).await.unwrap().items;
+        (!log.is_empty()).then_some(log)
+    })
+    .await;
+    assert!(log.iter().all(|one| one.outcome == RecoveryOutcome::Complete && one.ended_at.is_some()), "{log:?}");
+    until("the operator log has every recovery", async || {
+        let log = recoveries::page(&test.db, 0, 100).await.unwrap().items;
+        let entries = test.get("/admin/v1/operator-log?operator=firstcome").await.ok();
+        (entries["totalElements"].as_u64() == Some(log.len() as u64)).then_some(())
+    })
+    .await;
+    second.stop(None).await;
+    test.finish().await;
+}
+
+/// What PostgreSQL could not take until the end of the process is written by its stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovery_recorded_by_stop_when_log_unavailable_before() {
+    let lagging = Lagging::start(DurabilityConfig::default(), true).await;
+    lagging.decide(2).await;
+    lagging.test.drain().await;
+    lagging.test.sql("ALTER TABLE recoveries RENAME TO away").await;
+    let (test, second, ..) = lagging.fail_over().await;
+    until_ready(&test).await;
+    let back = test.sql("ALTER TABLE away RENAME TO recoveries");
+    let (first, other, ()) = tokio::join!(second.stop(None), test.app.stop(None), back);
+    assert!(first && other);
+    let log = recoveries::page(&test.db, 0, 100).await.unwrap().items;
+    assert!(!log.is_empty() && log.iter().all(|one| one.outcome == RecoveryOutcome::Complete), "{log:?}");
+    test.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lagging_replica_recovered_with_missing_decisions_withheld() {
     let durability = DurabilityConfig { recovery_wait_seconds: 0, ..DurabilityConfig::default() };
@@ -106,8 +150,8 @@ async fn lagging_replica_recovered_with_missing_decisions_withheld() {
     let log = recoveries::page(&test.db, 0, 100).await.unwrap().items;
     assert!(!log.is_empty() && log.iter().all(|one| one.outcome == RecoveryOutcome::Withheld), "{log:?}");
     for recovery in &log {
-        let (first, last) = recovery.missing().unwrap();
-        assert_eq!((first, last), (recovery.projected_seq + 1, recovery.acknowledged_seq), "{recovery:?}");
+        let missing = (recovery.projected_seq + 1, Some(recovery.acknowledged_seq));
+        assert_eq!(recovery.missing(), Some(missing), "{recovery:?}");
     }
     // The others lost nothing, and withhold nothing.
     let recovered: Vec<i64> = log.iter().map(|one| i64::from(one.partition.0)).collect();

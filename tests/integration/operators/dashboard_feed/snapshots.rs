@@ -1,5 +1,7 @@
 //! The snapshots are complete and exact, also while a store is down.
 
+use firstcome::{model::Partition, recovery::rebuild::RebuildOptions};
+
 use super::*;
 
 fn part<'s>(snapshot: &'s Value, part: &str) -> &'s Value {
@@ -27,8 +29,8 @@ async fn first_snapshot_immediate_and_complete() {
     guarded(headers);
     assert_eq!(watch.block().await.unwrap(), "retry: 1000\n\n");
     let first = watch.next().await.unwrap();
-    let parts = "at zone instance health rankings campaigns products orders stuckPayments requests projection redis audit \
-                 watchers instances";
+    let parts = "at zone instance health rankings campaigns products orders stuckPayments requests projection redis partitions \
+                 recoveries audit watchers instances";
     fields(&first, parts);
     assert_eq!(first["zone"], "Asia/Seoul");
     assert_eq!(first["watchers"], 1);
@@ -47,6 +49,8 @@ async fn first_snapshot_immediate_and_complete() {
     assert_eq!((&quiet["campaigns"], &quiet["products"]), (&json!([]), &json!([])));
     assert_eq!(quiet["orders"], json!({"PENDING": 0, "PAID": 0, "CANCELLED": 0, "FAILED": 0}));
     assert_eq!(quiet["stuckPayments"], 0);
+    assert_eq!(quiet["partitions"], json!({"count": 1, "closed": []}));
+    assert_eq!(quiet["recoveries"], json!([]));
     let names: Vec<&Value> = quiet["health"].as_array().unwrap().iter().map(|part| &part["part"]).collect();
     assert_eq!(names, ["redis", "postgres", "projection", "decisions"]);
     fields(&quiet["projection"], "lagEvents lagSeconds deadLetters maxBacklog eventsPerSecond");
@@ -312,6 +316,50 @@ async fn snapshot_shows_redis_down_and_keeps_the_rest() {
     watch.until("it is back", |seen| is_well(seen) && seen["rankings"].is_object()).await;
     drop(watch);
     shop.finish().await;
+}
+
+/// One partition is closed, and the others decide; afterwards its recovery is shown as the API lists it.
+#[tokio::test]
+async fn snapshot_shows_closed_partition_and_its_recovery() {
+    let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
+    test.drain().await;
+    let mut watch = Watch::open(&test.base).await;
+    watch.until("all partitions decide", |seen| seen["partitions"] == json!({"count": 3, "closed": []})).await;
+    let mut redis = test.raw().await;
+    let _: i64 =
+        redis::cmd("HSET").arg("{p1}:meta").arg("frozen").arg("kept shut").query_async(&mut redis).await.unwrap();
+    let closed = watch
+        .until("partition 1 is closed", |seen| {
+            seen["partitions"]["closed"].as_array().is_some_and(|all| !all.is_empty())
+        })
+        .await;
+    let shut = &closed["partitions"]["closed"];
+    assert_eq!((shut.as_array().unwrap().len(), &shut[0]["partition"]), (1, &json!(1)), "{shut}");
+    let reason = shut[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("kept shut"), "{reason}");
+    assert_eq!(part(&closed, "decisions")["detail"], format!("partition 1: {reason}"));
+    let rebuild = test.rebuild().await;
+    let only = RebuildOptions { partitions: Some([Partition(1)].into()), ..RebuildOptions::default() };
+    rebuild.clone().run(only).await.unwrap();
+    rebuild.db.close().await.unwrap();
+    let open = watch
+        .until("partition 1 is open, and its recovery is shown", |seen| {
+            let ended = seen["recoveries"].as_array().is_some_and(|all| all.len() == 1 && !all[0]["seconds"].is_null());
+            ended && seen["partitions"]["closed"] == json!([])
+        })
+        .await;
+    let shown = &open["recoveries"][0];
+    fields(
+        shown,
+        "recoveryId partition begunBy attempts outcome reason detail missingFirstSeq missingLastSeq withheldUnits withheldCoupons \
+         noticedAt seconds",
+    );
+    let listed = &test.get("/admin/v1/recoveries").await.ok()["content"][0];
+    for (field, value) in shown.as_object().unwrap().iter().filter(|(field, _)| *field != "noticedAt") {
+        assert_eq!(*value, listed[field], "{field}");
+    }
+    assert_eq!(shown["reason"], "kept shut");
+    test.finish().await;
 }
 
 /// The migration counts the existing orders; afterwards a trigger counts every change.

@@ -319,7 +319,8 @@ pub async fn rebuild(redis: &RedisConfig, database: &str, clock: Clock, retentio
     let db = postgres::connect(&postgres_config(&postgres_url(database))).await.unwrap();
     let timeout = Duration::from_secs(600);
     let projector = Projector::new(store.clone(), db.clone(), clock.clone(), &Default::default(), timeout, retention);
-    Rebuild { store, db, projector, clock, zone: ZONE, retention, durability: Default::default(), barrier: None }
+    let (durability, log) = Default::default();
+    Rebuild { store, db, projector, clock, zone: ZONE, retention, durability, barrier: None, log }
 }
 
 /// The settings of the engine, on these stores.
