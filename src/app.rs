@@ -479,7 +479,7 @@ impl App {
         // Not into a database that is not this store's.
         let projects = projects && self.contradiction().is_none();
         let projected = async { !projects || self.drain(end).await };
-        let (flushed, projected, ()) = tokio::join!(flushed, projected, self.engine.end_acknowledging());
+        let (flushed, projected) = tokio::join!(flushed, self.engine.end_acknowledging(projected));
         ended && flushed == (true, true) && projected
     }
 

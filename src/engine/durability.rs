@@ -314,16 +314,20 @@ impl Engine {
         }
     }
 
-    /// Records this process's last acknowledged positions in PostgreSQL, and withdraws it from the roll calls: call it after the last
-    /// reply. While PostgreSQL is unavailable the word stays in Redis.
-    pub async fn end_acknowledging(&self) {
-        let acknowledged = self.store.confirmed_positions();
-        let recording = postgres::progress::record_acknowledged(&self.db, &acknowledged);
-        match tokio::time::timeout(POSTGRES_TIMEOUT, recording).await {
+    /// Records in PostgreSQL what this process acknowledged last, also in closed partitions, and withdraws it from the roll calls:
+    /// call it after the last reply. While PostgreSQL is unavailable the word stays in Redis. `last_work` runs meanwhile; the word is
+    /// withdrawn after it, because every check of a partition gives it again.
+    pub async fn end_acknowledging<T>(&self, last_work: impl Future<Output = T>) -> T {
+        let last = self.store.all().map(|here| (here, self.store.confirmed(here)));
+        let last: Vec<_> = last.filter(|(_, confirmed)| *confirmed > Position::default()).collect();
+        let recording = postgres::progress::record_acknowledged(&self.db, &last);
+        let (done, recorded) = tokio::join!(last_work, tokio::time::timeout(POSTGRES_TIMEOUT, recording));
+        match recorded {
             Ok(Ok(())) => self.store.withdraw_word().await,
             Ok(Err(error)) => tracing::debug!(%error, "can't store the last acknowledged positions"),
             Err(_) => tracing::debug!("can't store the last acknowledged positions: PostgreSQL does not answer"),
         }
+        done
     }
 
     async fn check_redis(&self) {

@@ -26,7 +26,7 @@ impl Projector {
         let rounds = if self.store.partitions() > 1 { 2 } else { 1 };
         for _ in 0..rounds {
             for here in self.store.all() {
-                self.store.check(here).await?;
+                self.store.check_patiently(here).await?;
             }
             for (here, decided) in self.store.acknowledged() {
                 self.project_until(here, decided).await?;

@@ -286,7 +286,7 @@ pub async fn join(
     store.load_scripts().await?;
     store.guard(&identity.store, durability, config.durability.ack, open::progress_source(db));
     for here in store.all().filter(|here| !frozen.contains(here)) {
-        if let Err(error) = store.check_at_start(here).await {
+        if let Err(error) = store.check_patiently(here).await {
             return Ok(Err(error.to_string()));
         }
     }

@@ -114,7 +114,7 @@ pub async fn open(
         store.freeze(*here, reason, FreezeCause::Gap).await?;
     }
     for here in store.all().filter(|here| !gaps.contains_key(here)) {
-        match store.check_at_start(here).await {
+        match store.check_patiently(here).await {
             Ok(()) => {}
             Err(Error::Unavailable { reason, .. }) => {
                 closed.entry(here).or_insert_with(|| format!("{reason} ({REBUILD})"));

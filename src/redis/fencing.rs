@@ -31,6 +31,8 @@ use crate::{
 
 /// The time for which concurrent requests share the result of a check that failed or found the partition closed.
 const CHECK_SHARED_FOR: Duration = Duration::from_millis(200);
+/// How long a stop waits for Redis to forget this process.
+const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// PostgreSQL's knowledge of a partition: its own progress, and the position that any process has reported as acknowledged.
 #[derive(Clone, Copy, Debug)]
@@ -147,11 +149,11 @@ impl Store {
         self.check_over(here, &handle, &mut link).await
     }
 
-    /// Checks a partition at a start. Waits while other processes may still give their words for it, at most [`RECENT`].
+    /// Checks a partition at a start or a stop. Waits while other processes may still give their words for it, at most [`RECENT`].
     ///
     /// # Errors
     /// As [`Store::check`].
-    pub async fn check_at_start(&self, here: Partition) -> Result<(), Error> {
+    pub async fn check_patiently(&self, here: Partition) -> Result<(), Error> {
         loop {
             let checked = self.check(here).await;
             if checked.is_ok() || !self.watermark(here).checking.lock().await.waits_for_words {
@@ -416,14 +418,20 @@ impl Store {
         self.watermark(here).loss()
     }
 
-    /// Withdraws this process's word from every partition, after its last acknowledgement: no process waits for it any more.
+    /// Withdraws this process's word from every partition, after its last acknowledgement: no process waits for it any more. A word
+    /// that stays, because Redis does not answer, holds the others up for a moment only.
     pub async fn withdraw_word(&self) {
         let Some(guard) = self.shared.guard.get() else { return };
-        for here in self.all() {
-            let withdrawn = self.query_unchecked::<i64>(here, &roll_call::withdrawal(here, &guard.instance)).await;
-            if let Err(error) = withdrawn {
-                tracing::debug!(partition = here.0, %error, "the word of this process stays in Redis");
+        let withdrawing = async {
+            for here in self.all() {
+                self.query_unchecked::<i64>(here, &roll_call::withdrawal(here, &guard.instance)).await?;
             }
+            Ok::<_, Error>(())
+        };
+        match tokio::time::timeout(WITHDRAWAL_TIMEOUT, withdrawing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the word of this process stays in Redis"),
+            Err(_) => tracing::debug!("the word of this process stays in Redis, which does not answer"),
         }
     }
 

@@ -147,3 +147,18 @@ async fn partition_stays_open_when_checked_amid_acknowledgements() {
     }
     Arc::into_inner(test).unwrap().finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn word_withdrawn_when_process_stops() {
+    let (processes, _replica) = Processes::start().await;
+    let words = async || {
+        let mut redis = processes.test.raw().await;
+        redis::cmd("HLEN").arg("{p0}:instances").query_async::<i64>(&mut redis).await.unwrap()
+    };
+    assert_eq!(words().await, 2);
+    processes.charge().await.unwrap();
+    // The drain checks the partition, and gives the word once more.
+    assert!(processes.second.stop(Some(Duration::from_secs(60))).await);
+    assert_eq!(words().await, 1);
+    processes.test.finish().await;
+}

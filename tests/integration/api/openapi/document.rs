@@ -12,6 +12,7 @@ const OURS: &[(&str, &str)] = &[
     ("get", "/admin/v1/orders/{orderId}/timeline"),
     ("get", "/admin/v1/payments/stuck"),
     ("get", "/admin/v1/projection"),
+    ("get", "/admin/v1/recoveries"),
     ("get", "/admin/v1/users/{userId}"),
     ("get", "/admin/v1/users/{userId}/timeline"),
     ("get", "/admin/v1/withheld"),
