@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -25,14 +25,12 @@ use super::{
 };
 use crate::{
     config::{Ack, RedisDurability, ReplicaAck},
-    model::{Error, Millis, Partition, Position, Projection, Word},
+    model::{Error, Millis, Partition, Position, Projection},
     telemetry::metrics,
 };
 
 /// The time for which concurrent requests share the result of a check that failed or found the partition closed.
 const CHECK_SHARED_FOR: Duration = Duration::from_millis(200);
-/// How long a stop waits for Redis to forget this process.
-const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// PostgreSQL's knowledge of a partition: its own progress, and the position that any process has reported as acknowledged.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +52,7 @@ pub(super) struct Guard {
     /// The id of the deployment.
     store: String,
     /// The id of this process in the roll calls.
-    instance: String,
+    pub(super) instance: String,
     durability: RedisDurability,
     pub ack: Ack,
     progress_source: ProgressSource,
@@ -316,7 +314,7 @@ impl Store {
         let history = roll_call::history(&server.run_id, &replicas.replication_id, found.is_lost());
         let writable = watermark.no_writes().is_none();
         let roll = match writable {
-            true => self.call_roll(guard, here, link, (history, at), checked).await?,
+            true => self.call_roll(&guard.instance, here, link, (history, at), checked).await?,
             false if checked.history.as_ref().is_some_and(|(known, _)| *known == history) => RollCall::default(),
             false => return Ok(State::Closed("the partition is on a server that refuses every write".to_owned())),
         };
@@ -383,56 +381,9 @@ impl Store {
         Ok(State::Open)
     }
 
-    /// Gives this process's word for the history, and calls the roll.
-    async fn call_roll(
-        &self,
-        guard: &Guard,
-        here: Partition,
-        link: &mut MultiplexedConnection,
-        (history, at): (String, Millis),
-        checked: &mut Checked,
-    ) -> Result<RollCall, RedisError> {
-        let watermark = self.watermark(here);
-        let changed = checked.history.as_ref().is_none_or(|(known, _)| *known != history);
-        let acknowledged = if changed { watermark.give_word() } else { watermark.acknowledged() };
-        if changed {
-            checked.begun_before = Some(self.shared.operations.replace());
-        }
-        let drained = checked.begun_before.as_ref().is_none_or(|begun| Arc::strong_count(begun) == 1);
-        let confirmed = self.confirmed(here);
-        let word = Word { history: history.clone(), acknowledged, confirmed, at, drained };
-        let words = roll_call::give_word(link, here, &guard.instance, &word).await?;
-        if changed {
-            checked.words_before.extend(std::mem::take(&mut checked.words));
-            checked.history = Some((history.clone(), Instant::now()));
-        }
-        checked.words = words;
-        checked.words.insert(guard.instance.clone(), word);
-        let roll = roll_call::call(&history, &guard.instance, &checked.words, &checked.words_before);
-        watermark.advance(roll.acknowledged);
-        Ok(roll)
-    }
-
     /// The loss of a partition, as the last check found it; `None` if the partition has lost nothing.
     pub fn loss(&self, here: Partition) -> Option<PartitionLoss> {
         self.watermark(here).loss()
-    }
-
-    /// Withdraws this process's word from every partition, after its last acknowledgement: no process waits for it any more. A word
-    /// that stays, because Redis does not answer, holds the others up for a moment only.
-    pub async fn withdraw_word(&self) {
-        let Some(guard) = self.shared.guard.get() else { return };
-        let withdrawing = async {
-            for here in self.all() {
-                self.query_unchecked::<i64>(here, &roll_call::withdrawal(here, &guard.instance)).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        match tokio::time::timeout(WITHDRAWAL_TIMEOUT, withdrawing).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "the word of this process stays in Redis"),
-            Err(_) => tracing::debug!("the word of this process stays in Redis, which does not answer"),
-        }
     }
 
     /// Records whether Redis refuses all writes, by the result of the write that changes nothing.

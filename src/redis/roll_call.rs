@@ -1,7 +1,7 @@
 //! The roll call: who decides on a partition, and what each of them acknowledged.
 //!
 //! Every process keeps its *word* in the partition: the history that it works with, the last position that it acknowledged, and
-//! the time. It renews the word with each check, twice a second. A *history* is that of one server: it ends when the partition
+//! the time. It renews the word twice a second, by its checks. A *history* is that of one server: it ends when the partition
 //! moves to another server (a failover, a restart, a resharding), or when the server has lost decisions. A partition with a new
 //! history decides only after every process has given its word for it: a replica that was promoted may lack decisions that another
 //! process has acknowledged and has not reported to PostgreSQL yet.
@@ -10,18 +10,29 @@
 //! for before. A process acknowledges only within [`VERIFIED_FOR`] of a successful check, so that a word older than [`RECENT`]
 //! before the newest one belongs to a process that had ended by then; the newer words cover what it acknowledged.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use redis::{RedisError, aio::MultiplexedConnection};
 
-use super::keys::Keys;
-use crate::model::{Millis, Partition, Position, Word};
+use super::{Store, keys::Keys, progress::Checked};
+use crate::model::{Error, Millis, Partition, Position, Word};
 
 /// The time after a successful check for which a process acknowledges decisions without another check.
 pub(super) const VERIFIED_FOR: Duration = Duration::from_secs(2);
 /// The age, before the newest word, up to which the process of a word may still acknowledge decisions. Also the time for which a
 /// process that gives no word holds up the others.
 pub(super) const RECENT: Duration = Duration::from_secs(3);
+/// The age from which a check renews a word that says the same: just below the interval of a process's own checks. A probe of
+/// readiness checks more often, and writes nothing.
+const RENEWED_AFTER: Duration = Duration::from_millis(400);
+// Whoever may still acknowledge has a recent word.
+const _: () = assert!(VERIFIED_FOR.as_millis() + RENEWED_AFTER.as_millis() < RECENT.as_millis());
+/// How long a stop waits for Redis to forget this process.
+const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The age at which a word is removed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
@@ -41,15 +52,31 @@ fn unpack(packed: &str) -> Option<Word> {
 }
 
 /// The words of a partition's processes, by the id of the process.
-pub(super) type Words = HashMap<String, Word>;
+type Words = HashMap<String, Word>;
 
 /// The history of a partition on a server: it changes with a restart, with a promotion, and when the server has `lost` decisions.
 pub(super) fn history(run_id: &str, replication_id: &str, lost: bool) -> String {
     format!("{run_id}:{replication_id}{}", if lost { "!" } else { "" })
 }
 
+/// Whether a check has to give this word, after `last` of the same process.
+fn is_due(last: &Word, word: &Word) -> bool {
+    let same = (&last.history, last.drained) == (&word.history, word.drained);
+    !same || !(0..RENEWED_AFTER.as_millis() as i64).contains(&(word.at.0 - last.at.0))
+}
+
+/// Reads the words of a partition.
+async fn read_words(link: &mut MultiplexedConnection, here: Partition) -> Result<Words, RedisError> {
+    let packed = redis::cmd("HGETALL").arg(Keys(here).instances()).query_async(link).await?;
+    Ok(unpack_all(packed))
+}
+
+fn unpack_all(packed: HashMap<String, String>) -> Words {
+    packed.into_iter().filter_map(|(id, word)| Some((id, unpack(&word)?))).collect()
+}
+
 /// Gives the word of process `id`. Returns the words before, its own included.
-pub(super) async fn give_word(
+async fn give_word(
     link: &mut MultiplexedConnection,
     here: Partition,
     id: &str,
@@ -61,7 +88,7 @@ pub(super) async fn give_word(
     give.cmd("HGETALL").arg(&key);
     give.cmd("HSET").arg(&key).arg(id).arg(pack(word)).ignore();
     let (packed,): (HashMap<String, String>,) = give.query_async(link).await?;
-    let words: Words = packed.into_iter().filter_map(|(id, word)| Some((id, unpack(&word)?))).collect();
+    let words = unpack_all(packed);
     let horizon = word.at.0 - FORGOTTEN_AFTER.as_millis() as i64;
     let forgotten: Vec<&String> = words.iter().filter(|(_, word)| word.at.0 < horizon).map(|(id, _)| id).collect();
     if !forgotten.is_empty() {
@@ -71,7 +98,7 @@ pub(super) async fn give_word(
 }
 
 /// The command that withdraws the word of process `id`.
-pub(super) fn withdrawal(here: Partition, id: &str) -> redis::Cmd {
+fn withdrawal(here: Partition, id: &str) -> redis::Cmd {
     redis::cmd("HDEL").arg(Keys(here).instances()).arg(id).to_owned()
 }
 
@@ -89,7 +116,7 @@ pub struct RollCall {
 
 /// Calls the roll of a history. `before`: the words as this process knew them before the history changed, which a server that lost
 /// its data does not have.
-pub(super) fn call(history: &str, id: &str, words: &Words, before: &Words) -> RollCall {
+fn call(history: &str, id: &str, words: &Words, before: &Words) -> RollCall {
     let mut roll = RollCall::default();
     let newest = words.values().map(|word| word.at.0).max().unwrap_or(0);
     let recent = |at: Millis, newest: i64| at.0 >= newest - RECENT.as_millis() as i64;
@@ -112,6 +139,58 @@ pub(super) fn call(history: &str, id: &str, words: &Words, before: &Words) -> Ro
     roll.silent = silent.map(|(other, _)| other.clone()).collect();
     roll.silent.sort_unstable();
     roll
+}
+
+impl Store {
+    /// Gives this process's word for the history, and calls the roll.
+    pub(super) async fn call_roll(
+        &self,
+        instance: &str,
+        here: Partition,
+        link: &mut MultiplexedConnection,
+        (history, at): (String, Millis),
+        checked: &mut Checked,
+    ) -> Result<RollCall, RedisError> {
+        let watermark = self.watermark(here);
+        let changed = checked.history.as_ref().is_none_or(|(known, _)| *known != history);
+        let acknowledged = if changed { watermark.give_word() } else { watermark.acknowledged() };
+        if changed {
+            checked.begun_before = Some(self.shared.operations.replace());
+        }
+        let drained = checked.begun_before.as_ref().is_none_or(|begun| Arc::strong_count(begun) == 1);
+        let confirmed = self.confirmed(here);
+        let word = Word { history: history.clone(), acknowledged, confirmed, at, drained };
+        let (words, word) = match checked.words.get(instance) {
+            Some(last) if !is_due(last, &word) => (read_words(link, here).await?, last.clone()),
+            _ => (give_word(link, here, instance, &word).await?, word),
+        };
+        if changed {
+            checked.words_before.extend(std::mem::take(&mut checked.words));
+            checked.history = Some((history.clone(), Instant::now()));
+        }
+        checked.words = words;
+        checked.words.insert(instance.to_owned(), word);
+        let roll = call(&history, instance, &checked.words, &checked.words_before);
+        watermark.advance(roll.acknowledged);
+        Ok(roll)
+    }
+
+    /// Withdraws this process's word from every partition, after its last acknowledgement: no process waits for it any more. A word
+    /// that stays, because Redis does not answer, holds the others up for a moment only.
+    pub async fn withdraw_word(&self) {
+        let Some(guard) = self.shared.guard.get() else { return };
+        let withdrawing = async {
+            for here in self.all() {
+                self.query_unchecked::<i64>(here, &withdrawal(here, &guard.instance)).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        match tokio::time::timeout(WITHDRAWAL_TIMEOUT, withdrawing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the word of this process stays in Redis"),
+            Err(_) => tracing::debug!("the word of this process stays in Redis, which does not answer"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +219,19 @@ mod tests {
         for bad in ["", "a", "a 1", "a 1 2 3 4 5", "a 1 2 3 4 5 x"] {
             assert_eq!(unpack(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn word_due_when_it_says_more_than_the_last_or_the_last_is_old() {
+        let last = word("same", 5, 10_000);
+        let renewed_after = RENEWED_AFTER.as_millis() as i64;
+        for (at, due) in
+            [(10_000, false), (9_999 + renewed_after, false), (10_000 + renewed_after, true), (9_999, true)]
+        {
+            assert_eq!(is_due(&last, &word("same", 6, at)), due, "{at}");
+        }
+        assert!(is_due(&last, &word("new", 5, 10_001)));
+        assert!(is_due(&Word { drained: false, ..last.clone() }, &last));
     }
 
     #[test]

@@ -272,9 +272,9 @@ async fn readiness_polled_often_costs_redis_little() {
         });
     }
     asking.join_all().await;
-    // At most a hundred probes at once and a hundred per second reach Redis, each with nine commands; the process adds its
-    // own.
-    let most = 1_000 * (began.elapsed().as_secs() + 2);
+    // At most a hundred probes at once and a hundred per second reach Redis, each with a few commands; the process adds
+    // its own.
+    let most = 800 * (began.elapsed().as_secs() + 2);
     let sent = commands(&mut redis).await - before;
     assert!(sent <= most, "{sent} commands for {asked} questions in {:?}", began.elapsed());
     test.finish().await;
