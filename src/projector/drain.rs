@@ -25,8 +25,8 @@ impl Projector {
         // A second round, because the relay of an order's end is a decision in the remote partition.
         let rounds = if self.store.partitions() > 1 { 2 } else { 1 };
         for _ in 0..rounds {
-            for here in self.store.all() {
-                self.store.check_patiently(here).await?;
+            for (_, checked) in self.store.check_patiently(self.store.all()).await {
+                checked?;
             }
             for (here, decided) in self.store.acknowledged() {
                 self.project_until(here, decided).await?;

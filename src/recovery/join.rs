@@ -285,8 +285,8 @@ pub async fn join(
     store.check_settings(durability).await?;
     store.load_scripts().await?;
     store.guard(&identity.store, durability, config.durability.ack, open::progress_source(db));
-    for here in store.all().filter(|here| !frozen.contains(here)) {
-        if let Err(error) = store.check_patiently(here).await {
+    for (_, checked) in store.check_patiently(store.all().filter(|here| !frozen.contains(here))).await {
+        if let Err(error) = checked {
             return Ok(Err(error.to_string()));
         }
     }

@@ -113,8 +113,8 @@ pub async fn open(
     for (here, reason) in &gaps {
         store.freeze(*here, reason, FreezeCause::Gap).await?;
     }
-    for here in store.all().filter(|here| !gaps.contains_key(here)) {
-        match store.check_patiently(here).await {
+    for (here, checked) in store.check_patiently(store.all().filter(|here| !gaps.contains_key(here))).await {
+        match checked {
             Ok(()) => {}
             Err(Error::Unavailable { reason, .. }) => {
                 closed.entry(here).or_insert_with(|| format!("{reason} ({REBUILD})"));

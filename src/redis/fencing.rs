@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
 use uuid::Uuid;
 
@@ -147,11 +147,16 @@ impl Store {
         self.check_over(here, &handle, &mut link).await
     }
 
-    /// Checks a partition at a start or a stop. Waits while other processes may still give their words for it, at most [`RECENT`].
-    ///
-    /// # Errors
-    /// As [`Store::check`].
-    pub async fn check_patiently(&self, here: Partition) -> Result<(), Error> {
+    /// Checks partitions at a start or a stop, all at once. Waits while other processes may still give their words, at most
+    /// [`RECENT`]. Returns the result of each, as [`Store::check`].
+    pub async fn check_patiently(
+        &self,
+        partitions: impl Iterator<Item = Partition>,
+    ) -> Vec<(Partition, Result<(), Error>)> {
+        join_all(partitions.map(async |here| (here, self.check_until_heard(here).await))).await
+    }
+
+    async fn check_until_heard(&self, here: Partition) -> Result<(), Error> {
         loop {
             let checked = self.check(here).await;
             if checked.is_ok() || !self.watermark(here).checking.lock().await.waits_for_words {
