@@ -43,6 +43,7 @@ use super::{
     findings::{Bound, PartitionFinding, PossibleLosses},
     load::Loading,
     log::{OpenRecoveries, RebuildCause, RecoveryLog, end_interrupted},
+    open::reported_progress,
     prepare::continuations,
     progress::Progress,
     repair::Repair,
@@ -267,19 +268,13 @@ impl Rebuild {
 
     /// The recoveries of these partitions, as the stores are now.
     async fn open_recoveries(&self, scope: &Scope, cause: RebuildCause) -> anyhow::Result<OpenRecoveries<'_>> {
-        let (projected, acknowledged) = (progress::projected(&self.db).await?, progress::acknowledged(&self.db).await?);
+        let reported = reported_progress(&self.db).await?;
         let mut log = OpenRecoveries::new(&self.log, &self.db, &self.clock, cause);
         for here in scope.iter() {
-            let acknowledged = acknowledged.iter().find(|acknowledged| acknowledged.partition == here);
-            let projected = projected.iter().find(|projected| projected.partition == here);
-            let state = self.store.partition_state(here).await?;
-            log.add(
-                here,
-                &state,
-                acknowledged.map(|acknowledged| acknowledged.position).unwrap_or_default(),
-                projected.map(|projected| projected.position).unwrap_or_default(),
-            )
-            .await;
+            let known = reported.iter().find(|reported| reported.partition == here);
+            let (acknowledged, projected) =
+                known.map(|known| (known.acknowledged, known.projected.position)).unwrap_or_default();
+            log.add(here, &self.store.partition_state(here).await?, acknowledged, projected).await;
         }
         Ok(log)
     }

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 
 use super::{
     log::{NoticedLoss, RebuildCause, RecoveryLog},
+    open::reported_progress,
     rebuild::{Barrier, LossBounds, QUIET_PERIOD, Rebuild, RebuildOptions, Summary},
 };
 use crate::{
@@ -144,8 +145,7 @@ impl Watch {
             return Ok(Vec::new());
         }
         let replies_waited = progress::only_postgres_acknowledged(&self.db).await?;
-        let projected = progress::projected(&self.db).await?;
-        let reported = progress::acknowledged(&self.db).await?;
+        let reported = reported_progress(&self.db).await?;
         // A process that works with another Redis: REDIS_URL of this one leads to the wrong one.
         let elsewhere = progress::reported_within(&self.db, QUIET_PERIOD).await?;
         let noticed = self.noticed.lock();
@@ -155,17 +155,14 @@ impl Watch {
             if failed.is_some_and(|failed| failed.elapsed() < RETRY_INTERVAL) || elsewhere.contains(&here) {
                 continue;
             }
-            let Some(projected) = projected.iter().find(|projected| projected.partition == here) else { continue };
-            let projected = projected.position;
-            let reported = reported.iter().find(|reported| reported.partition == here);
-            let reported = reported.map(|reported| reported.position).unwrap_or_default();
+            let Some(known) = reported.iter().find(|reported| reported.partition == here) else { continue };
             if replies_waited {
-                // Nobody was told more than PostgreSQL had.
-                (loss.confirmed, loss.silent, loss.witnessed) = (reported, Vec::new(), true);
+                // No client was told of a decision that PostgreSQL lacked.
+                (loss.confirmed, loss.silent, loss.witnessed) = (known.acknowledged, Vec::new(), true);
             } else {
-                loss.confirmed = loss.confirmed.max(reported);
+                loss.confirmed = loss.confirmed.max(known.acknowledged);
             }
-            let complete = loss.all_spoke() && loss.confirmed <= projected;
+            let complete = loss.all_spoke() && loss.confirmed <= known.projected.position;
             let wait = if loss.witnessed { self.wait } else { self.wait + NEWCOMER_DELAY };
             let waited = at.elapsed() >= wait && self.mode == RecoveryMode::Automatic;
             if complete || waited {
