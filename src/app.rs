@@ -117,7 +117,7 @@ pub struct App {
     /// Actions of operators that are not in PostgreSQL yet.
     pub operator_log: Arc<OperatorLog>,
     /// The recovery of partitions whose data Redis lost.
-    recovery: Arc<Watch>,
+    pub recovery: Arc<Watch>,
     /// What this process tells those that start while PostgreSQL is away.
     voucher: Voucher,
     /// What PostgreSQL has to confirm; `None` if the process started with PostgreSQL.
@@ -322,11 +322,6 @@ impl App {
             confirmation.clone().keep_asking(self.stopping.clone(), &self.workers);
         }
         self.engine.keep_watch(projects, &self.workers);
-    }
-
-    /// The recovery of partitions whose data Redis lost.
-    pub fn recovery(&self) -> &Watch {
-        &self.recovery
     }
 
     /// Starts to vouch for Redis while PostgreSQL is away, for instances that start meanwhile. Only for a process that serves.

@@ -1,6 +1,6 @@
 //! The log of recoveries: what became of each partition that was rebuilt, for operators.
 //!
-//! Every rebuild writes it, whoever began it: a row per partition in `recoveries`, and an entry in the operator log once the
+//! Every rebuild writes it, by a process or by an operator: a row per partition in `recoveries`, and an entry in the operator log once the
 //! rebuild has ended. No rebuild depends on it: PostgreSQL may be away when a rebuild ends, and what could not be written is
 //! kept and written later.
 
@@ -27,9 +27,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause between two attempts of [`RecoveryLog::flush`].
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Who the operator log names for a recovery that nobody asked for.
+/// Who the operator log names for a recovery that a process began by itself.
 const SERVICE: &str = "firstcome";
-/// Who the operator log names for `firstcome rebuild`: nobody signs in to it.
+/// Who the operator log names for `firstcome rebuild`, which asks for no token.
 const COMMAND_LINE: &str = "command-line";
 
 /// What PostgreSQL does not have yet. Clones share it. Without a bound: a rebuild begins only if PostgreSQL answers.

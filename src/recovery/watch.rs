@@ -68,12 +68,8 @@ pub struct Noticed {
     failed: Option<Instant>,
 }
 
-/// A lost partition, and what is known of its loss.
-#[derive(Clone, Debug)]
-struct Lost {
-    here: Partition,
-    loss: PartitionLoss,
-}
+/// Lost partitions, and what is known of each loss.
+type Losses = BTreeMap<Partition, PartitionLoss>;
 
 impl Watch {
     /// Writes in the background what the log of recoveries lacks, and watches, unless operators recover by hand.
@@ -100,21 +96,20 @@ impl Watch {
     /// PostgreSQL or Redis is unavailable, or the rebuild is refused.
     pub async fn step(&self) -> anyhow::Result<Option<Summary>> {
         let store = &self.store;
-        let losses: BTreeMap<Partition, PartitionLoss> =
-            store.all().filter_map(|here| Some((here, store.loss(here)?))).collect();
+        let losses: Losses = store.all().filter_map(|here| Some((here, store.loss(here)?))).collect();
         self.notice(&losses);
         // A hanging connection must not stop the watch.
         let due = tokio::time::timeout(POSTGRES_TIMEOUT, self.due(losses)).await;
-        let due = due.context("PostgreSQL does not answer")??;
+        let mut due = due.context("PostgreSQL does not answer")??;
         if due.is_empty() {
             return Ok(None);
         }
         let Some(lock) = progress::Lock::try_take(&self.db).await? else { return Ok(None) };
         // Another process may have recovered some meanwhile.
-        for lost in &due {
-            let _closed = store.check(lost.here).await;
+        for here in due.keys() {
+            let _closed = store.check(*here).await;
         }
-        let due: Vec<Lost> = due.into_iter().filter(|lost| store.loss(lost.here).is_some()).collect();
+        due.retain(|here, _| store.loss(*here).is_some());
         if due.is_empty() {
             return Ok(None);
         }
@@ -122,7 +117,7 @@ impl Watch {
     }
 
     /// Remembers new losses, and forgets those that have ended.
-    fn notice(&self, losses: &BTreeMap<Partition, PartitionLoss>) {
+    fn notice(&self, losses: &Losses) {
         let mut noticed = self.noticed.lock();
         noticed.retain(|here, _| losses.contains_key(here));
         for (here, loss) in losses {
@@ -138,18 +133,17 @@ impl Watch {
     }
 
     /// The lost partitions that can be recovered now.
-    async fn due(&self, losses: BTreeMap<Partition, PartitionLoss>) -> anyhow::Result<Vec<Lost>> {
-        let heard = |loss: &PartitionLoss| loss.silent.is_empty() || loss.waited;
-        let losses: Vec<_> = losses.into_iter().filter(|(_, loss)| heard(loss)).collect();
+    async fn due(&self, mut losses: Losses) -> anyhow::Result<Losses> {
+        losses.retain(|_, loss| loss.silent.is_empty() || loss.waited);
         if losses.is_empty() {
-            return Ok(Vec::new());
+            return Ok(losses);
         }
         let replies_waited = progress::only_postgres_acknowledged(&self.db).await?;
         let reported = reported_progress(&self.db).await?;
         // A process that works with another Redis: REDIS_URL of this one leads to the wrong one.
         let elsewhere = progress::reported_within(&self.db, QUIET_PERIOD).await?;
         let noticed = self.noticed.lock();
-        let mut due = Vec::new();
+        let mut due = Losses::new();
         for (here, mut loss) in losses {
             let Some(Noticed { at, failed }) = noticed.get(&here) else { continue };
             if failed.is_some_and(|failed| failed.elapsed() < RETRY_INTERVAL) || elsewhere.contains(&here) {
@@ -166,29 +160,27 @@ impl Watch {
             let wait = if loss.witnessed { self.wait } else { self.wait + NEWCOMER_DELAY };
             let waited = at.elapsed() >= wait && self.mode == RecoveryMode::Automatic;
             if complete || waited {
-                due.push(Lost { here, loss });
+                due.insert(here, loss);
             }
         }
         Ok(due)
     }
 
     /// Rebuilds these partitions, and logs their recoveries.
-    async fn recover(&self, due: &[Lost], lock: &progress::Lock) -> anyhow::Result<Summary> {
-        let acknowledged: Vec<_> = due.iter().map(|lost| (lost.here, lost.loss.confirmed)).collect();
+    async fn recover(&self, due: &Losses, lock: &progress::Lock) -> anyhow::Result<Summary> {
+        let acknowledged: Vec<_> = due.iter().map(|(here, loss)| (*here, loss.confirmed)).collect();
         progress::record_acknowledged(&self.db, &acknowledged).await?;
-        let counted = due.iter().filter(|lost| lost.loss.all_spoke()).map(|lost| lost.here).collect();
-        let partitions: BTreeSet<Partition> = due.iter().map(|lost| lost.here).collect();
+        let counted = due.iter().filter(|(_, loss)| loss.all_spoke()).map(|(here, _)| *here).collect();
+        let partitions: BTreeSet<Partition> = due.keys().copied().collect();
         let options =
             RebuildOptions { partitions: Some(partitions), discard: false, lost_at_most: LossBounds::Counted(counted) };
-        let noticed = due.iter().map(|lost| (lost.here, self.noticed_loss(lost))).collect();
+        let noticed = due.iter().map(|(here, loss)| (*here, self.noticed_loss(*here, loss))).collect();
         let cause = RebuildCause { begun_by: BegunBy::Service, noticed };
         let recovered = async { self.rebuild().await?.run_holding(lock, options, cause).await }.await;
         if recovered.is_err() {
             let mut noticed = self.noticed.lock();
-            for lost in due {
-                if let Some(noticed) = noticed.get_mut(&lost.here) {
-                    noticed.failed = Some(Instant::now());
-                }
+            for (_, noticed) in noticed.iter_mut().filter(|(here, _)| due.contains_key(here)) {
+                noticed.failed = Some(Instant::now());
             }
         }
         recovered
@@ -210,10 +202,10 @@ impl Watch {
         Ok(Rebuild { store, db, projector, clock, zone, retention, durability, barrier: Some(barrier), log })
     }
 
-    fn noticed_loss(&self, lost: &Lost) -> NoticedLoss {
-        let ago = self.noticed.lock().get(&lost.here).map_or(Duration::ZERO, |noticed| noticed.at.elapsed());
+    fn noticed_loss(&self, here: Partition, loss: &PartitionLoss) -> NoticedLoss {
+        let ago = self.noticed.lock().get(&here).map_or(Duration::ZERO, |noticed| noticed.at.elapsed());
         let at = self.clock.now().plus(-(ago.as_millis() as i64));
-        NoticedLoss { reason: lost.loss.reason.clone(), silent: lost.loss.silent.clone(), at }
+        NoticedLoss { reason: loss.reason.clone(), silent: loss.silent.clone(), at }
     }
 }
 

@@ -178,7 +178,7 @@ async fn lagging_replica_left_to_operator_when_recovery_lossless() {
     // Two more looks of the watch.
     for _ in 0..2 {
         test.engine.check().await;
-        assert_eq!(test.app.recovery().step().await.unwrap(), None);
+        assert_eq!(test.app.recovery.step().await.unwrap(), None);
     }
     test.put_charge(user, 1).await.refused(503, "SERVICE_UNAVAILABLE");
     assert_eq!(recoveries::page(&test.db, 0, 100).await.unwrap().total, 0);
@@ -205,13 +205,13 @@ async fn process_started_beside_lost_partition_decides_in_the_others_and_recover
             assert_eq!(charged.is_ok(), user % 3 != lost, "{charged:?} in partition {} of {lost}", user % 3);
         }
         assert_eq!(
-            second.recovery().step().await.unwrap(),
+            second.recovery.step().await.unwrap(),
             None,
             "the second process does not know who acknowledged what"
         );
         until("the first process recovers", async || {
             test.engine.check().await;
-            test.app.recovery().step().await.unwrap()
+            test.app.recovery.step().await.unwrap()
         })
         .await;
         let log = recoveries::page(&test.db, 0, 100).await.unwrap().items;
