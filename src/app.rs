@@ -473,7 +473,8 @@ impl App {
         let flushed = async { tokio::join!(self.operator_log.flush(db, left), self.recovery.log.flush(db, left)) };
         // Not into a database that is not this store's.
         let projects = projects && self.contradiction().is_none();
-        let projected = async { !projects || self.drain(end).await };
+        // Boxed: the future is large.
+        let projected = async { !projects || Box::pin(self.drain(end)).await };
         let (flushed, projected) = tokio::join!(flushed, self.engine.end_acknowledging(projected));
         ended && flushed == (true, true) && projected
     }

@@ -6,7 +6,7 @@
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::telemetry::metrics;
@@ -15,6 +15,17 @@ pub use metrics::worker::Worker;
 
 /// The pause before a worker that panicked starts again.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+
+/// Repeats `attempt` with pauses until it succeeds, at most for `limit`. Returns whether it succeeded.
+pub async fn retry_within<E>(limit: Duration, pause: Duration, attempt: impl AsyncFn() -> Result<(), E>) -> bool {
+    // Boxed: the future of an attempt may be large.
+    let trying = Box::pin(async {
+        while attempt().await.is_err() {
+            sleep(pause).await;
+        }
+    });
+    timeout(limit, trying).await.is_ok()
+}
 
 /// The workers of a process. A clone starts and stops the same ones.
 #[derive(Clone, Debug)]

@@ -22,7 +22,7 @@ use crate::{
     model::{Error, *},
     postgres,
     telemetry::metrics,
-    worker::{Worker, Workers},
+    worker::{Worker, Workers, retry_within},
 };
 
 /// The capacity of the queue: some megabytes.
@@ -100,12 +100,7 @@ impl OperatorLog {
     /// Writes the queue within `limit`, and drops the rest. Call it only after [`OperatorLog::keep_writing`] has stopped.
     /// Returns whether everything is written.
     pub async fn flush(&self, db: &postgres::Connection, limit: Duration) -> bool {
-        let flushing = async {
-            while self.write(db).await.is_err() {
-                tokio::time::sleep(RETRY_INTERVAL).await;
-            }
-        };
-        let written = tokio::time::timeout(limit, flushing).await.is_ok();
+        let written = retry_within(limit, RETRY_INTERVAL, async || self.write(db).await).await;
         if !written {
             let rest: Vec<OperatorAction> = self.queue().drain(..).collect();
             rest.iter().for_each(|action| self.drop_one(action, "the process ends"));

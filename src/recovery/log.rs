@@ -20,6 +20,7 @@ use crate::{
     postgres::{self, operator_log, recoveries},
     redis::bulk::PartitionState,
     telemetry::metrics,
+    worker::retry_within,
 };
 
 /// The time limit of a write: a connection may hang.
@@ -95,12 +96,7 @@ impl RecoveryLog {
     /// Writes what is kept within `limit`, and drops the rest. Returns whether everything is written. Only for the end of the
     /// process, or of its only rebuild.
     pub async fn flush(&self, db: &postgres::Connection, limit: Duration) -> bool {
-        let flushing = async {
-            while self.write(db).await.is_err() {
-                tokio::time::sleep(RETRY_INTERVAL).await;
-            }
-        };
-        let written = tokio::time::timeout(limit, flushing).await.is_ok();
+        let written = retry_within(limit, RETRY_INTERVAL, async || self.write(db).await).await;
         if !written {
             for RecoveryEntry { recovery, .. } in self.0.lock().drain(..) {
                 tracing::error!(?recovery, "a recovery is not in the log of recoveries");

@@ -38,6 +38,15 @@ impl Lagging {
         Lagging { test, second, replica, user, product }
     }
 
+    /// As [`Lagging::start`], with decisions that only PostgreSQL has, which can't take the log of recoveries.
+    async fn start_without_log() -> Lagging {
+        let lagging = Lagging::start(DurabilityConfig::default(), true).await;
+        lagging.decide(2).await;
+        lagging.test.drain().await;
+        lagging.test.sql("ALTER TABLE recoveries RENAME TO away").await;
+        lagging
+    }
+
     /// Decisions that the replica does not get.
     async fn decide(&self, decisions: i64) {
         for _ in 0..decisions {
@@ -99,10 +108,7 @@ async fn lagging_replica_recovered_without_loss_when_postgres_has_everything() {
 /// PostgreSQL can't take the log while the recovery ends: the processes write it afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recovery_recorded_later_when_log_unavailable() {
-    let lagging = Lagging::start(DurabilityConfig::default(), true).await;
-    lagging.decide(2).await;
-    lagging.test.drain().await;
-    lagging.test.sql("ALTER TABLE recoveries RENAME TO away").await;
+    let lagging = Lagging::start_without_log().await;
     let (test, second, user, _) = lagging.fail_over().await;
     until_ready(&test).await;
     test.put_charge(user, 1).await.ok();
@@ -126,10 +132,7 @@ async fn recovery_recorded_later_when_log_unavailable() {
 /// What PostgreSQL could not take until the end of the process is written by its stop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recovery_recorded_by_stop_when_log_unavailable_before() {
-    let lagging = Lagging::start(DurabilityConfig::default(), true).await;
-    lagging.decide(2).await;
-    lagging.test.drain().await;
-    lagging.test.sql("ALTER TABLE recoveries RENAME TO away").await;
+    let lagging = Lagging::start_without_log().await;
     let (test, second, ..) = lagging.fail_over().await;
     until_ready(&test).await;
     let back = test.sql("ALTER TABLE away RENAME TO recoveries");
