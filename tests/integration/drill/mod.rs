@@ -259,25 +259,24 @@ async fn redis_killed_and_served_again_when_restarted() {
 #[ignore = "make drill"]
 async fn redis_master_killed_and_partitions_recovered_when_replica_behind() {
     let plan = Plan { redis: Layout::Sentinels, partitions: 3, ack: "postgres", ..Plan::SMALLEST };
-    let mut drill = Drill::start(plan).await;
-    drill.site.redis.hold_back(0).await;
-    drill.requests(HELD_BACK).await;
     let fault = "Redis's master is killed, and the Sentinels promote a replica that is seconds behind";
-    drill.rehearse(fault, async |drill| drill.site.redis.masters[0].kill().await.unwrap()).await;
-    drill.rehearse("the old master comes back", async |drill| drill.site.redis.restart(0).await).await;
-    assert_recovered(&drill.end().await);
+    kill_master_before_its_replica_catches_up(plan, 0, fault).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make drill"]
 async fn cluster_master_killed_and_partitions_recovered_when_replica_behind() {
     let plan = Plan { redis: Layout::Cluster, partitions: 8, ack: "postgres", ..Plan::SMALLEST };
-    let mut drill = Drill::start(plan).await;
-    drill.site.redis.hold_back(1).await;
-    drill.requests(HELD_BACK).await;
     let fault = "a master of the cluster is killed, and its replica, seconds behind, takes over";
-    drill.rehearse(fault, async |drill| drill.site.redis.masters[1].kill().await.unwrap()).await;
-    drill.rehearse("the old master comes back", async |drill| drill.site.redis.restart(1).await).await;
+    kill_master_before_its_replica_catches_up(plan, 1, fault).await;
+}
+
+async fn kill_master_before_its_replica_catches_up(plan: Plan, master: usize, fault: &str) {
+    let mut drill = Drill::start(plan).await;
+    drill.site.redis.hold_back(master).await;
+    drill.requests(HELD_BACK).await;
+    drill.rehearse(fault, async |drill| drill.site.redis.masters[master].kill().await.unwrap()).await;
+    drill.rehearse("the old master comes back", async |drill| drill.site.redis.restart(master).await).await;
     assert_recovered(&drill.end().await);
 }
 
