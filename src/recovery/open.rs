@@ -51,12 +51,7 @@ pub async fn open(
 ) -> anyhow::Result<Store> {
     postgres::check_schema(db).await?;
     store.check_settings(durability).await?;
-    let in_postgres = progress::identity(db).await?.map(identity_of);
-    let store = match &in_postgres {
-        Some(identity) => store.with_partitions(identity.partitions),
-        None => store,
-    };
-    let in_redis = store.identity().await?;
+    let Identities { store, in_redis, in_postgres, decided } = identities(store, db).await?;
     let identity = match (in_redis, in_postgres) {
         (None, None) => {
             let name = Uuid::new_v4().to_string();
@@ -69,7 +64,7 @@ pub async fn open(
             stored
         }
         (None, Some(in_postgres)) => {
-            if has_decisions(db).await? {
+            if decided {
                 bail!(
                     "Redis is empty, but PostgreSQL has what store {} decided: bring that Redis back with its data, or run \
                      `firstcome rebuild`",
@@ -92,7 +87,7 @@ pub async fn open(
                     in_postgres.store
                 );
             }
-            if !has_decisions(db).await? && is_half_initialised(&store).await? {
+            if !decided && is_half_initialised(&store).await? {
                 // The first start ended before it had initialised Redis.
                 store.initialise(&in_postgres).await?;
             }
@@ -131,6 +126,32 @@ pub async fn open(
         progress::acknowledges_before_postgres(db).await?;
     }
     Ok(store)
+}
+
+/// The identities of both sides at one moment.
+struct Identities {
+    /// The store, with the partitions that PostgreSQL has.
+    store: Store,
+    in_redis: Option<Identity>,
+    in_postgres: Option<Identity>,
+    /// Whether PostgreSQL had a decision before Redis was read.
+    decided: bool,
+}
+
+/// Reads the identities, again if the first start of another process wrote PostgreSQL's, and possibly Redis's, meanwhile.
+async fn identities(mut store: Store, db: &postgres::Connection) -> anyhow::Result<Identities> {
+    loop {
+        let in_postgres = progress::identity(db).await?.map(identity_of);
+        // Redis knows what PostgreSQL knew before, unless it lost it.
+        let decided = has_decisions(db).await?;
+        if let Some(identity) = &in_postgres {
+            store = store.with_partitions(identity.partitions);
+        }
+        let in_redis = store.identity().await?;
+        if progress::identity(db).await?.is_some() == in_postgres.is_some() {
+            return Ok(Identities { store, in_redis, in_postgres, decided });
+        }
+    }
 }
 
 /// Checks the configured number of partitions, if it is set.

@@ -14,9 +14,12 @@ use firstcome::{
 use futures_util::future::join_all;
 use sea_orm::DatabaseConnection;
 
-use crate::support::{
-    harness::{self, Options, START, call},
-    invariants,
+use crate::{
+    redis::proxy::{Fault, Proxy},
+    support::{
+        harness::{self, Options, START, call},
+        invariants,
+    },
 };
 
 /// Redis and a PostgreSQL database without a service.
@@ -195,6 +198,31 @@ async fn concurrent_starts_of_new_store_agree() {
             stores.end().await;
         }
     }
+}
+
+#[tokio::test]
+async fn start_agrees_when_another_creates_store_between_its_reads() {
+    let stores = Stores::new().await;
+    let proxy = Proxy::before(stores.redis.socket_path()).await;
+    let through_proxy = proxy.url();
+    // The read of the identity, after that of PostgreSQL.
+    proxy.set(Fault::Hold("\r\npartitions\r\n"));
+    let postgres = harness::postgres_url(&stores.database);
+    let second = open(&through_proxy, &postgres, Some(2));
+    let first = async {
+        proxy.held().await;
+        let first = stores.open(Some(2)).await.unwrap();
+        proxy.set(Fault::None);
+        first
+    };
+    let (first, second) = tokio::join!(first, second);
+    let second = second.unwrap();
+    let user = user(&first, 5).await;
+    assert_eq!(second.engine.balance(user).await.unwrap().balance, 5);
+    for app in [first, second] {
+        app.db.close().await.unwrap();
+    }
+    stores.end().await;
 }
 
 #[tokio::test]

@@ -27,6 +27,8 @@ pub enum Fault {
     LoseReplies {
         after: usize,
     },
+    /// Does not pass on bytes in which this stands, until the fault is another one.
+    Hold(&'static str),
 }
 
 /// A listening proxy. Dropped, it cuts every connection.
@@ -44,11 +46,30 @@ struct State {
     replies: AtomicUsize,
     /// Notified to cut all connections.
     cut: Notify,
+    /// Notified when a command is held.
+    held: Notify,
+    /// Notified when the fault is set.
+    set: Notify,
 }
 
 impl State {
     fn fault(&self) -> Fault {
         self.fault.lock().unwrap().clone()
+    }
+
+    /// Waits while these bytes are held.
+    async fn pass(&self, bytes: &[u8]) {
+        loop {
+            let mut set = std::pin::pin!(self.set.notified());
+            set.as_mut().enable();
+            match self.fault() {
+                Fault::Hold(word) if bytes.windows(word.len()).any(|part| part == word.as_bytes()) => {
+                    self.held.notify_one();
+                    set.await;
+                }
+                _ => return,
+            }
+        }
     }
 }
 
@@ -62,6 +83,8 @@ impl Proxy {
             socket: Mutex::new(socket),
             replies: AtomicUsize::new(0),
             cut: Notify::new(),
+            held: Notify::new(),
+            set: Notify::new(),
         });
         let shared = state.clone();
         let accepting = tokio::spawn(async move {
@@ -90,6 +113,12 @@ impl Proxy {
     pub fn set(&self, fault: Fault) {
         *self.state.fault.lock().unwrap() = fault;
         self.state.replies.store(0, Ordering::SeqCst);
+        self.state.set.notify_waiters();
+    }
+
+    /// Waits until a command is held.
+    pub async fn held(&self) {
+        self.state.held.notified().await;
     }
 
     /// Connects new connections to the Redis at this socket; open ones stay.
@@ -122,12 +151,15 @@ async fn forward(client: TcpStream, socket: PathBuf, state: &State) -> io::Resul
                 return io::Result::Ok(());
             }
             let whole = commands.count(&buffer[..length]);
+            state.pass(&buffer[..length]).await;
             match state.fault() {
                 Fault::Answer(error) => {
                     let errors = format!("-{error}\r\n").repeat(whole);
                     to_client.lock().await.write_all(errors.as_bytes()).await?;
                 }
-                Fault::None | Fault::LoseReplies { .. } => to_redis.write_all(&buffer[..length]).await?,
+                Fault::None | Fault::LoseReplies { .. } | Fault::Hold(_) => {
+                    to_redis.write_all(&buffer[..length]).await?
+                }
             }
         }
     };
