@@ -36,7 +36,7 @@ pub(super) struct RebuildArgs {
     /// Go on where decisions would be discarded that Redis has and PostgreSQL does not
     #[arg(long)]
     discard: bool,
-    /// The most decisions that were lost in each partition, beside discarded ones, where somebody knows: keeps less off sale
+    /// The most decisions that were lost in each partition, beside discarded ones, if their number is known: keeps less off sale
     #[arg(long, value_parser = clap::value_parser!(i64).range(0..))]
     lost_at_most: Option<i64>,
 }

@@ -2,7 +2,7 @@
 //!
 //! **A rebuild of some partitions, while the others decide.** Rows of PostgreSQL that two partitions share are compared:
 //! coupons, and stock that one holds for an order of the other. So the others are projected up to where they were after
-//! the freeze; whatever they did because of a decision of a frozen partition is then in PostgreSQL. A step that one of
+//! the freeze; their effects of decisions of a frozen partition are then in PostgreSQL. A step that one of
 //! them lacks is taken by its scripts ([`repair`](super::repair)). One that has taken a step which the rows of the frozen
 //! partition contradict has to go back, and is rebuilt too: the scope grows.
 

@@ -79,7 +79,7 @@ impl<K: Copy + Eq + Hash, R, A> Batcher<K, R, A> {
             total += waiting.weight;
             total <= MAX_BATCH_WEIGHT
         };
-        // The first is taken whatever its weight.
+        // The first is taken at any weight.
         let count = queue.iter().take(MAX_BATCH).take_while(fits).count().max(1).min(queue.len());
         let batch =
             queue.drain(..count).map(|QueuedRequest { request, weight, reply_to }| (request, (weight, reply_to)));

@@ -71,7 +71,7 @@ pub(super) struct Watermark {
 struct Changes {
     /// The reason why the partition is closed, or was closed last.
     reason: String,
-    /// Incremented by whatever makes the result of a check in progress obsolete.
+    /// Incremented by each event that makes the result of a check in progress obsolete.
     generation: u64,
 }
 

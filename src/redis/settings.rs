@@ -185,8 +185,8 @@ impl ServerSettings {
             && !value.parse::<usize>().is_ok_and(|value| value >= replicas)
         {
             settings.losing.push(format!(
-                "{MIN_REPLICAS} is {value} and must be {replicas} or more with ACK=replica, or a master without replicas makes \
-                 decisions that are acknowledged to nobody"
+                "{MIN_REPLICAS} is {value} and must be {replicas} or more with ACK=replica, or a master without replicas keeps \
+                 writing decisions that it can't acknowledge"
             ));
         }
         settings

@@ -118,7 +118,7 @@ pub async fn healthz() -> Json<HealthResponse> {
 )]
 async fn readyz(State(health): State<HealthState>) -> Response {
     if health.stopping.is_cancelled() {
-        // Balancers are to use another process, whatever the check says.
+        // Balancers use another process, even if the check succeeds.
         return not_ready(vec![STOPPING.to_owned()]);
     }
     match health.check().await {
