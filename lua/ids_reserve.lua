@@ -2,13 +2,14 @@
 -- Reserves consecutive ids. A repeat under the same idempotency key gets the same ids, so it can create under them again. Ids
 -- that are never used leave a gap and do no other harm; without a key there is therefore no event.
 --
--- KEYS 1 meta    hash    state of the first partition
+-- KEYS 1 meta    hash    partition state
 --      2 outbox  stream
 --      3 record  list    idempotency record
 --      4 ids     hash    sequence name -> last id reserved
 -- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 sequence name  6 number of ids
+--      7 '1' to start a sequence that does not exist, '0' to refuse it
 -- Returns {'RESERVED', epoch, seq, first id} under a key, else {'ALLOCATED', first id}
---      or {'REPLAYED', ...the former} | KEY_REUSED | PARTITION_CLOSED
+--      or {'REPLAYED', ...the former} | KEY_REUSED | NO_SEQUENCE | PARTITION_CLOSED
 -- Emits ids_reserved (under a key only)
 --@include lists
 --@include partition
@@ -21,7 +22,9 @@ local epoch, seq = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
-local last = tonumber(redis.call('HGET', ids, sequence) or 0) + count
+local last = redis.call('HGET', ids, sequence)
+if not last and ARGV[7] == '0' then return { 'NO_SEQUENCE' } end
+last = tonumber(last or 0) + count
 local reply = { 'RESERVED', epoch, seq, last - count + 1 }
 ---- checks above, writes below -------------------------------------------------------------------------------------
 if fingerprint ~= '' then

@@ -42,7 +42,7 @@ use crate::{
     gateway::Gateways,
     model::*,
     postgres,
-    redis::Store,
+    redis::{Store, commands::OwnSequence},
 };
 
 /// The maximum time that a listing from PostgreSQL waits for the projection of the decisions before it.
@@ -62,8 +62,8 @@ pub struct Engine {
     give_up_ms: i64,
     watch_ms: i64,
     gateway_timeout_ms: i64,
-    orders_seq: id_allocator::Sequence,
-    payments_seq: id_allocator::Sequence,
+    order_ids: id_allocator::Allocator,
+    payment_ids: id_allocator::Allocator,
     campaigns: coupons::CampaignCache,
     sold_out: Arc<sold_out::SoldOutCache>,
     popular: catalog::PopularCache,
@@ -84,6 +84,7 @@ impl Engine {
     ) -> Self {
         let sold_out = sold_out::SoldOutCache::new(store.clone(), clock.clone(), shop.sold_out_lease_ms);
         let archive = Archive::new(store.clone(), db.clone(), shop.time_zone);
+        let partitions = store.partitions();
         Engine {
             store,
             db,
@@ -97,8 +98,8 @@ impl Engine {
             give_up_ms: gateway.payment_gateway_give_up_seconds * 1000,
             watch_ms: gateway.payment_gateway_watch_seconds * 1000,
             gateway_timeout_ms: gateway.payment_gateway_timeout_ms as i64,
-            orders_seq: id_allocator::Sequence::new("order"),
-            payments_seq: id_allocator::Sequence::new("payment"),
+            order_ids: id_allocator::Allocator::new(OwnSequence::Orders, partitions),
+            payment_ids: id_allocator::Allocator::new(OwnSequence::Payments, partitions),
             campaigns: coupons::CampaignCache::default(),
             sold_out: Arc::new(sold_out),
             popular: catalog::PopularCache::default(),

@@ -27,7 +27,7 @@ impl Engine {
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
         let _operation = self.store.begin_operation();
         let owner = self.store.owner(order.user_id.get());
-        let id = self.orders_seq.next(&self.store, owner).await?;
+        let id = self.order_ids.next(&self.store, owner).await?;
         let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
         let terms = match order.coupon_id {
             Some(coupon) => self.terms(coupon).await?,

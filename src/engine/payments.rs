@@ -37,7 +37,7 @@ impl Engine {
     /// outcome at the gateway is unknown.
     pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
         self.check_owner(call, payment.order_id, payment.user_id).await?;
-        let id = self.payments_seq.next(&self.store, self.store.owner(payment.order_id.get())).await?;
+        let id = self.payment_ids.next(&self.store, self.store.owner(payment.order_id.get())).await?;
         let payment_id = PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))?;
         let receipt = Uuid::now_v7().to_string();
         // A payment of 0 won needs no gateway.

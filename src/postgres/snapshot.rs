@@ -386,20 +386,22 @@ impl Snapshot {
         self.rows(query.bind(i64::from(scope.partitions())).bind(scope.selected()))
     }
 
-    /// The highest id of each sequence that is used or reserved.
+    /// Of each sequence its name, the highest id that is used or reserved, and the highest below `bound` that is used.
     ///
     /// # Errors
     /// PostgreSQL can't answer.
-    pub async fn last_ids(&mut self) -> sqlx::Result<Vec<(String, i64)>> {
+    pub async fn last_ids(&mut self, bound: i64) -> sqlx::Result<Vec<(String, i64, i64)>> {
         sqlx::query_as(
-            "SELECT name, greatest(used, coalesce(last, 0)) FROM (VALUES
-                 ('user', (SELECT coalesce(max(id), 0) FROM users)),
-                 ('product', (SELECT coalesce(max(id), 0) FROM products)),
-                 ('coupon', (SELECT coalesce(max(id), 0) FROM campaigns)),
-                 ('order', (SELECT coalesce(max(id), 0) FROM orders)),
-                 ('payment', (SELECT coalesce(max(id), 0) FROM payments))) AS known (name, used)
+            "SELECT name, greatest(used, last, 0), coalesce(below, 0) FROM (VALUES
+                 ('user', (SELECT max(id) FROM users), (SELECT max(id) FROM users WHERE id < $1)),
+                 ('product', (SELECT max(id) FROM products), (SELECT max(id) FROM products WHERE id < $1)),
+                 ('coupon', (SELECT max(id) FROM campaigns), (SELECT max(id) FROM campaigns WHERE id < $1)),
+                 ('order', (SELECT max(id) FROM orders), (SELECT max(id) FROM orders WHERE id < $1)),
+                 ('payment', (SELECT max(id) FROM payments), (SELECT max(id) FROM payments WHERE id < $1)))
+                 AS known (name, used, below)
              LEFT JOIN id_sequences USING (name)",
         )
+        .bind(bound)
         .fetch_all(&mut *self.0)
         .await
     }

@@ -35,7 +35,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::open;
+use super::{open, sequences};
 use crate::{
     config::{Ack, EngineConfig, PostgresConfig},
     engine::Engine,
@@ -362,6 +362,7 @@ impl Confirmation {
                 tracing::warn!(partition = here.0, %error, "a partition can't be used");
             }
         }
+        sequences::complete(store, db).await?;
         if *ack != Ack::Postgres {
             progress::acknowledges_before_postgres(db).await?;
         }

@@ -5,7 +5,7 @@ use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use futures_util::TryStreamExt;
 
-use super::{findings::PossibleLosses, progress::Progress};
+use super::{findings::PossibleLosses, progress::Progress, sequences::LastIds};
 use crate::{
     config::{Retention, TOMBSTONE_TTL_MS},
     model::{CouponId, Millis, OrderId, Partition, ProductId, RankingScope, Scope, UserId, event::unpack_reply},
@@ -13,19 +13,15 @@ use crate::{
     redis::{
         Store,
         bulk::Bulk,
-        commands::{DAY_FORMAT, REMOTE_HOLD_GRACE_MS},
+        commands::{DAY_FORMAT, OwnSequence, REMOTE_HOLD_GRACE_MS, SHARED_IDS_FROM},
         keys::Keys,
         queries::ranking::ranked_until,
         records::pack_coupon,
     },
 };
 
-/// The partition that has the sequences of ids.
+/// The partition that has the sequences of consecutive ids.
 const FIRST: Partition = Partition(0);
-/// Skips the ids that running processes may have reserved and not used: each reserves blocks of a thousand.
-const RESERVED_IDS: i64 = 100_000;
-/// Skips the ids that lost decisions may have used.
-const POSSIBLY_LOST_IDS: i64 = 10_000_000;
 
 pub(super) struct Loading<'a> {
     pub(super) store: &'a Store,
@@ -99,8 +95,7 @@ impl Loading<'_> {
         }
         drop(rows);
         self.rankings(snapshot, bulk).await?;
-        // Without the first partition the sequences are where they are, and continue.
-        if self.scope.contains(FIRST) { self.sequences(snapshot, bulk).await } else { Ok(()) }
+        self.sequences(snapshot, bulk).await
     }
 
     async fn user(&self, bulk: &mut Bulk<'_>, row: &snapshot::UserRow) -> anyhow::Result<()> {
@@ -261,17 +256,24 @@ impl Loading<'_> {
         Ok(())
     }
 
+    /// The sequences of the rebuild's partitions. Those of the others are where they are, and continue.
     async fn sequences(&self, snapshot: &mut Snapshot, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
-        // Also after an earlier loss: the ids of lost decisions are in no store.
-        let skipped = if self.losses.ever() { POSSIBLY_LOST_IDS } else { 0 };
-        for (name, last) in snapshot.last_ids().await? {
-            let last = match name.as_str() {
-                // The sequence counts without the partition, which is part of these ids.
-                "order" | "payment" => last / i64::from(self.store.partitions()) + RESERVED_IDS,
-                _ => last,
+        let partitions = self.store.partitions();
+        for (name, last, own) in snapshot.last_ids(SHARED_IDS_FROM).await? {
+            let ids = LastIds { last, own, partitions, lost: self.losses.ever() };
+            let own = OwnSequence::ALL.into_iter().find(|sequence| sequence.shared_name() == name);
+            let in_first = match own {
+                None => ids.consecutive(),
+                Some(_) => ids.shared_number(),
             };
-            if last + skipped > 0 {
-                bulk.field(FIRST, Keys(FIRST).ids(), &name, last + skipped).await?;
+            // Of a single partition, the sequence for all is its own.
+            if (own.is_none() || partitions > 1) && in_first > 0 {
+                bulk.field(FIRST, Keys(FIRST).ids(), &name, in_first).await?;
+            }
+            for here in self.scope.iter() {
+                if let Some(sequence) = own {
+                    bulk.field(here, Keys(here).ids(), sequence.name(partitions), ids.own_number()).await?;
+                }
             }
         }
         Ok(())

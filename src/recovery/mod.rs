@@ -10,5 +10,6 @@ mod prepare;
 mod progress;
 pub mod rebuild;
 mod repair;
+mod sequences;
 pub mod watch;
 mod withhold;

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, bail};
 use uuid::Uuid;
 
+use super::sequences;
 use crate::{
     config::{Ack, RedisDurability},
     model::{Error, Identity, Partition, Position, event},
@@ -121,6 +122,7 @@ pub async fn open(
     for (here, reason) in &closed {
         tracing::error!(partition = here.0, reason, "a partition is closed, and the others decide without it");
     }
+    sequences::complete(&store, db).await?;
     store.check_replication().await?;
     if ack != Ack::Postgres {
         progress::acknowledges_before_postgres(db).await?;

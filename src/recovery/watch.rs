@@ -20,6 +20,7 @@ use super::{
     log::{NoticedLoss, RebuildCause, RecoveryLog},
     open::reported_progress,
     rebuild::{Barrier, LossBounds, QUIET_PERIOD, Rebuild, RebuildOptions, Summary},
+    sequences,
 };
 use crate::{
     config::{ProjectorConfig, RecoveryMode, RedisConfig, Retention},
@@ -79,6 +80,11 @@ impl Watch {
             async move {
                 if let Err(reason) = this.log.write(&this.db).await {
                     tracing::debug!(reason, "the log of recoveries still waits for PostgreSQL");
+                }
+                if this.store.lacks_sequences()
+                    && let Err(error) = sequences::complete(&this.store, &this.db).await
+                {
+                    tracing::warn!(error = format!("{error:#}"), "the sequences of ids are not complete yet");
                 }
                 if this.mode == RecoveryMode::Manual {
                     return;

@@ -33,7 +33,8 @@ impl Keys {
         self.key(format_args!("outbox"))
     }
 
-    /// hash: sequence name → last id reserved (first partition only).
+    /// hash: sequence name → last number reserved: of the partition's own orders and payments; in the first partition also `user`,
+    /// `product`, `coupon`, the ids of all partitions, and `order`, `payment`, from which earlier versions take numbers for all.
     pub fn ids(self) -> String {
         self.key(format_args!("ids"))
     }

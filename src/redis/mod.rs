@@ -46,7 +46,7 @@ mod topology;
 
 pub use availability::is_unavailable;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use anyhow::{Context, bail};
 use parking_lot::RwLock;
@@ -92,6 +92,8 @@ struct StoreInner {
     replica_ack: OnceLock<ReplicaAck>,
     /// The operations in progress that take steps in several partitions.
     operations: Operations,
+    /// Whether a partition may lack its own sequences of ids.
+    lacks_sequences: AtomicBool,
     /// This process's clock.
     clock: OnceLock<Clock>,
     /// Requests that wait for a batch: to decide, and to read.
@@ -155,6 +157,7 @@ impl Store {
             known_servers: known,
             replica_ack: OnceLock::new(),
             operations: Operations::default(),
+            lacks_sequences: AtomicBool::default(),
             clock: OnceLock::new(),
             batcher: ScriptBatcher::default(),
             commands: Batcher::default(),

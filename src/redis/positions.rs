@@ -23,6 +23,12 @@ impl Store {
         self.watermark(here).epoch()
     }
 
+    /// Counts the servers on which this process has used the partition. What a server did without a decision, the next one may lack
+    /// unnoticed.
+    pub fn histories(&self, here: Partition) -> u64 {
+        self.watermark(here).histories()
+    }
+
     /// The last decision that a client may have been told: as durable as `ACK` asks. No later decision was acknowledged.
     pub fn confirmed(&self, here: Partition) -> Position {
         let watermark = self.watermark(here);

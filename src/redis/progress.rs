@@ -51,6 +51,8 @@ pub(super) struct Watermark {
     replicas: AtomicUsize,
     /// The epoch of the acknowledged position, without the lock.
     epoch: AtomicI64,
+    /// The number of histories for which this process gave its word, without the lock.
+    histories: AtomicU64,
     /// The loss that the last check found.
     loss: Mutex<Option<PartitionLoss>>,
     /// When the last check that found the partition open began, in µs since `created`.
@@ -139,6 +141,7 @@ impl Default for Watermark {
             replicated: Mutex::default(),
             replicas: AtomicUsize::default(),
             epoch: AtomicI64::default(),
+            histories: AtomicU64::default(),
             loss: Mutex::default(),
             verified_us: AtomicU64::default(),
             created: Instant::now(),
@@ -271,7 +274,13 @@ impl Watermark {
     pub(super) fn give_word(&self) -> Position {
         let mut acknowledged = self.acknowledgements();
         acknowledged.words_given += 1;
+        self.histories.store(acknowledged.words_given, Ordering::Relaxed);
         acknowledged.position
+    }
+
+    /// The number of histories for which this process gave its word.
+    pub(super) fn histories(&self) -> u64 {
+        self.histories.load(Ordering::Relaxed)
     }
 
     /// The epoch of the last acknowledged decision.

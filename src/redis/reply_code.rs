@@ -90,6 +90,7 @@ reply_codes! {
         KeyReused = "KEY_REUSED",
         LimitExceeded = "LIMIT_EXCEEDED",
         Marked = "MARKED",
+        NoSequence = "NO_SEQUENCE",
         NotDue = "NOT_DUE",
         NotOpen = "NOT_OPEN",
         OrderNotFound = "ORDER_NOT_FOUND",
@@ -100,6 +101,7 @@ reply_codes! {
         PartitionClosed = "PARTITION_CLOSED",
         Postponed = "POSTPONED",
         ProductNotFound = "PRODUCT_NOT_FOUND",
+        Raised = "RAISED",
         Released = "RELEASED",
         ReleaseNotPrepared = "RELEASE_NOT_PREPARED",
         ReleasePrepared = "RELEASE_PREPARED",
@@ -107,6 +109,7 @@ reply_codes! {
         // Of an idempotency record: no script replies with it.
         Running = "RUNNING",
         Settled = "SETTLED",
+        Split = "SPLIT",
         Stale = "STALE",
         Suspected = "SUSPECTED",
         Tombstoned = "TOMBSTONED",

@@ -69,6 +69,8 @@ scripts! {
     CAMPAIGN_CREATE = "campaign_create";
     CAMPAIGN_UPDATE = "campaign_update";
     IDS_RESERVE = "ids_reserve";
+    IDS_SPLIT = "ids_split";
+    IDS_RAISE = "ids_raise";
     IDEMPOTENCY_CLAIM = "idempotency_claim";
     IDEMPOTENCY_SETTLE = "idempotency_settle";
     STOCK_RELEASE = "stock_release";

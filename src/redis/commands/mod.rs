@@ -21,6 +21,7 @@ mod remote;
 
 pub use catalog::*;
 pub use coupons::*;
+pub use ids::*;
 pub use orders::*;
 pub use payments::*;
 pub use remote::*;

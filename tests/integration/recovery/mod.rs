@@ -7,6 +7,7 @@ mod large;
 mod log;
 pub mod rebuild;
 pub mod restored_postgres;
+mod sequences;
 mod startup;
 mod startup_waits;
 mod step_back;

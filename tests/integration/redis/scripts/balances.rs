@@ -15,6 +15,7 @@ async fn id_and_idempotency_scripts_match_headers() {
     assert_eq!(reply[3], "11");
     assert!(matches!(event.body, Body::IdsReserved { .. }), "{event:?}");
     assert_eq!(bench.run(&reserve.with(6, 1)).await, ["ALLOCATED", "21"]);
+    bench.leaves_all("NO_SEQUENCE", &bench.ids_reserve("own_order", 10).with(7, 0)).await;
 
     let decided = bench.position(Partition(0)).await;
     let claim = bench.idempotency_claim("digest", "mine");
@@ -48,6 +49,38 @@ async fn id_and_idempotency_scripts_match_headers() {
     bench.covers(&[&script::IDS_RESERVE, &script::IDEMPOTENCY_CLAIM, &script::IDEMPOTENCY_SETTLE]);
     assert_eq!(bench.position(Partition(0)).await, decided, "a claim is no decision");
     bench.finish().await;
+}
+
+#[tokio::test]
+async fn id_sequence_scripts_match_headers() {
+    let mut bench = Bench::start(1).await;
+    let (shared, own) = (bench.ids_reserve("order", 1), bench.ids_reserve("own_order", 1).with(7, 0));
+    assert_eq!(bench.run(&shared.with(6, 40)).await, ["ALLOCATED", "1"]);
+    let split = bench.ids_split(0);
+    bench.needs_open_partition(&split).await;
+    assert_eq!(bench.run(&split).await, ["SPLIT", "40", "1"]);
+    // The two continue apart.
+    assert_eq!((bench.run(&own).await, bench.run(&shared).await), numbers(41, 1001));
+    bench.leaves_all("SPLIT", &split).await;
+    // A sequence for all that has jumped does not tell what the own ones were.
+    let _: i64 = redis::cmd("HDEL").arg(&split.keys[1]).arg("own_order").query_async(&mut bench.redis).await.unwrap();
+    assert_eq!(bench.run(&bench.ids_split(60)).await, ["SPLIT", "60", "1"]);
+    assert_eq!((bench.run(&own).await, bench.run(&shared).await), numbers(61, 1002));
+
+    let raise = bench.ids_raise(70);
+    bench.needs_open_partition(&raise).await;
+    assert_eq!(bench.run(&raise).await, ["RAISED"]);
+    bench.leaves_all("RAISED", &raise).await;
+    bench.leaves_all("RAISED", &bench.ids_raise(69)).await;
+    assert_eq!(bench.run(&own).await, ["ALLOCATED", "71"]);
+    bench.covers(&[&script::IDS_SPLIT, &script::IDS_RAISE]);
+    assert_eq!(bench.position(Partition(0)).await, (0, 0), "no decisions");
+    bench.finish().await;
+}
+
+fn numbers(own: i64, shared: i64) -> (Vec<String>, Vec<String>) {
+    let allocated = |number: i64| vec!["ALLOCATED".to_owned(), number.to_string()];
+    (allocated(own), allocated(shared))
 }
 
 #[tokio::test]

@@ -261,8 +261,20 @@ impl Bench {
         let keys = Keys(Partition(0));
         let mut raw = self.begin(&script::IDS_RESERVE, keys);
         raw.keys.push(keys.ids());
-        raw.args.extend(strings([&sequence, &count]));
+        raw.args.extend(strings([&sequence, &count, &1]));
         raw
+    }
+
+    pub(super) fn ids_split(&self, known: i64) -> Raw {
+        let keys = Keys(Partition(0));
+        let args = strings([&"own_order", &"order", &1000, &known]);
+        Raw { script: &script::IDS_SPLIT, keys: vec![keys.meta(), keys.ids()], args, shared: None }
+    }
+
+    pub(super) fn ids_raise(&self, last: i64) -> Raw {
+        let keys = Keys(Partition(0));
+        let args = strings([&"own_order", &last]);
+        Raw { script: &script::IDS_RAISE, keys: vec![keys.meta(), keys.ids()], args, shared: None }
     }
 
     pub(super) fn idempotency_claim(&self, digest: &str, fingerprint: &str) -> Raw {
