@@ -58,7 +58,7 @@ impl State {
     }
 
     /// Waits while these bytes are held.
-    async fn pass(&self, bytes: &[u8]) {
+    async fn wait_while_held(&self, bytes: &[u8]) {
         loop {
             let mut set = std::pin::pin!(self.set.notified());
             set.as_mut().enable();
@@ -151,7 +151,7 @@ async fn forward(client: TcpStream, socket: PathBuf, state: &State) -> io::Resul
                 return io::Result::Ok(());
             }
             let whole = commands.count(&buffer[..length]);
-            state.pass(&buffer[..length]).await;
+            state.wait_while_held(&buffer[..length]).await;
             match state.fault() {
                 Fault::Answer(error) => {
                     let errors = format!("-{error}\r\n").repeat(whole);

@@ -334,5 +334,5 @@ fn header_reply_codes_parsed() {
     assert!(close.starts_with("ALREADY_CLOSED ALREADY_PAID CLOSED DECLINED"), "{close}");
     assert_eq!(words(&script::HISTORY_READ), "ENTRIES USER_NOT_FOUND");
     assert_eq!(words(&script::ORDER_RESOLVE), "ORDER_STATUS PARTITION_CLOSED");
-    assert_eq!(words(&script::IDS_RESERVE), "ALLOCATED KEY_REUSED PARTITION_CLOSED REPLAYED RESERVED");
+    assert_eq!(words(&script::IDS_RESERVE), "ALLOCATED KEY_REUSED NO_SEQUENCE PARTITION_CLOSED REPLAYED RESERVED");
 }
