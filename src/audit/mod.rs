@@ -217,9 +217,10 @@ impl Audit {
         Ok(findings)
     }
 
-    /// Scans every key of Redis. Compares the records that PostgreSQL lacks, and reports unknown keys and keys in a
-    /// wrong partition.
+    /// Scans every key of Redis. Compares the records that PostgreSQL lacks, and reports keys in a wrong partition and unknown
+    /// keys, unless the schema is newer than this program: they may then be those of the newer version.
     async fn scanned(&self) -> anyhow::Result<Findings> {
+        let reports_unknown = !postgres::is_schema_newer(&self.db).await?;
         let mut findings = Findings::new("keys of Redis: each is of something in PostgreSQL", "keys");
         for server in self.store.servers().await? {
             let mut cursor = Some("0".to_owned());
@@ -228,7 +229,7 @@ impl Audit {
                 cursor = next;
                 findings.count(keys.len() as i64);
                 for (partition, scanned) in sort_keys(&keys) {
-                    for key in scanned.unknown {
+                    for key in scanned.unknown.iter().filter(|_| reports_unknown) {
                         findings.add(format!("{key} is nothing of ours"));
                     }
                     let here = Partition(partition);

@@ -207,17 +207,34 @@ async fn try_lock(pool: &sqlx::PgPool, id: i64) -> sqlx::Result<Option<sqlx::Tra
     Ok(taken.then_some(transaction))
 }
 
+/// The last migration of this program.
+fn newest_migration() -> Option<i64> {
+    MIGRATIONS.iter().map(|(version, ..)| *version).max()
+}
+
+async fn schema_version(db: &Connection) -> sqlx::Result<Option<i64>> {
+    let version = "SELECT max(version) FROM _sqlx_migrations WHERE success";
+    sqlx::query_scalar(version).fetch_one(db.get_postgres_connection_pool()).await
+}
+
+/// Whether a newer version of this program has migrated the database.
+///
+/// # Errors
+/// PostgreSQL can't answer.
+pub async fn is_schema_newer(db: &Connection) -> anyhow::Result<bool> {
+    Ok(schema_version(db).await.context("the schema's version can't be read")? > newest_migration())
+}
+
 /// Checks that every migration of this program has run.
 ///
 /// # Errors
 /// The schema is missing, or older than this program.
 pub async fn check_schema(db: &Connection) -> anyhow::Result<()> {
-    let have: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-        .fetch_one(db.get_postgres_connection_pool())
-        .await
-        .context("the database has no schema of ours: run `firstcome migrate`")?;
-    let need = MIGRATIONS.iter().map(|(version, ..)| *version).max();
-    anyhow::ensure!(have >= need, "the database's schema is older than this program: run `firstcome migrate`");
+    let have = schema_version(db).await.context("the database has no schema of ours: run `firstcome migrate`")?;
+    anyhow::ensure!(
+        have >= newest_migration(),
+        "the database's schema is older than this program: run `firstcome migrate`"
+    );
     let missing =
         missing_grants(db.get_postgres_connection_pool()).await.context("can't read the rights of our role")?;
     if !missing.is_empty() {
