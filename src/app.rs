@@ -384,7 +384,7 @@ impl App {
             recorder: services.admin.recorder.clone(),
             auditor: services.admin.auditor.clone(),
             feed: Arc::default(),
-            instance: Arc::new(Instance::new(address, self.engine.clock().now())),
+            instance: Arc::new(Instance::new(self.store.instance(), address, self.engine.clock().now())),
             decoding: Decoding::from_ref(&services.app),
             stopping: self.stopping.clone(),
         }

@@ -103,11 +103,11 @@ async fn with_page_headers(mut response: Response) -> Response {
 }
 
 impl Instance {
-    /// The process that listens on `address`.
-    pub fn new(address: SocketAddr, started_at: Millis) -> Self {
+    /// The process `id`, which listens on `address`.
+    pub fn new(id: Uuid, address: SocketAddr, started_at: Millis) -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: String = host.trim().chars().take(64).collect();
         let name = if host.is_empty() { address.to_string() } else { format!("{host}:{}", address.port()) };
-        Instance { id: Uuid::now_v7(), name, version: env!("CARGO_PKG_VERSION").to_owned(), started_at: started_at.0 }
+        Instance { id, name, version: env!("CARGO_PKG_VERSION").to_owned(), started_at: started_at.0 }
     }
 }

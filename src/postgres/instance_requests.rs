@@ -1,5 +1,7 @@
 //! The request counts of each process, for the dashboards of the other processes.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::{Connection, translate_sqlx};
@@ -45,6 +47,21 @@ pub async fn others(db: &Connection, instance: Uuid) -> Result<Vec<String>, Erro
     .bind(FRESH_SECONDS)
     .bind(MAX_REPORT_LEN)
     .bind(MAX_REPORTS)
+    .fetch_all(db.get_postgres_connection_pool())
+    .await
+    .map_err(translate_sqlx)
+}
+
+/// The processes that serve, or did so within this time.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn serving_within(db: &Connection, time: Duration) -> Result<Vec<String>, Error> {
+    sqlx::query_scalar(
+        "SELECT instance::text FROM instance_requests
+         WHERE reported_at > clock_timestamp() - make_interval(secs => $1) ORDER BY instance",
+    )
+    .bind(time.as_secs_f64() + FRESH_SECONDS)
     .fetch_all(db.get_postgres_connection_pool())
     .await
     .map_err(translate_sqlx)

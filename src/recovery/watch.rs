@@ -5,6 +5,9 @@
 //! acknowledged can be missing: every process has spoken and PostgreSQL has everything up to the highest position, or every reply
 //! of this store waited for PostgreSQL. Otherwise the lost data may come back (the old master, its disk), so that the recovery
 //! waits first; then it withholds what may have been sold, in that partition alone. One process recovers at a time.
+//!
+//! A process of an earlier version gives no word, and may have acknowledged decisions that no word covers. It is known by its
+//! report of requests in PostgreSQL, and counts as silent.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,7 +28,7 @@ use super::{
 use crate::{
     config::{ProjectorConfig, RecoveryMode, RedisConfig, Retention},
     model::{BegunBy, Clock, Partition, Scope},
-    postgres::{self, progress},
+    postgres::{self, instance_requests, progress},
     projector::Projector,
     redis::{Store, progress::PartitionLoss},
     worker::{Worker, Workers},
@@ -63,10 +66,12 @@ pub struct Watch {
 }
 
 /// When this process noticed a loss, and when a recovery of it failed last.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Noticed {
     at: Instant,
     failed: Option<Instant>,
+    /// The processes that served when the loss was noticed, once PostgreSQL has said so.
+    serving: Option<Vec<String>>,
 }
 
 /// Lost partitions, and what is known of each loss.
@@ -133,7 +138,7 @@ impl Watch {
                     reason = loss.reason,
                     "Redis has lost decisions: a recovery is due"
                 );
-                Noticed { at: Instant::now(), failed: None }
+                Noticed { at: Instant::now(), failed: None, serving: None }
             });
         }
     }
@@ -148,10 +153,13 @@ impl Watch {
         let reported = reported_progress(&self.db).await?;
         // A process that works with another Redis: REDIS_URL of this one leads to the wrong one.
         let elsewhere = progress::reported_within(&self.db, QUIET_PERIOD).await?;
-        let noticed = self.noticed.lock();
+        let longest = self.noticed.lock().values().map(|noticed| noticed.at.elapsed()).max().unwrap_or_default();
+        let serving = instance_requests::serving_within(&self.db, longest).await?;
+        let mut noticed = self.noticed.lock();
         let mut due = Losses::new();
         for (here, mut loss) in losses {
-            let Some(Noticed { at, failed }) = noticed.get(&here) else { continue };
+            let Some(Noticed { at, failed, serving: known_serving }) = noticed.get_mut(&here) else { continue };
+            let serving = known_serving.get_or_insert_with(|| serving.clone());
             if failed.is_some_and(|failed| failed.elapsed() < RETRY_INTERVAL) || elsewhere.contains(&here) {
                 continue;
             }
@@ -161,6 +169,8 @@ impl Watch {
                 (loss.confirmed, loss.silent, loss.witnessed) = (known.acknowledged, Vec::new(), true);
             } else {
                 loss.confirmed = loss.confirmed.max(known.acknowledged);
+                // Processes of an earlier version, which give no word.
+                loss.silent.extend(serving.iter().filter(|process| !loss.heard.contains(*process)).cloned());
             }
             let complete = loss.all_spoke() && loss.confirmed <= known.projected.position;
             let wait = if loss.witnessed { self.wait } else { self.wait + NEWCOMER_DELAY };

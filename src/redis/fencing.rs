@@ -4,14 +4,13 @@
 //! partition's position, which must not be behind any position that this process or PostgreSQL knows as acknowledged.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures_util::future::{BoxFuture, join_all};
 use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
-use uuid::Uuid;
 
 use super::{
     LAYOUT, Store,
@@ -51,8 +50,6 @@ const WAITS_FOR_WORDS: &str =
 pub(super) struct Guard {
     /// The id of the deployment.
     store: String,
-    /// The id of this process in the roll calls.
-    pub(super) instance: String,
     durability: RedisDurability,
     pub ack: Ack,
     progress_source: ProgressSource,
@@ -117,8 +114,7 @@ impl Store {
 
     /// Enables the checks: from then on no unchecked partition is used. Only the first call counts.
     pub fn guard(&self, store: &str, durability: RedisDurability, ack: Ack, progress_source: ProgressSource) {
-        let instance = Uuid::new_v4().to_string();
-        let guard = Guard { store: store.to_owned(), instance, durability, ack, progress_source };
+        let guard = Guard { store: store.to_owned(), durability, ack, progress_source };
         let _ = self.shared.guard.set(guard);
     }
 
@@ -319,7 +315,7 @@ impl Store {
         let history = roll_call::history(&server.run_id, &replicas.replication_id, found.is_lost());
         let writable = watermark.no_writes().is_none();
         let roll = match writable {
-            true => self.call_roll(&guard.instance, here, link, (history, at), checked).await?,
+            true => self.call_roll(&self.instance().to_string(), here, link, (history, at), checked).await?,
             false if checked.history.as_ref().is_some_and(|(known, _)| *known == history) => RollCall::default(),
             false => return Ok(State::Closed("the partition is on a server that refuses every write".to_owned())),
         };
@@ -334,12 +330,14 @@ impl Store {
         if lost {
             let reason = frozen.unwrap_or_else(|| state_lost(here));
             let RollCall { confirmed, silent, draining, .. } = roll;
-            let witnessed = checked.words_before.contains_key(&guard.instance);
+            let heard: BTreeSet<String> = checked.words_before.keys().chain(checked.words.keys()).cloned().collect();
+            let witnessed = checked.words_before.contains_key(&self.instance().to_string());
             let loss = PartitionLoss {
                 reason: reason.clone(),
                 found: position,
                 confirmed,
                 silent,
+                heard,
                 witnessed,
                 draining,
                 waited,

@@ -51,6 +51,7 @@ use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 use anyhow::{Context, bail};
 use parking_lot::RwLock;
 use redis::{FromRedisValue, RedisResult, aio::MultiplexedConnection};
+use uuid::Uuid;
 
 use self::{
     batchable::ScriptBatcher,
@@ -82,6 +83,8 @@ pub struct Store {
 }
 
 struct StoreInner {
+    /// The id of this process.
+    instance: Uuid,
     connections: SharedConnections,
     /// By partition, for the maximum number of partitions.
     watermarks: Arc<[Watermark]>,
@@ -151,6 +154,8 @@ impl Store {
         .await;
         let connections = connections.context("can't reach Redis at REDIS_URL")?;
         let shared = StoreInner {
+            // Newer processes have higher ids.
+            instance: Uuid::now_v7(),
             connections,
             watermarks,
             guard: OnceLock::new(),
@@ -199,6 +204,11 @@ impl Store {
     pub fn clock_offset_ms(&self) -> i64 {
         let offsets = self.all().map(|here| -self.watermark(here).clock_offset_ms());
         offsets.max_by_key(|offset| offset.abs()).unwrap_or(0)
+    }
+
+    /// The id of this process: in the roll calls, and where it reports its requests.
+    pub fn instance(&self) -> Uuid {
+        self.shared.instance
     }
 
     /// Sets the number of partitions.

@@ -9,7 +9,7 @@
 //! with fewer data), when Redis has forgotten its scripts, when a script finds the partition closed, and twice a second.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -88,6 +88,8 @@ pub struct PartitionLoss {
     pub confirmed: Position,
     /// The processes that have not given their words yet, and may have acknowledged more.
     pub silent: Vec<String>,
+    /// The processes that have ever given a word, as far as this process knows. Those of earlier versions give none.
+    pub heard: BTreeSet<String>,
     /// Whether this process used the partition before the loss, and so knows who else did. The server may have lost the words.
     pub witnessed: bool,
     /// Whether operations are in progress that began before the loss.

@@ -178,10 +178,13 @@ impl Store {
     /// Withdraws this process's word from every partition, after its last acknowledgement: no process waits for it any more. A word
     /// that stays, because Redis does not answer, holds the others up for a moment only.
     pub async fn withdraw_word(&self) {
-        let Some(guard) = self.shared.guard.get() else { return };
+        if self.shared.guard.get().is_none() {
+            return;
+        }
+        let instance = self.instance().to_string();
         let withdrawing = async {
             for here in self.all() {
-                self.query_unchecked::<i64>(here, &withdrawal(here, &guard.instance)).await?;
+                self.query_unchecked::<i64>(here, &withdrawal(here, &instance)).await?;
             }
             Ok::<_, Error>(())
         };

@@ -167,6 +167,30 @@ async fn lagging_replica_recovered_with_missing_decisions_withheld() {
     test.finish().await;
 }
 
+/// A process of an earlier version reports its requests, and never gives a word: PostgreSQL and the words may lack what it
+/// acknowledged last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lagging_replica_recovered_with_units_withheld_when_a_process_gives_no_word() {
+    let durability = DurabilityConfig { recovery_wait_seconds: 0, ..DurabilityConfig::default() };
+    let lagging = Lagging::start(durability, true).await;
+    lagging.decide(2).await;
+    lagging.test.drain().await;
+    let report =
+        "INSERT INTO instance_requests VALUES (gen_random_uuid(), clock_timestamp(), '{}') RETURNING instance::text";
+    let pool = lagging.test.db.get_postgres_connection_pool();
+    let earlier: String = sqlx::query_scalar(report).fetch_one(pool).await.unwrap();
+    let (test, second, _, product) = lagging.fail_over().await;
+    until_ready(&test).await;
+    let log = recoveries::page(&test.db, 0, 100).await.unwrap().items;
+    assert!(!log.is_empty() && log.iter().all(|one| one.outcome == RecoveryOutcome::Withheld), "{log:?}");
+    assert!(log.iter().all(|one| one.silent == [earlier.as_str()] && one.missing_last_seq.is_none()), "{log:?}");
+    let withheld = test.get("/admin/v1/withheld").await.ok();
+    let is_withheld = withheld["products"].as_array().unwrap().iter().any(|one| one["productId"] == product);
+    assert_eq!(is_withheld, log.iter().any(|one| i64::from(one.partition.0) == product % 3), "{withheld}");
+    second.stop(None).await;
+    test.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lagging_replica_left_to_operator_when_recovery_lossless() {
     let durability =

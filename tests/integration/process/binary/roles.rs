@@ -141,3 +141,26 @@ async fn kill_loses_no_acknowledged_decision() {
     serve.stop().await;
     servers.end().await;
 }
+
+/// A recovery takes a process that reports requests, and has given no word under the same id, for one of an earlier version.
+#[tokio::test]
+async fn process_reports_requests_under_the_id_of_its_word() {
+    let servers = Servers::start().await;
+    assert!(run(&mut servers.role(&["migrate"])).await.0.success());
+    let mut serve = servers.start_role(&["serve"], "serve");
+    serve.base().await;
+    let db = servers.db().await;
+    let reported = until("the process reports its requests", async || {
+        let reported = "SELECT instance::text FROM instance_requests";
+        let reported: Vec<String> =
+            sqlx::query_scalar(reported).fetch_all(db.get_postgres_connection_pool()).await.unwrap();
+        (!reported.is_empty()).then_some(reported)
+    })
+    .await;
+    let mut redis = harness::raw_redis(&servers.redis_url).await;
+    let words: Vec<String> = redis::cmd("HKEYS").arg("{p0}:instances").query_async(&mut redis).await.unwrap();
+    assert_eq!(words, reported);
+    serve.stop().await;
+    db.close().await.unwrap();
+    servers.end().await;
+}
