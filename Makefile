@@ -1,7 +1,7 @@
 # The commands of a developer. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large test-web test-clients fuzz chaos drill load-test bench lint deny
+.PHONY: help install run test test-fetched test-large test-web test-clients test-versions fuzz chaos drill load-test bench lint deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,6 +30,9 @@ test-web: ## test the dashboard in headless Chromium; screenshots in target/web/
 
 test-clients: ## validate the OpenAPI documents, and generate clients in Java, Kotlin and Python
 	@scripts/test-clients
+
+test-versions: install ## run the last release, or BASE=a commit, and this version on the same stores, under load
+	@BASE="$(BASE)" scripts/test-versions $(ARGS)
 
 fuzz: install ## fuzz the running service by its OpenAPI document, and every decoder (see scripts/fuzz)
 	@scripts/fuzz

@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -18,6 +19,7 @@ use super::{
     history::{Attempt, History, Operation, Outcome, Random, Request, now},
     shop::{self, Goods},
 };
+use crate::support::harness::until;
 
 /// Objects of a kind that are in use at a time, and the number of requests after which one is replaced.
 const USERS: (usize, u32) = (10, 50);
@@ -146,6 +148,31 @@ impl Market {
         }
         self.history.add(number, Attempt { began, ended: now(), outcome: outcome.clone() });
         outcome
+    }
+
+    /// Lets a client make a request at every interval, until the permits are closed.
+    pub async fn pace(self: Arc<Self>, interval: Duration) {
+        let mut interval = tokio::time::interval(interval);
+        while !self.permits.is_closed() {
+            interval.tick().await;
+            // Clients that wait for a reply do not save up requests.
+            if self.permits.available_permits() == 0 {
+                self.permits.add_permits(1);
+            }
+        }
+    }
+
+    /// Repeats each request whose outcome is unknown until it is known. No client is active.
+    pub async fn settle_open(&self) {
+        let http = shop::client();
+        for number in self.history.open() {
+            until("an open request is settled", async || {
+                let outcome = self.attempt(&http, number, &mut Random::new(0)).await;
+                (!matches!(outcome, Outcome::Unknown(_))).then_some(())
+            })
+            .await;
+            self.history.settle(number);
+        }
     }
 
     /// Sends one request once: for runs without randomness.

@@ -15,7 +15,6 @@ use firstcome::{
     postgres,
 };
 use redis::aio::MultiplexedConnection;
-use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use sea_orm::DatabaseConnection;
 use serde_json::{Value, json};
@@ -56,6 +55,27 @@ impl Goods {
     pub const BALANCE: i64 = 1200;
     pub const STOCK: i64 = 20;
     pub const COUPONS: i64 = 8;
+
+    /// Creates so many of each through the service at `base`.
+    pub async fn create(base: &str, users: i64, products: i64, campaigns: i64) -> Goods {
+        let create = async |path: &str, body: Value| binary::post(base, path, body).await.created();
+        let created = create("/admin/v1/users/bulk", json!({"count": users, "balance": Goods::BALANCE})).await;
+        let first = created["firstUserId"].as_i64().unwrap();
+        let users = (first..first + users).collect();
+        let mut goods = Goods { users, products: Vec::new(), campaigns: Vec::new() };
+        for number in 0..products {
+            let (price, stock) = (100 + 50 * (number % 7), Goods::STOCK);
+            let body = json!({"productName": "신발", "price": price, "stockQuantity": stock, "category": "SHOES"});
+            goods.products.push(create("/admin/v1/products", body).await["productId"].as_i64().unwrap());
+        }
+        for number in 0..campaigns {
+            let (kind, amount) = if number % 2 == 0 { ("FIXED", 150) } else { ("PERCENTAGE", 30) };
+            let body = json!({"couponCode": "FIRE", "discountType": kind, "discountAmount": amount,
+                "totalQuantity": Goods::COUPONS, "expiredAt": "2099-01-01T00:00:00"});
+            goods.campaigns.push(create("/admin/v1/coupons", body).await["couponId"].as_i64().unwrap());
+        }
+        goods
+    }
 }
 
 /// One `firstcome serve`.
@@ -105,34 +125,9 @@ impl Shop {
             shop.services.push(Service { child: None, log, proxy: Proxy::start(None).await });
             shop.start(number).await.unwrap();
         }
-        shop.stock_up().await;
+        let Options { users, products, campaigns, .. } = shop.options;
+        shop.goods = Goods::create(&shop.bases()[0], users, products, campaigns).await;
         shop
-    }
-
-    async fn stock_up(&mut self) {
-        let users = json!({"count": self.options.users, "balance": Goods::BALANCE});
-        let users = self.operate(Method::POST, "/admin/v1/users/bulk", users).await;
-        let first = users["firstUserId"].as_i64().unwrap();
-        self.goods.users = (first..first + self.options.users).collect();
-        for number in 0..self.options.products {
-            let (price, stock) = (100 + 50 * (number % 7), Goods::STOCK);
-            let body = json!({"productName": "신발", "price": price, "stockQuantity": stock, "category": "SHOES"});
-            let product = self.operate(Method::POST, "/admin/v1/products", body).await;
-            self.goods.products.push(product["productId"].as_i64().unwrap());
-        }
-        for number in 0..self.options.campaigns {
-            let (kind, amount) = if number % 2 == 0 { ("FIXED", 150) } else { ("PERCENTAGE", 30) };
-            let body = json!({"couponCode": "FIRE", "discountType": kind, "discountAmount": amount,
-                "totalQuantity": Goods::COUPONS, "expiredAt": "2099-01-01T00:00:00"});
-            let campaign = self.operate(Method::POST, "/admin/v1/coupons", body).await;
-            self.goods.campaigns.push(campaign["couponId"].as_i64().unwrap());
-        }
-    }
-
-    /// Sends an operator's request, before the first fault.
-    async fn operate(&self, method: Method, path: &str, body: Value) -> Value {
-        let request = harness::client().request(method, format!("{}{path}", self.bases()[0]));
-        harness::read(request.bearer_auth(ADMIN).json(&body)).await.created()
     }
 
     /// The base URLs of the services.

@@ -10,7 +10,7 @@ mod site;
 use std::{sync::Arc, time::Duration};
 
 use firstcome::model::{Recovery, RecoveryOutcome};
-use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use self::{
     redis_servers::Layout,
@@ -20,8 +20,7 @@ use crate::{
     chaos::{
         clients::Market,
         facts::{self, Facts},
-        history::{Attempt, Operation, Outcome, Random, now},
-        shop,
+        history::{Attempt, Operation, Outcome, now},
     },
     process::binary::get,
     support::{harness::until, invariants},
@@ -120,24 +119,11 @@ struct Drill {
     pace: JoinHandle<()>,
 }
 
-/// Lets a customer make a request at every interval.
-async fn pace(market: Arc<Market>) {
-    let mut interval = tokio::time::interval(REQUEST_INTERVAL);
-    let permits: &Semaphore = &market.permits;
-    while !permits.is_closed() {
-        interval.tick().await;
-        // Customers that wait for a reply do not save up requests.
-        if permits.available_permits() == 0 {
-            permits.add_permits(1);
-        }
-    }
-}
-
 impl Drill {
     async fn start(plan: Plan) -> Drill {
         let site = Site::open(plan).await;
         let market = Market::new(&site.goods, vec![format!("http://{}", site.balancer.address)], 20_260_302);
-        let (customers, pace) = (market.start(CUSTOMERS), tokio::spawn(pace(market.clone())));
+        let (customers, pace) = (market.start(CUSTOMERS), tokio::spawn(market.clone().pace(REQUEST_INTERVAL)));
         let drill = Drill { site, market, customers, pace };
         drill.requests(CALM).await;
         drill
@@ -179,23 +165,9 @@ impl Drill {
             customer.await.unwrap();
         }
         self.pace.await.unwrap();
-        let http = shop::client();
-        for number in self.market.history.open() {
-            until("an open request is settled", async || {
-                let outcome = self.market.attempt(&http, number, &mut Random::new(0)).await;
-                (!matches!(outcome, Outcome::Unknown(_))).then_some(())
-            })
-            .await;
-            self.market.history.settle(number);
-        }
+        self.market.settle_open().await;
         let mut links = self.site.redis.current_masters().await;
-        // A service that was killed between a hold in another partition and its order leaves the hold to the sweeper.
-        until("holds of orders that were never placed are released", async || {
-            let all = invariants::read(&mut links).await;
-            let is_pending = |order: &i64| all.orders.get(order).is_some_and(|order| order["status"] == "PENDING");
-            all.due_holds.iter().all(|(_, order)| is_pending(order)).then_some(())
-        })
-        .await;
+        invariants::until_stray_holds_end(&mut links).await;
         let base = self.site.services[0].base.clone();
         until("the books balance", async || {
             let audit = get(&base, "/admin/v1/audit").await;

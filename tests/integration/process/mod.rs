@@ -6,3 +6,4 @@ mod drain;
 mod environment;
 pub mod instances;
 pub mod secrets;
+mod versions;

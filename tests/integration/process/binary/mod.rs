@@ -31,10 +31,18 @@ use crate::{
 const SECRET: &str = "hunter2-is-a-secret";
 pub const ADMIN: &str = "a-token-for-tests";
 
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_firstcome");
+
 /// The program with these arguments; its environment has no variables of ours except for the paths of the servers'
 /// programs.
 pub fn program(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_firstcome"));
+    program_at(Path::new(PROGRAM), args)
+}
+
+/// As [`program`], for the program of any version.
+pub fn program_at(program: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(args).env_clear().stdin(Stdio::null()).kill_on_drop(true);
     for name in ["PATH", "HOME", "TMPDIR", "REDIS_SERVER_BIN", "POSTGRES_BIN_DIR", "FIRSTCOME_CACHE_DIR"] {
         if let Some(value) = std::env::var_os(name) {
@@ -175,7 +183,12 @@ impl Servers {
     }
 
     pub fn role(&self, args: &[&str]) -> Command {
-        let mut command = program(args);
+        self.role_of(Path::new(PROGRAM), args)
+    }
+
+    /// As [`Servers::role`], for the program of any version.
+    pub fn role_of(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = program_at(program, args);
         command.env("REDIS_URL", &self.redis_url).env("DATABASE_URL", &self.postgres_url);
         command.env("ADMIN_TOKEN", ADMIN).env("BIND_ADDR", "127.0.0.1:0").env("DRAIN_SECONDS", "300");
         command.env("DRAIN_DELAY_SECONDS", "0");

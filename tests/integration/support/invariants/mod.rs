@@ -11,7 +11,7 @@ use sqlx::{PgPool, Row};
 
 use crate::{
     projector::projection::busy_day,
-    support::harness::{Options, TestApp},
+    support::harness::{Options, TestApp, until},
 };
 use checks::{postgres_against_itself, redis_against_itself, redis_against_postgres};
 
@@ -106,6 +106,17 @@ pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
         read_keys(&mut all, redis, listed).await;
     }
     all
+}
+
+/// Waits until no partition holds stock for an order that is not PENDING. A service that was killed between a hold in another
+/// partition and its order leaves the hold to the sweeper.
+pub async fn until_stray_holds_end(servers: &mut [MultiplexedConnection]) {
+    until("holds of orders that were never placed are released", async || {
+        let all = read(servers).await;
+        let is_pending = |order: &i64| all.orders.get(order).is_some_and(|order| order["status"] == "PENDING");
+        all.due_holds.iter().all(|(_, order)| is_pending(order)).then_some(())
+    })
+    .await;
 }
 
 /// A hash and its TTL (ms, -1 for none), read atomically; `None` if it has expired since the listing.
