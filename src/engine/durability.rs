@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
@@ -126,7 +127,7 @@ async fn wait_until_replicated(replications: Vec<Replication>) -> Result<(), Err
 
 fn refused_by_postgres() -> Error {
     let reason = "PostgreSQL refused the decision: it is a dead letter".to_owned();
-    Error::Unavailable { reason, retry_after: DEAD_LETTER_RETRY }
+    Error::Unavailable { reason, retry_after: DEAD_LETTER_RETRY, not_run: false }
 }
 
 impl Engine {
@@ -157,7 +158,7 @@ impl Engine {
         if self.durability.sheds(backlog) {
             metrics::SHED.with_label_values(&["backlog"]).inc();
             let reason = format!("PostgreSQL is {backlog} decisions behind");
-            return Err(Error::Unavailable { reason, retry_after: SHED_RETRY });
+            return Err(Error::Unavailable { reason, retry_after: SHED_RETRY, not_run: true });
         }
         Ok(match self.durability.ack {
             Ack::Redis => AcknowledgedPositions::default(),
@@ -331,12 +332,14 @@ impl Engine {
     }
 
     async fn check_redis(&self) {
-        for here in self.store.all() {
+        // At once: a server that hangs must not delay the checks of the others.
+        join_all(self.store.all().map(|here| async move {
             // `check` itself logs what it finds.
             if let Err(error) = self.store.check(here).await {
                 tracing::debug!(partition = here.0, %error, "a partition is unavailable");
             }
-        }
+        }))
+        .await;
     }
 }
 

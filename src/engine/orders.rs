@@ -88,7 +88,7 @@ impl Engine {
                     certain.push(partition);
                 }
                 Err(error) => {
-                    perhaps = error.leaves_outcome_unknown().then_some(partition);
+                    perhaps = error.leaves_step_unknown().then_some(partition);
                     holds = Err(error);
                     break;
                 }
@@ -102,7 +102,7 @@ impl Engine {
         };
         // Release the holds, unless the order was placed with them. After an unknown outcome the holds expire by themselves.
         let holds_used = matches!(&placed, Ok(placed) if placed.value.order_id == order_id);
-        let unknown = all_held && placed.as_ref().is_err_and(Error::leaves_outcome_unknown);
+        let unknown = all_held && placed.as_ref().is_err_and(Error::leaves_step_unknown);
         if !holds_used && !unknown {
             let certain = certain.into_iter().map(|partition| (partition, RemoteEnd::Abandoned));
             for (partition, end) in certain.chain(perhaps.map(|partition| (partition, RemoteEnd::Released))) {

@@ -1,20 +1,15 @@
 //! The configured address of Redis: a server or a cluster (`redis://`, `rediss://`, `redis+unix://`), or Sentinels that name
 //! the server (`redis+sentinel://`, `rediss+sentinel://`); and the certificates for TLS.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use redis::{
-    ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates,
-    io::tcp::TcpSettings,
-    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates, io::tcp::TcpSettings,
 };
-use tokio::sync::Mutex;
 
-use crate::{
-    config::{RedisConfig, url_of},
-    model::Error,
-};
+use super::sentinels::Sentinels;
+use crate::config::{RedisConfig, url_of};
 
 /// The default port of a Sentinel.
 const SENTINEL_PORT: u16 = 26379;
@@ -26,22 +21,6 @@ pub(super) struct Address {
     /// With Sentinels, its address is that of the first one.
     pub info: ConnectionInfo,
     pub sentinels: Option<Sentinels>,
-}
-
-/// The Sentinels that know a master.
-pub(super) struct Sentinels(Mutex<SentinelClient>);
-
-impl Sentinels {
-    /// The address of the master. Verifies that the server is one.
-    ///
-    /// # Errors
-    /// No Sentinel replies within `timeout`, none knows the master, or the named server is no master.
-    pub(super) async fn master(&self, timeout: Duration) -> anyhow::Result<ConnectionAddr> {
-        let mut client = self.0.lock().await;
-        let found = tokio::time::timeout(timeout, client.async_get_client()).await;
-        let found = found.map_err(|_| Error::unavailable("the Sentinels do not answer"))?;
-        Ok(found.context("the Sentinels name no master")?.get_connection_info().addr().clone())
-    }
 }
 
 impl Address {
@@ -61,37 +40,24 @@ impl Address {
             return Ok(Address { info, sentinels: None });
         };
         let SentinelUrl { hosts, server, sentinel, master } = SentinelUrl::read(scheme, rest)?;
-        let mut addresses = Vec::new();
+        let credentials = connection_info(&sentinel, None)?.redis_settings().clone();
+        let mut clients = Vec::new();
         for host in hosts {
-            addresses.push(connection_info(&host, certificates.as_ref())?.addr().clone());
+            let info = connection_info(&host, certificates.as_ref())?.set_redis_settings(credentials.clone());
+            clients.push(Client::open(info).context("REDIS_URL names no Sentinels that can be asked")?);
         }
         let info = connection_info(&server, certificates.as_ref())?;
-        let settings = info.redis_settings().clone();
-        let mut client = SentinelClientBuilder::new(addresses, master, SentinelServerType::Master)?
-            .set_client_to_redis_db(settings.db())
-            .set_client_to_redis_protocol(settings.protocol())
-            .set_client_to_redis_tcp_settings(info.tcp_settings().clone());
-        if let Some(user) = settings.username() {
-            client = client.set_client_to_redis_username(user);
-        }
-        if let Some(password) = settings.password() {
-            client = client.set_client_to_redis_password(password);
-        }
-        if scheme == "rediss" {
-            client = client.set_client_to_redis_tls_mode(redis::TlsMode::Secure);
-            if let Some(certificates) = certificates {
-                client = client.set_client_to_redis_certificates(certificates);
+        Ok(Address { info, sentinels: Some(Sentinels::new(clients, master)) })
+    }
+
+    /// An address of the same kind, with or without TLS.
+    pub(super) fn like(address: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
+        match address {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
             }
+            _ => ConnectionAddr::Tcp(host, port),
         }
-        let sentinel = connection_info(&sentinel, None)?;
-        if let Some(user) = sentinel.redis_settings().username() {
-            client = client.set_client_to_sentinel_username(user);
-        }
-        if let Some(password) = sentinel.redis_settings().password() {
-            client = client.set_client_to_sentinel_password(password);
-        }
-        let client = client.build().context("REDIS_URL names no Sentinels that can be asked")?;
-        Ok(Address { info, sentinels: Some(Sentinels(Mutex::new(client))) })
     }
 }
 

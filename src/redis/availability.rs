@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use deadpool_redis::PoolError;
 use redis::{ErrorKind, RedisError};
 
-use super::{Store, connection::Means, settings::NotMaster};
+use super::{Store, server_error::Means, settings::NotMaster};
 use crate::model::{Error, Partition};
 
 /// Whether this cause, one of an error's chain, means that Redis is unreachable, loading, busy or in a failover.
@@ -24,8 +24,7 @@ fn is_unavailable_now(error: &RedisError) -> bool {
     match error.kind() {
         // A wrong password.
         ErrorKind::AuthenticationFailed => false,
-        // During an election there is no master.
-        ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::ClusterConnectionNotFound => true,
+        ErrorKind::ClusterConnectionNotFound => true,
         // A missing password.
         _ if refuses_user(error) => false,
         _ => !matches!(Means::of(error), Means::Wrong | Means::Forbidden),

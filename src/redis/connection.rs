@@ -11,7 +11,8 @@
 //! command may have run.
 //!
 //! A server that reports that it is not the right one, a demoted master for example, becomes *stale*: all its connections are
-//! dropped, and the next request discovers the servers again. See [`Means`].
+//! dropped, and the next request discovers the servers again. A node of a cluster that does not answer, or no longer has a
+//! partition, is *suspect*: requests of its partitions wait for a discovery, those of other nodes do not. See [`Means`].
 
 use std::{
     sync::{
@@ -22,9 +23,10 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use redis::{ErrorKind, RedisError, RedisResult, aio::MultiplexedConnection};
+use redis::{RedisError, RedisResult, aio::MultiplexedConnection};
 
 use super::{
+    server_error::Means,
     settings::NotMaster,
     topology::{Connecting, Node, Topology},
 };
@@ -36,6 +38,8 @@ use crate::{
 
 /// The time for which concurrent requests share the failure of an attempt to connect.
 const FAILURE_SHARED_FOR: Duration = Duration::from_millis(200);
+/// The minimum interval between discoveries: a cluster takes seconds to elect a master.
+const DISCOVERY_INTERVAL: Duration = Duration::from_millis(100);
 /// The minimum age of a server's connections before the server may become stale. Bounds how often connections are replaced
 /// while a server keeps refusing.
 const MIN_AGE: Duration = Duration::from_millis(500);
@@ -52,11 +56,17 @@ pub struct SharedConnections {
     topology: RwLock<Arc<Topology>>,
     /// The topology is outdated: discover the servers before the next command.
     outdated: AtomicBool,
-    /// Held by the request that discovers the servers; the time and the reason of the last failure.
-    discovery: tokio::sync::Mutex<Option<(Instant, String)>>,
+    /// Held by the request that discovers the servers: the last discovery, if there was one since the start.
+    discovery: tokio::sync::Mutex<Option<Discovery>>,
     next: AtomicUsize,
-    /// Called after every new connection and every discovery: the data behind them may be other data.
+    /// Called after every new connection and every change of the servers: the data behind them may be other data.
     changed: Box<dyn Fn() + Send + Sync>,
+}
+
+/// A discovery that has ended.
+struct Discovery {
+    at: Instant,
+    failure: Option<String>,
 }
 
 /// One shared connection of a server.
@@ -135,34 +145,49 @@ impl SharedConnections {
 
     /// The server of `partition`.
     pub(super) async fn node(&self, partition: Partition) -> Result<Arc<Node>, Error> {
-        if self.outdated.load(Ordering::Acquire) {
+        if self.outdated.load(Ordering::Acquire) && self.current().owner(partition).is_none_or(|node| node.is_suspect())
+        {
             let found: BoxFuture<'_, _> = Box::pin(self.find_servers());
             found.await?;
         }
-        self.current().owner(partition).cloned().ok_or_else(no_owner)
+        self.current().owner(partition).cloned().ok_or_else(|| {
+            self.outdated.store(true, Ordering::Release);
+            no_owner()
+        })
     }
 
     async fn find_servers(&self) -> Result<(), Error> {
-        let mut failed = self.discovery.lock().await;
+        let mut last = self.discovery.lock().await;
         if !self.outdated.load(Ordering::Acquire) {
             return Ok(());
         }
-        if let Some((at, why)) = failed.as_ref().filter(|(at, _)| at.elapsed() < FAILURE_SHARED_FOR) {
-            tracing::trace!(since = ?at.elapsed(), "the last discovery failed");
-            return Err(Error::unavailable(why.clone()));
-        }
         let before = self.current();
+        match last.as_ref() {
+            Some(Discovery { at, failure: Some(why) }) if at.elapsed() < FAILURE_SHARED_FOR => {
+                return Err(Error::unavailable(why.clone()));
+            }
+            // A server that is left at once does not wait.
+            Some(Discovery { at, failure: None }) if at.elapsed() < DISCOVERY_INTERVAL && !before.has_stale() => {
+                return Ok(());
+            }
+            _ => {}
+        }
         match self.connecting.discover(Some(&before)).await {
             Ok(found) => {
+                let moved = !found.is_same(&before);
+                found.nodes().iter().for_each(|node| node.clear_suspicion());
                 *self.topology.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
-                (self.changed)();
+                if moved {
+                    (self.changed)();
+                }
                 self.outdated.store(false, Ordering::Release);
+                *last = Some(Discovery { at: Instant::now(), failure: None });
                 Ok(())
             }
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "no Redis server can be used");
                 let why = error.downcast_ref::<NotMaster>().map_or(NO_CONNECTION.to_owned(), NotMaster::to_string);
-                *failed = Some((Instant::now(), why.clone()));
+                *last = Some(Discovery { at: Instant::now(), failure: Some(why.clone()) });
                 Err(Error::unavailable(why))
             }
         }
@@ -201,7 +226,7 @@ impl SharedConnections {
             tracing::warn!(%error, "no connection to Redis");
             metrics::REDIS_CONNECT_FAILURES.inc();
             *failed = Some(Instant::now());
-            self.outdated.store(true, Ordering::Release);
+            self.suspect(node);
             Error::unavailable(NO_CONNECTION)
         })?;
         let link = deadpool_redis::Connection::take(fresh);
@@ -214,18 +239,22 @@ impl SharedConnections {
     }
 
     /// Checks out a connection to the server of `partition` without a response timeout, for blocking reads.
-    pub async fn blocking(&self, partition: Partition) -> Result<deadpool_redis::Connection, Error> {
+    pub(super) async fn blocking(
+        &self,
+        partition: Partition,
+    ) -> Result<(Arc<Node>, deadpool_redis::Connection), Error> {
         let node = self.node(partition).await?;
-        node.blocking.get().await.map_err(|_| {
-            self.outdated.store(true, Ordering::Release);
+        let link = node.blocking.get().await.map_err(|_| {
+            self.suspect(&node);
             Error::unavailable(NO_CONNECTION)
-        })
+        })?;
+        Ok((node, link))
     }
 
     /// Opens a connection to a server that belongs to no pool and has no response timeout.
     pub(super) async fn open_detached(&self, node: &Node) -> Result<MultiplexedConnection, Error> {
         let opened = node.blocking.get().await.map_err(|_| {
-            self.outdated.store(true, Ordering::Release);
+            self.suspect(node);
             Error::unavailable(NO_CONNECTION)
         })?;
         Ok(deadpool_redis::Connection::take(opened))
@@ -234,6 +263,12 @@ impl SharedConnections {
     /// How long Redis may take to reply.
     pub(super) fn timeout(&self) -> Duration {
         self.connecting.timeout()
+    }
+
+    /// Makes the next request of this server's partitions discover the servers. Its connections stay.
+    fn suspect(&self, node: &Node) {
+        node.suspect();
+        self.outdated.store(true, Ordering::Release);
     }
 
     /// Marks a server as stale and drops its connections: the next request discovers the servers again. Running commands keep
@@ -256,8 +291,15 @@ impl SharedConnections {
             None => {}
             Some(Err(error)) => tracing::warn!(error = format!("{error:#}"), "the Sentinels name no master"),
             Some(Ok(master)) => {
-                for node in self.current().nodes().iter().filter(|node| *node.address() != master) {
-                    self.mark_stale(node);
+                let topology = self.current();
+                let others = topology.nodes().iter().filter(|node| *node.address() != master);
+                let others: Vec<_> = others.filter(|node| !node.is_stale()).collect();
+                if others.is_empty() {
+                    return;
+                }
+                match self.connecting.check_named(&master).await {
+                    Ok(()) => others.into_iter().for_each(|node| self.mark_stale(node)),
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "the Sentinels name no master"),
                 }
             }
         }
@@ -282,35 +324,49 @@ impl SharedConnections {
     /// Handles the result of a command: drops a broken connection, marks a wrong server as stale, and translates the error.
     pub fn settle<T>(&self, handle: &ConnectionHandle, result: RedisResult<T>) -> Result<T, Error> {
         result.map_err(|error| {
-            match Means::of(&error) {
-                Means::BrokenConnection => {
+            let means = Means::of(&error);
+            self.react(&handle.node, means);
+            if means == Means::BrokenConnection {
+                match handle.node.shared.get(handle.index) {
                     // The idle ones are probably broken as well.
-                    let Some(shared) = handle.node.shared.get(handle.index) else {
-                        handle.node.dedicated.clear();
-                        return self.translate(error);
-                    };
-                    let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
-                    // A connection that timed out may be alive, but a dead one would never answer again.
-                    if current.0 == handle.generation && current.1.take().is_some() {
-                        metrics::REDIS_BROKEN.inc();
+                    None => handle.node.dedicated.clear(),
+                    Some(shared) => {
+                        let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
+                        // A connection that timed out may be alive, but a dead one would never answer again.
+                        if current.0 == handle.generation && current.1.take().is_some() {
+                            metrics::REDIS_BROKEN.inc();
+                        }
                     }
                 }
-                Means::OtherServer => self.mark_stale(&handle.node),
-                Means::PerhapsOtherServer => self.mark_stale_if_older(&handle.node, MIN_AGE_WHEN_AMBIGUOUS),
-                _ => {}
             }
             self.translate(error)
         })
     }
 
+    /// Handles an error of a blocking read.
+    pub(super) fn settle_blocking(&self, node: &Node, error: RedisError) -> Error {
+        self.react(node, Means::of(&error));
+        self.translate(error)
+    }
+
+    /// What an error means for its server.
+    fn react(&self, node: &Node, means: Means) {
+        match means {
+            // The cluster may elect another master. Outside of a cluster, the address leads to it.
+            Means::BrokenConnection if self.current().is_cluster() => self.suspect(node),
+            Means::OtherPlace => self.suspect(node),
+            Means::OtherServer => self.mark_stale(node),
+            Means::PerhapsOtherServer => self.mark_stale_if_older(node, MIN_AGE_WHEN_AMBIGUOUS),
+            _ => {}
+        }
+    }
+
     /// Translates an error: Redis is unavailable (503), or the command was wrong (500).
     pub(super) fn translate(&self, error: RedisError) -> Error {
         let means = Means::of(&error);
-        match means {
-            Means::OtherPlace => self.outdated.store(true, Ordering::Release),
+        if means == Means::Forbidden {
             // The next command checks the permissions first.
-            Means::Forbidden => (self.changed)(),
-            _ => {}
+            (self.changed)();
         }
         let unavailable = means != Means::Wrong;
         metrics::REDIS_ERRORS.with_label_values(&[if unavailable { "unavailable" } else { "refused" }]).inc();
@@ -325,73 +381,6 @@ impl SharedConnections {
 
 fn no_owner() -> Error {
     Error::unavailable("no server has this partition")
-}
-
-/// The meaning of an error for the connection and the server. No command is ever resent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Means {
-    /// The command was wrong, or the data has an unexpected type.
-    Wrong,
-    /// The right server can't run commands now. The command did not run.
-    NotNow,
-    /// The user lacks a permission. A script may have run in part.
-    Forbidden,
-    /// The partition is on another server of the cluster, or on none at the moment: discover again, keep the connections.
-    OtherPlace,
-    /// The server refuses writes, or all commands, for now; another one may have become master. Reconnect, but not too often.
-    PerhapsOtherServer,
-    /// The server is no master, or does not accept the credentials. Reconnect.
-    OtherServer,
-    /// The connection is broken. The command may have run.
-    BrokenConnection,
-}
-
-/// The error codes that concern the server rather than the command (docs/operations.md, "Redis's error codes").
-const REFUSALS: &[(&str, Means)] = &[
-    // The slot is, or is about to be, on another node; or the cluster has no owner for it.
-    ("ASK", Means::OtherPlace),
-    ("CLUSTERDOWN", Means::OtherPlace),
-    ("MOVED", Means::OtherPlace),
-    ("TRYAGAIN", Means::OtherPlace),
-    // A replica: demoted, or never a master.
-    ("READONLY", Means::OtherServer),
-    ("MASTERDOWN", Means::OtherServer),
-    // A blocking read on a server that was demoted meanwhile.
-    ("UNBLOCKED", Means::OtherServer),
-    // The connection is not authenticated: a new one will be.
-    ("NOAUTH", Means::OtherServer),
-    // The server is cut off from its replicas.
-    ("NOREPLICAS", Means::PerhapsOtherServer),
-    // The server can't write to its disk.
-    ("MISCONF", Means::PerhapsOtherServer),
-    // The server has restarted and loads its data.
-    ("LOADING", Means::PerhapsOtherServer),
-    ("NOPERM", Means::Forbidden),
-    ("BUSY", Means::NotNow),
-    ("OOM", Means::NotNow),
-    ("UNKILLABLE", Means::NotNow),
-    // The script was flushed between its loading and the call.
-    ("NOSCRIPT", Means::NotNow),
-];
-
-impl Means {
-    pub(super) fn of(error: &RedisError) -> Means {
-        // The error of a pipeline has no code; the errors of its commands have.
-        if let Some(errors) = error.clone().into_server_errors() {
-            let means = errors.iter().map(|(_, error)| Means::of_code(error.code()));
-            return means.max().unwrap_or(Means::Wrong);
-        }
-        match error.kind() {
-            ErrorKind::Io => Means::BrokenConnection,
-            ErrorKind::AuthenticationFailed => Means::OtherServer,
-            _ if error.is_unrecoverable_error() || error.is_connection_dropped() => Means::BrokenConnection,
-            _ => Means::Wrong,
-        }
-    }
-
-    fn of_code(code: &str) -> Means {
-        REFUSALS.iter().find(|(refusal, _)| *refusal == code).map_or(Means::Wrong, |(_, means)| *means)
-    }
 }
 
 /// Fails at once after a recent failure, so that waiting requests share it instead of each waiting for an attempt of its own.
@@ -418,23 +407,5 @@ impl SharedConnection {
     fn link(&self) -> Option<(u64, MultiplexedConnection)> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         current.1.clone().map(|link| (current.0, link))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn server_codes_of_client_classified() {
-        // Codes that do not concern the server: the command was wrong, or they belong to features that are not used.
-        let of_commands = ["ERR", "EXECABORT", "CROSSSLOT", "NOTBUSY", "NOSUB"];
-        for code in of_commands {
-            assert_eq!(Means::of_code(code), Means::Wrong, "{code}");
-        }
-        let mut codes: Vec<_> = REFUSALS.iter().map(|(code, _)| *code).collect();
-        codes.sort_unstable();
-        codes.dedup();
-        assert_eq!(codes.len(), REFUSALS.len(), "a code is there twice");
     }
 }

@@ -9,17 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use futures_util::future::{BoxFuture, join_all};
 use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
 
 use super::{
     LAYOUT, Store,
-    connection::{ConnectionHandle, Means},
+    connection::ConnectionHandle,
     keys::Keys,
     partition_state::{FreezeCause, Meta, behind, meta_fields, read_meta, state_lost},
     permissions,
     progress::{Checked, PartitionLoss, State, Watermark},
     roll_call::{self, RECENT, RollCall, VERIFIED_FOR},
+    server_error::Means,
     settings::{Replicas, ServerInfo, ServerSettings},
 };
 use crate::{
@@ -102,7 +104,7 @@ impl Store {
                 anyhow::bail!(why);
             }
             if let Some(ack) = self.replica_ack() {
-                replicas.check(&server, ack)?;
+                replicas.check(&server, ack).with_context(|| handle.node.address().to_string())?;
             }
             settings.log(durability);
             if let Some(reason) = settings.refusal(durability) {

@@ -1,7 +1,7 @@
 //! The only code that speaks Redis: keys, scripts, the outbox, the rankings.
 //!
-//! - `address` reads where Redis is, [`connection`] keeps the connections, `topology` follows a cluster, `settings` and
-//!   [`permissions`] check the servers;
+//! - `address` reads where Redis is, `sentinels` name the master, [`connection`] keeps the connections, `topology` follows a cluster,
+//!   `settings` and [`permissions`] check the servers, `server_error` says what their errors mean;
 //! - [`keys`] builds every key; [`script`] loads and runs the Lua scripts, [`script_reply`] parses their replies, whose codes are in
 //!   [`reply_code`];
 //! - [`commands`] has one typed function per script that decides; [`batchable`] runs a script for a batch of concurrent requests,
@@ -41,6 +41,8 @@ pub mod retention;
 mod roll_call;
 pub mod script;
 pub mod script_reply;
+mod sentinels;
+mod server_error;
 mod settings;
 mod topology;
 

@@ -1,7 +1,7 @@
 //! The outbox stream of each partition: read after an entry, trimmed once PostgreSQL has the entries. Works on a closed
 //! partition too, because its earlier decisions are valid.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use redis::{FromRedisValue, ParsingError, Value};
 
@@ -133,7 +133,7 @@ impl Store {
         count: usize,
         wait: Duration,
     ) -> Result<Vec<Entry>, Error> {
-        let mut link = self.shared_connections().blocking(here).await?;
+        let (node, mut link) = self.shared_connections().blocking(here).await?;
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(count);
         // BLOCK 0 would wait for ever.
@@ -143,19 +143,15 @@ impl Store {
         read.arg("STREAMS").arg(Keys(here).outbox()).arg(last.to_string());
         // Redis may reply a little after the BLOCK time. The limit is for a server that hangs.
         let limit = wait + Duration::from_secs(5);
-        let reply =
-            match tokio::time::timeout(limit, read.query_async::<Option<Vec<(String, Vec<Entry>)>>>(&mut link)).await {
-                Ok(Ok(reply)) => reply,
-                failed => {
-                    // The connection may be blocked or broken: it must not return to the pool.
-                    drop(deadpool_redis::Connection::take(link));
-                    return Err(match failed {
-                        Ok(Err(error)) => self.shared_connections().translate(error),
-                        _ => Error::unavailable("Redis does not reply to a blocking read"),
-                    });
-                }
-            };
-        Ok(reply.into_iter().flatten().flat_map(|(_, entries)| entries).collect())
+        let reply = tokio::time::timeout(limit, read.query_async::<Option<Vec<(String, Vec<Entry>)>>>(&mut link));
+        match reply.await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
+            Ok(reply) => Ok(reply.into_iter().flatten().flat_map(|(_, entries)| entries).collect()),
+            Err(error) => {
+                // The connection may be blocked or broken: it must not return to the pool.
+                drop(deadpool_redis::Connection::take(link));
+                Err(self.shared_connections().settle_blocking(&node, error))
+            }
+        }
     }
 
     /// Reads up to `count` entries after `last`, oldest first, without waiting.

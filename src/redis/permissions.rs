@@ -7,7 +7,7 @@ use std::{collections::HashSet, time::Duration};
 
 use redis::{RedisError, aio::MultiplexedConnection};
 
-use super::{connection::Means, keys::Keys};
+use super::{keys::Keys, server_error::Means};
 use crate::{config::ReplicaAck, model::Partition};
 
 /// The interval of the checks of a partition in use.

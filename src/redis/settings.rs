@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use redis::{RedisError, aio::MultiplexedConnection};
 
-use super::connection::Means;
+use super::server_error::Means;
 use crate::{
     config::{RedisDurability, ReplicaAck},
     model::Error,

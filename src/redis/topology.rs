@@ -16,25 +16,29 @@ use std::{
 
 use anyhow::{Context, bail};
 use deadpool_redis::{Manager, Pool, Timeouts};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo};
 
 use super::{
-    address::{Address, Sentinels},
+    address::Address,
     connection::SharedConnection,
     keys::Keys,
     permissions,
     replication::DedicatedConnections,
+    sentinels::Sentinels,
     settings::{self, MASTER, NotMaster},
 };
 use crate::{
     config::RedisConfig,
-    model::{Error, MAX_PARTITIONS, Partition},
+    model::{MAX_PARTITIONS, Partition},
 };
 
 /// The number of commands that may wait in the send buffer of a shared connection; further requests wait.
 const PIPELINE_BUFFER: usize = 4096;
 /// Connections beside the shared ones: for administrative work, and while shared connections are replaced.
 const SPARE_CONNECTIONS: usize = 8;
+/// How long a discovery waits for one server before it asks the next one too.
+const SLOW_ANSWER: Duration = Duration::from_millis(200);
 
 /// Discovers servers and opens connections.
 pub(super) struct Connecting {
@@ -57,13 +61,15 @@ pub(super) struct Node {
     pub(super) dedicated: DedicatedConnections,
     created_at: Instant,
     stale: AtomicBool,
+    suspect: AtomicBool,
 }
 
 /// The servers, and the server of each partition.
 pub(super) struct Topology {
     nodes: Vec<Arc<Node>>,
-    /// The index into `nodes`, by partition.
-    owners: Vec<usize>,
+    /// The index into `nodes`, by partition; `None` if the partition's slot has no owner.
+    owners: Vec<Option<usize>>,
+    is_cluster: bool,
 }
 
 impl Connecting {
@@ -90,7 +96,22 @@ impl Connecting {
 
     /// The address of the master by the Sentinels; `None` if there are none.
     pub(super) async fn master_of_sentinels(&self) -> Option<anyhow::Result<ConnectionAddr>> {
-        Some(self.sentinels.as_ref()?.master(self.timeout).await)
+        let named = self.sentinels.as_ref()?.master(self.timeout).await;
+        Some(named.map(|(host, port)| Address::like(self.info.addr(), host, port)))
+    }
+
+    /// Asks a server that the Sentinels name whether it is a master.
+    ///
+    /// # Errors
+    /// It is not, or can't be reached.
+    pub(super) async fn check_named(&self, address: &ConnectionAddr) -> anyhow::Result<()> {
+        let named = self.node(address.clone())?;
+        self.ask(&named, &[]).await.map(drop).with_context(|| self.named(address))
+    }
+
+    fn named(&self, address: &ConnectionAddr) -> String {
+        let name = self.sentinels.as_ref().map_or("", Sentinels::name);
+        format!("the Sentinels name {address} as the master {name}")
     }
 
     fn node(&self, address: ConnectionAddr) -> anyhow::Result<Arc<Node>> {
@@ -116,6 +137,7 @@ impl Connecting {
             address,
             created_at: Instant::now(),
             stale: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
         }))
     }
 
@@ -125,7 +147,7 @@ impl Connecting {
     /// A certificate can't be used.
     pub(super) fn unconnected(&self, other: &Topology) -> anyhow::Result<Topology> {
         let nodes: anyhow::Result<_> = other.nodes.iter().map(|node| self.node(node.address.clone())).collect();
-        Ok(Topology { nodes: nodes?, owners: other.owners.clone() })
+        Ok(Topology { nodes: nodes?, owners: other.owners.clone(), is_cluster: other.is_cluster })
     }
 
     /// Asks the known servers and the configured one for the partitions' servers. A known node keeps its connections; a stale
@@ -137,13 +159,25 @@ impl Connecting {
         let known: Vec<Arc<Node>> = before.map(Topology::nodes).unwrap_or_default().to_vec();
         let known: Vec<Arc<Node>> = known.into_iter().filter(|node| !node.is_stale()).collect();
         let topology = match self.master_of_sentinels().await {
-            Some(Ok(address)) => self.ask(&self.node_at(address, &known)?, &known).await?,
+            Some(Ok(address)) => {
+                let named = self.node_at(address, &known)?;
+                match self.ask(&named, &known).await {
+                    Ok(topology) => topology,
+                    // They may be wrong, and the master that was known still be one.
+                    Err(error) => {
+                        let known: Vec<_> =
+                            known.iter().filter(|node| node.address != named.address).cloned().collect();
+                        self.ask_any(&known, error.context(self.named(&named.address))).await?
+                    }
+                }
+            }
             Some(Err(error)) => self.ask_any(&known, error).await?,
             None => {
                 let configured = self.node_at(self.info.addr().clone(), &known)?;
-                // The known servers first: the configured one may be the one that failed.
+                // The known servers first: the configured one may be the one that failed. A suspect one may hang.
                 let mut seeds: Vec<_> = known.iter().filter(|node| !Arc::ptr_eq(node, &configured)).cloned().collect();
                 seeds.push(configured);
+                seeds.sort_by_key(|node| node.is_suspect());
                 self.ask_any(&seeds, anyhow::anyhow!("no server is known")).await?
             }
         };
@@ -158,15 +192,22 @@ impl Connecting {
         found.map_or_else(|| self.node(address), Ok)
     }
 
-    /// Asks one server after the other, until one knows the topology.
+    /// Asks one server after the other, until one knows the topology. Does not wait for one that is slow.
     async fn ask_any(&self, seeds: &[Arc<Node>], mut failure: anyhow::Error) -> anyhow::Result<Topology> {
-        for seed in seeds {
-            match self.ask(seed, seeds).await {
-                Ok(topology) => return Ok(topology),
-                Err(error) => failure = error,
+        let (mut asked, mut next) = (FuturesUnordered::new(), seeds.iter());
+        loop {
+            if let Some(seed) = next.next() {
+                asked.push(self.ask(seed, seeds));
+            }
+            tokio::select! {
+                answer = asked.next() => match answer {
+                    Some(Ok(topology)) => return Ok(topology),
+                    Some(Err(error)) => failure = error,
+                    None => return Err(failure),
+                },
+                () = tokio::time::sleep(SLOW_ANSWER), if next.len() > 0 => {}
             }
         }
-        Err(failure)
     }
 
     async fn ask(&self, seed: &Arc<Node>, known: &[Arc<Node>]) -> anyhow::Result<Topology> {
@@ -182,7 +223,8 @@ impl Connecting {
                 seed.mark_stale();
                 return Err(anyhow::Error::new(NotMaster(role)).context(seed.address.to_string()));
             }
-            return Ok(Topology { nodes: vec![seed.clone()], owners: vec![0; usize::from(MAX_PARTITIONS)] });
+            let owners = vec![Some(0); usize::from(MAX_PARTITIONS)];
+            return Ok(Topology { nodes: vec![seed.clone()], owners, is_cluster: false });
         }
         let ranges = slot_ranges(redis::cmd("CLUSTER").arg("SLOTS"), &mut link).await?;
         let mut ask = redis::pipe();
@@ -190,10 +232,12 @@ impl Connecting {
             ask.cmd("CLUSTER").arg("KEYSLOT").arg(Keys(partition).meta());
         }
         let slots: Vec<u16> = ask.query_async(&mut link).await.map_err(permissions::explain)?;
-        let mut topology = Topology { nodes: Vec::new(), owners: Vec::with_capacity(slots.len()) };
+        let mut topology = Topology { nodes: Vec::new(), owners: Vec::with_capacity(slots.len()), is_cluster: true };
         for slot in slots {
             let Some((.., master)) = ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot)) else {
-                return Err(Error::unavailable(format!("slot {slot} of the cluster has no owner")).into());
+                // The partition may not be in use.
+                topology.owners.push(None);
+                continue;
             };
             let address = self.address_of(master, seed)?;
             let place = topology.nodes.iter().position(|node| node.address == address);
@@ -205,7 +249,7 @@ impl Connecting {
                     topology.nodes.len() - 1
                 }
             };
-            topology.owners.push(place);
+            topology.owners.push(Some(place));
         }
         Ok(topology)
     }
@@ -228,12 +272,7 @@ impl Connecting {
             (.., ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => host.clone(),
             _ => "127.0.0.1".to_owned(),
         };
-        Ok(match self.info.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
-            }
-            _ => ConnectionAddr::Tcp(host, port),
-        })
+        Ok(Address::like(self.info.addr(), host, port))
     }
 }
 
@@ -259,6 +298,19 @@ impl Node {
 
     pub(super) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Acquire)
+    }
+
+    /// Its partitions may be on another server: discover before their next use.
+    pub(super) fn suspect(&self) {
+        self.suspect.store(true, Ordering::Release);
+    }
+
+    pub(super) fn clear_suspicion(&self) {
+        self.suspect.store(false, Ordering::Release);
+    }
+
+    pub(super) fn is_suspect(&self) -> bool {
+        self.is_stale() || self.suspect.load(Ordering::Acquire)
     }
 }
 
@@ -313,6 +365,22 @@ impl Topology {
 
     /// The index of the server of `partition`.
     pub(super) fn place(&self, partition: Partition) -> Option<usize> {
-        self.owners.get(usize::from(partition.0)).copied()
+        self.owners.get(usize::from(partition.0)).copied().flatten()
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        self.is_cluster
+    }
+
+    pub(super) fn has_stale(&self) -> bool {
+        self.nodes.iter().any(|node| node.is_stale())
+    }
+
+    /// Whether every partition has the same server, by the same connections.
+    pub(super) fn is_same(&self, other: &Topology) -> bool {
+        (0..MAX_PARTITIONS).map(Partition).all(|here| match (self.owner(here), other.owner(here)) {
+            (Some(one), Some(another)) => Arc::ptr_eq(one, another),
+            (one, another) => one.is_none() && another.is_none(),
+        })
     }
 }

@@ -44,8 +44,8 @@ impl RedisServers {
             Layout::Sentinels => {
                 let master = server(dir, "master", None).await;
                 let replica = server(dir, "replica", Some(&master)).await;
-                let sentinels = sentinels(dir, &port(&master), &[]).await;
-                know_each_other(&sentinels).await;
+                let sentinels = sentinels(dir, &port(&master)).await;
+                know_each_other(&sentinels, 1).await;
                 let url = sentinel_url(&sentinels);
                 RedisServers { url, masters: vec![master], replicas: vec![replica], _sentinels: sentinels }
             }
@@ -54,10 +54,10 @@ impl RedisServers {
     }
 
     async fn cluster(dir: &ScratchDir) -> RedisServers {
-        let masters = cluster::cluster(dir).await;
+        let masters = cluster::cluster(dir, &[]).await;
         let mut replicas = Vec::new();
         for (n, master) in masters.iter().enumerate() {
-            replicas.push(cluster::replica_of(dir, masters.len() + n, master).await);
+            replicas.push(cluster::replica_of(dir, masters.len() + n, &[], master).await);
         }
         for node in masters.iter().chain(&replicas) {
             let mut link = raw_redis(&node.url()).await;

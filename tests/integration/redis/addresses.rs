@@ -77,7 +77,7 @@ async fn plain(dir: &ScratchDir, args: &[&str]) -> RedisServer {
 }
 
 /// The error of a start with this Redis.
-async fn refusal(redis: RedisConfig) -> String {
+pub async fn refusal(redis: RedisConfig) -> String {
     let database = fresh_database().await;
     let mut config = harness::engine_config(&Options::default(), "", &postgres_url(&database));
     config.redis = redis;
@@ -215,47 +215,53 @@ async fn cluster_found_by_announced_host_names() {
     }
 }
 
-const SENTINEL_PASSWORD: &str = "of-the-sentinels";
+pub const SENTINEL_PASSWORD: &str = "of-the-sentinels";
 
-/// Three Sentinels that watch a master, with these lines in their configuration.
-pub async fn sentinels(dir: &ScratchDir, master: &str, lines: &[String]) -> Vec<RedisServer> {
+/// A Sentinel that watches a master.
+pub async fn sentinel(dir: &ScratchDir, n: usize, master: &str) -> RedisServer {
+    let mut config = dev::RedisServerConfig::new(dir.path().join(format!("sentinel-{n}")));
+    config.port = Some(dev::free_port().unwrap());
+    config.sentinel = vec![
+        format!("sentinel monitor mymaster 127.0.0.1 {master} 2"),
+        "sentinel down-after-milliseconds mymaster 1000".to_owned(),
+        "sentinel failover-timeout mymaster 5000".to_owned(),
+        format!("requirepass {SENTINEL_PASSWORD}"),
+        format!("sentinel sentinel-pass {SENTINEL_PASSWORD}"),
+    ];
+    RedisServer::start(config).await.unwrap()
+}
+
+/// Three Sentinels that watch a master.
+pub async fn sentinels(dir: &ScratchDir, master: &str) -> Vec<RedisServer> {
     let mut sentinels = Vec::new();
     for n in 0..3 {
-        let mut config = dev::RedisServerConfig::new(dir.path().join(format!("sentinel-{n}")));
-        config.port = Some(dev::free_port().unwrap());
-        config.sentinel = vec![
-            format!("sentinel monitor mymaster 127.0.0.1 {master} 2"),
-            "sentinel down-after-milliseconds mymaster 1000".to_owned(),
-            "sentinel failover-timeout mymaster 5000".to_owned(),
-            format!("requirepass {SENTINEL_PASSWORD}"),
-            format!("sentinel sentinel-pass {SENTINEL_PASSWORD}"),
-        ];
-        config.sentinel.extend(lines.iter().cloned());
-        sentinels.push(RedisServer::start(config).await.unwrap());
+        sentinels.push(sentinel(dir, n, master).await);
     }
     sentinels
 }
 
-pub async fn know_each_other(sentinels: &[RedisServer]) {
+/// The service's address of the master of these Sentinels.
+pub fn sentinel_url(sentinels: &[RedisServer]) -> String {
+    let hosts: Vec<String> = sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", port(sentinel))).collect();
+    format!("redis+sentinel://{}/mymaster?sentinel_password={SENTINEL_PASSWORD}", hosts.join(","))
+}
+
+/// Waits until the Sentinels know each other and so many replicas.
+pub async fn know_each_other(sentinels: &[RedisServer], replicas: usize) {
+    let replicas = format!("slaves={replicas},");
     for sentinel in sentinels {
         let mut link = signed_in(sentinel).await;
-        until("the Sentinels know each other and the replica", async || {
+        until("the Sentinels know each other and the replicas", async || {
             let info: String = redis::cmd("INFO").arg("sentinel").query_async(&mut link).await.unwrap();
             info.contains("status=ok").then_some(())?;
-            (info.contains("slaves=1") && info.contains("sentinels=3")).then_some(())
+            (info.contains(&replicas) && info.contains("sentinels=3")).then_some(())
         })
         .await;
     }
 }
 
-async fn signed_in(sentinel: &RedisServer) -> redis::aio::MultiplexedConnection {
+pub async fn signed_in(sentinel: &RedisServer) -> redis::aio::MultiplexedConnection {
     raw_redis(&format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:{}", port(sentinel))).await
-}
-
-/// The `REDIS_URL` of the master that these Sentinels watch.
-pub fn sentinel_url(sentinels: &[RedisServer]) -> String {
-    let hosts: Vec<String> = sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", port(sentinel))).collect();
-    format!("redis+sentinel://{}/mymaster?sentinel_password={SENTINEL_PASSWORD}", hosts.join(","))
 }
 
 /// A test app that finds its Redis through Sentinels, and the replica.
@@ -263,8 +269,8 @@ async fn watched_over() -> (TestApp, RedisServer, Vec<RedisServer>) {
     let dir = ScratchDir::new().unwrap();
     let master = server(&dir, "master", None).await;
     let replica = server(&dir, "replica", Some(&master)).await;
-    let sentinels = sentinels(&dir, &port(&master), &[]).await;
-    know_each_other(&sentinels).await;
+    let sentinels = sentinels(&dir, &port(&master)).await;
+    know_each_other(&sentinels, 1).await;
     let redis = RedisConfig { redis_timeout_ms: 5_000, ..harness::redis_config(&sentinel_url(&sentinels)) };
     let options = Options { project: true, redis: Some(redis), ..Options::default() };
     let test = TestApp::on(options, dir, master, fresh_database().await).await;
@@ -345,6 +351,17 @@ async fn master_followed_when_sentinels_elect_after_kill() {
     test.finish().await;
 }
 
+/// Makes the Sentinels name this server.
+pub async fn name_another(sentinels: &[RedisServer], server: &RedisServer) {
+    for sentinel in sentinels {
+        let mut link = signed_in(sentinel).await;
+        let sentinel = |word: &str| redis::cmd("SENTINEL").arg(word).arg("mymaster").clone();
+        sentinel("REMOVE").exec_async(&mut link).await.unwrap();
+        let monitor = sentinel("MONITOR").arg("127.0.0.1").arg(port(server)).arg(2).clone();
+        monitor.exec_async(&mut link).await.unwrap();
+    }
+}
+
 /// The old master runs, replies, and reports itself as master: only the Sentinels name another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn master_followed_when_sentinels_name_another() {
@@ -354,13 +371,7 @@ async fn master_followed_when_sentinels_name_another() {
     in_sync(&test.redis, &replica).await;
     let mut new = raw_redis(&replica.url()).await;
     redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut new).await.unwrap();
-    for sentinel in &sentinels {
-        let mut link = signed_in(sentinel).await;
-        let sentinel = |word: &str| redis::cmd("SENTINEL").arg(word).arg("mymaster").clone();
-        sentinel("REMOVE").exec_async(&mut link).await.unwrap();
-        let monitor = sentinel("MONITOR").arg("127.0.0.1").arg(port(&replica)).arg(2).clone();
-        monitor.exec_async(&mut link).await.unwrap();
-    }
+    name_another(&sentinels, &replica).await;
     let old = std::mem::replace(&mut test.redis, replica);
     let mut link = raw_redis(&old.url()).await;
     until("the old master is left", async || {

@@ -9,21 +9,21 @@ use crate::{
     support::harness::{Options, TestApp, fresh_database, raw_redis, until},
 };
 
-/// A node by itself, its port and that of its bus.
-pub async fn node(dir: &ScratchDir, n: usize) -> (RedisServer, u16, String) {
+/// A node by itself, with these arguments too; its port and that of its bus.
+async fn node(dir: &ScratchDir, n: usize, more: &[&str]) -> (RedisServer, u16, String) {
     let mut config = dev::RedisServerConfig::new(dir.path().join(format!("node-{n}")));
     config.port = Some(dev::free_port().unwrap());
     let bus = dev::free_port().unwrap().to_string();
     let args = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-require-full-coverage", "yes"];
-    config.extra_args = args.map(str::to_owned).to_vec();
+    config.extra_args = args.iter().chain(more).map(|arg| (*arg).to_owned()).collect();
     (RedisServer::start(config.clone()).await.unwrap(), config.port.unwrap(), bus)
 }
 
 /// Three nodes of one cluster, with a third of the slots each.
-pub async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
+pub async fn cluster(dir: &ScratchDir, args: &[&str]) -> Vec<RedisServer> {
     let mut nodes = Vec::new();
     for n in 0..3 {
-        nodes.push(node(dir, n).await);
+        nodes.push(node(dir, n, args).await);
     }
     let mut first = raw_redis(&nodes[0].0.url()).await;
     for (n, (node, port, bus)) in nodes.iter().enumerate() {
@@ -49,8 +49,8 @@ pub async fn cluster(dir: &ScratchDir) -> Vec<RedisServer> {
 }
 
 /// A further node of the cluster, which replicates this master and is in sync.
-pub async fn replica_of(dir: &ScratchDir, n: usize, master: &RedisServer) -> RedisServer {
-    let (replica, port, bus) = node(dir, n).await;
+pub async fn replica_of(dir: &ScratchDir, n: usize, args: &[&str], master: &RedisServer) -> RedisServer {
+    let (replica, port, bus) = node(dir, n, args).await;
     let (mut there, mut link) = (raw_redis(&master.url()).await, raw_redis(&replica.url()).await);
     let id: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut there).await.unwrap();
     let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(port).arg(bus).clone();
@@ -63,10 +63,48 @@ pub async fn replica_of(dir: &ScratchDir, n: usize, master: &RedisServer) -> Red
     replica
 }
 
+/// The slot of a partition.
+pub async fn slot_of(node: &str, partition: i64) -> u16 {
+    let mut link = raw_redis(node).await;
+    redis::cmd("CLUSTER").arg("KEYSLOT").arg(format!("{{p{partition}}}:meta")).query_async(&mut link).await.unwrap()
+}
+
+/// Moves a partition's slot with its keys, a few at a time, to the next node of a [`cluster`]. `moved` counts the partition's moves,
+/// this one included.
+pub async fn move_partition(nodes: &[String], partition: i64, moved: usize) {
+    let slot = slot_of(&nodes[0], partition).await;
+    let from = (usize::from(slot / 5462) + moved - 1) % nodes.len();
+    let to = (from + 1) % nodes.len();
+    let (mut links, mut ids) = (Vec::new(), Vec::new());
+    for node in nodes {
+        let mut link = raw_redis(node).await;
+        ids.push(redis::cmd("CLUSTER").arg("MYID").query_async::<String>(&mut link).await.unwrap());
+        links.push(link);
+    }
+    let set =
+        |state: &str, node: usize| redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(&ids[node]).clone();
+    set("IMPORTING", from).exec_async(&mut links[to]).await.unwrap();
+    set("MIGRATING", to).exec_async(&mut links[from]).await.unwrap();
+    let port = nodes[to].trim_end_matches('/').rsplit(':').next().unwrap();
+    loop {
+        let mut get = redis::cmd("CLUSTER");
+        let keys: Vec<String> = get.arg("GETKEYSINSLOT").arg(slot).arg(10).query_async(&mut links[from]).await.unwrap();
+        if keys.is_empty() {
+            break;
+        }
+        let mut migrate = redis::cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(60_000).arg("KEYS").arg(keys);
+        migrate.exec_async(&mut links[from]).await.unwrap();
+    }
+    for node in [to, from].into_iter().chain((0..nodes.len()).filter(|node| *node != to && *node != from)) {
+        set("NODE", to).exec_async(&mut links[node]).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sale_runs_on_cluster() {
     let dir = ScratchDir::new().unwrap();
-    let mut nodes = cluster(&dir).await;
+    let mut nodes = cluster(&dir, &[]).await;
     let first = nodes.remove(0);
     let mut test =
         TestApp::on(Options { partitions: 8, ..Options::default() }, dir, first, fresh_database().await).await;
@@ -113,37 +151,15 @@ async fn sale_runs_on_cluster() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partition_found_when_slot_moved() {
     let dir = ScratchDir::new().unwrap();
-    let mut nodes = cluster(&dir).await;
+    let mut nodes = cluster(&dir, &[]).await;
     let first = nodes.remove(0);
     let mut test =
         TestApp::on(Options { partitions: 2, ..Options::default() }, dir, first, fresh_database().await).await;
     test.others = nodes;
     let user = test.user(1_000).await;
-    // The slot of this user's partition moves to the next node with its keys.
-    let mut links = vec![raw_redis(&test.redis.url()).await];
-    for other in &test.others {
-        links.push(raw_redis(&other.url()).await);
-    }
-    let meta = format!("{{p{}}}:meta", user % 2);
-    let slot: u16 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(&meta).query_async(&mut links[0]).await.unwrap();
-    let (from, to) = (usize::from(slot / 5462), (usize::from(slot / 5462) + 1) % 3);
-    let id = |mut link: redis::aio::MultiplexedConnection| async move {
-        redis::cmd("CLUSTER").arg("MYID").query_async::<String>(&mut link).await.unwrap()
-    };
-    let (from_id, to_id) = (id(links[from].clone()).await, id(links[to].clone()).await);
-    let set = |state: &str, node: &str| redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(node).clone();
-    set("IMPORTING", &from_id).exec_async(&mut links[to]).await.unwrap();
-    set("MIGRATING", &to_id).exec_async(&mut links[from]).await.unwrap();
-    let target = std::iter::once(&test.redis).chain(&test.others).nth(to).unwrap().url();
-    let port = target.trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
-    let mut get = redis::cmd("CLUSTER");
-    let keys: Vec<String> = get.arg("GETKEYSINSLOT").arg(slot).arg(1000).query_async(&mut links[from]).await.unwrap();
-    let mut migrate = redis::cmd("MIGRATE");
-    migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(60_000).arg("KEYS").arg(keys);
-    migrate.exec_async(&mut links[from]).await.unwrap();
-    for node in [to, from, 3 - to - from] {
-        set("NODE", &to_id).exec_async(&mut links[node]).await.unwrap();
-    }
+    // The slot of this user's partition moves to the next node.
+    let nodes: Vec<String> = std::iter::once(&test.redis).chain(&test.others).map(RedisServer::url).collect();
+    move_partition(&nodes, user % 2, 1).await;
     // Each connection gets at most one 503 at the old node, and then uses the new one.
     let mut refused = 0;
     while test.put_charge(user, 100).await.status != 200 {
@@ -158,8 +174,8 @@ async fn partition_found_when_slot_moved() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn node_followed_when_failed_over() {
     let dir = ScratchDir::new().unwrap();
-    let mut nodes = cluster(&dir).await;
-    let replica = replica_of(&dir, 3, &nodes[0]).await;
+    let mut nodes = cluster(&dir, &[]).await;
+    let replica = replica_of(&dir, 3, &[], &nodes[0]).await;
     let (mut first, mut link) = (raw_redis(&nodes[0].url()).await, raw_redis(&replica.url()).await);
     let master = nodes.remove(0);
     let mut test =

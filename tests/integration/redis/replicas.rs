@@ -1,23 +1,15 @@
 //! `ACK=replica`: no reply before replicas have the decision, and none is lost when one of them takes over.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
-};
-
 use firstcome::{
     app::App,
     config::{Ack, DurabilityConfig, RedisConfig, RedisDurability},
     dev::{self, RedisServer, ScratchDir},
     model::Clock,
-    recovery::rebuild,
 };
-use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
 use crate::{
-    recovery::rebuild::rebuilt,
     redis::{
         failover::{in_sync, info, port, server},
         script_failures::Writes,
@@ -34,7 +26,7 @@ fn waiting(ack_replica_timeout_ms: u64) -> DurabilityConfig {
 const PATIENT_MS: u64 = 300_000;
 
 /// A server that refuses writes without a replica. A paused replica stays one.
-async fn guarded(dir: &ScratchDir, name: &str, master: Option<&RedisServer>) -> RedisServer {
+pub async fn guarded(dir: &ScratchDir, name: &str, master: Option<&RedisServer>) -> RedisServer {
     let mut config = dev::RedisServerConfig::new(dir.path().join(name));
     config.port = Some(dev::free_port().unwrap());
     let (never, at_once) = ("3600", "0");
@@ -47,7 +39,7 @@ async fn guarded(dir: &ScratchDir, name: &str, master: Option<&RedisServer>) -> 
 }
 
 /// Until the master counts so many replicas.
-async fn until_online(master: &RedisServer, replicas: usize) {
+pub async fn until_online(master: &RedisServer, replicas: usize) {
     let mut link = raw_redis(&master.url()).await;
     until("the replicas are online", async || {
         (info(&mut link, "replication").await.matches("state=online").count() == replicas).then_some(())
@@ -56,7 +48,7 @@ async fn until_online(master: &RedisServer, replicas: usize) {
 }
 
 /// A test app on a master with this many replicas.
-async fn replicated(options: Options, replicas: usize) -> (TestApp, Vec<RedisServer>) {
+pub async fn replicated(options: Options, replicas: usize) -> (TestApp, Vec<RedisServer>) {
     let dir = ScratchDir::new().unwrap();
     let master = guarded(&dir, "master", None).await;
     let mut others = Vec::new();
@@ -141,98 +133,15 @@ async fn outcome_unknown_when_replica_paused_and_replayed_when_it_runs_on() {
     test.finish().await;
 }
 
-/// The master is killed at a random moment of a load. The replica that has more takes over.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nothing_acknowledged_lost_when_master_killed_and_replica_promoted_under_load() {
-    const CLIENTS: usize = 16;
-    let options = Options {
-        durability: waiting(2_000),
-        redis_timeout_ms: 5_000,
-        proxied: true,
-        project: true,
-        clock: None,
-        ..Options::default()
-    };
-    let (mut test, mut replicas) = replicated(options, 2).await;
-    let users = join_all((0..CLIENTS).map(|_| test.user(0))).await;
-    test.app.watch(true);
-    let over = AtomicBool::new(false);
-    // Each client's charges, in order: acknowledged at once, or unknown.
-    let client = async |user: i64| {
-        let mut acknowledged = BTreeMap::new();
-        for n in 0.. {
-            if over.load(Ordering::Relaxed) {
-                return acknowledged;
-            }
-            let key = format!("{user}-{n}");
-            let reply = charge(&test, user, &key).await;
-            assert!(matches!(reply.status.as_u16(), 200 | 503), "{}", reply.text);
-            acknowledged.insert(key, reply.status == 200);
-        }
-        acknowledged
-    };
-    let proxy = test.proxy.as_ref().unwrap();
-    let killed = async {
-        let mut there = raw_redis(&replicas[0].url()).await;
-        let offset = async |link: &mut redis::aio::MultiplexedConnection| {
-            let info = info(link, "replication").await;
-            info.lines().find_map(|line| line.strip_prefix("slave_repl_offset:")?.trim().parse::<i64>().ok()).unwrap()
-        };
-        let begun = offset(&mut there).await;
-        until("the load has begun", async || (offset(&mut there).await > begun + 200_000).then_some(())).await;
-        let pid = rustix::process::Pid::from_raw(i32::try_from(test.redis.pid().unwrap()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        let mut links = Vec::new();
-        for replica in &replicas {
-            let mut link = raw_redis(&replica.url()).await;
-            until("the replica has read everything", async || {
-                info(&mut link, "replication").await.contains("master_link_status:down").then_some(())
-            })
-            .await;
-            links.push((offset(&mut link).await, link));
-        }
-        let promoted = usize::from(links[1].0 > links[0].0);
-        let address = port(&replicas[promoted]);
-        redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut links[promoted].1).await.unwrap();
-        let follow = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(address).clone();
-        follow.exec_async(&mut links[1 - promoted].1).await.unwrap();
-        until_online(&replicas[promoted], 1).await;
-        proxy.lead_to(replicas[promoted].socket_path());
-        // A process that knew more than the replica closes the partition. No client was told of the difference.
-        until("it is served again", async || {
-            let ready = test.get("/readyz").await;
-            (ready.status == 200 || ready.text.contains("are lost")).then_some(())
-        })
-        .await;
-        over.store(true, Ordering::Relaxed);
-        promoted
-    };
-    let (histories, promoted) = tokio::join!(join_all(users.iter().map(|user| client(*user))), killed);
-    test.redis = replicas.swap_remove(promoted);
-    if test.get("/readyz").await.status != 200 {
-        rebuilt(&test, rebuild::RebuildOptions { lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() })
-            .await;
-    }
-    let (mut known, mut unknown) = (0, 0);
-    for (user, history) in users.iter().zip(histories) {
-        for (key, acknowledged) in &history {
-            let reply = charged(&test, *user, key).await;
-            assert!(!acknowledged || reply.replayed(), "{key} was acknowledged, and is gone: {}", reply.text);
-            assert_eq!(reply.status, 200, "{}", reply.text);
-            *(if *acknowledged { &mut known } else { &mut unknown }) += 1;
-        }
-        let balance = test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"].as_u64();
-        assert_eq!(balance, Some(history.len() as u64));
-    }
-    println!("{known} charges acknowledged at once, {unknown} unknown");
-    assert!(known > 0);
-    test.finish().await;
-}
-
 /// Why a service does not start with this Redis.
 async fn refusal(redis: RedisConfig, durability: DurabilityConfig) -> String {
+    refusal_of(&Options::default(), redis, durability).await
+}
+
+/// The same, with these options.
+pub async fn refusal_of(options: &Options, redis: RedisConfig, durability: DurabilityConfig) -> String {
     let database = fresh_database().await;
-    let mut config = harness::engine_config(&Options::default(), "", &postgres_url(&database));
+    let mut config = harness::engine_config(options, "", &postgres_url(&database));
     (config.redis, config.durability) = (redis, durability);
     let opened = App::open(&config, &Default::default(), Clock::standing(START)).await;
     let Err(error) = opened else { panic!("it starts") };
