@@ -59,6 +59,7 @@ use crate::{
         Store,
         bulk::{Bulk, PartitionState},
     },
+    telemetry::metrics,
 };
 
 /// The reason with which partitions are frozen during a rebuild.
@@ -107,6 +108,28 @@ pub struct Summary {
     pub withheld_units: i64,
     /// Coupons that this rebuild withheld.
     pub withheld_coupons: i64,
+}
+
+/// Times the steps of a rebuild. Since the beginning of the current one.
+struct Steps(Instant);
+
+impl Steps {
+    /// Ends the current step.
+    fn end(&mut self, name: &str) {
+        self.end_parts(name, ("", Duration::ZERO));
+    }
+
+    /// The same, where another step took `part` of the time.
+    fn end_parts(&mut self, name: &str, (other, part): (&str, Duration)) {
+        let set = |name, took: Duration| {
+            metrics::REBUILD_STEP_SECONDS.with_label_values(&[name]).set(took.as_secs_f64());
+        };
+        set(name, self.0.elapsed().saturating_sub(part));
+        if !other.is_empty() {
+            set(other, part);
+        }
+        self.0 = Instant::now();
+    }
 }
 
 /// The dependencies and settings of a rebuild.
@@ -298,10 +321,12 @@ impl Rebuild {
                 return Err(error);
             }
         };
+        let mut steps = Steps(began);
+        steps.end("prepare");
         for finding in &findings {
             log.update(finding, finding.missing_last(options)).await;
         }
-        let mut summary = self.replace(identity, &scope, &findings, options, log).await?;
+        let mut summary = self.replace(identity, &scope, &findings, options, (log, &mut steps)).await?;
         summary.seconds = began.elapsed().as_secs_f64();
         tracing::warn!(?summary, "Redis is rebuilt from PostgreSQL");
         Ok(summary)
@@ -314,7 +339,7 @@ impl Rebuild {
         scope: &Scope,
         findings: &[PartitionFinding],
         options: &RebuildOptions,
-        log: &mut OpenRecoveries<'_>,
+        (log, steps): (&mut OpenRecoveries<'_>, &mut Steps),
     ) -> anyhow::Result<Summary> {
         let replies_waited = progress::only_postgres_acknowledged(&self.db).await?;
         let bound = |finding: &PartitionFinding| Some((finding.here, finding.possible_loss(replies_waited, options)?));
@@ -339,6 +364,7 @@ impl Rebuild {
         let marked_us = self.clock.uptime_us();
         self.store.empty(scope).await?;
         self.projector.rewind(&positions).await?;
+        steps.end("empty");
 
         let mut snapshot = Snapshot::begin(&self.db).await?;
         let rows = snapshot.size(now.0, self.retention).await?;
@@ -348,6 +374,7 @@ impl Rebuild {
         let loading = Loading { store, scope, zone, now, retention, losses };
         loading.load(&mut snapshot, &mut bulk, &mut progress).await?;
         bulk.flush().await?;
+        steps.end_parts("read", ("write", bulk.writing()));
         let repair = Repair { store, db: &self.db, scope, zone, now, losses };
         summary.repaired = repair.run(&mut snapshot, &mut bulk).await?;
         snapshot.end().await?;
@@ -368,6 +395,7 @@ impl Rebuild {
         for here in scope.iter() {
             self.store.reopen(here).await?;
         }
+        steps.end("finish");
         Ok(summary)
     }
 

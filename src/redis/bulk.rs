@@ -3,7 +3,11 @@
 //! Nothing here is atomic. A partition is marked `rebuilding` from before the first deletion until after the last write, and a
 //! rebuild that finds the mark starts over.
 
-use std::{collections::BTreeMap, fmt::Display};
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 use super::{LAYOUT, Store, keys::Keys, outbox::StreamId};
 use crate::model::{Error, Identity, Millis, Partition, Position, Scope, event};
@@ -219,6 +223,7 @@ impl Store {
 pub struct Bulk<'s> {
     store: &'s Store,
     pending: BTreeMap<Partition, PendingCommands>,
+    writing: Duration,
 }
 
 /// The commands of a partition that are not sent yet.
@@ -233,14 +238,25 @@ impl<'s> Bulk<'s> {
     /// `positions` are the last decisions of the rebuild's partitions.
     pub fn new(store: &'s Store, positions: impl IntoIterator<Item = (Partition, Position)>) -> Self {
         let pending = |(here, position)| (here, PendingCommands { pipe: redis::pipe(), count: 0, position });
-        Bulk { store, pending: positions.into_iter().map(pending).collect() }
+        Bulk { store, pending: positions.into_iter().map(pending).collect(), writing: Duration::ZERO }
+    }
+
+    /// The time that the commands took so far.
+    pub fn writing(&self) -> Duration {
+        self.writing
     }
 
     async fn add(&mut self, here: Partition, command: redis::Cmd) -> Result<(), Error> {
         let Some(pending) = self.pending.get_mut(&here) else { return Ok(()) };
         pending.pipe.add_command(command).ignore();
         pending.count += 1;
-        if pending.count >= PIPELINE_BATCH { pending.flush(self.store, here).await } else { Ok(()) }
+        if pending.count < PIPELINE_BATCH {
+            return Ok(());
+        }
+        let began = Instant::now();
+        pending.flush(self.store, here).await?;
+        self.writing += began.elapsed();
+        Ok(())
     }
 
     /// Sends the remaining commands.
@@ -248,9 +264,11 @@ impl<'s> Bulk<'s> {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn flush(&mut self) -> Result<(), Error> {
+        let began = Instant::now();
         for (here, pending) in &mut self.pending {
             pending.flush(self.store, *here).await?;
         }
+        self.writing += began.elapsed();
         Ok(())
     }
 

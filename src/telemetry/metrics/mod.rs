@@ -65,6 +65,9 @@ macro_rules! metrics {
                     counters.with_label_values(&[value]);
                 }
             }
+            for step in REBUILD_STEPS {
+                REBUILD_STEP_SECONDS.with_label_values(&[step]);
+            }
         }
     };
 }
@@ -130,6 +133,8 @@ metrics! {
         "Recoveries of partitions by this process: COMPLETE (nothing acknowledged is missing), WITHHELD (what may be missing is withheld), FAILED (tried again).";
     RECOVERY_SECONDS: Histogram = "firstcome_recovery_duration_seconds" () in RECOVERY_BUCKETS
         "Seconds from the moment that this process noticed a loss to the end of the recovery.";
+    REBUILD_STEP_SECONDS: GaugeVec = "firstcome_rebuild_step_duration_seconds" ("step")
+        "Seconds of each step of this process's last rebuild: prepare (freeze and compare the partitions), empty, read (PostgreSQL), write (Redis), finish (repair, withhold, project, open).";
 
     PROJECTOR_PARTITIONS: IntGauge = "firstcome_projector_partitions" ()
         "Partitions that this process projects to PostgreSQL.";
@@ -158,6 +163,9 @@ metrics! {
     WORKER_PANICS: IntCounterVec = "firstcome_worker_panics_total" ("worker")
         "Number of panics of background work. The work continues; the log has the message of the panic.";
 }
+
+/// The steps of a rebuild, in their order; read and write alternate.
+pub const REBUILD_STEPS: [&str; 5] = ["prepare", "empty", "read", "write", "finish"];
 
 /// Label values that are exported as 0 before their first event.
 static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[

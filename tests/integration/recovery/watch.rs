@@ -8,6 +8,7 @@ use firstcome::{
     dev::RedisServer,
     model::{RecoveryOutcome, UserId},
     postgres::recoveries,
+    telemetry::metrics,
 };
 use serde_json::json;
 
@@ -95,6 +96,9 @@ async fn lagging_replica_recovered_without_loss_when_postgres_has_everything() {
     let log = recoveries::page(&test.db, 0, 100).await.unwrap().items;
     assert!(!log.is_empty() && log.iter().all(|one| one.outcome == RecoveryOutcome::Complete), "{log:?}");
     assert!(log.iter().all(|one| one.silent.is_empty() && one.missing().is_none()), "{log:?}");
+    for step in metrics::REBUILD_STEPS {
+        assert!(metrics::REBUILD_STEP_SECONDS.with_label_values(&[step]).get() > 0.0, "{step} took no time");
+    }
     // Both processes decide again.
     test.put_charge(user, 1).await.ok();
     until("the second process decides", async || {
