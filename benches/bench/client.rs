@@ -63,21 +63,21 @@ pub fn send(method: &str, path: &str, body: &str, request: &mut Vec<u8>) {
 }
 
 /// A keep-alive connection.
-struct Connection {
+pub struct Connection {
     stream: TcpStream,
-    request: Vec<u8>,
-    reply: Vec<u8>,
+    pub request: Vec<u8>,
+    pub reply: Vec<u8>,
 }
 
 impl Connection {
-    async fn open(address: SocketAddr) -> Result<Self> {
+    pub async fn open(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address).await.context("the service does not accept")?;
         stream.set_nodelay(true)?;
         Ok(Connection { stream, request: Vec::with_capacity(512), reply: Vec::with_capacity(4096) })
     }
 
     /// Sends `request`. Returns the status, and the offset of the body in `reply`.
-    async fn ask(&mut self) -> Result<(u16, usize)> {
+    pub async fn ask(&mut self) -> Result<(u16, usize)> {
         self.stream.write_all(&self.request).await?;
         self.reply.clear();
         loop {
@@ -95,7 +95,7 @@ impl Connection {
 
 impl Connection {
     /// Fails unless the reply has the status that `load` expects; passes its body on.
-    fn check(&self, load: &Load<'_>, number: u64, status: u16, body: usize) -> Result<()> {
+    pub fn check(&self, load: &Load<'_>, number: u64, status: u16, body: usize) -> Result<()> {
         if status != load.status {
             let (request, reply) = (&self.request, &self.reply[body..]);
             let (request, reply) = (String::from_utf8_lossy(request), String::from_utf8_lossy(reply));
@@ -147,6 +147,28 @@ pub async fn run(
     let mut latencies: Vec<u32> = rounds.into_iter().flatten().collect();
     latencies.sort_unstable();
     Ok(Round { requests: latencies.len() as u64, seconds, latencies })
+}
+
+/// Sends one request on a connection of its own. Returns the status of the reply, whatever it is; `None` without a reply in time.
+pub async fn ask_once(address: SocketAddr, load: &Load<'_>, number: u64, timeout: Duration) -> Option<u16> {
+    let asking = async {
+        let mut connection = Connection::open(address).await?;
+        (load.request)(number, &mut connection.request);
+        connection.ask().await
+    };
+    tokio::time::timeout(timeout, asking).await.ok()?.ok().map(|(status, _)| status)
+}
+
+/// The body of the reply to a GET, as text.
+pub async fn read(address: SocketAddr, path: &str) -> Result<String> {
+    let mut connection = Connection::open(address).await?;
+    get(path, &mut connection.request);
+    let (status, body) = connection.ask().await?;
+    let reply = String::from_utf8_lossy(&connection.reply[body..]).into_owned();
+    if status != 200 {
+        bail!("GET {path}: {status} {reply}");
+    }
+    Ok(reply)
 }
 
 /// One request from each of `people`, all at once, on a connection of its own that is made for it. Latencies run from the

@@ -10,6 +10,7 @@
 mod burst;
 mod calls;
 mod client;
+mod cluster;
 mod connections;
 mod cpu;
 mod endpoints;
@@ -18,9 +19,14 @@ mod loads;
 mod lock_based;
 mod measure;
 mod micro;
+mod nodes;
+mod open_loop;
+mod outbox;
 mod projector;
+mod recovery;
 mod replica;
 mod report;
+mod saturation;
 mod scripts;
 mod servers;
 mod targets;
@@ -33,11 +39,23 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
 
-use self::{report::Report, servers::Servers, targets::Targets};
+use self::{nodes::Layout, report::Report, servers::Servers, targets::Targets};
 
 /// In the order of the report.
-const SECTIONS: &[&str] =
-    &["endpoints", "scripts", "everysec", "connections", "projector", "burst", "replica", "growth", "micro"];
+const SECTIONS: &[&str] = &[
+    "endpoints",
+    "scripts",
+    "everysec",
+    "connections",
+    "projector",
+    "burst",
+    "saturation",
+    "replica",
+    "recovery",
+    "cluster",
+    "growth",
+    "micro",
+];
 
 #[derive(Parser)]
 #[command(about = "Measures the figures of the documentation about speed; see benches/README.md")]
@@ -66,6 +84,12 @@ pub struct Options {
     /// The sizes of the section growth [default: 10000,100000,1000000; quick: 1000,10000]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<u64>,
+    /// The requests per second of the first step of saturation
+    #[arg(long, default_value_t = 5000)]
+    rate: u64,
+    /// The p99, in ms, at which saturation ends
+    #[arg(long, default_value_t = 100)]
+    max_p99_ms: u64,
     /// The file for the Markdown report
     #[arg(long, default_value = "target/bench/report.md")]
     output: PathBuf,
@@ -122,7 +146,7 @@ fn main() -> Result<()> {
     }
     match role.as_str() {
         servers::SERVE => several()?.block_on(servers::serve(rest.is_empty())),
-        servers::PROJECT => several()?.block_on(servers::project(rest.is_empty())),
+        servers::PROJECT => several()?.block_on(servers::project()),
         // One thread, so that callgrind counts all of it.
         servers::MICRO => micro::role(&rest),
         servers::LOCK_BASED => several()?.block_on(lock_based::serve(rest.iter().any(|lock| lock == "redis"))),
@@ -164,7 +188,13 @@ async fn run(options: &Options) -> Result<()> {
 
 /// Runs one section on new servers, so that it finds no data of another.
 async fn run_section(section: &str, options: &Options, report: &mut Report, targets: &mut Targets) -> Result<()> {
-    let servers = Servers::start().await?;
+    // Starts servers of each layout itself.
+    match section {
+        "cluster" => return cluster::run(options, report, targets).await,
+        "recovery" => return recovery::run(options, report, targets).await,
+        _ => {}
+    }
+    let servers = Servers::start(Layout::SMALLEST).await?;
     match section {
         "endpoints" => endpoints::run(&servers, options, report, targets).await,
         "scripts" => scripts::run(&servers, options, report, targets).await,
@@ -172,6 +202,7 @@ async fn run_section(section: &str, options: &Options, report: &mut Report, targ
         "connections" => connections::run(&servers, options, report).await,
         "projector" => projector::run(&servers, options, report, targets).await,
         "burst" => burst::run(&servers, options, report, targets).await,
+        "saturation" => saturation::run(&servers, options, report).await,
         "replica" => replica::run(&servers, options, report, targets).await,
         "growth" => growth::run(&servers, options, report, targets).await,
         "micro" => micro::run(&servers, options, report).await,

@@ -161,7 +161,8 @@ async fn backlog(
     redis::cmd("XTRIM").arg(&outbox).arg("MAXLEN").arg(0).exec_async(&mut link).await?;
     servers.tidy().await?;
     let (decided, deciding) = make().await?;
-    let projector = servers.process(PROJECT, if keeps { &[] } else { &["keeps-nothing"] })?;
+    let seconds = if keeps { "60" } else { "0" };
+    let projector = servers.process_with(PROJECT, &[], &[("OUTBOX_KEEP_SECONDS", seconds)])?;
     let cpu = || (cpu::of(projector.pid()), servers.cpu(alone.pid()));
     let (lag, since, (own, before)) = (servers.lag().await? as f64, Instant::now(), cpu());
     servers.drain().await?;

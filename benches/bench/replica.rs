@@ -44,7 +44,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         users
     };
     let mut rounds: [AckRounds; 2] = Default::default();
-    let mut trips = Vec::new();
+    let (mut trips, mut busy_trips) = (Vec::new(), Vec::new());
     for round in 0..=options.rounds() {
         trips.push(round_trip(servers).await?);
         for (ack, rounds) in ACKS.into_iter().zip(&mut rounds) {
@@ -55,6 +55,14 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
             let load = load(service.campaign(USERS).await?);
             servers.drain().await?;
             let measured = measure_with(CONCURRENT, servers, &service, &load, 0..USERS, options.round()).await?;
+            if ack == "redis" {
+                let load = loads::issue(service.campaign(USERS).await?, |n| users.nth(n), 200);
+                let busy = client::run(service.address, CONCURRENT, &load, 0..USERS, options.round());
+                let (busy, trip) = tokio::join!(busy, round_trip(servers));
+                busy?;
+                busy_trips.push(trip?);
+                servers.drain().await?;
+            }
             // The first round warms up.
             if round > 0 {
                 rounds.alone.push(alone.percentile(0.5));
@@ -63,19 +71,30 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         }
     }
     drop(replica);
-    table(&rounds, median(trips), report);
+    let (trip, busy_trip) = (median(trips), median(busy_trips));
+    table(&rounds, (trip, busy_trip), report);
     let [redis, replica] = &rounds;
+    let wait_of = |p50s: fn(&AckRounds) -> Vec<f64>, trip: f64| -> (f64, String) {
+        let waits: Vec<f64> = p50s(replica).iter().zip(p50s(redis)).map(|(a, b)| a - b).collect();
+        let ratios: Vec<f64> = waits.iter().map(|wait| wait / trip).collect();
+        (median(ratios.iter().copied()), format!("{}; {:.0} µs of {trip:.0}", spread(&ratios), median(waits)))
+    };
+    let (wait, note) = wait_of(|of| of.alone.clone(), trip);
+    targets.measured(Target::ReplicaWait, wait, note);
+    let p50s = |of: &AckRounds| of.measured.iter().map(|one| one.round.percentile(0.5)).collect();
+    let (wait, note) = wait_of(p50s, busy_trip);
+    targets.measured(Target::ReplicaWaitOfMany, wait, note);
     let cpu = |of: &AckRounds| -> Vec<f64> { of.measured.iter().map(|one| one.per_request(Cpu::servers)).collect() };
     let ratios: Vec<f64> = cpu(replica).iter().zip(cpu(redis)).map(|(a, b)| a / b).collect();
     targets.measured(Target::ReplicaCpu, median(ratios.iter().copied()), spread(&ratios));
     Ok(())
 }
 
-fn table(rounds: &[AckRounds; 2], trip: f64, report: &mut Report) {
+fn table(rounds: &[AckRounds; 2], (trip, busy_trip): (f64, f64), report: &mut Report) {
     report.heading("Replies that wait for a replica");
     report.text(&format!(
         "Coupon issues of {CONCURRENT} clients, and of one alone, with a replica on this machine in both rows. A round trip to the \
-         replica (`WAIT` after a write, alone): {trip:.0} µs."
+         replica (`WAIT` after a write): {trip:.0} µs alone, {busy_trip:.0} µs while the {CONCURRENT} clients issue with `ACK=redis`."
     ));
     let mut lines = Vec::new();
     for (ack, rounds) in ACKS.iter().zip(rounds) {
@@ -98,7 +117,7 @@ fn table(rounds: &[AckRounds; 2], trip: f64, report: &mut Report) {
 }
 
 /// A replica that has everything.
-async fn replica_of(servers: &Servers, dir: &ScratchDir) -> Result<RedisServer> {
+pub async fn replica_of(servers: &Servers, dir: &ScratchDir) -> Result<RedisServer> {
     let port = dev::free_port()?;
     let mut link = servers.redis_link().await?;
     redis::cmd("CONFIG").arg("SET").arg("port").arg(port).exec_async(&mut link).await?;

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
+    str::FromStr,
     time::{Duration, Instant},
 };
 
@@ -24,7 +25,12 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{client, cpu, cpu::Cpu, loads::WON};
+use crate::{
+    client, cpu,
+    cpu::Cpu,
+    loads::WON,
+    nodes::{self, Layout},
+};
 
 const TOKEN: &str = "a-token-of-the-bench";
 /// The default of `LISTEN_BACKLOG`.
@@ -39,8 +45,11 @@ pub const MICRO: &str = "micro";
 pub struct Servers {
     pub store: Store,
     pub db: DatabaseConnection,
+    pub layout: Layout,
     // Fields drop in this order: the servers end before their directory is removed.
     pub redis: RedisServer,
+    /// The other nodes of a cluster.
+    pub others: Vec<RedisServer>,
     pub postgres: PostgresServer,
     _dir: ScratchDir,
 }
@@ -79,12 +88,11 @@ impl Process {
 }
 
 impl Servers {
-    pub async fn start() -> Result<Self> {
+    pub async fn start(layout: Layout) -> Result<Self> {
         let dir = ScratchDir::new()?;
-        let mut config = dev::RedisServerConfig::new(dir.path().join("redis"));
-        // No rewrite within a round, whose figures would include it: see `tidy`.
-        config.extra_args = vec!["--auto-aof-rewrite-percentage".to_owned(), "0".to_owned()];
-        let redis = RedisServer::start(config).await?;
+        let mut nodes = nodes::start(dir.path(), layout).await?;
+        let others = nodes.split_off(1);
+        let redis = nodes.pop().context("no Redis")?;
         let postgres = PostgresServer::start(dev::PostgresServerConfig::new(dir.path().join("postgres"))).await?;
         let admin = postgres_config(postgres.url("postgres"));
         for database in ["firstcome", "lock_based"] {
@@ -92,13 +100,26 @@ impl Servers {
             postgres::migrate(&postgres::connect(&postgres_config(postgres.url(database))).await?).await?;
         }
         let db = postgres::connect(&postgres_config(postgres.url("firstcome"))).await?;
-        let store = Store::connect(&redis_config(redis.url())).await?;
-        Ok(Servers { store, db, redis, postgres, _dir: dir })
+        let store = Store::connect(&redis_config(redis.url())).await?.with_partitions(layout.partitions);
+        Ok(Servers { store, db, layout, redis, others, postgres, _dir: dir })
+    }
+
+    /// The Redis servers, in the order of the layout's nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &RedisServer> {
+        std::iter::once(&self.redis).chain(&self.others)
+    }
+
+    /// Seconds of CPU of each Redis server.
+    pub fn cpu_of_nodes(&self) -> Vec<f64> {
+        self.nodes().map(|node| node.pid().map_or(0.0, cpu::of_family)).collect()
     }
 
     /// Sets the addresses of the servers in the environment of a program.
     pub fn with_servers<'a>(&self, program: &'a mut Command, database: &str) -> &'a mut Command {
-        program.env("REDIS_URL", self.redis.url()).env("DATABASE_URL", self.postgres.url(database))
+        program
+            .env("REDIS_URL", self.redis.url())
+            .env("DATABASE_URL", self.postgres.url(database))
+            .env("PARTITIONS", self.layout.partitions.to_string())
     }
 
     /// Starts this program in another role, and waits until it prints the address that it listens at.
@@ -126,7 +147,7 @@ impl Servers {
     pub fn cpu(&self, service: u32) -> Cpu {
         Cpu {
             service: cpu::of(service),
-            redis: self.redis.pid().map_or(0.0, cpu::of_family),
+            redis: self.cpu_of_nodes().iter().sum(),
             postgres: self.postgres.pid().map_or(0.0, cpu::of_family),
             generator: cpu::of(std::process::id()),
         }
@@ -161,29 +182,31 @@ impl Servers {
 
     /// Has Redis rewrite its append-only file, under the condition of its default configuration: a doubled size.
     pub async fn tidy(&self) -> Result<()> {
-        let (size, base) = (self.redis_info("aof_current_size").await?, self.redis_info("aof_base_size").await?);
-        if size < 64.0 * 1024.0 * 1024.0 || size < 2.0 * base {
-            return Ok(());
-        }
-        redis::cmd("BGREWRITEAOF").exec_async(&mut self.redis_link().await?).await?;
-        while self.redis_info("aof_rewrite_in_progress").await? + self.redis_info("aof_rewrite_scheduled").await? > 0.0
-        {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        for node in self.nodes() {
+            let (size, base) =
+                (nodes::info(node, "aof_current_size").await?, nodes::info(node, "aof_base_size").await?);
+            if size < 64.0 * 1024.0 * 1024.0 || size < 2.0 * base {
+                continue;
+            }
+            redis::cmd("BGREWRITEAOF").exec_async(&mut nodes::link(node).await?).await?;
+            while nodes::info(node, "aof_rewrite_in_progress").await?
+                + nodes::info(node, "aof_rewrite_scheduled").await?
+                > 0.0
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
         Ok(())
     }
 
-    /// A number of the reply to INFO.
+    /// A number of the reply to INFO, of the first server.
     pub async fn redis_info(&self, name: &str) -> Result<f64> {
-        let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.redis_link().await?).await?;
-        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        Ok(line.with_context(|| format!("INFO has no {name}"))?.trim().parse()?)
+        nodes::info(&self.redis, name).await
     }
 
+    /// A connection to the first server.
     pub async fn redis_link(&self) -> Result<redis::aio::MultiplexedConnection> {
-        let client = redis::Client::open(self.redis.url())?;
-        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
-        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+        nodes::link(&self.redis).await
     }
 }
 
@@ -222,7 +245,8 @@ fn product(units: i64) -> Value {
 }
 
 pub fn redis_config(url: String) -> RedisConfig {
-    RedisConfig { redis_timeout_ms: 120_000, redis_durability: RedisDurability::Asserted, ..RedisConfig::at(url) }
+    let redis_timeout_ms = number_of("REDIS_TIMEOUT_MS").unwrap_or(120_000);
+    RedisConfig { redis_timeout_ms, redis_durability: RedisDurability::Asserted, ..RedisConfig::at(url) }
 }
 
 pub fn postgres_config(url: String) -> PostgresConfig {
@@ -237,6 +261,18 @@ fn ack() -> Ack {
     }
 }
 
+/// The number in a variable of the environment.
+fn number_of<T: FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// The projector's settings, with the `OUTBOX_KEEP_SECONDS` of the environment.
+fn projector_config() -> ProjectorConfig {
+    let config = ProjectorConfig::default();
+    let outbox_keep_seconds = number_of("OUTBOX_KEEP_SECONDS").unwrap_or(config.outbox_keep_seconds);
+    ProjectorConfig { outbox_keep_seconds, ..config }
+}
+
 fn engine_config() -> Result<EngineConfig> {
     Ok(EngineConfig {
         redis: redis_config(std::env::var("REDIS_URL")?),
@@ -247,7 +283,7 @@ fn engine_config() -> Result<EngineConfig> {
             max_open_orders_per_user: u32::MAX,
             max_balance: 9_007_199_254_740_991,
             sold_out_lease_ms: 200,
-            partitions: None,
+            partitions: number_of("PARTITIONS"),
         },
         gateway: GatewayConfig::default(),
         retention: RetentionConfig::default(),
@@ -272,7 +308,7 @@ pub async fn serve(projects: bool) -> Result<()> {
 
 /// Opens the engine with the servers of the environment.
 pub async fn open() -> Result<App> {
-    App::open(&engine_config()?, &ProjectorConfig::default(), Clock::system()).await
+    App::open(&engine_config()?, &projector_config(), Clock::system()).await
 }
 
 pub fn http_config() -> HttpConfig {
@@ -294,12 +330,9 @@ pub fn http_config() -> HttpConfig {
     }
 }
 
-/// Runs the projector alone. `keeps`: committed events stay in the outbox as long as by default.
-pub async fn project(keeps: bool) -> Result<()> {
-    let config = ProjectorConfig::default();
-    let outbox_keep_seconds = if keeps { config.outbox_keep_seconds } else { 0 };
-    let config = ProjectorConfig { outbox_keep_seconds, ..config };
-    let app = App::open(&engine_config()?, &config, Clock::system()).await?;
+/// Runs the projector alone.
+pub async fn project() -> Result<()> {
+    let app = open().await?;
     app.project();
     let _listener = listen().await?;
     stop_with_parent().cancelled().await;
