@@ -11,6 +11,7 @@ mod burst;
 mod calls;
 mod client;
 mod cluster;
+mod compare;
 mod connections;
 mod cpu;
 mod endpoints;
@@ -56,6 +57,9 @@ const SECTIONS: &[&str] = &[
     "growth",
     "micro",
 ];
+
+/// The role that compares the reports of two commits.
+const COMPARE: &str = "compare";
 
 #[derive(Parser)]
 #[command(about = "Measures the figures of the documentation about speed; see benches/README.md")]
@@ -149,6 +153,7 @@ fn main() -> Result<()> {
         servers::PROJECT => several()?.block_on(servers::project()),
         // One thread, so that callgrind counts all of it.
         servers::MICRO => micro::role(&rest),
+        COMPARE => compare::run(&rest),
         servers::LOCK_BASED => several()?.block_on(lock_based::serve(rest.iter().any(|lock| lock == "redis"))),
         _ => {
             let options = Options::parse();
