@@ -2,7 +2,12 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use firstcome::redis::LAYOUT;
+use firstcome::{
+    model::Recovery,
+    postgres::{instance_requests, recoveries},
+    redis::LAYOUT,
+};
+use serde_json::json;
 use tokio::{process::Command, task::JoinHandle};
 
 use crate::{
@@ -13,7 +18,7 @@ use crate::{
         shop::Goods,
     },
     process::{
-        binary::{PROGRAM, Running, Servers, get, run},
+        binary::{PROGRAM, Running, Servers, get, post, run},
         instances::Balancer,
     },
     support::{
@@ -276,11 +281,69 @@ impl Fleet {
     pub async fn kill_redis(&mut self) {
         self.servers.redis.kill().await.unwrap();
         self.servers.redis.restart().await.unwrap();
+        self.ready().await;
+    }
+
+    /// Waits until every service decides in every partition.
+    async fn ready(&self) {
         for service in &self.services {
             let base = service.base.as_ref().unwrap();
-            until("the service is ready again", async || (get(base, "/readyz").await.status == 200).then_some(()))
-                .await;
+            until("the service is ready again", async || {
+                let reply = get(base, "/readyz").await;
+                (reply.status == 200 && reply.json()["status"] == "UP").then_some(())
+            })
+            .await;
         }
+    }
+
+    /// Waits until PostgreSQL has every decision, as every service sees it.
+    async fn caught_up(&self) {
+        for service in &self.services {
+            let base = service.base.as_ref().unwrap();
+            until("PostgreSQL has every decision", async || {
+                let projection = get(base, "/admin/v1/projection").await.ok();
+                assert_eq!(projection["deadLetters"], 0, "{projection}");
+                (projection["lagEvents"] == 0).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// The processes that serve and give no word in the roll calls.
+    pub async fn without_word(&self) -> Vec<String> {
+        let db = self.servers.db().await;
+        let serving = until("every service reports its requests", async || {
+            let serving = instance_requests::serving_within(&db, Duration::ZERO).await.unwrap();
+            (serving.len() == self.services.len()).then_some(serving)
+        })
+        .await;
+        db.close().await.unwrap();
+        let mut redis = raw_redis(&self.servers.redis_url).await;
+        let words: Vec<String> = redis::cmd("HKEYS").arg("{p0}:instances").query_async(&mut redis).await.unwrap();
+        serving.into_iter().filter(|process| !words.contains(process)).collect()
+    }
+
+    /// Redis loses everything once PostgreSQL has every decision. Returns the recoveries, once every service decides again.
+    pub async fn empty_redis(&mut self) -> Vec<Recovery> {
+        self.caught_up().await;
+        let mut redis = raw_redis(&self.servers.redis_url).await;
+        redis::cmd("FLUSHALL").exec_async(&mut redis).await.unwrap();
+        let db = self.servers.db().await;
+        let recoveries = until("the partitions are recovered", async || {
+            let log = recoveries::page(&db, 0, 100).await.unwrap().items;
+            let ended = log.len() == usize::from(self.partitions) && log.iter().all(|one| one.epoch.is_some());
+            ended.then_some(log)
+        })
+        .await;
+        db.close().await.unwrap();
+        self.ready().await;
+        recoveries
+    }
+
+    /// Puts on sale what is withheld.
+    pub async fn release_withheld(&self) {
+        let newest = self.services.last().unwrap().base.as_ref().unwrap();
+        post(newest, "/admin/v1/withheld/release", json!({})).await.ok();
     }
 
     /// Stops every process in order. The last one leaves nothing in the outbox.
@@ -335,15 +398,7 @@ impl Fleet {
         self.close_shop().await;
         let mut links = [raw_redis(&self.servers.redis_url).await];
         invariants::until_stray_holds_end(&mut links).await;
-        for service in &self.services {
-            let base = service.base.as_ref().unwrap();
-            until("PostgreSQL has every decision", async || {
-                let projection = get(base, "/admin/v1/projection").await.ok();
-                assert_eq!(projection["deadLetters"], 0, "{projection}");
-                (projection["lagEvents"] == 0).then_some(())
-            })
-            .await;
-        }
+        self.caught_up().await;
         self.audit(versions).await;
         self.stop().await;
         let db = self.servers.db().await;

@@ -7,6 +7,8 @@
 mod base;
 mod fleet;
 
+use firstcome::model::RecoveryOutcome;
+
 use fleet::{
     Fleet, Pair,
     Version::{New, Old},
@@ -64,6 +66,26 @@ async fn kill_while_mixed(pair: Pair) {
     fleet.end(&[Old, New]).await;
 }
 
+/// Redis loses everything while both versions serve. Nothing acknowledged is missing; that is known of processes that gave their
+/// words, and of no others.
+async fn lose_redis_while_mixed(pair: Pair) {
+    let Some(mut fleet) = open_side_by_side(pair, 2).await else { return };
+    fleet.migrate(New).await;
+    fleet.start(New).await;
+    fleet.phase().await;
+    fleet.close_shop().await;
+    let without_word = fleet.without_word().await;
+    println!("{} services give no word", without_word.len());
+    for recovery in fleet.empty_redis().await {
+        let expected = if without_word.is_empty() { RecoveryOutcome::Complete } else { RecoveryOutcome::Withheld };
+        assert_eq!((recovery.outcome, &recovery.silent), (expected, &without_word), "{recovery:?}");
+    }
+    fleet.release_withheld().await;
+    fleet.open_shop();
+    fleet.phase().await;
+    fleet.end(&[Old, New]).await;
+}
+
 /// Every process is stopped before the first of the new version starts. One with another layout is refused until Redis is rebuilt.
 async fn upgrade_with_stop(pair: Pair) {
     let mut fleet = Fleet::open(pair, 2).await;
@@ -111,6 +133,17 @@ async fn kills_while_mixed_lose_nothing_when_versions_equal() {
 #[ignore = "make test-versions"]
 async fn kills_while_mixed_lose_nothing() {
     kill_while_mixed(Pair::base()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovery_while_mixed_withholds_nothing_when_versions_equal() {
+    lose_redis_while_mixed(Pair::equal()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make test-versions"]
+async fn recovery_while_mixed_withholds_unless_every_process_gave_its_word() {
+    lose_redis_while_mixed(Pair::base()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
