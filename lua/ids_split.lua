@@ -9,13 +9,13 @@
 -- Returns {'SPLIT', last number of the own sequence, '1' if it began now, else '0'} or PARTITION_CLOSED
 --@include partition
 local meta, ids = KEYS[1], KEYS[2]
-local own, shared, far = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local own, shared, jump = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 if not begin_decision(meta) then return { 'PARTITION_CLOSED' } end
 local last = redis.call('HGET', ids, own)
 if last then return { 'SPLIT', last, '0' } end
 local before = redis.call('HGET', ids, shared) or '0'
-local has_jumped = tonumber(before) >= far
+local has_jumped = tonumber(before) >= jump
 last = has_jumped and ARGV[4] or before
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('HSET', ids, own, last)

@@ -290,6 +290,7 @@ pub async fn join(
             return Ok(Err(error.to_string()));
         }
     }
+    store.check_replication().await?;
     tracing::warn!(store = identity.store, "PostgreSQL is away: joined the instances that serve");
     Ok(Ok(voucher))
 }

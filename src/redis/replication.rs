@@ -340,13 +340,13 @@ impl Store {
         Ok(Some(self.follow_replicas(here, dedicated, wait, (None, false), ack)))
     }
 
-    /// Checks at start that the replicas of every server acknowledge in time.
+    /// Checks at start that the replicas of every server with an open partition acknowledge in time.
     ///
     /// # Errors
     /// They do not, or Redis is unavailable.
     pub async fn check_replication(&self) -> anyhow::Result<()> {
         let Some(ack) = self.replica_ack() else { return Ok(()) };
-        for here in self.all() {
+        for here in self.all().filter(|here| self.watermark(*here).is_open()) {
             let mut reached = false;
             for _ in 0..START_ATTEMPTS {
                 reached = match self.replicated(here).await? {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::startup_waits::{becomes_ready, servers, start_with, waits_for};
 use crate::{
     process::binary::{Running, Servers, get, post, put, run},
+    redis::failover::{in_sync, server},
     support::{
         files::copy_dir,
         harness::{self, until},
@@ -226,5 +227,39 @@ async fn new_instance_waits_when_its_settings_differ_from_those_that_serve() {
         running.stop().await;
     }
     other.child.kill().await.unwrap();
+    servers.end().await;
+}
+
+/// A start without PostgreSQL promises what any start does: it does not begin where replicas can't keep `ACK=replica`.
+#[tokio::test]
+async fn new_instance_ends_when_replica_confirms_nothing_while_postgres_stopped() {
+    let mut servers = Servers::start().await;
+    let master = server(&servers.dir, "master", None).await;
+    let mut replica = server(&servers.dir, "replica", Some(&master)).await;
+    in_sync(&master, &replica).await;
+    servers.redis_url = master.url();
+    let mut set = redis::cmd("CONFIG");
+    set.arg("SET").arg("min-replicas-to-write").arg(1).arg("min-replicas-max-lag").arg(3600);
+    set.arg("repl-timeout").arg(3600).exec_async(&mut redis(&servers).await).await.unwrap();
+    let (status, output) = run(&mut servers.role(&["migrate"])).await;
+    assert!(status.success(), "{output}");
+    let (mut old, a) = serve(&servers, "old", &[]);
+    becomes_ready(&mut old, &a).await;
+    servers.postgres.kill().await.unwrap();
+    replica.pause().unwrap();
+    let variables = [("ACK", "replica"), ("ACK_REPLICA_TIMEOUT_MS", "200")];
+    let (mut new, _) = serve(&servers, "new", &variables);
+    let ended = new.ended().await;
+    assert_eq!(ended.code(), Some(1));
+    assert!(new.err().contains("did not confirm a write within 200 ms, in 5 attempts"), "{}", new.err());
+    replica.resume().unwrap();
+    let (mut again, b) = serve(&servers, "again", &[("ACK", "replica")]);
+    joins(&mut again, &b).await;
+    post(&b, "/admin/v1/users", json!({"userName": "A"})).await.created();
+    servers.postgres.restart().await.unwrap();
+    confirmed(&mut again, &b).await;
+    for running in [&mut old, &mut again] {
+        running.stop().await;
+    }
     servers.end().await;
 }
