@@ -42,4 +42,6 @@ pub struct Word {
     pub at: Millis,
     /// Whether every operation has ended that the process had begun before it gave its first word for this history.
     pub drained: bool,
+    /// Whether the process confirms decisions to clients that PostgreSQL may lack.
+    pub before_postgres: bool,
 }

@@ -383,6 +383,7 @@ impl Store {
         }
         checked.words_before.clear();
         watermark.advance(position);
+        self.cover_ended(here, position, checked);
         Ok(State::Open)
     }
 

@@ -23,7 +23,8 @@ impl Keys {
         self.key(format_args!("meta"))
     }
 
-    /// hash: process id → its word: `history epoch seq epoch seq at drained`, what it acknowledged and what it told clients. See [`roll_call`](super::roll_call).
+    /// hash: process id → its word: `history epoch seq epoch seq at drained before_postgres`, what it acknowledged and what it told
+    /// clients. See [`roll_call`](super::roll_call).
     pub fn instances(self) -> String {
         self.key(format_args!("instances"))
     }

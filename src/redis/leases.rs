@@ -28,7 +28,8 @@ pub struct ServingLease {
     pub serves: bool,
     /// Whether its replies go out before PostgreSQL has the decision, which PostgreSQL has recorded.
     pub before_postgres: bool,
-    /// Epoch and seq of the last decision that it knows as acknowledged.
+    /// Epoch and seq of the last decision that it knows. Clients may have been told of fewer: that is in its word for the roll call
+    /// ([`roll_call`](super::roll_call)), which a process that joins reads too. A Redis that is behind this has lost decisions.
     pub acknowledged: (i64, i64),
     /// Epoch and seq of the last decision that PostgreSQL has, as far as it knows.
     pub projected: (i64, i64),

@@ -29,14 +29,16 @@ impl Store {
         self.watermark(here).histories()
     }
 
-    /// The last decision that a client may have been told: as durable as `ACK` asks. No later decision was acknowledged.
+    /// The last decision that a client may have been told, by this process (as durable as `ACK` asks) or by another, also one that
+    /// has ended since. No later decision was acknowledged.
     pub fn confirmed(&self, here: Partition) -> Position {
         let watermark = self.watermark(here);
-        match self.shared.guard.get().map(|guard| guard.ack).unwrap_or_default() {
+        let own = match self.shared.guard.get().map(|guard| guard.ack).unwrap_or_default() {
             Ack::Redis => watermark.acknowledged(),
             Ack::Replica => watermark.replicated(),
             Ack::Postgres => watermark.furthest_projected(),
-        }
+        };
+        own.max(watermark.confirmed_by_others())
     }
 
     /// [`Store::confirmed`] of the open partitions.

@@ -9,7 +9,7 @@
 //! with fewer data), when Redis has forgotten its scripts, when a script finds the partition closed, and twice a second.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -47,6 +47,8 @@ pub(super) struct Watermark {
     acknowledged: Mutex<Acknowledgements>,
     /// The last decision that replicas are known to have, with `ACK=replica`.
     replicated: Mutex<Position>,
+    /// The last decision that other processes may have confirmed to clients, as far as their words and their ends show.
+    confirmed_by_others: Mutex<Position>,
     /// The replicas in sync at the last check.
     replicas: AtomicUsize,
     /// The epoch of the acknowledged position, without the lock.
@@ -129,6 +131,8 @@ pub(super) struct Checked {
     /// The words of the partition's processes: at the last check, and when the history changed.
     pub words: HashMap<String, Word>,
     pub words_before: HashMap<String, Word>,
+    /// The processes that have ended without withdrawing their words: what they confirmed is known.
+    pub ended: HashSet<String>,
     /// Shared with the operations that had begun when the history changed.
     pub begun_before: Option<Arc<()>>,
 }
@@ -141,6 +145,7 @@ impl Default for Watermark {
             no_writes: Mutex::default(),
             acknowledged: Mutex::default(),
             replicated: Mutex::default(),
+            confirmed_by_others: Mutex::default(),
             replicas: AtomicUsize::default(),
             epoch: AtomicI64::default(),
             histories: AtomicU64::default(),
@@ -297,6 +302,15 @@ impl Watermark {
     pub(super) fn record_replicated(&self, position: Position) {
         let mut replicated = self.replicated.lock().unwrap_or_else(PoisonError::into_inner);
         *replicated = position.max(*replicated);
+    }
+
+    pub(super) fn confirmed_by_others(&self) -> Position {
+        *self.confirmed_by_others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn record_confirmed_by_others(&self, position: Position) {
+        let mut confirmed = self.confirmed_by_others.lock().unwrap_or_else(PoisonError::into_inner);
+        *confirmed = position.max(*confirmed);
     }
 
     pub(super) fn replicas(&self) -> usize {

@@ -8,10 +8,11 @@
 //!
 //! The first word for a history is final for the history before: from then on the process acknowledges no reply that it had asked
 //! for before. A process acknowledges only within [`VERIFIED_FOR`] of a successful check, so that a word older than [`RECENT`]
-//! before the newest one belongs to a process that had ended by then; the newer words cover what it acknowledged.
+//! before the newest one belongs to a process that had ended by then; the newer words cover what it acknowledged. What it confirmed to
+//! clients is at most the position at the first check after its end: every process that lives adds that to its own word.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +20,10 @@ use std::{
 use redis::{RedisError, aio::MultiplexedConnection};
 
 use super::{Store, keys::Keys, progress::Checked};
-use crate::model::{Error, Millis, Partition, Position, Word};
+use crate::{
+    config::Ack,
+    model::{Error, Millis, Partition, Position, Word},
+};
 
 /// The time after a successful check for which a process acknowledges decisions without another check.
 pub(super) const VERIFIED_FOR: Duration = Duration::from_secs(2);
@@ -37,8 +41,10 @@ const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(1);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 fn pack(word: &Word) -> String {
-    let Word { history, acknowledged, confirmed, at, drained } = word;
-    let numbers = [acknowledged.epoch, acknowledged.seq, confirmed.epoch, confirmed.seq, at.0, i64::from(*drained)];
+    let Word { history, acknowledged, confirmed, at, drained, before_postgres } = word;
+    let (drained, before_postgres) = (i64::from(*drained), i64::from(*before_postgres));
+    let numbers =
+        [acknowledged.epoch, acknowledged.seq, confirmed.epoch, confirmed.seq, at.0, drained, before_postgres];
     numbers.iter().fold(history.clone(), |packed, number| format!("{packed} {number}"))
 }
 
@@ -48,7 +54,10 @@ fn unpack(packed: &str) -> Option<Word> {
     let mut number = || parts.next()?.parse::<i64>().ok();
     let acknowledged = Position { epoch: number()?, seq: number()? };
     let confirmed = Position { epoch: number()?, seq: number()? };
-    Some(Word { history, acknowledged, confirmed, at: Millis(number()?), drained: number()? == 1 })
+    let (at, drained) = (Millis(number()?), number()? == 1);
+    // Earlier versions do not say it.
+    let before_postgres = number() == Some(1);
+    Some(Word { history, acknowledged, confirmed, at, drained, before_postgres })
 }
 
 /// The words of a partition's processes, by the id of the process.
@@ -105,8 +114,9 @@ fn withdrawal(here: Partition, id: &str) -> redis::Cmd {
 /// The result of a roll call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RollCall {
-    /// The highest positions in the words for the history.
+    /// The highest position in the words for the history.
     pub acknowledged: Position,
+    /// The highest position that a word says to be confirmed, also for an earlier history.
     pub confirmed: Position,
     /// The processes that worked with an earlier history until it ended, and have not given their word for this one, sorted.
     pub silent: Vec<String>,
@@ -122,9 +132,10 @@ fn call(history: &str, id: &str, words: &Words, before: &Words) -> RollCall {
     let recent = |at: Millis, newest: i64| at.0 >= newest - RECENT.as_millis() as i64;
     for word in words.values().filter(|word| word.history == history) {
         roll.acknowledged = roll.acknowledged.max(word.acknowledged);
-        roll.confirmed = roll.confirmed.max(word.confirmed);
         roll.draining |= !word.drained && recent(word.at, newest);
     }
+    let confirmed = before.values().chain(words.values()).map(|word| word.confirmed);
+    roll.confirmed = confirmed.max().unwrap_or_default();
     let spoken = |other: &String| words.get(other).is_some_and(|word| word.history == history);
     let earlier: HashMap<&String, Millis> = before
         .iter()
@@ -141,7 +152,25 @@ fn call(history: &str, id: &str, words: &Words, before: &Words) -> RollCall {
     roll
 }
 
+/// The processes that had ended when the newest of these words was given, and may have confirmed what PostgreSQL lacks.
+fn ended(words: &Words) -> HashSet<String> {
+    let newest = words.values().map(|word| word.at.0).max().unwrap_or(0);
+    let horizon = newest - RECENT.as_millis() as i64;
+    let ended = words.iter().filter(|(_, word)| word.before_postgres && word.at.0 < horizon);
+    ended.map(|(id, _)| id.clone()).collect()
+}
+
 impl Store {
+    /// Takes over what processes may have confirmed that have ended since the last check: at most this position of the partition,
+    /// which was read after their ends.
+    pub(super) fn cover_ended(&self, here: Partition, position: Position, checked: &mut Checked) {
+        let ended = ended(&checked.words);
+        if !ended.is_subset(&checked.ended) {
+            self.watermark(here).record_confirmed_by_others(position);
+        }
+        checked.ended = ended;
+    }
+
     /// Gives this process's word for the history, and calls the roll.
     pub(super) async fn call_roll(
         &self,
@@ -159,7 +188,8 @@ impl Store {
         }
         let drained = checked.begun_before.as_ref().is_none_or(|begun| Arc::strong_count(begun) == 1);
         let confirmed = self.confirmed(here);
-        let word = Word { history: history.clone(), acknowledged, confirmed, at, drained };
+        let before_postgres = self.shared.guard.get().is_some_and(|guard| guard.ack != Ack::Postgres);
+        let word = Word { history: history.clone(), acknowledged, confirmed, at, drained, before_postgres };
         let (words, word) = match checked.words.get(instance) {
             Some(last) if !is_due(last, &word) => (read_words(link, here).await?, last.clone()),
             _ => (give_word(link, here, instance, &word).await?, word),
@@ -172,6 +202,7 @@ impl Store {
         checked.words.insert(instance.to_owned(), word);
         let roll = call(&history, instance, &checked.words, &checked.words_before);
         watermark.advance(roll.acknowledged);
+        watermark.record_confirmed_by_others(roll.confirmed);
         Ok(roll)
     }
 
@@ -202,12 +233,13 @@ mod tests {
 
     fn word(history: &str, seq: i64, at: i64) -> Word {
         let (acknowledged, confirmed) = (Position { epoch: 1, seq }, Position { epoch: 1, seq: seq - 1 });
-        Word { history: history.to_owned(), acknowledged, confirmed, at: Millis(at), drained: true }
+        let at = Millis(at);
+        Word { history: history.to_owned(), acknowledged, confirmed, at, drained: true, before_postgres: true }
     }
 
-    fn roll(seq: i64, silent: &[&str]) -> RollCall {
+    fn roll(acknowledged: i64, confirmed: i64, silent: &[&str]) -> RollCall {
         let silent = silent.iter().map(|id| (*id).to_owned()).collect();
-        let (acknowledged, confirmed) = (Position { epoch: 1, seq }, Position { epoch: 1, seq: seq - 1 });
+        let [acknowledged, confirmed] = [acknowledged, confirmed].map(|seq| Position { epoch: 1, seq });
         RollCall { acknowledged, confirmed, silent, draining: false }
     }
 
@@ -218,7 +250,11 @@ mod tests {
     #[test]
     fn word_unpacked_as_packed() {
         let given = word("0d12ab:77fe", 42, 1_700_000_000_123);
-        assert_eq!(unpack(&pack(&given)), Some(given));
+        let packed = pack(&given);
+        assert_eq!(unpack(&packed), Some(given.clone()));
+        // Of an earlier version.
+        let shorter = packed.rsplit_once(' ').unwrap().0;
+        assert_eq!(unpack(shorter), Some(Word { before_postgres: false, ..given }));
         for bad in ["", "a", "a 1", "a 1 2 3 4 5", "a 1 2 3 4 5 x"] {
             assert_eq!(unpack(bad), None, "{bad}");
         }
@@ -241,7 +277,7 @@ mod tests {
     fn process_silent_when_it_gave_its_word_for_the_history_before_only() {
         let known =
             words(&[("me", word("new", 5, 10_000)), ("b", word("old", 9, 9_800)), ("c", word("new", 7, 9_000))]);
-        assert_eq!(call("new", "me", &known, &Words::new()), roll(7, &["b"]));
+        assert_eq!(call("new", "me", &known, &Words::new()), roll(7, 8, &["b"]));
     }
 
     #[test]
@@ -251,6 +287,16 @@ mod tests {
         assert_eq!(call("new", "me", &known, &Words::new()).silent, ["b"]);
         let known = words(&[("ended", word("old", 9, 10_000)), ("b", word("old", 9, 10_000 + recent))]);
         assert_eq!(call("new", "me", &known, &Words::new()).silent, ["b", "ended"]);
+    }
+
+    #[test]
+    fn process_ended_when_its_word_is_older_than_that_of_another() {
+        let recent = RECENT.as_millis() as i64;
+        let of = |at| ended(&words(&[("me", word("same", 9, 10_000)), ("b", word("same", 9, at))]));
+        assert!(of(10_000 - recent).is_empty());
+        assert_eq!(of(9_999 - recent), HashSet::from(["b".to_owned()]));
+        let waits = Word { before_postgres: false, ..word("same", 9, 1) };
+        assert!(ended(&words(&[("me", word("same", 9, 10_000)), ("b", waits)])).is_empty(), "PostgreSQL has it all");
     }
 
     #[test]
@@ -264,13 +310,13 @@ mod tests {
         let before = words(&[("me", word("old", 4, 9_000)), ("b", word("old", 6, 8_900))]);
         assert_eq!(call("new", "me", &Words::new(), &before).silent, ["b"]);
         let spoken = words(&[("b", word("new", 8, 100))]);
-        assert_eq!(call("new", "me", &spoken, &before), roll(8, &[]));
+        assert_eq!(call("new", "me", &spoken, &before), roll(8, 7, &[]));
     }
 
     #[test]
     fn no_process_silent_when_history_unchanged() {
         let known = words(&[("b", word("same", 9, 1)), ("c", word("same", 3, 9_000_000))]);
-        assert_eq!(call("same", "me", &known, &known), roll(9, &[]));
+        assert_eq!(call("same", "me", &known, &known), roll(9, 8, &[]));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use firstcome::{
     app::App,
     config::{Ack, DurabilityConfig, RedisConfig, RedisDurability},
     dev::{self, RedisServer, ScratchDir},
-    model::Clock,
+    model::{AcknowledgedPositions, Call, Clock, Partition, UserId},
 };
 use reqwest::Method;
 use serde_json::json;
@@ -191,6 +191,41 @@ async fn start_refused_when_replica_confirms_nothing() {
         "{why}"
     );
     replica.resume().unwrap();
+}
+
+/// What a process confirmed survives it: in the word of another, which did not see the replies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn confirmed_position_kept_by_another_process_when_one_ends() {
+    let options = Options { durability: waiting(PATIENT_MS), ..Options::default() };
+    let (test, _replicas) = replicated(options, 1).await;
+    let user = UserId::new(test.user(0).await).unwrap();
+    let second = test.open_instance(&test.options).await.unwrap();
+    let charge = async || {
+        let call = Call { acknowledged: AcknowledgedPositions::collecting(), ..harness::call(None) };
+        second.engine.charge(&call, user, 1).await.unwrap();
+        for replication in call.acknowledged.replications() {
+            assert!(replication.reached().await);
+        }
+        second.store.confirmed(Partition(0))
+    };
+    let confirmed = charge().await;
+    assert!(test.store.confirmed(Partition(0)) < confirmed);
+    until("another process knows of it", async || {
+        second.engine.check().await;
+        test.engine.check().await;
+        (test.store.confirmed(Partition(0)) == confirmed).then_some(())
+    })
+    .await;
+    // It ends before its next check, as if it were killed.
+    let confirmed = charge().await;
+    assert!(test.store.confirmed(Partition(0)) < confirmed);
+    drop(second);
+    until("its end is noticed", async || {
+        test.engine.check().await;
+        (test.store.confirmed(Partition(0)) == confirmed).then_some(())
+    })
+    .await;
+    test.finish().await;
 }
 
 /// Where an operator vouches for its settings, a master without replicas decides; no reply says so.
