@@ -15,7 +15,7 @@ use crate::{
     audit::{Audit, Auditor},
     config::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig,
-        redact,
+        RecoveryMode, redact,
     },
     dashboard::{self, Dashboard, Instance, keep_reporting},
     engine::{Engine, OperatorLog},
@@ -134,10 +134,11 @@ impl App {
         config.check()?;
         let gateways = gateways(&config.gateway)?;
         let (db, store) = (postgres::connect(&config.postgres).await?, Store::connect(&config.redis).await?);
-        Self::open_on(config, projector, clock, gateways, (db, store)).await
+        Self::open_on(config, projector, clock, gateways, (db, store), false).await
     }
 
-    /// As [`App::open`], but waits for unavailable stores and other transient errors. Reports the reasons to `waiting`.
+    /// As [`App::open`], but waits for unavailable stores and other transient errors. Reports the reasons to `waiting`. Opens a store
+    /// that can't be used because Redis lost decisions, if this process recovers it ([`App::watch`]).
     ///
     /// With `joins`, waits for Redis only, if PostgreSQL is away and other instances serve: their leases say what PostgreSQL would
     /// ([`recovery::join`](crate::recovery::join)). Otherwise such a process could serve a Redis that has lost decisions.
@@ -153,13 +154,14 @@ impl App {
     ) -> anyhow::Result<Self> {
         config.check()?;
         let (gateways, process) = (gateways(&config.gateway)?, Uuid::new_v4().to_string());
+        let recovers = config.durability.recovery != RecoveryMode::Manual;
         let mut pause = MIN_BACKOFF;
         loop {
             let reasons = match connect_both(config).await? {
                 Ok(stores) => {
                     waiting.set(Vec::new());
                     // Boxed: the future is large.
-                    let opened = Self::open_on(config, projector, clock.clone(), gateways.clone(), stores);
+                    let opened = Self::open_on(config, projector, clock.clone(), gateways.clone(), stores, recovers);
                     match Box::pin(opened).await {
                         Ok(app) => return Ok(app),
                         Err(error) => vec![reason_to_wait(error)?],
@@ -190,6 +192,7 @@ impl App {
         clock: Clock,
         gateways: Gateways,
         (db, store): (postgres::Connection, Store),
+        recovers: bool,
     ) -> anyhow::Result<Self> {
         let EngineConfig { redis, postgres, shop, durability, retention, .. } = config;
         let retention = retention.retention();
@@ -211,7 +214,7 @@ impl App {
         };
         // Boxed: the future is large and seldom needed.
         Box::pin(rebuild.run_if_needed()).await?;
-        let store = open::open(store, &db, shop.partitions, redis.redis_durability, durability.ack).await?;
+        let store = open::open(store, &db, config, recovers).await?;
         let identity = store.identity().await?.context("Redis has lost the store's identity")?.store;
         let voucher = Voucher {
             process: Uuid::new_v4().to_string(),

@@ -2,8 +2,9 @@
 //!
 //! An empty Redis beside an empty PostgreSQL is initialised as a new store. Otherwise the identity and the partitions
 //! must match, and the position of each partition in Redis must not be behind the projected one or an acknowledged one,
-//! with every decision in between in the outbox. A partition that is stays closed beside the others, and a store of which every
-//! partition is closed is refused. Nothing is repaired here: see [`crate::recovery::rebuild`] and [`crate::recovery::watch`].
+//! with every decision in between in the outbox. A partition that is stays closed beside the others. A store of which every partition is
+//! closed is refused, unless this process recovers one of them. Nothing is repaired here: see [`crate::recovery::rebuild`] and
+//! [`crate::recovery::watch`].
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use super::sequences;
 use crate::{
-    config::{Ack, RedisDurability},
+    config::{Ack, EngineConfig},
     model::{Error, Identity, Partition, Position, event},
     postgres::{
         self,
@@ -38,18 +39,18 @@ const OUTBOX_ATTEMPTS: usize = 10;
 /// The epoch of a store that was never rebuilt.
 const FIRST_EPOCH: i64 = 1;
 
-/// Opens the store, and initialises it if both sides are empty. `partitions`: the number in the configuration, if it is
-/// set.
+/// Opens the store, and initialises it if both sides are empty. With `recovers`, this process recovers what Redis lost, and opens a
+/// store of which no partition can be used yet.
 ///
 /// # Errors
 /// The two stores can't be used together. The message has the reason and the remedy.
 pub async fn open(
     store: Store,
     db: &postgres::Connection,
-    partitions: Option<u16>,
-    durability: RedisDurability,
-    ack: Ack,
+    config: &EngineConfig,
+    recovers: bool,
 ) -> anyhow::Result<Store> {
+    let (partitions, durability, ack) = (config.shop.partitions, config.redis.redis_durability, config.durability.ack);
     postgres::check_schema(db).await?;
     store.check_settings(durability).await?;
     let Identities { store, in_redis, in_postgres, decided } = identities(store, db).await?;
@@ -103,7 +104,10 @@ pub async fn open(
     let mut closed = partitions_behind(&store, db).await?;
     let gaps = gaps(&store, db).await?;
     closed.extend(gaps.clone());
-    refuse_if_all_closed(&store, &closed)?;
+    // The check of a partition that lost decisions freezes it, for every process: not at a start that leaves it to an operator.
+    if !recovers || gaps.len() == usize::from(store.partitions()) {
+        refuse_if_all_closed(&store, &closed)?;
+    }
     store.load_scripts().await?;
     store.guard(&identity.store, durability, ack, progress_source(db));
     for (here, reason) in &gaps {
@@ -118,9 +122,11 @@ pub async fn open(
             Err(other) => return Err(other.into()),
         }
     }
-    refuse_if_all_closed(&store, &closed)?;
+    if !(recovers && any_lost(&store).await) {
+        refuse_if_all_closed(&store, &closed)?;
+    }
     for (here, reason) in &closed {
-        tracing::error!(partition = here.0, reason, "a partition is closed, and the others decide without it");
+        tracing::error!(partition = here.0, reason, "a partition is closed");
     }
     sequences::complete(&store, db).await?;
     store.check_replication().await?;
@@ -223,6 +229,15 @@ async fn is_half_initialised(store: &Store) -> Result<bool, Error> {
         first = first.or(Some(position.is_some()));
     }
     Ok(first == Some(false))
+}
+
+/// Whether a partition has lost decisions, by another check of each that is closed: the one before has frozen it.
+async fn any_lost(store: &Store) -> bool {
+    let mut lost = false;
+    for here in store.all() {
+        lost |= store.check(here).await.is_err() && store.loss(here).is_some();
+    }
+    lost
 }
 
 /// Refuses a store of which no partition can be used.

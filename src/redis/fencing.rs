@@ -333,7 +333,8 @@ impl Store {
             let reason = frozen.unwrap_or_else(|| state_lost(here));
             let RollCall { confirmed, silent, draining, .. } = roll;
             let heard: BTreeSet<String> = checked.words_before.keys().chain(checked.words.keys()).cloned().collect();
-            let witnessed = checked.words_before.contains_key(&self.instance().to_string());
+            // The word of a process that has only just started says nothing of the time before.
+            let witnessed = checked.used && checked.words_before.contains_key(&self.instance().to_string());
             let loss = PartitionLoss {
                 reason: reason.clone(),
                 found: position,
@@ -384,6 +385,7 @@ impl Store {
         checked.words_before.clear();
         watermark.advance(position);
         self.cover_ended(here, position, checked);
+        checked.used = true;
         Ok(State::Open)
     }
 

@@ -120,6 +120,8 @@ pub(super) struct Acknowledgements {
 #[derive(Default)]
 pub(super) struct Checked {
     pub found_closed: Option<Instant>,
+    /// Whether a check has found the partition open: this process has used it.
+    pub used: bool,
     /// Redis did not reply.
     pub failed: Option<Instant>,
     /// When the user had all permissions.

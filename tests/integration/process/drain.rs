@@ -321,6 +321,43 @@ async fn stop_reports_missing_decisions() {
     test.finish_unchecked().await;
 }
 
+/// A partition that moves to another server waits for the words of the processes that used it, not for one that stopped in order.
+#[tokio::test]
+async fn partition_decides_at_once_when_redis_restarts_after_a_stop_in_order() {
+    const WAITS: &str = "waits for what these processes acknowledged";
+    let mut servers = migrated().await;
+    let mut staying = servers.start_role(&["serve"], "staying");
+    let base = staying.base().await;
+    let path = format!("/api/v1/balances/{}", user(&base).await);
+    let charged = async |base: &str| {
+        until("it decides", async || {
+            let reply = put(base, &path, json!({"amount": 1})).await;
+            (reply.status != 503).then(|| reply.ok())
+        })
+        .await;
+    };
+    let mut stopped = servers.start_role(&["serve"], "stopped");
+    charged(&stopped.base().await).await;
+    stopped.stop().await;
+    // A check, which reads who is left.
+    get(&base, "/readyz").await.ok();
+    servers.redis.kill().await.unwrap();
+    servers.redis.restart().await.unwrap();
+    charged(&base).await;
+    assert!(!staying.err().contains(WAITS), "{}", staying.err());
+
+    let mut killed = servers.start_role(&["serve"], "killed");
+    charged(&killed.base().await).await;
+    killed.signal(Signal::KILL);
+    servers.redis.kill().await.unwrap();
+    killed.ended().await;
+    servers.redis.restart().await.unwrap();
+    until("it waits for the word of the other", async || staying.err().contains(WAITS).then_some(())).await;
+    charged(&base).await;
+    staying.stop().await;
+    servers.end().await;
+}
+
 #[tokio::test]
 async fn health_check_runs_without_shell() {
     let servers = migrated().await;

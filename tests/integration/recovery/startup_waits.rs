@@ -8,8 +8,11 @@ use serde_json::{Value, json};
 use sqlx::Connection;
 
 use crate::{
-    process::binary::{Running, Servers, get, put, run},
-    support::harness::{self, until},
+    process::binary::{Running, Servers, get, post, put, run},
+    support::{
+        files::copy_dir,
+        harness::{self, until},
+    },
 };
 
 /// Servers with the schema and the demo data.
@@ -211,4 +214,63 @@ async fn wrong_setting_ends_start_when_other_store_stopped() {
     becomes_ready(&mut running, &base).await;
     running.stop().await;
     servers.end().await;
+}
+
+/// Puts Redis back to what it was before a decision that PostgreSQL has, while no process runs.
+async fn restored_redis(servers: &mut Servers, ack: &str) {
+    let copy = servers.dir.path().join("copy");
+    for moment in ["before", "after"] {
+        let (mut serve, base) = start_with(servers, "serve", moment, &[("ACK", ack)]);
+        becomes_ready(&mut serve, &base).await;
+        post(&base, "/admin/v1/users", json!({"userName": "A"})).await.created();
+        let product = json!({"productName": "P", "price": 5, "stockQuantity": 5, "category": "SHOES"});
+        post(&base, "/admin/v1/products", product).await.created();
+        serve.stop().await;
+        servers.redis.stop().await.unwrap();
+        if moment == "before" {
+            copy_dir(&servers.redis.data_dir(), &copy);
+        } else {
+            copy_dir(&copy, &servers.redis.data_dir());
+        }
+        servers.redis.restart().await.unwrap();
+    }
+}
+
+/// No process is left that used Redis before it lost decisions: one that starts recovers it, as a running one would.
+#[tokio::test]
+async fn start_waits_and_recovers_when_redis_lost_decisions() {
+    for (role, ack, outcome) in [("serve", "redis", "WITHHELD"), ("project", "postgres", "COMPLETE")] {
+        let mut servers = Servers::start().await;
+        let (status, output) = run(&mut servers.role(&["migrate"])).await;
+        assert!(status.success(), "{output}");
+        restored_redis(&mut servers, ack).await;
+        let mut manual = start_with(&servers, role, "manual", &[("ACK", ack), ("RECOVERY", "manual")]).0;
+        assert_eq!(manual.ended().await.code(), Some(1));
+        let refusal = "Redis lost decisions that were acknowledged, and serving on would contradict them";
+        assert!(manual.err().contains(refusal) && manual.err().contains("firstcome rebuild"), "{}", manual.err());
+        let frozen = redis::cmd("HEXISTS").arg("{p0}:meta").arg("frozen").to_owned();
+        let frozen: bool = frozen.query_async(&mut harness::raw_redis(&servers.redis_url).await).await.unwrap();
+        assert!(!frozen, "a start that is refused changes nothing");
+
+        let (mut running, base) =
+            start_with(&servers, role, "recovers", &[("ACK", ack), ("RECOVERY_WAIT_SECONDS", "0")]);
+        if ack == "redis" {
+            // It waits for processes that know more.
+            until("it says why it is not ready", async || {
+                running.assert_alive();
+                let ready = harness::client().get(format!("{base}/readyz")).send().await.ok()?;
+                let (status, text) = (ready.status(), ready.text().await.ok()?);
+                (status == 503 && text.contains("acknowledged decisions are lost")).then_some(())
+            })
+            .await;
+        }
+        becomes_ready(&mut running, &base).await;
+        running.stop().await;
+        let (mut serve, base) = start_with(&servers, "serve", "afterwards", &[("ACK", ack)]);
+        becomes_ready(&mut serve, &base).await;
+        assert_eq!(get(&base, "/admin/v1/recoveries").await.ok()["content"][0]["outcome"], outcome);
+        put(&base, "/api/v1/balances/1", json!({"amount": 1})).await.ok();
+        serve.stop().await;
+        servers.end().await;
+    }
 }
