@@ -21,7 +21,8 @@ pub enum RedisDurability {
 /// Redis, whose scripts make every decision.
 #[derive(Args, Clone, Debug)]
 pub struct RedisConfig {
-    /// Redis: redis://, rediss:// or redis+unix://; or its Sentinels: redis+sentinel://host:port,host:port/master
+    /// Redis: redis://, rediss:// or redis+unix://; nodes of a cluster: redis://host:port,host:port; or its Sentinels:
+    /// redis+sentinel://host:port,host:port/master
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     pub redis_url: Secret,
     /// Connections that all requests share; concurrent requests pipeline on each

@@ -135,9 +135,10 @@ pub(super) fn secret_parts(value: &str) -> Vec<String> {
     parts
 }
 
-/// A URL of Sentinels without their hosts but the first: a list of hosts is no URL by itself.
+/// A URL of Redis without its hosts but the first: a list of hosts is no URL by itself.
 fn with_one_host(value: &str) -> Cow<'_, str> {
-    let Some((scheme, rest)) = value.split_once("://").filter(|(scheme, _)| scheme.ends_with("+sentinel")) else {
+    let lists = |scheme: &str| scheme.ends_with("+sentinel") || matches!(scheme, "redis" | "rediss");
+    let Some((scheme, rest)) = value.split_once("://").filter(|(scheme, _)| lists(scheme)) else {
         return value.into();
     };
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -249,6 +250,7 @@ mod tests {
             ("hunter2", "hunter2"),
             ("kim:hunter2,lee:other", "hunter2"),
             ("redis+sentinel://app:hunter2@one:26379,two:26379/mymaster", "hunter2"),
+            ("rediss://app:hunter2@one:7001,two:7001/0", "hunter2"),
             ("redis+sentinel://one:26379,two:26379/mymaster?sentinel_password=hunter2", "hunter2"),
             ("redis+sentinel://app:hun/ter2@one:26379,two:26379/mymaster", "ter2"),
         ] {

@@ -1,5 +1,5 @@
-//! The configured address of Redis: a server or a cluster (`redis://`, `rediss://`, `redis+unix://`), or Sentinels that name
-//! the server (`redis+sentinel://`, `rediss+sentinel://`); and the certificates for TLS.
+//! The configured address of Redis: a server or nodes of a cluster (`redis://`, `rediss://`, `redis+unix://`), or Sentinels that
+//! name the server (`redis+sentinel://`, `rediss+sentinel://`); and the certificates for TLS.
 
 use std::path::Path;
 
@@ -13,13 +13,17 @@ use crate::config::{RedisConfig, url_of};
 
 /// The default port of a Sentinel.
 const SENTINEL_PORT: u16 = 26379;
+/// The form of a URL with several nodes of a cluster, for messages.
+const CLUSTER_FORM: &str = "redis://[user:password@]host:port,host:port...";
 /// The form of a URL with Sentinels, for messages.
 const SENTINEL_FORM: &str = "redis+sentinel://[user:password@]host:port[,host:port...]/master[/database]";
 
 /// The address and the credentials.
 pub(super) struct Address {
-    /// With Sentinels, its address is that of the first one.
+    /// Its address is that of the first server or Sentinel.
     pub info: ConnectionInfo,
+    /// The servers: several if they are nodes of a cluster, none with Sentinels.
+    pub seeds: Vec<ConnectionAddr>,
     pub sentinels: Option<Sentinels>,
 }
 
@@ -36,8 +40,12 @@ impl Address {
             _ => None,
         };
         let Some(scheme) = sentinel else {
-            let info = connection_info(url, certificates.as_ref())?;
-            return Ok(Address { info, sentinels: None });
+            let urls = single_urls(scheme, rest)?;
+            let infos = urls.iter().map(|url| connection_info(url, certificates.as_ref()));
+            let infos: Vec<ConnectionInfo> = infos.collect::<anyhow::Result<_>>()?;
+            let seeds = infos.iter().map(|info| info.addr().clone()).collect();
+            let info = infos.into_iter().next().context("REDIS_URL names no server")?;
+            return Ok(Address { info, seeds, sentinels: None });
         };
         let SentinelUrl { hosts, server, sentinel, master } = SentinelUrl::read(scheme, rest)?;
         let credentials = connection_info(&sentinel, None)?.redis_settings().clone();
@@ -47,7 +55,7 @@ impl Address {
             clients.push(Client::open(info).context("REDIS_URL names no Sentinels that can be asked")?);
         }
         let info = connection_info(&server, certificates.as_ref())?;
-        Ok(Address { info, sentinels: Some(Sentinels::new(clients, master)) })
+        Ok(Address { info, seeds: Vec::new(), sentinels: Some(Sentinels::new(clients, master)) })
     }
 
     /// An address of the same kind, with or without TLS.
@@ -59,6 +67,21 @@ impl Address {
             _ => ConnectionAddr::Tcp(host, port),
         }
     }
+}
+
+/// The URLs of the single servers in a URL whose part after `://` is `rest`.
+fn single_urls(scheme: &str, rest: &str) -> anyhow::Result<Vec<String>> {
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+    if !hosts.contains(',') {
+        return Ok(vec![format!("{scheme}://{rest}")]);
+    }
+    let hosts: Vec<&str> = hosts.split(',').map(str::trim).collect();
+    ensure!(
+        matches!(scheme, "redis" | "rediss") && hosts.iter().all(|host| !host.is_empty() && !host.starts_with(':')),
+        "REDIS_URL has a list of servers that can't be read: it is {CLUSTER_FORM}"
+    );
+    Ok(hosts.iter().map(|host| format!("{scheme}://{user}{host}{path}")).collect())
 }
 
 /// A URL with Sentinels, split into URLs of single servers.
@@ -182,6 +205,18 @@ mod tests {
     }
 
     #[test]
+    fn cluster_url_read_as_several_servers_with_the_same_credentials() {
+        let address = read("redis://app:p%2C%40ss@one:7001,two,[::1]:7/0?protocol=resp3").unwrap();
+        let seeds: Vec<String> = address.seeds.iter().map(ToString::to_string).collect();
+        assert_eq!(seeds, ["one:7001", "two:6379", "::1:7"]);
+        let settings = address.info.redis_settings();
+        assert_eq!((settings.username(), settings.password()), (Some("app"), Some("p,@ss")));
+        assert_eq!(settings.protocol(), ProtocolVersion::RESP3);
+        assert_eq!(read("rediss://one,two").unwrap().seeds.len(), 2);
+        assert_eq!(read("redis+unix:///run/a,b.sock").unwrap().seeds.len(), 1);
+    }
+
+    #[test]
     fn address_refused_without_printing_its_secrets() {
         let refused = [
             ("redis+sentinel://app:hunter2@one", "names no master"),
@@ -190,6 +225,9 @@ mod tests {
             ("redis+sentinel://app:hunter2@one/my/master", "not a Redis URL"),
             ("redis+sentinel://one/m?sentinel_pass=hunter2", "unknown parameter sentinel_pass"),
             ("redis://app:hunter2@host:99999/", "not a Redis URL"),
+            ("redis://app:hunter2@one,", "list of servers that can't be read"),
+            ("redis://app:hunter2@one,:7001", "list of servers that can't be read"),
+            ("redis://app:hunter2@one,two:99999", "not a Redis URL"),
             ("redis://app:hunter2/@host", "not a Redis URL"),
             ("postgres://app:hunter2@host", "not a Redis URL"),
             ("hunter2", "not a Redis URL"),

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     config::RedisConfig,
-    model::{MAX_PARTITIONS, Partition},
+    model::{Error, MAX_PARTITIONS, Partition},
 };
 
 /// The number of commands that may wait in the send buffer of a shared connection; further requests wait.
@@ -42,8 +42,10 @@ const SLOW_ANSWER: Duration = Duration::from_millis(200);
 
 /// Discovers servers and opens connections.
 pub(super) struct Connecting {
-    /// The credentials, and the address of the server unless Sentinels name it.
+    /// The credentials, and the kind of the addresses.
     info: ConnectionInfo,
+    /// The configured servers: several nodes of a cluster, or one server; none with Sentinels.
+    seeds: Vec<ConnectionAddr>,
     sentinels: Option<Sentinels>,
     timeout: Duration,
     shared: usize,
@@ -76,9 +78,10 @@ impl Connecting {
     /// # Errors
     /// The address or a certificate file is invalid.
     pub(super) fn new(config: &RedisConfig) -> anyhow::Result<Self> {
-        let Address { info, sentinels } = Address::read(config)?;
+        let Address { info, seeds, sentinels } = Address::read(config)?;
         Ok(Connecting {
             info,
+            seeds,
             sentinels,
             timeout: Duration::from_millis(config.redis_timeout_ms),
             shared: usize::from(config.redis_connections.max(1)),
@@ -150,7 +153,7 @@ impl Connecting {
         Ok(Topology { nodes: nodes?, owners: other.owners.clone(), is_cluster: other.is_cluster })
     }
 
-    /// Asks the known servers and the configured one for the partitions' servers. A known node keeps its connections; a stale
+    /// Asks the known servers and the configured ones for the partitions' servers. A known node keeps its connections; a stale
     /// one gets new ones.
     ///
     /// # Errors
@@ -173,10 +176,11 @@ impl Connecting {
             }
             Some(Err(error)) => self.ask_any(&known, error).await?,
             None => {
-                let configured = self.node_at(self.info.addr().clone(), &known)?;
-                // The known servers first: the configured one may be the one that failed. A suspect one may hang.
-                let mut seeds: Vec<_> = known.iter().filter(|node| !Arc::ptr_eq(node, &configured)).cloned().collect();
-                seeds.push(configured);
+                let configured = self.seeds.iter().map(|address| self.node_at(address.clone(), &known));
+                let configured: Vec<_> = configured.collect::<anyhow::Result<_>>()?;
+                let others = known.iter().filter(|node| !self.seeds.contains(&node.address));
+                // The known servers first: a configured one may be the one that failed. A suspect one may hang.
+                let mut seeds: Vec<_> = others.cloned().chain(configured).collect();
                 seeds.sort_by_key(|node| node.is_suspect());
                 self.ask_any(&seeds, anyhow::anyhow!("no server is known")).await?
             }
@@ -223,6 +227,13 @@ impl Connecting {
                 seed.mark_stale();
                 return Err(anyhow::Error::new(NotMaster(role)).context(seed.address.to_string()));
             }
+            if self.seeds.len() > 1 {
+                bail!(
+                    "{} is no node of a cluster, and REDIS_URL has several addresses: name this server alone, or its Sentinels \
+                     (redis+sentinel://)",
+                    seed.address
+                );
+            }
             let owners = vec![Some(0); usize::from(MAX_PARTITIONS)];
             return Ok(Topology { nodes: vec![seed.clone()], owners, is_cluster: false });
         }
@@ -250,6 +261,9 @@ impl Connecting {
                 }
             };
             topology.owners.push(Some(place));
+        }
+        if topology.nodes.is_empty() {
+            return Err(Error::unavailable(format!("{} knows no owner of a slot of its cluster", seed.address)).into());
         }
         Ok(topology)
     }

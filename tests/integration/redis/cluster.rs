@@ -1,12 +1,16 @@
 //! The service on a Redis Cluster of three nodes: each partition on the node that owns its slot.
 
-use firstcome::dev::{self, RedisServer, ScratchDir};
+use firstcome::{
+    config::RedisConfig,
+    dev::{self, RedisServer, ScratchDir},
+    redis::Store,
+};
 use serde_json::{Value, json};
 
 use crate::{
     operators::dashboard_feed::Watch,
-    redis::failover::in_sync,
-    support::harness::{Options, TestApp, fresh_database, raw_redis, until},
+    redis::failover::{in_sync, server},
+    support::harness::{self, Options, TestApp, fresh_database, raw_redis, until},
 };
 
 /// A node by itself, with these arguments too; its port and that of its bus.
@@ -199,4 +203,36 @@ async fn node_followed_when_failed_over() {
     }
     test.get("/readyz").await.ok();
     test.finish().await;
+}
+
+/// The configuration with these servers in `REDIS_URL`.
+fn configured(servers: &[&str]) -> RedisConfig {
+    let hosts: Vec<&str> = servers.iter().map(|url| url.trim_start_matches("redis://").trim_end_matches('/')).collect();
+    harness::redis_config(&format!("redis://{}", hosts.join(",")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn process_starts_when_first_address_of_cluster_is_dead() {
+    let dir = ScratchDir::new().unwrap();
+    let mut nodes = cluster(&dir, &[]).await;
+    let first = nodes.remove(0);
+    let dead = format!("redis://127.0.0.1:{}", dev::free_port().unwrap());
+    let redis = Some(configured(&[&dead, &nodes[0].url(), &nodes[1].url()]));
+    let options = Options { partitions: 3, redis, raw_url: Some(first.url()), ..Options::default() };
+    let mut test = TestApp::on(options, dir, first, fresh_database().await).await;
+    test.others = nodes;
+    for _ in 0..3 {
+        let user = test.user(0).await;
+        test.put_charge(user, 1).await.ok();
+    }
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn start_refused_when_several_addresses_are_no_cluster() {
+    let dir = ScratchDir::new().unwrap();
+    let (one, two) = (server(&dir, "one", None).await, server(&dir, "two", None).await);
+    let opened = Store::connect(&configured(&[&one.url(), &two.url()])).await;
+    let error = format!("{:#}", opened.err().unwrap());
+    assert!(error.contains("is no node of a cluster, and REDIS_URL has several addresses"), "{error}");
 }
