@@ -6,7 +6,7 @@
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-install: ## install Redis, PostgreSQL, a C compiler and curl, where they are missing
+install: ## install Redis, PostgreSQL, a C compiler, curl, PgBouncer and valgrind, where they are missing
 	@scripts/install-servers
 
 run: install ## run the service on 127.0.0.1:8080, with a private Redis and PostgreSQL under .firstcome/
