@@ -309,7 +309,7 @@ impl Fleet {
         }
     }
 
-    /// The processes that serve and give no word in the roll calls.
+    /// The processes that serve and give no word in the roll calls; none if there are as many words as processes.
     pub async fn without_word(&self) -> Vec<String> {
         let db = self.servers.db().await;
         let serving = until("every service reports its requests", async || {
@@ -320,6 +320,9 @@ impl Fleet {
         db.close().await.unwrap();
         let mut redis = raw_redis(&self.servers.redis_url).await;
         let words: Vec<String> = redis::cmd("HKEYS").arg("{p0}:instances").query_async(&mut redis).await.unwrap();
+        if words.len() >= self.services.len() + self.projectors.len() {
+            return Vec::new();
+        }
         serving.into_iter().filter(|process| !words.contains(process)).collect()
     }
 

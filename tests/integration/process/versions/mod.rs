@@ -77,8 +77,14 @@ async fn lose_redis_while_mixed(pair: Pair) {
     let without_word = fleet.without_word().await;
     println!("{} services give no word", without_word.len());
     for recovery in fleet.empty_redis().await {
-        let expected = if without_word.is_empty() { RecoveryOutcome::Complete } else { RecoveryOutcome::Withheld };
-        assert_eq!((recovery.outcome, &recovery.silent), (expected, &without_word), "{recovery:?}");
+        let is_expected = match recovery.outcome {
+            RecoveryOutcome::Complete => without_word.is_empty(),
+            // BASE may give its words under other ids than its reports have.
+            RecoveryOutcome::Withheld if without_word.is_empty() => !fleet.pair.is_equal,
+            RecoveryOutcome::Withheld => recovery.silent == without_word,
+            _ => false,
+        };
+        assert!(is_expected, "{recovery:?}; without a word: {without_word:?}");
     }
     fleet.release_withheld().await;
     fleet.open_shop();
